@@ -1,0 +1,260 @@
+"""Every setting, as typed dataclasses: the one place where defaults live.
+
+A YAML file holds the fields of :class:`Config`; ``--model.dim 64`` on the command line overrides one of them.
+Units are in the names (``_s`` seconds, ``_ms`` milliseconds) or the comments. Sections are those of the
+methods' sources: A2Gen (arXiv 2604.25834) for ``model`` and ``loss``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from a2gen_rec.errors import ConfigError
+
+
+@dataclass
+class ModelConfig:
+    """A2Gen: context-aware attention, hierarchical encoder, action-sequence generator.
+
+    Attributes:
+        dim: width of every embedding and hidden vector; a multiple of 4 and of ``heads``.
+        heads: attention heads, mixed by the context gate.
+        history: most impressions before a target it may attend to; 0 takes the dataset's own bound.
+        generator: ``explicit`` (autoregressive over emitted actions) or ``implicit`` (refined draft).
+        residual: what CAM adds to its attention: the context, or the context and the sequence.
+        mlp_ratio: hidden width of the block after each CAM as a multiple of ``dim``; 0 leaves it out.
+        attention: item-level attention; ``direct`` builds every target's own attention (slow, the oracle).
+        recency_bias: learned per-head bias on the time between a history impression and the target.
+        time_head: ``free`` regression, or ``monotone`` increments, ordered by construction.
+        time_distribution: ``point`` estimate or ``lognormal`` (location and scale of log1p seconds).
+        time_per_action: predict the next step's time given which action it is, not one time for all.
+        time_buckets: log-spaced buckets that times enter by.
+        max_offset_s: offsets at and above it share the last bucket.
+        max_gap_s: gaps between impressions at and above it share the last bucket.
+        tower_ratio: hidden width of the label towers as a multiple of ``dim``.
+    """
+
+    dim: int = 32
+    heads: int = 4
+    history: int = 0
+    generator: Literal["explicit", "implicit"] = "explicit"
+    residual: Literal["context", "both"] = "context"
+    mlp_ratio: float = 2.0
+    attention: Literal["factorised", "direct"] = "factorised"
+    recency_bias: bool = True
+    time_head: Literal["free", "monotone"] = "free"
+    time_distribution: Literal["point", "lognormal"] = "point"
+    time_per_action: bool = True
+    time_buckets: int = 64
+    max_offset_s: float = 14_400.0
+    max_gap_s: float = 2_592_000.0
+    dropout: float = 0.0
+    tower_ratio: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.dim % 4 or self.dim % self.heads or self.dim <= 0:
+            raise ConfigError(
+                f"model.dim {self.dim} must be a positive multiple of 4 and of model.heads {self.heads}"
+            )
+        if self.time_buckets < 4:
+            raise ConfigError(f"model.time_buckets {self.time_buckets} must be at least 4")
+        if self.history < 0:
+            raise ConfigError(f"model.history {self.history} must not be negative")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout {self.dropout} must be in [0, 1)")
+
+
+@dataclass
+class LossConfig:
+    """Weights of the loss terms; each term is a mean over its own valid steps of the global batch.
+
+    Attributes:
+        time: β, weight of the time error in log1p seconds.
+        time_error: ``squared`` (the source's) or ``absolute`` (fits medians); unused by ``lognormal`` heads.
+        order: γ, weight of the hinge on times that run backwards.
+        order_power: p, power of that hinge.
+        auxiliary: weight of the implicit generator's losses on its draft.
+        label: weight of the impression labels' binary cross-entropy.
+    """
+
+    action: float = 1.0
+    time: float = 1.0
+    time_error: Literal["squared", "absolute"] = "squared"
+    order: float = 0.1
+    order_power: float = 2.0
+    auxiliary: float = 0.1
+    label: float = 1.0
+
+
+@dataclass
+class LoaderConfig:
+    """How windows become batches, on each rank.
+
+    Attributes:
+        max_impressions: bound on a batch's impressions, counted as they are padded: windows × the longest.
+        max_windows: bound on a batch's user windows.
+        buffer_windows: windows read and shuffled together.
+        dedup: look every distinct id of a batch up once.
+        workers: background processes that build batches; 0 builds them in the training process.
+    """
+
+    max_impressions: int = 8192
+    max_windows: int = 512
+    buffer_windows: int = 16384
+    dedup: bool = True
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_impressions", "max_windows", "buffer_windows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"loader.{name} {getattr(self, name)} must be at least 1")
+
+
+@dataclass
+class OptimConfig:
+    """Optimizers: fused into the backward pass for tables, separate for the dense part.
+
+    Attributes:
+        warmup_steps: steps of linear learning-rate warm-up.
+        decay: shape of the learning rate after warm-up, over ``train.epochs``.
+        final_share: learning rate at the end, as a share of the peak.
+        clip_norm: bound on the norm of the dense gradients; 0 leaves them alone.
+    """
+
+    dense: Literal["adam", "adamw"] = "adamw"
+    dense_lr: float = 2e-3
+    weight_decay: float = 1e-4
+    tables: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
+    tables_lr: float = 0.05
+    tables_weight_decay: float = 0.0
+    warmup_steps: int = 50
+    decay: Literal["none", "linear", "cosine"] = "cosine"
+    final_share: float = 0.05
+    clip_norm: float = 1.0
+
+
+@dataclass
+class ShardingConfig:
+    """What the planner may do, and on what hardware.
+
+    Attributes:
+        types: sharding types the planner may choose from.
+        hbm_gb, ddr_gb: memory per rank; 0 takes the device's own.
+        reserve: share of memory kept for the dense part and activations.
+        init_scale: embeddings start uniform in ± this.
+    """
+
+    types: list[Literal["table_wise", "row_wise", "column_wise"]] = field(
+        default_factory=lambda: ["table_wise", "row_wise"]
+    )
+    hbm_gb: float = 0.0
+    ddr_gb: float = 0.0
+    reserve: float = 0.2
+    init_scale: float = 0.05
+
+
+@dataclass
+class TrainConfig:
+    """The training run.
+
+    Attributes:
+        epochs: passes over the training windows.
+        max_steps: stop after so many steps; 0 for no bound.
+        validate_every: steps between validations; 0 validates once per epoch.
+        patience: validations without improvement before stopping; 0 never stops early.
+        monitor: what early stopping and the best checkpoint go by, on validation.
+        checkpoint_every: steps between checkpoints; 0 checkpoints once per epoch.
+        keep: last checkpoints kept beside the best one.
+        precision: ``bf16`` is autocast on GPU; ``auto`` takes bf16 on GPU and fp32 on CPU.
+        log_every: steps between log and TensorBoard entries.
+    """
+
+    epochs: int = 3
+    max_steps: int = 0
+    validate_every: int = 0
+    patience: int = 2
+    monitor: Literal["loss", "auc"] = "loss"
+    checkpoint_every: int = 0
+    keep: int = 2
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    log_every: int = 20
+
+
+@dataclass
+class EvaluateConfig:
+    """How predictions are read off the model.
+
+    Attributes:
+        prune: prefixes of the action tree below this probability are not expanded; bounds the error.
+        smoothing: pseudo-impressions at the base rate in the item-rate reference row.
+    """
+
+    prune: float = 1e-4
+    smoothing: float = 20.0
+
+
+@dataclass
+class Config:
+    """Everything one training run depends on."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+@dataclass
+class SimulateConfig:
+    """A short-video world with known truth (``a2gen simulate``).
+
+    Attributes:
+        users, items: size of the world.
+        impressions_per_user: mean; users differ.
+        days: span of the log.
+        chunk_users: users simulated and written at a time; bounds memory.
+    """
+
+    users: int = 2_000
+    items: int = 1_000
+    authors: int = 200
+    topics: int = 12
+    impressions_per_user: int = 100
+    days: int = 14
+    seed: int = 0
+    chunk_users: int = 2_000
+
+    def __post_init__(self) -> None:
+        for name in ("users", "items", "authors", "topics", "impressions_per_user", "days", "chunk_users"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
+
+
+@dataclass
+class PrepareConfig:
+    """Raw log to dataset (``a2gen prepare``). A zero or empty value takes the source's own choice.
+
+    Attributes:
+        history: most impressions before a target that its window carries.
+        max_targets: most targets of one window.
+        min_count: values rarer than this in the training data share row 0 of their table.
+        valid_from, test_from: split boundaries, as ISO date-times in the log's own time zone, or milliseconds.
+        valid_share, test_share: splits by share of impressions, where no boundary is given.
+        partitions: files per split; windows are spread over them by a hash of the user.
+        memory_gb: bound on DuckDB's memory; beyond it, it spills to disk.
+        threads: DuckDB's threads; 0 takes all cores.
+    """
+
+    history: int = 100
+    max_targets: int = 64
+    min_count: int = 0
+    valid_from: str = ""
+    test_from: str = ""
+    valid_share: float = 0.0
+    test_share: float = 0.0
+    partitions: int = 16
+    memory_gb: float = 2.0
+    threads: int = 0

@@ -1,0 +1,158 @@
+"""The dataset contract: what ``prepare`` writes and the loader reads, and nothing else.
+
+A prepared dataset is a folder::
+
+    dataset.yaml                 the dataset card (this module)
+    train/ valid/ test/*.parquet one row per user window
+    items.parquet                every item: raw ``item`` (string) and its item-level feature rows
+    item_statistics.parquet      training impressions and positives per ``item_id`` row
+    vocabulary/FEATURE.parquet   raw ``value`` (string) to table ``row`` (int64), for vocabulary features
+
+A window is one user's impressions in time order: history first, then targets. Columns of a window::
+
+    user             string          raw user identifier
+    user_key         int64           hash of the raw identifier: grouping and sharing out
+    <user feature>   int64           row of the feature's table
+    <item feature>   list<int64>     one per impression; ``item_id`` is always present
+    <context feature> list<int64>    one per impression
+    ts_ms            list<int64>     begin of the impression
+    dwell_s          list<float>     watch time, NaN when the log does not record it
+    action           list<list<int8>>    codes into ``actions``: start first, exit last
+    action_offset_s  list<list<float>>   seconds since the impression began, NaN when not recorded
+    label_<name>     list<float>     0, 1, or NaN when unknown
+    oracle_<action>  list<float>     true probability, simulated data only
+    first_target     int32           impressions before it are history only
+
+Row 0 of every table stands for "unknown": values unseen, missing, or too rare in the training data.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from a2gen_rec import paths
+from a2gen_rec.errors import DataError
+
+START, EXIT = "start", "exit"
+SPLITS = ("train", "valid", "test")
+FORMAT_VERSION = 1
+CARD_FILE = "dataset.yaml"
+ITEM = "item_id"
+
+Level = Literal["user", "item", "context"]
+Kind = Literal["vocabulary", "hash", "buckets"]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One categorical input, and how its raw values became table rows.
+
+    Attributes:
+        cardinality: rows of its table, row 0 ("unknown") included.
+        boundaries: for ``buckets``, the sorted inner edges; row ``1 + number of edges <= value``.
+    """
+
+    name: str
+    level: Level
+    kind: Kind
+    cardinality: int
+    boundaries: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """Counts of one split: windows, targets, begin of first and last target (ms), positives per action and label."""
+
+    windows: int
+    targets: int
+    first_ms: int | None
+    last_ms: int | None
+    positives: dict[str, int]
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """What is known of a prepared dataset. Times in seconds, rates and medians from training targets only.
+
+    Attributes:
+        actions: vocabulary in code order; ``start`` is code 0, ``exit`` the last.
+        timed: actions whose times the log records (``exit`` too, where dwell is recorded).
+        labels: impression labels that are not acts, predicted beside the sequence.
+        history: most impressions before a target it may see.
+        max_targets: most targets of one window.
+        calendar: whether ``ts_ms`` is wall-clock time (else only order and, if any, elapsed time).
+        oracle: actions (and labels) with a true probability column.
+        dropped: impressions left out by ``prepare``, by reason.
+    """
+
+    name: str
+    actions: list[str]
+    timed: list[str]
+    labels: list[str]
+    features: list[Feature]
+    history: int
+    max_targets: int
+    calendar: bool
+    splits: dict[str, SplitSummary]
+    base_rate: dict[str, float]
+    median_time_s: dict[str, float]
+    oracle: list[str]
+    dropped: dict[str, int]
+    source: dict[str, str]
+    command: str
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def events(self) -> list[str]:
+        """Actions whose occurrence is predicted: all but ``start`` and ``exit``."""
+        return self.actions[1:-1]
+
+    def at_level(self, level: Level) -> list[Feature]:
+        return [feature for feature in self.features if feature.level == level]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def save(self, dataset: str) -> None:
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False, width=100, allow_unicode=True)
+        paths.write_text(paths.join(dataset, CARD_FILE), text)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], file: str = CARD_FILE) -> "DatasetCard":
+        """Build a card from plain data.
+
+        Raises:
+            DataError: a field is missing, unknown or of another format version.
+        """
+        try:
+            if raw["format_version"] != FORMAT_VERSION:
+                raise DataError(
+                    f"is {raw['format_version']}, this version reads {FORMAT_VERSION}",
+                    file=file,
+                    field="format_version",
+                )
+            features = [Feature(**feature) for feature in raw["features"]]
+            splits = {name: SplitSummary(**split) for name, split in raw["splits"].items()}
+            card = cls(**{**raw, "features": features, "splits": splits})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"not a dataset card ({error})", file=file) from error
+        if len(card.actions) < 2 or card.actions[0] != START or card.actions[-1] != EXIT:
+            raise DataError(f"must run from {START!r} to {EXIT!r}", file=file, field="actions")
+        return card
+
+    @classmethod
+    def load(cls, dataset: str) -> "DatasetCard":
+        """Read ``dataset.yaml`` of a prepared dataset.
+
+        Raises:
+            DataError: it is not there or breaks the contract.
+        """
+        file = paths.join(dataset, CARD_FILE)
+        if not paths.exists(file):
+            raise DataError("no dataset card here; run `a2gen prepare` first", file=file)
+        try:
+            raw = yaml.safe_load(paths.read_text(file))
+        except yaml.YAMLError as error:
+            raise DataError(f"not YAML ({str(error).splitlines()[0]})", file=file) from error
+        return cls.from_dict(raw, file)

@@ -1,0 +1,111 @@
+"""Every path a user gives, local or remote, goes through iopath's path manager.
+
+A site registers its own storage once (``from iopath.common.file_io import g_pathmgr``;
+``g_pathmgr.register_handler(...)``) and all of the package reads and writes there.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from iopath.common.file_io import g_pathmgr
+
+from a2gen_rec.errors import UserError
+
+
+def join(base: str, *parts: str) -> str:
+    """Join path segments; works for local paths and for URIs alike."""
+    return "/".join([str(base).rstrip("/") or "/", *parts]) if parts else str(base)
+
+
+def is_local(path: str) -> bool:
+    """Whether iopath serves ``path`` from the local file system."""
+    return "://" not in str(path)
+
+
+def exists(path: str) -> bool:
+    return g_pathmgr.exists(str(path))
+
+
+def listdir(path: str) -> list[str]:
+    """Names in a folder, sorted; an absent folder is empty."""
+    return sorted(g_pathmgr.ls(str(path))) if g_pathmgr.exists(str(path)) else []
+
+
+def local_copy(path: str) -> str:
+    """A local path with the content of ``path`` (the path itself when it is local already).
+
+    Raises:
+        UserError: nothing is there.
+    """
+    if not g_pathmgr.exists(str(path)):
+        raise UserError(f"{path}: no such file or folder")
+    return g_pathmgr.get_local_path(str(path))
+
+
+def read_text(path: str) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: the file is absent, unreadable or not UTF-8.
+    """
+    try:
+        with g_pathmgr.open(str(path), "r") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a whole file; a local one is written beside and moved into place.
+
+    Raises:
+        UserError: the place is not writable.
+    """
+    path = str(path)
+    try:
+        if is_local(path):
+            beside = f"{path}.writing"
+            with open(beside, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(beside, path)
+        else:
+            with g_pathmgr.open(path, "w") as file:
+                file.write(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def make_folder(path: str) -> None:
+    """Create a folder and its parents, and check that it can be written to.
+
+    Raises:
+        UserError: it cannot.
+    """
+    path = str(path)
+    try:
+        g_pathmgr.mkdirs(path)
+        probe = join(path, ".writable")
+        with g_pathmgr.open(probe, "w") as file:
+            file.write("")
+        g_pathmgr.rm(probe)
+    except OSError as error:
+        raise UserError(f"{path}: folder cannot be written ({error.strerror or error})") from error
+
+
+def publish_folder(local: str, target: str) -> None:
+    """Move a finished local folder to ``target``: a rename where both are local, else file-by-file copies."""
+    if is_local(target):
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        if Path(target).is_dir() and not any(Path(target).iterdir()):
+            Path(target).rmdir()
+        shutil.move(local, target)
+        return
+    for file in sorted(Path(local).rglob("*")):
+        relative = file.relative_to(local).as_posix()
+        if file.is_dir():
+            g_pathmgr.mkdirs(join(target, relative))
+        else:
+            g_pathmgr.mkdirs(join(target, *relative.split("/")[:-1]))
+            g_pathmgr.copy_from_local(str(file), join(target, relative), overwrite=True)
+    shutil.rmtree(local)
