@@ -1,0 +1,100 @@
+"""What a source of raw logs offers to ``prepare``: one SQL relation in standard columns, and its own facts.
+
+Columns of the relation, one row per impression (types are DuckDB's)::
+
+    user_id   VARCHAR   raw user identifier
+    item_id   VARCHAR   raw item identifier
+    ts_ms     BIGINT    begin of the impression
+    dwell_s   DOUBLE    watch time; NaN when not recorded
+    at_<action>     DOUBLE   NULL: did not happen; NaN: happened at an unknown time; else seconds since begin
+    label_<label>   DOUBLE   0, 1, or NULL when unknown
+    <feature>       VARCHAR for vocabulary and hash features, DOUBLE for buckets; NULL when missing
+    oracle_<name>   DOUBLE   true probability of an action or label (simulated logs only)
+    problem   VARCHAR   why the row must be dropped, NULL for a good row
+
+Features ``user_id`` and ``item_id`` reuse the identifier columns. A source sees its raw files and DuckDB only:
+splits, vocabularies and windows are made by ``prepare``, the same for every log.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import duckdb
+
+from a2gen_rec.data.schema import Kind, Level
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """A raw column that becomes a table.
+
+    Attributes:
+        size: ``hash``: table rows (row 0 stays "unknown"); ``buckets``: how many quantile buckets;
+            ``vocabulary``: most values kept (the most frequent ones), 0 for no bound.
+        min_count: vocabulary values rarer than this in the training data share row 0.
+        edges: for ``buckets``, the inner edges; empty takes training quantiles.
+    """
+
+    name: str
+    level: Level
+    kind: Kind = "vocabulary"
+    size: int = 0
+    min_count: int = 1
+    edges: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How impressions are divided into training, validation and test.
+
+    Attributes:
+        by: ``time`` cuts the calendar for all users; ``last`` takes each user's last impressions.
+        valid_from, test_from: boundaries for ``time`` (ISO in the log's time zone); empty: by share.
+        valid_share, test_share: shares of impressions (``time``) or of each user's impressions (``last``).
+    """
+
+    by: Literal["time", "last"] = "time"
+    valid_from: str = ""
+    test_from: str = ""
+    valid_share: float = 0.1
+    test_share: float = 0.1
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What does not depend on the rows.
+
+    Attributes:
+        actions: the log's own actions in vocabulary order, without ``start`` and ``exit``.
+        labels: impression labels that are not acts.
+        calendar: whether ``ts_ms`` is wall-clock time; adds the context features hour_of_day and day_of_week.
+        utc_offset_hours: the log's time zone, for those features and for split boundaries.
+    """
+
+    name: str
+    actions: tuple[str, ...]
+    features: tuple[FeatureSpec, ...]
+    labels: tuple[str, ...] = ()
+    split: SplitRule = field(default_factory=SplitRule)
+    calendar: bool = True
+    utc_offset_hours: float = 0.0
+    oracle: tuple[str, ...] = ()
+    licence: str = ""
+    citation: str = ""
+    url: str = ""
+
+
+class Source(Protocol):
+    """One kind of raw log, at one place."""
+
+    def facts(self) -> SourceFacts:
+        """What the log offers. May look at file headers; raises DataError when files or columns are missing."""
+        ...
+
+    def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
+        """SQL of the relation above; may create temporary views and tables on ``connection`` first.
+
+        Raises:
+            DataError: a file cannot be parsed, or a value breaks the format, naming file, row and field.
+        """
+        ...
