@@ -94,14 +94,14 @@ class LoaderConfig:
         max_windows: bound on a batch's user windows.
         buffer_windows: windows read and shuffled together.
         dedup: look every distinct id of a batch up once.
-        workers: background processes that build batches; 0 builds them in the training process.
+        background: build batches in a process of their own, beside the training process.
     """
 
     max_impressions: int = 8192
     max_windows: int = 512
     buffer_windows: int = 16384
     dedup: bool = True
-    workers: int = 1
+    background: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_impressions", "max_windows", "buffer_windows"):

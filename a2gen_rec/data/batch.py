@@ -1,0 +1,186 @@
+"""A batch of user windows: what the loader makes and the model reads.
+
+Two levels are ragged: impressions per window and actions per impression. Everything that must be known on the host
+(sizes, groups of equal length) is computed here, so that the model never asks an accelerator for it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+from a2gen_rec.data.columns import WindowColumns, ranges
+from a2gen_rec.ragged import LengthGroups, positions
+
+COUNTS = ("targets", "steps", "timed_steps", "ordered_pairs", "labels")
+
+
+@dataclass
+class WindowBatch(Pipelineable):
+    """User windows, flattened: impressions of all windows one after another, tokens of all impressions likewise.
+
+    Attributes:
+        sparse: ids to look up, one bag per feature (stride 1); distinct ids if deduplicated.
+        index: feature -> [windows] (user level) or [impressions] place of its row among the looked-up ones.
+        user_key: [windows] int64 hash of the user.
+        lengths, first_target: [windows] impressions, and how many of them are history only.
+        window, column: [impressions] window, and place within it; ``shape``: (windows, longest).
+        ts_ms, end_ms: [impressions] int64 begin, and end as far as the log tells (else the begin).
+        action: [tokens] int64 codes; offset_s: [tokens] float32 seconds, NaN when unknown.
+        sequences: groups of impressions by number of tokens.
+        target: [targets] place among the impressions; target_window, target_column; ``target_shape``.
+        step: [steps] token of every input step of the targets (all but ``exit``); its label is the next token.
+        steps: groups of targets by number of steps.
+        labels: [targets, labels] float32, NaN when unknown.
+        oracle: [targets, oracle columns] float32 true probabilities, simulated data only.
+        counts: [5] float64, what the loss terms are means over, as named by ``COUNTS``.
+        position: where in the data the loader stands after this batch.
+    """
+
+    sparse: KeyedJaggedTensor
+    index: dict[str, Tensor]
+    user_key: Tensor
+    lengths: Tensor
+    first_target: Tensor
+    window: Tensor
+    column: Tensor
+    ts_ms: Tensor
+    end_ms: Tensor
+    action: Tensor
+    offset_s: Tensor
+    sequences: LengthGroups
+    target: Tensor
+    target_window: Tensor
+    target_column: Tensor
+    step: Tensor
+    steps: LengthGroups
+    labels: Tensor
+    oracle: Tensor
+    counts: Tensor
+    shape: tuple[int, int]
+    target_shape: tuple[int, int]
+    position: dict[str, Any] | None = None
+
+    @property
+    def step_label(self) -> Tensor:
+        """[steps] action that follows each input step."""
+        return self.action[self.step + 1]
+
+    @property
+    def step_time(self) -> Tensor:
+        """[steps] log1p seconds of the action that follows; NaN when unknown."""
+        return torch.log1p(self.offset_s[self.step + 1])
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "WindowBatch":
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "WindowBatch":
+        return self._each(lambda part: part.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        def record(part: Any) -> Any:
+            part.record_stream(stream)
+            return part
+
+        self._each(record)
+
+    def _each(self, change: Callable[[Any], Any]) -> "WindowBatch":
+        changed: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor | KeyedJaggedTensor | LengthGroups):
+                changed[item.name] = change(value)
+            elif item.name == "index":
+                changed[item.name] = {name: change(part) for name, part in value.items()}
+        return replace(self, **changed)
+
+
+def collate(
+    columns: WindowColumns,
+    rows: np.ndarray,
+    whole: Mapping[str, int],
+    dedup: bool = True,
+    with_targets: bool = True,
+) -> WindowBatch:
+    """Build a batch of the windows ``rows`` [windows] (int64), without a Python loop over them.
+
+    Args:
+        whole: tables looked up whole, name -> rows: small ones that every token reads.
+        with_targets: else all impressions are history and no loss or metric comes of the batch.
+    """
+    lengths = columns.lengths[rows]
+    flat = ranges(columns.starts[rows], lengths)
+    token_lengths = columns.action_lengths[flat]
+    tokens = ranges(columns.action_starts[flat], token_lengths)
+    first_target = columns.first_target[rows] if with_targets else lengths
+
+    length = torch.from_numpy(lengths)
+    window, column = positions(length)
+    target_count = torch.from_numpy(lengths - first_target)
+    target_window, target_column = positions(target_count)
+    target = torch.from_numpy(ranges(np.cumsum(lengths) - target_count.numpy(), target_count.numpy()))
+
+    action_lengths = torch.from_numpy(token_lengths)
+    token_starts = torch.cumsum(action_lengths, 0) - action_lengths
+    step_lengths = action_lengths[target] - 1
+    step_target, step_place = positions(step_lengths)
+    step = token_starts[target][step_target] + step_place
+
+    offset_s = torch.from_numpy(columns.offset_s[tokens])
+    labels = torch.from_numpy(columns.labels[flat])[target]
+    known = torch.isfinite(offset_s[step + 1])
+    ordered = known[1:] & known[:-1] & (step_target[1:] == step_target[:-1])
+    counts = [len(target), len(step), int(known.sum()), int(ordered.sum()), int(torch.isfinite(labels).sum())]
+
+    ids = {name: torch.from_numpy(values[rows]) for name, values in columns.user_ids.items()}
+    ids |= {name: torch.from_numpy(values[flat]) for name, values in columns.impression_ids.items()}
+    sparse, index = _lookups(ids, whole, dedup)
+    return WindowBatch(
+        sparse=sparse,
+        index=index,
+        user_key=torch.from_numpy(columns.user_key[rows]),
+        lengths=length,
+        first_target=torch.from_numpy(first_target),
+        window=window,
+        column=column,
+        ts_ms=torch.from_numpy(columns.ts_ms[flat]),
+        end_ms=torch.from_numpy(columns.end_ms[flat]),
+        action=torch.from_numpy(columns.action[tokens]),
+        offset_s=offset_s,
+        sequences=LengthGroups.from_lengths(action_lengths),
+        target=target,
+        target_window=target_window,
+        target_column=target_column,
+        step=step,
+        steps=LengthGroups.from_lengths(step_lengths),
+        labels=labels,
+        oracle=torch.from_numpy(columns.oracle[flat])[target],
+        counts=torch.tensor(counts, dtype=torch.float64),
+        shape=(len(rows), int(lengths.max(initial=0))),
+        target_shape=(len(rows), int(target_count.numpy().max(initial=0))),
+    )
+
+
+def _lookups(
+    ids: Mapping[str, Tensor], whole: Mapping[str, int], dedup: bool
+) -> tuple[KeyedJaggedTensor, dict[str, Tensor]]:
+    """The ids to look up as one bag per feature, and where each occurrence finds its row."""
+    values, index = [], {}
+    for name, occurrences in ids.items():
+        if dedup:
+            distinct, index[name] = torch.unique(occurrences, return_inverse=True)
+        else:
+            distinct, index[name] = occurrences, torch.arange(len(occurrences))
+        values.append(distinct)
+    values += [torch.arange(rows) for rows in whole.values()]
+    sparse = KeyedJaggedTensor(
+        keys=[*ids, *whole],
+        values=torch.cat(values),
+        lengths=torch.tensor([len(part) for part in values], dtype=torch.int64),
+    )
+    return sparse, index

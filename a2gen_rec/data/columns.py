@@ -1,0 +1,318 @@
+"""Parquet row groups of user windows as flat numpy columns, checked against the dataset card.
+
+An Arrow list column is a jagged tensor (offsets and values), so decoding copies whole buffers and never loops over
+rows. Everything that breaks the contract is found here, with file, row and field, before any model sees it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from iopath.common.file_io import g_pathmgr
+
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import DataError
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a dataset file: ``first_row`` within the file and number of ``rows`` (windows)."""
+
+    file: str
+    number: int
+    first_row: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class WindowColumns:
+    """Windows as flat arrays.
+
+    Attributes:
+        user_key, first_target, starts, lengths: [windows] int64; ``starts`` into the impressions.
+        user_ids: user feature -> [windows]; impression_ids: item or context feature -> [impressions].
+        ts_ms, end_ms: [impressions] int64; labels, oracle: [impressions, names] float32.
+        action_starts, action_lengths: [impressions] int64 into the tokens.
+        action: [tokens] int64; offset_s: [tokens] float32.
+    """
+
+    user_key: np.ndarray
+    first_target: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    user_ids: dict[str, np.ndarray]
+    impression_ids: dict[str, np.ndarray]
+    ts_ms: np.ndarray
+    end_ms: np.ndarray
+    labels: np.ndarray
+    oracle: np.ndarray
+    action_starts: np.ndarray
+    action_lengths: np.ndarray
+    action: np.ndarray
+    offset_s: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """``[starts[0] .. starts[0]+lengths[0]-1, starts[1] .. ]`` as one int64 array."""
+    before = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - before, lengths)
+
+
+def row_groups(files: Sequence[str]) -> list[RowGroup]:
+    """All non-empty row groups of the files, in order.
+
+    Raises:
+        DataError: a file is not (or no longer) Parquet.
+    """
+    groups = []
+    for file in files:
+        with _parquet(file) as parquet:
+            first = 0
+            for number in range(parquet.metadata.num_row_groups):
+                rows = parquet.metadata.row_group(number).num_rows
+                if rows:
+                    groups.append(RowGroup(file, number, first, rows))
+                first += rows
+    return groups
+
+
+def read_columns(groups: Sequence[RowGroup], card: DatasetCard, with_oracle: bool = False) -> WindowColumns:
+    """Read and check row groups.
+
+    Raises:
+        DataError: a file is truncated, a column is missing or of another type, an id, action code or time is out
+            of its range, or lists of one window differ in length.
+    """
+    return _concatenate([_read(group, card, with_oracle) for group in groups], card)
+
+
+def read_windows(file: str, card: DatasetCard, user: str, with_oracle: bool = False) -> WindowColumns | None:
+    """The windows of one raw user identifier in a file; None if there are none."""
+    parts = []
+    for group in row_groups([file]):
+        columns = _read(group, card, with_oracle)
+        with _parquet(file) as parquet:
+            users = parquet.read_row_group(group.number, columns=["user"], use_threads=False)["user"]
+        rows = np.flatnonzero(users.to_numpy(zero_copy_only=False).astype(str) == user)
+        if len(rows):
+            parts.append(take_windows(columns, rows))
+    return _concatenate(parts, card) if parts else None
+
+
+def take_windows(columns: WindowColumns, rows: np.ndarray) -> WindowColumns:
+    """Some windows of ``columns``, as columns of their own."""
+    lengths = columns.lengths[rows]
+    flat = ranges(columns.starts[rows], lengths)
+    action_lengths = columns.action_lengths[flat]
+    tokens = ranges(columns.action_starts[flat], action_lengths)
+    return WindowColumns(
+        user_key=columns.user_key[rows],
+        first_target=columns.first_target[rows],
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+        user_ids={name: values[rows] for name, values in columns.user_ids.items()},
+        impression_ids={name: values[flat] for name, values in columns.impression_ids.items()},
+        ts_ms=columns.ts_ms[flat],
+        end_ms=columns.end_ms[flat],
+        labels=columns.labels[flat],
+        oracle=columns.oracle[flat],
+        action_starts=np.cumsum(action_lengths) - action_lengths,
+        action_lengths=action_lengths,
+        action=columns.action[tokens],
+        offset_s=columns.offset_s[tokens],
+    )
+
+
+def _parquet(file: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(g_pathmgr.open(file, "rb"))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"not a readable Parquet file ({_first_line(error)})", file=file) from error
+
+
+def _read(group: RowGroup, card: DatasetCard, with_oracle: bool) -> WindowColumns:
+    reader = _RowGroupReader(group, card, with_oracle)
+    return reader.read()
+
+
+class _RowGroupReader:
+    """One row group, column by column."""
+
+    def __init__(self, group: RowGroup, card: DatasetCard, with_oracle: bool) -> None:
+        self.group, self.card = group, card
+        self.labels = [f"label_{name}" for name in card.labels]
+        self.oracle = [f"oracle_{name}" for name in card.oracle] if with_oracle else []
+        names = ["user_key", "first_target", "ts_ms", "dwell_s", "action", "action_offset_s"]
+        names += [feature.name for feature in card.features] + self.labels + self.oracle
+        with _parquet(group.file) as parquet:
+            for name in names:
+                if name not in parquet.schema_arrow.names:
+                    raise DataError("column is missing", file=group.file, field=name)
+            try:
+                self.table = parquet.read_row_group(
+                    group.number, columns=names, use_threads=False
+                ).combine_chunks()
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"cannot be read ({_first_line(error)})", file=group.file) from error
+
+    def read(self) -> WindowColumns:
+        starts, lengths, ts_ms = self._list("ts_ms", pa.int64())
+        self.window_of = np.repeat(np.arange(len(lengths)), lengths)
+        first_target = self._scalar("first_target")
+        self._check((first_target >= 0) & (first_target <= lengths), "first_target", "is not in the window")
+        action_starts, action_lengths, action = self._actions("action", pa.int64(), lengths)
+        _, offset_lengths, offset_s = self._actions("action_offset_s", pa.float32(), lengths)
+        self._check_impressions(
+            action_lengths == offset_lengths, "action_offset_s", "differs in length from 'action'"
+        )
+        self._check_actions(action_starts, action_lengths, action)
+        self._check_offsets(action_starts, action_lengths, offset_s)
+        dwell = self._impressions("dwell_s", pa.float32(), lengths)
+        longest = np.fmax.reduceat(offset_s, action_starts) if len(dwell) else dwell
+        end_ms = ts_ms + np.rint(1000.0 * np.nan_to_num(np.fmax(dwell, longest), nan=0.0)).astype(np.int64)
+        user_ids, impression_ids = {}, {}
+        for feature in self.card.features:
+            if feature.level == "user":
+                ids = user_ids[feature.name] = self._scalar(feature.name)
+                good = (ids >= 0) & (ids < feature.cardinality)
+                self._check(good, feature.name, f"id is not in [0, {feature.cardinality})")
+            else:
+                ids = impression_ids[feature.name] = self._impressions(feature.name, pa.int64(), lengths)
+                good = (ids >= 0) & (ids < feature.cardinality)
+                self._check_impressions(good, feature.name, f"id is not in [0, {feature.cardinality})")
+        return WindowColumns(
+            user_key=self._scalar("user_key"),
+            first_target=first_target,
+            starts=starts,
+            lengths=lengths,
+            user_ids=user_ids,
+            impression_ids=impression_ids,
+            ts_ms=ts_ms,
+            end_ms=end_ms,
+            labels=self._matrix(self.labels, lengths),
+            oracle=self._matrix(self.oracle, lengths),
+            action_starts=action_starts,
+            action_lengths=action_lengths,
+            action=action,
+            offset_s=offset_s,
+        )
+
+    def _check_actions(self, starts: np.ndarray, lengths: np.ndarray, action: np.ndarray) -> None:
+        last = len(self.card.actions) - 1
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        good = np.ones(len(lengths), bool)
+        good[owner[(action < 0) | (action > last)]] = False
+        self._check_impressions(good, "action", f"unknown action: code is not in [0, {last}]")
+        whole = "does not run from 'start' to 'exit'"
+        self._check_impressions(lengths >= 2, "action", whole)
+        self._check_impressions(
+            (action[starts] == 0) & (action[starts + lengths - 1] == last), "action", whole
+        )
+        code = np.sort(owner * (last + 1) + action)
+        good = np.ones(len(lengths), bool)
+        good[code[1:][code[1:] == code[:-1]] // (last + 1)] = False
+        self._check_impressions(good, "action", "has an action twice")
+
+    def _check_offsets(self, starts: np.ndarray, lengths: np.ndarray, offset_s: np.ndarray) -> None:
+        name = "action_offset_s"
+        self._check_impressions(offset_s[starts] == 0, name, "'start' is not at 0 seconds")
+        good = np.ones(len(lengths), bool)
+        good[np.repeat(np.arange(len(lengths)), lengths)[(offset_s < 0) | np.isinf(offset_s)]] = False
+        self._check_impressions(good, name, "time is negative or infinite")
+
+    def _column(self, name: str) -> pa.Array:
+        column = self.table[name]
+        if column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+            raise self._error("is null", name, row)
+        return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+    def _values(self, array: pa.Array, name: str, kind: pa.DataType) -> np.ndarray:
+        if array.null_count:
+            raise self._error("has a null value", name, None)
+        try:
+            return array.cast(kind).to_numpy(zero_copy_only=False)
+        except (pa.ArrowException, ValueError) as error:
+            raise self._error(f"is {array.type}, not {kind} ({_first_line(error)})", name, None) from error
+
+    def _scalar(self, name: str) -> np.ndarray:
+        return self._values(self._column(name), name, pa.int64())
+
+    def _split(self, array: pa.Array, name: str) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+        if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+            raise self._error(f"is {array.type}, not a list", name, None)
+        offsets = array.offsets.to_numpy().astype(np.int64)
+        values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
+        return offsets[:-1] - offsets[0], np.diff(offsets), values
+
+    def _list(self, name: str, kind: pa.DataType) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        starts, lengths, values = self._split(self._column(name), name)
+        return starts, lengths, self._values(values, name, kind)
+
+    def _impressions(self, name: str, kind: pa.DataType, lengths: np.ndarray) -> np.ndarray:
+        _, own, values = self._list(name, kind)
+        self._check(own == lengths, name, "differs in length from 'ts_ms'")
+        return values
+
+    def _actions(
+        self, name: str, kind: pa.DataType, lengths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        _, own, inner = self._split(self._column(name), name)
+        self._check(own == lengths, name, "differs in length from 'ts_ms'")
+        starts, inner_lengths, values = self._split(inner, name)
+        return starts, inner_lengths, self._values(values, name, kind)
+
+    def _matrix(self, names: list[str], lengths: np.ndarray) -> np.ndarray:
+        columns = [self._impressions(name, pa.float32(), lengths) for name in names]
+        return np.stack(columns, axis=1) if columns else np.zeros((int(lengths.sum()), 0), np.float32)
+
+    def _check(self, good: np.ndarray, name: str, reason: str) -> None:
+        if not good.all():
+            raise self._error(reason, name, int(np.flatnonzero(~good)[0]))
+
+    def _check_impressions(self, good: np.ndarray, name: str, reason: str) -> None:
+        if not good.all():
+            raise self._error(reason, name, int(self.window_of[np.flatnonzero(~good)[0]]))
+
+    def _error(self, reason: str, name: str, row: int | None) -> DataError:
+        place = None if row is None else self.group.first_row + row
+        return DataError(reason, file=self.group.file, row=place, field=name)
+
+
+def _concatenate(parts: list[WindowColumns], card: DatasetCard) -> WindowColumns:
+    if len(parts) == 1:
+        return parts[0]
+
+    def join(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    lengths, action_lengths = join("lengths"), join("action_lengths")
+    user = [feature.name for feature in card.at_level("user")]
+    other = [feature.name for feature in card.features if feature.level != "user"]
+    return WindowColumns(
+        user_key=join("user_key"),
+        first_target=join("first_target"),
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+        user_ids={name: np.concatenate([part.user_ids[name] for part in parts]) for name in user},
+        impression_ids={
+            name: np.concatenate([part.impression_ids[name] for part in parts]) for name in other
+        },
+        ts_ms=join("ts_ms"),
+        end_ms=join("end_ms"),
+        labels=join("labels"),
+        oracle=join("oracle"),
+        action_starts=np.cumsum(action_lengths) - action_lengths,
+        action_lengths=action_lengths,
+        action=join("action"),
+        offset_s=join("offset_s"),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,164 @@
+"""From dataset files to batches of user windows, in an order that is a pure function of seed, epoch and position.
+
+Row groups are permuted per epoch and dealt out to the ranks; each rank reads a buffer of them at a time, shuffles
+its windows and cuts them into batches of similar length. Because nothing else enters, a position of three small
+numbers restores the stream exactly, however many batches a background process had made in advance.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from a2gen_rec import paths
+from a2gen_rec.config import LoaderConfig
+from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.columns import RowGroup, read_columns, row_groups
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import DataError
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where one rank stands in the data.
+
+    Attributes:
+        epoch: pass over the data.
+        world: ranks that share it.
+        dealt: row groups of the epoch's order that were finished by all ranks before ``world`` took over.
+        buffer, batch: next batch of next buffer of this rank.
+        groups: row groups this rank has finished since ``dealt``.
+    """
+
+    epoch: int = 0
+    world: int = 1
+    dealt: int = 0
+    buffer: int = 0
+    batch: int = 0
+    groups: int = 0
+
+    @classmethod
+    def merge(cls, ranks: list["Position"], world: int) -> list["Position"]:
+        """Positions for ``world`` ranks from those saved by all former ranks.
+
+        The same number of ranks goes on exactly. Another number deals out what no rank has begun; buffers that
+        some rank had begun are read again whole, so that nothing is left out.
+        """
+        if len(ranks) == world:
+            return ranks
+        first = ranks[0]
+        dealt = first.dealt + min(rank.groups for rank in ranks) * first.world
+        return [cls(epoch=first.epoch, world=world, dealt=dealt)] * world
+
+
+class WindowStream(IterableDataset[WindowBatch]):
+    """The batches of one rank, from ``position`` to the end of its epoch.
+
+    Args:
+        whole: tables looked up whole by every batch, name -> rows.
+        shuffle: permute row groups and windows; off, every rank reads in file order.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        split: str,
+        card: DatasetCard,
+        config: LoaderConfig,
+        whole: Mapping[str, int],
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        with_oracle: bool = False,
+    ) -> None:
+        self.card, self.config, self.whole = card, config, dict(whole)
+        self.rank, self.world, self.seed, self.shuffle = rank, world, seed, shuffle
+        self.with_oracle = with_oracle
+        folder = paths.join(dataset, split)
+        files = [paths.join(folder, name) for name in paths.listdir(folder) if name.endswith(".parquet")]
+        self.groups = row_groups(files)
+        if not self.groups:
+            raise DataError(f"split {split!r} has no windows", file=folder)
+        self.position = Position(world=world)
+
+    def __iter__(self) -> Iterator[WindowBatch]:
+        start = self.position
+        done = start.groups
+        for number, groups in self._buffers(start):
+            columns = read_columns(groups, self.card, self.with_oracle)
+            batches = self._cut(columns.lengths, start.epoch, start.dealt, number)
+            skip = start.batch if number == start.buffer else 0
+            for index in range(skip, len(batches)):
+                batch = collate(columns, batches[index], self.whole, self.config.dedup)
+                last = index == len(batches) - 1
+                batch.position = asdict(
+                    Position(
+                        epoch=start.epoch,
+                        world=self.world,
+                        dealt=start.dealt,
+                        buffer=number + last,
+                        batch=0 if last else index + 1,
+                        groups=done + (len(groups) if last else 0),
+                    )
+                )
+                yield batch
+            done += len(groups)
+
+    def empty(self) -> WindowBatch:
+        """A batch without targets: what a rank contributes when others still have data."""
+        columns = read_columns(self.groups[:1], self.card, self.with_oracle)
+        return collate(columns, np.zeros(1, np.int64), self.whole, self.config.dedup, with_targets=False)
+
+    def _buffers(self, start: Position) -> Iterator[tuple[int, list[RowGroup]]]:
+        order = np.arange(len(self.groups))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, start.epoch]).permutation(order)
+        mine = [self.groups[place] for place in order[start.dealt :][self.rank :: self.world]]
+        windows = np.cumsum([group.rows for group in mine])
+        buffer = (windows - 1) // self.config.buffer_windows if len(mine) else windows
+        for number, value in enumerate(np.unique(buffer)):
+            if number >= start.buffer:
+                yield number, [group for group, own in zip(mine, buffer, strict=True) if own == value]
+
+    def _cut(self, lengths: np.ndarray, epoch: int, dealt: int, number: int) -> list[np.ndarray]:
+        """Cut a buffer's windows into batches of similar length, within the bounds."""
+        rng = np.random.default_rng([self.seed, epoch, self.rank, dealt, number])
+        order = rng.permutation(len(lengths)) if self.shuffle else np.arange(len(lengths))
+        order = order[np.argsort(lengths[order], kind="stable")]
+        batches, begin = [], 0
+        while begin < len(order):
+            longest = lengths[order[begin : begin + self.config.max_windows]]
+            padded = longest * np.arange(1, len(longest) + 1)
+            size = max(1, int(np.searchsorted(padded, self.config.max_impressions, side="right")))
+            batches.append(order[begin : begin + size])
+            begin += size
+        return [batches[i] for i in rng.permutation(len(batches))] if self.shuffle else batches
+
+
+class WindowLoader:
+    """Epoch after epoch of a :class:`WindowStream`, batches made in a background process if so configured."""
+
+    def __init__(self, stream: WindowStream, background: bool, pin_memory: bool = False) -> None:
+        self.stream, self.background, self.pin_memory = stream, background, pin_memory
+
+    def epoch(self, position: Position) -> Iterator[WindowBatch]:
+        """The rest of the epoch from ``position``."""
+        self.stream.position = position
+        options: dict[str, Any] = {"num_workers": 1, "prefetch_factor": 4} if self.background else {}
+        return iter(
+            DataLoader(
+                self.stream,
+                batch_size=None,
+                pin_memory=self.pin_memory and torch.cuda.is_available(),
+                worker_init_fn=_single_thread,
+                **options,
+            )
+        )
+
+
+def _single_thread(_: int) -> None:
+    torch.set_num_threads(1)

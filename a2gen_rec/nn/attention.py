@@ -1,0 +1,225 @@
+"""Context-aware attention (CAM): METHODS §2 after A2Gen, arXiv 2604.25834.
+
+Keys and values come from the sequence alone, queries from sequence and context, and a gate driven by the
+context alone mixes the heads::
+
+    S = X W_s      C = c W_c      Q = [S ‖ C] W_q      K = S W_k      V = S W_v
+    O_h = softmax(Q_h K_hᵀ / √d_h + mask) V_h W_o^h      CAM = Σ_h softmax(c W_g)_h O_h + C  [+ S]
+
+``Q`` is linear in ``[S ‖ C]``, so a logit is a part shared by all contexts plus a part shared by all query
+positions. :meth:`ContextAwareAttention.pooled` uses that to pool many contexts over one sequence in three matrix
+products, without ever building an attention matrix per context (METHODS §2.1).
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Residual = Literal["context", "both"]
+
+
+class Cache(NamedTuple):
+    """Keys and values of the steps decoded so far, each [sequences, heads, steps, d_head]."""
+
+    key: Tensor
+    value: Tensor
+
+
+class ContextAwareAttention(nn.Module):
+    """Multi-head attention over a sequence, asked by a context.
+
+    Args:
+        d_sequence: width of the sequence's tokens.
+        d_context: width of the context.
+        dim: width of the output and of all heads together.
+        heads: number of heads; divides ``dim``.
+        residual: what is added to the attention: the context ``C``, or ``C`` and the sequence ``S``.
+        mlp_ratio: hidden width of the LayerNorm → MLP that follows, as a multiple of ``dim``; 0 for none.
+            A pooled output passes it after pooling.
+        dropout: rate inside that MLP.
+    """
+
+    def __init__(
+        self,
+        d_sequence: int,
+        d_context: int,
+        dim: int,
+        heads: int,
+        residual: Residual = "context",
+        mlp_ratio: float = 0.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.dim, self.heads, self.d_head = dim, heads, dim // heads
+        self.residual = residual
+        self.sequence = nn.Linear(d_sequence, dim, bias=False)
+        self.context = nn.Linear(d_context, dim, bias=False)
+        self.query_sequence = nn.Linear(dim, dim, bias=False)  # W_q, upper half
+        self.query_context = nn.Linear(dim, dim, bias=False)  # W_q, lower half
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.output = nn.Linear(dim, dim, bias=False)  # the stacked W_o^h: Σ_h g_h O_h W_o^h = (g ⊙ O) W_o
+        self.gate = nn.Linear(d_context, heads, bias=False)
+        self.block = FeedForward(dim, mlp_ratio, dropout) if mlp_ratio else nn.Identity()
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """One output per position, one context per sequence.
+
+        Args:
+            x: [m, n, d_sequence]; context: [m, d_context].
+            mask: [m, n] keys that may be attended to; all when absent. A position without any gets no attention.
+            causal: position i sees positions up to i only.
+
+        Returns:
+            [m, n, dim]
+        """
+        s, c = self.sequence(x), self.context(context)
+        key, value = self._split(self.key(s)), self._split(self.value(s))
+        logits = self._query(s, c) @ key.transpose(-1, -2)
+        allowed = None if mask is None else mask[:, None, None, :]
+        if causal:
+            n = x.shape[1]
+            lower = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
+            allowed = lower if allowed is None else allowed & lower
+        attended = _softmax(logits, allowed) @ value
+        out = self._mix(attended.transpose(1, 2), self._gate(context)[:, None]) + c[:, None]
+        return self.block(out + s if self.residual == "both" else out)
+
+    def step(self, x: Tensor, context: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+        """The causal :meth:`forward`'s output at one more position.
+
+        Args:
+            x: [m, d_sequence] token of this position; context: [m, d_context]; cache: of the earlier positions.
+
+        Returns:
+            [m, dim] and the cache including this position.
+        """
+        s, c = self.sequence(x)[:, None], self.context(context)
+        key, value = self._split(self.key(s)), self._split(self.value(s))
+        if cache is not None:
+            key, value = torch.cat([cache.key, key], dim=2), torch.cat([cache.value, value], dim=2)
+        attended = torch.softmax(self._query(s, c) @ key.transpose(-1, -2), dim=-1) @ value
+        out = self._mix(attended.transpose(1, 2), self._gate(context)[:, None]) + c[:, None]
+        return self.block(out + s if self.residual == "both" else out).squeeze(1), Cache(key, value)
+
+    def pooled(
+        self,
+        x: Tensor,
+        context: Tensor,
+        mask: Tensor,
+        bias: Tensor | None = None,
+        form: Literal["factorised", "direct"] = "factorised",
+    ) -> Tensor:
+        """Masked mean over positions of the attention each context asks of its part of one sequence.
+
+        Context t sees the positions of ``mask[t]`` only, as queries, keys and values. Seeing none, its attention
+        is zero and the residual remains.
+
+        Args:
+            x: [m, n, d_sequence]; context: [m, T, d_context]; mask: [m, T, n] bool.
+            bias: [m, heads, T, n] added to the logit of (context, key).
+            form: ``direct`` builds all T·n·n logits; ``factorised`` is equal in T·n + n·n.
+
+        Returns:
+            [m, T, dim]
+        """
+        s, c = self.sequence(x), self.context(context)
+        key = self._split(self.key(s))
+        shared = self._split(self.query_sequence(s)) / self.d_head**0.5 @ key.transpose(-1, -2)
+        asked = self._split(self.query_context(c)) / self.d_head**0.5 @ key.transpose(-1, -2)
+        if bias is not None:
+            asked = asked + bias
+        weights = (factorised_weights if form == "factorised" else direct_weights)(shared, asked, mask)
+        attended = weights @ self._split(self.value(s))
+        out = self._mix(attended.transpose(1, 2), self._gate(context)) + c
+        if self.residual == "both":
+            seen = mask.to(s.dtype)
+            out = out + seen @ s / seen.sum(-1, keepdim=True).clamp(min=1)
+        return self.block(out)
+
+    def _query(self, s: Tensor, c: Tensor) -> Tensor:
+        """Scaled queries [m, heads, n, d_head] of positions s [m, n, dim] under one context c [m, dim]."""
+        return self._split(self.query_sequence(s) + self.query_context(c)[:, None]) / self.d_head**0.5
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[m, n, dim] -> [m, heads, n, d_head]"""
+        return x.unflatten(-1, (self.heads, self.d_head)).transpose(1, 2)
+
+    def _gate(self, context: Tensor) -> Tensor:
+        return torch.softmax(self.gate(context), dim=-1)
+
+    def _mix(self, attended: Tensor, gate: Tensor) -> Tensor:
+        """[m, n, heads, d_head], gate broadcastable to [m, n, heads] -> [m, n, dim]"""
+        return self.output((attended * gate[..., None]).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """LayerNorm → MLP with a residual around both."""
+
+    def __init__(self, dim: int, ratio: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        hidden = int(dim * ratio)
+        self.layers = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def direct_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
+    """Mean over visible queries of the attention to each key, one attention matrix per context.
+
+    Args:
+        shared: [m, heads, n, n] logits of (query, key); asked: [m, heads, T, n] logits of (context, key).
+        mask: [m, T, n] bool.
+
+    Returns:
+        [m, heads, T, n]; zero where nothing is visible.
+    """
+    visible = mask[:, None, :, None, :]
+    attention = _softmax(shared[:, :, None] + asked[:, :, :, None], visible)
+    queries = mask[:, None].to(attention.dtype)
+    count = queries.sum(-1, keepdim=True).clamp(min=1)
+    return (queries[..., None, :] @ attention).squeeze(-2) / count
+
+
+def factorised_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
+    """:func:`direct_weights` by three matrix products (METHODS §2.1 [ours]).
+
+    With E = exp(shared − max), F = exp(asked − max) on visible keys, the softmax denominators of all
+    (context, query) pairs are D = F Eᵀ, and the mean attention is F ⊙ ((M / D) E) / |M|. Pairs whose D nears
+    underflow, because the context's favourite keys are the query's least, are computed the direct way.
+    """
+    seen = mask[:, None]
+    shared = shared.masked_fill(~mask.any(1)[:, None, None, :], -torch.inf)
+    asked = asked.masked_fill(~seen, -torch.inf)
+    e = torch.exp(shared - _finite_max(shared))
+    f = torch.exp(asked - _finite_max(asked))
+    denominator = f @ e.transpose(-1, -2)
+    # The backward pass squares the denominator, so the floor is about the root of the smallest normal number.
+    floor = torch.finfo(denominator.dtype).tiny ** 0.4
+    sound = seen & (denominator > floor)
+    inverse = torch.where(sound, 1 / torch.where(sound, denominator, 1), 0)
+    weights = f * (inverse @ e)
+    lost = seen & ~sound
+    if lost.any():
+        b, h, t, i = lost.nonzero(as_tuple=True)
+        weights = weights.index_put(
+            (b, h, t), torch.softmax(shared[b, h, i] + asked[b, h, t], -1), accumulate=True
+        )
+    return weights / seen.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _softmax(logits: Tensor, allowed: Tensor | None) -> Tensor:
+    """Softmax over the last axis where ``allowed``; rows without any allowed key are zero, not NaN."""
+    if allowed is None:
+        return torch.softmax(logits, dim=-1)
+    lowest = torch.finfo(logits.dtype).min
+    return torch.softmax(logits.masked_fill(~allowed, lowest), dim=-1).masked_fill(~allowed, 0)
+
+
+def _finite_max(x: Tensor) -> Tensor:
+    """Maximum over the last axis, finite even where all of it is -inf, without gradient."""
+    return x.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).min)

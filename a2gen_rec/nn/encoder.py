@@ -1,0 +1,122 @@
+"""Hierarchical sequence encoder (HSE): METHODS §3 after A2Gen, arXiv 2604.25834.
+
+Action level: what a user did inside one past impression becomes one vector, whatever the target. Item level: the
+past impressions a target may see become its history vector, all targets of a window at once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from a2gen_rec.nn.attention import ContextAwareAttention, Residual
+from a2gen_rec.ragged import LengthGroups, pad
+
+
+def log_bucket(seconds: Tensor, buckets: int, largest: float) -> Tensor:
+    """Log-spaced bucket of a time: 0 for missing (NaN), then 1 .. buckets-1 from 0 s to ``largest`` and beyond.
+
+    Args:
+        seconds: any shape; negative times count as 0.
+
+    Returns:
+        int64, same shape.
+    """
+    scale = (buckets - 2) / torch.log1p(torch.tensor(largest, dtype=torch.float64)).item()
+    bucket = 1 + (torch.log1p(seconds.clamp(min=0)) * scale).floor()
+    return torch.nan_to_num(bucket, nan=0.0).clamp(max=buckets - 1).long()
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """Where flat impressions and targets lie in padded windows.
+
+    Attributes:
+        row, column: [impressions] window, and place within it.
+        shape: (windows, impressions of the longest).
+        target_row, target_column: [targets] window, and place among its targets.
+        target_shape: (windows, most targets of one).
+        visible: [windows, most targets, longest] bool, the impressions each target may see.
+        recency: [windows, most targets, longest] int64 bucket of the time from each impression to each target.
+    """
+
+    row: Tensor
+    column: Tensor
+    shape: tuple[int, int]
+    target_row: Tensor
+    target_column: Tensor
+    target_shape: tuple[int, int]
+    visible: Tensor
+    recency: Tensor | None
+
+
+class HierarchicalEncoder(nn.Module):
+    """Action-level and item-level CAM.
+
+    Args:
+        d_item: width of an impression's item and context features.
+        dim: width of action, time and gap embeddings and of the output.
+        recency_buckets: rows of the learned bias per head on the time between impression and target; 0 for none.
+            The token itself carries the gap to the impression before, which no target can change, so that the
+            factorised form stays exact [ours].
+    """
+
+    def __init__(
+        self,
+        d_item: int,
+        dim: int,
+        heads: int,
+        residual: Residual = "context",
+        mlp_ratio: float = 0.0,
+        recency_buckets: int = 0,
+        form: Literal["factorised", "direct"] = "factorised",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.action_level = ContextAwareAttention(2 * dim, d_item, dim, heads, residual, mlp_ratio, dropout)
+        self.item_level = ContextAwareAttention(
+            d_item + 2 * dim, d_item, dim, heads, residual, mlp_ratio, dropout
+        )
+        self.recency = nn.Embedding(recency_buckets, heads) if recency_buckets else None
+        if self.recency is not None:
+            nn.init.zeros_(self.recency.weight)
+
+    def encode_actions(self, tokens: Tensor, item: Tensor, groups: LengthGroups) -> Tensor:
+        """Action level, at the cost of the real tokens.
+
+        Args:
+            tokens: [tokens, 2·dim] ``[time-bucket ‖ action]`` embeddings, impressions one after another.
+            item: [impressions, d_item]; groups: of the impressions' action sequences.
+
+        Returns:
+            [impressions, dim]
+        """
+
+        def piece(x: Tensor, context: Tensor) -> Tensor:
+            everything = torch.ones(len(x), 1, x.shape[1], dtype=torch.bool, device=x.device)
+            return self.action_level.pooled(x, context[:, None], everything, form="direct").squeeze(1)
+
+        return groups.map(piece, tokens, item, per_token=False)
+
+    def forward(
+        self, item: Tensor, actions: Tensor, gap: Tensor, target: Tensor, layout: WindowLayout
+    ) -> Tensor:
+        """Item level.
+
+        Args:
+            item: [impressions, d_item]; actions: [impressions, dim] from :meth:`encode_actions`.
+            gap: [impressions, dim] embedding of the time since the impression before.
+            target: [targets, d_item] features of the targets.
+
+        Returns:
+            [targets, dim] history vectors.
+        """
+        tokens = pad(torch.cat([item, actions, gap], dim=-1), layout.row, layout.column, layout.shape)
+        context = pad(target, layout.target_row, layout.target_column, layout.target_shape)
+        bias = None
+        if self.recency is not None and layout.recency is not None:
+            bias = self.recency(layout.recency).movedim(-1, 1)
+        pooled = self.item_level.pooled(tokens, context, layout.visible, bias, self.form)
+        return pooled[layout.target_row, layout.target_column]

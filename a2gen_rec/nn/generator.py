@@ -1,0 +1,288 @@
+"""Action-sequence autoregressive generator (AAG): METHODS §4 after A2Gen, arXiv 2604.25834.
+
+Given a target's context, the generator predicts what happens in the impression, in order and in time. The
+*explicit* form reads the actions emitted so far; the *implicit* form drafts all steps at once and refines the
+draft. Times are in log1p seconds throughout this module.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from a2gen_rec.nn.attention import Cache, ContextAwareAttention, Residual
+from a2gen_rec.nn.encoder import log_bucket
+from a2gen_rec.ragged import LengthGroups
+
+
+class Steps(NamedTuple):
+    """Predictions of the next (action, time), for any leading shape ``*``.
+
+    Attributes:
+        logits: [*, actions]; -inf for ``start`` and, in the explicit form, for actions already emitted.
+        time: [*, actions] log1p seconds of the next step should it be that action.
+        log_scale: [*, actions] of the log-normal head; None for point estimates.
+    """
+
+    logits: Tensor
+    time: Tensor
+    log_scale: Tensor | None
+
+    def probability_before(self, seconds: float) -> Tensor:
+        """P(time of the next step < ``seconds``) should it be that action, [*, actions].
+
+        Raises:
+            ValueError: the head gives point estimates only.
+        """
+        if self.log_scale is None:
+            raise ValueError("a point estimate has no distribution; use time_distribution: lognormal")
+        return torch.special.ndtr((math.log1p(seconds) - self.time) / self.log_scale.exp())
+
+
+class StepEmbeddings(NamedTuple):
+    """The small tables whole: action [actions, dim] and time bucket [buckets, dim]."""
+
+    action: Tensor
+    time: Tensor
+
+
+@dataclass(frozen=True)
+class GeneratorState:
+    """Everything a prefix of emitted steps hands to its next step.
+
+    Attributes:
+        cache: attention's keys and values; None before the first step.
+        emitted: [prefixes, actions] bool.
+        base: [prefixes, actions] log1p time reached by the prefix, the floor of the monotone head.
+    """
+
+    cache: Cache | None
+    emitted: Tensor
+    base: Tensor
+
+    def select(self, index: Tensor) -> "GeneratorState":
+        """The states of the prefixes ``index`` (repetition allowed)."""
+        cache = None if self.cache is None else Cache(self.cache.key[index], self.cache.value[index])
+        return GeneratorState(cache, self.emitted[index], self.base[index])
+
+    def reach(self, action: Tensor, time: Tensor) -> "GeneratorState":
+        """Note that each prefix went on with ``action`` [prefixes] at ``time`` [prefixes, actions] log1p."""
+        reached = time.gather(1, action[:, None]).expand_as(self.base)
+        return replace(self, base=reached)
+
+
+class StepHeads(nn.Module):
+    """Next action and its time from a step's vector.
+
+    Args:
+        time_head: ``free``, or ``monotone``: an increment that only goes forward [ours].
+        distribution: ``lognormal`` adds a scale.
+        per_action: one time per possible next action, or one for all (the source's).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        actions: int,
+        time_head: Literal["free", "monotone"],
+        distribution: Literal["point", "lognormal"],
+        per_action: bool,
+    ) -> None:
+        super().__init__()
+        self.actions, self.monotone = actions, time_head == "monotone"
+        times = actions if per_action else 1
+        self.action = nn.Linear(dim, actions)
+        self.time = nn.Linear(dim, times)
+        self.log_scale = nn.Linear(dim, times) if distribution == "lognormal" else None
+
+    def forward(self, hidden: Tensor, forbidden: Tensor) -> Steps:
+        """Heads of hidden [*, dim]; ``forbidden`` [*, actions] bool gets no probability.
+
+        A monotone head returns increments; :meth:`accumulate` or the decoder's state makes times of them.
+        """
+        logits = self.action(hidden).masked_fill(forbidden, -torch.inf)
+        time = self.time(hidden).expand(*hidden.shape[:-1], self.actions)
+        if self.monotone:
+            time = F.softplus(time)
+        scale = self.log_scale
+        return Steps(logits, time, None if scale is None else scale(hidden).expand_as(time).clamp(-5, 5))
+
+    def accumulate(self, steps: Steps, label: Tensor) -> Steps:
+        """Turn increments [m, n, actions] into times along the steps taken, ``label`` [m, n]."""
+        if not self.monotone:
+            return steps
+        taken = steps.time.gather(-1, label[..., None])
+        return steps._replace(time=steps.time + taken.cumsum(1) - taken)
+
+
+class Generator(nn.Module):
+    """What both forms share: the context, the heads and the vocabulary.
+
+    Args:
+        d_context: width of ``c_gen = [user ‖ target item ‖ history vector]``.
+        actions: size of the vocabulary, ``start`` first and ``exit`` last.
+        max_offset_s: times at and above it share the last time bucket.
+    """
+
+    def __init__(
+        self,
+        d_context: int,
+        dim: int,
+        heads: int,
+        actions: int,
+        residual: Residual = "context",
+        mlp_ratio: float = 0.0,
+        time_head: Literal["free", "monotone"] = "free",
+        time_distribution: Literal["point", "lognormal"] = "point",
+        time_per_action: bool = True,
+        max_offset_s: float = 14_400.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.actions, self.exit, self.max_offset_s = actions, actions - 1, max_offset_s
+        self.attention = ContextAwareAttention(
+            self._d_token(dim), d_context, dim, heads, residual, mlp_ratio, dropout
+        )
+        self.heads = StepHeads(dim, actions, time_head, time_distribution, time_per_action)
+
+    @property
+    def max_steps(self) -> int:
+        """Longest sequence of predictions: every action once, then ``exit``."""
+        return self.actions - 1
+
+    def _d_token(self, dim: int) -> int:
+        return 2 * dim
+
+
+class ExplicitGenerator(Generator):
+    """Autoregressive over the emitted (action, time) steps; ``start`` comes first."""
+
+    def forward(
+        self,
+        action: Tensor,
+        offset_s: Tensor,
+        label: Tensor,
+        context: Tensor,
+        groups: LengthGroups,
+        tables: StepEmbeddings,
+    ) -> tuple[Steps, Steps | None]:
+        """Teacher-forced predictions of every next step.
+
+        Args:
+            action, offset_s: [steps] what was emitted, ``start`` first, without ``exit``; NaN: time unknown.
+            label: [steps] action that came next; used by the monotone head, whose times build on it.
+            context: [targets, d_context]; groups: of the targets' steps.
+
+        Returns:
+            Steps of shape [steps, actions], and None (the explicit form has no draft).
+        """
+        tokens = self._embed(action, offset_s, tables)
+        emitted = F.one_hot(action, self.actions)
+        width = tokens.shape[1]
+
+        def piece(x: Tensor, c: Tensor) -> Tensor:
+            tokens, emitted, label = x[..., :width], x[..., width:-1], x[..., -1].long()
+            hidden = self.attention(tokens, c, causal=True)
+            steps = self.heads.accumulate(self.heads(hidden, emitted.cumsum(1) > 0), label)
+            return torch.stack([part for part in steps if part is not None], dim=-1)
+
+        packed = torch.cat([tokens, emitted.to(tokens.dtype), label[:, None].to(tokens.dtype)], dim=1)
+        parts = groups.map(piece, packed, context, per_token=True).unbind(-1)
+        return Steps(parts[0], parts[1], parts[2] if len(parts) > 2 else None), None
+
+    def begin(self, context: Tensor) -> GeneratorState:
+        """The state before ``start`` is emitted, for contexts [n, d_context]."""
+        emitted = torch.zeros(len(context), self.actions, dtype=torch.bool, device=context.device)
+        return GeneratorState(None, emitted, context.new_zeros(len(context), self.actions))
+
+    def step(
+        self,
+        action: Tensor,
+        offset_s: Tensor,
+        context: Tensor,
+        state: GeneratorState,
+        tables: StepEmbeddings,
+    ) -> tuple[Steps, GeneratorState]:
+        """Emit one step and predict the next.
+
+        Args:
+            action, offset_s: [prefixes] the step just emitted; context: [prefixes, d_context].
+
+        Returns:
+            Steps of shape [prefixes, actions] and the new state.
+        """
+        hidden, cache = self.attention.step(self._embed(action, offset_s, tables), context, state.cache)
+        emitted = state.emitted | F.one_hot(action, self.actions).bool()
+        steps = self.heads(hidden, emitted)
+        if self.heads.monotone:
+            steps = steps._replace(time=state.base + steps.time)
+        return steps, GeneratorState(cache, emitted, state.base)
+
+    def _embed(self, action: Tensor, offset_s: Tensor, tables: StepEmbeddings) -> Tensor:
+        bucket = log_bucket(offset_s, len(tables.time), self.max_offset_s)
+        return torch.cat([tables.time[bucket], tables.action[action]], dim=-1)
+
+
+class ImplicitGenerator(Generator):
+    """A draft of all steps from the context alone, refined by one causal CAM.
+
+    The draft's steps differ by learned step embeddings (METHODS §4; without them all steps would be the same).
+    """
+
+    def __init__(self, d_context: int, dim: int, heads: int, actions: int, **options: object) -> None:
+        super().__init__(d_context, dim, heads, actions, **options)  # type: ignore[arg-type]
+        self.step_embedding = nn.Parameter(torch.randn(self.max_steps, dim) * 0.05)
+        self.draft = nn.Sequential(nn.Linear(d_context + dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        heads_of = self.heads
+        self.draft_heads = StepHeads(
+            dim,
+            actions,
+            "monotone" if heads_of.monotone else "free",
+            "point" if heads_of.log_scale is None else "lognormal",
+            heads_of.time.out_features > 1,
+        )
+
+    def forward(
+        self,
+        action: Tensor,
+        offset_s: Tensor,
+        label: Tensor,
+        context: Tensor,
+        groups: LengthGroups,
+        tables: StepEmbeddings,
+    ) -> tuple[Steps, Steps | None]:
+        """As the explicit form's, but only the number of steps and ``label`` (monotone head) are read.
+
+        Returns:
+            final and draft Steps of shape [steps, actions].
+        """
+
+        def piece(x: Tensor, c: Tensor) -> Tensor:
+            final, draft = self.predict(c, x.shape[1], x[..., 0].long())
+            return torch.stack([part for part in (*final, *draft) if part is not None], dim=-1)
+
+        parts = groups.map(piece, label[:, None].to(context.dtype), context, per_token=True).unbind(-1)
+        half = len(parts) // 2
+        final, draft = parts[:half], parts[half:]
+        return Steps(*final, *[None] * (3 - half)), Steps(*draft, *[None] * (3 - half))
+
+    def predict(self, context: Tensor, length: int, label: Tensor | None = None) -> tuple[Steps, Steps]:
+        """Final and draft predictions of the first ``length`` steps: context [m, d] -> [m, length, actions].
+
+        Without ``label`` [m, length] a monotone head follows its own most probable actions.
+        """
+        steps = self.step_embedding[:length].to(context.dtype).expand(len(context), -1, -1)
+        draft = self.draft(torch.cat([context[:, None].expand(-1, length, -1), steps], dim=-1))
+        forbidden = torch.zeros(self.actions, dtype=torch.bool, device=context.device)
+        forbidden[0] = True
+        forbidden = forbidden.expand(len(context), length, -1)
+        first = self.draft_heads(draft, forbidden)
+        final = self.heads(self.attention(draft, context, causal=True), forbidden)
+        taken = final.logits.argmax(-1) if label is None else label
+        return self.heads.accumulate(final, taken), self.draft_heads.accumulate(first, taken)
+
+    def _d_token(self, dim: int) -> int:
+        return dim
