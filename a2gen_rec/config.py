@@ -52,9 +52,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.dim % 4 or self.dim % self.heads or self.dim <= 0:
-            raise ConfigError(
-                f"model.dim {self.dim} must be a positive multiple of 4 and of model.heads {self.heads}"
-            )
+            raise ConfigError(f"model.dim {self.dim} must be a positive multiple of 4 and of model.heads {self.heads}")
         if self.time_buckets < 4:
             raise ConfigError(f"model.time_buckets {self.time_buckets} must be at least 4")
         if self.history < 0:
@@ -211,26 +209,73 @@ class Config:
 class SimulateConfig:
     """A short-video world with known truth (``a2gen simulate``).
 
+    Effects are shifts of log-odds. Base log-odds are fitted so that the rates come out as asked.
+
     Attributes:
         users, items: size of the world.
+        groups: user groups; each has favourite topics its members tend to share.
         impressions_per_user: mean; users differ.
         days: span of the log.
-        chunk_users: users simulated and written at a time; bounds memory.
+        chunk_users: users per impression file, rounded up to whole thousands; changes no row.
+        <action>_rate, long_view_rate: share of impressions with it.
+        glance_rate: share of impressions left within the first three seconds.
+        popularity: Zipf exponent of how often items are shown.
+        interest_share: share of the ``for_you`` tab's exposures that follow the user's interests.
+        interest: weight of the match between a user's interests and a segment's topic.
+        habit: spread of the users' own inclination to each action, and of their patience.
+        quality: spread of the videos' quality.
+        highlight: how much more a highlight on a topic the user cares about invites actions and holds them.
+        liked_highlight: a like inside a highlight raises later follows and collects by this.
+        loyalty: following before liking lowers leaving afterwards by this.
+        hook: weight of a mismatch in the first three seconds.
     """
 
     users: int = 2_000
     items: int = 1_000
     authors: int = 200
     topics: int = 12
+    groups: int = 8
     impressions_per_user: int = 100
     days: int = 14
     seed: int = 0
     chunk_users: int = 2_000
+    like_rate: float = 0.10
+    comment_rate: float = 0.03
+    follow_rate: float = 0.03
+    collect_rate: float = 0.035
+    forward_rate: float = 0.02
+    long_view_rate: float = 0.38
+    glance_rate: float = 0.28
+    popularity: float = 0.8
+    interest_share: float = 0.7
+    interest: float = 1.0
+    habit: float = 1.0
+    quality: float = 0.3
+    highlight: float = 1.0
+    liked_highlight: float = 1.5
+    loyalty: float = 1.5
+    hook: float = 1.2
 
     def __post_init__(self) -> None:
-        for name in ("users", "items", "authors", "topics", "impressions_per_user", "days", "chunk_users"):
+        sizes = ("users", "items", "authors", "topics", "groups", "impressions_per_user", "days", "chunk_users")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed {self.seed} must not be negative")
+        for name in ("like_rate", "comment_rate", "follow_rate", "collect_rate", "forward_rate"):
+            if not 0 < getattr(self, name) <= 0.5:
+                raise ConfigError(f"{name} {getattr(self, name)} must be above 0 and at most 0.5")
+        if not 0 < self.glance_rate < 1 - self.long_view_rate < 1:
+            raise ConfigError("glance_rate and long_view_rate must be above 0 and sum to less than 1")
+        if not 0 <= self.interest_share <= 1:
+            raise ConfigError(f"interest_share {self.interest_share} must be in [0, 1]")
+        for name in ("popularity", "interest", "habit", "quality", "highlight"):
+            if not 0 <= getattr(self, name) <= 10:
+                raise ConfigError(f"{name} {getattr(self, name)} must be in [0, 10]")
+        for name in ("liked_highlight", "loyalty", "hook"):
+            if not -10 <= getattr(self, name) <= 10:
+                raise ConfigError(f"{name} {getattr(self, name)} must be in [-10, 10]")
 
 
 @dataclass

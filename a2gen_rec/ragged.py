@@ -80,18 +80,23 @@ class LengthGroups:
         return torch.cat(outputs)[self.token_inverse if per_token else self.inverse]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "LengthGroups":
-        return LengthGroups(
-            *(getattr(self, name).to(device, non_blocking=non_blocking) for name in self._tensors), self.sizes
-        )
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.Stream) -> None:
-        for name in self._tensors:
-            getattr(self, name).record_stream(stream)
+        for part in (self.order, self.inverse, self.token_order, self.token_inverse):
+            part.record_stream(stream)
 
     def pin_memory(self) -> "LengthGroups":
-        return LengthGroups(*(getattr(self, name).pin_memory() for name in self._tensors), self.sizes)
+        return self._each(lambda part: part.pin_memory())
 
-    _tensors = ("order", "inverse", "token_order", "token_inverse")
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "LengthGroups":
+        return LengthGroups(
+            change(self.order),
+            change(self.inverse),
+            change(self.token_order),
+            change(self.token_inverse),
+            self.sizes,
+        )
 
 
 def _inverse(permutation: Tensor) -> Tensor:

@@ -1,0 +1,81 @@
+# `make` lists the targets. Everything runs in .venv, which `make install` fills.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# cpu or cuda: as asked for, else as installed, else cpu.
+$(if $(filter-out 0 1,$(CUDA)),$(error CUDA=$(CUDA): take CUDA=1 for a machine with CUDA, CUDA=0 for one without))
+DEVICE_0 := cpu
+DEVICE_1 := cuda
+INSTALLED := $(patsubst .venv/.installed-%,%,$(wildcard .venv/.installed-*))
+DEVICE := $(or $(DEVICE_$(CUDA)),$(firstword $(INSTALLED)),cpu)
+STAMP := .venv/.installed-$(DEVICE)
+
+# The first that runs and is of a version we support; PYTHON=… tries that one alone.
+PYTHON ?= python3 python3.12 python3.11
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+
+BIN := .venv/bin
+OUT := quickstart
+TORCHX := $(BIN)/torchx --log_level WARNING
+
+.PHONY: help install quickstart test lint types format clean distclean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-17s  %s\n", $$1, $$2 }'
+
+install: $(STAMP)  ## fill .venv; CUDA=1 on a machine with CUDA
+
+$(STAMP): pyproject.toml requirements/$(DEVICE).txt $(wildcard packaging/*/pyproject.toml)
+	@for other in $(filter-out $(DEVICE),$(INSTALLED)); do \
+	  echo ".venv was made for $$other: making it anew for $(DEVICE)"; rm -rf .venv; \
+	done
+	@if [[ ! -x $(BIN)/python ]]; then \
+	  for python in $(PYTHON); do \
+	    if "$$python" -c '$(SUPPORTED)' 2>/dev/null; then found="$$python"; break; fi; \
+	  done; \
+	  if [[ -z "$${found:-}" ]]; then \
+	    echo "None of $(PYTHON) is Python 3.11 or 3.12: name one, make install PYTHON=/path/to/python3.11" >&2; exit 1; \
+	  fi; \
+	  "$$found" -m venv .venv; \
+	fi
+	@echo "Installing into .venv for $(DEVICE); the first time takes a few minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/$(DEVICE).txt
+	@$(BIN)/python -m pip --disable-pip-version-check check
+	@touch $@
+
+quickstart: export OMP_NUM_THREADS := 1
+quickstart: $(STAMP)  ## simulate a log, train on 2 ranks, evaluate, rank: all in ./quickstart
+	@rm -rf $(OUT)
+	$(BIN)/a2gen simulate --out $(OUT)/log --users 1500 --items 800 --impressions_per_user 60
+	$(BIN)/a2gen prepare simulated --raw $(OUT)/log --out $(OUT)/data
+	$(TORCHX) run -s local_cwd torchx_apps/train.py:train \
+	  --config configs/quickstart.yaml --ranks 2 --data $(OUT)/data --run $(OUT)/run
+	$(BIN)/a2gen evaluate --run $(OUT)/run --split test --json $(OUT)/evaluation.json
+	$(BIN)/a2gen rank --run $(OUT)/run --user 7
+	@echo "The run is in $(CURDIR)/$(OUT)/run, its results in $(CURDIR)/$(OUT)/evaluation.json"
+
+test: export OMP_NUM_THREADS := 1
+test: lint types  ## lint, check types and run the tests with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+lint: $(STAMP)  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## check types
+	$(BIN)/mypy
+
+format: $(STAMP)  ## format the code and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## delete caches, build outputs and the quickstart's files
+	rm -rf $(OUT) build dist packaging/*/build *.egg-info packaging/*/*.egg-info .coverage htmlcov
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## delete .venv too
+	rm -rf .venv

@@ -1,0 +1,106 @@
+"""JD micro-behaviours: what shoppers did on product pages, with times inside the visit (Gu et al., WSDM 2020).
+
+One session per line, events ``sku+behaviour+category+interval+dwell`` separated by spaces; ``interval`` is seconds
+to the next event. An impression is a run of consecutive events on one product. Behaviours 1-5 tell how the page
+was reached (context ``channel``), 6-10 are actions on it. Sessions do not recur and name no user: the session is
+the user, and there are no user features.
+"""
+
+from pathlib import Path
+
+import duckdb
+
+from a2gen_rec.data.sources.base import FeatureSpec, SourceFacts, SplitRule
+from a2gen_rec.data.sources.files import find
+from a2gen_rec.data.sql import literal
+from a2gen_rec.errors import DataError
+
+CHANNELS = {1: "home", 2: "list", 3: "sale", 4: "cart_page", 5: "search"}
+ACTIONS = {6: "comments", 7: "specification", 8: "page_bottom", 9: "cart", 10: "order"}
+FIELDS = ("sku", "behaviour", "category", "interval", "dwell")
+# Seconds of at most nine digits keep every sum within a session far from overflow.
+PATTERNS = (r"\d+", r"[1-9]|10", r"\d+", r"\d{1,9}", r"\d{1,9}")
+
+
+class JD:
+    """The sample's file, or a folder with that one file.
+
+    Raises:
+        DataError: there is not exactly one file, or (when read) an event is malformed.
+    """
+
+    def __init__(self, raw: str) -> None:
+        files = [Path(raw)] if Path(raw).is_file() else find(Path(raw), "[!.]*")
+        if len(files) != 1:
+            raise DataError(f"has {len(files)} files; name the one to read", file=raw)
+        self.file = files[0]
+
+    def facts(self) -> SourceFacts:
+        return SourceFacts(
+            name="jd",
+            actions=tuple(ACTIONS.values()),
+            features=(
+                FeatureSpec("item_id", "item", min_count=2),
+                FeatureSpec("category", "item"),
+                FeatureSpec("channel", "context"),
+                FeatureSpec("position", "context", "buckets", size=16),
+            ),
+            split=SplitRule(by="last", valid_share=0.1, test_share=0.1),
+            calendar=False,
+            licence="research use only",
+            citation="Gu et al., Hierarchical User Profiling for E-commerce Recommender Systems, WSDM 2020",
+            url="https://github.com/guyulongcs/WSDM2020_HUP",
+        )
+
+    def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
+        # Line numbers need the file's order. Told CRLF, DuckDB reads LF too and counts empty lines of both once.
+        connection.execute("SET preserve_insertion_order = true")
+        lines = f"""(
+            SELECT row_number() OVER () AS session, trim(line) AS line FROM read_csv({literal(self.file)},
+                columns = {{'line': 'VARCHAR'}}, header = false, delim = '\x1f', quote = '', escape = '',
+                auto_detect = false, strict_mode = false, new_line = '\\r\\n', max_line_size = 16777216))"""
+        tokens = f"""(
+            SELECT session, unnest(events) AS token, generate_subscripts(events, 1) AS place
+            FROM (SELECT session, regexp_split_to_array(line, '\\s+') AS events FROM {lines} WHERE line <> ''))"""
+        self.check(connection, tokens)
+        channel = " ".join(f"WHEN {code} THEN '{name}'" for code, name in CHANNELS.items())
+        actions = ", ".join(
+            f"min(began_s) FILTER (behaviour = {code}) - min(began_s) AS at_{name}" for code, name in ACTIONS.items()
+        )
+        return f"""
+            WITH events AS (
+                SELECT session, place, part[1] AS sku, part[2]::INT AS behaviour, part[3] AS category,
+                    part[4]::BIGINT AS interval_s, part[5]::BIGINT AS dwell_s
+                FROM (SELECT session, place, string_split(token, '+') AS part FROM {tokens})),
+            timed AS (
+                SELECT *, sum(interval_s) OVER session_order - interval_s AS began_s,
+                    sku IS DISTINCT FROM lag(sku) OVER session_order AS new_run
+                FROM events WINDOW session_order AS (PARTITION BY session ORDER BY place)),
+            runs AS (
+                SELECT *, sum(new_run::INT) OVER (PARTITION BY session ORDER BY place) AS run FROM timed)
+            SELECT session::VARCHAR AS user_id, any_value(sku) AS item_id,
+                (min(began_s) * 1000 + run)::BIGINT AS ts_ms, max(dwell_s)::DOUBLE AS dwell_s, {actions},
+                arg_min(category, place) AS category,
+                CASE arg_min(behaviour, place) {channel} END AS channel,
+                run::DOUBLE AS position, NULL AS problem
+            FROM runs GROUP BY session, run"""
+
+    def check(self, connection: duckdb.DuckDBPyConnection, tokens: str) -> None:
+        """Raise DataError for the first event that is malformed, naming its line and field."""
+        whole = r"\+".join(f"({pattern})" for pattern in PATTERNS)
+        bad = connection.execute(
+            f"""SELECT session, place, token FROM {tokens} WHERE NOT regexp_full_match(token, {literal(whole)})
+            ORDER BY session, place LIMIT 1"""
+        ).fetchone()
+        if bad is None:
+            return
+        session, place, token = bad
+        parts = token.split("+")
+        if len(parts) != len(FIELDS):
+            reason = f"event {place} {token!r} has {len(parts)} fields, not {len(FIELDS)}"
+            raise DataError(reason, file=self.file, row=session, field="event")
+        expected = zip(FIELDS, parts, PATTERNS, strict=True)
+        for name, value, pattern in expected:
+            (good,) = connection.execute("SELECT regexp_full_match(?, ?)", [value, pattern]).fetchall()[0]
+            if not good:
+                raise DataError(f"event {place} has {value!r}", file=self.file, row=session, field=name)

@@ -1,0 +1,95 @@
+"""KuaiRand-Pure, -1K and -27K: short-video impressions of Kuaishou (Gao et al., CIKM 2022).
+
+Only the standard policy's logs are read; random-exposure logs (``log_random_*``) are another distribution.
+Feedback flags carry no time of their own, so every action but ``exit`` happens at an unknown time.
+"""
+
+from pathlib import Path
+
+import duckdb
+
+from a2gen_rec.data.sources.base import FeatureSpec, SourceFacts, SplitRule
+from a2gen_rec.data.sources.files import csv, find, require_columns
+from a2gen_rec.data.sql import identifier
+
+ACTIONS = ("profile_enter", "like", "follow", "comment", "forward", "hate")
+LABELS = {"click": "is_click", "long_view": "long_view"}
+USER = (
+    "user_active_degree",
+    "is_lowactive_period",
+    "is_live_streamer",
+    "is_video_author",
+    "follow_user_num_range",
+    "fans_user_num_range",
+    "friend_user_num_range",
+    "register_days_range",
+    *(f"onehot_feat{number}" for number in range(18)),
+)
+VIDEO = ("author_id", "video_type", "upload_type", "music_type")
+RARE = 2  # identifiers seen once train the unknown row, which new users and items will take
+NUMBERS = ("time_ms", "play_time_ms", "duration_ms", *LABELS.values(), *(f"is_{name}" for name in ACTIONS))
+
+
+class KuaiRand:
+    """The official folder, or its ``data/``.
+
+    Raises:
+        DataError: a file or a column is missing.
+    """
+
+    def __init__(self, raw: str) -> None:
+        root = Path(raw)
+        folder = root / "data" if (root / "data").is_dir() else root
+        self.logs = find(folder, "log_standard_*.csv")
+        self.users = find(folder, "user_features_*.csv")
+        self.videos = find(folder, "video_features_basic_*.csv")
+        for files, columns in (
+            (self.logs, ("user_id", "video_id", "tab", *NUMBERS)),
+            (self.users, ("user_id", *USER)),
+            (self.videos, ("video_id", *VIDEO, "upload_dt", "tag")),
+        ):
+            for file in files:
+                require_columns(file, csv([file]), columns)
+
+    def facts(self) -> SourceFacts:
+        features = [FeatureSpec("user_id", "user", min_count=RARE)]
+        features += [FeatureSpec(name, "user") for name in USER]
+        features += [FeatureSpec("item_id", "item", min_count=RARE)]
+        features += [FeatureSpec(name, "item", min_count=RARE if name == "author_id" else 1) for name in VIDEO]
+        features += [
+            FeatureSpec("tag", "item"),
+            FeatureSpec("upload_week", "item"),
+            FeatureSpec("duration", "item", "buckets", size=32),
+            FeatureSpec("tab", "context"),
+        ]
+        return SourceFacts(
+            name="kuairand",
+            actions=ACTIONS,
+            labels=tuple(LABELS),
+            features=tuple(features),
+            split=SplitRule(valid_from="-2d", test_from="-1d"),
+            utc_offset_hours=8,
+            licence="CC BY-SA 4.0",
+            citation="Gao et al., KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed "
+            "Videos, CIKM 2022",
+            url="https://kuairand.com",
+        )
+
+    def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
+        numbers = "{" + ", ".join(f"'{name}': 'BIGINT'" for name in NUMBERS) + "}"
+        log = csv(self.logs, f"types = {numbers}, auto_detect = true, sample_size = 1000")
+        actions = ", ".join(f"CASE WHEN log.is_{name} = 1 THEN 'nan'::DOUBLE END AS at_{name}" for name in ACTIONS)
+        labels = ", ".join(f"log.{column}::DOUBLE AS label_{name}" for name, column in LABELS.items())
+        user = ", ".join(f"users.{identifier(name)}" for name in USER)
+        video = ", ".join(f"videos.{identifier(name)}" for name in VIDEO)
+        return f"""
+            SELECT log.user_id::VARCHAR AS user_id, log.video_id::VARCHAR AS item_id, log.time_ms AS ts_ms,
+                log.play_time_ms / 1000 AS dwell_s, {actions}, {labels}, {user}, {video},
+                split_part(videos.tag, ',', 1) AS tag,
+                date_trunc('week', TRY_CAST(videos.upload_dt AS DATE))::VARCHAR AS upload_week,
+                CASE WHEN log.duration_ms > 0 THEN log.duration_ms / 1000 END AS duration,
+                log.tab::VARCHAR AS tab,
+                CASE WHEN log.play_time_ms < 0 THEN 'negative play time' END AS problem
+            FROM {log} AS log
+            LEFT JOIN {csv(self.users)} AS users ON log.user_id::VARCHAR = users.user_id
+            LEFT JOIN {csv(self.videos)} AS videos ON log.video_id::VARCHAR = videos.video_id"""

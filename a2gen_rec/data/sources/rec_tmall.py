@@ -1,0 +1,116 @@
+"""Rec-Tmall: clicks, collects, carts and purchases on Tmall (Tianchi dataset 140281).
+
+A click opens an impression, half an hour of silence closes it (``events.py``). When a product page is left is not
+recorded, so ``exit`` has no time.
+"""
+
+import codecs
+import tempfile
+from pathlib import Path
+
+import duckdb
+
+from a2gen_rec.data.sources import events
+from a2gen_rec.data.sources.base import FeatureSpec, SourceFacts, SplitRule
+from a2gen_rec.data.sources.files import csv, find, require_columns
+from a2gen_rec.data.sql import literal, one_row
+from a2gen_rec.errors import DataError
+
+RULES = events.EventRules(
+    opening="click",
+    actions={"collect": "collect", "cart": "cart", "alipay": "alipay"},
+    idle_gap_s=30 * 60,
+)
+LOG = ("item_id", "user_id", "action", "vtime")
+PRODUCT = {"category": "category", "brand": "brand_id", "seller": "seller_id"}
+TIME_FORMATS = ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y-%m-%d %H:%M:%S")
+UTC_OFFSET_HOURS = 8
+CHUNK = 1 << 24
+
+
+class RecTmall:
+    """The log's file, or a folder with ``*rec_tmall_log*`` files and, if there, ``*rec_tmall_product*`` files.
+
+    Raises:
+        DataError: a file or a column is missing, or (when read) an action or time is unknown.
+    """
+
+    def __init__(self, raw: str) -> None:
+        path = Path(raw)
+        self.logs = [path] if path.is_file() else find(path, "*rec_tmall_log*")
+        self.products = [] if path.is_file() else sorted(path.glob("*rec_tmall_product*"))
+        for file in self.logs:
+            require_columns(file, csv([file]), LOG)
+
+    def facts(self) -> SourceFacts:
+        product = [FeatureSpec(name, "item") for name in PRODUCT] if self.products else []
+        return SourceFacts(
+            name="rec_tmall",
+            actions=tuple(RULES.actions),
+            features=(
+                FeatureSpec("user_id", "user", min_count=2),
+                FeatureSpec("item_id", "item", min_count=2),
+                *product,
+            ),
+            split=SplitRule(by="time", valid_share=0.1, test_share=0.1),
+            utc_offset_hours=UTC_OFFSET_HOURS,
+            licence="terms of Tianchi dataset 140281",
+            citation="Alibaba, Rec-Tmall, Tianchi dataset 140281",
+            url="https://tianchi.aliyun.com/dataset/140281",
+        )
+
+    def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
+        for file in self.logs:
+            self.check(connection, file)
+        time = f"epoch_ms({moment('vtime')}) - {UTC_OFFSET_HOURS * 3_600_000}"
+        log = f"(SELECT user_id, item_id, action, {time} AS t_ms FROM {csv(self.logs)})"
+        relation = events.impressions(log, RULES, [])
+        if not self.products:
+            return relation
+        folder = Path(one_row(connection, "SELECT current_setting('temp_directory')")[0])
+        products = csv([as_utf8(file, folder) for file in self.products], "all_varchar = true, strict_mode = false")
+        wanted = "".join(
+            f", any_value(nullif({column}, 'null') ORDER BY {column}) AS {name}" for name, column in PRODUCT.items()
+        )
+        return f"""SELECT seen.*, products.* EXCLUDE (id) FROM ({relation}) AS seen
+            LEFT JOIN (SELECT {ITEM_KEY} AS id{wanted} FROM {products} GROUP BY ALL) AS products
+            ON ltrim(seen.item_id, 'i') = products.id"""
+
+    def check(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+        """Raise DataError for the first row with an action or time that is not the format's."""
+        known = ", ".join(literal(value) for value in (RULES.opening, *RULES.actions.values()))
+        connection.execute("SET preserve_insertion_order = true")
+        bad = connection.execute(
+            f"""SELECT row, action, vtime, {moment("vtime")} FROM (
+                SELECT row_number() OVER () + 1 AS row, action, vtime FROM {csv([file])})
+            WHERE action IS NULL OR action NOT IN ({known}) OR {moment("vtime")} IS NULL ORDER BY row LIMIT 1"""
+        ).fetchone()
+        connection.execute("SET preserve_insertion_order = false")
+        if bad is None:
+            return
+        row, action, time, understood = bad
+        if understood is None:
+            raise DataError(f"{time!r} is no time like 2014/9/18 15:03", file=file, row=row, field="vtime")
+        raise DataError(f"unknown action {action!r}", file=file, row=row, field="action")
+
+
+ITEM_KEY = "ltrim(item_id, 'i')"
+
+
+def moment(column: str) -> str:
+    """SQL of a local time, NULL when it cannot be read."""
+    return f"try_strptime({column}, [{', '.join(literal(style) for style in TIME_FORMATS)}])"
+
+
+def as_utf8(file: Path, folder: Path) -> Path:
+    """A copy of a GB18030 file in UTF-8, written in chunks to ``folder``; bytes that are neither become U+FFFD."""
+    folder.mkdir(parents=True, exist_ok=True)
+    decoder = codecs.getincrementaldecoder("gb18030")(errors="replace")
+    with (
+        open(file, "rb") as source,
+        tempfile.NamedTemporaryFile("w", suffix=".csv", dir=folder, encoding="utf-8", delete=False) as target,
+    ):
+        while chunk := source.read(CHUNK):
+            target.write(decoder.decode(chunk))
+        target.write(decoder.decode(b"", final=True))
+    return Path(target.name)

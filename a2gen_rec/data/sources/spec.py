@@ -1,0 +1,195 @@
+"""The YAML that describes a user's own log to the ``generic`` source (examples in ``configs/sources/``)."""
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from a2gen_rec import paths
+from a2gen_rec.data.schema import ITEM, Kind, Level
+from a2gen_rec.data.sources.base import FeatureSpec, SourceFacts, SplitRule
+from a2gen_rec.errors import ConfigError
+
+TimeUnit = Literal["ms", "s", "us", "timestamp"]
+
+
+@dataclass
+class FeatureColumn:
+    """A column that becomes a table; ``column`` is empty where it has the feature's name.
+
+    The other fields are those of ``sources.base.FeatureSpec``.
+    """
+
+    name: str
+    level: Level
+    column: str = ""
+    kind: Kind = "vocabulary"
+    size: int = 0
+    min_count: int = 1
+    edges: list[float] = field(default_factory=list)
+
+
+@dataclass
+class SplitColumns:
+    """``sources.base.SplitRule`` as YAML."""
+
+    by: Literal["time", "last"] = "time"
+    valid_from: str = ""
+    test_from: str = ""
+    valid_share: float = 0.1
+    test_share: float = 0.1
+
+
+@dataclass(kw_only=True)
+class LogSpec:
+    """What both kinds of log have.
+
+    Attributes:
+        files: pattern of the log's files in the raw folder; all of one format, Parquet or CSV with a header.
+        time_unit: of the time column: numbers since 1970, or ``timestamp`` (text, or a Parquet timestamp).
+        utc_offset_hours: the log's time zone, which timestamps without a zone are in.
+        calendar: whether the times are wall-clock times.
+        features: ``user_id`` and ``item_id`` are added when they are not among them.
+    """
+
+    kind: Literal["impressions", "events"]
+    name: str = "generic"
+    files: str = "*"
+    time_unit: TimeUnit = "ms"
+    utc_offset_hours: float = 0.0
+    calendar: bool = True
+    features: list[FeatureColumn] = field(default_factory=list)
+    split: SplitColumns = field(default_factory=SplitColumns)
+    licence: str = ""
+    citation: str = ""
+    url: str = ""
+
+    def all_features(self) -> list[FeatureColumn]:
+        named = {feature.name for feature in self.features}
+        identifiers = [FeatureColumn("user_id", "user", min_count=2), FeatureColumn(ITEM, "item", min_count=2)]
+        return [feature for feature in identifiers if feature.name not in named] + self.features
+
+    def facts(self, actions: list[str], labels: list[str]) -> SourceFacts:
+        return SourceFacts(
+            name=self.name,
+            actions=tuple(actions),
+            labels=tuple(labels),
+            features=tuple(
+                FeatureSpec(x.name, x.level, x.kind, x.size, x.min_count, tuple(x.edges)) for x in self.all_features()
+            ),
+            split=SplitRule(**vars(self.split)),
+            calendar=self.calendar,
+            utc_offset_hours=self.utc_offset_hours,
+            licence=self.licence,
+            citation=self.citation,
+            url=self.url,
+        )
+
+
+@dataclass
+class ImpressionColumns:
+    user: str
+    item: str
+    time: str
+    dwell_s: str = ""
+
+
+@dataclass
+class ActionColumns:
+    """How an impression tells of an action: a 0/1 ``flag``, an ``offset_s`` in seconds (empty: did not happen).
+
+    With both, the flag decides whether it happened and the offset when, if known.
+    """
+
+    flag: str = ""
+    offset_s: str = ""
+
+
+@dataclass(kw_only=True)
+class ImpressionsSpec(LogSpec):
+    """One row per exposure. ``actions`` and ``labels`` map names to columns, in vocabulary order."""
+
+    columns: ImpressionColumns
+    actions: dict[str, ActionColumns] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class EventColumns:
+    user: str
+    item: str
+    time: str
+    action: str
+
+
+@dataclass(kw_only=True)
+class EventsSpec(LogSpec):
+    """One row per action. ``actions`` maps names to values of the action column, in vocabulary order.
+
+    Attributes:
+        opening: value that opens an impression.
+        closing: value whose time is the exit; empty when the log has none.
+        ignored: values to pass over.
+        idle_gap_s: silence after which an impression is closed.
+    """
+
+    columns: EventColumns
+    opening: str
+    actions: dict[str, str] = field(default_factory=dict)
+    closing: str = ""
+    ignored: list[str] = field(default_factory=list)
+    idle_gap_s: float = 1800.0
+
+
+def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
+    """Read and check a spec.
+
+    Raises:
+        ConfigError: not YAML, an unknown or missing key, or a value of the wrong type.
+    """
+    try:
+        raw = yaml.safe_load(paths.read_text(file))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file}: must be a mapping with `kind: impressions` or `kind: events`")
+    kinds: dict[str, type[ImpressionsSpec] | type[EventsSpec]] = {
+        "impressions": ImpressionsSpec,
+        "events": EventsSpec,
+    }
+    if raw.get("kind") not in kinds:
+        raise ConfigError(f"{file}: kind is {raw.get('kind')!r}, must be 'impressions' or 'events'")
+    spec = parse(kinds[raw["kind"]], raw, file)
+    for feature in spec.features:
+        if feature.name == "user_id" and feature.level != "user":
+            raise ConfigError(f"{file}: feature 'user_id' must have level 'user'")
+        if feature.name == ITEM and feature.level != "item":
+            raise ConfigError(f"{file}: feature {ITEM!r} must have level 'item'")
+        if feature.name in ("user_id", ITEM) and (feature.column or feature.kind == "buckets"):
+            raise ConfigError(f"{file}: feature {feature.name!r} takes its column from columns and has no buckets")
+    if isinstance(spec, ImpressionsSpec):
+        for name, action in spec.actions.items():
+            if not (action.flag or action.offset_s):
+                raise ConfigError(f"{file}: action {name!r} needs a flag column, an offset_s column, or both")
+    elif spec.idle_gap_s <= 0:
+        raise ConfigError(f"{file}: idle_gap_s {spec.idle_gap_s} must be positive")
+    else:
+        values = [spec.opening, *spec.actions.values(), *([spec.closing] if spec.closing else []), *spec.ignored]
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ConfigError(f"{file}: the action value {twice[0]!r} has two meanings")
+    return spec
+
+
+def parse(kind: type[Any], raw: dict[str, Any], file: str) -> Any:
+    """Plain data as the dataclass ``kind``; ConfigError in one line when it does not fit."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    try:
+        with warnings.catch_warnings():
+            # Renamed to `instantiate` in jsonargparse 4.49; both names exist until 5.
+            warnings.simplefilter("ignore")
+            return kind(**vars(parser.instantiate_classes(parser.parse_object(raw))))
+    except ArgumentError as error:
+        raise ConfigError(f"{file}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,62 @@
+"""Tenrec: video feeds of QQ Browser and QQ Kandian (Yuan et al., NeurIPS 2022 Datasets and Benchmarks).
+
+The log has no times; rows are in order of exposure, so the row number stands for time. ``watching_times`` is
+feedback of the impression itself and is no input.
+"""
+
+from pathlib import Path
+
+import duckdb
+
+from a2gen_rec.data.sources.base import FeatureSpec, SourceFacts, SplitRule
+from a2gen_rec.data.sources.files import csv, find, require_columns
+from a2gen_rec.errors import DataError
+
+ACTIONS = ("like", "share", "follow")
+FLAGS = ("click", *ACTIONS)
+
+
+class Tenrec:
+    """One file such as ``QB-video.csv``, ``QK-video.csv`` or ``ctr_data_1M.csv``, or a folder with one.
+
+    Raises:
+        DataError: there is not exactly one file, or a column is missing.
+    """
+
+    def __init__(self, raw: str) -> None:
+        files = [Path(raw)] if Path(raw).is_file() else find(Path(raw), "*.csv")
+        if len(files) != 1:
+            raise DataError(f"has {len(files)} files *.csv; name the one to read", file=raw)
+        self.file = files[0]
+        columns = ("user_id", "item_id", *FLAGS, "video_category", "gender", "age")
+        require_columns(self.file, csv(files), columns)
+
+    def facts(self) -> SourceFacts:
+        return SourceFacts(
+            name="tenrec",
+            actions=ACTIONS,
+            labels=("click",),
+            features=(
+                FeatureSpec("user_id", "user", min_count=2),
+                FeatureSpec("gender", "user"),
+                FeatureSpec("age", "user"),
+                FeatureSpec("item_id", "item", min_count=2),
+                FeatureSpec("video_category", "item"),
+            ),
+            split=SplitRule(by="last", valid_share=0.1, test_share=0.1),
+            calendar=False,
+            licence="research use only, after registration",
+            citation="Yuan et al., Tenrec: A Large-scale Multipurpose Benchmark Dataset for Recommender Systems, "
+            "NeurIPS 2022",
+            url="https://github.com/yuangh-x/2022-NIPS-Tenrec",
+        )
+
+    def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
+        connection.execute("SET preserve_insertion_order = true")
+        types = ", ".join(f"'{name}': 'INTEGER'" for name in FLAGS)
+        text = ", ".join(f"'{name}': 'VARCHAR'" for name in ("user_id", "item_id", "video_category", "gender", "age"))
+        actions = ", ".join(f"CASE WHEN {name} > 0 THEN 'nan'::DOUBLE END AS at_{name}" for name in ACTIONS)
+        return f"""
+            SELECT user_id, item_id, row_number() OVER () * 1000 AS ts_ms, 'nan'::DOUBLE AS dwell_s, {actions},
+                (click > 0)::INT::DOUBLE AS label_click, gender, age, video_category, NULL AS problem
+            FROM {csv([self.file], f"types = {{{types}, {text}}}")}"""

@@ -1,0 +1,65 @@
+"""A dataset card as tables for the terminal."""
+
+from datetime import UTC, datetime
+
+from rich.table import Table
+
+from a2gen_rec.data.schema import EXIT, SPLITS, DatasetCard
+
+
+def summary_tables(card: DatasetCard) -> list[Table]:
+    """Rows read and dropped, splits, positives per action, and features with their cardinalities."""
+    return [rows_table(card), splits_table(card), actions_table(card), features_table(card)]
+
+
+def new_table(title: str, *columns: str) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(title=title, title_justify="left")
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place else "left")
+    return table
+
+
+def rows_table(card: DatasetCard) -> Table:
+    kept = sum(split.targets for split in card.splits.values())
+    table = new_table(f"{card.name}: rows", "rows", "count")
+    table.add_row("read", f"{kept + sum(card.dropped.values()):,}")
+    for reason, count in card.dropped.items():
+        table.add_row(f"dropped: {reason}", f"{count:,}")
+    table.add_row("kept as impressions", f"{kept:,}")
+    return table
+
+
+def moment(card: DatasetCard, ms: int | None) -> str:
+    if ms is None or not card.calendar:
+        return "–"
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def splits_table(card: DatasetCard) -> Table:
+    table = new_table("splits", "split", "windows", "targets", "first (UTC)", "last (UTC)")
+    for name in SPLITS:
+        split = card.splits[name]
+        first, last = moment(card, split.first_ms), moment(card, split.last_ms)
+        table.add_row(name, f"{split.windows:,}", f"{split.targets:,}", first, last)
+    return table
+
+
+def actions_table(card: DatasetCard) -> Table:
+    table = new_table("positives", "action or label", *SPLITS, "base rate", "median time")
+    for name in [*card.events, *card.labels]:
+        counts = [f"{card.splits[split].positives[name]:,}" for split in SPLITS]
+        table.add_row(name, *counts, f"{card.base_rate[name]:.2%}", median(card, name))
+    table.add_row(EXIT, *["–"] * (len(SPLITS) + 1), median(card, EXIT))
+    return table
+
+
+def median(card: DatasetCard, action: str) -> str:
+    return f"{card.median_time_s[action]:.4g} s" if action in card.median_time_s else "–"
+
+
+def features_table(card: DatasetCard) -> Table:
+    table = new_table("features", "feature", "level", "kind", "rows")
+    for feature in card.features:
+        table.add_row(feature.name, feature.level, feature.kind, f"{feature.cardinality:,}")
+    return table

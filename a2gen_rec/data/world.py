@@ -1,0 +1,195 @@
+"""The simulated world: videos with segments and highlights, users with interests and habits, exposure [ours].
+
+Every draw is made for a whole array at once. Items come from one generator of the seed; users come in blocks of
+:data:`BLOCK`, each with generators of its own, so a user is the same however many others are simulated.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from a2gen_rec.config import SimulateConfig
+
+ACTIONS = ("like", "comment", "follow", "collect", "forward")
+AGE_BANDS = ("under_18", "18_24", "25_34", "35_49", "50_plus")
+ACTIVITY_LEVELS = ("low", "middle", "high")
+UPLOAD_TYPES = ("camera", "edited", "imported")
+TABS = ("for_you", "discover")
+BLOCK = 1_000
+SEGMENTS = 8
+HOOK_MS = 3_000
+LONG_VIEW_MS = 18_000
+
+# Streams of the seed: one number per purpose keeps them independent.
+ITEM_STREAM, GROUP_STREAM, USER_STREAM, IMPRESSION_STREAM, FIT_STREAM = range(5)
+
+
+@dataclass(frozen=True)
+class Items:
+    """All videos. ``I`` items, ``K`` = :data:`SEGMENTS`; segment arrays are segment-major.
+
+    Attributes:
+        author, topic, upload_type: (I,) int; ``topic`` is the visible category.
+        quality: (I,) float, log-odds.
+        popularity: (I,) float, share of exposures where interests do not count.
+        edges_ms: (K+1, I) int64, segment boundaries from 0 to the duration; absent segments have no length.
+            The first segment is the hook, :data:`HOOK_MS` long.
+        segment_topic: (K, I) int.
+        highlight: (K, I) bool.
+    """
+
+    author: np.ndarray
+    topic: np.ndarray
+    upload_type: np.ndarray
+    quality: np.ndarray
+    popularity: np.ndarray
+    edges_ms: np.ndarray
+    segment_topic: np.ndarray
+    highlight: np.ndarray
+
+    @property
+    def duration_ms(self) -> np.ndarray:
+        return self.edges_ms[-1]
+
+
+@dataclass(frozen=True)
+class Users:
+    """One block of users. ``U`` users, ``T`` topics.
+
+    Attributes:
+        user_id: (U,) int64.
+        group, age_band, activity_level: (U,) int, visible.
+        activity: (U,) float, expected impressions.
+        affinity: (U, T) float, interest in each topic; about 1.5 for the few loved ones, below 0 for the rest.
+        habit: (U, A) float, log-odds of each action of :data:`ACTIONS`.
+        impatience: (U,) float, log-odds of leaving.
+    """
+
+    user_id: np.ndarray
+    group: np.ndarray
+    age_band: np.ndarray
+    activity_level: np.ndarray
+    activity: np.ndarray
+    affinity: np.ndarray
+    habit: np.ndarray
+    impatience: np.ndarray
+
+
+def make_items(config: SimulateConfig) -> Items:
+    """Draw all videos of the world.
+
+    Authors keep mostly to one topic; durations are log-normal, 5 to 180 s; every video has a highlight.
+    """
+    rng = np.random.default_rng([config.seed, ITEM_STREAM])
+    count, topics = config.items, config.topics
+    author = np.minimum(rng.random(count) ** 1.5 * config.authors, config.authors - 1).astype(np.int64)
+    author_topic = rng.integers(topics, size=config.authors)
+    topic = np.where(rng.random(count) < 0.8, author_topic[author], rng.integers(topics, size=count))
+    quality = config.quality * rng.standard_normal(count)
+    popularity = (1.0 + rng.permutation(count)) ** -config.popularity
+
+    duration_s = np.clip(rng.lognormal(np.log(20.0), 0.7, count), 5.0, 180.0)
+    duration_ms = (np.round(duration_s, 1) * 1000).round().astype(np.int64)
+    segments = np.clip(2 + (duration_s / 8 + rng.random(count) * 2).astype(np.int64), 3, SEGMENTS)
+    present = np.arange(SEGMENTS)[:, None] < segments
+    length = np.where(present, rng.uniform(0.5, 1.5, (SEGMENTS, count)), 0.0)
+    length[0] = 0.0
+    share = np.cumsum(length, axis=0) / length.sum(axis=0)
+    edges_ms = np.zeros((SEGMENTS + 1, count), dtype=np.int64)
+    edges_ms[1:] = HOOK_MS + np.round(share * (duration_ms - HOOK_MS)).astype(np.int64)
+    edges_ms[-1] = duration_ms
+
+    strays = rng.random((SEGMENTS, count)) < 0.15
+    strays[0] = False
+    segment_topic = np.where(strays, rng.integers(topics, size=(SEGMENTS, count)), topic)
+    highlight = rng.random((SEGMENTS, count)) < 0.15
+    highlight[1 + (rng.random(count) * (segments - 1)).astype(np.int64), np.arange(count)] = True
+    highlight[0] = False
+    upload_type = np.clip(1.0 + quality / max(config.quality, 1e-9) + rng.standard_normal(count), 0, 2.99)
+    return Items(
+        author=author,
+        topic=topic,
+        upload_type=upload_type.astype(np.int64),
+        quality=quality,
+        popularity=popularity / popularity.sum(),
+        edges_ms=edges_ms,
+        segment_topic=segment_topic,
+        highlight=highlight & present,
+    )
+
+
+def make_users(config: SimulateConfig, block: int) -> Users:
+    """Draw the users of one block: ``block * BLOCK`` and on, at most :data:`BLOCK` of them."""
+    rng = np.random.default_rng([config.seed, GROUP_STREAM])
+    favourites = max(1, config.topics // 3)
+    preferred = rng.random((config.groups, config.topics)).argsort(axis=1) < favourites
+    age_habit = rng.standard_normal((len(AGE_BANDS), len(ACTIONS)))
+
+    rng = np.random.default_rng([config.seed, USER_STREAM, block])
+    group = rng.integers(config.groups, size=BLOCK)
+    age_band = (group + rng.integers(3, size=BLOCK)) % len(AGE_BANDS)
+    activity = rng.gamma(2.0, 0.5, BLOCK)
+
+    # The loved topics are a weighted draw without replacement (Gumbel top-k), mostly of the group's favourites.
+    weight = np.where(preferred[group], 0.8 / favourites, 0.2 / config.topics)
+    lure = np.log(weight) + rng.gumbel(size=(BLOCK, config.topics))
+    loved = (-lure).argsort(axis=1).argsort(axis=1) < min(3, max(1, config.topics // 2))
+    noise = rng.standard_normal((BLOCK, config.topics))
+    affinity = np.where(loved, 1.5 + 0.3 * noise, -0.7 + 0.4 * noise)
+
+    outgoing = rng.standard_normal((BLOCK, 1))
+    own = rng.standard_normal((BLOCK, len(ACTIONS)))
+    habit = config.habit * (0.65 * outgoing + 0.65 * own + 0.35 * age_habit[age_band])
+    impatience = 0.8 * config.habit * rng.standard_normal(BLOCK)
+
+    kept = slice(0, min(BLOCK, config.users - block * BLOCK))
+    return Users(
+        user_id=np.arange(block * BLOCK, (block + 1) * BLOCK)[kept],
+        group=group[kept],
+        age_band=age_band[kept],
+        activity_level=np.searchsorted([0.6, 1.3], activity)[kept],
+        activity=config.impressions_per_user * activity[kept],
+        affinity=affinity[kept],
+        habit=habit[kept],
+        impatience=impatience[kept],
+    )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is shown to whom: items by popularity, or by popularity within a topic drawn by interest.
+
+    Attributes:
+        order: (I,) items sorted by topic.
+        cumulative: (I,) running popularity in that order.
+        topic_begin, topic_mass: (T,) each topic's stretch of ``cumulative``.
+    """
+
+    order: np.ndarray
+    cumulative: np.ndarray
+    topic_begin: np.ndarray
+    topic_mass: np.ndarray
+
+    @classmethod
+    def of(cls, items: Items, topics: int) -> "Policy":
+        order = items.topic.argsort(kind="stable")
+        mass = np.bincount(items.topic, weights=items.popularity, minlength=topics)
+        return cls(order, items.popularity[order].cumsum(), mass.cumsum() - mass, mass)
+
+    def draw(self, users: Users, row: np.ndarray, by_interest: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Items shown in ``N`` impressions.
+
+        Args:
+            row: (N,) int, row of the user in ``users``.
+            by_interest: (N,) bool.
+
+        Returns:
+            (N,) int64 items.
+        """
+        weight = np.exp(1.2 * users.affinity) * (self.topic_mass > 0)
+        share = weight.cumsum(axis=1) / weight.sum(axis=1, keepdims=True)
+        pick, position = rng.random((2, len(row)))
+        topic = np.minimum((share[row] <= pick[:, None]).sum(axis=1), len(self.topic_mass) - 1)
+        within = self.topic_begin[topic] + position * self.topic_mass[topic]
+        place = self.cumulative.searchsorted(np.where(by_interest, within, position), side="right")
+        return self.order[np.minimum(place, len(self.order) - 1)]

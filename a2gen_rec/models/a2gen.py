@@ -1,0 +1,196 @@
+"""A2Gen as one model: sharded tables in, per-target predictions out (arXiv 2604.25834, METHODS §2–4)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor
+
+from a2gen_rec.config import Config, ModelConfig
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.nn.decoding import Decoded, Occurrence, decode, occurrence
+from a2gen_rec.nn.encoder import HierarchicalEncoder, WindowLayout, log_bucket
+from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
+from a2gen_rec.sharding.tables import ACTION, GAP, TIME, table_rows
+
+
+@dataclass(frozen=True)
+class A2GenOutput:
+    """Predictions for the targets of a batch.
+
+    Attributes:
+        steps: teacher-forced predictions of every next step, [steps, actions].
+        draft: the implicit generator's draft of them; None for the explicit form.
+        label_logits: [targets, labels].
+        context: [targets, d_context] of the generator, from which sequences are decoded.
+        tables: the small tables that decoding reads.
+    """
+
+    steps: Steps
+    draft: Steps | None
+    label_logits: Tensor
+    context: Tensor
+    tables: StepEmbeddings
+
+
+class A2Gen(nn.Module):
+    """Embedding tables (to be sharded) and the dense ranker.
+
+    Args:
+        device: where the tables are made; ``meta`` leaves making them to the sharding.
+    """
+
+    def __init__(self, card: DatasetCard, config: Config, device: torch.device | None = None) -> None:
+        super().__init__()
+        scale = config.sharding.init_scale
+        self.embeddings = EmbeddingCollection(
+            device=device,
+            tables=[
+                EmbeddingConfig(
+                    name=name,
+                    embedding_dim=config.model.dim,
+                    num_embeddings=rows,
+                    feature_names=[name],
+                    init_fn=lambda weight: nn.init.uniform_(weight, -scale, scale),
+                )
+                for name, rows in table_rows(card, config.model).items()
+            ],
+        )
+        self.ranker = DenseRanker(card, config.model)
+
+    def forward(self, batch: WindowBatch) -> A2GenOutput:
+        # Nothing but these two calls: training pipelines trace this method to overlap the lookups.
+        return self.ranker(self.embeddings(batch.sparse), batch)
+
+
+class DenseRanker(nn.Module):
+    """Everything after the lookups."""
+
+    timed: Tensor
+
+    def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.history = config.history or card.history
+        self.features = {
+            level: [feature.name for feature in card.at_level(level)] for level in ("user", "item", "context")
+        }
+        dim = config.dim
+        d_item = dim * (len(self.features["item"]) + len(self.features["context"]))
+        d_context = dim * len(self.features["user"]) + d_item + dim
+        self.encoder = HierarchicalEncoder(
+            d_item,
+            dim,
+            config.heads,
+            config.residual,
+            config.mlp_ratio,
+            config.time_buckets if config.recency_bias else 0,
+            config.attention,
+            config.dropout,
+        )
+        form: type[Generator] = ExplicitGenerator if config.generator == "explicit" else ImplicitGenerator
+        self.generator = form(
+            d_context,
+            dim,
+            config.heads,
+            len(card.actions),
+            residual=config.residual,
+            mlp_ratio=config.mlp_ratio,
+            time_head=config.time_head,
+            time_distribution=config.time_distribution,
+            time_per_action=config.time_per_action,
+            max_offset_s=config.max_offset_s,
+            dropout=config.dropout,
+        )
+        hidden = int(dim * config.tower_ratio)
+        self.labels = (
+            nn.Sequential(
+                nn.LayerNorm(d_context), nn.Linear(d_context, hidden), nn.GELU(), nn.Linear(hidden, len(card.labels))
+            )
+            if card.labels
+            else None
+        )
+        timed = torch.tensor([name in card.timed for name in card.actions])
+        self.register_buffer("timed", timed, persistent=False)
+
+    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> A2GenOutput:
+        looked_up = {name: jagged.values() for name, jagged in rows.items()}
+        tables = StepEmbeddings(looked_up[ACTION], looked_up[TIME])
+        item = self._concatenate(looked_up, batch, "item", "context")
+        target = item[batch.target]
+        history = self._history(looked_up, tables, item, target, batch)
+        parts = [target, history]
+        if self.features["user"]:
+            parts.insert(0, self._concatenate(looked_up, batch, "user")[batch.target_window])
+        context = torch.cat(parts, dim=-1)
+        steps, draft = self.generator(
+            batch.action[batch.step], batch.offset_s[batch.step], batch.step_label, context, batch.steps, tables
+        )
+        labels = context[:, :0] if self.labels is None else self.labels(context)
+        return A2GenOutput(steps, draft, labels, context, tables)
+
+    def occurrence(self, output: A2GenOutput, prune: float) -> Occurrence:
+        """Whether and when each action happens, for every target of ``output``."""
+        return occurrence(self.generator, output.context, output.tables, self.timed, prune)
+
+    def decode(self, output: A2GenOutput, width: int) -> Decoded:
+        """The most probable action sequences of every target of ``output``."""
+        return decode(self.generator, output.context, output.tables, self.timed, "beam", width)
+
+    def _concatenate(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: str) -> Tensor:
+        names = [name for level in levels for name in self.features[level]]
+        return torch.cat([looked_up[name][batch.index[name]] for name in names], dim=-1)
+
+    def _history(
+        self,
+        looked_up: dict[str, Tensor],
+        tables: StepEmbeddings,
+        item: Tensor,
+        target: Tensor,
+        batch: WindowBatch,
+    ) -> Tensor:
+        buckets, config = self.config.time_buckets, self.config
+        time = tables.time[log_bucket(batch.offset_s, buckets, config.max_offset_s)]
+        tokens = torch.cat([time, tables.action[batch.action]], dim=-1)
+        actions = self.encoder.encode_actions(tokens, item, batch.sequences)
+        gap = looked_up[GAP][log_bucket(gap_s(batch), buckets, config.max_gap_s)]
+        return self.encoder(item, actions, gap, target, self._layout(batch))
+
+    def _layout(self, batch: WindowBatch) -> WindowLayout:
+        """Target t sees the ``history`` impressions right before it, of those the ones that had ended."""
+        windows, longest = batch.shape
+        _, most = batch.target_shape
+
+        def spread(values: Tensor, fill: int) -> Tensor:
+            out = values.new_full((windows, longest), fill)
+            return out.index_put((batch.window, batch.column), values)
+
+        begin, end = spread(batch.ts_ms, 0), spread(batch.end_ms, torch.iinfo(torch.int64).max)
+        place = batch.first_target[:, None] + torch.arange(most, device=begin.device)
+        at = place.clamp(max=max(longest - 1, 0))
+        now = begin.gather(1, at)[..., None] if longest else begin.new_zeros(windows, most, 1)
+        column = torch.arange(longest, device=begin.device)
+        before = (column < place[..., None]) & (column >= place[..., None] - self.history)
+        real = (place < batch.lengths[:, None])[..., None]
+        visible = before & real & (begin[:, None] < now) & (end[:, None] <= now)
+        recency = None
+        if self.config.recency_bias:
+            seconds = (now - begin[:, None]).float() / 1000
+            recency = log_bucket(seconds, self.config.time_buckets, self.config.max_gap_s)
+        return WindowLayout(
+            batch.window,
+            batch.column,
+            batch.shape,
+            batch.target_window,
+            batch.target_column,
+            batch.target_shape,
+            visible,
+            recency,
+        )
+
+
+def gap_s(batch: WindowBatch) -> Tensor:
+    """[impressions] seconds since the impression before in the window; NaN for the first."""
+    seconds = torch.diff(batch.ts_ms, prepend=batch.ts_ms[:1]).float() / 1000
+    return seconds.masked_fill(batch.column == 0, torch.nan)

@@ -1,0 +1,115 @@
+"""Model, tables and optimizers of one rank, sharded and ready to step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan
+from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from a2gen_rec.config import Config, OptimConfig
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
+from a2gen_rec.sharding.planner import plan, sharders
+from a2gen_rec.sharding.tables import table_rows
+from a2gen_rec.training.losses import Loss
+from a2gen_rec.training.process import Process
+
+TABLE_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+}
+
+
+class TrainTask(nn.Module):
+    """Model and loss in one module, the form that training pipelines take."""
+
+    def __init__(self, model: A2Gen, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: WindowBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, A2GenOutput]]:
+        return self.loss(self.model(batch), batch)
+
+
+@dataclass
+class Built:
+    """A sharded model with its optimizers.
+
+    Attributes:
+        dmp: the sharded :class:`TrainTask`.
+        optimizer: dense and table optimizers together; the tables' update runs inside the backward pass.
+        plan: which shard of which table is where.
+    """
+
+    dmp: DistributedModelParallel
+    optimizer: CombinedOptimizer
+    plan: ShardingPlan
+
+    @property
+    def model(self) -> A2Gen:
+        """The model inside its wrappers (its forward must be reached through ``dmp``)."""
+        return self.dmp.module.model
+
+
+def build(card: DatasetCard, config: Config, process: Process, sharding: ShardingPlan | None = None) -> Built:
+    """Make, shard and equip the model.
+
+    Args:
+        sharding: a plan to follow; by default the planner makes one.
+    """
+    torch.manual_seed(config.train.seed)
+    model = A2Gen(card, config, device=torch.device("meta"))
+    apply_optimizer_in_backward(
+        TABLE_OPTIMIZERS[config.optim.tables], model.embeddings.parameters(), _table_options(config.optim)
+    )
+    task = TrainTask(model, Loss(config.loss, process.world))
+    if sharding is None:
+        names = list(table_rows(card, config.model))
+        sharding = plan(task, names, config.sharding, process.device, process.world, process.local_world)
+    model.ranker.to(process.device)  # the tables stay on meta until they are sharded
+    # Each rank fills its own shards: with one seed for all, shards of a table would repeat each other.
+    torch.manual_seed(config.train.seed * 1_000_003 + process.rank + 1)
+    dmp = DistributedModelParallel(
+        task,
+        device=process.device,
+        plan=sharding,
+        sharders=sharders(),
+    )
+    return Built(dmp, _optimizer(dmp, config.optim), sharding)
+
+
+def _table_options(config: OptimConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {"lr": config.tables_lr}
+    if config.tables_weight_decay:
+        options["weight_decay"] = config.tables_weight_decay
+    return options
+
+
+def _optimizer(dmp: DistributedModelParallel, config: OptimConfig) -> CombinedOptimizer:
+    kind = torch.optim.AdamW if config.dense == "adamw" else torch.optim.Adam
+    dense: KeyedOptimizer = KeyedOptimizerWrapper(
+        dict(in_backward_optimizer_filter(dmp.named_parameters())),
+        lambda parameters: kind(parameters, lr=config.dense_lr, weight_decay=config.weight_decay),
+    )
+    dense.init_state()
+    if config.clip_norm:
+        dense = GradientClippingOptimizer(dense, GradientClipping.NORM, config.clip_norm)
+    optimizer = CombinedOptimizer([dmp.fused_optimizer, dense])
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    return optimizer
+
+
+def schedule(optimizer: CombinedOptimizer, scale: float) -> None:
+    """Set every learning rate to ``scale`` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = scale * group["peak_lr"]

@@ -1,0 +1,211 @@
+"""Checkpoints: everything a job needs to go on, whatever the number of ranks and the sharding plan.
+
+``RUN/checkpoints/step-00000120/`` holds the tensors as ``torch.distributed.checkpoint`` writes them (parameters,
+both optimizers, random states) and ``state.json`` (loader positions, progress, metrics, configuration, dataset
+card). A checkpoint is written beside its place and moved there whole, so that any folder of that name is complete.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from iopath.common.file_io import g_pathmgr
+from torch.distributed.checkpoint.api import CheckpointException
+
+from a2gen_rec import paths
+from a2gen_rec.data.loader import Position
+from a2gen_rec.errors import UserError
+from a2gen_rec.training.build import Built
+from a2gen_rec.training.process import gather
+from a2gen_rec.training.storage import IOPathReader, IOPathWriter
+
+FOLDER, STATE, BEST = "checkpoints", "state.json", "best.json"
+
+
+@dataclass
+class State:
+    """What a checkpoint holds besides tensors.
+
+    Attributes:
+        step: optimizer steps taken.
+        windows: training windows consumed in the current epoch, over all ranks.
+        positions: where each rank's loader stands.
+        best, best_step: best value of the monitored metric (lower is better) and its step; None before any.
+        waited: validations since the best one.
+        config: the resolved configuration; data: the dataset's folder; card: its dataset card.
+    """
+
+    step: int
+    windows: int
+    positions: list[Position]
+    best: float | None
+    best_step: int | None
+    waited: int
+    config: dict[str, Any]
+    data: str
+    card: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, checkpoint: str) -> "State":
+        """Read ``state.json`` of a checkpoint.
+
+        Raises:
+            UserError: it is damaged or of another version.
+        """
+        file = paths.join(checkpoint, STATE)
+        try:
+            raw = json.loads(paths.read_text(file))
+            return cls(**{**raw, "positions": [Position(**position) for position in raw["positions"]]})
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{file}: not a checkpoint's state ({error})") from error
+
+
+def latest(run: str) -> str | None:
+    """The last complete checkpoint of a run; None if there is none."""
+    steps = _steps(run)
+    return place(run, steps[-1]) if steps else None
+
+
+def best(run: str) -> str:
+    """The checkpoint with the best validation metric, or the last one where none was validated.
+
+    Raises:
+        UserError: the run has no checkpoint.
+    """
+    found = latest(run)
+    if found is None:
+        raise UserError(f"{run}: no checkpoint here; is it the folder given to `a2gen train --run`?")
+    file = paths.join(run, FOLDER, BEST)
+    if paths.exists(file):
+        marked = place(run, int(json.loads(paths.read_text(file))["step"]))
+        if paths.exists(marked):
+            return marked
+    return found
+
+
+def save(run: str, built: Built, state: State, keep: int) -> None:
+    """Write a checkpoint, then drop those beyond the last ``keep`` and the best. Called by all ranks.
+
+    Raises:
+        UserError: the run's folder cannot be written to.
+    """
+    target = place(run, state.step)
+    beside = f"{target}.writing"
+    leads = dist.get_rank() == 0
+    failure = None
+    if leads:
+        try:
+            if paths.exists(beside):
+                _remove(beside)
+            g_pathmgr.mkdirs(beside)
+        except OSError as error:
+            failure = f"{beside}: checkpoint cannot be written ({error.strerror or error})"
+    _agree(failure)
+    try:
+        dcp.save(_tensors(built), storage_writer=IOPathWriter(beside))
+    except CheckpointException as error:
+        failure = f"{beside}: checkpoint cannot be written ({_cause(error)})"
+    _agree(failure)
+    if leads:
+        paths.write_text(paths.join(beside, STATE), json.dumps(asdict(state), indent=1))
+        if paths.exists(target):
+            _remove(target)
+        g_pathmgr.mv(beside, target)
+        if state.best_step == state.step:
+            paths.write_text(paths.join(run, FOLDER, BEST), json.dumps({"step": state.step, "value": state.best}))
+        for step in _steps(run)[:-keep] if keep else []:
+            if step not in (state.best_step, state.step):
+                _remove(place(run, step))
+    dist.barrier()
+
+
+def load(checkpoint: str, built: Built, with_optimizer: bool = True) -> None:
+    """Fill model (and optimizers, random state) in place from a checkpoint. Called by all ranks.
+
+    Raises:
+        UserError: the checkpoint is of another model shape, or damaged.
+    """
+    tensors = _tensors(built, with_optimizer)
+    reader = IOPathReader(checkpoint)
+    try:
+        saved = reader.read_metadata().state_dict_metadata
+        rng = tensors["rng"]
+        tensors["rng"] = {name: value for name, value in rng.items() if f"rng.{name}" in saved}
+        dcp.load(tensors, storage_reader=reader)
+    except (CheckpointException, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{checkpoint}: does not fit this model or is damaged ({_cause(error)})") from error
+    built.dmp.load_state_dict(tensors["model"])
+    if with_optimizer:
+        built.optimizer.load_state_dict(tensors["optimizer"])
+        if tensors["rng"]:
+            torch.set_rng_state(tensors["rng"][_rng_key()])
+
+
+def check_shape(saved: State, config: dict[str, Any], card: dict[str, Any], run: str) -> None:
+    """Refuse to go on with a model of another shape than the checkpoint's.
+
+    Raises:
+        UserError: naming the first setting that differs.
+    """
+    for name, value in config["model"].items():
+        before = saved.config["model"].get(name)
+        if before != value and name not in ("attention", "dropout"):
+            raise UserError(
+                f"{run}: its checkpoint has model.{name} = {before}, the configuration asks for {value}; "
+                "give the same model, or another --run"
+            )
+    if saved.config["optim"]["tables"] != config["optim"]["tables"]:
+        raise UserError(f"{run}: its checkpoint has optim.tables = {saved.config['optim']['tables']}")
+    for name in ("actions", "labels", "features"):
+        if saved.card[name] != card[name]:
+            raise UserError(f"{run}: was trained on a dataset with other {name}; prepare it the same way again")
+
+
+def _tensors(built: Built, with_optimizer: bool = True) -> dict[str, Any]:
+    tensors: dict[str, Any] = {"model": built.dmp.state_dict(), "rng": {}}
+    if with_optimizer:
+        optimizer = built.optimizer.state_dict()
+        # Plans differ in which tables have state on this rank; SGD's is empty under any plan.
+        optimizer["state"] = {name: state for name, state in optimizer["state"].items() if state}
+        tensors |= {"optimizer": optimizer, "rng": {_rng_key(): torch.get_rng_state()}}
+    return tensors
+
+
+def _rng_key() -> str:
+    return f"rank_{dist.get_rank()}_of_{dist.get_world_size()}"
+
+
+def place(run: str, step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return paths.join(run, FOLDER, f"step-{step:08d}")
+
+
+def _steps(run: str) -> list[int]:
+    names = paths.listdir(paths.join(run, FOLDER))
+    return sorted(int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdigit())
+
+
+def _agree(failure: str | None) -> None:
+    """Raise on all ranks what failed on any, so that none waits for another."""
+    for message in gather(failure):
+        if message:
+            raise UserError(message)
+
+
+def _remove(folder: str) -> None:
+    if paths.is_local(folder):
+        shutil.rmtree(folder)
+        return
+    for name in paths.listdir(folder):
+        g_pathmgr.rm(paths.join(folder, name))
+
+
+def _cause(error: BaseException) -> str:
+    text = str(error).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Traceback")]
+    return (lines[-1] if lines else type(error).__name__)[:300]

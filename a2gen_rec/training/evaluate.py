@@ -1,0 +1,144 @@
+"""Evaluation of a run on one split: metrics per action and for times beside trivial references (METHODS §8)."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from iopath.common.file_io import g_pathmgr
+
+from a2gen_rec import paths
+from a2gen_rec.config import Config, EvaluateConfig
+from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import DataError
+from a2gen_rec.sharding.tables import whole_tables
+from a2gen_rec.training.agree import AgreedBatches
+from a2gen_rec.training.build import Built
+from a2gen_rec.training.losses import TERMS, means, total
+from a2gen_rec.training.metrics import binary_metrics, time_metrics
+from a2gen_rec.training.predict import Predictions, Sums, predict
+from a2gen_rec.training.process import Process
+
+ITEM_STATISTICS = "item_statistics.parquet"
+
+
+def evaluation_batches(
+    data: str, split: str, card: DatasetCard, config: Config, process: Process, with_oracle: bool
+) -> AgreedBatches:
+    """All batches of a split, in file order, in step over the ranks."""
+    whole = whole_tables(card, config.model)
+    stream = WindowStream(
+        data, split, card, config.loader, whole, process.rank, process.world, shuffle=False, with_oracle=with_oracle
+    )
+    start = Position(world=process.world)
+    return AgreedBatches(WindowLoader(stream, config.loader.background).epoch(start), stream.empty, start)
+
+
+def evaluate(
+    built: Built, data: str, split: str, card: DatasetCard, config: Config, process: Process
+) -> dict[str, Any]:
+    """Predict a split and measure. All ranks call it; rank 0's result is the one that counts.
+
+    Returns:
+        ``{"split", "targets", "actions": {name: {...}}, "time": {name: {...}}, "reference": {...}, ...}``, names
+        being the card's actions without ``start`` and ``exit``, and its labels; times include ``exit``.
+    """
+    batches = evaluation_batches(data, split, card, config, process, with_oracle=True)
+    predictions, sums = predict(built, batches, card, config.evaluate.prune)
+    if not process.leads:
+        return {}
+    return report(predictions, sums, data, split, card, config)
+
+
+def report(
+    predictions: Predictions, sums: Sums, data: str, split: str, card: DatasetCard, config: Config
+) -> dict[str, Any]:
+    """The evaluation of predictions already made, as plain data (keys as in :func:`evaluate`)."""
+    names = outcome_names(card)
+    terms = means(sums.loss, sums.counts)
+    return {
+        "split": split,
+        "targets": len(predictions.user),
+        "actions": action_metrics(predictions, predictions.probability, card),
+        "time": {
+            name: time_metrics(predictions.time[:, i], predictions.actual_time[:, i])
+            for name, i in names.items()
+            if name in card.timed
+        },
+        "reference": _references(predictions, data, card, config.evaluate),
+        "loss": {
+            "total": float(total(terms, config.loss)),
+            **{name: float(value) for name, value in zip(TERMS, terms.tolist(), strict=True)},
+        },
+        "order_violations": float(sums.backwards) / max(float(sums.counts[3]), 1.0),
+        "unexplored_probability": {
+            "mean": float(predictions.remainder.mean()),
+            "max": float(predictions.remainder.max()),
+        },
+        "model_time_unit": "log1p seconds",
+    }
+
+
+def outcome_names(card: DatasetCard) -> dict[str, int]:
+    """Column of :class:`Predictions` for every action but ``start``, then every label."""
+    return {name: column for column, name in enumerate([*card.actions[1:], *card.labels])}
+
+
+def action_metrics(predictions: Predictions, scores: np.ndarray, card: DatasetCard) -> dict[str, Any]:
+    """Metrics of ``scores`` [n, actions + labels] per action and label."""
+    return {
+        name: binary_metrics(scores[:, i], predictions.happened[:, i], predictions.user)
+        for name, i in outcome_names(card).items()
+        if name != "exit"
+    }
+
+
+def _references(predictions: Predictions, data: str, card: DatasetCard, config: EvaluateConfig) -> dict[str, Any]:
+    names = outcome_names(card)
+    base = np.full_like(predictions.probability, np.nan)
+    for name, rate in card.base_rate.items():
+        base[:, names[name]] = rate
+    reference = {
+        "base_rate": action_metrics(predictions, base, card),
+        "item_rate": action_metrics(predictions, _item_rate(predictions, data, card, config.smoothing), card),
+        "median_time": {
+            name: time_metrics(
+                np.full(len(predictions.user), np.log1p(card.median_time_s[name])), predictions.actual_time[:, i]
+            )
+            for name, i in names.items()
+            if name in card.timed and name in card.median_time_s
+        },
+    }
+    if card.oracle:
+        oracle = np.full_like(predictions.probability, np.nan)
+        for column, name in enumerate(card.oracle):
+            oracle[:, names[name]] = predictions.oracle[:, column]
+        metrics = action_metrics(predictions, oracle, card)
+        reference["oracle"] = {name: metrics[name] for name in card.oracle}
+    return reference
+
+
+def _item_rate(predictions: Predictions, data: str, card: DatasetCard, smoothing: float) -> np.ndarray:
+    """Each target's item's rates on training data, smoothed by pseudo-impressions at the base rate."""
+    file = paths.join(data, ITEM_STATISTICS)
+    try:
+        with g_pathmgr.open(file, "rb") as stream:
+            table = pq.read_table(io.BytesIO(stream.read()))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot be read ({error})", file=file) from error
+    rows = next(feature.cardinality for feature in card.features if feature.name == "item_id")
+    item = table["item_id"].to_numpy()
+
+    def of_item(name: str) -> np.ndarray:
+        dense = np.zeros(rows)
+        dense[item] = table[name].to_numpy()
+        return dense[predictions.item]
+
+    scores = np.full_like(predictions.probability, np.nan, dtype=np.float64)
+    impressions = of_item("impressions")
+    for name, column in outcome_names(card).items():
+        if name in card.base_rate:
+            scores[:, column] = (of_item(name) + smoothing * card.base_rate[name]) / (impressions + smoothing)
+    return scores

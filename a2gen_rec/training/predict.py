@@ -1,0 +1,138 @@
+"""Predictions for whole splits, gathered from all ranks."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.schema import ITEM, DatasetCard
+from a2gen_rec.models.a2gen import A2GenOutput
+from a2gen_rec.training.build import Built
+from a2gen_rec.training.losses import TERMS
+
+
+@dataclass
+class Predictions:
+    """Predicted and observed, one row per target; actions in code order without ``start``, then labels.
+
+    Attributes:
+        user: [n] user key; item: [n] row of the item's table.
+        probability: [n, actions + labels]; happened: same shape, 0, 1 or NaN.
+        time, actual_time: [n, actions] log1p seconds; NaN when unknown.
+        oracle: [n, oracle columns] true probabilities.
+        remainder: [n] probability that the pruned action tree left out.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    probability: np.ndarray
+    happened: np.ndarray
+    time: np.ndarray
+    actual_time: np.ndarray
+    oracle: np.ndarray
+    remainder: np.ndarray
+
+
+@dataclass
+class Sums:
+    """Sums over a split and all ranks.
+
+    Attributes:
+        loss: [6] loss terms; counts: [5] what they are means over.
+        backwards: [1] neighbouring teacher-forced steps whose predicted times run backwards.
+    """
+
+    loss: Tensor
+    counts: Tensor
+    backwards: Tensor
+
+
+@torch.no_grad()
+def predict(built: Built, batches: Iterable[WindowBatch], card: DatasetCard, prune: float) -> tuple[Predictions, Sums]:
+    """Run the model over agreed batches. All ranks call it; rank 0 gets all rows, the others their own.
+
+    Args:
+        batches: on every rank the same number, with global counts.
+        prune: prefixes below this probability are not expanded.
+    """
+    was_training = built.dmp.training
+    built.dmp.eval()
+    device = next(built.model.ranker.parameters()).device
+    parts: list[Predictions] = []
+    sums = torch.zeros(len(TERMS), dtype=torch.float64)
+    backwards = torch.zeros(1, dtype=torch.float64)
+    counts = None
+    for batch in batches:
+        batch = batch.to(device)
+        _, (batch_sums, output) = built.dmp(batch)
+        sums += batch_sums.double().cpu()
+        counts = batch.counts.cpu() if counts is None else counts + batch.counts.cpu()
+        backwards += _backwards(output, batch).cpu()
+        parts.append(_rows(built, output, batch, card, prune))
+    built.dmp.train(was_training)
+    dist.all_reduce(sums)
+    dist.all_reduce(backwards)
+    local = Predictions(
+        **{item.name: np.concatenate([getattr(p, item.name) for p in parts]) for item in fields(Predictions)}
+    )
+    return _gather(local), Sums(sums, counts if counts is not None else torch.zeros(5), backwards)
+
+
+def observed(batch: WindowBatch, actions: int) -> tuple[Tensor, Tensor]:
+    """What happened in the targets: [targets, actions] 0/1 and log1p seconds (NaN when unknown)."""
+    happened = batch.offset_s.new_zeros(len(batch.target), actions)
+    time = torch.full_like(happened, torch.nan)
+    owner = _step_owner(batch)
+    happened[owner, batch.step_label] = 1
+    time[owner, batch.step_label] = batch.step_time
+    return happened, time
+
+
+def _step_owner(batch: WindowBatch) -> Tensor:
+    """[steps] target that each step belongs to; a target begins where steps are not neighbouring tokens."""
+    begins = torch.ones_like(batch.step, dtype=torch.bool)
+    begins[1:] = batch.step[1:] != batch.step[:-1] + 1
+    return begins.cumsum(0) - 1
+
+
+def _rows(built: Built, output: A2GenOutput, batch: WindowBatch, card: DatasetCard, prune: float) -> Predictions:
+    what = built.model.ranker.occurrence(output, prune)
+    happened, time = observed(batch, len(card.actions))
+    item = batch.sparse[ITEM].values()[batch.index[ITEM]][batch.target]
+
+    def host(values: Tensor) -> np.ndarray:
+        return values.cpu().numpy()
+
+    return Predictions(
+        user=host(batch.user_key[batch.target_window]),
+        item=host(item),
+        probability=host(torch.cat([what.probability[:, 1:], output.label_logits.sigmoid()], 1).float()),
+        happened=host(torch.cat([happened[:, 1:], batch.labels], 1)),
+        time=host(what.time[:, 1:].float()),
+        actual_time=host(time[:, 1:]),
+        oracle=host(batch.oracle),
+        remainder=host(what.remainder.float()),
+    )
+
+
+def _backwards(output: A2GenOutput, batch: WindowBatch) -> Tensor:
+    predicted = output.steps.time.gather(1, batch.step_label[:, None]).squeeze(1)
+    known = torch.isfinite(batch.step_time)
+    pairs = known[1:] & known[:-1] & (batch.step[1:] == batch.step[:-1] + 1)
+    return (pairs & (predicted[:-1] > predicted[1:])).sum().double()[None]
+
+
+def _gather(local: Predictions) -> Predictions:
+    if dist.get_world_size() == 1:
+        return local
+    everyone: list[Predictions | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(local, everyone)
+    if everyone is None:
+        return local
+    return Predictions(
+        **{item.name: np.concatenate([getattr(part, item.name) for part in everyone]) for item in fields(Predictions)}
+    )

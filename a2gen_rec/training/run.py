@@ -1,0 +1,68 @@
+"""Opening a finished (or running) training run to evaluate it or to rank with it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from a2gen_rec.config import Config, EvaluateConfig
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import UserError
+from a2gen_rec.training import checkpoint
+from a2gen_rec.training.build import Built, build
+from a2gen_rec.training.evaluate import evaluate
+from a2gen_rec.training.process import Process, process_group
+
+
+@dataclass
+class OpenRun:
+    """A run's best checkpoint, loaded.
+
+    Attributes:
+        data: the dataset's folder; card: the card the model was trained with.
+    """
+
+    built: Built
+    config: Config
+    card: DatasetCard
+    data: str
+    process: Process
+    step: int
+
+
+@contextmanager
+def open_run(run: str, data: str = "") -> Iterator[OpenRun]:
+    """Load a run's best checkpoint on the ranks this process is one of.
+
+    Args:
+        data: dataset folder; empty takes the one the run was trained on.
+
+    Raises:
+        UserError: no checkpoint, or it does not fit the dataset.
+    """
+    place = checkpoint.best(run)
+    state = checkpoint.State.read(place)
+    config = restore_config(state.config)
+    data = data or state.data
+    card = DatasetCard.from_dict(state.card, f"{place}/{checkpoint.STATE}")
+    present = DatasetCard.load(data)
+    for name in ("actions", "labels", "features"):
+        if getattr(present, name) != getattr(card, name):
+            raise UserError(f"{data}: its {name} differ from those the run {run} was trained with")
+    with process_group(config.train.device) as process:
+        built = build(present, config, process)
+        checkpoint.load(place, built, with_optimizer=False)
+        yield OpenRun(built, config, present, data, process, state.step)
+
+
+def restore_config(saved: dict[str, Any]) -> Config:
+    """The configuration a checkpoint was written with."""
+    return Config(**{section.name: section.type(**saved[section.name]) for section in fields(Config)})  # type: ignore[operator]
+
+
+def evaluate_run(run: str, split: str, data: str, config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate a run's best checkpoint; rank 0 gets the result (see ``evaluate``), the others ``{}``."""
+    with open_run(run, data) as opened:
+        settings = replace(opened.config, evaluate=config)
+        result = evaluate(opened.built, opened.data, split, opened.card, settings, opened.process)
+        return {**result, "run": run, "step": opened.step} if result else result

@@ -1,0 +1,267 @@
+"""The training loop: fit, validate, checkpoint, stop early, resume exactly."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from a2gen_rec import paths
+from a2gen_rec.config import Config
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import UserError
+from a2gen_rec.models.a2gen import A2GenOutput
+from a2gen_rec.sharding.tables import whole_tables
+from a2gen_rec.training import checkpoint
+from a2gen_rec.training.agree import AgreedBatches
+from a2gen_rec.training.build import build, schedule
+from a2gen_rec.training.evaluate import action_metrics, evaluation_batches
+from a2gen_rec.training.losses import TERMS, means, total
+from a2gen_rec.training.predict import predict
+from a2gen_rec.training.process import Process, gather, process_group, together
+from a2gen_rec.training.progress import Progress
+
+CONFIG_FILE = "config.yaml"
+
+
+class Trainer:
+    """Trains one run, in this process as one of its ranks.
+
+    Args:
+        data: the dataset's folder; run: the run's folder, new or begun.
+        config: the resolved configuration.
+
+    Raises:
+        UserError: the run's folder is not writable or holds another model; the data break their contract.
+    """
+
+    def __init__(self, config: Config, data: str, run: str, process: Process) -> None:
+        self.config, self.data, self.run, self.process = config, data, run, process
+        self.card = DatasetCard.load(data)
+        found = checkpoint.latest(run)
+        self.state = self._fresh() if found is None else checkpoint.State.read(found)
+        if found is not None:
+            checkpoint.check_shape(self.state, asdict(config), self.card.to_dict(), run)
+        self.stream = WindowStream(
+            data,
+            "train",
+            self.card,
+            config.loader,
+            whole_tables(self.card, config.model),
+            process.rank,
+            process.world,
+            seed=config.train.seed,
+        )
+        self.epoch_windows = sum(group.rows for group in self.stream.groups)
+        self.built = build(self.card, config, process)
+        self.bf16 = _bf16(config, process)
+        if found is not None:
+            checkpoint.load(found, self.built)
+        self.position = Position.merge(self.state.positions, process.world)[process.rank]
+        self.stopping = False
+
+    def fit(self) -> dict[str, float]:
+        """Train until the epochs are done, steps run out, validation stops improving, or a signal asks to stop.
+
+        Returns:
+            the last validation's metrics; empty when none was made.
+        """
+        config, resumed_at = self.config.train, self.state.step
+        pipeline = TrainPipelineSparseDist(
+            self.built.dmp, self.built.optimizer, self.process.device, custom_model_fwd=self._forward
+        )
+        with (
+            _asked_to_stop() as asked,
+            Progress(self.run, self.process.leads, config.epochs, self.epoch_windows, resumed_at) as progress,
+        ):
+            while self.position.epoch < config.epochs and not self._done():
+                batches = self._batches(asked)
+                self._epoch(pipeline, batches, progress)
+                if batches.stopped:
+                    self._save()
+                    progress.note(f"asked to stop: saved step {self.state.step}")
+                    break
+                if self.state.windows >= self.epoch_windows:
+                    self._next_epoch()
+                    if not config.validate_every:
+                        self._validate(pipeline, progress)
+                    self._save()
+            if self._done() and checkpoint.latest(self.run) != checkpoint.place(self.run, self.state.step):
+                self._validate(pipeline, progress)
+                self._save()
+        return self.state.metrics
+
+    def _epoch(self, pipeline: TrainPipelineSparseDist, batches: AgreedBatches, progress: Progress) -> None:
+        """Step until the batches end: the epoch is over, steps ran out, or a stop was agreed."""
+        config = self.config.train
+        self.built.dmp.train()
+        while True:
+            schedule(self.built.optimizer, self._learning_rate())
+            began, waited = time.perf_counter(), batches.wait_s
+            try:
+                sums, _ = pipeline.progress(batches)
+            except StopIteration:
+                return
+            taken = batches.taken.popleft()
+            self.position = taken.position
+            self.state.step += 1
+            self.state.windows += taken.windows
+            progress.step(sums, taken.counts, taken.windows, time.perf_counter() - began, batches.wait_s - waited)
+            step = self.state.step
+            if config.log_every and step % config.log_every == 0:
+                self._log(progress)
+            if config.validate_every and step % config.validate_every == 0:
+                self._validate(pipeline, progress)
+                self._save()
+            elif config.checkpoint_every and step % config.checkpoint_every == 0:
+                self._save()
+            if self._done():
+                batches.limit = 0
+
+    def _forward(self, batch: WindowBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, A2GenOutput]]:
+        with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.built.dmp(batch)
+
+    def _batches(self, asked: list[int]) -> AgreedBatches:
+        limit = self.config.train.max_steps
+        loader = WindowLoader(self.stream, self.config.loader.background, pin_memory=self.process.device.type == "cuda")
+        return AgreedBatches(
+            loader.epoch(self.position),
+            self.stream.empty,
+            self.position,
+            stop=lambda: bool(asked),
+            limit=limit - self.state.step if limit else None,
+        )
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up by steps, then decay by the share of the training done."""
+        optim, train = self.config.optim, self.config.train
+        step = self.state.step
+        if step < optim.warmup_steps:
+            return (step + 1) / optim.warmup_steps
+        if optim.decay == "none":
+            return 1.0
+        done = (self.position.epoch + self.state.windows / self.epoch_windows) / train.epochs
+        if train.max_steps:
+            done = max(done, step / train.max_steps)
+        done = min(done, 1.0)
+        falling = 1 - done if optim.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return optim.final_share + (1 - optim.final_share) * falling
+
+    def _validate(self, pipeline: TrainPipelineSparseDist, progress: Progress) -> None:
+        pipeline.detach()
+        batches = evaluation_batches(self.data, "valid", self.card, self.config, self.process, with_oracle=False)
+        predictions, sums = predict(self.built, batches, self.card, self.config.evaluate.prune)
+        metrics = {}
+        if self.process.leads:
+            metrics["loss"] = float(total(means(sums.loss, sums.counts), self.config.loss))
+            scores = action_metrics(predictions, predictions.probability, self.card)
+            aucs = {f"auc/{name}": row["auc"] for name, row in scores.items() if row["auc"] is not None}
+            metrics |= aucs | {"auc": sum(aucs.values()) / max(len(aucs), 1)}
+        metrics = gather(metrics)[0]
+        pipeline.attach()
+        state = self.state
+        state.metrics = metrics
+        value = metrics["loss"] if self.config.train.monitor == "loss" else -metrics["auc"]
+        if state.best is None or value < state.best:
+            state.best, state.best_step, state.waited = value, state.step, 0
+        else:
+            state.waited += 1
+        progress.validated(metrics, state.step, state.best_step == state.step)
+
+    def _log(self, progress: Progress) -> None:
+        sums, counts = progress.take()
+        together(sums)
+        terms = means(sums, counts)
+        loss = float(total(terms, self.config.loss))
+        if not math.isfinite(loss):
+            raise UserError(
+                f"{self.run}: the loss is {loss} at step {self.state.step}; lower optim.dense_lr or optim.tables_lr, "
+                f"or look into the data"
+            )
+        progress.log(
+            self.state.step,
+            {"loss": loss, **{f"loss/{name}": value for name, value in zip(TERMS, terms.tolist(), strict=True)}},
+            self._learning_rate(),
+        )
+
+    def _save(self) -> None:
+        self.state.positions = gather(self.position)
+        self.state.config = asdict(self.config)
+        checkpoint.save(self.run, self.built, self.state, self.config.train.keep)
+
+    def _next_epoch(self) -> None:
+        self.position = Position(epoch=self.position.epoch + 1, world=self.process.world)
+        self.state.windows = 0
+
+    def _done(self) -> bool:
+        train = self.config.train
+        tired = bool(train.patience) and self.state.waited >= train.patience
+        return tired or bool(train.max_steps and self.state.step >= train.max_steps)
+
+    def _fresh(self) -> checkpoint.State:
+        world = self.process.world
+        return checkpoint.State(
+            step=0,
+            windows=0,
+            positions=[Position(world=world)] * world,
+            best=None,
+            best_step=None,
+            waited=0,
+            config=asdict(self.config),
+            data=self.data,
+            card=self.card.to_dict(),
+        )
+
+
+def train(config: Config, data: str, run: str) -> dict[str, Any]:
+    """Train a run on the ranks this process is one of; see :class:`Trainer`."""
+    with process_group(config.train.device) as process:
+        failure = None
+        if process.leads:
+            try:
+                paths.make_folder(paths.join(run, checkpoint.FOLDER))
+            except UserError as error:
+                failure = str(error)
+        failure = gather(failure)[0]
+        if failure:
+            raise UserError(failure)
+        trainer = Trainer(config, data, run, process)
+        if process.leads:
+            settings = {"data": data, **asdict(config)}
+            paths.write_text(paths.join(run, CONFIG_FILE), yaml.safe_dump(settings, sort_keys=False))
+            trainer.card.save(run)
+        return trainer.fit()
+
+
+def _bf16(config: Config, process: Process) -> bool:
+    precision = config.train.precision
+    return precision == "bf16" or (precision == "auto" and process.device.type == "cuda")
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """The signals (Ctrl-C, SIGTERM) received so far; a second one of a kind has its usual effect."""
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler)

@@ -1,0 +1,166 @@
+"""The whole model on one process, unsharded and in float64."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from support import make_card, make_columns, small_config, whole
+from torchrec import JaggedTensor
+
+from a2gen_rec.config import Config
+from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
+from a2gen_rec.training.losses import Loss, loss_sums, means, total
+
+CARD = make_card()
+VARIANTS = [
+    {},
+    {"generator": "implicit"},
+    {"attention": "direct"},
+    {"residual": "both", "mlp_ratio": 0.0, "recency_bias": False},
+    {"time_head": "monotone", "time_distribution": "lognormal"},
+    {"generator": "implicit", "time_head": "monotone", "time_per_action": False},
+    {"time_per_action": False},
+]
+
+
+def build(config: Config) -> A2Gen:
+    torch.manual_seed(0)
+    model = A2Gen(CARD, config, torch.device("cpu")).double()
+    torch.nn.init.normal_(model.ranker.encoder.recency.weight) if config.model.recency_bias else None
+    return model
+
+
+def forward(model: A2Gen, batch: WindowBatch) -> A2GenOutput:
+    """The model in float64: the embedding collection's own forward rounds to float32."""
+    rows = {}
+    for name in batch.sparse.keys():
+        ids = batch.sparse[name]
+        rows[name] = JaggedTensor(model.embeddings.embeddings[name].weight[ids.values()], lengths=ids.lengths())
+    return model.ranker(rows, batch)
+
+
+def batch_of(columns: WindowColumns, rows: np.ndarray, config: Config, dedup: bool = True) -> WindowBatch:
+    return collate(columns, rows, whole(CARD, config), dedup)
+
+
+def predictions(model: A2Gen, output: A2GenOutput) -> torch.Tensor:
+    """Everything a target's user sees, one row per target."""
+    what = model.ranker.occurrence(output, prune=0.0)
+    return torch.cat([what.probability, torch.nan_to_num(what.time), output.label_logits, output.context], 1)
+
+
+@pytest.fixture
+def columns() -> WindowColumns:
+    return make_columns(CARD, 12, np.random.default_rng(3))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, columns: WindowColumns) -> None:
+    config = small_config(**variant)
+    model = build(config)
+    together = predictions(model, forward(model, batch_of(columns, np.arange(12), config)))
+    backwards = predictions(model, forward(model, batch_of(columns, np.arange(12)[::-1].copy(), config, dedup=False)))
+    alone = [predictions(model, forward(model, batch_of(columns, np.array([row]), config))) for row in range(12)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(backwards, torch.cat(alone[::-1]), rtol=1e-9, atol=1e-11)
+
+
+def test_factorised_and_direct_models_agree_with_gradients(columns: WindowColumns) -> None:
+    results = []
+    for form in ("factorised", "direct"):
+        config = small_config(attention=form)
+        model = build(config)
+        batch = batch_of(columns, np.arange(12), config)
+        loss, _ = Loss(config.loss)(forward(model, batch), batch)
+        loss.backward()
+        results.append([loss, *(p.grad for p in model.parameters())])
+    for left, right in zip(*results, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumns) -> None:
+    """The windowed batch gives each target the loss and gradient it has as the only target of its window."""
+    config = small_config(**variant)
+    rows = np.arange(len(columns))
+
+    def run(batches: list[WindowBatch]) -> list[torch.Tensor]:
+        model = build(config)
+        counts = sum(batch.counts for batch in batches)
+        sums = sum(loss_sums(forward(model, batch), batch, config.loss) for batch in batches)
+        total(means(sums, counts), config.loss).backward()
+        return [sums.detach(), *(p.grad for p in model.parameters())]
+
+    singles = []
+    for row in rows:
+        for place in range(columns.first_target[row], columns.lengths[row]):
+            first = columns.first_target.copy()
+            lengths = columns.lengths.copy()
+            first[row], lengths[row] = place, place + 1
+            one = dataclasses.replace(columns, first_target=first, lengths=lengths)
+            singles.append(batch_of(one, np.array([row]), config))
+    for left, right in zip(run([batch_of(columns, rows, config)]), run(singles), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["factorised", "direct"])
+def test_no_target_sees_itself_or_what_had_not_ended(form: str, columns: WindowColumns) -> None:
+    """Perturbing actions and ids of impressions a target must not see leaves its predictions alone."""
+    config = small_config(attention=form, history=3)
+    model = build(config)
+    rng = np.random.default_rng(0)
+    compared = changed = 0
+    for row in range(len(columns)):
+        start, n = columns.starts[row], columns.lengths[row]
+        for place in range(columns.first_target[row], n):
+            now = columns.ts_ms[start + place]
+            places = np.arange(n)
+            hidden = (places >= place) | (places < place - 3)
+            hidden |= (columns.end_ms[start : start + n] > now) | (columns.ts_ms[start : start + n] >= now)
+            first = columns.first_target.copy()
+            first[row] = place
+            base = dataclasses.replace(columns, first_target=first)
+
+            def first_of(columns: WindowColumns, row: int = row) -> torch.Tensor:
+                return predictions(model, forward(model, batch_of(columns, np.array([row]), config)))[0]
+
+            before = first_of(base)
+            torch.testing.assert_close(before, first_of(_perturb(base, start + places[hidden], rng, start + place)))
+            compared += 1
+            if not hidden.all():
+                seen = _perturb(base, start + places[~hidden], rng, start + place)
+                changed += int(not torch.allclose(before, first_of(seen)))
+    assert compared > 30
+    assert changed > 10, "what a target may see must matter"
+
+
+def _perturb(columns: WindowColumns, which: np.ndarray, rng: np.random.Generator, target: int) -> WindowColumns:
+    """Other times and order of actions everywhere in ``which``; other ids too, except the target's own features."""
+    offset, action = columns.offset_s.copy(), columns.action.copy()
+    ids = {name: values.copy() for name, values in columns.impression_ids.items()}
+    for place in which:
+        begin = columns.action_starts[place]
+        end = begin + columns.action_lengths[place]
+        offset[begin + 1 : end] = rng.random(end - begin - 1) * 1000
+        inner = rng.permutation(np.arange(1, len(CARD.actions) - 1))[: end - begin - 2]
+        action[begin + 1 : end - 1] = inner
+        if place != target:
+            for name, values in ids.items():
+                size = next(f.cardinality for f in CARD.features if f.name == name)
+                values[place] = (values[place] + 1) % size
+    return dataclasses.replace(columns, offset_s=offset, action=action, impression_ids=ids)
+
+
+def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(columns: WindowColumns) -> None:
+    for variant in VARIANTS:
+        config = small_config(**variant)
+        model = build(config)
+        batch = collate(columns, np.arange(3), whole(CARD, config), with_targets=False)
+        loss, _ = Loss(config.loss)(forward(model, batch), batch)
+        loss.backward()
+        assert loss.item() == 0
+        missing = [name for name, p in model.ranker.named_parameters() if p.grad is None]
+        assert not missing

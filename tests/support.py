@@ -1,0 +1,129 @@
+"""Small random worlds for the tests: cards, window columns, datasets on disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from a2gen_rec.config import Config, ModelConfig
+from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature, SplitSummary
+from a2gen_rec.sharding.tables import whole_tables
+
+ACTIONS = ["start", "like", "comment", "follow", "exit"]
+
+
+def make_card(labels: tuple[str, ...] = ("click",), timed: tuple[str, ...] = ("like", "follow", "exit")) -> DatasetCard:
+    features = [
+        Feature("user_id", "user", "vocabulary", 30),
+        Feature("group", "user", "vocabulary", 4),
+        Feature("item_id", "item", "vocabulary", 40),
+        Feature("author_id", "item", "hash", 9),
+        Feature("tab", "context", "vocabulary", 5),
+    ]
+    names = [*ACTIONS[1:-1], *labels]
+    split = SplitSummary(windows=0, targets=0, first_ms=0, last_ms=0, positives=dict.fromkeys(names, 0))
+    return DatasetCard(
+        name="random",
+        actions=ACTIONS,
+        timed=list(timed),
+        labels=list(labels),
+        features=features,
+        history=6,
+        max_targets=4,
+        calendar=True,
+        splits=dict.fromkeys(SPLITS, split),
+        base_rate=dict.fromkeys(names, 0.3),
+        median_time_s=dict.fromkeys([*ACTIONS[1:-1], "exit"], 5.0),
+        oracle=[],
+        dropped={},
+        source={"name": "random"},
+        command="",
+    )
+
+
+def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, longest: int = 10) -> WindowColumns:
+    """Random windows that keep the contract: overlapping impressions, missing times, windows without history."""
+    lengths = rng.integers(1, longest + 1, windows)
+    total = int(lengths.sum())
+    window = np.repeat(np.arange(windows), lengths)
+    first_target = np.array([rng.integers(0, n) for n in lengths], dtype=np.int64)
+    step = rng.integers(0, 30_000, total)
+    ts_ms = np.cumsum(step) + window * 10**9
+    actions, offsets, dwell = [], [], []
+    for _ in range(total):
+        done = np.flatnonzero(rng.random(len(card.actions) - 2) < 0.4) + 1
+        rng.shuffle(done)
+        times = np.sort(rng.random(len(done)) * 10)
+        times[np.array([card.actions[a] not in card.timed for a in done], dtype=bool)] = np.nan
+        dwell.append(10 + rng.random() * 20 if rng.random() < 0.9 else np.nan)
+        actions.append(np.concatenate([[0], done, [len(card.actions) - 1]]))
+        offsets.append(np.concatenate([[0.0], times, [dwell[-1]]]))
+    action_lengths = np.array([len(a) for a in actions], dtype=np.int64)
+    longest_s = np.array([np.nanmax(o) for o in offsets])
+    user = {f.name: rng.integers(0, f.cardinality, windows) for f in card.at_level("user")}
+    other = {f.name: rng.integers(0, f.cardinality, total) for f in card.features if f.level != "user"}
+    labels = (rng.random((total, len(card.labels))) < 0.5).astype(np.float32)
+    return WindowColumns(
+        user_key=rng.integers(0, 2**40, windows),
+        first_target=first_target,
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+        user_ids=user,
+        impression_ids=other,
+        ts_ms=ts_ms,
+        end_ms=ts_ms + np.rint(1000 * longest_s).astype(np.int64),
+        labels=labels,
+        oracle=np.zeros((total, 0), np.float32),
+        action_starts=np.cumsum(action_lengths) - action_lengths,
+        action_lengths=action_lengths,
+        action=np.concatenate(actions).astype(np.int64),
+        offset_s=np.concatenate(offsets).astype(np.float32),
+    )
+
+
+def small_config(**model: object) -> Config:
+    return Config(model=ModelConfig(**{"dim": 8, "heads": 2, "time_buckets": 8, **model}))
+
+
+def whole(card: DatasetCard, config: Config) -> dict[str, int]:
+    return whole_tables(card, config.model)
+
+
+def write_dataset(folder: Path, card: DatasetCard, windows: int = 60, files: int = 3, seed: int = 0) -> Path:
+    """A dataset on disk, every split of the same kind of random windows."""
+    rng = np.random.default_rng(seed)
+    for split in SPLITS:
+        (folder / split).mkdir(parents=True)
+        for file in range(files):
+            table = to_table(make_columns(card, windows, rng), card)
+            pq.write_table(table, folder / split / f"part-{file:05d}.parquet", row_group_size=20)
+    card.save(str(folder))
+    return folder
+
+
+def to_table(columns: WindowColumns, card: DatasetCard) -> pa.Table:
+    offsets = np.append(columns.starts, columns.lengths.sum())
+    inner = np.append(columns.action_starts, columns.action_lengths.sum())
+
+    def per_impression(values: np.ndarray | pa.Array) -> pa.Array:
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+
+    def per_token(values: np.ndarray) -> pa.Array:
+        return per_impression(pa.ListArray.from_arrays(pa.array(inner, pa.int32()), pa.array(values)))
+
+    last = columns.action_starts + columns.action_lengths - 1
+    data = {
+        "user": pa.array([str(key) for key in columns.user_key]),
+        "user_key": columns.user_key,
+        "first_target": columns.first_target.astype(np.int32),
+        "ts_ms": per_impression(columns.ts_ms),
+        "dwell_s": per_impression(columns.offset_s[last]),
+        "action": per_token(columns.action.astype(np.int8)),
+        "action_offset_s": per_token(columns.offset_s),
+    }
+    data |= columns.user_ids
+    data |= {name: per_impression(values) for name, values in columns.impression_ids.items()}
+    data |= {f"label_{name}": per_impression(columns.labels[:, i]) for i, name in enumerate(card.labels)}
+    return pa.table(data)
