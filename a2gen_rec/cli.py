@@ -49,7 +49,7 @@ def _run(argv: list[str]) -> int:
     name = options.subcommand
     command = commands[name]
     try:
-        settings = command.parser.instantiate_classes(options[name])
+        settings = command.parser.instantiate(options[name])
     except (ArgumentError, ValueError) as error:
         raise ConfigError(_one_line(error)) from error
     return int(command.run(settings) or 0)
@@ -152,7 +152,7 @@ def _simulate(options: Namespace) -> None:
     from a2gen_rec.data.simulator import simulate
 
     summary = simulate(options.out, _section(SimulateConfig, options), progress=True)
-    rates = ", ".join(f"{name} {rate:.1%}" for name, rate in summary.action_rates.items())
+    rates = ", ".join(f"{name} {rate:.1%}" for name, rate in summary.rates.items())
     print(f"{summary.impressions:,} impressions of {summary.users:,} users on {summary.items:,} items in {options.out}")
     print(f"rates: {rates}")
 

@@ -286,7 +286,8 @@ class PrepareConfig:
         history: most impressions before a target that its window carries.
         max_targets: most targets of one window.
         min_count: values rarer than this in the training data share row 0 of their table.
-        valid_from, test_from: split boundaries, as ISO date-times in the log's own time zone, or milliseconds.
+        valid_from, test_from: split boundaries, as ISO date-times in the log's own time zone, milliseconds, or
+            ``-2d``: the begin of the log's last day but one.
         valid_share, test_share: splits by share of impressions, where no boundary is given.
         partitions: files per split; windows are spread over them by a hash of the user.
         memory_gb: bound on DuckDB's memory; beyond it, it spills to disk.

@@ -34,6 +34,8 @@ class WindowBatch(Pipelineable):
         action: [tokens] int64 codes; offset_s: [tokens] float32 seconds, NaN when unknown.
         sequences: groups of impressions by number of tokens.
         target: [targets] place among the impressions; target_window, target_column; ``target_shape``.
+        history_end: [targets] column before which a target's history ends: its own, or the first target's for
+            candidates, which are alternatives and not one another's past.
         step: [steps] token of every input step of the targets (all but ``exit``); its label is the next token.
         steps: groups of targets by number of steps.
         labels: [targets, labels] float32, NaN when unknown.
@@ -57,6 +59,7 @@ class WindowBatch(Pipelineable):
     target: Tensor
     target_window: Tensor
     target_column: Tensor
+    history_end: Tensor
     step: Tensor
     steps: LengthGroups
     labels: Tensor
@@ -106,12 +109,14 @@ def collate(
     whole: Mapping[str, int],
     dedup: bool = True,
     with_targets: bool = True,
+    candidates: bool = False,
 ) -> WindowBatch:
     """Build a batch of the windows ``rows`` [windows] (int64), without a Python loop over them.
 
     Args:
         whole: tables looked up whole, name -> rows: small ones that every token reads.
         with_targets: else all impressions are history and no loss or metric comes of the batch.
+        candidates: a window's targets are alternatives for one moment, all with the history of the first.
     """
     lengths = columns.lengths[rows]
     flat = ranges(columns.starts[rows], lengths)
@@ -119,10 +124,11 @@ def collate(
     tokens = ranges(columns.action_starts[flat], token_lengths)
     first_target = columns.first_target[rows] if with_targets else lengths
 
-    length = torch.from_numpy(lengths)
+    length, first = torch.from_numpy(lengths), torch.from_numpy(first_target)
     window, column = positions(length)
-    target_count = torch.from_numpy(lengths - first_target)
+    target_count = length - first
     target_window, target_column = positions(target_count)
+    history_end = first[target_window] + (0 if candidates else target_column)
     target = torch.from_numpy(ranges(np.cumsum(lengths) - target_count.numpy(), target_count.numpy()))
 
     action_lengths = torch.from_numpy(token_lengths)
@@ -145,7 +151,7 @@ def collate(
         index=index,
         user_key=torch.from_numpy(columns.user_key[rows]),
         lengths=length,
-        first_target=torch.from_numpy(first_target),
+        first_target=first,
         window=window,
         column=column,
         ts_ms=torch.from_numpy(columns.ts_ms[flat]),
@@ -156,6 +162,7 @@ def collate(
         target=target,
         target_window=target_window,
         target_column=target_column,
+        history_end=history_end,
         step=step,
         steps=LengthGroups.from_lengths(step_lengths),
         labels=labels,

@@ -18,7 +18,7 @@ from a2gen_rec.config import LoaderConfig
 from a2gen_rec.data.batch import WindowBatch, collate
 from a2gen_rec.data.columns import RowGroup, read_columns, row_groups
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.errors import DataError
+from a2gen_rec.errors import DataError, UserError
 
 
 @dataclass(frozen=True)
@@ -146,18 +146,37 @@ class WindowLoader:
         self.stream, self.background, self.pin_memory = stream, background, pin_memory
 
     def epoch(self, position: Position) -> Iterator[WindowBatch]:
-        """The rest of the epoch from ``position``."""
+        """The rest of the epoch from ``position``.
+
+        Raises:
+            DataError: the data break their contract, wherever the batch was made.
+        """
         self.stream.position = position
         options: dict[str, Any] = {"num_workers": 1, "prefetch_factor": 4} if self.background else {}
-        return iter(
-            DataLoader(
-                self.stream,
-                batch_size=None,
-                pin_memory=self.pin_memory and torch.cuda.is_available(),
-                worker_init_fn=_single_thread,
-                **options,
-            )
+        loader = DataLoader(
+            _Reported(self.stream),
+            batch_size=None,
+            pin_memory=self.pin_memory and torch.cuda.is_available(),
+            worker_init_fn=_single_thread,
+            **options,
         )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _Reported(IterableDataset[WindowBatch | UserError]):
+    """A stream that hands a user's error over as its last element: raised in a worker it would gain a traceback."""
+
+    def __init__(self, stream: WindowStream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[WindowBatch | UserError]:
+        try:
+            yield from self.stream
+        except UserError as error:
+            yield error
 
 
 def _single_thread(_: int) -> None:

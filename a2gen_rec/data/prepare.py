@@ -22,6 +22,7 @@ from a2gen_rec.data.schema import EXIT, ITEM, SPLITS, START, DatasetCard
 from a2gen_rec.data.sources.base import Source, SourceFacts, SplitRule
 from a2gen_rec.data.sql import connect, errors_as_ours, parquet
 from a2gen_rec.data.staging import Columns
+from a2gen_rec.data.summary import summary_tables as summary_tables
 from a2gen_rec.data.vocabulary import Encoding, encoded
 from a2gen_rec.data.windows import ROW, Layout, cut
 from a2gen_rec.data.workspace import refuse_filled, workspace

@@ -63,7 +63,6 @@ HOURS = (5, 3, 2, 1, 1, 2, 4, 7, 8, 8, 9, 10, 13, 11, 9, 9, 10, 11, 13, 15, 18, 
 SLICE = 8_192
 FIT_SAMPLE = 8_192
 FIT_STEPS = 100
-FIT_TOLERANCE = 1e-3
 
 USER_SCHEMA = pa.schema(
     {
@@ -150,13 +149,15 @@ def make_world(config: SimulateConfig) -> World:
         truth = watching.exact(watching.odds(config, _base(base), items, users, row, item))
         found = np.array([*truth.action.mean(axis=1), truth.glance.mean(), truth.long_view.mean()])
         error = _log_odds(rates) - _log_odds(found)
-        if np.abs(error).max() < FIT_TOLERANCE:
-            return World(config, items, policy, _base(base))
+        if np.abs(error).max() < 1e-3:
+            break
         # More leaving makes fewer long views.
-        base += 0.8 * error * np.array([1.0] * (len(ACTIONS) + 1) + [-1.0])
+        base += 0.5 * error * np.array([1.0] * (len(ACTIONS) + 1) + [-1.0])
     worst = int(np.abs(error).argmax())
-    name = (*ACTIONS, "glance", LABEL)[worst]
-    raise ConfigError(f"{name}_rate {rates[worst]} cannot be reached in this world (it came to {found[worst]:.3f})")
+    if not abs(error[worst]) < 0.02:
+        name = (*ACTIONS, "glance", LABEL)[worst]
+        raise ConfigError(f"{name}_rate {rates[worst]} cannot be reached in this world (came to {found[worst]:.3f})")
+    return World(config, items, policy, _base(base))
 
 
 def _base(values: np.ndarray) -> watching.Base:

@@ -107,10 +107,10 @@ def odds(config: SimulateConfig, base: Base, items: Items, users: Users, row: np
         return _probability(log_odds) * present
 
     temper = users.impatience[row] - LEAVE_QUALITY * quality
-    stay = base.leave + temper - LEAVE_MATCH * match - LEAVE_APPEAL * appeal
-    stay += 0.5 * np.log(np.maximum(length_s, 0.1) / 6.0)
-    stay[0] = base.glance + temper - config.hook * match[0]
-    leave = _probability(stay) * present
+    leaving = base.leave + temper - LEAVE_MATCH * match - LEAVE_APPEAL * appeal
+    leaving += 0.5 * np.log(np.maximum(length_s, 0.1) / 6.0)
+    leaving[0] = base.glance + temper - config.hook * match[0]
+    leave = _probability(leaving) * present
     follow, collect = action(FOLLOW), action(COLLECT)
     return Odds(
         like=action(LIKE),

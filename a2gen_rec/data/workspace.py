@@ -43,6 +43,8 @@ def workspace(out: str) -> Iterator[Path]:
         yield folder
         paths.publish_folder(str(folder / "dataset"), out)
         published = True
+    except OSError as error:  # the disk is full, or was taken away
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for empty in [] if published else made:

@@ -12,6 +12,7 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.nn.decoding import Decoded, Occurrence, decode, occurrence
 from a2gen_rec.nn.encoder import HierarchicalEncoder, WindowLayout, log_bucket
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
+from a2gen_rec.ragged import pad
 from a2gen_rec.sharding.tables import ACTION, GAP, TIME, table_rows
 
 
@@ -158,25 +159,22 @@ class DenseRanker(nn.Module):
         return self.encoder(item, actions, gap, target, self._layout(batch))
 
     def _layout(self, batch: WindowBatch) -> WindowLayout:
-        """Target t sees the ``history`` impressions right before it, of those the ones that had ended."""
-        windows, longest = batch.shape
-        _, most = batch.target_shape
+        """A target sees the ``history`` impressions right before ``history_end``, of those the ones that had ended."""
+        column = torch.arange(batch.shape[1], device=batch.column.device)
 
-        def spread(values: Tensor, fill: int) -> Tensor:
-            out = values.new_full((windows, longest), fill)
-            return out.index_put((batch.window, batch.column), values)
+        def in_windows(values: Tensor, fill: int) -> Tensor:
+            return values.new_full(batch.shape, fill).index_put((batch.window, batch.column), values)[:, None]
 
-        begin, end = spread(batch.ts_ms, 0), spread(batch.end_ms, torch.iinfo(torch.int64).max)
-        place = batch.first_target[:, None] + torch.arange(most, device=begin.device)
-        at = place.clamp(max=max(longest - 1, 0))
-        now = begin.gather(1, at)[..., None] if longest else begin.new_zeros(windows, most, 1)
-        column = torch.arange(longest, device=begin.device)
-        before = (column < place[..., None]) & (column >= place[..., None] - self.history)
-        real = (place < batch.lengths[:, None])[..., None]
-        visible = before & real & (begin[:, None] < now) & (end[:, None] <= now)
+        def at_targets(values: Tensor) -> Tensor:
+            return pad(values, batch.target_window, batch.target_column, batch.target_shape)[..., None]
+
+        begin, end = in_windows(batch.ts_ms, 0), in_windows(batch.end_ms, torch.iinfo(torch.int64).max)
+        now, history_end = at_targets(batch.ts_ms[batch.target]), at_targets(batch.history_end)
+        before = (column < history_end) & (column >= history_end - self.history)
+        visible = before & (begin < now) & (end <= now)
         recency = None
         if self.config.recency_bias:
-            seconds = (now - begin[:, None]).float() / 1000
+            seconds = (now - begin).float() / 1000
             recency = log_bucket(seconds, self.config.time_buckets, self.config.max_gap_s)
         return WindowLayout(
             batch.window,

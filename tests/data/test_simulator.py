@@ -13,7 +13,7 @@ from a2gen_rec.config import SimulateConfig
 from a2gen_rec.data import simulator, watching
 from a2gen_rec.data.simulator import IMPRESSION_SCHEMA, LABEL, make_world, simulate
 from a2gen_rec.data.sources.simulated import Simulated
-from a2gen_rec.data.world import ACTIONS, HOOK_MS, SEGMENTS, make_users
+from a2gen_rec.data.world import ACTIONS, HOOK_MS, make_users
 from a2gen_rec.errors import ConfigError, DataError, UserError
 
 SMALL = SimulateConfig(users=1_200, items=300, authors=40, impressions_per_user=30, days=5)
@@ -61,21 +61,20 @@ def strong_odds(config: SimulateConfig, row: np.ndarray, item: np.ndarray) -> wa
     return watching.odds(config, world.base, world.items, make_users(STRONG, 0), row, item)
 
 
-def eventful_pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of user and item for which the effects of order and highlight matter most."""
+def eventful_pair(effect: str) -> tuple[int, int]:
+    """A pair of user and item for which one of the effects of order matters most."""
     rng = np.random.default_rng(5)
     row, item = rng.integers(1_000, size=4_000), rng.integers(STRONG.items, size=4_000)
     full = watching.exact(strong_odds(STRONG, row, item))
-    plain = watching.exact(strong_odds(replace(STRONG, liked_highlight=0.0, loyalty=0.0), row, item))
-    gain = np.abs(full.action - plain.action).sum(axis=0) + np.abs(full.long_view - plain.long_view)
-    best = gain.argsort()[-count:]
-    return row[best], item[best]
+    without = watching.exact(strong_odds(replace(STRONG, **{effect: 0.0}), row, item))
+    gain = full.action.sum(axis=0) - without.action.sum(axis=0) + full.log1p_watch - without.log1p_watch
+    return int(row[gain.argmax()]), int(item[gain.argmax()])
 
 
 def test_exact_probabilities_equal_monte_carlo() -> None:
     repeats = 200_000
-    eventful = eventful_pairs(2)
-    rows, items = np.append(eventful[0], [3, 77]), np.append(eventful[1], [10, 200])
+    pairs = [eventful_pair("liked_highlight"), eventful_pair("loyalty"), (3, 10), (77, 200)]
+    rows, items = np.array(pairs).T
     world_odds = strong_odds(STRONG, rows, items)
     truth = watching.exact(world_odds)
     for pair in range(len(rows)):
@@ -94,14 +93,18 @@ def test_exact_probabilities_equal_monte_carlo() -> None:
 
 
 def test_monte_carlo_would_notice_either_effect_left_out() -> None:
-    row, item = eventful_pairs(2)
-    full = watching.exact(strong_odds(STRONG, row, item))
     noise = 0.5 / np.sqrt(200_000)
-    unboosted = watching.exact(strong_odds(replace(STRONG, liked_highlight=0.0), row, item))
-    assert (full.action - unboosted.action)[watching.COLLECT].min() > 20 * noise
-    assert (full.action - unboosted.action)[watching.FOLLOW].min() > 5 * noise
-    disloyal = watching.exact(strong_odds(replace(STRONG, loyalty=0.0), row, item))
-    assert (full.log1p_watch - disloyal.log1p_watch).min() > 20 * noise
+    for effect in ("liked_highlight", "loyalty"):
+        row, item = (np.array([value]) for value in eventful_pair(effect))
+        full = watching.exact(strong_odds(STRONG, row, item))
+        without = watching.exact(strong_odds(replace(STRONG, **{effect: 0.0}), row, item))
+        gained = full.action - without.action
+        if effect == "loyalty":
+            assert (full.long_view - without.long_view).item() > 20 * noise
+        else:
+            assert gained[watching.FOLLOW].item() > 20 * noise
+            assert gained[watching.COLLECT].item() > 20 * noise
+            assert gained[watching.COMMENT].item() == 0
 
 
 def test_probabilities_are_probabilities() -> None:
@@ -116,26 +119,32 @@ def test_probabilities_are_probabilities() -> None:
         assert np.all(truth.log1p_watch <= np.log1p(draws.edges_ms[-1] / 1000))
 
 
-def test_a_like_in_a_highlight_and_an_early_follow_change_what_comes_after() -> None:
-    row, item = (np.repeat(value, 100_000) for value in eventful_pairs(2))
+def watch_often(effect: str) -> tuple[watching.Odds, watching.Watched]:
+    row, item = (np.full(100_000, value) for value in eventful_pair(effect))
     draws = strong_odds(STRONG, row, item)
-    watched = watching.watch(draws, np.random.default_rng(0))
-    like, follow, collect = (watched.offset_ms[code] for code in (watching.LIKE, watching.FOLLOW, watching.COLLECT))
-    begin, end, highlight = draws.edges_ms[:-1], draws.edges_ms[1:], draws.highlight
-    liked_in = np.where(like >= 0, ((like >= begin) & (like < end)).argmax(axis=0), -1)
-    # The same segment, reached undecided: the like alone tells the two groups apart.
-    compared = 0
-    for k in range(1, SEGMENTS - 1):
-        reached = (watched.dwell_ms >= end[k]) & (collect < 0) | (collect >= end[k])
-        liked, not_liked = reached & highlight[k] & (liked_in == k), reached & highlight[k] & (like < 0)
-        if min(liked.sum(), not_liked.sum()) > 1_000:
-            assert (collect[liked] >= 0).mean() > (collect[not_liked] >= 0).mean() + 0.02
-            compared += 1
-    assert compared
-    both = (like >= 0) & (follow >= 0)
-    early = both & (follow < like) & (like < 12_000)
-    late = both & (like < follow) & (follow < 12_000)
-    assert np.median(watched.dwell_ms[early]) > 1.1 * np.median(watched.dwell_ms[late])
+    return draws, watching.watch(draws, np.random.default_rng(0))
+
+
+def test_a_like_in_a_highlight_raises_later_collects() -> None:
+    draws, watched = watch_often("liked_highlight")
+    like, collect = watched.offset_ms[watching.LIKE], watched.offset_ms[watching.COLLECT]
+    k = int(draws.highlight[:, 0].argmax())
+    begin, end = draws.edges_ms[k, 0], draws.edges_ms[k + 1, 0]
+    # All watch on past the highlight without having collected: the like in it alone tells the groups apart.
+    open_still = (watched.dwell_ms > end) & ((collect < 0) | (collect >= end))
+    liked, not_liked = open_still & (like >= begin) & (like < end), open_still & ((like < 0) | (like >= end))
+    assert min(liked.sum(), not_liked.sum()) > 1_000
+    assert (collect[liked] >= 0).mean() > (collect[not_liked] >= 0).mean() + 0.05
+
+
+def test_following_before_liking_lengthens_the_watching() -> None:
+    draws, watched = watch_often("loyalty")
+    like, follow = watched.offset_ms[watching.LIKE], watched.offset_ms[watching.FOLLOW]
+    end = draws.edges_ms[2, 0]
+    within = (like >= 0) & (follow >= 0) & (like < end) & (follow < end) & (watched.dwell_ms > end)
+    early, late = within & (follow < like), within & (like < follow)
+    assert min(early.sum(), late.sum()) > 500
+    assert watched.dwell_ms[early].mean() > 1.1 * watched.dwell_ms[late].mean()
 
 
 def test_mismatch_makes_users_skip() -> None:
@@ -237,7 +246,7 @@ def test_summary_and_world_file(tmp_path: Path, capfd: pytest.CaptureFixture[str
     table = pq.read_table(tmp_path / "log" / "impressions")
     world = yaml.safe_load((tmp_path / "log" / "world.yaml").read_text())
     assert summary.impressions == world["impressions"] == table.num_rows
-    assert summary.rates["like"] == 1 - table["like"].null_count / table.num_rows
+    assert summary.rates["like"] * table.num_rows == pytest.approx(table.num_rows - table["like"].null_count)
     assert world["settings"]["users"] == summary.users == pq.read_table(tmp_path / "log" / "users.parquet").num_rows
     assert world["settings"]["items"] == summary.items == pq.read_table(tmp_path / "log" / "items.parquet").num_rows
     simulate(str(tmp_path / "shown"), replace(SMALL, users=50), progress=True)
@@ -281,7 +290,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_rates_out_of_reach_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulator, "FIT_STEPS", 1)
-    with pytest.raises(ConfigError, match="_rate .* cannot be reached"):
+    with pytest.raises(ConfigError, match=r"_rate .* cannot be reached"):
         make_world(SMALL)
 
 

@@ -49,7 +49,8 @@ class SplitRule:
 
     Attributes:
         by: ``time`` cuts the calendar for all users; ``last`` takes each user's last impressions.
-        valid_from, test_from: boundaries for ``time`` (ISO in the log's time zone); empty: by share.
+        valid_from, test_from: boundaries for ``time`` (ISO in the log's time zone, milliseconds, or ``-2d``:
+            the begin of the log's last day but one); empty: by share.
         valid_share, test_share: shares of impressions (``time``) or of each user's impressions (``last``).
     """
 

@@ -161,6 +161,9 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
     }
     if raw.get("kind") not in kinds:
         raise ConfigError(f"{file}: kind is {raw.get('kind')!r}, must be 'impressions' or 'events'")
+    if isinstance(split := raw.get("split"), dict):
+        # YAML reads 2024-05-01 as a date and 1714521600000 as a number; boundaries are text.
+        split.update({key: str(split[key]) for key in ("valid_from", "test_from") if key in split})
     spec = parse(kinds[raw["kind"]], raw, file)
     for feature in spec.features:
         if feature.name == "user_id" and feature.level != "user":

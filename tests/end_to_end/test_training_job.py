@@ -1,0 +1,243 @@
+"""Whole training jobs as users start them: killed, asked to stop, resumed, given bad input."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from support import make_card, write_dataset
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from a2gen_rec.cli import main
+from a2gen_rec.data.schema import DatasetCard
+
+SMALL = ["--model.dim", "8", "--model.heads", "2", "--model.time_buckets", "8", "--loader.max_impressions", "100"]
+CARD = make_card()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset") / "data", CARD)
+
+
+@pytest.fixture
+def broken(dataset: Path, tmp_path: Path) -> Path:
+    """A copy of the dataset, to be damaged."""
+    return Path(shutil.copytree(dataset, tmp_path / "broken"))
+
+
+def start(ranks: int, data: Path, run: Path, *options: str) -> subprocess.Popen[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={ranks}"]
+    command = [sys.executable, *(launcher if ranks > 1 else []), "-m", *(["--"] if ranks > 1 else [])]
+    command += ["a2gen_rec.cli", "train", "--data", str(data), "--run", str(run), *SMALL, *options]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def finish(job: subprocess.Popen[str]) -> str:
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, output
+    return output
+
+
+def checkpoints(run: Path) -> list[str]:
+    folder = run / "checkpoints"
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[-1].isdigit()) if folder.exists() else []
+
+
+def wait_for_checkpoint(run: Path, job: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not checkpoints(run):
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.005)
+
+
+def kill_all(run: Path) -> None:
+    """SIGKILL every process of a job: torchrun and its ranks, which lead process groups of their own."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(run) in (process / "cmdline").read_text():
+                os.kill(int(process.name), signal.SIGKILL)
+        except OSError:
+            continue
+
+
+def tensors(run: Path, scratch: Path) -> dict[str, torch.Tensor]:
+    dcp_to_torch_save(str(run / "checkpoints" / checkpoints(run)[-1]), str(scratch))
+    flat: dict[str, torch.Tensor] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for name, part in value.items():
+                walk(f"{prefix}/{name}", part)
+        elif isinstance(value, torch.Tensor):
+            flat[prefix] = value
+
+    walk("", torch.load(scratch, weights_only=False))
+    return flat
+
+
+def test_a_killed_job_goes_on_exactly(dataset: Path, tmp_path: Path) -> None:
+    """SIGKILL in mid-epoch; dropout makes the random states matter, two ranks the loader positions."""
+    options = ["--train.epochs", "4", "--train.checkpoint_every", "3", "--model.dropout", "0.2"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(2, dataset, whole, *options))
+    job = start(2, dataset, killed, *options)
+    wait_for_checkpoint(killed, job)
+    kill_all(killed)
+    job.communicate()
+    last = checkpoints(killed)[-1]
+    assert last < checkpoints(whole)[-1], "it must have been killed before its end"
+    output = finish(start(2, dataset, killed, *options))
+    assert f"resuming at step {int(last[5:])}" in output
+    left, right = tensors(whole, tmp_path / "whole.pt"), tensors(killed, tmp_path / "killed.pt")
+    assert left.keys() == right.keys()
+    assert any("rng" in name for name in left)
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name
+
+
+def test_sigterm_saves_and_exits_cleanly_and_the_run_goes_on(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = start(1, dataset, run, "--train.epochs", "200", "--train.patience", "0", "--train.checkpoint_every", "7")
+    wait_for_checkpoint(run, job)
+    job.send_signal(signal.SIGTERM)
+    output = finish(job)
+    assert "asked to stop: saved step" in output
+    step = int(checkpoints(run)[-1][5:])
+    assert f"saved step {step}" in output
+    resumed = finish(start(1, dataset, run, "--train.max_steps", str(step + 2), "--train.patience", "0"))
+    assert f"resuming at step {step}" in resumed
+    assert int(checkpoints(run)[-1][5:]) == step + 2
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run a command that must fail; its one line of explanation."""
+    with pytest.raises(SystemExit) as exit_info:
+        main(list(argv))
+    assert exit_info.value.code in (1, 2)
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("a2gen: error: ")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    return lines[0]
+
+
+def train(capsys: pytest.CaptureFixture[str], data: Path, run: Path, *options: str) -> str:
+    loader = ["--loader.background", "false"]
+    return fails(capsys, "train", "--data", str(data), "--run", str(run), *SMALL, *loader, *options)
+
+
+def first_file(data: Path) -> Path:
+    return sorted((data / "train").iterdir())[0]
+
+
+def rewrite(file: Path, change: dict[str, object]) -> None:
+    """Replace columns of a Parquet file given as nested lists; None removes one."""
+    table = pq.read_table(file)
+    for name, value in change.items():
+        if value is None:
+            table = table.drop_columns([name])
+        else:
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, pa.array(value, table.schema.field(name).type))
+    pq.write_table(table, file)
+
+
+def test_a_truncated_file(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = first_file(broken)
+    file.write_bytes(file.read_bytes()[:-200])
+    assert file.name in train(capsys, broken, tmp_path / "run")
+
+
+def test_a_missing_column(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = first_file(broken)
+    rewrite(file, {"author_id": None})
+    message = train(capsys, broken, tmp_path / "run")
+    assert file.name in message
+    assert "'author_id': column is missing" in message
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("item_id", 40, "id is not in [0, 40)"),
+        ("action_offset_s", float("nan"), "'start' is not at 0 seconds"),
+        ("action", 9, "unknown action"),
+    ],
+)
+def test_a_bad_value_names_file_row_and_field(
+    column: str, value: float, reason: str, broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = first_file(broken)
+    values = pq.read_table(file)[column].to_pylist()
+    if column == "item_id":
+        values[25][-1] = value
+    else:
+        values[25][-1][0] = value
+    rewrite(file, {column: values})
+    message = train(capsys, broken, tmp_path / "run")
+    assert f"{file.name}, row 25, field '{column}'" in message
+    assert reason in message
+    assert not checkpoints(tmp_path / "run")
+
+
+def test_a_bad_value_met_by_the_background_loader(
+    broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = first_file(broken)
+    values = pq.read_table(file)["item_id"].to_pylist()
+    values[3][0] = -1
+    rewrite(file, {"item_id": values})
+    message = fails(capsys, "train", "--data", str(broken), "--run", str(tmp_path / "run"), *SMALL)
+    assert f"{file.name}, row 3, field 'item_id': id is not in" in message
+
+
+def test_an_unwritable_run_folder(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot be written" in train(capsys, dataset, tmp_path / "file" / "run")
+
+
+def test_a_checkpoint_of_another_model(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max_steps", "2"])
+    before = sorted(path.name for path in run.rglob("*"))
+    message = train(capsys, dataset, run, "--model.dim", "16")
+    assert "model.dim = 8, the configuration asks for 16" in message
+    other = replace(CARD, features=[replace(f, cardinality=f.cardinality + 1) for f in CARD.features])
+    grown = Path(shutil.copytree(dataset, tmp_path / "grown"))
+    DatasetCard.save(other, str(grown))
+    assert "other features" in train(capsys, grown, run)
+    assert sorted(path.name for path in run.rglob("*")) == before
+
+
+def test_a_damaged_checkpoint(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max_steps", "2"])
+    (shard,) = (run / "checkpoints").rglob("*.distcp")
+    shard.write_bytes(shard.read_bytes()[:1000])
+    assert "damaged" in train(capsys, dataset, run, "--train.max_steps", "4")
+
+
+def test_bad_settings_end_with_code_2(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, reason in (("--model.dim=7", "multiple"), ("--model.width=8", "model.width"), ("--train.epochs=x", "int")):
+        with pytest.raises(SystemExit) as exit_info:
+            main(["train", "--data", str(dataset), "--run", str(tmp_path / "run"), option])
+        assert exit_info.value.code == 2
+        assert reason in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

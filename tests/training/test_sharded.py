@@ -1,0 +1,131 @@
+"""Sharded training: the number of ranks and the sharding plan change nothing but where rows live."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import on_ranks
+from support import make_card, small_config, whole, write_dataset
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from a2gen_rec.config import Config
+from a2gen_rec.data.batch import collate
+from a2gen_rec.data.columns import read_columns, row_groups
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.training import checkpoint
+from a2gen_rec.training.build import Built, build
+from a2gen_rec.training.losses import means, total
+from a2gen_rec.training.process import Process, together
+
+CARD = make_card()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset") / "data", CARD)
+
+
+def config_of(sharding: str = "row_wise", **model: object) -> Config:
+    config = small_config(**model)
+    config.sharding.types = [sharding]  # type: ignore[list-item]
+    return config
+
+
+def state_of(config: Config, step: int) -> checkpoint.State:
+    from dataclasses import asdict
+
+    return checkpoint.State(step, 0, [], None, None, 0, asdict(config), "", CARD.to_dict())
+
+
+def steps(built: Built, process: Process, dataset: str, config: Config, first: int, last: int) -> list[float]:
+    """Global losses of optimizer steps on global batches of 16 windows, dealt out to the ranks."""
+    card = DatasetCard.load(dataset)
+    files = sorted(str(file) for file in Path(dataset, "train").iterdir())
+    columns = read_columns(row_groups(files), card)
+    losses = []
+    for step in range(first, last):
+        rows = np.random.default_rng(step).permutation(len(columns))[:16]
+        batch = collate(columns, rows[process.rank :: process.world], whole(card, config))
+        batch = replace(batch, counts=together(batch.counts.clone()))
+        built.optimizer.zero_grad()
+        loss, (sums, _) = built.dmp(batch)
+        loss.backward()
+        built.optimizer.step()
+        losses.append(float(total(means(together(sums.double()), batch.counts), config.loss)))
+    return losses
+
+
+def run(
+    process: Process, dataset: str, config: Config, source: str, first: int, last: int, out: str
+) -> tuple[list[float], list[str]]:
+    """Load step ``first`` from ``source`` (if given), take steps, save the result in ``out``."""
+    built = build(CARD, config, process)
+    if source:
+        checkpoint.load(checkpoint.place(source, first), built)
+    losses = steps(built, process, dataset, config, first, last)
+    if out:
+        checkpoint.save(out, built, state_of(config, last), keep=0)
+    kinds = [
+        parameter.sharding_type for module in built.plan.plan.values() for parameter in module.values()
+    ]
+    return losses, kinds
+
+
+def tensors(run: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, whole, by name."""
+    file = scratch / f"{run.name}-{step}.pt"
+    dcp_to_torch_save(checkpoint.place(str(run), step), str(file))
+    flat: dict[str, torch.Tensor] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for name, part in value.items():
+                walk(f"{prefix}/{name}", part)
+        elif isinstance(value, torch.Tensor):
+            flat[prefix] = value
+
+    walk("", {name: part for name, part in torch.load(file, weights_only=False).items() if name != "rng"})
+    return flat
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"generator": "implicit", "time_head": "monotone"},
+    ],
+)
+def test_one_and_two_ranks_reach_the_same_parameters(variant: dict, dataset: Path, tmp_path: Path) -> None:
+    config = config_of(**variant)
+    begin, one, two = tmp_path / "begin", tmp_path / "one", tmp_path / "two"
+    on_ranks(1, tmp_path, run, str(dataset), config, "", 0, 0, str(begin))
+    (single,) = on_ranks(1, tmp_path, run, str(dataset), config, str(begin), 0, 20, str(one))
+    double = on_ranks(2, tmp_path, run, str(dataset), config, str(begin), 0, 20, str(two))
+    assert double[0][0] == double[1][0]
+    assert single[0] == pytest.approx(double[0][0], rel=1e-5)
+    assert single[0][-1] < single[0][0], "it must learn something, or nothing is compared"
+    left, right = tensors(one, 20, tmp_path), tensors(two, 20, tmp_path)
+    start = tensors(begin, 0, tmp_path)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+    weights = [name for name in left if "/model/" in name and name.endswith("weight")]
+    still = [name for name in weights if torch.equal(left[name], start[name])]
+    assert not still, "every table and layer must have been trained"
+
+
+def test_a_checkpoint_goes_on_under_another_plan_and_world(dataset: Path, tmp_path: Path) -> None:
+    rowwise, tablewise = config_of("row_wise"), config_of("table_wise")
+    saved = tmp_path / "saved"
+    ((_, kinds), _) = on_ranks(2, tmp_path, run, str(dataset), rowwise, "", 0, 5, str(saved))
+    assert set(kinds) == {"row_wise"}
+    same = on_ranks(2, tmp_path, run, str(dataset), rowwise, str(saved), 5, 10, "")[0][0]
+    alone = on_ranks(1, tmp_path, run, str(dataset), rowwise, str(saved), 5, 10, "")[0][0]
+    other, kinds = on_ranks(2, tmp_path, run, str(dataset), tablewise, str(saved), 5, 10, "")[0]
+    assert set(kinds) == {"table_wise"}
+    fresh = on_ranks(1, tmp_path, run, str(dataset), rowwise, "", 5, 10, "")[0][0]
+    assert alone == pytest.approx(same, rel=1e-5)
+    assert other == pytest.approx(same, rel=1e-5)
+    assert fresh != pytest.approx(same, rel=1e-3), "the checkpoint must matter"
