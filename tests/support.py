@@ -94,13 +94,41 @@ def whole(card: DatasetCard, config: Config) -> dict[str, int]:
 def write_dataset(folder: Path, card: DatasetCard, windows: int = 60, files: int = 3, seed: int = 0) -> Path:
     """A dataset on disk, every split of the same kind of random windows."""
     rng = np.random.default_rng(seed)
-    for split in SPLITS:
+    made = {split: [make_columns(card, windows, rng) for _ in range(files)] for split in SPLITS}
+    for split, parts in made.items():
         (folder / split).mkdir(parents=True)
-        for file in range(files):
-            table = to_table(make_columns(card, windows, rng), card)
-            pq.write_table(table, folder / split / f"part-{file:05d}.parquet", row_group_size=20)
+        for file, columns in enumerate(parts):
+            pq.write_table(to_table(columns, card), folder / split / f"part-{file:05d}.parquet", row_group_size=20)
+    pq.write_table(items(card, rng), folder / "items.parquet")
+    pq.write_table(item_statistics(made["train"], card), folder / "item_statistics.parquet")
     card.save(str(folder))
     return folder
+
+
+def items(card: DatasetCard, rng: np.random.Generator) -> pa.Table:
+    """Every item of the table but row 0, named "item-ROW", with random other features."""
+    features = {feature.name: feature.cardinality for feature in card.at_level("item")}
+    rows = np.arange(1, features["item_id"])
+    table = {name: rng.integers(0, size, len(rows)) for name, size in features.items()}
+    return pa.table({"item": [f"item-{row}" for row in rows]} | table | {"item_id": rows})
+
+
+def item_statistics(parts: list[WindowColumns], card: DatasetCard) -> pa.Table:
+    """Targets and positives per row of the item table that has any."""
+    names = [*card.actions[1:-1], *card.labels]
+    item, counted = [], []
+    for columns in parts:
+        window = np.repeat(np.arange(len(columns)), columns.lengths)
+        target = np.arange(len(window)) - columns.starts[window] >= columns.first_target[window]
+        happened = np.zeros((len(window), len(card.actions)), np.int64)
+        happened[np.repeat(np.arange(len(window)), columns.action_lengths), columns.action] = 1
+        positives = np.concatenate([happened[:, 1:-1], columns.labels == 1], axis=1)
+        item.append(columns.impression_ids["item_id"][target])
+        counted.append(np.insert(positives[target], 0, 1, axis=1))
+    rows, owner = np.unique(np.concatenate(item), return_inverse=True)
+    sums = np.zeros((len(rows), 1 + len(names)), np.int64)
+    np.add.at(sums, owner, np.concatenate(counted))
+    return pa.table({"item_id": rows} | dict(zip(["impressions", *names], sums.T, strict=True)))
 
 
 def to_table(columns: WindowColumns, card: DatasetCard) -> pa.Table:

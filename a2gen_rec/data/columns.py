@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
@@ -91,17 +92,36 @@ def read_columns(groups: Sequence[RowGroup], card: DatasetCard, with_oracle: boo
     return _concatenate([_read(group, card, with_oracle) for group in groups], card)
 
 
-def read_windows(file: str, card: DatasetCard, user: str, with_oracle: bool = False) -> WindowColumns | None:
-    """The windows of one raw user identifier in a file; None if there are none."""
-    parts = []
-    for group in row_groups([file]):
-        columns = _read(group, card, with_oracle)
-        with _parquet(file) as parquet:
-            users = parquet.read_row_group(group.number, columns=["user"], use_threads=False)["user"]
-        rows = np.flatnonzero(users.to_numpy(zero_copy_only=False).astype(str) == user)
-        if len(rows):
-            parts.append(take_windows(columns, rows))
-    return _concatenate(parts, card) if parts else None
+def read_user(files: Sequence[str], card: DatasetCard, user: str) -> WindowColumns | None:
+    """All windows of one raw user identifier; None if there are none. Of other users it reads little but their names.
+
+    Raises:
+        DataError: as :func:`read_columns`.
+    """
+    for file in files:
+        rows = _rows_of(user, file)
+        if not len(rows):
+            continue
+        parts = []
+        for group in row_groups([file]):
+            own = rows[(rows >= group.first_row) & (rows < group.first_row + group.rows)] - group.first_row
+            if len(own):
+                parts.append(take_windows(read_columns([group], card), own))
+        return _concatenate(parts, card)  # a split has all of a user's windows in one file
+    return None
+
+
+def _rows_of(user: str, file: str) -> np.ndarray:
+    with _parquet(file) as parquet:
+        try:
+            users = parquet.read(columns=["user"], use_threads=False)["user"]
+        except KeyError as error:
+            raise DataError("column is missing", file=file, field="user") from error
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"cannot be read ({_first_line(error)})", file=file, field="user") from error
+    if not pa.types.is_string(users.type):
+        raise DataError(f"is {users.type}, not string", file=file, field="user")
+    return np.flatnonzero(pc.equal(users, user).fill_null(False).to_numpy())
 
 
 def take_windows(columns: WindowColumns, rows: np.ndarray) -> WindowColumns:

@@ -158,6 +158,7 @@ class WindowLoader:
             batch_size=None,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             worker_init_fn=_single_thread,
+            generator=torch.Generator(),  # else making a loader would draw from the model's random numbers
             **options,
         )
         for batch in loader:

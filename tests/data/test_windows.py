@@ -91,9 +91,7 @@ def oracle(rows, wanted, history, max_targets):
                     "dwell_s": [row["dwell_s"] for row in inside],
                     "action": [sequence(row)[0] for row in inside],
                     "action_offset_s": [sequence(row)[1] for row in inside],
-                    "label_click": [
-                        math.nan if row["label_click"] is None else row["label_click"] for row in inside
-                    ],
+                    "label_click": [math.nan if row["label_click"] is None else row["label_click"] for row in inside],
                     "first_target": first - begin,
                 }
             )

@@ -77,9 +77,8 @@ class Log:
                     f"""SELECT row, broken, [{values}] FROM (
                         SELECT *, CASE {broken} END AS broken FROM {self.numbered(file)})
                     WHERE broken IS NOT NULL ORDER BY row LIMIT 1"""
-                ).fetchone()
-            if found is not None:
-                row, place, shown = found
+                ).fetchall()
+            for row, place, shown in found:
                 reason = f"{shown[place]!r} {checks[place].reason}" if shown[place] is not None else "is missing"
                 raise DataError(reason, file=file, row=row, field=checks[place].column)
         connection.execute("SET preserve_insertion_order = false")
@@ -91,7 +90,7 @@ class Log:
         if spec.time_unit != "timestamp":
             number = f"TRY_CAST({name} AS DOUBLE){factor[spec.time_unit]}"
             # Integers of microseconds exceed a DOUBLE's 53 bits only after the year 2255.
-            return f"(CASE WHEN abs({number}) < {LATEST_MS} THEN round({number})::BIGINT END)"
+            return f"(CASE WHEN abs({number}) < {LATEST_MS} THEN TRY_CAST(round({number}) AS BIGINT) END)"
         (kind,) = one_row(connection, f"SELECT any_value(typeof({name})) FROM {self.relation(self.files[:1])}")
         if kind == "TIMESTAMP WITH TIME ZONE":
             return f"epoch_ms({name})"

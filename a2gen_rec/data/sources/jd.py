@@ -6,6 +6,7 @@ was reached (context ``channel``), 6-10 are actions on it. Sessions do not recur
 the user, and there are no user features.
 """
 
+import re
 from pathlib import Path
 
 import duckdb
@@ -91,16 +92,13 @@ class JD:
         bad = connection.execute(
             f"""SELECT session, place, token FROM {tokens} WHERE NOT regexp_full_match(token, {literal(whole)})
             ORDER BY session, place LIMIT 1"""
-        ).fetchone()
-        if bad is None:
-            return
-        session, place, token = bad
-        parts = token.split("+")
-        if len(parts) != len(FIELDS):
-            reason = f"event {place} {token!r} has {len(parts)} fields, not {len(FIELDS)}"
-            raise DataError(reason, file=self.file, row=session, field="event")
-        expected = zip(FIELDS, parts, PATTERNS, strict=True)
-        for name, value, pattern in expected:
-            (good,) = connection.execute("SELECT regexp_full_match(?, ?)", [value, pattern]).fetchall()[0]
-            if not good:
+        ).fetchall()
+        for session, place, token in bad:
+            parts = token.split("+")
+            if len(parts) != len(FIELDS):
+                reason = f"event {place} {token!r} has {len(parts)} fields, not {len(FIELDS)}"
+                raise DataError(reason, file=self.file, row=session, field="event")
+            # DuckDB's \d is ASCII only, and so must this one be.
+            wrong = [x for x in zip(FIELDS, parts, PATTERNS, strict=True) if not re.fullmatch(x[2], x[1], re.ASCII)]
+            for name, value, _ in wrong[:1]:
                 raise DataError(f"event {place} has {value!r}", file=self.file, row=session, field=name)

@@ -84,14 +84,12 @@ class RecTmall:
             f"""SELECT row, action, vtime, {moment("vtime")} FROM (
                 SELECT row_number() OVER () + 1 AS row, action, vtime FROM {csv([file])})
             WHERE action IS NULL OR action NOT IN ({known}) OR {moment("vtime")} IS NULL ORDER BY row LIMIT 1"""
-        ).fetchone()
+        ).fetchall()
         connection.execute("SET preserve_insertion_order = false")
-        if bad is None:
-            return
-        row, action, time, understood = bad
-        if understood is None:
-            raise DataError(f"{time!r} is no time like 2014/9/18 15:03", file=file, row=row, field="vtime")
-        raise DataError(f"unknown action {action!r}", file=file, row=row, field="action")
+        for row, action, time, understood in bad:
+            if understood is None:
+                raise DataError(f"{time!r} is no time like 2014/9/18 15:03", file=file, row=row, field="vtime")
+            raise DataError(f"unknown action {action!r}", file=file, row=row, field="action")
 
 
 ITEM_KEY = "ltrim(item_id, 'i')"

@@ -10,6 +10,7 @@ import duckdb
 
 from a2gen_rec.data.sources.base import FeatureSpec, SourceFacts, SplitRule
 from a2gen_rec.data.sources.files import csv, find, require_columns
+from a2gen_rec.data.sql import identifier
 from a2gen_rec.errors import DataError
 
 ACTIONS = ("like", "share", "follow")
@@ -55,7 +56,7 @@ class Tenrec:
         connection.execute("SET preserve_insertion_order = true")
         types = ", ".join(f"'{name}': 'INTEGER'" for name in FLAGS)
         text = ", ".join(f"'{name}': 'VARCHAR'" for name in ("user_id", "item_id", "video_category", "gender", "age"))
-        actions = ", ".join(f"CASE WHEN {name} > 0 THEN 'nan'::DOUBLE END AS at_{name}" for name in ACTIONS)
+        actions = ", ".join(f"CASE WHEN {identifier(name)} > 0 THEN 'nan'::DOUBLE END AS at_{name}" for name in ACTIONS)
         return f"""
             SELECT user_id, item_id, row_number() OVER () * 1000 AS ts_ms, 'nan'::DOUBLE AS dwell_s, {actions},
                 (click > 0)::INT::DOUBLE AS label_click, gender, age, video_category, NULL AS problem

@@ -1,0 +1,327 @@
+"""Ranking candidates for one user with a trained run (``a2gen rank``).
+
+The user's recent impressions and all candidates form one window whose targets are alternatives for one moment, so
+the history is read once and the factorised attention (METHODS §2.1) answers for every candidate together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from iopath.common.file_io import g_pathmgr
+
+from a2gen_rec import paths
+from a2gen_rec.data.batch import collate
+from a2gen_rec.data.columns import WindowColumns, read_user, take_windows
+from a2gen_rec.data.schema import EXIT, ITEM, SPLITS, DatasetCard
+from a2gen_rec.errors import ConfigError, DataError, UserError
+from a2gen_rec.nn.decoding import Decoded
+from a2gen_rec.sharding.tables import whole_tables
+from a2gen_rec.training.run import OpenRun, open_run
+
+ITEMS, ITEM_STATISTICS = "items.parquet", "item_statistics.parquet"
+WATCH = "watch"
+POPULAR = 100
+BEAMS = 8
+# The window's attention is quadratic in history and candidates together: more candidates take more windows.
+CANDIDATES_PER_WINDOW = 256
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is predicted should the user be shown an item.
+
+    Attributes:
+        item: raw identifier; ``known``: whether the dataset has it, else it is ranked by "unknown" features.
+        probability: of every action and label.
+        expected_watch_s: expected watch time in seconds (the mean in log1p seconds, brought back); None where the
+            log does not record it.
+        timeline: the most probable action sequence, ``start`` to ``exit``, with seconds since the impression
+            began; None for actions whose times the log does not record.
+        timeline_probability: of that sequence of actions.
+    """
+
+    item: str
+    known: bool
+    probability: dict[str, float]
+    expected_watch_s: float | None
+    timeline: list[tuple[str, float | None]]
+    timeline_probability: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates for one user, best first.
+
+    Attributes:
+        user: raw identifier; ``user_known``: whether the dataset has any impression of this user.
+        history: past impressions the ranking rests on.
+        by: ``watch`` (expected watch time) or the action or label whose probability orders the candidates.
+    """
+
+    user: str
+    user_known: bool
+    history: int
+    by: str
+    candidates: list[Candidate]
+
+    @property
+    def unknown_items(self) -> int:
+        """Candidates that the dataset does not have."""
+        return sum(not candidate.known for candidate in self.candidates)
+
+
+@dataclass(frozen=True)
+class Items:
+    """Items to rank: raw identifiers ``raw`` and ``known``, [items]; item feature -> [items] table ``rows``."""
+
+    raw: list[str]
+    known: np.ndarray
+    rows: dict[str, np.ndarray]
+
+    def part(self, begin: int, end: int) -> "Items":
+        rows = {name: values[begin:end] for name, values in self.rows.items()}
+        return Items(self.raw[begin:end], self.known[begin:end], rows)
+
+
+def rank(run: str, user: str, candidates: str = "", by: str = "", data: str = "") -> Ranking:
+    """Rank candidates for a user by a run's best checkpoint, right after the user's last impression.
+
+    Args:
+        run: the run's folder.
+        user: raw identifier; one that the dataset does not have is ranked for without history.
+        candidates: file of raw item identifiers, one a line; by default the items most shown in training.
+        by: ``watch`` or an action or label; by default ``watch``, or the first of them where the log does not
+            record watch times.
+        data: dataset folder; by default the run's own.
+
+    Raises:
+        UserError: no such run or file, no candidate, nothing of the name ``by``; the dataset breaks its contract.
+    """
+    wanted = read_candidates(candidates) if candidates else []
+    with open_run(run, data) as opened:
+        card = opened.card
+        by = order_by(card, by)
+        items = find_items(opened.data, card, wanted) if wanted else popular_items(opened.data, card, POPULAR)
+        window = latest_window(opened.data, card, user)
+        history = no_history(card) if window is None else recent(window, opened.built.model.ranker.history)
+        parts = [
+            score(opened, history, items.part(begin, begin + CANDIDATES_PER_WINDOW))
+            for begin in range(0, len(items.raw), CANDIDATES_PER_WINDOW)
+        ]
+    scored = [candidate for part in parts for candidate in part]
+    scored.sort(key=lambda candidate: _value(candidate, by), reverse=True)  # stable: equals stay as given
+    return Ranking(user, window is not None, len(history.ts_ms), by, scored)
+
+
+def read_candidates(file: str) -> list[str]:
+    """Raw item identifiers of a file, one a line, each once, in order.
+
+    Raises:
+        UserError: the file cannot be read or has no identifier.
+    """
+    names = (line.strip() for line in paths.read_text(file).splitlines())
+    found = list(dict.fromkeys(name for name in names if name))
+    if not found:
+        raise UserError(f"{file}: no candidates; put one raw item identifier on each line")
+    return found
+
+
+def order_by(card: DatasetCard, by: str) -> str:
+    """What to rank by, ``by`` or the default.
+
+    Raises:
+        ConfigError: the dataset has nothing of that name.
+    """
+    choices = [*([WATCH] if EXIT in card.timed else []), *card.events, *card.labels]
+    if by not in [*choices, ""]:
+        raise ConfigError(f"cannot rank by {by!r}; this run predicts {', '.join(choices)}")
+    if not choices:
+        raise UserError(f"the dataset {card.name!r} has no action, label or watch time to rank by")
+    return by or choices[0]
+
+
+def find_items(data: str, card: DatasetCard, raw: Sequence[str]) -> Items:
+    """Table rows of raw item identifiers; row 0 of every item feature for those the dataset does not have.
+
+    Raises:
+        DataError: ``items.parquet`` is not there or breaks its contract.
+    """
+    wanted = pa.array(raw, pa.string())
+    table = _read_items(data, card, pc.field("item").isin(wanted))
+    place = pc.index_in(wanted, table["item"].combine_chunks())
+    known = place.is_valid().to_numpy(zero_copy_only=False)
+    at = place.filter(place.is_valid()).to_numpy()
+    rows = {}
+    for feature in card.at_level("item"):
+        rows[feature.name] = np.zeros(len(raw), np.int64)
+        rows[feature.name][known] = table[feature.name].to_numpy()[at]
+    return Items(list(raw), known, rows)
+
+
+def popular_items(data: str, card: DatasetCard, count: int) -> Items:
+    """The ``count`` items shown most in training, most shown first.
+
+    Raises:
+        DataError: ``item_statistics.parquet`` or ``items.parquet`` is not there or breaks its contract.
+    """
+    file = paths.join(data, ITEM_STATISTICS)
+    shown = _read_parquet(file, [ITEM, "impressions"], pc.field(ITEM) > 0)  # row 0 is many items, not one
+    most = shown.sort_by([("impressions", "descending"), (ITEM, "ascending")])[ITEM].combine_chunks()[:count]
+    table = _read_items(data, card, pc.field(ITEM).isin(most))
+    # Hashed items may share a row: they keep their order in the file.
+    order = np.argsort(pc.index_in(table[ITEM].combine_chunks(), most).to_numpy(), kind="stable")[:count]
+    if not len(order):
+        raise DataError("no item with training impressions to rank by default; give --candidates", file=file)
+    table = table.take(order)
+    rows = {feature.name: table[feature.name].to_numpy() for feature in card.at_level("item")}
+    return Items(table["item"].to_pylist(), np.ones(len(order), bool), rows)
+
+
+def latest_window(data: str, card: DatasetCard, user: str) -> WindowColumns | None:
+    """The last window of a user in the latest split that has any, as columns of one window; None without one.
+
+    Raises:
+        DataError: a file of the dataset breaks the contract.
+    """
+    for split in reversed(SPLITS):
+        folder = paths.join(data, split)
+        files = [paths.join(folder, name) for name in paths.listdir(folder) if name.endswith(".parquet")]
+        windows = read_user(files, card, user)
+        if windows is not None:
+            last = windows.ts_ms[windows.starts + windows.lengths - 1]
+            return take_windows(windows, np.array([np.argmax(last)]))
+    return None
+
+
+def recent(window: WindowColumns, history: int) -> WindowColumns:
+    """The last ``history`` impressions of each window, as history only."""
+    kept = np.minimum(window.lengths, history)
+    tail = replace(window, starts=window.starts + window.lengths - kept, lengths=kept, first_target=kept)
+    return take_windows(tail, np.arange(len(window)))
+
+
+def no_history(card: DatasetCard) -> WindowColumns:
+    """One window of an unknown user, without any impression."""
+    one, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
+    return WindowColumns(
+        user_key=one,
+        first_target=one,
+        starts=one,
+        lengths=one,
+        user_ids={feature.name: one for feature in card.at_level("user")},
+        impression_ids={feature.name: none for feature in card.features if feature.level != "user"},
+        ts_ms=none,
+        end_ms=none,
+        labels=np.zeros((0, len(card.labels)), np.float32),
+        oracle=np.zeros((0, 0), np.float32),
+        action_starts=none,
+        action_lengths=none,
+        action=none,
+        offset_s=np.zeros(0, np.float32),
+    )
+
+
+def with_candidates(history: WindowColumns, items: Items, card: DatasetCard) -> WindowColumns:
+    """One window: ``history``, then every item at one moment, one second after all of the history has ended.
+
+    Context features are those of the last impression, row 0 without any [ours]. What the user would do is not known:
+    a placeholder stands for it, which no prediction reads.
+    """
+    seen, count = len(history.ts_ms), len(items.raw)
+    now = history.end_ms.max() + 1000 if seen else 0
+
+    def then(past: np.ndarray, value: object) -> np.ndarray:
+        return np.concatenate([past, np.broadcast_to(np.asarray(value, past.dtype), (count, *past.shape[1:]))])
+
+    item = {name: np.concatenate([history.impression_ids[name], rows]) for name, rows in items.rows.items()}
+    context = {
+        feature.name: then(
+            history.impression_ids[feature.name], history.impression_ids[feature.name][-1] if seen else 0
+        )
+        for feature in card.at_level("context")
+    }
+    action_lengths = then(history.action_lengths, 2)
+    return replace(
+        history,
+        first_target=np.array([seen]),
+        starts=np.zeros(1, np.int64),
+        lengths=np.array([seen + count]),
+        impression_ids=item | context,
+        ts_ms=then(history.ts_ms, now),
+        end_ms=then(history.end_ms, now),
+        labels=then(history.labels, np.nan),
+        oracle=then(history.oracle, np.nan),
+        action_starts=np.cumsum(action_lengths) - action_lengths,
+        action_lengths=action_lengths,
+        action=np.concatenate([history.action, np.tile([0, len(card.actions) - 1], count)]),
+        offset_s=np.concatenate([history.offset_s, np.tile(np.float32([0, np.nan]), count)]),
+    )
+
+
+@torch.no_grad()
+def score(opened: OpenRun, history: WindowColumns, items: Items) -> list[Candidate]:
+    """Predictions for items after a history (columns of one window), in the order of the items."""
+    card, config, built = opened.card, opened.config, opened.built
+    columns = with_candidates(history, items, card)
+    whole = whole_tables(card, config.model)
+    batch = collate(columns, np.zeros(1, np.int64), whole, config.loader.dedup, candidates=True)
+    built.dmp.eval()
+    _, (_, output) = built.dmp(batch.to(opened.process.device))
+    what = built.model.ranker.occurrence(output, config.evaluate.prune)
+    names = [*card.events, *card.labels]
+    probability = torch.cat([what.probability[:, 1:-1], output.label_logits.sigmoid()], 1).tolist()
+    watch_s = torch.expm1(what.time[:, -1]).clamp(min=0).tolist() if EXIT in card.timed else [None] * len(items.raw)
+    timelines = _timelines(built.model.ranker.decode(output, BEAMS), card)
+    return [
+        Candidate(item, known, dict(zip(names, chances, strict=True)), watch, *timeline)
+        for item, known, chances, watch, timeline in zip(
+            items.raw, items.known.tolist(), probability, watch_s, timelines, strict=True
+        )
+    ]
+
+
+def _timelines(decoded: Decoded, card: DatasetCard) -> list[tuple[list[tuple[str, float | None]], float]]:
+    """The most probable sequence of every candidate, and its probability."""
+    seconds = torch.expm1(decoded.time[:, 0]).clamp(min=0).tolist()
+    chance = decoded.log_probability[:, 0].exp().tolist()
+    start: tuple[str, float | None] = (card.actions[0], 0.0)
+    found = []
+    for codes, times, probability in zip(decoded.action[:, 0].tolist(), seconds, chance, strict=True):
+        steps = [(card.actions[code], time) for code, time in zip(codes, times, strict=True) if code >= 0]
+        found.append(([start, *((name, time if name in card.timed else None) for name, time in steps)], probability))
+    return found
+
+
+def _value(candidate: Candidate, by: str) -> float:
+    if by == WATCH and candidate.expected_watch_s is not None:
+        return candidate.expected_watch_s
+    return candidate.probability[by]
+
+
+def _read_items(data: str, card: DatasetCard, rows: pc.Expression) -> pa.Table:
+    """Rows of ``items.parquet``, their ids checked against the card."""
+    file = paths.join(data, ITEMS)
+    features = card.at_level("item")
+    table = _read_parquet(file, ["item", *(feature.name for feature in features)], rows)
+    for feature in features:
+        ids = table[feature.name]
+        if not pa.types.is_integer(ids.type):
+            raise DataError(f"is {ids.type}, not an integer", file=file, field=feature.name)
+        values = ids.to_numpy()
+        if ids.null_count or ((values < 0) | (values >= feature.cardinality)).any():
+            raise DataError(f"id is not in [0, {feature.cardinality})", file=file, field=feature.name)
+    return table
+
+
+def _read_parquet(file: str, columns: list[str], rows: pc.Expression) -> pa.Table:
+    try:
+        with g_pathmgr.open(file, "rb") as stream:
+            return pq.read_table(stream, columns=columns, filters=rows, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise DataError(f"cannot be read ({reason})", file=file) from error

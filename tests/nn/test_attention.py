@@ -1,0 +1,325 @@
+"""Context-aware attention against METHODS §2 written out in loops, and its fast forms against each other."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from a2gen_rec.nn.attention import Cache, ContextAwareAttention, direct_weights, factorised_weights
+
+M, N, T, HEADS, D_X, D_C, DIM = 3, 7, 5, 2, 5, 6, 8
+MASKS = ["random", "ragged", "sliding", "ended", "full"]
+
+
+def build(residual: str = "context", mlp_ratio: float = 0.0, scale: float = 1.0) -> ContextAwareAttention:
+    """A float64 CAM of which nothing starts at zero; ``scale`` multiplies what makes its logits."""
+    torch.manual_seed(1)
+    cam = ContextAwareAttention(D_X, D_C, DIM, HEADS, residual, mlp_ratio).double()
+    with torch.no_grad():
+        for parameter in cam.parameters():
+            parameter.normal_(std=0.7)
+        cam.query_sequence.weight.mul_(scale)
+        cam.query_context.weight.mul_(scale)
+    return cam
+
+
+def inputs(seed: int = 0, contexts: int | None = T) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    shape = (M, D_C) if contexts is None else (M, contexts, D_C)
+    x = torch.randn(M, N, D_X, generator=rng, dtype=torch.float64)
+    return x, torch.randn(shape, generator=rng, dtype=torch.float64)
+
+
+def mask_of(kind: str) -> Tensor:
+    """[M, T, N]: what each target may see, in the ways targets come to see different parts."""
+    rng = torch.Generator().manual_seed(7)
+    place = torch.arange(N)
+    targets = torch.arange(T)[:, None] + N - T
+    if kind == "random":
+        mask = torch.rand(M, T, N, generator=rng) < 0.5
+        mask[0, 2] = False
+        return mask
+    if kind == "ragged":
+        return (place < torch.tensor([N, 4, 0])[:, None])[:, None].expand(M, T, N)
+    if kind == "sliding":
+        return ((place < targets) & (place >= targets - 3)).expand(M, T, N)
+    if kind == "ended":
+        end = place + torch.rand(M, N, generator=rng) * 4
+        return (place < targets) & (end[:, None] <= targets)
+    return torch.ones(M, T, N, dtype=torch.bool)
+
+
+def naive(
+    cam: ContextAwareAttention,
+    x: Tensor,
+    c: Tensor,
+    visible: list[list[int]],
+    bias: Tensor | None = None,
+) -> list[Tensor]:
+    """METHODS §2's formulas for one sequence x [n, d] and one context c [d_c], before the block after it.
+
+    ``visible[i]`` are the keys of position i, ``bias`` [heads, n] is added to their logits. Position by position
+    and head by head, with the concatenated query projection.
+    """
+    w_s, w_c, w_k, w_v = (layer.weight.T for layer in (cam.sequence, cam.context, cam.key, cam.value))
+    w_q = torch.cat([cam.query_sequence.weight.T, cam.query_context.weight.T])
+    s, big_c = x @ w_s, c @ w_c
+    q = torch.cat([s, big_c.expand(len(s), -1)], dim=1) @ w_q
+    k, v = s @ w_k, s @ w_v
+    scores = torch.exp(c @ cam.gate.weight.T)
+    g = scores / scores.sum()
+    d = DIM // HEADS
+    out = []
+    for i in range(len(x)):
+        total = big_c + (s[i] if cam.residual == "both" else 0)
+        for h in range(HEADS):
+            part = slice(h * d, (h + 1) * d)
+            w_o = cam.output.weight.T[part]
+            logits = {j: q[i, part] @ k[j, part] / math.sqrt(d) for j in visible[i]}
+            if bias is not None:
+                logits = {j: logit + bias[h, j] for j, logit in logits.items()}
+            norm = sum(torch.exp(logit) for logit in logits.values())
+            attended = sum((torch.exp(logit) / norm * v[j, part] for j, logit in logits.items()), torch.zeros(d))
+            total = total + g[h] * (attended.to(w_o) @ w_o)
+        out.append(total)
+    return out
+
+
+def naive_pooled(cam: ContextAwareAttention, x: Tensor, context: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+    rows = []
+    for m in range(len(x)):
+        for t in range(context.shape[1]):
+            seen = mask[m, t].nonzero().flatten().tolist()
+            each = naive(cam, x[m], context[m, t], [seen] * N, None if bias is None else bias[m, :, t])
+            pooled = sum(each[i] for i in seen) / len(seen) if seen else cam.context(context[m, t])
+            rows.append(pooled)
+    return cam.block(torch.stack(rows)).view(len(x), -1, DIM)
+
+
+def with_gradients(output: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """``output`` and the gradients of a non-symmetric function of it."""
+    weight = torch.linspace(-1, 2, output.numel(), dtype=torch.float64).to(output).view_as(output)
+    gradients = torch.autograd.grad((output * weight).sum() + output.square().sum(), leaves, allow_unused=True)
+    return [output.detach(), *(g if g is not None else torch.zeros_like(p) for g, p in zip(gradients, leaves))]  # noqa: B905
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("residual", ["context", "both"])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_factorised_equals_direct_with_gradients(kind: str, residual: str, biased: bool, dtype: torch.dtype) -> None:
+    cam = build(residual).to(dtype)
+    x, context = (part.to(dtype).requires_grad_() for part in inputs())
+    bias = torch.randn(M, HEADS, T, N, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    bias = bias.to(dtype).requires_grad_() if biased else None
+    leaves = [x, context, *cam.parameters()] + ([bias] if biased else [])
+    both = [
+        with_gradients(cam.pooled(x, context, mask_of(kind), bias, form), leaves) for form in ("factorised", "direct")
+    ]
+    rtol, atol = (1e-9, 1e-9) if dtype == torch.float64 else (1e-4, 1e-5)
+    for fast, slow in zip(*both, strict=True):
+        # float32 gradients are sums over all tokens: their own size is the scale of the rounding.
+        scale = max(1.0, slow.abs().max().item())
+        torch.testing.assert_close(fast / scale, slow / scale, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("residual", ["context", "both"])
+@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("mlp_ratio", [0.0, 1.5])
+def test_pooled_equals_the_formulas(kind: str, residual: str, form: str, mlp_ratio: float) -> None:
+    cam = build(residual, mlp_ratio)
+    x, context = inputs()
+    bias = torch.randn(M, HEADS, T, N, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    mask = mask_of(kind)
+    for extra in (None, bias):
+        expected = naive_pooled(cam, x, context, mask, extra)
+        torch.testing.assert_close(cam.pooled(x, context, mask, extra, form), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("residual", ["context", "both"])
+@pytest.mark.parametrize("mlp_ratio", [0.0, 1.5])
+def test_forward_equals_the_formulas(causal: bool, masked: bool, residual: str, mlp_ratio: float) -> None:
+    cam = build(residual, mlp_ratio)
+    x, context = inputs(contexts=None)
+    mask = mask_of("random")[:, 0] if masked else torch.ones(M, N, dtype=torch.bool)
+    mask[1, 0] = not masked  # the first position of a causal sequence then sees nothing
+    expected = []
+    for m in range(M):
+        keys = [j for j in range(N) if mask[m, j]]
+        visible = [[j for j in keys if not causal or j <= i] for i in range(N)]
+        expected.append(torch.stack(naive(cam, x[m], context[m], visible)))
+    got = cam(x, context, mask if masked else None, causal)
+    torch.testing.assert_close(got, cam.block(torch.stack(expected)), rtol=1e-9, atol=1e-9)
+
+
+def test_pooled_is_the_mean_of_forward_where_all_is_visible() -> None:
+    cam = build("both")
+    x, context = inputs()
+    for t in range(T):
+        mean = cam(x, context[:, t]).mean(1)
+        for form in ("factorised", "direct"):
+            pooled = cam.pooled(x, context, mask_of("full"), form=form)[:, t]
+            torch.testing.assert_close(pooled, mean, rtol=1e-9, atol=1e-9)
+
+
+def logits_of(cam: ContextAwareAttention, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    """The two parts of the logits, [m, heads, n, n] and [m, heads, T, n], head by head."""
+    s, c = cam.sequence(x), cam.context(context)
+    key, d = cam.key(s), DIM // HEADS
+    shared, asked = [], []
+    for h in range(HEADS):
+        part = slice(h * d, (h + 1) * d)
+        shared.append(cam.query_sequence(s)[..., part] @ key[..., part].mT / math.sqrt(d))
+        asked.append(cam.query_context(c)[..., part] @ key[..., part].mT / math.sqrt(d))
+    return torch.stack(shared, 1), torch.stack(asked, 1)
+
+
+def log_denominators(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
+    """log of the factorised form's D [m, heads, T, n], which its float arithmetic cannot hold when it is small."""
+    visible = mask[:, None].expand(asked.shape)
+    shared = shared - shared.masked_fill(~mask.any(1)[:, None, None], -torch.inf).amax(-1, keepdim=True)
+    asked = asked.masked_fill(~visible, -torch.inf)
+    asked = asked - asked.amax(-1, keepdim=True)
+    return torch.logsumexp(asked[:, :, :, None] + shared[:, :, None], -1).masked_fill(~visible, 0)
+
+
+@pytest.mark.parametrize("kind", ["random", "sliding", "full"])
+@pytest.mark.parametrize("residual", ["context", "both"])
+def test_huge_logits_stay_finite_and_equal_the_direct_form(kind: str, residual: str) -> None:
+    cam = build(residual, scale=700.0)
+    x, context = (part.requires_grad_() for part in inputs())
+    mask = mask_of(kind)
+    mask = mask | (torch.arange(N) == 0)  # every context sees something; nothing else is at stake here
+    with torch.no_grad():
+        shared, asked = logits_of(cam, x, context)
+        assert shared.max() - shared.min() > 4000
+        assert asked.max() - asked.min() > 4000
+        lost = log_denominators(shared, asked, mask) < math.log(torch.finfo(torch.float64).tiny)
+        assert lost.sum() > 10, "no denominator underflows: nothing would be tested"
+        assert not lost.all(), "all denominators underflow: the two branches would not be mixed"
+    leaves = [x, context, *cam.parameters()]
+    both = [with_gradients(cam.pooled(x, context, mask, form=form), leaves) for form in ("factorised", "direct")]
+    for fast, slow in zip(*both, strict=True):
+        assert fast.isfinite().all()
+        scale = max(1.0, slow.abs().max().item())
+        torch.testing.assert_close(fast / scale, slow / scale, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_denominators_crossing_the_floor(dtype: torch.dtype) -> None:
+    """A context's favourite key is the query's least by a margin that runs through every order of magnitude."""
+    margins = torch.cat([torch.linspace(0, 100, 101), torch.linspace(110, 800, 70), torch.tensor([5e3, 5e4])])
+    shared = torch.zeros(len(margins), 1, 3, 3, dtype=dtype)
+    shared[:, 0, :, 1] = -margins[:, None].to(dtype)  # key 1 is the least of every query, key 0 the favourite
+    shared[:, 0, :, 2] = -0.5 * margins[:, None].to(dtype)
+    asked = torch.zeros(len(margins), 1, 2, 3, dtype=dtype)
+    asked[:, 0, :, 0] = -margins[:, None].to(dtype)
+    asked[:, 0, 1] = asked[:, 0, 1] + torch.tensor([0.3, -0.2, 0.1], dtype=dtype)
+    mask = torch.ones(len(margins), 2, 3, dtype=torch.bool)
+    mask[:, 1, 2] = False
+
+    naive_e, naive_f = torch.exp(shared - shared.amax(-1, keepdim=True)), torch.exp(asked - asked.amax(-1, keepdim=True))
+    assert ((naive_f.masked_fill(~mask[:, None], 0) @ naive_e.mT) == 0).any(), "nothing underflows"
+
+    values = []
+    for form in (factorised_weights, direct_weights):
+        leaves = [shared.clone().requires_grad_(), asked.clone().requires_grad_()]
+        values.append(with_gradients(form(*leaves, mask), leaves))
+    rtol, atol = (1e-9, 1e-10) if dtype == torch.float64 else (2e-3, 2e-4)
+    for fast, slow in zip(*values, strict=True):
+        assert fast.isfinite().all()
+        torch.testing.assert_close(fast, slow, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("form", ["factorised", "direct"])
+def test_weights_are_a_mean_of_distributions(form: str) -> None:
+    cam = build(scale=30.0)
+    mask = mask_of("random")
+    weights = (factorised_weights if form == "factorised" else direct_weights)(*logits_of(cam, *inputs()), mask)
+    assert (weights >= 0).all()
+    seen = mask.any(-1)[:, None].expand(M, HEADS, T)
+    torch.testing.assert_close(weights.sum(-1), seen.double(), rtol=1e-9, atol=1e-9)
+    assert not weights.masked_select(~mask[:, None].expand_as(weights)).any()
+
+
+@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("residual", ["context", "both"])
+@pytest.mark.parametrize("scale", [1.0, 700.0])
+def test_a_context_that_sees_nothing_gives_the_residual(form: str, residual: str, scale: float) -> None:
+    cam = build(residual, scale=scale)
+    x, context = (part.requires_grad_() for part in inputs())
+    mask = mask_of("random")
+    mask[1] = False
+    assert not mask[0, 2].any()
+    out = cam.pooled(x, context, mask, form=form)
+    assert torch.equal(out[1], cam.context(context)[1])
+    assert torch.equal(out[0, 2], cam.context(context)[0, 2])
+    leaves = [x, context, *cam.parameters()]
+    assert all(part.isfinite().all() for part in with_gradients(out, leaves))
+    blind = torch.autograd.grad(cam.pooled(x, context, mask, form=form)[1].square().sum(), x)[0]
+    assert not blind.any(), "what is not seen has no gradient"
+
+
+def test_positions_without_a_key_give_the_residual() -> None:
+    cam = build()
+    x, context = (part.requires_grad_() for part in inputs(contexts=None))
+    mask = torch.ones(M, N, dtype=torch.bool)
+    mask[1] = False
+    out = cam(x, context, mask)
+    assert torch.equal(out[1], cam.context(context)[1].expand(N, -1))
+    assert all(part.isfinite().all() for part in with_gradients(out, [x, context, *cam.parameters()]))
+
+
+@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("residual", ["context", "both"])
+def test_padding_changes_nothing(form: str, residual: str) -> None:
+    """Junk in padded tokens, more padding, and each sequence alone without any give the same."""
+    cam = build(residual)
+    x, context = inputs()
+    lengths = [N, 4, 2]
+    mask = mask_of("random") & (torch.arange(N) < torch.tensor(lengths)[:, None])[:, None]
+    together = cam.pooled(x, context, mask, form=form)
+    junk = x.clone()
+    for m, length in enumerate(lengths):
+        junk[m, length:] = 1e3
+        alone = cam.pooled(x[m : m + 1, :length], context[m : m + 1], mask[m : m + 1, :, :length], form=form)
+        torch.testing.assert_close(together[m : m + 1], alone, rtol=1e-9, atol=1e-9)
+    junk = torch.cat([junk, torch.full((M, 3, D_X), -50.0, dtype=torch.float64)], dim=1)
+    wider = torch.cat([mask, torch.zeros(M, T, 3, dtype=torch.bool)], dim=2)
+    torch.testing.assert_close(cam.pooled(junk, context, wider, form=form), together, rtol=1e-9, atol=1e-9)
+
+    whole = torch.arange(N) < torch.tensor(lengths)[:, None]
+    padded = cam(x, context[:, 0], whole)
+    for m, length in enumerate(lengths):
+        alone = cam(x[m : m + 1, :length], context[m : m + 1, 0])[0]
+        torch.testing.assert_close(padded[m, :length], alone, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("residual", ["context", "both"])
+@pytest.mark.parametrize("mlp_ratio", [0.0, 1.5])
+def test_step_with_cache_equals_causal_forward(residual: str, mlp_ratio: float) -> None:
+    cam = build(residual, mlp_ratio)
+    x, context = inputs(contexts=None)
+    expected = cam(x, context, causal=True)
+    cache: Cache | None = None
+    for i in range(N):
+        out, cache = cam.step(x[:, i], context, cache)
+        assert cache.key.shape == cache.value.shape == (M, HEADS, i + 1, DIM // HEADS)
+        torch.testing.assert_close(out, expected[:, i], rtol=1e-9, atol=1e-9)
+
+
+def test_causal_outputs_do_not_see_later_tokens() -> None:
+    cam = build("both", 1.5)
+    x, context = inputs(contexts=None)
+    before = cam(x, context, causal=True)
+    for i in range(N):
+        later = x.clone()
+        later[:, i + 1 :] += 3.0
+        after = cam(later, context, causal=True)
+        assert torch.equal(after[:, : i + 1], before[:, : i + 1])
+        if i + 1 < N:
+            assert not torch.allclose(after[:, i + 1 :], before[:, i + 1 :])
