@@ -160,7 +160,8 @@ def _simulate(options: Namespace) -> None:
 def _prepare(options: Namespace) -> None:
     from rich.console import Console
 
-    from a2gen_rec.data.prepare import prepare, summary_tables
+    from a2gen_rec.data.prepare import prepare
+    from a2gen_rec.data.summary import summary_tables
 
     command = shlex.join(["a2gen", *sys.argv[1:]])
     config = _section(PrepareConfig, options)

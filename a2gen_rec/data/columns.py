@@ -174,9 +174,7 @@ class _RowGroupReader:
                 if name not in parquet.schema_arrow.names:
                     raise DataError("column is missing", file=group.file, field=name)
             try:
-                self.table = parquet.read_row_group(
-                    group.number, columns=names, use_threads=False
-                ).combine_chunks()
+                self.table = parquet.read_row_group(group.number, columns=names, use_threads=False).combine_chunks()
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"cannot be read ({_first_line(error)})", file=group.file) from error
 
@@ -187,9 +185,7 @@ class _RowGroupReader:
         self._check((first_target >= 0) & (first_target <= lengths), "first_target", "is not in the window")
         action_starts, action_lengths, action = self._actions("action", pa.int64(), lengths)
         _, offset_lengths, offset_s = self._actions("action_offset_s", pa.float32(), lengths)
-        self._check_impressions(
-            action_lengths == offset_lengths, "action_offset_s", "differs in length from 'action'"
-        )
+        self._check_impressions(action_lengths == offset_lengths, "action_offset_s", "differs in length from 'action'")
         self._check_actions(action_starts, action_lengths, action)
         self._check_offsets(action_starts, action_lengths, offset_s)
         dwell = self._impressions("dwell_s", pa.float32(), lengths)
@@ -230,9 +226,7 @@ class _RowGroupReader:
         self._check_impressions(good, "action", f"unknown action: code is not in [0, {last}]")
         whole = "does not run from 'start' to 'exit'"
         self._check_impressions(lengths >= 2, "action", whole)
-        self._check_impressions(
-            (action[starts] == 0) & (action[starts + lengths - 1] == last), "action", whole
-        )
+        self._check_impressions((action[starts] == 0) & (action[starts + lengths - 1] == last), "action", whole)
         code = np.sort(owner * (last + 1) + action)
         good = np.ones(len(lengths), bool)
         good[code[1:][code[1:] == code[:-1]] // (last + 1)] = False
@@ -279,9 +273,7 @@ class _RowGroupReader:
         self._check(own == lengths, name, "differs in length from 'ts_ms'")
         return values
 
-    def _actions(
-        self, name: str, kind: pa.DataType, lengths: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _actions(self, name: str, kind: pa.DataType, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         _, own, inner = self._split(self._column(name), name)
         self._check(own == lengths, name, "differs in length from 'ts_ms'")
         starts, inner_lengths, values = self._split(inner, name)
@@ -320,9 +312,7 @@ def _concatenate(parts: list[WindowColumns], card: DatasetCard) -> WindowColumns
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,
         user_ids={name: np.concatenate([part.user_ids[name] for part in parts]) for name in user},
-        impression_ids={
-            name: np.concatenate([part.impression_ids[name] for part in parts]) for name in other
-        },
+        impression_ids={name: np.concatenate([part.impression_ids[name] for part in parts]) for name in other},
         ts_ms=join("ts_ms"),
         end_ms=join("end_ms"),
         labels=join("labels"),

@@ -19,7 +19,6 @@ def connect(memory_gb: float, threads: int, spill: Path) -> duckdb.DuckDBPyConne
         "temp_directory": str(spill),
         "preserve_insertion_order": False,
         "autoinstall_known_extensions": False,
-        "enable_external_access": True,
     }
     if threads:
         settings["threads"] = threads

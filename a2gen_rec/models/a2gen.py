@@ -1,6 +1,7 @@
 """A2Gen as one model: sharded tables in, per-target predictions out (arXiv 2604.25834, METHODS §2–4)."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from a2gen_rec.nn.decoding import Decoded, Occurrence, decode, occurrence
 from a2gen_rec.nn.encoder import HierarchicalEncoder, WindowLayout, log_bucket
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
 from a2gen_rec.ragged import pad
-from a2gen_rec.sharding.tables import ACTION, GAP, TIME, table_rows
+from a2gen_rec.sharding.tables import ACTION, GAP, TIME, table_rows, whole_tables
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class A2Gen(nn.Module):
 
     def __init__(self, card: DatasetCard, config: Config, device: torch.device | None = None) -> None:
         super().__init__()
-        scale = config.sharding.init_scale
+        whole = whole_tables(card, config.model)
+        # Rows that every token reads begin at unit norm; rows of identifiers, some of them never trained, near zero.
+        scales = dict.fromkeys(table_rows(card, config.model), config.sharding.init_scale)
+        scales |= dict.fromkeys(whole, (3 / config.model.dim) ** 0.5)
         self.embeddings = EmbeddingCollection(
             device=device,
             tables=[
@@ -53,7 +57,7 @@ class A2Gen(nn.Module):
                     embedding_dim=config.model.dim,
                     num_embeddings=rows,
                     feature_names=[name],
-                    init_fn=lambda weight: nn.init.uniform_(weight, -scale, scale),
+                    init_fn=partial(_uniform, scale=scales[name]),
                 )
                 for name, rows in table_rows(card, config.model).items()
             ],
@@ -63,6 +67,10 @@ class A2Gen(nn.Module):
     def forward(self, batch: WindowBatch) -> A2GenOutput:
         # Nothing but these two calls: training pipelines trace this method to overlap the lookups.
         return self.ranker(self.embeddings(batch.sparse), batch)
+
+
+def _uniform(weight: Tensor, scale: float) -> Tensor:
+    return nn.init.uniform_(weight, -scale, scale)
 
 
 class DenseRanker(nn.Module):
@@ -112,8 +120,18 @@ class DenseRanker(nn.Module):
             if card.labels
             else None
         )
+        self._start_from_base_rates(card)
         timed = torch.tensor([name in card.timed for name in card.actions])
         self.register_buffer("timed", timed, persistent=False)
+
+    @torch.no_grad()
+    def _start_from_base_rates(self, card: DatasetCard) -> None:
+        rate = torch.tensor([0.0, *(card.base_rate[name] for name in card.events), 1.0])
+        seconds = [card.median_time_s.get(name, float("nan")) for name in card.actions]
+        self.generator.start_from(rate / rate.sum(), torch.log1p(torch.tensor(seconds)))
+        if self.labels is not None:
+            rates = torch.tensor([card.base_rate[name] for name in card.labels])
+            self.labels[-1].bias.copy_(torch.logit(rates, eps=1e-4))
 
     def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> A2GenOutput:
         looked_up = {name: jagged.values() for name, jagged in rows.items()}

@@ -61,6 +61,8 @@ class ContextAwareAttention(nn.Module):
         self.value = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)  # the stacked W_o^h: Σ_h g_h O_h W_o^h = (g ⊙ O) W_o
         self.gate = nn.Linear(d_context, heads, bias=False)
+        for layer in (self.sequence, self.context, self.value, self.output):
+            nn.init.xavier_uniform_(layer.weight)  # PyTorch's default would shrink a signal to a fifth over three layers
         self.block = FeedForward(dim, mlp_ratio, dropout) if mlp_ratio else nn.Identity()
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -206,9 +208,7 @@ def factorised_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
     lost = seen & ~sound
     if lost.any():
         b, h, t, i = lost.nonzero(as_tuple=True)
-        weights = weights.index_put(
-            (b, h, t), torch.softmax(shared[b, h, i] + asked[b, h, t], -1), accumulate=True
-        )
+        weights = weights.index_put((b, h, t), torch.softmax(shared[b, h, i] + asked[b, h, t], -1), accumulate=True)
     return weights / seen.sum(-1, keepdim=True).clamp(min=1)
 
 

@@ -20,7 +20,8 @@ class Occurrence:
 
     Attributes:
         probability: [n, actions] that the action happens; ``start`` is 1. Too low by at most ``remainder``.
-        time: [n, actions] expected log1p seconds given that it happens; NaN where no explored branch has it.
+        time: [n, actions] expected log1p seconds given that it happens, 0 for ``start``; NaN where no explored branch
+            has it.
         remainder: [n] probability of the sequences that were not followed to their end.
     """
 
@@ -87,8 +88,8 @@ def _closed_form(generator: ImplicitGenerator, context: Tensor) -> Occurrence:
     reach = torch.cat([torch.ones_like(stay[:, :1]), stay[:, :-1].clamp(min=0).cumprod(1)], dim=1)
     at_step = reach * p
     probability = at_step.sum(1)
-    time = (at_step * steps.time).sum(1) / probability.masked_fill(probability == 0, torch.nan)
     probability[:, 0] = 1
+    time = (at_step * steps.time).sum(1) / probability.masked_fill(probability == 0, torch.nan)
     return Occurrence(probability, time, (1 - p_exit[..., 0]).prod(1))
 
 
@@ -192,9 +193,7 @@ class _Reader:
     def next(self, place: int) -> Steps:
         generator = self.generator
         if isinstance(generator, ExplicitGenerator):
-            steps, self.state = generator.step(
-                self.action, self.offset, self.context, self.state, self.tables
-            )
+            steps, self.state = generator.step(self.action, self.offset, self.context, self.state, self.tables)
             return steps
         scale = self.draft.log_scale
         return Steps(

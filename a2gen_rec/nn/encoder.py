@@ -76,9 +76,7 @@ class HierarchicalEncoder(nn.Module):
         super().__init__()
         self.form = form
         self.action_level = ContextAwareAttention(2 * dim, d_item, dim, heads, residual, mlp_ratio, dropout)
-        self.item_level = ContextAwareAttention(
-            d_item + 2 * dim, d_item, dim, heads, residual, mlp_ratio, dropout
-        )
+        self.item_level = ContextAwareAttention(d_item + 2 * dim, d_item, dim, heads, residual, mlp_ratio, dropout)
         self.recency = nn.Embedding(recency_buckets, heads) if recency_buckets else None
         if self.recency is not None:
             nn.init.zeros_(self.recency.weight)
@@ -100,9 +98,7 @@ class HierarchicalEncoder(nn.Module):
 
         return groups.map(piece, tokens, item, per_token=False)
 
-    def forward(
-        self, item: Tensor, actions: Tensor, gap: Tensor, target: Tensor, layout: WindowLayout
-    ) -> Tensor:
+    def forward(self, item: Tensor, actions: Tensor, gap: Tensor, target: Tensor, layout: WindowLayout) -> Tensor:
         """Item level.
 
         Args:

@@ -143,10 +143,25 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.actions, self.exit, self.max_offset_s = actions, actions - 1, max_offset_s
-        self.attention = ContextAwareAttention(
-            self._d_token(dim), d_context, dim, heads, residual, mlp_ratio, dropout
-        )
+        self.attention = ContextAwareAttention(self._d_token(dim), d_context, dim, heads, residual, mlp_ratio, dropout)
         self.heads = StepHeads(dim, actions, time_head, time_distribution, time_per_action)
+
+    @torch.no_grad()
+    def start_from(self, share: Tensor, time: Tensor) -> None:
+        """Begin at what is known before training: shares of actions among steps, and typical log1p times.
+
+        Args:
+            share, time: [actions]; NaN times count as 0.
+        """
+        for heads in self._all_heads():
+            heads.action.bias.copy_(share.clamp(min=1e-6).log())
+            bias = torch.nan_to_num(time)
+            if heads.monotone:
+                bias = torch.log(torch.expm1(bias.clamp(min=1e-2)))  # softplus of it is the time
+            heads.time.bias.copy_(bias if heads.time.out_features > 1 else bias[self.exit])
+
+    def _all_heads(self) -> list[StepHeads]:
+        return [self.heads]
 
     @property
     def max_steps(self) -> int:
@@ -286,3 +301,6 @@ class ImplicitGenerator(Generator):
 
     def _d_token(self, dim: int) -> int:
         return dim
+
+    def _all_heads(self) -> list[StepHeads]:
+        return [self.heads, self.draft_heads]

@@ -354,6 +354,15 @@ def test_generic_events_by_hand(tmp_path):
     ]
 
 
+def test_generic_events_silent_for_the_whole_gap_stay_open(tmp_path):
+    lines = "who,what,at,did,scene\nu,v,0,open,\nu,v,10000,like,\nu,v,20001,purchase,\n"
+    rows = rows_of(generic(tmp_path, EVENTS, lines), tmp_path)
+    assert picked(rows, "ts_ms", "at_like", "problem") == [
+        (0, 10.0, None),
+        (20001, None, "purchase with no open impression"),
+    ]
+
+
 def test_generic_events_unknown_action(tmp_path):
     source = generic(tmp_path, EVENTS, EVENT_LINES + "u,w,9000,dance,x\n")
     with pytest.raises(DataError, match=r"log.csv, row 13, field 'did': 'dance' is an unknown action"):

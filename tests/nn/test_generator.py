@@ -1,0 +1,274 @@
+"""The action-sequence generator: what each step may depend on, and its forms against each other."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
+from a2gen_rec.ragged import LengthGroups
+
+DIM, D_CONTEXT, ACTIONS, EXIT, BUCKETS, TARGETS = 8, 5, 5, 4, 7, 12
+HEADS = [
+    {"time_head": head, "time_distribution": distribution, "time_per_action": per_action}
+    for head, distribution, per_action in itertools.product(("free", "monotone"), ("point", "lognormal"), (True, False))
+]
+
+
+def build(form: type[Generator], **options: Any) -> Any:
+    torch.manual_seed(3)
+    generator = form(D_CONTEXT, DIM, 2, ACTIONS, max_offset_s=100.0, **options).double()
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter, std=0.6)
+    return generator
+
+
+def tables_and_context() -> tuple[StepEmbeddings, Tensor]:
+    rng = torch.Generator().manual_seed(4)
+    action = torch.randn(ACTIONS, DIM, generator=rng, dtype=torch.float64)
+    time = torch.randn(BUCKETS, DIM, generator=rng, dtype=torch.float64)
+    return StepEmbeddings(action, time), torch.randn(TARGETS, D_CONTEXT, generator=rng, dtype=torch.float64)
+
+
+def sequences() -> tuple[Tensor, Tensor, Tensor, LengthGroups]:
+    """Emitted (action, offset_s), label of every step, and the lengths' groups, of all lengths in mixed order."""
+    rng = torch.Generator().manual_seed(5)
+    action, offset, label = [], [], []
+    for t in range(TARGETS):
+        events = (torch.randperm(ACTIONS - 2, generator=rng) + 1)[: t * 5 % (ACTIONS - 1)].tolist()
+        action.append(torch.tensor([0, *events]))
+        label.append(torch.tensor([*events, EXIT]))
+        times = torch.rand(len(events) + 1, generator=rng, dtype=torch.float64).mul(120).sort().values
+        times[0] = 0
+        times[1:][torch.rand(len(events), generator=rng) < 0.3] = torch.nan
+        offset.append(times)
+    lengths = torch.tensor([len(part) for part in action])
+    assert set(lengths.tolist()) == {1, 2, 3, 4}
+    return torch.cat(action), torch.cat(offset), torch.cat(label), LengthGroups.from_lengths(lengths)
+
+
+def places() -> tuple[Tensor, Tensor]:
+    """(target, place) of every step."""
+    action, *_ = sequences()
+    target = (action == 0).cumsum(0) - 1
+    first = torch.nonzero(action == 0).flatten()
+    return target, torch.arange(len(action)) - first[target]
+
+
+def other_times(offset: Tensor) -> Tensor:
+    """Known times become unknown, unknown ones known."""
+    return torch.where(offset.isnan(), torch.ones_like(offset), torch.nan)
+
+
+def assert_same(left: Steps, right: Steps, rows: Tensor | slice = slice(None)) -> None:
+    for a, b in zip(left, right, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a[rows], b[rows], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", HEADS)
+def test_a_step_depends_on_nothing_later(options: dict) -> None:
+    generator = build(ExplicitGenerator, **options)
+    tables, context = tables_and_context()
+    action, offset, label, groups = sequences()
+    _, place = places()
+    before, draft = generator(action, offset, label, context, groups, tables)
+    assert draft is None
+    for cut in range(3):
+        later = place > cut
+        other_action, other_offset, other_label = action.clone(), offset.clone(), label.clone()
+        other_action[later] = action[later] % (ACTIONS - 2) + 1
+        other_offset[later] = other_times(offset[later])
+        # The label of a step is the action of the next: the step itself must not see it.
+        other_label[place >= cut] = label[place >= cut] % (ACTIONS - 1) + 1
+        after, _ = generator(other_action, other_offset, other_label, context, groups, tables)
+        assert_same(after, before, ~later)
+        for row in later.nonzero().flatten():
+            assert not torch.equal(after.time[row], before.time[row]), "later steps must see it"
+        assert not torch.equal(after.logits[later], before.logits[later])
+
+
+@pytest.mark.parametrize("what", ["action", "offset", "label"])
+@pytest.mark.parametrize("time_head", ["free", "monotone"])
+def test_a_step_depends_on_all_before(what: str, time_head: str) -> None:
+    generator = build(ExplicitGenerator, time_head=time_head)
+    tables, context = tables_and_context()
+    given = dict(zip(("action", "offset", "label"), sequences()[:3], strict=True))
+    groups = sequences()[3]
+    _, place = places()
+    before, _ = generator(*given.values(), context, groups, tables)
+    for changed_place in range(3):
+        changed = {name: values.clone() for name, values in given.items()}
+        which = place == changed_place
+        changed[what][which] = {
+            "action": changed["action"][which] % (ACTIONS - 2) + 1,
+            "offset": other_times(changed["offset"][which]),
+            "label": changed["label"][which] % (ACTIONS - 1) + 1,
+        }[what]
+        after, _ = generator(*changed.values(), context, groups, tables)
+        # Only times that build on each other read labels, and only those of earlier steps.
+        reads = place >= changed_place if what != "label" else (place > changed_place) & (time_head == "monotone")
+        different = ((after.time - before.time).abs() > 1e-9).any(1)
+        assert torch.equal(different, reads)
+
+
+@pytest.mark.parametrize("form", [ExplicitGenerator, ImplicitGenerator])
+def test_start_and_emitted_actions_have_no_probability_and_exit_always_has(form: type[Generator]) -> None:
+    tables, context = tables_and_context()
+    action, offset, label, groups = sequences()
+    target, place = places()
+    outputs = build(form)(action, offset, label, context, groups, tables)
+    for steps in outputs:
+        if steps is None:
+            continue
+        p = torch.softmax(steps.logits, -1)
+        assert steps.logits.shape == steps.time.shape == (len(action), ACTIONS)
+        assert p.isfinite().all()
+        for row in range(len(action)):
+            emitted = {0}
+            if form is ExplicitGenerator:
+                emitted |= set(action[(target == target[row]) & (place <= place[row])].tolist())
+            for code in range(ACTIONS):
+                assert (p[row, code] == 0) == (code in emitted)
+        assert (p[:, EXIT] > 0).all()
+
+
+@pytest.mark.parametrize("form", [ExplicitGenerator, ImplicitGenerator])
+@pytest.mark.parametrize("options", [h for h in HEADS if h["time_head"] == "monotone"])
+def test_monotone_times_never_run_backwards(form: type[Generator], options: dict) -> None:
+    tables, context = tables_and_context()
+    action, offset, label, groups = sequences()
+    target, _ = places()
+    taken = {}
+    for head in ("monotone", "free"):
+        steps, draft = build(form, **{**options, "time_head": head})(action, offset, label, context, groups, tables)
+        of_label = [part.time.gather(1, label[:, None]).squeeze(1) for part in (steps, draft) if part is not None]
+        taken[head] = torch.stack([times[1:] - times[:-1] for times in of_label])[:, target[1:] == target[:-1]]
+        if head == "monotone":
+            assert all((times > 0).all() for times in of_label)
+    assert (taken["monotone"] >= 0).all()
+    assert (taken["free"] < 0).any(), "the free head shows what the monotone one prevents"
+
+
+@pytest.mark.parametrize("options", HEADS)
+@pytest.mark.parametrize("mlp_ratio", [0.0, 1.5])
+def test_steps_one_by_one_equal_teacher_forcing(options: dict, mlp_ratio: float) -> None:
+    generator = build(ExplicitGenerator, mlp_ratio=mlp_ratio, residual="both", **options)
+    tables, context = tables_and_context()
+    action, offset, label, groups = sequences()
+    target, _ = places()
+    forced, _ = generator(action, offset, label, context, groups, tables)
+    assert (forced.log_scale is None) == (options["time_distribution"] == "point")
+    for t in range(TARGETS):
+        state = generator.begin(context[t : t + 1])
+        for row in (target == t).nonzero().flatten():
+            one = slice(row, row + 1)
+            steps, state = generator.step(action[one], offset[one], context[t : t + 1], state, tables)
+            assert_same(steps, Steps(*(None if part is None else part[one] for part in forced)))
+            state = state.reach(label[one], steps.time)
+
+
+@pytest.mark.parametrize("form", [ExplicitGenerator, ImplicitGenerator])
+def test_one_time_for_all_actions_or_one_each(form: type[Generator]) -> None:
+    tables, context = tables_and_context()
+    for per_action in (True, False):
+        steps, _ = build(form, time_per_action=per_action)(*sequences()[:3], context, sequences()[3], tables)
+        assert (steps.time == steps.time[:, :1]).all().item() is not per_action
+
+
+def test_selected_states_go_on_independently() -> None:
+    generator = build(ExplicitGenerator, time_head="monotone")
+    tables, context = tables_and_context()
+    context = context[:3]
+    start = torch.zeros(3, dtype=torch.long)
+    steps, state = generator.step(start, torch.zeros(3, dtype=torch.float64), context, generator.begin(context), tables)
+    pick, follow = torch.tensor([2, 0, 2]), torch.tensor([1, 3, 2])
+    offset = torch.tensor([1.0, math.nan, 7.0], dtype=torch.float64)
+    both, _ = generator.step(follow, offset, context[pick], state.select(pick).reach(follow, steps.time[pick]), tables)
+    for place, origin in enumerate(pick.tolist()):
+        action = torch.tensor([0, follow[place]])
+        label = torch.tensor([follow[place], EXIT])
+        groups = LengthGroups.from_lengths(torch.tensor([2]))
+        offsets = torch.stack([offset.new_zeros(()), offset[place]])
+        alone, _ = generator(action, offsets, label, context[origin : origin + 1], groups, tables)
+        assert_same(Steps(alone.logits[1], alone.time[1], None), Steps(both.logits[place], both.time[place], None))
+
+
+def test_probability_before_integrates_the_density_that_the_loss_fits() -> None:
+    location = torch.tensor([[0.3, 1.7, 4.0]], dtype=torch.float64)
+    log_scale = torch.tensor([[-1.0, 0.2, 0.7]], dtype=torch.float64)
+    steps = Steps(torch.zeros(1, 3), location, log_scale)
+    grid = torch.linspace(-40, math.log1p(3600.0), 400_001, dtype=torch.float64)[:, None]
+    density = torch.exp(-0.5 * ((grid - location) / log_scale.exp()) ** 2 - log_scale) / math.sqrt(2 * math.pi)
+    cdf = torch.cumulative_trapezoid(density, grid, dim=0)
+    previous = torch.zeros_like(location)
+    for seconds in (0.0, 0.5, 3.0, 30.0, 600.0, 3599.0):
+        got = steps.probability_before(seconds)
+        at = torch.searchsorted(grid[:, 0], math.log1p(seconds)).item() - 1
+        torch.testing.assert_close(got, cdf[at : at + 1], rtol=0, atol=2e-4)
+        assert ((got > previous) | (previous > 1 - 1e-9)).all()
+        assert (got <= 1).all()
+        previous = got
+    torch.testing.assert_close(steps.probability_before(1e18), torch.ones_like(location))
+    median = math.expm1(1.7)
+    assert steps.probability_before(median)[0, 1].item() == pytest.approx(0.5, abs=1e-12)
+
+
+def test_point_estimates_have_no_distribution() -> None:
+    with pytest.raises(ValueError, match="lognormal"):
+        Steps(torch.zeros(1, 3), torch.zeros(1, 3), None).probability_before(3.0)
+
+
+@pytest.mark.parametrize("options", HEADS)
+def test_implicit_forward_equals_predict(options: dict) -> None:
+    generator = build(ImplicitGenerator, **options)
+    tables, context = tables_and_context()
+    action, offset, label, groups = sequences()
+    target, _ = places()
+    final, draft = generator(action, offset, label, context, groups, tables)
+    for t in range(TARGETS):
+        rows = target == t
+        expected = generator.predict(context[t : t + 1], int(rows.sum()), label[rows][None])
+        for got, one in zip((final, draft), expected, strict=True):
+            assert_same(
+                Steps(*(None if part is None else part[rows] for part in got)),
+                Steps(*(None if part is None else part[0] for part in one)),
+            )
+
+
+def test_implicit_predictions_read_nothing_that_was_emitted() -> None:
+    generator = build(ImplicitGenerator, time_head="free")
+    tables, context = tables_and_context()
+    action, offset, label, groups = sequences()
+    before = generator(action, offset, label, context, groups, tables)
+    after = generator(action * 0, offset * 0 + 9, label * 0 + 1, context, groups, tables)
+    for left, right in zip(before, after, strict=True):
+        assert_same(left, right)
+
+
+def test_implicit_steps_differ_because_of_their_embeddings() -> None:
+    generator = build(ImplicitGenerator)
+    _, context = tables_and_context()
+    for steps in generator.predict(context, generator.max_steps):
+        p = torch.softmax(steps.logits, -1)
+        for i, j in itertools.combinations(range(generator.max_steps), 2):
+            assert ((p[:, i] - p[:, j]).abs().sum(-1) > 1e-6).all()
+    with torch.no_grad():
+        generator.step_embedding.zero_()
+    for steps in generator.predict(context, generator.max_steps):
+        p = torch.softmax(steps.logits, -1)
+        torch.testing.assert_close(p, p[:, :1].expand_as(p), rtol=1e-9, atol=1e-9)
+
+
+def test_fresh_implicit_steps_already_differ() -> None:
+    torch.manual_seed(0)
+    generator = ImplicitGenerator(D_CONTEXT, DIM, 2, ACTIONS)
+    assert generator.step_embedding.shape == (ACTIONS - 1, DIM)
+    _, context = tables_and_context()
+    steps, _ = generator.predict(context.float(), generator.max_steps)
+    for i, j in itertools.combinations(range(generator.max_steps), 2):
+        assert not torch.allclose(steps.logits[:, i, 1:], steps.logits[:, j, 1:], atol=1e-4)

@@ -1,0 +1,316 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from support import make_card, make_columns, small_config, to_table, whole, write_dataset
+
+from a2gen_rec.config import Config
+from a2gen_rec.data.batch import collate
+from a2gen_rec.data.columns import WindowColumns, take_windows
+from a2gen_rec.data.schema import SPLITS, DatasetCard
+from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.models.a2gen import A2Gen
+from a2gen_rec.serving import rank as ranking
+from a2gen_rec.serving.rank import Candidate, Items, Ranking, find_items, latest_window, popular_items, rank
+from a2gen_rec.training.run import OpenRun, open_run
+from a2gen_rec.training.trainer import train
+
+CARD = make_card()
+NAMES = ["like", "comment", "follow", "click"]
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    data: Path
+    run: Path
+    user: str  # has a window in the test split
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("rank")
+    data, run = write_dataset(folder / "data", CARD), folder / "run"
+    config = small_config()
+    config.train.max_steps, config.loader.background, config.train.log_every = 5, False, 0
+    config.optim.dense_lr = 0.02
+    config.loader.max_impressions = 200
+    train(config, str(data), str(run))
+    table = pq.read_table(data / "test" / "part-00001.parquet")
+    lengths = table["ts_ms"].combine_chunks().value_lengths().to_numpy()
+    return World(data, run, table["user"][int(np.flatnonzero(lengths > CARD.history)[0])].as_py())
+
+
+def ranked(world: World, file: Path, lines: str, **options: str) -> Ranking:
+    file.write_text(lines)
+    return rank(str(world.run), options.pop("user", world.user), str(file), **options)
+
+
+def some_items(rows: np.ndarray) -> Items:
+    authors = rows * 7 % 9
+    return Items([f"item-{row}" for row in rows], np.ones(len(rows), bool), {"item_id": rows, "author_id": authors})
+
+
+def one_window(length: int, seed: int = 1) -> WindowColumns:
+    columns = make_columns(CARD, 40, np.random.default_rng(seed))
+    return take_windows(columns, np.flatnonzero(columns.lengths == length)[:1])
+
+
+def model_of(config: Config) -> A2Gen:
+    torch.manual_seed(0)
+    model = A2Gen(CARD, config, torch.device("cpu"))
+    for parameter in model.parameters():  # far from the symmetric start, so that everything matters
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+@torch.no_grad()
+def predictions(model: A2Gen, columns: WindowColumns, candidates: bool) -> torch.Tensor:
+    """Everything a ranking is made of, one row per target."""
+    output = model(collate(columns, np.arange(len(columns)), whole(CARD, small_config()), candidates=candidates))
+    what, best = model.ranker.occurrence(output, prune=0.01), model.ranker.decode(output, 4)
+    time = torch.full((len(what.time), len(CARD.actions)), torch.nan)
+    time[:, : best.time.shape[2]] = best.time[:, 0]
+    times = torch.nan_to_num(torch.cat([what.time, time], 1), nan=-1.0)
+    return torch.cat([what.probability, output.label_logits, best.log_probability[:, :1], times], 1)
+
+
+# History shorter than, equal to and longer than what the window has.
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"history": 3}, {"attention": "direct", "history": 9}, {"generator": "implicit", "recency_bias": False}],
+)
+@pytest.mark.parametrize("length", [0, 9])
+def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: int) -> None:
+    model, items = model_of(small_config(**variant)), some_items(np.arange(1, 9))
+    history = ranking.recent(one_window(length), length) if length else ranking.no_history(CARD)
+    together = predictions(model, ranking.with_candidates(history, items, CARD), candidates=True)
+    alone = [
+        predictions(model, ranking.with_candidates(history, items.part(i, i + 1), CARD), candidates=False)
+        for i in range(len(items.raw))
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+    assert together[:, 1:-1].std(0).max() > 1e-2, "candidates must differ"
+
+
+def test_as_targets_of_a_sequence_later_candidates_would_lose_the_history() -> None:
+    columns = ranking.with_candidates(ranking.recent(one_window(9), 9), some_items(np.arange(1, 9)), CARD)
+    model = model_of(small_config())
+    same = torch.isclose(predictions(model, columns, True), predictions(model, columns, False)).all(1)
+    # The last 6 of 9 past impressions are seen; the first candidate has them all right before it.
+    assert same.tolist() == [True] + [False] * 7
+
+
+def test_what_stands_for_the_candidates_actions_is_never_read() -> None:
+    history, model = ranking.recent(one_window(9), 9), model_of(small_config())
+    columns = ranking.with_candidates(history, some_items(np.arange(1, 9)), CARD)
+    count, past = 8, len(history.action)
+    lengths = np.append(history.action_lengths, np.full(count, 4))
+    other = dataclasses.replace(
+        columns,
+        labels=np.nan_to_num(columns.labels, nan=1.0),
+        action_starts=np.cumsum(lengths) - lengths,
+        action_lengths=lengths,
+        action=np.append(history.action, np.tile([0, 3, 1, len(CARD.actions) - 1], count)),
+        offset_s=np.append(history.offset_s, np.tile(np.float32([0, 1, 2, 77]), count)),
+    )
+    assert past == len(columns.action) - 2 * count
+    torch.testing.assert_close(predictions(model, columns, True), predictions(model, other, True))
+
+
+def test_history_and_context_are_the_users_last() -> None:
+    window = one_window(9)
+    history = ranking.recent(window, 6)
+    columns = ranking.with_candidates(history, some_items(np.array([5, 6])), CARD)
+    tab, item = window.impression_ids["tab"], window.impression_ids["item_id"]
+    assert columns.first_target.tolist() == [6]
+    assert columns.lengths.tolist() == [8]
+    assert columns.impression_ids["item_id"].tolist() == [*item[3:], 5, 6]
+    assert columns.impression_ids["tab"].tolist() == [*tab[3:], tab[-1], tab[-1]]
+    assert columns.ts_ms[-2:].tolist() == [window.end_ms[3:].max() + 1000] * 2
+    np.testing.assert_array_equal(columns.action[: -2 * 2], window.action[window.action_starts[3] :])
+
+
+def test_rank_equals_the_model_asked_for_each_candidate_alone(world: World, tmp_path: Path) -> None:
+    found = ranked(world, tmp_path / "items", "item-3\n\n  item-7 \nitem-3\nnobody knows\nitem-12\n")
+    assert [found.user, found.user_known, found.by, found.unknown_items] == [world.user, True, "watch", 1]
+    assert found.history == CARD.history
+    assert {c.item: c.known for c in found.candidates} == {
+        "item-3": True,
+        "item-7": True,
+        "item-12": True,
+        "nobody knows": False,
+    }
+    assert [c.expected_watch_s for c in found.candidates] == sorted(
+        (c.expected_watch_s for c in found.candidates), reverse=True
+    )
+    table = pq.read_table(world.data / "items.parquet").to_pydict()
+    with open_run(str(world.run)) as opened:
+        for candidate in found.candidates:
+            at = table["item"].index(candidate.item) if candidate.known else None
+            rows = [0, 0] if at is None else [table["item_id"][at], table["author_id"][at]]
+            _check_alone(opened, candidate, np.array(rows), world)
+
+
+def _check_alone(opened: OpenRun, candidate: Candidate, rows: np.ndarray, world: World) -> None:
+    """The candidate as the only target of a window, through the ordinary batch."""
+    window = latest_window(str(world.data), CARD, world.user)
+    alone = Items([candidate.item], np.array([candidate.known]), {"item_id": rows[:1], "author_id": rows[1:]})
+    columns = ranking.with_candidates(window, alone, CARD)
+    batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
+    opened.built.dmp.eval()
+    with torch.no_grad():
+        _, (_, output) = opened.built.dmp(batch)
+    what = opened.built.model.ranker.occurrence(output, opened.config.evaluate.prune)
+    expected = [*what.probability[0, 1:-1].tolist(), output.label_logits[0, 0].sigmoid().item()]
+    assert list(candidate.probability) == NAMES
+    np.testing.assert_allclose(list(candidate.probability.values()), expected, atol=1e-5)
+    assert candidate.expected_watch_s == pytest.approx(what.time[0, -1].expm1().item(), rel=1e-4)
+    names, seconds = zip(*candidate.timeline, strict=True)
+    assert (names[0], seconds[0], names[-1]) == ("start", 0.0, "exit")
+    assert [second is None for second in seconds] == [name == "comment" for name in names]
+    assert 0 < candidate.timeline_probability < 1
+
+
+def test_an_unknown_user_has_no_history_and_popular_items(world: World) -> None:
+    found = rank(str(world.run), "nobody", by="like")
+    assert [found.user_known, found.history, found.by, found.unknown_items] == [False, 0, "like", 0]
+    statistics = pq.read_table(world.data / "item_statistics.parquet").to_pydict()
+    shown = {f"item-{row}" for row in statistics["item_id"] if row}
+    assert {candidate.item for candidate in found.candidates} == shown
+    likes = [candidate.probability["like"] for candidate in found.candidates]
+    assert likes == sorted(likes, reverse=True)
+    assert likes[0] > likes[-1]
+
+
+def test_the_history_matters(world: World, tmp_path: Path) -> None:
+    known = ranked(world, tmp_path / "items", "item-3")
+    unknown = ranked(world, tmp_path / "items", "item-3", user="nobody")
+    assert known.candidates[0].probability != unknown.candidates[0].probability
+
+
+def test_many_candidates_take_several_windows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = rank(str(world.run), world.user)
+    monkeypatch.setattr(ranking, "CANDIDATES_PER_WINDOW", 7)
+    parts = rank(str(world.run), world.user)
+    assert {c.item for c in parts.candidates} == {c.item for c in whole.candidates}
+    by_item = {c.item: c for c in parts.candidates}
+    for candidate in whole.candidates:
+        values, others = candidate.probability.values(), by_item[candidate.item].probability.values()
+        np.testing.assert_allclose(list(values), list(others), atol=1e-5)
+
+
+def test_popular_items_are_the_most_shown(tmp_path: Path) -> None:
+    statistics = {"item_id": [0, 1, 2, 3, 4], "impressions": [99, 5, 7, 7, 1]}
+    items = {"item": ["a", "b", "c", "d", "e", "f"], "item_id": [4, 3, 2, 3, 1, 0], "author_id": [1, 2, 3, 4, 5, 6]}
+    pq.write_table(pa.table(statistics), tmp_path / "item_statistics.parquet")
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    found = popular_items(str(tmp_path), CARD, 4)
+    assert found.raw == ["c", "b", "d", "e"]  # b and d share a row
+    assert found.rows["author_id"].tolist() == [3, 2, 4, 5]
+    assert popular_items(str(tmp_path), CARD, 2).raw == ["c", "b"]
+
+
+def _write_user(folder: Path, user: str, begins: list[int]) -> None:
+    """A file whose windows belong to others, but for some of ``user`` that begin at ``begins`` (1000 s)."""
+    columns = make_columns(CARD, 40, np.random.default_rng(0))
+    where = np.array([3, 22, 35])[: len(begins)]
+    shift = np.zeros(len(columns), np.int64)
+    shift[where] = np.array(begins) * 1_000_000 - columns.ts_ms[columns.starts[where]]
+    moved = columns.ts_ms + np.repeat(shift, columns.lengths)
+    table = to_table(dataclasses.replace(columns, ts_ms=moved), CARD)
+    users = np.array(table["user"].to_pylist(), dtype=object)
+    users[where] = user
+    folder.mkdir(parents=True)
+    pq.write_table(
+        table.set_column(table.column_names.index("user"), "user", pa.array(users)), folder / "f.parquet", 10
+    )
+
+
+@pytest.mark.parametrize(("last", "begins"), [("test", [500, 300]), ("valid", [200, 900, 300]), ("train", [100])])
+def test_the_latest_window_of_the_latest_split(tmp_path: Path, last: str, begins: list[int]) -> None:
+    for split in SPLITS[: SPLITS.index(last)]:
+        _write_user(tmp_path / split, "ann", [1000])
+    _write_user(tmp_path / last, "ann", begins)
+    for split in SPLITS[SPLITS.index(last) + 1 :]:
+        _write_user(tmp_path / split, "bob", [10])
+    window = latest_window(str(tmp_path), CARD, "ann")
+    assert window is not None
+    assert window.ts_ms[0] == max(begins) * 1_000_000
+    assert len(window) == 1
+    assert len(window.ts_ms) == window.lengths[0]
+    assert latest_window(str(tmp_path), CARD, "an") is None
+
+
+def test_unknown_items_get_row_zero(world: World) -> None:
+    found = find_items(str(world.data), CARD, ["item-9", "?", "item-4"])
+    assert found.known.tolist() == [True, False, True]
+    assert found.rows["item_id"].tolist() == [9, 0, 4]
+    assert found.rows["author_id"][1] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": "likes"}, "cannot rank by 'likes'; this run predicts watch, like, comment, follow, click"),
+        ({"run": "absent"}, "absent: no checkpoint here"),
+        ({"candidates": "absent"}, "absent: cannot be read"),
+        ({"data": "absent"}, "absent/dataset.yaml: no dataset card here"),
+    ],
+)
+def test_unusable_settings_end_with_a_clear_line(world: World, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        rank(**{"run": str(world.run), "user": world.user, **options})
+    assert "\n" not in str(raised.value)
+    assert not torch.distributed.is_initialized()
+
+
+def test_no_candidates_end_with_a_clear_line(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="items: no candidates"):
+        ranked(world, tmp_path / "items", " \n\n")
+
+
+def _drop_column(file: Path) -> None:
+    pq.write_table(pq.read_table(file).drop_columns(["author_id"]), file)
+
+
+def _large_id(file: Path) -> None:
+    table = pq.read_table(file)
+    place = table.column_names.index("author_id")
+    pq.write_table(table.set_column(place, "author_id", pa.array([9] * len(table))), file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "items.parquet: cannot be read .No such file"),
+        (lambda file: file.write_bytes(b"PAR1" * 9), "items.parquet: cannot be read"),
+        (_drop_column, "items.parquet: cannot be read .*author_id"),
+        (_large_id, r"items.parquet, field 'author_id': id is not in \[0, 9\)"),
+    ],
+)
+def test_a_damaged_item_table_ends_with_a_clear_line(
+    world: World, tmp_path: Path, damage: object, message: str
+) -> None:
+    file = tmp_path / "items.parquet"
+    file.write_bytes((world.data / "items.parquet").read_bytes())
+    damage(file)
+    with pytest.raises(DataError, match=message) as raised:
+        find_items(str(tmp_path), CARD, ["item-1"])
+    assert "\n" not in str(raised.value)
+
+
+def test_without_watch_times_the_first_action_orders(tmp_path: Path) -> None:
+    def card(**change: object) -> DatasetCard:
+        return dataclasses.replace(CARD, timed=["like"], **change)
+
+    assert ranking.order_by(CARD, "") == "watch"
+    assert ranking.order_by(card(), "") == "like"
+    assert ranking.order_by(card(actions=["start", "exit"]), "") == "click"
+    with pytest.raises(UserError, match="no action, label or watch time"):
+        ranking.order_by(card(actions=["start", "exit"], labels=[]), "")
+    with pytest.raises(UserError, match="cannot rank by 'watch'"):
+        ranking.order_by(card(), "watch")
