@@ -59,7 +59,7 @@ def _actions_table(result: Mapping[str, Any]) -> Table:
         table.add_column(header, justify="right")
     for name, found in result["actions"].items():
         trivial, best = reference.get(name, {}), oracle.get(name, {})
-        cells = [f"{found['positives']:,}", _against(found, trivial, "auc", more_is_better=True)]
+        cells: list[Text | str] = [f"{found['positives']:,}", _against(found, trivial, "auc", more_is_better=True)]
         cells.append(_number(trivial.get("auc"), 4))
         if oracle:
             closed = gap_closed(found["auc"], trivial.get("auc"), best.get("auc"))
@@ -158,13 +158,12 @@ def _against(
 def _table(title: str, caption: str = "") -> Table:
     """An empty table; names in ``title`` and ``caption`` are taken as they are, not as markup."""
     return Table(
-        title=Text(title),
+        title=Text(f"\n{title}", style="bold"),
         title_justify="left",
-        title_style="bold",
-        caption=Text(caption) if caption else None,
+        caption=Text(caption, style="dim") if caption else None,
         caption_justify="left",
-        caption_style="dim",
         box=SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )

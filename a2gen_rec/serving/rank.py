@@ -259,7 +259,7 @@ def with_candidates(history: WindowColumns, items: Items, card: DatasetCard) -> 
         action_starts=np.cumsum(action_lengths) - action_lengths,
         action_lengths=action_lengths,
         action=np.concatenate([history.action, np.tile([0, len(card.actions) - 1], count)]),
-        offset_s=np.concatenate([history.offset_s, np.tile(np.float32([0, np.nan]), count)]),
+        offset_s=np.concatenate([history.offset_s, np.tile(np.array([0, np.nan], np.float32), count)]),
     )
 
 

@@ -40,18 +40,21 @@ class Sequence(NamedTuple):
 
 
 def make(form: type[Generator], events: int = 3, sharp: float = 1.0, **options: Any) -> World:
-    """Random weights and contexts; ``sharp`` scales the logits. The second event's time is not recorded."""
-    torch.manual_seed(11)
+    """Random weights and contexts; the logits of first steps spread by ``sharp``. The second event is not timed."""
     actions = events + 2
     generator = form(D_CONTEXT, DIM, 2, actions, max_offset_s=100.0, **options).double()
+    torch.manual_seed(11)
     for parameter in generator.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    with torch.no_grad():
-        generator.heads.action.weight.mul_(sharp)
     tables = StepEmbeddings(*(torch.randn(rows, DIM, dtype=torch.float64) for rows in (actions, BUCKETS)))
     timed = torch.ones(actions, dtype=torch.bool)
     timed[2] = False
-    return World(generator, torch.randn(CONTEXTS, D_CONTEXT, dtype=torch.float64), tables, timed)
+    world = World(generator, torch.randn(CONTEXTS, D_CONTEXT, dtype=torch.float64), tables, timed)
+    with torch.no_grad():
+        generator.heads.action.bias.zero_()
+        spread = torch.tensor([next_step(world, n, (), ())[0][1:] for n in range(CONTEXTS)]).std(1).mean()
+        generator.heads.action.weight.mul_(sharp / spread)
+    return world
 
 
 def fed_back(world: World, action: int, time: float) -> float:

@@ -52,8 +52,8 @@ def test_buckets_keep_the_shape() -> None:
 
 
 def build(residual: str, form: str, mlp_ratio: float = 1.0) -> HierarchicalEncoder:
-    torch.manual_seed(0)
     encoder = HierarchicalEncoder(6, 4, 2, residual, mlp_ratio, recency_buckets=5, form=form).double()
+    torch.manual_seed(0)
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return encoder

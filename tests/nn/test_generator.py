@@ -19,8 +19,8 @@ HEADS = [
 
 
 def build(form: type[Generator], **options: Any) -> Any:
-    torch.manual_seed(3)
     generator = form(D_CONTEXT, DIM, 2, ACTIONS, max_offset_s=100.0, **options).double()
+    torch.manual_seed(3)
     for parameter in generator.parameters():
         torch.nn.init.normal_(parameter, std=0.6)
     return generator
@@ -272,3 +272,27 @@ def test_fresh_implicit_steps_already_differ() -> None:
     steps, _ = generator.predict(context.float(), generator.max_steps)
     for i, j in itertools.combinations(range(generator.max_steps), 2):
         assert not torch.allclose(steps.logits[:, i, 1:], steps.logits[:, j, 1:], atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [ExplicitGenerator, ImplicitGenerator])
+@pytest.mark.parametrize("options", HEADS)
+def test_start_from_makes_a_blank_generator_predict_what_is_known(form: type[Generator], options: dict) -> None:
+    generator = build(form, **options)
+    tables, context = tables_and_context()
+    action, offset, label, groups = sequences()
+    share = torch.tensor([0.0, 0.2, 0.1, 0.3, 0.4], dtype=torch.float64)
+    time = torch.tensor([math.nan, 1.5, 0.7, math.nan, 3.0], dtype=torch.float64)
+    for heads in generator._all_heads():
+        for layer in (heads.action, heads.time):
+            torch.nn.init.zeros_(layer.weight)
+    generator.start_from(share, time)
+    _, place = places()
+    first = place == 0
+    for steps in generator(action, offset, label, context, groups, tables):
+        if steps is None:
+            continue
+        p = torch.softmax(steps.logits[first], -1)
+        torch.testing.assert_close(p, share.expand_as(p), rtol=1e-5, atol=1e-5)
+        known = time if options["time_per_action"] else torch.full_like(time, 3.0)
+        known = torch.nan_to_num(known)
+        torch.testing.assert_close(steps.time[first], known.expand_as(steps.time[first]), rtol=0, atol=0.011)

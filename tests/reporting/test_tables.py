@@ -11,14 +11,16 @@ from a2gen_rec.serving.rank import Candidate, Ranking
 
 def shown(tables: list[Table], colour: bool = False, width: int = 100) -> str:
     out = io.StringIO()
-    console = Console(file=out, width=width, highlight=False, force_terminal=colour, color_system="standard")
+    color_system = "standard" if colour else None
+    console = Console(file=out, width=width, highlight=False, force_terminal=colour, color_system=color_system)
     for table in tables:
         console.print(table)
     return out.getvalue()
 
 
-def row(text: str, name: str) -> list[str]:
-    return next(line for line in text.splitlines() if line.split()[:1] == [name]).split()
+def row(text: str, name: str) -> str:
+    """The line that begins with ``name``, each run of blanks as one."""
+    return next(" ".join(line.split()) for line in text.splitlines() if line.split()[:1] == [name])
 
 
 def metrics(auc: float | None, gauc: float | None = None, ne: float | None = None) -> dict[str, Any]:
@@ -50,9 +52,9 @@ def result(oracle: bool = True) -> dict[str, Any]:
 
 def test_actions_beside_their_references() -> None:
     text = shown(evaluation_tables(result())[:1])
-    assert row(text, "like") == "like 1,234 0.6500 0.6000 0.8000 25% 0.5500 0.9600 1.025".split()
-    assert row(text, "long_view") == "long_view 1,234 0.6000 0.7000 – – 0.4000 1.0000 1.025".split()
-    assert row(text, "hate") == "hate 1,234 – – – – – – 1.025".split()
+    assert row(text, "like") == "like 1,234 0.6500 0.6000 0.8000 25% 0.5500 0.9600 1.025"
+    assert row(text, "long_view") == "long_view 1,234 0.6000 0.7000 – – 0.4000 1.0000 1.025"
+    assert row(text, "hate") == "hate 1,234 – – – – – – 1.025"
     for fact in ("test, 98,765 targets", "loss 1.2346", "violations 1.23%", "mean 1.5e-05, max 2.5e-03"):
         assert fact in text
 
@@ -61,13 +63,13 @@ def test_without_an_oracle_its_columns_are_left_out() -> None:
     text = shown(evaluation_tables(result(oracle=False)))
     assert "oracle" not in text
     assert "gap" not in text
-    assert row(text, "like") == "like 1,234 0.6500 0.6000 0.5500 0.9600 1.025".split()
+    assert row(text, "like") == "like 1,234 0.6500 0.6000 0.5500 0.9600 1.025"
 
 
 def test_times_beside_the_median() -> None:
     text = shown(evaluation_tables(result())[1:])
-    assert row(text, "like") == "like 4,321 0.5123 0.6000 5.50 4.00".split()
-    assert row(text, "exit") == "exit 0 – – – –".split()
+    assert row(text, "like") == "like 4,321 0.5123 0.6000 5.50 4.00"
+    assert row(text, "exit") == "exit 0 – – – –"
 
 
 def test_no_times_no_table() -> None:
@@ -102,9 +104,9 @@ def candidate(item: str, known: bool = True, watch: float | None = 17.6) -> Cand
 def test_a_ranking() -> None:
     ranking = Ranking("u[b]1[/b]", True, 57, "watch", [candidate("a"), candidate("[red]b", False), candidate("c")])
     text = shown([ranking_table(ranking, 2)])
-    assert row(text, "1")[1:5] == ["a", "12.3%", "0.46%", "18s"]
+    assert row(text, "1").startswith("1 a 12.3% 0.46% 18s start@0")
     assert "start@0 → like@2.0s → comment → exit@18s (34%)" in text
-    assert row(text, "2")[1:3] == ["[red]b", "?"]
+    assert row(text, "2").startswith("2 [red]b ? 12.3%")
     assert not any(line.split()[:1] == ["3"] for line in text.splitlines())
     for fact in ("user u[b]1[/b]: best 2 of 3 candidates", "by expected watch time · 57 past", "dataset: 1 candidates"):
         assert fact in text
