@@ -51,6 +51,8 @@ class ModelConfig:
     tower_ratio: float = 2.0
 
     def __post_init__(self) -> None:
+        if self.heads < 1:
+            raise ConfigError(f"model.heads {self.heads} must be at least 1")
         if self.dim % 4 or self.dim % self.heads or self.dim <= 0:
             raise ConfigError(f"model.dim {self.dim} must be a positive multiple of 4 and of model.heads {self.heads}")
         if self.time_buckets < 4:
@@ -59,6 +61,11 @@ class ModelConfig:
             raise ConfigError(f"model.history {self.history} must not be negative")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout {self.dropout} must be in [0, 1)")
+        if not self.mlp_ratio >= 0:
+            raise ConfigError(f"model.mlp_ratio {self.mlp_ratio} must not be negative")
+        for name in ("tower_ratio", "max_offset_s", "max_gap_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"model.{name} {getattr(self, name)} must be positive")
 
 
 @dataclass
@@ -177,6 +184,10 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: int = 20
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"train.seed {self.seed} must not be negative")
 
 
 @dataclass

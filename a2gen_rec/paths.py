@@ -6,6 +6,7 @@ A site registers its own storage once (``from iopath.common.file_io import g_pat
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from iopath.common.file_io import g_pathmgr
@@ -66,9 +67,14 @@ def write_text(path: str, text: str) -> None:
     try:
         if is_local(path):
             beside = f"{path}.writing"
-            with open(beside, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(beside, path)
+            try:
+                with open(beside, "w", encoding="utf-8") as file:
+                    file.write(text)
+                os.replace(beside, path)
+            except OSError:
+                with suppress(OSError):
+                    os.remove(beside)
+                raise
         else:
             with g_pathmgr.open(path, "w") as file:
                 file.write(text)

@@ -185,10 +185,11 @@ class _RowGroupReader:
         self._check((first_target >= 0) & (first_target <= lengths), "first_target", "is not in the window")
         action_starts, action_lengths, action = self._actions("action", pa.int64(), lengths)
         _, offset_lengths, offset_s = self._actions("action_offset_s", pa.float32(), lengths)
-        self._check_impressions(action_lengths == offset_lengths, "action_offset_s", "differs in length from 'action'")
         self._check_actions(action_starts, action_lengths, action)
+        self._check_impressions(action_lengths == offset_lengths, "action_offset_s", "differs in length from 'action'")
         self._check_offsets(action_starts, action_lengths, offset_s)
         dwell = self._impressions("dwell_s", pa.float32(), lengths)
+        self._check_impressions(~((dwell < 0) | np.isinf(dwell)), "dwell_s", "time is negative or infinite")
         longest = np.fmax.reduceat(offset_s, action_starts) if len(dwell) else dwell
         end_ms = ts_ms + np.rint(1000.0 * np.nan_to_num(np.fmax(dwell, longest), nan=0.0)).astype(np.int64)
         user_ids, impression_ids = {}, {}
@@ -246,9 +247,13 @@ class _RowGroupReader:
             raise self._error("is null", name, row)
         return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
-    def _values(self, array: pa.Array, name: str, kind: pa.DataType) -> np.ndarray:
+    def _values(self, array: pa.Array, name: str, kind: pa.DataType, *lengths: np.ndarray) -> np.ndarray:
+        """The values of a column as numpy; ``lengths`` of the lists around them, innermost first."""
         if array.null_count:
-            raise self._error("has a null value", name, None)
+            row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+            for level in lengths:
+                row = int(np.searchsorted(np.cumsum(level), row, side="right"))
+            raise self._error("has a null value", name, row)
         try:
             return array.cast(kind).to_numpy(zero_copy_only=False)
         except (pa.ArrowException, ValueError) as error:
@@ -266,7 +271,7 @@ class _RowGroupReader:
 
     def _list(self, name: str, kind: pa.DataType) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         starts, lengths, values = self._split(self._column(name), name)
-        return starts, lengths, self._values(values, name, kind)
+        return starts, lengths, self._values(values, name, kind, lengths)
 
     def _impressions(self, name: str, kind: pa.DataType, lengths: np.ndarray) -> np.ndarray:
         _, own, values = self._list(name, kind)
@@ -277,7 +282,7 @@ class _RowGroupReader:
         _, own, inner = self._split(self._column(name), name)
         self._check(own == lengths, name, "differs in length from 'ts_ms'")
         starts, inner_lengths, values = self._split(inner, name)
-        return starts, inner_lengths, self._values(values, name, kind)
+        return starts, inner_lengths, self._values(values, name, kind, inner_lengths, own)
 
     def _matrix(self, names: list[str], lengths: np.ndarray) -> np.ndarray:
         columns = [self._impressions(name, pa.float32(), lengths) for name in names]

@@ -108,14 +108,15 @@ def rank(run: str, user: str, candidates: str = "", by: str = "", data: str = ""
         by = order_by(card, by)
         items = find_items(opened.data, card, wanted) if wanted else popular_items(opened.data, card, POPULAR)
         window = latest_window(opened.data, card, user)
-        history = no_history(card) if window is None else recent(window, opened.built.model.ranker.history)
+        history = no_history(card) if window is None else window
+        seen = min(len(history.ts_ms), opened.built.model.ranker.history)
         parts = [
             score(opened, history, items.part(begin, begin + CANDIDATES_PER_WINDOW))
             for begin in range(0, len(items.raw), CANDIDATES_PER_WINDOW)
         ]
     scored = [candidate for part in parts for candidate in part]
     scored.sort(key=lambda candidate: _value(candidate, by), reverse=True)  # stable: equals stay as given
-    return Ranking(user, window is not None, len(history.ts_ms), by, scored)
+    return Ranking(user, window is not None, seen, by, scored)
 
 
 def read_candidates(file: str) -> list[str]:
@@ -198,13 +199,6 @@ def latest_window(data: str, card: DatasetCard, user: str) -> WindowColumns | No
     return None
 
 
-def recent(window: WindowColumns, history: int) -> WindowColumns:
-    """The last ``history`` impressions of each window, as history only."""
-    kept = np.minimum(window.lengths, history)
-    tail = replace(window, starts=window.starts + window.lengths - kept, lengths=kept, first_target=kept)
-    return take_windows(tail, np.arange(len(window)))
-
-
 def no_history(card: DatasetCard) -> WindowColumns:
     """One window of an unknown user, without any impression."""
     one, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
@@ -227,7 +221,7 @@ def no_history(card: DatasetCard) -> WindowColumns:
 
 
 def with_candidates(history: WindowColumns, items: Items, card: DatasetCard) -> WindowColumns:
-    """One window: ``history``, then every item at one moment, one second after all of the history has ended.
+    """One window: all of ``history`` (one window too), then every item at one moment, a second after its last end.
 
     Context features are those of the last impression, row 0 without any [ours]. What the user would do is not known:
     a placeholder stands for it, which no prediction reads.
@@ -265,7 +259,7 @@ def with_candidates(history: WindowColumns, items: Items, card: DatasetCard) -> 
 
 @torch.no_grad()
 def score(opened: OpenRun, history: WindowColumns, items: Items) -> list[Candidate]:
-    """Predictions for items after a history (columns of one window), in the order of the items."""
+    """Predictions for items after ``history`` (one window), in the order of the items."""
     card, config, built = opened.card, opened.config, opened.built
     columns = with_candidates(history, items, card)
     whole = whole_tables(card, config.model)
@@ -276,16 +270,16 @@ def score(opened: OpenRun, history: WindowColumns, items: Items) -> list[Candida
     names = [*card.events, *card.labels]
     probability = torch.cat([what.probability[:, 1:-1], output.label_logits.sigmoid()], 1).tolist()
     watch_s = torch.expm1(what.time[:, -1]).clamp(min=0).tolist() if EXIT in card.timed else [None] * len(items.raw)
-    timelines = _timelines(built.model.ranker.decode(output, BEAMS), card)
+    likely = timelines(built.model.ranker.decode(output, BEAMS), card)
     return [
         Candidate(item, known, dict(zip(names, chances, strict=True)), watch, *timeline)
         for item, known, chances, watch, timeline in zip(
-            items.raw, items.known.tolist(), probability, watch_s, timelines, strict=True
+            items.raw, items.known.tolist(), probability, watch_s, likely, strict=True
         )
     ]
 
 
-def _timelines(decoded: Decoded, card: DatasetCard) -> list[tuple[list[tuple[str, float | None]], float]]:
+def timelines(decoded: Decoded, card: DatasetCard) -> list[tuple[list[tuple[str, float | None]], float]]:
     """The most probable sequence of every candidate, and its probability."""
     seconds = torch.expm1(decoded.time[:, 0]).clamp(min=0).tolist()
     chance = decoded.log_probability[:, 0].exp().tolist()

@@ -43,9 +43,9 @@ def make(form: type[Generator], events: int = 3, sharp: float = 1.0, **options: 
     """Random weights and contexts; the logits of first steps spread by ``sharp``. The second event is not timed."""
     actions = events + 2
     generator = form(D_CONTEXT, DIM, 2, actions, max_offset_s=100.0, **options).double()
-    torch.manual_seed(11)
+    torch.manual_seed(12)
     for parameter in generator.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+        torch.nn.init.normal_(parameter, std=0.35)
     tables = StepEmbeddings(*(torch.randn(rows, DIM, dtype=torch.float64) for rows in (actions, BUCKETS)))
     timed = torch.ones(actions, dtype=torch.bool)
     timed[2] = False

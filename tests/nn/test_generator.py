@@ -20,9 +20,9 @@ HEADS = [
 
 def build(form: type[Generator], **options: Any) -> Any:
     generator = form(D_CONTEXT, DIM, 2, ACTIONS, max_offset_s=100.0, **options).double()
-    torch.manual_seed(3)
+    torch.manual_seed(4)
     for parameter in generator.parameters():
-        torch.nn.init.normal_(parameter, std=0.6)
+        torch.nn.init.normal_(parameter, std=0.35)
     return generator
 
 
@@ -254,9 +254,9 @@ def test_implicit_steps_differ_because_of_their_embeddings() -> None:
     generator = build(ImplicitGenerator)
     _, context = tables_and_context()
     for steps in generator.predict(context, generator.max_steps):
-        p = torch.softmax(steps.logits, -1)
+        logits = steps.logits[..., 1:]
         for i, j in itertools.combinations(range(generator.max_steps), 2):
-            assert ((p[:, i] - p[:, j]).abs().sum(-1) > 1e-6).all()
+            assert ((logits[:, i] - logits[:, j]).abs().amax(-1) > 1e-3).all()
     with torch.no_grad():
         generator.step_embedding.zero_()
     for steps in generator.predict(context, generator.max_steps):

@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from a2gen_rec.data.columns import WindowColumns, take_windows
 from a2gen_rec.data.schema import SPLITS, DatasetCard
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.models.a2gen import A2Gen
+from a2gen_rec.nn.decoding import Decoded
 from a2gen_rec.serving import rank as ranking
 from a2gen_rec.serving.rank import Candidate, Items, Ranking, find_items, latest_window, popular_items, rank
 from a2gen_rec.training.run import OpenRun, open_run
@@ -30,14 +32,23 @@ class World:
     user: str  # has a window in the test split
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small cost more in handing out to threads than in computing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("rank")
-    data, run = write_dataset(folder / "data", CARD), folder / "run"
+    data, run = write_dataset(folder / "data", CARD, windows=25), folder / "run"
     config = small_config()
     config.train.max_steps, config.loader.background, config.train.log_every = 5, False, 0
     config.optim.dense_lr = 0.02
-    config.loader.max_impressions = 200
+    config.loader.max_impressions, config.evaluate.prune = 200, 0.01
     train(config, str(data), str(run))
     table = pq.read_table(data / "test" / "part-00001.parquet")
     lengths = table["ts_ms"].combine_chunks().value_lengths().to_numpy()
@@ -71,7 +82,7 @@ def model_of(config: Config) -> A2Gen:
 def predictions(model: A2Gen, columns: WindowColumns, candidates: bool) -> torch.Tensor:
     """Everything a ranking is made of, one row per target."""
     output = model(collate(columns, np.arange(len(columns)), whole(CARD, small_config()), candidates=candidates))
-    what, best = model.ranker.occurrence(output, prune=0.01), model.ranker.decode(output, 4)
+    what, best = model.ranker.occurrence(output, prune=0.02), model.ranker.decode(output, 4)
     time = torch.full((len(what.time), len(CARD.actions)), torch.nan)
     time[:, : best.time.shape[2]] = best.time[:, 0]
     times = torch.nan_to_num(torch.cat([what.time, time], 1), nan=-1.0)
@@ -85,8 +96,8 @@ def predictions(model: A2Gen, columns: WindowColumns, candidates: bool) -> torch
 )
 @pytest.mark.parametrize("length", [0, 9])
 def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: int) -> None:
-    model, items = model_of(small_config(**variant)), some_items(np.arange(1, 9))
-    history = ranking.recent(one_window(length), length) if length else ranking.no_history(CARD)
+    model, items = model_of(small_config(**variant)), some_items(np.arange(1, 7))
+    history = one_window(length) if length else ranking.no_history(CARD)
     together = predictions(model, ranking.with_candidates(history, items, CARD), candidates=True)
     alone = [
         predictions(model, ranking.with_candidates(history, items.part(i, i + 1), CARD), candidates=False)
@@ -97,17 +108,17 @@ def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: i
 
 
 def test_as_targets_of_a_sequence_later_candidates_would_lose_the_history() -> None:
-    columns = ranking.with_candidates(ranking.recent(one_window(9), 9), some_items(np.arange(1, 9)), CARD)
+    columns = ranking.with_candidates(one_window(9), some_items(np.arange(1, 7)), CARD)
     model = model_of(small_config())
     same = torch.isclose(predictions(model, columns, True), predictions(model, columns, False)).all(1)
     # The last 6 of 9 past impressions are seen; the first candidate has them all right before it.
-    assert same.tolist() == [True] + [False] * 7
+    assert same.tolist() == [True] + [False] * 5
 
 
 def test_what_stands_for_the_candidates_actions_is_never_read() -> None:
-    history, model = ranking.recent(one_window(9), 9), model_of(small_config())
-    columns = ranking.with_candidates(history, some_items(np.arange(1, 9)), CARD)
-    count, past = 8, len(history.action)
+    history, model = one_window(9), model_of(small_config())
+    columns = ranking.with_candidates(history, some_items(np.arange(1, 7)), CARD)
+    count, past = 6, len(history.action)
     lengths = np.append(history.action_lengths, np.full(count, 4))
     other = dataclasses.replace(
         columns,
@@ -121,17 +132,16 @@ def test_what_stands_for_the_candidates_actions_is_never_read() -> None:
     torch.testing.assert_close(predictions(model, columns, True), predictions(model, other, True))
 
 
-def test_history_and_context_are_the_users_last() -> None:
-    window = one_window(9)
-    history = ranking.recent(window, 6)
+def test_candidates_come_after_all_of_the_window_in_its_last_context() -> None:
+    history = one_window(9)
     columns = ranking.with_candidates(history, some_items(np.array([5, 6])), CARD)
-    tab, item = window.impression_ids["tab"], window.impression_ids["item_id"]
-    assert columns.first_target.tolist() == [6]
-    assert columns.lengths.tolist() == [8]
-    assert columns.impression_ids["item_id"].tolist() == [*item[3:], 5, 6]
-    assert columns.impression_ids["tab"].tolist() == [*tab[3:], tab[-1], tab[-1]]
-    assert columns.ts_ms[-2:].tolist() == [window.end_ms[3:].max() + 1000] * 2
-    np.testing.assert_array_equal(columns.action[: -2 * 2], window.action[window.action_starts[3] :])
+    tab, item = history.impression_ids["tab"], history.impression_ids["item_id"]
+    assert columns.first_target.tolist() == [9]
+    assert columns.lengths.tolist() == [11]
+    assert columns.impression_ids["item_id"].tolist() == [*item, 5, 6]
+    assert columns.impression_ids["tab"].tolist() == [*tab, tab[-1], tab[-1]]
+    assert columns.ts_ms.tolist() == [*history.ts_ms, *[history.end_ms.max() + 1000] * 2]
+    assert columns.action.tolist() == [*history.action, 0, 4, 0, 4]
 
 
 def test_rank_equals_the_model_asked_for_each_candidate_alone(world: World, tmp_path: Path) -> None:
@@ -171,8 +181,21 @@ def _check_alone(opened: OpenRun, candidate: Candidate, rows: np.ndarray, world:
     assert candidate.expected_watch_s == pytest.approx(what.time[0, -1].expm1().item(), rel=1e-4)
     names, seconds = zip(*candidate.timeline, strict=True)
     assert (names[0], seconds[0], names[-1]) == ("start", 0.0, "exit")
-    assert [second is None for second in seconds] == [name == "comment" for name in names]
     assert 0 < candidate.timeline_probability < 1
+
+
+def test_timelines_are_the_first_sequences_with_seconds_where_logs_record_them() -> None:
+    nan = float("nan")
+    decoded = Decoded(
+        action=torch.tensor([[[2, 1, 4], [4, -1, -1]], [[4, -1, -1], [1, 4, -1]]]),
+        time=torch.tensor([[[0.5, 1.0, 2.0], [1.0, nan, nan]], [[-0.1, nan, nan], [1.0, 2.0, nan]]]),
+        log_probability=torch.tensor([[0.25, 0.1], [0.5, 0.2]]).log(),
+    )
+    first, second = ranking.timelines(decoded, CARD)
+    start = ("start", 0.0)
+    like, left = ("like", pytest.approx(np.expm1(1))), ("exit", pytest.approx(np.expm1(2)))
+    assert first == ([start, ("comment", None), like, left], pytest.approx(0.25))
+    assert second == ([start, ("exit", 0.0)], pytest.approx(0.5))
 
 
 def test_an_unknown_user_has_no_history_and_popular_items(world: World) -> None:

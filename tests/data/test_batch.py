@@ -1,0 +1,199 @@
+"""Collation against plain Python over windows, impressions and actions."""
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import make_card, make_columns, small_config, whole
+from torch import Tensor
+
+from a2gen_rec.data.batch import COUNTS, WindowBatch, collate
+from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.ragged import LengthGroups
+
+CARD = make_card(labels=("click", "long_view"))
+WHOLE = whole(CARD, small_config())
+WHOLE_NUMBERS = ("user_key", "lengths", "first_target", "window", "column", "ts_ms", "end_ms", "action", "target")
+WHOLE_NUMBERS += ("target_window", "target_column", "history_end", "step", "step_label")
+FRACTIONS = ("offset_s", "step_time", "labels", "oracle")
+ROWS = {
+    "all": np.arange(20),
+    "some, in any order": np.array([7, 3, 19, 0, 11]),
+    "one": np.array([5]),
+    "twice": np.array([4, 4, 2]),
+}
+
+
+@pytest.fixture(scope="module")
+def columns() -> WindowColumns:
+    """Windows with missing times, unknown labels and true probabilities."""
+    rng = np.random.default_rng(8)
+    made = make_columns(CARD, 20, rng)
+    labels = np.where(rng.random(made.labels.shape) < 0.3, np.nan, made.labels).astype(np.float32)
+    return dataclasses.replace(made, labels=labels, oracle=rng.random((len(made.ts_ms), 3)).astype(np.float32))
+
+
+def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, candidates: bool = False) -> dict:
+    """Every field of a batch, gathered one value at a time."""
+    out: dict[str, list[Any]] = {name: [] for name in (*WHOLE_NUMBERS, *FRACTIONS, "sequences", "steps")}
+    ids: dict[str, list[int]] = {feature.name: [] for feature in CARD.features}
+    counts = dict.fromkeys(COUNTS, 0)
+    for place, row in enumerate(rows):
+        length = int(columns.lengths[row])
+        first = int(columns.first_target[row]) if with_targets else length
+        out["user_key"].append(int(columns.user_key[row]))
+        out["lengths"].append(length)
+        out["first_target"].append(first)
+        for name, values in columns.user_ids.items():
+            ids[name].append(int(values[row]))
+        for column in range(length):
+            flat = int(columns.starts[row]) + column
+            out["window"].append(place)
+            out["column"].append(column)
+            for name in ("ts_ms", "end_ms"):
+                out[name].append(int(getattr(columns, name)[flat]))
+            for name, values in columns.impression_ids.items():
+                ids[name].append(int(values[flat]))
+            begin, many = int(columns.action_starts[flat]), int(columns.action_lengths[flat])
+            codes, times = columns.action[begin : begin + many].tolist(), columns.offset_s[begin : begin + many]
+            if column >= first:
+                out["target"].append(len(out["window"]) - 1)
+                out["target_window"].append(place)
+                out["target_column"].append(column - first)
+                out["history_end"].append(first if candidates else column)
+                out["labels"].append(columns.labels[flat].tolist())
+                out["oracle"].append(columns.oracle[flat].tolist())
+                out["step"] += range(len(out["action"]), len(out["action"]) + many - 1)
+                out["step_label"] += codes[1:]
+                out["step_time"] += [math.log1p(t) for t in times[1:]]
+                out["steps"].append(many - 1)
+                known = [not math.isnan(t) for t in times[1:]]
+                counts["targets"] += 1
+                counts["steps"] += many - 1
+                counts["timed_steps"] += sum(known)
+                counts["ordered_pairs"] += sum(a and b for a, b in itertools.pairwise(known))
+                counts["labels"] += sum(not math.isnan(label) for label in columns.labels[flat])
+            out["sequences"].append(many)
+            out["action"] += codes
+            out["offset_s"] += times.tolist()
+    return {**out, "ids": ids, "counts": [counts[name] for name in COUNTS]}
+
+
+def looked_up(batch: WindowBatch) -> dict[str, list[int]]:
+    """The ids that each occurrence finds through the batch's lookups."""
+    return {name: batch.sparse[name].values()[place].tolist() for name, place in batch.index.items()}
+
+
+def assert_groups(groups: LengthGroups, lengths: list[int]) -> None:
+    expected = LengthGroups.from_lengths(torch.tensor(lengths, dtype=torch.int64))
+    assert groups.sizes == expected.sizes
+    for name in ("order", "inverse", "token_order", "token_inverse"):
+        assert torch.equal(getattr(groups, name), getattr(expected, name))
+
+
+def assert_batch(batch: WindowBatch, expected: dict) -> None:
+    for name in WHOLE_NUMBERS:
+        value = getattr(batch, name)
+        assert value.dtype == torch.int64
+        assert value.tolist() == expected[name], name
+    for name in FRACTIONS:
+        width = () if name in ("offset_s", "step_time") else (-1,)
+        value = np.array(expected[name], np.float32)
+        got = getattr(batch, name)
+        assert got.dtype == torch.float32
+        np.testing.assert_allclose(got.numpy(), value.reshape(len(value), *width) if value.size else got, rtol=1e-6)
+        assert len(got) == len(value)
+    assert looked_up(batch) == expected["ids"]
+    assert_groups(batch.sequences, expected["sequences"])
+    assert_groups(batch.steps, expected["steps"])
+    assert batch.counts.tolist() == expected["counts"]
+    assert batch.shape == (len(expected["lengths"]), max(expected["lengths"], default=0))
+    targets = [expected["target_window"].count(window) for window in range(len(expected["lengths"]))]
+    assert batch.target_shape == (len(expected["lengths"]), max(targets, default=0))
+    assert batch.position is None
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("dedup", [True, False])
+@pytest.mark.parametrize("candidates", [True, False])
+def test_collate_equals_loops(rows: np.ndarray, dedup: bool, candidates: bool, columns: WindowColumns) -> None:
+    batch = collate(columns, rows, WHOLE, dedup, candidates=candidates)
+    assert_batch(batch, slow(columns, rows, candidates=candidates))
+
+
+def test_the_world_has_what_the_loops_must_show(columns: WindowColumns) -> None:
+    expected = slow(columns, np.arange(20))
+    targets, steps, timed, pairs, labels = expected["counts"]
+    assert 0 < pairs < timed < steps
+    assert 0 < labels < 2 * targets
+    assert 0 in expected["first_target"]
+    assert len(set(expected["steps"])) > 2
+
+
+def test_without_targets_all_is_history(columns: WindowColumns) -> None:
+    rows = np.array([3, 8])
+    batch = collate(columns, rows, WHOLE, with_targets=False)
+    assert_batch(batch, slow(columns, rows, with_targets=False))
+    assert not batch.counts.any()
+    assert torch.equal(batch.first_target, batch.lengths)
+    assert batch.labels.shape == (0, 2)
+
+
+@pytest.mark.parametrize("dedup", [True, False])
+def test_lookups_are_one_bag_per_feature_and_the_whole_tables(dedup: bool, columns: WindowColumns) -> None:
+    batch = collate(columns, np.arange(20), WHOLE, dedup)
+    assert batch.sparse.keys() == [feature.name for feature in CARD.features] + list(WHOLE)
+    assert batch.sparse.stride() == 1
+    for name, rows in WHOLE.items():
+        assert batch.sparse[name].values().tolist() == list(range(rows))
+    for feature in CARD.features:
+        values, place = batch.sparse[feature.name].values(), batch.index[feature.name]
+        if dedup:
+            assert len(values.unique()) == len(values)
+            assert sorted(set(place.tolist())) == list(range(len(values))), "nothing is looked up in vain"
+        else:
+            assert place.tolist() == list(range(len(values)))
+
+
+def test_dedup_looks_up_less_but_the_same(columns: WindowColumns) -> None:
+    with_dedup, without = (collate(columns, np.arange(20), WHOLE, dedup) for dedup in (True, False))
+    assert looked_up(with_dedup) == looked_up(without)
+    assert len(with_dedup.sparse.values()) < len(without.sparse.values())
+
+
+def tensors(batch: WindowBatch) -> dict[str, Tensor]:
+    """Every tensor of a batch by a name of its own."""
+    found: dict[str, Tensor] = {f"index.{name}": value for name, value in batch.index.items()}
+    found |= {"sparse.values": batch.sparse.values(), "sparse.lengths": batch.sparse.lengths()}
+    for field in dataclasses.fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor):
+            found[field.name] = value
+        elif isinstance(value, LengthGroups):
+            for part in ("order", "inverse", "token_order", "token_inverse"):
+                found[f"{field.name}.{part}"] = getattr(value, part)
+    return found
+
+
+def test_to_moves_every_tensor_and_keeps_the_rest(columns: WindowColumns) -> None:
+    batch = dataclasses.replace(collate(columns, np.arange(5), WHOLE), position={"epoch": 3})
+    moved = batch.to(torch.device("meta"))
+    assert tensors(moved).keys() == tensors(batch).keys()
+    assert {value.device.type for value in tensors(moved).values()} == {"meta"}
+    assert (moved.shape, moved.target_shape, moved.position) == (batch.shape, batch.target_shape, {"epoch": 3})
+    assert moved.steps.sizes == batch.steps.sizes
+    same = batch.to(torch.device("cpu"))
+    for name, value in tensors(same).items():
+        torch.testing.assert_close(value, tensors(batch)[name], equal_nan=True)
+
+
+def test_record_stream_reaches_every_tensor(columns: WindowColumns, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate(columns, np.arange(5), WHOLE)
+    recorded: list[int] = []
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: recorded.append(self.data_ptr()))
+    batch.record_stream(object())
+    assert {value.data_ptr() for value in tensors(batch).values()} <= set(recorded)

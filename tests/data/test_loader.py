@@ -1,0 +1,301 @@
+"""The stream of batches: every window once, on any number of ranks, and from any position on exactly the rest."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import make_card, make_columns, small_config, to_table, whole
+
+from a2gen_rec.config import LoaderConfig
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
+from a2gen_rec.errors import DataError
+
+CARD = make_card()
+WHOLE = whole(CARD, small_config())
+FILES, WINDOWS, GROUP = 3, 44, 12  # four row groups a file, the last of eight windows
+SMALL = LoaderConfig(max_impressions=48, max_windows=7, buffer_windows=20, background=False)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Windows with user keys 0, 1, 2, .. in file order."""
+    folder = tmp_path_factory.mktemp("loader") / "train"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for file in range(FILES):
+        columns = make_columns(CARD, WINDOWS, rng)
+        columns = dataclasses.replace(columns, user_key=np.arange(WINDOWS) + file * WINDOWS)
+        pq.write_table(to_table(columns, CARD), folder / f"part-{file}.parquet", row_group_size=GROUP)
+    return str(folder.parent)
+
+
+def stream(dataset: str, config: LoaderConfig = SMALL, **options: object) -> WindowStream:
+    return WindowStream(dataset, "train", CARD, config, WHOLE, **options)
+
+
+def at(made: WindowStream, position: Position) -> WindowStream:
+    made.position = position
+    return made
+
+
+def windows(batches: Iterable[WindowBatch]) -> list[list[int]]:
+    return [batch.user_key.tolist() for batch in batches]
+
+
+def flat(batches: Iterable[WindowBatch]) -> list[int]:
+    return list(itertools.chain.from_iterable(windows(batches)))
+
+
+ALL = list(range(FILES * WINDOWS))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 15])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_window_once_and_ranks_disjoint(world: int, shuffle: bool, dataset: str) -> None:
+    ranks = [flat(stream(dataset, rank=rank, world=world, shuffle=shuffle)) for rank in range(world)]
+    assert sorted(itertools.chain.from_iterable(ranks)) == ALL
+    groups = len(stream(dataset).groups)
+    assert groups == 12
+    assert sum(not rank for rank in ranks) == max(0, world - groups)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        LoaderConfig(max_impressions=1, max_windows=50, buffer_windows=1000),
+        LoaderConfig(max_impressions=10_000, max_windows=5, buffer_windows=30),
+        LoaderConfig(max_impressions=30, max_windows=1000, buffer_windows=1),
+        LoaderConfig(max_impressions=10_000, max_windows=1000, buffer_windows=1000),
+    ],
+)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_keep_their_bounds_and_fill_them(config: LoaderConfig, shuffle: bool, dataset: str) -> None:
+    batches = list(stream(dataset, config, shuffle=shuffle))
+    assert sorted(flat(batches)) == ALL
+    for batch in batches:
+        many, longest = batch.shape
+        assert many == len(batch.lengths) <= config.max_windows
+        assert many * longest <= config.max_impressions or many == 1
+    if config.max_impressions == config.max_windows * 10:
+        assert len(batches) == 1
+    if config.max_impressions == 1:
+        assert len(batches) == len(ALL)
+    if config is SMALL:
+        assert any(len(batch.lengths) > 1 for batch in batches)
+
+
+def test_batches_hold_windows_of_similar_length(dataset: str) -> None:
+    """Within a buffer batches do not overlap in length, so that padding is small."""
+    config = LoaderConfig(max_impressions=60, max_windows=100, buffer_windows=10_000)
+    spans = sorted((int(b.lengths.min()), int(b.lengths.max())) for b in stream(dataset, config))
+    assert len(spans) > 5
+    for (_, end), (begin, _) in itertools.pairwise(spans):
+        assert end <= begin
+
+
+def test_order_is_of_seed_and_epoch_alone(dataset: str) -> None:
+    def order(seed: int, epoch: int, rank: int = 0) -> list[list[int]]:
+        made = stream(dataset, seed=seed, rank=rank, world=2)
+        return windows(at(made, Position(epoch=epoch, world=2)))
+
+    torch.manual_seed(1)
+    first = order(0, 0)
+    torch.manual_seed(2)
+    np.random.seed(3)  # noqa: NPY002
+    assert order(0, 0) == first
+    others = [order(1, 0), order(0, 1), order(0, 2), order(1, 1), order(0, 0, rank=1)]
+    for left, right in itertools.combinations([first, *others], 2):
+        assert left != right
+        assert sorted(itertools.chain.from_iterable(left)) != left
+    assert {tuple(o[0]) for o in others} != {tuple(first[0])}
+
+
+def test_row_groups_change_places_between_epochs(dataset: str) -> None:
+    """Which rank sees a window differs by epoch, not only when."""
+    seen = [set(flat(at(stream(dataset, world=3), Position(epoch=epoch, world=3)))) for epoch in range(3)]
+    assert seen[0] != seen[1] != seen[2]
+
+
+def test_without_shuffling_buffers_come_in_file_order(dataset: str) -> None:
+    for epoch in (0, 1):
+        keys = flat(at(stream(dataset, shuffle=False), Position(epoch=epoch)))
+        # Row groups of 12, 12, 12, 8 windows: a buffer ends where the 20th, 40th, .. window has been passed.
+        buffers: dict[int, list[int]] = {}
+        for group, end in enumerate(np.cumsum([12, 12, 12, 8] * FILES)):
+            first = group // 4 * WINDOWS + group % 4 * 12
+            buffers.setdefault((end - 1) // 20, []).extend(range(first, first + (8 if group % 4 == 3 else 12)))
+        place = 0
+        for members in buffers.values():
+            assert sorted(keys[place : place + len(members)]) == members
+            place += len(members)
+
+
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2), (0, 2)])
+def test_restarting_after_any_batch_gives_exactly_the_rest(rank: int, world: int, dataset: str) -> None:
+    made = stream(dataset, rank=rank, world=world, seed=4)
+    begin = Position(epoch=2, world=world)
+    batches = list(at(made, begin))
+    assert len(batches) > 10
+    assert windows(at(stream(dataset, rank=rank, world=world, seed=4), begin)) == windows(batches)
+    for done in range(len(batches)):
+        position = Position(**batches[done].position)
+        rest = list(at(stream(dataset, rank=rank, world=world, seed=4), position))
+        assert windows(rest) == windows(batches[done + 1 :])
+        for again, before in zip(rest, batches[done + 1 :], strict=True):
+            assert again.position == before.position
+            assert torch.equal(again.action, before.action)
+            assert torch.equal(again.sparse.values(), before.sparse.values())
+    assert len({tuple(batch.position.items()) for batch in batches}) == len(batches)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_loader_restarts_exactly_though_it_had_prefetched(background: bool, dataset: str) -> None:
+    expected = list(at(stream(dataset, seed=1), Position(epoch=1)))
+    loader = WindowLoader(stream(dataset, seed=1), background)
+    assert windows(loader.epoch(Position(epoch=1))) == windows(expected)
+    for done in (1, 6, len(expected)):
+        interrupted = loader.epoch(Position(epoch=1))
+        taken = list(itertools.islice(interrupted, done))
+        assert windows(taken) == windows(expected[:done])
+        position = Position(**taken[-1].position)
+        del interrupted  # batches made in advance are lost with it
+        rest = list(WindowLoader(stream(dataset, seed=1), background).epoch(position))
+        assert windows(rest) == windows(expected[done:])
+        for again, before in zip(rest, expected[done:], strict=True):
+            assert again.position == before.position
+            assert torch.equal(again.offset_s.nan_to_num(-1), before.offset_s.nan_to_num(-1))
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_loading_leaves_the_random_numbers_of_the_model_alone(background: bool, dataset: str) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    next(WindowLoader(stream(dataset), background).epoch(Position()))
+    assert torch.equal(torch.rand(3), expected)
+
+
+# Another number of ranks --------------------------------------------------------------------------------------------
+
+
+def consume(streams: list[Iterator[WindowBatch]], starts: list[Position], batches: list[int]) -> tuple[list, list]:
+    """Take so many batches on each rank: the windows taken, and each rank's position after them."""
+    taken, positions = [], []
+    for batches_of, start, many in zip(streams, starts, batches, strict=True):
+        own = list(itertools.islice(batches_of, many))
+        taken += flat(own)
+        positions.append(Position(**own[-1].position) if own else start)
+    return taken, positions
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.lists(st.integers(0, 30), min_size=4, max_size=4), st.integers(0, 9))
+@settings(deadline=None, max_examples=25)
+def test_no_window_is_lost_when_ranks_change(
+    dataset: str, before: int, after: int, batches: list[int], seed: int
+) -> None:
+    def ranks(world: int, positions: list[Position]) -> list[Iterator[WindowBatch]]:
+        return [
+            iter(at(stream(dataset, rank=rank, world=world, seed=seed), position))
+            for rank, position in enumerate(positions)
+        ]
+
+    begin = [Position(epoch=1, world=before)] * before
+    taken, saved = consume(ranks(before, begin), begin, batches[:before])
+    merged = Position.merge(saved, after)
+    assert len(merged) == after
+    rest = flat(itertools.chain.from_iterable(ranks(after, merged)))
+    assert set(taken) | set(rest) == set(ALL)
+    assert len(rest) == len(set(rest)), "no window twice after the change"
+    if before == after:
+        assert sorted(taken + rest) == ALL
+        return
+    assert all(position.world == after and position.epoch == 1 for position in merged)
+
+    # A second change, in the middle of what was left over.
+    more, saved = consume(ranks(after, merged), merged, [4] * after)
+    rest = flat(itertools.chain.from_iterable(ranks(before, Position.merge(saved, before))))
+    assert set(taken) | set(more) | set(rest) == set(ALL)
+
+
+def test_what_all_ranks_have_finished_is_not_read_again(dataset: str) -> None:
+    begin = [Position(world=2)] * 2
+    streams = [stream(dataset, rank=rank, world=2) for rank in range(2)]
+    nearly_all = [len(windows(own)) - 1 for own in streams]
+    taken, saved = consume([iter(own) for own in streams], begin, nearly_all)
+    [merged] = Position.merge(saved, 1)
+    # A buffer has at most two of the twelve row groups here, and each rank had begun its last one.
+    assert merged.dealt >= 8
+    rest = flat(at(stream(dataset), merged))
+    assert len(rest) <= 4 * GROUP
+    assert set(taken) | set(rest) == set(ALL)
+
+
+def test_the_same_ranks_go_on_as_they_are() -> None:
+    saved = [Position(2, 2, 4, 1, 3, 2), Position(2, 2, 4, 2, 0, 4)]
+    assert Position.merge(saved, 2) == saved
+    assert Position.merge(saved, 3) == [Position(epoch=2, world=3, dealt=8)] * 3
+
+
+# What else a stream does --------------------------------------------------------------------------------------------
+
+
+def test_an_empty_batch_has_no_targets_and_all_features(dataset: str) -> None:
+    for rank in (0, 14):
+        batch = stream(dataset, rank=rank, world=15).empty()
+        assert not len(batch.target)
+        assert not batch.counts.any()
+        assert batch.sparse.keys() == [feature.name for feature in CARD.features] + list(WHOLE)
+
+
+def test_configuration_reaches_the_batches(dataset: str) -> None:
+    deduplicated, plain = (
+        next(iter(stream(dataset, dataclasses.replace(SMALL, dedup=dedup)))) for dedup in (True, False)
+    )
+    assert torch.equal(deduplicated.user_key, plain.user_key)
+    assert len(deduplicated.sparse.values()) < len(plain.sparse.values())
+
+
+@pytest.mark.parametrize("content", ["nothing", "other files", "no folder", "no windows"])
+def test_an_empty_split_is_named(content: str, tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    if content != "no folder":
+        folder.mkdir()
+    if content == "other files":
+        (folder / "README.md").write_text("no data\n")
+    if content == "no windows":
+        table = to_table(make_columns(CARD, 2, np.random.default_rng(0)), CARD)
+        pq.write_table(table.slice(0, 0), folder / "part.parquet")
+    with pytest.raises(DataError, match="has no windows") as caught:
+        stream(str(tmp_path))
+    assert str(caught.value) == f"{folder}: split 'train' has no windows"
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("damage", ["truncated", "bad id"])
+def test_bad_data_are_named_wherever_the_batch_is_made(background: bool, damage: str, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    file = tmp_path / "train" / "part.parquet"
+    columns = make_columns(CARD, 60, np.random.default_rng(0))
+    columns.user_ids["group"][33] = 4 if damage == "bad id" else 0
+    pq.write_table(to_table(columns, CARD), file, row_group_size=20)
+    config = LoaderConfig(max_windows=5, buffer_windows=1)
+    loader = WindowLoader(stream(str(tmp_path), config, shuffle=False), background)
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    taken = []
+    with pytest.raises(DataError) as caught:
+        taken.extend(loader.epoch(Position()))
+    if damage == "bad id":
+        assert str(caught.value) == f"{file}, row 33, field 'group': id is not in [0, 4)"
+    else:
+        assert str(caught.value).startswith(f"{file}: not a readable Parquet file")
+    assert type(caught.value) is DataError

@@ -1,0 +1,85 @@
+"""Settings that cannot work are refused by name, and the defaults can."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from a2gen_rec.config import Config, LoaderConfig, ModelConfig, SimulateConfig, TrainConfig
+from a2gen_rec.errors import ConfigError, DataError, UserError
+
+REFUSED: list[tuple[type, dict[str, Any], str]] = [
+    (ModelConfig, {"dim": 30, "heads": 2}, "model.dim 30"),
+    (ModelConfig, {"dim": 32, "heads": 3}, "model.heads 3"),
+    (ModelConfig, {"dim": 0}, "model.dim 0"),
+    (ModelConfig, {"dim": -8, "heads": 2}, "model.dim -8"),
+    (ModelConfig, {"heads": 0}, "model.heads 0"),
+    (ModelConfig, {"heads": -2}, "model.heads -2"),
+    (ModelConfig, {"time_buckets": 3}, "model.time_buckets 3"),
+    (ModelConfig, {"history": -1}, "model.history -1"),
+    (ModelConfig, {"dropout": 1.0}, "model.dropout 1.0"),
+    (ModelConfig, {"dropout": -0.1}, "model.dropout -0.1"),
+    (ModelConfig, {"dropout": math.nan}, "model.dropout nan"),
+    (ModelConfig, {"mlp_ratio": -1.0}, "model.mlp_ratio -1.0"),
+    (ModelConfig, {"tower_ratio": 0.0}, "model.tower_ratio 0.0"),
+    (ModelConfig, {"max_offset_s": 0.0}, "model.max_offset_s 0.0"),
+    (ModelConfig, {"max_gap_s": -5.0}, "model.max_gap_s -5.0"),
+    (LoaderConfig, {"max_impressions": 0}, "loader.max_impressions 0"),
+    (LoaderConfig, {"max_windows": -1}, "loader.max_windows -1"),
+    (LoaderConfig, {"buffer_windows": 0}, "loader.buffer_windows 0"),
+    (TrainConfig, {"seed": -1}, "train.seed -1"),
+    (SimulateConfig, {"users": 0}, "users 0"),
+    (SimulateConfig, {"seed": -1}, "seed -1"),
+    (SimulateConfig, {"like_rate": 0.0}, "like_rate 0.0"),
+    (SimulateConfig, {"forward_rate": 0.51}, "forward_rate 0.51"),
+    (SimulateConfig, {"glance_rate": 0.7, "long_view_rate": 0.3}, "glance_rate"),
+    (SimulateConfig, {"long_view_rate": 0.0}, "long_view_rate"),
+    (SimulateConfig, {"interest_share": 1.5}, "interest_share 1.5"),
+    (SimulateConfig, {"quality": -0.1}, "quality -0.1"),
+    (SimulateConfig, {"hook": 11.0}, "hook 11.0"),
+]
+
+
+@pytest.mark.parametrize(("section", "settings", "named"), REFUSED)
+def test_what_cannot_work_is_named(section: type, settings: dict, named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        section(**settings)
+    message = str(caught.value)
+    assert named in message
+    assert "must" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("section", "settings"),
+    [
+        (ModelConfig, {"dim": 4, "heads": 1, "time_buckets": 4, "mlp_ratio": 0.0, "dropout": 0.0}),
+        (ModelConfig, {"dim": 24, "heads": 3, "history": 1, "dropout": 0.9}),
+        (LoaderConfig, {"max_impressions": 1, "max_windows": 1, "buffer_windows": 1}),
+        (TrainConfig, {"seed": 0}),
+        (SimulateConfig, {"users": 1, "items": 1, "impressions_per_user": 1}),
+    ],
+)
+def test_what_lies_on_the_border_is_taken(section: type, settings: dict) -> None:
+    made = section(**settings)
+    assert all(getattr(made, name) == value for name, value in settings.items())
+
+
+def test_sections_are_not_shared_between_configurations() -> None:
+    left, right = Config(), Config()
+    assert left == right
+    left.model.dim = 64
+    left.sharding.types.append("column_wise")
+    assert right.model.dim == 32
+    assert right == Config()
+    assert {field.name for field in dataclasses.fields(Config)} == set(vars(left))
+
+
+def test_errors_tell_where() -> None:
+    assert ConfigError.exit_code == 2
+    assert UserError.exit_code == DataError.exit_code == 1
+    assert str(DataError("is bad", file="a.csv", row=0, field="x")) == "a.csv, row 0, field 'x': is bad"
+    assert str(DataError("is bad", file="a.csv", field="x")) == "a.csv, field 'x': is bad"
+    assert str(DataError("is bad", row=7)) == "row 7: is bad"
+    assert str(DataError("is bad")) == "is bad"
