@@ -16,7 +16,7 @@ from a2gen_rec.errors import UserError
 
 def join(base: str, *parts: str) -> str:
     """Join path segments; works for local paths and for URIs alike."""
-    return "/".join([str(base).rstrip("/") or "/", *parts]) if parts else str(base)
+    return "/".join([str(base).rstrip("/"), *parts]) if parts else str(base)
 
 
 def is_local(path: str) -> bool:

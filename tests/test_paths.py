@@ -91,7 +91,7 @@ def blocked(tmp_path: Path) -> str:
 def test_join_and_is_local() -> None:
     assert paths.join("a", "b", "c") == "a/b/c"
     assert paths.join("a/", "b") == "a/b"
-    assert paths.join("/", "b") == "//b" or paths.join("/", "b") == "/b"
+    assert paths.join("/", "b") == "/b"
     assert paths.join("s3://bucket/run/", "step", "x") == "s3://bucket/run/step/x"
     assert paths.join("a") == "a"
     assert paths.is_local("/a/b")

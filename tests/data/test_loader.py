@@ -93,6 +93,17 @@ def test_batches_keep_their_bounds_and_fill_them(config: LoaderConfig, shuffle: 
         assert any(len(batch.lengths) > 1 for batch in batches)
 
 
+def test_no_batch_could_have_been_larger(dataset: str) -> None:
+    config = LoaderConfig(max_impressions=40, max_windows=9, buffer_windows=10_000)
+    batches = list(stream(dataset, config, shuffle=False))
+    full = set()
+    for batch, after in itertools.pairwise(batches):
+        many, next_length = len(batch.lengths), int(after.lengths.min())
+        full.add(many * int(batch.lengths.max()) == 40)
+        assert many == 9 or (many + 1) * next_length > 40
+    assert full == {True, False}, "some batches reach the bound exactly"
+
+
 def test_batches_hold_windows_of_similar_length(dataset: str) -> None:
     """Within a buffer batches do not overlap in length, so that padding is small."""
     config = LoaderConfig(max_impressions=60, max_windows=100, buffer_windows=10_000)
@@ -117,6 +128,18 @@ def test_order_is_of_seed_and_epoch_alone(dataset: str) -> None:
         assert left != right
         assert sorted(itertools.chain.from_iterable(left)) != left
     assert {tuple(o[0]) for o in others} != {tuple(first[0])}
+
+
+def test_windows_of_one_row_group_are_shuffled_too(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    columns = make_columns(CARD, 40, np.random.default_rng(0))
+    pq.write_table(to_table(columns, CARD), tmp_path / "train" / "part.parquet")
+    orders = [
+        windows(at(stream(str(tmp_path), seed=seed), Position(epoch=epoch))) for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
+    for left, right in itertools.combinations(orders, 2):
+        assert left != right
+        assert {frozenset(batch) for batch in left} != {frozenset(batch) for batch in right}, "not batches alone"
 
 
 def test_row_groups_change_places_between_epochs(dataset: str) -> None:
