@@ -24,6 +24,7 @@ class ModelConfig:
         mlp_ratio: hidden width of the block after each CAM as a multiple of ``dim``; 0 leaves it out.
         attention: item-level attention; ``direct`` builds every target's own attention (slow, the oracle).
         recency_bias: learned per-head bias on the time between a history impression and the target.
+        match_bias: learned per-head bias on history impressions that share an item feature with the target.
         time_head: ``free`` regression, or ``monotone`` increments, ordered by construction.
         time_distribution: ``point`` estimate or ``lognormal`` (location and scale of log1p seconds).
         time_per_action: predict the next step's time given which action it is, not one time for all.
@@ -41,6 +42,7 @@ class ModelConfig:
     mlp_ratio: float = 2.0
     attention: Literal["factorised", "direct"] = "factorised"
     recency_bias: bool = True
+    match_bias: bool = True
     time_head: Literal["free", "monotone"] = "free"
     time_distribution: Literal["point", "lognormal"] = "point"
     time_per_action: bool = True

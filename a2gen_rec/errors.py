@@ -16,9 +16,7 @@ class ConfigError(UserError):
 class DataError(UserError):
     """A raw log or a prepared dataset does not keep its contract."""
 
-    def __init__(
-        self, reason: str, *, file: object = None, row: int | None = None, field: str | None = None
-    ) -> None:
+    def __init__(self, reason: str, *, file: object = None, row: int | None = None, field: str | None = None) -> None:
         where = [f"{file}" if file is not None else "", f"row {row}" if row is not None else ""]
         where.append(f"field {field!r}" if field is not None else "")
         prefix = ", ".join(part for part in where if part)

@@ -64,9 +64,7 @@ class LengthGroups:
         outputs, first_token, first = [], 0, 0
         for length, count in self.sizes:
             if length:
-                part = tokens[first_token : first_token + length * count].view(
-                    count, length, *tokens.shape[1:]
-                )
+                part = tokens[first_token : first_token + length * count].view(count, length, *tokens.shape[1:])
                 output = piece(part, context[first : first + count])
                 outputs.append(output.flatten(0, 1) if per_token else output)
             first_token, first = first_token + length * count, first + count

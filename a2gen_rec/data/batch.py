@@ -79,6 +79,10 @@ class WindowBatch(Pipelineable):
         """[steps] log1p seconds of the action that follows; NaN when unknown."""
         return torch.log1p(self.offset_s[self.step + 1])
 
+    def ids(self, feature: str) -> Tensor:
+        """[windows] or [impressions] table rows of a feature."""
+        return self.sparse[feature].values()[self.index[feature]]
+
     def to(self, device: torch.device, non_blocking: bool = False) -> "WindowBatch":
         return self._each(lambda part: part.to(device, non_blocking=non_blocking))
 

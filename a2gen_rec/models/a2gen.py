@@ -95,6 +95,7 @@ class DenseRanker(nn.Module):
             config.residual,
             config.mlp_ratio,
             config.time_buckets if config.recency_bias else 0,
+            len(self.features["item"]) if config.match_bias else 0,
             config.attention,
             config.dropout,
         )
@@ -131,7 +132,9 @@ class DenseRanker(nn.Module):
         self.generator.start_from(rate / rate.sum(), torch.log1p(torch.tensor(seconds)))
         if self.labels is not None:
             rates = torch.tensor([card.base_rate[name] for name in card.labels])
-            self.labels[-1].bias.copy_(torch.logit(rates, eps=1e-4))
+            last = self.labels[-1]
+            assert isinstance(last, nn.Linear)
+            last.bias.copy_(torch.logit(rates, eps=1e-4))
 
     def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> A2GenOutput:
         looked_up = {name: jagged.values() for name, jagged in rows.items()}
@@ -194,6 +197,14 @@ class DenseRanker(nn.Module):
         if self.config.recency_bias:
             seconds = (now - begin).float() / 1000
             recency = log_bucket(seconds, self.config.time_buckets, self.config.max_gap_s)
+        matches = None
+        if self.config.match_bias:
+            each = []
+            for name in self.features["item"]:
+                ids = batch.ids(name)
+                target = at_targets(ids[batch.target])
+                each.append((in_windows(ids, 0) == target) & (target != 0))  # unknown values match nothing
+            matches = torch.stack(each, dim=-1)
         return WindowLayout(
             batch.window,
             batch.column,
@@ -203,6 +214,7 @@ class DenseRanker(nn.Module):
             batch.target_shape,
             visible,
             recency,
+            matches,
         )
 
 

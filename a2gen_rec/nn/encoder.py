@@ -39,6 +39,7 @@ class WindowLayout:
         target_shape: (windows, most targets of one).
         visible: [windows, most targets, longest] bool, the impressions each target may see.
         recency: [windows, most targets, longest] int64 bucket of the time from each impression to each target.
+        matches: [windows, most targets, longest, item features] bool, features that impression and target share.
     """
 
     row: Tensor
@@ -48,7 +49,8 @@ class WindowLayout:
     target_column: Tensor
     target_shape: tuple[int, int]
     visible: Tensor
-    recency: Tensor | None
+    recency: Tensor | None = None
+    matches: Tensor | None = None
 
 
 class HierarchicalEncoder(nn.Module):
@@ -60,6 +62,8 @@ class HierarchicalEncoder(nn.Module):
         recency_buckets: rows of the learned bias per head on the time between impression and target; 0 for none.
             The token itself carries the gap to the impression before, which no target can change, so that the
             factorised form stays exact [ours].
+        match_features: features whose equality in impression and target has a learned bias per head; 0 for none.
+            Like recency it belongs to the pair of key and context, which the factorised form takes as it is [ours].
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class HierarchicalEncoder(nn.Module):
         residual: Residual = "context",
         mlp_ratio: float = 0.0,
         recency_buckets: int = 0,
+        match_features: int = 0,
         form: Literal["factorised", "direct"] = "factorised",
         dropout: float = 0.0,
     ) -> None:
@@ -80,6 +85,9 @@ class HierarchicalEncoder(nn.Module):
         self.recency = nn.Embedding(recency_buckets, heads) if recency_buckets else None
         if self.recency is not None:
             nn.init.zeros_(self.recency.weight)
+        self.match = nn.Linear(match_features, heads, bias=False) if match_features else None
+        if self.match is not None:
+            nn.init.zeros_(self.match.weight)
 
     def encode_actions(self, tokens: Tensor, item: Tensor, groups: LengthGroups) -> Tensor:
         """Action level, at the cost of the real tokens.
@@ -111,8 +119,15 @@ class HierarchicalEncoder(nn.Module):
         """
         tokens = pad(torch.cat([item, actions, gap], dim=-1), layout.row, layout.column, layout.shape)
         context = pad(target, layout.target_row, layout.target_column, layout.target_shape)
+        pooled = self.item_level.pooled(tokens, context, layout.visible, self._pair_bias(layout), self.form)
+        return pooled[layout.target_row, layout.target_column]
+
+    def _pair_bias(self, layout: WindowLayout) -> Tensor | None:
+        """[windows, heads, most targets, longest] what each pair of target and impression adds to the logits."""
         bias = None
         if self.recency is not None and layout.recency is not None:
-            bias = self.recency(layout.recency).movedim(-1, 1)
-        pooled = self.item_level.pooled(tokens, context, layout.visible, bias, self.form)
-        return pooled[layout.target_row, layout.target_column]
+            bias = self.recency(layout.recency)
+        if self.match is not None and layout.matches is not None:
+            match = self.match(layout.matches.to(self.match.weight.dtype))
+            bias = match if bias is None else bias + match
+        return None if bias is None else bias.movedim(-1, 1)

@@ -102,14 +102,13 @@ def _step_owner(batch: WindowBatch) -> Tensor:
 def _rows(built: Built, output: A2GenOutput, batch: WindowBatch, card: DatasetCard, prune: float) -> Predictions:
     what = built.model.ranker.occurrence(output, prune)
     happened, time = observed(batch, len(card.actions))
-    item = batch.sparse[ITEM].values()[batch.index[ITEM]][batch.target]
 
     def host(values: Tensor) -> np.ndarray:
         return values.cpu().numpy()
 
     return Predictions(
         user=host(batch.user_key[batch.target_window]),
-        item=host(item),
+        item=host(batch.ids(ITEM)[batch.target]),
         probability=host(torch.cat([what.probability[:, 1:], output.label_logits.sigmoid()], 1).float()),
         happened=host(torch.cat([happened[:, 1:], batch.labels], 1)),
         time=host(what.time[:, 1:].float()),

@@ -235,7 +235,11 @@ def test_a_damaged_checkpoint(dataset: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_bad_settings_end_with_code_2(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for option, reason in (("--model.dim=7", "multiple"), ("--model.width=8", "model.width"), ("--train.epochs=x", "int")):
+    for option, reason in (
+        ("--model.dim=7", "multiple"),
+        ("--model.width=8", "model.width"),
+        ("--train.epochs=x", "int"),
+    ):
         with pytest.raises(SystemExit) as exit_info:
             main(["train", "--data", str(dataset), "--run", str(tmp_path / "run"), option])
         assert exit_info.value.code == 2

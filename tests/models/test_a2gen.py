@@ -20,6 +20,7 @@ VARIANTS = [
     {"generator": "implicit"},
     {"attention": "direct"},
     {"residual": "both", "mlp_ratio": 0.0, "recency_bias": False},
+    {"match_bias": False},
     {"time_head": "monotone", "time_distribution": "lognormal"},
     {"generator": "implicit", "time_head": "monotone", "time_per_action": False},
     {"time_per_action": False},
@@ -29,14 +30,16 @@ VARIANTS = [
 def build(config: Config) -> A2Gen:
     torch.manual_seed(0)
     model = A2Gen(CARD, config, torch.device("cpu")).double()
-    torch.nn.init.normal_(model.ranker.encoder.recency.weight) if config.model.recency_bias else None
+    for bias in (model.ranker.encoder.recency, model.ranker.encoder.match):
+        if bias is not None:
+            torch.nn.init.normal_(bias.weight)  # they begin at zero
     return model
 
 
 def forward(model: A2Gen, batch: WindowBatch) -> A2GenOutput:
     """The model in float64: the embedding collection's own forward rounds to float32."""
     rows = {}
-    for name in batch.sparse.keys():
+    for name in batch.sparse.keys():  # noqa: SIM118 - not a mapping
         ids = batch.sparse[name]
         rows[name] = JaggedTensor(model.embeddings.embeddings[name].weight[ids.values()], lengths=ids.lengths())
     return model.ranker(rows, batch)

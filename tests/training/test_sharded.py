@@ -67,9 +67,7 @@ def run(
     losses = steps(built, process, dataset, config, first, last)
     if out:
         checkpoint.save(out, built, state_of(config, last), keep=0)
-    kinds = [
-        parameter.sharding_type for module in built.plan.plan.values() for parameter in module.values()
-    ]
+    kinds = [parameter.sharding_type for module in built.plan.plan.values() for parameter in module.values()]
     return losses, kinds
 
 
