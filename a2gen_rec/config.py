@@ -20,7 +20,8 @@ class ModelConfig:
         heads: attention heads, mixed by the context gate.
         history: most impressions before a target it may attend to; 0 takes the dataset's own bound.
         generator: ``explicit`` (autoregressive over emitted actions) or ``implicit`` (refined draft).
-        residual: what CAM adds to its attention: the context, or the context and the sequence.
+        residual: what CAM adds to its attention: the context (the source), or the context and the sequence (measured
+            better: users' own rates reach the target without passing the attention).
         mlp_ratio: hidden width of the block after each CAM as a multiple of ``dim``; 0 leaves it out.
         attention: item-level attention; ``direct`` builds every target's own attention (slow, the oracle).
         recency_bias: learned per-head bias on the time between a history impression and the target.
@@ -31,6 +32,7 @@ class ModelConfig:
         time_buckets: log-spaced buckets that times enter by.
         max_offset_s: offsets at and above it share the last bucket.
         max_gap_s: gaps between impressions at and above it share the last bucket.
+        dropout: rate on the generator's context and inside every feed-forward block.
         tower_ratio: hidden width of the label towers as a multiple of ``dim``.
     """
 
@@ -38,7 +40,7 @@ class ModelConfig:
     heads: int = 4
     history: int = 0
     generator: Literal["explicit", "implicit"] = "explicit"
-    residual: Literal["context", "both"] = "context"
+    residual: Literal["context", "both"] = "both"
     mlp_ratio: float = 2.0
     attention: Literal["factorised", "direct"] = "factorised"
     recency_bias: bool = True

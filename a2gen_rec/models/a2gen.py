@@ -116,11 +116,16 @@ class DenseRanker(nn.Module):
         hidden = int(dim * config.tower_ratio)
         self.labels = (
             nn.Sequential(
-                nn.LayerNorm(d_context), nn.Linear(d_context, hidden), nn.GELU(), nn.Linear(hidden, len(card.labels))
+                nn.LayerNorm(d_context),
+                nn.Linear(d_context, hidden),
+                nn.GELU(),
+                nn.Dropout(config.dropout),
+                nn.Linear(hidden, len(card.labels)),
             )
             if card.labels
             else None
         )
+        self.dropout = nn.Dropout(config.dropout)
         self._start_from_base_rates(card)
         timed = torch.tensor([name in card.timed for name in card.actions])
         self.register_buffer("timed", timed, persistent=False)
@@ -145,7 +150,7 @@ class DenseRanker(nn.Module):
         parts = [target, history]
         if self.features["user"]:
             parts.insert(0, self._concatenate(looked_up, batch, "user")[batch.target_window])
-        context = torch.cat(parts, dim=-1)
+        context = self.dropout(torch.cat(parts, dim=-1))
         steps, draft = self.generator(
             batch.action[batch.step], batch.offset_s[batch.step], batch.step_label, context, batch.steps, tables
         )

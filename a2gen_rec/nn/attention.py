@@ -62,9 +62,7 @@ class ContextAwareAttention(nn.Module):
         self.output = nn.Linear(dim, dim, bias=False)  # the stacked W_o^h: Σ_h g_h O_h W_o^h = (g ⊙ O) W_o
         self.gate = nn.Linear(d_context, heads, bias=False)
         for layer in (self.sequence, self.context, self.value, self.output):
-            nn.init.xavier_uniform_(
-                layer.weight
-            )  # PyTorch's default shrinks a signal to a fifth in three layers
+            nn.init.xavier_uniform_(layer.weight)  # PyTorch's default shrinks a signal to a fifth in three layers
         self.block = FeedForward(dim, mlp_ratio, dropout) if mlp_ratio else nn.Identity()
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:

@@ -163,7 +163,9 @@ class Trainer:
         predictions, sums = predict(self.built, batches, self.card, self.config.evaluate.prune)
         metrics = {}
         if self.process.leads:
-            metrics["loss"] = float(total(means(sums.loss, sums.counts), self.config.loss))
+            terms = means(sums.loss, sums.counts)
+            metrics["loss"] = float(total(terms, self.config.loss))
+            metrics |= {f"loss/{name}": float(value) for name, value in zip(TERMS, terms, strict=True)}
             scores = action_metrics(predictions, predictions.probability, self.card)
             aucs = {f"auc/{name}": row["auc"] for name, row in scores.items() if row["auc"] is not None}
             metrics |= aucs | {"auc": sum(aucs.values()) / max(len(aucs), 1)}
