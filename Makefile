@@ -49,7 +49,7 @@ $(STAMP): pyproject.toml requirements/$(DEVICE).txt $(wildcard packaging/*/pypro
 quickstart: export OMP_NUM_THREADS := 1
 quickstart: $(STAMP)  ## simulate a log, train on 2 ranks, evaluate, rank: all in ./quickstart
 	@rm -rf $(OUT)
-	$(BIN)/a2gen simulate --out $(OUT)/log --users 1500 --items 800 --impressions_per_user 60
+	$(BIN)/a2gen simulate --out $(OUT)/log --users 1500 --items 800 --impressions_per_user 100
 	$(BIN)/a2gen prepare simulated --raw $(OUT)/log --out $(OUT)/data
 	$(TORCHX) run -s local_cwd torchx_apps/train.py:train \
 	  --config configs/quickstart.yaml --ranks 2 --data $(OUT)/data --run $(OUT)/run

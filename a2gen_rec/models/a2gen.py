@@ -139,6 +139,7 @@ class DenseRanker(nn.Module):
             rates = torch.tensor([card.base_rate[name] for name in card.labels])
             last = self.labels[-1]
             assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
             last.bias.copy_(torch.logit(rates, eps=1e-4))
 
     def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> A2GenOutput:

@@ -154,6 +154,9 @@ class Generator(nn.Module):
             share, time: [actions]; NaN times count as 0.
         """
         for heads in self._all_heads():
+            # The rows of a rare action are hardly trained: begun at random, its times would stay noise. (Begun at
+            # zero, the logits would learn rare actions much later: measured.)
+            nn.init.zeros_(heads.time.weight)
             heads.action.bias.copy_(share.clamp(min=1e-6).log())
             bias = torch.nan_to_num(time)
             if heads.monotone:
