@@ -5,13 +5,17 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 
 from a2gen_rec import __version__
 from a2gen_rec.config import Config, EvaluateConfig, PrepareConfig, SimulateConfig
 from a2gen_rec.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Section = TypeVar("Section", SimulateConfig, PrepareConfig, EvaluateConfig)
 
@@ -143,7 +147,7 @@ def _rank_parser() -> ArgumentParser:
         "--candidates", type=str, default="", help="file of raw item identifiers, one a line; default: popular ones"
     )
     parser.add_argument("--by", type=str, default="", help="action or label to rank by; default: expected watch time")
-    parser.add_argument("--top", type=int, default=10, help="rows shown")
+    parser.add_argument("--top", type=PositiveInt, default=10, help="rows shown")
     parser.add_argument("--data", type=str, default="", help="dataset folder; by default the run's own")
     return parser
 
@@ -158,15 +162,13 @@ def _simulate(options: Namespace) -> None:
 
 
 def _prepare(options: Namespace) -> None:
-    from rich.console import Console
-
     from a2gen_rec.data.prepare import prepare
     from a2gen_rec.data.summary import summary_tables
 
     command = shlex.join(["a2gen", *sys.argv[1:]])
     config = _section(PrepareConfig, options)
     card = prepare(options.source, options.raw, options.out, config, options.spec, command, progress=True)
-    console = Console(highlight=False)
+    console = _console()
     for table in summary_tables(card):
         console.print(table)
     console.print(f"dataset: {options.out}", soft_wrap=True)
@@ -188,8 +190,6 @@ def _evaluate(options: Namespace) -> None:
     from a2gen_rec.quiet import quiet
 
     quiet()
-    from rich.console import Console
-
     from a2gen_rec import paths
     from a2gen_rec.reporting.tables import evaluation_tables
     from a2gen_rec.training.run import evaluate_run
@@ -199,7 +199,7 @@ def _evaluate(options: Namespace) -> None:
         return
     if options.json:
         paths.write_text(options.json, json.dumps(result, indent=1) + "\n")
-    console = Console(highlight=False)
+    console = _console()
     for table in evaluation_tables(result):
         console.print(table)
     console.print(f"run: {options.run}", soft_wrap=True)
@@ -209,23 +209,27 @@ def _rank(options: Namespace) -> None:
     from a2gen_rec.quiet import quiet
 
     quiet()
-    from rich.console import Console
-
     from a2gen_rec.reporting.tables import ranking_table
     from a2gen_rec.serving.rank import rank
 
     ranking = rank(options.run, options.user, options.candidates, options.by, options.data)
-    Console(highlight=False).print(ranking_table(ranking, options.top))
+    _console().print(ranking_table(ranking, options.top))
 
 
 def _doctor(_: Namespace) -> int:
-    from rich.console import Console
-
     from a2gen_rec.doctor import diagnose, failed, render
 
     findings = diagnose()
-    Console(highlight=False).print(render(findings))
+    _console().print(render(findings))
     return int(failed(findings))
+
+
+def _console() -> "Console":
+    """Where tables go: as wide as the terminal, or 100 columns in a file or pipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=100)
 
 
 def _section(kind: type[Section], options: Namespace) -> Section:

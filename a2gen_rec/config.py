@@ -5,10 +5,21 @@ Units are in the names (``_s`` seconds, ``_ms`` milliseconds) or the comments. S
 methods' sources: A2Gen (arXiv 2604.25834) for ``model`` and ``loss``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from a2gen_rec.errors import ConfigError
+
+_POSITIVE: tuple[str, Callable[[float], bool]] = ("positive", lambda value: value > 0)
+_NOT_NEGATIVE: tuple[str, Callable[[float], bool]] = ("at least 0", lambda value: value >= 0)
+
+
+def _require(section: str, values: object, rule: str, holds: Callable[[float], bool], *names: str) -> None:
+    """Raise a ConfigError for the first of the settings that breaks the rule (NaN breaks every one)."""
+    for name in names:
+        if not holds(getattr(values, name)):
+            raise ConfigError(f"{section}.{name} {getattr(values, name)} must be {rule}")
 
 
 @dataclass
@@ -55,21 +66,13 @@ class ModelConfig:
     tower_ratio: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.heads < 1:
-            raise ConfigError(f"model.heads {self.heads} must be at least 1")
+        _require("model", self, "at least 1", lambda value: value >= 1, "heads")
         if self.dim % 4 or self.dim % self.heads or self.dim <= 0:
             raise ConfigError(f"model.dim {self.dim} must be a positive multiple of 4 and of model.heads {self.heads}")
-        if self.time_buckets < 4:
-            raise ConfigError(f"model.time_buckets {self.time_buckets} must be at least 4")
-        if self.history < 0:
-            raise ConfigError(f"model.history {self.history} must not be negative")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout {self.dropout} must be in [0, 1)")
-        if not self.mlp_ratio >= 0:
-            raise ConfigError(f"model.mlp_ratio {self.mlp_ratio} must not be negative")
-        for name in ("tower_ratio", "max_offset_s", "max_gap_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"model.{name} {getattr(self, name)} must be positive")
+        _require("model", self, "at least 4", lambda value: value >= 4, "time_buckets")
+        _require("model", self, "in [0, 1)", lambda value: 0 <= value < 1, "dropout")
+        _require("model", self, *_NOT_NEGATIVE, "history", "mlp_ratio")
+        _require("model", self, *_POSITIVE, "tower_ratio", "max_offset_s", "max_gap_s")
 
 
 @dataclass
@@ -93,6 +96,10 @@ class LossConfig:
     auxiliary: float = 0.1
     label: float = 1.0
 
+    def __post_init__(self) -> None:
+        _require("loss", self, *_NOT_NEGATIVE, "action", "time", "order", "auxiliary", "label")
+        _require("loss", self, *_POSITIVE, "order_power")
+
 
 @dataclass
 class LoaderConfig:
@@ -106,16 +113,14 @@ class LoaderConfig:
         background: build batches in a process of their own, beside the training process.
     """
 
-    max_impressions: int = 8192
+    max_impressions: int = 4096
     max_windows: int = 512
     buffer_windows: int = 16384
     dedup: bool = True
     background: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_impressions", "max_windows", "buffer_windows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"loader.{name} {getattr(self, name)} must be at least 1")
+        _require("loader", self, *_POSITIVE, "max_impressions", "max_windows", "buffer_windows")
 
 
 @dataclass
@@ -140,6 +145,12 @@ class OptimConfig:
     final_share: float = 0.05
     clip_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        _require("optim", self, *_POSITIVE, "dense_lr", "tables_lr")
+        _require("optim", self, "in [0, 1]", lambda value: 0 <= value <= 1, "final_share")
+        names = ("weight_decay", "tables_weight_decay", "warmup_steps", "clip_norm")
+        _require("optim", self, *_NOT_NEGATIVE, *names)
+
 
 @dataclass
 class ShardingConfig:
@@ -160,6 +171,12 @@ class ShardingConfig:
     reserve: float = 0.2
     init_scale: float = 0.05
 
+    def __post_init__(self) -> None:
+        if not self.types:
+            raise ConfigError("sharding.types must name at least one sharding type")
+        _require("sharding", self, *_NOT_NEGATIVE, "hbm_gb", "ddr_gb", "init_scale")
+        _require("sharding", self, "in [0, 1)", lambda value: 0 <= value < 1, "reserve")
+
 
 @dataclass
 class TrainConfig:
@@ -172,7 +189,7 @@ class TrainConfig:
         patience: validations without improvement before stopping; 0 never stops early.
         monitor: what early stopping and the best checkpoint go by, on validation.
         checkpoint_every: steps between checkpoints; 0 checkpoints once per epoch.
-        keep: last checkpoints kept beside the best one.
+        keep: last checkpoints kept beside the best one; 0 keeps all.
         precision: ``bf16`` is autocast on GPU; ``auto`` takes bf16 on GPU and fp32 on CPU.
         log_every: steps between log and TensorBoard entries.
     """
@@ -190,8 +207,9 @@ class TrainConfig:
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"train.seed {self.seed} must not be negative")
+        _require("train", self, *_POSITIVE, "epochs")
+        names = ("max_steps", "validate_every", "patience", "checkpoint_every", "keep", "seed", "log_every")
+        _require("train", self, *_NOT_NEGATIVE, *names)
 
 
 @dataclass
@@ -205,6 +223,10 @@ class EvaluateConfig:
 
     prune: float = 1e-4
     smoothing: float = 20.0
+
+    def __post_init__(self) -> None:
+        _require("evaluate", self, "in [0, 1)", lambda value: 0 <= value < 1, "prune")
+        _require("evaluate", self, *_POSITIVE, "smoothing")
 
 
 @dataclass

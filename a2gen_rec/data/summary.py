@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from a2gen_rec.data.schema import EXIT, SPLITS, DatasetCard
@@ -14,7 +15,7 @@ def summary_tables(card: DatasetCard) -> list[Table]:
 
 def new_table(title: str, *columns: str) -> Table:
     """A table whose first column is text and whose others are numbers."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(columns):
         table.add_column(name, justify="right" if place else "left")
     return table
