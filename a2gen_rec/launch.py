@@ -68,7 +68,7 @@ class Placement:
 
 def _torchrun(placement: Placement) -> list[str]:
     """torchrun's command on one host, without the program and without a multi-host rendezvous."""
-    module = [placement.interpreter, "-m", "torch.distributed.run"]
+    module = [placement.interpreter, "-m", "a2gen_rec.torchrun"]
     return [*module, "--nnodes", str(placement.hosts), "--nproc_per_node", str(placement.ranks)]
 
 

@@ -48,7 +48,7 @@ def test_train_on_one_host() -> None:
     trainer = role(TRAIN, *TRAIN_ARGS, "--ranks", "3", "--cpu", "8", "--", "--train.epochs", "1")
     assert trainer.entrypoint == sys.executable
     assert trainer.args == [
-        *("-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", "3", "--standalone"),
+        *("-m", "a2gen_rec.torchrun", "--nnodes", "1", "--nproc_per_node", "3", "--standalone"),
         *("-m", "--", "a2gen_rec.cli", "train", "--config", "configs/x.yaml", "--data", "data", "--run", "run"),
         *("--train.epochs", "1"),
     ]

@@ -5,6 +5,7 @@ its windows and cuts them into batches of similar length. Because nothing else e
 numbers restores the stream exactly, however many batches a background process had made in advance.
 """
 
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -157,7 +158,7 @@ class WindowLoader:
             _Reported(self.stream),
             batch_size=None,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
-            worker_init_fn=_single_thread,
+            worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # else making a loader would draw from the model's random numbers
             **options,
         )
@@ -180,5 +181,8 @@ class _Reported(IterableDataset[WindowBatch | UserError]):
             yield error
 
 
-def _single_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # A job asked to stop finishes its step first, and needs its loader until then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

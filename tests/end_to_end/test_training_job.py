@@ -35,7 +35,7 @@ def broken(dataset: Path, tmp_path: Path) -> Path:
 
 
 def start(ranks: int, data: Path, run: Path, *options: str) -> subprocess.Popen[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={ranks}"]
+    launcher = ["-m", "a2gen_rec.torchrun", "--standalone", "--nnodes=1", f"--nproc_per_node={ranks}"]
     command = [sys.executable, *(launcher if ranks > 1 else []), "-m", *(["--"] if ranks > 1 else [])]
     command += ["a2gen_rec.cli", "train", "--data", str(data), "--run", str(run), *SMALL, *options]
     return subprocess.Popen(
@@ -112,16 +112,19 @@ def test_a_killed_job_goes_on_exactly(dataset: Path, tmp_path: Path) -> None:
         assert torch.equal(value, right[name]), name
 
 
-def test_sigterm_saves_and_exits_cleanly_and_the_run_goes_on(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
+def test_a_job_asked_to_stop_saves_exits_cleanly_and_goes_on(
+    ranks: int, number: signal.Signals, dataset: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    job = start(1, dataset, run, "--train.epochs", "200", "--train.patience", "0", "--train.checkpoint_every", "7")
+    job = start(ranks, dataset, run, "--train.epochs", "200", "--train.patience", "0", "--train.checkpoint_every", "7")
     wait_for_checkpoint(run, job)
-    job.send_signal(signal.SIGTERM)
+    job.send_signal(number)
     output = finish(job)
     assert "asked to stop: saved step" in output
     step = int(checkpoints(run)[-1][5:])
     assert f"saved step {step}" in output
-    resumed = finish(start(1, dataset, run, "--train.max_steps", str(step + 2), "--train.patience", "0"))
+    resumed = finish(start(ranks, dataset, run, "--train.max_steps", str(step + 2), "--train.patience", "0"))
     assert f"resuming at step {step}" in resumed
     assert int(checkpoints(run)[-1][5:]) == step + 2
 
