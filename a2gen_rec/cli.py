@@ -1,6 +1,8 @@
 """``a2gen``: the command line. Every command imports what it needs when it runs, so that help comes at once."""
 
+import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -35,8 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        print(f"a2gen: error: {' '.join(str(error).split())}", file=sys.stderr)
+        # Ranks of one job agree on their errors; the first one tells.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"a2gen: error: {' '.join(str(error).split())}", file=sys.stderr)
         code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
     except BrokenPipeError:
         code = 0
     sys.stdout.flush()
@@ -65,15 +71,14 @@ def _with_saved_config(argv: list[str]) -> list[str]:
 
     if argv[:1] != ["train"]:
         return argv
-    given = {name: i for i, name in enumerate(argv) if name in ("--config", "--run") and i + 1 < len(argv)}
-    if "--config" in given:
-        place = given["--config"] + 1
-        return [*argv[:place], paths.local_copy(argv[place]), *argv[place + 1 :]]
-    if "--run" in given:
-        saved = paths.join(argv[given["--run"] + 1], "config.yaml")
-        if paths.exists(saved):
-            return ["train", "--config", paths.local_copy(saved), *argv[1:]]
-    return argv
+    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    known.add_argument("--config")
+    known.add_argument("--run")
+    given, others = known.parse_known_args(argv[1:])
+    run = ["--run", given.run] if given.run else []
+    saved = paths.join(given.run, "config.yaml") if given.run else ""
+    config = given.config or (saved if saved and paths.exists(saved) else "")
+    return ["train", *(["--config", paths.local_copy(config)] if config else []), *run, *others]
 
 
 def _parser() -> tuple[ArgumentParser, dict[str, Command]]:
@@ -135,6 +140,7 @@ def _evaluate_parser() -> ArgumentParser:
     parser.add_argument("--split", type=str, choices=("train", "valid", "test"), default="test")
     parser.add_argument("--json", type=str, default="", help="also write the result to this file")
     parser.add_argument("--data", type=str, default="", help="dataset folder; by default the run's own")
+    _add_device(parser)
     parser.add_class_arguments(EvaluateConfig)
     return parser
 
@@ -149,7 +155,12 @@ def _rank_parser() -> ArgumentParser:
     parser.add_argument("--by", type=str, default="", help="action or label to rank by; default: expected watch time")
     parser.add_argument("--top", type=PositiveInt, default=10, help="rows shown")
     parser.add_argument("--data", type=str, default="", help="dataset folder; by default the run's own")
+    _add_device(parser)
     return parser
+
+
+def _add_device(parser: ArgumentParser) -> None:
+    parser.add_argument("--device", type=str, choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
 
 
 def _simulate(options: Namespace) -> None:
@@ -194,15 +205,18 @@ def _evaluate(options: Namespace) -> None:
     from a2gen_rec.reporting.tables import evaluation_tables
     from a2gen_rec.training.run import evaluate_run
 
-    result = evaluate_run(options.run, options.split, options.data, _section(EvaluateConfig, options))
+    if options.json:
+        paths.make_folder(paths.parent(options.json))
+    config = _section(EvaluateConfig, options)
+    result = evaluate_run(options.run, options.split, options.data, config, options.device)
     if not result:
         return
-    if options.json:
-        paths.write_text(options.json, json.dumps(result, indent=1) + "\n")
     console = _console()
     for table in evaluation_tables(result):
         console.print(table)
     console.print(f"run: {options.run}", soft_wrap=True)
+    if options.json:
+        paths.write_text(options.json, json.dumps(result, indent=1) + "\n")
 
 
 def _rank(options: Namespace) -> None:
@@ -212,7 +226,7 @@ def _rank(options: Namespace) -> None:
     from a2gen_rec.reporting.tables import ranking_table
     from a2gen_rec.serving.rank import rank
 
-    ranking = rank(options.run, options.user, options.candidates, options.by, options.data)
+    ranking = rank(options.run, options.user, options.candidates, options.by, options.data, options.device)
     _console().print(ranking_table(ranking, options.top))
 
 

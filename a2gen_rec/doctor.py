@@ -171,7 +171,7 @@ def check_memory(memory: int) -> Finding:
 
 def check_shared_memory(size: int | None) -> Finding:
     """``size`` of ``/dev/shm`` in bytes, None where there is none. Loader workers hand batches over through it."""
-    mend = "docker run --shm-size 8g …  # in a container; elsewhere --loader.workers 0"
+    mend = "docker run --shm-size 8g …  # in a container; elsewhere -- --loader.background false"
     if size is None:
         return Finding("Shared memory", "warn", "no /dev/shm: loader workers cannot hand batches over", mend)
     found = f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.0f} MiB"

@@ -19,9 +19,22 @@ def join(base: str, *parts: str) -> str:
     return "/".join([str(base).rstrip("/"), *parts]) if parts else str(base)
 
 
+def parent(path: str) -> str:
+    """The folder that a file lies in; ``.`` for a bare name."""
+    head, _, _ = str(path).rpartition("/")
+    if head.endswith(":/"):
+        return f"{head}/"  # the root of a remote storage
+    return head or ("/" if str(path).startswith("/") else ".")
+
+
 def is_local(path: str) -> bool:
     """Whether iopath serves ``path`` from the local file system."""
     return "://" not in str(path)
+
+
+def absolute(path: str) -> str:
+    """A local path in full, so that it means the same from another folder; remote ones as they are."""
+    return os.path.abspath(path) if is_local(path) else path
 
 
 def exists(path: str) -> bool:

@@ -9,22 +9,33 @@ Use as torchrun: ``python -m a2gen_rec.torchrun --nproc_per_node 2 … -m -- a2g
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _pass_on)
-    run.main(["--signals_to_handle", "SIGHUP,SIGQUIT", *sys.argv[1:]])
+    try:
+        run.main(["--signals_to_handle", "SIGHUP,SIGQUIT", *sys.argv[1:]])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        print(f"rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _pass_on(number: int, _: FrameType | None) -> None:
-    for children in Path("/proc/self/task").glob("*/children"):
-        for child in children.read_text().split():
-            os.kill(int(child), number)
+    ranks = [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+    if not ranks:  # none has started yet, or this kernel does not list children: end as any program would
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    for rank in ranks:
+        with suppress(ProcessLookupError):
+            os.kill(rank, number)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def make_card(labels: tuple[str, ...] = ("click",), timed: tuple[str, ...] = ("l
         Feature("tab", "context", "vocabulary", 5),
     ]
     names = [*ACTIONS[1:-1], *labels]
-    split = SplitSummary(windows=0, targets=0, first_ms=0, last_ms=0, positives=dict.fromkeys(names, 0))
+    split = SplitSummary(windows=1, targets=1, first_ms=0, last_ms=0, positives=dict.fromkeys(names, 0))
     return DatasetCard(
         name="random",
         actions=ACTIONS,

@@ -231,3 +231,16 @@ def test_a_card_is_written_where_it_is_asked_for(place: tuple[str, Path], blocke
     assert DatasetCard.load(given) == card
     with pytest.raises(UserError, match="cannot be written"):
         card.save(blocked)
+
+
+@pytest.mark.parametrize(
+    ("path", "folder"),
+    [("a", "."), ("/a", "/"), ("/a/b", "/a"), ("a/b/c", "a/b"), ("s3://a/b", "s3://a"), ("s3://a", "s3://")],
+)
+def test_parent(path: str, folder: str) -> None:
+    assert paths.parent(path) == folder
+
+
+def test_absolute_paths_are_local_ones_in_full() -> None:
+    assert paths.absolute("s3://bucket/a") == "s3://bucket/a"
+    assert paths.absolute("a/b") == str(Path.cwd() / "a" / "b")

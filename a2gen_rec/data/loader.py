@@ -8,6 +8,7 @@ numbers restores the stream exactly, however many batches a background process h
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -109,21 +110,33 @@ class WindowStream(IterableDataset[WindowBatch]):
                 yield batch
             done += len(groups)
 
+    @cached_property
     def empty(self) -> WindowBatch:
         """A batch without targets: what a rank contributes when others still have data."""
         columns = read_columns(self.groups[:1], self.card, self.with_oracle)
-        return collate(columns, np.zeros(1, np.int64), self.whole, self.config.dedup, with_targets=False)
+        shortest = np.argsort(columns.lengths)[:1]
+        return collate(columns, shortest, self.whole, self.config.dedup, with_targets=False)
+
+    @property
+    def windows(self) -> int:
+        """Windows of one epoch, over all ranks."""
+        return sum(group.rows for group in self.groups)
+
+    def windows_before(self, position: Position) -> int:
+        """Windows of ``position``'s epoch that had been dealt out before the present ranks took over."""
+        return sum(self.groups[place].rows for place in self._order(position.epoch)[: position.dealt])
 
     def _buffers(self, start: Position) -> Iterator[tuple[int, list[RowGroup]]]:
-        order = np.arange(len(self.groups))
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, start.epoch]).permutation(order)
-        mine = [self.groups[place] for place in order[start.dealt :][self.rank :: self.world]]
+        mine = [self.groups[place] for place in self._order(start.epoch)[start.dealt :][self.rank :: self.world]]
         windows = np.cumsum([group.rows for group in mine])
         buffer = (windows - 1) // self.config.buffer_windows if len(mine) else windows
         for number, value in enumerate(np.unique(buffer)):
             if number >= start.buffer:
                 yield number, [group for group, own in zip(mine, buffer, strict=True) if own == value]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = np.arange(len(self.groups))
+        return np.random.default_rng([self.seed, epoch]).permutation(order) if self.shuffle else order
 
     def _cut(self, lengths: np.ndarray, epoch: int, dealt: int, number: int) -> list[np.ndarray]:
         """Cut a buffer's windows into batches of similar length, within the bounds."""

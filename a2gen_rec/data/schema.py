@@ -5,6 +5,7 @@ A prepared dataset is a folder::
     dataset.yaml                 the dataset card (this module)
     train/ valid/ test/*.parquet one row per user window
     items.parquet                every item: raw ``item`` (string) and its item-level feature rows
+    users.parquet                every user: raw ``user`` (string), ``user_key`` and its user-level feature rows
     item_statistics.parquet      training impressions and positives per ``item_id`` row
     vocabulary/FEATURE.parquet   raw ``value`` (string) to table ``row`` (int64), for vocabulary features
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 
 from a2gen_rec.data.schema import EXIT, ITEM, SPLITS, SplitSummary
-from a2gen_rec.data.sql import identifier, one_row, order_statistics, write_sorted
+from a2gen_rec.data.sql import identifier, order_statistics, write_sorted
 from a2gen_rec.data.staging import Columns
 from a2gen_rec.data.vocabulary import Encoding, encoded
 
@@ -117,8 +117,3 @@ def write_item_statistics(
     summed = ", ".join(f"sum({name})::BIGINT AS {name}" for name in names)
     query = f"SELECT row_{ITEM} AS {ITEM}, {summed} FROM ({rows}) GROUP BY ALL ORDER BY {ITEM}"
     write_sorted(connection, query, file, ROWS)
-
-
-def users_and_items(connection: duckdb.DuckDBPyConnection, impressions: str) -> tuple[int, int]:
-    found = one_row(connection, f"SELECT count(DISTINCT user_id), count(DISTINCT item_id) FROM {impressions}")
-    return found[0], found[1]

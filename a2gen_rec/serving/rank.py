@@ -21,7 +21,7 @@ from a2gen_rec.data.schema import EXIT, ITEM, SPLITS, DatasetCard
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.nn.decoding import Decoded
 from a2gen_rec.sharding.tables import whole_tables
-from a2gen_rec.training.run import OpenRun, open_run
+from a2gen_rec.training.run import Device, OpenRun, open_run
 
 ITEMS, ITEM_STATISTICS = "items.parquet", "item_statistics.parquet"
 WATCH = "watch"
@@ -88,7 +88,7 @@ class Items:
         return Items(self.raw[begin:end], self.known[begin:end], rows)
 
 
-def rank(run: str, user: str, candidates: str = "", by: str = "", data: str = "") -> Ranking:
+def rank(run: str, user: str, candidates: str = "", by: str = "", data: str = "", device: Device = "auto") -> Ranking:
     """Rank candidates for a user by a run's best checkpoint, right after the user's last impression.
 
     Args:
@@ -103,7 +103,7 @@ def rank(run: str, user: str, candidates: str = "", by: str = "", data: str = ""
         UserError: no such run or file, no candidate, nothing of the name ``by``; the dataset breaks its contract.
     """
     wanted = read_candidates(candidates) if candidates else []
-    with open_run(run, data) as opened:
+    with open_run(run, data, device) as opened:
         card = opened.card
         by = order_by(card, by)
         items = find_items(opened.data, card, wanted) if wanted else popular_items(opened.data, card, POPULAR)

@@ -46,7 +46,7 @@ def topology(config: ShardingConfig, device: torch.device, world: int, local_wor
 def plan(
     model: nn.Module, tables: list[str], config: ShardingConfig, device: torch.device, world: int, local_world: int
 ) -> ShardingPlan:
-    """A sharding plan for ``model``, agreed by all ranks.
+    """A sharding plan for ``model``, made by rank 0 and given to all.
 
     Only the fused kernel is offered: on these versions the others leave an embedding collection's table untrained
     or misread on CPU.
@@ -61,8 +61,14 @@ def plan(
         storage_reservation=FixedPercentageStorageReservation(config.reserve),
         constraints=dict.fromkeys(tables, constraint),
     )
-    try:
-        return planner.collective_plan(model, sharders(), dist.group.WORLD)
-    except PlannerError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the embedding tables do not fit on {world} rank(s): {reason[:400]}") from error
+    made: list[ShardingPlan | UserError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            made[0] = planner.plan(model, sharders())
+        except PlannerError as error:
+            reason = " ".join(str(error).split())
+            made[0] = UserError(f"the embedding tables do not fit on {world} rank(s): {reason[:400]}")
+    dist.broadcast_object_list(made, src=0)
+    if not isinstance(made[0], ShardingPlan):
+        raise made[0] or UserError("the planner made no plan")
+    return made[0]

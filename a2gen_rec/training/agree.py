@@ -10,7 +10,8 @@ import torch
 
 from a2gen_rec.data.batch import COUNTS, WindowBatch
 from a2gen_rec.data.loader import Position
-from a2gen_rec.training.process import together
+from a2gen_rec.errors import UserError
+from a2gen_rec.training.process import raise_together, together
 
 
 class Taken(NamedTuple):
@@ -26,11 +27,12 @@ class AgreedBatches(Iterator[WindowBatch]):
     """One small all-reduce per batch agrees on whether to go on, and makes the batch's counts global.
 
     A rank without data left goes on with batches without targets until all have run out, so that every window is
-    used exactly once. Training pipelines take batches ahead of the step that uses them: ``taken`` queues what each
-    was, for the step to note when it is done.
+    used exactly once. An error in one rank's data is raised on all. Training pipelines take batches ahead of the
+    step that uses them: ``taken`` queues what each was, for the step to note when it is done.
 
     Attributes:
-        stop: asked before each batch; one rank's yes ends the batches on all.
+        stop: asked before each batch; one rank's yes ends the batches on all: ``stopped``.
+        exhausted: whether the batches ended because no rank had data left.
         limit: most batches handed out; None for no bound.
         wait_s: seconds spent waiting for the loader.
     """
@@ -42,6 +44,7 @@ class AgreedBatches(Iterator[WindowBatch]):
     limit: int | None = None
     wait_s: float = 0.0
     stopped: bool = False
+    exhausted: bool = False
 
     def __post_init__(self) -> None:
         self.taken: deque[Taken] = deque()
@@ -50,20 +53,27 @@ class AgreedBatches(Iterator[WindowBatch]):
         if self.limit is not None and self.limit <= 0:
             raise StopIteration
         began = time.perf_counter()
-        batch = next(self.batches, None)
+        batch, failure = None, None
+        try:
+            batch = next(self.batches, None)
+        except UserError as error:
+            failure = error
         self.wait_s += time.perf_counter() - began
-        here = torch.zeros(3 + len(COUNTS), dtype=torch.float64)
-        here[0], here[1] = batch is not None, self.stop()
+        here = torch.zeros(4 + len(COUNTS), dtype=torch.float64)
+        here[0], here[1], here[2] = batch is not None, self.stop(), failure is not None
         if batch is not None:
-            here[2], here[3:] = len(batch.lengths), batch.counts
+            here[3], here[4:] = len(batch.lengths), batch.counts
         everywhere = together(here)
+        if everywhere[2]:
+            raise_together(failure)
         self.stopped = bool(everywhere[1])
-        if self.stopped or not everywhere[0]:
+        self.exhausted = not self.stopped and not everywhere[0]
+        if self.stopped or self.exhausted:
             raise StopIteration
         if batch is not None and batch.position is not None:
             self.position = Position(**batch.position)
-        counts = everywhere[3:]
-        self.taken.append(Taken(int(everywhere[2]), counts, self.position))
+        counts = everywhere[4:]
+        self.taken.append(Taken(int(everywhere[3]), counts, self.position))
         if self.limit is not None:
             self.limit -= 1
         return replace(batch if batch is not None else self.empty(), counts=counts)

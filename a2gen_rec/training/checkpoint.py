@@ -6,7 +6,10 @@ card). A checkpoint is written beside its place and moved there whole, so that a
 """
 
 import json
+import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,10 +23,17 @@ from a2gen_rec import paths
 from a2gen_rec.data.loader import Position
 from a2gen_rec.errors import UserError
 from a2gen_rec.training.build import Built
-from a2gen_rec.training.process import gather
+from a2gen_rec.training.process import agreed, gather
 from a2gen_rec.training.storage import IOPathReader, IOPathWriter
 
-FOLDER, STATE, BEST = "checkpoints", "state.json", "best.json"
+FOLDER, STATE = "checkpoints", "state.json"
+
+_ORDER = (
+    ("loader", "max_impressions"),
+    ("loader", "max_windows"),
+    ("loader", "buffer_windows"),
+    ("train", "seed"),
+)  # settings that make the order of batches
 
 
 @dataclass
@@ -80,16 +90,15 @@ def best(run: str) -> str:
     found = latest(run)
     if found is None:
         raise UserError(f"{run}: no checkpoint here; is it the folder given to `a2gen train --run`?")
-    file = paths.join(run, FOLDER, BEST)
-    if paths.exists(file):
-        marked = place(run, int(json.loads(paths.read_text(file))["step"]))
-        if paths.exists(marked):
-            return marked
-    return found
+    step = State.read(found).best_step
+    marked = found if step is None else place(run, step)
+    return marked if paths.exists(marked) else found
 
 
 def save(run: str, built: Built, state: State, keep: int) -> None:
     """Write a checkpoint, then drop those beyond the last ``keep`` and the best. Called by all ranks.
+
+    A step saved before keeps its tensors, which can be no others, and gets the new state.
 
     Raises:
         UserError: the run's folder cannot be written to.
@@ -97,31 +106,35 @@ def save(run: str, built: Built, state: State, keep: int) -> None:
     target = place(run, state.step)
     beside = f"{target}.writing"
     leads = dist.get_rank() == 0
-    failure = None
-    if leads:
-        try:
-            if paths.exists(beside):
+    text = json.dumps(asdict(state), indent=1)
+    again = gather(paths.exists(target))[0]
+    if not again:
+        with agreed(), _as_ours(beside):
+            if leads:
                 _remove(beside)
-            g_pathmgr.mkdirs(beside)
-        except OSError as error:
-            failure = f"{beside}: checkpoint cannot be written ({error.strerror or error})"
-    _agree(failure)
+                g_pathmgr.mkdirs(beside)
+        with _as_ours(beside):
+            dcp.save(_tensors(built), storage_writer=IOPathWriter(beside))
+    with agreed(), _as_ours(beside):
+        if leads:
+            paths.write_text(paths.join(target if again else beside, STATE), text)
+            if not again:
+                g_pathmgr.mv(beside, target)
+            for step in _steps(run)[:-keep] if keep else []:
+                if step not in (state.best_step, state.step):
+                    _remove(place(run, step))
+
+
+@contextmanager
+def _as_ours(beside: str) -> Iterator[None]:
+    """Turn a failed write into the user's error and take back what was half written."""
     try:
-        dcp.save(_tensors(built), storage_writer=IOPathWriter(beside))
-    except CheckpointException as error:
-        failure = f"{beside}: checkpoint cannot be written ({_cause(error)})"
-    _agree(failure)
-    if leads:
-        paths.write_text(paths.join(beside, STATE), json.dumps(asdict(state), indent=1))
-        if paths.exists(target):
-            _remove(target)
-        g_pathmgr.mv(beside, target)
-        if state.best_step == state.step:
-            paths.write_text(paths.join(run, FOLDER, BEST), json.dumps({"step": state.step, "value": state.best}))
-        for step in _steps(run)[:-keep] if keep else []:
-            if step not in (state.best_step, state.step):
-                _remove(place(run, step))
-    dist.barrier()
+        yield
+    except (OSError, CheckpointException, UserError) as error:
+        if dist.get_rank() == 0:
+            with suppress(OSError):
+                _remove(beside)
+        raise UserError(f"{beside}: checkpoint cannot be written ({_cause(error)})") from error
 
 
 def load(checkpoint: str, built: Built, with_optimizer: bool = True) -> None:
@@ -137,13 +150,15 @@ def load(checkpoint: str, built: Built, with_optimizer: bool = True) -> None:
         rng = tensors["rng"]
         tensors["rng"] = {name: value for name, value in rng.items() if f"rng.{name}" in saved}
         dcp.load(tensors, storage_reader=reader)
-    except (CheckpointException, OSError, EOFError, ValueError) as error:
+    except (CheckpointException, OSError, EOFError, pickle.UnpicklingError, LookupError, ValueError) as error:
         raise UserError(f"{checkpoint}: does not fit this model or is damaged ({_cause(error)})") from error
     built.dmp.load_state_dict(tensors["model"])
     if with_optimizer:
         built.optimizer.load_state_dict(tensors["optimizer"])
         if tensors["rng"]:
             torch.set_rng_state(tensors["rng"][_rng_key()])
+        if f"cuda_{_rng_key()}" in tensors["rng"]:
+            torch.cuda.set_rng_state(tensors["rng"][f"cuda_{_rng_key()}"])
 
 
 def check_shape(saved: State, config: dict[str, Any], card: dict[str, Any], run: str) -> None:
@@ -164,6 +179,14 @@ def check_shape(saved: State, config: dict[str, Any], card: dict[str, Any], run:
     for name in ("actions", "labels", "features"):
         if saved.card[name] != card[name]:
             raise UserError(f"{run}: was trained on a dataset with other {name}; prepare it the same way again")
+    if saved.windows:  # in mid-epoch, where the loader stands is told in its own batches
+        for section, name in _ORDER:
+            before, now = saved.config[section][name], config[section][name]
+            if before != now:
+                raise UserError(f"{run}: stopped within an epoch with {section}.{name} = {before}, now asked for {now}")
+        for name in ("splits", "history", "max_targets"):
+            if saved.card[name] != card[name]:
+                raise UserError(f"{run}: stopped within an epoch over a dataset with other {name}; give that one")
 
 
 def _tensors(built: Built, with_optimizer: bool = True) -> dict[str, Any]:
@@ -173,6 +196,8 @@ def _tensors(built: Built, with_optimizer: bool = True) -> dict[str, Any]:
         # Plans differ in which tables have state on this rank; SGD's is empty under any plan.
         optimizer["state"] = {name: state for name, state in optimizer["state"].items() if state}
         tensors |= {"optimizer": optimizer, "rng": {_rng_key(): torch.get_rng_state()}}
+        if torch.cuda.is_available():
+            tensors["rng"][f"cuda_{_rng_key()}"] = torch.cuda.get_rng_state()
     return tensors
 
 
@@ -190,14 +215,9 @@ def _steps(run: str) -> list[int]:
     return sorted(int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdigit())
 
 
-def _agree(failure: str | None) -> None:
-    """Raise on all ranks what failed on any, so that none waits for another."""
-    for message in gather(failure):
-        if message:
-            raise UserError(message)
-
-
 def _remove(folder: str) -> None:
+    if not paths.exists(folder):
+        return
     if paths.is_local(folder):
         shutil.rmtree(folder)
         return

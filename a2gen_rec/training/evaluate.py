@@ -33,7 +33,7 @@ def evaluation_batches(
         data, split, card, config.loader, whole, process.rank, process.world, shuffle=False, with_oracle=with_oracle
     )
     start = Position(world=process.world)
-    return AgreedBatches(WindowLoader(stream, config.loader.background).epoch(start), stream.empty, start)
+    return AgreedBatches(WindowLoader(stream, config.loader.background).epoch(start), lambda: stream.empty, start)
 
 
 def evaluate(

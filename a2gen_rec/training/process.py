@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from a2gen_rec.errors import ConfigError
+from a2gen_rec.errors import ConfigError, UserError
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,27 @@ def process_group(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[Process]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """Raise on all ranks the user's error that any of them met inside, so that none is left waiting for another.
+
+    Inside, ranks must not talk to each other: one that fails would no longer answer.
+    """
+    failure: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
+    raise_together(failure)
+
+
+def raise_together(failure: UserError | None) -> None:
+    """Raise the first rank's error on all ranks; nothing where none failed."""
+    for error in gather(failure):
+        if error is not None:
+            raise error
 
 
 def together(values: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from a2gen_rec.config import Config, EvaluateConfig
 from a2gen_rec.data.schema import DatasetCard
@@ -12,6 +12,8 @@ from a2gen_rec.training import checkpoint
 from a2gen_rec.training.build import Built, build
 from a2gen_rec.training.evaluate import evaluate
 from a2gen_rec.training.process import Process, process_group
+
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass
@@ -31,11 +33,12 @@ class OpenRun:
 
 
 @contextmanager
-def open_run(run: str, data: str = "") -> Iterator[OpenRun]:
+def open_run(run: str, data: str = "", device: Device = "auto") -> Iterator[OpenRun]:
     """Load a run's best checkpoint on the ranks this process is one of.
 
     Args:
         data: dataset folder; empty takes the one the run was trained on.
+        device: need not be the one the run was trained on.
 
     Raises:
         UserError: no checkpoint, or it does not fit the dataset.
@@ -46,13 +49,14 @@ def open_run(run: str, data: str = "") -> Iterator[OpenRun]:
     data = data or state.data
     card = DatasetCard.from_dict(state.card, f"{place}/{checkpoint.STATE}")
     present = DatasetCard.load(data)
-    for name in ("actions", "labels", "features"):
+    for name in ("actions", "labels", "features", "timed"):
         if getattr(present, name) != getattr(card, name):
             raise UserError(f"{data}: its {name} differ from those the run {run} was trained with")
-    with process_group(config.train.device) as process:
-        built = build(present, config, process)
+    config.sharding.hbm_gb = config.sharding.ddr_gb = 0.0  # of the machines it was trained on
+    with process_group(device) as process:
+        built = build(card, config, process)
         checkpoint.load(place, built, with_optimizer=False)
-        yield OpenRun(built, config, present, data, process, state.step)
+        yield OpenRun(built, config, card, data, process, state.step)
 
 
 def restore_config(saved: dict[str, Any]) -> Config:
@@ -60,9 +64,9 @@ def restore_config(saved: dict[str, Any]) -> Config:
     return Config(**{section.name: section.type(**saved[section.name]) for section in fields(Config)})  # type: ignore[operator]
 
 
-def evaluate_run(run: str, split: str, data: str, config: EvaluateConfig) -> dict[str, Any]:
+def evaluate_run(run: str, split: str, data: str, config: EvaluateConfig, device: Device = "auto") -> dict[str, Any]:
     """Evaluate a run's best checkpoint; rank 0 gets the result (see ``evaluate``), the others ``{}``."""
-    with open_run(run, data) as opened:
+    with open_run(run, data, device) as opened:
         settings = replace(opened.config, evaluate=config)
         result = evaluate(opened.built, opened.data, split, opened.card, settings, opened.process)
         return {**result, "run": run, "step": opened.step} if result else result

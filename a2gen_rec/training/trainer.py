@@ -27,7 +27,7 @@ from a2gen_rec.training.build import build, schedule
 from a2gen_rec.training.evaluate import action_metrics, evaluation_batches
 from a2gen_rec.training.losses import TERMS, means, total
 from a2gen_rec.training.predict import predict
-from a2gen_rec.training.process import Process, gather, process_group, together
+from a2gen_rec.training.process import Process, agreed, gather, process_group, together
 from a2gen_rec.training.progress import Progress
 
 CONFIG_FILE = "config.yaml"
@@ -46,28 +46,30 @@ class Trainer:
 
     def __init__(self, config: Config, data: str, run: str, process: Process) -> None:
         self.config, self.data, self.run, self.process = config, data, run, process
-        self.card = DatasetCard.load(data)
-        found = checkpoint.latest(run)
-        self.state = self._fresh() if found is None else checkpoint.State.read(found)
-        if found is not None:
-            checkpoint.check_shape(self.state, asdict(config), self.card.to_dict(), run)
-        self.stream = WindowStream(
-            data,
-            "train",
-            self.card,
-            config.loader,
-            whole_tables(self.card, config.model),
-            process.rank,
-            process.world,
-            seed=config.train.seed,
-        )
-        self.epoch_windows = sum(group.rows for group in self.stream.groups)
+        with agreed():
+            self.card = _card(data, config)
+            self.stream = WindowStream(
+                data,
+                "train",
+                self.card,
+                config.loader,
+                whole_tables(self.card, config.model),
+                process.rank,
+                process.world,
+                seed=config.train.seed,
+            )
+            found = checkpoint.latest(run)
+            self.state = self._fresh() if found is None else checkpoint.State.read(found)
+            if found is not None:
+                checkpoint.check_shape(self.state, asdict(config), self.card.to_dict(), run)
+        self.state.data, self.state.card = data, self.card.to_dict()
         self.built = build(self.card, config, process)
         self.bf16 = _bf16(config, process)
         if found is not None:
             checkpoint.load(found, self.built)
         self.position = Position.merge(self.state.positions, process.world)[process.rank]
-        self.stopping = False
+        if len(self.state.positions) != process.world:
+            self.state.windows = self.stream.windows_before(self.position)
 
     def fit(self) -> dict[str, float]:
         """Train until the epochs are done, steps run out, validation stops improving, or a signal asks to stop.
@@ -81,7 +83,7 @@ class Trainer:
         )
         with (
             _asked_to_stop() as asked,
-            Progress(self.run, self.process.leads, config.epochs, self.epoch_windows, resumed_at) as progress,
+            Progress(self.run, self.process.leads, config.epochs, self.stream.windows, resumed_at) as progress,
         ):
             while self.position.epoch < config.epochs and not self._done():
                 batches = self._batches(asked)
@@ -90,7 +92,7 @@ class Trainer:
                     self._save()
                     progress.note(f"asked to stop: saved step {self.state.step}")
                     break
-                if self.state.windows >= self.epoch_windows:
+                if batches.exhausted:
                     self._next_epoch()
                     if not config.validate_every:
                         self._validate(pipeline, progress)
@@ -136,7 +138,7 @@ class Trainer:
         loader = WindowLoader(self.stream, self.config.loader.background, pin_memory=self.process.device.type == "cuda")
         return AgreedBatches(
             loader.epoch(self.position),
-            self.stream.empty,
+            lambda: self.stream.empty,
             self.position,
             stop=lambda: bool(asked),
             limit=limit - self.state.step if limit else None,
@@ -150,7 +152,7 @@ class Trainer:
             return (step + 1) / optim.warmup_steps
         if optim.decay == "none":
             return 1.0
-        done = (self.position.epoch + self.state.windows / self.epoch_windows) / train.epochs
+        done = (self.position.epoch + self.state.windows / self.stream.windows) / train.epochs
         if train.max_steps:
             done = max(done, step / train.max_steps)
         done = min(done, 1.0)
@@ -227,22 +229,29 @@ class Trainer:
 
 def train(config: Config, data: str, run: str) -> dict[str, Any]:
     """Train a run on the ranks this process is one of; see :class:`Trainer`."""
+    data = paths.absolute(data)
     with process_group(config.train.device) as process:
-        failure = None
-        if process.leads:
-            try:
-                paths.make_folder(paths.join(run, checkpoint.FOLDER))
-            except UserError as error:
-                failure = str(error)
-        failure = gather(failure)[0]
-        if failure:
-            raise UserError(failure)
         trainer = Trainer(config, data, run, process)
-        if process.leads:
-            settings = {"data": data, **asdict(config)}
-            paths.write_text(paths.join(run, CONFIG_FILE), yaml.safe_dump(settings, sort_keys=False))
-            trainer.card.save(run)
+        with agreed():
+            if process.leads:
+                paths.make_folder(paths.join(run, checkpoint.FOLDER))
+                settings = {"data": data, **asdict(config)}
+                paths.write_text(paths.join(run, CONFIG_FILE), yaml.safe_dump(settings, sort_keys=False))
+                trainer.card.save(run)
         return trainer.fit()
+
+
+def _card(data: str, config: Config) -> DatasetCard:
+    """The dataset's card, if the configuration can be trained on it."""
+    card = DatasetCard.load(data)
+    if config.model.history > card.history:
+        raise UserError(
+            f"{data}: its windows carry {card.history} impressions of history, model.history asks for "
+            f"{config.model.history}; prepare it with --history {config.model.history}"
+        )
+    if not card.splits["valid"].targets:
+        raise UserError(f"{data}: its validation split is empty; prepare it with one")
+    return card
 
 
 def _bf16(config: Config, process: Process) -> bool:

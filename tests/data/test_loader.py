@@ -273,7 +273,7 @@ def test_the_same_ranks_go_on_as_they_are() -> None:
 
 def test_an_empty_batch_has_no_targets_and_all_features(dataset: str) -> None:
     for rank in (0, 14):
-        batch = stream(dataset, rank=rank, world=15).empty()
+        batch = stream(dataset, rank=rank, world=15).empty
         assert not len(batch.target)
         assert not batch.counts.any()
         assert batch.sparse.keys() == [feature.name for feature in CARD.features] + list(WHOLE)

@@ -232,9 +232,12 @@ def test_a_checkpoint_of_another_model(dataset: Path, tmp_path: Path, capsys: py
 def test_a_damaged_checkpoint(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max_steps", "2"])
-    (shard,) = (run / "checkpoints").rglob("*.distcp")
-    shard.write_bytes(shard.read_bytes()[:1000])
-    assert "damaged" in train(capsys, dataset, run, "--train.max_steps", "4")
+    for name in ("*.distcp", ".metadata"):
+        (file,) = (run / "checkpoints").rglob(name)
+        whole = file.read_bytes()
+        file.write_bytes(whole[:300])
+        assert "damaged" in train(capsys, dataset, run, "--train.max_steps", "4")
+        file.write_bytes(whole)
 
 
 def test_bad_settings_end_with_code_2(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,3 +251,53 @@ def test_bad_settings_end_with_code_2(dataset: Path, tmp_path: Path, capsys: pyt
         assert exit_info.value.code == 2
         assert reason in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_two_ranks_tell_one_error_once(broken: Path, tmp_path: Path) -> None:
+    """A bad row that only one rank reads ends the whole job with one line and no traceback of ours."""
+    for file in (broken / "train").iterdir():
+        values = pq.read_table(file)["item_id"].to_pylist()
+        values[30][0] = 77
+        rewrite(file, {"item_id": values})
+    job = start(2, broken, tmp_path / "run")
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 1
+    assert output.count("a2gen: error: ") == 1, output
+    assert "row 30, field 'item_id': id is not in [0, 40)" in output
+    assert "Traceback" not in output
+    assert not checkpoints(tmp_path / "run")
+
+
+def test_tables_that_do_not_fit(dataset: Path, tmp_path: Path) -> None:
+    job = start(2, dataset, tmp_path / "run", "--sharding.ddr_gb", "0.000001")
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 1
+    assert output.count("a2gen: error: the embedding tables do not fit on 2 rank(s)") == 1, output
+    assert "Traceback" not in output
+
+
+def test_other_batches_within_an_epoch_are_refused(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    main(["train", "--data", str(dataset), f"--run={run}", *SMALL, "--train.max_steps", "4"])
+    message = train(capsys, dataset, run, "--loader.max_impressions", "300")
+    assert "stopped within an epoch with loader.max_impressions = 100, now asked for 300" in message
+    capsys.readouterr()
+    main(["train", f"--run={run}", "--train.max_steps", "6"])
+    assert "resuming at step 4" in capsys.readouterr().err
+
+
+def test_an_empty_validation_split(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = DatasetCard.load(str(broken))
+    DatasetCard.save(
+        replace(card, splits=card.splits | {"valid": replace(card.splits["valid"], targets=0)}), str(broken)
+    )
+    assert "validation split is empty" in train(capsys, broken, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_history_than_the_dataset_carries(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "prepare it with --history 50" in train(capsys, dataset, tmp_path / "run", "--model.history", "50")
