@@ -16,7 +16,11 @@ from a2gen_rec.errors import UserError
 
 def join(base: str, *parts: str) -> str:
     """Join path segments; works for local paths and for URIs alike."""
-    return "/".join([str(base).rstrip("/"), *parts]) if parts else str(base)
+    base = str(base)
+    if not parts:
+        return base
+    root = base if base.endswith("://") else f"{base.rstrip('/')}/"
+    return root + "/".join(parts)
 
 
 def parent(path: str) -> str:
