@@ -1,4 +1,4 @@
-"""Silence the messages of torch 2.13, torchrec 1.8 and torchdata 0.11 that ask nothing of our users.
+"""Silence the messages of torch 2.13 and torchrec 1.8 that ask nothing of our users.
 
 Each is named by its own text, so a message that is new still shows. Call :func:`quiet` before importing torchrec.
 """
@@ -14,8 +14,6 @@ _WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, r"Please use DTensor instead and we are deprecating ShardedTensor"),
     # torchrec and fbgemm script some of their functions on import.
     (DeprecationWarning, r"`torch\.jit\.\w+` is deprecated"),
-    # torchdata's StatefulDataLoader reports itself in a way that torch has given up.
-    (UserWarning, r"'set_vital' is deprecated"),
 )
 
 # torchrec asks torch whether it is being traced; torch explains on first use what the answer will mean.

@@ -165,7 +165,6 @@ KNOWN = [
     (FutureWarning, "`broadcast_buffers` is deprecated. Use `forward_sync_buffers` instead."),
     (FutureWarning, "Please use DTensor instead and we are deprecating ShardedTensor."),
     (DeprecationWarning, "`torch.jit.script` is deprecated. Please switch to `torch.compile`."),
-    (UserWarning, "'set_vital' is deprecated, please do not call"),
 ]
 FX = "torch.fx._symbolic_trace"
 

@@ -184,4 +184,4 @@ def test_ranks_meet_in_the_working_directory(workplace: Path, hosts: int, ranks:
 def test_a_failing_rank_fails_the_job(workplace: Path) -> None:
     done = torchx(workplace, "--code", "3", "--hosts", "1", "--ranks", "2")
     assert done.returncode == 1
-    assert "exitcode  : 3" in done.stderr
+    assert "ended with exit code 3" in done.stderr

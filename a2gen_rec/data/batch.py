@@ -70,6 +70,17 @@ class WindowBatch(Pipelineable):
     position: dict[str, Any] | None = None
 
     @property
+    def same_target(self) -> Tensor:
+        """[steps - 1] bool, whether a step and the next are of one target: then they are neighbouring tokens."""
+        return self.step[1:] == self.step[:-1] + 1
+
+    @property
+    def timed_pairs(self) -> Tensor:
+        """[steps - 1] bool, neighbouring steps of one target whose next actions both have a known time."""
+        known = torch.isfinite(self.step_time)
+        return self.same_target & known[1:] & known[:-1]
+
+    @property
     def step_label(self) -> Tensor:
         """[steps] action that follows each input step."""
         return self.action[self.step + 1]

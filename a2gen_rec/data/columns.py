@@ -89,7 +89,7 @@ def read_columns(groups: Sequence[RowGroup], card: DatasetCard, with_oracle: boo
         DataError: a file is truncated, a column is missing or of another type, an id, action code or time is out
             of its range, or lists of one window differ in length.
     """
-    return _concatenate([_read(group, card, with_oracle) for group in groups], card)
+    return _concatenate([_RowGroupReader(group, card, with_oracle).read() for group in groups], card)
 
 
 def read_user(files: Sequence[str], card: DatasetCard, user: str) -> WindowColumns | None:
@@ -155,11 +155,6 @@ def _parquet(file: str) -> pq.ParquetFile:
         raise DataError(f"not a readable Parquet file ({_first_line(error)})", file=file) from error
 
 
-def _read(group: RowGroup, card: DatasetCard, with_oracle: bool) -> WindowColumns:
-    reader = _RowGroupReader(group, card, with_oracle)
-    return reader.read()
-
-
 class _RowGroupReader:
     """One row group, column by column."""
 
@@ -181,6 +176,9 @@ class _RowGroupReader:
     def read(self) -> WindowColumns:
         starts, lengths, ts_ms = self._list("ts_ms", pa.int64())
         self.window_of = np.repeat(np.arange(len(lengths)), lengths)
+        same_window = self.window_of[1:] == self.window_of[:-1]
+        ordered = np.append(True, ~same_window | (ts_ms[1:] >= ts_ms[:-1]))[: len(ts_ms)]
+        self._check_impressions(ordered, "ts_ms", "runs backwards within the window")
         first_target = self._scalar("first_target")
         self._check((first_target >= 0) & (first_target <= lengths), "first_target", "is not in the window")
         action_starts, action_lengths, action = self._actions("action", pa.int64(), lengths)

@@ -119,7 +119,8 @@ class Job:
             self.columns.actions,
             self.columns.labels,
             self.columns.oracle,
-            self.config.history,
+            # One more than any target sees: the oldest one's gap to the impression before it is known too.
+            self.config.history + 1 if self.config.history else 0,
             self.config.max_targets,
         )
         timed = counts["train"].timed

@@ -80,7 +80,7 @@ class DatasetCard:
         actions: vocabulary in code order; ``start`` is code 0, ``exit`` the last.
         timed: actions whose times the log records (``exit`` too, where dwell is recorded).
         labels: impression labels that are not acts, predicted beside the sequence.
-        history: most impressions before a target it may see.
+        history: most impressions before a target it may see; windows carry one more.
         max_targets: most targets of one window.
         calendar: whether ``ts_ms`` is wall-clock time (else only order and, if any, elapsed time).
         oracle: actions (and labels) with a true probability column.

@@ -84,13 +84,9 @@ def _step_sums(steps: Steps, label: Tensor, time: Tensor, config: LossConfig) ->
 def _order_sum(steps: Steps, label: Tensor, time: Tensor, batch: WindowBatch, power: float) -> Tensor:
     """Σ max(t̂_{i−1} − t̂_i, 0)^p over neighbouring steps of one target whose times are both recorded."""
     predicted = _at(steps.time, label)
-    # Steps of one target are neighbouring tokens of the log; a new target begins after an `exit`.
-    same = batch.step[1:] == batch.step[:-1] + 1
-    known = torch.isfinite(time)
-    both = same & known[1:] & known[:-1]
     back = F.relu(predicted[:-1] - predicted[1:])
     # The power's gradient at 0 is not finite for p < 1 and costs a NaN when masked afterwards.
-    return torch.where(both & (back > 0), back.clamp(min=torch.finfo(back.dtype).tiny) ** power, 0).sum()
+    return torch.where(batch.timed_pairs & (back > 0), back.clamp(min=torch.finfo(back.dtype).tiny) ** power, 0).sum()
 
 
 def _label_sum(logits: Tensor, labels: Tensor) -> Tensor:

@@ -93,9 +93,9 @@ def observed(batch: WindowBatch, actions: int) -> tuple[Tensor, Tensor]:
 
 
 def _step_owner(batch: WindowBatch) -> Tensor:
-    """[steps] target that each step belongs to; a target begins where steps are not neighbouring tokens."""
+    """[steps] target that each step belongs to."""
     begins = torch.ones_like(batch.step, dtype=torch.bool)
-    begins[1:] = batch.step[1:] != batch.step[:-1] + 1
+    begins[1:] = ~batch.same_target
     return begins.cumsum(0) - 1
 
 
@@ -120,9 +120,7 @@ def _rows(built: Built, output: A2GenOutput, batch: WindowBatch, card: DatasetCa
 
 def _backwards(output: A2GenOutput, batch: WindowBatch) -> Tensor:
     predicted = output.steps.time.gather(1, batch.step_label[:, None]).squeeze(1)
-    known = torch.isfinite(batch.step_time)
-    pairs = known[1:] & known[:-1] & (batch.step[1:] == batch.step[:-1] + 1)
-    return (pairs & (predicted[:-1] > predicted[1:])).sum().double()[None]
+    return (batch.timed_pairs & (predicted[:-1] > predicted[1:])).sum().double()[None]
 
 
 def _gather(local: Predictions) -> Predictions:

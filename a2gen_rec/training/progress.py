@@ -13,7 +13,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from a2gen_rec import paths
 from a2gen_rec.data.batch import COUNTS
-from a2gen_rec.training.losses import TERMS
 
 _QUIET_SECONDS = 10.0
 
@@ -35,6 +34,7 @@ class Progress:
         self.writer: SummaryWriter | None = None
         self.loss = float("nan")
         self.last_line = 0.0
+        self.sums: Tensor
         self._reset()
 
     def __enter__(self) -> "Progress":
@@ -64,7 +64,7 @@ class Progress:
     def step(self, sums: Tensor, counts: Tensor, windows: int, seconds: float, wait_s: float) -> None:
         """Note a step: this rank's loss sums, the global counts and windows, its time and its wait for data."""
         self.steps += 1
-        self.sums += sums.double().cpu()
+        self.sums = torch.add(self.sums, sums.double())  # stays where it is: a copy to the host would wait for the step
         self.counts += counts.cpu()
         self.seconds += seconds
         self.waited += wait_s
@@ -74,7 +74,7 @@ class Progress:
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Loss sums of this rank and global counts since the last log."""
-        return self.sums.clone(), self.counts.clone()
+        return self.sums.cpu().clone(), self.counts.clone()
 
     def log(self, step: int, scalars: Mapping[str, float], rate: float) -> None:
         """Write scalars of the interval since the last log, and begin the next."""
@@ -110,6 +110,7 @@ class Progress:
         return float(self.counts[COUNTS.index("targets")]) / max(self.seconds, 1e-9)
 
     def _reset(self) -> None:
-        self.sums = torch.zeros(len(TERMS), dtype=torch.float64)
-        self.counts = torch.zeros(len(COUNTS), dtype=torch.float64)
-        self.seconds = self.waited = 0.0
+        self.sums = torch.zeros((), dtype=torch.float64)  # takes the shape and device of what is added
+        self.counts: Tensor = torch.zeros(len(COUNTS), dtype=torch.float64)
+        self.seconds: float = 0.0
+        self.waited: float = 0.0

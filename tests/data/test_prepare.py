@@ -163,7 +163,7 @@ def test_windows_by_hand(prepared):
     assert valid[1]["item_id"] == [1, 0]  # "new" was not in training
     test = windows(out, "test")
     assert [(row["user"], row["ts_ms"], row["first_target"]) for row in test] == [
-        ("a", [2, 5, 9, 11], 3),
+        ("a", [1, 2, 5, 9, 11], 4),  # the history of 3 and the impression before it
         ("c", [12], 0),
     ]
 
