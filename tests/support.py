@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.columns import WindowColumns
@@ -155,3 +157,19 @@ def to_table(columns: WindowColumns, card: DatasetCard) -> pa.Table:
     data |= {name: per_impression(values) for name, values in columns.impression_ids.items()}
     data |= {f"label_{name}": per_impression(columns.labels[:, i]) for i, name in enumerate(card.labels)}
     return pa.table(data)
+
+
+def checkpoint_tensors(checkpoint: str | Path, scratch: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, whole, by name; ``scratch`` is a file to write."""
+    dcp_to_torch_save(str(checkpoint), str(scratch))
+    flat: dict[str, torch.Tensor] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for name, part in value.items():
+                walk(f"{prefix}/{name}", part)
+        elif isinstance(value, torch.Tensor):
+            flat[prefix] = value
+
+    walk("", torch.load(scratch, weights_only=False))
+    return flat

@@ -1,13 +1,12 @@
 """Local paths and a registered storage of one's own behave alike."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from iopath.common.file_io import PathHandler, g_pathmgr
+from iopath.common.file_io import g_pathmgr
+from storage import PREFIX, FolderBehindPrefix
 from support import make_card, small_config, whole, write_dataset
 
 from a2gen_rec import paths
@@ -15,50 +14,6 @@ from a2gen_rec.config import LoaderConfig
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError, UserError
-
-PREFIX = "memtest://"
-
-
-class FolderBehindPrefix(PathHandler):
-    """A site's own storage: everything below ``memtest://`` lies in one folder."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__()
-        self.root = root
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [PREFIX]
-
-    def real(self, path: str) -> Path:
-        return self.root / path.removeprefix(PREFIX)
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: Any) -> Any:
-        return open(self.real(path), mode)
-
-    def _exists(self, path: str, **_: Any) -> bool:
-        return self.real(path).exists()
-
-    def _isfile(self, path: str, **_: Any) -> bool:
-        return self.real(path).is_file()
-
-    def _isdir(self, path: str, **_: Any) -> bool:
-        return self.real(path).is_dir()
-
-    def _ls(self, path: str, **_: Any) -> list[str]:
-        return os.listdir(self.real(path))
-
-    def _mkdirs(self, path: str, **_: Any) -> None:
-        self.real(path).mkdir(parents=True, exist_ok=True)
-
-    def _rm(self, path: str, **_: Any) -> None:
-        self.real(path).unlink()
-
-    def _get_local_path(self, path: str, force: bool = False, **_: Any) -> str:
-        return str(self.real(path))
-
-    def _copy_from_local(self, local_path: str, dst_path: str, overwrite: bool = False, **_: Any) -> bool:
-        shutil.copyfile(local_path, self.real(dst_path))
-        return True
 
 
 @pytest.fixture

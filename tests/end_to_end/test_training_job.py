@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support import make_card, write_dataset
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from support import checkpoint_tensors, make_card, write_dataset
 
 from a2gen_rec.cli import main
 from a2gen_rec.data.schema import DatasetCard
@@ -78,18 +77,7 @@ def kill_all(run: Path) -> None:
 
 
 def tensors(run: Path, scratch: Path) -> dict[str, torch.Tensor]:
-    dcp_to_torch_save(str(run / "checkpoints" / checkpoints(run)[-1]), str(scratch))
-    flat: dict[str, torch.Tensor] = {}
-
-    def walk(prefix: str, value: object) -> None:
-        if isinstance(value, dict):
-            for name, part in value.items():
-                walk(f"{prefix}/{name}", part)
-        elif isinstance(value, torch.Tensor):
-            flat[prefix] = value
-
-    walk("", torch.load(scratch, weights_only=False))
-    return flat
+    return checkpoint_tensors(run / "checkpoints" / checkpoints(run)[-1], scratch)
 
 
 def test_a_killed_job_goes_on_exactly(dataset: Path, tmp_path: Path) -> None:

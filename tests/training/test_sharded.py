@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import on_ranks
-from support import make_card, small_config, whole, write_dataset
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from support import checkpoint_tensors, make_card, small_config, whole, write_dataset
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import collate
@@ -72,20 +71,9 @@ def run(
 
 
 def tensors(run: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, whole, by name."""
-    file = scratch / f"{run.name}-{step}.pt"
-    dcp_to_torch_save(checkpoint.place(str(run), step), str(file))
-    flat: dict[str, torch.Tensor] = {}
-
-    def walk(prefix: str, value: object) -> None:
-        if isinstance(value, dict):
-            for name, part in value.items():
-                walk(f"{prefix}/{name}", part)
-        elif isinstance(value, torch.Tensor):
-            flat[prefix] = value
-
-    walk("", {name: part for name, part in torch.load(file, weights_only=False).items() if name != "rng"})
-    return flat
+    """All tensors of a checkpoint but the random states."""
+    found = checkpoint_tensors(checkpoint.place(str(run), step), scratch / f"{run.name}-{step}.pt")
+    return {name: value for name, value in found.items() if not name.startswith("/rng")}
 
 
 @pytest.mark.parametrize(
