@@ -147,18 +147,19 @@ def load(checkpoint: str, built: Built, with_optimizer: bool = True) -> None:
     reader = IOPathReader(checkpoint)
     try:
         saved = reader.read_metadata().state_dict_metadata
-        rng = tensors["rng"]
-        tensors["rng"] = {name: value for name, value in rng.items() if f"rng.{name}" in saved}
+        rng = {name: value for name, value in tensors.pop("rng").items() if f"rng.{name}" in saved}
+        if rng:  # saved by as many ranks
+            tensors["rng"] = rng
         dcp.load(tensors, storage_reader=reader)
     except (CheckpointException, OSError, EOFError, pickle.UnpicklingError, LookupError, ValueError) as error:
         raise UserError(f"{checkpoint}: does not fit this model or is damaged ({_cause(error)})") from error
     built.dmp.load_state_dict(tensors["model"])
     if with_optimizer:
         built.optimizer.load_state_dict(tensors["optimizer"])
-        if tensors["rng"]:
-            torch.set_rng_state(tensors["rng"][_rng_key()])
-        if f"cuda_{_rng_key()}" in tensors["rng"]:
-            torch.cuda.set_rng_state(tensors["rng"][f"cuda_{_rng_key()}"])
+        if _rng_key() in rng:
+            torch.set_rng_state(rng[_rng_key()])
+        if f"cuda_{_rng_key()}" in rng:
+            torch.cuda.set_rng_state(rng[f"cuda_{_rng_key()}"])
 
 
 def check_shape(saved: State, config: dict[str, Any], card: dict[str, Any], run: str) -> None:

@@ -1,5 +1,6 @@
 """Whole training jobs as users start them: killed, asked to stop, resumed, given bad input."""
 
+import json
 import os
 import shutil
 import signal
@@ -34,9 +35,13 @@ def broken(dataset: Path, tmp_path: Path) -> Path:
 
 
 def start(ranks: int, data: Path, run: Path, *options: str) -> subprocess.Popen[str]:
+    return start_command(ranks, "train", "--data", str(data), "--run", str(run), *SMALL, *options)
+
+
+def start_command(ranks: int, *arguments: str) -> subprocess.Popen[str]:
     launcher = ["-m", "a2gen_rec.torchrun", "--standalone", "--nnodes=1", f"--nproc_per_node={ranks}"]
     command = [sys.executable, *(launcher if ranks > 1 else []), "-m", *(["--"] if ranks > 1 else [])]
-    command += ["a2gen_rec.cli", "train", "--data", str(data), "--run", str(run), *SMALL, *options]
+    command += ["a2gen_rec.cli", *arguments]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -115,6 +120,24 @@ def test_a_job_asked_to_stop_saves_exits_cleanly_and_goes_on(
     resumed = finish(start(ranks, dataset, run, "--train.max_steps", str(step + 2), "--train.patience", "0"))
     assert f"resuming at step {step}" in resumed
     assert int(checkpoints(run)[-1][5:]) == step + 2
+
+
+def test_evaluation_on_two_ranks_equals_one(dataset: Path, tmp_path: Path) -> None:
+    """Every target is counted once, and all of them reach the metrics."""
+    run, results = tmp_path / "run", []
+    main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max_steps", "5"])
+    for ranks in (1, 2):
+        file = tmp_path / f"{ranks}.json"
+        finish(start_command(ranks, "evaluate", "--run", str(run), "--split", "test", "--json", str(file)))
+        results.append(json.loads(file.read_text()))
+    one, two = results
+    assert one["targets"] == two["targets"] > 100
+    for name, row in one["actions"].items():
+        assert two["actions"][name] == pytest.approx(row, rel=1e-4), name
+        assert two["reference"]["item_rate"][name] == pytest.approx(one["reference"]["item_rate"][name]), name
+    for name, times in one["time"].items():
+        assert two["time"][name] == pytest.approx(times, rel=1e-4), name
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
