@@ -102,8 +102,8 @@ def _parser() -> tuple[ArgumentParser, dict[str, Command]]:
     return parser, commands
 
 
-def _new(description: str) -> ArgumentParser:
-    return ArgumentParser(description=description, exit_on_error=False)
+def _new(description: str, usage: str | None = None) -> ArgumentParser:
+    return ArgumentParser(description=description, usage=usage, exit_on_error=False)
 
 
 def _simulate_parser() -> ArgumentParser:
@@ -124,7 +124,10 @@ def _prepare_parser() -> ArgumentParser:
 
 
 def _train_parser() -> ArgumentParser:
-    parser = _new("Train a model, or resume a run. Under torchrun or TorchX: on all their ranks together.")
+    parser = _new(
+        "Train a model, or resume a run. Under torchrun or TorchX: on all their ranks together.",
+        usage="a2gen train --run DIR [--config FILE] [--data DIR] [--SECTION.SETTING VALUE ...]",
+    )
     parser.add_argument("--config", action="config", help="YAML of settings; later arguments override it")
     parser.add_argument("--data", type=str, default="", help="dataset folder from `a2gen prepare`")
     parser.add_argument("--run", type=str, required=True, help="run folder; one that exists is resumed")
