@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
@@ -115,7 +115,7 @@ def _simulate_parser() -> ArgumentParser:
 
 def _prepare_parser() -> ArgumentParser:
     parser = _new("Turn a raw log into a dataset of user windows.")
-    parser.add_argument("source", type=str, choices=SOURCES, help=f"kind of raw log: {', '.join(SOURCES)}")
+    parser.add_argument("source", type=Literal[SOURCES], help=f"kind of raw log: {', '.join(SOURCES)}")
     parser.add_argument("--raw", type=str, required=True, help="the log's file or folder, local or remote")
     parser.add_argument("--out", type=str, required=True, help="dataset folder to write; must be new or empty")
     parser.add_argument("--spec", type=str, default=None, help="YAML that describes a 'generic' log")
@@ -140,7 +140,7 @@ def _train_parser() -> ArgumentParser:
 def _evaluate_parser() -> ArgumentParser:
     parser = _new("Measure a run on one split, beside trivial references. Also under torchrun or TorchX.")
     parser.add_argument("--run", type=str, required=True, help="run folder; its best checkpoint is evaluated")
-    parser.add_argument("--split", type=str, choices=("train", "valid", "test"), default="test")
+    parser.add_argument("--split", type=Literal["train", "valid", "test"], default="test", help="part to measure on")
     parser.add_argument("--json", type=str, default="", help="also write the result to this file")
     parser.add_argument("--data", type=str, default="", help="dataset folder; by default the run's own")
     _add_device(parser)
@@ -163,7 +163,7 @@ def _rank_parser() -> ArgumentParser:
 
 
 def _add_device(parser: ArgumentParser) -> None:
-    parser.add_argument("--device", type=str, choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to run")
 
 
 def _simulate(options: Namespace) -> None:

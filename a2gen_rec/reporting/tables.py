@@ -52,10 +52,10 @@ def _actions_table(result: Mapping[str, Any]) -> Table:
     reference = result["reference"]["item_rate"]
     oracle = result["reference"].get("oracle", {})
     table = _table(f"actions and labels: {result['split']}, {result['targets']:,} targets", _summary(result))
-    table.add_column("")
-    headers = ["positives", "AUC", "item-rate\nAUC"]
+    table.add_column("", no_wrap=True)
+    headers = ["posi-\ntives", "AUC", "item-rate\nAUC"]
     headers += ["oracle\nAUC", "gap\nclosed"] if oracle else []
-    for header in [*headers, "GAUC", "NE", "calibration"]:
+    for header in [*headers, "GAUC", "NE", "calib-\nration"]:
         table.add_column(header, justify="right")
     for name, found in result["actions"].items():
         trivial, best = reference.get(name, {}), oracle.get(name, {})
@@ -73,7 +73,7 @@ def _actions_table(result: Mapping[str, Any]) -> Table:
 def _times_table(result: Mapping[str, Any]) -> Table:
     median = result["reference"].get("median_time", {})
     table = _table("times: mean absolute error", "bold: better than the training median")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     headers = ["count", "log1p s", "median's\nlog1p s", "seconds", "median's\nseconds"]
     for header in headers:
         table.add_column(header, justify="right")

@@ -85,6 +85,8 @@ class Trainer:
             _asked_to_stop() as asked,
             Progress(self.run, self.process.leads, config.epochs, self.stream.windows, resumed_at) as progress,
         ):
+            if self.position.epoch >= config.epochs or self._done():
+                progress.note(f"{self.run} is complete; raise train.epochs or train.max_steps, or name another run")
             while self.position.epoch < config.epochs and not self._done():
                 batches = self._batches(asked)
                 self._epoch(pipeline, batches, progress)

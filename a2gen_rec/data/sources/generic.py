@@ -113,7 +113,7 @@ def is_seconds(column: str) -> Check:
     """A number that is not negative; NULL and NaN are allowed: not recorded."""
     name = identifier(column)
     bad = f"{name} IS NOT NULL AND NOT coalesce({number(column)} >= 0 AND {number(column)} <> 'inf'::DOUBLE, false)"
-    return Check(column, bad, "is not a number of seconds of at least 0")
+    return Check(column, bad, "is not a duration: a number of at least 0")
 
 
 def is_present(column: str) -> Check:
@@ -163,11 +163,12 @@ class ImpressionsLog:
         checks = [is_present(at.user), is_present(at.item)]
         checks += [Check(at.time, f"{time} IS NULL", f"is no time in {spec.time_unit}")]
         checks += [is_seconds(at.dwell_s)] if at.dwell_s else []
-        select = {"dwell_s": number(at.dwell_s) if at.dwell_s else "'nan'::DOUBLE"}
+        scale = "" if spec.duration_unit == "s" else " / 1000"
+        select = {"dwell_s": f"{number(at.dwell_s)}{scale}" if at.dwell_s else "'nan'::DOUBLE"}
         for name, action in spec.actions.items():
             checks += [is_flag(action.flag)] if action.flag else []
             checks += [is_seconds(action.offset_s)] if action.offset_s else []
-            offset = number(action.offset_s) if action.offset_s else "NULL"
+            offset = f"({number(action.offset_s)}{scale})" if action.offset_s else "NULL"
             if action.flag:
                 select[f"at_{name}"] = f"CASE WHEN {number(action.flag)} = 1 THEN coalesce({offset}, 'nan'::DOUBLE) END"
             else:

@@ -98,7 +98,7 @@ class ImpressionColumns:
 
 @dataclass
 class ActionColumns:
-    """How an impression tells of an action: a 0/1 ``flag``, an ``offset_s`` in seconds (empty: did not happen).
+    """How an impression tells of an action: a 0/1 ``flag``, an ``offset_s`` since its begin (empty: did not happen).
 
     With both, the flag decides whether it happened and the offset when, if known.
     """
@@ -109,9 +109,14 @@ class ActionColumns:
 
 @dataclass(kw_only=True)
 class ImpressionsSpec(LogSpec):
-    """One row per exposure. ``actions`` and ``labels`` map names to columns, in vocabulary order."""
+    """One row per exposure. ``actions`` and ``labels`` map names to columns, in vocabulary order.
+
+    Attributes:
+        duration_unit: of watch times and of the offsets of actions.
+    """
 
     columns: ImpressionColumns
+    duration_unit: Literal["s", "ms"] = "s"
     actions: dict[str, ActionColumns] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
 
