@@ -269,6 +269,17 @@ def test_generic_impressions_by_hand(tmp_path):
     assert [feature.name for feature in facts.features] == ["user_id", "item_id", "author", "length"]
 
 
+def test_generic_durations_in_milliseconds(tmp_path):
+    lines = "u,v,1.5,4000,1,,0,2000,1,bob,10\nu,w,2,,0,3500,1,,,,\nu,x,3,1000,false,,true,500,0,eve,nan\n"
+    in_ms = rows_of(generic(tmp_path, IMPRESSIONS | {"duration_unit": "ms"}, HEADER + lines), tmp_path)
+    names = ("ts_ms", "dwell_s", "at_like", "at_comment", "at_follow")
+    assert picked(in_ms, *names) == [
+        (1500, 4.0, "nan", None, None),
+        (2000, None, None, 3.5, "nan"),
+        (3000, 1.0, None, None, 0.5),
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
