@@ -5,8 +5,9 @@ its windows and cuts them into batches of similar length. Because nothing else e
 numbers restores the stream exactly, however many batches a background process had made in advance.
 """
 
+import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -159,7 +160,7 @@ class WindowLoader:
     def __init__(self, stream: WindowStream, background: bool, pin_memory: bool = False) -> None:
         self.stream, self.background, self.pin_memory = stream, background, pin_memory
 
-    def epoch(self, position: Position) -> Iterator[WindowBatch]:
+    def epoch(self, position: Position) -> Generator[WindowBatch, None, None]:
         """The rest of the epoch from ``position``.
 
         Raises:
@@ -196,6 +197,7 @@ class _Reported(IterableDataset[WindowBatch | UserError]):
 
 def _begin_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # A job asked to stop finishes its step first, and needs its loader until then.
+    # A job asked to stop finishes its step first, and needs its loader until then: signals to the job's process
+    # group pass the worker by. SIGTERM itself must end it, since that is how a leaving parent takes it along.
+    os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ class AgreedBatches(Iterator[WindowBatch]):
         wait_s: seconds spent waiting for the loader.
     """
 
-    batches: Iterator[WindowBatch]
+    batches: Generator[WindowBatch, None, None]
     empty: Callable[[], WindowBatch]
     position: Position
     stop: Callable[[], bool] = lambda: False
@@ -48,6 +48,10 @@ class AgreedBatches(Iterator[WindowBatch]):
 
     def __post_init__(self) -> None:
         self.taken: deque[Taken] = deque()
+
+    def close(self) -> None:
+        """Let the loader's process go, though batches may be left."""
+        self.batches.close()
 
     def __next__(self) -> WindowBatch:
         if self.limit is not None and self.limit <= 0:

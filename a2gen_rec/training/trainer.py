@@ -89,7 +89,10 @@ class Trainer:
                 progress.note(f"{self.run} is complete; raise train.epochs or train.max_steps, or name another run")
             while self.position.epoch < config.epochs and not self._done():
                 batches = self._batches(asked)
-                self._epoch(pipeline, batches, progress)
+                try:
+                    self._epoch(pipeline, batches, progress)
+                finally:
+                    batches.close()
                 if batches.stopped:
                     self._save()
                     progress.note(f"asked to stop: saved step {self.state.step}")
