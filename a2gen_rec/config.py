@@ -110,7 +110,7 @@ class LoaderConfig:
         max_windows: bound on a batch's user windows.
         buffer_windows: windows read and shuffled together.
         dedup: look every distinct id of a batch up once.
-        background: build batches in a process of their own, beside the training process.
+        background: build batches in a thread of their own, beside the training step.
     """
 
     max_impressions: int = 4096

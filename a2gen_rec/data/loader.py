@@ -5,23 +5,25 @@ its windows and cuts them into batches of similar length. Because nothing else e
 numbers restores the stream exactly, however many batches a background process had made in advance.
 """
 
-import os
-import signal
+import queue
+import threading
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from a2gen_rec import paths
 from a2gen_rec.config import LoaderConfig
 from a2gen_rec.data.batch import WindowBatch, collate
 from a2gen_rec.data.columns import RowGroup, read_columns, row_groups
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.errors import DataError
+
+_AHEAD = 4
+"""Batches made in advance."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +157,15 @@ class WindowStream(IterableDataset[WindowBatch]):
 
 
 class WindowLoader:
-    """Epoch after epoch of a :class:`WindowStream`, batches made in a background process if so configured."""
+    """Epoch after epoch of a :class:`WindowStream`, batches made by a thread of their own if so configured.
+
+    A thread, not a process: the work is in Arrow, numpy and torch, which let other threads run, and a process forked
+    beside running communication threads can inherit a lock that none will ever release.
+    """
 
     def __init__(self, stream: WindowStream, background: bool, pin_memory: bool = False) -> None:
-        self.stream, self.background, self.pin_memory = stream, background, pin_memory
+        self.stream, self.background = stream, background
+        self.pin_memory = pin_memory and torch.cuda.is_available()
 
     def epoch(self, position: Position) -> Generator[WindowBatch, None, None]:
         """The rest of the epoch from ``position``.
@@ -167,37 +174,40 @@ class WindowLoader:
             DataError: the data break their contract, wherever the batch was made.
         """
         self.stream.position = position
-        options: dict[str, Any] = {"num_workers": 1, "prefetch_factor": 4} if self.background else {}
-        loader = DataLoader(
-            _Reported(self.stream),
-            batch_size=None,
-            pin_memory=self.pin_memory and torch.cuda.is_available(),
-            worker_init_fn=_begin_worker,
-            generator=torch.Generator(),  # else making a loader would draw from the model's random numbers
-            **options,
-        )
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
-
-
-class _Reported(IterableDataset[WindowBatch | UserError]):
-    """A stream that hands a user's error over as its last element: raised in a worker it would gain a traceback."""
-
-    def __init__(self, stream: WindowStream) -> None:
-        self.stream = stream
-
-    def __iter__(self) -> Iterator[WindowBatch | UserError]:
+        if not self.background:
+            yield from self._batches()
+            return
+        made: queue.Queue[WindowBatch | BaseException | None] = queue.Queue(_AHEAD)
+        left = threading.Event()
+        thread = threading.Thread(target=self._make, args=(made, left), daemon=True)
+        thread.start()
         try:
-            yield from self.stream
-        except UserError as error:
-            yield error
+            while (batch := made.get()) is not None:
+                if isinstance(batch, BaseException):
+                    raise batch
+                yield batch
+        finally:
+            left.set()
+            thread.join()
 
+    def _batches(self) -> Iterator[WindowBatch]:
+        for batch in self.stream:
+            yield batch.pin_memory() if self.pin_memory else batch
 
-def _begin_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    # A job asked to stop finishes its step first, and needs its loader until then: signals to the job's process
-    # group pass the worker by. SIGTERM itself must end it, since that is how a leaving parent takes it along.
-    os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def _make(self, made: "queue.Queue[WindowBatch | BaseException | None]", left: threading.Event) -> None:
+        def hand_over(item: WindowBatch | BaseException | None) -> bool:
+            while not left.is_set():
+                try:
+                    made.put(item, timeout=0.05)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        try:
+            for batch in self._batches():
+                if not hand_over(batch):
+                    return
+            hand_over(None)
+        except BaseException as error:
+            hand_over(error)
