@@ -18,11 +18,10 @@ from rich.progress import Progress
 from a2gen_rec import paths
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data import sources, splits, staging, statistics, vocabulary
-from a2gen_rec.data.schema import EXIT, ITEM, SPLITS, START, DatasetCard
+from a2gen_rec.data.schema import EXIT, ITEM, ITEM_STATISTICS, SPLITS, START, DatasetCard
 from a2gen_rec.data.sources.base import Source, SourceFacts, SplitRule
 from a2gen_rec.data.sql import connect, errors_as_ours, parquet
 from a2gen_rec.data.staging import Columns
-from a2gen_rec.data.summary import summary_tables as summary_tables
 from a2gen_rec.data.vocabulary import Encoding, encoded
 from a2gen_rec.data.windows import ROW, Layout, cut
 from a2gen_rec.data.workspace import refuse_filled, workspace
@@ -194,7 +193,7 @@ class Job:
         for level in self.each(("item", "user"), "items and users"):
             file = self.dataset / f"{level}s.parquet"
             statistics.write_entities(self.connection, everything, encodings, level, file)
-        file = self.dataset / "item_statistics.parquet"
+        file = self.dataset / ITEM_STATISTICS
         statistics.write_item_statistics(self.connection, train, item, self.columns, file)
 
     def write_windows(self, split: str, encodings: list[Encoding], layout: Layout) -> dict[str, int]:

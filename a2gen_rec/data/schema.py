@@ -39,6 +39,7 @@ START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
 FORMAT_VERSION = 1
 CARD_FILE = "dataset.yaml"
+ITEM_STATISTICS = "item_statistics.parquet"
 ITEM = "item_id"
 
 Level = Literal["user", "item", "context"]

@@ -17,13 +17,13 @@ from iopath.common.file_io import g_pathmgr
 from a2gen_rec import paths
 from a2gen_rec.data.batch import collate
 from a2gen_rec.data.columns import WindowColumns, read_user, take_windows
-from a2gen_rec.data.schema import EXIT, ITEM, SPLITS, DatasetCard
+from a2gen_rec.data.schema import EXIT, ITEM, ITEM_STATISTICS, SPLITS, DatasetCard
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.nn.decoding import Decoded
 from a2gen_rec.sharding.tables import whole_tables
 from a2gen_rec.training.run import Device, OpenRun, open_run
 
-ITEMS, ITEM_STATISTICS = "items.parquet", "item_statistics.parquet"
+ITEMS = "items.parquet"
 WATCH = "watch"
 POPULAR = 100
 BEAMS = 8

@@ -50,7 +50,7 @@ class AgreedBatches(Iterator[WindowBatch]):
         self.taken: deque[Taken] = deque()
 
     def close(self) -> None:
-        """Let the loader's process go, though batches may be left."""
+        """Let the loader's thread go, though batches may be left."""
         self.batches.close()
 
     def __next__(self) -> WindowBatch:

@@ -11,7 +11,7 @@ from iopath.common.file_io import g_pathmgr
 from a2gen_rec import paths
 from a2gen_rec.config import Config, EvaluateConfig
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.schema import ITEM, ITEM_STATISTICS, DatasetCard
 from a2gen_rec.errors import DataError
 from a2gen_rec.sharding.tables import whole_tables
 from a2gen_rec.training.agree import AgreedBatches
@@ -20,8 +20,6 @@ from a2gen_rec.training.losses import TERMS, means, total
 from a2gen_rec.training.metrics import binary_metrics, time_metrics
 from a2gen_rec.training.predict import Predictions, Sums, predict
 from a2gen_rec.training.process import Process
-
-ITEM_STATISTICS = "item_statistics.parquet"
 
 
 def evaluation_batches(
@@ -128,8 +126,8 @@ def _item_rate(predictions: Predictions, data: str, card: DatasetCard, smoothing
             table = pq.read_table(io.BytesIO(stream.read()))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"cannot be read ({error})", file=file) from error
-    rows = next(feature.cardinality for feature in card.features if feature.name == "item_id")
-    item = table["item_id"].to_numpy()
+    rows = next(feature.cardinality for feature in card.features if feature.name == ITEM)
+    item = table[ITEM].to_numpy()
 
     def of_item(name: str) -> np.ndarray:
         dense = np.zeros(rows)
