@@ -170,13 +170,13 @@ def check_memory(memory: int) -> Finding:
 
 
 def check_shared_memory(size: int | None) -> Finding:
-    """``size`` of ``/dev/shm`` in bytes, None where there is none. Loader workers hand batches over through it."""
-    mend = "docker run --shm-size 8g …  # in a container; elsewhere -- --loader.background false"
+    """``size`` of ``/dev/shm`` in bytes, None where there is none. NCCL moves data between a host's GPUs through it."""
+    mend = "docker run --shm-size 8g …  # in a container"
     if size is None:
-        return Finding("Shared memory", "warn", "no /dev/shm: loader workers cannot hand batches over", mend)
+        return Finding("Shared memory", "warn", "no /dev/shm: NCCL cannot exchange data between a host's GPUs", mend)
     found = f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.0f} MiB"
     if size < _GIB:
-        return Finding("Shared memory", "warn", f"{found} in /dev/shm: little for loader workers", mend)
+        return Finding("Shared memory", "warn", f"{found} in /dev/shm: little for NCCL on several GPUs", mend)
     return Finding("Shared memory", "ok", found)
 
 

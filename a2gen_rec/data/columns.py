@@ -64,6 +64,20 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - before, lengths)
 
 
+def read_table(file: str, columns: list[str] | None = None, rows: pc.Expression | None = None) -> pa.Table:
+    """Read one of a dataset's small tables, or the columns and rows of it that are wanted.
+
+    Raises:
+        DataError: it is not there, not Parquet, or lacks a column.
+    """
+    try:
+        with g_pathmgr.open(file, "rb") as stream:
+            return pq.read_table(stream, columns=columns, filters=rows, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        reason = getattr(error, "strerror", None) or _first_line(error)
+        raise DataError(f"cannot be read ({reason})", file=file) from error
+
+
 def row_groups(files: Sequence[str]) -> list[RowGroup]:
     """All non-empty row groups of the files, in order.
 

@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-from iopath.common.file_io import g_pathmgr
 
 from a2gen_rec import paths
 from a2gen_rec.data.batch import collate
-from a2gen_rec.data.columns import WindowColumns, read_user, take_windows
+from a2gen_rec.data.columns import WindowColumns, read_table, read_user, take_windows
 from a2gen_rec.data.schema import EXIT, ITEM, ITEM_STATISTICS, SPLITS, DatasetCard
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.nn.decoding import Decoded
@@ -171,7 +169,7 @@ def popular_items(data: str, card: DatasetCard, count: int) -> Items:
         DataError: ``item_statistics.parquet`` or ``items.parquet`` is not there or breaks its contract.
     """
     file = paths.join(data, ITEM_STATISTICS)
-    shown = _read_parquet(file, [ITEM, "impressions"], pc.field(ITEM) > 0)  # row 0 is many items, not one
+    shown = read_table(file, [ITEM, "impressions"], pc.field(ITEM) > 0)  # row 0 is many items, not one
     most = shown.sort_by([("impressions", "descending"), (ITEM, "ascending")])[ITEM].combine_chunks()[:count]
     table = _read_items(data, card, pc.field(ITEM).isin(most))
     # Hashed items may share a row: they keep their order in the file.
@@ -301,7 +299,7 @@ def _read_items(data: str, card: DatasetCard, rows: pc.Expression) -> pa.Table:
     """Rows of ``items.parquet``, their ids checked against the card."""
     file = paths.join(data, ITEMS)
     features = card.at_level("item")
-    table = _read_parquet(file, ["item", *(feature.name for feature in features)], rows)
+    table = read_table(file, ["item", *(feature.name for feature in features)], rows)
     for feature in features:
         ids = table[feature.name]
         if not pa.types.is_integer(ids.type):
@@ -310,12 +308,3 @@ def _read_items(data: str, card: DatasetCard, rows: pc.Expression) -> pa.Table:
         if ids.null_count or ((values < 0) | (values >= feature.cardinality)).any():
             raise DataError(f"id is not in [0, {feature.cardinality})", file=file, field=feature.name)
     return table
-
-
-def _read_parquet(file: str, columns: list[str], rows: pc.Expression) -> pa.Table:
-    try:
-        with g_pathmgr.open(file, "rb") as stream:
-            return pq.read_table(stream, columns=columns, filters=rows, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise DataError(f"cannot be read ({reason})", file=file) from error

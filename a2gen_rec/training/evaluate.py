@@ -1,18 +1,14 @@
 """Evaluation of a run on one split: metrics per action and for times beside trivial references (METHODS §8)."""
 
-import io
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from iopath.common.file_io import g_pathmgr
 
 from a2gen_rec import paths
 from a2gen_rec.config import Config, EvaluateConfig
+from a2gen_rec.data.columns import read_table
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
 from a2gen_rec.data.schema import ITEM, ITEM_STATISTICS, DatasetCard
-from a2gen_rec.errors import DataError
 from a2gen_rec.sharding.tables import whole_tables
 from a2gen_rec.training.agree import AgreedBatches
 from a2gen_rec.training.build import Built
@@ -120,12 +116,7 @@ def _references(predictions: Predictions, data: str, card: DatasetCard, config: 
 
 def _item_rate(predictions: Predictions, data: str, card: DatasetCard, smoothing: float) -> np.ndarray:
     """Each target's item's rates on training data, smoothed by pseudo-impressions at the base rate."""
-    file = paths.join(data, ITEM_STATISTICS)
-    try:
-        with g_pathmgr.open(file, "rb") as stream:
-            table = pq.read_table(io.BytesIO(stream.read()))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot be read ({error})", file=file) from error
+    table = read_table(paths.join(data, ITEM_STATISTICS))
     rows = next(feature.cardinality for feature in card.features if feature.name == ITEM)
     item = table[ITEM].to_numpy()
 
