@@ -1,0 +1,155 @@
+"""What a sharding plan says, as plain data: the planner fills it in, tables, pages and JSON are made from it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Estimated milliseconds of one training step."""
+
+    forward_compute: float
+    forward_comms: float
+    backward_compute: float
+    backward_comms: float
+    prefetch: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.forward_compute + self.forward_comms + self.backward_compute + self.backward_comms + self.prefetch
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to place a table.
+
+    Attributes:
+        sharding, kernel: TorchRec's names.
+        ranks: over which it is spread.
+        cost: of its slowest shard.
+        hbm, ddr: bytes of its largest shard.
+    """
+
+    sharding: str
+    kernel: str
+    ranks: int
+    cost: Cost
+    hbm: int
+    ddr: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of a table on one rank: [first, last) rows and columns, bytes, estimated cost."""
+
+    rank: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    hbm: int
+    ddr: int
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """Where one table lives, and what it costs.
+
+    Attributes:
+        lookups: distinct ids that one rank looks up per step.
+        weights, optimizer, buffers: bytes over all ranks; buffers hold ids and looked-up rows in flight.
+        chosen: the option taken; its alternatives in ``options``, cheapest first, ``chosen`` included.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    dtype: str
+    lookups: float
+    weights: int
+    optimizer: int
+    buffers: int
+    chosen: Option
+    options: list[Option]
+    shards: list[Shard]
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """One rank's share: bytes of tables, what it has for them (its memory less the reserve), estimated cost."""
+
+    rank: int
+    host: int
+    hbm: int
+    ddr: int
+    hbm_free: int
+    ddr_free: int
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class StepTraffic:
+    """Of one training step on one rank.
+
+    Attributes:
+        targets, impressions: expected in a batch.
+        lookups_per_target: distinct rows looked up, all tables.
+        bytes_per_target: that cross between ranks: ids, rows of the forward pass, gradients of the backward pass.
+    """
+
+    targets: float
+    impressions: float
+    lookups_per_target: float
+    id_bytes_per_target: float
+    row_bytes_per_target: float
+    gradient_bytes_per_target: float
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A table that finds no place: bytes it needs on every rank at the least, and bytes free there."""
+
+    table: str
+    needs: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change with which everything fits, found by planning again.
+
+    Attributes:
+        change: in words; ``settings``: the same as command-line options.
+        cost_ms: estimated embedding time per step after it.
+    """
+
+    change: str
+    settings: list[str]
+    cost_ms: float
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """A plan for one cluster, or why there is none.
+
+    Attributes:
+        cluster: the topology's name; ``ranks`` and ``tables`` are empty where nothing fits.
+        cost: of the slowest rank.
+        planning_s: seconds the planner took.
+    """
+
+    cluster: str
+    device: str
+    world: int
+    ranks_per_host: int
+    fits: bool
+    cost: Cost
+    traffic: StepTraffic
+    tables: list[TablePlan] = field(default_factory=list)
+    ranks: list[RankPlan] = field(default_factory=list)
+    misfits: list[Misfit] = field(default_factory=list)
+    remedies: list[Remedy] = field(default_factory=list)
+    planning_s: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
