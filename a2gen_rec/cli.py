@@ -229,8 +229,8 @@ def _rank(options: Namespace) -> None:
     from a2gen_rec.reporting.tables import ranking_table
     from a2gen_rec.serving.rank import rank
 
-    ranking = rank(options.run, options.user, options.candidates, options.by, options.data, options.device)
-    _console().print(ranking_table(ranking, options.top))
+    ranking = rank(options.run, options.user, options.candidates, options.by, options.top, options.data, options.device)
+    _console().print(ranking_table(ranking))
 
 
 def _doctor(_: Namespace) -> int:

@@ -217,15 +217,15 @@ class EvaluateConfig:
     """How predictions are read off the model.
 
     Attributes:
-        prune: prefixes of the action tree below this probability are not expanded; bounds the error.
+        max_error: most that an action's probability may be too low, for sequences that were not followed to their end.
         smoothing: pseudo-impressions at the base rate in the item-rate reference row.
     """
 
-    prune: float = 1e-4
+    max_error: float = 1e-3
     smoothing: float = 20.0
 
     def __post_init__(self) -> None:
-        _require("evaluate", self, "in [0, 1)", lambda value: 0 <= value < 1, "prune")
+        _require("evaluate", self, "in [0, 1)", lambda value: 0 <= value < 1, "max_error")
         _require("evaluate", self, *_POSITIVE, "smoothing")
 
 

@@ -29,10 +29,11 @@ class WindowBatch(Pipelineable):
         index: feature -> [windows] (user level) or [impressions] place of its row among the looked-up ones.
         user_key: [windows] int64 hash of the user.
         lengths, first_target: [windows] impressions, and how many of them are history only.
-        window, column: [impressions] window, and place within it; ``shape``: (windows, longest).
+        key: [keys] impressions that any target may see, the first ones of every window; key_window, key_column;
+            ``key_shape``: (windows, most keys of one, at least 1). Their actions: key_token [key tokens] and
+            ``sequences``, the groups of keys by number of tokens.
         ts_ms, end_ms: [impressions] int64 begin, and end as far as the log tells (else the begin).
         action: [tokens] int64 codes; offset_s: [tokens] float32 seconds, NaN when unknown.
-        sequences: groups of impressions by number of tokens.
         target: [targets] place among the impressions; target_window, target_column; ``target_shape``.
         history_end: [targets] column before which a target's history ends: its own, or the first target's for
             candidates, which are alternatives and not one another's past.
@@ -49,13 +50,15 @@ class WindowBatch(Pipelineable):
     user_key: Tensor
     lengths: Tensor
     first_target: Tensor
-    window: Tensor
-    column: Tensor
+    key: Tensor
+    key_window: Tensor
+    key_column: Tensor
+    key_token: Tensor
+    sequences: LengthGroups
     ts_ms: Tensor
     end_ms: Tensor
     action: Tensor
     offset_s: Tensor
-    sequences: LengthGroups
     target: Tensor
     target_window: Tensor
     target_column: Tensor
@@ -65,7 +68,7 @@ class WindowBatch(Pipelineable):
     labels: Tensor
     oracle: Tensor
     counts: Tensor
-    shape: tuple[int, int]
+    key_shape: tuple[int, int]
     target_shape: tuple[int, int]
     position: dict[str, Any] | None = None
 
@@ -140,14 +143,19 @@ def collate(
     first_target = columns.first_target[rows] if with_targets else lengths
 
     length, first = torch.from_numpy(lengths), torch.from_numpy(first_target)
-    window, column = positions(length)
     target_count = length - first
     target_window, target_column = positions(target_count)
     history_end = first[target_window] + (0 if candidates else target_column)
-    target = torch.from_numpy(ranges(np.cumsum(lengths) - target_count.numpy(), target_count.numpy()))
+    ends = np.cumsum(lengths)
+    target = torch.from_numpy(ranges(ends - target_count.numpy(), target_count.numpy()))
+    # A window's last target sees the most; without targets, nothing is seen.
+    key_count = np.where(target_count > 0, first_target if candidates else lengths - 1, 0)
+    key = ranges(ends - lengths, key_count)
+    key_window, key_column = positions(torch.from_numpy(key_count))
 
     action_lengths = torch.from_numpy(token_lengths)
     token_starts = torch.cumsum(action_lengths, 0) - action_lengths
+    key_lengths = token_lengths[key]
     step_lengths = action_lengths[target] - 1
     step_target, step_place = positions(step_lengths)
     step = token_starts[target][step_target] + step_place
@@ -167,13 +175,15 @@ def collate(
         user_key=torch.from_numpy(columns.user_key[rows]),
         lengths=length,
         first_target=first,
-        window=window,
-        column=column,
+        key=torch.from_numpy(key),
+        key_window=key_window,
+        key_column=key_column,
+        key_token=torch.from_numpy(ranges(token_starts.numpy()[key], key_lengths)),
+        sequences=LengthGroups.from_lengths(torch.from_numpy(key_lengths)),
         ts_ms=torch.from_numpy(columns.ts_ms[flat]),
         end_ms=torch.from_numpy(columns.end_ms[flat]),
         action=torch.from_numpy(columns.action[tokens]),
         offset_s=offset_s,
-        sequences=LengthGroups.from_lengths(action_lengths),
         target=target,
         target_window=target_window,
         target_column=target_column,
@@ -183,7 +193,7 @@ def collate(
         labels=labels,
         oracle=torch.from_numpy(columns.oracle[flat])[target],
         counts=torch.tensor(counts, dtype=torch.float64),
-        shape=(len(rows), int(lengths.max(initial=0))),
+        key_shape=(len(rows), int(key_count.max(initial=1))),
         target_shape=(len(rows), int(target_count.numpy().max(initial=0))),
     )
 

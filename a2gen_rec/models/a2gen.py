@@ -142,12 +142,21 @@ class DenseRanker(nn.Module):
             nn.init.zeros_(last.weight)
             last.bias.copy_(torch.logit(rates, eps=1e-4))
 
-    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> A2GenOutput:
+    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> A2GenOutput:
+        """Predictions for the targets of a batch.
+
+        Args:
+            rows: looked-up rows of every table.
+            actions: [keys, dim] of :meth:`encode_actions`, if they are known already.
+        """
         looked_up = {name: jagged.values() for name, jagged in rows.items()}
         tables = StepEmbeddings(looked_up[ACTION], looked_up[TIME])
         item = self._concatenate(looked_up, batch, "item", "context")
-        target = item[batch.target]
-        history = self._history(looked_up, tables, item, target, batch)
+        key, target = item[batch.key], item[batch.target]
+        if actions is None:
+            actions = self._encode_actions(tables, key, batch)
+        gap = looked_up[GAP][log_bucket(gap_s(batch), self.config.time_buckets, self.config.max_gap_s)]
+        history = self.encoder(key, actions, gap, target, self._layout(batch))
         parts = [target, history]
         if self.features["user"]:
             parts.insert(0, self._concatenate(looked_up, batch, "user")[batch.target_window])
@@ -158,9 +167,15 @@ class DenseRanker(nn.Module):
         labels = context[:, :0] if self.labels is None else self.labels(context)
         return A2GenOutput(steps, draft, labels, context, tables)
 
-    def occurrence(self, output: A2GenOutput, prune: float) -> Occurrence:
+    def encode_actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+        """[keys, dim] what users did inside the impressions that targets may see; of no target's concern."""
+        looked_up = {name: jagged.values() for name, jagged in rows.items()}
+        key = self._concatenate(looked_up, batch, "item", "context")[batch.key]
+        return self._encode_actions(StepEmbeddings(looked_up[ACTION], looked_up[TIME]), key, batch)
+
+    def occurrence(self, output: A2GenOutput, max_error: float) -> Occurrence:
         """Whether and when each action happens, for every target of ``output``."""
-        return occurrence(self.generator, output.context, output.tables, self.timed, prune)
+        return occurrence(self.generator, output.context, output.tables, self.timed, max_error)
 
     def decode(self, output: A2GenOutput, width: int) -> Decoded:
         """The most probable action sequences of every target of ``output``."""
@@ -170,27 +185,18 @@ class DenseRanker(nn.Module):
         names = [name for level in levels for name in self.features[level]]
         return torch.cat([looked_up[name][batch.index[name]] for name in names], dim=-1)
 
-    def _history(
-        self,
-        looked_up: dict[str, Tensor],
-        tables: StepEmbeddings,
-        item: Tensor,
-        target: Tensor,
-        batch: WindowBatch,
-    ) -> Tensor:
-        buckets, config = self.config.time_buckets, self.config
-        time = tables.time[log_bucket(batch.offset_s, buckets, config.max_offset_s)]
-        tokens = torch.cat([time, tables.action[batch.action]], dim=-1)
-        actions = self.encoder.encode_actions(tokens, item, batch.sequences)
-        gap = looked_up[GAP][log_bucket(gap_s(batch), buckets, config.max_gap_s)]
-        return self.encoder(item, actions, gap, target, self._layout(batch))
+    def _encode_actions(self, tables: StepEmbeddings, key: Tensor, batch: WindowBatch) -> Tensor:
+        offset_s, action = batch.offset_s[batch.key_token], batch.action[batch.key_token]
+        time = tables.time[log_bucket(offset_s, self.config.time_buckets, self.config.max_offset_s)]
+        return self.encoder.encode_actions(torch.cat([time, tables.action[action]], dim=-1), key, batch.sequences)
 
     def _layout(self, batch: WindowBatch) -> WindowLayout:
         """A target sees the ``history`` impressions right before ``history_end``, of those the ones that had ended."""
-        column = torch.arange(batch.shape[1], device=batch.column.device)
+        column = torch.arange(batch.key_shape[1], device=batch.key_column.device)
 
         def in_windows(values: Tensor, fill: int) -> Tensor:
-            return values.new_full(batch.shape, fill).index_put((batch.window, batch.column), values)[:, None]
+            at_keys = (batch.key_window, batch.key_column)
+            return values.new_full(batch.key_shape, fill).index_put(at_keys, values[batch.key])[:, None]
 
         def at_targets(values: Tensor) -> Tensor:
             return pad(values, batch.target_window, batch.target_column, batch.target_shape)[..., None]
@@ -212,9 +218,9 @@ class DenseRanker(nn.Module):
                 each.append((in_windows(ids, 0) == target) & (target != 0))  # unknown values match nothing
             matches = torch.stack(each, dim=-1)
         return WindowLayout(
-            batch.window,
-            batch.column,
-            batch.shape,
+            batch.key_window,
+            batch.key_column,
+            batch.key_shape,
             batch.target_window,
             batch.target_column,
             batch.target_shape,
@@ -225,6 +231,7 @@ class DenseRanker(nn.Module):
 
 
 def gap_s(batch: WindowBatch) -> Tensor:
-    """[impressions] seconds since the impression before in the window; NaN for the first."""
-    seconds = torch.diff(batch.ts_ms, prepend=batch.ts_ms[:1]).float() / 1000
-    return seconds.masked_fill(batch.column == 0, torch.nan)
+    """[keys] seconds since the impression before in the window; NaN for the first."""
+    began = batch.ts_ms[batch.key]
+    seconds = torch.diff(began, prepend=began[:1]).float() / 1000
+    return seconds.masked_fill(batch.key_column == 0, torch.nan)

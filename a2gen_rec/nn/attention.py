@@ -26,6 +26,18 @@ class Cache(NamedTuple):
     value: Tensor
 
 
+class Asked(NamedTuple):
+    """What contexts contribute, whatever the sequence: C, its part of the queries (both [m, dim]), gate [m, heads]."""
+
+    context: Tensor
+    query: Tensor
+    gate: Tensor
+
+    def select(self, index: Tensor) -> "Asked":
+        """Of the contexts ``index`` (repetition allowed)."""
+        return Asked(*(part[index] for part in self))
+
+
 class ContextAwareAttention(nn.Module):
     """Multi-head attention over a sequence, asked by a context.
 
@@ -76,34 +88,36 @@ class ContextAwareAttention(nn.Module):
         Returns:
             [m, n, dim]
         """
-        s, c = self.sequence(x), self.context(context)
+        s, asked = self.sequence(x), self.ask(context)
         key, value = self._split(self.key(s)), self._split(self.value(s))
-        logits = self._query(s, c) @ key.transpose(-1, -2)
+        logits = self._query(s, asked) @ key.transpose(-1, -2)
         allowed = None if mask is None else mask[:, None, None, :]
         if causal:
             n = x.shape[1]
             lower = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
             allowed = lower if allowed is None else allowed & lower
-        attended = _softmax(logits, allowed) @ value
-        out = self._mix(attended.transpose(1, 2), self._gate(context)[:, None]) + c[:, None]
-        return self.block(out + s if self.residual == "both" else out)
+        return self._answer(_softmax(logits, allowed) @ value, s, asked)
 
-    def step(self, x: Tensor, context: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+    def ask(self, context: Tensor) -> Asked:
+        """What contexts [m, d_context] contribute to every :meth:`step`."""
+        c = self.context(context)
+        return Asked(c, self.query_context(c), torch.softmax(self.gate(context), dim=-1))
+
+    def step(self, x: Tensor, asked: Asked, cache: Cache | None) -> tuple[Tensor, Cache]:
         """The causal :meth:`forward`'s output at one more position.
 
         Args:
-            x: [m, d_sequence] token of this position; context: [m, d_context]; cache: of the earlier positions.
+            x: [m, d_sequence] token of this position; asked: by the m contexts; cache: of the earlier positions.
 
         Returns:
             [m, dim] and the cache including this position.
         """
-        s, c = self.sequence(x)[:, None], self.context(context)
+        s = self.sequence(x)[:, None]
         key, value = self._split(self.key(s)), self._split(self.value(s))
         if cache is not None:
             key, value = torch.cat([cache.key, key], dim=2), torch.cat([cache.value, value], dim=2)
-        attended = torch.softmax(self._query(s, c) @ key.transpose(-1, -2), dim=-1) @ value
-        out = self._mix(attended.transpose(1, 2), self._gate(context)[:, None]) + c[:, None]
-        return self.block(out + s if self.residual == "both" else out).squeeze(1), Cache(key, value)
+        attended = torch.softmax(self._query(s, asked) @ key.transpose(-1, -2), dim=-1) @ value
+        return self._answer(attended, s, asked).squeeze(1), Cache(key, value)
 
     def pooled(
         self,
@@ -126,30 +140,32 @@ class ContextAwareAttention(nn.Module):
         Returns:
             [m, T, dim]
         """
-        s, c = self.sequence(x), self.context(context)
-        key = self._split(self.key(s))
-        shared = self._split(self.query_sequence(s)) / self.d_head**0.5 @ key.transpose(-1, -2)
-        asked = self._split(self.query_context(c)) / self.d_head**0.5 @ key.transpose(-1, -2)
+        s, asked = self.sequence(x), self.ask(context)
+        key = self._split(self.key(s)).transpose(-1, -2)
+        shared = self._split(self.query_sequence(s)) / self.d_head**0.5 @ key
+        wanted = self._split(asked.query) / self.d_head**0.5 @ key
         if bias is not None:
-            asked = asked + bias
-        weights = (factorised_weights if form == "factorised" else direct_weights)(shared, asked, mask)
-        attended = weights @ self._split(self.value(s))
-        out = self._mix(attended.transpose(1, 2), self._gate(context)) + c
+            wanted = wanted + bias
+        weights = (factorised_weights if form == "factorised" else direct_weights)(shared, wanted, mask)
+        attended = weights.to(s.dtype) @ self._split(self.value(s))
+        out = self._mix(attended.transpose(1, 2), asked.gate) + asked.context
         if self.residual == "both":
             seen = mask.to(s.dtype)
             out = out + seen @ s / seen.sum(-1, keepdim=True).clamp(min=1)
         return self.block(out)
 
-    def _query(self, s: Tensor, c: Tensor) -> Tensor:
-        """Scaled queries [m, heads, n, d_head] of positions s [m, n, dim] under one context c [m, dim]."""
-        return self._split(self.query_sequence(s) + self.query_context(c)[:, None]) / self.d_head**0.5
+    def _query(self, s: Tensor, asked: Asked) -> Tensor:
+        """Scaled queries [m, heads, n, d_head] of positions s [m, n, dim] under m contexts."""
+        return self._split(self.query_sequence(s) + asked.query[:, None]) / self.d_head**0.5
+
+    def _answer(self, attended: Tensor, s: Tensor, asked: Asked) -> Tensor:
+        """Output [m, n, dim] of positions s [m, n, dim], given their attention [m, heads, n, d_head]."""
+        out = self._mix(attended.transpose(1, 2), asked.gate[:, None]) + asked.context[:, None]
+        return self.block(out + s if self.residual == "both" else out)
 
     def _split(self, x: Tensor) -> Tensor:
         """[m, n, dim] -> [m, heads, n, d_head]"""
         return x.unflatten(-1, (self.heads, self.d_head)).transpose(1, 2)
-
-    def _gate(self, context: Tensor) -> Tensor:
-        return torch.softmax(self.gate(context), dim=-1)
 
     def _mix(self, attended: Tensor, gate: Tensor) -> Tensor:
         """[m, n, heads, d_head], gate broadcastable to [m, n, heads] -> [m, n, dim]"""

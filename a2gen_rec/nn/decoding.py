@@ -1,7 +1,8 @@
 """Reading a generator: whether and when each action happens, and whole sequences (METHODS §4 [ours]).
 
 Ranking needs the probability that an action happens at all, which no teacher-forced logit tells. For the explicit
-form it is summed over the tree of emitted prefixes, pruned by mass; for the implicit form it is in closed form.
+form it is summed over the tree of emitted prefixes, pruned within a bound on the error; for the implicit form it is
+in closed form.
 """
 
 from dataclasses import dataclass
@@ -32,24 +33,25 @@ class Occurrence:
 
 @torch.no_grad()
 def occurrence(
-    generator: Generator, context: Tensor, tables: StepEmbeddings, timed: Tensor, prune: float = 1e-4
+    generator: Generator, context: Tensor, tables: StepEmbeddings, timed: Tensor, max_error: float = 1e-3
 ) -> Occurrence:
     """Probability and expected time of every action.
 
     Args:
         context: [n, d_context].
         timed: [actions] bool, whether the log records the action's time; else it is emitted as "missing".
-        prune: explicit form: prefixes below this probability are not expanded; 0 expands the whole tree.
+        max_error: explicit form: bound on every ``remainder``; 0 expands the whole tree.
     """
     if isinstance(generator, ImplicitGenerator):
         return _closed_form(generator, context)
     assert isinstance(generator, ExplicitGenerator)
-    return _expand_tree(generator, context, tables, timed, prune)
+    return _expand_tree(generator, context, tables, timed, max_error)
 
 
 def _expand_tree(
-    generator: ExplicitGenerator, context: Tensor, tables: StepEmbeddings, timed: Tensor, prune: float
+    generator: ExplicitGenerator, context: Tensor, tables: StepEmbeddings, timed: Tensor, max_error: float
 ) -> Occurrence:
+    """Level by level. Of n children at one level, those below 1/n of what a context may still lose are dropped."""
     n, actions, last = len(context), generator.actions, generator.exit
     probability = context.new_zeros(n, actions)
     time_mass = context.new_zeros(n, actions)
@@ -61,13 +63,14 @@ def _expand_tree(
     offset = context.new_zeros(n)
     state = generator.begin(context)
     while len(owner):
-        steps, state = generator.step(action, offset, context[owner], state, tables)
+        steps, state = generator.step(action, offset, state, tables)
         child = mass[:, None] * torch.softmax(steps.logits, dim=-1)
         # Every sequence through a child contains its action, so a child counts whether or not it is expanded.
         probability.index_add_(0, owner, child)
         time_mass.index_add_(0, owner, child * steps.time)
         child[:, last] = 0
-        expand = child >= prune if prune > 0 else child > 0
+        children = context.new_zeros(n).index_add_(0, owner, (child > 0).sum(1).to(child.dtype))
+        expand = child > ((max_error - remainder) / children.clamp(min=1))[owner, None]
         remainder.index_add_(0, owner, child.masked_fill(expand, 0).sum(1))
         parent, action = expand.nonzero(as_tuple=True)
         mass = child[parent, action]
@@ -181,7 +184,7 @@ class _Reader:
     """The next step's predictions of many growing prefixes, for either form of generator."""
 
     def __init__(self, generator: Generator, context: Tensor, tables: StepEmbeddings, timed: Tensor) -> None:
-        self.generator, self.context, self.tables, self.timed = generator, context, tables, timed
+        self.generator, self.tables, self.timed = generator, tables, timed
         self.action = torch.zeros(len(context), dtype=torch.long, device=context.device)
         self.offset = context.new_zeros(len(context))
         self.emitted = torch.zeros(len(context), generator.actions, dtype=torch.bool, device=context.device)
@@ -193,7 +196,7 @@ class _Reader:
     def next(self, place: int) -> Steps:
         generator = self.generator
         if isinstance(generator, ExplicitGenerator):
-            steps, self.state = generator.step(self.action, self.offset, self.context, self.state, self.tables)
+            steps, self.state = generator.step(self.action, self.offset, self.state, self.tables)
             return steps
         scale = self.draft.log_scale
         return Steps(

@@ -30,11 +30,11 @@ def log_bucket(seconds: Tensor, buckets: int, largest: float) -> Tensor:
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """Where flat impressions and targets lie in padded windows.
+    """Where flat keys (the impressions that targets may see) and targets lie in padded windows.
 
     Attributes:
-        row, column: [impressions] window, and place within it.
-        shape: (windows, impressions of the longest).
+        row, column: [keys] window, and place within it.
+        shape: (windows, most keys of one).
         target_row, target_column: [targets] window, and place among its targets.
         target_shape: (windows, most targets of one).
         visible: [windows, most targets, longest] bool, the impressions each target may see.
@@ -93,11 +93,11 @@ class HierarchicalEncoder(nn.Module):
         """Action level, at the cost of the real tokens.
 
         Args:
-            tokens: [tokens, 2·dim] ``[time-bucket ‖ action]`` embeddings, impressions one after another.
-            item: [impressions, d_item]; groups: of the impressions' action sequences.
+            tokens: [tokens, 2·dim] ``[time-bucket ‖ action]`` embeddings, keys one after another.
+            item: [keys, d_item]; groups: of the keys' action sequences.
 
         Returns:
-            [impressions, dim]
+            [keys, dim], whatever the target: what serving may keep between requests.
         """
 
         def piece(x: Tensor, context: Tensor) -> Tensor:
@@ -110,8 +110,8 @@ class HierarchicalEncoder(nn.Module):
         """Item level.
 
         Args:
-            item: [impressions, d_item]; actions: [impressions, dim] from :meth:`encode_actions`.
-            gap: [impressions, dim] embedding of the time since the impression before.
+            item: [keys, d_item]; actions: [keys, dim] from :meth:`encode_actions`.
+            gap: [keys, dim] embedding of the time since the impression before.
             target: [targets, d_item] features of the targets.
 
         Returns:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from a2gen_rec.nn.attention import Cache, ContextAwareAttention, Residual
+from a2gen_rec.nn.attention import Asked, Cache, ContextAwareAttention, Residual
 from a2gen_rec.nn.encoder import log_bucket
 from a2gen_rec.ragged import LengthGroups
 
@@ -54,11 +54,13 @@ class GeneratorState:
     """Everything a prefix of emitted steps hands to its next step.
 
     Attributes:
+        asked: what the prefixes' contexts contribute to attention.
         cache: attention's keys and values; None before the first step.
         emitted: [prefixes, actions] bool.
         base: [prefixes, actions] log1p time reached by the prefix, the floor of the monotone head.
     """
 
+    asked: Asked
     cache: Cache | None
     emitted: Tensor
     base: Tensor
@@ -66,7 +68,7 @@ class GeneratorState:
     def select(self, index: Tensor) -> "GeneratorState":
         """The states of the prefixes ``index`` (repetition allowed)."""
         cache = None if self.cache is None else Cache(self.cache.key[index], self.cache.value[index])
-        return GeneratorState(cache, self.emitted[index], self.base[index])
+        return GeneratorState(self.asked.select(index), cache, self.emitted[index], self.base[index])
 
     def reach(self, action: Tensor, time: Tensor) -> "GeneratorState":
         """Note that each prefix went on with ``action`` [prefixes] at ``time`` [prefixes, actions] log1p."""
@@ -214,30 +216,30 @@ class ExplicitGenerator(Generator):
     def begin(self, context: Tensor) -> GeneratorState:
         """The state before ``start`` is emitted, for contexts [n, d_context]."""
         emitted = torch.zeros(len(context), self.actions, dtype=torch.bool, device=context.device)
-        return GeneratorState(None, emitted, context.new_zeros(len(context), self.actions))
+        base = context.new_zeros(len(context), self.actions)
+        return GeneratorState(self.attention.ask(context), None, emitted, base)
 
     def step(
         self,
         action: Tensor,
         offset_s: Tensor,
-        context: Tensor,
         state: GeneratorState,
         tables: StepEmbeddings,
     ) -> tuple[Steps, GeneratorState]:
         """Emit one step and predict the next.
 
         Args:
-            action, offset_s: [prefixes] the step just emitted; context: [prefixes, d_context].
+            action, offset_s: [prefixes] the step just emitted; state: of the prefixes before it.
 
         Returns:
             Steps of shape [prefixes, actions] and the new state.
         """
-        hidden, cache = self.attention.step(self._embed(action, offset_s, tables), context, state.cache)
+        hidden, cache = self.attention.step(self._embed(action, offset_s, tables), state.asked, state.cache)
         emitted = state.emitted | F.one_hot(action, self.actions).bool()
         steps = self.heads(hidden, emitted)
         if self.heads.monotone:
             steps = steps._replace(time=state.base + steps.time)
-        return steps, GeneratorState(cache, emitted, state.base)
+        return steps, GeneratorState(state.asked, cache, emitted, state.base)
 
     def _embed(self, action: Tensor, offset_s: Tensor, tables: StepEmbeddings) -> Tensor:
         bucket = log_bucket(offset_s, len(tables.time), self.max_offset_s)

@@ -26,14 +26,12 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def ranking_table(ranking: "Ranking", top: int) -> Table:
-    """The first ``top`` candidates of a ranking, each with its most probable timeline."""
-    shown = ranking.candidates[:top]
+def ranking_table(ranking: "Ranking") -> Table:
+    """The candidates of a ranking, each with its most probable timeline."""
+    shown = ranking.candidates
     names = list(shown[0].probability) if shown else []
     watched = any(candidate.expected_watch_s is not None for candidate in shown)
-    table = _table(
-        f"user {ranking.user}: best {len(shown):,} of {len(ranking.candidates):,} candidates", _about(ranking)
-    )
+    table = titled_table(f"user {ranking.user}: best {len(shown):,} of {ranking.ranked:,} candidates", _about(ranking))
     table.add_column("#", justify="right")
     table.add_column("item", overflow="fold")
     for name in [*names, "watch"] if watched else names:
@@ -51,7 +49,7 @@ def ranking_table(ranking: "Ranking", top: int) -> Table:
 def _actions_table(result: Mapping[str, Any]) -> Table:
     reference = result["reference"]["item_rate"]
     oracle = result["reference"].get("oracle", {})
-    table = _table(f"actions and labels: {result['split']}, {result['targets']:,} targets", _summary(result))
+    table = titled_table(f"actions and labels: {result['split']}, {result['targets']:,} targets", _summary(result))
     table.add_column("", no_wrap=True)
     headers = ["posi-\ntives", "AUC", "item-rate\nAUC"]
     headers += ["oracle\nAUC", "gap\nclosed"] if oracle else []
@@ -72,7 +70,7 @@ def _actions_table(result: Mapping[str, Any]) -> Table:
 
 def _times_table(result: Mapping[str, Any]) -> Table:
     median = result["reference"].get("median_time", {})
-    table = _table("times: mean absolute error", "bold: better than the training median")
+    table = titled_table("times: mean absolute error", "bold: better than the training median")
     table.add_column("", no_wrap=True)
     headers = ["count", "log1p s", "median's\nlog1p s", "seconds", "median's\nseconds"]
     for header in headers:
@@ -155,7 +153,7 @@ def _against(
     return Text(_number(value, digits), style=BETTER if better else "")
 
 
-def _table(title: str, caption: str = "") -> Table:
+def titled_table(title: str, caption: str = "") -> Table:
     """An empty table; names in ``title`` and ``caption`` are taken as they are, not as markup."""
     return Table(
         title=Text(f"\n{title}", style="bold"),

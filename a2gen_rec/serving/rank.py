@@ -25,8 +25,6 @@ ITEMS = "items.parquet"
 WATCH = "watch"
 POPULAR = 100
 BEAMS = 8
-# The window's attention is quadratic in history and candidates together: more candidates take more windows.
-CANDIDATES_PER_WINDOW = 256
 
 
 @dataclass(frozen=True)
@@ -53,24 +51,23 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Candidates for one user, best first.
+    """The best candidates for one user.
 
     Attributes:
         user: raw identifier; ``user_known``: whether the dataset has any impression of this user.
         history: past impressions the ranking rests on.
         by: ``watch`` (expected watch time) or the action or label whose probability orders the candidates.
+        ranked: candidates there were; unknown_items: those of them that the dataset does not have.
+        candidates: the best of them, best first.
     """
 
     user: str
     user_known: bool
     history: int
     by: str
+    ranked: int
+    unknown_items: int
     candidates: list[Candidate]
-
-    @property
-    def unknown_items(self) -> int:
-        """Candidates that the dataset does not have."""
-        return sum(not candidate.known for candidate in self.candidates)
 
 
 @dataclass(frozen=True)
@@ -81,12 +78,10 @@ class Items:
     known: np.ndarray
     rows: dict[str, np.ndarray]
 
-    def part(self, begin: int, end: int) -> "Items":
-        rows = {name: values[begin:end] for name, values in self.rows.items()}
-        return Items(self.raw[begin:end], self.known[begin:end], rows)
 
-
-def rank(run: str, user: str, candidates: str = "", by: str = "", data: str = "", device: Device = "auto") -> Ranking:
+def rank(
+    run: str, user: str, candidates: str = "", by: str = "", top: int = 10, data: str = "", device: Device = "auto"
+) -> Ranking:
     """Rank candidates for a user by a run's best checkpoint, right after the user's last impression.
 
     Args:
@@ -95,6 +90,7 @@ def rank(run: str, user: str, candidates: str = "", by: str = "", data: str = ""
         candidates: file of raw item identifiers, one a line; by default the items most shown in training.
         by: ``watch`` or an action or label; by default ``watch``, or the first of them where the log does not
             record watch times.
+        top: how many of the best to return.
         data: dataset folder; by default the run's own.
 
     Raises:
@@ -108,13 +104,8 @@ def rank(run: str, user: str, candidates: str = "", by: str = "", data: str = ""
         window = latest_window(opened.data, card, user)
         history = no_history(card) if window is None else window
         seen = min(len(history.ts_ms), opened.built.model.ranker.history)
-        parts = [
-            score(opened, history, items.part(begin, begin + CANDIDATES_PER_WINDOW))
-            for begin in range(0, len(items.raw), CANDIDATES_PER_WINDOW)
-        ]
-    scored = [candidate for part in parts for candidate in part]
-    scored.sort(key=lambda candidate: _value(candidate, by), reverse=True)  # stable: equals stay as given
-    return Ranking(user, window is not None, seen, by, scored)
+        best = best_candidates(opened, history, items, by, top)
+    return Ranking(user, window is not None, seen, by, len(items.raw), int((~items.known).sum()), best)
 
 
 def read_candidates(file: str) -> list[str]:
@@ -256,23 +247,27 @@ def with_candidates(history: WindowColumns, items: Items, card: DatasetCard) -> 
 
 
 @torch.no_grad()
-def score(opened: OpenRun, history: WindowColumns, items: Items) -> list[Candidate]:
-    """Predictions for items after ``history`` (one window), in the order of the items."""
-    card, config, built = opened.card, opened.config, opened.built
+def best_candidates(opened: OpenRun, history: WindowColumns, items: Items, by: str, top: int) -> list[Candidate]:
+    """The best ``top`` of the items after ``history`` (one window)."""
+    card = opened.card
     columns = with_candidates(history, items, card)
-    whole = whole_tables(card, config.model)
-    batch = collate(columns, np.zeros(1, np.int64), whole, config.loader.dedup, candidates=True)
-    built.dmp.eval()
-    _, (_, output) = built.dmp(batch.to(opened.process.device))
-    what = built.model.ranker.occurrence(output, config.evaluate.prune)
+    whole = whole_tables(card, opened.config.model)
+    batch = collate(columns, np.zeros(1, np.int64), whole, opened.config.loader.dedup, candidates=True)
+    opened.built.dmp.eval()
+    _, (_, output) = opened.built.dmp(batch.to(opened.process.device))
+    ranker = opened.built.model.ranker
+    what = ranker.occurrence(output, opened.config.evaluate.max_error)
     names = [*card.events, *card.labels]
-    probability = torch.cat([what.probability[:, 1:-1], output.label_logits.sigmoid()], 1).tolist()
-    watch_s = torch.expm1(what.time[:, -1]).clamp(min=0).tolist() if EXIT in card.timed else [None] * len(items.raw)
-    likely = timelines(built.model.ranker.decode(output, BEAMS), card)
+    probability = torch.cat([what.probability[:, 1:-1], output.label_logits.sigmoid()], 1)
+    value = what.time[:, -1] if by == WATCH else probability[:, names.index(by)]
+    best = value.argsort(descending=True, stable=True)[:top]
+    watch_s = torch.expm1(what.time[best, -1]).clamp(min=0).tolist() if EXIT in card.timed else [None] * len(best)
+    # Whole sequences cost more than all else: only what is shown gets one.
+    likely = timelines(ranker.decode(replace(output, context=output.context[best]), BEAMS), card)
     return [
-        Candidate(item, known, dict(zip(names, chances, strict=True)), watch, *timeline)
-        for item, known, chances, watch, timeline in zip(
-            items.raw, items.known.tolist(), probability, watch_s, likely, strict=True
+        Candidate(items.raw[place], bool(items.known[place]), dict(zip(names, chances, strict=True)), watch, *timeline)
+        for place, chances, watch, timeline in zip(
+            best.tolist(), probability[best].tolist(), watch_s, likely, strict=True
         )
     ]
 
@@ -287,12 +282,6 @@ def timelines(decoded: Decoded, card: DatasetCard) -> list[tuple[list[tuple[str,
         steps = [(card.actions[code], time) for code, time in zip(codes, times, strict=True) if code >= 0]
         found.append(([start, *((name, time if name in card.timed else None) for name, time in steps)], probability))
     return found
-
-
-def _value(candidate: Candidate, by: str) -> float:
-    if by == WATCH and candidate.expected_watch_s is not None:
-        return candidate.expected_watch_s
-    return candidate.probability[by]
 
 
 def _read_items(data: str, card: DatasetCard, rows: pc.Expression) -> pa.Table:

@@ -40,7 +40,7 @@ def evaluate(
         being the card's actions without ``start`` and ``exit``, and its labels; times include ``exit``.
     """
     batches = evaluation_batches(data, split, card, config, process, with_oracle=True)
-    predictions, sums = predict(built, batches, card, config.evaluate.prune)
+    predictions, sums = predict(built, batches, card, config.evaluate.max_error)
     if not process.leads:
         return {}
     return report(predictions, sums, data, split, card, config)

@@ -52,12 +52,14 @@ class Sums:
 
 
 @torch.no_grad()
-def predict(built: Built, batches: Iterable[WindowBatch], card: DatasetCard, prune: float) -> tuple[Predictions, Sums]:
+def predict(
+    built: Built, batches: Iterable[WindowBatch], card: DatasetCard, max_error: float
+) -> tuple[Predictions, Sums]:
     """Run the model over agreed batches. All ranks call it; rank 0 gets all rows, the others their own.
 
     Args:
         batches: on every rank the same number, with global counts.
-        prune: prefixes below this probability are not expanded.
+        max_error: bound on the probability of sequences that are not followed to their end.
     """
     was_training = built.dmp.training
     built.dmp.eval()
@@ -72,7 +74,7 @@ def predict(built: Built, batches: Iterable[WindowBatch], card: DatasetCard, pru
         sums += batch_sums.double().cpu()
         counts = batch.counts.cpu() if counts is None else counts + batch.counts.cpu()
         backwards += _backwards(output, batch).cpu()
-        parts.append(_rows(built, output, batch, card, prune))
+        parts.append(_rows(built, output, batch, card, max_error))
     built.dmp.train(was_training)
     dist.all_reduce(sums)
     dist.all_reduce(backwards)
@@ -99,8 +101,8 @@ def _step_owner(batch: WindowBatch) -> Tensor:
     return begins.cumsum(0) - 1
 
 
-def _rows(built: Built, output: A2GenOutput, batch: WindowBatch, card: DatasetCard, prune: float) -> Predictions:
-    what = built.model.ranker.occurrence(output, prune)
+def _rows(built: Built, output: A2GenOutput, batch: WindowBatch, card: DatasetCard, max_error: float) -> Predictions:
+    what = built.model.ranker.occurrence(output, max_error)
     happened, time = observed(batch, len(card.actions))
 
     def host(values: Tensor) -> np.ndarray:

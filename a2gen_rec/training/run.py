@@ -60,8 +60,15 @@ def open_run(run: str, data: str = "", device: Device = "auto") -> Iterator[Open
 
 
 def restore_config(saved: dict[str, Any]) -> Config:
-    """The configuration a checkpoint was written with."""
-    return Config(**{section.name: section.type(**saved[section.name]) for section in fields(Config)})  # type: ignore[operator]
+    """The configuration a checkpoint was written with.
+
+    Raises:
+        UserError: it has settings that this version does not.
+    """
+    try:
+        return Config(**{section.name: section.type(**saved[section.name]) for section in fields(Config)})  # type: ignore[operator]
+    except TypeError as error:
+        raise UserError(f"the run was saved by another version of a2gen_rec: {error}") from error
 
 
 def evaluate_run(run: str, split: str, data: str, config: EvaluateConfig, device: Device = "auto") -> dict[str, Any]:

@@ -167,7 +167,7 @@ class Trainer:
     def _validate(self, pipeline: TrainPipelineSparseDist, progress: Progress) -> None:
         pipeline.detach()
         batches = evaluation_batches(self.data, "valid", self.card, self.config, self.process, with_oracle=False)
-        predictions, sums = predict(self.built, batches, self.card, self.config.evaluate.prune)
+        predictions, sums = predict(self.built, batches, self.card, self.config.evaluate.max_error)
         metrics = {}
         if self.process.leads:
             terms = means(sums.loss, sums.counts)

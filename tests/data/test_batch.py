@@ -17,8 +17,18 @@ from a2gen_rec.ragged import LengthGroups
 
 CARD = make_card(labels=("click", "long_view"))
 WHOLE = whole(CARD, small_config())
-WHOLE_NUMBERS = ("user_key", "lengths", "first_target", "window", "column", "ts_ms", "end_ms", "action", "target")
-WHOLE_NUMBERS += ("target_window", "target_column", "history_end", "step", "step_label")
+WHOLE_NUMBERS = ("user_key", "lengths", "first_target", "ts_ms", "end_ms", "action", "target")
+WHOLE_NUMBERS += (
+    "key",
+    "key_window",
+    "key_column",
+    "key_token",
+    "target_window",
+    "target_column",
+    "history_end",
+    "step",
+    "step_label",
+)
 FRACTIONS = ("offset_s", "step_time", "labels", "oracle")
 ROWS = {
     "all": np.arange(20),
@@ -50,18 +60,23 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ca
         out["first_target"].append(first)
         for name, values in columns.user_ids.items():
             ids[name].append(int(values[row]))
+        seen = 0 if first == length else first if candidates else length - 1
         for column in range(length):
             flat = int(columns.starts[row]) + column
-            out["window"].append(place)
-            out["column"].append(column)
             for name in ("ts_ms", "end_ms"):
                 out[name].append(int(getattr(columns, name)[flat]))
             for name, values in columns.impression_ids.items():
                 ids[name].append(int(values[flat]))
             begin, many = int(columns.action_starts[flat]), int(columns.action_lengths[flat])
             codes, times = columns.action[begin : begin + many].tolist(), columns.offset_s[begin : begin + many]
+            if column < seen:
+                out["key"].append(len(out["ts_ms"]) - 1)
+                out["key_window"].append(place)
+                out["key_column"].append(column)
+                out["key_token"] += range(len(out["action"]), len(out["action"]) + many)
+                out["sequences"].append(many)
             if column >= first:
-                out["target"].append(len(out["window"]) - 1)
+                out["target"].append(len(out["ts_ms"]) - 1)
                 out["target_window"].append(place)
                 out["target_column"].append(column - first)
                 out["history_end"].append(first if candidates else column)
@@ -77,7 +92,6 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ca
                 counts["timed_steps"] += sum(known)
                 counts["ordered_pairs"] += sum(a and b for a, b in itertools.pairwise(known))
                 counts["labels"] += sum(not math.isnan(label) for label in columns.labels[flat])
-            out["sequences"].append(many)
             out["action"] += codes
             out["offset_s"] += times.tolist()
     return {**out, "ids": ids, "counts": [counts[name] for name in COUNTS]}
@@ -111,7 +125,8 @@ def assert_batch(batch: WindowBatch, expected: dict) -> None:
     assert_groups(batch.sequences, expected["sequences"])
     assert_groups(batch.steps, expected["steps"])
     assert batch.counts.tolist() == expected["counts"]
-    assert batch.shape == (len(expected["lengths"]), max(expected["lengths"], default=0))
+    keys = [expected["key_window"].count(window) for window in range(len(expected["lengths"]))]
+    assert batch.key_shape == (len(expected["lengths"]), max(1, *keys))
     targets = [expected["target_window"].count(window) for window in range(len(expected["lengths"]))]
     assert batch.target_shape == (len(expected["lengths"]), max(targets, default=0))
     assert batch.position is None
@@ -184,7 +199,8 @@ def test_to_moves_every_tensor_and_keeps_the_rest(columns: WindowColumns) -> Non
     moved = batch.to(torch.device("meta"))
     assert tensors(moved).keys() == tensors(batch).keys()
     assert {value.device.type for value in tensors(moved).values()} == {"meta"}
-    assert (moved.shape, moved.target_shape, moved.position) == (batch.shape, batch.target_shape, {"epoch": 3})
+    assert (moved.key_shape, moved.target_shape) == (batch.key_shape, batch.target_shape)
+    assert moved.position == {"epoch": 3}
     assert moved.steps.sizes == batch.steps.sizes
     same = batch.to(torch.device("cpu"))
     for name, value in tensors(same).items():

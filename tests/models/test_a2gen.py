@@ -51,7 +51,7 @@ def batch_of(columns: WindowColumns, rows: np.ndarray, config: Config, dedup: bo
 
 def predictions(model: A2Gen, output: A2GenOutput) -> torch.Tensor:
     """Everything a target's user sees, one row per target."""
-    what = model.ranker.occurrence(output, prune=0.0)
+    what = model.ranker.occurrence(output, max_error=0.0)
     return torch.cat([what.probability, torch.nan_to_num(what.time), output.label_logits, output.context], 1)
 
 

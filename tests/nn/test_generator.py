@@ -167,7 +167,7 @@ def test_steps_one_by_one_equal_teacher_forcing(options: dict, mlp_ratio: float)
         state = generator.begin(context[t : t + 1])
         for row in (target == t).nonzero().flatten():
             one = slice(row, row + 1)
-            steps, state = generator.step(action[one], offset[one], context[t : t + 1], state, tables)
+            steps, state = generator.step(action[one], offset[one], state, tables)
             assert_same(steps, Steps(*(None if part is None else part[one] for part in forced)))
             state = state.reach(label[one], steps.time)
 
@@ -185,10 +185,10 @@ def test_selected_states_go_on_independently() -> None:
     tables, context = tables_and_context()
     context = context[:3]
     start = torch.zeros(3, dtype=torch.long)
-    steps, state = generator.step(start, torch.zeros(3, dtype=torch.float64), context, generator.begin(context), tables)
+    steps, state = generator.step(start, torch.zeros(3, dtype=torch.float64), generator.begin(context), tables)
     pick, follow = torch.tensor([2, 0, 2]), torch.tensor([1, 3, 2])
     offset = torch.tensor([1.0, math.nan, 7.0], dtype=torch.float64)
-    both, _ = generator.step(follow, offset, context[pick], state.select(pick).reach(follow, steps.time[pick]), tables)
+    both, _ = generator.step(follow, offset, state.select(pick).reach(follow, steps.time[pick]), tables)
     for place, origin in enumerate(pick.tolist()):
         action = torch.tensor([0, follow[place]])
         label = torch.tensor([follow[place], EXIT])
