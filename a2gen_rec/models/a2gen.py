@@ -18,22 +18,31 @@ from a2gen_rec.sharding.tables import ACTION, GAP, TIME, table_rows, whole_table
 
 
 @dataclass(frozen=True)
-class A2GenOutput:
-    """Predictions for the targets of a batch.
+class Encoded:
+    """The targets of a batch, before anything happens in them.
+
+    Attributes:
+        context: [targets, d_context] of the generator, from which sequences are decoded.
+        tables: the small tables that decoding reads.
+        label_logits: [targets, labels].
+    """
+
+    context: Tensor
+    tables: StepEmbeddings
+    label_logits: Tensor
+
+
+@dataclass(frozen=True)
+class A2GenOutput(Encoded):
+    """Predictions for the targets of a batch, given what happened in them.
 
     Attributes:
         steps: teacher-forced predictions of every next step, [steps, actions].
         draft: the implicit generator's draft of them; None for the explicit form.
-        label_logits: [targets, labels].
-        context: [targets, d_context] of the generator, from which sequences are decoded.
-        tables: the small tables that decoding reads.
     """
 
     steps: Steps
     draft: Steps | None
-    label_logits: Tensor
-    context: Tensor
-    tables: StepEmbeddings
 
 
 class A2Gen(nn.Module):
@@ -67,6 +76,10 @@ class A2Gen(nn.Module):
     def forward(self, batch: WindowBatch) -> A2GenOutput:
         # Nothing but these two calls: training pipelines trace this method to overlap the lookups.
         return self.ranker(self.embeddings(batch.sparse), batch)
+
+    def encode(self, batch: WindowBatch, actions: Tensor | None = None) -> Encoded:
+        """Targets without their actions: all that ranking needs. ``actions``: as :meth:`DenseRanker.encode` takes."""
+        return self.ranker.encode(self.embeddings(batch.sparse), batch, actions)
 
 
 def _uniform(weight: Tensor, scale: float) -> Tensor:
@@ -142,8 +155,15 @@ class DenseRanker(nn.Module):
             nn.init.zeros_(last.weight)
             last.bias.copy_(torch.logit(rates, eps=1e-4))
 
-    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> A2GenOutput:
-        """Predictions for the targets of a batch.
+    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> A2GenOutput:
+        """Predictions for the targets of a batch, given the looked-up rows of every table."""
+        encoded = self.encode(rows, batch)
+        action, offset_s = batch.action[batch.step], batch.offset_s[batch.step]
+        steps, draft = self.generator(action, offset_s, batch.step_label, encoded.context, batch.steps, encoded.tables)
+        return A2GenOutput(encoded.context, encoded.tables, encoded.label_logits, steps, draft)
+
+    def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> Encoded:
+        """Targets without their actions.
 
         Args:
             rows: looked-up rows of every table.
@@ -161,11 +181,7 @@ class DenseRanker(nn.Module):
         if self.features["user"]:
             parts.insert(0, self._concatenate(looked_up, batch, "user")[batch.target_window])
         context = self.dropout(torch.cat(parts, dim=-1))
-        steps, draft = self.generator(
-            batch.action[batch.step], batch.offset_s[batch.step], batch.step_label, context, batch.steps, tables
-        )
-        labels = context[:, :0] if self.labels is None else self.labels(context)
-        return A2GenOutput(steps, draft, labels, context, tables)
+        return Encoded(context, tables, context[:, :0] if self.labels is None else self.labels(context))
 
     def encode_actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """[keys, dim] what users did inside the impressions that targets may see; of no target's concern."""
@@ -173,13 +189,13 @@ class DenseRanker(nn.Module):
         key = self._concatenate(looked_up, batch, "item", "context")[batch.key]
         return self._encode_actions(StepEmbeddings(looked_up[ACTION], looked_up[TIME]), key, batch)
 
-    def occurrence(self, output: A2GenOutput, max_error: float) -> Occurrence:
-        """Whether and when each action happens, for every target of ``output``."""
-        return occurrence(self.generator, output.context, output.tables, self.timed, max_error)
+    def occurrence(self, targets: Encoded, max_error: float) -> Occurrence:
+        """Whether and when each action happens in ``targets``."""
+        return occurrence(self.generator, targets.context, targets.tables, self.timed, max_error)
 
-    def decode(self, output: A2GenOutput, width: int) -> Decoded:
-        """The most probable action sequences of every target of ``output``."""
-        return decode(self.generator, output.context, output.tables, self.timed, "beam", width)
+    def decode(self, targets: Encoded, width: int) -> Decoded:
+        """The most probable action sequences of ``targets``."""
+        return decode(self.generator, targets.context, targets.tables, self.timed, "beam", width)
 
     def _concatenate(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: str) -> Tensor:
         names = [name for level in levels for name in self.features[level]]

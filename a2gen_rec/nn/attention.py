@@ -206,26 +206,28 @@ def direct_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
 def factorised_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
     """:func:`direct_weights` by three matrix products (METHODS §2.1 [ours]).
 
-    With E = exp(shared − max), F = exp(asked − max) on visible keys, the softmax denominators of all
-    (context, query) pairs are D = F Eᵀ, and the mean attention is F ⊙ ((M / D) E) / |M|. Pairs whose D nears
-    underflow, because the context's favourite keys are the query's least, are computed the direct way.
+    With E = exp(shared) and F = exp(asked) on visible keys, the softmax denominators of all (context, query) pairs
+    are D = F Eᵀ, and the mean attention is F ⊙ ((M / |M| / D) E). A row of E or F may have any scale, which D undoes:
+    both are softmaxes. Pairs whose D nears underflow, because the context's favourite keys are the query's least,
+    are computed the direct way.
     """
     seen = mask[:, None]
-    shared = shared.masked_fill(~mask.any(1)[:, None, None, :], -torch.inf)
-    asked = asked.masked_fill(~seen, -torch.inf)
-    e = torch.exp(shared - _finite_max(shared))
-    f = torch.exp(asked - _finite_max(asked))
+    lowest = torch.finfo(asked.dtype).min
+    e = torch.softmax(shared.masked_fill(~mask.any(1)[:, None, None, :], lowest), dim=-1)
+    f = torch.softmax(asked.masked_fill(~seen, lowest), dim=-1)
     denominator = f @ e.transpose(-1, -2)
     # The backward pass squares the denominator, so the floor is about the root of the smallest normal number.
     floor = torch.finfo(denominator.dtype).tiny ** 0.4
-    sound = seen & (denominator > floor)
-    inverse = torch.where(sound, 1 / torch.where(sound, denominator, 1), 0)
-    weights = f * (inverse @ e)
-    lost = seen & ~sound
-    if lost.any():
-        b, h, t, i = lost.nonzero(as_tuple=True)
-        weights = weights.index_put((b, h, t), torch.softmax(shared[b, h, i] + asked[b, h, t], -1), accumulate=True)
-    return weights / seen.sum(-1, keepdim=True).clamp(min=1)
+    lost = (denominator <= floor) & seen
+    share = seen / seen.sum(-1, keepdim=True).clamp(min=1).to(f.dtype)
+    wanted = share / denominator.clamp(min=floor)
+    if not lost.any():
+        return f * (wanted @ e)
+    weights = f * (wanted.masked_fill(lost, 0) @ e)
+    b, h, t, i = lost.nonzero(as_tuple=True)
+    logits = (shared[b, h, i] + asked[b, h, t]).masked_fill(~mask[b, t], lowest)
+    attention = torch.softmax(logits, dim=-1) * share[b, 0, t, i, None]
+    return weights.index_put((b, h, t), attention, accumulate=True)
 
 
 def _softmax(logits: Tensor, allowed: Tensor | None) -> Tensor:
@@ -234,8 +236,3 @@ def _softmax(logits: Tensor, allowed: Tensor | None) -> Tensor:
         return torch.softmax(logits, dim=-1)
     lowest = torch.finfo(logits.dtype).min
     return torch.softmax(logits.masked_fill(~allowed, lowest), dim=-1).masked_fill(~allowed, 0)
-
-
-def _finite_max(x: Tensor) -> Tensor:
-    """Maximum over the last axis, finite even where all of it is -inf, without gradient."""
-    return x.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).min)

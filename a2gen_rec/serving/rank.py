@@ -254,16 +254,16 @@ def best_candidates(opened: OpenRun, history: WindowColumns, items: Items, by: s
     whole = whole_tables(card, opened.config.model)
     batch = collate(columns, np.zeros(1, np.int64), whole, opened.config.loader.dedup, candidates=True)
     opened.built.dmp.eval()
-    _, (_, output) = opened.built.dmp(batch.to(opened.process.device))
+    targets = opened.built.model.encode(batch.to(opened.process.device))
     ranker = opened.built.model.ranker
-    what = ranker.occurrence(output, opened.config.evaluate.max_error)
+    what = ranker.occurrence(targets, opened.config.evaluate.max_error)
     names = [*card.events, *card.labels]
-    probability = torch.cat([what.probability[:, 1:-1], output.label_logits.sigmoid()], 1)
+    probability = torch.cat([what.probability[:, 1:-1], targets.label_logits.sigmoid()], 1)
     value = what.time[:, -1] if by == WATCH else probability[:, names.index(by)]
     best = value.argsort(descending=True, stable=True)[:top]
     watch_s = torch.expm1(what.time[best, -1]).clamp(min=0).tolist() if EXIT in card.timed else [None] * len(best)
     # Whole sequences cost more than all else: only what is shown gets one.
-    likely = timelines(ranker.decode(replace(output, context=output.context[best]), BEAMS), card)
+    likely = timelines(ranker.decode(replace(targets, context=targets.context[best]), BEAMS), card)
     return [
         Candidate(items.raw[place], bool(items.known[place]), dict(zip(names, chances, strict=True)), watch, *timeline)
         for place, chances, watch, timeline in zip(

@@ -55,7 +55,11 @@ def output_for(batch: WindowBatch, lognormal: bool = False, draft: bool = False,
 
     tables = StepEmbeddings(torch.zeros(ACTIONS, 2), torch.zeros(4, 2))
     return A2GenOutput(
-        steps(), steps() if draft else None, random(len(batch.target), 2), random(len(batch.target), 3), tables
+        context=random(len(batch.target), 3),
+        tables=tables,
+        label_logits=random(len(batch.target), 2),
+        steps=steps(),
+        draft=steps() if draft else None,
     )
 
 

@@ -1,0 +1,138 @@
+"""Unconstrained monotonic network (UMNN): METHODS §6 after UMRE, arXiv 2508.07613; Wehenkel & Louppe, arXiv 1908.05164.
+
+A positive rate of change is integrated, so the transform rises with its input whatever the weights::
+
+    t(p, h) = ∫_0^p f(τ, h) dτ + b(h)      f = ELU(MLP([τ ‖ h])) + 1 + 1e-4 > 0
+
+The integral is a Clenshaw–Curtis quadrature, one node after the other, and its backward pass (Leibniz) evaluates
+the nodes again: ``∂t/∂p = f(p, h)``, the other gradients are a quadrature of f's own. Memory is that of one node.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+_LEAST_RATE = 1e-4
+
+
+class MonotonicTransform(nn.Module):
+    """One UMNN per objective, all of them at once.
+
+    The rise with ``p`` is that of the exact integral. The quadrature keeps it where it resolves f, which smooth
+    hidden units (SiLU [ours]) see to, and rounding keeps it up to a few units in the last place of the result.
+
+    Args:
+        objectives: number K of transforms.
+        d_context: width of the context h.
+        hidden: widths of the hidden layers, one or more.
+        degree: the quadrature is exact where f is a polynomial in τ of at most this degree; one node more.
+    """
+
+    def __init__(self, objectives: int, d_context: int, hidden: Sequence[int] = (16, 8), degree: int = 32) -> None:
+        super().__init__()
+        self.degree = degree
+        # The first layer is linear in [τ ‖ h]: the part of h is computed once for all nodes.
+        self.context = nn.Linear(d_context, objectives * hidden[0])
+        self.input = nn.Parameter(_uniform(objectives, hidden[0], 1, fan_in=1 + d_context))
+        widths = [*hidden, 1]
+        self.layers = nn.ParameterList()
+        for fan_in, out in pairwise(widths):
+            self.layers.append(_uniform(objectives, out, fan_in, fan_in=fan_in))
+            self.layers.append(_uniform(objectives, out, 1, fan_in=fan_in))
+        self.offset = nn.Linear(d_context, objectives)
+
+    def forward(self, p: Tensor, h: Tensor) -> Tensor:
+        """Transforms of every candidate's objectives, in the parameters' precision even under autocast.
+
+        Args:
+            p: [n, C, K] objectives in [0, 1].
+            h: [n, C, d_context] context of each candidate, or [n, 1, d_context] shared by a request's candidates.
+
+        Returns:
+            [n, C, K]
+        """
+        with torch.autocast(p.device.type, enabled=False):
+            p, h = p.to(self.input.dtype), h.to(self.input.dtype)
+            scores = p.permute(2, 0, 1).unsqueeze(1).contiguous()
+            context = self.context(h).unflatten(-1, (p.shape[-1], -1)).permute(2, 3, 0, 1).contiguous()
+            integral: Tensor = _Integral.apply(self.degree, scores, context, self.input, *self.layers)
+            return integral.squeeze(1).permute(1, 2, 0) + self.offset(h)
+
+
+@cache
+def clenshaw_curtis(degree: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Nodes and weights of the Clenshaw–Curtis rule on [0, 1].
+
+    Args:
+        degree: n ≥ 1; the rule is exact for polynomials up to it.
+
+    Returns:
+        n + 1 nodes from 0 to 1, and their n + 1 positive weights of sum 1.
+    """
+    angles = [math.pi * j / degree for j in range(degree + 1)]
+    weights = []
+    for j, angle in enumerate(angles):
+        terms = [2 * math.cos(2 * k * angle) / (4 * k * k - 1) for k in range(1, degree // 2 + 1)]
+        if degree % 2 == 0:
+            terms[-1] /= 2
+        weights.append((1 - math.fsum(terms)) / degree / (2 if j in (0, degree) else 1))
+    return tuple(math.sin(angle / 2) ** 2 for angle in angles), tuple(weights)
+
+
+class _Integral(torch.autograd.Function):
+    """∫_0^p f(τ) dτ; arguments as for :func:`_rate`, after the quadrature's degree."""
+
+    @staticmethod
+    def forward(ctx: Any, degree: int, p: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.degree = degree
+        ctx.save_for_backward(p, *inputs)
+        total = torch.zeros_like(p)
+        for node, weight in zip(*clenshaw_curtis(degree), strict=True):
+            total.add_(_rate(p * node, *inputs), alpha=weight)
+        return total.mul_(p)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        p, *inputs = ctx.saved_tensors
+        with torch.autocast(p.device.type, enabled=False):
+            grad_p = grad * _rate(p, *inputs) if ctx.needs_input_grad[1] else None
+            leaves = [each.detach().requires_grad_() for each in inputs]
+            totals = [torch.zeros_like(each) for each in inputs]
+            grad = grad * p
+            for node, weight in zip(*clenshaw_curtis(ctx.degree), strict=True):
+                with torch.enable_grad():
+                    rate = _rate(p * node, *leaves)
+                for total, part in zip(totals, torch.autograd.grad(rate, leaves, grad), strict=True):
+                    total.add_(part, alpha=weight)
+        return None, grad_p, *totals
+
+
+def _rate(tau: Tensor, context: Tensor, weight: Tensor, *layers: Tensor) -> Tensor:
+    """f of all objectives.
+
+    Candidates come last: layers of a few units are then products of a small matrix and long rows.
+
+    Args:
+        tau: [K, 1, n, C]; context: [K, hidden, n, C or 1] the first layer's part of h; weight: [K, hidden, 1].
+        layers: weight [K, out, in] and bias [K, out, 1] of each further layer.
+
+    Returns:
+        [K, 1, n, C]
+    """
+    x = (weight[..., None] * tau).add_(context).flatten(2)
+    for matrix, bias in zip(layers[::2], layers[1::2], strict=True):
+        x = torch.baddbmm(bias, matrix, F.silu(x, inplace=True))
+    return F.elu(x, inplace=True).add_(1 + _LEAST_RATE).view(tau.shape)
+
+
+def _uniform(*shape: int, fan_in: int) -> Tensor:
+    """Uniform in ±1/√fan_in, as ``nn.Linear`` begins."""
+    return torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5)
