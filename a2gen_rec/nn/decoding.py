@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from a2gen_rec.nn.attention import softmax
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
 
 
@@ -64,7 +65,7 @@ def _expand_tree(
     state = generator.begin(context)
     while len(owner):
         steps, state = generator.step(action, offset, state, tables)
-        child = mass[:, None] * torch.softmax(steps.logits, dim=-1)
+        child = mass[:, None] * softmax(steps.logits)
         # Every sequence through a child contains its action, so a child counts whether or not it is expanded.
         probability.index_add_(0, owner, child)
         time_mass.index_add_(0, owner, child * steps.time)
