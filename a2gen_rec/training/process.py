@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def process_group(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[Process]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
+    else:
+        keep_freed_memory()
     if "RANK" in os.environ:
         dist.init_process_group(backend)
     else:
