@@ -1,0 +1,297 @@
+"""How long does ranking take for one user, by candidates and history?
+
+A request is one user's past impressions and the candidates' table rows; its answer is every action's probability of
+happening at all and the expected watch time, best candidates first. Reading the history from disk is not part of it.
+The forms compute the same, with the same trained weights:
+
+- factorised: the history is read once, the attention of all candidates is three matrix products, and of the tree of
+  action sequences only what the bound on the error asks for is followed;
+- cached: the same, with what the user did inside each past impression encoded before (it depends on no candidate);
+- direct: an n×n attention matrix per candidate (`--model.attention direct`), and the whole tree;
+- direct attention, whole tree: the two apart, each with the other's fast form;
+- pointwise: each candidate by itself with a padded history of its own (benchmarks/reference), tree as in factorised.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import Cell, Report, Table, Target, Timing, main
+from reference.examples import Examples, build
+from reference.pointwise import PointwiseA2Gen, renamed
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from worlds import simulated
+
+from a2gen_rec.config import Config, ModelConfig
+from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.columns import WindowColumns, read_columns, row_groups, take_windows
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import ConfigError
+from a2gen_rec.nn.decoding import Occurrence, occurrence
+from a2gen_rec.nn.generator import StepEmbeddings
+from a2gen_rec.serving.rank import Items, with_candidates
+from a2gen_rec.sharding.tables import ACTION, TIME, whole_tables
+from a2gen_rec.training.process import Process
+from a2gen_rec.training.trainer import Trainer
+
+GIB = 2**30
+SHOWN = (1000, 100)
+"""Candidates and history of the figures at the top of the JSON."""
+FAST = ("factorised", "cached")
+REQUESTS = 8
+"""Different requests that the timed ones take turns among."""
+
+
+@dataclass
+class Settings:
+    """Sizes of the requests.
+
+    Attributes:
+        candidates, histories: of a request.
+        dim, heads: of the model.
+        max_error: bound on the probability of action sequences that are not followed to their end.
+        requests: timed of the fast forms in every cell; 200 show a 99th percentile.
+        slow_requests: timed of the other forms.
+        max_gib: direct forms that would need larger attention matrices than this are left out.
+        users: of the simulated world that requests are drawn from; steps: of training in it.
+    """
+
+    candidates: list[int] = field(default_factory=lambda: [100, 1000, 5000])
+    histories: list[int] = field(default_factory=lambda: [50, 100, 500])
+    dim: int = 32
+    heads: int = 4
+    max_error: float = 1e-3
+    requests: int = 200
+    slow_requests: int = 7
+    max_gib: float = 2.0
+    users: int = 200
+    steps: int = 300
+    seed: int = 0
+
+
+QUICK = {"candidates": [100, 1000], "histories": [100], "requests": 60, "slow_requests": 3, "users": 100, "steps": 100}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A user's past as one window, and the candidates."""
+
+    history: WindowColumns
+    items: Items
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Which candidate is best, second, …, and what is expected of them in their own order."""
+
+    order: Tensor
+    what: Occurrence
+
+
+class Rankers:
+    """The forms, over the weights of one trained model."""
+
+    def __init__(self, trainer: Trainer, max_error: float) -> None:
+        self.card, self.config, self.device = trainer.card, trainer.config, trainer.process.device
+        self.max_error = max_error
+        trainer.built.dmp.eval()
+        self.model = trainer.built.model
+        self.reference = PointwiseA2Gen(self.card, self.config.model).to(self.device).eval()
+        weights = {name: _whole(value) for name, value in self.model.state_dict().items()}
+        self.reference.load_state_dict(renamed(weights))
+
+    def rank(
+        self, request: Request, form: str = "factorised", max_error: float | None = None, states: Tensor | None = None
+    ) -> Answer:
+        """By the model; ``form`` of its item-level attention; ``states``: action states known before."""
+        encoder = self.model.ranker.encoder
+        encoder.form = form  # type: ignore[assignment]
+        targets = self.model.encode(self.batch(request), states)
+        encoder.form = "factorised"
+        return _answer(self.model.ranker.occurrence(targets, self.max_error if max_error is None else max_error))
+
+    def pointwise(self, request: Request) -> Answer:
+        """By the reference."""
+        examples, ranker = self.examples(request), self.model.ranker
+        context = self.reference.context(self.reference.embed(examples), examples)
+        tables = StepEmbeddings(self.reference.tables[ACTION].weight, self.reference.tables[TIME].weight)
+        return _answer(occurrence(ranker.generator, context, tables, ranker.timed, self.max_error))
+
+    def batch(self, request: Request) -> WindowBatch:
+        columns, whole = with_candidates(request.history, request.items, self.card), self.config.model
+        made = collate(columns, np.zeros(1, np.int64), whole_tables(self.card, whole), candidates=True)
+        return made.to(self.device)
+
+    def examples(self, request: Request) -> Examples:
+        """One example for each candidate: the first one's, with the others' items."""
+        columns = with_candidates(request.history, request.items, self.card)
+        first = build(columns, np.zeros(1, np.int64), columns.first_target, self.model.ranker.history)
+        many = first.each(lambda part: part.expand(len(request.items.raw), *part.shape[1:]))
+        items = {name: torch.from_numpy(rows) for name, rows in request.items.rows.items()}
+        return replace(many, target={**many.target, **items}).to(self.device)
+
+    def states(self, request: Request) -> Tensor:
+        """What serving may keep of a user between requests."""
+        batch = self.batch(request)
+        return self.model.ranker.encode_actions(self.model.embeddings(batch.sparse), batch)
+
+
+def measure(settings: Settings, process: Process) -> Report:
+    """Compare and time the forms on requests of every size."""
+    if process.world > 1:
+        raise ConfigError("a request is answered in one process; run this without torchrun")
+    longest = max(settings.histories)
+    config = Config(model=ModelConfig(dim=settings.dim, heads=settings.heads))
+    config.loader.background, config.train.seed = False, settings.seed
+    config.train.epochs, config.train.max_steps, config.train.validate_every = 1000, settings.steps, settings.steps
+    with tempfile.TemporaryDirectory() as scratch:
+        data = simulated(Path(scratch, "data"), settings.users, 5000, longest + 60, longest, seed=settings.seed)
+        trainer = Trainer(config, data, str(Path(scratch, "run")), process)
+        trainer.fit()
+        rankers = Rankers(trainer, settings.max_error)
+        columns = read_columns(row_groups([str(file) for file in Path(data, "train").glob("*.parquet")]), trainer.card)
+        grid = [(count, history) for history in settings.histories for count in settings.candidates]
+        with torch.no_grad():
+            return _report({cell: _cell(rankers, columns, *cell, settings) for cell in grid}, settings)
+
+
+def _cell(rankers: Rankers, columns: WindowColumns, count: int, history: int, settings: Settings) -> dict[str, Timing]:
+    """Timings of the forms for one size of request, after they have given equal answers."""
+    rankers.model.ranker.history = history
+    rng = np.random.default_rng([settings.seed, count, history])
+    requests = [_request(rankers.card, columns, count, history, rng) for _ in range(REQUESTS)]
+    states = [rankers.states(request) for request in requests]
+    forms: dict[str, Callable[[int], Answer]] = {
+        "factorised": lambda place: rankers.rank(requests[place]),
+        "cached": lambda place: rankers.rank(requests[place], states=states[place]),
+        "whole tree": lambda place: rankers.rank(requests[place], max_error=0.0),
+    }
+    if count * history**2 * settings.heads * 4 <= settings.max_gib * GIB:
+        forms |= {
+            "direct attention": lambda place: rankers.rank(requests[place], "direct"),
+            "direct": lambda place: rankers.rank(requests[place], "direct", 0.0),
+            "pointwise": lambda place: rankers.pointwise(requests[place]),
+        }
+    _check_equal({name: run(0) for name, run in forms.items()}, settings.max_error)
+    return _time(forms, settings, rankers.device)
+
+
+def _request(card: DatasetCard, columns: WindowColumns, count: int, history: int, rng: np.random.Generator) -> Request:
+    """A random user's ``history`` impressions and random items."""
+    window = take_windows(columns, rng.choice(np.flatnonzero(columns.lengths >= history), 1))
+    rows = {feature.name: rng.integers(1, feature.cardinality, count) for feature in card.at_level("item")}
+    return Request(_last(window, history), Items([""] * count, np.ones(count, bool), rows))
+
+
+def _last(window: WindowColumns, history: int) -> WindowColumns:
+    """The last ``history`` impressions of one window."""
+    skip = len(window.ts_ms) - history
+    token = window.action_starts[skip]
+    return replace(
+        window,
+        lengths=np.array([history]),
+        impression_ids={name: ids[skip:] for name, ids in window.impression_ids.items()},
+        ts_ms=window.ts_ms[skip:],
+        end_ms=window.end_ms[skip:],
+        labels=window.labels[skip:],
+        oracle=window.oracle[skip:],
+        action_starts=window.action_starts[skip:] - token,
+        action_lengths=window.action_lengths[skip:],
+        action=window.action[token:],
+        offset_s=window.offset_s[token:],
+    )
+
+
+def _whole(value: Any) -> Tensor:
+    """A parameter, or a table whose only shard is here."""
+    return value.local_shards()[0].tensor if isinstance(value, ShardedTensor) else value
+
+
+def _answer(what: Occurrence) -> Answer:
+    return Answer(what.time[:, -1].argsort(descending=True), what)
+
+
+def _check_equal(answers: dict[str, Answer], max_error: float) -> None:
+    """All forms within the bound of the exact answer, and equal to those that follow as much of the tree."""
+    rounding = 1e-4
+    exact, bounded = answers["whole tree"].what.probability, answers["factorised"].what
+    for name, answer in answers.items():
+        missing = exact - answer.what.probability
+        least, most = float(missing.min()), float(missing.max())
+        if least < -rounding or most > float(answer.what.remainder.max()) + rounding or most > max_error + rounding:
+            raise RuntimeError(f"{name} differs from the exact probabilities by {least} to {most}")
+    for name in answers.keys() & {"cached", "direct attention", "pointwise"}:
+        # Rounding may move a sequence across the bound of what is followed, which moves no more than its own mass.
+        worst = float((answers[name].what.probability - bounded.probability).abs().max())
+        if worst > max_error / 5:
+            raise RuntimeError(f"{name} gives probabilities that differ by {worst}")
+
+
+def _time(forms: dict[str, Callable[[int], Answer]], settings: Settings, device: torch.device) -> dict[str, Timing]:
+    """Rounds of one request by each slow form and many by each fast one, all forms in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in forms}
+    fast = -(-settings.requests // settings.slow_requests)
+    for turn in range(-1, settings.slow_requests):
+        for name, run in forms.items():
+            for place in range(fast if name in FAST else 1):
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                began = time.perf_counter()
+                run((turn + place) % REQUESTS).order.tolist()  # what is sent back; it also waits for the device
+                if turn >= 0:
+                    seconds[name].append(time.perf_counter() - began)
+    return {name: Timing(values) for name, values in seconds.items()}
+
+
+def _report(found: dict[tuple[int, int], dict[str, Timing]], settings: Settings) -> Report:
+    against = ("direct", "direct attention", "whole tree", "pointwise")
+    rows: list[list[Cell]] = []
+    ratios: list[list[Cell]] = []
+    for (count, history), timings in found.items():
+        for name in sorted(timings, key=lambda name: name not in FAST):
+            timing = timings[name]
+            p10, p50, p90, p99 = (1000 * timing.percentile(q) for q in (10, 50, 90, 99))
+            rows.append([count, history, name, p10, p50, p90, p99 if name in FAST else None, len(timing.seconds)])
+        ours = timings["factorised"].median
+        slower: list[Cell] = [timings[name].median / ours if name in timings else None for name in against]
+        ratios.append([count, history, *slower, ours / timings["cached"].median])
+    tables = [
+        Table(
+            "Milliseconds of a request",
+            ["candidates", "history", "form", "p10", "p50", "p90", "p99", "requests"],
+            rows,
+            f"probabilities too low by at most {settings.max_error}, exact with the whole tree; "
+            f"no p99 from a few requests",
+        ),
+        Table(
+            "How many times as long a request takes as in the factorised form",
+            ["candidates", "history", *against, "over cached"],
+            ratios,
+            f"–: attention matrices of more than {settings.max_gib:g} GiB; over cached: factorised / cached",
+        ),
+    ]
+    if SHOWN not in found or "direct" not in found[SHOWN]:
+        return Report(tables)
+    shown = found[SHOWN]
+    ours = shown["factorised"]
+    p50, p99 = 1000 * ours.median, 1000 * ours.percentile(99)
+    ratio = {name: shown[name].median / ours.median for name in against}
+    what = f"{SHOWN[0]:,} candidates, history {SHOWN[1]}"
+    targets = [
+        Target(f"{what}: times as fast as direct", "at least 20", f"{ratio['direct']:.1f}", ratio["direct"] >= 20),
+        Target(f"{what}: p50", "under 60 ms", f"{p50:.1f} ms", p50 < 60),
+        Target(f"{what}: p99", "under 2 × p50", f"{p99 / p50:.2f} × p50", p99 < 2 * p50),
+    ]
+    figures = {f"ratio_vs_{name.replace(' ', '_')}": value for name, value in ratio.items()}
+    figures |= {"p50_ms": p50, "p99_ms": p99, "error_bound": settings.max_error}
+    return Report(tables, targets, figures)
+
+
+if __name__ == "__main__":
+    main(__file__, __doc__, Settings, QUICK, measure)
