@@ -1,0 +1,98 @@
+"""Sharding plans, made by hand, for tests of what is shown of them."""
+
+from dataclasses import replace
+
+from a2gen_rec.sharding.report import Cost, Misfit, Option, PlanReport, RankPlan, Remedy, Shard, StepTraffic, TablePlan
+
+GB = 10**9
+ROWS = {"item_id": 10**10, "user_id": 2 * 10**9, "tag": 100_000, "action": 8}
+TRAFFIC = StepTraffic(4096.0, 65_536.0, 5.25, 42.0, 1344.0, 1344.0)
+
+
+def plan_report(world: int = 64, ranks_per_host: int = 8, device: str = "cuda") -> PlanReport:
+    """A plan that fits: large tables on all ranks by rows, each small one on one rank of its own."""
+    tables = [_table(name, rows, world, place, device) for place, (name, rows) in enumerate(ROWS.items())]
+    ranks = []
+    for rank in range(world):
+        shards = [shard for table in tables for shard in table.shards if shard.rank == rank]
+        free = (120 * GB, 200 * GB) if device == "cuda" else (0, 400 * GB)
+        taken = sum(shard.hbm for shard in shards), sum(shard.ddr for shard in shards)
+        ranks.append(RankPlan(rank, rank // ranks_per_host, *taken, *free, _sum([shard.cost for shard in shards])))
+    return PlanReport(
+        cluster=f"h200_{world // ranks_per_host}x{ranks_per_host}",
+        device=device,
+        world=world,
+        ranks_per_host=ranks_per_host,
+        fits=True,
+        cost=max((rank.cost for rank in ranks), key=lambda cost: cost.total),
+        traffic=TRAFFIC,
+        tables=tables,
+        ranks=ranks,
+        planning_s=3.21,
+    )
+
+
+def misfit_report(world: int = 8, ranks_per_host: int = 8) -> PlanReport:
+    """Tables that do not fit, with what would help."""
+    return PlanReport(
+        cluster="h200_1x8",
+        device="cuda",
+        world=world,
+        ranks_per_host=ranks_per_host,
+        fits=False,
+        cost=Cost(0.0, 0.0, 0.0, 0.0),
+        traffic=TRAFFIC,
+        misfits=[Misfit("item_id", 322 * GB, 111 * GB), Misfit("user_id", 64 * GB, 111 * GB)],
+        remedies=[
+            Remedy(
+                "fp16 weights, item_id cached from host memory",
+                ["--sharding.kernels", "[fused, fused_uvm_caching]", "--sharding.dtype", "fp16"],
+                45.6,
+            ),
+            Remedy("32 ranks", ["--topology.ranks", "32"], 7.89),
+        ],
+        planning_s=1.5,
+    )
+
+
+def renamed(report: PlanReport, names: dict[str, str]) -> PlanReport:
+    """The same plan of tables with other names."""
+    tables = [replace(table, name=names.get(table.name, table.name)) for table in report.tables]
+    misfits = [replace(misfit, table=names.get(misfit.table, misfit.table)) for misfit in report.misfits]
+    return replace(report, tables=tables, misfits=misfits)
+
+
+def _table(name: str, rows: int, world: int, place: int, device: str) -> TablePlan:
+    dim, spread = 64, rows > 10**6
+    weights, optimizer, lookups = rows * dim * 4, rows * 4, min(float(rows), 40_000.0)
+    parts = world if spread else 1
+    buffers = int(lookups) * dim * 8
+    cost = Cost(*(lookups / parts * seconds for seconds in (2e-5, 8e-5, 4e-5, 9e-5)))
+    here = "hbm" if device == "cuda" else "ddr"
+    empty = Option("row_wise" if spread else "table_wise", "fused", parts, cost, 0, 0)
+    chosen = replace(empty, **{here: (weights + optimizer) // parts + buffers})
+    others = [
+        replace(empty, sharding="column_wise", ranks=2, cost=_sum([cost] * 2), **{here: weights // 2}),
+        replace(empty, sharding="table_row_wise", kernel="fused_uvm_caching", ranks=8, cost=_sum([cost] * 4)),
+        replace(empty, sharding="data_parallel", kernel="dense", cost=_sum([cost] * 5), **{here: weights}),
+        replace(empty, sharding="table_column_wise", ranks=4, cost=_sum([cost] * 9)),
+    ]
+    step = -(-rows // parts)
+    shards = [
+        Shard(
+            (place + part) % world,
+            (part * step, min(rows, (part + 1) * step)),
+            (0, dim),
+            chosen.hbm,
+            chosen.ddr,
+            cost,
+        )
+        for part in range(parts)
+    ]
+    sizes = weights, optimizer, buffers * parts
+    return TablePlan(name, rows, dim, "fp32", lookups, *sizes, chosen, [chosen, *others], shards)
+
+
+def _sum(costs: list[Cost]) -> Cost:
+    parts = ("forward_compute", "forward_comms", "backward_compute", "backward_comms")
+    return Cost(*(sum(getattr(cost, part) for cost in costs) for part in parts))
