@@ -21,7 +21,7 @@ BIN := .venv/bin
 OUT := quickstart
 TORCHX := $(BIN)/torchx --log_level WARNING
 
-.PHONY: help install quickstart test lint types format clean distclean
+.PHONY: help install quickstart test lint types format benchmarks clean distclean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-17s  %s\n", $$1, $$2 }'
@@ -71,6 +71,10 @@ types: $(STAMP)  ## check types
 format: $(STAMP)  ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+benchmarks: $(STAMP)  ## run all benchmarks in full and write benchmarks/RESULTS.md
+	$(BIN)/a2gen benchmark all --out benchmarks/results
+	mv benchmarks/results/RESULTS.md benchmarks/RESULTS.md
 
 clean:  ## delete caches, build outputs and the quickstart's files
 	rm -rf $(OUT) build dist packaging/*/build *.egg-info packaging/*/*.egg-info .coverage htmlcov

@@ -6,9 +6,11 @@ A benchmark is a script with a dataclass of settings and a function that measure
         main(__file__, __doc__, Settings, QUICK, measure)
 """
 
+import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -20,12 +22,14 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from a2gen_rec import paths
+from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.quiet import quiet
 from a2gen_rec.training.process import Process, process_group
 
@@ -93,7 +97,12 @@ def interleave(
         forms: name -> what to run once.
         warmup: rounds that are not counted, first.
         device: waited for before each clock reading, if it is CUDA.
+
+    Raises:
+        ConfigError: nothing is to be timed.
     """
+    if repeats < 1:
+        raise ConfigError(f"repeats {repeats} must be at least 1")
     wait = torch.cuda.synchronize if device is not None and device.type == "cuda" else lambda: None
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     for turn in range(warmup + repeats):
@@ -116,63 +125,105 @@ def main(
 ) -> None:
     """Read the command line, measure, print, and write JSON. Under torchrun, all ranks measure and the first reports.
 
+    What the user can mend ends with one line: exit code 1 for unusable input, 2 for unusable settings.
+
     Args:
         script: the benchmark's file; question: what it answers, in its first line.
         kind: dataclass of settings; ``quick``: values of some of them for ``--quick``.
     """
     quiet()
-    question = (question or "").strip()
-    parser = ArgumentParser(prog=Path(script).name, description=question.splitlines()[0])
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else torch's profiler announces every start and stop
+    name, question = Path(script).stem, (question or "").strip()
+    try:
+        options = _options(name, question, kind, quick)
+        settings = kind(**{item.name: options[item.name] for item in fields(kind)})  # type: ignore[arg-type]
+        if options.json:
+            paths.make_folder(paths.parent(options.json))
+        with process_group(options.device) as process:
+            report = measure(settings, process)
+        if not process.leads:
+            return
+        console = Console(highlight=False)
+        show(console if console.is_terminal else Console(highlight=False, width=120), question, report)
+        if options.json:
+            result = {
+                "benchmark": name,
+                "question": question,
+                "command": command(name, process.world),
+                "quick": options.quick,
+                "ranks": process.world,
+                "settings": asdict(settings),  # type: ignore[call-overload]
+                "machine": machine(process.device),
+                **asdict(report),
+                **report.figures,
+            }
+            paths.write_text(options.json, json.dumps(result, indent=1) + "\n")
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _options(name: str, question: str, kind: type[Any], quick: Mapping[str, Any]) -> Namespace:
+    parser = ArgumentParser(prog=f"{name}.py", description=question.partition("\n")[0], exit_on_error=False)
     parser.add_argument("--json", type=str, default="", help="also write the results to this file")
     parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="where to run")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, a minute at most")
     parser.add_class_arguments(kind)
     if "--quick" in sys.argv:
         parser.set_defaults(dict(quick))
-    options = parser.parse_args()
-    settings = kind(**{item.name: options[item.name] for item in fields(kind)})  # type: ignore[arg-type]
-    with process_group(options.device) as process:
-        report = measure(settings, process)
-        leads, device = process.leads, process.device
-    if leads:
-        console = Console(highlight=False)
-        show(console if console.is_terminal else Console(highlight=False, width=120), question, report)
-        if options.json:
-            result = {
-                "benchmark": Path(script).stem,
-                "question": question,
-                "quick": options.quick,
-                "settings": asdict(settings),  # type: ignore[call-overload]
-                "machine": machine(device),
-                **asdict(report),
-                **report.figures,
-            }
-            paths.make_folder(paths.parent(options.json))
-            paths.write_text(options.json, json.dumps(result, indent=1) + "\n")
+    try:
+        return parser.parse_args()
+    except ArgumentError as error:
+        raise ConfigError(str(error)) from error
+
+
+def command(name: str, ranks: int) -> str:
+    """How to measure the same again, from the checkout's folder."""
+    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    known.add_argument("--json")
+    known.add_argument("--quick", action="append_const", const="--quick", default=[])
+    known.add_argument("--device", default="cpu")
+    given, others = known.parse_known_args(sys.argv[1:])
+    shared = [*given.quick, *(["--device", given.device] if given.device != "cpu" else [])]
+    if ranks == 1:
+        return shlex.join(["a2gen", "benchmark", name, *shared, *(["--", *others] if others else [])])
+    job = ["torchx", "run", "-s", "local_cwd", "torchx_apps/benchmark.py:benchmark", "--name", name]
+    options = [*shared, *others]
+    return shlex.join([*job, "--ranks", str(ranks), *(["--", *options] if options else [])])
 
 
 def show(console: Console, question: str, report: Report) -> None:
     """Print a report."""
-    console.print(f"[bold]{question.splitlines()[0]}[/]")
+    console.print(f"[bold]{escape(question.splitlines()[0])}[/]")
     for table in report.tables:
         shown = RichTable(
-            title=f"\n{table.title}",
+            title=f"\n{escape(table.title)}",
             title_justify="left",
-            caption=table.note or None,
+            caption=escape(table.note) or None,
             caption_justify="left",
             box=SIMPLE_HEAD,
             show_edge=False,
             pad_edge=False,
         )
         for place, name in enumerate(table.columns):
-            number = any(isinstance(row[place], int | float) for row in table.rows)
-            shown.add_column(name, justify="right" if number else "left")
+            if numeric(table, place):
+                widest = max(len(cell(row[place])) for row in table.rows)
+                shown.add_column(escape(name), justify="right", overflow="fold", min_width=widest)
+            else:
+                shown.add_column(escape(name), overflow="fold")
         for row in table.rows:
-            shown.add_row(*map(cell, row))
+            shown.add_row(*(escape(cell(value)) for value in row))
         console.print(shown)
     for target in report.targets:
         mark = "[green]met[/]" if target.met else "[red]missed[/]"
-        console.print(f"{mark}  {target.claim}: wanted {target.wanted}, measured {target.measured}")
+        outcome = f"{target.claim}: wanted {target.wanted}, measured {target.measured}"
+        console.print(f"{mark}  {escape(outcome)}")
+
+
+def numeric(table: Table, place: int) -> bool:
+    """Whether a column holds numbers."""
+    return any(isinstance(row[place], int | float) for row in table.rows)
 
 
 def cell(value: Cell) -> str:
@@ -204,12 +255,20 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The checkout's commit, marked where files differ from it; empty outside one."""
-    folder = Path(__file__).parent
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=folder, capture_output=True, text=True
-    )
-    return found.stdout.strip()
+    """The checkout's commit, marked where its files differ from it; empty outside one."""
+    made = [":(top,exclude)benchmarks/results", ":(top,exclude)benchmarks/RESULTS.md"]
+    found = _git("describe", "--always", "--abbrev=10")
+    # What benchmarks write changes no figure, and the first of several would mark all that follow.
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *made)
+    return f"{found}-dirty" if changed else found
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
 
 
 def _cpu() -> str:

@@ -18,6 +18,7 @@ from a2gen_rec.launch import Placement, PlacementError
 
 APPS = Path(__file__).parents[1] / "torchx_apps"
 TRAIN, EVALUATE = f"{APPS}/train.py:train", f"{APPS}/evaluate.py:evaluate"
+BENCHMARK = f"{APPS}/benchmark.py:benchmark"
 TRAIN_ARGS = ["--config", "configs/x.yaml", "--data", "data", "--run", "run"]
 
 
@@ -35,7 +36,7 @@ def shell_command(name: specs.Role) -> str:
     return name.args[1]
 
 
-@pytest.mark.parametrize("component", [TRAIN, EVALUATE])
+@pytest.mark.parametrize("component", [TRAIN, EVALUATE, BENCHMARK])
 def test_every_parameter_is_documented(component: str) -> None:
     found = get_component(component)
     assert found.validation_errors == []
@@ -62,6 +63,22 @@ def test_evaluate_on_one_host() -> None:
     assert program == ["a2gen_rec.cli", "evaluate", "--run", "run", "--split", "valid", "--json", "out.json"]
     assert evaluator.env["OMP_NUM_THREADS"] == "1"
     assert "--json" not in role(EVALUATE, "--run", "run").args
+
+
+def test_benchmark_on_one_host() -> None:
+    options = ["--ranks", "4", "--json", "p.json", "--device", "cuda"]
+    benchmark = role(BENCHMARK, "--name", "prepare", *options, "--", "--quick")
+    script = str(APPS.parent / "benchmarks" / "prepare.py")
+    program = benchmark.args[benchmark.args.index("--standalone") + 1 :]
+    assert program == ["--", script, "--device", "cuda", "--json", "p.json", "--quick"]
+    in_image = role(BENCHMARK, "--name", "prepare", "--image", "a:1")
+    assert in_image.args[-3:] == ["benchmarks/prepare.py", "--device", "cpu"]
+    assert app(BENCHMARK, "--name", "prepare").name == "a2gen-prepare"
+
+
+def test_unknown_benchmarks_are_refused_before_the_job() -> None:
+    with pytest.raises(PlacementError, match=r"no benchmark 'harness'; there are .*prepare"):
+        app(BENCHMARK, "--name", "harness")
 
 
 def test_resources_of_a_host() -> None:

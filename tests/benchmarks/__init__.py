@@ -1,0 +1,1 @@
+# A package, since its files are named like those of other folders.

@@ -1,0 +1,186 @@
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+from harness import Report, Table, Target, Timing, cell, interleave, show
+from rich.console import Console
+
+from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.training.process import Process
+
+
+def test_forms_take_turns_and_warm_up_uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, order = [0.0], []
+
+    def form(name: str, *seconds: float) -> Callable[[], None]:
+        left = iter(seconds)
+
+        def run() -> None:
+            order.append(name)
+            now[0] += next(left)
+
+        return run
+
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: now[0])
+    timings = interleave({"a": form("a", 9, 1, 2, 3), "b": form("b", 8, 5, 6, 7)}, repeats=3, warmup=1)
+    assert order == ["a", "b"] * 4
+    assert {name: timing.seconds for name, timing in timings.items()} == {"a": [1, 2, 3], "b": [5, 6, 7]}
+    with pytest.raises(ConfigError, match="repeats 0 must be at least 1"):
+        interleave({}, repeats=0)
+
+
+def test_percentiles() -> None:
+    timing = Timing([float(value) for value in range(11)])
+    assert (timing.p10, timing.median, timing.p90) == (1, 5, 9)
+
+
+@dataclass
+class Settings:
+    """Of a benchmark that counts.
+
+    Attributes:
+        upto: last number; words: said by nobody.
+    """
+
+    upto: int = 100
+    words: tuple[str, ...] = ("a", "b")
+
+
+def count(settings: Settings, process: Process) -> Report:
+    if settings.upto < 0:
+        raise UserError("upto:\nnegative")
+    return Report(
+        [Table("counted", ["last"], [[settings.upto]])],
+        [Target("counts", "≥ 1", str(settings.upto), settings.upto >= 1)],
+        {"ratio": 2.5},
+    )
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["counting.py", *arguments])
+    harness.main("somewhere/counting.py", "How far?\n\nBy counting.", Settings, {"upto": 7}, count)
+
+
+def test_results_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "new" / "counting.json"
+    run(monkeypatch, "--quick", "--json", str(file), "--words", '["x y"]')
+    result = json.loads(file.read_text())
+    machine = result.pop("machine")
+    assert result == {
+        "benchmark": "counting",
+        "question": "How far?\n\nBy counting.",
+        "command": "a2gen benchmark counting --quick -- --words '[\"x y\"]'",
+        "quick": True,
+        "ranks": 1,
+        "settings": {"upto": 7, "words": ["x y"]},
+        "tables": [{"title": "counted", "columns": ["last"], "rows": [[7]], "note": ""}],
+        "targets": [{"claim": "counts", "wanted": "≥ 1", "measured": "7", "met": True}],
+        "figures": {"ratio": 2.5},
+        "ratio": 2.5,
+    }
+    assert machine["cores"] >= 1
+    assert machine["torch"] == harness.torch.__version__
+    assert {"date", "commit", "cpu", "threads", "python", "torchrec", "fbgemm_gpu"} < set(machine)
+    assert "met  counts: wanted ≥ 1, measured 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--upto", "-1"], 1, "counting: error: upto: negative\n"),
+        (["--upto", "far"], 2, 'counting: error: Parser key "upto"'),
+        (["--unknown", "1"], 2, "counting: error: unrecognized arguments: --unknown 1\n"),
+        (["--json", "{file}/x.json"], 1, "counting: error: {file}: folder cannot be written"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, *(argument.format(file=file) for argument in arguments))
+    shown = capsys.readouterr()
+    assert ended.value.code == code
+    assert shown.err.startswith(message.format(file=file))
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ranks", "command"),
+    [
+        ([], 1, "a2gen benchmark x"),
+        (["--json=x.json", "--device", "cpu"], 1, "a2gen benchmark x"),
+        (["--device=cuda", "--repeats", "3", "--quick"], 1, "a2gen benchmark x --quick --device cuda -- --repeats 3"),
+        (["--quick"], 2, "torchx run -s local_cwd torchx_apps/benchmark.py:benchmark --name x --ranks 2 -- --quick"),
+    ],
+)
+def test_command_that_measures_again(
+    arguments: list[str], ranks: int, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
+    assert harness.command("x", ranks) == command
+
+
+def shown(report: Report, width: int) -> str:
+    out = io.StringIO()
+    show(Console(file=out, width=width, highlight=False), "How?", report)
+    return out.getvalue()
+
+
+def test_wide_tables_keep_figures_whole_in_80_columns() -> None:
+    columns = ["the form that was measured", *(f"measure number {place} in seconds" for place in range(6))]
+    values: list[harness.Cell] = ["factorised [dim]", *range(1234560, 1234564), 0.5, None]
+    report = Report(
+        [Table("one [b] row", columns, [values], "note " * 30)],
+        [Target("as fast as [x]", "≥ 10", "9", False)],
+    )
+    text = shown(report, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for whole in ("1,234,560", "1,234,563", "0.5", "–", "factorised", "[dim]", "one [b] row", "as fast as [x]: wanted"):
+        assert whole in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), ("a", "a"), (1234567, "1,234,567"), (0.012345, "0.0123"), (12.345, "12.3"), (1234.5, "1,234")],
+)
+def test_cells(value: Any, text: str) -> None:
+    assert cell(value) == text
+
+
+def test_commit_is_marked_by_changed_code_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    folder = tmp_path / "benchmarks"
+    (folder / "results").mkdir(parents=True)
+    monkeypatch.setattr(harness, "__file__", str(folder / "harness.py"))
+    assert harness.commit() == ""
+    for file in ("code.py", "benchmarks/results/x.json", "benchmarks/RESULTS.md"):
+        (tmp_path / file).touch()
+    git("init")
+    git("add", ".")
+    git("commit", "--message", "first")
+    head = git("rev-parse", "--short=10", "HEAD")
+    (folder / "results" / "x.json").write_text("1")
+    (folder / "RESULTS.md").write_text("1")
+    assert harness.commit() == head
+    (tmp_path / "code.py").write_text("1")
+    assert harness.commit() == f"{head}-dirty"
