@@ -1,0 +1,119 @@
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import scaling
+import torch
+import torch.distributed as dist
+from ranks import on_ranks
+from scaling import Job, OnRanks, Settings, Traffic, check_cut, check_losses, measure, read_world, run_on_ranks
+from worlds import simulated
+
+from a2gen_rec.config import Config
+from a2gen_rec.errors import ConfigError
+from a2gen_rec.training.process import Process, process_group
+
+SIZES = {
+    "ranks": [1, 2],
+    "rows": [60, 500],
+    "histories": [2, 9],
+    "history": 5,
+    "windows": 4,
+    "steps": 3,
+    "passes": 1,
+    "rounds": 1,
+    "users": 30,
+    "items": 40,
+    "impressions_per_user": 120,
+}
+TINY = Settings(**SIZES)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield simulated(Path(folder, "dataset"), TINY.users, TINY.items, TINY.impressions_per_user, history=9)
+
+
+@pytest.fixture
+def alone() -> Iterator[Process]:
+    with process_group("cpu") as process:
+        yield process
+
+
+def test_all_sweeps_are_measured(alone: Process) -> None:
+    report = measure(TINY, alone)
+    ranks, rows, histories = report.tables
+    for table in report.tables:
+        assert all(len(row) == len(table.columns) for row in table.rows)
+    assert [str(row[0])[0] for row in ranks.rows] == ["1", "2"]
+    assert [row[0] for row in rows.rows] == [60, 500]
+    assert [row[0] for row in histories.rows] == [2, 9]
+    assert histories.rows[0][1] == 4 * (2 + 1 + 64)
+    sent = ranks.columns.index("all-to-all kB/target")
+    assert ranks.rows[0][sent : sent + 2] == [0, 0]
+    assert all(value > 0 for value in ranks.rows[1][sent : sent + 2])  # type: ignore[operator]
+    assert report.figures["targets_per_s_2_ranks"] == ranks.rows[1][2]
+
+
+def test_more_ranks_than_cores_are_called_so(monkeypatch: pytest.MonkeyPatch, alone: Process) -> None:
+    monkeypatch.setattr(scaling, "cores", lambda: 2)
+    told = {ranks: [[OnRanks(ranks, 1, [0.5], [2.0, 4.0, 4.0], {}, 100)]] for ranks in (2, 4)}
+    for members in told.values():
+        members[0][0].sent = scaling.Counter({"all-to-all": 2000, "all-reduce": 500})
+    table, figures = scaling.sweep_ranks(told, TINY, alone)
+    assert [row[0] for row in table.rows] == ["2", "4, oversubscribed"]
+    assert table.rows[0][2] == 25
+    assert figures["kb_per_target_4_ranks"] == 0.025
+
+
+def run(process: Process, dataset: str, equal: bool) -> OnRanks:
+    if not equal:
+        scaling.begin_equal = lambda built, config: None
+    return run_on_ranks(dataset, TINY, process)
+
+
+def test_unequal_losses_are_found(dataset: str, tmp_path: Path) -> None:
+    good, bad = (
+        {world: [on_ranks(world, tmp_path, run, dataset, equal)] for world in (1, 2)} for equal in (True, False)
+    )
+    assert len(set(good[1][0][0].losses)) == 3
+    check_losses(good)
+    with pytest.raises(AssertionError, match="losses on 2 and on 1 ranks differ"):
+        check_losses(bad)
+
+
+def test_a_window_cut_too_short_is_found(dataset: str, alone: Process) -> None:
+    world, config = read_world(dataset, TINY), Config()
+    config.model.history = 5
+    check_cut(Job(world.with_history(5), config, TINY, alone), world, TINY)
+    with pytest.raises(AssertionError, match="contexts of cut and of full windows differ"):
+        check_cut(Job(world.with_history(3), config, TINY, alone), world, TINY)
+
+
+def communicate(process: Process) -> dict[str, float]:
+    splits = [[1, 5], [3, 2]]
+    given = torch.ones(sum(splits[process.rank]), 2)
+    taken = torch.empty(splits[0][process.rank] + splits[1][process.rank], 2)
+    with Traffic() as traffic:
+        back = [splits[0][process.rank], splits[1][process.rank]]
+        dist.all_to_all_single(taken, given, back, splits[process.rank])
+        dist.all_to_all_single(torch.empty(4), torch.ones(4))
+        dist.all_reduce(torch.ones(10))
+    return dict(traffic.sent)
+
+
+def test_bytes_that_leave_a_rank(tmp_path: Path) -> None:
+    first, second = on_ranks(2, tmp_path, communicate)
+    assert first == {"all-to-all": pytest.approx(5 * 2 * 4 + 8), "all-reduce": 40}
+    assert second == {"all-to-all": pytest.approx(3 * 2 * 4 + 8), "all-reduce": 40}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"ranks": [8]}, "windows 4 must be at least the number of ranks 8"), ({"rows": []}, "rows must be")],
+)
+def test_unusable_settings(wrong: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Settings(**{**SIZES, **wrong})
