@@ -61,7 +61,8 @@ class MonotonicTransform(nn.Module):
         with torch.autocast(p.device.type, enabled=False):
             p, h = p.to(self.input.dtype), h.to(self.input.dtype)
             scores = p.permute(2, 0, 1).unsqueeze(1).contiguous()
-            context = self.context(h).unflatten(-1, (p.shape[-1], -1)).permute(2, 3, 0, 1).contiguous()
+            context = torch.addmm(self.context.bias[:, None], self.context.weight, h.flatten(0, 1).T)
+            context = context.view(*self.input.shape[:2], *h.shape[:2])
             integral: Tensor = _Integral.apply(self.degree, scores, context, self.input, *self.layers)
             return integral.squeeze(1).permute(1, 2, 0) + self.offset(h)
 
@@ -127,10 +128,10 @@ def _rate(tau: Tensor, context: Tensor, weight: Tensor, *layers: Tensor) -> Tens
     Returns:
         [K, 1, n, C]
     """
-    x = (weight[..., None] * tau).add_(context).flatten(2)
+    x = (weight[..., None] * tau).add_(context)
     for matrix, bias in zip(layers[::2], layers[1::2], strict=True):
-        x = torch.baddbmm(bias, matrix, F.silu(x, inplace=True))
-    return F.elu(x, inplace=True).add_(1 + _LEAST_RATE).view(tau.shape)
+        x = torch.bmm(matrix, F.silu(x, inplace=True).flatten(2)).add_(bias)
+    return (F.elu(x) + (1 + _LEAST_RATE)).view(tau.shape)
 
 
 def _uniform(*shape: int, fan_in: int) -> Tensor:

@@ -1,0 +1,226 @@
+"""The monotonic network against in-graph quadrature, one plain MLP per objective."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from a2gen_rec.nn.monotonic import MonotonicTransform, clenshaw_curtis
+
+D = 5
+
+
+def make(objectives: int = 3, seed: int = 0, scale: float = 1.0, **options: object) -> MonotonicTransform:
+    torch.manual_seed(seed)
+    module = MonotonicTransform(objectives, D, **options).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter *= scale
+    return module
+
+
+def slow_rate(module: MonotonicTransform, k: int, tau: Tensor, h: Tensor) -> Tensor:
+    """f_k of [...] at contexts [..., D]: the MLP of the concatenation, as it is written."""
+    hidden = module.input.shape[1]
+    rows = slice(k * hidden, (k + 1) * hidden)
+    first = torch.cat([module.input[k], module.context.weight[rows]], dim=1)
+    x = F.linear(torch.cat([tau[..., None], h], dim=-1), first, module.context.bias[rows])
+    layers = list(module.layers)
+    for weight, bias in zip(layers[::2], layers[1::2], strict=True):
+        x = F.linear(F.silu(x), weight[k], bias[k, :, 0])
+    return F.elu(x).squeeze(-1) + 1 + 1e-4
+
+
+def slow(module: MonotonicTransform, p: Tensor, h: Tensor) -> Tensor:
+    """All nodes of all objectives within the graph."""
+    h = h.expand(*p.shape[:2], -1)
+    nodes, weights = (torch.tensor(part, dtype=p.dtype) for part in clenshaw_curtis(module.degree))
+    transforms = []
+    for k in range(p.shape[-1]):
+        tau = p[..., k, None] * nodes
+        rate = slow_rate(module, k, tau, h[:, :, None].expand(-1, -1, len(nodes), -1))
+        offset = F.linear(h, module.offset.weight[k], module.offset.bias[k])
+        transforms.append(p[..., k] * (rate * weights).sum(-1) + offset)
+    return torch.stack(transforms, dim=-1)
+
+
+def inputs(n: int, candidates: int, objectives: int, shared: bool, seed: int = 0) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    p = torch.rand(n, candidates, objectives, generator=rng, dtype=torch.float64)
+    h = torch.randn(n, 1 if shared else candidates, D, generator=rng, dtype=torch.float64)
+    return p.requires_grad_(), h.requires_grad_()
+
+
+def slopes(out: Tensor) -> Tensor:
+    return torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view(out.shape)
+
+
+def gradients(module: MonotonicTransform, out: Tensor, p: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(out, [p, h, *module.parameters()], slopes(out))
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4, 7, 31, 32])
+def test_the_quadrature_is_exact_up_to_its_degree_and_not_beyond(degree: int) -> None:
+    nodes, weights = (np.array(part) for part in clenshaw_curtis(degree))
+    errors = [abs(weights @ nodes**power - 1 / (power + 1)) for power in range(degree + 3)]
+    assert max(errors[: degree + 1]) < 1e-15
+    assert degree > 10 or errors[degree + 2] > 1e-6
+    assert len(nodes) == degree + 1
+    assert weights.min() > 0
+
+
+def test_the_quadrature_of_degree_two_is_simpsons() -> None:
+    nodes, weights = clenshaw_curtis(2)
+    np.testing.assert_allclose(nodes, [0, 0.5, 1], atol=1e-16)
+    np.testing.assert_allclose(weights, [1 / 6, 4 / 6, 1 / 6])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 3),
+    candidates=st.integers(0, 4),
+    objectives=st.integers(1, 4),
+    shared=st.booleans(),
+    hidden=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_transforms_and_gradients_equal_in_graph_quadrature(
+    n: int, candidates: int, objectives: int, shared: bool, hidden: list[int], seed: int
+) -> None:
+    module = make(objectives, seed, scale=2.0, hidden=hidden)
+    p, h = inputs(n, candidates, objectives, shared, seed)
+    fast, direct = module(p, h), slow(module, p, h)
+    torch.testing.assert_close(fast, direct, rtol=1e-12, atol=1e-12)
+    (by_p, *fast_gradients), (_, *others) = gradients(module, fast, p, h), gradients(module, direct, p, h)
+    for one, other in zip(fast_gradients, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    # By Leibniz the slope by p is the rate itself, not the slope of the quadrature.
+    contexts = h.expand(-1, candidates, -1)
+    rates = torch.stack([slow_rate(module, k, p[..., k], contexts) for k in range(objectives)], dim=-1)
+    torch.testing.assert_close(by_p, rates * slopes(fast), rtol=1e-9, atol=1e-9)
+
+
+def test_transforms_equal_the_integral() -> None:
+    """By another rule of more nodes; the kink in the slope of f, where ELU turns linear, leaves some 1e-8."""
+    module = make(2, scale=2.0)
+    p, h = inputs(3, 4, 2, shared=False)
+    x, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(80))
+    for k in range(2):
+        tau = p[..., k, None] * (x + 1) / 2
+        rate = slow_rate(module, k, tau, h[:, :, None].expand(-1, -1, 80, -1))
+        exact = p[..., k] * (rate * weights).sum(-1) / 2 + module.offset(h)[..., k]
+        torch.testing.assert_close(module(p, h)[..., k], exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_gradients_equal_finite_differences(shared: bool) -> None:
+    module = make(2, scale=2.0, hidden=(4, 3))
+    p, h = inputs(2, 3, 2, shared)
+    names = [name for name, _ in module.named_parameters()]
+
+    def call(p: Tensor, h: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (p, h))
+
+    assert torch.autograd.gradcheck(call, (p, h, *module.parameters()))
+
+
+def _saved_bytes(call: object, *arguments: Tensor) -> int:
+    saved: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor.nbytes)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        call(*arguments)  # type: ignore[operator]
+    return sum(saved)
+
+
+def _peak_bytes(call: object, *arguments: Tensor) -> int:
+    """Most bytes allocated at any time of forward and backward."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call(*arguments).sum().backward()  # type: ignore[operator]
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return int(np.cumsum([event.nbytes() for event in events]).max())
+
+
+def test_memory_does_not_grow_with_the_nodes() -> None:
+    few, many = make(4, degree=4), make(4, degree=32)
+    p, h = inputs(2, 300, 4, shared=False)
+    assert _saved_bytes(many, p, h) == _saved_bytes(few, p, h)
+    assert _peak_bytes(many, p, h) < 1.01 * _peak_bytes(few, p, h)
+    assert _peak_bytes(lambda p, h: slow(many, p, h), p, h) > 4 * _peak_bytes(lambda p, h: slow(few, p, h), p, h)
+
+
+def test_autocast_changes_nothing() -> None:
+    module = make().float()
+    p, h = (part.detach().float().requires_grad_() for part in inputs(2, 6, 3, shared=True))
+    plain = module(p, h)
+    integrand = [p, module.input, *module.layers]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (h @ h.transpose(1, 2)).dtype == torch.bfloat16
+        out = module(p, h)
+        # The nodes are evaluated again, in float32 even where the backward pass, too, runs under autocast.
+        inside = torch.autograd.grad(out, integrand, slopes(plain), retain_graph=True)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, plain)
+    assert all(map(torch.equal, inside, torch.autograd.grad(plain, integrand, slopes(plain), retain_graph=True)))
+    assert all(map(torch.equal, gradients(module, out, p, h), gradients(module, plain, p, h)))
+
+
+def test_inputs_of_less_precision_are_computed_in_float32() -> None:
+    module = make().float()
+    p, h = (part.detach().bfloat16() for part in inputs(2, 6, 3, shared=True))
+    out = module(p, h)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, module(p.float(), h.float()))
+
+
+def test_an_objective_sees_no_other_and_a_candidate_neither() -> None:
+    module = make()
+    p, h = inputs(2, 4, 3, shared=False)
+    before = module(p, h)
+    changed = p.detach().clone()
+    changed[1, 2, 1] = 0.999 * changed[1, 2, 1]
+    differs = module(changed, h) != before
+    assert differs.nonzero().tolist() == [[1, 2, 1]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    scores=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12),
+    seed=st.integers(0, 999),
+    scale=st.sampled_from([0.3, 1.0, 3.0]),
+)
+def test_transforms_rise_strictly(scores: list[float], seed: int, scale: float) -> None:
+    """In float64 for any two numbers float32 can tell apart; in float32 as far as its rounding can show it."""
+    module = make(3, seed, scale)
+    h = torch.randn(1, 1, D, dtype=torch.float64)
+    p = torch.tensor(sorted({0.0, *scores, 1.0}), dtype=torch.float64)
+    p = p[(p == 0) | (p > 1e-6)]  # a rise of less is lost in the offset
+    p = p[None, :, None].expand(1, -1, 3)
+    with torch.no_grad():
+        out = module(p, h)
+        single = module.float()(p, h).double()
+    assert (out.diff(dim=1) > 0).all()
+    rounding = 8 * torch.finfo(torch.float32).eps * single.abs().max()
+    assert (single.diff(dim=1) > 0).logical_or(out.diff(dim=1) < rounding).all()
+    assert (single.diff(dim=1) > -rounding).all()
+
+
+def test_equal_scores_have_equal_transforms_and_zero_has_the_offset() -> None:
+    module = make().float()
+    h = torch.randn(1, 1, D)
+    p = torch.tensor([0.0, 1.0, 0.37])[None, :, None].repeat(1, 333, 3)
+    out = module(p, h)
+    for value in range(3):
+        assert len(out[0, value::3].unique(dim=0)) == 1
+    torch.testing.assert_close(out[0, 0], module.offset(h)[0, 0])
+    least, most = out[0, 0], out[0, 1]
+    assert (most > least).all()
