@@ -120,7 +120,8 @@ class Rankers:
         """By the reference."""
         examples, ranker = self.examples(request), self.model.ranker
         context = self.reference.context(self.reference.embed(examples), examples)
-        tables = StepEmbeddings(self.reference.tables[ACTION].weight, self.reference.tables[TIME].weight)
+        weights = self.reference.state_dict()
+        tables = StepEmbeddings(weights[f"tables.{ACTION}.weight"], weights[f"tables.{TIME}.weight"])
         return _answer(occurrence(ranker.generator, context, tables, ranker.timed, self.max_error))
 
     def batch(self, request: Request) -> WindowBatch:
@@ -279,9 +280,9 @@ def _report(found: dict[tuple[int, int], dict[str, Timing]], settings: Settings)
     if SHOWN not in found or "direct" not in found[SHOWN]:
         return Report(tables)
     shown = found[SHOWN]
-    ours = shown["factorised"]
-    p50, p99 = 1000 * ours.median, 1000 * ours.percentile(99)
-    ratio = {name: shown[name].median / ours.median for name in against}
+    best = shown["factorised"]
+    p50, p99 = 1000 * best.median, 1000 * best.percentile(99)
+    ratio = {name: shown[name].median / best.median for name in against}
     what = f"{SHOWN[0]:,} candidates, history {SHOWN[1]}"
     targets = [
         Target(f"{what}: times as fast as direct", "at least 20", f"{ratio['direct']:.1f}", ratio["direct"] >= 20),
