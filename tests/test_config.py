@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from a2gen_rec.config import Config, LoaderConfig, ModelConfig, SimulateConfig, TrainConfig
+from a2gen_rec.config import (
+    Config,
+    LoaderConfig,
+    ModelConfig,
+    PlannedFeature,
+    ShardingConfig,
+    SimulateConfig,
+    TrainConfig,
+    WorkloadConfig,
+)
 from a2gen_rec.errors import ConfigError, DataError, UserError
 
 REFUSED: list[tuple[type, dict[str, Any], str]] = [
@@ -29,6 +38,13 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (LoaderConfig, {"max_windows": -1}, "loader.max_windows -1"),
     (LoaderConfig, {"buffer_windows": 0}, "loader.buffer_windows 0"),
     (TrainConfig, {"seed": -1}, "train.seed -1"),
+    (ShardingConfig, {"kernels": []}, "sharding.kernels"),
+    (ShardingConfig, {"cache_load_factor": 0.0}, "sharding.cache_load_factor 0.0"),
+    (ShardingConfig, {"cache_load_factor": 1.0}, "sharding.cache_load_factor 1.0"),
+    (ShardingConfig, {"reserve": 1.0}, "sharding.reserve 1.0"),
+    (PlannedFeature, {"level": "user", "rows": 0}, "rows 0"),
+    (PlannedFeature, {"level": "user", "rows": 1, "zipf": -0.1}, "zipf -0.1"),
+    (WorkloadConfig, {"windows": -1}, "workload.windows -1"),
     (SimulateConfig, {"users": 0}, "users 0"),
     (SimulateConfig, {"seed": -1}, "seed -1"),
     (SimulateConfig, {"like_rate": 0.0}, "like_rate 0.0"),

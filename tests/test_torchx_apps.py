@@ -19,6 +19,8 @@ from a2gen_rec.launch import Placement, PlacementError
 APPS = Path(__file__).parents[1] / "torchx_apps"
 TRAIN, EVALUATE = f"{APPS}/train.py:train", f"{APPS}/evaluate.py:evaluate"
 BENCHMARK = f"{APPS}/benchmark.py:benchmark"
+PLAN = f"{APPS}/plan.py:plan"
+PLAN_ARGS = ["--config", "configs/x.yaml", "--topology", "configs/topologies/laptop.yaml"]
 TRAIN_ARGS = ["--config", "configs/x.yaml", "--data", "data", "--run", "run"]
 
 
@@ -79,6 +81,18 @@ def test_benchmark_on_one_host() -> None:
 def test_unknown_benchmarks_are_refused_before_the_job() -> None:
     with pytest.raises(PlacementError, match=r"no benchmark 'harness'; there are .*prepare"):
         app(BENCHMARK, "--name", "harness")
+
+
+def test_plan_in_one_process() -> None:
+    planner = role(PLAN, *PLAN_ARGS, "--save", "p.yaml", "--html", "p.html", "--", "--sweep", "ranks=2,4")
+    assert planner.args[planner.args.index("--nproc_per_node") + 1] == "1"
+    program = planner.args[planner.args.index("--") + 1 :]
+    files = ["--html", "p.html", "--save", "p.yaml"]
+    assert program == ["a2gen_rec.cli", "plan", *PLAN_ARGS, *files, "--sweep", "ranks=2,4"]
+    assert (planner.num_replicas, planner.resource.gpu) == (1, 0)
+    found = get_component(PLAN)
+    assert found.validation_errors == []
+    assert [name for name, text in get_fn_docstring(found.fn)[1].items() if not text.strip()] == []
 
 
 def test_resources_of_a_host() -> None:

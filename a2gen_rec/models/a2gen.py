@@ -14,7 +14,7 @@ from a2gen_rec.nn.decoding import Decoded, Occurrence, decode, occurrence
 from a2gen_rec.nn.encoder import HierarchicalEncoder, WindowLayout, log_bucket
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
 from a2gen_rec.ragged import pad
-from a2gen_rec.sharding.tables import ACTION, GAP, TIME, table_rows, whole_tables
+from a2gen_rec.sharding.tables import ACTION, DTYPES, GAP, TIME, table_rows, whole_tables
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class A2Gen(nn.Module):
                     num_embeddings=rows,
                     feature_names=[name],
                     init_fn=partial(_uniform, scale=scales[name]),
+                    data_type=DTYPES[config.sharding.dtype],
                 )
                 for name, rows in table_rows(card, config.model).items()
             ],

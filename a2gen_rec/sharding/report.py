@@ -40,7 +40,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Shard:
-    """A piece of a table on one rank: [first, last) rows and columns, bytes, estimated cost."""
+    """A piece of a table on one rank: [first, last) rows and columns, bytes, estimated cost.
+
+    Attributes:
+        hbm, ddr: all it takes; of it ``weights`` and ``optimizer`` for good, the rest buffers and caches.
+    """
 
     rank: int
     rows: tuple[int, int]
@@ -48,6 +52,8 @@ class Shard:
     hbm: int
     ddr: int
     cost: Cost
+    weights: int = 0
+    optimizer: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ class TablePlan:
 
     Attributes:
         lookups: distinct ids that one rank looks up per step.
-        weights, optimizer, buffers: bytes over all ranks; buffers hold ids and looked-up rows in flight.
+        weights, optimizer, buffers: bytes over all ranks; buffers hold ids and looked-up rows in flight, and
+            the rows that a cache on the device holds.
         chosen: the option taken; its alternatives in ``options``, cheapest first, ``chosen`` included.
     """
 
@@ -106,11 +113,16 @@ class StepTraffic:
 
 @dataclass(frozen=True)
 class Misfit:
-    """A table that finds no place: bytes it needs on every rank at the least, and bytes free there."""
+    """A table that finds no place: bytes it needs on a rank at the least, and bytes free there.
+
+    Attributes:
+        memory: which is short, ``hbm`` or ``ddr``.
+    """
 
     table: str
     needs: int
     free: int
+    memory: str = "hbm"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """The embedding tables a dataset card and a model configuration ask for."""
 
+from torchrec.modules.embedding_configs import DataType
+
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.schema import DatasetCard
 
 ACTION, TIME, GAP = "action", "time_bucket", "gap_bucket"
+DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}  # of weights, as ``sharding.dtype`` names them
 
 
 def whole_tables(card: DatasetCard, config: ModelConfig) -> dict[str, int]:
@@ -12,7 +15,12 @@ def whole_tables(card: DatasetCard, config: ModelConfig) -> dict[str, int]:
     Each of their rows is read by thousands of tokens and, while decoding, by actions and times not known in
     advance. Looking a table's few rows up once per batch costs less than once per token, on any sharding.
     """
-    return {ACTION: len(card.actions), TIME: config.time_buckets, GAP: config.time_buckets}
+    return whole_rows(len(card.actions), config)
+
+
+def whole_rows(actions: int, config: ModelConfig) -> dict[str, int]:
+    """The same for a vocabulary of so many actions."""
+    return {ACTION: actions, TIME: config.time_buckets, GAP: config.time_buckets}
 
 
 def table_rows(card: DatasetCard, config: ModelConfig) -> dict[str, int]:

@@ -8,7 +8,6 @@ from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
-from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -17,16 +16,14 @@ from a2gen_rec.config import Config, OptimConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
-from a2gen_rec.sharding.planner import plan, sharders
-from a2gen_rec.sharding.tables import table_rows
+from a2gen_rec.sharding.placement import Placement
+from a2gen_rec.sharding.planner import TABLE_OPTIMIZERS, Problem, plan, sharders
+from a2gen_rec.sharding.topology import Cluster
+from a2gen_rec.sharding.workload import of_dataset
 from a2gen_rec.training.losses import Loss
-from a2gen_rec.training.process import Process
+from a2gen_rec.training.process import Process, agreed, gather
 
-TABLE_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "rowwise_adagrad": RowWiseAdagrad,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-}
+TABLES = "model.embeddings"  # the tables' place in a task
 
 
 class TrainTask(nn.Module):
@@ -64,7 +61,10 @@ def build(card: DatasetCard, config: Config, process: Process, sharding: Shardin
     """Make, shard and equip the model.
 
     Args:
-        sharding: a plan to follow; by default the planner makes one.
+        sharding: a plan to follow; by default that of ``config.sharding.plan``, or one made here.
+
+    Raises:
+        UserError: the tables do not fit, or the saved plan is for others.
     """
     torch.manual_seed(config.train.seed)
     model = A2Gen(card, config, device=torch.device("meta"))
@@ -73,8 +73,9 @@ def build(card: DatasetCard, config: Config, process: Process, sharding: Shardin
     )
     task = TrainTask(model, Loss(config.loss, process.world))
     if sharding is None:
-        names = list(table_rows(card, config.model))
-        sharding = plan(task, names, config.sharding, process.device, process.world, process.local_world)
+        sharding = ShardingPlan(
+            {TABLES: _placement(card, config, process).to_torchrec(process.device, process.local_world)}
+        )
     model.ranker.to(process.device)  # the tables stay on meta until they are sharded
     # Each rank fills its own shards: with one seed for all, shards of a table would repeat each other.
     torch.manual_seed(config.train.seed * 1_000_003 + process.rank + 1)
@@ -85,6 +86,18 @@ def build(card: DatasetCard, config: Config, process: Process, sharding: Shardin
         sharders=sharders(),
     )
     return Built(dmp, _optimizer(dmp, config.optim), sharding)
+
+
+def _placement(card: DatasetCard, config: Config, process: Process) -> Placement:
+    """Where the tables live, the same on all ranks: as saved, or as planned."""
+    made = None
+    with agreed():
+        if process.leads:
+            cluster = Cluster.here(process.device, process.world, process.local_world, config.sharding)
+            problem, file = Problem(of_dataset(card, config), cluster, config), config.sharding.plan
+            made = Placement.load(file) if file else Placement.of(plan(problem), problem)
+            made.check(problem, file)
+    return gather(made)[0]
 
 
 def _table_options(config: OptimConfig) -> dict[str, Any]:

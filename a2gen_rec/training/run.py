@@ -53,7 +53,10 @@ def open_run(run: str, data: str = "", device: Device = "auto") -> Iterator[Open
         if getattr(present, name) != getattr(card, name):
             raise UserError(f"{data}: its {name} differ from those the run {run} was trained with")
     config.sharding.hbm_gb = config.sharding.ddr_gb = 0.0  # of the machines it was trained on
+    config.sharding.plan = ""
     with process_group(device) as process:
+        if process.device.type == "cpu":
+            config.sharding.kernels = ["fused"]
         built = build(card, config, process)
         checkpoint.load(place, built, with_optimizer=False)
         yield OpenRun(built, config, card, data, process, state.step)

@@ -1,0 +1,152 @@
+"""The hardware that is planned for: read from a file, or that of this process."""
+
+import os
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import PurePath
+
+import torch
+import yaml
+from torchrec.distributed.planner import Topology
+from torchrec.distributed.planner.types import HardwareConfig, KernelConfig, TopologyFactory, TrainerConfig
+
+from a2gen_rec import paths
+from a2gen_rec.config import ShardingConfig
+from a2gen_rec.errors import ConfigError
+
+GB = 10**9
+
+# Ratios between these decide a plan, and they differ little between machines of a kind: for a process whose own
+# bandwidths nobody stated, those of configs/topologies/h100_1x8.yaml and laptop.yaml.
+_BANDWIDTHS = {
+    "cuda": {
+        "hbm_gbps": 3350.0,
+        "ddr_gbps": 76.8,
+        "hbm_to_ddr_gbps": 64.0,
+        "intra_host_gbps": 450.0,
+        "inter_host_gbps": 50.0,
+    },
+    "cpu": {"ddr_gbps": 44.8, "intra_host_gbps": 22.4, "inter_host_gbps": 1.25},
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal hosts with equal ranks.
+
+    Attributes:
+        device: ``cuda``, tables in the devices' memory (HBM), or ``cpu``, in the hosts' (DDR).
+        hbm_gb, ddr_gb: memory per rank, in GB (10^9 bytes).
+        hbm_gbps, ddr_gbps: memory bandwidth per rank, in GB/s.
+        intra_host_gbps, inter_host_gbps: a rank's bandwidth to ranks of its host and of others, one way.
+        hbm_to_ddr_gbps: a device's bandwidth to its host's memory, one way.
+
+    Raises:
+        ConfigError: a value is out of range, or the ranks do not fill the hosts.
+    """
+
+    name: str
+    device: str
+    ranks: int
+    ranks_per_host: int
+    ddr_gb: float
+    ddr_gbps: float
+    intra_host_gbps: float
+    inter_host_gbps: float
+    hbm_gb: float = 0.0
+    hbm_gbps: float = 0.0
+    hbm_to_ddr_gbps: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise ConfigError(f"{self.name}: field 'device': {self.device!r} must be 'cpu' or 'cuda'")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, float) and (field.default is MISSING or self.device == "cuda") and not value > 0:
+                raise ConfigError(f"{self.name}: field {field.name!r}: {value} must be positive")
+        if self.ranks > self.ranks_per_host and self.ranks % self.ranks_per_host:
+            raise ConfigError(f"{self.name}: {self.ranks} ranks do not fill hosts of {self.ranks_per_host}")
+
+    @property
+    def local_ranks(self) -> int:
+        """Ranks on each host; fewer than a host could hold where the only one is not full."""
+        return min(self.ranks, self.ranks_per_host)
+
+    def with_ranks(self, ranks: int) -> "Cluster":
+        """As many hosts of the same kind as so many ranks need."""
+        return replace(self, ranks=ranks)
+
+    def with_memory(self, config: ShardingConfig) -> "Cluster":
+        """With the configured memory per rank, where it is configured."""
+        return replace(self, hbm_gb=config.hbm_gb or self.hbm_gb, ddr_gb=config.ddr_gb or self.ddr_gb)
+
+    def topology(self, reserve: float) -> Topology:
+        """TorchRec's form, with memory less the reserve (TorchRec's own reservations leave DDR alone)."""
+        cuda, free, per_ms = self.device == "cuda", (1 - reserve) * GB, GB / 1000
+        hardware = HardwareConfig(
+            hbm_cap_bytes=int(self.hbm_gb * free) if cuda else None,
+            ddr_cap_bytes=int(self.ddr_gb * free),
+            intra_host_bw=self.intra_host_gbps * per_ms,
+            inter_host_bw=self.inter_host_gbps * per_ms,
+            hbm_mem_bw=self.hbm_gbps * per_ms if cuda else None,
+            ddr_mem_bw=self.ddr_gbps * per_ms,
+            hbm_to_ddr_mem_bw=self.hbm_to_ddr_gbps * per_ms if cuda else None,
+        )
+        return TopologyFactory.create_topology(
+            TrainerConfig(world_size=self.ranks, local_world_size=self.local_ranks),
+            hardware,
+            # Without this flag, TorchRec plans with the bandwidths of its default hardware.
+            KernelConfig(compute_device=self.device, use_hardware_based_bandwidth=True),
+        )
+
+    @classmethod
+    def read(cls, file: str) -> "Cluster":
+        """Read a YAML file of the fields above; the file's name is the cluster's.
+
+        Raises:
+            ConfigError: a field is missing, unknown, of the wrong type or out of range.
+            UserError: the file cannot be read.
+        """
+        try:
+            raw = yaml.safe_load(paths.read_text(file))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+        return cls.of(raw, file)
+
+    @classmethod
+    def of(cls, raw: object, file: str) -> "Cluster":
+        """The cluster that ``file`` describes with ``raw``, plain data; see :meth:`read`."""
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{file}: not a topology: a mapping of fields such as 'device' and 'ranks'")
+        known = {field.name: field for field in fields(cls) if field.name != "name"}
+        for name in raw:
+            if name not in known:
+                raise ConfigError(f"{file}: field {name!r} is unknown; a topology has {', '.join(known)}")
+        for name, field in known.items():
+            if name not in raw:
+                if field.default is MISSING or raw.get("device") == "cuda":
+                    raise ConfigError(f"{file}: field {name!r} is missing")
+                continue
+            value, wanted = raw[name], (int, float) if field.type is float else field.type
+            if not isinstance(value, wanted) or isinstance(value, bool):  # type: ignore[arg-type]
+                kind = {str: "a word", int: "a whole number", float: "a number"}[field.type]  # type: ignore[index]
+                raise ConfigError(f"{file}: field {name!r}: {value!r} must be {kind}")
+        try:
+            return cls(name=PurePath(file).stem, **raw)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {str(error).partition(': ')[2]}") from error
+
+    @classmethod
+    def here(cls, device: torch.device, ranks: int, ranks_per_host: int, config: ShardingConfig) -> "Cluster":
+        """The hardware of this process; memory is what the device and the host have, unless configured."""
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
+        hbm = torch.cuda.get_device_properties(device).total_memory / GB if device.type == "cuda" else 0.0
+        cluster = cls(
+            name="this machine",
+            device=device.type,
+            ranks=ranks,
+            ranks_per_host=ranks_per_host,
+            hbm_gb=hbm,
+            ddr_gb=host / ranks_per_host,
+            **_BANDWIDTHS[device.type],
+        )
+        return cluster.with_memory(config)

@@ -1,0 +1,140 @@
+"""What one rank looks up in a training step: how many ids of each table, once each.
+
+The loader looks every distinct id of a batch up once, so a table's work is the expected number of distinct values
+among the batch's windows (user features) or impressions (the others). With ids drawn independently, value k with
+probability p_k, that number is Σ_k 1 − (1 − p_k)^draws.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from a2gen_rec.config import Config, PlannedFeature, WorkloadConfig
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import ConfigError
+from a2gen_rec.sharding.tables import whole_rows
+
+_HEAD = 100_000
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to be placed, and what one rank's batch asks of it.
+
+    Attributes:
+        ids: in a batch, repetitions included.
+        zipf: exponent of how often each occurs.
+        dedup: whether each distinct one is looked up once.
+    """
+
+    name: str
+    rows: int
+    ids: float
+    zipf: float
+    dedup: bool
+
+    @cached_property
+    def lookups(self) -> float:
+        """Ids that one rank looks up per step."""
+        return distinct(self.ids, self.rows, self.zipf) if self.dedup else self.ids
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The tables, and what one rank's batch is expected to hold: impressions are history and targets together."""
+
+    tables: tuple[Table, ...]
+    windows: float
+    impressions: float
+    targets: float
+
+    def resized(self, rows: Mapping[str, int]) -> "Workload":
+        """With other numbers of rows for the tables named.
+
+        Raises:
+            ConfigError: there is no such table, or it would have no rows.
+        """
+        names = [table.name for table in self.tables]
+        for name, count in rows.items():
+            if name not in names:
+                raise ConfigError(f"no table {name!r} to give other rows; there are {', '.join(names)}")
+            if count < 1:
+                raise ConfigError(f"rows {count} of table {name!r} must be at least 1")
+        resized = tuple(replace(table, rows=rows.get(table.name, table.rows)) for table in self.tables)
+        return replace(self, tables=resized)
+
+
+def of_dataset(card: DatasetCard, config: Config) -> Workload:
+    """The workload of training on a prepared dataset, as far as its card tells.
+
+    Batches are taken as full, windows as long as the card's history and its mean number of targets, ids as
+    uniform: users with a shorter history and popular items make it less, never more.
+    """
+    train, loader = card.splits["train"], config.loader
+    targets = train.targets / max(train.windows, 1)
+    length = card.history + targets
+    impressions = min(loader.max_impressions, loader.max_windows * length)
+    windows = max(1.0, impressions / length)
+    features = {feature.name: PlannedFeature(feature.level, feature.cardinality) for feature in card.features}
+    return _workload(features, len(card.actions), windows, impressions, windows * targets, config)
+
+
+def of_features(features: Mapping[str, PlannedFeature], workload: WorkloadConfig, config: Config) -> Workload:
+    """The workload of data that are described instead of prepared.
+
+    Raises:
+        ConfigError: the description is not complete.
+    """
+    if not features:
+        raise ConfigError("no tables to plan: give --data, or a --config with `features` such as configs/scale/ has")
+    for name in ("windows", "impressions", "targets", "actions"):
+        if not getattr(workload, name):
+            raise ConfigError(f"workload.{name} must be given (or --data, a dataset to take it from)")
+    counts = (float(workload.windows), float(workload.impressions), float(workload.targets))
+    return _workload(features, workload.actions, *counts, config)
+
+
+def _workload(
+    features: Mapping[str, PlannedFeature],
+    actions: int,
+    windows: float,
+    impressions: float,
+    targets: float,
+    config: Config,
+) -> Workload:
+    tables = [
+        Table(
+            name, feature.rows, windows if feature.level == "user" else impressions, feature.zipf, config.loader.dedup
+        )
+        for name, feature in features.items()
+    ]
+    whole = whole_rows(actions, config.model)
+    if clash := whole.keys() & features.keys():
+        raise ConfigError(f"features: {clash.pop()!r} is the name of a table that every model has")
+    tables += [Table(name, rows, float(rows), zipf=0.0, dedup=False) for name, rows in whole.items()]
+    return Workload(tuple(tables), windows, impressions, targets)
+
+
+def distinct(draws: float, rows: int, zipf: float = 0.0) -> float:
+    """Expected number of distinct values among ``draws`` independent ones of ``rows``.
+
+    Args:
+        zipf: the k-th most frequent value has a probability proportional to k^-zipf.
+    """
+    total = _sum_over_ranks(lambda k: k**-zipf, rows)
+    return _sum_over_ranks(lambda k: -np.expm1(draws * np.log1p(-np.minimum(k**-zipf / total, 1))), rows)
+
+
+def _sum_over_ranks(term: Callable[[np.ndarray], np.ndarray], rows: int) -> float:
+    """Σ term(k) for k = 1 … rows: the head term by term, the smooth rest by Gauss–Legendre quadrature over log k."""
+    head = min(rows, _HEAD)
+    with np.errstate(divide="ignore"):  # a single value has probability 1, whose logarithm of the rest is -inf
+        total = float(term(np.arange(1, head + 1, dtype=np.float64)).sum())
+    if rows > head:
+        low, high = np.log(head + 0.5), np.log(rows + 0.5)
+        k = np.exp((low + high + (high - low) * _NODES) / 2)
+        total += float((high - low) / 2 * (_WEIGHTS * term(k) * k).sum())
+    return total

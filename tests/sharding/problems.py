@@ -1,0 +1,42 @@
+"""Planning problems for the tests: a few tables, a small cluster."""
+
+from dataclasses import replace
+from typing import Any
+
+from a2gen_rec.config import Config, ModelConfig, OptimConfig, PlannedFeature, ShardingConfig, WorkloadConfig
+from a2gen_rec.sharding.planner import Problem
+from a2gen_rec.sharding.topology import Cluster
+from a2gen_rec.sharding.workload import of_features
+
+HOST = Cluster(
+    name="test_1x4",
+    device="cuda",
+    ranks=4,
+    ranks_per_host=4,
+    hbm_gb=10.0,
+    ddr_gb=40.0,
+    hbm_gbps=3000.0,
+    ddr_gbps=70.0,
+    intra_host_gbps=400.0,
+    inter_host_gbps=40.0,
+    hbm_to_ddr_gbps=60.0,
+)
+FEATURES = {
+    "user_id": PlannedFeature("user", 20_000_000),
+    "item_id": PlannedFeature("item", 60_000_000, zipf=0.8),
+    "author_id": PlannedFeature("item", 1_000_000, zipf=0.8),
+    "city": PlannedFeature("user", 300),
+}
+
+
+def problem(cluster: Cluster = HOST, optimizer: str = "rowwise_adagrad", dim: int = 32, **sharding: Any) -> Problem:
+    """Tables of 10.4 GB with their optimizer states, on four ranks with 8 GB each for them."""
+    optim = OptimConfig(tables=optimizer)  # type: ignore[arg-type]
+    config = Config(model=ModelConfig(dim=dim), optim=optim, sharding=ShardingConfig(**sharding))
+    workload = of_features(FEATURES, WorkloadConfig(windows=64, impressions=4000, targets=500, actions=6), config)
+    return Problem(workload, cluster, config)
+
+
+def on_cpu(ranks: int = 2) -> Cluster:
+    """Hosts of two CPU ranks."""
+    return replace(HOST, name="test_cpu", device="cpu", ranks=ranks, ranks_per_host=2)

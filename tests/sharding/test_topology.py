@@ -1,0 +1,103 @@
+"""Topology files: the shipped ones, wrong ones, and what TorchRec's planner gets of them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from a2gen_rec.config import ShardingConfig
+from a2gen_rec.errors import ConfigError
+from a2gen_rec.sharding.topology import Cluster
+
+FOLDER = Path(__file__).parents[2] / "configs" / "topologies"
+SHIPPED = sorted(FOLDER.glob("*.yaml"))
+GOOD = {
+    "device": "cuda",
+    "ranks": 16,
+    "ranks_per_host": 8,
+    "hbm_gb": 80,
+    "ddr_gb": 100.0,
+    "hbm_gbps": 3000,
+    "ddr_gbps": 70,
+    "intra_host_gbps": 400,
+    "inter_host_gbps": 40,
+    "hbm_to_ddr_gbps": 60,
+}
+
+
+def written(folder: Path, **fields: object) -> str:
+    file = folder / "mine.yaml"
+    file.write_text(yaml.safe_dump({name: value for name, value in (GOOD | fields).items() if value != "absent"}))
+    return str(file)
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_shipped_clusters_are_what_their_names_say(file: Path) -> None:
+    cluster = Cluster.read(str(file))
+    assert cluster.name == file.stem
+    kind, _, shape = file.stem.partition("_")
+    if shape:
+        hosts, ranks = map(int, shape.split("x"))
+        assert (cluster.ranks, cluster.ranks_per_host) == (hosts * ranks, ranks)
+    assert cluster.device == ("cuda" if kind.startswith("h") else "cpu")
+    assert cluster.topology(0.2).world_size == cluster.ranks
+
+
+def test_the_planner_gets_bytes_and_bytes_per_ms(tmp_path: Path) -> None:
+    topology = Cluster.read(written(tmp_path)).topology(reserve=0.25)
+    assert (topology.world_size, topology.local_world_size) == (16, 8)
+    assert {(device.storage.hbm, device.storage.ddr) for device in topology.devices} == {(60 * 10**9, 75 * 10**9)}
+    found = [topology.hbm_mem_bw, topology.ddr_mem_bw, topology.hbm_to_ddr_mem_bw]
+    found += [topology.intra_host_bw, topology.inter_host_bw]
+    assert found == [value * 10**6 for value in (3000, 70, 60, 400, 40)]
+
+
+def test_the_reserve_holds_for_host_memory_too() -> None:
+    topology = Cluster.read(str(FOLDER / "cpu_16x2.yaml")).topology(reserve=0.5)
+    assert {(device.storage.hbm, device.storage.ddr) for device in topology.devices} == {(0, 256 * 10**9)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"hosts": 3}, "field 'hosts' is unknown; a topology has device, ranks,"),
+        ({"ddr_gb": "absent"}, "field 'ddr_gb' is missing"),
+        ({"hbm_gb": "absent"}, "field 'hbm_gb' is missing"),
+        ({"ranks": 8.5}, "field 'ranks': 8.5 must be a whole number"),
+        ({"ranks": True}, "field 'ranks': True must be a whole number"),
+        ({"ranks": 0}, "field 'ranks': 0 must be positive"),
+        ({"hbm_gbps": "fast"}, "field 'hbm_gbps': 'fast' must be a number"),
+        ({"inter_host_gbps": -1}, "field 'inter_host_gbps': -1 must be positive"),
+        ({"device": "tpu"}, "field 'device': 'tpu' must be 'cpu' or 'cuda'"),
+        ({"device": 3}, "field 'device': 3 must be a word"),
+        ({"ranks": 12}, "12 ranks do not fill hosts of 8"),
+    ],
+)
+def test_what_cannot_be_is_named(fields: dict, reason: str, tmp_path: Path) -> None:
+    file = written(tmp_path, **fields)
+    with pytest.raises(ConfigError) as caught:
+        Cluster.read(file)
+    assert str(caught.value).startswith(f"{file}: {reason}")
+
+
+@pytest.mark.parametrize("text", ["just words", "- 1\n- 2", "a: [", ""])
+def test_other_files_are_no_topologies(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"mine\.yaml: not (a topology|YAML)") as caught:
+        Cluster.read(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_processs_own_hardware_and_what_is_configured() -> None:
+    cluster = Cluster.here(torch.device("cpu"), 4, 2, ShardingConfig())
+    assert (cluster.ranks, cluster.local_ranks, cluster.device) == (4, 2, "cpu")
+    total = int(next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line).split()[1])
+    assert cluster.ddr_gb == pytest.approx(total * 1024 / 10**9 / 2, rel=0.02)
+    assert Cluster.here(torch.device("cpu"), 4, 2, ShardingConfig(ddr_gb=3.0)).ddr_gb == 3.0
+
+
+def test_fewer_ranks_than_a_host_has() -> None:
+    cluster = Cluster.read(str(FOLDER / "h100_1x8.yaml")).with_ranks(4)
+    assert (cluster.ranks, cluster.local_ranks) == (4, 4)
