@@ -146,7 +146,11 @@ class ContextAwareAttention(nn.Module):
         wanted = self._split(asked.query) / self.d_head**0.5 @ key
         if bias is not None:
             wanted = wanted + bias
-        weights = (factorised_weights if form == "factorised" else direct_weights)(shared, wanted, mask)
+        weigh = factorised_weights if form == "factorised" else direct_weights
+        # Sums of exponentials, and their quotients, need more than the 8 bits of autocast's products.
+        precise = torch.promote_types(shared.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            weights = weigh(shared.to(precise), wanted.to(precise), mask)
         attended = weights.to(s.dtype) @ self._split(self.value(s))
         out = self._mix(attended.transpose(1, 2), asked.gate) + asked.context
         if self.residual == "both":

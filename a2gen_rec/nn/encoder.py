@@ -4,6 +4,7 @@ Action level: what a user did inside one past impression becomes one vector, wha
 past impressions a target may see become its history vector, all targets of a window at once.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,7 @@ def log_bucket(seconds: Tensor, buckets: int, largest: float) -> Tensor:
     Returns:
         int64, same shape.
     """
-    scale = (buckets - 2) / torch.log1p(torch.tensor(largest, dtype=torch.float64)).item()
+    scale = (buckets - 2) / math.log1p(largest)
     bucket = 1 + (torch.log1p(seconds.clamp(min=0)) * scale).floor()
     return torch.nan_to_num(bucket, nan=0.0).clamp(max=buckets - 1).long()
 

@@ -167,3 +167,18 @@ def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(columns:
         assert loss.item() == 0
         missing = [name for name, p in model.ranker.named_parameters() if p.grad is None]
         assert not missing
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_is_float32_but_for_rounding(variant: dict, columns: WindowColumns) -> None:
+    config = small_config(**variant)
+    model = build(config).float()
+    batch = batch_of(columns, np.arange(12), config)
+    losses = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _ = Loss(config.loss)(forward(model, batch), batch)
+        loss.backward()
+        losses.append(loss.detach())
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0.0)
+    assert all(p.grad.isfinite().all() for p in model.ranker.parameters())

@@ -1,0 +1,187 @@
+"""Training on user windows, with each of its levers on or off."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from reference.padded import pad_actions
+from reference.trainer import PlainOptimizers, average_gradients, data_parallel, endless
+from stages import Stopwatch, go_on, leaf
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec import JaggedTensor
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from a2gen_rec.config import Config
+from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
+from a2gen_rec.data.schema import ITEM, DatasetCard
+from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
+from a2gen_rec.sharding.tables import whole_tables
+from a2gen_rec.training.agree import AgreedBatches
+from a2gen_rec.training.build import TrainTask, build
+from a2gen_rec.training.losses import Loss
+from a2gen_rec.training.process import Process
+
+
+@dataclass(frozen=True)
+class Levers:
+    """What makes training on windows fast.
+
+    Attributes:
+        factorised: attention of all targets in three matrix products; else a matrix for each.
+        ragged: action sequences grouped by length; else padded to the longest.
+        dedup: every distinct id of a batch looked up once.
+        fused: sharded tables, updated inside the backward pass; else plain tables and torch's optimizers.
+        ahead: batches made by a thread, lookups of the next batch begun during the present one.
+        bf16: autocast.
+        compiled: the item level, by ``torch.compile``; the rest works on pieces, one for each length of an action
+            sequence, which every batch has others of: traced whole, it takes minutes and is traced again.
+    """
+
+    factorised: bool = True
+    ragged: bool = True
+    dedup: bool = True
+    fused: bool = True
+    ahead: bool = True
+    bf16: bool = False
+    compiled: bool = False
+
+
+class Windows:
+    """A2Gen in training, as ``training.trainer`` does it.
+
+    Args:
+        weights: to begin with, as :func:`whole_weights` gives them; sharded tables begin by the seed alone.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        card: DatasetCard,
+        config: Config,
+        process: Process,
+        levers: Levers,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
+        config = replace(
+            config,
+            model=replace(config.model, attention="factorised" if levers.factorised else "direct"),
+            loader=replace(config.loader, dedup=levers.dedup, background=levers.ahead),
+        )
+        self.config, self.process, self.levers = config, process, levers
+        self.whole = whole_tables(card, config.model)
+        if levers.fused:
+            built = build(card, config, process)
+            self.model, self.task, self.optimizer = built.model, built.dmp, built.optimizer
+            if weights is not None:
+                self.model.ranker.load_state_dict(
+                    {name.removeprefix("ranker."): value for name, value in weights.items() if "embeddings" not in name}
+                )
+        else:
+            self.model = A2Gen(card, config, process.device).to(process.device)
+            if weights is not None:
+                self.model.load_state_dict(weights)
+            self.task = data_parallel(TrainTask(self.model, Loss(config.loss, process.world)), process)
+            self.optimizer = PlainOptimizers(
+                self.model.embeddings.parameters(), self.model.ranker.parameters(), config.optim
+            )
+        if not levers.ragged:
+            pad_actions(self.model.ranker)
+        if levers.compiled:
+            self.model.ranker.encoder.compile(dynamic=True)
+        self.stream = WindowStream(
+            data, "train", card, config.loader, self.whole, process.rank, process.world, seed=config.train.seed
+        )
+        loader = WindowLoader(self.stream, levers.ahead, pin_memory=process.device.type == "cuda")
+        self.batches = AgreedBatches(
+            endless(loader, process.world), lambda: self.stream.empty, Position(world=process.world)
+        )
+        self.pipeline = (
+            TrainPipelineSparseDist(self.task, self.optimizer, process.device, custom_model_fwd=self._forward)
+            if levers.ahead
+            else None
+        )
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that steps have waited for data."""
+        return self.batches.wait_s
+
+    def step(self) -> int:
+        """One step; returns its targets, over all ranks."""
+        if self.pipeline is not None:
+            self.pipeline.progress(self.batches)
+        else:
+            batch = next(self.batches).to(self.process.device)
+            self.optimizer.zero_grad()
+            self._forward(batch)[0].backward()
+            self.optimizer.step()
+        return int(self.batches.taken.popleft().counts[0])
+
+    def staged_step(self, watch: Stopwatch) -> int:
+        """One step of sharded tables, stage by stage and nothing ahead but the loader. Never after :meth:`step`.
+
+        The tables' update runs inside the backward pass of their lookups, and counts as embedding.
+        """
+        tables, parameters = self.model.embeddings, self.model.ranker.parameters()
+        with watch("data wait"):
+            batch = next(self.batches).to(self.process.device)
+        self.optimizer.zero_grad()
+        with watch("communication"):
+            context = tables.create_context()
+            ids = tables.input_dist(context, batch.sparse).wait().wait()
+        with watch("embedding"):
+            found = tables.compute(context, ids)
+        sent = list(map(leaf, found))
+        with watch("communication"):
+            received = tables.output_dist(context, sent).wait()
+            rows = {name: leaf(row.values()) for name, row in received.items()}
+        with watch("forward"):
+            jagged = {name: JaggedTensor(row, lengths=received[name].lengths()) for name, row in rows.items()}
+            loss, _ = self.task.module.loss(self.model.ranker(jagged, batch), batch)
+        with watch("backward"):
+            loss.backward()
+        with watch("communication"):
+            go_on([row.values() for row in received.values()], rows.values())
+            average_gradients(parameters, self.process)
+        with watch("embedding"):
+            go_on(found, sent)
+        with watch("optimizer"):
+            self.optimizer.step()
+        return int(self.batches.taken.popleft().counts[0])
+
+    def loss(self, columns: WindowColumns, rows: np.ndarray) -> float:
+        """Loss on all targets of the windows ``rows``. Never after :meth:`step`."""
+        batch = collate(columns, rows, self.whole, self.levers.dedup).to(self.process.device)
+        with torch.no_grad():
+            return self._forward(batch)[0].item() / self.process.world
+
+    def lookups(self, batches: int) -> float:
+        """Item ids looked up per target."""
+        looked_up = targets = 0
+        for _, batch in zip(range(batches), self.stream, strict=False):
+            looked_up += len(batch.sparse[ITEM].values())
+            targets += len(batch.target)
+        return looked_up / targets
+
+    def close(self) -> None:
+        self.batches.close()
+
+    def _forward(self, batch: WindowBatch) -> tuple[Tensor, tuple[Tensor, A2GenOutput]]:
+        with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.levers.bf16):
+            return self.task(batch)
+
+
+def whole_weights(model: A2Gen, process: Process) -> dict[str, Tensor]:
+    """All parameters of a sharded model, whole, on every rank."""
+    whole = {}
+    for name, value in model.state_dict().items():
+        if isinstance(value, ShardedTensor):
+            rows = torch.empty(value.size(), device=process.device)
+            value.gather(0, rows if process.leads else None)
+            torch.distributed.broadcast(rows, 0)
+            value = rows
+        whole[name] = value.detach().clone()
+    return whole
