@@ -48,7 +48,7 @@ def total(terms: Tensor, config: LossConfig) -> Tensor:
     """The weighted sum of terms [6]."""
     auxiliary = config.auxiliary
     weights = [config.action, config.time, config.order, config.label, auxiliary, auxiliary * config.time]
-    return terms @ terms.new_tensor(weights)
+    return (terms * terms.new_tensor(weights)).sum()  # as a matrix product, autocast would round it
 
 
 class Loss(nn.Module):
