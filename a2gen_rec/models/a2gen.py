@@ -226,14 +226,12 @@ class DenseRanker(nn.Module):
         if self.config.recency_bias:
             seconds = (now - begin).float() / 1000
             recency = log_bucket(seconds, self.config.time_buckets, self.config.max_gap_s)
-        matches = None
+        matches = []
         if self.config.match_bias:
-            each = []
             for name in self.features["item"]:
                 ids = batch.ids(name)
                 target = at_targets(ids[batch.target])
-                each.append((in_windows(ids, 0) == target) & (target != 0))  # unknown values match nothing
-            matches = torch.stack(each, dim=-1)
+                matches.append((in_windows(ids, 0) == target) & (target != 0))  # unknown values match nothing
         return WindowLayout(
             batch.key_window,
             batch.key_column,

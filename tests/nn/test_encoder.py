@@ -52,7 +52,7 @@ def test_buckets_keep_the_shape() -> None:
 
 
 def build(residual: str, form: str, mlp_ratio: float = 1.0) -> HierarchicalEncoder:
-    encoder = HierarchicalEncoder(6, 4, 2, residual, mlp_ratio, recency_buckets=5, form=form).double()
+    encoder = HierarchicalEncoder(6, 4, 2, residual, mlp_ratio, recency_buckets=5, match_features=3, form=form).double()
     torch.manual_seed(0)
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -75,8 +75,12 @@ def test_action_level_equals_one_impression_at_a_time(residual: str, mlp_ratio: 
 
 @pytest.mark.parametrize("form", ["factorised", "direct"])
 @pytest.mark.parametrize("residual", ["context", "both"])
-def test_item_level_equals_one_target_at_a_time(form: str, residual: str) -> None:
+@pytest.mark.parametrize("largest", [1, 20, 1000])
+def test_item_level_equals_one_target_at_a_time(
+    form: str, residual: str, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each target alone with the impressions it sees: no padding, no other window, no other target."""
+    monkeypatch.setattr("a2gen_rec.nn.encoder.LARGEST_TABLE", largest)  # codes of one, several, and all digits
     encoder = build(residual, form)
     rng = torch.Generator().manual_seed(1)
     lengths, targets = torch.tensor([5, 2, 7]), torch.tensor([2, 1, 3])
@@ -92,14 +96,17 @@ def test_item_level_equals_one_target_at_a_time(form: str, residual: str) -> Non
     visible[0, 1] = False
     recency = torch.randint(5, (3, 3, 7), generator=rng)
 
-    layout = WindowLayout(row, column, (3, 7), target_row, target_column, (3, 3), visible, recency)
+    matches = (torch.rand(3, 3, 3, 7, generator=rng) < 0.5).unbind()
+
+    layout = WindowLayout(row, column, (3, 7), target_row, target_column, (3, 3), visible, recency, matches)
     got = encoder(item, actions, gap, target, layout)
     expected = []
     for t in range(len(target)):
         w, place = int(target_row[t]), int(target_column[t])
         seen = [i for i in range(impressions) if row[i] == w and visible[w, place, column[i]]]
         x = torch.cat([item[seen], actions[seen], gap[seen]], dim=1)[None]
-        bias = encoder.recency(recency[w, place, column[seen]]).T[None, :, None]
+        shared = torch.stack([match[w, place, column[seen]] for match in matches], dim=-1).double()
+        bias = (encoder.recency(recency[w, place, column[seen]]) + encoder.match(shared)).T[None, :, None]
         everything = torch.ones(1, 1, len(seen), dtype=torch.bool)
         expected.append(
             encoder.item_level.pooled(x, target[None, t : t + 1], everything, bias, "direct")[0, 0]
