@@ -329,7 +329,9 @@ def _plan(options: Namespace) -> int:
     from a2gen_rec.sharding.planner import Problem
 
     config, console = _config(options), _console()
-    ranks = questions.parse_sweep(options.sweep) if options.sweep else []
+    alone = [name for name in ("ranks", "sweep", "html", "save") if options[name]]
+    if options.compare and alone:
+        raise ConfigError(f"--{alone[0]} is for one plan, --compare for two: give one of them")
     for file in filter(None, (options.json, options.html, options.save)):
         paths.make_folder(paths.parent(file))
     workload = questions.read_workload(options.data, options.features, options.workload, config, options.rows)
@@ -340,9 +342,10 @@ def _plan(options: Namespace) -> int:
         fits = a.fits and b.fits
     else:
         problem = Problem(workload, questions.read_cluster(options.topology, options.ranks, config), config)
+        clusters = questions.read_sweep(options.sweep, problem.cluster) if options.sweep else []
         report, found = questions.answer(problem)
         plan_tables.show(console, report)
-        swept = questions.sweep(problem, ranks)
+        swept = questions.sweep(problem, clusters)
         if swept:
             plan_tables.show_sweep(console, swept)
         if options.html:

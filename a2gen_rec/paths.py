@@ -8,10 +8,12 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import yaml
 from iopath.common.file_io import g_pathmgr
 
-from a2gen_rec.errors import UserError
+from a2gen_rec.errors import ConfigError, UserError
 
 
 def join(base: str, *parts: str) -> str:
@@ -72,6 +74,19 @@ def read_text(path: str) -> str:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def read_yaml(path: str) -> Any:
+    """The plain data in a YAML file of settings.
+
+    Raises:
+        ConfigError: it is not YAML.
+        UserError: it cannot be read.
+    """
+    try:
+        return yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
 
 
 def write_text(path: str, text: str) -> None:

@@ -163,12 +163,9 @@ class Placement:
 
         Raises:
             DataError: it is not such a file, or its blocks do not make up the tables.
-            UserError: it cannot be read.
+            UserError: it cannot be read, or is not YAML.
         """
-        try:
-            return cls.of_raw(yaml.safe_load(paths.read_text(file)), file)
-        except yaml.YAMLError as error:
-            raise DataError(f"not YAML ({' '.join(str(error).split())})", file=file) from error
+        return cls.of_raw(paths.read_yaml(file), file)
 
     @classmethod
     def of_raw(cls, raw: Any, file: str) -> "Placement":
@@ -194,7 +191,7 @@ class Placement:
                 if not table.covers(found.dim, found.world):
                     where = f"tables.{name}"
                     raise DataError("its blocks, kernel and ranks do not make up the table", file=file, field=where)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             raise DataError(f"not a plan by `a2gen plan --save` ({error!r})", file=file) from error
         return found
 
@@ -217,7 +214,7 @@ class Placement:
             if wanted.get(name) != planned.get(name):
                 raise UserError(
                     f"{file}: this plan has {planned.get(name, 'no')} {name}, here it is {wanted.get(name, 'none')}; "
-                    "make the plan again, or leave it out to have one made"
+                    "make the plan again, or have one made with --sharding.plan ''"
                 )
         for name, table in self.tables.items():
             if problem.cluster.device == "cpu" and table.kernel != "fused":

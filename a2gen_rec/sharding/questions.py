@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
-import yaml
 from rich.console import Console
 from rich.progress import track
 
@@ -55,19 +54,18 @@ def answer(problem: Problem) -> tuple[PlanReport, Plan | None]:
         return explain(problem)
 
 
-def sweep(problem: Problem, ranks: Sequence[int]) -> list[PlanReport]:
-    """The same tables on other numbers of ranks of the same kind of host."""
-    clusters = [problem.cluster.with_ranks(count) for count in ranks]
+def sweep(problem: Problem, clusters: Sequence[Cluster]) -> list[PlanReport]:
+    """The same tables on other clusters."""
     console = Console(stderr=True)
     steps = track(clusters, "planning", console=console, transient=True, disable=not console.is_terminal)
     return [explain(Problem(problem.workload, cluster, problem.config), advise=False)[0] for cluster in steps]
 
 
-def parse_sweep(text: str) -> list[int]:
-    """``ranks=8,16,32`` as numbers.
+def read_sweep(text: str, cluster: Cluster) -> list[Cluster]:
+    """``ranks=8,16,32``: that many ranks of the same kind of host.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: it is something else, or hosts cannot have so many ranks.
     """
     name, _, values = text.partition("=")
     try:
@@ -76,7 +74,7 @@ def parse_sweep(text: str) -> list[int]:
         ranks = []
     if name != "ranks" or not ranks or min(ranks) < 1:
         raise ConfigError(f"--sweep {text}: must be numbers of ranks, such as ranks=8,16,32")
-    return ranks
+    return [cluster.with_ranks(count) for count in ranks]
 
 
 def report_of(file: str, workload: Workload, topology: str, config: Config) -> PlanReport:
@@ -85,12 +83,9 @@ def report_of(file: str, workload: Workload, topology: str, config: Config) -> P
     Raises:
         UserError: the file is neither, or is a plan for other tables.
     """
-    try:
-        raw = yaml.safe_load(paths.read_text(file))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    raw = paths.read_yaml(file)
     if not isinstance(raw, dict) or "tables" not in raw:
-        return answer(Problem(workload, read_cluster(file, 0, config), config))[0]
+        return answer(Problem(workload, Cluster.of(raw, file).with_memory(config.sharding), config))[0]
     saved = Placement.of_raw(raw, file)
     problem = Problem(workload, read_cluster(topology, saved.world, config), config)
     return describe(problem, saved.follow(problem, file))

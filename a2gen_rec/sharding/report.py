@@ -6,17 +6,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimated milliseconds of one training step."""
+    """Estimated milliseconds of one training step, and their sum ``total``."""
 
     forward_compute: float
     forward_comms: float
     backward_compute: float
     backward_comms: float
     prefetch: float = 0.0
+    total: float = field(init=False)
 
-    @property
-    def total(self) -> float:
-        return self.forward_compute + self.forward_comms + self.backward_compute + self.backward_comms + self.prefetch
+    def __post_init__(self) -> None:
+        parts = self.forward_compute, self.forward_comms, self.backward_compute, self.backward_comms, self.prefetch
+        object.__setattr__(self, "total", sum(parts))  # frozen; a field, so that JSON has it
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class StepTraffic:
     Attributes:
         targets, impressions: expected in a batch.
         lookups_per_target: distinct rows looked up, all tables.
-        bytes_per_target: that cross between ranks: ids, rows of the forward pass, gradients of the backward pass.
+        id_bytes_per_target, row_bytes_per_target, gradient_bytes_per_target: that cross between ranks: ids, rows of
+            the forward pass, gradients of the backward pass.
     """
 
     targets: float

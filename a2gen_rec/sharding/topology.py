@@ -1,11 +1,11 @@
 """The hardware that is planned for: read from a file, or that of this process."""
 
+import math
 import os
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import PurePath
 
 import torch
-import yaml
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner.types import HardwareConfig, KernelConfig, TopologyFactory, TrainerConfig
 
@@ -61,8 +61,9 @@ class Cluster:
             raise ConfigError(f"{self.name}: field 'device': {self.device!r} must be 'cpu' or 'cuda'")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, float) and (field.default is MISSING or self.device == "cuda") and not value > 0:
-                raise ConfigError(f"{self.name}: field {field.name!r}: {value} must be positive")
+            wanted = field.type in (int, float) and (field.default is MISSING or self.device == "cuda")
+            if wanted and not 0 < value < math.inf:
+                raise ConfigError(f"{self.name}: field {field.name!r}: {value} must be positive and finite")
         if self.ranks > self.ranks_per_host and self.ranks % self.ranks_per_host:
             raise ConfigError(f"{self.name}: {self.ranks} ranks do not fill hosts of {self.ranks_per_host}")
 
@@ -106,11 +107,7 @@ class Cluster:
             ConfigError: a field is missing, unknown, of the wrong type or out of range.
             UserError: the file cannot be read.
         """
-        try:
-            raw = yaml.safe_load(paths.read_text(file))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
-        return cls.of(raw, file)
+        return cls.of(paths.read_yaml(file), file)
 
     @classmethod
     def of(cls, raw: object, file: str) -> "Cluster":

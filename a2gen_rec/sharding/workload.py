@@ -18,6 +18,7 @@ from a2gen_rec.sharding.tables import whole_rows
 
 _HEAD = 100_000
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
+_MOST_ROWS = 10**14  # beyond it, torch cannot count a wide table's bytes
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Table:
         ids: in a batch, repetitions included.
         zipf: exponent of how often each occurs.
         dedup: whether each distinct one is looked up once.
+
+    Raises:
+        ConfigError: there are no rows, or more than can be counted.
     """
 
     name: str
@@ -35,6 +39,10 @@ class Table:
     ids: float
     zipf: float
     dedup: bool
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rows <= _MOST_ROWS:
+            raise ConfigError(f"rows {self.rows} of table {self.name!r} must be at least 1 and at most 10^14")
 
     @cached_property
     def lookups(self) -> float:
@@ -55,14 +63,12 @@ class Workload:
         """With other numbers of rows for the tables named.
 
         Raises:
-            ConfigError: there is no such table, or it would have no rows.
+            ConfigError: there is no such table, or it cannot have so many rows.
         """
         names = [table.name for table in self.tables]
-        for name, count in rows.items():
+        for name in rows:
             if name not in names:
                 raise ConfigError(f"no table {name!r} to give other rows; there are {', '.join(names)}")
-            if count < 1:
-                raise ConfigError(f"rows {count} of table {name!r} must be at least 1")
         resized = tuple(replace(table, rows=rows.get(table.name, table.rows)) for table in self.tables)
         return replace(self, tables=resized)
 

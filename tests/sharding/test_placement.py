@@ -104,6 +104,8 @@ def test_a_plan_for_something_else_is_refused(other: Any, difference: str) -> No
     [
         ({"format_version": 2}, "field 'format_version': is 2, this version reads 1"),
         ({"world": "many"}, "not a plan by"),
+        ({"world": 0}, "not a plan by"),
+        ({"dim": 0}, "not a plan by"),
         ({"tables": None}, "not a plan by"),
         ({"surprise": 1}, "not a plan by"),
         ({"block": [7, 32]}, "field 'tables.city': its blocks, kernel and ranks do not make up the table"),

@@ -1,5 +1,6 @@
 """Topology files: the shipped ones, wrong ones, and what TorchRec's planner gets of them."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,7 @@ def test_the_reserve_holds_for_host_memory_too() -> None:
         ({"ranks": True}, "field 'ranks': True must be a whole number"),
         ({"ranks": 0}, "field 'ranks': 0 must be positive"),
         ({"hbm_gbps": "fast"}, "field 'hbm_gbps': 'fast' must be a number"),
+        ({"ddr_gb": math.inf}, "field 'ddr_gb': inf must be positive and finite"),
         ({"inter_host_gbps": -1}, "field 'inter_host_gbps': -1 must be positive"),
         ({"device": "tpu"}, "field 'device': 'tpu' must be 'cpu' or 'cuda'"),
         ({"device": 3}, "field 'device': 3 must be a word"),
