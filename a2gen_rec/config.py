@@ -110,6 +110,7 @@ class LoaderConfig:
         max_windows: bound on a batch's user windows.
         buffer_windows: windows read and shuffled together.
         dedup: look every distinct id of a batch up once.
+        group_cost: action sequences of neighbouring lengths share a padded group unless one more saves so many tokens.
         background: build batches in a thread of their own, beside the training step.
     """
 
@@ -117,10 +118,12 @@ class LoaderConfig:
     max_windows: int = 512
     buffer_windows: int = 16384
     dedup: bool = True
+    group_cost: int = 512
     background: bool = True
 
     def __post_init__(self) -> None:
         _require("loader", self, *_POSITIVE, "max_impressions", "max_windows", "buffer_windows")
+        _require("loader", self, *_NOT_NEGATIVE, "group_cost")
 
 
 @dataclass

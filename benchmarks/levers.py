@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from reference.padded import pad_actions
 from reference.trainer import PlainOptimizers, average_gradients, data_parallel, endless
 from stages import Stopwatch, go_on, leaf
 from torch import Tensor
@@ -24,6 +23,9 @@ from a2gen_rec.training.build import TrainTask, build
 from a2gen_rec.training.losses import Loss
 from a2gen_rec.training.process import Process
 
+PAD_ALL = 10**9
+"""Cost of a group of action sequences at which all are padded to the longest."""
+
 
 @dataclass(frozen=True)
 class Levers:
@@ -31,7 +33,7 @@ class Levers:
 
     Attributes:
         factorised: attention of all targets in three matrix products; else a matrix for each.
-        ragged: action sequences grouped by length; else padded to the longest.
+        ragged: action sequences grouped by similar length; else padded to the longest.
         dedup: every distinct id of a batch looked up once.
         fused: sharded tables, updated inside the backward pass; else plain tables and torch's optimizers.
         ahead: batches made by a thread, lookups of the next batch begun during the present one.
@@ -68,7 +70,12 @@ class Windows:
         config = replace(
             config,
             model=replace(config.model, attention="factorised" if levers.factorised else "direct"),
-            loader=replace(config.loader, dedup=levers.dedup, background=levers.ahead),
+            loader=replace(
+                config.loader,
+                dedup=levers.dedup,
+                background=levers.ahead,
+                group_cost=config.loader.group_cost if levers.ragged else PAD_ALL,
+            ),
         )
         self.config, self.process, self.levers = config, process, levers
         self.whole = whole_tables(card, config.model)
@@ -87,8 +94,6 @@ class Windows:
             self.optimizer = PlainOptimizers(
                 self.model.embeddings.parameters(), self.model.ranker.parameters(), config.optim
             )
-        if not levers.ragged:
-            pad_actions(self.model.ranker)
         if levers.compiled:
             self.model.ranker.encoder.compile(dynamic=True)
         self.stream = WindowStream(
@@ -154,7 +159,8 @@ class Windows:
 
     def loss(self, columns: WindowColumns, rows: np.ndarray) -> float:
         """Loss on all targets of the windows ``rows``. Never after :meth:`step`."""
-        batch = collate(columns, rows, self.whole, self.levers.dedup).to(self.process.device)
+        loader = self.config.loader
+        batch = collate(columns, rows, self.whole, loader.dedup, group_cost=loader.group_cost).to(self.process.device)
         with torch.no_grad():
             return self._forward(batch)[0].item() / self.process.world
 

@@ -125,8 +125,9 @@ class Rankers:
         return _answer(occurrence(ranker.generator, context, tables, ranker.timed, self.max_error))
 
     def batch(self, request: Request) -> WindowBatch:
-        columns, whole = with_candidates(request.history, request.items, self.card), self.config.model
-        made = collate(columns, np.zeros(1, np.int64), whole_tables(self.card, whole), candidates=True)
+        columns = with_candidates(request.history, request.items, self.card)
+        whole, loader = whole_tables(self.card, self.config.model), self.config.loader
+        made = collate(columns, np.zeros(1, np.int64), whole, candidates=True, group_cost=loader.group_cost)
         return made.to(self.device)
 
     def examples(self, request: Request) -> Examples:

@@ -229,7 +229,9 @@ def gradient_difference(setting: Setting) -> float:
     torch.manual_seed(config.train.seed)
     model = A2Gen(card, config, device).to(device)
     fill_zeros(model)
-    batch = collate(setting.sample, setting.rows, whole_tables(card, config.model)).to(device)
+    batch = collate(
+        setting.sample, setting.rows, whole_tables(card, config.model), group_cost=config.loader.group_cost
+    ).to(device)
     loss, _ = Loss(config.loss)(model(batch), batch)
     loss.backward()
     reference = PointwiseA2Gen(card, config.model).to(device)

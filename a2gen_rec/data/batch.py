@@ -128,6 +128,7 @@ def collate(
     dedup: bool = True,
     with_targets: bool = True,
     candidates: bool = False,
+    group_cost: int = 0,
 ) -> WindowBatch:
     """Build a batch of the windows ``rows`` [windows] (int64), without a Python loop over them.
 
@@ -135,6 +136,7 @@ def collate(
         whole: tables looked up whole, name -> rows: small ones that every token reads.
         with_targets: else all impressions are history and no loss or metric comes of the batch.
         candidates: a window's targets are alternatives for one moment, all with the history of the first.
+        group_cost: as :meth:`LengthGroups.from_lengths` takes, of action sequences.
     """
     lengths = columns.lengths[rows]
     flat = ranges(columns.starts[rows], lengths)
@@ -179,7 +181,7 @@ def collate(
         key_window=key_window,
         key_column=key_column,
         key_token=torch.from_numpy(ranges(token_starts.numpy()[key], key_lengths)),
-        sequences=LengthGroups.from_lengths(torch.from_numpy(key_lengths)),
+        sequences=LengthGroups.from_lengths(torch.from_numpy(key_lengths), group_cost),
         ts_ms=torch.from_numpy(columns.ts_ms[flat]),
         end_ms=torch.from_numpy(columns.end_ms[flat]),
         action=torch.from_numpy(columns.action[tokens]),
@@ -189,7 +191,7 @@ def collate(
         target_column=target_column,
         history_end=history_end,
         step=step,
-        steps=LengthGroups.from_lengths(step_lengths),
+        steps=LengthGroups.from_lengths(step_lengths, group_cost),
         labels=labels,
         oracle=torch.from_numpy(columns.oracle[flat])[target],
         counts=torch.tensor(counts, dtype=torch.float64),

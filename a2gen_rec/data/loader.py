@@ -98,7 +98,9 @@ class WindowStream(IterableDataset[WindowBatch]):
             batches = self._cut(columns.lengths, start.epoch, start.dealt, number)
             skip = start.batch if number == start.buffer else 0
             for index in range(skip, len(batches)):
-                batch = collate(columns, batches[index], self.whole, self.config.dedup)
+                batch = collate(
+                    columns, batches[index], self.whole, self.config.dedup, group_cost=self.config.group_cost
+                )
                 last = index == len(batches) - 1
                 batch.position = asdict(
                     Position(

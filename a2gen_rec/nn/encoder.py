@@ -105,9 +105,10 @@ class HierarchicalEncoder(nn.Module):
             [keys, dim], whatever the target: what serving may keep between requests.
         """
 
-        def piece(x: Tensor, context: Tensor) -> Tensor:
-            everything = torch.ones(len(x), 1, x.shape[1], dtype=torch.bool, device=x.device)
-            return self.action_level.pooled(x, context[:, None], everything, form="direct").squeeze(1)
+        def piece(x: Tensor, context: Tensor, real: Tensor | None) -> Tensor:
+            if real is None:
+                real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+            return self.action_level.pooled(x, context[:, None], real[:, None], form="direct").squeeze(1)
 
         return groups.map(piece, tokens, item, per_token=False)
 

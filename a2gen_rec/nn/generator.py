@@ -203,7 +203,8 @@ class ExplicitGenerator(Generator):
         emitted = F.one_hot(action, self.actions)
         width = tokens.shape[1]
 
-        def piece(x: Tensor, c: Tensor) -> Tensor:
+        # Padding follows what is real, where a causal attention never looks.
+        def piece(x: Tensor, c: Tensor, _: Tensor | None) -> Tensor:
             tokens, emitted, label = x[..., :width], x[..., width:-1], x[..., -1].long()
             hidden = self.attention(tokens, c, causal=True)
             steps = self.heads.accumulate(self.heads(hidden, emitted.cumsum(1) > 0), label)
@@ -280,7 +281,7 @@ class ImplicitGenerator(Generator):
             final and draft Steps of shape [steps, actions].
         """
 
-        def piece(x: Tensor, c: Tensor) -> Tensor:
+        def piece(x: Tensor, c: Tensor, _: Tensor | None) -> Tensor:
             final, draft = self.predict(c, x.shape[1], x[..., 0].long())
             return torch.stack([part for part in (*final, *draft) if part is not None], dim=-1)
 

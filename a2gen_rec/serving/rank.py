@@ -252,7 +252,8 @@ def best_candidates(opened: OpenRun, history: WindowColumns, items: Items, by: s
     card = opened.card
     columns = with_candidates(history, items, card)
     whole = whole_tables(card, opened.config.model)
-    batch = collate(columns, np.zeros(1, np.int64), whole, opened.config.loader.dedup, candidates=True)
+    loader = opened.config.loader
+    batch = collate(columns, np.zeros(1, np.int64), whole, loader.dedup, candidates=True, group_cost=loader.group_cost)
     opened.built.dmp.eval()
     targets = opened.built.model.encode(batch.to(opened.process.device))
     ranker = opened.built.model.ranker

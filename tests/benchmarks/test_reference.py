@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from reference.examples import build, targets_of
-from reference.padded import pad_actions
 from reference.pointwise import PointwiseA2Gen, loss, renamed
 from support import make_card, make_columns, small_config, whole
 
@@ -83,23 +82,6 @@ def test_examples_know_no_more_than_is_visible() -> None:
             token = slice(columns.action_starts[i], columns.action_starts[i] + length)
             assert examples.token[row, k].sum() == length
             assert examples.action[row, k, :length].tolist() == columns.action[token].tolist()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_padding_the_action_level_changes_nothing(seed: int) -> None:
-    card, config = WORLDS[0], small_config()
-    columns = make_columns(card, 10, np.random.default_rng(seed))
-    losses, gradients = [], []
-    for padded in (False, True):
-        made = model(card, config)
-        if padded:
-            pad_actions(made.ranker)
-        losses.append(ours(made, columns, card, config))
-        losses[-1].backward()
-        gradients.append([parameter.grad for parameter in made.parameters()])
-    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
-    for left, right in zip(*gradients, strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
 def test_a_target_without_history() -> None:

@@ -105,7 +105,7 @@ def looked_up(batch: WindowBatch) -> dict[str, list[int]]:
 def assert_groups(groups: LengthGroups, lengths: list[int]) -> None:
     expected = LengthGroups.from_lengths(torch.tensor(lengths, dtype=torch.int64))
     assert groups.sizes == expected.sizes
-    for name in ("order", "inverse", "token_order", "token_inverse"):
+    for name in ("order", "inverse", "lengths", "token_order", "token_inverse"):
         assert torch.equal(getattr(groups, name), getattr(expected, name))
 
 
@@ -189,7 +189,7 @@ def tensors(batch: WindowBatch) -> dict[str, Tensor]:
         if isinstance(value, Tensor):
             found[field.name] = value
         elif isinstance(value, LengthGroups):
-            for part in ("order", "inverse", "token_order", "token_inverse"):
+            for part in ("order", "inverse", "lengths", "token_order", "token_inverse"):
                 found[f"{field.name}.{part}"] = getattr(value, part)
     return found
 
