@@ -89,7 +89,7 @@ class ContextAwareAttention(nn.Module):
             [m, n, dim]
         """
         s, asked = self.sequence(x), self.ask(context)
-        key, value = self._split(self.key(s)), self._split(self.value(s))
+        key, value = self.split(self.key(s)), self.split(self.value(s))
         logits = self._query(s, asked) @ key.transpose(-1, -2)
         allowed = None if mask is None else mask[:, None, None, :]
         if causal:
@@ -113,7 +113,7 @@ class ContextAwareAttention(nn.Module):
             [m, dim] and the cache including this position.
         """
         s = self.sequence(x)[:, None]
-        key, value = self._split(self.key(s)), self._split(self.value(s))
+        key, value = self.split(self.key(s)), self.split(self.value(s))
         if cache is not None:
             key, value = torch.cat([cache.key, key], dim=2), torch.cat([cache.value, value], dim=2)
         attended = softmax(self._query(s, asked) @ key.transpose(-1, -2)) @ value
@@ -141,35 +141,49 @@ class ContextAwareAttention(nn.Module):
             [m, T, dim]
         """
         s, asked = self.sequence(x), self.ask(context)
-        key = self._split(self.key(s)).transpose(-1, -2)
-        shared = self._split(self.query_sequence(s)) / self.d_head**0.5 @ key
-        wanted = self._split(asked.query) / self.d_head**0.5 @ key
-        if bias is not None:
-            wanted = wanted + bias
+        shared, wanted = self.pair_logits(s, asked, bias)
         weights = (factorised_weights if form == "factorised" else direct_weights)(shared, wanted, mask)
-        attended = weights.to(s.dtype) @ self._split(self.value(s))
-        out = self._mix(attended.transpose(1, 2), asked.gate) + asked.context
+        attended = weights.to(s.dtype) @ self.split(self.value(s))
+        return self.finish(self.mix(attended.transpose(1, 2), asked.gate), s, asked, mask)
+
+    def pair_logits(self, s: Tensor, asked: Asked, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The two parts of :meth:`pooled`'s logits.
+
+        Args:
+            s: [m, n, dim] the sequence; asked: by contexts [m, T, d_context]; bias: [m, heads, T, n].
+
+        Returns:
+            [m, heads, n, n] of (query, key) and [m, heads, T, n] of (context, key).
+        """
+        key = self.split(self.key(s)).transpose(-1, -2)
+        shared = self.split(self.query_sequence(s)) / self.d_head**0.5 @ key
+        wanted = self.split(asked.query) / self.d_head**0.5 @ key
+        return shared, wanted if bias is None else wanted + bias
+
+    def finish(self, pooled: Tensor, s: Tensor, asked: Asked, mask: Tensor) -> Tensor:
+        """Residual and block after pooled attention [m, T, dim], for :meth:`pooled`'s s, asked and mask."""
+        out = pooled + asked.context
         if self.residual == "both":
             seen = mask.to(s.dtype)
             out = out + seen @ s / seen.sum(-1, keepdim=True).clamp(min=1)
         return self.block(out)
 
-    def _query(self, s: Tensor, asked: Asked) -> Tensor:
-        """Scaled queries [m, heads, n, d_head] of positions s [m, n, dim] under m contexts."""
-        return self._split(self.query_sequence(s) + asked.query[:, None]) / self.d_head**0.5
-
-    def _answer(self, attended: Tensor, s: Tensor, asked: Asked) -> Tensor:
-        """Output [m, n, dim] of positions s [m, n, dim], given their attention [m, heads, n, d_head]."""
-        out = self._mix(attended.transpose(1, 2), asked.gate[:, None]) + asked.context[:, None]
-        return self.block(out + s if self.residual == "both" else out)
-
-    def _split(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> Tensor:
         """[m, n, dim] -> [m, heads, n, d_head]"""
         return x.unflatten(-1, (self.heads, self.d_head)).transpose(1, 2)
 
-    def _mix(self, attended: Tensor, gate: Tensor) -> Tensor:
-        """[m, n, heads, d_head], gate broadcastable to [m, n, heads] -> [m, n, dim]"""
+    def mix(self, attended: Tensor, gate: Tensor) -> Tensor:
+        """[..., heads, d_head], gate broadcastable to [..., heads] -> [..., dim]"""
         return self.output((attended * gate[..., None]).flatten(-2))
+
+    def _query(self, s: Tensor, asked: Asked) -> Tensor:
+        """Scaled queries [m, heads, n, d_head] of positions s [m, n, dim] under m contexts."""
+        return self.split(self.query_sequence(s) + asked.query[:, None]) / self.d_head**0.5
+
+    def _answer(self, attended: Tensor, s: Tensor, asked: Asked) -> Tensor:
+        """Output [m, n, dim] of positions s [m, n, dim], given their attention [m, heads, n, d_head]."""
+        out = self.mix(attended.transpose(1, 2), asked.gate[:, None]) + asked.context[:, None]
+        return self.block(out + s if self.residual == "both" else out)
 
 
 class FeedForward(nn.Module):

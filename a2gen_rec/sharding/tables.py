@@ -16,5 +16,6 @@ def whole_tables(card: DatasetCard, config: ModelConfig) -> dict[str, int]:
 
 
 def table_rows(card: DatasetCard, config: ModelConfig) -> dict[str, int]:
-    """Every table, name -> rows: one per feature of the card, then the whole ones."""
-    return {feature.name: feature.cardinality for feature in card.features} | whole_tables(card, config)
+    """Every table, name -> rows: one per user, item and context feature of the card, then the whole ones."""
+    levels = ("user", "item", "context")
+    return {x.name: x.cardinality for x in card.features if x.level in levels} | whole_tables(card, config)
