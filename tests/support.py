@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature, SplitSummary
+from a2gen_rec.data.schema import FEEDBACK_LEVELS, SPLITS, DatasetCard, Feature, FeedbackRule, SplitSummary
 from a2gen_rec.sharding.tables import whole_tables
 
 ACTIONS = ["start", "like", "comment", "follow", "exit"]
@@ -23,15 +23,25 @@ def make_card(labels: tuple[str, ...] = ("click",), timed: tuple[str, ...] = ("l
         Feature("item_id", "item", "vocabulary", 40),
         Feature("author_id", "item", "hash", 9),
         Feature("tab", "context", "vocabulary", 5),
+        Feature("session_position", "session", "buckets", 4, [2.0, 4.0]),
+        Feature("session_gap", "session", "buckets", 5, [5.0, 10.0, 20.0]),
+        Feature("previous_feedback", "session", "code", len(FEEDBACK_LEVELS)),
+        Feature("feedback", "outcome", "code", len(FEEDBACK_LEVELS)),
+        Feature("watch_ratio", "outcome", "buckets", 4, [0.5, 1.0]),
     ]
-    names = [*ACTIONS[1:-1], *labels]
-    split = SplitSummary(windows=1, targets=1, first_ms=0, last_ms=0, positives=dict.fromkeys(names, 0))
+    objectives = ["glance", "effective"]
+    names = [*ACTIONS[1:-1], *labels, *objectives]
+    levels = dict.fromkeys(FEEDBACK_LEVELS, 0)
+    split = SplitSummary(1, 1, first_ms=0, last_ms=0, positives=dict.fromkeys(names, 0), feedback=levels)
     return DatasetCard(
         name="random",
         actions=ACTIONS,
         timed=list(timed),
         labels=list(labels),
+        objectives=objectives,
         features=features,
+        feedback=FeedbackRule(3.0, [], "length", [10.0], [9.0, 5.0, 12.0]),
+        session_gap_s=25.0,
         history=6,
         max_targets=4,
         calendar=True,
@@ -65,18 +75,24 @@ def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, long
     action_lengths = np.array([len(a) for a in actions], dtype=np.int64)
     longest_s = np.array([np.nanmax(o) for o in offsets])
     user = {f.name: rng.integers(0, f.cardinality, windows) for f in card.at_level("user")}
-    other = {f.name: rng.integers(0, f.cardinality, total) for f in card.features if f.level != "user"}
+    shown = [*card.at_level("item"), *card.at_level("context")]
+    ids = {f.name: rng.integers(0, f.cardinality, total) for f in shown}
     labels = (rng.random((total, len(card.labels))) < 0.5).astype(np.float32)
+    (own,) = rng.spawn(1)
+    objectives = own.choice(np.array([0, 1, np.nan], np.float32), (total, len(card.objectives)))
     return WindowColumns(
         user_key=rng.integers(0, 2**40, windows),
         first_target=first_target,
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,
         user_ids=user,
-        impression_ids=other,
+        impression_ids=ids,
+        session={f.name: own.integers(0, f.cardinality, total) for f in card.at_level("session")},
+        outcome={f.name: own.integers(0, f.cardinality, total) for f in card.at_level("outcome")},
         ts_ms=ts_ms,
         end_ms=ts_ms + np.rint(1000 * longest_s).astype(np.int64),
         labels=labels,
+        objectives=objectives,
         oracle=np.zeros((total, 0), np.float32),
         action_starts=np.cumsum(action_lengths) - action_lengths,
         action_lengths=action_lengths,
@@ -154,7 +170,9 @@ def to_table(columns: WindowColumns, card: DatasetCard) -> pa.Table:
         "action_offset_s": per_token(columns.offset_s),
     }
     data |= columns.user_ids
-    data |= {name: per_impression(values) for name, values in columns.impression_ids.items()}
+    for rows in (columns.impression_ids, columns.session, columns.outcome):
+        data |= {name: per_impression(values) for name, values in rows.items()}
+    data |= {f"objective_{name}": per_impression(columns.objectives[:, i]) for i, name in enumerate(card.objectives)}
     data |= {f"label_{name}": per_impression(columns.labels[:, i]) for i, name in enumerate(card.labels)}
     return pa.table(data)
 

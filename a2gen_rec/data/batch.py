@@ -37,9 +37,11 @@ class WindowBatch(Pipelineable):
         target: [targets] place among the impressions; target_window, target_column; ``target_shape``.
         history_end: [targets] column before which a target's history ends: its own, or the first target's for
             candidates, which are alternatives and not one another's past.
+        session, outcome: feature -> [impressions] or [keys] int64 table rows. Their tables are small: they are not
+            among ``sparse``. Of an outcome only what a target may see is here.
         step: [steps] token of every input step of the targets (all but ``exit``); its label is the next token.
         steps: groups of targets by number of steps.
-        labels: [targets, labels] float32, NaN when unknown.
+        labels, objectives: [targets, names] float32, NaN when unknown.
         oracle: [targets, oracle columns] float32 true probabilities, simulated data only.
         counts: [5] float64, what the loss terms are means over, as named by ``COUNTS``.
         position: where in the data the loader stands after this batch.
@@ -63,9 +65,12 @@ class WindowBatch(Pipelineable):
     target_window: Tensor
     target_column: Tensor
     history_end: Tensor
+    session: dict[str, Tensor]
+    outcome: dict[str, Tensor]
     step: Tensor
     steps: LengthGroups
     labels: Tensor
+    objectives: Tensor
     oracle: Tensor
     counts: Tensor
     key_shape: tuple[int, int]
@@ -116,7 +121,7 @@ class WindowBatch(Pipelineable):
             value = getattr(self, item.name)
             if isinstance(value, Tensor | KeyedJaggedTensor | LengthGroups):
                 changed[item.name] = change(value)
-            elif item.name == "index":
+            elif item.name in ("index", "session", "outcome"):
                 changed[item.name] = {name: change(part) for name, part in value.items()}
         return replace(self, **changed)
 
@@ -190,9 +195,12 @@ def collate(
         target_window=target_window,
         target_column=target_column,
         history_end=history_end,
+        session={name: torch.from_numpy(rows[flat]) for name, rows in columns.session.items()},
+        outcome={name: torch.from_numpy(rows[flat[key]]) for name, rows in columns.outcome.items()},
         step=step,
         steps=LengthGroups.from_lengths(step_lengths, group_cost),
         labels=labels,
+        objectives=torch.from_numpy(columns.objectives[flat])[target],
         oracle=torch.from_numpy(columns.oracle[flat])[target],
         counts=torch.tensor(counts, dtype=torch.float64),
         key_shape=(len(rows), int(key_count.max(initial=1))),

@@ -6,6 +6,7 @@ rows. Everything that breaks the contract is found here, with file, row and fiel
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.schema import DatasetCard, Level
+from a2gen_rec.data.sessions import end_ms
 from a2gen_rec.errors import DataError
 
 
@@ -34,7 +36,8 @@ class WindowColumns:
     Attributes:
         user_key, first_target, starts, lengths: [windows] int64; ``starts`` into the impressions.
         user_ids: user feature -> [windows]; impression_ids: item or context feature -> [impressions].
-        ts_ms, end_ms: [impressions] int64; labels, oracle: [impressions, names] float32.
+        session, outcome: session or outcome feature -> [impressions].
+        ts_ms, end_ms: [impressions] int64; labels, objectives, oracle: [impressions, names] float32.
         action_starts, action_lengths: [impressions] int64 into the tokens.
         action: [tokens] int64; offset_s: [tokens] float32.
     """
@@ -45,9 +48,12 @@ class WindowColumns:
     lengths: np.ndarray
     user_ids: dict[str, np.ndarray]
     impression_ids: dict[str, np.ndarray]
+    session: dict[str, np.ndarray]
+    outcome: dict[str, np.ndarray]
     ts_ms: np.ndarray
     end_ms: np.ndarray
     labels: np.ndarray
+    objectives: np.ndarray
     oracle: np.ndarray
     action_starts: np.ndarray
     action_lengths: np.ndarray
@@ -103,7 +109,7 @@ def read_columns(groups: Sequence[RowGroup], card: DatasetCard, with_oracle: boo
         DataError: a file is truncated, a column is missing or of another type, an id, action code or time is out
             of its range, or lists of one window differ in length.
     """
-    return _concatenate([_RowGroupReader(group, card, with_oracle).read() for group in groups], card)
+    return _concatenate([_RowGroupReader(group, card, with_oracle).read() for group in groups])
 
 
 def read_user(files: Sequence[str], card: DatasetCard, user: str) -> WindowColumns | None:
@@ -121,7 +127,7 @@ def read_user(files: Sequence[str], card: DatasetCard, user: str) -> WindowColum
             own = rows[(rows >= group.first_row) & (rows < group.first_row + group.rows)] - group.first_row
             if len(own):
                 parts.append(take_windows(read_columns([group], card), own))
-        return _concatenate(parts, card)  # a split has all of a user's windows in one file
+        return _concatenate(parts)  # a split has all of a user's windows in one file
     return None
 
 
@@ -151,9 +157,12 @@ def take_windows(columns: WindowColumns, rows: np.ndarray) -> WindowColumns:
         lengths=lengths,
         user_ids={name: values[rows] for name, values in columns.user_ids.items()},
         impression_ids={name: values[flat] for name, values in columns.impression_ids.items()},
+        session={name: values[flat] for name, values in columns.session.items()},
+        outcome={name: values[flat] for name, values in columns.outcome.items()},
         ts_ms=columns.ts_ms[flat],
         end_ms=columns.end_ms[flat],
         labels=columns.labels[flat],
+        objectives=columns.objectives[flat],
         oracle=columns.oracle[flat],
         action_starts=np.cumsum(action_lengths) - action_lengths,
         action_lengths=action_lengths,
@@ -175,9 +184,10 @@ class _RowGroupReader:
     def __init__(self, group: RowGroup, card: DatasetCard, with_oracle: bool) -> None:
         self.group, self.card = group, card
         self.labels = [f"label_{name}" for name in card.labels]
+        self.objectives = [f"objective_{name}" for name in card.objectives]
         self.oracle = [f"oracle_{name}" for name in card.oracle] if with_oracle else []
         names = ["user_key", "first_target", "ts_ms", "dwell_s", "action", "action_offset_s"]
-        names += [feature.name for feature in card.features] + self.labels + self.oracle
+        names += [feature.name for feature in card.features] + self.labels + self.objectives + self.oracle
         with _parquet(group.file) as parquet:
             for name in names:
                 if name not in parquet.schema_arrow.names:
@@ -203,27 +213,27 @@ class _RowGroupReader:
         dwell = self._impressions("dwell_s", pa.float32(), lengths)
         self._check_impressions(~((dwell < 0) | np.isinf(dwell)), "dwell_s", "time is negative or infinite")
         longest = np.fmax.reduceat(offset_s, action_starts) if len(dwell) else dwell
-        end_ms = ts_ms + np.rint(1000.0 * np.nan_to_num(np.fmax(dwell, longest), nan=0.0)).astype(np.int64)
-        user_ids, impression_ids = {}, {}
+        rows: dict[Level, dict[str, np.ndarray]] = {level: {} for level in get_args(Level)}
+        rows["context"] = rows["item"]  # both stay in the card's order
         for feature in self.card.features:
-            if feature.level == "user":
-                ids = user_ids[feature.name] = self._scalar(feature.name)
-                good = (ids >= 0) & (ids < feature.cardinality)
-                self._check(good, feature.name, f"id is not in [0, {feature.cardinality})")
-            else:
-                ids = impression_ids[feature.name] = self._impressions(feature.name, pa.int64(), lengths)
-                good = (ids >= 0) & (ids < feature.cardinality)
-                self._check_impressions(good, feature.name, f"id is not in [0, {feature.cardinality})")
+            of_user = feature.level == "user"
+            ids = self._scalar(feature.name) if of_user else self._impressions(feature.name, pa.int64(), lengths)
+            check = self._check if of_user else self._check_impressions
+            check((ids >= 0) & (ids < feature.cardinality), feature.name, f"id is not in [0, {feature.cardinality})")
+            rows[feature.level][feature.name] = ids
         return WindowColumns(
             user_key=self._scalar("user_key"),
             first_target=first_target,
             starts=starts,
             lengths=lengths,
-            user_ids=user_ids,
-            impression_ids=impression_ids,
+            user_ids=rows["user"],
+            impression_ids=rows["item"],
+            session=rows["session"],
+            outcome=rows["outcome"],
             ts_ms=ts_ms,
-            end_ms=end_ms,
+            end_ms=end_ms(ts_ms, np.fmax(dwell, longest)),
             labels=self._matrix(self.labels, lengths),
+            objectives=self._matrix(self.objectives, lengths),
             oracle=self._matrix(self.oracle, lengths),
             action_starts=action_starts,
             action_lengths=action_lengths,
@@ -313,26 +323,31 @@ class _RowGroupReader:
         return DataError(reason, file=self.group.file, row=place, field=name)
 
 
-def _concatenate(parts: list[WindowColumns], card: DatasetCard) -> WindowColumns:
+def _concatenate(parts: list[WindowColumns]) -> WindowColumns:
     if len(parts) == 1:
         return parts[0]
 
     def join(name: str) -> np.ndarray:
         return np.concatenate([getattr(part, name) for part in parts])
 
+    def join_each(name: str) -> dict[str, np.ndarray]:
+        each = [getattr(part, name) for part in parts]
+        return {key: np.concatenate([values[key] for values in each]) for key in each[0]}
+
     lengths, action_lengths = join("lengths"), join("action_lengths")
-    user = [feature.name for feature in card.at_level("user")]
-    other = [feature.name for feature in card.features if feature.level != "user"]
     return WindowColumns(
         user_key=join("user_key"),
         first_target=join("first_target"),
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,
-        user_ids={name: np.concatenate([part.user_ids[name] for part in parts]) for name in user},
-        impression_ids={name: np.concatenate([part.impression_ids[name] for part in parts]) for name in other},
+        user_ids=join_each("user_ids"),
+        impression_ids=join_each("impression_ids"),
+        session=join_each("session"),
+        outcome=join_each("outcome"),
         ts_ms=join("ts_ms"),
         end_ms=join("end_ms"),
         labels=join("labels"),
+        objectives=join("objectives"),
         oracle=join("oracle"),
         action_starts=np.cumsum(action_lengths) - action_lengths,
         action_lengths=action_lengths,

@@ -17,10 +17,11 @@ from rich.progress import Progress
 
 from a2gen_rec import paths
 from a2gen_rec.config import PrepareConfig
-from a2gen_rec.data import sources, splits, staging, statistics, vocabulary
-from a2gen_rec.data.schema import EXIT, ITEM, ITEM_STATISTICS, SPLITS, START, DatasetCard
+from a2gen_rec.data import feedback, sources, splits, staging, statistics, vocabulary
+from a2gen_rec.data.schema import EXIT, ITEM, ITEM_STATISTICS, SPLITS, START, DatasetCard, FeedbackRule
+from a2gen_rec.data.sessions import SESSION_GAP_S, session_features, with_session_rows
 from a2gen_rec.data.sources.base import Source, SourceFacts, SplitRule
-from a2gen_rec.data.sql import connect, errors_as_ours, parquet
+from a2gen_rec.data.sql import connect, errors_as_ours, identifier, parquet
 from a2gen_rec.data.staging import Columns
 from a2gen_rec.data.vocabulary import Encoding, encoded
 from a2gen_rec.data.windows import ROW, Layout, cut
@@ -108,33 +109,50 @@ class Job:
         split = self.split_column()
         everything = f"(SELECT {split} FROM {parquet(self.folder / 'clean' / '*.parquet')})"
         train = f"(SELECT * FROM {everything} WHERE split = 0)"
-        counts = statistics.count_splits(self.connection, everything, self.columns)
+        medians = statistics.median_times(self.connection, train, facts.actions)
+        rule = feedback.fit(self.connection, train, facts, medians.get(EXIT))
+        objectives = feedback.objectives(rule)
+        flags = {name: identifier(f"label_{name}") for name in facts.labels}
+        flags |= {name: identifier(f"objective_{name}") for name in objectives}
+        levelled = feedback.with_feedback(everything, rule)
+        counts = statistics.count_splits(self.connection, levelled, facts.actions, flags)
         if not counts["train"].targets:
             raise DataError("no impression is left to train on", file=facts.name)
+        levels = feedback.count_levels(self.connection, levelled, rule)
         encodings = self.learn(train)
-        self.write_tables(everything, train, encodings)
+        self.write_tables(everything, encodings)
+        item = next(coding for coding in encodings if coding.feature.name == ITEM)
+        train = f"(SELECT * FROM {levelled} WHERE split = 0)"
+        file = self.dataset / ITEM_STATISTICS
+        statistics.write_item_statistics(self.connection, train, item, facts.actions, flags, file)
         layout = Layout(
-            [coding.feature for coding in encodings],
+            [
+                *(coding.feature for coding in encodings),
+                *(session_features(levels=rule is not None) if facts.elapsed else []),
+                *(coding.feature for coding in feedback.encodings(rule)),
+            ],
             self.columns.actions,
             self.columns.labels,
+            objectives,
             self.columns.oracle,
             # One more than any target sees: the oldest one's gap to the impression before it is known too.
             self.config.history + 1 if self.config.history else 0,
             self.config.max_targets,
         )
-        timed = counts["train"].timed
-        medians = statistics.median_times(self.connection, train, timed)
-        windows = self.write_windows(split, encodings, layout)
+        windows = self.write_windows(split, encodings, layout, rule)
         return DatasetCard(
             name=facts.name,
             actions=[START, *facts.actions, EXIT],
-            timed=[name for name, count in timed.items() if count],
+            timed=list(medians),
             labels=list(facts.labels),
+            objectives=objectives,
             features=list(layout.features),
+            feedback=rule,
+            session_gap_s=SESSION_GAP_S,
             history=self.config.history,
             max_targets=self.config.max_targets,
             calendar=facts.calendar,
-            splits={name: counts[name].summary(windows[name]) for name in SPLITS},
+            splits={name: counts[name].summary(windows[name], levels[name]) for name in SPLITS},
             base_rate=counts["train"].rates(),
             median_time_s=medians,
             oracle=list(facts.oracle),
@@ -188,17 +206,19 @@ class Job:
     def min_count(self, feature: str) -> int:
         return 1 if feature in self.columns.calendar else self.config.min_count
 
-    def write_tables(self, everything: str, train: str, encodings: list[Encoding]) -> None:
-        item = next(coding for coding in encodings if coding.feature.name == ITEM)
+    def write_tables(self, everything: str, encodings: list[Encoding]) -> None:
         for level in self.each(("item", "user"), "items and users"):
             file = self.dataset / f"{level}s.parquet"
             statistics.write_entities(self.connection, everything, encodings, level, file)
-        file = self.dataset / ITEM_STATISTICS
-        statistics.write_item_statistics(self.connection, train, item, self.columns, file)
 
-    def write_windows(self, split: str, encodings: list[Encoding], layout: Layout) -> dict[str, int]:
+    def write_windows(
+        self, split: str, encodings: list[Encoding], layout: Layout, rule: FeedbackRule | None
+    ) -> dict[str, int]:
         """Partition by partition, the windows of every split; returns the windows written per split."""
         columns = ["user_id", "user_key", "ts_ms", "dwell_s", "split", *self.columns.at, *self.columns.values]
+        columns += [identifier(f"objective_{name}") for name in layout.objectives]
+        encodings = [*encodings, *feedback.encodings(rule)]
+        session = [feature for feature in layout.features if feature.level == "session"]
         written = dict.fromkeys(SPLITS, 0)
         for name in SPLITS:
             (self.dataset / name).mkdir()
@@ -206,9 +226,10 @@ class Job:
             file = self.part(number)
             if not file.exists():
                 continue
-            relation = f"(SELECT {split} FROM {parquet(file)})"
+            relation = feedback.with_feedback(f"(SELECT {split} FROM {parquet(file)})", rule)
             rows = encoded(relation, encodings, [f"raw.{column}" for column in columns], ROW)
             impressions = self.connection.sql(f"{rows} ORDER BY raw.user_id, raw.ts_ms, raw.item_id").to_arrow_table()
+            impressions = with_session_rows(impressions, session, SESSION_GAP_S)
             file.unlink()
             for code, name in enumerate(SPLITS):
                 target = self.dataset / name / f"part-{number:05d}.parquet"

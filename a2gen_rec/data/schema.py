@@ -15,16 +15,20 @@ A window is one user's impressions in time order: history first, then targets. C
     user_key         int64           hash of the raw identifier: grouping and sharing out
     <user feature>   int64           row of the feature's table
     <item feature>   list<int64>     one per impression; ``item_id`` is always present
-    <context feature> list<int64>    one per impression
+    <context, session or outcome feature> list<int64>    one per impression
     ts_ms            list<int64>     begin of the impression
     dwell_s          list<float>     watch time, NaN when the log does not record it
     action           list<list<int8>>    codes into ``actions``: start first, exit last
     action_offset_s  list<list<float>>   seconds since the impression began, NaN when not recorded
     label_<name>     list<float>     0, 1, or NaN when unknown
+    objective_<name> list<float>     0, 1, or NaN when unknown
     oracle_<action>  list<float>     true probability, simulated data only
     first_target     int32           impressions before it are history only
 
 Row 0 of every table stands for "unknown": values unseen, missing, or too rare in the training data.
+
+Session features are known when an impression begins, outcome features only when it has ended: those of a target are
+never its inputs. Of both, rows and values are made by ``prepare`` (``sessions.py``, ``feedback.py``).
 """
 
 from dataclasses import asdict, dataclass, field
@@ -37,13 +41,20 @@ from a2gen_rec.errors import DataError
 
 START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CARD_FILE = "dataset.yaml"
 ITEM_STATISTICS = "item_statistics.parquet"
 ITEM = "item_id"
 
-Level = Literal["user", "item", "context"]
-Kind = Literal["vocabulary", "hash", "buckets"]
+SESSION_POSITION, SESSION_GAP, PREVIOUS_FEEDBACK = "session_position", "session_gap", "previous_feedback"
+FEEDBACK, WATCH_RATIO = "feedback", "watch_ratio"
+OBJECTIVES = ("glance", "effective", "negative")
+FEEDBACK_LEVELS = ("unknown", "negative", "glance", "partial", "effective", "complete")
+"""Of impressions, in code order: the codes are rows of the tables ``feedback`` and ``previous_feedback``."""
+UNKNOWN, NEGATIVE, GLANCE, PARTIAL, EFFECTIVE, COMPLETE = range(len(FEEDBACK_LEVELS))
+
+Level = Literal["user", "item", "context", "session", "outcome"]
+Kind = Literal["vocabulary", "hash", "buckets", "code"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,7 @@ class Feature:
     """One categorical input, and how its raw values became table rows.
 
     Attributes:
+        kind: ``code``: values are rows as they are, such as feedback levels.
         cardinality: rows of its table, row 0 ("unknown") included.
         boundaries: for ``buckets``, the sorted inner edges; row ``1 + number of edges <= value``.
     """
@@ -64,13 +76,44 @@ class Feature:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """Counts of one split: windows, targets, begin of first and last target (ms), positives per action and label."""
+    """Counts of one split.
+
+    Attributes:
+        first_ms, last_ms: begin of its first and last target.
+        positives: targets per action, label and objective that have it.
+        feedback: targets per feedback level; empty where the log gives none.
+    """
 
     windows: int
     targets: int
     first_ms: int | None
     last_ms: int | None
     positives: dict[str, int]
+    feedback: dict[str, int]
+
+
+@dataclass(frozen=True)
+class FeedbackRule:
+    """What makes an impression's feedback level, and its objectives [ours].
+
+    The first of these that holds: *negative*, one of the ``negative`` actions happened; *unknown*, no watch time;
+    *complete*, watched for the video's length or longer; *glance*, for less than ``glance_s``; *effective*, for the
+    median of its length's bucket or longer; else *partial*. The objectives ``glance`` and ``effective`` (or complete)
+    go by watch time alone, ``negative`` by the actions alone.
+
+    Attributes:
+        negative: explicit negative actions.
+        duration: the feature that holds the video's length in seconds; empty where the log does not tell it.
+        duration_edges_s: inner edges of the buckets of lengths, which are quantiles; bucket ``1 + number of
+            edges <= length``, bucket 0 of unknown length.
+        median_watch_s: per bucket, the median watch time of training impressions; bucket 0 takes all of them.
+    """
+
+    glance_s: float
+    negative: list[str]
+    duration: str
+    duration_edges_s: list[float]
+    median_watch_s: list[float]
 
 
 @dataclass(frozen=True)
@@ -81,6 +124,9 @@ class DatasetCard:
         actions: vocabulary in code order; ``start`` is code 0, ``exit`` the last.
         timed: actions whose times the log records (``exit`` too, where dwell is recorded).
         labels: impression labels that are not acts, predicted beside the sequence.
+        objectives: further 0/1 outcomes of an impression, derived from watch time and negative actions.
+        feedback: what levels and objectives follow from; None where the log records no watch times.
+        session_gap_s: seconds between the begins of two impressions beyond which a session ends.
         history: most impressions before a target it may see; windows carry one more.
         max_targets: most targets of one window.
         calendar: whether ``ts_ms`` is wall-clock time (else only order and, if any, elapsed time).
@@ -92,7 +138,10 @@ class DatasetCard:
     actions: list[str]
     timed: list[str]
     labels: list[str]
+    objectives: list[str]
     features: list[Feature]
+    feedback: FeedbackRule | None
+    session_gap_s: float
     history: int
     max_targets: int
     calendar: bool
@@ -136,7 +185,8 @@ class DatasetCard:
                 )
             features = [Feature(**feature) for feature in raw["features"]]
             splits = {name: SplitSummary(**split) for name, split in raw["splits"].items()}
-            card = cls(**{**raw, "features": features, "splits": splits})
+            feedback = None if raw["feedback"] is None else FeedbackRule(**raw["feedback"])
+            card = cls(**{**raw, "features": features, "splits": splits, "feedback": feedback})
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not a dataset card ({error})", file=file) from error
         if len(card.actions) < 2 or card.actions[0] != START or card.actions[-1] != EXIT:

@@ -49,16 +49,29 @@ def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
 
 
 def order_statistics(
-    connection: duckdb.DuckDBPyConnection, relation: str, column: str, places: list[int]
+    connection: duckdb.DuckDBPyConnection, relation: str, column: str, places: list[int], by: str = ""
 ) -> list[float]:
-    """Values at 1-based ``places`` of the column's sorted, known values; sorts out of core."""
+    """Values at 1-based ``places`` of the column's known values, sorted (first ``by`` another column); out of core."""
     known = f"{column} IS NOT NULL AND NOT isnan({column}::DOUBLE)"
+    order = f"{by}, {column}" if by else column
     rows = connection.execute(
-        f"SELECT place, value FROM (SELECT {column} AS value, row_number() OVER (ORDER BY {column}) AS place"
+        f"SELECT place, value FROM (SELECT {column} AS value, row_number() OVER (ORDER BY {order}) AS place"
         f" FROM {relation} WHERE {known}) WHERE place IN ({', '.join(map(str, sorted(set(places))))})"
     ).fetchall()
     found = dict(rows)
     return [found[place] for place in places]
+
+
+def medians(connection: duckdb.DuckDBPyConnection, relation: str, column: str, by: str) -> dict[int, float]:
+    """Median of a column without NULL and NaN for every value of the column ``by``; sorts out of core."""
+    counts = connection.execute(f"SELECT {by}, count(*) FROM {relation} GROUP BY ALL ORDER BY ALL").fetchall()
+    before, middle = 0, []
+    for _, count in counts:
+        middle += [before + (count + 1) // 2, before + count // 2 + 1]
+        before += count
+    values = order_statistics(connection, relation, column, middle, by) if counts else []
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return {key: float(low + high) / 2 for (key, _), (low, high) in zip(counts, pairs, strict=True)}
 
 
 def write_sorted(connection: duckdb.DuckDBPyConnection, query: str, file: Path, rows: int = 100_000) -> int:

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.schema import ITEM
+from a2gen_rec.data.schema import (
+    FEEDBACK,
+    ITEM,
+    OBJECTIVES,
+    PREVIOUS_FEEDBACK,
+    SESSION_GAP,
+    SESSION_POSITION,
+    WATCH_RATIO,
+)
 from a2gen_rec.data.sources.base import FeatureSpec, SourceFacts, SplitRule
 from a2gen_rec.data.splits import last_shares
 from a2gen_rec.data.sql import identifier, literal, one_row, parquet
@@ -34,6 +42,12 @@ RESERVED = frozenset(
         "split",
         "problem",
         "impressions",
+        SESSION_POSITION,
+        SESSION_GAP,
+        PREVIOUS_FEEDBACK,
+        FEEDBACK,
+        WATCH_RATIO,
+        *OBJECTIVES,
     )
 )
 

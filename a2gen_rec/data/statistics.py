@@ -1,14 +1,13 @@
 """What the dataset card and the tables beside the windows tell: counts, rates and medians."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
 from a2gen_rec.data.schema import EXIT, ITEM, SPLITS, SplitSummary
-from a2gen_rec.data.sql import identifier, order_statistics, write_sorted
-from a2gen_rec.data.staging import Columns
+from a2gen_rec.data.sql import identifier, one_row, order_statistics, write_sorted
 from a2gen_rec.data.vocabulary import Encoding, encoded
 
 # Few enough for a row group of several list columns to stay small, many enough to compress well.
@@ -17,20 +16,19 @@ ROWS = 100_000
 
 @dataclass(frozen=True)
 class Counts:
-    """Targets of one split; ``known`` are targets whose label is known, ``timed`` those of a recorded time."""
+    """Targets of one split; ``known`` are targets whose flag is known."""
 
     targets: int
     first_ms: int | None
     last_ms: int | None
     positives: dict[str, int]
     known: dict[str, int]
-    timed: dict[str, int]
 
-    def summary(self, windows: int) -> SplitSummary:
-        return SplitSummary(windows, self.targets, self.first_ms, self.last_ms, self.positives)
+    def summary(self, windows: int, feedback: dict[str, int]) -> SplitSummary:
+        return SplitSummary(windows, self.targets, self.first_ms, self.last_ms, self.positives, feedback)
 
     def rates(self) -> dict[str, float]:
-        """Share of targets with each action, and of those with a known label that have it."""
+        """Share of targets with each action, and of those with a known flag that have it."""
         return {
             name: positives / self.known[name] if self.known[name] else 0.0
             for name, positives in self.positives.items()
@@ -41,42 +39,44 @@ def time_column(action: str) -> str:
     return "dwell_s" if action == EXIT else identifier(f"at_{action}")
 
 
-def count_splits(connection: duckdb.DuckDBPyConnection, impressions: str, columns: Columns) -> dict[str, Counts]:
-    """Counts of every split of the relation ``impressions``, whose ``split`` is an index into ``SPLITS``."""
-    actions, labels = list(columns.actions), list(columns.labels)
-    ends = [*actions, EXIT]
-    select = [f"count({time_column(name)})" for name in actions]
-    select += [f"coalesce(sum({identifier(f'label_{name}')}), 0)::BIGINT" for name in labels]
-    select += [f"count({identifier(f'label_{name}')})" for name in labels]
-    select += [f"count(*) FILTER (NOT isnan({time_column(name)}))" for name in ends]
-    rows = connection.execute(
-        f"SELECT split, count(*), min(ts_ms), max(ts_ms), {', '.join(select)} FROM {impressions} GROUP BY split"
-    ).fetchall()
+def count_splits(
+    connection: duckdb.DuckDBPyConnection, impressions: str, actions: Sequence[str], flags: Mapping[str, str]
+) -> dict[str, Counts]:
+    """Counts of every split of the relation ``impressions``, whose ``split`` is an index into ``SPLITS``.
+
+    Args:
+        flags: labels and objectives, and the SQL of their columns.
+    """
+    select = ["count(*)", "min(ts_ms)", "max(ts_ms)", *(f"count({time_column(name)})" for name in actions)]
+    select += [f"coalesce(sum({column}), 0)::BIGINT" for column in flags.values()]
+    select += [f"count({column})" for column in flags.values()]
+    rows = connection.execute(f"SELECT split, {', '.join(select)} FROM {impressions} GROUP BY split").fetchall()
     found = {}
     for split, targets, first_ms, last_ms, *numbers in rows:
         happened, numbers = numbers[: len(actions)], numbers[len(actions) :]
-        positive, known, timed = numbers[: len(labels)], numbers[len(labels) : 2 * len(labels)], numbers[-len(ends) :]
+        positive, known = numbers[: len(flags)], numbers[len(flags) :]
         found[SPLITS[split]] = Counts(
             targets=targets,
             first_ms=first_ms,
             last_ms=last_ms,
-            positives=dict(zip([*actions, *labels], [*happened, *positive], strict=True)),
-            known={**dict.fromkeys(actions, targets), **dict(zip(labels, known, strict=True))},
-            timed=dict(zip(ends, timed, strict=True)),
+            positives=dict(zip([*actions, *flags], [*happened, *positive], strict=True)),
+            known={**dict.fromkeys(actions, targets), **dict(zip(flags, known, strict=True))},
         )
-    zeros = dict.fromkeys([*actions, *labels], 0)
-    empty = Counts(0, None, None, zeros, zeros, dict.fromkeys(ends, 0))
+    zeros = dict.fromkeys([*actions, *flags], 0)
+    empty = Counts(0, None, None, zeros, zeros)
     return {name: found.get(name, empty) for name in SPLITS}
 
 
-def median_times(connection: duckdb.DuckDBPyConnection, train: str, timed: dict[str, int]) -> dict[str, float]:
-    """Median offset (s) of every action with a recorded time on the relation ``train``."""
-    medians = {}
-    for action, count in timed.items():
-        if count:
-            middle = [(count + 1) // 2, count // 2 + 1]
-            medians[action] = float(sum(order_statistics(connection, train, time_column(action), middle)) / 2)
-    return medians
+def median_times(connection: duckdb.DuckDBPyConnection, train: str, actions: Sequence[str]) -> dict[str, float]:
+    """Median offset (s) of every action, and of ``exit``, that has a recorded time on the relation ``train``."""
+    columns = {action: time_column(action) for action in [*actions, EXIT]}
+    known = [f"count(*) FILTER (NOT isnan({column}))" for column in columns.values()]
+    counts = one_row(connection, f"SELECT {', '.join(known)} FROM {train}")
+    return {
+        action: sum(order_statistics(connection, train, columns[action], [(count + 1) // 2, count // 2 + 1])) / 2
+        for action, count in zip(columns, counts, strict=True)
+        if count
+    }
 
 
 def write_entities(
@@ -103,16 +103,19 @@ def write_entities(
 
 
 def write_item_statistics(
-    connection: duckdb.DuckDBPyConnection, train: str, item: Encoding, columns: Columns, file: Path
+    connection: duckdb.DuckDBPyConnection,
+    train: str,
+    item: Encoding,
+    actions: Sequence[str],
+    flags: Mapping[str, str],
+    file: Path,
 ) -> None:
     """Write training targets and positives per row of the item table, row 0 included where it occurs."""
-    counted = [f"count({time_column(name)}) AS {identifier(name)}" for name in columns.actions]
-    counted += [
-        f"coalesce(sum({identifier(f'label_{name}')}), 0)::BIGINT AS {identifier(name)}" for name in columns.labels
-    ]
+    counted = [f"count({time_column(name)}) AS {identifier(name)}" for name in actions]
+    counted += [f"coalesce(sum({column}), 0)::BIGINT AS {identifier(name)}" for name, column in flags.items()]
     totals = "".join(f", {count}" for count in counted)
     per_item = f"(SELECT {ITEM}, count(*) AS impressions{totals} FROM {train} GROUP BY {ITEM})"
-    names = ["impressions", *(identifier(name) for name in [*columns.actions, *columns.labels])]
+    names = ["impressions", *(identifier(name) for name in [*actions, *flags])]
     rows = encoded(per_item, [item], [f"raw.{name}" for name in names], prefix="row_")
     summed = ", ".join(f"sum({name})::BIGINT AS {name}" for name in names)
     query = f"SELECT row_{ITEM} AS {ITEM}, {summed} FROM ({rows}) GROUP BY ALL ORDER BY {ITEM}"

@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from a2gen_rec.data.schema import EXIT, SPLITS, DatasetCard
+from a2gen_rec.data.schema import EXIT, FEEDBACK_LEVELS, SPLITS, DatasetCard
 
 
-def summary_tables(card: DatasetCard) -> list[Table]:
-    """Rows read and dropped, splits, positives per action, and features with their cardinalities."""
-    return [rows_table(card), splits_table(card), actions_table(card), features_table(card)]
+def summary_tables(card: DatasetCard) -> list[Table | str]:
+    """Rows read and dropped, splits, positives per action, feedback levels, and features with their cardinalities."""
+    return [rows_table(card), splits_table(card), actions_table(card), feedback_table(card), features_table(card)]
 
 
 def new_table(title: str, *columns: str) -> Table:
@@ -47,8 +47,8 @@ def splits_table(card: DatasetCard) -> Table:
 
 
 def actions_table(card: DatasetCard) -> Table:
-    table = new_table("positives", "action or label", *SPLITS, "base rate", "median time")
-    for name in [*card.events, *card.labels]:
+    table = new_table("positives", "action, label or objective", *SPLITS, "base rate", "median time")
+    for name in [*card.events, *card.labels, *card.objectives]:
         counts = [f"{card.splits[split].positives[name]:,}" for split in SPLITS]
         table.add_row(name, *counts, f"{card.base_rate[name]:.2%}", median(card, name))
     table.add_row(EXIT, *["–"] * (len(SPLITS) + 1), median(card, EXIT))
@@ -57,6 +57,19 @@ def actions_table(card: DatasetCard) -> Table:
 
 def median(card: DatasetCard, action: str) -> str:
     return f"{card.median_time_s[action]:.4g} s" if action in card.median_time_s else "–"
+
+
+def feedback_table(card: DatasetCard) -> Table | str:
+    """Share of each split's targets at each feedback level, or why there are none."""
+    if card.feedback is None:
+        return "no feedback levels and no objectives: the log records no watch times\n"
+    table = new_table("feedback levels", "level", *SPLITS)
+    splits = [card.splits[name] for name in SPLITS]
+    for level in FEEDBACK_LEVELS:
+        if any(split.feedback[level] for split in splits):
+            shares = (f"{x.feedback[level] / x.targets:.2%}" if x.targets else "–" for x in splits)
+            table.add_row(level, *shares)
+    return table
 
 
 def features_table(card: DatasetCard) -> Table:

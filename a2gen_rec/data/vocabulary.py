@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.schema import Feature
+from a2gen_rec.data.schema import Feature, Level
 from a2gen_rec.data.sources.base import FeatureSpec
 from a2gen_rec.data.sql import identifier, literal, one_row, order_statistics, parquet, write_sorted
 from a2gen_rec.data.staging import STABLE_HASH
@@ -58,10 +58,15 @@ def bucketed(connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpe
         (count,) = one_row(connection, f"SELECT count(*) FROM {train} WHERE NOT isnan({column})")
         places = [max(1, -(-count * part // size)) for part in range(1, size)] if count else []
         edges = sorted(set(order_statistics(connection, train, column, places))) if places else []
-    value = f"raw.{column}"
+    return between(spec.name, spec.level, edges)
+
+
+def between(name: str, level: Level, edges: list[float]) -> Encoding:
+    """Row ``1 + number of edges <= value`` of sorted edges; row 0 of NULL and NaN."""
+    value = f"raw.{identifier(name)}"
     above = "".join(f" + ({value} >= {literal(repr(edge))}::DOUBLE)::INT" for edge in edges)
     row = f"(CASE WHEN {value} IS NULL OR isnan({value}) THEN 0 ELSE 1{above} END)::BIGINT"
-    return Encoding(Feature(spec.name, spec.level, "buckets", len(edges) + 2, edges), row)
+    return Encoding(Feature(name, level, "buckets", len(edges) + 2, edges), row)
 
 
 def vocabulary(

@@ -30,6 +30,7 @@ class Layout:
     features: Sequence[Feature]
     actions: Sequence[str]
     labels: Sequence[str]
+    objectives: Sequence[str]
     oracle: Sequence[str]
     history: int
     max_targets: int
@@ -48,6 +49,14 @@ class Bounds:
 def within(counts: Index) -> Index:
     """0, 1, …, counts[0]-1, 0, 1, …, counts[1]-1, … as one array."""
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def new_users(impressions: pa.Table) -> npt.NDArray[np.bool_]:
+    """``(impressions,)`` whether a user's first impression, of impressions in order of user."""
+    user = impressions["user_id"]
+    new_user = np.ones(len(user), bool)
+    new_user[1:] = pc.not_equal(user[1:], user[:-1]).to_numpy()
+    return new_user
 
 
 def bounds(
@@ -119,17 +128,14 @@ def cut(impressions: pa.Table, layout: Layout, wanted: int) -> Iterator[pa.Table
 
     Args:
         impressions: sorted by user, time and item, with the columns ``user_id``, ``user_key``, ``ts_ms``,
-            ``dwell_s``, ``split``, ``at_*``, ``label_*``, ``oracle_*`` and ``row_<feature>``.
+            ``dwell_s``, ``split``, ``at_*``, ``label_*``, ``objective_*``, ``oracle_*`` and ``row_<feature>``.
         wanted: the split's index in ``schema.SPLITS``.
     """
     if not impressions.num_rows:
         return
     impressions = impressions.combine_chunks()
-    user = impressions["user_id"].chunk(0)
-    new_user = np.ones(len(user), bool)
-    new_user[1:] = pc.not_equal(user[1:], user[:-1]).to_numpy(zero_copy_only=False)
     split = impressions["split"].to_numpy()
-    found = bounds(new_user, split, wanted, layout.history, layout.max_targets)
+    found = bounds(new_users(impressions), split, wanted, layout.history, layout.max_targets)
     for first in range(0, len(found.target), layout.rows):
         part = slice(first, first + layout.rows)
         yield windows(impressions, layout, Bounds(found.begin[part], found.target[part], found.end[part]))
@@ -170,6 +176,7 @@ def windows(impressions: pa.Table, layout: Layout, at: Bounds) -> pa.Table:
     named |= {"ts_ms": listed(column("ts_ms")), "dwell_s": listed(column("dwell_s"))}
     named |= {"action": listed(codes), "action_offset_s": listed(offsets)}
     named |= {f"label_{name}": known(f"label_{name}") for name in layout.labels}
+    named |= {f"objective_{name}": known(f"objective_{name}") for name in layout.objectives}
     named |= {f"oracle_{name}": known(f"oracle_{name}") for name in layout.oracle}
     named["first_target"] = pa.array((at.target - at.begin).astype(np.int32))
     return pa.table(named)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 Residual = Literal["context", "both"]
+Form = Literal["factorised", "direct"]
 
 
 class Cache(NamedTuple):
@@ -89,7 +90,7 @@ class ContextAwareAttention(nn.Module):
             [m, n, dim]
         """
         s, asked = self.sequence(x), self.ask(context)
-        key, value = self._split(self.key(s)), self._split(self.value(s))
+        key, value = self.split(self.key(s)), self.split(self.value(s))
         logits = self._query(s, asked) @ key.transpose(-1, -2)
         allowed = None if mask is None else mask[:, None, None, :]
         if causal:
@@ -113,7 +114,7 @@ class ContextAwareAttention(nn.Module):
             [m, dim] and the cache including this position.
         """
         s = self.sequence(x)[:, None]
-        key, value = self._split(self.key(s)), self._split(self.value(s))
+        key, value = self.split(self.key(s)), self.split(self.value(s))
         if cache is not None:
             key, value = torch.cat([cache.key, key], dim=2), torch.cat([cache.value, value], dim=2)
         attended = softmax(self._query(s, asked) @ key.transpose(-1, -2)) @ value
@@ -125,7 +126,7 @@ class ContextAwareAttention(nn.Module):
         context: Tensor,
         mask: Tensor,
         bias: Tensor | None = None,
-        form: Literal["factorised", "direct"] = "factorised",
+        form: Form = "factorised",
     ) -> Tensor:
         """Masked mean over positions of the attention each context asks of its part of one sequence.
 
@@ -141,39 +142,48 @@ class ContextAwareAttention(nn.Module):
             [m, T, dim]
         """
         s, asked = self.sequence(x), self.ask(context)
-        key = self._split(self.key(s)).transpose(-1, -2)
-        shared = self._split(self.query_sequence(s)) / self.d_head**0.5 @ key
-        wanted = self._split(asked.query) / self.d_head**0.5 @ key
-        if bias is not None:
-            wanted = wanted + bias
-        weigh = factorised_weights if form == "factorised" else direct_weights
-        # Sums of exponentials, and their quotients, need more than the 8 bits of autocast's products.
-        precise = torch.promote_types(shared.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            weights = weigh(shared.to(precise), wanted.to(precise), mask)
-        attended = weights.to(s.dtype) @ self._split(self.value(s))
-        out = self._mix(attended.transpose(1, 2), asked.gate) + asked.context
+        shared, wanted = self.pair_logits(s, asked, bias)
+        attended = pair_weights(shared, wanted, mask, form).to(s.dtype) @ self.split(self.value(s))
+        return self.finish(self.mix(attended.transpose(1, 2), asked.gate), s, asked, mask)
+
+    def pair_logits(self, s: Tensor, asked: Asked, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The two parts of :meth:`pooled`'s logits.
+
+        Args:
+            s: [m, n, dim] the sequence; asked: by contexts [m, T, d_context]; bias: [m, heads, T, n].
+
+        Returns:
+            [m, heads, n, n] of (query, key) and [m, heads, T, n] of (context, key).
+        """
+        key = self.split(self.key(s)).transpose(-1, -2)
+        shared = self.split(self.query_sequence(s)) / self.d_head**0.5 @ key
+        wanted = self.split(asked.query) / self.d_head**0.5 @ key
+        return shared, wanted if bias is None else wanted + bias
+
+    def finish(self, pooled: Tensor, s: Tensor, asked: Asked, mask: Tensor) -> Tensor:
+        """Residual and block after pooled attention [m, T, dim], for :meth:`pooled`'s s, asked and mask."""
+        out = pooled + asked.context
         if self.residual == "both":
             seen = mask.to(s.dtype)
             out = out + seen @ s / seen.sum(-1, keepdim=True).clamp(min=1)
         return self.block(out)
 
-    def _query(self, s: Tensor, asked: Asked) -> Tensor:
-        """Scaled queries [m, heads, n, d_head] of positions s [m, n, dim] under m contexts."""
-        return self._split(self.query_sequence(s) + asked.query[:, None]) / self.d_head**0.5
-
-    def _answer(self, attended: Tensor, s: Tensor, asked: Asked) -> Tensor:
-        """Output [m, n, dim] of positions s [m, n, dim], given their attention [m, heads, n, d_head]."""
-        out = self._mix(attended.transpose(1, 2), asked.gate[:, None]) + asked.context[:, None]
-        return self.block(out + s if self.residual == "both" else out)
-
-    def _split(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> Tensor:
         """[m, n, dim] -> [m, heads, n, d_head]"""
         return x.unflatten(-1, (self.heads, self.d_head)).transpose(1, 2)
 
-    def _mix(self, attended: Tensor, gate: Tensor) -> Tensor:
-        """[m, n, heads, d_head], gate broadcastable to [m, n, heads] -> [m, n, dim]"""
+    def mix(self, attended: Tensor, gate: Tensor) -> Tensor:
+        """[..., heads, d_head], gate broadcastable to [..., heads] -> [..., dim]"""
         return self.output((attended * gate[..., None]).flatten(-2))
+
+    def _query(self, s: Tensor, asked: Asked) -> Tensor:
+        """Scaled queries [m, heads, n, d_head] of positions s [m, n, dim] under m contexts."""
+        return self.split(self.query_sequence(s) + asked.query[:, None]) / self.d_head**0.5
+
+    def _answer(self, attended: Tensor, s: Tensor, asked: Asked) -> Tensor:
+        """Output [m, n, dim] of positions s [m, n, dim], given their attention [m, heads, n, d_head]."""
+        out = self.mix(attended.transpose(1, 2), asked.gate[:, None]) + asked.context[:, None]
+        return self.block(out + s if self.residual == "both" else out)
 
 
 class FeedForward(nn.Module):
@@ -188,6 +198,17 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
+
+
+def pair_weights(shared: Tensor, asked: Tensor, mask: Tensor, form: Form) -> Tensor:
+    """:func:`direct_weights` in either form, in float32 at least.
+
+    Sums of exponentials and their quotients need more than the 8 bits of autocast's products.
+    """
+    weigh = factorised_weights if form == "factorised" else direct_weights
+    precise = torch.promote_types(shared.dtype, torch.float32)
+    with torch.autocast(shared.device.type, enabled=False):
+        return weigh(shared.to(precise), asked.to(precise), mask)
 
 
 def direct_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from a2gen_rec import paths
 from a2gen_rec.data.batch import collate
 from a2gen_rec.data.columns import WindowColumns, read_table, read_user, take_windows
-from a2gen_rec.data.schema import EXIT, ITEM, ITEM_STATISTICS, SPLITS, DatasetCard
+from a2gen_rec.data.schema import EXIT, FEEDBACK, ITEM, ITEM_STATISTICS, SPLITS, UNKNOWN, DatasetCard
+from a2gen_rec.data.sessions import session_rows
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.nn.decoding import Decoded
 from a2gen_rec.sharding.tables import whole_tables
@@ -197,10 +198,13 @@ def no_history(card: DatasetCard) -> WindowColumns:
         starts=one,
         lengths=one,
         user_ids={feature.name: one for feature in card.at_level("user")},
-        impression_ids={feature.name: none for feature in card.features if feature.level != "user"},
+        impression_ids={feature.name: none for feature in [*card.at_level("item"), *card.at_level("context")]},
+        session={feature.name: none for feature in card.at_level("session")},
+        outcome={feature.name: none for feature in card.at_level("outcome")},
         ts_ms=none,
         end_ms=none,
         labels=np.zeros((0, len(card.labels)), np.float32),
+        objectives=np.zeros((0, len(card.objectives)), np.float32),
         oracle=np.zeros((0, 0), np.float32),
         action_starts=none,
         action_lengths=none,
@@ -212,8 +216,9 @@ def no_history(card: DatasetCard) -> WindowColumns:
 def with_candidates(history: WindowColumns, items: Items, card: DatasetCard) -> WindowColumns:
     """One window: all of ``history`` (one window too), then every item at one moment, a second after its last end.
 
-    Context features are those of the last impression, row 0 without any [ours]. What the user would do is not known:
-    a placeholder stands for it, which no prediction reads.
+    Context features are those of the last impression, row 0 without any; session features are those of this moment, as
+    far as the window reaches back [ours]. What the user would do is not known: a placeholder stands for it, which no
+    prediction reads.
     """
     seen, count = len(history.ts_ms), len(items.raw)
     now = history.end_ms.max() + 1000 if seen else 0
@@ -228,6 +233,7 @@ def with_candidates(history: WindowColumns, items: Items, card: DatasetCard) -> 
         )
         for feature in card.at_level("context")
     }
+    session = _session(history, now, card)
     action_lengths = then(history.action_lengths, 2)
     return replace(
         history,
@@ -235,15 +241,32 @@ def with_candidates(history: WindowColumns, items: Items, card: DatasetCard) -> 
         starts=np.zeros(1, np.int64),
         lengths=np.array([seen + count]),
         impression_ids=item | context,
+        session={name: then(history.session[name], row) for name, row in session.items()},
+        outcome={name: then(rows, UNKNOWN) for name, rows in history.outcome.items()},
         ts_ms=then(history.ts_ms, now),
         end_ms=then(history.end_ms, now),
         labels=then(history.labels, np.nan),
+        objectives=then(history.objectives, np.nan),
         oracle=then(history.oracle, np.nan),
         action_starts=np.cumsum(action_lengths) - action_lengths,
         action_lengths=action_lengths,
         action=np.concatenate([history.action, np.tile([0, len(card.actions) - 1], count)]),
         offset_s=np.concatenate([history.offset_s, np.tile(np.array([0, np.nan], np.float32), count)]),
     )
+
+
+def _session(history: WindowColumns, now: int, card: DatasetCard) -> dict[str, int]:
+    """Session feature -> row of an impression that begins ``now``, after ``history`` (one window)."""
+    seen = len(history.ts_ms)
+    rows = session_rows(
+        card.at_level("session"),
+        np.arange(seen + 1) == 0,
+        np.append(history.ts_ms, now),
+        np.append(history.end_ms, now),
+        np.append(history.outcome.get(FEEDBACK, np.zeros(seen, np.int64)), UNKNOWN),
+        card.session_gap_s,
+    )
+    return {name: int(values[-1]) for name, values in rows.items()}
 
 
 @torch.no_grad()

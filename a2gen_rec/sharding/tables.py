@@ -3,7 +3,7 @@
 from torchrec.modules.embedding_configs import DataType
 
 from a2gen_rec.config import ModelConfig
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.schema import DatasetCard, Feature
 
 ACTION, TIME, GAP = "action", "time_bucket", "gap_bucket"
 DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}  # of weights, as ``sharding.dtype`` names them
@@ -24,5 +24,10 @@ def whole_rows(actions: int, config: ModelConfig) -> dict[str, int]:
 
 
 def table_rows(card: DatasetCard, config: ModelConfig) -> dict[str, int]:
-    """Every table, name -> rows: one per feature of the card, then the whole ones."""
-    return {feature.name: feature.cardinality for feature in card.features} | whole_tables(card, config)
+    """Every table, name -> rows: one per user, item and context feature of the card, then the whole ones."""
+    return {feature.name: feature.cardinality for feature in looked_up(card)} | whole_tables(card, config)
+
+
+def looked_up(card: DatasetCard) -> list[Feature]:
+    """The features whose ids a batch looks up."""
+    return [*card.at_level("user"), *card.at_level("item"), *card.at_level("context")]

@@ -14,7 +14,7 @@ import numpy as np
 from a2gen_rec.config import Config, PlannedFeature, WorkloadConfig
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.sharding.tables import whole_rows
+from a2gen_rec.sharding.tables import looked_up, whole_rows
 
 _HEAD = 100_000
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
@@ -84,7 +84,10 @@ def of_dataset(card: DatasetCard, config: Config) -> Workload:
     length = card.history + targets
     impressions = min(loader.max_impressions, loader.max_windows * length)
     windows = max(1.0, impressions / length)
-    features = {feature.name: PlannedFeature(feature.level, feature.cardinality) for feature in card.features}
+    features = {
+        feature.name: PlannedFeature("user" if feature.level == "user" else "item", feature.cardinality)
+        for feature in looked_up(card)
+    }
     return _workload(features, len(card.actions), windows, impressions, windows * targets, config)
 
 

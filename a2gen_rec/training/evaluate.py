@@ -92,8 +92,8 @@ def action_metrics(predictions: Predictions, scores: np.ndarray, card: DatasetCa
 def _references(predictions: Predictions, data: str, card: DatasetCard, config: EvaluateConfig) -> dict[str, Any]:
     names = outcome_names(card)
     base = np.full_like(predictions.probability, np.nan)
-    for name, rate in card.base_rate.items():
-        base[:, names[name]] = rate
+    for name in names:
+        base[:, names[name]] = card.base_rate.get(name, np.nan)
     reference = {
         "base_rate": action_metrics(predictions, base, card),
         "item_rate": action_metrics(predictions, _item_rate(predictions, data, card, config.smoothing), card),

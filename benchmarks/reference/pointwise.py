@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from a2gen_rec.config import LossConfig, ModelConfig
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.sharding.tables import looked_up
 
 _NAMES = (
     ("embeddings.embeddings.", "tables."),
@@ -70,7 +71,7 @@ class PointwiseA2Gen(nn.Module):
         self.user = [feature.name for feature in card.at_level("user")]
         self.matched = [feature.name for feature in card.at_level("item")]
         self.item = self.matched + [feature.name for feature in card.at_level("context")]
-        rows = {feature.name: feature.cardinality for feature in card.features}
+        rows = {feature.name: feature.cardinality for feature in looked_up(card)}
         rows |= {"action": self.actions, "time_bucket": buckets, "gap_bucket": buckets}
         self.tables = nn.ModuleDict({name: nn.Embedding(count, dim) for name, count in rows.items()})
         d_item, d_user = dim * len(self.item), dim * len(self.user)

@@ -29,7 +29,8 @@ WHOLE_NUMBERS += (
     "step",
     "step_label",
 )
-FRACTIONS = ("offset_s", "step_time", "labels", "oracle")
+FRACTIONS = ("offset_s", "step_time", "labels", "objectives", "oracle")
+LOOKED_UP = [feature.name for level in ("user", "item", "context") for feature in CARD.at_level(level)]
 ROWS = {
     "all": np.arange(20),
     "some, in any order": np.array([7, 3, 19, 0, 11]),
@@ -50,7 +51,9 @@ def columns() -> WindowColumns:
 def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, candidates: bool = False) -> dict:
     """Every field of a batch, gathered one value at a time."""
     out: dict[str, list[Any]] = {name: [] for name in (*WHOLE_NUMBERS, *FRACTIONS, "sequences", "steps")}
-    ids: dict[str, list[int]] = {feature.name: [] for feature in CARD.features}
+    ids: dict[str, list[int]] = {name: [] for name in LOOKED_UP}
+    session: dict[str, list[int]] = {feature.name: [] for feature in CARD.at_level("session")}
+    outcome: dict[str, list[int]] = {feature.name: [] for feature in CARD.at_level("outcome")}
     counts = dict.fromkeys(COUNTS, 0)
     for place, row in enumerate(rows):
         length = int(columns.lengths[row])
@@ -67,6 +70,8 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ca
                 out[name].append(int(getattr(columns, name)[flat]))
             for name, values in columns.impression_ids.items():
                 ids[name].append(int(values[flat]))
+            for name, values in columns.session.items():
+                session[name].append(int(values[flat]))
             begin, many = int(columns.action_starts[flat]), int(columns.action_lengths[flat])
             codes, times = columns.action[begin : begin + many].tolist(), columns.offset_s[begin : begin + many]
             if column < seen:
@@ -75,12 +80,15 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ca
                 out["key_column"].append(column)
                 out["key_token"] += range(len(out["action"]), len(out["action"]) + many)
                 out["sequences"].append(many)
+                for name, values in columns.outcome.items():
+                    outcome[name].append(int(values[flat]))
             if column >= first:
                 out["target"].append(len(out["ts_ms"]) - 1)
                 out["target_window"].append(place)
                 out["target_column"].append(column - first)
                 out["history_end"].append(first if candidates else column)
                 out["labels"].append(columns.labels[flat].tolist())
+                out["objectives"].append(columns.objectives[flat].tolist())
                 out["oracle"].append(columns.oracle[flat].tolist())
                 out["step"] += range(len(out["action"]), len(out["action"]) + many - 1)
                 out["step_label"] += codes[1:]
@@ -94,7 +102,7 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ca
                 counts["labels"] += sum(not math.isnan(label) for label in columns.labels[flat])
             out["action"] += codes
             out["offset_s"] += times.tolist()
-    return {**out, "ids": ids, "counts": [counts[name] for name in COUNTS]}
+    return {**out, "ids": ids, "session": session, "outcome": outcome, "counts": [counts[name] for name in COUNTS]}
 
 
 def looked_up(batch: WindowBatch) -> dict[str, list[int]]:
@@ -122,6 +130,10 @@ def assert_batch(batch: WindowBatch, expected: dict) -> None:
         np.testing.assert_allclose(got.numpy(), value.reshape(len(value), *width) if value.size else got, rtol=1e-6)
         assert len(got) == len(value)
     assert looked_up(batch) == expected["ids"]
+    for name in ("session", "outcome"):
+        rows = getattr(batch, name)
+        assert {feature: values.tolist() for feature, values in rows.items()} == expected[name]
+        assert {values.dtype for values in rows.values()} == {torch.int64}
     assert_groups(batch.sequences, expected["sequences"])
     assert_groups(batch.steps, expected["steps"])
     assert batch.counts.tolist() == expected["counts"]
@@ -155,18 +167,19 @@ def test_without_targets_all_is_history(columns: WindowColumns) -> None:
     assert_batch(batch, slow(columns, rows, with_targets=False))
     assert not batch.counts.any()
     assert torch.equal(batch.first_target, batch.lengths)
-    assert batch.labels.shape == (0, 2)
+    assert batch.labels.shape == batch.objectives.shape == (0, 2)
+    assert {len(rows) for rows in batch.outcome.values()} == {0}
 
 
 @pytest.mark.parametrize("dedup", [True, False])
 def test_lookups_are_one_bag_per_feature_and_the_whole_tables(dedup: bool, columns: WindowColumns) -> None:
     batch = collate(columns, np.arange(20), WHOLE, dedup)
-    assert batch.sparse.keys() == [feature.name for feature in CARD.features] + list(WHOLE)
+    assert batch.sparse.keys() == LOOKED_UP + list(WHOLE)
     assert batch.sparse.stride() == 1
     for name, rows in WHOLE.items():
         assert batch.sparse[name].values().tolist() == list(range(rows))
-    for feature in CARD.features:
-        values, place = batch.sparse[feature.name].values(), batch.index[feature.name]
+    for name in LOOKED_UP:
+        values, place = batch.sparse[name].values(), batch.index[name]
         if dedup:
             assert len(values.unique()) == len(values)
             assert sorted(set(place.tolist())) == list(range(len(values))), "nothing is looked up in vain"
@@ -182,7 +195,11 @@ def test_dedup_looks_up_less_but_the_same(columns: WindowColumns) -> None:
 
 def tensors(batch: WindowBatch) -> dict[str, Tensor]:
     """Every tensor of a batch by a name of its own."""
-    found: dict[str, Tensor] = {f"index.{name}": value for name, value in batch.index.items()}
+    found: dict[str, Tensor] = {
+        f"{field}.{name}": value
+        for field in ("index", "session", "outcome")
+        for name, value in getattr(batch, field).items()
+    }
     found |= {"sparse.values": batch.sparse.values(), "sparse.lengths": batch.sparse.lengths()}
     for field in dataclasses.fields(batch):
         value = getattr(batch, field.name)

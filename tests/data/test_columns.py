@@ -36,7 +36,8 @@ def concatenated(parts: list[WindowColumns]) -> dict[str, Any]:
     for name in ("user_key", "first_target", "lengths", "ts_ms", "end_ms", "labels", "action_lengths", "action"):
         flat[name] = np.concatenate([getattr(part, name) for part in parts])
     flat["offset_s"] = np.concatenate([part.offset_s for part in parts])
-    for name in ("user_ids", "impression_ids"):
+    flat["objectives"] = np.concatenate([part.objectives for part in parts])
+    for name in ("user_ids", "impression_ids", "session", "outcome"):
         flat[name] = {key: np.concatenate([getattr(p, name)[key] for p in parts]) for key in getattr(parts[0], name)}
     flat["starts"] = np.array([flat["lengths"][:i].sum() for i in range(len(flat["lengths"]))])
     flat["action_starts"] = np.array([flat["action_lengths"][:i].sum() for i in range(len(flat["action_lengths"]))])
@@ -54,7 +55,7 @@ def assert_equal(got: WindowColumns, expected: dict[str, Any]) -> None:
                 np.testing.assert_array_equal(actual[key], value[key])
         else:
             np.testing.assert_array_equal(actual, value)
-            assert actual.dtype == (np.float32 if name in ("labels", "offset_s") else np.int64)
+            assert actual.dtype == (np.float32 if name in ("labels", "objectives", "offset_s") else np.int64)
 
 
 def test_round_trip_of_a_dataset(tmp_path: Path) -> None:
@@ -226,6 +227,9 @@ BREACHES: dict[str, tuple[Change, str, str]] = {
     "item id too large": (put("item_id", 40, -1), "item_id", "id is not in"),
     "item id negative": (put("author_id", -1, 0), "author_id", "id is not in"),
     "context id too large": (put("tab", 5, 1), "tab", "id is not in"),
+    "session row too large": (put("session_gap", 5, 1), "session_gap", "id is not in"),
+    "feedback level negative": (put("feedback", -1, 0), "feedback", "id is not in"),
+    "null objective": (put("objective_glance", None, 0), "objective_glance", "null"),
     "null user id": (put("user_id", None), "user_id", "null"),
     "null user key": (put("user_key", None), "user_key", "null"),
     "null list": (put("ts_ms", None), "ts_ms", "null"),
@@ -274,7 +278,7 @@ def test_a_breach_is_named_by_file_row_and_field(what: str, tmp_path: Path) -> N
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field", ["user_key", "ts_ms", "dwell_s", "action", "tab", "group", "label_click"])
+@pytest.mark.parametrize("field", ["user_key", "ts_ms", "dwell_s", "action", "tab", "group", "label_click", "feedback"])
 def test_a_missing_column_is_named(field: str, tmp_path: Path) -> None:
     table = to_table(make_columns(CARD, 5, np.random.default_rng(0)), CARD).drop_columns([field])
     pq.write_table(table, tmp_path / "part.parquet")

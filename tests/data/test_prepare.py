@@ -13,7 +13,8 @@ from rich.console import Console
 
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data.prepare import prepare
-from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature
+from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature, FeedbackRule
+from a2gen_rec.data.sessions import GAP_EDGES_S, POSITION_EDGES
 from a2gen_rec.data.splits import boundary_ms
 from a2gen_rec.data.summary import summary_tables
 from a2gen_rec.errors import ConfigError, DataError, UserError
@@ -97,10 +98,12 @@ def test_card_counts(prepared):
     assert card.command == "a2gen prepare …"
     train, valid, test = (card.splits[name] for name in SPLITS)
     assert (train.windows, train.targets, train.first_ms, train.last_ms) == (3, 4, 1, 5)
-    assert train.positives == {"like": 1, "comment": 2, "click": 1}
-    assert (valid.windows, valid.targets, valid.positives) == (2, 2, {"like": 1, "comment": 1, "click": 2})
-    assert (test.windows, test.targets, test.positives) == (2, 2, {"like": 1, "comment": 0, "click": 0})
-    assert card.base_rate == {"like": 0.25, "comment": 0.5, "click": 1 / 3}  # one click of training is unknown
+    assert train.positives == {"like": 1, "comment": 2, "click": 1, "glance": 0, "effective": 2}
+    assert (valid.windows, valid.targets, test.windows, test.targets) == (2, 2, 2, 2)
+    assert valid.positives == {"like": 1, "comment": 1, "click": 2, "glance": 2, "effective": 0}
+    assert test.positives == {"like": 1, "comment": 0, "click": 0, "glance": 2, "effective": 0}
+    # One click and one watch time of training are unknown.
+    assert card.base_rate == {"like": 0.25, "comment": 0.5, "click": 1 / 3, "glance": 0.0, "effective": 2 / 3}
     assert card.median_time_s == {"comment": 5.0, "exit": 5.0}  # exits 5, 7 (raised by the comment) and 3 s
 
 
@@ -115,6 +118,10 @@ def test_features_are_learned_from_training_only(prepared):
         "city": Feature("city", "user", "vocabulary", 2),
         "hour_of_day": Feature("hour_of_day", "context", "vocabulary", 2),
         "day_of_week": Feature("day_of_week", "context", "vocabulary", 2),
+        "session_position": Feature("session_position", "session", "buckets", 10, list(POSITION_EDGES)),
+        "session_gap": Feature("session_gap", "session", "buckets", 14, list(GAP_EDGES_S)),
+        "previous_feedback": Feature("previous_feedback", "session", "code", 6),
+        "feedback": Feature("feedback", "outcome", "code", 6),
     }
     vocabulary = pq.read_table(out / "vocabulary" / "item_id.parquet")
     assert vocabulary.to_pylist() == [
@@ -138,8 +145,8 @@ def test_items_users_and_statistics(prepared):
         row["user"]: row["user_key"] for name in SPLITS for row in windows(out, name)
     }
     assert pq.read_table(out / "item_statistics.parquet").to_pylist() == [
-        {"item_id": 1, "impressions": 3, "like": 1, "comment": 1, "click": 1},
-        {"item_id": 2, "impressions": 1, "like": 0, "comment": 1, "click": 0},
+        {"item_id": 1, "impressions": 3, "like": 1, "comment": 1, "click": 1, "glance": 0, "effective": 1},
+        {"item_id": 2, "impressions": 1, "like": 0, "comment": 1, "click": 0, "glance": 0, "effective": 1},
     ]
 
 
@@ -168,14 +175,107 @@ def test_windows_by_hand(prepared):
     ]
 
 
-def test_summary_tells_the_counts(prepared):
-    card, _ = prepared
+def printed(card):
     console = Console(record=True, width=120, file=open("/dev/null", "w"))  # noqa: SIM115
     for table in summary_tables(card):
         console.print(table)
-    text = console.export_text()
+    return console.export_text()
+
+
+def test_summary_tells_the_counts(prepared):
+    text = printed(prepared[0])
     for part in ("dropped: duplicate", "kept as impressions", "33.33%", "item_id", "vocabulary"):
         assert part in text
+    levels = [line.split() for line in text[text.index("feedback levels") : text.index("features")].splitlines()]
+    assert ["unknown", "25.00%", "0.00%", "0.00%"] in levels
+    assert ["glance", "0.00%", "100.00%", "100.00%"] in levels
+    assert not any(line[:1] == ["complete"] for line in levels)  # without lengths, none can be
+
+
+# --- feedback and sessions ---------------------------------------------------------------------------------------
+
+WATCHED = {
+    "kind": "impressions",
+    "time_unit": "s",
+    "columns": {"user": "user", "item": "item", "time": "at", "dwell_s": "dwell"},
+    "actions": {"like": {"flag": "like"}, "hate": {"flag": "hate"}},
+    "features": [{"name": "length", "level": "item", "kind": "buckets"}],
+    "duration": "length",
+    "negative": ["hate"],
+    "split": {"valid_from": "10000000", "test_from": "20000000"},
+}
+WATCHED_COLUMNS = ("user", "item", "at", "dwell", "like", "hate", "length")
+# Watch times of training are 10, 1, 8 and 4 s, all of videos of 10 s: their median is 6 s.
+WATCHED_ROWS = [
+    ("u", "a", 0, 10.0, 0, 0, 10.0),  # to the end
+    ("u", "b", 20, 1.0, 0, 0, 10.0),
+    ("u", "c", 21, 8.0, 0, 1, 10.0),  # long, but hated
+    ("u", "d", 25, 4.0, 0, 0, 10.0),  # begins before c ends
+    ("u", "e", 3000, None, 1, 0, 10.0),  # in a new session
+    ("u", "f", 10_000, 6.0, 0, 0, None),
+    ("u", "g", 20_000, 2.0, 0, 0, 1.9),
+]
+
+
+def watched(tmp_path, rows=WATCHED_ROWS, out="out", **change):
+    return run(tmp_path, WATCHED | change, PrepareConfig(partitions=2), rows, out, WATCHED_COLUMNS)
+
+
+def test_feedback_by_hand(tmp_path):
+    card, out = watched(tmp_path)
+    assert card == DatasetCard.load(str(out))
+    assert card.feedback == FeedbackRule(3.0, ["hate"], "length", [10.0], [6.0, 6.0, 6.0])
+    assert (card.objectives, card.session_gap_s) == (["glance", "effective", "negative"], 1800.0)
+    assert card.base_rate == {"like": 0.2, "hate": 0.2, "glance": 0.25, "effective": 0.5, "negative": 0.2}
+    names = ("unknown", "negative", "glance", "partial", "effective", "complete")
+    levels = [card.splits[name].feedback for name in SPLITS]
+    counted = ((1, 1, 1, 1, 0, 1), (0, 0, 0, 0, 1, 0), (0, 0, 0, 0, 0, 1))
+    assert levels == [dict(zip(names, counts, strict=True)) for counts in counted]
+    (window,) = windows(out, "test")
+    assert window["first_target"] == 6
+    assert window["feedback"] == [5, 2, 1, 3, 0, 4, 5]
+    assert window["watch_ratio"] == [11, 2, 9, 5, 0, 0, 11]
+    assert repr(window["objective_glance"]) == "[0.0, 1.0, 0.0, 0.0, nan, 0.0, 0.0]"
+    assert repr(window["objective_effective"]) == "[1.0, 0.0, 1.0, 0.0, nan, 1.0, 1.0]"
+    assert window["objective_negative"] == [0, 0, 1, 0, 0, 0, 0]
+    # The session goes on from split to split, but for silences of over half an hour; gaps of 20, 1, 4, 2975 s.
+    assert window["session_position"] == [1, 2, 3, 4, 1, 1, 1]
+    assert window["session_gap"] == [0, 4, 2, 3, 9, 10, 10]
+    assert window["previous_feedback"] == [0, 5, 2, 0, 3, 0, 4]
+
+
+def test_thresholds_see_training_targets_only(tmp_path):
+    card, _ = watched(tmp_path)
+    later = [(*row[:3], 0.5 * row[2], 1, 1, 30.0) if row[2] >= 10_000 else row for row in WATCHED_ROWS]
+    other, _ = watched(tmp_path, [*later, ("v", "a", 15_000, 3.0, 1, 1, 5.0)], "other")
+    assert other.splits["valid"].feedback != card.splits["valid"].feedback
+    for name in ("feedback", "features", "base_rate", "median_time_s"):
+        assert getattr(other, name) == getattr(card, name)
+    trained = [(*row[:3], 9.0, *row[4:]) if row[1] == "b" else row for row in WATCHED_ROWS]
+    assert watched(tmp_path, trained, "trained")[0].feedback.median_watch_s == [8.5] * 3
+
+
+def test_without_lengths_or_negative_actions(tmp_path):
+    card, out = watched(tmp_path, duration="", negative=[])
+    assert card.feedback == FeedbackRule(3.0, [], "", [], [6.0])
+    assert card.objectives == ["glance", "effective"]
+    assert [feature.name for feature in card.at_level("outcome")] == ["feedback"]
+    assert windows(out, "test")[0]["feedback"] == [4, 2, 4, 3, 0, 4, 2]
+
+
+def test_without_watch_times_there_are_no_levels(tmp_path):
+    card, _ = run(tmp_path, BARE, rows=log_of(7, 20), columns=BARE_COLUMNS)
+    assert (card.feedback, card.objectives, card.at_level("outcome")) == (None, [], [])
+    assert [feature.name for feature in card.at_level("session")] == ["session_position", "session_gap"]
+    assert {name: split.feedback for name, split in card.splits.items()} == {name: {} for name in SPLITS}
+    assert "the log records no watch times" in printed(card)
+
+
+def test_times_that_only_order_make_no_sessions(tmp_path):
+    card, out = watched(tmp_path, calendar=False)
+    assert card.at_level("session") == []
+    assert "session_gap" not in windows(out, "test")[0]
+    assert windows(out, "test")[0]["feedback"] == [5, 2, 1, 3, 0, 4, 5]
 
 
 # --- splits -----------------------------------------------------------------------------------------------------
@@ -409,6 +509,8 @@ def test_reserved_and_repeated_names(tmp_path):
     reserved = SPEC | {"features": [{"name": "ts_ms", "level": "context", "column": "shop"}]}
     with pytest.raises(DataError, match="the name 'ts_ms' is reserved"):
         run(tmp_path, reserved)
+    with pytest.raises(DataError, match="the name 'glance' is reserved"):
+        run(tmp_path, SPEC | {"labels": {"glance": "click"}})
 
 
 # --- public samples ---------------------------------------------------------------------------------------------
@@ -429,3 +531,5 @@ def test_kuairand_sample(tmp_path):
     assert card.dropped == {"duplicate": 4_739}
     assert [card.splits[name].targets for name in SPLITS] == [131_352, 18_536, 17_044]
     assert card.timed == ["exit"]
+    assert card.objectives == ["glance", "effective", "negative"]
+    assert card.splits["train"].positives["negative"] == card.splits["train"].positives["hate"] == 105

@@ -271,13 +271,18 @@ def test_generic_impressions_by_hand(tmp_path):
 
 def test_generic_durations_in_milliseconds(tmp_path):
     lines = "u,v,1.5,4000,1,,0,2000,1,bob,10\nu,w,2,,0,3500,1,,,,\nu,x,3,1000,false,,true,500,0,eve,nan\n"
-    in_ms = rows_of(generic(tmp_path, IMPRESSIONS | {"duration_unit": "ms"}, HEADER + lines), tmp_path)
+    spec = IMPRESSIONS | {"duration_unit": "ms"}
+    in_ms = rows_of(generic(tmp_path, spec, HEADER + lines), tmp_path)
     names = ("ts_ms", "dwell_s", "at_like", "at_comment", "at_follow")
     assert picked(in_ms, *names) == [
         (1500, 4.0, "nan", None, None),
         (2000, None, None, 3.5, "nan"),
         (3000, 1.0, None, None, 0.5),
     ]
+    assert picked(in_ms, "length") == [(10.0,), (None,), ("nan",)], "a feature like any other keeps its unit"
+    source = generic(tmp_path, spec | {"duration": "length", "negative": ["follow"]}, HEADER + lines)
+    assert picked(rows_of(source, tmp_path), "length") == [(0.01,), (None,), ("nan",)]
+    assert (source.facts().duration, source.facts().negative) == ("length", ("follow",))
 
 
 @pytest.mark.parametrize(
@@ -392,6 +397,10 @@ def test_generic_events_unknown_action(tmp_path):
         ({"features": [{"name": "item_id", "level": "user"}]}, "must have level 'item'"),
         ({"actions": {"like": {}}}, "action 'like' needs a flag column"),
         ({"split": {"by": "coin"}}, "by"),
+        ({"duration": "age"}, "duration 'age' must be one of the features, of kind buckets"),
+        ({"duration": "author"}, "duration 'author' must be one of the features, of kind buckets"),
+        ({"negative": ["like", "hate"]}, "negative 'hate' must be one of the actions"),
+        ({"features": [{"name": "a", "level": "outcome"}]}, "level"),
     ],
 )
 def test_generic_spec_errors_are_one_line(tmp_path, change, message):

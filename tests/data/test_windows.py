@@ -24,6 +24,7 @@ impression = st.fixed_dictionaries(
         "wait": st.integers(0, 9),
         "extra_s": st.one_of(st.just(math.nan), st.integers(0, 9).map(float)),
         "label_click": st.one_of(st.none(), st.sampled_from([0.0, 1.0])),
+        "objective_glance": st.one_of(st.none(), st.sampled_from([0.0, 1.0])),
         "split": st.integers(0, 2),
         "row_item_id": st.integers(0, 98),
         "row_tab": st.integers(0, 8),
@@ -50,7 +51,7 @@ def rows_of(drawn):
 
 
 def table_of(rows):
-    floats = ["dwell_s", "label_click", *(f"at_{name}" for name in ACTIONS)]
+    floats = ["dwell_s", "label_click", "objective_glance", *(f"at_{name}" for name in ACTIONS)]
     integers = ["user_key", "ts_ms", "row_item_id", "row_tab", "row_country"]
     schema = pa.schema(
         [("user_id", pa.string()), ("split", pa.int8())]
@@ -91,7 +92,10 @@ def oracle(rows, wanted, history, max_targets):
                     "dwell_s": [row["dwell_s"] for row in inside],
                     "action": [sequence(row)[0] for row in inside],
                     "action_offset_s": [sequence(row)[1] for row in inside],
-                    "label_click": [math.nan if row["label_click"] is None else row["label_click"] for row in inside],
+                    **{
+                        name: [math.nan if row[name] is None else row[name] for row in inside]
+                        for name in ("label_click", "objective_glance")
+                    },
                     "first_target": first - begin,
                 }
             )
@@ -102,7 +106,7 @@ def oracle(rows, wanted, history, max_targets):
 @given(users, st.integers(0, 5), st.integers(1, 4), st.integers(1, 3))
 def test_windows_equal_the_oracle(drawn, history, max_targets, rows_per_table):
     rows = rows_of(drawn)
-    layout = Layout(FEATURES, ACTIONS, ("click",), (), history, max_targets, rows_per_table)
+    layout = Layout(FEATURES, ACTIONS, ("click",), ("glance",), (), history, max_targets, rows_per_table)
     targets = 0
     for wanted in range(3):
         tables = list(cut(table_of(rows), layout, wanted))
@@ -115,8 +119,10 @@ def test_windows_equal_the_oracle(drawn, history, max_targets, rows_per_table):
 
 def test_columns_have_the_contract_s_types():
     row = {"user_id": "u", "user_key": 1, "split": 0, "ts_ms": 5, "dwell_s": 2.0, "row_item_id": 1}
-    row |= {"row_tab": 2, "row_country": 3, "label_click": None} | {f"at_{name}": None for name in ACTIONS}
-    layout = Layout(FEATURES, ACTIONS, ("click",), (), 10, 10)
+    row |= {"row_tab": 2, "row_country": 3, "label_click": None, "objective_glance": None} | {
+        f"at_{name}": None for name in ACTIONS
+    }
+    layout = Layout(FEATURES, ACTIONS, ("click",), ("glance",), (), 10, 10)
     (table,) = cut(table_of([row]), layout, 0)
     assert table.schema == pa.schema(
         [
@@ -130,6 +136,7 @@ def test_columns_have_the_contract_s_types():
             ("action", pa.list_(pa.list_(pa.int8()))),
             ("action_offset_s", pa.list_(pa.list_(pa.float32()))),
             ("label_click", pa.list_(pa.float32())),
+            ("objective_glance", pa.list_(pa.float32())),
             ("first_target", pa.int32()),
         ]
     )
@@ -154,5 +161,5 @@ def test_actions_known_times_first_then_unknown_in_vocabulary_order():
 
 
 def test_nothing_to_cut():
-    layout = Layout(FEATURES, ACTIONS, ("click",), (), 10, 10)
+    layout = Layout(FEATURES, ACTIONS, ("click",), ("glance",), (), 10, 10)
     assert list(cut(table_of([]), layout, 0)) == []

@@ -162,6 +162,26 @@ def _perturb(columns: WindowColumns, which: np.ndarray, rng: np.random.Generator
     return dataclasses.replace(columns, offset_s=offset, action=action, impression_ids=ids)
 
 
+def test_session_outcome_and_objectives_are_left_alone(columns: WindowColumns) -> None:
+    """A dataset with them gives the parameters, loss and gradients of the same one without."""
+    inputs = [feature for feature in CARD.features if feature.level not in ("session", "outcome")]
+    bare = dataclasses.replace(CARD, features=inputs, objectives=[], feedback=None)
+    plain = dataclasses.replace(columns, session={}, outcome={}, objectives=columns.objectives[:, :0])
+    config = small_config()
+    found = []
+    for card, world in ((CARD, columns), (bare, plain)):
+        torch.manual_seed(0)
+        model = A2Gen(card, config, torch.device("cpu"))
+        batch = collate(world, np.arange(12), whole(card, config))
+        loss, _ = Loss(config.loss)(model(batch), batch)
+        loss.backward()
+        gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
+        found.append({"loss": loss.detach(), **model.state_dict(), **gradients})
+    assert list(found[0]) == list(found[1])
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+
+
 def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(columns: WindowColumns) -> None:
     for variant in VARIANTS:
         config = small_config(**variant)

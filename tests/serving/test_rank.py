@@ -142,6 +142,30 @@ def test_candidates_come_after_all_of_the_window_in_its_last_context() -> None:
     assert columns.impression_ids["tab"].tolist() == [*tab, tab[-1], tab[-1]]
     assert columns.ts_ms.tolist() == [*history.ts_ms, *[history.end_ms.max() + 1000] * 2]
     assert columns.action.tolist() == [*history.action, 0, 4, 0, 4]
+    assert {name: rows.tolist() for name, rows in columns.outcome.items()} == {
+        name: [*rows, 0, 0] for name, rows in history.outcome.items()
+    }
+    assert np.isnan(columns.objectives[9:]).all()
+
+
+def test_candidates_stand_at_the_end_of_the_user_s_session() -> None:
+    """The card's sessions end after 25 s; positions are told apart at 2 and 4, gaps at 5, 10 and 20 s."""
+    history = one_window(9)
+    lasts = history.end_ms - history.ts_ms
+
+    def session(gaps_s: list[int]) -> list[list[int]]:
+        ts_ms = np.cumsum(np.array([0, *gaps_s]) * 1000)
+        moved = dataclasses.replace(history, ts_ms=ts_ms, end_ms=ts_ms + np.append(lasts[:-1] % 7000, 7000))
+        columns = ranking.with_candidates(moved, some_items(np.array([5, 6])), CARD)
+        return [rows[9:].tolist() for rows in columns.session.values()]
+
+    last = int(history.outcome["feedback"][-1])
+    assert last
+    # The last impression takes 7 s, and the request comes a second later.
+    assert session([9] * 8) == [[3, 3], [2, 2], [last, last]]
+    assert session([9] * 7 + [26]) == [[2, 2], [2, 2], [last, last]]
+    unseen = ranking.with_candidates(ranking.no_history(CARD), some_items(np.array([5, 6])), CARD)
+    assert [rows.tolist() for rows in unseen.session.values()] == [[1, 1], [0, 0], [0, 0]]
 
 
 def test_rank_equals_the_model_asked_for_each_candidate_alone(world: World, tmp_path: Path) -> None:

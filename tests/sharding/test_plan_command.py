@@ -11,6 +11,7 @@ from support import make_card, write_dataset
 
 from a2gen_rec.cli import main
 from a2gen_rec.sharding.placement import Placement
+from a2gen_rec.sharding.tables import looked_up
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SCALE = str(CONFIGS / "scale" / "short_video.yaml")
@@ -80,7 +81,7 @@ def test_a_dataset_is_planned_by_its_card(tmp_path: Path, capsys: pytest.Capture
     jd = ["--config", str(CONFIGS / "jd.yaml"), "--data", str(data), "--topology", topology("laptop")]
     assert code(*jd, "--rows.item_id", "77", "--json", str(out)) == 0
     rows = {table["name"]: table["rows"] for table in json.loads(out.read_text())["tables"]}
-    cardinality = {feature.name: feature.cardinality for feature in make_card().features}
+    cardinality = {feature.name: feature.cardinality for feature in looked_up(make_card())}
     assert rows == cardinality | {"item_id": 77, "action": 5, "time_bucket": 64, "gap_bucket": 64}
 
 

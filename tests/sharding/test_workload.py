@@ -68,7 +68,7 @@ def test_a_dataset_is_looked_up_as_its_loader_does(tmp_path: Path) -> None:
         "windows": sum(len(batch.lengths) for batch in batches),
         "targets": sum(len(batch.target) for batch in batches),
     }
-    splits = {"train": SplitSummary(first_ms=0, last_ms=0, positives={}, **train)}
+    splits = {"train": SplitSummary(first_ms=0, last_ms=0, positives={}, feedback={}, **train)}
     workload = of_dataset(replace(card, splits=splits), config)
     for table in workload.tables:
         mean = np.mean([len(batch.sparse[table.name].values()) for batch in full])

@@ -68,7 +68,10 @@ class SourceFacts:
     Attributes:
         actions: the log's own actions in vocabulary order, without ``start`` and ``exit``.
         labels: impression labels that are not acts.
+        duration: feature of kind ``buckets`` that holds the video's length in seconds; empty when there is none.
+        negative: those of the actions that are explicit negative feedback.
         calendar: whether ``ts_ms`` is wall-clock time; adds the context features hour_of_day and day_of_week.
+        elapsed: whether differences of ``ts_ms`` are elapsed time, not order alone; adds the session features.
         utc_offset_hours: the log's time zone, for those features and for split boundaries.
     """
 
@@ -76,8 +79,11 @@ class SourceFacts:
     actions: tuple[str, ...]
     features: tuple[FeatureSpec, ...]
     labels: tuple[str, ...] = ()
+    duration: str = ""
+    negative: tuple[str, ...] = ()
     split: SplitRule = field(default_factory=SplitRule)
     calendar: bool = True
+    elapsed: bool = True
     utc_offset_hours: float = 0.0
     oracle: tuple[str, ...] = ()
     licence: str = ""

@@ -178,6 +178,8 @@ class ImpressionsLog:
             select[f"label_{name}"] = number(column)
         self.log.check(connection, checks + feature_checks(spec.features))
         select |= feature_select(spec.features)
+        if spec.duration:
+            select[spec.duration] += scale
         columns = "".join(f", {value} AS {identifier(name)}" for name, value in select.items())
         return f"""SELECT {identifier(at.user)}::VARCHAR AS user_id, {identifier(at.item)}::VARCHAR AS item_id,
             {time} AS ts_ms{columns}, NULL AS problem FROM {self.log.relation(self.log.files)}"""

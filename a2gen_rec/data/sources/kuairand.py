@@ -66,6 +66,8 @@ class KuaiRand:
             name="kuairand",
             actions=ACTIONS,
             labels=tuple(LABELS),
+            duration="duration",
+            negative=("hate",),
             features=tuple(features),
             split=SplitRule(valid_from="-2d", test_from="-1d"),
             utc_offset_hours=8,

@@ -29,6 +29,7 @@ class Simulated:
             name="simulated",
             actions=ACTIONS,
             labels=(LABEL,),
+            duration="duration_s",
             oracle=(*ACTIONS, LABEL),
             features=(
                 FeatureSpec("user_id", "user"),

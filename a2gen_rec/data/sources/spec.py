@@ -8,7 +8,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from a2gen_rec import paths
-from a2gen_rec.data.schema import ITEM, Kind, Level
+from a2gen_rec.data.schema import ITEM
 from a2gen_rec.data.sources.base import FeatureSpec, SourceFacts, SplitRule
 from a2gen_rec.errors import ConfigError
 
@@ -23,9 +23,9 @@ class FeatureColumn:
     """
 
     name: str
-    level: Level
+    level: Literal["user", "item", "context"]
     column: str = ""
-    kind: Kind = "vocabulary"
+    kind: Literal["vocabulary", "hash", "buckets"] = "vocabulary"
     size: int = 0
     min_count: int = 1
     edges: list[float] = field(default_factory=list)
@@ -50,8 +50,10 @@ class LogSpec:
         files: pattern of the log's files in the raw folder; all of one format, Parquet or CSV with a header.
         time_unit: of the time column: numbers since 1970, or ``timestamp`` (text, or a Parquet timestamp).
         utc_offset_hours: the log's time zone, which timestamps without a zone are in.
-        calendar: whether the times are wall-clock times.
+        calendar: whether the times are wall-clock times; else they only order the rows.
         features: ``user_id`` and ``item_id`` are added when they are not among them.
+        duration: feature of kind ``buckets`` that holds the video's length, in the unit of watch times.
+        negative: actions that are explicit negative feedback.
     """
 
     kind: Literal["impressions", "events"]
@@ -61,6 +63,8 @@ class LogSpec:
     utc_offset_hours: float = 0.0
     calendar: bool = True
     features: list[FeatureColumn] = field(default_factory=list)
+    duration: str = ""
+    negative: list[str] = field(default_factory=list)
     split: SplitColumns = field(default_factory=SplitColumns)
     licence: str = ""
     citation: str = ""
@@ -79,8 +83,11 @@ class LogSpec:
             features=tuple(
                 FeatureSpec(x.name, x.level, x.kind, x.size, x.min_count, tuple(x.edges)) for x in self.all_features()
             ),
+            duration=self.duration,
+            negative=tuple(self.negative),
             split=SplitRule(**vars(self.split)),
             calendar=self.calendar,
+            elapsed=self.calendar,
             utc_offset_hours=self.utc_offset_hours,
             licence=self.licence,
             citation=self.citation,
@@ -112,7 +119,7 @@ class ImpressionsSpec(LogSpec):
     """One row per exposure. ``actions`` and ``labels`` map names to columns, in vocabulary order.
 
     Attributes:
-        duration_unit: of watch times and of the offsets of actions.
+        duration_unit: of watch times, of the offsets of actions and of the video's length.
     """
 
     columns: ImpressionColumns
@@ -177,6 +184,11 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
             raise ConfigError(f"{file}: feature {ITEM!r} must have level 'item'")
         if feature.name in ("user_id", ITEM) and (feature.column or feature.kind == "buckets"):
             raise ConfigError(f"{file}: feature {feature.name!r} takes its column from columns and has no buckets")
+    if spec.duration and not any(x.name == spec.duration and x.kind == "buckets" for x in spec.features):
+        raise ConfigError(f"{file}: duration {spec.duration!r} must be one of the features, of kind buckets")
+    for name in spec.negative:
+        if name not in spec.actions:
+            raise ConfigError(f"{file}: negative {name!r} must be one of the actions")
     if isinstance(spec, ImpressionsSpec):
         for name, action in spec.actions.items():
             if not (action.flag or action.offset_s):

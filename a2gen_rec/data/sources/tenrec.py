@@ -46,6 +46,7 @@ class Tenrec:
             ),
             split=SplitRule(by="last", valid_share=0.1, test_share=0.1),
             calendar=False,
+            elapsed=False,
             licence="research use only, after registration",
             citation="Yuan et al., Tenrec: A Large-scale Multipurpose Benchmark Dataset for Recommender Systems, "
             "NeurIPS 2022",
