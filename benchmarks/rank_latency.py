@@ -56,8 +56,9 @@ class Settings:
         candidates, histories: of a request.
         dim, heads: of the model.
         max_error: bound on the probability of action sequences that are not followed to their end.
-        requests: timed of the fast forms in every cell; 200 show a 99th percentile.
+        requests: timed of the fast forms in every cell, as far as ``seconds`` allow; 200 show a 99th percentile.
         slow_requests: timed of the other forms.
+        seconds: that a fast form may take in a cell.
         max_gib: direct forms that would need larger attention matrices than this are left out.
         users: of the simulated world that requests are drawn from; steps: of training in it.
     """
@@ -69,6 +70,7 @@ class Settings:
     max_error: float = 1e-3
     requests: int = 200
     slow_requests: int = 7
+    seconds: float = 12.0
     max_gib: float = 2.0
     users: int = 200
     steps: int = 300
@@ -241,7 +243,10 @@ def _check_equal(answers: dict[str, Answer], max_error: float) -> None:
 def _time(forms: dict[str, Callable[[int], Answer]], settings: Settings, device: torch.device) -> dict[str, Timing]:
     """Rounds of one request by each slow form and many by each fast one, all forms in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
-    fast = -(-settings.requests // settings.slow_requests)
+    began = time.perf_counter()
+    forms["factorised"](0)
+    affordable = settings.seconds / (time.perf_counter() - began)
+    fast = max(1, int(min(settings.requests, affordable)) // settings.slow_requests)
     for turn in range(-1, settings.slow_requests):
         for name, run in forms.items():
             for place in range(fast if name in FAST else 1):
@@ -262,7 +267,9 @@ def _report(found: dict[tuple[int, int], dict[str, Timing]], settings: Settings)
         for name in sorted(timings, key=lambda name: name not in FAST):
             timing = timings[name]
             p10, p50, p90, p99 = (1000 * timing.percentile(q) for q in (10, 50, 90, 99))
-            rows.append([count, history, name, p10, p50, p90, p99 if name in FAST else None, len(timing.seconds)])
+            rows.append(
+                [count, history, name, p10, p50, p90, p99 if len(timing.seconds) >= 50 else None, len(timing.seconds)]
+            )
         ours = timings["factorised"].median
         slower: list[Cell] = [timings[name].median / ours if name in timings else None for name in against]
         ratios.append([count, history, *slower, ours / timings["cached"].median])
