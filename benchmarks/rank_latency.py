@@ -59,6 +59,7 @@ class Settings:
         requests: timed of the fast forms in every cell, as far as ``seconds`` allow; 200 show a 99th percentile.
         slow_requests: timed of the other forms.
         seconds: that a fast form may take in a cell.
+        threads: of a request; its operations are too small to share among cores, which can answer other requests.
         max_gib: direct forms that would need larger attention matrices than this are left out.
         users: of the simulated world that requests are drawn from; steps: of training in it.
     """
@@ -69,8 +70,9 @@ class Settings:
     heads: int = 4
     max_error: float = 1e-3
     requests: int = 200
-    slow_requests: int = 7
-    seconds: float = 12.0
+    slow_requests: int = 3
+    seconds: float = 8.0
+    threads: int = 1
     max_gib: float = 2.0
     users: int = 200
     steps: int = 300
@@ -150,6 +152,7 @@ def measure(settings: Settings, process: Process) -> Report:
     """Compare and time the forms on requests of every size."""
     if process.world > 1:
         raise ConfigError("a request is answered in one process; run this without torchrun")
+    torch.set_num_threads(settings.threads)
     longest = max(settings.histories)
     config = Config(model=ModelConfig(dim=settings.dim, heads=settings.heads))
     config.loader.background, config.train.seed = False, settings.seed
