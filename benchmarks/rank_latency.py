@@ -10,6 +10,9 @@ The forms compute the same, with the same trained weights:
 - direct: an n×n attention matrix per candidate (`--model.attention direct`), and the whole tree;
 - direct attention, whole tree: the two apart, each with the other's fast form;
 - pointwise: each candidate by itself with a padded history of its own (benchmarks/reference), tree as in factorised.
+
+A model is trained a little for every length of history: how many action sequences must be followed depends on how
+sure it is.
 """
 
 import tempfile
@@ -153,24 +156,31 @@ def measure(settings: Settings, process: Process) -> Report:
     if process.world > 1:
         raise ConfigError("a request is answered in one process; run this without torchrun")
     torch.set_num_threads(settings.threads)
-    longest = max(settings.histories)
+    found: dict[tuple[int, int], dict[str, Timing]] = {}
+    for history in settings.histories:
+        with tempfile.TemporaryDirectory() as scratch:
+            rankers, columns = _trained(history, settings, process, Path(scratch))
+            with torch.no_grad():
+                found |= {
+                    (count, history): _cell(rankers, columns, count, history, settings) for count in settings.candidates
+                }
+    return _report(found, settings)
+
+
+def _trained(history: int, settings: Settings, process: Process, scratch: Path) -> tuple[Rankers, WindowColumns]:
+    """A model trained a little on histories of that length, and the windows that requests are drawn from."""
     config = Config(model=ModelConfig(dim=settings.dim, heads=settings.heads))
     config.loader.background, config.train.seed = False, settings.seed
     config.train.epochs, config.train.max_steps, config.train.validate_every = 1000, settings.steps, settings.steps
-    with tempfile.TemporaryDirectory() as scratch:
-        data = simulated(Path(scratch, "data"), settings.users, 5000, longest + 60, longest, seed=settings.seed)
-        trainer = Trainer(config, data, str(Path(scratch, "run")), process)
-        trainer.fit()
-        rankers = Rankers(trainer, settings.max_error)
-        columns = read_columns(row_groups([str(file) for file in Path(data, "train").glob("*.parquet")]), trainer.card)
-        grid = [(count, history) for history in settings.histories for count in settings.candidates]
-        with torch.no_grad():
-            return _report({cell: _cell(rankers, columns, *cell, settings) for cell in grid}, settings)
+    data = simulated(scratch / "data", settings.users, 5000, history + 60, history, seed=settings.seed)
+    trainer = Trainer(config, data, str(scratch / "run"), process)
+    trainer.fit()
+    files = [str(file) for file in Path(data, "train").glob("*.parquet")]
+    return Rankers(trainer, settings.max_error), read_columns(row_groups(files), trainer.card)
 
 
 def _cell(rankers: Rankers, columns: WindowColumns, count: int, history: int, settings: Settings) -> dict[str, Timing]:
     """Timings of the forms for one size of request, after they have given equal answers."""
-    rankers.model.ranker.history = history
     rng = np.random.default_rng([settings.seed, count, history])
     requests = [_request(rankers.card, columns, count, history, rng) for _ in range(REQUESTS)]
     states = [rankers.states(request) for request in requests]
