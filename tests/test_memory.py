@@ -1,31 +1,37 @@
 """What the process asks of the C library."""
 
+import ctypes
 import platform
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import pytest
 
-_FAULTS = """
-import resource, sys
-import torch
 from a2gen_rec.memory import keep_freed_memory
-
-if sys.argv[1] == "keep":
-    assert keep_freed_memory()
-torch.ones(2**21).sum()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    some = [torch.ones(2**22) for _ in range(4)]  # 16 MiB each, freed together
-    del some
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
-def test_freed_buffers_cost_no_page_faults_again() -> None:
-    def faults(how: str) -> int:
-        run = subprocess.run([sys.executable, "-c", _FAULTS, how], capture_output=True, text=True, check=True)
-        return int(run.stdout)
+def test_glibc_takes_the_setting_again_and_again() -> None:
+    assert keep_freed_memory()
+    assert keep_freed_memory()
 
-    assert faults("keep") < 0.75 * faults("return")
+
+@pytest.mark.parametrize(("taken", "kept"), [({-3, -1}, True), ({-3}, False), ({-1}, False)])
+def test_both_thresholds_are_raised(taken: set[int], kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def mallopt(parameter: int, value: int) -> int:
+        asked[parameter] = value
+        return int(parameter in taken)
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert keep_freed_memory() is kept
+    assert asked[-3] == 32 * 2**20  # M_MMAP_THRESHOLD: from that size on, buffers go back at once
+    if kept:
+        assert asked[-1] > 10**9  # M_TRIM_THRESHOLD: what may lie free at the top of the heap
+
+
+def test_other_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    assert not keep_freed_memory()
