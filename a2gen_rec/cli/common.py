@@ -1,0 +1,43 @@
+"""What commands share: parts of their parsers, the settings read back from them, and the console."""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+from a2gen_rec.config import Config, EvaluateConfig, PrepareConfig, SimulateConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Section = TypeVar("Section", SimulateConfig, PrepareConfig, EvaluateConfig)
+
+
+def new_parser(description: str, usage: str | None = None) -> ArgumentParser:
+    return ArgumentParser(description=description, usage=usage, exit_on_error=False)
+
+
+def add_sections(parser: ArgumentParser) -> None:
+    for section in fields(Config):
+        kind: Any = section.type
+        parser.add_argument(f"--{section.name}", type=kind, default=kind())
+
+
+def add_device(parser: ArgumentParser) -> None:
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to run")
+
+
+def read_config(options: Namespace) -> Config:
+    return Config(**{field.name: options[field.name] for field in fields(Config)})
+
+
+def read_section(kind: type[Section], options: Namespace) -> Section:
+    return kind(**{field.name: options[field.name] for field in fields(kind)})
+
+
+def new_console() -> "Console":
+    """Where tables go: as wide as the terminal, or 100 columns in a file or pipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=100)

@@ -1,0 +1,42 @@
+"""``a2gen evaluate``: a run measured on one split."""
+
+import json
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from a2gen_rec.cli.common import add_device, new_console, new_parser, read_section
+from a2gen_rec.config import EvaluateConfig
+
+
+def parser() -> ArgumentParser:
+    command = new_parser("Measure a run on one split, beside trivial references. Also under torchrun or TorchX.")
+    command.add_argument("--run", type=str, required=True, help="run folder; its best checkpoint is evaluated")
+    command.add_argument("--split", type=Literal["train", "valid", "test"], default="test", help="part to measure on")
+    command.add_argument("--json", type=str, default="", help="also write the result to this file")
+    command.add_argument("--data", type=str, default="", help="dataset folder; by default the run's own")
+    add_device(command)
+    command.add_class_arguments(EvaluateConfig)
+    return command
+
+
+def run(options: Namespace) -> None:
+    from a2gen_rec.quiet import quiet
+
+    quiet()
+    from a2gen_rec import paths
+    from a2gen_rec.reporting.tables import evaluation_tables
+    from a2gen_rec.training.run import evaluate_run
+
+    if options.json:
+        paths.make_folder(paths.parent(options.json))
+    config = read_section(EvaluateConfig, options)
+    result = evaluate_run(options.run, options.split, options.data, config, options.device)
+    if not result:
+        return
+    console = new_console()
+    for table in evaluation_tables(result):
+        console.print(table)
+    console.print(f"run: {options.run}", soft_wrap=True)
+    if options.json:
+        paths.write_text(options.json, json.dumps(result, indent=1) + "\n")

@@ -1,0 +1,81 @@
+"""``a2gen plan``: whether and how the tables fit on a cluster."""
+
+import json
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from a2gen_rec.cli.common import add_sections, new_console, new_parser, read_config
+from a2gen_rec.config import PlannedFeature, WorkloadConfig
+from a2gen_rec.errors import ConfigError
+
+
+def parser() -> ArgumentParser:
+    command = new_parser(
+        "Tell whether and how the embedding tables fit on a cluster. Needs neither the cluster nor a GPU.",
+        usage="a2gen plan --config FILE --topology FILE [--data DIR] [--sweep ranks=8,16] [--html PAGE] [--save PLAN]\n"
+        "       a2gen plan --config FILE [--data DIR] --compare A.yaml B.yaml",
+    )
+    command.add_argument("--config", action="config", help="YAML of settings; later arguments override it")
+    command.add_argument("--data", type=str, default="", help="dataset folder; takes the place of `features`")
+    command.add_argument("--topology", type=str, default="", help="YAML of the cluster, as in configs/topologies/")
+    command.add_argument("--ranks", type=int, default=0, help="ranks on such hosts; 0 takes the topology's")
+    command.add_argument("--rows", type=dict[str, int], default={}, help="--rows.TABLE N: other number of rows")
+    command.add_argument("--sweep", type=str, default="", help="also plan for other numbers of ranks: ranks=8,16,32")
+    command.add_argument(
+        "--compare",
+        type=str,
+        nargs=2,
+        default=None,
+        help="two topologies, or saved plans with --topology",
+    )
+    command.add_argument("--json", type=str, default="", help="also write the report to this file")
+    command.add_argument("--html", type=str, default="", help="also write the report as a page to this file")
+    command.add_argument("--save", type=str, default="", help="write the plan for `a2gen train --plan` to this file")
+    command.add_argument(
+        "--features", type=dict[str, PlannedFeature], default={}, help="tables, where there is no --data"
+    )
+    command.add_argument("--workload", type=WorkloadConfig, default=WorkloadConfig())
+    add_sections(command)
+    return command
+
+
+def run(options: Namespace) -> int:
+    from a2gen_rec.quiet import quiet
+
+    quiet()
+    from a2gen_rec import paths
+    from a2gen_rec.reporting import plan_page, plan_tables
+    from a2gen_rec.sharding import questions
+    from a2gen_rec.sharding.placement import Placement
+    from a2gen_rec.sharding.planner import Problem
+
+    config, console = read_config(options), new_console()
+    alone = [name for name in ("ranks", "sweep", "html", "save") if options[name]]
+    if options.compare and alone:
+        raise ConfigError(f"--{alone[0]} is for one plan, --compare for two: give one of them")
+    for file in filter(None, (options.json, options.html, options.save)):
+        paths.make_folder(paths.parent(file))
+    workload = questions.read_workload(options.data, options.features, options.workload, config, options.rows)
+    if options.compare:
+        a, b = (questions.report_of(file, workload, options.topology, config) for file in options.compare)
+        plan_tables.show_comparison(console, a, b)
+        result: dict[str, Any] = {"a": a.to_dict(), "b": b.to_dict()}
+        fits = a.fits and b.fits
+    else:
+        problem = Problem(workload, questions.read_cluster(options.topology, options.ranks, config), config)
+        clusters = questions.read_sweep(options.sweep, problem.cluster) if options.sweep else []
+        report, found = questions.answer(problem)
+        plan_tables.show(console, report)
+        swept = questions.sweep(problem, clusters)
+        if swept:
+            plan_tables.show_sweep(console, swept)
+        if options.html:
+            paths.write_text(options.html, plan_page.render(report, swept))
+        if options.save and found is not None:
+            Placement.of(found, problem).save(options.save)
+        result = {**report.to_dict(), "sweep": [each.to_dict() for each in swept]}
+        fits = report.fits
+    if options.json:
+        paths.write_text(options.json, json.dumps(result, indent=1) + "\n")
+    return int(not fits)

@@ -1,0 +1,25 @@
+"""Every setting, as typed dataclasses: the one place where defaults live.
+
+A YAML file holds the fields of :class:`Config`; ``--model.dim 64`` on the command line overrides one of them.
+Units are in the names (``_s`` seconds, ``_ms`` milliseconds) or the comments.
+"""
+
+from a2gen_rec.config.data import PrepareConfig, SimulateConfig
+from a2gen_rec.config.model import LossConfig, ModelConfig
+from a2gen_rec.config.sharding import PlannedFeature, ShardingConfig, WorkloadConfig
+from a2gen_rec.config.training import Config, EvaluateConfig, LoaderConfig, OptimConfig, TrainConfig
+
+__all__ = [
+    "Config",
+    "EvaluateConfig",
+    "LoaderConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PlannedFeature",
+    "PrepareConfig",
+    "ShardingConfig",
+    "SimulateConfig",
+    "TrainConfig",
+    "WorkloadConfig",
+]

@@ -1,0 +1,86 @@
+"""Settings of the model and of its losses: A2Gen (arXiv 2604.25834)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from a2gen_rec.config.checks import NOT_NEGATIVE, POSITIVE, require
+from a2gen_rec.errors import ConfigError
+
+
+@dataclass
+class ModelConfig:
+    """A2Gen: context-aware attention, hierarchical encoder, action-sequence generator.
+
+    Attributes:
+        dim: width of every embedding and hidden vector; a multiple of 4 and of ``heads``.
+        heads: attention heads, mixed by the context gate.
+        history: most impressions before a target it may attend to; 0 takes the dataset's own bound.
+        generator: ``explicit`` (autoregressive over emitted actions) or ``implicit`` (refined draft).
+        residual: what CAM adds to its attention: the context (the source), or the context and the sequence (measured
+            better: users' own rates reach the target without passing the attention).
+        mlp_ratio: hidden width of the block after each CAM as a multiple of ``dim``; 0 leaves it out.
+        attention: item-level attention; ``direct`` builds every target's own attention (slow, the oracle).
+        recency_bias: learned per-head bias on the time between a history impression and the target.
+        match_bias: learned per-head bias on history impressions that share an item feature with the target.
+        time_head: ``free`` regression, or ``monotone`` increments, ordered by construction.
+        time_distribution: ``point`` estimate or ``lognormal`` (location and scale of log1p seconds).
+        time_per_action: predict the next step's time given which action it is, not one time for all.
+        time_buckets: log-spaced buckets that times enter by.
+        max_offset_s: offsets at and above it share the last bucket.
+        max_gap_s: gaps between impressions at and above it share the last bucket.
+        dropout: rate on the generator's context and inside every feed-forward block.
+        tower_ratio: hidden width of the label towers as a multiple of ``dim``.
+    """
+
+    dim: int = 32
+    heads: int = 4
+    history: int = 0
+    generator: Literal["explicit", "implicit"] = "explicit"
+    residual: Literal["context", "both"] = "both"
+    mlp_ratio: float = 2.0
+    attention: Literal["factorised", "direct"] = "factorised"
+    recency_bias: bool = True
+    match_bias: bool = True
+    time_head: Literal["free", "monotone"] = "free"
+    time_distribution: Literal["point", "lognormal"] = "point"
+    time_per_action: bool = True
+    time_buckets: int = 64
+    max_offset_s: float = 14_400.0
+    max_gap_s: float = 2_592_000.0
+    dropout: float = 0.0
+    tower_ratio: float = 2.0
+
+    def __post_init__(self) -> None:
+        require("model", self, "at least 1", lambda value: value >= 1, "heads")
+        if self.dim % 4 or self.dim % self.heads or self.dim <= 0:
+            raise ConfigError(f"model.dim {self.dim} must be a positive multiple of 4 and of model.heads {self.heads}")
+        require("model", self, "at least 4", lambda value: value >= 4, "time_buckets")
+        require("model", self, "in [0, 1)", lambda value: 0 <= value < 1, "dropout")
+        require("model", self, *NOT_NEGATIVE, "history", "mlp_ratio")
+        require("model", self, *POSITIVE, "tower_ratio", "max_offset_s", "max_gap_s")
+
+
+@dataclass
+class LossConfig:
+    """Weights of the loss terms; each term is a mean over its own valid steps of the global batch.
+
+    Attributes:
+        time: β, weight of the time error in log1p seconds.
+        time_error: ``squared`` (the source's) or ``absolute`` (fits medians); unused by ``lognormal`` heads.
+        order: γ, weight of the hinge on times that run backwards.
+        order_power: p, power of that hinge.
+        auxiliary: weight of the implicit generator's losses on its draft.
+        label: weight of the impression labels' binary cross-entropy.
+    """
+
+    action: float = 1.0
+    time: float = 1.0
+    time_error: Literal["squared", "absolute"] = "squared"
+    order: float = 0.1
+    order_power: float = 2.0
+    auxiliary: float = 0.1
+    label: float = 1.0
+
+    def __post_init__(self) -> None:
+        require("loss", self, *NOT_NEGATIVE, "action", "time", "order", "auxiliary", "label")
+        require("loss", self, *POSITIVE, "order_power")

@@ -1,0 +1,126 @@
+"""Settings of the training run, its batches and its evaluation; with the model's, all that a run depends on."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from a2gen_rec.config.checks import NOT_NEGATIVE, POSITIVE, require
+from a2gen_rec.config.model import LossConfig, ModelConfig
+from a2gen_rec.config.sharding import ShardingConfig
+
+
+@dataclass
+class LoaderConfig:
+    """How windows become batches, on each rank.
+
+    Attributes:
+        max_impressions: bound on a batch's impressions, counted as they are padded: windows × the longest.
+        max_windows: bound on a batch's user windows.
+        buffer_windows: windows read and shuffled together.
+        dedup: look every distinct id of a batch up once.
+        group_cost: action sequences of neighbouring lengths share a padded group unless one more saves so many tokens.
+        background: build batches in a thread of their own, beside the training step.
+    """
+
+    max_impressions: int = 4096
+    max_windows: int = 512
+    buffer_windows: int = 16384
+    dedup: bool = True
+    group_cost: int = 512
+    background: bool = True
+
+    def __post_init__(self) -> None:
+        require("loader", self, *POSITIVE, "max_impressions", "max_windows", "buffer_windows")
+        require("loader", self, *NOT_NEGATIVE, "group_cost")
+
+
+@dataclass
+class OptimConfig:
+    """Optimizers: fused into the backward pass for tables, separate for the dense part.
+
+    Attributes:
+        warmup_steps: steps of linear learning-rate warm-up.
+        decay: shape of the learning rate after warm-up, over ``train.epochs``.
+        final_share: learning rate at the end, as a share of the peak.
+        clip_norm: bound on the norm of the dense gradients; 0 leaves them alone.
+    """
+
+    dense: Literal["adam", "adamw"] = "adamw"
+    dense_lr: float = 2e-3
+    weight_decay: float = 1e-4
+    tables: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
+    tables_lr: float = 0.05
+    tables_weight_decay: float = 0.0
+    warmup_steps: int = 50
+    decay: Literal["none", "linear", "cosine"] = "cosine"
+    final_share: float = 0.05
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require("optim", self, *POSITIVE, "dense_lr", "tables_lr")
+        require("optim", self, "in [0, 1]", lambda value: 0 <= value <= 1, "final_share")
+        names = ("weight_decay", "tables_weight_decay", "warmup_steps", "clip_norm")
+        require("optim", self, *NOT_NEGATIVE, *names)
+
+
+@dataclass
+class TrainConfig:
+    """The training run.
+
+    Attributes:
+        epochs: passes over the training windows.
+        max_steps: stop after so many steps; 0 for no bound.
+        validate_every: steps between validations; 0 validates once per epoch.
+        patience: validations without improvement before stopping; 0 never stops early.
+        monitor: what early stopping and the best checkpoint go by, on validation.
+        checkpoint_every: steps between checkpoints; 0 checkpoints once per epoch.
+        keep: last checkpoints kept beside the best one; 0 keeps all.
+        precision: ``bf16`` is autocast on GPU; ``auto`` takes bf16 on GPU and fp32 on CPU.
+        log_every: steps between log and TensorBoard entries.
+    """
+
+    epochs: int = 3
+    max_steps: int = 0
+    validate_every: int = 0
+    patience: int = 2
+    monitor: Literal["loss", "auc"] = "loss"
+    checkpoint_every: int = 0
+    keep: int = 2
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        require("train", self, *POSITIVE, "epochs")
+        names = ("max_steps", "validate_every", "patience", "checkpoint_every", "keep", "seed", "log_every")
+        require("train", self, *NOT_NEGATIVE, *names)
+
+
+@dataclass
+class EvaluateConfig:
+    """How predictions are read off the model.
+
+    Attributes:
+        max_error: most that an action's probability may be too low, for sequences that were not followed to their end.
+        smoothing: pseudo-impressions at the base rate in the item-rate reference row.
+    """
+
+    max_error: float = 1e-3
+    smoothing: float = 20.0
+
+    def __post_init__(self) -> None:
+        require("evaluate", self, "in [0, 1)", lambda value: 0 <= value < 1, "max_error")
+        require("evaluate", self, *POSITIVE, "smoothing")
+
+
+@dataclass
+class Config:
+    """Everything one training run depends on."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
