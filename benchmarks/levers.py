@@ -12,7 +12,7 @@ from torchrec import JaggedTensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.batch import WindowBatch, collate, count_names
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
 from a2gen_rec.data.schema import ITEM, DatasetCard
@@ -101,7 +101,10 @@ class Windows:
         )
         loader = WindowLoader(self.stream, levers.ahead, pin_memory=process.device.type == "cuda")
         self.batches = AgreedBatches(
-            endless(loader, process.world), lambda: self.stream.empty, Position(world=process.world)
+            endless(loader, process.world),
+            lambda: self.stream.empty,
+            Position(world=process.world),
+            len(count_names(card)),
         )
         self.pipeline = (
             TrainPipelineSparseDist(self.task, self.optimizer, process.device, custom_model_fwd=self._forward)

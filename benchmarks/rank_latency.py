@@ -32,7 +32,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from worlds import simulated
 
 from a2gen_rec.config import Config, ModelConfig
-from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.batch import ALL, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns, read_columns, row_groups, take_windows
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
@@ -134,7 +134,7 @@ class Rankers:
     def batch(self, request: Request) -> WindowBatch:
         columns = with_candidates(request.history, request.items, self.card)
         whole, loader = whole_tables(self.card, self.config.model), self.config.loader
-        made = collate(columns, np.zeros(1, np.int64), whole, candidates=True, group_cost=loader.group_cost)
+        made = collate(columns, np.zeros(1, np.int64), whole, request_gap_s=ALL, group_cost=loader.group_cost)
         return made.to(self.device)
 
     def examples(self, request: Request) -> Examples:

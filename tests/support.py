@@ -133,14 +133,14 @@ def items(card: DatasetCard, rng: np.random.Generator) -> pa.Table:
 
 def item_statistics(parts: list[WindowColumns], card: DatasetCard) -> pa.Table:
     """Targets and positives per row of the item table that has any."""
-    names = [*card.actions[1:-1], *card.labels]
+    names = [*card.actions[1:-1], *card.labels, *card.objectives]
     item, counted = [], []
     for columns in parts:
         window = np.repeat(np.arange(len(columns)), columns.lengths)
         target = np.arange(len(window)) - columns.starts[window] >= columns.first_target[window]
         happened = np.zeros((len(window), len(card.actions)), np.int64)
         happened[np.repeat(np.arange(len(window)), columns.action_lengths), columns.action] = 1
-        positives = np.concatenate([happened[:, 1:-1], columns.labels == 1], axis=1)
+        positives = np.concatenate([happened[:, 1:-1], columns.labels == 1, columns.objectives == 1], axis=1)
         item.append(columns.impression_ids["item_id"][target])
         counted.append(np.insert(positives[target], 0, 1, axis=1))
     rows, owner = np.unique(np.concatenate(item), return_inverse=True)

@@ -1,6 +1,6 @@
 """Settings of the model and of its losses: A2Gen (arXiv 2604.25834)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from a2gen_rec.config.checks import NOT_NEGATIVE, POSITIVE, require
@@ -22,6 +22,13 @@ class ModelConfig:
         attention: item-level attention; ``direct`` builds every target's own attention (slow, the oracle).
         recency_bias: learned per-head bias on the time between a history impression and the target.
         match_bias: learned per-head bias on history impressions that share an item feature with the target.
+        feedback: what past impressions tell of how they pleased: nothing (``off``), their level and watch ratio in the
+            tokens (``tokens``), those and a positive and a negative view of the history (``views``), or views beside
+            the whole history (``whole``). Off where a log records no watch times.
+        session: position in the session, gap and level of the impression before join tokens and targets.
+        objectives: predict glance, effective view, explicit negative and watch time, as far as the log tells them, in
+            one multi-objective module with the labels. Off, labels have a tower of their own and nothing else is.
+        shared_experts, own_experts: of that module: seen by all objectives, and by each alone.
         time_head: ``free`` regression, or ``monotone`` increments, ordered by construction.
         time_distribution: ``point`` estimate or ``lognormal`` (location and scale of log1p seconds).
         time_per_action: predict the next step's time given which action it is, not one time for all.
@@ -29,7 +36,7 @@ class ModelConfig:
         max_offset_s: offsets at and above it share the last bucket.
         max_gap_s: gaps between impressions at and above it share the last bucket.
         dropout: rate on the generator's context and inside every feed-forward block.
-        tower_ratio: hidden width of the label towers as a multiple of ``dim``.
+        tower_ratio: hidden width of the labels' and objectives' towers as a multiple of ``dim``.
     """
 
     dim: int = 32
@@ -41,6 +48,11 @@ class ModelConfig:
     attention: Literal["factorised", "direct"] = "factorised"
     recency_bias: bool = True
     match_bias: bool = True
+    feedback: Literal["off", "tokens", "views", "whole"] = "off"
+    session: bool = False
+    objectives: bool = False
+    shared_experts: int = 2
+    own_experts: int = 1
     time_head: Literal["free", "monotone"] = "free"
     time_distribution: Literal["point", "lognormal"] = "point"
     time_per_action: bool = True
@@ -56,7 +68,9 @@ class ModelConfig:
             raise ConfigError(f"model.dim {self.dim} must be a positive multiple of 4 and of model.heads {self.heads}")
         require("model", self, "at least 4", lambda value: value >= 4, "time_buckets")
         require("model", self, "in [0, 1)", lambda value: 0 <= value < 1, "dropout")
-        require("model", self, *NOT_NEGATIVE, "history", "mlp_ratio")
+        require("model", self, *NOT_NEGATIVE, "history", "mlp_ratio", "shared_experts", "own_experts")
+        if self.shared_experts + self.own_experts == 0:
+            raise ConfigError("model.shared_experts and model.own_experts leave no expert")
         require("model", self, *POSITIVE, "tower_ratio", "max_offset_s", "max_gap_s")
 
 
@@ -71,6 +85,10 @@ class LossConfig:
         order_power: p, power of that hinge.
         auxiliary: weight of the implicit generator's losses on its draft.
         label: weight of the impression labels' binary cross-entropy.
+        objective: weight of every objective's binary cross-entropy, and of the watch time's error.
+        objectives: other weights of single ones, by name (``watch_time`` too): ``--loss.objectives.glance 0.5``.
+        uncertainty: learn the weights of labels, objectives and watch time instead (homoscedastic uncertainty);
+            validation goes on by the weights above.
     """
 
     action: float = 1.0
@@ -80,7 +98,13 @@ class LossConfig:
     order_power: float = 2.0
     auxiliary: float = 0.1
     label: float = 1.0
+    objective: float = 1.0
+    objectives: dict[str, float] = field(default_factory=dict)
+    uncertainty: bool = False
 
     def __post_init__(self) -> None:
-        require("loss", self, *NOT_NEGATIVE, "action", "time", "order", "auxiliary", "label")
+        require("loss", self, *NOT_NEGATIVE, "action", "time", "order", "auxiliary", "label", "objective")
+        for name, weight in self.objectives.items():
+            if not weight >= 0:
+                raise ConfigError(f"loss.objectives.{name} {weight} must be at least 0")
         require("loss", self, *POSITIVE, "order_power")

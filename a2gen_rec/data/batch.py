@@ -4,6 +4,7 @@ Two levels are ragged: impressions per window and actions per impression. Everyt
 (sizes, groups of equal length) is computed here, so that the model never asks an accelerator for it.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -15,9 +16,18 @@ from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from a2gen_rec.data.columns import WindowColumns, ranges
+from a2gen_rec.data.schema import WATCH_TIME, DatasetCard
 from a2gen_rec.ragged import LengthGroups, positions
 
 COUNTS = ("targets", "steps", "timed_steps", "ordered_pairs", "labels")
+
+ALL = math.inf
+"""As a ``request_gap_s``: all targets of a window are candidates of one request."""
+
+
+def count_names(card: DatasetCard) -> tuple[str, ...]:
+    """What a batch's counts count: as ``COUNTS``, then targets of which an objective or the watch time is known."""
+    return (*COUNTS, *card.objectives, WATCH_TIME)
 
 
 @dataclass
@@ -35,15 +45,15 @@ class WindowBatch(Pipelineable):
         ts_ms, end_ms: [impressions] int64 begin, and end as far as the log tells (else the begin).
         action: [tokens] int64 codes; offset_s: [tokens] float32 seconds, NaN when unknown.
         target: [targets] place among the impressions; target_window, target_column; ``target_shape``.
-        history_end: [targets] column before which a target's history ends: its own, or the first target's for
-            candidates, which are alternatives and not one another's past.
+        moment: [targets] impression at whose begin a target is judged: itself, or the first candidate of its request.
+            Candidates are alternatives and not one another's past.
         session, outcome: feature -> [impressions] or [keys] int64 table rows. Their tables are small: they are not
             among ``sparse``. Of an outcome only what a target may see is here.
         step: [steps] token of every input step of the targets (all but ``exit``); its label is the next token.
         steps: groups of targets by number of steps.
-        labels, objectives: [targets, names] float32, NaN when unknown.
+        labels, objectives: [targets, names] float32, watch_s: [targets] seconds; NaN when unknown.
         oracle: [targets, oracle columns] float32 true probabilities, simulated data only.
-        counts: [5] float64, what the loss terms are means over, as named by ``COUNTS``.
+        counts: [5 + objectives + 1] float64, what the loss terms are means over, as named by :func:`count_names`.
         position: where in the data the loader stands after this batch.
     """
 
@@ -64,18 +74,25 @@ class WindowBatch(Pipelineable):
     target: Tensor
     target_window: Tensor
     target_column: Tensor
-    history_end: Tensor
+    moment: Tensor
     session: dict[str, Tensor]
     outcome: dict[str, Tensor]
     step: Tensor
     steps: LengthGroups
     labels: Tensor
     objectives: Tensor
+    watch_s: Tensor
     oracle: Tensor
     counts: Tensor
     key_shape: tuple[int, int]
     target_shape: tuple[int, int]
     position: dict[str, Any] | None = None
+
+    @property
+    def history_end(self) -> Tensor:
+        """[targets] column before which a target's history ends."""
+        starts = torch.cumsum(self.lengths, 0) - self.lengths
+        return self.moment - starts[self.target_window]
 
     @property
     def same_target(self) -> Tensor:
@@ -132,7 +149,7 @@ def collate(
     whole: Mapping[str, int],
     dedup: bool = True,
     with_targets: bool = True,
-    candidates: bool = False,
+    request_gap_s: float | None = None,
     group_cost: int = 0,
 ) -> WindowBatch:
     """Build a batch of the windows ``rows`` [windows] (int64), without a Python loop over them.
@@ -140,7 +157,8 @@ def collate(
     Args:
         whole: tables looked up whole, name -> rows: small ones that every token reads.
         with_targets: else all impressions are history and no loss or metric comes of the batch.
-        candidates: a window's targets are alternatives for one moment, all with the history of the first.
+        request_gap_s: targets of a window that begin within so many seconds of the one before are candidates of one
+            request, judged at its first moment; None judges each at its own.
         group_cost: as :meth:`LengthGroups.from_lengths` takes, of action sequences.
     """
     lengths = columns.lengths[rows]
@@ -152,11 +170,13 @@ def collate(
     length, first = torch.from_numpy(lengths), torch.from_numpy(first_target)
     target_count = length - first
     target_window, target_column = positions(target_count)
-    history_end = first[target_window] + (0 if candidates else target_column)
     ends = np.cumsum(lengths)
     target = torch.from_numpy(ranges(ends - target_count.numpy(), target_count.numpy()))
-    # A window's last target sees the most; without targets, nothing is seen.
-    key_count = np.where(target_count > 0, first_target if candidates else lengths - 1, 0)
+    ts_ms = torch.from_numpy(columns.ts_ms[flat])
+    moment = target if request_gap_s is None else _moments(target, target_column, ts_ms, request_gap_s)
+    # The last target to be judged sees the most; without targets, nothing is seen.
+    key_count = np.zeros_like(lengths)
+    np.maximum.at(key_count, target_window.numpy(), (moment.numpy() - (ends - lengths)[target_window.numpy()]))
     key = ranges(ends - lengths, key_count)
     key_window, key_column = positions(torch.from_numpy(key_count))
 
@@ -168,10 +188,12 @@ def collate(
     step = token_starts[target][step_target] + step_place
 
     offset_s = torch.from_numpy(columns.offset_s[tokens])
-    labels = torch.from_numpy(columns.labels[flat])[target]
+    labels, objectives = (torch.from_numpy(each[flat])[target] for each in (columns.labels, columns.objectives))
+    watch_s = offset_s[(token_starts + action_lengths)[target] - 1]
     known = torch.isfinite(offset_s[step + 1])
     ordered = known[1:] & known[:-1] & (step_target[1:] == step_target[:-1])
     counts = [len(target), len(step), int(known.sum()), int(ordered.sum()), int(torch.isfinite(labels).sum())]
+    counts += [*torch.isfinite(objectives).sum(0).tolist(), int(torch.isfinite(watch_s).sum())]
 
     ids = {name: torch.from_numpy(values[rows]) for name, values in columns.user_ids.items()}
     ids |= {name: torch.from_numpy(values[flat]) for name, values in columns.impression_ids.items()}
@@ -187,25 +209,33 @@ def collate(
         key_column=key_column,
         key_token=torch.from_numpy(ranges(token_starts.numpy()[key], key_lengths)),
         sequences=LengthGroups.from_lengths(torch.from_numpy(key_lengths), group_cost),
-        ts_ms=torch.from_numpy(columns.ts_ms[flat]),
+        ts_ms=ts_ms,
         end_ms=torch.from_numpy(columns.end_ms[flat]),
         action=torch.from_numpy(columns.action[tokens]),
         offset_s=offset_s,
         target=target,
         target_window=target_window,
         target_column=target_column,
-        history_end=history_end,
+        moment=moment,
         session={name: torch.from_numpy(rows[flat]) for name, rows in columns.session.items()},
         outcome={name: torch.from_numpy(rows[flat[key]]) for name, rows in columns.outcome.items()},
         step=step,
         steps=LengthGroups.from_lengths(step_lengths, group_cost),
         labels=labels,
-        objectives=torch.from_numpy(columns.objectives[flat])[target],
+        objectives=objectives,
+        watch_s=watch_s,
         oracle=torch.from_numpy(columns.oracle[flat])[target],
         counts=torch.tensor(counts, dtype=torch.float64),
         key_shape=(len(rows), int(key_count.max(initial=1))),
         target_shape=(len(rows), int(target_count.numpy().max(initial=0))),
     )
+
+
+def _moments(target: Tensor, column: Tensor, ts_ms: Tensor, gap_s: float) -> Tensor:
+    """[targets] the first target of each one's request, given the targets' columns among their window's."""
+    opens = column == 0
+    opens[1:] |= torch.diff(ts_ms[target]) > 1000 * gap_s
+    return torch.cummax(torch.where(opens, target, -1), 0).values
 
 
 def _lookups(

@@ -107,9 +107,12 @@ def encodings(rule: FeedbackRule | None) -> list[Encoding]:
     if rule is None:
         return []
     level = Encoding(Feature(FEEDBACK, "outcome", "code", len(FEEDBACK_LEVELS)), f"raw.{FEEDBACK}")
-    if not rule.duration:
-        return [level]
-    return [level, between(WATCH_RATIO, "outcome", list(WATCH_RATIO_EDGES))]
+    return [level, between(WATCH_RATIO, "outcome", list(WATCH_RATIO_EDGES))] if rule.duration else [level]
+
+
+def outcome_features() -> list[Feature]:
+    """Outcome features of a log that records watch times and lengths."""
+    return [coding.feature for coding in encodings(FeedbackRule(GLANCE_S, [], "length", [], [0.0]))]
 
 
 def count_levels(

@@ -49,6 +49,8 @@ ITEM = "item_id"
 SESSION_POSITION, SESSION_GAP, PREVIOUS_FEEDBACK = "session_position", "session_gap", "previous_feedback"
 FEEDBACK, WATCH_RATIO = "feedback", "watch_ratio"
 OBJECTIVES = ("glance", "effective", "negative")
+WATCH_TIME = "watch_time"
+"""What users of a log that records it are predicted to spend, beside the objectives."""
 FEEDBACK_LEVELS = ("unknown", "negative", "glance", "partial", "effective", "complete")
 """Of impressions, in code order: the codes are rows of the tables ``feedback`` and ``previous_feedback``."""
 UNKNOWN, NEGATIVE, GLANCE, PARTIAL, EFFECTIVE, COMPLETE = range(len(FEEDBACK_LEVELS))

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from a2gen_rec.nn.attention import ContextAwareAttention, Residual
+from a2gen_rec.nn.feedback import FeedbackAttention
 from a2gen_rec.ragged import LengthGroups, pad
+
+Views = Literal["off", "views", "whole"]
 
 LARGEST_TABLE = 2**14
 """Rows of the largest table of pair biases."""
@@ -43,6 +46,7 @@ class WindowLayout:
         target_row, target_column: [targets] window, and place among its targets.
         target_shape: (windows, most targets of one).
         visible: [windows, most targets, longest] bool, the impressions each target may see.
+        positive, negative: [windows, longest] bool, impressions that pleased and that did not; None without views.
         recency: [windows, most targets, longest] int64 bucket of the time from each impression to each target.
         matches: per item feature [windows, most targets, longest] bool, whether impression and target share it.
     """
@@ -56,6 +60,8 @@ class WindowLayout:
     visible: Tensor
     recency: Tensor | None = None
     matches: Sequence[Tensor] = ()
+    positive: Tensor | None = None
+    negative: Tensor | None = None
 
 
 class HierarchicalEncoder(nn.Module):
@@ -69,6 +75,9 @@ class HierarchicalEncoder(nn.Module):
             factorised form stays exact [ours].
         match_features: features whose equality in impression and target has a learned bias per head; 0 for none.
             Like recency it belongs to the pair of key and context, which the factorised form takes as it is [ours].
+        d_moment: width of what is known of the moment, of impressions and targets alike.
+        d_outcome: width of what is known of an impression after it.
+        views: read the history as what pleased and what did not (:class:`FeedbackAttention`), and as a ``whole`` too.
     """
 
     def __init__(
@@ -82,11 +91,18 @@ class HierarchicalEncoder(nn.Module):
         match_features: int = 0,
         form: Literal["factorised", "direct"] = "factorised",
         dropout: float = 0.0,
+        d_moment: int = 0,
+        d_outcome: int = 0,
+        views: Views = "off",
     ) -> None:
         super().__init__()
         self.form = form
         self.action_level = ContextAwareAttention(2 * dim, d_item, dim, heads, residual, mlp_ratio, dropout)
-        self.item_level = ContextAwareAttention(d_item + 2 * dim, d_item, dim, heads, residual, mlp_ratio, dropout)
+        d_token, d_target = d_item + 2 * dim + d_moment + d_outcome, d_item + d_moment
+        shape = (d_token, d_target, dim, heads, residual, mlp_ratio, dropout)
+        self.item_level: ContextAwareAttention | FeedbackAttention = (
+            ContextAwareAttention(*shape) if views == "off" else FeedbackAttention(*shape, whole=views == "whole")
+        )
         self.recency = nn.Embedding(recency_buckets, heads) if recency_buckets else None
         if self.recency is not None:
             nn.init.zeros_(self.recency.weight)
@@ -112,20 +128,25 @@ class HierarchicalEncoder(nn.Module):
 
         return groups.map(piece, tokens, item, per_token=False)
 
-    def forward(self, item: Tensor, actions: Tensor, gap: Tensor, target: Tensor, layout: WindowLayout) -> Tensor:
+    def forward(self, item: Tensor, actions: Tensor, beside: Tensor, target: Tensor, layout: WindowLayout) -> Tensor:
         """Item level.
 
         Args:
             item: [keys, d_item]; actions: [keys, dim] from :meth:`encode_actions`.
-            gap: [keys, dim] embedding of the time since the impression before.
-            target: [targets, d_item] features of the targets.
+            beside: [keys, dim + d_moment + d_outcome] embeddings of the time since the impression before, of the
+                moment and of the outcome.
+            target: [targets, d_item + d_moment] features of the targets.
 
         Returns:
             [targets, dim] history vectors.
         """
-        tokens = pad(torch.cat([item, actions, gap], dim=-1), layout.row, layout.column, layout.shape)
+        tokens = pad(torch.cat([item, actions, beside], dim=-1), layout.row, layout.column, layout.shape)
         context = pad(target, layout.target_row, layout.target_column, layout.target_shape)
-        pooled = self.item_level.pooled(tokens, context, layout.visible, self._pair_bias(layout), self.form)
+        bias, level = self._pair_bias(layout), self.item_level
+        if isinstance(level, ContextAwareAttention):
+            pooled = level.pooled(tokens, context, layout.visible, bias, self.form)
+        else:
+            pooled = level(tokens, context, layout.visible, layout.positive, layout.negative, bias, self.form)
         return pooled[layout.target_row, layout.target_column]
 
     def _pair_bias(self, layout: WindowLayout) -> Tensor | None:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from a2gen_rec import paths
-from a2gen_rec.data.batch import collate
+from a2gen_rec.data.batch import ALL, collate
 from a2gen_rec.data.columns import WindowColumns, read_table, read_user, take_windows
 from a2gen_rec.data.schema import EXIT, FEEDBACK, ITEM, ITEM_STATISTICS, SPLITS, UNKNOWN, DatasetCard
 from a2gen_rec.data.sessions import session_rows
@@ -276,7 +276,9 @@ def best_candidates(opened: OpenRun, history: WindowColumns, items: Items, by: s
     columns = with_candidates(history, items, card)
     whole = whole_tables(card, opened.config.model)
     loader = opened.config.loader
-    batch = collate(columns, np.zeros(1, np.int64), whole, loader.dedup, candidates=True, group_cost=loader.group_cost)
+    batch = collate(
+        columns, np.zeros(1, np.int64), whole, loader.dedup, request_gap_s=ALL, group_cost=loader.group_cost
+    )
     opened.built.dmp.eval()
     targets = opened.built.model.encode(batch.to(opened.process.device))
     ranker = opened.built.model.ranker

@@ -1,5 +1,7 @@
 """The embedding tables a dataset card and a model configuration ask for."""
 
+from collections.abc import Iterable
+
 from torchrec.modules.embedding_configs import DataType
 
 from a2gen_rec.config import ModelConfig
@@ -15,12 +17,21 @@ def whole_tables(card: DatasetCard, config: ModelConfig) -> dict[str, int]:
     Each of their rows is read by thousands of tokens and, while decoding, by actions and times not known in
     advance. Looking a table's few rows up once per batch costs less than once per token, on any sharding.
     """
-    return whole_rows(len(card.actions), config)
+    features = [*card.at_level("session"), *card.at_level("outcome")]
+    return whole_rows(len(card.actions), [feature for feature in features if read_by(config, feature)], config)
 
 
-def whole_rows(actions: int, config: ModelConfig) -> dict[str, int]:
-    """The same for a vocabulary of so many actions."""
-    return {ACTION: actions, TIME: config.time_buckets, GAP: config.time_buckets}
+def whole_rows(actions: int, features: Iterable[Feature], config: ModelConfig) -> dict[str, int]:
+    """The same for a vocabulary of so many actions, and session and outcome features that the model reads."""
+    always = {ACTION: actions, TIME: config.time_buckets, GAP: config.time_buckets}
+    return always | {feature.name: feature.cardinality for feature in features}
+
+
+def read_by(config: ModelConfig, feature: Feature) -> bool:
+    """Whether a model of this configuration reads the feature."""
+    if feature.level == "session":
+        return config.session
+    return feature.level != "outcome" or config.feedback != "off"
 
 
 def table_rows(card: DatasetCard, config: ModelConfig) -> dict[str, int]:

@@ -12,9 +12,11 @@ from functools import cached_property
 import numpy as np
 
 from a2gen_rec.config import Config, PlannedFeature, WorkloadConfig
+from a2gen_rec.data.feedback import outcome_features
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.sessions import session_features
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.sharding.tables import looked_up, whole_rows
+from a2gen_rec.sharding.tables import looked_up, read_by, whole_rows, whole_tables
 
 _HEAD = 100_000
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
@@ -88,7 +90,8 @@ def of_dataset(card: DatasetCard, config: Config) -> Workload:
         feature.name: PlannedFeature("user" if feature.level == "user" else "item", feature.cardinality)
         for feature in looked_up(card)
     }
-    return _workload(features, len(card.actions), windows, impressions, windows * targets, config)
+    whole = whole_tables(card, config.model)
+    return _workload(features, whole, windows, impressions, windows * targets, config)
 
 
 def of_features(features: Mapping[str, PlannedFeature], workload: WorkloadConfig, config: Config) -> Workload:
@@ -103,12 +106,14 @@ def of_features(features: Mapping[str, PlannedFeature], workload: WorkloadConfig
         if not getattr(workload, name):
             raise ConfigError(f"workload.{name} must be given (or --data, a dataset to take it from)")
     counts = (float(workload.windows), float(workload.impressions), float(workload.targets))
-    return _workload(features, workload.actions, *counts, config)
+    made = [*session_features(levels=True), *outcome_features()]
+    read = [feature for feature in made if read_by(config.model, feature)]
+    return _workload(features, whole_rows(workload.actions, read, config.model), *counts, config)
 
 
 def _workload(
     features: Mapping[str, PlannedFeature],
-    actions: int,
+    whole: Mapping[str, int],
     windows: float,
     impressions: float,
     targets: float,
@@ -120,7 +125,6 @@ def _workload(
         )
         for name, feature in features.items()
     ]
-    whole = whole_rows(actions, config.model)
     if clash := whole.keys() & features.keys():
         raise ConfigError(f"features: {clash.pop()!r} is the name of a table that every model has")
     tables += [Table(name, rows, float(rows), zipf=0.0, dedup=False) for name, rows in whole.items()]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from a2gen_rec.data.batch import COUNTS, WindowBatch
+from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.loader import Position
 from a2gen_rec.errors import UserError
 from a2gen_rec.training.process import raise_together, together
@@ -31,6 +31,7 @@ class AgreedBatches(Iterator[WindowBatch]):
     step that uses them: ``taken`` queues what each was, for the step to note when it is done.
 
     Attributes:
+        counts: number of a batch's counts.
         stop: asked before each batch; one rank's yes ends the batches on all: ``stopped``.
         exhausted: whether the batches ended because no rank had data left.
         limit: most batches handed out; None for no bound.
@@ -40,6 +41,7 @@ class AgreedBatches(Iterator[WindowBatch]):
     batches: Generator[WindowBatch, None, None]
     empty: Callable[[], WindowBatch]
     position: Position
+    counts: int
     stop: Callable[[], bool] = lambda: False
     limit: int | None = None
     wait_s: float = 0.0
@@ -63,7 +65,7 @@ class AgreedBatches(Iterator[WindowBatch]):
         except UserError as error:
             failure = error
         self.wait_s += time.perf_counter() - began
-        here = torch.zeros(4 + len(COUNTS), dtype=torch.float64)
+        here = torch.zeros(4 + self.counts, dtype=torch.float64)
         here[0], here[1], here[2] = batch is not None, self.stop(), failure is not None
         if batch is not None:
             here[3], here[4:] = len(batch.lengths), batch.counts

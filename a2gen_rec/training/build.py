@@ -20,7 +20,7 @@ from a2gen_rec.sharding.placement import Placement
 from a2gen_rec.sharding.planner import TABLE_OPTIMIZERS, Problem, plan, sharders
 from a2gen_rec.sharding.topology import Cluster
 from a2gen_rec.sharding.workload import of_dataset
-from a2gen_rec.training.losses import Loss
+from a2gen_rec.training.losses import Loss, check_weights
 from a2gen_rec.training.process import Process, agreed, gather
 
 TABLES = "model.embeddings"  # the tables' place in a task
@@ -71,12 +71,15 @@ def build(card: DatasetCard, config: Config, process: Process, sharding: Shardin
     apply_optimizer_in_backward(
         TABLE_OPTIMIZERS[config.optim.tables], model.embeddings.parameters(), _table_options(config.optim)
     )
-    task = TrainTask(model, Loss(config.loss, process.world))
+    tasks = model.ranker.tasks
+    check_weights(config.loss, tasks)
+    task = TrainTask(model, Loss(config.loss, process.world, tasks))
     if sharding is None:
         sharding = ShardingPlan(
             {TABLES: _placement(card, config, process).to_torchrec(process.device, process.local_world)}
         )
     model.ranker.to(process.device)  # the tables stay on meta until they are sharded
+    task.loss.to(process.device)
     # Each rank fills its own shards: with one seed for all, shards of a table would repeat each other.
     torch.manual_seed(config.train.seed * 1_000_003 + process.rank + 1)
     dmp = DistributedModelParallel(
@@ -109,10 +112,19 @@ def _table_options(config: OptimConfig) -> dict[str, Any]:
 
 def _optimizer(dmp: DistributedModelParallel, config: OptimConfig) -> CombinedOptimizer:
     kind = torch.optim.AdamW if config.dense == "adamw" else torch.optim.Adam
-    dense: KeyedOptimizer = KeyedOptimizerWrapper(
-        dict(in_backward_optimizer_filter(dmp.named_parameters())),
-        lambda parameters: kind(parameters, lr=config.dense_lr, weight_decay=config.weight_decay),
-    )
+
+    parameters = dict(in_backward_optimizer_filter(dmp.named_parameters()))
+    # The learned weights of losses are no part of the model: decay would draw them to 1.
+    of_losses = [parameter for name, parameter in parameters.items() if name.startswith("loss.")]
+    of_model = [parameter for name, parameter in parameters.items() if not name.startswith("loss.")]
+
+    def make(_: Any) -> torch.optim.Optimizer:
+        groups: list[dict[str, Any]] = [{"params": of_model}]
+        if of_losses:
+            groups.append({"params": of_losses, "weight_decay": 0.0})
+        return kind(groups, lr=config.dense_lr, weight_decay=config.weight_decay)
+
+    dense: KeyedOptimizer = KeyedOptimizerWrapper(parameters, make)
     dense.init_state()
     if config.clip_norm:
         dense = GradientClippingOptimizer(dense, GradientClipping.NORM, config.clip_norm)

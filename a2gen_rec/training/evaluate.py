@@ -1,19 +1,22 @@
 """Evaluation of a run on one split: metrics per action and for times beside trivial references (METHODS §8)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from a2gen_rec import paths
 from a2gen_rec.config import Config, EvaluateConfig
+from a2gen_rec.data.batch import count_names
 from a2gen_rec.data.columns import read_table
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
 from a2gen_rec.data.schema import ITEM, ITEM_STATISTICS, DatasetCard
 from a2gen_rec.sharding.tables import whole_tables
 from a2gen_rec.training.agree import AgreedBatches
 from a2gen_rec.training.build import Built
-from a2gen_rec.training.losses import TERMS, means, total
+from a2gen_rec.training.losses import means, term_names, total
 from a2gen_rec.training.metrics import binary_metrics, time_metrics
+from a2gen_rec.training.objective_metrics import objective_report
 from a2gen_rec.training.predict import Predictions, Sums, predict
 from a2gen_rec.training.process import Process
 
@@ -27,7 +30,8 @@ def evaluation_batches(
         data, split, card, config.loader, whole, process.rank, process.world, shuffle=False, with_oracle=with_oracle
     )
     start = Position(world=process.world)
-    return AgreedBatches(WindowLoader(stream, config.loader.background).epoch(start), lambda: stream.empty, start)
+    loader = WindowLoader(stream, config.loader.background)
+    return AgreedBatches(loader.epoch(start), lambda: stream.empty, start, len(count_names(card)))
 
 
 def evaluate(
@@ -36,18 +40,25 @@ def evaluate(
     """Predict a split and measure. All ranks call it; rank 0's result is the one that counts.
 
     Returns:
-        ``{"split", "targets", "actions": {name: {...}}, "time": {name: {...}}, "reference": {...}, ...}``, names
-        being the card's actions without ``start`` and ``exit``, and its labels; times include ``exit``.
+        ``{"split", "targets", "actions": {name: {...}}, "time": {name: {...}}, "objectives": {name: {...}},
+        "reference": {...}, ...}``, names being the card's actions without ``start`` and ``exit``, and its labels;
+        times include ``exit``. What there is of watch time and objectives: ``objective_metrics.objective_report``.
     """
     batches = evaluation_batches(data, split, card, config, process, with_oracle=True)
     predictions, sums = predict(built, batches, card, config.evaluate.max_error)
     if not process.leads:
         return {}
-    return report(predictions, sums, data, split, card, config)
+    return report(predictions, sums, data, split, card, config, built.model.ranker.tasks)
 
 
 def report(
-    predictions: Predictions, sums: Sums, data: str, split: str, card: DatasetCard, config: Config
+    predictions: Predictions,
+    sums: Sums,
+    data: str,
+    split: str,
+    card: DatasetCard,
+    config: Config,
+    tasks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The evaluation of predictions already made, as plain data (keys as in :func:`evaluate`)."""
     names = outcome_names(card)
@@ -61,10 +72,11 @@ def report(
             for name, i in names.items()
             if name in card.timed
         },
+        **objective_report(predictions, names, card),
         "reference": _references(predictions, data, card, config.evaluate),
         "loss": {
-            "total": float(total(terms, config.loss)),
-            **{name: float(value) for name, value in zip(TERMS, terms.tolist(), strict=True)},
+            "total": float(total(terms, config.loss, tasks)),
+            **dict(zip(term_names(tasks), terms.tolist(), strict=True)),
         },
         "order_violations": float(sums.backwards) / max(float(sums.counts[3]), 1.0),
         "unexplored_probability": {
@@ -76,16 +88,16 @@ def report(
 
 
 def outcome_names(card: DatasetCard) -> dict[str, int]:
-    """Column of :class:`Predictions` for every action but ``start``, then every label."""
-    return {name: column for column, name in enumerate([*card.actions[1:], *card.labels])}
+    """Column of :class:`Predictions` for every action but ``start``, every label and every objective."""
+    return {name: column for column, name in enumerate([*card.actions[1:], *card.labels, *card.objectives])}
 
 
 def action_metrics(predictions: Predictions, scores: np.ndarray, card: DatasetCard) -> dict[str, Any]:
-    """Metrics of ``scores`` [n, actions + labels] per action and label."""
+    """Metrics of ``scores`` [n, outcomes] per action and label."""
+    columns = outcome_names(card)
     return {
-        name: binary_metrics(scores[:, i], predictions.happened[:, i], predictions.user)
-        for name, i in outcome_names(card).items()
-        if name != "exit"
+        name: binary_metrics(scores[:, columns[name]], predictions.happened[:, columns[name]], predictions.user)
+        for name in [*card.events, *card.labels]
     }
 
 

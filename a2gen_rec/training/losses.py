@@ -4,31 +4,42 @@ Every term is a sum over its own valid steps; dividing by the global batch's cou
 number of ranks.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from a2gen_rec.config import LossConfig
 from a2gen_rec.data.batch import COUNTS, WindowBatch
+from a2gen_rec.data.schema import WATCH_TIME
+from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.a2gen import A2GenOutput
 from a2gen_rec.nn.generator import Steps
+from a2gen_rec.training.objective_losses import UncertaintyWeights, objective_losses
 
 TERMS = ("action", "time", "order", "label", "draft_action", "draft_time")
+"""Terms that every loss has; those of the model's objectives follow."""
 _MEAN_OVER = tuple(
     COUNTS.index(name) for name in ("steps", "timed_steps", "ordered_pairs", "labels", "steps", "timed_steps")
 )
+
+
+def term_names(tasks: Sequence[str]) -> tuple[str, ...]:
+    """All terms of a model that predicts the objectives ``tasks`` beside actions and labels."""
+    return (*TERMS, *tasks)
 
 
 def loss_sums(output: A2GenOutput, batch: WindowBatch, config: LossConfig) -> Tensor:
     """Sums of the loss terms over this batch.
 
     Returns:
-        [6], in the order of ``TERMS``; terms that do not apply are 0.
+        [terms], in the order of ``TERMS`` and then of the predicted objectives; terms that do not apply are 0.
     """
     label, time = batch.step_label, batch.step_time
     order, base = _order_sum(output.steps, label, time, batch, config.order_power), output.context.sum() * 0
     draft_action, draft_time = (base, base) if output.draft is None else _step_sums(output.draft, label, time, config)
-    return torch.stack(
+    always = torch.stack(
         [
             *_step_sums(output.steps, label, time, config),
             order,
@@ -37,18 +48,35 @@ def loss_sums(output: A2GenOutput, batch: WindowBatch, config: LossConfig) -> Te
             draft_time,
         ]
     )
+    predicted = output.objective_logits.shape[1]
+    objectives, _ = objective_losses(
+        output.objective_logits, output.watch_time, batch.objectives[:, :predicted], batch.watch_s, config.time_error
+    )
+    return torch.cat([always, objectives.to(always.dtype)])
 
 
 def means(sums: Tensor, counts: Tensor) -> Tensor:
-    """[6] terms as means, given ``sums`` [6] and ``counts`` [5] of the same (global) batches."""
-    return sums / counts[list(_MEAN_OVER)].clamp(min=1).to(sums)
+    """[terms] as means, given ``sums`` [terms] and ``counts`` of the same (global) batches."""
+    return sums / counts_of(len(sums), counts).clamp(min=1).to(sums)
 
 
-def total(terms: Tensor, config: LossConfig) -> Tensor:
-    """The weighted sum of terms [6]."""
-    auxiliary = config.auxiliary
-    weights = [config.action, config.time, config.order, config.label, auxiliary, auxiliary * config.time]
-    return (terms * terms.new_tensor(weights)).sum()  # as a matrix product, autocast would round it
+def counts_of(terms: int, counts: Tensor) -> Tensor:
+    """[terms] what each term is a mean over."""
+    of_objectives = range(len(COUNTS), len(COUNTS) + terms - len(TERMS))
+    return counts[[*_MEAN_OVER, *of_objectives]]
+
+
+def total(terms: Tensor, config: LossConfig, tasks: Sequence[str] = ()) -> Tensor:
+    """The weighted sum of terms [terms], of which those after ``TERMS`` are of the objectives ``tasks``."""
+    return (terms * terms.new_tensor(_weights(config, tasks))).sum()  # as a matrix product, autocast would round it
+
+
+def check_weights(config: LossConfig, tasks: Sequence[str]) -> None:
+    """Raise a ConfigError for the weight of an objective that is not predicted."""
+    for name in config.objectives:
+        if name not in tasks:
+            predicted = f"this run predicts {', '.join(tasks)}" if tasks else "this run predicts none"
+            raise ConfigError(f"loss.objectives.{name}: no such objective; {predicted}")
 
 
 class Loss(nn.Module):
@@ -56,17 +84,35 @@ class Loss(nn.Module):
 
     Args:
         world: number of ranks; undoes the averaging of gradients over them, the counts being global already.
+        tasks: objectives that the model predicts beside actions and labels.
     """
 
-    def __init__(self, config: LossConfig, world: int = 1) -> None:
+    def __init__(self, config: LossConfig, world: int = 1, tasks: Sequence[str] = ()) -> None:
         super().__init__()
-        self.config, self.world = config, world
+        self.config, self.world, self.tasks = config, world, tuple(tasks)
+        squared = [task == WATCH_TIME and config.time_error == "squared" for task in ("label", *tasks)]
+        self.learned = UncertaintyWeights(squared, world) if config.uncertainty else None
 
     def forward(self, output: A2GenOutput, batch: WindowBatch) -> tuple[Tensor, tuple[Tensor, A2GenOutput]]:
-        """The loss to differentiate, and (detached sums of the terms [6], output)."""
+        """The loss to differentiate, and (detached sums of the terms [terms], output)."""
         sums = loss_sums(output, batch, self.config)
-        loss = total(means(sums, batch.counts), self.config) * self.world
-        return loss, (sums.detach(), output)
+        terms = means(sums, batch.counts)
+        loss = total(terms, self.config, self.tasks) if self.learned is None else self._by_uncertainty(terms, batch)
+        return loss * self.world, (sums.detach(), output)
+
+    def _by_uncertainty(self, terms: Tensor, batch: WindowBatch) -> Tensor:
+        """The labels' and objectives' terms by learned weights, the generator's by those of the configuration."""
+        assert self.learned is not None
+        chosen = [TERMS.index("label"), *range(len(TERMS), len(terms))]
+        others = terms.index_fill(0, torch.tensor(chosen, device=terms.device), 0)
+        counts = counts_of(len(terms), batch.counts)[chosen]
+        return total(others, self.config, self.tasks) + self.learned(terms[chosen], counts)
+
+
+def _weights(config: LossConfig, tasks: Sequence[str]) -> list[float]:
+    auxiliary = config.auxiliary
+    always = [config.action, config.time, config.order, config.label, auxiliary, auxiliary * config.time]
+    return [*always, *(config.objectives.get(task, config.objective) for task in tasks)]
 
 
 def _step_sums(steps: Steps, label: Tensor, time: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:

@@ -74,14 +74,28 @@ def time_metrics(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float |
     """Mean absolute error of times given in log1p seconds, over rows where both are known.
 
     Returns:
-        ``mae_log`` in log1p seconds, ``mae_s`` in seconds, ``count``.
+        ``mae_log`` in log1p seconds, ``mae_s`` in seconds, ``rank_correlation``, ``count``.
     """
     known = np.isfinite(predicted) & np.isfinite(actual)
     predicted, actual = predicted[known].astype(np.float64), actual[known].astype(np.float64)
     if not len(actual):
-        return {"mae_log": None, "mae_s": None, "count": 0}
+        return {"mae_log": None, "mae_s": None, "rank_correlation": None, "count": 0}
     return {
         "mae_log": float(np.abs(predicted - actual).mean()),
         "mae_s": float(np.abs(np.expm1(predicted) - np.expm1(actual)).mean()),
+        "rank_correlation": rank_correlation(predicted, actual),
         "count": len(actual),
     }
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's ρ of [n] values, ties at their mean rank; None where either does not vary."""
+    a, b = _mid_ranks(a), _mid_ranks(b)
+    if not (len(a) and a.std() and b.std()):
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _mid_ranks(values: np.ndarray) -> np.ndarray:
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]

@@ -12,27 +12,33 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.models.a2gen import A2GenOutput
 from a2gen_rec.training.build import Built
-from a2gen_rec.training.losses import TERMS
+from a2gen_rec.training.losses import term_names
 
 
 @dataclass
 class Predictions:
-    """Predicted and observed, one row per target; actions in code order without ``start``, then labels.
+    """Predicted and observed, one row per target.
+
+    What may happen are the card's actions in code order without ``start``, then its labels, then its objectives.
 
     Attributes:
-        user: [n] user key; item: [n] row of the item's table.
-        probability: [n, actions + labels]; happened: same shape, 0, 1 or NaN.
+        user: [n] user key; item: [n] row of the item's table; length: [n] row of the feature that tells the video's
+            length, 0 where there is none.
+        probability: [n, outcomes], NaN for objectives that are not predicted; happened: same shape, 0, 1 or NaN.
         time, actual_time: [n, actions] log1p seconds; NaN when unknown.
+        watch_time: [n] log1p seconds as the objectives' head has it; NaN where it is not predicted.
         oracle: [n, oracle columns] true probabilities.
         remainder: [n] probability that the pruned action tree left out.
     """
 
     user: np.ndarray
     item: np.ndarray
+    length: np.ndarray
     probability: np.ndarray
     happened: np.ndarray
     time: np.ndarray
     actual_time: np.ndarray
+    watch_time: np.ndarray
     oracle: np.ndarray
     remainder: np.ndarray
 
@@ -42,7 +48,7 @@ class Sums:
     """Sums over a split and all ranks.
 
     Attributes:
-        loss: [6] loss terms; counts: [5] what they are means over.
+        loss: [terms] of the loss; counts: what they are means over.
         backwards: [1] neighbouring teacher-forced steps whose predicted times run backwards.
     """
 
@@ -65,7 +71,7 @@ def predict(
     built.dmp.eval()
     device = next(built.model.ranker.parameters()).device
     parts: list[Predictions] = []
-    sums = torch.zeros(len(TERMS), dtype=torch.float64)
+    sums = torch.zeros(len(term_names(built.model.ranker.tasks)), dtype=torch.float64)
     backwards = torch.zeros(1, dtype=torch.float64)
     counts = None
     for batch in batches:
@@ -78,10 +84,7 @@ def predict(
     built.dmp.train(was_training)
     dist.all_reduce(sums)
     dist.all_reduce(backwards)
-    local = Predictions(
-        **{item.name: np.concatenate([getattr(p, item.name) for p in parts]) for item in fields(Predictions)}
-    )
-    return _gather(local), Sums(sums, counts if counts is not None else torch.zeros(5), backwards)
+    return _gather(_join(parts)), Sums(sums, counts if counts is not None else torch.zeros(5), backwards)
 
 
 def observed(batch: WindowBatch, actions: int) -> tuple[Tensor, Tensor]:
@@ -108,13 +111,19 @@ def _rows(built: Built, output: A2GenOutput, batch: WindowBatch, card: DatasetCa
     def host(values: Tensor) -> np.ndarray:
         return values.cpu().numpy()
 
+    chances = [output.label_logits.sigmoid(), output.objective_logits.sigmoid()]
+    if not output.objective_logits.shape[1]:
+        chances[1] = torch.full_like(batch.objectives, torch.nan)
+    length = card.feedback.duration if card.feedback is not None else ""
     return Predictions(
         user=host(batch.user_key[batch.target_window]),
         item=host(batch.ids(ITEM)[batch.target]),
-        probability=host(torch.cat([what.probability[:, 1:], output.label_logits.sigmoid()], 1).float()),
-        happened=host(torch.cat([happened[:, 1:], batch.labels], 1)),
+        length=host(batch.ids(length)[batch.target] if length in batch.index else torch.zeros_like(batch.target)),
+        probability=host(torch.cat([what.probability[:, 1:], *chances], 1).float()),
+        happened=host(torch.cat([happened[:, 1:], batch.labels, batch.objectives], 1)),
         time=host(what.time[:, 1:].float()),
         actual_time=host(time[:, 1:]),
+        watch_time=host(torch.full_like(batch.watch_s, torch.nan) if output.watch_time is None else output.watch_time),
         oracle=host(batch.oracle),
         remainder=host(what.remainder.float()),
     )
@@ -132,6 +141,10 @@ def _gather(local: Predictions) -> Predictions:
     dist.gather_object(local, everyone)
     if everyone is None:
         return local
+    return _join([part for part in everyone if part is not None])
+
+
+def _join(parts: list[Predictions]) -> Predictions:
     return Predictions(
-        **{item.name: np.concatenate([getattr(part, item.name) for part in everyone]) for item in fields(Predictions)}
+        **{item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(Predictions)}
     )

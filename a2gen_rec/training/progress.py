@@ -35,6 +35,7 @@ class Progress:
         self.loss = float("nan")
         self.last_line = 0.0
         self.sums: Tensor
+        self.counts: Tensor
         self._reset()
 
     def __enter__(self) -> "Progress":
@@ -65,7 +66,7 @@ class Progress:
         """Note a step: this rank's loss sums, the global counts and windows, its time and its wait for data."""
         self.steps += 1
         self.sums = torch.add(self.sums, sums.double())  # stays where it is: a copy to the host would wait for the step
-        self.counts += counts.cpu()
+        self.counts = self.counts + counts.cpu()
         self.seconds += seconds
         self.waited += wait_s
         self.seen += windows
@@ -107,10 +108,11 @@ class Progress:
         )
 
     def _targets_per_s(self) -> float:
-        return float(self.counts[COUNTS.index("targets")]) / max(self.seconds, 1e-9)
+        targets = self.counts[COUNTS.index("targets")] if self.counts.ndim else 0.0
+        return float(targets) / max(self.seconds, 1e-9)
 
     def _reset(self) -> None:
-        self.sums = torch.zeros((), dtype=torch.float64)  # takes the shape and device of what is added
-        self.counts: Tensor = torch.zeros(len(COUNTS), dtype=torch.float64)
+        # Zeros that take the shape and device of what is added.
+        self.sums, self.counts = torch.zeros(2, dtype=torch.float64)
         self.seconds: float = 0.0
         self.waited: float = 0.0

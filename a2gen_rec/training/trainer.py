@@ -15,7 +15,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from a2gen_rec import paths
 from a2gen_rec.config import Config
-from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.batch import WindowBatch, count_names
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
@@ -25,7 +25,7 @@ from a2gen_rec.training import checkpoint
 from a2gen_rec.training.agree import AgreedBatches
 from a2gen_rec.training.build import build, schedule
 from a2gen_rec.training.evaluate import action_metrics, evaluation_batches
-from a2gen_rec.training.losses import TERMS, means, total
+from a2gen_rec.training.losses import means, term_names, total
 from a2gen_rec.training.predict import predict
 from a2gen_rec.training.process import Process, agreed, gather, process_group, together
 from a2gen_rec.training.progress import Progress
@@ -64,6 +64,7 @@ class Trainer:
                 checkpoint.check_shape(self.state, asdict(config), self.card.to_dict(), run)
         self.state.data, self.state.card = data, self.card.to_dict()
         self.built = build(self.card, config, process)
+        self.tasks = self.built.model.ranker.tasks
         self.bf16 = _bf16(config, process)
         if found is not None:
             checkpoint.load(found, self.built)
@@ -145,6 +146,7 @@ class Trainer:
             loader.epoch(self.position),
             lambda: self.stream.empty,
             self.position,
+            len(count_names(self.card)),
             stop=lambda: bool(asked),
             limit=limit - self.state.step if limit else None,
         )
@@ -171,8 +173,8 @@ class Trainer:
         metrics = {}
         if self.process.leads:
             terms = means(sums.loss, sums.counts)
-            metrics["loss"] = float(total(terms, self.config.loss))
-            metrics |= {f"loss/{name}": float(value) for name, value in zip(TERMS, terms, strict=True)}
+            metrics["loss"] = float(total(terms, self.config.loss, self.tasks))
+            metrics |= self._named(terms)
             scores = action_metrics(predictions, predictions.probability, self.card)
             aucs = {f"auc/{name}": row["auc"] for name, row in scores.items() if row["auc"] is not None}
             metrics |= aucs | {"auc": sum(aucs.values()) / max(len(aucs), 1)}
@@ -191,7 +193,7 @@ class Trainer:
         sums, counts = progress.take()
         together(sums)
         terms = means(sums, counts)
-        loss = float(total(terms, self.config.loss))
+        loss = float(total(terms, self.config.loss, self.tasks))
         if not math.isfinite(loss):
             raise UserError(
                 f"{self.run}: the loss is {loss} at step {self.state.step}; lower optim.dense_lr or optim.tables_lr, "
@@ -199,9 +201,13 @@ class Trainer:
             )
         progress.log(
             self.state.step,
-            {"loss": loss, **{f"loss/{name}": value for name, value in zip(TERMS, terms.tolist(), strict=True)}},
+            {"loss": loss, **self._named(terms)},
             self._learning_rate(),
         )
+
+    def _named(self, terms: torch.Tensor) -> dict[str, float]:
+        names = term_names(self.tasks)
+        return {f"loss/{name}": value for name, value in zip(names, terms.tolist(), strict=True)}
 
     def _save(self) -> None:
         self.state.positions = gather(self.position)

@@ -11,7 +11,7 @@ import torch
 from support import make_card, make_columns, small_config, whole
 from torch import Tensor
 
-from a2gen_rec.data.batch import COUNTS, WindowBatch, collate
+from a2gen_rec.data.batch import ALL, WindowBatch, collate, count_names
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.ragged import LengthGroups
 
@@ -25,11 +25,12 @@ WHOLE_NUMBERS += (
     "key_token",
     "target_window",
     "target_column",
+    "moment",
     "history_end",
     "step",
     "step_label",
 )
-FRACTIONS = ("offset_s", "step_time", "labels", "objectives", "oracle")
+FRACTIONS = ("offset_s", "step_time", "labels", "objectives", "watch_s", "oracle")
 LOOKED_UP = [feature.name for level in ("user", "item", "context") for feature in CARD.at_level(level)]
 ROWS = {
     "all": np.arange(20),
@@ -48,13 +49,13 @@ def columns() -> WindowColumns:
     return dataclasses.replace(made, labels=labels, oracle=rng.random((len(made.ts_ms), 3)).astype(np.float32))
 
 
-def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, candidates: bool = False) -> dict:
+def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, gap_s: float | None = None) -> dict:
     """Every field of a batch, gathered one value at a time."""
     out: dict[str, list[Any]] = {name: [] for name in (*WHOLE_NUMBERS, *FRACTIONS, "sequences", "steps")}
     ids: dict[str, list[int]] = {name: [] for name in LOOKED_UP}
     session: dict[str, list[int]] = {feature.name: [] for feature in CARD.at_level("session")}
     outcome: dict[str, list[int]] = {feature.name: [] for feature in CARD.at_level("outcome")}
-    counts = dict.fromkeys(COUNTS, 0)
+    counts = dict.fromkeys(count_names(CARD), 0)
     for place, row in enumerate(rows):
         length = int(columns.lengths[row])
         first = int(columns.first_target[row]) if with_targets else length
@@ -63,7 +64,12 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ca
         out["first_target"].append(first)
         for name, values in columns.user_ids.items():
             ids[name].append(int(values[row]))
-        seen = 0 if first == length else first if candidates else length - 1
+        begin_ms = columns.ts_ms[int(columns.starts[row]) :]
+        judged = []  # column of the impression at whose begin each target is judged
+        for column in range(first, length):
+            apart = column == first or gap_s is None or begin_ms[column] - begin_ms[column - 1] > 1000 * gap_s
+            judged.append(column if apart else judged[-1])
+        seen = max(judged, default=0)
         for column in range(length):
             flat = int(columns.starts[row]) + column
             for name in ("ts_ms", "end_ms"):
@@ -86,7 +92,9 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ca
                 out["target"].append(len(out["ts_ms"]) - 1)
                 out["target_window"].append(place)
                 out["target_column"].append(column - first)
-                out["history_end"].append(first if candidates else column)
+                out["history_end"].append(judged[column - first])
+                out["moment"].append(len(out["ts_ms"]) - 1 - column + judged[column - first])
+                out["watch_s"].append(times[-1])
                 out["labels"].append(columns.labels[flat].tolist())
                 out["objectives"].append(columns.objectives[flat].tolist())
                 out["oracle"].append(columns.oracle[flat].tolist())
@@ -100,9 +108,12 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ca
                 counts["timed_steps"] += sum(known)
                 counts["ordered_pairs"] += sum(a and b for a, b in itertools.pairwise(known))
                 counts["labels"] += sum(not math.isnan(label) for label in columns.labels[flat])
+                for name, value in zip(CARD.objectives, columns.objectives[flat], strict=True):
+                    counts[name] += not math.isnan(value)
+                counts["watch_time"] += not math.isnan(times[-1])
             out["action"] += codes
             out["offset_s"] += times.tolist()
-    return {**out, "ids": ids, "session": session, "outcome": outcome, "counts": [counts[name] for name in COUNTS]}
+    return {**out, "ids": ids, "session": session, "outcome": outcome, "counts": list(counts.values())}
 
 
 def looked_up(batch: WindowBatch) -> dict[str, list[int]]:
@@ -123,7 +134,7 @@ def assert_batch(batch: WindowBatch, expected: dict) -> None:
         assert value.dtype == torch.int64
         assert value.tolist() == expected[name], name
     for name in FRACTIONS:
-        width = () if name in ("offset_s", "step_time") else (-1,)
+        width = () if name in ("offset_s", "step_time", "watch_s") else (-1,)
         value = np.array(expected[name], np.float32)
         got = getattr(batch, name)
         assert got.dtype == torch.float32
@@ -146,17 +157,18 @@ def assert_batch(batch: WindowBatch, expected: dict) -> None:
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("dedup", [True, False])
-@pytest.mark.parametrize("candidates", [True, False])
-def test_collate_equals_loops(rows: np.ndarray, dedup: bool, candidates: bool, columns: WindowColumns) -> None:
-    batch = collate(columns, rows, WHOLE, dedup, candidates=candidates)
-    assert_batch(batch, slow(columns, rows, candidates=candidates))
+@pytest.mark.parametrize("gap_s", [None, 0.0, 15.0, ALL])
+def test_collate_equals_loops(rows: np.ndarray, dedup: bool, gap_s: float | None, columns: WindowColumns) -> None:
+    batch = collate(columns, rows, WHOLE, dedup, request_gap_s=gap_s)
+    assert_batch(batch, slow(columns, rows, gap_s=gap_s))
 
 
 def test_the_world_has_what_the_loops_must_show(columns: WindowColumns) -> None:
     expected = slow(columns, np.arange(20))
-    targets, steps, timed, pairs, labels = expected["counts"]
+    targets, steps, timed, pairs, labels, *objectives, watched = expected["counts"]
     assert 0 < pairs < timed < steps
     assert 0 < labels < 2 * targets
+    assert all(0 < known < targets for known in [*objectives, watched])
     assert 0 in expected["first_target"]
     assert len(set(expected["steps"])) > 2
 

@@ -58,6 +58,8 @@ def output_for(batch: WindowBatch, lognormal: bool = False, draft: bool = False,
         context=random(len(batch.target), 3),
         tables=tables,
         label_logits=random(len(batch.target), 2),
+        objective_logits=random(len(batch.target), 0),
+        watch_time=None,
         steps=steps(),
         draft=steps() if draft else None,
     )
