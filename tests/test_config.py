@@ -9,6 +9,7 @@ import pytest
 from a2gen_rec.config import (
     Config,
     LoaderConfig,
+    LossConfig,
     ModelConfig,
     PlannedFeature,
     ShardingConfig,
@@ -34,6 +35,12 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (ModelConfig, {"tower_ratio": 0.0}, "model.tower_ratio 0.0"),
     (ModelConfig, {"max_offset_s": 0.0}, "model.max_offset_s 0.0"),
     (ModelConfig, {"max_gap_s": -5.0}, "model.max_gap_s -5.0"),
+    (ModelConfig, {"shared_experts": -1}, "model.shared_experts -1"),
+    (ModelConfig, {"own_experts": -2}, "model.own_experts -2"),
+    (LossConfig, {"objective": -1.0}, "loss.objective -1.0"),
+    (LossConfig, {"objective": math.nan}, "loss.objective nan"),
+    (LossConfig, {"objectives": {"effective": 1.0, "glance": -0.5}}, "loss.objectives.glance -0.5"),
+    (LossConfig, {"objectives": {"glance": math.nan}}, "loss.objectives.glance nan"),
     (LoaderConfig, {"max_impressions": 0}, "loader.max_impressions 0"),
     (LoaderConfig, {"max_windows": -1}, "loader.max_windows -1"),
     (LoaderConfig, {"buffer_windows": 0}, "loader.buffer_windows 0"),
@@ -72,6 +79,9 @@ def test_what_cannot_work_is_named(section: type, settings: dict, named: str) ->
     [
         (ModelConfig, {"dim": 4, "heads": 1, "time_buckets": 4, "mlp_ratio": 0.0, "dropout": 0.0}),
         (ModelConfig, {"dim": 24, "heads": 3, "history": 1, "dropout": 0.9}),
+        (ModelConfig, {"shared_experts": 0, "own_experts": 1}),
+        (ModelConfig, {"shared_experts": 1, "own_experts": 0}),
+        (LossConfig, {"objective": 0.0, "objectives": {"glance": 0.0}, "uncertainty": True}),
         (LoaderConfig, {"max_impressions": 1, "max_windows": 1, "buffer_windows": 1}),
         (TrainConfig, {"seed": 0}),
         (SimulateConfig, {"users": 1, "items": 1, "impressions_per_user": 1}),
@@ -82,11 +92,17 @@ def test_what_lies_on_the_border_is_taken(section: type, settings: dict) -> None
     assert all(getattr(made, name) == value for name, value in settings.items())
 
 
+def test_objectives_need_an_expert() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.shared_experts and model\.own_experts leave no expert$"):
+        ModelConfig(shared_experts=0, own_experts=0)
+
+
 def test_sections_are_not_shared_between_configurations() -> None:
     left, right = Config(), Config()
     assert left == right
     left.model.dim = 64
     left.sharding.types.append("column_wise")
+    left.loss.objectives["glance"] = 0.5
     assert right.model.dim == 32
     assert right == Config()
     assert {field.name for field in dataclasses.fields(Config)} == set(vars(left))

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.config import Config, EvaluateConfig, PrepareConfig, SimulateConfig
+from a2gen_rec.config import Config, EnsembleConfig, EvaluateConfig, PrepareConfig, SimulateConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-Section = TypeVar("Section", SimulateConfig, PrepareConfig, EvaluateConfig)
+Section = TypeVar("Section", SimulateConfig, PrepareConfig, EvaluateConfig, EnsembleConfig)
 
 
 def new_parser(description: str, usage: str | None = None) -> ArgumentParser:

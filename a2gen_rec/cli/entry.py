@@ -11,7 +11,7 @@ from typing import Protocol
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from a2gen_rec import __version__
-from a2gen_rec.cli import benchmark, doctor, evaluate, plan, prepare, rank, simulate, train
+from a2gen_rec.cli import benchmark, doctor, evaluate, plan, prepare, rank, simulate, train, train_ensemble
 from a2gen_rec.errors import ConfigError, UserError
 
 
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Command] = {
     "simulate": simulate,
     "prepare": prepare,
     "train": train,
+    "train-ensemble": train_ensemble,
     "evaluate": evaluate,
     "rank": rank,
     "plan": plan,

@@ -15,6 +15,7 @@ def parser() -> ArgumentParser:
     command.add_argument("--split", type=Literal["train", "valid", "test"], default="test", help="part to measure on")
     command.add_argument("--json", type=str, default="", help="also write the result to this file")
     command.add_argument("--data", type=str, default="", help="dataset folder; by default the run's own")
+    command.add_argument("--ensemble", type=str, default="", help="ensemble folder; by default the run's own, if any")
     add_device(command)
     command.add_class_arguments(EvaluateConfig)
     return command
@@ -25,17 +26,19 @@ def run(options: Namespace) -> None:
 
     quiet()
     from a2gen_rec import paths
+    from a2gen_rec.reporting.ensemble_tables import list_metrics_tables
     from a2gen_rec.reporting.tables import evaluation_tables
-    from a2gen_rec.training.run import evaluate_run
+    from a2gen_rec.training.ensemble_run import evaluate_run
 
     if options.json:
         paths.make_folder(paths.parent(options.json))
     config = read_section(EvaluateConfig, options)
-    result = evaluate_run(options.run, options.split, options.data, config, options.device)
+    result = evaluate_run(options.run, options.split, options.data, config, options.device, options.ensemble)
     if not result:
         return
     console = new_console()
-    for table in evaluation_tables(result):
+    tables = evaluation_tables(result) + (list_metrics_tables(result["lists"]) if result["lists"] else [])
+    for table in tables:
         console.print(table)
     console.print(f"run: {options.run}", soft_wrap=True)
     if options.json:

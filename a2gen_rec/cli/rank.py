@@ -1,9 +1,12 @@
 """``a2gen rank``: candidates ranked for one user."""
 
+import math
+
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from a2gen_rec.cli.common import add_device, new_console, new_parser
+from a2gen_rec.errors import ConfigError
 
 
 def parser() -> ArgumentParser:
@@ -13,9 +16,13 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--candidates", type=str, default="", help="file of raw item identifiers, one a line; default: popular ones"
     )
-    command.add_argument("--by", type=str, default="", help="action or label to rank by; default: expected watch time")
+    command.add_argument(
+        "--by", type=str, default="", help="ensemble, watch (time) or an outcome; default: the first there is"
+    )
+    command.add_argument("--explain", action="store_true", help="show what each candidate's ensemble score is made of")
     command.add_argument("--top", type=PositiveInt, default=10, help="rows shown")
     command.add_argument("--data", type=str, default="", help="dataset folder; by default the run's own")
+    command.add_argument("--ensemble", type=str, default="", help="ensemble folder; by default the run's own, if any")
     add_device(command)
     return command
 
@@ -24,8 +31,23 @@ def run(options: Namespace) -> None:
     from a2gen_rec.quiet import quiet
 
     quiet()
+    from a2gen_rec.reporting.ensemble_tables import explanation_tables
     from a2gen_rec.reporting.tables import ranking_table
     from a2gen_rec.serving.rank import rank
 
-    ranking = rank(options.run, options.user, options.candidates, options.by, options.top, options.data, options.device)
-    new_console().print(ranking_table(ranking))
+    ranking = rank(
+        options.run,
+        options.user,
+        options.candidates,
+        options.by,
+        options.top,
+        options.data,
+        options.device,
+        options.ensemble,
+    )
+    if options.explain and any(math.isnan(candidate.score) for candidate in ranking.candidates):
+        raise ConfigError("--explain needs an ensemble: `a2gen train-ensemble` trains one")
+    console = new_console()
+    console.print(ranking_table(ranking))
+    for table in explanation_tables(ranking.candidates) if options.explain else []:
+        console.print(table)

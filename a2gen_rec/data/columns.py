@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
+from a2gen_rec import paths
 from a2gen_rec.data.schema import DatasetCard, Level
 from a2gen_rec.data.sessions import end_ms
 from a2gen_rec.errors import DataError
@@ -82,6 +83,18 @@ def read_table(file: str, columns: list[str] | None = None, rows: pc.Expression 
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or _first_line(error)
         raise DataError(f"cannot be read ({reason})", file=file) from error
+
+
+def user_names(dataset: str, keys: np.ndarray) -> list[str]:
+    """Raw identifiers of users, given their keys; the key itself where the dataset does not have it.
+
+    Raises:
+        DataError: ``users.parquet`` is not there or breaks its contract.
+    """
+    wanted = pa.array(keys, pa.int64())
+    table = read_table(paths.join(dataset, "users.parquet"), ["user", "user_key"], pc.field("user_key").isin(wanted))
+    name = dict(zip(table["user_key"].to_pylist(), table["user"].to_pylist(), strict=True))
+    return [name.get(key, str(key)) for key in wanted.to_pylist()]
 
 
 def row_groups(files: Sequence[str]) -> list[RowGroup]:

@@ -59,12 +59,20 @@ class Position:
         return [cls(epoch=first.epoch, world=world, dealt=dealt)] * world
 
 
+def split_files(dataset: str, split: str) -> list[str]:
+    """The files of a split's windows."""
+    folder = paths.join(dataset, split)
+    return [paths.join(folder, name) for name in paths.listdir(folder) if name.endswith(".parquet")]
+
+
 class WindowStream(IterableDataset[WindowBatch]):
     """The batches of one rank, from ``position`` to the end of its epoch.
 
     Args:
         whole: tables looked up whole by every batch, name -> rows.
         shuffle: permute row groups and windows; off, every rank reads in file order.
+        request_gap_s: as :func:`collate` takes.
+        file: the only one of the split to read; all by default.
     """
 
     def __init__(
@@ -79,13 +87,14 @@ class WindowStream(IterableDataset[WindowBatch]):
         seed: int = 0,
         shuffle: bool = True,
         with_oracle: bool = False,
+        request_gap_s: float | None = None,
+        file: str = "",
     ) -> None:
         self.card, self.config, self.whole = card, config, dict(whole)
         self.rank, self.world, self.seed, self.shuffle = rank, world, seed, shuffle
-        self.with_oracle = with_oracle
+        self.with_oracle, self.request_gap_s = with_oracle, request_gap_s
         folder = paths.join(dataset, split)
-        files = [paths.join(folder, name) for name in paths.listdir(folder) if name.endswith(".parquet")]
-        self.groups = row_groups(files)
+        self.groups = row_groups([file] if file else split_files(dataset, split))
         if not self.groups:
             raise DataError(f"split {split!r} has no windows", file=folder)
         self.position = Position(world=world)
@@ -99,7 +108,12 @@ class WindowStream(IterableDataset[WindowBatch]):
             skip = start.batch if number == start.buffer else 0
             for index in range(skip, len(batches)):
                 batch = collate(
-                    columns, batches[index], self.whole, self.config.dedup, group_cost=self.config.group_cost
+                    columns,
+                    batches[index],
+                    self.whole,
+                    self.config.dedup,
+                    request_gap_s=self.request_gap_s,
+                    group_cost=self.config.group_cost,
                 )
                 last = index == len(batches) - 1
                 batch.position = asdict(

@@ -253,6 +253,10 @@ class DenseRanker(nn.Module):
         """The most probable action sequences of ``targets``."""
         return decode(self.generator, targets.context, targets.tables, self.timed, "beam", width)
 
+    def shown(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+        """[impressions, d_item] embeddings of what was shown: item and context features."""
+        return self._concatenate({name: jagged.values() for name, jagged in rows.items()}, batch, "item", "context")
+
     def _concatenate(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: str) -> Tensor:
         names = [name for level in levels for name in self.features[level]]
         return torch.cat([looked_up[name][batch.index[name]] for name in names], dim=-1)

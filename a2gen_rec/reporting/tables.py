@@ -1,11 +1,13 @@
 """Results as tables for the terminal, at most 100 columns wide where names allow it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
+
+from a2gen_rec.data.schema import WATCH_TIME
 
 if TYPE_CHECKING:  # a table needs no torch
     from a2gen_rec.serving.rank import Candidate, Ranking
@@ -13,16 +15,32 @@ if TYPE_CHECKING:  # a table needs no torch
 UNKNOWN = "–"
 BETTER = "bold green"
 
+# What is measured: title, key, digits, whether more is better.
+_OF_SCORE = [("AUC", "auc", 4, True)]
+_OF_TIME = [
+    ("rank correlation", "rank_correlation", 4, True),
+    ("MAE, log1p s", "mae_log", 4, False),
+    ("MAE, seconds", "mae_s", 2, False),
+]
+
 
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Tables of an evaluation (its keys: ``training.evaluate.evaluate``): actions, and times where logs record any.
+    """Tables of an evaluation (its keys: ``training.evaluate.evaluate``).
+
+    Actions always; objectives, times, watch time beside objectives, and videos by length where there is any.
 
     Values better than a trivial reference stand out: those of actions and labels than the item's smoothed rate on
-    training data, those of times than the median of the training data.
+    training data, those of times than the median of the training data. So does the better of generator and head.
     """
     tables = [_actions_table(result)]
+    if result["objectives"]:
+        tables.append(_objectives_table(result["objectives"]))
     if result["time"]:
         tables.append(_times_table(result))
+    if result["shared_ground"]:
+        tables.append(_shared_ground_table(result["shared_ground"]))
+    if result["lengths"]:
+        tables.append(_lengths_table(result["lengths"]))
     return tables
 
 
@@ -88,6 +106,69 @@ def _times_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def _objectives_table(objectives: Mapping[str, Any]) -> Table:
+    table = titled_table("objectives")
+    table.add_column("", no_wrap=True)
+    for header in ("posi-\ntives", "AUC", "GAUC", "NE", "calib-\nration"):
+        table.add_column(header, justify="right")
+    for name, found in objectives.items():
+        measured = (_number(found[metric], 4) for metric in ("auc", "gauc", "ne"))
+        table.add_row(Text(name), f"{found['positives']:,}", *measured, _number(found["calibration"], 3))
+    return table
+
+
+def _shared_ground_table(ground: Mapping[str, Any]) -> Table:
+    """Watch time and objectives, a row per measure; the head's only where it predicts them."""
+    both = any("head" in found for found in ground.values())
+    caption = "generator: as its sequences imply"
+    if both:
+        caption += "\nagreement: rank correlation of the two\nbold: the better of the two"
+    table = titled_table("watch time and objectives", caption)
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for header in ["generator", "head", "agreement"] if both else ["generator"]:
+        table.add_column(header, justify="right")
+    for name, found in ground.items():
+        agreement = _number(found.get("agreement"), 4)
+        for measure in _OF_TIME if name == WATCH_TIME else _OF_SCORE:
+            cells = _side_by_side(found, *measure[1:], both)
+            table.add_row(Text(name), measure[0], *cells, *([agreement] if both else []))
+            name = agreement = ""  # once is enough
+    return table
+
+
+def _lengths_table(groups: Sequence[Mapping[str, Any]]) -> Table:
+    """Glances and watch time per group of videos of similar length."""
+    both = any("head" in group["watch_time"] for group in groups)
+    glances = any("glance" in group for group in groups)
+    table = titled_table("by length of the video", "bold: the better of generator and head" if both else "")
+    headers = ["length", "targets"]
+    headers += ["glances", "glance\nAUC", *(["head's\nAUC"] if both else [])] if glances else []
+    headers += ["watch MAE\nlog1p s", *(["head's\nlog1p s"] if both else [])]
+    headers += ["watch MAE\nseconds", *(["head's\nseconds"] if both else [])]
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    for group in groups:
+        cells: list[Text | str] = [_length(group["from_s"], group["to_s"]), f"{group['targets']:,}"]
+        if glances:
+            glance = group["glance"]
+            cells.append(UNKNOWN if glance["rate"] is None else f"{glance['rate']:.1%}")
+            cells += _side_by_side(glance, "auc", 4, True, both)
+        for metric, digits in (("mae_log", 4), ("mae_s", 2)):
+            cells += _side_by_side(group["watch_time"], metric, digits, False, both)
+        table.add_row(*cells)
+    return table
+
+
+def _side_by_side(
+    found: Mapping[str, Any], metric: str, digits: int, more_is_better: bool, both: bool
+) -> list[Text | str]:
+    """A metric of the generator and, if ``both`` are shown, of the head; the better stands out."""
+    generator, head = found["generator"], found.get("head", {metric: None})
+    cells: list[Text | str] = [_against(generator, head, metric, more_is_better, digits)]
+    return [*cells, _against(head, generator, metric, more_is_better, digits)] if both else cells
+
+
 def gap_closed(model: float | None, trivial: float | None, oracle: float | None) -> float | None:
     """Share of the way from the trivial reference to the oracle that the model has gone; None without a way to go."""
     if model is None or trivial is None or oracle is None or oracle <= trivial:
@@ -134,6 +215,17 @@ def _seconds(seconds: float | None) -> str:
 
 def _percent(probability: float) -> str:
     return f"{probability:.1%}" if probability >= 0.1 else f"{probability:.2%}"
+
+
+def _length(from_s: float | None, to_s: float | None) -> str:
+    """A range of lengths, whose ends are at least the first and less than the second."""
+    if from_s is None:
+        return "all" if to_s is None else f"< {_short(to_s)} s"
+    return f"≥ {_short(from_s)} s" if to_s is None else f"{_short(from_s)}–{_short(to_s)} s"
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.3g}" if seconds < 100 else f"{seconds:,.0f}"
 
 
 def _number(value: float | None, digits: int) -> str:

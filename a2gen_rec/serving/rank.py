@@ -4,8 +4,9 @@ The user's recent impressions and all candidates form one window whose targets a
 the history is read once and the factorised attention (METHODS §2.1) answers for every candidate together.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,15 +16,20 @@ import torch
 from a2gen_rec import paths
 from a2gen_rec.data.batch import ALL, collate
 from a2gen_rec.data.columns import WindowColumns, read_table, read_user, take_windows
-from a2gen_rec.data.schema import EXIT, FEEDBACK, ITEM, ITEM_STATISTICS, SPLITS, UNKNOWN, DatasetCard
+from a2gen_rec.data.schema import EXIT, FEEDBACK, ITEM, ITEM_STATISTICS, SPLITS, UNKNOWN, WATCH_TIME, DatasetCard
 from a2gen_rec.data.sessions import session_rows
 from a2gen_rec.errors import ConfigError, DataError, UserError
+from a2gen_rec.models.ensemble import Ensemble, EnsembleOutput, Objective
 from a2gen_rec.nn.decoding import Decoded
+from a2gen_rec.serving.explain import Contribution
 from a2gen_rec.sharding.tables import whole_tables
+from a2gen_rec.training import ensemble_run
+from a2gen_rec.training.ensemble_store import EnsembleCard, load_ensemble
 from a2gen_rec.training.run import Device, OpenRun, open_run
+from a2gen_rec.training.scores import events_before, judge, objectives
 
 ITEMS = "items.parquet"
-WATCH = "watch"
+WATCH, ENSEMBLE = "watch", "ensemble"
 POPULAR = 100
 BEAMS = 8
 
@@ -34,12 +40,13 @@ class Candidate:
 
     Attributes:
         item: raw identifier; ``known``: whether the dataset has it, else it is ranked by "unknown" features.
-        probability: of every action and label.
+        probability: of every action, label and predicted objective.
         expected_watch_s: expected watch time in seconds (the mean in log1p seconds, brought back); None where the
             log does not record it.
         timeline: the most probable action sequence, ``start`` to ``exit``, with seconds since the impression
             began; None for actions whose times the log does not record.
         timeline_probability: of that sequence of actions.
+        score: the ensemble's, whose parts are the ``explanation``; NaN and none without one.
     """
 
     item: str
@@ -48,6 +55,8 @@ class Candidate:
     expected_watch_s: float | None
     timeline: list[tuple[str, float | None]]
     timeline_probability: float
+    score: float = math.nan
+    explanation: list[Contribution] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ class Ranking:
     Attributes:
         user: raw identifier; ``user_known``: whether the dataset has any impression of this user.
         history: past impressions the ranking rests on.
-        by: ``watch`` (expected watch time) or the action or label whose probability orders the candidates.
+        by: ``ensemble`` (its score), ``watch`` (expected watch time) or the outcome whose probability orders the
+            candidates.
         ranked: candidates there were; unknown_items: those of them that the dataset does not have.
         candidates: the best of them, best first.
     """
@@ -81,7 +91,14 @@ class Items:
 
 
 def rank(
-    run: str, user: str, candidates: str = "", by: str = "", top: int = 10, data: str = "", device: Device = "auto"
+    run: str,
+    user: str,
+    candidates: str = "",
+    by: str = "",
+    top: int = 10,
+    data: str = "",
+    device: Device = "auto",
+    ensemble: str = "",
 ) -> Ranking:
     """Rank candidates for a user by a run's best checkpoint, right after the user's last impression.
 
@@ -89,23 +106,25 @@ def rank(
         run: the run's folder.
         user: raw identifier; one that the dataset does not have is ranked for without history.
         candidates: file of raw item identifiers, one a line; by default the items most shown in training.
-        by: ``watch`` or an action or label; by default ``watch``, or the first of them where the log does not
-            record watch times.
+        by: ``ensemble``, ``watch``, or an outcome; by default the first of these that there is.
         top: how many of the best to return.
         data: dataset folder; by default the run's own.
+        ensemble: its folder; by default the run's own, if it has one.
 
     Raises:
-        UserError: no such run or file, no candidate, nothing of the name ``by``; the dataset breaks its contract.
+        UserError: no such run or file, no candidate, nothing of the name ``by``; the dataset breaks its contract; the
+            ensemble is of another checkpoint.
     """
     wanted = read_candidates(candidates) if candidates else []
     with open_run(run, data, device) as opened:
         card = opened.card
-        by = order_by(card, by)
+        fused = _ensemble(opened, run, ensemble)
+        by = order_by(card, by, opened.built.model.ranker.tasks, fused is not None)
         items = find_items(opened.data, card, wanted) if wanted else popular_items(opened.data, card, POPULAR)
         window = latest_window(opened.data, card, user)
         history = no_history(card) if window is None else window
         seen = min(len(history.ts_ms), opened.built.model.ranker.history)
-        best = best_candidates(opened, history, items, by, top)
+        best = best_candidates(opened, history, items, by, top, fused)
     return Ranking(user, window is not None, seen, by, len(items.raw), int((~items.known).sum()), best)
 
 
@@ -122,13 +141,19 @@ def read_candidates(file: str) -> list[str]:
     return found
 
 
-def order_by(card: DatasetCard, by: str) -> str:
+def order_by(card: DatasetCard, by: str, tasks: Sequence[str] = (), fused: bool = False) -> str:
     """What to rank by, ``by`` or the default.
 
+    Args:
+        tasks: that the model predicts beside actions and labels; fused: whether there is an ensemble.
+
     Raises:
-        ConfigError: the dataset has nothing of that name.
+        ConfigError: there is nothing of that name.
     """
-    choices = [*([WATCH] if EXIT in card.timed else []), *card.events, *card.labels]
+    outcomes = [*card.events, *card.labels, *(name for name in card.objectives if name in tasks)]
+    choices = [*([ENSEMBLE] if fused else []), *([WATCH] if EXIT in card.timed else []), *outcomes]
+    if by == ENSEMBLE and not fused:
+        raise ConfigError("cannot rank by ensemble: the run has none; `a2gen train-ensemble` trains one")
     if by not in [*choices, ""]:
         raise ConfigError(f"cannot rank by {by!r}; this run predicts {', '.join(choices)}")
     if not choices:
@@ -269,9 +294,26 @@ def _session(history: WindowColumns, now: int, card: DatasetCard) -> dict[str, i
     return {name: int(values[-1]) for name, values in rows.items()}
 
 
+def _ensemble(opened: OpenRun, run: str, folder: str) -> tuple[Ensemble, EnsembleCard] | None:
+    """The ensemble of a folder, or the run's own if it has one."""
+    folder = folder or ensemble_run.found(run)
+    if not folder:
+        return None
+    model, card = load_ensemble(folder)
+    ensemble_run.check_fits(card, opened, folder)
+    return model.to(opened.process.device), card
+
+
 @torch.no_grad()
-def best_candidates(opened: OpenRun, history: WindowColumns, items: Items, by: str, top: int) -> list[Candidate]:
-    """The best ``top`` of the items after ``history`` (one window)."""
+def best_candidates(
+    opened: OpenRun,
+    history: WindowColumns,
+    items: Items,
+    by: str,
+    top: int,
+    fused: tuple[Ensemble, EnsembleCard] | None = None,
+) -> list[Candidate]:
+    """The best ``top`` of the items after ``history`` (one window); where less is better, those with the least."""
     card = opened.card
     columns = with_candidates(history, items, card)
     whole = whole_tables(card, opened.config.model)
@@ -280,22 +322,48 @@ def best_candidates(opened: OpenRun, history: WindowColumns, items: Items, by: s
         columns, np.zeros(1, np.int64), whole, loader.dedup, request_gap_s=ALL, group_cost=loader.group_cost
     )
     opened.built.dmp.eval()
-    targets = opened.built.model.encode(batch.to(opened.process.device))
-    ranker = opened.built.model.ranker
-    what = ranker.occurrence(targets, opened.config.evaluate.max_error)
-    names = [*card.events, *card.labels]
-    probability = torch.cat([what.probability[:, 1:-1], targets.label_logits.sigmoid()], 1)
-    value = what.time[:, -1] if by == WATCH else probability[:, names.index(by)]
-    best = value.argsort(descending=True, stable=True)[:top]
-    watch_s = torch.expm1(what.time[best, -1]).clamp(min=0).tolist() if EXIT in card.timed else [None] * len(best)
+    batch = batch.to(opened.process.device)
+    judged, ranker = judge(opened, batch), opened.built.model.ranker
+    named = objectives(card, ranker.tasks)
+    output = None
+    if fused is not None:
+        model, settings = fused
+        (first,) = torch.zeros(1, 1, dtype=torch.long, device=batch.target.device)
+        seen, length = events_before(batch, first, settings.config.events)
+        output = model(judged.value(EXIT in card.timed)[None], judged.event[seen][None], length, judged.context[None])
+    less = {objective.name for objective in named if objective.better == "less"}
+    if by == ENSEMBLE and output is not None:
+        value = output.score[0]
+    elif by == WATCH:
+        value = judged.watch_time
+    else:
+        value = judged.probability[:, [objective.name for objective in named].index(by)]
+    best = value.argsort(descending=by not in less, stable=True)[:top]
+    watch = torch.expm1(judged.watch_time[best]).clamp(min=0).tolist() if EXIT in card.timed else [None] * len(best)
     # Whole sequences cost more than all else: only what is shown gets one.
-    likely = timelines(ranker.decode(replace(targets, context=targets.context[best]), BEAMS), card)
-    return [
-        Candidate(items.raw[place], bool(items.known[place]), dict(zip(names, chances, strict=True)), watch, *timeline)
-        for place, chances, watch, timeline in zip(
-            best.tolist(), probability[best].tolist(), watch_s, likely, strict=True
-        )
-    ]
+    likely = timelines(ranker.decode(replace(judged.encoded, context=judged.encoded.context[best]), BEAMS), card)
+    found = []
+    for place, watch_s, timeline in zip(best.tolist(), watch, likely, strict=True):
+        chances = dict(zip((objective.name for objective in named), judged.probability[place].tolist(), strict=False))
+        candidate = Candidate(items.raw[place], bool(items.known[place]), chances, watch_s, *timeline)
+        found.append(candidate if output is None else _explained(candidate, named, output, place))
+    return found
+
+
+def _explained(candidate: Candidate, named: Sequence[Objective], output: EnsembleOutput, place: int) -> Candidate:
+    """The candidate with its score and what that is made of."""
+    transform, weight = output.transform[0, place].tolist(), output.weight[0, place].tolist()
+    explanation = []
+    for objective, part, share in zip(named, transform, weight, strict=True):
+        if objective.name == WATCH_TIME:
+            assert candidate.expected_watch_s is not None
+            explanation.append(
+                Contribution(objective.name, objective.better, candidate.expected_watch_s, part, share, "s")
+            )
+        else:
+            chance = candidate.probability[objective.name]
+            explanation.append(Contribution(objective.name, objective.better, chance, part, share))
+    return replace(candidate, score=float(output.score[0, place]), explanation=explanation)
 
 
 def timelines(decoded: Decoded, card: DatasetCard) -> list[tuple[list[tuple[str, float | None]], float]]:

@@ -24,7 +24,7 @@ class LossSum:
 
     @property
     def mean(self) -> Tensor:
-        return self.total / self.count.clamp(min=1)
+        return self.total / torch.where(self.count > 0, self.count, 1)
 
 
 def combined_relevance(labels: Tensor, weights: Tensor) -> Tensor:
@@ -39,19 +39,18 @@ def pointwise(score: Tensor, relevance: Tensor, valid: Tensor) -> LossSum:
 
 
 def listwise(score: Tensor, relevance: Tensor, valid: Tensor) -> LossSum:
-    """Softmax cross-entropy over each list, against its relevances as shares of their sum (ListNet's top one).
+    """Softmax cross-entropy over each list, every candidate's term weighed by its relevance.
 
-    Lists without any relevance say nothing and are not counted.
+    With relevances as shares of their list's sum it would be ListNet's top one, and a list with one rare behaviour no
+    more than one with a common one: the behaviours' weights would act within lists alone [ours]. The mean is over the
+    relevance there is.
 
     Args:
         score, relevance: [n, C], relevance ≥ 0; valid: [n, C] bool.
     """
     log_share = torch.log_softmax(score.masked_fill(~valid, torch.finfo(score.dtype).min), dim=-1)
     relevance = relevance.masked_fill(~valid, 0)
-    whole = relevance.sum(-1, keepdim=True)
-    counted = whole > 0
-    target = relevance / torch.where(counted, whole, 1)
-    return LossSum(-(target * log_share).sum(), counted.sum())
+    return LossSum(-(relevance * log_share).sum(), relevance.sum())
 
 
 def pairwise(score: Tensor, relevance: Tensor, valid: Tensor) -> LossSum:

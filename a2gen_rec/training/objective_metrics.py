@@ -90,20 +90,22 @@ def _per_length(predictions: Predictions, columns: Mapping[str, int], card: Data
             group["watch_time"]["head"] = time_metrics(predictions.watch_time[rows], actual[rows])
         if "glance" in card.objectives:
             column = columns["glance"]
+            happened = predictions.happened[rows, column]
             group["glance"] = {
-                "rate": float(np.nanmean(predictions.happened[rows, column])),
-                "generator": {"auc": _known_auc(-watch[rows], predictions.happened[rows, column])},
-                "head": _metrics(predictions, column, rows),
+                "rate": _rate(happened),
+                "generator": {"auc": _known_auc(-watch[rows], happened)},
             }
+            if np.isfinite(predictions.probability[:, column]).any():
+                group["glance"]["head"] = _metrics(predictions, column, rows)
         groups.append(group)
     return groups
 
 
 def _equal_groups(counts: np.ndarray) -> list[tuple[int, int]]:
     """(first, last) of at most ``LENGTH_GROUPS`` runs of neighbouring places with about equal counts, none empty."""
-    share = np.cumsum(counts) / max(counts.sum(), 1)
-    ends = np.searchsorted(share, np.arange(1, LENGTH_GROUPS) / LENGTH_GROUPS) + 1
-    cuts = np.unique([0, *np.minimum(ends, len(counts)), len(counts)])
+    before = np.append(0, np.cumsum(counts)) / max(counts.sum(), 1)
+    wanted = np.arange(LENGTH_GROUPS + 1) / LENGTH_GROUPS
+    cuts = np.unique(np.abs(before[:, None] - wanted).argmin(0))
     return [(int(a), int(b)) for a, b in pairwise(cuts) if counts[a:b].sum()]
 
 
@@ -125,6 +127,12 @@ def _usual_watch_s(predictions: Predictions, card: DatasetCard) -> np.ndarray:
     usual = np.array(rule.median_watch_s)[1 + np.searchsorted(rule.duration_edges_s, lowest, side="right")]
     usual[0] = rule.median_watch_s[0]
     return usual[predictions.length]
+
+
+def _rate(happened: np.ndarray) -> float | None:
+    """Share of what is known that happened; None where nothing is."""
+    known = happened[np.isfinite(happened)]
+    return float(known.mean(dtype=np.float64)) if len(known) else None
 
 
 def _known_auc(scores: np.ndarray, happened: np.ndarray) -> float | None:

@@ -1,16 +1,15 @@
-"""Opening a finished (or running) training run to evaluate it or to rank with it."""
+"""Opening a finished (or running) training run, to evaluate it, rank with it or score by it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from a2gen_rec.config import Config, EvaluateConfig
+from a2gen_rec.config import Config
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.build import Built, build
-from a2gen_rec.training.evaluate import evaluate
 from a2gen_rec.training.process import Process, process_group
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -72,11 +71,3 @@ def restore_config(saved: dict[str, Any]) -> Config:
         return Config(**{section.name: section.type(**saved[section.name]) for section in fields(Config)})  # type: ignore[operator]
     except TypeError as error:
         raise UserError(f"the run was saved by another version of a2gen_rec: {error}") from error
-
-
-def evaluate_run(run: str, split: str, data: str, config: EvaluateConfig, device: Device = "auto") -> dict[str, Any]:
-    """Evaluate a run's best checkpoint; rank 0 gets the result (see ``evaluate``), the others ``{}``."""
-    with open_run(run, data, device) as opened:
-        settings = replace(opened.config, evaluate=config)
-        result = evaluate(opened.built, opened.data, split, opened.card, settings, opened.process)
-        return {**result, "run": run, "step": opened.step} if result else result

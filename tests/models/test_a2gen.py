@@ -24,15 +24,18 @@ VARIANTS = [
     {"time_head": "monotone", "time_distribution": "lognormal"},
     {"generator": "implicit", "time_head": "monotone", "time_per_action": False},
     {"time_per_action": False},
+    {"feedback": "tokens", "session": True},
+    {"feedback": "views", "objectives": True, "shared_experts": 0},
+    {"feedback": "whole", "session": True, "objectives": True, "own_experts": 0, "generator": "implicit"},
 ]
 
 
 def build(config: Config) -> A2Gen:
     torch.manual_seed(0)
     model = A2Gen(CARD, config, torch.device("cpu")).double()
-    for bias in (model.ranker.encoder.recency, model.ranker.encoder.match):
-        if bias is not None:
-            torch.nn.init.normal_(bias.weight)  # they begin at zero
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter)  # what begins at zero would hide what comes before it
     return model
 
 
@@ -52,7 +55,9 @@ def batch_of(columns: WindowColumns, rows: np.ndarray, config: Config, **options
 def predictions(model: A2Gen, output: A2GenOutput) -> torch.Tensor:
     """Everything a target's user sees, one row per target."""
     what = model.ranker.occurrence(output, max_error=0.0)
-    return torch.cat([what.probability, torch.nan_to_num(what.time), output.label_logits, output.context], 1)
+    heads = [output.label_logits, output.objective_logits]
+    heads += [] if output.watch_time is None else [output.watch_time[:, None]]
+    return torch.cat([what.probability, torch.nan_to_num(what.time), *heads, output.context], 1)
 
 
 @pytest.fixture
@@ -99,7 +104,7 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
         model = build(config)
         counts = sum(batch.counts for batch in batches)
         sums = sum(loss_sums(forward(model, batch), batch, config.loss) for batch in batches)
-        total(means(sums, counts), config.loss).backward()
+        total(means(sums, counts), config.loss, model.ranker.tasks).backward()
         return [sums.detach(), *(p.grad for p in model.parameters())]
 
     singles = []
@@ -162,21 +167,22 @@ def _perturb(columns: WindowColumns, which: np.ndarray, rng: np.random.Generator
     return dataclasses.replace(columns, offset_s=offset, action=action, impression_ids=ids)
 
 
-def test_session_outcome_and_objectives_are_left_alone(columns: WindowColumns) -> None:
-    """A dataset with them gives the parameters, loss and gradients of the same one without."""
+@pytest.mark.parametrize("variant", [{}, {"generator": "implicit"}, {"attention": "direct", "recency_bias": False}])
+def test_switched_off_session_outcome_and_objectives_are_left_alone(variant: dict, columns: WindowColumns) -> None:
+    """A dataset with them gives the parameters, predictions, loss and gradients of the same one without."""
     inputs = [feature for feature in CARD.features if feature.level not in ("session", "outcome")]
     bare = dataclasses.replace(CARD, features=inputs, objectives=[], feedback=None)
     plain = dataclasses.replace(columns, session={}, outcome={}, objectives=columns.objectives[:, :0])
-    config = small_config()
+    config = small_config(**variant)
     found = []
     for card, world in ((CARD, columns), (bare, plain)):
         torch.manual_seed(0)
         model = A2Gen(card, config, torch.device("cpu"))
         batch = collate(world, np.arange(12), whole(card, config))
-        loss, _ = Loss(config.loss)(model(batch), batch)
+        loss, (_, output) = Loss(config.loss, tasks=model.ranker.tasks)(model(batch), batch)
         loss.backward()
         gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
-        found.append({"loss": loss.detach(), **model.state_dict(), **gradients})
+        found.append({"loss": loss.detach(), "output": predictions(model, output), **model.state_dict(), **gradients})
     assert list(found[0]) == list(found[1])
     for name, value in found[0].items():
         assert torch.equal(value, found[1][name]), name
@@ -187,7 +193,7 @@ def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(columns:
         config = small_config(**variant)
         model = build(config)
         batch = collate(columns, np.arange(3), whole(CARD, config), with_targets=False)
-        loss, _ = Loss(config.loss)(forward(model, batch), batch)
+        loss, _ = Loss(config.loss, tasks=model.ranker.tasks)(forward(model, batch), batch)
         loss.backward()
         assert loss.item() == 0
         missing = [name for name, p in model.ranker.named_parameters() if p.grad is None]
@@ -202,7 +208,7 @@ def test_bfloat16_is_float32_but_for_rounding(variant: dict, columns: WindowColu
     losses = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss, _ = Loss(config.loss)(forward(model, batch), batch)
+            loss, _ = Loss(config.loss, tasks=model.ranker.tasks)(forward(model, batch), batch)
         loss.backward()
         losses.append(loss.detach())
     torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0.0)

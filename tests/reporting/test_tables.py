@@ -1,4 +1,5 @@
 import io
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -43,11 +44,47 @@ def result(oracle: bool = True) -> dict[str, Any]:
             "like": {"mae_log": 0.5123, "mae_s": 5.5, "count": 4321},
             "exit": {"mae_log": None, "mae_s": None, "count": 0},
         },
+        "objectives": {},
+        "shared_ground": {},
+        "lengths": [],
         "reference": reference,
         "loss": {"total": 1.23456},
         "order_violations": 0.0123,
         "unexplored_probability": {"mean": 1.5e-5, "max": 2.5e-3},
     }
+
+
+def watch(mae: float) -> dict[str, Any]:
+    return {"mae_log": mae, "mae_s": 10 * mae, "rank_correlation": 0.44, "count": 987}
+
+
+def with_watch_time(heads: bool = True) -> dict[str, Any]:
+    """An evaluation that tells of watch time and glances, by heads of their own too if ``heads``."""
+    ground: dict[str, Any] = {
+        "watch_time": {"generator": watch(0.61)},
+        "glance": {"generator": {"auc": 0.7123}},
+        "negative": {"generator": {"auc": None}},
+    }
+    edges = [None, 7.125, 10.0, 1211.3, None]
+    lengths: list[dict[str, Any]] = [
+        {
+            "from_s": first,
+            "to_s": last,
+            "targets": 1234,
+            "watch_time": {"generator": watch(0.5)},
+            "glance": {"rate": 0.1234, "generator": {"auc": 0.64}},
+        }
+        for first, last in pairwise(edges)
+    ]
+    lengths[-1]["glance"] = {"rate": None, "generator": {"auc": None}}
+    if heads:
+        ground["watch_time"] |= {"head": watch(0.6), "agreement": 0.9321}
+        ground["glance"] |= {"head": {"auc": 0.7}, "agreement": 0.8}
+        ground["negative"] |= {"head": {"auc": 0.55}, "agreement": None}
+        for group in lengths:
+            group["watch_time"]["head"], group["glance"]["head"] = watch(0.4), metrics(0.65)
+    found = {"glance": metrics(0.7, 0.6, 0.9), "negative": metrics(None)} if heads else {}
+    return result() | {"objectives": found, "shared_ground": ground, "lengths": lengths}
 
 
 def test_actions_beside_their_references() -> None:
@@ -80,6 +117,57 @@ def test_only_what_beats_its_reference_stands_out() -> None:
     text = shown(evaluation_tables(result()), colour=True)
     marked = {value for value in ("0.6500", "0.5500", "0.9600", "0.4000", "0.5123", "5.50") if f"{value}\x1b" in text}
     assert marked == {"0.6500", "0.9600", "0.5123"}  # like's AUC, normalised entropy and time in log units
+
+
+def test_objectives_of_their_heads() -> None:
+    text = shown(evaluation_tables(with_watch_time())[1:2])
+    assert "objectives" in text
+    assert row(text, "glance") == "glance 1,234 0.7000 0.6000 0.9000 1.025"
+    assert row(text, "negative") == "negative 1,234 – – – 1.025"
+
+
+def test_watch_time_and_objectives_of_generator_and_heads_side_by_side() -> None:
+    text = shown(evaluation_tables(with_watch_time())[3:4])
+    assert row(text, "watch_time") == "watch_time rank correlation 0.4400 0.4400 0.9321"
+    assert row(text, "MAE,") == "MAE, log1p s 0.6100 0.6000"
+    assert "MAE, seconds 6.10 6.00" in " ".join(text.split())
+    assert row(text, "glance") == "glance AUC 0.7123 0.7000 0.8000"
+    assert row(text, "negative") == "negative AUC – 0.5500 –"
+
+
+def test_glances_and_watch_time_by_length() -> None:
+    text = shown(evaluation_tables(with_watch_time())[4:])
+    measured = "1,234 12.3% 0.6400 0.6500 0.5000 0.4000 5.00 4.00"
+    assert row(text, "<") == f"< 7.12 s {measured}"
+    assert row(text, "7.12–10") == f"7.12–10 s {measured}"
+    assert row(text, "10–1,211") == f"10–1,211 s {measured}"
+    assert row(text, "≥") == "≥ 1,211 s 1,234 – – 0.6500 0.5000 0.4000 5.00 4.00"
+
+
+def test_what_no_head_predicts_has_no_column() -> None:
+    tables = evaluation_tables(with_watch_time(heads=False))
+    assert len(tables) == 4
+    text = shown(tables[2:])
+    assert "head" not in text
+    assert "agreement" not in text
+    assert row(text, "watch_time") == "watch_time rank correlation 0.4400"
+    assert row(text, "glance") == "glance AUC 0.7123"
+    assert row(text, "<") == "< 7.12 s 1,234 12.3% 0.6400 0.5000 5.00"
+
+
+def test_without_glances_lengths_tell_of_watch_time() -> None:
+    found = with_watch_time()
+    for group in found["lengths"]:
+        del group["glance"]
+    text = shown(evaluation_tables(found)[4:])
+    assert "AUC" not in text
+    assert row(text, "<") == "< 7.12 s 1,234 0.5000 0.4000 5.00 4.00"
+
+
+def test_the_better_of_generator_and_head_stands_out() -> None:
+    text = shown(evaluation_tables(with_watch_time())[3:], colour=True)
+    values = ("0.7123", "0.7000", "0.6100", "0.6000", "0.5500", "0.4400", "0.6500", "0.6400", "0.4000")
+    assert {value for value in values if f"{value}\x1b" in text} == {"0.7123", "0.6000", "0.6500", "0.4000"}
 
 
 @pytest.mark.parametrize(
@@ -129,3 +217,8 @@ def test_tables_fit_a_hundred_columns() -> None:
     assert text.count("12.3%") == 12 * len(names)
     many = result() | {"actions": dict.fromkeys(names, metrics(0.65, 0.55, 0.96) | {"positives": 123_456_789})}
     assert "…" not in shown(evaluation_tables(many))
+    long = with_watch_time()
+    long["lengths"] = [group | {"from_s": 1e5, "to_s": 2e5, "targets": 123_456_789} for group in long["lengths"]]
+    text = shown(evaluation_tables(long))
+    assert "…" not in text
+    assert " ".join(text.split()).count("100,000–200,000 s 123,456,789") == 4, "no cell is broken into lines"

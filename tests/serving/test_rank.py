@@ -81,7 +81,11 @@ def model_of(config: Config) -> A2Gen:
 @torch.no_grad()
 def predictions(model: A2Gen, columns: WindowColumns, candidates: bool) -> torch.Tensor:
     """Everything a ranking is made of, one row per target."""
-    output = model(collate(columns, np.arange(len(columns)), whole(CARD, small_config()), request_gap_s=ALL if candidates else None))
+    output = model(
+        collate(
+            columns, np.arange(len(columns)), whole(CARD, small_config()), request_gap_s=ALL if candidates else None
+        )
+    )
     what, best = model.ranker.occurrence(output, max_error=0.1), model.ranker.decode(output, 4)
     time = torch.full((len(what.time), len(CARD.actions)), torch.nan)
     time[:, : best.time.shape[2]] = best.time[:, 0]

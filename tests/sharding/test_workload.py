@@ -11,6 +11,7 @@ from a2gen_rec.config import PlannedFeature, WorkloadConfig
 from a2gen_rec.data.loader import WindowStream
 from a2gen_rec.data.schema import SplitSummary
 from a2gen_rec.errors import ConfigError
+from a2gen_rec.sharding.tables import table_rows
 from a2gen_rec.sharding.workload import distinct, of_dataset, of_features
 
 DESCRIBED = {"user_id": PlannedFeature("user", 1000), "item_id": PlannedFeature("item", 5000, zipf=1.0)}
@@ -58,8 +59,43 @@ def test_described_features_are_looked_up_by_level() -> None:
     assert {table.name: table.lookups for table in of_features(DESCRIBED, COUNTS, config).tables}["item_id"] == 300
 
 
-def test_a_dataset_is_looked_up_as_its_loader_does(tmp_path: Path) -> None:
-    card, config = make_card(), small_config()
+@pytest.mark.parametrize(
+    ("switches", "names"),
+    [
+        ({}, []),
+        ({"objectives": True}, []),
+        ({"session": True}, ["session_position", "session_gap", "previous_feedback"]),
+        ({"feedback": "tokens"}, ["feedback", "watch_ratio"]),
+        (
+            {"session": True, "feedback": "views"},
+            ["session_position", "session_gap", "previous_feedback", "feedback", "watch_ratio"],
+        ),
+    ],
+)
+def test_what_the_model_reads_of_sessions_and_outcomes_is_planned_whole(switches: dict, names: list[str]) -> None:
+    """A described log is one with all of it, by ``prepare``'s own rows; a card's are the card's."""
+    config, card = small_config(**switches), make_card()
+    described, prepared = of_features(DESCRIBED, COUNTS, config), of_dataset(card, config)
+    always = ["action", "time_bucket", "gap_bucket"]
+    assert [table.name for table in described.tables] == ["user_id", "item_id", *always, *names]
+    assert {table.name: table.rows for table in prepared.tables} == table_rows(card, config.model)
+    assert [table.name for table in prepared.tables][-len(always + names) :] == always + names
+    rows = {"session_position": 10, "session_gap": 14, "previous_feedback": 6, "feedback": 6, "watch_ratio": 15}
+    for table in described.tables[5:]:
+        assert table.rows == table.ids == table.lookups == rows[table.name]
+        assert not table.dedup
+
+
+def test_a_feature_of_the_name_of_a_session_table_is_refused_where_that_is_read() -> None:
+    features = DESCRIBED | {"session_gap": PlannedFeature("item", 9)}
+    assert len(of_features(features, COUNTS, small_config()).tables) == 6
+    with pytest.raises(ConfigError, match="'session_gap' is the name of a table"):
+        of_features(features, COUNTS, small_config(session=True))
+
+
+@pytest.mark.parametrize("switches", [{}, {"session": True, "feedback": "views"}])
+def test_a_dataset_is_looked_up_as_its_loader_does(switches: dict, tmp_path: Path) -> None:
+    card, config = make_card(), small_config(**switches)
     config.loader.max_impressions, config.loader.buffer_windows = 64, 4096
     dataset = str(write_dataset(tmp_path / "data", card))
     batches = list(WindowStream(dataset, "train", card, config.loader, whole(card, config)))

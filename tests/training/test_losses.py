@@ -10,14 +10,17 @@ from support import make_card, make_columns, small_config, whole
 from torch import Tensor
 
 from a2gen_rec.config import LossConfig
-from a2gen_rec.data.batch import COUNTS, WindowBatch, collate
+from a2gen_rec.data.batch import COUNTS, WindowBatch, collate, count_names
 from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.a2gen import A2GenOutput
 from a2gen_rec.nn.generator import StepEmbeddings, Steps
-from a2gen_rec.training.losses import TERMS, Loss, loss_sums, means, total
+from a2gen_rec.training.losses import TERMS, Loss, check_weights, loss_sums, means, term_names, total
 
 CARD = make_card(labels=("click", "long_view"))
 ACTIONS = len(CARD.actions)
+TASKS = ("glance", "effective", "watch_time")
+LEARNED = [0.3, -0.2, 0.7, -0.4]  # log variances of labels and objectives
 WHOLE = whole(CARD, small_config())
 CONFIGS = [
     LossConfig(),
@@ -37,11 +40,14 @@ def columns() -> WindowColumns:
 
 def batch_of(columns: WindowColumns, rows: range = range(9)) -> WindowBatch:
     batch = collate(columns, np.array(rows), WHOLE)
-    return dataclasses.replace(batch, offset_s=batch.offset_s.double())
+    return dataclasses.replace(batch, offset_s=batch.offset_s.double(), watch_s=batch.watch_s.double())
 
 
-def output_for(batch: WindowBatch, lognormal: bool = False, draft: bool = False, seed: int = 0) -> A2GenOutput:
+def output_for(
+    batch: WindowBatch, lognormal: bool = False, draft: bool = False, seed: int = 0, tasks: tuple[str, ...] = ()
+) -> A2GenOutput:
     """Random float64 predictions with gradients; ``start`` is impossible, as generators have it."""
+    objectives = sum(task != "watch_time" for task in tasks)
     rng = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -58,21 +64,22 @@ def output_for(batch: WindowBatch, lognormal: bool = False, draft: bool = False,
         context=random(len(batch.target), 3),
         tables=tables,
         label_logits=random(len(batch.target), 2),
-        objective_logits=random(len(batch.target), 0),
-        watch_time=None,
+        objective_logits=random(len(batch.target), objectives),
+        watch_time=random(len(batch.target)) if "watch_time" in tasks else None,
         steps=steps(),
         draft=steps() if draft else None,
     )
 
 
 def leaves(output: A2GenOutput) -> list[Tensor]:
-    parts = [*output.steps, *(output.draft or ()), output.label_logits]
+    parts = [*output.steps, *(output.draft or ()), output.label_logits, output.objective_logits, output.watch_time]
     return [part for part in parts if part is not None]
 
 
 def slow_sums(output: A2GenOutput, columns: WindowColumns, config: LossConfig, rows: range = range(9)) -> list[Tensor]:
-    """The six terms, one impression and one step at a time, from the columns themselves."""
-    sums = {name: torch.zeros((), dtype=torch.float64) for name in TERMS}
+    """The terms, one impression and one step at a time, from the columns themselves."""
+    tasks = [*CARD.objectives[: output.objective_logits.shape[1]], *(["watch_time"] * (output.watch_time is not None))]
+    sums = {name: torch.zeros((), dtype=torch.float64) for name in term_names(tasks)}
     step = target = 0
     for row in rows:
         for place in range(int(columns.first_target[row]), int(columns.lengths[row])):
@@ -103,23 +110,34 @@ def slow_sums(output: A2GenOutput, columns: WindowColumns, config: LossConfig, r
                 if not math.isnan(value):
                     p = 1 / (1 + torch.exp(-output.label_logits[target, i]))
                     sums["label"] = sums["label"] - torch.log(p if value else 1 - p)
+            for name in tasks:
+                value = seconds if name == "watch_time" else columns.objectives[impression, tasks.index(name)]
+                if math.isnan(value):
+                    continue
+                if name == "watch_time":  # the time of the last token, which is the exit
+                    error = output.watch_time[target] - math.log(1 + value)
+                    sums[name] = sums[name] + (error**2 if config.time_error == "squared" else abs(error))
+                else:
+                    p = 1 / (1 + torch.exp(-output.objective_logits[target, tasks.index(name)]))
+                    sums[name] = sums[name] - torch.log(p if value else 1 - p)
             target += 1
     assert (step, target) == (len(output.steps.logits), len(output.label_logits)), "the world was walked as it was made"
-    return [sums[name] for name in TERMS]
+    return list(sums.values())
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("lognormal", [True, False])
 @pytest.mark.parametrize("draft", [True, False])
+@pytest.mark.parametrize("tasks", [(), TASKS, TASKS[:2], TASKS[2:]])
 def test_terms_and_gradients_equal_loops(
-    config: LossConfig, lognormal: bool, draft: bool, columns: WindowColumns
+    config: LossConfig, lognormal: bool, draft: bool, tasks: tuple[str, ...], columns: WindowColumns
 ) -> None:
     batch = batch_of(columns)
-    output = output_for(batch, lognormal, draft)
+    output = output_for(batch, lognormal, draft, tasks=tasks)
     fast, slow = loss_sums(output, batch, config), torch.stack(slow_sums(output, columns, config))
     torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
-    assert (fast != 0).tolist() == [True] * 4 + [draft] * 2
-    weight = torch.arange(1.0, 7.0, dtype=torch.float64)
+    assert (fast != 0).tolist() == [True] * 4 + [draft] * 2 + [True] * len(tasks)
+    weight = torch.arange(1.0, 7.0 + len(tasks), dtype=torch.float64)
     gradients = [
         torch.autograd.grad(weight @ sums, leaves(output), materialize_grads=True, retain_graph=True)
         for sums in (fast, slow)
@@ -131,8 +149,8 @@ def test_terms_and_gradients_equal_loops(
 
 def test_the_world_has_what_the_loops_must_show(columns: WindowColumns) -> None:
     batch = batch_of(columns)
-    assert batch.step_time.isnan().any()
-    assert batch.labels.isnan().any()
+    assert all(values.isnan().any() for values in (batch.step_time, batch.labels, batch.watch_s))
+    assert batch.objectives.isnan().any(0).all()
     both = batch.step_time[1:].isfinite() & batch.step_time[:-1].isfinite()
     assert both.sum() > batch.counts[COUNTS.index("ordered_pairs")] > 0, "known times of two targets touch"
 
@@ -140,26 +158,32 @@ def test_the_world_has_what_the_loops_must_show(columns: WindowColumns) -> None:
 @pytest.mark.parametrize("lognormal", [True, False])
 def test_what_is_unknown_has_no_say(lognormal: bool, columns: WindowColumns) -> None:
     batch = batch_of(columns)
-    output = output_for(batch, lognormal, draft=True)
+    output = output_for(batch, lognormal, draft=True, tasks=TASKS)
     before = loss_sums(output, batch, LossConfig())
     unknown = batch.step_time.isnan()
-    labels_unknown = batch.labels.isnan()
+    labels_unknown, objectives_unknown = batch.labels.isnan(), batch.objectives.isnan()
+    watch_unknown = batch.watch_s.isnan()
 
     def elsewhere(steps: Steps) -> Steps:
-        time = torch.where(unknown[:, None], 1e6, steps.time)
-        return steps._replace(time=time)
+        return steps._replace(time=torch.where(unknown[:, None], 1e6, steps.time))
 
     changed = dataclasses.replace(
         output,
         steps=elsewhere(output.steps),
         draft=elsewhere(output.draft),
         label_logits=torch.where(labels_unknown, -1e6, output.label_logits),
+        objective_logits=torch.where(objectives_unknown, -1e6, output.objective_logits),
+        watch_time=torch.where(watch_unknown, 1e6, output.watch_time),
     )
     torch.testing.assert_close(loss_sums(changed, batch, LossConfig()), before, rtol=1e-12, atol=1e-12)
-    time, labels = torch.autograd.grad(before.sum(), [output.steps.time, output.label_logits])
+    time, labels, objectives, watch = torch.autograd.grad(
+        before.sum(), [output.steps.time, output.label_logits, output.objective_logits, output.watch_time]
+    )
     assert not time[unknown].any()
     assert time[~unknown].any(1).all()
     assert torch.equal(labels == 0, labels_unknown)
+    assert torch.equal(objectives == 0, objectives_unknown)
+    assert torch.equal(watch == 0, watch_unknown)
 
 
 def test_nothing_known_is_no_loss(columns: WindowColumns) -> None:
@@ -167,9 +191,10 @@ def test_nothing_known_is_no_loss(columns: WindowColumns) -> None:
         columns,
         offset_s=np.full_like(columns.offset_s, np.nan),
         labels=np.full_like(columns.labels, np.nan),
+        objectives=np.full_like(columns.objectives, np.nan),
     )
     batch = batch_of(unknown)
-    output = output_for(batch)
+    output = output_for(batch, tasks=TASKS)
     terms = means(loss_sums(output, batch, LossConfig()), batch.counts)
     assert terms[0] > 0
     assert not terms[1:].any()
@@ -210,24 +235,26 @@ def test_lognormal_error_is_the_likelihood_of_the_distribution(columns: WindowCo
     torch.testing.assert_close(got, -(normal + 0.5 * math.log(2 * math.pi)).sum(), rtol=1e-9, atol=1e-9)
 
 
-def test_means_are_over_each_terms_own_count() -> None:
-    sums = torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0, 13.0], dtype=torch.float64)
-    counts = torch.tensor([17.0, 19.0, 23.0, 29.0, 31.0], dtype=torch.float64)
-    assert COUNTS == ("targets", "steps", "timed_steps", "ordered_pairs", "labels")
-    assert TERMS == ("action", "time", "order", "label", "draft_action", "draft_time")
-    expected = [2 / 19, 3 / 23, 5 / 29, 7 / 31, 11 / 19, 13 / 23]
-    assert means(sums, counts).tolist() == pytest.approx(expected, rel=1e-12)
-    assert not means(torch.zeros(6), torch.zeros(5)).any(), "nothing to count is no loss, not NaN"
+@pytest.mark.parametrize("tasks", [(), TASKS, TASKS[:2]])
+def test_means_are_over_each_terms_own_count(tasks: tuple[str, ...]) -> None:
+    terms = 6 + len(tasks)
+    sums = torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 47.0, 53.0, 59.0], dtype=torch.float64)
+    counts = torch.tensor([17.0, 19.0, 23.0, 29.0, 31.0, 37.0, 41.0, 43.0], dtype=torch.float64)
+    assert count_names(CARD) == ("targets", "steps", "timed_steps", "ordered_pairs", "labels", *TASKS)
+    assert term_names(tasks) == ("action", "time", "order", "label", "draft_action", "draft_time", *tasks)
+    expected = [2 / 19, 3 / 23, 5 / 29, 7 / 31, 11 / 19, 13 / 23, 47 / 37, 53 / 41, 59 / 43]
+    assert means(sums[:terms], counts).tolist() == pytest.approx(expected[:terms], rel=1e-12)
+    assert not means(torch.zeros(terms), torch.zeros(8)).any(), "nothing to count is no loss, not NaN"
 
 
 def test_means_of_parts_make_the_mean_of_the_whole(columns: WindowColumns) -> None:
     """Sums and counts add up over batches and ranks."""
     config, parts = LossConfig(), (range(4), range(4, 9))
-    sums, counts = torch.zeros(6, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    sums, counts = torch.zeros(9, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
     outputs = []
     for seed, rows in enumerate(parts):
         batch = batch_of(columns, rows)
-        outputs.append(output_for(batch, draft=True, seed=seed))
+        outputs.append(output_for(batch, draft=True, seed=seed, tasks=TASKS))
         sums, counts = sums + loss_sums(outputs[-1], batch, config), counts + batch.counts
     whole_batch = batch_of(columns)
     assert torch.equal(whole_batch.counts, counts)
@@ -244,6 +271,101 @@ def test_total_weighs_every_term() -> None:
         terms[place] = 10.0
         assert total(terms, config).item() == pytest.approx(10 * weight)
     assert total(torch.ones(6), LossConfig()).item() == pytest.approx(1 + 1 + 0.1 + 1 + 0.1 + 0.1)
+
+
+def test_total_weighs_objectives_alike_but_for_those_named() -> None:
+    config = LossConfig(objective=3.0, objectives={"effective": 0.5, "watch_time": 0.0})
+    for place, weight in enumerate([3.0, 0.5, 0.0]):
+        terms = torch.zeros(9, dtype=torch.float64)
+        terms[6 + place] = 10.0
+        assert total(terms, config, TASKS).item() == pytest.approx(10 * weight)
+    assert total(torch.ones(9), LossConfig(), TASKS).item() == pytest.approx(3.3 + 3)
+
+
+def test_the_weight_of_an_objective_that_is_not_predicted_is_refused() -> None:
+    check_weights(LossConfig(objectives={"glance": 0.5, "watch_time": 2.0}), TASKS)
+    check_weights(LossConfig(), ())
+    with pytest.raises(ConfigError) as caught:
+        check_weights(LossConfig(objectives={"glance": 0.5, "skip": 1.0}), TASKS)
+    assert str(caught.value) == f"loss.objectives.skip: no such objective; this run predicts {', '.join(TASKS)}"
+    with pytest.raises(ConfigError, match=r"loss\.objectives\.glance: no such objective; this run predicts none"):
+        check_weights(LossConfig(objectives={"glance": 0.5}), ())
+
+
+def uncertain(config: LossConfig, world: int = 1, tasks: tuple[str, ...] = TASKS) -> Loss:
+    """A loss that has learned its weights."""
+    loss = Loss(dataclasses.replace(config, uncertainty=True), world, tasks).double()
+    with torch.no_grad():
+        loss.learned.log_variance.copy_(torch.tensor(LEARNED[: 1 + len(tasks)], dtype=torch.float64))
+    return loss
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("tasks", [(), TASKS, TASKS[:2]])
+def test_uncertainty_weighs_labels_and_objectives_and_nothing_else(
+    config: LossConfig, tasks: tuple[str, ...], columns: WindowColumns
+) -> None:
+    batch = batch_of(columns)
+    output = output_for(batch, draft=True, tasks=tasks)
+    loss = uncertain(config, tasks=tasks)
+    value, (sums, _) = loss(output, batch)
+    action, time, order, label, draft_action, draft_time, *objectives = means(
+        torch.stack(slow_sums(output, columns, config)), batch.counts
+    )
+    expected = config.action * action + config.time * time + config.order * order
+    expected = expected + config.auxiliary * (draft_action + config.time * draft_time)
+    for name, term, s in zip(("label", *tasks), [label, *objectives], LEARNED, strict=False):
+        halved = name == "watch_time" and config.time_error == "squared"
+        expected = expected + (0.5 if halved else 1.0) * math.exp(-s) * term + s / 2
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
+    assert {name: len(p) for name, p in loss.named_parameters()} == {"learned.log_variance": 1 + len(tasks)}
+    # What validation goes by: the sums, and the weights of the configuration.
+    plain_value, (plain_sums, _) = Loss(config, tasks=tasks)(output, batch)
+    assert torch.equal(sums, plain_sums)
+    torch.testing.assert_close(total(means(sums, batch.counts), loss.config, tasks), plain_value, rtol=1e-12, atol=0)
+
+
+def together(outputs: list[A2GenOutput]) -> A2GenOutput:
+    """Outputs of batches as the output of one batch of all their windows."""
+
+    def joined(parts: list[Tensor]) -> Tensor:
+        return torch.cat([part.detach() for part in parts]).requires_grad_()
+
+    def steps(of: list[Steps]) -> Steps:
+        return Steps(*(None if parts[0] is None else joined(list(parts)) for parts in zip(*of, strict=True)))
+
+    flat = ("context", "label_logits", "objective_logits", "watch_time")
+    return A2GenOutput(
+        **{name: joined([getattr(output, name) for output in outputs]) for name in flat},
+        tables=outputs[0].tables,
+        steps=steps([output.steps for output in outputs]),
+        draft=steps([output.draft for output in outputs]),
+    )
+
+
+@pytest.mark.parametrize("uncertainty", [False, True])
+def test_gradients_averaged_over_ranks_are_those_of_one(uncertainty: bool, columns: WindowColumns) -> None:
+    """Each rank has its own windows and the global counts; data parallelism averages what they make of them."""
+    make = uncertain if uncertainty else Loss
+    batches = [batch_of(columns, rows) for rows in (range(4), range(4, 9))]
+    counts = sum(batch.counts for batch in batches)
+    outputs = [output_for(batch, draft=True, seed=seed, tasks=TASKS) for seed, batch in enumerate(batches)]
+    of_one, whole_output = make(CONFIGS[2], 1, tasks=TASKS), together(outputs)
+    of_ranks = [make(CONFIGS[2], 2, tasks=TASKS) for _ in batches]
+    one, _ = of_one(whole_output, batch_of(columns))
+    values = [
+        loss(output, dataclasses.replace(batch, counts=counts))[0]
+        for loss, output, batch in zip(of_ranks, outputs, batches, strict=True)
+    ]
+    (sum(values) / 2).backward()
+    one.backward()
+    torch.testing.assert_close(sum(values) / 2, one, rtol=1e-9, atol=1e-9)
+    for at, leaf in enumerate(leaves(whole_output)):
+        torch.testing.assert_close(
+            torch.cat([leaves(output)[at].grad for output in outputs]), leaf.grad, rtol=1e-9, atol=1e-9
+        )
+    for own, *parts in zip(of_one.parameters(), *(loss.parameters() for loss in of_ranks), strict=True):
+        torch.testing.assert_close(sum(part.grad for part in parts), own.grad, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -264,11 +386,10 @@ def test_the_loss_module_differentiates_the_weighted_means(world: int, columns: 
 
 def test_float32_stays_float32(columns: WindowColumns) -> None:
     batch = collate(columns, np.arange(9), WHOLE)
-    made = output_for(batch)
+    made = output_for(batch, tasks=TASKS)
     steps = Steps(*(None if part is None else part.detach().float() for part in made.steps))
-    output = dataclasses.replace(
-        made, steps=steps, label_logits=made.label_logits.float(), context=made.context.float()
-    )
+    heads = ("label_logits", "objective_logits", "watch_time", "context")
+    output = dataclasses.replace(made, steps=steps, **{name: getattr(made, name).float() for name in heads})
     sums = loss_sums(output, batch, LossConfig())
     assert sums.dtype == means(sums, batch.counts).dtype == torch.float32
     torch.testing.assert_close(

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.functional.regression import spearman_corrcoef
 
 from a2gen_rec.training.metrics import (
     auc,
@@ -16,6 +17,7 @@ from a2gen_rec.training.metrics import (
     gauc,
     grouped_auc,
     normalised_entropy,
+    rank_correlation,
     time_metrics,
 )
 
@@ -192,9 +194,48 @@ def test_time_metrics_equal_loops() -> None:
     assert got["count"] == len(known) == 48
     assert got["mae_log"] == pytest.approx(sum(abs(p - a) for p, a in known) / 48, rel=1e-5)
     assert got["mae_s"] == pytest.approx(sum(abs(math.exp(p) - math.exp(a)) for p, a in known) / 48, rel=1e-5)
+    theirs = spearman_corrcoef(*(torch.tensor(values, dtype=torch.float64) for values in zip(*known, strict=True)))
+    assert got["rank_correlation"] == pytest.approx(theirs.item(), abs=1e-6)
 
 
 def test_time_metrics_of_nothing() -> None:
     nothing = np.full(3, np.nan)
     for predicted, actual in ((nothing, np.ones(3)), (np.ones(3), nothing), (nothing[:0], nothing[:0])):
-        assert time_metrics(predicted, actual) == {"mae_log": None, "mae_s": None, "count": 0}
+        assert time_metrics(predicted, actual) == {
+            "mae_log": None,
+            "mae_s": None,
+            "rank_correlation": None,
+            "count": 0,
+        }
+
+
+def by_pairs(a: list[float], b: list[float]) -> float | None:
+    """Spearman's ρ as the correlation of how many are below less how many are above."""
+
+    def standing(values: list[float]) -> list[int]:
+        return [sum((v > w) - (v < w) for w in values) for v in values]
+
+    x, y = standing(a), standing(b)
+    scale = math.sqrt(sum(v * v for v in x) * sum(v * v for v in y))
+    return sum(v * w for v, w in zip(x, y, strict=True)) / scale if scale else None
+
+
+@given(st.lists(st.tuples(SCORES, SCORES), max_size=30))
+@settings(deadline=None)
+def test_rank_correlation_equals_pairs(rows: list) -> None:
+    a, b = [x for x, _ in rows], [y for _, y in rows]
+    expected = by_pairs(a, b)
+    got = rank_correlation(np.array(a), np.array(b))
+    assert got == (None if expected is None else pytest.approx(expected, abs=1e-9))
+
+
+def test_rank_correlation_equals_torchmetrics_and_knows_order_alone() -> None:
+    rng = np.random.default_rng(5)
+    a = rng.normal(size=5000)
+    b = np.round(a + rng.normal(size=5000), 1)  # with ties
+    theirs = spearman_corrcoef(torch.from_numpy(a), torch.from_numpy(b)).item()
+    got = rank_correlation(a, b)
+    assert got == pytest.approx(theirs, abs=1e-6)
+    assert got == pytest.approx(rank_correlation(np.exp(a), b**3), abs=1e-12)
+    assert got == pytest.approx(-rank_correlation(-a, b), abs=1e-12)
+    assert rank_correlation(a, np.expm1(a)) == pytest.approx(1.0)

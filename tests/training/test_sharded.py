@@ -26,8 +26,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("dataset") / "data", CARD)
 
 
-def config_of(sharding: str = "row_wise", **model: object) -> Config:
+def config_of(sharding: str = "row_wise", uncertainty: bool = False, **model: object) -> Config:
     config = small_config(**model)
+    config.loss.uncertainty = uncertainty
     config.sharding.types = [sharding]  # type: ignore[list-item]
     return config
 
@@ -52,7 +53,8 @@ def steps(built: Built, process: Process, dataset: str, config: Config, first: i
         loss, (sums, _) = built.dmp(batch)
         loss.backward()
         built.optimizer.step()
-        losses.append(float(total(means(together(sums.double()), batch.counts), config.loss)))
+        terms = means(together(sums.double()), batch.counts)
+        losses.append(float(total(terms, config.loss, built.model.ranker.tasks)))
     return losses
 
 
@@ -81,6 +83,7 @@ def tensors(run: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
     [
         {},
         {"generator": "implicit", "time_head": "monotone"},
+        {"feedback": "whole", "session": True, "objectives": True, "uncertainty": True},
     ],
 )
 def test_one_and_two_ranks_reach_the_same_parameters(variant: dict, dataset: Path, tmp_path: Path) -> None:
@@ -98,8 +101,30 @@ def test_one_and_two_ranks_reach_the_same_parameters(variant: dict, dataset: Pat
     for name, value in left.items():
         torch.testing.assert_close(value, right[name], rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
     weights = [name for name in left if "/model/" in name and name.endswith("weight")]
+    weights += [name for name in left if name.endswith("log_variance")]
     still = [name for name in weights if torch.equal(left[name], start[name])]
     assert not still, "every table and layer must have been trained"
+
+
+def weight_decay(process: Process, config: Config) -> dict[str, float]:
+    """Weight decay of every dense parameter, by name."""
+    built = build(CARD, config, process)
+    names = {id(parameter): name for name, parameter in built.dmp.named_parameters() if "embeddings" not in name}
+    return {
+        names[id(parameter)]: group["weight_decay"]
+        for group in built.optimizer.param_groups
+        for parameter in group["params"]
+        if id(parameter) in names
+    }
+
+
+def test_learned_weights_of_losses_do_not_decay(tmp_path: Path) -> None:
+    config = config_of(objectives=True, uncertainty=True)
+    config.optim.weight_decay = 0.25
+    (decay,) = on_ranks(1, tmp_path, weight_decay, config)
+    assert decay.pop("loss.learned.log_variance") == 0.0
+    assert set(decay.values()) == {0.25}
+    assert "model.ranker.objectives.last_bias" in decay
 
 
 def test_a_checkpoint_goes_on_under_another_plan_and_world(dataset: Path, tmp_path: Path) -> None:

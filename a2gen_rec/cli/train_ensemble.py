@@ -1,0 +1,94 @@
+"""``a2gen train-ensemble``: one score from all that a run predicts."""
+
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from a2gen_rec.cli.common import add_device, new_console, new_parser, read_section
+from a2gen_rec.config import EnsembleConfig
+
+if TYPE_CHECKING:
+    from a2gen_rec.reporting.transforms import TransformCurves
+    from a2gen_rec.training.ensemble_run import Trained
+    from a2gen_rec.training.ensemble_trainer import Epoch
+
+USERS = 4
+"""Whose transforms are drawn."""
+
+
+def parser() -> ArgumentParser:
+    command = new_parser(
+        "Train the ensemble that makes one score of all a run predicts. Also under torchrun or TorchX.",
+        usage="a2gen train-ensemble --run DIR [--out DIR] [--config FILE] [--SETTING VALUE ...]",
+    )
+    command.add_argument("--config", action="config", help="YAML of settings; later arguments override it")
+    command.add_argument("--run", type=str, required=True, help="run folder; its best checkpoint gives the predictions")
+    command.add_argument("--out", type=str, default="", help="ensemble folder; by default `ensemble` in the run's")
+    command.add_argument("--data", type=str, default="", help="dataset folder; by default the run's own")
+    add_device(command)
+    command.add_class_arguments(EnsembleConfig)
+    return command
+
+
+def run(options: Namespace) -> None:
+    from a2gen_rec.quiet import quiet
+
+    quiet()
+    from a2gen_rec import paths
+    from a2gen_rec.reporting.ensemble_tables import list_metrics_tables
+    from a2gen_rec.reporting.transforms import draw_transforms
+    from a2gen_rec.training.ensemble_run import FOLDER, train_ensemble
+
+    out = options.out or paths.join(options.run, FOLDER)
+    config = read_section(EnsembleConfig, options)
+    trained = train_ensemble(options.run, out, config, _Printer(), options.data, options.device)
+    if trained is None:
+        return
+    console = new_console()
+    for table in list_metrics_tables(trained.card.metrics):
+        console.print(table)
+    picture = paths.join(out, "transforms.png")
+    draw_transforms(*_curves(trained), picture)
+    console.print(f"ensemble: {out}\nlearned transforms: {picture}", soft_wrap=True)
+
+
+def _curves(trained: "Trained") -> "tuple[list[TransformCurves], list[str]]":
+    """What the ensemble makes of the predictions for some validation users, those with the longest histories."""
+    import numpy as np
+
+    from a2gen_rec.data.columns import user_names
+    from a2gen_rec.reporting.transforms import transform_curves
+
+    lists = trained.valid
+    _, first = np.unique(lists.user, return_index=True)
+    rows = first[np.argsort(-lists.events_length[first], kind="stable")][:USERS]
+    batch = lists.batch(rows)
+    context = batch.context[:, :1]
+    objectives = trained.card.objectives
+    curves = transform_curves(trained.model, objectives, trained.train.value, batch.events, batch.length, context)
+    names = user_names(trained.data, lists.user[rows])
+    return curves, [f"user {name}" for name in names]
+
+
+class _Printer:
+    """Progress, line by line, on the standard error stream of the first rank."""
+
+    def __init__(self) -> None:
+        import os
+
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+
+    def scoring(self, split: str, done: int, files: int) -> None:
+        self._say(f"scoring {split}: {done} of {files} files")
+
+    def fitting(self, name: str) -> None:
+        self._say(f"training {name}")
+
+    def epoch(self, name: str, epoch: "Epoch") -> None:
+        metrics: Any = epoch.metrics
+        self._say(f"{name}, epoch {epoch.epoch + 1}: loss {epoch.loss:.4f}, validation NDCG {metrics['ndcg']:.4f}")
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True)

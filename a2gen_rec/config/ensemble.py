@@ -1,0 +1,73 @@
+"""Settings of the ensemble: METHODS §6."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from a2gen_rec.config.checks import NOT_NEGATIVE, POSITIVE, require
+from a2gen_rec.errors import ConfigError
+
+
+@dataclass
+class EnsembleConfig:
+    """UMRE: what it is trained for, how, and its size.
+
+    Attributes:
+        loss: against the combined relevance Σ_m ω_m y_m of the behaviours y.
+        strategy: where the ω go. They stay (``fixed``), follow the behaviours' user AUC on validation (``pareto``), or
+            the losses' gradients: the shortest mixture (``min_norm``), no ω below ``least_weight``
+            (``pareto_efficient``).
+        behaviours: behaviour -> ω to train and validate for, made to sum to 1; empty takes all, weighed by ``balance``.
+        balance: with no weights given, ω_m ∝ rate_m^-balance; 0 weighs all alike, 1 gives every behaviour the same
+            relevance to share out over its positives.
+        eta: how strongly ω follows the user AUC.
+        least_weight, greatest_weight: bounds on ω before it is made to sum to 1.
+        reweigh_every: batches between two looks at the losses' gradients.
+        lr, weight_decay: of AdamW.
+        epochs: passes over the training lists; patience: epochs without a better validation NDCG@``k`` before
+            stopping, 0 never stops early. The best epoch is kept in any case.
+        batch_lists: lists per batch.
+        dim: width of the user vector and the objectives' embeddings.
+        hidden, degree: layers of the transforms' rates of change, and degree of their quadrature.
+        events: most recent events of a user that the ensemble reads.
+        gap_s: seconds between the begins of two impressions beyond which a list ends; 0 takes the dataset's sessions.
+        k: candidates at the top that metrics look at.
+        formula_trials: random settings tried for the formula baseline.
+    """
+
+    loss: Literal["pointwise", "listwise", "pairwise"] = "listwise"
+    strategy: Literal["fixed", "pareto", "min_norm", "pareto_efficient"] = "pareto"
+    behaviours: dict[str, float] = field(default_factory=dict)
+    balance: float = 0.5
+    eta: float = 1.0
+    least_weight: float = 0.02
+    greatest_weight: float = 0.9
+    reweigh_every: int = 10
+    lr: float = 3e-3
+    weight_decay: float = 1e-4
+    epochs: int = 20
+    patience: int = 4
+    batch_lists: int = 256
+    dim: int = 32
+    hidden: list[int] = field(default_factory=lambda: [16, 8])
+    degree: int = 32
+    events: int = 20
+    gap_s: float = 0.0
+    k: int = 3
+    formula_trials: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive = ("reweigh_every", "lr", "epochs", "batch_lists", "dim", "degree", "k", "formula_trials")
+        require("ensemble", self, *POSITIVE, *positive)
+        not_negative = ("balance", "eta", "least_weight", "weight_decay", "patience", "events", "gap_s", "seed")
+        require("ensemble", self, *NOT_NEGATIVE, *not_negative)
+        if not self.least_weight < self.greatest_weight <= 1:
+            raise ConfigError(
+                f"ensemble.greatest_weight {self.greatest_weight} must be above ensemble.least_weight "
+                f"{self.least_weight} and at most 1"
+            )
+        if not self.hidden or any(width < 1 for width in self.hidden):
+            raise ConfigError(f"ensemble.hidden {self.hidden} must be one or more positive widths")
+        for name, weight in self.behaviours.items():
+            if not 0 < weight < float("inf"):
+                raise ConfigError(f"ensemble.behaviours.{name} {weight} must be positive and finite")

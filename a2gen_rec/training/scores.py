@@ -1,0 +1,207 @@
+"""What a trained ranker predicts for session lists: the input of the ensemble (METHODS §6).
+
+A user's targets of one session are taken as the candidates of one request and judged at its first moment, as they
+would be when served: judged each at its own, a candidate would know what the user did with those before it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from a2gen_rec import paths
+from a2gen_rec.data.batch import WindowBatch, count_names
+from a2gen_rec.data.loader import Position, WindowLoader, WindowStream, split_files
+from a2gen_rec.data.schema import EXIT, ITEM, WATCH_TIME, DatasetCard
+from a2gen_rec.models.a2gen import Encoded
+from a2gen_rec.models.ensemble import Objective
+from a2gen_rec.sharding.tables import whole_tables
+from a2gen_rec.training.agree import AgreedBatches
+from a2gen_rec.training.lists import Lists, concatenate, read_lists, write_lists
+from a2gen_rec.training.predict import observed
+from a2gen_rec.training.process import agreed, gather
+from a2gen_rec.training.run import OpenRun
+
+LARGEST_LOGIT = 16.0
+"""Probabilities are told apart from 1e-7 to 1 - 1e-7."""
+
+
+def objectives(card: DatasetCard, tasks: tuple[str, ...]) -> tuple[Objective, ...]:
+    """What a ranker predicts of a candidate, each once, and whether more of it is better.
+
+    Glances and explicit negatives are better the fewer they are.
+
+    Args:
+        tasks: that the model predicts beside actions and labels.
+    """
+    less = {"glance", "negative", *(card.feedback.negative if card.feedback is not None else [])}
+    watch = [WATCH_TIME] if EXIT in card.timed else []
+    names = [*card.events, *card.labels, *(task for task in tasks if task != WATCH_TIME), *watch]
+    return tuple(Objective(name, "less" if name in less else "more") for name in names)
+
+
+def behaviours(card: DatasetCard) -> tuple[str, ...]:
+    """What users may do that is worth ranking for: actions, labels and effective views, none of them negative."""
+    kept = [*card.events, *card.labels, *(name for name in card.objectives if name == "effective")]
+    negative = card.feedback.negative if card.feedback is not None else []
+    return tuple(name for name in kept if name not in negative)
+
+
+def score_split(
+    opened: OpenRun,
+    split: str,
+    folder: str,
+    events: int,
+    gap_s: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> Lists | None:
+    """The session lists of a split, scored by the run's model. All ranks call it; rank 0 gets the lists.
+
+    Scores are kept in ``folder``, a file per file of the split; those already there are not made again.
+
+    Args:
+        events: most recent impressions before a list that go with it.
+        gap_s: seconds between the begins of two impressions beyond which a list ends.
+        progress: called with the number of files done and of all.
+    """
+    files = split_files(opened.data, split)
+    with agreed():
+        if opened.process.leads:
+            paths.make_folder(folder)
+    made = []
+    for number, file in enumerate(files):
+        if progress is not None:
+            progress(number, len(files))
+        scored = paths.join(folder, file.rsplit("/", 1)[-1])
+        # One rank's view counts: ranks that disagreed would wait for each other.
+        if not gather(paths.exists(scored))[0]:
+            lists = _score_file(opened, split, file, events, gap_s)
+            with agreed():
+                if opened.process.leads:
+                    write_lists(scored, lists)
+        made.append(scored)
+    if progress is not None:
+        progress(len(files), len(files))
+    return read_lists(made) if opened.process.leads else None
+
+
+@torch.no_grad()
+def _score_file(opened: OpenRun, split: str, file: str, events: int, gap_s: float) -> Lists:
+    """The lists of one file; of all ranks on rank 0."""
+    card, config, process = opened.card, opened.config, opened.process
+    with agreed():
+        stream = WindowStream(
+            opened.data,
+            split,
+            card,
+            config.loader,
+            whole_tables(card, config.model),
+            process.rank,
+            process.world,
+            shuffle=False,
+            request_gap_s=gap_s,
+            file=file,
+        )
+    start = Position(world=process.world)
+    loader = WindowLoader(stream, config.loader.background)
+    batches = AgreedBatches(loader.epoch(start), lambda: stream.empty, start, len(count_names(card)))
+    opened.built.dmp.eval()
+    parts = [_lists(opened, batch.to(process.device), events) for batch in batches]
+    return concatenate([part for rank in gather(parts) for part in rank])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Targets as a ranker sees them before anything happens in them.
+
+    Attributes:
+        encoded: see :class:`Encoded`.
+        probability: [targets, events + labels + predicted objectives].
+        watch_time: [targets] expected log1p seconds; NaN where the log does not record them.
+        context: [targets, d_item] embeddings of what is shown.
+        event: [keys, 2·dim] past impressions, each as its item's embedding and what the user did in it.
+    """
+
+    encoded: Encoded
+    probability: Tensor
+    watch_time: Tensor
+    context: Tensor
+    event: Tensor
+
+    def value(self, with_watch_time: bool) -> Tensor:
+        """[targets, objectives] float32 as the ensemble takes them: logits, and log1p seconds of a watch time."""
+        logits = torch.logit(self.probability.double())
+        parts = [logits, self.watch_time[:, None]] if with_watch_time else [logits]
+        return torch.cat(parts, 1).float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+
+
+def judge(opened: OpenRun, batch: WindowBatch) -> Judged:
+    """Predictions for a batch's targets, and what an ensemble needs besides."""
+    model, ranker = opened.built.model, opened.built.model.ranker
+    rows = model.embeddings(batch.sparse)
+    actions = ranker.encode_actions(rows, batch)
+    encoded = ranker.encode(rows, batch, actions)
+    what = ranker.occurrence(encoded, opened.config.evaluate.max_error)
+    outcomes = [what.probability[:, 1:-1], encoded.label_logits.sigmoid(), encoded.objective_logits.sigmoid()]
+    item = rows[ITEM].values()[batch.index[ITEM]]
+    return Judged(
+        encoded=encoded,
+        probability=torch.cat(outcomes, 1),
+        watch_time=what.time[:, -1],
+        context=ranker.shown(rows, batch)[batch.target],
+        event=torch.cat([item[batch.key], actions], 1),
+    )
+
+
+def _lists(opened: OpenRun, batch: WindowBatch, events: int) -> Lists:
+    """The lists of one batch of requests, scored."""
+    card = opened.card
+    judged = judge(opened, batch)
+    moment, length = torch.unique_consecutive(batch.moment, return_counts=True)
+    first = torch.cumsum(length, 0) - length
+    seen, seen_length = events_before(batch, first, events)
+    happened, _ = observed(batch, len(card.actions))
+    outcome = {name: happened[:, code] for code, name in enumerate(card.actions)}
+    outcome |= dict(zip(card.labels, batch.labels.T, strict=True))
+    outcome |= dict(zip(card.objectives, batch.objectives.T, strict=True))
+
+    def host(values: Tensor, kind: torch.dtype | None = None) -> np.ndarray:
+        array: np.ndarray = (values if kind is None else values.to(kind)).cpu().numpy()
+        return array
+
+    wanted = behaviours(card)
+    return Lists(
+        objectives=tuple(objective.name for objective in objectives(card, opened.built.model.ranker.tasks)),
+        behaviours=wanted,
+        user=host(batch.user_key[batch.target_window[first]]),
+        ts_ms=host(batch.ts_ms[moment]),
+        length=host(length),
+        events_length=host(seen_length),
+        item=host(batch.ids(ITEM)[batch.target]),
+        value=host(judged.value(EXIT in card.timed)),
+        label=host(torch.stack([outcome[name] for name in wanted], 1), torch.float32),
+        context=host(judged.context, torch.float16),
+        events=host(judged.event[seen], torch.float16),
+    )
+
+
+def events_before(batch: WindowBatch, first: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Keys that had ended before each list, the ``most`` right before it, oldest first.
+
+    Args:
+        first: [lists] first target of each.
+
+    Returns:
+        [events] keys of all lists, one list after another, and [lists] how many each has.
+    """
+    window, end = batch.target_window[first], batch.history_end[first]
+    keys = torch.bincount(batch.key_window, minlength=batch.key_shape[0])
+    column = end[:, None] + torch.arange(-most, 0, device=end.device)
+    key = (torch.cumsum(keys, 0) - keys)[window][:, None] + column
+    ended_ms = batch.end_ms[batch.key]
+    now = batch.ts_ms[batch.moment[first]]
+    there = column >= 0
+    seen = there & (ended_ms[key.clamp(0, max(len(ended_ms) - 1, 0))] <= now[:, None]) if len(ended_ms) else there
+    return key[seen], seen.sum(1)

@@ -1,0 +1,342 @@
+"""Feedback, session and objectives in the whole model, on one process and in float64."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import make_card, make_columns, small_config, whole
+from torch import Tensor
+from torchrec import JaggedTensor
+
+from a2gen_rec.config import Config, LossConfig
+from a2gen_rec.data.batch import ALL, WindowBatch, collate
+from a2gen_rec.data.columns import WindowColumns, ranges
+from a2gen_rec.data.schema import (
+    COMPLETE,
+    EFFECTIVE,
+    FEEDBACK_LEVELS,
+    GLANCE,
+    NEGATIVE,
+    PARTIAL,
+    UNKNOWN,
+    DatasetCard,
+)
+from a2gen_rec.models.a2gen import A2Gen, A2GenOutput, objective_tasks
+from a2gen_rec.nn.feedback import FeedbackAttention
+from a2gen_rec.training.losses import Loss, means, total
+
+CARD = make_card()
+SIZES = {feature.name: feature.cardinality for feature in CARD.features}
+EVERYTHING = {"session": True, "objectives": True}
+SWITCHES = {
+    "tokens": {"feedback": "tokens"},
+    "views": {"feedback": "views"},
+    "whole": {"feedback": "whole"},
+    "session": {"session": True},
+    "objectives": {"objectives": True},
+    "all of it": {"feedback": "whole", **EVERYTHING},
+    "all of it, implicit": {"feedback": "views", "generator": "implicit", **EVERYTHING},
+}
+
+
+@pytest.fixture(scope="module")
+def columns() -> WindowColumns:
+    return make_columns(CARD, 12, np.random.default_rng(3))
+
+
+def build(config: Config, card: DatasetCard = CARD) -> A2Gen:
+    """A float64 model of which nothing stands at its neutral start."""
+    torch.manual_seed(0)
+    model = A2Gen(card, config, torch.device("cpu")).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+def forward(model: A2Gen, batch: WindowBatch) -> A2GenOutput:
+    """The model in float64: the embedding collection's own forward rounds to float32."""
+    rows = {}
+    for name in batch.sparse.keys():  # noqa: SIM118 - not a mapping
+        ids = batch.sparse[name]
+        rows[name] = JaggedTensor(model.embeddings.embeddings[name].weight[ids.values()], lengths=ids.lengths())
+    return model.ranker(rows, batch)
+
+
+def batch_of(columns: WindowColumns, config: Config, card: DatasetCard = CARD, **options: Any) -> WindowBatch:
+    return collate(columns, np.arange(len(columns)), whole(card, config), **options)
+
+
+@torch.no_grad()
+def predictions(model: A2Gen, batch: WindowBatch) -> Tensor:
+    """Everything predicted of a target before it happens, one row per target."""
+    output = forward(model, batch)
+    what = model.ranker.occurrence(output, max_error=0.0)
+    heads = [output.label_logits, output.objective_logits]
+    heads += [] if output.watch_time is None else [output.watch_time[:, None]]
+    return torch.cat([what.probability, torch.nan_to_num(what.time), *heads, output.context], 1)
+
+
+def happens_otherwise(columns: WindowColumns, which: np.ndarray, rng: np.random.Generator) -> WindowColumns:
+    """Other actions, times, feedback, labels and objectives in the impressions ``which`` [impressions] bool."""
+    token = np.repeat(which, columns.action_lengths)
+    inner = token & (columns.action > 0) & (columns.action < len(CARD.actions) - 1)
+    action, offset_s = columns.action.copy(), columns.offset_s.copy()
+    action[inner] = 1 + action[inner] % (len(CARD.actions) - 2)
+    offset_s[token & (columns.action > 0)] += rng.random() * 100
+    outcome = {name: np.where(which, (rows + 1) % SIZES[name], rows) for name, rows in columns.outcome.items()}
+    end_ms = columns.end_ms + np.where(which, rng.integers(1, 20_000, len(which)), 0)
+    labels, objectives = columns.labels.copy(), columns.objectives.copy()
+    labels[which], objectives[which] = 1 - labels[which], np.nan_to_num(1 - objectives[which], nan=1.0)
+    return dataclasses.replace(
+        columns,
+        end_ms=end_ms,
+        action=action,
+        offset_s=offset_s,
+        outcome=outcome,
+        labels=labels,
+        objectives=objectives,
+    )
+
+
+def appears_otherwise(columns: WindowColumns, which: np.ndarray) -> WindowColumns:
+    """Another item in another moment of its session in the impressions ``which`` [impressions] bool."""
+
+    def other(ids: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: np.where(which, (rows + 1) % SIZES[name], rows) for name, rows in ids.items()}
+
+    return dataclasses.replace(columns, impression_ids=other(columns.impression_ids), session=other(columns.session))
+
+
+@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_no_target_sees_what_happens_in_it_or_after_it(switch: str, form: str, columns: WindowColumns) -> None:
+    """Bit-equal but for the factorised form's rounding: its scale is that of all keys that any target sees."""
+    rounding = {"rtol": 1e-10, "atol": 1e-12} if form == "factorised" else {"rtol": 0, "atol": 0}
+    config = small_config(attention=form, history=3, **SWITCHES[switch])
+    model, rng = build(config), np.random.default_rng(0)
+    before = predictions(model, batch_of(columns, config))
+    window = np.repeat(np.arange(len(columns)), columns.lengths)
+    place = np.arange(len(window))
+    column = place - columns.starts[window]
+    targets = place[column >= columns.first_target[window]]
+    for row, target in enumerate(targets):
+        mine = window == window[target]
+        unseen = mine & ((place >= target) | (columns.end_ms > columns.ts_ms[target]) | (place < target - 3))
+        changed = happens_otherwise(columns, unseen, rng)
+        changed = appears_otherwise(changed, unseen & (place != target))
+        after = predictions(model, batch_of(changed, config))
+        torch.testing.assert_close(after[row], before[row], **rounding)
+        assert torch.equal(after[window[targets] != window[target]], before[window[targets] != window[target]])
+    assert len(targets) > 30
+
+
+@pytest.mark.parametrize("switch", ["off", *SWITCHES])
+def test_past_outcomes_and_the_session_matter_where_they_are_read(switch: str, columns: WindowColumns) -> None:
+    variant = SWITCHES.get(switch, {})
+    config = small_config(**variant)
+    model = build(config)
+    before = predictions(model, batch_of(columns, config))
+    batch = batch_of(columns, config)
+    seeing = model.ranker._layout(batch).visible.any(-1)[batch.target_window, batch.target_column]
+
+    def moved(field: str, name: str) -> Tensor:
+        rows = getattr(columns, field)
+        # From one view into another or none, whatever it was: levels go round by two.
+        other = {name: (rows[name] + 2) % SIZES[name]}
+        changed = predictions(model, batch_of(dataclasses.replace(columns, **{field: rows | other}), config))
+        return (changed != before).any(1)
+
+    feedback = variant.get("feedback", "off") != "off"
+    for name in columns.outcome:
+        assert torch.equal(moved("outcome", name), seeing & feedback), name
+    for name in columns.session:
+        assert bool(moved("session", name).all()) is variant.get("session", False), name
+        assert bool(moved("session", name).any()) is variant.get("session", False), name
+    assert 5 < seeing.sum() < len(seeing)
+    other = dataclasses.replace(columns, labels=1 - columns.labels, objectives=1 - columns.objectives)
+    assert torch.equal(predictions(model, batch_of(other, config)), before), "labels and objectives are no input"
+
+
+@pytest.mark.parametrize("feedback", ["tokens", "views", "whole"])
+def test_views_part_what_pleased_from_what_did_not(feedback: str, columns: WindowColumns) -> None:
+    """With one embedding for all levels, only views can tell levels apart, and only as far as they part them."""
+    config = small_config(feedback=feedback)
+    model = build(config)
+    with torch.no_grad():
+        for name in ("feedback", "watch_ratio"):
+            table = model.embeddings.embeddings[name].weight
+            table.copy_(table[:1].expand_as(table))
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, len(FEEDBACK_LEVELS), len(columns.ts_ms))
+
+    def of(levels: np.ndarray) -> Tensor:
+        outcome = columns.outcome | {"feedback": levels}
+        return predictions(model, batch_of(dataclasses.replace(columns, outcome=outcome), config))
+
+    before = of(levels)
+    views = [{NEGATIVE, GLANCE}, {UNKNOWN, PARTIAL}, {EFFECTIVE, COMPLETE}]
+    for first in range(len(FEEDBACK_LEVELS)):
+        for second in range(len(FEEDBACK_LEVELS)):
+            together = any({first, second} <= view for view in views)
+            same = torch.equal(of(np.where(levels == first, second, levels)), before)
+            assert same is (together or feedback == "tokens"), (FEEDBACK_LEVELS[first], FEEDBACK_LEVELS[second])
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_factorised_and_direct_models_agree_with_gradients(switch: str, columns: WindowColumns) -> None:
+    results = []
+    for form in ("factorised", "direct"):
+        config = small_config(attention=form, **SWITCHES[switch])
+        model = build(config)
+        batch = batch_of(columns, config)
+        loss, _ = Loss(config.loss, tasks=model.ranker.tasks)(forward(model, batch), batch)
+        loss.backward()
+        results.append([predictions(model, batch), loss.detach(), *(p.grad for p in model.parameters())])
+    for left, right in zip(*results, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
+
+
+def bare(card: DatasetCard, columns: WindowColumns, *names: str) -> tuple[DatasetCard, WindowColumns]:
+    """Without the features of these names, in card and columns."""
+    features = [feature for feature in card.features if feature.name not in names]
+    session, outcome = (
+        {name: rows for name, rows in each.items() if name not in names} for each in (columns.session, columns.outcome)
+    )
+    return dataclasses.replace(card, features=features), dataclasses.replace(columns, session=session, outcome=outcome)
+
+
+@pytest.mark.parametrize("feedback", ["tokens", "views", "whole"])
+def test_a_log_without_watch_times_does_without_feedback(feedback: str, columns: WindowColumns) -> None:
+    """Every switch on is then the same model as the session alone."""
+    card, world = bare(CARD, columns, "previous_feedback", "feedback", "watch_ratio")
+    card = dataclasses.replace(card, feedback=None, objectives=[], timed=["like", "follow"])
+    world = dataclasses.replace(world, objectives=columns.objectives[:, :0])
+    found = []
+    for variant in ({"feedback": feedback, "objectives": True}, {}):
+        config = small_config(session=True, **variant)
+        model = build(config, card)
+        assert not isinstance(model.ranker.encoder.item_level, FeedbackAttention)
+        assert model.ranker.tasks == ()
+        found.append({"output": predictions(model, batch_of(world, config, card)), **model.state_dict()})
+    assert list(found[0]) == list(found[1])
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_a_log_without_lengths_has_levels_but_no_ratio(columns: WindowColumns) -> None:
+    card, world = bare(CARD, columns, "watch_ratio")
+    config = small_config(feedback="views", **EVERYTHING)
+    model = build(config, card)
+    assert isinstance(model.ranker.encoder.item_level, FeedbackAttention)
+    assert predictions(model, batch_of(world, config, card)).isfinite().all()
+
+
+def test_tasks_are_what_the_log_tells() -> None:
+    on, off = (small_config(objectives=objectives).model for objectives in (True, False))
+    untimed = dataclasses.replace(CARD, timed=["like"])
+    plain = dataclasses.replace(CARD, objectives=[])
+    assert objective_tasks(CARD, on) == ("glance", "effective", "watch_time")
+    assert objective_tasks(untimed, on) == ("glance", "effective")
+    assert objective_tasks(plain, on) == ("watch_time",)
+    assert objective_tasks(dataclasses.replace(plain, timed=[]), on) == objective_tasks(CARD, off) == ()
+
+
+@pytest.mark.parametrize("labels", [(), ("click", "long_view")])
+@pytest.mark.parametrize("timed", [("like",), ("like", "exit")])
+def test_before_training_heads_tell_base_rates_and_the_median(labels: tuple, timed: tuple) -> None:
+    card = make_card(labels, timed)
+    names = [*labels, *card.objectives]
+    card = dataclasses.replace(card, base_rate=card.base_rate | {n: 0.1 * (i + 1) for i, n in enumerate(names)})
+    world = make_columns(card, 5, np.random.default_rng(0))
+    config = small_config(objectives=True)
+    torch.manual_seed(0)
+    model = A2Gen(card, config, torch.device("cpu")).double()
+    output = forward(model, batch_of(world, config, card))
+    chances = torch.cat([output.label_logits, output.objective_logits], 1).sigmoid()
+    expected = torch.tensor([card.base_rate[name] for name in names]).double().expand_as(chances)
+    torch.testing.assert_close(chances, expected, rtol=1e-5, atol=1e-6)
+    assert output.label_logits.shape[1] == len(labels)
+    if "exit" in timed:
+        seconds = output.watch_time.expm1()
+        torch.testing.assert_close(seconds, torch.full_like(seconds, 5.0), rtol=1e-5, atol=0)
+    else:
+        assert output.watch_time is None
+
+
+def as_requests(columns: WindowColumns, gap_s: float) -> WindowColumns:
+    """Every target in a window of its own: the history before its request, then itself at the request's moment."""
+    members: list[np.ndarray] = []
+    moments = []
+    for row in range(len(columns)):
+        start, first = int(columns.starts[row]), int(columns.first_target[row])
+        opens = start + first
+        for place in range(start + first, start + int(columns.lengths[row])):
+            if place > start + first and columns.ts_ms[place] - columns.ts_ms[place - 1] > 1000 * gap_s:
+                opens = place
+            members.append(np.append(np.arange(start, opens), place))
+            moments.append((row, opens))
+    windows, opens_at = (np.array(each) for each in zip(*moments, strict=True))
+    lengths = np.array([len(each) for each in members])
+    flat, last = np.concatenate(members), np.cumsum(lengths) - 1
+    action_lengths = columns.action_lengths[flat]
+    tokens = ranges(columns.action_starts[flat], action_lengths)
+
+    def moved(rows: np.ndarray) -> np.ndarray:
+        taken = rows[flat]
+        taken[last] = rows[opens_at]
+        return taken
+
+    return WindowColumns(
+        user_key=columns.user_key[windows],
+        first_target=lengths - 1,
+        starts=last + 1 - lengths,
+        lengths=lengths,
+        user_ids={name: rows[windows] for name, rows in columns.user_ids.items()},
+        impression_ids={name: rows[flat] for name, rows in columns.impression_ids.items()},
+        session={name: moved(rows) for name, rows in columns.session.items()},
+        outcome={name: rows[flat] for name, rows in columns.outcome.items()},
+        ts_ms=moved(columns.ts_ms),
+        end_ms=columns.end_ms[flat],
+        labels=columns.labels[flat],
+        objectives=columns.objectives[flat],
+        oracle=columns.oracle[flat],
+        action_starts=np.cumsum(action_lengths) - action_lengths,
+        action_lengths=action_lengths,
+        action=columns.action[tokens],
+        offset_s=columns.offset_s[tokens],
+    )
+
+
+@pytest.mark.parametrize("gap_s", [0.0, 12.0, 25.0, ALL])
+@pytest.mark.parametrize("switch", ["off", "session", "all of it"])
+def test_targets_of_a_request_equal_candidates_alone_at_its_moment(
+    switch: str, gap_s: float, columns: WindowColumns
+) -> None:
+    config = small_config(history=4, **SWITCHES.get(switch, {}))
+    model = build(config)
+    together = predictions(model, batch_of(columns, config, request_gap_s=gap_s))
+    alone = predictions(model, batch_of(as_requests(columns, gap_s), config))
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-10)
+    each = torch.isclose(together, predictions(model, batch_of(columns, config)), rtol=1e-9, atol=1e-10).all(1)
+    assert each.all().item() is (gap_s == 0), "judged at the request's moment, not at their own"
+
+
+@pytest.mark.parametrize("uncertainty", [False, True])
+def test_a_few_steps_with_everything_on_lower_the_loss(uncertainty: bool, columns: WindowColumns) -> None:
+    config = small_config(feedback="whole", **EVERYTHING)
+    config.loss = LossConfig(uncertainty=uncertainty)
+    torch.manual_seed(0)
+    model = A2Gen(CARD, config, torch.device("cpu"))
+    loss, batch = Loss(config.loss, tasks=model.ranker.tasks), batch_of(columns, config)
+    optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], 0.01)
+    found = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        value, (sums, _) = loss(model(batch), batch)
+        value.backward()
+        optimizer.step()
+        found.append(means(sums, batch.counts))
+    first, last = (total(terms, config.loss, model.ranker.tasks) for terms in (found[0], found[-1]))
+    assert last < 0.7 * first
+    assert (found[-1][6:] < 0.9 * found[0][6:]).all(), "every objective learns"
