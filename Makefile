@@ -47,14 +47,15 @@ $(STAMP): pyproject.toml requirements/$(DEVICE).txt $(wildcard packaging/*/pypro
 	@touch $@
 
 quickstart: export OMP_NUM_THREADS := 1
-quickstart: $(STAMP)  ## simulate a log, train on 2 ranks, evaluate, rank: all in ./quickstart
+quickstart: $(STAMP)  ## simulate a log, train on 2 ranks, fuse, evaluate, rank: all in ./quickstart
 	@rm -rf $(OUT)
 	$(BIN)/a2gen simulate --out $(OUT)/log --users 1500 --items 800 --impressions_per_user 100
 	$(BIN)/a2gen prepare simulated --raw $(OUT)/log --out $(OUT)/data
 	$(TORCHX) run -s local_cwd torchx_apps/train.py:train \
 	  --config configs/quickstart.yaml --ranks 2 --data $(OUT)/data --run $(OUT)/run
+	$(BIN)/a2gen train-ensemble --run $(OUT)/run --epochs 6 --formula_trials 50
 	$(BIN)/a2gen evaluate --run $(OUT)/run --split test --json $(OUT)/evaluation.json
-	$(BIN)/a2gen rank --run $(OUT)/run --user 7
+	$(BIN)/a2gen rank --run $(OUT)/run --user 7 --explain --top 5
 	@echo "The run is in $(CURDIR)/$(OUT)/run, its results in $(CURDIR)/$(OUT)/evaluation.json"
 
 test: export OMP_NUM_THREADS := 1

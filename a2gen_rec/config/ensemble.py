@@ -37,15 +37,15 @@ class EnsembleConfig:
     loss: Literal["pointwise", "listwise", "pairwise"] = "listwise"
     strategy: Literal["fixed", "pareto", "min_norm", "pareto_efficient"] = "pareto"
     behaviours: dict[str, float] = field(default_factory=dict)
-    balance: float = 0.5
+    balance: float = 1.0
     eta: float = 1.0
     least_weight: float = 0.02
     greatest_weight: float = 0.9
     reweigh_every: int = 10
-    lr: float = 3e-3
-    weight_decay: float = 1e-4
+    lr: float = 1e-3
+    weight_decay: float = 0.1
     epochs: int = 20
-    patience: int = 4
+    patience: int = 6
     batch_lists: int = 256
     dim: int = 32
     hidden: list[int] = field(default_factory=lambda: [16, 8])
