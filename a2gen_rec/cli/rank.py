@@ -1,7 +1,5 @@
 """``a2gen rank``: candidates ranked for one user."""
 
-import math
-
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
@@ -45,7 +43,7 @@ def run(options: Namespace) -> None:
         options.device,
         options.ensemble,
     )
-    if options.explain and any(math.isnan(candidate.score) for candidate in ranking.candidates):
+    if options.explain and not all(candidate.explanation for candidate in ranking.candidates):
         raise ConfigError("--explain needs an ensemble: `a2gen train-ensemble` trains one")
     console = new_console()
     console.print(ranking_table(ranking))

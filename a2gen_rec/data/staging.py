@@ -19,6 +19,7 @@ from a2gen_rec.data.schema import (
     SESSION_GAP,
     SESSION_POSITION,
     WATCH_RATIO,
+    WATCH_TIME,
 )
 from a2gen_rec.data.sources.base import FeatureSpec, SourceFacts, SplitRule
 from a2gen_rec.data.splits import last_shares
@@ -50,6 +51,8 @@ RESERVED = frozenset(
         *OBJECTIVES,
     )
 )
+OF_PREDICTIONS = ("start", "exit", "padding", WATCH_TIME, "watch", "ensemble")
+"""Reserved among actions and labels: what else is predicted, or ranked by, under these names."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Columns:
         names = [*own, *calendar]
         events = [*facts.actions, *facts.labels]
         for name in names + events:
-            if name in RESERVED or name in ("start", "exit", "padding"):
+            if name in RESERVED or (name in events and name in OF_PREDICTIONS):
                 raise DataError(f"the name {name!r} is reserved", field=name)
         for taken in (names, events):
             for name in taken:

@@ -128,9 +128,9 @@ def _rate(tau: Tensor, context: Tensor, weight: Tensor, *layers: Tensor) -> Tens
     Returns:
         [K, 1, n, C]
     """
-    x = (weight[..., None] * tau).add_(context)
+    x = torch.addcmul(context, weight[..., None], tau)
     for matrix, bias in zip(layers[::2], layers[1::2], strict=True):
-        x = torch.bmm(matrix, F.silu(x, inplace=True).flatten(2)).add_(bias)
+        x = torch.baddbmm(bias, matrix, F.silu(x, inplace=True).flatten(2))
     return (F.elu(x) + (1 + _LEAST_RATE)).view(tau.shape)
 
 

@@ -49,15 +49,18 @@ def ranking_table(ranking: "Ranking") -> Table:
     shown = ranking.candidates
     names = list(shown[0].probability) if shown else []
     watched = any(candidate.expected_watch_s is not None for candidate in shown)
+    fused = ranking.by == "ensemble"
+    by = "score" if fused else ranking.by
     table = titled_table(f"user {ranking.user}: best {len(shown):,} of {ranking.ranked:,} candidates", _about(ranking))
     table.add_column("#", justify="right")
     table.add_column("item", overflow="fold")
-    for name in [*names, "watch"] if watched else names:
-        header = Text(name.replace("_", "_\n"), style="underline" if name == ranking.by else "")
+    for name in [*(["score"] if fused else []), *names, *(["watch"] if watched else [])]:
+        header = Text(name.replace("_", "_\n"), style="underline" if name == by else "")
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("timeline", overflow="fold")
     for place, candidate in enumerate(shown, start=1):
-        row = [_percent(candidate.probability[name]) for name in names]
+        row = [f"{candidate.score:+.4f}"] if fused else []
+        row += [_percent(candidate.probability[name]) for name in names]
         if watched:
             row.append(_seconds(candidate.expected_watch_s))
         table.add_row(str(place), _item(candidate), *row, _timeline(candidate))
@@ -186,7 +189,8 @@ def _summary(result: Mapping[str, Any]) -> str:
 
 
 def _about(ranking: "Ranking") -> str:
-    by = "expected watch time" if ranking.by == "watch" else f"probability of {ranking.by}"
+    whole = {"watch": "expected watch time", "ensemble": "ensemble score"}
+    by = whole.get(ranking.by, f"probability of {ranking.by}")
     history = f"{ranking.history:,} past impressions"
     if not ranking.user_known:
         history = "user not in the dataset: no history"

@@ -24,7 +24,7 @@ from a2gen_rec.nn.decoding import Decoded
 from a2gen_rec.serving.explain import Contribution
 from a2gen_rec.sharding.tables import whole_tables
 from a2gen_rec.training import ensemble_run
-from a2gen_rec.training.ensemble_store import EnsembleCard, load_ensemble
+from a2gen_rec.training.ensemble_store import EnsembleCard
 from a2gen_rec.training.run import Device, OpenRun, open_run
 from a2gen_rec.training.scores import events_before, judge, objectives
 
@@ -299,8 +299,7 @@ def _ensemble(opened: OpenRun, run: str, folder: str) -> tuple[Ensemble, Ensembl
     folder = folder or ensemble_run.found(run)
     if not folder:
         return None
-    model, card = load_ensemble(folder)
-    ensemble_run.check_fits(card, opened, folder)
+    model, card = ensemble_run.load_fitting(opened, folder)
     return model.to(opened.process.device), card
 
 
@@ -328,8 +327,7 @@ def best_candidates(
     output = None
     if fused is not None:
         model, settings = fused
-        (first,) = torch.zeros(1, 1, dtype=torch.long, device=batch.target.device)
-        seen, length = events_before(batch, first, settings.config.events)
+        seen, length = events_before(batch, torch.zeros_like(batch.target[:1]), settings.config.events)
         output = model(judged.value(EXIT in card.timed)[None], judged.event[seen][None], length, judged.context[None])
     less = {objective.name for objective in named if objective.better == "less"}
     if by == ENSEMBLE and output is not None:

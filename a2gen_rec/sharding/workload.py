@@ -126,7 +126,7 @@ def _workload(
         for name, feature in features.items()
     ]
     if clash := whole.keys() & features.keys():
-        raise ConfigError(f"features: {clash.pop()!r} is the name of a table that every model has")
+        raise ConfigError(f"features: {min(clash)!r} is the name of a table of the model's own; give it another")
     tables += [Table(name, rows, float(rows), zipf=0.0, dedup=False) for name, rows in whole.items()]
     return Workload(tuple(tables), windows, impressions, targets)
 

@@ -177,8 +177,10 @@ def check_shape(saved: State, config: dict[str, Any], card: dict[str, Any], run:
             )
     if saved.config["optim"]["tables"] != config["optim"]["tables"]:
         raise UserError(f"{run}: its checkpoint has optim.tables = {saved.config['optim']['tables']}")
-    for name in ("actions", "labels", "features"):
-        if saved.card[name] != card[name]:
+    if (before := saved.config["loss"].get("uncertainty", False)) != config["loss"]["uncertainty"]:
+        raise UserError(f"{run}: its checkpoint has loss.uncertainty = {before}, whose weights are learned with it")
+    for name in ("actions", "labels", "objectives", "timed", "features"):
+        if saved.card.get(name) != card[name]:
             raise UserError(f"{run}: was trained on a dataset with other {name}; prepare it the same way again")
     if saved.windows:  # in mid-epoch, where the loader stands is told in its own batches
         for section, name in _ORDER:

@@ -1,5 +1,6 @@
 """From a trained ranker to a trained ensemble, and how it fares beside other ways to one score (METHODS §6)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +12,7 @@ from torch import nn
 from a2gen_rec import paths
 from a2gen_rec.config import EnsembleConfig, EvaluateConfig
 from a2gen_rec.data.schema import WATCH_TIME
-from a2gen_rec.errors import UserError
+from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.models.ensemble import Ensemble
 from a2gen_rec.models.fusion import (
     Formula,
@@ -22,7 +23,14 @@ from a2gen_rec.models.fusion import (
     Standardise,
     tune_formula,
 )
-from a2gen_rec.training.ensemble_store import CARD, EnsembleCard, load_baseline, load_ensemble, save_ensemble
+from a2gen_rec.training.ensemble_store import (
+    CARD,
+    EnsembleCard,
+    check_place,
+    load_baseline,
+    load_ensemble,
+    save_ensemble,
+)
 from a2gen_rec.training.ensemble_trainer import (
     Epoch,
     behaviour_weights,
@@ -34,9 +42,9 @@ from a2gen_rec.training.ensemble_trainer import (
 )
 from a2gen_rec.training.evaluate import evaluate
 from a2gen_rec.training.lists import Lists, centre_scale
-from a2gen_rec.training.process import agreed
+from a2gen_rec.training.process import agreed, gather
 from a2gen_rec.training.run import Device, OpenRun, open_run
-from a2gen_rec.training.scores import objectives, score_split
+from a2gen_rec.training.scores import behaviours, objectives, score_split, widths
 
 FOLDER = "ensemble"
 """Of a run: where its ensemble is unless told otherwise."""
@@ -75,24 +83,26 @@ def train_ensemble(
 ) -> Trained | None:
     """Score the training and validation splits with a run's best checkpoint, train on them, save to ``out``.
 
-    All ranks call it; rank 0 trains, and gets the result. Beside the ensemble, what it is compared with is trained on
-    the same lists, and all are measured on validation.
+    All ranks call it and score; rank 0 trains, and gets the result. Beside the ensemble, what it is compared with is
+    trained on the same lists, and all are measured on validation.
 
     Args:
         out: folder of the ensemble; replaced if there is one.
         data: dataset folder; by default the run's own.
 
     Raises:
+        ConfigError: a behaviour to train for that the dataset does not have.
         UserError: no such run; its dataset gives no lists; ``out`` holds something else.
     """
     with open_run(run, data, device) as opened:
-        lists = {split: session_lists(opened, run, split, config, reporter.scoring) for split in ("train", "valid")}
-        train, valid = lists["train"], lists["valid"]
         with agreed():
-            trained = (
-                None if train is None or valid is None else _train(opened, run, out, config, train, valid, reporter)
-            )
-    return trained
+            _check(opened, config)
+            check_place(out)
+        train, valid = (session_lists(opened, run, split, config, reporter.scoring) for split in ("train", "valid"))
+    # Out of the group: no rank waits for the first, which may train for longer than the group has patience.
+    if train is None or valid is None:
+        return None
+    return _train(opened, run, out, config, train, valid, reporter)
 
 
 def session_lists(
@@ -136,8 +146,7 @@ def evaluate_ensemble(opened: OpenRun, run: str, folder: str, split: str) -> dic
         UserError: there is no ensemble, or one of another run or checkpoint.
     """
     with agreed():
-        model, card = load_ensemble(folder)
-        check_fits(card, opened, folder)
+        model, card = load_fitting(opened, folder)
     lists = session_lists(opened, run, split, card.config)
     if lists is None:
         return {}
@@ -157,21 +166,44 @@ def evaluate_run(
         ensemble: its folder; by default the run's own. Where there is one, ``lists`` has its list metrics.
     """
     with open_run(run, data, device) as opened:
+        folder = ensemble or gather(found(run))[0]
+        lists = evaluate_ensemble(opened, run, folder, split) if folder else {}  # an unfit one is told of at once
         settings = replace(opened.config, evaluate=config)
         result = evaluate(opened.built, opened.data, split, opened.card, settings, opened.process)
-        folder = ensemble or found(run)
-        lists = evaluate_ensemble(opened, run, folder, split) if folder else {}
         return {**result, "run": run, "step": opened.step, "lists": lists} if result else result
 
 
+def load_fitting(opened: OpenRun, folder: str) -> tuple[Ensemble, EnsembleCard]:
+    """An ensemble of the open run's predictions, on the CPU, and its card.
+
+    Raises:
+        UserError: it is missing or damaged, or of another run or checkpoint.
+    """
+    model, card = load_ensemble(folder)
+    check_fits(card, opened, folder)
+    return model, card
+
+
 def check_fits(card: EnsembleCard, opened: OpenRun, folder: str) -> None:
-    """Raise a UserError unless the ensemble was trained on predictions of this very checkpoint."""
-    names = [objective.name for objective in objectives(opened.card, opened.built.model.ranker.tasks)]
-    if card.step != opened.step or [objective.name for objective in card.objectives] != names:
+    """Raise a UserError unless the ensemble is of the open checkpoint, as far as step, objectives and widths tell."""
+    again = "run `a2gen train-ensemble` again or remove it"
+    if card.step != opened.step:
         raise UserError(
-            f"{folder}: made for step {card.step} of {card.run}, the run's best is now step {opened.step}; "
-            f"run `a2gen train-ensemble` again"
+            f"{folder}: is of step {card.step} of {card.run}, the run's best is step {opened.step}; {again}"
         )
+    named = list(objectives(opened.card, opened.built.model.ranker.tasks))
+    if card.objectives != named or (card.d_event, card.d_context) != widths(opened):
+        raise UserError(f"{folder}: is of {card.run}, which predicts otherwise than this run; {again}")
+
+
+def _check(opened: OpenRun, config: EnsembleConfig) -> None:
+    """Refuse at once what would come out only when all is scored."""
+    there = behaviours(opened.card)
+    if not there:
+        raise UserError(f"the dataset {opened.card.name!r} has no action, label or watch time to train an ensemble for")
+    for name in config.behaviours:
+        if name not in there:
+            raise ConfigError(f"ensemble.behaviours.{name}: the dataset has {', '.join(there)}")
 
 
 def _train(
@@ -194,7 +226,7 @@ def _train(
         largest_fall=dict(zip(train.objectives, falls.tolist(), strict=True)),
     )
     models: dict[str, nn.Module] = {UMRE: model.cpu(), **_fit_baselines(card, train, valid, device, reporter)}
-    card = EnsembleCard(**{**vars(card), "metrics": {"split": "valid", **_measure(models, valid, card)}})
+    card = replace(card, metrics={"split": "valid", **_measure(models, valid, card)})
     kept = {_file(name): module for name, module in models.items() if name in (FORMULA, LOGISTIC, MLP, SESSION)}
     save_ensemble(out, model, card, kept)
     return Trained(model, card, train, valid, opened.data)
@@ -206,7 +238,7 @@ def _fit_baselines(
     """What the ensemble is compared with, on the same lists."""
     centre, scale = centre_scale(train)
     models = _untrained(card, centre, scale)
-    behaviours, _ = behaviour_weights(train, card.config)
+    names, _ = behaviour_weights(train, card.config)
     for name in (LOGISTIC, MLP, SESSION):
         reporter.fitting(name)
         fit(models[name].to(device), train, valid, card.config, partial(reporter.epoch, name))
@@ -214,7 +246,8 @@ def _fit_baselines(
     reporter.fitting(FORMULA)
 
     def ndcg(scores: torch.Tensor) -> float:
-        return measure_lists(scores.numpy(), valid, card.config.k, behaviours)["ndcg"] or float("nan")
+        found = measure_lists(scores.numpy(), valid, card.config.k, names)["ndcg"]
+        return math.nan if found is None else found
 
     less = [objective.better == "less" for objective in card.objectives]
     value, trials = torch.from_numpy(valid.value), card.config.formula_trials
@@ -231,7 +264,9 @@ def _untrained(
     scale = torch.ones(k) if scale is None else scale
     less = [objective.better == "less" for objective in card.objectives]
     standardise = [Standardise(less, centre, scale) for _ in range(3)]
-    singles = {objective.name: SingleScore(i, objective.better) for i, objective in enumerate(card.objectives)}
+    singles = {
+        f"{objective.name} alone": SingleScore(i, objective.better) for i, objective in enumerate(card.objectives)
+    }
     widths = (card.d_event, card.d_context, card.config.dim)
     torch.manual_seed(card.config.seed)
     return {
@@ -251,14 +286,14 @@ def _units(card: EnsembleCard, centre: torch.Tensor, scale: torch.Tensor) -> tup
 
 def _measure(models: dict[str, nn.Module], lists: Lists, card: EnsembleCard) -> dict[str, Any]:
     """List metrics per method, of the behaviours trained for."""
-    behaviours, k = list(card.behaviours), card.config.k
-    methods = {name: measure_lists(score_lists(model, lists), lists, k, behaviours) for name, model in models.items()}
+    names, k = list(card.behaviours), card.config.k
+    methods = {name: measure_lists(score_lists(model, lists), lists, k, names) for name, model in models.items()}
     first = methods[UMRE]
     return {
         "k": k,
         "lists": first["lists"],
         "mean_length": first["length"],
-        "behaviours": behaviours,
+        "behaviours": names,
         "methods": {
             name: {
                 "behaviours": found["behaviours"],

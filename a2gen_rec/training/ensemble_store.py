@@ -74,6 +74,16 @@ class EnsembleCard:
             raise UserError(f"{file}: not an ensemble's card ({error})") from error
 
 
+def check_place(folder: str) -> None:
+    """Raise a UserError if something else than an ensemble is there, which an ensemble would replace."""
+    try:
+        taken = paths.listdir(folder) and not paths.exists(paths.join(folder, CARD))
+    except OSError as error:
+        raise UserError(f"{folder}: ensemble cannot be written ({error.strerror or error})") from error
+    if taken:
+        raise UserError(f"{folder}: is there and holds no ensemble; give another folder")
+
+
 def save_ensemble(folder: str, model: Ensemble, card: EnsembleCard, baselines: Mapping[str, nn.Module] = {}) -> None:
     """Write an ensemble to a folder, in place of one that is there.
 
@@ -83,8 +93,7 @@ def save_ensemble(folder: str, model: Ensemble, card: EnsembleCard, baselines: M
     Raises:
         UserError: the folder cannot be written, or is there and holds no ensemble.
     """
-    if paths.listdir(folder) and not paths.exists(paths.join(folder, CARD)):
-        raise UserError(f"{folder}: is there and holds no ensemble; give another folder")
+    check_place(folder)
     local = paths.is_local(folder)
     folder = folder.rstrip("/") if local else folder
     try:

@@ -18,17 +18,16 @@ from a2gen_rec.training.losses import means, term_names, total
 from a2gen_rec.training.metrics import binary_metrics, time_metrics
 from a2gen_rec.training.objective_metrics import objective_report
 from a2gen_rec.training.predict import Predictions, Sums, predict
-from a2gen_rec.training.process import Process
+from a2gen_rec.training.process import Process, agreed
 
 
 def evaluation_batches(
-    data: str, split: str, card: DatasetCard, config: Config, process: Process, with_oracle: bool
+    data: str, split: str, card: DatasetCard, config: Config, process: Process, **options: Any
 ) -> AgreedBatches:
-    """All batches of a split, in file order, in step over the ranks."""
-    whole = whole_tables(card, config.model)
-    stream = WindowStream(
-        data, split, card, config.loader, whole, process.rank, process.world, shuffle=False, with_oracle=with_oracle
-    )
+    """All batches of a split, in file order, in step over the ranks. ``options``: as :class:`WindowStream` takes."""
+    whole, place = whole_tables(card, config.model), (process.rank, process.world)
+    with agreed():
+        stream = WindowStream(data, split, card, config.loader, whole, *place, shuffle=False, **options)
     start = Position(world=process.world)
     loader = WindowLoader(stream, config.loader.background)
     return AgreedBatches(loader.epoch(start), lambda: stream.empty, start, len(count_names(card)))

@@ -115,18 +115,21 @@ def _watch(predictions: Predictions, columns: Mapping[str, int]) -> tuple[np.nda
 
 
 def _usual_watch_s(predictions: Predictions, card: DatasetCard) -> np.ndarray:
-    """[n] seconds that an effective view takes at the least, as far as the length's bucket tells."""
+    """[n] seconds that an effective view takes at the least: the usual, or the whole video if that is shorter.
+
+    The log's rule goes by the length, of which no more is known here than its bucket: its middle stands for it.
+    """
     rule = card.feedback
     feature = next((f for f in card.features if rule and f.name == rule.duration), None)
     if rule is None:
         return np.zeros(len(predictions.length))
+    usual = np.maximum(rule.median_watch_s, rule.glance_s)  # a glance is no effective view
     if feature is None or not feature.boundaries:
-        return np.full(len(predictions.length), rule.median_watch_s[0])
-    # The rule's buckets of lengths are others than the feature's: the lower edge of the feature's bucket tells.
-    lowest = np.array([0.0, 0.0, *feature.boundaries])
-    usual = np.array(rule.median_watch_s)[1 + np.searchsorted(rule.duration_edges_s, lowest, side="right")]
-    usual[0] = rule.median_watch_s[0]
-    return usual[predictions.length]
+        return np.full(len(predictions.length), usual[0])
+    edges = np.array(feature.boundaries)
+    length_s = np.array([edges[0] / 2, *(edges[:-1] + edges[1:]) / 2, edges[-1]])
+    bucket = 1 + np.searchsorted(rule.duration_edges_s, length_s, side="right")
+    return np.append(usual[0], np.minimum(length_s, usual[bucket]))[predictions.length]
 
 
 def _rate(happened: np.ndarray) -> float | None:

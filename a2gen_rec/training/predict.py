@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.batch import WindowBatch, count_names
 from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.models.a2gen import A2GenOutput
 from a2gen_rec.training.build import Built
@@ -73,18 +73,18 @@ def predict(
     parts: list[Predictions] = []
     sums = torch.zeros(len(term_names(built.model.ranker.tasks)), dtype=torch.float64)
     backwards = torch.zeros(1, dtype=torch.float64)
-    counts = None
+    counts = torch.zeros(len(count_names(card)), dtype=torch.float64)
     for batch in batches:
         batch = batch.to(device)
         _, (batch_sums, output) = built.dmp(batch)
         sums += batch_sums.double().cpu()
-        counts = batch.counts.cpu() if counts is None else counts + batch.counts.cpu()
+        counts += batch.counts.cpu()
         backwards += _backwards(output, batch).cpu()
         parts.append(_rows(built, output, batch, card, max_error))
     built.dmp.train(was_training)
     dist.all_reduce(sums)
     dist.all_reduce(backwards)
-    return _gather(_join(parts)), Sums(sums, counts if counts is not None else torch.zeros(5), backwards)
+    return _gather(_join(parts)), Sums(sums, counts, backwards)
 
 
 def observed(batch: WindowBatch, actions: int) -> tuple[Tensor, Tensor]:

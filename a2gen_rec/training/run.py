@@ -48,7 +48,7 @@ def open_run(run: str, data: str = "", device: Device = "auto") -> Iterator[Open
     data = data or state.data
     card = DatasetCard.from_dict(state.card, f"{place}/{checkpoint.STATE}")
     present = DatasetCard.load(data)
-    for name in ("actions", "labels", "features", "timed"):
+    for name in ("actions", "labels", "objectives", "timed", "features"):
         if getattr(present, name) != getattr(card, name):
             raise UserError(f"{data}: its {name} differ from those the run {run} was trained with")
     config.sharding.hbm_gb = config.sharding.ddr_gb = 0.0  # of the machines it was trained on

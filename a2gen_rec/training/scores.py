@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from a2gen_rec import paths
-from a2gen_rec.data.batch import WindowBatch, count_names
-from a2gen_rec.data.loader import Position, WindowLoader, WindowStream, split_files
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.loader import split_files
 from a2gen_rec.data.schema import EXIT, ITEM, WATCH_TIME, DatasetCard
+from a2gen_rec.errors import DataError
 from a2gen_rec.models.a2gen import Encoded
 from a2gen_rec.models.ensemble import Objective
-from a2gen_rec.sharding.tables import whole_tables
-from a2gen_rec.training.agree import AgreedBatches
+from a2gen_rec.training.evaluate import evaluation_batches
 from a2gen_rec.training.lists import Lists, concatenate, read_lists, write_lists
 from a2gen_rec.training.predict import observed
 from a2gen_rec.training.process import agreed, gather
 from a2gen_rec.training.run import OpenRun
 
-LARGEST_LOGIT = 16.0
-"""Probabilities are told apart from 1e-7 to 1 - 1e-7."""
+SMALLEST = 1e-7
+"""Probabilities are told apart from this to one less this: sums of float32 may leave [0, 1] by as much."""
 
 
 def objectives(card: DatasetCard, tasks: tuple[str, ...]) -> tuple[Objective, ...]:
@@ -49,6 +49,12 @@ def behaviours(card: DatasetCard) -> tuple[str, ...]:
     return tuple(name for name in kept if name not in negative)
 
 
+def widths(opened: OpenRun) -> tuple[int, int]:
+    """Of the events and of the contexts in a run's lists."""
+    model, shown = opened.config.model, opened.built.model.ranker.features
+    return 2 * model.dim, model.dim * (len(shown["item"]) + len(shown["context"]))
+
+
 def score_split(
     opened: OpenRun,
     split: str,
@@ -65,9 +71,14 @@ def score_split(
         events: most recent impressions before a list that go with it.
         gap_s: seconds between the begins of two impressions beyond which a list ends.
         progress: called with the number of files done and of all.
+
+    Raises:
+        UserError: the split has no windows, the folder cannot be written, or a file in it is damaged.
     """
     files = split_files(opened.data, split)
     with agreed():
+        if not files:
+            raise DataError(f"split {split!r} has no windows", file=paths.join(opened.data, split))
         if opened.process.leads:
             paths.make_folder(folder)
     made = []
@@ -84,32 +95,19 @@ def score_split(
         made.append(scored)
     if progress is not None:
         progress(len(files), len(files))
-    return read_lists(made) if opened.process.leads else None
+    with agreed():
+        return read_lists(made) if opened.process.leads else None
 
 
 @torch.no_grad()
 def _score_file(opened: OpenRun, split: str, file: str, events: int, gap_s: float) -> Lists:
-    """The lists of one file; of all ranks on rank 0."""
+    """The lists of one file, of all ranks, in the order of users and time: that of batches depends on the ranks."""
     card, config, process = opened.card, opened.config, opened.process
-    with agreed():
-        stream = WindowStream(
-            opened.data,
-            split,
-            card,
-            config.loader,
-            whole_tables(card, config.model),
-            process.rank,
-            process.world,
-            shuffle=False,
-            request_gap_s=gap_s,
-            file=file,
-        )
-    start = Position(world=process.world)
-    loader = WindowLoader(stream, config.loader.background)
-    batches = AgreedBatches(loader.epoch(start), lambda: stream.empty, start, len(count_names(card)))
+    batches = evaluation_batches(opened.data, split, card, config, process, request_gap_s=gap_s, file=file)
     opened.built.dmp.eval()
     parts = [_lists(opened, batch.to(process.device), events) for batch in batches]
-    return concatenate([part for rank in gather(parts) for part in rank])
+    lists = concatenate([part for rank in gather(parts) for part in rank])
+    return lists.take(np.lexsort((lists.ts_ms, lists.user)))
 
 
 @dataclass(frozen=True)
@@ -132,9 +130,8 @@ class Judged:
 
     def value(self, with_watch_time: bool) -> Tensor:
         """[targets, objectives] float32 as the ensemble takes them: logits, and log1p seconds of a watch time."""
-        logits = torch.logit(self.probability.double())
-        parts = [logits, self.watch_time[:, None]] if with_watch_time else [logits]
-        return torch.cat(parts, 1).float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        logits = torch.logit(self.probability.double(), eps=SMALLEST).float()
+        return torch.cat([logits, self.watch_time[:, None]], 1) if with_watch_time else logits
 
 
 def judge(opened: OpenRun, batch: WindowBatch) -> Judged:
@@ -188,7 +185,9 @@ def _lists(opened: OpenRun, batch: WindowBatch, events: int) -> Lists:
 
 
 def events_before(batch: WindowBatch, first: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Keys that had ended before each list, the ``most`` right before it, oldest first.
+    """Of the ``most`` keys right before each list, those that a ranker may see: that had begun before and ended.
+
+    Oldest first.
 
     Args:
         first: [lists] first target of each.
@@ -200,8 +199,7 @@ def events_before(batch: WindowBatch, first: Tensor, most: int) -> tuple[Tensor,
     keys = torch.bincount(batch.key_window, minlength=batch.key_shape[0])
     column = end[:, None] + torch.arange(-most, 0, device=end.device)
     key = (torch.cumsum(keys, 0) - keys)[window][:, None] + column
-    ended_ms = batch.end_ms[batch.key]
-    now = batch.ts_ms[batch.moment[first]]
-    there = column >= 0
-    seen = there & (ended_ms[key.clamp(0, max(len(ended_ms) - 1, 0))] <= now[:, None]) if len(ended_ms) else there
-    return key[seen], seen.sum(1)
+    row, place = torch.nonzero(column >= 0, as_tuple=True)
+    key, now = key[row, place], batch.ts_ms[batch.moment[first]][row]
+    past = (batch.ts_ms[batch.key[key]] < now) & (batch.end_ms[batch.key[key]] <= now)
+    return key[past], torch.bincount(row[past], minlength=len(first))

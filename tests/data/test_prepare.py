@@ -509,8 +509,10 @@ def test_reserved_and_repeated_names(tmp_path):
     reserved = SPEC | {"features": [{"name": "ts_ms", "level": "context", "column": "shop"}]}
     with pytest.raises(DataError, match="the name 'ts_ms' is reserved"):
         run(tmp_path, reserved)
-    with pytest.raises(DataError, match="the name 'glance' is reserved"):
-        run(tmp_path, SPEC | {"labels": {"glance": "click"}})
+    for name in ("glance", "effective", "negative", "watch_time", "watch", "ensemble"):
+        for kind, column in (("labels", "click"), ("actions", {"flag": "like"})):
+            with pytest.raises(DataError, match=f"the name '{name}' is reserved"):
+                run(tmp_path, SPEC | {kind: {name: column}})
 
 
 # --- public samples ---------------------------------------------------------------------------------------------

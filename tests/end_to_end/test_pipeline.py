@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from iopath.common.file_io import g_pathmgr
 from storage import PREFIX, FolderBehindPrefix
 
@@ -54,7 +55,7 @@ def test_evaluation_has_the_promised_keys(trained: Path, capsys: pytest.CaptureF
         assert set(row) == {"auc", "gauc", "ne", "calibration", "positives"}
     assert set(result["time"]) == names - {"long_view"} | {"exit"}
     for row in result["time"].values():
-        assert set(row) == {"mae_log", "mae_s", "count"}
+        assert set(row) == {"mae_log", "mae_s", "rank_correlation", "count"}
     reference = result["reference"]
     assert set(reference) == {"base_rate", "item_rate", "oracle", "median_time"}
     assert set(reference["base_rate"]) == set(reference["item_rate"]) == set(reference["oracle"]) == names
@@ -68,3 +69,29 @@ def test_ranking_a_user(trained: Path, capsys: pytest.CaptureFixture[str]) -> No
     output = capsys.readouterr().out
     assert "nobody-knows-this" in output
     assert "exit" in output
+
+
+@pytest.fixture(scope="module")
+def fused(trained: Path) -> Path:
+    small = ["--epochs", "2", "--dim", "4", "--hidden", "[4]", "--degree", "8", "--formula_trials", "4"]
+    main(["train-ensemble", "--run", "memtest://run", *small])
+    return trained / "run" / "ensemble"
+
+
+def test_an_ensemble_is_trained_and_evaluated(fused: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {path.name for path in fused.iterdir()}
+    assert {"ensemble.yaml", "ensemble.safetensors", "transforms.png", "baseline-mlp.safetensors"} <= names
+    main(["evaluate", "--run", "memtest://run", "--split", "valid", "--json", "memtest://lists.json"])
+    lists = json.loads((fused.parents[1] / "lists.json").read_text())["lists"]
+    reported = yaml.safe_load((fused / "ensemble.yaml").read_text())["metrics"]
+    assert lists == reported
+    assert "long_view" in lists["methods"]
+    assert "NDCG@3" in capsys.readouterr().out
+
+
+def test_a_ranking_explained(fused: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["rank", "--run", "memtest://run", "--user", "7", "--top", "3", "--explain"])
+    output = capsys.readouterr().out
+    assert "by ensemble score" in output
+    assert "why this order" in output
+    assert "ahead of 2" in output

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from support import checkpoint_tensors, make_card, write_dataset
 
 from a2gen_rec.cli import main
@@ -136,8 +137,31 @@ def test_evaluation_on_two_ranks_equals_one(dataset: Path, tmp_path: Path) -> No
         assert two["actions"][name] == pytest.approx(row, rel=1e-4), name
         assert two["reference"]["item_rate"][name] == pytest.approx(one["reference"]["item_rate"][name]), name
     for name, times in one["time"].items():
+        # Rounding may turn times round that are next to equal.
+        correlations = [result["time"][name].pop("rank_correlation") for result in (one, two)]
+        assert correlations[1] == pytest.approx(correlations[0], abs=0.01), name
         assert two["time"][name] == pytest.approx(times, rel=1e-4), name
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def test_an_ensemble_trained_on_two_ranks_is_evaluated_on_one(broken: Path, tmp_path: Path) -> None:
+    """All lists reach the first rank, which trains; the other need not wait for it."""
+    run = tmp_path / "run"
+    nobody = {"user": pa.array([], pa.string()), "user_key": pa.array([], pa.int64())}
+    pq.write_table(pa.table(nobody), broken / "users.parquet")
+    main(["train", "--data", str(broken), "--run", str(run), *SMALL, "--train.max_steps", "5"])
+    small = ["--epochs", "2", "--dim", "4", "--degree", "8", "--formula_trials", "4"]
+    output = finish(start_command(2, "train-ensemble", "--run", str(run), *small))
+    assert output.count("ensemble: ") == output.count("scoring train: 0 of 3 files") == 1
+    reported = yaml.safe_load((run / "ensemble" / "ensemble.yaml").read_text())["metrics"]
+    shutil.rmtree(run / "scores")
+    main(["evaluate", "--run", str(run), "--split", "valid", "--json", str(tmp_path / "1.json")])
+    lists = json.loads((tmp_path / "1.json").read_text())["lists"]
+    for name in ("k", "lists", "mean_length", "behaviours"):
+        assert lists[name] == reported[name]
+    for name, found in reported["methods"].items():
+        # Rounding may turn candidates round that are next to equal.
+        assert lists["methods"][name]["mean"] == pytest.approx(found["mean"], abs=0.02), name
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -237,6 +261,11 @@ def test_a_checkpoint_of_another_model(dataset: Path, tmp_path: Path, capsys: py
     grown = Path(shutil.copytree(dataset, tmp_path / "grown"))
     DatasetCard.save(other, str(grown))
     assert "other features" in train(capsys, grown, run)
+    for changes in ({"objectives": ["glance"]}, {"timed": ["like", "exit"]}):
+        DatasetCard.save(replace(CARD, **changes), str(grown))
+        assert f"other {next(iter(changes))}" in train(capsys, grown, run)
+    message = train(capsys, dataset, run, "--loss.uncertainty", "true")
+    assert "its checkpoint has loss.uncertainty = False" in message
     assert sorted(path.name for path in run.rglob("*")) == before
 
 

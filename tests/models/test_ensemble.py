@@ -239,6 +239,7 @@ def test_padding_changes_nothing_for_the_others(shared: bool) -> None:
 def test_everything_is_learned_and_personal() -> None:
     """Every parameter has a gradient, and user and context each move weights and transforms."""
     model = make()
+    torch.nn.init.normal_(model.query.weight, std=0.1)  # weights begin equal
     value, events, length, context = inputs()
     length[1] = 5
     base = model(value, events, length, context)

@@ -1,4 +1,6 @@
 import io
+import re
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -207,6 +209,21 @@ def test_a_ranking_for_an_unknown_user_by_a_label_without_watch_times() -> None:
     assert "comment → exit (34%)" in text
 
 
+def test_a_ranking_by_the_ensemble_shows_its_scores() -> None:
+    scored = [replace(candidate(name), score=score) for name, score in (("a", 0.61234), ("b", -0.25))]
+    text = shown([ranking_table(Ranking("u", True, 57, "ensemble", 2, 0, scored))])
+    assert "by ensemble score · 57 past impressions" in text
+    assert row(text, "1").startswith("1 a +0.6123 12.3%")
+    assert row(text, "2").startswith("2 b -0.2500 12.3%")
+    assert "score" not in shown([ranking_table(Ranking("u", True, 57, "watch", 2, 0, scored))])
+
+
+@pytest.mark.parametrize(("by", "header"), [("ensemble", "score"), ("watch", "watch"), ("like", "like")])
+def test_what_a_ranking_is_ordered_by_is_underlined(by: str, header: str) -> None:
+    text = shown([ranking_table(Ranking("u", True, 57, by, 1, 0, [replace(candidate("a"), score=0.5)]))], colour=True)
+    assert re.findall(r"\x1b\[[0-9;]*\b4m *(\w+)", text) == [header]
+
+
 def test_tables_fit_a_hundred_columns() -> None:
     names = ["profile_enter", "like", "follow", "comment", "forward", "hate", "click", "long_view"]
     timeline = [("start", 0.0), ("like", 2.04), ("exit", 17.0)]
@@ -215,6 +232,10 @@ def test_tables_fit_a_hundred_columns() -> None:
     assert "…" not in text
     assert all(name in text.replace("_\n", "_") for name in ("follow", "comment", "forward"))
     assert text.count("12.3%") == 12 * len(names)
+    wide = replace(wide, score=-12.3456)
+    text = shown([ranking_table(Ranking("123456", True, 100, "ensemble", 12, 0, [wide] * 12))], width=100)
+    assert "…" not in text
+    assert text.count("-12.3456") == 12
     many = result() | {"actions": dict.fromkeys(names, metrics(0.65, 0.55, 0.96) | {"positives": 123_456_789})}
     assert "…" not in shown(evaluation_tables(many))
     long = with_watch_time()

@@ -9,15 +9,20 @@ import pytest
 import torch
 from support import make_card, make_columns, small_config, to_table, whole, write_dataset
 
-from a2gen_rec.config import Config
+from a2gen_rec.cli import main
+from a2gen_rec.config import Config, EnsembleConfig
 from a2gen_rec.data.batch import ALL, collate
 from a2gen_rec.data.columns import WindowColumns, take_windows
 from a2gen_rec.data.schema import SPLITS, DatasetCard
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.models.a2gen import A2Gen
+from a2gen_rec.models.ensemble import Ensemble
 from a2gen_rec.nn.decoding import Decoded
 from a2gen_rec.serving import rank as ranking
 from a2gen_rec.serving.rank import Candidate, Items, Ranking, find_items, latest_window, popular_items, rank
+from a2gen_rec.training.ensemble_run import train_ensemble
+from a2gen_rec.training.ensemble_store import EnsembleCard, load_ensemble, save_ensemble
+from a2gen_rec.training.ensemble_trainer import Epoch
 from a2gen_rec.training.run import OpenRun, open_run
 from a2gen_rec.training.trainer import train
 
@@ -360,3 +365,128 @@ def test_without_watch_times_the_first_action_orders(tmp_path: Path) -> None:
         ranking.order_by(card(actions=["start", "exit"], labels=[]), "")
     with pytest.raises(UserError, match="cannot rank by 'watch'"):
         ranking.order_by(card(), "watch")
+
+
+# --- with an ensemble -------------------------------------------------------------------------------------------
+
+OUTCOMES = [*NAMES, "glance", "effective"]
+EVENTS = 4
+
+
+class Silent:
+    """A reporter."""
+
+    def scoring(self, split: str, done: int, files: int) -> None: ...
+    def fitting(self, name: str) -> None: ...
+    def epoch(self, name: str, epoch: Epoch) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def fused(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A run that predicts objectives and has an ensemble, on the same dataset."""
+    run = tmp_path_factory.mktemp("fused") / "run"
+    config = small_config(objectives=True)
+    config.train.max_steps, config.loader.background, config.train.log_every = 5, False, 0
+    config.loader.max_impressions, config.evaluate.max_error = 60, 0.0
+    config.optim.dense_lr, config.optim.tables_lr = 0.05, 0.3
+    train(config, str(world.data), str(run))
+    settings = EnsembleConfig(epochs=2, lr=0.05, dim=4, hidden=[4], degree=8, events=EVENTS, formula_trials=2)
+    assert train_ensemble(str(run), str(run / "ensemble"), settings, Silent()) is not None
+    return dataclasses.replace(world, run=run)
+
+
+def alone_score(opened: OpenRun, model: Ensemble, card: EnsembleCard, candidate: Candidate, world: World) -> float:
+    """The ensemble asked for one candidate, with values and events of the model's ordinary forward pass."""
+    table = pq.read_table(world.data / "items.parquet").to_pydict()
+    at = table["item"].index(candidate.item)
+    rows = {name: np.array([table[name][at]]) for name in ("item_id", "author_id")}
+    window = latest_window(str(world.data), CARD, world.user)
+    columns = ranking.with_candidates(window, Items([candidate.item], np.ones(1, bool), rows), CARD)
+    batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
+    opened.built.dmp.eval()
+    with torch.no_grad():
+        _, (_, output) = opened.built.dmp(batch)
+        ranker = opened.built.model.ranker
+        what = ranker.occurrence(output, 0.0)
+        heads = torch.cat([output.label_logits, output.objective_logits], 1)
+        value = torch.cat([what.probability[:, 1:-1].logit(), heads, what.time[:, -1:]], 1)
+        looked_up = opened.built.model.embeddings(batch.sparse)
+        shown = {name: looked_up[name].values()[batch.index[name]] for name in ("item_id", "author_id", "tab")}
+        past = torch.cat([shown["item_id"][:-1], ranker.encode_actions(looked_up, batch)], 1)[-EVENTS:]
+        context = torch.cat([each[-1] for each in shown.values()])
+        scored = model(value[None], past[None], torch.tensor([len(past)]), context[None, None])
+    assert [objective.name for objective in card.objectives] == [*OUTCOMES, "watch_time"]
+    return float(scored.score)
+
+
+def test_the_run_s_ensemble_orders_by_default(fused: World, tmp_path: Path) -> None:
+    """As it scores each candidate alone."""
+    found = ranked(fused, tmp_path / "items", "\n".join(f"item-{row}" for row in range(1, 13)))
+    scores = [candidate.score for candidate in found.candidates]
+    assert found.by == "ensemble"
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > scores[-1] + 1e-3
+    model, card = load_ensemble(str(fused.run / "ensemble"))
+    with open_run(str(fused.run)) as opened:
+        alone = [alone_score(opened, model, card, candidate, fused) for candidate in found.candidates]
+    assert scores == pytest.approx(alone, rel=1e-4, abs=1e-5)
+
+
+def test_shares_of_the_score_add_up(fused: World) -> None:
+    for user in (fused.user, "nobody"):
+        for candidate in rank(str(fused.run), user, top=5).candidates:
+            parts = candidate.explanation
+            assert [part.objective for part in parts] == [*OUTCOMES, "watch_time"]
+            assert [part.better for part in parts] == ["more"] * 4 + ["less", "more", "more"]
+            assert sum(part.share for part in parts) == pytest.approx(candidate.score, rel=1e-5, abs=1e-6)
+            assert sum(part.weight for part in parts) == pytest.approx(1, rel=1e-5)
+            told = {part.objective: part.prediction for part in parts if part.unit == "probability"}
+            assert told == candidate.probability
+            assert (parts[-1].unit, parts[-1].prediction) == ("s", candidate.expected_watch_s)
+
+
+@pytest.mark.parametrize("by", ["watch", *OUTCOMES])
+def test_other_orders_are_there_too_and_have_scores(by: str, fused: World) -> None:
+    """Where less is better, those with the least come first."""
+    everyone = rank(str(fused.run), fused.user, by=by, top=100)
+    found = rank(str(fused.run), fused.user, by=by, top=7)
+    assert [candidate.item for candidate in found.candidates] == [each.item for each in everyone.candidates[:7]]
+    values = [each.expected_watch_s if by == "watch" else each.probability[by] for each in everyone.candidates]
+    assert values == sorted(values, reverse=by != "glance")
+    assert values[0] != values[-1]
+    assert np.isfinite([candidate.score for candidate in found.candidates]).all()
+    assert found.by == by
+
+
+def test_an_ensemble_elsewhere_or_of_another_checkpoint(world: World, fused: World, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    model, card = load_ensemble(str(fused.run / "ensemble"))
+    save_ensemble(str(folder), model, card)
+    assert rank(str(fused.run), "nobody", ensemble=str(folder)) == rank(str(fused.run), "nobody")
+    with pytest.raises(UserError, match=r"elsewhere: is of .*, which predicts otherwise than this run"):
+        rank(str(world.run), "nobody", ensemble=str(folder))
+    save_ensemble(str(folder), model, dataclasses.replace(card, step=2))
+    with pytest.raises(UserError, match=r"is of step 2 of .*, the run's best is step 5"):
+        rank(str(fused.run), "nobody", ensemble=str(folder))
+    with pytest.raises(UserError, match="cannot rank by ensemble: the run has none"):
+        rank(str(world.run), "nobody", by="ensemble")
+
+
+def test_explanations_on_the_terminal(world: World, fused: World, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["rank", "--user", "nobody", "--top", "2", "--explain", "--run"]
+    main([*asked, str(fused.run)])
+    text = capsys.readouterr().out
+    best = rank(str(fused.run), "nobody", top=1).candidates[0]
+    assert "by ensemble score" in text
+    assert "why this order" in text
+    assert f"{best.score:+.4f}" in text
+    main([*asked, str(fused.run), "--by", "watch"])
+    text = capsys.readouterr().out
+    assert "by expected watch time" in text
+    assert "why this order" in text
+    with pytest.raises(SystemExit) as left:
+        main([*asked, str(world.run)])
+    told = capsys.readouterr()
+    assert left.value.code == 2
+    assert told.out == ""
+    assert told.err.splitlines() == ["a2gen: error: --explain needs an ensemble: `a2gen train-ensemble` trains one"]

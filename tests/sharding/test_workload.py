@@ -89,7 +89,7 @@ def test_what_the_model_reads_of_sessions_and_outcomes_is_planned_whole(switches
 def test_a_feature_of_the_name_of_a_session_table_is_refused_where_that_is_read() -> None:
     features = DESCRIBED | {"session_gap": PlannedFeature("item", 9)}
     assert len(of_features(features, COUNTS, small_config()).tables) == 6
-    with pytest.raises(ConfigError, match="'session_gap' is the name of a table"):
+    with pytest.raises(ConfigError, match="'session_gap' is the name of a table of the model's own; give it another"):
         of_features(features, COUNTS, small_config(session=True))
 
 
@@ -127,5 +127,5 @@ def test_an_incomplete_description_is_refused() -> None:
         of_features(DESCRIBED, replace(COUNTS, targets=0), small_config())
     with pytest.raises(ConfigError, match="no tables to plan"):
         of_features({}, COUNTS, small_config())
-    with pytest.raises(ConfigError, match="'action' is the name of a table that every model has"):
+    with pytest.raises(ConfigError, match="'action' is the name of a table of the model's own"):
         of_features({"action": PlannedFeature("user", 3)}, COUNTS, small_config())

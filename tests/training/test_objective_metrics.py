@@ -14,7 +14,7 @@ from support import make_card
 
 from a2gen_rec.data.schema import DatasetCard, Feature, FeedbackRule
 from a2gen_rec.training.evaluate import outcome_names
-from a2gen_rec.training.objective_metrics import LENGTH_GROUPS, _equal_groups, objective_report
+from a2gen_rec.training.objective_metrics import LENGTH_GROUPS, _equal_groups, _usual_watch_s, objective_report
 from a2gen_rec.training.predict import Predictions
 
 NAN = float("nan")
@@ -109,7 +109,7 @@ def test_objectives_of_generator_and_head() -> None:
     # Glances at 2 and 4 s among 1, 30 and 6: each loses against the 1 s alone.
     assert found["glance"]["generator"]["auc"] == pytest.approx(4 / 6)
     assert found["glance"]["head"]["auc"] == pytest.approx(5 / 6)
-    # What an effective view takes: 9, 5, 5, 5, 12, 12 s; of 30 s in 5 and 6 s in 12, against 2 in 9, 4 in 5, 1 in 5.
+    # Lengths of 5, 5, 15, 30 and 40 s stand for their buckets, and in none is the usual watch time longer.
     usual = np.array([9, 5, 5, 5, 12, 12])
     score = np.log1p(WATCH) - np.log1p(usual)
     assert found["effective"]["generator"]["auc"] == pytest.approx(
@@ -166,6 +166,23 @@ def test_without_lengths_one_watch_time_is_usual(duration: str) -> None:
     assert found["lengths"] == []
     # Watched 30 and 6 s effectively; 2, 4 and 1 s not: compared with the same 9 s.
     assert found["shared_ground"]["effective"]["generator"]["auc"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("edges", "medians", "least"),
+    [
+        # Of unknown length the usual; middles of 5, 15, 30 and 40 s fall between the rule's edges.
+        ([12.0, 35.0], [9.0, 4.0, 8.0, 20.0], [9.0, 4.0, 8.0, 8.0, 20.0]),
+        # A video of 5 s is watched whole in less than the usual 7 s, one of 15 s in less than 18.
+        ([10.0], [9.0, 7.0, 18.0], [9.0, 5.0, 15.0, 18.0, 18.0]),
+        # What is usual may be a glance, which no effective view is.
+        ([], [2.0, 1.5], [3.0, 3.0, 3.0, 3.0, 3.0]),
+    ],
+)
+def test_what_an_effective_view_takes(edges: list[float], medians: list[float], least: list[float]) -> None:
+    rule = replace(CARD.feedback, duration_edges_s=edges, median_watch_s=medians)
+    made = replace(predictions(), length=np.arange(5))
+    assert _usual_watch_s(made, replace(CARD, feedback=rule)).tolist() == least
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
