@@ -30,7 +30,7 @@ def run(options: Namespace) -> None:
 
     quiet()
     from a2gen_rec.reporting.ensemble_tables import explanation_tables
-    from a2gen_rec.reporting.tables import ranking_table
+    from a2gen_rec.reporting.tables import ranking_tables
     from a2gen_rec.serving.rank import rank
 
     ranking = rank(
@@ -46,6 +46,5 @@ def run(options: Namespace) -> None:
     if options.explain and not all(candidate.explanation for candidate in ranking.candidates):
         raise ConfigError("--explain needs an ensemble: `a2gen train-ensemble` trains one")
     console = new_console()
-    console.print(ranking_table(ranking))
-    for table in explanation_tables(ranking.candidates) if options.explain else []:
+    for table in [*ranking_tables(ranking), *(explanation_tables(ranking.candidates) if options.explain else [])]:
         console.print(table)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # a table needs no torch
 
 UNKNOWN = "–"
 BETTER = "bold green"
+MOST_BESIDE = 8
+"""Outcomes that fit beside a timeline."""
 
 # What is measured: title, key, digits, whether more is better.
 _OF_SCORE = [("AUC", "auc", 4, True)]
@@ -44,26 +46,40 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def ranking_table(ranking: "Ranking") -> Table:
-    """The candidates of a ranking, each with its most probable timeline."""
+def ranking_tables(ranking: "Ranking") -> list[Table]:
+    """The candidates of a ranking, each with its most probable timeline.
+
+    Of many outcomes, all but the one ranked by are in a table of their own: beside them, no room would be left for
+    timelines.
+    """
     shown = ranking.candidates
     names = list(shown[0].probability) if shown else []
-    watched = any(candidate.expected_watch_s is not None for candidate in shown)
-    fused = ranking.by == "ensemble"
+    beside = names if len(names) <= MOST_BESIDE else [name for name in names if name == ranking.by]
+    best = f"user {ranking.user}: best {len(shown):,} of {ranking.ranked:,} candidates"
+    tables = [_candidates_table(ranking, beside, titled_table(best, _about(ranking)), whole=True)]
+    if names != beside:
+        tables.append(_candidates_table(ranking, names, titled_table("probabilities"), whole=False))
+    return tables
+
+
+def _candidates_table(ranking: "Ranking", names: Sequence[str], table: Table, whole: bool) -> Table:
+    """The table filled with the outcomes ``names`` of the candidates and, of the ``whole``, all else."""
+    fused = whole and ranking.by == "ensemble"
+    watched = whole and any(candidate.expected_watch_s is not None for candidate in ranking.candidates)
     by = "score" if fused else ranking.by
-    table = titled_table(f"user {ranking.user}: best {len(shown):,} of {ranking.ranked:,} candidates", _about(ranking))
     table.add_column("#", justify="right")
     table.add_column("item", overflow="fold")
     for name in [*(["score"] if fused else []), *names, *(["watch"] if watched else [])]:
         header = Text(name.replace("_", "_\n"), style="underline" if name == by else "")
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("timeline", overflow="fold")
-    for place, candidate in enumerate(shown, start=1):
-        row = [f"{candidate.score:+.4f}"] if fused else []
+    if whole:
+        table.add_column("timeline", overflow="fold")
+    for place, candidate in enumerate(ranking.candidates, start=1):
+        row: list[Text | str] = [f"{candidate.score:+.4f}"] if fused else []
         row += [_percent(candidate.probability[name]) for name in names]
-        if watched:
-            row.append(_seconds(candidate.expected_watch_s))
-        table.add_row(str(place), _item(candidate), *row, _timeline(candidate))
+        row += [_seconds(candidate.expected_watch_s)] if watched else []
+        row += [_timeline(candidate)] if whole else []
+        table.add_row(str(place), _item(candidate), *row)
     return table
 
 
