@@ -34,7 +34,7 @@ def objective_losses(
     if watch_time is None:
         return sums, counts
     known = torch.isfinite(watch_s)
-    error = watch_time - torch.where(known, torch.log1p(watch_s), 0).to(watch_time.dtype)
+    error = watch_time - torch.where(known, torch.log1p(watch_s), 0)  # float32 though autocast made the prediction
     each = error.square() if time_error == "squared" else error.abs()
     total, count = torch.where(known, each, 0).sum(), known.sum()
     return torch.cat([sums, total[None]]), torch.cat([counts, count[None]])

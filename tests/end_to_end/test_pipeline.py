@@ -85,7 +85,7 @@ def test_an_ensemble_is_trained_and_evaluated(fused: Path, capsys: pytest.Captur
     lists = json.loads((fused.parents[1] / "lists.json").read_text())["lists"]
     reported = yaml.safe_load((fused / "ensemble.yaml").read_text())["metrics"]
     assert lists == reported
-    assert "long_view" in lists["methods"]
+    assert "long_view alone" in lists["methods"]
     assert "NDCG@3" in capsys.readouterr().out
 
 

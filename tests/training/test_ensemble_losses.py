@@ -42,10 +42,8 @@ def slow(name: str, score: Tensor, relevance: Tensor, valid: Tensor) -> list[Ten
         s, r = s[inside], r[inside]
         if name == "pointwise":
             terms += [(a - b) ** 2 for a, b in zip(s, r, strict=True)]
-        elif name == "listwise" and r.sum() > 0:
-            terms.append(
-                -sum(b / r.sum() * torch.log(torch.exp(a) / torch.exp(s).sum()) for a, b in zip(s, r, strict=True))
-            )
+        elif name == "listwise":
+            terms += [-b * torch.log(torch.exp(a) / torch.exp(s).sum()) for a, b in zip(s, r, strict=True)]
         elif name == "pairwise":
             terms += [
                 torch.log(1 + torch.exp(s[j] - s[i]))
@@ -66,7 +64,8 @@ def test_relevance_is_the_weighted_sum_of_the_labels() -> None:
 def test_losses_and_gradients_equal_loops(name: str, seed: int, candidates: int) -> None:
     score, relevance, valid = lists(seed, candidates=candidates)
     loss, terms = LOSSES[name](score, relevance, valid), slow(name, score, relevance, valid)
-    assert loss.count == len(terms)
+    count = float(relevance[valid].sum()) if name == "listwise" else len(terms)
+    assert float(loss.count) == pytest.approx(count)
     (fast,) = torch.autograd.grad(loss.total, score, materialize_grads=True)
     if not terms:
         assert loss.total == loss.mean == 0
@@ -74,7 +73,7 @@ def test_losses_and_gradients_equal_loops(name: str, seed: int, candidates: int)
         return
     expected = torch.stack(terms)
     torch.testing.assert_close(loss.total, expected.sum())
-    torch.testing.assert_close(loss.mean, expected.mean())
+    torch.testing.assert_close(loss.mean, expected.sum() / (count or 1))
     torch.testing.assert_close(fast, torch.autograd.grad(expected.sum(), score)[0])
 
 

@@ -113,7 +113,7 @@ def test_a_loaded_ensemble_and_its_baselines_measure_what_training_reported(worl
     result = measured(world)
     assert result["targets"] == len(world.trained.valid.item)
     assert result["lists"] == world.trained.card.metrics
-    assert list(result["lists"]["methods"]) == ["UMRE", *SINGLE, *BASELINES]
+    assert list(result["lists"]["methods"]) == ["UMRE", *(f"{name} alone" for name in SINGLE), *BASELINES]
     assert result["lists"]["lists"] > 20
     assert set(result["lists"]["behaviours"]) == {"like", "comment", "follow", "click", "effective"}
     other = measured(world, "test")

@@ -51,6 +51,16 @@ def test_sums_counts_and_gradients_equal_loops(error: str) -> None:
         torch.testing.assert_close(fast, right, rtol=1e-9, atol=1e-9)
 
 
+def test_under_autocast_watch_times_keep_the_precision_of_the_log() -> None:
+    """Autocast's 8 bits would round both the seconds and the sum over a batch."""
+    watch_s = torch.linspace(0, 100, 1000)
+    predicted = torch.log1p(watch_s + 1).bfloat16()
+    nothing = torch.zeros(1000, 0)
+    sums, _ = objective_losses(nothing, predicted, nothing, watch_s, "absolute")
+    exact = (predicted.double() - torch.log1p(watch_s.double())).abs().sum()
+    torch.testing.assert_close(sums.double(), exact[None], rtol=1e-5, atol=0)
+
+
 def test_without_watch_time_the_objectives_remain() -> None:
     logits, time = predictions()
     sums, counts = objective_losses(logits, None, LABELS, WATCH_S)
