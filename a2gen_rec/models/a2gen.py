@@ -214,8 +214,8 @@ class DenseRanker(nn.Module):
         """
         looked_up = {name: jagged.values() for name, jagged in rows.items()}
         tables = StepEmbeddings(looked_up[ACTION], looked_up[TIME])
-        item = self._concatenate(looked_up, batch, "item", "context")
-        key, target = item[batch.key], [item[batch.target], *self._whole(looked_up, batch.session, batch.moment)]
+        key = self._concatenate(looked_up, batch, "item", "context")[batch.key]
+        target = [self._shown(looked_up, batch), *self._whole(looked_up, batch.session, batch.moment)]
         if actions is None:
             actions = self._encode_actions(tables, key, batch)
         beside = [
@@ -254,8 +254,14 @@ class DenseRanker(nn.Module):
         return decode(self.generator, targets.context, targets.tables, self.timed, "beam", width)
 
     def shown(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
-        """[impressions, d_item] embeddings of what was shown: item and context features."""
-        return self._concatenate({name: jagged.values() for name, jagged in rows.items()}, batch, "item", "context")
+        """[targets, d_item] embeddings of what is shown, and of the context at the moment it is judged."""
+        return self._shown({name: jagged.values() for name, jagged in rows.items()}, batch)
+
+    def _shown(self, looked_up: dict[str, Tensor], batch: WindowBatch) -> Tensor:
+        # The hour or tab in which a candidate was shown later would tell that, and whether, the user stayed.
+        places = [(name, batch.target) for name in self.features["item"]]
+        places += [(name, batch.moment) for name in self.features["context"]]
+        return torch.cat([looked_up[name][batch.index[name][place]] for name, place in places], dim=-1)
 
     def _concatenate(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: str) -> Tensor:
         names = [name for level in levels for name in self.features[level]]

@@ -147,7 +147,7 @@ def judge(opened: OpenRun, batch: WindowBatch) -> Judged:
         encoded=encoded,
         probability=torch.cat(outcomes, 1),
         watch_time=what.time[:, -1],
-        context=ranker.shown(rows, batch)[batch.target],
+        context=ranker.shown(rows, batch),
         event=torch.cat([item[batch.key], actions], 1),
     )
 

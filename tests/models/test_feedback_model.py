@@ -277,6 +277,7 @@ def as_requests(columns: WindowColumns, gap_s: float) -> WindowColumns:
             members.append(np.append(np.arange(start, opens), place))
             moments.append((row, opens))
     windows, opens_at = (np.array(each) for each in zip(*moments, strict=True))
+    context = {feature.name for feature in CARD.at_level("context")}
     lengths = np.array([len(each) for each in members])
     flat, last = np.concatenate(members), np.cumsum(lengths) - 1
     action_lengths = columns.action_lengths[flat]
@@ -293,7 +294,9 @@ def as_requests(columns: WindowColumns, gap_s: float) -> WindowColumns:
         starts=last + 1 - lengths,
         lengths=lengths,
         user_ids={name: rows[windows] for name, rows in columns.user_ids.items()},
-        impression_ids={name: rows[flat] for name, rows in columns.impression_ids.items()},
+        impression_ids={
+            name: moved(rows) if name in context else rows[flat] for name, rows in columns.impression_ids.items()
+        },
         session={name: moved(rows) for name, rows in columns.session.items()},
         outcome={name: rows[flat] for name, rows in columns.outcome.items()},
         ts_ms=moved(columns.ts_ms),

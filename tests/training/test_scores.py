@@ -63,6 +63,9 @@ def opened(world: World) -> Iterator[OpenRun]:
         yield found
 
 
+CONTEXT = [feature.name for feature in CARD.at_level("context")]
+
+
 def of_split(world: World, split: str = "valid") -> WindowColumns:
     return read_columns(row_groups([str(file) for file in sorted((world.data / split).iterdir())]), CARD)
 
@@ -95,7 +98,9 @@ def alone(columns: WindowColumns, window: int, first: int, target: int) -> Windo
         starts=np.zeros(1, np.int64),
         lengths=np.array([len(flat)]),
         user_ids={name: rows[[window]] for name, rows in columns.user_ids.items()},
-        impression_ids={name: rows[flat] for name, rows in columns.impression_ids.items()},
+        impression_ids={
+            name: at_moment(rows) if name in CONTEXT else rows[flat] for name, rows in columns.impression_ids.items()
+        },
         session={name: at_moment(rows) for name, rows in columns.session.items()},
         outcome={name: rows[flat] for name, rows in columns.outcome.items()},
         ts_ms=at_moment(columns.ts_ms),
