@@ -45,7 +45,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def ranking_table(ranking: "Ranking") -> Table:
-    """The candidates of a ranking, each with its most probable timeline."""
+    """The candidates of a ranking, each with its most probable timeline if the model generates any."""
     shown = ranking.candidates
     names = list(shown[0].probability) if shown else []
     watched = any(candidate.expected_watch_s is not None for candidate in shown)
@@ -55,12 +55,14 @@ def ranking_table(ranking: "Ranking") -> Table:
     for name in [*names, "watch"] if watched else names:
         header = Text(name.replace("_", "_\n"), style="underline" if name == ranking.by else "")
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("timeline", overflow="fold")
+    timelines = any(candidate.timeline for candidate in shown)
+    if timelines:
+        table.add_column("timeline", overflow="fold")
     for place, candidate in enumerate(shown, start=1):
         row = [_percent(candidate.probability[name]) for name in names]
         if watched:
             row.append(_seconds(candidate.expected_watch_s))
-        table.add_row(str(place), _item(candidate), *row, _timeline(candidate))
+        table.add_row(str(place), _item(candidate), *row, *([_timeline(candidate)] if timelines else []))
     return table
 
 
