@@ -1,4 +1,6 @@
 import io
+import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -205,6 +207,14 @@ def test_a_ranking_for_an_unknown_user_by_a_label_without_watch_times() -> None:
     assert "? not in" not in text
     assert "watch" not in text
     assert "comment → exit (34%)" in text
+
+
+def test_a_ranking_by_a_model_that_generates_no_sequences_has_no_timelines() -> None:
+    plain = replace(candidate("a"), timeline=[], timeline_probability=math.nan)
+    text = shown([ranking_table(Ranking("u", True, 57, "watch", 1, 0, [plain]))])
+    assert row(text, "1").split() == ["1", "a", "12.3%", "0.46%", "18s"]
+    assert "timeline" not in text
+    assert "nan" not in text
 
 
 def test_tables_fit_a_hundred_columns() -> None:
