@@ -38,16 +38,17 @@ class TowersRanker(Ranker[TowersOutput]):
     Subclasses set ``mixture``, [targets, d_context] -> [targets, ``outputs``, dim], and :meth:`_history`.
 
     Attributes:
+        d_token: width of all that is known of a past impression.
         outputs: number of towers: of events, labels, objectives, then times.
     """
 
     mixture: nn.Module
+    timed_action: Tensor
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__(card, config)
         self.tasks = tuple(card.objectives) if config.objectives else ()
-        self.d_actions = 2 * config.dim
-        self.d_token = self.d_item + self.d_actions + config.dim + self.d_session + self.d_outcome
+        self.d_token = self.d_item + 2 * config.dim + config.dim + self.d_session + self.d_outcome
         times = int(self.timed.sum())
         self.ends = list(accumulate([len(card.events), len(card.labels), len(self.tasks)]))
         self.outputs = self.ends[-1] + times
@@ -55,7 +56,7 @@ class TowersRanker(Ranker[TowersOutput]):
         self.towers = Towers(self.outputs, config.dim, int(config.dim * config.tower_ratio), config.dropout)
         self.dropout = nn.Dropout(config.dropout)
         rate = torch.tensor([card.base_rate[name] for name in [*card.events, *card.labels, *self.tasks]])
-        seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions])
+        seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
         self.towers.start_from(torch.cat([torch.logit(rate, eps=1e-4), torch.log1p(seconds[self.timed])]))
 
     def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> TowersOutput:
@@ -89,5 +90,5 @@ class TowersRanker(Ranker[TowersOutput]):
         return Occurrence(torch.cat([always, chance, always], dim=1), time, 0 * always.squeeze(1))
 
     def _history(self, inputs: Inputs, actions: Tensor, batch: WindowBatch) -> Tensor:
-        """[targets, dim] of what each target sees, given what was done [keys, d_actions]."""
+        """[targets, dim] of what each target sees, given what was done [keys, 2·dim]."""
         raise NotImplementedError
