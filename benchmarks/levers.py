@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from reference.trainer import PlainOptimizers, average_gradients, data_parallel, endless
 from stages import Stopwatch, go_on, leaf
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec import JaggedTensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -16,7 +16,8 @@ from a2gen_rec.data.batch import WindowBatch, collate, count_names
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
 from a2gen_rec.data.schema import ITEM, DatasetCard
-from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
+from a2gen_rec.models.a2gen import A2Gen
+from a2gen_rec.models.ranker import Encoded, RankingModel
 from a2gen_rec.sharding.tables import whole_tables
 from a2gen_rec.training.agree import AgreedBatches
 from a2gen_rec.training.build import TrainTask, build
@@ -81,7 +82,8 @@ class Windows:
         self.whole = whole_tables(card, config.model)
         if levers.fused:
             built = build(card, config, process)
-            self.model, self.task, self.optimizer = built.model, built.dmp, built.optimizer
+            self.model: RankingModel = built.model
+            self.task, self.optimizer = built.dmp, built.optimizer
             if weights is not None:
                 self.model.ranker.load_state_dict(
                     {name.removeprefix("ranker."): value for name, value in weights.items() if "embeddings" not in name}
@@ -95,7 +97,7 @@ class Windows:
                 self.model.embeddings.parameters(), self.model.ranker.parameters(), config.optim
             )
         if levers.compiled:
-            self.model.ranker.encoder.compile(dynamic=True)
+            self.model.ranker.get_submodule("encoder").compile(dynamic=True)
         self.stream = WindowStream(
             data, "train", card, config.loader, self.whole, process.rank, process.world, seed=config.train.seed
         )
@@ -178,12 +180,12 @@ class Windows:
     def close(self) -> None:
         self.batches.close()
 
-    def _forward(self, batch: WindowBatch) -> tuple[Tensor, tuple[Tensor, A2GenOutput]]:
+    def _forward(self, batch: WindowBatch) -> tuple[Tensor, tuple[Tensor, Encoded]]:
         with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.levers.bf16):
             return self.task(batch)
 
 
-def whole_weights(model: A2Gen, process: Process) -> dict[str, Tensor]:
+def whole_weights(model: nn.Module, process: Process) -> dict[str, Tensor]:
     """All parameters of a sharded model, whole, on every rank."""
     whole = {}
     for name, value in model.state_dict().items():

@@ -109,6 +109,7 @@ class Rankers:
         self.max_error = max_error
         trainer.built.dmp.eval()
         self.model = trainer.built.model
+        self.ranker: Any = self.model.ranker  # A2Gen's, whose parts are measured
         self.reference = PointwiseA2Gen(self.card, self.config.model).to(self.device).eval()
         weights = {name: _whole(value) for name, value in self.model.state_dict().items()}
         self.reference.load_state_dict(renamed(weights))
@@ -117,15 +118,15 @@ class Rankers:
         self, request: Request, form: str = "factorised", max_error: float | None = None, states: Tensor | None = None
     ) -> Answer:
         """By the model; ``form`` of its item-level attention; ``states``: action states known before."""
-        encoder = self.model.ranker.encoder
-        encoder.form = form  # type: ignore[assignment]
+        encoder = self.ranker.encoder
+        encoder.form = form
         targets = self.model.encode(self.batch(request), states)
         encoder.form = "factorised"
-        return _answer(self.model.ranker.occurrence(targets, self.max_error if max_error is None else max_error))
+        return _answer(self.ranker.occurrence(targets, self.max_error if max_error is None else max_error))
 
     def pointwise(self, request: Request) -> Answer:
         """By the reference."""
-        examples, ranker = self.examples(request), self.model.ranker
+        examples, ranker = self.examples(request), self.ranker
         context = self.reference.context(self.reference.embed(examples), examples)
         weights = self.reference.state_dict()
         tables = StepEmbeddings(weights[f"tables.{ACTION}.weight"], weights[f"tables.{TIME}.weight"])

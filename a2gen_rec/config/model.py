@@ -9,9 +9,14 @@ from a2gen_rec.errors import ConfigError
 
 @dataclass
 class ModelConfig:
-    """A2Gen: context-aware attention, hierarchical encoder, action-sequence generator.
+    """A2Gen (context-aware attention, hierarchical encoder, action-sequence generator), or a baseline in its place.
+
+    Baselines read the same inputs and have a tower per task: of ``generator``, ``residual``, ``mlp_ratio``,
+    ``attention`` and the time heads they take nothing, and of ``feedback`` no views.
 
     Attributes:
+        name: ``a2gen``; ``mmoe`` or ``ple``, mixtures of experts over attention of the target; ``hstu``, layers of
+            gated pointwise attention over the sequence of impressions.
         dim: width of every embedding and hidden vector; a multiple of 4 and of ``heads``.
         heads: attention heads, mixed by the context gate.
         history: most impressions before a target it may attend to; 0 takes the dataset's own bound.
@@ -28,7 +33,9 @@ class ModelConfig:
         session: position in the session, gap and level of the impression before join tokens and targets.
         objectives: predict glance, effective view, explicit negative and watch time, as far as the log tells them, in
             one multi-objective module with the labels. Off, labels have a tower of their own and nothing else is.
-        shared_experts, own_experts: of that module: seen by all objectives, and by each alone.
+        shared_experts, own_experts: of that module, and of each level of ``ple``: seen by all tasks, and by each alone.
+        experts: of ``mmoe``, seen by all tasks.
+        layers: of ``hstu``.
         time_head: ``free`` regression, or ``monotone`` increments, ordered by construction.
         time_distribution: ``point`` estimate or ``lognormal`` (location and scale of log1p seconds).
         time_per_action: predict the next step's time given which action it is, not one time for all.
@@ -39,6 +46,7 @@ class ModelConfig:
         tower_ratio: hidden width of the labels' and objectives' towers as a multiple of ``dim``.
     """
 
+    name: Literal["a2gen", "mmoe", "ple", "hstu"] = "a2gen"
     dim: int = 32
     heads: int = 4
     history: int = 0
@@ -53,6 +61,8 @@ class ModelConfig:
     objectives: bool = False
     shared_experts: int = 2
     own_experts: int = 1
+    experts: int = 8
+    layers: int = 2
     time_head: Literal["free", "monotone"] = "free"
     time_distribution: Literal["point", "lognormal"] = "point"
     time_per_action: bool = True
@@ -63,7 +73,7 @@ class ModelConfig:
     tower_ratio: float = 2.0
 
     def __post_init__(self) -> None:
-        require("model", self, "at least 1", lambda value: value >= 1, "heads")
+        require("model", self, "at least 1", lambda value: value >= 1, "heads", "experts", "layers")
         if self.dim % 4 or self.dim % self.heads or self.dim <= 0:
             raise ConfigError(f"model.dim {self.dim} must be a positive multiple of 4 and of model.heads {self.heads}")
         require("model", self, "at least 4", lambda value: value >= 4, "time_buckets")

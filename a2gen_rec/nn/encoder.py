@@ -103,12 +103,7 @@ class HierarchicalEncoder(nn.Module):
         self.item_level: ContextAwareAttention | FeedbackAttention = (
             ContextAwareAttention(*shape) if views == "off" else FeedbackAttention(*shape, whole=views == "whole")
         )
-        self.recency = nn.Embedding(recency_buckets, heads) if recency_buckets else None
-        if self.recency is not None:
-            nn.init.zeros_(self.recency.weight)
-        self.match = nn.Linear(match_features, heads, bias=False) if match_features else None
-        if self.match is not None:
-            nn.init.zeros_(self.match.weight)
+        self.recency, self.match = pair_tables(recency_buckets, match_features, heads)
 
     def encode_actions(self, tokens: Tensor, item: Tensor, groups: LengthGroups) -> Tensor:
         """Action level, at the cost of the real tokens.
@@ -142,41 +137,66 @@ class HierarchicalEncoder(nn.Module):
         """
         tokens = pad(torch.cat([item, actions, beside], dim=-1), layout.row, layout.column, layout.shape)
         context = pad(target, layout.target_row, layout.target_column, layout.target_shape)
-        bias, level = self._pair_bias(layout), self.item_level
+        bias, level = pair_bias(layout.recency, layout.matches, self.recency, self.match), self.item_level
         if isinstance(level, ContextAwareAttention):
             pooled = level.pooled(tokens, context, layout.visible, bias, self.form)
         else:
             pooled = level(tokens, context, layout.visible, layout.positive, layout.negative, bias, self.form)
         return pooled[layout.target_row, layout.target_column]
 
-    def _pair_bias(self, layout: WindowLayout) -> Tensor | None:
-        """[windows, heads, most targets, longest] what each pair of target and impression adds to the logits."""
-        bias = None
-        for code, table in self._pair_codes(layout):
-            # A lookup per head: four times as fast as rows of all heads, which then change places.
-            part = torch.stack([of_head[code] for of_head in table.t()], dim=1)
-            bias = part if bias is None else bias + part
-        return bias
 
-    def _pair_codes(self, layout: WindowLayout) -> Iterator[tuple[Tensor, Tensor]]:
-        """Codes [windows, most targets, longest] of what a pair is like, with their tables [codes, heads].
+def pair_tables(recency_buckets: int, match_features: int, heads: int) -> tuple[nn.Embedding | None, nn.Linear | None]:
+    """What :func:`pair_bias` learns, begun at zero: per time bucket and per matching feature, a bias of every head."""
+    recency = nn.Embedding(recency_buckets, heads) if recency_buckets else None
+    if recency is not None:
+        nn.init.zeros_(recency.weight)
+    match = nn.Linear(match_features, heads, bias=False) if match_features else None
+    if match is not None:
+        nn.init.zeros_(match.weight)
+    return recency, match
 
-        Recency and matches are digits of one number, as long as its table stays small: one lookup instead of many.
-        """
-        digits: list[tuple[Tensor, Tensor]] = []
-        if self.recency is not None and layout.recency is not None:
-            digits.append((layout.recency, self.recency.weight))
-        if self.match is not None:
-            weights = self.match.weight.t()[:, None]
-            digits += [(m, torch.cat([0 * w, w])) for m, w in zip(layout.matches, weights, strict=True)]
-        code, table = None, None
-        for value, rows in digits:
-            if code is None or table is None:
-                code, table = value.long(), rows
-            elif len(table) * len(rows) <= LARGEST_TABLE:
-                code, table = code * len(rows) + value, (table[:, None] + rows).flatten(0, 1)
-            else:
-                yield code, table
-                code, table = value.long(), rows
-        if code is not None and table is not None:
+
+def pair_bias(
+    recency: Tensor | None, matches: Sequence[Tensor], of_recency: nn.Embedding | None, of_match: nn.Linear | None
+) -> Tensor | None:
+    """What each pair of key and target adds to the logits of every head.
+
+    Args:
+        recency: [m, *pairs] int64 bucket of the time between the two; matches: per feature [m, *pairs] bool, whether
+            they share it.
+
+    Returns:
+        [m, heads, *pairs]; None where neither is looked at.
+    """
+    bias = None
+    for code, table in _pair_codes(recency, matches, of_recency, of_match):
+        # A lookup per head: four times as fast as rows of all heads, which then change places.
+        part = torch.stack([of_head[code] for of_head in table.t()], dim=1)
+        bias = part if bias is None else bias + part
+    return bias
+
+
+def _pair_codes(
+    recency: Tensor | None, matches: Sequence[Tensor], of_recency: nn.Embedding | None, of_match: nn.Linear | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Codes [m, *pairs] of what a pair is like, with their tables [codes, heads].
+
+    Recency and matches are digits of one number, as long as its table stays small: one lookup instead of many.
+    """
+    digits: list[tuple[Tensor, Tensor]] = []
+    if of_recency is not None and recency is not None:
+        digits.append((recency, of_recency.weight))
+    if of_match is not None:
+        weights = of_match.weight.t()[:, None]
+        digits += [(m, torch.cat([0 * w, w])) for m, w in zip(matches, weights, strict=True)]
+    code, table = None, None
+    for value, rows in digits:
+        if code is None or table is None:
+            code, table = value.long(), rows
+        elif len(table) * len(rows) <= LARGEST_TABLE:
+            code, table = code * len(rows) + value, (table[:, None] + rows).flatten(0, 1)
+        else:
             yield code, table
+            code, table = value.long(), rows
+    if code is not None and table is not None:
+        yield code, table

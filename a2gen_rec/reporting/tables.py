@@ -47,7 +47,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def ranking_tables(ranking: "Ranking") -> list[Table]:
-    """The candidates of a ranking, each with its most probable timeline.
+    """The candidates of a ranking, each with its most probable timeline if the model generates any.
 
     Of many outcomes, all but the one ranked by are in a table of their own: beside them, no room would be left for
     timelines.
@@ -72,13 +72,14 @@ def _candidates_table(ranking: "Ranking", names: Sequence[str], table: Table, wh
     for name in [*(["score"] if fused else []), *names, *(["watch"] if watched else [])]:
         header = Text(name.replace("_", "_\n"), style="underline" if name == by else "")
         table.add_column(header, justify="right", no_wrap=True)
-    if whole:
+    timelines = whole and any(candidate.timeline for candidate in ranking.candidates)
+    if timelines:
         table.add_column("timeline", overflow="fold")
     for place, candidate in enumerate(ranking.candidates, start=1):
         row: list[Text | str] = [f"{candidate.score:+.4f}"] if fused else []
         row += [_percent(candidate.probability[name]) for name in names]
         row += [_seconds(candidate.expected_watch_s)] if watched else []
-        row += [_timeline(candidate)] if whole else []
+        row += [_timeline(candidate)] if timelines else []
         table.add_row(str(place), _item(candidate), *row)
     return table
 

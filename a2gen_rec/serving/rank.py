@@ -20,8 +20,8 @@ from a2gen_rec.data.schema import EXIT, FEEDBACK, ITEM, ITEM_STATISTICS, SPLITS,
 from a2gen_rec.data.sessions import session_rows
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.models.ensemble import Ensemble, EnsembleOutput, Objective
-from a2gen_rec.nn.decoding import Decoded
 from a2gen_rec.serving.explain import Contribution
+from a2gen_rec.serving.timelines import likely_timelines
 from a2gen_rec.sharding.tables import whole_tables
 from a2gen_rec.training import ensemble_run
 from a2gen_rec.training.ensemble_store import EnsembleCard
@@ -31,7 +31,6 @@ from a2gen_rec.training.scores import events_before, judge, objectives
 ITEMS = "items.parquet"
 WATCH, ENSEMBLE = "watch", "ensemble"
 POPULAR = 100
-BEAMS = 8
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Candidate:
         expected_watch_s: expected watch time in seconds (the mean in log1p seconds, brought back); None where the
             log does not record it.
         timeline: the most probable action sequence, ``start`` to ``exit``, with seconds since the impression
-            began; None for actions whose times the log does not record.
-        timeline_probability: of that sequence of actions.
+            began; None for actions whose times the log does not record. Empty if the model generates none.
+        timeline_probability: of that sequence of actions; NaN without.
         score: the ensemble's, whose parts are the ``explanation``; NaN and none without one.
     """
 
@@ -339,7 +338,7 @@ def best_candidates(
     best = value.argsort(descending=by not in less, stable=True)[:top]
     watch = torch.expm1(judged.watch_time[best]).clamp(min=0).tolist() if EXIT in card.timed else [None] * len(best)
     # Whole sequences cost more than all else: only what is shown gets one.
-    likely = timelines(ranker.decode(replace(judged.encoded, context=judged.encoded.context[best]), BEAMS), card)
+    likely = likely_timelines(ranker, judged.encoded, best, card)
     found = []
     for place, watch_s, timeline in zip(best.tolist(), watch, likely, strict=True):
         chances = dict(zip((objective.name for objective in named), judged.probability[place].tolist(), strict=False))
@@ -362,18 +361,6 @@ def _explained(candidate: Candidate, named: Sequence[Objective], output: Ensembl
             chance = candidate.probability[objective.name]
             explanation.append(Contribution(objective.name, objective.better, chance, part, share))
     return replace(candidate, score=float(output.score[0, place]), explanation=explanation)
-
-
-def timelines(decoded: Decoded, card: DatasetCard) -> list[tuple[list[tuple[str, float | None]], float]]:
-    """The most probable sequence of every candidate, and its probability."""
-    seconds = torch.expm1(decoded.time[:, 0]).clamp(min=0).tolist()
-    chance = decoded.log_probability[:, 0].exp().tolist()
-    start: tuple[str, float | None] = (card.actions[0], 0.0)
-    found = []
-    for codes, times, probability in zip(decoded.action[:, 0].tolist(), seconds, chance, strict=True):
-        steps = [(card.actions[code], time) for code, time in zip(codes, times, strict=True) if code >= 0]
-        found.append(([start, *((name, time if name in card.timed else None) for name, time in steps)], probability))
-    return found
 
 
 def _read_items(data: str, card: DatasetCard, rows: pc.Expression) -> pa.Table:

@@ -15,7 +15,8 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from a2gen_rec.config import Config, OptimConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
+from a2gen_rec.models.named import ranking_model
+from a2gen_rec.models.ranker import Encoded, RankingModel
 from a2gen_rec.sharding.placement import Placement
 from a2gen_rec.sharding.planner import TABLE_OPTIMIZERS, Problem, plan, sharders
 from a2gen_rec.sharding.topology import Cluster
@@ -29,11 +30,11 @@ TABLES = "model.embeddings"  # the tables' place in a task
 class TrainTask(nn.Module):
     """Model and loss in one module, the form that training pipelines take."""
 
-    def __init__(self, model: A2Gen, loss: Loss) -> None:
+    def __init__(self, model: RankingModel, loss: Loss) -> None:
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: WindowBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, A2GenOutput]]:
+    def forward(self, batch: WindowBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, Encoded]]:
         return self.loss(self.model(batch), batch)
 
 
@@ -52,7 +53,7 @@ class Built:
     plan: ShardingPlan
 
     @property
-    def model(self) -> A2Gen:
+    def model(self) -> RankingModel:
         """The model inside its wrappers (its forward must be reached through ``dmp``)."""
         return self.dmp.module.model
 
@@ -67,7 +68,7 @@ def build(card: DatasetCard, config: Config, process: Process, sharding: Shardin
         UserError: the tables do not fit, or the saved plan is for others.
     """
     torch.manual_seed(config.train.seed)
-    model = A2Gen(card, config, device=torch.device("meta"))
+    model = ranking_model(card, config, device=torch.device("meta"))
     apply_optimizer_in_backward(
         TABLE_OPTIMIZERS[config.optim.tables], model.embeddings.parameters(), _table_options(config.optim)
     )

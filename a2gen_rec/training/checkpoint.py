@@ -20,6 +20,7 @@ from iopath.common.file_io import g_pathmgr
 from torch.distributed.checkpoint.api import CheckpointException
 
 from a2gen_rec import paths
+from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.loader import Position
 from a2gen_rec.errors import UserError
 from a2gen_rec.training.build import Built
@@ -168,8 +169,9 @@ def check_shape(saved: State, config: dict[str, Any], card: dict[str, Any], run:
     Raises:
         UserError: naming the first setting that differs.
     """
+    default = asdict(ModelConfig())
     for name, value in config["model"].items():
-        before = saved.config["model"].get(name)
+        before = saved.config["model"].get(name, default[name])  # a setting younger than the checkpoint
         if before != value and name not in ("attention", "dropout"):
             raise UserError(
                 f"{run}: its checkpoint has model.{name} = {before}, the configuration asks for {value}; "

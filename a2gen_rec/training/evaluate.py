@@ -61,7 +61,7 @@ def report(
 ) -> dict[str, Any]:
     """The evaluation of predictions already made, as plain data (keys as in :func:`evaluate`)."""
     names = outcome_names(card)
-    terms = means(sums.loss, sums.counts)
+    terms = means(sums.loss, sums.counts, sums.generated)
     return {
         "split": split,
         "targets": len(predictions.user),

@@ -15,11 +15,15 @@ from a2gen_rec.data.batch import COUNTS, WindowBatch
 from a2gen_rec.data.schema import WATCH_TIME
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.a2gen import A2GenOutput
+from a2gen_rec.models.baselines.towers import TowersOutput
+from a2gen_rec.models.ranker import Encoded
 from a2gen_rec.nn.generator import Steps
 from a2gen_rec.training.objective_losses import UncertaintyWeights, objective_losses
+from a2gen_rec.training.tower_losses import tower_sums
 
 TERMS = ("action", "time", "order", "label", "draft_action", "draft_time")
-"""Terms that every loss has; those of the model's objectives follow."""
+"""Terms that every loss has; those of the model's objectives follow. Without a generator, only the actions' (whether
+they happen), the times' and the labels' apply."""
 _MEAN_OVER = tuple(
     COUNTS.index(name) for name in ("steps", "timed_steps", "ordered_pairs", "labels", "steps", "timed_steps")
 )
@@ -30,24 +34,21 @@ def term_names(tasks: Sequence[str]) -> tuple[str, ...]:
     return (*TERMS, *tasks)
 
 
-def loss_sums(output: A2GenOutput, batch: WindowBatch, config: LossConfig) -> Tensor:
+def loss_sums(output: A2GenOutput | TowersOutput, batch: WindowBatch, config: LossConfig) -> Tensor:
     """Sums of the loss terms over this batch.
 
     Returns:
         [terms], in the order of ``TERMS`` and then of the predicted objectives; terms that do not apply are 0.
     """
-    label, time = batch.step_label, batch.step_time
-    order, base = _order_sum(output.steps, label, time, batch, config.order_power), output.context.sum() * 0
-    draft_action, draft_time = (base, base) if output.draft is None else _step_sums(output.draft, label, time, config)
-    always = torch.stack(
-        [
-            *_step_sums(output.steps, label, time, config),
-            order,
-            _label_sum(output.label_logits, batch.labels),
-            draft_action,
-            draft_time,
-        ]
-    )
+    if isinstance(output, A2GenOutput):
+        label, time = batch.step_label, batch.step_time
+        order, base = _order_sum(output.steps, label, time, batch, config.order_power), output.context.sum() * 0
+        draft = (base, base) if output.draft is None else _step_sums(output.draft, label, time, config)
+        acts = _step_sums(output.steps, label, time, config)
+    else:
+        order = base = output.context.sum() * 0
+        acts, draft = tower_sums(output, batch, config.time_error), (base, base)
+    always = torch.stack([*acts, order, _label_sum(output.label_logits, batch.labels), *draft])
     predicted = output.objective_logits.shape[1]
     objectives, _ = objective_losses(
         output.objective_logits, output.watch_time, batch.objectives[:, :predicted], batch.watch_s, config.time_error
@@ -55,15 +56,20 @@ def loss_sums(output: A2GenOutput, batch: WindowBatch, config: LossConfig) -> Te
     return torch.cat([always, objectives.to(always.dtype)])
 
 
-def means(sums: Tensor, counts: Tensor) -> Tensor:
-    """[terms] as means, given ``sums`` [terms] and ``counts`` of the same (global) batches."""
-    return sums / counts_of(len(sums), counts).clamp(min=1).to(sums)
+def means(sums: Tensor, counts: Tensor, generated: bool = True) -> Tensor:
+    """[terms] as means, given ``sums`` [terms] and ``counts`` of the same (global) batches.
+
+    Args:
+        generated: by a generator, whose action term is a mean over steps; else it is one over targets.
+    """
+    return sums / counts_of(len(sums), counts, generated).clamp(min=1).to(sums)
 
 
-def counts_of(terms: int, counts: Tensor) -> Tensor:
+def counts_of(terms: int, counts: Tensor, generated: bool = True) -> Tensor:
     """[terms] what each term is a mean over."""
+    of_actions = _MEAN_OVER[0] if generated else COUNTS.index("targets")
     of_objectives = range(len(COUNTS), len(COUNTS) + terms - len(TERMS))
-    return counts[[*_MEAN_OVER, *of_objectives]]
+    return counts[[of_actions, *_MEAN_OVER[1:], *of_objectives]]
 
 
 def total(terms: Tensor, config: LossConfig, tasks: Sequence[str] = ()) -> Tensor:
@@ -93,10 +99,10 @@ class Loss(nn.Module):
         squared = [task == WATCH_TIME and config.time_error == "squared" for task in ("label", *tasks)]
         self.learned = UncertaintyWeights(squared, world) if config.uncertainty else None
 
-    def forward(self, output: A2GenOutput, batch: WindowBatch) -> tuple[Tensor, tuple[Tensor, A2GenOutput]]:
+    def forward(self, output: A2GenOutput | TowersOutput, batch: WindowBatch) -> tuple[Tensor, tuple[Tensor, Encoded]]:
         """The loss to differentiate, and (detached sums of the terms [terms], output)."""
         sums = loss_sums(output, batch, self.config)
-        terms = means(sums, batch.counts)
+        terms = means(sums, batch.counts, isinstance(output, A2GenOutput))
         loss = total(terms, self.config, self.tasks) if self.learned is None else self._by_uncertainty(terms, batch)
         return loss * self.world, (sums.detach(), output)
 

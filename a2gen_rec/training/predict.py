@@ -11,8 +11,11 @@ from torch import Tensor
 from a2gen_rec.data.batch import WindowBatch, count_names
 from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.models.a2gen import A2GenOutput
+from a2gen_rec.models.baselines.towers import TowersOutput
+from a2gen_rec.models.ranker import Encoded
 from a2gen_rec.training.build import Built
 from a2gen_rec.training.losses import term_names
+from a2gen_rec.training.observed import observed, step_owner
 
 
 @dataclass
@@ -49,12 +52,14 @@ class Sums:
 
     Attributes:
         loss: [terms] of the loss; counts: what they are means over.
-        backwards: [1] neighbouring teacher-forced steps whose predicted times run backwards.
+        backwards: [1] actions of one target, one right after the other, whose predicted times run backwards.
+        generated: whether a generator made the predictions.
     """
 
     loss: Tensor
     counts: Tensor
     backwards: Tensor
+    generated: bool = True
 
 
 @torch.no_grad()
@@ -84,27 +89,10 @@ def predict(
     built.dmp.train(was_training)
     dist.all_reduce(sums)
     dist.all_reduce(backwards)
-    return _gather(_join(parts)), Sums(sums, counts, backwards)
+    return _gather(_join(parts)), Sums(sums, counts, backwards, built.model.ranker.generates)
 
 
-def observed(batch: WindowBatch, actions: int) -> tuple[Tensor, Tensor]:
-    """What happened in the targets: [targets, actions] 0/1 and log1p seconds (NaN when unknown)."""
-    happened = batch.offset_s.new_zeros(len(batch.target), actions)
-    time = torch.full_like(happened, torch.nan)
-    owner = _step_owner(batch)
-    happened[owner, batch.step_label] = 1
-    time[owner, batch.step_label] = batch.step_time
-    return happened, time
-
-
-def _step_owner(batch: WindowBatch) -> Tensor:
-    """[steps] target that each step belongs to."""
-    begins = torch.ones_like(batch.step, dtype=torch.bool)
-    begins[1:] = ~batch.same_target
-    return begins.cumsum(0) - 1
-
-
-def _rows(built: Built, output: A2GenOutput, batch: WindowBatch, card: DatasetCard, max_error: float) -> Predictions:
+def _rows(built: Built, output: Encoded, batch: WindowBatch, card: DatasetCard, max_error: float) -> Predictions:
     what = built.model.ranker.occurrence(output, max_error)
     happened, time = observed(batch, len(card.actions))
 
@@ -129,8 +117,9 @@ def _rows(built: Built, output: A2GenOutput, batch: WindowBatch, card: DatasetCa
     )
 
 
-def _backwards(output: A2GenOutput, batch: WindowBatch) -> Tensor:
-    predicted = output.steps.time.gather(1, batch.step_label[:, None]).squeeze(1)
+def _backwards(output: A2GenOutput | TowersOutput, batch: WindowBatch) -> Tensor:
+    of_steps = output.steps.time if isinstance(output, A2GenOutput) else output.time[step_owner(batch)]
+    predicted = of_steps.gather(1, batch.step_label[:, None]).squeeze(1)
     return (batch.timed_pairs & (predicted[:-1] > predicted[1:])).sum().double()[None]
 
 

@@ -16,11 +16,11 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.loader import split_files
 from a2gen_rec.data.schema import EXIT, ITEM, WATCH_TIME, DatasetCard
 from a2gen_rec.errors import DataError
-from a2gen_rec.models.a2gen import Encoded
 from a2gen_rec.models.ensemble import Objective
+from a2gen_rec.models.ranker import Encoded
 from a2gen_rec.training.evaluate import evaluation_batches
 from a2gen_rec.training.lists import Lists, concatenate, read_lists, write_lists
-from a2gen_rec.training.predict import observed
+from a2gen_rec.training.observed import observed
 from a2gen_rec.training.process import agreed, gather
 from a2gen_rec.training.run import OpenRun
 
@@ -119,7 +119,7 @@ class Judged:
         probability: [targets, events + labels + predicted objectives].
         watch_time: [targets] expected log1p seconds; NaN where the log does not record them.
         context: [targets, d_item] embeddings of what is shown.
-        event: [keys, 2·dim] past impressions, each as its item's embedding and what the user did in it.
+        event: [keys, d_event] past impressions, each as its item's embedding and what the user did in it.
     """
 
     encoded: Encoded

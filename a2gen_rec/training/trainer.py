@@ -19,7 +19,7 @@ from a2gen_rec.data.batch import WindowBatch, count_names
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
-from a2gen_rec.models.a2gen import A2GenOutput
+from a2gen_rec.models.ranker import Encoded
 from a2gen_rec.sharding.tables import whole_tables
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.agree import AgreedBatches
@@ -135,7 +135,7 @@ class Trainer:
             if self._done():
                 batches.limit = 0
 
-    def _forward(self, batch: WindowBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, A2GenOutput]]:
+    def _forward(self, batch: WindowBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, Encoded]]:
         with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.bf16):
             return self.built.dmp(batch)
 
@@ -172,7 +172,7 @@ class Trainer:
         predictions, sums = predict(self.built, batches, self.card, self.config.evaluate.max_error)
         metrics = {}
         if self.process.leads:
-            terms = means(sums.loss, sums.counts)
+            terms = means(sums.loss, sums.counts, sums.generated)
             metrics["loss"] = float(total(terms, self.config.loss, self.tasks))
             metrics |= self._named(terms)
             scores = action_metrics(predictions, predictions.probability, self.card)
@@ -192,7 +192,7 @@ class Trainer:
     def _log(self, progress: Progress) -> None:
         sums, counts = progress.take()
         together(sums)
-        terms = means(sums, counts)
+        terms = means(sums, counts, self.built.model.ranker.generates)
         loss = float(total(terms, self.config.loss, self.tasks))
         if not math.isfinite(loss):
             raise UserError(

@@ -1,4 +1,5 @@
 import io
+import math
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -222,6 +223,14 @@ def test_a_ranking_by_the_ensemble_shows_its_scores() -> None:
 def test_what_a_ranking_is_ordered_by_is_underlined(by: str, header: str) -> None:
     text = shown(ranking_tables(Ranking("u", True, 57, by, 1, 0, [replace(candidate("a"), score=0.5)])), colour=True)
     assert re.findall(r"\x1b\[[0-9;]*\b4m *(\w+)", text) == [header]
+
+
+def test_a_ranking_by_a_model_that_generates_no_sequences_has_no_timelines() -> None:
+    plain = replace(candidate("a"), timeline=[], timeline_probability=math.nan)
+    text = shown(ranking_tables(Ranking("u", True, 57, "watch", 1, 0, [plain])))
+    assert row(text, "1").split() == ["1", "a", "12.3%", "0.46%", "18s"]
+    assert "timeline" not in text
+    assert "nan" not in text
 
 
 def test_tables_fit_a_hundred_columns() -> None:

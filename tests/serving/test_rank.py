@@ -20,6 +20,7 @@ from a2gen_rec.models.ensemble import Ensemble
 from a2gen_rec.nn.decoding import Decoded
 from a2gen_rec.serving import rank as ranking
 from a2gen_rec.serving.rank import Candidate, Items, Ranking, find_items, latest_window, popular_items, rank
+from a2gen_rec.serving.timelines import timelines
 from a2gen_rec.training.ensemble_run import train_ensemble
 from a2gen_rec.training.ensemble_store import EnsembleCard, load_ensemble, save_ensemble
 from a2gen_rec.training.ensemble_trainer import Epoch
@@ -224,7 +225,7 @@ def test_timelines_are_the_first_sequences_with_seconds_where_logs_record_them()
         time=torch.tensor([[[0.5, 1.0, 2.0], [1.0, nan, nan]], [[-0.1, nan, nan], [1.0, 2.0, nan]]]),
         log_probability=torch.tensor([[0.25, 0.1], [0.5, 0.2]]).log(),
     )
-    first, second = ranking.timelines(decoded, CARD)
+    first, second = timelines(decoded, CARD)
     start = ("start", 0.0)
     like, left = ("like", pytest.approx(np.expm1(1))), ("exit", pytest.approx(np.expm1(2)))
     assert first == ([start, ("comment", None), like, left], pytest.approx(0.25))

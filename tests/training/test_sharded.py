@@ -53,7 +53,7 @@ def steps(built: Built, process: Process, dataset: str, config: Config, first: i
         loss, (sums, _) = built.dmp(batch)
         loss.backward()
         built.optimizer.step()
-        terms = means(together(sums.double()), batch.counts)
+        terms = means(together(sums.double()), batch.counts, built.model.ranker.generates)
         losses.append(float(total(terms, config.loss, built.model.ranker.tasks)))
     return losses
 
@@ -84,6 +84,8 @@ def tensors(run: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
         {},
         {"generator": "implicit", "time_head": "monotone"},
         {"feedback": "whole", "session": True, "objectives": True, "uncertainty": True},
+        {"name": "ple", "feedback": "tokens", "session": True, "objectives": True, "uncertainty": True},
+        {"name": "hstu"},
     ],
 )
 def test_one_and_two_ranks_reach_the_same_parameters(variant: dict, dataset: Path, tmp_path: Path) -> None:

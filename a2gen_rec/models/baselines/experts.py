@@ -1,0 +1,47 @@
+"""MMoE (KDD 2018) and PLE (RecSys 2020) over attention of the target: METHODS §7."""
+
+import torch
+from torch import Tensor
+
+from a2gen_rec.config import ModelConfig
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.models.baselines.towers import TowersRanker
+from a2gen_rec.models.ranker import Inputs
+from a2gen_rec.nn.experts import PLE, MMoE
+from a2gen_rec.nn.target_attention import TargetAttention
+
+
+class AttentionRanker(TowersRanker):
+    """The history is what the target attends to: the base of MMoE and PLE."""
+
+    def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
+        super().__init__(card, config)
+        self.attention = TargetAttention(
+            self.d_token,
+            self.d_target,
+            config.dim,
+            config.heads,
+            config.time_buckets if config.recency_bias else 0,
+            len(self.features["item"]) if config.match_bias else 0,
+        )
+
+    def _history(self, inputs: Inputs, actions: Tensor, batch: WindowBatch) -> Tensor:
+        tokens = torch.cat([inputs.item, actions, inputs.beside()], dim=-1)
+        return self.attention(tokens, inputs.target, self._layout(batch))
+
+
+class MMoERanker(AttentionRanker):
+    """Experts shared by all tasks, one softmax gate per task."""
+
+    def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
+        super().__init__(card, config)
+        self.mixture = MMoE(self.d_context, config.dim, self.outputs, config.experts)
+
+
+class PLERanker(AttentionRanker):
+    """Two levels of shared experts and experts of each task."""
+
+    def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
+        super().__init__(card, config)
+        self.mixture = PLE(self.d_context, config.dim, self.outputs, config.shared_experts, config.own_experts)

@@ -1,0 +1,94 @@
+"""Rankers with a tower per task: METHODS §7.
+
+Whether an action happens, and when, are tasks of their own, and nothing tells one of another. The time of ``exit`` is
+the watch time.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from torchrec import JaggedTensor
+
+from a2gen_rec.config import ModelConfig
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.models.ranker import Encoded, Inputs, Ranker
+from a2gen_rec.nn.decoding import Occurrence
+from a2gen_rec.nn.experts import Towers
+
+
+@dataclass(frozen=True)
+class TowersOutput(Encoded):
+    """Predictions for the targets of a batch, whatever happened in them.
+
+    Attributes:
+        event_logits: [targets, events] that each action happens, ``start`` and ``exit`` left out.
+        time: [targets, actions] log1p seconds should it happen; 0 where the log does not record it.
+    """
+
+    event_logits: Tensor
+    time: Tensor
+
+
+class TowersRanker(Ranker[TowersOutput]):
+    """The base of the baselines: all but the history and the mixture that feeds the towers.
+
+    Subclasses set ``mixture``, [targets, d_context] -> [targets, ``outputs``, dim], and :meth:`_history`.
+
+    Attributes:
+        d_token: width of all that is known of a past impression.
+        outputs: number of towers: of events, labels, objectives, then times.
+    """
+
+    mixture: nn.Module
+    timed_action: Tensor
+
+    def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
+        super().__init__(card, config)
+        self.tasks = tuple(card.objectives) if config.objectives else ()
+        self.d_token = self.d_item + 2 * config.dim + config.dim + self.d_session + self.d_outcome
+        times = int(self.timed.sum())
+        self.ends = list(accumulate([len(card.events), len(card.labels), len(self.tasks)]))
+        self.outputs = self.ends[-1] + times
+        self.register_buffer("timed_action", self.timed.nonzero().squeeze(1), persistent=False)
+        self.towers = Towers(self.outputs, config.dim, int(config.dim * config.tower_ratio), config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
+        rate = torch.tensor([card.base_rate[name] for name in [*card.events, *card.labels, *self.tasks]])
+        seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
+        self.towers.start_from(torch.cat([torch.logit(rate, eps=1e-4), torch.log1p(seconds[self.timed])]))
+
+    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> TowersOutput:
+        """Predictions for the targets of a batch, given the looked-up rows of every table."""
+        return self.encode(rows, batch)
+
+    def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> TowersOutput:
+        inputs = self._inputs(rows, batch)
+        history = self._history(inputs, self.encode_actions(rows, batch) if actions is None else actions, batch)
+        context = self.dropout(inputs.context(history))
+        events, labels, objectives, times = self.towers(self.mixture(context)).tensor_split(self.ends, dim=1)
+        time = times.new_zeros(len(times), len(self.timed)).index_copy(1, self.timed_action, times)
+        return TowersOutput(context, labels, objectives, None, events, time)
+
+    def encode_actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+        """[keys, 2·dim] mean of the time and action embeddings of what users did inside each impression."""
+
+        def mean(tokens: Tensor, _: Tensor, real: Tensor | None) -> Tensor:
+            if real is None:
+                return tokens.mean(1)
+            weight = real.to(tokens.dtype) / real.sum(1, keepdim=True)
+            return (weight[..., None] * tokens).sum(1)
+
+        return batch.sequences.map(mean, self._action_tokens(rows, batch), batch.key[:, None], per_token=False)
+
+    def occurrence(self, targets: TowersOutput, max_error: float) -> Occurrence:
+        """What the towers say; nothing remains, and times that the log does not record are NaN."""
+        chance, time = targets.event_logits.sigmoid(), targets.time.masked_fill(~self.timed, torch.nan)
+        always = torch.ones_like(time[:, :1])
+        time = torch.cat([0 * always, time[:, 1:]], dim=1)
+        return Occurrence(torch.cat([always, chance, always], dim=1), time, 0 * always.squeeze(1))
+
+    def _history(self, inputs: Inputs, actions: Tensor, batch: WindowBatch) -> Tensor:
+        """[targets, dim] of what each target sees, given what was done [keys, 2·dim]."""
+        raise NotImplementedError

@@ -1,0 +1,271 @@
+"""What all rankers share: embedding tables to be sharded, and the features of targets and of their past."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor
+
+from a2gen_rec.config import Config, ModelConfig
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.schema import DatasetCard, Level
+from a2gen_rec.nn.decoding import Occurrence
+from a2gen_rec.nn.encoder import WindowLayout, log_bucket
+from a2gen_rec.ragged import pad
+from a2gen_rec.sharding.tables import ACTION, DTYPES, GAP, TIME, read_by, table_rows, whole_tables
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The targets of a batch, before anything happens in them.
+
+    Attributes:
+        context: [targets, d_context] what all predictions are made from.
+        label_logits: [targets, labels].
+        objective_logits: [targets, objectives], none of them if they are not predicted.
+        watch_time: [targets] in log1p seconds; None if not predicted beside the actions' times.
+    """
+
+    context: Tensor
+    label_logits: Tensor
+    objective_logits: Tensor
+    watch_time: Tensor | None
+
+
+class Inputs(NamedTuple):
+    """Embeddings of a batch, concatenated.
+
+    Attributes:
+        item: [keys, d_item] what was shown in the impressions that targets may see: item and context features.
+        gap: [keys, dim] of the time since the impression before.
+        session: [keys, d_session]; outcome: [keys, d_outcome].
+        target: [targets, d_target] what is known of the targets: item, context and session features.
+        user: [targets, d_user].
+    """
+
+    item: Tensor
+    gap: Tensor
+    session: Tensor
+    outcome: Tensor
+    target: Tensor
+    user: Tensor
+
+    def beside(self) -> Tensor:
+        """[keys, dim + d_session + d_outcome] what is known of an impression beside what was shown and done."""
+        return torch.cat([self.gap, self.session, self.outcome], dim=-1)
+
+    def context(self, history: Tensor) -> Tensor:
+        """[targets, d_context] ``[user ‖ target ‖ history]``, given the history vectors [targets, dim]."""
+        return torch.cat([self.user, self.target, history], dim=-1)
+
+
+E = TypeVar("E", bound=Encoded)
+
+
+class Ranker(nn.Module, Generic[E]):
+    """Everything after the lookups; the base of all rankers.
+
+    Attributes:
+        generates: whether it predicts sequences of actions, which can be decoded.
+        history: most impressions before a target that it sees.
+        features: names of those it reads, by level.
+        tasks: objectives that it predicts beside actions and labels.
+        timed: [actions] bool, whether the log records the action's time.
+    """
+
+    generates: bool = False
+    tasks: tuple[str, ...]
+    timed: Tensor
+
+    def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.history = config.history or card.history
+        self.features = {
+            level: [feature.name for feature in card.at_level(level) if read_by(config, feature)]
+            for level in get_args(Level)
+        }
+        d_user, d_shown, d_context, d_session, d_outcome = (
+            config.dim * len(self.features[level]) for level in get_args(Level)
+        )
+        self.d_item, self.d_session, self.d_outcome = d_shown + d_context, d_session, d_outcome
+        self.d_target = self.d_item + d_session
+        self.d_context = d_user + self.d_target + config.dim
+        timed = torch.tensor([name in card.timed for name in card.actions])
+        self.register_buffer("timed", timed, persistent=False)
+
+    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> E:
+        """What the losses need, given the looked-up rows of every table."""
+        raise NotImplementedError
+
+    def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> E:
+        """Targets without their actions: all that ranking needs.
+
+        Args:
+            rows: looked-up rows of every table.
+            actions: of :meth:`encode_actions`, if they are known already.
+        """
+        raise NotImplementedError
+
+    def encode_actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+        """[keys, d] what users did inside the impressions that targets may see; of no target's concern."""
+        raise NotImplementedError
+
+    def occurrence(self, targets: E, max_error: float) -> Occurrence:
+        """Whether and when each action happens in ``targets``; ``max_error``: bound on every remainder."""
+        raise NotImplementedError
+
+    def shown(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+        """[targets, d_item] embeddings of what is shown, and of the context at the moment it is judged."""
+        return self._shown(_values(rows), batch)
+
+    def past(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+        """[keys, d_item] embeddings of what was shown in the past: item and context features."""
+        return self._concatenate(_values(rows), batch, "item", "context")[batch.key]
+
+    def _inputs(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Inputs:
+        looked_up = _values(rows)
+        key = self.past(rows, batch)
+        gap = looked_up[GAP][log_bucket(gap_s(batch), self.config.time_buckets, self.config.max_gap_s)]
+        user = self._concatenate(looked_up, batch, "user")[batch.target_window] if self.features["user"] else None
+        target = [self._shown(looked_up, batch), *_whole(looked_up, batch.session, batch.moment)]
+        return Inputs(
+            item=key,
+            gap=gap,
+            session=torch.cat([key[:, :0], *_whole(looked_up, batch.session, batch.key)], dim=-1),
+            outcome=torch.cat([key[:, :0], *_whole(looked_up, batch.outcome)], dim=-1),
+            target=torch.cat(target, dim=-1),
+            user=target[0][:, :0] if user is None else user,
+        )
+
+    def _action_tokens(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+        """[key tokens, 2·dim] ``[time-bucket ‖ action]`` embeddings of the past, keys one after another."""
+        offset_s, action = batch.offset_s[batch.key_token], batch.action[batch.key_token]
+        time = rows[TIME].values()[log_bucket(offset_s, self.config.time_buckets, self.config.max_offset_s)]
+        return torch.cat([time, rows[ACTION].values()[action]], dim=-1)
+
+    def _shown(self, looked_up: dict[str, Tensor], batch: WindowBatch) -> Tensor:
+        # The hour or tab in which a candidate was shown later would tell that, and whether, the user stayed.
+        places = [(name, batch.target) for name in self.features["item"]]
+        places += [(name, batch.moment) for name in self.features["context"]]
+        return torch.cat([looked_up[name][batch.index[name][place]] for name, place in places], dim=-1)
+
+    def _concatenate(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: Level) -> Tensor:
+        names = [name for level in levels for name in self.features[level]]
+        return torch.cat([looked_up[name][batch.index[name]] for name in names], dim=-1)
+
+    def _layout(
+        self, batch: WindowBatch, positive: Tensor | None = None, negative: Tensor | None = None
+    ) -> WindowLayout:
+        """A target sees the ``history`` impressions right before ``history_end``, of those the ones that had ended."""
+        column = torch.arange(batch.key_shape[1], device=batch.key_column.device)
+
+        def at_targets(values: Tensor) -> Tensor:
+            return pad(values, batch.target_window, batch.target_column, batch.target_shape)[..., None]
+
+        # What is known of a target is known at its moment: for a candidate, that of its request.
+        begin, end = (values[:, None] for values in key_times(batch))
+        now, history_end = at_targets(batch.ts_ms[batch.moment]), at_targets(batch.history_end)
+        before = (column < history_end) & (column >= history_end - self.history)
+        visible = before & (begin < now) & (end <= now)
+        recency = None
+        if self.config.recency_bias:
+            seconds = (now - begin).float() / 1000
+            recency = log_bucket(seconds, self.config.time_buckets, self.config.max_gap_s)
+        matches = []
+        if self.config.match_bias:
+            for name in self.features["item"]:
+                ids = batch.ids(name)
+                target = at_targets(ids[batch.target])
+                past = in_windows(batch, ids, 0)[:, None]
+                matches.append((past == target) & (target != 0))  # unknown values match nothing
+        return WindowLayout(
+            batch.key_window,
+            batch.key_column,
+            batch.key_shape,
+            batch.target_window,
+            batch.target_column,
+            batch.target_shape,
+            visible,
+            recency,
+            matches,
+            positive,
+            negative,
+        )
+
+
+class RankingModel(nn.Module):
+    """Embedding tables (to be sharded) and a ranker on top.
+
+    Args:
+        kind: of ranker.
+        device: where the tables are made; ``meta`` leaves making them to the sharding.
+    """
+
+    ranker: Ranker[Any]
+
+    def __init__(
+        self, card: DatasetCard, config: Config, kind: type[Ranker[Any]], device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        whole = whole_tables(card, config.model)
+        # Rows that every token reads begin at unit norm; rows of identifiers, some of them never trained, near zero.
+        scales = dict.fromkeys(table_rows(card, config.model), config.sharding.init_scale)
+        scales |= dict.fromkeys(whole, (3 / config.model.dim) ** 0.5)
+        self.embeddings = EmbeddingCollection(
+            device=device,
+            tables=[
+                EmbeddingConfig(
+                    name=name,
+                    embedding_dim=config.model.dim,
+                    num_embeddings=rows,
+                    feature_names=[name],
+                    init_fn=partial(_uniform, scale=scales[name]),
+                    data_type=DTYPES[config.sharding.dtype],
+                )
+                for name, rows in table_rows(card, config.model).items()
+            ],
+        )
+        self.ranker = kind(card, config.model)
+
+    def forward(self, batch: WindowBatch) -> Encoded:
+        # Nothing but these two calls: training pipelines trace this method to overlap the lookups.
+        return self.ranker(self.embeddings(batch.sparse), batch)
+
+    def encode(self, batch: WindowBatch, actions: Tensor | None = None) -> Encoded:
+        """Targets without their actions: all that ranking needs. ``actions``: as :meth:`Ranker.encode` takes."""
+        return self.ranker.encode(self.embeddings(batch.sparse), batch, actions)
+
+
+def in_windows(batch: WindowBatch, values: Tensor, fill: int) -> Tensor:
+    """[windows, longest] values [impressions] of the impressions that targets may see; ``fill`` beyond them."""
+    at_keys = (batch.key_window, batch.key_column)
+    return values.new_full(batch.key_shape, fill).index_put(at_keys, values[batch.key])
+
+
+def key_times(batch: WindowBatch) -> tuple[Tensor, Tensor]:
+    """[windows, longest] begin and end in ms of the impressions that targets may see; what is none never ends."""
+    return in_windows(batch, batch.ts_ms, 0), in_windows(batch, batch.end_ms, torch.iinfo(torch.int64).max)
+
+
+def gap_s(batch: WindowBatch) -> Tensor:
+    """[keys] seconds since the impression before in the window; NaN for the first."""
+    began = batch.ts_ms[batch.key]
+    seconds = torch.diff(began, prepend=began[:1]).float() / 1000
+    return seconds.masked_fill(batch.key_column == 0, torch.nan)
+
+
+def _values(rows: dict[str, JaggedTensor]) -> dict[str, Tensor]:
+    return {name: jagged.values() for name, jagged in rows.items()}
+
+
+def _whole(looked_up: dict[str, Tensor], features: dict[str, Tensor], places: Tensor | None = None) -> list[Tensor]:
+    """Embeddings of those of the ``features`` that the model reads, from tables looked up whole."""
+    rows = {name: values if places is None else values[places] for name, values in features.items()}
+    return [looked_up[name][values] for name, values in rows.items() if name in looked_up]
+
+
+def _uniform(weight: Tensor, scale: float) -> Tensor:
+    return nn.init.uniform_(weight, -scale, scale)

@@ -1,0 +1,32 @@
+"""Losses of rankers with a tower per task, as sums over a batch: METHODS §7.
+
+The times are those that the generator's loss is over: every action that happened at a known time, ``exit`` among them.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.models.baselines.towers import TowersOutput
+from a2gen_rec.training.observed import observed
+
+
+def tower_sums(
+    output: TowersOutput, batch: WindowBatch, time_error: Literal["squared", "absolute"] = "squared"
+) -> tuple[Tensor, Tensor]:
+    """Sums over the targets of a batch.
+
+    Returns:
+        [] binary cross-entropy of whether each action happens, ``start`` and ``exit`` left out; [] error of the times
+        in log1p seconds.
+    """
+    happened, time = observed(batch, output.time.shape[1])
+    target = happened[:, 1:-1].to(output.event_logits.dtype)
+    events = F.binary_cross_entropy_with_logits(output.event_logits, target, reduction="sum")
+    known = torch.isfinite(time)
+    error = output.time - torch.where(known, time, 0).to(output.time.dtype)
+    each = error.square() if time_error == "squared" else error.abs()
+    return events, torch.where(known, each, 0).sum()

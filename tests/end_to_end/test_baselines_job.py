@@ -1,0 +1,63 @@
+"""A baseline from the command that trains it to a ranked list, an evaluation and session lists for an ensemble."""
+
+import math
+from pathlib import Path
+
+import pytest
+from support import make_card, small_config, write_dataset
+
+from a2gen_rec.cli import main
+from a2gen_rec.errors import UserError
+from a2gen_rec.serving.rank import rank
+from a2gen_rec.training.evaluate import evaluate
+from a2gen_rec.training.run import open_run
+from a2gen_rec.training.scores import score_split
+from a2gen_rec.training.trainer import train
+
+CARD = make_card()
+SMALL = ["--model.dim", "8", "--model.heads", "2", "--model.time_buckets", "8", "--loader.max_impressions", "200"]
+SWITCHES = ["--model.feedback", "whole", "--model.session", "true", "--model.objectives", "true"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset") / "data", CARD, windows=25)
+
+
+@pytest.mark.parametrize("name", ["mmoe", "ple", "hstu"])
+def test_trained_evaluated_ranked_and_scored(name: str, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    steps = ["--train.max_steps", "6", "--optim.dense_lr", "0.01"]
+    main(["train", "--data", str(data), "--run", str(run), "--model.name", name, *SMALL, *SWITCHES, *steps])
+    with open_run(str(run)) as opened:
+        result = evaluate(opened.built, str(data), "test", CARD, opened.config, opened.process)
+        lists = score_split(opened, "valid", str(tmp_path / "lists"), 5, 30.0)
+    assert result["targets"] > 0
+    assert list(result["actions"]) == ["like", "comment", "follow", "click"]
+    assert all(math.isfinite(row["ne"]) for row in result["actions"].values())
+    assert list(result["time"]) == ["like", "follow", "exit"]
+    assert all(math.isfinite(row["mae_log"]) for row in result["time"].values())
+    assert list(result["objectives"]) == ["glance", "effective"]
+    assert result["shared_ground"]["watch_time"].keys() == {"generator"}, "the time of exit is the watch time"
+    assert result["unexplored_probability"]["max"] == 0
+    assert 0 < result["order_violations"] < 1
+    loss = result["loss"]
+    assert not any(loss[term] for term in ("order", "draft_action", "draft_time"))
+    assert loss["total"] == pytest.approx(
+        sum(loss[term] for term in ("action", "time", "label", "glance", "effective"))
+    )
+    assert lists is not None
+    assert lists.objectives == ("like", "comment", "follow", "click", "glance", "effective", "watch_time")
+    assert lists.events.shape[1] == 8 + 16, "item, and the mean of time and action embeddings"
+
+    ranking = rank(str(run), "nobody")
+    assert ranking.by == "watch"
+    watch = [candidate.expected_watch_s for candidate in ranking.candidates]
+    assert watch == sorted(watch, reverse=True)
+    assert len(set(watch)) > 1
+    assert all(
+        candidate.timeline == [] and math.isnan(candidate.timeline_probability) for candidate in ranking.candidates
+    )
+
+    with pytest.raises(UserError, match=r"model\.name = " + name):
+        train(small_config(), str(data), str(run))

@@ -1,0 +1,301 @@
+"""Baseline rankers on one process and in float64: the properties that A2Gen has."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import make_card, make_columns, small_config, whole
+from torch import Tensor
+from torchrec import JaggedTensor
+
+from a2gen_rec.config import Config
+from a2gen_rec.data.batch import ALL, WindowBatch, collate
+from a2gen_rec.data.columns import WindowColumns, take_windows
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.models.a2gen import A2Gen, DenseRanker
+from a2gen_rec.models.baselines.towers import TowersOutput
+from a2gen_rec.models.named import RANKERS, ranking_model
+from a2gen_rec.models.ranker import RankingModel
+from a2gen_rec.serving.rank import Items, no_history, with_candidates
+from a2gen_rec.training.losses import Loss, loss_sums, means, total
+
+CARD = make_card()
+SIZES = {feature.name: feature.cardinality for feature in CARD.features}
+EVERYTHING = {"feedback": "whole", "session": True, "objectives": True}
+BASELINES = ["mmoe", "ple", "hstu"]
+VARIANTS = [
+    *({"name": name} for name in BASELINES),
+    *({"name": name, **EVERYTHING} for name in BASELINES),
+    {"name": "mmoe", "experts": 1, "recency_bias": False, "match_bias": False},
+    {"name": "ple", "shared_experts": 0, "own_experts": 2},
+    {"name": "ple", "own_experts": 0, "objectives": True},
+    {"name": "hstu", "layers": 1, "feedback": "tokens"},
+    {"name": "hstu", "layers": 3, "recency_bias": False, "match_bias": False},
+]
+
+
+def build(config: Config, card: DatasetCard = CARD) -> RankingModel:
+    """A float64 model of which nothing stands at its neutral start."""
+    torch.manual_seed(0)
+    model = ranking_model(card, config, torch.device("cpu")).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+def forward(model: RankingModel, batch: WindowBatch) -> TowersOutput:
+    """The model in float64: the embedding collection's own forward rounds to float32."""
+    rows = {}
+    for name in batch.sparse.keys():  # noqa: SIM118 - not a mapping
+        ids = batch.sparse[name]
+        rows[name] = JaggedTensor(model.embeddings.embeddings[name].weight[ids.values()], lengths=ids.lengths())
+    return model.ranker(rows, batch)
+
+
+def batch_of(columns: WindowColumns, config: Config, rows: np.ndarray | None = None, **options: Any) -> WindowBatch:
+    return collate(columns, np.arange(len(columns)) if rows is None else rows, whole(CARD, config), **options)
+
+
+@torch.no_grad()
+def predictions(model: RankingModel, batch: WindowBatch) -> Tensor:
+    """Everything predicted of a target, one row per target."""
+    output = forward(model, batch)
+    what = model.ranker.occurrence(output, max_error=0.0)
+    heads = [output.label_logits, output.objective_logits, output.context]
+    return torch.cat([output.event_logits, torch.nan_to_num(what.time), *heads], 1)
+
+
+@pytest.fixture(scope="module")
+def columns() -> WindowColumns:
+    return make_columns(CARD, 12, np.random.default_rng(3))
+
+
+def otherwise(columns: WindowColumns, which: np.ndarray, target: int, rng: np.random.Generator) -> WindowColumns:
+    """Other actions, times and outcomes at the impressions ``which``; other ids too, but for the ``target``'s own."""
+    offset, action, end_ms = columns.offset_s.copy(), columns.action.copy(), columns.end_ms.copy()
+    outcome = {name: rows.copy() for name, rows in columns.outcome.items()}
+    ids, session = (
+        {name: rows.copy() for name, rows in of.items()} for of in (columns.impression_ids, columns.session)
+    )
+    for place in which:
+        begin = columns.action_starts[place]
+        end = begin + columns.action_lengths[place]
+        offset[begin + 1 : end] = rng.random(end - begin - 1) * 1000
+        action[begin + 1 : end - 1] = rng.permutation(np.arange(1, len(CARD.actions) - 1))[: end - begin - 2]
+        changed = [outcome] if place == target else [outcome, ids, session]
+        for rows in changed:
+            for name, values in rows.items():
+                values[place] = (values[place] + 1) % SIZES[name]
+    labels, objectives = columns.labels.copy(), columns.objectives.copy()
+    labels[which], objectives[which] = 1 - labels[which], np.nan
+    return dataclasses.replace(
+        columns,
+        offset_s=offset,
+        action=action,
+        end_ms=end_ms,
+        outcome=outcome,
+        impression_ids=ids,
+        session=session,
+        labels=labels,
+        objectives=objectives,
+    )
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("switches", [{}, EVERYTHING])
+def test_no_target_sees_itself_or_what_had_not_ended_or_lies_before_its_history(
+    name: str, switches: dict, columns: WindowColumns
+) -> None:
+    config = small_config(name=name, history=3, **switches)
+    model, rng = build(config), np.random.default_rng(0)
+    compared = changed = 0
+    for row in range(len(columns)):
+        start, n = columns.starts[row], columns.lengths[row]
+        for place in range(columns.first_target[row], n):
+            now, places = columns.ts_ms[start + place], np.arange(n)
+            hidden = (places >= place) | (places < place - 3)
+            hidden |= (columns.end_ms[start : start + n] > now) | (columns.ts_ms[start : start + n] >= now)
+            first = columns.first_target.copy()
+            first[row] = place
+            base, one = dataclasses.replace(columns, first_target=first), np.array([row])
+            before = predictions(model, batch_of(base, config, one))[0]
+            unseen = otherwise(base, start + places[hidden], start + place, rng)
+            torch.testing.assert_close(predictions(model, batch_of(unseen, config, one))[0], before)
+            compared += 1
+            for other in places[~hidden]:
+                seen = otherwise(base, start + np.array([other]), start + place, rng)
+                after = predictions(model, batch_of(seen, config, one))[0]
+                assert not torch.allclose(after, before, rtol=1e-9, atol=1e-9), "what a target may see must matter"
+                changed += 1
+    assert compared > 30
+    assert changed > 20
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, columns: WindowColumns) -> None:
+    config = small_config(**variant)
+    model = build(config)
+    together = predictions(model, batch_of(columns, config))
+    backwards = predictions(model, batch_of(columns, config, np.arange(12)[::-1].copy(), dedup=False))
+    padded = predictions(model, batch_of(columns, config, group_cost=10**9))
+    alone = [predictions(model, batch_of(columns, config, np.array([row]))) for row in range(12)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(backwards, torch.cat(alone[::-1]), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(padded, together, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumns) -> None:
+    """The windowed batch gives the loss and gradient of a window for each target, cut right before its history.
+
+    Windows carry one more impression than the history, for the gap of the first one seen.
+    """
+    history = 3
+    config = small_config(history=history, **variant)
+
+    def run(batches: list[WindowBatch]) -> list[Tensor]:
+        model = build(config)
+        counts = torch.stack([batch.counts for batch in batches]).sum(0)
+        sums = torch.stack([loss_sums(forward(model, batch), batch, config.loss) for batch in batches]).sum(0)
+        total(means(sums, counts, generated=False), config.loss, model.ranker.tasks).backward()
+        return [sums.detach(), *(p.grad for p in model.parameters())]
+
+    singles = []
+    for row in range(len(columns)):
+        for place in range(columns.first_target[row], columns.lengths[row]):
+            cut = max(place - history - 1, 0)
+            first, starts, lengths = columns.first_target.copy(), columns.starts.copy(), columns.lengths.copy()
+            first[row], starts[row], lengths[row] = place - cut, starts[row] + cut, place + 1 - cut
+            one = dataclasses.replace(columns, first_target=first, starts=starts, lengths=lengths)
+            singles.append(batch_of(one, config, np.array([row])))
+    for left, right in zip(run([batch_of(columns, config, group_cost=20)]), run(singles), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("length", [0, 9])
+def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: int) -> None:
+    config = small_config(**variant)
+    model, made = build(config), make_columns(CARD, 40, np.random.default_rng(1))
+    history = take_windows(made, np.flatnonzero(made.lengths == length)[:1]) if length else no_history(CARD)
+
+    def ranked(rows: np.ndarray) -> Tensor:
+        items = Items([""] * len(rows), np.ones(len(rows), bool), {"item_id": rows, "author_id": rows * 7 % 9})
+        return predictions(model, batch_of(with_candidates(history, items, CARD), config, request_gap_s=ALL))
+
+    together = ranked(np.arange(1, 7))
+    torch.testing.assert_close(together, torch.cat([ranked(np.array([row])) for row in range(1, 7)]))
+    assert together[:, :3].std(0).min() > 1e-3, "candidates must differ"
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_predictions_start_at_base_rates_and_median_times(name: str, columns: WindowColumns) -> None:
+    rates = {"like": 0.2, "comment": 0.01, "follow": 0.003, "click": 0.6, "glance": 0.4, "effective": 0.5}
+    card = dataclasses.replace(CARD, base_rate=rates, median_time_s={"like": 4.0, "exit": 20.0})
+    config = small_config(name=name, **EVERYTHING)
+    model = ranking_model(card, config, torch.device("cpu"))
+    output = model(batch_of(columns, config))
+    what = model.ranker.occurrence(output, max_error=0.0)
+    expected = torch.tensor([1.0, *list(rates.values())[:3], 1.0]).expand_as(what.probability)
+    torch.testing.assert_close(what.probability, expected)
+    torch.testing.assert_close(output.label_logits.sigmoid(), torch.full_like(output.label_logits, 0.6))
+    torch.testing.assert_close(output.objective_logits.sigmoid()[0], torch.tensor([0.4, 0.5]))
+    seconds = torch.tensor([0.0, 4.0, torch.nan, 0.0, 20.0])  # comments' times are not recorded, follows' unknown
+    torch.testing.assert_close(what.time, torch.log1p(seconds).expand_as(what.time), equal_nan=True)
+    assert not what.remainder.any()
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_few_steps_lower_every_term_of_the_loss(name: str, columns: WindowColumns) -> None:
+    config = small_config(name=name, **EVERYTHING)
+    torch.manual_seed(0)
+    model = ranking_model(CARD, config, torch.device("cpu"))
+    loss, batch = Loss(config.loss, tasks=model.ranker.tasks), batch_of(columns, config)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    found = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        value, (sums, _) = loss(model(batch), batch)
+        value.backward()
+        optimizer.step()
+        found.append(means(sums, batch.counts, generated=False))
+    action, time, order, label, draft_action, draft_time, glance, effective = found[-1] / found[0]
+    assert max(action, time, label, glance, effective) < 0.6
+    assert torch.stack([order, draft_action, draft_time]).isnan().all(), "what only a generator has is 0 throughout"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(variant: dict, columns: WindowColumns) -> None:
+    config = small_config(**variant)
+    model = build(config)
+    batch = batch_of(columns, config, np.arange(3), with_targets=False)
+    loss, _ = Loss(config.loss, tasks=model.ranker.tasks)(forward(model, batch), batch)
+    loss.backward()
+    assert loss.item() == 0
+    assert not [name for name, p in model.ranker.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_is_float32_but_for_rounding(variant: dict, columns: WindowColumns) -> None:
+    config = small_config(**variant)
+    model, batch = build(config).float(), batch_of(columns, config)
+    losses = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _ = Loss(config.loss, tasks=model.ranker.tasks)(forward(model, batch), batch)
+        loss.backward()
+        losses.append(loss.detach())
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0.0)
+    assert all(p.grad.isfinite().all() for p in model.ranker.parameters())
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_unknown_items_match_nothing_and_the_same_known_ones_do(name: str, columns: WindowColumns) -> None:
+    config = small_config(name=name)
+    model = build(config)
+    weights = [p for n, p in model.named_parameters() if n.endswith("match.weight")]
+    assert weights
+    for row, matters in ((0, False), (1, True)):
+        same = dataclasses.replace(
+            columns,
+            impression_ids={n: np.full_like(ids, row) for n, ids in columns.impression_ids.items()},
+        )
+        before = predictions(model, batch_of(same, config))
+        with torch.no_grad():
+            for weight in weights:
+                weight += 1.0
+        after = predictions(model, batch_of(same, config))
+        assert torch.equal(before, after) is not matters
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_known_actions_give_the_predictions_of_actions_encoded_anew(name: str, columns: WindowColumns) -> None:
+    config = small_config(name=name)
+    torch.manual_seed(0)
+    model, batch = ranking_model(CARD, config, torch.device("cpu")), batch_of(columns, config)
+    rows = model.embeddings(batch.sparse)
+    actions = model.ranker.encode_actions(rows, batch)
+    assert actions.shape == (len(batch.key), 16)
+    for place, key in enumerate(batch.key.tolist()):
+        begin = int(columns.action_starts[key])
+        action = columns.action[begin : begin + columns.action_lengths[key]]
+        embedded = model.embeddings.embeddings["action"].weight[torch.from_numpy(action)]
+        torch.testing.assert_close(actions[place, 8:], embedded.mean(0))
+    assert torch.equal(model.encode(batch, actions).context, model(batch).context)
+    assert not torch.equal(model.encode(batch, actions + 1).context, model(batch).context)
+
+
+def test_names_lead_to_their_rankers_and_a2gen_is_the_default(columns: WindowColumns) -> None:
+    found = {name: type(ranking_model(CARD, small_config(name=name)).ranker) for name in RANKERS}
+    assert found == RANKERS
+    assert [name for name, kind in RANKERS.items() if kind.generates] == ["a2gen"]
+    config = small_config()
+    torch.manual_seed(0)
+    named = ranking_model(CARD, config)
+    torch.manual_seed(0)
+    own = A2Gen(CARD, config)
+    assert type(named.ranker) is DenseRanker
+    assert list(named.state_dict()) == list(own.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(named.parameters(), own.parameters(), strict=True))

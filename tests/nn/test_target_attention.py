@@ -1,0 +1,48 @@
+"""Target attention against one target at a time through PyTorch's own attention."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from a2gen_rec.nn.encoder import WindowLayout
+from a2gen_rec.nn.target_attention import TargetAttention
+from a2gen_rec.ragged import positions
+
+HEADS, DIM = 2, 4
+
+
+def test_equals_one_target_at_a_time() -> None:
+    torch.manual_seed(0)
+    module = TargetAttention(7, 5, DIM, HEADS, recency_buckets=6, match_features=2).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    rng = torch.Generator().manual_seed(1)
+    lengths, targets = torch.tensor([5, 2, 7]), torch.tensor([2, 1, 3])
+    row, column = positions(lengths)
+    target_row, target_column = positions(targets)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+    tokens, target = random(14, 7), random(6, 5)
+    visible = torch.rand(3, 3, 7, generator=rng) < 0.6
+    visible &= (torch.arange(7) < lengths[:, None])[:, None]
+    visible[0, 1] = False
+    recency = torch.randint(6, (3, 3, 7), generator=rng)
+    matches = (torch.rand(2, 3, 3, 7, generator=rng) < 0.5).unbind()
+    layout = WindowLayout(row, column, (3, 7), target_row, target_column, (3, 3), visible, recency, matches)
+    found = module(tokens, target, layout)
+    for t in range(6):
+        w, place = int(target_row[t]), int(target_column[t])
+        seen = [i for i in range(14) if row[i] == w and visible[w, place, column[i]]]
+        if not seen:
+            assert not found[t].any()
+            continue
+        x = tokens[seen]
+        query = module.query(target[t]).view(HEADS, 1, -1)
+        key, value = (of(x).view(len(seen), HEADS, -1).transpose(0, 1) for of in (module.key, module.value))
+        shared = torch.stack([match[w, place, column[seen]] for match in matches], dim=-1).double()
+        bias = (module.recency(recency[w, place, column[seen]]) + module.match(shared)).T[:, None]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        torch.testing.assert_close(found[t], module.output(attended.flatten()), rtol=1e-9, atol=1e-9)
+    assert not visible[0, 1].any()
