@@ -165,7 +165,7 @@ class DenseRanker(Ranker[A2GenEncoded]):
 
     def encode_actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """[keys, dim] what users did inside the impressions that targets may see; of no target's concern."""
-        return self._encode_actions(rows, batch, self.past(rows, batch))
+        return self._encode_actions(rows, batch, self.shown_before(rows, batch))
 
     def _encode_actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch, item: Tensor) -> Tensor:
         return self.encoder.encode_actions(self._action_tokens(rows, batch), item, batch.sequences)

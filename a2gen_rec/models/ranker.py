@@ -121,13 +121,13 @@ class Ranker(nn.Module, Generic[E]):
         """[targets, d_item] embeddings of what is shown, and of the context at the moment it is judged."""
         return self._shown(_values(rows), batch)
 
-    def past(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+    def shown_before(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """[keys, d_item] embeddings of what was shown in the past: item and context features."""
         return self._concatenate(_values(rows), batch, "item", "context")[batch.key]
 
     def _inputs(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Inputs:
         looked_up = _values(rows)
-        key = self.past(rows, batch)
+        key = self.shown_before(rows, batch)
         gap = looked_up[GAP][log_bucket(gap_s(batch), self.config.time_buckets, self.config.max_gap_s)]
         user = self._concatenate(looked_up, batch, "user")[batch.target_window] if self.features["user"] else None
         target = [self._shown(looked_up, batch), *_whole(looked_up, batch.session, batch.moment)]
