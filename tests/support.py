@@ -41,6 +41,7 @@ def make_card(labels: tuple[str, ...] = ("click",), timed: tuple[str, ...] = ("l
         objectives=objectives,
         features=features,
         feedback=FeedbackRule(3.0, [], "length", [10.0], [9.0, 5.0, 12.0]),
+        negative=[],
         session_gap_s=25.0,
         history=6,
         max_targets=4,

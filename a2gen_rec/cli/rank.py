@@ -15,7 +15,11 @@ def parser() -> ArgumentParser:
         "--candidates", type=str, default="", help="file of raw item identifiers, one a line; default: popular ones"
     )
     command.add_argument(
-        "--by", type=str, default="", help="ensemble, watch (time) or an outcome; default: the first there is"
+        "--by",
+        type=str,
+        default="",
+        help="ensemble, watch (time) or an outcome; default: the first there is. "
+        "Of what less is better, as of glances and negative actions, the least likely come first",
     )
     command.add_argument("--explain", action="store_true", help="show what each candidate's ensemble score is made of")
     command.add_argument("--top", type=PositiveInt, default=10, help="rows shown")
@@ -26,6 +30,8 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
+    if options.explain and options.by not in ("", "ensemble"):
+        raise ConfigError(f"--explain tells why the ensemble orders as it does: it does not go with --by {options.by}")
     from a2gen_rec.quiet import quiet
 
     quiet()
@@ -37,14 +43,12 @@ def run(options: Namespace) -> None:
         options.run,
         options.user,
         options.candidates,
-        options.by,
+        options.by or ("ensemble" if options.explain else ""),
         options.top,
         options.data,
         options.device,
         options.ensemble,
     )
-    if options.explain and not all(candidate.explanation for candidate in ranking.candidates):
-        raise ConfigError("--explain needs an ensemble: `a2gen train-ensemble` trains one")
     console = new_console()
     for table in [*ranking_tables(ranking), *(explanation_tables(ranking.candidates) if options.explain else [])]:
         console.print(table)

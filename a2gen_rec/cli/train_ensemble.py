@@ -1,5 +1,6 @@
 """``a2gen train-ensemble``: one score from all that a run predicts."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 USERS = 4
 """Whose transforms are drawn."""
+FALL = 1e-6
+"""A transform that falls by more is told of: float32, as served, rounds scores by about as much."""
 
 
 def parser() -> ArgumentParser:
@@ -47,9 +50,21 @@ def run(options: Namespace) -> None:
     console = new_console()
     for table in list_metrics_tables(trained.card.metrics):
         console.print(table)
+    for line in _falls(trained.card.largest_fall):
+        console.print(line, soft_wrap=True)
+    console.print(f"ensemble: {out}", soft_wrap=True)
     picture = paths.join(out, "transforms.png")
-    draw_transforms(*_curves(trained), picture)
-    console.print(f"ensemble: {out}\nlearned transforms: {picture}", soft_wrap=True)
+    draw_transforms(*_curves(trained), picture)  # last: without it, the ensemble is there all the same
+    console.print(f"learned transforms: {picture}", soft_wrap=True)
+
+
+def _falls(largest: Mapping[str, float]) -> list[str]:
+    """A line per objective whose quadrature does not resolve its transform's rate of change."""
+    return [
+        f"the transform of {name} falls by up to {fall:.1e}: lower lr or raise degree"
+        for name, fall in largest.items()
+        if fall > FALL
+    ]
 
 
 def _curves(trained: "Trained") -> "tuple[list[TransformCurves], list[str]]":

@@ -47,8 +47,8 @@ class EnsembleConfig:
     epochs: int = 20
     patience: int = 6
     batch_lists: int = 256
-    dim: int = 32
-    hidden: list[int] = field(default_factory=lambda: [16, 8])
+    dim: int = 8
+    hidden: list[int] = field(default_factory=lambda: [8])
     degree: int = 32
     events: int = 20
     gap_s: float = 0.0

@@ -148,6 +148,7 @@ class Job:
             objectives=objectives,
             features=list(layout.features),
             feedback=rule,
+            negative=list(facts.negative),
             session_gap_s=SESSION_GAP_S,
             history=self.config.history,
             max_targets=self.config.max_targets,

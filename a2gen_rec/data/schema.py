@@ -128,6 +128,7 @@ class DatasetCard:
         labels: impression labels that are not acts, predicted beside the sequence.
         objectives: further 0/1 outcomes of an impression, derived from watch time and negative actions.
         feedback: what levels and objectives follow from; None where the log records no watch times.
+        negative: those of the actions that are explicit negative feedback, whatever else the log records.
         session_gap_s: seconds between the begins of two impressions beyond which a session ends.
         history: most impressions before a target it may see; windows carry one more.
         max_targets: most targets of one window.
@@ -143,6 +144,7 @@ class DatasetCard:
     objectives: list[str]
     features: list[Feature]
     feedback: FeedbackRule | None
+    negative: list[str]
     session_gap_s: float
     history: int
     max_targets: int
@@ -188,11 +190,16 @@ class DatasetCard:
             features = [Feature(**feature) for feature in raw["features"]]
             splits = {name: SplitSummary(**split) for name, split in raw["splits"].items()}
             feedback = None if raw["feedback"] is None else FeedbackRule(**raw["feedback"])
-            card = cls(**{**raw, "features": features, "splits": splits, "feedback": feedback})
+            # Cards made before there was the field have what the rule tells.
+            negative = raw.get("negative", [] if feedback is None else feedback.negative)
+            made = {"features": features, "splits": splits, "feedback": feedback, "negative": list(negative)}
+            card = cls(**{**raw, **made})
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not a dataset card ({error})", file=file) from error
         if len(card.actions) < 2 or card.actions[0] != START or card.actions[-1] != EXIT:
             raise DataError(f"must run from {START!r} to {EXIT!r}", file=file, field="actions")
+        if not set(card.negative) <= set(card.events):
+            raise DataError("must be among the actions", file=file, field="negative")
         return card
 
     @classmethod

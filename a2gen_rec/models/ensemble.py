@@ -55,7 +55,7 @@ class UserHistory(nn.Module):
     """A user's recent past as one vector: a GRU over the events, after UMRE's light ranking model.
 
     Args:
-        d_event: width of an event's ``[item ‖ category ‖ action …]`` vector.
+        d_event: width of an event's vector, of what was shown and what the user did.
         dim: width of the user's.
     """
 

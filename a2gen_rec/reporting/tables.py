@@ -207,7 +207,7 @@ def _summary(result: Mapping[str, Any]) -> str:
 
 def _about(ranking: "Ranking") -> str:
     whole = {"watch": "expected watch time", "ensemble": "ensemble score"}
-    by = whole.get(ranking.by, f"probability of {ranking.by}")
+    by = whole.get(ranking.by, f"probability of {ranking.by}") + (", least first" if ranking.least_first else "")
     history = f"{ranking.history:,} past impressions"
     if not ranking.user_known:
         history = "user not in the dataset: no history"

@@ -67,6 +67,7 @@ class Ranking:
         history: past impressions the ranking rests on.
         by: ``ensemble`` (its score), ``watch`` (expected watch time) or the outcome whose probability orders the
             candidates.
+        least_first: whether less of that is better, as of glances and explicit negatives: the least likely come first.
         ranked: candidates there were; unknown_items: those of them that the dataset does not have.
         candidates: the best of them, best first.
     """
@@ -78,6 +79,7 @@ class Ranking:
     ranked: int
     unknown_items: int
     candidates: list[Candidate]
+    least_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def rank(
         run: the run's folder.
         user: raw identifier; one that the dataset does not have is ranked for without history.
         candidates: file of raw item identifiers, one a line; by default the items most shown in training.
-        by: ``ensemble``, ``watch``, or an outcome; by default the first of these that there is.
+        by: ``ensemble``, ``watch``, or an outcome; by default the first of these that there is. Where less is better
+            (glances, explicit negatives), the least likely come first.
         top: how many of the best to return.
         data: dataset folder; by default the run's own.
         ensemble: its folder; by default the run's own, if it has one.
@@ -124,7 +127,9 @@ def rank(
         history = no_history(card) if window is None else window
         seen = min(len(history.ts_ms), opened.built.model.ranker.history)
         best = best_candidates(opened, history, items, by, top, fused)
-    return Ranking(user, window is not None, seen, by, len(items.raw), int((~items.known).sum()), best)
+        least_first = by in _less(objectives(card, opened.built.model.ranker.tasks))
+    unknown = int((~items.known).sum())
+    return Ranking(user, window is not None, seen, by, len(items.raw), unknown, best, least_first)
 
 
 def read_candidates(file: str) -> list[str]:
@@ -323,28 +328,33 @@ def best_candidates(
     batch = batch.to(opened.process.device)
     judged, ranker = judge(opened, batch), opened.built.model.ranker
     named = objectives(card, ranker.tasks)
+    outcomes = [objective.name for objective in named if objective.name != WATCH_TIME]
     output = None
     if fused is not None:
         model, settings = fused
         seen, length = events_before(batch, torch.zeros_like(batch.target[:1]), settings.config.events)
         output = model(judged.value(EXIT in card.timed)[None], judged.event[seen][None], length, judged.context[None])
-    less = {objective.name for objective in named if objective.better == "less"}
     if by == ENSEMBLE and output is not None:
         value = output.score[0]
     elif by == WATCH:
         value = judged.watch_time
     else:
-        value = judged.probability[:, [objective.name for objective in named].index(by)]
-    best = value.argsort(descending=by not in less, stable=True)[:top]
+        value = judged.probability[:, outcomes.index(by)]
+    best = value.argsort(descending=by not in _less(named), stable=True)[:top]
     watch = torch.expm1(judged.watch_time[best]).clamp(min=0).tolist() if EXIT in card.timed else [None] * len(best)
     # Whole sequences cost more than all else: only what is shown gets one.
     likely = likely_timelines(ranker, judged.encoded, best, card)
     found = []
     for place, watch_s, timeline in zip(best.tolist(), watch, likely, strict=True):
-        chances = dict(zip((objective.name for objective in named), judged.probability[place].tolist(), strict=False))
+        chances = dict(zip(outcomes, judged.probability[place].tolist(), strict=True))
         candidate = Candidate(items.raw[place], bool(items.known[place]), chances, watch_s, *timeline)
         found.append(candidate if output is None else _explained(candidate, named, output, place))
     return found
+
+
+def _less(named: Sequence[Objective]) -> set[str]:
+    """Names of what less is better of."""
+    return {objective.name for objective in named if objective.better == "less"}
 
 
 def _explained(candidate: Candidate, named: Sequence[Objective], output: EnsembleOutput, place: int) -> Candidate:

@@ -5,6 +5,7 @@ both optimizers, random states) and ``state.json`` (loader positions, progress, 
 card). A checkpoint is written beside its place and moved there whole, so that any folder of that name is complete.
 """
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -94,6 +95,23 @@ def best(run: str) -> str:
     step = State.read(found).best_step
     marked = found if step is None else place(run, step)
     return marked if paths.exists(marked) else found
+
+
+def digest(checkpoint: str) -> str:
+    """Tells a checkpoint's tensors from any others, a copy's aside: 12 hexadecimal digits.
+
+    Of the tensors' metadata, which has an identifier that is made anew whenever tensors are saved. ``state.json`` may
+    be written again for the same ones.
+
+    Raises:
+        UserError: the metadata cannot be read.
+    """
+    file = paths.join(checkpoint, ".metadata")
+    try:
+        with g_pathmgr.open(file, "rb") as stream:
+            return hashlib.sha256(stream.read()).hexdigest()[:12]
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
 def save(run: str, built: Built, state: State, keep: int) -> None:

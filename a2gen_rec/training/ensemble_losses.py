@@ -123,14 +123,19 @@ def min_norm_weights(products: np.ndarray, tolerance: float = 1e-10, steps: int 
     return weights
 
 
-def bounded_min_norm_weights(products: np.ndarray, least: np.ndarray) -> np.ndarray:
+def bounded_min_norm_weights(products: np.ndarray, least: np.ndarray, before: np.ndarray) -> np.ndarray:
     """:func:`min_norm_weights` with a lower bound per loss (Pareto-efficient, PE-LTR: Lin et al. 2019).
 
     With ω = c + (1 − Σ c) α and α of sum 1 it is the problem without bounds, for the gradients
     Σ_j c_j g_j + (1 − Σ c) g_m.
 
+    A loss without a gradient, of a behaviour that the batch has no positive of, would take all there is to choose and
+    leave nothing to step along. The problem is therefore that of the others: such a loss keeps what it had of α, next
+    to their solution, before the sum is made 1 [ours].
+
     Args:
         products: [M, M] from :func:`gradient_products`; least: [M] bounds c.
+        before: [M] ω of sum 1 until now.
 
     Raises:
         ConfigError: a bound is negative, or they leave nothing to choose.
@@ -138,5 +143,13 @@ def bounded_min_norm_weights(products: np.ndarray, least: np.ndarray) -> np.ndar
     free = 1 - least.sum()
     if (least < 0).any() or free < 0:
         raise ConfigError(f"least weights {least.tolist()} must not be negative, nor their sum above 1")
-    mixed = least[:, None] + free * np.eye(len(least))
-    return mixed @ min_norm_weights(mixed.T @ products @ mixed)
+    there = products.diagonal() > 0
+    if not there.any():
+        return before
+    share = np.maximum(before - least, 0)
+    share /= share.sum() or 1
+    part = 1 / (1 + share[~there].sum())  # of all α, that of the losses there
+    mixed = least[there, None] + free * part * np.eye(there.sum())
+    share[there] = min_norm_weights(mixed.T @ products[np.ix_(there, there)] @ mixed)
+    weights: np.ndarray = least + free * part * share
+    return weights

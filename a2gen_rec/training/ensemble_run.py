@@ -1,65 +1,32 @@
 """From a trained ranker to a trained ensemble, and how it fares beside other ways to one score (METHODS §6)."""
 
-import math
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import nn
 
 from a2gen_rec import paths
 from a2gen_rec.config import EnsembleConfig, EvaluateConfig
-from a2gen_rec.data.schema import WATCH_TIME
+from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.models.ensemble import Ensemble
-from a2gen_rec.models.fusion import (
-    Formula,
-    LogisticRegression,
-    MLPFusion,
-    SessionWeights,
-    SingleScore,
-    Standardise,
-    tune_formula,
-)
-from a2gen_rec.training.ensemble_store import (
-    CARD,
-    EnsembleCard,
-    check_place,
-    load_baseline,
-    load_ensemble,
-    save_ensemble,
-)
-from a2gen_rec.training.ensemble_trainer import (
-    Epoch,
-    behaviour_weights,
-    fit,
-    fit_ensemble,
-    largest_falls,
-    measure_lists,
-    score_lists,
-)
+from a2gen_rec.training.ensemble_baselines import fit_baselines, learned, load_baselines
+from a2gen_rec.training.ensemble_store import CARD, EnsembleCard, check_place, load_ensemble, save_ensemble
+from a2gen_rec.training.ensemble_trainer import Reporter, fit_ensemble, largest_falls, measure_lists, score_lists
 from a2gen_rec.training.evaluate import evaluate
-from a2gen_rec.training.lists import Lists, centre_scale
+from a2gen_rec.training.lists import Lists
 from a2gen_rec.training.process import agreed, gather
 from a2gen_rec.training.run import Device, OpenRun, open_run
-from a2gen_rec.training.scores import behaviours, objectives, score_split, widths
+from a2gen_rec.training.scores import SCORES_VERSION, behaviours, objectives, score_split, widths
 
 FOLDER = "ensemble"
 """Of a run: where its ensemble is unless told otherwise."""
 SCORES = "scores"
-UMRE, FORMULA, LOGISTIC, MLP, SESSION = "UMRE", "formula", "logistic regression", "MLP", "session weights"
-
-
-class Reporter(Protocol):
-    """Is told of the progress."""
-
-    def scoring(self, split: str, done: int, files: int) -> None: ...
-
-    def fitting(self, name: str) -> None: ...
-
-    def epoch(self, name: str, epoch: Epoch) -> None: ...
+UMRE = "UMRE"
 
 
 @dataclass(frozen=True)
@@ -114,21 +81,18 @@ def session_lists(
 ) -> Lists | None:
     """A split's scored session lists, made where the run does not have them yet. Rank 0 gets them.
 
+    They are kept in a folder of the run, one for each checkpoint, dataset and way to make lists.
+
     Raises:
-        UserError: the run has lists of other data.
+        UserError: as :func:`score_split` raises.
     """
     events, gap_s = config.events, config.gap_s or opened.card.session_gap_s
-    folder = paths.join(run, SCORES, f"step-{opened.step:08d}-events-{events}-gap-{gap_s:g}")
-    source = paths.join(folder, "source.txt")
-    data = paths.absolute(opened.data)
     with agreed():
-        if opened.process.leads:
-            paths.make_folder(folder)
-            if paths.exists(source) and paths.read_text(source).strip() != data:
-                raise UserError(
-                    f"{folder}: holds scores of {paths.read_text(source).strip()}; delete it to score {data}"
-                )
-            paths.write_text(source, data + "\n")
+        data = {"data": paths.absolute(opened.data), "card": DatasetCard.load(opened.data).to_dict()}
+    how = {"max_error": opened.config.evaluate.max_error, "events": events, "gap_s": gap_s, "version": SCORES_VERSION}
+    made_of = json.dumps({**data, **how, "checkpoint": opened.digest}, sort_keys=True)
+    digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
+    folder = paths.join(run, SCORES, f"step-{opened.step:08d}-{digest}")
     tell = None if progress is None else partial(progress, split)
     return score_split(opened, split, paths.join(folder, split), events, gap_s, tell)
 
@@ -137,24 +101,6 @@ def found(run: str) -> str:
     """The folder of the run's own ensemble, empty if it has none."""
     folder = paths.join(run, FOLDER)
     return folder if paths.exists(paths.join(folder, CARD)) else ""
-
-
-def evaluate_ensemble(opened: OpenRun, run: str, folder: str, split: str) -> dict[str, Any]:
-    """List metrics of a split for an ensemble and what it was compared with; rank 0 gets them, the others ``{}``.
-
-    Raises:
-        UserError: there is no ensemble, or one of another run or checkpoint.
-    """
-    with agreed():
-        model, card = load_fitting(opened, folder)
-    lists = session_lists(opened, run, split, card.config)
-    if lists is None:
-        return {}
-    models = {UMRE: model, **_untrained(card)}
-    for name, module in models.items():
-        if name in (FORMULA, LOGISTIC, MLP, SESSION):
-            load_baseline(folder, _file(name), module)
-    return {"split": split, **_measure(models, lists, card)}
 
 
 def evaluate_run(
@@ -167,10 +113,29 @@ def evaluate_run(
     """
     with open_run(run, data, device) as opened:
         folder = ensemble or gather(found(run))[0]
-        lists = evaluate_ensemble(opened, run, folder, split) if folder else {}  # an unfit one is told of at once
+        compared = _to_compare(opened, run, folder, split) if folder else None  # an unfit one is told of at once
         settings = replace(opened.config, evaluate=config)
         result = evaluate(opened.built, opened.data, split, opened.card, settings, opened.process)
-        return {**result, "run": run, "step": opened.step, "lists": lists} if result else result
+    if not result:
+        return {}
+    # Out of the group: no rank waits for the first one's metrics.
+    lists = {} if compared is None else {"split": split, **_measure(*compared)}
+    return {**result, "run": run, "step": opened.step, "lists": lists}
+
+
+def _to_compare(
+    opened: OpenRun, run: str, folder: str, split: str
+) -> tuple[dict[str, nn.Module], Lists, EnsembleCard] | None:
+    """A fitting ensemble and its baselines by name, the split's lists, and its card; None on ranks but the first.
+
+    Raises:
+        UserError: there is no ensemble, a file of it is missing or damaged, or it is of another checkpoint.
+    """
+    with agreed():
+        model, card = load_fitting(opened, folder)
+        models = {UMRE: model, **load_baselines(folder, card)}
+    lists = session_lists(opened, run, split, card.config)
+    return None if lists is None else (models, lists, card)
 
 
 def load_fitting(opened: OpenRun, folder: str) -> tuple[Ensemble, EnsembleCard]:
@@ -185,7 +150,7 @@ def load_fitting(opened: OpenRun, folder: str) -> tuple[Ensemble, EnsembleCard]:
 
 
 def check_fits(card: EnsembleCard, opened: OpenRun, folder: str) -> None:
-    """Raise a UserError unless the ensemble is of the open checkpoint, as far as step, objectives and widths tell."""
+    """Raise a UserError unless the ensemble is of the open checkpoint."""
     again = "run `a2gen train-ensemble` again or remove it"
     if card.step != opened.step:
         raise UserError(
@@ -194,6 +159,8 @@ def check_fits(card: EnsembleCard, opened: OpenRun, folder: str) -> None:
     named = list(objectives(opened.card, opened.built.model.ranker.tasks))
     if card.objectives != named or (card.d_event, card.d_context) != widths(opened):
         raise UserError(f"{folder}: is of {card.run}, which predicts otherwise than this run; {again}")
+    if card.checkpoint != opened.digest:
+        raise UserError(f"{folder}: is of another training, {card.run}, than this run's best checkpoint; {again}")
 
 
 def _check(opened: OpenRun, config: EnsembleConfig) -> None:
@@ -223,65 +190,13 @@ def _train(
         config=config,
         run=run,
         step=opened.step,
+        checkpoint=opened.digest,
         largest_fall=dict(zip(train.objectives, falls.tolist(), strict=True)),
     )
-    models: dict[str, nn.Module] = {UMRE: model.cpu(), **_fit_baselines(card, train, valid, device, reporter)}
+    models: dict[str, nn.Module] = {UMRE: model.cpu(), **fit_baselines(card, train, valid, device, reporter)}
     card = replace(card, metrics={"split": "valid", **_measure(models, valid, card)})
-    kept = {_file(name): module for name, module in models.items() if name in (FORMULA, LOGISTIC, MLP, SESSION)}
-    save_ensemble(out, model, card, kept)
+    save_ensemble(out, model, card, learned(models))
     return Trained(model, card, train, valid, opened.data)
-
-
-def _fit_baselines(
-    card: EnsembleCard, train: Lists, valid: Lists, device: torch.device, reporter: Reporter
-) -> dict[str, nn.Module]:
-    """What the ensemble is compared with, on the same lists."""
-    centre, scale = centre_scale(train)
-    models = _untrained(card, centre, scale)
-    names, _ = behaviour_weights(train, card.config)
-    for name in (LOGISTIC, MLP, SESSION):
-        reporter.fitting(name)
-        fit(models[name].to(device), train, valid, card.config, partial(reporter.epoch, name))
-        models[name].cpu()
-    reporter.fitting(FORMULA)
-
-    def ndcg(scores: torch.Tensor) -> float:
-        found = measure_lists(scores.numpy(), valid, card.config.k, names)["ndcg"]
-        return math.nan if found is None else found
-
-    less = [objective.better == "less" for objective in card.objectives]
-    value, trials = torch.from_numpy(valid.value), card.config.formula_trials
-    models[FORMULA] = tune_formula(value, ndcg, less, *_units(card, centre, scale), trials, card.config.seed).formula
-    return models
-
-
-def _untrained(
-    card: EnsembleCard, centre: torch.Tensor | None = None, scale: torch.Tensor | None = None
-) -> dict[str, nn.Module]:
-    """All baselines; those with parameters before training."""
-    k = len(card.objectives)
-    centre = torch.zeros(k) if centre is None else centre
-    scale = torch.ones(k) if scale is None else scale
-    less = [objective.better == "less" for objective in card.objectives]
-    standardise = [Standardise(less, centre, scale) for _ in range(3)]
-    singles = {
-        f"{objective.name} alone": SingleScore(i, objective.better) for i, objective in enumerate(card.objectives)
-    }
-    widths = (card.d_event, card.d_context, card.config.dim)
-    torch.manual_seed(card.config.seed)
-    return {
-        **singles,
-        FORMULA: Formula(torch.ones(k), torch.ones(k), less, *_units(card, centre, scale)),
-        LOGISTIC: LogisticRegression(standardise[0]),
-        MLP: MLPFusion(standardise[1], *widths),
-        SESSION: SessionWeights(standardise[2], *widths),
-    }
-
-
-def _units(card: EnsembleCard, centre: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centre and scale for the formula: logits are taken as their probabilities, a watch time by its spread."""
-    watch = torch.tensor([objective.name == WATCH_TIME for objective in card.objectives])
-    return torch.where(watch, centre, 0.0), torch.where(watch, scale, 1.0)
 
 
 def _measure(models: dict[str, nn.Module], lists: Lists, card: EnsembleCard) -> dict[str, Any]:
@@ -303,7 +218,3 @@ def _measure(models: dict[str, nn.Module], lists: Lists, card: EnsembleCard) -> 
             for name, found in methods.items()
         },
     }
-
-
-def _file(name: str) -> str:
-    return name.replace(" ", "-").lower()

@@ -21,7 +21,7 @@ from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.models.ensemble import Ensemble, Objective
 
 CARD, WEIGHTS = "ensemble.yaml", "ensemble.safetensors"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class EnsembleCard:
         d_event, d_context: widths it takes.
         config: it was trained with.
         run, step: the training run and checkpoint of the ranker whose predictions it combines.
+        checkpoint: the digest that tells that checkpoint from others of the step, see :func:`checkpoint.digest`.
         largest_fall: objective -> see :meth:`Ensemble.largest_fall`.
         metrics: whatever was measured, plain data.
         format: of the folder.
@@ -45,6 +46,7 @@ class EnsembleCard:
     config: EnsembleConfig
     run: str
     step: int
+    checkpoint: str
     largest_fall: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     format: int = _FORMAT

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from a2gen_rec.training.ensemble_losses import (
     combined_relevance,
     gradient_products,
     listwise,
-    min_norm_weights,
     pairwise,
     pointwise,
     rebalance,
@@ -27,6 +26,10 @@ from a2gen_rec.training.list_metrics import ListMetrics, list_metrics
 from a2gen_rec.training.lists import ListBatch, Lists, batch_rows, centre_scale
 
 _LOSSES = {"pointwise": pointwise, "listwise": listwise, "pairwise": pairwise}
+
+
+SPREAD = 2.0
+"""Standard deviations of an objective that are its scale: the best candidates must not all come near 1."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class Epoch:
     loss: float
     metrics: ListMetrics
     weights: dict[str, float]
+
+
+class Reporter(Protocol):
+    """Is told of the progress of scoring and of what is trained on the scores."""
+
+    def scoring(self, split: str, done: int, files: int) -> None: ...
+
+    def fitting(self, name: str) -> None: ...
+
+    def epoch(self, name: str, epoch: Epoch) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,8 @@ def fit_ensemble(
         torch.manual_seed(config.seed)
         model = Ensemble(objectives, d_event, d_context, config.dim, config.hidden, config.degree)
     if len(train):
-        model.squash(*centre_scale(train))
+        centre, scale = centre_scale(train)
+        model.squash(centre, SPREAD * scale)
     model = model.to(device)
     return model, fit(model, train, valid, config, progress)
 
@@ -191,28 +205,32 @@ def _pass(
     """One epoch: the mean loss of its batches, and the weights at its end.
 
     Weights by gradients are those of a mixture of losses, one for each behaviour, and that mixture is what is
-    stepped along; else the loss is one, against the combined relevance. For the squared error they are the same.
+    stepped along; else the loss is one, against the combined relevance. For the squared error they are the same, where
+    all labels are known.
+
+    Unknown labels are no relevance. A candidate of which all are unknown (in a mixture, the one of that behaviour) is
+    no term of a point- or pairwise loss, which would take it for a negative; listwise, it stays among those that the
+    others were chosen from.
     """
-    least = np.full(len(weights), config.least_weight)
-    strategies: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "min_norm": min_norm_weights,
-        "pareto_efficient": partial(bounded_min_norm_weights, least=least),
-    }
-    by_gradients = strategies.get(config.strategy)
+    bounds = {"min_norm": 0.0, "pareto_efficient": config.least_weight}
+    least = np.full(len(weights), bounds[config.strategy]) if config.strategy in bounds else None
     parameters, device = list(model.parameters()), _device(model)
     criterion, losses = _LOSSES[config.loss], []
     for number, rows in enumerate(batch_rows(lists, config.batch_lists, rng)):
         batch = lists.batch(rows).to(device)
-        labels = batch.label[..., columns].nan_to_num(0)
+        labels = batch.label[..., columns]
+        terms = batch.valid[..., None] & (labels.isfinite() | (config.loss == "listwise"))
+        labels = labels.nan_to_num(0)
         score = _score(model, batch)
         optimizer.zero_grad()
-        if by_gradients is None:
+        if least is None:
             relevance = combined_relevance(labels, torch.as_tensor(weights, dtype=labels.dtype, device=device))
-            loss = criterion(score, relevance, batch.valid).mean
+            loss = criterion(score, relevance, terms.any(-1)).mean
         else:
-            parts = [criterion(score, each, batch.valid).mean for each in labels.unbind(-1)]
+            each = zip(labels.unbind(-1), terms.unbind(-1), strict=True)
+            parts = [criterion(score, relevance, known).mean for relevance, known in each]
             if number % config.reweigh_every == 0:
-                weights = by_gradients(gradient_products(parts, parameters))
+                weights = bounded_min_norm_weights(gradient_products(parts, parameters), least, weights)
             loss = torch.stack([part * weight for part, weight in zip(parts, weights.tolist(), strict=True)]).sum()
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):

@@ -7,6 +7,7 @@ flattened, their names and widths in the schema's metadata.
 
 import json
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -170,12 +171,14 @@ def centre_scale(lists: Lists) -> tuple[Tensor, Tensor]:
 def write_lists(file: str, lists: Lists) -> None:
     """Write lists to one Parquet file; a local one is written beside and moved into place.
 
+    Of several processes that write the same file at once, the last one's stays.
+
     Raises:
         DataError: they break the contract of :class:`Lists`.
         UserError: the place is not writable.
     """
     _check(lists, file)
-    beside = f"{file}.writing" if paths.is_local(file) else file
+    beside = f"{file}.{secrets.token_hex(4)}.writing" if paths.is_local(file) else file
     try:
         with g_pathmgr.open(beside, "wb") as stream, pq.ParquetWriter(stream, _schema(lists), **_ENCODING) as writer:
             for first in range(0, len(lists), _ROWS):

@@ -58,8 +58,8 @@ def _shared_ground(predictions: Predictions, columns: Mapping[str, int], card: D
     if np.isfinite(head).any():
         found[WATCH_TIME] |= {"head": time_metrics(head, actual), "agreement": rank_correlation(watch, head)}
     scores = {"glance": -watch, "effective": watch - np.log1p(_usual_watch_s(predictions, card))}
-    if "negative" in card.objectives and card.feedback is not None:
-        none = [1 - predictions.probability[:, columns[name]] for name in card.feedback.negative]
+    if "negative" in card.objectives:
+        none = [1 - predictions.probability[:, columns[name]] for name in card.negative]
         scores["negative"] = 1 - np.prod(none, axis=0)
     for name in card.objectives:
         happened, chance = predictions.happened[:, columns[name]], predictions.probability[:, columns[name]]

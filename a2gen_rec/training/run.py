@@ -21,6 +21,7 @@ class OpenRun:
 
     Attributes:
         data: the dataset's folder; card: the card the model was trained with.
+        step: of the checkpoint; digest: tells it from others of that step, see :func:`checkpoint.digest`.
     """
 
     built: Built
@@ -29,6 +30,7 @@ class OpenRun:
     data: str
     process: Process
     step: int
+    digest: str
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def open_run(run: str, data: str = "", device: Device = "auto") -> Iterator[Open
         UserError: no checkpoint, or it does not fit the dataset.
     """
     place = checkpoint.best(run)
-    state = checkpoint.State.read(place)
+    state, digest = checkpoint.State.read(place), checkpoint.digest(place)
     config = restore_config(state.config)
     data = data or state.data
     card = DatasetCard.from_dict(state.card, f"{place}/{checkpoint.STATE}")
@@ -58,7 +60,7 @@ def open_run(run: str, data: str = "", device: Device = "auto") -> Iterator[Open
             config.sharding.kernels = ["fused"]
         built = build(card, config, process)
         checkpoint.load(place, built, with_optimizer=False)
-        yield OpenRun(built, config, card, data, process, state.step)
+        yield OpenRun(built, config, card, data, process, state.step, digest)
 
 
 def restore_config(saved: dict[str, Any]) -> Config:

@@ -24,6 +24,8 @@ from a2gen_rec.training.observed import observed
 from a2gen_rec.training.process import agreed, gather
 from a2gen_rec.training.run import OpenRun
 
+SCORES_VERSION = 1
+"""Of what score files hold: raised whenever the same run and data would give others."""
 SMALLEST = 1e-7
 """Probabilities are told apart from this to one less this: sums of float32 may leave [0, 1] by as much."""
 
@@ -36,7 +38,7 @@ def objectives(card: DatasetCard, tasks: tuple[str, ...]) -> tuple[Objective, ..
     Args:
         tasks: that the model predicts beside actions and labels.
     """
-    less = {"glance", "negative", *(card.feedback.negative if card.feedback is not None else [])}
+    less = {"glance", "negative", *card.negative}
     watch = [WATCH_TIME] if EXIT in card.timed else []
     names = [*card.events, *card.labels, *(task for task in tasks if task != WATCH_TIME), *watch]
     return tuple(Objective(name, "less" if name in less else "more") for name in names)
@@ -45,8 +47,7 @@ def objectives(card: DatasetCard, tasks: tuple[str, ...]) -> tuple[Objective, ..
 def behaviours(card: DatasetCard) -> tuple[str, ...]:
     """What users may do that is worth ranking for: actions, labels and effective views, none of them negative."""
     kept = [*card.events, *card.labels, *(name for name in card.objectives if name == "effective")]
-    negative = card.feedback.negative if card.feedback is not None else []
-    return tuple(name for name in kept if name not in negative)
+    return tuple(name for name in kept if name not in card.negative)
 
 
 def widths(opened: OpenRun) -> tuple[int, int]:
@@ -113,6 +114,12 @@ def _score_file(opened: OpenRun, split: str, file: str, events: int, gap_s: floa
 @dataclass(frozen=True)
 class Judged:
     """Targets as a ranker sees them before anything happens in them.
+
+    The watch time is the generator's, also where a head of its own predicts one: the generator's had the lower error
+    on KuaiRand and the same on simulated data, and every ranker has it [ours].
+
+    METHODS' events are ``[item ‖ category ‖ action]``. Here the item's embedding and the encoding of what the user did
+    in it stand for them, which sees the category as it sees all the impression's context [ours].
 
     Attributes:
         encoded: see :class:`Encoded`.

@@ -225,6 +225,7 @@ def test_feedback_by_hand(tmp_path):
     card, out = watched(tmp_path)
     assert card == DatasetCard.load(str(out))
     assert card.feedback == FeedbackRule(3.0, ["hate"], "length", [10.0], [6.0, 6.0, 6.0])
+    assert card.negative == ["hate"]
     assert (card.objectives, card.session_gap_s) == (["glance", "effective", "negative"], 1800.0)
     assert card.base_rate == {"like": 0.2, "hate": 0.2, "glance": 0.25, "effective": 0.5, "negative": 0.2}
     names = ("unknown", "negative", "glance", "partial", "effective", "complete")
@@ -269,6 +270,23 @@ def test_without_watch_times_there_are_no_levels(tmp_path):
     assert [feature.name for feature in card.at_level("session")] == ["session_position", "session_gap"]
     assert {name: split.feedback for name, split in card.splits.items()} == {name: {} for name in SPLITS}
     assert "the log records no watch times" in printed(card)
+
+
+def test_negative_actions_are_told_apart_without_watch_times(tmp_path):
+    columns = {name: column for name, column in WATCHED["columns"].items() if name != "dwell_s"}
+    card, out = watched(tmp_path, columns=columns)
+    assert (card.feedback, card.objectives, card.negative) == (None, [], ["hate"])
+    assert DatasetCard.load(str(out)) == card
+
+
+def test_cards_from_before_negative_actions_had_a_field(tmp_path):
+    card, _ = watched(tmp_path)
+    raw = card.to_dict()
+    del raw["negative"]
+    assert DatasetCard.from_dict(raw) == card
+    assert DatasetCard.from_dict(raw | {"feedback": None}).negative == []
+    with pytest.raises(DataError, match="field 'negative': must be among the actions"):
+        DatasetCard.from_dict(raw | {"negative": ["loathe"]})
 
 
 def test_times_that_only_order_make_no_sessions(tmp_path):

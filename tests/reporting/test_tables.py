@@ -208,6 +208,8 @@ def test_a_ranking_for_an_unknown_user_by_a_label_without_watch_times() -> None:
     assert "? not in" not in text
     assert "watch" not in text
     assert "comment → exit (34%)" in text
+    less = Ranking("u", True, 5, "like", 1, 0, [candidate("a")], least_first=True)
+    assert "by probability of like, least first · 5 past impressions" in shown(ranking_tables(less))
 
 
 def test_a_ranking_by_the_ensemble_shows_its_scores() -> None:

@@ -456,7 +456,7 @@ def test_other_orders_are_there_too_and_have_scores(by: str, fused: World) -> No
     assert values == sorted(values, reverse=by != "glance")
     assert values[0] != values[-1]
     assert np.isfinite([candidate.score for candidate in found.candidates]).all()
-    assert found.by == by
+    assert (found.by, found.least_first) == (by, by == "glance")
 
 
 def test_an_ensemble_elsewhere_or_of_another_checkpoint(world: World, fused: World, tmp_path: Path) -> None:
@@ -481,13 +481,27 @@ def test_explanations_on_the_terminal(world: World, fused: World, capsys: pytest
     assert "by ensemble score" in text
     assert "why this order" in text
     assert f"{best.score:+.4f}" in text
-    main([*asked, str(fused.run), "--by", "watch"])
-    text = capsys.readouterr().out
-    assert "by expected watch time" in text
-    assert "why this order" in text
+    main([*asked, str(fused.run), "--by", "ensemble"])
+    assert capsys.readouterr().out == text
+
+
+def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """The one line that ``a2gen rank --explain`` ends with."""
     with pytest.raises(SystemExit) as left:
-        main([*asked, str(world.run)])
+        main(["rank", "--user", "nobody", "--explain", *options])
     told = capsys.readouterr()
     assert left.value.code == 2
     assert told.out == ""
-    assert told.err.splitlines() == ["a2gen: error: --explain needs an ensemble: `a2gen train-ensemble` trains one"]
+    (line,) = told.err.splitlines()
+    return line
+
+
+def test_other_orders_than_the_ensemble_s_are_not_explained(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is told before anything is read of the run, or of the dataset where there is no ensemble."""
+    line = refused(capsys, "--run", "absent", "--by", "watch")
+    assert line.endswith("--explain tells why the ensemble orders as it does: it does not go with --by watch")
+    monkeypatch.setattr(ranking, "popular_items", lambda *_: pytest.fail("too late"))
+    line = refused(capsys, "--run", str(world.run))
+    assert line.endswith("cannot rank by ensemble: the run has none; `a2gen train-ensemble` trains one")

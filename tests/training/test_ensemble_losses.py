@@ -159,7 +159,7 @@ def test_min_norm_weights_equal_brute_force(m: int, width: int, seed: int, bound
     gradients = rng.normal(size=(m, width)) * rng.lognormal(0, 1, (m, 1))
     gram = gradients @ gradients.T
     least = rng.dirichlet(np.ones(m)) * rng.random() if bounded else np.zeros(m)
-    weights = bounded_min_norm_weights(gram, least) if bounded else min_norm_weights(gram)
+    weights = bounded_min_norm_weights(gram, least, np.full(m, 1 / m)) if bounded else min_norm_weights(gram)
     assert weights.sum() == pytest.approx(1)
     assert (weights >= least - 1e-12).all()
     length, best = weights @ gram @ weights, brute(gram, least, 40)
@@ -172,12 +172,46 @@ def test_min_norm_weights_equal_brute_force(m: int, width: int, seed: int, bound
 
 def test_bounds_hold_back_the_weights() -> None:
     gram = products([2.0, 0.0], [0.0, 1.0])  # [0.2, 0.8] without bounds
-    np.testing.assert_allclose(bounded_min_norm_weights(gram, np.array([0.1, 0.1])), [0.2, 0.8], atol=1e-8)
-    np.testing.assert_allclose(bounded_min_norm_weights(gram, np.array([0.4, 0.1])), [0.4, 0.6], atol=1e-8)
-    np.testing.assert_allclose(bounded_min_norm_weights(gram, np.array([0.7, 0.3])), [0.7, 0.3], atol=1e-8)
+    for least, expected in (([0.1, 0.1], [0.2, 0.8]), ([0.4, 0.1], [0.4, 0.6]), ([0.7, 0.3], [0.7, 0.3])):
+        found = bounded_min_norm_weights(gram, np.array(least), np.array([0.9, 0.1]))
+        np.testing.assert_allclose(found, expected, atol=1e-8)
+
+
+def test_losses_without_a_gradient_keep_a_share_and_take_no_other_s() -> None:
+    """[0.2, 0.8] between the two that have one, whatever the third had, and next to that what it had."""
+    gram, none = products([2.0, 0.0], [0.0, 1.0], [0.0, 0.0]), np.zeros(3)
+    for before, expected in (
+        ([0.3, 0.3, 0.4], [0.2, 0.8, 0.4]),
+        ([0, 0, 1], [0.2, 0.8, 1]),
+        ([1, 0, 0], [0.2, 0.8, 0]),
+    ):
+        found = bounded_min_norm_weights(gram, none, np.array(before, float))
+        np.testing.assert_allclose(found, np.array(expected) / sum(expected), atol=1e-8)
+    before = np.array([0.5, 0.1, 0.4])
+    np.testing.assert_array_equal(bounded_min_norm_weights(np.zeros((3, 3)), none, before), before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(m=st.integers(2, 4), seed=st.integers(0, 9999), scale=st.sampled_from([0.0, 0.5, 1.0]))
+def test_bounds_hold_where_a_loss_has_no_gradient(m: int, seed: int, scale: float) -> None:
+    """And the mixture of the others is the shortest of those with its weight in all: no small exchange shortens it."""
+    rng = np.random.default_rng(seed)
+    gradients = rng.normal(size=(m, 3))
+    gradients[rng.integers(m)] = 0
+    gram, least, before = (
+        gradients @ gradients.T,
+        rng.dirichlet(np.ones(m)) * scale * (1 - 1e-12),
+        rng.dirichlet(np.ones(m)),
+    )
+    weights = bounded_min_norm_weights(gram, least, before)
+    assert weights.sum() == pytest.approx(1)
+    assert (weights >= least - 1e-12).all()
+    there = gram.diagonal() > 0
+    slope, shrinks = gram @ weights, there & (weights > least + 1e-6)
+    assert slope[shrinks].max(initial=-np.inf) <= slope[there].min() + 1e-6 * gram.diagonal().max()
 
 
 @pytest.mark.parametrize("least", [[0.7, 0.4], [-0.1, 0.5]])
 def test_impossible_bounds_are_refused(least: list[float]) -> None:
     with pytest.raises(ConfigError, match=r"least weights .* must not be negative"):
-        bounded_min_norm_weights(np.eye(2), np.array(least))
+        bounded_min_norm_weights(np.eye(2), np.array(least), np.ones(2) / 2)

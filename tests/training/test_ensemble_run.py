@@ -1,6 +1,7 @@
 """The ensemble from a run to its folder and back, and its guarantees once trained on the run's own lists."""
 
 import copy
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,19 +14,23 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import on_ranks
 from support import make_card, small_config, write_dataset
 
+from a2gen_rec.cli import main
 from a2gen_rec.config import EnsembleConfig, EvaluateConfig
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.models.ensemble import Ensemble
 from a2gen_rec.models.fusion import Formula
-from a2gen_rec.training import ensemble_run
+from a2gen_rec.training import checkpoint, ensemble_run
+from a2gen_rec.training.build import build
+from a2gen_rec.training.ensemble_baselines import untrained
 from a2gen_rec.training.ensemble_run import Trained, evaluate_run, found, train_ensemble
 from a2gen_rec.training.ensemble_store import load_baseline, load_ensemble, save_ensemble
 from a2gen_rec.training.ensemble_trainer import Epoch, largest_falls, score_lists
 from a2gen_rec.training.lists import centre_scale
-from a2gen_rec.training.run import open_run
+from a2gen_rec.training.process import Process
+from a2gen_rec.training.run import OpenRun, open_run, restore_config
 from a2gen_rec.training.scores import widths
 from a2gen_rec.training.trainer import train
 
@@ -125,14 +130,14 @@ def test_every_baseline_is_kept_with_what_it_learned(world: World) -> None:
     """Loaded into others, they score otherwise than untrained ones."""
     card, lists = world.trained.card, world.trained.valid
     for name in BASELINES:
-        fresh = ensemble_run._untrained(card)[name]
+        fresh = untrained(card)[name]
         before = score_lists(fresh, lists)
         load_baseline(str(world.folder), name.replace(" ", "-").lower(), fresh)
         assert not np.allclose(score_lists(fresh, lists), before), name
 
 
 def test_the_formula_takes_probabilities_as_they_are_and_watch_times_by_their_spread(world: World) -> None:
-    formula = ensemble_run._untrained(world.trained.card)["formula"]
+    formula = untrained(world.trained.card)["formula"]
     load_baseline(str(world.folder), "formula", formula)
     centre, scale = centre_scale(world.trained.train)
     assert isinstance(formula, Formula)
@@ -173,6 +178,59 @@ def test_an_ensemble_of_other_predictions_is_refused(world: World, tmp_path: Pat
     wide = Ensemble(card.objectives, card.d_event, card.d_context + 1, 4, (6, 4), 16)
     save_ensemble(str(tmp_path / "wide"), wide, replace(card, d_context=card.d_context + 1))
     refused(world, tmp_path / "wide", "which predicts otherwise")
+    save_ensemble(str(tmp_path / "again"), model, replace(card, checkpoint="0" * 12, run="runs/other"))
+    refused(
+        world, tmp_path / "again", "again: is of another training, runs/other, than this run's best checkpoint; run"
+    )
+
+
+def test_a_checkpoint_is_told_from_others_of_its_step(world: World, tmp_path: Path) -> None:
+    """Also from one by the same command; not by where it lies or what is noted beside its tensors."""
+    mine = checkpoint.best(str(world.run))
+    moved = shutil.copytree(mine, tmp_path / "moved")
+    (moved / "state.json").write_text("{}")
+    assert checkpoint.digest(str(moved)) == checkpoint.digest(mine) == world.trained.card.checkpoint
+    with open_run(str(world.run)) as opened:
+        state = checkpoint.State.read(mine)
+        checkpoint.save(str(tmp_path / "run"), opened.built, state, keep=0)
+    again = checkpoint.digest(checkpoint.best(str(tmp_path / "run")))
+    assert again != world.trained.card.checkpoint
+    (moved / ".metadata").unlink()
+    with pytest.raises(UserError, match=r"moved/.metadata: cannot be read .No such file"):
+        checkpoint.digest(str(moved))
+
+
+def _to_compare(process: Process, run: Path, folder: Path) -> str:
+    """What one rank is told."""
+    state = checkpoint.State.read(place := checkpoint.best(str(run)))
+    config = restore_config(state.config)
+    built = build(CARD, config, process)
+    checkpoint.load(place, built, with_optimizer=False)
+    opened = OpenRun(built, config, CARD, state.data, process, state.step, checkpoint.digest(place))
+    try:
+        ensemble_run._to_compare(opened, str(run), str(folder), "valid")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_all_ranks_are_told_of_a_missing_baseline(world: World, tmp_path: Path) -> None:
+    """None is left waiting for the one that reads it."""
+    folder = Path(shutil.copytree(world.folder, tmp_path / "ensemble"))
+    (folder / "baseline-mlp.safetensors").unlink()
+    first, second = on_ranks(2, tmp_path, _to_compare, world.run, folder)
+    assert first == second == f"{folder}/baseline-mlp.safetensors: no such file or folder"
+
+
+def test_lists_are_measured_when_no_rank_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = ensemble_run._measure
+
+    def measured_alone(*given: Any) -> dict[str, Any]:
+        assert not torch.distributed.is_initialized()
+        return measure(*given)
+
+    monkeypatch.setattr(ensemble_run, "_measure", measured_alone)
+    assert measured(world)["lists"] == world.trained.card.metrics
 
 
 def test_widths_are_those_of_the_lists(world: World) -> None:
@@ -201,17 +259,45 @@ def test_what_cannot_be_trained_is_refused_before_scoring(world: World, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_scores_of_another_dataset_are_refused(world: World, tmp_path: Path) -> None:
-    """Of the same shape, so that the run itself has nothing against it."""
-    other = Path(shutil.copytree(world.data, tmp_path / "other"))
-    with pytest.raises(UserError, match=rf"holds scores of {world.data}; delete it to score {other}") as caught:
-        train_ensemble(str(world.run), str(tmp_path / "out"), CONFIG, Told(), str(other))
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
-    more = replace(CARD, objectives=["glance"])
-    DatasetCard.save(more, str(other))
+def test_scores_are_those_of_the_data_and_of_how_they_were_made(world: World, tmp_path: Path) -> None:
+    """Another dataset of the same shape is measured too, beside the scores of the first; what is there is not made."""
+    scored = world.run / "scores"
+    there = {path.name for path in scored.iterdir()}
+    assert measured(world)["lists"] == world.trained.card.metrics
+    assert {path.name for path in scored.iterdir()} == there
+    other = write_dataset(tmp_path / "other", CARD, windows=30, files=1, seed=1)
+    result = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_error=0.5))
+    assert result["lists"]["lists"] > 10
+    assert result["lists"]["methods"] != world.trained.card.metrics["methods"]
+    (made,) = {path.name for path in scored.iterdir()} - there
+    assert re.fullmatch(r"step-00000006-[0-9a-f]{12}", made)
+    again = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_error=0.5))
+    assert again == result
+    same_place = write_dataset(tmp_path / "prepared_again" / "other", CARD, windows=30, files=1, seed=2)
+    shutil.rmtree(other)
+    same_place.rename(other)
+    replace(CARD, dropped={"duplicate": 1}).save(str(other))
+    renewed = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_error=0.5))
+    assert renewed["lists"]["methods"] != result["lists"]["methods"]
+    replace(CARD, objectives=["glance"]).save(str(other))
     with pytest.raises(UserError, match="other: its objectives differ from those the run"):
         train_ensemble(str(world.run), str(tmp_path / "out"), CONFIG, Told(), str(other))
+
+
+def test_scores_of_other_settings_are_made_anew(world: World) -> None:
+    folders = []
+    with open_run(str(world.run)) as opened, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ensemble_run, "score_split", lambda *given: folders.append(given[2]))
+        ways = [(opened, CONFIG), (opened, replace(CONFIG, epochs=9)), (opened, replace(CONFIG, events=2))]
+        ways += [(opened, replace(CONFIG, gap_s=7.0)), (replace(opened, digest="0" * 12), CONFIG)]
+        bounded = copy.deepcopy(opened.config)
+        bounded.evaluate.max_error = 0.5
+        for each, config in [*ways, (replace(opened, config=bounded), CONFIG)]:
+            ensemble_run.session_lists(each, str(world.run), "valid", config)
+        patch.setattr(ensemble_run, "SCORES_VERSION", 0)
+        ensemble_run.session_lists(opened, str(world.run), "valid", CONFIG)
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 6
 
 
 def test_a_failure_leaves_what_was_there(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,12 +307,32 @@ def test_a_failure_leaves_what_was_there(world: World, tmp_path: Path, monkeypat
     def fails(*_: Any, **__: Any) -> None:
         raise UserError("the loss became nan")
 
-    monkeypatch.setattr(ensemble_run, "_fit_baselines", fails)
+    monkeypatch.setattr(ensemble_run, "fit_baselines", fails)
     for folder in (out, tmp_path / "new"):
         with pytest.raises(UserError, match="became nan"):
             train_ensemble(str(world.run), str(folder), CONFIG, Told())
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["ensemble"]
+
+
+def test_falls_are_told_and_a_picture_that_fails_is_one_line(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dataset of random windows has no table of users to name them by; the ensemble is told of before."""
+    falls = dict.fromkeys(SINGLE, 0.0) | {"glance": 2.5e-4, "like": 9e-7}
+    made = replace(world.trained, card=replace(world.trained.card, largest_fall=falls))
+    monkeypatch.setattr(ensemble_run, "train_ensemble", lambda *_: made)
+    with pytest.raises(SystemExit) as left:
+        main(["train-ensemble", "--run", str(world.run)])
+    told = capsys.readouterr()
+    assert left.value.code == 1
+    assert told.out.splitlines()[-2:] == [
+        "the transform of glance falls by up to 2.5e-04: lower lr or raise degree",
+        f"ensemble: {world.folder}",
+    ]
+    assert "lower lr" not in "\n".join(told.out.splitlines()[:-2])
+    (line,) = told.err.splitlines()
+    assert line.startswith(f"a2gen: error: {world.data}/users.parquet: cannot be read")
 
 
 def test_the_card_is_plain_yaml(world: World) -> None:

@@ -255,10 +255,50 @@ def test_weights_of_behaviours_from_their_rates() -> None:
     assert (names, weights.tolist()) == (["share", "like"], [0.75, 0.25])
 
 
-def test_unknown_labels_count_as_no_relevance() -> None:
-    lists = replace(TRAIN, label=np.where(TRAIN.label == 0, np.nan, TRAIN.label).astype(np.float32))
-    config = replace(SMALL, epochs=1, behaviours={"like": 1.0, "share": 1.0})
-    models = [fit_ensemble(OBJECTIVES, each, VALID, config)[0] for each in (TRAIN, lists)]
+@pytest.mark.parametrize("strategy", ["min_norm", "pareto_efficient"])
+@pytest.mark.parametrize("loss", ["listwise", "pairwise"])
+def test_a_behaviour_without_a_positive_in_the_batch_leaves_others_to_learn_from(strategy: str, loss: str) -> None:
+    """Its gradient is zero: the shortest mixture would be that of nothing."""
+    lists = replace(TRAIN, label=TRAIN.label.copy())
+    lists.label[:, 1] = 0
+    lists.label[0, 1] = 1
+    model = LogisticRegression(Standardise([False, True, False], *centre_scale(TRAIN)))
+    config = replace(SMALL, loss=loss, strategy=strategy, epochs=1, batch_lists=16, weight_decay=0.0, reweigh_every=1)
+    config = replace(config, behaviours={"like": 1.0, "share": 3.0}, least_weight=0.1)
+    (epoch,) = fit(model, lists, VALID, config).epochs
+    assert epoch.weights["like"] > 0.8, "37 batches of 38 have no share"
+    assert epoch.metrics["behaviours"]["like"]["ndcg"] > ndcg(np.zeros(len(VALID.item)), VALID) + 0.1
+
+
+@pytest.mark.parametrize("strategy", ["fixed", "min_norm"])
+@pytest.mark.parametrize("loss", ["pointwise", "pairwise", "listwise"])
+def test_candidates_of_which_nothing_is_known_are_no_negatives(loss: str, strategy: str) -> None:
+    """Point- and pairwise, the lists without them teach the same; listwise, lists in which they are negatives do."""
+    known = np.random.default_rng(0).random(len(TRAIN.item)) < 0.6
+    starts = np.cumsum(TRAIN.length) - TRAIN.length
+    known[starts] = True  # lists have one candidate or more
+    unknown = replace(TRAIN, label=np.where(known[:, None], TRAIN.label, np.nan).astype(np.float32))
+    negative = replace(TRAIN, label=np.nan_to_num(unknown.label))
+    names = ("item", "value", "label", "context")
+    without = {name: getattr(TRAIN, name)[known] for name in names}
+    without = replace(TRAIN, length=np.add.reduceat(known, starts), **without)
+    same, other = (negative, without) if loss == "listwise" else (without, negative)
+    config = replace(SMALL, loss=loss, strategy=strategy, epochs=3, batch_lists=len(TRAIN), lr=0.05)  # type: ignore[arg-type]
+    config = replace(config, behaviours={"like": 1.0, "share": 1.0})
+    losses = []
+    for lists in (unknown, same, other):
+        model = LogisticRegression(Standardise([False, True, False], *centre_scale(TRAIN)))
+        losses.append([epoch.loss for epoch in fit(model, lists, VALID, config).epochs])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] != pytest.approx(losses[2], rel=0.02)
+
+
+def test_what_is_known_of_one_behaviour_counts_beside_what_is_unknown_of_another() -> None:
+    """An unknown share is no relevance to the combined loss where the like is known."""
+    unknown, none = TRAIN.label.copy(), TRAIN.label.copy()
+    unknown[::3, 1], none[::3, 1] = np.nan, 0
+    config = replace(SMALL, loss="pointwise", strategy="fixed", epochs=1, behaviours={"like": 1.0, "share": 1.0})
+    models = [fit_ensemble(OBJECTIVES, replace(TRAIN, label=each), VALID, config)[0] for each in (unknown, none)]
     one, other = (score_lists(model, VALID) for model in models)
     assert np.array_equal(one, other)
 
@@ -325,6 +365,7 @@ CARD = EnsembleCard(
     config=replace(SMALL, epochs=10),
     run="runs/a",
     step=120,
+    checkpoint="0123456789ab",
     largest_fall={"like": 0.0, "glance": 0.0, "watch_time": 0.0},
     metrics={"ndcg": 0.6, "best": None},
 )
@@ -395,7 +436,8 @@ def test_missing_and_damaged_ensembles_are_told_in_one_line(trained: Ensemble, t
     card, weights = folder / "ensemble.yaml", folder / "ensemble.safetensors"
     text, tensors = card.read_text(), weights.read_bytes()
     for damaged in (
-        text.replace("format: 1", "format: 9"),
+        text.replace("format: 2", "format: 1"),
+        text.replace("checkpoint:", "point:"),
         text.replace("step:", "stride:"),
         text.replace("better: less", "better: least"),
         text.replace("degree: 8", "degree: -8"),

@@ -233,6 +233,22 @@ def test_truncated_absent_and_differing_files_are_named(tmp_path: Path) -> None:
         read_lists([])
 
 
+def test_two_who_write_the_same_file_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One begins and ends while the other is half done."""
+    file, table, lists, others = tmp_path / "a.parquet", module._table, make(seed=1), [make(seed=2)]
+
+    def interrupted(part: Lists) -> pa.Table:
+        while others:
+            write_lists(str(file), others.pop())
+            assert_same(read_lists([str(file)]), make(seed=2))
+        return table(part)
+
+    monkeypatch.setattr(module, "_table", interrupted)
+    write_lists(str(file), lists)
+    assert_same(read_lists([str(file)]), lists)
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.parquet"
     write_lists(str(file), make())

@@ -24,6 +24,7 @@ CARD = replace(
     features=[*make_card().features, Feature("length", "item", "buckets", 5, [10.0, 20.0, 40.0])],
     objectives=["glance", "effective", "negative"],
     feedback=FeedbackRule(3.0, ["comment", "follow"], "length", [20.0], [9.0, 5.0, 12.0]),
+    negative=["comment", "follow"],
 )
 WATCH, HEAD = [2.0, 4.0, 1.0, 30.0, 8.0, 6.0], [1.0, 3.0, 2.0, 60.0, 20.0, 6.0]  # predicted seconds
 ACTUAL = [1.0, 2.0, 4.0, 50.0, NAN, 5.0]

@@ -1,5 +1,6 @@
 """Session lists as a run scores them, against loops over lists and candidates with a window for each."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -219,6 +220,7 @@ def test_of_what_less_is_better() -> None:
         CARD,
         objectives=["glance", "effective", "negative"],
         feedback=FeedbackRule(3.0, ["comment"], "length", [10.0], [9.0, 5.0, 12.0]),
+        negative=["comment"],
     )
     less = {"glance", "negative", "comment"}
     found = scores.objectives(card, ("glance", "effective", "negative", "watch_time"))
@@ -230,6 +232,9 @@ def test_of_what_less_is_better() -> None:
     untimed = replace(CARD, timed=["like"], feedback=None, objectives=[])
     assert [each.name for each in scores.objectives(untimed, ())] == ["like", "comment", "follow", "click"]
     assert scores.behaviours(untimed) == ("like", "comment", "follow", "click")
+    disliked = replace(untimed, negative=["follow"])
+    assert [each.name for each in scores.objectives(disliked, ()) if each.better == "less"] == ["follow"]
+    assert scores.behaviours(disliked) == ("like", "comment", "click"), "also where no watch time tells of feedback"
 
 
 def test_certain_outcomes_have_finite_values() -> None:
@@ -247,7 +252,7 @@ def _scored(process: Process, world: World, folder: Path) -> Lists | None:
     config = restore_config(state.config)
     built = build(CARD, config, process)
     checkpoint.load(place, built, with_optimizer=False)
-    opened = OpenRun(built, config, CARD, state.data, process, state.step)
+    opened = OpenRun(built, config, CARD, state.data, process, state.step, checkpoint.digest(place))
     return scores.score_split(opened, "valid", str(folder), EVENTS, 12.0)
 
 
@@ -276,7 +281,9 @@ def test_scoring_that_was_killed_goes_on(
         patch.setattr(lists.os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             scores.score_split(opened, "valid", str(folder), EVENTS, 12.0)
-    assert sorted(path.name for path in folder.iterdir()) == ["part-00000.parquet", "part-00001.parquet.writing"]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["part-00000.parquet", names[1]]
+    assert re.fullmatch(r"part-00001\.parquet\.[0-9a-f]{8}\.writing", names[1])
     score_file = scores._score_file
     monkeypatch.setattr(scores, "_score_file", lambda *given: made.append(given[2]) or score_file(*given))
     told: list[tuple[int, int]] = []
