@@ -6,6 +6,7 @@ from typing import Literal
 from a2gen_rec.config.checks import NOT_NEGATIVE, POSITIVE, require
 from a2gen_rec.config.model import LossConfig, ModelConfig
 from a2gen_rec.config.sharding import ShardingConfig
+from a2gen_rec.errors import ConfigError
 
 
 @dataclass
@@ -42,6 +43,9 @@ class OptimConfig:
         decay: shape of the learning rate after warm-up, over ``train.epochs``.
         final_share: learning rate at the end, as a share of the peak.
         clip_norm: bound on the norm of the dense gradients; 0 leaves them alone.
+        tasks: ``joint`` steps by the sum of the tasks' gradients; ``adatask`` sums steps of each task by moments of its
+            own, dense and of rows, with a backward pass per task: a task is a tower of ``mmoe``, ``ple`` or ``hstu``.
+            Bounds norms per task. Sharding plans count the rows' moments of one task only.
     """
 
     dense: Literal["adam", "adamw"] = "adamw"
@@ -54,12 +58,19 @@ class OptimConfig:
     decay: Literal["none", "linear", "cosine"] = "cosine"
     final_share: float = 0.05
     clip_norm: float = 1.0
+    tasks: Literal["joint", "adatask"] = "joint"
 
     def __post_init__(self) -> None:
         require("optim", self, *POSITIVE, "dense_lr", "tables_lr")
         require("optim", self, "in [0, 1]", lambda value: 0 <= value <= 1, "final_share")
         names = ("weight_decay", "tables_weight_decay", "warmup_steps", "clip_norm")
         require("optim", self, *NOT_NEGATIVE, *names)
+        if self.tasks == "adatask":
+            # L2 decay is a gradient that belongs to no task; that of AdamW is no gradient.
+            if self.dense == "adam" and self.weight_decay:
+                raise ConfigError("optim.tasks adatask: optim.dense must be adamw, or optim.weight_decay 0")
+            if self.tables_weight_decay:
+                raise ConfigError("optim.tasks adatask: optim.tables_weight_decay must be 0")
 
 
 @dataclass
@@ -124,3 +135,12 @@ class Config:
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        if self.optim.tasks == "adatask":
+            if self.model.name == "a2gen":
+                raise ConfigError("optim.tasks adatask: model.name must be one with a tower per task, not a2gen")
+            if self.loss.uncertainty:
+                raise ConfigError(
+                    "optim.tasks adatask: loss.uncertainty must be off, tasks are balanced by their steps"
+                )

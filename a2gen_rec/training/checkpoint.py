@@ -179,6 +179,8 @@ def check_shape(saved: State, config: dict[str, Any], card: dict[str, Any], run:
             )
     if saved.config["optim"]["tables"] != config["optim"]["tables"]:
         raise UserError(f"{run}: its checkpoint has optim.tables = {saved.config['optim']['tables']}")
+    if (before := saved.config["optim"].get("tasks", "joint")) != config["optim"]["tasks"]:
+        raise UserError(f"{run}: its checkpoint has optim.tasks = {before}, whose moments are others")
     if (before := saved.config["loss"].get("uncertainty", False)) != config["loss"]["uncertainty"]:
         raise UserError(f"{run}: its checkpoint has loss.uncertainty = {before}, whose weights are learned with it")
     for name in ("actions", "labels", "objectives", "timed", "features"):
@@ -201,6 +203,8 @@ def _tensors(built: Built, with_optimizer: bool = True) -> dict[str, Any]:
         # Plans differ in which tables have state on this rank; SGD's is empty under any plan.
         optimizer["state"] = {name: state for name, state in optimizer["state"].items() if state}
         tensors |= {"optimizer": optimizer, "rng": {_rng_key(): torch.get_rng_state()}}
+        if built.adatask is not None:
+            tensors["states_per_task"] = built.adatask.tables.tensors()
         if torch.cuda.is_available():
             tensors["rng"][f"cuda_{_rng_key()}"] = torch.cuda.get_rng_state()
     return tensors

@@ -53,6 +53,7 @@ def open_run(run: str, data: str = "", device: Device = "auto") -> Iterator[Open
             raise UserError(f"{data}: its {name} differ from those the run {run} was trained with")
     config.sharding.hbm_gb = config.sharding.ddr_gb = 0.0  # of the machines it was trained on
     config.sharding.plan = ""
+    config.optim.tasks = "joint"  # nothing is trained: no need of moments per task
     with process_group(device) as process:
         if process.device.type == "cpu":
             config.sharding.kernels = ["fused"]

@@ -22,6 +22,7 @@ from a2gen_rec.errors import UserError
 from a2gen_rec.models.ranker import Encoded
 from a2gen_rec.sharding.tables import whole_tables
 from a2gen_rec.training import checkpoint
+from a2gen_rec.training.adatask import TaskPipeline
 from a2gen_rec.training.agree import AgreedBatches
 from a2gen_rec.training.build import build, schedule
 from a2gen_rec.training.evaluate import action_metrics, evaluation_batches
@@ -79,9 +80,7 @@ class Trainer:
             the last validation's metrics; empty when none was made.
         """
         config, resumed_at = self.config.train, self.state.step
-        pipeline = TrainPipelineSparseDist(
-            self.built.dmp, self.built.optimizer, self.process.device, custom_model_fwd=self._forward
-        )
+        pipeline = self._pipeline()
         with (
             _asked_to_stop() as asked,
             Progress(self.run, self.process.leads, config.epochs, self.stream.windows, resumed_at) as progress,
@@ -134,6 +133,13 @@ class Trainer:
                 self._save()
             if self._done():
                 batches.limit = 0
+
+    def _pipeline(self) -> TrainPipelineSparseDist:
+        built = self.built
+        parts = (built.dmp, built.optimizer, self.process.device)
+        if built.adatask is None:
+            return TrainPipelineSparseDist(*parts, custom_model_fwd=self._forward)
+        return TaskPipeline(built.adatask, *parts, custom_model_fwd=self._forward)
 
     def _forward(self, batch: WindowBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, Encoded]]:
         with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.bf16):
