@@ -8,6 +8,8 @@ from a2gen_rec.config.model import LossConfig, ModelConfig
 from a2gen_rec.config.sharding import ShardingConfig
 from a2gen_rec.errors import ConfigError
 
+_NO_WEIGHTS = ("time_error", "order_power", "objectives", "uncertainty")  # of the loss's settings
+
 
 @dataclass
 class LoaderConfig:
@@ -74,6 +76,33 @@ class OptimConfig:
 
 
 @dataclass
+class ForkMergeConfig:
+    """ForkMerge (NeurIPS 2023): branches trained under other loss weights, merged by what validation says.
+
+    Attributes:
+        every: epochs that branches are trained for before they are merged; 0 does without branches.
+        branches: for each, weights in place of those of ``loss``, by the names of its settings or of objectives.
+            By default, one has the weights as they are, one leaves the times out and one has nothing else.
+    """
+
+    every: int = 0
+    branches: list[dict[str, float]] = field(
+        default_factory=lambda: [{}, {"time": 0.0}, {"action": 0.0, "label": 0.0, "objective": 0.0}]
+    )
+
+    def __post_init__(self) -> None:
+        require("train.forkmerge", self, *NOT_NEGATIVE, "every")
+        if len(self.branches) < 2:
+            raise ConfigError("train.forkmerge.branches must be two or more")
+        for branch in self.branches:
+            for name, weight in branch.items():
+                if name in _NO_WEIGHTS:
+                    raise ConfigError(f"train.forkmerge.branches: loss.{name} must be the same in all branches")
+                if not weight >= 0:
+                    raise ConfigError(f"train.forkmerge.branches: {name} {weight} must be at least 0")
+
+
+@dataclass
 class TrainConfig:
     """The training run.
 
@@ -87,6 +116,8 @@ class TrainConfig:
         keep: last checkpoints kept beside the best one; 0 keeps all.
         precision: ``bf16`` is autocast on GPU; ``auto`` takes bf16 on GPU and fp32 on CPU.
         log_every: steps between log and TensorBoard entries.
+        forkmerge: branches under other loss weights, and when they are merged: then early stopping, ``keep`` and the
+            best checkpoint are of merged parameters.
     """
 
     epochs: int = 3
@@ -100,6 +131,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: int = 20
+    forkmerge: ForkMergeConfig = field(default_factory=ForkMergeConfig)
 
     def __post_init__(self) -> None:
         require("train", self, *POSITIVE, "epochs")
@@ -137,6 +169,8 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
+        if self.train.forkmerge.every and self.loss.uncertainty:
+            raise ConfigError("train.forkmerge.every: loss.uncertainty must be off, it learns what branches differ in")
         if self.optim.tasks == "adatask":
             if self.model.name == "a2gen":
                 raise ConfigError("optim.tasks adatask: model.name must be one with a tower per task, not a2gen")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from a2gen_rec.config import Config
@@ -69,6 +69,11 @@ def restore_config(saved: dict[str, Any]) -> Config:
         UserError: it has settings that this version does not.
     """
     try:
-        return Config(**{section.name: section.type(**saved[section.name]) for section in fields(Config)})  # type: ignore[operator]
+        return Config(**{section.name: _restore(section.type, saved[section.name]) for section in fields(Config)})
     except TypeError as error:
         raise UserError(f"the run was saved by another version of a2gen_rec: {error}") from error
+
+
+def _restore(kind: Any, saved: dict[str, Any]) -> Any:
+    inner = {field.name: field.type for field in fields(kind) if is_dataclass(field.type)}
+    return kind(**{name: _restore(inner[name], value) if name in inner else value for name, value in saved.items()})
