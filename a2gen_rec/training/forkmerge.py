@@ -125,22 +125,22 @@ def _merge(
     """Make the branches' mixture the run's next checkpoint."""
     places = [checkpoint.latest(folder) or "" for folder in folders]
     merged = Trainer(config, data, run, process, begin=places[-1], what="merging, ")
-    scores = [merged.monitored(checkpoint.State.read(place).metrics) for place in places]
-
     parameters = checkpoint.tensors(merged.built, with_optimizer=False)
     everything = checkpoint.tensors(merged.built)
+
+    def load(branch: int) -> None:
+        checkpoint.load(places[branch], merged.built, with_optimizer=False)
 
     def measure() -> float:
         # What was changed in place is loaded as from a checkpoint; loading changes the names in the dictionary.
         merged.built.dmp.load_state_dict(parameters["model"].copy())
         return merged.monitored(merged.measure())
 
-    weights = greedy_weights(
-        scores,
-        lambda branch: checkpoint.load(places[branch], merged.built, with_optimizer=False),
-        _local(parameters["model"]),
-        measure,
-    )
+    scores = []
+    for branch in range(len(places)):
+        load(branch)
+        scores.append(measure())
+    weights = greedy_weights(scores, load, _local(parameters["model"]), measure)
     mix(weights, lambda branch: checkpoint.load(places[branch], merged.built), _local(everything))
     merged.built.dmp.load_state_dict(everything["model"])
     merged.built.optimizer.load_state_dict(everything["optimizer"])

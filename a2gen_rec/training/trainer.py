@@ -110,7 +110,7 @@ class Trainer:
                 self.run, self.process.leads, config.epochs, self.stream.windows, resumed_at, self.what
             ) as progress,
         ):
-            if finished(self.state, config):
+            if until is None and finished(self.state, config):
                 progress.note(f"{self.run} is complete; raise train.epochs or train.max_steps, or name another run")
             while self.position.epoch < epochs and not self._done():
                 batches = self._batches(asked)
