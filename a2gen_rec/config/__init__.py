@@ -8,12 +8,13 @@ from a2gen_rec.config.data import PrepareConfig, SimulateConfig
 from a2gen_rec.config.ensemble import EnsembleConfig
 from a2gen_rec.config.model import LossConfig, ModelConfig
 from a2gen_rec.config.sharding import PlannedFeature, ShardingConfig, WorkloadConfig
-from a2gen_rec.config.training import Config, EvaluateConfig, LoaderConfig, OptimConfig, TrainConfig
+from a2gen_rec.config.training import Config, EvaluateConfig, ForkMergeConfig, LoaderConfig, OptimConfig, TrainConfig
 
 __all__ = [
     "Config",
     "EnsembleConfig",
     "EvaluateConfig",
+    "ForkMergeConfig",
     "LoaderConfig",
     "LossConfig",
     "ModelConfig",

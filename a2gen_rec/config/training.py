@@ -6,6 +6,9 @@ from typing import Literal
 from a2gen_rec.config.checks import NOT_NEGATIVE, POSITIVE, require
 from a2gen_rec.config.model import LossConfig, ModelConfig
 from a2gen_rec.config.sharding import ShardingConfig
+from a2gen_rec.errors import ConfigError
+
+_NO_WEIGHTS = ("time_error", "order_power", "objectives", "uncertainty")  # of the loss's settings
 
 
 @dataclass
@@ -42,6 +45,9 @@ class OptimConfig:
         decay: shape of the learning rate after warm-up, over ``train.epochs``.
         final_share: learning rate at the end, as a share of the peak.
         clip_norm: bound on the norm of the dense gradients; 0 leaves them alone.
+        tasks: ``joint`` steps by the sum of the tasks' gradients; ``adatask`` sums steps of each task by moments of its
+            own, dense and of rows, with a backward pass per task: a task is a tower of ``mmoe``, ``ple`` or ``hstu``.
+            Bounds norms per task. Sharding plans count the rows' moments of one task only.
     """
 
     dense: Literal["adam", "adamw"] = "adamw"
@@ -54,12 +60,46 @@ class OptimConfig:
     decay: Literal["none", "linear", "cosine"] = "cosine"
     final_share: float = 0.05
     clip_norm: float = 1.0
+    tasks: Literal["joint", "adatask"] = "joint"
 
     def __post_init__(self) -> None:
         require("optim", self, *POSITIVE, "dense_lr", "tables_lr")
         require("optim", self, "in [0, 1]", lambda value: 0 <= value <= 1, "final_share")
         names = ("weight_decay", "tables_weight_decay", "warmup_steps", "clip_norm")
         require("optim", self, *NOT_NEGATIVE, *names)
+        if self.tasks == "adatask":
+            # L2 decay is a gradient that belongs to no task; that of AdamW is no gradient.
+            if self.dense == "adam" and self.weight_decay:
+                raise ConfigError("optim.tasks adatask: optim.dense must be adamw, or optim.weight_decay 0")
+            if self.tables_weight_decay:
+                raise ConfigError("optim.tasks adatask: optim.tables_weight_decay must be 0")
+
+
+@dataclass
+class ForkMergeConfig:
+    """ForkMerge (NeurIPS 2023): branches trained under other loss weights, merged by what validation says.
+
+    Attributes:
+        every: epochs that branches are trained for before they are merged; 0 does without branches.
+        branches: for each, weights in place of those of ``loss``, by the names of its settings or of objectives.
+            By default, one has the weights as they are, one leaves the times out and one has nothing else.
+    """
+
+    every: int = 0
+    branches: list[dict[str, float]] = field(
+        default_factory=lambda: [{}, {"time": 0.0}, {"action": 0.0, "label": 0.0, "objective": 0.0}]
+    )
+
+    def __post_init__(self) -> None:
+        require("train.forkmerge", self, *NOT_NEGATIVE, "every")
+        if len(self.branches) < 2:
+            raise ConfigError("train.forkmerge.branches must be two or more")
+        for branch in self.branches:
+            for name, weight in branch.items():
+                if name in _NO_WEIGHTS:
+                    raise ConfigError(f"train.forkmerge.branches: loss.{name} must be the same in all branches")
+                if not weight >= 0:
+                    raise ConfigError(f"train.forkmerge.branches: {name} {weight} must be at least 0")
 
 
 @dataclass
@@ -76,6 +116,8 @@ class TrainConfig:
         keep: last checkpoints kept beside the best one; 0 keeps all.
         precision: ``bf16`` is autocast on GPU; ``auto`` takes bf16 on GPU and fp32 on CPU.
         log_every: steps between log and TensorBoard entries.
+        forkmerge: branches under other loss weights, and when they are merged: then early stopping, ``keep`` and the
+            best checkpoint are of merged parameters.
     """
 
     epochs: int = 3
@@ -89,6 +131,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: int = 20
+    forkmerge: ForkMergeConfig = field(default_factory=ForkMergeConfig)
 
     def __post_init__(self) -> None:
         require("train", self, *POSITIVE, "epochs")
@@ -124,3 +167,14 @@ class Config:
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        if self.train.forkmerge.every and self.loss.uncertainty:
+            raise ConfigError("train.forkmerge.every: loss.uncertainty must be off, it learns what branches differ in")
+        if self.optim.tasks == "adatask":
+            if self.model.name == "a2gen":
+                raise ConfigError("optim.tasks adatask: model.name must be one with a tower per task, not a2gen")
+            if self.loss.uncertainty:
+                raise ConfigError(
+                    "optim.tasks adatask: loss.uncertainty must be off, tasks are balanced by their steps"
+                )

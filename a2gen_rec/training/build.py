@@ -15,12 +15,14 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from a2gen_rec.config import Config, OptimConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.models.baselines.towers import TowersRanker
 from a2gen_rec.models.named import ranking_model
 from a2gen_rec.models.ranker import Encoded, RankingModel
 from a2gen_rec.sharding.placement import Placement
 from a2gen_rec.sharding.planner import TABLE_OPTIMIZERS, Problem, plan, sharders
 from a2gen_rec.sharding.topology import Cluster
 from a2gen_rec.sharding.workload import of_dataset
+from a2gen_rec.training.adatask import AdaTask, TaskAdam
 from a2gen_rec.training.losses import Loss, check_weights
 from a2gen_rec.training.process import Process, agreed, gather
 
@@ -46,11 +48,20 @@ class Built:
         dmp: the sharded :class:`TrainTask`.
         optimizer: dense and table optimizers together; the tables' update runs inside the backward pass.
         plan: which shard of which table is where.
+        adatask: backward passes per task, where tasks have steps of their own.
     """
 
     dmp: DistributedModelParallel
     optimizer: CombinedOptimizer
     plan: ShardingPlan
+    adatask: AdaTask | None = None
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Differentiate what ``dmp`` gave, of which the tables' update is a part."""
+        if self.adatask is None:
+            loss.backward()
+        else:
+            self.adatask.backward(loss)
 
     @property
     def model(self) -> RankingModel:
@@ -74,7 +85,9 @@ def build(card: DatasetCard, config: Config, process: Process, sharding: Shardin
     )
     tasks = model.ranker.tasks
     check_weights(config.loss, tasks)
-    task = TrainTask(model, Loss(config.loss, process.world, tasks))
+    towers = model.ranker if config.optim.tasks == "adatask" and isinstance(model.ranker, TowersRanker) else None
+    timed = None if towers is None else towers.timed_action
+    task = TrainTask(model, Loss(config.loss, process.world, tasks, timed))
     if sharding is None:
         sharding = ShardingPlan(
             {TABLES: _placement(card, config, process).to_torchrec(process.device, process.local_world)}
@@ -88,8 +101,12 @@ def build(card: DatasetCard, config: Config, process: Process, sharding: Shardin
         device=process.device,
         plan=sharding,
         sharders=sharders(),
+        init_data_parallel=towers is None,  # it averages gradients over ranks in one backward pass, not in several
     )
-    return Built(dmp, _optimizer(dmp, config.optim), sharding)
+    if towers is None:
+        return Built(dmp, _combined(dmp, _dense(dmp, config.optim)), sharding)
+    adam, dense = _dense_per_task(dmp, config.optim, towers.outputs)
+    return Built(dmp, _combined(dmp, dense), sharding, AdaTask(adam, dmp.fused_optimizer))
 
 
 def _placement(card: DatasetCard, config: Config, process: Process) -> Placement:
@@ -111,7 +128,7 @@ def _table_options(config: OptimConfig) -> dict[str, Any]:
     return options
 
 
-def _optimizer(dmp: DistributedModelParallel, config: OptimConfig) -> CombinedOptimizer:
+def _dense(dmp: DistributedModelParallel, config: OptimConfig) -> KeyedOptimizer:
     kind = torch.optim.AdamW if config.dense == "adamw" else torch.optim.Adam
 
     parameters = dict(in_backward_optimizer_filter(dmp.named_parameters()))
@@ -129,6 +146,18 @@ def _optimizer(dmp: DistributedModelParallel, config: OptimConfig) -> CombinedOp
     dense.init_state()
     if config.clip_norm:
         dense = GradientClippingOptimizer(dense, GradientClipping.NORM, config.clip_norm)
+    return dense
+
+
+def _dense_per_task(
+    dmp: DistributedModelParallel, config: OptimConfig, tasks: int
+) -> tuple[TaskAdam, KeyedOptimizerWrapper]:
+    parameters = dict(in_backward_optimizer_filter(dmp.named_parameters()))
+    adam = TaskAdam(parameters.values(), tasks, config.dense_lr, config.weight_decay, config.clip_norm)
+    return adam, KeyedOptimizerWrapper(parameters, lambda _: adam)
+
+
+def _combined(dmp: DistributedModelParallel, dense: KeyedOptimizer) -> CombinedOptimizer:
     optimizer = CombinedOptimizer([dmp.fused_optimizer, dense])
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]

@@ -133,7 +133,7 @@ def save(run: str, built: Built, state: State, keep: int) -> None:
                 _remove(beside)
                 g_pathmgr.mkdirs(beside)
         with _as_ours(beside):
-            dcp.save(_tensors(built), storage_writer=IOPathWriter(beside))
+            dcp.save(tensors(built), storage_writer=IOPathWriter(beside))
     with agreed(), _as_ours(beside):
         if leads:
             paths.write_text(paths.join(target if again else beside, STATE), text)
@@ -162,19 +162,19 @@ def load(checkpoint: str, built: Built, with_optimizer: bool = True) -> None:
     Raises:
         UserError: the checkpoint is of another model shape, or damaged.
     """
-    tensors = _tensors(built, with_optimizer)
+    found = tensors(built, with_optimizer)
     reader = IOPathReader(checkpoint)
     try:
         saved = reader.read_metadata().state_dict_metadata
-        rng = {name: value for name, value in tensors.pop("rng").items() if f"rng.{name}" in saved}
+        rng = {name: value for name, value in found.pop("rng").items() if f"rng.{name}" in saved}
         if rng:  # saved by as many ranks
-            tensors["rng"] = rng
-        dcp.load(tensors, storage_reader=reader)
+            found["rng"] = rng
+        dcp.load(found, storage_reader=reader)
     except (CheckpointException, OSError, EOFError, pickle.UnpicklingError, LookupError, ValueError) as error:
         raise UserError(f"{checkpoint}: does not fit this model or is damaged ({_cause(error)})") from error
-    built.dmp.load_state_dict(tensors["model"])
+    built.dmp.load_state_dict(found["model"])
     if with_optimizer:
-        built.optimizer.load_state_dict(tensors["optimizer"])
+        built.optimizer.load_state_dict(found["optimizer"])
         if _rng_key() in rng:
             torch.set_rng_state(rng[_rng_key()])
         if f"cuda_{_rng_key()}" in rng:
@@ -197,6 +197,8 @@ def check_shape(saved: State, config: dict[str, Any], card: dict[str, Any], run:
             )
     if saved.config["optim"]["tables"] != config["optim"]["tables"]:
         raise UserError(f"{run}: its checkpoint has optim.tables = {saved.config['optim']['tables']}")
+    if (before := saved.config["optim"].get("tasks", "joint")) != config["optim"]["tasks"]:
+        raise UserError(f"{run}: its checkpoint has optim.tasks = {before}, whose moments are others")
     if (before := saved.config["loss"].get("uncertainty", False)) != config["loss"]["uncertainty"]:
         raise UserError(f"{run}: its checkpoint has loss.uncertainty = {before}, whose weights are learned with it")
     for name in ("actions", "labels", "objectives", "timed", "features"):
@@ -212,16 +214,19 @@ def check_shape(saved: State, config: dict[str, Any], card: dict[str, Any], run:
                 raise UserError(f"{run}: stopped within an epoch over a dataset with other {name}; give that one")
 
 
-def _tensors(built: Built, with_optimizer: bool = True) -> dict[str, Any]:
-    tensors: dict[str, Any] = {"model": built.dmp.state_dict(), "rng": {}}
+def tensors(built: Built, with_optimizer: bool = True) -> dict[str, Any]:
+    """All tensors of a checkpoint as they are in memory, by name: ``model``, ``optimizer`` and more, ``rng``."""
+    found: dict[str, Any] = {"model": built.dmp.state_dict(), "rng": {}}
     if with_optimizer:
         optimizer = built.optimizer.state_dict()
         # Plans differ in which tables have state on this rank; SGD's is empty under any plan.
         optimizer["state"] = {name: state for name, state in optimizer["state"].items() if state}
-        tensors |= {"optimizer": optimizer, "rng": {_rng_key(): torch.get_rng_state()}}
+        found |= {"optimizer": optimizer, "rng": {_rng_key(): torch.get_rng_state()}}
+        if built.adatask is not None:
+            found["states_per_task"] = built.adatask.tables.tensors()
         if torch.cuda.is_available():
-            tensors["rng"][f"cuda_{_rng_key()}"] = torch.cuda.get_rng_state()
-    return tensors
+            found["rng"][f"cuda_{_rng_key()}"] = torch.cuda.get_rng_state()
+    return found
 
 
 def _rng_key() -> str:
@@ -231,6 +236,12 @@ def _rng_key() -> str:
 def place(run: str, step: int) -> str:
     """The folder of a step's checkpoint."""
     return paths.join(run, FOLDER, f"step-{step:08d}")
+
+
+def drop(run: str) -> None:
+    """Remove all checkpoints of a run."""
+    for step in _steps(run):
+        _remove(place(run, step))
 
 
 def _steps(run: str) -> list[int]:

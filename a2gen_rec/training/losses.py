@@ -47,13 +47,37 @@ def loss_sums(output: A2GenOutput | TowersOutput, batch: WindowBatch, config: Lo
         acts = _step_sums(output.steps, label, time, config)
     else:
         order = base = output.context.sum() * 0
-        acts, draft = tower_sums(output, batch, config.time_error), (base, base)
-    always = torch.stack([*acts, order, _label_sum(output.label_logits, batch.labels), *draft])
+        events, times = tower_sums(output, batch, config.time_error)
+        acts, draft = (events.sum(), times.sum()), (base, base)
+    always = torch.stack([*acts, order, _label_sums(output.label_logits, batch.labels).sum(), *draft])
     predicted = output.objective_logits.shape[1]
     objectives, _ = objective_losses(
         output.objective_logits, output.watch_time, batch.objectives[:, :predicted], batch.watch_s, config.time_error
     )
     return torch.cat([always, objectives.to(always.dtype)])
+
+
+def task_losses(
+    output: TowersOutput, batch: WindowBatch, config: LossConfig, tasks: Sequence[str], timed: Tensor
+) -> Tensor:
+    """What each tower has in the loss; their sum is the loss.
+
+    Args:
+        tasks: the objectives; timed: [times] codes of the actions that have a tower for their time.
+
+    Returns:
+        [towers] weighted means: of events, labels, objectives, then times.
+    """
+    predicted = output.objective_logits.shape[1]
+    events, times = tower_sums(output, batch, config.time_error)
+    labels = _label_sums(output.label_logits, batch.labels)
+    objectives, _ = objective_losses(
+        output.objective_logits, None, batch.objectives[:, :predicted], batch.watch_s, config.time_error
+    )
+    terms = len(TERMS) + predicted
+    weight = events.new_tensor(_weights(config, tasks)) / counts_of(terms, batch.counts, False).clamp(min=1).to(events)
+    action, time, label = (weight[TERMS.index(name)] for name in ("action", "time", "label"))
+    return torch.cat([action * events, label * labels, weight[len(TERMS) :] * objectives, time * times[timed]])
 
 
 def means(sums: Tensor, counts: Tensor, generated: bool = True) -> Tensor:
@@ -91,17 +115,26 @@ class Loss(nn.Module):
     Args:
         world: number of ranks; undoes the averaging of gradients over them, the counts being global already.
         tasks: objectives that the model predicts beside actions and labels.
+        timed: as :func:`task_losses` takes, for the loss of each tower in place of their sum.
     """
 
-    def __init__(self, config: LossConfig, world: int = 1, tasks: Sequence[str] = ()) -> None:
+    timed: Tensor | None
+
+    def __init__(
+        self, config: LossConfig, world: int = 1, tasks: Sequence[str] = (), timed: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.config, self.world, self.tasks = config, world, tuple(tasks)
+        self.register_buffer("timed", timed, persistent=False)
         squared = [task == WATCH_TIME and config.time_error == "squared" for task in ("label", *tasks)]
         self.learned = UncertaintyWeights(squared, world) if config.uncertainty else None
 
     def forward(self, output: A2GenOutput | TowersOutput, batch: WindowBatch) -> tuple[Tensor, tuple[Tensor, Encoded]]:
-        """The loss to differentiate, and (detached sums of the terms [terms], output)."""
+        """The loss to differentiate (each tower's, if so made), and (detached sums of the terms [terms], output)."""
         sums = loss_sums(output, batch, self.config)
+        if self.timed is not None and isinstance(output, TowersOutput):
+            losses = task_losses(output, batch, self.config, self.tasks, self.timed)
+            return losses * self.world, (sums.detach(), output)
         terms = means(sums, batch.counts, isinstance(output, A2GenOutput))
         loss = total(terms, self.config, self.tasks) if self.learned is None else self._by_uncertainty(terms, batch)
         return loss * self.world, (sums.detach(), output)
@@ -141,11 +174,11 @@ def _order_sum(steps: Steps, label: Tensor, time: Tensor, batch: WindowBatch, po
     return torch.where(batch.timed_pairs & (back > 0), back.clamp(min=torch.finfo(back.dtype).tiny) ** power, 0).sum()
 
 
-def _label_sum(logits: Tensor, labels: Tensor) -> Tensor:
+def _label_sums(logits: Tensor, labels: Tensor) -> Tensor:
     known = torch.isfinite(labels)
     target = torch.where(known, labels, 0).to(logits.dtype)
     each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return torch.where(known, each, 0).sum()
+    return torch.where(known, each, 0).sum(0)
 
 
 def _at(values: Tensor, label: Tensor) -> Tensor:

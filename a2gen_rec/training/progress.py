@@ -24,11 +24,12 @@ class Progress:
         leads: whether this rank talks; the others only collect their share of the loss.
         windows: training windows of one epoch.
         first_step: step a resumed run starts at.
+        what: said before it begins.
     """
 
-    def __init__(self, run: str, leads: bool, epochs: int, windows: int, first_step: int) -> None:
+    def __init__(self, run: str, leads: bool, epochs: int, windows: int, first_step: int, what: str = "") -> None:
         self.run, self.leads, self.epochs, self.windows = run, leads, epochs, windows
-        self.first_step, self.steps, self.seen = first_step, first_step, 0
+        self.first_step, self.steps, self.seen, self.what = first_step, first_step, 0, what
         self.console = Console(stderr=True, quiet=not leads, highlight=False)
         self.bar: Bar | None = None
         self.writer: SummaryWriter | None = None
@@ -53,7 +54,7 @@ class Progress:
                 self.task = self.bar.add_task("starting", total=self.epochs * self.windows)
                 self.bar.start()
             where = f"resuming at step {self.first_step}" if self.first_step else "training"
-            self.note(f"{where}: {self.epochs} epochs of {self.windows:,} windows")
+            self.note(f"{self.what}{where}: {self.epochs} epochs of {self.windows:,} windows")
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from a2gen_rec.config import Config
@@ -55,6 +55,7 @@ def open_run(run: str, data: str = "", device: Device = "auto") -> Iterator[Open
             raise UserError(f"{data}: its {name} differ from those the run {run} was trained with")
     config.sharding.hbm_gb = config.sharding.ddr_gb = 0.0  # of the machines it was trained on
     config.sharding.plan = ""
+    config.optim.tasks = "joint"  # nothing is trained: no need of moments per task
     with process_group(device) as process:
         if process.device.type == "cpu":
             config.sharding.kernels = ["fused"]
@@ -70,6 +71,11 @@ def restore_config(saved: dict[str, Any]) -> Config:
         UserError: it has settings that this version does not.
     """
     try:
-        return Config(**{section.name: section.type(**saved[section.name]) for section in fields(Config)})  # type: ignore[operator]
+        return Config(**{section.name: _restore(section.type, saved[section.name]) for section in fields(Config)})
     except TypeError as error:
         raise UserError(f"the run was saved by another version of a2gen_rec: {error}") from error
+
+
+def _restore(kind: Any, saved: dict[str, Any]) -> Any:
+    inner = {field.name: field.type for field in fields(kind) if is_dataclass(field.type)}
+    return kind(**{name: _restore(inner[name], value) if name in inner else value for name, value in saved.items()})

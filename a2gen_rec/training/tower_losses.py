@@ -17,16 +17,16 @@ from a2gen_rec.training.observed import observed
 def tower_sums(
     output: TowersOutput, batch: WindowBatch, time_error: Literal["squared", "absolute"] = "squared"
 ) -> tuple[Tensor, Tensor]:
-    """Sums over the targets of a batch.
+    """Sums over the targets of a batch, one per tower.
 
     Returns:
-        [] binary cross-entropy of whether each action happens, ``start`` and ``exit`` left out; [] error of the times
-        in log1p seconds.
+        [events] binary cross-entropy of whether each action happens, ``start`` and ``exit`` left out; [actions] error
+        of the times in log1p seconds, 0 where the log does not record them.
     """
     happened, time = observed(batch, output.time.shape[1])
     target = happened[:, 1:-1].to(output.event_logits.dtype)
-    events = F.binary_cross_entropy_with_logits(output.event_logits, target, reduction="sum")
+    events = F.binary_cross_entropy_with_logits(output.event_logits, target, reduction="none")
     known = torch.isfinite(time)
     error = output.time - torch.where(known, time, 0).to(output.time.dtype)
     each = error.square() if time_error == "squared" else error.abs()
-    return events, torch.where(known, each, 0).sum()
+    return events.sum(0), torch.where(known, each, 0).sum(0)

@@ -14,7 +14,7 @@ import yaml
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from a2gen_rec import paths
-from a2gen_rec.config import Config
+from a2gen_rec.config import Config, LossConfig, TrainConfig
 from a2gen_rec.data.batch import WindowBatch, count_names
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
 from a2gen_rec.data.schema import DatasetCard
@@ -22,10 +22,11 @@ from a2gen_rec.errors import UserError
 from a2gen_rec.models.ranker import Encoded
 from a2gen_rec.sharding.tables import whole_tables
 from a2gen_rec.training import checkpoint
+from a2gen_rec.training.adatask import TaskPipeline
 from a2gen_rec.training.agree import AgreedBatches
 from a2gen_rec.training.build import build, schedule
 from a2gen_rec.training.evaluate import action_metrics, evaluation_batches
-from a2gen_rec.training.losses import means, term_names, total
+from a2gen_rec.training.losses import check_weights, means, term_names, total
 from a2gen_rec.training.predict import predict
 from a2gen_rec.training.process import Process, agreed, gather, process_group, together
 from a2gen_rec.training.progress import Progress
@@ -39,13 +40,29 @@ class Trainer:
     Args:
         data: the dataset's folder; run: the run's folder, new or begun.
         config: the resolved configuration.
+        begin: checkpoint to go on from; by default the run's last one.
+        loss: weights to train under, where they are not those that validation goes by.
+        what: told before training.
+
+    Attributes:
+        stopped: whether a signal ended the training.
 
     Raises:
         UserError: the run's folder is not writable or holds another model; the data break their contract.
     """
 
-    def __init__(self, config: Config, data: str, run: str, process: Process) -> None:
-        self.config, self.data, self.run, self.process = config, data, run, process
+    def __init__(
+        self,
+        config: Config,
+        data: str,
+        run: str,
+        process: Process,
+        begin: str | None = None,
+        loss: LossConfig | None = None,
+        what: str = "",
+    ) -> None:
+        self.config, self.data, self.run, self.process, self.what = config, data, run, process, what
+        self.stopped = False
         with agreed():
             self.card = _card(data, config)
             self.stream = WindowStream(
@@ -58,13 +75,16 @@ class Trainer:
                 process.world,
                 seed=config.train.seed,
             )
-            found = checkpoint.latest(run)
+            found = begin or checkpoint.latest(run)
             self.state = self._fresh() if found is None else checkpoint.State.read(found)
             if found is not None:
                 checkpoint.check_shape(self.state, asdict(config), self.card.to_dict(), run)
         self.state.data, self.state.card = data, self.card.to_dict()
         self.built = build(self.card, config, process)
         self.tasks = self.built.model.ranker.tasks
+        if loss is not None:
+            check_weights(loss, self.tasks)
+            self.built.dmp.module.loss.config = loss
         self.bf16 = _bf16(config, process)
         if found is not None:
             checkpoint.load(found, self.built)
@@ -72,40 +92,45 @@ class Trainer:
         if len(self.state.positions) != process.world:
             self.state.windows = self.stream.windows_before(self.position)
 
-    def fit(self) -> dict[str, float]:
+    def fit(self, until: int | None = None) -> dict[str, float]:
         """Train until the epochs are done, steps run out, validation stops improving, or a signal asks to stop.
+
+        Args:
+            until: epochs to be done, if less than the configuration's.
 
         Returns:
             the last validation's metrics; empty when none was made.
         """
         config, resumed_at = self.config.train, self.state.step
-        pipeline = TrainPipelineSparseDist(
-            self.built.dmp, self.built.optimizer, self.process.device, custom_model_fwd=self._forward
-        )
+        epochs = config.epochs if until is None else min(until, config.epochs)
+        pipeline = self._pipeline()
         with (
             _asked_to_stop() as asked,
-            Progress(self.run, self.process.leads, config.epochs, self.stream.windows, resumed_at) as progress,
+            Progress(
+                self.run, self.process.leads, config.epochs, self.stream.windows, resumed_at, self.what
+            ) as progress,
         ):
-            if self.position.epoch >= config.epochs or self._done():
+            if until is None and finished(self.state, config):
                 progress.note(f"{self.run} is complete; raise train.epochs or train.max_steps, or name another run")
-            while self.position.epoch < config.epochs and not self._done():
+            while self.position.epoch < epochs and not self._done():
                 batches = self._batches(asked)
                 try:
                     self._epoch(pipeline, batches, progress)
                 finally:
                     batches.close()
                 if batches.stopped:
-                    self._save()
+                    self.stopped = True
+                    self.save()
                     progress.note(f"asked to stop: saved step {self.state.step}")
                     break
                 if batches.exhausted:
                     self._next_epoch()
                     if not config.validate_every:
                         self._validate(pipeline, progress)
-                    self._save()
+                    self.save()
             if self._done() and checkpoint.latest(self.run) != checkpoint.place(self.run, self.state.step):
                 self._validate(pipeline, progress)
-                self._save()
+                self.save()
         return self.state.metrics
 
     def _epoch(self, pipeline: TrainPipelineSparseDist, batches: AgreedBatches, progress: Progress) -> None:
@@ -129,11 +154,18 @@ class Trainer:
                 self._log(progress)
             if config.validate_every and step % config.validate_every == 0:
                 self._validate(pipeline, progress)
-                self._save()
+                self.save()
             elif config.checkpoint_every and step % config.checkpoint_every == 0:
-                self._save()
+                self.save()
             if self._done():
                 batches.limit = 0
+
+    def _pipeline(self) -> TrainPipelineSparseDist:
+        built = self.built
+        parts = (built.dmp, built.optimizer, self.process.device)
+        if built.adatask is None:
+            return TrainPipelineSparseDist(*parts, custom_model_fwd=self._forward)
+        return TaskPipeline(built.adatask, *parts, custom_model_fwd=self._forward)
 
     def _forward(self, batch: WindowBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, Encoded]]:
         with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.bf16):
@@ -168,6 +200,12 @@ class Trainer:
 
     def _validate(self, pipeline: TrainPipelineSparseDist, progress: Progress) -> None:
         pipeline.detach()
+        metrics = self.measure()
+        pipeline.attach()
+        self.validated(metrics, progress)
+
+    def measure(self) -> dict[str, float]:
+        """Metrics on validation, on all ranks."""
         batches = evaluation_batches(self.data, "valid", self.card, self.config, self.process, with_oracle=False)
         predictions, sums = predict(self.built, batches, self.card, self.config.evaluate.max_error)
         metrics = {}
@@ -178,11 +216,16 @@ class Trainer:
             scores = action_metrics(predictions, predictions.probability, self.card)
             aucs = {f"auc/{name}": row["auc"] for name, row in scores.items() if row["auc"] is not None}
             metrics |= aucs | {"auc": sum(aucs.values()) / max(len(aucs), 1)}
-        metrics = gather(metrics)[0]
-        pipeline.attach()
-        state = self.state
+        return gather(metrics)[0]
+
+    def monitored(self, metrics: dict[str, float]) -> float:
+        """What early stopping and the best checkpoint go by; lower is better."""
+        return metrics["loss"] if self.config.train.monitor == "loss" else -metrics["auc"]
+
+    def validated(self, metrics: dict[str, float], progress: Progress) -> None:
+        """Note the metrics of the step that the state is at."""
+        state, value = self.state, self.monitored(metrics)
         state.metrics = metrics
-        value = metrics["loss"] if self.config.train.monitor == "loss" else -metrics["auc"]
         if state.best is None or value < state.best:
             state.best, state.best_step, state.waited = value, state.step, 0
         else:
@@ -209,7 +252,8 @@ class Trainer:
         names = term_names(self.tasks)
         return {f"loss/{name}": value for name, value in zip(names, terms.tolist(), strict=True)}
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint. All ranks call it."""
         self.state.positions = gather(self.position)
         self.state.config = asdict(self.config)
         checkpoint.save(self.run, self.built, self.state, self.config.train.keep)
@@ -219,9 +263,7 @@ class Trainer:
         self.state.windows = 0
 
     def _done(self) -> bool:
-        train = self.config.train
-        tired = bool(train.patience) and self.state.waited >= train.patience
-        return tired or bool(train.max_steps and self.state.step >= train.max_steps)
+        return _tired(self.state, self.config.train)
 
     def _fresh(self) -> checkpoint.State:
         world = self.process.world
@@ -249,7 +291,22 @@ def train(config: Config, data: str, run: str) -> dict[str, Any]:
                 settings = {"data": data, **asdict(config)}
                 paths.write_text(paths.join(run, CONFIG_FILE), yaml.safe_dump(settings, sort_keys=False))
                 trainer.card.save(run)
-        return trainer.fit()
+        if not config.train.forkmerge.every:
+            return trainer.fit()
+        del trainer  # before the branches take as much memory
+        from a2gen_rec.training.forkmerge import fork_and_merge  # which is made of trainers
+
+        return fork_and_merge(config, data, run, process)
+
+
+def finished(state: checkpoint.State, config: TrainConfig) -> bool:
+    """Whether the epochs are done, steps have run out, or validation has stopped improving."""
+    return state.positions[0].epoch >= config.epochs or _tired(state, config)
+
+
+def _tired(state: checkpoint.State, config: TrainConfig) -> bool:
+    tired = bool(config.patience) and state.waited >= config.patience
+    return tired or bool(config.max_steps and state.step >= config.max_steps)
 
 
 def _card(data: str, config: Config) -> DatasetCard:

@@ -9,6 +9,8 @@ from support import make_card, small_config, write_dataset
 from a2gen_rec.cli import main
 from a2gen_rec.errors import UserError
 from a2gen_rec.serving.rank import rank
+from a2gen_rec.training import checkpoint
+from a2gen_rec.training.checkpoint import State
 from a2gen_rec.training.evaluate import evaluate
 from a2gen_rec.training.run import open_run
 from a2gen_rec.training.scores import score_split
@@ -61,3 +63,22 @@ def test_trained_evaluated_ranked_and_scored(name: str, data: Path, tmp_path: Pa
 
     with pytest.raises(UserError, match=r"model\.name = " + name):
         train(small_config(), str(data), str(run))
+
+
+@pytest.mark.parametrize("name", ["mmoe", "ple"])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        ["--optim.tasks", "adatask"],
+        ["--train.forkmerge.every", "1", "--train.forkmerge.branches", "[{}, {time: 0, glance: 2}]"],
+    ],
+)
+def test_ways_to_train_are_options_of_the_command(ways: list[str], name: str, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    begun = ["train", "--data", str(data), "--run", str(run), "--model.name", name, *SMALL, *SWITCHES, *ways]
+    main([*begun, "--train.epochs", "1"])
+    main([*begun, "--train.epochs", "2"])
+    with open_run(str(run)) as opened:
+        result = evaluate(opened.built, str(data), "test", CARD, opened.config, opened.process)
+    assert math.isfinite(result["loss"]["total"])
+    assert opened.step == 2 * State.read(checkpoint.place(str(run), opened.step // 2)).step > 0

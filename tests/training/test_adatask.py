@@ -1,0 +1,252 @@
+"""AdaTask against plain loops over tasks, steps and rows, and against what it is of one task."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import on_ranks
+from support import checkpoint_tensors, make_card, make_columns, small_config, whole, write_dataset
+from torch import Tensor
+
+from a2gen_rec.config import Config, LossConfig, ModelConfig, OptimConfig
+from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.columns import read_columns, row_groups
+from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.models.named import ranking_model
+from a2gen_rec.training import checkpoint
+from a2gen_rec.training.adatask import TaskAdam
+from a2gen_rec.training.build import build
+from a2gen_rec.training.losses import loss_sums, means, task_losses, total
+from a2gen_rec.training.process import Process, together
+
+CARD = make_card(labels=("click", "long_view"))
+TOWERS = 3 + 2 + 3  # events, labels, times; with objectives, 2 more
+
+
+def loss_of_tasks(matrix: Tensor, step: int) -> list[Tensor]:
+    """Two tasks on one matrix, of gradients that differ a hundredfold and mostly in direction."""
+    x = torch.sin(torch.arange(6, dtype=matrix.dtype).view(3, 2) + step)
+    y = matrix @ x
+    return [100 * (y[0] - 1).square().sum(), (y[1] * y[0] + step).square().sum()]
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 5.0])
+def test_three_steps_of_two_tasks_equal_loops_over_numbers(clip_norm: float) -> None:
+    start = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
+    matrix = torch.nn.Parameter(start.clone())
+    optimizer = TaskAdam([matrix], 2, lr=0.1, weight_decay=0.2, clip_norm=clip_norm)
+    expected = start.clone()
+    mean, square = np.zeros((2, 6)), np.zeros((2, 6))
+    for step in range(1, 4):
+        for task, loss in enumerate(loss_of_tasks(matrix, step)):
+            loss.backward(retain_graph=True)
+            optimizer.take(task)
+        optimizer.step()
+
+        slow = expected.clone().requires_grad_()
+        gradients = [
+            torch.autograd.grad(loss, slow, retain_graph=True)[0].flatten().numpy()
+            for loss in loss_of_tasks(slow, step)
+        ]
+        after = expected.flatten().numpy() * (1 - 0.1 * 0.2)
+        for task in range(2):
+            norm = np.sqrt((gradients[task] ** 2).sum())
+            share = min(1.0, clip_norm / norm) if clip_norm else 1.0
+            for i in range(6):
+                g = gradients[task][i] * share
+                mean[task, i] = 0.9 * mean[task, i] + 0.1 * g
+                square[task, i] = 0.999 * square[task, i] + 0.001 * g * g
+                corrected = square[task, i] / (1 - 0.999**step)
+                after[i] -= 0.1 * mean[task, i] / (1 - 0.9**step) / (np.sqrt(corrected) + 1e-8)
+        expected = torch.from_numpy(after).view(2, 3)
+        torch.testing.assert_close(matrix.detach(), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_of_one_task_it_is_adamw(clip_norm: float) -> None:
+    found = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.GELU(), torch.nn.Linear(5, 1))
+        x, y = torch.randn(20, 4), 10 * torch.randn(20, 1)
+        kind = TaskAdam(model.parameters(), 1, 0.01, 0.1, clip_norm) if ours else None
+        plain = torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.1)
+        for _ in range(10):
+            plain.zero_grad()
+            (model(x) - y).square().mean().backward()
+            if kind is not None:
+                kind.take(0)
+                kind.step()
+                continue
+            if clip_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            plain.step()
+        found.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+def config_of(tasks: str = "adatask", sharding: str = "row_wise", **model: Any) -> Config:
+    config = small_config(**model)
+    config.optim = OptimConfig(tasks=tasks, tables_lr=0.1, dense_lr=0.01)  # type: ignore[arg-type]
+    config.sharding.types = [sharding]  # type: ignore[list-item]
+    return config
+
+
+@pytest.mark.parametrize("name", ["mmoe", "ple", "hstu"])
+@pytest.mark.parametrize("objectives", [False, True])
+def test_losses_of_towers_sum_to_the_loss_and_reach_their_own_tower_only(name: str, objectives: bool) -> None:
+    config = small_config(name=name, objectives=objectives)
+    config.loss = LossConfig(action=0.7, time=0.3, label=2.0, objective=1.5)
+    torch.manual_seed(0)
+    model = ranking_model(CARD, config, torch.device("cpu"))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    batch = collate(make_columns(CARD, 8, np.random.default_rng(0)), np.arange(8), whole(CARD, config))
+    output = model(batch)
+    tasks = model.ranker.tasks
+    losses = task_losses(output, batch, config.loss, tasks, model.ranker.timed_action)
+    joint = total(means(loss_sums(output, batch, config.loss), batch.counts, generated=False), config.loss, tasks)
+    assert len(losses) == model.ranker.outputs == TOWERS + 2 * objectives
+    torch.testing.assert_close(losses.sum(), joint)
+    for tower, loss in enumerate(losses):
+        (weight,) = torch.autograd.grad(loss, [model.ranker.towers.last.weight], retain_graph=True)
+        assert weight.flatten(1).any(1).nonzero().flatten().tolist() == [tower]
+
+
+def part_of_batch(dataset: str, config: Config, step: int, rank: int = 0, world: int = 1) -> WindowBatch:
+    """A rank's part of a global batch of 16 windows."""
+    files = sorted(str(file) for file in Path(dataset, "train").iterdir())
+    columns = read_columns(row_groups(files), CARD)
+    rows = np.random.default_rng(step).permutation(len(columns))[:16]
+    return collate(columns, rows[rank::world], whole(CARD, config))
+
+
+def run(process: Process, dataset: str, config: Config, source: str, first: int, last: int, out: str) -> list[str]:
+    """Load step ``first`` from ``source`` (if given), take steps, save the result in ``out``."""
+    built = build(CARD, config, process)
+    if source:
+        checkpoint.load(checkpoint.place(source, first), built)
+    for step in range(first, last):
+        built.optimizer.zero_grad()
+        batch = part_of_batch(dataset, config, step, process.rank, process.world)
+        loss, _ = built.dmp(replace(batch, counts=together(batch.counts.clone())))
+        built.backward(loss)
+        built.optimizer.step()
+    state = checkpoint.State(last, 0, [], None, None, 0, asdict(config), "", CARD.to_dict())
+    checkpoint.save(out, built, state, keep=0)
+    return [parameter.sharding_type for module in built.plan.plan.values() for parameter in module.values()]
+
+
+def tensors(run: Path, step: int, scratch: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint but the random states and the states last put before a pass."""
+    found = checkpoint_tensors(checkpoint.place(str(run), step), scratch / f"{run.name}-{step}.pt")
+    return {name: value for name, value in found.items() if "rng" not in name and not name.endswith("momentum1")}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset") / "data", CARD)
+
+
+@pytest.fixture(scope="module")
+def begun(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of PLE, saved before its first step."""
+    folder = tmp_path_factory.mktemp("begun") / "begin"
+    on_ranks(1, folder.parent, run, str(dataset), config_of(name="ple"), "", 0, 0, str(folder))
+    return folder
+
+
+def plain(dataset: str, config: Config, before: dict[str, Tensor], steps: int) -> dict[str, Tensor]:
+    """The same steps, unsharded, of tables as dense gradients and loops over tasks and rows show them."""
+    model = ranking_model(CARD, config, torch.device("cpu"))
+    model.load_state_dict(
+        {name.removeprefix("/model/model."): value for name, value in before.items() if "/model/" in name}
+    )
+    tables = {name: parameter for name, parameter in model.named_parameters() if name.startswith("embeddings")}
+    dense = [parameter for name, parameter in model.named_parameters() if name not in tables]
+    towers, tasks = model.ranker.outputs, model.ranker.tasks
+    moments = {name: torch.zeros(towers, len(table)) for name, table in tables.items()}
+    optimizers = [torch.optim.Adam(dense, config.optim.dense_lr) for _ in range(towers)]
+    for step in range(steps):
+        batch = part_of_batch(dataset, config, step)
+        losses = task_losses(model(batch), batch, config.loss, tasks, model.ranker.timed_action)
+        parts = [*tables.values(), *dense]
+        gradients = [torch.autograd.grad(loss, parts, retain_graph=True, allow_unused=True) for loss in losses]
+        begin = [parameter.detach().clone() for parameter in dense]
+        moved = [torch.zeros_like(parameter) for parameter in dense]
+        with torch.no_grad():
+            for task, found in enumerate(gradients):
+                for (name, table), gradient in zip(tables.items(), found, strict=False):
+                    for row in range(len(table)):
+                        if gradient is not None and gradient[row].any():
+                            moments[name][task, row] += gradient[row].square().mean()
+                            table[row] -= (
+                                config.optim.tables_lr * gradient[row] / (moments[name][task, row].sqrt() + 1e-8)
+                            )
+                for parameter, gradient, start in zip(dense, found[len(tables) :], begin, strict=True):
+                    parameter.copy_(start)
+                    parameter.grad = torch.zeros_like(start) if gradient is None else gradient.clone()
+                torch.nn.utils.clip_grad_norm_(dense, config.optim.clip_norm)
+                optimizers[task].step()
+                for total_move, parameter, start in zip(moved, dense, begin, strict=True):
+                    total_move += parameter - start
+            for parameter, start, move in zip(dense, begin, moved, strict=True):
+                parameter.copy_(start * (1 - config.optim.dense_lr * config.optim.weight_decay) + move)
+    return {f"/model/model.{name}": value for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sharded_steps_equal_plain_loops(ranks: int, dataset: Path, begun: Path, tmp_path: Path) -> None:
+    """Rows and dense parameters after three steps, each task with moments of its own, over one rank and two."""
+    config, out = config_of(name="ple"), tmp_path / "out"
+    on_ranks(ranks, tmp_path, run, str(dataset), config, str(begun), 0, 3, str(out))
+    before = tensors(begun, 0, tmp_path)
+    expected = plain(str(dataset), config, before, 3)
+    found = {name: value for name, value in tensors(out, 3, tmp_path).items() if "/model/" in name}
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert not [n for n, value in found.items() if n.endswith("weight") and torch.equal(value, before[n])]
+
+
+def test_states_of_tasks_go_on_under_another_plan_and_world(dataset: Path, begun: Path, tmp_path: Path) -> None:
+    config, other = config_of(name="ple"), config_of(name="ple", sharding="table_wise")
+    straight, half, rest = tmp_path / "straight", tmp_path / "half", tmp_path / "rest"
+    on_ranks(1, tmp_path, run, str(dataset), config, str(begun), 0, 4, str(straight))
+    on_ranks(2, tmp_path, run, str(dataset), config, str(begun), 0, 2, str(half))
+    kinds = on_ranks(1, tmp_path, run, str(dataset), other, str(half), 2, 4, str(rest))
+    assert set(kinds[0]) == {"table_wise"}
+    left, right = tensors(straight, 4, tmp_path), tensors(rest, 4, tmp_path)
+    assert left.keys() == right.keys()
+    states = [name for name in left if "states_per_task" in name]
+    assert len(states) == TOWERS * sum("embeddings" in name and "/model/" in name for name in left)
+    rows = torch.stack([left[name] for name in states if "item_id" in name])
+    assert (rows[0] != rows[-1]).any(), "tasks must have states of their own"
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(
+    ("optim", "model", "loss", "named"),
+    [
+        ({}, {}, {}, "model.name"),
+        ({}, {"name": "ple"}, {"uncertainty": True}, "loss.uncertainty"),
+        ({"dense": "adam", "weight_decay": 0.1}, {"name": "ple"}, {}, "optim.dense must be adamw"),
+        ({"tables_weight_decay": 0.1}, {"name": "ple"}, {}, "optim.tables_weight_decay"),
+    ],
+)
+def test_what_adatask_cannot_do_is_refused(optim: dict, model: dict, loss: dict, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        Config(model=ModelConfig(**model), loss=LossConfig(**loss), optim=OptimConfig(tasks="adatask", **optim))
+    Config(model=ModelConfig(name="hstu"), optim=OptimConfig(tasks="adatask", dense="adam", weight_decay=0.0))
+
+
+def test_joint_moments_are_not_taken_for_those_of_tasks(tmp_path: Path) -> None:
+    saved = checkpoint.State(1, 0, [], None, None, 0, asdict(config_of("joint", name="ple")), "", CARD.to_dict())
+    del saved.config["optim"]["tasks"]  # as before there was a choice
+    with pytest.raises(UserError, match=r"optim\.tasks = joint"):
+        checkpoint.check_shape(saved, asdict(config_of(name="ple")), CARD.to_dict(), str(tmp_path))
+    checkpoint.check_shape(saved, asdict(config_of("joint", name="ple")), CARD.to_dict(), str(tmp_path))

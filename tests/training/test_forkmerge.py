@@ -1,0 +1,229 @@
+"""ForkMerge: the greedy search against loops over numbers, and jobs whose branches and mixtures are looked into."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import on_ranks
+from support import checkpoint_tensors, make_card, small_config, write_dataset
+from torch import Tensor
+
+from a2gen_rec.config import Config, ForkMergeConfig, LossConfig, OptimConfig, TrainConfig
+from a2gen_rec.errors import ConfigError
+from a2gen_rec.training import checkpoint, forkmerge
+from a2gen_rec.training.forkmerge import fork_and_merge, greedy_weights, mix, reweighted
+from a2gen_rec.training.process import Process
+from a2gen_rec.training.run import open_run
+from a2gen_rec.training.trainer import Trainer, train
+
+CARD = make_card()
+BRANCHES: list[dict[str, float]] = [{}, {"time": 0.0}, {"action": 0.0, "label": 0.0}]
+
+
+def toy(points: Tensor, best: Tensor) -> tuple[list[Tensor], Callable[[int], None], Callable[[], float]]:
+    """Parameters [2] in two tensors, branches at ``points``, scored by their squared distance from ``best``."""
+    tensors = [torch.full((1,), torch.nan, dtype=torch.float64) for _ in range(2)]
+
+    def load(branch: int) -> None:
+        for tensor, value in zip(tensors, points[branch], strict=True):
+            tensor.fill_(value)
+
+    return tensors, load, lambda: float((torch.cat(tensors) - best).square().sum())
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_weights_are_those_of_loops_over_all_trials(count: int, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    points = torch.randn(count, 2, generator=rng, dtype=torch.float64)
+    best = 0.3 * torch.randn(2, generator=rng, dtype=torch.float64)
+
+    def score(weights: list[float]) -> float:
+        share = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        return float((share @ points - best).square().sum())
+
+    scores = [score([float(i == branch) for i in range(count)]) for branch in range(count)]
+    order = sorted(range(count), key=lambda branch: scores[branch])
+    expected = [0.0] * count
+    expected[order[0]] = 1.0
+    for placed, branch in enumerate(order[1:], 1):
+        trials = []
+        for step in range(6):
+            trial = expected.copy()
+            trial[branch] = step / 5 * sum(expected) / placed
+            trials.append((score(trial), trial))
+        expected = min(trials, key=lambda trial: trial[0])[1]
+
+    tensors, load, measure = toy(points, best)
+    found = greedy_weights(scores, load, tensors, measure)
+    assert [found[branch] for branch in range(count)] == pytest.approx([w / sum(expected) for w in expected])
+    mix(found, load, tensors)
+    assert measure() == pytest.approx(score(expected))
+    assert measure() <= min(scores) + 1e-12
+
+
+def test_a_known_best_mixture_is_found_and_what_is_equal_stays() -> None:
+    points = torch.tensor([[0.0, 7.1], [1.0, 7.1], [50.0, 7.1]], dtype=torch.float64)
+    tensors, load, measure = toy(points, torch.tensor([3 / 8, 7.1], dtype=torch.float64))  # 0.6 to 1: 0.625 and 0.375
+    scores = [float((point - torch.tensor([3 / 8, 7.1])).square().sum()) for point in points]
+    found = greedy_weights(scores, load, tensors, measure)
+    assert found == pytest.approx({0: 0.625, 1: 0.375, 2: 0.0})
+    mix({**found, 2: 0.0}, load, tensors)
+    assert tensors[0].item() == pytest.approx(3 / 8)
+    assert tensors[1].item() == points[0, 1].item(), "to the bit"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without a test split: nothing may ask for it."""
+    folder = write_dataset(tmp_path_factory.mktemp("dataset") / "data", CARD, windows=20)
+    shutil.rmtree(folder / "test")
+    return folder
+
+
+def config_of(epochs: int = 1, every: int = 1, tasks: str = "joint", **settings: Any) -> Config:
+    config = small_config(name="ple", dropout=0.1)
+    config.optim = OptimConfig(dense_lr=0.02, warmup_steps=0, weight_decay=0.0, tasks=tasks)  # type: ignore[arg-type]
+    config.loader.max_impressions = 150
+    forked = ForkMergeConfig(every=every, branches=BRANCHES)
+    config.train = TrainConfig(epochs=epochs, forkmerge=forked, device="cpu", **settings)
+    return config
+
+
+def tensors(place: str, scratch: Path) -> dict[str, Tensor]:
+    """All of a checkpoint's but the random states."""
+    found = checkpoint_tensors(place, scratch / f"{abs(hash(place))}.pt")
+    return {name: value for name, value in found.items() if "rng" not in name}
+
+
+@pytest.mark.parametrize("tasks", ["joint", "adatask"])
+def test_merged_is_the_mixture_of_branches_trained_by_their_own_weights(
+    tasks: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[dict[int, float]] = []
+
+    def search(*args: Any) -> dict[int, float]:
+        chosen.append(greedy_weights(*args))
+        chosen[-1] = {0: 0.5, 1: 0.2, 2: 0.3}  # whatever validation says: all three are to be seen
+        return chosen[-1]
+
+    monkeypatch.setattr(forkmerge, "greedy_weights", search)
+    monkeypatch.setattr(checkpoint, "drop", lambda run: None)
+    run = tmp_path / "run"
+    train(config_of(tasks=tasks), str(data), str(run))
+    places = [checkpoint.latest(str(run / "branches" / "step-00000000" / str(i))) or "" for i in range(3)]
+    branches = [tensors(place, tmp_path) for place in places]
+    merged = tensors(checkpoint.latest(str(run)) or "", tmp_path)
+    assert len(chosen) == 1
+    for name, value in merged.items():
+        expected = sum(weight * branches[branch][name].double() for branch, weight in chosen[0].items())
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    steps = [name for name in merged if name.endswith("step")]
+    assert steps
+    assert all(torch.equal(merged[name], branches[0][name]) for name in steps)
+    # Towers: 3 events, 1 label, 3 times. What a branch leaves out has stayed at its start, 0.
+    moved = [branch["/model/model.ranker.towers.last.weight"].flatten(1).any(1).tolist() for branch in branches]
+    assert moved == [[True] * 7, [True] * 4 + [False] * 3, [False] * 4 + [True] * 3]
+
+
+def test_merging_never_ends_worse_than_the_best_branch_and_runs_open(data: Path, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", config_of(epochs=3, every=2, keep=0)
+    metrics = train(config, str(data), str(run))
+    rounds = sorted(path.name for path in (run / "branches").iterdir())
+    places = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert rounds[0] == "step-00000000"
+    assert rounds[1:] == places[:-1], "two rounds, the second of the epoch that is left"
+    state = checkpoint.State.read(checkpoint.latest(str(run)) or "")
+    assert state.positions[0].epoch == 3
+    assert state.metrics == metrics
+    assert state.best == min(
+        checkpoint.State.read(str(run / "checkpoints" / place)).metrics["loss"] for place in places
+    )
+    assert not list((run / "branches").rglob("*.distcp")), "branches' parameters are not kept"
+    assert train(config, str(data), str(run)) == metrics, "nothing is left to be done"
+    with open_run(str(run)) as opened:
+        assert opened.config.train.forkmerge == config.train.forkmerge
+
+
+def test_what_was_killed_goes_on_within_its_branch(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(epochs=2)
+    train(config, str(data), str(tmp_path / "whole"))
+    fit, fits = Trainer.fit, []
+
+    def killed(self: Trainer, until: int | None = None) -> dict[str, float]:
+        fits.append((self.run, self.state.step))
+        if len(fits) == 5:  # the second round's second branch
+            raise KeyboardInterrupt
+        return fit(self, until)
+
+    monkeypatch.setattr(Trainer, "fit", killed)
+    run = str(tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, str(data), run)
+    before = len(fits)
+    train(config, str(data), run)
+    (first, step), (second, begun), *_ = fits[before:]
+    assert first.endswith("/0")
+    assert step == 2 * begun, "the first branch was done"
+    assert second.endswith("/1")
+    left, right = (tensors(checkpoint.latest(str(tmp_path / name)) or "", tmp_path) for name in ("whole", "killed"))
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name
+
+
+def job(process: Process, config: Config, data: str, run: str) -> tuple[dict[str, float], list[float]]:
+    scores: list[float] = []
+    search = forkmerge.greedy_weights
+
+    def seen(found: list[float], *args: Any) -> dict[int, float]:
+        scores.extend(found)
+        return search(found, *args)
+
+    forkmerge.greedy_weights = seen
+    return fork_and_merge(config, data, run, process), scores
+
+
+@pytest.mark.parametrize("monitor", ["loss", "auc"])
+def test_two_ranks_merge_alike_and_no_worse_than_their_best_branch(monitor: str, data: Path, tmp_path: Path) -> None:
+    config = config_of(monitor=monitor)
+    one, two = on_ranks(2, tmp_path, job, config, str(data), str(tmp_path / "run"))
+    assert one == two
+    metrics, scores = one
+    value = metrics["loss"] if monitor == "loss" else -metrics["auc"]
+    assert len(scores) == 3
+    assert value <= min(scores) + 1e-6
+
+
+def test_weights_of_terms_and_objectives_take_the_place_of_the_losses_own() -> None:
+    loss = LossConfig(time=0.5, objectives={"glance": 2.0})
+    found = reweighted(loss, {"time": 0.0, "effective": 3.0})
+    assert found == replace(loss, time=0.0, objectives={"glance": 2.0, "effective": 3.0})
+    assert reweighted(loss, {}) == loss
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"every": -1}, "every -1"),
+        ({"branches": [{}]}, "two or more"),
+        ({"branches": [{}, {"time": -1.0}]}, "time -1.0"),
+        ({"branches": [{}, {"order_power": 1.0}]}, "order_power"),
+    ],
+)
+def test_what_cannot_be_forked_is_refused(settings: dict, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        ForkMergeConfig(**settings)
+
+
+def test_learned_weights_and_unknown_objectives_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"loss\.uncertainty"):
+        Config(loss=LossConfig(uncertainty=True), train=TrainConfig(forkmerge=ForkMergeConfig(every=1)))
+    config = config_of()
+    config.train.forkmerge.branches = [{"tme": 0.0}, {}]
+    with pytest.raises(ConfigError, match="tme"):
+        train(config, str(data), str(tmp_path / "run"))
