@@ -50,6 +50,8 @@ def run(options: Namespace) -> None:
     console = new_console()
     for table in list_metrics_tables(trained.card.metrics):
         console.print(table)
+    weights = ", ".join(f"{name} {weight:.3f}" for name, weight in trained.card.behaviours.items())
+    console.print(f"behaviours' weights at the best epoch: {weights}", soft_wrap=True)
     for line in _falls(trained.card.largest_fall):
         console.print(line, soft_wrap=True)
     console.print(f"ensemble: {out}", soft_wrap=True)

@@ -16,22 +16,27 @@ class EnsembleConfig:
         strategy: where the ω go. They stay (``fixed``), follow the behaviours' user AUC on validation (``pareto``), or
             the losses' gradients: the shortest mixture (``min_norm``), no ω below ``least_weight``
             (``pareto_efficient``).
-        behaviours: behaviour -> ω to train and validate for, made to sum to 1; empty takes all, weighed by ``balance``.
+        behaviours: behaviour -> ω to train and validate for, such as --behaviours.like 10 --behaviours.follow 1,
+            made to sum to 1; empty takes all, weighed by balance.
         balance: with no weights given, ω_m ∝ rate_m^-balance; 0 weighs all alike, 1 gives every behaviour the same
             relevance to share out over its positives.
         eta: how strongly ω follows the user AUC.
-        least_weight, greatest_weight: bounds on ω before it is made to sum to 1.
+        least_weight: lower bound on ω before it is made to sum to 1.
+        greatest_weight: upper bound on ω before it is made to sum to 1.
         reweigh_every: batches between two looks at the losses' gradients.
-        lr, weight_decay: of AdamW.
-        epochs: passes over the training lists; patience: epochs without a better validation NDCG@``k`` before
-            stopping, 0 never stops early. The best epoch is kept in any case.
+        lr: learning rate of AdamW.
+        weight_decay: of AdamW.
+        epochs: passes over the training lists; the best on validation is kept.
+        patience: epochs without a better validation NDCG@k before stopping; 0 never stops early.
         batch_lists: lists per batch.
         dim: width of the user vector and the objectives' embeddings.
-        hidden, degree: layers of the transforms' rates of change, and degree of their quadrature.
+        hidden: widths of the layers of the transforms' rates of change.
+        degree: of the quadrature of the transforms.
         events: most recent events of a user that the ensemble reads.
         gap_s: seconds between the begins of two impressions beyond which a list ends; 0 takes the dataset's sessions.
         k: candidates at the top that metrics look at.
         formula_trials: random settings tried for the formula baseline.
+        seed: of initial parameters and of the order of lists.
     """
 
     loss: Literal["pointwise", "listwise", "pairwise"] = "listwise"

@@ -40,12 +40,13 @@ def list_metrics_tables(result: Mapping[str, Any]) -> list[Table]:
     about = UNKNOWN if length is None else f"{length:.1f}"
     ndcg = f"{result['lists']:,} lists of {about} candidates on average · bold: best\n"
     ndcg += "lists: those with a positive and a negative; hypervolume: of all behaviours' NDCG"
+    of = f"session lists, {result['split']}" if "split" in result else "session lists"
     hr = f"lists with a positive among the first {k}: all lists of {k} or fewer, whatever the order"
     uauc = "mean over users of the AUC of all their candidates"
     return [
-        _metric_table(f"NDCG@{k}", ndcg, "ndcg", result),
-        _metric_table(f"HR@{k}", hr, "hr", result),
-        _metric_table("user AUC", uauc, "uauc", result),
+        _metric_table(f"{of}: NDCG@{k}", ndcg, "ndcg", result),
+        _metric_table(f"{of}: HR@{k}", hr, "hr", result),
+        _metric_table(f"{of}: user AUC", uauc, "uauc", result),
     ]
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:  # a table needs no torch
 
 UNKNOWN = "–"
 BETTER = "bold green"
-MOST_BESIDE = 8
-"""Outcomes that fit beside a timeline."""
+MOST_BESIDE = 7
+"""Outcomes, or outcomes and a score, that fit beside a timeline."""
 
 # What is measured: title, key, digits, whether more is better.
 _OF_SCORE = [("AUC", "auc", 4, True)]
@@ -54,7 +54,11 @@ def ranking_tables(ranking: "Ranking") -> list[Table]:
     """
     shown = ranking.candidates
     names = list(shown[0].probability) if shown else []
-    beside = names if len(names) <= MOST_BESIDE else [name for name in names if name == ranking.by]
+    beside = (
+        names
+        if len(names) + (ranking.by == "ensemble") <= MOST_BESIDE
+        else [name for name in names if name == ranking.by]
+    )
     best = f"user {ranking.user}: best {len(shown):,} of {ranking.ranked:,} candidates"
     tables = [_candidates_table(ranking, beside, titled_table(best, _about(ranking)), whole=True)]
     if names != beside:

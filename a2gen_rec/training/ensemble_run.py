@@ -21,7 +21,7 @@ from a2gen_rec.training.evaluate import evaluate
 from a2gen_rec.training.lists import Lists
 from a2gen_rec.training.process import agreed, gather
 from a2gen_rec.training.run import Device, OpenRun, open_run
-from a2gen_rec.training.scores import SCORES_VERSION, behaviours, objectives, score_split, widths
+from a2gen_rec.training.scores import SCORES_VERSION, behaviours, objectives, score_split
 
 FOLDER = "ensemble"
 """Of a run: where its ensemble is unless told otherwise."""
@@ -156,8 +156,7 @@ def check_fits(card: EnsembleCard, opened: OpenRun, folder: str) -> None:
         raise UserError(
             f"{folder}: is of step {card.step} of {card.run}, the run's best is step {opened.step}; {again}"
         )
-    named = list(objectives(opened.card, opened.built.model.ranker.tasks))
-    if card.objectives != named or (card.d_event, card.d_context) != widths(opened):
+    if card.objectives != list(objectives(opened.card, opened.built.model.ranker.tasks)):
         raise UserError(f"{folder}: is of {card.run}, which predicts otherwise than this run; {again}")
     if card.checkpoint != opened.digest:
         raise UserError(f"{folder}: is of another training, {card.run}, than this run's best checkpoint; {again}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from a2gen_rec import paths
@@ -147,7 +147,9 @@ def _baseline(name: str) -> str:
 
 
 def _save(module: nn.Module, file: str) -> None:
-    save_file({name: each.detach().cpu().contiguous() for name, each in module.state_dict().items()}, file)
+    data = save({name: each.detach().cpu().contiguous() for name, each in module.state_dict().items()})
+    with open(file, "wb") as stream:  # the library's own files are for their owner alone
+        stream.write(data)
 
 
 def _load(module: nn.Module, file: str) -> None:

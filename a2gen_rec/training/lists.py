@@ -284,7 +284,7 @@ def _read(file: str) -> Iterator[Lists]:
                 yield lists
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"cannot be read ({reason})", file=file) from error
+        raise DataError(f"cannot be read ({reason}); remove it and it is made again", file=file) from error
 
 
 @dataclass(frozen=True)

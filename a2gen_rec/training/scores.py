@@ -50,12 +50,6 @@ def behaviours(card: DatasetCard) -> tuple[str, ...]:
     return tuple(name for name in kept if name not in card.negative)
 
 
-def widths(opened: OpenRun) -> tuple[int, int]:
-    """Of the events and of the contexts in a run's lists."""
-    model, shown = opened.config.model, opened.built.model.ranker.features
-    return 2 * model.dim, model.dim * (len(shown["item"]) + len(shown["context"]))
-
-
 def score_split(
     opened: OpenRun,
     split: str,

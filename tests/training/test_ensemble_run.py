@@ -31,7 +31,6 @@ from a2gen_rec.training.ensemble_trainer import Epoch, largest_falls, score_list
 from a2gen_rec.training.lists import centre_scale
 from a2gen_rec.training.process import Process
 from a2gen_rec.training.run import OpenRun, open_run, restore_config
-from a2gen_rec.training.scores import widths
 from a2gen_rec.training.trainer import train
 
 CARD = make_card()
@@ -167,7 +166,7 @@ def refused(world: World, folder: Path, message: str) -> None:
 
 
 def test_an_ensemble_of_other_predictions_is_refused(world: World, tmp_path: Path) -> None:
-    """Another step, other directions or other widths."""
+    """Another step, other directions or another training."""
     model, card = load_ensemble(str(world.folder))
     refused(world, tmp_path / "none", "none: no ensemble here")
     save_ensemble(str(tmp_path / "step"), model, replace(card, step=4))
@@ -175,9 +174,6 @@ def test_an_ensemble_of_other_predictions_is_refused(world: World, tmp_path: Pat
     liked = [replace(objective, better="more") for objective in card.objectives]
     save_ensemble(str(tmp_path / "better"), model, replace(card, objectives=liked))
     refused(world, tmp_path / "better", "better: is of .*run, which predicts otherwise than this run")
-    wide = Ensemble(card.objectives, card.d_event, card.d_context + 1, 4, (6, 4), 16)
-    save_ensemble(str(tmp_path / "wide"), wide, replace(card, d_context=card.d_context + 1))
-    refused(world, tmp_path / "wide", "which predicts otherwise")
     save_ensemble(str(tmp_path / "again"), model, replace(card, checkpoint="0" * 12, run="runs/other"))
     refused(
         world, tmp_path / "again", "again: is of another training, runs/other, than this run's best checkpoint; run"
@@ -231,11 +227,6 @@ def test_lists_are_measured_when_no_rank_waits(world: World, monkeypatch: pytest
 
     monkeypatch.setattr(ensemble_run, "_measure", measured_alone)
     assert measured(world)["lists"] == world.trained.card.metrics
-
-
-def test_widths_are_those_of_the_lists(world: World) -> None:
-    with open_run(str(world.run)) as opened:
-        assert widths(opened) == world.trained.valid.widths[::-1] == (world.trained.card.d_event, 24)
 
 
 def test_what_cannot_be_trained_is_refused_before_scoring(world: World, tmp_path: Path) -> None:
