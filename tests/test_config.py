@@ -97,6 +97,11 @@ def test_objectives_need_an_expert() -> None:
         ModelConfig(shared_experts=0, own_experts=0)
 
 
+def test_without_order_no_times_are_put_in_order() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.time_head 'monotone' .*model\.action_order false"):
+        ModelConfig(time_head="monotone", action_order=False)
+
+
 def test_sections_are_not_shared_between_configurations() -> None:
     left, right = Config(), Config()
     assert left == right
