@@ -17,7 +17,7 @@ class Processes:
     def __init__(self) -> None:
         self._live: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
-        self._stopped = False
+        self.stopped = False
 
     def __call__(self, arguments: Sequence[str], log: str) -> int:
         """Run ``a2gen`` with ``arguments``, its output at the end of the file ``log``; returns its exit code.
@@ -29,7 +29,7 @@ class Processes:
         command = [sys.executable, "-m", "a2gen_rec.cli", *arguments]
         with Path(log).open("ab") as output:
             with self._lock:
-                if self._stopped:
+                if self.stopped:
                     return -signal.SIGTERM
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
@@ -48,7 +48,7 @@ class Processes:
     def stop(self) -> None:
         """Ask all that run to stop, which training does with a checkpoint, and start no more."""
         with self._lock:
-            self._stopped = True
+            self.stopped = True
             for process in self._live:
                 process.terminate()
 

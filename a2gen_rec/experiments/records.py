@@ -61,7 +61,7 @@ def targets_per_s(folder: str) -> float | None:
     scalars = paths.join(folder, "tensorboard")
     if not paths.exists(scalars):
         return None
-    events = EventAccumulator(scalars, size_guidance={"scalars": 0})
+    events = EventAccumulator(scalars, size_guidance={"scalars": 0}, purge_orphaned_data=False)
     events.Reload()
     if SPEED not in events.Tags()["scalars"]:
         return None

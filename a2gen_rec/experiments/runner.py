@@ -225,14 +225,15 @@ class Experiment:
         if not left:
             return
         kept = f", {len(runs) - len(left)} of them done before" if len(left) < len(runs) else ""
-        self.tell(f"{phase}: {len(runs)} runs{kept}")
+        self.tell(f"{phase}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}{kept}")
         count = iter(range(len(runs) - len(left) + 1, len(runs) + 1))
 
         def attempt(run: Run) -> None:
             try:
                 line = work(run)
             except UserError as error:
-                self._fail(phase, run.keys() | {"folder": self._relative(run)}, run.title, error)
+                if not self.processes.stopped:  # else it was stopped, and did not fail
+                    self._fail(phase, run.keys() | {"folder": self._relative(run)}, run.title, error)
             else:
                 self.tell(f"[{next(count)}/{len(runs)}] {run.title}: {line}")
 
