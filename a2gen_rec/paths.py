@@ -43,6 +43,11 @@ def absolute(path: str) -> str:
     return os.path.abspath(path) if is_local(path) else path
 
 
+def seen_from(folder: str, path: str) -> str:
+    """A relative path as one of ``folder``; absolute and remote ones as they are."""
+    return join(folder, path) if is_local(path) and not os.path.isabs(path) else path
+
+
 def exists(path: str) -> bool:
     return g_pathmgr.exists(str(path))
 

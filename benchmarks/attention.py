@@ -112,19 +112,18 @@ def pooled_by_sdpa(attention: ContextAwareAttention, x: Tensor, context: Tensor,
     Returns:
         [1, T, dim]
     """
-    s, c = attention.sequence(x), attention.context(context)
+    s, asked = attention.sequence(x), attention.ask(context)
 
     def heads(values: Tensor) -> Tensor:
         """[..., n, dim] -> [..., heads, n, d_head]"""
         return values.unflatten(-1, (attention.heads, -1)).transpose(-2, -3)
 
-    query = heads(attention.query_sequence(s) + attention.query_context(c)[0, :, None])
+    query = heads(attention.query_sequence(s) + asked.query[0, :, None])
     key, value = (heads(layer(s)).expand_as(query) for layer in (attention.key, attention.value))
     attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[0, :, None, None])
     seen = mask[0, :, None, :, None].to(x.dtype)
     pooled = (attended * seen).sum(-2) / seen.sum(-2)
-    gate = torch.softmax(attention.gate(context), dim=-1)[0]
-    return attention.output((pooled * gate[..., None]).flatten(1))[None] + c
+    return attention.output((pooled * asked.gate[0, :, :, None]).flatten(1))[None] + asked.context
 
 
 def measure(settings: Settings, process: Process) -> Report:

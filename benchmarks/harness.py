@@ -9,14 +9,11 @@ A benchmark is a script with a dataclass of settings and a function that measure
 import argparse
 import json
 import os
-import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -30,11 +27,15 @@ from rich.table import Table as RichTable
 
 from a2gen_rec import paths
 from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.machine import machine
 from a2gen_rec.quiet import quiet
 from a2gen_rec.training.process import Process, process_group
 
 Cell = str | int | float | None
 Settings = TypeVar("Settings")
+
+WRITTEN = ("benchmarks/results", "benchmarks/RESULTS.md")
+"""What benchmarks write into the checkout."""
 
 
 @dataclass
@@ -153,7 +154,7 @@ def main(
                 "quick": options.quick,
                 "ranks": process.world,
                 "settings": asdict(settings),  # type: ignore[call-overload]
-                "machine": machine(process.device),
+                "machine": machine(process.device, WRITTEN),
                 **asdict(report),
                 **report.figures,
             }
@@ -233,47 +234,3 @@ def cell(value: Cell) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else value
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Where and with what the figures were made."""
-    import fbgemm_gpu
-    import torchrec
-
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": commit(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchrec": torchrec.__version__,
-        "fbgemm_gpu": fbgemm_gpu.__version__,
-    }
-
-
-def commit() -> str:
-    """The checkout's commit, marked where its files differ from it; empty outside one."""
-    made = [":(top,exclude)benchmarks/results", ":(top,exclude)benchmarks/RESULTS.md"]
-    found = _git("describe", "--always", "--abbrev=10")
-    # What benchmarks write changes no figure, and the first of several would mark all that follow.
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *made)
-    return f"{found}-dirty" if changed else found
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip()
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

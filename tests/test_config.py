@@ -17,6 +17,7 @@ from a2gen_rec.config import (
     TrainConfig,
     WorkloadConfig,
 )
+from a2gen_rec.config.parse import parse_config
 from a2gen_rec.errors import ConfigError, DataError, UserError
 
 REFUSED: list[tuple[type, dict[str, Any], str]] = [
@@ -97,6 +98,11 @@ def test_objectives_need_an_expert() -> None:
         ModelConfig(shared_experts=0, own_experts=0)
 
 
+def test_without_order_no_times_are_put_in_order() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.time_head 'monotone' .*model\.action_order false"):
+        ModelConfig(time_head="monotone", action_order=False)
+
+
 def test_sections_are_not_shared_between_configurations() -> None:
     left, right = Config(), Config()
     assert left == right
@@ -115,3 +121,26 @@ def test_errors_tell_where() -> None:
     assert str(DataError("is bad", file="a.csv", field="x")) == "a.csv, field 'x': is bad"
     assert str(DataError("is bad", row=7)) == "row 7: is bad"
     assert str(DataError("is bad")) == "is bad"
+
+
+def test_plain_settings_become_a_configuration() -> None:
+    made = parse_config({"model": {"dim": 16, "action_level": "off"}, "loss": {"objectives": {"glance": 0.5}}})
+    assert made == Config(ModelConfig(dim=16, action_level="off"), LossConfig(objectives={"glance": 0.5}))
+    assert parse_config({}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"modle": {}}, "no section 'modle'; there are model, loss"),
+        ({"model": 3}, "model must hold settings, not 3"),
+        ({"model": {"dmi": 3}}, "'dmi'"),
+        ({"model": {"dim": "wide"}}, "model.dim"),
+        ({"model": {"dim": 30}}, "model.dim 30 must be"),
+    ],
+)
+def test_plain_settings_that_cannot_be_used(settings: dict, named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(settings)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)

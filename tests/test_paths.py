@@ -199,3 +199,10 @@ def test_parent(path: str, folder: str) -> None:
 def test_absolute_paths_are_local_ones_in_full() -> None:
     assert paths.absolute("s3://bucket/a") == "s3://bucket/a"
     assert paths.absolute("a/b") == str(Path.cwd() / "a" / "b")
+
+
+def test_relative_paths_are_seen_from_a_folder() -> None:
+    assert paths.seen_from("some/folder", "../file") == "some/folder/../file"
+    assert paths.seen_from("some/folder", "/file") == "/file"
+    assert paths.seen_from("some/folder", "s3://bucket/file") == "s3://bucket/file"
+    assert paths.seen_from("s3://bucket", "file") == "s3://bucket/file"

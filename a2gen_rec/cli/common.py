@@ -1,11 +1,11 @@
 """What commands share: parts of their parsers, the settings read back from them, and the console."""
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.config import Config, EnsembleConfig, EvaluateConfig, PrepareConfig, SimulateConfig
+from a2gen_rec.config import EnsembleConfig, EvaluateConfig, PrepareConfig, SimulateConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,18 +17,8 @@ def new_parser(description: str, usage: str | None = None) -> ArgumentParser:
     return ArgumentParser(description=description, usage=usage, exit_on_error=False)
 
 
-def add_sections(parser: ArgumentParser) -> None:
-    for section in fields(Config):
-        kind: Any = section.type
-        parser.add_argument(f"--{section.name}", type=kind, default=kind())
-
-
 def add_device(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to run")
-
-
-def read_config(options: Namespace) -> Config:
-    return Config(**{field.name: options[field.name] for field in fields(Config)})
 
 
 def read_section(kind: type[Section], options: Namespace) -> Section:

@@ -11,7 +11,18 @@ from typing import Protocol
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from a2gen_rec import __version__
-from a2gen_rec.cli import benchmark, doctor, evaluate, plan, prepare, rank, simulate, train, train_ensemble
+from a2gen_rec.cli import (
+    benchmark,
+    doctor,
+    evaluate,
+    experiment,
+    plan,
+    prepare,
+    rank,
+    simulate,
+    train,
+    train_ensemble,
+)
 from a2gen_rec.errors import ConfigError, UserError
 
 
@@ -30,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "train-ensemble": train_ensemble,
     "evaluate": evaluate,
     "rank": rank,
+    "experiment": experiment,
     "plan": plan,
     "benchmark": benchmark,
     "doctor": doctor,

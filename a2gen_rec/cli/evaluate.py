@@ -14,6 +14,7 @@ def parser() -> ArgumentParser:
     command.add_argument("--run", type=str, required=True, help="run folder; its best checkpoint is evaluated")
     command.add_argument("--split", type=Literal["train", "valid", "test"], default="test", help="part to measure on")
     command.add_argument("--json", type=str, default="", help="also write the result to this file")
+    command.add_argument("--predictions", type=str, default="", help="also write every target's, as Parquet")
     command.add_argument("--data", type=str, default="", help="dataset folder; by default the run's own")
     command.add_argument("--ensemble", type=str, default="", help="ensemble folder; by default the run's own, if any")
     add_device(command)
@@ -30,10 +31,12 @@ def run(options: Namespace) -> None:
     from a2gen_rec.reporting.tables import evaluation_tables
     from a2gen_rec.training.ensemble_run import evaluate_run
 
-    if options.json:
-        paths.make_folder(paths.parent(options.json))
+    for file in filter(None, (options.json, options.predictions)):
+        paths.make_folder(paths.parent(file))
     config = read_section(EvaluateConfig, options)
-    result = evaluate_run(options.run, options.split, options.data, config, options.device, options.ensemble)
+    result = evaluate_run(
+        options.run, options.split, options.data, config, options.device, options.ensemble, options.predictions
+    )
     if not result:
         return
     console = new_console()

@@ -5,8 +5,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import add_sections, new_console, new_parser, read_config
+from a2gen_rec.cli.common import new_console, new_parser
 from a2gen_rec.config import PlannedFeature, WorkloadConfig
+from a2gen_rec.config.parse import add_sections, read_config
 from a2gen_rec.errors import ConfigError
 
 

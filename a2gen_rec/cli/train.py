@@ -2,7 +2,8 @@
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import add_sections, new_parser, read_config
+from a2gen_rec.cli.common import new_parser
+from a2gen_rec.config.parse import add_sections, read_config
 from a2gen_rec.errors import ConfigError
 
 

@@ -12,7 +12,8 @@ class ModelConfig:
     """A2Gen (context-aware attention, hierarchical encoder, action-sequence generator), or a baseline in its place.
 
     Baselines read the same inputs and have a tower per task: of ``generator``, ``residual``, ``mlp_ratio``,
-    ``attention`` and the time heads they take nothing, and of ``feedback`` no views.
+    ``attention``, the two levels, ``context_query``, ``head_gate`` and the time heads they take nothing, and of
+    ``feedback`` no views.
 
     Attributes:
         name: ``a2gen``; ``mmoe`` or ``ple``, mixtures of experts over attention of the target; ``hstu``, layers of
@@ -20,7 +21,8 @@ class ModelConfig:
         dim: width of every embedding and hidden vector; a multiple of 4 and of ``heads``.
         heads: attention heads, mixed by the context gate.
         history: most impressions before a target it may attend to; 0 takes the dataset's own bound.
-        generator: ``explicit`` (autoregressive over emitted actions) or ``implicit`` (refined draft).
+        generator: ``explicit`` (autoregressive over emitted actions), ``implicit`` (refined draft), or a head per
+            action in its place, to measure what it adds (``independent``).
         residual: what CAM adds to its attention: the context (the source), or the context and the sequence (measured
             better: users' own rates reach the target without passing the attention).
         mlp_ratio: hidden width of the block after each CAM as a multiple of ``dim``; 0 leaves it out.
@@ -43,14 +45,24 @@ class ModelConfig:
         max_offset_s: offsets at and above it share the last bucket.
         max_gap_s: gaps between impressions at and above it share the last bucket.
         dropout: rate on the generator's context and inside every feed-forward block.
-        tower_ratio: hidden width of the labels' and objectives' towers as a multiple of ``dim``.
+        tower_ratio: hidden width of the labels' and objectives' towers as a multiple of ``dim``, and of
+            ``independent`` heads.
+        action_times: read when actions happened inside an impression. Off, all of them count as missing, in the past
+            and in what has been emitted, but are predicted as ever; levels of ``feedback`` still tell of watch times.
+        action_order: read and generate actions in the order in which they happened. Off, an impression has a set of
+            actions and a set of times, an action is emitted in the vocabulary's order, and without its time.
+        action_level: what becomes of the actions inside a past impression: CAM over them, their ``mean``, or nothing
+            (``off``).
+        item_level: what becomes of past impressions: CAM over them, or their ``mean``, without views.
+        context_query, head_gate: whether, in every CAM, the context asks, and mixes the heads. Both off leave plain
+            attention, and the context beside it.
     """
 
     name: Literal["a2gen", "mmoe", "ple", "hstu"] = "a2gen"
     dim: int = 32
     heads: int = 4
     history: int = 0
-    generator: Literal["explicit", "implicit"] = "explicit"
+    generator: Literal["explicit", "implicit", "independent"] = "explicit"
     residual: Literal["context", "both"] = "both"
     mlp_ratio: float = 2.0
     attention: Literal["factorised", "direct"] = "factorised"
@@ -71,6 +83,12 @@ class ModelConfig:
     max_gap_s: float = 2_592_000.0
     dropout: float = 0.0
     tower_ratio: float = 2.0
+    action_times: bool = True
+    action_order: bool = True
+    action_level: Literal["attention", "mean", "off"] = "attention"
+    item_level: Literal["attention", "mean"] = "attention"
+    context_query: bool = True
+    head_gate: bool = True
 
     def __post_init__(self) -> None:
         require("model", self, "at least 1", lambda value: value >= 1, "heads", "experts", "layers")
@@ -81,6 +99,8 @@ class ModelConfig:
         require("model", self, *NOT_NEGATIVE, "history", "mlp_ratio", "shared_experts", "own_experts")
         if self.shared_experts + self.own_experts == 0:
             raise ConfigError("model.shared_experts and model.own_experts leave no expert")
+        if self.time_head == "monotone" and not self.action_order:
+            raise ConfigError("model.time_head 'monotone' orders times, model.action_order false leaves none to order")
         require("model", self, *POSITIVE, "tower_ratio", "max_offset_s", "max_gap_s")
 
 

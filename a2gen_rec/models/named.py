@@ -9,6 +9,7 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.a2gen import DenseRanker
 from a2gen_rec.models.baselines.experts import MMoERanker, PLERanker
 from a2gen_rec.models.baselines.hstu import HSTURanker
+from a2gen_rec.models.independent import IndependentRanker
 from a2gen_rec.models.ranker import Ranker, RankingModel
 
 RANKERS: dict[str, type[Ranker[Any]]] = {"a2gen": DenseRanker, "mmoe": MMoERanker, "ple": PLERanker, "hstu": HSTURanker}
@@ -16,4 +17,7 @@ RANKERS: dict[str, type[Ranker[Any]]] = {"a2gen": DenseRanker, "mmoe": MMoERanke
 
 def ranking_model(card: DatasetCard, config: Config, device: torch.device | None = None) -> RankingModel:
     """Tables and ranker of ``config.model.name``, with the arguments of :class:`RankingModel`."""
-    return RankingModel(card, config, RANKERS[config.model.name], device)
+    kind = RANKERS[config.model.name]
+    if kind is DenseRanker and config.model.generator == "independent":
+        kind = IndependentRanker
+    return RankingModel(card, config, kind, device)

@@ -13,6 +13,7 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard, Level
 from a2gen_rec.nn.decoding import Occurrence
 from a2gen_rec.nn.encoder import WindowLayout, log_bucket
+from a2gen_rec.nn.order import without_order
 from a2gen_rec.ragged import pad
 from a2gen_rec.sharding.tables import ACTION, DTYPES, GAP, TIME, read_by, table_rows, whole_tables
 
@@ -143,6 +144,10 @@ class Ranker(nn.Module, Generic[E]):
     def _action_tokens(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """[key tokens, 2·dim] ``[time-bucket ‖ action]`` embeddings of the past, keys one after another."""
         offset_s, action = batch.offset_s[batch.key_token], batch.action[batch.key_token]
+        if not self.config.action_times:
+            offset_s = torch.where(action > 0, torch.nan, 0.0)
+        elif not self.config.action_order:
+            action, offset_s = without_order(action, offset_s, len(self.timed))
         time = rows[TIME].values()[log_bucket(offset_s, self.config.time_buckets, self.config.max_offset_s)]
         return torch.cat([time, rows[ACTION].values()[action]], dim=-1)
 

@@ -51,6 +51,8 @@ class ContextAwareAttention(nn.Module):
         mlp_ratio: hidden width of the LayerNorm → MLP that follows, as a multiple of ``dim``; 0 for none.
             A pooled output passes it after pooling.
         dropout: rate inside that MLP.
+        context_query: whether the context asks; else queries come from the sequence alone, as keys do.
+        head_gate: whether the context mixes the heads; else they are summed, as plain attention does.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class ContextAwareAttention(nn.Module):
         residual: Residual = "context",
         mlp_ratio: float = 0.0,
         dropout: float = 0.0,
+        context_query: bool = True,
+        head_gate: bool = True,
     ) -> None:
         super().__init__()
         self.dim, self.heads, self.d_head = dim, heads, dim // heads
@@ -69,11 +73,11 @@ class ContextAwareAttention(nn.Module):
         self.sequence = nn.Linear(d_sequence, dim, bias=False)
         self.context = nn.Linear(d_context, dim, bias=False)
         self.query_sequence = nn.Linear(dim, dim, bias=False)  # W_q, upper half
-        self.query_context = nn.Linear(dim, dim, bias=False)  # W_q, lower half
+        self.query_context = nn.Linear(dim, dim, bias=False) if context_query else None  # W_q, lower half
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)  # the stacked W_o^h: Σ_h g_h O_h W_o^h = (g ⊙ O) W_o
-        self.gate = nn.Linear(d_context, heads, bias=False)
+        self.gate = nn.Linear(d_context, heads, bias=False) if head_gate else None
         for layer in (self.sequence, self.context, self.value, self.output):
             nn.init.xavier_uniform_(layer.weight)  # PyTorch's default shrinks a signal to a fifth in three layers
         self.block = FeedForward(dim, mlp_ratio, dropout) if mlp_ratio else nn.Identity()
@@ -102,7 +106,9 @@ class ContextAwareAttention(nn.Module):
     def ask(self, context: Tensor) -> Asked:
         """What contexts [m, d_context] contribute to every :meth:`step`."""
         c = self.context(context)
-        return Asked(c, self.query_context(c), softmax(self.gate(context)))
+        query = torch.zeros_like(c) if self.query_context is None else self.query_context(c)
+        gate = c.new_ones(*c.shape[:-1], self.heads) if self.gate is None else softmax(self.gate(context))
+        return Asked(c, query, gate)
 
     def step(self, x: Tensor, asked: Asked, cache: Cache | None) -> tuple[Tensor, Cache]:
         """The causal :meth:`forward`'s output at one more position.
@@ -198,6 +204,25 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
+
+
+class MeanPooling(nn.Module):
+    """A masked mean in the place of attention: every position counts alike, whatever the context.
+
+    Args:
+        d_sequence, dim, mlp_ratio, dropout: as :class:`ContextAwareAttention` takes.
+    """
+
+    def __init__(self, d_sequence: int, dim: int, mlp_ratio: float = 0.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.sequence = nn.Linear(d_sequence, dim, bias=False)
+        nn.init.xavier_uniform_(self.sequence.weight)
+        self.block = FeedForward(dim, mlp_ratio, dropout) if mlp_ratio else nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [m, n, d_sequence], mask [m, T, n] bool -> [m, T, dim]; before the block, zero where nothing is seen."""
+        seen = mask.to(x.dtype)
+        return self.block(self.sequence(seen @ x / seen.sum(-1, keepdim=True).clamp(min=1)))
 
 
 def pair_weights(shared: Tensor, asked: Tensor, mask: Tensor, form: Form) -> Tensor:

@@ -12,11 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from a2gen_rec.nn.attention import ContextAwareAttention, Residual
+from a2gen_rec.nn.attention import ContextAwareAttention, MeanPooling, Residual
 from a2gen_rec.nn.feedback import FeedbackAttention
 from a2gen_rec.ragged import LengthGroups, pad
 
 Views = Literal["off", "views", "whole"]
+ActionLevel = Literal["attention", "mean", "off"]
+ItemLevel = Literal["attention", "mean"]
 
 LARGEST_TABLE = 2**14
 """Rows of the largest table of pair biases."""
@@ -78,6 +80,9 @@ class HierarchicalEncoder(nn.Module):
         d_moment: width of what is known of the moment, of impressions and targets alike.
         d_outcome: width of what is known of an impression after it.
         views: read the history as what pleased and what did not (:class:`FeedbackAttention`), and as a ``whole`` too.
+        action_level: CAM over the actions of an impression, their ``mean``, or nothing of them (``off``).
+        item_level: CAM over the impressions, or their ``mean``, which has neither pair biases nor views.
+        context_query, head_gate: as :class:`ContextAwareAttention` takes.
     """
 
     def __init__(
@@ -94,15 +99,30 @@ class HierarchicalEncoder(nn.Module):
         d_moment: int = 0,
         d_outcome: int = 0,
         views: Views = "off",
+        action_level: ActionLevel = "attention",
+        item_level: ItemLevel = "attention",
+        context_query: bool = True,
+        head_gate: bool = True,
     ) -> None:
         super().__init__()
-        self.form = form
-        self.action_level = ContextAwareAttention(2 * dim, d_item, dim, heads, residual, mlp_ratio, dropout)
-        d_token, d_target = d_item + 2 * dim + d_moment + d_outcome, d_item + d_moment
-        shape = (d_token, d_target, dim, heads, residual, mlp_ratio, dropout)
-        self.item_level: ContextAwareAttention | FeedbackAttention = (
-            ContextAwareAttention(*shape) if views == "off" else FeedbackAttention(*shape, whole=views == "whole")
-        )
+        self.form, self.dim = form, dim
+        cam = (dim, heads, residual, mlp_ratio, dropout, context_query, head_gate)
+        self.action_level: ContextAwareAttention | MeanPooling | None = None
+        if action_level == "attention":
+            self.action_level = ContextAwareAttention(2 * dim, d_item, *cam)
+        elif action_level == "mean":
+            self.action_level = MeanPooling(2 * dim, dim, mlp_ratio, dropout)
+        d_token, d_target = d_item + dim + d_moment + d_outcome, d_item + d_moment
+        if self.action_level is not None:
+            d_token += dim
+        self.item_level: ContextAwareAttention | FeedbackAttention | MeanPooling
+        if item_level == "mean":
+            self.item_level = MeanPooling(d_token, dim, mlp_ratio, dropout)
+            recency_buckets = match_features = 0
+        elif views == "off":
+            self.item_level = ContextAwareAttention(d_token, d_target, *cam)
+        else:
+            self.item_level = FeedbackAttention(d_token, d_target, *cam, whole=views == "whole")
         self.recency, self.match = pair_tables(recency_buckets, match_features, heads)
 
     def encode_actions(self, tokens: Tensor, item: Tensor, groups: LengthGroups) -> Tensor:
@@ -113,13 +133,18 @@ class HierarchicalEncoder(nn.Module):
             item: [keys, d_item]; groups: of the keys' action sequences.
 
         Returns:
-            [keys, dim], whatever the target: what serving may keep between requests.
+            [keys, dim], whatever the target: what serving may keep between requests. Zero without an action level.
         """
+        level = self.action_level
+        if level is None:
+            return item.new_zeros(len(item), self.dim)
 
         def piece(x: Tensor, context: Tensor, real: Tensor | None) -> Tensor:
             if real is None:
                 real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-            return self.action_level.pooled(x, context[:, None], real[:, None], form="direct").squeeze(1)
+            if isinstance(level, MeanPooling):
+                return level(x, real[:, None]).squeeze(1)
+            return level.pooled(x, context[:, None], real[:, None], form="direct").squeeze(1)
 
         return groups.map(piece, tokens, item, per_token=False)
 
@@ -135,10 +160,13 @@ class HierarchicalEncoder(nn.Module):
         Returns:
             [targets, dim] history vectors.
         """
-        tokens = pad(torch.cat([item, actions, beside], dim=-1), layout.row, layout.column, layout.shape)
+        parts = [item, beside] if self.action_level is None else [item, actions, beside]
+        tokens = pad(torch.cat(parts, dim=-1), layout.row, layout.column, layout.shape)
         context = pad(target, layout.target_row, layout.target_column, layout.target_shape)
         bias, level = pair_bias(layout.recency, layout.matches, self.recency, self.match), self.item_level
-        if isinstance(level, ContextAwareAttention):
+        if isinstance(level, MeanPooling):
+            pooled = level(tokens, layout.visible)
+        elif isinstance(level, ContextAwareAttention):
             pooled = level.pooled(tokens, context, layout.visible, bias, self.form)
         else:
             pooled = level(tokens, context, layout.visible, layout.positive, layout.negative, bias, self.form)

@@ -25,7 +25,8 @@ class FeedbackAttention(nn.Module):
     whole history as well costs a second pair of matrix products: ``whole`` lets measurement decide.
 
     Args:
-        d_sequence, d_context, dim, heads, residual, mlp_ratio, dropout: as :class:`ContextAwareAttention` takes.
+        d_sequence, d_context, dim, heads, residual, mlp_ratio, dropout, context_query, head_gate: as
+            :class:`ContextAwareAttention` takes.
         whole: the pooled attention over all that a context sees joins the two views. It has the positive view's
             value map.
     """
@@ -39,10 +40,14 @@ class FeedbackAttention(nn.Module):
         residual: Residual = "context",
         mlp_ratio: float = 0.0,
         dropout: float = 0.0,
+        context_query: bool = True,
+        head_gate: bool = True,
         whole: bool = False,
     ) -> None:
         super().__init__()
-        self.cam = ContextAwareAttention(d_sequence, d_context, dim, heads, residual, mlp_ratio, dropout)
+        self.cam = ContextAwareAttention(
+            d_sequence, d_context, dim, heads, residual, mlp_ratio, dropout, context_query, head_gate
+        )
         self.negative_value = nn.Linear(dim, dim, bias=False)  # the CAM's own value map is the positive view's
         self.gate = nn.Linear(d_context + 2 * dim, dim)
         self.whole = whole

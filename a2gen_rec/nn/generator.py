@@ -31,6 +31,10 @@ class Steps(NamedTuple):
     time: Tensor
     log_scale: Tensor | None
 
+    def at(self, index: Tensor) -> "Steps":
+        """The predictions at ``index`` of the first axis."""
+        return Steps(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
+
     def probability_before(self, seconds: float) -> Tensor:
         """P(time of the next step < ``seconds``) should it be that action, [*, actions].
 
@@ -127,6 +131,7 @@ class Generator(nn.Module):
         d_context: width of ``c_gen = [user ‖ target item ‖ history vector]``.
         actions: size of the vocabulary, ``start`` first and ``exit`` last.
         max_offset_s: times at and above it share the last time bucket.
+        context_query, head_gate: as :class:`ContextAwareAttention` takes.
     """
 
     def __init__(
@@ -142,10 +147,14 @@ class Generator(nn.Module):
         time_per_action: bool = True,
         max_offset_s: float = 14_400.0,
         dropout: float = 0.0,
+        context_query: bool = True,
+        head_gate: bool = True,
     ) -> None:
         super().__init__()
         self.actions, self.exit, self.max_offset_s = actions, actions - 1, max_offset_s
-        self.attention = ContextAwareAttention(self._d_token(dim), d_context, dim, heads, residual, mlp_ratio, dropout)
+        self.attention = ContextAwareAttention(
+            self._d_token(dim), d_context, dim, heads, residual, mlp_ratio, dropout, context_query, head_gate
+        )
         self.heads = StepHeads(dim, actions, time_head, time_distribution, time_per_action)
 
     @torch.no_grad()

@@ -104,18 +104,25 @@ def found(run: str) -> str:
 
 
 def evaluate_run(
-    run: str, split: str, data: str, config: EvaluateConfig, device: Device = "auto", ensemble: str = ""
+    run: str,
+    split: str,
+    data: str,
+    config: EvaluateConfig,
+    device: Device = "auto",
+    ensemble: str = "",
+    predictions: str = "",
 ) -> dict[str, Any]:
     """Evaluate a run's best checkpoint; rank 0 gets the result (see ``evaluate``), the others ``{}``.
 
     Args:
         ensemble: its folder; by default the run's own. Where there is one, ``lists`` has its list metrics.
+        predictions: Parquet file to write every target's to; none if empty.
     """
     with open_run(run, data, device) as opened:
         folder = ensemble or gather(found(run))[0]
         compared = _to_compare(opened, run, folder, split) if folder else None  # an unfit one is told of at once
         settings = replace(opened.config, evaluate=config)
-        result = evaluate(opened.built, opened.data, split, opened.card, settings, opened.process)
+        result = evaluate(opened.built, opened.data, split, opened.card, settings, opened.process, predictions)
     if not result:
         return {}
     # Out of the group: no rank waits for the first one's metrics.

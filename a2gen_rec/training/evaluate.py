@@ -17,7 +17,8 @@ from a2gen_rec.training.build import Built
 from a2gen_rec.training.losses import means, term_names, total
 from a2gen_rec.training.metrics import binary_metrics, time_metrics
 from a2gen_rec.training.objective_metrics import objective_report
-from a2gen_rec.training.predict import Predictions, Sums, predict
+from a2gen_rec.training.predict import Predictions, Sums, outcome_names, predict
+from a2gen_rec.training.prediction_file import write_predictions
 from a2gen_rec.training.process import Process, agreed
 
 
@@ -34,9 +35,18 @@ def evaluation_batches(
 
 
 def evaluate(
-    built: Built, data: str, split: str, card: DatasetCard, config: Config, process: Process
+    built: Built,
+    data: str,
+    split: str,
+    card: DatasetCard,
+    config: Config,
+    process: Process,
+    keep: str = "",
 ) -> dict[str, Any]:
     """Predict a split and measure. All ranks call it; rank 0's result is the one that counts.
+
+    Args:
+        keep: Parquet file to write the predictions to (:mod:`prediction_file`); none if empty.
 
     Returns:
         ``{"split", "targets", "actions": {name: {...}}, "time": {name: {...}}, "objectives": {name: {...}},
@@ -47,6 +57,8 @@ def evaluate(
     predictions, sums = predict(built, batches, card, config.evaluate.max_error)
     if not process.leads:
         return {}
+    if keep:
+        write_predictions(keep, predictions, card)
     return report(predictions, sums, data, split, card, config, built.model.ranker.tasks)
 
 
@@ -84,11 +96,6 @@ def report(
         },
         "model_time_unit": "log1p seconds",
     }
-
-
-def outcome_names(card: DatasetCard) -> dict[str, int]:
-    """Column of :class:`Predictions` for every action but ``start``, every label and every objective."""
-    return {name: column for column, name in enumerate([*card.actions[1:], *card.labels, *card.objectives])}
 
 
 def action_metrics(predictions: Predictions, scores: np.ndarray, card: DatasetCard) -> dict[str, Any]:

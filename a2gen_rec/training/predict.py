@@ -46,6 +46,11 @@ class Predictions:
     remainder: np.ndarray
 
 
+def outcome_names(card: DatasetCard) -> dict[str, int]:
+    """Column of :class:`Predictions` for every action but ``start``, every label and every objective."""
+    return {name: column for column, name in enumerate([*card.actions[1:], *card.labels, *card.objectives])}
+
+
 @dataclass
 class Sums:
     """Sums over a split and all ranks.

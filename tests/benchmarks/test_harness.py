@@ -1,6 +1,5 @@
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -161,26 +160,3 @@ def test_wide_tables_keep_figures_whole_in_80_columns() -> None:
 )
 def test_cells(value: Any, text: str) -> None:
     assert cell(value) == text
-
-
-def test_commit_is_marked_by_changed_code_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def git(*arguments: str) -> str:
-        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        done = subprocess.run(["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    folder = tmp_path / "benchmarks"
-    (folder / "results").mkdir(parents=True)
-    monkeypatch.setattr(harness, "__file__", str(folder / "harness.py"))
-    assert harness.commit() == ""
-    for file in ("code.py", "benchmarks/results/x.json", "benchmarks/RESULTS.md"):
-        (tmp_path / file).touch()
-    git("init")
-    git("add", ".")
-    git("commit", "--message", "first")
-    head = git("rev-parse", "--short=10", "HEAD")
-    (folder / "results" / "x.json").write_text("1")
-    (folder / "RESULTS.md").write_text("1")
-    assert harness.commit() == head
-    (tmp_path / "code.py").write_text("1")
-    assert harness.commit() == f"{head}-dirty"

@@ -27,6 +27,12 @@ VARIANTS = [
     {"feedback": "tokens", "session": True},
     {"feedback": "views", "objectives": True, "shared_experts": 0},
     {"feedback": "whole", "session": True, "objectives": True, "own_experts": 0, "generator": "implicit"},
+    {"action_times": False},
+    {"action_order": False},
+    {"action_order": False, "generator": "implicit", "action_level": "mean"},
+    {"action_level": "off", "context_query": False},
+    {"item_level": "mean", "feedback": "views", "head_gate": False},
+    {"feedback": "whole", "context_query": False, "head_gate": False},
 ]
 
 

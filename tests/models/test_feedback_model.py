@@ -23,7 +23,8 @@ from a2gen_rec.data.schema import (
     UNKNOWN,
     DatasetCard,
 )
-from a2gen_rec.models.a2gen import A2Gen, A2GenOutput, objective_tasks
+from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
+from a2gen_rec.models.hierarchical import objective_tasks
 from a2gen_rec.nn.feedback import FeedbackAttention
 from a2gen_rec.training.losses import Loss, means, total
 

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from support import make_card
 
 from a2gen_rec.data.schema import DatasetCard, Feature, FeedbackRule
-from a2gen_rec.training.evaluate import outcome_names
 from a2gen_rec.training.objective_metrics import LENGTH_GROUPS, _equal_groups, _usual_watch_s, objective_report
-from a2gen_rec.training.predict import Predictions
+from a2gen_rec.training.predict import Predictions, outcome_names
 
 NAN = float("nan")
 # Videos under 10 s, 10–20, 20–40 and over; an effective view is 9 s, of videos under 20 s it is 5 s, else 12 s.

@@ -43,7 +43,6 @@ class TowersRanker(Ranker[TowersOutput]):
     """
 
     mixture: nn.Module
-    timed_action: Tensor
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__(card, config)
@@ -52,7 +51,6 @@ class TowersRanker(Ranker[TowersOutput]):
         times = int(self.timed.sum())
         self.ends = list(accumulate([len(card.events), len(card.labels), len(self.tasks)]))
         self.outputs = self.ends[-1] + times
-        self.register_buffer("timed_action", self.timed.nonzero().squeeze(1), persistent=False)
         self.towers = Towers(self.outputs, config.dim, int(config.dim * config.tower_ratio), config.dropout)
         self.dropout = nn.Dropout(config.dropout)
         rate = torch.tensor([card.base_rate[name] for name in [*card.events, *card.labels, *self.tasks]])
@@ -68,8 +66,7 @@ class TowersRanker(Ranker[TowersOutput]):
         history = self._history(inputs, self.encode_actions(rows, batch) if actions is None else actions, batch)
         context = self.dropout(inputs.context(history))
         events, labels, objectives, times = self.towers(self.mixture(context)).tensor_split(self.ends, dim=1)
-        time = times.new_zeros(len(times), len(self.timed)).index_copy(1, self.timed_action, times)
-        return TowersOutput(context, labels, objectives, None, events, time)
+        return TowersOutput(context, labels, objectives, None, events, of_timed(times, self.timed))
 
     def encode_actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """[keys, 2·dim] mean of the time and action embeddings of what users did inside each impression."""
@@ -83,12 +80,22 @@ class TowersRanker(Ranker[TowersOutput]):
         return batch.sequences.map(mean, self._action_tokens(rows, batch), batch.key[:, None], per_token=False)
 
     def occurrence(self, targets: TowersOutput, max_error: float) -> Occurrence:
-        """What the towers say; nothing remains, and times that the log does not record are NaN."""
-        chance, time = targets.event_logits.sigmoid(), targets.time.masked_fill(~self.timed, torch.nan)
-        always = torch.ones_like(time[:, :1])
-        time = torch.cat([0 * always, time[:, 1:]], dim=1)
-        return Occurrence(torch.cat([always, chance, always], dim=1), time, 0 * always.squeeze(1))
+        """What the towers say; nothing remains."""
+        return tower_occurrence(targets, self.timed)
 
     def _history(self, inputs: Inputs, actions: Tensor, batch: WindowBatch) -> Tensor:
         """[targets, dim] of what each target sees, given what was done [keys, 2·dim]."""
         raise NotImplementedError
+
+
+def of_timed(times: Tensor, timed: Tensor) -> Tensor:
+    """[n, actions] of the times [n, timed actions]; 0 for the actions that are not ``timed`` [actions]."""
+    return times.new_zeros(len(times), len(timed)).masked_scatter(timed, times)
+
+
+def tower_occurrence(targets: TowersOutput, timed: Tensor) -> Occurrence:
+    """What towers say; nothing remains, and times that the log does not record are NaN."""
+    chance, time = targets.event_logits.sigmoid(), targets.time.masked_fill(~timed, torch.nan)
+    always = torch.ones_like(time[:, :1])
+    time = torch.cat([0 * always, time[:, 1:]], dim=1)
+    return Occurrence(torch.cat([always, chance, always], dim=1), time, 0 * always.squeeze(1))

@@ -1,0 +1,34 @@
+"""``a2gen experiment``: models compared on datasets, by a suite."""
+
+from jsonargparse import ArgumentParser, Namespace
+
+from a2gen_rec.cli.common import new_parser
+from a2gen_rec.errors import UserError
+
+
+def parser() -> ArgumentParser:
+    command = new_parser(
+        "Compare models on datasets: tune them alike on validation, train with several seeds, test once at the end.",
+        usage="a2gen experiment --suite FILE --out DIR [--raw DIR] [--jobs N]",
+    )
+    command.add_argument("--suite", type=str, required=True, help="YAML of datasets, models, seeds and tuning")
+    command.add_argument("--out", type=str, required=True, help="folder of runs and results; one begun is gone on with")
+    command.add_argument("--raw", type=str, default=".", help="folder that the suite's logs and datasets lie in")
+    command.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
+    return command
+
+
+def run(options: Namespace) -> None:
+    from a2gen_rec.quiet import quiet
+
+    quiet()
+    from a2gen_rec.experiments.runner import RESULTS, Experiment
+    from a2gen_rec.experiments.suite import read_suite
+
+    def tell(line: str) -> None:
+        print(line, flush=True)
+
+    results = Experiment(read_suite(options.suite), options.out, options.raw, options.jobs, tell).run()
+    tell(f"results of {len(results['runs'])} runs: {options.out}/{RESULTS}")
+    if failed := len(results["failed"]):
+        raise UserError(f"{failed} {'run' if failed == 1 else 'runs'} failed, as told above; the same command retries")

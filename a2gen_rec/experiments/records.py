@@ -1,0 +1,68 @@
+"""What is kept of a finished training run, to compare it by."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from a2gen_rec import paths
+from a2gen_rec.config import Config
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import UserError
+from a2gen_rec.models.named import ranking_model
+from a2gen_rec.training import checkpoint
+
+SPEED = "speed/targets_per_s"
+
+
+def finished(folder: str, config: Config) -> dict[str, Any]:
+    """The facts of the run in ``folder``: its best step, the validation there, its size and speed.
+
+    Raises:
+        UserError: it was stopped before its end, or has made no validation.
+    """
+    latest = checkpoint.latest(folder)
+    if latest is None:
+        raise UserError(f"{folder}: no checkpoint was made")
+    if not complete(checkpoint.State.read(latest), config):
+        raise UserError(f"{folder}: was stopped before its end")
+    state = checkpoint.State.read(checkpoint.best(folder))
+    if not state.metrics:
+        raise UserError(f"{folder}: made no validation")
+    card = DatasetCard.from_dict(state.card, folder)
+    return {
+        "step": state.step,
+        "validation": state.metrics,
+        "parameters": parameters(card, config),
+        "targets_per_s": targets_per_s(folder),
+    }
+
+
+def complete(state: checkpoint.State, config: Config) -> bool:
+    """Whether training came to its end: by epochs, steps or patience."""
+    train = config.train
+    epochs = all(position.epoch >= train.epochs for position in state.positions)
+    steps = train.max_steps and state.step >= train.max_steps
+    return bool(epochs or steps or (train.patience and state.waited >= train.patience))
+
+
+def parameters(card: DatasetCard, config: Config) -> dict[str, int]:
+    """How many there are in the embedding ``tables`` and in the ``dense`` part."""
+    model = ranking_model(card, config, torch.device("meta"))
+    return {
+        "tables": sum(p.numel() for p in model.embeddings.parameters()),
+        "dense": sum(p.numel() for p in model.ranker.parameters()),
+    }
+
+
+def targets_per_s(folder: str) -> float | None:
+    """Median training speed over the intervals that were logged; None where none was."""
+    scalars = paths.join(folder, "tensorboard")
+    if not paths.exists(scalars):
+        return None
+    events = EventAccumulator(scalars, size_guidance={"scalars": 0}, purge_orphaned_data=False)
+    events.Reload()
+    if SPEED not in events.Tags()["scalars"]:
+        return None
+    return float(np.median([event.value for event in events.Scalars(SPEED)]))

@@ -1,0 +1,321 @@
+"""Running a suite: tune every model, train what was chosen with every seed, then test.
+
+::
+
+    OUT/data/jd/                                dataset made of a raw log, if the suite names one
+    OUT/runs/jd/ple/seed-0-1a2b3c4d/            a run: settings.yaml, log.txt, checkpoints; when it is finished
+        record.json                             its validation, size and speed
+        test.json, test.parquet                 its evaluation and predictions, if it was chosen
+    OUT/chosen.json                             what tuning chose, written before anything is tested
+    OUT/results.json                            all of it
+
+A run's folder is named after its seed and a digest of its settings and dataset: whatever a suite asks for that is
+there already is not done again, and what was begun is resumed. The test split is read in the last phase only, once
+all that depends on validation is decided.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
+
+from a2gen_rec import paths
+from a2gen_rec.config import Config
+from a2gen_rec.config.parse import parse_config
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.experiments.processes import Processes, terminated_as_interrupted
+from a2gen_rec.experiments.records import finished
+from a2gen_rec.experiments.suite import Dataset, Model, Overrides, Suite, nested
+from a2gen_rec.machine import machine
+from a2gen_rec.training.process import choose_device
+
+Launch = Callable[[Sequence[str], str], int]
+"""Runs ``a2gen`` with arguments, its output at the end of a file, to an exit code."""
+
+CHOSEN, RESULTS = "chosen.json", "results.json"
+RECORD, TEST, PREDICTIONS = "record.json", "test.json", "test.parquet"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        overrides: what its settings differ in from the dataset's, but for the seed.
+        settings: all of them, nested as in a file; config: the same, checked.
+        folder: where it is kept.
+    """
+
+    dataset: str
+    data: str
+    model: Model
+    seed: int
+    overrides: Overrides
+    settings: dict[str, Any]
+    config: Config
+    folder: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset} · {self.model.name}, seed {self.seed}"
+
+    def keys(self) -> dict[str, Any]:
+        """What tells it apart, for the results."""
+        names = {"dataset": self.dataset, "model": self.model.name, "ablation_of": self.model.of or None}
+        return {**names, "seed": self.seed, "overrides": self.overrides}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A dataset's folder, and its card without the command that made it: what tells it from others."""
+
+    folder: str
+    card: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What could not be done, and why."""
+
+    phase: str
+    run: dict[str, Any]
+    error: str
+
+
+class Experiment:
+    """A suite in a folder.
+
+    Args:
+        out: local folder of everything that is made; raw: folder that the suite's data and logs are relative to.
+        jobs: commands run at a time.
+        tell: takes lines of progress; launch: see ``Launch``, by default processes of their own.
+
+    Raises:
+        UserError: ``out`` is not writable, or not local.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        out: str,
+        raw: str = ".",
+        jobs: int = 1,
+        tell: Callable[[str], None] = print,
+        launch: Launch | None = None,
+    ) -> None:
+        if jobs < 1:
+            raise ConfigError(f"--jobs {jobs} must be at least 1")
+        if not paths.is_local(out):
+            raise UserError(f"{out}: must be a local folder")
+        paths.make_folder(out)
+        self.suite, self.out, self.raw, self.jobs, self.tell = suite, out, raw, jobs, tell
+        self.machine = machine(choose_device("auto"))
+        self.processes = Processes()
+        self.launch = self.processes if launch is None else launch
+        self.failures: list[Failure] = []
+
+    def run(self) -> dict[str, Any]:
+        """Do what is not done yet; returns what ``results.json`` holds."""
+        with terminated_as_interrupted():
+            self.failures = []
+            data = self._datasets()
+            trials = self._trials(data)
+            self._all("tuning", self._train, [run for runs in trials.values() for run in runs])
+            chosen = self._choose(trials)
+            runs = [
+                self._run(dataset, data[dataset.name], model, seed, chosen[dataset.name][model.of or model.name])
+                for dataset in self.suite.datasets
+                for model in self.suite.models
+                for seed in self.suite.seeds
+                if (model.of or model.name) in chosen.get(dataset.name, {})
+            ]
+            self._all("training", self._train, runs)
+            self._all("test", self._test, [run for run in runs if self._has(run, RECORD)])
+        results = {
+            "suite": asdict(self.suite),
+            "machine": self.machine,
+            "chosen": chosen,
+            "trials": [self._record(run) for runs in trials.values() for run in runs if self._has(run, RECORD)],
+            "runs": [self._record(run) for run in runs if self._has(run, TEST)],
+            "failed": [vars(failure) for failure in self.failures],
+        }
+        self._write(RESULTS, results)
+        return results
+
+    def _datasets(self) -> dict[str, Prepared]:
+        """The datasets; those that are not there are made, one at a time."""
+        found = {}
+        for dataset in self.suite.datasets:
+            try:
+                folder = self._dataset(dataset)
+                card = DatasetCard.load(folder).to_dict()
+                found[dataset.name] = Prepared(folder, {name: card[name] for name in card if name != "command"})
+            except UserError as error:
+                self._fail("data", {"dataset": dataset.name}, dataset.name, error)
+        return found
+
+    def _dataset(self, dataset: Dataset) -> str:
+        if dataset.data:
+            return paths.absolute(paths.seen_from(self.raw, dataset.data))
+        folder = paths.absolute(paths.join(self.out, "data", dataset.name))
+        if paths.exists(folder):
+            return folder
+        paths.make_folder(paths.parent(folder))
+        log, source, raw = f"{folder}.txt", dataset.source, paths.seen_from(self.raw, dataset.raw)
+        if dataset.simulate is not None:
+            source, raw = "simulated", f"{folder}-log"
+            if not paths.exists(raw):
+                self._command(["simulate", "--out", raw, *_arguments(dataset.simulate)], log)
+        spec = ["--spec", dataset.spec] if dataset.spec else []
+        self.tell(f"preparing {dataset.name}")
+        self._command(["prepare", source, "--raw", raw, "--out", folder, *spec, *_arguments(dataset.prepare)], log)
+        return folder
+
+    def _trials(self, data: dict[str, Prepared]) -> dict[tuple[str, str], list[Run]]:
+        """By dataset and model; an ablation has none, and without tuning nor has a model."""
+        seed = self.suite.seeds[0]
+        return {
+            (dataset.name, model.name): [
+                self._run(dataset, data[dataset.name], model, seed, tried) for tried in self.suite.trials(model)
+            ]
+            for dataset in self.suite.datasets
+            for model in self.suite.models
+            if dataset.name in data and not model.of
+        }
+
+    def _choose(self, trials: dict[tuple[str, str], list[Run]]) -> dict[str, dict[str, Overrides]]:
+        """What was best on validation, by dataset and model; nothing where no trial came to its end."""
+        chosen: dict[str, dict[str, Overrides]] = {}
+        for (dataset, model), runs in trials.items():
+            of = chosen.setdefault(dataset, {})
+            done = [run for run in runs if self._has(run, RECORD)]
+            if not runs:
+                of[model] = {}
+            elif done:
+                best = max(done, key=self._score)
+                of[model] = {name: best.overrides[name] for name in best.overrides if name not in best.model.overrides}
+        self._write(CHOSEN, chosen)
+        return chosen
+
+    def _score(self, run: Run) -> float:
+        assert self.suite.tuning is not None
+        metrics, select = self._record(run)["validation"], self.suite.tuning.select
+        return float(metrics[select]) if select == "auc" else -float(metrics[select])
+
+    def _run(self, dataset: Dataset, data: Prepared, model: Model, seed: int, tuned: Overrides) -> Run:
+        overrides = model.overrides | tuned
+        settings = nested(dataset.settings, overrides | {"train.seed": seed})
+        text = json.dumps([settings, data.card], sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        place = (dataset.name, model.name.replace(" ", "-"), f"seed-{seed}-{digest}")
+        folder = paths.join(self.out, "runs", *place)
+        return Run(dataset.name, data.folder, model, seed, overrides, settings, parse_config(settings), folder)
+
+    def _all(self, phase: str, work: Callable[[Run], str], runs: Sequence[Run]) -> None:
+        """Work through runs, several at a time; one that fails is noted and stops no other."""
+        runs = list({run.folder: run for run in runs}.values())  # a chosen trial is the first seed's run
+        done = RECORD if phase != "test" else TEST
+        left = [run for run in runs if not self._has(run, done)]
+        if not left:
+            return
+        kept = f", {len(runs) - len(left)} of them done before" if len(left) < len(runs) else ""
+        self.tell(f"{phase}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}{kept}")
+        count = iter(range(len(runs) - len(left) + 1, len(runs) + 1))
+
+        def attempt(run: Run) -> None:
+            try:
+                line = work(run)
+            except UserError as error:
+                if not self.processes.stopped:  # else it was stopped, and did not fail
+                    self._fail(phase, run.keys() | {"folder": self._relative(run)}, run.title, error)
+            else:
+                self.tell(f"[{next(count)}/{len(runs)}] {run.title}: {line}")
+
+        if self.jobs == 1:
+            for run in left:
+                attempt(run)
+            return
+        with ThreadPoolExecutor(self.jobs) as pool:
+            started = [pool.submit(attempt, run) for run in left]
+            try:
+                for each in as_completed(started):
+                    each.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self.processes.stop()
+                raise
+
+    def _train(self, run: Run) -> str:
+        paths.make_folder(run.folder)
+        file = paths.join(run.folder, "settings.yaml")
+        paths.write_text(file, yaml.safe_dump(run.settings, sort_keys=False))
+        resumed = paths.exists(paths.join(run.folder, "checkpoints"))
+        began = time.monotonic()
+        command = ["train", "--config", file, "--data", run.data, "--run", run.folder]
+        self._command(command, paths.join(run.folder, "log.txt"))
+        seconds = time.monotonic() - began
+        facts = finished(run.folder, run.config) | {"seconds": round(seconds, 1), "resumed": resumed}
+        record = run.keys() | facts | {"jobs": self.jobs, "machine": self.machine}
+        paths.write_text(paths.join(run.folder, RECORD), json.dumps(record, indent=1) + "\n")
+        metrics = facts["validation"]
+        return f"validation AUC {metrics['auc']:.4f}, loss {metrics['loss']:.4f}, {seconds:.0f} s{_shown(run)}"
+
+    def _test(self, run: Run) -> str:
+        # The predictions are written first: a result without them would be taken for finished.
+        result, predictions = (paths.join(run.folder, name) for name in (TEST, PREDICTIONS))
+        config = run.config
+        command = ["evaluate", "--run", run.folder, "--data", run.data, "--split", "test"]
+        command += ["--json", result, "--predictions", predictions, "--device", config.train.device]
+        self._command([*command, *_arguments(vars(config.evaluate))], paths.join(run.folder, "log.txt"))
+        aucs = [row["auc"] for row in json.loads(paths.read_text(result))["actions"].values() if row["auc"] is not None]
+        return f"test AUC {sum(aucs) / max(len(aucs), 1):.4f}"
+
+    def _command(self, arguments: Sequence[str], log: str) -> None:
+        """Run a command of `a2gen`.
+
+        Raises:
+            UserError: it failed, with the last line it left.
+        """
+        code = self.launch(arguments, log)
+        if code:
+            lines = [line.strip() for line in paths.read_text(log).splitlines() if line.strip()]
+            last = lines[-1].removeprefix("a2gen: error: ") if lines else "it said nothing"
+            raise UserError(f"a2gen {arguments[0]} ended with exit code {code}: {last}; see {log}")
+
+    def _record(self, run: Run) -> dict[str, Any]:
+        """What is known of a finished run, with files relative to the experiment's folder."""
+        record: dict[str, Any] = json.loads(paths.read_text(paths.join(run.folder, RECORD)))
+        folder = self._relative(run)
+        files = {"folder": folder}
+        if self._has(run, TEST):
+            files |= {"test": f"{folder}/{TEST}", "predictions": f"{folder}/{PREDICTIONS}"}
+        return {**record, **files}
+
+    def _relative(self, run: Run) -> str:
+        return run.folder.removeprefix(self.out).lstrip("/")
+
+    def _has(self, run: Run, file: str) -> bool:
+        return paths.exists(paths.join(run.folder, file))
+
+    def _fail(self, phase: str, run: dict[str, Any], title: str, error: UserError) -> None:
+        reason = " ".join(str(error).split())
+        self.failures.append(Failure(phase, run, reason))
+        self.tell(f"{phase} of {title} failed: {reason}")
+
+    def _write(self, name: str, content: Any) -> None:
+        paths.write_text(paths.join(self.out, name), json.dumps(content, indent=1) + "\n")
+
+
+def _arguments(settings: Mapping[str, Any]) -> Iterable[str]:
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
+def _shown(run: Run) -> str:
+    tuned = [f"{name} {value}" for name, value in run.overrides.items() if name not in run.model.overrides]
+    return f" ({', '.join(tuned)})" if tuned else ""

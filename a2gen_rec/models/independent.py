@@ -1,0 +1,42 @@
+"""A2Gen's encoder with a head per action in the generator's place: no action tells anything of another.
+
+The ablation of the generator [ours]: whether an action happens is a binary question of its own, and so is when.
+Encoder, labels and objectives are A2Gen's.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchrec import JaggedTensor
+
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.models.baselines.towers import TowersOutput, of_timed, tower_occurrence
+from a2gen_rec.models.hierarchical import HierarchicalRanker
+from a2gen_rec.nn.decoding import Occurrence
+from a2gen_rec.nn.experts import SharedBottom, Towers
+
+
+class IndependentRanker(HierarchicalRanker[TowersOutput]):
+    """A2Gen after the lookups, its actions predicted one by one."""
+
+    def _make_generator(self, card: DatasetCard) -> nn.Module:
+        config = self.config
+        outputs = len(card.events) + int(self.timed.sum())
+        towers = Towers(outputs, config.dim, int(config.dim * config.tower_ratio), config.dropout)
+        rate = torch.tensor([card.base_rate[name] for name in card.events])
+        seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
+        towers.start_from(torch.cat([torch.logit(rate, eps=1e-4), torch.log1p(seconds[self.timed])]))
+        return nn.Sequential(SharedBottom(self.d_context, config.dim, outputs), towers)
+
+    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> TowersOutput:
+        """Predictions for the targets of a batch, given the looked-up rows of every table."""
+        return self.encode(rows, batch)
+
+    def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> TowersOutput:
+        predicted = self._predict(self._context(rows, batch, actions))
+        events, times = self.generator(predicted.context).tensor_split([len(self.timed) - 2], dim=1)
+        return TowersOutput(**vars(predicted), event_logits=events, time=of_timed(times, self.timed))
+
+    def occurrence(self, targets: TowersOutput, max_error: float) -> Occurrence:
+        """What the heads say; nothing remains."""
+        return tower_occurrence(targets, self.timed)

@@ -1,0 +1,170 @@
+"""What a suite says, and what it must not."""
+
+import copy
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from a2gen_rec.errors import ConfigError
+from a2gen_rec.experiments.suite import nested, read_suite
+
+SHIPPED = Path(__file__).parents[2] / "configs" / "experiments"
+GOOD: dict[str, Any] = {
+    "datasets": {
+        "shop": {"source": "jd", "raw": "log", "config": "base.yaml", "prepare": {"history": 9}},
+        "mine": {"data": "folder", "settings": {"train.epochs": 1}},
+        "world": {"simulate": None},
+    },
+    "models": {"a2gen": None, "ple": {"model.name": "ple"}},
+    "ablations": {"a2gen": {"no gate": {"model.head_gate": False}}},
+    "seeds": [3, 1],
+    "tuning": {
+        "trials": 4,
+        "space": {"optim.dense_lr": [0.1, 0.2, 0.3], "model.dropout": [0.0, 0.5]},
+        "own": {"ple": {"model.own_experts": [1, 2]}},
+    },
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "base.yaml").write_text("data: of_a_run\nmodel: {dim: 16}\nloss: {objectives: {glance: 0.5}}\n")
+    return tmp_path / "suite.yaml"
+
+
+def changed(where: str, value: Any) -> dict[str, Any]:
+    """The good suite with one place changed; ``...`` takes it out."""
+    suite = copy.deepcopy(GOOD)
+    *parents, last = where.split("/")
+    at = suite
+    for name in parents:
+        at = at[name]
+    if value is ...:
+        del at[last]
+    else:
+        at[last] = value
+    return suite
+
+
+def test_what_a_suite_says(file: Path) -> None:
+    file.write_text(yaml.safe_dump(GOOD, sort_keys=False))
+    suite = read_suite(str(file))
+    shop, mine, world = suite.datasets
+    assert shop.settings == {"model": {"dim": 16}, "loss": {"objectives": {"glance": 0.5}}}
+    assert (shop.source, shop.raw, shop.prepare) == ("jd", "log", {"history": 9})
+    assert (mine.data, mine.settings, mine.simulate) == ("folder", {"train": {"epochs": 1}}, None)
+    assert world.simulate == {}
+    assert [(model.name, model.of, model.overrides) for model in suite.models] == [
+        ("a2gen", "", {}),
+        ("ple", "", {"model.name": "ple"}),
+        ("no gate", "a2gen", {"model.head_gate": False}),
+    ]
+    assert suite.seeds == (3, 1)
+
+
+def test_every_model_is_tried_as_often_with_different_settings_of_its_space(file: Path) -> None:
+    file.write_text(yaml.safe_dump(GOOD))
+    suite = read_suite(str(file))
+    a2gen, ple, ablation = ([tuple(sorted(each.items())) for each in suite.trials(model)] for model in suite.models)
+    assert ablation == []
+    assert len(set(a2gen)) == len(a2gen) == len(set(ple)) == len(ple) == 4
+    whole = {
+        (("model.dropout", dropout), ("optim.dense_lr", lr)) for lr, dropout in product([0.1, 0.2, 0.3], [0.0, 0.5])
+    }
+    assert set(a2gen) < whole
+    assert {name for each in ple for name, _ in each} == {"optim.dense_lr", "model.dropout", "model.own_experts"}
+    assert suite.trials(suite.models[0]) == read_suite(str(file)).trials(suite.models[0]), "drawn by the suite's seed"
+
+    tuning = GOOD["tuning"] | {"search": "grid", "trials": 6, "own": {"a2gen": {"optim.dense_lr": [1.0, 2.0, 3.0]}}}
+    file.write_text(yaml.safe_dump(GOOD | {"tuning": tuning}))
+    suite = read_suite(str(file))
+    found = [tuple(sorted(each.items())) for each in suite.trials(suite.models[1])]
+    assert len(found) == 6
+    assert set(found) == whole
+
+
+def test_without_tuning_nothing_is_tried(file: Path) -> None:
+    file.write_text(yaml.safe_dump(changed("tuning", ...)))
+    suite = read_suite(str(file))
+    assert [suite.trials(model) for model in suite.models] == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "named"),
+    [
+        ("seed", [1], "'seed' is none of datasets, models"),
+        ("datasets", {}, "datasets: is empty"),
+        ("datasets", ..., "datasets is missing"),
+        ("datasets/mine/data", ..., "datasets, mine: must have one of data"),
+        ("datasets/shop/raw", ..., "datasets, shop: source and raw go together"),
+        ("datasets/mine/raws", "x", "datasets, mine: 'raws' is none of"),
+        ("datasets/mine/data", 3, "datasets, mine: data 3 must be text"),
+        ("datasets/a:b", {"data": "x"}, "datasets: 'a:b' cannot be a name"),
+        ("datasets/..", {"data": "x"}, "datasets: '..' cannot be a name"),
+        ("datasets/mine/settings", {"epochs": 1}, "mine, settings: 'epochs' must be a setting's full name"),
+        ("datasets/shop/prepare", {"histry": 1}, "shop, prepare: 'histry' is none of"),
+        ("datasets/world/simulate", {"users": 0}, "world, simulate: users 0 must be at least 1"),
+        ("models/ple", ["ple"], "models, ple: must map names to values"),
+        ("models/ple", {"model.nmae": "ple"}, "ple on shop: Group 'model' does not accept option 'nmae'"),
+        ("models/ple", {"modle.name": "ple"}, "ple on shop: no section 'modle'"),
+        ("models/ple", {"model.dim": 30}, "ple on shop: model.dim 30 must be"),
+        ("models/ple", {"train.seed": 1}, "models, ple: train.seed is set by the suite's seeds"),
+        ("models/ple", {"model.dropout": 0.1}, "tuning: model.dropout is tuned, and set by model 'ple'"),
+        ("ablations", {"hstu": {"x": {}}}, "ablations: 'hstu' is none of the models"),
+        ("ablations/a2gen/ple", {}, "ablations, a2gen: 'ple' is the name of another model"),
+        ("seeds", [0, 0], "seeds: must be a list of different whole numbers"),
+        ("seeds", [], "seeds: must be a list"),
+        ("seeds", [True], "seeds: must be a list"),
+        ("seeds", 3, "seeds: must be a list"),
+        ("tuning/trials", 7, "tuning: trials 7: the space of model 'a2gen' has 6 combinations"),
+        ("tuning/trials", 0, "tuning: trials 0 must be a whole number of at least 1"),
+        ("tuning/search", "grid", "tuning: trials 4: the space of model 'a2gen' has 6 combinations"),
+        ("tuning/search", "bayes", "tuning: search 'bayes' must be one of random, grid"),
+        ("tuning/space/model.dropout", 0.1, "tuning, space: model.dropout must list the values to try, not 0.1"),
+        ("tuning/space/model.dropout", [0.1, 1.5], "a2gen on shop: model.dropout 1.5 must be in [0, 1)"),
+        ("tuning/own", {"no gate": {"model.layers": [1]}}, "tuning, own: 'no gate' is none of the models"),
+    ],
+)
+def test_what_cannot_be_used_is_named_in_one_line(where: str, value: Any, named: str, file: Path) -> None:
+    suite = changed(where, value)
+    file.write_text(yaml.safe_dump(suite, sort_keys=False))
+    with pytest.raises(ConfigError) as caught:
+        read_suite(str(file))
+    message = str(caught.value)
+    assert message.startswith(str(file))
+    assert named in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "datasets: [\n", "", "3"])
+def test_what_is_no_suite_at_all(text: str, file: Path) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"suite\.yaml: "):
+        read_suite(str(file))
+
+
+def test_settings_are_laid_over_each_other() -> None:
+    base = {"model": {"dim": 8}, "loss": {"objectives": {"glance": 1.0}}}
+    merged = nested(base, {"model.heads": 2, "loss.objectives.effective": 0.5, "train.seed": 4})
+    assert merged == {
+        "model": {"dim": 8, "heads": 2},
+        "loss": {"objectives": {"glance": 1.0, "effective": 0.5}},
+        "train": {"seed": 4},
+    }
+    assert base == {"model": {"dim": 8}, "loss": {"objectives": {"glance": 1.0}}}, "what lies below stays"
+
+
+def test_shipped_suites_can_be_run() -> None:
+    main, quick = (read_suite(str(SHIPPED / name)) for name in ("main.yaml", "quick.yaml"))
+    assert [model.name for model in main.models if not model.of] == ["a2gen", "mmoe", "ple", "hstu"]
+    assert [dataset.name for dataset in main.datasets] == ["simulated", "kuairand", "jd", "rec_tmall"]
+    assert len(main.seeds) >= 3
+    for suite in (main, quick):
+        budget = {len(suite.trials(model)) for model in suite.models if not model.of}
+        assert len(budget) == 1
+        changes = [model.overrides for model in suite.models if model.of]
+        assert all(changes)
+        assert len({str(change) for change in changes}) == len(changes)

@@ -1,0 +1,188 @@
+"""What each ablation of A2Gen no longer reads, and that everything else goes on."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from support import make_card, make_columns, small_config, whole
+from torchrec import JaggedTensor
+
+from a2gen_rec.config import Config
+from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.models.a2gen import A2GenOutput, DenseRanker
+from a2gen_rec.models.baselines.towers import TowersOutput
+from a2gen_rec.models.independent import IndependentRanker
+from a2gen_rec.models.named import ranking_model
+from a2gen_rec.models.ranker import Encoded, RankingModel
+from a2gen_rec.training.losses import Loss, loss_sums
+
+CARD = make_card(timed=("like", "comment", "follow", "exit"))
+EVERYTHING = {"feedback": "whole", "session": True, "objectives": True}
+
+
+@pytest.fixture
+def columns() -> WindowColumns:
+    return make_columns(CARD, 15, np.random.default_rng(4))
+
+
+def build(config: Config) -> RankingModel:
+    torch.manual_seed(0)
+    model = ranking_model(CARD, config, torch.device("cpu")).double()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter)  # what begins at zero would hide what comes before it
+    return model
+
+
+def batch_of(columns: WindowColumns, config: Config) -> WindowBatch:
+    return collate(columns, np.arange(len(columns)), whole(CARD, config))
+
+
+def rows_of(model: RankingModel, batch: WindowBatch) -> dict[str, JaggedTensor]:
+    """Lookups in float64: the embedding collection's own forward rounds to float32."""
+    found = {}
+    for name in batch.sparse.keys():  # noqa: SIM118 - not a mapping
+        ids = batch.sparse[name]
+        found[name] = JaggedTensor(model.embeddings.embeddings[name].weight[ids.values()], lengths=ids.lengths())
+    return found
+
+
+def forward(columns: WindowColumns, config: Config) -> tuple[RankingModel, WindowBatch, Encoded]:
+    model, batch = build(config), batch_of(columns, config)
+    return model, batch, model.ranker(rows_of(model, batch), batch)
+
+
+def redone(columns: WindowColumns, history: bool, change: str) -> WindowColumns:
+    """Other actions inside the impressions that are (or are never) history: all but how long they took.
+
+    Args:
+        change: ``times`` of the actions, whose ``pairing`` with the times that there are, or the ``actions``.
+    """
+    rng = np.random.default_rng(7)
+    offset, action = columns.offset_s.copy(), columns.action.copy()
+    window = np.repeat(np.arange(len(columns)), columns.lengths)
+    last = columns.starts[window] + columns.lengths[window] - 1 == np.arange(len(window))
+    for place in np.flatnonzero(last != history):
+        begin = columns.action_starts[place] + 1
+        end = begin + columns.action_lengths[place] - 2
+        if change == "times":
+            offset[begin:end] = np.sort(rng.random(end - begin) * 9)
+        elif change == "pairing":
+            action[begin:end] = action[begin:end][::-1]
+        else:
+            action[begin:end] = rng.permutation(np.arange(1, len(CARD.actions) - 1))[: end - begin]
+    return dataclasses.replace(columns, offset_s=offset, action=action)
+
+
+@pytest.mark.parametrize("name", ["a2gen", "mmoe"])
+@pytest.mark.parametrize(
+    ("switch", "change"),
+    [
+        ({"action_times": False}, "times"),
+        ({"action_times": False}, "pairing"),
+        ({"action_order": False}, "pairing"),
+        ({"action_level": "off"}, "actions"),
+    ],
+)
+def test_the_past_is_read_without(switch: dict, change: str, name: str, columns: WindowColumns) -> None:
+    if name == "mmoe" and "action_level" in switch:
+        pytest.skip("of A2Gen alone")
+    contexts = {}
+    for on in (True, False):
+        config = small_config(name=name, **EVERYTHING, **({} if on else switch))
+        contexts[on] = [forward(past, config)[2].context for past in (columns, redone(columns, True, change))]
+    torch.testing.assert_close(*contexts[False], rtol=1e-9, atol=1e-11)
+    # The mean of a baseline tells actions and times, but never which belongs to which.
+    assert torch.allclose(*contexts[True]) == (name == "mmoe" and change == "pairing")
+
+
+@pytest.mark.parametrize("generator", ["explicit", "implicit"])
+def test_without_order_the_loss_of_actions_is_that_of_a_set(generator: str, columns: WindowColumns) -> None:
+    losses = {}
+    for on in (True, False):
+        config = small_config(generator=generator, action_order=on)
+        for done in (columns, redone(columns, False, "pairing")):
+            _, batch, output = forward(done, config)
+            losses.setdefault(on, []).append(loss_sums(output, batch, config.loss)[0])
+    torch.testing.assert_close(*losses[False], rtol=1e-12, atol=0)
+    assert not torch.allclose(*losses[True])
+
+
+@pytest.mark.parametrize("switch", ["action_times", "action_order"])
+def test_without_times_emitted_actions_are_read_without(switch: str, columns: WindowColumns) -> None:
+    config = small_config(**{switch: False})
+    outputs = [forward(done, config)[2] for done in (columns, redone(columns, False, "times"))]
+    assert torch.equal(outputs[0].steps.logits, outputs[1].steps.logits)
+    assert torch.equal(outputs[0].steps.time, outputs[1].steps.time)
+
+
+@pytest.mark.parametrize("switch", [{"action_times": False}, {"action_order": False}])
+def test_training_and_reading_go_through_the_same_prefixes(switch: dict, columns: WindowColumns) -> None:
+    """Teacher-forced predictions at the labels are those of stepping through the sequence as ranking does."""
+    config = small_config(**switch)
+    model, batch, output = forward(columns, config)
+    assert isinstance(output, A2GenOutput)
+    ranker = model.ranker
+    assert isinstance(ranker, DenseRanker)
+    place = 0
+    for target, length in enumerate(batch_steps(batch)):
+        labels = batch.step_label[place : place + length].tolist()
+        walked = sorted(labels) if "action_order" in switch else labels
+        state = ranker.generator.begin(output.context[target : target + 1])
+        action, offset_s = torch.tensor([0]), torch.zeros(1, dtype=torch.float64)
+        for label in walked:
+            steps, state = ranker.generator.step(action, offset_s, state, output.tables)
+            at = place + labels.index(label)
+            torch.testing.assert_close(output.steps.time[at, label], steps.time[0, label])
+            torch.testing.assert_close(
+                torch.log_softmax(output.steps.logits[at], 0)[label], torch.log_softmax(steps.logits[0], 0)[label]
+            )
+            action, offset_s = torch.tensor([label]), torch.tensor([math.nan], dtype=torch.float64)
+        place += length
+    what = ranker.occurrence(output, max_error=0.0)
+    assert what.remainder.abs().max() < 1e-12
+    torch.testing.assert_close(what.probability[:, -1], torch.ones_like(what.probability[:, -1]))
+
+
+def batch_steps(batch: WindowBatch) -> list[int]:
+    """Steps of each target."""
+    return torch.bincount((batch.action[batch.step] == 0).cumsum(0) - 1).tolist()
+
+
+def test_independent_heads_stand_on_the_encoder_of_the_whole(columns: WindowColumns) -> None:
+    config = small_config(generator="independent", **EVERYTHING)
+    model, batch, output = forward(columns, config)
+    ranker = model.ranker
+    assert isinstance(ranker, IndependentRanker)
+    assert not ranker.generates
+    assert isinstance(output, TowersOutput)
+    own = ranking_model(CARD, small_config(**EVERYTHING)).ranker
+    shapes = {name: value.shape for name, value in own.state_dict().items() if not name.startswith("generator.")}
+    found = {name: value.shape for name, value in ranker.state_dict().items() if not name.startswith("generator.")}
+    assert found == shapes, "encoder, labels and objectives are those of A2Gen"
+    assert output.watch_time is not None
+    assert ranker.tasks == own.tasks
+
+    what = ranker.occurrence(output, 0.0)
+    torch.testing.assert_close(what.probability[:, 1:-1], output.event_logits.sigmoid())
+    assert bool((what.remainder == 0).all())
+    other = forward(redone(columns, False, "actions"), config)[2]
+    assert torch.equal(other.event_logits, output.event_logits), "what happens in a target tells nothing of it"
+
+    loss, _ = Loss(config.loss, tasks=ranker.tasks)(output, batch)
+    loss.backward()
+    assert not [name for name, p in ranker.named_parameters() if p.grad is None]
+
+
+def test_independent_heads_begin_at_base_rates_and_medians(columns: WindowColumns) -> None:
+    card = dataclasses.replace(make_card(), base_rate=CARD.base_rate | {"like": 0.1, "comment": 0.02})
+    model = ranking_model(card, small_config(generator="independent"), torch.device("cpu"))
+    batch = collate(columns, np.arange(5), whole(card, small_config()))
+    what = model.ranker.occurrence(model(batch), 0.0)
+    expected = torch.tensor([1, 0.1, 0.02, 0.3, 1]).expand_as(what.probability)
+    torch.testing.assert_close(what.probability, expected, rtol=1e-5, atol=0)
+    expected = torch.log1p(torch.tensor([0, 5, math.nan, 5, 5])).expand_as(what.time)
+    torch.testing.assert_close(what.time, expected, rtol=1e-5, atol=0, equal_nan=True)
