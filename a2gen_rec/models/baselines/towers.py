@@ -57,6 +57,11 @@ class TowersRanker(Ranker[TowersOutput]):
         seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
         self.towers.start_from(torch.cat([torch.logit(rate, eps=1e-4), torch.log1p(seconds[self.timed])]))
 
+    @property
+    def timed_action(self) -> Tensor:
+        """[times] action of each tower of times."""
+        return self.timed.nonzero().squeeze(1)
+
     def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> TowersOutput:
         """Predictions for the targets of a batch, given the looked-up rows of every table."""
         return self.encode(rows, batch)
