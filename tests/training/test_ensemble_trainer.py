@@ -412,7 +412,7 @@ def test_a_failed_save_leaves_what_was_there(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for target, name in ((ensemble_store, "save_file"), (ensemble_store.paths, "publish_folder")):
+    for target, name in ((ensemble_store, "save"), (ensemble_store.paths, "publish_folder")):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, full)
             with pytest.raises(UserError, match=r"ensemble cannot be written .*No space left"):
