@@ -112,9 +112,10 @@ def _actions_table(result: Mapping[str, Any]) -> Table:
 
 def _times_table(result: Mapping[str, Any]) -> Table:
     median = result["reference"].get("median_time", {})
-    table = titled_table("times: mean absolute error", "bold: better than the training median")
+    caption = "bold: better than the training median\nnext: given the steps before"
+    table = titled_table("times: mean absolute error", caption)
     table.add_column("", no_wrap=True)
-    headers = ["count", "log1p s", "median's\nlog1p s", "seconds", "median's\nseconds"]
+    headers = ["count", "log1p s", "next,\nlog1p s", "median's\nlog1p s", "seconds", "median's\nseconds"]
     for header in headers:
         table.add_column(header, justify="right")
     for name, found in result["time"].items():
@@ -123,6 +124,7 @@ def _times_table(result: Mapping[str, Any]) -> Table:
             Text(name),
             f"{found['count']:,}",
             _against(found, trivial, "mae_log", more_is_better=False),
+            _against(result["next_time"][name], trivial, "mae_log", more_is_better=False),
             _number(trivial.get("mae_log"), 4),
             _against(found, trivial, "mae_s", more_is_better=False, digits=2),
             _number(trivial.get("mae_s"), 2),

@@ -49,9 +49,11 @@ def evaluate(
         keep: Parquet file to write the predictions to (:mod:`prediction_file`); none if empty.
 
     Returns:
-        ``{"split", "targets", "actions": {name: {...}}, "time": {name: {...}}, "objectives": {name: {...}},
-        "reference": {...}, ...}``, names being the card's actions without ``start`` and ``exit``, and its labels;
-        times include ``exit``. What there is of watch time and objectives: ``objective_metrics.objective_report``.
+        ``{"split", "targets", "actions": {name: {...}}, "time": {name: {...}}, "next_time": {name: {...}},
+        "objectives": {name: {...}}, "reference": {...}, ...}``, names being the card's actions without ``start`` and
+        ``exit``, and its labels; times include ``exit``, and are told before the impression (``time``) or given the
+        steps before each action (``next_time``). What there is of watch time and objectives:
+        ``objective_metrics.objective_report``.
     """
     batches = evaluation_batches(data, split, card, config, process, with_oracle=True)
     predictions, sums = predict(built, batches, card, config.evaluate.max_error)
@@ -78,11 +80,8 @@ def report(
         "split": split,
         "targets": len(predictions.user),
         "actions": action_metrics(predictions, predictions.probability, card),
-        "time": {
-            name: time_metrics(predictions.time[:, i], predictions.actual_time[:, i])
-            for name, i in names.items()
-            if name in card.timed
-        },
+        "time": _times(predictions.time, predictions, card),
+        "next_time": _times(predictions.next_time, predictions, card),
         **objective_report(predictions, names, card),
         "reference": _references(predictions, data, card, config.evaluate),
         "loss": {
@@ -104,6 +103,15 @@ def action_metrics(predictions: Predictions, scores: np.ndarray, card: DatasetCa
     return {
         name: binary_metrics(scores[:, columns[name]], predictions.happened[:, columns[name]], predictions.user)
         for name in [*card.events, *card.labels]
+    }
+
+
+def _times(predicted: np.ndarray, predictions: Predictions, card: DatasetCard) -> dict[str, Any]:
+    """Metrics of the times ``predicted`` [n, actions] per action whose time the log records."""
+    names = outcome_names(card)
+    actual = predictions.actual_time
+    return {
+        name: time_metrics(predicted[:, names[name]], actual[:, names[name]]) for name in names if name in card.timed
     }
 
 

@@ -12,7 +12,6 @@ from a2gen_rec.data.batch import WindowBatch, count_names
 from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.models.a2gen import A2GenOutput
 from a2gen_rec.models.baselines.towers import TowersOutput
-from a2gen_rec.models.ranker import Encoded
 from a2gen_rec.training.build import Built
 from a2gen_rec.training.losses import term_names
 from a2gen_rec.training.observed import observed, step_owner
@@ -29,6 +28,8 @@ class Predictions:
             length, 0 where there is none.
         probability: [n, outcomes], NaN for objectives that are not predicted; happened: same shape, 0, 1 or NaN.
         time, actual_time: [n, actions] log1p seconds; NaN when unknown.
+        next_time: [n, actions] as ``time``, of the actions that happened, by a model that has seen the steps before
+            each; the towers of baselines read no steps and say what they said.
         watch_time: [n] log1p seconds as the objectives' head has it; NaN where it is not predicted.
         oracle: [n, oracle columns] true probabilities.
         remainder: [n] probability that the pruned action tree left out.
@@ -41,6 +42,7 @@ class Predictions:
     happened: np.ndarray
     time: np.ndarray
     actual_time: np.ndarray
+    next_time: np.ndarray
     watch_time: np.ndarray
     oracle: np.ndarray
     remainder: np.ndarray
@@ -97,7 +99,9 @@ def predict(
     return _gather(_join(parts)), Sums(sums, counts, backwards, built.model.ranker.generates)
 
 
-def _rows(built: Built, output: Encoded, batch: WindowBatch, card: DatasetCard, max_error: float) -> Predictions:
+def _rows(
+    built: Built, output: A2GenOutput | TowersOutput, batch: WindowBatch, card: DatasetCard, max_error: float
+) -> Predictions:
     what = built.model.ranker.occurrence(output, max_error)
     happened, time = observed(batch, len(card.actions))
 
@@ -116,6 +120,7 @@ def _rows(built: Built, output: Encoded, batch: WindowBatch, card: DatasetCard, 
         happened=host(torch.cat([happened[:, 1:], batch.labels, batch.objectives], 1)),
         time=host(what.time[:, 1:].float()),
         actual_time=host(time[:, 1:]),
+        next_time=host(_next_time(output, batch, len(card.actions))[:, 1:].float()),
         watch_time=host(torch.full_like(batch.watch_s, torch.nan) if output.watch_time is None else output.watch_time),
         oracle=host(batch.oracle),
         remainder=host(what.remainder.float()),
@@ -123,9 +128,22 @@ def _rows(built: Built, output: Encoded, batch: WindowBatch, card: DatasetCard, 
 
 
 def _backwards(output: A2GenOutput | TowersOutput, batch: WindowBatch) -> Tensor:
-    of_steps = output.steps.time if isinstance(output, A2GenOutput) else output.time[step_owner(batch)]
-    predicted = of_steps.gather(1, batch.step_label[:, None]).squeeze(1)
+    predicted = _step_time(output, batch)
     return (batch.timed_pairs & (predicted[:-1] > predicted[1:])).sum().double()[None]
+
+
+def _step_time(output: A2GenOutput | TowersOutput, batch: WindowBatch) -> Tensor:
+    """[steps] predicted time of each step that was taken, given those before it."""
+    of_steps = output.steps.time if isinstance(output, A2GenOutput) else output.time[step_owner(batch)]
+    return of_steps.gather(1, batch.step_label[:, None]).squeeze(1)
+
+
+def _next_time(output: A2GenOutput | TowersOutput, batch: WindowBatch, actions: int) -> Tensor:
+    """[targets, actions] of the steps that were taken; NaN elsewhere, and where the log does not record the time."""
+    predicted = _step_time(output, batch)
+    time = predicted.new_full((len(batch.target), actions), torch.nan)
+    time[step_owner(batch), batch.step_label] = predicted.masked_fill(~torch.isfinite(batch.step_time), torch.nan)
+    return time
 
 
 def _gather(local: Predictions) -> Predictions:

@@ -1,9 +1,9 @@
 """Predictions of a split as one Parquet file, from which metrics and their uncertainty can be made later.
 
 One row per target: ``user`` (its key), ``item`` and ``length`` (table rows), ``probability_NAME`` and ``happened_NAME``
-of every outcome, ``time_NAME`` and ``actual_time_NAME`` of every action in log1p seconds, ``watch_time``,
-``remainder``, and ``oracle_NAME`` of a simulated log's true probabilities; see :class:`Predictions`. The schema's
-metadata name the outcomes in order. What belongs together in two models' files is the user, not the row.
+of every outcome, ``time_NAME``, ``actual_time_NAME`` and ``next_time_NAME`` of every action in log1p seconds,
+``watch_time``, ``remainder``, and ``oracle_NAME`` of a simulated log's true probabilities; see :class:`Predictions`. The
+schema's metadata name the outcomes in order. What belongs together in two models' files is the user, not the row.
 """
 
 import json
@@ -28,6 +28,7 @@ _MATRICES = {
     "happened": "outcomes",
     "time": "actions",
     "actual_time": "actions",
+    "next_time": "actions",
     "oracle": "oracle",
 }
 _COLUMNS = ("user", "item", "length", "watch_time", "remainder")

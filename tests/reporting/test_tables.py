@@ -47,6 +47,10 @@ def result(oracle: bool = True) -> dict[str, Any]:
             "like": {"mae_log": 0.5123, "mae_s": 5.5, "count": 4321},
             "exit": {"mae_log": None, "mae_s": None, "count": 0},
         },
+        "next_time": {
+            "like": {"mae_log": 0.4567, "mae_s": 5.0, "count": 4321},
+            "exit": {"mae_log": None, "mae_s": None, "count": 0},
+        },
         "objectives": {},
         "shared_ground": {},
         "lengths": [],
@@ -108,8 +112,8 @@ def test_without_an_oracle_its_columns_are_left_out() -> None:
 
 def test_times_beside_the_median() -> None:
     text = shown(evaluation_tables(result())[1:])
-    assert row(text, "like") == "like 4,321 0.5123 0.6000 5.50 4.00"
-    assert row(text, "exit") == "exit 0 – – – –"
+    assert row(text, "like") == "like 4,321 0.5123 0.4567 0.6000 5.50 4.00"
+    assert row(text, "exit") == "exit 0 – – – – –"
 
 
 def test_no_times_no_table() -> None:

@@ -55,6 +55,7 @@ def predictions(heads: bool = True, card: DatasetCard = CARD) -> Predictions:
         happened=happened,
         time=time,
         actual_time=actual,
+        next_time=np.full_like(actual, NAN),
         watch_time=np.log1p(HEAD).astype(np.float32) if heads else np.full(n, NAN, np.float32),
         oracle=np.zeros((n, 0), np.float32),
         remainder=np.zeros(n, np.float32),

@@ -35,6 +35,7 @@ def made(oracle: list[str]) -> Predictions:
         happened=values(9, outcomes),
         time=values(9, len(CARD.actions) - 1),
         actual_time=values(9, len(CARD.actions) - 1),
+        next_time=values(9, len(CARD.actions) - 1),
         watch_time=values(9),
         oracle=values(9, len(oracle)),
         remainder=values(9),
@@ -69,11 +70,12 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
         write_predictions(str(tmp_path / "no" / "folder.parquet"), made([]), CARD)
 
 
-@pytest.mark.parametrize("model", [{}, {"generator": "independent", "objectives": True}])
+@pytest.mark.parametrize("model", [{}, {"generator": "independent", "objectives": True}, {"name": "mmoe"}])
 def test_the_evaluation_can_be_made_again_from_the_file(model: dict, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", CARD, windows=20)
     config = small_config(**model)
     config.train.max_steps = 2
+    config.loss.time_error = "absolute"
     train(config, str(data), str(tmp_path / "run"))
     result, file = tmp_path / "result.json", tmp_path / "new" / "valid.parquet"
     command = ["evaluate", "--run", str(tmp_path / "run"), "--split", "valid"]
@@ -82,3 +84,12 @@ def test_the_evaluation_can_be_made_again_from_the_file(model: dict, tmp_path: P
     predictions, _ = read_predictions(str(file))
     assert len(predictions.user) == measured["targets"]
     assert action_metrics(predictions, predictions.probability, CARD) == measured["actions"]
+    # The loss is over the same steps, each told those before it.
+    errors = np.abs(predictions.next_time - predictions.actual_time)
+    assert np.nanmean(errors) == pytest.approx(measured["loss"]["time"], rel=1e-5)
+    found = [(row["mae_log"], row["count"]) for row in measured["next_time"].values()]
+    assert sum(mae * count for mae, count in found) / sum(count for _, count in found) == pytest.approx(
+        np.nanmean(errors), rel=1e-5
+    )
+    reads_steps = not model
+    assert (np.nan_to_num(predictions.next_time - predictions.time) != 0).any() == reads_steps
