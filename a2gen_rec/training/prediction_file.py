@@ -2,8 +2,8 @@
 
 One row per target: ``user`` (its key), ``item`` and ``length`` (table rows), ``probability_NAME`` and ``happened_NAME``
 of every outcome, ``time_NAME``, ``actual_time_NAME`` and ``next_time_NAME`` of every action in log1p seconds,
-``watch_time``, ``remainder``, and ``oracle_NAME`` of a simulated log's true probabilities; see :class:`Predictions`. The
-schema's metadata name the outcomes in order. What belongs together in two models' files is the user, not the row.
+``watch_time``, ``remainder``, and ``oracle_NAME`` of a simulated log's true probabilities; see :class:`Predictions`.
+The schema's metadata name the outcomes in order. What belongs together in two models' files is the user, not the row.
 """
 
 import json
