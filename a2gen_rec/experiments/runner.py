@@ -131,7 +131,7 @@ class Experiment:
             runs = [
                 self._run(dataset, data[dataset.name], model, seed, chosen[dataset.name][model.of or model.name])
                 for dataset in self.suite.datasets
-                for model in self.suite.models
+                for model in self.suite.on(dataset)
                 for seed in self.suite.seeds
                 if (model.of or model.name) in chosen.get(dataset.name, {})
             ]

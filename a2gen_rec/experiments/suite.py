@@ -47,6 +47,7 @@ class Dataset:
         source, raw, spec: kind, place and description of that log, as `a2gen prepare` takes them.
         simulate: settings of a simulated log; None for a real one.
         prepare: settings of its preparation.
+        ablations: whether they are run on it too.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Dataset:
     spec: str = ""
     simulate: Mapping[str, Any] | None = None
     prepare: Mapping[str, Any] = field(default_factory=dict)
+    ablations: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,10 @@ class Suite:
     models: tuple[Model, ...]
     seeds: tuple[int, ...]
     tuning: Tuning | None
+
+    def on(self, dataset: Dataset) -> list[Model]:
+        """The models that are run on a dataset."""
+        return [model for model in self.models if dataset.ablations or not model.of]
 
     def trials(self, model: Model) -> list[Overrides]:
         """What is tried for a model: the same number for each, none for ablations or without tuning."""
@@ -199,10 +205,10 @@ class _Place:
             raise self.error(f"{name} {value!r} must be text")
         return value
 
-    def choice(self, name: str, kinds: tuple[str, ...]) -> Any:
+    def choice(self, name: str, kinds: tuple[str | bool, ...]) -> Any:
         value = self.value.get(name, kinds[0])
         if value not in kinds:
-            raise self.error(f"{name} {value!r} must be one of {', '.join(kinds)}")
+            raise self.error(f"{name} {value!r} must be one of {', '.join(map(str, kinds)).lower()}")
         return value
 
     def overrides(self) -> Overrides:
@@ -224,7 +230,7 @@ class _Place:
 
 
 def _dataset(name: str, place: _Place, file: str) -> Dataset:
-    place.known("data", "source", "raw", "spec", "simulate", "prepare", "config", "settings")
+    place.known("data", "source", "raw", "spec", "simulate", "prepare", "config", "settings", "ablations")
     entry = place.value
     if ("data" in entry) + ("source" in entry) + ("simulate" in entry) != 1:
         raise place.error("must have one of data (a folder), source (with raw) and simulate")
@@ -245,6 +251,7 @@ def _dataset(name: str, place: _Place, file: str) -> Dataset:
         place.text("spec"),
         _fields(place, "simulate", SimulateConfig) if "simulate" in entry else None,
         _fields(place, "prepare", PrepareConfig) if "prepare" in entry else {},
+        place.choice("ablations", (True, False)),
     )
 
 
@@ -302,7 +309,7 @@ def _check(suite: Suite, file: str) -> None:
             if not model.of and (trials > size or (suite.tuning.search == "grid" and trials != size)):
                 raise place.error(f"trials {trials}: the space of model {model.name!r} has {size} combinations")
     for number, dataset in enumerate(suite.datasets):
-        for model in suite.models:
+        for model in suite.on(dataset):
             # What is tried is the same on every dataset, and reading settings takes a while.
             for tried in (suite.trials(model) if number == 0 else []) or [{}]:
                 settings = nested(dataset.settings, model.overrides | tried)

@@ -160,6 +160,17 @@ def test_nothing_is_tested_before_all_is_chosen_and_trained(raw: Path, tmp_path:
     assert launch.count("evaluate") == 12
 
 
+def test_ablations_are_run_where_they_are_wanted(raw: Path, tmp_path: Path) -> None:
+    launch = Pretended()
+    one = SUITE["datasets"]["one"] | {"ablations": False}
+    results, _ = carry_out(
+        suite_of(tmp_path, SUITE | {"datasets": SUITE["datasets"] | {"one": one}}), tmp_path, raw, launch
+    )
+    assert results["failed"] == []
+    assert launch.asked.count(("train", "two/no-gate")) == 2
+    assert not any("one/no-gate" in folder for _, folder in launch.asked)
+
+
 def test_what_is_there_is_not_done_again(raw: Path, tmp_path: Path) -> None:
     first, again = Pretended(), Pretended()
     before, _ = carry_out(suite_of(tmp_path), tmp_path, raw, first)

@@ -15,7 +15,7 @@ SHIPPED = Path(__file__).parents[2] / "configs" / "experiments"
 GOOD: dict[str, Any] = {
     "datasets": {
         "shop": {"source": "jd", "raw": "log", "config": "base.yaml", "prepare": {"history": 9}},
-        "mine": {"data": "folder", "settings": {"train.epochs": 1}},
+        "mine": {"data": "folder", "settings": {"train.epochs": 1}, "ablations": False},
         "world": {"simulate": None},
     },
     "models": {"a2gen": None, "ple": {"model.name": "ple"}},
@@ -63,6 +63,11 @@ def test_what_a_suite_says(file: Path) -> None:
         ("no gate", "a2gen", {"model.head_gate": False}),
     ]
     assert suite.seeds == (3, 1)
+    assert [[model.name for model in suite.on(dataset)] for dataset in suite.datasets] == [
+        ["a2gen", "ple", "no gate"],
+        ["a2gen", "ple"],
+        ["a2gen", "ple", "no gate"],
+    ]
 
 
 def test_every_model_is_tried_as_often_with_different_settings_of_its_space(file: Path) -> None:
@@ -102,6 +107,7 @@ def test_without_tuning_nothing_is_tried(file: Path) -> None:
         ("datasets/shop/raw", ..., "datasets, shop: source and raw go together"),
         ("datasets/mine/raws", "x", "datasets, mine: 'raws' is none of"),
         ("datasets/mine/data", 3, "datasets, mine: data 3 must be text"),
+        ("datasets/mine/ablations", "no", "datasets, mine: ablations 'no' must be one of true, false"),
         ("datasets/a:b", {"data": "x"}, "datasets: 'a:b' cannot be a name"),
         ("datasets/..", {"data": "x"}, "datasets: '..' cannot be a name"),
         ("datasets/mine/settings", {"epochs": 1}, "mine, settings: 'epochs' must be a setting's full name"),
@@ -159,7 +165,14 @@ def test_settings_are_laid_over_each_other() -> None:
 
 def test_shipped_suites_can_be_run() -> None:
     main, quick = (read_suite(str(SHIPPED / name)) for name in ("main.yaml", "quick.yaml"))
-    assert [model.name for model in main.models if not model.of] == ["a2gen", "mmoe", "ple", "hstu"]
+    assert [model.name for model in main.models if not model.of] == [
+        "a2gen",
+        "mmoe",
+        "ple",
+        "adatask",
+        "forkmerge",
+        "hstu",
+    ]
     assert [dataset.name for dataset in main.datasets] == ["simulated", "kuairand", "jd", "rec_tmall"]
     assert len(main.seeds) >= 3
     for suite in (main, quick):
