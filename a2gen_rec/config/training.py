@@ -146,14 +146,17 @@ class EvaluateConfig:
     Attributes:
         max_error: most that an action's probability may be too low, for sequences that were not followed to their end.
         smoothing: pseudo-impressions at the base rate in the item-rate reference row.
+        sequences: most frequent action sequences to compare with the generated ones; 0 for none.
     """
 
     max_error: float = 1e-3
     smoothing: float = 20.0
+    sequences: int = 0
 
     def __post_init__(self) -> None:
         require("evaluate", self, "in [0, 1)", lambda value: 0 <= value < 1, "max_error")
         require("evaluate", self, *POSITIVE, "smoothing")
+        require("evaluate", self, *NOT_NEGATIVE, "sequences")
 
 
 @dataclass

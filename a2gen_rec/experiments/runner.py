@@ -39,6 +39,7 @@ Launch = Callable[[Sequence[str], str], int]
 """Runs ``a2gen`` with arguments, its output at the end of a file, to an exit code."""
 
 CHOSEN, RESULTS = "chosen.json", "results.json"
+SEQUENCES = 12  # that a test looks at, unless its settings say
 RECORD, TEST, PREDICTIONS = "record.json", "test.json", "test.parquet"
 
 
@@ -272,7 +273,8 @@ class Experiment:
         config = run.config
         command = ["evaluate", "--run", run.folder, "--data", run.data, "--split", "test"]
         command += ["--json", result, "--predictions", predictions, "--device", config.train.device]
-        self._command([*command, *_arguments(vars(config.evaluate))], paths.join(run.folder, "log.txt"))
+        settings = vars(config.evaluate) | {"sequences": config.evaluate.sequences or SEQUENCES}
+        self._command([*command, *_arguments(settings)], paths.join(run.folder, "log.txt"))
         aucs = [row["auc"] for row in json.loads(paths.read_text(result))["actions"].values() if row["auc"] is not None]
         return f"test AUC {sum(aucs) / max(len(aucs), 1):.4f}"
 

@@ -20,6 +20,7 @@ from a2gen_rec.training.objective_metrics import objective_report
 from a2gen_rec.training.predict import Predictions, Sums, outcome_names, predict
 from a2gen_rec.training.prediction_file import write_predictions
 from a2gen_rec.training.process import Process, agreed
+from a2gen_rec.training.sequences import Sequences
 
 
 def evaluation_batches(
@@ -52,16 +53,22 @@ def evaluate(
         ``{"split", "targets", "actions": {name: {...}}, "time": {name: {...}}, "next_time": {name: {...}},
         "objectives": {name: {...}}, "reference": {...}, ...}``, names being the card's actions without ``start`` and
         ``exit``, and its labels; times include ``exit``, and are told before the impression (``time``) or given the
-        steps before each action (``next_time``). What there is of watch time and objectives:
+        steps before each action (``next_time``). Of models that generate them, ``sequences`` if the configuration asks
+        for them (``Sequences.report``). What there is of watch time and objectives:
         ``objective_metrics.objective_report``.
     """
     batches = evaluation_batches(data, split, card, config, process, with_oracle=True)
-    predictions, sums = predict(built, batches, card, config.evaluate.max_error)
+    most, ranker = config.evaluate.sequences, built.model.ranker
+    collected = Sequences(ranker, card.splits[split].targets) if most else None
+    also = None if collected is None else collected.add
+    predictions, sums = predict(built, batches, card, config.evaluate.max_error, also)
+    sequences = None if collected is None else collected.report(card, most)
     if not process.leads:
         return {}
     if keep:
         write_predictions(keep, predictions, card)
-    return report(predictions, sums, data, split, card, config, built.model.ranker.tasks)
+    result = report(predictions, sums, data, split, card, config, ranker.tasks)
+    return result if sequences is None else result | {"sequences": sequences}
 
 
 def report(

@@ -1,6 +1,6 @@
 """Predictions for whole splits, gathered from all ranks."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -71,13 +71,18 @@ class Sums:
 
 @torch.no_grad()
 def predict(
-    built: Built, batches: Iterable[WindowBatch], card: DatasetCard, max_error: float
+    built: Built,
+    batches: Iterable[WindowBatch],
+    card: DatasetCard,
+    max_error: float,
+    also: Callable[[Encoded, WindowBatch], None] | None = None,
 ) -> tuple[Predictions, Sums]:
     """Run the model over agreed batches. All ranks call it; rank 0 gets all rows, the others their own.
 
     Args:
         batches: on every rank the same number, with global counts.
         max_error: bound on the probability of sequences that are not followed to their end.
+        also: takes every batch and what the model says of it.
     """
     was_training = built.dmp.training
     built.dmp.eval()
@@ -93,6 +98,8 @@ def predict(
         counts += batch.counts.cpu()
         backwards += _backwards(output, batch).cpu()
         parts.append(_rows(built, output, batch, card, max_error))
+        if also is not None:
+            also(output, batch)
     built.dmp.train(was_training)
     dist.all_reduce(sums)
     dist.all_reduce(backwards)
