@@ -1,5 +1,6 @@
 """What is kept of a finished training run, to compare it by."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,11 +59,17 @@ def parameters(card: DatasetCard, config: Config) -> dict[str, int]:
 
 def targets_per_s(folder: str) -> float | None:
     """Median training speed over the intervals that were logged; None where none was."""
-    scalars = paths.join(folder, "tensorboard")
-    if not paths.exists(scalars):
-        return None
-    events = EventAccumulator(scalars, size_guidance={"scalars": 0}, purge_orphaned_data=False)
-    events.Reload()
-    if SPEED not in events.Tags()["scalars"]:
-        return None
-    return float(np.median([event.value for event in events.Scalars(SPEED)]))
+    logged = scalars(folder, [SPEED])[SPEED]
+    return float(np.median([value for _, value in logged])) if logged else None
+
+
+def scalars(folder: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """What the run in ``folder`` logged under ``names``: steps and values, none where it logged nothing."""
+    found: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
+    place = paths.join(folder, "tensorboard")
+    if paths.exists(place):
+        events = EventAccumulator(place, size_guidance={"scalars": 0}, purge_orphaned_data=False)
+        events.Reload()
+        for name in set(names) & set(events.Tags()["scalars"]):
+            found[name] = [(event.step, float(event.value)) for event in events.Scalars(name)]
+    return found

@@ -82,4 +82,4 @@ def p_value(differences: np.ndarray) -> float | None:
     if not len(known):
         return None
     tail = min(np.count_nonzero(known <= 0), np.count_nonzero(known >= 0))
-    return min(1.0, 2 * (tail + 1) / (len(known) + 1))
+    return min(1.0, 2 * (int(tail) + 1) / (len(known) + 1))
