@@ -77,8 +77,8 @@ def predicted_curves(runs: Sequence[TestedRun]) -> Predicted:
         was = np.concatenate([predictions.actual_time[:, column] for predictions, _ in found]).astype(np.float64)
         known = np.isfinite(said) & np.isfinite(was)
         if known.any():
-            seconds = (np.expm1(np.quantile(values[known], QUANTILES)) for values in (said, was))
-            times[name] = Times(*seconds, count=int(known.sum()) // len(runs))
+            predicted, observed = (np.expm1(np.quantile(values[known], QUANTILES)) for values in (said, was))
+            times[name] = Times(predicted, observed, int(known.sum()) // len(runs))
     return Predicted(runs[0].model, calibrations, times)
 
 

@@ -1,0 +1,39 @@
+"""``a2gen report``: what an experiment found, as a page."""
+
+from jsonargparse import ArgumentParser, Namespace
+
+from a2gen_rec.cli.common import new_console, new_parser
+
+
+def parser() -> ArgumentParser:
+    command = new_parser(
+        "Write what an experiment found as a page and as Markdown, with charts.",
+        usage="a2gen report DIR [--out DIR] [--markdown FILE]",
+    )
+    command.add_argument("experiment", type=str, help="folder of `a2gen experiment`")
+    command.add_argument("--out", type=str, default="", help="folder of the report; by default the experiment's own")
+    command.add_argument(
+        "--markdown", type=str, default="", help="file for the Markdown, its charts in a folder beside"
+    )
+    command.add_argument("--resamples", type=int, default=1000, help="resamples of users, for intervals")
+    return command
+
+
+def run(options: Namespace) -> None:
+    from a2gen_rec.quiet import quiet
+
+    quiet()
+    from a2gen_rec.reporting.experiment_page import report_experiment
+    from a2gen_rec.reporting.experiment_tables import summary_table
+
+    console = new_console()
+    with console.status("reading") as status:
+        written = report_experiment(
+            options.experiment, options.out, options.markdown, options.resamples, lambda line: status.update(line)
+        )
+    for comparison in written.comparisons:
+        console.print(summary_table(comparison))
+    charts = len(written.files) - 2
+    for file in written.files[:2]:
+        console.print(f"report: {file}", soft_wrap=True)
+    console.print(f"{charts} {'chart' if charts == 1 else 'charts'} beside the Markdown", soft_wrap=True)
