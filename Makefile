@@ -21,7 +21,7 @@ BIN := .venv/bin
 OUT := quickstart
 TORCHX := $(BIN)/torchx --log_level WARNING
 
-.PHONY: help install quickstart test lint types format benchmarks clean distclean
+.PHONY: help install quickstart test lint types format benchmarks results clean distclean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-17s  %s\n", $$1, $$2 }'
@@ -76,6 +76,12 @@ format: $(STAMP)  ## format the code and mend what ruff can
 benchmarks: $(STAMP)  ## run all benchmarks in full and write benchmarks/RESULTS.md
 	$(BIN)/a2gen benchmark all --out benchmarks/results
 	mv benchmarks/results/RESULTS.md benchmarks/RESULTS.md
+
+results: OUT := experiments/main
+results: $(STAMP)  ## run the main experiment on the raw logs in RAW and write docs/results.md; hours
+	@$(if $(RAW),,echo "RAW=FOLDER: the folder of the raw logs, as configs/experiments/main.yaml lists them" >&2; exit 1)
+	$(BIN)/a2gen experiment --suite configs/experiments/main.yaml --raw $(RAW) --out $(OUT) --jobs $(or $(JOBS),2)
+	$(BIN)/a2gen report $(OUT) --markdown docs/results.md
 
 clean:  ## delete caches, build outputs and the quickstart's files
 	rm -rf $(OUT) build dist packaging/*/build *.egg-info packaging/*/*.egg-info .coverage htmlcov

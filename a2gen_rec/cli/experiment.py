@@ -1,5 +1,8 @@
 """``a2gen experiment``: models compared on datasets, by a suite."""
 
+import shlex
+import sys
+
 from jsonargparse import ArgumentParser, Namespace
 
 from a2gen_rec.cli.common import new_parser
@@ -28,7 +31,10 @@ def run(options: Namespace) -> None:
     def tell(line: str) -> None:
         print(line, flush=True)
 
-    results = Experiment(read_suite(options.suite), options.out, options.raw, options.jobs, tell).run()
+    suite, command = read_suite(options.suite), shlex.join(["a2gen", *sys.argv[1:]])
+    results = Experiment(suite, options.out, options.raw, options.jobs, tell, command=command).run()
     tell(f"results of {len(results['runs'])} runs: {options.out}/{RESULTS}")
+    if results["runs"]:
+        tell(f"as a page: {shlex.join(['a2gen', 'report', options.out])}")
     if failed := len(results["failed"]):
         raise UserError(f"{failed} {'run' if failed == 1 else 'runs'} failed, as told above; the same command retries")

@@ -96,6 +96,7 @@ class Experiment:
         out: local folder of everything that is made; raw: folder that the suite's data and logs are relative to.
         jobs: commands run at a time.
         tell: takes lines of progress; launch: see ``Launch``, by default processes of their own.
+        command: what was typed, for the results.
 
     Raises:
         UserError: ``out`` is not writable, or not local.
@@ -109,6 +110,7 @@ class Experiment:
         jobs: int = 1,
         tell: Callable[[str], None] = print,
         launch: Launch | None = None,
+        command: str = "",
     ) -> None:
         if jobs < 1:
             raise ConfigError(f"--jobs {jobs} must be at least 1")
@@ -116,7 +118,7 @@ class Experiment:
             raise UserError(f"{out}: must be a local folder")
         paths.make_folder(out)
         self.suite, self.out, self.raw, self.jobs, self.tell = suite, out, raw, jobs, tell
-        self.machine = machine(choose_device("auto"))
+        self.machine, self.command = machine(choose_device("auto")), command
         self.processes = Processes()
         self.launch = self.processes if launch is None else launch
         self.failures: list[Failure] = []
@@ -141,6 +143,7 @@ class Experiment:
         results = {
             "suite": asdict(self.suite),
             "machine": self.machine,
+            "command": self.command,
             "chosen": chosen,
             "trials": [self._record(run) for runs in trials.values() for run in runs if self._has(run, RECORD)],
             "runs": [self._record(run) for run in runs if self._has(run, TEST)],

@@ -13,8 +13,8 @@ from a2gen_rec.reporting import charts
 from a2gen_rec.reporting.comparison import Comparison, Difference, ModelResult
 from a2gen_rec.reporting.curves import QUANTILES, Learning, Predicted
 
-_WIDTH = 10.0  # inches of a chart as wide as the page
-_ACROSS = 4
+_WIDTH = 13.0  # inches of a chart as wide as the page
+_ACROSS = 5
 _OBSERVED = "observed"
 
 
@@ -52,7 +52,7 @@ def ablation_chart(comparison: Comparison) -> Chart | None:
     rows.sort(key=lambda row: (row[1].value if row[1] else math.inf, row[0].name))
     title = f"{comparison.dataset}: what the ablations cost"
     timed = any(mae is not None for _, _, mae in rows)
-    figure = charts.new_figure(title, _WIDTH, 0.9 + 0.3 * len(rows))
+    figure = charts.new_figure(title, _WIDTH, 0.9 + 0.32 * len(rows))
     panels = figure.subplots(1, 1 + timed, sharey=True, squeeze=False)[0]
     of = {model.of for model, _, _ in rows}
     names = [model.name if len(of) == 1 else f"{model.name} ({model.of})" for model, _, _ in rows]
@@ -61,7 +61,8 @@ def ablation_chart(comparison: Comparison) -> Chart | None:
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     if timed:
         _differences(panels[1], [mae for _, _, mae in rows], "difference of mean time MAE, log1p s  (right is worse)")
-    panels[0].tick_params(axis="y", length=0, labelcolor=charts.INK)
+    for panel in panels:
+        panel.tick_params(axis="y", length=0, labelcolor=charts.INK)
     caption = (
         f"Each ablation less the full model ({', '.join(sorted(of))}), with 95 % intervals over "
         f"{comparison.resamples:,} resamples of users. Filled: the interval leaves out 0; hollow: it does not, and "
@@ -143,11 +144,11 @@ def sequences_chart(
     (first, *_), *_ = found.values()
     rows = [tuple(row["actions"]) for row in first["most_frequent"]]
     title = f"{dataset}: generated action sequences"
-    figure = charts.new_figure(title, _WIDTH, 1.1 + 0.3 * len(rows))
+    figure = charts.new_figure(title, _WIDTH, 1.1 + 0.32 * len(rows))
     panel = figure.subplots()
     place = np.arange(len(rows))
     observed = [100 * row["observed"] for row in first["most_frequent"]]
-    marks: list[Any] = [panel.barh(place, observed, 0.7, color=charts.TONES[1])]
+    marks: list[Any] = panel.plot(observed, place, "|", color=charts.INK, markersize=16, markeredgewidth=2.5)
     for model, reports in found.items():
         means = []
         for actions in rows:
@@ -156,8 +157,8 @@ def sequences_chart(
             ]
             means.append(100 * float(np.mean(known)) if known else math.nan)
         look = styles[model]
-        marks += panel.plot(means, place, color=look.color, marker=look.marker, linestyle="none", markersize=6)
-    charts.style(panel, "", "% of impressions", grid="x")
+        marks += panel.plot(means, place, color=look.color, marker=look.marker, linestyle="none", markersize=7)
+    charts.style(panel, "", "% of impressions", grid="both")
     charts.log_axis(panel.xaxis)
     panel.set_yticks(place, [" → ".join(actions) for actions in rows])
     panel.set_ylim(len(rows) - 0.5, -0.5)
@@ -169,7 +170,7 @@ def sequences_chart(
     caption = (
         f"The {len(rows)} most frequent of {distinct:,} observed sequences, of {targets:,} impressions{every}. "
         f"Expected: mean probability of exactly that sequence; beams cover {covered:.1%} of it, and what they "
-        "leave out counts as 0. A point at the end of its bar: as often as it happens."
+        "leave out counts as 0. A point on its bar: as often as it happens."
     )
     return Chart("sequences", title, caption, figure)
 
@@ -181,7 +182,7 @@ def learning_chart(
     if not aucs and not losses:
         return None
     title = f"{dataset}: learning curves"
-    figure = charts.new_figure(title, _WIDTH, 3.2)
+    figure = charts.new_figure(title, _WIDTH, 3.4)
     named = [(each, label) for each, label in ((aucs, "validation mean AUC"), (losses, "validation loss")) if each]
     several = False
     for panel, (curves, label) in zip(figure.subplots(1, len(named), squeeze=False)[0], named, strict=True):
@@ -205,7 +206,7 @@ def cost_chart(comparison: Comparison, styles: Mapping[str, Look]) -> Chart | No
     if len(shown) < 2:
         return None
     title = f"{comparison.dataset}: quality and cost"
-    figure = charts.new_figure(title, 0.7 * _WIDTH, 3.2)
+    figure = charts.new_figure(title, 0.6 * _WIDTH, 3.4)
     panel = figure.subplots()
     for model in shown:
         _dot(panel, model, styles[model.name])

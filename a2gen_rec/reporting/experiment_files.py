@@ -6,8 +6,7 @@ from typing import Any
 
 from a2gen_rec import paths
 from a2gen_rec.errors import DataError, UserError
-
-RESULTS = "results.json"
+from a2gen_rec.experiments.runner import RESULTS
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from a2gen_rec import paths
+from a2gen_rec.errors import ConfigError
+from a2gen_rec.experiments.runner import SEQUENCES
 from a2gen_rec.reporting import charts, experiment_figures, experiment_tables
 from a2gen_rec.reporting.comparison import Comparison, compare
 from a2gen_rec.reporting.curves import learning_curve, predicted_curves
@@ -51,8 +53,11 @@ def report_experiment(
         tell: takes a line of progress per dataset and model.
 
     Raises:
+        ConfigError: ``resamples`` is not positive.
         UserError: the experiment cannot be read (as ``read_experiment``), or a place is not writable.
     """
+    if resamples < 1:
+        raise ConfigError(f"--resamples {resamples} must be at least 1")
     recorded = read_experiment(folder)
     page = paths.join(out or folder, HTML)
     markdown = markdown or paths.join(out or folder, MARKDOWN)
@@ -155,7 +160,7 @@ def _about(recorded: Recorded) -> dict[str, Any]:
 
 def _commands(recorded: Recorded) -> list[str]:
     """What made the results: the experiment, and what it ran of each run."""
-    evaluation = "--json RUN/test.json --predictions RUN/test.parquet"
+    evaluation = f"--json RUN/test.json --predictions RUN/test.parquet --sequences {SEQUENCES}"
     return [
         *([recorded.command] if recorded.command else []),
         "a2gen train --config RUN/settings.yaml --data DATA --run RUN",

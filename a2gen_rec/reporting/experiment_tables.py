@@ -30,9 +30,10 @@ def nearest_1(value: float) -> float:
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table; ``best`` of its column."""
+    """What stands in a table, and smaller below it; ``best`` of its column."""
 
     text: str
+    below: str = ""
     best: bool = False
 
 
@@ -86,21 +87,20 @@ def overview(comparison: Comparison) -> Table:
     shown: Sequence[Measured] = comparison.whole
     rows = [*shown, *comparison.references]
     reference = shown[0].name if shown else ""
-    columns = [("mean AUC", _column(shown, rows, lambda row: row.auc, more, 4))]
-    columns.append(("95 % interval", [_interval(row, "auc") for row in rows]))
+    columns = [("mean AUC", _column(shown, rows, lambda row: row.auc, more, 4, "auc_interval"))]
     several = len(shown) > 1
     if several:
-        columns.append((f"less {reference}", [_difference_cell(row, "auc") for row in rows]))
+        columns.append((f"difference to {reference}", [_difference_cell(row, "auc") for row in rows]))
     if comparison.timed:
-        columns.append(("mean time MAE, log1p s", _column(shown, rows, lambda row: row.mae_log, less, 4)))
+        mae = _column(shown, rows, lambda row: row.mae_log, less, 4, "mae_interval")
+        columns.append(("mean time MAE, log1p s", mae))
         if several:
-            columns.append((f"less {reference} ", [_difference_cell(row, "mae") for row in rows]))
-        columns.append(("mean time MAE, s", _column(shown, rows, lambda row: row.mae_s, less, 2)))
+            columns.append((f"difference to {reference} ", [_difference_cell(row, "mae") for row in rows]))
     seeds = max((len(model.seeds) for model in comparison.whole), default=1)
     note = (f"Mean ± standard deviation over {seeds} seeds" if seeds > 1 else "One seed") + ". Bold: best model."
     note += " Means are over actions and labels"
     note += ", of times over actions that the log times." if comparison.timed else "."
-    note += f" Intervals: 95 % over {comparison.resamples:,} resamples of the {comparison.users:,} users"
+    note += f" Below: 95 % intervals over {comparison.resamples:,} resamples of the {comparison.users:,} users"
     note += f", the same ones for both models of a difference; {MARK}: it leaves out 0." if several else "."
     return _table("At a glance", columns, rows, len(shown), note)
 
@@ -127,8 +127,11 @@ def times(comparison: Comparison, metric: str, title: str, digits: int) -> Table
         (name, _column(shown, rows, lambda row, name=name: row.times.get(name, {}).get(metric), less, digits))  # type: ignore[misc]
         for name in comparison.timed
     ]
+    several = len(comparison.timed) > 1
+    if several:
+        columns.insert(0, ("mean", _column(shown, rows, lambda row: getattr(row, metric), less, digits)))
     table = _table(title, columns, rows, len(shown), "Of impressions in which the action happened at a known time.")
-    counts = [Cell(f"{count:,}") for count in comparison.timed.values()]
+    counts = [Cell("")] * several + [Cell(f"{count:,}") for count in comparison.timed.values()]
     return Table(table.title, table.columns, [*table.rows, Row("known times", counts, True)], table.note)
 
 
@@ -137,12 +140,12 @@ def ablations(comparison: Comparison) -> Table:
     rows = [model for model in comparison.models if model.of]
     whole = {name for model in rows if (name := model.of)}
     shown = [model for model in comparison.models if model.name in whole or model.of]
-    columns = [("change", [Cell(_change(comparison, model)) for model in shown])]
-    columns.append(("mean AUC", [_spread_cell(model.auc, 4) for model in shown]))
+    columns = [("mean AUC", [Cell(_spread_text(model.auc, 4)) for model in shown])]
     columns.append(("difference", [_difference_cell(model, "auc") if model.of else Cell("") for model in shown]))
     if comparison.timed:
-        columns.append(("mean time MAE, log1p s", [_spread_cell(model.mae_log, 4) for model in shown]))
+        columns.append(("mean time MAE, log1p s", [Cell(_spread_text(model.mae_log, 4)) for model in shown]))
         columns.append(("difference ", [_difference_cell(model, "mae") if model.of else Cell("") for model in shown]))
+    columns.append(("change", [Cell(_change(comparison, model)) for model in shown]))
     note = f"Each with the tuned settings of its model, and its difference to it. {MARK}: the interval leaves out 0."
     return _table("Ablations", columns, shown, len(shown), note, ("change",))
 
@@ -179,14 +182,10 @@ def summary_table(comparison: Comparison) -> TerminalTable:
     )
     whole = overview(comparison)
     table.add_column("", overflow="fold")
-    kept = [place for place, name in enumerate(whole.columns) if name != "95 % interval"]
-    for place in kept:
-        table.add_column(Text(whole.columns[place].strip().replace(", ", ",\n")), justify="right")
-    for row in whole.rows:
-        # Of a difference, the value and its mark: the page has the interval.
-        cells = [(row.cells[place].text, row.cells[place].best) for place in kept]
-        short = [(text.split(" [")[0] + (MARK if text.endswith(MARK) else ""), best) for text, best in cells]
-        table.add_row(Text(row.name), *(Text(text, style=BETTER if best else "") for text, best in short))
+    for name in whole.columns:
+        table.add_column(Text(name.strip().replace(", ", ",\n")), justify="right")
+    for row in whole.rows:  # without intervals, which the page has
+        table.add_row(Text(row.name), *(Text(cell.text, style=BETTER if cell.best else "") for cell in row.cells))
     return table
 
 
@@ -211,39 +210,42 @@ def _column(
     value: Callable[[Measured], Spread | None],
     better: Better,
     digits: int,
+    interval: str = "",
 ) -> list[Cell]:
-    """A metric of all rows; the best of the models stands out, all that look alike, if there is more than one."""
-    cells = [_spread_cell(value(row), digits) for row in rows]
-    shown = {
-        text: better(float(text)) for row in models if (found := value(row)) for text in [f"{found.mean:.{digits}f}"]
-    }
-    least = min(shown.values(), default=math.nan)
-    if len(models) < 2:
-        return cells
-    return [
-        Cell(cell.text, place < len(models) and shown.get(cell.text.split(" ")[0], math.inf) == least)
-        for place, cell in enumerate(cells)
+    """A metric of all rows, below it the attribute ``interval``, or else the deviation.
+
+    The best of the models stands out, all that look alike, if there is more than one.
+    """
+    values = [value(row) for row in rows]
+    shown = [
+        math.nan if found is None else better(float(f"{found.mean:.{digits}f}")) for found in values[: len(models)]
     ]
+    least = min((each for each in shown if each == each), default=math.nan)
+    cells = []
+    for place, (row, found) in enumerate(zip(rows, values, strict=True)):
+        best = len(models) > 1 and place < len(models) and shown[place] == least
+        if interval:
+            around = getattr(row, interval, None)
+            below = "" if around is None else f"{around[0]:.{digits}f} to {around[1]:.{digits}f}"
+            cells.append(Cell(_spread_text(found, digits), below, best))
+        else:
+            text, _, deviation = _spread_text(found, digits).partition(" ")
+            cells.append(Cell(text, deviation, best))
+    return cells
 
 
-def _spread_cell(value: Spread | None, digits: int) -> Cell:
+def _spread_text(value: Spread | None, digits: int) -> str:
     if value is None:
-        return Cell(UNKNOWN)
-    deviation = "" if value.std is None else f" ± {value.std:.{digits}f}"
-    return Cell(f"{value.mean:.{digits}f}{deviation}")
-
-
-def _interval(row: Measured, metric: str) -> Cell:
-    found = getattr(row, f"{metric}_interval", None)
-    return Cell("" if found is None else f"{found[0]:.4f} to {found[1]:.4f}")
+        return UNKNOWN
+    return f"{value.mean:.{digits}f}" + ("" if value.std is None else f" ± {value.std:.{digits}f}")
 
 
 def _difference_cell(row: Measured, metric: str) -> Cell:
     found: Difference | None = getattr(row, f"{metric}_difference", None)
     if found is None:
         return Cell("")
-    around = f"[{_signed(found.low)}, {_signed(found.high)}]"
-    return Cell(f"{_signed(found.value)} {around} p {found.p:.3f}{MARK if found.significant else ''}")
+    mark = MARK if found.significant else ""
+    return Cell(_signed(found.value) + mark, f"{_signed(found.low)} to {_signed(found.high)}, p {found.p:.3f}")
 
 
 def _signed(value: float) -> str:
