@@ -49,7 +49,7 @@ class Sequences:
             return
         first = -self.seen % self.every
         self.seen += len(batch.target)
-        chosen = torch.arange(first, len(batch.target), self.every, device=batch.target.device)
+        chosen = torch.arange(len(batch.target), device=batch.target.device)[first :: self.every]
         if not len(chosen):
             return
         self.targets += len(chosen)

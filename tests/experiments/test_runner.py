@@ -1,6 +1,7 @@
 """What an experiment runs, in which order, and what of it again."""
 
 import json
+import re
 import signal
 import threading
 import time
@@ -288,9 +289,17 @@ def test_the_quick_suite_at_a_tiny_size(tmp_path: Path) -> None:
         assert measured["targets"] == len(predictions.user) > 0
         assert 0 < row["validation"]["auc"] < 1
         assert row["step"] == 3
+        assert ("sequences" in measured) == (row["model"] != "mmoe")
     again = Pretended()
     assert Experiment(suite, str(tmp_path / "out"), tell=lines.append, launch=again).run()["runs"] == results["runs"]
     assert again.asked == []
+
+    main(["report", str(tmp_path / "out"), "--resamples", "10"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    for said in ("small: what the ablations cost", "small: generated action sequences", "What tuning chose", "oracle"):
+        assert said in page
+    for picture in re.findall(r"\]\(([^)]+[.]svg)\)", (tmp_path / "out" / "report.md").read_text()):
+        assert (tmp_path / "out" / picture).exists()
 
 
 def test_the_command_runs_processes_of_its_own(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
