@@ -50,13 +50,15 @@ class Measured:
     """A row of the comparison: a model, or a trivial reference.
 
     Attributes:
-        outcomes: action, label or objective -> ``OF_SCORE`` -> value; times: timed action -> ``OF_TIME`` -> value.
+        outcomes: action, label or objective -> ``OF_SCORE`` -> value; times: timed action -> ``OF_TIME`` -> value,
+            next_times: the same given the steps before each action, empty where that was not measured.
         auc: mean over actions and labels; mae_log, mae_s: mean over timed actions, in log1p seconds and seconds.
     """
 
     name: str
     outcomes: dict[str, dict[str, Spread | None]]
     times: dict[str, dict[str, Spread | None]]
+    next_times: dict[str, dict[str, Spread | None]]
     auc: Spread | None
     mae_log: Spread | None
     mae_s: Spread | None
@@ -222,10 +224,12 @@ def _model(
 
 def _measured(name: str, tests: Sequence[Mapping[str, Any]], scored: Sequence[str]) -> Measured:
     outcomes = [{**test["objectives"], **test["actions"]} for test in tests]
+    given = [test.get("next_time", {}) for test in tests]
     return Measured(
         name=name,
         outcomes=_by_metric(outcomes, scored, OF_SCORE),
         times=_by_metric([test["time"] for test in tests], list(tests[0]["time"]), OF_TIME),
+        next_times=_by_metric(given, list(given[0]), OF_TIME),
         auc=spread(mean_of(test["actions"], "auc") for test in tests),
         mae_log=spread(mean_of(test["time"], "mae_log") for test in tests),
         mae_s=spread(mean_of(test["time"], "mae_s") for test in tests),

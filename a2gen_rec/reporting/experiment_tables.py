@@ -79,6 +79,8 @@ def further_tables(comparison: Comparison) -> list[Table]:
     ]
     if comparison.timed:
         tables.append(times(comparison, "mae_s", "Time MAE, seconds", 2))
+    if any(model.next_times for model in comparison.whole):
+        tables.append(next_times(comparison))
     return [*tables, costs(comparison)]
 
 
@@ -133,6 +135,19 @@ def times(comparison: Comparison, metric: str, title: str, digits: int) -> Table
     table = _table(title, columns, rows, len(shown), "Of impressions in which the action happened at a known time.")
     counts = [Cell("")] * several + [Cell(f"{count:,}") for count in comparison.timed.values()]
     return Table(table.title, table.columns, [*table.rows, Row("known times", counts, True)], table.note)
+
+
+def next_times(comparison: Comparison) -> Table:
+    """The error of times when the steps before an action are known."""
+    shown: Sequence[Measured] = comparison.whole
+    columns = [
+        (name, _column(shown, shown, lambda row, name=name: row.next_times.get(name, {}).get("mae_log"), less, 4))  # type: ignore[misc]
+        for name in comparison.timed
+    ]
+    note = (
+        "Of the next action, by a model that has seen the steps before it; towers read no steps and say what they said."
+    )
+    return _table("Time MAE given the steps before, log1p s", columns, shown, len(shown), note)
 
 
 def ablations(comparison: Comparison) -> Table:

@@ -12,6 +12,7 @@ from a2gen_rec.data.batch import WindowBatch, count_names
 from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.models.a2gen import A2GenOutput
 from a2gen_rec.models.baselines.towers import TowersOutput
+from a2gen_rec.models.ranker import Encoded
 from a2gen_rec.training.build import Built
 from a2gen_rec.training.losses import term_names
 from a2gen_rec.training.observed import observed, step_owner

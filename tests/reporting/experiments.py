@@ -38,6 +38,7 @@ def make_predictions(card: DatasetCard, skill: float, seed: int, rows: int = 300
         happened=happened,
         time=(2 + (1 / (1 + skill)) * rng.normal(size=actual.shape)).astype(np.float32),
         actual_time=actual.astype(np.float32),
+        next_time=actual.astype(np.float32) + 0.25,
         watch_time=np.full(rows, np.nan, np.float32),
         oracle=chance[:, : len(card.oracle)].astype(np.float32),
         remainder=np.zeros(rows, np.float32),
@@ -62,6 +63,7 @@ def measure(predictions: Predictions, card: DatasetCard) -> dict[str, Any]:
             for name, column in names.items()
             if name in card.timed
         },
+        "next_time": {name: {"mae_log": 0.25, "mae_s": 1.0} for name in card.timed},
         "reference": {
             "item_rate": rates,
             "median_time": {name: {"mae_log": 0.9, "mae_s": 9.0} for name in card.timed},

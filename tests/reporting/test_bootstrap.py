@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a2gen_rec.reporting import bootstrap
@@ -17,6 +17,7 @@ def direct(values: np.ndarray, user: np.ndarray, weights: np.ndarray) -> np.ndar
     return np.concatenate([values[user == one] for one in range(len(weights)) for _ in range(int(weights[one]))])
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     n=st.integers(1, 40),

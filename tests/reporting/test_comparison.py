@@ -40,6 +40,7 @@ def test_means_and_deviations_are_over_seeds(tmp_path: Path) -> None:
         seconds = [np.mean([row["mae_s"] for row in test["time"].values()]) for test in tests]
         assert model.mae_s is not None
         assert model.mae_s.mean == pytest.approx(np.mean(seconds))
+        assert model.next_times["follow"]["mae_log"] == Spread(0.25, 0.0)
     assert found.scored == [*ROWS, "glance", "effective"]
     assert found.positives["like"] == recorded.runs[0].test["actions"]["like"]["positives"]
     assert list(found.timed) == ["like", "follow", "exit"]
