@@ -68,10 +68,13 @@ def log_histogram(counted: Counted, per_decade: int = 8, floor: float = 0.1) -> 
     """
     if not counted.total:
         return np.zeros(1), np.zeros(0, np.int64)
-    low, high = max(floor, counted.value[0]), max(floor, counted.value[-1])
+    whole = bool((counted.value == np.rint(counted.value)).all())
+    least = 1.0 if whole else floor
+    low, high = max(least, counted.value[0]), max(least, counted.value[-1])
     first, last = math.floor(math.log10(low) * per_decade), math.ceil(math.log10(high) * per_decade)
-    edges = 10.0 ** (np.arange(first, last + 2) / per_decade)
-    if (counted.value == np.rint(counted.value)).all():
-        edges = np.unique(np.rint(edges[edges > 0.5])) - 0.5
+    edges = 10.0 ** (np.arange(first, last + per_decade) / per_decade)
+    if whole:
+        edges = np.unique(np.rint(edges)) - 0.5
+    edges = edges[: np.searchsorted(edges, high, side="right") + 1]
     bins = np.maximum(np.searchsorted(edges, counted.value, side="right") - 1, 0)
     return edges, np.bincount(bins, counted.count, len(edges) - 1).astype(np.int64)

@@ -92,9 +92,12 @@ def amounts(found: DataStatistics) -> Figure:
 
 def histogram(axes: Axes, counted: Counted, title: str, x: str, marks: Sequence[tuple[float, str]] = ()) -> None:
     """A distribution on a log axis, equal areas for equal numbers, with its median and further ``marks``."""
+    if not counted.total:
+        axes.set_axis_off()
+        return
     edges, count = log_histogram(counted)
     density = count / np.diff(np.log10(edges))
-    axes.bar(edges[:-1], density / max(density.max(), 1e-9), np.diff(edges), align="edge", color=SERIES[0], alpha=0.55)
+    axes.bar(edges[:-1], density / density.max(), np.diff(edges), align="edge", color=SERIES[0], alpha=0.55)
     for value, name in [(counted.median, ""), *marks]:
         if edges[0] <= value <= edges[-1]:
             axes.axvline(value, color=SERIES[1] if name else INK, linewidth=1.4, linestyle=STROKES[1 if name else 0])

@@ -16,7 +16,7 @@ from a2gen_rec import paths
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.reporting import charts
-from a2gen_rec.reporting.data_sections import sections
+from a2gen_rec.reporting.data_sections import Section, sections
 from a2gen_rec.reporting.data_statistics import DataStatistics, measure
 
 PAGE, MARKDOWN, NUMBERS = "data.html", "data.md", "statistics.json"
@@ -35,7 +35,7 @@ def report_data(data: str, out: str = "", progress: bool = False) -> list[str]:
         DataError: ``data`` is not a dataset, or a file of it breaks the contract.
         UserError: ``out`` cannot be written, or memory or disk ran out.
     """
-    out = out or f"{data.rstrip('/')}-report"
+    out = out or f"{paths.absolute(data).rstrip('/')}-report"
     if f"{_whole(out)}/".startswith(f"{_whole(data)}/"):
         raise ConfigError(f"--out {out} must lie outside the dataset {data}")
     DatasetCard.load(data)  # before a folder is made
@@ -47,34 +47,27 @@ def report_data(data: str, out: str = "", progress: bool = False) -> list[str]:
         Progress(disable=not progress) as bars,
     ):
         found = measure(data, Path(scratch), bars)
-    written = {PAGE: page(found), MARKDOWN: markdown(found), NUMBERS: json.dumps(numbers(found), indent=1) + "\n"}
+    shown = sections(found)
+    written = {
+        PAGE: _rendered("data.html.j2", found, shown, escape=True),
+        MARKDOWN: _rendered("data.md.j2", found, shown, escape=False),
+        NUMBERS: json.dumps(numbers(found), indent=1) + "\n",
+    }
     for name, text in written.items():
         paths.write_text(paths.join(out, name), text)
-    return [
-        f"{kind}: {paths.join(out, name)}"
-        for kind, name in (("page", PAGE), ("Markdown", MARKDOWN), ("numbers", NUMBERS))
-    ]
+    named = {"page": PAGE, "Markdown": MARKDOWN, "numbers": NUMBERS}
+    return [f"{kind}: {paths.join(out, name)}" for kind, name in named.items()]
 
 
 def _whole(path: str) -> str:
     return os.path.realpath(path) if paths.is_local(path) else path.rstrip("/")
 
 
-def page(found: DataStatistics) -> str:
-    """The HTML page."""
-    return _rendered("data.html.j2", found, escape=True)
-
-
-def markdown(found: DataStatistics) -> str:
-    """The tables and texts of the page as Markdown."""
-    return _rendered("data.md.j2", found, escape=False)
-
-
-def _rendered(template: str, found: DataStatistics, escape: bool) -> str:
+def _rendered(template: str, found: DataStatistics, shown: list[Section], escape: bool) -> str:
     environment = Environment(autoescape=escape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": _cell}
     text = files(__package__).joinpath(template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(card=found.card, found=found, sections=sections(found), charts=charts)
+    return environment.from_string(text).render(card=found.card, found=found, sections=shown, charts=charts)
 
 
 def _cell(text: str) -> str:

@@ -14,6 +14,7 @@ from a2gen_rec.reporting import data_charts as charts
 from a2gen_rec.reporting.counted import Counted
 from a2gen_rec.reporting.data_charts import FEW, MOST_ACTIONS, percent, rate, span
 from a2gen_rec.reporting.data_statistics import DataStatistics
+from a2gen_rec.reporting.plan_figures import count as few_digits
 
 NONE = "–"
 SPREAD = ("count", "mean", "10%", "median", "90%", "99%", "most")
@@ -135,7 +136,7 @@ def how_much(found: DataStatistics) -> Section:
         "impressions of an item": found.per_item,
         "actions of an impression": found.per_impression,
     }
-    rows = [[name, *spread(counted, lambda value: f"{value:,.4g}")] for name, counted in named.items()]
+    rows = [[name, *spread(counted, few_digits)] for name, counted in named.items()]
     top = {share: found.per_item.share_of_top(share) for share in (0.01, 0.1)}
     some = 1 - found.per_impression.count[found.per_impression.value == 0].sum() / found.per_impression.total
     text = (
@@ -262,7 +263,7 @@ def together(found: DataStatistics) -> Section:
     # A lift of one half is as far from chance as one of two.
     toned = np.log(np.where((both < FEW) | (lift == 0), math.nan, lift))
     figure = charts.pair_cells("How many times likelier two actions are together than by chance", names, toned, lifts)
-    rows = beside(names, texts(both, "{:,}".format), texts(chance, "{:,.3g}".format), lifts)
+    rows = beside(names, texts(both, "{:,}".format), texts(chance, few_digits), lifts)
     caption = (
         "Lift: impressions with both actions, over what there would be if neither knew of the other; 1 is chance. "
         f"Cells without a tone are of fewer than {FEW} impressions.{some}"
@@ -334,7 +335,7 @@ def sessions(found: DataStatistics) -> Section:
     gap = found.card.session_gap_s
     rows = [
         ["gap between impressions", *spread(found.gaps, seconds)],
-        ["impressions of a session", *spread(found.sessions, lambda value: f"{value:,.4g}")],
+        ["impressions of a session", *spread(found.sessions, few_digits)],
     ]
     caption = (
         "Left: time between the begins of a user's successive impressions. Right: impressions per session. Solid lines "

@@ -157,16 +157,17 @@ def flatten(connection: duckdb.DuckDBPyConnection, data: str, card: DatasetCard,
     """Write the targets of all splits to ``scratch``, a row each; returns their relation.
 
     Raises:
-        DataError: the dataset has no windows.
+        DataError: the dataset has no training impressions, or a file breaks the contract.
     """
     files = [(code, file) for code, split in enumerate(SPLITS) for file in split_files(data, split)]
-    if not files:
-        raise DataError("has no windows", file=data)
     for place, (code, file) in enumerate(bars.track(files, description="reading windows")):
         query = targets(parquet(paths.local_copy(file)), code, card)
         with errors_as_ours(file):
             connection.execute(f"COPY ({query}) TO {literal(scratch / f'{place}.parquet')} (FORMAT parquet)")
-    return parquet(scratch / "*.parquet")
+    flat = parquet(scratch / "*.parquet")
+    if not files or not one_row(connection, f"SELECT count(*) FROM {flat} WHERE split = 0")[0]:
+        raise DataError("has no training impressions", file=data)
+    return flat
 
 
 def targets(windows: str, split: int, card: DatasetCard) -> str:
@@ -249,8 +250,6 @@ class Measurement:
         flags = {name: identifier(f"label_{name}") for name in self.card.labels}
         flags |= {name: identifier(f"objective_{name}") for name in self.card.objectives}
         counts = count_splits(self.connection, self.flat, self.card.events, flags)
-        if not counts["train"].targets:
-            raise DataError("has no training windows", file=self.card.name)
         return {split: self.split(split, counts[split]) for split in SPLITS}
 
     def split(self, split: str, counts: Counts) -> SplitNumbers:
