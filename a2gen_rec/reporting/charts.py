@@ -6,6 +6,7 @@ background. Text stays text. Use: ``new_figure``, ``style`` for each of its axes
 
 import hashlib
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -82,13 +83,13 @@ def new_figure(title: str, width: float = 8.0, height: float = 3.0) -> Figure:
 def style(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "") -> None:
     """Give axes their look, title and labels (with units), and grid lines across ``x``, ``y`` or ``both``."""
     axes.set_facecolor("none")
-    axes.tick_params(colors=MUTED, labelcolor=MUTED, labelsize=10, width=0.8, length=3)
+    axes.tick_params(colors=MUTED, labelcolor=MUTED, labelsize=11, width=0.8, length=3)
     axes.tick_params(which="minor", color=RULE, length=2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set(color=MUTED, linewidth=0.8)
-    axes.set_title(title, loc="left", color=INK, fontsize=11, weight="bold")
-    axes.set_xlabel(x, color=MUTED, fontsize=10)
-    axes.set_ylabel(y, color=MUTED, fontsize=10)
+    axes.set_title(title, loc="left", color=INK, fontsize=12, weight="bold")
+    axes.set_xlabel(x, color=MUTED, fontsize=11)
+    axes.set_ylabel(y, color=MUTED, fontsize=11)
     if grid:
         axes.grid(axis=grid, color=RULE, linewidth=0.8)  # type: ignore[arg-type]
         axes.set_axisbelow(True)
@@ -99,7 +100,7 @@ def legend(place: Figure | Axes, marks: Sequence[Artist], names: Sequence[str], 
     if isinstance(place, Figure):
         options = {"loc": "outside upper left", "ncols": min(len(names), 4)} | options
     # Names of one's own choice come after: a legend leaves out those that begin with "_".
-    made = place.legend(list(marks), [str(n) for n in range(len(names))], frameon=False, fontsize=10, **options)
+    made = place.legend(list(marks), [str(n) for n in range(len(names))], frameon=False, fontsize=11, **options)
     for text, name in zip(made.get_texts(), names, strict=True):
         text.set(text=name, color=INK)
 
@@ -108,8 +109,9 @@ def log_axis(axis: Axis) -> None:
     """A logarithmic axis with plain numbers at powers of 10, and between them where there are few."""
     (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")  # type: ignore[attr-defined]
     low, high = axis.get_view_interval()
-    few = low > 0 and np.log10(high / low) < 2
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=8))
+    decades = np.log10(high / low) if low > 0 else math.inf
+    between = (1.0, 2.0, 5.0) if decades < 1 else (1.0, 3.0) if decades < 2 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=between, numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axis.set_minor_formatter(NullFormatter())
 
@@ -134,7 +136,7 @@ def heatmap(
         axes.add_patch(
             Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=PANEL if tone < 0 else TONES[tone], edgecolor=PAGE)
         )
-        axes.text(column, row, texts[row][column], ha="center", va="center_baseline", color=ink, fontsize=10)
+        axes.text(column, row, texts[row][column], ha="center", va="center_baseline", color=ink, fontsize=11)
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
@@ -163,6 +165,7 @@ def _drawn(figure: Figure) -> ElementTree.Element:
     drawn = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "a2gen", "path.simplify": True}):
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    figure.set_layout_engine("none")  # drawn again, it would be laid out a little otherwise
     source = ElementTree.fromstring(drawn.getvalue())
     root = ElementTree.Element("svg", {"class": "chart", "role": "img", "aria-label": str(figure.get_label())})
     width, height = (f"{72 * inches:.0f}" for inches in figure.get_size_inches())

@@ -131,7 +131,7 @@ def times(found: Mapping[str, Counted]) -> Figure:
     for axes in every:
         axes.set_xlim(low, high)
         log_axis(axes.xaxis)
-    figure.supxlabel("seconds since the impression began, logarithmic", color=MUTED, fontsize=10)
+    figure.supxlabel("seconds since the impression began, logarithmic", color=MUTED, fontsize=11)
     return figure
 
 
@@ -148,7 +148,7 @@ def positions(found: Mapping[str, Counted], bins: int = 20) -> Figure:
         axes.set(xlim=(0, 1), xticks=(0, 0.5, 1), yticks=[])
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    figure.supxlabel("of the time watched", color=MUTED, fontsize=10)
+    figure.supxlabel("of the time watched", color=MUTED, fontsize=11)
     return figure
 
 
