@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a2gen_rec.reporting.counted import Counted, log_histogram
@@ -17,6 +17,7 @@ def counted(values: list[float]) -> Counted:
     return Counted(distinct, count)
 
 
+@settings(deadline=None)
 @given(numbers, st.floats(0.001, 1.0))
 def test_same_as_of_the_values_one_by_one(values: list[float], share: float) -> None:
     found = counted(values)
@@ -31,6 +32,7 @@ def test_same_as_of_the_values_one_by_one(values: list[float], share: float) -> 
     assert (summary["count"], summary["min"], summary["max"]) == (len(values), min(values), max(values))
 
 
+@settings(deadline=None)
 @given(numbers)
 def test_every_value_is_in_its_bin(values: list[float]) -> None:
     edges, count = log_histogram(counted(values))
