@@ -1,17 +1,21 @@
-"""``a2gen report``: what an experiment found, as a page."""
+"""``a2gen report``: what an experiment found, or what is in a dataset, as a page."""
 
 from jsonargparse import ArgumentParser, Namespace
 
 from a2gen_rec.cli.common import new_console, new_parser
+from a2gen_rec.errors import ConfigError
 
 
 def parser() -> ArgumentParser:
     command = new_parser(
-        "Write what an experiment found as a page and as Markdown, with charts.",
-        usage="a2gen report DIR [--out DIR] [--markdown FILE]",
+        "Write what an experiment found, or what users do in a dataset, as a page and as Markdown, with charts.",
+        usage="a2gen report DIR [--out DIR] [--markdown FILE] | a2gen report --data DATA [--out DIR]",
     )
-    command.add_argument("experiment", type=str, help="folder of `a2gen experiment`")
-    command.add_argument("--out", type=str, default="", help="folder of the report; by default the experiment's own")
+    command.add_argument("experiment", nargs="?", type=str, default="", help="folder of `a2gen experiment`")
+    command.add_argument("--data", type=str, default="", help="folder of a dataset instead")
+    command.add_argument(
+        "--out", type=str, default="", help="folder of the report; by default the experiment's own, or DATA-report"
+    )
     command.add_argument(
         "--markdown", type=str, default="", help="file for the Markdown, its charts in a folder beside"
     )
@@ -22,7 +26,23 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     from a2gen_rec.quiet import quiet
 
+    if bool(options.experiment) == bool(options.data):
+        raise ConfigError("give the folder of an experiment, or --data and that of a dataset")
     quiet()
+    if options.data:
+        _data(options)
+    else:
+        _experiment(options)
+
+
+def _data(options: Namespace) -> None:
+    from a2gen_rec.reporting.data_page import report_data
+
+    for line in report_data(options.data, options.out, progress=True):
+        print(line)
+
+
+def _experiment(options: Namespace) -> None:
     from a2gen_rec.reporting.experiment_page import report_experiment
     from a2gen_rec.reporting.experiment_tables import summary_table
 
