@@ -23,6 +23,8 @@ class ModelConfig:
         history: most impressions before a target it may attend to; 0 takes the dataset's own bound.
         generator: ``explicit`` (autoregressive over emitted actions), ``implicit`` (refined draft), or a head per
             action in its place, to measure what it adds (``independent``).
+        occurrence_tower: beside the generator, tell from a target's context alone whether each action happens [ours]:
+            rare actions, of next to no weight among steps, weigh as much as others there. Not of ``independent``.
         residual: what CAM adds to its attention: the context (the source), or the context and the sequence (measured
             better: users' own rates reach the target without passing the attention).
         mlp_ratio: hidden width of the block after each CAM as a multiple of ``dim``; 0 leaves it out.
@@ -63,6 +65,7 @@ class ModelConfig:
     heads: int = 4
     history: int = 0
     generator: Literal["explicit", "implicit", "independent"] = "explicit"
+    occurrence_tower: bool = True
     residual: Literal["context", "both"] = "both"
     mlp_ratio: float = 2.0
     attention: Literal["factorised", "direct"] = "factorised"
@@ -114,6 +117,7 @@ class LossConfig:
         order: γ, weight of the hinge on times that run backwards.
         order_power: p, power of that hinge.
         auxiliary: weight of the implicit generator's losses on its draft.
+        occurrence: weight of the tower of occurrence, whose errors are in units of each action's own entropy.
         label: weight of the impression labels' binary cross-entropy.
         objective: weight of every objective's binary cross-entropy, and of the watch time's error.
         objectives: other weights of single ones, by name (``watch_time`` too): ``--loss.objectives.glance 0.5``.
@@ -127,13 +131,14 @@ class LossConfig:
     order: float = 0.1
     order_power: float = 2.0
     auxiliary: float = 0.1
+    occurrence: float = 0.1
     label: float = 1.0
     objective: float = 1.0
     objectives: dict[str, float] = field(default_factory=dict)
     uncertainty: bool = False
 
     def __post_init__(self) -> None:
-        require("loss", self, *NOT_NEGATIVE, "action", "time", "order", "auxiliary", "label", "objective")
+        require("loss", self, *NOT_NEGATIVE, "action", "time", "order", "auxiliary", "occurrence", "label", "objective")
         for name, weight in self.objectives.items():
             if not weight >= 0:
                 raise ConfigError(f"loss.objectives.{name} {weight} must be at least 0")

@@ -1,12 +1,13 @@
 """A2Gen as one model: sharded tables in, per-target predictions out (arXiv 2604.25834, METHODS §2–4)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchrec import JaggedTensor
 
-from a2gen_rec.config import Config
+from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.hierarchical import HierarchicalRanker
@@ -15,6 +16,11 @@ from a2gen_rec.nn.decoding import Decoded, Occurrence, decode, occurrence
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
 from a2gen_rec.nn.order import owners, vocabulary_order
 from a2gen_rec.sharding.tables import ACTION, TIME
+
+RAREST = 1e-4
+"""Base rate below which an action is taken to be that common when its predictions are weighed."""
+LEAST = 1e-6
+"""Probability below which log-odds are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,19 @@ class A2GenEncoded(Encoded):
     tables: StepEmbeddings
 
 
+class Occurring(NamedTuple):
+    """Whether each action happens at all, told from the context alone [ours].
+
+    Attributes:
+        logits: [targets, events].
+        entropy: [events] of the actions' base rates, in nats: what a prediction is measured by, so that the context
+            learns of rare actions as much as of common ones.
+    """
+
+    logits: Tensor
+    entropy: Tensor
+
+
 @dataclass(frozen=True)
 class A2GenOutput(A2GenEncoded):
     """Predictions for the targets of a batch, given what happened in them.
@@ -35,10 +54,12 @@ class A2GenOutput(A2GenEncoded):
     Attributes:
         steps: teacher-forced predictions of every next step, [steps, actions].
         draft: the implicit generator's draft of them; None for the explicit form.
+        occurring: what the tower of occurrence says; None without.
     """
 
     steps: Steps
     draft: Steps | None
+    occurring: Occurring | None = None
 
 
 class A2Gen(RankingModel):
@@ -59,6 +80,14 @@ class DenseRanker(HierarchicalRanker[A2GenEncoded]):
 
     generates = True
     generator: Generator
+    event_entropy: Tensor
+
+    def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
+        super().__init__(card, config)
+        rate = torch.tensor([card.base_rate[name] for name in card.events]).clamp(RAREST, 1 - RAREST)
+        entropy = -(rate * rate.log() + (1 - rate) * (1 - rate).log())
+        self.register_buffer("event_entropy", entropy, persistent=False)
+        self.occurring = self._tower(self.d_context, rate) if card.events and config.occurrence_tower else None
 
     def _make_generator(self, card: DatasetCard) -> Generator:
         config = self.config
@@ -97,15 +126,27 @@ class DenseRanker(HierarchicalRanker[A2GenEncoded]):
         steps, draft = self.generator(action, offset_s, label, encoded.context, batch.steps, encoded.tables)
         if place is not None:  # every label is predicted once, whatever the order: losses find it at its own step
             steps, draft = steps.at(place.argsort()), None if draft is None else draft.at(place.argsort())
-        return A2GenOutput(**vars(encoded), steps=steps, draft=draft)
+        occurring = None
+        if self.occurring is not None:
+            occurring = Occurring(self.occurring(encoded.context), self.event_entropy)
+        return A2GenOutput(**vars(encoded), steps=steps, draft=draft, occurring=occurring)
 
     def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> A2GenEncoded:
         predicted = self._predict(self._context(rows, batch, actions))
         return A2GenEncoded(**vars(predicted), tables=StepEmbeddings(rows[ACTION].values(), rows[TIME].values()))
 
     def occurrence(self, targets: A2GenEncoded, max_error: float) -> Occurrence:
-        """Whether and when each action happens in ``targets``."""
-        return occurrence(self.generator, targets.context, targets.tables, self._fed_back, max_error)
+        """Whether and when each action happens in ``targets``.
+
+        With a tower of occurrence, log-odds are the mean of its own and of those of the generator's sequences.
+        """
+        what = occurrence(self.generator, targets.context, targets.tables, self._fed_back, max_error)
+        if self.occurring is None:
+            return what
+        generated = torch.logit(what.probability[:, 1:-1], eps=LEAST)
+        event = torch.sigmoid((generated + self.occurring(targets.context)) / 2)
+        probability = torch.cat([what.probability[:, :1], event, what.probability[:, -1:]], dim=1)
+        return replace(what, probability=probability)
 
     def decode(self, targets: A2GenEncoded, width: int) -> Decoded:
         """The most probable action sequences of ``targets``."""

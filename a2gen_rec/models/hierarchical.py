@@ -42,7 +42,8 @@ class HierarchicalRanker(Ranker[E]):
         )
         self.generator = self._make_generator(card)
         self.tasks, self.label_count = objective_tasks(card, config), len(card.labels)
-        self.labels = self._label_tower(self.d_context, len(card.labels)) if card.labels and not self.tasks else None
+        rates = torch.tensor([card.base_rate[name] for name in [*card.labels, *card.objectives]])
+        self.labels = self._tower(self.d_context, rates[: len(card.labels)]) if card.labels and not self.tasks else None
         self.objectives = (
             ObjectiveHeads(
                 self.d_context,
@@ -57,8 +58,9 @@ class HierarchicalRanker(Ranker[E]):
             if self.tasks
             else None
         )
+        if self.objectives is not None:
+            self.objectives.start_from(rates, math.log1p(card.median_time_s.get(EXIT, math.nan)))
         self.dropout = nn.Dropout(config.dropout)
-        self._start_from_base_rates(card)
 
     def _make_generator(self, card: DatasetCard) -> nn.Module:
         """What predicts actions and times from [n, d_context], begun at the card's rates and times."""
@@ -101,26 +103,15 @@ class HierarchicalRanker(Ranker[E]):
         padded = level.new_full(batch.key_shape, UNKNOWN).index_put(at_keys, level)
         return padded >= EFFECTIVE, (padded == NEGATIVE) | (padded == GLANCE)
 
-    def _label_tower(self, d_context: int, labels: int) -> nn.Sequential:
+    def _tower(self, d_context: int, rates: Tensor) -> nn.Sequential:
+        """Logits of binary outcomes from contexts, begun at their base ``rates`` [outcomes]."""
         hidden = int(self.config.dim * self.config.tower_ratio)
-        return nn.Sequential(
-            nn.LayerNorm(d_context),
-            nn.Linear(d_context, hidden),
-            nn.GELU(),
-            nn.Dropout(self.config.dropout),
-            nn.Linear(hidden, labels),
-        )
-
-    @torch.no_grad()
-    def _start_from_base_rates(self, card: DatasetCard) -> None:
-        rates = torch.tensor([card.base_rate[name] for name in [*card.labels, *card.objectives]])
-        if self.objectives is not None:
-            self.objectives.start_from(rates, math.log1p(card.median_time_s.get(EXIT, math.nan)))
-        if self.labels is not None:
-            last = self.labels[-1]
-            assert isinstance(last, nn.Linear)
-            nn.init.zeros_(last.weight)
-            last.bias.copy_(torch.logit(rates[: len(card.labels)], eps=1e-4))
+        last = nn.Linear(hidden, len(rates))
+        nn.init.zeros_(last.weight)
+        with torch.no_grad():
+            last.bias.copy_(torch.logit(rates, eps=1e-4))
+        first = nn.Linear(d_context, hidden)
+        return nn.Sequential(nn.LayerNorm(d_context), first, nn.GELU(), nn.Dropout(self.config.dropout), last)
 
 
 def objective_tasks(card: DatasetCard, config: ModelConfig) -> tuple[str, ...]:
