@@ -170,7 +170,8 @@ def measure(settings: Settings, process: Process) -> Report:
 
 def _trained(history: int, settings: Settings, process: Process, scratch: Path) -> tuple[Rankers, WindowColumns]:
     """A model trained a little on histories of that length, and the windows that requests are drawn from."""
-    config = Config(model=ModelConfig(dim=settings.dim, heads=settings.heads))
+    # The reference is the source's model, which has no such tower.
+    config = Config(model=ModelConfig(dim=settings.dim, heads=settings.heads, occurrence_tower=False))
     config.loader.background, config.train.seed = False, settings.seed
     config.train.epochs, config.train.max_steps, config.train.validate_every = 1000, settings.steps, settings.steps
     data = simulated(scratch / "data", settings.users, 5000, history + 60, history, seed=settings.seed)

@@ -167,7 +167,8 @@ class Setting:
 
 
 def measure(settings: Settings, process: Process) -> Report:
-    model = ModelConfig(dim=settings.dim, heads=settings.heads, history=settings.history)
+    # The reference is the source's model, which has no such tower.
+    model = ModelConfig(dim=settings.dim, heads=settings.heads, history=settings.history, occurrence_tower=False)
     with dataset(settings, process) as data:
         card = DatasetCard.load(data)
         files = sorted(str(file) for file in Path(data, "train").glob("*.parquet"))

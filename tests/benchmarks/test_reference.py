@@ -40,7 +40,7 @@ def ours(made: A2Gen, columns: WindowColumns, card: DatasetCard, config: Config)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("card", WORLDS)
 def test_equal_loss_and_gradients(card: DatasetCard, seed: int) -> None:
-    config = small_config(max_gap_s=100.0)  # else all of a history is of one age
+    config = small_config(max_gap_s=100.0, occurrence_tower=False)  # else all of a history is of one age
     config.loss = LossConfig(order=1.5, time=0.7, order_power=1.5)
     columns = make_columns(card, 12, np.random.default_rng(seed), longest=14)  # longer than the history
     made = model(card, config)
@@ -86,7 +86,7 @@ def test_examples_know_no_more_than_is_visible() -> None:
 
 def test_a_target_without_history() -> None:
     """Its history vector is what the context alone gives; nothing of the padding, nor NaN, comes through."""
-    card, config = WORLDS[0], small_config()
+    card, config = WORLDS[0], small_config(occurrence_tower=False)
     columns = make_columns(card, 6, np.random.default_rng(1), longest=1)
     columns = dataclasses.replace(columns, first_target=np.zeros(6, np.int64))
     made = model(card, config)

@@ -71,6 +71,33 @@ def columns() -> WindowColumns:
     return make_columns(CARD, 12, np.random.default_rng(3))
 
 
+def test_chances_are_between_those_of_the_sequences_and_of_the_tower() -> None:
+    config, columns = small_config(), make_columns(CARD, 6, np.random.default_rng(3))
+    model = build(config).eval()
+    output = forward(model, batch_of(columns, np.arange(6), config))
+    tower, model.ranker.occurring = model.ranker.occurring, None
+    generated = model.ranker.occurrence(output, max_error=0.0)
+    model.ranker.occurring = tower
+    both = model.ranker.occurrence(output, max_error=0.0)
+    told = torch.sigmoid(tower(output.context))
+    torch.testing.assert_close(output.occurring.logits.sigmoid(), told)
+    odds = (generated.probability / (1 - generated.probability))[:, 1:-1] * told / (1 - told)
+    torch.testing.assert_close((both.probability / (1 - both.probability))[:, 1:-1], odds.sqrt(), rtol=1e-6, atol=0)
+    assert torch.equal(both.probability[:, [0, -1]], generated.probability[:, [0, -1]]), "start and exit are certain"
+    assert torch.equal(both.time, generated.time)
+    plain = small_config(occurrence_tower=False)
+    assert forward(build(plain), batch_of(columns, np.arange(6), plain)).occurring is None
+
+
+def test_the_tower_of_occurrence_begins_at_the_base_rates() -> None:
+    made = A2Gen(CARD, small_config(), torch.device("cpu"))
+    context = torch.randn(3, made.ranker.d_context)
+    rates = torch.tensor([CARD.base_rate[name] for name in CARD.events])
+    torch.testing.assert_close(made.ranker.occurring(context).sigmoid(), rates.expand(3, -1))
+    entropy = torch.distributions.Bernoulli(rates).entropy()
+    torch.testing.assert_close(made.ranker.event_entropy, entropy)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, columns: WindowColumns) -> None:
     config = small_config(**variant)
