@@ -1,5 +1,6 @@
 """Weighted metrics of resampled users against the plain metrics of their rows, repeated one by one."""
 
+import itertools
 import math
 
 import numpy as np
@@ -38,6 +39,17 @@ def test_a_weighted_auc_is_that_of_repeated_rows(seed: int, n: int, users: int, 
             continue
         wanted = auc(direct(scores, user, drawn), direct(labels, user, drawn))
         assert math.isnan(found) if wanted is None else found == pytest.approx(wanted, abs=1e-12)
+
+
+def test_every_pattern_of_ties_of_four_rows() -> None:
+    """Runs that are summed at once may end at a tie of both classes, or begin there."""
+    weights = np.array([[1, 0, 3], [1, 2, 0], [1, 1, 1], [1, 3, 2]], np.float32)
+    for scores in itertools.product(range(3), repeat=4):
+        for labels in itertools.product((0.0, 1.0), repeat=4):
+            found = weighted_auc(np.array(scores), np.array(labels), np.arange(4), weights)
+            for column, drawn in enumerate(weights.T.astype(int)):
+                wanted = auc(np.repeat(scores, drawn), np.repeat(labels, drawn))
+                assert math.isnan(found[column]) if wanted is None else found[column] == pytest.approx(wanted)
 
 
 def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
