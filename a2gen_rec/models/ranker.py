@@ -167,12 +167,10 @@ class Ranker(nn.Module, Generic[E]):
         """A target sees the ``history`` impressions right before ``history_end``, of those the ones that had ended."""
         column = torch.arange(batch.key_shape[1], device=batch.key_column.device)
 
-        def at_targets(values: Tensor) -> Tensor:
-            return pad(values, batch.target_window, batch.target_column, batch.target_shape)[..., None]
-
         # What is known of a target is known at its moment: for a candidate, that of its request.
         begin, end = (values[:, None] for values in key_times(batch))
-        now, history_end = at_targets(batch.ts_ms[batch.moment]), at_targets(batch.history_end)
+        now = at_targets(batch, batch.ts_ms[batch.moment])[..., None]
+        history_end = at_targets(batch, batch.history_end)[..., None]
         before = (column < history_end) & (column >= history_end - self.history)
         visible = before & (begin < now) & (end <= now)
         recency = None
@@ -183,7 +181,7 @@ class Ranker(nn.Module, Generic[E]):
         if self.config.match_bias:
             for name in self.features["item"]:
                 ids = batch.ids(name)
-                target = at_targets(ids[batch.target])
+                target = at_targets(batch, ids[batch.target])[..., None]
                 past = in_windows(batch, ids, 0)[:, None]
                 matches.append((past == target) & (target != 0))  # unknown values match nothing
         return WindowLayout(
@@ -248,6 +246,11 @@ def in_windows(batch: WindowBatch, values: Tensor, fill: int) -> Tensor:
     """[windows, longest] values [impressions] of the impressions that targets may see; ``fill`` beyond them."""
     at_keys = (batch.key_window, batch.key_column)
     return values.new_full(batch.key_shape, fill).index_put(at_keys, values[batch.key])
+
+
+def at_targets(batch: WindowBatch, values: Tensor) -> Tensor:
+    """[windows, most targets, *d] values [targets, *d] of the targets; zero beyond them."""
+    return pad(values, batch.target_window, batch.target_column, batch.target_shape)
 
 
 def key_times(batch: WindowBatch) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,12 @@ A layer replaces attention and feed-forward block by one gated, pointwise attent
 Nothing normalises over the keys, so that how much there was of something reaches the output too. N is the longest
 history, whatever the padding.
 
-A sequence is what was seen of the past at one moment; the targets of that moment come right after it, each alone.
-Every past impression attends to the earlier ones and itself, every target to the whole past and itself.
+A window's past is encoded once, causally, and all its targets read it: a row, past impression or target, attends to
+past impressions that it may see, and to itself. No row attends to a target but that target itself.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,34 +24,35 @@ from a2gen_rec.nn.encoder import pair_bias, pair_tables
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """How targets and past impressions stand to one another, for m sequences of n places and t targets.
-
-    The last place is right before the targets. Places need not all be taken.
+    """How the rows of m windows, n past impressions and then k targets of each, stand to their n keys, the past.
 
     Attributes:
-        owner: [t] sequence that each target follows.
-        seen: [m, n] bool, places taken by impressions that the targets may see.
-        between: [m, n, n] int64 bucket of the time from the impression of the second place to that of the first;
-            with ``since``, None where there is no time bias.
-        since: [t, n] int64 bucket of the time from each impression to the target.
-        matches: per item feature [t, n] bool, whether impression and target share it.
+        seen: [m, n + k, n] bool, keys that a row attends to besides itself; never its own, nor a later one.
+        distance: [m, n + k, n] int64, how many impressions back a key is; any number where it is not seen.
+        elapsed: [m, n + k, n] int64 bucket of the time from key to row; None where there is no time bias.
+        matches: per item feature [m, n + k, n] bool, whether key and row share it.
     """
 
-    owner: Tensor
     seen: Tensor
-    between: Tensor | None
-    since: Tensor | None
+    distance: Tensor
+    elapsed: Tensor | None
     matches: Sequence[Tensor] = ()
+
+    def of_targets(self) -> "SequenceLayout":
+        """The rows of targets alone."""
+        n = self.seen.shape[2]
+        elapsed = None if self.elapsed is None else self.elapsed[:, n:]
+        return SequenceLayout(self.seen[:, n:], self.distance[:, n:], elapsed, [match[:, n:] for match in self.matches])
 
 
 class HSTU(nn.Module):
-    """Layers over sequences and their targets.
+    """Layers over windows' past impressions and targets.
 
     Args:
         dim: width of all tokens; heads divides it.
-        length: places that a sequence has at most.
+        length: N, farthest distance that is seen.
         buckets: of times; 0 for no time bias.
-        match_features: as :class:`HierarchicalEncoder` takes, of targets alone [ours].
+        match_features: as :class:`HierarchicalEncoder` takes [ours].
         dropout: rate on what a layer adds.
     """
 
@@ -75,27 +75,16 @@ class HSTU(nn.Module):
         """Targets that know their past.
 
         Args:
-            past: [m, n, dim] tokens of the past; target: [t, dim] of the targets.
+            past: [m, n, dim] tokens of the past; target: [m, k, dim] of the targets.
 
         Returns:
-            [t, dim]
+            [m, k, dim]
         """
-        for number, layer in enumerate(self.layers, start=1):
-            assert isinstance(layer, HSTULayer)
-            before = past
-            if number < len(self.layers):  # nobody asks for the past beyond the last layer
-                past = layer.of_past(before, layout)
-            target = layer(before, target, layout)
-        return target
-
-
-class _Rows(NamedTuple):
-    """What rows [*, dim] contribute: the gate [*, dim], and value, query and key [*, heads, d_head]."""
-
-    gate: Tensor
-    value: Tensor
-    query: Tensor
-    key: Tensor
+        x = torch.cat([past, target], dim=1)
+        for layer in self.layers[:-1]:
+            x = layer(x, layout)
+        last: Tensor = self.layers[-1](x, layout.of_targets())  # nobody asks for the past beyond the last layer
+        return last
 
 
 class HSTULayer(nn.Module):
@@ -108,7 +97,7 @@ class HSTULayer(nn.Module):
         self.heads, self.length = heads, length
         self.norm = nn.LayerNorm(dim)
         self.project = nn.Linear(dim, 4 * dim)
-        self.position = nn.Parameter(torch.zeros(heads, length + 1))  # by the distance of row and key
+        self.position = nn.Parameter(torch.zeros(heads, length + 1))  # by distance; 0 is the row itself
         self.recency, self.match = pair_tables(buckets, match_features, heads)
         self.attended_norm = nn.LayerNorm(dim)
         self.output = nn.Linear(dim, dim)
@@ -116,35 +105,24 @@ class HSTULayer(nn.Module):
         for layer in (self.project, self.output):
             nn.init.xavier_uniform_(layer.weight)
 
-    def of_past(self, past: Tensor, layout: SequenceLayout) -> Tensor:
-        """[m, n, dim] past impressions after attending to earlier ones and themselves."""
-        rows = self._rows(past)
-        place = torch.arange(past.shape[1], device=past.device)
-        distance = place[:, None] - place
-        bias = self.position[:, distance.clamp(min=0)]
-        by_time = pair_bias(layout.between, (), self.recency, None)
-        logits = torch.einsum("mihd,mjhd->mhij", rows.query, rows.key) + bias
-        weights = F.silu(logits if by_time is None else logits + by_time)
-        earlier = (distance > 0) & layout.seen[:, None, None]
-        attended = torch.einsum("mhij,mjhd->mihd", weights.masked_fill(~earlier, 0), rows.value)
-        return self._answer(past, rows, attended)
+    def forward(self, x: Tensor, layout: SequenceLayout) -> Tensor:
+        """Rows after attending to their past and themselves.
 
-    def forward(self, past: Tensor, target: Tensor, layout: SequenceLayout) -> Tensor:
-        """[t, dim] targets after attending to their past [m, n, dim] and themselves."""
-        rows, known = self._rows(target), self._rows(past)
-        bias = self.position[:, torch.arange(past.shape[1], 0, -1, device=past.device)]
-        by_pair = pair_bias(layout.since, layout.matches, self.recency, self.match)
-        logits = torch.einsum("thd,tjhd->thj", rows.query, known.key[layout.owner]) + bias
-        weights = F.silu(logits if by_pair is None else logits + by_pair)
-        weights = weights.masked_fill(~layout.seen[layout.owner][:, None], 0)
-        return self._answer(target, rows, torch.einsum("thj,tjhd->thd", weights, known.value[layout.owner]))
+        Args:
+            x: [m, n + k, dim] past and targets; layout: of their last r rows.
 
-    def _rows(self, x: Tensor) -> _Rows:
+        Returns:
+            [m, r, dim]
+        """
+        rows, keys = layout.seen.shape[1:]
+        first = x.shape[1] - rows
         gate, *others = F.silu(self.project(self.norm(x))).chunk(4, dim=-1)
-        return _Rows(gate, *(other.unflatten(-1, (self.heads, -1)) for other in others))
-
-    def _answer(self, x: Tensor, rows: _Rows, attended: Tensor) -> Tensor:
-        """Rows x after adding themselves to what they attended to [*, heads, d_head], norm, gate and residual."""
-        own = F.silu((rows.query * rows.key).sum(-1) + self.position[:, 0])
-        mean = (attended + own[..., None] * rows.value).flatten(-2) / self.length
-        return x + self.dropout(self.output(self.attended_norm(mean) * rows.gate))
+        value, query, key = (other.unflatten(-1, (self.heads, -1)).transpose(1, 2) for other in others)
+        logits = query[:, :, first:] @ key[:, :, :keys].transpose(-1, -2)
+        logits = logits + torch.stack([of_head[layout.distance] for of_head in self.position], dim=1)
+        by_pair = pair_bias(layout.elapsed, layout.matches, self.recency, self.match)
+        weights = F.silu(logits if by_pair is None else logits + by_pair).masked_fill(~layout.seen[:, None], 0)
+        own = F.silu((query * key)[:, :, first:].sum(-1) + self.position[:, :1])
+        attended = weights @ value[:, :, :keys] + own[..., None] * value[:, :, first:]
+        mean = attended.transpose(1, 2).flatten(-2) / self.length
+        return x[:, first:] + self.dropout(self.output(self.attended_norm(mean) * gate[:, first:]))

@@ -108,7 +108,7 @@ def otherwise(columns: WindowColumns, which: np.ndarray, target: int, rng: np.ra
 def test_no_target_sees_itself_or_what_had_not_ended_or_lies_before_its_history(
     name: str, switches: dict, columns: WindowColumns
 ) -> None:
-    config = small_config(name=name, history=3, **switches)
+    config = small_config(name=name, history=3, layers=1, **switches)  # more layers of hstu reach further back
     model, rng = build(config), np.random.default_rng(0)
     compared = changed = 0
     for row in range(len(columns)):
@@ -133,6 +133,25 @@ def test_no_target_sees_itself_or_what_had_not_ended_or_lies_before_its_history(
     assert changed > 20
 
 
+def test_nothing_that_had_not_ended_reaches_a_target_through_the_layers_of_hstu(columns: WindowColumns) -> None:
+    """States are shared by all targets of a window, among them targets that saw what another one must not."""
+    config = small_config(name="hstu", layers=3, history=4, **EVERYTHING)
+    model, rng = build(config), np.random.default_rng(0)
+    before, first = predictions(model, batch_of(columns, config)), 0
+    changed = 0
+    for row in range(len(columns)):
+        start, places = columns.starts[row], np.arange(columns.lengths[row])
+        for target, place in enumerate(places[columns.first_target[row] :], start=first):
+            now = columns.ts_ms[start + place]
+            hidden = (places >= place) | (columns.end_ms[start + places] > now)
+            unseen = otherwise(columns, start + places[hidden], start + place, rng)
+            after = predictions(model, batch_of(unseen, config))
+            assert torch.equal(after[target], before[target])
+            changed += int((after != before).any(1).sum())
+        first += len(places) - columns.first_target[row]
+    assert changed > 20, "other targets see what this one does not"
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, columns: WindowColumns) -> None:
     config = small_config(**variant)
@@ -148,12 +167,13 @@ def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, colum
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumns) -> None:
-    """The windowed batch gives the loss and gradient of a window for each target, cut right before its history.
+    """The windowed batch gives the loss and gradient of a window for each target, cut right before all it can see.
 
-    Windows carry one more impression than the history, for the gap of the first one seen.
+    That is its history, and again that of the impressions in it for every further layer of hstu. Windows carry one
+    impression more, for the gap of the first one seen.
     """
-    history = 3
-    config = small_config(history=history, **variant)
+    config = small_config(history=3, **variant)
+    reach = 3 * config.model.layers if config.model.name == "hstu" else 3
 
     def run(batches: list[WindowBatch]) -> list[Tensor]:
         model = build(config)
@@ -165,7 +185,7 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
     singles = []
     for row in range(len(columns)):
         for place in range(columns.first_target[row], columns.lengths[row]):
-            cut = max(place - history - 1, 0)
+            cut = max(place - reach - 1, 0)
             first, starts, lengths = columns.first_target.copy(), columns.starts.copy(), columns.lengths.copy()
             first[row], starts[row], lengths[row] = place - cut, starts[row] + cut, place + 1 - cut
             one = dataclasses.replace(columns, first_target=first, starts=starts, lengths=lengths)

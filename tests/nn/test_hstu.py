@@ -1,4 +1,4 @@
-"""HSTU against one place and one head at a time, and what a target can see through many layers."""
+"""HSTU against one row and one head at a time, and what reaches a target through many layers."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from a2gen_rec.nn.hstu import HSTU, HSTULayer, SequenceLayout
 
 DIM, HEADS, D_HEAD, LENGTH, BUCKETS, FEATURES = 4, 2, 2, 9, 5, 2
-M, N, T = 3, 6, 5
+M, N, K = 3, 6, 4
 
 
 def build(layers: int, buckets: int = BUCKETS, features: int = FEATURES) -> HSTU:
@@ -23,17 +23,18 @@ def build(layers: int, buckets: int = BUCKETS, features: int = FEATURES) -> HSTU
 
 def world() -> tuple[Tensor, Tensor, SequenceLayout]:
     rng = torch.Generator().manual_seed(0)
-    seen = torch.rand(M, N, generator=rng) < 0.6
-    seen[1] = False
+    place = torch.cat([torch.arange(N).expand(M, N), torch.randint(N + 1, (M, K), generator=rng)], dim=1)
+    distance = place[..., None] - torch.arange(N)
+    seen = (distance > 0) & (torch.rand(M, N + K, N, generator=rng) < 0.4)
+    seen[1, N:] = False
     layout = SequenceLayout(
-        owner=torch.tensor([0, 0, 1, 2, 2]),
         seen=seen,
-        between=torch.randint(BUCKETS, (M, N, N), generator=rng),
-        since=torch.randint(BUCKETS, (T, N), generator=rng),
-        matches=(torch.rand(FEATURES, T, N, generator=rng) < 0.5).unbind(),
+        distance=distance.clamp(min=0),
+        elapsed=torch.randint(BUCKETS, (M, N + K, N), generator=rng),
+        matches=(torch.rand(FEATURES, M, N + K, N, generator=rng) < 0.5).unbind(),
     )
     past = torch.randn(M, N, DIM, generator=rng, dtype=torch.float64)
-    return past, torch.randn(T, DIM, generator=rng, dtype=torch.float64), layout
+    return past, torch.randn(M, K, DIM, generator=rng, dtype=torch.float64), layout
 
 
 def unit(layer: HSTULayer, x: list[Tensor], row: int, bias: list[Tensor | None]) -> Tensor:
@@ -58,30 +59,26 @@ def unit(layer: HSTULayer, x: list[Tensor], row: int, bias: list[Tensor | None])
 
 
 def by_loops(module: HSTU, past: Tensor, target: Tensor, layout: SequenceLayout) -> Tensor:
-    """Every target as the last token of a plain sequence of its own, through all layers."""
+    """Every window as a plain list of tokens, one row at a time."""
     found = []
-    for t in range(T):
-        m = int(layout.owner[t])
-        x = [*past[m], target[t]]
+    for m in range(M):
+        x = [*past[m], *target[m]]
         for layer in module.layers:
             after = []
-            for row in range(N + 1):
-                bias: list[Tensor | None] = []
-                for key in range(N + 1):
-                    if key > row or (key < row and not layout.seen[m, key]):
-                        bias.append(None)
-                        continue
-                    extra = layer.position[:, row - key]
-                    if key < row and layer.recency is not None:
-                        code = layout.since[t, key] if row == N else layout.between[m, row, key]
-                        extra = extra + layer.recency.weight[code]
-                    if key < row == N and layer.match is not None:
-                        shared = torch.stack([match[t, key] for match in layout.matches]).double()
+            for row in range(N + K):
+                bias: list[Tensor | None] = [None] * (N + K)
+                bias[row] = layer.position[:, 0]
+                for key in layout.seen[m, row].nonzero().flatten().tolist():
+                    extra = layer.position[:, layout.distance[m, row, key]]
+                    if layer.recency is not None:
+                        extra = extra + layer.recency.weight[layout.elapsed[m, row, key]]
+                    if layer.match is not None:
+                        shared = torch.stack([match[m, row, key] for match in layout.matches]).double()
                         extra = extra + layer.match.weight @ shared
-                    bias.append(extra)
+                    bias[key] = extra
                 after.append(unit(layer, x, row, bias))
             x = after
-        found.append(x[-1])
+        found.append(torch.stack(x[N:]))
     return torch.stack(found)
 
 
@@ -89,41 +86,55 @@ def by_loops(module: HSTU, past: Tensor, target: Tensor, layout: SequenceLayout)
 def test_equals_loops_with_gradients(layers: int, buckets: int, features: int) -> None:
     module, (past, target, layout) = build(layers, buckets, features), world()
     if not buckets:
-        layout = dataclasses.replace(layout, between=None, since=None, matches=())
-    past.requires_grad_()
+        layout = dataclasses.replace(layout, elapsed=None, matches=())
+    past.requires_grad_(), target.requires_grad_()
     found, expected = module(past, target, layout), by_loops(module, past, target, layout)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    wanted = [past, *module.parameters()]
+    wanted = [past, target, *module.parameters()]
     left, right = (torch.autograd.grad(each.square().sum(), wanted) for each in (found, expected))
     for a, b in zip(left, right, strict=True):
         assert a.any()
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
-def test_what_is_not_seen_matters_through_no_layer() -> None:
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_past_impression_matters_where_steps_from_seen_to_seen_lead_to_it(layers: int) -> None:
+    module, (past, target, layout) = build(layers), world()
+    before = module(past, target, layout)
+    step = layout.seen[:, :N].double() + torch.eye(N, dtype=torch.float64)
+    reached = layout.seen[:, N:].double() @ torch.linalg.matrix_power(step, layers - 1) > 0
+    assert reached.any()
+    assert not reached.all()
+    for place in range(N):
+        moved = past.clone()
+        moved[:, place, 0] += 1.0  # a shift of all entries would be lost in the norm
+        assert torch.equal((module(moved, target, layout) != before).any(-1), reached[..., place])
+
+
+def test_targets_do_not_see_one_another() -> None:
     module, (past, target, layout) = build(3), world()
     before = module(past, target, layout)
-    hidden = torch.where(layout.seen[..., None], past, torch.randn_like(past))
-    assert torch.equal(module(hidden, target, layout), before)
-    for place in layout.seen.nonzero().tolist():
-        moved = past.clone()
-        moved[place[0], place[1], 0] += 1.0  # a shift of all entries would be lost in the norm
-        changed = (module(moved, target, layout) != before).any(1)
-        assert torch.equal(changed, layout.owner == place[0])
+    others = torch.randn_like(target)
+    others[:, 1] = target[:, 1]
+    after = module(past, others, layout)
+    assert torch.equal(after[:, 1], before[:, 1])
+    assert (after[:, [0, 2, 3]] != before[:, [0, 2, 3]]).any(-1).all()
 
 
 def test_more_places_than_are_taken_change_nothing() -> None:
-    """As in a batch with a longer history: free places come first, and the last ones stay next to the targets."""
+    """As in a batch with a longer window: places that nobody sees come last, of the past and of the targets."""
     module, (past, target, layout) = build(2), world()
-    more = dataclasses.replace(
-        layout,
-        seen=F.pad(layout.seen, (3, 0)),
-        between=F.pad(layout.between, (3, 0, 3, 0)),
-        since=F.pad(layout.since, (3, 0)),
-        matches=[F.pad(match, (3, 0)) for match in layout.matches],
+
+    def longer(of_pairs: Tensor) -> Tensor:
+        of_past, of_targets = F.pad(of_pairs, (0, 3)).split([N, K], dim=1)
+        return torch.cat([F.pad(of_past, (0, 0, 0, 3)), F.pad(of_targets, (0, 0, 0, 2))], dim=1)
+
+    assert layout.elapsed is not None
+    more = SequenceLayout(
+        longer(layout.seen), longer(layout.distance), longer(layout.elapsed), [longer(each) for each in layout.matches]
     )
-    longer = F.pad(past, (0, 0, 3, 0), value=0.5)
-    torch.testing.assert_close(module(longer, target, more), module(past, target, layout), rtol=1e-12, atol=1e-12)
+    found = module(F.pad(past, (0, 0, 0, 3), value=0.5), F.pad(target, (0, 0, 0, 2), value=0.5), more)
+    torch.testing.assert_close(found[:, :K], module(past, target, layout), rtol=1e-12, atol=1e-12)
 
 
 def test_intensity_reaches_the_output() -> None:
@@ -132,10 +143,10 @@ def test_intensity_reaches_the_output() -> None:
     with torch.no_grad():
         layer.position.zero_(), layer.recency.weight.zero_(), layer.match.weight.zero_()
     past, target, layout = world()
-    same = past[:1, :1].expand(M, N, -1)
+    x = torch.cat([past[:1, :1].expand(M, N, -1), target], dim=1)
 
     def seeing(count: int) -> Tensor:
-        seen = torch.arange(N).expand(M, N) < count
-        return layer(same, target, dataclasses.replace(layout, seen=seen))
+        seen = torch.arange(N).expand(M, K, N) < count
+        return layer(x, dataclasses.replace(layout.of_targets(), seen=seen))
 
     assert not torch.allclose(seeing(1), seeing(2), atol=1e-3)

@@ -7,7 +7,7 @@ from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.baselines.towers import TowersRanker
-from a2gen_rec.models.ranker import Inputs, in_windows, key_times
+from a2gen_rec.models.ranker import Inputs, at_targets, in_windows, key_times
 from a2gen_rec.nn.encoder import log_bucket
 from a2gen_rec.nn.experts import SharedBottom
 from a2gen_rec.nn.hstu import HSTU, SequenceLayout
@@ -15,10 +15,11 @@ from a2gen_rec.ragged import pad
 
 
 class HSTURanker(TowersRanker):
-    """Impressions and targets are tokens of one sequence.
+    """Impressions and targets are tokens of one sequence per window, encoded once for all its targets.
 
-    What a target sees is what A2Gen sees, through all layers: states of past impressions depend on how far back the
-    target's history goes, so that every moment has a sequence of its own. Candidates of one request share one.
+    A past impression attends to those that a target in its place would see: of the ``history`` before it, the ones
+    that had ended when it began. So what reaches a target through the first layer is what A2Gen sees, and through L
+    layers what goes L · ``history`` impressions back, as far as its window does.
     """
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
@@ -39,39 +40,31 @@ class HSTURanker(TowersRanker):
     def _history(self, inputs: Inputs, actions: Tensor, batch: WindowBatch) -> Tensor:
         shown = torch.cat([inputs.item, inputs.session], dim=-1)
         known = torch.cat([actions, inputs.gap, inputs.outcome], dim=-1)
-        tokens = pad(self.item(shown) + self.past(known), batch.key_window, batch.key_column, batch.key_shape)
-        place, layout = self._sequences(batch)
-        return self.sequence(tokens[place], self.item(inputs.target), layout)
+        past = pad(self.item(shown) + self.past(known), batch.key_window, batch.key_column, batch.key_shape)
+        target = at_targets(batch, self.item(inputs.target))
+        return self.sequence(past, target, self._sequences(batch))[batch.target_window, batch.target_column]
 
-    def _sequences(self, batch: WindowBatch) -> tuple[tuple[Tensor, Tensor], SequenceLayout]:
-        """One sequence for each moment at which targets are judged.
-
-        Returns:
-            Places of the sequences' impressions in the padded windows, broadcastable to [moments, longest] each, and
-            their layout.
-        """
-        # The number of moments is asked of the accelerator; it is that of the targets but for requests.
-        moment, owner, count = torch.unique_consecutive(batch.moment, return_inverse=True, return_counts=True)
-        first = torch.cumsum(count, 0) - count
-        longest = min(batch.key_shape[1], self.history)
-        column = batch.history_end[first][:, None] + torch.arange(-longest, 0, device=first.device)
-        place = (batch.target_window[first][:, None], column.clamp(min=0))
-        now = batch.ts_ms[moment][:, None]
-        begin, end = (values[place] for values in key_times(batch))
+    def _sequences(self, batch: WindowBatch) -> SequenceLayout:
+        """What rows, past impressions and then targets, see of their windows' past."""
+        column = torch.arange(batch.key_shape[1], device=batch.key_column.device)
+        begin, end = key_times(batch)
+        # A row sees what lies before a place and had ended at a moment: its own, or that of its request.
+        place = torch.cat([column.expand(batch.key_shape), at_targets(batch, batch.history_end)], dim=1)[..., None]
+        now = torch.cat([begin, at_targets(batch, batch.ts_ms[batch.moment])], dim=1)[..., None]
+        distance, begin, end = place - column, begin[:, None], end[:, None]
+        elapsed = None
+        if self.config.recency_bias:
+            elapsed = log_bucket((now - begin).float() / 1000, self.config.time_buckets, self.config.max_gap_s)
         matches = []
         if self.config.match_bias:
             for name in self.features["item"]:
                 ids = batch.ids(name)
-                target = ids[batch.target][:, None]
-                matches.append((in_windows(batch, ids, 0)[place][owner] == target) & (target != 0))
-        layout = SequenceLayout(
-            owner=owner,
-            seen=(column >= 0) & (begin < now) & (end <= now),
-            between=self._bucket(begin[:, :, None] - begin[:, None]) if self.config.recency_bias else None,
-            since=self._bucket(now - begin)[owner] if self.config.recency_bias else None,
+                past = in_windows(batch, ids, 0)
+                row = torch.cat([past, at_targets(batch, ids[batch.target])], dim=1)[..., None]
+                matches.append((row == past[:, None]) & (row != 0))  # unknown values match nothing
+        return SequenceLayout(
+            seen=(distance > 0) & (distance <= self.history) & (begin < now) & (end <= now),
+            distance=distance.clamp(0, self.history),
+            elapsed=elapsed,
             matches=matches,
         )
-        return place, layout
-
-    def _bucket(self, elapsed_ms: Tensor) -> Tensor:
-        return log_bucket(elapsed_ms.float() / 1000, self.config.time_buckets, self.config.max_gap_s)
