@@ -70,6 +70,11 @@ def read_predictions(file: str) -> tuple[Predictions, list[str]]:
     if _NAMES not in metadata:
         raise DataError("holds no predictions; `a2gen evaluate --predictions` writes them", file=file)
     names = json.loads(metadata[_NAMES])
+    wanted = [*_COLUMNS, *(f"{field}_{name}" for field, kind in _MATRICES.items() for name in names[kind])]
+    if lacking := [name for name in wanted if name not in table.column_names]:
+        raise DataError(
+            "is missing; `a2gen evaluate --predictions` of this version writes it", file=file, field=lacking[0]
+        )
 
     def matrix(field: str, kind: str) -> np.ndarray:
         found = [table[f"{field}_{name}"].to_numpy() for name in names[kind]]

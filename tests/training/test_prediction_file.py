@@ -64,6 +64,11 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user": [1]}), other)
     with pytest.raises(DataError, match="holds no predictions"):
         read_predictions(str(other))
+    older = tmp_path / "older.parquet"
+    write_predictions(str(older), made([]), CARD)
+    pq.write_table(pq.read_table(older).drop_columns(["next_time_like"]), older)
+    with pytest.raises(DataError, match=r"next_time_like.* is missing"):
+        read_predictions(str(older))
     with pytest.raises(DataError, match="cannot be read"):
         read_predictions(str(tmp_path / "nothing.parquet"))
     with pytest.raises(UserError, match="cannot be written"):
