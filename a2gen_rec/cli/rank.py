@@ -37,7 +37,7 @@ def run(options: Namespace) -> None:
     quiet()
     from a2gen_rec.reporting.ensemble_tables import explanation_tables
     from a2gen_rec.reporting.tables import ranking_tables
-    from a2gen_rec.serving.rank import rank
+    from a2gen_rec.training.ranking import rank
 
     ranking = rank(
         options.run,

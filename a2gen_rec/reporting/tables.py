@@ -10,7 +10,7 @@ from rich.text import Text
 from a2gen_rec.data.schema import WATCH_TIME
 
 if TYPE_CHECKING:  # a table needs no torch
-    from a2gen_rec.serving.rank import Candidate, Ranking
+    from a2gen_rec.serving.types import Candidate, RankedList
 
 UNKNOWN = "–"
 BETTER = "bold green"
@@ -46,7 +46,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def ranking_tables(ranking: "Ranking") -> list[Table]:
+def ranking_tables(ranking: "RankedList") -> list[Table]:
     """The candidates of a ranking, each with its most probable timeline if the model generates any.
 
     Of many outcomes, all but the one ranked by are in a table of their own: beside them, no room would be left for
@@ -66,7 +66,7 @@ def ranking_tables(ranking: "Ranking") -> list[Table]:
     return tables
 
 
-def _candidates_table(ranking: "Ranking", names: Sequence[str], table: Table, whole: bool) -> Table:
+def _candidates_table(ranking: "RankedList", names: Sequence[str], table: Table, whole: bool) -> Table:
     """The table filled with the outcomes ``names`` of the candidates and, of the ``whole``, all else."""
     fused = whole and ranking.by == "ensemble"
     watched = whole and any(candidate.expected_watch_s is not None for candidate in ranking.candidates)
@@ -211,7 +211,7 @@ def _summary(result: Mapping[str, Any]) -> str:
     )
 
 
-def _about(ranking: "Ranking") -> str:
+def _about(ranking: "RankedList") -> str:
     whole = {"watch": "expected watch time", "ensemble": "ensemble score"}
     by = whole.get(ranking.by, f"probability of {ranking.by}") + (", least first" if ranking.least_first else "")
     history = f"{ranking.history:,} past impressions"
