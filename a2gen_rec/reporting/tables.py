@@ -46,6 +46,24 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
+def export_table(metrics: Mapping[str, Any]) -> Table:
+    """What an export costs: AUC of the run and of the exported model (its keys: ``training.export.compared``)."""
+    loss = metrics["loss"]
+    caption = f"loss {loss['original']:.5f}, exported {loss['exported']:.5f}"
+    if any(auc["within"] is None for auc in metrics["auc"].values()):
+        caption += f"\n*: fewer than {metrics['least']} positives or negatives, which the tolerance is not asked of"
+    table = titled_table(f"exported model: {metrics['split']}, {metrics['targets']:,} targets", caption)
+    table.add_column("", no_wrap=True)
+    for header in ("positives", "AUC", "exported\nAUC", "change"):
+        table.add_column(header, justify="right")
+    for name, auc in metrics["auc"].items():
+        was, now = auc["original"], auc["exported"]
+        change = UNKNOWN if was is None or now is None else f"{now - was:+.5f}"
+        mark = " *" if auc["within"] is None else ""
+        table.add_row(Text(name + mark), f"{auc['positives']:,}", _number(was, 4), _number(now, 4), change)
+    return table
+
+
 def ranking_tables(ranking: "RankedList") -> list[Table]:
     """The candidates of a ranking, each with its most probable timeline if the model generates any.
 

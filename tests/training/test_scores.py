@@ -16,7 +16,7 @@ from a2gen_rec.data.batch import ALL, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns, ranges, read_columns, row_groups
 from a2gen_rec.data.schema import FeedbackRule
 from a2gen_rec.errors import DataError, UserError
-from a2gen_rec.models.judging import events_before, objectives
+from a2gen_rec.models.judging import Judged, events_before, objectives
 from a2gen_rec.training import checkpoint, lists, scores
 from a2gen_rec.training.build import build
 from a2gen_rec.training.lists import Lists
@@ -241,7 +241,7 @@ def test_of_what_less_is_better() -> None:
 def test_certain_outcomes_have_finite_values() -> None:
     """Sums of float32 probabilities may be more than 1."""
     chance = torch.tensor([[0.0, 1.0, 1 + 1e-6, 0.5, 1e-3]])
-    judged = scores.Judged(None, chance, torch.tensor([2.0]), None, None)  # type: ignore[arg-type]
+    judged = Judged(None, chance, torch.tensor([2.0]), None, None)  # type: ignore[arg-type]
     value = judged.value(with_watch_time=True)[0].tolist()
     assert value[:3] == pytest.approx([-16.118, 16.118, 16.118], abs=1e-3)
     assert value[3:] == pytest.approx([0.0, np.log(1e-3 / 0.999), 2.0])
