@@ -157,10 +157,10 @@ class Ranker:
         return self._states.counts
 
     def _past(self, request: Request) -> History:
-        past = request.history
+        past, now = request.history, request.now_ms
         if not isinstance(past, History):
-            past = self.encode(past)
-        return past if request.now_ms is None else past.until(request.now_ms)
+            return self.encode([each for each in past if now is None or each.ts_ms <= now])
+        return past if now is None else past.until(now)
 
     def _order(self, request: Request) -> Order:
         # In one order, whatever they came in: then no rounding depends on it, and equals are ordered by name.
