@@ -1,7 +1,6 @@
 """What is served equals what is evaluated: a log's impressions as events, its targets as requests."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -55,9 +54,7 @@ def test_events_then_requests_give_the_evaluation_s_predictions(world: tuple[Log
     row_of = dict(zip(items["item"], items["item_id"], strict=True))
     compared = 0
     for number, (user, impressions) in enumerate(sorted(log.impressions.items())[:12]):
-        targets = [
-            place for place, each in enumerate(impressions) if (user, each.ts_ms, row_of[each.item]) in expected
-        ]
+        targets = [place for place, each in enumerate(impressions) if (user, each.ts_ms, row_of[each.item]) in expected]
         for place in targets[:2]:
             past, now = impressions[:place], impressions[place]
             history = ranker.encode(past[:-3])
