@@ -30,7 +30,7 @@ from a2gen_rec import paths
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.columns import read_table
-from a2gen_rec.data.schema import ITEM, DatasetCard, Feature
+from a2gen_rec.data.schema import ITEM, RAW_LENGTH, DatasetCard, Feature
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.models.ensemble import Ensemble
 from a2gen_rec.models.ensemble_store import EnsembleCard, load_ensemble
@@ -129,7 +129,7 @@ def write_vocabularies(folder: Path, dataset: str, card: DatasetCard) -> None:
     for level, name in (("user", USERS), ("item", ITEMS)):
         features = {feature.name for feature in card.features if feature.level == level}
         table = read_table(paths.join(dataset, name))
-        kept = [each for each in table.column_names if each in features or each in (level, "raw_length_s", "user_key")]
+        kept = [each for each in table.column_names if each in features or each in (level, RAW_LENGTH)]
         _write_compact(table.select(kept), folder / name)
 
 
@@ -218,9 +218,7 @@ def _write_compact(table: pa.Table, file: Path) -> None:
 
 
 def _compact(field: pa.Field) -> pa.Field:
-    if not pa.types.is_integer(field.type) or field.name == "user_key":
-        return field
-    return pa.field(field.name, pa.int32())
+    return pa.field(field.name, pa.int32()) if pa.types.is_integer(field.type) else field
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:

@@ -186,7 +186,8 @@ def test_a_damaged_model_is_refused(
 def test_serving_needs_nothing_of_training() -> None:
     code = (
         "import sys, pkgutil, importlib, a2gen_rec.serving as serving\n"
-        "for each in pkgutil.iter_modules(serving.__path__): importlib.import_module(f'a2gen_rec.serving.{each.name}')\n"
+        "names = [each.name for each in pkgutil.iter_modules(serving.__path__)]\n"
+        "for name in names: importlib.import_module(f'a2gen_rec.serving.{name}')\n"
         "print([name for name in sys.modules if name.startswith('a2gen_rec.training')])\n"
         "import torch.distributed as dist; print(dist.is_initialized())\n"
     )
