@@ -73,7 +73,7 @@ def hashed_log(folder: Path, seed: int = 0) -> Log:
     (folder / "raw").mkdir(parents=True)
     table = pa.table(columns)
     pq.write_table(table, folder / "raw" / "log.parquet")
-    (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC))
+    (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
     config = PrepareConfig(partitions=2, threads=1, memory_gb=0.5, history=9, max_targets=3)
     prepare("generic", str(folder / "raw"), str(folder / "data"), config, str(folder / "spec.yaml"))
     raw: dict[str, dict[tuple, Impression]] = {}

@@ -54,7 +54,7 @@ def test_a_model_that_lost_too_much_leaves_nothing_behind(
         return line
 
     # A dataset without the tables of raw values cannot be served.
-    assert "users.parquet: cannot be read" in told()
+    assert "vocabulary/group.parquet: cannot be read" in told()
     users = pa.table({"user": ["a"], "user_key": [1], "user_id": [1], "group": [1]})
     pq.write_table(users, data / "users.parquet")
     (data / "vocabulary").mkdir()
