@@ -1,15 +1,21 @@
 """``a2gen rank``: candidates ranked for one user."""
 
+from typing import TYPE_CHECKING
+
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from a2gen_rec.cli.common import add_device, new_console, new_parser
 from a2gen_rec.errors import ConfigError
 
+if TYPE_CHECKING:
+    from a2gen_rec.serving.types import RankedList
+
 
 def parser() -> ArgumentParser:
     command = new_parser("Rank candidates for one user: probabilities, expected watch time, likely action timeline.")
-    command.add_argument("--run", type=str, required=True, help="run folder; its best checkpoint is used")
+    command.add_argument("--run", type=str, default="", help="run folder; its best checkpoint is used")
+    command.add_argument("--model", type=str, default="", help="or an exported model; the user's past is not in it")
     command.add_argument("--user", type=str, required=True, help="raw user identifier, as in the log")
     command.add_argument(
         "--candidates", type=str, default="", help="file of raw item identifiers, one a line; default: popular ones"
@@ -32,23 +38,36 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     if options.explain and options.by not in ("", "ensemble"):
         raise ConfigError(f"--explain tells why the ensemble orders as it does: it does not go with --by {options.by}")
+    if bool(options.run) == bool(options.model):
+        raise ConfigError("give either --run or --model")
+    if options.model and (options.data or options.ensemble or not options.candidates):
+        raise ConfigError("--model needs --candidates, and goes with neither --data nor --ensemble")
     from a2gen_rec.quiet import quiet
 
     quiet()
     from a2gen_rec.reporting.ensemble_tables import explanation_tables
     from a2gen_rec.reporting.tables import ranking_tables
-    from a2gen_rec.serving.rank import rank
 
-    ranking = rank(
-        options.run,
-        options.user,
-        options.candidates,
-        options.by or ("ensemble" if options.explain else ""),
-        options.top,
-        options.data,
-        options.device,
-        options.ensemble,
-    )
+    ranking = _by_model(options) if options.model else _by_run(options)
     console = new_console()
     for table in [*ranking_tables(ranking), *(explanation_tables(ranking.candidates) if options.explain else [])]:
         console.print(table)
+
+
+def _by_run(options: Namespace) -> "RankedList":
+    from a2gen_rec.training.ranking import rank
+
+    by = options.by or ("ensemble" if options.explain else "")
+    places = (options.candidates, by, options.top, options.data, options.device, options.ensemble)
+    return rank(options.run, options.user, *places)
+
+
+def _by_model(options: Namespace) -> "RankedList":
+    from a2gen_rec.serving.rank import read_candidates
+    from a2gen_rec.serving.ranker import Ranker
+    from a2gen_rec.serving.types import Request
+
+    names = read_candidates(options.candidates)
+    by = options.by or ("ensemble" if options.explain else "")
+    request = Request(options.user, names, k=options.top, by=by, explain=options.explain)
+    return Ranker.load(options.model).rank(request)

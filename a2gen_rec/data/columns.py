@@ -122,7 +122,7 @@ def read_columns(groups: Sequence[RowGroup], card: DatasetCard, with_oracle: boo
         DataError: a file is truncated, a column is missing or of another type, an id, action code or time is out
             of its range, or lists of one window differ in length.
     """
-    return _concatenate([_RowGroupReader(group, card, with_oracle).read() for group in groups])
+    return concatenate([_RowGroupReader(group, card, with_oracle).read() for group in groups])
 
 
 def read_user(files: Sequence[str], card: DatasetCard, user: str) -> WindowColumns | None:
@@ -140,7 +140,7 @@ def read_user(files: Sequence[str], card: DatasetCard, user: str) -> WindowColum
             own = rows[(rows >= group.first_row) & (rows < group.first_row + group.rows)] - group.first_row
             if len(own):
                 parts.append(take_windows(read_columns([group], card), own))
-        return _concatenate(parts)  # a split has all of a user's windows in one file
+        return concatenate(parts)  # a split has all of a user's windows in one file
     return None
 
 
@@ -336,7 +336,8 @@ class _RowGroupReader:
         return DataError(reason, file=self.group.file, row=place, field=name)
 
 
-def _concatenate(parts: list[WindowColumns]) -> WindowColumns:
+def concatenate(parts: list[WindowColumns]) -> WindowColumns:
+    """Windows of at least one part, one after another."""
     if len(parts) == 1:
         return parts[0]
 

@@ -120,7 +120,7 @@ class Job:
             raise DataError("no impression is left to train on", file=facts.name)
         levels = feedback.count_levels(self.connection, levelled, rule)
         encodings = self.learn(train)
-        self.write_tables(everything, encodings)
+        self.write_tables(everything, encodings, rule)
         item = next(coding for coding in encodings if coding.feature.name == ITEM)
         train = f"(SELECT * FROM {levelled} WHERE split = 0)"
         file = self.dataset / ITEM_STATISTICS
@@ -165,6 +165,8 @@ class Job:
                 "url": facts.url,
             },
             command=command,
+            from_time=list(self.columns.calendar),
+            utc_offset_hours=facts.utc_offset_hours,
         )
 
     def stage(self) -> dict[str, int]:
@@ -207,10 +209,11 @@ class Job:
     def min_count(self, feature: str) -> int:
         return 1 if feature in self.columns.calendar else self.config.min_count
 
-    def write_tables(self, everything: str, encodings: list[Encoding]) -> None:
+    def write_tables(self, everything: str, encodings: list[Encoding], rule: FeedbackRule | None) -> None:
         for level in self.each(("item", "user"), "items and users"):
             file = self.dataset / f"{level}s.parquet"
-            statistics.write_entities(self.connection, everything, encodings, level, file)
+            length = rule.duration if rule is not None else ""
+            statistics.write_entities(self.connection, everything, encodings, level, file, length)
 
     def write_windows(
         self, split: str, encodings: list[Encoding], layout: Layout, rule: FeedbackRule | None

@@ -4,7 +4,7 @@ A prepared dataset is a folder::
 
     dataset.yaml                 the dataset card (this module)
     train/ valid/ test/*.parquet one row per user window
-    items.parquet                every item: raw ``item`` (string) and its item-level feature rows
+    items.parquet                every item: raw ``item`` (string), its item-level feature rows and its length
     users.parquet                every user: raw ``user`` (string), ``user_key`` and its user-level feature rows
     item_statistics.parquet      training impressions and positives per ``item_id`` row
     vocabulary/FEATURE.parquet   raw ``value`` (string) to table ``row`` (int64), for vocabulary features
@@ -48,6 +48,8 @@ ITEM = "item_id"
 
 SESSION_POSITION, SESSION_GAP, PREVIOUS_FEEDBACK = "session_position", "session_gap", "previous_feedback"
 FEEDBACK, WATCH_RATIO = "feedback", "watch_ratio"
+RAW_LENGTH = "raw_length_s"
+"""Column of ``items.parquet``: the video's length as the log has it, where feedback goes by it."""
 OBJECTIVES = ("glance", "effective", "negative")
 WATCH_TIME = "watch_time"
 """What users of a log that records it are predicted to spend, beside the objectives."""
@@ -133,6 +135,8 @@ class DatasetCard:
         history: most impressions before a target it may see; windows carry one more.
         max_targets: most targets of one window.
         calendar: whether ``ts_ms`` is wall-clock time (else only order and, if any, elapsed time).
+        from_time: context features computed from ``ts_ms`` in a zone of ``utc_offset_hours``; None in cards made before
+            there was the field.
         oracle: actions (and labels) with a true probability column.
         dropped: impressions left out by ``prepare``, by reason.
     """
@@ -157,6 +161,8 @@ class DatasetCard:
     source: dict[str, str]
     command: str
     format_version: int = FORMAT_VERSION
+    from_time: list[str] | None = None
+    utc_offset_hours: float = 0.0
 
     @property
     def events(self) -> list[str]:

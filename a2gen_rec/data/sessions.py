@@ -50,6 +50,7 @@ def session_rows(
     end_ms: Index,
     feedback: Index,
     session_gap_s: float,
+    first_position: int = 1,
 ) -> dict[str, Index]:
     """Table rows of session features, for impressions in order of user and time; all arrays ``(impressions,)``.
 
@@ -59,6 +60,7 @@ def session_rows(
         new_user: whether a user's first impression.
         feedback: levels of the impressions themselves; of no account where no feature tells the level before.
         session_gap_s: seconds between two begins beyond which a session ends.
+        first_position: of the first impression in its session.
     """
     if not features:
         return {}
@@ -66,14 +68,23 @@ def session_rows(
     place = np.arange(len(ts_ms))
     before = np.maximum(place - 1, 0)
     gap_s = (ts_ms - ts_ms[before]) / 1000
-    opens = np.maximum.accumulate(np.where(new_user | (gap_s > session_gap_s), place, 0))
+    position = positions(new_user, ts_ms, session_gap_s, first_position)
     ended = ~new_user & (gap_s > 0) & (end_ms[before] <= ts_ms)
     rows = {
-        SESSION_POSITION: 1 + np.searchsorted(edges[SESSION_POSITION], place - opens + 1, side="right"),
+        SESSION_POSITION: 1 + np.searchsorted(edges[SESSION_POSITION], position, side="right"),
         SESSION_GAP: np.where(new_user, 0, 1 + np.searchsorted(edges[SESSION_GAP], gap_s, side="right")),
         PREVIOUS_FEEDBACK: np.where(ended, feedback[before], UNKNOWN),
     }
     return {feature.name: rows[feature.name] for feature in features}
+
+
+def positions(new_user: npt.NDArray[np.bool_], ts_ms: Index, session_gap_s: float, first_position: int = 1) -> Index:
+    """``(impressions,)`` places in their sessions, from 1; arguments as :func:`session_rows` takes."""
+    place = np.arange(len(ts_ms))
+    opens = new_user.copy()
+    opens[1:] |= np.diff(ts_ms) / 1000 > session_gap_s
+    opened = np.maximum.accumulate(np.where(opens, place, 0))
+    return place - opened + np.where(opened == 0, first_position, 1)
 
 
 def with_session_rows(impressions: pa.Table, features: Sequence[Feature], session_gap_s: float) -> pa.Table:

@@ -16,6 +16,7 @@ from a2gen_rec.data.schema import (
     ITEM,
     OBJECTIVES,
     PREVIOUS_FEEDBACK,
+    RAW_LENGTH,
     SESSION_GAP,
     SESSION_POSITION,
     WATCH_RATIO,
@@ -48,6 +49,7 @@ RESERVED = frozenset(
         PREVIOUS_FEEDBACK,
         FEEDBACK,
         WATCH_RATIO,
+        RAW_LENGTH,
         *OBJECTIVES,
     )
 )
@@ -108,15 +110,8 @@ def calendar_feature(name: str, utc_offset_hours: float) -> str:
     return f"(({local_ms} // 86400000 + 3) % 7)::VARCHAR"  # 1 January 1970 was a Thursday
 
 
-def spread(
-    connection: duckdb.DuckDBPyConnection,
-    relation: str,
-    columns: Columns,
-    utc_offset_hours: float,
-    partitions: int,
-    folder: Path,
-) -> tuple[int, dict[str, int]]:
-    """Write a source's rows to ``folder``/partition=P; returns rows read and problem rows by reason.
+def canonical(columns: Columns, utc_offset_hours: float) -> list[str]:
+    """SELECT list that makes clean impressions of a source's relation.
 
     A dwell shorter than a recorded action inside the impression is raised to that action's time [ours].
     """
@@ -136,6 +131,19 @@ def spread(
             select.append(f"{calendar_feature(feature.name, utc_offset_hours)} AS {name}")
         elif feature.name not in IDENTIFIERS:
             select.append(f"{name}::{'DOUBLE' if feature.kind == 'buckets' else 'VARCHAR'} AS {name}")
+    return select
+
+
+def spread(
+    connection: duckdb.DuckDBPyConnection,
+    relation: str,
+    columns: Columns,
+    utc_offset_hours: float,
+    partitions: int,
+    folder: Path,
+) -> tuple[int, dict[str, int]]:
+    """Write a source's rows to ``folder``/partition=P; returns rows read and problem rows by reason."""
+    select = canonical(columns, utc_offset_hours)
     missing = " ".join(f"WHEN {name} IS NULL THEN 'no {name}'" for name in ("user_id", "item_id", "ts_ms"))
     select.append(f"CASE WHEN problem IS NOT NULL THEN problem {missing} END AS problem")
     # DuckDB holds back so many rows per thread: the threshold bounds memory on machines of many cores.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.schema import EXIT, ITEM, SPLITS, SplitSummary
+from a2gen_rec.data.schema import EXIT, ITEM, RAW_LENGTH, SPLITS, SplitSummary
 from a2gen_rec.data.sql import identifier, one_row, order_statistics, write_sorted
 from a2gen_rec.data.vocabulary import Encoding, encoded
 
@@ -85,10 +85,14 @@ def write_entities(
     encodings: Sequence[Encoding],
     level: str,
     file: Path,
+    length: str = "",
 ) -> int:
     """Write every item (or user), one row each by raw identifier, with its latest features' rows; returns the count.
 
     Of several impressions at the latest moment each feature takes the greatest value, so the choice is total.
+
+    Args:
+        length: feature of this level whose raw value is kept as ``RAW_LENGTH``; none if empty.
     """
     key, name, extra = (ITEM, "item", []) if level == "item" else ("user_id", "user", ["user_key"])
     own = [coding for coding in encodings if coding.feature.level == level]
@@ -99,6 +103,8 @@ def write_entities(
         JOIN (SELECT {key}, max(ts_ms) AS ts_ms FROM {impressions} GROUP BY ALL) USING ({key}, ts_ms)
         GROUP BY {key})"""
     chosen = [f"raw.{key} AS {identifier(name)}", *(f"raw.{column}" for column in extra)]
+    if length in (coding.feature.name for coding in own):
+        chosen.append(f"raw.{identifier(length)} AS {RAW_LENGTH}")
     return write_sorted(connection, f"{encoded(relation, own, chosen)} ORDER BY raw.{key}", file, ROWS)
 
 

@@ -83,11 +83,22 @@ def vocabulary(
         ORDER BY row""",
         file,
     )
-    return Encoding(
-        Feature(spec.name, spec.level, "vocabulary", kept + 1),
-        row=f"coalesce({table}.row, 0)",
-        join=f"LEFT JOIN (SELECT value, row FROM {parquet(file)}) AS {table} ON raw.{column} = {table}.value",
-    )
+    join = f"LEFT JOIN (SELECT value, row FROM {parquet(file)}) AS {table} ON raw.{column} = {table}.value"
+    return found(Feature(spec.name, spec.level, "vocabulary", kept + 1), f"{table}.row", join)
+
+
+def found(feature: Feature, row: str, join: str = "") -> Encoding:
+    """What a vocabulary has: SQL of the value's ``row``, NULL where it is unknown."""
+    return Encoding(feature, f"coalesce({row}, 0)", join)
+
+
+def encoding_of(feature: Feature, row: str) -> Encoding:
+    """The encoding that a feature of a dataset card was learned as; ``row``: as :func:`found` takes."""
+    if feature.kind == "hash":
+        return hashed(FeatureSpec(feature.name, feature.level, "hash", feature.cardinality))
+    if feature.kind == "buckets":
+        return between(feature.name, feature.level, feature.boundaries)
+    return found(feature, row)
 
 
 def encoded(relation: str, encodings: Sequence[Encoding], columns: Sequence[str], prefix: str = "") -> str:

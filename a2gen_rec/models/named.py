@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from a2gen_rec.config import Config
+from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.a2gen import DenseRanker
 from a2gen_rec.models.baselines.experts import MMoERanker, PLERanker
@@ -17,7 +17,10 @@ RANKERS: dict[str, type[Ranker[Any]]] = {"a2gen": DenseRanker, "mmoe": MMoERanke
 
 def ranking_model(card: DatasetCard, config: Config, device: torch.device | None = None) -> RankingModel:
     """Tables and ranker of ``config.model.name``, with the arguments of :class:`RankingModel`."""
-    kind = RANKERS[config.model.name]
-    if kind is DenseRanker and config.model.generator == "independent":
-        kind = IndependentRanker
-    return RankingModel(card, config, kind, device)
+    return RankingModel(card, config, ranker_kind(config.model), device)
+
+
+def ranker_kind(config: ModelConfig) -> type[Ranker[Any]]:
+    """What the configuration names: all of the model but its tables."""
+    kind = RANKERS[config.name]
+    return IndependentRanker if kind is DenseRanker and config.generator == "independent" else kind

@@ -36,7 +36,16 @@ class Asked(NamedTuple):
 
     def select(self, index: Tensor) -> "Asked":
         """Of the contexts ``index`` (repetition allowed)."""
-        return Asked(*(part[index] for part in self))
+        return Asked(*(part.index_select(0, index) for part in self))
+
+
+class Projected(NamedTuple):
+    """What tokens contribute, whatever the context: S and its parts of queries, keys and values, each [m, dim]."""
+
+    s: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
 
 
 class ContextAwareAttention(nn.Module):
@@ -110,21 +119,26 @@ class ContextAwareAttention(nn.Module):
         gate = c.new_ones(*c.shape[:-1], self.heads) if self.gate is None else softmax(self.gate(context))
         return Asked(c, query, gate)
 
-    def step(self, x: Tensor, asked: Asked, cache: Cache | None) -> tuple[Tensor, Cache]:
+    def project(self, x: Tensor) -> Projected:
+        """What tokens [m, d_sequence] contribute to every :meth:`step`."""
+        s = self.sequence(x)
+        return Projected(s, self.query_sequence(s), self.key(s), self.value(s))
+
+    def step(self, token: Projected, asked: Asked, cache: Cache | None) -> tuple[Tensor, Cache]:
         """The causal :meth:`forward`'s output at one more position.
 
         Args:
-            x: [m, d_sequence] token of this position; asked: by the m contexts; cache: of the earlier positions.
+            token: the m tokens of this position; asked: by the m contexts; cache: of the earlier positions.
 
         Returns:
             [m, dim] and the cache including this position.
         """
-        s = self.sequence(x)[:, None]
-        key, value = self.split(self.key(s)), self.split(self.value(s))
+        key, value = self.split(token.key[:, None]), self.split(token.value[:, None])
         if cache is not None:
             key, value = torch.cat([cache.key, key], dim=2), torch.cat([cache.value, value], dim=2)
-        attended = softmax(self._query(s, asked) @ key.transpose(-1, -2)) @ value
-        return self._answer(attended, s, asked).squeeze(1), Cache(key, value)
+        query = self.split((token.query + asked.query)[:, None]) / self.d_head**0.5
+        attended = softmax(query @ key.transpose(-1, -2)) @ value
+        return self._answer(attended, token.s[:, None], asked).squeeze(1), Cache(key, value)
 
     def pooled(
         self,

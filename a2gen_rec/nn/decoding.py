@@ -62,9 +62,9 @@ def _expand_tree(
     mass = context.new_ones(n)
     action = torch.zeros_like(owner)
     offset = context.new_zeros(n)
-    state = generator.begin(context)
+    state, tokens = generator.begin(context), generator.tokens(tables)
     while len(owner):
-        steps, state = generator.step(action, offset, state, tables)
+        steps, state = generator.step(action, offset, state, tokens)
         child = mass[:, None] * softmax(steps.logits)
         # Every sequence through a child contains its action, so a child counts whether or not it is expanded.
         probability.index_add_(0, owner, child)
@@ -185,19 +185,19 @@ class _Reader:
     """The next step's predictions of many growing prefixes, for either form of generator."""
 
     def __init__(self, generator: Generator, context: Tensor, tables: StepEmbeddings, timed: Tensor) -> None:
-        self.generator, self.tables, self.timed = generator, tables, timed
+        self.generator, self.timed = generator, timed
         self.action = torch.zeros(len(context), dtype=torch.long, device=context.device)
         self.offset = context.new_zeros(len(context))
         self.emitted = torch.zeros(len(context), generator.actions, dtype=torch.bool, device=context.device)
         if isinstance(generator, ExplicitGenerator):
-            self.state = generator.begin(context)
+            self.state, self.tokens = generator.begin(context), generator.tokens(tables)
         elif isinstance(generator, ImplicitGenerator):
             self.draft, _ = generator.predict(context, generator.max_steps)
 
     def next(self, place: int) -> Steps:
         generator = self.generator
         if isinstance(generator, ExplicitGenerator):
-            steps, self.state = generator.step(self.action, self.offset, self.state, self.tables)
+            steps, self.state = generator.step(self.action, self.offset, self.state, self.tokens)
             return steps
         scale = self.draft.log_scale
         return Steps(

@@ -10,7 +10,7 @@ from rich.text import Text
 from a2gen_rec.data.schema import WATCH_TIME
 
 if TYPE_CHECKING:  # a table needs no torch
-    from a2gen_rec.serving.rank import Candidate, Ranking
+    from a2gen_rec.serving.types import Candidate, RankedList
 
 UNKNOWN = "–"
 BETTER = "bold green"
@@ -46,7 +46,25 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def ranking_tables(ranking: "Ranking") -> list[Table]:
+def export_table(metrics: Mapping[str, Any]) -> Table:
+    """What an export costs: AUC of the run and of the exported model (its keys: ``training.export.compared``)."""
+    loss = metrics["loss"]
+    caption = f"loss {loss['original']:.5f}, exported {loss['exported']:.5f}"
+    if any(auc["within"] is None for auc in metrics["auc"].values()):
+        caption += f"\n*: fewer than {metrics['least']} positives or negatives, which the tolerance is not asked of"
+    table = titled_table(f"exported model: {metrics['split']}, {metrics['targets']:,} targets", caption)
+    table.add_column("", no_wrap=True)
+    for header in ("positives", "AUC", "exported\nAUC", "change"):
+        table.add_column(header, justify="right")
+    for name, auc in metrics["auc"].items():
+        was, now = auc["original"], auc["exported"]
+        change = UNKNOWN if was is None or now is None else f"{now - was:+.5f}"
+        mark = " *" if auc["within"] is None else ""
+        table.add_row(Text(name + mark), f"{auc['positives']:,}", _number(was, 4), _number(now, 4), change)
+    return table
+
+
+def ranking_tables(ranking: "RankedList") -> list[Table]:
     """The candidates of a ranking, each with its most probable timeline if the model generates any.
 
     Of many outcomes, all but the one ranked by are in a table of their own: beside them, no room would be left for
@@ -66,7 +84,7 @@ def ranking_tables(ranking: "Ranking") -> list[Table]:
     return tables
 
 
-def _candidates_table(ranking: "Ranking", names: Sequence[str], table: Table, whole: bool) -> Table:
+def _candidates_table(ranking: "RankedList", names: Sequence[str], table: Table, whole: bool) -> Table:
     """The table filled with the outcomes ``names`` of the candidates and, of the ``whole``, all else."""
     fused = whole and ranking.by == "ensemble"
     watched = whole and any(candidate.expected_watch_s is not None for candidate in ranking.candidates)
@@ -211,7 +229,7 @@ def _summary(result: Mapping[str, Any]) -> str:
     )
 
 
-def _about(ranking: "Ranking") -> str:
+def _about(ranking: "RankedList") -> str:
     whole = {"watch": "expected watch time", "ensemble": "ensemble score"}
     by = whole.get(ranking.by, f"probability of {ranking.by}") + (", least first" if ranking.least_first else "")
     history = f"{ranking.history:,} past impressions"

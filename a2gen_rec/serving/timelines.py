@@ -11,8 +11,8 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.a2gen import A2GenEncoded, DenseRanker
 from a2gen_rec.models.ranker import Encoded, Ranker
 from a2gen_rec.nn.decoding import Decoded
+from a2gen_rec.serving.types import Timeline
 
-Timeline = list[tuple[str, float | None]]
 BEAMS = 8
 
 

@@ -32,7 +32,7 @@ TABLES = "model.embeddings"  # the tables' place in a task
 class TrainTask(nn.Module):
     """Model and loss in one module, the form that training pipelines take."""
 
-    def __init__(self, model: RankingModel, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
         self.model, self.loss = model, loss
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from a2gen_rec.data.schema import WATCH_TIME
+from a2gen_rec.models.ensemble_store import EnsembleCard, load_baseline
 from a2gen_rec.models.fusion import Formula, LogisticRegression, MLPFusion, SessionWeights, SingleScore, Standardise
-from a2gen_rec.training.ensemble_store import EnsembleCard, load_baseline
 from a2gen_rec.training.ensemble_trainer import Reporter, behaviour_weights, fit, measure_lists
 from a2gen_rec.training.formula_search import tune_formula
 from a2gen_rec.training.lists import Lists, centre_scale

@@ -14,14 +14,15 @@ from a2gen_rec.config import EnsembleConfig, EvaluateConfig
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.models.ensemble import Ensemble
+from a2gen_rec.models.ensemble_store import CARD, EnsembleCard, check_place, load_ensemble, save_ensemble
+from a2gen_rec.models.judging import objectives
 from a2gen_rec.training.ensemble_baselines import fit_baselines, learned, load_baselines
-from a2gen_rec.training.ensemble_store import CARD, EnsembleCard, check_place, load_ensemble, save_ensemble
 from a2gen_rec.training.ensemble_trainer import Reporter, fit_ensemble, largest_falls, measure_lists, score_lists
 from a2gen_rec.training.evaluate import evaluate
 from a2gen_rec.training.lists import Lists
 from a2gen_rec.training.process import agreed, gather
 from a2gen_rec.training.run import Device, OpenRun, open_run
-from a2gen_rec.training.scores import SCORES_VERSION, behaviours, objectives, score_split
+from a2gen_rec.training.scores import SCORES_VERSION, behaviours, score_split
 
 FOLDER = "ensemble"
 """Of a run: where its ensemble is unless told otherwise."""
@@ -121,8 +122,10 @@ def evaluate_run(
     with open_run(run, data, device) as opened:
         folder = ensemble or gather(found(run))[0]
         compared = _to_compare(opened, run, folder, split) if folder else None  # an unfit one is told of at once
-        settings = replace(opened.config, evaluate=config)
-        result = evaluate(opened.built, opened.data, split, opened.card, settings, opened.process, predictions)
+        built, settings = opened.built, replace(opened.config, evaluate=config)
+        result = evaluate(
+            built.dmp, built.model.ranker, opened.data, split, opened.card, settings, opened.process, predictions
+        )
     if not result:
         return {}
     # Out of the group: no rank waits for the first one's metrics.

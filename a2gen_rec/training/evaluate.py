@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from a2gen_rec import paths
 from a2gen_rec.config import Config, EvaluateConfig
@@ -11,9 +12,9 @@ from a2gen_rec.data.batch import count_names
 from a2gen_rec.data.columns import read_table
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
 from a2gen_rec.data.schema import ITEM, ITEM_STATISTICS, DatasetCard
+from a2gen_rec.models.ranker import Ranker
 from a2gen_rec.sharding.tables import whole_tables
 from a2gen_rec.training.agree import AgreedBatches
-from a2gen_rec.training.build import Built
 from a2gen_rec.training.losses import means, term_names, total
 from a2gen_rec.training.metrics import binary_metrics, time_metrics
 from a2gen_rec.training.objective_metrics import objective_report
@@ -36,7 +37,8 @@ def evaluation_batches(
 
 
 def evaluate(
-    built: Built,
+    task: nn.Module,
+    ranker: Ranker[Any],
     data: str,
     split: str,
     card: DatasetCard,
@@ -47,6 +49,7 @@ def evaluate(
     """Predict a split and measure. All ranks call it; rank 0's result is the one that counts.
 
     Args:
+        task, ranker: as :func:`predict` takes.
         keep: Parquet file to write the predictions to (:mod:`prediction_file`); none if empty.
 
     Returns:
@@ -58,10 +61,10 @@ def evaluate(
         ``objective_metrics.objective_report``.
     """
     batches = evaluation_batches(data, split, card, config, process, with_oracle=True)
-    most, ranker = config.evaluate.sequences, built.model.ranker
+    most = config.evaluate.sequences
     collected = Sequences(ranker, card.splits[split].targets) if most else None
     also = None if collected is None else collected.add
-    predictions, sums = predict(built, batches, card, config.evaluate.max_error, also)
+    predictions, sums = predict(task, ranker, batches, card, config.evaluate.max_error, also)
     sequences = None if collected is None else collected.report(card, most)
     if not process.leads:
         return {}

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from a2gen_rec.data.batch import WindowBatch, count_names
 from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.models.a2gen import A2GenOutput
 from a2gen_rec.models.baselines.towers import TowersOutput
-from a2gen_rec.models.ranker import Encoded
-from a2gen_rec.training.build import Built
+from a2gen_rec.models.ranker import Encoded, Ranker
 from a2gen_rec.training.losses import term_names
 from a2gen_rec.training.observed import observed, step_owner
 
@@ -72,7 +72,8 @@ class Sums:
 
 @torch.no_grad()
 def predict(
-    built: Built,
+    task: nn.Module,
+    ranker: Ranker[Any],
     batches: Iterable[WindowBatch],
     card: DatasetCard,
     max_error: float,
@@ -81,36 +82,37 @@ def predict(
     """Run the model over agreed batches. All ranks call it; rank 0 gets all rows, the others their own.
 
     Args:
+        task: model and loss, such as a :class:`TrainTask` or its sharded form; ranker: of that model.
         batches: on every rank the same number, with global counts.
         max_error: bound on the probability of sequences that are not followed to their end.
         also: takes every batch and what the model says of it.
     """
-    was_training = built.dmp.training
-    built.dmp.eval()
-    device = next(built.model.ranker.parameters()).device
+    was_training = task.training
+    task.eval()
+    device = next(ranker.parameters()).device
     parts: list[Predictions] = []
-    sums = torch.zeros(len(term_names(built.model.ranker.tasks)), dtype=torch.float64)
+    sums = torch.zeros(len(term_names(ranker.tasks)), dtype=torch.float64)
     backwards = torch.zeros(1, dtype=torch.float64)
     counts = torch.zeros(len(count_names(card)), dtype=torch.float64)
     for batch in batches:
         batch = batch.to(device)
-        _, (batch_sums, output) = built.dmp(batch)
+        _, (batch_sums, output) = task(batch)
         sums += batch_sums.double().cpu()
         counts += batch.counts.cpu()
         backwards += _backwards(output, batch).cpu()
-        parts.append(_rows(built, output, batch, card, max_error))
+        parts.append(_rows(ranker, output, batch, card, max_error))
         if also is not None:
             also(output, batch)
-    built.dmp.train(was_training)
+    task.train(was_training)
     dist.all_reduce(sums)
     dist.all_reduce(backwards)
-    return _gather(_join(parts)), Sums(sums, counts, backwards, built.model.ranker.generates)
+    return _gather(_join(parts)), Sums(sums, counts, backwards, ranker.generates)
 
 
 def _rows(
-    built: Built, output: A2GenOutput | TowersOutput, batch: WindowBatch, card: DatasetCard, max_error: float
+    ranker: Ranker[Any], output: A2GenOutput | TowersOutput, batch: WindowBatch, card: DatasetCard, max_error: float
 ) -> Predictions:
-    what = built.model.ranker.occurrence(output, max_error)
+    what = ranker.occurrence(output, max_error)
     happened, time = observed(batch, len(card.actions))
 
     def host(values: Tensor) -> np.ndarray:

@@ -5,7 +5,6 @@ would be when served: judged each at its own, a candidate would know what the us
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,10 +13,9 @@ from torch import Tensor
 from a2gen_rec import paths
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.loader import split_files
-from a2gen_rec.data.schema import EXIT, ITEM, WATCH_TIME, DatasetCard
+from a2gen_rec.data.schema import EXIT, ITEM, DatasetCard
 from a2gen_rec.errors import DataError
-from a2gen_rec.models.ensemble import Objective
-from a2gen_rec.models.ranker import Encoded
+from a2gen_rec.models.judging import events_before, judge, objectives
 from a2gen_rec.training.evaluate import evaluation_batches
 from a2gen_rec.training.lists import Lists, concatenate, read_lists, write_lists
 from a2gen_rec.training.observed import observed
@@ -26,22 +24,6 @@ from a2gen_rec.training.run import OpenRun
 
 SCORES_VERSION = 1
 """Of what score files hold: raised whenever the same run and data would give others."""
-SMALLEST = 1e-7
-"""Probabilities are told apart from this to one less this: sums of float32 may leave [0, 1] by as much."""
-
-
-def objectives(card: DatasetCard, tasks: tuple[str, ...]) -> tuple[Objective, ...]:
-    """What a ranker predicts of a candidate, each once, and whether more of it is better.
-
-    Glances and explicit negatives are better the fewer they are.
-
-    Args:
-        tasks: that the model predicts beside actions and labels.
-    """
-    less = {"glance", "negative", *card.negative}
-    watch = [WATCH_TIME] if EXIT in card.timed else []
-    names = [*card.events, *card.labels, *(task for task in tasks if task != WATCH_TIME), *watch]
-    return tuple(Objective(name, "less" if name in less else "more") for name in names)
 
 
 def behaviours(card: DatasetCard) -> tuple[str, ...]:
@@ -105,58 +87,11 @@ def _score_file(opened: OpenRun, split: str, file: str, events: int, gap_s: floa
     return lists.take(np.lexsort((lists.ts_ms, lists.user)))
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Targets as a ranker sees them before anything happens in them.
-
-    The watch time is the generator's, also where a head of its own predicts one: the generator's had the lower error
-    on KuaiRand and the same on simulated data, and every ranker has it [ours].
-
-    METHODS' events are ``[item ‖ category ‖ action]``. Here the item's embedding and the encoding of what the user did
-    in it stand for them, which sees the category as it sees all the impression's context [ours].
-
-    Attributes:
-        encoded: see :class:`Encoded`.
-        probability: [targets, events + labels + predicted objectives].
-        watch_time: [targets] expected log1p seconds; NaN where the log does not record them.
-        context: [targets, d_item] embeddings of what is shown.
-        event: [keys, d_event] past impressions, each as its item's embedding and what the user did in it.
-    """
-
-    encoded: Encoded
-    probability: Tensor
-    watch_time: Tensor
-    context: Tensor
-    event: Tensor
-
-    def value(self, with_watch_time: bool) -> Tensor:
-        """[targets, objectives] float32 as the ensemble takes them: logits, and log1p seconds of a watch time."""
-        logits = torch.logit(self.probability.double(), eps=SMALLEST).float()
-        return torch.cat([logits, self.watch_time[:, None]], 1) if with_watch_time else logits
-
-
-def judge(opened: OpenRun, batch: WindowBatch) -> Judged:
-    """Predictions for a batch's targets, and what an ensemble needs besides."""
-    model, ranker = opened.built.model, opened.built.model.ranker
-    rows = model.embeddings(batch.sparse)
-    actions = ranker.encode_actions(rows, batch)
-    encoded = ranker.encode(rows, batch, actions)
-    what = ranker.occurrence(encoded, opened.config.evaluate.max_error)
-    outcomes = [what.probability[:, 1:-1], encoded.label_logits.sigmoid(), encoded.objective_logits.sigmoid()]
-    item = rows[ITEM].values()[batch.index[ITEM]]
-    return Judged(
-        encoded=encoded,
-        probability=torch.cat(outcomes, 1),
-        watch_time=what.time[:, -1],
-        context=ranker.shown(rows, batch),
-        event=torch.cat([item[batch.key], actions], 1),
-    )
-
-
 def _lists(opened: OpenRun, batch: WindowBatch, events: int) -> Lists:
     """The lists of one batch of requests, scored."""
     card = opened.card
-    judged = judge(opened, batch)
+    model = opened.built.model
+    judged = judge(model.embeddings(batch.sparse), model.ranker, batch, opened.config.evaluate.max_error)
     moment, length = torch.unique_consecutive(batch.moment, return_counts=True)
     first = torch.cumsum(length, 0) - length
     seen, seen_length = events_before(batch, first, events)
@@ -171,7 +106,7 @@ def _lists(opened: OpenRun, batch: WindowBatch, events: int) -> Lists:
 
     wanted = behaviours(card)
     return Lists(
-        objectives=tuple(objective.name for objective in objectives(card, opened.built.model.ranker.tasks)),
+        objectives=tuple(objective.name for objective in objectives(card, model.ranker.tasks)),
         behaviours=wanted,
         user=host(batch.user_key[batch.target_window[first]]),
         ts_ms=host(batch.ts_ms[moment]),
@@ -183,24 +118,3 @@ def _lists(opened: OpenRun, batch: WindowBatch, events: int) -> Lists:
         context=host(judged.context, torch.float16),
         events=host(judged.event[seen], torch.float16),
     )
-
-
-def events_before(batch: WindowBatch, first: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Of the ``most`` keys right before each list, those that a ranker may see: that had begun before and ended.
-
-    Oldest first.
-
-    Args:
-        first: [lists] first target of each.
-
-    Returns:
-        [events] keys of all lists, one list after another, and [lists] how many each has.
-    """
-    window, end = batch.target_window[first], batch.history_end[first]
-    keys = torch.bincount(batch.key_window, minlength=batch.key_shape[0])
-    column = end[:, None] + torch.arange(-most, 0, device=end.device)
-    key = (torch.cumsum(keys, 0) - keys)[window][:, None] + column
-    row, place = torch.nonzero(column >= 0, as_tuple=True)
-    key, now = key[row, place], batch.ts_ms[batch.moment[first]][row]
-    past = (batch.ts_ms[batch.key[key]] < now) & (batch.end_ms[batch.key[key]] <= now)
-    return key[past], torch.bincount(row[past], minlength=len(first))

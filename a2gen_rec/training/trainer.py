@@ -207,7 +207,9 @@ class Trainer:
     def measure(self) -> dict[str, float]:
         """Metrics on validation, on all ranks."""
         batches = evaluation_batches(self.data, "valid", self.card, self.config, self.process, with_oracle=False)
-        predictions, sums = predict(self.built, batches, self.card, self.config.evaluate.max_error)
+        predictions, sums = predict(
+            self.built.dmp, self.built.model.ranker, batches, self.card, self.config.evaluate.max_error
+        )
         metrics = {}
         if self.process.leads:
             terms = means(sums.loss, sums.counts, sums.generated)

@@ -8,10 +8,10 @@ from support import make_card, small_config, write_dataset
 
 from a2gen_rec.cli import main
 from a2gen_rec.errors import UserError
-from a2gen_rec.serving.rank import rank
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.checkpoint import State
 from a2gen_rec.training.evaluate import evaluate
+from a2gen_rec.training.ranking import rank
 from a2gen_rec.training.run import open_run
 from a2gen_rec.training.scores import score_split
 from a2gen_rec.training.trainer import train
@@ -32,7 +32,9 @@ def test_trained_evaluated_ranked_and_scored(name: str, data: Path, tmp_path: Pa
     steps = ["--train.max_steps", "6", "--optim.dense_lr", "0.01"]
     main(["train", "--data", str(data), "--run", str(run), "--model.name", name, *SMALL, *SWITCHES, *steps])
     with open_run(str(run)) as opened:
-        result = evaluate(opened.built, str(data), "test", CARD, opened.config, opened.process)
+        result = evaluate(
+            opened.built.dmp, opened.built.model.ranker, str(data), "test", CARD, opened.config, opened.process
+        )
         lists = score_split(opened, "valid", str(tmp_path / "lists"), 5, 30.0)
     assert result["targets"] > 0
     assert list(result["actions"]) == ["like", "comment", "follow", "click"]
@@ -79,6 +81,8 @@ def test_ways_to_train_are_options_of_the_command(ways: list[str], name: str, da
     main([*begun, "--train.epochs", "1"])
     main([*begun, "--train.epochs", "2"])
     with open_run(str(run)) as opened:
-        result = evaluate(opened.built, str(data), "test", CARD, opened.config, opened.process)
+        result = evaluate(
+            opened.built.dmp, opened.built.model.ranker, str(data), "test", CARD, opened.config, opened.process
+        )
     assert math.isfinite(result["loss"]["total"])
     assert opened.step == 2 * State.read(checkpoint.place(str(run), opened.step // 2)).step > 0

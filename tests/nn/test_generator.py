@@ -167,7 +167,7 @@ def test_steps_one_by_one_equal_teacher_forcing(options: dict, mlp_ratio: float)
         state = generator.begin(context[t : t + 1])
         for row in (target == t).nonzero().flatten():
             one = slice(row, row + 1)
-            steps, state = generator.step(action[one], offset[one], state, tables)
+            steps, state = generator.step(action[one], offset[one], state, generator.tokens(tables))
             assert_same(steps, Steps(*(None if part is None else part[one] for part in forced)))
             state = state.reach(label[one], steps.time)
 
@@ -183,12 +183,12 @@ def test_one_time_for_all_actions_or_one_each(form: type[Generator]) -> None:
 def test_selected_states_go_on_independently() -> None:
     generator = build(ExplicitGenerator, time_head="monotone")
     tables, context = tables_and_context()
-    context = context[:3]
+    context, tokens = context[:3], generator.tokens(tables)
     start = torch.zeros(3, dtype=torch.long)
-    steps, state = generator.step(start, torch.zeros(3, dtype=torch.float64), generator.begin(context), tables)
+    steps, state = generator.step(start, torch.zeros(3, dtype=torch.float64), generator.begin(context), tokens)
     pick, follow = torch.tensor([2, 0, 2]), torch.tensor([1, 3, 2])
     offset = torch.tensor([1.0, math.nan, 7.0], dtype=torch.float64)
-    both, _ = generator.step(follow, offset, state.select(pick).reach(follow, steps.time[pick]), tables)
+    both, _ = generator.step(follow, offset, state.select(pick).reach(follow, steps.time[pick]), tokens)
     for place, origin in enumerate(pick.tolist()):
         action = torch.tensor([0, follow[place]])
         label = torch.tensor([follow[place], EXIT])

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from a2gen_rec.reporting.tables import evaluation_tables, gap_closed, ranking_tables
-from a2gen_rec.serving.rank import Candidate, Ranking
+from a2gen_rec.serving.types import Candidate, RankedList
 
 
 def shown(tables: list[Table], colour: bool = False, width: int = 100) -> str:
@@ -197,7 +197,7 @@ def candidate(item: str, known: bool = True, watch: float | None = 17.6) -> Cand
 
 
 def test_a_ranking() -> None:
-    ranking = Ranking("u[b]1[/b]", True, 57, "watch", 3, 1, [candidate("a"), candidate("[red]b", False)])
+    ranking = RankedList("u[b]1[/b]", True, 57, "watch", 3, 1, [candidate("a"), candidate("[red]b", False)])
     text = shown(ranking_tables(ranking))
     assert row(text, "1").startswith("1 a 12.3% 0.46% 18s start@0")
     assert "start@0 → like@2.0s → comment → exit@18s (34%)" in text
@@ -207,33 +207,33 @@ def test_a_ranking() -> None:
 
 
 def test_a_ranking_for_an_unknown_user_by_a_label_without_watch_times() -> None:
-    text = shown(ranking_tables(Ranking("u", False, 0, "long_view", 1, 0, [candidate("a", watch=None)])))
+    text = shown(ranking_tables(RankedList("u", False, 0, "long_view", 1, 0, [candidate("a", watch=None)])))
     assert "by probability of long_view · user not in the dataset: no history" in text
     assert "? not in" not in text
     assert "watch" not in text
     assert "comment → exit (34%)" in text
-    less = Ranking("u", True, 5, "like", 1, 0, [candidate("a")], least_first=True)
+    less = RankedList("u", True, 5, "like", 1, 0, [candidate("a")], least_first=True)
     assert "by probability of like, least first · 5 past impressions" in shown(ranking_tables(less))
 
 
 def test_a_ranking_by_the_ensemble_shows_its_scores() -> None:
     scored = [replace(candidate(name), score=score) for name, score in (("a", 0.61234), ("b", -0.25))]
-    text = shown(ranking_tables(Ranking("u", True, 57, "ensemble", 2, 0, scored)))
+    text = shown(ranking_tables(RankedList("u", True, 57, "ensemble", 2, 0, scored)))
     assert "by ensemble score · 57 past impressions" in text
     assert row(text, "1").startswith("1 a +0.6123 12.3%")
     assert row(text, "2").startswith("2 b -0.2500 12.3%")
-    assert "score" not in shown(ranking_tables(Ranking("u", True, 57, "watch", 2, 0, scored)))
+    assert "score" not in shown(ranking_tables(RankedList("u", True, 57, "watch", 2, 0, scored)))
 
 
 @pytest.mark.parametrize(("by", "header"), [("ensemble", "score"), ("watch", "watch"), ("like", "like")])
 def test_what_a_ranking_is_ordered_by_is_underlined(by: str, header: str) -> None:
-    text = shown(ranking_tables(Ranking("u", True, 57, by, 1, 0, [replace(candidate("a"), score=0.5)])), colour=True)
+    text = shown(ranking_tables(RankedList("u", True, 57, by, 1, 0, [replace(candidate("a"), score=0.5)])), colour=True)
     assert re.findall(r"\x1b\[[0-9;]*\b4m *(\w+)", text) == [header]
 
 
 def test_a_ranking_by_a_model_that_generates_no_sequences_has_no_timelines() -> None:
     plain = replace(candidate("a"), timeline=[], timeline_probability=math.nan)
-    text = shown(ranking_tables(Ranking("u", True, 57, "watch", 1, 0, [plain])))
+    text = shown(ranking_tables(RankedList("u", True, 57, "watch", 1, 0, [plain])))
     assert row(text, "1").split() == ["1", "a", "12.3%", "0.46%", "18s"]
     assert "timeline" not in text
     assert "nan" not in text
@@ -243,17 +243,17 @@ def test_tables_fit_a_hundred_columns() -> None:
     names = ["profile_enter", "like", "follow", "comment", "forward", "hate", "click", "long_view"]
     timeline = [("start", 0.0), ("like", 2.04), ("exit", 17.0)]
     wide = Candidate("123456789", True, dict.fromkeys(names, 0.1234), 12.3, timeline, 0.5)
-    text = shown(ranking_tables(Ranking("123456", True, 100, "watch", 12, 0, [wide] * 12)), width=100)
+    text = shown(ranking_tables(RankedList("123456", True, 100, "watch", 12, 0, [wide] * 12)), width=100)
     assert "…" not in text
     assert all(name in text.replace("_\n", "_") for name in ("follow", "comment", "forward"))
     assert text.count("12.3%") == 12 * len(names)
     wide = replace(wide, score=-12.3456)
-    text = shown(ranking_tables(Ranking("123456", True, 100, "ensemble", 12, 0, [wide] * 12)), width=100)
+    text = shown(ranking_tables(RankedList("123456", True, 100, "ensemble", 12, 0, [wide] * 12)), width=100)
     assert "…" not in text
     assert text.count("-12.3456") == 12
     more = dict.fromkeys([*names, "glance", "effective", "negative"], 0.1234)
     wider = replace(wide, probability=more)
-    text = shown(ranking_tables(Ranking("123456", True, 100, "glance", 12, 0, [wider] * 12)), width=100)
+    text = shown(ranking_tables(RankedList("123456", True, 100, "glance", 12, 0, [wider] * 12)), width=100)
     assert "…" not in text
     assert text.count("12.3%") == 12 * (1 + len(more)), "the one ranked by stands beside the timeline too"
     many = result() | {"actions": dict.fromkeys(names, metrics(0.65, 0.55, 0.96) | {"positives": 123_456_789})}

@@ -17,13 +17,17 @@ from a2gen_rec.data.schema import SPLITS, DatasetCard
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.models.a2gen import A2Gen
 from a2gen_rec.models.ensemble import Ensemble
+from a2gen_rec.models.ensemble_store import EnsembleCard, load_ensemble, save_ensemble
 from a2gen_rec.nn.decoding import Decoded
 from a2gen_rec.serving import rank as ranking
-from a2gen_rec.serving.rank import Candidate, Items, Ranking, find_items, latest_window, popular_items, rank
+from a2gen_rec.serving.best import order_by
+from a2gen_rec.serving.rank import Items, find_items, latest_window, popular_items
 from a2gen_rec.serving.timelines import timelines
+from a2gen_rec.serving.types import Candidate, RankedList
+from a2gen_rec.training import ranking as run_ranking
 from a2gen_rec.training.ensemble_run import train_ensemble
-from a2gen_rec.training.ensemble_store import EnsembleCard, load_ensemble, save_ensemble
 from a2gen_rec.training.ensemble_trainer import Epoch
+from a2gen_rec.training.ranking import rank
 from a2gen_rec.training.run import OpenRun, open_run
 from a2gen_rec.training.trainer import train
 
@@ -61,7 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(data, run, table["user"][int(np.flatnonzero(lengths > CARD.history)[0])].as_py())
 
 
-def ranked(world: World, file: Path, lines: str, **options: str) -> Ranking:
+def ranked(world: World, file: Path, lines: str, **options: str) -> RankedList:
     file.write_text(lines)
     return rank(str(world.run), options.pop("user", world.user), str(file), **options)
 
@@ -359,13 +363,13 @@ def test_without_watch_times_the_first_action_orders(tmp_path: Path) -> None:
     def card(**change: object) -> DatasetCard:
         return dataclasses.replace(CARD, timed=["like"], **change)
 
-    assert ranking.order_by(CARD, "") == "watch"
-    assert ranking.order_by(card(), "") == "like"
-    assert ranking.order_by(card(actions=["start", "exit"]), "") == "click"
+    assert order_by(CARD, "") == "watch"
+    assert order_by(card(), "") == "like"
+    assert order_by(card(actions=["start", "exit"]), "") == "click"
     with pytest.raises(UserError, match="no action, label or watch time"):
-        ranking.order_by(card(actions=["start", "exit"], labels=[]), "")
+        order_by(card(actions=["start", "exit"], labels=[]), "")
     with pytest.raises(UserError, match="cannot rank by 'watch'"):
-        ranking.order_by(card(), "watch")
+        order_by(card(), "watch")
 
 
 # --- with an ensemble -------------------------------------------------------------------------------------------
@@ -502,6 +506,6 @@ def test_other_orders_than_the_ensemble_s_are_not_explained(
     """Which is told before anything is read of the run, or of the dataset where there is no ensemble."""
     line = refused(capsys, "--run", "absent", "--by", "watch")
     assert line.endswith("--explain tells why the ensemble orders as it does: it does not go with --by watch")
-    monkeypatch.setattr(ranking, "popular_items", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(run_ranking, "popular_items", lambda *_: pytest.fail("too late"))
     line = refused(capsys, "--run", str(world.run))
     assert line.endswith("cannot rank by ensemble: the run has none; `a2gen train-ensemble` trains one")

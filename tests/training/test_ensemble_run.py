@@ -21,12 +21,12 @@ from a2gen_rec.cli import main
 from a2gen_rec.config import EnsembleConfig, EvaluateConfig
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.models.ensemble import Ensemble
+from a2gen_rec.models.ensemble_store import load_baseline, load_ensemble, save_ensemble
 from a2gen_rec.models.fusion import Formula
 from a2gen_rec.training import checkpoint, ensemble_run
 from a2gen_rec.training.build import build
 from a2gen_rec.training.ensemble_baselines import untrained
 from a2gen_rec.training.ensemble_run import Trained, evaluate_run, found, train_ensemble
-from a2gen_rec.training.ensemble_store import load_baseline, load_ensemble, save_ensemble
 from a2gen_rec.training.ensemble_trainer import Epoch, largest_falls, score_lists
 from a2gen_rec.training.lists import centre_scale
 from a2gen_rec.training.process import Process

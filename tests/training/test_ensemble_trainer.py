@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from a2gen_rec.config import EnsembleConfig
 from a2gen_rec.errors import ConfigError, DataError, UserError
+from a2gen_rec.models import ensemble_store
 from a2gen_rec.models.ensemble import Ensemble, Objective
+from a2gen_rec.models.ensemble_store import EnsembleCard, load_baseline, load_ensemble, save_ensemble
 from a2gen_rec.models.fusion import LogisticRegression, SessionWeights, Standardise
-from a2gen_rec.training import ensemble_store, ensemble_trainer
+from a2gen_rec.training import ensemble_trainer
 from a2gen_rec.training.ensemble_losses import combined_relevance, min_norm_weights, pointwise
-from a2gen_rec.training.ensemble_store import EnsembleCard, load_baseline, load_ensemble, save_ensemble
 from a2gen_rec.training.ensemble_trainer import (
     Epoch,
     behaviour_weights,

@@ -16,6 +16,7 @@ from a2gen_rec.data.batch import ALL, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns, ranges, read_columns, row_groups
 from a2gen_rec.data.schema import FeedbackRule
 from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.models.judging import Judged, events_before, objectives
 from a2gen_rec.training import checkpoint, lists, scores
 from a2gen_rec.training.build import build
 from a2gen_rec.training.lists import Lists
@@ -210,7 +211,7 @@ def test_events_that_began_at_the_list_s_own_moment_are_no_past(world: World, op
     moved = replace(columns, ts_ms=ts_ms, end_ms=end_ms)
     batch = collate(moved, np.array([window]), whole(CARD, opened.config), request_gap_s=ALL)
     for most, expected in ((0, []), (2, []), (3, [first - 3 - start])):
-        key, length = scores.events_before(batch, torch.tensor([0]), most)
+        key, length = events_before(batch, torch.tensor([0]), most)
         assert batch.key[key].tolist() == expected
         assert length.tolist() == [len(expected)]
 
@@ -223,24 +224,24 @@ def test_of_what_less_is_better() -> None:
         negative=["comment"],
     )
     less = {"glance", "negative", "comment"}
-    found = scores.objectives(card, ("glance", "effective", "negative", "watch_time"))
+    found = objectives(card, ("glance", "effective", "negative", "watch_time"))
     assert [objective.name for objective in found] == [
         *("like", "comment", "follow", "click", "glance", "effective", "negative", "watch_time")
     ], "the order of a run's values; the watch time is one, whatever predicts it"
     assert {objective.name for objective in found if objective.better == "less"} == less
     assert not less & set(scores.behaviours(card)), "nobody is to be shown what is disliked"
     untimed = replace(CARD, timed=["like"], feedback=None, objectives=[])
-    assert [each.name for each in scores.objectives(untimed, ())] == ["like", "comment", "follow", "click"]
+    assert [each.name for each in objectives(untimed, ())] == ["like", "comment", "follow", "click"]
     assert scores.behaviours(untimed) == ("like", "comment", "follow", "click")
     disliked = replace(untimed, negative=["follow"])
-    assert [each.name for each in scores.objectives(disliked, ()) if each.better == "less"] == ["follow"]
+    assert [each.name for each in objectives(disliked, ()) if each.better == "less"] == ["follow"]
     assert scores.behaviours(disliked) == ("like", "comment", "click"), "also where no watch time tells of feedback"
 
 
 def test_certain_outcomes_have_finite_values() -> None:
     """Sums of float32 probabilities may be more than 1."""
     chance = torch.tensor([[0.0, 1.0, 1 + 1e-6, 0.5, 1e-3]])
-    judged = scores.Judged(None, chance, torch.tensor([2.0]), None, None)  # type: ignore[arg-type]
+    judged = Judged(None, chance, torch.tensor([2.0]), None, None)  # type: ignore[arg-type]
     value = judged.value(with_watch_time=True)[0].tolist()
     assert value[:3] == pytest.approx([-16.118, 16.118, 16.118], abs=1e-3)
     assert value[3:] == pytest.approx([0.0, np.log(1e-3 / 0.999), 2.0])

@@ -1,0 +1,151 @@
+"""The best candidates of requests whose targets a ranker has judged, and what is told of each."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.schema import EXIT, WATCH_TIME, DatasetCard
+from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.models.ensemble import Ensemble, EnsembleOutput, Objective
+from a2gen_rec.models.ensemble_store import EnsembleCard
+from a2gen_rec.models.judging import Judged, events_before, objectives
+from a2gen_rec.models.ranker import Ranker
+from a2gen_rec.ragged import pad, positions
+from a2gen_rec.serving.explain import Contribution
+from a2gen_rec.serving.rank import Items
+from a2gen_rec.serving.timelines import likely_timelines
+from a2gen_rec.serving.types import Candidate, Timeline
+
+WATCH, ENSEMBLE = "watch", "ensemble"
+
+
+@dataclass(frozen=True)
+class Order:
+    """How a request's candidates are ordered, as :class:`Request` has it; ``by`` is never empty."""
+
+    items: Items
+    by: str
+    k: int
+    explain: bool = True
+    timelines: bool = True
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What orders judged targets: the ranker that judged them, and its ensemble, if there is one."""
+
+    card: DatasetCard
+    ranker: Ranker[Any]
+    fused: tuple[Ensemble, EnsembleCard] | None = None
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        return objectives(self.card, self.ranker.tasks)
+
+    @property
+    def less(self) -> set[str]:
+        """Names of what less is better of."""
+        return {objective.name for objective in self.objectives if objective.better == "less"}
+
+
+def order_by(card: DatasetCard, by: str, tasks: Sequence[str] = (), fused: bool = False) -> str:
+    """What to rank by, ``by`` or the default.
+
+    Args:
+        tasks: that the model predicts beside actions and labels; fused: whether there is an ensemble.
+
+    Raises:
+        ConfigError: there is nothing of that name.
+    """
+    outcomes = [*card.events, *card.labels, *(name for name in card.objectives if name in tasks)]
+    choices = [*([ENSEMBLE] if fused else []), *([WATCH] if EXIT in card.timed else []), *outcomes]
+    if by == ENSEMBLE and not fused:
+        raise ConfigError("cannot rank by ensemble: the run has none; `a2gen train-ensemble` trains one")
+    if by not in [*choices, ""]:
+        raise ConfigError(f"cannot rank by {by!r}; this run predicts {', '.join(choices)}")
+    if not choices:
+        raise UserError(f"the dataset {card.name!r} has no action, label or watch time to rank by")
+    return by or choices[0]
+
+
+def best_candidates(
+    scorer: Scorer, judged: Judged, batch: WindowBatch, orders: Sequence[Order]
+) -> list[list[Candidate]]:
+    """The best of each request's items, best first; where less is better, those with the least.
+
+    Args:
+        batch: a window for each request, whose targets are its items.
+    """
+    named, less, with_watch = scorer.objectives, scorer.less, EXIT in scorer.card.timed
+    outcomes = [objective.name for objective in named if objective.name != WATCH_TIME]
+    output = None if scorer.fused is None else _fuse(*scorer.fused, judged, batch, with_watch)
+    places, first = [], 0
+    for order in orders:
+        mine = slice(first, first + len(order.items.raw))
+        if order.by == ENSEMBLE and output is not None:
+            value = output.score[mine]
+        elif order.by == WATCH:
+            value = judged.watch_time[mine]
+        else:
+            value = judged.probability[mine, outcomes.index(order.by)]
+        places.append(first + value.argsort(descending=order.by not in less, stable=True)[: order.k])
+        first = mine.stop
+    # Whole sequences cost more than all else: only what is shown gets one.
+    decoded = [place for place, order in zip(places, orders, strict=True) if order.timelines]
+    likely = iter(likely_timelines(scorer.ranker, judged.encoded, torch.cat(decoded), scorer.card) if decoded else [])
+    found, first = [], 0
+    for place, order in zip(places, orders, strict=True):
+        watch = torch.expm1(judged.watch_time[place]).clamp(min=0).tolist() if with_watch else [None] * len(place)
+        chances = judged.probability[place].tolist()
+        scores = [math.nan] * len(place) if output is None else output.score[place].tolist()
+        listed = []
+        for at, seconds, chance, score in zip((place - first).tolist(), watch, chances, scores, strict=True):
+            timeline: tuple[Timeline, float] = next(likely) if order.timelines else ([], math.nan)
+            told = dict(zip(outcomes, chance, strict=True))
+            listed.append(
+                Candidate(order.items.raw[at], bool(order.items.known[at]), told, seconds, *timeline, score=score)
+            )
+        if output is not None and order.explain:
+            listed = _explained(listed, named, output, place)
+        found.append(listed)
+        first += len(order.items.raw)
+    return found
+
+
+def _fuse(model: Ensemble, card: EnsembleCard, judged: Judged, batch: WindowBatch, with_watch: bool) -> EnsembleOutput:
+    """The ensemble's output, a row per target."""
+
+    def padded(values: Tensor) -> Tensor:
+        return pad(values, batch.target_window, batch.target_column, batch.target_shape)
+
+    first = (batch.target_column == 0).nonzero().squeeze(1)
+    seen, length = events_before(batch, first, card.config.events)
+    most = int(length.max()) if len(length) else 0
+    events = pad(judged.event[seen], *positions(length), (len(length), most))
+    output = model(padded(judged.value(with_watch)), events, length, padded(judged.context))
+    at = (batch.target_window, batch.target_column)
+    return EnsembleOutput(output.score[at], output.transform[at], output.weight[at], output.user)
+
+
+def _explained(
+    candidates: list[Candidate], named: Sequence[Objective], output: EnsembleOutput, place: Tensor
+) -> list[Candidate]:
+    """The candidates with what their scores are made of."""
+    explained = []
+    parts = zip(candidates, output.transform[place].tolist(), output.weight[place].tolist(), strict=True)
+    for candidate, transform, weight in parts:
+        explanation = []
+        for objective, part, share in zip(named, transform, weight, strict=True):
+            name, better = objective.name, objective.better
+            if name == WATCH_TIME:
+                assert candidate.expected_watch_s is not None
+                explanation.append(Contribution(name, better, candidate.expected_watch_s, part, share, "s"))
+            else:
+                explanation.append(Contribution(name, better, candidate.probability[name], part, share))
+        explained.append(replace(candidate, explanation=explanation))
+    return explained

@@ -1,0 +1,214 @@
+"""Ranking by an exported model, in one process, without anything of training."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchrec import JaggedTensor
+
+from a2gen_rec.data.batch import ALL, WindowBatch, collate
+from a2gen_rec.data.columns import WindowColumns, concatenate, ranges
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import UserError
+from a2gen_rec.memory import keep_freed_memory
+from a2gen_rec.models.judging import judge
+from a2gen_rec.ragged import LengthGroups
+from a2gen_rec.serving.artifact import Artifact, load_artifact
+from a2gen_rec.serving.best import Order, Scorer, best_candidates, order_by
+from a2gen_rec.serving.encoding import Encoder
+from a2gen_rec.serving.history import History, session_at
+from a2gen_rec.serving.rank import moment_after, with_candidates
+from a2gen_rec.serving.states import ActionStates, CacheCounts
+from a2gen_rec.serving.types import Impression, RankedList, Request
+from a2gen_rec.sharding.tables import whole_tables
+
+CACHE_BYTES = 256 * 2**20
+
+
+class Ranker:
+    """An exported model, ready to rank. One request at a time: threads that share one must take turns.
+
+    Attributes:
+        card: of the dataset: its actions, features and objectives.
+        version: of the model, twelve hexadecimal digits that no other model has.
+        manifest: as in the folder's ``manifest.json``.
+    """
+
+    def __init__(self, artifact: Artifact, cache_bytes: int = CACHE_BYTES) -> None:
+        self.card: DatasetCard = artifact.card
+        self.version, self.manifest = artifact.manifest.version, asdict(artifact.manifest)
+        self._users, self._items = artifact.users, artifact.items
+        self._model, self._settings = artifact.model, artifact.settings
+        self._scorer = Scorer(artifact.card, artifact.model.ranker, artifact.fused)
+        # One more than any target sees: the gap of the oldest one to the impression before it is known too.
+        keep = artifact.model.ranker.history + 1
+        self._encoder = Encoder(artifact.card, artifact.vocabularies, artifact.items, keep)
+        self._states = ActionStates(cache_bytes)
+        self._whole = whole_tables(artifact.card, artifact.settings.model)
+
+    @classmethod
+    def load(cls, folder: str, cache_bytes: int = CACHE_BYTES, threads: int = 1) -> "Ranker":
+        """Read and check a folder that ``a2gen export`` wrote.
+
+        Args:
+            folder: local or remote.
+            cache_bytes: bound on the memory of cached action-level states.
+            threads: of this process for one operation, 0 leaves them as they are: a request's operations are too
+                small to share among cores, which can answer other requests.
+
+        Raises:
+            UserError: a file is missing, truncated or damaged, or the format is newer: naming file and reason.
+        """
+        if threads:
+            torch.set_num_threads(threads)
+        keep_freed_memory()
+        return cls(load_artifact(folder), cache_bytes)
+
+    def rank(self, request: Request) -> RankedList:
+        """The best candidates of one request.
+
+        Raises:
+            UserError: no candidate, an action or feature that the dataset does not have, or nothing to rank by of
+                that name.
+        """
+        return self.rank_many([request])[0]
+
+    def rank_many(self, requests: Sequence[Request]) -> list[RankedList]:
+        """The same for many users in one batch; no request changes another's answer but for rounding.
+
+        Raises:
+            UserError: as :meth:`rank`, of the first request that has such an error; check with :meth:`check`.
+        """
+        if not requests:
+            return []
+        for request in requests:
+            self.check(request)
+        pasts = [self._past(request) for request in requests]
+        orders = [self._order(request) for request in requests]
+        parts = [self._window(*each) for each in zip(requests, pasts, orders, strict=True)]
+        columns = parts[0] if len(parts) == 1 else concatenate(parts)
+        with torch.inference_mode():
+            batch = collate(
+                columns,
+                np.arange(len(parts)),
+                self._whole,
+                dedup=False,
+                request_gap_s=ALL,
+                group_cost=self._settings.group_cost,
+            )
+            rows = self._model.embeddings(batch.sparse)
+            actions = self._actions(rows, batch, [name for past in pasts for name in past.states])
+            judged = judge(rows, self._model.ranker, batch, self._settings.max_error, actions)
+            best = best_candidates(self._scorer, judged, batch, orders)
+        return [
+            RankedList(
+                user=request.user,
+                user_known=self.knows_user(request.user),
+                history=min(len(past), self._model.ranker.history),
+                by=order.by,
+                ranked=len(order.items.raw),
+                unknown_items=int((~order.items.known).sum()),
+                candidates=candidates,
+                least_first=order.by in self._scorer.less,
+                model_version=self.version,
+            )
+            for request, past, order, candidates in zip(requests, pasts, orders, best, strict=True)
+        ]
+
+    def check(self, request: Request) -> None:
+        """Raise what :meth:`rank` would raise, at little cost: for a server that batches requests of many users."""
+        if not request.candidates:
+            raise UserError("request: no candidates")
+        if request.k < 1:
+            raise UserError(f"request: k {request.k} must be at least 1")
+        self._by(request)
+        self._encoder.check_values(request.context, request.user_features)
+        if not isinstance(request.history, History):
+            self._encoder.check(request.history)
+
+    def encode(self, impressions: Sequence[Impression], after: History | None = None) -> History:
+        """A user's past as the model reads it, to be kept by the caller: a few milliseconds, once per impression.
+
+        Impressions may come late: they are put in order of time. One of an item and moment that ``after`` has too
+        takes its place, as when more is known of it than when it began.
+
+        Args:
+            impressions: raw, of one user, in any order.
+            after: what was kept of the same user before; it stays as it is.
+
+        Raises:
+            UserError: an action or feature that the dataset does not have, an action twice, a negative time.
+        """
+        return self._encoder.history(impressions, after)
+
+    def knows_user(self, user: str) -> bool:
+        """Whether the dataset has any impression of this user."""
+        return user in self._users.place
+
+    def knows_item(self, item: str) -> bool:
+        """Whether the dataset has this item."""
+        return item in self._items.place
+
+    @property
+    def cache(self) -> CacheCounts:
+        """What became of cached states since the model was loaded."""
+        return self._states.counts
+
+    def _past(self, request: Request) -> History:
+        past, now = request.history, request.now_ms
+        if not isinstance(past, History):
+            return self.encode([each for each in past if now is None or each.ts_ms <= now])
+        return past if now is None else past.until(now)
+
+    def _order(self, request: Request) -> Order:
+        # In one order, whatever they came in: then no rounding depends on it, and equals are ordered by name.
+        items = self._items.items(sorted(set(request.candidates)))
+        return Order(items, self._by(request), request.k, request.explain, request.timelines)
+
+    def _by(self, request: Request) -> str:
+        return order_by(self.card, request.by, self._model.ranker.tasks, self._scorer.fused is not None)
+
+    def _window(self, request: Request, past: History, order: Order) -> WindowColumns:
+        """The request as one window: the user's past, then the candidates."""
+        one, seen = np.zeros(1, np.int64), len(past)
+        user = self._users.at(self._users.places([request.user])) | {
+            name: np.array([row]) for name, row in self._encoder.user(request.user_features).items()
+        }
+        history = replace(
+            past.columns,
+            user_key=one,
+            first_target=one,
+            starts=one,
+            lengths=np.array([seen]),
+            user_ids=user,
+        )
+        now = moment_after(history) if request.now_ms is None else request.now_ms
+        context = self._encoder.context(now, request.context)
+        return with_candidates(history, order.items, self.card, now, context, session_at(past, now, self.card))
+
+    def _actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch, names: list[bytes]) -> Tensor:
+        """[keys, d] action-level states of the past, of which only those not kept are computed."""
+        places, missing = self._states.find(names)
+        ranker = self._model.ranker
+        if len(missing) == len(names):
+            states = ranker.encode_actions(rows, batch)
+            self._states.put(names, states)
+            return states
+        states = self._states.take(places)
+        if missing:
+            lost = torch.tensor(missing)
+            fresh = ranker.encode_actions(rows, _only(batch, lost))
+            states[lost] = fresh
+            self._states.put([names[place] for place in missing], fresh)
+        return states
+
+
+def _only(batch: WindowBatch, keys: Tensor) -> WindowBatch:
+    """The batch as :meth:`encode_actions` reads it, of some of its keys."""
+    lengths = batch.sequences.lengths[batch.sequences.inverse]
+    starts = torch.cumsum(lengths, 0) - lengths
+    tokens = torch.from_numpy(ranges(starts[keys].numpy(), lengths[keys].numpy()))
+    sequences = LengthGroups.from_lengths(lengths[keys])
+    return replace(batch, key=batch.key[keys], key_token=batch.key_token[tokens], sequences=sequences)

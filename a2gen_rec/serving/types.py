@@ -1,0 +1,128 @@
+"""What is asked of a ranker and what it answers: plain data, whatever carries it (a server, a file, a test).
+
+Values are raw, as in the log: identifiers and categories as text, numbers as numbers, None for what is missing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from a2gen_rec.serving.explain import Contribution
+from a2gen_rec.serving.history import History
+
+Value = str | float | None
+"""A raw value: text for vocabulary and hash features, a number for buckets, None when missing."""
+Timeline = list[tuple[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Impression:
+    """One item shown to one user, and what the user did: a row of the log, in the canonical form of ``sources/base``.
+
+    Attributes:
+        item: raw identifier.
+        ts_ms: begin, milliseconds.
+        watch_s: watch time in seconds; None when not recorded, or not over yet.
+        actions: name -> seconds since the begin, None at an unknown time; of the dataset's actions without ``start``
+            and ``exit``, each at most once, in any order.
+        features: raw values by name: the context's (those the log computes from time aside), and whatever of the item
+            is to be used instead of what the model's catalogue has. Context features left out are missing.
+    """
+
+    item: str
+    ts_ms: int
+    watch_s: float | None = None
+    actions: Sequence[tuple[str, float | None]] = ()
+    features: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Candidates to rank for one user at one moment.
+
+    Attributes:
+        user: raw identifier; a user whom the model does not know is ranked for by row 0 of the user table.
+        candidates: raw item identifiers, at least one; one given twice is ranked once.
+        now_ms: the moment; None is a second after the last impression of the history ended.
+        history: the user's past, as a caller keeps it (:meth:`Ranker.encode`) or raw, in any order; what began after
+            ``now_ms`` is left out.
+        user_features: raw values by name, used instead of those the model knows of the user, if any.
+        context: raw values by name; a context feature left out is that of the last impression [ours], and those that
+            the log computes from time are always of ``now_ms``.
+        k: how many of the best to return.
+        by: what to rank by: ``ensemble``, ``watch`` or an outcome; empty takes the first of these that there is.
+        explain: say what each score is made of (needs an ensemble).
+        timelines: decode the likeliest action sequence of each of the best.
+    """
+
+    user: str
+    candidates: Sequence[str]
+    now_ms: int | None = None
+    history: History | Sequence[Impression] = ()
+    user_features: Mapping[str, Value] = field(default_factory=dict)
+    context: Mapping[str, Value] = field(default_factory=dict)
+    k: int = 10
+    by: str = ""
+    explain: bool = False
+    timelines: bool = True
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is predicted should the user be shown an item.
+
+    Attributes:
+        item: raw identifier; ``known``: whether the dataset has it, else it is ranked by "unknown" features.
+        probability: of every action, label and predicted objective.
+        expected_watch_s: expected watch time in seconds (the mean in log1p seconds, brought back); None where the
+            log does not record it.
+        timeline: the most probable action sequence, ``start`` to ``exit``, with seconds since the impression
+            began; None for actions whose times the log does not record. Empty if the model generates none.
+        timeline_probability: of that sequence of actions; NaN without.
+        score: the ensemble's, whose parts are the ``explanation``; NaN and none without one.
+    """
+
+    item: str
+    known: bool
+    probability: dict[str, float]
+    expected_watch_s: float | None
+    timeline: Timeline
+    timeline_probability: float
+    score: float = math.nan
+    explanation: list[Contribution] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RankedList:
+    """The best candidates for one user.
+
+    Attributes:
+        user: raw identifier; ``user_known``: whether the dataset has any impression of this user.
+        history: past impressions the ranking rests on.
+        by: ``ensemble`` (its score), ``watch`` (expected watch time) or the outcome whose probability orders the
+            candidates.
+        ranked: distinct candidates there were; unknown_items: those of them that the dataset does not have.
+        candidates: the best of them, best first; equals by raw identifier.
+        least_first: whether less of that is better, as of glances and explicit negatives: the least likely come first.
+        model_version: of the exported model; empty for a run's.
+    """
+
+    user: str
+    user_known: bool
+    history: int
+    by: str
+    ranked: int
+    unknown_items: int
+    candidates: list[Candidate]
+    least_first: bool = False
+    model_version: str = ""
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Which of ``unknown_user``, ``unknown_items``, ``empty_history`` the ranking had to make do with."""
+        used = {
+            "unknown_user": not self.user_known,
+            "unknown_items": self.unknown_items > 0,
+            "empty_history": self.history == 0,
+        }
+        return tuple(name for name, is_used in used.items() if is_used)
