@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.config import EnsembleConfig, EvaluateConfig, PrepareConfig, SimulateConfig
+from a2gen_rec.config import EnsembleConfig, EvaluateConfig, PrepareConfig, ServeConfig, SimulateConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-Section = TypeVar("Section", SimulateConfig, PrepareConfig, EvaluateConfig, EnsembleConfig)
+Section = TypeVar("Section", SimulateConfig, PrepareConfig, EvaluateConfig, EnsembleConfig, ServeConfig)
 
 
 def new_parser(description: str, usage: str | None = None) -> ArgumentParser:

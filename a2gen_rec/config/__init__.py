@@ -7,6 +7,7 @@ Units are in the names (``_s`` seconds, ``_ms`` milliseconds) or the comments.
 from a2gen_rec.config.data import PrepareConfig, SimulateConfig
 from a2gen_rec.config.ensemble import EnsembleConfig
 from a2gen_rec.config.model import LossConfig, ModelConfig
+from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.config.sharding import PlannedFeature, ShardingConfig, WorkloadConfig
 from a2gen_rec.config.training import Config, EvaluateConfig, ForkMergeConfig, LoaderConfig, OptimConfig, TrainConfig
 
@@ -21,6 +22,7 @@ __all__ = [
     "OptimConfig",
     "PlannedFeature",
     "PrepareConfig",
+    "ServeConfig",
     "ShardingConfig",
     "SimulateConfig",
     "TrainConfig",

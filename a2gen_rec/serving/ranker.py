@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -150,6 +151,14 @@ class Ranker:
     def knows_item(self, item: str) -> bool:
         """Whether the dataset has this item."""
         return item in self._items.place
+
+    def some_users(self, count: int) -> list[str]:
+        """Users that the dataset has, the same ones every time."""
+        return list(islice(self._users.place, count))
+
+    def some_items(self, count: int) -> list[str]:
+        """Items that the dataset has, the same ones every time."""
+        return list(islice(self._items.place, count))
 
     @property
     def cache(self) -> CacheCounts:

@@ -1,0 +1,60 @@
+"""Settings of the ranking service."""
+
+from dataclasses import dataclass
+
+from a2gen_rec.config.checks import NOT_NEGATIVE, POSITIVE, require
+from a2gen_rec.errors import ConfigError
+
+
+@dataclass
+class ServeConfig:
+    """How ``a2gen serve`` takes requests and what bounds them.
+
+    Attributes:
+        host: address to listen on; any that other machines can reach needs an API key.
+        port: to listen on; 0 takes a free one.
+        store: of what users did: a SQLite file, made if absent, or redis://HOST:PORT/NUMBER.
+        api_key_file: file of keys, one a line, each of which lets a caller in; empty asks for none.
+        max_wait_ms: longest that a request waits for others to be ranked with.
+        max_batch: candidates ranked together; one request may have more.
+        max_waiting: candidates that may wait in all; further requests are refused.
+        max_requests: requests in progress at a time, slow senders included; further ones are refused.
+        timeout_ms: for which a request may wait and be ranked, where it does not say itself.
+        max_body_kb: largest request, in KiB.
+        read_timeout_s: for which a client may take to send a request.
+        history_cache_mb: memory of encoded histories, in MiB.
+        state_cache_mb: memory of the model's states of past impressions, in MiB.
+        notice_s: after SIGTERM, for which /readyz says no and requests are still taken, that balancers may notice.
+        drain_s: after it, for which requests in progress may take to end.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    store: str = "a2gen-events.db"
+    api_key_file: str = ""
+    max_wait_ms: float = 2.0
+    max_batch: int = 2000
+    max_waiting: int = 20_000
+    max_requests: int = 1000
+    timeout_ms: int = 1000
+    max_body_kb: int = 1024
+    read_timeout_s: float = 10.0
+    history_cache_mb: int = 256
+    state_cache_mb: int = 256
+    notice_s: float = 0.0
+    drain_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        positive = (
+            "max_batch",
+            "max_waiting",
+            "max_requests",
+            "timeout_ms",
+            "max_body_kb",
+            "read_timeout_s",
+            "drain_s",
+        )
+        require("serve", self, *POSITIVE, *positive)
+        require("serve", self, *NOT_NEGATIVE, "max_wait_ms", "history_cache_mb", "state_cache_mb", "notice_s")
+        if not 0 <= self.port < 2**16:
+            raise ConfigError(f"serve.port {self.port} must be from 0 to 65535")

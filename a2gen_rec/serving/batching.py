@@ -1,0 +1,147 @@
+"""Jobs of many callers done together: a bounded queue, and one thread that takes batches from it.
+
+The event loop only ever appends to the queue and is told of results, so it stays free to refuse when the thread cannot
+keep up: torch lets go of Python's lock in its kernels.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Overloaded(Exception):
+    """As much waits as may wait."""
+
+
+class Expired(Exception):
+    """No result came in time."""
+
+
+@dataclass(eq=False)
+class _Waiting(Generic[Job, Result]):
+    job: Job
+    size: int
+    arrived: float
+    deadline: float
+    done: "Future[Result]" = field(default_factory=Future)
+
+
+class Batcher(Generic[Job, Result]):
+    """A queue and its thread.
+
+    Args:
+        work: called in the thread with jobs in order of arrival; returns for each, in that order, its result or error.
+        max_wait_s: longest that a job waits for company.
+        max_batch: sum of the sizes of a batch's jobs; a larger job is a batch of its own.
+        max_waiting: sum of the sizes of waiting jobs; a larger job waits alone.
+        observe: told of every batch, in the thread: how long its jobs had waited, in seconds, and their sizes' sum.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[Job]], Sequence[Result | Exception]],
+        max_wait_s: float,
+        max_batch: int,
+        max_waiting: int,
+        observe: Callable[[list[float], int], None] = lambda waits, size: None,
+    ) -> None:
+        self.work, self.observe = work, observe
+        self.max_wait_s, self.max_batch, self.max_waiting = max_wait_s, max_batch, max_waiting
+        self.waiting = 0
+        self._queue: deque[_Waiting[Job, Result]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    @property
+    def full(self) -> bool:
+        return self.waiting >= self.max_waiting
+
+    async def submit(self, job: Job, size: int, timeout_s: float) -> Result:
+        """The job's result. One whose caller is cancelled, or whose time is over, is not begun.
+
+        Raises:
+            Overloaded: the queue is full, or closed: at once.
+            Expired: no result within ``timeout_s``.
+        """
+        now = time.monotonic()
+        mine = _Waiting[Job, Result](job, size, now, now + timeout_s)
+        with self._changed:
+            if self._closed or (self.waiting and self.waiting + size > self.max_waiting):
+                raise Overloaded
+            self._queue.append(mine)
+            self.waiting += size
+            self._changed.notify()
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                return await asyncio.wrap_future(mine.done)
+        except (TimeoutError, asyncio.CancelledError):
+            self._forget(mine)
+            if limit.expired():
+                raise Expired from None
+            raise
+
+    def close(self, timeout_s: float) -> None:
+        """Take no more jobs, do those that wait, and end the thread, or leave it after ``timeout_s``."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+
+    def _forget(self, mine: _Waiting[Job, Result]) -> None:
+        """Drop a job that has not been begun."""
+        with self._changed, suppress(ValueError):
+            self._queue.remove(mine)
+            self.waiting -= mine.size
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            now = time.monotonic()
+            self.observe([now - each.arrived for each in batch], sum(each.size for each in batch))
+            results: Sequence[Result | Exception]
+            try:
+                results = self.work([each.job for each in batch])
+            except Exception as error:
+                results = [error] * len(batch)
+            for each, result in zip(batch, results, strict=True):
+                if isinstance(result, Exception):
+                    each.done.set_exception(result)
+                else:
+                    each.done.set_result(result)
+
+    def _next_batch(self) -> list[_Waiting[Job, Result]]:
+        """Jobs to do now, marked as begun; none once all is done and the queue closed."""
+        with self._changed:
+            while True:
+                while not self._queue:
+                    if self._closed:
+                        return []
+                    self._changed.wait()
+                self._wait_for_company()
+                batch: list[_Waiting[Job, Result]] = []
+                size, now = 0, time.monotonic()
+                while self._queue and (not batch or size + self._queue[0].size <= self.max_batch):
+                    first = self._queue.popleft()
+                    self.waiting -= first.size
+                    if first.deadline > now and first.done.set_running_or_notify_cancel():
+                        batch.append(first)
+                        size += first.size
+                if batch:
+                    return batch
+
+    def _wait_for_company(self) -> None:
+        while self._queue and self.waiting < self.max_batch and not self._closed:
+            left_s = self._queue[0].arrived + self.max_wait_s - time.monotonic()
+            if left_s <= 0:
+                return
+            self._changed.wait(left_s)

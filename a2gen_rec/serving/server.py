@@ -1,0 +1,206 @@
+"""The process that serves: its socket, its signals, its log, and connections that take too long to ask."""
+
+import asyncio
+import ipaddress
+import logging
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from a2gen_rec import paths
+from a2gen_rec.config.serving import ServeConfig
+from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.serving.app import create_app
+from a2gen_rec.serving.service import ModelRejected, Service
+from a2gen_rec.serving.store import open_store
+
+HEADERS_S = 10.0
+"""For which a connection may be without a complete request line and headers."""
+KEEP_ALIVE_S = 20
+LEAST_KEY = 16
+
+log = logging.getLogger(__name__)
+
+
+class _Connection(HttpToolsProtocol):
+    """Ends connections whose headers do not come: uvicorn waits for them for ever."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def on_message_begin(self) -> None:
+        self._expect_headers()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._have_headers()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._have_headers()
+        super().connection_lost(exc)
+
+    def _expect_headers(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEADERS_S, self.transport.abort)
+
+    def _have_headers(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with our connections and log; signals are the caller's.
+
+    Args:
+        drain_s: for which requests in progress may take once it is to end.
+    """
+
+    def __init__(self, app: ASGIApp, drain_s: float) -> None:
+        config = uvicorn.Config(
+            app,
+            http=_Connection,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, round(drain_s)),
+        )
+        super().__init__(config)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(model: str, config: ServeConfig, tell: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP loads the model again.
+
+    Args:
+        model: see :class:`Service`.
+        tell: told where, once requests are taken.
+
+    Raises:
+        ConfigError: the address can be reached by others, and there is no API key.
+        UserError: the model, the store or the keys cannot be used, or the port is taken.
+    """
+    _log_to_stderr()
+    keys = read_keys(config.api_key_file) if config.api_key_file else []
+    listening = listen(config.host, config.port)
+    with listening:
+        address = listening.getsockname()
+        if not keys and not ipaddress.ip_address(address[0]).is_loopback:
+            raise ConfigError(f"serve.host {config.host} can be reached by other machines: give --api_key_file")
+        store = open_store(config.store)
+        try:
+            service = Service(model, store, config)
+        except BaseException:
+            store.close()
+            raise
+        _take_all_descriptors()
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+
+        def ready() -> None:
+            tell(f"model {service.ranker.version} at http://{host}:{address[1]}")
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(service, create_app(service, keys), listening, ready))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        bound = socket.socket(family, kind)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise UserError(f"cannot listen at {host} port {port} ({error.strerror or error})") from error
+    return bound
+
+
+def read_keys(file: str) -> list[str]:
+    """API keys, one a line; empty lines and those that begin with # aside.
+
+    Raises:
+        UserError: there is none, or one that is easily guessed.
+    """
+    lines = [line.strip() for line in paths.read_text(file).splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise UserError(f"{file}: no API key; put one on each line")
+    if any(len(key) < LEAST_KEY or not key.isascii() for key in keys):
+        raise UserError(f"{file}: an API key must have at least {LEAST_KEY} characters, all of them ASCII")
+    return keys
+
+
+async def _serve(service: Service, app: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> None:
+    server, loop = Server(app, service.config.drain_s), asyncio.get_running_loop()
+    tasks = set()
+
+    def end(notice_s: float) -> None:
+        service.draining = True
+        loop.call_later(notice_s, setattr, server, "should_exit", True)
+
+    def reload() -> None:
+        tasks.add(task := asyncio.ensure_future(_reload(service)))
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGTERM, end, service.config.notice_s)
+    loop.add_signal_handler(signal.SIGINT, end, 0.0)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if server.started:
+        ready()
+    await serving
+
+
+async def _reload(service: Service) -> None:
+    try:
+        version, former = await service.reload()
+    except ModelRejected:
+        return  # as the log has it
+    if version == former:
+        log.warning("model %s is in service already", version)
+
+
+def _take_all_descriptors() -> None:
+    """Every connection is one; the usual limit is low for the sake of older programs."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name, level in (("a2gen_rec.serving", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers[:], logger.propagate = [handler], False
+        logger.setLevel(level)

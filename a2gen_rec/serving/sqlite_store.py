@@ -1,0 +1,183 @@
+"""Impressions in one SQLite file: no server to run, and what was acknowledged outlasts a power cut.
+
+Every commit waits for the disk (``synchronous=FULL``), which takes milliseconds; so one thread writes, and all that
+came while it waited goes into its next transaction.
+"""
+
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from a2gen_rec.errors import UserError
+from a2gen_rec.serving.store import StoreBusy, StoreError, StoreFull, StoreUnavailable, from_text, to_text
+from a2gen_rec.serving.types import Impression
+
+APPLICATION = 0xA26E  # in the file's header, by which it is told from other databases
+VERSION = 1
+MAX_WAITING = 4096
+MAX_TOGETHER = 512
+BUSY_S = 5.0
+"""For which another process that writes to the same file is waited for."""
+
+_TABLES = """
+BEGIN;
+CREATE TABLE impressions (
+    user TEXT NOT NULL,
+    ts_ms INTEGER NOT NULL,
+    item TEXT NOT NULL,
+    change INTEGER NOT NULL,  -- the number of the user's changes when it was recorded
+    content TEXT NOT NULL,    -- JSON
+    PRIMARY KEY (user, ts_ms, item)
+) WITHOUT ROWID;
+CREATE TABLE users (user TEXT PRIMARY KEY, changes INTEGER NOT NULL) WITHOUT ROWID;
+PRAGMA application_id = {application};
+PRAGMA user_version = {version};
+COMMIT;
+"""
+_CHANGES = "SELECT changes FROM users WHERE user = ?"
+_CHANGE = "INSERT INTO users VALUES (?, 1) ON CONFLICT (user) DO UPDATE SET changes = changes + 1 RETURNING changes"
+_RECORD = "INSERT OR REPLACE INTO impressions VALUES (?, ?, ?, ?, ?)"
+# The bound on what is looked at comes before the question what is new of it: a long past costs nothing.
+_RECENT = """
+SELECT item, ts_ms, content
+FROM (SELECT * FROM impressions WHERE user = ? ORDER BY ts_ms DESC, item DESC LIMIT ?)
+WHERE change > ? ORDER BY ts_ms, item
+"""
+
+
+class _Append(NamedTuple):
+    user: str
+    rows: list[tuple[int, str, str]]
+    done: "Future[None]"
+
+
+class SqliteStore:
+    """A :class:`~a2gen_rec.serving.store.Store` in a file, made if absent.
+
+    Args:
+        file: local; several processes may share it.
+        max_pages: bound on its size, in pages of 4 KiB; 0 sets none.
+
+    Raises:
+        UserError: the file cannot be opened or made, is another database, or a newer store.
+    """
+
+    def __init__(self, file: str, max_pages: int = 0) -> None:
+        self.file = file
+        with suppress(OSError):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+        self._writing = _open(file)
+        if max_pages:
+            self._writing.execute(f"PRAGMA max_page_count = {max_pages}")
+        self._reading = _connect(file)
+        self._reading.execute("PRAGMA query_only = 1")
+        self._read_lock = threading.Lock()
+        self._waiting: queue.Queue[_Append | None] = queue.Queue(MAX_WAITING)
+        self._closed = False
+        self._thread = threading.Thread(target=self._write_until_closed, name="store", daemon=True)
+        self._thread.start()
+
+    def append(self, user: str, impressions: Sequence[Impression]) -> "Future[None]":
+        """See :class:`~a2gen_rec.serving.store.Store`."""
+        done: Future[None] = Future()
+        rows = [(each.ts_ms, each.item, to_text(each)) for each in impressions]
+        try:
+            if self._closed:
+                raise queue.Full
+            self._waiting.put_nowait(_Append(user, rows, done))
+        except queue.Full:
+            raise StoreBusy("too many impressions wait to be recorded") from None
+        return done
+
+    def recent(self, user: str, last: int, since: int = 0) -> tuple[int, list[Impression]]:
+        """See :class:`~a2gen_rec.serving.store.Store`."""
+        try:
+            with self._read_lock:
+                # Changes before impressions: one that comes between the two is read again next time, not missed.
+                row = self._reading.execute(_CHANGES, [user]).fetchone()
+                changes = row[0] if row else 0
+                rows = self._reading.execute(_RECENT, [user, last, since]).fetchall() if changes != since else []
+        except sqlite3.Error as error:
+            raise _told(error) from error
+        return changes, [from_text(*row) for row in rows]
+
+    def close(self) -> None:
+        """See :class:`~a2gen_rec.serving.store.Store`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._waiting.put(None)
+        self._thread.join()
+        with self._read_lock:
+            self._reading.close()
+
+    def _write_until_closed(self) -> None:
+        is_open = True
+        while is_open:
+            together = [self._waiting.get()]
+            with suppress(queue.Empty):
+                while len(together) < MAX_TOGETHER:
+                    together.append(self._waiting.get_nowait())
+            is_open = None not in together
+            self._commit([each for each in together if each is not None])
+        with suppress(sqlite3.Error):
+            self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._writing.close()
+
+    def _commit(self, appends: list[_Append]) -> None:
+        failed: StoreError | None = None
+        try:
+            self._writing.execute("BEGIN IMMEDIATE")
+            for user, rows, _ in appends:
+                (change,) = self._writing.execute(_CHANGE, [user]).fetchone()
+                self._writing.executemany(_RECORD, [(user, ts_ms, item, change, text) for ts_ms, item, text in rows])
+            self._writing.execute("COMMIT")
+        except sqlite3.Error as error:
+            failed = _told(error)
+            with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
+                self._writing.execute("ROLLBACK")
+        for each in appends:
+            if not each.done.set_running_or_notify_cancel():
+                continue
+            if failed is None:
+                each.done.set_result(None)
+            else:
+                each.done.set_exception(failed)
+
+
+def _connect(file: str) -> sqlite3.Connection:
+    return sqlite3.connect(file, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+
+
+def _open(file: str) -> sqlite3.Connection:
+    """A connection that writes, to a store that is there afterwards."""
+    is_new = not os.path.exists(file) or os.path.getsize(file) == 0
+    try:
+        connection = _connect(file)
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if not is_new and application != APPLICATION:
+            raise UserError(f"{file}: is a database, but not one of impressions")
+        if version > VERSION:
+            raise UserError(f"{file}: is of version {version}, this a2gen reads {VERSION}: made by a newer one")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        if is_new:
+            connection.executescript(_TABLES.format(application=APPLICATION, version=VERSION))
+    except sqlite3.Error as error:
+        raise UserError(f"{file}: cannot be used as a store ({error})") from error
+    return connection
+
+
+def _told(error: sqlite3.Error) -> StoreError:
+    """Without SQLite's own words, which may name values."""
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    if name == "SQLITE_FULL":
+        return StoreFull("the store of impressions is full")
+    return StoreUnavailable(f"the store of impressions does not work ({name})")

@@ -1,0 +1,94 @@
+"""Where a service keeps what users did, between its own restarts: raw impressions, in whichever database."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+from a2gen_rec.errors import UserError
+from a2gen_rec.serving.types import Impression
+
+
+class StoreError(Exception):
+    """Impressions could not be recorded or read; the message has none of them."""
+
+
+class StoreFull(StoreError):
+    """There is no room for more."""
+
+
+class StoreBusy(StoreError):
+    """Too many wait to be recorded already."""
+
+
+class StoreUnavailable(StoreError):
+    """The database does not answer, or not as it should."""
+
+
+class Store(Protocol):
+    """Impressions of users. Any thread may call."""
+
+    def append(self, user: str, impressions: Sequence[Impression]) -> "Future[None]":
+        """Record impressions, all or none of them; one of the same item and moment is replaced, so retries are safe.
+
+        Returns:
+            done once they outlast the process and the machine's power, or failed with a StoreError.
+
+        Raises:
+            StoreBusy: come back later.
+        """
+        ...
+
+    def recent(self, user: str, last: int, since: int = 0) -> tuple[int, list[Impression]]:
+        """A user's last impressions.
+
+        Args:
+            last: how many at the most.
+            since: number of changes at a former reading: impressions unchanged since then may be left out.
+
+        Returns:
+            number of changes to what is recorded of this user, 0 for none; the impressions, oldest first.
+
+        Raises:
+            StoreUnavailable: they cannot be read now.
+        """
+        ...
+
+    def close(self) -> None:
+        """Record what waits, and let go of the database."""
+        ...
+
+
+def open_store(where: str) -> Store:
+    """The store at a path (SQLite) or at a ``redis://`` address.
+
+    Raises:
+        UserError: it cannot be opened, is no such store, or of a newer version.
+    """
+    if where.startswith(("redis://", "rediss://")):
+        try:
+            from a2gen_rec.serving.redis_store import RedisStore
+        except ModuleNotFoundError:
+            raise UserError(f"{where}: needs Redis's client: pip install 'a2gen_rec[redis]'") from None
+        return RedisStore(where)
+    if "://" in where or not where:
+        raise UserError(f"store {where!r}: neither a file on this machine nor an address redis://HOST:PORT/NUMBER")
+    from a2gen_rec.serving.sqlite_store import SqliteStore
+
+    return SqliteStore(where)
+
+
+def to_text(impression: Impression) -> str:
+    """What is recorded of an impression beside its item and moment: JSON."""
+    content = {
+        "watch_s": impression.watch_s,
+        "actions": [[name, seconds] for name, seconds in impression.actions],
+        "features": dict(impression.features),
+    }
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def from_text(item: str, ts_ms: int, text: str) -> Impression:
+    content = json.loads(text)
+    actions = [(name, seconds) for name, seconds in content["actions"]]
+    return Impression(item, ts_ms, content["watch_s"], actions, content["features"])
