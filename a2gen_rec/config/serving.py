@@ -45,16 +45,8 @@ class ServeConfig:
     drain_s: float = 10.0
 
     def __post_init__(self) -> None:
-        positive = (
-            "max_batch",
-            "max_waiting",
-            "max_requests",
-            "timeout_ms",
-            "max_body_kb",
-            "read_timeout_s",
-            "drain_s",
-        )
-        require("serve", self, *POSITIVE, *positive)
+        require("serve", self, *POSITIVE, "max_batch", "max_waiting", "max_requests", "max_body_kb")
+        require("serve", self, *POSITIVE, "timeout_ms", "read_timeout_s", "drain_s")
         require("serve", self, *NOT_NEGATIVE, "max_wait_ms", "history_cache_mb", "state_cache_mb", "notice_s")
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"serve.port {self.port} must be from 0 to 65535")

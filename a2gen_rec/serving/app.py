@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 from fastapi.staticfiles import StaticFiles
@@ -88,7 +89,7 @@ def _routes(service: Service) -> APIRouter:
         timeout_s = (body.timeout_ms or service.config.timeout_ms) / 1000
         ranking = service.rank(body.request(), body.history is None, timeout_s)
         answer = await _unless_gone(request, ranking)
-        return _json(schema.rank_answer(answer.list, answer.fallbacks))
+        return _json(schema.rank_answer(answer.ranked, answer.fallbacks))
 
     @routes.post("/events", response_model=schema.EventsAnswer, responses=_errors(507))
     async def events(body: schema.EventsBody) -> Response:
@@ -134,7 +135,7 @@ def _probes(service: Service) -> APIRouter:
             raise busy("draining", "the service is about to end")
         return _json({"status": "ready"})
 
-    @probes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}} | _errors(401))
+    @probes.get("/metrics", response_class=PlainTextResponse, responses=_errors(401))
     async def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
@@ -144,7 +145,7 @@ def _probes(service: Service) -> APIRouter:
 
 class _JsonRequest(Request):
     async def json(self) -> Any:
-        """The body, by a parser that bounds its depth and takes no NaN, no half surrogate pair and nothing but UTF-8."""
+        """The body, by a parser that bounds its depth, and takes no NaN, no half surrogate pair, only UTF-8."""
         try:
             return from_json(await self.body(), allow_inf_nan=False)
         except ValueError as error:

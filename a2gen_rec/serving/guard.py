@@ -23,6 +23,8 @@ LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 DISCARDED = 8
 """Times the limit that is read of a body too large and thrown away, so that its sender hears why."""
 PROBES = {"/healthz", "/readyz", "/metrics"}
+FRAMES = 6
+"""Of a traceback, the innermost: those before are the framework's."""
 GONE = 499
 """In place of a status, where the client left before there was one."""
 
@@ -97,10 +99,10 @@ class Guard:
             self.metrics.refused.labels(refusal.code).inc()
             await refusal.response(request_id)(scope, receive, tell)
         except ClientGone:
-            status = status or GONE
+            status = GONE
         except Exception as error:
             # Its message is left out: it may name whatever was asked for.
-            frames = "".join(traceback.format_tb(error.__traceback__))
+            frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[-FRAMES:]))
             log.error("%s in request %s\n%s", type(error).__name__, request_id, frames)
             if not status:
                 failed = Refusal(500, "internal", "something is wrong with the service; see its log")

@@ -96,4 +96,4 @@ def size(value: Any) -> int:
         return 64 + sum(size(each) for each in value.values())
     if isinstance(value, list):
         return 56 + sum(8 + size(each) for each in value)
-    return sum(size(getattr(value, field.name)) for field in fields(value))
+    return 64 + sum(size(getattr(value, field.name)) for field in fields(value))

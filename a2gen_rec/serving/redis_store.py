@@ -82,7 +82,7 @@ class RedisStore:
         order, contents = _keys(user)
         # Changes before impressions: one that comes between the two is read again next time, not missed.
         changes = int(self._client.hget(contents, CHANGES) or 0)
-        members = self._client.zrevrange(order, 0, last - 1) if changes != since else []
+        members: Any = self._client.zrevrange(order, 0, last - 1) if changes != since else []
         texts = self._client.hmget(contents, members) if members else []
         found = []
         for member, text in zip(reversed(members), reversed(texts), strict=True):

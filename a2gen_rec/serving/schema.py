@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    model_validator,
+)
 
 from a2gen_rec.serving.explain import Contribution
 from a2gen_rec.serving.types import Candidate, Impression, RankedList, Request
@@ -18,7 +26,7 @@ LONGEST_TIMEOUT_MS = 60_000
 
 
 def _few(value: Any) -> Any:
-    """Before anything in a mapping is looked at: each unknown field of a hundred thousand would be an error of its own."""
+    """Before anything in it is looked at: each unknown field of a hundred thousand would be an error of its own."""
     if isinstance(value, dict) and len(value) > MOST_NAMES:
         raise ValueError(f"must have at most {MOST_NAMES} fields")
     return value
@@ -57,7 +65,9 @@ class ImpressionBody(_Body):
     item: Identifier
     ts_ms: Moment = Field(description="Begin, milliseconds since 1970.")
     watch_s: Seconds | None = Field(None, description="Watch time in seconds; null when not known, or not over yet.")
-    actions: list[ActionBody] = Field([], max_length=MOST_NAMES, description="Each action at most once, in any order.")
+    actions: list[ActionBody] = Field(
+        [], max_length=MOST_NAMES, fail_fast=True, description="Each action at most once, in any order."
+    )
     features: Values = Field({}, description="Raw context features; of the item, whatever differs from the model's.")
 
     def impression(self) -> Impression:
@@ -75,7 +85,13 @@ class ImpressionBody(_Body):
         )
 
 
-_IMPRESSION = {"item": "v42", "ts_ms": 1_700_000_000_000, "watch_s": 18.5, "actions": [{"name": "like", "at_s": 2.0}]}
+Impressions = Annotated[list[ImpressionBody], Field(max_length=MOST_IMPRESSIONS, fail_fast=True)]
+_IMPRESSION: dict[str, JsonValue] = {
+    "item": "v42",
+    "ts_ms": 1_700_000_000_000,
+    "watch_s": 18.5,
+    "actions": [{"name": "like", "at_s": 2.0}],
+}
 
 
 class RankBody(_Body):
@@ -87,12 +103,10 @@ class RankBody(_Body):
 
     user: Identifier = Field(description="One whom the model does not know is ranked for as unknown users are.")
     candidates: list[Identifier] = Field(
-        min_length=1, max_length=MOST_CANDIDATES, description="Items; one given twice is ranked once."
+        min_length=1, max_length=MOST_CANDIDATES, fail_fast=True, description="Items; one given twice is ranked once."
     )
     now_ms: Moment | None = Field(None, description="The moment; null is a second after the last impression ended.")
-    history: list[ImpressionBody] | None = Field(
-        None, max_length=MOST_IMPRESSIONS, description="The user's past, in any order; null takes what is recorded."
-    )
+    history: Impressions | None = Field(None, description="The past, in any order; null takes what is recorded.")
     user_features: Values = Field({}, description="Raw values, instead of those the model knows of the user.")
     context: Values = Field({}, description="Raw values; one left out is that of the last impression.")
     k: int = Field(10, ge=1, le=MOST_CANDIDATES, description="How many of the best to answer.")
@@ -125,7 +139,7 @@ class EventsBody(_Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"user": "u7", "impressions": [_IMPRESSION]}]})
 
     user: Identifier
-    impressions: list[ImpressionBody] = Field(min_length=1, max_length=MOST_IMPRESSIONS)
+    impressions: Impressions = Field(min_length=1)
 
 
 class Step(BaseModel):

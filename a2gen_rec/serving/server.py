@@ -25,6 +25,7 @@ from a2gen_rec.serving.store import open_store
 HEADERS_S = 10.0
 """For which a connection may be without a complete request line and headers."""
 KEEP_ALIVE_S = 20
+BACKLOG = 2048
 LEAST_KEY = 16
 
 log = logging.getLogger(__name__)
@@ -123,19 +124,18 @@ def serve(model: str, config: ServeConfig, tell: Callable[[str], None]) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address.
+    """A socket that listens at the address.
 
     Raises:
         UserError: it cannot be.
     """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-        bound = socket.socket(family, kind)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
+            bound.listen(BACKLOG)  # now, so that no other takes the port while the model is loaded
         except OSError:
             bound.close()
             raise

@@ -33,7 +33,7 @@ class ModelRejected(Exception):
 class Ranked:
     """An answer, and what it had to make do with."""
 
-    list: RankedList
+    ranked: RankedList
     fallbacks: list[str]
 
 
