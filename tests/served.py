@@ -74,7 +74,7 @@ class FakeRanker:
         if any("slow" in request.candidates for request in requests):
             time.sleep(self.nap_s)
         if any("bad" in request.candidates for request in requests):
-            raise KeyError("bad of secret-user")
+            raise KeyError(requests[0].user)
         return [self._ranked(request) for request in requests]
 
     def check(self, request: Request) -> None:

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -34,7 +35,10 @@ log = logging.getLogger(__name__)
 class _Connection(HttpToolsProtocol):
     """Ends connections whose headers do not come: uvicorn waits for them for ever."""
 
-    _deadline: asyncio.TimerHandle | None = None
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.access_log = False  # uvicorn's own, which has paths and so names users, whatever logging is set to
+        self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
