@@ -21,7 +21,6 @@ from a2gen_rec.cli import main
 from a2gen_rec.config import ServeConfig
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.serving.server import listen, read_keys, serve
-from a2gen_rec.serving.sqlite_store import SqliteStore
 
 
 @pytest.fixture(autouse=True)
@@ -159,16 +158,3 @@ def test_help_comes_without_the_service() -> None:
     program = "import sys, a2gen_rec.cli; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "fastapi", "uvicorn", "pydantic", "sqlite3"} & set(loaded)
-
-
-def test_a_store_may_be_looked_at_while_it_is_served(tmp_path: Path) -> None:
-    file = str(tmp_path / "e.db")
-    with process("--model", str(make_model(tmp_path / "model")), "--store", file, "--port", "0") as (_, address):
-        store = SqliteStore(file)
-        body = {"user": "u", "impressions": [{"item": "v", "ts_ms": 1}]}
-        assert httpx.post(f"{address}/v1/events", json=body, timeout=20).status_code == 200
-        assert store.recent("u", 5)[0] == 1
-        store.append("u", store.recent("u", 5)[1]).result(5)
-        ranked = httpx.post(f"{address}/v1/rank", json={"user": "u", "candidates": ["v"]}, timeout=20)
-        assert ranked.json()["history"] == 1, "what another process records counts"
-        store.close()

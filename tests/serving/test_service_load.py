@@ -13,7 +13,8 @@ from served import ITEMS, make_model, order, post, running, swift_store
 
 from a2gen_rec.errors import UserError
 from a2gen_rec.serving.service import model_folder
-from a2gen_rec.serving.types import Request
+from a2gen_rec.serving.sqlite_store import SqliteStore
+from a2gen_rec.serving.types import Impression, Request
 
 
 def until(holds: Callable[[], bool], seconds: float = 20) -> None:
@@ -43,15 +44,14 @@ def test_requests_share_batches_and_get_their_own_answers(tmp_path: Path) -> Non
         first = threads.submit(service.rank, "first")
         assert gate.begun.wait(20)
         service.ranker.batches.clear()
-        answers = {
-            user: threads.submit(service.rank, user, candidates=ITEMS[: 1 + int(user[1:]) % 5]) for user in users
-        }
+        asked = {user: ITEMS[: 1 + number % 5] for number, user in enumerate(users)}
+        answers = {user: threads.submit(service.rank, user, candidates=items) for user, items in asked.items()}
         until(lambda: service.service.batcher.waiting == sum(1 + number % 5 for number in range(24)))
         gate.open.set()
         for user, answer in answers.items():
             found = answer.result(20).json()
             assert found["user"] == user
-            assert [each["item"] for each in found["candidates"]] == order(user, ITEMS[: 1 + int(user[1:]) % 5])
+            assert [each["item"] for each in found["candidates"]] == order(user, asked[user])
         assert first.result(20).status_code == 200
         batches = service.ranker.batches[1:]
         assert sorted(user for batch in batches for user in batch) == sorted(users)
@@ -95,7 +95,9 @@ def test_a_full_queue_refuses_while_recording_and_probes_go_on(tmp_path: Path) -
 def test_too_many_requests_in_progress_are_refused_but_probes_are_not(tmp_path: Path) -> None:
     with running(tmp_path, max_requests=3, timeout_ms=20_000) as service, ThreadPoolExecutor(9) as threads:
         gate = Gate(service.ranker)
-        asked = [threads.submit(service.rank, f"u{number}") for number in range(3)]
+        asked = [threads.submit(service.rank, "first")]
+        assert gate.begun.wait(20)
+        asked += [threads.submit(service.rank, f"u{number}") for number in range(2)]
         until(lambda: service.service.batcher.waiting == 10)
         assert service.rank("u9").status_code == 503
         assert service.client.get("/healthz").status_code == 200
@@ -110,9 +112,9 @@ def test_what_is_too_late_is_told_so_and_not_ranked(tmp_path: Path) -> None:
         assert gate.begun.wait(20)
         late = service.rank("late", timeout_ms=20)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
-        gone = service.client.build_request("POST", "/v1/rank", json={"user": "gone", "candidates": ["v"]})
-        with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=0.3) as impatient:
-            impatient.send(gone)
+        gone = {"user": "gone", "candidates": ["v"]}
+        with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=httpx.Timeout(20, read=0.5)) as impatient:
+            impatient.post(f"{service.client.base_url}/v1/rank", json=gone)
         until(lambda: service.service.batcher.waiting == 0)
         gate.open.set()
         assert first.result(20).status_code == 200
@@ -223,7 +225,9 @@ def test_a_store_that_is_down_leaves_rankings_without_history(tmp_path: Path) ->
 def test_what_is_in_progress_is_answered_before_the_end(tmp_path: Path) -> None:
     with running(tmp_path, timeout_ms=20_000) as service, ThreadPoolExecutor(9) as threads:
         gate = Gate(service.ranker)
-        asked = [threads.submit(service.rank, f"u{number}") for number in range(5)]
+        asked = [threads.submit(service.rank, "first")]
+        assert gate.begun.wait(20)
+        asked += [threads.submit(service.rank, f"u{number}") for number in range(4)]
         until(lambda: service.service.batcher.waiting == 20)
         service.service.draining = True
         assert service.client.get("/readyz").status_code == 503
@@ -246,3 +250,13 @@ def test_half_a_request_does_not_outlast_the_end(tmp_path: Path) -> None:
         service.server.should_exit = True
         until(lambda: service.service.batcher._closed)
     connection.close()
+
+
+def test_what_another_process_records_counts(tmp_path: Path) -> None:
+    with running(tmp_path) as service:
+        service.post("u", {"item": "v1", "ts_ms": 1})
+        assert service.rank("u").json()["history"] == 1
+        other = SqliteStore(str(tmp_path / "events.db"))
+        other.append("u", [Impression("v2", 2)]).result(20)
+        assert service.rank("u").json()["history"] == 2
+        other.close()
