@@ -19,7 +19,7 @@ from a2gen_rec.launch import Placement, PlacementError
 APPS = Path(__file__).parents[1] / "torchx_apps"
 TRAIN, EVALUATE = f"{APPS}/train.py:train", f"{APPS}/evaluate.py:evaluate"
 BENCHMARK = f"{APPS}/benchmark.py:benchmark"
-PLAN = f"{APPS}/plan.py:plan"
+PLAN, SERVE = f"{APPS}/plan.py:plan", f"{APPS}/serve.py:serve"
 PLAN_ARGS = ["--config", "configs/x.yaml", "--topology", "configs/topologies/laptop.yaml"]
 TRAIN_ARGS = ["--config", "configs/x.yaml", "--data", "data", "--run", "run"]
 
@@ -91,6 +91,18 @@ def test_plan_in_one_process() -> None:
     assert program == ["a2gen_rec.cli", "plan", *PLAN_ARGS, *files, "--sweep", "ranks=2,4"]
     assert (planner.num_replicas, planner.resource.gpu) == (1, 0)
     found = get_component(PLAN)
+    assert found.validation_errors == []
+    assert [name for name, text in get_fn_docstring(found.fn)[1].items() if not text.strip()] == []
+
+
+def test_serve_is_a_process_of_its_own() -> None:
+    server = role(SERVE, "--model", "m", "--host", "0.0.0.0", "--api_key_file", "keys", "--", "--max_wait_ms", "5")
+    assert server.entrypoint == sys.executable
+    where = ["--host", "0.0.0.0", "--port", "8000", "--store", "a2gen-events.db", "--api_key_file", "keys"]
+    assert server.args == ["-m", "a2gen_rec.cli", "serve", "--model", "m", *where, "--max_wait_ms", "5"]
+    assert server.port_map == {"http": 8000}
+    assert role(SERVE, "--model", "m", "--image", "a:1", "--replicas", "3").num_replicas == 3
+    found = get_component(SERVE)
     assert found.validation_errors == []
     assert [name for name, text in get_fn_docstring(found.fn)[1].items() if not text.strip()] == []
 

@@ -1,0 +1,60 @@
+"""TorchX component: serve an exported model; one process a host, without torchrun, so that signals reach it.
+
+torchx run -s local_cwd torchx_apps/serve.py:serve --model MODEL
+"""
+
+from torchx import specs
+
+from a2gen_rec import launch
+
+
+def serve(
+    *args: str,
+    model: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key_file: str = "",
+    store: str = "a2gen-events.db",
+    replicas: int = 1,
+    cpu: int = 2,
+    mem_mb: int = 8192,
+    image: str = "",
+    python: str = "",
+    max_retries: int = 3,
+    mounts: str = "",
+    name: str = "a2gen-serve",
+) -> specs.AppDef:
+    """Serve an exported model with `a2gen serve`.
+
+    Args:
+        args: further options of `a2gen serve`, after `--`, such as `-- --max_wait_ms 5`
+        model: folder that `a2gen export` wrote, seen by every replica
+        host: address to listen on; 0.0.0.0 needs an API key
+        port: to listen on
+        api_key_file: file of API keys, one a line
+        store: of what users did: a file of each replica's own, or redis://HOST:PORT/NUMBER for all of them
+        replicas: processes, each on a host of its own
+        cpu: cores of each replica
+        mem_mb: memory of each replica in MiB
+        image: container image; leave empty for local_cwd and slurm, which run in this environment
+        python: interpreter; empty takes the one TorchX runs in, or the image's `python`
+        max_retries: times the scheduler restarts a replica after a failure
+        mounts: volumes for containers, such as `type=volume,src=NAME,dst=/data`
+        name: name of the job
+    """
+    placement = launch.Placement(hosts=replicas, ranks=1, cpu=cpu, mem_mb=mem_mb, image=image, python=python)
+    keys = ["--api_key_file", api_key_file] if api_key_file else []
+    where = ["--host", host, "--port", str(port), "--store", store, *keys]
+    server = specs.Role(
+        name="server",
+        image=image,
+        entrypoint=placement.interpreter,
+        args=["-m", "a2gen_rec.cli", "serve", "--model", model, *where, *args],
+        env={"PYTHONUNBUFFERED": "1"},
+        num_replicas=replicas,
+        max_retries=max_retries,
+        port_map={"http": port},
+        resource=specs.Resource(cpu=cpu, gpu=0, memMB=mem_mb),
+        mounts=specs.parse_mounts(mounts.split(",")) if mounts else [],
+    )
+    return specs.AppDef(name=name, roles=[server])
