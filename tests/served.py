@@ -31,6 +31,8 @@ from a2gen_rec.serving.states import CacheCounts
 from a2gen_rec.serving.store import Store
 from a2gen_rec.serving.types import Candidate, Impression, RankedList, Request
 
+PATIENT_S = 60
+"""For which tests wait for what must come, however busy the machine is."""
 ITEMS = [f"v{number}" for number in range(40)]
 
 
@@ -168,12 +170,17 @@ class Running:
 
 @contextmanager
 def running(
-    folder: Path, keys: Sequence[str] = (), store: Store | None = None, model: Path | None = None, **settings: Any
+    folder: Path,
+    keys: Sequence[str] = (),
+    store: Store | None = None,
+    model: Path | None = None,
+    load: Any = FakeRanker.load,
+    **settings: Any,
 ) -> Iterator[Running]:
-    """A service of the model ``one``, on a free port; settings are those of ServeConfig."""
+    """A service of the model ``one``, on a free port; settings are those of ServeConfig, patient by default."""
     model = model or make_model(folder / "model")
     store = store or swift_store(folder)
-    service = Service(str(model), store, ServeConfig(**settings), FakeRanker.load)  # type: ignore[arg-type]
+    service = Service(str(model), store, ServeConfig(**{"timeout_ms": PATIENT_S * 1000, **settings}), load)
     server = Server(create_app(service, keys), service.config.drain_s)
     listening = listen("127.0.0.1", 0)
     address = listening.getsockname()
@@ -188,10 +195,12 @@ def running(
         time.sleep(0.005)
     headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
     limits = httpx.Limits(max_connections=None)
-    with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}", timeout=20, headers=headers, limits=limits) as client:
+    with httpx.Client(
+        base_url=f"http://127.0.0.1:{address[1]}", timeout=PATIENT_S, headers=headers, limits=limits
+    ) as client:
         yield Running(service, server, client, address)
     server.should_exit = True
-    thread.join(20)
+    thread.join(PATIENT_S)
     assert not thread.is_alive(), "the server must end"
 
 

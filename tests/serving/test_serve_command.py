@@ -15,11 +15,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from served import FakeRanker, make_model, process
+from served import PATIENT_S, FakeRanker, make_model, process
+from support import make_card
 
 from a2gen_rec.cli import main
 from a2gen_rec.config import ServeConfig
 from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.serving.histories import MARGIN
 from a2gen_rec.serving.server import listen, read_keys, serve
 
 
@@ -42,7 +44,7 @@ def test_every_acknowledged_event_survives_a_kill(tmp_path: Path) -> None:
         killed = threading.Event()
 
         def post(user: str) -> None:
-            with httpx.Client(base_url=address, timeout=20) as client:
+            with httpx.Client(base_url=address, timeout=PATIENT_S) as client:
                 for number in range(10**6):
                     body = {"user": user, "impressions": [{"item": f"v{number}", "ts_ms": number}]}
                     try:
@@ -59,15 +61,15 @@ def test_every_acknowledged_event_survives_a_kill(tmp_path: Path) -> None:
         killed.set()
         server.kill()
         for each in posting:
-            each.result(30)
+            each.result(PATIENT_S)
     assert len({user for user, _ in acknowledged}) == 8
-    with process(*arguments) as (_, address), httpx.Client(base_url=address, timeout=20) as client:
+    with process(*arguments) as (_, address), httpx.Client(base_url=address, timeout=PATIENT_S) as client:
         for user in {user for user, _ in acknowledged}:
             told = client.get(f"/v1/users/{user}/history", params={"last": 1000}).json()["impressions"]
             recorded = {each["ts_ms"] for each in told}
             assert {number for name, number in acknowledged if name == user} <= recorded
             ranked = client.post("/v1/rank", json={"user": user, "candidates": ["v1"]}).json()
-            assert ranked["history"] == len(recorded) or ranked["history"] >= 30
+            assert ranked["history"] == min(len(recorded), make_card().history + MARGIN)
 
 
 def test_the_signals_of_a_service(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_the_signals_of_a_service(tmp_path: Path) -> None:
     keys.write_text("# ours\nsixteen-letters-or-more\n")
     arguments = ["--model", str(model), "--store", str(tmp_path / "e.db"), "--port", "0", "--api_key_file", str(keys)]
     with process(*arguments, "--host", "0.0.0.0", "--notice_s", "0.5") as (server, address):
-        client = httpx.Client(base_url=address, headers={"X-Api-Key": "sixteen-letters-or-more"}, timeout=20)
+        client = httpx.Client(base_url=address, headers={"X-Api-Key": "sixteen-letters-or-more"}, timeout=PATIENT_S)
 
         def version() -> str:
             return str(client.get("/v1/model").json()["version"])
@@ -88,14 +90,14 @@ def test_the_signals_of_a_service(tmp_path: Path) -> None:
             time.sleep(0.02)
         (model / "version").unlink()
         server.send_signal(signal.SIGHUP)
-        slow = {"user": "u", "candidates": ["slow"], "timeout_ms": 20_000}
+        slow = {"user": "u", "candidates": ["slow"], "timeout_ms": 1000 * PATIENT_S}
         assert client.post("/v1/rank", json=slow).json()["model_version"] == "two"
         server.send_signal(signal.SIGTERM)
         while client.get("/readyz").status_code == 200:
             time.sleep(0.02)
         assert client.post("/v1/rank", json=slow).status_code == 200, "for a while, requests are taken still"
         client.close()
-        assert server.wait(20) == 0
+        assert server.wait(PATIENT_S) == 0
         assert server.stderr is not None
         log = server.stderr.read()
         assert "model two in service, in place of one" in log

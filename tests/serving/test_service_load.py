@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import ITEMS, make_model, order, post, running, swift_store
+from served import ITEMS, PATIENT_S, make_model, order, post, running, swift_store
 
 from a2gen_rec.errors import UserError
 from a2gen_rec.serving.service import model_folder
@@ -17,7 +17,7 @@ from a2gen_rec.serving.sqlite_store import SqliteStore
 from a2gen_rec.serving.types import Impression, Request
 
 
-def until(holds: Callable[[], bool], seconds: float = 20) -> None:
+def until(holds: Callable[[], bool], seconds: float = PATIENT_S) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "it must come"
@@ -33,7 +33,7 @@ class Gate:
 
     def __call__(self, requests: list[Request]) -> Any:
         self.begun.set()
-        assert self.open.wait(20)
+        assert self.open.wait(PATIENT_S)
         return self.inner(requests)
 
 
@@ -42,17 +42,17 @@ def test_requests_share_batches_and_get_their_own_answers(tmp_path: Path) -> Non
     with running(tmp_path, max_batch=40) as service, ThreadPoolExecutor(30) as threads:
         gate = Gate(service.ranker)
         first = threads.submit(service.rank, "first")
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(PATIENT_S)
         service.ranker.batches.clear()
         asked = {user: ITEMS[: 1 + number % 5] for number, user in enumerate(users)}
         answers = {user: threads.submit(service.rank, user, candidates=items) for user, items in asked.items()}
         until(lambda: service.service.batcher.waiting == sum(1 + number % 5 for number in range(24)))
         gate.open.set()
         for user, answer in answers.items():
-            found = answer.result(20).json()
+            found = answer.result(PATIENT_S).json()
             assert found["user"] == user
             assert [each["item"] for each in found["candidates"]] == order(user, asked[user])
-        assert first.result(20).status_code == 200
+        assert first.result(PATIENT_S).status_code == 200
         batches = service.ranker.batches[1:]
         assert sorted(user for batch in batches for user in batch) == sorted(users)
         assert len(batches) == 2, "69 candidates, at most 40 at a time"
@@ -62,21 +62,21 @@ def test_one_request_that_fails_spoils_no_other_of_its_batch(tmp_path: Path) -> 
     with running(tmp_path) as service, ThreadPoolExecutor(9) as threads:
         gate = Gate(service.ranker)
         first = threads.submit(service.rank, "first")
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(PATIENT_S)
         asked = [
             threads.submit(service.rank, f"u{each}", candidates=["bad"] if each == 3 else ["v"]) for each in range(6)
         ]
         until(lambda: service.service.batcher.waiting == 6)
         gate.open.set()
-        assert first.result(20).status_code == 200
-        assert [each.result(20).status_code for each in asked] == [200, 200, 200, 500, 200, 200]
+        assert first.result(PATIENT_S).status_code == 200
+        assert [each.result(PATIENT_S).status_code for each in asked] == [200, 200, 200, 500, 200, 200]
 
 
 def test_a_full_queue_refuses_while_recording_and_probes_go_on(tmp_path: Path) -> None:
-    with running(tmp_path, max_waiting=10, timeout_ms=20_000) as service, ThreadPoolExecutor(9) as threads:
+    with running(tmp_path, max_waiting=10) as service, ThreadPoolExecutor(9) as threads:
         gate = Gate(service.ranker)
         asked = [threads.submit(service.rank, "first")]
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(PATIENT_S)
         asked += [threads.submit(service.rank, f"u{number}") for number in range(2)]
         until(lambda: service.service.batcher.full)
         refused = service.rank("u9")
@@ -88,36 +88,36 @@ def test_a_full_queue_refuses_while_recording_and_probes_go_on(tmp_path: Path) -
         assert service.client.get("/healthz").status_code == 200
         assert 'a2gen_refused_total{code="overloaded"} 2.0' in service.client.get("/metrics").text
         gate.open.set()
-        assert [each.result(20).status_code for each in asked] == [200] * 3
+        assert [each.result(PATIENT_S).status_code for each in asked] == [200] * 3
         assert service.rank("u9").status_code == 200
 
 
 def test_too_many_requests_in_progress_are_refused_but_probes_are_not(tmp_path: Path) -> None:
-    with running(tmp_path, max_requests=3, timeout_ms=20_000) as service, ThreadPoolExecutor(9) as threads:
+    with running(tmp_path, max_requests=3) as service, ThreadPoolExecutor(9) as threads:
         gate = Gate(service.ranker)
         asked = [threads.submit(service.rank, "first")]
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(PATIENT_S)
         asked += [threads.submit(service.rank, f"u{number}") for number in range(2)]
         until(lambda: service.service.batcher.waiting == 10)
         assert service.rank("u9").status_code == 503
         assert service.client.get("/healthz").status_code == 200
         gate.open.set()
-        assert [each.result(20).status_code for each in asked] == [200] * 3
+        assert [each.result(PATIENT_S).status_code for each in asked] == [200] * 3
 
 
 def test_what_is_too_late_is_told_so_and_not_ranked(tmp_path: Path) -> None:
-    with running(tmp_path, timeout_ms=20_000) as service, ThreadPoolExecutor(9) as threads:
+    with running(tmp_path) as service, ThreadPoolExecutor(9) as threads:
         gate = Gate(service.ranker)
         first = threads.submit(service.rank, "first")
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(PATIENT_S)
         late = service.rank("late", timeout_ms=20)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
         gone = {"user": "gone", "candidates": ["v"]}
-        with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=httpx.Timeout(20, read=0.5)) as impatient:
+        with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=httpx.Timeout(PATIENT_S, read=0.5)) as impatient:
             impatient.post(f"{service.client.base_url}/v1/rank", json=gone)
         until(lambda: service.service.batcher.waiting == 0)
         gate.open.set()
-        assert first.result(20).status_code == 200
+        assert first.result(PATIENT_S).status_code == 200
         service.rank("last")
         users = [user for batch in service.ranker.batches for user in batch]
         assert "first" in users
@@ -150,7 +150,7 @@ def test_another_model_takes_over_between_two_batches(tmp_path: Path) -> None:
         until(lambda: len(answers) > swapped + 20)
         end.set()
         for each in asking:
-            each.result(20)
+            each.result(PATIENT_S)
         assert service.client.post("/v1/model/reload").json()["swapped"] is False
         assert 'a2gen_model{version="two"} 1.0' in service.client.get("/metrics").text
     assert after.json()["model_version"] == "two"
@@ -223,10 +223,10 @@ def test_a_store_that_is_down_leaves_rankings_without_history(tmp_path: Path) ->
 
 
 def test_what_is_in_progress_is_answered_before_the_end(tmp_path: Path) -> None:
-    with running(tmp_path, timeout_ms=20_000) as service, ThreadPoolExecutor(9) as threads:
+    with running(tmp_path) as service, ThreadPoolExecutor(9) as threads:
         gate = Gate(service.ranker)
         asked = [threads.submit(service.rank, "first")]
-        assert gate.begun.wait(20)
+        assert gate.begun.wait(PATIENT_S)
         asked += [threads.submit(service.rank, f"u{number}") for number in range(4)]
         until(lambda: service.service.batcher.waiting == 20)
         service.service.draining = True
@@ -237,7 +237,7 @@ def test_what_is_in_progress_is_answered_before_the_end(tmp_path: Path) -> None:
         with pytest.raises(httpx.ConnectError), httpx.Client() as late:
             late.get(f"{service.client.base_url}/healthz")
         gate.open.set()
-        assert [each.result(20).status_code for each in asked] == [200] * 5
+        assert [each.result(PATIENT_S).status_code for each in asked] == [200] * 5
 
 
 def test_half_a_request_does_not_outlast_the_end(tmp_path: Path) -> None:
@@ -257,6 +257,6 @@ def test_what_another_process_records_counts(tmp_path: Path) -> None:
         service.post("u", {"item": "v1", "ts_ms": 1})
         assert service.rank("u").json()["history"] == 1
         other = SqliteStore(str(tmp_path / "events.db"))
-        other.append("u", [Impression("v2", 2)]).result(20)
+        other.append("u", [Impression("v2", 2)]).result(PATIENT_S)
         assert service.rank("u").json()["history"] == 2
         other.close()

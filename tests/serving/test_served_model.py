@@ -1,0 +1,44 @@
+"""A real exported model behind the service: over HTTP comes what the ranker itself says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from logs import hashed_log
+from pydantic_core import from_json, to_json
+from served import running
+
+from a2gen_rec.serving import schema
+from a2gen_rec.serving.ranker import Ranker
+from a2gen_rec.serving.types import Request
+from a2gen_rec.training.export import export
+
+
+def test_the_service_answers_what_the_ranker_does(tmp_path: Path) -> None:
+    log = hashed_log(tmp_path)
+    export(log.run, str(tmp_path / "export"), "fp32")
+    ranker = Ranker.load(str(tmp_path / "export"))
+    items = ranker.some_items(30)
+    with running(tmp_path, model=tmp_path / "export", load=Ranker.load) as service:
+        for user, impressions in sorted(log.impressions.items())[:4]:
+            # One by one, then what is left at once and late.
+            for each in [impressions[-1:], impressions[:3], *([one] for one in impressions[3:6]), impressions[6:-1]]:
+                told = [schema.ImpressionBody.of(one).model_dump() for one in each]
+                assert not told or service.post(user, *told).status_code == 200
+                found = service.rank(user, candidates=items)
+                assert found.status_code == 200, found.text
+            history = ranker.encode(impressions)
+            expected = ranker.rank(Request(user, items, history=history))
+            answer: Any = found.json()
+            same = from_json(to_json(schema.rank_answer(expected, list(expected.fallbacks)), inf_nan_mode="null"))
+            assert numbers_apart(answer) == numbers_apart(same)
+            assert probabilities(answer) == pytest.approx(probabilities(same), abs=1e-5)
+        assert service.client.get("/v1/model").json()["version"] == ranker.version
+
+
+def numbers_apart(answer: dict[str, Any]) -> dict[str, Any]:
+    return {**answer, "candidates": [(each["item"], each["known"]) for each in answer["candidates"]]}
+
+
+def probabilities(answer: dict[str, Any]) -> list[float]:
+    return [chance for each in answer["candidates"] for _, chance in sorted(each["probability"].items())]
