@@ -18,8 +18,12 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+FORGOTTEN = 0.1
+"""Share of what is known of former batches' speed that each batch puts out of mind."""
+
+
 class Overloaded(Exception):
-    """As much waits as may wait."""
+    """As much waits as may wait, or as can be done in time."""
 
 
 class Expired(Exception):
@@ -33,6 +37,21 @@ class _Waiting(Generic[Job, Result]):
     arrived: float
     deadline: float
     done: "Future[Result]" = field(default_factory=Future)
+
+
+@dataclass
+class _Speed:
+    """How long jobs take by their size, as far as recent batches tell."""
+
+    size: float = 0.0
+    took_s: float = 0.0
+
+    def learn(self, size: int, took_s: float) -> None:
+        self.size += size - FORGOTTEN * self.size
+        self.took_s += took_s - FORGOTTEN * self.took_s
+
+    def seconds(self, size: int) -> float:
+        return size * self.took_s / self.size if self.size else 0.0
 
 
 class Batcher(Generic[Job, Result]):
@@ -57,6 +76,8 @@ class Batcher(Generic[Job, Result]):
         self.work, self.observe = work, observe
         self.max_wait_s, self.max_batch, self.max_waiting = max_wait_s, max_batch, max_waiting
         self.waiting = 0
+        self._begun = 0
+        self._speed = _Speed()
         self._queue: deque[_Waiting[Job, Result]] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -71,13 +92,16 @@ class Batcher(Generic[Job, Result]):
         """The job's result. One whose caller is cancelled, or whose time is over, is not begun.
 
         Raises:
-            Overloaded: the queue is full, or closed: at once.
+            Overloaded: at once, if the queue is full or closed, or what is before this job leaves it no time: were it
+                taken, all would wait for as long as they can, to be done too late.
             Expired: no result within ``timeout_s``.
         """
         now = time.monotonic()
         mine = _Waiting[Job, Result](job, size, now, now + timeout_s)
         with self._changed:
-            if self._closed or (self.waiting and self.waiting + size > self.max_waiting):
+            before = self._begun + self.waiting
+            is_hopeless = before and self._speed.seconds(before + size) > timeout_s
+            if self._closed or is_hopeless or (self.waiting and self.waiting + size > self.max_waiting):
                 raise Overloaded
             self._queue.append(mine)
             self.waiting += size
@@ -107,12 +131,15 @@ class Batcher(Generic[Job, Result]):
     def _run(self) -> None:
         while batch := self._next_batch():
             now = time.monotonic()
-            self.observe([now - each.arrived for each in batch], sum(each.size for each in batch))
+            self.observe([now - each.arrived for each in batch], self._begun)
             results: Sequence[Result | Exception]
             try:
                 results = self.work([each.job for each in batch])
             except Exception as error:
                 results = [error] * len(batch)
+            with self._changed:
+                self._speed.learn(self._begun, time.monotonic() - now)
+                self._begun = 0
             for each, result in zip(batch, results, strict=True):
                 if isinstance(result, Exception):
                     each.done.set_exception(result)
@@ -137,6 +164,7 @@ class Batcher(Generic[Job, Result]):
                         batch.append(first)
                         size += first.size
                 if batch:
+                    self._begun = size
                     return batch
 
     def _wait_for_company(self) -> None:

@@ -168,3 +168,27 @@ def test_closing_does_what_waits_and_takes_no_more() -> None:
         assert await asyncio.gather(*asked) == [0, 2, 4, 6, 8]
 
     with_batcher(work, test)
+
+
+def test_what_cannot_be_done_in_time_is_refused_at_once() -> None:
+    """Jobs of size 10 that take 0.2 s each: while one is done, there is time for one more in 0.5 s, not for four."""
+    sleeping = threading.Event()
+
+    def work(jobs: list[int]) -> list[int]:
+        sleeping.wait(0.2)
+        return jobs
+
+    async def test(batcher: "Batcher[int, int]") -> None:
+        assert await batcher.submit(0, 10, 30) == 0
+        asked = [asyncio.ensure_future(batcher.submit(number, 10, 30)) for number in range(4)]
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        with pytest.raises(Overloaded):
+            await batcher.submit(5, 10, 0.5)
+        assert time.monotonic() - began < 0.2
+        patient = asyncio.ensure_future(batcher.submit(6, 10, 30))
+        assert await asyncio.gather(*asked) == list(range(4))
+        assert await patient == 6
+        assert await batcher.submit(7, 1000, 0.5) == 7, "where nothing is before it, it is tried"
+
+    with_batcher(work, test, max_batch=10)
