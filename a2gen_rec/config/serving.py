@@ -33,7 +33,7 @@ class ServeConfig:
     store: str = "a2gen-events.db"
     api_key_file: str = ""
     max_wait_ms: float = 2.0
-    max_batch: int = 2000
+    max_batch: int = 500
     max_waiting: int = 20_000
     max_requests: int = 1000
     timeout_ms: int = 1000

@@ -18,7 +18,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-FORGOTTEN = 0.1
+FORGOTTEN = 0.3
 """Share of what is known of former batches' speed that each batch puts out of mind."""
 
 
