@@ -28,6 +28,9 @@ HEADERS_S = 10.0
 KEEP_ALIVE_S = 20
 BACKLOG = 2048
 LEAST_KEY = 16
+SWITCH_S = 0.0002
+"""After which a thread gives Python's lock to another that wants it. Ranking lets go of it in hundreds of operations, and
+would wait for 5 ms each time (Python's default) while the event loop is busy."""
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +121,7 @@ def serve(model: str, config: ServeConfig, tell: Callable[[str], None]) -> None:
             store.close()
             raise
         _take_all_descriptors()
+        sys.setswitchinterval(SWITCH_S)
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
 
         def ready() -> None:
