@@ -29,8 +29,8 @@ KEEP_ALIVE_S = 20
 BACKLOG = 2048
 LEAST_KEY = 16
 SWITCH_S = 0.0002
-"""After which a thread gives Python's lock to another that wants it. Ranking lets go of it in hundreds of operations, and
-would wait for 5 ms each time (Python's default) while the event loop is busy."""
+"""After which a thread gives Python's lock to another that wants it. Ranking lets go of it in hundreds of operations,
+and would wait for 5 ms each time (Python's default) while the event loop is busy."""
 
 log = logging.getLogger(__name__)
 
