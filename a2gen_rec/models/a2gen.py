@@ -19,8 +19,8 @@ from a2gen_rec.sharding.tables import ACTION, TIME
 
 RAREST = 1e-4
 """Base rate below which an action is taken to be that common when its predictions are weighed."""
-LEAST = 1e-6
-"""Probability below which log-odds are not told apart."""
+TOLD = (1e-6, 1 - 1e-4)
+"""Probabilities between which log-odds are told apart; close to 1, single precision has few digits left of them."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class DenseRanker(HierarchicalRanker[A2GenEncoded]):
         what = occurrence(self.generator, targets.context, targets.tables, self._fed_back, max_error)
         if self.occurring is None:
             return what
-        generated = torch.logit(what.probability[:, 1:-1], eps=LEAST)
+        generated = torch.logit(what.probability[:, 1:-1].clamp(*TOLD))
         event = torch.sigmoid((generated + self.occurring(targets.context)) / 2)
         probability = torch.cat([what.probability[:, :1], event, what.probability[:, -1:]], dim=1)
         return replace(what, probability=probability)

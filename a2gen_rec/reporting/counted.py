@@ -72,9 +72,11 @@ def log_histogram(counted: Counted, per_decade: int = 8, floor: float = 0.1) -> 
     least = 1.0 if whole else floor
     low, high = max(least, counted.value[0]), max(least, counted.value[-1])
     first, last = math.floor(math.log10(low) * per_decade), math.ceil(math.log10(high) * per_decade)
-    edges = 10.0 ** (np.arange(first, last + per_decade) / per_decade)
+    # One bin too many below: a logarithm may round up to the edge above its value.
+    edges = 10.0 ** (np.arange(first - 1, last + per_decade) / per_decade)
     if whole:
         edges = np.unique(np.rint(edges)) - 0.5
-    edges = edges[: np.searchsorted(edges, high, side="right") + 1]
+    begin, end = np.searchsorted(edges, [low, high], side="right")
+    edges = edges[max(begin - 1, 0) : end + 1]
     bins = np.maximum(np.searchsorted(edges, counted.value, side="right") - 1, 0)
     return edges, np.bincount(bins, counted.count, len(edges) - 1).astype(np.int64)

@@ -54,7 +54,7 @@ def start_command(ranks: int, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(job: subprocess.Popen[str]) -> str:
-    output, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode == 0, output
     return output
 
@@ -300,7 +300,7 @@ def test_two_ranks_tell_one_error_once(broken: Path, tmp_path: Path) -> None:
         values[30][0] = 77
         rewrite(file, {"item_id": values})
     job = start(2, broken, tmp_path / "run")
-    output, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode == 1
     assert output.count("a2gen: error: ") == 1, output
     assert "row 30, field 'item_id': id is not in [0, 40)" in output
@@ -310,7 +310,7 @@ def test_two_ranks_tell_one_error_once(broken: Path, tmp_path: Path) -> None:
 
 def test_tables_that_do_not_fit(dataset: Path, tmp_path: Path) -> None:
     job = start(2, dataset, tmp_path / "run", "--sharding.ddr_gb", "0.000001")
-    output, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode == 1
     assert output.count("a2gen: error: the embedding tables do not fit on 2 rank(s)") == 1, output
     assert "Traceback" not in output

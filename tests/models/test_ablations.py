@@ -132,9 +132,10 @@ def test_training_and_reading_go_through_the_same_prefixes(switch: dict, columns
         labels = batch.step_label[place : place + length].tolist()
         walked = sorted(labels) if "action_order" in switch else labels
         state = ranker.generator.begin(output.context[target : target + 1])
+        tokens = ranker.generator.tokens(output.tables)
         action, offset_s = torch.tensor([0]), torch.zeros(1, dtype=torch.float64)
         for label in walked:
-            steps, state = ranker.generator.step(action, offset_s, state, output.tables)
+            steps, state = ranker.generator.step(action, offset_s, state, tokens)
             at = place + labels.index(label)
             torch.testing.assert_close(output.steps.time[at, label], steps.time[0, label])
             torch.testing.assert_close(
@@ -159,7 +160,7 @@ def test_independent_heads_stand_on_the_encoder_of_the_whole(columns: WindowColu
     assert isinstance(ranker, IndependentRanker)
     assert not ranker.generates
     assert isinstance(output, TowersOutput)
-    own = ranking_model(CARD, small_config(**EVERYTHING)).ranker
+    own = ranking_model(CARD, small_config(occurrence_tower=False, **EVERYTHING)).ranker
     shapes = {name: value.shape for name, value in own.state_dict().items() if not name.startswith("generator.")}
     found = {name: value.shape for name, value in ranker.state_dict().items() if not name.startswith("generator.")}
     assert found == shapes, "encoder, labels and objectives are those of A2Gen"

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from a2gen_rec.reporting.counted import Counted, log_histogram
@@ -34,6 +34,7 @@ def test_same_as_of_the_values_one_by_one(values: list[float], share: float) -> 
 
 @settings(deadline=None)
 @given(numbers)
+@example([9_999_999.999999998])
 def test_every_value_is_in_its_bin(values: list[float]) -> None:
     edges, count = log_histogram(counted(values))
     assert (np.diff(edges) > 0).all()
