@@ -38,7 +38,7 @@ class ModelConfig:
         objectives: predict glance, effective view, explicit negative and watch time, as far as the log tells them, in
             one multi-objective module with the labels. Off, labels have a tower of their own and nothing else is.
         shared_experts, own_experts: of that module, and of each level of ``ple``: seen by all tasks, and by each alone.
-        experts: of ``mmoe``, seen by all tasks.
+        experts: of ``mmoe`` and ``hstu``, seen by all tasks.
         layers: of ``hstu``.
         time_head: ``free`` regression, or ``monotone`` increments, ordered by construction.
         time_distribution: ``point`` estimate or ``lognormal`` (location and scale of log1p seconds).

@@ -10,6 +10,10 @@ history, whatever the padding.
 
 A window's past is encoded once, causally, and all its targets read it: a row, past impression or target, attends to
 past impressions that it may see, and to itself. No row attends to a target but that target itself.
+
+It begins as a sum over the past, all of it alike, behind open gates: queries and keys near zero, as in the source's
+code, and biases of position and of gates at one [ours]. Begun like the rest, weights A of either sign and gates about
+zero hide from the output what the past has in common; rare actions are then hardly learnt.
 """
 
 from collections.abc import Sequence
@@ -53,23 +57,13 @@ class HSTU(nn.Module):
         length: N, farthest distance that is seen.
         buckets: of times; 0 for no time bias.
         match_features: as :class:`HierarchicalEncoder` takes [ours].
-        dropout: rate on what a layer adds.
     """
 
     def __init__(
-        self,
-        dim: int,
-        heads: int,
-        layers: int,
-        length: int,
-        buckets: int = 0,
-        match_features: int = 0,
-        dropout: float = 0.0,
+        self, dim: int, heads: int, layers: int, length: int, buckets: int = 0, match_features: int = 0
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            HSTULayer(dim, heads, length, buckets, match_features, dropout) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(HSTULayer(dim, heads, length, buckets, match_features) for _ in range(layers))
 
     def forward(self, past: Tensor, target: Tensor, layout: SequenceLayout) -> Tensor:
         """Targets that know their past.
@@ -90,20 +84,21 @@ class HSTU(nn.Module):
 class HSTULayer(nn.Module):
     """One unit; arguments as :class:`HSTU` takes."""
 
-    def __init__(
-        self, dim: int, heads: int, length: int, buckets: int = 0, match_features: int = 0, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, dim: int, heads: int, length: int, buckets: int = 0, match_features: int = 0) -> None:
         super().__init__()
         self.heads, self.length = heads, length
         self.norm = nn.LayerNorm(dim)
         self.project = nn.Linear(dim, 4 * dim)
-        self.position = nn.Parameter(torch.zeros(heads, length + 1))  # by distance; 0 is the row itself
+        self.position = nn.Parameter(torch.ones(heads, length + 1))  # by distance; 0 is the row itself
         self.recency, self.match = pair_tables(buckets, match_features, heads)
         self.attended_norm = nn.LayerNorm(dim)
         self.output = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
         for layer in (self.project, self.output):
             nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.project.weight[2 * dim :].normal_(std=0.02)  # of queries and keys
+            self.project.bias[:dim] = 1.0  # of gates
 
     def forward(self, x: Tensor, layout: SequenceLayout) -> Tensor:
         """Rows after attending to their past and themselves.
@@ -125,4 +120,4 @@ class HSTULayer(nn.Module):
         own = F.silu((query * key)[:, :, first:].sum(-1) + self.position[:, :1])
         attended = weights @ value[:, :, :keys] + own[..., None] * value[:, :, first:]
         mean = attended.transpose(1, 2).flatten(-2) / self.length
-        return x[:, first:] + self.dropout(self.output(self.attended_norm(mean) * gate[:, first:]))
+        return x[:, first:] + self.output(self.attended_norm(mean) * gate[:, first:])

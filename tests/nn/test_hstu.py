@@ -150,3 +150,18 @@ def test_intensity_reaches_the_output() -> None:
         return layer(x, dataclasses.replace(layout.of_targets(), seen=seen))
 
     assert not torch.allclose(seeing(1), seeing(2), atol=1e-3)
+
+
+def test_begins_as_a_sum_over_what_is_seen() -> None:
+    """Until something is learnt, all that is seen counts alike, wherever it stands."""
+    torch.manual_seed(0)
+    layer = HSTULayer(32, 4, LENGTH).double()
+    x = torch.randn(50, N + 1, 32, dtype=torch.float64)
+    distance = torch.arange(N, 0, -1).expand(50, 1, N)
+    layout = SequenceLayout(torch.ones_like(distance, dtype=torch.bool), distance, None)
+
+    def added(past: Tensor) -> Tensor:
+        return layer(torch.cat([past, x[:, N:]], dim=1), layout) - x[:, N:]
+
+    before, moved, other = added(x[:, :N]), added(x[:, :N].flip(1)), added(torch.randn_like(x[:, :N]))
+    assert (moved - before).square().mean() < 0.01 * (other - before).square().mean()

@@ -1,4 +1,4 @@
-"""HSTU (arXiv 2402.17152) over the sequence of impressions, with a tower per task: METHODS §7."""
+"""HSTU (arXiv 2402.17152) over the sequence of impressions, with MMoE's experts and a tower per task: METHODS §7."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.baselines.towers import TowersRanker
 from a2gen_rec.models.ranker import Inputs, at_targets, in_windows, key_times
 from a2gen_rec.nn.encoder import log_bucket
-from a2gen_rec.nn.experts import SharedBottom
+from a2gen_rec.nn.experts import MMoE
 from a2gen_rec.nn.hstu import HSTU, SequenceLayout
 from a2gen_rec.ragged import pad
 
@@ -20,11 +20,13 @@ class HSTURanker(TowersRanker):
     A past impression attends to those that a target in its place would see: of the ``history`` before it, the ones
     that had ended when it began. So what reaches a target through the first layer is what A2Gen sees, and through L
     layers what goes L · ``history`` impressions back, as far as its window does.
+
+    Dropout is on the context, as in every baseline; the source has it in the layers too.
     """
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__(card, config)
-        self.item = nn.Linear(self.d_target, config.dim)  # of past and target alike
+        self.item = nn.Linear(self.d_target, config.dim, bias=False)  # of past and target alike
         self.past = nn.Linear(self.d_token - self.d_target, config.dim, bias=False)  # what only the past has
         self.sequence = HSTU(
             config.dim,
@@ -33,9 +35,8 @@ class HSTURanker(TowersRanker):
             self.history,
             config.time_buckets if config.recency_bias else 0,
             len(self.features["item"]) if config.match_bias else 0,
-            config.dropout,
         )
-        self.mixture = SharedBottom(self.d_context, config.dim, self.outputs)
+        self.mixture = MMoE(self.d_context, config.dim, self.outputs, config.experts)
 
     def _history(self, inputs: Inputs, actions: Tensor, batch: WindowBatch) -> Tensor:
         shown = torch.cat([inputs.item, inputs.session], dim=-1)
