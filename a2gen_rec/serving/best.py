@@ -33,6 +33,7 @@ class Order:
     k: int
     explain: bool = True
     timelines: bool = True
+    sequences: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,21 +101,36 @@ def best_candidates(
     likely = iter(likely_timelines(scorer.ranker, judged.encoded, torch.cat(decoded), scorer.card) if decoded else [])
     found, first = [], 0
     for place, order in zip(places, orders, strict=True):
-        watch = torch.expm1(judged.watch_time[place]).clamp(min=0).tolist() if with_watch else [None] * len(place)
         chances = judged.probability[place].tolist()
+        times = torch.expm1(judged.time[place]).clamp(min=0).tolist()
         scores = [math.nan] * len(place) if output is None else output.score[place].tolist()
         listed = []
-        for at, seconds, chance, score in zip((place - first).tolist(), watch, chances, scores, strict=True):
-            timeline: tuple[Timeline, float] = next(likely) if order.timelines else ([], math.nan)
-            told = dict(zip(outcomes, chance, strict=True))
+        for at, seconds, chance, score in zip((place - first).tolist(), times, chances, scores, strict=True):
+            sequences = next(likely) if order.timelines else []
+            timeline: tuple[Timeline, float] = sequences[0] if sequences else ([], math.nan)
+            expected = _expected_times(seconds, scorer.card)
             listed.append(
-                Candidate(order.items.raw[at], bool(order.items.known[at]), told, seconds, *timeline, score=score)
+                Candidate(
+                    order.items.raw[at],
+                    bool(order.items.known[at]),
+                    dict(zip(outcomes, chance, strict=True)),
+                    expected[EXIT],
+                    *timeline,
+                    score=score,
+                    expected_at_s=expected,
+                    sequences=sequences[: order.sequences],
+                )
             )
         if output is not None and order.explain:
             listed = _explained(listed, named, output, place)
         found.append(listed)
         first += len(order.items.raw)
     return found
+
+
+def _expected_times(seconds: Sequence[float], card: DatasetCard) -> dict[str, float | None]:
+    named = zip([*card.events, EXIT], seconds, strict=True)
+    return {name: time if name in card.timed and math.isfinite(time) else None for name, time in named}
 
 
 def _fuse(model: Ensemble, card: EnsembleCard, judged: Judged, batch: WindowBatch, with_watch: bool) -> EnsembleOutput:

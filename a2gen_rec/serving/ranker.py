@@ -1,5 +1,6 @@
 """Ranking by an exported model, in one process, without anything of training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -111,7 +112,7 @@ class Ranker:
                 by=order.by,
                 ranked=len(order.items.raw),
                 unknown_items=int((~order.items.known).sum()),
-                candidates=candidates,
+                candidates=[replace(each, length_s=self.length_s(each.item)) for each in candidates],
                 least_first=order.by in self._scorer.less,
                 model_version=self.version,
             )
@@ -152,6 +153,12 @@ class Ranker:
         """Whether the dataset has this item."""
         return item in self._items.place
 
+    def length_s(self, item: str) -> float | None:
+        """Length of a video in seconds; None where the dataset does not tell."""
+        place = self._items.place.get(item, -1)
+        length = float(self._items.length[place]) if len(self._items.length) else math.nan
+        return length if math.isfinite(length) else None
+
     def some_users(self, count: int) -> list[str]:
         """Users that the dataset has, the same ones every time."""
         return list(islice(self._users.place, count))
@@ -174,7 +181,7 @@ class Ranker:
     def _order(self, request: Request) -> Order:
         # In one order, whatever they came in: then no rounding depends on it, and equals are ordered by name.
         items = self._items.items(sorted(set(request.candidates)))
-        return Order(items, self._by(request), request.k, request.explain, request.timelines)
+        return Order(items, self._by(request), request.k, request.explain, request.timelines, request.sequences)
 
     def _by(self, request: Request) -> str:
         return order_by(self.card, request.by, self._model.ranker.tasks, self._scorer.fused is not None)

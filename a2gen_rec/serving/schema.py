@@ -13,7 +13,8 @@ from pydantic import (
 )
 
 from a2gen_rec.serving.explain import Contribution
-from a2gen_rec.serving.types import Candidate, Impression, RankedList, Request
+from a2gen_rec.serving.timelines import BEAMS
+from a2gen_rec.serving.types import Candidate, Impression, RankedList, Request, Timeline
 
 MOST_CANDIDATES = 2000
 MOST_IMPRESSIONS = 1000
@@ -115,6 +116,7 @@ class RankBody(_Body):
     )
     explain: bool = Field(False, description="Say what scores are made of; needs an ensemble.")
     timelines: bool = Field(True, description="Say each candidate's likeliest sequence of actions.")
+    sequences: int = Field(0, ge=0, le=BEAMS, description="Of how many of its likeliest sequences to tell.")
     timeout_ms: int | None = Field(None, ge=1, le=LONGEST_TIMEOUT_MS, description="After which no answer is of use.")
 
     def request(self) -> Request:
@@ -130,6 +132,7 @@ class RankBody(_Body):
             by=self.by,
             explain=self.explain,
             timelines=self.timelines,
+            sequences=self.sequences,
         )
 
 
@@ -147,6 +150,13 @@ class Step(BaseModel):
 
     action: str
     at_s: float | None = Field(description="Seconds since the impression began; null where the log has no such times.")
+
+
+class SequenceAnswer(BaseModel):
+    """One way that it may go."""
+
+    probability: float
+    steps: list[Step]
 
 
 class Part(BaseModel):
@@ -171,6 +181,11 @@ class RankedCandidate(BaseModel):
     expected_watch_s: float | None
     timeline: list[Step] = Field(description="The likeliest sequence of actions; empty where none was asked for.")
     timeline_probability: float | None
+    sequences: list[SequenceAnswer] = Field(description="As many as asked for, the likeliest first.")
+    expected_at_s: dict[str, float | None] = Field(
+        description="Of every action, should it happen; null where the log has no such times."
+    )
+    length_s: float | None = Field(description="Of the video; null where the model does not know it.")
     explanation: list[Part]
 
 
@@ -280,10 +295,17 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
         "score": candidate.score,
         "probability": candidate.probability,
         "expected_watch_s": candidate.expected_watch_s,
-        "timeline": [{"action": action, "at_s": at_s} for action, at_s in candidate.timeline],
+        "timeline": _steps(candidate.timeline),
         "timeline_probability": candidate.timeline_probability,
+        "sequences": [{"probability": chance, "steps": _steps(timeline)} for timeline, chance in candidate.sequences],
+        "expected_at_s": candidate.expected_at_s,
+        "length_s": candidate.length_s,
         "explanation": [_part(each) for each in candidate.explanation],
     }
+
+
+def _steps(timeline: Timeline) -> list[dict[str, Any]]:
+    return [{"action": action, "at_s": at_s} for action, at_s in timeline]
 
 
 def _part(part: Contribution) -> dict[str, Any]:

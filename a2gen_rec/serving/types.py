@@ -53,6 +53,7 @@ class Request:
         by: what to rank by: ``ensemble``, ``watch`` or an outcome; empty takes the first of these that there is.
         explain: say what each score is made of (needs an ensemble).
         timelines: decode the likeliest action sequence of each of the best.
+        sequences: how many of the likeliest are told of each, where ``timelines`` are decoded.
     """
 
     user: str
@@ -65,6 +66,7 @@ class Request:
     by: str = ""
     explain: bool = False
     timelines: bool = True
+    sequences: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class Candidate:
             began; None for actions whose times the log does not record. Empty if the model generates none.
         timeline_probability: of that sequence of actions; NaN without.
         score: the ensemble's, whose parts are the ``explanation``; NaN and none without one.
+        expected_at_s: of every action and ``exit``, expected seconds since the impression began, should it happen; None
+            where the log does not record them.
+        sequences: the likeliest action sequences and their probabilities, of which ``timeline`` is the first; as many
+            as were asked for, if there are.
+        length_s: of the video; None where nothing tells.
     """
 
     item: str
@@ -90,6 +97,9 @@ class Candidate:
     timeline_probability: float
     score: float = math.nan
     explanation: list[Contribution] = field(default_factory=list)
+    expected_at_s: dict[str, float | None] = field(default_factory=dict)
+    sequences: list[tuple[Timeline, float]] = field(default_factory=list)
+    length_s: float | None = None
 
 
 @dataclass(frozen=True)
