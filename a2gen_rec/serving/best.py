@@ -139,13 +139,17 @@ def _fuse(model: Ensemble, card: EnsembleCard, judged: Judged, batch: WindowBatc
     def padded(values: Tensor) -> Tensor:
         return pad(values, batch.target_window, batch.target_column, batch.target_shape)
 
+    output = model(padded(judged.value(with_watch)), *recent_events(card, judged, batch), padded(judged.context))
+    at = (batch.target_window, batch.target_column)
+    return EnsembleOutput(output.score[at], output.transform[at], output.weight[at], output.user)
+
+
+def recent_events(card: EnsembleCard, judged: Judged, batch: WindowBatch) -> tuple[Tensor, Tensor]:
+    """What the ensemble reads of each window's user: [windows, most, d_event], padded, and how many there are."""
     first = (batch.target_column == 0).nonzero().squeeze(1)
     seen, length = events_before(batch, first, card.config.events)
     most = int(length.max()) if len(length) else 0
-    events = pad(judged.event[seen], *positions(length), (len(length), most))
-    output = model(padded(judged.value(with_watch)), events, length, padded(judged.context))
-    at = (batch.target_window, batch.target_column)
-    return EnsembleOutput(output.score[at], output.transform[at], output.weight[at], output.user)
+    return pad(judged.event[seen], *positions(length), (len(length), most)), length
 
 
 def _explained(

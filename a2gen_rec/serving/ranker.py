@@ -21,6 +21,7 @@ from a2gen_rec.serving.artifact import Artifact, load_artifact
 from a2gen_rec.serving.best import Order, Scorer, best_candidates, order_by
 from a2gen_rec.serving.encoding import Encoder
 from a2gen_rec.serving.history import History, session_at
+from a2gen_rec.serving.nudging import check_nudge, nudged
 from a2gen_rec.serving.rank import moment_after, with_candidates
 from a2gen_rec.serving.states import ActionStates, CacheCounts
 from a2gen_rec.serving.types import Impression, RankedList, Request
@@ -104,6 +105,10 @@ class Ranker:
             actions = self._actions(rows, batch, [name for past in pasts for name in past.states])
             judged = judge(rows, self._model.ranker, batch, self._settings.max_error, actions)
             best = best_candidates(self._scorer, judged, batch, orders)
+            answers = [
+                nudged(request.nudge, self._scorer, judged, batch, window, order) if request.nudge else []
+                for window, (request, order) in enumerate(zip(requests, orders, strict=True))
+            ]
         return [
             RankedList(
                 user=request.user,
@@ -115,8 +120,9 @@ class Ranker:
                 candidates=[replace(each, length_s=self.length_s(each.item)) for each in candidates],
                 least_first=order.by in self._scorer.less,
                 model_version=self.version,
+                nudged=answer,
             )
-            for request, past, order, candidates in zip(requests, pasts, orders, best, strict=True)
+            for request, past, order, candidates, answer in zip(requests, pasts, orders, best, answers, strict=True)
         ]
 
     def check(self, request: Request) -> None:
@@ -125,7 +131,9 @@ class Ranker:
             raise UserError("request: no candidates")
         if request.k < 1:
             raise UserError(f"request: k {request.k} must be at least 1")
-        self._by(request)
+        by = self._by(request)
+        if request.nudge is not None:
+            check_nudge(request.nudge, by, request.candidates, self._scorer)
         self._encoder.check_values(request.context, request.user_features)
         if not isinstance(request.history, History):
             self._encoder.check(request.history)

@@ -1,5 +1,6 @@
 """What may be sent to the service, what it answers, and the way between these and what a ranker takes and gives."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import (
@@ -14,11 +15,13 @@ from pydantic import (
 
 from a2gen_rec.serving.explain import Contribution
 from a2gen_rec.serving.timelines import BEAMS
-from a2gen_rec.serving.types import Candidate, Impression, RankedList, Request, Timeline
+from a2gen_rec.serving.types import Candidate, Impression, Nudge, RankedList, Request, Timeline
 
 MOST_CANDIDATES = 2000
 MOST_IMPRESSIONS = 1000
 MOST_NAMES = 64
+MOST_CHANGES = 101
+LARGEST_CHANGE = 20.0
 LONGEST_IDENTIFIER = 256
 LONGEST_VALUE = 1024
 LONGEST_WATCH_S = 1e7
@@ -95,6 +98,19 @@ _IMPRESSION: dict[str, JsonValue] = {
 }
 
 
+class NudgeBody(_Body):
+    """What if an objective of one candidate were predicted otherwise, all else equal?"""
+
+    item: Identifier = Field(description="One of the candidates.")
+    objective: Name
+    changes: list[Annotated[float, Field(ge=-LARGEST_CHANGE, le=LARGEST_CHANGE)]] = Field(
+        min_length=1, max_length=MOST_CHANGES, description="Of a probability's log odds, of log1p seconds."
+    )
+
+    def nudge(self) -> Nudge:
+        return Nudge(self.item, self.objective, self.changes)
+
+
 class RankBody(_Body):
     """Candidates to rank for one user at one moment."""
 
@@ -117,6 +133,7 @@ class RankBody(_Body):
     explain: bool = Field(False, description="Say what scores are made of; needs an ensemble.")
     timelines: bool = Field(True, description="Say each candidate's likeliest sequence of actions.")
     sequences: int = Field(0, ge=0, le=BEAMS, description="Of how many of its likeliest sequences to tell.")
+    nudge: NudgeBody | None = Field(None, description="A question to the ensemble, which must rank.")
     timeout_ms: int | None = Field(None, ge=1, le=LONGEST_TIMEOUT_MS, description="After which no answer is of use.")
 
     def request(self) -> Request:
@@ -133,6 +150,7 @@ class RankBody(_Body):
             explain=self.explain,
             timelines=self.timelines,
             sequences=self.sequences,
+            nudge=self.nudge.nudge() if self.nudge else None,
         )
 
 
@@ -189,6 +207,16 @@ class RankedCandidate(BaseModel):
     explanation: list[Part]
 
 
+class NudgedAnswer(BaseModel):
+    """What becomes of a nudged candidate."""
+
+    change: float
+    prediction: float = Field(description="What the change makes of it: a probability or seconds.")
+    share: float = Field(description="Of the objective in the score.")
+    score: float
+    place: int = Field(description="Among all candidates, from 1.")
+
+
 class RankAnswer(BaseModel):
     """The best candidates, best first."""
 
@@ -204,6 +232,7 @@ class RankAnswer(BaseModel):
     )
     model_version: str
     candidates: list[RankedCandidate]
+    nudged: list[NudgedAnswer] = Field(description="Of each change that was asked about.")
 
 
 class EventsAnswer(BaseModel):
@@ -285,6 +314,7 @@ def rank_answer(ranked: RankedList, fallbacks: list[str]) -> dict[str, Any]:
         "fallbacks": fallbacks,
         "model_version": ranked.model_version,
         "candidates": [_candidate(each) for each in ranked.candidates],
+        "nudged": [asdict(each) for each in ranked.nudged],
     }
 
 

@@ -37,6 +37,37 @@ class Impression:
 
 
 @dataclass(frozen=True)
+class Nudge:
+    """A question: what if an objective of one candidate were predicted otherwise, all else equal?
+
+    Attributes:
+        item: raw identifier of a candidate; objective: of the ensemble.
+        changes: of the prediction, as the ensemble takes it: of a probability's log odds, of a watch time's log1p
+            seconds.
+    """
+
+    item: str
+    objective: str
+    changes: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Nudged:
+    """The answer for one change.
+
+    Attributes:
+        change: as it was asked for; prediction: what it makes of it, a probability or seconds.
+        share: of the objective in the score; score: the ensemble's; place: among all candidates, from 1.
+    """
+
+    change: float
+    prediction: float
+    share: float
+    score: float
+    place: int
+
+
+@dataclass(frozen=True)
 class Request:
     """Candidates to rank for one user at one moment.
 
@@ -54,6 +85,7 @@ class Request:
         explain: say what each score is made of (needs an ensemble).
         timelines: decode the likeliest action sequence of each of the best.
         sequences: how many of the likeliest are told of each, where ``timelines`` are decoded.
+        nudge: a question to the ensemble, by which the candidates must be ranked.
     """
 
     user: str
@@ -67,6 +99,7 @@ class Request:
     explain: bool = False
     timelines: bool = True
     sequences: int = 0
+    nudge: Nudge | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +148,7 @@ class RankedList:
         candidates: the best of them, best first; equals by raw identifier.
         least_first: whether less of that is better, as of glances and explicit negatives: the least likely come first.
         model_version: of the exported model; empty for a run's.
+        nudged: answers to the request's ``nudge``, a change each.
     """
 
     user: str
@@ -126,6 +160,7 @@ class RankedList:
     candidates: list[Candidate]
     least_first: bool = False
     model_version: str = ""
+    nudged: list[Nudged] = field(default_factory=list)
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
