@@ -54,6 +54,12 @@ class Scorer:
         return {objective.name for objective in self.objectives if objective.better == "less"}
 
 
+def orders(card: DatasetCard, tasks: Sequence[str] = (), fused: bool = False) -> list[str]:
+    """What there is to rank by, the default first; see :func:`order_by`."""
+    outcomes = [*card.events, *card.labels, *(name for name in card.objectives if name in tasks)]
+    return [*([ENSEMBLE] if fused else []), *([WATCH] if EXIT in card.timed else []), *outcomes]
+
+
 def order_by(card: DatasetCard, by: str, tasks: Sequence[str] = (), fused: bool = False) -> str:
     """What to rank by, ``by`` or the default.
 
@@ -63,8 +69,7 @@ def order_by(card: DatasetCard, by: str, tasks: Sequence[str] = (), fused: bool 
     Raises:
         ConfigError: there is nothing of that name.
     """
-    outcomes = [*card.events, *card.labels, *(name for name in card.objectives if name in tasks)]
-    choices = [*([ENSEMBLE] if fused else []), *([WATCH] if EXIT in card.timed else []), *outcomes]
+    choices = orders(card, tasks, fused)
     if by == ENSEMBLE and not fused:
         raise ConfigError("cannot rank by ensemble: the run has none; `a2gen train-ensemble` trains one")
     if by not in [*choices, ""]:

@@ -18,7 +18,7 @@ from a2gen_rec.memory import keep_freed_memory
 from a2gen_rec.models.judging import judge
 from a2gen_rec.ragged import LengthGroups
 from a2gen_rec.serving.artifact import Artifact, load_artifact
-from a2gen_rec.serving.best import Order, Scorer, best_candidates, order_by
+from a2gen_rec.serving.best import Order, Scorer, best_candidates, order_by, orders
 from a2gen_rec.serving.encoding import Encoder
 from a2gen_rec.serving.history import History, session_at
 from a2gen_rec.serving.nudging import check_nudge, nudged
@@ -174,6 +174,11 @@ class Ranker:
     def some_items(self, count: int) -> list[str]:
         """Items that the dataset has, the same ones every time."""
         return list(islice(self._items.place, count))
+
+    @property
+    def orders(self) -> list[str]:
+        """What requests may rank ``by``, the default first."""
+        return orders(self.card, self._model.ranker.tasks, self._scorer.fused is not None)
 
     @property
     def cache(self) -> CacheCounts:

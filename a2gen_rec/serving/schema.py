@@ -246,6 +246,13 @@ class HistoryAnswer(BaseModel):
 
     user: str
     impressions: list[ImpressionBody]
+    lengths_s: dict[str, float] = Field(description="Of the videos, where the model knows them.")
+
+
+class UsersAnswer(BaseModel):
+    """Some users of whom something is recorded."""
+
+    users: list[str]
 
 
 class FeatureCard(BaseModel):
@@ -267,6 +274,8 @@ class ModelAnswer(BaseModel):
     objectives: list[str]
     negative: list[str] = Field(description="Actions of which less is better.")
     features: list[FeatureCard] = Field(description="Raw features that requests and impressions may have.")
+    orders: list[str] = Field(description="What requests may rank `by`, the default first.")
+    session_gap_s: float = Field(description="Pause between impressions after which a new session begins.")
     history: int = Field(description="Most past impressions that count.")
     limits: dict[str, int]
     sample_users: list[str]
