@@ -98,6 +98,13 @@ class FakeRanker:
         return ITEMS[:count]
 
     @property
+    def orders(self) -> list[str]:
+        return ["like"]
+
+    def length_s(self, item: str) -> float | None:
+        return float(item[1:]) if item in ITEMS else None
+
+    @property
     def cache(self) -> CacheCounts:
         return CacheCounts(1, 2, 3, 4)
 

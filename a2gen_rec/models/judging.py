@@ -43,16 +43,22 @@ class Judged:
     Attributes:
         encoded: see :class:`Encoded`.
         probability: [targets, events + labels + predicted objectives].
-        watch_time: [targets] expected log1p seconds; NaN where the log does not record them.
+        time: [targets, events + exit] expected log1p seconds of each action given that it happens; NaN where nothing
+            tells. They mean nothing where the log does not record them.
         context: [targets, d_item] embeddings of what is shown.
         event: [keys, d_event] past impressions, each as its item's embedding and what the user did in it.
     """
 
     encoded: Encoded
     probability: Tensor
-    watch_time: Tensor
+    time: Tensor
     context: Tensor
     event: Tensor
+
+    @property
+    def watch_time(self) -> Tensor:
+        """[targets] expected log1p seconds."""
+        return self.time[:, -1]
 
     def value(self, with_watch_time: bool) -> Tensor:
         """[targets, objectives] float32 as the ensemble takes them: logits, and log1p seconds of a watch time."""
@@ -83,7 +89,7 @@ def judge(
     return Judged(
         encoded=encoded,
         probability=torch.cat(outcomes, 1),
-        watch_time=what.time[:, -1],
+        time=what.time[:, 1:],
         context=ranker.shown(rows, batch),
         event=torch.cat([item[batch.key], actions], 1),
     )

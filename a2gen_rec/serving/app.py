@@ -28,7 +28,8 @@ from a2gen_rec.serving.store import StoreBusy, StoreError, StoreFull
 
 WEB = files("a2gen_rec.serving").joinpath("web")
 """What is in this folder of the package is served beside the routes; a page is its ``index.html``."""
-SAMPLES = 8
+SAMPLE_USERS, SAMPLE_ITEMS = 8, 40
+MOST_USERS = 100
 TOLD = 3
 """Validation errors that a message names."""
 
@@ -104,7 +105,19 @@ def _routes(service: Service) -> APIRouter:
     ) -> Response:
         """The last impressions recorded of a user, oldest first."""
         impressions = await service.recorded(user, last)
-        return _json({"user": user, "impressions": [schema.ImpressionBody.of(each) for each in impressions]})
+        lengths = {each.item: service.ranker.length_s(each.item) for each in impressions}
+        return _json(
+            {
+                "user": user,
+                "impressions": [schema.ImpressionBody.of(each) for each in impressions],
+                "lengths_s": {item: length for item, length in lengths.items() if length is not None},
+            }
+        )
+
+    @routes.get("/users", response_model=schema.UsersAnswer)
+    async def users(count: Annotated[int, Query(ge=1, le=MOST_USERS)] = SAMPLE_USERS) -> Response:
+        """Some users of whom something is recorded."""
+        return _json({"users": await service.some_users(count)})
 
     @routes.get("/model", response_model=schema.ModelAnswer)
     async def model() -> Response:
@@ -195,6 +208,8 @@ def _card(service: Service) -> dict[str, Any]:
         "features": [
             {"name": each.name, "level": each.level, "kind": each.kind} for each in raw if each.name not in from_time
         ],
+        "orders": ranker.orders,
+        "session_gap_s": card.session_gap_s,
         "history": card.history,
         "limits": {
             "candidates": schema.MOST_CANDIDATES,
@@ -203,8 +218,8 @@ def _card(service: Service) -> dict[str, Any]:
             "body_bytes": 1024 * config.max_body_kb,
             "timeout_ms": config.timeout_ms,
         },
-        "sample_users": ranker.some_users(SAMPLES),
-        "sample_items": ranker.some_items(SAMPLES),
+        "sample_users": ranker.some_users(SAMPLE_USERS),
+        "sample_items": ranker.some_items(SAMPLE_ITEMS),
     }
 
 

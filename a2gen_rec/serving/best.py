@@ -33,6 +33,7 @@ class Order:
     k: int
     explain: bool = True
     timelines: bool = True
+    sequences: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Scorer:
         return {objective.name for objective in self.objectives if objective.better == "less"}
 
 
+def orders(card: DatasetCard, tasks: Sequence[str] = (), fused: bool = False) -> list[str]:
+    """What there is to rank by, the default first; see :func:`order_by`."""
+    outcomes = [*card.events, *card.labels, *(name for name in card.objectives if name in tasks)]
+    return [*([ENSEMBLE] if fused else []), *([WATCH] if EXIT in card.timed else []), *outcomes]
+
+
 def order_by(card: DatasetCard, by: str, tasks: Sequence[str] = (), fused: bool = False) -> str:
     """What to rank by, ``by`` or the default.
 
@@ -62,8 +69,7 @@ def order_by(card: DatasetCard, by: str, tasks: Sequence[str] = (), fused: bool 
     Raises:
         ConfigError: there is nothing of that name.
     """
-    outcomes = [*card.events, *card.labels, *(name for name in card.objectives if name in tasks)]
-    choices = [*([ENSEMBLE] if fused else []), *([WATCH] if EXIT in card.timed else []), *outcomes]
+    choices = orders(card, tasks, fused)
     if by == ENSEMBLE and not fused:
         raise ConfigError("cannot rank by ensemble: the run has none; `a2gen train-ensemble` trains one")
     if by not in [*choices, ""]:
@@ -100,15 +106,25 @@ def best_candidates(
     likely = iter(likely_timelines(scorer.ranker, judged.encoded, torch.cat(decoded), scorer.card) if decoded else [])
     found, first = [], 0
     for place, order in zip(places, orders, strict=True):
-        watch = torch.expm1(judged.watch_time[place]).clamp(min=0).tolist() if with_watch else [None] * len(place)
         chances = judged.probability[place].tolist()
+        times = torch.expm1(judged.time[place]).clamp(min=0).tolist()
         scores = [math.nan] * len(place) if output is None else output.score[place].tolist()
         listed = []
-        for at, seconds, chance, score in zip((place - first).tolist(), watch, chances, scores, strict=True):
-            timeline: tuple[Timeline, float] = next(likely) if order.timelines else ([], math.nan)
-            told = dict(zip(outcomes, chance, strict=True))
+        for at, seconds, chance, score in zip((place - first).tolist(), times, chances, scores, strict=True):
+            sequences = next(likely) if order.timelines else []
+            timeline: tuple[Timeline, float] = sequences[0] if sequences else ([], math.nan)
+            expected = _expected_times(seconds, scorer.card)
             listed.append(
-                Candidate(order.items.raw[at], bool(order.items.known[at]), told, seconds, *timeline, score=score)
+                Candidate(
+                    order.items.raw[at],
+                    bool(order.items.known[at]),
+                    dict(zip(outcomes, chance, strict=True)),
+                    expected[EXIT],
+                    *timeline,
+                    score=score,
+                    expected_at_s=expected,
+                    sequences=sequences[: order.sequences],
+                )
             )
         if output is not None and order.explain:
             listed = _explained(listed, named, output, place)
@@ -117,19 +133,28 @@ def best_candidates(
     return found
 
 
+def _expected_times(seconds: Sequence[float], card: DatasetCard) -> dict[str, float | None]:
+    named = zip([*card.events, EXIT], seconds, strict=True)
+    return {name: time if name in card.timed and math.isfinite(time) else None for name, time in named}
+
+
 def _fuse(model: Ensemble, card: EnsembleCard, judged: Judged, batch: WindowBatch, with_watch: bool) -> EnsembleOutput:
     """The ensemble's output, a row per target."""
 
     def padded(values: Tensor) -> Tensor:
         return pad(values, batch.target_window, batch.target_column, batch.target_shape)
 
+    output = model(padded(judged.value(with_watch)), *recent_events(card, judged, batch), padded(judged.context))
+    at = (batch.target_window, batch.target_column)
+    return EnsembleOutput(output.score[at], output.transform[at], output.weight[at], output.user)
+
+
+def recent_events(card: EnsembleCard, judged: Judged, batch: WindowBatch) -> tuple[Tensor, Tensor]:
+    """What the ensemble reads of each window's user: [windows, most, d_event], padded, and how many there are."""
     first = (batch.target_column == 0).nonzero().squeeze(1)
     seen, length = events_before(batch, first, card.config.events)
     most = int(length.max()) if len(length) else 0
-    events = pad(judged.event[seen], *positions(length), (len(length), most))
-    output = model(padded(judged.value(with_watch)), events, length, padded(judged.context))
-    at = (batch.target_window, batch.target_column)
-    return EnsembleOutput(output.score[at], output.transform[at], output.weight[at], output.user)
+    return pad(judged.event[seen], *positions(length), (len(length), most)), length
 
 
 def _explained(

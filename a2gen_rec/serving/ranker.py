@@ -1,5 +1,6 @@
 """Ranking by an exported model, in one process, without anything of training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -17,9 +18,10 @@ from a2gen_rec.memory import keep_freed_memory
 from a2gen_rec.models.judging import judge
 from a2gen_rec.ragged import LengthGroups
 from a2gen_rec.serving.artifact import Artifact, load_artifact
-from a2gen_rec.serving.best import Order, Scorer, best_candidates, order_by
+from a2gen_rec.serving.best import Order, Scorer, best_candidates, order_by, orders
 from a2gen_rec.serving.encoding import Encoder
 from a2gen_rec.serving.history import History, session_at
+from a2gen_rec.serving.nudging import check_nudge, nudged
 from a2gen_rec.serving.rank import moment_after, with_candidates
 from a2gen_rec.serving.states import ActionStates, CacheCounts
 from a2gen_rec.serving.types import Impression, RankedList, Request
@@ -103,6 +105,10 @@ class Ranker:
             actions = self._actions(rows, batch, [name for past in pasts for name in past.states])
             judged = judge(rows, self._model.ranker, batch, self._settings.max_error, actions)
             best = best_candidates(self._scorer, judged, batch, orders)
+            answers = [
+                nudged(request.nudge, self._scorer, judged, batch, window, order) if request.nudge else []
+                for window, (request, order) in enumerate(zip(requests, orders, strict=True))
+            ]
         return [
             RankedList(
                 user=request.user,
@@ -111,11 +117,12 @@ class Ranker:
                 by=order.by,
                 ranked=len(order.items.raw),
                 unknown_items=int((~order.items.known).sum()),
-                candidates=candidates,
+                candidates=[replace(each, length_s=self.length_s(each.item)) for each in candidates],
                 least_first=order.by in self._scorer.less,
                 model_version=self.version,
+                nudged=answer,
             )
-            for request, past, order, candidates in zip(requests, pasts, orders, best, strict=True)
+            for request, past, order, candidates, answer in zip(requests, pasts, orders, best, answers, strict=True)
         ]
 
     def check(self, request: Request) -> None:
@@ -124,7 +131,9 @@ class Ranker:
             raise UserError("request: no candidates")
         if request.k < 1:
             raise UserError(f"request: k {request.k} must be at least 1")
-        self._by(request)
+        by = self._by(request)
+        if request.nudge is not None:
+            check_nudge(request.nudge, by, request.candidates, self._scorer)
         self._encoder.check_values(request.context, request.user_features)
         if not isinstance(request.history, History):
             self._encoder.check(request.history)
@@ -152,6 +161,12 @@ class Ranker:
         """Whether the dataset has this item."""
         return item in self._items.place
 
+    def length_s(self, item: str) -> float | None:
+        """Length of a video in seconds; None where the dataset does not tell."""
+        place = self._items.place.get(item, -1)
+        length = float(self._items.length[place]) if len(self._items.length) else math.nan
+        return length if math.isfinite(length) else None
+
     def some_users(self, count: int) -> list[str]:
         """Users that the dataset has, the same ones every time."""
         return list(islice(self._users.place, count))
@@ -159,6 +174,11 @@ class Ranker:
     def some_items(self, count: int) -> list[str]:
         """Items that the dataset has, the same ones every time."""
         return list(islice(self._items.place, count))
+
+    @property
+    def orders(self) -> list[str]:
+        """What requests may rank ``by``, the default first."""
+        return orders(self.card, self._model.ranker.tasks, self._scorer.fused is not None)
 
     @property
     def cache(self) -> CacheCounts:
@@ -174,7 +194,7 @@ class Ranker:
     def _order(self, request: Request) -> Order:
         # In one order, whatever they came in: then no rounding depends on it, and equals are ordered by name.
         items = self._items.items(sorted(set(request.candidates)))
-        return Order(items, self._by(request), request.k, request.explain, request.timelines)
+        return Order(items, self._by(request), request.k, request.explain, request.timelines, request.sequences)
 
     def _by(self, request: Request) -> str:
         return order_by(self.card, request.by, self._model.ranker.tasks, self._scorer.fused is not None)

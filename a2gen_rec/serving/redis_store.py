@@ -15,6 +15,7 @@ from a2gen_rec.serving.types import Impression
 PREFIX = "a2gen:1"
 CHANGES = "changes"
 THREADS = 8
+SCANNED = 1000
 MAX_WAITING = 4096
 TIMEOUT_S = 0.5
 PAUSE_S = 1.0
@@ -63,6 +64,13 @@ class RedisStore:
     def recent(self, user: str, last: int, since: int = 0) -> tuple[int, list[Impression]]:
         """See :class:`~a2gen_rec.serving.store.Store`; whatever has changed, all are read again."""
         return self._ask(lambda: self._read(user, last, since))
+
+    def some_users(self, count: int) -> list[str]:
+        """See :class:`~a2gen_rec.serving.store.Store`; a look at some of the keys."""
+        before, after = _keys("\n")[0].split("\n")
+        keys: Any
+        _, keys = self._ask(lambda: self._client.scan(0, match=f"{before}*{after}", count=SCANNED))
+        return sorted(key.removeprefix(before).removesuffix(after) for key in keys)[:count]
 
     def close(self) -> None:
         """See :class:`~a2gen_rec.serving.store.Store`."""

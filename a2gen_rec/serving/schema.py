@@ -1,5 +1,6 @@
 """What may be sent to the service, what it answers, and the way between these and what a ranker takes and gives."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import (
@@ -13,11 +14,14 @@ from pydantic import (
 )
 
 from a2gen_rec.serving.explain import Contribution
-from a2gen_rec.serving.types import Candidate, Impression, RankedList, Request
+from a2gen_rec.serving.timelines import BEAMS
+from a2gen_rec.serving.types import Candidate, Impression, Nudge, RankedList, Request, Timeline
 
 MOST_CANDIDATES = 2000
 MOST_IMPRESSIONS = 1000
 MOST_NAMES = 64
+MOST_CHANGES = 101
+LARGEST_CHANGE = 20.0
 LONGEST_IDENTIFIER = 256
 LONGEST_VALUE = 1024
 LONGEST_WATCH_S = 1e7
@@ -94,6 +98,19 @@ _IMPRESSION: dict[str, JsonValue] = {
 }
 
 
+class NudgeBody(_Body):
+    """What if an objective of one candidate were predicted otherwise, all else equal?"""
+
+    item: Identifier = Field(description="One of the candidates.")
+    objective: Name
+    changes: list[Annotated[float, Field(ge=-LARGEST_CHANGE, le=LARGEST_CHANGE)]] = Field(
+        min_length=1, max_length=MOST_CHANGES, description="Of a probability's log odds, of log1p seconds."
+    )
+
+    def nudge(self) -> Nudge:
+        return Nudge(self.item, self.objective, self.changes)
+
+
 class RankBody(_Body):
     """Candidates to rank for one user at one moment."""
 
@@ -115,6 +132,8 @@ class RankBody(_Body):
     )
     explain: bool = Field(False, description="Say what scores are made of; needs an ensemble.")
     timelines: bool = Field(True, description="Say each candidate's likeliest sequence of actions.")
+    sequences: int = Field(0, ge=0, le=BEAMS, description="Of how many of its likeliest sequences to tell.")
+    nudge: NudgeBody | None = Field(None, description="A question to the ensemble, which must rank.")
     timeout_ms: int | None = Field(None, ge=1, le=LONGEST_TIMEOUT_MS, description="After which no answer is of use.")
 
     def request(self) -> Request:
@@ -130,6 +149,8 @@ class RankBody(_Body):
             by=self.by,
             explain=self.explain,
             timelines=self.timelines,
+            sequences=self.sequences,
+            nudge=self.nudge.nudge() if self.nudge else None,
         )
 
 
@@ -147,6 +168,13 @@ class Step(BaseModel):
 
     action: str
     at_s: float | None = Field(description="Seconds since the impression began; null where the log has no such times.")
+
+
+class SequenceAnswer(BaseModel):
+    """One way that it may go."""
+
+    probability: float
+    steps: list[Step]
 
 
 class Part(BaseModel):
@@ -171,7 +199,22 @@ class RankedCandidate(BaseModel):
     expected_watch_s: float | None
     timeline: list[Step] = Field(description="The likeliest sequence of actions; empty where none was asked for.")
     timeline_probability: float | None
+    sequences: list[SequenceAnswer] = Field(description="As many as asked for, the likeliest first.")
+    expected_at_s: dict[str, float | None] = Field(
+        description="Of every action, should it happen; null where the log has no such times."
+    )
+    length_s: float | None = Field(description="Of the video; null where the model does not know it.")
     explanation: list[Part]
+
+
+class NudgedAnswer(BaseModel):
+    """What becomes of a nudged candidate."""
+
+    change: float
+    prediction: float = Field(description="What the change makes of it: a probability or seconds.")
+    share: float = Field(description="Of the objective in the score.")
+    score: float
+    place: int = Field(description="Among all candidates, from 1.")
 
 
 class RankAnswer(BaseModel):
@@ -189,6 +232,7 @@ class RankAnswer(BaseModel):
     )
     model_version: str
     candidates: list[RankedCandidate]
+    nudged: list[NudgedAnswer] = Field(description="Of each change that was asked about.")
 
 
 class EventsAnswer(BaseModel):
@@ -202,6 +246,13 @@ class HistoryAnswer(BaseModel):
 
     user: str
     impressions: list[ImpressionBody]
+    lengths_s: dict[str, float] = Field(description="Of the videos, where the model knows them.")
+
+
+class UsersAnswer(BaseModel):
+    """Some users of whom something is recorded."""
+
+    users: list[str]
 
 
 class FeatureCard(BaseModel):
@@ -223,6 +274,8 @@ class ModelAnswer(BaseModel):
     objectives: list[str]
     negative: list[str] = Field(description="Actions of which less is better.")
     features: list[FeatureCard] = Field(description="Raw features that requests and impressions may have.")
+    orders: list[str] = Field(description="What requests may rank `by`, the default first.")
+    session_gap_s: float = Field(description="Pause between impressions after which a new session begins.")
     history: int = Field(description="Most past impressions that count.")
     limits: dict[str, int]
     sample_users: list[str]
@@ -270,6 +323,7 @@ def rank_answer(ranked: RankedList, fallbacks: list[str]) -> dict[str, Any]:
         "fallbacks": fallbacks,
         "model_version": ranked.model_version,
         "candidates": [_candidate(each) for each in ranked.candidates],
+        "nudged": [asdict(each) for each in ranked.nudged],
     }
 
 
@@ -280,10 +334,17 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
         "score": candidate.score,
         "probability": candidate.probability,
         "expected_watch_s": candidate.expected_watch_s,
-        "timeline": [{"action": action, "at_s": at_s} for action, at_s in candidate.timeline],
+        "timeline": _steps(candidate.timeline),
         "timeline_probability": candidate.timeline_probability,
+        "sequences": [{"probability": chance, "steps": _steps(timeline)} for timeline, chance in candidate.sequences],
+        "expected_at_s": candidate.expected_at_s,
+        "length_s": candidate.length_s,
         "explanation": [_part(each) for each in candidate.explanation],
     }
+
+
+def _steps(timeline: Timeline) -> list[dict[str, Any]]:
+    return [{"action": action, "at_s": at_s} for action, at_s in timeline]
 
 
 def _part(part: Contribution) -> dict[str, Any]:

@@ -119,6 +119,14 @@ class Service:
         _, impressions = await asyncio.to_thread(self.store.recent, user, last)
         return impressions
 
+    async def some_users(self, count: int) -> list[str]:
+        """Users of whom something is recorded.
+
+        Raises:
+            StoreError: they cannot be read now.
+        """
+        return await asyncio.to_thread(self.store.some_users, count)
+
     async def reload(self) -> tuple[str, str]:
         """Load the model again and put it in service between two batches, if it is another one.
 

@@ -107,6 +107,15 @@ class SqliteStore:
             raise _told(error) from error
         return changes, [from_text(*row) for row in rows]
 
+    def some_users(self, count: int) -> list[str]:
+        """See :class:`~a2gen_rec.serving.store.Store`; the first by name."""
+        try:
+            with self._read_lock:
+                rows = self._reading.execute("SELECT user FROM users ORDER BY user LIMIT ?", [count]).fetchall()
+        except sqlite3.Error as error:
+            raise _told(error) from error
+        return [user for (user,) in rows]
+
     def close(self) -> None:
         """See :class:`~a2gen_rec.serving.store.Store`."""
         if self._closed:

@@ -54,6 +54,14 @@ class Store(Protocol):
         """
         ...
 
+    def some_users(self, count: int) -> list[str]:
+        """Users of whom something is recorded, ``count`` at the most, whichever are found at once.
+
+        Raises:
+            StoreUnavailable: they cannot be read now.
+        """
+        ...
+
     def close(self) -> None:
         """Record what waits, and let go of the database."""
         ...

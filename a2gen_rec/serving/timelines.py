@@ -1,6 +1,5 @@
 """The action sequences that a generator finds likeliest, in seconds."""
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -18,20 +17,25 @@ BEAMS = 8
 
 def likely_timelines(
     ranker: Ranker[Any], encoded: Encoded, best: Tensor, card: DatasetCard
-) -> list[tuple[Timeline, float]]:
-    """Timeline and its probability of each target in ``best`` [n]; empty and NaN from a ranker that generates none."""
+) -> list[list[tuple[Timeline, float]]]:
+    """The likeliest sequences of each target in ``best`` [n], see :func:`timelines`; none from a ranker that generates
+    none."""
     if not isinstance(ranker, DenseRanker) or not isinstance(encoded, A2GenEncoded):
-        return [([], math.nan)] * len(best)
+        return [[]] * len(best)
     return timelines(ranker.decode(replace(encoded, context=encoded.context[best]), BEAMS), card)
 
 
-def timelines(decoded: Decoded, card: DatasetCard) -> list[tuple[Timeline, float]]:
-    """The most probable sequence of every candidate, and its probability."""
-    seconds = torch.expm1(decoded.time[:, 0]).clamp(min=0).tolist()
-    chance = decoded.log_probability[:, 0].exp().tolist()
-    start: tuple[str, float | None] = (card.actions[0], 0.0)
-    found = []
-    for codes, times, probability in zip(decoded.action[:, 0].tolist(), seconds, chance, strict=True):
-        steps = [(card.actions[code], time) for code, time in zip(codes, times, strict=True) if code >= 0]
-        found.append(([start, *((name, time if name in card.timed else None) for name, time in steps)], probability))
-    return found
+def timelines(decoded: Decoded, card: DatasetCard) -> list[list[tuple[Timeline, float]]]:
+    """Sequences of every candidate and their probabilities, the most probable first."""
+    seconds = torch.expm1(decoded.time).clamp(min=0).tolist()
+    chances = decoded.log_probability.exp().tolist()
+    candidates = zip(decoded.action.tolist(), seconds, chances, strict=True)
+    return [
+        [(_timeline(codes, times, card), chance) for codes, times, chance in zip(*beams, strict=True) if chance > 0]
+        for beams in candidates
+    ]
+
+
+def _timeline(codes: list[int], seconds: list[float], card: DatasetCard) -> Timeline:
+    steps = [(card.actions[code], time) for code, time in zip(codes, seconds, strict=True) if code >= 0]
+    return [(card.actions[0], 0.0), *((name, time if name in card.timed else None) for name, time in steps)]

@@ -37,6 +37,37 @@ class Impression:
 
 
 @dataclass(frozen=True)
+class Nudge:
+    """A question: what if an objective of one candidate were predicted otherwise, all else equal?
+
+    Attributes:
+        item: raw identifier of a candidate; objective: of the ensemble.
+        changes: of the prediction, as the ensemble takes it: of a probability's log odds, of a watch time's log1p
+            seconds.
+    """
+
+    item: str
+    objective: str
+    changes: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Nudged:
+    """The answer for one change.
+
+    Attributes:
+        change: as it was asked for; prediction: what it makes of it, a probability or seconds.
+        share: of the objective in the score; score: the ensemble's; place: among all candidates, from 1.
+    """
+
+    change: float
+    prediction: float
+    share: float
+    score: float
+    place: int
+
+
+@dataclass(frozen=True)
 class Request:
     """Candidates to rank for one user at one moment.
 
@@ -53,6 +84,8 @@ class Request:
         by: what to rank by: ``ensemble``, ``watch`` or an outcome; empty takes the first of these that there is.
         explain: say what each score is made of (needs an ensemble).
         timelines: decode the likeliest action sequence of each of the best.
+        sequences: how many of the likeliest are told of each, where ``timelines`` are decoded.
+        nudge: a question to the ensemble, by which the candidates must be ranked.
     """
 
     user: str
@@ -65,6 +98,8 @@ class Request:
     by: str = ""
     explain: bool = False
     timelines: bool = True
+    sequences: int = 0
+    nudge: Nudge | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +115,11 @@ class Candidate:
             began; None for actions whose times the log does not record. Empty if the model generates none.
         timeline_probability: of that sequence of actions; NaN without.
         score: the ensemble's, whose parts are the ``explanation``; NaN and none without one.
+        expected_at_s: of every action and ``exit``, expected seconds since the impression began, should it happen; None
+            where the log does not record them.
+        sequences: the likeliest action sequences and their probabilities, of which ``timeline`` is the first; as many
+            as were asked for, if there are.
+        length_s: of the video; None where nothing tells.
     """
 
     item: str
@@ -90,6 +130,9 @@ class Candidate:
     timeline_probability: float
     score: float = math.nan
     explanation: list[Contribution] = field(default_factory=list)
+    expected_at_s: dict[str, float | None] = field(default_factory=dict)
+    sequences: list[tuple[Timeline, float]] = field(default_factory=list)
+    length_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +148,7 @@ class RankedList:
         candidates: the best of them, best first; equals by raw identifier.
         least_first: whether less of that is better, as of glances and explicit negatives: the least likely come first.
         model_version: of the exported model; empty for a run's.
+        nudged: answers to the request's ``nudge``, a change each.
     """
 
     user: str
@@ -116,6 +160,7 @@ class RankedList:
     candidates: list[Candidate]
     least_first: bool = False
     model_version: str = ""
+    nudged: list[Nudged] = field(default_factory=list)
 
     @property
     def fallbacks(self) -> tuple[str, ...]:

@@ -75,6 +75,8 @@ def test_an_event_counts_in_the_next_ranking(one: Running) -> None:
     told = one.client.get("/v1/users/reader%2Fof%20own%2520writes%20%C3%BC/history", params={"last": 5}).json()
     assert [each["item"] for each in told["impressions"]] == ["late", "v1", "v2", "v3", "v4"], "the last five"
     assert told["user"] == user
+    assert told["lengths_s"] == {"v1": 1.0, "v2": 2.0, "v3": 3.0, "v4": 4.0}, "of the videos that the model knows"
+    assert user in one.client.get("/v1/users", params={"count": 100}).json()["users"]
     assert told["impressions"][0] == {**late, "watch_s": 3.0}
     again = one.rank(user, history=told["impressions"])
     assert seen(again) == ["late", "v1", "v2", "v3", "v4"], "a history that is given is used as it is"
@@ -226,7 +228,8 @@ def test_the_model_is_told(one: Running) -> None:
     told = schema.ModelAnswer.model_validate(one.client.get("/v1/model").json())
     assert (told.version, told.dataset, told.actions[0], told.actions[-1]) == ("one", "random", "start", "exit")
     assert {feature.level for feature in told.features} <= {"user", "item", "context"}
-    assert (told.sample_users, told.sample_items) == (["u1", "u2"], ITEMS[:8])
+    assert (told.sample_users, told.sample_items) == (["u1", "u2"], ITEMS)
+    assert (told.orders, told.session_gap_s) == (["like"], 25.0)
     assert told.limits["candidates"] == 2000
 
 

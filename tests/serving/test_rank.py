@@ -222,17 +222,18 @@ def _check_alone(opened: OpenRun, candidate: Candidate, rows: np.ndarray, world:
     assert 0 < candidate.timeline_probability < 1
 
 
-def test_timelines_are_the_first_sequences_with_seconds_where_logs_record_them() -> None:
+def test_timelines_are_sequences_with_seconds_where_logs_record_them() -> None:
     nan = float("nan")
     decoded = Decoded(
         action=torch.tensor([[[2, 1, 4], [4, -1, -1]], [[4, -1, -1], [1, 4, -1]]]),
         time=torch.tensor([[[0.5, 1.0, 2.0], [1.0, nan, nan]], [[-0.1, nan, nan], [1.0, 2.0, nan]]]),
         log_probability=torch.tensor([[0.25, 0.1], [0.5, 0.2]]).log(),
     )
-    first, second = timelines(decoded, CARD)
+    (first, other), (second, _) = timelines(decoded, CARD)
     start = ("start", 0.0)
     like, left = ("like", pytest.approx(np.expm1(1))), ("exit", pytest.approx(np.expm1(2)))
     assert first == ([start, ("comment", None), like, left], pytest.approx(0.25))
+    assert other == ([start, ("exit", pytest.approx(np.expm1(1)))], pytest.approx(0.1))
     assert second == ([start, ("exit", 0.0)], pytest.approx(0.5))
 
 

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import wait
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ class FakeRedis:
         if self.fails:
             raise self.fails
         return self.hashes.get(name, {}).get(key)
+
+    def scan(self, cursor: int, match: str, count: int) -> tuple[int, list[str]]:
+        return 0, [name for name in self.sets if fnmatch(name, match)][:count]
 
     def hmget(self, name: str, keys: list[str]) -> list[str | None]:
         return [self.hashes.get(name, {}).get(key) for key in keys]
@@ -115,6 +119,16 @@ def test_the_last_impressions_are_read_as_recorded(store: Store, given: Any, las
         assert store.recent(user, last)[1] == newest
         assert [seen[user][1][key] for key in sorted(seen[user][1])][-last:] == newest
     assert store.recent("unheard of", last) == (0, [])
+
+
+def test_some_users_are_those_of_whom_something_is_recorded(store: Store) -> None:
+    assert store.some_users(9) == []
+    users = ["u2", "a:{b}", "u1", "ü"]
+    for user in users * 2:
+        store.append(user, [Impression("v1", 5)]).result(5)
+    assert store.some_users(9) == sorted(users)
+    assert len(store.some_users(3)) == 3
+    assert set(store.some_users(3)) < set(users)
 
 
 def test_what_was_acknowledged_is_there_after_closing_and_opening(tmp_path: Path) -> None:
