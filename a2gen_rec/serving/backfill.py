@@ -138,7 +138,7 @@ def latest_impressions(
 
 
 def _features(facts: SourceFacts, card: DatasetCard) -> list[str]:
-    """Features that are recorded with an impression: all of it that the model reads, but for what is computed from time.
+    """Features that are recorded with an impression: all that the model reads, but for those computed from time.
 
     Those of items too: the log tells them as of then, the model's catalogue only the latest.
     """
@@ -146,7 +146,7 @@ def _features(facts: SourceFacts, card: DatasetCard) -> list[str]:
     if unknown:
         raise DataError(f"the log's action {min(unknown)!r} is none of the model's: it is of another kind of log")
     from_time = features_from_time(card)
-    read = [each.name for level in ("item", "context") for each in card.at_level(level)]  # type: ignore[arg-type]
+    read = [each.name for each in card.features if each.level in ("item", "context")]
     wanted = [name for name in read if name not in from_time and name != ITEM]
     there = {feature.name for feature in facts.features}
     for name in wanted:
