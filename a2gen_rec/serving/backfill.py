@@ -159,7 +159,9 @@ def _latest_rows(
     connection: duckdb.DuckDBPyConnection, file: Path, columns: Columns, features: Sequence[str], last: int
 ) -> Iterator[Row]:
     """The last rows of every user of a cleaned partition, user by user, oldest first."""
-    chosen = ["user_id", ITEM, "ts_ms", "dwell_s", *columns.at, *(identifier(name) for name in features)]
+    # As text and back: the fewest digits that tell a FLOAT, where a plain cast adds those of its rounding.
+    seconds = [f"{name}::VARCHAR::DOUBLE AS {name}" for name in ("dwell_s", *columns.at)]
+    chosen = ["user_id", ITEM, "ts_ms", *seconds, *(identifier(name) for name in features)]
     reader = connection.sql(f"""
         SELECT {", ".join(chosen)} FROM {parquet(file)}
         QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY ts_ms DESC, {ITEM} DESC) <= {last}
