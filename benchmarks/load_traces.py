@@ -51,10 +51,9 @@ class Trace:
         """Answers that no caller should have to expect."""
         return int((~np.isin(self.status, (RANKED, REFUSED, EXPIRED))).sum())
 
-    @property
-    def ranked_per_s(self) -> float:
-        """Rankings over the time until the last answer."""
-        return float((self.status == RANKED).sum() / self.answered.max()) if len(self.due) else 0.0
+    def ranked_per_s(self, seconds: float) -> float:
+        """Rankings over the ``seconds`` of the load, or over the time until the last answer if that is longer."""
+        return float((self.status == RANKED).sum()) / float(self.answered.max(initial=seconds))
 
 
 def percentile(values: np.ndarray, q: float) -> float | None:

@@ -146,9 +146,10 @@ def measure(settings: Settings, process: Process) -> Report:
         for cache in settings.caches:
             options = ["--history_cache_mb", "0", "--state_cache_mb", "0"] if cache == "cold" else []
             with serving(world.model, folder, [*options, *settings.serve]) as service:
-                tell(f"{cache} service at port {service.port}: recording histories, checking answers")
                 if not found:
+                    tell(f"recording histories of {len(world.pasts):,} users")
                     world.record(service.ask)
+                tell(f"{cache} service at port {service.port}: checking answers")
                 world.check(service.ask)
                 found.append(loaded(service, world.bodies, settings, cache, folder))
     return report(found, settings)
@@ -208,7 +209,7 @@ def loaded(service: Served, bodies: list[bytes], settings: Settings, cache: str,
         return run(Load(service.host, service.port, RANK, phases, callers, seed), bodies, folder)
 
     tell(f"saturation: {settings.callers} callers for {settings.seconds:g} s")
-    saturation = send([(0.0, settings.seconds)], settings.callers).ranked_per_s
+    saturation = send([(0.0, settings.seconds)], settings.callers).ranked_per_s(settings.seconds)
     if not saturation:
         raise UserError("no request is answered; are they too many candidates for the time that a request may take?")
     found = []
@@ -231,7 +232,7 @@ def loaded(service: Served, bodies: list[bytes], settings: Settings, cache: str,
 def report(found: list[Measured], settings: Settings) -> Report:
     """Tables of all services; targets and figures are the first one's."""
     what = f"{settings.candidates:,} candidates, history {settings.history}"
-    tables = [_latencies(each, what) for each in found]
+    tables = [_latencies(each, what, settings.seconds) for each in found]
     tables += [_sender(found), _recoveries(found)]
     first = found[0]
     normal, overload = first.at(NORMAL), first.at(OVERLOAD)
@@ -249,9 +250,14 @@ def report(found: list[Measured], settings: Settings) -> Report:
         _below(f"{OVERLOAD:g} × saturation: p99 of refusals", refused, 10.0, "ms"),
         _below(f"from {OVERLOAD:g} to {NORMAL:g} × saturation: recovery", first.recovery, 2.0, "s"),
     ]
-    figures = {"saturation_per_s": first.saturation, "rss_growth": growth}
-    known = {"p99_normal_ms": p99, "p99_refused_ms": refused, "recovery_s": first.recovery}
-    return Report(tables, targets, figures | {name: value for name, value in known.items() if value is not None})
+    figures = {
+        "saturation_per_s": first.saturation,
+        "p99_normal_ms": p99,
+        "p99_refused_ms": refused,
+        "rss_growth": growth if first.survived else None,
+        "recovery_s": first.recovery,
+    }
+    return Report(tables, targets, {name: value for name, value in figures.items() if value is not None})
 
 
 def _below(claim: str, value: float | None, bound: float, unit: str) -> Target:
@@ -259,7 +265,7 @@ def _below(claim: str, value: float | None, bound: float, unit: str) -> Target:
     return Target(claim, f"under {bound:g} {unit}", measured, value is not None and value < bound)
 
 
-def _latencies(measured: Measured, what: str) -> Table:
+def _latencies(measured: Measured, what: str, seconds: float) -> Table:
     rows: list[list[Cell]] = []
     for each in measured.loads:
         trace, ranked = each.trace, each.trace.latency_ms()
@@ -267,7 +273,7 @@ def _latencies(measured: Measured, what: str) -> Table:
             [
                 each.load,
                 each.rate,
-                trace.ranked_per_s,
+                trace.ranked_per_s(seconds),
                 *(percentile(ranked, q) for q in (50, 90)),
                 _p99(ranked),
                 100 * trace.share(REFUSED),

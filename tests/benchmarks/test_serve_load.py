@@ -121,7 +121,8 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
     assert made.lag_ms.tolist() == pytest.approx([4] * 4)
     assert percentile(made.latency_ms(), 50) == pytest.approx(20)
     assert percentile(made.latency_ms(EXPIRED), 99) is None
-    assert made.ranked_per_s == pytest.approx(3 / 3.005)
+    assert made.ranked_per_s(2.0) == pytest.approx(3 / 3.005)
+    assert made.ranked_per_s(6.0) == pytest.approx(0.5)
     assert [made.share(status) for status in (RANKED, REFUSED, EXPIRED)] == [0.75, 0.25, 0.0]
     assert replace(made, status=np.array([RANKED, 500, LOST, EXPIRED])).errors == 2
 
@@ -203,7 +204,7 @@ def test_callers_of_a_closed_loop_wait_for_their_answers(tmp_path: Path) -> None
         made = run(Load("127.0.0.1", service.port, "/", [(0.0, 0.4)], callers=3), [b"200"], tmp_path)
     assert service.most_waiting <= 3
     assert set(made.status) == {RANKED}
-    assert 0 < made.ranked_per_s <= 110, "one at a time, 10 ms each"
+    assert 0 < made.ranked_per_s(0.4) <= 110, "one at a time, 10 ms each"
     assert made.due.max() < 0.4 <= made.answered.max() + 0.4
 
 
@@ -236,7 +237,7 @@ def test_loads_of_a_service_that_refuses(tmp_path: Path, capsys: pytest.CaptureF
         assert set(each.trace.status) <= {RANKED, REFUSED}
         assert each.before_mib > 1
         assert each.after_mib > 1
-    assert found.at(3.0).trace.ranked_per_s <= 110
+    assert found.at(3.0).trace.ranked_per_s(0.8) <= 110
     assert found.limit_ms >= 2 * 9
     assert capsys.readouterr().err.count("× saturation:") == 2
     tables = report([found, found], settings).tables
