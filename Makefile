@@ -21,7 +21,7 @@ BIN := .venv/bin
 OUT := quickstart
 TORCHX := $(BIN)/torchx --log_level WARNING
 
-.PHONY: help install quickstart test lint types format benchmarks results clean distclean
+.PHONY: help install quickstart demo test lint types format benchmarks results clean distclean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-17s  %s\n", $$1, $$2 }'
@@ -57,6 +57,18 @@ quickstart: $(STAMP)  ## simulate a log, train on 2 ranks, fuse, evaluate, rank:
 	$(BIN)/a2gen evaluate --run $(OUT)/run --split test --json $(OUT)/evaluation.json
 	$(BIN)/a2gen rank --run $(OUT)/run --user 7 --explain --top 5
 	@echo "The run is in $(CURDIR)/$(OUT)/run, its results in $(CURDIR)/$(OUT)/evaluation.json"
+
+demo: export OMP_NUM_THREADS := 1
+demo: $(STAMP) $(OUT)/model/manifest.json  ## serve the quickstart's run, made if absent, with its users' pasts
+	$(BIN)/a2gen backfill simulated --raw $(OUT)/log --model $(OUT)/model --store $(OUT)/events.db
+	$(BIN)/a2gen serve --model $(OUT)/model --store $(OUT)/events.db $(if $(PORT),--port $(PORT))
+
+$(OUT)/model/manifest.json: $(OUT)/evaluation.json
+	@rm -rf $(OUT)/model
+	$(BIN)/a2gen export --run $(OUT)/run --out $(OUT)/model
+
+$(OUT)/evaluation.json:  # comes when the quickstart's run is complete
+	@$(MAKE) quickstart
 
 test: export OMP_NUM_THREADS := 1
 test: lint types  ## lint, check types and run the tests with coverage

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 
 from a2gen_rec import __version__
 from a2gen_rec.cli import (
+    backfill,
     benchmark,
     doctor,
     evaluate,
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "export": export,
     "rank": rank,
     "serve": serve,
+    "backfill": backfill,
     "experiment": experiment,
     "report": report,
     "plan": plan,

@@ -1,0 +1,199 @@
+"""A log's latest impressions into a service's store (``a2gen backfill``): the past of users who come to it.
+
+The log is read by its source and cleaned as ``prepare`` does, so that histories are those that the model was trained
+on. An impression that is recorded already is replaced: what was stopped is done again, and a live store may be filled.
+"""
+
+import math
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import chain, groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from rich.progress import track
+
+from a2gen_rec import paths
+from a2gen_rec.config import PrepareConfig
+from a2gen_rec.data import sources, staging
+from a2gen_rec.data.prepare import check
+from a2gen_rec.data.schema import ITEM, DatasetCard
+from a2gen_rec.data.sources.base import Source, SourceFacts, SplitRule
+from a2gen_rec.data.sql import connect, errors_as_ours, identifier, parquet
+from a2gen_rec.data.staging import Columns
+from a2gen_rec.errors import ConfigError, DataError, UserError
+from a2gen_rec.serving.encoding import features_from_time
+from a2gen_rec.serving.histories import MARGIN
+from a2gen_rec.serving.manifest import read_manifest
+from a2gen_rec.serving.service import model_folder
+from a2gen_rec.serving.store import Store, StoreError, open_store
+from a2gen_rec.serving.types import Impression
+
+IN_FLIGHT = 1024
+"""Users whose impressions may wait to be recorded: stores write many together."""
+ROWS = 10_000
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Backfilled:
+    """What was recorded."""
+
+    users: int
+    impressions: int
+
+
+def backfill(
+    source_name: str,
+    raw: str,
+    model: str,
+    store: str,
+    last: int = 0,
+    memory_gb: float = PrepareConfig.memory_gb,
+    threads: int = PrepareConfig.threads,
+    spec: str | None = None,
+    progress: bool = False,
+) -> Backfilled:
+    """Record the last impressions of every user of a raw log.
+
+    Args:
+        source_name, raw, spec, memory_gb, threads: of the log, as :func:`a2gen_rec.data.prepare.prepare` has them.
+        model: folder of the exported model, or what leads to one, see :class:`Service`.
+        store: a file or an address, see :func:`open_store`.
+        last: most impressions of a user; 0 takes as many as a service of the model reads.
+        progress: show a bar.
+
+    Raises:
+        ConfigError: ``last`` or a bound is out of range, or the source or its spec is impossible.
+        DataError: the log breaks its format, or is not of the model's kind.
+        UserError: the model or the store cannot be used, or memory ran out. What is recorded by then stays.
+    """
+    if last < 0:
+        raise ConfigError(f"--last {last} must not be negative")
+    check(PrepareConfig(memory_gb=memory_gb, threads=threads))
+    folder = model_folder(model)
+    read_manifest(folder)
+    card = DatasetCard.load(folder)
+    source = sources.open_source(source_name, paths.local_copy(raw), spec)
+    users = latest_impressions(source, raw, card, last or card.history + MARGIN, memory_gb, threads, progress)
+    opened = open_store(store)
+    try:
+        return _record(users, opened)
+    except StoreError as error:
+        raise UserError(f"{store}: {error}; what is recorded stays, give the same command again") from error
+    finally:
+        opened.close()
+
+
+def latest_impressions(
+    source: Source,
+    raw: str,
+    card: DatasetCard,
+    last: int,
+    memory_gb: float = PrepareConfig.memory_gb,
+    threads: int = PrepareConfig.threads,
+    progress: bool = False,
+) -> Iterator[tuple[str, list[Impression]]]:
+    """Every user of a log and their last impressions, oldest first; memory is bounded as ``prepare``'s is.
+
+    Args:
+        raw: the log, as errors name it.
+        card: of the model's dataset.
+        last: most impressions of a user, at least 1.
+
+    Raises:
+        DataError: the log breaks its format, or lacks what the model reads.
+        UserError: memory or disk ran out.
+    """
+    with errors_as_ours(raw):
+        facts = source.facts()
+    features = _features(facts, card)
+    columns, partitions = Columns.of(facts), PrepareConfig.partitions
+    with tempfile.TemporaryDirectory(prefix="a2gen-backfill-") as scratch:
+        folder, connection = Path(scratch), connect(memory_gb, threads, Path(scratch, "spill"))
+        try:
+            with errors_as_ours(raw):
+                relation = source.impressions(connection)
+                spread = folder / "raw"
+                read, dropped = staging.spread(
+                    connection, relation, columns, facts.utc_offset_hours, partitions, spread
+                )
+                if read == sum(dropped.values()):
+                    raise DataError(f"no usable impression in {read} rows", file=raw)
+                for number in track(range(partitions), "impressions", disable=not progress):
+                    file = folder / f"part-{number:05d}.parquet"
+                    staging.clean(connection, spread / f"partition={number}", columns, SplitRule(by="time"), file)
+                    if file.exists():
+                        rows = _latest_rows(connection, file, columns, features, last)
+                        for user, own in groupby(rows, itemgetter("user_id")):
+                            yield user, [_impression(row, facts, features) for row in own]
+                        file.unlink()
+        finally:
+            connection.close()
+
+
+def _features(facts: SourceFacts, card: DatasetCard) -> list[str]:
+    """Features that are recorded with an impression: all that the model reads, but for those computed from time.
+
+    Those of items too: the log tells them as of then, the model's catalogue only the latest.
+    """
+    unknown = set(facts.actions) - set(card.events)
+    if unknown:
+        raise DataError(f"the log's action {min(unknown)!r} is none of the model's: it is of another kind of log")
+    from_time = features_from_time(card)
+    read = [each.name for each in card.features if each.level in ("item", "context")]
+    wanted = [name for name in read if name not in from_time and name != ITEM]
+    there = {feature.name for feature in facts.features}
+    for name in wanted:
+        if name not in there:
+            raise DataError(f"the model reads it, the log {facts.name} does not have it", field=name)
+    return wanted
+
+
+def _latest_rows(
+    connection: duckdb.DuckDBPyConnection, file: Path, columns: Columns, features: Sequence[str], last: int
+) -> Iterator[Row]:
+    """The last rows of every user of a cleaned partition, user by user, oldest first."""
+    # As text and back: the fewest digits that tell a FLOAT, where a plain cast adds those of its rounding.
+    seconds = [f"{name}::VARCHAR::DOUBLE AS {name}" for name in ("dwell_s", *columns.at)]
+    chosen = ["user_id", ITEM, "ts_ms", *seconds, *(identifier(name) for name in features)]
+    reader = connection.sql(f"""
+        SELECT {", ".join(chosen)} FROM {parquet(file)}
+        QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY ts_ms DESC, {ITEM} DESC) <= {last}
+        ORDER BY user_id, ts_ms, {ITEM}""").to_arrow_reader(ROWS)
+    return chain.from_iterable(batch.to_pylist() for batch in reader)
+
+
+def _impression(row: Row, facts: SourceFacts, features: Sequence[str]) -> Impression:
+    happened = [(name, row[f"at_{name}"]) for name in facts.actions if row[f"at_{name}"] is not None]
+    return Impression(
+        item=row[ITEM],
+        ts_ms=row["ts_ms"],
+        watch_s=_known(row["dwell_s"]),
+        actions=[(name, _known(at_s)) for name, at_s in happened],
+        features={name: _known(row[name]) for name in features},
+    )
+
+
+def _known(value: Any) -> Any:
+    """None for NaN, which is a log's word for what it did not record."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _record(users: Iterator[tuple[str, list[Impression]]], store: Store) -> Backfilled:
+    waiting: deque[Future[None]] = deque()
+    count = impressions = 0
+    for user, past in users:
+        if len(waiting) >= IN_FLIGHT:
+            waiting.popleft().result()
+        waiting.append(store.append(user, past))
+        count += 1
+        impressions += len(past)
+    for each in waiting:
+        each.result()
+    return Backfilled(count, impressions)
