@@ -25,6 +25,7 @@ from a2gen_rec.data.windows import ROW, action_lists
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.serving.catalogue import Catalogue
 from a2gen_rec.serving.history import History, joined
+from a2gen_rec.serving.rank import no_impressions
 from a2gen_rec.serving.types import Impression, Value
 
 SQL_TYPES = {"buckets": "DOUBLE", "vocabulary": "VARCHAR", "hash": "VARCHAR"}
@@ -74,7 +75,7 @@ class Encoder:
 
     def nothing(self) -> History:
         """The history of a user without any."""
-        return History(_no_impressions(self.card), [], [], np.zeros(0, np.int64))
+        return History(no_impressions(self.card), [], [], np.zeros(0, np.int64))
 
     def context(self, now_ms: int, values: Mapping[str, Value]) -> dict[str, int]:
         """Context feature -> row of those given and of those computed from time."""
@@ -311,26 +312,3 @@ def _check_values(values: Mapping[str, Value], known: Mapping[str, Feature], whe
         if value is not None and not (is_number or (isinstance(value, str) and known[name].kind != "buckets")):
             kind = "number" if known[name].kind == "buckets" else "text"
             raise UserError(f"{where}: feature {name!r} is not a {kind} but {value!r}")
-
-
-def _no_impressions(card: DatasetCard) -> WindowColumns:
-    none = np.zeros(0, np.int64)
-    return WindowColumns(
-        user_key=none,
-        first_target=none,
-        starts=none,
-        lengths=none,
-        user_ids={},
-        impression_ids={feature.name: none for feature in _raw_features(card, "item", "context")},
-        session={feature.name: none for feature in card.at_level("session")},
-        outcome={feature.name: none for feature in card.at_level("outcome")},
-        ts_ms=none,
-        end_ms=none,
-        labels=np.zeros((0, len(card.labels)), np.float32),
-        objectives=np.zeros((0, len(card.objectives)), np.float32),
-        oracle=np.zeros((0, 0), np.float32),
-        action_starts=none,
-        action_lengths=none,
-        action=none,
-        offset_s=np.zeros(0, np.float32),
-    )

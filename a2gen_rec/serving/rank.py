@@ -95,16 +95,16 @@ def latest_window(data: str, card: DatasetCard, user: str) -> WindowColumns | No
     return None
 
 
-def no_history(card: DatasetCard) -> WindowColumns:
-    """One window of an unknown user, without any impression."""
-    one, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
+def no_impressions(card: DatasetCard) -> WindowColumns:
+    """No window at all; features in the card's order, as the loader has them."""
+    none = np.zeros(0, np.int64)
     return WindowColumns(
-        user_key=one,
-        first_target=one,
-        starts=one,
-        lengths=one,
-        user_ids={feature.name: one for feature in card.at_level("user")},
-        impression_ids={feature.name: none for feature in [*card.at_level("item"), *card.at_level("context")]},
+        user_key=none,
+        first_target=none,
+        starts=none,
+        lengths=none,
+        user_ids={},
+        impression_ids={feature.name: none for feature in card.features if feature.level in ("item", "context")},
         session={feature.name: none for feature in card.at_level("session")},
         outcome={feature.name: none for feature in card.at_level("outcome")},
         ts_ms=none,
@@ -117,6 +117,13 @@ def no_history(card: DatasetCard) -> WindowColumns:
         action=none,
         offset_s=np.zeros(0, np.float32),
     )
+
+
+def no_history(card: DatasetCard) -> WindowColumns:
+    """One window of an unknown user, without any impression."""
+    one = np.zeros(1, np.int64)
+    users = {feature.name: one for feature in card.at_level("user")}
+    return replace(no_impressions(card), user_key=one, first_target=one, starts=one, lengths=one, user_ids=users)
 
 
 def with_candidates(
