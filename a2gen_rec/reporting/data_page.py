@@ -5,18 +5,16 @@ import math
 import os
 import tempfile
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from rich.progress import Progress
 
 from a2gen_rec import paths
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.reporting import charts
-from a2gen_rec.reporting.data_sections import Section, sections
+from a2gen_rec.reporting import charts, templates
+from a2gen_rec.reporting.data_sections import sections
 from a2gen_rec.reporting.data_statistics import DataStatistics, measure
 
 PAGE, MARKDOWN, NUMBERS = "data.html", "data.md", "statistics.json"
@@ -48,9 +46,11 @@ def report_data(data: str, out: str = "", progress: bool = False) -> list[str]:
     ):
         found = measure(data, Path(scratch), bars)
     shown = sections(found)
+    values = {"card": found.card, "found": found, "sections": shown, "charts": charts}
+    filters = {"cell": _cell}
     written = {
-        PAGE: _rendered("data.html.j2", found, shown, escape=True),
-        MARKDOWN: _rendered("data.md.j2", found, shown, escape=False),
+        PAGE: templates.render("data.html.j2", filters, **values),
+        MARKDOWN: templates.render("data.md.j2", filters, **values),
         NUMBERS: json.dumps(numbers(found), indent=1) + "\n",
     }
     for name, text in written.items():
@@ -61,13 +61,6 @@ def report_data(data: str, out: str = "", progress: bool = False) -> list[str]:
 
 def _whole(path: str) -> str:
     return os.path.realpath(path) if paths.is_local(path) else path.rstrip("/")
-
-
-def _rendered(template: str, found: DataStatistics, shown: list[Section], escape: bool) -> str:
-    environment = Environment(autoescape=escape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cell": _cell}
-    text = files(__package__).joinpath(template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(card=found.card, found=found, sections=shown, charts=charts)
 
 
 def _cell(text: str) -> str:

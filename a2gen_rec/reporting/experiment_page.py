@@ -3,16 +3,14 @@
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 
 from a2gen_rec import paths
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.experiments.runner import SEQUENCES
-from a2gen_rec.reporting import charts, experiment_figures, experiment_tables
+from a2gen_rec.reporting import charts, experiment_figures, experiment_tables, templates
 from a2gen_rec.reporting.comparison import Comparison, compare
 from a2gen_rec.reporting.curves import learning_curve, predicted_curves
 from a2gen_rec.reporting.experiment_figures import Chart
@@ -89,19 +87,14 @@ def section(recorded: Recorded, dataset: str, resamples: int, tell: Callable[[st
 
 def render_html(recorded: Recorded, sections: Sequence[Section]) -> str:
     """The page, with its charts inside."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return _template("experiment.html.j2", environment).render(
-        **_about(recorded), sections=sections, svg=charts.svg, theme=charts.THEME
-    )
+    values = _about(recorded) | {"sections": sections, "svg": charts.svg, "theme": charts.THEME}
+    return templates.render("experiment.html.j2", **values)
 
 
 def render_markdown(recorded: Recorded, sections: Sequence[Section], pictures: str) -> str:
     """The same in Markdown; ``pictures``: the folder of its charts, seen from it."""
-    environment = Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"md": _plain}
-    return _template("experiment.md.j2", environment).render(
-        **_about(recorded), sections=sections, place=lambda *of: f"{pictures}/{_file_name(*of)}.svg"
-    )
+    values = _about(recorded) | {"sections": sections, "place": lambda *of: f"{pictures}/{_file_name(*of)}.svg"}
+    return templates.render("experiment.md.j2", {"md": _plain}, **values)
 
 
 def _charts(recorded: Recorded, comparison: Comparison) -> list[Chart]:
@@ -178,10 +171,6 @@ def _failure(failure: dict[str, Any]) -> dict[str, str]:
 
 def _file_name(part: Section, chart: Chart) -> str:
     return f"{part.comparison.dataset}-{chart.name}".replace(" ", "-").replace("/", "-")
-
-
-def _template(name: str, environment: Environment) -> Any:
-    return environment.from_string(files(__package__).joinpath(name).read_text(encoding="utf-8"))
 
 
 def _plain(text: object) -> str:

@@ -2,12 +2,10 @@
 
 import shlex
 from collections.abc import Sequence
-from importlib.resources import files
-
-from jinja2 import Environment, StrictUndefined
 
 from a2gen_rec.reporting import plan_drawings as drawings
 from a2gen_rec.reporting import plan_figures as figures
+from a2gen_rec.reporting import templates
 from a2gen_rec.sharding.report import PlanReport
 
 OPTIONS = 6
@@ -19,10 +17,9 @@ def render(report: PlanReport, sweep: Sequence[PlanReport]) -> str:
     Args:
         sweep: the same tables on other numbers of ranks; may be empty.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"size": figures.size, "count": figures.count, "ms": figures.ms, "options": shlex.join}
-    template = files(__package__).joinpath("plan.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return templates.render(
+        "plan.html.j2",
+        {"size": figures.size, "count": figures.count, "ms": figures.ms, "options": shlex.join},
         report=report,
         sweep=sorted(sweep, key=lambda planned: planned.world),
         figures=figures,
