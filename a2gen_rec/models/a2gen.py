@@ -1,15 +1,15 @@
 """A2Gen as one model: sharded tables in, per-target predictions out (arXiv 2604.25834, METHODS §2–4)."""
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.models.baselines.towers import of_timed
 from a2gen_rec.models.hierarchical import HierarchicalRanker
 from a2gen_rec.models.ranker import Encoded, RankingModel
 from a2gen_rec.nn.decoding import Decoded, Occurrence, decode, occurrence
@@ -24,27 +24,44 @@ TOLD = (1e-6, 1 - 1e-4)
 
 
 @dataclass(frozen=True)
-class A2GenEncoded(Encoded):
-    """The targets of a batch; their ``context`` is the generator's, from which sequences are decoded.
+class Occurring:
+    """Whether and when each action happens, told from the context alone [ours].
 
     Attributes:
-        tables: the small tables that decoding reads.
-    """
-
-    tables: StepEmbeddings
-
-
-class Occurring(NamedTuple):
-    """Whether each action happens at all, told from the context alone [ours].
-
-    Attributes:
-        logits: [targets, events].
+        logits: [targets, events] that it happens at all.
+        time: [targets, actions] log1p seconds given that it happens; 0 where the log does not record them.
         entropy: [events] of the actions' base rates, in nats: what a prediction is measured by, so that the context
             learns of rare actions as much as of common ones.
     """
 
     logits: Tensor
+    time: Tensor
     entropy: Tensor
+
+    def averaged(self, generated: Occurrence, timed: Tensor) -> Occurrence:
+        """The mean of this and of what a generator's sequences tell, in log-odds and in log1p seconds.
+
+        Args:
+            timed: [actions] bool, whether the log records the action's time.
+        """
+        logits = torch.logit(generated.probability[:, 1:-1].clamp(*TOLD))
+        happens = torch.sigmoid((logits + self.logits) / 2)
+        probability = torch.cat([generated.probability[:, :1], happens, generated.probability[:, -1:]], dim=1)
+        time = (torch.where(generated.time.isnan(), self.time, generated.time) + self.time) / 2
+        return Occurrence(probability, torch.where(timed, time, generated.time), generated.remainder)
+
+
+@dataclass(frozen=True)
+class A2GenEncoded(Encoded):
+    """The targets of a batch; their ``context`` is the generator's, from which sequences are decoded.
+
+    Attributes:
+        tables: the small tables that decoding reads.
+        occurring: what the tower of occurrence says; None without.
+    """
+
+    tables: StepEmbeddings
+    occurring: Occurring | None
 
 
 @dataclass(frozen=True)
@@ -54,12 +71,10 @@ class A2GenOutput(A2GenEncoded):
     Attributes:
         steps: teacher-forced predictions of every next step, [steps, actions].
         draft: the implicit generator's draft of them; None for the explicit form.
-        occurring: what the tower of occurrence says; None without.
     """
 
     steps: Steps
     draft: Steps | None
-    occurring: Occurring | None = None
 
 
 class A2Gen(RankingModel):
@@ -87,7 +102,12 @@ class DenseRanker(HierarchicalRanker[A2GenEncoded]):
         rate = torch.tensor([card.base_rate[name] for name in card.events]).clamp(RAREST, 1 - RAREST)
         entropy = -(rate * rate.log() + (1 - rate) * (1 - rate).log())
         self.register_buffer("event_entropy", entropy, persistent=False)
-        self.occurring = self._tower(self.d_context, rate) if card.events and config.occurrence_tower else None
+        self.occurring = self._occurrence_tower(card, rate) if card.events and config.occurrence_tower else None
+
+    def _occurrence_tower(self, card: DatasetCard, rate: Tensor) -> nn.Sequential:
+        seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
+        begin = torch.cat([torch.logit(rate), torch.log1p(seconds[self.timed])])
+        return self._tower(self.d_context, begin)
 
     def _make_generator(self, card: DatasetCard) -> Generator:
         config = self.config
@@ -126,27 +146,23 @@ class DenseRanker(HierarchicalRanker[A2GenEncoded]):
         steps, draft = self.generator(action, offset_s, label, encoded.context, batch.steps, encoded.tables)
         if place is not None:  # every label is predicted once, whatever the order: losses find it at its own step
             steps, draft = steps.at(place.argsort()), None if draft is None else draft.at(place.argsort())
-        occurring = None
-        if self.occurring is not None:
-            occurring = Occurring(self.occurring(encoded.context), self.event_entropy)
-        return A2GenOutput(**vars(encoded), steps=steps, draft=draft, occurring=occurring)
+        return A2GenOutput(**vars(encoded), steps=steps, draft=draft)
 
     def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> A2GenEncoded:
         predicted = self._predict(self._context(rows, batch, actions))
-        return A2GenEncoded(**vars(predicted), tables=StepEmbeddings(rows[ACTION].values(), rows[TIME].values()))
+        occurring = None
+        if self.occurring is not None:
+            logits, time = self.occurring(predicted.context).tensor_split([len(self.event_entropy)], dim=1)
+            occurring = Occurring(logits, of_timed(time, self.timed), self.event_entropy)
+        tables = StepEmbeddings(rows[ACTION].values(), rows[TIME].values())
+        return A2GenEncoded(**vars(predicted), tables=tables, occurring=occurring)
 
     def occurrence(self, targets: A2GenEncoded, max_error: float) -> Occurrence:
-        """Whether and when each action happens in ``targets``.
-
-        With a tower of occurrence, log-odds are the mean of its own and of those of the generator's sequences.
+        """Whether and when each action happens in ``targets``: with a tower of occurrence, the mean of what it says
+        and of what the generator's sequences tell.
         """
         what = occurrence(self.generator, targets.context, targets.tables, self._fed_back, max_error)
-        if self.occurring is None:
-            return what
-        generated = torch.logit(what.probability[:, 1:-1].clamp(*TOLD))
-        event = torch.sigmoid((generated + self.occurring(targets.context)) / 2)
-        probability = torch.cat([what.probability[:, :1], event, what.probability[:, -1:]], dim=1)
-        return replace(what, probability=probability)
+        return what if targets.occurring is None else targets.occurring.averaged(what, self.timed)
 
     def decode(self, targets: A2GenEncoded, width: int) -> Decoded:
         """The most probable action sequences of ``targets``."""

@@ -43,7 +43,8 @@ class HierarchicalRanker(Ranker[E]):
         self.generator = self._make_generator(card)
         self.tasks, self.label_count = objective_tasks(card, config), len(card.labels)
         rates = torch.tensor([card.base_rate[name] for name in [*card.labels, *card.objectives]])
-        self.labels = self._tower(self.d_context, rates[: len(card.labels)]) if card.labels and not self.tasks else None
+        chances = torch.logit(rates[: len(card.labels)], eps=1e-4)
+        self.labels = self._tower(self.d_context, chances) if card.labels and not self.tasks else None
         self.objectives = (
             ObjectiveHeads(
                 self.d_context,
@@ -103,13 +104,13 @@ class HierarchicalRanker(Ranker[E]):
         padded = level.new_full(batch.key_shape, UNKNOWN).index_put(at_keys, level)
         return padded >= EFFECTIVE, (padded == NEGATIVE) | (padded == GLANCE)
 
-    def _tower(self, d_context: int, rates: Tensor) -> nn.Sequential:
-        """Logits of binary outcomes from contexts, begun at their base ``rates`` [outcomes]."""
+    def _tower(self, d_context: int, begin: Tensor) -> nn.Sequential:
+        """Outputs from contexts, which begin as ``begin`` [outputs] whatever the context."""
         hidden = int(self.config.dim * self.config.tower_ratio)
-        last = nn.Linear(hidden, len(rates))
+        last = nn.Linear(hidden, len(begin))
         nn.init.zeros_(last.weight)
         with torch.no_grad():
-            last.bias.copy_(torch.logit(rates, eps=1e-4))
+            last.bias.copy_(begin)
         first = nn.Linear(d_context, hidden)
         return nn.Sequential(nn.LayerNorm(d_context), first, nn.GELU(), nn.Dropout(self.config.dropout), last)
 

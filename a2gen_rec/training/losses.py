@@ -19,15 +19,14 @@ from a2gen_rec.models.baselines.towers import TowersOutput
 from a2gen_rec.models.ranker import Encoded
 from a2gen_rec.nn.generator import Steps
 from a2gen_rec.training.objective_losses import UncertaintyWeights, objective_losses
-from a2gen_rec.training.observed import observed
 from a2gen_rec.training.tower_losses import tower_sums
 
-TERMS = ("action", "time", "order", "label", "draft_action", "draft_time", "occurrence")
+TERMS = ("action", "time", "order", "label", "draft_action", "draft_time", "occurrence", "occurrence_time")
 """Terms that every loss has; those of the model's objectives follow. Without a generator, only the actions' (whether
 they happen), the times' and the labels' apply."""
 _MEAN_OVER = tuple(
     COUNTS.index(name)
-    for name in ("steps", "timed_steps", "ordered_pairs", "labels", "steps", "timed_steps", "targets")
+    for name in ("steps", "timed_steps", "ordered_pairs", "labels", "steps", "timed_steps", "targets", "timed_steps")
 )
 
 
@@ -47,13 +46,13 @@ def loss_sums(output: A2GenOutput | TowersOutput, batch: WindowBatch, config: Lo
         order, base = _order_sum(output.steps, label, time, batch, config.order_power), output.context.sum() * 0
         draft = (base, base) if output.draft is None else _step_sums(output.draft, label, time, config)
         acts = _step_sums(output.steps, label, time, config)
-        occurring = base if output.occurring is None else _occurring_sum(output.occurring, batch)
+        occurring = (base, base) if output.occurring is None else _occurring_sums(output.occurring, batch, config)
     else:
-        order = base = occurring = output.context.sum() * 0
-        events, times = tower_sums(output, batch, config.time_error)
-        acts, draft = (events.sum(), times.sum()), (base, base)
+        order = base = output.context.sum() * 0
+        events, times = tower_sums(output.event_logits, output.time, batch, config.time_error)
+        acts, draft, occurring = (events.sum(), times.sum()), (base, base), (base, base)
     labels = _label_sums(output.label_logits, batch.labels).sum()
-    always = torch.stack([*acts, order, labels, *draft, occurring])
+    always = torch.stack([*acts, order, labels, *draft, *occurring])
     predicted = output.objective_logits.shape[1]
     objectives, _ = objective_losses(
         output.objective_logits, output.watch_time, batch.objectives[:, :predicted], batch.watch_s, config.time_error
@@ -73,7 +72,7 @@ def task_losses(
         [towers] weighted means: of events, labels, objectives, then times.
     """
     predicted = output.objective_logits.shape[1]
-    events, times = tower_sums(output, batch, config.time_error)
+    events, times = tower_sums(output.event_logits, output.time, batch, config.time_error)
     labels = _label_sums(output.label_logits, batch.labels)
     objectives, _ = objective_losses(
         output.objective_logits, None, batch.objectives[:, :predicted], batch.watch_s, config.time_error
@@ -153,9 +152,9 @@ class Loss(nn.Module):
 
 
 def _weights(config: LossConfig, tasks: Sequence[str]) -> list[float]:
-    auxiliary = config.auxiliary
-    always = [config.action, config.time, config.order, config.label, auxiliary, auxiliary * config.time]
-    always.append(config.occurrence)
+    always = [config.action, config.time, config.order, config.label]
+    for beside in (config.auxiliary, config.occurrence):
+        always += [beside, beside * config.time]
     return [*always, *(config.objectives.get(task, config.objective) for task in tasks)]
 
 
@@ -179,12 +178,10 @@ def _order_sum(steps: Steps, label: Tensor, time: Tensor, batch: WindowBatch, po
     return torch.where(batch.timed_pairs & (back > 0), back.clamp(min=torch.finfo(back.dtype).tiny) ** power, 0).sum()
 
 
-def _occurring_sum(occurring: Occurring, batch: WindowBatch) -> Tensor:
-    """Σ over targets and actions of the binary cross-entropy, each action's in units of its own entropy."""
-    happened, _ = observed(batch, len(occurring.entropy) + 2)
-    target = happened[:, 1:-1].to(occurring.logits.dtype)
-    each = F.binary_cross_entropy_with_logits(occurring.logits, target, reduction="none")
-    return (each.sum(0) / occurring.entropy).sum()
+def _occurring_sums(occurring: Occurring, batch: WindowBatch, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """Σ over targets and actions of the binary cross-entropy, in units of the action's entropy, and of the times'."""
+    events, times = tower_sums(occurring.logits, occurring.time, batch, config.time_error)
+    return (events / occurring.entropy).sum(), times.sum()
 
 
 def _label_sums(logits: Tensor, labels: Tensor) -> Tensor:

@@ -10,23 +10,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.models.baselines.towers import TowersOutput
 from a2gen_rec.training.observed import observed
 
 
 def tower_sums(
-    output: TowersOutput, batch: WindowBatch, time_error: Literal["squared", "absolute"] = "squared"
+    logits: Tensor, time: Tensor, batch: WindowBatch, time_error: Literal["squared", "absolute"] = "squared"
 ) -> tuple[Tensor, Tensor]:
     """Sums over the targets of a batch, one per tower.
+
+    Args:
+        logits: [targets, events] that each action happens; time: [targets, actions] predicted log1p seconds.
 
     Returns:
         [events] binary cross-entropy of whether each action happens, ``start`` and ``exit`` left out; [actions] error
         of the times in log1p seconds, 0 where the log does not record them.
     """
-    happened, time = observed(batch, output.time.shape[1])
-    target = happened[:, 1:-1].to(output.event_logits.dtype)
-    events = F.binary_cross_entropy_with_logits(output.event_logits, target, reduction="none")
-    known = torch.isfinite(time)
-    error = output.time - torch.where(known, time, 0).to(output.time.dtype)
+    happened, observed_time = observed(batch, time.shape[1])
+    events = F.binary_cross_entropy_with_logits(logits, happened[:, 1:-1].to(logits.dtype), reduction="none")
+    known = torch.isfinite(observed_time)
+    error = time - torch.where(known, observed_time, 0).to(time.dtype)
     each = error.square() if time_error == "squared" else error.abs()
     return events.sum(0), torch.where(known, each, 0).sum(0)

@@ -70,7 +70,7 @@ def test_sums_equal_loops(error: str, columns: WindowColumns) -> None:
                     times += difference**2 if error == "squared" else abs(difference)
                     timed += 1
             target += 1
-    found = [towers.sum() for towers in tower_sums(output, batch, error)]
+    found = [towers.sum() for towers in tower_sums(output.event_logits, output.time, batch, error)]
     assert [each.item() for each in found] == pytest.approx([events, times], rel=1e-6)
     terms = means(loss_sums(output, batch, LossConfig(time_error=error)), batch.counts, generated=False)
     expected = dict.fromkeys(TERMS, 0.0) | {"action": events / target, "time": times / timed}
@@ -82,7 +82,7 @@ def test_sums_equal_loops(error: str, columns: WindowColumns) -> None:
 def test_gradients_reach_known_times_of_what_happened_and_no_others(columns: WindowColumns) -> None:
     batch = batch_of(columns, np.arange(9))
     output = output_for(batch)
-    events, times = tower_sums(output, batch)
+    events, times = tower_sums(output.event_logits, output.time, batch)
     (events.sum() + times.sum()).backward()
     happened, time = observed(batch, ACTIONS)
     assert output.event_logits.grad.all()
