@@ -71,7 +71,7 @@ class Settings:
     histories: list[int] = field(default_factory=lambda: [50, 100, 500])
     dim: int = 32
     heads: int = 4
-    max_error: float = 1e-3
+    max_error: float = 1e-2
     requests: int = 200
     slow_requests: int = 3
     seconds: float = 8.0

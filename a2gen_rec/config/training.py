@@ -149,7 +149,7 @@ class EvaluateConfig:
         sequences: most frequent action sequences to compare with the generated ones; 0 for none.
     """
 
-    max_error: float = 1e-3
+    max_error: float = 1e-2
     smoothing: float = 20.0
     sequences: int = 0
 
