@@ -18,6 +18,7 @@ class ServeConfig:
         max_wait_ms: longest that a request waits for others to be ranked with.
         max_batch: candidates ranked together; one request may have more.
         max_waiting: candidates that may wait in all; further requests are refused.
+        max_queue_ms: for which those that wait may take to rank, by the speed of late; further requests are refused.
         max_requests: requests in progress at a time, slow senders included; further ones are refused.
         timeout_ms: for which a request may wait and be ranked, where it does not say itself.
         max_body_kb: largest request, in KiB.
@@ -35,6 +36,7 @@ class ServeConfig:
     max_wait_ms: float = 2.0
     max_batch: int = 500
     max_waiting: int = 20_000
+    max_queue_ms: float = 250.0
     max_requests: int = 1000
     timeout_ms: int = 1000
     max_body_kb: int = 1024
@@ -45,7 +47,7 @@ class ServeConfig:
     drain_s: float = 10.0
 
     def __post_init__(self) -> None:
-        require("serve", self, *POSITIVE, "max_batch", "max_waiting", "max_requests", "max_body_kb")
+        require("serve", self, *POSITIVE, "max_batch", "max_waiting", "max_queue_ms", "max_requests", "max_body_kb")
         require("serve", self, *POSITIVE, "timeout_ms", "read_timeout_s", "drain_s")
         require("serve", self, *NOT_NEGATIVE, "max_wait_ms", "history_cache_mb", "state_cache_mb", "notice_s")
         if not 0 <= self.port < 2**16:

@@ -5,6 +5,8 @@ keep up: torch lets go of Python's lock in its kernels.
 """
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -20,6 +22,8 @@ Result = TypeVar("Result")
 
 FORGOTTEN = 0.3
 """Share of what is known of former batches' speed that each batch puts out of mind."""
+NICE = 5
+"""Of the thread that works: where cores are short, the event loop, which needs little, goes first."""
 
 
 class Overloaded(Exception):
@@ -62,6 +66,7 @@ class Batcher(Generic[Job, Result]):
         max_wait_s: longest that a job waits for company.
         max_batch: sum of the sizes of a batch's jobs; a larger job is a batch of its own.
         max_waiting: sum of the sizes of waiting jobs; a larger job waits alone.
+        max_queue_s: for which waiting jobs may take, as far as can be told.
         observe: told of every batch, in the thread: how long its jobs had waited, in seconds, and their sizes' sum.
     """
 
@@ -71,10 +76,12 @@ class Batcher(Generic[Job, Result]):
         max_wait_s: float,
         max_batch: int,
         max_waiting: int,
+        max_queue_s: float = float("inf"),
         observe: Callable[[list[float], int], None] = lambda waits, size: None,
     ) -> None:
         self.work, self.observe = work, observe
-        self.max_wait_s, self.max_batch, self.max_waiting = max_wait_s, max_batch, max_waiting
+        self.max_wait_s, self.max_batch = max_wait_s, max_batch
+        self.max_waiting, self.max_queue_s = max_waiting, max_queue_s
         self.waiting = 0
         self._begun = 0
         self._speed = _Speed()
@@ -86,7 +93,7 @@ class Batcher(Generic[Job, Result]):
 
     @property
     def full(self) -> bool:
-        return self.waiting >= self.max_waiting
+        return self.waiting >= self.max_waiting or self._speed.seconds(self.waiting) > self.max_queue_s
 
     async def submit(self, job: Job, size: int, timeout_s: float) -> Result:
         """The job's result. One whose caller is cancelled, or whose time is over, is not begun.
@@ -101,7 +108,8 @@ class Batcher(Generic[Job, Result]):
         with self._changed:
             before = self._begun + self.waiting
             is_hopeless = before and self._speed.seconds(before + size) > timeout_s
-            if self._closed or is_hopeless or (self.waiting and self.waiting + size > self.max_waiting):
+            is_full = self.full or (self.waiting and self.waiting + size > self.max_waiting)
+            if self._closed or is_hopeless or is_full:
                 raise Overloaded
             self._queue.append(mine)
             self.waiting += size
@@ -129,6 +137,8 @@ class Batcher(Generic[Job, Result]):
             self.waiting -= mine.size
 
     def _run(self) -> None:
+        if sys.platform == "linux":  # of this thread; elsewhere it would be of the whole process
+            os.nice(NICE)
         while batch := self._next_batch():
             now = time.monotonic()
             self.observe([now - each.arrived for each in batch], self._begun)

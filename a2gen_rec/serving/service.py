@@ -77,7 +77,12 @@ class Service:
         self._model = self._loaded()
         self.metrics.serving(self.ranker.version)
         self.batcher: Batcher[_Job, Ranked] = Batcher(
-            self._rank_batch, config.max_wait_ms / 1000, config.max_batch, config.max_waiting, self.metrics.batch
+            self._rank_batch,
+            config.max_wait_ms / 1000,
+            config.max_batch,
+            config.max_waiting,
+            config.max_queue_ms / 1000,
+            self.metrics.batch,
         )
         self._reloading = asyncio.Lock()
         self._tell_of_caches()

@@ -1,6 +1,8 @@
 """Jobs share batches, keep to their deadlines, and are refused when too many wait."""
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2gen_rec.serving.batching import Batcher, Expired, Overloaded
+from a2gen_rec.serving.batching import NICE, Batcher, Expired, Overloaded
 
 
 class Held:
@@ -35,9 +37,10 @@ def with_batcher(
     max_wait_s: float = 0.0,
     max_batch: int = 100,
     max_waiting: int = 1000,
+    max_queue_s: float = 100.0,
     observe: Any = lambda waits, size: None,
 ) -> None:
-    batcher: Batcher[int, int] = Batcher(work, max_wait_s, max_batch, max_waiting, observe)
+    batcher: Batcher[int, int] = Batcher(work, max_wait_s, max_batch, max_waiting, max_queue_s, observe)
 
     async def run() -> None:
         await test(batcher)
@@ -168,6 +171,40 @@ def test_closing_does_what_waits_and_takes_no_more() -> None:
         assert await asyncio.gather(*asked) == [0, 2, 4, 6, 8]
 
     with_batcher(work, test)
+
+
+def test_no_more_may_wait_than_is_done_in_a_bounded_time() -> None:
+    """Jobs of size 10 that take 0.2 s each: at most two of them may wait for 0.3 s."""
+    sleeping = threading.Event()
+
+    def work(jobs: list[int]) -> list[int]:
+        sleeping.wait(0.2)
+        return jobs
+
+    async def test(batcher: "Batcher[int, int]") -> None:
+        assert await batcher.submit(0, 10, 30) == 0
+        asked = [asyncio.ensure_future(batcher.submit(1, 10, 30))]
+        while not batcher._begun:
+            await asyncio.sleep(0.001)
+        for number in (2, 3):
+            assert not batcher.full
+            asked.append(asyncio.ensure_future(batcher.submit(number, 10, 30)))
+            await asyncio.sleep(0)
+        assert batcher.full
+        with pytest.raises(Overloaded):
+            await batcher.submit(4, 1, 30)
+        assert await asyncio.gather(*asked) == [1, 2, 3]
+        assert not batcher.full
+
+    with_batcher(work, test, max_batch=10, max_queue_s=0.3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a thread has a niceness of its own")
+def test_the_thread_lets_the_event_loop_go_first() -> None:
+    async def test(batcher: "Batcher[int, int]") -> None:
+        assert await batcher.submit(0, 1, 5) == os.nice(0) + NICE
+
+    with_batcher(lambda jobs: [os.nice(0)], test)
 
 
 def test_what_cannot_be_done_in_time_is_refused_at_once() -> None:
