@@ -28,6 +28,8 @@ def run(options: Namespace) -> None:
 
     if bool(options.experiment) == bool(options.data):
         raise ConfigError("give the folder of an experiment, or --data and that of a dataset")
+    if options.data and options.markdown:
+        raise ConfigError("--markdown goes with an experiment; what is written of a dataset, Markdown too, is in --out")
     quiet()
     if options.data:
         _data(options)

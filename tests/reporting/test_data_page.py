@@ -223,3 +223,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["report", "--data", str(tmp_path / "out")])
     assert capsys.readouterr().err.startswith(f"a2gen: error: {tmp_path}/out/dataset.yaml: no dataset card here")
+    with pytest.raises(SystemExit):
+        main(["report", "--data", str(data), "--markdown", str(tmp_path / "elsewhere.md")])
+    assert capsys.readouterr().err.startswith("a2gen: error: --markdown goes with an experiment")
