@@ -2,24 +2,28 @@
 
 ::
 
-    OUT/data/jd/                                dataset made of a raw log, if the suite names one
+    OUT/data/jd/                                dataset made of a raw log, if the suite names one; jd.json says how
     OUT/runs/jd/ple/seed-0-1a2b3c4d/            a run: settings.yaml, log.txt, checkpoints; when it is finished
         record.json                             its validation, size and speed
         test.json, test.parquet                 its evaluation and predictions, if it was chosen
     OUT/chosen.json                             what tuning chose, written before anything is tested
     OUT/results.json                            all of it
 
-A run's folder is named after its seed and a digest of its settings and dataset: whatever a suite asks for that is
-there already is not done again, and what was begun is resumed. The test split is read in the last phase only, once
+A run's folder is named after its seed and a digest of its settings, defaults too, and dataset: whatever a suite asks
+for that is there already is not done again, and what was begun is resumed. That other code would train it otherwise is
+not noticed, but its record has the commit. The test split is read in the last phase only, once
 all that depends on validation is decided.
 """
 
+import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -125,7 +129,7 @@ class Experiment:
 
     def run(self) -> dict[str, Any]:
         """Do what is not done yet; returns what ``results.json`` holds."""
-        with terminated_as_interrupted():
+        with terminated_as_interrupted(), self._alone():
             self.failures = []
             data = self._datasets()
             trials = self._trials(data)
@@ -152,6 +156,16 @@ class Experiment:
         self._write(RESULTS, results)
         return results
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two experiments in one folder would train the same runs, and each overwrite what the other has found."""
+        with Path(self.out, "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however that ends
+            except OSError as error:
+                raise UserError(f"{self.out}: another `a2gen experiment` is at work here") from error
+            yield
+
     def _datasets(self) -> dict[str, Prepared]:
         """The datasets; those that are not there are made, one at a time."""
         found = {}
@@ -168,9 +182,13 @@ class Experiment:
         if dataset.data:
             return paths.absolute(paths.seen_from(self.raw, dataset.data))
         folder = paths.absolute(paths.join(self.out, "data", dataset.name))
+        how, asked = f"{folder}.json", json.dumps(dataset.made, indent=1, default=str) + "\n"
         if paths.exists(folder):
+            if paths.exists(how) and paths.read_text(how) != asked:
+                raise UserError(f"{folder}: was made otherwise, as {how} has it; remove both, or give another --out")
             return folder
         paths.make_folder(paths.parent(folder))
+        paths.write_text(how, asked)
         log, source, raw = f"{folder}.txt", dataset.source, paths.seen_from(self.raw, dataset.raw)
         if dataset.simulate is not None:
             source, raw = "simulated", f"{folder}-log"
@@ -213,13 +231,14 @@ class Experiment:
         return float(metrics[select]) if select == "auc" else -float(metrics[select])
 
     def _run(self, dataset: Dataset, data: Prepared, model: Model, seed: int, tuned: Overrides) -> Run:
-        overrides = model.overrides | tuned
+        overrides = tuned | model.overrides  # an ablation of what was tuned is one
         settings = nested(dataset.settings, overrides | {"train.seed": seed})
-        text = json.dumps([settings, data.card], sort_keys=True, default=str)
+        config = parse_config(settings)
+        text = json.dumps([asdict(config), data.card], sort_keys=True, default=str)  # defaults change with the code
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         place = (dataset.name, model.name.replace(" ", "-"), f"seed-{seed}-{digest}")
         folder = paths.join(self.out, "runs", *place)
-        return Run(dataset.name, data.folder, model, seed, overrides, settings, parse_config(settings), folder)
+        return Run(dataset.name, data.folder, model, seed, overrides, settings, config, folder)
 
     def _all(self, phase: str, work: Callable[[Run], str], runs: Sequence[Run]) -> None:
         """Work through runs, several at a time; one that fails is noted and stops no other."""

@@ -60,6 +60,12 @@ class Dataset:
     prepare: Mapping[str, Any] = field(default_factory=dict)
     ablations: bool = True
 
+    @property
+    def made(self) -> dict[str, Any]:
+        """What it is made of, and how: two that differ in it are different data."""
+        names = ("source", "raw", "spec", "simulate", "prepare")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True)
 class Model:

@@ -1,9 +1,9 @@
-"""Models compared on a dataset: means over seeds, and what resampled users leave of differences (METHODS §8)."""
+"""Models compared on a dataset: means over seeds, and differences over resampled users and seeds (METHODS §8)."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from a2gen_rec.reporting.bootstrap import interval, p_value, user_weights, weigh
 from a2gen_rec.reporting.experiment_files import Recorded, TestedRun
 from a2gen_rec.training.prediction_file import read_predictions
 
+LEAST = 100
+"""Of positives, negatives or known times: an outcome with fewer would be the noise of a mean, and is left out."""
 OF_SCORE = ("auc", "gauc", "ne", "calibration")
 OF_TIME = ("mae_log", "mae_s")
 REFERENCES = {
@@ -32,12 +34,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """A model's metric less its reference's, 95 % interval and two-sided p-value over resampled users."""
+    """A model's metric less its reference's, 95 % interval and two-sided p-value over resampled users and seeds."""
 
     value: float
     low: float
     high: float
     p: float
+    p_is_bound: bool
+    """Whether 0 is passed in no resample: then p is at most that."""
 
     @property
     def significant(self) -> bool:
@@ -52,7 +56,8 @@ class Measured:
     Attributes:
         outcomes: action, label or objective -> ``OF_SCORE`` -> value; times: timed action -> ``OF_TIME`` -> value,
             next_times: the same given the steps before each action, empty where that was not measured.
-        auc: mean over actions and labels; mae_log, mae_s: mean over timed actions, in log1p seconds and seconds.
+        auc: mean over actions and labels; mae_log, mae_s: mean over timed actions, in log1p seconds and seconds; all
+            of them without what has fewer than ``LEAST``.
     """
 
     name: str
@@ -71,9 +76,10 @@ class ModelResult(Measured):
     Attributes:
         of: the model it is an ablation of, or empty; reference: what it is compared with, or empty.
         overrides: what its settings differ in; seeds: of its runs.
-        auc_interval, mae_interval: 95 % interval of ``auc`` and ``mae_log`` over resampled users.
+        auc_interval, mae_interval: 95 % interval of ``auc`` and ``mae_log`` over resampled users and seeds.
         auc_difference, mae_difference: to the reference's.
-        targets_per_s: median training speed; seconds: median training time.
+        targets_per_s: training speed of the fastest seed; seconds: median training time of those that trained in one
+            go; None where no seed tells.
     """
 
     of: str
@@ -86,7 +92,28 @@ class ModelResult(Measured):
     mae_difference: Difference | None
     parameters: dict[str, int]
     targets_per_s: float | None
-    seconds: float
+    seconds: float | None
+
+
+class Averaged(NamedTuple):
+    """What means are over: actions and labels, and timed actions, of which the test split has ``LEAST``.
+
+    All of them where it has that many of none. ``left_out``: the others.
+    """
+
+    outcomes: list[str]
+    times: list[str]
+    left_out: list[str]
+
+    @classmethod
+    def of(cls, test: Mapping[str, Any]) -> "Averaged":
+        most = test["targets"] - LEAST
+        outcomes = [name for name, row in test["actions"].items() if LEAST <= row["positives"] <= most]
+        times = [name for name, row in test["time"].items() if row["count"] >= LEAST]
+        outcomes, times = outcomes or list(test["actions"]), times or list(test["time"])
+        return cls(
+            outcomes, times, [name for name in {**test["actions"], **test["time"]} if name not in outcomes + times]
+        )
 
 
 @dataclass(frozen=True)
@@ -96,6 +123,7 @@ class Comparison:
     Attributes:
         targets: impressions of the test split, of so many ``users``.
         scored: outcomes that all models predict; positives: of each; timed: action -> number of known times.
+        averaged: of those, what the means are over.
     """
 
     dataset: str
@@ -105,6 +133,7 @@ class Comparison:
     scored: list[str]
     positives: dict[str, int]
     timed: dict[str, int]
+    averaged: Averaged
     models: list[ModelResult]
     references: list[Measured]
 
@@ -119,7 +148,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Resampled:
-    """Mean AUC and mean MAE (log1p s) of a model in every resample [resamples], means over its seeds."""
+    """Mean AUC and mean MAE (log1p s) of a model in every resample [resamples], means over seeds drawn anew."""
 
     auc: np.ndarray
     mae: np.ndarray
@@ -140,18 +169,20 @@ def compare(
     names = list(dict.fromkeys(run.model for run in runs))
     first = runs[0]
     users = np.unique(read_predictions(first.predictions)[0].user)
-    weights = user_weights(len(users), resamples)
+    weights, averaged = user_weights(len(users), resamples), Averaged.of(first.test)
     drawn = {}
-    for name in names:
+    for number, name in enumerate(names):
         tell(name)
-        drawn[name] = _resample(recorded.of_model(dataset, name), users, weights)
+        seeds = np.random.default_rng([number, resamples])
+        drawn[name] = _resample(recorded.of_model(dataset, name), users, weights, averaged, seeds)
     scored = _scored(runs)
     models = []
     for name in names:
         own = recorded.of_model(dataset, name)
         reference = own[0].of or names[0]
         known = reference in names and reference != name
-        models.append(_model(own, scored, reference if known else "", drawn, recorded.of_model(dataset, reference)))
+        compared = recorded.of_model(dataset, reference) if known else []
+        models.append(_model(own, scored, averaged, drawn, compared))
     counts = {**first.test["objectives"], **first.test["actions"]}
     return Comparison(
         dataset=dataset,
@@ -161,8 +192,9 @@ def compare(
         scored=scored,
         positives={name: int(counts[name]["positives"]) for name in scored},
         timed={name: int(row["count"]) for name, row in first.test["time"].items()},
+        averaged=averaged,
         models=models,
-        references=_references(first.test, scored),
+        references=_references(first.test, scored, averaged),
     )
 
 
@@ -175,9 +207,9 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     return Spread(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None)
 
 
-def mean_of(rows: Mapping[str, Mapping[str, Any]], metric: str) -> float | None:
-    """Mean of a metric over the outcomes, or times, of an evaluation that have it."""
-    known = [row[metric] for row in rows.values() if row.get(metric) is not None]
+def mean_of(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], metric: str) -> float | None:
+    """Mean of a metric over those outcomes, or times, of an evaluation that have it."""
+    known = [rows[name][metric] for name in names if rows.get(name, {}).get(metric) is not None]
     return float(np.mean(known)) if known else None
 
 
@@ -191,17 +223,19 @@ def _scored(runs: Sequence[TestedRun]) -> list[str]:
 def _model(
     runs: Sequence[TestedRun],
     scored: Sequence[str],
-    reference: str,
+    averaged: Averaged,
     drawn: Mapping[str, _Resampled],
-    of_reference: Sequence[TestedRun],
+    compared: Sequence[TestedRun],
 ) -> ModelResult:
-    tests = [run.test for run in runs]
-    own, other = drawn[runs[0].model], drawn.get(reference)
+    """The result of a model's ``runs``, compared with the runs of another, if any."""
+    tests, own = [run.test for run in runs], drawn[runs[0].model]
+    reference = compared[0].model if compared else ""
     speeds = [run.targets_per_s for run in runs if run.targets_per_s is not None]
-    measured = _measured(runs[0].model, tests, scored)
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+    measured = _measured(runs[0].model, tests, scored, averaged)
     differences: list[Difference | None] = [None, None]
-    if other is not None:
-        base = _measured(reference, [run.test for run in of_reference], scored)
+    if compared:
+        base, other = _measured(reference, [run.test for run in compared], scored, averaged), drawn[reference]
         differences = [
             _difference(measured.auc, base.auc, own.auc - other.auc),
             _difference(measured.mae_log, base.mae_log, own.mae - other.mae),
@@ -217,12 +251,12 @@ def _model(
         auc_difference=differences[0],
         mae_difference=differences[1],
         parameters=runs[0].parameters,
-        targets_per_s=float(np.median(speeds)) if speeds else None,
-        seconds=float(np.median([run.seconds for run in runs])),
+        targets_per_s=max(speeds, default=None),
+        seconds=float(np.median(seconds)) if seconds else None,
     )
 
 
-def _measured(name: str, tests: Sequence[Mapping[str, Any]], scored: Sequence[str]) -> Measured:
+def _measured(name: str, tests: Sequence[Mapping[str, Any]], scored: Sequence[str], averaged: Averaged) -> Measured:
     outcomes = [{**test["objectives"], **test["actions"]} for test in tests]
     given = [test.get("next_time", {}) for test in tests]
     return Measured(
@@ -230,9 +264,9 @@ def _measured(name: str, tests: Sequence[Mapping[str, Any]], scored: Sequence[st
         outcomes=_by_metric(outcomes, scored, OF_SCORE),
         times=_by_metric([test["time"] for test in tests], list(tests[0]["time"]), OF_TIME),
         next_times=_by_metric(given, list(given[0]), OF_TIME),
-        auc=spread(mean_of(test["actions"], "auc") for test in tests),
-        mae_log=spread(mean_of(test["time"], "mae_log") for test in tests),
-        mae_s=spread(mean_of(test["time"], "mae_s") for test in tests),
+        auc=spread(mean_of(test["actions"], averaged.outcomes, "auc") for test in tests),
+        mae_log=spread(mean_of(test["time"], averaged.times, "mae_log") for test in tests),
+        mae_s=spread(mean_of(test["time"], averaged.times, "mae_s") for test in tests),
     )
 
 
@@ -244,42 +278,60 @@ def _by_metric(
     }
 
 
-def _references(test: Mapping[str, Any], scored: Sequence[str]) -> list[Measured]:
+def _references(test: Mapping[str, Any], scored: Sequence[str], averaged: Averaged) -> list[Measured]:
     """The trivial references of an evaluation, which are the same for all models."""
     found = []
     for key, name in REFERENCES.items():
         rows = test["reference"].get(key)
         if rows:
             empty: dict[str, Any] = {"actions": {}, "objectives": {}, "time": {}}
-            found.append(_measured(name, [empty | {"time" if key == "median_time" else "actions": rows}], scored))
+            rows = empty | {"time" if key == "median_time" else "actions": rows}
+            found.append(_measured(name, [rows], scored, averaged))
     return found
+
+
+def _one_sided(drawn: np.ndarray) -> bool:
+    known = drawn[np.isfinite(drawn)]
+    return bool((known > 0).all() or (known < 0).all())
 
 
 def _difference(own: Spread | None, other: Spread | None, drawn: np.ndarray) -> Difference | None:
     around, p = interval(drawn), p_value(drawn)
     if own is None or other is None or around is None or p is None:
         return None
-    return Difference(own.mean - other.mean, *around, p)
+    return Difference(own.mean - other.mean, *around, p, _one_sided(drawn))
 
 
-def _resample(runs: Sequence[TestedRun], users: np.ndarray, weights: np.ndarray) -> _Resampled:
-    found = [_resample_run(run, users, weights) for run in runs]
-    return _Resampled(np.mean([each.auc for each in found], axis=0), np.mean([each.mae for each in found], axis=0))
+def _resample(
+    runs: Sequence[TestedRun],
+    users: np.ndarray,
+    weights: np.ndarray,
+    averaged: Averaged,
+    rng: np.random.Generator,
+) -> _Resampled:
+    """Seeds are drawn with replacement too: another training is as good a sample as other users."""
+    found = [_resample_run(run, users, weights, averaged) for run in runs]
+    seeds = rng.integers(len(runs), size=(len(runs), weights.shape[1]))
+
+    def mean(of_seeds: list[np.ndarray]) -> np.ndarray:
+        return np.take_along_axis(np.array(of_seeds), seeds, axis=0).mean(0)
+
+    return _Resampled(mean([each.auc for each in found]), mean([each.mae for each in found]))
 
 
-def _resample_run(run: TestedRun, users: np.ndarray, weights: np.ndarray) -> _Resampled:
+def _resample_run(run: TestedRun, users: np.ndarray, weights: np.ndarray, averaged: Averaged) -> _Resampled:
     predictions, names = read_predictions(run.predictions)
     user = np.searchsorted(users, predictions.user)
     if not np.array_equal(np.unique(predictions.user), users):
         raise DataError("is of other users than the other predictions of its dataset", file=run.predictions)
     aucs = []
-    for name in run.test["actions"]:
+    for name in averaged.outcomes:
         column = names.index(name)
         score, happened = predictions.probability[:, column], predictions.happened[:, column]
         known = np.isfinite(score) & np.isfinite(happened)
         aucs.append(weighted_auc(score[known], happened[known], user[known], weights))
     maes = []
-    for name in run.test["time"]:
+    for name in averaged.times:
         error = np.abs(predictions.time[:, names.index(name)] - predictions.actual_time[:, names.index(name)])
         known = np.isfinite(error)
         maes.append(weighted_mean(error[known], user[known], weights))

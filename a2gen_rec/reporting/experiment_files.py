@@ -17,7 +17,8 @@ class TestedRun:
         of: the model whose ablation it is; empty if it is none.
         overrides: what its settings differ in from the dataset's; test: as ``training.evaluate.evaluate`` returns it.
         predictions, folder: where its predictions, and all else of it, are.
-        targets_per_s: training speed; None if it was too short to tell.
+        targets_per_s: training speed; None if it was too short to tell. seconds: of training; None if it was resumed.
+        commit: of the code that trained it; empty if unknown.
     """
 
     dataset: str
@@ -30,7 +31,8 @@ class TestedRun:
     folder: str
     parameters: dict[str, int]
     targets_per_s: float | None
-    seconds: float
+    seconds: float | None
+    commit: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,6 @@ class Recorded:
     machine: dict[str, Any]
     command: str
     chosen: dict[str, dict[str, dict[str, Any]]]
-    trials: int
     runs: list[TestedRun]
     failed: list[dict[str, Any]]
 
@@ -80,7 +81,6 @@ def read_experiment(folder: str) -> Recorded:
             machine=dict(raw["machine"]),
             command=raw.get("command", ""),
             chosen=dict(raw["chosen"]),
-            trials=len(raw["trials"]),
             runs=[_run(run, folder) for run in raw["runs"]],
             failed=[{name: failure[name] for name in ("phase", "run", "error")} for failure in raw["failed"]],
         )
@@ -115,7 +115,8 @@ def _run(raw: dict[str, Any], folder: str) -> TestedRun:
         folder=paths.join(folder, raw["folder"]),
         parameters={name: int(raw["parameters"][name]) for name in ("tables", "dense")},
         targets_per_s=raw["targets_per_s"],
-        seconds=float(raw["seconds"]),
+        seconds=None if raw["resumed"] else float(raw["seconds"]),
+        commit=raw["machine"]["commit"] or "",
     )
 
 

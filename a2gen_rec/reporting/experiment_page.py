@@ -144,6 +144,7 @@ def _about(recorded: Recorded) -> dict[str, Any]:
         "chosen": experiment_tables.chosen_table(recorded.chosen),
         "settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip(),
         "machine": recorded.machine,
+        "commits": list(dict.fromkeys(run.commit for run in recorded.runs)),
         "versions": VERSIONS,
         "commands": _commands(recorded),
         "failed": [_failure(failure) for failure in recorded.failed],

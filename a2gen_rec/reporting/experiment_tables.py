@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from a2gen_rec.reporting.comparison import Comparison, Difference, Measured, ModelResult, Spread
+from a2gen_rec.reporting.comparison import LEAST, Comparison, Difference, Measured, ModelResult, Spread
 from a2gen_rec.reporting.tables import BETTER, UNKNOWN, titled_table
 
 MARK = "*"
@@ -100,10 +100,11 @@ def overview(comparison: Comparison) -> Table:
             columns.append((f"difference to {reference} ", [_difference_cell(row, "mae") for row in rows]))
     seeds = max((len(model.seeds) for model in comparison.whole), default=1)
     note = (f"Mean ± standard deviation over {seeds} seeds" if seeds > 1 else "One seed") + ". Bold: best model."
-    note += " Means are over actions and labels"
-    note += ", of times over actions that the log times." if comparison.timed else "."
+    note += f" {_averaged(comparison)}"
     note += f" Below: 95 % intervals over {comparison.resamples:,} resamples of the {comparison.users:,} users"
-    note += f", the same ones for both models of a difference; {MARK}: it leaves out 0." if several else "."
+    note += ", the same ones for both models of a difference" if several else ""
+    note += ", and of the seeds" if seeds > 1 else ""
+    note += f"; {MARK}: the interval leaves out 0." if several else "."
     return _table("At a glance", columns, rows, len(shown), note)
 
 
@@ -138,14 +139,15 @@ def times(comparison: Comparison, metric: str, title: str, digits: int) -> Table
 
 
 def next_times(comparison: Comparison) -> Table:
-    """The error of times when the steps before an action are known."""
-    shown: Sequence[Measured] = comparison.whole
+    """The error of times when the steps before an action are known: no contest, as only generators read them."""
+    shown: Sequence[Measured] = comparison.models
     columns = [
-        (name, _column(shown, shown, lambda row, name=name: row.next_times.get(name, {}).get("mae_log"), less, 4))  # type: ignore[misc]
+        (name, _column([], shown, lambda row, name=name: row.next_times.get(name, {}).get("mae_log"), less, 4))  # type: ignore[misc]
         for name in comparison.timed
     ]
     note = (
-        "Of the next action, by a model that has seen the steps before it; towers read no steps and say what they said."
+        "Of the next action, by a generator that is told the steps before it and their times. Models without one read "
+        "no steps, and stand here by what they said in advance."
     )
     return _table("Time MAE given the steps before, log1p s", columns, shown, len(shown), note)
 
@@ -161,7 +163,10 @@ def ablations(comparison: Comparison) -> Table:
         columns.append(("mean time MAE, log1p s", [Cell(_spread_text(model.mae_log, 4)) for model in shown]))
         columns.append(("difference ", [_difference_cell(model, "mae") if model.of else Cell("") for model in shown]))
     columns.append(("change", [Cell(_change(comparison, model)) for model in shown]))
-    note = f"Each with the tuned settings of its model, and its difference to it. {MARK}: the interval leaves out 0."
+    note = (
+        f"Each with the tuned settings of its model, and its difference to it. {MARK}: the interval leaves out 0, "
+        "which it does by chance in one of twenty."
+    )
     return _table("Ablations", columns, shown, len(shown), note, ("change",))
 
 
@@ -173,9 +178,13 @@ def costs(comparison: Comparison) -> Table:
         ("parameters in tables", [Cell(f"{row.parameters['tables']:,}") for row in rows]),
         ("dense parameters", [Cell(f"{row.parameters['dense']:,}") for row in rows]),
         ("training targets/s", [Cell(speed) for speed in speeds]),
-        ("training, s", [Cell(f"{row.seconds:,.0f}") for row in rows]),
+        ("training, s", [Cell(UNKNOWN if row.seconds is None else f"{row.seconds:,.0f}") for row in rows]),
     ]
-    return _table("Cost", columns, rows, len(rows), "Medians over seeds. Of runs side by side, speeds are lower.")
+    note = (
+        "Speed of the fastest seed, and the median time of those that trained in one go. Runs side by side, and "
+        "whatever else the machine did, slow each other down: these are orders of magnitude."
+    )
+    return _table("Cost", columns, rows, len(rows), note)
 
 
 def chosen_table(chosen: dict[str, dict[str, dict[str, object]]]) -> Table | None:
@@ -213,9 +222,12 @@ def _table(
     words: tuple[str, ...] = (),
 ) -> Table:
     """Of columns; rows after the first ``models`` are references."""
-    lines = [
-        Row(row.name, [cells[place] for _, cells in columns], aside=place >= models) for place, row in enumerate(rows)
-    ]
+    most = max((len(row.seeds) for row in rows if isinstance(row, ModelResult)), default=0)
+    lines = []
+    for place, row in enumerate(rows):
+        seeds = len(row.seeds) if isinstance(row, ModelResult) else most
+        name = row.name if seeds == most else f"{row.name} ({seeds} of {most} seeds)"
+        lines.append(Row(name, [cells[place] for _, cells in columns], aside=place >= models))
     return Table(title, [name for name, _ in columns], lines, note, words)
 
 
@@ -249,6 +261,14 @@ def _column(
     return cells
 
 
+def _averaged(comparison: Comparison) -> str:
+    """What the means are over, in words."""
+    told = "Means are over actions and labels" + (", of times over timed actions" if comparison.timed else "")
+    if left := comparison.averaged.left_out:
+        told += f", without {', '.join(left)}, of which the test split has fewer than {LEAST}"
+    return f"{told}."
+
+
 def _spread_text(value: Spread | None, digits: int) -> str:
     if value is None:
         return UNKNOWN
@@ -260,7 +280,8 @@ def _difference_cell(row: Measured, metric: str) -> Cell:
     if found is None:
         return Cell("")
     mark = MARK if found.significant else ""
-    return Cell(_signed(found.value) + mark, f"{_signed(found.low)} to {_signed(found.high)}, p {found.p:.3f}")
+    p = f"p {'≤' if found.p_is_bound else '='} {found.p:.3f}"
+    return Cell(_signed(found.value) + mark, f"{_signed(found.low)} to {_signed(found.high)}, {p}")
 
 
 def _signed(value: float) -> str:

@@ -172,6 +172,41 @@ def test_ablations_are_run_where_they_are_wanted(raw: Path, tmp_path: Path) -> N
     assert not any("one/no-gate" in folder for _, folder in launch.asked)
 
 
+def test_an_ablation_of_what_was_tuned_is_one(raw: Path, tmp_path: Path) -> None:
+    ablations = {"a2gen": {"slow": {"optim.dense_lr": 0.125}}}
+    results, _ = carry_out(suite_of(tmp_path, SUITE | {"ablations": ablations}), tmp_path, raw, Pretended())
+    rates = {run["overrides"]["optim.dense_lr"] for run in results["runs"] if run["model"] == "slow"}
+    assert rates == {0.125}
+
+
+def test_a_dataset_made_otherwise_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> None:
+    content = SUITE | {"datasets": {"made": {"simulate": {"users": 30}, "settings": TINY}}}
+    (tmp_path / "out/data/made").mkdir(parents=True)
+    write_dataset(tmp_path / "out/data/made", CARD, windows=12, files=1)
+    suite = suite_of(tmp_path, content)
+    carry_out(suite, tmp_path, tmp_path, Pretended())  # of unknown making, so it is what there is
+    (tmp_path / "out/data/made.json").write_text(json.dumps(suite.datasets[0].made, indent=1) + "\n")
+    assert not carry_out(suite, tmp_path, tmp_path, Pretended())[0]["failed"]
+    content["datasets"]["made"]["simulate"]["users"] = 31
+    results, _ = carry_out(suite_of(tmp_path, content), tmp_path, tmp_path, Pretended())
+    (failed,) = results["failed"]
+    assert "out/data/made: was made otherwise, as" in failed["error"]
+    assert not results["runs"]
+
+
+def test_two_experiments_are_not_in_one_folder_at_once(raw: Path, tmp_path: Path) -> None:
+    suite = suite_of(tmp_path)
+
+    def another(arguments: list[str], log: str) -> int:
+        with pytest.raises(UserError, match="another `a2gen experiment` is at work here"):
+            carry_out(suite, tmp_path, raw, Pretended())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(suite, tmp_path, raw, another)  # type: ignore[arg-type]
+    assert carry_out(suite, tmp_path, raw, Pretended())[0]["runs"]
+
+
 def test_what_is_there_is_not_done_again(raw: Path, tmp_path: Path) -> None:
     first, again = Pretended(), Pretended()
     before, _ = carry_out(suite_of(tmp_path), tmp_path, raw, first)

@@ -10,7 +10,7 @@ from experiments import CARD, make_predictions, plain_card, write_experiment
 
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.reporting.bootstrap import user_weights
-from a2gen_rec.reporting.comparison import Comparison, Spread, compare, spread
+from a2gen_rec.reporting.comparison import Averaged, Comparison, Spread, compare, spread
 from a2gen_rec.reporting.experiment_files import read_experiment
 from a2gen_rec.training.metrics import auc
 from a2gen_rec.training.prediction_file import read_predictions, write_predictions
@@ -35,9 +35,9 @@ def test_means_and_deviations_are_over_seeds(tmp_path: Path) -> None:
                 assert model.outcomes[name][metric] == Spread(
                     pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1))
                 )
-        means = [np.mean([test["actions"][name]["auc"] for name in ROWS]) for test in tests]
+        means = [np.mean([test["actions"][name]["auc"] for name in found.averaged.outcomes]) for test in tests]
         assert model.auc == Spread(pytest.approx(np.mean(means)), pytest.approx(np.std(means, ddof=1)))
-        seconds = [np.mean([row["mae_s"] for row in test["time"].values()]) for test in tests]
+        seconds = [np.mean([test["time"][name]["mae_s"] for name in found.averaged.times]) for test in tests]
         assert model.mae_s is not None
         assert model.mae_s.mean == pytest.approx(np.mean(seconds))
         assert model.next_times["follow"]["mae_log"] == Spread(0.25, 0.0)
@@ -49,14 +49,36 @@ def test_means_and_deviations_are_over_seeds(tmp_path: Path) -> None:
     assert found.references[1].mae_log == Spread(pytest.approx(0.9), None)
 
 
+def test_rare_outcomes_and_times_are_left_out_of_means() -> None:
+    actions = {"like": {"positives": 100}, "hate": {"positives": 99}, "click": {"positives": 901}}
+    time = {"like": {"count": 100}, "hate": {"count": 99}, "exit": {"count": 1000}}
+    test = {"targets": 1000, "actions": actions, "time": time}
+    assert Averaged.of(test) == (["like"], ["like", "exit"], ["hate", "click"])
+    few = {name: {"positives": 3} for name in actions}
+    assert Averaged.of(test | {"actions": few}) == (list(actions), ["like", "exit"], []), "there is nothing else"
+
+
+def test_speed_is_the_fastest_seeds_and_resumed_runs_tell_no_time(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, seeds=(0, 1, 2))
+    file = folder / "results.json"
+    results = json.loads(file.read_text())
+    results["runs"][1]["resumed"] = True
+    for run in results["runs"][3:]:
+        run["resumed"] = True
+    file.write_text(json.dumps(results))
+    assert [(model.targets_per_s, model.seconds) for model in compared(folder).models] == [(300.0, 4.0), (600.0, None)]
+
+
 def test_differences_are_those_of_the_same_resampled_users(tmp_path: Path) -> None:
-    """Row by row: the rows of every drawn user, as often as drawn; plain AUC; a mean over actions, then seeds."""
+    """Row by row: the rows of every drawn user, as often as drawn; plain AUC; a mean over actions, then drawn seeds."""
     folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, seeds=(0, 1))
     recorded, found = read_experiment(str(folder)), compared(folder, resamples=30)
     weights = user_weights(found.users, 30)
     drawn_auc, drawn_mae = np.zeros((2, 30)), np.zeros((2, 30))
     for place, name in enumerate(("a2gen", "mmoe")):
-        for run in recorded.of_model("one", name):
+        seeds = np.random.default_rng([place, 30]).integers(2, size=(2, 30))
+        for seed, run in enumerate(recorded.of_model("one", name)):
+            times = (seeds == seed).sum(0) / 2
             predictions, names = read_predictions(run.predictions)
             users = sorted(set(predictions.user.tolist()))
             for column in range(30):
@@ -64,14 +86,14 @@ def test_differences_are_those_of_the_same_resampled_users(tmp_path: Path) -> No
                 rows = np.concatenate([np.flatnonzero(predictions.user == user) for user, n in drawn for _ in range(n)])
                 aucs = [
                     auc(predictions.probability[rows, names.index(each)], predictions.happened[rows, names.index(each)])
-                    for each in ROWS
+                    for each in found.averaged.outcomes
                 ]
-                drawn_auc[place, column] += np.mean([each for each in aucs if each is not None]) / 2
+                drawn_auc[place, column] += np.mean([each for each in aucs if each is not None]) * times[column]
                 errors = [
                     np.abs(predictions.time[rows, names.index(each)] - predictions.actual_time[rows, names.index(each)])
-                    for each in ("like", "follow", "exit")
+                    for each in found.averaged.times
                 ]
-                drawn_mae[place, column] += np.mean([np.nanmean(each) for each in errors]) / 2
+                drawn_mae[place, column] += np.mean([np.nanmean(each) for each in errors]) * times[column]
     for place, model in enumerate(found.models):
         assert model.auc_interval == pytest.approx(tuple(np.quantile(drawn_auc[place], [0.025, 0.975])))
         assert model.mae_interval == pytest.approx(tuple(np.quantile(drawn_mae[place], [0.025, 0.975])), rel=1e-5)

@@ -116,9 +116,8 @@ def test_a_whole_experiment_needs_nothing_else(tmp_path: Path) -> None:
     for said in ("4 trials per model (random)", "model.dropout of 0.1, 0.2", "validation mean AUC", "2 seeds"):
         assert said in page
         assert said in markdown
-    # Rows of ablations are in their own table and in that of costs, nowhere else.
     with_ablations = {title for title, rows in read.tables.items() if any(row[0] == "plain" for row in rows)}
-    assert with_ablations == {"Ablations", "Cost"}
+    assert with_ablations == {"Ablations", "Cost", "Time MAE given the steps before, log1p s"}
 
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", markdown)
     assert len(pictures) == len(set(pictures)) == 2 * len(charts) + 1
