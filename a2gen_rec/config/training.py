@@ -144,7 +144,8 @@ class EvaluateConfig:
     """How predictions are read off the model.
 
     Attributes:
-        max_error: most that an action's probability may be too low, for sequences that were not followed to their end.
+        max_error: most that an action's probability, as the generator's sequences tell it, may be too low, for those of
+            them that were not followed to their end.
         smoothing: pseudo-impressions at the base rate in the item-rate reference row.
         sequences: most frequent action sequences to compare with the generated ones; 0 for none.
     """

@@ -41,6 +41,8 @@ class Occurring:
     def averaged(self, generated: Occurrence, timed: Tensor) -> Occurrence:
         """The mean of this and of what a generator's sequences tell, in log-odds and in log1p seconds.
 
+        The remainder stays that of the sequences.
+
         Args:
             timed: [actions] bool, whether the log records the action's time.
         """

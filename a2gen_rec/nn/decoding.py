@@ -21,7 +21,8 @@ class Occurrence:
     """What is expected to happen in n impressions.
 
     Attributes:
-        probability: [n, actions] that the action happens; ``start`` is 1. Too low by at most ``remainder``.
+        probability: [n, actions] that the action happens; ``start`` is 1. As sequences tell it, too low by at most
+            ``remainder``.
         time: [n, actions] expected log1p seconds given that it happens, 0 for ``start``; NaN where no explored branch
             has it.
         remainder: [n] probability of the sequences that were not followed to their end.

@@ -164,7 +164,7 @@ def _objectives_table(objectives: Mapping[str, Any]) -> Table:
 def _shared_ground_table(ground: Mapping[str, Any]) -> Table:
     """Watch time and objectives, a row per measure; the head's only where it predicts them."""
     both = any("head" in found for found in ground.values())
-    caption = "generator: as its sequences imply"
+    caption = "generator: as expected of its sequences and tower"
     if both:
         caption += "\nagreement: rank correlation of the two\nbold: the better of the two"
     table = titled_table("watch time and objectives", caption)
