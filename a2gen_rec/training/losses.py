@@ -4,7 +4,7 @@ Every term is a sum over its own valid steps; dividing by the global batch's cou
 number of ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,21 @@ from a2gen_rec.nn.generator import Steps
 from a2gen_rec.training.objective_losses import UncertaintyWeights, objective_losses
 from a2gen_rec.training.tower_losses import tower_sums
 
-TERMS = ("action", "time", "order", "label", "draft_action", "draft_time", "occurrence", "occurrence_time")
+_TERMS: dict[str, tuple[str, Callable[[LossConfig], float]]] = {
+    "action": ("steps", lambda config: config.action),
+    "time": ("timed_steps", lambda config: config.time),
+    "order": ("ordered_pairs", lambda config: config.order),
+    "label": ("labels", lambda config: config.label),
+    "draft_action": ("steps", lambda config: config.auxiliary),
+    "draft_time": ("timed_steps", lambda config: config.auxiliary * config.time),
+    "occurrence": ("targets", lambda config: config.occurrence),
+    "occurrence_time": ("timed_steps", lambda config: config.occurrence * config.time),
+}
+"""Of each, the count that it is a mean over, and its weight."""
+TERMS = tuple(_TERMS)
 """Terms that every loss has; those of the model's objectives follow. Without a generator, only the actions' (whether
 they happen), the times' and the labels' apply."""
-_MEAN_OVER = tuple(
-    COUNTS.index(name)
-    for name in ("steps", "timed_steps", "ordered_pairs", "labels", "steps", "timed_steps", "targets", "timed_steps")
-)
+_MEAN_OVER = tuple(COUNTS.index(over) for over, _ in _TERMS.values())
 
 
 def term_names(tasks: Sequence[str]) -> tuple[str, ...]:
@@ -152,9 +160,7 @@ class Loss(nn.Module):
 
 
 def _weights(config: LossConfig, tasks: Sequence[str]) -> list[float]:
-    always = [config.action, config.time, config.order, config.label]
-    for beside in (config.auxiliary, config.occurrence):
-        always += [beside, beside * config.time]
+    always = [weight(config) for _, weight in _TERMS.values()]
     return [*always, *(config.objectives.get(task, config.objective) for task in tasks)]
 
 
