@@ -47,10 +47,9 @@ def report_data(data: str, out: str = "", progress: bool = False) -> list[str]:
         found = measure(data, Path(scratch), bars)
     shown = sections(found)
     values = {"card": found.card, "found": found, "sections": shown, "charts": charts}
-    filters = {"cell": _cell}
     written = {
-        PAGE: templates.render("data.html.j2", filters, **values),
-        MARKDOWN: templates.render("data.md.j2", filters, **values),
+        PAGE: templates.render("data.html.j2", **values),
+        MARKDOWN: templates.render("data.md.j2", **values),
         NUMBERS: json.dumps(numbers(found), indent=1) + "\n",
     }
     for name, text in written.items():
@@ -61,11 +60,6 @@ def report_data(data: str, out: str = "", progress: bool = False) -> list[str]:
 
 def _whole(path: str) -> str:
     return os.path.realpath(path) if paths.is_local(path) else path.rstrip("/")
-
-
-def _cell(text: str) -> str:
-    """A cell of a Markdown table: names may have any characters."""
-    return " ".join("".join(f"\\{letter}" if letter in "\\|<>*_`[]" else letter for letter in text).split())
 
 
 def numbers(found: DataStatistics) -> dict[str, Any]:

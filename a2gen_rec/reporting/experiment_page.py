@@ -94,7 +94,7 @@ def render_html(recorded: Recorded, sections: Sequence[Section]) -> str:
 def render_markdown(recorded: Recorded, sections: Sequence[Section], pictures: str) -> str:
     """The same in Markdown; ``pictures``: the folder of its charts, seen from it."""
     values = _about(recorded) | {"sections": sections, "place": lambda *of: f"{pictures}/{_file_name(*of)}.svg"}
-    return templates.render("experiment.md.j2", {"md": _plain}, **values)
+    return templates.render("experiment.md.j2", **values)
 
 
 def _charts(recorded: Recorded, comparison: Comparison) -> list[Chart]:
@@ -172,11 +172,3 @@ def _failure(failure: dict[str, Any]) -> dict[str, str]:
 
 def _file_name(part: Section, chart: Chart) -> str:
     return f"{part.comparison.dataset}-{chart.name}".replace(" ", "-").replace("/", "-")
-
-
-def _plain(text: object) -> str:
-    """Text that Markdown shows as it is."""
-    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;")
-    for character in "\\`*_|[]":
-        escaped = escaped.replace(character, f"\\{character}")
-    return escaped

@@ -92,12 +92,12 @@ def overview(comparison: Comparison) -> Table:
     columns = [("mean AUC", _column(shown, rows, lambda row: row.auc, more, 4, "auc_interval"))]
     several = len(shown) > 1
     if several:
-        columns.append((f"difference to {reference}", [_difference_cell(row, "auc") for row in rows]))
+        columns.append((f"AUC difference to {reference}", [_difference_cell(row, "auc") for row in rows]))
     if comparison.timed:
         mae = _column(shown, rows, lambda row: row.mae_log, less, 4, "mae_interval")
         columns.append(("mean time MAE, log1p s", mae))
         if several:
-            columns.append((f"difference to {reference} ", [_difference_cell(row, "mae") for row in rows]))
+            columns.append((f"MAE difference to {reference}", [_difference_cell(row, "mae") for row in rows]))
     seeds = max((len(model.seeds) for model in comparison.whole), default=1)
     note = (f"Mean ± standard deviation over {seeds} seeds" if seeds > 1 else "One seed") + ". Bold: best model."
     note += f" {_averaged(comparison)}"
@@ -158,10 +158,12 @@ def ablations(comparison: Comparison) -> Table:
     whole = {name for model in rows if (name := model.of)}
     shown = [model for model in comparison.models if model.name in whole or model.of]
     columns = [("mean AUC", [Cell(_spread_text(model.auc, 4)) for model in shown])]
-    columns.append(("difference", [_difference_cell(model, "auc") if model.of else Cell("") for model in shown]))
+    columns.append(("AUC difference", [_difference_cell(model, "auc") if model.of else Cell("") for model in shown]))
     if comparison.timed:
         columns.append(("mean time MAE, log1p s", [Cell(_spread_text(model.mae_log, 4)) for model in shown]))
-        columns.append(("difference ", [_difference_cell(model, "mae") if model.of else Cell("") for model in shown]))
+        columns.append(
+            ("MAE difference", [_difference_cell(model, "mae") if model.of else Cell("") for model in shown])
+        )
     columns.append(("change", [Cell(_change(comparison, model)) for model in shown]))
     note = (
         f"Each with the tuned settings of its model, and its difference to it. {MARK}: the interval leaves out 0, "
@@ -207,7 +209,7 @@ def summary_table(comparison: Comparison) -> TerminalTable:
     whole = overview(comparison)
     table.add_column("", overflow="fold")
     for name in whole.columns:
-        table.add_column(Text(name.strip().replace(", ", ",\n")), justify="right")
+        table.add_column(Text(name.replace(", ", ",\n")), justify="right")
     for row in whole.rows:  # without intervals, which the page has
         table.add_row(Text(row.name), *(Text(cell.text, style=BETTER if cell.best else "") for cell in row.cells))
     return table

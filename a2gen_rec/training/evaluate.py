@@ -8,7 +8,7 @@ from torch import nn
 
 from a2gen_rec import paths
 from a2gen_rec.config import Config, EvaluateConfig
-from a2gen_rec.data.batch import count_names
+from a2gen_rec.data.batch import COUNTS, count_names
 from a2gen_rec.data.columns import read_table
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
 from a2gen_rec.data.schema import ITEM, ITEM_STATISTICS, DatasetCard
@@ -98,7 +98,7 @@ def report(
             "total": float(total(terms, config.loss, tasks)),
             **dict(zip(term_names(tasks), terms.tolist(), strict=True)),
         },
-        "order_violations": float(sums.backwards) / max(float(sums.counts[3]), 1.0),
+        "order_violations": float(sums.backwards) / max(float(sums.counts[COUNTS.index("ordered_pairs")]), 1.0),
         "unexplored_probability": {
             "mean": float(predictions.remainder.mean()),
             "max": float(predictions.remainder.max()),
