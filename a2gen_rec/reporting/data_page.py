@@ -46,7 +46,7 @@ def report_data(data: str, out: str = "", progress: bool = False) -> list[str]:
     ):
         found = measure(data, Path(scratch), bars)
     shown = sections(found)
-    values = {"card": found.card, "found": found, "sections": shown, "charts": charts}
+    values: dict[str, Any] = {"card": found.card, "found": found, "sections": shown, "charts": charts}
     written = {
         PAGE: templates.render("data.html.j2", **values),
         MARKDOWN: templates.render("data.md.j2", **values),
