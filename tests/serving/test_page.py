@@ -245,6 +245,19 @@ def test_the_keyboard_alone_is_enough(opened: Callable, serve: Callable[..., Run
     expect(button).to_be_focused()
 
 
+def test_the_past_can_be_reached_by_keyboard_again(opened: Callable, serve: Callable[..., Running]) -> None:
+    past(serve(), "twice")
+    page, _ = opened()
+    rank_for(page, "twice")
+    rows = page.locator("#history .timeline")
+    for place in (0, 1):  # the second time where it was left
+        rows.nth(place).focus()
+        page.keyboard.press("Shift+Tab")
+        expect(page.locator("#history .timeline:focus")).to_have_count(0)
+        page.keyboard.press("Tab")
+        expect(rows.nth(place)).to_be_focused()
+
+
 BAD = ["<img/src=x/onerror=alert(1)>", '"><script>alert(2)</script>', "\u202eevil\u2066", "{{7*7}}${7*7}"]
 
 

@@ -117,7 +117,7 @@ function rove(rows) {
     own.addEventListener("focus", () =>
       move(
         rows.find((other) => other.tabIndex === 0),
-        row,
+        own,
       ),
     );
   });
