@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from a2gen_rec.data.sessions import POSITION_EDGES
 from a2gen_rec.errors import UserError
 from a2gen_rec.serving.history import History
 from a2gen_rec.serving.ranker import Ranker
 from a2gen_rec.serving.store import Store
 from a2gen_rec.serving.types import Impression
 
-MARGIN = 32
-"""Impressions read beyond those the model may see: places in sessions follow from earlier ones."""
+MARGIN = int(POSITION_EDGES[-1])
+"""Impressions read beyond those the model may see: places in sessions follow from earlier ones, and beyond this many
+all places are one to the model."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,18 @@
 """What is served equals what is evaluated: a log's impressions as events, its targets as requests."""
 
 import dataclasses
+from bisect import bisect_right
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from logs import Log, hashed_log, simulated_log
+from served import swift_store
 
+from a2gen_rec.data.schema import SESSION_POSITION
+from a2gen_rec.data.sessions import POSITION_EDGES
+from a2gen_rec.serving.histories import Histories
 from a2gen_rec.serving.ranker import Ranker
 from a2gen_rec.serving.types import Impression, Request
 from a2gen_rec.training.evaluate import evaluation_batches
@@ -96,3 +102,23 @@ def test_an_impression_of_which_more_is_known_takes_its_own_place(world: tuple[L
     for name, rows in kept.columns.session.items():
         # Of the oldest one kept, the impression before it is gone, so what it was stays as it was told then.
         assert late.columns.session[name][1:].tolist() == rows[1:].tolist()
+
+
+def test_places_in_sessions_are_those_of_all_of_the_log_cold_and_warm(world: tuple[Log, str], tmp_path: Path) -> None:
+    """A session that is longer than what is read of it, after another one."""
+    ranker, store = Ranker.load(world[1]), swift_store(tmp_path)
+    warm, last = Histories(ranker, store, 10**6), ranker.card.history
+    begins = [10**12 + 1000 * number for number in range(60)]
+    begins += [begins[-1] + round(1000 * ranker.card.session_gap_s) + 1000 * number for number in range(1, 160)]
+    places = [*range(1, 61), *range(1, 160)]
+    rows = [1 + bisect_right(POSITION_EDGES, place) for place in places]
+    waiting = []
+    for count, begin in enumerate(begins, 1):
+        waiting.append(Impression("v", begin))
+        if count % 13 == 0 or count == len(begins):
+            store.append("u", waiting).result(5)
+            waiting = []
+            for histories in (warm, Histories(ranker, store, 10**6)):
+                found = histories.of("u").columns.session[SESSION_POSITION]
+                assert found[-last:].tolist() == rows[:count][-last:], count
+    store.close()
