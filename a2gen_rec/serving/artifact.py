@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from a2gen_rec import paths
@@ -175,13 +175,13 @@ def _read_model(folder: str, card: DatasetCard, settings: Settings) -> ExportedM
     ranker = ranker_kind(settings.model)(card, settings.model)
     try:
         file = paths.join(folder, DENSE)
-        dense = load_file(paths.local_copy(file))
+        dense = _read_tensors(file)
         ranker.load_state_dict(
             {name.removeprefix("ranker."): value for name, value in dense.items() if name.startswith("ranker.")}
         )
         whole = {name: dense[f"table/{name}"] for name in whole_tables(card, settings.model)}
         file = paths.join(folder, TABLES)
-        stored = load_file(paths.local_copy(file))
+        stored = _read_tensors(file)
         tables = {
             feature.name: Table(stored[f"{feature.name}/values"], stored.get(f"{feature.name}/scale"))
             for feature in looked_up(card)
@@ -193,6 +193,12 @@ def _read_model(folder: str, card: DatasetCard, settings: Settings) -> ExportedM
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{file}: does not fit the model or is damaged ({lines[-1] if lines else error})") from error
     return ExportedModel(Tables(tables, whole), ranker).eval()
+
+
+def _read_tensors(file: str) -> dict[str, Tensor]:
+    """All tensors of a file, copied one by one: the library's are the file itself, whatever is done to it later."""
+    with safe_open(paths.local_copy(file), "pt") as stored:
+        return {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
 
 
 def _read_vocabulary(file: str, feature: Feature) -> dict[str, int]:

@@ -119,6 +119,21 @@ def test_what_is_unknown_is_ranked_by_row_zero_and_told(world: tuple[Log, str], 
     assert known.history == 9  # of the model, not of the log
 
 
+def test_a_loaded_model_is_no_longer_its_files(world: tuple[Log, str], tmp_path: Path) -> None:
+    log, folder = world
+    ranker = Ranker.load(shutil.copytree(folder, str(tmp_path / "model")), cache_bytes=0)
+    asked = request_of(ranker, log)
+    expected = ranker.rank(asked)
+    for name in ("tables.safetensors", "dense.safetensors"):
+        file = tmp_path / "model" / name
+        with file.open("r+b") as written:  # as `cp` does: the same file, other bytes
+            written.write(b"\x2a" * file.stat().st_size)
+    assert ranker.rank(asked) == expected
+    for name in ("tables.safetensors", "dense.safetensors"):
+        (tmp_path / "model" / name).write_bytes(b"")
+    assert ranker.rank(asked) == expected
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
