@@ -4,10 +4,10 @@ Every commit waits for the disk (``synchronous=FULL``), which takes milliseconds
 came while it waited goes into its next transaction.
 """
 
-import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -25,8 +25,8 @@ MAX_TOGETHER = 512
 BUSY_S = 5.0
 """For which another process that writes to the same file is waited for."""
 
-_TABLES = """
-BEGIN;
+_TABLES = (
+    """
 CREATE TABLE impressions (
     user TEXT NOT NULL,
     ts_ms INTEGER NOT NULL,
@@ -34,12 +34,11 @@ CREATE TABLE impressions (
     change INTEGER NOT NULL,  -- the number of the user's changes when it was recorded
     content TEXT NOT NULL,    -- JSON
     PRIMARY KEY (user, ts_ms, item)
-) WITHOUT ROWID;
-CREATE TABLE users (user TEXT PRIMARY KEY, changes INTEGER NOT NULL) WITHOUT ROWID;
-PRAGMA application_id = {application};
-PRAGMA user_version = {version};
-COMMIT;
-"""
+) WITHOUT ROWID""",
+    "CREATE TABLE users (user TEXT PRIMARY KEY, changes INTEGER NOT NULL) WITHOUT ROWID",
+    f"PRAGMA application_id = {APPLICATION}",
+    f"PRAGMA user_version = {VERSION}",
+)
 _CHANGES = "SELECT changes FROM users WHERE user = ?"
 _CHANGE = "INSERT INTO users VALUES (?, 1) ON CONFLICT (user) DO UPDATE SET changes = changes + 1 RETURNING changes"
 _RECORD = "INSERT OR REPLACE INTO impressions VALUES (?, ?, ?, ?, ?)"
@@ -166,22 +165,47 @@ def _connect(file: str) -> sqlite3.Connection:
 
 def _open(file: str) -> sqlite3.Connection:
     """A connection that writes, to a store that is there afterwards."""
-    is_new = not os.path.exists(file) or os.path.getsize(file) == 0
     try:
         connection = _connect(file)
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if not is_new and application != APPLICATION:
-            raise UserError(f"{file}: is a database, but not one of impressions")
-        if version > VERSION:
-            raise UserError(f"{file}: is of version {version}, this a2gen reads {VERSION}: made by a newer one")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        if is_new:
-            connection.executescript(_TABLES.format(application=APPLICATION, version=VERSION))
+        try:
+            _make(connection, file)
+            _use_wal(connection)
+            connection.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            connection.close()  # with what it has locked
+            raise
     except sqlite3.Error as error:
         raise UserError(f"{file}: cannot be used as a store ({error})") from error
     return connection
+
+
+def _make(connection: sqlite3.Connection, file: str) -> None:
+    """Make the tables of an empty file, asked and done under one lock: another process may do the same now."""
+    connection.execute("BEGIN IMMEDIATE")
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application == tables == 0:
+        for statement in _TABLES:
+            connection.execute(statement)
+    elif application != APPLICATION:
+        raise UserError(f"{file}: is a database, but not one of impressions")
+    elif version > VERSION:
+        raise UserError(f"{file}: is of version {version}, this a2gen reads {VERSION}: made by a newer one")
+    connection.execute("COMMIT")
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch the file to a write-ahead log, should it have none: SQLite itself does not wait for others with this."""
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _told(error: sqlite3.Error) -> StoreError:

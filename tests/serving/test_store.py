@@ -5,7 +5,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -209,6 +209,36 @@ def test_what_is_no_store_is_refused_in_one_line(tmp_path: Path) -> None:
         open_store("s3://bucket/events")
     with pytest.raises(UserError, match="does not answer"):
         open_store("redis://127.0.0.1:1/0")
+
+
+def test_a_store_that_was_stopped_while_it_was_made_is_made_again(tmp_path: Path) -> None:
+    file = tmp_path / "events.db"
+    connection = sqlite3.connect(file)
+    connection.execute("PRAGMA journal_mode = WAL")  # which writes the file's first page
+    connection.close()
+    assert file.stat().st_size > 0
+    store = SqliteStore(str(file))
+    store.append("u", [Impression("v", 1)]).result(5)
+    assert [each.ts_ms for each in store.recent("u", 9)[1]] == [1]
+    store.close()
+
+
+def test_one_new_file_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
+    """Threads for processes: what locks a file lies between connections."""
+    for number in range(10):
+        file, together = str(tmp_path / f"{number}.db"), threading.Barrier(4)
+
+        def opened(file: str = file, together: threading.Barrier = together) -> SqliteStore:
+            together.wait(5)
+            return SqliteStore(file)
+
+        with ThreadPoolExecutor(4) as threads:
+            stores = [each.result(10) for each in [threads.submit(opened) for _ in range(4)]]
+        for place, store in enumerate(stores):
+            store.append("u", [Impression("v", place)]).result(5)
+        assert [each.ts_ms for each in stores[0].recent("u", 9)[1]] == [0, 1, 2, 3]
+        for store in stores:
+            store.close()
 
 
 def test_a_damaged_store_is_unavailable_without_naming_a_user(tmp_path: Path) -> None:
