@@ -45,6 +45,10 @@ class Past:
     def __len__(self) -> int:
         return len(self.item_at)
 
+    @property
+    def ts_ms(self) -> list[int]:
+        return [int(key.split()[0]) for key in self.item_at]
+
 
 @dataclass
 class FakeRanker:
@@ -56,6 +60,7 @@ class FakeRanker:
 
     version: str
     nap_s: float = 0.2
+    keep: int = 10**6
     card: Any = field(default_factory=make_card)
     manifest: dict[str, object] = field(default_factory=dict)
     batches: list[list[str]] = field(default_factory=list)

@@ -46,12 +46,24 @@ class Histories:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def of(self, user: str) -> History:
+    def of(self, user: str, now_ms: int | None = None) -> History:
         """What is recorded of a user; empty for one unheard of.
+
+        Args:
+            now_ms: a moment, up to which all that matters is there. What began later may be there too.
 
         Raises:
             StoreUnavailable: the store cannot be read now.
         """
+        history = self._latest(user)
+        is_full = len(history) >= self.ranker.keep
+        if now_ms is None or not is_full or now_ms >= history.ts_ms[-1]:
+            return history
+        # As of an earlier moment there were others in place of the latest, which are kept no longer.
+        _, past = self.store.recent(user, self.last, until_ms=now_ms)
+        return self._encoded(past, self.nothing)
+
+    def _latest(self, user: str) -> History:
         kept = self._kept.get(user)
         changes, fresh = self.store.recent(user, self.last, kept.changes if kept else 0)
         if kept and changes == kept.changes:

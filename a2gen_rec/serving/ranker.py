@@ -45,9 +45,7 @@ class Ranker:
         self._users, self._items = artifact.users, artifact.items
         self._model, self._settings = artifact.model, artifact.settings
         self._scorer = Scorer(artifact.card, artifact.model.ranker, artifact.fused)
-        # One more than any target sees: the gap of the oldest one to the impression before it is known too.
-        keep = artifact.model.ranker.history + 1
-        self._encoder = Encoder(artifact.card, artifact.vocabularies, artifact.items, keep)
+        self._encoder = Encoder(artifact.card, artifact.vocabularies, artifact.items, self.keep)
         self._states = ActionStates(cache_bytes)
         self._whole = whole_tables(artifact.card, artifact.settings.model)
 
@@ -179,6 +177,14 @@ class Ranker:
     def orders(self) -> list[str]:
         """What requests may rank ``by``, the default first."""
         return orders(self.card, self._model.ranker.tasks, self._scorer.fused is not None)
+
+    @property
+    def keep(self) -> int:
+        """Most impressions that a history keeps.
+
+        One more than any target sees: the gap of the oldest one to the impression before it is known too.
+        """
+        return self._model.ranker.history + 1
 
     @property
     def cache(self) -> CacheCounts:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import redis
 
 from a2gen_rec.errors import UserError
-from a2gen_rec.serving.store import StoreBusy, StoreFull, StoreUnavailable, from_text, to_text
+from a2gen_rec.serving.store import FOREVER_MS, StoreBusy, StoreFull, StoreUnavailable, from_text, to_text
 from a2gen_rec.serving.types import Impression
 
 PREFIX = "a2gen:1"
@@ -61,9 +61,9 @@ class RedisStore:
         done.add_done_callback(lambda _: self._free.release())
         return done
 
-    def recent(self, user: str, last: int, since: int = 0) -> tuple[int, list[Impression]]:
+    def recent(self, user: str, last: int, since: int = 0, until_ms: int = FOREVER_MS) -> tuple[int, list[Impression]]:
         """See :class:`~a2gen_rec.serving.store.Store`; whatever has changed, all are read again."""
-        return self._ask(lambda: self._read(user, last, since))
+        return self._ask(lambda: self._read(user, last, since, until_ms))
 
     def some_users(self, count: int) -> list[str]:
         """See :class:`~a2gen_rec.serving.store.Store`; a look at some of the keys."""
@@ -86,11 +86,11 @@ class RedisStore:
         transaction.hincrby(contents, CHANGES, 1)
         transaction.execute()
 
-    def _read(self, user: str, last: int, since: int) -> tuple[int, list[Impression]]:
+    def _read(self, user: str, last: int, since: int, until_ms: int) -> tuple[int, list[Impression]]:
         order, contents = _keys(user)
         # Changes before impressions: one that comes between the two is read again next time, not missed.
         changes = int(self._client.hget(contents, CHANGES) or 0)
-        members: Any = self._client.zrevrange(order, 0, last - 1) if changes != since else []
+        members: Any = self._client.zrevrangebyscore(order, until_ms, "-inf", 0, last) if changes != since else []
         texts = self._client.hmget(contents, members) if members else []
         found = []
         for member, text in zip(reversed(members), reversed(texts), strict=True):

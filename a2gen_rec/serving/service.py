@@ -200,7 +200,7 @@ class Service:
                 model.ranker.check(job.request)  # again: another model may be in service than when it came
                 return job.request, []
             try:
-                past, amiss = model.histories.of(job.request.user), []
+                past, amiss = model.histories.of(job.request.user, job.request.now_ms), []
             except StoreError:
                 past, amiss = model.histories.nothing, ["history_unavailable"]
             request = replace(job.request, history=past)

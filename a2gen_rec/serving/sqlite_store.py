@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from a2gen_rec.errors import UserError
-from a2gen_rec.serving.store import StoreBusy, StoreError, StoreFull, StoreUnavailable, from_text, to_text
+from a2gen_rec.serving.store import (
+    FOREVER_MS,
+    StoreBusy,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    from_text,
+    to_text,
+)
 from a2gen_rec.serving.types import Impression
 
 APPLICATION = 0xA26E  # in the file's header, by which it is told from other databases
@@ -45,7 +53,7 @@ _RECORD = "INSERT OR REPLACE INTO impressions VALUES (?, ?, ?, ?, ?)"
 # The bound on what is looked at comes before the question what is new of it: a long past costs nothing.
 _RECENT = """
 SELECT item, ts_ms, content
-FROM (SELECT * FROM impressions WHERE user = ? ORDER BY ts_ms DESC, item DESC LIMIT ?)
+FROM (SELECT * FROM impressions WHERE user = ? AND ts_ms <= ? ORDER BY ts_ms DESC, item DESC LIMIT ?)
 WHERE change > ? ORDER BY ts_ms, item
 """
 
@@ -94,14 +102,15 @@ class SqliteStore:
             raise StoreBusy("too many impressions wait to be recorded") from None
         return done
 
-    def recent(self, user: str, last: int, since: int = 0) -> tuple[int, list[Impression]]:
+    def recent(self, user: str, last: int, since: int = 0, until_ms: int = FOREVER_MS) -> tuple[int, list[Impression]]:
         """See :class:`~a2gen_rec.serving.store.Store`."""
         try:
             with self._read_lock:
                 # Changes before impressions: one that comes between the two is read again next time, not missed.
                 row = self._reading.execute(_CHANGES, [user]).fetchone()
                 changes = row[0] if row else 0
-                rows = self._reading.execute(_RECENT, [user, last, since]).fetchall() if changes != since else []
+                asked = [user, until_ms, last, since]
+                rows = self._reading.execute(_RECENT, asked).fetchall() if changes != since else []
         except sqlite3.Error as error:
             raise _told(error) from error
         return changes, [from_text(*row) for row in rows]

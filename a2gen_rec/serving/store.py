@@ -8,6 +8,9 @@ from typing import Protocol
 from a2gen_rec.errors import UserError
 from a2gen_rec.serving.types import Impression
 
+FOREVER_MS = 2**53
+"""Later than any moment, and a whole number in every database."""
+
 
 class StoreError(Exception):
     """Impressions could not be recorded or read; the message has none of them."""
@@ -39,12 +42,13 @@ class Store(Protocol):
         """
         ...
 
-    def recent(self, user: str, last: int, since: int = 0) -> tuple[int, list[Impression]]:
+    def recent(self, user: str, last: int, since: int = 0, until_ms: int = FOREVER_MS) -> tuple[int, list[Impression]]:
         """A user's last impressions.
 
         Args:
             last: how many at the most.
             since: number of changes at a former reading: impressions unchanged since then may be left out.
+            until_ms: the last moment at which one may have begun.
 
         Returns:
             number of changes to what is recorded of this user, 0 for none; the impressions, oldest first.

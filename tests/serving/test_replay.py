@@ -104,6 +104,26 @@ def test_an_impression_of_which_more_is_known_takes_its_own_place(world: tuple[L
         assert late.columns.session[name][1:].tolist() == rows[1:].tolist()
 
 
+def test_a_moment_that_is_past_has_the_history_of_then(world: tuple[Log, str], tmp_path: Path) -> None:
+    """A user of whom far more has been recorded since; what is kept is kept."""
+    log, folder = world
+    ranker, store = Ranker.load(folder), swift_store(tmp_path)
+    user, impressions = max(log.impressions.items(), key=lambda each: len(each[1]))
+    assert len(impressions) > 2 * ranker.card.history
+    store.append(user, impressions).result(5)
+    histories = Histories(ranker, store, 10**6)
+    for place in (len(impressions) - 2, len(impressions) // 2, 1):
+        now = impressions[place].ts_ms
+        past = [each for each in impressions if each.ts_ms <= now]
+        asked = Request(user, ["v"], now, past)
+        recorded = dataclasses.replace(asked, history=histories.of(user, now))
+        assert ranker.rank(recorded) == ranker.rank(asked)
+    assert histories.of(user, impressions[0].ts_ms - 1).until(impressions[0].ts_ms - 1).items == []
+    assert histories.of(user, impressions[-1].ts_ms) is histories.of(user)
+    assert histories.misses == 1
+    store.close()
+
+
 def test_places_in_sessions_are_those_of_all_of_the_log_cold_and_warm(world: tuple[Log, str], tmp_path: Path) -> None:
     """A session that is longer than what is read of it, after another one."""
     ranker, store = Ranker.load(world[1]), swift_store(tmp_path)

@@ -10,7 +10,7 @@ from served import running
 
 from a2gen_rec.serving import schema
 from a2gen_rec.serving.ranker import Ranker
-from a2gen_rec.serving.types import Request
+from a2gen_rec.serving.types import RankedList, Request
 from a2gen_rec.training.export import export
 
 
@@ -28,12 +28,19 @@ def test_the_service_answers_what_the_ranker_does(tmp_path: Path) -> None:
                 found = service.rank(user, candidates=items)
                 assert found.status_code == 200, found.text
             history = ranker.encode(impressions)
-            expected = ranker.rank(Request(user, items, history=history))
-            answer: Any = found.json()
-            same = from_json(to_json(schema.rank_answer(expected, list(expected.fallbacks)), inf_nan_mode="null"))
-            assert numbers_apart(answer) == numbers_apart(same)
-            assert probabilities(answer) == pytest.approx(probabilities(same), abs=1e-5)
+            as_told(found.json(), ranker.rank(Request(user, items, history=history)))
+            # As of a moment since when more has happened than a service keeps of a user.
+            now = impressions[4].ts_ms
+            assert len(impressions) > 4 + ranker.keep
+            then = Request(user, items, now, [each for each in impressions if each.ts_ms <= now])
+            as_told(service.rank(user, candidates=items, now_ms=now).json(), ranker.rank(then))
         assert service.client.get("/v1/model").json()["version"] == ranker.version
+
+
+def as_told(answer: dict[str, Any], expected: RankedList) -> None:
+    same = from_json(to_json(schema.rank_answer(expected, list(expected.fallbacks)), inf_nan_mode="null"))
+    assert numbers_apart(answer) == numbers_apart(same)
+    assert probabilities(answer) == pytest.approx(probabilities(same), abs=1e-5)
 
 
 def numbers_apart(answer: dict[str, Any]) -> dict[str, Any]:

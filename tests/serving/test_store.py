@@ -62,9 +62,9 @@ class FakeRedis:
     def hmget(self, name: str, keys: list[str]) -> list[str | None]:
         return [self.hashes.get(name, {}).get(key) for key in keys]
 
-    def zrevrange(self, name: str, start: int, end: int) -> list[str]:
+    def zrevrangebyscore(self, name: str, max: float, min: str, start: int, num: int) -> list[str]:
         ordered = sorted(self.sets.get(name, {}).items(), key=lambda pair: (pair[1], pair[0].encode()), reverse=True)
-        return [member for member, _ in ordered][start : end + 1]
+        return [member for member, score in ordered if float(min) <= score <= max][start : start + num]
 
 
 class FakePipeline:
@@ -117,6 +117,9 @@ def test_the_last_impressions_are_read_as_recorded(store: Store, given: Any, las
     for user, content in expected.items():
         newest = [content[key] for key in sorted(content)][-last:]
         assert store.recent(user, last)[1] == newest
+        for until in (0, 3):
+            earlier = [content[key] for key in sorted(content) if key[0] <= until][-last:]
+            assert store.recent(user, last, until_ms=until)[1] == earlier
         assert [seen[user][1][key] for key in sorted(seen[user][1])][-last:] == newest
     assert store.recent("unheard of", last) == (0, [])
 
