@@ -23,6 +23,8 @@ from a2gen_rec.serving.types import Impression, Request
 CONFIG = Path(__file__).parents[1] / "configs" / "simulated.yaml"
 ROUNDS = 4
 """Requests of every user, each with candidates of its own."""
+LATER_MS = 60_000
+"""After a user's last impression: the pasts are simulated ones, and far from now."""
 CHECKED = 5
 
 Ask = Callable[[str, bytes], tuple[int, Any]]
@@ -41,7 +43,13 @@ class World:
     def bodies(self) -> list[bytes]:
         """The requests as they are sent; histories are those recorded."""
         return [
-            as_body(user=each.user, candidates=list(each.candidates), k=each.k, timelines=each.timelines)
+            as_body(
+                user=each.user,
+                candidates=list(each.candidates),
+                now_ms=each.now_ms,
+                k=each.k,
+                timelines=each.timelines,
+            )
             for each in self.requests
         ]
 
@@ -72,7 +80,7 @@ class World:
 
 
 def _compare(items: list[str], answer: Any, request: Request, ranker: Ranker, past: Sequence[Impression]) -> None:
-    asked = Request(request.user, request.candidates, None, past, k=request.k, timelines=False)
+    asked = Request(request.user, request.candidates, request.now_ms, past, k=request.k, timelines=False)
     expected = ranker.rank(asked)
     if items != [each.item for each in expected.candidates] or answer["history"] != expected.history:
         raise RuntimeError(f"the service ranks {items}, the model {[each.item for each in expected.candidates]}")
@@ -125,9 +133,15 @@ def make_world(
     rng = np.random.default_rng(seed)
     known = Ranker.load(model).some_items(items)
     requests = [
-        Request(user, rng.choice(known, min(candidates, len(known)), replace=False).tolist(), k=k, timelines=timelines)
+        Request(
+            user,
+            rng.choice(known, min(candidates, len(known)), replace=False).tolist(),
+            past[-1].ts_ms + LATER_MS,
+            k=k,
+            timelines=timelines,
+        )
         for _ in range(ROUNDS)
-        for user in pasts
+        for user, past in pasts.items()
     ]
     return World(model, pasts, requests)
 

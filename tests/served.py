@@ -64,6 +64,7 @@ class FakeRanker:
     card: Any = field(default_factory=make_card)
     manifest: dict[str, object] = field(default_factory=dict)
     batches: list[list[str]] = field(default_factory=list)
+    moments: list[int | None] = field(default_factory=list)
     encoded: int = 0
 
     @classmethod
@@ -78,6 +79,7 @@ class FakeRanker:
 
     def rank_many(self, requests: Sequence[Request]) -> list[RankedList]:
         self.batches.append([request.user for request in requests])
+        self.moments += [request.now_ms for request in requests]
         if any("slow" in request.candidates for request in requests):
             time.sleep(self.nap_s)
         if any("bad" in request.candidates for request in requests):

@@ -4,6 +4,7 @@ The window's targets are alternatives for one moment, so the history is read onc
 (METHODS §2.1) answers for every candidate together.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -139,7 +140,7 @@ def with_candidates(
     What the user would do is not known: a placeholder stands for it, which no prediction reads.
 
     Args:
-        now_ms: the moment; by default a second after the last end.
+        now_ms: the moment; by default as :func:`moment_after` has it.
         context: feature -> row of the moment; those left out are of the last impression, row 0 without any [ours].
         session: feature -> row of the moment; by default as far as the window reaches back [ours].
     """
@@ -181,8 +182,13 @@ def with_candidates(
 
 
 def moment_after(history: WindowColumns) -> int:
-    """A second after the last end of one window's impressions; 0 without any."""
-    return int(history.end_ms.max()) + 1000 if len(history.ts_ms) else 0
+    """A second after the last end of one window's impressions; now, without any."""
+    return int(history.end_ms.max()) + 1000 if len(history.ts_ms) else clock_ms()
+
+
+def clock_ms() -> int:
+    """Now, milliseconds since 1970."""
+    return int(time.time() * 1000)
 
 
 def _session(history: WindowColumns, now: int, card: DatasetCard) -> dict[str, int]:

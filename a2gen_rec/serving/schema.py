@@ -122,7 +122,9 @@ class RankBody(_Body):
     candidates: list[Identifier] = Field(
         min_length=1, max_length=MOST_CANDIDATES, fail_fast=True, description="Items; one given twice is ranked once."
     )
-    now_ms: Moment | None = Field(None, description="The moment; null is a second after the last impression ended.")
+    now_ms: Moment | None = Field(
+        None, description="The moment; null is now, or a second after the last impression of a `history` given ended."
+    )
     history: Impressions | None = Field(None, description="The past, in any order; null takes what is recorded.")
     user_features: Values = Field({}, description="Raw values, instead of those the model knows of the user.")
     context: Values = Field({}, description="Raw values; one left out is that of the last impression.")

@@ -11,7 +11,9 @@ from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.errors import UserError
 from a2gen_rec.serving.batching import Batcher
 from a2gen_rec.serving.histories import Histories
+from a2gen_rec.serving.history import History
 from a2gen_rec.serving.metrics import Metrics
+from a2gen_rec.serving.rank import clock_ms
 from a2gen_rec.serving.ranker import Ranker
 from a2gen_rec.serving.store import Store, StoreError
 from a2gen_rec.serving.types import Impression, RankedList, Request
@@ -203,7 +205,7 @@ class Service:
                 past, amiss = model.histories.of(job.request.user, job.request.now_ms), []
             except StoreError:
                 past, amiss = model.histories.nothing, ["history_unavailable"]
-            request = replace(job.request, history=past)
+            request = replace(job.request, history=past, now_ms=_moment(job.request, past))
             model.ranker.check(request)
             return request, amiss
         except Exception as error:
@@ -237,6 +239,13 @@ def model_folder(model: str) -> str:
             raise UserError(f"{pointer}: must hold the name of a folder beside it")
         model = paths.join(model, name)
     return os.path.realpath(model) if paths.is_local(model) else model
+
+
+def _moment(request: Request, past: History) -> int:
+    """When the user is there: now, if the request does not say. What is recorded has begun, whatever its clock said."""
+    if request.now_ms is not None:
+        return request.now_ms
+    return max(clock_ms(), int(past.ts_ms[-1])) if len(past) else clock_ms()
 
 
 def _ranked(requests: list[Request], ranker: Ranker) -> Sequence[RankedList | Exception]:

@@ -74,7 +74,8 @@ class Request:
     Attributes:
         user: raw identifier; a user whom the model does not know is ranked for by row 0 of the user table.
         candidates: raw item identifiers, at least one; one given twice is ranked once.
-        now_ms: the moment; None is a second after the last impression of the history ended.
+        now_ms: the moment; None is a second after the last impression of the history ended, or now without any. A
+            service takes now where the history is the one it has recorded.
         history: the user's past, as a caller keeps it (:meth:`Ranker.encode`) or raw, in any order; what began after
             ``now_ms`` is left out.
         user_features: raw values by name, used instead of those the model knows of the user, if any.

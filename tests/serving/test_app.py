@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,24 @@ def test_an_event_counts_in_the_next_ranking(one: Running) -> None:
     again = one.rank(user, history=told["impressions"])
     assert seen(again) == ["late", "v1", "v2", "v3", "v4"], "a history that is given is used as it is"
     assert one.rank(user, history=[]).json()["fallbacks"] == ["empty_history"]
+
+
+def test_without_a_moment_it_is_now(one: Running) -> None:
+    def moment(user: str, **body: Any) -> int | None:
+        assert one.rank(user, **body).status_code == 200
+        found: int | None = one.ranker.moments[-1]
+        return found
+
+    for user in ("last seen long ago", "never seen"):
+        if user != "never seen":
+            one.post(user, {"item": "v1", "ts_ms": 10**12, "watch_s": 5})
+        before = int(time.time() * 1000)
+        assert before <= (moment(user) or 0) <= time.time() * 1000
+        assert moment(user, now_ms=7) == 7
+        assert moment(user, history=[{"item": "v1", "ts_ms": 10**12}]) is None, "follows from the history given"
+    ahead = int(time.time() * 1000) + 3_600_000
+    one.post("of another clock", {"item": "v1", "ts_ms": ahead})
+    assert moment("of another clock") == ahead, "it counts in the next ranking"
 
 
 def test_impressions_of_one_request_are_recorded_all_or_none(one: Running) -> None:

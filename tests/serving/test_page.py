@@ -1,5 +1,6 @@
 """The page in a real browser: what it shows is what the service answers, for everyone and whatever happens."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,22 @@ def test_a_nudge_moves_the_candidate_as_the_ensemble_says(opened: Callable, serv
         expect(page.locator("#detail")).to_contain_text(sentence)
         page.get_by_role("button", name="Back to the prediction").click()
         assert items(page) == ranked
+
+
+def test_it_ranks_for_a_second_after_the_last_impression(opened: Callable, serve: Callable[..., Running]) -> None:
+    past(serve(), "long ago")
+    page, _ = opened()
+    told: list[Any] = []
+    page.on("request", lambda request: told.append(request.post_data_json) if "/v1/rank" in request.url else None)
+    rank_for(page, "long ago")
+    after = BEGAN + 2 * 20_000 + 3_600_000 + 20_000 + 1000
+    assert told[-1]["now_ms"] == after
+    page.locator("#nudge-slider").fill("1")
+    expect(page.locator("#detail")).to_contain_text("Back to the prediction")
+    mine = {(each["now_ms"], "nudge" in each) for each in told if each["user"] == "long ago"}
+    assert mine == {(after, False), (after, True)}
+    rank_for(page, "of whom nothing is recorded")
+    assert abs(told[-1]["now_ms"] - time.time() * 1000) < 3_600_000
 
 
 def test_the_keyboard_alone_is_enough(opened: Callable, serve: Callable[..., Running]) -> None:

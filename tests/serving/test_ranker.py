@@ -103,7 +103,7 @@ def test_states_are_the_same_cold_warm_and_partly_dropped(world: tuple[Log, str]
 
 def test_what_is_unknown_is_ranked_by_row_zero_and_told(world: tuple[Log, str], ranker: Ranker) -> None:
     log = world[0]
-    asked = Request("nobody", ["?", "??", "i1"])
+    asked = Request("nobody", ["?", "??", "i1"], now_ms=10**12)
     found = ranker.rank(asked)
     assert found.fallbacks == ("unknown_user", "unknown_items", "empty_history")
     assert (found.history, found.unknown_items, found.model_version) == (0, 2, ranker.version)
@@ -132,6 +132,14 @@ def test_a_loaded_model_is_no_longer_its_files(world: tuple[Log, str], tmp_path:
     for name in ("tables.safetensors", "dense.safetensors"):
         (tmp_path / "model" / name).write_bytes(b"")
     assert ranker.rank(asked) == expected
+
+
+def test_without_any_past_the_moment_is_now(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 10**12 + 5 * 3_600_000
+    monkeypatch.setattr("a2gen_rec.serving.rank.clock_ms", lambda: now)
+    asked = Request("nobody", NAMES)
+    assert ranker.rank(asked) == ranker.rank(dataclasses.replace(asked, now_ms=now))
+    assert ranker.rank(asked).candidates != ranker.rank(dataclasses.replace(asked, now_ms=0)).candidates
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from a2gen_rec.serving.types import RankedList, Request
 from a2gen_rec.training.export import export
 
 
-def test_the_service_answers_what_the_ranker_does(tmp_path: Path) -> None:
+def test_the_service_answers_what_the_ranker_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    today = 10**12 + 10**11
+    monkeypatch.setattr("a2gen_rec.serving.service.clock_ms", lambda: today)
     log = hashed_log(tmp_path)
     export(log.run, str(tmp_path / "export"), "fp32")
     ranker = Ranker.load(str(tmp_path / "export"))
@@ -28,7 +30,7 @@ def test_the_service_answers_what_the_ranker_does(tmp_path: Path) -> None:
                 found = service.rank(user, candidates=items)
                 assert found.status_code == 200, found.text
             history = ranker.encode(impressions)
-            as_told(found.json(), ranker.rank(Request(user, items, history=history)))
+            as_told(found.json(), ranker.rank(Request(user, items, today, history)))
             # As of a moment since when more has happened than a service keeps of a user.
             now = impressions[4].ts_ms
             assert len(impressions) > 4 + ranker.keep

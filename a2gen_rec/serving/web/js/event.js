@@ -92,7 +92,7 @@ export function suggest(candidate, card) {
   $("event").scrollIntoView({ block: "nearest" });
 }
 
-/** The moment of an impression after `impressions` and a pause. */
+/** The moment of an impression after `impressions` and a pause: histories may lie far back. Without any, now. */
 export function begins(impressions, pauseMin) {
   const ended = impressions.map(
     (each) => each.ts_ms + 1000 * Math.max(each.watch_s ?? 0, ...each.actions.map((done) => done.at_s ?? 0)),

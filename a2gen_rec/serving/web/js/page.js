@@ -87,17 +87,16 @@ async function show(request, before, cause) {
   const mine = ++state.turn;
   say("Ranking…");
   $("ranking").setAttribute("aria-busy", "true");
-  const began = performance.now();
   try {
-    const ranking = api.rank({ ...request, explain: true, sequences: SEQUENCES, timeout_ms: PATIENCE_MS });
     // The ranking goes on without the history where the store is down; the page shows what there is.
-    const past = api.history(request.user, SHOWN).catch((problem) => problem);
-    const answer = await ranking;
+    const history = await api.history(request.user, SHOWN).catch((problem) => problem);
+    const asked = { ...request, now_ms: begins(history.impressions ?? [], 0) };
+    const began = performance.now();
+    const answer = await api.rank({ ...asked, explain: true, sequences: SEQUENCES, timeout_ms: PATIENCE_MS });
     const ms = performance.now() - began;
-    const history = await past;
     if (mine !== state.turn) return;
     const items = answer.candidates.map((each) => each.item);
-    Object.assign(state, { request, answer, before, user: request.user });
+    Object.assign(state, { request: asked, answer, before, user: request.user });
     const first = BOTH.matches ? (items[0] ?? null) : null; // opened below its row, it would hide all others
     state.chosen = items.includes(state.chosen) ? state.chosen : first;
     drawPast(history);
@@ -127,7 +126,8 @@ function drawPast(history) {
   state.impressions = history.impressions;
   const count = history.impressions.length;
   const about = [
-    `The last ${plural(count, "impression")}, newest first; the model reads at most ${state.card.history}. `,
+    `The last ${plural(count, "impression")}, newest first; the model reads at most ${state.card.history}, `,
+    "and ranks as if a second had passed since. ",
     "Bars are watch times, outlines the videos' lengths; arrow keys move among them.",
   ];
   $("past-about").replaceChildren(...(count ? about : []));
