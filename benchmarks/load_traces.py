@@ -1,5 +1,6 @@
 """What became of requests that were due at moments fixed beforehand, and what that tells of a service."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,13 @@ class Trace:
     def latency_ms(self, status: int = RANKED) -> np.ndarray:
         """From when requests were due, so that one that had to wait for the sender counts too."""
         return 1000 * (self.answered - self.due)[self.status == status]
+
+    def within_ms(self, q: float) -> float | None:
+        """In which ``q`` percent of all requests were ranked; infinite where so many were not, None without any."""
+        if not len(self.status):
+            return None
+        share = self.share(RANKED)
+        return percentile(self.latency_ms(), min(100.0, q / share)) if 100 * share >= q else math.inf
 
     @property
     def lag_ms(self) -> np.ndarray:
