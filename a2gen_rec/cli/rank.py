@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def parser() -> ArgumentParser:
     command = new_parser("Rank candidates for one user: probabilities, expected watch time, likely action timeline.")
     command.add_argument("--run", type=str, default="", help="run folder; its best checkpoint is used")
-    command.add_argument("--model", type=str, default="", help="or an exported model; the user's past is not in it")
+    command.add_argument(
+        "--model", type=str, default="", help="or an exported model, as `a2gen serve` takes it; no past is in it"
+    )
     command.add_argument("--user", type=str, required=True, help="raw user identifier, as in the log")
     command.add_argument(
         "--candidates", type=str, default="", help="file of raw item identifiers, one a line; default: popular ones"
@@ -42,6 +44,8 @@ def run(options: Namespace) -> None:
         raise ConfigError("give either --run or --model")
     if options.model and (options.data or options.ensemble or not options.candidates):
         raise ConfigError("--model needs --candidates, and goes with neither --data nor --ensemble")
+    if options.model and options.device not in ("auto", "cpu"):
+        raise ConfigError(f"--device {options.device} does not go with --model: an exported model ranks on the CPU")
     from a2gen_rec.quiet import quiet
 
     quiet()
@@ -63,6 +67,7 @@ def _by_run(options: Namespace) -> "RankedList":
 
 
 def _by_model(options: Namespace) -> "RankedList":
+    from a2gen_rec.serving.artifact import model_folder
     from a2gen_rec.serving.rank import read_candidates
     from a2gen_rec.serving.ranker import Ranker
     from a2gen_rec.serving.types import Request
@@ -70,4 +75,4 @@ def _by_model(options: Namespace) -> "RankedList":
     names = read_candidates(options.candidates)
     by = options.by or ("ensemble" if options.explain else "")
     request = Request(options.user, names, k=options.top, by=by, explain=options.explain)
-    return Ranker.load(options.model).rank(request)
+    return Ranker.load(model_folder(options.model)).rank(request)

@@ -43,6 +43,8 @@ from a2gen_rec.sharding.tables import looked_up, table_rows, whole_tables
 
 SETTINGS, TABLES, DENSE = "model.yaml", "tables.safetensors", "dense.safetensors"
 USERS, ITEMS, ENSEMBLE = "users.parquet", "items.parquet", "ensemble"
+CURRENT = "CURRENT"
+"""A file in a folder of models that names the one to serve."""
 IDENTIFIERS = {"user": "user_id", "item": ITEM}
 
 
@@ -131,6 +133,21 @@ def write_vocabularies(folder: Path, dataset: str, card: DatasetCard) -> None:
         table = read_table(paths.join(dataset, name))
         kept = [each for each in table.column_names if each in features or each in (level, RAW_LENGTH)]
         _write_compact(table.select(kept), folder / name)
+
+
+def model_folder(model: str) -> str:
+    """The folder that a path leads to now: through links, and through a folder's ``CURRENT``.
+
+    Raises:
+        UserError: ``CURRENT`` names none.
+    """
+    pointer = paths.join(model, CURRENT)
+    if paths.exists(pointer):
+        name = paths.read_text(pointer).strip()
+        if not name or "/" in name or name in (".", ".."):
+            raise UserError(f"{pointer}: must hold the name of a folder beside it")
+        model = paths.join(model, name)
+    return os.path.realpath(model) if paths.is_local(model) else model
 
 
 def load_artifact(folder: str) -> Artifact:

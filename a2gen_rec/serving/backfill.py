@@ -27,10 +27,10 @@ from a2gen_rec.data.sources.base import Source, SourceFacts, SplitRule
 from a2gen_rec.data.sql import connect, errors_as_ours, identifier, parquet
 from a2gen_rec.data.staging import Columns
 from a2gen_rec.errors import ConfigError, DataError, UserError
+from a2gen_rec.serving.artifact import model_folder
 from a2gen_rec.serving.encoding import features_from_time
 from a2gen_rec.serving.histories import MARGIN
 from a2gen_rec.serving.manifest import read_manifest
-from a2gen_rec.serving.service import model_folder
 from a2gen_rec.serving.store import Store, StoreError, open_store
 from a2gen_rec.serving.types import Impression
 
@@ -63,7 +63,7 @@ def backfill(
 
     Args:
         source_name, raw, spec, memory_gb, threads: of the log, as :func:`a2gen_rec.data.prepare.prepare` has them.
-        model: folder of the exported model, or what leads to one, see :class:`Service`.
+        model: folder of the exported model, or what leads to one, see :func:`model_folder`.
         store: a file or an address, see :func:`open_store`.
         last: most impressions of a user; 0 takes as many as a service of the model reads.
         progress: show a bar.

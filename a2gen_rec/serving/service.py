@@ -2,13 +2,12 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from a2gen_rec import paths
 from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.errors import UserError
+from a2gen_rec.serving.artifact import model_folder
 from a2gen_rec.serving.batching import Batcher
 from a2gen_rec.serving.histories import Histories
 from a2gen_rec.serving.history import History
@@ -18,8 +17,6 @@ from a2gen_rec.serving.ranker import Ranker
 from a2gen_rec.serving.store import Store, StoreError
 from a2gen_rec.serving.types import Impression, RankedList, Request
 
-CURRENT = "CURRENT"
-"""A file in a folder of models that names the one to serve."""
 WARM = 64
 """Items that a model ranks before it is put in service."""
 MIB = 2**20
@@ -224,21 +221,6 @@ class Service:
         }
         for name, (about, value) in told.items():
             self.metrics.watch(name, about, value)
-
-
-def model_folder(model: str) -> str:
-    """The folder that a path leads to now: through links, and through a folder's ``CURRENT``.
-
-    Raises:
-        UserError: ``CURRENT`` names none.
-    """
-    pointer = paths.join(model, CURRENT)
-    if paths.exists(pointer):
-        name = paths.read_text(pointer).strip()
-        if not name or "/" in name or name in (".", ".."):
-            raise UserError(f"{pointer}: must hold the name of a folder beside it")
-        model = paths.join(model, name)
-    return os.path.realpath(model) if paths.is_local(model) else model
 
 
 def _moment(request: Request, past: History) -> int:

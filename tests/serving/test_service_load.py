@@ -12,7 +12,7 @@ import pytest
 from served import ITEMS, PATIENT_S, make_model, order, post, running, swift_store
 
 from a2gen_rec.errors import UserError
-from a2gen_rec.serving.service import model_folder
+from a2gen_rec.serving.artifact import model_folder
 from a2gen_rec.serving.sqlite_store import SqliteStore
 from a2gen_rec.serving.types import Impression, Request
 
