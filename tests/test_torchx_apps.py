@@ -101,10 +101,35 @@ def test_serve_is_a_process_of_its_own() -> None:
     where = ["--host", "0.0.0.0", "--port", "8000", "--store", "a2gen-events.db", "--api_key_file", "keys"]
     assert server.args == ["-m", "a2gen_rec.cli", "serve", "--model", "m", *where, "--max_wait_ms", "5"]
     assert server.port_map == {"http": 8000}
-    assert role(SERVE, "--model", "m", "--image", "a:1", "--replicas", "3").num_replicas == 3
     found = get_component(SERVE)
     assert found.validation_errors == []
     assert [name for name, text in get_fn_docstring(found.fn)[1].items() if not text.strip()] == []
+
+
+IN_CONTAINER = ["--model", "m", "--image", "a:1", "--host", "0.0.0.0", "--api_key_file", "/data/keys"]
+MOUNTED = ["--mounts", "type=volume,src=claim,dst=/data"]
+
+
+def test_serve_in_a_container_can_be_reached_and_keeps_its_events() -> None:
+    shared = role(SERVE, *IN_CONTAINER, "--store", "redis://host:6379/0", "--replicas", "3")
+    assert (shared.num_replicas, shared.image, shared.entrypoint) == (3, "a:1", "python")
+    own = role(SERVE, *IN_CONTAINER, "--store", "/data/events.db", *MOUNTED)
+    assert own.mounts == [specs.VolumeMount(src="claim", dst_path="/data")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--host", "127.0.0.1", "--store", "redis://h"], "--host 127.0.0.1 is not reached from outside a container"),
+        ([], "--store a2gen-events.db is lost with its container"),
+        (["--store", "/database/events.db", *MOUNTED], "--store /database/events.db is lost with its container"),
+        (["--store", "/data/e.db", "--mounts", f"{MOUNTED[1]},readonly"], "--store /data/e.db is lost"),
+        (["--store", "events.db", *MOUNTED], "give a file in one of --mounts, or redis://"),
+    ],
+)
+def test_serve_in_a_container_that_would_lose_something(arguments: list[str], reason: str) -> None:
+    with pytest.raises(PlacementError, match=reason):
+        role(SERVE, *IN_CONTAINER, *arguments)
 
 
 def test_resources_of_a_host() -> None:

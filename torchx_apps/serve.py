@@ -1,7 +1,11 @@
 """TorchX component: serve an exported model; one process a host, without torchrun, so that signals reach it.
 
 torchx run -s local_cwd torchx_apps/serve.py:serve --model MODEL
+
+A container (--image) needs --host 0.0.0.0 with --api_key_file, and a --store that outlasts it: in a mount, or Redis.
 """
+
+from pathlib import PurePosixPath
 
 from torchx import specs
 
@@ -29,10 +33,11 @@ def serve(
     Args:
         args: further options of `a2gen serve`, after `--`, such as `-- --max_wait_ms 5`
         model: folder that `a2gen export` wrote, seen by every replica
-        host: address to listen on; 0.0.0.0 needs an API key
+        host: address to listen on; 0.0.0.0, as containers need, needs an API key
         port: to listen on
         api_key_file: file of API keys, one a line
-        store: of what users did: a file of each replica's own, or redis://HOST:PORT/NUMBER for all of them
+        store: of what users did: a file of each replica's own, of a container in one of its mounts, or
+            redis://HOST:PORT/NUMBER for all of them
         replicas: processes, each on a host of its own
         cpu: cores of each replica
         mem_mb: memory of each replica in MiB
@@ -43,6 +48,9 @@ def serve(
         name: name of the job
     """
     placement = launch.Placement(hosts=replicas, ranks=1, cpu=cpu, mem_mb=mem_mb, image=image, python=python)
+    volumes = specs.parse_mounts(mounts.split(",")) if mounts else []
+    if image:
+        _check_container(host, store, [each.dst_path for each in volumes if not getattr(each, "read_only", False)])
     keys = ["--api_key_file", api_key_file] if api_key_file else []
     where = ["--host", host, "--port", str(port), "--store", store, *keys]
     server = specs.Role(
@@ -55,6 +63,16 @@ def serve(
         max_retries=max_retries,
         port_map={"http": port},
         resource=specs.Resource(cpu=cpu, gpu=0, memMB=mem_mb),
-        mounts=specs.parse_mounts(mounts.split(",")) if mounts else [],
+        mounts=volumes,
     )
     return specs.AppDef(name=name, roles=[server])
+
+
+def _check_container(host: str, store: str, mounted: list[str]) -> None:
+    """Raise a PlacementError for a service that nobody reaches, or whose restart loses what it has acknowledged."""
+    if host in ("127.0.0.1", "localhost", "::1"):
+        raise launch.PlacementError(f"--host {host} is not reached from outside a container: give --host 0.0.0.0")
+    if "://" not in store and not any(PurePosixPath(store).is_relative_to(place) for place in mounted):
+        raise launch.PlacementError(
+            f"--store {store} is lost with its container: give a file in one of --mounts, or redis://"
+        )
