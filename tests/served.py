@@ -62,7 +62,6 @@ class FakeRanker:
     nap_s: float = 0.2
     keep: int = 10**6
     card: Any = field(default_factory=make_card)
-    manifest: dict[str, object] = field(default_factory=dict)
     batches: list[list[str]] = field(default_factory=list)
     moments: list[int | None] = field(default_factory=list)
     encoded: int = 0

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -36,12 +36,11 @@ class Ranker:
     Attributes:
         card: of the dataset: its actions, features and objectives.
         version: of the model, twelve hexadecimal digits that no other model has.
-        manifest: as in the folder's ``manifest.json``.
     """
 
     def __init__(self, artifact: Artifact, cache_bytes: int = CACHE_BYTES) -> None:
         self.card: DatasetCard = artifact.card
-        self.version, self.manifest = artifact.manifest.version, asdict(artifact.manifest)
+        self.version = artifact.manifest.version
         self._users, self._items = artifact.users, artifact.items
         self._model, self._settings = artifact.model, artifact.settings
         self._scorer = Scorer(artifact.card, artifact.model.ranker, artifact.fused)
@@ -154,10 +153,6 @@ class Ranker:
     def knows_user(self, user: str) -> bool:
         """Whether the dataset has any impression of this user."""
         return user in self._users.place
-
-    def knows_item(self, item: str) -> bool:
-        """Whether the dataset has this item."""
-        return item in self._items.place
 
     def length_s(self, item: str) -> float | None:
         """Length of a video in seconds; None where the dataset does not tell."""
