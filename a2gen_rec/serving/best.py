@@ -19,21 +19,18 @@ from a2gen_rec.ragged import pad, positions
 from a2gen_rec.serving.explain import Contribution
 from a2gen_rec.serving.rank import Items
 from a2gen_rec.serving.timelines import likely_timelines
-from a2gen_rec.serving.types import Candidate, Timeline
+from a2gen_rec.serving.types import Candidate, Request, Timeline
 
 WATCH, ENSEMBLE = "watch", "ensemble"
 
 
 @dataclass(frozen=True)
 class Order:
-    """How a request's candidates are ordered, as :class:`Request` has it; ``by`` is never empty."""
+    """A request's candidates, and what they are ordered ``by``, which is never empty."""
 
     items: Items
     by: str
-    k: int
-    explain: bool = True
-    timelines: bool = True
-    sequences: int = 0
+    request: Request
 
 
 @dataclass(frozen=True)
@@ -99,10 +96,10 @@ def best_candidates(
             value = judged.watch_time[mine]
         else:
             value = judged.probability[mine, outcomes.index(order.by)]
-        places.append(first + value.argsort(descending=order.by not in less, stable=True)[: order.k])
+        places.append(first + value.argsort(descending=order.by not in less, stable=True)[: order.request.k])
         first = mine.stop
     # Whole sequences cost more than all else: only what is shown gets one.
-    decoded = [place for place, order in zip(places, orders, strict=True) if order.timelines]
+    decoded = [place for place, order in zip(places, orders, strict=True) if order.request.timelines]
     likely = iter(likely_timelines(scorer.ranker, judged.encoded, torch.cat(decoded), scorer.card) if decoded else [])
     found, first = [], 0
     for place, order in zip(places, orders, strict=True):
@@ -111,7 +108,7 @@ def best_candidates(
         scores = [math.nan] * len(place) if output is None else output.score[place].tolist()
         listed = []
         for at, seconds, chance, score in zip((place - first).tolist(), times, chances, scores, strict=True):
-            sequences = next(likely) if order.timelines else []
+            sequences = next(likely) if order.request.timelines else []
             timeline: tuple[Timeline, float] = sequences[0] if sequences else ([], math.nan)
             expected = _expected_times(seconds, scorer.card)
             listed.append(
@@ -123,10 +120,10 @@ def best_candidates(
                     *timeline,
                     score=score,
                     expected_at_s=expected,
-                    sequences=sequences[: order.sequences],
+                    sequences=sequences[: order.request.sequences],
                 )
             )
-        if output is not None and order.explain:
+        if output is not None and order.request.explain:
             listed = _explained(listed, named, output, place)
         found.append(listed)
         first += len(order.items.raw)

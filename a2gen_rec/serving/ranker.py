@@ -195,7 +195,7 @@ class Ranker:
     def _order(self, request: Request) -> Order:
         # In one order, whatever they came in: then no rounding depends on it, and equals are ordered by name.
         items = self._items.items(sorted(set(request.candidates)))
-        return Order(items, self._by(request), request.k, request.explain, request.timelines, request.sequences)
+        return Order(items, self._by(request), request)
 
     def _by(self, request: Request) -> str:
         return order_by(self.card, request.by, self._model.ranker.tasks, self._scorer.fused is not None)

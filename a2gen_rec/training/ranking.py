@@ -16,7 +16,7 @@ from a2gen_rec.serving.rank import (
     read_candidates,
     with_candidates,
 )
-from a2gen_rec.serving.types import RankedList
+from a2gen_rec.serving.types import RankedList, Request
 from a2gen_rec.sharding.tables import whole_tables
 from a2gen_rec.training import ensemble_run
 from a2gen_rec.training.run import Device, OpenRun, open_run
@@ -68,7 +68,9 @@ def rank(
         with torch.no_grad():
             looked_up = opened.built.model.embeddings(batch.sparse)
             judged = judge(looked_up, scorer.ranker, batch, opened.config.evaluate.max_error)
-            (best,) = best_candidates(scorer, judged, batch, [Order(items, by, top)])
+            (best,) = best_candidates(
+                scorer, judged, batch, [Order(items, by, Request(user, items.raw, k=top, explain=True))]
+            )
     unknown = int((~items.known).sum())
     return RankedList(user, window is not None, seen, by, len(items.raw), unknown, best, by in scorer.less)
 

@@ -19,7 +19,7 @@ from a2gen_rec.models.judging import Judged, objectives
 from a2gen_rec.serving.best import ENSEMBLE, Order, Scorer, best_candidates
 from a2gen_rec.serving.nudging import check_nudge, nudged
 from a2gen_rec.serving.rank import Items
-from a2gen_rec.serving.types import Nudge
+from a2gen_rec.serving.types import Nudge, Request
 
 CARD = make_card()
 TASKS = ("glance", "effective")
@@ -45,10 +45,11 @@ def world(seed: int) -> tuple[Scorer, Judged, WindowBatch, list[Order]]:
     card: Any = SimpleNamespace(config=SimpleNamespace(events=4))
     ranker: Any = SimpleNamespace(tasks=TASKS)
     counts = torch.bincount(batch.target_window, minlength=WINDOWS).tolist()
-    orders = [
-        Order(Items([f"i{number}" for number in range(count)], np.ones(count, bool), {}), ENSEMBLE, count, True, False)
-        for count in counts
-    ]
+    orders = []
+    for count in counts:
+        names = [f"i{number}" for number in range(count)]
+        request = Request("u", names, k=count, explain=True, timelines=False)
+        orders.append(Order(Items(names, np.ones(count, bool), {}), ENSEMBLE, request))
     return Scorer(CARD, ranker, (ensemble.eval(), card)), judged, batch, orders
 
 
