@@ -10,27 +10,22 @@
     vocabulary/FEATURE.parquet  raw ``value`` to table ``row``, identifiers aside
     users.parquet, items.parquet   raw identifiers and the rows of their features
     ensemble/                   as ``models/ensemble_store.py`` has it; absent without one
+
+``training/export_files.py`` writes them.
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from a2gen_rec import paths
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.columns import read_table
-from a2gen_rec.data.schema import ITEM, RAW_LENGTH, DatasetCard, Feature
+from a2gen_rec.data.schema import ITEM, DatasetCard, Feature
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.models.ensemble import Ensemble
 from a2gen_rec.models.ensemble_store import EnsembleCard, load_ensemble
@@ -38,8 +33,8 @@ from a2gen_rec.models.named import ranker_kind
 from a2gen_rec.models.ranker import Encoded, Ranker
 from a2gen_rec.serving.catalogue import Catalogue
 from a2gen_rec.serving.manifest import Manifest, read_manifest
-from a2gen_rec.serving.tables import Table, Tables, TableType, quantised
-from a2gen_rec.sharding.tables import looked_up, table_rows, whole_tables
+from a2gen_rec.serving.tables import Table, Tables
+from a2gen_rec.sharding.tables import looked_up, whole_tables
 
 SETTINGS, TABLES, DENSE = "model.yaml", "tables.safetensors", "dense.safetensors"
 USERS, ITEMS, ENSEMBLE = "users.parquet", "items.parquet", "ensemble"
@@ -92,49 +87,6 @@ class Artifact:
     vocabularies: dict[str, dict[str, int]]
 
 
-def write_model(
-    folder: Path, card: DatasetCard, settings: Settings, state: Mapping[str, Tensor], dtype: TableType
-) -> None:
-    """Write configuration, card, tables and the dense part.
-
-    Args:
-        state: of a ``RankingModel``, whole tensors by name.
-    """
-    paths.write_text(str(folder / SETTINGS), yaml.safe_dump(asdict(settings), sort_keys=False))
-    card.save(str(folder))
-    small = whole_tables(card, settings.model)
-    tables: dict[str, Tensor] = {}
-    dense = {name: value.contiguous() for name, value in state.items() if name.startswith("ranker.")}
-    for name in table_rows(card, settings.model):
-        weight = state[f"embeddings.embeddings.{name}.weight"]
-        if name in small:
-            dense[f"table/{name}"] = weight.float().contiguous()
-            continue
-        table = quantised(weight, dtype)
-        tables[f"{name}/values"] = table.values
-        if table.scale is not None:
-            tables[f"{name}/scale"] = table.scale
-    save_file(tables, folder / TABLES)
-    save_file(dense, folder / DENSE)
-    for file in (TABLES, DENSE):  # the library's own files are for their owner alone
-        os.chmod(folder / file, 0o644)
-
-
-def write_vocabularies(folder: Path, dataset: str, card: DatasetCard) -> None:
-    """Copy what a dataset knows of raw values, in as few bytes as Parquet can."""
-    (folder / "vocabulary").mkdir()
-    for feature in card.features:
-        if _has_vocabulary(feature):
-            name = f"vocabulary/{feature.name}.parquet"
-            table = read_table(paths.join(dataset, *name.split("/")), ["value", "row"])
-            _write_compact(table, folder / name)
-    for level, name in (("user", USERS), ("item", ITEMS)):
-        features = {feature.name for feature in card.features if feature.level == level}
-        table = read_table(paths.join(dataset, name))
-        kept = [each for each in table.column_names if each in features or each in (level, RAW_LENGTH)]
-        _write_compact(table.select(kept), folder / name)
-
-
 def model_folder(model: str) -> str:
     """The folder that a path leads to now: through links, and through a folder's ``CURRENT``.
 
@@ -171,12 +123,13 @@ def load_artifact(folder: str) -> Artifact:
         vocabularies={
             feature.name: _read_vocabulary(paths.join(folder, "vocabulary", f"{feature.name}.parquet"), feature)
             for feature in card.features
-            if _has_vocabulary(feature)
+            if has_vocabulary(feature)
         },
     )
 
 
-def _has_vocabulary(feature: Feature) -> bool:
+def has_vocabulary(feature: Feature) -> bool:
+    """Whether a feature has a vocabulary of its own; identifiers are in the catalogues."""
     return feature.kind == "vocabulary" and IDENTIFIERS.get(feature.level) != feature.name
 
 
@@ -224,37 +177,3 @@ def _read_vocabulary(file: str, feature: Feature) -> dict[str, int]:
     if not all(0 < row < feature.cardinality for row in rows):
         raise DataError(f"row is not in [1, {feature.cardinality})", file=file, field="row")
     return dict(zip(table["value"].to_pylist(), rows, strict=True))
-
-
-def _write_compact(table: pa.Table, file: Path) -> None:
-    """Parquet of sorted text and of integers with hardly two alike: differences, where dictionaries only add."""
-    schema = pa.schema([_compact(field) for field in table.schema])
-    encodings = {
-        field.name: "DELTA_BYTE_ARRAY" if pa.types.is_string(field.type) else "DELTA_BINARY_PACKED"
-        for field in schema
-        if not pa.types.is_floating(field.type)
-    }
-    pq.write_table(
-        table.cast(schema), file, compression="zstd", compression_level=9, use_dictionary=False,
-        column_encoding=encodings, write_statistics=False,
-    )  # fmt: skip
-
-
-def _compact(field: pa.Field) -> pa.Field:
-    return pa.field(field.name, pa.int32()) if pa.types.is_integer(field.type) else field
-
-
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's tensors, unsharded, on the CPU: those that this process has."""
-    from torch.distributed._shard.sharded_tensor import ShardedTensor
-
-    state: dict[str, Tensor] = {}
-    for name, value in module.state_dict().items():
-        if isinstance(value, ShardedTensor):
-            whole = torch.empty(value.size(), dtype=value.dtype)
-            for shard in value.local_shards():
-                at = zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
-                whole[tuple(slice(begin, begin + size) for begin, size in at)] = shard.tensor.cpu()
-            value = whole
-        state[name] = value.detach().cpu()
-    return state

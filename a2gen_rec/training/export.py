@@ -18,20 +18,14 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.data.workspace import refuse_filled, workspace
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.models.ensemble_store import CARD, WEIGHTS
-from a2gen_rec.serving.artifact import (
-    ENSEMBLE,
-    Settings,
-    load_artifact,
-    whole_state,
-    write_model,
-    write_vocabularies,
-)
+from a2gen_rec.serving.artifact import ENSEMBLE, Settings, load_artifact
 from a2gen_rec.serving.encoding import features_from_time
 from a2gen_rec.serving.manifest import Manifest, write_manifest
 from a2gen_rec.serving.tables import TableType
 from a2gen_rec.training import ensemble_run
 from a2gen_rec.training.build import TrainTask
 from a2gen_rec.training.evaluate import evaluate
+from a2gen_rec.training.export_files import whole_state, write_model, write_vocabularies
 from a2gen_rec.training.losses import Loss
 from a2gen_rec.training.run import OpenRun, open_run
 

@@ -1,0 +1,97 @@
+"""An exported model's files, written: what is where is told in ``serving/artifact.py``, which reads them."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from a2gen_rec import paths
+from a2gen_rec.data.columns import read_table
+from a2gen_rec.data.schema import RAW_LENGTH, DatasetCard
+from a2gen_rec.serving.artifact import DENSE, ITEMS, SETTINGS, TABLES, USERS, Settings, has_vocabulary
+from a2gen_rec.serving.tables import TableType, quantised
+from a2gen_rec.sharding.tables import table_rows, whole_tables
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors, unsharded, on the CPU: those that this process has."""
+    from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+    state: dict[str, Tensor] = {}
+    for name, value in module.state_dict().items():
+        if isinstance(value, ShardedTensor):
+            whole = torch.empty(value.size(), dtype=value.dtype)
+            for shard in value.local_shards():
+                at = zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
+                whole[tuple(slice(begin, begin + size) for begin, size in at)] = shard.tensor.cpu()
+            value = whole
+        state[name] = value.detach().cpu()
+    return state
+
+
+def write_model(
+    folder: Path, card: DatasetCard, settings: Settings, state: Mapping[str, Tensor], dtype: TableType
+) -> None:
+    """Write configuration, card, tables and the dense part.
+
+    Args:
+        state: of a ``RankingModel``, whole tensors by name.
+    """
+    paths.write_text(str(folder / SETTINGS), yaml.safe_dump(asdict(settings), sort_keys=False))
+    card.save(str(folder))
+    small = whole_tables(card, settings.model)
+    tables: dict[str, Tensor] = {}
+    dense = {name: value.contiguous() for name, value in state.items() if name.startswith("ranker.")}
+    for name in table_rows(card, settings.model):
+        weight = state[f"embeddings.embeddings.{name}.weight"]
+        if name in small:
+            dense[f"table/{name}"] = weight.float().contiguous()
+            continue
+        table = quantised(weight, dtype)
+        tables[f"{name}/values"] = table.values
+        if table.scale is not None:
+            tables[f"{name}/scale"] = table.scale
+    save_file(tables, folder / TABLES)
+    save_file(dense, folder / DENSE)
+    for file in (TABLES, DENSE):  # the library's own files are for their owner alone
+        os.chmod(folder / file, 0o644)
+
+
+def write_vocabularies(folder: Path, dataset: str, card: DatasetCard) -> None:
+    """Copy what a dataset knows of raw values, in as few bytes as Parquet can."""
+    (folder / "vocabulary").mkdir()
+    for feature in card.features:
+        if has_vocabulary(feature):
+            name = f"vocabulary/{feature.name}.parquet"
+            table = read_table(paths.join(dataset, *name.split("/")), ["value", "row"])
+            _write_compact(table, folder / name)
+    for level, name in (("user", USERS), ("item", ITEMS)):
+        features = {feature.name for feature in card.features if feature.level == level}
+        table = read_table(paths.join(dataset, name))
+        kept = [each for each in table.column_names if each in features or each in (level, RAW_LENGTH)]
+        _write_compact(table.select(kept), folder / name)
+
+
+def _write_compact(table: pa.Table, file: Path) -> None:
+    """Parquet of sorted text and of integers with hardly two alike: differences, where dictionaries only add."""
+    schema = pa.schema([_compact(field) for field in table.schema])
+    encodings = {
+        field.name: "DELTA_BYTE_ARRAY" if pa.types.is_string(field.type) else "DELTA_BINARY_PACKED"
+        for field in schema
+        if not pa.types.is_floating(field.type)
+    }
+    pq.write_table(
+        table.cast(schema), file, compression="zstd", compression_level=9, use_dictionary=False,
+        column_encoding=encodings, write_statistics=False,
+    )  # fmt: skip
+
+
+def _compact(field: pa.Field) -> pa.Field:
+    return pa.field(field.name, pa.int32()) if pa.types.is_integer(field.type) else field
