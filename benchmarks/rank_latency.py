@@ -38,8 +38,9 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.nn.decoding import Occurrence, occurrence
 from a2gen_rec.nn.generator import StepEmbeddings
-from a2gen_rec.serving.rank import Items, with_candidates
+from a2gen_rec.serving.rank import Items
 from a2gen_rec.sharding.tables import ACTION, TIME, whole_tables
+from a2gen_rec.training.next_window import next_window
 from a2gen_rec.training.process import Process
 from a2gen_rec.training.trainer import Trainer
 
@@ -133,14 +134,14 @@ class Rankers:
         return _answer(occurrence(ranker.generator, context, tables, ranker.timed, self.max_error))
 
     def batch(self, request: Request) -> WindowBatch:
-        columns = with_candidates(request.history, request.items, self.card)
+        columns = next_window(request.history, request.items, self.card)
         whole, loader = whole_tables(self.card, self.config.model), self.config.loader
         made = collate(columns, np.zeros(1, np.int64), whole, request_gap_s=ALL, group_cost=loader.group_cost)
         return made.to(self.device)
 
     def examples(self, request: Request) -> Examples:
         """One example for each candidate: the first one's, with the others' items."""
-        columns = with_candidates(request.history, request.items, self.card)
+        columns = next_window(request.history, request.items, self.card)
         first = build(columns, np.zeros(1, np.int64), columns.first_target, self.model.ranker.history)
         many = first.each(lambda part: part.expand(len(request.items.raw), *part.shape[1:]))
         items = {name: torch.from_numpy(rows) for name, rows in request.items.rows.items()}

@@ -8,17 +8,11 @@ from a2gen_rec.models.ensemble import Ensemble
 from a2gen_rec.models.ensemble_store import EnsembleCard
 from a2gen_rec.models.judging import judge
 from a2gen_rec.serving.best import Order, Scorer, best_candidates, order_by
-from a2gen_rec.serving.rank import (
-    find_items,
-    latest_window,
-    no_history,
-    popular_items,
-    read_candidates,
-    with_candidates,
-)
+from a2gen_rec.serving.rank import read_candidates
 from a2gen_rec.serving.types import RankedList, Request
 from a2gen_rec.sharding.tables import whole_tables
 from a2gen_rec.training import ensemble_run
+from a2gen_rec.training.next_window import find_items, latest_window, next_window, no_history, popular_items
 from a2gen_rec.training.run import Device, OpenRun, open_run
 
 POPULAR = 100
@@ -60,7 +54,7 @@ def rank(
         history = no_history(card) if window is None else window
         seen = min(len(history.ts_ms), opened.built.model.ranker.history)
         scorer = Scorer(card, opened.built.model.ranker, fused)
-        columns = with_candidates(history, items, card)
+        columns = next_window(history, items, card)
         whole, group_cost = whole_tables(card, opened.config.model), opened.config.loader.group_cost
         batch = collate(columns, np.zeros(1, np.int64), whole, request_gap_s=ALL, group_cost=group_cost)
         batch = batch.to(opened.process.device)

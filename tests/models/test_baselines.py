@@ -18,8 +18,9 @@ from a2gen_rec.models.a2gen import A2Gen, DenseRanker
 from a2gen_rec.models.baselines.towers import TowersOutput
 from a2gen_rec.models.named import RANKERS, ranking_model
 from a2gen_rec.models.ranker import RankingModel
-from a2gen_rec.serving.rank import Items, no_history, with_candidates
+from a2gen_rec.serving.rank import Items
 from a2gen_rec.training.losses import Loss, loss_sums, means, total
+from a2gen_rec.training.next_window import next_window, no_history
 
 CARD = make_card()
 SIZES = {feature.name: feature.cardinality for feature in CARD.features}
@@ -203,7 +204,7 @@ def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: i
 
     def ranked(rows: np.ndarray) -> Tensor:
         items = Items([""] * len(rows), np.ones(len(rows), bool), {"item_id": rows, "author_id": rows * 7 % 9})
-        return predictions(model, batch_of(with_candidates(history, items, CARD), config, request_gap_s=ALL))
+        return predictions(model, batch_of(next_window(history, items, CARD), config, request_gap_s=ALL))
 
     together = ranked(np.arange(1, 7))
     torch.testing.assert_close(together, torch.cat([ranked(np.array([row])) for row in range(1, 7)]))

@@ -19,14 +19,14 @@ from a2gen_rec.models.a2gen import A2Gen
 from a2gen_rec.models.ensemble import Ensemble
 from a2gen_rec.models.ensemble_store import EnsembleCard, load_ensemble, save_ensemble
 from a2gen_rec.nn.decoding import Decoded
-from a2gen_rec.serving import rank as ranking
 from a2gen_rec.serving.best import order_by
-from a2gen_rec.serving.rank import Items, find_items, latest_window, popular_items
+from a2gen_rec.serving.rank import Items
 from a2gen_rec.serving.timelines import timelines
 from a2gen_rec.serving.types import Candidate, RankedList
 from a2gen_rec.training import ranking as run_ranking
 from a2gen_rec.training.ensemble_run import train_ensemble
 from a2gen_rec.training.ensemble_trainer import Epoch
+from a2gen_rec.training.next_window import find_items, latest_window, next_window, no_history, popular_items
 from a2gen_rec.training.ranking import rank
 from a2gen_rec.training.run import OpenRun, open_run
 from a2gen_rec.training.trainer import train
@@ -111,10 +111,10 @@ def predictions(model: A2Gen, columns: WindowColumns, candidates: bool) -> torch
 @pytest.mark.parametrize("length", [0, 9])
 def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: int) -> None:
     model, items = model_of(small_config(**variant)), some_items(np.arange(1, 7))
-    history = one_window(length) if length else ranking.no_history(CARD)
-    together = predictions(model, ranking.with_candidates(history, items, CARD), candidates=True)
+    history = one_window(length) if length else no_history(CARD)
+    together = predictions(model, next_window(history, items, CARD), candidates=True)
     alone = [
-        predictions(model, ranking.with_candidates(history, some_items(np.array([row])), CARD), candidates=False)
+        predictions(model, next_window(history, some_items(np.array([row])), CARD), candidates=False)
         for row in range(1, 7)
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
@@ -122,7 +122,7 @@ def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: i
 
 
 def test_as_targets_of_a_sequence_later_candidates_would_lose_the_history() -> None:
-    columns = ranking.with_candidates(one_window(9), some_items(np.arange(1, 7)), CARD)
+    columns = next_window(one_window(9), some_items(np.arange(1, 7)), CARD)
     model = model_of(small_config())
     same = torch.isclose(predictions(model, columns, True), predictions(model, columns, False)).all(1)
     # The last 6 of 9 past impressions are seen; the first candidate has them all right before it.
@@ -131,7 +131,7 @@ def test_as_targets_of_a_sequence_later_candidates_would_lose_the_history() -> N
 
 def test_what_stands_for_the_candidates_actions_is_never_read() -> None:
     history, model = one_window(9), model_of(small_config())
-    columns = ranking.with_candidates(history, some_items(np.arange(1, 7)), CARD)
+    columns = next_window(history, some_items(np.arange(1, 7)), CARD)
     count, past = 6, len(history.action)
     lengths = np.append(history.action_lengths, np.full(count, 4))
     other = dataclasses.replace(
@@ -148,7 +148,7 @@ def test_what_stands_for_the_candidates_actions_is_never_read() -> None:
 
 def test_candidates_come_after_all_of_the_window_in_its_last_context() -> None:
     history = one_window(9)
-    columns = ranking.with_candidates(history, some_items(np.array([5, 6])), CARD)
+    columns = next_window(history, some_items(np.array([5, 6])), CARD)
     tab, item = history.impression_ids["tab"], history.impression_ids["item_id"]
     assert columns.first_target.tolist() == [9]
     assert columns.lengths.tolist() == [11]
@@ -170,7 +170,7 @@ def test_candidates_stand_at_the_end_of_the_user_s_session() -> None:
     def session(gaps_s: list[int]) -> list[list[int]]:
         ts_ms = np.cumsum(np.array([0, *gaps_s]) * 1000)
         moved = dataclasses.replace(history, ts_ms=ts_ms, end_ms=ts_ms + np.append(lasts[:-1] % 7000, 7000))
-        columns = ranking.with_candidates(moved, some_items(np.array([5, 6])), CARD)
+        columns = next_window(moved, some_items(np.array([5, 6])), CARD)
         return [rows[9:].tolist() for rows in columns.session.values()]
 
     last = int(history.outcome["feedback"][-1])
@@ -178,7 +178,7 @@ def test_candidates_stand_at_the_end_of_the_user_s_session() -> None:
     # The last impression takes 7 s, and the request comes a second later.
     assert session([9] * 8) == [[3, 3], [2, 2], [last, last]]
     assert session([9] * 7 + [26]) == [[2, 2], [2, 2], [last, last]]
-    unseen = ranking.with_candidates(ranking.no_history(CARD), some_items(np.array([5, 6])), CARD)
+    unseen = next_window(no_history(CARD), some_items(np.array([5, 6])), CARD)
     assert [rows.tolist() for rows in unseen.session.values()] == [[1, 1], [0, 0], [0, 0]]
 
 
@@ -207,7 +207,7 @@ def _check_alone(opened: OpenRun, candidate: Candidate, rows: np.ndarray, world:
     """The candidate as the only target of a window, through the ordinary batch."""
     window = latest_window(str(world.data), CARD, world.user)
     alone = Items([candidate.item], np.array([candidate.known]), {"item_id": rows[:1], "author_id": rows[1:]})
-    columns = ranking.with_candidates(window, alone, CARD)
+    columns = next_window(window, alone, CARD)
     batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
     opened.built.dmp.eval()
     with torch.no_grad():
@@ -407,7 +407,7 @@ def alone_score(opened: OpenRun, model: Ensemble, card: EnsembleCard, candidate:
     at = table["item"].index(candidate.item)
     rows = {name: np.array([table[name][at]]) for name in ("item_id", "author_id")}
     window = latest_window(str(world.data), CARD, world.user)
-    columns = ranking.with_candidates(window, Items([candidate.item], np.ones(1, bool), rows), CARD)
+    columns = next_window(window, Items([candidate.item], np.ones(1, bool), rows), CARD)
     batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
     opened.built.dmp.eval()
     with torch.no_grad():
