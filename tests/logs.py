@@ -47,8 +47,9 @@ class Log:
 
 
 def hashed_log(folder: Path, seed: int = 0) -> Log:
-    """Identifiers that share rows, a zone of half hours, actions without times, values missing and unseen, and
-    impressions that begin together, are not over when the next begins, or are of unknown watch time."""
+    """Identifiers that share rows, a zone of half hours, actions without times, categories that are numbers, values
+    missing and unseen, and impressions that begin together, are not over when the next begins, or are of unknown watch
+    time."""
     rng = np.random.default_rng(seed)
     count, items = 700, 60
     item, user = rng.integers(0, items, count), rng.integers(0, 25, count)
@@ -66,7 +67,7 @@ def hashed_log(folder: Path, seed: int = 0) -> Log:
         "city": [f"c{each % 5}" for each in user],
         "shop": [None if shop[each] == 0 else f"s{shop[each]}" for each in item],
         "length": pa.array(length[item], from_pandas=True),
-        "tab": [f"t{each}" if each < 40 else None for each in rng.geometric(0.2, count)],
+        "tab": [int(each) if each < 40 else None for each in rng.geometric(0.2, count)],
         "speed": rng.choice([0.5, 1.0, 1.5, 3.0], count),
         "network": rng.choice(["wifi", "4g", "5g"], count),
     }

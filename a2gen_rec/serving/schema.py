@@ -39,8 +39,10 @@ def _few(value: Any) -> Any:
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_IDENTIFIER)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Text = Annotated[str, StringConstraints(max_length=LONGEST_VALUE)]
+Whole = Annotated[int, Field(ge=-(10**15), le=10**15)]
+"""A number of its own: as a category, 1 is not 1.0."""
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]
-Values = Annotated[dict[Name, Text | Number | None], BeforeValidator(_few), Field(max_length=MOST_NAMES)]
+Values = Annotated[dict[Name, Text | Whole | Number | None], BeforeValidator(_few), Field(max_length=MOST_NAMES)]
 Seconds = Annotated[float, Field(ge=0, le=LONGEST_WATCH_S)]
 Moment = Annotated[int, Field(ge=0, le=LATEST_MS)]
 

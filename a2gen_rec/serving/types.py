@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from a2gen_rec.serving.explain import Contribution
 from a2gen_rec.serving.history import History
 
-Value = str | float | None
-"""A raw value: text for vocabulary and hash features, a number for buckets, None when missing."""
+Value = str | int | float | None
+"""A raw value: text or a number for vocabulary and hash features, a number for buckets, None when missing. Categories
+are compared as text, 1 as "1" and 1.0 as "1.0"."""
 Timeline = list[tuple[str, float | None]]
 
 

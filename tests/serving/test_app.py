@@ -102,6 +102,13 @@ def test_without_a_moment_it_is_now(one: Running) -> None:
     assert moment("of another clock") == ahead, "it counts in the next ranking"
 
 
+def test_a_category_that_is_a_number_is_recorded_as_the_number_it_is(one: Running) -> None:
+    features = {"tab": 1, "speed": 1.0, "place": -(10**15), "city": "1"}
+    one.post("counts", {"item": "v1", "ts_ms": 1, "features": features})
+    (impression,) = one.client.get("/v1/users/counts/history").json()["impressions"]
+    assert repr(impression["features"]) == repr(features)
+
+
 def test_impressions_of_one_request_are_recorded_all_or_none(one: Running) -> None:
     wrong = {"item": "v2", "ts_ms": 2, "actions": [{"name": "fly"}]}
     answer = one.post("half", {"item": "v1", "ts_ms": 1}, wrong)

@@ -27,10 +27,11 @@ def test_the_service_answers_what_the_ranker_does(tmp_path: Path, monkeypatch: p
             for each in [impressions[-1:], impressions[:3], *([one] for one in impressions[3:6]), impressions[6:-1]]:
                 told = [schema.ImpressionBody.of(one).model_dump() for one in each]
                 assert not told or service.post(user, *told).status_code == 200
-                found = service.rank(user, candidates=items)
+                context = {name: impressions[-1].features[name] for name in ("tab", "speed", "network")}
+                found = service.rank(user, candidates=items, context=context)
                 assert found.status_code == 200, found.text
             history = ranker.encode(impressions)
-            as_told(found.json(), ranker.rank(Request(user, items, today, history)))
+            as_told(found.json(), ranker.rank(Request(user, items, today, history, context=context)))
             # As of a moment since when more has happened than a service keeps of a user.
             now = impressions[4].ts_ms
             assert len(impressions) > 4 + ranker.keep
