@@ -1,4 +1,4 @@
-"""The process that serves: its socket, its signals, its log, and connections that take too long to ask."""
+"""The process that serves: its socket, its signals and its log."""
 
 import asyncio
 import ipaddress
@@ -9,22 +9,19 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from a2gen_rec import paths
 from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.serving.app import create_app
+from a2gen_rec.serving.connection import Connection
 from a2gen_rec.serving.service import ModelRejected, Service
 from a2gen_rec.serving.store import open_store
 
-HEADERS_S = 10.0
-"""For which a connection may be without a complete request line and headers."""
 KEEP_ALIVE_S = 20
 BACKLOG = 2048
 LEAST_KEY = 16
@@ -33,40 +30,6 @@ SWITCH_S = 0.0002
 and would wait for 5 ms each time (Python's default) while the event loop is busy."""
 
 log = logging.getLogger(__name__)
-
-
-class _Connection(HttpToolsProtocol):
-    """Ends connections whose headers do not come: uvicorn waits for them for ever."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self.access_log = False  # uvicorn's own, which has paths and so names users, whatever logging is set to
-        self._deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._expect_headers()
-
-    def on_message_begin(self) -> None:
-        self._expect_headers()
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._have_headers()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._have_headers()
-        super().connection_lost(exc)
-
-    def _expect_headers(self) -> None:
-        if self._deadline is None:
-            self._deadline = self.loop.call_later(HEADERS_S, self.transport.abort)
-
-    def _have_headers(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
 
 class Server(uvicorn.Server):
@@ -79,7 +42,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: ASGIApp, drain_s: float) -> None:
         config = uvicorn.Config(
             app,
-            http=_Connection,
+            http=Connection,
             ws="none",
             lifespan="on",
             log_config=None,
