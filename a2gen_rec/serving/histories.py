@@ -12,7 +12,7 @@ from a2gen_rec.errors import UserError
 from a2gen_rec.serving.history import History
 from a2gen_rec.serving.ranker import Ranker
 from a2gen_rec.serving.store import Store
-from a2gen_rec.serving.types import Impression
+from a2gen_rec.serving.types import Impression, Request
 
 MARGIN = int(POSITION_EDGES[-1])
 """Impressions read beyond those the model may see: places in sessions follow from earlier ones, and beyond this many
@@ -87,7 +87,7 @@ class Histories:
 
     def _is_readable(self, impression: Impression) -> bool:
         try:
-            self.ranker.encode([impression])
+            self.ranker.check(Request("", ["any"], history=[impression]))
         except UserError:
             return False
         return True

@@ -3,6 +3,7 @@
 import uuid
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -63,8 +64,11 @@ def test_only_what_is_new_is_encoded(store: SqliteStore) -> None:
 
 def test_what_the_model_cannot_read_is_left_out(store: SqliteStore) -> None:
     histories: Any = Histories(FakeRanker("one"), store, 10**6)  # type: ignore[arg-type]
-    store.append("u", [Impression("v1", 1), Impression("v2", 2, actions=[("of another log", None)])]).result(5)
-    assert list(histories.of("u").item_at.values()) == ["v1"]
+    other = Impression("v2", 2, actions=[("of another log", None)])
+    store.append("u", [Impression("v1", 1), other, Impression("v3", 3)]).result(5)
+    with patch.object(histories.ranker, "encode", wraps=histories.ranker.encode) as encode:
+        assert list(histories.of("u").item_at.values()) == ["v1", "v3"]
+    assert encode.call_count == 2, "a query each: not one for every impression"
 
 
 def test_a_store_that_cannot_be_read_is_told(store: SqliteStore) -> None:
