@@ -31,7 +31,9 @@ Session features are known when an impression begins, outcome features only when
 never its inputs. Of both, rows and values are made by ``prepare`` (``sessions.py``, ``feedback.py``).
 """
 
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, replace
+from operator import index
 from typing import Any, Literal
 
 import yaml
@@ -184,7 +186,7 @@ class DatasetCard:
         """Build a card from plain data.
 
         Raises:
-            DataError: a field is missing, unknown or of another format version.
+            DataError: a field is missing, unknown, no number where it must be, or of another format version.
         """
         try:
             if raw["format_version"] != FORMAT_VERSION:
@@ -193,14 +195,17 @@ class DatasetCard:
                     file=file,
                     field="format_version",
                 )
-            features = [Feature(**feature) for feature in raw["features"]]
+            features = [_numbers_checked(Feature(**feature)) for feature in raw["features"]]
             splits = {name: SplitSummary(**split) for name, split in raw["splits"].items()}
-            feedback = None if raw["feedback"] is None else FeedbackRule(**raw["feedback"])
+            feedback = None if raw["feedback"] is None else _rule_checked(FeedbackRule(**raw["feedback"]))
             # Cards made before there was the field have what the rule tells.
             negative = raw.get("negative", [] if feedback is None else feedback.negative)
             made = {"features": features, "splits": splits, "feedback": feedback, "negative": list(negative)}
             card = cls(**{**raw, **made})
-        except (KeyError, TypeError, AttributeError) as error:
+            card = replace(
+                card, session_gap_s=float(card.session_gap_s), utc_offset_hours=_finite(card.utc_offset_hours)
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"not a dataset card ({error})", file=file) from error
         if len(card.actions) < 2 or card.actions[0] != START or card.actions[-1] != EXIT:
             raise DataError(f"must run from {START!r} to {EXIT!r}", file=file, field="actions")
@@ -223,3 +228,26 @@ class DatasetCard:
         except yaml.YAMLError as error:
             raise DataError(f"not YAML ({str(error).splitlines()[0]})", file=file) from error
         return cls.from_dict(raw, file)
+
+
+def _numbers_checked(feature: Feature) -> Feature:
+    """With numbers that are numbers: they become SQL."""
+    edges = [float(edge) for edge in feature.boundaries]
+    return replace(feature, cardinality=index(feature.cardinality), boundaries=edges)
+
+
+def _rule_checked(rule: FeedbackRule) -> FeedbackRule:
+    """See :func:`_numbers_checked`."""
+    return replace(
+        rule,
+        glance_s=_finite(rule.glance_s),
+        duration_edges_s=[_finite(edge) for edge in rule.duration_edges_s],
+        median_watch_s=[_finite(median) for median in rule.median_watch_s],
+    )
+
+
+def _finite(value: float) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is not finite")
+    return number

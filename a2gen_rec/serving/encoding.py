@@ -49,7 +49,7 @@ class Encoder:
         self, card: DatasetCard, vocabularies: Mapping[str, Mapping[str, int]], items: Catalogue, keep: int
     ) -> None:
         self.card, self.vocabularies, self.catalogue, self.keep = card, vocabularies, items, keep
-        self.connection = duckdb.connect(":memory:", config={"threads": 1, "autoinstall_known_extensions": False})
+        self.connection = duckdb.connect(":memory:", config={"threads": 1, "enable_external_access": False})
         self.connection.execute("SET enable_progress_bar = false")
         self.from_time = features_from_time(card)
         self.shown = [feature for feature in _raw_features(card, "item", "context") if feature.name != ITEM]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -64,6 +65,11 @@ def test_the_order_and_number_of_mentions_of_candidates_do_not_matter(world: tup
     seconds = [each.expected_watch_s for each in expected.candidates]
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[0] != seconds[-1]
+
+
+def test_the_sql_of_an_artifact_reads_no_file(ranker: Ranker) -> None:
+    with pytest.raises(duckdb.PermissionException):
+        ranker._encoder.connection.execute("FROM read_text('/etc/hostname')")
 
 
 def test_no_request_of_a_batch_changes_another_s_answer(world: tuple[Log, str], ranker: Ranker) -> None:
