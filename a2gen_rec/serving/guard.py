@@ -5,6 +5,7 @@ No line names a user or an item: a request is told by method, route, status, tim
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 import re
 import time
@@ -19,7 +20,6 @@ from a2gen_rec.serving.metrics import Metrics
 from a2gen_rec.serving.refusals import Refusal, busy
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 DISCARDED = 8
 """Times the limit that is read of a body too large and thrown away, so that its sender hears why."""
 PROBES = {"/healthz", "/readyz", "/metrics"}
@@ -51,7 +51,7 @@ class Guard:
 
     Args:
         keys: each lets a caller in; none asks for none, and then only requests sent to a local name are taken, so that
-            no web page can reach the service under a name of its own (DNS rebinding).
+            no web page can reach the service under a name of its own (DNS rebinding); an address cannot be rebound.
         admit: of a method and path, why a request is not taken, before its body is read; None takes it.
     """
 
@@ -116,7 +116,7 @@ class Guard:
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Raise a Refusal for a request that is not taken, whatever it holds."""
         path, host = scope["path"], _split(b"//" + headers.get(b"host", b""))
-        if not self.keys and host.hostname not in LOCAL_NAMES:
+        if not self.keys and not _is_local(host.hostname or ""):
             raise Refusal(421, "unknown_host", "without an API key, only requests to localhost are taken")
         origin = headers.get(b"origin")
         if origin is not None and _split(origin).netloc != host.netloc:
@@ -178,6 +178,13 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _split(address: bytes) -> SplitResult:

@@ -220,6 +220,8 @@ def test_without_keys_no_page_of_another_site_gets_through(one: Running) -> None
     assert status() == 200
     assert status(Host="localhost") == 200
     assert status(Host="[::1]:99") == 200
+    assert status(Host="127.0.0.2") == 200
+    assert status(Host="127.0.0.1.attacker.example") == status(Host="10.0.0.1") == status(Host="") == 421
     assert status(Host="attacker.example") == 421
     assert status(Host="[") == 421
     assert status(Origin=f"http://{host}") == 200
