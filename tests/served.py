@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,8 +241,14 @@ def post(body: bytes, *headers: bytes, path: bytes = b"/v1/rank", length: int | 
 
 
 @contextmanager
-def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`a2gen serve` in a process, with the ranker above: the process and its address, once it serves."""
+def process(
+    *arguments: str, begun: Callable[[subprocess.Popen[str]], None] = lambda started: None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`a2gen serve` in a process, with the ranker above: the process and its address, once it serves.
+
+    Args:
+        begun: called with the process before it serves.
+    """
     command = [sys.executable, __file__, *arguments]
     ours = Path(__file__).parents[1]
     started = subprocess.Popen(
@@ -254,6 +260,7 @@ def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         env={"PYTHONPATH": f"{ours}:{ours}/tests"},
     )
     try:
+        begun(started)
         assert started.stdout is not None
         line = started.stdout.readline()
         found = re.search(r"http://\S+", line)

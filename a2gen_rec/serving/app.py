@@ -40,7 +40,7 @@ def create_app(service: Service, keys: Sequence[str] = ()) -> FastAPI:
     """The service as an ASGI application, which closes it at the end.
 
     Args:
-        keys: API keys, each of which lets a caller in; none asks for none.
+        keys: API keys, each of which lets a caller in; none asks for none. Those of a list that changes count at once.
     """
 
     @asynccontextmanager

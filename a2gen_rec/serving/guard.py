@@ -50,8 +50,9 @@ class Guard:
     """ASGI middleware.
 
     Args:
-        keys: each lets a caller in; none asks for none, and then only requests sent to a local name are taken, so that
-            no web page can reach the service under a name of its own (DNS rebinding); an address cannot be rebound.
+        keys: each lets a caller in; they may change. None asks for none, and then only requests sent to a local name
+            are taken, so that no web page can reach the service under a name of its own (DNS rebinding); an address
+            cannot be rebound.
         admit: of a method and path, why a request is not taken, before its body is read; None takes it.
     """
 
@@ -66,7 +67,7 @@ class Guard:
         admit: Callable[[str, str], Refusal | None] = lambda method, path: None,
     ) -> None:
         self.app, self.metrics, self.admit = app, metrics, admit
-        self.keys = [key.encode() for key in keys]
+        self.keys = keys
         self.max_body, self.read_timeout_s, self.max_requests = max_body, read_timeout_s, max_requests
         self.in_progress = 0
 
@@ -134,7 +135,7 @@ class Guard:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         given = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
         # All keys are compared, each in constant time: how long it takes tells nothing of any.
-        return sum(hmac.compare_digest(given, key) for key in self.keys) > 0
+        return sum(hmac.compare_digest(given, key.encode()) for key in self.keys) > 0
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         declared = headers.get(b"content-length", b"0")

@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
 
 
 def serve(model: str, config: ServeConfig, tell: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP loads the model again.
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the API keys and loads the model again.
 
     Args:
         model: see :class:`Service`.
@@ -70,6 +70,7 @@ def serve(model: str, config: ServeConfig, tell: Callable[[str], None]) -> None:
         ConfigError: the address can be reached by others, and there is no API key.
         UserError: the model, the store or the keys cannot be used, or the port is taken.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a model that could be loaded again
     _log_to_stderr()
     keys = read_keys(config.api_key_file) if config.api_key_file else []
     listening = listen(config.host, config.port)
@@ -91,7 +92,7 @@ def serve(model: str, config: ServeConfig, tell: Callable[[str], None]) -> None:
             tell(f"model {service.ranker.version} at http://{host}:{address[1]}")
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(service, create_app(service, keys), listening, ready))
+            runner.run(_serve(service, create_app(service, keys), keys, listening, ready))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -130,7 +131,9 @@ def read_keys(file: str) -> list[str]:
     return keys
 
 
-async def _serve(service: Service, app: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> None:
+async def _serve(
+    service: Service, app: ASGIApp, keys: list[str], listening: socket.socket, ready: Callable[[], None]
+) -> None:
     server, loop = Server(app, service.config.drain_s), asyncio.get_running_loop()
     tasks = set()
 
@@ -139,7 +142,7 @@ async def _serve(service: Service, app: ASGIApp, listening: socket.socket, ready
         loop.call_later(notice_s, setattr, server, "should_exit", True)
 
     def reload() -> None:
-        tasks.add(task := asyncio.ensure_future(_reload(service)))
+        tasks.add(task := asyncio.ensure_future(_reload(service, keys)))
         task.add_done_callback(tasks.discard)
 
     loop.add_signal_handler(signal.SIGTERM, end, service.config.notice_s)
@@ -153,7 +156,13 @@ async def _serve(service: Service, app: ASGIApp, listening: socket.socket, ready
     await serving
 
 
-async def _reload(service: Service) -> None:
+async def _reload(service: Service, keys: list[str]) -> None:
+    """Read again whatever can be: the keys, which the application shares, and the model."""
+    try:
+        if service.config.api_key_file:
+            keys[:] = await asyncio.to_thread(read_keys, service.config.api_key_file)
+    except UserError as error:
+        log.error("API keys stay as they were: %s", error)
     try:
         version, former = await service.reload()
     except ModelRejected:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -26,14 +27,16 @@ from a2gen_rec.serving.server import listen, read_keys, serve
 
 
 @pytest.fixture(autouse=True)
-def logs_as_before() -> Iterator[None]:
-    """The command sets up the log of its process."""
+def process_as_before() -> Iterator[None]:
+    """The command sets up the log and a signal of its process."""
+    hang_up = signal.getsignal(signal.SIGHUP)
     loggers = [logging.getLogger(name) for name in ("a2gen_rec.serving", "uvicorn.error")]
     before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
     yield
     for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
         logger.handlers[:], logger.propagate = handlers, propagate
         logger.setLevel(level)
+    signal.signal(signal.SIGHUP, hang_up)
 
 
 def test_every_acknowledged_event_survives_a_kill(tmp_path: Path) -> None:
@@ -85,10 +88,15 @@ def test_the_signals_of_a_service(tmp_path: Path) -> None:
 
         assert version() == "one"
         (model / "version").write_text("two")
+        keys.write_text("another-key-of-sixteen-letters\n")
         server.send_signal(signal.SIGHUP)
+        while client.get("/v1/model").status_code != 401:
+            time.sleep(0.02)
+        client.headers["X-Api-Key"] = "another-key-of-sixteen-letters"
         while version() != "two":
             time.sleep(0.02)
         (model / "version").unlink()
+        keys.write_text("secret")
         server.send_signal(signal.SIGHUP)
         slow = {"user": "u", "candidates": ["slow"], "timeout_ms": 1000 * PATIENT_S}
         assert client.post("/v1/rank", json=slow).json()["model_version"] == "two"
@@ -102,8 +110,31 @@ def test_the_signals_of_a_service(tmp_path: Path) -> None:
         log = server.stderr.read()
         assert "model two in service, in place of one" in log
         assert re.search(r"ERROR model rejected, two stays in service: \S+/model: no exported model here", log)
+        assert re.search(r"ERROR API keys stay as they were: \S+/keys: an API key must have at least 16", log)
+        assert not [key for key in ("secret", "another-key", "sixteen-letters-or-more") if key in log]
         assert re.search(r"INFO POST /v1/rank 200 \d+\.\d ms [0-9a-f]{32}", log)
         assert "Traceback" not in log
+
+
+def test_a_signal_while_the_model_is_loaded_does_no_harm(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    os.mkfifo(model / "version")
+
+    def hang_up(started: subprocess.Popen[str]) -> None:
+        pipe = None
+        while pipe is None:
+            assert started.poll() is None
+            with suppress(OSError):  # not read yet
+                pipe = os.open(model / "version", os.O_WRONLY | os.O_NONBLOCK)
+            time.sleep(0.02)
+        started.send_signal(signal.SIGHUP)
+        os.write(pipe, b"one")
+        os.close(pipe)
+
+    arguments = ["--model", str(model), "--store", str(tmp_path / "e.db"), "--port", "0"]
+    with process(*arguments, begun=hang_up) as (_, address):
+        assert httpx.get(f"{address}/v1/model").json()["version"] == "one"
 
 
 def test_what_keeps_a_service_from_starting_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
