@@ -114,6 +114,11 @@ def _routes(service: Service) -> APIRouter:
             }
         )
 
+    @routes.delete("/users/{user:path}/history", response_model=schema.ForgottenAnswer, responses=_errors(507))
+    async def forget(user: Annotated[str, Path(min_length=1, max_length=schema.LONGEST_IDENTIFIER)]) -> Response:
+        """Delete all that is recorded of a user. Once answered, it does not come back, and counts in no ranking."""
+        return _json({"forgotten": await service.forget(user)})
+
     @routes.get("/users", response_model=schema.UsersAnswer)
     async def users(count: Annotated[int, Query(ge=1, le=MOST_USERS)] = SAMPLE_USERS) -> Response:
         """Some users of whom something is recorded."""

@@ -1,5 +1,6 @@
 """Encoded pasts of users who come often, kept in memory: what is new of one is encoded, and no more."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,7 +12,7 @@ from a2gen_rec.data.sessions import POSITION_EDGES
 from a2gen_rec.errors import UserError
 from a2gen_rec.serving.history import History
 from a2gen_rec.serving.ranker import Ranker
-from a2gen_rec.serving.store import Store
+from a2gen_rec.serving.store import Store, follows
 from a2gen_rec.serving.types import Impression, Request
 
 MARGIN = int(POSITION_EDGES[-1])
@@ -27,7 +28,7 @@ class _Kept:
 
 
 class Histories:
-    """Histories of one model's users, the least recently asked for forgotten first. One thread may call.
+    """Histories of one model's users, the least recently asked for dropped first. Any thread may call.
 
     The store is asked every time whether anything has changed, so what is acknowledged counts in the next request,
     whichever process recorded it.
@@ -42,6 +43,7 @@ class Histories:
         self.hits = self.misses = self.extended = self.bytes = 0
         self.nothing = ranker.encode([])
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -55,13 +57,19 @@ class Histories:
         Raises:
             StoreUnavailable: the store cannot be read now.
         """
-        history = self._latest(user)
+        with self._lock:
+            history = self._latest(user)
         is_full = len(history) >= self.ranker.keep
         if now_ms is None or not is_full or now_ms >= history.ts_ms[-1]:
             return history
         # As of an earlier moment there were others in place of the latest, which are kept no longer.
         _, past = self.store.recent(user, self.last, until_ms=now_ms)
         return self._encoded(past, self.nothing)
+
+    def forget(self, user: str) -> None:
+        """Drop what is kept of a user; to be called once it is no longer in the store."""
+        with self._lock:
+            self._drop(user)
 
     def _latest(self, user: str) -> History:
         kept = self._kept.get(user)
@@ -70,6 +78,9 @@ class Histories:
             self.hits += 1
             self._kept.move_to_end(user)
             return kept.history
+        if kept and not follows(changes, kept.changes):
+            self._drop(user)
+            kept = None
         if not changes:
             return self.nothing
         self.extended += kept is not None
@@ -93,11 +104,15 @@ class Histories:
         return True
 
     def _keep(self, user: str, kept: _Kept) -> None:
-        former = self._kept.pop(user, None)
+        self._drop(user)
         self._kept[user] = kept
-        self.bytes += kept.bytes - (former.bytes if former else 0)
+        self.bytes += kept.bytes
         while self.bytes > self.max_bytes:
             self.bytes -= self._kept.popitem(last=False)[1].bytes
+
+    def _drop(self, user: str) -> None:
+        if kept := self._kept.pop(user, None):
+            self.bytes -= kept.bytes
 
 
 def size(value: Any) -> int:

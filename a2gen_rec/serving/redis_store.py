@@ -9,7 +9,15 @@ from typing import Any, TypeVar
 import redis
 
 from a2gen_rec.errors import UserError
-from a2gen_rec.serving.store import FOREVER_MS, StoreBusy, StoreFull, StoreUnavailable, from_text, to_text
+from a2gen_rec.serving.store import (
+    FOREVER_MS,
+    StoreBusy,
+    StoreFull,
+    StoreUnavailable,
+    from_text,
+    no_changes,
+    to_text,
+)
 from a2gen_rec.serving.types import Impression
 
 PREFIX = "a2gen:1"
@@ -51,15 +59,11 @@ class RedisStore:
 
     def append(self, user: str, impressions: Sequence[Impression]) -> "Future[None]":
         """See :class:`~a2gen_rec.serving.store.Store`."""
-        if not self._free.acquire(blocking=False):
-            raise StoreBusy("too many impressions wait to be recorded")
-        try:
-            done = self._threads.submit(self._ask, lambda: self._record(user, impressions))
-        except RuntimeError:  # closed
-            self._free.release()
-            raise StoreBusy("the store is closed") from None
-        done.add_done_callback(lambda _: self._free.release())
-        return done
+        return self._later(lambda: self._record(user, impressions))
+
+    def forget(self, user: str) -> "Future[int]":
+        """See :class:`~a2gen_rec.serving.store.Store`."""
+        return self._later(lambda: self._forget(user))
 
     def recent(self, user: str, last: int, since: int = 0, until_ms: int = FOREVER_MS) -> tuple[int, list[Impression]]:
         """See :class:`~a2gen_rec.serving.store.Store`; whatever has changed, all are read again."""
@@ -77,14 +81,33 @@ class RedisStore:
         self._threads.shutdown()
         self._client.close()
 
+    def _later(self, change: Callable[[], Answer]) -> "Future[Answer]":
+        if not self._free.acquire(blocking=False):
+            raise StoreBusy("too many impressions wait to be recorded")
+        try:
+            done = self._threads.submit(self._ask, change)
+        except RuntimeError:  # closed
+            self._free.release()
+            raise StoreBusy("the store is closed") from None
+        done.add_done_callback(lambda _: self._free.release())
+        return done
+
     def _record(self, user: str, impressions: Sequence[Impression]) -> None:
         order, contents = _keys(user)
         members = {f"{each.ts_ms}:{each.item}": each for each in impressions}
         transaction = self._client.pipeline(transaction=True)
         transaction.hset(contents, mapping={member: to_text(each) for member, each in members.items()})
         transaction.zadd(order, {member: each.ts_ms for member, each in members.items()})
+        transaction.hsetnx(contents, CHANGES, str(no_changes()))
         transaction.hincrby(contents, CHANGES, 1)
         transaction.execute()
+
+    def _forget(self, user: str) -> int:
+        order, contents = _keys(user)
+        transaction = self._client.pipeline(transaction=True)
+        transaction.zcard(order)
+        transaction.delete(order, contents)
+        return int(transaction.execute()[0])
 
     def _read(self, user: str, last: int, since: int, until_ms: int) -> tuple[int, list[Impression]]:
         order, contents = _keys(user)

@@ -253,6 +253,12 @@ class HistoryAnswer(BaseModel):
     lengths_s: dict[str, float] = Field(description="Of the videos, where the model knows them.")
 
 
+class ForgottenAnswer(BaseModel):
+    """What is recorded no more."""
+
+    forgotten: int = Field(description="Impressions.")
+
+
 class UsersAnswer(BaseModel):
     """Some users of whom something is recorded."""
 

@@ -114,6 +114,16 @@ class Service:
         await asyncio.wrap_future(self.store.append(user, impressions))
         self.metrics.impressions.inc(len(impressions))
 
+    async def forget(self, user: str) -> int:
+        """Delete what is recorded of a user: number of impressions. None counts in requests that begin afterwards.
+
+        Raises:
+            StoreError: it is not deleted.
+        """
+        count = await asyncio.wrap_future(self.store.forget(user))
+        await asyncio.to_thread(self._model.histories.forget, user)
+        return count
+
     async def recorded(self, user: str, last: int) -> list[Impression]:
         """The last impressions of a user, oldest first.
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from a2gen_rec.errors import UserError
 from a2gen_rec.serving.store import (
@@ -21,7 +21,9 @@ from a2gen_rec.serving.store import (
     StoreError,
     StoreFull,
     StoreUnavailable,
+    follows,
     from_text,
+    no_changes,
     to_text,
 )
 from a2gen_rec.serving.types import Impression
@@ -48,7 +50,7 @@ CREATE TABLE impressions (
     f"PRAGMA user_version = {VERSION}",
 )
 _CHANGES = "SELECT changes FROM users WHERE user = ?"
-_CHANGE = "INSERT INTO users VALUES (?, 1) ON CONFLICT (user) DO UPDATE SET changes = changes + 1 RETURNING changes"
+_CHANGE = "INSERT INTO users VALUES (?, ? + 1) ON CONFLICT (user) DO UPDATE SET changes = changes + 1 RETURNING changes"
 _RECORD = "INSERT OR REPLACE INTO impressions VALUES (?, ?, ?, ?, ?)"
 # The bound on what is looked at comes before the question what is new of it: a long past costs nothing.
 _RECENT = """
@@ -58,10 +60,11 @@ WHERE change > ? ORDER BY ts_ms, item
 """
 
 
-class _Append(NamedTuple):
+class _Task(NamedTuple):
     user: str
-    rows: list[tuple[int, str, str]]
-    done: "Future[None]"
+    rows: list[tuple[int, str, str]] | None
+    """To record; None forgets the user."""
+    done: "Future[Any]"
 
 
 class SqliteStore:
@@ -85,22 +88,18 @@ class SqliteStore:
         self._reading = _connect(file)
         self._reading.execute("PRAGMA query_only = 1")
         self._read_lock = threading.Lock()
-        self._waiting: queue.Queue[_Append | None] = queue.Queue(MAX_WAITING)
+        self._waiting: queue.Queue[_Task | None] = queue.Queue(MAX_WAITING)
         self._closed = False
         self._thread = threading.Thread(target=self._write_until_closed, name="store", daemon=True)
         self._thread.start()
 
     def append(self, user: str, impressions: Sequence[Impression]) -> "Future[None]":
         """See :class:`~a2gen_rec.serving.store.Store`."""
-        done: Future[None] = Future()
-        rows = [(each.ts_ms, each.item, to_text(each)) for each in impressions]
-        try:
-            if self._closed:
-                raise queue.Full
-            self._waiting.put_nowait(_Append(user, rows, done))
-        except queue.Full:
-            raise StoreBusy("too many impressions wait to be recorded") from None
-        return done
+        return self._later(user, [(each.ts_ms, each.item, to_text(each)) for each in impressions])
+
+    def forget(self, user: str) -> "Future[int]":
+        """See :class:`~a2gen_rec.serving.store.Store`; what was there is overwritten in the file."""
+        return self._later(user, None)
 
     def recent(self, user: str, last: int, since: int = 0, until_ms: int = FOREVER_MS) -> tuple[int, list[Impression]]:
         """See :class:`~a2gen_rec.serving.store.Store`."""
@@ -109,7 +108,8 @@ class SqliteStore:
                 # Changes before impressions: one that comes between the two is read again next time, not missed.
                 row = self._reading.execute(_CHANGES, [user]).fetchone()
                 changes = row[0] if row else 0
-                asked = [user, until_ms, last, since]
+                known = since if follows(changes, since) else 0
+                asked = [user, until_ms, last, known]
                 rows = self._reading.execute(_RECENT, asked).fetchall() if changes != since else []
         except sqlite3.Error as error:
             raise _told(error) from error
@@ -134,6 +134,16 @@ class SqliteStore:
         with self._read_lock:
             self._reading.close()
 
+    def _later(self, user: str, rows: list[tuple[int, str, str]] | None) -> "Future[Any]":
+        done: Future[Any] = Future()
+        try:
+            if self._closed:
+                raise queue.Full
+            self._waiting.put_nowait(_Task(user, rows, done))
+        except queue.Full:
+            raise StoreBusy("too many impressions wait to be recorded") from None
+        return done
+
     def _write_until_closed(self) -> None:
         is_open = True
         while is_open:
@@ -147,25 +157,39 @@ class SqliteStore:
             self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._writing.close()
 
-    def _commit(self, appends: list[_Append]) -> None:
+    def _commit(self, tasks: list[_Task]) -> None:
         failed: StoreError | None = None
+        results: list[int | None] = []
         try:
             self._writing.execute("BEGIN IMMEDIATE")
-            for user, rows, _ in appends:
-                (change,) = self._writing.execute(_CHANGE, [user]).fetchone()
-                self._writing.executemany(_RECORD, [(user, ts_ms, item, change, text) for ts_ms, item, text in rows])
+            for user, rows, _ in tasks:
+                if rows is None:
+                    results.append(self._forget(user))
+                else:
+                    self._record(user, rows)
+                    results.append(None)
             self._writing.execute("COMMIT")
+            if any(rows is None for _, rows, _ in tasks):
+                self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # what was forgotten is in the log still
         except sqlite3.Error as error:
             failed = _told(error)
             with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                 self._writing.execute("ROLLBACK")
-        for each in appends:
+        for place, each in enumerate(tasks):
             if not each.done.set_running_or_notify_cancel():
                 continue
             if failed is None:
-                each.done.set_result(None)
+                each.done.set_result(results[place])
             else:
                 each.done.set_exception(failed)
+
+    def _record(self, user: str, rows: list[tuple[int, str, str]]) -> None:
+        (change,) = self._writing.execute(_CHANGE, [user, no_changes()]).fetchone()
+        self._writing.executemany(_RECORD, [(user, ts_ms, item, change, text) for ts_ms, item, text in rows])
+
+    def _forget(self, user: str) -> int:
+        self._writing.execute("DELETE FROM users WHERE user = ?", [user])
+        return self._writing.execute("DELETE FROM impressions WHERE user = ?", [user]).rowcount
 
 
 def _connect(file: str) -> sqlite3.Connection:
@@ -180,6 +204,7 @@ def _open(file: str) -> sqlite3.Connection:
             _make(connection, file)
             _use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = ON")
         except BaseException:
             connection.close()  # with what it has locked
             raise

@@ -1,6 +1,7 @@
 """Where a service keeps what users did, between its own restarts: raw impressions, in whichever database."""
 
 import json
+import secrets
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Protocol
@@ -10,6 +11,8 @@ from a2gen_rec.serving.types import Impression
 
 FOREVER_MS = 2**53
 """Later than any moment, and a whole number in every database."""
+COUNTED = 32
+"""Bits of a number of changes that count them. Those above tell a user's past from the one before it was forgotten."""
 
 
 class StoreError(Exception):
@@ -42,6 +45,17 @@ class Store(Protocol):
         """
         ...
 
+    def forget(self, user: str) -> "Future[int]":
+        """Delete all that is recorded of a user, and that there was one.
+
+        Returns:
+            number of impressions, once none of them comes back, or failed with a StoreError.
+
+        Raises:
+            StoreBusy: come back later.
+        """
+        ...
+
     def recent(self, user: str, last: int, since: int = 0, until_ms: int = FOREVER_MS) -> tuple[int, list[Impression]]:
         """A user's last impressions.
 
@@ -51,7 +65,8 @@ class Store(Protocol):
             until_ms: the last moment at which one may have begun.
 
         Returns:
-            number of changes to what is recorded of this user, 0 for none; the impressions, oldest first.
+            number of changes to what is recorded of this user, 0 for none; the impressions, oldest first. Those of a
+            former reading are still recorded if this number :func:`follows` the one of then; else all are here.
 
         Raises:
             StoreUnavailable: they cannot be read now.
@@ -88,6 +103,16 @@ def open_store(where: str) -> Store:
     from a2gen_rec.serving.sqlite_store import SqliteStore
 
     return SqliteStore(where)
+
+
+def no_changes() -> int:
+    """A number of changes to begin with, which follows none there was."""
+    return (1 + secrets.randbits(30)) << COUNTED
+
+
+def follows(changes: int, former: int) -> bool:
+    """Whether the user was not forgotten between two numbers of changes."""
+    return changes >= former and changes >> COUNTED == former >> COUNTED
 
 
 def to_text(impression: Impression) -> str:

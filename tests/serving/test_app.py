@@ -102,6 +102,25 @@ def test_without_a_moment_it_is_now(one: Running) -> None:
     assert moment("of another clock") == ahead, "it counts in the next ranking"
 
 
+def test_a_user_who_is_forgotten_has_no_past(one: Running) -> None:
+    user = "to be/forgotten"
+    path = "/v1/users/to%20be%2Fforgotten/history"
+    for number in range(3):
+        one.post(user, {"item": f"v{number}", "ts_ms": number})
+    assert seen(one.rank(user)) == ["v0", "v1", "v2"]
+    answer = one.client.delete(path)
+    assert (answer.status_code, answer.json()) == (200, {"forgotten": 3})
+    assert user not in one.service._model.histories._kept
+    assert one.client.get(path).json()["impressions"] == []
+    assert user not in one.client.get("/v1/users", params={"count": 100}).json()["users"]
+    assert one.rank(user).json()["fallbacks"] == ["empty_history"]
+    for number in range(5, 8):
+        one.post(user, {"item": f"v{number}", "ts_ms": number})
+    assert seen(one.rank(user)) == ["v5", "v6", "v7"]
+    assert one.client.delete(path).json() == {"forgotten": 3}
+    assert one.client.delete(path).json() == {"forgotten": 0}
+
+
 def test_a_category_that_is_a_number_is_recorded_as_the_number_it_is(one: Running) -> None:
     features = {"tab": 1, "speed": 1.0, "place": -(10**15), "city": "1"}
     one.post("counts", {"item": "v1", "ts_ms": 1, "features": features})

@@ -142,7 +142,7 @@ def test_requests_drawn_from_the_description_get_answers_that_it_has(one: Runnin
     """Good ones and spoilt ones, of every route: none is an error of the server."""
     described = schemathesis.openapi.from_url(f"{one.client.base_url}/openapi.json")
     asked = [each.ok() for each in described.get_all_operations()]
-    assert len(asked) == 9
+    assert len(asked) == 10
     for mode, count in ((GenerationMode.POSITIVE, 10), (GenerationMode.NEGATIVE, 20)):
         for operation in asked:
             if mode is GenerationMode.NEGATIVE and operation.path not in ("/v1/rank", "/v1/events"):

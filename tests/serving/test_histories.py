@@ -15,9 +15,8 @@ from a2gen_rec.serving.sqlite_store import SqliteStore
 from a2gen_rec.serving.store import StoreUnavailable
 from a2gen_rec.serving.types import Impression
 
-steps = st.lists(
-    st.tuples(st.sampled_from("abc"), st.none() | st.lists(st.integers(0, 99), min_size=1, max_size=50)), max_size=12
-)
+events = st.lists(st.integers(0, 99), min_size=1, max_size=50)
+steps = st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.just("forget") | events), max_size=12)
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def store(tmp_path: Path) -> Any:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps, st.sampled_from([0, 4000, 10**6]))
 def test_a_history_is_what_is_recorded_whatever_is_kept(store: SqliteStore, given: Any, max_bytes: int) -> None:
-    """Appends (of moments) and questions (None) in any order; kept, forgotten at once, or some of both."""
+    """Appends (of moments), questions (None) and deletions in any order; kept, dropped at once, or some of both."""
     world = uuid.uuid4().hex  # users of this example
     ranker: Any = FakeRanker("one")
     histories = Histories(ranker, store, max_bytes)
@@ -41,7 +40,10 @@ def test_a_history_is_what_is_recorded_whatever_is_kept(store: SqliteStore, give
             found = [int(key.split()[0]) for key in histories.of(user).item_at]  # type: ignore[attr-defined]
             last = sorted(expected.get(user, ()))[-histories.last :]
             assert found[-len(last) :] == last if last else not found
+            assert set(found) <= expected.get(user, set())
             assert histories.bytes <= max_bytes
+        elif moments == "forget":  # maybe by another service
+            assert store.forget(user).result(5) == len(expected.pop(user, ()))
         else:
             store.append(user, [Impression("v", each) for each in moments]).result(5)
             expected.setdefault(user, set()).update(moments)
@@ -60,6 +62,17 @@ def test_only_what_is_new_is_encoded(store: SqliteStore) -> None:
     assert list(histories.of("u").item_at.values())[-1] == "w"  # type: ignore[attr-defined]
     assert ranker.encoded == bound + 1
     assert (histories.misses, histories.extended, histories.hits) == (1, 1, 2)
+
+
+def test_a_user_who_is_forgotten_leaves_memory_at_once(store: SqliteStore) -> None:
+    histories: Any = Histories(FakeRanker("one"), store, 10**6)  # type: ignore[arg-type]
+    for user in ("u", "w"):
+        store.append(user, [Impression("v", 1)]).result(5)
+        histories.of(user)
+    store.forget("u").result(5)
+    histories.forget("u")
+    assert (list(histories._kept), histories.bytes) == (["w"], histories._kept["w"].bytes)
+    assert len(histories.of("u")) == 0
 
 
 def test_what_the_model_cannot_read_is_left_out(store: SqliteStore) -> None:

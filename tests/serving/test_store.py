@@ -4,7 +4,7 @@ import os
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,7 +18,7 @@ from served import swift_store
 from a2gen_rec.errors import UserError
 from a2gen_rec.serving.redis_store import RedisStore
 from a2gen_rec.serving.sqlite_store import MAX_TOGETHER, SqliteStore
-from a2gen_rec.serving.store import Store, StoreBusy, StoreFull, StoreUnavailable, open_store
+from a2gen_rec.serving.store import Store, StoreBusy, StoreFull, StoreUnavailable, follows, no_changes, open_store
 from a2gen_rec.serving.types import Impression
 
 seconds = st.none() | st.floats(0, 1e6)
@@ -69,7 +69,7 @@ class FakeRedis:
 
 class FakePipeline:
     def __init__(self, client: FakeRedis) -> None:
-        self.client, self.todo = client, []
+        self.client, self.todo = client, list[Callable[[], Any]]()
 
     def hset(self, name: str, mapping: dict[str, str]) -> None:
         self.todo.append(lambda: self.client.hashes.setdefault(name, {}).update(mapping))
@@ -84,11 +84,21 @@ class FakePipeline:
 
         self.todo.append(add)
 
-    def execute(self) -> None:
+    def hsetnx(self, name: str, key: str, value: str) -> None:
+        self.todo.append(lambda: self.client.hashes.setdefault(name, {}).setdefault(key, value))
+
+    def zcard(self, name: str) -> None:
+        self.todo.append(lambda: len(self.client.sets.get(name, {})))
+
+    def delete(self, *names: str) -> None:
+        self.todo.append(
+            lambda: [kind.pop(name, None) for kind in (self.client.hashes, self.client.sets) for name in names]
+        )
+
+    def execute(self) -> list[Any]:
         if self.client.fails:
             raise self.client.fails
-        for each in self.todo:
-            each()
+        return [each() for each in self.todo]
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -132,6 +142,55 @@ def test_some_users_are_those_of_whom_something_is_recorded(store: Store) -> Non
     assert store.some_users(9) == sorted(users)
     assert len(store.some_users(3)) == 3
     assert set(store.some_users(3)) < set(users)
+
+
+def test_a_user_who_is_forgotten_begins_anew(store: Store) -> None:
+    user, other = "a:{b}", "a"
+    for _ in range(3):
+        recorded = [Impression("v1", 5, actions=[]), Impression("v2", 6, actions=[])]
+        for each in (user, other):
+            store.append(each, recorded).result(5)
+        former, _ = store.recent(user, 9)
+        assert store.forget(user).result(5) == 2
+        assert store.recent(user, 9) == store.recent(user, 9, former) == (0, [])
+        assert store.some_users(9) == [other]
+        assert store.forget(user).result(5) == 0
+        store.append(user, recorded[1:]).result(5)  # as many changes as before
+        changes, found = store.recent(user, 9, former)
+        assert found == recorded[1:]
+        assert changes != former
+        assert not follows(changes, former)
+        store.forget(user).result(5)
+    assert store.recent(other, 9)[1] == recorded
+
+
+def test_no_number_follows_that_of_a_past_which_is_gone() -> None:
+    before = no_changes()
+    assert follows(before + 2, before + 1)
+    assert follows(2, 1), "of stores made before users could be forgotten"
+    assert not follows(0, 1)
+    assert not follows(no_changes() + 1, before + 1)
+    assert not follows(before + 1, 1)
+
+
+def test_nothing_of_a_forgotten_user_is_left_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "events.db"
+    store = SqliteStore(str(file))
+    for number in range(300):
+        store.append(f"user{number % 3}", [Impression(f"item{number % 3} {number}", number, 1.5)])
+    kept = store.append("user1", [Impression("item1", 1)])
+    assert kept.exception(5) is None
+
+    def holds(text: bytes) -> bool:
+        return any(text in part.read_bytes() for part in tmp_path.iterdir())
+
+    assert holds(b"user2")
+    assert holds(b"item2")
+    assert store.forget("user2").result(5) == 100
+    assert not holds(b"user2")
+    assert not holds(b"item2")
+    assert len(store.recent("user1", 999)[1]) == 101
+    store.close()
 
 
 def test_what_was_acknowledged_is_there_after_closing_and_opening(tmp_path: Path) -> None:
@@ -285,6 +344,9 @@ def test_a_real_redis() -> None:
     user = os.urandom(8).hex()
     store.append(user, [Impression("v1", 2, 1.5, [("like", None)], {"tab": "a"}), Impression("v0", 1)]).result(5)
     store.append(user, [Impression("v1", 2, 2.5)]).result(5)
-    assert store.recent(user, 1) == (2, [Impression("v1", 2, 2.5)])
-    assert store.recent(user, 9, since=2) == (2, [])
+    changes, found = store.recent(user, 1)
+    assert found == [Impression("v1", 2, 2.5)]
+    assert store.recent(user, 9, changes) == (changes, [])
+    assert store.forget(user).result(5) == 2
+    assert store.recent(user, 9, changes) == (0, [])
     store.close()
