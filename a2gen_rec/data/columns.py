@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
 from a2gen_rec import paths
-from a2gen_rec.data.schema import DatasetCard, Level
+from a2gen_rec.data.schema import DatasetCard, Feature, Level
 from a2gen_rec.data.sessions import end_ms
 from a2gen_rec.errors import DataError
 
@@ -69,6 +69,20 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """``[starts[0] .. starts[0]+lengths[0]-1, starts[1] .. ]`` as one int64 array."""
     before = np.cumsum(lengths) - lengths
     return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - before, lengths)
+
+
+def feature_rows(column: pa.ChunkedArray, feature: Feature, file: str) -> np.ndarray:
+    """The table rows in a feature's column of ``users.parquet`` or ``items.parquet``.
+
+    Raises:
+        DataError: they are no integers, some are missing, or beyond the feature's table.
+    """
+    if not pa.types.is_integer(column.type):
+        raise DataError(f"is {column.type}, not an integer", file=file, field=feature.name)
+    values: np.ndarray = column.to_numpy()
+    if column.null_count or ((values < 0) | (values >= feature.cardinality)).any():
+        raise DataError(f"id is not in [0, {feature.cardinality})", file=file, field=feature.name)
+    return values
 
 
 def read_table(file: str, columns: list[str] | None = None, rows: pc.Expression | None = None) -> pa.Table:

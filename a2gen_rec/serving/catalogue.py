@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from a2gen_rec.data.columns import read_table
+from a2gen_rec.data.columns import feature_rows, read_table
 from a2gen_rec.data.schema import RAW_LENGTH, Feature
 from a2gen_rec.errors import DataError
 from a2gen_rec.serving.rank import Items
@@ -62,9 +62,5 @@ class Catalogue:
 
 def _rows(column: pa.ChunkedArray, feature: Feature, file: str) -> np.ndarray:
     """[places + 1] int32 rows and, last, 0."""
-    if not pa.types.is_integer(column.type):
-        raise DataError(f"is {column.type}, not an integer", file=file, field=feature.name)
-    values = column.to_numpy()
-    if column.null_count or ((values < 0) | (values >= feature.cardinality)).any():
-        raise DataError(f"id is not in [0, {feature.cardinality})", file=file, field=feature.name)
+    values = feature_rows(column, feature, file)
     return np.append(values, 0).astype(np.int32 if feature.cardinality < 2**31 else np.int64)

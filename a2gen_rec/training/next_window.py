@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from a2gen_rec import paths
-from a2gen_rec.data.columns import WindowColumns, read_table, read_user, take_windows
+from a2gen_rec.data.columns import WindowColumns, feature_rows, read_table, read_user, take_windows
 from a2gen_rec.data.schema import FEEDBACK, ITEM, ITEM_STATISTICS, SPLITS, UNKNOWN, DatasetCard
 from a2gen_rec.data.sessions import session_rows
 from a2gen_rec.errors import DataError
@@ -103,10 +103,5 @@ def _read_items(data: str, card: DatasetCard, rows: pc.Expression) -> pa.Table:
     features = card.at_level("item")
     table = read_table(file, ["item", *(feature.name for feature in features)], rows)
     for feature in features:
-        ids = table[feature.name]
-        if not pa.types.is_integer(ids.type):
-            raise DataError(f"is {ids.type}, not an integer", file=file, field=feature.name)
-        values = ids.to_numpy()
-        if ids.null_count or ((values < 0) | (values >= feature.cardinality)).any():
-            raise DataError(f"id is not in [0, {feature.cardinality})", file=file, field=feature.name)
+        feature_rows(table[feature.name], feature, file)
     return table

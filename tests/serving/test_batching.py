@@ -52,6 +52,11 @@ def with_batcher(
     assert batcher.waiting == 0
 
 
+def slow(jobs: list[int]) -> list[int]:
+    threading.Event().wait(0.2)
+    return jobs
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(-1, 99), st.integers(1, 60)), max_size=30), st.sampled_from([0.0, 0.002]))
 def test_everyone_gets_their_own_answer_in_batches_of_bounded_size(jobs: list[tuple[int, int]], wait_s: float) -> None:
@@ -175,11 +180,6 @@ def test_closing_does_what_waits_and_takes_no_more() -> None:
 
 def test_no_more_may_wait_than_is_done_in_a_bounded_time() -> None:
     """Jobs of size 10 that take 0.2 s each: at most two of them may wait for 0.3 s."""
-    sleeping = threading.Event()
-
-    def work(jobs: list[int]) -> list[int]:
-        sleeping.wait(0.2)
-        return jobs
 
     async def test(batcher: "Batcher[int, int]") -> None:
         assert await batcher.submit(0, 10, 30) == 0
@@ -196,7 +196,7 @@ def test_no_more_may_wait_than_is_done_in_a_bounded_time() -> None:
         assert await asyncio.gather(*asked) == [1, 2, 3]
         assert not batcher.full
 
-    with_batcher(work, test, max_batch=10, max_queue_s=0.3)
+    with_batcher(slow, test, max_batch=10, max_queue_s=0.3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a thread has a niceness of its own")
@@ -209,11 +209,6 @@ def test_the_thread_lets_the_event_loop_go_first() -> None:
 
 def test_what_cannot_be_done_in_time_is_refused_at_once() -> None:
     """Jobs of size 10 that take 0.2 s each: while one is done, there is time for one more in 0.5 s, not for four."""
-    sleeping = threading.Event()
-
-    def work(jobs: list[int]) -> list[int]:
-        sleeping.wait(0.2)
-        return jobs
 
     async def test(batcher: "Batcher[int, int]") -> None:
         assert await batcher.submit(0, 10, 30) == 0
@@ -228,4 +223,4 @@ def test_what_cannot_be_done_in_time_is_refused_at_once() -> None:
         assert await patient == 6
         assert await batcher.submit(7, 1000, 0.5) == 7, "where nothing is before it, it is tried"
 
-    with_batcher(work, test, max_batch=10)
+    with_batcher(slow, test, max_batch=10)
