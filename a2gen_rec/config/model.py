@@ -23,9 +23,8 @@ class ModelConfig:
         history: most impressions before a target it may attend to; 0 takes the dataset's own bound.
         generator: ``explicit`` (autoregressive over emitted actions), ``implicit`` (refined draft), or a head per
             action in its place, to measure what it adds (``independent``).
-        occurrence_tower: beside the generator, tell from a target's context alone whether and when each action happens
-            [ours]: rare actions, of next to no weight among steps, weigh as much as others there, and a time needs no
-            guess at what comes before it. Not of ``independent``.
+        occurrence_tower: beside the generator, tell from a target's context alone whether each action happens [ours]:
+            rare actions, of next to no weight among steps, weigh as much as others there. Not of ``independent``.
         residual: what CAM adds to its attention: the context (the source), or the context and the sequence (measured
             better: users' own rates reach the target without passing the attention).
         mlp_ratio: hidden width of the block after each CAM as a multiple of ``dim``; 0 leaves it out.
@@ -118,8 +117,7 @@ class LossConfig:
         order: γ, weight of the hinge on times that run backwards.
         order_power: p, power of that hinge.
         auxiliary: weight of the implicit generator's losses on its draft.
-        occurrence: weight of the tower of occurrence, whose errors are in units of each action's own entropy; β of it
-            for its times.
+        occurrence: weight of the tower of occurrence, whose errors are in units of each action's own entropy.
         label: weight of the impression labels' binary cross-entropy.
         objective: weight of every objective's binary cross-entropy, and of the watch time's error.
         objectives: other weights of single ones, by name (``watch_time`` too): ``--loss.objectives.glance 0.5``.

@@ -1,15 +1,14 @@
 """A2Gen as one model: sharded tables in, per-target predictions out (arXiv 2604.25834, METHODS §2–4)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.models.baselines.towers import of_timed
 from a2gen_rec.models.hierarchical import HierarchicalRanker
 from a2gen_rec.models.ranker import Encoded, RankingModel
 from a2gen_rec.nn.decoding import Decoded, Occurrence, decode, occurrence
@@ -25,32 +24,23 @@ TOLD = (1e-6, 1 - 1e-4)
 
 @dataclass(frozen=True)
 class Occurring:
-    """Whether and when each action happens, told from the context alone [ours].
+    """Whether each action happens at all, told from the context alone [ours].
 
     Attributes:
-        logits: [targets, events] that it happens at all.
-        time: [targets, actions] log1p seconds given that it happens; 0 where the log does not record them.
+        logits: [targets, events].
         entropy: [events] of the actions' base rates, in nats: what a prediction is measured by, so that the context
             learns of rare actions as much as of common ones.
     """
 
     logits: Tensor
-    time: Tensor
     entropy: Tensor
 
-    def averaged(self, generated: Occurrence, timed: Tensor) -> Occurrence:
-        """The mean of this and of what a generator's sequences tell, in log-odds and in log1p seconds.
-
-        The remainder stays that of the sequences.
-
-        Args:
-            timed: [actions] bool, whether the log records the action's time.
-        """
+    def averaged(self, generated: Occurrence) -> Occurrence:
+        """The mean, in log-odds, of this and of what a generator's sequences tell; the remainder stays theirs."""
         logits = torch.logit(generated.probability[:, 1:-1].clamp(*TOLD))
         happens = torch.sigmoid((logits + self.logits) / 2)
         probability = torch.cat([generated.probability[:, :1], happens, generated.probability[:, -1:]], dim=1)
-        time = (torch.where(generated.time.isnan(), self.time, generated.time) + self.time) / 2
-        return Occurrence(probability, torch.where(timed, time, generated.time), generated.remainder)
+        return replace(generated, probability=probability)
 
 
 @dataclass(frozen=True)
@@ -104,12 +94,8 @@ class DenseRanker(HierarchicalRanker[A2GenEncoded]):
         rate = torch.tensor([card.base_rate[name] for name in card.events]).clamp(RAREST, 1 - RAREST)
         entropy = -(rate * rate.log() + (1 - rate) * (1 - rate).log())
         self.register_buffer("event_entropy", entropy, persistent=False)
-        self.occurring = self._occurrence_tower(card, rate) if card.events and config.occurrence_tower else None
-
-    def _occurrence_tower(self, card: DatasetCard, rate: Tensor) -> nn.Sequential:
-        seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
-        begin = torch.cat([torch.logit(rate), torch.log1p(seconds[self.timed])])
-        return self._tower(self.d_context, begin)
+        has_tower = bool(card.events) and config.occurrence_tower
+        self.occurring = self._tower(self.d_context, torch.logit(rate)) if has_tower else None
 
     def _make_generator(self, card: DatasetCard) -> Generator:
         config = self.config
@@ -154,17 +140,16 @@ class DenseRanker(HierarchicalRanker[A2GenEncoded]):
         predicted = self._predict(self._context(rows, batch, actions))
         occurring = None
         if self.occurring is not None:
-            logits, time = self.occurring(predicted.context).tensor_split([len(self.event_entropy)], dim=1)
-            occurring = Occurring(logits, of_timed(time, self.timed), self.event_entropy)
+            occurring = Occurring(self.occurring(predicted.context), self.event_entropy)
         tables = StepEmbeddings(rows[ACTION].values(), rows[TIME].values())
         return A2GenEncoded(**vars(predicted), tables=tables, occurring=occurring)
 
     def occurrence(self, targets: A2GenEncoded, max_error: float) -> Occurrence:
-        """Whether and when each action happens in ``targets``: with a tower of occurrence, the mean of what it says
-        and of what the generator's sequences tell.
+        """Whether and when each action happens in ``targets``: with a tower of occurrence, whether it does is the mean
+        of what that says and of what the generator's sequences tell.
         """
         what = occurrence(self.generator, targets.context, targets.tables, self._fed_back, max_error)
-        return what if targets.occurring is None else targets.occurring.averaged(what, self.timed)
+        return what if targets.occurring is None else targets.occurring.averaged(what)
 
     def decode(self, targets: A2GenEncoded, width: int) -> Decoded:
         """The most probable action sequences of ``targets``."""

@@ -19,6 +19,7 @@ from a2gen_rec.models.baselines.towers import TowersOutput
 from a2gen_rec.models.ranker import Encoded
 from a2gen_rec.nn.generator import Steps
 from a2gen_rec.training.objective_losses import UncertaintyWeights, objective_losses
+from a2gen_rec.training.observed import observed
 from a2gen_rec.training.tower_losses import tower_sums
 
 _TERMS: dict[str, tuple[str, Callable[[LossConfig], float]]] = {
@@ -29,7 +30,6 @@ _TERMS: dict[str, tuple[str, Callable[[LossConfig], float]]] = {
     "draft_action": ("steps", lambda config: config.auxiliary),
     "draft_time": ("timed_steps", lambda config: config.auxiliary * config.time),
     "occurrence": ("targets", lambda config: config.occurrence),
-    "occurrence_time": ("timed_steps", lambda config: config.occurrence * config.time),
 }
 """Of each, the count that it is a mean over, and its weight."""
 TERMS = tuple(_TERMS)
@@ -54,13 +54,13 @@ def loss_sums(output: A2GenOutput | TowersOutput, batch: WindowBatch, config: Lo
         order, base = _order_sum(output.steps, label, time, batch, config.order_power), output.context.sum() * 0
         draft = (base, base) if output.draft is None else _step_sums(output.draft, label, time, config)
         acts = _step_sums(output.steps, label, time, config)
-        occurring = (base, base) if output.occurring is None else _occurring_sums(output.occurring, batch, config)
+        occurring = base if output.occurring is None else _occurring_sum(output.occurring, batch)
     else:
         order = base = output.context.sum() * 0
         events, times = tower_sums(output.event_logits, output.time, batch, config.time_error)
-        acts, draft, occurring = (events.sum(), times.sum()), (base, base), (base, base)
+        acts, draft, occurring = (events.sum(), times.sum()), (base, base), base
     labels = _label_sums(output.label_logits, batch.labels).sum()
-    always = torch.stack([*acts, order, labels, *draft, *occurring])
+    always = torch.stack([*acts, order, labels, *draft, occurring])
     predicted = output.objective_logits.shape[1]
     objectives, _ = objective_losses(
         output.objective_logits, output.watch_time, batch.objectives[:, :predicted], batch.watch_s, config.time_error
@@ -184,10 +184,12 @@ def _order_sum(steps: Steps, label: Tensor, time: Tensor, batch: WindowBatch, po
     return torch.where(batch.timed_pairs & (back > 0), back.clamp(min=torch.finfo(back.dtype).tiny) ** power, 0).sum()
 
 
-def _occurring_sums(occurring: Occurring, batch: WindowBatch, config: LossConfig) -> tuple[Tensor, Tensor]:
-    """Σ over targets and actions of the binary cross-entropy, in units of the action's entropy, and of the times'."""
-    events, times = tower_sums(occurring.logits, occurring.time, batch, config.time_error)
-    return (events / occurring.entropy).sum(), times.sum()
+def _occurring_sum(occurring: Occurring, batch: WindowBatch) -> Tensor:
+    """Σ over targets and actions of the binary cross-entropy, in units of the action's own entropy."""
+    happened, _ = observed(batch, len(occurring.entropy) + 2)
+    target = happened[:, 1:-1].to(occurring.logits.dtype)
+    each = F.binary_cross_entropy_with_logits(occurring.logits, target, reduction="none")
+    return (each.sum(0) / occurring.entropy).sum()
 
 
 def _label_sums(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ from torchrec import JaggedTensor
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.models.a2gen import A2Gen, A2GenOutput, Occurring
-from a2gen_rec.nn.decoding import Occurrence
+from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
 from a2gen_rec.training.losses import Loss, loss_sums, means, total
 
 CARD = make_card()
@@ -67,14 +66,6 @@ def predictions(model: A2Gen, output: A2GenOutput) -> torch.Tensor:
     return torch.cat([what.probability, torch.nan_to_num(what.time), *heads, output.context], 1)
 
 
-def test_a_time_that_no_sequence_tells_is_the_towers() -> None:
-    nothing = torch.tensor([[0.0, torch.nan, 1.0]])
-    generated = Occurrence(torch.tensor([[1.0, 0.0, 1.0]]), nothing, torch.zeros(1))
-    said = Occurring(torch.zeros(1, 1), torch.tensor([[0.0, 2.0, 3.0]]), torch.ones(1))
-    both = said.averaged(generated, torch.tensor([False, True, True]))
-    assert both.time.tolist() == [[0.0, 2.0, 2.0]]
-
-
 @pytest.fixture
 def columns() -> WindowColumns:
     return make_columns(CARD, 12, np.random.default_rng(3))
@@ -86,27 +77,21 @@ def test_chances_are_between_those_of_the_sequences_and_of_the_tower() -> None:
     output = forward(model, batch_of(columns, np.arange(6), config))
     generated = model.ranker.occurrence(dataclasses.replace(output, occurring=None), max_error=0.0)
     both = model.ranker.occurrence(output, max_error=0.0)
-    logits, seconds = model.ranker.occurring(output.context).tensor_split([len(CARD.events)], dim=1)
-    told, timed = torch.sigmoid(logits), model.ranker.timed
+    told = torch.sigmoid(model.ranker.occurring(output.context))
     torch.testing.assert_close(output.occurring.logits.sigmoid(), told)
     odds = (generated.probability / (1 - generated.probability))[:, 1:-1] * told / (1 - told)
     torch.testing.assert_close((both.probability / (1 - both.probability))[:, 1:-1], odds.sqrt(), rtol=1e-6, atol=0)
     assert torch.equal(both.probability[:, [0, -1]], generated.probability[:, [0, -1]]), "start and exit are certain"
-    torch.testing.assert_close(both.time[:, timed], (generated.time[:, timed] + seconds) / 2)
-    assert torch.equal(both.time[:, ~timed], generated.time[:, ~timed])
-    assert 0 < timed.sum() < len(timed), "some times are recorded, and some are not"
+    assert torch.equal(both.time, generated.time)
     plain = small_config(occurrence_tower=False)
     assert forward(build(plain), batch_of(columns, np.arange(6), plain)).occurring is None
 
 
-def test_the_tower_of_occurrence_begins_at_the_base_rates_and_median_times() -> None:
+def test_the_tower_of_occurrence_begins_at_the_base_rates() -> None:
     made = A2Gen(CARD, small_config(), torch.device("cpu"))
     context = torch.randn(3, made.ranker.d_context)
     rates = torch.tensor([CARD.base_rate[name] for name in CARD.events])
-    medians = torch.tensor([CARD.median_time_s[name] for name in CARD.actions if name in CARD.timed])
-    logits, time = made.ranker.occurring(context).tensor_split([len(rates)], dim=1)
-    torch.testing.assert_close(logits.sigmoid(), rates.expand(3, -1))
-    torch.testing.assert_close(time, medians.log1p().expand(3, -1))
+    torch.testing.assert_close(made.ranker.occurring(context).sigmoid(), rates.expand(3, -1))
     entropy = torch.distributions.Bernoulli(rates).entropy()
     torch.testing.assert_close(made.ranker.event_entropy, entropy)
 

@@ -69,15 +69,13 @@ def output_for(
         watch_time=random(len(batch.target)) if "watch_time" in tasks else None,
         steps=steps(),
         draft=steps() if draft else None,
-        occurring=Occurring(random(len(batch.target), ACTIONS - 2), random(len(batch.target), ACTIONS), ENTROPY)
-        if draft
-        else None,
+        occurring=Occurring(random(len(batch.target), ACTIONS - 2), ENTROPY) if draft else None,
     )
 
 
 def leaves(output: A2GenOutput) -> list[Tensor]:
     parts = [*output.steps, *(output.draft or ()), output.label_logits, output.objective_logits, output.watch_time]
-    parts += [] if output.occurring is None else [output.occurring.logits, output.occurring.time]
+    parts.append(None if output.occurring is None else output.occurring.logits)
     return [part for part in parts if part is not None]
 
 
@@ -116,12 +114,6 @@ def slow_sums(output: A2GenOutput, columns: WindowColumns, config: LossConfig, r
                 p = 1 / (1 + torch.exp(-output.occurring.logits[target, event - 1]))
                 loss = -torch.log(p if event in happened else 1 - p)
                 sums["occurrence"] = sums["occurrence"] + loss / ENTROPY[event - 1]
-            for token in range(begin + 1, begin + len(happened)) if output.occurring is not None else ():
-                label, seconds = int(columns.action[token]), float(columns.offset_s[token])
-                if not math.isnan(seconds):
-                    error = output.occurring.time[target, label] - math.log(1 + seconds)
-                    each = error**2 if config.time_error == "squared" else abs(error)
-                    sums["occurrence_time"] = sums["occurrence_time"] + each
             for i, value in enumerate(columns.labels[impression].tolist()):
                 if not math.isnan(value):
                     p = 1 / (1 + torch.exp(-output.label_logits[target, i]))
@@ -152,7 +144,7 @@ def test_terms_and_gradients_equal_loops(
     output = output_for(batch, lognormal, draft, tasks=tasks)
     fast, slow = loss_sums(output, batch, config), torch.stack(slow_sums(output, columns, config))
     torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
-    assert (fast != 0).tolist() == [True] * 4 + [draft] * 4 + [True] * len(tasks)
+    assert (fast != 0).tolist() == [True] * 4 + [draft] * 3 + [True] * len(tasks)
     weight = torch.arange(1.0, len(TERMS) + len(tasks) + 1, dtype=torch.float64)
     gradients = [
         torch.autograd.grad(weight @ sums, leaves(output), materialize_grads=True, retain_graph=True)
@@ -254,7 +246,7 @@ def test_lognormal_error_is_the_likelihood_of_the_distribution(columns: WindowCo
 @pytest.mark.parametrize("tasks", [(), TASKS, TASKS[:2]])
 def test_means_are_over_each_terms_own_count(tasks: tuple[str, ...]) -> None:
     terms = len(TERMS) + len(tasks)
-    sums = torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 61.0, 67.0, 47.0, 53.0, 59.0], dtype=torch.float64)
+    sums = torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 61.0, 47.0, 53.0, 59.0], dtype=torch.float64)
     counts = torch.tensor([17.0, 19.0, 23.0, 29.0, 31.0, 37.0, 41.0, 43.0], dtype=torch.float64)
     assert count_names(CARD) == ("targets", "steps", "timed_steps", "ordered_pairs", "labels", *TASKS)
     assert term_names(tasks) == (
@@ -265,10 +257,9 @@ def test_means_are_over_each_terms_own_count(tasks: tuple[str, ...]) -> None:
         "draft_action",
         "draft_time",
         "occurrence",
-        "occurrence_time",
         *tasks,
     )
-    expected = [2 / 19, 3 / 23, 5 / 29, 7 / 31, 11 / 19, 13 / 23, 61 / 17, 67 / 23, 47 / 37, 53 / 41, 59 / 43]
+    expected = [2 / 19, 3 / 23, 5 / 29, 7 / 31, 11 / 19, 13 / 23, 61 / 17, 47 / 37, 53 / 41, 59 / 43]
     assert means(sums[:terms], counts).tolist() == pytest.approx(expected[:terms], rel=1e-12)
     assert not means(torch.zeros(terms), torch.zeros(8)).any(), "nothing to count is no loss, not NaN"
 
@@ -276,7 +267,7 @@ def test_means_are_over_each_terms_own_count(tasks: tuple[str, ...]) -> None:
 def test_means_of_parts_make_the_mean_of_the_whole(columns: WindowColumns) -> None:
     """Sums and counts add up over batches and ranks."""
     config, parts = LossConfig(), (range(4), range(4, 9))
-    sums, counts = torch.zeros(11, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
+    sums, counts = torch.zeros(10, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
     outputs = []
     for seed, rows in enumerate(parts):
         batch = batch_of(columns, rows)
@@ -291,21 +282,21 @@ def test_means_of_parts_make_the_mean_of_the_whole(columns: WindowColumns) -> No
 
 def test_total_weighs_every_term() -> None:
     config = LossConfig(action=2.0, time=3.0, order=5.0, label=7.0, auxiliary=0.5, occurrence=11.0)
-    weights = [2.0, 3.0, 5.0, 7.0, 0.5, 1.5, 11.0, 33.0]
+    weights = [2.0, 3.0, 5.0, 7.0, 0.5, 1.5, 11.0]
     for place, weight in enumerate(weights):
         terms = torch.zeros(len(TERMS), dtype=torch.float64)
         terms[place] = 10.0
         assert total(terms, config).item() == pytest.approx(10 * weight)
-    assert total(torch.ones(8), LossConfig()).item() == pytest.approx(1 + 1 + 0.1 + 1 + 4 * 0.1)
+    assert total(torch.ones(7), LossConfig()).item() == pytest.approx(1 + 1 + 0.1 + 1 + 3 * 0.1)
 
 
 def test_total_weighs_objectives_alike_but_for_those_named() -> None:
     config = LossConfig(objective=3.0, objectives={"effective": 0.5, "watch_time": 0.0})
     for place, weight in enumerate([3.0, 0.5, 0.0]):
-        terms = torch.zeros(11, dtype=torch.float64)
+        terms = torch.zeros(len(TERMS) + len(TASKS), dtype=torch.float64)
         terms[len(TERMS) + place] = 10.0
         assert total(terms, config, TASKS).item() == pytest.approx(10 * weight)
-    assert total(torch.ones(11), LossConfig(), TASKS).item() == pytest.approx(3.5 + 3)
+    assert total(torch.ones(10), LossConfig(), TASKS).item() == pytest.approx(3.4 + 3)
 
 
 def test_the_weight_of_an_objective_that_is_not_predicted_is_refused() -> None:
@@ -335,12 +326,12 @@ def test_uncertainty_weighs_labels_and_objectives_and_nothing_else(
     output = output_for(batch, draft=True, tasks=tasks)
     loss = uncertain(config, tasks=tasks)
     value, (sums, _) = loss(output, batch)
-    action, time, order, label, draft_action, draft_time, happens, happens_at, *objectives = means(
+    action, time, order, label, draft_action, draft_time, happens, *objectives = means(
         torch.stack(slow_sums(output, columns, config)), batch.counts
     )
     expected = config.action * action + config.time * time + config.order * order
     expected = expected + config.auxiliary * (draft_action + config.time * draft_time)
-    expected = expected + config.occurrence * (happens + config.time * happens_at)
+    expected = expected + config.occurrence * happens
     for name, term, s in zip(("label", *tasks), [label, *objectives], LEARNED, strict=False):
         halved = name == "watch_time" and config.time_error == "squared"
         expected = expected + (0.5 if halved else 1.0) * math.exp(-s) * term + s / 2
@@ -367,9 +358,7 @@ def together(outputs: list[A2GenOutput]) -> A2GenOutput:
         tables=outputs[0].tables,
         steps=steps([output.steps for output in outputs]),
         draft=steps([output.draft for output in outputs]),
-        occurring=Occurring(
-            *(joined([getattr(output.occurring, name) for output in outputs]) for name in ("logits", "time")), ENTROPY
-        ),
+        occurring=Occurring(joined([output.occurring.logits for output in outputs]), ENTROPY),
     )
 
 
