@@ -193,7 +193,10 @@ def running(
     """A service of the model ``one``, on a free port; settings are those of ServeConfig, patient by default."""
     model = model or make_model(folder / "model")
     store = store or swift_store(folder)
-    service = Service(str(model), store, ServeConfig(**{"timeout_ms": PATIENT_S * 1000, **settings}), load)
+    where = getattr(store, "file", "")  # other processes open it by that
+    service = Service(
+        str(model), store, ServeConfig(**{"timeout_ms": PATIENT_S * 1000, "store": where, **settings}), load
+    )
     server = Server(create_app(service, keys), service.config.drain_s)
     listening = listen("127.0.0.1", 0)
     address = listening.getsockname()

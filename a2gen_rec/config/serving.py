@@ -15,7 +15,9 @@ class ServeConfig:
         port: to listen on; 0 takes a free one.
         store: of what users did: a SQLite file, made if absent, or redis://HOST:PORT/NUMBER.
         api_key_file: file of keys, one a line, each of which lets a caller in; empty asks for none.
-        max_wait_ms: longest that a request waits for others to be ranked with.
+        workers: batches ranked at a time. With one, this process ranks; more are processes of their own, which all
+            hold the model, and take a core each.
+        max_wait_ms: longest that a request waits for others to be ranked with, where every worker is busy.
         max_batch: candidates ranked together; one request may have more.
         max_waiting: candidates that may wait in all; further requests are refused.
         max_queue_ms: for which those that wait may take to rank, by the speed of late; further requests are refused.
@@ -23,8 +25,8 @@ class ServeConfig:
         timeout_ms: for which a request may wait and be ranked, where it does not say itself.
         max_body_kb: largest request, in KiB.
         read_timeout_s: for which a client may take to send a request.
-        history_cache_mb: memory of encoded histories, in MiB.
-        state_cache_mb: memory of the model's states of past impressions, in MiB.
+        history_cache_mb: memory of encoded histories, of all workers, in MiB.
+        state_cache_mb: the same of the model's states of past impressions.
         notice_s: after SIGTERM, for which /readyz says no and requests are still taken, that balancers may notice.
         drain_s: after it, for which requests in progress may take to end.
     """
@@ -33,6 +35,7 @@ class ServeConfig:
     port: int = 8000
     store: str = "a2gen-events.db"
     api_key_file: str = ""
+    workers: int = 1
     max_wait_ms: float = 2.0
     max_batch: int = 500
     max_waiting: int = 20_000
@@ -48,7 +51,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         require("serve", self, *POSITIVE, "max_batch", "max_waiting", "max_queue_ms", "max_requests", "max_body_kb")
-        require("serve", self, *POSITIVE, "timeout_ms", "read_timeout_s", "drain_s")
+        require("serve", self, *POSITIVE, "workers", "timeout_ms", "read_timeout_s", "drain_s")
         require("serve", self, *NOT_NEGATIVE, "max_wait_ms", "history_cache_mb", "state_cache_mb", "notice_s")
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"serve.port {self.port} must be from 0 to 65535")

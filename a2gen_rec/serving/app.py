@@ -25,6 +25,7 @@ from a2gen_rec.serving.guard import ClientGone, Guard
 from a2gen_rec.serving.refusals import Refusal, busy
 from a2gen_rec.serving.service import ModelRejected, Service
 from a2gen_rec.serving.store import StoreBusy, StoreError, StoreFull
+from a2gen_rec.serving.workers import WorkerLost
 
 WEB = files("a2gen_rec.serving").joinpath("web")
 """What is in this folder of the package is served beside the routes; a page is its ``index.html``."""
@@ -234,8 +235,9 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         service.metrics.refused.labels(refusal.code).inc()
         return refusal.response(request.state.request_id)
 
-    kinds = (HTTPException, RequestValidationError, UserError, Overloaded, Expired, StoreError, ModelRejected)
-    for kind in kinds:
+    refused = (HTTPException, RequestValidationError, UserError, ModelRejected)
+    failed = (Overloaded, Expired, WorkerLost, StoreError)
+    for kind in (*refused, *failed):
         app.add_exception_handler(kind, refuse)
 
 
@@ -252,6 +254,8 @@ def _refusal(error: Exception) -> Refusal:
             return Refusal(422, "invalid_request", " ".join(str(error).split()))
         case Overloaded():
             return _queue_full()
+        case WorkerLost():
+            return busy("worker_lost", "what ranked it has ended")
         case Expired():
             return Refusal(504, "timeout", "not ranked in time")
         case StoreFull():

@@ -1,12 +1,10 @@
-"""Jobs of many callers done together: a bounded queue, and one thread that takes batches from it.
+"""Jobs of many callers done together: a bounded queue, and threads that take batches from it.
 
-The event loop only ever appends to the queue and is told of results, so it stays free to refuse when the thread cannot
+The event loop only ever appends to the queue and is told of results, so it stays free to refuse when the threads cannot
 keep up: torch lets go of Python's lock in its kernels.
 """
 
 import asyncio
-import os
-import sys
 import threading
 import time
 from collections import deque
@@ -22,8 +20,6 @@ Result = TypeVar("Result")
 
 FORGOTTEN = 0.3
 """Share of what is known of former batches' speed that each batch puts out of mind."""
-NICE = 5
-"""Of the thread that works: where cores are short, the event loop, which needs little, goes first."""
 
 
 class Overloaded(Exception):
@@ -45,8 +41,9 @@ class _Waiting(Generic[Job, Result]):
 
 @dataclass
 class _Speed:
-    """How long jobs take by their size, as far as recent batches tell."""
+    """How long jobs take by their size where ``threads`` do them, as far as recent batches tell."""
 
+    threads: int
     size: float = 0.0
     took_s: float = 0.0
 
@@ -55,19 +52,20 @@ class _Speed:
         self.took_s += took_s - FORGOTTEN * self.took_s
 
     def seconds(self, size: int) -> float:
-        return size * self.took_s / self.size if self.size else 0.0
+        return size * self.took_s / self.size / self.threads if self.size else 0.0
 
 
 class Batcher(Generic[Job, Result]):
-    """A queue and its thread.
+    """A queue and its threads.
 
     Args:
-        work: called in the thread with jobs in order of arrival; returns for each, in that order, its result or error.
-        max_wait_s: longest that a job waits for company.
+        work: called in a thread with jobs in order of arrival; returns for each, in that order, its result or error.
+        max_wait_s: longest that a job waits for company, where no thread is idle besides the one that takes it.
         max_batch: sum of the sizes of a batch's jobs; a larger job is a batch of its own.
         max_waiting: sum of the sizes of waiting jobs; a larger job waits alone.
         max_queue_s: for which waiting jobs may take, as far as can be told.
-        observe: told of every batch, in the thread: how long its jobs had waited, in seconds, and their sizes' sum.
+        observe: told of every batch, in its thread: how long its jobs had waited, in seconds, and their sizes' sum.
+        threads: batches that are done at a time; begin: called first in each thread.
     """
 
     def __init__(
@@ -78,18 +76,21 @@ class Batcher(Generic[Job, Result]):
         max_waiting: int,
         max_queue_s: float = float("inf"),
         observe: Callable[[list[float], int], None] = lambda waits, size: None,
+        threads: int = 1,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
-        self.work, self.observe = work, observe
+        self.work, self.observe, self.begin = work, observe, begin
         self.max_wait_s, self.max_batch = max_wait_s, max_batch
         self.max_waiting, self.max_queue_s = max_waiting, max_queue_s
         self.waiting = 0
-        self._begun = 0
-        self._speed = _Speed()
+        self._begun = self._idle = 0
+        self._speed = _Speed(threads)
         self._queue: deque[_Waiting[Job, Result]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, name="inference", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def full(self) -> bool:
@@ -124,11 +125,13 @@ class Batcher(Generic[Job, Result]):
             raise
 
     def close(self, timeout_s: float) -> None:
-        """Take no more jobs, do those that wait, and end the thread, or leave it after ``timeout_s``."""
+        """Take no more jobs, do those that wait, and end the threads, or leave them after ``timeout_s``."""
+        until = time.monotonic() + timeout_s
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join(timeout_s)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _forget(self, mine: _Waiting[Job, Result]) -> None:
         """Drop a job that has not been begun."""
@@ -137,19 +140,18 @@ class Batcher(Generic[Job, Result]):
             self.waiting -= mine.size
 
     def _run(self) -> None:
-        if sys.platform == "linux":  # of this thread; elsewhere it would be of the whole process
-            os.nice(NICE)
+        self.begin()
         while batch := self._next_batch():
-            now = time.monotonic()
-            self.observe([now - each.arrived for each in batch], self._begun)
+            now, size = time.monotonic(), sum(each.size for each in batch)
+            self.observe([now - each.arrived for each in batch], size)
             results: Sequence[Result | Exception]
             try:
                 results = self.work([each.job for each in batch])
             except Exception as error:
                 results = [error] * len(batch)
             with self._changed:
-                self._speed.learn(self._begun, time.monotonic() - now)
-                self._begun = 0
+                self._speed.learn(size, time.monotonic() - now)
+                self._begun -= size
             for each, result in zip(batch, results, strict=True):
                 if isinstance(result, Exception):
                     each.done.set_exception(result)
@@ -163,22 +165,24 @@ class Batcher(Generic[Job, Result]):
                 while not self._queue:
                     if self._closed:
                         return []
+                    self._idle += 1
                     self._changed.wait()
+                    self._idle -= 1
                 self._wait_for_company()
                 batch: list[_Waiting[Job, Result]] = []
                 size, now = 0, time.monotonic()
-                while self._queue and (not batch or size + self._queue[0].size <= self.max_batch):
+                while self._queue and (not batch or (not self._idle and size + self._queue[0].size <= self.max_batch)):
                     first = self._queue.popleft()
                     self.waiting -= first.size
                     if first.deadline > now and first.done.set_running_or_notify_cancel():
                         batch.append(first)
                         size += first.size
                 if batch:
-                    self._begun = size
+                    self._begun += size
                     return batch
 
     def _wait_for_company(self) -> None:
-        while self._queue and self.waiting < self.max_batch and not self._closed:
+        while self._queue and self.waiting < self.max_batch and not self._closed and not self._idle:
             left_s = self._queue[0].arrived + self.max_wait_s - time.monotonic()
             if left_s <= 0:
                 return

@@ -9,13 +9,13 @@ import ipaddress
 import logging
 import re
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from a2gen_rec.serving.logs import where
 from a2gen_rec.serving.metrics import Metrics
 from a2gen_rec.serving.refusals import Refusal, busy
 
@@ -23,8 +23,6 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 DISCARDED = 8
 """Times the limit that is read of a body too large and thrown away, so that its sender hears why."""
 PROBES = {"/healthz", "/readyz", "/metrics"}
-FRAMES = 6
-"""Of a traceback, the innermost: those before are the framework's."""
 GONE = 499
 """In place of a status, where the client left before there was one."""
 
@@ -102,9 +100,7 @@ class Guard:
         except ClientGone:
             status = GONE
         except Exception as error:
-            # Its message is left out: it may name whatever was asked for.
-            frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[-FRAMES:]))
-            log.error("%s in request %s\n%s", type(error).__name__, request_id, frames)
+            log.error("%s in request %s\n%s", type(error).__name__, request_id, where(error))
             if not status:
                 failed = Refusal(500, "internal", "something is wrong with the service; see its log")
                 await failed.response(request_id)(scope, receive, tell)

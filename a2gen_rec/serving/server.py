@@ -19,6 +19,7 @@ from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.serving.app import create_app
 from a2gen_rec.serving.connection import Connection
+from a2gen_rec.serving.logs import log_to_stderr
 from a2gen_rec.serving.service import ModelRejected, Service
 from a2gen_rec.serving.store import open_store
 
@@ -71,7 +72,7 @@ def serve(model: str, config: ServeConfig, tell: Callable[[str], None]) -> None:
         UserError: the model, the store or the keys cannot be used, or the port is taken.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a model that could be loaded again
-    _log_to_stderr()
+    log_to_stderr()
     keys = read_keys(config.api_key_file) if config.api_key_file else []
     listening = listen(config.host, config.port)
     with listening:
@@ -175,12 +176,3 @@ def _take_all_descriptors() -> None:
     """Every connection is one; the usual limit is low for the sake of older programs."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name, level in (("a2gen_rec.serving", logging.INFO), ("uvicorn.error", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers[:], logger.propagate = [handler], False
-        logger.setLevel(level)

@@ -1,8 +1,6 @@
 """Jobs share batches, keep to their deadlines, and are refused when too many wait."""
 
 import asyncio
-import os
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2gen_rec.serving.batching import NICE, Batcher, Expired, Overloaded
+from a2gen_rec.serving.batching import Batcher, Expired, Overloaded, _Speed
 
 
 class Held:
@@ -39,8 +37,10 @@ def with_batcher(
     max_waiting: int = 1000,
     max_queue_s: float = 100.0,
     observe: Any = lambda waits, size: None,
+    threads: int = 1,
+    begin: Callable[[], None] = lambda: None,
 ) -> None:
-    batcher: Batcher[int, int] = Batcher(work, max_wait_s, max_batch, max_waiting, max_queue_s, observe)
+    batcher: Batcher[int, int] = Batcher(work, max_wait_s, max_batch, max_waiting, max_queue_s, observe, threads, begin)
 
     async def run() -> None:
         await test(batcher)
@@ -199,12 +199,43 @@ def test_no_more_may_wait_than_is_done_in_a_bounded_time() -> None:
     with_batcher(slow, test, max_batch=10, max_queue_s=0.3)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only there a thread has a niceness of its own")
-def test_the_thread_lets_the_event_loop_go_first() -> None:
-    async def test(batcher: "Batcher[int, int]") -> None:
-        assert await batcher.submit(0, 1, 5) == os.nice(0) + NICE
+def test_an_idle_thread_is_better_than_company() -> None:
+    """Two jobs are done at once by two threads; what comes while both are busy is done together."""
+    held = Held()
 
-    with_batcher(lambda jobs: [os.nice(0)], test)
+    async def test(batcher: "Batcher[int, int]") -> None:
+        while batcher._idle < 2:
+            await asyncio.sleep(0.001)
+        asked = [asyncio.ensure_future(batcher.submit(number, 1, 30)) for number in range(2)]
+        while len(held.batches) < 2:
+            await asyncio.sleep(0.001)
+        asked += [asyncio.ensure_future(batcher.submit(number, 1, 30)) for number in range(2, 5)]
+        while batcher.waiting < 3:
+            await asyncio.sleep(0.001)
+        held.open.set()
+        assert await asyncio.gather(*asked) == [0, 2, 4, 6, 8]
+        assert sorted(held.batches[:2]) == [[0], [1]]
+        assert sorted(job for batch in held.batches[2:] for job in batch) == [2, 3, 4]
+
+    with_batcher(held, test, max_batch=3, threads=2)
+
+
+def test_more_is_done_in_a_time_where_more_is_done_at_once() -> None:
+    for threads in (1, 2, 5):
+        speed = _Speed(threads)
+        assert speed.seconds(40) == 0, "nothing is known yet"
+        speed.learn(10, 0.2)
+        assert speed.seconds(40) == pytest.approx(0.8 / threads)
+
+
+def test_each_thread_begins_by_what_it_is_told() -> None:
+    begun: list[str] = []
+
+    async def test(batcher: "Batcher[int, int]") -> None:
+        assert await batcher.submit(1, 1, 30) == 1
+
+    with_batcher(lambda jobs: jobs, test, threads=3, begin=lambda: begun.append(threading.current_thread().name))
+    assert begun == ["inference"] * 3
 
 
 def test_what_cannot_be_done_in_time_is_refused_at_once() -> None:
