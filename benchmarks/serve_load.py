@@ -54,6 +54,7 @@ class Settings:
         recovery_s: of the overload before recovery, and most that it may take.
         callers: who ask again at once, of the saturation.
         caches: whether the service keeps histories and states.
+        workers: of the service.
         serve: further arguments of `a2gen serve`.
         users: with recorded histories; steps: of training in their world.
     """
@@ -67,6 +68,7 @@ class Settings:
     recovery_s: float = 5.0
     callers: int = 8
     caches: list[Literal["warm", "cold"]] = field(default_factory=lambda: ["warm", "cold"])
+    workers: int = 2
     serve: list[str] = field(default_factory=list)
     users: int = 300
     steps: int = 300
@@ -100,13 +102,15 @@ class Served:
 
     @property
     def rss_mib(self) -> float:
-        """Its resident memory, NaN once it has ended."""
+        """Resident memory of its processes, NaN once it has ended; what they share counts once for each."""
+        proc, main = Path("/proc"), self.process.pid
         try:
-            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            children = (proc / str(main) / "task" / str(main) / "children").read_text().split()
+            every = [(proc / str(pid) / "status").read_text() for pid in (main, *children)]
         except OSError:
             return float("nan")
-        found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
-        return int(found[1]) / 1024 if found else float("nan")
+        found = [re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE) for status in every]
+        return sum(int(each[1]) for each in found if each) / 1024 if found[0] else float("nan")
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,7 @@ def measure(settings: Settings, process: Process) -> Report:
         found: list[Measured] = []
         for cache in settings.caches:
             options = ["--history_cache_mb", "0", "--state_cache_mb", "0"] if cache == "cold" else []
+            options += ["--workers", str(settings.workers)]
             with serving(world.model, folder, [*options, *settings.serve]) as service:
                 if not found:
                     tell(f"recording histories of {len(world.pasts):,} users")
@@ -168,7 +173,7 @@ def _check(settings: Settings, process: Process) -> None:
         raise ConfigError("one process sends the load; run this without torchrun")
     if not {NORMAL, OVERLOAD} <= set(settings.loads) or min(settings.loads) <= 0:
         raise ConfigError(f"loads {settings.loads} must be positive, {NORMAL} and {OVERLOAD} among them")
-    for name in ("candidates", "history", "k", "seconds", "recovery_s", "callers", "users", "steps"):
+    for name in ("candidates", "history", "k", "seconds", "recovery_s", "callers", "workers", "users", "steps"):
         if getattr(settings, name) <= 0:
             raise ConfigError(f"{name} {getattr(settings, name)} must be positive")
     if not settings.caches:
@@ -239,7 +244,7 @@ def loaded(service: Served, bodies: list[bytes], settings: Settings, cache: str,
 
 def report(found: list[Measured], settings: Settings) -> Report:
     """Tables of all services; targets and figures are the first one's."""
-    what = f"{settings.candidates:,} candidates, history {settings.history}"
+    what = f"{settings.candidates:,} candidates, history {settings.history}, {settings.workers} workers"
     tables = [_latencies(each, what, settings.seconds) for each in found]
     tables += [_sender(found), _recoveries(found)]
     first = found[0]

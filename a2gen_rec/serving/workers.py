@@ -1,8 +1,8 @@
 """A model that ranks in processes of its own: Python runs one thread at a time, so that one process uses one core."""
 
-import gc
 import logging
 import multiprocessing
+import os
 import queue
 import signal
 import threading
@@ -170,7 +170,8 @@ def _work(pipe: Connection, load: Callable[[str, int], Ranker], folder: str, con
     yield_to_others()
     try:
         history_cache, state_cache = cache_bytes(config)
-        inference = Inference(load(folder, state_cache), open_store(config.store), history_cache)
+        ranker, store = load(folder, state_cache), open_store(config.store)
+        inference = Inference(ranker, store, history_cache)
     except Exception as error:
         pipe.send((str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", {}))
         return
@@ -180,7 +181,8 @@ def _work(pipe: Connection, load: Callable[[str, int], Ranker], folder: str, con
             name, arguments = pipe.recv()
             result = getattr(inference, name)(*arguments)
             pipe.send(([_told(each) for each in result] if isinstance(result, list) else result, inference.counts()))
-    gc.unfreeze()  # extensions complain of what is left at the end
+    store.close()
+    os._exit(0)  # nothing is left to tidy up, but for what extensions complain of
 
 
 def _told(result: Ranked | Exception) -> Ranked | Exception:
