@@ -2,7 +2,7 @@
 
 Requests come as a Poisson process, whether or not former ones have been answered, and latency counts from the moment a
 request was due: what waits, anywhere, is not hidden. Loads are multiples of saturation, which is what a few callers who
-ask again as soon as they are answered get. Sender and service are two processes of one machine and share its cores. The
+ask again as soon as they are answered get. Sender and service are processes of one machine and share its cores. The
 histories are recorded over HTTP first, and answers are checked against the model's own.
 
 Cold is a service that keeps neither histories nor states: each request reads and encodes its user's past.
@@ -105,7 +105,8 @@ class Served:
         """Resident memory of its processes, NaN once it has ended; what they share counts once for each."""
         proc, main = Path("/proc"), self.process.pid
         try:
-            children = (proc / str(main) / "task" / str(main) / "children").read_text().split()
+            tasks = (proc / str(main) / "task").glob("*/children")  # of each thread, which may have begun some
+            children = [pid for task in tasks for pid in task.read_text().split()]
             every = [(proc / str(pid) / "status").read_text() for pid in (main, *children)]
         except OSError:
             return float("nan")

@@ -15,8 +15,8 @@ class ServeConfig:
         port: to listen on; 0 takes a free one.
         store: of what users did: a SQLite file, made if absent, or redis://HOST:PORT/NUMBER.
         api_key_file: file of keys, one a line, each of which lets a caller in; empty asks for none.
-        workers: batches ranked at a time. With one, this process ranks; more are processes of their own, which all
-            hold the model, and take a core each.
+        workers: batches ranked at a time. With one, this process ranks; more are processes of their own, which take a
+            core each, and each hold the model as this one does.
         max_wait_ms: longest that a request waits for others to be ranked with, where every worker is busy.
         max_batch: candidates ranked together; one request may have more.
         max_waiting: candidates that may wait in all; further requests are refused.
@@ -55,3 +55,13 @@ class ServeConfig:
         require("serve", self, *NOT_NEGATIVE, "max_wait_ms", "history_cache_mb", "state_cache_mb", "notice_s")
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"serve.port {self.port} must be from 0 to 65535")
+
+    @property
+    def history_cache_bytes(self) -> int:
+        """Of each worker."""
+        return self.history_cache_mb * 2**20 // self.workers
+
+    @property
+    def state_cache_bytes(self) -> int:
+        """Of each worker."""
+        return self.state_cache_mb * 2**20 // self.workers

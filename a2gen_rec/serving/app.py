@@ -152,6 +152,8 @@ def _probes(service: Service) -> APIRouter:
         """Whether requests should be sent here."""
         if service.draining:
             raise busy("draining", "the service is about to end")
+        if not service.is_ready:
+            raise busy("worker_lost", "what ranked has ended and is being replaced")
         return _json({"status": "ready"})
 
     @probes.get("/metrics", response_class=PlainTextResponse, responses=_errors(401))
@@ -255,7 +257,7 @@ def _refusal(error: Exception) -> Refusal:
         case Overloaded():
             return _queue_full()
         case WorkerLost():
-            return busy("worker_lost", "what ranked it has ended")
+            return busy("worker_lost", "what ranked it has ended and is being replaced")
         case Expired():
             return Refusal(504, "timeout", "not ranked in time")
         case StoreFull():

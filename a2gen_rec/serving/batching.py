@@ -41,9 +41,8 @@ class _Waiting(Generic[Job, Result]):
 
 @dataclass
 class _Speed:
-    """How long jobs take by their size where ``threads`` do them, as far as recent batches tell."""
+    """How long jobs take by their size, as far as recent batches tell."""
 
-    threads: int
     size: float = 0.0
     took_s: float = 0.0
 
@@ -52,7 +51,7 @@ class _Speed:
         self.took_s += took_s - FORGOTTEN * self.took_s
 
     def seconds(self, size: int) -> float:
-        return size * self.took_s / self.size / self.threads if self.size else 0.0
+        return size * self.took_s / self.size if self.size else 0.0
 
 
 class Batcher(Generic[Job, Result]):
@@ -84,7 +83,7 @@ class Batcher(Generic[Job, Result]):
         self.max_waiting, self.max_queue_s = max_waiting, max_queue_s
         self.waiting = 0
         self._begun = self._idle = 0
-        self._speed = _Speed(threads)
+        self._speed = _Speed()
         self._queue: deque[_Waiting[Job, Result]] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -94,7 +93,7 @@ class Batcher(Generic[Job, Result]):
 
     @property
     def full(self) -> bool:
-        return self.waiting >= self.max_waiting or self._speed.seconds(self.waiting) > self.max_queue_s
+        return self.waiting >= self.max_waiting or self._wait_s(self.waiting) > self.max_queue_s
 
     async def submit(self, job: Job, size: int, timeout_s: float) -> Result:
         """The job's result. One whose caller is cancelled, or whose time is over, is not begun.
@@ -108,7 +107,7 @@ class Batcher(Generic[Job, Result]):
         mine = _Waiting[Job, Result](job, size, now, now + timeout_s)
         with self._changed:
             before = self._begun + self.waiting
-            is_hopeless = before and self._speed.seconds(before + size) > timeout_s
+            is_hopeless = before and self._wait_s(before) + self._speed.seconds(size) > timeout_s
             is_full = self.full or (self.waiting and self.waiting + size > self.max_waiting)
             if self._closed or is_hopeless or is_full:
                 raise Overloaded
@@ -132,6 +131,10 @@ class Batcher(Generic[Job, Result]):
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
+
+    def _wait_s(self, size: int) -> float:
+        """Until as much has been begun, all threads working."""
+        return self._speed.seconds(size) / len(self._threads)
 
     def _forget(self, mine: _Waiting[Job, Result]) -> None:
         """Drop a job that has not been begun."""

@@ -1,13 +1,11 @@
 """One model that ranks batches of requests, by the histories that they bring or those that are recorded."""
 
-import atexit
-import gc
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from a2gen_rec.config.serving import ServeConfig
+from a2gen_rec.memory import freeze
 from a2gen_rec.serving.histories import Histories
 from a2gen_rec.serving.history import History
 from a2gen_rec.serving.rank import clock_ms
@@ -19,7 +17,6 @@ WARM = 64
 """Items that a model ranks before it is put in service."""
 NICE = 5
 """Of what ranks: where cores are short, the event loop, which needs little, goes first."""
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,10 @@ class Inference:
             "history_cache_bytes": histories.bytes,
         }
 
+    @property
+    def is_ready(self) -> bool:
+        return True
+
     def close(self) -> None:
         """Nothing is to be done."""
 
@@ -106,25 +107,10 @@ class Inference:
             return error
 
 
-def freeze() -> None:
-    """Take all there is now out of sight of Python's collector, which would walk the whole catalogue again and again
-    while requests wait. What was so before is looked at once more: a model that has made way for another one.
-    """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
-    atexit.register(gc.unfreeze)  # extensions complain of what is left at the end
-
-
 def yield_to_others() -> None:
     """Let the event loop go first: to be called by the thread that ranks."""
     if sys.platform == "linux":  # of this thread; elsewhere it would be of the whole process
         os.nice(NICE)
-
-
-def cache_bytes(config: ServeConfig) -> tuple[int, int]:
-    """Of each process that ranks: for encoded histories, and for states of past impressions."""
-    return config.history_cache_mb * MIB // config.workers, config.state_cache_mb * MIB // config.workers
 
 
 def _moment(request: Request, past: History) -> int:

@@ -8,9 +8,10 @@ from functools import partial
 
 from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.errors import UserError
+from a2gen_rec.memory import freeze
 from a2gen_rec.serving.artifact import model_folder
 from a2gen_rec.serving.batching import Batcher
-from a2gen_rec.serving.inference import Inference, Job, Ranked, cache_bytes, freeze, yield_to_others
+from a2gen_rec.serving.inference import Inference, Job, Ranked, yield_to_others
 from a2gen_rec.serving.metrics import Metrics
 from a2gen_rec.serving.ranker import Ranker
 from a2gen_rec.serving.store import Store
@@ -55,7 +56,7 @@ class Service:
 
     def __post_init__(self) -> None:
         config = self.config
-        self._model = self._loaded()
+        self._model = self._ready(*self._read())
         self.metrics.serving(self.ranker.version)
         self.batcher: Batcher[Job, Ranked] = Batcher(
             self._rank_batch,
@@ -73,6 +74,11 @@ class Service:
     @property
     def ranker(self) -> Ranker:
         return self._model.ranker
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether anything can rank now."""
+        return self._model.inference.is_ready
 
     async def rank(self, request: Request, is_recorded: bool, timeout_s: float) -> Ranked:
         """Rank a request together with those of others.
@@ -137,14 +143,15 @@ class Service:
         async with self._reloading:
             former = self.ranker.version
             try:
-                model = await asyncio.to_thread(self._loaded)
+                folder, ranker = await asyncio.to_thread(self._read)
+                is_new = ranker.version != former
+                model = await asyncio.to_thread(self._ready, folder, ranker) if is_new else self._model
             except Exception as error:
                 self.metrics.reloads.labels("rejected").inc()
                 reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 log.error("model rejected, %s stays in service: %s", former, reason)
                 raise ModelRejected(f"{reason}; {former} stays in service") from error
-            if model.ranker.version == former:
-                await asyncio.to_thread(model.inference.close)
+            if not is_new:
                 self.metrics.reloads.labels("same").inc()
                 return former, former
             replaced, self._model = self._model, model  # it is taken with the next batch
@@ -161,16 +168,17 @@ class Service:
         await asyncio.to_thread(self._model.inference.close)
         await asyncio.to_thread(self.store.close)
 
-    def _loaded(self) -> _Model:
-        """The model that is to be served now, ready."""
+    def _read(self) -> tuple[str, Ranker]:
+        """The model that is to be served now, and its folder; what workers rank with is a copy of their own."""
         folder, config = model_folder(self.model), self.config
-        history_cache, state_cache = cache_bytes(config)
+        return folder, self.load(folder, config.state_cache_bytes if config.workers == 1 else 0)
+
+    def _ready(self, folder: str, ranker: Ranker) -> _Model:
+        config = self.config
         if config.workers == 1:
-            ranker = self.load(folder, state_cache)
-            return _Model(ranker, Inference(ranker, self.store, history_cache))
-        ranker = self.load(folder, 0)  # that requests can be checked
+            return _Model(ranker, Inference(ranker, self.store, config.history_cache_bytes))
         freeze()
-        return _Model(ranker, Workers(self.load, folder, config))
+        return _Model(ranker, Workers(self.load, folder, ranker.version, config))
 
     def _rank_batch(self, jobs: list[Job]) -> list[Ranked | Exception]:
         """Results of one batch, all by one model."""
@@ -198,4 +206,4 @@ class Service:
             self.metrics.watch(name, about, partial(self._count, name))
 
     def _count(self, name: str) -> float:
-        return self._model.inference.counts()[name]
+        return self._model.inference.counts().get(name, 0)

@@ -1,5 +1,6 @@
 """A model that ranks in processes of its own: Python runs one thread at a time, so that one process uses one core."""
 
+import atexit
 import logging
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import queue
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -15,7 +17,7 @@ from typing import Any
 from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.errors import UserError
 from a2gen_rec.quiet import quiet
-from a2gen_rec.serving.inference import Inference, Job, Ranked, cache_bytes, yield_to_others
+from a2gen_rec.serving.inference import Inference, Job, Ranked, yield_to_others
 from a2gen_rec.serving.logs import log_to_stderr, where
 from a2gen_rec.serving.ranker import Ranker
 from a2gen_rec.serving.store import open_store
@@ -23,40 +25,51 @@ from a2gen_rec.serving.store import open_store
 AGAIN_S = 1.0
 """Between attempts to replace a worker that has ended."""
 END_S = 10.0
-"""For which a worker may take to end once it is told to."""
+"""For which workers may take to end once they are told to."""
 
 log = logging.getLogger(__name__)
 
 
 class WorkerLost(Exception):
-    """The process that ranked has ended."""
+    """The process that was to rank has ended; ``begun`` tells whether it had been given the work."""
+
+    def __init__(self, begun: bool = False) -> None:
+        super().__init__(begun)
+        self.begun = begun
 
 
 class Workers:
     """As :class:`Inference`, in ``config.workers`` processes that each hold the model. Any thread may call.
 
-    A worker that ends, for want of memory say, takes its batch with it and is replaced.
+    A worker that ends, for want of memory say, takes the batch that it ranks with it, and is replaced.
 
     Args:
-        load: as ``Ranker.load``; folder: of the exported model.
+        load: as ``Ranker.load``; folder: of the exported model; version: which it must be.
 
     Raises:
         UserError: the model or the store cannot be used.
     """
 
-    def __init__(self, load: Callable[[str, int], Ranker], folder: str, config: ServeConfig) -> None:
-        self._workers = [_Worker(load, folder, config) for _ in range(config.workers)]
+    def __init__(self, load: Callable[[str, int], Ranker], folder: str, version: str, config: ServeConfig) -> None:
+        self._of = (load, folder, config)
+        self._version = version
+        self._all: list[_Worker] = []
         self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()  # None: there will be no more
         self._closed = False
+        atexit.register(self.close)  # else the end of this process would wait for workers that wait for it
         try:
-            for worker in self._workers:  # all load at once
-                worker.start()
-            for worker in self._workers:
-                worker.wait()
+            self._all += [_Worker(*self._of) for _ in range(config.workers)]  # which load at the same time
+            for worker in self._all:
+                worker.wait(version)
                 self._idle.put(worker)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether any of them can rank."""
+        return any(worker.is_ready for worker in self._all)
 
     def rank(self, jobs: Sequence[Job]) -> list[Ranked | Exception]:
         """See :class:`Inference`; by a worker that is free, for which this waits.
@@ -64,101 +77,143 @@ class Workers:
         Raises:
             WorkerLost: there are none any more.
         """
-        worker = self._idle.get()
-        if worker is None:
-            self._idle.put(None)
-            raise WorkerLost
-        try:
-            results: list[Ranked | Exception] = worker.call("rank", jobs)
-        except WorkerLost as lost:
-            if self._closed:
-                raise
-            threading.Thread(target=self._replace, args=[worker], daemon=True).start()
-            return [lost] * len(jobs)
-        self._idle.put(worker)
-        return results
+        while worker := self._idle.get():
+            try:
+                results: list[Ranked | Exception] = worker.call("rank", jobs)
+            except WorkerLost as lost:
+                if self._closed:
+                    break
+                threading.Thread(target=self._replace, args=[worker], daemon=True).start()
+                if lost.begun:
+                    return [lost] * len(jobs)
+            else:
+                self._idle.put(worker)
+                return results
+        self._idle.put(None)
+        raise WorkerLost
 
     def forget(self, user: str) -> None:
         """See :class:`Inference`."""
-        for worker in self._workers:
+        for worker in list(self._all):
             with suppress(WorkerLost):  # and with it what it kept
                 worker.call("forget", user)
 
     def counts(self) -> dict[str, float]:
         """See :class:`Inference`: of all workers, as of their last batches."""
-        every = [worker.counts for worker in self._workers]
-        return {name: sum(counts.get(name, 0) for counts in every) for name in every[0]}
+        counts: Counter[str] = Counter()
+        for worker in list(self._all):
+            counts.update(worker.counts)
+        return dict(counts)
 
     def close(self) -> None:
-        """End the processes, each after the batch that it ranks."""
+        """End the processes, each after the batch that it ranks; one that takes too long is killed."""
         self._closed = True
-        for worker in self._workers:
-            worker.end()
+        atexit.unregister(self.close)
+        _end(self._all)
         self._idle.put(None)
 
-    def _replace(self, worker: "_Worker") -> None:
-        log.error("a process that ranked has ended (exit status %s): replacing it", worker.end())
+    def _replace(self, lost: "_Worker") -> None:
+        _end([lost])
+        log.error("a process that ranked has ended (exit status %s): replacing it", lost.exit_status)
+        self._all.remove(lost)
         while not self._closed:
+            worker = None
             try:
-                worker.start()
-                worker.wait()
+                worker = _Worker(*self._of)
+                self._all.append(worker)
+                worker.wait(self._version)
                 self._idle.put(worker)
                 break
-            except UserError as error:
-                log.error("no process in its place: %s", error)
+            except Exception as error:  # of any kind: there must be one some time
+                if self._closed:
+                    break
+                reason = str(error) if isinstance(error, UserError) else type(error).__name__
+                log.error("no process in its place yet: %s", reason)
+                if worker is not None:
+                    self._all.remove(worker)
+                    _end([worker])
                 time.sleep(AGAIN_S)
         if self._closed:
-            worker.end()
+            _end(self._all)
 
 
 class _Worker:
-    """One process, which answers calls of an :class:`Inference`'s methods."""
+    """One process, which answers calls of an :class:`Inference`'s methods.
+
+    Attributes:
+        is_ready: whether it may be called; counts: of :meth:`Inference.counts`, as of the last call.
+    """
 
     def __init__(self, *of: Any) -> None:
-        self.of, self.counts = of, dict[str, float]()
-        self._lock = threading.Lock()
-
-    def start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would have locks that nobody opens
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, *self.of), name="inference", daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, *of), name="inference", daemon=True)
         self._process.start()
         theirs.close()
+        self.is_ready, self.counts = False, dict[str, float]()
+        self._lock = threading.Lock()
 
-    def wait(self) -> None:
+    @property
+    def exit_status(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, version: str) -> None:
         """Until it can rank.
 
         Raises:
-            UserError: it cannot.
+            UserError: it cannot, or has loaded another model than that of this version.
         """
         try:
-            failed, self.counts = self._pipe.recv()
+            failed, found, counts = self._pipe.recv()
         except (EOFError, OSError):
-            raise UserError(f"a process that was to rank has ended (exit status {self.end()})") from None
+            self._process.join(END_S)
+            raise UserError(f"a process that was to rank has ended (exit status {self.exit_status})") from None
         if failed:
             raise UserError(failed)
+        if found != version:
+            raise UserError(f"the model has been replaced by {found} where {version} was")
+        self.counts, self.is_ready = counts, True
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Raises WorkerLost if it ends meanwhile, or has ended."""
+        """Raises WorkerLost if it ends meanwhile, has ended, or is not ready."""
         with self._lock:
+            if not self.is_ready:
+                raise WorkerLost
             try:
                 self._pipe.send((name, arguments))
-                result, self.counts = self._pipe.recv()
-            except (EOFError, OSError):
+            except OSError:
+                self.is_ready = False
                 raise WorkerLost from None
+            try:
+                result, self.counts = self._pipe.recv()
+            except Exception:
+                self.is_ready = False
+                raise WorkerLost(begun=True) from None
         return result
 
-    def end(self) -> int | None:
-        """Tell it to end once it has answered, and wait: its exit status, None if it was never begun."""
-        if not hasattr(self, "_process"):
-            return None
-        with self._lock:
+    def leave(self, until: float) -> None:
+        """Tell it to end after the call that it answers, if that is by ``until``."""
+        if self.is_ready and self._lock.acquire(timeout=max(0.0, until - time.monotonic())):
+            self.is_ready = False
             self._pipe.close()
-        self._process.join(END_S)
+            self._lock.release()
+        elif self._process.is_alive():
+            self._process.kill()
+
+    def join(self, until: float) -> None:
+        """Wait for its end, and make sure of it."""
+        self._process.join(max(0.0, until - time.monotonic()))
         if self._process.is_alive():
             self._process.kill()
-            self._process.join()
-        return self._process.exitcode
+        self._process.join()
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+    until, ending = time.monotonic() + END_S, list(workers)
+    for worker in ending:
+        worker.leave(until)
+    for worker in ending:
+        worker.join(until)
 
 
 def _work(pipe: Connection, load: Callable[[str, int], Ranker], folder: str, config: ServeConfig) -> None:
@@ -168,20 +223,21 @@ def _work(pipe: Connection, load: Callable[[str, int], Ranker], folder: str, con
     quiet()
     log_to_stderr()
     yield_to_others()
-    try:
-        history_cache, state_cache = cache_bytes(config)
-        ranker, store = load(folder, state_cache), open_store(config.store)
-        inference = Inference(ranker, store, history_cache)
-    except Exception as error:
-        pipe.send((str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", {}))
-        return
-    pipe.send((None, inference.counts()))
     with suppress(EOFError, OSError):
-        while True:
-            name, arguments = pipe.recv()
-            result = getattr(inference, name)(*arguments)
-            pipe.send(([_told(each) for each in result] if isinstance(result, list) else result, inference.counts()))
-    store.close()
+        try:
+            ranker, store = load(folder, config.state_cache_bytes), open_store(config.store)
+            inference = Inference(ranker, store, config.history_cache_bytes)
+        except Exception as error:
+            pipe.send((str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", "", {}))
+            os._exit(1)
+        pipe.send((None, ranker.version, inference.counts()))
+        with suppress(EOFError):
+            while True:
+                name, arguments = pipe.recv()
+                result = getattr(inference, name)(*arguments)
+                told = [_told(each) for each in result] if isinstance(result, list) else result
+                pipe.send((told, inference.counts()))
+        store.close()
     os._exit(0)  # nothing is left to tidy up, but for what extensions complain of
 
 

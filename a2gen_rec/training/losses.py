@@ -20,7 +20,7 @@ from a2gen_rec.models.ranker import Encoded
 from a2gen_rec.nn.generator import Steps
 from a2gen_rec.training.objective_losses import UncertaintyWeights, objective_losses
 from a2gen_rec.training.observed import observed
-from a2gen_rec.training.tower_losses import tower_sums
+from a2gen_rec.training.tower_losses import event_errors, tower_sums
 
 _TERMS: dict[str, tuple[str, Callable[[LossConfig], float]]] = {
     "action": ("steps", lambda config: config.action),
@@ -187,9 +187,7 @@ def _order_sum(steps: Steps, label: Tensor, time: Tensor, batch: WindowBatch, po
 def _occurring_sum(occurring: Occurring, batch: WindowBatch) -> Tensor:
     """Σ over targets and actions of the binary cross-entropy, in units of the action's own entropy."""
     happened, _ = observed(batch, len(occurring.entropy) + 2)
-    target = happened[:, 1:-1].to(occurring.logits.dtype)
-    each = F.binary_cross_entropy_with_logits(occurring.logits, target, reduction="none")
-    return (each.sum(0) / occurring.entropy).sum()
+    return (event_errors(occurring.logits, happened) / occurring.entropy).sum()
 
 
 def _label_sums(logits: Tensor, labels: Tensor) -> Tensor:

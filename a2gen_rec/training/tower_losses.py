@@ -13,6 +13,16 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.training.observed import observed
 
 
+def event_errors(logits: Tensor, happened: Tensor) -> Tensor:
+    """[events] sums over targets of the binary cross-entropy of whether each action happens.
+
+    Args:
+        logits: [targets, events]; happened: [targets, actions], of which ``start`` and ``exit`` are no events.
+    """
+    target = happened[:, 1:-1].to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(0)
+
+
 def tower_sums(
     logits: Tensor, time: Tensor, batch: WindowBatch, time_error: Literal["squared", "absolute"] = "squared"
 ) -> tuple[Tensor, Tensor]:
@@ -22,12 +32,11 @@ def tower_sums(
         logits: [targets, events] that each action happens; time: [targets, actions] predicted log1p seconds.
 
     Returns:
-        [events] binary cross-entropy of whether each action happens, ``start`` and ``exit`` left out; [actions] error
-        of the times in log1p seconds, 0 where the log does not record them.
+        [events] :func:`event_errors`; [actions] error of the times in log1p seconds, 0 where the log does not record
+        them.
     """
     happened, observed_time = observed(batch, time.shape[1])
-    events = F.binary_cross_entropy_with_logits(logits, happened[:, 1:-1].to(logits.dtype), reduction="none")
     known = torch.isfinite(observed_time)
     error = time - torch.where(known, observed_time, 0).to(time.dtype)
     each = error.square() if time_error == "squared" else error.abs()
-    return events.sum(0), torch.where(known, each, 0).sum(0)
+    return event_errors(logits, happened), torch.where(known, each, 0).sum(0)

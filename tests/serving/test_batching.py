@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2gen_rec.serving.batching import Batcher, Expired, Overloaded, _Speed
+from a2gen_rec.serving.batching import Batcher, Expired, Overloaded
 
 
 class Held:
@@ -221,11 +221,25 @@ def test_an_idle_thread_is_better_than_company() -> None:
 
 
 def test_more_is_done_in_a_time_where_more_is_done_at_once() -> None:
+    """Of what waits; a job is done by one thread, however many there are."""
     for threads in (1, 2, 5):
-        speed = _Speed(threads)
-        assert speed.seconds(40) == 0, "nothing is known yet"
-        speed.learn(10, 0.2)
-        assert speed.seconds(40) == pytest.approx(0.8 / threads)
+        batcher: Batcher[int, int] = Batcher(lambda jobs: jobs, 0.0, 10, 100, threads=threads)
+        assert batcher._wait_s(40) == 0, "nothing is known yet"
+        batcher._speed.learn(10, 0.2)
+        assert batcher._wait_s(40) == pytest.approx(0.8 / threads)
+        batcher.close(10)
+
+
+def test_a_job_that_takes_too_long_by_itself_is_refused_whoever_is_idle() -> None:
+    async def test(batcher: "Batcher[int, int]") -> None:
+        batcher._speed.learn(10, 0.2)
+        held = asyncio.ensure_future(batcher.submit(0, 1, 30))
+        await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded):
+            await batcher.submit(1, 100, 1.0)
+        assert await held == 0
+
+    with_batcher(slow, test, threads=8)
 
 
 def test_each_thread_begins_by_what_it_is_told() -> None:

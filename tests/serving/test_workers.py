@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +18,18 @@ from test_service_load import until
 
 from a2gen_rec.config import ServeConfig
 from a2gen_rec.errors import UserError
+from a2gen_rec.serving.inference import NICE, Job, yield_to_others
 from a2gen_rec.serving.ranker import Ranker
 from a2gen_rec.serving.sqlite_store import SqliteStore
 from a2gen_rec.serving.types import Impression, Request
-from a2gen_rec.serving.workers import Workers
+from a2gen_rec.serving.workers import WorkerLost, Workers
 from a2gen_rec.training.export import export
 
 
 def pids(service: Running) -> list[int]:
     workers = service.service._model.inference
     assert isinstance(workers, Workers)
-    return [worker._process.pid for worker in workers._workers]
+    return [worker._process.pid for worker in workers._all]
 
 
 def is_alive(pid: int) -> bool:
@@ -107,6 +109,54 @@ def test_a_worker_that_ends_is_replaced_and_the_rest_go_on(tmp_path: Path) -> No
         assert [answer.status_code for answer in answers] == [200] * 8
 
 
+def test_who_dies_idle_costs_nothing(tmp_path: Path) -> None:
+    with running(tmp_path, workers=2) as service:
+        for pid in pids(service):
+            os.kill(pid, signal.SIGKILL)
+            until(lambda pid=pid: not is_alive(pid))
+        ask = service.client.get
+        assert service.rank().status_code == 200, "by a process in its place: the request had not been begun"
+        until(lambda: service.service._model.inference._idle.qsize() >= 1)
+        assert ask("/readyz").status_code == 200
+        assert ask("/metrics").status_code == 200
+
+
+def test_without_any_worker_it_is_not_ready_but_still_there(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    with running(tmp_path, workers=1, model=model) as one:
+        assert one.service.is_ready
+    with running(tmp_path, workers=2, model=model) as service:
+        make_model(model, "another")  # where the one in service was: no replacement for it
+        killed = pids(service)
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+            until(lambda pid=pid: not is_alive(pid))
+        assert service.rank(timeout_ms=500).status_code == 504
+        assert service.client.get("/readyz").status_code == 503
+        assert "a2gen_state_cache_hits" in service.client.get("/metrics").text
+        assert service.client.delete("/v1/users/u1/history").status_code == 200
+        make_model(model, "one")
+        until(lambda: service.client.get("/readyz").status_code == 200)
+        until(lambda: service.rank().status_code == 200)
+
+
+def test_one_that_hangs_holds_up_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("a2gen_rec.serving.workers.END_S", 0.5)
+    store, folder = str(tmp_path / "events.db"), str(make_model(tmp_path / "model"))
+    workers = Workers(FakeRanker.load, folder, "one", ServeConfig(workers=2, store=store))
+    hung = [worker._process for worker in workers._all]
+    os.kill(hung[0].pid, signal.SIGSTOP)
+    job = Job(Request("u1", ITEMS[:3]), is_recorded=False)
+    with ThreadPoolExecutor(2) as threads:
+        both = [threads.submit(workers.rank, [job]) for _ in range(2)]
+        until(lambda: any(each.done() for each in both) and workers._all[0]._lock.locked())
+        workers.close()
+        assert not any(process.is_alive() for process in hung)
+        assert sum(each.exception() is None for each in both) == 1
+    with pytest.raises(WorkerLost):
+        workers.rank([job])
+
+
 def test_another_model_drops_no_request(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
     with running(tmp_path, model=model, workers=2) as service:
@@ -137,6 +187,14 @@ def test_another_model_drops_no_request(tmp_path: Path) -> None:
         assert service.rank().json()["model_version"] == "three"
 
 
+def test_ranking_goes_after_the_event_loop() -> None:
+    if sys.platform != "linux":
+        pytest.skip("only there a thread has a niceness of its own")
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(yield_to_others).result()
+        assert thread.submit(os.nice, 0).result() == os.nice(0) + NICE
+
+
 class Deadly(FakeRanker):
     """Ends the process that loads it."""
 
@@ -148,7 +206,7 @@ class Deadly(FakeRanker):
 @pytest.mark.parametrize(("load", "told"), [(FakeRanker.load, "no exported model"), (Deadly.load, "exit status 3")])
 def test_what_keeps_a_worker_from_loading_is_told(load: Any, told: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=told):
-        Workers(load, str(tmp_path / "nothing"), ServeConfig(workers=2, store=str(tmp_path / "events.db")))
+        Workers(load, str(tmp_path / "nothing"), "one", ServeConfig(workers=2, store=str(tmp_path / "events.db")))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
