@@ -71,8 +71,12 @@ def _expand_tree(
         probability.index_add_(0, owner, child)
         time_mass.index_add_(0, owner, child * steps.time)
         child[:, last] = 0
-        children = context.new_zeros(n).index_add_(0, owner, (child > 0).sum(1).to(child.dtype))
-        expand = child > ((max_error - remainder) / children.clamp(min=1))[owner, None]
+        left = torch.stack([child.sum(1), (child > 0).sum(1).to(child.dtype)], dim=1)
+        mass_left, children = context.new_zeros(n, 2).index_add_(0, owner, left).unbind(1)
+        budget = max_error - remainder
+        # Once all that is left may be lost, it is.
+        least = torch.where(mass_left > budget, budget / children.clamp(min=1), torch.inf)
+        expand = child > least[owner, None]
         remainder.index_add_(0, owner, child.masked_fill(expand, 0).sum(1))
         parent, action = expand.nonzero(as_tuple=True)
         mass = child[parent, action]

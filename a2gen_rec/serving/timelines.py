@@ -1,6 +1,8 @@
 """The action sequences that a generator finds likeliest, in seconds."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,23 +18,27 @@ BEAMS = 8
 
 
 def likely_timelines(
-    ranker: Ranker[Any], encoded: Encoded, best: Tensor, card: DatasetCard
+    ranker: Ranker[Any], encoded: Encoded, best: Tensor, most: Sequence[int], card: DatasetCard
 ) -> list[list[tuple[Timeline, float]]]:
     """The likeliest sequences of each target in ``best`` [n], see :func:`timelines`; none from a ranker that generates
     none."""
     if not isinstance(ranker, DenseRanker) or not isinstance(encoded, A2GenEncoded):
         return [[]] * len(best)
-    return timelines(ranker.decode(replace(encoded, context=encoded.context[best]), BEAMS), card)
+    return timelines(ranker.decode(replace(encoded, context=encoded.context[best]), BEAMS), most, card)
 
 
-def timelines(decoded: Decoded, card: DatasetCard) -> list[list[tuple[Timeline, float]]]:
-    """Sequences of every candidate and their probabilities, the most probable first."""
+def timelines(decoded: Decoded, most: Sequence[int], card: DatasetCard) -> list[list[tuple[Timeline, float]]]:
+    """Sequences of every candidate and their probabilities, the most probable first; ``most`` [n] of each."""
     seconds = torch.expm1(decoded.time).clamp(min=0).tolist()
     chances = decoded.log_probability.exp().tolist()
-    candidates = zip(decoded.action.tolist(), seconds, chances, strict=True)
+    candidates = zip(decoded.action.tolist(), seconds, chances, most, strict=True)
     return [
-        [(_timeline(codes, times, card), chance) for codes, times, chance in zip(*beams, strict=True) if chance > 0]
-        for beams in candidates
+        [
+            (_timeline(codes, times, card), chance)
+            for codes, times, chance in islice(zip(*beams, strict=True), count)
+            if chance > 0
+        ]
+        for *beams, count in candidates
     ]
 
 

@@ -172,9 +172,10 @@ def test_what_is_pruned_is_accounted_for_and_bounded(sharp: float, max_error: fl
         assert (missing > 0).any()
 
 
-def test_pruning_all_still_counts_the_first_step() -> None:
+@pytest.mark.parametrize("max_error", [20.0, 1.0])  # all that is left may be lost: it is, however it is spread
+def test_pruning_all_still_counts_the_first_step(max_error: float) -> None:
     world = make(ExplicitGenerator)
-    pruned = occurrence(*world, max_error=20.0)
+    pruned = occurrence(*world, max_error=max_error)
     for n in range(CONTEXTS):
         log_p, time = next_step(world, n, (), ())
         assert pruned.probability[n, 1:].tolist() == pytest.approx([math.exp(value) for value in log_p[1:]])

@@ -229,7 +229,8 @@ def test_timelines_are_sequences_with_seconds_where_logs_record_them() -> None:
         time=torch.tensor([[[0.5, 1.0, 2.0], [1.0, nan, nan]], [[-0.1, nan, nan], [1.0, 2.0, nan]]]),
         log_probability=torch.tensor([[0.25, 0.1], [0.5, 0.2]]).log(),
     )
-    (first, other), (second, _) = timelines(decoded, CARD)
+    (first, other), (second, _) = timelines(decoded, [2, 5], CARD)
+    assert timelines(decoded, [1, 2], CARD)[0] == [first]
     start = ("start", 0.0)
     like, left = ("like", pytest.approx(np.expm1(1))), ("exit", pytest.approx(np.expm1(2)))
     assert first == ([start, ("comment", None), like, left], pytest.approx(0.25))
