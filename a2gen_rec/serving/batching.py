@@ -174,7 +174,10 @@ class Batcher(Generic[Job, Result]):
                 self._wait_for_company()
                 batch: list[_Waiting[Job, Result]] = []
                 size, now = 0, time.monotonic()
-                while self._queue and (not batch or (not self._idle and size + self._queue[0].size <= self.max_batch)):
+                share = -(-len(self._queue) // len(self._threads))  # others are free now, or will be soon
+                while (
+                    self._queue and (not batch or size + self._queue[0].size <= self.max_batch) and len(batch) < share
+                ):
                     first = self._queue.popleft()
                     self.waiting -= first.size
                     if first.deadline > now and first.done.set_running_or_notify_cancel():

@@ -199,8 +199,8 @@ def test_no_more_may_wait_than_is_done_in_a_bounded_time() -> None:
     with_batcher(slow, test, max_batch=10, max_queue_s=0.3)
 
 
-def test_an_idle_thread_is_better_than_company() -> None:
-    """Two jobs are done at once by two threads; what comes while both are busy is done together."""
+def test_threads_share_what_waits() -> None:
+    """Two jobs are done at once by two threads; of what comes while both are busy, each takes half."""
     held = Held()
 
     async def test(batcher: "Batcher[int, int]") -> None:
@@ -215,7 +215,7 @@ def test_an_idle_thread_is_better_than_company() -> None:
         held.open.set()
         assert await asyncio.gather(*asked) == [0, 2, 4, 6, 8]
         assert sorted(held.batches[:2]) == [[0], [1]]
-        assert sorted(job for batch in held.batches[2:] for job in batch) == [2, 3, 4]
+        assert sorted(held.batches[2:]) == [[2, 3], [4]]
 
     with_batcher(held, test, max_batch=3, threads=2)
 
