@@ -59,7 +59,7 @@ quickstart: $(STAMP)  ## simulate a log, train on 2 ranks, fuse, evaluate, rank:
 	@echo "The run is in $(CURDIR)/$(OUT)/run, its results in $(CURDIR)/$(OUT)/evaluation.json"
 
 demo: export OMP_NUM_THREADS := 1
-demo: $(STAMP) $(OUT)/model/manifest.json  ## serve the quickstart's run, made if absent, with its users' pasts
+demo: $(STAMP) $(OUT)/model/manifest.json  ## serve the quickstart's run, made if absent, with its users' pasts; PORT=N
 	$(BIN)/a2gen backfill simulated --raw $(OUT)/log --model $(OUT)/model --store $(OUT)/events.db
 	$(BIN)/a2gen serve --model $(OUT)/model --store $(OUT)/events.db $(if $(PORT),--port $(PORT))
 

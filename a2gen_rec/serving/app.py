@@ -68,7 +68,11 @@ def create_app(service: Service, keys: Sequence[str] = ()) -> FastAPI:
     config = service.config
 
     def admit(method: str, path: str) -> Refusal | None:
-        return _queue_full() if path == "/v1/rank" and method == "POST" and service.batcher.full else None
+        if path != "/v1/rank" or method != "POST":
+            return None
+        if not service.is_ready:
+            return _worker_lost()
+        return _queue_full() if service.batcher.full else None
 
     app.add_middleware(
         Guard,
@@ -153,7 +157,7 @@ def _probes(service: Service) -> APIRouter:
         if service.draining:
             raise busy("draining", "the service is about to end")
         if not service.is_ready:
-            raise busy("worker_lost", "what ranked has ended and is being replaced")
+            raise _worker_lost()
         return _json({"status": "ready"})
 
     @probes.get("/metrics", response_class=PlainTextResponse, responses=_errors(401))
@@ -257,7 +261,7 @@ def _refusal(error: Exception) -> Refusal:
         case Overloaded():
             return _queue_full()
         case WorkerLost():
-            return busy("worker_lost", "what ranked it has ended and is being replaced")
+            return _worker_lost()
         case Expired():
             return Refusal(504, "timeout", "not ranked in time")
         case StoreFull():
@@ -271,6 +275,10 @@ def _refusal(error: Exception) -> Refusal:
 
 def _queue_full() -> Refusal:
     return busy("overloaded", "more wait to be ranked than can be")
+
+
+def _worker_lost() -> Refusal:
+    return busy("worker_lost", "what ranks has ended and is being replaced")
 
 
 def _what_is_wrong(error: RequestValidationError) -> str:

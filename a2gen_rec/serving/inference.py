@@ -84,8 +84,9 @@ class Inference:
         }
 
     @property
-    def is_ready(self) -> bool:
-        return True
+    def workers(self) -> int:
+        """How many batches can be ranked at a time, now."""
+        return 1
 
     def close(self) -> None:
         """Nothing is to be done."""

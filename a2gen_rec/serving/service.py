@@ -13,10 +13,14 @@ from a2gen_rec.serving.artifact import model_folder
 from a2gen_rec.serving.batching import Batcher
 from a2gen_rec.serving.inference import Inference, Job, Ranked, yield_to_others
 from a2gen_rec.serving.metrics import Metrics
+from a2gen_rec.serving.rank import clock_ms
 from a2gen_rec.serving.ranker import Ranker
 from a2gen_rec.serving.store import Store
 from a2gen_rec.serving.types import Impression, Request
 from a2gen_rec.serving.workers import WorkerLost, Workers
+
+AHEAD_MS = 86_400_000
+"""How far a clock may be ahead: what is recorded of a later moment would count as the present for as long."""
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +82,7 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether anything can rank now."""
-        return self._model.inference.is_ready
+        return self._model.inference.workers > 0
 
     async def rank(self, request: Request, is_recorded: bool, timeout_s: float) -> Ranked:
         """Rank a request together with those of others.
@@ -97,9 +101,11 @@ class Service:
         """Record what a user did; it counts in requests that begin once this has returned.
 
         Raises:
-            UserError: an impression cannot be of the model's dataset.
+            UserError: an impression cannot be of the model's dataset, or of this time.
             StoreError: it is not recorded.
         """
+        if any(each.ts_ms > clock_ms() + AHEAD_MS for each in impressions):
+            raise UserError("an impression begins more than a day from now; ts_ms is milliseconds since 1970")
         self.ranker.check(Request(user, ["any"], history=impressions))
         await asyncio.wrap_future(self.store.append(user, impressions))
         self.metrics.impressions.inc(len(impressions))
@@ -201,6 +207,7 @@ class Service:
             "history_cache_misses": "histories read and encoded",
             "history_cache_bytes": "memory of those kept",
         }
+        self.metrics.watch("workers", "batches that can be ranked at a time", lambda: self._model.inference.workers)
         self.metrics.watch("queue_candidates", "candidates that wait", lambda: self.batcher.waiting)
         for name, about in told.items():
             self.metrics.watch(name, about, partial(self._count, name))

@@ -67,9 +67,9 @@ class Workers:
             raise
 
     @property
-    def is_ready(self) -> bool:
-        """Whether any of them can rank."""
-        return any(worker.is_ready for worker in self._all)
+    def workers(self) -> int:
+        """See :class:`Inference`: processes that are there."""
+        return sum(worker.is_ready for worker in list(self._all))
 
     def rank(self, jobs: Sequence[Job]) -> list[Ranked | Exception]:
         """See :class:`Inference`; by a worker that is free, for which this waits.
@@ -123,6 +123,7 @@ class Workers:
                 self._all.append(worker)
                 worker.wait(self._version)
                 self._idle.put(worker)
+                log.warning("another process ranks in its place")
                 break
             except Exception as error:  # of any kind: there must be one some time
                 if self._closed:

@@ -137,6 +137,7 @@ def test_impressions_of_one_request_are_recorded_all_or_none(one: Running) -> No
 
 
 IMPRESSION = {"item": "v", "ts_ms": 1}
+LATEST = schema.LATEST_MS
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/rank", {"candidates": []}, "body.candidates: List should have at least 1 item"),
     ("/v1/rank", {"candidates": ["v"] * 2001}, "body.candidates: List should have at most 2000 items"),
@@ -163,6 +164,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/events", {"impressions": [IMPRESSION | {"ts_ms": -1}]}, "body.impressions.0.ts_ms"),
     ("/v1/events", {"impressions": [IMPRESSION | {"watch_s": -1}]}, "body.impressions.0.watch_s"),
     ("/v1/events", {"impressions": [IMPRESSION | {"watch_s": 1e300}]}, "body.impressions.0.watch_s"),
+    ("/v1/events", {"impressions": [IMPRESSION | {"ts_ms": LATEST}]}, "more than a day from now"),
     ("/v1/events", {"impressions": IMPRESSION}, "body.impressions: Input should be a valid list"),
 ]
 

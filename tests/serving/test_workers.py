@@ -32,6 +32,15 @@ def pids(service: Running) -> list[int]:
     return [worker._process.pid for worker in workers._all]
 
 
+def kill_all(service: Running) -> None:
+    """And wait until nothing of them is left: a process of many threads is a zombie before its files are closed."""
+    workers = service.service._model.inference
+    assert isinstance(workers, Workers)
+    for worker in workers._all:
+        worker._process.kill()
+        worker._process.join()
+
+
 def is_alive(pid: int) -> bool:
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
@@ -111,9 +120,7 @@ def test_a_worker_that_ends_is_replaced_and_the_rest_go_on(tmp_path: Path) -> No
 
 def test_who_dies_idle_costs_nothing(tmp_path: Path) -> None:
     with running(tmp_path, workers=2) as service:
-        for pid in pids(service):
-            os.kill(pid, signal.SIGKILL)
-            until(lambda pid=pid: not is_alive(pid))
+        kill_all(service)
         ask = service.client.get
         assert service.rank().status_code == 200, "by a process in its place: the request had not been begun"
         until(lambda: service.service._model.inference._idle.qsize() >= 1)
@@ -127,13 +134,14 @@ def test_without_any_worker_it_is_not_ready_but_still_there(tmp_path: Path) -> N
         assert one.service.is_ready
     with running(tmp_path, workers=2, model=model) as service:
         make_model(model, "another")  # where the one in service was: no replacement for it
-        killed = pids(service)
-        for pid in killed:
-            os.kill(pid, signal.SIGKILL)
-            until(lambda pid=pid: not is_alive(pid))
-        assert service.rank(timeout_ms=500).status_code == 504
+        kill_all(service)
+        assert service.rank(timeout_ms=500).status_code == 504, "found out by the first one"
         assert service.client.get("/readyz").status_code == 503
-        assert "a2gen_state_cache_hits" in service.client.get("/metrics").text
+        refused = service.rank()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "worker_lost")
+        figures = service.client.get("/metrics").text
+        assert "a2gen_state_cache_hits" in figures
+        assert "a2gen_workers 0.0" in figures
         assert service.client.delete("/v1/users/u1/history").status_code == 200
         make_model(model, "one")
         until(lambda: service.client.get("/readyz").status_code == 200)
