@@ -27,10 +27,11 @@ def keep_freed_memory() -> bool:
 
 def freeze() -> None:
     """Take all there is now out of sight of Python's collector, which would walk through a catalogue of a million names
-    again and again while requests wait. What was so before is looked at once more: a model that has made way.
+    again and again while requests wait.
+
+    It does not look through it a last time either, for which requests would wait too. So the little that is garbage by
+    now stays; what is not is freed once nothing refers to it, as ever.
     """
-    gc.unfreeze()
-    gc.collect()
     gc.freeze()
     atexit.unregister(gc.unfreeze)
     atexit.register(gc.unfreeze)  # extensions complain of what is left at the end
