@@ -101,8 +101,8 @@ def best_candidates(
     # Whole sequences cost more than all else: only what is shown gets one.
     told = [(place, order.request) for place, order in zip(places, orders, strict=True) if order.request.timelines]
     most = [max(1, request.sequences) for place, request in told for _ in place]
-    best = torch.cat([places[0][:0], *(place for place, _ in told)])
-    likely = iter(likely_timelines(scorer.ranker, judged.encoded, best, most, scorer.card) if told else [])
+    best = [place for place, _ in told]
+    likely = iter(likely_timelines(scorer.ranker, judged.encoded, torch.cat(best), most, scorer.card) if told else [])
     found, first = [], 0
     for place, order in zip(places, orders, strict=True):
         chances = judged.probability[place].tolist()
