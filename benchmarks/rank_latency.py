@@ -36,7 +36,7 @@ from a2gen_rec.data.batch import ALL, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns, read_columns, row_groups, take_windows
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.nn.decoding import Occurrence, occurrence
+from a2gen_rec.nn.occurrence import Occurrence, occurrence
 from a2gen_rec.nn.generator import StepEmbeddings
 from a2gen_rec.serving.rank import Items
 from a2gen_rec.sharding.tables import ACTION, TIME, whole_tables

@@ -11,8 +11,9 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.hierarchical import HierarchicalRanker
 from a2gen_rec.models.ranker import Encoded, RankingModel
-from a2gen_rec.nn.decoding import Decoded, Occurrence, decode, occurrence
+from a2gen_rec.nn.decoding import Decoded, decode
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
+from a2gen_rec.nn.occurrence import Occurrence, occurrence
 from a2gen_rec.nn.order import owners, vocabulary_order
 from a2gen_rec.sharding.tables import ACTION, TIME
 

@@ -11,6 +11,7 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import EXIT, ITEM, WATCH_TIME, DatasetCard
 from a2gen_rec.models.ensemble import Objective
 from a2gen_rec.models.ranker import Encoded, Ranker
+from a2gen_rec.nn.occurrence import Occurrence
 
 SMALLEST = 1e-7
 """Probabilities are told apart from this to one less this: sums of float32 may leave [0, 1] by as much."""
@@ -47,6 +48,7 @@ class Judged:
             tells. They mean nothing where the log does not record them.
         context: [targets, d_item] embeddings of what is shown.
         event: [keys, d_event] past impressions, each as its item's embedding and what the user did in it.
+        what: as actions and their times are told, see :class:`Occurrence`.
     """
 
     encoded: Encoded
@@ -54,6 +56,7 @@ class Judged:
     time: Tensor
     context: Tensor
     event: Tensor
+    what: Occurrence
 
     @property
     def watch_time(self) -> Tensor:
@@ -92,6 +95,7 @@ def judge(
         time=what.time[:, 1:],
         context=ranker.shown(rows, batch),
         event=torch.cat([item[batch.key], actions], 1),
+        what=what,
     )
 
 

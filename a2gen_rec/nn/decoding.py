@@ -1,9 +1,4 @@
-"""Reading a generator: whether and when each action happens, and whole sequences (METHODS §4 [ours]).
-
-Ranking needs the probability that an action happens at all, which no teacher-forced logit tells. For the explicit
-form it is summed over the tree of emitted prefixes, pruned within a bound on the error; for the implicit form it is
-in closed form.
-"""
+"""Generating action sequences step by step (METHODS §4)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,94 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from a2gen_rec.nn.attention import softmax
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
-
-
-@dataclass(frozen=True)
-class Occurrence:
-    """What is expected to happen in n impressions.
-
-    Attributes:
-        probability: [n, actions] that the action happens; ``start`` is 1. As sequences tell it, too low by at most
-            ``remainder``.
-        time: [n, actions] expected log1p seconds given that it happens, 0 for ``start``; NaN where no explored branch
-            has it.
-        remainder: [n] probability of the sequences that were not followed to their end.
-    """
-
-    probability: Tensor
-    time: Tensor
-    remainder: Tensor
-
-
-@torch.no_grad()
-def occurrence(
-    generator: Generator, context: Tensor, tables: StepEmbeddings, timed: Tensor, max_error: float = 1e-3
-) -> Occurrence:
-    """Probability and expected time of every action.
-
-    Args:
-        context: [n, d_context].
-        timed: [actions] bool, whether the log records the action's time; else it is emitted as "missing".
-        max_error: explicit form: bound on every ``remainder``; 0 expands the whole tree.
-    """
-    if isinstance(generator, ImplicitGenerator):
-        return _closed_form(generator, context)
-    assert isinstance(generator, ExplicitGenerator)
-    return _expand_tree(generator, context, tables, timed, max_error)
-
-
-def _expand_tree(
-    generator: ExplicitGenerator, context: Tensor, tables: StepEmbeddings, timed: Tensor, max_error: float
-) -> Occurrence:
-    """Level by level. Of n children at one level, those below 1/n of what a context may still lose are dropped."""
-    n, actions, last = len(context), generator.actions, generator.exit
-    probability = context.new_zeros(n, actions)
-    time_mass = context.new_zeros(n, actions)
-    remainder = context.new_zeros(n)
-    probability[:, 0] = 1
-    owner = torch.arange(n, device=context.device)
-    mass = context.new_ones(n)
-    action = torch.zeros_like(owner)
-    offset = context.new_zeros(n)
-    state, tokens = generator.begin(context), generator.tokens(tables)
-    while len(owner):
-        steps, state = generator.step(action, offset, state, tokens)
-        child = mass[:, None] * softmax(steps.logits)
-        # Every sequence through a child contains its action, so a child counts whether or not it is expanded.
-        probability.index_add_(0, owner, child)
-        time_mass.index_add_(0, owner, child * steps.time)
-        child[:, last] = 0
-        left = torch.stack([child.sum(1), (child > 0).sum(1).to(child.dtype)], dim=1)
-        mass_left, children = context.new_zeros(n, 2).index_add_(0, owner, left).unbind(1)
-        budget = max_error - remainder
-        # Once all that is left may be lost, it is.
-        least = torch.where(mass_left > budget, budget / children.clamp(min=1), torch.inf)
-        expand = child > least[owner, None]
-        remainder.index_add_(0, owner, child.masked_fill(expand, 0).sum(1))
-        parent, action = expand.nonzero(as_tuple=True)
-        mass = child[parent, action]
-        state = state.select(parent).reach(action, steps.time[parent])
-        offset = emitted_offset(steps.time[parent, action], action, timed)
-        owner = owner[parent]
-    time = time_mass / probability.masked_fill(probability == 0, torch.nan)
-    return Occurrence(probability, time, remainder)
-
-
-def _closed_form(generator: ImplicitGenerator, context: Tensor) -> Occurrence:
-    """``P(a) = Σ_i p_i(a) Π_{j<i} (1 − p_j(a) − p_j(exit))``, the steps being independent given the context."""
-    steps, _ = generator.predict(context, generator.max_steps)
-    p = torch.softmax(steps.logits, dim=-1)
-    p_exit = p[..., -1:]
-    stay = 1 - p - p_exit
-    stay[..., -1] = 1 - p_exit[..., 0]
-    reach = torch.cat([torch.ones_like(stay[:, :1]), stay[:, :-1].clamp(min=0).cumprod(1)], dim=1)
-    at_step = reach * p
-    probability = at_step.sum(1)
-    probability[:, 0] = 1
-    time = (at_step * steps.time).sum(1) / probability.masked_fill(probability == 0, torch.nan)
-    return Occurrence(probability, time, (1 - p_exit[..., 0]).prod(1))
 
 
 def emitted_offset(time: Tensor, action: Tensor, timed: Tensor) -> Tensor:

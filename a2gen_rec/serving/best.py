@@ -98,11 +98,10 @@ def best_candidates(
             value = judged.probability[mine, outcomes.index(order.by)]
         places.append(first + value.argsort(descending=order.by not in less, stable=True)[: order.request.k])
         first = mine.stop
-    # Whole sequences cost more than all else: only what is shown gets one.
     told = [(place, order.request) for place, order in zip(places, orders, strict=True) if order.request.timelines]
     most = [max(1, request.sequences) for place, request in told for _ in place]
     best = [place for place, _ in told]
-    likely = iter(likely_timelines(scorer.ranker, judged.encoded, torch.cat(best), most, scorer.card) if told else [])
+    likely = iter(likely_timelines(scorer.ranker, judged, torch.cat(best), most, scorer.card) if told else [])
     found, first = [], 0
     for place, order in zip(places, orders, strict=True):
         chances = judged.probability[place].tolist()

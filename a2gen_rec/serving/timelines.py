@@ -10,18 +10,23 @@ from torch import Tensor
 
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.a2gen import A2GenEncoded, DenseRanker
-from a2gen_rec.models.ranker import Encoded, Ranker
+from a2gen_rec.models.judging import Judged
+from a2gen_rec.models.ranker import Ranker
 from a2gen_rec.nn.decoding import Decoded
+from a2gen_rec.nn.occurrence import likeliest
 from a2gen_rec.serving.types import Timeline
 
 BEAMS = 8
 
 
 def likely_timelines(
-    ranker: Ranker[Any], encoded: Encoded, best: Tensor, most: Sequence[int], card: DatasetCard
+    ranker: Ranker[Any], judged: Judged, best: Tensor, most: Sequence[int], card: DatasetCard
 ) -> list[list[tuple[Timeline, float]]]:
-    """The likeliest sequences of each target in ``best`` [n], see :func:`timelines`; none from a ranker that generates
-    none."""
+    """The likeliest sequences of each target in ``best`` [n], all distinct, see :func:`timelines`; none from a ranker
+    that generates none."""
+    if judged.what.tree:
+        return timelines(likeliest(judged.what, best, max(most)), most, card)
+    encoded = judged.encoded
     if not isinstance(ranker, DenseRanker) or not isinstance(encoded, A2GenEncoded):
         return [[]] * len(best)
     return timelines(ranker.decode(replace(encoded, context=encoded.context[best]), BEAMS), most, card)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from rank_latency import Answer, Settings, _check_equal, measure
 
-from a2gen_rec.nn.decoding import Occurrence
+from a2gen_rec.nn.occurrence import Occurrence
 from a2gen_rec.training.process import process_group
 
 

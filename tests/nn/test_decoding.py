@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2gen_rec.nn.decoding import Decoded, decode, occurrence
+from a2gen_rec.nn.decoding import Decoded, decode
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings
+from a2gen_rec.nn.occurrence import likeliest, occurrence
 from a2gen_rec.ragged import LengthGroups
 
 DIM, D_CONTEXT, BUCKETS, CONTEXTS = 8, 5, 7, 3
@@ -269,6 +270,37 @@ def test_a_beam_of_one_is_greedy(form: type[Generator], options: dict) -> None:
     assert torch.equal(beam.action, greedy.action)
     torch.testing.assert_close(beam.time, greedy.time, equal_nan=True, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(beam.log_probability, greedy.log_probability, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("width", [1, 7, 20])
+def test_the_likeliest_of_a_whole_tree_are_the_enumeration_in_order(options: dict, width: int) -> None:
+    world, contexts = make(ExplicitGenerator, **options), [2, 0]
+    decoded = likeliest(occurrence(*world, max_error=0.0), torch.tensor(contexts), width)
+    assert decoded.log_probability.shape == (2, width)
+    for n, context in enumerate(contexts):
+        expected = enumerate_all(world, context)
+        for k, sequence in enumerate(expected[:width]):
+            assert_same(sequence_of(decoded, n, k), sequence)
+            assert (decoded.action[n, k, len(sequence.action) :] == -1).all()
+            assert decoded.time[n, k, len(sequence.action) :].isnan().all()
+        assert (decoded.log_probability[n, len(expected) :] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("max_error", [0.5, 0.1, 0.01])
+def test_no_sequence_that_a_pruned_tree_leaves_out_is_likelier_than_its_remainder(max_error: float) -> None:
+    world = make(ExplicitGenerator, events=4, sharp=2.0)
+    what = occurrence(*world, max_error=max_error)
+    decoded = likeliest(what, torch.arange(CONTEXTS), 70)
+    for n in range(CONTEXTS):
+        known = {sequence.action: sequence for sequence in enumerate_all(world, n)}
+        told = [sequence_of(decoded, n, k) for k in range(70) if decoded.log_probability[n, k].isfinite()]
+        assert 0 < len(told) < len(known)
+        assert [s.log_p for s in told] == sorted((s.log_p for s in told), reverse=True)
+        for sequence in told:
+            assert_same(sequence, known[sequence.action])
+        left_out = [math.exp(s.log_p) for action, s in known.items() if action not in {each.action for each in told}]
+        assert sum(left_out) == pytest.approx(what.remainder[n].item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)

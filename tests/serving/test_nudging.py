@@ -39,6 +39,7 @@ def world(seed: int) -> tuple[Scorer, Judged, WindowBatch, list[Order]]:
         time=3 * torch.rand(targets, len(CARD.events) + 1),
         context=torch.randn(targets, 4),
         event=torch.randn(keys, 5),
+        what=None,  # type: ignore[arg-type]
     )
     ensemble = Ensemble(objectives(CARD, TASKS), d_event=5, d_context=4, dim=6)
     torch.nn.init.normal_(ensemble.query.weight)

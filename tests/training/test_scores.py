@@ -241,7 +241,7 @@ def test_of_what_less_is_better() -> None:
 def test_certain_outcomes_have_finite_values() -> None:
     """Sums of float32 probabilities may be more than 1."""
     chance = torch.tensor([[0.0, 1.0, 1 + 1e-6, 0.5, 1e-3]])
-    judged = Judged(None, chance, torch.tensor([[2.0]]), None, None)  # type: ignore[arg-type]
+    judged = Judged(None, chance, torch.tensor([[2.0]]), None, None, None)  # type: ignore[arg-type]
     value = judged.value(with_watch_time=True)[0].tolist()
     assert value[:3] == pytest.approx([-16.118, 16.118, 16.118], abs=1e-3)
     assert value[3:] == pytest.approx([0.0, np.log(1e-3 / 0.999), 2.0])

@@ -1,0 +1,176 @@
+"""Whether and when each action happens, and the likeliest sequences: a generator read as a whole (METHODS §4 [ours]).
+
+Ranking needs the probability that an action happens at all, which no teacher-forced logit tells. For the explicit
+form it is summed over the tree of emitted prefixes, pruned within a bound on the error; for the implicit form it is
+in closed form.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from a2gen_rec.nn.attention import softmax
+from a2gen_rec.nn.decoding import Decoded, emitted_offset
+from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings
+from a2gen_rec.ragged import positions
+
+
+@dataclass(frozen=True)
+class Level:
+    """The prefixes of one length that were followed.
+
+    Attributes:
+        owner: [prefixes] context, ascending; parent: [prefixes] place in the level before.
+        action, time: [prefixes] code of what each ends with, and its log1p seconds.
+        end, end_time: [prefixes] probability of the sequence that ends right after, and log1p seconds of its end.
+    """
+
+    owner: Tensor
+    parent: Tensor
+    action: Tensor
+    time: Tensor
+    end: Tensor
+    end_time: Tensor
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """What is expected to happen in n impressions.
+
+    Attributes:
+        probability: [n, actions] that the action happens; ``start`` is 1. As sequences tell it, too low by at most
+            ``remainder``.
+        time: [n, actions] expected log1p seconds given that it happens, 0 for ``start``; NaN where no explored branch
+            has it.
+        remainder: [n] probability of the sequences that were not followed to their end.
+        tree: the prefixes that were followed, those of one step more each; none where it is not told by a tree.
+    """
+
+    probability: Tensor
+    time: Tensor
+    remainder: Tensor
+    tree: Sequence[Level] = ()
+
+
+@torch.no_grad()
+def occurrence(
+    generator: Generator, context: Tensor, tables: StepEmbeddings, timed: Tensor, max_error: float = 1e-3
+) -> Occurrence:
+    """Probability and expected time of every action.
+
+    Args:
+        context: [n, d_context].
+        timed: [actions] bool, whether the log records the action's time; else it is emitted as "missing".
+        max_error: explicit form: bound on every ``remainder``; 0 expands the whole tree.
+    """
+    if isinstance(generator, ImplicitGenerator):
+        return _closed_form(generator, context)
+    assert isinstance(generator, ExplicitGenerator)
+    return _expand_tree(generator, context, tables, timed, max_error)
+
+
+def _expand_tree(
+    generator: ExplicitGenerator, context: Tensor, tables: StepEmbeddings, timed: Tensor, max_error: float
+) -> Occurrence:
+    """Level by level. Of n children at one level, those below 1/n of what a context may still lose are dropped."""
+    n, actions, last = len(context), generator.actions, generator.exit
+    probability = context.new_zeros(n, actions)
+    time_mass = context.new_zeros(n, actions)
+    remainder = context.new_zeros(n)
+    probability[:, 0] = 1
+    owner = torch.arange(n, device=context.device)
+    mass = context.new_ones(n)
+    action = torch.zeros_like(owner)
+    offset = context.new_zeros(n)
+    parent, time = owner, offset
+    state, tokens = generator.begin(context), generator.tokens(tables)
+    tree = []
+    while len(owner):
+        steps, state = generator.step(action, offset, state, tokens)
+        child = mass[:, None] * softmax(steps.logits)
+        tree.append(Level(owner, parent, action, time, child[:, last].clone(), steps.time[:, last]))
+        # Every sequence through a child contains its action, so a child counts whether or not it is expanded.
+        probability.index_add_(0, owner, child)
+        time_mass.index_add_(0, owner, child * steps.time)
+        child[:, last] = 0
+        left = torch.stack([child.sum(1), (child > 0).sum(1).to(child.dtype)], dim=1)
+        mass_left, children = context.new_zeros(n, 2).index_add_(0, owner, left).unbind(1)
+        budget = max_error - remainder
+        # Once all that is left may be lost, it is.
+        least = torch.where(mass_left > budget, budget / children.clamp(min=1), torch.inf)
+        expand = child > least[owner, None]
+        remainder.index_add_(0, owner, child.masked_fill(expand, 0).sum(1))
+        parent, action = expand.nonzero(as_tuple=True)
+        mass = child[parent, action]
+        state = state.select(parent).reach(action, steps.time[parent])
+        time = steps.time[parent, action]
+        offset = emitted_offset(time, action, timed)
+        owner = owner[parent]
+    expected = time_mass / probability.masked_fill(probability == 0, torch.nan)
+    return Occurrence(probability, expected, remainder, tree)
+
+
+def _closed_form(generator: ImplicitGenerator, context: Tensor) -> Occurrence:
+    """``P(a) = Σ_i p_i(a) Π_{j<i} (1 − p_j(a) − p_j(exit))``, the steps being independent given the context."""
+    steps, _ = generator.predict(context, generator.max_steps)
+    p = torch.softmax(steps.logits, dim=-1)
+    p_exit = p[..., -1:]
+    stay = 1 - p - p_exit
+    stay[..., -1] = 1 - p_exit[..., 0]
+    reach = torch.cat([torch.ones_like(stay[:, :1]), stay[:, :-1].clamp(min=0).cumprod(1)], dim=1)
+    at_step = reach * p
+    probability = at_step.sum(1)
+    probability[:, 0] = 1
+    time = (at_step * steps.time).sum(1) / probability.masked_fill(probability == 0, torch.nan)
+    return Occurrence(probability, time, (1 - p_exit[..., 0]).prod(1))
+
+
+def likeliest(what: Occurrence, contexts: Tensor, width: int) -> Decoded:
+    """The most probable sequences of a tree. One that is not told, of those not followed to their end, has at most the
+    probability of the ``remainder``.
+
+    Args:
+        contexts: [n] distinct ones, whose sequences are told; width: most of each.
+    """
+    tree, n, last = what.tree, len(contexts), what.probability.shape[1] - 1
+    place = contexts.new_full((len(what.probability),), -1)
+    place[contexts] = torch.arange(n, device=contexts.device)
+    at = torch.cat([place[level.owner] for level in tree])
+    leaf = (at >= 0).nonzero().squeeze(1)
+    at, mass = at[leaf], torch.cat([level.end for level in tree])[leaf]
+    order = mass.argsort(descending=True, stable=True)
+    order = order[at[order].argsort(stable=True)]
+    rank = positions(torch.bincount(at, minlength=n))[1]
+    order, rank = order[rank < width], rank[rank < width]
+    slot = (at[order], rank)
+    log_probability = mass.new_full((n, width), -torch.inf).index_put(slot, mass[order].log())
+    action, time = _walk_up(tree, leaf[order], last)
+    steps = (n, width, action.shape[1])
+    return Decoded(
+        action.new_full(steps, -1).index_put(slot, action),
+        time.new_full(steps, torch.nan).index_put(slot, time),
+        log_probability,
+    )
+
+
+def _walk_up(tree: Sequence[Level], leaf: Tensor, last: int) -> tuple[Tensor, Tensor]:
+    """[leaves, steps] actions and times of the sequences that end after the prefixes ``leaf``, which are counted level
+    after level; -1 and NaN beyond their end. ``last``: code of the end.
+    """
+    lengths = torch.tensor([len(level.owner) for level in tree], device=leaf.device)
+    ends = torch.cumsum(lengths, 0)
+    depth = torch.bucketize(leaf, ends, right=True)
+    at = leaf - (ends - lengths)[depth]
+    action = leaf.new_full((len(leaf), len(tree)), -1)
+    time = tree[0].time.new_full(action.shape, torch.nan)
+    for number in reversed(range(len(tree))):
+        level, here = tree[number], (depth == number).nonzero().squeeze(1)
+        action[here, number], time[here, number] = last, level.end_time[at[here]]
+        if number:
+            there = (depth >= number).nonzero().squeeze(1)
+            prefix = at[there]
+            action[there, number - 1], time[there, number - 1] = level.action[prefix], level.time[prefix]
+            at[there] = level.parent[prefix]
+    return action, time
