@@ -169,8 +169,8 @@ class Ranker(nn.Module, Generic[E]):
 
         # What is known of a target is known at its moment: for a candidate, that of its request.
         begin, end = (values[:, None] for values in key_times(batch))
-        now = at_targets(batch, batch.ts_ms[batch.moment])[..., None]
-        history_end = at_targets(batch, batch.history_end)[..., None]
+        now = at_moments(batch, batch.ts_ms[batch.moment])[..., None]
+        history_end = at_moments(batch, batch.history_end)[..., None]
         before = (column < history_end) & (column >= history_end - self.history)
         visible = before & (begin < now) & (end <= now)
         recency = None
@@ -183,7 +183,7 @@ class Ranker(nn.Module, Generic[E]):
                 ids = batch.ids(name)
                 target = at_targets(batch, ids[batch.target])[..., None]
                 past = in_windows(batch, ids, 0)[:, None]
-                matches.append((past == target) & (target != 0))  # unknown values match nothing
+                matches.append(past == target.masked_fill(target == 0, -1))  # unknown values match nothing
         return WindowLayout(
             batch.key_window,
             batch.key_column,
@@ -251,6 +251,14 @@ def in_windows(batch: WindowBatch, values: Tensor, fill: int) -> Tensor:
 def at_targets(batch: WindowBatch, values: Tensor) -> Tensor:
     """[windows, most targets, *d] values [targets, *d] of the targets; zero beyond them."""
     return pad(values, batch.target_window, batch.target_column, batch.target_shape)
+
+
+def at_moments(batch: WindowBatch, values: Tensor) -> Tensor:
+    """[windows, most targets, *d] values [targets, *d] that only targets' moments tell; [windows, 1, *d] where those of
+    a window share one."""
+    if not batch.one_moment:
+        return at_targets(batch, values)
+    return pad(values, batch.target_window, torch.zeros_like(batch.target_column), (batch.target_shape[0], 1))
 
 
 def key_times(batch: WindowBatch) -> tuple[Tensor, Tensor]:

@@ -156,7 +156,8 @@ class ContextAwareAttention(nn.Module):
         is zero and the residual remains.
 
         Args:
-            x: [m, n, d_sequence]; context: [m, T, d_context]; mask: [m, T, n] bool.
+            x: [m, n, d_sequence]; context: [m, T, d_context].
+            mask: [m, T, n] bool, or [m, 1, n] if all contexts see the same.
             bias: [m, heads, T, n] added to the logit of (context, key).
             form: ``direct`` builds all T·n·n logits; ``factorised`` is equal in T·n + n·n.
 
@@ -257,7 +258,7 @@ def direct_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         shared: [m, heads, n, n] logits of (query, key); asked: [m, heads, T, n] logits of (context, key).
-        mask: [m, T, n] bool.
+        mask: [m, T, n] bool, or [m, 1, n] if all contexts see the same.
 
     Returns:
         [m, heads, T, n]; zero where nothing is visible.
@@ -278,22 +279,30 @@ def factorised_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
     are computed the direct way.
     """
     seen = mask[:, None]
-    lowest = torch.finfo(asked.dtype).min
-    e = torch.softmax(shared.masked_fill(~mask.any(1)[:, None, None, :], lowest), dim=-1)
-    f = torch.softmax(asked.masked_fill(~seen, lowest), dim=-1)
+    e = torch.softmax(shut(shared, mask.any(1)[:, None, None]), dim=-1)
+    f = torch.softmax(shut(asked, seen), dim=-1)
     denominator = f @ e.transpose(-1, -2)
     # The backward pass squares the denominator, so the floor is about the root of the smallest normal number.
     floor = torch.finfo(denominator.dtype).tiny ** 0.4
-    lost = (denominator <= floor) & seen
     share = seen / seen.sum(-1, keepdim=True).clamp(min=1).to(f.dtype)
     wanted = share / denominator.clamp(min=floor)
-    if not lost.any():
+    if not denominator.numel() or denominator.amin() > floor:
         return f * (wanted @ e)
+    lost = (denominator <= floor) & seen
     weights = f * (wanted.masked_fill(lost, 0) @ e)
     b, h, t, i = lost.nonzero(as_tuple=True)
-    logits = (shared[b, h, i] + asked[b, h, t]).masked_fill(~mask[b, t], lowest)
-    attention = torch.softmax(logits, dim=-1) * share[b, 0, t, i, None]
+    own = t if mask.shape[1] > 1 else torch.zeros_like(t)
+    logits = shut(shared[b, h, i] + asked[b, h, t], mask[b, own])
+    attention = torch.softmax(logits, dim=-1) * share[b, 0, own, i, None]
     return weights.index_put((b, h, t), attention, accumulate=True)
+
+
+def shut(logits: Tensor, opened: Tensor) -> Tensor:
+    """Logits that a softmax makes zero of where not ``opened``, which is broadcast; all alike where nothing is.
+
+    By addition, several times as fast on CPU as filling. Done twice, they are still finite.
+    """
+    return logits + torch.where(opened, logits.new_zeros(()), torch.finfo(logits.dtype).min / 4)
 
 
 def softmax(x: Tensor) -> Tensor:

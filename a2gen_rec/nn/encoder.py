@@ -47,7 +47,8 @@ class WindowLayout:
         shape: (windows, most keys of one).
         target_row, target_column: [targets] window, and place among its targets.
         target_shape: (windows, most targets of one).
-        visible: [windows, most targets, longest] bool, the impressions each target may see.
+        visible: [windows, most targets, longest] bool, the impressions each target may see; as ``recency``,
+            [windows, 1, longest] where all targets of a window see the same at the same moment.
         positive, negative: [windows, longest] bool, impressions that pleased and that did not; None without views.
         recency: [windows, most targets, longest] int64 bucket of the time from each impression to each target.
         matches: per item feature [windows, most targets, longest] bool, whether impression and target share it.
@@ -165,7 +166,7 @@ class HierarchicalEncoder(nn.Module):
         context = pad(target, layout.target_row, layout.target_column, layout.target_shape)
         bias, level = pair_bias(layout.recency, layout.matches, self.recency, self.match), self.item_level
         if isinstance(level, MeanPooling):
-            pooled = level(tokens, layout.visible)
+            pooled = level(tokens, layout.visible).expand(-1, layout.target_shape[1], -1)
         elif isinstance(level, ContextAwareAttention):
             pooled = level.pooled(tokens, context, layout.visible, bias, self.form)
         else:
@@ -191,7 +192,7 @@ def pair_bias(
 
     Args:
         recency: [m, *pairs] int64 bucket of the time between the two; matches: per feature [m, *pairs] bool, whether
-            they share it.
+            they share it. Axes of either may be 1.
 
     Returns:
         [m, heads, *pairs]; None where neither is looked at.
@@ -222,7 +223,7 @@ def _pair_codes(
         if code is None or table is None:
             code, table = value.long(), rows
         elif len(table) * len(rows) <= LARGEST_TABLE:
-            code, table = code * len(rows) + value, (table[:, None] + rows).flatten(0, 1)
+            code, table = torch.add(value, code, alpha=len(rows)), (table[:, None] + rows).flatten(0, 1)
         else:
             yield code, table
             code, table = value.long(), rows

@@ -14,7 +14,7 @@ query and key share a view, are each query's in its own view, and one pair of ma
 import torch
 from torch import Tensor, nn
 
-from a2gen_rec.nn.attention import ContextAwareAttention, Form, Residual, pair_weights
+from a2gen_rec.nn.attention import ContextAwareAttention, Form, Residual, pair_weights, shut
 
 
 class FeedbackAttention(nn.Module):
@@ -70,7 +70,8 @@ class FeedbackAttention(nn.Module):
         A view of which a context sees nothing is zero for it. Where both are, the residual remains.
 
         Args:
-            x: [m, n, d_sequence]; context: [m, T, d_context]; mask: [m, T, n] bool.
+            x: [m, n, d_sequence]; context: [m, T, d_context].
+            mask: [m, T, n] bool, or [m, 1, n] if all contexts see the same.
             positive, negative: [m, n] bool, what belongs to each view; nothing belongs to both.
             bias: [m, heads, T, n] added to the logit of (context, key).
             form: ``direct`` builds all T·n·n logits of each view; ``factorised`` is equal in T·n + n·n.
@@ -116,8 +117,8 @@ def _pool_factorised(
 ) -> list[Tensor]:
     """:func:`_pool_direct` in one pass for all views, which are disjoint."""
     member = torch.stack(views, dim=-1)
-    apart = (member[:, :, None] != member[:, None]).any(-1)[:, None]
-    weights = pair_weights(shared.masked_fill(apart, torch.finfo(shared.dtype).min), asked, mask, "factorised")
+    together = (member[:, :, None] == member[:, None]).all(-1)[:, None]
+    weights = pair_weights(shut(shared, together), asked, mask, "factorised")
     # Values outside their view are zero: so the products, not one more pass over T·n weights, tell views apart.
     inside = [value * view[:, None, :, None] for view, value in zip(views, values, strict=True)]
     pooled = (weights.to(inside[0].dtype) @ torch.cat(inside, dim=-1)).chunk(len(views), dim=-1)

@@ -240,6 +240,15 @@ def test_denominators_crossing_the_floor(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("scale", [1.0, 700.0])
+def test_one_mask_for_all_contexts_is_each_contexts_own(form: str, scale: float) -> None:
+    cam, (x, context) = build(scale=scale), inputs()
+    own = mask_of("random")[:, :1] | (torch.arange(N) == 0)
+    one, each = (cam.pooled(x, context, mask, form=form) for mask in (own, own.expand(M, T, N)))
+    torch.testing.assert_close(one, each, rtol=1e-12, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("form", ["factorised", "direct"])
 def test_weights_are_a_mean_of_distributions(form: str) -> None:
     cam = build(scale=30.0)
     mask = mask_of("random")
