@@ -135,42 +135,38 @@ def likeliest(what: Occurrence, contexts: Tensor, width: int) -> Decoded:
         contexts: [n] distinct ones, whose sequences are told; width: most of each.
     """
     tree, n, last = what.tree, len(contexts), what.probability.shape[1] - 1
+    sizes = torch.tensor([len(level.owner) for level in tree])
+    firsts = (torch.cumsum(sizes, 0) - sizes).tolist()
+    depth = torch.repeat_interleave(sizes).to(contexts.device)
+    owner, action, time, end, end_time = (
+        torch.cat([getattr(level, name) for level in tree]) for name in ("owner", "action", "time", "end", "end_time")
+    )
+    parent = torch.cat([tree[0].parent, *(level.parent + at for level, at in zip(tree[1:], firsts, strict=False))])
+
+    # The prefixes whose ends are told, context by context.
     place = contexts.new_full((len(what.probability),), -1)
     place[contexts] = torch.arange(n, device=contexts.device)
-    at = torch.cat([place[level.owner] for level in tree])
-    leaf = (at >= 0).nonzero().squeeze(1)
-    at, mass = at[leaf], torch.cat([level.end for level in tree])[leaf]
-    order = mass.argsort(descending=True, stable=True)
-    order = order[at[order].argsort(stable=True)]
-    rank = positions(torch.bincount(at, minlength=n))[1]
-    order, rank = order[rank < width], rank[rank < width]
-    slot = (at[order], rank)
-    log_probability = mass.new_full((n, width), -torch.inf).index_put(slot, mass[order].log())
-    action, time = _walk_up(tree, leaf[order], last)
-    steps = (n, width, action.shape[1])
+    leaf = (place[owner] >= 0).nonzero().squeeze(1)
+    leaf = leaf[end[leaf].argsort(descending=True, stable=True)]
+    leaf = leaf[place[owner[leaf]].argsort(stable=True)]
+    row, rank = positions(torch.bincount(place[owner[leaf]], minlength=n))
+    kept = rank < width
+    leaf, slot = leaf[kept], (row[kept], rank[kept])
+
+    # From their last step back to their first, beyond which the first level stays where it is.
+    at, back = leaf, []
+    for _ in tree[1:]:
+        back.append(at)
+        at = parent[at]
+    back.append(at)
+    length = depth[leaf][:, None]
+    step = torch.arange(len(tree), device=leaf.device).expand(len(leaf), -1)
+    prefix = torch.stack(back, 1).gather(1, (length - 1 - step).clamp(min=0))
+    codes = torch.where(step < length, action[prefix], torch.where(step == length, last, -1))
+    times = torch.where(step < length, time[prefix], torch.where(step == length, end_time[leaf][:, None], torch.nan))
+    shape = (n, width, len(tree))
     return Decoded(
-        action.new_full(steps, -1).index_put(slot, action),
-        time.new_full(steps, torch.nan).index_put(slot, time),
-        log_probability,
+        codes.new_full(shape, -1).index_put(slot, codes),
+        times.new_full(shape, torch.nan).index_put(slot, times),
+        end.new_full((n, width), -torch.inf).index_put(slot, end[leaf].log()),
     )
-
-
-def _walk_up(tree: Sequence[Level], leaf: Tensor, last: int) -> tuple[Tensor, Tensor]:
-    """[leaves, steps] actions and times of the sequences that end after the prefixes ``leaf``, which are counted level
-    after level; -1 and NaN beyond their end. ``last``: code of the end.
-    """
-    lengths = torch.tensor([len(level.owner) for level in tree], device=leaf.device)
-    ends = torch.cumsum(lengths, 0)
-    depth = torch.bucketize(leaf, ends, right=True)
-    at = leaf - (ends - lengths)[depth]
-    action = leaf.new_full((len(leaf), len(tree)), -1)
-    time = tree[0].time.new_full(action.shape, torch.nan)
-    for number in reversed(range(len(tree))):
-        level, here = tree[number], (depth == number).nonzero().squeeze(1)
-        action[here, number], time[here, number] = last, level.end_time[at[here]]
-        if number:
-            there = (depth >= number).nonzero().squeeze(1)
-            prefix = at[there]
-            action[there, number - 1], time[there, number - 1] = level.action[prefix], level.time[prefix]
-            at[there] = level.parent[prefix]
-    return action, time

@@ -15,6 +15,7 @@
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,18 +152,25 @@ def _read_model(folder: str, card: DatasetCard, settings: Settings) -> ExportedM
         )
         whole = {name: dense[f"table/{name}"] for name in whole_tables(card, settings.model)}
         file = paths.join(folder, TABLES)
-        stored = _read_tensors(file)
-        tables = {
-            feature.name: Table(stored[f"{feature.name}/values"], stored.get(f"{feature.name}/scale"))
-            for feature in looked_up(card)
-        }
-        for feature in looked_up(card):
-            if tables[feature.name].values.shape != (feature.cardinality, settings.model.dim):
-                raise UserError(f"{file}: table {feature.name!r} is not of the dataset card's size")
+        tables = _read_tables(file, {feature.name: feature.cardinality for feature in looked_up(card)}, settings, whole)
     except (SafetensorError, OSError, RuntimeError, KeyError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{file}: does not fit the model or is damaged ({lines[-1] if lines else error})") from error
-    return ExportedModel(Tables(tables, whole), ranker).eval()
+    return ExportedModel(tables, ranker).eval()
+
+
+def _read_tables(file: str, rows: Mapping[str, int], settings: Settings, whole: Mapping[str, Tensor]) -> Tables:
+    with safe_open(paths.local_copy(file), "pt") as stored:
+        names = set(stored.keys())
+
+        def read(name: str) -> Table:
+            values, scale = f"{name}/values", f"{name}/scale"
+            table = Table(stored.get_tensor(values), stored.get_tensor(scale) if scale in names else None)
+            if table.values.shape != (rows[name], settings.model.dim):
+                raise UserError(f"{file}: table {name!r} is not of the dataset card's size")
+            return table
+
+        return Tables(rows, read, whole)
 
 
 def _read_tensors(file: str) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ float16 would make a table of width 32 larger by 6 %. With fbgemm's two float32 
 it would be 31 % of the float32 table instead of 27 %.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -38,6 +39,17 @@ class Table(nn.Module):
         rows = self.values.index_select(0, ids).float()
         return rows if self.scale is None else rows.mul_(self.scale.index_select(0, ids).float()[:, None])
 
+    def empty(self, rows: int) -> "Table":
+        """One of ``rows`` rows, stored as this one, to be :meth:`put` into."""
+        scale = self.scale
+        return Table(self.values.new_empty(rows, self.values.shape[1]), None if scale is None else scale.new_empty(rows))
+
+    def put(self, first: int, end: int, rows: "Table") -> None:
+        """Let rows ``first`` up to ``end`` be those of another table."""
+        self.values[first:end] = rows.values
+        if self.scale is not None and rows.scale is not None:
+            self.scale[first:end] = rows.scale
+
 
 def quantised(weight: Tensor, dtype: TableType) -> Table:
     """A table [rows, dim] of float values, stored as ``dtype``.
@@ -62,29 +74,31 @@ def quantised(weight: Tensor, dtype: TableType) -> Table:
 
 
 class Tables(nn.Module):
-    """All tables of a model, in the place of its ``EmbeddingCollection``.
+    """All tables of a model, in the place of its ``EmbeddingCollection``: one after another as one, so that a batch
+    looks up all of its ids at once.
 
     Args:
-        tables: looked up by id; whole: name -> [rows, dim] of those that every batch looks up whole.
+        rows: of each table that is looked up by id, none of them empty; at least one.
+        read: called with the name of each, gives the table. All are stored alike and as wide.
+        whole: name -> [rows, dim] of those that every batch looks up whole.
     """
 
-    def __init__(self, tables: Mapping[str, Table], whole: Mapping[str, Tensor]) -> None:
+    def __init__(self, rows: Mapping[str, int], read: Callable[[str], Table], whole: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.tables = nn.ModuleDict({_key(name): table for name, table in tables.items()})
-        self.whole = {name: _jagged(rows) for name, rows in whole.items()}
+        ends = list(itertools.accumulate(rows.values()))
+        self.first = dict(zip(rows, [0, *ends[:-1]], strict=True))
+        self.table = read(next(iter(rows))).empty(ends[-1])
+        for name, end in zip(rows, ends, strict=True):  # one at a time in memory, beside what becomes of all
+            self.table.put(self.first[name], end, read(name))
+        self.whole = {name: JaggedTensor(table, lengths=torch.tensor([len(table)])) for name, table in whole.items()}
 
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Looked-up rows of every table, one after another as their ids are."""
-        found = dict(self.whole)
-        for name, ids in zip(sparse.keys(), sparse.values().split(sparse.length_per_key()), strict=True):
-            if name not in found:
-                found[name] = _jagged(self.tables[_key(name)](ids))
-        return found
-
-
-def _key(name: str) -> str:
-    return "table " + name.replace(".", "/")  # a module's name may not have dots, nor be that of an attribute
-
-
-def _jagged(rows: Tensor) -> JaggedTensor:
-    return JaggedTensor(rows, lengths=torch.tensor([len(rows)]))
+        counts = sparse.length_per_key()
+        parts = zip(sparse.keys(), sparse.values().split(counts), counts, sparse.lengths().split(1), strict=True)
+        asked = [part for part in parts if part[0] in self.first]
+        rows = self.table(torch.cat([ids + self.first[name] for name, ids, _, _ in asked]))
+        found = rows.split([count for _, _, count, _ in asked])
+        return self.whole | {
+            name: JaggedTensor(values, lengths=length) for (name, _, _, length), values in zip(asked, found, strict=True)
+        }

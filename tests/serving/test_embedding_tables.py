@@ -33,10 +33,14 @@ def test_bytes_of_a_table() -> None:
 
 @pytest.mark.parametrize("dtype", ["int8", "fp16", "fp32"])
 def test_rows_are_those_of_their_ids(dtype: str) -> None:
-    weight, small = torch.randn(20, 4), torch.randn(3, 4)
-    tables = Tables({"item.id": quantised(weight, dtype)}, {"small": small})  # type: ignore[arg-type]
-    ids = torch.tensor([3, 19, 3, 0])
-    sparse = KeyedJaggedTensor(["item.id", "small"], torch.cat([ids, torch.arange(3)]), lengths=torch.tensor([4, 3]))
-    found = tables(sparse)
-    torch.testing.assert_close(found["item.id"].values(), weight[ids], rtol=0, atol=0.03 if dtype != "fp32" else 0)
+    weight, small = {"item.id": torch.randn(20, 4), "tab": torch.randn(5, 4)}, torch.randn(3, 4)
+    rows = {name: len(table) for name, table in weight.items()}
+    tables = Tables(rows, lambda name: quantised(weight[name], dtype), {"small": small})  # type: ignore[arg-type]
+    ids = {"tab": torch.tensor([4, 0]), "small": torch.arange(3), "item.id": torch.tensor([3, 19, 3, 0])}
+    lengths = torch.tensor([len(each) for each in ids.values()])
+    found = tables(KeyedJaggedTensor([*ids], torch.cat([*ids.values()]), lengths=lengths))
+    for name, table in weight.items():
+        expected = table[ids[name]]
+        torch.testing.assert_close(found[name].values(), expected, rtol=0, atol=0.03 if dtype != "fp32" else 0)
+        assert found[name].lengths().tolist() == [len(expected)]
     assert torch.equal(found["small"].values(), small)
