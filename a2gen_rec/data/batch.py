@@ -36,7 +36,8 @@ class WindowBatch(Pipelineable):
 
     Attributes:
         sparse: ids to look up, one bag per feature (stride 1); distinct ids if deduplicated.
-        index: feature -> [windows] (user level) or [impressions] place of its row among the looked-up ones.
+        index: feature -> [windows] (user level) or [impressions] place of its row among the looked-up ones, which
+            :meth:`places` reads; without deduplication they are in this order, and not here.
         user_key: [windows] int64 hash of the user.
         lengths, first_target: [windows] impressions, and how many of them are history only.
         key: [keys] impressions that any target may see, the first ones of every window; key_window, key_column;
@@ -117,9 +118,14 @@ class WindowBatch(Pipelineable):
         """[steps] log1p seconds of the action that follows; NaN when unknown."""
         return torch.log1p(self.offset_s[self.step + 1])
 
+    def places(self, feature: str, at: Tensor) -> Tensor:
+        """Places among a feature's looked-up rows of the windows (user level) or impressions ``at``."""
+        return self.index[feature][at] if feature in self.index else at
+
     def ids(self, feature: str) -> Tensor:
         """[windows] or [impressions] table rows of a feature."""
-        return self.sparse[feature].values()[self.index[feature]]
+        values = self.sparse[feature].values()
+        return values[self.index[feature]] if feature in self.index else values
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "WindowBatch":
         return self._each(lambda part: part.to(device, non_blocking=non_blocking))
@@ -244,13 +250,12 @@ def _moments(target: Tensor, column: Tensor, ts_ms: Tensor, gap_s: float) -> Ten
 def _lookups(
     ids: Mapping[str, Tensor], whole: Mapping[str, int], dedup: bool
 ) -> tuple[KeyedJaggedTensor, dict[str, Tensor]]:
-    """The ids to look up as one bag per feature, and where each occurrence finds its row."""
+    """The ids to look up as one bag per feature, and where each occurrence finds its row if not at its own place."""
     values, index = [], {}
     for name, occurrences in ids.items():
+        distinct = occurrences
         if dedup:
             distinct, index[name] = torch.unique(occurrences, return_inverse=True)
-        else:
-            distinct, index[name] = occurrences, torch.arange(len(occurrences))
         values.append(distinct)
     values += [torch.arange(rows) for rows in whole.values()]
     sparse = KeyedJaggedTensor(

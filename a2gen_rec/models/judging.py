@@ -88,13 +88,13 @@ def judge(
     encoded = ranker.encode(rows, batch, actions)
     what = ranker.occurrence(encoded, max_error)
     outcomes = [what.probability[:, 1:-1], encoded.label_logits.sigmoid(), encoded.objective_logits.sigmoid()]
-    item = rows[ITEM].values()[batch.index[ITEM]]
+    item = rows[ITEM].values()[batch.places(ITEM, batch.key)]
     return Judged(
         encoded=encoded,
         probability=torch.cat(outcomes, 1),
         time=what.time[:, 1:],
         context=ranker.shown(rows, batch),
-        event=torch.cat([item[batch.key], actions], 1),
+        event=torch.cat([item, actions], 1),
         what=what,
     )
 

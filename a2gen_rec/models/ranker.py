@@ -1,5 +1,6 @@
 """What all rankers share: embedding tables to be sharded, and the features of targets and of their past."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, get_args
@@ -124,13 +125,13 @@ class Ranker(nn.Module, Generic[E]):
 
     def shown_before(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """[keys, d_item] embeddings of what was shown in the past: item and context features."""
-        return self._concatenate(_values(rows), batch, "item", "context")[batch.key]
+        return self._concatenate(_values(rows), batch, batch.key, "item", "context")
 
     def _inputs(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Inputs:
         looked_up = _values(rows)
         key = self.shown_before(rows, batch)
         gap = looked_up[GAP][log_bucket(gap_s(batch), self.config.time_buckets, self.config.max_gap_s)]
-        user = self._concatenate(looked_up, batch, "user")[batch.target_window] if self.features["user"] else None
+        user = self._concatenate(looked_up, batch, batch.target_window, "user") if self.features["user"] else None
         target = [self._shown(looked_up, batch), *_whole(looked_up, batch.session, batch.moment)]
         return Inputs(
             item=key,
@@ -155,11 +156,11 @@ class Ranker(nn.Module, Generic[E]):
         # The hour or tab in which a candidate was shown later would tell that, and whether, the user stayed.
         places = [(name, batch.target) for name in self.features["item"]]
         places += [(name, batch.moment) for name in self.features["context"]]
-        return torch.cat([looked_up[name][batch.index[name][place]] for name, place in places], dim=-1)
+        return torch.cat([looked_up[name][batch.places(name, at)] for name, at in places], dim=-1)
 
-    def _concatenate(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: Level) -> Tensor:
+    def _concatenate(self, looked_up: dict[str, Tensor], batch: WindowBatch, at: Tensor, *levels: Level) -> Tensor:
         names = [name for level in levels for name in self.features[level]]
-        return torch.cat([looked_up[name][batch.index[name]] for name in names], dim=-1)
+        return torch.cat([looked_up[name][batch.places(name, at)] for name in names], dim=-1)
 
     def _layout(
         self, batch: WindowBatch, positive: Tensor | None = None, negative: Tensor | None = None
@@ -177,13 +178,13 @@ class Ranker(nn.Module, Generic[E]):
         if self.config.recency_bias:
             seconds = (now - begin).float() / 1000
             recency = log_bucket(seconds, self.config.time_buckets, self.config.max_gap_s)
-        matches = []
+        matches: Sequence[Tensor] = ()
         if self.config.match_bias:
-            for name in self.features["item"]:
-                ids = batch.ids(name)
-                target = at_targets(batch, ids[batch.target])[..., None]
-                past = in_windows(batch, ids, 0)[:, None]
-                matches.append(past == target.masked_fill(target == 0, -1))  # unknown values match nothing
+            ids = torch.stack([batch.ids(name) for name in self.features["item"]], dim=-1)
+            target = at_targets(batch, ids[batch.target])
+            target = target.masked_fill(target == 0, -1)  # unknown values match nothing
+            past = in_windows(batch, ids, 0)
+            matches = (past.movedim(-1, 0)[:, :, None] == target.movedim(-1, 0)[..., None]).unbind()
         return WindowLayout(
             batch.key_window,
             batch.key_column,
@@ -243,9 +244,9 @@ class RankingModel(nn.Module):
 
 
 def in_windows(batch: WindowBatch, values: Tensor, fill: int) -> Tensor:
-    """[windows, longest] values [impressions] of the impressions that targets may see; ``fill`` beyond them."""
+    """[windows, longest, *d] values [impressions, *d] of the impressions that targets may see; ``fill`` beyond them."""
     at_keys = (batch.key_window, batch.key_column)
-    return values.new_full(batch.key_shape, fill).index_put(at_keys, values[batch.key])
+    return values.new_full((*batch.key_shape, *values.shape[1:]), fill).index_put(at_keys, values[batch.key])
 
 
 def at_targets(batch: WindowBatch, values: Tensor) -> Tensor:

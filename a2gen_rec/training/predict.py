@@ -125,7 +125,7 @@ def _rows(
     return Predictions(
         user=host(batch.user_key[batch.target_window]),
         item=host(batch.ids(ITEM)[batch.target]),
-        length=host(batch.ids(length)[batch.target] if length in batch.index else torch.zeros_like(batch.target)),
+        length=host(batch.ids(length)[batch.target] if length in batch.sparse.keys() else torch.zeros_like(batch.target)),
         probability=host(torch.cat([what.probability[:, 1:], *chances], 1).float()),
         happened=host(torch.cat([happened[:, 1:], batch.labels, batch.objectives], 1)),
         time=host(what.time[:, 1:].float()),

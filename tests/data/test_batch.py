@@ -118,7 +118,7 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ga
 
 def looked_up(batch: WindowBatch) -> dict[str, list[int]]:
     """The ids that each occurrence finds through the batch's lookups."""
-    return {name: batch.sparse[name].values()[place].tolist() for name, place in batch.index.items()}
+    return {name: batch.ids(name).tolist() for name in LOOKED_UP}
 
 
 def assert_groups(groups: LengthGroups, lengths: list[int]) -> None:
@@ -191,12 +191,14 @@ def test_lookups_are_one_bag_per_feature_and_the_whole_tables(dedup: bool, colum
     for name, rows in WHOLE.items():
         assert batch.sparse[name].values().tolist() == list(range(rows))
     for name in LOOKED_UP:
-        values, place = batch.sparse[name].values(), batch.index[name]
+        values, ids = batch.sparse[name].values(), batch.ids(name)
+        assert torch.equal(values[batch.places(name, torch.arange(len(ids)))], ids)
         if dedup:
             assert len(values.unique()) == len(values)
+            place = batch.index[name]
             assert sorted(set(place.tolist())) == list(range(len(values))), "nothing is looked up in vain"
         else:
-            assert place.tolist() == list(range(len(values)))
+            assert name not in batch.index
 
 
 def test_dedup_looks_up_less_but_the_same(columns: WindowColumns) -> None:
