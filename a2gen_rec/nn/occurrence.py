@@ -1,8 +1,8 @@
 """Whether and when each action happens, and the likeliest sequences: a generator read as a whole (METHODS §4 [ours]).
 
 Ranking needs the probability that an action happens at all, which no teacher-forced logit tells. For the explicit
-form it is summed over the tree of emitted prefixes, pruned within a bound on the error; for the implicit form it is
-in closed form.
+form it is summed over the tree of emitted prefixes, of which those that make up at most a bound of the probability are
+not followed to their end, but taken to go on as their siblings do; for the implicit form it is in closed form.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from a2gen_rec.nn.attention import softmax
 from a2gen_rec.nn.decoding import Decoded, emitted_offset
@@ -40,10 +41,10 @@ class Occurrence:
     """What is expected to happen in n impressions.
 
     Attributes:
-        probability: [n, actions] that the action happens; ``start`` is 1. As sequences tell it, too low by at most
-            ``remainder``.
-        time: [n, actions] expected log1p seconds given that it happens, 0 for ``start``; NaN where no explored branch
-            has it.
+        probability: [n, actions] that the action happens; ``start`` is 1. As sequences tell it, off by at most
+            ``remainder``, and by far less than that: see :func:`_gone_on`.
+        time: [n, actions] expected log1p seconds given that it happens, 0 for ``start``; NaN where nothing that was
+            followed has it.
         remainder: [n] probability of the sequences that were not followed to their end.
         tree: the prefixes that were followed, those of one step more each; none where it is not told by a tree.
     """
@@ -74,12 +75,10 @@ def occurrence(
 def _expand_tree(
     generator: ExplicitGenerator, context: Tensor, tables: StepEmbeddings, timed: Tensor, max_error: float
 ) -> Occurrence:
-    """Level by level. Of n children at one level, those below 1/n of what a context may still lose are dropped."""
-    n, actions, last = len(context), generator.actions, generator.exit
-    probability = context.new_zeros(n, actions)
-    time_mass = context.new_zeros(n, actions)
-    remainder = context.new_zeros(n)
-    probability[:, 0] = 1
+    """Level by level. Of n children at one level, those below 1/n of what a context may still leave are left."""
+    n, actions = len(context), generator.actions
+    sums = context.new_zeros(n, 2 * actions + 1)
+    probability, time_mass, remainder = sums[:, :actions], sums[:, actions:-1], sums[:, -1]
     owner = torch.arange(n, device=context.device)
     mass = context.new_ones(n)
     action = torch.zeros_like(owner)
@@ -89,27 +88,50 @@ def _expand_tree(
     tree = []
     while len(owner):
         steps, state = generator.step(action, offset, state, tokens)
-        child = mass[:, None] * softmax(steps.logits)
-        tree.append(Level(owner, parent, action, time, child[:, last].clone(), steps.time[:, last]))
-        # Every sequence through a child contains its action, so a child counts whether or not it is expanded.
-        probability.index_add_(0, owner, child)
-        time_mass.index_add_(0, owner, child * steps.time)
-        child[:, last] = 0
-        left = torch.stack([child.sum(1), (child > 0).sum(1).to(child.dtype)], dim=1)
-        mass_left, children = context.new_zeros(n, 2).index_add_(0, owner, left).unbind(1)
+        share = softmax(steps.logits)
+        # Every sequence through a child contains its action, so a child counts whether or not it is followed.
+        child = mass[:, None] * share
+        after = F.pad(child[:, :-1], (0, 1))  # exit ends a sequence
+        tree.append(Level(owner, parent, action, time, child[:, -1], steps.time[:, -1]))
+        open_mass = torch.stack([after.sum(1), (after > 0).sum(1).to(child.dtype)], dim=1)
+        mass_left, children = context.new_zeros(n, 2).index_add_(0, owner, open_mass).unbind(1)
         budget = max_error - remainder
-        # Once all that is left may be lost, it is.
+        # Once all that is left may be left, it is.
         least = torch.where(mass_left > budget, budget / children.clamp(min=1), torch.inf)
-        expand = child > least[owner, None]
-        remainder.index_add_(0, owner, child.masked_fill(expand, 0).sum(1))
-        parent, action = expand.nonzero(as_tuple=True)
+        follow = after > least[owner, None]
+        left = after.masked_fill(follow, 0)
+        rest, rest_time = _gone_on(share, steps.time, left)
+        counted = [child + rest, child * steps.time + rest * rest_time, left.sum(1, keepdim=True)]
+        sums.index_add_(0, owner, torch.cat(counted, dim=1))
+        parent, action = follow.nonzero(as_tuple=True)
         mass = child[parent, action]
         state = state.select(parent).reach(action, steps.time[parent])
         time = steps.time[parent, action]
         offset = emitted_offset(time, action, timed)
         owner = owner[parent]
+    probability[:, 0] = 1
     expected = time_mass / probability.masked_fill(probability == 0, torch.nan)
     return Occurrence(probability, expected, remainder, tree)
+
+
+def _gone_on(share: Tensor, time: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """What children that are not followed are taken to go on with: their siblings, with the shares and at the times
+    that the prefix has for them, but not before the children themselves; and ``exit``, for certain.
+
+    Args:
+        share, time: [prefixes, actions] probability given the prefix, and log1p seconds, of each child.
+        left: [prefixes, actions] probability of the children that are not followed, else 0; none of them is ``exit``.
+
+    Returns:
+        [prefixes, actions] probability that each action comes after such a child, and its log1p seconds.
+    """
+    all_left = left.sum(1, keepdim=True)
+    # A child that is all but certain has next to no siblings to go on with.
+    each = left / (1 - share).clamp(min=1e-3)
+    rest = share * (each.sum(1, keepdim=True) - each)
+    rest[:, -1:] = all_left
+    left_at = (left * time).sum(1, keepdim=True) / all_left.clamp(min=torch.finfo(left.dtype).tiny)
+    return rest, torch.maximum(time, left_at)
 
 
 def _closed_form(generator: ImplicitGenerator, context: Tensor) -> Occurrence:

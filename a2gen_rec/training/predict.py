@@ -33,7 +33,7 @@ class Predictions:
             each; the towers of baselines read no steps and say what they said.
         watch_time: [n] log1p seconds as the objectives' head has it; NaN where it is not predicted.
         oracle: [n, oracle columns] true probabilities.
-        remainder: [n] probability that the pruned action tree left out.
+        remainder: [n] probability of the sequences that were not followed to their end.
     """
 
     user: np.ndarray

@@ -161,26 +161,32 @@ def test_the_tree_feeds_times_back(name: str) -> None:
 def test_what_is_pruned_is_accounted_for_and_bounded(sharp: float, max_error: float) -> None:
     world = make(ExplicitGenerator, events=4, sharp=sharp)
     exact, pruned = occurrence(*world, max_error=0.0), occurrence(*world, max_error=max_error)
-    torch.testing.assert_close(
-        pruned.probability[:, -1] + pruned.remainder, torch.ones(CONTEXTS, dtype=torch.float64), rtol=0, atol=1e-12
-    )
-    missing = exact.probability - pruned.probability
-    assert (missing >= -1e-12).all()
-    assert (missing <= pruned.remainder[:, None] + 1e-12).all()
+    ends = pruned.probability[:, [0, -1]]
+    torch.testing.assert_close(ends, torch.ones_like(ends), rtol=0, atol=1e-12)
+    error = (exact.probability - pruned.probability).abs()
+    assert (error <= pruned.remainder[:, None] + 1e-12).all()
     assert (pruned.remainder <= max_error + 1e-12).all()
     if max_error >= 0.3:
         assert (pruned.remainder > 0).any()
-        assert (missing > 0).any()
+        assert (error > 1e-6).any()
+        assert error[:, 1:-1].mean() < 0.1 * pruned.remainder.mean(), "what is not followed is told well"
 
 
 @pytest.mark.parametrize("max_error", [20.0, 1.0])  # all that is left may be lost: it is, however it is spread
-def test_pruning_all_still_counts_the_first_step(max_error: float) -> None:
-    world = make(ExplicitGenerator)
+def test_what_is_not_followed_goes_on_as_its_siblings_do(max_error: float) -> None:
+    """With the first step alone, two events come in either order: the second with its share of what the first leaves,
+    at its own time but not before the first."""
+    world = make(ExplicitGenerator, events=2)
     pruned = occurrence(*world, max_error=max_error)
     for n in range(CONTEXTS):
-        log_p, time = next_step(world, n, (), ())
-        assert pruned.probability[n, 1:].tolist() == pytest.approx([math.exp(value) for value in log_p[1:]])
-        assert pruned.time[n, 1:].tolist() == pytest.approx(time[1:])
+        log_p, at = next_step(world, n, (), ())
+        _, one, two, end = (math.exp(value) for value in log_p)
+        for code, first, other in ((1, one, two), (2, two, one)):
+            then = other * first / (1 - other)
+            assert pruned.probability[n, code].item() == pytest.approx(first + then)
+            time = first * at[code] + then * max(at[code], (at[1] * one + at[2] * two) / (one + two))
+            assert pruned.time[n, code].item() == pytest.approx(time / (first + then))
+        assert pruned.remainder[n].item() == pytest.approx(one + two) == 1 - end
 
 
 @pytest.mark.parametrize("form", FORMS)
