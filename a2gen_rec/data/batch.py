@@ -7,6 +7,7 @@ Two levels are ragged: impressions per window and actions per impression. Everyt
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,7 @@ def collate(
     with_targets: bool = True,
     request_gap_s: float | None = None,
     group_cost: int = 0,
+    with_outcomes: bool = True,
 ) -> WindowBatch:
     """Build a batch of the windows ``rows`` [windows] (int64), without a Python loop over them.
 
@@ -168,6 +170,7 @@ def collate(
         request_gap_s: targets of a window that begin within so many seconds of the one before are candidates of one
             request, judged at its first moment; None judges each at its own.
         group_cost: as :meth:`LengthGroups.from_lengths` takes, of action sequences.
+        with_outcomes: else nothing of what happened in the targets is there, nor are ``counts``.
     """
     lengths = columns.lengths[rows]
     flat = ranges(columns.starts[rows], lengths)
@@ -191,17 +194,10 @@ def collate(
     action_lengths = torch.from_numpy(token_lengths)
     token_starts = torch.cumsum(action_lengths, 0) - action_lengths
     key_lengths = token_lengths[key]
-    step_lengths = action_lengths[target] - 1
-    step_target, step_place = positions(step_lengths)
-    step = token_starts[target][step_target] + step_place
-
     offset_s = torch.from_numpy(columns.offset_s[tokens])
-    labels, objectives = (torch.from_numpy(each[flat])[target] for each in (columns.labels, columns.objectives))
-    watch_s = offset_s[(token_starts + action_lengths)[target] - 1]
-    known = torch.isfinite(offset_s[step + 1])
-    ordered = known[1:] & known[:-1] & (step_target[1:] == step_target[:-1])
-    counts = [len(target), len(step), int(known.sum()), int(ordered.sum()), int(torch.isfinite(labels).sum())]
-    counts += [*torch.isfinite(objectives).sum(0).tolist(), int(torch.isfinite(watch_s).sum())]
+    outcomes = _no_outcomes()
+    if with_outcomes:
+        outcomes = _outcomes(columns, flat, target, token_starts, action_lengths, offset_s, group_cost)
 
     ids = {name: torch.from_numpy(values[rows]) for name, values in columns.user_ids.items()}
     ids |= {name: torch.from_numpy(values[flat]) for name, values in columns.impression_ids.items()}
@@ -227,17 +223,56 @@ def collate(
         moment=moment,
         session={name: torch.from_numpy(rows[flat]) for name, rows in columns.session.items()},
         outcome={name: torch.from_numpy(rows[flat[key]]) for name, rows in columns.outcome.items()},
-        step=step,
-        steps=LengthGroups.from_lengths(step_lengths, group_cost),
-        labels=labels,
-        objectives=objectives,
-        watch_s=watch_s,
-        oracle=torch.from_numpy(columns.oracle[flat])[target],
-        counts=torch.tensor(counts, dtype=torch.float64),
         key_shape=(len(rows), int(key_count.max(initial=1))),
         target_shape=(len(rows), int(target_count.numpy().max(initial=0))),
         one_moment=request_gap_s == ALL,
+        **outcomes,
     )
+
+
+def _outcomes(
+    columns: WindowColumns,
+    flat: np.ndarray,
+    target: Tensor,
+    token_starts: Tensor,
+    action_lengths: Tensor,
+    offset_s: Tensor,
+    group_cost: int,
+) -> dict[str, Any]:
+    """The fields of a batch that tell what happened in its targets, given its impressions' first tokens and numbers of
+    tokens, and the tokens' times."""
+    step_lengths = action_lengths[target] - 1
+    step_target, step_place = positions(step_lengths)
+    step = token_starts[target][step_target] + step_place
+    labels, objectives, oracle = (
+        torch.from_numpy(each[flat])[target] for each in (columns.labels, columns.objectives, columns.oracle)
+    )
+    watch_s = offset_s[(token_starts + action_lengths)[target] - 1]
+    known = torch.isfinite(offset_s[step + 1])
+    ordered = known[1:] & known[:-1] & (step_target[1:] == step_target[:-1])
+    counts = [len(target), len(step), int(known.sum()), int(ordered.sum()), int(torch.isfinite(labels).sum())]
+    counts += [*torch.isfinite(objectives).sum(0).tolist(), int(torch.isfinite(watch_s).sum())]
+    return {
+        "step": step,
+        "steps": LengthGroups.from_lengths(step_lengths, group_cost),
+        "labels": labels,
+        "objectives": objectives,
+        "watch_s": watch_s,
+        "oracle": oracle,
+        "counts": torch.tensor(counts, dtype=torch.float64),
+    }
+
+
+@cache
+def _no_outcomes() -> dict[str, Any]:
+    none = torch.zeros(0, 0)
+    return {
+        "step": torch.zeros(0, dtype=torch.long),
+        "steps": LengthGroups.from_lengths(torch.zeros(0, dtype=torch.long)),
+        "watch_s": torch.zeros(0),
+        "counts": torch.zeros(0, dtype=torch.float64),
+        **dict.fromkeys(("labels", "objectives", "oracle"), none),
+    }
 
 
 def _moments(target: Tensor, column: Tensor, ts_ms: Tensor, gap_s: float) -> Tensor:

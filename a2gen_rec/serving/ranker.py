@@ -97,6 +97,7 @@ class Ranker:
                 dedup=False,
                 request_gap_s=ALL,
                 group_cost=self._settings.group_cost,
+                with_outcomes=False,
             )
             rows = self._model.embeddings(batch.sparse)
             actions = self._actions(rows, batch, [name for past in pasts for name in past.states])
