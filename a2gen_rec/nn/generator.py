@@ -79,7 +79,7 @@ class GeneratorState:
     def select(self, index: Tensor) -> "GeneratorState":
         """The states of the prefixes ``index`` (repetition allowed)."""
         # Rows as wholes: several times as fast on CPU as indexing, which goes by element.
-        cache = None if self.cache is None else Cache(*(part.index_select(0, index) for part in self.cache))
+        cache = None if self.cache is None else self.cache.select(index)
         emitted, base = (part.index_select(0, index) for part in (self.emitted, self.base))
         return GeneratorState(self.asked.select(index), cache, emitted, base)
 

@@ -321,7 +321,7 @@ def test_step_with_cache_equals_causal_forward(residual: str, mlp_ratio: float) 
     cache: Cache | None = None
     for i in range(N):
         out, cache = cam.step(cam.project(x[:, i]), cam.ask(context), cache)
-        assert cache.key.shape == cache.value.shape == (M, HEADS, i + 1, DIM // HEADS)
+        assert cache.key.shape == cache.value.shape == (i + 1, M, DIM)
         torch.testing.assert_close(out, expected[:, i], rtol=1e-9, atol=1e-9)
 
 
