@@ -10,11 +10,6 @@ from torch.nn import functional as F
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
 
 
-def emitted_offset(time: Tensor, action: Tensor, timed: Tensor) -> Tensor:
-    """Seconds that an emitted action is fed back with: its predicted time, NaN where logs do not record it."""
-    return torch.expm1(time).clamp(min=0).masked_fill(~timed[action], torch.nan)
-
-
 @dataclass(frozen=True)
 class Decoded:
     """Generated sequences, ``width`` per context, most probable first.
@@ -80,7 +75,7 @@ def decode(
         was_done = done[parent]
         history_action = [h[parent] for h in history_action] + [action.masked_fill(was_done, -1)]
         history_time = [h[parent] for h in history_time] + [time.masked_fill(was_done, torch.nan)]
-        reader.emit(parent, action, steps)
+        reader.emit(parent, action, time)
         done = was_done | (action == actions - 1)
         if done.all():
             break
@@ -98,19 +93,19 @@ class _Reader:
     """The next step's predictions of many growing prefixes, for either form of generator."""
 
     def __init__(self, generator: Generator, context: Tensor, tables: StepEmbeddings, timed: Tensor) -> None:
-        self.generator, self.timed = generator, timed
+        self.generator = generator
         self.action = torch.zeros(len(context), dtype=torch.long, device=context.device)
-        self.offset = context.new_zeros(len(context))
+        self.time = context.new_zeros(len(context))
         self.emitted = torch.zeros(len(context), generator.actions, dtype=torch.bool, device=context.device)
         if isinstance(generator, ExplicitGenerator):
-            self.state, self.tokens = generator.begin(context), generator.tokens(tables)
+            self.state, self.tokens = generator.begin(context), generator.tokens(tables, timed)
         elif isinstance(generator, ImplicitGenerator):
             self.draft, _ = generator.predict(context, generator.max_steps)
 
     def next(self, place: int) -> Steps:
         generator = self.generator
         if isinstance(generator, ExplicitGenerator):
-            steps, self.state = generator.step(self.action, self.offset, self.state, self.tokens)
+            steps, self.state = generator.step(self.action, self.time, self.state, self.tokens)
             return steps
         scale = self.draft.log_scale
         return Steps(
@@ -119,11 +114,10 @@ class _Reader:
             None if scale is None else scale[:, place],
         )
 
-    def emit(self, parent: Tensor, action: Tensor, steps: Steps) -> None:
-        self.action = action
-        self.offset = emitted_offset(steps.time[parent, action], action, self.timed)
+    def emit(self, parent: Tensor, action: Tensor, time: Tensor) -> None:
+        self.action, self.time = action, time
         if isinstance(self.generator, ExplicitGenerator):
-            self.state = self.state.select(parent).reach(action, steps.time[parent])
+            self.state = self.state.select(parent).reach(time)
         else:
             self.emitted = self.emitted[parent] | F.one_hot(action, self.generator.actions).bool()
             self.emitted[:, -1] = False  # a finished sequence goes on with `exit`

@@ -54,7 +54,8 @@ class StepEmbeddings(NamedTuple):
 
 
 class StepTokens(NamedTuple):
-    """Every step there can be, as attention reads it: [actions * buckets, 4 * dim], an action's buckets together."""
+    """Every step there can be, as attention reads it: [actions * buckets, 4 * dim], an action's buckets of known times
+    together."""
 
     projected: Tensor
     buckets: int
@@ -68,25 +69,24 @@ class GeneratorState:
         asked: what the prefixes' contexts contribute to attention.
         cache: attention's keys and values; None before the first step.
         emitted: [prefixes, actions] bool.
-        base: [prefixes, actions] log1p time reached by the prefix, the floor of the monotone head.
+        base: [prefixes, 1] log1p time reached by the prefix, the floor of the monotone head; None of a free head.
     """
 
     asked: Asked
     cache: Cache | None
     emitted: Tensor
-    base: Tensor
+    base: Tensor | None
 
     def select(self, index: Tensor) -> "GeneratorState":
         """The states of the prefixes ``index`` (repetition allowed)."""
         # Rows as wholes: several times as fast on CPU as indexing, which goes by element.
         cache = None if self.cache is None else self.cache.select(index)
-        emitted, base = (part.index_select(0, index) for part in (self.emitted, self.base))
-        return GeneratorState(self.asked.select(index), cache, emitted, base)
+        base = None if self.base is None else self.base.index_select(0, index)
+        return GeneratorState(self.asked.select(index), cache, self.emitted.index_select(0, index), base)
 
-    def reach(self, action: Tensor, time: Tensor) -> "GeneratorState":
-        """Note that each prefix went on with ``action`` [prefixes] at ``time`` [prefixes, actions] log1p."""
-        reached = time.gather(1, action[:, None]).expand_as(self.base)
-        return replace(self, base=reached)
+    def reach(self, time: Tensor) -> "GeneratorState":
+        """Note that each prefix went on at ``time`` [prefixes] log1p."""
+        return self if self.base is None else replace(self, base=time[:, None])
 
 
 class StepHeads(nn.Module):
@@ -235,37 +235,46 @@ class ExplicitGenerator(Generator):
     def begin(self, context: Tensor) -> GeneratorState:
         """The state before ``start`` is emitted, for contexts [n, d_context]."""
         emitted = torch.zeros(len(context), self.actions, dtype=torch.bool, device=context.device)
-        base = context.new_zeros(len(context), self.actions)
+        base = context.new_zeros(len(context), 1) if self.heads.monotone else None
         return GeneratorState(self.attention.ask(context), None, emitted, base)
 
-    def tokens(self, tables: StepEmbeddings) -> StepTokens:
-        """What :meth:`step` may emit: few actions at few buckets of time, which many prefixes have in common."""
-        buckets = len(tables.time)
-        every = [tables.time.repeat(self.actions, 1), tables.action.repeat_interleave(buckets, 0)]
-        return StepTokens(torch.cat(self.attention.project(torch.cat(every, dim=-1)), dim=1), buckets)
+    def tokens(self, tables: StepEmbeddings, timed: Tensor) -> StepTokens:
+        """What :meth:`step` may emit: few actions at few buckets of time, which many prefixes have in common.
+
+        Args:
+            timed: [actions] bool, whether an action's time is known; of others it is read as missing, whatever it is.
+                ``start`` always has one.
+        """
+        buckets = len(tables.time) - 1
+        known = timed.index_fill(0, torch.zeros(1, dtype=torch.long, device=timed.device), True)
+        time = torch.where(known[:, None, None], tables.time[1:], tables.time[:1]).flatten(0, 1)
+        every = torch.cat([time, tables.action.repeat_interleave(buckets, 0)], dim=-1)
+        return StepTokens(torch.cat(self.attention.project(every), dim=1), buckets)
 
     def step(
         self,
         action: Tensor,
-        offset_s: Tensor,
+        time: Tensor,
         state: GeneratorState,
-        tables: StepTokens,
+        tokens: StepTokens,
     ) -> tuple[Steps, GeneratorState]:
         """Emit one step and predict the next.
 
         Args:
-            action, offset_s: [prefixes] the step just emitted; state: of the prefixes before it.
-            tables: of :meth:`tokens`.
+            action, time: [prefixes] the step just emitted, in log1p seconds; state: of the prefixes before it.
+            tokens: of :meth:`tokens`.
 
         Returns:
             Steps of shape [prefixes, actions] and the new state.
         """
-        place = action * tables.buckets + log_bucket(offset_s, tables.buckets, self.max_offset_s)
-        token = Projected(*tables.projected.index_select(0, place).chunk(4, dim=1))
+        # As log_bucket has it, of seconds.
+        largest = math.log1p(self.max_offset_s)
+        bucket = (time.clamp(0, largest) * ((tokens.buckets - 1) / largest)).long()
+        token = Projected(*tokens.projected.index_select(0, action * tokens.buckets + bucket).chunk(4, dim=1))
         hidden, cache = self.attention.step(token, state.asked, state.cache)
-        emitted = state.emitted | F.one_hot(action, self.actions).bool()
+        emitted = state.emitted.scatter(1, action[:, None], True)
         steps = self.heads(hidden, emitted)
-        if self.heads.monotone:
+        if state.base is not None:
             steps = steps._replace(time=state.base + steps.time)
         return steps, GeneratorState(state.asked, cache, emitted, state.base)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from a2gen_rec.nn.attention import softmax
-from a2gen_rec.nn.decoding import Decoded, emitted_offset
+from a2gen_rec.nn.decoding import Decoded
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings
 from a2gen_rec.ragged import positions
 
@@ -63,7 +63,7 @@ def occurrence(
 
     Args:
         context: [n, d_context].
-        timed: [actions] bool, whether the log records the action's time; else it is emitted as "missing".
+        timed: [actions] bool, whether the log records the action's time; else it is read as missing once emitted.
         max_error: explicit form: bound on every ``remainder``; 0 expands the whole tree.
     """
     if isinstance(generator, ImplicitGenerator):
@@ -75,46 +75,44 @@ def occurrence(
 def _expand_tree(
     generator: ExplicitGenerator, context: Tensor, tables: StepEmbeddings, timed: Tensor, max_error: float
 ) -> Occurrence:
-    """Level by level. Of n children at one level, those below 1/n of what a context may still leave are left."""
+    """Level by level. Of n children at one level, those below 1/n of what a context need not have followed are left."""
     n, actions = len(context), generator.actions
     sums = context.new_zeros(n, 2 * actions + 1)
     probability, time_mass, remainder = sums[:, :actions], sums[:, actions:-1], sums[:, -1]
     owner = torch.arange(n, device=context.device)
     mass = context.new_ones(n)
-    action = torch.zeros_like(owner)
-    offset = context.new_zeros(n)
-    parent, time = owner, offset
-    state, tokens = generator.begin(context), generator.tokens(tables)
+    parent, action = owner, torch.zeros_like(owner)
+    time = context.new_zeros(n)
+    state, tokens = generator.begin(context), generator.tokens(tables, timed)
     tree = []
     while len(owner):
-        steps, state = generator.step(action, offset, state, tokens)
+        steps, state = generator.step(action, time, state, tokens)
         share = softmax(steps.logits)
         # Every sequence through a child contains its action, so a child counts whether or not it is followed.
         child = mass[:, None] * share
         after = F.pad(child[:, :-1], (0, 1))  # exit ends a sequence
         tree.append(Level(owner, parent, action, time, child[:, -1], steps.time[:, -1]))
-        open_mass = torch.stack([after.sum(1), (after > 0).sum(1).to(child.dtype)], dim=1)
-        mass_left, children = context.new_zeros(n, 2).index_add_(0, owner, open_mass).unbind(1)
+        mass_left = context.new_zeros(n).index_add_(0, owner, after.sum(1))
+        children = torch.bincount(owner, minlength=n) * (actions - 1 - len(tree))
         budget = max_error - remainder
-        # Once all that is left may be left, it is.
+        # Once none need be followed any more, none is.
         least = torch.where(mass_left > budget, budget / children.clamp(min=1), torch.inf)
         follow = after > least[owner, None]
         left = after.masked_fill(follow, 0)
-        rest, rest_time = _gone_on(share, steps.time, left)
-        counted = [child + rest, child * steps.time + rest * rest_time, left.sum(1, keepdim=True)]
+        rest, rest_time, all_left = _gone_on(share, steps.time, left)
+        counted = [child + rest, child * steps.time + rest * rest_time, all_left]
         sums.index_add_(0, owner, torch.cat(counted, dim=1))
         parent, action = follow.nonzero(as_tuple=True)
         mass = child[parent, action]
-        state = state.select(parent).reach(action, steps.time[parent])
         time = steps.time[parent, action]
-        offset = emitted_offset(time, action, timed)
+        state = state.select(parent).reach(time)
         owner = owner[parent]
     probability[:, 0] = 1
     expected = time_mass / probability.masked_fill(probability == 0, torch.nan)
     return Occurrence(probability, expected, remainder, tree)
 
 
-def _gone_on(share: Tensor, time: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+def _gone_on(share: Tensor, time: Tensor, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What children that are not followed are taken to go on with: their siblings, with the shares and at the times
     that the prefix has for them, but not before the children themselves; and ``exit``, for certain.
 
@@ -123,7 +121,8 @@ def _gone_on(share: Tensor, time: Tensor, left: Tensor) -> tuple[Tensor, Tensor]
         left: [prefixes, actions] probability of the children that are not followed, else 0; none of them is ``exit``.
 
     Returns:
-        [prefixes, actions] probability that each action comes after such a child, and its log1p seconds.
+        [prefixes, actions] probability that each action comes after such a child, and its log1p seconds; and
+        [prefixes, 1] probability of such a child.
     """
     all_left = left.sum(1, keepdim=True)
     # A child that is all but certain has next to no siblings to go on with.
@@ -131,7 +130,7 @@ def _gone_on(share: Tensor, time: Tensor, left: Tensor) -> tuple[Tensor, Tensor]
     rest = share * (each.sum(1, keepdim=True) - each)
     rest[:, -1:] = all_left
     left_at = (left * time).sum(1, keepdim=True) / all_left.clamp(min=torch.finfo(left.dtype).tiny)
-    return rest, torch.maximum(time, left_at)
+    return rest, torch.maximum(time, left_at), all_left
 
 
 def _closed_form(generator: ImplicitGenerator, context: Tensor) -> Occurrence:

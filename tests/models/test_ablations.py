@@ -132,16 +132,16 @@ def test_training_and_reading_go_through_the_same_prefixes(switch: dict, columns
         labels = batch.step_label[place : place + length].tolist()
         walked = sorted(labels) if "action_order" in switch else labels
         state = ranker.generator.begin(output.context[target : target + 1])
-        tokens = ranker.generator.tokens(output.tables)
-        action, offset_s = torch.tensor([0]), torch.zeros(1, dtype=torch.float64)
+        tokens = ranker.generator.tokens(output.tables, torch.zeros_like(ranker.timed))
+        action, time = torch.tensor([0]), torch.zeros(1, dtype=torch.float64)
         for label in walked:
-            steps, state = ranker.generator.step(action, offset_s, state, tokens)
+            steps, state = ranker.generator.step(action, time, state, tokens)
             at = place + labels.index(label)
             torch.testing.assert_close(output.steps.time[at, label], steps.time[0, label])
             torch.testing.assert_close(
                 torch.log_softmax(output.steps.logits[at], 0)[label], torch.log_softmax(steps.logits[0], 0)[label]
             )
-            action, offset_s = torch.tensor([label]), torch.tensor([math.nan], dtype=torch.float64)
+            action, time = torch.tensor([label]), steps.time[:, label]
         place += length
     what = ranker.occurrence(output, max_error=0.0)
     assert what.remainder.abs().max() < 1e-12

@@ -167,9 +167,10 @@ def test_steps_one_by_one_equal_teacher_forcing(options: dict, mlp_ratio: float)
         state = generator.begin(context[t : t + 1])
         for row in (target == t).nonzero().flatten():
             one = slice(row, row + 1)
-            steps, state = generator.step(action[one], offset[one], state, generator.tokens(tables))
+            tokens = generator.tokens(tables, offset[one].isfinite().expand(ACTIONS))
+            steps, state = generator.step(action[one], torch.log1p(offset[one].nan_to_num(3.0)), state, tokens)
             assert_same(steps, Steps(*(None if part is None else part[one] for part in forced)))
-            state = state.reach(label[one], steps.time)
+            state = state.reach(steps.time[0, label[one]])
 
 
 @pytest.mark.parametrize("form", [ExplicitGenerator, ImplicitGenerator])
@@ -183,12 +184,13 @@ def test_one_time_for_all_actions_or_one_each(form: type[Generator]) -> None:
 def test_selected_states_go_on_independently() -> None:
     generator = build(ExplicitGenerator, time_head="monotone")
     tables, context = tables_and_context()
-    context, tokens = context[:3], generator.tokens(tables)
+    context, tokens = context[:3], generator.tokens(tables, torch.arange(ACTIONS) != 3)
     start = torch.zeros(3, dtype=torch.long)
     steps, state = generator.step(start, torch.zeros(3, dtype=torch.float64), generator.begin(context), tokens)
     pick, follow = torch.tensor([2, 0, 2]), torch.tensor([1, 3, 2])
     offset = torch.tensor([1.0, math.nan, 7.0], dtype=torch.float64)
-    both, _ = generator.step(follow, offset, state.select(pick).reach(follow, steps.time[pick]), tokens)
+    state = state.select(pick).reach(steps.time[pick, follow])
+    both, _ = generator.step(follow, torch.log1p(offset.nan_to_num(5.0)), state, tokens)
     for place, origin in enumerate(pick.tolist()):
         action = torch.tensor([0, follow[place]])
         label = torch.tensor([follow[place], EXIT])
