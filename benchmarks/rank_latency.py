@@ -36,8 +36,8 @@ from a2gen_rec.data.batch import ALL, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns, read_columns, row_groups, take_windows
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.nn.occurrence import Occurrence, occurrence
 from a2gen_rec.nn.generator import StepEmbeddings
+from a2gen_rec.nn.occurrence import Occurrence, occurrence
 from a2gen_rec.serving.rank import Items
 from a2gen_rec.sharding.tables import ACTION, TIME, whole_tables
 from a2gen_rec.training.next_window import next_window
@@ -293,8 +293,7 @@ def _report(found: dict[tuple[int, int], dict[str, Timing]], settings: Settings)
             "Milliseconds of a request",
             ["candidates", "history", "form", "p10", "p50", "p90", "p99", "requests"],
             rows,
-            f"probabilities off by at most {settings.max_error}, exact with the whole tree; "
-            f"no p99 from a few requests",
+            f"probabilities off by at most {settings.max_error}, exact with the whole tree; no p99 from a few requests",
         ),
         Table(
             "How many times as long a request takes as in the factorised form",

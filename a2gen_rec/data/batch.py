@@ -48,8 +48,8 @@ class WindowBatch(Pipelineable):
         action: [tokens] int64 codes; offset_s: [tokens] float32 seconds, NaN when unknown.
         target: [targets] place among the impressions; target_window, target_column; ``target_shape``.
         moment: [targets] impression at whose begin a target is judged: itself, or the first candidate of its request.
-            Candidates are alternatives and not one another's past. ``one_moment``: whether all targets of a window share
-            one.
+            Candidates are alternatives and not one another's past. ``one_moment``: whether all targets of a window
+            share one.
         session, outcome: feature -> [impressions] or [keys] int64 table rows. Their tables are small: they are not
             among ``sparse``. Of an outcome only what a target may see is here.
         step: [steps] token of every input step of the targets (all but ``exit``); its label is the next token.

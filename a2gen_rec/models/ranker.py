@@ -12,8 +12,8 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard, Level
-from a2gen_rec.nn.occurrence import Occurrence
 from a2gen_rec.nn.encoder import WindowLayout, log_bucket
+from a2gen_rec.nn.occurrence import Occurrence
 from a2gen_rec.nn.order import without_order
 from a2gen_rec.ragged import pad
 from a2gen_rec.sharding.tables import ACTION, DTYPES, GAP, TIME, read_by, table_rows, whole_tables

@@ -41,8 +41,8 @@ class Table(nn.Module):
 
     def empty(self, rows: int) -> "Table":
         """One of ``rows`` rows, stored as this one, to be :meth:`put` into."""
-        scale = self.scale
-        return Table(self.values.new_empty(rows, self.values.shape[1]), None if scale is None else scale.new_empty(rows))
+        values = self.values.new_empty(rows, self.values.shape[1])
+        return Table(values, None if self.scale is None else self.scale.new_empty(rows))
 
     def put(self, first: int, end: int, rows: "Table") -> None:
         """Let rows ``first`` up to ``end`` be those of another table."""
@@ -98,7 +98,8 @@ class Tables(nn.Module):
         parts = zip(sparse.keys(), sparse.values().split(counts), counts, sparse.lengths().split(1), strict=True)
         asked = [part for part in parts if part[0] in self.first]
         rows = self.table(torch.cat([ids + self.first[name] for name, ids, _, _ in asked]))
-        found = rows.split([count for _, _, count, _ in asked])
-        return self.whole | {
-            name: JaggedTensor(values, lengths=length) for (name, _, _, length), values in zip(asked, found, strict=True)
-        }
+        found = dict(self.whole)
+        each = rows.split([count for _, _, count, _ in asked])
+        for (name, _, _, length), values in zip(asked, each, strict=True):
+            found[name] = JaggedTensor(values, lengths=length)
+        return found

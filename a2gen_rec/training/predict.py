@@ -122,10 +122,11 @@ def _rows(
     if not output.objective_logits.shape[1]:
         chances[1] = torch.full_like(batch.objectives, torch.nan)
     length = card.feedback.duration if card.feedback is not None else ""
+    is_known = length in batch.sparse.keys()  # noqa: SIM118 - not a mapping
     return Predictions(
         user=host(batch.user_key[batch.target_window]),
         item=host(batch.ids(ITEM)[batch.target]),
-        length=host(batch.ids(length)[batch.target] if length in batch.sparse.keys() else torch.zeros_like(batch.target)),
+        length=host(batch.ids(length)[batch.target] if is_known else torch.zeros_like(batch.target)),
         probability=host(torch.cat([what.probability[:, 1:], *chances], 1).float()),
         happened=host(torch.cat([happened[:, 1:], batch.labels, batch.objectives], 1)),
         time=host(what.time[:, 1:].float()),

@@ -15,8 +15,8 @@ from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.ranker import Encoded, Inputs, Ranker
-from a2gen_rec.nn.occurrence import Occurrence
 from a2gen_rec.nn.experts import Towers
+from a2gen_rec.nn.occurrence import Occurrence
 
 
 @dataclass(frozen=True)
