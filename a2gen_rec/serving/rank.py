@@ -80,8 +80,8 @@ def with_candidates(
     """
     seen, count = len(history.ts_ms), len(items.raw)
 
-    def then(past: np.ndarray, value: object) -> np.ndarray:
-        return np.concatenate([past, np.broadcast_to(np.asarray(value, past.dtype), (count, *past.shape[1:]))])
+    def then(past: np.ndarray, value: float) -> np.ndarray:
+        return np.concatenate([past, np.full((count, *past.shape[1:]), value, past.dtype)])
 
     item = {name: np.concatenate([history.impression_ids[name], rows]) for name, rows in items.rows.items()}
     shown = {
