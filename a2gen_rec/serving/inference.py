@@ -15,7 +15,7 @@ from a2gen_rec.serving.types import Impression, RankedList, Request
 
 WARM = 64
 """Items that a model ranks before it is put in service."""
-NICE = 5
+NICE = 10
 """Of what ranks: where cores are short, the event loop, which needs little, goes first."""
 
 
