@@ -145,8 +145,7 @@ class EvaluateConfig:
 
     Attributes:
         max_error: most that an action's probability, as the generator's sequences tell it, may be off, for those that
-            are not followed to their end, but taken to go on as others do. In the mean it is off by a hundredth of
-            that, and a third of it takes twice as long.
+            are not followed to their end, but taken to go on as others do. In the mean it is off by far less.
         smoothing: pseudo-impressions at the base rate in the item-rate reference row.
         sequences: most frequent action sequences to compare with the generated ones; 0 for none.
     """

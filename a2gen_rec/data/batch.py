@@ -55,7 +55,8 @@ class WindowBatch(Pipelineable):
         step: [steps] token of every input step of the targets (all but ``exit``); its label is the next token.
         steps: groups of targets by number of steps.
         labels, objectives: [targets, names] float32, watch_s: [targets] seconds; NaN when unknown.
-        oracle: [targets, oracle columns] float32 true probabilities, simulated data only.
+        oracle: [targets, oracle columns] float32 true probabilities, simulated data only. These, ``step``, ``steps``
+            and ``counts`` are empty where a batch was made without outcomes.
         counts: [5 + objectives + 1] float64, what the loss terms are means over, as named by :func:`count_names`.
         position: where in the data the loader stands after this batch.
     """
@@ -195,9 +196,10 @@ def collate(
     token_starts = torch.cumsum(action_lengths, 0) - action_lengths
     key_lengths = token_lengths[key]
     offset_s = torch.from_numpy(columns.offset_s[tokens])
-    outcomes = _no_outcomes()
     if with_outcomes:
         outcomes = _outcomes(columns, flat, target, token_starts, action_lengths, offset_s, group_cost)
+    else:
+        outcomes = _no_outcomes()
 
     ids = {name: torch.from_numpy(values[rows]) for name, values in columns.user_ids.items()}
     ids |= {name: torch.from_numpy(values[flat]) for name, values in columns.impression_ids.items()}
@@ -263,7 +265,7 @@ def _outcomes(
     }
 
 
-@cache
+@cache  # empty tensors, which hold nothing that a batch could change for another
 def _no_outcomes() -> dict[str, Any]:
     none = torch.zeros(0, 0)
     return {

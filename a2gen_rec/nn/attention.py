@@ -298,6 +298,8 @@ def factorised_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
     if not denominator.numel() or denominator.amin() > floor:
         return f * (wanted @ e)
     lost = (denominator <= floor) & seen
+    if not lost.any():  # only pairs that are not seen, such as those of two views
+        return f * (wanted @ e)
     weights = f * (wanted.masked_fill(lost, 0) @ e)
     b, h, t, i = lost.nonzero(as_tuple=True)
     own = t if mask.shape[1] > 1 else torch.zeros_like(t)

@@ -246,7 +246,8 @@ class ExplicitGenerator(Generator):
                 ``start`` always has one.
         """
         buckets = len(tables.time) - 1
-        known = timed.index_fill(0, torch.zeros(1, dtype=torch.long, device=timed.device), True)
+        known = timed.clone()
+        known[0] = True
         time = torch.where(known[:, None, None], tables.time[1:], tables.time[:1]).flatten(0, 1)
         every = torch.cat([time, tables.action.repeat_interleave(buckets, 0)], dim=-1)
         return StepTokens(torch.cat(self.attention.project(every), dim=1), buckets)
@@ -268,8 +269,8 @@ class ExplicitGenerator(Generator):
             Steps of shape [prefixes, actions] and the new state.
         """
         # As log_bucket has it, of seconds.
-        largest = math.log1p(self.max_offset_s)
-        bucket = (time.clamp(0, largest) * ((tokens.buckets - 1) / largest)).long()
+        scale = (tokens.buckets - 1) / math.log1p(self.max_offset_s)
+        bucket = (time.clamp(min=0) * scale).long().clamp(max=tokens.buckets - 1)
         token = Projected(*tokens.projected.index_select(0, action * tokens.buckets + bucket).chunk(4, dim=1))
         hidden, cache = self.attention.step(token, state.asked, state.cache)
         emitted = state.emitted.scatter(1, action[:, None], True)

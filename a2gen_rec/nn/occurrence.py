@@ -91,7 +91,8 @@ def _expand_tree(
         # Every sequence through a child contains its action, so a child counts whether or not it is followed.
         child = mass[:, None] * share
         after = F.pad(child[:, :-1], (0, 1))  # exit ends a sequence
-        tree.append(Level(owner, parent, action, time, child[:, -1], steps.time[:, -1]))
+        # Copies: views would keep whole levels.
+        tree.append(Level(owner, parent, action, time, child[:, -1].clone(), steps.time[:, -1].clone()))
         mass_left = context.new_zeros(n).index_add_(0, owner, after.sum(1))
         children = torch.bincount(owner, minlength=n) * (actions - 1 - len(tree))
         budget = max_error - remainder
@@ -99,7 +100,7 @@ def _expand_tree(
         least = torch.where(mass_left > budget, budget / children.clamp(min=1), torch.inf)
         follow = after > least[owner, None]
         left = after.masked_fill(follow, 0)
-        rest, rest_time, all_left = _gone_on(share, steps.time, left)
+        rest, rest_time, all_left = _gone_on(share, steps.time, left, timed)
         counted = [child + rest, child * steps.time + rest * rest_time, all_left]
         sums.index_add_(0, owner, torch.cat(counted, dim=1))
         parent, action = follow.nonzero(as_tuple=True)
@@ -112,13 +113,14 @@ def _expand_tree(
     return Occurrence(probability, expected, remainder, tree)
 
 
-def _gone_on(share: Tensor, time: Tensor, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _gone_on(share: Tensor, time: Tensor, left: Tensor, timed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What children that are not followed are taken to go on with: their siblings, with the shares and at the times
-    that the prefix has for them, but not before the children themselves; and ``exit``, for certain.
+    that the prefix has for them, but not before the children's mean time; and ``exit``, for certain.
 
     Args:
         share, time: [prefixes, actions] probability given the prefix, and log1p seconds, of each child.
         left: [prefixes, actions] probability of the children that are not followed, else 0; none of them is ``exit``.
+        timed: [actions] bool, whether an action's times mean anything.
 
     Returns:
         [prefixes, actions] probability that each action comes after such a child, and its log1p seconds; and
@@ -129,7 +131,8 @@ def _gone_on(share: Tensor, time: Tensor, left: Tensor) -> tuple[Tensor, Tensor,
     each = left / (1 - share).clamp(min=1e-3)
     rest = share * (each.sum(1, keepdim=True) - each)
     rest[:, -1:] = all_left
-    left_at = (left * time).sum(1, keepdim=True) / all_left.clamp(min=torch.finfo(left.dtype).tiny)
+    known = left * timed
+    left_at = (known * time).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny)
     return rest, torch.maximum(time, left_at), all_left
 
 

@@ -153,7 +153,7 @@ def _read_model(folder: str, card: DatasetCard, settings: Settings) -> ExportedM
         whole = {name: dense[f"table/{name}"] for name in whole_tables(card, settings.model)}
         file = paths.join(folder, TABLES)
         tables = _read_tables(file, {feature.name: feature.cardinality for feature in looked_up(card)}, settings, whole)
-    except (SafetensorError, OSError, RuntimeError, KeyError) as error:
+    except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{file}: does not fit the model or is damaged ({lines[-1] if lines else error})") from error
     return ExportedModel(tables, ranker).eval()

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from a2gen_rec.serving.explain import Contribution
-from a2gen_rec.serving.timelines import BEAMS
+from a2gen_rec.serving.timelines import MOST_SEQUENCES
 from a2gen_rec.serving.types import Candidate, Impression, Nudge, RankedList, Request, Timeline
 
 MOST_CANDIDATES = 2000
@@ -136,7 +136,7 @@ class RankBody(_Body):
     )
     explain: bool = Field(False, description="Say what scores are made of; needs an ensemble.")
     timelines: bool = Field(True, description="Say each candidate's likeliest sequence of actions.")
-    sequences: int = Field(0, ge=0, le=BEAMS, description="Of how many of its likeliest sequences to tell.")
+    sequences: int = Field(0, ge=0, le=MOST_SEQUENCES, description="Of how many of its likeliest sequences to tell.")
     nudge: NudgeBody | None = Field(None, description="A question to the ensemble, which must rank.")
     timeout_ms: int | None = Field(None, ge=1, le=LONGEST_TIMEOUT_MS, description="After which no answer is of use.")
 
@@ -203,7 +203,9 @@ class RankedCandidate(BaseModel):
     expected_watch_s: float | None
     timeline: list[Step] = Field(description="The likeliest sequence of actions; empty where none was asked for.")
     timeline_probability: float | None
-    sequences: list[SequenceAnswer] = Field(description="As many as asked for, the likeliest first.")
+    sequences: list[SequenceAnswer] = Field(
+        description="The likeliest first: as many as asked for, or all but the least likely ones."
+    )
     expected_at_s: dict[str, float | None] = Field(
         description="Of every action, should it happen; null where the log has no such times."
     )

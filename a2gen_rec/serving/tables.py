@@ -45,7 +45,13 @@ class Table(nn.Module):
         return Table(values, None if self.scale is None else self.scale.new_empty(rows))
 
     def put(self, first: int, end: int, rows: "Table") -> None:
-        """Let rows ``first`` up to ``end`` be those of another table."""
+        """Let rows ``first`` up to ``end`` be those of another table.
+
+        Raises:
+            ValueError: it is not stored as this one.
+        """
+        if rows.values.dtype != self.values.dtype or (rows.scale is None) != (self.scale is None):
+            raise ValueError("tables are not stored alike")
         self.values[first:end] = rows.values
         if self.scale is not None and rows.scale is not None:
             self.scale[first:end] = rows.scale
@@ -78,9 +84,12 @@ class Tables(nn.Module):
     looks up all of its ids at once.
 
     Args:
-        rows: of each table that is looked up by id, none of them empty; at least one.
+        rows: of each table that is looked up by id; at least one.
         read: called with the name of each, gives the table. All are stored alike and as wide.
         whole: name -> [rows, dim] of those that every batch looks up whole.
+
+    Raises:
+        ValueError: they are not stored alike.
     """
 
     def __init__(self, rows: Mapping[str, int], read: Callable[[str], Table], whole: Mapping[str, Tensor]) -> None:

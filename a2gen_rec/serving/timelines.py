@@ -16,7 +16,8 @@ from a2gen_rec.nn.decoding import Decoded
 from a2gen_rec.nn.occurrence import likeliest
 from a2gen_rec.serving.types import Timeline
 
-BEAMS = 8
+MOST_SEQUENCES = 8
+"""That can be told of a candidate."""
 
 
 def likely_timelines(
@@ -29,7 +30,7 @@ def likely_timelines(
     encoded = judged.encoded
     if not isinstance(ranker, DenseRanker) or not isinstance(encoded, A2GenEncoded):
         return [[]] * len(best)
-    return timelines(ranker.decode(replace(encoded, context=encoded.context[best]), BEAMS), most, card)
+    return timelines(ranker.decode(replace(encoded, context=encoded.context[best]), MOST_SEQUENCES), most, card)
 
 
 def timelines(decoded: Decoded, most: Sequence[int], card: DatasetCard) -> list[list[tuple[Timeline, float]]]:

@@ -85,8 +85,8 @@ class Request:
         k: how many of the best to return.
         by: what to rank by: ``ensemble``, ``watch`` or an outcome; empty takes the first of these that there is.
         explain: say what each score is made of (needs an ensemble).
-        timelines: decode the likeliest action sequence of each of the best.
-        sequences: how many of the likeliest are told of each, where ``timelines`` are decoded.
+        timelines: tell the likeliest action sequence of each of the best.
+        sequences: how many of the likeliest are told of each, where ``timelines`` are told.
         nudge: a question to the ensemble, by which the candidates must be ranked.
     """
 
@@ -114,13 +114,14 @@ class Candidate:
         expected_watch_s: expected watch time in seconds (the mean in log1p seconds, brought back); None where the
             log does not record it.
         timeline: the most probable action sequence, ``start`` to ``exit``, with seconds since the impression
-            began; None for actions whose times the log does not record. Empty if the model generates none.
+            began; None for actions whose times the log does not record. Empty if the model generates none. Of the
+            sequences that were followed: all others together have at most ``evaluate.max_error``.
         timeline_probability: of that sequence of actions; NaN without.
         score: the ensemble's, whose parts are the ``explanation``; NaN and none without one.
         expected_at_s: of every action and ``exit``, expected seconds since the impression began, should it happen; None
             where the log does not record them.
         sequences: the likeliest action sequences and their probabilities, of which ``timeline`` is the first; as many
-            as were asked for, if there are.
+            as were asked for, if as many were followed.
         length_s: of the video; None where nothing tells.
     """
 

@@ -14,6 +14,7 @@ from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.models.a2gen import A2GenOutput
 from a2gen_rec.models.baselines.towers import TowersOutput
 from a2gen_rec.models.ranker import Encoded, Ranker
+from a2gen_rec.sharding.tables import looked_up
 from a2gen_rec.training.losses import term_names
 from a2gen_rec.training.observed import observed, step_owner
 
@@ -122,7 +123,7 @@ def _rows(
     if not output.objective_logits.shape[1]:
         chances[1] = torch.full_like(batch.objectives, torch.nan)
     length = card.feedback.duration if card.feedback is not None else ""
-    is_known = length in batch.sparse.keys()  # noqa: SIM118 - not a mapping
+    is_known = length in {feature.name for feature in looked_up(card)}
     return Predictions(
         user=host(batch.user_key[batch.target_window]),
         item=host(batch.ids(ITEM)[batch.target]),

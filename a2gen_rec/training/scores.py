@@ -22,7 +22,7 @@ from a2gen_rec.training.observed import observed
 from a2gen_rec.training.process import agreed, gather
 from a2gen_rec.training.run import OpenRun
 
-SCORES_VERSION = 1
+SCORES_VERSION = 2
 """Of what score files hold: raised whenever the same run and data would give others."""
 
 

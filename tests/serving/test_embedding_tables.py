@@ -44,3 +44,9 @@ def test_rows_are_those_of_their_ids(dtype: str) -> None:
         torch.testing.assert_close(found[name].values(), expected, rtol=0, atol=0.03 if dtype != "fp32" else 0)
         assert found[name].lengths().tolist() == [len(expected)]
     assert torch.equal(found["small"].values(), small)
+
+
+def test_tables_that_are_not_stored_alike_are_refused() -> None:
+    weight = torch.randn(3, 4)
+    with pytest.raises(ValueError, match="alike"):
+        Tables({"a": 3, "b": 3}, lambda name: quantised(weight, "int8" if name == "a" else "fp16"), {})
