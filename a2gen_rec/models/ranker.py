@@ -180,11 +180,8 @@ class Ranker(nn.Module, Generic[E]):
             recency = log_bucket(seconds, self.config.time_buckets, self.config.max_gap_s)
         matches: Sequence[Tensor] = ()
         if self.config.match_bias:
-            ids = torch.stack([batch.ids(name) for name in self.features["item"]], dim=-1)
-            target = at_targets(batch, ids[batch.target])
-            target = target.masked_fill(target == 0, -1)  # unknown values match nothing
-            past = in_windows(batch, ids, 0)
-            matches = (past.movedim(-1, 0)[:, :, None] == target.movedim(-1, 0)[..., None]).unbind()
+            ids = stacked_ids(batch, self.features["item"])
+            matches = matching(at_targets(batch, ids[batch.target]), in_windows(batch, ids, 0))
         return WindowLayout(
             batch.key_window,
             batch.key_column,
@@ -247,6 +244,21 @@ def in_windows(batch: WindowBatch, values: Tensor, fill: int) -> Tensor:
     """[windows, longest, *d] values [impressions, *d] of the impressions that targets may see; ``fill`` beyond them."""
     at_keys = (batch.key_window, batch.key_column)
     return values.new_full((*batch.key_shape, *values.shape[1:]), fill).index_put(at_keys, values[batch.key])
+
+
+def stacked_ids(batch: WindowBatch, features: Sequence[str]) -> Tensor:
+    """[impressions, features] table rows."""
+    return torch.stack([batch.ids(name) for name in features], dim=-1)
+
+
+def matching(row: Tensor, past: Tensor) -> Sequence[Tensor]:
+    """Per feature [windows, rows, longest] bool, whether a row and a past impression share it.
+
+    Args:
+        row: [windows, rows, features], past: [windows, longest, features] table rows. 0, unknown, matches nothing.
+    """
+    known = row.masked_fill(row == 0, -1)
+    return (past.movedim(-1, 0)[:, :, None] == known.movedim(-1, 0)[..., None]).unbind()
 
 
 def at_targets(batch: WindowBatch, values: Tensor) -> Tensor:

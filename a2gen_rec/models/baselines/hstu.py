@@ -1,5 +1,7 @@
 """HSTU (arXiv 2402.17152) over the sequence of impressions, with MMoE's experts and a tower per task: METHODS §7."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,7 @@ from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.baselines.towers import TowersRanker
-from a2gen_rec.models.ranker import Inputs, at_targets, in_windows, key_times
+from a2gen_rec.models.ranker import Inputs, at_targets, in_windows, key_times, matching, stacked_ids
 from a2gen_rec.nn.encoder import log_bucket
 from a2gen_rec.nn.experts import MMoE
 from a2gen_rec.nn.hstu import HSTU, SequenceLayout
@@ -56,13 +58,11 @@ class HSTURanker(TowersRanker):
         elapsed = None
         if self.config.recency_bias:
             elapsed = log_bucket((now - begin).float() / 1000, self.config.time_buckets, self.config.max_gap_s)
-        matches = []
+        matches: Sequence[Tensor] = ()
         if self.config.match_bias:
-            for name in self.features["item"]:
-                ids = batch.ids(name)
-                past = in_windows(batch, ids, 0)
-                row = torch.cat([past, at_targets(batch, ids[batch.target])], dim=1)[..., None]
-                matches.append((row == past[:, None]) & (row != 0))  # unknown values match nothing
+            ids = stacked_ids(batch, self.features["item"])
+            past = in_windows(batch, ids, 0)
+            matches = matching(torch.cat([past, at_targets(batch, ids[batch.target])], dim=1), past)
         return SequenceLayout(
             seen=(distance > 0) & (distance <= self.history) & (begin < now) & (end <= now),
             distance=distance.clamp(0, self.history),
