@@ -96,9 +96,11 @@ class Tables(nn.Module):
         super().__init__()
         ends = list(itertools.accumulate(rows.values()))
         self.first = dict(zip(rows, [0, *ends[:-1]], strict=True))
-        self.table = read(next(iter(rows))).empty(ends[-1])
         for name, end in zip(rows, ends, strict=True):  # one at a time in memory, beside what becomes of all
-            self.table.put(self.first[name], end, read(name))
+            part = read(name)
+            if not self.first[name]:
+                self.table = part.empty(ends[-1])
+            self.table.put(self.first[name], end, part)
         self.whole = {name: JaggedTensor(table, lengths=torch.tensor([len(table)])) for name, table in whole.items()}
 
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
