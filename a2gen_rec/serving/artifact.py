@@ -11,6 +11,9 @@
     users.parquet, items.parquet   raw identifiers and the rows of their features
     ensemble/                   as ``models/ensemble_store.py`` has it; absent without one
 
+All rows are those of the tables here. Those of users and items that are a vocabulary count up with the names, which
+takes no bytes to tell, and names without a row come last: they are not the dataset's rows, which go by frequency.
+
 ``training/export_files.py`` writes them.
 """
 
@@ -41,6 +44,7 @@ SETTINGS, TABLES, DENSE = "model.yaml", "tables.safetensors", "dense.safetensors
 USERS, ITEMS, ENSEMBLE = "users.parquet", "items.parquet", "ensemble"
 CURRENT = "CURRENT"
 """A file in a folder of models that names the one to serve."""
+CATALOGUES = {"user": USERS, "item": ITEMS}
 IDENTIFIERS = {"user": "user_id", "item": ITEM}
 
 

@@ -103,6 +103,14 @@ class Tables(nn.Module):
             self.table.put(self.first[name], end, part)
         self.whole = {name: JaggedTensor(table, lengths=torch.tensor([len(table)])) for name, table in whole.items()}
 
+    def renumber(self, name: str, rows: Tensor) -> None:
+        """Let each row of a table be row ``rows`` [its rows] of it, which is a permutation."""
+        first = self.first[name]
+        for stored in (self.table.values, self.table.scale):
+            if stored is not None:
+                part = stored[first : first + len(rows)]
+                part[rows] = part.clone()
+
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Looked-up rows of every table, one after another as their ids are."""
         counts = sparse.length_per_key()

@@ -26,6 +26,7 @@ from a2gen_rec.training import ensemble_run
 from a2gen_rec.training.build import TrainTask
 from a2gen_rec.training.evaluate import evaluate
 from a2gen_rec.training.export_files import whole_state, write_model, write_vocabularies
+from a2gen_rec.training.export_rows import row_order
 from a2gen_rec.training.losses import Loss
 from a2gen_rec.training.run import OpenRun, open_run
 
@@ -73,13 +74,13 @@ def export(
         folder = ensemble or ensemble_run.found(run)
         if folder:
             ensemble_run.load_fitting(opened, folder)
-        card = _with_time_zone(opened)
+        card, order = _with_time_zone(opened), row_order(opened.data, opened.card)
         before = _measured(opened, opened.built.dmp, opened.built.model.ranker, split)
         with workspace(out) as work:
             made = work / "dataset"
             settings = Settings(opened.config.model, opened.config.evaluate.max_error, opened.config.loader.group_cost)
-            write_model(made, card, settings, whole_state(opened.built.model), dtype)
-            write_vocabularies(made, opened.data, card)
+            write_model(made, card, settings, whole_state(opened.built.model), dtype, order)
+            write_vocabularies(made, opened.data, card, order)
             if folder:
                 (made / ENSEMBLE).mkdir()
                 for name in (CARD, WEIGHTS):
@@ -87,6 +88,8 @@ def export(
             source = {"run": run, "step": opened.step, "checkpoint": opened.digest, "dataset": card.name}
             write_manifest(made, dtype, source, _versions(), {})
             model = load_artifact(str(made)).model
+            for name, rows in order.items():  # the dataset's windows hold the dataset's rows
+                model.embeddings.renumber(name, torch.from_numpy(rows))
             after = _measured(opened, TrainTask(model, _loss(opened)), model.ranker, split)
             metrics = compared(before, after, tolerance)
             refuse_worse(metrics, out)

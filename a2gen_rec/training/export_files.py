@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import yaml
@@ -15,9 +17,13 @@ from torch import Tensor, nn
 from a2gen_rec import paths
 from a2gen_rec.data.columns import read_table
 from a2gen_rec.data.schema import RAW_LENGTH, DatasetCard
-from a2gen_rec.serving.artifact import DENSE, ITEMS, SETTINGS, TABLES, USERS, Settings, has_vocabulary
+from a2gen_rec.serving.artifact import CATALOGUES, DENSE, IDENTIFIERS, SETTINGS, TABLES, Settings, has_vocabulary
 from a2gen_rec.serving.tables import TableType, quantised
 from a2gen_rec.sharding.tables import table_rows, whole_tables
+from a2gen_rec.training.export_rows import reordered
+
+RECURS = 50
+"""Occurrences of each value of a column, on average, from which a dictionary of them pays."""
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
@@ -37,12 +43,18 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def write_model(
-    folder: Path, card: DatasetCard, settings: Settings, state: Mapping[str, Tensor], dtype: TableType
+    folder: Path,
+    card: DatasetCard,
+    settings: Settings,
+    state: Mapping[str, Tensor],
+    dtype: TableType,
+    order: Mapping[str, np.ndarray],
 ) -> None:
     """Write configuration, card, tables and the dense part.
 
     Args:
         state: of a ``RankingModel``, whole tensors by name.
+        order: of tables whose rows are put in another order, as ``export_rows.row_order`` gives it.
     """
     paths.write_text(str(folder / SETTINGS), yaml.safe_dump(asdict(settings), sort_keys=False))
     card.save(str(folder))
@@ -54,43 +66,48 @@ def write_model(
         if name in small:
             dense[f"table/{name}"] = weight.float().contiguous()
             continue
-        table = quantised(weight, dtype)
-        tables[f"{name}/values"] = table.values
-        if table.scale is not None:
-            tables[f"{name}/scale"] = table.scale
+        for part, stored in quantised(weight, dtype).named_buffers():
+            tables[f"{name}/{part}"] = stored[order[name]] if name in order else stored
     save_file(tables, folder / TABLES)
     save_file(dense, folder / DENSE)
     for file in (TABLES, DENSE):  # the library's own files are for their owner alone
         os.chmod(folder / file, 0o644)
 
 
-def write_vocabularies(folder: Path, dataset: str, card: DatasetCard) -> None:
-    """Copy what a dataset knows of raw values, in as few bytes as Parquet can."""
+def write_vocabularies(folder: Path, dataset: str, card: DatasetCard, order: Mapping[str, np.ndarray]) -> None:
+    """Copy what a dataset knows of raw values, in as few bytes as Parquet can; ``order`` as in :func:`write_model`."""
     (folder / "vocabulary").mkdir()
     for feature in card.features:
         if has_vocabulary(feature):
             name = f"vocabulary/{feature.name}.parquet"
             table = read_table(paths.join(dataset, *name.split("/")), ["value", "row"])
             _write_compact(table, folder / name)
-    for level, name in (("user", USERS), ("item", ITEMS)):
+    for level, name in CATALOGUES.items():
         features = {feature.name for feature in card.features if feature.level == level}
         table = read_table(paths.join(dataset, name))
         kept = [each for each in table.column_names if each in features or each in (level, RAW_LENGTH)]
-        _write_compact(table.select(kept), folder / name)
+        table, identifier = table.select(kept), IDENTIFIERS[level]
+        _write_compact(reordered(table, identifier, order[identifier]) if identifier in order else table, folder / name)
 
 
 def _write_compact(table: pa.Table, file: Path) -> None:
-    """Parquet of sorted text and of integers with hardly two alike: differences, where dictionaries only add."""
+    """Parquet: dictionaries of values that recur; differences of sorted text, and of integers with hardly two alike."""
     schema = pa.schema([_compact(field) for field in table.schema])
+    recurring = [name for name in table.column_names if _recurs(table[name])]
     encodings = {
         field.name: "DELTA_BYTE_ARRAY" if pa.types.is_string(field.type) else "DELTA_BINARY_PACKED"
         for field in schema
-        if not pa.types.is_floating(field.type)
+        if field.name not in recurring
     }
     pq.write_table(
-        table.cast(schema), file, compression="zstd", compression_level=9, use_dictionary=False,
+        table.cast(schema), file, compression="zstd", compression_level=9, use_dictionary=recurring,
         column_encoding=encodings, write_statistics=False,
     )  # fmt: skip
+
+
+def _recurs(column: pa.ChunkedArray) -> bool:
+    # Of numbers without order Parquet has no better encoding, and falls back where a dictionary would grow large.
+    return pa.types.is_floating(column.type) or RECURS * pc.count_distinct(column).as_py() <= len(column)
 
 
 def _compact(field: pa.Field) -> pa.Field:

@@ -46,6 +46,20 @@ def test_rows_are_those_of_their_ids(dtype: str) -> None:
     assert torch.equal(found["small"].values(), small)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "fp16", "fp32"])
+def test_renumbered_rows_are_found_by_their_new_numbers(dtype: str) -> None:
+    weight = {"user": torch.randn(5, 4), "item": torch.randn(20, 4), "tab": torch.randn(3, 4)}
+    rows = {name: len(table) for name, table in weight.items()}
+    stored = {name: quantised(table, dtype) for name, table in weight.items()}  # type: ignore[arg-type]
+    tables, becomes = Tables(rows, lambda name: stored[name], {}), torch.randperm(20)
+    tables.renumber("item", becomes)
+    asked = {name: becomes if name == "item" else torch.arange(size) for name, size in rows.items()}
+    lengths = torch.tensor([*rows.values()])
+    found = tables(KeyedJaggedTensor([*asked], torch.cat([*asked.values()]), lengths=lengths))
+    for name, size in rows.items():
+        assert torch.equal(found[name].values(), stored[name](torch.arange(size))), name
+
+
 def test_tables_that_are_not_stored_alike_are_refused() -> None:
     weight = torch.randn(3, 4)
     with pytest.raises(ValueError, match="alike"):
