@@ -8,11 +8,11 @@
     tables.safetensors          tables looked up by id: NAME/values and, of int8 codes, NAME/scale
     dense.safetensors           everything after the lookups (ranker/…), and small tables that are looked up whole
     vocabulary/FEATURE.parquet  raw ``value`` to table ``row``, identifiers aside
-    users.parquet, items.parquet   raw identifiers and the rows of their features
+    users.parquet, items.parquet   raw identifiers and the rows of their features; of videos' lengths, the raw ones
     ensemble/                   as ``models/ensemble_store.py`` has it; absent without one
 
-All rows are those of the tables here. Those of users and items that are a vocabulary count up with the names, which
-takes no bytes to tell, and names without a row come last: they are not the dataset's rows, which go by frequency.
+All rows are those of the tables here. Those of a vocabulary count up with its raw values, which takes no bytes to tell,
+and users and items without a row of their own come last: they are not the dataset's rows, which go by frequency.
 
 ``training/export_files.py`` writes them.
 """
@@ -123,10 +123,10 @@ def load_artifact(folder: str) -> Artifact:
         card=card,
         model=model,
         fused=fused,
-        users=Catalogue.read(paths.join(folder, USERS), "user", card.at_level("user")),
-        items=Catalogue.read(paths.join(folder, ITEMS), "item", card.at_level("item")),
+        users=Catalogue.read(paths.join(folder, USERS), "user", card.at_level("user"), length_feature(card)),
+        items=Catalogue.read(paths.join(folder, ITEMS), "item", card.at_level("item"), length_feature(card)),
         vocabularies={
-            feature.name: _read_vocabulary(paths.join(folder, "vocabulary", f"{feature.name}.parquet"), feature)
+            feature.name: _read_vocabulary(paths.join(folder, vocabulary_file(feature)), feature)
             for feature in card.features
             if has_vocabulary(feature)
         },
@@ -136,6 +136,17 @@ def load_artifact(folder: str) -> Artifact:
 def has_vocabulary(feature: Feature) -> bool:
     """Whether a feature has a vocabulary of its own; identifiers are in the catalogues."""
     return feature.kind == "vocabulary" and IDENTIFIERS.get(feature.level) != feature.name
+
+
+def length_feature(card: DatasetCard) -> str:
+    """The feature whose rows are buckets of the raw lengths that catalogues have; empty if there is none."""
+    duration = card.feedback.duration if card.feedback is not None else ""
+    return duration if any(each.name == duration and each.kind == "buckets" for each in card.features) else ""
+
+
+def vocabulary_file(feature: Feature) -> str:
+    """Where a feature's vocabulary is, in a dataset as in an exported model."""
+    return f"vocabulary/{feature.name}.parquet"
 
 
 def _read_settings(file: str) -> Settings:

@@ -27,21 +27,30 @@ class Catalogue:
     length: np.ndarray
 
     @classmethod
-    def read(cls, file: str, key: str, features: Sequence[Feature]) -> "Catalogue":
+    def read(cls, file: str, key: str, features: Sequence[Feature], of_length: str = "") -> "Catalogue":
         """Read ``users.parquet`` or ``items.parquet``, whose raw identifiers are in the column ``key``.
+
+        Args:
+            of_length: the feature whose rows are buckets of the raw lengths, and follow from them where they are there.
 
         Raises:
             DataError: it cannot be read, or breaks its contract.
         """
         table = read_table(file)
-        for name in (key, *(feature.name for feature in features)):
-            if name not in table.column_names:
-                raise DataError("column is missing", file=file, field=name)
-        rows = {feature.name: _rows(table[feature.name], feature, file) for feature in features}
         length = np.zeros(0)
         if RAW_LENGTH in table.column_names:
             known = table[RAW_LENGTH].cast(pa.float64()).to_numpy(zero_copy_only=False)
             length = np.append(known, np.nan)
+        rows = {}
+        for feature in features:
+            if feature.name == of_length and len(length):
+                rows[feature.name] = _buckets(length, feature)
+            elif feature.name in table.column_names:
+                rows[feature.name] = _rows(table[feature.name], feature, file)
+            else:
+                raise DataError("column is missing", file=file, field=feature.name)
+        if key not in table.column_names:
+            raise DataError("column is missing", file=file, field=key)
         names = table[key].to_pylist()
         return cls(dict(zip(names, range(len(names)), strict=True)), rows, length)
 
@@ -58,6 +67,12 @@ class Catalogue:
     def at(self, places: np.ndarray) -> dict[str, np.ndarray]:
         """Feature -> [places] int64 rows."""
         return {name: rows[places].astype(np.int64) for name, rows in self.rows.items()}
+
+
+def _buckets(length: np.ndarray, feature: Feature) -> np.ndarray:
+    """[places + 1] int32 rows of lengths that end with NaN, as ``data/vocabulary.py`` has them: 0 of NaN."""
+    rows = 1 + np.searchsorted(feature.boundaries, length, side="right")
+    return np.where(np.isnan(length), 0, rows).astype(np.int32)
 
 
 def _rows(column: pa.ChunkedArray, feature: Feature, file: str) -> np.ndarray:

@@ -15,7 +15,8 @@ from a2gen_rec import paths
 from a2gen_rec.errors import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+"""Format 1 told rows of videos' lengths, which now follow from the lengths; it is read like this one."""
 
 
 @dataclass(frozen=True)

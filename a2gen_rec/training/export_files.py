@@ -15,12 +15,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from a2gen_rec import paths
-from a2gen_rec.data.columns import read_table
+from a2gen_rec.data.columns import feature_rows, read_table
 from a2gen_rec.data.schema import RAW_LENGTH, DatasetCard
-from a2gen_rec.serving.artifact import CATALOGUES, DENSE, IDENTIFIERS, SETTINGS, TABLES, Settings, has_vocabulary
+from a2gen_rec.serving.artifact import (
+    CATALOGUES,
+    DENSE,
+    IDENTIFIERS,
+    SETTINGS,
+    TABLES,
+    Settings,
+    has_vocabulary,
+    length_feature,
+    vocabulary_file,
+)
 from a2gen_rec.serving.tables import TableType, quantised
 from a2gen_rec.sharding.tables import table_rows, whole_tables
-from a2gen_rec.training.export_rows import reordered
+from a2gen_rec.training.export_rows import with_exported_rows
 
 RECURS = 50
 """Occurrences of each value of a column, on average, from which a dictionary of them pays."""
@@ -79,15 +89,20 @@ def write_vocabularies(folder: Path, dataset: str, card: DatasetCard, order: Map
     (folder / "vocabulary").mkdir()
     for feature in card.features:
         if has_vocabulary(feature):
-            name = f"vocabulary/{feature.name}.parquet"
-            table = read_table(paths.join(dataset, *name.split("/")), ["value", "row"])
-            _write_compact(table, folder / name)
+            name = vocabulary_file(feature)
+            table = read_table(paths.join(dataset, name), ["value", "row"])
+            _write_compact(with_exported_rows(table, {"row": order[feature.name]}, "row"), folder / name)
     for level, name in CATALOGUES.items():
-        features = {feature.name for feature in card.features if feature.level == level}
-        table = read_table(paths.join(dataset, name))
+        file = paths.join(dataset, name)
+        table = read_table(file)
+        features = {feature.name: feature for feature in card.features if feature.level == level}
+        for feature in features.values():
+            if feature.name in table.column_names:
+                feature_rows(table[feature.name], feature, file)
         kept = [each for each in table.column_names if each in features or each in (level, RAW_LENGTH)]
-        table, identifier = table.select(kept), IDENTIFIERS[level]
-        _write_compact(reordered(table, identifier, order[identifier]) if identifier in order else table, folder / name)
+        if RAW_LENGTH in kept:
+            kept = [each for each in kept if each != length_feature(card)]
+        _write_compact(with_exported_rows(table.select(kept), order, IDENTIFIERS[level]), folder / name)
 
 
 def _write_compact(table: pa.Table, file: Path) -> None:

@@ -181,7 +181,7 @@ def flip(file: Path) -> None:
 
 
 def newer(file: Path) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 2}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 3}))
 
 
 def tampered(file: Path) -> None:
@@ -197,7 +197,7 @@ def tampered(file: Path) -> None:
         ("vocabulary/tab.parquet", flip, "vocabulary/tab.parquet: is damaged"),
         ("dataset.yaml", truncate, "dataset.yaml: has"),
         ("manifest.json", truncate, "manifest.json: not an exported model's manifest"),
-        ("manifest.json", newer, "manifest.json: is of format 2, this version of a2gen_rec reads up to 1"),
+        ("manifest.json", newer, "manifest.json: is of format 3, this version of a2gen_rec reads up to 2"),
         ("manifest.json", tampered, "manifest.json: is damaged"),
         ("manifest.json", Path.unlink, "no exported model here"),
     ],
