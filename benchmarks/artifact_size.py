@@ -169,7 +169,7 @@ def report(exports: list[Export], settings: Settings) -> Report:
     return Report([_sizes(exports, share), catalogue, columns, *_costs(exports)], targets, figures)
 
 
-def _sizes(exports: list[Export], share: Mapping[tuple[int, str], float]) -> Table:
+def _sizes(exports: list[Export], share: Mapping[tuple[int, TableType], float]) -> Table:
     names = list(exports[0].parts)
     rows: list[list[Cell]] = []
     for each in exports:

@@ -150,9 +150,3 @@ def test_what_is_measured_of_exact_tables_is_the_run_s_own(world: tuple[Log, Pat
     told = [auc for auc in metrics["auc"].values() if auc["original"] is not None]
     assert told
     assert all(auc["exported"] == pytest.approx(auc["original"], abs=1e-6) for auc in told)
-
-
-def test_some_users_and_items_are_known_ones(world: tuple[Log, Path]) -> None:
-    ranker = Ranker.load(str(world[1]))
-    assert ranker._items.items(ranker.some_items(5)).rows["item_id"].all()
-    assert all(map(ranker.knows_user, ranker.some_users(5)))
