@@ -132,8 +132,17 @@ def _inverse(permutation: Tensor) -> Tensor:
 
 
 def pad(values: Tensor, row: Tensor, column: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Lay flat rows [n, *d] out as [*shape, *d] at (row, column); the rest is zero."""
+    """Lay flat rows [n, *d] out as [*shape, *d] at (row, column), which ascend and differ; the rest is zero."""
+    if len(values) == shape[0] * shape[1]:  # there is no rest
+        return values.unflatten(0, shape)
     return values.new_zeros(*shape, *values.shape[1:]).index_put((row, column), values)
+
+
+def unpad(padded: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """What :func:`pad` was given, [n, *d]."""
+    if len(row) == padded.shape[0] * padded.shape[1]:
+        return padded.flatten(0, 1)
+    return padded[row, column]
 
 
 def positions(lengths: Tensor) -> tuple[Tensor, Tensor]:

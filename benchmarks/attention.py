@@ -118,9 +118,9 @@ def pooled_by_sdpa(attention: ContextAwareAttention, x: Tensor, context: Tensor,
         """[..., n, dim] -> [..., heads, n, d_head]"""
         return values.unflatten(-1, (attention.heads, -1)).transpose(-2, -3)
 
-    query = heads(attention.query_sequence(s) + asked.query[0, :, None])
+    query = heads(attention.query_sequence(s) / attention.d_head**0.5 + asked.query[0, :, None])
     key, value = (heads(layer(s)).expand_as(query) for layer in (attention.key, attention.value))
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[0, :, None, None])
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[0, :, None, None], scale=1.0)
     seen = mask[0, :, None, :, None].to(x.dtype)
     pooled = (attended * seen).sum(-2) / seen.sum(-2)
     return attention.output((pooled * asked.gate[0, :, :, None]).flatten(1))[None] + asked.context

@@ -16,9 +16,9 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from a2gen_rec.data.columns import WindowColumns, ranges
+from a2gen_rec.data.columns import WindowColumns, places, ranges
 from a2gen_rec.data.schema import WATCH_TIME, DatasetCard
-from a2gen_rec.ragged import LengthGroups, positions
+from a2gen_rec.ragged import LengthGroups
 
 COUNTS = ("targets", "steps", "timed_steps", "ordered_pairs", "labels")
 
@@ -42,8 +42,8 @@ class WindowBatch(Pipelineable):
         user_key: [windows] int64 hash of the user.
         lengths, first_target: [windows] impressions, and how many of them are history only.
         key: [keys] impressions that any target may see, the first ones of every window; key_window, key_column;
-            ``key_shape``: (windows, most keys of one, at least 1). Their actions: key_token [key tokens] and
-            ``sequences``, the groups of keys by number of tokens.
+            ``key_shape``: (windows, most keys of one, at least 1). Actions of them, or of some: key_token [key tokens]
+            and ``sequences``, the groups of keys by number of tokens.
         ts_ms, end_ms: [impressions] int64 begin, and end as far as the log tells (else the begin).
         action: [tokens] int64 codes; offset_s: [tokens] float32 seconds, NaN when unknown.
         target: [targets] place among the impressions; target_window, target_column; ``target_shape``.
@@ -124,10 +124,14 @@ class WindowBatch(Pipelineable):
         """Places among a feature's looked-up rows of the windows (user level) or impressions ``at``."""
         return self.index[feature][at] if feature in self.index else at
 
+    def spread(self, feature: str, looked_up: Tensor) -> Tensor:
+        """[windows] or [impressions, *d] what was looked up, [rows, *d], of each."""
+        return looked_up.index_select(0, self.index[feature]) if feature in self.index else looked_up
+
     def ids(self, feature: str) -> Tensor:
         """[windows] or [impressions] table rows of a feature."""
-        values = self.sparse[feature].values()
-        return values[self.index[feature]] if feature in self.index else values
+        place, ends = self.sparse.keys().index(feature), self.sparse.offset_per_key()
+        return self.spread(feature, self.sparse.values()[ends[place] : ends[place + 1]])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "WindowBatch":
         return self._each(lambda part: part.to(device, non_blocking=non_blocking))
@@ -162,6 +166,7 @@ def collate(
     request_gap_s: float | None = None,
     group_cost: int = 0,
     with_outcomes: bool = True,
+    acted: np.ndarray | None = None,
 ) -> WindowBatch:
     """Build a batch of the windows ``rows`` [windows] (int64), without a Python loop over them.
 
@@ -172,61 +177,64 @@ def collate(
             request, judged at its first moment; None judges each at its own.
         group_cost: as :meth:`LengthGroups.from_lengths` takes, of action sequences.
         with_outcomes: else nothing of what happened in the targets is there, nor are ``counts``.
+        acted: places among the keys of those whose actions are wanted: ``key_token`` and ``sequences`` are theirs
+            alone; None wants all.
     """
+    # In numpy, whose calls cost a fraction of torch's: a request's arrays are small.
     lengths = columns.lengths[rows]
     flat = ranges(columns.starts[rows], lengths)
     token_lengths = columns.action_lengths[flat]
     tokens = ranges(columns.action_starts[flat], token_lengths)
     first_target = columns.first_target[rows] if with_targets else lengths
 
-    length, first = torch.from_numpy(lengths), torch.from_numpy(first_target)
-    target_count = length - first
-    target_window, target_column = positions(target_count)
     ends = np.cumsum(lengths)
-    target = torch.from_numpy(ranges(ends - target_count.numpy(), target_count.numpy()))
-    ts_ms = torch.from_numpy(columns.ts_ms[flat])
+    starts = ends - lengths
+    target_count = lengths - first_target
+    target_window, target_column = places(target_count)
+    target = ranges(ends - target_count, target_count)
+    ts_ms = columns.ts_ms[flat]
     moment = target if request_gap_s is None else _moments(target, target_column, ts_ms, request_gap_s)
     # The last target to be judged sees the most; without targets, nothing is seen.
     key_count = np.zeros_like(lengths)
-    np.maximum.at(key_count, target_window.numpy(), (moment.numpy() - (ends - lengths)[target_window.numpy()]))
-    key = ranges(ends - lengths, key_count)
-    key_window, key_column = positions(torch.from_numpy(key_count))
+    np.maximum.at(key_count, target_window, moment - starts[target_window])
+    key = ranges(starts, key_count)
+    key_window, key_column = places(key_count)
 
-    action_lengths = torch.from_numpy(token_lengths)
-    token_starts = torch.cumsum(action_lengths, 0) - action_lengths
-    key_lengths = token_lengths[key]
+    token_starts = np.cumsum(token_lengths) - token_lengths
+    acting = key if acted is None else key[acted]
+    acted_lengths = token_lengths[acting]
     offset_s = torch.from_numpy(columns.offset_s[tokens])
     if with_outcomes:
-        outcomes = _outcomes(columns, flat, target, token_starts, action_lengths, offset_s, group_cost)
+        outcomes = _outcomes(columns, flat, target, token_starts, token_lengths, offset_s, group_cost)
     else:
         outcomes = _no_outcomes()
 
-    ids = {name: torch.from_numpy(values[rows]) for name, values in columns.user_ids.items()}
-    ids |= {name: torch.from_numpy(values[flat]) for name, values in columns.impression_ids.items()}
+    ids = {name: values[rows] for name, values in columns.user_ids.items()}
+    ids |= {name: values[flat] for name, values in columns.impression_ids.items()}
     sparse, index = _lookups(ids, whole, dedup)
     return WindowBatch(
         sparse=sparse,
         index=index,
         user_key=torch.from_numpy(columns.user_key[rows]),
-        lengths=length,
-        first_target=first,
+        lengths=torch.from_numpy(lengths),
+        first_target=torch.from_numpy(first_target),
         key=torch.from_numpy(key),
-        key_window=key_window,
-        key_column=key_column,
-        key_token=torch.from_numpy(ranges(token_starts.numpy()[key], key_lengths)),
-        sequences=LengthGroups.from_lengths(torch.from_numpy(key_lengths), group_cost),
-        ts_ms=ts_ms,
+        key_window=torch.from_numpy(key_window),
+        key_column=torch.from_numpy(key_column),
+        key_token=torch.from_numpy(ranges(token_starts[acting], acted_lengths)),
+        sequences=_groups(acted_lengths, group_cost),
+        ts_ms=torch.from_numpy(ts_ms),
         end_ms=torch.from_numpy(columns.end_ms[flat]),
         action=torch.from_numpy(columns.action[tokens]),
         offset_s=offset_s,
-        target=target,
-        target_window=target_window,
-        target_column=target_column,
-        moment=moment,
+        target=torch.from_numpy(target),
+        target_window=torch.from_numpy(target_window),
+        target_column=torch.from_numpy(target_column),
+        moment=torch.from_numpy(moment),
         session={name: torch.from_numpy(rows[flat]) for name, rows in columns.session.items()},
         outcome={name: torch.from_numpy(rows[flat[key]]) for name, rows in columns.outcome.items()},
         key_shape=(len(rows), int(key_count.max(initial=1))),
-        target_shape=(len(rows), int(target_count.numpy().max(initial=0))),
+        target_shape=(len(rows), int(target_count.max(initial=0))),
         one_moment=request_gap_s == ALL,
         **outcomes,
     )
@@ -235,28 +243,28 @@ def collate(
 def _outcomes(
     columns: WindowColumns,
     flat: np.ndarray,
-    target: Tensor,
-    token_starts: Tensor,
-    action_lengths: Tensor,
+    target: np.ndarray,
+    token_starts: np.ndarray,
+    token_lengths: np.ndarray,
     offset_s: Tensor,
     group_cost: int,
 ) -> dict[str, Any]:
     """The fields of a batch that tell what happened in its targets, given its impressions' first tokens and numbers of
     tokens, and the tokens' times."""
-    step_lengths = action_lengths[target] - 1
-    step_target, step_place = positions(step_lengths)
-    step = token_starts[target][step_target] + step_place
+    step_lengths = token_lengths[target] - 1
+    step_target, step_place = (torch.from_numpy(each) for each in places(step_lengths))
+    step = torch.from_numpy(token_starts[target])[step_target] + step_place
     labels, objectives, oracle = (
-        torch.from_numpy(each[flat])[target] for each in (columns.labels, columns.objectives, columns.oracle)
+        torch.from_numpy(each[flat[target]]) for each in (columns.labels, columns.objectives, columns.oracle)
     )
-    watch_s = offset_s[(token_starts + action_lengths)[target] - 1]
+    watch_s = offset_s[torch.from_numpy((token_starts + token_lengths)[target] - 1)]
     known = torch.isfinite(offset_s[step + 1])
     ordered = known[1:] & known[:-1] & (step_target[1:] == step_target[:-1])
     counts = [len(target), len(step), int(known.sum()), int(ordered.sum()), int(torch.isfinite(labels).sum())]
     counts += [*torch.isfinite(objectives).sum(0).tolist(), int(torch.isfinite(watch_s).sum())]
     return {
         "step": step,
-        "steps": LengthGroups.from_lengths(step_lengths, group_cost),
+        "steps": _groups(step_lengths, group_cost),
         "labels": labels,
         "objectives": objectives,
         "watch_s": watch_s,
@@ -266,38 +274,51 @@ def _outcomes(
 
 
 @cache  # empty tensors, which hold nothing that a batch could change for another
+@torch.inference_mode(False)  # and which training can use, whoever asked first
 def _no_outcomes() -> dict[str, Any]:
     none = torch.zeros(0, 0)
     return {
         "step": torch.zeros(0, dtype=torch.long),
-        "steps": LengthGroups.from_lengths(torch.zeros(0, dtype=torch.long)),
+        "steps": _no_groups(),
         "watch_s": torch.zeros(0),
         "counts": torch.zeros(0, dtype=torch.float64),
         **dict.fromkeys(("labels", "objectives", "oracle"), none),
     }
 
 
-def _moments(target: Tensor, column: Tensor, ts_ms: Tensor, gap_s: float) -> Tensor:
+def _groups(lengths: np.ndarray, group_cost: int) -> LengthGroups:
+    return LengthGroups.from_lengths(torch.from_numpy(lengths), group_cost) if len(lengths) else _no_groups()
+
+
+@cache
+@torch.inference_mode(False)
+def _no_groups() -> LengthGroups:
+    return LengthGroups.from_lengths(torch.zeros(0, dtype=torch.long))
+
+
+def _moments(target: np.ndarray, column: np.ndarray, ts_ms: np.ndarray, gap_s: float) -> np.ndarray:
     """[targets] the first target of each one's request, given the targets' columns among their window's."""
     opens = column == 0
-    opens[1:] |= torch.diff(ts_ms[target]) > 1000 * gap_s
-    return torch.cummax(torch.where(opens, target, -1), 0).values
+    opens[1:] |= np.diff(ts_ms[target]) > 1000 * gap_s
+    moments: np.ndarray = np.maximum.accumulate(np.where(opens, target, -1))
+    return moments
 
 
 def _lookups(
-    ids: Mapping[str, Tensor], whole: Mapping[str, int], dedup: bool
+    ids: Mapping[str, np.ndarray], whole: Mapping[str, int], dedup: bool
 ) -> tuple[KeyedJaggedTensor, dict[str, Tensor]]:
     """The ids to look up as one bag per feature, and where each occurrence finds its row if not at its own place."""
     values, index = [], {}
     for name, occurrences in ids.items():
         distinct = occurrences
         if dedup:
-            distinct, index[name] = torch.unique(occurrences, return_inverse=True)
+            found, index[name] = torch.unique(torch.from_numpy(occurrences), return_inverse=True)
+            distinct = found.numpy()
         values.append(distinct)
-    values += [torch.arange(rows) for rows in whole.values()]
+    values += [np.arange(rows) for rows in whole.values()]
     sparse = KeyedJaggedTensor(
         keys=[*ids, *whole],
-        values=torch.cat(values),
+        values=torch.from_numpy(np.concatenate(values)),
         lengths=torch.tensor([len(part) for part in values], dtype=torch.int64),
     )
     return sparse, index

@@ -71,6 +71,13 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - before, lengths)
 
 
+def places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(sequence, place within it) of every token, given lengths [sequences]. Both [tokens], int64."""
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    starts = np.cumsum(lengths) - lengths
+    return sequence, np.arange(len(sequence)) - starts[sequence]
+
+
 def feature_rows(column: pa.ChunkedArray, feature: Feature, file: str) -> np.ndarray:
     """The table rows in a feature's column of ``users.parquet`` or ``items.parquet``.
 

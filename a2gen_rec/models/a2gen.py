@@ -1,5 +1,6 @@
 """A2Gen as one model: sharded tables in, per-target predictions out (arXiv 2604.25834, METHODS §2–4)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +13,7 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.hierarchical import HierarchicalRanker
 from a2gen_rec.models.ranker import Encoded, RankingModel
 from a2gen_rec.nn.decoding import Decoded, decode
-from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
+from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps, StepTokens
 from a2gen_rec.nn.occurrence import Occurrence, occurrence
 from a2gen_rec.nn.order import owners, vocabulary_order
 from a2gen_rec.sharding.tables import ACTION, TIME
@@ -89,6 +90,8 @@ class DenseRanker(HierarchicalRanker[A2GenEncoded]):
     generates = True
     generator: Generator
     event_entropy: Tensor
+    step_tokens: StepTokens | None = None
+    """What the generator may emit, once neither weights nor tables change any more (:meth:`settle`)."""
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__(card, config)
@@ -145,11 +148,17 @@ class DenseRanker(HierarchicalRanker[A2GenEncoded]):
         tables = StepEmbeddings(rows[ACTION].values(), rows[TIME].values())
         return A2GenEncoded(**vars(predicted), tables=tables, occurring=occurring)
 
+    def settle(self, rows: Mapping[str, JaggedTensor]) -> None:
+        if isinstance(self.generator, ExplicitGenerator):
+            tables = StepEmbeddings(rows[ACTION].values(), rows[TIME].values())
+            self.step_tokens = self.generator.tokens(tables, self._fed_back)
+
     def occurrence(self, targets: A2GenEncoded, max_error: float) -> Occurrence:
         """Whether and when each action happens in ``targets``: with a tower of occurrence, whether it does is the mean
         of what that says and of what the generator's sequences tell.
         """
-        what = occurrence(self.generator, targets.context, targets.tables, self._fed_back, max_error)
+        tables, fed_back = targets.tables, self._fed_back
+        what = occurrence(self.generator, targets.context, tables, fed_back, max_error, self.step_tokens)
         return what if targets.occurring is None else targets.occurring.averaged(what)
 
     def decode(self, targets: A2GenEncoded, width: int) -> Decoded:

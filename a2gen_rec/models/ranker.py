@@ -1,6 +1,6 @@
 """What all rankers share: embedding tables to be sharded, and the features of targets and of their past."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, get_args
@@ -93,6 +93,7 @@ class Ranker(nn.Module, Generic[E]):
             config.dim * len(self.features[level]) for level in get_args(Level)
         )
         self.d_item, self.d_session, self.d_outcome = d_shown + d_context, d_session, d_outcome
+        self._d_shown = [d_shown, d_context]
         self.d_target = self.d_item + d_session
         self.d_context = d_user + self.d_target + config.dim
         timed = torch.tensor([name in card.timed for name in card.actions])
@@ -115,31 +116,41 @@ class Ranker(nn.Module, Generic[E]):
         """[keys, d] what users did inside the impressions that targets may see; of no target's concern."""
         raise NotImplementedError
 
+    def settle(self, rows: Mapping[str, JaggedTensor]) -> None:
+        """Compute once what depends on weights and small tables alone, which are not to change from now on.
+
+        Args:
+            rows: of the tables that are looked up whole.
+        """
+
     def occurrence(self, targets: E, max_error: float) -> Occurrence:
         """Whether and when each action happens in ``targets``; ``max_error``: bound on every remainder."""
         raise NotImplementedError
 
     def shown(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """[targets, d_item] embeddings of what is shown, and of the context at the moment it is judged."""
-        return self._shown(_values(rows), batch)
+        return self._at_targets(self._embedded(_values(rows), batch, "item", "context"), batch)
 
     def shown_before(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """[keys, d_item] embeddings of what was shown in the past: item and context features."""
-        return self._concatenate(_values(rows), batch, batch.key, "item", "context")
+        return self._embedded(_values(rows), batch, "item", "context").index_select(0, batch.key)
 
     def _inputs(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Inputs:
         looked_up = _values(rows)
-        key = self.shown_before(rows, batch)
-        gap = looked_up[GAP][log_bucket(gap_s(batch), self.config.time_buckets, self.config.max_gap_s)]
-        user = self._concatenate(looked_up, batch, batch.target_window, "user") if self.features["user"] else None
-        target = [self._shown(looked_up, batch), *_whole(looked_up, batch.session, batch.moment)]
+        shown = self._embedded(looked_up, batch, "item", "context")
+        gap = looked_up[GAP].index_select(0, log_bucket(gap_s(batch), self.config.time_buckets, self.config.max_gap_s))
+        session = _whole(looked_up, batch.session, shown)
+        target = self._at_targets(shown, batch)
+        user = target[:, :0]
+        if self.features["user"]:
+            user = self._embedded(looked_up, batch, "user").index_select(0, batch.target_window)
         return Inputs(
-            item=key,
+            item=shown.index_select(0, batch.key),
             gap=gap,
-            session=torch.cat([key[:, :0], *_whole(looked_up, batch.session, batch.key)], dim=-1),
-            outcome=torch.cat([key[:, :0], *_whole(looked_up, batch.outcome)], dim=-1),
-            target=torch.cat(target, dim=-1),
-            user=target[0][:, :0] if user is None else user,
+            session=session.index_select(0, batch.key),
+            outcome=_whole(looked_up, batch.outcome, gap),
+            target=torch.cat([target, session.index_select(0, batch.moment)], dim=-1),
+            user=user,
         )
 
     def _action_tokens(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
@@ -152,15 +163,16 @@ class Ranker(nn.Module, Generic[E]):
         time = rows[TIME].values()[log_bucket(offset_s, self.config.time_buckets, self.config.max_offset_s)]
         return torch.cat([time, rows[ACTION].values()[action]], dim=-1)
 
-    def _shown(self, looked_up: dict[str, Tensor], batch: WindowBatch) -> Tensor:
-        # The hour or tab in which a candidate was shown later would tell that, and whether, the user stayed.
-        places = [(name, batch.target) for name in self.features["item"]]
-        places += [(name, batch.moment) for name in self.features["context"]]
-        return torch.cat([looked_up[name][batch.places(name, at)] for name, at in places], dim=-1)
-
-    def _concatenate(self, looked_up: dict[str, Tensor], batch: WindowBatch, at: Tensor, *levels: Level) -> Tensor:
+    def _embedded(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: Level) -> Tensor:
+        """[windows or impressions, d] rows of the user level's features, or of others, side by side."""
         names = [name for level in levels for name in self.features[level]]
-        return torch.cat([looked_up[name][batch.places(name, at)] for name in names], dim=-1)
+        return torch.cat([batch.spread(name, looked_up[name]) for name in names], dim=-1)
+
+    def _at_targets(self, shown: Tensor, batch: WindowBatch) -> Tensor:
+        """[targets, d_item] of the targets, given item and context features [impressions, d_item]."""
+        # The hour or tab in which a candidate was shown later would tell that, and whether, the user stayed.
+        item, context = shown.split(self._d_shown, dim=-1)
+        return torch.cat([item.index_select(0, batch.target), context.index_select(0, batch.moment)], dim=-1)
 
     def _layout(
         self, batch: WindowBatch, positive: Tensor | None = None, negative: Tensor | None = None
@@ -178,7 +190,7 @@ class Ranker(nn.Module, Generic[E]):
         if self.config.recency_bias:
             seconds = (now - begin).float() / 1000
             recency = log_bucket(seconds, self.config.time_buckets, self.config.max_gap_s)
-        matches: Sequence[Tensor] = ()
+        matches = None
         if self.config.match_bias:
             ids = stacked_ids(batch, self.features["item"])
             matches = matching(at_targets(batch, ids[batch.target]), in_windows(batch, ids, 0))
@@ -242,8 +254,13 @@ class RankingModel(nn.Module):
 
 def in_windows(batch: WindowBatch, values: Tensor, fill: int) -> Tensor:
     """[windows, longest, *d] values [impressions, *d] of the impressions that targets may see; ``fill`` beyond them."""
-    at_keys = (batch.key_window, batch.key_column)
-    return values.new_full((*batch.key_shape, *values.shape[1:]), fill).index_put(at_keys, values[batch.key])
+    windows, longest = batch.key_shape
+    seen = values[batch.key]
+    if len(seen) == windows * longest:
+        return seen.unflatten(0, batch.key_shape)
+    return values.new_full((windows, longest, *values.shape[1:]), fill).index_put(
+        (batch.key_window, batch.key_column), seen
+    )
 
 
 def stacked_ids(batch: WindowBatch, features: Sequence[str]) -> Tensor:
@@ -251,14 +268,16 @@ def stacked_ids(batch: WindowBatch, features: Sequence[str]) -> Tensor:
     return torch.stack([batch.ids(name) for name in features], dim=-1)
 
 
-def matching(row: Tensor, past: Tensor) -> Sequence[Tensor]:
-    """Per feature [windows, rows, longest] bool, whether a row and a past impression share it.
+def matching(row: Tensor, past: Tensor) -> Tensor:
+    """[windows, features, rows, longest] bool, whether a row and a past impression share each feature.
 
     Args:
         row: [windows, rows, features], past: [windows, longest, features] table rows. 0, unknown, matches nothing.
     """
     known = row.masked_fill(row == 0, -1)
-    return (past.movedim(-1, 0)[:, :, None] == known.movedim(-1, 0)[..., None]).unbind()
+    # Copies: comparing along an axis whose neighbours are apart is several times as slow on CPU.
+    known, past = (each.movedim(-1, 1).contiguous() for each in (known, past))
+    return known[..., None] == past[:, :, None]
 
 
 def at_targets(batch: WindowBatch, values: Tensor) -> Tensor:
@@ -271,7 +290,8 @@ def at_moments(batch: WindowBatch, values: Tensor) -> Tensor:
     a window share one."""
     if not batch.one_moment:
         return at_targets(batch, values)
-    return pad(values, batch.target_window, torch.zeros_like(batch.target_column), (batch.target_shape[0], 1))
+    first = (batch.target_column == 0).nonzero().squeeze(1)
+    return pad(values[first], batch.target_window[first], batch.target_column[first], (batch.target_shape[0], 1))
 
 
 def key_times(batch: WindowBatch) -> tuple[Tensor, Tensor]:
@@ -290,10 +310,11 @@ def _values(rows: dict[str, JaggedTensor]) -> dict[str, Tensor]:
     return {name: jagged.values() for name, jagged in rows.items()}
 
 
-def _whole(looked_up: dict[str, Tensor], features: dict[str, Tensor], places: Tensor | None = None) -> list[Tensor]:
-    """Embeddings of those of the ``features`` that the model reads, from tables looked up whole."""
-    rows = {name: values if places is None else values[places] for name, values in features.items()}
-    return [looked_up[name][values] for name, values in rows.items() if name in looked_up]
+def _whole(looked_up: dict[str, Tensor], features: dict[str, Tensor], like: Tensor) -> Tensor:
+    """[n, d] embeddings of those of the ``features`` [n] that the model reads, from tables looked up whole, side by
+    side; of ``like`` [n, any], if there are none, the number."""
+    rows = [looked_up[name].index_select(0, values) for name, values in features.items() if name in looked_up]
+    return torch.cat([like[:, :0], *rows], dim=-1)
 
 
 def _uniform(weight: Tensor, scale: float) -> Tensor:

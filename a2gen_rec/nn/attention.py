@@ -11,45 +11,33 @@ positions. :meth:`ContextAwareAttention.pooled` uses that to pool many contexts 
 products, without ever building an attention matrix per context (METHODS §2.1).
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Residual = Literal["context", "both"]
 Form = Literal["factorised", "direct"]
 
 
-class Cache(NamedTuple):
-    """Keys and values of the steps decoded so far, each [steps, sequences, dim]."""
-
-    key: Tensor
-    value: Tensor
-
-    def select(self, index: Tensor) -> "Cache":
-        """Of the sequences ``index`` (repetition allowed)."""
-        return Cache(*(part.index_select(1, index) for part in self))
-
-
 class Asked(NamedTuple):
-    """What contexts contribute, whatever the sequence: C, its part of the queries (both [m, dim]), gate [m, heads]."""
+    """What contexts contribute, whatever the sequence: C and its part of the scaled queries, each [m, dim], and the
+    heads' gate [m, heads]."""
 
     context: Tensor
     query: Tensor
     gate: Tensor
 
-    def select(self, index: Tensor) -> "Asked":
-        """Of the contexts ``index`` (repetition allowed)."""
-        return Asked(*(part.index_select(0, index) for part in self))
-
 
 class Projected(NamedTuple):
-    """What tokens contribute, whatever the context: S and its parts of queries, keys and values, each [m, dim]."""
+    """What tokens contribute, whatever the context: S and its part of the scaled queries, each [m, dim], and ``seen``,
+    their keys and values side by side, [m, 2·dim]."""
 
     s: Tensor
     query: Tensor
-    key: Tensor
-    value: Tensor
+    seen: Tensor
 
 
 class ContextAwareAttention(nn.Module):
@@ -68,7 +56,7 @@ class ContextAwareAttention(nn.Module):
         head_gate: whether the context mixes the heads; else they are summed, as plain attention does.
     """
 
-    head_of: Tensor
+    of_head: Tensor
 
     def __init__(
         self,
@@ -93,8 +81,8 @@ class ContextAwareAttention(nn.Module):
         self.value = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)  # the stacked W_o^h: Σ_h g_h O_h W_o^h = (g ⊙ O) W_o
         self.gate = nn.Linear(d_context, heads, bias=False) if head_gate else None
-        # [dim, heads], which head each place of a vector is of: products with it sum over heads, or spread to them.
-        self.register_buffer("head_of", torch.eye(heads).repeat_interleave(self.d_head, 0), persistent=False)
+        # [heads, dim], which places of a vector are of each head: products with it spread over them, or sum them up.
+        self.register_buffer("of_head", torch.eye(heads).repeat_interleave(self.d_head, 1), persistent=False)
         for layer in (self.sequence, self.context, self.value, self.output):
             nn.init.xavier_uniform_(layer.weight)  # PyTorch's default shrinks a signal to a fifth in three layers
         self.block = FeedForward(dim, mlp_ratio, dropout) if mlp_ratio else nn.Identity()
@@ -124,32 +112,36 @@ class ContextAwareAttention(nn.Module):
     def ask(self, context: Tensor) -> Asked:
         """What contexts [m, d_context] contribute to every :meth:`step`."""
         c = self.context(context)
-        query = torch.zeros_like(c) if self.query_context is None else self.query_context(c)
+        query = torch.zeros_like(c) if self.query_context is None else self.query_context(c) / self.d_head**0.5
         gate = c.new_ones(*c.shape[:-1], self.heads) if self.gate is None else softmax(self.gate(context))
         return Asked(c, query, gate)
 
     def project(self, x: Tensor) -> Projected:
         """What tokens [m, d_sequence] contribute to every :meth:`step`."""
         s = self.sequence(x)
-        return Projected(s, self.query_sequence(s), self.key(s), self.value(s))
+        return Projected(s, self.query_sequence(s) / self.d_head**0.5, torch.cat([self.key(s), self.value(s)], dim=-1))
 
-    def step(self, token: Projected, asked: Asked, cache: Cache | None) -> tuple[Tensor, Cache]:
+    def step(self, token: Projected, asked: Asked, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """The causal :meth:`forward`'s output at one more position.
 
         Args:
-            token: the m tokens of this position; asked: by the m contexts; cache: of the earlier positions.
+            token: the m tokens of this position; asked: by the m contexts.
+            past: [positions, m, 2·dim] what was ``seen`` of the earlier positions; None at the first.
 
         Returns:
-            [m, dim] and the cache including this position.
+            [m, dim] and what was seen including this position.
         """
-        key, value = token.key[None], token.value[None]
-        if cache is not None:
-            key, value = torch.cat([cache.key, key]), torch.cat([cache.value, value])
-        # Many sequences of few steps: on CPU a third faster than as many tiny matrix products.
-        query = (token.query + asked.query) / self.d_head**0.5
-        attention = torch.softmax((query * key) @ self.head_of, dim=0) * asked.gate
-        attended = (attention @ self.head_of.t() * value).sum(0)
-        return self._answer(self.output(attended), token.s, asked.context), Cache(key, value)
+        seen = token.seen[None]
+        if past is None:  # the one position gets all attention
+            attended = asked.gate @ self.of_head * token.seen[:, self.dim :]
+        else:
+            seen = torch.cat([past, seen])
+            key, value = seen.split(self.dim, dim=-1)
+            # Many sequences of few steps: on CPU a third faster than as many tiny matrix products.
+            logits = F.linear((token.query + asked.query) * key, self.of_head)
+            attention = torch.softmax(logits, dim=0) * asked.gate
+            attended = (attention @ self.of_head * value).sum(0)
+        return self._answer(self.output(attended), token.s, asked.context), seen
 
     def pooled(
         self,
@@ -175,7 +167,8 @@ class ContextAwareAttention(nn.Module):
         """
         s, asked = self.sequence(x), self.ask(context)
         shared, wanted = self.pair_logits(s, asked, bias)
-        attended = pair_weights(shared, wanted, mask, form).to(s.dtype) @ self.split(self.value(s))
+        (weights,) = pair_weights([shared], wanted, mask, form)
+        attended = weighted(weights.to(s.dtype), self.split(self.value(s)))
         return self.finish(self.mix(attended.transpose(1, 2), asked.gate), s, asked, mask)
 
     def pair_logits(self, s: Tensor, asked: Asked, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -189,7 +182,7 @@ class ContextAwareAttention(nn.Module):
         """
         key = self.split(self.key(s)).transpose(-1, -2)
         shared = self.split(self.query_sequence(s)) / self.d_head**0.5 @ key
-        wanted = self.split(asked.query) / self.d_head**0.5 @ key
+        wanted = self.split(asked.query) @ key
         return shared, wanted if bias is None else wanted + bias
 
     def finish(self, pooled: Tensor, s: Tensor, asked: Asked, mask: Tensor) -> Tensor:
@@ -210,7 +203,7 @@ class ContextAwareAttention(nn.Module):
 
     def _query(self, s: Tensor, asked: Asked) -> Tensor:
         """Scaled queries [m, heads, n, d_head] of positions s [m, n, dim] under m contexts."""
-        return self.split(self.query_sequence(s) + asked.query[:, None]) / self.d_head**0.5
+        return self.split(self.query_sequence(s) / self.d_head**0.5 + asked.query[:, None])
 
     def _answer(self, mixed: Tensor, s: Tensor, context: Tensor) -> Tensor:
         """Output of positions s, given their mixed attention and C; all of one shape or broadcast."""
@@ -251,15 +244,23 @@ class MeanPooling(nn.Module):
         return self.block(self.sequence(seen @ x / seen.sum(-1, keepdim=True).clamp(min=1)))
 
 
-def pair_weights(shared: Tensor, asked: Tensor, mask: Tensor, form: Form) -> Tensor:
-    """:func:`direct_weights` in either form, in float32 at least.
+def weighted(weights: Tensor, values: Tensor) -> Tensor:
+    """``weights @ values`` of [..., T, n] and narrow values [..., n, d]: on CPU up to four times as fast transposed."""
+    return (values.transpose(-1, -2) @ weights.transpose(-1, -2)).transpose(-1, -2)
+
+
+def pair_weights(shared: Sequence[Tensor], asked: Tensor, mask: Tensor, form: Form) -> list[Tensor]:
+    """:func:`direct_weights` in either form, in float32 at least, for each of several logits ``shared`` that contexts
+    ask alike.
 
     Sums of exponentials and their quotients need more than the 8 bits of autocast's products.
     """
-    weigh = factorised_weights if form == "factorised" else direct_weights
-    precise = torch.promote_types(shared.dtype, torch.float32)
-    with torch.autocast(shared.device.type, enabled=False):
-        return weigh(shared.to(precise), asked.to(precise), mask)
+    precise = torch.promote_types(asked.dtype, torch.float32)
+    with torch.autocast(asked.device.type, enabled=False):
+        shared, asked = [each.to(precise) for each in shared], asked.to(precise)
+        if form == "factorised":
+            return factorised_weights(shared, asked, mask)
+        return [direct_weights(each, asked, mask) for each in shared]
 
 
 def direct_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
@@ -279,33 +280,48 @@ def direct_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
     return (queries[..., None, :] @ attention).squeeze(-2) / count
 
 
-def factorised_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
-    """:func:`direct_weights` by three matrix products (METHODS §2.1 [ours]).
+def factorised_weights(shared: Sequence[Tensor], asked: Tensor, mask: Tensor) -> list[Tensor]:
+    """:func:`direct_weights` of each of ``shared`` by three matrix products (METHODS §2.1 [ours]).
 
     With E = exp(shared) and F = exp(asked) on visible keys, the softmax denominators of all (context, query) pairs
     are D = F Eᵀ, and the mean attention is F ⊙ ((M / |M| / D) E). A row of E or F may have any scale, which D undoes:
     both are softmaxes. Pairs whose D nears underflow, because the context's favourite keys are the query's least,
     are computed the direct way.
     """
-    seen = mask[:, None]
-    e = torch.softmax(shut(shared, mask.any(1)[:, None, None]), dim=-1)
+    seen, n = mask[:, None], mask.shape[-1]
+    # The queries of all that is shared are one after another: F is the same for them.
+    queries = torch.cat(list(shared), dim=2) if len(shared) > 1 else shared[0]
+    e = torch.softmax(shut(queries, mask.any(1)[:, None, None]), dim=-1)
     f = torch.softmax(shut(asked, seen), dim=-1)
     denominator = f @ e.transpose(-1, -2)
     # The backward pass squares the denominator, so the floor is about the root of the smallest normal number.
     floor = torch.finfo(denominator.dtype).tiny ** 0.4
     share = seen / seen.sum(-1, keepdim=True).clamp(min=1).to(f.dtype)
-    wanted = share / denominator.clamp(min=floor)
-    if not denominator.numel() or denominator.amin() > floor:
-        return f * (wanted @ e)
-    lost = (denominator <= floor) & seen
-    if not lost.any():  # only pairs that are not seen, such as those of two views
-        return f * (wanted @ e)
-    weights = f * (wanted.masked_fill(lost, 0) @ e)
-    b, h, t, i = lost.nonzero(as_tuple=True)
+    share, lost = share.repeat(1, 1, 1, len(shared)), None
+    if denominator.numel() and denominator.amin() <= floor:
+        lost = (denominator <= floor) & seen.repeat(1, 1, 1, len(shared))
+        denominator = denominator.clamp(min=floor)
+        if lost.any():
+            share = share.masked_fill(lost, 0)
+        else:  # only pairs that are not seen, such as those of two views
+            lost = None
+    wanted = share / denominator
+    apart = (len(shared), n)
+    rows = e.unflatten(2, apart).unbind(2)
+    weights = [f * (each @ own) for each, own in zip(wanted.unflatten(-1, apart).unbind(-2), rows, strict=True)]
+    if lost is None:
+        return weights
+    parts = zip(weights, shared, lost.unflatten(-1, apart).unbind(-2), strict=True)
+    return [each + _direct_rows(logits, asked, mask, pairs) for each, logits, pairs in parts]
+
+
+def _direct_rows(shared: Tensor, asked: Tensor, mask: Tensor, pairs: Tensor) -> Tensor:
+    """[m, heads, T, n] what ``pairs`` [m, heads, T, n] of context and query, all of them seen, add to the weights."""
+    b, h, t, i = pairs.nonzero(as_tuple=True)
     own = t if mask.shape[1] > 1 else torch.zeros_like(t)
     logits = shut(shared[b, h, i] + asked[b, h, t], mask[b, own])
-    attention = torch.softmax(logits, dim=-1) * share[b, 0, own, i, None]
-    return weights.index_put((b, h, t), attention, accumulate=True)
+    attention = torch.softmax(logits, dim=-1) / mask.sum(-1)[b, own, None]
+    return torch.zeros_like(asked).index_put((b, h, t), attention, accumulate=True)
 
 
 def shut(logits: Tensor, opened: Tensor) -> Tensor:

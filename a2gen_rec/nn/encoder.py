@@ -5,7 +5,6 @@ past impressions a target may see become its history vector, all targets of a wi
 """
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,14 +13,11 @@ from torch import Tensor, nn
 
 from a2gen_rec.nn.attention import ContextAwareAttention, MeanPooling, Residual
 from a2gen_rec.nn.feedback import FeedbackAttention
-from a2gen_rec.ragged import LengthGroups, pad
+from a2gen_rec.ragged import LengthGroups, pad, unpad
 
 Views = Literal["off", "views", "whole"]
 ActionLevel = Literal["attention", "mean", "off"]
 ItemLevel = Literal["attention", "mean"]
-
-LARGEST_TABLE = 2**14
-"""Rows of the largest table of pair biases."""
 
 
 def log_bucket(seconds: Tensor, buckets: int, largest: float) -> Tensor:
@@ -51,7 +47,7 @@ class WindowLayout:
             [windows, 1, longest] where all targets of a window see the same at the same moment.
         positive, negative: [windows, longest] bool, impressions that pleased and that did not; None without views.
         recency: [windows, most targets, longest] int64 bucket of the time from each impression to each target.
-        matches: per item feature [windows, most targets, longest] bool, whether impression and target share it.
+        matches: [windows, item features, most targets, longest] bool, whether impression and target share each.
     """
 
     row: Tensor
@@ -62,7 +58,7 @@ class WindowLayout:
     target_shape: tuple[int, int]
     visible: Tensor
     recency: Tensor | None = None
-    matches: Sequence[Tensor] = ()
+    matches: Tensor | None = None
     positive: Tensor | None = None
     negative: Tensor | None = None
 
@@ -171,7 +167,7 @@ class HierarchicalEncoder(nn.Module):
             pooled = level.pooled(tokens, context, layout.visible, bias, self.form)
         else:
             pooled = level(tokens, context, layout.visible, layout.positive, layout.negative, bias, self.form)
-        return pooled[layout.target_row, layout.target_column]
+        return unpad(pooled, layout.target_row, layout.target_column)
 
 
 def pair_tables(recency_buckets: int, match_features: int, heads: int) -> tuple[nn.Embedding | None, nn.Linear | None]:
@@ -186,46 +182,25 @@ def pair_tables(recency_buckets: int, match_features: int, heads: int) -> tuple[
 
 
 def pair_bias(
-    recency: Tensor | None, matches: Sequence[Tensor], of_recency: nn.Embedding | None, of_match: nn.Linear | None
+    recency: Tensor | None, matches: Tensor | None, of_recency: nn.Embedding | None, of_match: nn.Linear | None
 ) -> Tensor | None:
     """What each pair of key and target adds to the logits of every head.
 
     Args:
-        recency: [m, *pairs] int64 bucket of the time between the two; matches: per feature [m, *pairs] bool, whether
-            they share it. Axes of either may be 1.
+        recency: [m, *pairs] int64 bucket of the time between the two; matches: [m, features, *pairs] bool, whether they
+            share each. Axes of recency may be 1.
 
     Returns:
         [m, heads, *pairs]; None where neither is looked at.
     """
     bias = None
-    for code, table in _pair_codes(recency, matches, of_recency, of_match):
-        # A lookup per head: four times as fast as rows of all heads, which then change places.
-        part = torch.stack([of_head[code] for of_head in table.t()], dim=1)
-        bias = part if bias is None else bias + part
-    return bias
-
-
-def _pair_codes(
-    recency: Tensor | None, matches: Sequence[Tensor], of_recency: nn.Embedding | None, of_match: nn.Linear | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Codes [m, *pairs] of what a pair is like, with their tables [codes, heads].
-
-    Recency and matches are digits of one number, as long as its table stays small: one lookup instead of many.
-    """
-    digits: list[tuple[Tensor, Tensor]] = []
     if of_recency is not None and recency is not None:
-        digits.append((recency, of_recency.weight))
-    if of_match is not None:
-        weights = of_match.weight.t()[:, None]
-        digits += [(m, torch.cat([0 * w, w])) for m, w in zip(matches, weights, strict=True)]
-    code, table = None, None
-    for value, rows in digits:
-        if code is None or table is None:
-            code, table = value.long(), rows
-        elif len(table) * len(rows) <= LARGEST_TABLE:
-            code, table = torch.add(value, code, alpha=len(rows)), (table[:, None] + rows).flatten(0, 1)
-        else:
-            yield code, table
-            code, table = value.long(), rows
-    if code is not None and table is not None:
-        yield code, table
+        # A lookup per head: four times as fast as rows of all heads, which then change places.
+        bias = torch.stack([of_head[recency] for of_head in of_recency.weight.t()], dim=1)
+    if of_match is not None and matches is not None:
+        weight = of_match.weight
+        with torch.autocast(weight.device.type, enabled=False):
+            # As bytes: truth values take seven times as long to become numbers on CPU.
+            shared = (weight @ matches.flatten(2).view(torch.uint8).to(weight.dtype)).unflatten(-1, matches.shape[2:])
+        bias = shared if bias is None else shared + bias
+    return bias

@@ -14,7 +14,7 @@ query and key share a view, are each query's in its own view, and one pair of ma
 import torch
 from torch import Tensor, nn
 
-from a2gen_rec.nn.attention import ContextAwareAttention, Form, Residual, pair_weights, shut
+from a2gen_rec.nn.attention import ContextAwareAttention, Form, Residual, pair_weights, shut, weighted
 
 
 class FeedbackAttention(nn.Module):
@@ -82,15 +82,20 @@ class FeedbackAttention(nn.Module):
         cam = self.cam
         s, asked = cam.sequence(x), cam.ask(context)
         shared, wanted = cam.pair_logits(s, asked, bias)
-        value, negative_value = cam.split(cam.value(s)), cam.split(self.negative_value(s))
-        pool = _pool_factorised if form == "factorised" else _pool_direct
-        pooled = pool(shared, wanted, mask, (positive, negative), (value, negative_value))
+        value, views = cam.split(cam.value(s)), (positive, negative)
+        values = (value, cam.split(self.negative_value(s)))
+        if form == "factorised":
+            # Both views in one pass, beside the whole: one attention whose logits between views are shut off.
+            readings = [shut(shared, _together(views)), *([shared] if self.whole else [])]
+            weights, *whole = (each.to(s.dtype) for each in pair_weights(readings, wanted, mask, form))
+            pooled = _pool_views(weights, mask, views, values)
+        else:
+            pooled = _pool_direct(shared, wanted, mask, views, values)
+            whole = pair_weights([shared] if self.whole else [], wanted, mask, form)
         liked, disliked = (cam.mix(each.transpose(1, 2), asked.gate) for each in pooled)
         gate = torch.sigmoid(self.gate(torch.cat([context, liked, disliked], dim=-1)))
         parts = [liked, gate * disliked, liked * asked.context, disliked * asked.context]
-        if self.whole:
-            weights = pair_weights(shared, wanted, mask, form).to(s.dtype)
-            parts.append(cam.mix((weights @ value).transpose(1, 2), asked.gate))
+        parts += [cam.mix(weighted(weights.to(s.dtype), value).transpose(1, 2), asked.gate) for weights in whole]
         return cam.finish(self.project(torch.cat(parts, dim=-1)), s, asked, mask)
 
 
@@ -107,23 +112,24 @@ def _pool_direct(
         [m, heads, T, d_head] of each view; zero where nothing of it is visible.
     """
     return [
-        pair_weights(shared, asked, mask & view[:, None], "direct").to(value.dtype) @ value
+        pair_weights([shared], asked, mask & view[:, None], "direct")[0].to(value.dtype) @ value
         for view, value in zip(views, values, strict=True)
     ]
 
 
-def _pool_factorised(
-    shared: Tensor, asked: Tensor, mask: Tensor, views: tuple[Tensor, ...], values: tuple[Tensor, ...]
-) -> list[Tensor]:
-    """:func:`_pool_direct` in one pass for all views, which are disjoint."""
-    member = torch.stack(views, dim=-1)
-    together = (member[:, :, None] == member[:, None]).all(-1)[:, None]
-    weights = pair_weights(shut(shared, together), asked, mask, "factorised")
+def _together(views: tuple[Tensor, ...]) -> Tensor:
+    """[m, 1, n, n] bool, whether two positions share a view, or are in none, given disjoint views [m, n]."""
+    code = torch.stack([place * view for place, view in enumerate(views, 1)]).sum(0)
+    return (code[:, :, None] == code[:, None])[:, None]
+
+
+def _pool_views(weights: Tensor, mask: Tensor, views: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> list[Tensor]:
+    """:func:`_pool_direct` of weights [m, heads, T, n] in which attention stays within views."""
     # Values outside their view are zero: so the products, not one more pass over T·n weights, tell views apart.
     inside = [value * view[:, None, :, None] for view, value in zip(views, values, strict=True)]
-    pooled = (weights.to(inside[0].dtype) @ torch.cat(inside, dim=-1)).chunk(len(views), dim=-1)
+    pooled = weighted(weights, torch.cat(inside, dim=-1)).chunk(len(views), dim=-1)
     # The weights are a mean over all that is visible; a view's own mean is over its share of it.
-    seen = mask.to(pooled[0].dtype)
-    count = seen @ member.to(seen.dtype)
+    seen = mask.to(weights.dtype)
+    count = seen @ torch.stack(views, dim=-1).to(seen.dtype)
     scale = seen.sum(-1, keepdim=True) / count.clamp(min=1)
     return [each * scale[:, None, :, v, None] for v, each in enumerate(pooled)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from a2gen_rec.nn.attention import Asked, Cache, ContextAwareAttention, Projected, Residual
+from a2gen_rec.nn.attention import Asked, ContextAwareAttention, Projected, Residual
 from a2gen_rec.nn.encoder import log_bucket
 from a2gen_rec.ragged import LengthGroups
 
@@ -66,23 +66,26 @@ class GeneratorState:
     """Everything a prefix of emitted steps hands to its next step.
 
     Attributes:
-        asked: what the prefixes' contexts contribute to attention.
-        cache: attention's keys and values; None before the first step.
+        asked: [prefixes, 2·dim + heads] what the prefixes' contexts contribute to attention, side by side.
+        past: attention's keys and values, as :meth:`ContextAwareAttention.step` has them; None before the first step.
         emitted: [prefixes, actions] bool.
         base: [prefixes, 1] log1p time reached by the prefix, the floor of the monotone head; None of a free head.
     """
 
-    asked: Asked
-    cache: Cache | None
+    asked: Tensor
+    past: Tensor | None
     emitted: Tensor
     base: Tensor | None
 
     def select(self, index: Tensor) -> "GeneratorState":
         """The states of the prefixes ``index`` (repetition allowed)."""
         # Rows as wholes: several times as fast on CPU as indexing, which goes by element.
-        cache = None if self.cache is None else self.cache.select(index)
-        base = None if self.base is None else self.base.index_select(0, index)
-        return GeneratorState(self.asked.select(index), cache, self.emitted.index_select(0, index), base)
+        return GeneratorState(
+            self.asked.index_select(0, index),
+            None if self.past is None else self.past.index_select(1, index),
+            self.emitted.index_select(0, index),
+            None if self.base is None else self.base.index_select(0, index),
+        )
 
     def reach(self, time: Tensor) -> "GeneratorState":
         """Note that each prefix went on at ``time`` [prefixes] log1p."""
@@ -236,7 +239,7 @@ class ExplicitGenerator(Generator):
         """The state before ``start`` is emitted, for contexts [n, d_context]."""
         emitted = torch.zeros(len(context), self.actions, dtype=torch.bool, device=context.device)
         base = context.new_zeros(len(context), 1) if self.heads.monotone else None
-        return GeneratorState(self.attention.ask(context), None, emitted, base)
+        return GeneratorState(torch.cat(self.attention.ask(context), dim=1), None, emitted, base)
 
     def tokens(self, tables: StepEmbeddings, timed: Tensor) -> StepTokens:
         """What :meth:`step` may emit: few actions at few buckets of time, which many prefixes have in common.
@@ -271,13 +274,16 @@ class ExplicitGenerator(Generator):
         # As log_bucket has it, of seconds.
         scale = (tokens.buckets - 1) / math.log1p(self.max_offset_s)
         bucket = (time.clamp(min=0) * scale).long().clamp(max=tokens.buckets - 1)
-        token = Projected(*tokens.projected.index_select(0, action * tokens.buckets + bucket).chunk(4, dim=1))
-        hidden, cache = self.attention.step(token, state.asked, state.cache)
+        rows = tokens.projected.index_select(0, action * tokens.buckets + bucket)
+        dim, heads = self.attention.dim, self.attention.heads
+        token = Projected(*rows.split([dim, dim, 2 * dim], dim=1))
+        asked = Asked(*state.asked.split([dim, dim, heads], dim=1))
+        hidden, past = self.attention.step(token, asked, state.past)
         emitted = state.emitted.scatter(1, action[:, None], True)
         steps = self.heads(hidden, emitted)
         if state.base is not None:
             steps = steps._replace(time=state.base + steps.time)
-        return steps, GeneratorState(state.asked, cache, emitted, state.base)
+        return steps, GeneratorState(state.asked, past, emitted, state.base)
 
     def _embed(self, action: Tensor, offset_s: Tensor, tables: StepEmbeddings) -> Tensor:
         bucket = log_bucket(offset_s, len(tables.time), self.max_offset_s)

@@ -16,7 +16,6 @@ code, and biases of position and of gates at one [ours]. Begun like the rest, we
 zero hide from the output what the past has in common; rare actions are then hardly learnt.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,19 +33,20 @@ class SequenceLayout:
         seen: [m, n + k, n] bool, keys that a row attends to besides itself; never its own, nor a later one.
         distance: [m, n + k, n] int64, how many impressions back a key is; any number where it is not seen.
         elapsed: [m, n + k, n] int64 bucket of the time from key to row; None where there is no time bias.
-        matches: per item feature [m, n + k, n] bool, whether key and row share it.
+        matches: [m, item features, n + k, n] bool, whether key and row share each.
     """
 
     seen: Tensor
     distance: Tensor
     elapsed: Tensor | None
-    matches: Sequence[Tensor] = ()
+    matches: Tensor | None = None
 
     def of_targets(self) -> "SequenceLayout":
         """The rows of targets alone."""
         n = self.seen.shape[2]
         elapsed = None if self.elapsed is None else self.elapsed[:, n:]
-        return SequenceLayout(self.seen[:, n:], self.distance[:, n:], elapsed, [match[:, n:] for match in self.matches])
+        matches = None if self.matches is None else self.matches[:, :, n:]
+        return SequenceLayout(self.seen[:, n:], self.distance[:, n:], elapsed, matches)
 
 
 class HSTU(nn.Module):

@@ -8,14 +8,13 @@ not followed to their end, but taken to go on as their siblings do; for the impl
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from a2gen_rec.nn.attention import softmax
 from a2gen_rec.nn.decoding import Decoded
-from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings
-from a2gen_rec.ragged import positions
+from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, StepTokens
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,12 @@ class Occurrence:
 
 @torch.no_grad()
 def occurrence(
-    generator: Generator, context: Tensor, tables: StepEmbeddings, timed: Tensor, max_error: float = 1e-3
+    generator: Generator,
+    context: Tensor,
+    tables: StepEmbeddings,
+    timed: Tensor,
+    max_error: float = 1e-3,
+    tokens: StepTokens | None = None,
 ) -> Occurrence:
     """Probability and expected time of every action.
 
@@ -65,15 +69,17 @@ def occurrence(
         context: [n, d_context].
         timed: [actions] bool, whether the log records the action's time; else it is read as missing once emitted.
         max_error: explicit form: bound on every ``remainder``; 0 expands the whole tree.
+        tokens: of :meth:`ExplicitGenerator.tokens`, if they are known already.
     """
     if isinstance(generator, ImplicitGenerator):
         return _closed_form(generator, context)
     assert isinstance(generator, ExplicitGenerator)
-    return _expand_tree(generator, context, tables, timed, max_error)
+    tokens = generator.tokens(tables, timed) if tokens is None else tokens
+    return _expand_tree(generator, context, tokens, timed, max_error)
 
 
 def _expand_tree(
-    generator: ExplicitGenerator, context: Tensor, tables: StepEmbeddings, timed: Tensor, max_error: float
+    generator: ExplicitGenerator, context: Tensor, tokens: StepTokens, timed: Tensor, max_error: float
 ) -> Occurrence:
     """Level by level. Of n children at one level, those below 1/n of what a context need not have followed are left."""
     n, actions = len(context), generator.actions
@@ -83,31 +89,32 @@ def _expand_tree(
     mass = context.new_ones(n)
     parent, action = owner, torch.zeros_like(owner)
     time = context.new_zeros(n)
-    state, tokens = generator.begin(context), generator.tokens(tables, timed)
+    state = generator.begin(context)
     tree = []
     while len(owner):
         steps, state = generator.step(action, time, state, tokens)
         share = softmax(steps.logits)
         # Every sequence through a child contains its action, so a child counts whether or not it is followed.
         child = mass[:, None] * share
-        after = F.pad(child[:, :-1], (0, 1))  # exit ends a sequence
         # Copies: views would keep whole levels.
         tree.append(Level(owner, parent, action, time, child[:, -1].clone(), steps.time[:, -1].clone()))
+        after = child.clone()
+        after[:, -1] = 0  # exit ends a sequence
         mass_left = context.new_zeros(n).index_add_(0, owner, after.sum(1))
         children = torch.bincount(owner, minlength=n) * (actions - 1 - len(tree))
         budget = max_error - remainder
         # Once none need be followed any more, none is.
         least = torch.where(mass_left > budget, budget / children.clamp(min=1), torch.inf)
-        follow = after > least[owner, None]
+        follow = after > least.index_select(0, owner)[:, None]
         left = after.masked_fill(follow, 0)
         rest, rest_time, all_left = _gone_on(share, steps.time, left, timed)
-        counted = [child + rest, child * steps.time + rest * rest_time, all_left]
+        counted = [child + rest, torch.addcmul(child * steps.time, rest, rest_time), all_left]
         sums.index_add_(0, owner, torch.cat(counted, dim=1))
-        parent, action = follow.nonzero(as_tuple=True)
-        mass = child[parent, action]
-        time = steps.time[parent, action]
+        flat = follow.flatten().nonzero().squeeze(1)
+        parent, action = flat // actions, flat % actions
+        mass, time = (each.flatten().index_select(0, flat) for each in (child, steps.time))
         state = state.select(parent).reach(time)
-        owner = owner[parent]
+        owner = owner.index_select(0, parent)
     probability[:, 0] = 1
     expected = time_mass / probability.masked_fill(probability == 0, torch.nan)
     return Occurrence(probability, expected, remainder, tree)
@@ -152,45 +159,47 @@ def _closed_form(generator: ImplicitGenerator, context: Tensor) -> Occurrence:
 
 
 def likeliest(what: Occurrence, contexts: Tensor, width: int) -> Decoded:
-    """The most probable sequences of a tree. One that is not told, of those not followed to their end, has at most the
-    probability of the ``remainder``.
+    """The most probable sequences of a tree, on the CPU. One that is not told, of those not followed to their end, has
+    at most the probability of the ``remainder``.
 
     Args:
         contexts: [n] distinct ones, whose sequences are told; width: most of each.
     """
-    tree, n, last = what.tree, len(contexts), what.probability.shape[1] - 1
-    sizes = torch.tensor([len(level.owner) for level in tree])
-    firsts = (torch.cumsum(sizes, 0) - sizes).tolist()
-    depth = torch.repeat_interleave(sizes).to(contexts.device)
+    # In numpy, whose calls cost a fraction of torch's: there are many, on few sequences.
+    tree = [{field: part.cpu().numpy() for field, part in vars(level).items()} for level in what.tree]
+    n, last = len(contexts), what.probability.shape[1] - 1
+    sizes = np.array([len(level["owner"]) for level in tree])
+    firsts = np.cumsum(sizes) - sizes
     owner, action, time, end, end_time = (
-        torch.cat([getattr(level, name) for level in tree]) for name in ("owner", "action", "time", "end", "end_time")
+        np.concatenate([level[field] for level in tree]) for field in ("owner", "action", "time", "end", "end_time")
     )
-    parent = torch.cat([tree[0].parent, *(level.parent + at for level, at in zip(tree[1:], firsts, strict=False))])
+    # The first level stays where it is.
+    parent = np.concatenate([tree[0]["parent"], *(tree[at]["parent"] + firsts[at - 1] for at in range(1, len(tree)))])
 
     # The prefixes whose ends are told, context by context.
-    place = contexts.new_full((len(what.probability),), -1)
-    place[contexts] = torch.arange(n, device=contexts.device)
-    leaf = (place[owner] >= 0).nonzero().squeeze(1)
-    leaf = leaf[end[leaf].argsort(descending=True, stable=True)]
-    leaf = leaf[place[owner[leaf]].argsort(stable=True)]
-    row, rank = positions(torch.bincount(place[owner[leaf]], minlength=n))
+    place = np.full(len(what.probability), -1)
+    place[contexts.cpu().numpy()] = np.arange(n)
+    leaf = np.flatnonzero(place[owner] >= 0)
+    leaf = leaf[np.lexsort((-end[leaf], place[owner[leaf]]))]
+    row = place[owner[leaf]]
+    rank = np.arange(len(row)) - np.searchsorted(row, row)
     kept = rank < width
     leaf, slot = leaf[kept], (row[kept], rank[kept])
 
-    # From their last step back to their first, beyond which the first level stays where it is.
+    # From their last step back to their first.
     at, back = leaf, []
     for _ in tree[1:]:
         back.append(at)
         at = parent[at]
     back.append(at)
-    length = depth[leaf][:, None]
-    step = torch.arange(len(tree), device=leaf.device).expand(len(leaf), -1)
-    prefix = torch.stack(back, 1).gather(1, (length - 1 - step).clamp(min=0))
-    codes = torch.where(step < length, action[prefix], torch.where(step == length, last, -1))
-    times = torch.where(step < length, time[prefix], torch.where(step == length, end_time[leaf][:, None], torch.nan))
-    shape = (n, width, len(tree))
-    return Decoded(
-        codes.new_full(shape, -1).index_put(slot, codes),
-        times.new_full(shape, torch.nan).index_put(slot, times),
-        end.new_full((n, width), -torch.inf).index_put(slot, end[leaf].log()),
-    )
+    length = np.repeat(np.arange(len(tree)), sizes)[leaf][:, None]
+    step = np.arange(len(tree))
+    prefix = np.take_along_axis(np.stack(back, 1), (length - 1 - step).clip(min=0), 1)
+    steps = n, width, len(tree)
+    codes, times = np.full(steps, -1), np.full(steps, np.nan, time.dtype)
+    codes[slot] = np.where(step < length, action[prefix], np.where(step == length, last, -1))
+    times[slot] = np.where(step < length, time[prefix], np.where(step == length, end_time[leaf][:, None], np.nan))
+    chance = np.full(steps[:2], -np.inf, end.dtype)
+    with np.errstate(divide="ignore"):
+        chance[slot] = np.log(end[leaf])
+    return Decoded(torch.from_numpy(codes), torch.from_numpy(times), torch.from_numpy(chance))

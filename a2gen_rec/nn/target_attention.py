@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from a2gen_rec.nn.attention import masked_softmax
 from a2gen_rec.nn.encoder import WindowLayout, pair_bias, pair_tables
-from a2gen_rec.ragged import pad
+from a2gen_rec.ragged import pad, unpad
 
 
 class TargetAttention(nn.Module):
@@ -49,7 +49,7 @@ class TargetAttention(nn.Module):
         bias = pair_bias(layout.recency, layout.matches, self.recency, self.match)
         weights = masked_softmax(logits if bias is None else logits + bias, layout.visible[:, None])
         attended = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(-2)
-        return self.output(attended[layout.target_row, layout.target_column])
+        return self.output(unpad(attended, layout.target_row, layout.target_column))
 
     def _split(self, x: Tensor) -> Tensor:
         """[m, n, dim] -> [m, heads, n, d_head]"""

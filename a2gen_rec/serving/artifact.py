@@ -171,7 +171,9 @@ def _read_model(folder: str, card: DatasetCard, settings: Settings) -> ExportedM
     except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{file}: does not fit the model or is damaged ({lines[-1] if lines else error})") from error
-    return ExportedModel(tables, ranker).eval()
+    model = ExportedModel(tables, ranker).eval().requires_grad_(False)
+    model.ranker.settle(tables.whole)
+    return model
 
 
 def _read_tables(file: str, rows: Mapping[str, int], settings: Settings, whole: Mapping[str, Tensor]) -> Tables:

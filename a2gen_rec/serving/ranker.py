@@ -11,12 +11,11 @@ from torch import Tensor
 from torchrec import JaggedTensor
 
 from a2gen_rec.data.batch import ALL, WindowBatch, collate
-from a2gen_rec.data.columns import WindowColumns, concatenate, ranges
+from a2gen_rec.data.columns import WindowColumns, concatenate
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.memory import keep_freed_memory
 from a2gen_rec.models.judging import judge
-from a2gen_rec.ragged import LengthGroups
 from a2gen_rec.serving.artifact import Artifact, load_artifact
 from a2gen_rec.serving.best import Order, Scorer, best_candidates, order_by, orders
 from a2gen_rec.serving.encoding import Encoder
@@ -25,7 +24,6 @@ from a2gen_rec.serving.nudging import check_nudge, nudged
 from a2gen_rec.serving.rank import moment_after, with_candidates
 from a2gen_rec.serving.states import ActionStates, CacheCounts
 from a2gen_rec.serving.types import Impression, RankedList, Request
-from a2gen_rec.sharding.tables import whole_tables
 
 CACHE_BYTES = 256 * 2**20
 
@@ -46,7 +44,6 @@ class Ranker:
         self._scorer = Scorer(artifact.card, artifact.model.ranker, artifact.fused)
         self._encoder = Encoder(artifact.card, artifact.vocabularies, artifact.items, self.keep)
         self._states = ActionStates(cache_bytes)
-        self._whole = whole_tables(artifact.card, artifact.settings.model)
 
     @classmethod
     def load(cls, folder: str, cache_bytes: int = CACHE_BYTES, threads: int = 1) -> "Ranker":
@@ -89,18 +86,21 @@ class Ranker:
         orders = [self._order(request) for request in requests]
         parts = [self._window(*each) for each in zip(requests, pasts, orders, strict=True)]
         columns = parts[0] if len(parts) == 1 else concatenate(parts)
+        names = [name for past in pasts for name in past.states]
+        places, missing = self._states.find(names)
         with torch.inference_mode():
             batch = collate(
                 columns,
                 np.arange(len(parts)),
-                self._whole,
+                {},  # small tables are there whole, asked for or not
                 dedup=False,
                 request_gap_s=ALL,
                 group_cost=self._settings.group_cost,
                 with_outcomes=False,
+                acted=np.array(missing, np.int64),
             )
             rows = self._model.embeddings(batch.sparse)
-            actions = self._actions(rows, batch, [name for past in pasts for name in past.states])
+            actions = self._actions(rows, batch, names, places, missing)
             judged = judge(rows, self._model.ranker, batch, self._settings.max_error, actions)
             best = best_candidates(self._scorer, judged, batch, orders)
             answers = [
@@ -219,27 +219,22 @@ class Ranker:
         context = self._encoder.context(now, request.context)
         return with_candidates(history, order.items, self.card, now, context, session_at(past, now, self.card))
 
-    def _actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch, names: list[bytes]) -> Tensor:
-        """[keys, d] action-level states of the past, of which only those not kept are computed."""
-        places, missing = self._states.find(names)
-        ranker = self._model.ranker
-        if len(missing) == len(names):
-            states = ranker.encode_actions(rows, batch)
-            self._states.put(names, states)
-            return states
-        states = self._states.take(places)
-        if missing:
-            lost = torch.tensor(missing)
-            fresh = ranker.encode_actions(rows, _only(batch, lost))
+    def _actions(
+        self,
+        rows: dict[str, JaggedTensor],
+        batch: WindowBatch,
+        names: list[bytes],
+        places: list[int],
+        missing: list[int],
+    ) -> Tensor:
+        """[keys, d] action-level states of the past: those ``missing`` are computed, the others are kept."""
+        if names and not missing:
+            return self._states.take(places)
+        lost = torch.tensor(missing, dtype=torch.long)
+        fresh = self._model.ranker.encode_actions(rows, replace(batch, key=batch.key[lost]))
+        states = fresh
+        if len(missing) < len(names):
+            states = self._states.take(places)
             states[lost] = fresh
-            self._states.put([names[place] for place in missing], fresh)
+        self._states.put([names[place] for place in missing], fresh)
         return states
-
-
-def _only(batch: WindowBatch, keys: Tensor) -> WindowBatch:
-    """The batch as :meth:`encode_actions` reads it, of some of its keys."""
-    lengths = batch.sequences.lengths[batch.sequences.inverse]
-    starts = torch.cumsum(lengths, 0) - lengths
-    tokens = torch.from_numpy(ranges(starts[keys].numpy(), lengths[keys].numpy()))
-    sequences = LengthGroups.from_lengths(lengths[keys])
-    return replace(batch, key=batch.key[keys], key_token=batch.key_token[tokens], sequences=sequences)

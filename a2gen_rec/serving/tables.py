@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchrec import JaggedTensor, KeyedJaggedTensor
@@ -114,11 +115,11 @@ class Tables(nn.Module):
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Looked-up rows of every table, one after another as their ids are."""
         counts = sparse.length_per_key()
-        parts = zip(sparse.keys(), sparse.values().split(counts), counts, sparse.lengths().split(1), strict=True)
+        parts = zip(sparse.keys(), counts, sparse.values().split(counts), sparse.lengths().split(1), strict=True)
         asked = [part for part in parts if part[0] in self.first]
-        rows = self.table(torch.cat([ids + self.first[name] for name, ids, _, _ in asked]))
+        first = np.repeat([self.first[name] for name, *_ in asked], [count for _, count, *_ in asked])
+        rows = self.table(torch.cat([ids for _, _, ids, _ in asked]) + torch.from_numpy(first))
         found = dict(self.whole)
-        each = rows.split([count for _, _, count, _ in asked])
-        for (name, _, _, length), values in zip(asked, each, strict=True):
+        for (name, _, _, length), values in zip(asked, rows.split([count for _, count, *_ in asked]), strict=True):
             found[name] = JaggedTensor(values, lengths=length)
         return found

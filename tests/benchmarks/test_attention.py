@@ -45,7 +45,9 @@ def test_a_wrong_form_is_not_timed(
     change: Callable[[Tensor, Tensor], Tensor], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = nn_attention.factorised_weights
-    monkeypatch.setattr(nn_attention, "factorised_weights", lambda s, a, mask: change(right(s, a, mask), mask))
+    monkeypatch.setattr(
+        nn_attention, "factorised_weights", lambda s, a, mask: [change(each, mask) for each in right(s, a, mask)]
+    )
     monkeypatch.setattr(attention, "interleave", pytest.fail)
     with pytest.raises(AssertionError, match=form):
         measure(Settings(**TINY), ALONE)
@@ -53,7 +55,7 @@ def test_a_wrong_form_is_not_timed(
 
 def test_sdpa_without_the_mask_is_found_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     right = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", lambda q, k, v, attn_mask: right(q, k, v))
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", lambda q, k, v, attn_mask, scale: right(q, k, v))
     with pytest.raises(AssertionError, match="SDPA and direct differ in the output"):
         measure(Settings(**TINY), ALONE)
 

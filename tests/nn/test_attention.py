@@ -1,12 +1,13 @@
 """Context-aware attention against METHODS §2 written out in loops, and its fast forms against each other."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from a2gen_rec.nn.attention import Cache, ContextAwareAttention, direct_weights, factorised_weights
+from a2gen_rec.nn.attention import ContextAwareAttention, Form, direct_weights, pair_weights, weighted
 
 M, N, T, HEADS, D_X, D_C, DIM = 3, 7, 5, 2, 5, 6, 8
 MASKS = ["random", "ragged", "sliding", "ended", "full"]
@@ -232,11 +233,39 @@ def test_denominators_crossing_the_floor(dtype: torch.dtype) -> None:
     assert ((naive_f.masked_fill(~mask[:, None], 0) @ naive_e.mT) == 0).any(), "nothing underflows"
 
     values = []
-    for form in (factorised_weights, direct_weights):
+    for form in get_args(Form):
         leaves = [shared.clone().requires_grad_(), asked.clone().requires_grad_()]
-        values.append(with_gradients(form(*leaves, mask), leaves))
+        values.append(with_gradients(pair_weights(leaves[:1], leaves[1], mask, form)[0], leaves))
     rtol, atol = (1e-9, 1e-10) if dtype == torch.float64 else (2e-3, 2e-4)
     assert_equal(*values, rtol, atol)
+
+
+@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("kind", ["random", "sliding", "full"])
+@pytest.mark.parametrize("scale", [1.0, 700.0])
+def test_logits_that_contexts_ask_alike_are_each_as_if_alone(form: Form, kind: str, scale: float) -> None:
+    shared, asked = logits_of(build(scale=scale), *inputs())
+    several, mask = [shared, shared.flip(2), 0.5 * shared], mask_of(kind)
+    leaves = [*several, asked]
+    for leaf in leaves:
+        leaf.detach_().requires_grad_()
+    together = torch.stack(pair_weights(several, asked, mask, form))
+    alone = torch.stack([direct_weights(each, asked, mask) for each in several])
+    weigh = torch.randn(alone.shape, generator=torch.Generator().manual_seed(3), dtype=alone.dtype)
+    found = [together, *torch.autograd.grad((together * weigh).sum(), leaves)]
+    expected = [alone, *torch.autograd.grad((alone * weigh).sum(), leaves)]
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
+    assert pair_weights([], asked, mask, "direct") == []
+
+
+def test_narrow_values_are_weighted_as_by_a_product() -> None:
+    rng = torch.Generator().manual_seed(0)
+    for shape in ((2, 3, 5, 7, 4), (1, 1, 1, 1, 1), (2, 2, 0, 3, 2), (2, 1, 3, 0, 2)):
+        m, heads, contexts, n, d = shape
+        weights = torch.rand(m, heads, contexts, n, generator=rng, dtype=torch.float64)
+        values = torch.randn(m, heads, n, d, generator=rng, dtype=torch.float64)
+        torch.testing.assert_close(weighted(weights, values), weights @ values, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["factorised", "direct"])
@@ -252,7 +281,8 @@ def test_one_mask_for_all_contexts_is_each_contexts_own(form: str, scale: float)
 def test_weights_are_a_mean_of_distributions(form: str) -> None:
     cam = build(scale=30.0)
     mask = mask_of("random")
-    weights = (factorised_weights if form == "factorised" else direct_weights)(*logits_of(cam, *inputs()), mask)
+    shared, asked = logits_of(cam, *inputs())
+    (weights,) = pair_weights([shared], asked, mask, form)
     assert (weights >= 0).all()
     seen = mask.any(-1)[:, None].expand(M, HEADS, T)
     torch.testing.assert_close(weights.sum(-1), seen.double(), rtol=1e-9, atol=1e-9)
@@ -318,10 +348,10 @@ def test_step_with_cache_equals_causal_forward(residual: str, mlp_ratio: float) 
     cam = build(residual, mlp_ratio)
     x, context = inputs(contexts=None)
     expected = cam(x, context, causal=True)
-    cache: Cache | None = None
+    seen: Tensor | None = None
     for i in range(N):
-        out, cache = cam.step(cam.project(x[:, i]), cam.ask(context), cache)
-        assert cache.key.shape == cache.value.shape == (i + 1, M, DIM)
+        out, seen = cam.step(cam.project(x[:, i]), cam.ask(context), seen)
+        assert seen.shape == (i + 1, M, 2 * DIM)
         torch.testing.assert_close(out, expected[:, i], rtol=1e-9, atol=1e-9)
 
 

@@ -31,7 +31,7 @@ def world() -> tuple[Tensor, Tensor, SequenceLayout]:
         seen=seen,
         distance=distance.clamp(min=0),
         elapsed=torch.randint(BUCKETS, (M, N + K, N), generator=rng),
-        matches=(torch.rand(FEATURES, M, N + K, N, generator=rng) < 0.5).unbind(),
+        matches=torch.rand(M, FEATURES, N + K, N, generator=rng) < 0.5,
     )
     past = torch.randn(M, N, DIM, generator=rng, dtype=torch.float64)
     return past, torch.randn(M, K, DIM, generator=rng, dtype=torch.float64), layout
@@ -73,7 +73,7 @@ def by_loops(module: HSTU, past: Tensor, target: Tensor, layout: SequenceLayout)
                     if layer.recency is not None:
                         extra = extra + layer.recency.weight[layout.elapsed[m, row, key]]
                     if layer.match is not None:
-                        shared = torch.stack([match[m, row, key] for match in layout.matches]).double()
+                        shared = layout.matches[m, :, row, key].double()
                         extra = extra + layer.match.weight @ shared
                     bias[key] = extra
                 after.append(unit(layer, x, row, bias))
@@ -86,7 +86,7 @@ def by_loops(module: HSTU, past: Tensor, target: Tensor, layout: SequenceLayout)
 def test_equals_loops_with_gradients(layers: int, buckets: int, features: int) -> None:
     module, (past, target, layout) = build(layers, buckets, features), world()
     if not buckets:
-        layout = dataclasses.replace(layout, elapsed=None, matches=())
+        layout = dataclasses.replace(layout, elapsed=None, matches=None)
     past.requires_grad_(), target.requires_grad_()
     found, expected = module(past, target, layout), by_loops(module, past, target, layout)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -125,14 +125,12 @@ def test_more_places_than_are_taken_change_nothing() -> None:
     """As in a batch with a longer window: places that nobody sees come last, of the past and of the targets."""
     module, (past, target, layout) = build(2), world()
 
-    def longer(of_pairs: Tensor) -> Tensor:
-        of_past, of_targets = F.pad(of_pairs, (0, 3)).split([N, K], dim=1)
-        return torch.cat([F.pad(of_past, (0, 0, 0, 3)), F.pad(of_targets, (0, 0, 0, 2))], dim=1)
+    def longer(of_pairs: Tensor | None) -> Tensor:
+        assert of_pairs is not None
+        of_past, of_targets = F.pad(of_pairs, (0, 3)).split([N, K], dim=-2)
+        return torch.cat([F.pad(of_past, (0, 0, 0, 3)), F.pad(of_targets, (0, 0, 0, 2))], dim=-2)
 
-    assert layout.elapsed is not None
-    more = SequenceLayout(
-        longer(layout.seen), longer(layout.distance), longer(layout.elapsed), [longer(each) for each in layout.matches]
-    )
+    more = SequenceLayout(longer(layout.seen), longer(layout.distance), longer(layout.elapsed), longer(layout.matches))
     found = module(F.pad(past, (0, 0, 0, 3), value=0.5), F.pad(target, (0, 0, 0, 2), value=0.5), more)
     torch.testing.assert_close(found[:, :K], module(past, target, layout), rtol=1e-12, atol=1e-12)
 

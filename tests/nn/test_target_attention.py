@@ -29,7 +29,7 @@ def test_equals_one_target_at_a_time() -> None:
     visible &= (torch.arange(7) < lengths[:, None])[:, None]
     visible[0, 1] = False
     recency = torch.randint(6, (3, 3, 7), generator=rng)
-    matches = (torch.rand(2, 3, 3, 7, generator=rng) < 0.5).unbind()
+    matches = torch.rand(3, 2, 3, 7, generator=rng) < 0.5
     layout = WindowLayout(row, column, (3, 7), target_row, target_column, (3, 3), visible, recency, matches)
     found = module(tokens, target, layout)
     for t in range(6):
@@ -41,7 +41,7 @@ def test_equals_one_target_at_a_time() -> None:
         x = tokens[seen]
         query = module.query(target[t]).view(HEADS, 1, -1)
         key, value = (of(x).view(len(seen), HEADS, -1).transpose(0, 1) for of in (module.key, module.value))
-        shared = torch.stack([match[w, place, column[seen]] for match in matches], dim=-1).double()
+        shared = matches[w, :, place, column[seen]].T.double()
         bias = (module.recency(recency[w, place, column[seen]]) + module.match(shared)).T[:, None]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         torch.testing.assert_close(found[t], module.output(attended.flatten()), rtol=1e-9, atol=1e-9)

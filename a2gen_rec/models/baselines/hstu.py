@@ -1,7 +1,5 @@
 """HSTU (arXiv 2402.17152) over the sequence of impressions, with MMoE's experts and a tower per task: METHODS §7."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +11,7 @@ from a2gen_rec.models.ranker import Inputs, at_targets, in_windows, key_times, m
 from a2gen_rec.nn.encoder import log_bucket
 from a2gen_rec.nn.experts import MMoE
 from a2gen_rec.nn.hstu import HSTU, SequenceLayout
-from a2gen_rec.ragged import pad
+from a2gen_rec.ragged import pad, unpad
 
 
 class HSTURanker(TowersRanker):
@@ -45,7 +43,7 @@ class HSTURanker(TowersRanker):
         known = torch.cat([actions, inputs.gap, inputs.outcome], dim=-1)
         past = pad(self.item(shown) + self.past(known), batch.key_window, batch.key_column, batch.key_shape)
         target = at_targets(batch, self.item(inputs.target))
-        return self.sequence(past, target, self._sequences(batch))[batch.target_window, batch.target_column]
+        return unpad(self.sequence(past, target, self._sequences(batch)), batch.target_window, batch.target_column)
 
     def _sequences(self, batch: WindowBatch) -> SequenceLayout:
         """What rows, past impressions and then targets, see of their windows' past."""
@@ -58,7 +56,7 @@ class HSTURanker(TowersRanker):
         elapsed = None
         if self.config.recency_bias:
             elapsed = log_bucket((now - begin).float() / 1000, self.config.time_buckets, self.config.max_gap_s)
-        matches: Sequence[Tensor] = ()
+        matches = None
         if self.config.match_bias:
             ids = stacked_ids(batch, self.features["item"])
             past = in_windows(batch, ids, 0)
