@@ -3,10 +3,12 @@
 import atexit
 import ctypes
 import gc
+import os
 import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST_KEPT = 32 * 2**20  # the most that glibc accepts
+TUNABLES, TCACHE = "GLIBC_TUNABLES", "glibc.malloc.tcache_count"  # read as a process begins, by glibc alone
 
 
 def keep_freed_memory() -> bool:
@@ -23,6 +25,18 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def let_children_coalesce() -> None:
+    """Let processes that are begun from now on join freed memory with its neighbours at once, of glibc.
+
+    torch asks for memory at multiples of 64 bytes; what glibc cuts off in front goes, freed, into a cache of its
+    thread, between holes that cannot grow together then. Ranking for some minutes left a heap of 340 MiB where 190 were
+    used, and without these caches 225, in 3 % less time. They can only be switched off before a process begins.
+    """
+    said = os.environ.get(TUNABLES, "")
+    if TCACHE not in said:
+        os.environ[TUNABLES] = f"{said}:{TCACHE}=0".lstrip(":")
 
 
 def freeze() -> None:

@@ -17,7 +17,8 @@ class ServeConfig:
         api_key_file: file of keys, one a line, each of which lets a caller in; empty asks for none.
         workers: batches ranked at a time. With one, this process ranks; more are processes of their own, which take a
             core each, and each hold the model as this one does.
-        max_wait_ms: longest that a request waits for others to be ranked with, where every worker is busy.
+        max_wait_ms: longest that a request waits for others to be ranked with, once a worker is free and no other is.
+            Those that have come while all were busy are ranked together anyway.
         max_batch: candidates ranked together; one request may have more.
         max_waiting: candidates that may wait in all; further requests are refused.
         max_queue_ms: for which those that wait may take to rank, by the speed of late; further requests are refused.
@@ -36,7 +37,7 @@ class ServeConfig:
     store: str = "a2gen-events.db"
     api_key_file: str = ""
     workers: int = 1
-    max_wait_ms: float = 2.0
+    max_wait_ms: float = 0.0
     max_batch: int = 500
     max_waiting: int = 20_000
     max_queue_ms: float = 250.0

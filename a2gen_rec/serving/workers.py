@@ -4,8 +4,8 @@ import atexit
 import logging
 import multiprocessing
 import os
-import queue
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -16,6 +16,7 @@ from typing import Any
 
 from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.errors import UserError
+from a2gen_rec.memory import let_children_coalesce
 from a2gen_rec.quiet import quiet
 from a2gen_rec.serving.inference import Inference, Job, Ranked, yield_to_others
 from a2gen_rec.serving.logs import log_to_stderr, where
@@ -54,11 +55,12 @@ class Workers:
         self._of = (load, folder, config)
         self._version = version
         self._all: list[_Worker] = []
-        self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()  # None: there will be no more
+        self._idle = _Idle()
         self._closed = False
+        let_children_coalesce()
         atexit.register(self.close)  # else the end of this process would wait for workers that wait for it
         try:
-            self._all += [_Worker(*self._of) for _ in range(config.workers)]  # which load at the same time
+            self._all += [_Worker(each, *self._of) for each in range(config.workers)]  # which load at the same time
             for worker in self._all:
                 worker.wait(version)
                 self._idle.put(worker)
@@ -72,12 +74,14 @@ class Workers:
         return sum(worker.is_ready for worker in list(self._all))
 
     def rank(self, jobs: Sequence[Job]) -> list[Ranked | Exception]:
-        """See :class:`Inference`; by a worker that is free, for which this waits.
+        """See :class:`Inference`; by a worker that is free, for which this waits: if it can be, the one that keeps what
+        it knows of the first job's user.
 
         Raises:
             WorkerLost: there are none any more.
         """
-        while worker := self._idle.get():
+        wanted = hash(jobs[0].request.user) % self._of[-1].workers
+        while worker := self._idle.take(wanted):
             try:
                 results: list[Ranked | Exception] = worker.call("rank", jobs)
             except WorkerLost as lost:
@@ -89,7 +93,6 @@ class Workers:
             else:
                 self._idle.put(worker)
                 return results
-        self._idle.put(None)
         raise WorkerLost
 
     def forget(self, user: str) -> None:
@@ -110,7 +113,7 @@ class Workers:
         self._closed = True
         atexit.unregister(self.close)
         _end(self._all)
-        self._idle.put(None)
+        self._idle.close()
 
     def _replace(self, lost: "_Worker") -> None:
         _end([lost])
@@ -119,7 +122,7 @@ class Workers:
         while not self._closed:
             worker = None
             try:
-                worker = _Worker(*self._of)
+                worker = _Worker(lost.number, *self._of)
                 self._all.append(worker)
                 worker.wait(self._version)
                 self._idle.put(worker)
@@ -138,20 +141,53 @@ class Workers:
             _end(self._all)
 
 
+class _Idle:
+    """Workers that are free, and threads that wait for one."""
+
+    def __init__(self) -> None:
+        self._free: list[_Worker] = []
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._free)
+
+    def put(self, worker: "_Worker") -> None:
+        with self._changed:
+            self._free.append(worker)
+            self._changed.notify()
+
+    def take(self, wanted: int) -> "_Worker | None":
+        """The worker of that number if it is free, else the one that has been for longest; None once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free or self._closed)
+            if self._closed:
+                return None
+            worker = next((worker for worker in self._free if worker.number == wanted), self._free[0])
+            self._free.remove(worker)
+            return worker
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
 class _Worker:
     """One process, which answers calls of an :class:`Inference`'s methods.
 
     Attributes:
+        number: from 0, which a process that takes its place has too.
         is_ready: whether it may be called; counts: of :meth:`Inference.counts`, as of the last call.
     """
 
-    def __init__(self, *of: Any) -> None:
+    def __init__(self, number: int, *of: Any) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would have locks that nobody opens
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, *of), name="inference", daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, number, *of), name="inference", daemon=True)
         self._process.start()
         theirs.close()
-        self.is_ready, self.counts = False, dict[str, float]()
+        self.number, self.is_ready, self.counts = number, False, dict[str, float]()
         self._lock = threading.Lock()
 
     @property
@@ -217,13 +253,14 @@ def _end(workers: Sequence[_Worker]) -> None:
         worker.join(until)
 
 
-def _work(pipe: Connection, load: Callable[[str, int], Ranker], folder: str, config: ServeConfig) -> None:
+def _work(pipe: Connection, number: int, load: Callable[[str, int], Ranker], folder: str, config: ServeConfig) -> None:
     """Answer calls until nobody is left to make any."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # which a terminal or supervisor may send to all
-        signal.signal(number, signal.SIG_IGN)
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # which a terminal or supervisor may send to all
+        signal.signal(each, signal.SIG_IGN)
     quiet()
     log_to_stderr()
     yield_to_others()
+    keep_to_core(number, config.workers)
     with suppress(EOFError, OSError):
         try:
             ranker, store = load(folder, config.state_cache_bytes), open_store(config.store)
@@ -240,6 +277,16 @@ def _work(pipe: Connection, load: Callable[[str, int], Ranker], folder: str, con
                 pipe.send((told, inference.counts()))
         store.close()
     os._exit(0)  # nothing is left to tidy up, but for what extensions complain of
+
+
+def keep_to_core(number: int, workers: int) -> None:
+    """Where workers have all cores of this process and just one each, let each keep to its own.
+
+    The kernel would have two of them share one now and then, with what the event loop does on the other. With fewer
+    workers than cores, and others' processes on them, it knows better.
+    """
+    if sys.platform == "linux" and workers == len(cores := os.sched_getaffinity(0)):
+        os.sched_setaffinity(0, {sorted(cores)[number]})
 
 
 def _told(result: Ranked | Exception) -> Ranked | Exception:

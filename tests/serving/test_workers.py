@@ -111,11 +111,40 @@ def test_a_worker_that_ends_is_replaced_and_the_rest_go_on(tmp_path: Path) -> No
         assert refused.json()["error"]["code"] == "worker_lost"
         assert refused.headers["Retry-After"]
         assert service.rank().status_code == 200, "by the other one, at the least"
-        until(lambda: killed not in pids(service) and service.service._model.inference._idle.qsize() == 2)
+        until(lambda: killed not in pids(service) and len(service.service._model.inference._idle) == 2)
         assert other in pids(service)
         with ThreadPoolExecutor(4) as threads:
             answers = list(threads.map(lambda _: service.rank(), range(8)))
         assert [answer.status_code for answer in answers] == [200] * 8
+
+
+def test_users_go_to_the_worker_that_knows_them_if_it_is_free(tmp_path: Path) -> None:
+    with running(tmp_path, workers=2) as service:
+        users = [f"u{number}" for number in range(12)]
+        for user in users:
+            service.post(user, {"item": "v1", "ts_ms": 1000})
+        for _ in range(3):
+            for user in users:
+                assert service.rank(user).status_code == 200
+        workers = service.service._model.inference
+        assert isinstance(workers, Workers)
+        assert workers.counts()["history_cache_misses"] == len(users), "each was read by one worker"
+        assert workers.counts()["history_cache_hits"] == 2 * len(users)
+        assert all(worker.counts["history_cache_misses"] for worker in workers._all), "both have users"
+        idle = workers._idle
+        one, other = (idle.take(number) for number in (1, 1))
+        assert (one.number, other.number) == (1, 0), "another, where that one is not free"
+        idle.put(one), idle.put(other)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cores are told to the kernel of Linux alone")
+def test_workers_keep_to_cores_where_they_have_them_all_and_no_others(tmp_path: Path) -> None:
+    cores = os.sched_getaffinity(0)
+    for workers in (2, 3):
+        with running(tmp_path, workers=workers) as service:
+            kept = sorted(map(sorted, map(os.sched_getaffinity, pids(service))))
+        assert kept == ([[core] for core in sorted(cores)] if workers == len(cores) else [sorted(cores)] * workers)
+        assert os.sched_getaffinity(0) == cores
 
 
 def test_who_dies_idle_costs_nothing(tmp_path: Path) -> None:
@@ -123,7 +152,7 @@ def test_who_dies_idle_costs_nothing(tmp_path: Path) -> None:
         kill_all(service)
         ask = service.client.get
         assert service.rank().status_code == 200, "by a process in its place: the request had not been begun"
-        until(lambda: service.service._model.inference._idle.qsize() >= 1)
+        until(lambda: service.service._model.inference._idle._free)
         assert ask("/readyz").status_code == 200
         assert ask("/metrics").status_code == 200
 
