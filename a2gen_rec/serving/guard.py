@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from a2gen_rec.serving.logs import where
 from a2gen_rec.serving.metrics import Metrics
-from a2gen_rec.serving.refusals import Refusal, busy
+from a2gen_rec.serving.refusals import FAILED, Refusal, busy
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 DISCARDED = 8
@@ -102,8 +102,7 @@ class Guard:
         except Exception as error:
             log.error("%s in request %s\n%s", type(error).__name__, request_id, where(error))
             if not status:
-                failed = Refusal(500, "internal", "something is wrong with the service; see its log")
-                await failed.response(request_id)(scope, receive, tell)
+                await FAILED.response(request_id)(scope, receive, tell)
         finally:
             self.in_progress -= 1
             seconds, route = time.perf_counter() - began, getattr(scope.get("route"), "path", "other")

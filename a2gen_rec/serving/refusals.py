@@ -29,3 +29,6 @@ class Refusal(HTTPException):
 
 def busy(code: str, message: str) -> Refusal:
     return Refusal(503, code, message, retry_s=1)
+
+
+FAILED = Refusal(500, "internal", "something is wrong with the service; see its log")

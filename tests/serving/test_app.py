@@ -1,5 +1,7 @@
 """What the service answers over HTTP, and what it says of it in its log."""
 
+import asyncio
+import copy
 import json
 import logging
 import time
@@ -7,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from served import ITEMS, Running, order, running
 
 from a2gen_rec.serving import schema
+from a2gen_rec.serving.app import _RankFirst, create_app
+from a2gen_rec.serving.guard import Guard
 
 KEYS = ["first-key-of-the-service", "second-key-of-the-service"]
 
@@ -325,3 +330,36 @@ def test_a_page_of_the_package_is_served(tmp_path: Path, monkeypatch: pytest.Mon
         assert service.client.get("/v1/nothing").json()["error"]["code"] == "not_found"
         assert service.client.get("/..%2f..%2fetc/passwd").status_code == 404
         assert service.rank().status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"user": "u1", "candidates": ["v1", "v2", "v3"], "k": 2}',
+        b'{"user": "u1", "candidates": ["v1"], "history": [{"item": "v2", "ts_ms": 5}], "now_ms": 9}',
+        b"",
+        b"null",
+        b"[]",
+        b'{"user": "u1"}',
+        b'{"user": "u1", "candidates": [], "k": 0, "no such": 1, "by": 3}',
+        b'{"user": "u1", "candidates": ["v1"], "context": {"no such": 1}}',
+        b'{"user": NaN}',
+        b'{"user": "\xff"}',
+        b'{"user": "u1", "candidates": ["bad"]}',
+    ],
+)
+def test_rankings_are_answered_as_the_described_route_would(one: Running, body: bytes) -> None:
+    direct = create_app(one.service)
+    assert isinstance(direct.app, _RankFirst)
+    routed = copy.copy(direct)
+    routed.app = direct.app.app
+
+    async def ask(app: Guard) -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            kind = {"Content-Type": "application/json", "X-Request-Id": "same"}
+            return await client.post("/v1/rank", content=body, headers=kind)
+
+    found, expected = (asyncio.run(ask(app)) for app in (direct, routed))
+    assert (found.status_code, found.json()) == (expected.status_code, expected.json())
+    assert found.headers.items() == expected.headers.items()
