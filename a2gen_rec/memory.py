@@ -28,14 +28,16 @@ def keep_freed_memory() -> bool:
 
 
 def let_children_coalesce() -> None:
-    """Let processes that are begun from now on join freed memory with its neighbours at once, of glibc.
+    """Let processes that this one begins from now on join freed memory with its neighbours at once, of glibc.
+
+    It is told in this process's environment, which they inherit.
 
     torch asks for memory at multiples of 64 bytes; what glibc cuts off in front goes, freed, into a cache of its
-    thread, between holes that cannot grow together then. Ranking for some minutes left a heap of 340 MiB where 190 were
-    used, and without these caches 225, in 3 % less time. They can only be switched off before a process begins.
+    thread, between holes that cannot grow together then: after some overload, heaps of processes that rank were half as
+    large again as without these caches. They can only be switched off before a process begins.
     """
     said = os.environ.get(TUNABLES, "")
-    if TCACHE not in said:
+    if platform.libc_ver()[0] == "glibc" and TCACHE not in said:
         os.environ[TUNABLES] = f"{said}:{TCACHE}=0".lstrip(":")
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from a2gen_rec.ragged import LengthGroups, pad, positions
+from a2gen_rec.ragged import LengthGroups, pad, positions, unpad
 
 LENGTHS = st.lists(st.integers(0, 5), max_size=12)
 COSTS = st.sampled_from([0, 1, 3, 10, 1000])
@@ -137,8 +137,17 @@ def test_positions_and_pad(lengths: list[int]) -> None:
         (i, place) for i, length in enumerate(lengths) for place in range(length)
     ]
     values = torch.arange(1.0, sum(lengths) + 1)[:, None].expand(-1, 2)
-    padded = pad(values, row, column, (len(lengths), 6))
-    assert padded.shape == (len(lengths), 6, 2)
-    for i, length in enumerate(lengths):
-        assert torch.equal(padded[i, :length], values[sum(lengths[:i]) :][:length])
-        assert not padded[i, length:].any()
+    for longest in (6, max(lengths, default=0)):
+        padded = pad(values, row, column, (len(lengths), longest))
+        assert padded.shape == (len(lengths), longest, 2)
+        for i, length in enumerate(lengths):
+            assert torch.equal(padded[i, :length], values[sum(lengths[:i]) :][:length])
+            assert not padded[i, length:].any()
+        assert torch.equal(unpad(padded, row, column), values)
+
+
+def test_what_is_all_full_is_laid_out_without_a_copy() -> None:
+    values = torch.rand(6, 2)
+    padded = pad(values, *positions(torch.tensor([3, 3])), (2, 3))
+    assert torch.equal(padded, values.view(2, 3, 2))
+    assert padded.data_ptr() == values.data_ptr() == unpad(padded, *positions(torch.tensor([3, 3]))).data_ptr()

@@ -17,8 +17,8 @@ class ServeConfig:
         api_key_file: file of keys, one a line, each of which lets a caller in; empty asks for none.
         workers: batches ranked at a time. With one, this process ranks; more are processes of their own, which take a
             core each, and each hold the model as this one does.
-        max_wait_ms: longest that a request waits for others to be ranked with, once a worker is free and no other is.
-            Those that have come while all were busy are ranked together anyway.
+        max_wait_ms: for which a free worker waits, from when a request came, for others to rank it with, if no other
+            worker is free. Those that come while all are busy are ranked together anyway.
         max_batch: candidates ranked together; one request may have more.
         max_waiting: candidates that may wait in all; further requests are refused.
         max_queue_ms: for which those that wait may take to rank, by the speed of late; further requests are refused.

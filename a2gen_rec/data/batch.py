@@ -16,7 +16,7 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from a2gen_rec.data.columns import WindowColumns, places, ranges
+from a2gen_rec.data.columns import WindowColumns, positions, ranges
 from a2gen_rec.data.schema import WATCH_TIME, DatasetCard
 from a2gen_rec.ragged import LengthGroups
 
@@ -38,7 +38,7 @@ class WindowBatch(Pipelineable):
     Attributes:
         sparse: ids to look up, one bag per feature (stride 1); distinct ids if deduplicated.
         index: feature -> [windows] (user level) or [impressions] place of its row among the looked-up ones, which
-            :meth:`places` reads; without deduplication they are in this order, and not here.
+            :meth:`places` and :meth:`spread` read; without deduplication they are in this order, and not here.
         user_key: [windows] int64 hash of the user.
         lengths, first_target: [windows] impressions, and how many of them are history only.
         key: [keys] impressions that any target may see, the first ones of every window; key_window, key_column;
@@ -190,7 +190,7 @@ def collate(
     ends = np.cumsum(lengths)
     starts = ends - lengths
     target_count = lengths - first_target
-    target_window, target_column = places(target_count)
+    target_window, target_column = positions(target_count)
     target = ranges(ends - target_count, target_count)
     ts_ms = columns.ts_ms[flat]
     moment = target if request_gap_s is None else _moments(target, target_column, ts_ms, request_gap_s)
@@ -198,7 +198,7 @@ def collate(
     key_count = np.zeros_like(lengths)
     np.maximum.at(key_count, target_window, moment - starts[target_window])
     key = ranges(starts, key_count)
-    key_window, key_column = places(key_count)
+    key_window, key_column = positions(key_count)
 
     token_starts = np.cumsum(token_lengths) - token_lengths
     acting = key if acted is None else key[acted]
@@ -252,7 +252,7 @@ def _outcomes(
     """The fields of a batch that tell what happened in its targets, given its impressions' first tokens and numbers of
     tokens, and the tokens' times."""
     step_lengths = token_lengths[target] - 1
-    step_target, step_place = (torch.from_numpy(each) for each in places(step_lengths))
+    step_target, step_place = (torch.from_numpy(each) for each in positions(step_lengths))
     step = torch.from_numpy(token_starts[target])[step_target] + step_place
     labels, objectives, oracle = (
         torch.from_numpy(each[flat[target]]) for each in (columns.labels, columns.objectives, columns.oracle)

@@ -71,7 +71,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - before, lengths)
 
 
-def places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def positions(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(sequence, place within it) of every token, given lengths [sequences]. Both [tokens], int64."""
     sequence = np.repeat(np.arange(len(lengths)), lengths)
     starts = np.cumsum(lengths) - lengths

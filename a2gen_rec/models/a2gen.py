@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -147,6 +148,11 @@ class DenseRanker(HierarchicalRanker[A2GenEncoded]):
             occurring = Occurring(self.occurring(predicted.context), self.event_entropy)
         tables = StepEmbeddings(rows[ACTION].values(), rows[TIME].values())
         return A2GenEncoded(**vars(predicted), tables=tables, occurring=occurring)
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.step_tokens = None  # weights are about to change
+        return super().train(mode)
 
     def settle(self, rows: Mapping[str, JaggedTensor]) -> None:
         if isinstance(self.generator, ExplicitGenerator):

@@ -117,7 +117,7 @@ class Ranker(nn.Module, Generic[E]):
         raise NotImplementedError
 
     def settle(self, rows: Mapping[str, JaggedTensor]) -> None:
-        """Compute once what depends on weights and small tables alone, which are not to change from now on.
+        """Compute once what depends on weights and small tables alone, which are not to change until :meth:`train`.
 
         Args:
             rows: of the tables that are looked up whole.

@@ -201,6 +201,7 @@ def pair_bias(
         weight = of_match.weight
         with torch.autocast(weight.device.type, enabled=False):
             # As bytes: truth values take seven times as long to become numbers on CPU.
-            shared = (weight @ matches.flatten(2).view(torch.uint8).to(weight.dtype)).unflatten(-1, matches.shape[2:])
+            known = matches.flatten(2).view(torch.uint8).to(weight.dtype)
+            shared = torch.bmm(weight.expand(len(known), -1, -1), known).unflatten(-1, matches.shape[2:])
         bias = shared if bias is None else shared + bias
     return bias

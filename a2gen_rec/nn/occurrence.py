@@ -159,8 +159,8 @@ def _closed_form(generator: ImplicitGenerator, context: Tensor) -> Occurrence:
 
 
 def likeliest(what: Occurrence, contexts: Tensor, width: int) -> Decoded:
-    """The most probable sequences of a tree, on the CPU. One that is not told, of those not followed to their end, has
-    at most the probability of the ``remainder``.
+    """The most probable sequences of a tree in single or double precision, told on the CPU. One that is not told, of
+    those not followed to their end, has at most the probability of the ``remainder``.
 
     Args:
         contexts: [n] distinct ones, whose sequences are told; width: most of each.

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.resources import files
+from types import SimpleNamespace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response, Security
@@ -17,7 +18,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from a2gen_rec import __version__
@@ -49,6 +49,7 @@ ERRORS = (
     StoreError,
 )
 """What callers are told the reason of."""
+
 Answer = TypeVar("Answer")
 
 
@@ -185,7 +186,7 @@ class _RankFirst:
 
     def __init__(self, app: FastAPI, service: Service) -> None:
         self.app, self.service = app, service
-        self.route = Route(RANK[1], app)  # by whose path figures and log name the request
+        self.route = SimpleNamespace(path=RANK[1])  # by which figures and log name the request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or (scope["method"], scope["path"]) != RANK:
@@ -207,7 +208,8 @@ def _rank_body(body: bytes) -> schema.RankBody:
     try:
         return schema.RankBody.model_validate(_parsed(body), from_attributes=True)
     except ValidationError as error:
-        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from error
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in wrong]) from error
 
 
 async def _rank(service: Service, body: schema.RankBody, receive: Receive) -> Response:

@@ -11,8 +11,8 @@
     users.parquet, items.parquet   raw identifiers and the rows of their features; of videos' lengths, the raw ones
     ensemble/                   as ``models/ensemble_store.py`` has it; absent without one
 
-All rows are those of the tables here. Those of a vocabulary count up with its raw values, which takes no bytes to tell,
-and users and items without a row of their own come last: they are not the dataset's rows, which go by frequency.
+All rows are those of the tables here, not the dataset's, which go by frequency. Those of a vocabulary count up with its
+raw values, which takes no bytes to tell; users and items without a row of their own come last.
 
 ``training/export_files.py`` writes them.
 """
@@ -62,7 +62,7 @@ class Settings:
 
 
 class ExportedModel(nn.Module):
-    """Stored tables and the ranker on top, in the place of a ``RankingModel``."""
+    """Stored tables and the ranker on top, in the place of a ``RankingModel``; on the CPU, to stay as it is."""
 
     def __init__(self, embeddings: Tables, ranker: Ranker[Any]) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
+from zlib import crc32
 
 from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.errors import UserError
@@ -52,7 +53,7 @@ class Workers:
     """
 
     def __init__(self, load: Callable[[str, int], Ranker], folder: str, version: str, config: ServeConfig) -> None:
-        self._of = (load, folder, config)
+        self._of, self._count = (load, folder, config), config.workers
         self._version = version
         self._all: list[_Worker] = []
         self._idle = _Idle()
@@ -80,7 +81,7 @@ class Workers:
         Raises:
             WorkerLost: there are none any more.
         """
-        wanted = hash(jobs[0].request.user) % self._of[-1].workers
+        wanted = crc32(jobs[0].request.user.encode("utf-8", "surrogatepass")) % self._count
         while worker := self._idle.take(wanted):
             try:
                 results: list[Ranked | Exception] = worker.call("rank", jobs)
@@ -148,9 +149,6 @@ class _Idle:
         self._free: list[_Worker] = []
         self._changed = threading.Condition()
         self._closed = False
-
-    def __len__(self) -> int:
-        return len(self._free)
 
     def put(self, worker: "_Worker") -> None:
         with self._changed:
@@ -283,10 +281,11 @@ def keep_to_core(number: int, workers: int) -> None:
     """Where workers have all cores of this process and just one each, let each keep to its own.
 
     The kernel would have two of them share one now and then, with what the event loop does on the other. With fewer
-    workers than cores, and others' processes on them, it knows better.
+    workers than cores, it knows better.
     """
     if sys.platform == "linux" and workers == len(cores := os.sched_getaffinity(0)):
-        os.sched_setaffinity(0, {sorted(cores)[number]})
+        with suppress(OSError):  # the cores have changed, or who started this process does not allow it
+            os.sched_setaffinity(0, {sorted(cores)[number]})
 
 
 def _told(result: Ranked | Exception) -> Ranked | Exception:

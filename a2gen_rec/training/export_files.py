@@ -112,7 +112,7 @@ def _write_compact(table: pa.Table, file: Path) -> None:
     encodings = {
         field.name: "DELTA_BYTE_ARRAY" if pa.types.is_string(field.type) else "DELTA_BINARY_PACKED"
         for field in schema
-        if field.name not in recurring
+        if field.name not in recurring and not pa.types.is_boolean(field.type)
     }
     pq.write_table(
         table.cast(schema), file, compression="zstd", compression_level=9, use_dictionary=recurring,

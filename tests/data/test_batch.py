@@ -207,6 +207,20 @@ def test_dedup_looks_up_less_but_the_same(columns: WindowColumns) -> None:
     assert len(with_dedup.sparse.values()) < len(without.sparse.values())
 
 
+@pytest.mark.parametrize("acted", [[], [0], [4, 1, 7], list(range(9))])
+def test_actions_of_some_keys_are_theirs_in_a_batch_of_all(acted: list[int], columns: WindowColumns) -> None:
+    rows = np.array([7, 3, 19, 0, 11])
+    whole_batch = collate(columns, rows, WHOLE, request_gap_s=ALL)
+    some = collate(columns, rows, WHOLE, request_gap_s=ALL, acted=np.array(acted, np.int64), with_outcomes=False)
+    assert torch.equal(some.key, whole_batch.key)
+    lengths = whole_batch.sequences.lengths[whole_batch.sequences.inverse]
+    tokens = whole_batch.key_token.split(lengths.tolist())
+    assert some.key_token.tolist() == [token for key in acted for token in tokens[key].tolist()]
+    assert some.sequences.lengths[some.sequences.inverse].tolist() == lengths[acted].tolist()
+    for name in ("step", "labels", "counts"):
+        assert not getattr(some, name).numel()
+
+
 def tensors(batch: WindowBatch) -> dict[str, Tensor]:
     """Every tensor of a batch by a name of its own."""
     found: dict[str, Tensor] = {

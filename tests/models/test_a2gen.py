@@ -9,9 +9,10 @@ from support import make_card, make_columns, small_config, whole
 from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.batch import ALL, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
+from a2gen_rec.models.ranker import at_moments, at_targets
 from a2gen_rec.training.losses import Loss, loss_sums, means, total
 
 CARD = make_card()
@@ -69,6 +70,41 @@ def predictions(model: A2Gen, output: A2GenOutput) -> torch.Tensor:
 @pytest.fixture
 def columns() -> WindowColumns:
     return make_columns(CARD, 12, np.random.default_rng(3))
+
+
+def test_what_is_settled_changes_nothing_and_ends_with_training(columns: WindowColumns) -> None:
+    model, config = build(small_config()), small_config()
+    batch = batch_of(columns, np.arange(4), config)
+    ranker = model.ranker.eval()
+    output = forward(model, batch)
+    expected = predictions(model, output)
+    small = {
+        name: JaggedTensor(model.embeddings.embeddings[name].weight, lengths=torch.tensor([rows]))
+        for name, rows in whole(CARD, config).items()
+    }
+    ranker.settle(small)
+    assert ranker.step_tokens is not None
+    torch.testing.assert_close(predictions(model, output), expected, rtol=0, atol=0)
+    with torch.no_grad():
+        ranker.step_tokens.projected.mul_(2)
+    assert not torch.allclose(predictions(model, output), expected), "it is read"
+    ranker.train()
+    torch.testing.assert_close(predictions(model, output), expected, rtol=0, atol=0)
+
+
+def test_what_moments_tell_is_told_once_for_all_candidates_of_a_request(columns: WindowColumns) -> None:
+    none = dataclasses.replace(columns, first_target=columns.first_target.copy())
+    none.first_target[2] = columns.lengths[2]  # nothing is asked of this window
+    for world in (columns, none):
+        batch = batch_of(world, np.arange(5), small_config(), request_gap_s=ALL)
+        values = 1 + batch.moment.float()
+        expected = torch.zeros(5, 1)
+        for window in range(5):
+            mine = values[batch.target_window == window]
+            expected[window] = mine[0] if len(mine) else 0.0
+        assert torch.equal(at_moments(batch, values), expected)
+        each = dataclasses.replace(batch, one_moment=False)
+        assert torch.equal(at_moments(each, values), at_targets(batch, values))
 
 
 def test_chances_are_between_those_of_the_sequences_and_of_the_tower() -> None:

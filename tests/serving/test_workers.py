@@ -1,6 +1,7 @@
 """A model that ranks in processes of its own: the same answers, and what happens when one of them ends."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from test_service_load import until
 
 from a2gen_rec.config import ServeConfig
 from a2gen_rec.errors import UserError
+from a2gen_rec.memory import let_children_coalesce
 from a2gen_rec.serving.inference import NICE, Job, yield_to_others
 from a2gen_rec.serving.ranker import Ranker
 from a2gen_rec.serving.sqlite_store import SqliteStore
@@ -111,7 +113,7 @@ def test_a_worker_that_ends_is_replaced_and_the_rest_go_on(tmp_path: Path) -> No
         assert refused.json()["error"]["code"] == "worker_lost"
         assert refused.headers["Retry-After"]
         assert service.rank().status_code == 200, "by the other one, at the least"
-        until(lambda: killed not in pids(service) and len(service.service._model.inference._idle) == 2)
+        until(lambda: killed not in pids(service) and len(service.service._model.inference._idle._free) == 2)
         assert other in pids(service)
         with ThreadPoolExecutor(4) as threads:
             answers = list(threads.map(lambda _: service.rank(), range(8)))
@@ -139,12 +141,32 @@ def test_users_go_to_the_worker_that_knows_them_if_it_is_free(tmp_path: Path) ->
 
 @pytest.mark.skipif(sys.platform != "linux", reason="cores are told to the kernel of Linux alone")
 def test_workers_keep_to_cores_where_they_have_them_all_and_no_others(tmp_path: Path) -> None:
-    cores = os.sched_getaffinity(0)
-    for workers in (2, 3):
-        with running(tmp_path, workers=workers) as service:
-            kept = sorted(map(sorted, map(os.sched_getaffinity, pids(service))))
-        assert kept == ([[core] for core in sorted(cores)] if workers == len(cores) else [sorted(cores)] * workers)
-        assert os.sched_getaffinity(0) == cores
+    all_cores = os.sched_getaffinity(0)
+    if len(all_cores) < 2:
+        pytest.skip("there is one core")
+    cores = sorted(all_cores)[:2]
+    try:
+        os.sched_setaffinity(0, cores)
+        for workers, expected in ((2, [cores[:1], cores[1:]]), (3, [cores] * 3)):
+            with running(tmp_path, workers=workers) as service:
+                assert [sorted(os.sched_getaffinity(pid)) for pid in pids(service)] == expected
+            assert os.sched_getaffinity(0) == set(cores)
+    finally:
+        os.sched_setaffinity(0, all_cores)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_heaps_of_workers_have_no_caches_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    off = "glibc.malloc.tcache_count=0"
+    for said, told in (("", off), ("glibc.malloc.perturb=3", f"glibc.malloc.perturb=3:{off}"), (f"{off}1", f"{off}1")):
+        monkeypatch.setenv("GLIBC_TUNABLES", said)
+        let_children_coalesce()
+        let_children_coalesce()
+        assert os.environ["GLIBC_TUNABLES"] == told
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    with running(tmp_path, workers=2) as service:
+        for pid in pids(service):
+            assert f"GLIBC_TUNABLES={off}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
 def test_who_dies_idle_costs_nothing(tmp_path: Path) -> None:
