@@ -23,6 +23,7 @@ from a2gen_rec.data.sql import identifier, literal
 from a2gen_rec.data.vocabulary import Encoding, encoded
 from a2gen_rec.data.windows import ROW, action_lists
 from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.serving.artifact import IDENTIFIERS
 from a2gen_rec.serving.catalogue import Catalogue
 from a2gen_rec.serving.history import History, joined
 from a2gen_rec.serving.rank import no_impressions
@@ -56,7 +57,8 @@ class Encoder:
         self.moment = _raw_features(card, "context")
         self.given = {feature.name: feature for feature in self.shown if feature.name not in self.from_time}
         self.of_context = {feature.name: feature for feature in self.moment if feature.name not in self.from_time}
-        self.about_users = {feature.name: feature for feature in _raw_features(card, "user")}
+        users = _raw_features(card, "user")
+        self.about_users = {feature.name: feature for feature in users if feature.name != IDENTIFIERS["user"]}
         self._query = self._impressions_query()
         self._remembered: dict[tuple[object, ...], dict[str, int]] = {}
 
