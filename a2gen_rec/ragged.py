@@ -40,6 +40,8 @@ class LengthGroups:
         Args:
             group_cost: padding tokens that a group may save; 0 pads none, a large number pads all to the longest.
         """
+        if not len(lengths):
+            return cls(lengths, lengths, lengths, lengths, lengths, ())
         order = torch.argsort(lengths, stable=True)
         sorted_lengths = lengths[order]
         values, counts = torch.unique_consecutive(sorted_lengths, return_counts=True)
@@ -131,11 +133,11 @@ def _inverse(permutation: Tensor) -> Tensor:
     return torch.empty_like(permutation).scatter_(0, permutation, torch.arange(len(permutation)))
 
 
-def pad(values: Tensor, row: Tensor, column: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Lay flat rows [n, *d] out as [*shape, *d] at (row, column), which ascend and differ; the rest is zero."""
+def pad(values: Tensor, row: Tensor, column: Tensor, shape: tuple[int, int], fill: int = 0) -> Tensor:
+    """Lay flat rows [n, *d] out as [*shape, *d] at (row, column), which ascend and differ; the rest is ``fill``."""
     if len(values) == shape[0] * shape[1]:  # there is no rest
         return values.unflatten(0, shape)
-    return values.new_zeros(*shape, *values.shape[1:]).index_put((row, column), values)
+    return values.new_full((*shape, *values.shape[1:]), fill).index_put((row, column), values)
 
 
 def unpad(padded: Tensor, row: Tensor, column: Tensor) -> Tensor:

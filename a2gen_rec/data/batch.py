@@ -222,7 +222,7 @@ def collate(
         key_window=torch.from_numpy(key_window),
         key_column=torch.from_numpy(key_column),
         key_token=torch.from_numpy(ranges(token_starts[acting], acted_lengths)),
-        sequences=_groups(acted_lengths, group_cost),
+        sequences=LengthGroups.from_lengths(torch.from_numpy(acted_lengths), group_cost),
         ts_ms=torch.from_numpy(ts_ms),
         end_ms=torch.from_numpy(columns.end_ms[flat]),
         action=torch.from_numpy(columns.action[tokens]),
@@ -264,7 +264,7 @@ def _outcomes(
     counts += [*torch.isfinite(objectives).sum(0).tolist(), int(torch.isfinite(watch_s).sum())]
     return {
         "step": step,
-        "steps": _groups(step_lengths, group_cost),
+        "steps": LengthGroups.from_lengths(torch.from_numpy(step_lengths), group_cost),
         "labels": labels,
         "objectives": objectives,
         "watch_s": watch_s,
@@ -274,26 +274,15 @@ def _outcomes(
 
 
 @cache  # empty tensors, which hold nothing that a batch could change for another
-@torch.inference_mode(False)  # and which training can use, whoever asked first
 def _no_outcomes() -> dict[str, Any]:
     none = torch.zeros(0, 0)
     return {
         "step": torch.zeros(0, dtype=torch.long),
-        "steps": _no_groups(),
+        "steps": LengthGroups.from_lengths(torch.zeros(0, dtype=torch.long)),
         "watch_s": torch.zeros(0),
         "counts": torch.zeros(0, dtype=torch.float64),
         **dict.fromkeys(("labels", "objectives", "oracle"), none),
     }
-
-
-def _groups(lengths: np.ndarray, group_cost: int) -> LengthGroups:
-    return LengthGroups.from_lengths(torch.from_numpy(lengths), group_cost) if len(lengths) else _no_groups()
-
-
-@cache
-@torch.inference_mode(False)
-def _no_groups() -> LengthGroups:
-    return LengthGroups.from_lengths(torch.zeros(0, dtype=torch.long))
 
 
 def _moments(target: np.ndarray, column: np.ndarray, ts_ms: np.ndarray, gap_s: float) -> np.ndarray:

@@ -73,9 +73,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def positions(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(sequence, place within it) of every token, given lengths [sequences]. Both [tokens], int64."""
-    sequence = np.repeat(np.arange(len(lengths)), lengths)
-    starts = np.cumsum(lengths) - lengths
-    return sequence, np.arange(len(sequence)) - starts[sequence]
+    return np.repeat(np.arange(len(lengths)), lengths), ranges(np.zeros_like(lengths), lengths)
 
 
 def feature_rows(column: pa.ChunkedArray, feature: Feature, file: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from a2gen_rec.data.schema import EFFECTIVE, EXIT, FEEDBACK, GLANCE, NEGATIVE, U
 from a2gen_rec.models.ranker import E, Encoded, Ranker
 from a2gen_rec.nn.encoder import HierarchicalEncoder, Views
 from a2gen_rec.nn.objectives import ObjectiveHeads
+from a2gen_rec.ragged import pad
 
 
 class HierarchicalRanker(Ranker[E]):
@@ -100,8 +101,7 @@ class HierarchicalRanker(Ranker[E]):
         if self._views() == "off":
             return None, None
         level = batch.outcome[FEEDBACK]
-        at_keys = (batch.key_window, batch.key_column)
-        padded = level.new_full(batch.key_shape, UNKNOWN).index_put(at_keys, level)
+        padded = pad(level, batch.key_window, batch.key_column, batch.key_shape, UNKNOWN)
         return padded >= EFFECTIVE, (padded == NEGATIVE) | (padded == GLANCE)
 
     def _tower(self, d_context: int, begin: Tensor) -> nn.Sequential:

@@ -254,13 +254,7 @@ class RankingModel(nn.Module):
 
 def in_windows(batch: WindowBatch, values: Tensor, fill: int) -> Tensor:
     """[windows, longest, *d] values [impressions, *d] of the impressions that targets may see; ``fill`` beyond them."""
-    windows, longest = batch.key_shape
-    seen = values[batch.key]
-    if len(seen) == windows * longest:
-        return seen.unflatten(0, batch.key_shape)
-    return values.new_full((windows, longest, *values.shape[1:]), fill).index_put(
-        (batch.key_window, batch.key_column), seen
-    )
+    return pad(values[batch.key], batch.key_window, batch.key_column, batch.key_shape, fill)
 
 
 def stacked_ids(batch: WindowBatch, features: Sequence[str]) -> Tensor:

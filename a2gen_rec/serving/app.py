@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 from starlette.exceptions import HTTPException
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from a2gen_rec import __version__
 from a2gen_rec.errors import UserError
@@ -249,7 +249,7 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, Answer]) -> A
         ClientGone: it has left.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.get_running_loop().create_task(_next(receive))  # after the body, nothing comes but the end
+    gone = asyncio.ensure_future(receive())  # after the body, nothing comes but the end
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -258,10 +258,6 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, Answer]) -> A
     finally:
         task.cancel()
         gone.cancel()
-
-
-async def _next(receive: Receive) -> Message:
-    return await receive()
 
 
 def _card(service: Service) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def load_artifact(folder: str) -> Artifact:
         card=card,
         model=model,
         fused=fused,
-        users=Catalogue.read(paths.join(folder, USERS), "user", card.at_level("user"), length_feature(card)),
+        users=Catalogue.read(paths.join(folder, USERS), "user", card.at_level("user")),
         items=Catalogue.read(paths.join(folder, ITEMS), "item", card.at_level("item"), length_feature(card)),
         vocabularies={
             feature.name: _read_vocabulary(paths.join(folder, vocabulary_file(feature)), feature)
