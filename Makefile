@@ -77,6 +77,7 @@ test: lint types  ## lint, check types and run the tests with coverage
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: $(STAMP)  ## check types
 	$(BIN)/mypy
@@ -97,7 +98,7 @@ results: $(STAMP)  ## run the main experiment on the raw logs in RAW and write d
 
 clean:  ## delete caches, build outputs and the quickstart's files
 	rm -rf $(OUT) build dist packaging/*/build *.egg-info packaging/*/*.egg-info .coverage htmlcov
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## delete .venv too

@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 from harness import Cell, Report, Table, Target, main
 from load_world import CONFIG, a2gen
 
+from a2gen_rec.artifact.artifact import CATALOGUES, DENSE, IDENTIFIERS, TABLES
+from a2gen_rec.artifact.manifest import MANIFEST, Manifest, read_manifest
+from a2gen_rec.artifact.quantized_tables import TableType
 from a2gen_rec.config import PrepareConfig, SimulateConfig
-from a2gen_rec.data.prepare import prepare
-from a2gen_rec.data.simulator import simulate
+from a2gen_rec.data.prepare.pipeline import prepare
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.serving.artifact import CATALOGUES, DENSE, IDENTIFIERS, TABLES
-from a2gen_rec.serving.manifest import MANIFEST, Manifest, read_manifest
-from a2gen_rec.serving.tables import TableType
-from a2gen_rec.training.process import Process
+from a2gen_rec.simulation.simulator import simulate
+from a2gen_rec.utils.distributed import Process
 
 DIM, WANTED = 32, 30.0
 """Width of tables of which an int8 export is to be at most so many percent of the float32 one."""

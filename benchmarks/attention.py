@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.nn.attention import ContextAwareAttention
-from a2gen_rec.training.process import Process
+from a2gen_rec.utils.distributed import Process
 
 FORMS = ("factorised", "SDPA", "direct")
 GIB, MIB = 2**30, 2**20

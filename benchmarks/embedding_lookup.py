@@ -30,7 +30,7 @@ from worlds import zipf_ids
 
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.sharding.planner import sharders
-from a2gen_rec.training.process import Process, gather
+from a2gen_rec.utils.distributed import Process, gather
 
 FORMS = ("sharded", "dedup", "plain")
 GIB = 2**30

@@ -25,11 +25,11 @@ from memory import peak_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from a2gen_rec.ensemble.losses import listwise
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.models.ensemble import Ensemble, Objective
+from a2gen_rec.models.ensemble.model import Ensemble, Objective
 from a2gen_rec.nn.monotonic import MonotonicTransform, clenshaw_curtis
-from a2gen_rec.training.ensemble_losses import listwise
-from a2gen_rec.training.process import Process
+from a2gen_rec.utils.distributed import Process
 
 MIB = 2**20
 SHOWN = 1000

@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from a2gen_rec import paths
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.machine import machine
-from a2gen_rec.quiet import quiet
-from a2gen_rec.training.process import Process, process_group
+from a2gen_rec.utils import paths
+from a2gen_rec.utils.distributed import Process, process_group
+from a2gen_rec.utils.environment import machine
+from a2gen_rec.utils.warning_filters import quiet
 
 Cell = str | int | float | None
 Settings = TypeVar("Settings")

@@ -16,13 +16,13 @@ from a2gen_rec.data.batch import WindowBatch, collate, count_names
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
 from a2gen_rec.data.schema import ITEM, DatasetCard
+from a2gen_rec.data.synced_batches import AgreedBatches
+from a2gen_rec.losses.loss import Loss
 from a2gen_rec.models.a2gen import A2Gen
-from a2gen_rec.models.ranker import Encoded, RankingModel
-from a2gen_rec.sharding.tables import whole_tables
-from a2gen_rec.training.agree import AgreedBatches
+from a2gen_rec.models.base import Encoded, RankingModel
+from a2gen_rec.models.embedding_tables import whole_tables
 from a2gen_rec.training.build import TrainTask, build
-from a2gen_rec.training.losses import Loss
-from a2gen_rec.training.process import Process
+from a2gen_rec.utils.distributed import Process
 
 PAD_ALL = 10**9
 """Cost of a group of action sequences at which all are padded to the longest."""

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from a2gen_rec.config import PrepareConfig, SimulateConfig
-from a2gen_rec.data.prepare import prepare
+from a2gen_rec.data.prepare.pipeline import prepare
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.data.simulator import simulate
 from a2gen_rec.data.sources.simulated import Simulated
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.experiments.processes import Processes
+from a2gen_rec.experiments.command_runner import Processes
+from a2gen_rec.ranking.ranker import Ranker
+from a2gen_rec.ranking.types import Impression, Request
 from a2gen_rec.serving.backfill import latest_impressions
-from a2gen_rec.serving.ranker import Ranker
-from a2gen_rec.serving.schema import ImpressionBody
-from a2gen_rec.serving.types import Impression, Request
+from a2gen_rec.serving.http.schema import ImpressionBody
+from a2gen_rec.simulation.simulator import simulate
 
 CONFIG = Path(__file__).parents[1] / "configs" / "simulated.yaml"
 ROUNDS = 4

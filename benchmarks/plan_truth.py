@@ -30,13 +30,13 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
 from a2gen_rec.config import Config, ModelConfig, PlannedFeature, ShardingConfig, WorkloadConfig
-from a2gen_rec.quiet import quiet
-from a2gen_rec.sharding.explain import describe
-from a2gen_rec.sharding.placement import Placement
 from a2gen_rec.sharding.planner import EMBEDDINGS, Problem, declared, plan, sharders
+from a2gen_rec.sharding.report_builder import describe
+from a2gen_rec.sharding.saved_plan import Placement
 from a2gen_rec.sharding.topology import Cluster
 from a2gen_rec.sharding.workload import of_features
-from a2gen_rec.training.process import Process, gather, process_group
+from a2gen_rec.utils.distributed import Process, gather, process_group
+from a2gen_rec.utils.warning_filters import quiet
 
 MIB = 2**20
 TOLERANCE = 0.10

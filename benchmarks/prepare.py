@@ -24,15 +24,15 @@ from a2gen_rec.config import LoaderConfig, PrepareConfig, SimulateConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.loader import WindowStream
 from a2gen_rec.data.schema import SPLITS, DatasetCard
-from a2gen_rec.data.simulator import simulate
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.training.process import Process
+from a2gen_rec.simulation.simulator import simulate
+from a2gen_rec.utils.distributed import Process
 
 MIB = 2**20
 QUICK = {"impressions": [100_000, 1_000_000], "repeats": 2}
 # A process's peak begins anew with the program it executes; what its parent is told of it does not.
 PROGRAM = """
-from a2gen_rec.cli import main
+from a2gen_rec.cli.main import main
 main()
 with open("/proc/self/status") as status:
     print(next(line.split()[1] for line in status if line.startswith("VmHWM")))

@@ -33,16 +33,16 @@ from worlds import simulated
 
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import ALL, WindowBatch, collate
-from a2gen_rec.data.columns import WindowColumns, read_columns, row_groups, take_windows
+from a2gen_rec.data.columns import Items, WindowColumns, take_windows
+from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
+from a2gen_rec.models.embedding_tables import ACTION, TIME, whole_tables
 from a2gen_rec.nn.generator import StepEmbeddings
-from a2gen_rec.nn.occurrence import Occurrence, occurrence
-from a2gen_rec.serving.rank import Items
-from a2gen_rec.sharding.tables import ACTION, TIME, whole_tables
-from a2gen_rec.training.next_window import next_window
-from a2gen_rec.training.process import Process
+from a2gen_rec.nn.marginals import Occurrence, occurrence
+from a2gen_rec.runs.next_window import next_window
 from a2gen_rec.training.trainer import Trainer
+from a2gen_rec.utils.distributed import Process
 
 GIB = 2**30
 SHOWN = (1000, 100)

@@ -12,8 +12,8 @@ from typing import Any
 from harness import Cell, Report, Table, Target, cell, numeric
 from jsonargparse import ArgumentParser
 
-from a2gen_rec import paths
 from a2gen_rec.errors import UserError
+from a2gen_rec.utils import paths
 
 NOTES = Path(__file__).parent / "notes"
 COUNTS = ("cores", "threads")

@@ -34,11 +34,11 @@ from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch, collate
 from a2gen_rec.data.schema import ITEM
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.quiet import quiet
-from a2gen_rec.sharding.tables import whole_tables
+from a2gen_rec.losses.loss import means, total
+from a2gen_rec.models.embedding_tables import whole_tables
 from a2gen_rec.training.build import Built, build
-from a2gen_rec.training.losses import means, total
-from a2gen_rec.training.process import Process, gather, process_group, together
+from a2gen_rec.utils.distributed import Process, gather, process_group, together
+from a2gen_rec.utils.warning_filters import quiet
 
 GIB = 2**30
 

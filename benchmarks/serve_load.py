@@ -29,8 +29,8 @@ from load_traces import EXPIRED, REFUSED, Trace, percentile, recovery_s
 from load_world import last_line, make_world
 
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.experiments.processes import terminated_as_interrupted
-from a2gen_rec.training.process import Process
+from a2gen_rec.experiments.command_runner import terminated_as_interrupted
+from a2gen_rec.utils.distributed import Process
 
 NORMAL, OVERLOAD = 0.5, 3.0
 """Times saturation: the loads of which something is wanted."""

@@ -12,11 +12,11 @@ import numpy as np
 from harness import Report, Table, main
 
 from a2gen_rec.config import SimulateConfig
-from a2gen_rec.data import watching
-from a2gen_rec.data.simulator import make_world
-from a2gen_rec.data.world import ACTIONS, make_users
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.training.process import Process
+from a2gen_rec.simulation import viewing
+from a2gen_rec.simulation.simulator import make_world
+from a2gen_rec.simulation.world import ACTIONS, make_users
+from a2gen_rec.utils.distributed import Process
 
 QUICK = {"impressions": 500, "draws": 1_000}
 FEWEST = 30  # repetitions with the action, for a median to be one
@@ -47,9 +47,9 @@ def measure(settings: Settings, process: Process) -> Report:
     users, rng = make_users(world.config, 0), np.random.default_rng(settings.seed)
     row = rng.integers(len(users.user_id), size=settings.impressions)
     item = world.policy.draw(users, row, rng.random(len(row)) < world.config.interest_share, rng)
-    odds = watching.odds(world.config, world.base, world.items, users, row, item)
+    odds = viewing.odds(world.config, world.base, world.items, users, row, item)
     learnt, held = (repeated(odds, settings.draws // 2, rng) for _ in range(2))
-    check(np.isfinite(learnt[:, :-1]), watching.exact(odds).action)
+    check(np.isfinite(learnt[:, :-1]), viewing.exact(odds).action)
     names = [*ACTIONS, "exit"]
     found = {name: errors(learnt[:, code], held[:, code], item) for code, name in enumerate(names)}
     columns = ["time of", "median of user and video", "median of the video", "one median"]
@@ -58,11 +58,11 @@ def measure(settings: Settings, process: Process) -> Report:
     return Report([table], figures={f"bound_{name}": bound for name, (bound, *_) in found.items()})
 
 
-def repeated(odds: watching.Odds, draws: int, rng: np.random.Generator) -> np.ndarray:
+def repeated(odds: viewing.Odds, draws: int, rng: np.random.Generator) -> np.ndarray:
     """[draws, actions and exit, impressions] log1p seconds of what happens in repetitions; NaN where it does not."""
     found = np.empty((draws, len(ACTIONS) + 1, odds.like.shape[1]), np.float32)
     for each in found:
-        watched = watching.watch(odds, rng)
+        watched = viewing.watch(odds, rng)
         each[:-1] = np.where(watched.offset_ms < 0, np.nan, np.log1p(np.maximum(watched.offset_ms, 0) / 1000))
         each[-1] = np.log1p(watched.dwell_ms / 1000)
     return found

@@ -36,13 +36,14 @@ from worlds import simulated
 
 from a2gen_rec.config import Config, LoaderConfig, ModelConfig
 from a2gen_rec.data.batch import collate
-from a2gen_rec.data.columns import WindowColumns, read_columns, row_groups
+from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.losses.loss import Loss
 from a2gen_rec.models.a2gen import A2Gen
-from a2gen_rec.sharding.tables import whole_tables
-from a2gen_rec.training.losses import Loss
-from a2gen_rec.training.process import Process
+from a2gen_rec.models.embedding_tables import whole_tables
+from a2gen_rec.utils.distributed import Process
 
 LEAD = 6
 """Steps before the clock starts: the batches that a loader and a pipeline hold ready."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from a2gen_rec.config import PrepareConfig, SimulateConfig
-from a2gen_rec.data.columns import WindowColumns, read_columns, row_groups, take_windows
+from a2gen_rec.data.columns import WindowColumns, take_windows
+from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.errors import ConfigError
 
@@ -26,8 +27,8 @@ def simulated(
 ) -> str:
     """A dataset of a simulated log, in the new folder ``folder``, which is returned."""
     # DuckDB reports leaks at the end of every process that multiprocessing starts: those need none of this.
-    from a2gen_rec.data.prepare import prepare
-    from a2gen_rec.data.simulator import simulate
+    from a2gen_rec.data.prepare.pipeline import prepare
+    from a2gen_rec.simulation.simulator import simulate
 
     world = SimulateConfig(
         users=users,

@@ -5,8 +5,8 @@ torchx run -s local_cwd torchx_apps/benchmark.py:benchmark --name train_throughp
 
 from torchx import specs
 
-from a2gen_rec import benchmarks, launch
 from a2gen_rec.errors import UserError
+from a2gen_rec.launch import app_def, benchmark_scripts
 
 
 def benchmark(
@@ -44,12 +44,12 @@ def benchmark(
         mounts: volumes for containers, such as `type=volume,src=NAME,dst=/data`
     """
     try:
-        script = f"benchmarks/{name}.py" if image else str(benchmarks.script(name))
+        script = f"benchmarks/{name}.py" if image else str(benchmark_scripts.script(name))
     except UserError as error:
-        raise launch.PlacementError(str(error)) from error
+        raise app_def.PlacementError(str(error)) from error
     results = ["--json", json] if json else []
     program = ["--", script, "--device", device, *results, *args]
-    placement = launch.Placement(
+    placement = app_def.Placement(
         hosts=hosts,
         ranks=ranks,
         gpus=gpus,
@@ -61,4 +61,4 @@ def benchmark(
         max_retries=max_retries,
         mounts=mounts,
     )
-    return launch.application(f"a2gen-{name}".replace("_", "-"), "benchmark", program, placement)
+    return app_def.application(f"a2gen-{name}".replace("_", "-"), "benchmark", program, placement)

@@ -5,7 +5,7 @@ torchx run -s local_cwd torchx_apps/evaluate.py:evaluate --run RUN --split test 
 
 from torchx import specs
 
-from a2gen_rec import launch
+from a2gen_rec.launch import app_def
 
 
 def evaluate(
@@ -45,8 +45,8 @@ def evaluate(
         name: name of the job
     """
     results = ["--json", json] if json else []
-    program = [*launch.CLI, "evaluate", "--run", run, "--split", split, *results, *args]
-    placement = launch.Placement(
+    program = [*app_def.CLI, "evaluate", "--run", run, "--split", split, *results, *args]
+    placement = app_def.Placement(
         hosts=hosts,
         ranks=ranks,
         gpus=gpus,
@@ -58,4 +58,4 @@ def evaluate(
         max_retries=max_retries,
         mounts=mounts,
     )
-    return launch.application(name, "evaluator", program, placement)
+    return app_def.application(name, "evaluator", program, placement)

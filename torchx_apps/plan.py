@@ -6,7 +6,7 @@ torchx run -s local_cwd torchx_apps/plan.py:plan --config configs/scale/short_vi
 
 from torchx import specs
 
-from a2gen_rec import launch
+from a2gen_rec.launch import app_def
 
 
 def plan(
@@ -41,6 +41,6 @@ def plan(
     """
     given = {"--data": data, "--json": json, "--html": html, "--save": save}
     files = [word for option, file in given.items() if file for word in (option, file)]
-    program = [*launch.CLI, "plan", "--config", config, "--topology", topology, *files, *args]
-    placement = launch.Placement(ranks=1, cpu=cpu, mem_mb=mem_mb, image=image, python=python)
-    return launch.application(name, "planner", program, placement)
+    program = [*app_def.CLI, "plan", "--config", config, "--topology", topology, *files, *args]
+    placement = app_def.Placement(ranks=1, cpu=cpu, mem_mb=mem_mb, image=image, python=python)
+    return app_def.application(name, "planner", program, placement)

@@ -5,7 +5,7 @@ torchx run -s local_cwd torchx_apps/train.py:train --config configs/quickstart.y
 
 from torchx import specs
 
-from a2gen_rec import launch
+from a2gen_rec.launch import app_def
 
 
 def train(
@@ -44,8 +44,8 @@ def train(
         mounts: volumes for containers, such as `type=volume,src=NAME,dst=/data`
         name: name of the job
     """
-    program = [*launch.CLI, "train", "--config", config, "--data", data, "--run", run, *args]
-    placement = launch.Placement(
+    program = [*app_def.CLI, "train", "--config", config, "--data", data, "--run", run, *args]
+    placement = app_def.Placement(
         hosts=hosts,
         ranks=ranks,
         gpus=gpus,
@@ -57,4 +57,4 @@ def train(
         max_retries=max_retries,
         mounts=mounts,
     )
-    return launch.application(name, "trainer", program, placement)
+    return app_def.application(name, "trainer", program, placement)

@@ -1,6 +1,6 @@
 """``python -m a2gen_rec.cli``: what torchrun starts on every rank."""
 
-from a2gen_rec.cli.entry import main
+from a2gen_rec.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -23,7 +23,7 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.quiet import quiet
+    from a2gen_rec.utils.warning_filters import quiet
 
     quiet()
     from a2gen_rec.serving.backfill import backfill

@@ -12,9 +12,9 @@ class BenchmarkParser(ArgumentParser):
     """Ends its help with the checkout's benchmarks, which are looked up only then."""
 
     def format_help(self) -> str:
-        from a2gen_rec import benchmarks
+        from a2gen_rec.launch import benchmark_scripts
 
-        lines = [f"  {name}: {question}" for name, question in benchmarks.questions().items()]
+        lines = [f"  {name}: {question}" for name, question in benchmark_scripts.questions().items()]
         self.epilog = "\n".join(["benchmarks:", *lines]) if lines else None
         return str(super().format_help())
 
@@ -34,11 +34,11 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> int:
-    from a2gen_rec import benchmarks
+    from a2gen_rec.launch import benchmark_scripts
 
     if options.name != "all":
-        return benchmarks.run(options.name, options.out, options.quick, options.device, options.options)
+        return benchmark_scripts.run(options.name, options.out, options.quick, options.device, options.options)
     if options.options:
         raise ConfigError(f"all: {options.options[0]} is an option of one benchmark; name that one")
-    benchmarks.run_all(options.out, options.quick, options.device)
+    benchmark_scripts.run_all(options.out, options.quick, options.device)
     return 0

@@ -10,7 +10,7 @@ def parser() -> ArgumentParser:
 
 
 def run(_: Namespace) -> int:
-    from a2gen_rec.doctor import diagnose, failed, render
+    from a2gen_rec.cli.doctor_checks import diagnose, failed, render
 
     findings = diagnose()
     new_console().print(render(findings))

@@ -23,13 +23,13 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.quiet import quiet
+    from a2gen_rec.utils.warning_filters import quiet
 
     quiet()
-    from a2gen_rec import paths
-    from a2gen_rec.reporting.ensemble_tables import list_metrics_tables
-    from a2gen_rec.reporting.tables import evaluation_tables
-    from a2gen_rec.training.ensemble_run import evaluate_run
+    from a2gen_rec.reporting.console.ensemble import list_metrics_tables
+    from a2gen_rec.reporting.console.evaluation import evaluation_tables
+    from a2gen_rec.runs.evaluate import evaluate_run
+    from a2gen_rec.utils import paths
 
     for file in filter(None, (options.json, options.predictions)):
         paths.make_folder(paths.parent(file))

@@ -24,11 +24,11 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.quiet import quiet
+    from a2gen_rec.utils.warning_filters import quiet
 
     quiet()
-    from a2gen_rec.reporting.tables import export_table
-    from a2gen_rec.training.export import export
+    from a2gen_rec.reporting.console.evaluation import export_table
+    from a2gen_rec.runs.export import export
 
     exported = export(
         options.run,

@@ -42,14 +42,15 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> int:
-    from a2gen_rec.quiet import quiet
+    from a2gen_rec.utils.warning_filters import quiet
 
     quiet()
-    from a2gen_rec import paths
-    from a2gen_rec.reporting import plan_page, plan_tables
-    from a2gen_rec.sharding import questions
-    from a2gen_rec.sharding.placement import Placement
+    from a2gen_rec.cli import plan_report
+    from a2gen_rec.reporting.console import plan
+    from a2gen_rec.reporting.pages.plan import page
     from a2gen_rec.sharding.planner import Problem
+    from a2gen_rec.sharding.saved_plan import Placement
+    from a2gen_rec.utils import paths
 
     config, console = read_config(options), new_console()
     alone = [name for name in ("ranks", "sweep", "html", "save") if options[name]]
@@ -57,22 +58,22 @@ def run(options: Namespace) -> int:
         raise ConfigError(f"--{alone[0]} is for one plan, --compare for two: give one of them")
     for file in filter(None, (options.json, options.html, options.save)):
         paths.make_folder(paths.parent(file))
-    workload = questions.read_workload(options.data, options.features, options.workload, config, options.rows)
+    workload = plan_report.read_workload(options.data, options.features, options.workload, config, options.rows)
     if options.compare:
-        a, b = (questions.report_of(file, workload, options.topology, config) for file in options.compare)
-        plan_tables.show_comparison(console, a, b)
+        a, b = (plan_report.report_of(file, workload, options.topology, config) for file in options.compare)
+        plan.show_comparison(console, a, b)
         result: dict[str, Any] = {"a": a.to_dict(), "b": b.to_dict()}
         fits = a.fits and b.fits
     else:
-        problem = Problem(workload, questions.read_cluster(options.topology, options.ranks, config), config)
-        clusters = questions.read_sweep(options.sweep, problem.cluster) if options.sweep else []
-        report, found = questions.answer(problem)
-        plan_tables.show(console, report)
-        swept = questions.sweep(problem, clusters)
+        problem = Problem(workload, plan_report.read_cluster(options.topology, options.ranks, config), config)
+        clusters = plan_report.read_sweep(options.sweep, problem.cluster) if options.sweep else []
+        report, found = plan_report.answer(problem)
+        plan.show(console, report)
+        swept = plan_report.sweep(problem, clusters)
         if swept:
-            plan_tables.show_sweep(console, swept)
+            plan.show_sweep(console, swept)
         if options.html:
-            paths.write_text(options.html, plan_page.render(report, swept))
+            paths.write_text(options.html, page.render(report, swept))
         if options.save and found is not None:
             Placement.of(found, problem).save(options.save)
         result = {**report.to_dict(), "sweep": [each.to_dict() for each in swept]}

@@ -23,8 +23,8 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.data.prepare import prepare
-    from a2gen_rec.data.summary import summary_tables
+    from a2gen_rec.data.prepare.pipeline import prepare
+    from a2gen_rec.reporting.console.dataset import summary_tables
 
     command = shlex.join(["a2gen", *sys.argv[1:]])
     config = read_section(PrepareConfig, options)

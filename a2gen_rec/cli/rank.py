@@ -9,7 +9,7 @@ from a2gen_rec.cli.common import add_device, new_console, new_parser
 from a2gen_rec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from a2gen_rec.serving.types import RankedList
+    from a2gen_rec.ranking.types import RankedList
 
 
 def parser() -> ArgumentParser:
@@ -46,11 +46,11 @@ def run(options: Namespace) -> None:
         raise ConfigError("--model needs --candidates, and goes with neither --data nor --ensemble")
     if options.model and options.device not in ("auto", "cpu"):
         raise ConfigError(f"--device {options.device} does not go with --model: an exported model ranks on the CPU")
-    from a2gen_rec.quiet import quiet
+    from a2gen_rec.utils.warning_filters import quiet
 
     quiet()
-    from a2gen_rec.reporting.ensemble_tables import explanation_tables
-    from a2gen_rec.reporting.tables import ranking_tables
+    from a2gen_rec.reporting.console.ensemble import explanation_tables
+    from a2gen_rec.reporting.console.evaluation import ranking_tables
 
     ranking = _by_model(options) if options.model else _by_run(options)
     console = new_console()
@@ -59,7 +59,7 @@ def run(options: Namespace) -> None:
 
 
 def _by_run(options: Namespace) -> "RankedList":
-    from a2gen_rec.training.ranking import rank
+    from a2gen_rec.runs.rank import rank
 
     by = options.by or ("ensemble" if options.explain else "")
     places = (options.candidates, by, options.top, options.data, options.device, options.ensemble)
@@ -67,10 +67,10 @@ def _by_run(options: Namespace) -> "RankedList":
 
 
 def _by_model(options: Namespace) -> "RankedList":
-    from a2gen_rec.serving.artifact import model_folder
-    from a2gen_rec.serving.rank import read_candidates
-    from a2gen_rec.serving.ranker import Ranker
-    from a2gen_rec.serving.types import Request
+    from a2gen_rec.artifact.artifact import model_folder
+    from a2gen_rec.ranking.ranker import Ranker
+    from a2gen_rec.ranking.types import Request
+    from a2gen_rec.ranking.window import read_candidates
 
     names = read_candidates(options.candidates)
     by = options.by or ("ensemble" if options.explain else "")

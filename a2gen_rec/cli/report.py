@@ -24,7 +24,7 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.quiet import quiet
+    from a2gen_rec.utils.warning_filters import quiet
 
     if bool(options.experiment) == bool(options.data):
         raise ConfigError("give the folder of an experiment, or --data and that of a dataset")
@@ -38,15 +38,15 @@ def run(options: Namespace) -> None:
 
 
 def _data(options: Namespace) -> None:
-    from a2gen_rec.reporting.data_page import report_data
+    from a2gen_rec.reporting.pages.dataset.page import report_data
 
     for line in report_data(options.data, options.out, progress=True):
         print(line)
 
 
 def _experiment(options: Namespace) -> None:
-    from a2gen_rec.reporting.experiment_page import report_experiment
-    from a2gen_rec.reporting.experiment_tables import summary_table
+    from a2gen_rec.reporting.pages.experiment.page import report_experiment
+    from a2gen_rec.reporting.pages.experiment.tables import summary_table
 
     console = new_console()
     with console.status("reading") as status:

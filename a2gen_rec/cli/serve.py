@@ -24,10 +24,10 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.quiet import quiet
+    from a2gen_rec.utils.warning_filters import quiet
 
     quiet()
-    from a2gen_rec.serving.server import serve
+    from a2gen_rec.serving.http.server import serve
 
     def tell(line: str) -> None:
         print(line, flush=True)

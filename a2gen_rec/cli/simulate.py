@@ -14,7 +14,7 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.data.simulator import simulate
+    from a2gen_rec.simulation.simulator import simulate
 
     summary = simulate(options.out, read_section(SimulateConfig, options), progress=True)
     rates = ", ".join(f"{name} {rate:.1%}" for name, rate in summary.rates.items())

@@ -21,11 +21,11 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.quiet import quiet
+    from a2gen_rec.utils.warning_filters import quiet
 
     quiet()
-    from a2gen_rec import paths
-    from a2gen_rec.training.trainer import train
+    from a2gen_rec.training.entrypoint import train
+    from a2gen_rec.utils import paths
 
     config = read_config(options)
     if not options.data:

@@ -9,9 +9,9 @@ from a2gen_rec.cli.common import add_device, new_console, new_parser, read_secti
 from a2gen_rec.config import EnsembleConfig
 
 if TYPE_CHECKING:
-    from a2gen_rec.reporting.transforms import TransformCurves
-    from a2gen_rec.training.ensemble_run import Trained
-    from a2gen_rec.training.ensemble_trainer import Epoch
+    from a2gen_rec.ensemble.fit import Trained
+    from a2gen_rec.ensemble.trainer import Epoch
+    from a2gen_rec.reporting.ensemble_curves import TransformCurves
 
 USERS = 4
 """Whose transforms are drawn."""
@@ -34,13 +34,13 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.quiet import quiet
+    from a2gen_rec.utils.warning_filters import quiet
 
     quiet()
-    from a2gen_rec import paths
-    from a2gen_rec.reporting.ensemble_tables import list_metrics_tables
-    from a2gen_rec.reporting.transforms import draw_transforms
-    from a2gen_rec.training.ensemble_run import FOLDER, train_ensemble
+    from a2gen_rec.ensemble.fit import FOLDER, train_ensemble
+    from a2gen_rec.reporting.console.ensemble import list_metrics_tables
+    from a2gen_rec.reporting.ensemble_curves import draw_transforms
+    from a2gen_rec.utils import paths
 
     out = options.out or paths.join(options.run, FOLDER)
     config = read_section(EnsembleConfig, options)
@@ -73,8 +73,8 @@ def _curves(trained: "Trained") -> "tuple[list[TransformCurves], list[str]]":
     """What the ensemble makes of the predictions for some validation users, those with the longest histories."""
     import numpy as np
 
-    from a2gen_rec.data.columns import user_names
-    from a2gen_rec.reporting.transforms import transform_curves
+    from a2gen_rec.data.parquet_reader import user_names
+    from a2gen_rec.reporting.ensemble_curves import transform_curves
 
     lists = trained.valid
     _, first = np.unique(lists.user, return_index=True)

@@ -18,7 +18,7 @@ from torchrec.streamable import Pipelineable
 
 from a2gen_rec.data.columns import WindowColumns, positions, ranges
 from a2gen_rec.data.schema import WATCH_TIME, DatasetCard
-from a2gen_rec.ragged import LengthGroups
+from a2gen_rec.utils.jagged import LengthGroups
 
 COUNTS = ("targets", "steps", "timed_steps", "ordered_pairs", "labels")
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from a2gen_rec import paths
 from a2gen_rec.config import LoaderConfig
 from a2gen_rec.data.batch import WindowBatch, collate
-from a2gen_rec.data.columns import RowGroup, read_columns, row_groups
+from a2gen_rec.data.parquet_reader import RowGroup, read_columns, row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError
+from a2gen_rec.utils import paths
 
 _AHEAD = 4
 """Batches made in advance."""

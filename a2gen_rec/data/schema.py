@@ -38,8 +38,8 @@ from typing import Any, Literal
 
 import yaml
 
-from a2gen_rec import paths
 from a2gen_rec.errors import DataError
+from a2gen_rec.utils import paths
 
 START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
@@ -251,3 +251,22 @@ def _finite(value: float) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{number} is not finite")
     return number
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """A raw column that becomes a table.
+
+    Attributes:
+        size: ``hash``: table rows (row 0 stays "unknown"); ``buckets``: how many quantile buckets;
+            ``vocabulary``: most values kept (the most frequent ones), 0 for no bound.
+        min_count: vocabulary values rarer than this in the training data share row 0.
+        edges: for ``buckets``, the inner edges; empty takes training quantiles.
+    """
+
+    name: str
+    level: Level
+    kind: Kind = "vocabulary"
+    size: int = 0
+    min_count: int = 1
+    edges: tuple[float, ...] = ()

@@ -6,10 +6,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from a2gen_rec.errors import DataError, UserError
+
+Index = npt.NDArray[np.int64]
+
+ROW = "row_"
+"""Prefix of the columns of impressions that hold a feature's table rows."""
+
+# md5 and not DuckDB's own hash(), which may change between versions; the top bit is dropped to fit int64.
+STABLE_HASH = "(md5_number_lower({0}) >> 1)::BIGINT"
 
 
 def connect(memory_gb: float, threads: int, spill: Path) -> duckdb.DuckDBPyConnection:
@@ -127,3 +138,11 @@ def explain(error: duckdb.Error, file: object) -> DataError:
         row=int(line[1]),
         field=column[1] if column else None,
     )
+
+
+def new_users(impressions: pa.Table) -> npt.NDArray[np.bool_]:
+    """``(impressions,)`` whether a user's first impression, of impressions in order of user."""
+    user = impressions["user_id"]
+    new_user = np.ones(len(user), bool)
+    new_user[1:] = pc.not_equal(user[1:], user[:-1]).to_numpy()
+    return new_user

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from a2gen_rec import paths
 from a2gen_rec.config import Config
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
-from a2gen_rec.models.named import ranking_model
+from a2gen_rec.models.factory import ranking_model
 from a2gen_rec.training import checkpoint
+from a2gen_rec.training.trainer import is_finished
+from a2gen_rec.utils import paths
 
 SPEED = "speed/targets_per_s"
 
@@ -26,7 +27,7 @@ def finished(folder: str, config: Config) -> dict[str, Any]:
     latest = checkpoint.latest(folder)
     if latest is None:
         raise UserError(f"{folder}: no checkpoint was made")
-    if not complete(checkpoint.State.read(latest), config):
+    if not is_finished(checkpoint.State.read(latest), config.train):
         raise UserError(f"{folder}: was stopped before its end")
     state = checkpoint.State.read(checkpoint.best(folder))
     if not state.metrics:
@@ -38,14 +39,6 @@ def finished(folder: str, config: Config) -> dict[str, Any]:
         "parameters": parameters(card, config),
         "targets_per_s": targets_per_s(folder),
     }
-
-
-def complete(state: checkpoint.State, config: Config) -> bool:
-    """Whether training came to its end: by epochs, steps or patience."""
-    train = config.train
-    epochs = all(position.epoch >= train.epochs for position in state.positions)
-    steps = train.max_steps and state.step >= train.max_steps
-    return bool(epochs or steps or (train.patience and state.waited >= train.patience))
 
 
 def parameters(card: DatasetCard, config: Config) -> dict[str, int]:

@@ -28,16 +28,16 @@ from typing import Any
 
 import yaml
 
-from a2gen_rec import paths
 from a2gen_rec.config import Config
 from a2gen_rec.config.parse import parse_config
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.experiments.processes import Processes, terminated_as_interrupted
+from a2gen_rec.experiments.command_runner import Processes, terminated_as_interrupted
 from a2gen_rec.experiments.records import finished
 from a2gen_rec.experiments.suite import Dataset, Model, Overrides, Suite, nested
-from a2gen_rec.machine import machine
-from a2gen_rec.training.process import choose_device
+from a2gen_rec.utils import paths
+from a2gen_rec.utils.distributed import choose_device
+from a2gen_rec.utils.environment import machine
 
 Launch = Callable[[Sequence[str], str], int]
 """Runs ``a2gen`` with arguments, its output at the end of a file, to an exit code."""

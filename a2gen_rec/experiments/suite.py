@@ -24,10 +24,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from a2gen_rec import paths
 from a2gen_rec.config import PrepareConfig, SimulateConfig
 from a2gen_rec.config.parse import parse_config
 from a2gen_rec.errors import ConfigError
+from a2gen_rec.utils import paths
 
 Overrides = dict[str, Any]
 """Values of settings by their full names, such as ``optim.dense_lr``."""

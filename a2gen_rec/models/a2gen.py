@@ -11,13 +11,13 @@ from torchrec import JaggedTensor
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.models.base import Encoded, RankingModel
+from a2gen_rec.models.embedding_tables import ACTION, TIME
 from a2gen_rec.models.hierarchical import HierarchicalRanker
-from a2gen_rec.models.ranker import Encoded, RankingModel
+from a2gen_rec.nn.canonical_order import owners, vocabulary_order
 from a2gen_rec.nn.decoding import Decoded, decode
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps, StepTokens
-from a2gen_rec.nn.occurrence import Occurrence, occurrence
-from a2gen_rec.nn.order import owners, vocabulary_order
-from a2gen_rec.sharding.tables import ACTION, TIME
+from a2gen_rec.nn.marginals import Occurrence, occurrence
 
 RAREST = 1e-4
 """Base rate below which an action is taken to be that common when its predictions are weighed."""

@@ -9,10 +9,10 @@ from torchrec import JaggedTensor
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import EFFECTIVE, EXIT, FEEDBACK, GLANCE, NEGATIVE, UNKNOWN, WATCH_TIME, DatasetCard
-from a2gen_rec.models.ranker import E, Encoded, Ranker
+from a2gen_rec.models.base import E, Encoded, Ranker
 from a2gen_rec.nn.encoder import HierarchicalEncoder, Views
 from a2gen_rec.nn.objectives import ObjectiveHeads
-from a2gen_rec.ragged import pad
+from a2gen_rec.utils.jagged import pad
 
 
 class HierarchicalRanker(Ranker[E]):

@@ -13,7 +13,7 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.baselines.towers import TowersOutput, of_timed, tower_occurrence
 from a2gen_rec.models.hierarchical import HierarchicalRanker
 from a2gen_rec.nn.experts import SharedBottom, Towers
-from a2gen_rec.nn.occurrence import Occurrence
+from a2gen_rec.nn.marginals import Occurrence
 
 
 class IndependentRanker(HierarchicalRanker[TowersOutput]):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from a2gen_rec.nn.attention import ContextAwareAttention, MeanPooling, Residual
 from a2gen_rec.nn.feedback import FeedbackAttention
-from a2gen_rec.ragged import LengthGroups, pad, unpad
+from a2gen_rec.utils.jagged import LengthGroups, pad, unpad
 
 Views = Literal["off", "views", "whole"]
 ActionLevel = Literal["attention", "mean", "off"]

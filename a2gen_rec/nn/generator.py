@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from a2gen_rec.nn.attention import Asked, ContextAwareAttention, Projected, Residual
 from a2gen_rec.nn.encoder import log_bucket
-from a2gen_rec.ragged import LengthGroups
+from a2gen_rec.utils.jagged import LengthGroups
 
 
 class Steps(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from a2gen_rec.nn.attention import masked_softmax
 from a2gen_rec.nn.encoder import WindowLayout, pair_bias, pair_tables
-from a2gen_rec.ragged import pad, unpad
+from a2gen_rec.utils.jagged import pad, unpad
 
 
 class TargetAttention(nn.Module):

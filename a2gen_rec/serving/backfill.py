@@ -18,21 +18,23 @@ from typing import Any
 import duckdb
 from rich.progress import track
 
-from a2gen_rec import paths
+from a2gen_rec.artifact.artifact import model_folder
+from a2gen_rec.artifact.manifest import read_manifest
 from a2gen_rec.config import PrepareConfig
-from a2gen_rec.data import sources, staging
-from a2gen_rec.data.prepare import check
+from a2gen_rec.data import sources
+from a2gen_rec.data.features.calendar import features_from_time
+from a2gen_rec.data.prepare import staging
+from a2gen_rec.data.prepare.pipeline import check
+from a2gen_rec.data.prepare.staging import Columns
 from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.data.sources.base import Source, SourceFacts, SplitRule
 from a2gen_rec.data.sql import connect, errors_as_ours, identifier, parquet
-from a2gen_rec.data.staging import Columns
 from a2gen_rec.errors import ConfigError, DataError, UserError
-from a2gen_rec.serving.artifact import model_folder
-from a2gen_rec.serving.encoding import features_from_time
-from a2gen_rec.serving.histories import MARGIN
-from a2gen_rec.serving.manifest import read_manifest
-from a2gen_rec.serving.store import Store, StoreError, open_store
-from a2gen_rec.serving.types import Impression
+from a2gen_rec.ranking.types import Impression
+from a2gen_rec.serving.engine.history_cache import MARGIN
+from a2gen_rec.serving.stores.base import Store, StoreError
+from a2gen_rec.serving.stores.factory import open_store
+from a2gen_rec.utils import paths
 
 IN_FLIGHT = 1024
 """Users whose impressions may wait to be recorded: stores write many together."""
@@ -62,7 +64,7 @@ def backfill(
     """Record the last impressions of every user of a raw log.
 
     Args:
-        source_name, raw, spec, memory_gb, threads: of the log, as :func:`a2gen_rec.data.prepare.prepare` has them.
+        source_name, raw, spec, memory_gb, threads: see :func:`a2gen_rec.data.prepare.pipeline.prepare`.
         model: folder of the exported model, or what leads to one, see :func:`model_folder`.
         store: a file or an address, see :func:`open_store`.
         last: most impressions of a user; 0 takes as many as a service of the model reads.

@@ -33,7 +33,7 @@ from torchrec.optim import RowWiseAdagrad
 
 from a2gen_rec.config import Config
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.sharding.tables import DTYPES
+from a2gen_rec.models.embedding_tables import DTYPES
 from a2gen_rec.sharding.topology import GB, Cluster
 from a2gen_rec.sharding.workload import Workload
 

@@ -9,9 +9,9 @@ import torch
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner.types import HardwareConfig, KernelConfig, TopologyFactory, TrainerConfig
 
-from a2gen_rec import paths
 from a2gen_rec.config import ShardingConfig
 from a2gen_rec.errors import ConfigError
+from a2gen_rec.utils import paths
 
 GB = 10**9
 

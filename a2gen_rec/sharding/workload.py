@@ -12,11 +12,11 @@ from functools import cached_property
 import numpy as np
 
 from a2gen_rec.config import Config, PlannedFeature, WorkloadConfig
-from a2gen_rec.data.feedback import outcome_features
+from a2gen_rec.data.features.feedback import outcome_features
+from a2gen_rec.data.features.sessions import session_features
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.data.sessions import session_features
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.sharding.tables import looked_up, read_by, whole_rows, whole_tables
+from a2gen_rec.models.embedding_tables import looked_up, read_by, whole_rows, whole_tables
 
 _HEAD = 100_000
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)

@@ -15,16 +15,16 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from a2gen_rec.config import Config, OptimConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.losses.loss import Loss, check_weights
+from a2gen_rec.models.base import Encoded, RankingModel
 from a2gen_rec.models.baselines.towers import TowersRanker
-from a2gen_rec.models.named import ranking_model
-from a2gen_rec.models.ranker import Encoded, RankingModel
-from a2gen_rec.sharding.placement import Placement
+from a2gen_rec.models.factory import ranking_model
 from a2gen_rec.sharding.planner import TABLE_OPTIMIZERS, Problem, plan, sharders
+from a2gen_rec.sharding.saved_plan import Placement
 from a2gen_rec.sharding.topology import Cluster
 from a2gen_rec.sharding.workload import of_dataset
 from a2gen_rec.training.adatask import AdaTask, TaskAdam
-from a2gen_rec.training.losses import Loss, check_weights
-from a2gen_rec.training.process import Process, agreed, gather
+from a2gen_rec.utils.distributed import Process, agreed, gather
 
 TABLES = "model.embeddings"  # the tables' place in a task
 

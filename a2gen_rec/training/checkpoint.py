@@ -20,13 +20,13 @@ import torch.distributed.checkpoint as dcp
 from iopath.common.file_io import g_pathmgr
 from torch.distributed.checkpoint.api import CheckpointException
 
-from a2gen_rec import paths
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.loader import Position
 from a2gen_rec.errors import UserError
 from a2gen_rec.training.build import Built
-from a2gen_rec.training.process import agreed, gather
-from a2gen_rec.training.storage import IOPathReader, IOPathWriter
+from a2gen_rec.training.dcp_storage import IOPathReader, IOPathWriter
+from a2gen_rec.utils import paths
+from a2gen_rec.utils.distributed import agreed, gather
 
 FOLDER, STATE = "checkpoints", "state.json"
 

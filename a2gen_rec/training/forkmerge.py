@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from a2gen_rec import paths
 from a2gen_rec.config import Config, LossConfig
 from a2gen_rec.training import checkpoint
-from a2gen_rec.training.process import Process, agreed
-from a2gen_rec.training.progress import Progress
-from a2gen_rec.training.trainer import Trainer, finished
+from a2gen_rec.training.logger import Progress
+from a2gen_rec.training.trainer import Trainer, is_finished
+from a2gen_rec.utils import paths
+from a2gen_rec.utils.distributed import Process, agreed
 
 FOLDER = "branches"
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -37,7 +37,7 @@ def fork_and_merge(config: Config, data: str, run: str, process: Process) -> dic
         with agreed():
             begin = checkpoint.latest(run)
             before = None if begin is None else checkpoint.State.read(begin)
-        if before is not None and finished(before, config.train):
+        if before is not None and is_finished(before, config.train):
             return before.metrics
         step, epoch = (0, 0) if before is None else (before.step, before.positions[0].epoch)
         folders = [paths.join(run, FOLDER, f"step-{step:08d}", str(i)) for i in range(len(settings.branches))]

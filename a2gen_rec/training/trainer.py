@@ -10,26 +10,24 @@ from types import FrameType
 from typing import Any
 
 import torch
-import yaml
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from a2gen_rec import paths
 from a2gen_rec.config import Config, LossConfig, TrainConfig
 from a2gen_rec.data.batch import WindowBatch, count_names
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.synced_batches import AgreedBatches
 from a2gen_rec.errors import UserError
-from a2gen_rec.models.ranker import Encoded
-from a2gen_rec.sharding.tables import whole_tables
+from a2gen_rec.evaluation.evaluate import action_metrics, evaluation_batches
+from a2gen_rec.evaluation.predict import predict
+from a2gen_rec.losses.loss import check_weights, means, term_names, total
+from a2gen_rec.models.base import Encoded
+from a2gen_rec.models.embedding_tables import whole_tables
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.adatask import TaskPipeline
-from a2gen_rec.training.agree import AgreedBatches
 from a2gen_rec.training.build import build, schedule
-from a2gen_rec.training.evaluate import action_metrics, evaluation_batches
-from a2gen_rec.training.losses import check_weights, means, term_names, total
-from a2gen_rec.training.predict import predict
-from a2gen_rec.training.process import Process, agreed, gather, process_group, together
-from a2gen_rec.training.progress import Progress
+from a2gen_rec.training.logger import Progress
+from a2gen_rec.utils.distributed import Process, agreed, gather, together
 
 CONFIG_FILE = "config.yaml"
 
@@ -110,7 +108,7 @@ class Trainer:
                 self.run, self.process.leads, config.epochs, self.stream.windows, resumed_at, self.what
             ) as progress,
         ):
-            if until is None and finished(self.state, config):
+            if until is None and is_finished(self.state, config):
                 progress.note(f"{self.run} is complete; raise train.epochs or train.max_steps, or name another run")
             while self.position.epoch < epochs and not self._done():
                 batches = self._batches(asked)
@@ -282,28 +280,9 @@ class Trainer:
         )
 
 
-def train(config: Config, data: str, run: str) -> dict[str, Any]:
-    """Train a run on the ranks this process is one of; see :class:`Trainer`."""
-    data = paths.absolute(data)
-    with process_group(config.train.device) as process:
-        trainer = Trainer(config, data, run, process)
-        with agreed():
-            if process.leads:
-                paths.make_folder(paths.join(run, checkpoint.FOLDER))
-                settings = {"data": data, **asdict(config)}
-                paths.write_text(paths.join(run, CONFIG_FILE), yaml.safe_dump(settings, sort_keys=False))
-                trainer.card.save(run)
-        if not config.train.forkmerge.every:
-            return trainer.fit()
-        del trainer  # before the branches take as much memory
-        from a2gen_rec.training.forkmerge import fork_and_merge  # which is made of trainers
-
-        return fork_and_merge(config, data, run, process)
-
-
-def finished(state: checkpoint.State, config: TrainConfig) -> bool:
-    """Whether the epochs are done, steps have run out, or validation has stopped improving."""
-    return state.positions[0].epoch >= config.epochs or _tired(state, config)
+def is_finished(state: checkpoint.State, config: TrainConfig) -> bool:
+    """Return whether training is complete: by epochs, by steps, or because validation stopped improving."""
+    return all(position.epoch >= config.epochs for position in state.positions) or _tired(state, config)
 
 
 def _tired(state: checkpoint.State, config: TrainConfig) -> bool:

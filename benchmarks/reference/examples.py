@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2gen_rec.data.columns import WindowColumns, ranges, read_columns
+from a2gen_rec.data.columns import WindowColumns, ranges
 from a2gen_rec.data.loader import WindowStream
+from a2gen_rec.data.parquet_reader import read_columns
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from a2gen_rec.config import LossConfig, ModelConfig
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.sharding.tables import looked_up
+from a2gen_rec.models.embedding_tables import looked_up
 
 _NAMES = (
     ("embeddings.embeddings.", "tables."),

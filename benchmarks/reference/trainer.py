@@ -16,7 +16,7 @@ from a2gen_rec.config import Config, OptimConfig
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.loader import Position, WindowLoader
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.training.process import Process
+from a2gen_rec.utils.distributed import Process
 
 
 class PlainOptimizers:

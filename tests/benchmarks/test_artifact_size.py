@@ -11,9 +11,9 @@ import pytest
 import torch
 from artifact_size import Export, Settings, check, measure, report
 
+from a2gen_rec.artifact.manifest import Manifest
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.serving.manifest import Manifest
-from a2gen_rec.training.process import Process
+from a2gen_rec.utils.distributed import Process
 
 ALONE = Process(0, 1, 1, torch.device("cpu"))
 TINY = Settings(items=300, users=60, impressions_per_user=40, dims=[8], dtypes=["int8", "fp32"], steps=2)

@@ -10,7 +10,7 @@ from torch import Tensor
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.nn import attention as nn_attention
 from a2gen_rec.nn.attention import ContextAwareAttention
-from a2gen_rec.training.process import Process
+from a2gen_rec.utils.distributed import Process
 
 ALONE = Process(0, 1, 1, torch.device("cpu"))
 TINY = {"histories": [3, 6], "contexts": [12, 24], "dim": 8, "heads": 2, "repeats": 1}

@@ -6,10 +6,10 @@ import pytest
 import torch
 from embedding_lookup import Result, Settings, Tables, measure
 from harness import Report, Timing
-from ranks import on_ranks
 
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.training.process import Process
+from a2gen_rec.utils.distributed import Process
+from tests.helpers.distributed import on_ranks
 
 TINY = Settings(rows=[50, 300], dims=[8], lookups=64, repeats=1)
 

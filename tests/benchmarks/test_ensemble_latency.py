@@ -9,7 +9,7 @@ from ensemble_latency import InGraph, Settings, accuracy, draw, in_graph, make, 
 from torch import Tensor
 
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.training.process import Process
+from a2gen_rec.utils.distributed import Process
 
 CPU = torch.device("cpu")
 ALONE = Process(0, 1, 1, CPU)

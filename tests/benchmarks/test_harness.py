@@ -12,7 +12,7 @@ from harness import Report, Table, Target, Timing, cell, interleave, show
 from rich.console import Console
 
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.training.process import Process
+from a2gen_rec.utils.distributed import Process
 
 
 def test_forms_take_turns_and_warm_up_uncounted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import plan_truth
 import pytest
 from plan_truth import KINDS, RankBytes, Settings, measure
 
-from a2gen_rec.training.process import Process, process_group
+from a2gen_rec.utils.distributed import Process, process_group
 
 TINY = Settings(items=20_000, users=10_000, authors=3_000, tags=500, dim=32, windows=8, impressions=88, dtypes=["fp32"])
 

@@ -8,10 +8,10 @@ import torch
 from prepare import Settings, check, exponent, measure
 
 from a2gen_rec.config import PrepareConfig, SimulateConfig
-from a2gen_rec.data.prepare import prepare as make_dataset
-from a2gen_rec.data.simulator import simulate
+from a2gen_rec.data.prepare.pipeline import prepare as make_dataset
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.training.process import Process
+from a2gen_rec.simulation.simulator import simulate
+from a2gen_rec.utils.distributed import Process
 
 ALONE = Process(0, 1, 1, torch.device("cpu"))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from rank_latency import Answer, Settings, _check_equal, measure
 
-from a2gen_rec.nn.occurrence import Occurrence
-from a2gen_rec.training.process import process_group
+from a2gen_rec.nn.marginals import Occurrence
+from a2gen_rec.utils.distributed import process_group
 
 
 def answer(probability: float, remainder: float = 0.0) -> Answer:

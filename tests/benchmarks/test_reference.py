@@ -7,14 +7,14 @@ import pytest
 import torch
 from reference.examples import build, targets_of
 from reference.pointwise import PointwiseA2Gen, loss, renamed
-from support import make_card, make_columns, small_config, whole
 
 from a2gen_rec.config import Config, LossConfig
 from a2gen_rec.data.batch import collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.losses.loss import Loss
 from a2gen_rec.models.a2gen import A2Gen
-from a2gen_rec.training.losses import Loss
+from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 WORLDS = [
     make_card(),

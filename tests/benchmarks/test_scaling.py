@@ -6,13 +6,13 @@ import pytest
 import scaling
 import torch
 import torch.distributed as dist
-from ranks import on_ranks
 from scaling import Job, OnRanks, Settings, Traffic, check_cut, check_losses, measure, read_world, run_on_ranks
 from worlds import simulated
 
 from a2gen_rec.config import Config
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.training.process import Process, process_group
+from a2gen_rec.utils.distributed import Process, process_group
+from tests.helpers.distributed import on_ranks
 
 SIZES = {
     "ranks": [1, 2],

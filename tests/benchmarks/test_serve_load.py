@@ -24,8 +24,8 @@ from load_world import World, _compare, a2gen
 from serve_load import Loaded, Measured, Served, Settings, loaded, measure, report, serving
 
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.serving.types import Candidate, RankedList, Request
-from a2gen_rec.training.process import Process
+from a2gen_rec.ranking.types import Candidate, RankedList, Request
+from a2gen_rec.utils.distributed import Process
 
 ALONE = Process(0, 1, 1, torch.device("cpu"))
 

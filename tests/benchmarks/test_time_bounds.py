@@ -5,7 +5,7 @@ import pytest
 from time_bounds import Settings, check, errors, measure
 
 from a2gen_rec.errors import UserError
-from a2gen_rec.training.process import process_group
+from a2gen_rec.utils.distributed import process_group
 
 
 def test_errors_of_known_distributions() -> None:

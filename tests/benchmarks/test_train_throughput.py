@@ -9,12 +9,12 @@ import torch
 import train_throughput
 from harness import Report
 from levers import Levers, Windows
-from ranks import on_ranks
 from stages import STAGES, Stopwatch
-from support import make_card, small_config, write_dataset
 
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.training.process import Process
+from a2gen_rec.utils.distributed import Process
+from tests.helpers.cards import make_card, small_config, write_dataset
+from tests.helpers.distributed import on_ranks
 
 SETTINGS = train_throughput.Settings(
     history=6,

@@ -2,14 +2,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import whole
 from worlds import World, simulated, zipf_ids
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import collate
-from a2gen_rec.data.columns import read_columns, row_groups
+from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.errors import ConfigError
+from tests.helpers.cards import whole
 
 
 @pytest.fixture(scope="module")

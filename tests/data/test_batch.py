@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import make_card, make_columns, small_config, whole
 from torch import Tensor
 
 from a2gen_rec.data.batch import ALL, WindowBatch, collate, count_names
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.ragged import LengthGroups
+from a2gen_rec.utils.jagged import LengthGroups
+from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card(labels=("click", "long_view"))
 WHOLE = whole(CARD, small_config())

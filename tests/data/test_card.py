@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from support import make_card
 
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError
+from tests.helpers.cards import make_card
 
 SQL = "0::DOUBLE OR EXISTS (FROM read_text('/etc/hostname')) OR 0"
 

@@ -12,19 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import make_card, make_columns, to_table, write_dataset
 
-from a2gen_rec.data.columns import (
-    RowGroup,
-    WindowColumns,
-    ranges,
-    read_columns,
-    read_user,
-    row_groups,
-    take_windows,
-)
+from a2gen_rec.data.columns import WindowColumns, ranges, take_windows
+from a2gen_rec.data.parquet_reader import RowGroup, read_columns, read_user, row_groups
 from a2gen_rec.data.schema import SPLITS
 from a2gen_rec.errors import DataError
+from tests.helpers.cards import make_card, make_columns, to_table, write_dataset
 
 CARD = make_card()
 LAST = len(CARD.actions) - 1

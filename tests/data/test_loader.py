@@ -11,13 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import make_card, make_columns, small_config, to_table, whole
 
 from a2gen_rec.config import LoaderConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
 from a2gen_rec.errors import DataError
-from a2gen_rec.sharding.tables import table_rows
+from a2gen_rec.models.embedding_tables import table_rows
+from tests.helpers.cards import make_card, make_columns, small_config, to_table, whole
 
 CARD = make_card()
 WHOLE = whole(CARD, small_config())

@@ -4,17 +4,17 @@ import math
 from pathlib import Path
 
 import pytest
-from support import make_card, small_config, write_dataset
 
-from a2gen_rec.cli import main
+from a2gen_rec.cli.main import main
+from a2gen_rec.ensemble.score_lists import score_split
 from a2gen_rec.errors import UserError
+from a2gen_rec.evaluation.evaluate import evaluate
+from a2gen_rec.runs.rank import rank
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.checkpoint import State
-from a2gen_rec.training.evaluate import evaluate
-from a2gen_rec.training.ranking import rank
-from a2gen_rec.training.run import open_run
-from a2gen_rec.training.scores import score_split
-from a2gen_rec.training.trainer import train
+from a2gen_rec.training.entrypoint import train
+from a2gen_rec.training.loaded_run import open_run
+from tests.helpers.cards import make_card, small_config, write_dataset
 
 CARD = make_card()
 SMALL = ["--model.dim", "8", "--model.heads", "2", "--model.time_buckets", "8", "--loader.max_impressions", "200"]

@@ -6,20 +6,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from logs import Log, simulated_log
 from safetensors.torch import load_file
-from support import checkpoint_tensors
 
-from a2gen_rec.cli import main
+from a2gen_rec.cli.main import main
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.serving.ranker import Ranker
-from a2gen_rec.serving.types import Request
+from a2gen_rec.ranking.ranker import Ranker
+from a2gen_rec.ranking.types import Request
+from a2gen_rec.runs.export import export
+from a2gen_rec.runs.rank import rank
+from a2gen_rec.runs.row_order import row_order
 from a2gen_rec.training import checkpoint
-from a2gen_rec.training.export import export
-from a2gen_rec.training.export_rows import row_order
-from a2gen_rec.training.ranking import rank
+from tests.helpers.cards import checkpoint_tensors
+from tests.helpers.logs import Log, simulated_log
 
-LAUNCH = [sys.executable, "-m", "a2gen_rec.torchrun", "--standalone", "--nnodes=1", "--nproc_per_node=2", "-m", "--"]
+LAUNCH = [
+    sys.executable,
+    "-m",
+    "a2gen_rec.launch.torchrun",
+    "--standalone",
+    "--nnodes=1",
+    "--nproc_per_node=2",
+    "-m",
+    "--",
+]
 ENSEMBLE = {"epochs": 2, "dim": 4, "hidden": "[6, 4]", "degree": 16, "batch_lists": 16, "formula_trials": 4}
 OPTIONS = {
     "model.dim": 8,

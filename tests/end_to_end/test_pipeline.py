@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 from iopath.common.file_io import g_pathmgr
-from storage import PREFIX, FolderBehindPrefix
 
-from a2gen_rec.cli import main
+from a2gen_rec.cli.main import main
+from tests.helpers.storage import PREFIX, FolderBehindPrefix
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from support import checkpoint_tensors, make_card, write_dataset
 
-from a2gen_rec.cli import main
+from a2gen_rec.cli.main import main
 from a2gen_rec.data.schema import DatasetCard
+from tests.helpers.cards import checkpoint_tensors, make_card, write_dataset
 
 SMALL = ["--model.dim", "8", "--model.heads", "2", "--model.time_buckets", "8", "--loader.max_impressions", "100"]
 CARD = make_card()
@@ -40,7 +40,7 @@ def start(ranks: int, data: Path, run: Path, *options: str) -> subprocess.Popen[
 
 
 def start_command(ranks: int, *arguments: str) -> subprocess.Popen[str]:
-    launcher = ["-m", "a2gen_rec.torchrun", "--standalone", "--nnodes=1", f"--nproc_per_node={ranks}"]
+    launcher = ["-m", "a2gen_rec.launch.torchrun", "--standalone", "--nnodes=1", f"--nproc_per_node={ranks}"]
     command = [sys.executable, *(launcher if ranks > 1 else []), "-m", *(["--"] if ranks > 1 else [])]
     command += ["a2gen_rec.cli", *arguments]
     return subprocess.Popen(

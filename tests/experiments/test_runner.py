@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 import yaml
-from support import make_card, write_dataset
 
-from a2gen_rec.cli import main
+from a2gen_rec.cli.main import main
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.experiments.processes import Processes
+from a2gen_rec.evaluation.prediction_file import read_predictions
+from a2gen_rec.experiments.command_runner import Processes
 from a2gen_rec.experiments.runner import Experiment
 from a2gen_rec.experiments.suite import Suite, read_suite
-from a2gen_rec.training.prediction_file import read_predictions
+from tests.helpers import CONFIGS
+from tests.helpers.cards import make_card, write_dataset
 
 CARD = make_card()
 TINY = {"model.dim": 8, "model.heads": 2, "model.time_buckets": 8, "loader.max_impressions": 200, "train.max_steps": 3}
@@ -304,7 +305,7 @@ def inside(arguments: list[str], log: str) -> int:
 
 
 def test_the_quick_suite_at_a_tiny_size(tmp_path: Path) -> None:
-    file = Path(__file__).parents[2] / "configs" / "experiments" / "quick.yaml"
+    file = CONFIGS / "experiments" / "quick.yaml"
     content = yaml.safe_load(file.read_text())
     small = content["datasets"]["small"]
     small["simulate"] = {"users": 40, "items": 20, "impressions_per_user": 15}

@@ -10,8 +10,9 @@ import yaml
 
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.experiments.suite import nested, read_suite
+from tests.helpers import CONFIGS
 
-SHIPPED = Path(__file__).parents[2] / "configs" / "experiments"
+SHIPPED = CONFIGS / "experiments"
 GOOD: dict[str, Any] = {
     "datasets": {
         "shop": {"source": "jd", "raw": "log", "config": "base.yaml", "prepare": {"history": 9}},

@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from support import make_card, make_columns, small_config, whole
 from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import ALL, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.losses.loss import Loss, loss_sums, means, total
 from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
-from a2gen_rec.models.ranker import at_moments, at_targets
-from a2gen_rec.training.losses import Loss, loss_sums, means, total
+from a2gen_rec.models.base import at_moments, at_targets
+from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card()
 VARIANTS = [

@@ -6,18 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from support import make_card, make_columns, small_config, whole
 from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.losses.loss import Loss, loss_sums
 from a2gen_rec.models.a2gen import A2GenOutput, DenseRanker
+from a2gen_rec.models.base import Encoded, RankingModel
 from a2gen_rec.models.baselines.towers import TowersOutput
+from a2gen_rec.models.factory import ranking_model
 from a2gen_rec.models.independent import IndependentRanker
-from a2gen_rec.models.named import ranking_model
-from a2gen_rec.models.ranker import Encoded, RankingModel
-from a2gen_rec.training.losses import Loss, loss_sums
+from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card(timed=("like", "comment", "follow", "exit"))
 EVERYTHING = {"feedback": "whole", "session": True, "objectives": True}

@@ -6,21 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import make_card, make_columns, small_config, whole
 from torch import Tensor
 from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import ALL, WindowBatch, collate
-from a2gen_rec.data.columns import WindowColumns, take_windows
+from a2gen_rec.data.columns import Items, WindowColumns, take_windows
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.losses.loss import Loss, loss_sums, means, total
 from a2gen_rec.models.a2gen import A2Gen, DenseRanker
+from a2gen_rec.models.base import RankingModel
 from a2gen_rec.models.baselines.towers import TowersOutput
-from a2gen_rec.models.named import RANKERS, ranking_model
-from a2gen_rec.models.ranker import RankingModel
-from a2gen_rec.serving.rank import Items
-from a2gen_rec.training.losses import Loss, loss_sums, means, total
-from a2gen_rec.training.next_window import next_window, no_history
+from a2gen_rec.models.factory import RANKERS, ranking_model
+from a2gen_rec.runs.next_window import next_window, no_history
+from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card()
 SIZES = {feature.name: feature.cardinality for feature in CARD.features}

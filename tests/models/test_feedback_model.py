@@ -6,27 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import make_card, make_columns, small_config, whole
 from torch import Tensor
 from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config, LossConfig
 from a2gen_rec.data.batch import ALL, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns, ranges
-from a2gen_rec.data.schema import (
-    COMPLETE,
-    EFFECTIVE,
-    FEEDBACK_LEVELS,
-    GLANCE,
-    NEGATIVE,
-    PARTIAL,
-    UNKNOWN,
-    DatasetCard,
-)
+from a2gen_rec.data.schema import COMPLETE, EFFECTIVE, FEEDBACK_LEVELS, GLANCE, NEGATIVE, PARTIAL, UNKNOWN, DatasetCard
+from a2gen_rec.losses.loss import Loss, means, total
 from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
 from a2gen_rec.models.hierarchical import objective_tasks
 from a2gen_rec.nn.feedback import FeedbackAttention
-from a2gen_rec.training.losses import Loss, means, total
+from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card()
 SIZES = {feature.name: feature.cardinality for feature in CARD.features}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from a2gen_rec.nn.decoding import Decoded, decode
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings
-from a2gen_rec.nn.occurrence import likeliest, occurrence
-from a2gen_rec.ragged import LengthGroups
+from a2gen_rec.nn.marginals import likeliest, occurrence
+from a2gen_rec.utils.jagged import LengthGroups
 
 DIM, D_CONTEXT, BUCKETS, CONTEXTS = 8, 5, 7, 3
 FORMS = [ExplicitGenerator, ImplicitGenerator]

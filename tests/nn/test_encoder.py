@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a2gen_rec.nn.encoder import HierarchicalEncoder, WindowLayout, log_bucket
-from a2gen_rec.ragged import LengthGroups, positions
+from a2gen_rec.utils.jagged import LengthGroups, positions
 
 SECONDS = st.floats(0, 1e9) | st.sampled_from([0.0, 1.0, 59.999, 60.0, 14_400.0, math.inf])
 BUCKETS = st.integers(4, 128)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
-from a2gen_rec.ragged import LengthGroups
+from a2gen_rec.utils.jagged import LengthGroups
 
 DIM, D_CONTEXT, ACTIONS, EXIT, BUCKETS, TARGETS = 8, 5, 5, 4, 7, 12
 HEADS = [

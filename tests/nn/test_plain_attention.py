@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from a2gen_rec.nn.attention import ContextAwareAttention, MeanPooling
 from a2gen_rec.nn.encoder import HierarchicalEncoder, WindowLayout
-from a2gen_rec.ragged import LengthGroups, positions
+from a2gen_rec.utils.jagged import LengthGroups, positions
 
 DIM, HEADS = 8, 2
 

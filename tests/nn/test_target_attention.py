@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from a2gen_rec.nn.encoder import WindowLayout
 from a2gen_rec.nn.target_attention import TargetAttention
-from a2gen_rec.ragged import positions
+from a2gen_rec.utils.jagged import positions
 
 HEADS, DIM = 2, 4
 

@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from logs import SPEC, Log, hashed_log, simulated_log
 
-from a2gen_rec.cli import main
+from a2gen_rec.cli.main import main
 from a2gen_rec.data import sources
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError
+from a2gen_rec.ranking.ranker import Ranker
+from a2gen_rec.ranking.types import Impression
+from a2gen_rec.runs.export import export
 from a2gen_rec.serving import backfill as backfilling
 from a2gen_rec.serving.backfill import backfill, latest_impressions
-from a2gen_rec.serving.histories import MARGIN
-from a2gen_rec.serving.ranker import Ranker
-from a2gen_rec.serving.store import open_store
-from a2gen_rec.serving.types import Impression
-from a2gen_rec.training.export import export
+from a2gen_rec.serving.engine.history_cache import MARGIN
+from a2gen_rec.serving.stores.factory import open_store
+from tests.helpers.logs import SPEC, Log, hashed_log, simulated_log
 
 
 @pytest.fixture(scope="module")

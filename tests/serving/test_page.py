@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from paged import PageRanker, Witness, chromium
 from playwright.sync_api import Browser, Page, Route, expect
-from served import ITEMS, Running, make_model, running
+
+from tests.helpers import REPOSITORY
+from tests.helpers.browser import PageRanker, Witness, chromium
+from tests.helpers.service import ITEMS, Running, make_model, running
 
 KEY = "a-key-of-sixteen-characters"
 WATCHED = [4.0, 10.0, 20.0]
@@ -380,7 +381,7 @@ def test_models_without_something_are_shown_without_it(
 
 
 LAYOUTS = [(width, scheme) for width in (400, 1400) for scheme in ("light", "dark")]
-AUDIT = (Path(__file__).parent / "audit.js").read_text()
+AUDIT = (REPOSITORY / "tests" / "helpers" / "audit.js").read_text()
 
 
 @pytest.mark.parametrize(("width", "scheme"), LAYOUTS)
@@ -405,7 +406,7 @@ def test_the_page_can_be_read_by_everyone(
 
 
 def test_the_package_has_all_files_and_no_inline_code() -> None:
-    from a2gen_rec.serving.app import WEB
+    from a2gen_rec.serving.http.app import WEB
 
     html = WEB.joinpath("index.html").read_text()
     assert "style=" not in html
@@ -414,6 +415,6 @@ def test_the_package_has_all_files_and_no_inline_code() -> None:
     source = "".join(each.read_text() for each in modules)
     for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "localStorage"):
         assert forbidden not in source
-    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    pyproject = (REPOSITORY / "pyproject.toml").read_text()
     assert "serving/web/*" in pyproject
     assert "serving/web/js/*" in pyproject

@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import FEATURES, HOST, on_cpu, problem
-from support import make_card, small_config
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
 
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.a2gen import A2Gen
 from a2gen_rec.sharding import planner
-from a2gen_rec.sharding.explain import describe, explain
 from a2gen_rec.sharding.planner import EMBEDDINGS, NoFit, Problem, column_width, declared, options, plan
+from a2gen_rec.sharding.report_builder import describe, explain
 from a2gen_rec.sharding.workload import of_dataset
+from tests.helpers.cards import make_card, small_config
+from tests.helpers.planning_problems import FEATURES, HOST, on_cpu, problem
 
 EVERYTHING = {
     "types": ["table_wise", "row_wise", "column_wise"],

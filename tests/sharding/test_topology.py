@@ -10,8 +10,9 @@ import yaml
 from a2gen_rec.config import ShardingConfig
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.sharding.topology import Cluster
+from tests.helpers import CONFIGS
 
-FOLDER = Path(__file__).parents[2] / "configs" / "topologies"
+FOLDER = CONFIGS / "topologies"
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
 GOOD = {
     "device": "cuda",

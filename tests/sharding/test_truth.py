@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 import torch
 from plan_truth import table_bytes
-from ranks import on_ranks
-from support import make_card, small_config, whole, write_dataset
 from torchrec.distributed.types import ShardingPlan
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import collate
-from a2gen_rec.data.columns import read_columns, row_groups
+from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
-from a2gen_rec.sharding.explain import describe
-from a2gen_rec.sharding.placement import Placement
 from a2gen_rec.sharding.planner import Problem, plan
+from a2gen_rec.sharding.report_builder import describe
+from a2gen_rec.sharding.saved_plan import Placement
 from a2gen_rec.sharding.topology import Cluster
 from a2gen_rec.sharding.workload import of_dataset
 from a2gen_rec.training.build import TABLES, build
-from a2gen_rec.training.process import Process
+from a2gen_rec.utils.distributed import Process
+from tests.helpers.cards import make_card, small_config, whole, write_dataset
+from tests.helpers.distributed import on_ranks
 
 KINDS = {"user_id": "row_wise", "item_id": "column_wise", "author_id": "table_wise", "tab": "column_wise"}
 

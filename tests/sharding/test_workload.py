@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import make_card, small_config, whole, write_dataset
 
 from a2gen_rec.config import PlannedFeature, WorkloadConfig
 from a2gen_rec.data.loader import WindowStream
 from a2gen_rec.data.schema import SplitSummary
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.sharding.tables import table_rows
+from a2gen_rec.models.embedding_tables import table_rows
 from a2gen_rec.sharding.workload import distinct, of_dataset, of_features
+from tests.helpers.cards import make_card, small_config, whole, write_dataset
 
 DESCRIBED = {"user_id": PlannedFeature("user", 1000), "item_id": PlannedFeature("item", 5000, zipf=1.0)}
 COUNTS = WorkloadConfig(windows=10, impressions=300, targets=40, actions=5)

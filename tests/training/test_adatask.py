@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import on_ranks
-from support import checkpoint_tensors, make_card, make_columns, small_config, whole, write_dataset
 from torch import Tensor
 
 from a2gen_rec.config import Config, LossConfig, ModelConfig, OptimConfig
 from a2gen_rec.data.batch import WindowBatch, collate
-from a2gen_rec.data.columns import read_columns, row_groups
+from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.models.named import ranking_model
+from a2gen_rec.losses.loss import loss_sums, means, task_losses, total
+from a2gen_rec.models.factory import ranking_model
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.adatask import TaskAdam
 from a2gen_rec.training.build import build
-from a2gen_rec.training.losses import loss_sums, means, task_losses, total
-from a2gen_rec.training.process import Process, together
+from a2gen_rec.utils.distributed import Process, together
+from tests.helpers.cards import checkpoint_tensors, make_card, make_columns, small_config, whole, write_dataset
+from tests.helpers.distributed import on_ranks
 
 CARD = make_card(labels=("click", "long_view"))
 TOWERS = 3 + 2 + 3  # events, labels, times; with objectives, 2 more

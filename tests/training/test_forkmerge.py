@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import on_ranks
-from support import checkpoint_tensors, make_card, small_config, write_dataset
 from torch import Tensor
 
 from a2gen_rec.config import Config, ForkMergeConfig, LossConfig, OptimConfig, TrainConfig
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.training import checkpoint, forkmerge
+from a2gen_rec.training.entrypoint import train
 from a2gen_rec.training.forkmerge import fork_and_merge, greedy_weights, mix, reweighted
-from a2gen_rec.training.process import Process
-from a2gen_rec.training.run import open_run
-from a2gen_rec.training.trainer import Trainer, train
+from a2gen_rec.training.loaded_run import open_run
+from a2gen_rec.training.trainer import Trainer
+from a2gen_rec.utils.distributed import Process
+from tests.helpers.cards import checkpoint_tensors, make_card, small_config, write_dataset
+from tests.helpers.distributed import on_ranks
 
 CARD = make_card()
 BRANCHES: list[dict[str, float]] = [{}, {"time": 0.0}, {"action": 0.0, "label": 0.0}]

@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import on_ranks
-from support import checkpoint_tensors, make_card, small_config, whole, write_dataset
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import collate
-from a2gen_rec.data.columns import read_columns, row_groups
+from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.losses.loss import means, total
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.build import Built, build
-from a2gen_rec.training.losses import means, total
-from a2gen_rec.training.process import Process, together
+from a2gen_rec.utils.distributed import Process, together
+from tests.helpers.cards import checkpoint_tensors, make_card, small_config, whole, write_dataset
+from tests.helpers.distributed import on_ranks
 
 CARD = make_card()
 

@@ -21,26 +21,7 @@ from typing import Literal, Protocol
 
 import duckdb
 
-from a2gen_rec.data.schema import Kind, Level
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """A raw column that becomes a table.
-
-    Attributes:
-        size: ``hash``: table rows (row 0 stays "unknown"); ``buckets``: how many quantile buckets;
-            ``vocabulary``: most values kept (the most frequent ones), 0 for no bound.
-        min_count: vocabulary values rarer than this in the training data share row 0.
-        edges: for ``buckets``, the inner edges; empty takes training quantiles.
-    """
-
-    name: str
-    level: Level
-    kind: Kind = "vocabulary"
-    size: int = 0
-    min_count: int = 1
-    edges: tuple[float, ...] = ()
+from a2gen_rec.data.schema import FeatureSpec
 
 
 @dataclass(frozen=True)

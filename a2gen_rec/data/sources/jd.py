@@ -11,7 +11,8 @@ from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.sources.base import FeatureSpec, SourceFacts, SplitRule
+from a2gen_rec.data.schema import FeatureSpec
+from a2gen_rec.data.sources.base import SourceFacts, SplitRule
 from a2gen_rec.data.sources.files import find
 from a2gen_rec.data.sql import literal
 from a2gen_rec.errors import DataError

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.sources.base import FeatureSpec, SourceFacts, SplitRule
+from a2gen_rec.data.schema import FeatureSpec
+from a2gen_rec.data.sources.base import SourceFacts, SplitRule
 from a2gen_rec.data.sources.files import csv, find, require_columns
 from a2gen_rec.data.sql import identifier
 

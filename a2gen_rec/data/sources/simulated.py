@@ -4,16 +4,17 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from a2gen_rec import paths
-from a2gen_rec.data.simulator import IMPRESSION_SCHEMA, ITEM_SCHEMA, LABEL, USER_SCHEMA
-from a2gen_rec.data.sources.base import FeatureSpec, SourceFacts
+from a2gen_rec.data.schema import FeatureSpec
+from a2gen_rec.data.sources.base import SourceFacts
 from a2gen_rec.data.sql import parquet
-from a2gen_rec.data.world import ACTIONS
 from a2gen_rec.errors import DataError
+from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, ITEM_SCHEMA, LABEL, USER_SCHEMA
+from a2gen_rec.simulation.world import ACTIONS
+from a2gen_rec.utils import paths
 
 
 class Simulated:
-    """A simulated log in the folder ``raw``: see :func:`a2gen_rec.data.simulator.simulate` for its files."""
+    """A simulated log in the folder ``raw``: see :func:`a2gen_rec.simulation.simulator.simulate` for its files."""
 
     def __init__(self, raw: str) -> None:
         self.raw = raw

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from a2gen_rec import paths
-from a2gen_rec.data.schema import ITEM
-from a2gen_rec.data.sources.base import FeatureSpec, SourceFacts, SplitRule
+from a2gen_rec.data.schema import ITEM, FeatureSpec
+from a2gen_rec.data.sources.base import SourceFacts, SplitRule
 from a2gen_rec.errors import ConfigError
+from a2gen_rec.utils import paths
 
 TimeUnit = Literal["ms", "s", "us", "timestamp"]
 

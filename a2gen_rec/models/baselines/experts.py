@@ -6,8 +6,8 @@ from torch import Tensor
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.models.base import Inputs
 from a2gen_rec.models.baselines.towers import TowersRanker
-from a2gen_rec.models.ranker import Inputs
 from a2gen_rec.nn.experts import PLE, MMoE
 from a2gen_rec.nn.target_attention import TargetAttention
 

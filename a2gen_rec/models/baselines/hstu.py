@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.models.base import Inputs, at_targets, in_windows, key_times, matching, stacked_ids
 from a2gen_rec.models.baselines.towers import TowersRanker
-from a2gen_rec.models.ranker import Inputs, at_targets, in_windows, key_times, matching, stacked_ids
 from a2gen_rec.nn.encoder import log_bucket
 from a2gen_rec.nn.experts import MMoE
 from a2gen_rec.nn.hstu import HSTU, SequenceLayout
-from a2gen_rec.ragged import pad, unpad
+from a2gen_rec.utils.jagged import pad, unpad
 
 
 class HSTURanker(TowersRanker):

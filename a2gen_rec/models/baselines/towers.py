@@ -14,9 +14,9 @@ from torchrec import JaggedTensor
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.models.ranker import Encoded, Inputs, Ranker
+from a2gen_rec.models.base import Encoded, Inputs, Ranker
 from a2gen_rec.nn.experts import Towers
-from a2gen_rec.nn.occurrence import Occurrence
+from a2gen_rec.nn.marginals import Occurrence
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,62 @@
+"""Candidate items of a prepared dataset."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from a2gen_rec.data.columns import Items
+from a2gen_rec.data.parquet_reader import feature_rows, read_table
+from a2gen_rec.data.schema import ITEM, ITEM_STATISTICS, DatasetCard
+from a2gen_rec.errors import DataError
+from a2gen_rec.utils import paths
+
+ITEMS = "items.parquet"
+
+
+def find_items(data: str, card: DatasetCard, raw: Sequence[str]) -> Items:
+    """Table rows of raw item identifiers; row 0 of every item feature for those the dataset does not have.
+
+    Raises:
+        DataError: ``items.parquet`` is not there or breaks its contract.
+    """
+    wanted = pa.array(raw, pa.string())
+    table = _read_items(data, card, pc.field("item").isin(wanted))
+    place = pc.index_in(wanted, table["item"].combine_chunks())
+    known = place.is_valid().to_numpy(zero_copy_only=False)
+    at = place.filter(place.is_valid()).to_numpy()
+    rows = {}
+    for feature in card.at_level("item"):
+        rows[feature.name] = np.zeros(len(raw), np.int64)
+        rows[feature.name][known] = table[feature.name].to_numpy()[at]
+    return Items(list(raw), known, rows)
+
+
+def popular_items(data: str, card: DatasetCard, count: int) -> Items:
+    """The ``count`` items shown most in training, most shown first.
+
+    Raises:
+        DataError: ``item_statistics.parquet`` or ``items.parquet`` is not there or breaks its contract.
+    """
+    file = paths.join(data, ITEM_STATISTICS)
+    shown = read_table(file, [ITEM, "impressions"], pc.field(ITEM) > 0)  # row 0 is many items, not one
+    most = shown.sort_by([("impressions", "descending"), (ITEM, "ascending")])[ITEM].combine_chunks()[:count]
+    table = _read_items(data, card, pc.field(ITEM).isin(most))
+    # Hashed items may share a row: they keep their order in the file.
+    order = np.argsort(pc.index_in(table[ITEM].combine_chunks(), most).to_numpy(), kind="stable")[:count]
+    if not len(order):
+        raise DataError("no item with training impressions to rank by default; give --candidates", file=file)
+    table = table.take(order)
+    rows = {feature.name: table[feature.name].to_numpy() for feature in card.at_level("item")}
+    return Items(table["item"].to_pylist(), np.ones(len(order), bool), rows)
+
+
+def _read_items(data: str, card: DatasetCard, rows: pc.Expression) -> pa.Table:
+    """Rows of ``items.parquet``, their ids checked against the card."""
+    file = paths.join(data, ITEMS)
+    features = card.at_level("item")
+    table = read_table(file, ["item", *(feature.name for feature in features)], rows)
+    for feature in features:
+        feature_rows(table[feature.name], feature, file)
+    return table

@@ -1,0 +1,283 @@
+"""Parquet row groups of user windows, read into flat columns and checked against the dataset card."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from iopath.common.file_io import g_pathmgr
+
+from a2gen_rec.data.columns import WindowColumns, concatenate, take_windows
+from a2gen_rec.data.features.sessions import end_ms
+from a2gen_rec.data.schema import DatasetCard, Feature, Level
+from a2gen_rec.errors import DataError
+from a2gen_rec.utils import paths
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a dataset file: ``first_row`` within the file and number of ``rows`` (windows)."""
+
+    file: str
+    number: int
+    first_row: int
+    rows: int
+
+
+def feature_rows(column: pa.ChunkedArray, feature: Feature, file: str) -> np.ndarray:
+    """The table rows in a feature's column of ``users.parquet`` or ``items.parquet``.
+
+    Raises:
+        DataError: they are no integers, some are missing, or beyond the feature's table.
+    """
+    if not pa.types.is_integer(column.type):
+        raise DataError(f"is {column.type}, not an integer", file=file, field=feature.name)
+    values: np.ndarray = column.to_numpy()
+    if column.null_count or ((values < 0) | (values >= feature.cardinality)).any():
+        raise DataError(f"id is not in [0, {feature.cardinality})", file=file, field=feature.name)
+    return values
+
+
+def read_table(file: str, columns: list[str] | None = None, rows: pc.Expression | None = None) -> pa.Table:
+    """Read one of a dataset's small tables, or the columns and rows of it that are wanted.
+
+    Raises:
+        DataError: it is not there, not Parquet, or lacks a column.
+    """
+    try:
+        with g_pathmgr.open(file, "rb") as stream:
+            return pq.read_table(stream, columns=columns, filters=rows, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        reason = getattr(error, "strerror", None) or _first_line(error)
+        raise DataError(f"cannot be read ({reason})", file=file) from error
+
+
+def user_names(dataset: str, keys: np.ndarray) -> list[str]:
+    """Raw identifiers of users, given their keys; the key itself where the dataset does not have it.
+
+    Raises:
+        DataError: ``users.parquet`` is not there or breaks its contract.
+    """
+    wanted = pa.array(keys, pa.int64())
+    table = read_table(paths.join(dataset, "users.parquet"), ["user", "user_key"], pc.field("user_key").isin(wanted))
+    name = dict(zip(table["user_key"].to_pylist(), table["user"].to_pylist(), strict=True))
+    return [name.get(key, str(key)) for key in wanted.to_pylist()]
+
+
+def row_groups(files: Sequence[str]) -> list[RowGroup]:
+    """All non-empty row groups of the files, in order.
+
+    Raises:
+        DataError: a file is not (or no longer) Parquet.
+    """
+    groups = []
+    for file in files:
+        with _parquet(file) as parquet:
+            first = 0
+            for number in range(parquet.metadata.num_row_groups):
+                rows = parquet.metadata.row_group(number).num_rows
+                if rows:
+                    groups.append(RowGroup(file, number, first, rows))
+                first += rows
+    return groups
+
+
+def read_columns(groups: Sequence[RowGroup], card: DatasetCard, with_oracle: bool = False) -> WindowColumns:
+    """Read and check row groups.
+
+    Raises:
+        DataError: a file is truncated, a column is missing or of another type, an id, action code or time is out
+            of its range, or lists of one window differ in length.
+    """
+    return concatenate([_RowGroupReader(group, card, with_oracle).read() for group in groups])
+
+
+def read_user(files: Sequence[str], card: DatasetCard, user: str) -> WindowColumns | None:
+    """All windows of one raw user identifier; None if there are none. Of other users it reads little but their names.
+
+    Raises:
+        DataError: as :func:`read_columns`.
+    """
+    for file in files:
+        rows = _rows_of(user, file)
+        if not len(rows):
+            continue
+        parts = []
+        for group in row_groups([file]):
+            own = rows[(rows >= group.first_row) & (rows < group.first_row + group.rows)] - group.first_row
+            if len(own):
+                parts.append(take_windows(read_columns([group], card), own))
+        return concatenate(parts)  # a split has all of a user's windows in one file
+    return None
+
+
+def _rows_of(user: str, file: str) -> np.ndarray:
+    with _parquet(file) as parquet:
+        try:
+            users = parquet.read(columns=["user"], use_threads=False)["user"]
+        except KeyError as error:
+            raise DataError("column is missing", file=file, field="user") from error
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"cannot be read ({_first_line(error)})", file=file, field="user") from error
+    if not pa.types.is_string(users.type):
+        raise DataError(f"is {users.type}, not string", file=file, field="user")
+    return np.flatnonzero(pc.equal(users, user).fill_null(False).to_numpy())
+
+
+def _parquet(file: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(g_pathmgr.open(file, "rb"))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"not a readable Parquet file ({_first_line(error)})", file=file) from error
+
+
+class _RowGroupReader:
+    """One row group, column by column."""
+
+    def __init__(self, group: RowGroup, card: DatasetCard, with_oracle: bool) -> None:
+        self.group, self.card = group, card
+        self.labels = [f"label_{name}" for name in card.labels]
+        self.objectives = [f"objective_{name}" for name in card.objectives]
+        self.oracle = [f"oracle_{name}" for name in card.oracle] if with_oracle else []
+        names = ["user_key", "first_target", "ts_ms", "dwell_s", "action", "action_offset_s"]
+        names += [feature.name for feature in card.features] + self.labels + self.objectives + self.oracle
+        with _parquet(group.file) as parquet:
+            for name in names:
+                if name not in parquet.schema_arrow.names:
+                    raise DataError("column is missing", file=group.file, field=name)
+            try:
+                self.table = parquet.read_row_group(group.number, columns=names, use_threads=False).combine_chunks()
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"cannot be read ({_first_line(error)})", file=group.file) from error
+
+    def read(self) -> WindowColumns:
+        starts, lengths, ts_ms = self._list("ts_ms", pa.int64())
+        self.window_of = np.repeat(np.arange(len(lengths)), lengths)
+        same_window = self.window_of[1:] == self.window_of[:-1]
+        ordered = np.append(True, ~same_window | (ts_ms[1:] >= ts_ms[:-1]))[: len(ts_ms)]
+        self._check_impressions(ordered, "ts_ms", "runs backwards within the window")
+        first_target = self._scalar("first_target")
+        self._check((first_target >= 0) & (first_target <= lengths), "first_target", "is not in the window")
+        action_starts, action_lengths, action = self._actions("action", pa.int64(), lengths)
+        _, offset_lengths, offset_s = self._actions("action_offset_s", pa.float32(), lengths)
+        self._check_actions(action_starts, action_lengths, action)
+        self._check_impressions(action_lengths == offset_lengths, "action_offset_s", "differs in length from 'action'")
+        self._check_offsets(action_starts, action_lengths, offset_s)
+        dwell = self._impressions("dwell_s", pa.float32(), lengths)
+        self._check_impressions(~((dwell < 0) | np.isinf(dwell)), "dwell_s", "time is negative or infinite")
+        longest = np.fmax.reduceat(offset_s, action_starts) if len(dwell) else dwell
+        rows: dict[Level, dict[str, np.ndarray]] = {level: {} for level in get_args(Level)}
+        rows["context"] = rows["item"]  # both stay in the card's order
+        for feature in self.card.features:
+            of_user = feature.level == "user"
+            ids = self._scalar(feature.name) if of_user else self._impressions(feature.name, pa.int64(), lengths)
+            check = self._check if of_user else self._check_impressions
+            check((ids >= 0) & (ids < feature.cardinality), feature.name, f"id is not in [0, {feature.cardinality})")
+            rows[feature.level][feature.name] = ids
+        return WindowColumns(
+            user_key=self._scalar("user_key"),
+            first_target=first_target,
+            starts=starts,
+            lengths=lengths,
+            user_ids=rows["user"],
+            impression_ids=rows["item"],
+            session=rows["session"],
+            outcome=rows["outcome"],
+            ts_ms=ts_ms,
+            end_ms=end_ms(ts_ms, np.fmax(dwell, longest)),
+            labels=self._matrix(self.labels, lengths),
+            objectives=self._matrix(self.objectives, lengths),
+            oracle=self._matrix(self.oracle, lengths),
+            action_starts=action_starts,
+            action_lengths=action_lengths,
+            action=action,
+            offset_s=offset_s,
+        )
+
+    def _check_actions(self, starts: np.ndarray, lengths: np.ndarray, action: np.ndarray) -> None:
+        last = len(self.card.actions) - 1
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        good = np.ones(len(lengths), bool)
+        good[owner[(action < 0) | (action > last)]] = False
+        self._check_impressions(good, "action", f"unknown action: code is not in [0, {last}]")
+        whole = "does not run from 'start' to 'exit'"
+        self._check_impressions(lengths >= 2, "action", whole)
+        self._check_impressions((action[starts] == 0) & (action[starts + lengths - 1] == last), "action", whole)
+        code = np.sort(owner * (last + 1) + action)
+        good = np.ones(len(lengths), bool)
+        good[code[1:][code[1:] == code[:-1]] // (last + 1)] = False
+        self._check_impressions(good, "action", "has an action twice")
+
+    def _check_offsets(self, starts: np.ndarray, lengths: np.ndarray, offset_s: np.ndarray) -> None:
+        name = "action_offset_s"
+        self._check_impressions(offset_s[starts] == 0, name, "'start' is not at 0 seconds")
+        good = np.ones(len(lengths), bool)
+        good[np.repeat(np.arange(len(lengths)), lengths)[(offset_s < 0) | np.isinf(offset_s)]] = False
+        self._check_impressions(good, name, "time is negative or infinite")
+
+    def _column(self, name: str) -> pa.Array:
+        column = self.table[name]
+        if column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+            raise self._error("is null", name, row)
+        return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+    def _values(self, array: pa.Array, name: str, kind: pa.DataType, *lengths: np.ndarray) -> np.ndarray:
+        """The values of a column as numpy; ``lengths`` of the lists around them, innermost first."""
+        if array.null_count:
+            row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+            for level in lengths:
+                row = int(np.searchsorted(np.cumsum(level), row, side="right"))
+            raise self._error("has a null value", name, row)
+        try:
+            return array.cast(kind).to_numpy(zero_copy_only=False)
+        except (pa.ArrowException, ValueError) as error:
+            raise self._error(f"is {array.type}, not {kind} ({_first_line(error)})", name, None) from error
+
+    def _scalar(self, name: str) -> np.ndarray:
+        return self._values(self._column(name), name, pa.int64())
+
+    def _split(self, array: pa.Array, name: str) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+        if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+            raise self._error(f"is {array.type}, not a list", name, None)
+        offsets = array.offsets.to_numpy().astype(np.int64)
+        values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
+        return offsets[:-1] - offsets[0], np.diff(offsets), values
+
+    def _list(self, name: str, kind: pa.DataType) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        starts, lengths, values = self._split(self._column(name), name)
+        return starts, lengths, self._values(values, name, kind, lengths)
+
+    def _impressions(self, name: str, kind: pa.DataType, lengths: np.ndarray) -> np.ndarray:
+        _, own, values = self._list(name, kind)
+        self._check(own == lengths, name, "differs in length from 'ts_ms'")
+        return values
+
+    def _actions(self, name: str, kind: pa.DataType, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        _, own, inner = self._split(self._column(name), name)
+        self._check(own == lengths, name, "differs in length from 'ts_ms'")
+        starts, inner_lengths, values = self._split(inner, name)
+        return starts, inner_lengths, self._values(values, name, kind, inner_lengths, own)
+
+    def _matrix(self, names: list[str], lengths: np.ndarray) -> np.ndarray:
+        columns = [self._impressions(name, pa.float32(), lengths) for name in names]
+        return np.stack(columns, axis=1) if columns else np.zeros((int(lengths.sum()), 0), np.float32)
+
+    def _check(self, good: np.ndarray, name: str, reason: str) -> None:
+        if not good.all():
+            raise self._error(reason, name, int(np.flatnonzero(~good)[0]))
+
+    def _check_impressions(self, good: np.ndarray, name: str, reason: str) -> None:
+        if not good.all():
+            raise self._error(reason, name, int(self.window_of[np.flatnonzero(~good)[0]]))
+
+    def _error(self, reason: str, name: str, row: int | None) -> DataError:
+        place = None if row is None else self.group.first_row + row
+        return DataError(reason, file=self.group.file, row=place, field=name)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

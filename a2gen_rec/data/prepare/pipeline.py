@@ -1,0 +1,259 @@
+"""Raw log to dataset (``a2gen prepare``): stage, split, learn the tables' rows, cut windows.
+
+Every phase streams or works on one partition of the users at a time, so memory is bounded by
+``PrepareConfig.memory_gb`` and the largest partition, not by the log. The same input gives the same bytes.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.progress import Progress
+
+from a2gen_rec.config import PrepareConfig
+from a2gen_rec.data import sources
+from a2gen_rec.data.features import encodings, feedback
+from a2gen_rec.data.features.encodings import Encoding, encoded
+from a2gen_rec.data.features.sessions import SESSION_GAP_S, session_features, with_session_rows
+from a2gen_rec.data.prepare import splits, staging, statistics
+from a2gen_rec.data.prepare.staging import Columns
+from a2gen_rec.data.prepare.windows import Layout, cut
+from a2gen_rec.data.schema import EXIT, ITEM, ITEM_STATISTICS, SPLITS, START, DatasetCard, FeedbackRule
+from a2gen_rec.data.sources.base import Source, SourceFacts, SplitRule
+from a2gen_rec.data.sql import ROW, connect, errors_as_ours, identifier, parquet
+from a2gen_rec.errors import ConfigError, DataError
+from a2gen_rec.utils import paths
+from a2gen_rec.utils.atomic_dir import refuse_filled, workspace
+
+T = TypeVar("T")
+
+
+def prepare(
+    source_name: str,
+    raw: str,
+    out: str,
+    config: PrepareConfig,
+    spec: str | None = None,
+    command: str = "",
+    progress: bool = False,
+) -> DatasetCard:
+    """Write the dataset of a raw log to the new folder ``out`` and return its card.
+
+    Args:
+        source_name: one of ``sources.NAMES``.
+        raw: the log's file or folder, local or remote.
+        out: folder to create, local or remote; it appears only when complete.
+        spec: YAML file describing the columns, for the ``generic`` source.
+        command: what the user typed, kept in the card.
+        progress: show a bar for each phase.
+
+    Raises:
+        ConfigError: a setting or the spec is impossible.
+        DataError: the log breaks its format, naming file, row, field and reason.
+        UserError: ``out`` is not empty or not writable, or memory ran out.
+    """
+    check(config)
+    refuse_filled(out)
+    source = sources.open_source(source_name, paths.local_copy(raw), spec)
+    with errors_as_ours(raw):
+        facts = source.facts()
+    columns = Columns.of(facts)
+    rule = splits.resolve(facts, config)
+    with workspace(out) as folder, Progress(disable=not progress) as bars:
+        connection = connect(config.memory_gb, config.threads, folder / "spill")
+        try:
+            with errors_as_ours(raw):
+                job = Job(connection, source, facts, columns, rule, config, folder, bars)
+                card = job.run(command)
+        finally:
+            connection.close()
+        card.save(str(folder / "dataset"))
+    return card
+
+
+def check(config: PrepareConfig) -> None:
+    """Raise ConfigError for a setting out of range."""
+    for name, least in (("history", 0), ("max_targets", 1), ("min_count", 0), ("partitions", 1), ("threads", 0)):
+        if getattr(config, name) < least:
+            raise ConfigError(f"{name} {getattr(config, name)} must be at least {least}")
+    if config.memory_gb <= 0:
+        raise ConfigError(f"memory_gb {config.memory_gb} must be positive")
+
+
+@dataclass
+class Job:
+    """One run of ``prepare``: what its phases share."""
+
+    connection: duckdb.DuckDBPyConnection
+    source: Source
+    facts: SourceFacts
+    columns: Columns
+    rule: SplitRule
+    config: PrepareConfig
+    folder: Path
+    bars: Progress
+
+    @property
+    def dataset(self) -> Path:
+        return self.folder / "dataset"
+
+    def part(self, number: int) -> Path:
+        return self.folder / "clean" / f"part-{number:05d}.parquet"
+
+    def run(self, command: str) -> DatasetCard:
+        facts = self.facts
+        dropped = self.stage()
+        split = self.split_column()
+        everything = f"(SELECT {split} FROM {parquet(self.folder / 'clean' / '*.parquet')})"
+        train = f"(SELECT * FROM {everything} WHERE split = 0)"
+        medians = statistics.median_times(self.connection, train, facts.actions)
+        rule = feedback.fit(self.connection, train, facts, medians.get(EXIT))
+        objectives = feedback.objectives(rule)
+        flags = {name: identifier(f"label_{name}") for name in facts.labels}
+        flags |= {name: identifier(f"objective_{name}") for name in objectives}
+        levelled = feedback.with_feedback(everything, rule)
+        counts = statistics.count_splits(self.connection, levelled, facts.actions, flags)
+        if not counts["train"].targets:
+            raise DataError("no impression is left to train on", file=facts.name)
+        levels = feedback.count_levels(self.connection, levelled, rule)
+        encodings = self.learn(train)
+        self.write_tables(everything, encodings, rule)
+        item = next(coding for coding in encodings if coding.feature.name == ITEM)
+        train = f"(SELECT * FROM {levelled} WHERE split = 0)"
+        file = self.dataset / ITEM_STATISTICS
+        statistics.write_item_statistics(self.connection, train, item, facts.actions, flags, file)
+        layout = Layout(
+            [
+                *(coding.feature for coding in encodings),
+                *(session_features(levels=rule is not None) if facts.elapsed else []),
+                *(coding.feature for coding in feedback.encodings(rule)),
+            ],
+            self.columns.actions,
+            self.columns.labels,
+            objectives,
+            self.columns.oracle,
+            # One more than any target sees: the oldest one's gap to the impression before it is known too.
+            self.config.history + 1 if self.config.history else 0,
+            self.config.max_targets,
+        )
+        windows = self.write_windows(split, encodings, layout, rule)
+        return DatasetCard(
+            name=facts.name,
+            actions=[START, *facts.actions, EXIT],
+            timed=list(medians),
+            labels=list(facts.labels),
+            objectives=objectives,
+            features=list(layout.features),
+            feedback=rule,
+            negative=list(facts.negative),
+            session_gap_s=SESSION_GAP_S,
+            history=self.config.history,
+            max_targets=self.config.max_targets,
+            calendar=facts.calendar,
+            splits={name: counts[name].summary(windows[name], levels[name]) for name in SPLITS},
+            base_rate=counts["train"].rates(),
+            median_time_s=medians,
+            oracle=list(facts.oracle),
+            dropped=dropped,
+            source={
+                "name": facts.name,
+                "licence": facts.licence,
+                "citation": facts.citation,
+                "url": facts.url,
+            },
+            command=command,
+            from_time=list(self.columns.calendar),
+            utc_offset_hours=facts.utc_offset_hours,
+        )
+
+    def stage(self) -> dict[str, int]:
+        """Raw log to clean partitions on disk; returns the rows dropped, by reason."""
+        reading = self.bars.add_task("reading the log", total=None)
+        read, dropped = staging.spread(
+            self.connection,
+            self.source.impressions(self.connection),
+            self.columns,
+            self.facts.utc_offset_hours,
+            self.config.partitions,
+            self.folder / "raw",
+        )
+        self.bars.update(reading, total=1, completed=1)
+        # A source whose rows are numbered by their place in the file needs that order; nothing below does.
+        self.connection.execute("SET preserve_insertion_order = false")
+        if read == sum(dropped.values()):
+            raise DataError(f"no usable impression in {read} rows {dropped or ''}".rstrip(), file=self.facts.name)
+        duplicates = 0
+        for number in self.each(range(self.config.partitions), "dropping duplicates"):
+            partition = self.folder / "raw" / f"partition={number}"
+            duplicates += staging.clean(self.connection, partition, self.columns, self.rule, self.part(number))
+        return {**dropped, "duplicate": duplicates} if duplicates else dropped
+
+    def split_column(self) -> str:
+        """SELECT list of clean impressions with their split; a rule by time needs all of them to be staged."""
+        if self.rule.by == "last":
+            return "*"
+        cleaned = parquet(self.folder / "clean" / "*.parquet")
+        boundaries = splits.time_boundaries(self.connection, cleaned, self.rule, self.facts.utc_offset_hours)
+        return f"*, {boundaries.code()} AS split"
+
+    def learn(self, train: str) -> list[Encoding]:
+        """Every feature's rows, from training impressions; writes the vocabularies."""
+        return [
+            encodings.fit(self.connection, train, spec, self.min_count(spec.name), self.dataset / "vocabulary")
+            for spec in self.each(self.columns.features, "vocabularies")
+        ]
+
+    def min_count(self, feature: str) -> int:
+        return 1 if feature in self.columns.calendar else self.config.min_count
+
+    def write_tables(self, everything: str, encodings: list[Encoding], rule: FeedbackRule | None) -> None:
+        for level in self.each(("item", "user"), "items and users"):
+            file = self.dataset / f"{level}s.parquet"
+            length = rule.duration if rule is not None else ""
+            statistics.write_entities(self.connection, everything, encodings, level, file, length)
+
+    def write_windows(
+        self, split: str, encodings: list[Encoding], layout: Layout, rule: FeedbackRule | None
+    ) -> dict[str, int]:
+        """Partition by partition, the windows of every split; returns the windows written per split."""
+        columns = ["user_id", "user_key", "ts_ms", "dwell_s", "split", *self.columns.at, *self.columns.values]
+        columns += [identifier(f"objective_{name}") for name in layout.objectives]
+        encodings = [*encodings, *feedback.encodings(rule)]
+        session = [feature for feature in layout.features if feature.level == "session"]
+        written = dict.fromkeys(SPLITS, 0)
+        for name in SPLITS:
+            (self.dataset / name).mkdir()
+        for number in self.each(range(self.config.partitions), "windows"):
+            file = self.part(number)
+            if not file.exists():
+                continue
+            relation = feedback.with_feedback(f"(SELECT {split} FROM {parquet(file)})", rule)
+            rows = encoded(relation, encodings, [f"raw.{column}" for column in columns], ROW)
+            impressions = self.connection.sql(f"{rows} ORDER BY raw.user_id, raw.ts_ms, raw.item_id").to_arrow_table()
+            impressions = with_session_rows(impressions, session, SESSION_GAP_S)
+            file.unlink()
+            for code, name in enumerate(SPLITS):
+                target = self.dataset / name / f"part-{number:05d}.parquet"
+                written[name] += write_row_groups(cut(impressions, layout, code), target)
+        return written
+
+    def each(self, values: Iterable[T], phase: str) -> Iterator[T]:
+        return iter(self.bars.track(list(values), description=phase))
+
+
+def write_row_groups(tables: Iterator[pa.Table], file: Path) -> int:
+    """Write tables as the row groups of one file, none where there is no table; returns the row count."""
+    first = next(tables, None)
+    if first is None:
+        return 0
+    rows = 0
+    with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
+        for table in chain([first], tables):
+            writer.write_table(table)
+            rows += table.num_rows
+    return rows

@@ -1,0 +1,169 @@
+"""Evaluation of a run on one split: metrics per action and for times beside trivial references (METHODS §8)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from a2gen_rec.config import Config, EvaluateConfig
+from a2gen_rec.data.batch import COUNTS, count_names
+from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
+from a2gen_rec.data.parquet_reader import read_table
+from a2gen_rec.data.schema import ITEM, ITEM_STATISTICS, DatasetCard
+from a2gen_rec.data.synced_batches import AgreedBatches
+from a2gen_rec.evaluation.metrics import binary_metrics, time_metrics
+from a2gen_rec.evaluation.objective_metrics import objective_report
+from a2gen_rec.evaluation.predict import Predictions, Sums, outcome_names, predict
+from a2gen_rec.evaluation.prediction_file import write_predictions
+from a2gen_rec.evaluation.sequences import Sequences
+from a2gen_rec.losses.loss import means, term_names, total
+from a2gen_rec.models.base import Ranker
+from a2gen_rec.models.embedding_tables import whole_tables
+from a2gen_rec.utils import paths
+from a2gen_rec.utils.distributed import Process, agreed
+
+
+def evaluation_batches(
+    data: str, split: str, card: DatasetCard, config: Config, process: Process, **options: Any
+) -> AgreedBatches:
+    """All batches of a split, in file order, in step over the ranks. ``options``: as :class:`WindowStream` takes."""
+    whole, place = whole_tables(card, config.model), (process.rank, process.world)
+    with agreed():
+        stream = WindowStream(data, split, card, config.loader, whole, *place, shuffle=False, **options)
+    start = Position(world=process.world)
+    loader = WindowLoader(stream, config.loader.background)
+    return AgreedBatches(loader.epoch(start), lambda: stream.empty, start, len(count_names(card)))
+
+
+def evaluate(
+    task: nn.Module,
+    ranker: Ranker[Any],
+    data: str,
+    split: str,
+    card: DatasetCard,
+    config: Config,
+    process: Process,
+    keep: str = "",
+) -> dict[str, Any]:
+    """Predict a split and measure. All ranks call it; rank 0's result is the one that counts.
+
+    Args:
+        task, ranker: as :func:`predict` takes.
+        keep: Parquet file to write the predictions to (:mod:`prediction_file`); none if empty.
+
+    Returns:
+        ``{"split", "targets", "actions": {name: {...}}, "time": {name: {...}}, "next_time": {name: {...}},
+        "objectives": {name: {...}}, "reference": {...}, ...}``, names being the card's actions without ``start`` and
+        ``exit``, and its labels; times include ``exit``, and are told before the impression (``time``) or given the
+        steps before each action (``next_time``). Of models that generate them, ``sequences`` if the configuration asks
+        for them (``Sequences.report``). What there is of watch time and objectives:
+        ``objective_metrics.objective_report``.
+    """
+    batches = evaluation_batches(data, split, card, config, process, with_oracle=True)
+    most = config.evaluate.sequences
+    collected = Sequences(ranker, card.splits[split].targets) if most else None
+    also = None if collected is None else collected.add
+    predictions, sums = predict(task, ranker, batches, card, config.evaluate.max_error, also)
+    sequences = None if collected is None else collected.report(card, most)
+    if not process.leads:
+        return {}
+    if keep:
+        write_predictions(keep, predictions, card)
+    result = report(predictions, sums, data, split, card, config, ranker.tasks)
+    return result if sequences is None else result | {"sequences": sequences}
+
+
+def report(
+    predictions: Predictions,
+    sums: Sums,
+    data: str,
+    split: str,
+    card: DatasetCard,
+    config: Config,
+    tasks: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The evaluation of predictions already made, as plain data (keys as in :func:`evaluate`)."""
+    names = outcome_names(card)
+    terms = means(sums.loss, sums.counts, sums.generated)
+    return {
+        "split": split,
+        "targets": len(predictions.user),
+        "actions": action_metrics(predictions, predictions.probability, card),
+        "time": _times(predictions.time, predictions, card),
+        "next_time": _times(predictions.next_time, predictions, card),
+        **objective_report(predictions, names, card),
+        "reference": _references(predictions, data, card, config.evaluate),
+        "loss": {
+            "total": float(total(terms, config.loss, tasks)),
+            **dict(zip(term_names(tasks), terms.tolist(), strict=True)),
+        },
+        "order_violations": float(sums.backwards) / max(float(sums.counts[COUNTS.index("ordered_pairs")]), 1.0),
+        "unexplored_probability": {
+            "mean": float(predictions.remainder.mean()),
+            "max": float(predictions.remainder.max()),
+        },
+        "model_time_unit": "log1p seconds",
+    }
+
+
+def action_metrics(predictions: Predictions, scores: np.ndarray, card: DatasetCard) -> dict[str, Any]:
+    """Metrics of ``scores`` [n, outcomes] per action and label."""
+    columns = outcome_names(card)
+    return {
+        name: binary_metrics(scores[:, columns[name]], predictions.happened[:, columns[name]], predictions.user)
+        for name in [*card.events, *card.labels]
+    }
+
+
+def _times(predicted: np.ndarray, predictions: Predictions, card: DatasetCard) -> dict[str, Any]:
+    """Metrics of the times ``predicted`` [n, actions] per action whose time the log records."""
+    names = outcome_names(card)
+    actual = predictions.actual_time
+    return {
+        name: time_metrics(predicted[:, names[name]], actual[:, names[name]]) for name in names if name in card.timed
+    }
+
+
+def _references(predictions: Predictions, data: str, card: DatasetCard, config: EvaluateConfig) -> dict[str, Any]:
+    names = outcome_names(card)
+    base = np.full_like(predictions.probability, np.nan)
+    for name in names:
+        base[:, names[name]] = card.base_rate.get(name, np.nan)
+    reference = {
+        "base_rate": action_metrics(predictions, base, card),
+        "item_rate": action_metrics(predictions, _item_rate(predictions, data, card, config.smoothing), card),
+        "median_time": {
+            name: time_metrics(
+                np.full(len(predictions.user), np.log1p(card.median_time_s[name])), predictions.actual_time[:, i]
+            )
+            for name, i in names.items()
+            if name in card.timed and name in card.median_time_s
+        },
+    }
+    if card.oracle:
+        oracle = np.full_like(predictions.probability, np.nan)
+        for column, name in enumerate(card.oracle):
+            oracle[:, names[name]] = predictions.oracle[:, column]
+        metrics = action_metrics(predictions, oracle, card)
+        reference["oracle"] = {name: metrics[name] for name in card.oracle}
+    return reference
+
+
+def _item_rate(predictions: Predictions, data: str, card: DatasetCard, smoothing: float) -> np.ndarray:
+    """Each target's item's rates on training data, smoothed by pseudo-impressions at the base rate."""
+    table = read_table(paths.join(data, ITEM_STATISTICS))
+    rows = next(feature.cardinality for feature in card.features if feature.name == ITEM)
+    item = table[ITEM].to_numpy()
+
+    def of_item(name: str) -> np.ndarray:
+        dense = np.zeros(rows)
+        dense[item] = table[name].to_numpy()
+        return dense[predictions.item]
+
+    scores = np.full_like(predictions.probability, np.nan, dtype=np.float64)
+    impressions = of_item("impressions")
+    for name, column in outcome_names(card).items():
+        if name in card.base_rate:
+            scores[:, column] = (of_item(name) + smoothing * card.base_rate[name]) / (impressions + smoothing)
+    return scores

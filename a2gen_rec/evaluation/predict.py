@@ -1,0 +1,174 @@
+"""Predictions for whole splits, gathered from all ranks."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from a2gen_rec.data.batch import WindowBatch, count_names
+from a2gen_rec.data.schema import ITEM, DatasetCard
+from a2gen_rec.losses.loss import term_names
+from a2gen_rec.losses.targets import observed, step_owner
+from a2gen_rec.models.a2gen import A2GenOutput
+from a2gen_rec.models.base import Encoded, Ranker
+from a2gen_rec.models.baselines.towers import TowersOutput
+from a2gen_rec.models.embedding_tables import looked_up
+
+
+@dataclass
+class Predictions:
+    """Predicted and observed, one row per target.
+
+    What may happen are the card's actions in code order without ``start``, then its labels, then its objectives.
+
+    Attributes:
+        user: [n] user key; item: [n] row of the item's table; length: [n] row of the feature that tells the video's
+            length, 0 where there is none.
+        probability: [n, outcomes], NaN for objectives that are not predicted; happened: same shape, 0, 1 or NaN.
+        time, actual_time: [n, actions] log1p seconds; NaN when unknown.
+        next_time: [n, actions] as ``time``, of the actions that happened, by a model that has seen the steps before
+            each; the towers of baselines read no steps and say what they said.
+        watch_time: [n] log1p seconds as the objectives' head has it; NaN where it is not predicted.
+        oracle: [n, oracle columns] true probabilities.
+        remainder: [n] probability of the sequences that were not followed to their end.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    length: np.ndarray
+    probability: np.ndarray
+    happened: np.ndarray
+    time: np.ndarray
+    actual_time: np.ndarray
+    next_time: np.ndarray
+    watch_time: np.ndarray
+    oracle: np.ndarray
+    remainder: np.ndarray
+
+
+def outcome_names(card: DatasetCard) -> dict[str, int]:
+    """Column of :class:`Predictions` for every action but ``start``, every label and every objective."""
+    return {name: column for column, name in enumerate([*card.actions[1:], *card.labels, *card.objectives])}
+
+
+@dataclass
+class Sums:
+    """Sums over a split and all ranks.
+
+    Attributes:
+        loss: [terms] of the loss; counts: what they are means over.
+        backwards: [1] actions of one target, one right after the other, whose predicted times run backwards.
+        generated: whether a generator made the predictions.
+    """
+
+    loss: Tensor
+    counts: Tensor
+    backwards: Tensor
+    generated: bool = True
+
+
+@torch.no_grad()
+def predict(
+    task: nn.Module,
+    ranker: Ranker[Any],
+    batches: Iterable[WindowBatch],
+    card: DatasetCard,
+    max_error: float,
+    also: Callable[[Encoded, WindowBatch], None] | None = None,
+) -> tuple[Predictions, Sums]:
+    """Run the model over agreed batches. All ranks call it; rank 0 gets all rows, the others their own.
+
+    Args:
+        task: model and loss, such as a :class:`TrainTask` or its sharded form; ranker: of that model.
+        batches: on every rank the same number, with global counts.
+        max_error: bound on the probability of sequences that are not followed to their end.
+        also: takes every batch and what the model says of it.
+    """
+    was_training = task.training
+    task.eval()
+    device = next(ranker.parameters()).device
+    parts: list[Predictions] = []
+    sums = torch.zeros(len(term_names(ranker.tasks)), dtype=torch.float64)
+    backwards = torch.zeros(1, dtype=torch.float64)
+    counts = torch.zeros(len(count_names(card)), dtype=torch.float64)
+    for batch in batches:
+        batch = batch.to(device)
+        _, (batch_sums, output) = task(batch)
+        sums += batch_sums.double().cpu()
+        counts += batch.counts.cpu()
+        backwards += _backwards(output, batch).cpu()
+        parts.append(_rows(ranker, output, batch, card, max_error))
+        if also is not None:
+            also(output, batch)
+    task.train(was_training)
+    dist.all_reduce(sums)
+    dist.all_reduce(backwards)
+    return _gather(_join(parts)), Sums(sums, counts, backwards, ranker.generates)
+
+
+def _rows(
+    ranker: Ranker[Any], output: A2GenOutput | TowersOutput, batch: WindowBatch, card: DatasetCard, max_error: float
+) -> Predictions:
+    what = ranker.occurrence(output, max_error)
+    happened, time = observed(batch, len(card.actions))
+
+    def host(values: Tensor) -> np.ndarray:
+        return values.cpu().numpy()
+
+    chances = [output.label_logits.sigmoid(), output.objective_logits.sigmoid()]
+    if not output.objective_logits.shape[1]:
+        chances[1] = torch.full_like(batch.objectives, torch.nan)
+    length = card.feedback.duration if card.feedback is not None else ""
+    is_known = length in {feature.name for feature in looked_up(card)}
+    return Predictions(
+        user=host(batch.user_key[batch.target_window]),
+        item=host(batch.ids(ITEM)[batch.target]),
+        length=host(batch.ids(length)[batch.target] if is_known else torch.zeros_like(batch.target)),
+        probability=host(torch.cat([what.probability[:, 1:], *chances], 1).float()),
+        happened=host(torch.cat([happened[:, 1:], batch.labels, batch.objectives], 1)),
+        time=host(what.time[:, 1:].float()),
+        actual_time=host(time[:, 1:]),
+        next_time=host(_next_time(output, batch, len(card.actions))[:, 1:].float()),
+        watch_time=host(torch.full_like(batch.watch_s, torch.nan) if output.watch_time is None else output.watch_time),
+        oracle=host(batch.oracle),
+        remainder=host(what.remainder.float()),
+    )
+
+
+def _backwards(output: A2GenOutput | TowersOutput, batch: WindowBatch) -> Tensor:
+    predicted = _step_time(output, batch)
+    return (batch.timed_pairs & (predicted[:-1] > predicted[1:])).sum().double()[None]
+
+
+def _step_time(output: A2GenOutput | TowersOutput, batch: WindowBatch) -> Tensor:
+    """[steps] predicted time of each step that was taken, given those before it."""
+    of_steps = output.steps.time if isinstance(output, A2GenOutput) else output.time[step_owner(batch)]
+    return of_steps.gather(1, batch.step_label[:, None]).squeeze(1)
+
+
+def _next_time(output: A2GenOutput | TowersOutput, batch: WindowBatch, actions: int) -> Tensor:
+    """[targets, actions] of the steps that were taken; NaN elsewhere, and where the log does not record the time."""
+    predicted = _step_time(output, batch)
+    time = predicted.new_full((len(batch.target), actions), torch.nan)
+    time[step_owner(batch), batch.step_label] = predicted.masked_fill(~torch.isfinite(batch.step_time), torch.nan)
+    return time
+
+
+def _gather(local: Predictions) -> Predictions:
+    if dist.get_world_size() == 1:
+        return local
+    everyone: list[Predictions | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(local, everyone)
+    if everyone is None:
+        return local
+    return _join([part for part in everyone if part is not None])
+
+
+def _join(parts: list[Predictions]) -> Predictions:
+    return Predictions(
+        **{item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(Predictions)}
+    )

@@ -1,0 +1,42 @@
+"""torchrun that lets its ranks finish when it is asked to stop.
+
+torchrun itself passes SIGTERM or Ctrl-C on, waits, and then fails whatever the ranks did. Here the ranks get the
+signal, save, and end, and torchrun's exit code is theirs: 0 when all could finish.
+
+Use as torchrun: ``python -m a2gen_rec.launch.torchrun --nproc_per_node 2 … -m -- a2gen_rec.cli train …``
+"""
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _pass_on)
+    try:
+        run.main(["--signals_to_handle", "SIGHUP,SIGQUIT", *sys.argv[1:]])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        print(f"rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _pass_on(number: int, _: FrameType | None) -> None:
+    ranks = [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+    if not ranks:  # none has started yet, or this kernel does not list children: end as any program would
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    for rank in ranks:
+        with suppress(ProcessLookupError):
+            os.kill(rank, number)
+
+
+if __name__ == "__main__":
+    main()

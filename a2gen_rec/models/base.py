@@ -1,0 +1,315 @@
+"""What all rankers share: embedding tables to be sharded, and the features of targets and of their past."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor
+
+from a2gen_rec.config import Config, ModelConfig
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.schema import DatasetCard, Level
+from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, read_by, table_rows, whole_tables
+from a2gen_rec.nn.canonical_order import without_order
+from a2gen_rec.nn.encoder import WindowLayout, log_bucket
+from a2gen_rec.nn.marginals import Occurrence
+from a2gen_rec.utils.jagged import pad
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The targets of a batch, before anything happens in them.
+
+    Attributes:
+        context: [targets, d_context] what all predictions are made from.
+        label_logits: [targets, labels].
+        objective_logits: [targets, objectives], none of them if they are not predicted.
+        watch_time: [targets] in log1p seconds; None if not predicted beside the actions' times.
+    """
+
+    context: Tensor
+    label_logits: Tensor
+    objective_logits: Tensor
+    watch_time: Tensor | None
+
+
+class Inputs(NamedTuple):
+    """Embeddings of a batch, concatenated.
+
+    Attributes:
+        item: [keys, d_item] what was shown in the impressions that targets may see: item and context features.
+        gap: [keys, dim] of the time since the impression before.
+        session: [keys, d_session]; outcome: [keys, d_outcome].
+        target: [targets, d_target] what is known of the targets: item, context and session features.
+        user: [targets, d_user].
+    """
+
+    item: Tensor
+    gap: Tensor
+    session: Tensor
+    outcome: Tensor
+    target: Tensor
+    user: Tensor
+
+    def beside(self) -> Tensor:
+        """[keys, dim + d_session + d_outcome] what is known of an impression beside what was shown and done."""
+        return torch.cat([self.gap, self.session, self.outcome], dim=-1)
+
+    def context(self, history: Tensor) -> Tensor:
+        """[targets, d_context] ``[user ‖ target ‖ history]``, given the history vectors [targets, dim]."""
+        return torch.cat([self.user, self.target, history], dim=-1)
+
+
+E = TypeVar("E", bound=Encoded)
+
+
+class Ranker(nn.Module, Generic[E]):
+    """Everything after the lookups; the base of all rankers.
+
+    Attributes:
+        generates: whether it predicts sequences of actions, which can be decoded.
+        history: most impressions before a target that it sees.
+        features: names of those it reads, by level.
+        tasks: objectives that it predicts beside actions and labels.
+        timed: [actions] bool, whether the log records the action's time.
+    """
+
+    generates: bool = False
+    tasks: tuple[str, ...]
+    timed: Tensor
+
+    def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.history = config.history or card.history
+        self.features = {
+            level: [feature.name for feature in card.at_level(level) if read_by(config, feature)]
+            for level in get_args(Level)
+        }
+        d_user, d_shown, d_context, d_session, d_outcome = (
+            config.dim * len(self.features[level]) for level in get_args(Level)
+        )
+        self.d_item, self.d_session, self.d_outcome = d_shown + d_context, d_session, d_outcome
+        self._d_shown = [d_shown, d_context]
+        self.d_target = self.d_item + d_session
+        self.d_context = d_user + self.d_target + config.dim
+        timed = torch.tensor([name in card.timed for name in card.actions])
+        self.register_buffer("timed", timed, persistent=False)
+
+    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> E:
+        """What the losses need, given the looked-up rows of every table."""
+        raise NotImplementedError
+
+    def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> E:
+        """Targets without their actions: all that ranking needs.
+
+        Args:
+            rows: looked-up rows of every table.
+            actions: of :meth:`encode_actions`, if they are known already.
+        """
+        raise NotImplementedError
+
+    def encode_actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+        """[keys, d] what users did inside the impressions that targets may see; of no target's concern."""
+        raise NotImplementedError
+
+    def settle(self, rows: Mapping[str, JaggedTensor]) -> None:
+        """Compute once what depends on weights and small tables alone, which are not to change until :meth:`train`.
+
+        Args:
+            rows: of the tables that are looked up whole.
+        """
+
+    def occurrence(self, targets: E, max_error: float) -> Occurrence:
+        """Whether and when each action happens in ``targets``; ``max_error``: bound on every remainder."""
+        raise NotImplementedError
+
+    def shown(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+        """[targets, d_item] embeddings of what is shown, and of the context at the moment it is judged."""
+        return self._at_targets(self._embedded(_values(rows), batch, "item", "context"), batch)
+
+    def shown_before(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+        """[keys, d_item] embeddings of what was shown in the past: item and context features."""
+        return self._embedded(_values(rows), batch, "item", "context").index_select(0, batch.key)
+
+    def _inputs(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Inputs:
+        looked_up = _values(rows)
+        shown = self._embedded(looked_up, batch, "item", "context")
+        gap = looked_up[GAP].index_select(0, log_bucket(gap_s(batch), self.config.time_buckets, self.config.max_gap_s))
+        session = _whole(looked_up, batch.session, shown)
+        target = self._at_targets(shown, batch)
+        user = target[:, :0]
+        if self.features["user"]:
+            user = self._embedded(looked_up, batch, "user").index_select(0, batch.target_window)
+        return Inputs(
+            item=shown.index_select(0, batch.key),
+            gap=gap,
+            session=session.index_select(0, batch.key),
+            outcome=_whole(looked_up, batch.outcome, gap),
+            target=torch.cat([target, session.index_select(0, batch.moment)], dim=-1),
+            user=user,
+        )
+
+    def _action_tokens(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+        """[key tokens, 2·dim] ``[time-bucket ‖ action]`` embeddings of the past, keys one after another."""
+        offset_s, action = batch.offset_s[batch.key_token], batch.action[batch.key_token]
+        if not self.config.action_times:
+            offset_s = torch.where(action > 0, torch.nan, 0.0)
+        elif not self.config.action_order:
+            action, offset_s = without_order(action, offset_s, len(self.timed))
+        time = rows[TIME].values()[log_bucket(offset_s, self.config.time_buckets, self.config.max_offset_s)]
+        return torch.cat([time, rows[ACTION].values()[action]], dim=-1)
+
+    def _embedded(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: Level) -> Tensor:
+        """[windows or impressions, d] rows of the user level's features, or of others, side by side."""
+        names = [name for level in levels for name in self.features[level]]
+        return torch.cat([batch.spread(name, looked_up[name]) for name in names], dim=-1)
+
+    def _at_targets(self, shown: Tensor, batch: WindowBatch) -> Tensor:
+        """[targets, d_item] of the targets, given item and context features [impressions, d_item]."""
+        # The hour or tab in which a candidate was shown later would tell that, and whether, the user stayed.
+        item, context = shown.split(self._d_shown, dim=-1)
+        return torch.cat([item.index_select(0, batch.target), context.index_select(0, batch.moment)], dim=-1)
+
+    def _layout(
+        self, batch: WindowBatch, positive: Tensor | None = None, negative: Tensor | None = None
+    ) -> WindowLayout:
+        """A target sees the ``history`` impressions right before ``history_end``, of those the ones that had ended."""
+        column = torch.arange(batch.key_shape[1], device=batch.key_column.device)
+
+        # What is known of a target is known at its moment: for a candidate, that of its request.
+        begin, end = (values[:, None] for values in key_times(batch))
+        now = at_moments(batch, batch.ts_ms[batch.moment])[..., None]
+        history_end = at_moments(batch, batch.history_end)[..., None]
+        before = (column < history_end) & (column >= history_end - self.history)
+        visible = before & (begin < now) & (end <= now)
+        recency = None
+        if self.config.recency_bias:
+            seconds = (now - begin).float() / 1000
+            recency = log_bucket(seconds, self.config.time_buckets, self.config.max_gap_s)
+        matches = None
+        if self.config.match_bias:
+            ids = stacked_ids(batch, self.features["item"])
+            matches = matching(at_targets(batch, ids[batch.target]), in_windows(batch, ids, 0))
+        return WindowLayout(
+            batch.key_window,
+            batch.key_column,
+            batch.key_shape,
+            batch.target_window,
+            batch.target_column,
+            batch.target_shape,
+            visible,
+            recency,
+            matches,
+            positive,
+            negative,
+        )
+
+
+class RankingModel(nn.Module):
+    """Embedding tables (to be sharded) and a ranker on top.
+
+    Args:
+        kind: of ranker.
+        device: where the tables are made; ``meta`` leaves making them to the sharding.
+    """
+
+    ranker: Ranker[Any]
+
+    def __init__(
+        self, card: DatasetCard, config: Config, kind: type[Ranker[Any]], device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        whole = whole_tables(card, config.model)
+        # Rows that every token reads begin at unit norm; rows of identifiers, some of them never trained, near zero.
+        scales = dict.fromkeys(table_rows(card, config.model), config.sharding.init_scale)
+        scales |= dict.fromkeys(whole, (3 / config.model.dim) ** 0.5)
+        self.embeddings = EmbeddingCollection(
+            device=device,
+            tables=[
+                EmbeddingConfig(
+                    name=name,
+                    embedding_dim=config.model.dim,
+                    num_embeddings=rows,
+                    feature_names=[name],
+                    init_fn=partial(_uniform, scale=scales[name]),
+                    data_type=DTYPES[config.sharding.dtype],
+                )
+                for name, rows in table_rows(card, config.model).items()
+            ],
+        )
+        self.ranker = kind(card, config.model)
+
+    def forward(self, batch: WindowBatch) -> Encoded:
+        # Nothing but these two calls: training pipelines trace this method to overlap the lookups.
+        return self.ranker(self.embeddings(batch.sparse), batch)
+
+    def encode(self, batch: WindowBatch, actions: Tensor | None = None) -> Encoded:
+        """Targets without their actions: all that ranking needs. ``actions``: as :meth:`Ranker.encode` takes."""
+        return self.ranker.encode(self.embeddings(batch.sparse), batch, actions)
+
+
+def in_windows(batch: WindowBatch, values: Tensor, fill: int) -> Tensor:
+    """[windows, longest, *d] values [impressions, *d] of the impressions that targets may see; ``fill`` beyond them."""
+    return pad(values[batch.key], batch.key_window, batch.key_column, batch.key_shape, fill)
+
+
+def stacked_ids(batch: WindowBatch, features: Sequence[str]) -> Tensor:
+    """[impressions, features] table rows."""
+    return torch.stack([batch.ids(name) for name in features], dim=-1)
+
+
+def matching(row: Tensor, past: Tensor) -> Tensor:
+    """[windows, features, rows, longest] bool, whether a row and a past impression share each feature.
+
+    Args:
+        row: [windows, rows, features], past: [windows, longest, features] table rows. 0, unknown, matches nothing.
+    """
+    known = row.masked_fill(row == 0, -1)
+    # Copies: comparing along an axis whose neighbours are apart is several times as slow on CPU.
+    known, past = (each.movedim(-1, 1).contiguous() for each in (known, past))
+    return known[..., None] == past[:, :, None]
+
+
+def at_targets(batch: WindowBatch, values: Tensor) -> Tensor:
+    """[windows, most targets, *d] values [targets, *d] of the targets; zero beyond them."""
+    return pad(values, batch.target_window, batch.target_column, batch.target_shape)
+
+
+def at_moments(batch: WindowBatch, values: Tensor) -> Tensor:
+    """[windows, most targets, *d] values [targets, *d] that only targets' moments tell; [windows, 1, *d] where those of
+    a window share one."""
+    if not batch.one_moment:
+        return at_targets(batch, values)
+    first = (batch.target_column == 0).nonzero().squeeze(1)
+    return pad(values[first], batch.target_window[first], batch.target_column[first], (batch.target_shape[0], 1))
+
+
+def key_times(batch: WindowBatch) -> tuple[Tensor, Tensor]:
+    """[windows, longest] begin and end in ms of the impressions that targets may see; what is none never ends."""
+    return in_windows(batch, batch.ts_ms, 0), in_windows(batch, batch.end_ms, torch.iinfo(torch.int64).max)
+
+
+def gap_s(batch: WindowBatch) -> Tensor:
+    """[keys] seconds since the impression before in the window; NaN for the first."""
+    began = batch.ts_ms[batch.key]
+    seconds = torch.diff(began, prepend=began[:1]).float() / 1000
+    return seconds.masked_fill(batch.key_column == 0, torch.nan)
+
+
+def _values(rows: dict[str, JaggedTensor]) -> dict[str, Tensor]:
+    return {name: jagged.values() for name, jagged in rows.items()}
+
+
+def _whole(looked_up: dict[str, Tensor], features: dict[str, Tensor], like: Tensor) -> Tensor:
+    """[n, d] embeddings of those of the ``features`` [n] that the model reads, from tables looked up whole, side by
+    side; of ``like`` [n, any], if there are none, the number."""
+    rows = [looked_up[name].index_select(0, values) for name, values in features.items() if name in looked_up]
+    return torch.cat([like[:, :0], *rows], dim=-1)
+
+
+def _uniform(weight: Tensor, scale: float) -> Tensor:
+    return nn.init.uniform_(weight, -scale, scale)

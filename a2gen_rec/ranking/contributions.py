@@ -1,0 +1,31 @@
+"""What a candidate's score is made of."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from a2gen_rec.models.ensemble.model import Better
+
+Unit = Literal["probability", "s"]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One objective's part in a candidate's score; the score is the sum of its objectives' shares, METHODS §6.
+
+    Attributes:
+        objective: its name; better: whether more or less of it is.
+        prediction: in its ``unit``, a probability or seconds.
+        transform, weight: of the ensemble for this user and candidate.
+    """
+
+    objective: str
+    better: Better
+    prediction: float
+    transform: float
+    weight: float
+    unit: Unit = "probability"
+
+    @property
+    def share(self) -> float:
+        """What it adds to the score: weight · transform, of either sign."""
+        return self.weight * self.transform

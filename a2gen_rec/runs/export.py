@@ -1,0 +1,154 @@
+"""From a trained run to a folder that ``serving`` ranks with (``a2gen export``).
+
+The exported model is read back and evaluated like the run before it is given out: what it costs in AUC is measured
+on what was written, by the evaluation's own path, and stands in its manifest.
+"""
+
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any, Literal
+
+import torch
+
+from a2gen_rec import __version__
+from a2gen_rec.artifact.artifact import ENSEMBLE, Settings, load_artifact
+from a2gen_rec.artifact.manifest import Manifest, write_manifest
+from a2gen_rec.artifact.quantized_tables import TableType
+from a2gen_rec.data.features.calendar import features_from_time
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.ensemble import fit
+from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.evaluation.evaluate import evaluate
+from a2gen_rec.losses.loss import Loss
+from a2gen_rec.models.ensemble.io import CARD, WEIGHTS
+from a2gen_rec.runs.export_files import whole_state, write_model, write_vocabularies
+from a2gen_rec.runs.row_order import row_order
+from a2gen_rec.training.build import TrainTask
+from a2gen_rec.training.loaded_run import OpenRun, open_run
+from a2gen_rec.utils import paths
+from a2gen_rec.utils.atomic_dir import refuse_filled, workspace
+
+LEAST = 100
+"""Positives and negatives of an action without which its AUC cannot tell a loss of a thousandth from chance."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export gave: the folder, its manifest, and its size in bytes."""
+
+    folder: str
+    manifest: Manifest
+    bytes: int
+
+
+def export(
+    run: str,
+    out: str,
+    dtype: TableType = "int8",
+    data: str = "",
+    tolerance: float = 1e-3,
+    ensemble: str = "",
+    split: Literal["valid", "test"] = "test",
+) -> Exported:
+    """Write a run's best checkpoint, its ensemble and all it knows of raw values to the new folder ``out``.
+
+    Args:
+        dtype: of the tables looked up by id.
+        data: dataset folder; by default the run's own.
+        tolerance: most that the AUC of an action or label may fall by on ``split``; of those that have fewer than
+            ``LEAST`` positives or negatives there, it is only measured.
+        ensemble: its folder; by default the run's own, if it has one.
+
+    Raises:
+        ConfigError: the tolerance is negative.
+        UserError: no such run; ``out`` is not empty; the AUC falls by more than the tolerance. Nothing is left behind.
+    """
+    if not tolerance >= 0:
+        raise ConfigError(f"--tolerance {tolerance} must be at least 0")
+    refuse_filled(out)
+    with open_run(run, data, "cpu") as opened:
+        if opened.process.world > 1:
+            raise ConfigError("one process exports a model, however many trained it; run this without torchrun")
+        folder = ensemble or fit.found(run)
+        if folder:
+            fit.load_fitting(opened, folder)
+        card, order = _with_time_zone(opened), row_order(opened.data, opened.card)
+        before = _measured(opened, opened.built.dmp, opened.built.model.ranker, split)
+        with workspace(out) as work:
+            made = work / "dataset"
+            settings = Settings(opened.config.model, opened.config.evaluate.max_error, opened.config.loader.group_cost)
+            write_model(made, card, settings, whole_state(opened.built.model), dtype, order)
+            write_vocabularies(made, opened.data, card, order)
+            if folder:
+                (made / ENSEMBLE).mkdir()
+                for name in (CARD, WEIGHTS):
+                    shutil.copyfile(paths.local_copy(paths.join(folder, name)), made / ENSEMBLE / name)
+            source = {"run": run, "step": opened.step, "checkpoint": opened.digest, "dataset": card.name}
+            write_manifest(made, dtype, source, _versions(), {})
+            model = load_artifact(str(made)).model
+            for name, rows in order.items():  # the dataset's windows hold the dataset's rows
+                model.embeddings.renumber(name, torch.from_numpy(rows))
+            after = _measured(opened, TrainTask(model, _loss(opened)), model.ranker, split)
+            metrics = compared(before, after, tolerance)
+            refuse_worse(metrics, out)
+            manifest = write_manifest(made, dtype, source, _versions(), metrics)
+    return Exported(out, manifest, sum(file["bytes"] for file in manifest.files.values()))
+
+
+def compared(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float) -> dict[str, Any]:
+    """Loss, and AUC per action and label, of the original and of what was exported; arguments as ``evaluate`` gives."""
+    actions = {}
+    for name, original in before["actions"].items():
+        exported = after["actions"][name]["auc"]
+        positives = original["positives"]
+        tells = LEAST <= positives <= before["targets"] - LEAST
+        actions[name] = {
+            "original": original["auc"],
+            "exported": exported,
+            "positives": positives,
+            "within": None if not tells else bool(original["auc"] - exported <= tolerance),
+        }
+    return {
+        "split": before["split"],
+        "targets": before["targets"],
+        "tolerance": tolerance,
+        "least": LEAST,
+        "auc": actions,
+        "loss": {"original": before["loss"]["total"], "exported": after["loss"]["total"]},
+    }
+
+
+def refuse_worse(metrics: Mapping[str, Any], out: str) -> None:
+    """Raise a UserError unless the AUC of each action that can tell has stayed within the tolerance."""
+    fell = {name: auc for name, auc in metrics["auc"].items() if auc["within"] is False}
+    if fell:
+        told = ", ".join(f"{name} {auc['original']:.4f} -> {auc['exported']:.4f}" for name, auc in fell.items())
+        raise UserError(
+            f"{out}: not written: on {metrics['split']} the AUC falls by more than --tolerance {metrics['tolerance']:g}"
+            f" ({told}); export with --dtype fp16 or fp32"
+        )
+
+
+def _with_time_zone(opened: OpenRun) -> DatasetCard:
+    """The run's card, with how the dataset computes context features from time, which old cards do not tell."""
+    present = DatasetCard.load(opened.data)
+    card = replace(opened.card, from_time=present.from_time, utc_offset_hours=present.utc_offset_hours)
+    features_from_time(card)
+    return card
+
+
+def _measured(opened: OpenRun, task: torch.nn.Module, ranker: Any, split: str) -> dict[str, Any]:
+    return evaluate(task, ranker, opened.data, split, opened.card, opened.config, opened.process)
+
+
+def _loss(opened: OpenRun) -> Loss:
+    """The run's own: what is learned of it is part of what is measured."""
+    return opened.built.dmp.module.loss
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "torchrec", "safetensors", "pyarrow", "duckdb")}
+    return {"a2gen_rec": __version__, "python": platform.python_version(), **packages}

@@ -1,0 +1,354 @@
+"""The service over HTTP: its routes, and what its errors become."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from importlib.resources import files
+from types import SimpleNamespace
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
+from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
+from pydantic_core import from_json, to_json
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from a2gen_rec import __version__
+from a2gen_rec.errors import UserError
+from a2gen_rec.serving.engine.batching import Expired, Overloaded
+from a2gen_rec.serving.engine.service import ModelRejected, Service
+from a2gen_rec.serving.engine.workers import WorkerLost
+from a2gen_rec.serving.http import schema
+from a2gen_rec.serving.http.errors import FAILED, Refusal, busy
+from a2gen_rec.serving.http.guard import ClientGone, Guard
+from a2gen_rec.serving.stores.base import StoreBusy, StoreError, StoreFull
+
+WEB = files("a2gen_rec.serving").joinpath("web")
+"""What is in this folder of the package is served beside the routes; a page is its ``index.html``."""
+SAMPLE_USERS, SAMPLE_ITEMS = 8, 40
+MOST_USERS = 100
+RANK = ("POST", "/v1/rank")
+TOLD = 3
+"""Validation errors that a message names."""
+
+ERRORS = (
+    HTTPException,
+    RequestValidationError,
+    UserError,
+    ModelRejected,
+    Overloaded,
+    Expired,
+    WorkerLost,
+    StoreError,
+)
+"""What callers are told the reason of."""
+
+Answer = TypeVar("Answer")
+
+
+def create_app(service: Service, keys: Sequence[str] = ()) -> Guard:
+    """The service as an ASGI application, which closes it at the end.
+
+    Args:
+        keys: API keys, each of which lets a caller in; none asks for none. Those of a list that changes count at once.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="a2gen",
+        version=__version__,
+        summary="Ranks short videos for a user, and records what the user did.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=_errors(400, 403, 408, 413, 415, 421, 422, 500, 503),
+    )
+    schemes = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-Api-Key", auto_error=False))]
+    app.include_router(_routes(service), dependencies=schemes if keys else [], responses=_errors(401) if keys else {})
+    app.include_router(_probes(service))
+    if WEB.joinpath("index.html").is_file():
+        app.mount("/", StaticFiles(directory=str(WEB), html=True), name="web")
+    _add_errors(app, service)
+    config = service.config
+
+    def admit(method: str, path: str) -> Refusal | None:
+        if (method, path) != RANK:
+            return None
+        if not service.is_ready:
+            return _worker_lost()
+        return _queue_full() if service.batcher.full else None
+
+    return Guard(
+        _RankFirst(app, service),
+        keys=keys,
+        max_body=1024 * config.max_body_kb,
+        read_timeout_s=config.read_timeout_s,
+        max_requests=config.max_requests,
+        metrics=service.metrics,
+        admit=admit,
+    )
+
+
+def _routes(service: Service) -> APIRouter:
+    routes = APIRouter(prefix="/v1", route_class=_JsonRoute)
+
+    @routes.post("/rank", response_model=schema.RankAnswer, responses=_errors(504))
+    async def rank(body: schema.RankBody, request: Request) -> Response:
+        """Rank candidates for a user, by the history that is recorded or the one given."""
+        return await _rank(service, body, request.receive)
+
+    @routes.post("/events", response_model=schema.EventsAnswer, responses=_errors(507))
+    async def events(body: schema.EventsBody) -> Response:
+        """Record what a user was shown and did. Once answered, it outlasts a crash, and counts in the next ranking."""
+        await service.record(body.user, [each.impression() for each in body.impressions])
+        return _json({"recorded": len(body.impressions)})
+
+    @routes.get("/users/{user:path}/history", response_model=schema.HistoryAnswer)
+    async def history(
+        user: Annotated[str, Path(min_length=1, max_length=schema.LONGEST_IDENTIFIER)],
+        last: Annotated[int, Query(ge=1, le=schema.MOST_IMPRESSIONS)] = 50,
+    ) -> Response:
+        """The last impressions recorded of a user, oldest first."""
+        impressions = await service.recorded(user, last)
+        lengths = {each.item: service.ranker.length_s(each.item) for each in impressions}
+        return _json(
+            {
+                "user": user,
+                "impressions": [schema.ImpressionBody.of(each) for each in impressions],
+                "lengths_s": {item: length for item, length in lengths.items() if length is not None},
+            }
+        )
+
+    @routes.delete("/users/{user:path}/history", response_model=schema.ForgottenAnswer, responses=_errors(507))
+    async def forget(user: Annotated[str, Path(min_length=1, max_length=schema.LONGEST_IDENTIFIER)]) -> Response:
+        """Delete all that is recorded of a user. Once answered, it does not come back, and counts in no ranking."""
+        return _json({"forgotten": await service.forget(user)})
+
+    @routes.get("/users", response_model=schema.UsersAnswer)
+    async def users(count: Annotated[int, Query(ge=1, le=MOST_USERS)] = SAMPLE_USERS) -> Response:
+        """Some users of whom something is recorded."""
+        return _json({"users": await service.some_users(count)})
+
+    @routes.get("/model", response_model=schema.ModelAnswer)
+    async def model() -> Response:
+        """What the model in service knows and predicts, and what requests may have."""
+        return _json(_card(service))
+
+    @routes.post("/model/reload", response_model=schema.ReloadAnswer, responses=_errors(409))
+    async def reload() -> Response:
+        """Load the model again, and put it in service between two batches if it is another one."""
+        version, former = await service.reload()
+        return _json({"version": version, "former": former, "swapped": version != former})
+
+    return routes
+
+
+def _probes(service: Service) -> APIRouter:
+    probes = APIRouter()
+
+    @probes.get("/healthz", response_model=schema.HealthAnswer)
+    async def healthz() -> Response:
+        """Whether the process answers."""
+        return _json({"status": "ok"})
+
+    @probes.get("/readyz", response_model=schema.HealthAnswer)
+    async def readyz() -> Response:
+        """Whether requests should be sent here."""
+        if service.draining:
+            raise busy("draining", "the service is about to end")
+        if not service.is_ready:
+            raise _worker_lost()
+        return _json({"status": "ready"})
+
+    @probes.get("/metrics", response_class=PlainTextResponse, responses=_errors(401))
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    return probes
+
+
+class _RankFirst:
+    """Takes rankings past the layers of FastAPI, which describes them and would do the same: nearly all requests are
+    rankings, whose parsing and answer take less of the event loop than those layers do."""
+
+    def __init__(self, app: FastAPI, service: Service) -> None:
+        self.app, self.service = app, service
+        self.route = SimpleNamespace(path=RANK[1])  # by which figures and log name the request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or (scope["method"], scope["path"]) != RANK:
+            await self.app(scope, receive, send)
+            return
+        scope["route"] = self.route
+        message = await receive()  # all of the body, as the guard has read it
+        try:
+            response = await _rank(self.service, _rank_body(message["body"]), receive)
+        except ERRORS as error:
+            raise _refusal(error) from error
+        await response(scope, receive, send)
+
+
+def _rank_body(body: bytes) -> schema.RankBody:
+    """As FastAPI reads it."""
+    if not body:
+        raise RequestValidationError([{"loc": ("body",), "msg": "Field required"}])
+    try:
+        return schema.RankBody.model_validate(_parsed(body), from_attributes=True)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in wrong]) from error
+
+
+async def _rank(service: Service, body: schema.RankBody, receive: Receive) -> Response:
+    timeout_s = (body.timeout_ms or service.config.timeout_ms) / 1000
+    ranking = service.rank(body.request(), body.history is None, timeout_s)
+    answer = await _unless_gone(receive, ranking)
+    return _json(schema.rank_answer(answer.ranked, answer.fallbacks))
+
+
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        return _parsed(await self.body())
+
+
+def _parsed(body: bytes) -> Any:
+    """The body, by a parser that bounds its depth, and takes no NaN, no half surrogate pair, only UTF-8."""
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise Refusal(400, "not_json", f"the body is not JSON: {error}") from error
+
+
+class _JsonRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_json(request: Request) -> Response:
+            return await handle(_JsonRequest(request.scope, request.receive))
+
+        return handle_json
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """What the work results in; it is cancelled when the client leaves.
+
+    Raises:
+        ClientGone: it has left.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(receive())  # after the body, nothing comes but the end
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+def _card(service: Service) -> dict[str, Any]:
+    card, config, ranker = service.ranker.card, service.config, service.ranker
+    raw = [feature for feature in card.features if feature.level in ("user", "item", "context")]
+    from_time = card.from_time or []
+    return {
+        "version": ranker.version,
+        "dataset": card.name,
+        "actions": card.actions,
+        "timed": card.timed,
+        "labels": card.labels,
+        "objectives": card.objectives,
+        "negative": card.negative,
+        "features": [
+            {"name": each.name, "level": each.level, "kind": each.kind} for each in raw if each.name not in from_time
+        ],
+        "orders": ranker.orders,
+        "session_gap_s": card.session_gap_s,
+        "history": card.history,
+        "limits": {
+            "candidates": schema.MOST_CANDIDATES,
+            "impressions": schema.MOST_IMPRESSIONS,
+            "identifier_characters": schema.LONGEST_IDENTIFIER,
+            "body_bytes": 1024 * config.max_body_kb,
+            "timeout_ms": config.timeout_ms,
+        },
+        "sample_users": ranker.some_users(SAMPLE_USERS),
+        "sample_items": ranker.some_items(SAMPLE_ITEMS),
+    }
+
+
+def _add_errors(app: FastAPI, service: Service) -> None:
+    def refuse(request: Request, error: Exception) -> Response:
+        refusal = _refusal(error)
+        service.metrics.refused.labels(refusal.code).inc()
+        return refusal.response(request.state.request_id)
+
+    def fail(request: Request, error: Exception) -> Response:
+        return FAILED.response(request.state.request_id)  # the guard, whom it reaches too, tells the log
+
+    for kind in ERRORS:
+        app.add_exception_handler(kind, refuse)
+    app.add_exception_handler(Exception, fail)
+
+
+def _refusal(error: Exception) -> Refusal:
+    match error:
+        case Refusal():
+            return error
+        case HTTPException():
+            code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+            return Refusal(error.status_code, code, error.detail)
+        case RequestValidationError():
+            return Refusal(422, "invalid_request", _what_is_wrong(error))
+        case UserError():
+            return Refusal(422, "invalid_request", " ".join(str(error).split()))
+        case Overloaded():
+            return _queue_full()
+        case WorkerLost():
+            return _worker_lost()
+        case Expired():
+            return Refusal(504, "timeout", "not ranked in time")
+        case StoreFull():
+            return Refusal(507, "store_full", str(error))
+        case StoreBusy():
+            return busy("store_busy", str(error))
+        case ModelRejected():
+            return Refusal(409, "model_rejected", " ".join(str(error).split()))
+    return busy("store_unavailable", str(error))
+
+
+def _queue_full() -> Refusal:
+    return busy("overloaded", "more wait to be ranked than can be")
+
+
+def _worker_lost() -> Refusal:
+    return busy("worker_lost", "what ranks has ended and is being replaced")
+
+
+def _what_is_wrong(error: RequestValidationError) -> str:
+    """Places and rules, without the values that break them."""
+    wrong = error.errors()
+    told = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in wrong[:TOLD]]
+    more = [f"and {len(wrong) - TOLD} more"] if len(wrong) > TOLD else []
+    return "; ".join([*told, *more])
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": schema.ErrorAnswer} for status in statuses}
+
+
+def _json(content: dict[str, Any]) -> Response:
+    return Response(to_json(content, inf_nan_mode="null"), media_type="application/json")

@@ -1,0 +1,178 @@
+"""The process that serves: its socket, its signals and its log."""
+
+import asyncio
+import ipaddress
+import logging
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from a2gen_rec.config.serving import ServeConfig
+from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.serving.engine.service import ModelRejected, Service
+from a2gen_rec.serving.http.app import create_app
+from a2gen_rec.serving.http.connection import Connection
+from a2gen_rec.serving.logs import log_to_stderr
+from a2gen_rec.serving.stores.factory import open_store
+from a2gen_rec.utils import paths
+
+KEEP_ALIVE_S = 20
+BACKLOG = 2048
+LEAST_KEY = 16
+SWITCH_S = 0.0002
+"""After which a thread gives Python's lock to another that wants it. Ranking lets go of it in hundreds of operations,
+and would wait for 5 ms each time (Python's default) while the event loop is busy."""
+
+log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with our connections and log; signals are the caller's.
+
+    Args:
+        drain_s: for which requests in progress may take once it is to end.
+    """
+
+    def __init__(self, app: ASGIApp, drain_s: float) -> None:
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, round(drain_s)),
+        )
+        super().__init__(config)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(model: str, config: ServeConfig, tell: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the API keys and loads the model again.
+
+    Args:
+        model: see :class:`Service`.
+        tell: told where, once requests are taken.
+
+    Raises:
+        ConfigError: the address can be reached by others, and there is no API key.
+        UserError: the model, the store or the keys cannot be used, or the port is taken.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a model that could be loaded again
+    log_to_stderr()
+    keys = read_keys(config.api_key_file) if config.api_key_file else []
+    listening = listen(config.host, config.port)
+    with listening:
+        address = listening.getsockname()
+        if not keys and not ipaddress.ip_address(address[0]).is_loopback:
+            raise ConfigError(f"serve.host {config.host} can be reached by other machines: give --api_key_file")
+        store = open_store(config.store)
+        try:
+            service = Service(model, store, config)
+        except BaseException:
+            store.close()
+            raise
+        _take_all_descriptors()
+        sys.setswitchinterval(SWITCH_S)
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+
+        def ready() -> None:
+            tell(f"model {service.ranker.version} at http://{host}:{address[1]}")
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(service, create_app(service, keys), keys, listening, ready))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at the address.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            bound.listen(BACKLOG)  # now, so that no other takes the port while the model is loaded
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise UserError(f"cannot listen at {host} port {port} ({error.strerror or error})") from error
+    return bound
+
+
+def read_keys(file: str) -> list[str]:
+    """API keys, one a line; empty lines and those that begin with # aside.
+
+    Raises:
+        UserError: there is none, or one that is easily guessed.
+    """
+    lines = [line.strip() for line in paths.read_text(file).splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise UserError(f"{file}: no API key; put one on each line")
+    if any(len(key) < LEAST_KEY or not key.isascii() for key in keys):
+        raise UserError(f"{file}: an API key must have at least {LEAST_KEY} characters, all of them ASCII")
+    return keys
+
+
+async def _serve(
+    service: Service, app: ASGIApp, keys: list[str], listening: socket.socket, ready: Callable[[], None]
+) -> None:
+    server, loop = Server(app, service.config.drain_s), asyncio.get_running_loop()
+    tasks = set()
+
+    def end(notice_s: float) -> None:
+        service.draining = True
+        loop.call_later(notice_s, setattr, server, "should_exit", True)
+
+    def reload() -> None:
+        tasks.add(task := asyncio.ensure_future(_reload(service, keys)))
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGTERM, end, service.config.notice_s)
+    loop.add_signal_handler(signal.SIGINT, end, 0.0)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if server.started:
+        ready()
+    await serving
+
+
+async def _reload(service: Service, keys: list[str]) -> None:
+    """Read again whatever can be: the keys, which the application shares, and the model."""
+    try:
+        if service.config.api_key_file:
+            keys[:] = await asyncio.to_thread(read_keys, service.config.api_key_file)
+    except UserError as error:
+        log.error("API keys stay as they were: %s", error)
+    try:
+        version, former = await service.reload()
+    except ModelRejected:
+        return  # as the log has it
+    if version == former:
+        log.warning("model %s is in service already", version)
+
+
+def _take_all_descriptors() -> None:
+    """Every connection is one; the usual limit is low for the sake of older programs."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,0 +1,165 @@
+"""From a problem to its report: the plan with its alternatives, or what does not fit and what would help."""
+
+import time
+from dataclasses import replace
+
+from torchrec.distributed.planner.types import Perf, ShardingOption
+
+from a2gen_rec.sharding.planner import (
+    ROW_BYTES,
+    TABLE_OPTIMIZERS,
+    WEIGHT_BYTES,
+    NoFit,
+    Plan,
+    Problem,
+    filled,
+    optimizer_bytes,
+    plan,
+)
+from a2gen_rec.sharding.remedies import misfits, remedies
+from a2gen_rec.sharding.report import Cost, Option, PlanReport, RankPlan, Shard, StepTraffic, TablePlan
+from a2gen_rec.sharding.workload import Table
+
+ID_BYTES = 8
+
+
+def explain(problem: Problem, advise: bool = True) -> tuple[PlanReport, Plan | None]:
+    """Plan, and report on it; there is no plan where the tables do not fit.
+
+    Args:
+        advise: where they do not, look for what would make them fit, by planning again.
+    """
+    began = time.perf_counter()
+    try:
+        found = plan(problem)
+    except NoFit as failure:
+        report = replace(_empty(problem), planning_s=time.perf_counter() - began)
+        if advise:
+            lacking = misfits(problem, failure)
+            report = replace(report, misfits=lacking, remedies=remedies(problem, failure, lacking))
+        return report, None
+    return replace(describe(problem, found), planning_s=time.perf_counter() - began), found
+
+
+def describe(problem: Problem, found: Plan) -> PlanReport:
+    """What a plan says: every table, every rank, and the traffic of a step."""
+    ranks = _ranks(problem, found)
+    return replace(
+        _empty(problem),
+        fits=all(rank.hbm <= rank.hbm_free and rank.ddr <= rank.ddr_free for rank in ranks),
+        cost=max((rank.cost for rank in ranks), key=lambda cost: cost.total),
+        traffic=_traffic(problem, found.chosen),
+        tables=[_table(problem, table, found) for table in problem.workload.tables],
+        ranks=ranks,
+    )
+
+
+def _empty(problem: Problem) -> PlanReport:
+    cluster = problem.cluster
+    return PlanReport(
+        cluster=cluster.name,
+        device=cluster.device,
+        world=cluster.ranks,
+        ranks_per_host=cluster.local_ranks,
+        fits=False,
+        cost=Cost(0.0, 0.0, 0.0, 0.0),
+        traffic=_traffic(problem, {}),
+    )
+
+
+def _table(problem: Problem, table: Table, found: Plan) -> TablePlan:
+    config, chosen = problem.config, found.chosen[table.name]
+    kind, width = TABLE_OPTIMIZERS[config.optim.tables], WEIGHT_BYTES[config.sharding.dtype]
+    shards = []
+    for shard in filled(chosen):
+        (rows, columns), (row, column) = shard.size, shard.offset
+        shards.append(
+            Shard(
+                rank=shard.rank,
+                rows=(row, row + rows),
+                columns=(column, column + columns),
+                hbm=shard.storage.hbm,
+                ddr=shard.storage.ddr,
+                cost=_cost(shard.perf),
+                weights=rows * columns * width,
+                optimizer=optimizer_bytes(kind, rows, columns),
+            )
+        )
+    weights, optimizer = (sum(getattr(shard, part) for shard in shards) for part in ("weights", "optimizer"))
+    options = [_option(option) for option in found.options[table.name]]
+    return TablePlan(
+        name=table.name,
+        rows=table.rows,
+        dim=config.model.dim,
+        dtype=config.sharding.dtype,
+        lookups=table.lookups,
+        weights=weights,
+        optimizer=optimizer,
+        buffers=sum(shard.hbm + shard.ddr for shard in shards) - weights - optimizer,
+        chosen=_option(chosen),
+        options=sorted(options, key=lambda option: option.cost.total),
+        shards=shards,
+    )
+
+
+def _option(option: ShardingOption) -> Option:
+    shards = filled(option)
+    return Option(
+        sharding=option.sharding_type,
+        kernel=option.compute_kernel,
+        ranks=len(shards),
+        cost=max((_cost(shard.perf) for shard in shards), key=lambda cost: cost.total),
+        hbm=max(shard.storage.hbm for shard in shards),
+        ddr=max(shard.storage.ddr for shard in shards),
+    )
+
+
+def _ranks(problem: Problem, found: Plan) -> list[RankPlan]:
+    hbm, ddr = ([0] * problem.cluster.ranks for _ in range(2))
+    for option in found.chosen.values():
+        for shard in option.shards:
+            hbm[shard.rank] += shard.storage.hbm
+            ddr[shard.rank] += shard.storage.ddr
+    return [
+        RankPlan(
+            rank=rank,
+            host=rank // problem.cluster.ranks_per_host,
+            hbm=hbm[rank],
+            ddr=ddr[rank],
+            hbm_free=device.storage.hbm,
+            ddr_free=device.storage.ddr,
+            cost=_cost(perf),
+        )
+        for rank, (device, perf) in enumerate(zip(found.topology.devices, found.rank_perf, strict=True))
+    ]
+
+
+def _traffic(problem: Problem, chosen: dict[str, ShardingOption]) -> StepTraffic:
+    """What one rank's lookups move.
+
+    On average over W ranks a share of (W − 1) / W crosses between them, whatever the sharding: a table on one rank is
+    local to that one only. A table cut by columns needs its ids in each of its shards.
+    """
+    workload, world = problem.workload, problem.cluster.ranks
+    crossing = (world - 1) / world / workload.targets
+    lookups = sum(table.lookups for table in workload.tables)
+    cuts = {name: len(option.shards) for name, option in chosen.items() if option.sharding_type == "column_wise"}
+    ids = sum(table.lookups * cuts.get(table.name, 1) for table in workload.tables)
+    return StepTraffic(
+        targets=workload.targets,
+        impressions=workload.impressions,
+        lookups_per_target=lookups / workload.targets,
+        id_bytes_per_target=ids * ID_BYTES * crossing,
+        row_bytes_per_target=lookups * problem.config.model.dim * ROW_BYTES * crossing,
+        gradient_bytes_per_target=lookups * problem.config.model.dim * ROW_BYTES * crossing,
+    )
+
+
+def _cost(perf: Perf) -> Cost:
+    return Cost(
+        forward_compute=perf.fwd_compute,
+        forward_comms=perf.fwd_comms,
+        backward_compute=perf.bwd_compute,
+        backward_comms=perf.bwd_comms,
+        prefetch=perf.prefetch_compute,
+    )

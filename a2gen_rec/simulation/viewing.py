@@ -1,0 +1,236 @@
+"""Watching one video: a process over its segments, sampled, and its exact marginal probabilities [ours].
+
+While a user is watching, each segment brings one Bernoulli draw per action not yet done and one for leaving. Draws
+of a segment depend on the user, the segment and the *state at the segment's start* only:
+
+- a **like inside a highlight** raises later follows and collects;
+- a **follow before any like** ("loyal") lowers leaving from then on.
+
+Times are uniform within the segment, and before the exit where the user leaves in it; of a like and a follow in
+the same segment either is first with probability one half. So the state is (like: no | plain | in a highlight) ×
+(follow: no | before the like | after it), eight reachable cells, and every probability is a forward recursion
+over at most :data:`SEGMENTS` segments. No Monte-Carlo is involved.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from a2gen_rec.config import SimulateConfig
+from a2gen_rec.simulation.world import ACTIONS, HOOK_MS, LONG_VIEW_MS, Items, Users
+
+LIKE, COMMENT, FOLLOW, COLLECT, FORWARD = range(len(ACTIONS))
+
+# Log-odds per unit of interest match and of a highlight's appeal, in ACTIONS order, and of leaving.
+MATCH = (0.65, 0.60, 0.75, 0.75, 0.65)
+APPEAL = (0.60, 0.50, 0.60, 0.70, 0.50)
+LEAVE_MATCH, LEAVE_APPEAL, LEAVE_QUALITY = 0.6, 0.5, 0.8
+# The first three seconds leave little time to act.
+HOOK_ACTION = -1.0
+
+
+@dataclass(frozen=True)
+class Base:
+    """Base log-odds per segment: each action's (A,), leaving in the hook, leaving later."""
+
+    action: np.ndarray
+    glance: float
+    leave: float
+
+
+@dataclass(frozen=True)
+class Odds:
+    """Probabilities of a segment's draws for ``N`` impressions; all (K, N), absent segments 0.
+
+    ``follow`` and ``collect`` hold (plain, after a like in a highlight), ``leave`` (plain, loyal).
+    """
+
+    like: np.ndarray
+    comment: np.ndarray
+    forward: np.ndarray
+    follow: tuple[np.ndarray, np.ndarray]
+    collect: tuple[np.ndarray, np.ndarray]
+    leave: tuple[np.ndarray, np.ndarray]
+    highlight: np.ndarray
+    edges_ms: np.ndarray
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Exact probabilities of ``N`` impressions.
+
+    Attributes:
+        action: (A, N), that the action happens at all.
+        long_view: (N,), watch time >= min(18 s, duration).
+        glance: (N,), watch time < 3 s.
+        log1p_watch: (N,), expected log1p of the watch time in seconds.
+    """
+
+    action: np.ndarray
+    long_view: np.ndarray
+    glance: np.ndarray
+    log1p_watch: np.ndarray
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What happened: ``dwell_ms`` (N,) int64; ``offset_ms`` (A, N) int64, -1 where the action did not happen."""
+
+    dwell_ms: np.ndarray
+    offset_ms: np.ndarray
+
+
+def _probability(log_odds: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-log_odds))
+
+
+def _shifted(probability: np.ndarray, shift: float) -> np.ndarray:
+    """The probability after adding ``shift`` to its log-odds."""
+    factor = np.exp(shift)
+    return probability * factor / (1.0 + probability * (factor - 1.0))
+
+
+def odds(config: SimulateConfig, base: Base, items: Items, users: Users, row: np.ndarray, item: np.ndarray) -> Odds:
+    """Draw probabilities of ``N`` impressions: ``row`` (N,) of ``users`` meets ``item`` (N,)."""
+    edges_ms = items.edges_ms[:, item]
+    length_s = np.diff(edges_ms, axis=0) / 1000.0
+    present = length_s > 0
+    highlight = items.highlight[:, item]
+    match = config.interest * users.affinity[row, items.segment_topic[:, item]]
+    appeal = config.highlight * highlight * np.maximum(match, 0.0)
+    quality = items.quality[item]
+
+    def action(code: int) -> np.ndarray:
+        level = base.action[code] + users.habit[row, code] + quality
+        log_odds = level + MATCH[code] * match + APPEAL[code] * appeal
+        log_odds[0] += HOOK_ACTION
+        return _probability(log_odds) * present
+
+    temper = users.impatience[row] - LEAVE_QUALITY * quality
+    leaving = base.leave + temper - LEAVE_MATCH * match - LEAVE_APPEAL * appeal
+    leaving += 0.5 * np.log(np.maximum(length_s, 0.1) / 6.0)
+    leaving[0] = base.glance + temper - config.hook * match[0]
+    leave = _probability(leaving) * present
+    follow, collect = action(FOLLOW), action(COLLECT)
+    return Odds(
+        like=action(LIKE),
+        comment=action(COMMENT),
+        forward=action(FORWARD),
+        follow=(follow, _shifted(follow, config.liked_highlight)),
+        collect=(collect, _shifted(collect, config.liked_highlight)),
+        leave=(leave, _shifted(leave, -config.loyalty)),
+        highlight=highlight,
+        edges_ms=edges_ms,
+    )
+
+
+def long_view_threshold_ms(duration_ms: np.ndarray) -> np.ndarray:
+    """Watch time from which an impression is a long view: min(18 s, duration), in ms."""
+    return np.minimum(duration_ms, LONG_VIEW_MS)
+
+
+def _advance(
+    mass: np.ndarray, like: np.ndarray, follow: tuple[np.ndarray, np.ndarray], highlight: np.ndarray
+) -> np.ndarray:
+    """Mass (3, 3, N) over (like: no, plain, highlight) × (follow: no, before the like, after) past a segment."""
+    none, loyal = mass[0, 0], mass[0, 1]
+    plain, boosted = follow
+    after = np.empty_like(mass)
+    after[0, 0] = none * (1 - like) * (1 - plain)
+    after[0, 1] = (none * plain + loyal) * (1 - like)
+    after[0, 2] = 0.0
+    for liked, arrives, rate in (1, like * ~highlight, plain), (2, like * highlight, boosted):
+        both = 0.5 * none * arrives * plain
+        after[liked, 0] = mass[liked, 0] * (1 - rate) + none * arrives * (1 - plain)
+        after[liked, 1] = mass[liked, 1] + loyal * arrives + both
+        after[liked, 2] = mass[liked, 2] + mass[liked, 0] * rate + both
+    return after
+
+
+def exact(draws: Odds) -> Truth:
+    """Marginal probabilities of everything random inside the impressions, by forward recursion."""
+    segments, count = draws.like.shape
+    mass = np.zeros((3, 3, count))
+    mass[0, 0] = 1.0
+    uncollected = mass.copy()
+    uncommented, unforwarded = np.ones(count), np.ones(count)
+    action = np.zeros((len(ACTIONS), count))
+    left = np.empty((segments, count))
+    for k in range(segments):
+        like, comment, forward = draws.like[k], draws.comment[k], draws.forward[k]
+        follow = (draws.follow[0][k], draws.follow[1][k])
+        collect, boosted = draws.collect[0][k], draws.collect[1][k]
+        leave, loyal_leave = draws.leave[0][k], draws.leave[1][k]
+        watching, loyal = mass.sum(axis=(0, 1)), mass[:, 1].sum(axis=0)
+
+        action[LIKE] += mass[0].sum(axis=0) * like
+        action[FOLLOW] += (mass[0, 0] + mass[1, 0]) * follow[0] + mass[2, 0] * follow[1]
+        action[COLLECT] += uncollected[:2].sum(axis=(0, 1)) * collect + uncollected[2].sum(axis=0) * boosted
+        # Comments and forwards depend on no state, so watching on and not having done them are independent.
+        action[COMMENT] += watching * uncommented * comment
+        action[FORWARD] += watching * unforwarded * forward
+        uncommented *= 1 - comment
+        unforwarded *= 1 - forward
+        left[k] = (watching - loyal) * leave + loyal * loyal_leave
+
+        uncollected[:2] *= 1 - collect
+        uncollected[2] *= 1 - boosted
+        for cells in (mass, uncollected):
+            cells[:, ::2] *= 1 - leave
+            cells[:, 1] *= 1 - loyal_leave
+        mass = _advance(mass, like, follow, draws.highlight[k])
+        uncollected = _advance(uncollected, like, follow, draws.highlight[k])
+
+    completed = mass.sum(axis=(0, 1))
+    begin, end = draws.edges_ms[:-1], draws.edges_ms[1:]
+    length = np.maximum(end - begin, 1)
+
+    def at_least(time_ms: np.ndarray | int) -> np.ndarray:
+        return completed + (left * np.clip((end - time_ms) / length, 0.0, 1.0)).sum(axis=0)
+
+    # The mean of log1p over a segment is a difference of its integral, (1+x) log(1+x) - x.
+    seconds = draws.edges_ms / 1000.0
+    integral = (1 + seconds) * np.log1p(seconds) - seconds
+    mean_log1p = np.diff(integral, axis=0) / (length / 1000.0)
+    return Truth(
+        action=action,
+        long_view=at_least(long_view_threshold_ms(draws.edges_ms[-1])),
+        glance=1.0 - at_least(HOOK_MS),
+        log1p_watch=completed * np.log1p(seconds[-1]) + (left * mean_log1p).sum(axis=0),
+    )
+
+
+def watch(draws: Odds, rng: np.random.Generator) -> Watched:
+    """Let the impressions happen once."""
+    segments, count = draws.like.shape
+    offset = np.full((len(ACTIONS), count), np.inf)
+    dwell = draws.edges_ms[-1].astype(np.float64)
+    watching = np.arange(count)
+    liked_highlight, loyal = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
+    for k in range(segments):
+        # Impressions already left are dropped, so the cost follows what is still being watched.
+        begin = draws.edges_ms[k, watching]
+        boost, bond = liked_highlight[watching], loyal[watching]
+        chance = rng.random((len(ACTIONS) + 1, len(watching)))
+        leaves = chance[-1] < np.where(bond, draws.leave[1][k, watching], draws.leave[0][k, watching])
+        shown = (draws.edges_ms[k + 1, watching] - begin) * np.where(leaves, rng.random(len(watching)), 1.0)
+        probability = (
+            draws.like[k, watching],
+            draws.comment[k, watching],
+            np.where(boost, draws.follow[1][k, watching], draws.follow[0][k, watching]),
+            np.where(boost, draws.collect[1][k, watching], draws.collect[0][k, watching]),
+            draws.forward[k, watching],
+        )
+        happened = []
+        for code in range(len(ACTIONS)):
+            fresh = (chance[code] < probability[code]) & np.isinf(offset[code, watching])
+            which = np.flatnonzero(fresh)
+            offset[code, watching[which]] = begin[which] + shown[which] * rng.random(len(which))
+            happened.append(watching[which])
+        liked, followed = happened[LIKE], happened[FOLLOW]
+        liked_highlight[liked] = draws.highlight[k, liked]
+        loyal[followed] = offset[FOLLOW, followed] < offset[LIKE, followed]
+        dwell[watching[leaves]] = (begin + shown)[leaves]
+        watching = watching[~leaves]
+    offset_ms = np.where(np.isinf(offset), -1.0, offset)
+    return Watched(np.floor(dwell).astype(np.int64), np.floor(offset_ms).astype(np.int64))

@@ -1,1 +1,0 @@
-# A package, since its files are named like those of other folders.

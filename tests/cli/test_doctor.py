@@ -1,0 +1,194 @@
+import io
+import logging
+import sys
+import warnings
+from importlib import metadata
+
+import pytest
+from rich.console import Console
+
+from a2gen_rec.cli import doctor_checks
+from a2gen_rec.utils.warning_filters import quiet
+
+GIB = 2**30
+
+
+def test_supported_pythons() -> None:
+    status = {version: doctor_checks.check_python(version).status for version in ((3, 10), (3, 11), (3, 12), (3, 13))}
+    assert status == {(3, 10): "fail", (3, 11): "ok", (3, 12): "ok", (3, 13): "fail"}
+
+
+@pytest.mark.parametrize(
+    ("versions", "status", "says"),
+    [
+        (("2.13.0+cpu", "1.8.0", "1.8.0"), "ok", "2.13.0+cpu"),
+        (("2.13.1+cu130", "1.8.0+cu130", "1.8.0"), "ok", "1.8.0"),
+        (("2.12.0", "1.7.0", "1.7.0"), "warn", "tested is 2.13 · 1.8 · 1.8.0"),
+        (("2.13.0", "1.8.0", "1.8.1"), "warn", "tested is"),
+        (("2.13.0", "1.7.0", "1.8.0"), "fail", "torch 2.13 needs fbgemm 1.8 and torchrec 1.8.0"),
+        (("2.14.0", "1.9.0", "1.8.0"), "fail", "torch 2.14 needs fbgemm 1.9 and torchrec 1.9.2"),
+        (("2.10.0", "1.5.0", "1.5.0"), "fail", "no release of fbgemm is known to fit torch 2.10.0"),
+        (("not-a-version", "1.8.0", "1.8.0"), "fail", "not-a-version"),
+        (("2.13.0", None, None), "fail", "not installed: fbgemm, torchrec"),
+    ],
+)
+def test_versions_that_fit(versions: tuple[str | None, ...], status: str, says: str) -> None:
+    finding = doctor_checks.check_stack(*versions)
+    assert finding.status == status
+    assert says in finding.found
+    assert bool(finding.mend) == (status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "fbgemm", "fbgemm_cpu", "status", "mend"),
+    [
+        (None, "1.8.0+cpu", "1.8.0", "ok", ""),
+        (None, None, "1.8.0", "ok", ""),
+        ("13.0", "1.8.0", None, "ok", ""),
+        ("13.0", "1.8.0+cpu", "1.8.0", "warn", doctor_checks.REINSTALL_CUDA),
+        (None, "1.8.0", None, "fail", doctor_checks.REINSTALL),
+        (None, "1.8.0", "1.8.0", "fail", doctor_checks.REINSTALL),
+        ("13.0", None, None, "fail", doctor_checks.REINSTALL_CUDA),
+    ],
+)
+def test_builds_that_fit(cuda: str | None, fbgemm: str | None, fbgemm_cpu: str | None, status: str, mend: str) -> None:
+    finding = doctor_checks.check_build(cuda, fbgemm, fbgemm_cpu)
+    assert (finding.status, finding.mend) == (status, mend)
+
+
+def test_requirements() -> None:
+    required = ["torchmetrics==1.0.3", "duckdb>=1.1", "rich>=13", "absent", 'pytest>=8; extra == "dev"']
+    versions = {"torchmetrics": "1.4.0", "duckdb": "1.2.0+local", "rich": "13.0"}
+    findings = {finding.topic: finding for finding in doctor_checks.check_requirements(required, versions.get)}
+    assert {topic: finding.status for topic, finding in findings.items()} == {
+        "torchmetrics": "fail",
+        "duckdb": "ok",
+        "rich": "ok",
+        "absent": "fail",
+    }
+    assert findings["torchmetrics"].mend == f"{sys.executable} -m pip install 'torchmetrics==1.0.3'"
+    assert "1.4.0" in findings["torchmetrics"].found
+
+
+def test_requirements_are_those_of_the_installed_package() -> None:
+    topics = {finding.topic for finding in doctor_checks._library_findings(("torch",))}
+    assert {"torchmetrics", "torchx", "iopath", "duckdb", "pyarrow"} <= topics
+    assert "torch" not in topics
+    assert "pytest" not in topics
+
+
+def test_a_source_tree_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", absent)
+    (finding,) = doctor_checks._library_findings(())
+    assert (finding.status, finding.mend) == ("fail", "make install")
+
+
+def test_devices() -> None:
+    seen = doctor_checks.check_devices("13.0", ["H200", "H200"], driver=True)
+    assert (seen.status, seen.found) == ("ok", "2 GPU: H200")
+    assert doctor_checks.check_devices(None, [], driver=False).found == "no GPU: CPU with gloo"
+    wrong_build = doctor_checks.check_devices(None, [], driver=True)
+    assert (wrong_build.status, wrong_build.mend) == ("warn", doctor_checks.REINSTALL_CUDA)
+    unseen = doctor_checks.check_devices("13.0", [], driver=True)
+    assert unseen.status == "warn"
+    assert "nvidia-smi" in unseen.mend
+
+
+@pytest.mark.parametrize(
+    ("gloo", "nccl", "gpus", "status"),
+    [(True, False, 0, "ok"), (True, True, 8, "ok"), (True, False, 8, "fail"), (False, True, 8, "fail")],
+)
+def test_backends(gloo: bool, nccl: bool, gpus: int, status: str) -> None:
+    assert doctor_checks.check_backends(gloo, nccl, gpus).status == status
+
+
+@pytest.mark.parametrize(
+    ("value", "status"),
+    [(None, "ok"), ("1", "ok"), ("4", "ok"), ("5", "warn"), ("0", "warn"), ("", "warn"), ("two", "warn")],
+)
+def test_threads(value: str | None, status: str) -> None:
+    assert doctor_checks.check_threads(value, 4).status == status
+
+
+def test_memory_and_shared_memory() -> None:
+    assert doctor_checks.check_memory(3 * GIB).status == "warn"
+    assert doctor_checks.check_memory(4 * GIB).status == "ok"
+    assert doctor_checks.check_shared_memory(None).status == "warn"
+    small = doctor_checks.check_shared_memory(64 * 2**20)
+    assert small.status == "warn"
+    assert small.found.startswith("64 MiB")
+    assert doctor_checks.check_shared_memory(GIB).status == "ok"
+
+
+def test_lookup_outcomes() -> None:
+    assert doctor_checks.check_lookup(0, "").status == "ok"
+    raised = doctor_checks.check_lookup(1, "Traceback …\nOSError: libtorch_cuda.so: cannot open\n\n")
+    assert (raised.status, raised.found) == ("fail", "OSError: libtorch_cuda.so: cannot open")
+    crashed = doctor_checks.check_lookup(-11, "")
+    assert crashed.status == "fail"
+    assert "signal 11" in crashed.found
+
+
+def test_lookup_notices_a_wrong_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    doctor_checks.lookup()
+    monkeypatch.setattr(torch, "equal", lambda *_: False)
+    with pytest.raises(RuntimeError, match="wrong sums"):
+        doctor_checks.lookup()
+
+
+def test_this_installation_is_sound() -> None:
+    findings = doctor_checks.diagnose()
+    assert [finding for finding in findings if finding.status == "fail"] == []
+    topics = [finding.topic for finding in findings]
+    assert len(set(topics)) == len(topics)
+    assert {"Python", "Builds", "fbgemm lookup", "Devices", "Backends", "Threads", "Memory"} <= set(topics)
+
+
+def test_failed_and_rendered() -> None:
+    sound = doctor_checks.Finding("Python", "ok", "3.11")
+    short = doctor_checks.Finding("Memory", "warn", "1 GiB", "buy")
+    broken = doctor_checks.Finding("torch", "fail", "absent", "pip install 'torch[extra]'")
+    assert not doctor_checks.failed([sound, short])
+    assert doctor_checks.failed([sound, broken])
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(doctor_checks.render([sound, short, broken]))
+    text = console.export_text()
+    assert "pip install 'torch[extra]'" in text
+    assert [line.split()[0] for line in text.splitlines()[1:]] == ["ok", "warn", "fail"]
+
+
+KNOWN = [
+    (FutureWarning, "`broadcast_buffers` is deprecated. Use `forward_sync_buffers` instead."),
+    (FutureWarning, "Please use DTensor instead and we are deprecating ShardedTensor."),
+    (DeprecationWarning, "`torch.jit.script` is deprecated. Please switch to `torch.compile`."),
+]
+FX = "torch.fx._symbolic_trace"
+
+
+def test_quiet_silences_the_known_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger(FX)
+    before = list(logger.filters)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        quiet()
+        quiet()
+        for category, message in KNOWN:
+            warnings.warn(message, category, stacklevel=1)
+        assert shown == []
+        warnings.warn("`something_else` is deprecated", FutureWarning, stacklevel=1)
+        warnings.warn("note: `broadcast_buffers` is deprecated", FutureWarning, stacklevel=1)
+    assert len(shown) == 2
+    try:
+        with caplog.at_level(logging.WARNING, logger=FX):
+            logger.propagate = True
+            logger.warning("is_fx_tracing will return true for both fx.symbolic_trace and torch.export.")
+            logger.warning("graph break")
+        assert [record.getMessage() for record in caplog.records] == ["graph break"]
+        assert len(logger.filters) == len(before) + (1 if not before else 0)
+    finally:
+        for added in set(logger.filters) - set(before):
+            logger.removeFilter(added)

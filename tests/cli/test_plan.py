@@ -1,0 +1,180 @@
+"""`a2gen plan` as a user meets it: exit codes, what it prints first, the files it writes."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from a2gen_rec.cli.main import main
+from a2gen_rec.models.embedding_tables import looked_up
+from a2gen_rec.sharding.saved_plan import Placement
+from tests.helpers import CONFIGS
+from tests.helpers.cards import make_card, write_dataset
+
+SCALE = str(CONFIGS / "scale" / "short_video.yaml")
+TABLES = {
+    "features": {"user_id": {"level": "user", "rows": 1000}, "item_id": {"level": "item", "rows": 50_000, "zipf": 0.9}},
+    "workload": {"windows": 16, "impressions": 800, "targets": 100, "actions": 6},
+}
+
+
+def topology(name: str) -> str:
+    return str(CONFIGS / "topologies" / f"{name}.yaml")
+
+
+def code(*arguments: str) -> int:
+    try:
+        main(["plan", *arguments])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    file = tmp_path / "tables.yaml"
+    file.write_text(yaml.safe_dump(TABLES))
+    return str(file)
+
+
+def test_the_shipped_scale_fits_on_64_hosts_of_8_and_not_on_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code("--config", SCALE, "--topology", topology("h200_64x8")) == 0
+    assert capsys.readouterr().out.startswith("fits on h200_64x8: 512 ranks on 64 hosts")
+    assert code("--config", SCALE, "--topology", topology("h200_1x8")) == 1
+    shown = capsys.readouterr().out
+    assert shown.startswith("does not fit on h200_1x8")
+    assert "item_id" in shown
+    assert "--ranks 32" in shown
+    assert code("--config", SCALE, "--topology", topology("h200_1x8"), "--ranks", "32") == 0
+
+
+def test_every_file_of_one_plan(config: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    files = {kind: str(out / f"plan.{kind}") for kind in ("json", "html", "save")}
+    options = [word for kind, file in files.items() for word in (f"--{kind}", file)]
+    assert code("--config", config, "--topology", topology("laptop"), "--sweep", "ranks=1,4", *options) == 0
+    report = json.loads(Path(files["json"]).read_text())
+    assert report["fits"]
+    assert [(each["world"], each["ranks_per_host"]) for each in report["sweep"]] == [(1, 1), (4, 2)]
+    saved = Placement.load(files["save"])
+    assert saved.world == 2
+    assert {name: len(table.ranks) for name, table in saved.tables.items()} == {
+        table["name"]: len(table["shards"]) for table in report["tables"]
+    }
+    HTMLParser().feed(Path(files["html"]).read_text())
+
+
+def test_no_plan_is_saved_where_there_is_none(config: str, tmp_path: Path) -> None:
+    save = tmp_path / "plan.yaml"
+    small = ["--config", config, "--topology", topology("laptop"), "--sharding.ddr_gb", "0.001"]
+    assert code(*small, "--save", str(save), "--json", str(tmp_path / "no.json")) == 1
+    assert not save.exists()
+    assert not json.loads((tmp_path / "no.json").read_text())["fits"]
+
+
+def test_a_dataset_is_planned_by_its_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_dataset(tmp_path / "data", make_card())
+    out = tmp_path / "plan.json"
+    jd = ["--config", str(CONFIGS / "jd.yaml"), "--data", str(data), "--topology", topology("laptop")]
+    assert code(*jd, "--rows.item_id", "77", "--json", str(out)) == 0
+    rows = {table["name"]: table["rows"] for table in json.loads(out.read_text())["tables"]}
+    cardinality = {feature.name: feature.cardinality for feature in looked_up(make_card())}
+    assert rows == cardinality | {"item_id": 77, "action": 5, "time_bucket": 64, "gap_bucket": 64}
+
+
+def test_topologies_and_saved_plans_are_compared(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--config", config, "--compare", topology("laptop"), topology("h100_1x8")]
+    assert code(*both, "--json", str(tmp_path / "both.json")) == 0
+    result = json.loads((tmp_path / "both.json").read_text())
+    assert (result["a"]["cluster"], result["b"]["cluster"]) == ("laptop", "h100_1x8")
+    assert capsys.readouterr().out.startswith("A: fits on laptop")
+    saved = []
+    for kind in ("table_wise", "row_wise"):
+        saved.append(str(tmp_path / f"{kind}.yaml"))
+        options = ["--topology", topology("laptop"), "--sharding.types", f"[{kind}]", "--save", saved[-1]]
+        assert code("--config", config, *options) == 0
+    two = [
+        "--config",
+        config,
+        "--topology",
+        topology("laptop"),
+        "--compare",
+        *saved,
+        "--json",
+        str(tmp_path / "2.json"),
+    ]
+    assert code(*two) == 0
+    result = json.loads((tmp_path / "2.json").read_text())
+    kinds = [{table["chosen"]["sharding"] for table in result[side]["tables"]} for side in ("a", "b")]
+    assert kinds == [{"table_wise"}, {"row_wise"}]
+    assert code("--config", SCALE, *two[2:]) == 1  # plans for other tables
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "--topology is missing"),
+        (["--topology", topology("laptop"), "--sweep", "ranks=2,x"], "--sweep ranks=2,x: must be numbers of ranks"),
+        (["--topology", topology("laptop"), "--sweep", "hosts=2"], "--sweep hosts=2: must be numbers of ranks"),
+        (["--topology", topology("laptop"), "--sweep", "ranks=2,3"], "3 ranks do not fill hosts of 2"),
+        (["--compare", topology("laptop"), topology("h100_1x8"), "--save", "plan.yaml"], "--save is for one plan"),
+        (["--topology", topology("h100_1x8"), "--ranks", "12"], "12 ranks do not fill hosts of 8"),
+        (["--topology", topology("laptop"), "--sharding.kernels", "[fused_uvm]"], "there is only fused"),
+        (["--topology", topology("laptop"), "--rows.nothing", "5"], "no table 'nothing'"),
+        (["--topology", topology("laptop"), "--rows.item_id", "0"], "rows 0 of table 'item_id' must be at least 1"),
+        (["--topology", topology("laptop"), "--rows.item_id", str(10**18)], "and at most 10^14"),
+        (["--topology", topology("laptop"), "--ranks", "-2"], "field 'ranks': -2 must be positive"),
+        (["--topology", topology("laptop"), "--model.dim", "30"], "model.dim 30"),
+        (["--topology", topology("laptop"), "--surprise", "1"], "surprise"),
+        (["--topology", SCALE], "field 'model' is unknown"),
+    ],
+)
+def test_settings_that_cannot_be_planned(
+    arguments: list[str], reason: str, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code("--config", config, *arguments) == 2
+    shown = capsys.readouterr()
+    assert reason in shown.err
+    assert shown.err.startswith("a2gen: error: ")
+    assert shown.err.count("\n") == 1
+    assert not shown.out
+
+
+def test_input_that_cannot_be_read(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(tmp_path / "none.yaml")
+    for arguments in (["--topology", missing], ["--topology", topology("laptop"), "--data", str(tmp_path)]):
+        assert code("--config", config, *arguments) == 1
+        assert capsys.readouterr().err.startswith(f"a2gen: error: {tmp_path}")
+    assert code("--config", missing, "--topology", topology("laptop")) == 1
+
+
+def test_training_takes_a_saved_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(write_dataset(tmp_path / "data", make_card()))
+    model = ["--model.dim", "8", "--model.heads", "2", "--model.time_buckets", "8"]
+    plan, run = str(tmp_path / "plan.yaml"), str(tmp_path / "run")
+    assert code("--data", data, "--topology", topology("laptop"), "--ranks", "1", *model, "--save", plan) == 0
+    steps: list[Any] = ["--train.max_steps", "2", "--train.device", "cpu"]
+    main(["train", "--data", data, "--run", run, "--plan", plan, *model, *steps])
+    assert yaml.safe_load(Path(run, "config.yaml").read_text())["sharding"]["plan"] == plan
+    text = Path(plan).read_text().replace("world: 1", "world: 2")
+    Path(plan).write_text(text)
+    with pytest.raises(SystemExit, match="1"):
+        main(["train", "--run", run, "--train.max_steps", "4"])
+    assert "its blocks, kernel and ranks do not make up the table" in capsys.readouterr().err
+
+
+def test_a_run_opens_elsewhere_than_where_its_plan_holds(tmp_path: Path) -> None:
+    data, run, out = str(write_dataset(tmp_path / "data", make_card())), str(tmp_path / "run"), tmp_path / "out.json"
+    steps = ["--train.max_steps", "2", "--train.device", "cpu"]
+    main(["train", "--data", data, "--run", run, "--model.dim", "8", "--model.heads", "2", *steps])
+    for state in Path(run).glob("checkpoints/*/state.json"):
+        saved = json.loads(state.read_text())
+        saved["config"]["sharding"] |= {"plan": "gone.yaml", "kernels": ["fused", "fused_uvm_caching"]}
+        state.write_text(json.dumps(saved))
+    main(["evaluate", "--run", run, "--split", "valid", "--device", "cpu", "--json", str(out)])
+    assert json.loads(out.read_text())["targets"] > 0

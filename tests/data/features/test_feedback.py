@@ -1,0 +1,133 @@
+"""Feedback levels, watch ratios and objectives against a rule written out in Python, thresholds against numpy."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from a2gen_rec.data.features import feedback
+from a2gen_rec.data.features.encodings import encoded
+from a2gen_rec.data.schema import (
+    COMPLETE,
+    EFFECTIVE,
+    FEEDBACK_LEVELS,
+    GLANCE,
+    NEGATIVE,
+    PARTIAL,
+    SPLITS,
+    UNKNOWN,
+    FeedbackRule,
+)
+from a2gen_rec.data.sources.base import SourceFacts
+
+NAN, INF = math.nan, math.inf
+RULE = FeedbackRule(3.0, ["hate", "report"], "long", [10.0, 20.5], [6.0, 2.0, 8.0, 12.5])
+
+
+@contextmanager
+def log_of(rows: list[tuple]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection with a relation ``log`` of staged impressions, of the columns that levels rest on."""
+    names = ("dwell_s", "long", "at_hate", "at_report", "split")
+    kinds = (pa.float32(), pa.float64(), pa.float32(), pa.float32(), pa.int8())
+    columns = zip(names, zip(*rows, strict=True), kinds, strict=True)
+    with duckdb.connect() as connection:
+        connection.register("log", pa.table({name: pa.array(list(values), kind) for name, values, kind in columns}))
+        yield connection
+
+
+def level(dwell: float, long: float | None, rule: FeedbackRule) -> int:
+    """The level that watch time makes, the slow way."""
+    if math.isnan(dwell):
+        return UNKNOWN
+    dwell = float(np.float32(dwell))
+    known = bool(rule.duration) and long is not None and 0 < long < INF
+    if known and dwell >= np.float32(long):
+        return COMPLETE
+    if dwell < rule.glance_s:
+        return GLANCE
+    bucket = 1 + sum(edge <= long for edge in rule.duration_edges_s) if known else 0
+    return EFFECTIVE if dwell >= rule.median_watch_s[bucket] else PARTIAL
+
+
+def ratio_row(dwell: float, long: float | None) -> int:
+    if math.isnan(dwell) or long is None or not 0 < long < INF:
+        return 0
+    ratio = float(np.float32(dwell) / np.float32(long))
+    return 1 + sum(edge <= ratio for edge in feedback.WATCH_RATIO_EDGES)
+
+
+seconds = st.sampled_from([0.0, 1.9, 2.0, 2.999, 3.0, 5.1, 6.0, 7.9, 8.0, 10.0, 12.5, 20.5, 40.0, NAN])
+lengths = st.sampled_from([None, NAN, INF, 0.0, -1.0, 1.9, 5.1, 9.99, 10.0, 20.5, 20.6, 100.0])
+happened = st.sampled_from([None, None, None, NAN, 0.0, 4.0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(seconds, lengths, happened, happened, st.integers(0, 2)), min_size=1, max_size=30),
+    st.booleans(),
+    st.booleans(),
+)
+@example([(5.1, 5.1, None, None, 0), (1.9, 1.9, 0.0, None, 0)], True, True)  # not equal as float32 and float64
+def test_levels_equal_the_rule_written_out(rows: list[tuple], negatives: bool, lengths: bool) -> None:
+    rule = RULE if lengths else FeedbackRule(3.0, RULE.negative, "", [], [6.0])
+    rule = rule if negatives else FeedbackRule(**(vars(rule) | {"negative": []}))
+    relation = feedback.with_feedback("log", rule)
+    columns = [f"raw.objective_{name}" for name in feedback.objectives(rule)]
+    query = encoded(relation, feedback.encodings(rule), [*columns, "raw.feedback AS level"], "row_")
+    with log_of(rows) as connection:
+        found = connection.sql(query).to_arrow_table().to_pylist()
+        counted = feedback.count_levels(connection, relation, rule)
+    for row, (dwell, long, hate, report, _) in zip(found, rows, strict=True):
+        watched = level(dwell, long, rule)
+        disliked = negatives and (hate is not None or report is not None)
+        expected = {"level": NEGATIVE if disliked else watched, "row_feedback": NEGATIVE if disliked else watched}
+        known = watched != UNKNOWN
+        expected["objective_glance"] = float(watched == GLANCE) if known else None
+        expected["objective_effective"] = float(watched >= EFFECTIVE) if known else None
+        expected |= {"objective_negative": float(disliked)} if negatives else {}
+        expected |= {"row_watch_ratio": ratio_row(dwell, long)} if lengths else {}
+        assert row == expected
+    for code, split in enumerate(SPLITS):
+        levels = [row["level"] for row, drawn in zip(found, rows, strict=True) if drawn[-1] == code]
+        assert counted[split] == {name: levels.count(place) for place, name in enumerate(FEEDBACK_LEVELS)}
+
+
+def test_thresholds_equal_numpy() -> None:
+    rng = np.random.default_rng(0)
+    long = np.round(rng.lognormal(3, 1, 999), 1)
+    long[::50] = 0  # unknown
+    dwell = (rng.random(999) * np.maximum(long, 5)).astype(np.float32)
+    dwell[::40] = NAN
+    facts = SourceFacts("x", ("hate",), (), duration="long", negative=("hate",))
+    overall = float(np.nanmedian(dwell))
+    with log_of([(d, s, None, None, 0) for d, s in zip(dwell, long, strict=True)]) as connection:
+        rule = feedback.fit(connection, "log", facts, overall)
+    assert rule is not None
+    watched = ~np.isnan(dwell)
+    places = [math.ceil((watched & (long > 0)).sum() * part / feedback.LENGTH_BUCKETS) for part in range(1, 8)]
+    edges = np.sort(long[watched & (long > 0)])[np.array(places) - 1]
+    assert rule.duration_edges_s == edges.tolist()
+    bucket = np.where(long > 0, 1 + np.searchsorted(edges, long, side="right"), 0)
+    medians = [np.median(dwell[watched & (bucket == row)].astype(float)) for row in range(1, 9)]
+    assert rule.median_watch_s == pytest.approx([overall, *medians])
+    assert (rule.glance_s, rule.negative, rule.duration) == (3.0, ["hate"], "long")
+
+
+def test_without_lengths_all_impressions_share_a_median() -> None:
+    facts = SourceFacts("x", (), ())
+    with log_of([(2.0, None, None, None, 0), (8.0, None, None, None, 0)]) as connection:
+        assert feedback.fit(connection, "log", facts, 5.0) == FeedbackRule(3.0, [], "", [], [5.0])
+        assert feedback.fit(connection, "log", facts, None) is None
+
+
+def test_one_length_leaves_the_shorter_bucket_the_overall_median() -> None:
+    rows = [(float(dwell), 15.0, None, None, 0) for dwell in range(9)] + [(50.0, NAN, None, None, 0)]
+    with log_of(rows) as connection:
+        rule = feedback.fit(connection, "log", SourceFacts("x", (), (), duration="long"), 4.5)
+    assert rule == FeedbackRule(3.0, [], "long", [15.0], [4.5, 4.5, 4.0])

@@ -1,0 +1,554 @@
+"""From raw logs to whole datasets: what the card and the tables must say, and what errors must leave."""
+
+import hashlib
+import math
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from rich.console import Console
+
+from a2gen_rec.config import PrepareConfig
+from a2gen_rec.data.features.sessions import GAP_EDGES_S, POSITION_EDGES
+from a2gen_rec.data.prepare.pipeline import prepare
+from a2gen_rec.data.prepare.splits import boundary_ms
+from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature, FeedbackRule
+from a2gen_rec.errors import ConfigError, DataError, UserError
+from a2gen_rec.reporting.console.dataset import summary_tables
+from tests.helpers import SAMPLES
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+CONFIG = PrepareConfig(partitions=3, threads=2, memory_gb=0.5, history=3, max_targets=2)
+
+SPEC = {
+    "kind": "impressions",
+    "columns": {"user": "user", "item": "item", "time": "ts", "dwell_s": "dwell"},
+    "actions": {"like": {"flag": "like"}, "comment": {"offset_s": "comment"}},
+    "labels": {"click": "click"},
+    "features": [
+        {"name": "item_id", "level": "item"},
+        {"name": "author", "level": "item", "min_count": 2},
+        {"name": "length", "level": "item", "kind": "buckets", "edges": [10, 20]},
+        {"name": "shop", "level": "item", "kind": "hash", "size": 5},
+        {"name": "city", "level": "user", "size": 1},
+    ],
+    "split": {"valid_from": "8", "test_from": "10"},
+}
+COLUMNS = ("user", "item", "ts", "dwell", "like", "comment", "click", "author", "length", "shop", "city")
+# Users a and b; training before 8 ms, test from 10 ms. The second row is the first one's duplicate.
+ROWS = [
+    ("a", "i", 1, 5.0, 1, None, 1, "x", 9.0, "s", "k"),
+    ("a", "i", 1, 5.0, 1, None, 1, "x", 9.0, "s", "k"),
+    ("a", "j", 2, 5.0, 0, 7.0, 0, "y", 10.0, "t", "k"),
+    ("a", "i", 5, 1.0, 0, 3.0, None, "x", 25.0, "s", "k"),
+    ("b", "i", 3, None, 0, None, 0, "x", 25.0, None, "l"),
+    ("b", "new", 8, 2.0, 1, 1.0, 1, "z", math.nan, "s", "l"),
+    ("a", "j", 9, 2.0, 0, None, 1, "y", 10.0, "t", "k"),
+    ("a", "new", 11, 2.0, 1, None, 0, "x", None, "u", "k"),
+    ("c", "i", 12, 2.0, 0, None, 0, "x", 5.0, "s", "m"),
+]
+
+
+def write_log(folder, rows=ROWS, columns=COLUMNS):
+    folder.mkdir(exist_ok=True)
+    table = pa.table({name: list(values) for name, values in zip(columns, zip(*rows, strict=True), strict=True)})
+    pq.write_table(table, folder / "log.parquet")
+    return folder
+
+
+def run(tmp_path, spec=SPEC, config=CONFIG, rows=ROWS, out="out", columns=COLUMNS):
+    raw = write_log(tmp_path / "raw", rows, columns)
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    card = prepare("generic", str(raw), str(tmp_path / out), config, str(tmp_path / "spec.yaml"), "a2gen prepare …")
+    return card, tmp_path / out
+
+
+def windows(out, split):
+    files = sorted((out / split).glob("part-*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    return sorted(rows, key=lambda row: (row["user"], row["ts_ms"][row["first_target"]]))
+
+
+def digest(out):
+    return {
+        file.relative_to(out).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(out.rglob("*"))
+        if file.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("prepared"))
+
+
+# --- the card ---------------------------------------------------------------------------------------------------
+
+
+def test_card_counts(prepared):
+    card, out = prepared
+    assert card == DatasetCard.load(str(out))
+    assert card.actions == ["start", "like", "comment", "exit"]
+    assert card.timed == ["comment", "exit"]
+    assert card.dropped == {"duplicate": 1}
+    assert card.command == "a2gen prepare …"
+    train, valid, test = (card.splits[name] for name in SPLITS)
+    assert (train.windows, train.targets, train.first_ms, train.last_ms) == (3, 4, 1, 5)
+    assert train.positives == {"like": 1, "comment": 2, "click": 1, "glance": 0, "effective": 2}
+    assert (valid.windows, valid.targets, test.windows, test.targets) == (2, 2, 2, 2)
+    assert valid.positives == {"like": 1, "comment": 1, "click": 2, "glance": 2, "effective": 0}
+    assert test.positives == {"like": 1, "comment": 0, "click": 0, "glance": 2, "effective": 0}
+    # One click and one watch time of training are unknown.
+    assert card.base_rate == {"like": 0.25, "comment": 0.5, "click": 1 / 3, "glance": 0.0, "effective": 2 / 3}
+    assert card.median_time_s == {"comment": 5.0, "exit": 5.0}  # exits 5, 7 (raised by the comment) and 3 s
+
+
+def test_features_are_learned_from_training_only(prepared):
+    card, out = prepared
+    assert {feature.name: feature for feature in card.features} == {
+        "user_id": Feature("user_id", "user", "vocabulary", 2),  # min_count 2 leaves a alone
+        "item_id": Feature("item_id", "item", "vocabulary", 3),
+        "author": Feature("author", "item", "vocabulary", 2),
+        "length": Feature("length", "item", "buckets", 4, [10.0, 20.0]),
+        "shop": Feature("shop", "item", "hash", 5),
+        "city": Feature("city", "user", "vocabulary", 2),
+        "hour_of_day": Feature("hour_of_day", "context", "vocabulary", 2),
+        "day_of_week": Feature("day_of_week", "context", "vocabulary", 2),
+        "session_position": Feature("session_position", "session", "buckets", 10, list(POSITION_EDGES)),
+        "session_gap": Feature("session_gap", "session", "buckets", 14, list(GAP_EDGES_S)),
+        "previous_feedback": Feature("previous_feedback", "session", "code", 6),
+        "feedback": Feature("feedback", "outcome", "code", 6),
+    }
+    vocabulary = pq.read_table(out / "vocabulary" / "item_id.parquet")
+    assert vocabulary.to_pylist() == [
+        {"value": "i", "row": 1, "count": 3},
+        {"value": "j", "row": 2, "count": 1},
+    ]
+    assert vocabulary.schema.types == [pa.string(), pa.int64(), pa.int64()]
+    assert pq.read_table(out / "vocabulary" / "city.parquet")["value"].to_pylist() == ["k"]
+    assert pq.read_table(out / "vocabulary" / "day_of_week.parquet")["value"].to_pylist() == ["3"]  # a Thursday
+
+
+def test_items_users_and_statistics(prepared):
+    _, out = prepared
+    items = {row["item"]: row for row in pq.read_table(out / "items.parquet").to_pylist()}
+    assert sorted(items) == ["i", "j", "new"]
+    assert [items["i"][name] for name in ("item_id", "author", "length")] == [1, 1, 1]  # latest length is 5.0
+    assert [items["new"][name] for name in ("item_id", "author", "length")] == [0, 1, 0]
+    users = pq.read_table(out / "users.parquet").to_pylist()
+    assert [(row["user"], row["user_id"], row["city"]) for row in users] == [("a", 1, 1), ("b", 0, 0), ("c", 0, 0)]
+    assert {row["user"]: row["user_key"] for row in users} == {
+        row["user"]: row["user_key"] for name in SPLITS for row in windows(out, name)
+    }
+    assert pq.read_table(out / "item_statistics.parquet").to_pylist() == [
+        {"item_id": 1, "impressions": 3, "like": 1, "comment": 1, "click": 1, "glance": 0, "effective": 1},
+        {"item_id": 2, "impressions": 1, "like": 0, "comment": 1, "click": 0, "glance": 0, "effective": 1},
+    ]
+
+
+def test_windows_by_hand(prepared):
+    _, out = prepared
+    first, second, third = windows(out, "train")
+    assert (first["user"], first["item_id"], first["first_target"]) == ("a", [1, 2], 0)
+    assert first["action"] == [[0, 1, 3], [0, 2, 3]]
+    assert repr(first["action_offset_s"]) == "[[0.0, nan, 5.0], [0.0, 7.0, 7.0]]"
+    assert first["dwell_s"] == [5.0, 7.0]
+    assert first["length"] == [1, 2]
+    assert (second["ts_ms"], second["first_target"]) == ([1, 2, 5], 2)
+    assert repr(second["label_click"]) == "[1.0, 0.0, nan]"
+    assert (third["user"], third["city"], third["shop"]) == ("b", 0, [0])
+    assert repr(third["dwell_s"]) == "[nan]"
+    valid = windows(out, "valid")
+    assert [(row["user"], row["ts_ms"], row["first_target"]) for row in valid] == [
+        ("a", [1, 2, 5, 9], 3),
+        ("b", [3, 8], 1),
+    ]
+    assert valid[1]["item_id"] == [1, 0]  # "new" was not in training
+    test = windows(out, "test")
+    assert [(row["user"], row["ts_ms"], row["first_target"]) for row in test] == [
+        ("a", [1, 2, 5, 9, 11], 4),  # the history of 3 and the impression before it
+        ("c", [12], 0),
+    ]
+
+
+def printed(card):
+    console = Console(record=True, width=120, file=open("/dev/null", "w"))  # noqa: SIM115
+    for table in summary_tables(card):
+        console.print(table)
+    return console.export_text()
+
+
+def test_summary_tells_the_counts(prepared):
+    text = printed(prepared[0])
+    for part in ("dropped: duplicate", "kept as impressions", "33.33%", "item_id", "vocabulary"):
+        assert part in text
+    levels = [line.split() for line in text[text.index("feedback levels") : text.index("features")].splitlines()]
+    assert ["unknown", "25.00%", "0.00%", "0.00%"] in levels
+    assert ["glance", "0.00%", "100.00%", "100.00%"] in levels
+    assert not any(line[:1] == ["complete"] for line in levels)  # without lengths, none can be
+
+
+# --- feedback and sessions ---------------------------------------------------------------------------------------
+
+WATCHED = {
+    "kind": "impressions",
+    "time_unit": "s",
+    "columns": {"user": "user", "item": "item", "time": "at", "dwell_s": "dwell"},
+    "actions": {"like": {"flag": "like"}, "hate": {"flag": "hate"}},
+    "features": [{"name": "length", "level": "item", "kind": "buckets"}],
+    "duration": "length",
+    "negative": ["hate"],
+    "split": {"valid_from": "10000000", "test_from": "20000000"},
+}
+WATCHED_COLUMNS = ("user", "item", "at", "dwell", "like", "hate", "length")
+# Watch times of training are 10, 1, 8 and 4 s, all of videos of 10 s: their median is 6 s.
+WATCHED_ROWS = [
+    ("u", "a", 0, 10.0, 0, 0, 10.0),  # to the end
+    ("u", "b", 20, 1.0, 0, 0, 10.0),
+    ("u", "c", 21, 8.0, 0, 1, 10.0),  # long, but hated
+    ("u", "d", 25, 4.0, 0, 0, 10.0),  # begins before c ends
+    ("u", "e", 3000, None, 1, 0, 10.0),  # in a new session
+    ("u", "f", 10_000, 6.0, 0, 0, None),
+    ("u", "g", 20_000, 2.0, 0, 0, 1.9),
+]
+
+
+def watched(tmp_path, rows=WATCHED_ROWS, out="out", **change):
+    return run(tmp_path, WATCHED | change, PrepareConfig(partitions=2), rows, out, WATCHED_COLUMNS)
+
+
+def test_feedback_by_hand(tmp_path):
+    card, out = watched(tmp_path)
+    assert card == DatasetCard.load(str(out))
+    assert card.feedback == FeedbackRule(3.0, ["hate"], "length", [10.0], [6.0, 6.0, 6.0])
+    assert card.negative == ["hate"]
+    assert (card.objectives, card.session_gap_s) == (["glance", "effective", "negative"], 1800.0)
+    assert card.base_rate == {"like": 0.2, "hate": 0.2, "glance": 0.25, "effective": 0.5, "negative": 0.2}
+    names = ("unknown", "negative", "glance", "partial", "effective", "complete")
+    levels = [card.splits[name].feedback for name in SPLITS]
+    counted = ((1, 1, 1, 1, 0, 1), (0, 0, 0, 0, 1, 0), (0, 0, 0, 0, 0, 1))
+    assert levels == [dict(zip(names, counts, strict=True)) for counts in counted]
+    (window,) = windows(out, "test")
+    assert window["first_target"] == 6
+    assert window["feedback"] == [5, 2, 1, 3, 0, 4, 5]
+    assert window["watch_ratio"] == [11, 2, 9, 5, 0, 0, 11]
+    assert repr(window["objective_glance"]) == "[0.0, 1.0, 0.0, 0.0, nan, 0.0, 0.0]"
+    assert repr(window["objective_effective"]) == "[1.0, 0.0, 1.0, 0.0, nan, 1.0, 1.0]"
+    assert window["objective_negative"] == [0, 0, 1, 0, 0, 0, 0]
+    # The session goes on from split to split, but for silences of over half an hour; gaps of 20, 1, 4, 2975 s.
+    assert window["session_position"] == [1, 2, 3, 4, 1, 1, 1]
+    assert window["session_gap"] == [0, 4, 2, 3, 9, 10, 10]
+    assert window["previous_feedback"] == [0, 5, 2, 0, 3, 0, 4]
+
+
+def test_thresholds_see_training_targets_only(tmp_path):
+    card, _ = watched(tmp_path)
+    later = [(*row[:3], 0.5 * row[2], 1, 1, 30.0) if row[2] >= 10_000 else row for row in WATCHED_ROWS]
+    other, _ = watched(tmp_path, [*later, ("v", "a", 15_000, 3.0, 1, 1, 5.0)], "other")
+    assert other.splits["valid"].feedback != card.splits["valid"].feedback
+    for name in ("feedback", "features", "base_rate", "median_time_s"):
+        assert getattr(other, name) == getattr(card, name)
+    trained = [(*row[:3], 9.0, *row[4:]) if row[1] == "b" else row for row in WATCHED_ROWS]
+    assert watched(tmp_path, trained, "trained")[0].feedback.median_watch_s == [8.5] * 3
+
+
+def test_without_lengths_or_negative_actions(tmp_path):
+    card, out = watched(tmp_path, duration="", negative=[])
+    assert card.feedback == FeedbackRule(3.0, [], "", [], [6.0])
+    assert card.objectives == ["glance", "effective"]
+    assert [feature.name for feature in card.at_level("outcome")] == ["feedback"]
+    assert windows(out, "test")[0]["feedback"] == [4, 2, 4, 3, 0, 4, 2]
+
+
+def test_without_watch_times_there_are_no_levels(tmp_path):
+    card, _ = run(tmp_path, BARE, rows=log_of(7, 20), columns=BARE_COLUMNS)
+    assert (card.feedback, card.objectives, card.at_level("outcome")) == (None, [], [])
+    assert [feature.name for feature in card.at_level("session")] == ["session_position", "session_gap"]
+    assert {name: split.feedback for name, split in card.splits.items()} == {name: {} for name in SPLITS}
+    assert "the log records no watch times" in printed(card)
+
+
+def test_negative_actions_are_told_apart_without_watch_times(tmp_path):
+    columns = {name: column for name, column in WATCHED["columns"].items() if name != "dwell_s"}
+    card, out = watched(tmp_path, columns=columns)
+    assert (card.feedback, card.objectives, card.negative) == (None, [], ["hate"])
+    assert DatasetCard.load(str(out)) == card
+
+
+def test_cards_from_before_negative_actions_had_a_field(tmp_path):
+    card, _ = watched(tmp_path)
+    raw = card.to_dict()
+    del raw["negative"]
+    assert DatasetCard.from_dict(raw) == card
+    assert DatasetCard.from_dict(raw | {"feedback": None}).negative == []
+    with pytest.raises(DataError, match="field 'negative': must be among the actions"):
+        DatasetCard.from_dict(raw | {"negative": ["loathe"]})
+
+
+def test_times_that_only_order_make_no_sessions(tmp_path):
+    card, out = watched(tmp_path, calendar=False)
+    assert card.at_level("session") == []
+    assert "session_gap" not in windows(out, "test")[0]
+    assert windows(out, "test")[0]["feedback"] == [5, 2, 1, 3, 0, 4, 5]
+
+
+# --- splits -----------------------------------------------------------------------------------------------------
+
+
+def log_of(users, impressions):
+    """Rows of a bare log: every user sees item ``n`` at time ``10 n``."""
+    return [(f"u{user}", f"i{n}", 10 * n) for user in range(users) for n in range(impressions)]
+
+
+BARE = {"kind": "impressions", "columns": {"user": "user", "item": "item", "time": "ts"}}
+BARE_COLUMNS = ("user", "item", "ts")
+
+
+def target_times(out, split):
+    return {
+        user: [ts for row in windows(out, split) if row["user"] == user for ts in row["ts_ms"][row["first_target"] :]]
+        for user in {row["user"] for row in windows(out, split)}
+    }
+
+
+def test_time_split_by_share_does_not_overlap(tmp_path):
+    spec = BARE | {"split": {"valid_share": 0.2, "test_share": 0.1}}
+    card, out = run(tmp_path, spec, rows=log_of(7, 20), columns=BARE_COLUMNS)
+    train, valid, test = (card.splits[name] for name in SPLITS)
+    assert (train.targets, valid.targets, test.targets) == (7 * 14, 7 * 4, 7 * 2)
+    assert train.last_ms < valid.first_ms <= valid.last_ms < test.first_ms
+    every = [target_times(out, name) for name in SPLITS]
+    assert [every[0]["u3"] + every[1]["u3"] + every[2]["u3"]] == [[10 * n for n in range(20)]]
+
+
+def test_ties_at_a_boundary_stay_together(tmp_path):
+    rows = [("u", f"i{n}", 0 if n < 3 else 50) for n in range(10)]
+    card, _ = run(tmp_path, BARE | {"split": {"valid_share": 0.2, "test_share": 0.2}}, rows=rows, columns=BARE_COLUMNS)
+    assert [card.splits[name].targets for name in SPLITS] == [3, 0, 7]
+
+
+def test_last_split_takes_each_user_s_last(tmp_path):
+    spec = BARE | {"split": {"by": "last", "valid_share": 0.1, "test_share": 0.25}}
+    rows = [*log_of(1, 10), ("few", "i", 1), ("few", "j", 2), ("three", "i", 1), ("three", "j", 2), ("three", "k", 3)]
+    _, out = run(tmp_path, spec, rows=rows, columns=BARE_COLUMNS)
+    train, valid, test = (target_times(out, name) for name in SPLITS)
+    assert train == {"u0": [0, 10, 20, 30, 40, 50], "few": [1, 2], "three": [1]}
+    assert valid == {"u0": [60], "three": [2]}
+    assert test == {"u0": [70, 80, 90], "three": [3]}
+
+
+def test_settings_replace_the_source_s_rule(tmp_path):
+    rows = [("u", f"i{day}", day * DAY_MS + 20 * HOUR_MS) for day in range(10)]
+    spec = BARE | {"utc_offset_hours": 8}
+    given = PrepareConfig(partitions=1, valid_from="1970-01-04", test_from="1970-01-06 04:00")
+    card, _ = run(tmp_path, spec, given, rows, "given", BARE_COLUMNS)
+    # Day n's impression falls on 04:00 of the local day n + 2.
+    assert [card.splits[name].targets for name in SPLITS] == [2, 2, 6]
+    last = PrepareConfig(partitions=1, valid_from="-3d", test_from="-1d")
+    card, _ = run(tmp_path, spec, last, rows, "last", BARE_COLUMNS)
+    assert [card.splits[name].targets for name in SPLITS] == [7, 2, 1]
+    shares = PrepareConfig(partitions=1, valid_share=0.3, test_share=0.2)
+    card, _ = run(tmp_path, spec, shares, rows, "shares", BARE_COLUMNS)
+    assert [card.splits[name].targets for name in SPLITS] == [5, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("value", "offset_hours", "expected"),
+    [
+        ("1970-01-02", 0, DAY_MS),
+        ("1970-01-02 08:00", 8, DAY_MS),
+        ("1970-01-02T00:00:00+00:00", 8, DAY_MS),
+        ("123", 8, 123),
+        ("-1d", 0, 4 * DAY_MS),
+        ("-2d", 8, 3 * DAY_MS - 8 * HOUR_MS),
+    ],
+)
+def test_boundaries(value, offset_hours, expected):
+    assert boundary_ms("test_from", value, offset_hours, end_ms=4 * DAY_MS + HOUR_MS) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"valid_from": "5"}, "must be given together"),
+        ({"valid_from": "9", "test_from": "5"}, "must not be after test_from"),
+        ({"valid_from": "soon", "test_from": "later"}, "'soon' is no ISO date-time"),
+        ({"valid_share": 0.6, "test_share": 0.5}, "must be shares below 1 in sum"),
+        ({"partitions": 0}, "partitions 0 must be at least 1"),
+        ({"memory_gb": 0.0}, "memory_gb 0.0 must be positive"),
+    ],
+)
+def test_impossible_settings(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, config=PrepareConfig(**({"partitions": 2} | change)))
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["raw", "spec.yaml"],)
+
+
+# --- the whole --------------------------------------------------------------------------------------------------
+
+
+def many_rows():
+    rows = []
+    for n in range(1500):
+        user, item = f"u{n * 7 % 41}", f"i{n * 13 % 97}"
+        extra = (n % 9 * 1.5, n % 5 == 0, n % 7 / 2 if n % 3 == 0 else None, n % 2, f"au{n % 11}", float(n % 50))
+        rows.append((user, item, n * 1000 % 70_000, *extra, f"s{n % 23}", f"c{n % 4}"))
+    return rows
+
+
+def test_same_input_same_bytes(tmp_path):
+    spec = SPEC | {"split": {"valid_share": 0.1, "test_share": 0.1}}
+    rows = many_rows()
+    run(tmp_path, spec, rows=rows, out="first")
+    run(tmp_path, spec, rows=rows[::-1], out="second", config=PrepareConfig(**(vars(CONFIG) | {"threads": 1})))
+    first, second = digest(tmp_path / "first"), digest(tmp_path / "second")
+    assert first == second
+    assert len(first) > 10
+
+
+def test_every_impression_is_a_target_once_whatever_the_partitions(tmp_path):
+    spec = SPEC | {"split": {"valid_share": 0.1, "test_share": 0.1}}
+    rows = many_rows()
+    expected = sorted({(row[0], row[2]) for row in rows for _ in [row[1]]})
+    cards = []
+    for partitions in (1, 7):
+        config = PrepareConfig(partitions=partitions, history=5, max_targets=4)
+        card, out = run(tmp_path, spec, config, rows, f"out{partitions}")
+        cards.append(card)
+        found = [
+            (row["user"], ts, item)
+            for name in SPLITS
+            for row in windows(out, name)
+            for ts, item in list(zip(row["ts_ms"], row["item_id"], strict=True))[row["first_target"] :]
+        ]
+        assert len(found) == len({(row[0], row[1], row[2]) for row in rows})
+        assert sorted({(user, ts) for user, ts, _ in found}) == expected
+    assert cards[0].splits == cards[1].splits
+    assert cards[0].features == cards[1].features
+
+
+def test_a_user_s_windows_lie_in_one_partition(tmp_path):
+    _, out = run(tmp_path, SPEC | {"split": {"valid_share": 0.1, "test_share": 0.1}}, rows=many_rows())
+    for name in SPLITS:
+        for file in (out / name).glob("*.parquet"):
+            table = ds.dataset(file).to_table(columns=["user_key"])
+            assert {key % CONFIG.partitions for key in table["user_key"].to_pylist()} == {int(file.stem[-5:])}
+
+
+def test_impressions_of_one_moment_are_in_order_of_item(tmp_path):
+    rows = [("u", f"i{n * 7 % 40:02d}", 1) for n in range(40)]
+    spec = BARE | {"features": [{"name": "item_id", "level": "item"}], "split": {"valid_from": "8", "test_from": "9"}}
+    config = PrepareConfig(partitions=1)
+    _, out = run(tmp_path, spec, config, rows, columns=BARE_COLUMNS)
+    assert windows(out, "train")[0]["item_id"] == list(range(1, 41))
+
+
+def test_of_duplicates_the_longest_stays(tmp_path):
+    columns = ("user", "item", "ts", "dwell")
+    spec = BARE | {"columns": BARE["columns"] | {"dwell_s": "dwell"}, "split": {"valid_from": "8", "test_from": "9"}}
+    rows = [("u", "i", 1, None), ("u", "i", 1, 2.0), ("u", "i", 1, 4.0), ("u", "j", 1, 3.0)]
+    card, out = run(tmp_path, spec, rows=rows, columns=columns)
+    assert card.dropped == {"duplicate": 2}
+    assert windows(out, "train")[0]["dwell_s"] == [4.0, 3.0]
+
+
+def test_min_count_setting_replaces_the_source_s(tmp_path):
+    card, _ = run(tmp_path, config=PrepareConfig(partitions=1, min_count=3))
+    cardinality = {feature.name: feature.cardinality for feature in card.features}
+    assert (cardinality["item_id"], cardinality["user_id"], cardinality["hour_of_day"]) == (2, 2, 2)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------
+
+
+def test_a_filled_folder_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("keep")
+    with pytest.raises(UserError, match="out: is not empty"):
+        run(tmp_path)
+    assert (tmp_path / "out" / "mine").read_text() == "keep"
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "out").mkdir()
+    _, out = run(tmp_path)
+    assert DatasetCard.load(str(out)).name == "generic"
+
+
+def test_errors_leave_nothing_behind(tmp_path):
+    bad = [*ROWS, ("a", "i", None, 5.0, 1, None, 1, "x", 9.0, "s", "k")]
+    with pytest.raises(DataError, match=r"log.parquet, row 10, field 'ts': is missing"):
+        run(tmp_path, rows=bad, out="new/deep/out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "spec.yaml"]
+
+
+def test_damaged_parquet_leaves_nothing_behind(tmp_path):
+    raw = write_log(tmp_path / "raw", many_rows())
+    file = raw / "log.parquet"
+    content = bytearray(file.read_bytes())
+    content[100:2000] = bytes(1900)
+    file.write_bytes(bytes(content))
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(SPEC))
+    with pytest.raises(DataError, match=r"log.parquet") as caught:
+        prepare("generic", str(raw), str(tmp_path / "out"), CONFIG, str(tmp_path / "spec.yaml"))
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "spec.yaml"]
+
+
+def test_nothing_to_train_on(tmp_path):
+    with pytest.raises(DataError, match="no impression before 1 ms is left to train on"):
+        run(tmp_path, config=PrepareConfig(valid_from="1", test_from="2"))
+    with pytest.raises(UserError, match="no such file or folder"):
+        prepare("jd", str(tmp_path / "nowhere"), str(tmp_path / "out"), CONFIG)
+
+
+def test_every_row_dropped(tmp_path):
+    (tmp_path / "x_rec_tmall_log.csv").write_text("item_id,user_id,action,vtime\ni,u,cart,2014/9/18 9:00\n")
+    with pytest.raises(DataError, match=r"no usable impression in 1 rows .*cart with no open impression"):
+        prepare("rec_tmall", str(tmp_path), str(tmp_path / "out"), CONFIG)
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_log(tmp_path):
+    header = "item_id,user_id,action,vtime\n"
+    (tmp_path / "x_rec_tmall_log.csv").write_text(header)
+    with pytest.raises(DataError, match="no usable impression in 0 rows"):
+        prepare("rec_tmall", str(tmp_path), str(tmp_path / "out"), CONFIG)
+
+
+def test_reserved_and_repeated_names(tmp_path):
+    taken = SPEC | {"features": [*SPEC["features"], {"name": "author", "level": "item"}]}
+    with pytest.raises(DataError, match="the name 'author' is taken twice"):
+        run(tmp_path, taken)
+    reserved = SPEC | {"features": [{"name": "ts_ms", "level": "context", "column": "shop"}]}
+    with pytest.raises(DataError, match="the name 'ts_ms' is reserved"):
+        run(tmp_path, reserved)
+    for name in ("glance", "effective", "negative", "watch_time", "watch", "ensemble"):
+        for kind, column in (("labels", "click"), ("actions", {"flag": "like"})):
+            with pytest.raises(DataError, match=f"the name '{name}' is reserved"):
+                run(tmp_path, SPEC | {kind: {name: column}})
+
+
+# --- public samples ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not SAMPLES.exists(), reason="public samples are not here")
+def test_jd_sample(tmp_path):
+    card = prepare("jd", str(SAMPLES / "jd-micro-behaviors"), str(tmp_path / "out"), PrepareConfig(partitions=2))
+    assert [card.splits[name].targets for name in SPLITS] == [37_045, 4_742, 4_742]
+    assert card.splits["train"].positives["comments"] == 6_404
+    assert card.timed == ["comments", "specification", "page_bottom", "cart", "order", "exit"]
+    assert not card.calendar
+
+
+@pytest.mark.skipif(not SAMPLES.exists(), reason="public samples are not here")
+def test_kuairand_sample(tmp_path):
+    card = prepare("kuairand", str(SAMPLES / "KuaiRand-Pure"), str(tmp_path / "out"), PrepareConfig(partitions=2))
+    assert card.dropped == {"duplicate": 4_739}
+    assert [card.splits[name].targets for name in SPLITS] == [131_352, 18_536, 17_044]
+    assert card.timed == ["exit"]
+    assert card.objectives == ["glance", "effective", "negative"]
+    assert card.splits["train"].positives["negative"] == card.splits["train"].positives["hate"] == 105

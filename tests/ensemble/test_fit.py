@@ -1,0 +1,403 @@
+"""The ensemble from a run to its folder and back, and its guarantees once trained on the run's own lists."""
+
+import copy
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from a2gen_rec.cli.main import main
+from a2gen_rec.config import EnsembleConfig, EvaluateConfig
+from a2gen_rec.ensemble import fit
+from a2gen_rec.ensemble.fit import Trained, found, train_ensemble
+from a2gen_rec.ensemble.fit_baselines import untrained
+from a2gen_rec.ensemble.session_lists import centre_scale
+from a2gen_rec.ensemble.trainer import Epoch, largest_falls, score_lists
+from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.models.ensemble.baselines import Formula
+from a2gen_rec.models.ensemble.io import load_baseline, load_ensemble, save_ensemble
+from a2gen_rec.models.ensemble.model import Ensemble
+from a2gen_rec.runs.evaluate import evaluate_run
+from a2gen_rec.training import checkpoint
+from a2gen_rec.training.build import build
+from a2gen_rec.training.entrypoint import train
+from a2gen_rec.training.loaded_run import OpenRun, open_run, restore_config
+from a2gen_rec.utils.distributed import Process
+from tests.helpers.cards import make_card, small_config, write_dataset
+from tests.helpers.distributed import on_ranks
+
+CARD = make_card()
+CONFIG = EnsembleConfig(
+    epochs=3, lr=0.05, dim=4, hidden=[6, 4], degree=16, batch_lists=16, events=3, formula_trials=8, gap_s=1e6
+)
+SINGLE = ["like", "comment", "follow", "click", "glance", "effective", "watch_time"]
+BASELINES = ["formula", "logistic regression", "MLP", "session weights"]
+
+
+class Told:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.scored: list[tuple[str, int, int]] = []
+        self.fitted: list[str] = []
+        self.epochs: list[tuple[str, int]] = []
+
+    def scoring(self, split: str, done: int, files: int) -> None:
+        self.scored.append((split, done, files))
+
+    def fitting(self, name: str) -> None:
+        self.fitted.append(name)
+
+    def epoch(self, name: str, epoch: Epoch) -> None:
+        self.epochs.append((name, epoch.epoch))
+
+
+@dataclass(frozen=True, repr=False)
+class World:
+    data: Path
+    run: Path
+    trained: Trained
+    told: Told
+
+    @property
+    def folder(self) -> Path:
+        return self.run / "ensemble"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small cost more in handing out to threads than in computing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("ensemble_run")
+    data, run, told = write_dataset(folder / "data", CARD, windows=40, files=2), folder / "run", Told()
+    config = small_config(objectives=True)
+    config.train.max_steps, config.loader.background, config.train.log_every = 6, False, 0
+    config.optim.dense_lr, config.optim.tables_lr, config.evaluate.max_error = 0.05, 0.3, 0.01
+    config.loader.max_impressions = 60
+    train(config, str(data), str(run))
+    trained = train_ensemble(str(run), str(run / "ensemble"), CONFIG, told)
+    assert trained is not None
+    return World(data, run, trained, told)
+
+
+def measured(world: World, split: str = "valid", **options: str) -> dict[str, Any]:
+    return evaluate_run(str(world.run), split, "", EvaluateConfig(max_error=0.5), **options)
+
+
+def test_what_is_loaded_is_what_was_trained(world: World) -> None:
+    model, card = load_ensemble(str(world.folder))
+    assert card == world.trained.card
+    assert [objective.name for objective in card.objectives] == SINGLE
+    assert {objective.name for objective in card.objectives if objective.better == "less"} == {"glance"}
+    assert (card.step, card.run) == (6, str(world.run))
+    assert list(card.largest_fall) == SINGLE
+    lists = world.trained.valid
+    np.testing.assert_array_equal(score_lists(model, lists), score_lists(world.trained.model, lists))
+    assert world.told.fitted == ["UMRE", "logistic regression", "MLP", "session weights", "formula"]
+    assert [epoch for name, epoch in world.told.epochs if name == "UMRE"] == [0, 1, 2]
+    assert world.told.scored == [(split, done, 2) for split in ("train", "valid") for done in range(3)]
+
+
+def test_a_loaded_ensemble_and_its_baselines_measure_what_training_reported(world: World) -> None:
+    """Of the same lists all is equal to the last bit, also what was trained beside the ensemble."""
+    result = measured(world)
+    assert result["targets"] == len(world.trained.valid.item)
+    assert result["lists"] == world.trained.card.metrics
+    assert list(result["lists"]["methods"]) == ["UMRE", *(f"{name} alone" for name in SINGLE), *BASELINES]
+    assert result["lists"]["lists"] > 20
+    assert set(result["lists"]["behaviours"]) == {"like", "comment", "follow", "click", "effective"}
+    other = measured(world, "test")
+    assert other["lists"]["split"] == "test"
+    assert other["lists"]["methods"] != result["lists"]["methods"]
+
+
+def test_every_baseline_is_kept_with_what_it_learned(world: World) -> None:
+    """Loaded into others, they score otherwise than untrained ones."""
+    card, lists = world.trained.card, world.trained.valid
+    for name in BASELINES:
+        fresh = untrained(card)[name]
+        before = score_lists(fresh, lists)
+        load_baseline(str(world.folder), name.replace(" ", "-").lower(), fresh)
+        assert not np.allclose(score_lists(fresh, lists), before), name
+
+
+def test_the_formula_takes_probabilities_as_they_are_and_watch_times_by_their_spread(world: World) -> None:
+    formula = untrained(world.trained.card)["formula"]
+    load_baseline(str(world.folder), "formula", formula)
+    centre, scale = centre_scale(world.trained.train)
+    assert isinstance(formula, Formula)
+    assert formula.centre.tolist() == [0.0] * 6 + [centre[6].item()]
+    assert formula.scale.tolist() == [1.0] * 6 + [scale[6].item()]
+
+
+def test_without_an_ensemble_evaluation_has_no_lists(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(world.folder, moved)
+    monkeypatch.setattr(fit, "FOLDER", "absent")
+    assert found(str(world.run)) == ""
+    assert measured(world)["lists"] == {}
+    assert measured(world, ensemble=str(moved))["lists"] == world.trained.card.metrics
+
+
+def refused(world: World, folder: Path, message: str) -> None:
+    """One line, and before the long way through the split."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "evaluate", lambda *_: pytest.fail("too late"))
+        with pytest.raises(UserError, match=message) as caught:
+            measured(world, ensemble=str(folder))
+    assert "\n" not in str(caught.value)
+    assert not torch.distributed.is_initialized()
+
+
+def test_an_ensemble_of_other_predictions_is_refused(world: World, tmp_path: Path) -> None:
+    """Another step, other directions or another training."""
+    model, card = load_ensemble(str(world.folder))
+    refused(world, tmp_path / "none", "none: no ensemble here")
+    save_ensemble(str(tmp_path / "step"), model, replace(card, step=4))
+    refused(world, tmp_path / "step", r"step: is of step 4 of .*run, the run's best is step 6; run `a2gen train-en")
+    liked = [replace(objective, better="more") for objective in card.objectives]
+    save_ensemble(str(tmp_path / "better"), model, replace(card, objectives=liked))
+    refused(world, tmp_path / "better", "better: is of .*run, which predicts otherwise than this run")
+    save_ensemble(str(tmp_path / "again"), model, replace(card, checkpoint="0" * 12, run="runs/other"))
+    refused(
+        world, tmp_path / "again", "again: is of another training, runs/other, than this run's best checkpoint; run"
+    )
+
+
+def test_a_checkpoint_is_told_from_others_of_its_step(world: World, tmp_path: Path) -> None:
+    """Also from one by the same command; not by where it lies or what is noted beside its tensors."""
+    mine = checkpoint.best(str(world.run))
+    moved = shutil.copytree(mine, tmp_path / "moved")
+    (moved / "state.json").write_text("{}")
+    assert checkpoint.digest(str(moved)) == checkpoint.digest(mine) == world.trained.card.checkpoint
+    with open_run(str(world.run)) as opened:
+        state = checkpoint.State.read(mine)
+        checkpoint.save(str(tmp_path / "run"), opened.built, state, keep=0)
+    again = checkpoint.digest(checkpoint.best(str(tmp_path / "run")))
+    assert again != world.trained.card.checkpoint
+    (moved / ".metadata").unlink()
+    with pytest.raises(UserError, match=r"moved/.metadata: cannot be read .No such file"):
+        checkpoint.digest(str(moved))
+
+
+def _to_compare(process: Process, run: Path, folder: Path) -> str:
+    """What one rank is told."""
+    state = checkpoint.State.read(place := checkpoint.best(str(run)))
+    config = restore_config(state.config)
+    built = build(CARD, config, process)
+    checkpoint.load(place, built, with_optimizer=False)
+    opened = OpenRun(built, config, CARD, state.data, process, state.step, checkpoint.digest(place))
+    try:
+        fit._to_compare(opened, str(run), str(folder), "valid")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_all_ranks_are_told_of_a_missing_baseline(world: World, tmp_path: Path) -> None:
+    """None is left waiting for the one that reads it."""
+    folder = Path(shutil.copytree(world.folder, tmp_path / "ensemble"))
+    (folder / "baseline-mlp.safetensors").unlink()
+    first, second = on_ranks(2, tmp_path, _to_compare, world.run, folder)
+    assert first == second == f"{folder}/baseline-mlp.safetensors: no such file or folder"
+
+
+def test_lists_are_measured_when_no_rank_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = fit._measure
+
+    def measured_alone(*given: Any) -> dict[str, Any]:
+        assert not torch.distributed.is_initialized()
+        return measure(*given)
+
+    monkeypatch.setattr(fit, "_measure", measured_alone)
+    assert measured(world)["lists"] == world.trained.card.metrics
+
+
+def test_what_cannot_be_trained_is_refused_before_scoring(world: World, tmp_path: Path) -> None:
+    def fails(error: type[UserError], message: str, out: Path, config: EnsembleConfig = CONFIG) -> None:
+        told = Told()
+        with pytest.raises(error, match=message) as caught:
+            train_ensemble(str(world.run), str(out), config, told)
+        assert "\n" not in str(caught.value)
+        assert not told.scored
+
+    fails(
+        ConfigError,
+        "behaviours.likes: the dataset has like, comment",
+        tmp_path,
+        replace(CONFIG, behaviours={"likes": 1}),
+    )
+    fails(ConfigError, "behaviours.glance: ", tmp_path, replace(CONFIG, behaviours={"glance": 1}))
+    (tmp_path / "mine").write_text("")
+    fails(UserError, "is there and holds no ensemble", tmp_path)
+    fails(UserError, "mine: ensemble cannot be written .Not a dir", tmp_path / "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_scores_are_those_of_the_data_and_of_how_they_were_made(world: World, tmp_path: Path) -> None:
+    """Another dataset of the same shape is measured too, beside the scores of the first; what is there is not made."""
+    scored = world.run / "scores"
+    there = {path.name for path in scored.iterdir()}
+    assert measured(world)["lists"] == world.trained.card.metrics
+    assert {path.name for path in scored.iterdir()} == there
+    other = write_dataset(tmp_path / "other", CARD, windows=30, files=1, seed=1)
+    result = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_error=0.5))
+    assert result["lists"]["lists"] > 10
+    assert result["lists"]["methods"] != world.trained.card.metrics["methods"]
+    (made,) = {path.name for path in scored.iterdir()} - there
+    assert re.fullmatch(r"step-00000006-[0-9a-f]{12}", made)
+    again = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_error=0.5))
+    assert again == result
+    same_place = write_dataset(tmp_path / "prepared_again" / "other", CARD, windows=30, files=1, seed=2)
+    shutil.rmtree(other)
+    same_place.rename(other)
+    replace(CARD, dropped={"duplicate": 1}).save(str(other))
+    renewed = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_error=0.5))
+    assert renewed["lists"]["methods"] != result["lists"]["methods"]
+    replace(CARD, objectives=["glance"]).save(str(other))
+    with pytest.raises(UserError, match="other: its objectives differ from those the run"):
+        train_ensemble(str(world.run), str(tmp_path / "out"), CONFIG, Told(), str(other))
+
+
+def test_scores_of_other_settings_are_made_anew(world: World) -> None:
+    folders = []
+    with open_run(str(world.run)) as opened, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "score_split", lambda *given: folders.append(given[2]))
+        ways = [(opened, CONFIG), (opened, replace(CONFIG, epochs=9)), (opened, replace(CONFIG, events=2))]
+        ways += [(opened, replace(CONFIG, gap_s=7.0)), (replace(opened, digest="0" * 12), CONFIG)]
+        bounded = copy.deepcopy(opened.config)
+        bounded.evaluate.max_error = 0.5
+        for each, config in [*ways, (replace(opened, config=bounded), CONFIG)]:
+            fit.session_lists(each, str(world.run), "valid", config)
+        patch.setattr(fit, "SCORES_VERSION", 0)
+        fit.session_lists(opened, str(world.run), "valid", CONFIG)
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 6
+
+
+def test_a_failure_leaves_what_was_there(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Path(shutil.copytree(world.folder, tmp_path / "ensemble"))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise UserError("the loss became nan")
+
+    monkeypatch.setattr(fit, "fit_baselines", fails)
+    for folder in (out, tmp_path / "new"):
+        with pytest.raises(UserError, match="became nan"):
+            train_ensemble(str(world.run), str(folder), CONFIG, Told())
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["ensemble"]
+
+
+def test_falls_are_told_and_a_picture_that_fails_is_one_line(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dataset of random windows has no table of users to name them by; the ensemble is told of before."""
+    falls = dict.fromkeys(SINGLE, 0.0) | {"glance": 2.5e-4, "like": 9e-7}
+    made = replace(world.trained, card=replace(world.trained.card, largest_fall=falls))
+    monkeypatch.setattr(fit, "train_ensemble", lambda *_: made)
+    with pytest.raises(SystemExit) as left:
+        main(["train-ensemble", "--run", str(world.run)])
+    told = capsys.readouterr()
+    assert left.value.code == 1
+    assert told.out.splitlines()[-2:] == [
+        "the transform of glance falls by up to 2.5e-04: lower lr or raise degree",
+        f"ensemble: {world.folder}",
+    ]
+    assert "lower lr" not in "\n".join(told.out.splitlines()[:-2])
+    (line,) = told.err.splitlines()
+    assert line.startswith(f"a2gen: error: {world.data}/users.parquet: cannot be read")
+
+
+def test_the_card_is_plain_yaml(world: World) -> None:
+    raw = yaml.safe_load((world.folder / "ensemble.yaml").read_text())
+    assert sum(raw["behaviours"].values()) == pytest.approx(1)
+    assert raw["config"]["hidden"] == [6, 4]
+
+
+# --- guarantees of the trained ensemble, on the lists it was trained and validated on ---------------------------
+
+
+@pytest.fixture(scope="module")
+def exact(world: World) -> Ensemble:
+    """In float64: rounding aside, nothing may be the least bit wrong."""
+    assert largest_falls(world.trained.model, world.trained.train).max() == 0
+    return copy.deepcopy(world.trained.model).double()
+
+
+def scored(exact: Ensemble, world: World, row: int, z: torch.Tensor) -> torch.Tensor:
+    """Scores of values [C, K], in units of their own spread, as the candidates of a validation list's first context."""
+    batch = world.trained.valid.batch(np.array([row % len(world.trained.valid)]))
+    value = exact.centre + exact.scale * z.double()
+    return exact(value[None], batch.events, batch.length, batch.context[:, :1]).score[0].detach()
+
+
+VALUES = st.floats(-30, 30, width=32)
+ROWS = st.integers(0, 10_000)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ROWS, st.lists(VALUES, min_size=7, max_size=7), st.integers(0, 6), st.floats(0, 32, width=32))
+def test_what_gets_better_never_ranks_lower(
+    world: World, exact: Ensemble, row: int, values: list[float], k: int, step: float
+) -> None:
+    value = torch.tensor([values, values])
+    less = world.trained.card.objectives[k].better == "less"
+    value[1, k] += -step if less else step
+    before, after = scored(exact, world, row, value)
+    assert after >= before - 1e-12 * before.abs()
+    if step > 1e-2 and abs(values[k]) < 8:
+        assert after > before
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ROWS,
+    st.lists(VALUES, min_size=7, max_size=7),
+    st.integers(0, 6),
+    st.lists(st.integers(-40, 40), min_size=1, max_size=8, unique=True),
+)
+def test_one_objective_orders_where_the_others_are_equal(
+    world: World, exact: Ensemble, row: int, values: list[float], k: int, tenths: list[int]
+) -> None:
+    value = torch.tensor(values).repeat(len(tenths), 1)
+    value[:, k] = torch.tensor(tenths) / 10
+    key = torch.tensor(tenths) * (-1 if world.trained.card.objectives[k].better == "less" else 1)
+    assert scored(exact, world, row, value).argsort().tolist() == key.argsort().tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, st.sampled_from([-1e4, -16.0, 0.0, 16.0, 1e4]), st.integers(1, 5), st.booleans())
+def test_extreme_equal_lone_and_new(world: World, row: int, value: float, candidates: int, new: bool) -> None:
+    """Float32 as served: equal candidates have equal scores, weights are shares, whoever the user is."""
+    model = world.trained.model
+    batch = world.trained.valid.batch(np.array([row % len(world.trained.valid)]))
+    events, length = (batch.events[:, :0], batch.length * 0) if new else (batch.events, batch.length)
+    context = batch.context[:, :1].expand(-1, candidates, -1)
+    with torch.no_grad():
+        output = model(torch.full((1, candidates, 7), value), events, length, context)
+        alone = model(torch.full((1, 1, 7), value), events, length, batch.context[:, :1])
+    assert output.score.isfinite().all()
+    torch.testing.assert_close(output.score, alone.score.expand_as(output.score))
+    assert (output.weight >= 0).all()
+    torch.testing.assert_close(output.weight.sum(-1), torch.ones(1, candidates))
+    torch.testing.assert_close((output.weight * output.transform).sum(-1), output.score)

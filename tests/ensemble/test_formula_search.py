@@ -1,0 +1,101 @@
+"""The search for the formula's numbers: an order planted to be found, and what is drawn."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from a2gen_rec.ensemble import formula_search
+from a2gen_rec.ensemble.formula_search import TunedFormula, random_formula, tune_formula
+from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.models.ensemble.baselines import Formula
+
+LESS = [False, True, False]
+K = len(LESS)
+
+
+def planted() -> tuple[Tensor, Callable[[Tensor], float]]:
+    """Values of a rare, a common and a noise objective, and how well scores agree with a planted formula's order."""
+    rng = torch.Generator().manual_seed(3)
+    value = torch.tensor([-6.0, 0.0, 0.0]) + torch.tensor([1.5, 1.0, 2.0]) * torch.randn(300, K, generator=rng)
+    truth = 1000 * torch.sigmoid(value[:, 0]) - torch.sigmoid(value[:, 1])
+
+    def measure(score: Tensor) -> float:
+        agree = (score[:, None] > score) == (truth[:, None] > truth)
+        return agree.float().mean().item()
+
+    return value, measure
+
+
+def tune(trials: int, seed: int = 0, measure: Callable[[Tensor], float] | None = None) -> TunedFormula:
+    value, agreement = planted()
+    return tune_formula(value, measure or agreement, LESS, torch.zeros(K), torch.ones(K), trials, seed)
+
+
+def test_tuning_finds_a_planted_order() -> None:
+    value, measure = planted()
+    tuned = tune(100)
+    start = Formula(torch.ones(K), torch.ones(K), LESS, torch.zeros(K), torch.ones(K))
+    assert tuned.start == measure(start.score(value)) < 0.6
+    assert tuned.measure == measure(tuned.formula.score(value)) > 0.9
+
+
+def test_tuning_is_its_seeds_and_more_trials_never_hurt_what_came_first() -> None:
+    """One trial is the start. The best is never worse than any trial seen."""
+    seen: list[float] = []
+    _, measure = planted()
+
+    def watched(score: Tensor) -> float:
+        seen.append(measure(score))
+        return seen[-1]
+
+    tuned = tune(40, measure=watched)
+    assert len(seen) == 40
+    assert (tuned.start, tuned.measure) == (seen[0], max(seen))
+    again, other = tune(40), tune(40, seed=1)
+    assert torch.equal(again.formula.alpha, tuned.formula.alpha)
+    assert not torch.equal(other.formula.alpha, tuned.formula.alpha)
+    only = tune(1)
+    assert only.measure == only.start
+    assert only.formula.alpha.tolist() == [1, 1, 1]
+    assert only.formula.exponent.tolist() == [1, -1, 1]
+
+
+def test_the_second_half_of_trials_is_near_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    nears: list[Tensor | None] = []
+    drawn, measures = [torch.ones(2, K)], []
+    _, measure = planted()
+
+    def watched_draw(rng: torch.Generator, objectives: int, near: Tensor | None = None) -> Tensor:
+        nears.append(near)
+        drawn.append(random_formula(rng, objectives, near))
+        return drawn[-1]
+
+    monkeypatch.setattr(formula_search, "random_formula", watched_draw)
+    tune(20, measure=lambda score: measures.append(measure(score)) or measures[-1])  # type: ignore[func-returns-value]
+    assert nears[:9] == [None] * 9  # after the start, ten at large with it
+    for trial, near in enumerate(nears[9:], 10):
+        assert near is drawn[measures.index(max(measures[:trial]))]
+
+
+def test_drawn_formulas_cover_their_ranges_and_stay_near_when_asked() -> None:
+    rng = torch.Generator().manual_seed(0)
+    drawn = torch.stack([random_formula(rng, 2) for _ in range(2000)]).log10()
+    low, high = torch.tensor([-1.0, -2.0]), torch.tensor([4.0, 1.0])
+    torch.testing.assert_close(drawn.amin((0, 2)), low, atol=0.02, rtol=0)
+    torch.testing.assert_close(drawn.amax((0, 2)), high, atol=0.02, rtol=0)
+    torch.testing.assert_close(drawn.mean((0, 2)), (low + high) / 2, atol=0.1, rtol=0)
+    near = torch.tensor([[10.0, 1e4], [1.0, 0.01]])
+    moved = torch.stack([random_formula(rng, 2, near) for _ in range(2000)])
+    assert moved[:, :, 0].log().std(0).tolist() == pytest.approx([0.7, 0.7], rel=0.1)
+    assert moved[:, 0].max() <= 1e4 * (1 + 1e-5)
+    assert moved[:, 1].min() >= 0.01 * (1 - 1e-5)
+
+
+def test_searches_that_find_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="1 or more trials"):
+        tune(0)
+    with pytest.raises(UserError, match="none of 3 formulas"):
+        tune(3, measure=lambda score: math.nan)

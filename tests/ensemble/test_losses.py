@@ -1,0 +1,217 @@
+"""Losses against loops over lists and pairs, behaviours' weights against hand cases and brute force."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from a2gen_rec.ensemble.losses import (
+    bounded_min_norm_weights,
+    combined_relevance,
+    gradient_products,
+    listwise,
+    min_norm_weights,
+    pairwise,
+    pointwise,
+    rebalance,
+)
+from a2gen_rec.errors import ConfigError
+
+LOSSES = {"pointwise": pointwise, "listwise": listwise, "pairwise": pairwise}
+
+
+def lists(seed: int, n: int = 4, candidates: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, relevances with ties and zeros, and lists padded to nothing and up to all."""
+    rng = torch.Generator().manual_seed(seed)
+    score = torch.randn(n, candidates, generator=rng, dtype=torch.float64)
+    labels = torch.rand(n, candidates, 2, generator=rng) < 0.3
+    relevance = combined_relevance(labels, torch.tensor([0.7, 0.3], dtype=torch.float64))
+    size = torch.randint(0, candidates + 1, (n,), generator=rng)
+    return score.requires_grad_(), relevance, torch.arange(candidates) < size[:, None]
+
+
+def slow(name: str, score: Tensor, relevance: Tensor, valid: Tensor) -> list[Tensor]:
+    """Every term of the loss, one list after the other, padding cut off."""
+    terms = []
+    for s, r, inside in zip(score, relevance, valid, strict=True):
+        s, r = s[inside], r[inside]
+        if name == "pointwise":
+            terms += [(a - b) ** 2 for a, b in zip(s, r, strict=True)]
+        elif name == "listwise":
+            terms += [-b * torch.log(torch.exp(a) / torch.exp(s).sum()) for a, b in zip(s, r, strict=True)]
+        elif name == "pairwise":
+            terms += [
+                torch.log(1 + torch.exp(s[j] - s[i]))
+                for i, j in itertools.permutations(range(len(s)), 2)
+                if r[i] > r[j]
+            ]
+    return terms
+
+
+def test_relevance_is_the_weighted_sum_of_the_labels() -> None:
+    labels = torch.tensor([[[1, 0], [1, 1], [0, 0]]])
+    expected = torch.tensor([[0.75, 1.0, 0.0]])
+    torch.testing.assert_close(combined_relevance(labels, torch.tensor([0.75, 0.25])), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(name=st.sampled_from(sorted(LOSSES)), seed=st.integers(0, 999), candidates=st.integers(1, 6))
+def test_losses_and_gradients_equal_loops(name: str, seed: int, candidates: int) -> None:
+    score, relevance, valid = lists(seed, candidates=candidates)
+    loss, terms = LOSSES[name](score, relevance, valid), slow(name, score, relevance, valid)
+    count = float(relevance[valid].sum()) if name == "listwise" else len(terms)
+    assert float(loss.count) == pytest.approx(count)
+    (fast,) = torch.autograd.grad(loss.total, score, materialize_grads=True)
+    if not terms:
+        assert loss.total == loss.mean == 0
+        assert not fast.any()
+        return
+    expected = torch.stack(terms)
+    torch.testing.assert_close(loss.total, expected.sum())
+    torch.testing.assert_close(loss.mean, expected.sum() / (count or 1))
+    torch.testing.assert_close(fast, torch.autograd.grad(expected.sum(), score)[0])
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("garbage", [torch.inf, torch.nan, 1e30])
+def test_padding_changes_nothing(name: str, garbage: float) -> None:
+    score, relevance, valid = lists(3)
+    dirty_score = score.detach().masked_fill(~valid, garbage).requires_grad_()
+    dirty = LOSSES[name](dirty_score, relevance.masked_fill(~valid, garbage), valid)
+    clean = LOSSES[name](score, relevance, valid)
+    assert 0 < valid.sum() < valid.numel()
+    assert dirty.total == clean.total
+    assert dirty.count == clean.count
+    gradient = torch.autograd.grad(dirty.total, dirty_score)[0]
+    assert torch.equal(gradient, torch.autograd.grad(clean.total, score)[0])
+
+
+def test_large_scores_stay_finite() -> None:
+    relevance, valid = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
+    for name, expected in (("listwise", 2000.0), ("pairwise", 2000.0)):
+        loss = LOSSES[name](torch.tensor([[-1000.0, 1000.0]]), relevance, valid)
+        assert loss.total == pytest.approx(expected)
+
+
+def test_a_behaviour_that_fell_weighs_more() -> None:
+    weights, before = np.array([0.5, 0.3, 0.2]), np.array([0.6, 0.5, 0.8])
+    after = np.array([0.54, 0.55, 0.8])
+    moved = rebalance(weights, before, after, rate=2.0, bounds=(0.01, 1.0))
+    raw = [0.5 * math.exp(0.2), 0.3 * math.exp(-0.2), 0.2]  # −2 · (−0.06 / 0.6), −2 · 0.05 / 0.5, nothing
+    np.testing.assert_allclose(moved, np.array(raw) / sum(raw))
+
+
+def test_rebalancing_is_clipped_and_forgives_missing_aucs() -> None:
+    weights, before = np.array([0.6, 0.3, 0.1]), np.array([0.5, np.nan, 0.9])
+    moved = rebalance(weights, before, np.array([0.1, 0.7, 0.999]), rate=50.0, bounds=(0.05, 0.9))
+    np.testing.assert_allclose(moved, np.array([0.9, 0.3, 0.05]) / 1.25)
+    unchanged = rebalance(weights, before, before, rate=50.0, bounds=(0.05, 0.9))
+    np.testing.assert_allclose(unchanged, weights)
+
+
+def test_gradient_products_are_those_of_the_gradients() -> None:
+    a, b, unused = (torch.randn(shape, requires_grad=True) for shape in ((2, 3), (4,), (2,)))
+    losses = [(a * 2).sum() + b.square().sum(), b.sum() * 3]
+    length, total = b.square().sum().item(), b.sum().item()
+    expected = [[4 * 6 + 4 * length, 6 * total], [6 * total, 9 * 4]]
+    for _ in range(2):  # the losses can be differentiated again
+        np.testing.assert_allclose(gradient_products(losses, [a, b, unused]), expected, rtol=1e-5)
+
+
+def products(*gradients: list[float]) -> np.ndarray:
+    return np.array(gradients) @ np.array(gradients).T
+
+
+@pytest.mark.parametrize(
+    ("gradients", "weights"),
+    [
+        ([[1.0, 0.0], [0.0, 1.0]], [0.5, 0.5]),
+        ([[2.0, 0.0], [0.0, 1.0]], [0.2, 0.8]),  # (|b|² − a·b) / |a − b|²
+        ([[1.0, 1.0], [3.0, 1.0]], [1.0, 0.0]),  # the shorter one, where the other points beyond it
+        ([[1.0, 0.0], [-3.0, 0.0]], [0.75, 0.25]),  # opposed: they cancel
+        ([[1.0, 2.0], [1.0, 2.0]], [0.5, 0.5]),
+        ([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], [1 / 3, 1 / 3, 1 / 3]),
+        ([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 4.0]], [16 / 21, 4 / 21, 1 / 21]),  # ∝ 1 / |g|²
+    ],
+)
+def test_min_norm_weights_of_hand_cases(gradients: list[list[float]], weights: list[float]) -> None:
+    np.testing.assert_allclose(min_norm_weights(products(*gradients)), weights, atol=1e-8)
+
+
+def brute(gram: np.ndarray, least: np.ndarray, parts: int) -> float:
+    """Shortest length on a grid over all weights of sum 1 with each at least its bound."""
+    m, free = len(gram), 1 - least.sum()
+    cuts = itertools.combinations(range(parts + m - 1), m - 1)
+    bars = np.array([(-1, *cut, parts + m - 1) for cut in cuts])
+    weights = least + free * (np.diff(bars, axis=1) - 1) / parts
+    return float(np.einsum("ni,ij,nj->n", weights, gram, weights).min())
+
+
+@settings(max_examples=60, deadline=None)
+@given(m=st.integers(1, 4), width=st.integers(1, 5), seed=st.integers(0, 9999), bounded=st.booleans())
+def test_min_norm_weights_equal_brute_force(m: int, width: int, seed: int, bounded: bool) -> None:
+    rng = np.random.default_rng(seed)
+    gradients = rng.normal(size=(m, width)) * rng.lognormal(0, 1, (m, 1))
+    gram = gradients @ gradients.T
+    least = rng.dirichlet(np.ones(m)) * rng.random() if bounded else np.zeros(m)
+    weights = bounded_min_norm_weights(gram, least, np.full(m, 1 / m)) if bounded else min_norm_weights(gram)
+    assert weights.sum() == pytest.approx(1)
+    assert (weights >= least - 1e-12).all()
+    length, best = weights @ gram @ weights, brute(gram, least, 40)
+    assert length <= best + 1e-8 * gram.diagonal().max()
+    # Optimal: no weight that may still shrink has a steeper slope than any other (Karush, Kuhn, Tucker).
+    slope = gram @ weights
+    shrinks = weights > least + 1e-6
+    assert slope[shrinks].max(initial=-np.inf) <= slope.min() + 1e-6 * gram.diagonal().max()
+
+
+def test_bounds_hold_back_the_weights() -> None:
+    gram = products([2.0, 0.0], [0.0, 1.0])  # [0.2, 0.8] without bounds
+    for least, expected in (([0.1, 0.1], [0.2, 0.8]), ([0.4, 0.1], [0.4, 0.6]), ([0.7, 0.3], [0.7, 0.3])):
+        found = bounded_min_norm_weights(gram, np.array(least), np.array([0.9, 0.1]))
+        np.testing.assert_allclose(found, expected, atol=1e-8)
+
+
+def test_losses_without_a_gradient_keep_a_share_and_take_no_other_s() -> None:
+    """[0.2, 0.8] between the two that have one, whatever the third had, and next to that what it had."""
+    gram, none = products([2.0, 0.0], [0.0, 1.0], [0.0, 0.0]), np.zeros(3)
+    for before, expected in (
+        ([0.3, 0.3, 0.4], [0.2, 0.8, 0.4]),
+        ([0, 0, 1], [0.2, 0.8, 1]),
+        ([1, 0, 0], [0.2, 0.8, 0]),
+    ):
+        found = bounded_min_norm_weights(gram, none, np.array(before, float))
+        np.testing.assert_allclose(found, np.array(expected) / sum(expected), atol=1e-8)
+    before = np.array([0.5, 0.1, 0.4])
+    np.testing.assert_array_equal(bounded_min_norm_weights(np.zeros((3, 3)), none, before), before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(m=st.integers(2, 4), seed=st.integers(0, 9999), scale=st.sampled_from([0.0, 0.5, 1.0]))
+def test_bounds_hold_where_a_loss_has_no_gradient(m: int, seed: int, scale: float) -> None:
+    """And the mixture of the others is the shortest of those with its weight in all: no small exchange shortens it."""
+    rng = np.random.default_rng(seed)
+    gradients = rng.normal(size=(m, 3))
+    gradients[rng.integers(m)] = 0
+    gram, least, before = (
+        gradients @ gradients.T,
+        rng.dirichlet(np.ones(m)) * scale * (1 - 1e-12),
+        rng.dirichlet(np.ones(m)),
+    )
+    weights = bounded_min_norm_weights(gram, least, before)
+    assert weights.sum() == pytest.approx(1)
+    assert (weights >= least - 1e-12).all()
+    there = gram.diagonal() > 0
+    slope, shrinks = gram @ weights, there & (weights > least + 1e-6)
+    assert slope[shrinks].max(initial=-np.inf) <= slope[there].min() + 1e-6 * gram.diagonal().max()
+
+
+@pytest.mark.parametrize("least", [[0.7, 0.4], [-0.1, 0.5]])
+def test_impossible_bounds_are_refused(least: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"least weights .* must not be negative"):
+        bounded_min_norm_weights(np.eye(2), np.array(least), np.ones(2) / 2)

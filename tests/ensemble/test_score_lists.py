@@ -1,0 +1,314 @@
+"""Session lists as a run scores them, against loops over lists and candidates with a window for each."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from a2gen_rec.data.batch import ALL, WindowBatch, collate
+from a2gen_rec.data.columns import WindowColumns, ranges
+from a2gen_rec.data.parquet_reader import read_columns, row_groups
+from a2gen_rec.data.schema import FeedbackRule
+from a2gen_rec.ensemble import score_lists, session_lists
+from a2gen_rec.ensemble.session_lists import Lists
+from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.models.scoring import Judged, events_before, objectives
+from a2gen_rec.training import checkpoint
+from a2gen_rec.training.build import build
+from a2gen_rec.training.entrypoint import train
+from a2gen_rec.training.loaded_run import OpenRun, open_run, restore_config
+from a2gen_rec.utils.distributed import Process
+from tests.helpers.cards import make_card, small_config, whole, write_dataset
+from tests.helpers.distributed import on_ranks
+
+CARD = make_card()
+BEHAVIOURS = ("like", "comment", "follow", "click", "effective")
+EVENTS = 4
+
+
+@dataclass(frozen=True)
+class World:
+    data: Path
+    run: Path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small cost more in handing out to threads than in computing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A run far from its start, on a dataset one of whose files has a single row group."""
+    folder = tmp_path_factory.mktemp("scores")
+    data, run = write_dataset(folder / "data", CARD, windows=24, files=2), folder / "run"
+    single = data / "valid" / "part-00001.parquet"
+    pq.write_table(pq.read_table(single), single)
+    config = small_config(feedback="views", session=True, objectives=True)
+    config.train.max_steps, config.loader.background, config.train.log_every = 6, False, 0
+    config.optim.dense_lr, config.optim.tables_lr = 0.05, 0.3
+    config.loader.max_impressions, config.evaluate.max_error = 60, 0.0
+    train(config, str(data), str(run))
+    return World(data, run)
+
+
+@pytest.fixture(scope="module")
+def opened(world: World) -> Iterator[OpenRun]:
+    with open_run(str(world.run)) as found:
+        yield found
+
+
+CONTEXT = [feature.name for feature in CARD.at_level("context")]
+
+
+def of_split(world: World, split: str = "valid") -> WindowColumns:
+    return read_columns(row_groups([str(file) for file in sorted((world.data / split).iterdir())]), CARD)
+
+
+def requests(columns: WindowColumns, gap_s: float) -> Iterator[tuple[int, list[int]]]:
+    """Window and targets of each list."""
+    for window in range(len(columns)):
+        start = int(columns.starts[window])
+        members: list[int] = []
+        for place in range(start + int(columns.first_target[window]), start + int(columns.lengths[window])):
+            if members and columns.ts_ms[place] - columns.ts_ms[place - 1] > 1000 * gap_s:
+                yield window, members
+                members = []
+            members.append(place)
+        yield window, members
+
+
+def alone(columns: WindowColumns, window: int, first: int, target: int) -> WindowColumns:
+    """One window: the impressions before ``first``, then ``target`` as if it were shown at that moment instead."""
+    flat = np.append(np.arange(columns.starts[window], first), target)
+    lengths = columns.action_lengths[flat]
+    tokens = ranges(columns.action_starts[flat], lengths)
+
+    def at_moment(rows: np.ndarray) -> np.ndarray:
+        return np.append(rows[flat[:-1]], rows[first])
+
+    return WindowColumns(
+        user_key=columns.user_key[[window]],
+        first_target=np.array([len(flat) - 1]),
+        starts=np.zeros(1, np.int64),
+        lengths=np.array([len(flat)]),
+        user_ids={name: rows[[window]] for name, rows in columns.user_ids.items()},
+        impression_ids={
+            name: at_moment(rows) if name in CONTEXT else rows[flat] for name, rows in columns.impression_ids.items()
+        },
+        session={name: at_moment(rows) for name, rows in columns.session.items()},
+        outcome={name: rows[flat] for name, rows in columns.outcome.items()},
+        ts_ms=at_moment(columns.ts_ms),
+        end_ms=columns.end_ms[flat],
+        labels=columns.labels[flat],
+        objectives=columns.objectives[flat],
+        oracle=columns.oracle[flat],
+        action_starts=np.cumsum(lengths) - lengths,
+        action_lengths=lengths,
+        action=columns.action[tokens],
+        offset_s=columns.offset_s[tokens],
+    )
+
+
+def asked_alone(opened: OpenRun, columns: WindowColumns) -> tuple[np.ndarray, WindowBatch]:
+    """Values of the one target of one window, by the model's ordinary forward pass."""
+    batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
+    opened.built.dmp.eval()
+    with torch.no_grad():
+        _, (_, output) = opened.built.dmp(batch)
+        what = opened.built.model.ranker.occurrence(output, 0.0)
+    heads = torch.cat([output.label_logits, output.objective_logits], 1)
+    return torch.cat([what.probability[:, 1:-1].logit(), heads, what.time[:, -1:]], 1)[0].numpy(), batch
+
+
+@torch.no_grad()
+def embedded(opened: OpenRun, batch: WindowBatch) -> tuple[np.ndarray, np.ndarray]:
+    """What the last impression shows, and [impressions before it, 2·dim] item and action vectors of those."""
+    rows = opened.built.model.embeddings(batch.sparse)
+    places = {name: rows[name].values()[batch.index[name]] for name in ("item_id", "author_id", "tab")}
+    actions = opened.built.model.ranker.encode_actions(rows, batch)
+    return torch.cat([each[-1] for each in places.values()]).numpy(), torch.cat(
+        [places["item_id"][:-1], actions], 1
+    ).numpy()
+
+
+def happened(columns: WindowColumns, place: int) -> list[float]:
+    codes = columns.action[columns.action_starts[place] :][: columns.action_lengths[place]]
+    events = [float(CARD.actions.index(name) in codes) for name in BEHAVIOURS[:3]]
+    return [*events, float(columns.labels[place, 0]), float(columns.objectives[place, 1])]
+
+
+def slices(found: Lists) -> Iterator[tuple[slice, slice]]:
+    """Each list's candidates and events."""
+    candidate, event = np.cumsum([0, *found.length]), np.cumsum([0, *found.events_length])
+    for row in range(len(found)):
+        yield slice(candidate[row], candidate[row + 1]), slice(event[row], event[row + 1])
+
+
+def same(one: Lists, other: Lists, rtol: float = 0.0, atol: float = 0.0) -> None:
+    """Equal but for the rounding of what the model computes."""
+    for field in fields(Lists):
+        values = [getattr(each, field.name) for each in (one, other)]
+        if field.name in ("value", "context", "events"):
+            np.testing.assert_allclose(*values, rtol=rtol, atol=atol)
+        else:
+            np.testing.assert_array_equal(*values)
+
+
+@pytest.mark.parametrize("gap_s", [0.0, 12.0, ALL])
+def test_lists_equal_candidates_asked_one_by_one(gap_s: float, world: World, opened: OpenRun, tmp_path: Path) -> None:
+    found = score_lists.score_split(opened, "valid", str(tmp_path), EVENTS, gap_s)
+    assert found is not None
+    assert found.objectives == ("like", "comment", "follow", "click", "glance", "effective", "watch_time")
+    assert found.behaviours == BEHAVIOURS
+    columns = of_split(world)
+    rows = {(int(user), int(ts)): row for row, (user, ts) in enumerate(zip(found.user, found.ts_ms, strict=True))}
+    parts = list(slices(found))
+    numbers = {"long": 0, "no event": 0, "unended": 0}
+    expected = list(requests(columns, gap_s))
+    assert len(expected) == len(found) == len(rows)
+    for window, members in expected:
+        first, now = members[0], columns.ts_ms[members[0]]
+        row = rows[int(columns.user_key[window]), int(now)]
+        candidates, events = parts[row]
+        assert found.item[candidates].tolist() == columns.impression_ids["item_id"][members].tolist()
+        for place, target in enumerate(members):
+            value, batch = asked_alone(opened, alone(columns, window, first, target))
+            shown, past = embedded(opened, batch)
+            np.testing.assert_allclose(found.value[candidates][place], value, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(found.context[candidates][place], shown, rtol=1e-3, atol=1e-3)
+            assert found.label[candidates][place].tolist() == pytest.approx(happened(columns, target), nan_ok=True)
+        before = range(int(columns.starts[window]), first)
+        ended = [each - before.start for each in before if columns.end_ms[each] <= now and columns.ts_ms[each] < now]
+        recent = [each for each in ended if each >= len(before) - EVENTS]
+        np.testing.assert_allclose(found.events[events], past[recent], rtol=1e-3, atol=1e-3)
+        numbers["long"] += len(members) > 1
+        numbers["no event"] += not recent
+        numbers["unended"] += len(recent) < min(len(before), EVENTS)
+    assert numbers["no event"] > 3
+    assert numbers["unended"] > 3
+    assert (numbers["long"] > 3) is (gap_s > 0)
+    assert found.value.std(0).min() > 1e-3, "predictions must differ for this to tell anything"
+
+
+def test_events_that_began_at_the_list_s_own_moment_are_no_past(world: World, opened: OpenRun) -> None:
+    """Nor are those that end later, while those that end right then are."""
+    columns = of_split(world)
+    window = int(np.flatnonzero(columns.first_target >= 3)[0])
+    start = int(columns.starts[window])
+    first = start + int(columns.first_target[window])
+    now = columns.ts_ms[first]
+    ts_ms, end_ms = columns.ts_ms.copy(), columns.end_ms.copy()
+    ts_ms[first - 1] = end_ms[first - 1] = now
+    end_ms[first - 2], end_ms[first - 3] = now + 1, now
+    moved = replace(columns, ts_ms=ts_ms, end_ms=end_ms)
+    batch = collate(moved, np.array([window]), whole(CARD, opened.config), request_gap_s=ALL)
+    for most, expected in ((0, []), (2, []), (3, [first - 3 - start])):
+        key, length = events_before(batch, torch.tensor([0]), most)
+        assert batch.key[key].tolist() == expected
+        assert length.tolist() == [len(expected)]
+
+
+def test_of_what_less_is_better() -> None:
+    card = replace(
+        CARD,
+        objectives=["glance", "effective", "negative"],
+        feedback=FeedbackRule(3.0, ["comment"], "length", [10.0], [9.0, 5.0, 12.0]),
+        negative=["comment"],
+    )
+    less = {"glance", "negative", "comment"}
+    found = objectives(card, ("glance", "effective", "negative", "watch_time"))
+    assert [objective.name for objective in found] == [
+        *("like", "comment", "follow", "click", "glance", "effective", "negative", "watch_time")
+    ], "the order of a run's values; the watch time is one, whatever predicts it"
+    assert {objective.name for objective in found if objective.better == "less"} == less
+    assert not less & set(score_lists.behaviours(card)), "nobody is to be shown what is disliked"
+    untimed = replace(CARD, timed=["like"], feedback=None, objectives=[])
+    assert [each.name for each in objectives(untimed, ())] == ["like", "comment", "follow", "click"]
+    assert score_lists.behaviours(untimed) == ("like", "comment", "follow", "click")
+    disliked = replace(untimed, negative=["follow"])
+    assert [each.name for each in objectives(disliked, ()) if each.better == "less"] == ["follow"]
+    assert score_lists.behaviours(disliked) == ("like", "comment", "click"), (
+        "also where no watch time tells of feedback"
+    )
+
+
+def test_certain_outcomes_have_finite_values() -> None:
+    """Sums of float32 probabilities may be more than 1."""
+    chance = torch.tensor([[0.0, 1.0, 1 + 1e-6, 0.5, 1e-3]])
+    judged = Judged(None, chance, torch.tensor([[2.0]]), None, None, None)  # type: ignore[arg-type]
+    value = judged.value(with_watch_time=True)[0].tolist()
+    assert value[:3] == pytest.approx([-16.118, 16.118, 16.118], abs=1e-3)
+    assert value[3:] == pytest.approx([0.0, np.log(1e-3 / 0.999), 2.0])
+    assert judged.value(with_watch_time=False).shape == (1, 5)
+
+
+def _scored(process: Process, world: World, folder: Path) -> Lists | None:
+    state = checkpoint.State.read(place := checkpoint.best(str(world.run)))
+    config = restore_config(state.config)
+    built = build(CARD, config, process)
+    checkpoint.load(place, built, with_optimizer=False)
+    opened = OpenRun(built, config, CARD, state.data, process, state.step, checkpoint.digest(place))
+    return score_lists.score_split(opened, "valid", str(folder), EVENTS, 12.0)
+
+
+def test_two_ranks_score_the_lists_of_one_in_its_order(world: World, opened: OpenRun, tmp_path: Path) -> None:
+    """One file's only row group leaves a rank without data."""
+    one = score_lists.score_split(opened, "valid", str(tmp_path / "one"), EVENTS, 12.0)
+    first, second = on_ranks(2, tmp_path, _scored, world, tmp_path / "two")
+    assert second is None, "rank 0 gets them"
+    same(first, one, rtol=1e-3, atol=1e-3)
+
+
+def test_scoring_that_was_killed_goes_on(
+    world: World, opened: OpenRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while the second file is moved into place: what was half done is made again, the rest is not."""
+    whole_lists = score_lists.score_split(opened, "valid", str(tmp_path / "whole"), EVENTS, 12.0)
+    folder, moved, made = tmp_path / "killed", [], []
+
+    def killed(source: str, target: str) -> None:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(target)
+        Path(source).rename(target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session_lists.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            score_lists.score_split(opened, "valid", str(folder), EVENTS, 12.0)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["part-00000.parquet", names[1]]
+    assert re.fullmatch(r"part-00001\.parquet\.[0-9a-f]{8}\.writing", names[1])
+    score_file = score_lists._score_file
+    monkeypatch.setattr(score_lists, "_score_file", lambda *given: made.append(given[2]) or score_file(*given))
+    told: list[tuple[int, int]] = []
+    again = score_lists.score_split(opened, "valid", str(folder), EVENTS, 12.0, lambda *counts: told.append(counts))
+    assert [Path(file).name for file in made] == ["part-00001.parquet"]
+    assert told == [(0, 2), (1, 2), (2, 2)]
+    same(again, whole_lists)
+    score_lists.score_split(opened, "valid", str(folder), EVENTS, 12.0)
+    assert len(made) == 1, "all is there"
+
+
+def test_damaged_scores_and_absent_windows_end_with_one_line(world: World, opened: OpenRun, tmp_path: Path) -> None:
+    score_lists.score_split(opened, "valid", str(tmp_path / "scores"), EVENTS, 12.0)
+    file = tmp_path / "scores" / "part-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"part-00001.parquet: cannot be read") as caught:
+        score_lists.score_split(opened, "valid", str(tmp_path / "scores"), EVENTS, 12.0)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "empty" / "valid").mkdir(parents=True)
+    with pytest.raises(UserError, match="split 'valid' has no windows"):
+        score_lists.score_split(
+            replace(opened, data=str(tmp_path / "empty")), "valid", str(tmp_path / "x"), EVENTS, 12.0
+        )

@@ -1,0 +1,264 @@
+"""Session lists: what is written is read, batches against loops, and what breaks the contract is named."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from a2gen_rec.ensemble import session_lists as module
+from a2gen_rec.ensemble.session_lists import Lists, batch_rows, centre_scale, concatenate, read_lists, write_lists
+from a2gen_rec.errors import DataError, UserError
+
+NAMES = [field.name for field in fields(Lists)]
+
+
+def make(n: int = 7, seed: int = 0, dtype: type = np.float16, longest: int = 5) -> Lists:
+    """Lists of 1 .. ``longest`` candidates after 0 .. 4 events, some labels unknown."""
+    rng = np.random.default_rng(seed)
+    length, events = rng.integers(1, longest + 1, n), rng.integers(0, 5, n)
+    candidates = int(length.sum())
+    return Lists(
+        objectives=("like", "watch time"),
+        behaviours=("like", "follow", "share"),
+        user=rng.integers(0, 3, n) - (1 << 62),
+        ts_ms=rng.integers(0, 1 << 41, n),
+        length=length,
+        events_length=events,
+        item=rng.integers(0, 1 << 40, candidates),
+        value=rng.normal(size=(candidates, 2)).astype(np.float32),
+        label=rng.choice(np.array([0, 1, np.nan], np.float32), (candidates, 3)),
+        context=rng.normal(size=(candidates, 4)).astype(dtype),
+        events=rng.normal(size=(int(events.sum()), 3)).astype(dtype),
+    )
+
+
+def assert_same(one: Lists, other: Lists) -> None:
+    for name in NAMES:
+        first, second = getattr(one, name), getattr(other, name)
+        np.testing.assert_array_equal(first, second, err_msg=name)
+        assert isinstance(first, tuple) or first.dtype == second.dtype, name
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_what_is_written_is_read(n: int, dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROWS", 3)  # several row groups
+    lists = make(n, dtype=dtype)
+    write_lists(f"{tmp_path}/a.parquet", lists)
+    assert_same(read_lists([f"{tmp_path}/a.parquet"]), lists)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_lists_without_any_event_are_read(tmp_path: Path) -> None:
+    lists = make()
+    lists = replace(lists, events_length=np.zeros_like(lists.length), events=lists.events[:0])
+    write_lists(f"{tmp_path}/a.parquet", lists)
+    assert_same(read_lists([f"{tmp_path}/a.parquet"]), lists)
+
+
+def test_files_are_one_row_per_list(tmp_path: Path) -> None:
+    lists = make()
+    write_lists(f"{tmp_path}/a.parquet", lists)
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table["user_key"].to_pylist() == lists.user.tolist()
+    first = 0
+    for row, length in enumerate(lists.length.tolist()):
+        inside = slice(first, first + length)
+        assert table["item"][row].as_py() == lists.item[inside].tolist()
+        assert table["value_watch time"][row].as_py() == lists.value[inside, 1].tolist()
+        np.testing.assert_array_equal(table["label_share"][row].as_py(), lists.label[inside, 2])
+        assert table["context"][row].as_py() == lists.context[inside].ravel().tolist()
+        first += length
+
+
+def test_files_follow_one_another(tmp_path: Path) -> None:
+    parts = [make(3, 1), make(0, 2), make(4, 3)]
+    files = [f"{tmp_path}/{number}.parquet" for number in range(3)]
+    for file, part in zip(files, parts, strict=True):
+        write_lists(file, part)
+    together = read_lists(files)
+    assert_same(together, concatenate(parts))
+    assert_same(together.take(np.array([3, 4, 5, 6])), parts[2])
+    assert_same(together.take(np.array([], np.int64)), make(0))
+
+
+def test_batches_equal_loops() -> None:
+    lists, rows = make(9, 4), np.array([5, 0, 8])
+    batch = lists.batch(rows)
+    starts, events_starts = (np.append(0, np.cumsum(each)) for each in (lists.length, lists.events_length))
+    longest, most = lists.length[rows].max(), lists.events_length[rows].max()
+    places = []
+    assert batch.valid.shape == (3, longest)
+    assert batch.events.shape == (3, most, 3)
+    for i, row in enumerate(rows):
+        inside = slice(starts[row], starts[row + 1])
+        length, events_length = lists.length[row], lists.events_length[row]
+        places += range(starts[row], starts[row + 1])
+        assert batch.valid[i].tolist() == [True] * length + [False] * (longest - length)
+        for name in ("value", "label", "context"):
+            padded, own = getattr(batch, name)[i], getattr(lists, name)[inside].astype(np.float32)
+            np.testing.assert_array_equal(padded[:length], own)
+            assert not padded[length:].any()
+            assert padded.dtype == torch.float32
+        events = lists.events[events_starts[row] : events_starts[row + 1]]
+        np.testing.assert_array_equal(batch.events[i, :events_length], events.astype(np.float32))
+        assert not batch.events[i, events_length:].any()
+        assert batch.length[i] == events_length
+    assert batch.candidate.tolist() == places
+    assert np.isnan(batch.label).any()
+
+
+def test_padding_by_list_undoes_itself() -> None:
+    lists = make(9, 5)
+    padded = lists.pad(lists.value)
+    assert padded.shape == (9, lists.length.max(), 2)
+    np.testing.assert_array_equal(padded[lists.valid], lists.value)
+    assert np.isnan(padded[~lists.valid]).all()
+
+
+def test_batches_hold_every_list_once_in_a_seeded_order_of_little_padding() -> None:
+    lists = make(2000, longest=100)
+    batches = [list(batch_rows(lists, 16, np.random.default_rng(seed))) for seed in (0, 0, 1)]
+    batches.append(list(batch_rows(lists, 16)))
+    for each in batches:
+        assert sorted(np.concatenate(each)) == list(range(2000))
+        assert max(len(rows) for rows in each) == 16
+        slots = sum(len(rows) * lists.length[rows].max() for rows in each)
+        assert slots < 1.1 * lists.length.sum()
+    assert np.array_equal(np.concatenate(batches[0]), np.concatenate(batches[1]))
+    assert not np.array_equal(np.concatenate(batches[0]), np.concatenate(batches[2]))
+    longest = np.array([lists.length[rows].max() for rows in batches[0]])
+    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3  # no order from short to long
+
+
+def test_centre_and_scale_are_mean_and_deviation_and_never_zero() -> None:
+    lists = make(50)
+    lists.value[:, 1] = 3.3
+    centre, scale = centre_scale(lists)
+    torch.testing.assert_close(centre, torch.tensor([lists.value[:, 0].mean(dtype=float), 3.3]).float())
+    torch.testing.assert_close(scale, torch.tensor([lists.value[:, 0].std(dtype=float), 1.0]).float())
+
+
+def changed(name: str, place: tuple[int, ...], number: float) -> Callable[[Lists], Lists]:
+    def change(lists: Lists) -> Lists:
+        array = getattr(lists, name).copy()
+        array[place] = number
+        return replace(lists, **{name: array})
+
+    return change
+
+
+BROKEN: dict[str, tuple[Callable[[Lists], Lists], str]] = {
+    "value": (changed("value", (3, 1), np.nan), r"'value_watch time': has values that are not finite"),
+    "label": (changed("label", (3, 1), 2), r"'label_follow': has a label that is not 0, 1 or NaN"),
+    "context": (changed("context", (3, 1), np.inf), r"'context': has values that are not finite"),
+    "empty": (changed("length", (0,), 0), r"shape|without candidates"),
+    "events": (lambda lists: replace(lists, events=lists.events[:-1]), r"'events': is of shape"),
+    "width": (lambda lists: replace(lists, context=lists.context[:, :0]), r"width of 1 or more"),
+    "double": (lambda lists: replace(lists, events=lists.events.astype(np.float64)), r"'events': is float64"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BROKEN))
+def test_lists_that_break_the_contract_are_not_written(name: str, tmp_path: Path) -> None:
+    change, reason = BROKEN[name]
+    with pytest.raises(DataError, match=f"a.parquet.*({reason})"):
+        write_lists(f"{tmp_path}/a.parquet", change(make()))
+    assert not list(tmp_path.iterdir())
+
+
+def rewrite(file: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(file)), file)
+
+
+def put(table: pa.Table, name: str, values: list[object], kind: pa.DataType) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, pa.array(values, kind))
+
+
+def shorter(name: str, by: int = 1) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        rows = table[name].to_pylist()
+        return put(table, name, [rows[0][:-by], *rows[1:]], table.schema.field(name).type)
+
+    return change
+
+
+DAMAGED: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
+    "missing": (lambda table: table.drop_columns(["label_share"]), "'label_share': column is missing"),
+    "foreign": (lambda table: table.replace_schema_metadata({}), "is no file of session lists"),
+    "version": (
+        lambda table: table.replace_schema_metadata({b"a2gen_lists": b'{"format": 9}'}),
+        "is of format 9, not 1",
+    ),
+    "lengths": (shorter("value_like"), "'value_like': differs in length from 'item'"),
+    "vectors": (shorter("context"), "'context': is not made of vectors of width 4"),
+    "contexts": (shorter("context", 4), "'context': differs in length from 'item'"),
+    "type": (lambda table: put(table, "ts_ms", [1.5] * len(table), pa.float64()), "'ts_ms': is double, not int64"),
+    "no list": (lambda table: put(table, "item", [1] * len(table), pa.int64()), "'item': is int64, not a list"),
+    "null": (lambda table: put(table, "ts_ms", [None] * len(table), pa.int64()), "'ts_ms': has empty rows"),
+    "nulls": (
+        lambda table: put(table, "item", [[None] * len(row) for row in table["item"]], pa.list_(pa.int64())),
+        "'item': has empty values",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(DAMAGED))
+def test_files_that_break_the_contract_are_named(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    write_lists(str(file), make())
+    change, reason = DAMAGED[name]
+    rewrite(file, change)
+    with pytest.raises(DataError, match=f"a.parquet.*{reason}"):
+        read_lists([str(file)])
+
+
+def test_truncated_absent_and_differing_files_are_named(tmp_path: Path) -> None:
+    whole, other = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    write_lists(str(whole), make())
+    other.write_bytes(whole.read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"b\.parquet: cannot be read"):
+        read_lists([str(whole), str(other)])
+    with pytest.raises(DataError, match=r"c\.parquet: cannot be read"):
+        read_lists([f"{tmp_path}/c.parquet"])
+    write_lists(str(other), replace(make(), behaviours=("like", "follow", "collect")))
+    with pytest.raises(DataError, match=r"b.parquet: has other objectives, behaviours or widths than .*a.parquet"):
+        read_lists([str(whole), str(other)])
+    with pytest.raises(DataError, match="no file"):
+        read_lists([])
+
+
+def test_two_who_write_the_same_file_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One begins and ends while the other is half done."""
+    file, table, lists, others = tmp_path / "a.parquet", module._table, make(seed=1), [make(seed=2)]
+
+    def interrupted(part: Lists) -> pa.Table:
+        while others:
+            write_lists(str(file), others.pop())
+            assert_same(read_lists([str(file)]), make(seed=2))
+        return table(part)
+
+    monkeypatch.setattr(module, "_table", interrupted)
+    write_lists(str(file), lists)
+    assert_same(read_lists([str(file)]), lists)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.parquet"
+    write_lists(str(file), make())
+    before = file.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(UserError, match=r"a\.parquet: cannot be written .*No space left"):
+        write_lists(str(file), make(9))
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]

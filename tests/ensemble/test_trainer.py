@@ -1,0 +1,467 @@
+"""Training of the ensemble on lists of known truth, its strategies by hand, and the folder it is kept in."""
+
+import copy
+import itertools
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from a2gen_rec.config import EnsembleConfig
+from a2gen_rec.ensemble import trainer
+from a2gen_rec.ensemble.losses import combined_relevance, min_norm_weights, pointwise
+from a2gen_rec.ensemble.session_lists import Lists, centre_scale
+from a2gen_rec.ensemble.trainer import (
+    Epoch,
+    behaviour_weights,
+    fit,
+    fit_ensemble,
+    largest_falls,
+    measure_lists,
+    score_lists,
+)
+from a2gen_rec.errors import ConfigError, DataError, UserError
+from a2gen_rec.models.ensemble import io
+from a2gen_rec.models.ensemble.baselines import LogisticRegression, SessionWeights, Standardise
+from a2gen_rec.models.ensemble.io import EnsembleCard, load_baseline, load_ensemble, save_ensemble
+from a2gen_rec.models.ensemble.model import Ensemble, Objective
+
+OBJECTIVES = [Objective("like"), Objective("glance", "less"), Objective("watch_time")]
+SMALL = EnsembleConfig(lr=0.02, epochs=4, patience=0, batch_lists=32, dim=4, hidden=[8, 4], degree=8)
+
+
+def world(seed: int, n: int = 600) -> Lists:
+    """Two groups of users, told apart by their noisy events alone: one likes long watching, the other short.
+
+    Everyone likes what has a high value of ``like`` and shares, seldom, what has a low one of ``glance``.
+    """
+    rng = np.random.default_rng(seed)
+    length, events_length = rng.integers(4, 13, n), rng.integers(2, 9, n)
+    group = rng.choice([-1.0, 1.0], n)
+    candidate_group = np.repeat(group, length)
+    z = rng.normal(size=(len(candidate_group), 3))
+    logits = np.stack([z[:, 0] + 2 * candidate_group * z[:, 2] - 0.5, -z[:, 1] - 2.5], axis=1)
+    events = np.repeat(group, events_length)[:, None] + rng.normal(size=(events_length.sum(), 2))
+    return Lists(
+        objectives=("like", "glance", "watch_time"),
+        behaviours=("like", "share"),
+        user=np.arange(n) // 2,
+        ts_ms=np.arange(n),
+        length=length,
+        events_length=events_length,
+        item=np.arange(length.sum()),
+        value=(z * [0.5, 1.0, 2.0] - [4.0, 1.0, -3.0]).astype(np.float32),
+        label=(rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.float32),
+        context=rng.normal(size=(length.sum(), 2)).astype(np.float16),
+        events=events.astype(np.float16),
+    )
+
+
+TRAIN, VALID, TEST = world(0), world(1, 300), world(2, 600)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Ensemble:
+    return fit_ensemble(OBJECTIVES, TRAIN, VALID, replace(SMALL, epochs=10))[0]
+
+
+def ndcg(scores: np.ndarray, lists: Lists = TEST) -> float:
+    found = measure_lists(scores, lists, SMALL.k)["ndcg"]
+    assert found is not None
+    return found
+
+
+def test_a_trained_ensemble_beats_every_single_score(trained: Ensemble) -> None:
+    """By telling the groups apart; and it never falls, on the lists it was not trained on, as far as float32 tells."""
+    fused = ndcg(score_lists(trained, TEST))
+    singles = [ndcg(sign * TEST.value[:, k]) for k in range(3) for sign in (1, -1)]
+    fixed = ndcg(TEST.value[:, 0] / 0.5 - TEST.value[:, 1])
+    assert fused > max(*singles, fixed) + 0.03
+    assert largest_falls(trained, TEST).max() == 0
+    batch = TEST.batch(np.arange(100))
+    before = trained(batch.value, batch.events, batch.length, batch.context)
+    slack = 8 * torch.finfo(torch.float32).eps * before.transform.abs().amax(-1)
+    for k, step in itertools.product(range(3), (1e-3, 0.5, 30.0)):
+        value = batch.value.clone()
+        value[..., k] += -step if k == 1 else step
+        after = trained(value, batch.events, batch.length, batch.context)
+        assert (after.score >= before.score - slack).all()
+        assert torch.equal(after.weight, before.weight)
+
+
+def test_a_trained_ensemble_orders_by_one_objective_where_the_others_are_equal(trained: Ensemble) -> None:
+    exact, batch = copy.deepcopy(trained).double(), TEST.batch(np.arange(50))
+    for k, objective in enumerate(OBJECTIVES):
+        value = batch.value[:, :1].expand_as(batch.value).clone()
+        value[..., k] = batch.value[..., k]
+        score = exact(value, batch.events, batch.length, batch.context[:, :1]).score
+        key = value[..., k] * (1 if objective.better == "more" else -1)
+        ahead = key[:, :, None] > key[:, None]
+        assert (score[:, :, None] > score[:, None])[ahead].all()
+
+
+def test_a_trained_ensemble_scores_what_is_extreme_equal_alone_or_new(trained: Ensemble) -> None:
+    for value in (torch.zeros(2, 5, 3), torch.full((2, 5, 3), 16.0), torch.full((2, 1, 3), -16.0)):
+        context = torch.zeros(2, value.shape[1], 2)
+        output = trained(value, torch.zeros(2, 0, 2), torch.zeros(2, dtype=torch.long), context)
+        assert output.score.isfinite().all()
+        torch.testing.assert_close(output.score, output.score[:1, :1].expand_as(output.score))
+        torch.testing.assert_close(output.weight.sum(-1), torch.ones(value.shape[:2]))
+        assert (output.weight >= 0).all()
+
+
+@pytest.mark.parametrize("loss", ["pointwise", "listwise", "pairwise"])
+@pytest.mark.parametrize("strategy", ["fixed", "pareto", "min_norm", "pareto_efficient"])
+def test_every_loss_and_strategy_learns(loss: str, strategy: str) -> None:
+    config = replace(SMALL, loss=loss, strategy=strategy, reweigh_every=3, least_weight=0.1)  # type: ignore[arg-type]
+    seen: list[Epoch] = []
+    model, history = fit_ensemble(OBJECTIVES, TRAIN, VALID, config, seen.append)
+    assert seen == history.epochs
+    assert len(seen) == 4
+    assert ndcg(score_lists(model, VALID), VALID) > ndcg(np.zeros(len(VALID.item)), VALID) + 0.1
+    for epoch in seen:
+        assert list(epoch.weights) == ["like", "share"]
+        assert sum(epoch.weights.values()) == pytest.approx(1)
+        assert min(epoch.weights.values()) >= (0.1 if strategy == "pareto_efficient" else 0)
+    assert (seen[0].weights == seen[-1].weights) is (strategy == "fixed")
+
+
+def test_baselines_are_trained_by_the_same_loop() -> None:
+    """The linear one finds what everyone wants, the one with a weight per session the groups too."""
+    standardise = Standardise([False, True, False], *centre_scale(TRAIN))
+    torch.manual_seed(0)
+    scores = []
+    for model in (LogisticRegression(standardise), SessionWeights(standardise, 2, 2, dim=4)):
+        before = ndcg(score_lists(model, TEST))
+        fit(model, TRAIN, VALID, SMALL)
+        scores.append(ndcg(score_lists(model, TEST)))
+        assert scores[-1] > before - 0.01
+    alone = ndcg(TEST.value[:, 0])
+    assert min(scores) > alone + 0.02
+
+
+def test_the_same_seed_gives_the_same_model_and_another_another() -> None:
+    config = replace(SMALL, epochs=2)
+    torch.manual_seed(5)
+    models = [fit_ensemble(OBJECTIVES, TRAIN, VALID, replace(config, seed=seed))[0] for seed in (3, 3, 4)]
+    first, again, other = (score_lists(model, VALID) for model in models)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    fit_ensemble(OBJECTIVES, TRAIN, VALID, replace(config, epochs=1))
+    assert torch.equal(torch.rand(1), expected)  # the caller's own random numbers go on as they were
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_scores_do_not_depend_on_the_batches(trained: Ensemble) -> None:
+    whole = score_lists(trained, TEST, 1000)
+    np.testing.assert_allclose(score_lists(trained, TEST, 7), whole, atol=1e-5)
+    one = TEST.take(np.array([4]))
+    start = TEST.length[:4].sum()
+    np.testing.assert_allclose(score_lists(trained, one), whole[start : start + TEST.length[4]], atol=1e-5)
+
+
+class Recorder(nn.Module):
+    """A score of one parameter, and what it was at each validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: list[float] = []
+
+    def forward(self, value: Tensor, events: Tensor, length: Tensor, context: Tensor) -> Tensor:
+        return value[..., 0] * self.weight
+
+
+def scripted(
+    monkeypatch: pytest.MonkeyPatch, model: Recorder, ndcgs: list[float], uaucs: list[list[float | None]]
+) -> None:
+    """Validation says what the script has for each epoch."""
+
+    def measure(scores: np.ndarray, lists: Lists, k: int, behaviours: list[str]) -> dict[str, object]:
+        epoch = len(model.seen)
+        model.seen.append(model.weight.item())
+        each = zip(behaviours, uaucs[epoch % len(uaucs)], strict=True)
+        return {"ndcg": ndcgs[epoch], "behaviours": {name: {"uauc": value} for name, value in each}}
+
+    monkeypatch.setattr(trainer, "measure_lists", measure)
+
+
+def test_training_stops_after_its_patience_and_keeps_the_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Recorder()
+    scripted(monkeypatch, model, [0.3, 0.5, 0.5, 0.4, 0.9], [[0.5, 0.5]])
+    history = fit(model, TRAIN, VALID, replace(SMALL, epochs=5, patience=2))
+    assert len(history.epochs) == 4
+    assert history.best == 1
+    assert model.weight.item() == model.seen[1]
+    assert len(set(model.seen)) == 4
+    assert not model.training
+
+
+def test_pareto_raises_the_weight_of_what_fell(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Recorder()
+    scripted(monkeypatch, model, [0.1, 0.2, 0.3, 0.4], [[0.6, 0.5], [0.6, 0.4], [0.6, None], [0.7, 0.5]])
+    config = replace(SMALL, strategy="pareto", eta=2.0, behaviours={"like": 3.0, "share": 1.0})
+    weights = [list(epoch.weights.values()) for epoch in fit(model, TRAIN, VALID, config).epochs]
+    moved = 0.25 * np.exp(2.0 * 0.2)
+    expected = [[0.75, 0.25], [0.75, 0.25], [0.75 / (0.75 + moved), moved / (0.75 + moved)]]
+    np.testing.assert_allclose(weights[:3], expected)
+    np.testing.assert_allclose(weights[3], weights[2])  # nothing known of one, no change of the other
+
+
+def test_weights_by_gradients_are_those_of_the_behaviours_losses() -> None:
+    """One batch, before any step: gradients of each behaviour's squared error by the parameters, by hand."""
+    model = LogisticRegression(Standardise([False, True, False], *centre_scale(TRAIN)))
+    config = replace(SMALL, loss="pointwise", strategy="min_norm", epochs=1, batch_lists=len(TRAIN))
+    z = model.standardise(torch.from_numpy(TRAIN.value))
+    inputs = torch.cat([z, torch.ones(len(z), 1)], 1)
+    error = inputs @ torch.tensor([1 / 3, 1 / 3, 1 / 3, 0])[:, None] - torch.from_numpy(TRAIN.label)
+    gradients = (2 * error[..., None] * inputs[:, None]).mean(0).double().numpy()
+    expected = min_norm_weights(gradients @ gradients.T)
+    (epoch,) = fit(model, TRAIN, VALID, config).epochs
+    np.testing.assert_allclose(list(epoch.weights.values()), expected, rtol=1e-4)
+
+
+def test_a_mixture_of_squared_errors_steps_as_their_combined_relevance() -> None:
+    rng = torch.Generator().manual_seed(0)
+    score = torch.randn(3, 4, generator=rng, requires_grad=True)
+    labels, weights = (torch.rand(3, 4, 2, generator=rng) < 0.4).float(), torch.tensor([0.3, 0.7])
+    valid = torch.ones(3, 4, dtype=torch.bool)
+    mixture = sum(w * pointwise(score, y, valid).total for w, y in zip(weights, labels.unbind(-1), strict=True))
+    combined = pointwise(score, combined_relevance(labels, weights), valid).total
+    torch.testing.assert_close(*(torch.autograd.grad(loss, score)[0] for loss in (mixture, combined)))
+
+
+def test_weights_of_behaviours_from_their_rates() -> None:
+    lists = TRAIN.take(np.arange(20))
+    lists.label[:] = 0
+    lists.label[:64, 0] = 1
+    lists.label[:4, 1] = 1
+    lists.label[100:, 1] = np.nan
+    rates = np.array([64 / len(lists.item), 4 / 100])
+    for balance in (0.0, 0.5, 1.0):
+        names, weights = behaviour_weights(lists, replace(SMALL, balance=balance))
+        expected = rates**-balance
+        assert names == ["like", "share"]
+        np.testing.assert_allclose(weights, expected / expected.sum())
+    lists.label[:, 0] = 0
+    assert behaviour_weights(lists, SMALL) == (["share"], np.array([1.0]))
+    names, weights = behaviour_weights(TRAIN, replace(SMALL, behaviours={"share": 3.0, "like": 1.0}))
+    assert (names, weights.tolist()) == (["share", "like"], [0.75, 0.25])
+
+
+@pytest.mark.parametrize("strategy", ["min_norm", "pareto_efficient"])
+@pytest.mark.parametrize("loss", ["listwise", "pairwise"])
+def test_a_behaviour_without_a_positive_in_the_batch_leaves_others_to_learn_from(strategy: str, loss: str) -> None:
+    """Its gradient is zero: the shortest mixture would be that of nothing."""
+    lists = replace(TRAIN, label=TRAIN.label.copy())
+    lists.label[:, 1] = 0
+    lists.label[0, 1] = 1
+    model = LogisticRegression(Standardise([False, True, False], *centre_scale(TRAIN)))
+    config = replace(SMALL, loss=loss, strategy=strategy, epochs=1, batch_lists=16, weight_decay=0.0, reweigh_every=1)
+    config = replace(config, behaviours={"like": 1.0, "share": 3.0}, least_weight=0.1)
+    (epoch,) = fit(model, lists, VALID, config).epochs
+    assert epoch.weights["like"] > 0.8, "37 batches of 38 have no share"
+    assert epoch.metrics["behaviours"]["like"]["ndcg"] > ndcg(np.zeros(len(VALID.item)), VALID) + 0.1
+
+
+@pytest.mark.parametrize("strategy", ["fixed", "min_norm"])
+@pytest.mark.parametrize("loss", ["pointwise", "pairwise", "listwise"])
+def test_candidates_of_which_nothing_is_known_are_no_negatives(loss: str, strategy: str) -> None:
+    """Point- and pairwise, the lists without them teach the same; listwise, lists in which they are negatives do."""
+    known = np.random.default_rng(0).random(len(TRAIN.item)) < 0.6
+    starts = np.cumsum(TRAIN.length) - TRAIN.length
+    known[starts] = True  # lists have one candidate or more
+    unknown = replace(TRAIN, label=np.where(known[:, None], TRAIN.label, np.nan).astype(np.float32))
+    negative = replace(TRAIN, label=np.nan_to_num(unknown.label))
+    names = ("item", "value", "label", "context")
+    without = {name: getattr(TRAIN, name)[known] for name in names}
+    without = replace(TRAIN, length=np.add.reduceat(known, starts), **without)
+    same, other = (negative, without) if loss == "listwise" else (without, negative)
+    config = replace(SMALL, loss=loss, strategy=strategy, epochs=3, batch_lists=len(TRAIN), lr=0.05)  # type: ignore[arg-type]
+    config = replace(config, behaviours={"like": 1.0, "share": 1.0})
+    losses = []
+    for lists in (unknown, same, other):
+        model = LogisticRegression(Standardise([False, True, False], *centre_scale(TRAIN)))
+        losses.append([epoch.loss for epoch in fit(model, lists, VALID, config).epochs])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] != pytest.approx(losses[2], rel=0.02)
+
+
+def test_what_is_known_of_one_behaviour_counts_beside_what_is_unknown_of_another() -> None:
+    """An unknown share is no relevance to the combined loss where the like is known."""
+    unknown, none = TRAIN.label.copy(), TRAIN.label.copy()
+    unknown[::3, 1], none[::3, 1] = np.nan, 0
+    config = replace(SMALL, loss="pointwise", strategy="fixed", epochs=1, behaviours={"like": 1.0, "share": 1.0})
+    models = [fit_ensemble(OBJECTIVES, replace(TRAIN, label=each), VALID, config)[0] for each in (unknown, none)]
+    one, other = (score_lists(model, VALID) for model in models)
+    assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "changes", "error", "reason"),
+    [
+        (TRAIN.take(np.array([], int)), VALID, {}, DataError, "no session list to train on"),
+        (TRAIN, VALID.take(np.array([], int)), {}, DataError, "no validation list has a positive and a negative"),
+        (
+            TRAIN,
+            VALID,
+            {"behaviours": {"buy": 1.0}},
+            ConfigError,
+            r"buy: the lists have \['like', 'share'\]",
+        ),
+        (
+            replace(TRAIN, label=TRAIN.label * [0, 1]),
+            VALID,
+            {"behaviours": {"like": 1.0}},
+            ConfigError,
+            "behaviours.like: no training list has a positive",
+        ),
+        (replace(TRAIN, label=TRAIN.label * 0), VALID, {}, DataError, "positive of any behaviour"),
+        (TRAIN, VALID, {"strategy": "pareto_efficient", "least_weight": 0.6}, ConfigError, "least weights"),
+        (replace(TRAIN, objectives=("a", "b", "c")), VALID, {}, ConfigError, r"the lists have objectives \['a'"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(
+    train: Lists, valid: Lists, changes: dict[str, object], error: type[UserError], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        fit_ensemble(OBJECTIVES, train, valid, replace(SMALL, **changes))  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_not_finite_is_told() -> None:
+    model = Recorder()
+    model.weight.data.fill_(torch.inf)
+    with pytest.raises(UserError, match=r"loss became nan; lower ensemble\.lr"):
+        fit(model, TRAIN, VALID, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"lr": 0.0}, r"ensemble\.lr 0\.0 must be positive"),
+        ({"eta": -1.0}, r"ensemble\.eta -1\.0 must be at least 0"),
+        ({"least_weight": 0.5, "greatest_weight": 0.4}, "must be above ensemble.least_weight"),
+        ({"greatest_weight": 1.5}, "at most 1"),
+        ({"hidden": []}, r"ensemble\.hidden \[\]"),
+        ({"behaviours": {"like": -1.0}}, r"ensemble\.behaviours\.like -1\.0 must be positive"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        EnsembleConfig(**changes)  # type: ignore[arg-type]
+
+
+CARD = EnsembleCard(
+    objectives=OBJECTIVES,
+    behaviours={"like": 0.3, "share": 0.7},
+    d_event=2,
+    d_context=2,
+    config=replace(SMALL, epochs=10),
+    run="runs/a",
+    step=120,
+    checkpoint="0123456789ab",
+    largest_fall={"like": 0.0, "glance": 0.0, "watch_time": 0.0},
+    metrics={"ndcg": 0.6, "best": None},
+)
+
+
+def test_an_ensemble_is_loaded_as_it_was_saved(trained: Ensemble, tmp_path: Path) -> None:
+    folder = f"{tmp_path}/deep/ensemble/"
+    standardise = Standardise([False, True, False], *centre_scale(TRAIN))
+    baseline = SessionWeights(standardise, 2, 2, dim=4)
+    save_ensemble(folder, trained, CARD, {"session": baseline})
+    model, card = load_ensemble(folder)
+    assert card == CARD
+    assert not model.training
+    assert np.array_equal(score_lists(model, TEST), score_lists(trained, TEST))
+    again = SessionWeights(Standardise([False] * 3, torch.zeros(3), torch.ones(3)), 2, 2, dim=4)
+    load_baseline(folder, "session", again)
+    assert np.array_equal(score_lists(again, TEST), score_lists(baseline, TEST))
+    assert os.listdir(tmp_path / "deep") == ["ensemble"]
+    assert yaml.safe_load((tmp_path / "deep/ensemble/ensemble.yaml").read_text())["objectives"][1] == {
+        "name": "glance",
+        "better": "less",
+    }
+
+
+def test_a_newer_ensemble_takes_the_place_of_the_older_whole(trained: Ensemble, tmp_path: Path) -> None:
+    folder = f"{tmp_path}/ensemble"
+    save_ensemble(folder, trained, CARD, {"old": LogisticRegression(Standardise([False], *torch.ones(2, 1)))})
+    newer = copy.deepcopy(trained)
+    newer.squash(newer.centre + 1, newer.scale)
+    save_ensemble(folder, newer, replace(CARD, step=240))
+    model, card = load_ensemble(folder)
+    assert card.step == 240
+    torch.testing.assert_close(model.centre, newer.centre)
+    assert sorted(os.listdir(folder)) == ["ensemble.safetensors", "ensemble.yaml"]
+    assert os.listdir(tmp_path) == ["ensemble"]
+
+
+def test_a_failed_save_leaves_what_was_there(
+    trained: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = f"{tmp_path}/ensemble"
+    save_ensemble(folder, trained, CARD)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for target, name in ((io, "save"), (io.paths, "publish_folder")):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, full)
+            with pytest.raises(UserError, match=r"ensemble cannot be written .*No space left"):
+                save_ensemble(folder, trained, replace(CARD, step=240))
+        assert load_ensemble(folder)[1] == CARD
+        assert os.listdir(tmp_path) == ["ensemble"]
+
+
+def test_a_folder_of_something_else_is_left_alone(trained: Ensemble, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds no ensemble"):
+        save_ensemble(str(tmp_path), trained, CARD)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_missing_and_damaged_ensembles_are_told_in_one_line(trained: Ensemble, tmp_path: Path) -> None:
+    folder = tmp_path / "ensemble"
+    with pytest.raises(UserError, match=r"no ensemble here"):
+        load_ensemble(str(folder))
+    save_ensemble(str(folder), trained, CARD)
+    card, weights = folder / "ensemble.yaml", folder / "ensemble.safetensors"
+    text, tensors = card.read_text(), weights.read_bytes()
+    for damaged in (
+        text.replace("format: 2", "format: 1"),
+        text.replace("checkpoint:", "point:"),
+        text.replace("step:", "stride:"),
+        text.replace("better: less", "better: least"),
+        text.replace("degree: 8", "degree: -8"),
+        "objectives: [",
+        "just words",
+        "",
+    ):
+        card.write_text(damaged)
+        with pytest.raises(UserError, match=r"ensemble\.yaml: ") as caught:
+            load_ensemble(str(folder))
+        assert "\n" not in str(caught.value)
+    card.write_text(text)
+    for part in (tensors[:-50], tensors[:5], b"", b"nonsense" * 100):
+        weights.write_bytes(part)
+        with pytest.raises(UserError, match=r"ensemble\.safetensors: does not fit its card or is damaged") as caught:
+            load_ensemble(str(folder))
+        assert "\n" not in str(caught.value)
+    weights.write_bytes(tensors)
+    card.write_text(text.replace("dim: 4", "dim: 8"))
+    with pytest.raises(UserError, match=r"ensemble\.safetensors: does not fit its card .*size mismatch"):
+        load_ensemble(str(folder))
+    weights.unlink()
+    with pytest.raises(UserError, match=r"ensemble\.safetensors: no such file"):
+        load_ensemble(str(folder))
+    with pytest.raises(UserError, match=r"baseline-mlp\.safetensors: no such file"):
+        load_baseline(str(folder), "mlp", trained)

@@ -1,0 +1,206 @@
+"""What is measured of objectives and watch time, on predictions made by hand."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from a2gen_rec.data.schema import DatasetCard, Feature, FeedbackRule
+from a2gen_rec.evaluation.objective_metrics import LENGTH_GROUPS, _equal_groups, _usual_watch_s, objective_report
+from a2gen_rec.evaluation.predict import Predictions, outcome_names
+from tests.helpers.cards import make_card
+
+NAN = float("nan")
+# Videos under 10 s, 10–20, 20–40 and over; an effective view is 9 s, of videos under 20 s it is 5 s, else 12 s.
+CARD = replace(
+    make_card(),
+    features=[*make_card().features, Feature("length", "item", "buckets", 5, [10.0, 20.0, 40.0])],
+    objectives=["glance", "effective", "negative"],
+    feedback=FeedbackRule(3.0, ["comment", "follow"], "length", [20.0], [9.0, 5.0, 12.0]),
+    negative=["comment", "follow"],
+)
+WATCH, HEAD = [2.0, 4.0, 1.0, 30.0, 8.0, 6.0], [1.0, 3.0, 2.0, 60.0, 20.0, 6.0]  # predicted seconds
+ACTUAL = [1.0, 2.0, 4.0, 50.0, NAN, 5.0]
+
+
+def predictions(heads: bool = True, card: DatasetCard = CARD) -> Predictions:
+    """Six targets of users 0 and 1, of lengths unknown, <10, <10, 10–20, 20–40 and ≥40."""
+    names = outcome_names(card)
+    n = 6
+    happened, chance = (np.full((n, len(names)), NAN, np.float32) for _ in range(2))
+    time, actual = (np.full((n, len(card.actions) - 1), NAN, np.float32) for _ in range(2))
+    time[:, names["exit"]], actual[:, names["exit"]] = np.log1p(WATCH), np.log1p(ACTUAL)
+    for name, p in (("like", 0.5), ("comment", [0.1, 0.2, 0.3, 0.1, 0.1, 0.5]), ("follow", [0.1, 0.5, 0.1, 0.4, 0, 0])):
+        chance[:, names[name]], happened[:, names[name]] = p, 0
+    values = {
+        "glance": ([1, 1, 0, 0, NAN, 0], [0.9, 0.8, 0.85, 0.1, 0.99, 0.2]),
+        "effective": ([0, 0, 0, 1, NAN, 1], [0.1, 0.2, 0.3, 0.4, 0.5, 0.05]),
+        "negative": ([0, 1, 0, 1, 0, 0], [0.2, 0.3, 0.5, 0.6, 0.1, 0.4]),
+    }
+    for name in card.objectives:
+        happened[:, names[name]] = values[name][0]
+        if heads:
+            chance[:, names[name]] = values[name][1]
+    return Predictions(
+        user=np.array([0, 0, 0, 1, 1, 1]),
+        item=np.arange(n),
+        length=np.array([0, 1, 1, 2, 3, 4]),
+        probability=chance,
+        happened=happened,
+        time=time,
+        actual_time=actual,
+        next_time=np.full_like(actual, NAN),
+        watch_time=np.log1p(HEAD).astype(np.float32) if heads else np.full(n, NAN, np.float32),
+        oracle=np.zeros((n, 0), np.float32),
+        remainder=np.zeros(n, np.float32),
+    )
+
+
+def report(made: Predictions | None = None, card: DatasetCard = CARD) -> dict[str, Any]:
+    found = objective_report(predictions() if made is None else made, outcome_names(card), card)
+    json.dumps(found, allow_nan=False)  # plain data
+    return found
+
+
+def mae_log(predicted: list[float], actual: list[float]) -> float:
+    return float(np.nanmean(np.abs(np.log1p(predicted) - np.log1p(actual))))
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """By the squared differences of ranks, of values without ties."""
+    n = len(a)
+    squares = sum((sorted(a).index(x) - sorted(b).index(y)) ** 2 for x, y in zip(a, b, strict=True))
+    return 1 - 6 * squares / (n * (n * n - 1))
+
+
+def test_objectives_of_the_heads() -> None:
+    found = report()["objectives"]
+    assert list(found) == ["glance", "effective", "negative"]
+    # 0.9 is above, 0.8 below the 0.85 of what was none; the 0.99 of an unknown one counts nowhere.
+    assert found["glance"]["auc"] == pytest.approx(5 / 6)
+    assert found["glance"]["positives"] == 2
+    assert found["glance"]["calibration"] == pytest.approx((0.9 + 0.8 + 0.85 + 0.1 + 0.2) / 2)
+    assert found["glance"]["gauc"] == pytest.approx(1 / 2), "of user 1 none is known to have glanced"
+    assert found["effective"]["auc"] == pytest.approx(3 / 6)
+    assert found["negative"]["auc"] == pytest.approx(6 / 8)
+
+
+def test_watch_time_of_generator_and_head() -> None:
+    found = report()["shared_ground"]["watch_time"]
+    assert found["generator"]["count"] == found["head"]["count"] == 5
+    assert found["generator"]["mae_s"] == pytest.approx((1 + 2 + 3 + 20 + 1) / 5, rel=1e-5)
+    assert found["head"]["mae_s"] == pytest.approx((0 + 1 + 2 + 10 + 1) / 5, rel=1e-5)
+    assert found["generator"]["mae_log"] == pytest.approx(mae_log(WATCH, ACTUAL), rel=1e-5)
+    assert found["head"]["mae_log"] == pytest.approx(mae_log(HEAD, ACTUAL), rel=1e-5)
+    # Ranks 2 3 1 5 4 of the known against 1 2 3 5 4: 1 − 6·(1 + 1 + 4) / (5·24).
+    assert found["generator"]["rank_correlation"] == pytest.approx(1 - 6 * 6 / 120)
+    assert found["head"]["rank_correlation"] == pytest.approx(1.0 - 6 * 2 / 120)
+    # Of all six: ranks 2 3 1 6 5 4 against 1 3 2 6 5 4.
+    assert found["agreement"] == pytest.approx(1 - 6 * 2 / 210)
+
+
+def test_objectives_of_generator_and_head() -> None:
+    found = report()["shared_ground"]
+    # Glances at 2 and 4 s among 1, 30 and 6: each loses against the 1 s alone.
+    assert found["glance"]["generator"]["auc"] == pytest.approx(4 / 6)
+    assert found["glance"]["head"]["auc"] == pytest.approx(5 / 6)
+    # Lengths of 5, 5, 15, 30 and 40 s stand for their buckets, and in none is the usual watch time longer.
+    usual = np.array([9, 5, 5, 5, 12, 12])
+    score = np.log1p(WATCH) - np.log1p(usual)
+    assert found["effective"]["generator"]["auc"] == pytest.approx(
+        np.mean([score[a] > score[b] for a in (3, 5) for b in (0, 1, 2)])
+    )
+    assert 0 < found["effective"]["generator"]["auc"] < 1
+    assert found["effective"]["agreement"] == pytest.approx(spearman(score, [0.1, 0.2, 0.3, 0.4, 0.5, 0.05]))
+    # Any of comment and follow: 0.19, 0.6, 0.37, 0.46, 0.1 and 0.5.
+    assert found["negative"]["generator"]["auc"] == pytest.approx(7 / 8)
+    any_of_both, of_head = [0.19, 0.6, 0.37, 0.46, 0.1, 0.5], [0.2, 0.3, 0.5, 0.6, 0.1, 0.4]
+    assert found["negative"]["agreement"] == pytest.approx(spearman(any_of_both, of_head))
+
+
+def test_groups_of_lengths() -> None:
+    found = report()["lengths"]
+    assert [(group["from_s"], group["to_s"]) for group in found] == [(None, 10), (10, 20), (20, 40), (40, None)]
+    assert [group["targets"] for group in found] == [2, 1, 1, 1], "of unknown length is none"
+    assert [group["glance"]["rate"] for group in found] == [0.5, 0.0, None, 0.0]
+    assert [group["glance"]["generator"]["auc"] for group in found] == [0.0, None, None, None]
+    assert [group["glance"]["head"]["auc"] for group in found] == [0.0, None, None, None]
+    maes = [group["watch_time"]["generator"]["mae_s"] for group in found]
+    assert maes == [pytest.approx(2.5), pytest.approx(20, rel=1e-5), None, pytest.approx(1, rel=1e-5)]
+    assert found[1]["watch_time"]["head"]["mae_log"] == pytest.approx(np.log(61 / 51), rel=1e-5)
+    assert [group["watch_time"]["head"]["count"] for group in found] == [2, 1, 0, 1]
+
+
+def test_without_heads_the_generator_alone_is_measured() -> None:
+    found, full = report(predictions(heads=False)), report()
+    assert found["objectives"] == {}
+    assert list(found["shared_ground"]) == list(full["shared_ground"])
+    for name, measured in found["shared_ground"].items():
+        assert measured == {"generator": full["shared_ground"][name]["generator"]}, name
+    assert len(found["lengths"]) == len(full["lengths"])
+    for group, other in zip(found["lengths"], full["lengths"], strict=True):
+        assert "head" not in group["watch_time"]
+        assert "head" not in group["glance"]
+        assert group["glance"]["generator"] == other["glance"]["generator"]
+
+
+def test_without_watch_times_objectives_remain() -> None:
+    found = report(card=replace(CARD, timed=["like", "follow"]))
+    assert found["objectives"] == report()["objectives"]
+    assert found["shared_ground"] == {}
+    assert found["lengths"] == []
+    nothing = replace(CARD, timed=["like"], objectives=[], feedback=None)
+    assert report(predictions(card=nothing), nothing) == {"objectives": {}, "shared_ground": {}, "lengths": []}
+
+
+@pytest.mark.parametrize("duration", ["", "length of another name"])
+def test_without_lengths_one_watch_time_is_usual(duration: str) -> None:
+    """A log may tell no lengths, and a card not have the feature that told them."""
+    rule = replace(CARD.feedback, duration=duration, duration_edges_s=[], median_watch_s=[9.0])
+    found = report(card=replace(CARD, feedback=rule))
+    assert found["lengths"] == []
+    # Watched 30 and 6 s effectively; 2, 4 and 1 s not: compared with the same 9 s.
+    assert found["shared_ground"]["effective"]["generator"]["auc"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("edges", "medians", "least"),
+    [
+        # Of unknown length the usual; middles of 5, 15, 30 and 40 s fall between the rule's edges.
+        ([12.0, 35.0], [9.0, 4.0, 8.0, 20.0], [9.0, 4.0, 8.0, 8.0, 20.0]),
+        # A video of 5 s is watched whole in less than the usual 7 s, one of 15 s in less than 18.
+        ([10.0], [9.0, 7.0, 18.0], [9.0, 5.0, 15.0, 18.0, 18.0]),
+        # What is usual may be a glance, which no effective view is.
+        ([], [2.0, 1.5], [3.0, 3.0, 3.0, 3.0, 3.0]),
+    ],
+)
+def test_what_an_effective_view_takes(edges: list[float], medians: list[float], least: list[float]) -> None:
+    rule = replace(CARD.feedback, duration_edges_s=edges, median_watch_s=medians)
+    made = replace(predictions(), length=np.arange(5))
+    assert _usual_watch_s(made, replace(CARD, feedback=rule)).tolist() == least
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
+def test_equal_groups_part_all_places_in_order(counts: list[int]) -> None:
+    groups = _equal_groups(np.array(counts))
+    sizes = [sum(counts[first:last]) for first, last in groups]
+    assert sum(sizes) == sum(counts), "all that is there is in a group"
+    assert all(sizes)
+    assert len(groups) <= LENGTH_GROUPS
+    assert all(a[1] <= b[0] for a, b in pairwise(groups))
+    # Both its ends are as near as places allow to where they should be.
+    assert all(size <= sum(counts) / LENGTH_GROUPS + max(counts) for size in sizes)
+
+
+def test_equal_groups_of_equal_places() -> None:
+    assert _equal_groups(np.full(16, 7)) == [(place, place + 2) for place in range(0, 16, 2)]
+    jitter = np.tile([7, 6, 5, 6, 7], 4)[:16]
+    assert _equal_groups(jitter) == _equal_groups(np.full(16, 7)), "a place hardly too few is no reason for one more"
+    assert _equal_groups(np.array([1, 0, 3])) == [(0, 1), (1, 3)]
+    assert _equal_groups(np.zeros(4, int)) == []

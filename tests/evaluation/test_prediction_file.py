@@ -1,0 +1,100 @@
+"""Predictions on disk are those that were measured."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from a2gen_rec.cli.main import main
+from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.evaluation.evaluate import action_metrics
+from a2gen_rec.evaluation.predict import Predictions, outcome_names
+from a2gen_rec.evaluation.prediction_file import read_predictions, write_predictions
+from a2gen_rec.training.entrypoint import train
+from tests.helpers.cards import make_card, small_config, write_dataset
+
+CARD = make_card()
+
+
+def made(oracle: list[str]) -> Predictions:
+    rng = np.random.default_rng(0)
+    outcomes = len(outcome_names(CARD))
+
+    def values(*shape: int) -> np.ndarray:
+        return np.where(rng.random(shape) < 0.2, np.nan, rng.random(shape)).astype(np.float32)
+
+    return Predictions(
+        user=rng.integers(-(2**62), 2**62, 9),
+        item=rng.integers(0, 40, 9),
+        length=rng.integers(0, 4, 9),
+        probability=values(9, outcomes),
+        happened=values(9, outcomes),
+        time=values(9, len(CARD.actions) - 1),
+        actual_time=values(9, len(CARD.actions) - 1),
+        next_time=values(9, len(CARD.actions) - 1),
+        watch_time=values(9),
+        oracle=values(9, len(oracle)),
+        remainder=values(9),
+    )
+
+
+@pytest.mark.parametrize("oracle", [[], ["like", "click"]])
+def test_what_is_written_is_read(oracle: list[str], tmp_path: Path) -> None:
+    card, file = replace(CARD, oracle=oracle), tmp_path / "test.parquet"
+    before = made(oracle)
+    write_predictions(str(file), before, card)
+    after, names = read_predictions(str(file))
+    assert names == [*CARD.actions[1:], *CARD.labels, *CARD.objectives]
+    for field in fields(Predictions):
+        left, right = getattr(before, field.name), getattr(after, field.name)
+        assert left.dtype == right.dtype
+        np.testing.assert_array_equal(left, right)
+    assert list(tmp_path.iterdir()) == [file]
+    plain = pq.read_table(file)
+    np.testing.assert_array_equal(plain["probability_click"].to_numpy(), before.probability[:, names.index("click")])
+    np.testing.assert_array_equal(plain["actual_time_exit"].to_numpy(), before.actual_time[:, 3])
+
+
+def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"user": [1]}), other)
+    with pytest.raises(DataError, match="holds no predictions"):
+        read_predictions(str(other))
+    older = tmp_path / "older.parquet"
+    write_predictions(str(older), made([]), CARD)
+    pq.write_table(pq.read_table(older).drop_columns(["next_time_like"]), older)
+    with pytest.raises(DataError, match=r"next_time_like.* is missing"):
+        read_predictions(str(older))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_predictions(str(tmp_path / "nothing.parquet"))
+    with pytest.raises(UserError, match="cannot be written"):
+        write_predictions(str(tmp_path / "no" / "folder.parquet"), made([]), CARD)
+
+
+@pytest.mark.parametrize("model", [{}, {"generator": "independent", "objectives": True}, {"name": "mmoe"}])
+def test_the_evaluation_can_be_made_again_from_the_file(model: dict, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", CARD, windows=20)
+    config = small_config(**model)
+    config.train.max_steps = 2
+    config.loss.time_error = "absolute"
+    train(config, str(data), str(tmp_path / "run"))
+    result, file = tmp_path / "result.json", tmp_path / "new" / "valid.parquet"
+    command = ["evaluate", "--run", str(tmp_path / "run"), "--split", "valid"]
+    main([*command, "--json", str(result), "--predictions", str(file)])
+    measured = json.loads(result.read_text())
+    predictions, _ = read_predictions(str(file))
+    assert len(predictions.user) == measured["targets"]
+    assert action_metrics(predictions, predictions.probability, CARD) == measured["actions"]
+    # The loss is over the same steps, each told those before it.
+    errors = np.abs(predictions.next_time - predictions.actual_time)
+    assert np.nanmean(errors) == pytest.approx(measured["loss"]["time"], rel=1e-5)
+    found = [(row["mae_log"], row["count"]) for row in measured["next_time"].values()]
+    assert sum(mae * count for mae, count in found) / sum(count for _, count in found) == pytest.approx(
+        np.nanmean(errors), rel=1e-5
+    )
+    reads_steps = not model
+    assert (np.nan_to_num(predictions.next_time - predictions.time) != 0).any() == reads_steps

@@ -1,0 +1,102 @@
+"""Weighted metrics of resampled users against the plain metrics of their rows, repeated one by one."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from a2gen_rec.evaluation.metrics import auc
+from a2gen_rec.experiments import bootstrap
+from a2gen_rec.experiments.bootstrap import interval, p_value, user_weights, weighted_auc, weighted_mean
+
+
+def direct(values: np.ndarray, user: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The rows of one resample: those of every user drawn, as often as it was drawn."""
+    return np.concatenate([values[user == one] for one in range(len(weights)) for _ in range(int(weights[one]))])
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(1, 40),
+    users=st.integers(1, 8),
+    distinct=st.sampled_from([1, 3, 1000]),
+    rate=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+)
+def test_a_weighted_auc_is_that_of_repeated_rows(seed: int, n: int, users: int, distinct: int, rate: float) -> None:
+    """With ties of one class and of both, and resamples that lack a class."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, distinct, n).astype(np.float32)
+    labels = (rng.random(n) < rate).astype(np.float32)
+    user, weights = rng.integers(0, users, n), user_weights(users, 20, seed)
+    for column, found in enumerate(weighted_auc(scores, labels, user, weights)):
+        drawn = weights[:, column]
+        if drawn[user].sum() == 0:
+            assert math.isnan(found)
+            continue
+        wanted = auc(direct(scores, user, drawn), direct(labels, user, drawn))
+        assert math.isnan(found) if wanted is None else found == pytest.approx(wanted, abs=1e-12)
+
+
+def test_every_pattern_of_ties_of_four_rows() -> None:
+    """Runs that are summed at once may end at a tie of both classes, or begin there."""
+    weights = np.array([[1, 0, 3], [1, 2, 0], [1, 1, 1], [1, 3, 2]], np.float32)
+    for scores in itertools.product(range(3), repeat=4):
+        for labels in itertools.product((0.0, 1.0), repeat=4):
+            found = weighted_auc(np.array(scores), np.array(labels), np.arange(4), weights)
+            for column, drawn in enumerate(weights.T.astype(int)):
+                wanted = auc(np.repeat(scores, drawn), np.repeat(labels, drawn))
+                assert math.isnan(found[column]) if wanted is None else found[column] == pytest.approx(wanted)
+
+
+def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = rng.normal(size=300).round(1), (rng.random(300) < 0.2).astype(np.float32)
+    user, weights = rng.integers(0, 40, 300), user_weights(40, 50)
+    whole = weighted_auc(scores, labels, user, weights)
+    monkeypatch.setattr(bootstrap, "_BLOCK", 1)
+    np.testing.assert_array_equal(weighted_auc(scores, labels, user, weights), whole)
+
+
+def test_a_weighted_mean_is_that_of_repeated_rows() -> None:
+    rng = np.random.default_rng(1)
+    values, user = rng.normal(size=30), rng.integers(0, 6, 30)
+    weights = user_weights(7, 30)  # the last user has no row
+    for column, found in enumerate(weighted_mean(values, user, weights)):
+        assert found == pytest.approx(direct(values, user, weights[:, column]).mean())
+    assert np.isnan(weighted_mean(values[:0], user[:0], weights)).all()
+
+
+def test_every_resample_draws_as_many_users_as_there_are() -> None:
+    weights = user_weights(30, 400)
+    assert (weights.sum(0) == 30).all()
+    assert (user_weights(30, 400) == weights).all()
+    assert (user_weights(30, 400, seed=1) != weights).any()
+    # Drawn with replacement: a user's weight is binomial, of mean 1 and variance 1 - 1/30.
+    assert weights.mean() == 1
+    assert weights.var() == pytest.approx(29 / 30, rel=0.05)
+
+
+def test_intervals_cover_as_often_as_they_say() -> None:
+    """Of a mean over users who differ, whose rows do not: resampling rows would take them for far more certain."""
+    rng = np.random.default_rng(2)
+    covered = 0
+    for trial in range(100):
+        user = np.repeat(np.arange(60), 5)
+        values = np.repeat(rng.normal(size=60), 5)
+        low, high = interval(weighted_mean(values, user, user_weights(60, 300, trial))) or (math.nan, math.nan)
+        covered += low < 0 < high
+    assert 86 <= covered <= 99
+
+
+def test_intervals_and_p_values_of_known_resamples() -> None:
+    values = np.append(np.arange(-10, 91), math.nan)  # 101 known ones
+    assert interval(values, 0.9) == pytest.approx((-5, 85))
+    assert p_value(values) == pytest.approx(2 * (11 + 1) / 102), "-10 to 0 are not above 0"
+    assert p_value(-values) == p_value(values)
+    assert p_value(values + 100) == pytest.approx(2 / 102)
+    assert p_value(np.zeros(9)) == 1
+    assert interval(np.full(3, math.nan)) is p_value(np.full(3, math.nan)) is None

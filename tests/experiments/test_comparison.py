@@ -1,0 +1,212 @@
+"""The numbers of a report against plain ones, made run by run and user by user."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.evaluation.metrics import auc
+from a2gen_rec.evaluation.prediction_file import read_predictions, write_predictions
+from a2gen_rec.experiments.bootstrap import user_weights
+from a2gen_rec.experiments.comparison import Averaged, Comparison, Spread, compare, spread
+from a2gen_rec.experiments.results import read_experiment
+from tests.helpers.experiments import CARD, make_predictions, plain_card, write_experiment
+
+EMPTY = {"suite": {"models": [], "datasets": []}, "machine": {}, "chosen": {}, "trials": [], "runs": [], "failed": []}
+ROWS = ["like", "comment", "follow", "click"]  # actions and label, as the card has them
+
+
+def compared(folder: Path, resamples: int = 60, dataset: str = "one") -> Comparison:
+    return compare(read_experiment(str(folder)), dataset, resamples)
+
+
+def test_means_and_deviations_are_over_seeds(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, seeds=(0, 1, 2))
+    recorded, found = read_experiment(str(folder)), compared(folder)
+    for model in found.models:
+        tests = [run.test for run in recorded.of_model("one", model.name)]
+        assert model.seeds == (0, 1, 2)
+        for name in [*ROWS, "glance", "effective"]:
+            for metric in ("auc", "gauc", "ne", "calibration"):
+                values = [{**test["objectives"], **test["actions"]}[name][metric] for test in tests]
+                assert model.outcomes[name][metric] == Spread(
+                    pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1))
+                )
+        means = [np.mean([test["actions"][name]["auc"] for name in found.averaged.outcomes]) for test in tests]
+        assert model.auc == Spread(pytest.approx(np.mean(means)), pytest.approx(np.std(means, ddof=1)))
+        seconds = [np.mean([test["time"][name]["mae_s"] for name in found.averaged.times]) for test in tests]
+        assert model.mae_s is not None
+        assert model.mae_s.mean == pytest.approx(np.mean(seconds))
+        assert model.next_times["follow"]["mae_log"] == Spread(0.25, 0.0)
+    assert found.scored == [*ROWS, "glance", "effective"]
+    assert found.positives["like"] == recorded.runs[0].test["actions"]["like"]["positives"]
+    assert list(found.timed) == ["like", "follow", "exit"]
+    assert [row.name for row in found.references] == ["item's rate in training", "median time in training"]
+    assert found.references[0].auc == Spread(pytest.approx(0.55), None)
+    assert found.references[1].mae_log == Spread(pytest.approx(0.9), None)
+
+
+def test_rare_outcomes_and_times_are_left_out_of_means() -> None:
+    actions = {"like": {"positives": 100}, "hate": {"positives": 99}, "click": {"positives": 901}}
+    time = {"like": {"count": 100}, "hate": {"count": 99}, "exit": {"count": 1000}}
+    test = {"targets": 1000, "actions": actions, "time": time}
+    assert Averaged.of(test) == (["like"], ["like", "exit"], ["hate", "click"])
+    few = {name: {"positives": 3} for name in actions}
+    assert Averaged.of(test | {"actions": few}) == (list(actions), ["like", "exit"], []), "there is nothing else"
+
+
+def test_speed_is_the_fastest_seeds_and_resumed_runs_tell_no_time(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, seeds=(0, 1, 2))
+    file = folder / "results.json"
+    results = json.loads(file.read_text())
+    results["runs"][1]["resumed"] = True
+    for run in results["runs"][3:]:
+        run["resumed"] = True
+    file.write_text(json.dumps(results))
+    assert [(model.targets_per_s, model.seconds) for model in compared(folder).models] == [(300.0, 4.0), (600.0, None)]
+
+
+def test_differences_are_those_of_the_same_resampled_users(tmp_path: Path) -> None:
+    """Row by row: the rows of every drawn user, as often as drawn; plain AUC; a mean over actions, then drawn seeds."""
+    folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, seeds=(0, 1))
+    recorded, found = read_experiment(str(folder)), compared(folder, resamples=30)
+    weights = user_weights(found.users, 30)
+    drawn_auc, drawn_mae = np.zeros((2, 30)), np.zeros((2, 30))
+    for place, name in enumerate(("a2gen", "mmoe")):
+        seeds = np.random.default_rng([place, 30]).integers(2, size=(2, 30))
+        for seed, run in enumerate(recorded.of_model("one", name)):
+            times = (seeds == seed).sum(0) / 2
+            predictions, names = read_predictions(run.predictions)
+            users = sorted(set(predictions.user.tolist()))
+            for column in range(30):
+                drawn = zip(users, weights[:, column].astype(int), strict=True)
+                rows = np.concatenate([np.flatnonzero(predictions.user == user) for user, n in drawn for _ in range(n)])
+                aucs = [
+                    auc(predictions.probability[rows, names.index(each)], predictions.happened[rows, names.index(each)])
+                    for each in found.averaged.outcomes
+                ]
+                drawn_auc[place, column] += np.mean([each for each in aucs if each is not None]) * times[column]
+                errors = [
+                    np.abs(predictions.time[rows, names.index(each)] - predictions.actual_time[rows, names.index(each)])
+                    for each in found.averaged.times
+                ]
+                drawn_mae[place, column] += np.mean([np.nanmean(each) for each in errors]) * times[column]
+    for place, model in enumerate(found.models):
+        assert model.auc_interval == pytest.approx(tuple(np.quantile(drawn_auc[place], [0.025, 0.975])))
+        assert model.mae_interval == pytest.approx(tuple(np.quantile(drawn_mae[place], [0.025, 0.975])), rel=1e-5)
+    first, other = found.models
+    assert first.auc_difference is first.mae_difference is None
+    assert other.auc_difference is not None
+    around = (other.auc_difference.low, other.auc_difference.high)
+    assert around == pytest.approx(tuple(np.quantile(drawn_auc[1] - drawn_auc[0], [0.025, 0.975])))
+    assert first.auc is not None
+    assert other.auc is not None
+    assert other.auc_difference.value == pytest.approx(other.auc.mean - first.auc.mean)
+    assert other.auc_difference.significant
+    assert other.auc_difference.value < 0
+
+
+def test_an_action_without_positives_in_a_resample_is_left_out_of_it(tmp_path: Path) -> None:
+    """One user alone has a like: resamples without that user have the mean of the other actions."""
+    folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3})
+    for run in read_experiment(str(folder)).runs:
+        predictions, _ = read_predictions(run.predictions)
+        predictions.happened[:, 0] = 0
+        predictions.happened[np.flatnonzero(predictions.user == predictions.user.min())[0], 0] = 1
+        write_predictions(run.predictions, predictions, CARD)
+    assert (user_weights(40, 60)[0] == 0).any()
+    for model in compared(folder).models:
+        assert model.auc_interval is not None
+        assert np.isfinite(model.auc_interval).all()
+
+
+def test_an_ablation_is_compared_with_its_model(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, {"mmoe": 0.3, "a2gen": 1.0}, {"plain": 0.5})
+    file = folder / "results.json"
+    file.write_text(
+        file.read_text()
+        .replace('"of": "mmoe"', '"of": "a2gen"')
+        .replace('"ablation_of": "mmoe"', '"ablation_of": "a2gen"')
+    )
+    found = compared(folder)
+    assert [(model.name, model.of, model.reference) for model in found.models] == [
+        ("mmoe", "", ""),
+        ("a2gen", "", "mmoe"),
+        ("plain", "a2gen", "a2gen"),
+    ]
+    assert [model.name for model in found.whole] == ["mmoe", "a2gen"]
+
+
+def test_without_its_model_an_ablation_has_no_difference(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, {"plain": 0.5})
+    file = folder / "results.json"
+    results = json.loads(file.read_text())
+    results["runs"] = [run for run in results["runs"] if run["model"] != "a2gen"]
+    file.write_text(json.dumps(results))
+    found = compared(folder)
+    assert [(model.name, model.reference) for model in found.models] == [("mmoe", ""), ("plain", "")]
+    assert all(model.auc_difference is None for model in found.models)
+
+
+def test_one_seed_has_no_deviation_and_a_log_without_times_no_errors(tmp_path: Path) -> None:
+    found = compared(write_experiment(tmp_path, {"a2gen": 1.0}, card=plain_card()))
+    (model,) = found.models
+    assert model.auc is not None
+    assert model.auc.std is None
+    assert (model.mae_log, model.mae_interval, found.timed) == (None, None, {})
+    assert found.scored == ["like", "comment", "follow"]
+
+
+def test_objectives_that_a_model_lacks_are_left_out(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3})
+    file = folder / "runs/one/1/test.json"
+    test = json.loads(file.read_text())
+    del test["objectives"]["glance"]
+    file.write_text(json.dumps(test))
+    assert compared(folder).scored == [*ROWS, "effective"]
+
+
+def test_predictions_of_other_users_are_refused(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3})
+    predictions = make_predictions(CARD, 1.0, 0)
+    file = read_experiment(str(folder)).runs[1].predictions
+    write_predictions(file, replace(predictions, user=predictions.user + 1), CARD)
+    with pytest.raises(DataError, match=f"{file}: is of other users"):
+        compared(folder)
+
+
+def test_an_unknown_value_of_a_seed_makes_the_mean_unknown() -> None:
+    assert spread([1.0, 3.0]) == Spread(2.0, pytest.approx(2**0.5))
+    assert spread([1.0, None]) is spread([]) is spread([float("nan")]) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not an experiment's results"),
+        ('{"suite": {}}', "is not an experiment's results ('models' is missing)"),
+        (json.dumps(EMPTY | {"runs": [{}]}), "'test' is missing"),
+        (json.dumps(EMPTY | {"failed": [{}]}), "'phase' is missing"),
+        (json.dumps(EMPTY | {"runs": 3}), "is not an experiment's results"),
+        (json.dumps(EMPTY), "no run has been tested"),
+    ],
+)
+def test_results_that_are_none_are_named(content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError) as raised:
+        read_experiment(str(tmp_path))
+    assert str(raised.value).startswith(f"{tmp_path}/results.json: ")
+    assert says in str(raised.value)
+
+
+def test_a_folder_without_results_and_a_broken_evaluation_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no results\.json"):
+        read_experiment(str(tmp_path))
+    folder = write_experiment(tmp_path / "made", {"a2gen": 1.0})
+    (folder / "runs/one/0/test.json").write_text("{}")
+    with pytest.raises(DataError, match=r"runs/one/0/test\.json: is not an evaluation \('targets' is missing\)"):
+        read_experiment(str(folder))

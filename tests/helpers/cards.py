@@ -1,0 +1,194 @@
+"""Small random worlds for the tests: cards, window columns, datasets on disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from a2gen_rec.config import Config, ModelConfig
+from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.data.schema import FEEDBACK_LEVELS, SPLITS, DatasetCard, Feature, FeedbackRule, SplitSummary
+from a2gen_rec.models.embedding_tables import whole_tables
+
+ACTIONS = ["start", "like", "comment", "follow", "exit"]
+
+
+def make_card(labels: tuple[str, ...] = ("click",), timed: tuple[str, ...] = ("like", "follow", "exit")) -> DatasetCard:
+    features = [
+        Feature("user_id", "user", "vocabulary", 30),
+        Feature("group", "user", "vocabulary", 4),
+        Feature("item_id", "item", "vocabulary", 40),
+        Feature("author_id", "item", "hash", 9),
+        Feature("tab", "context", "vocabulary", 5),
+        Feature("session_position", "session", "buckets", 4, [2.0, 4.0]),
+        Feature("session_gap", "session", "buckets", 5, [5.0, 10.0, 20.0]),
+        Feature("previous_feedback", "session", "code", len(FEEDBACK_LEVELS)),
+        Feature("feedback", "outcome", "code", len(FEEDBACK_LEVELS)),
+        Feature("watch_ratio", "outcome", "buckets", 4, [0.5, 1.0]),
+    ]
+    objectives = ["glance", "effective"]
+    names = [*ACTIONS[1:-1], *labels, *objectives]
+    levels = dict.fromkeys(FEEDBACK_LEVELS, 0)
+    split = SplitSummary(1, 1, first_ms=0, last_ms=0, positives=dict.fromkeys(names, 0), feedback=levels)
+    return DatasetCard(
+        name="random",
+        actions=ACTIONS,
+        timed=list(timed),
+        labels=list(labels),
+        objectives=objectives,
+        features=features,
+        feedback=FeedbackRule(3.0, [], "length", [10.0], [9.0, 5.0, 12.0]),
+        negative=[],
+        session_gap_s=25.0,
+        history=6,
+        max_targets=4,
+        calendar=True,
+        splits=dict.fromkeys(SPLITS, split),
+        base_rate=dict.fromkeys(names, 0.3),
+        median_time_s=dict.fromkeys([*ACTIONS[1:-1], "exit"], 5.0),
+        oracle=[],
+        dropped={},
+        source={"name": "random"},
+        command="",
+    )
+
+
+def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, longest: int = 10) -> WindowColumns:
+    """Random windows that keep the contract: overlapping impressions, missing times, windows without history."""
+    lengths = rng.integers(1, longest + 1, windows)
+    total = int(lengths.sum())
+    window = np.repeat(np.arange(windows), lengths)
+    first_target = np.array([rng.integers(0, n) for n in lengths], dtype=np.int64)
+    step = rng.integers(0, 30_000, total)
+    ts_ms = np.cumsum(step) + window * 10**9
+    actions, offsets, dwell = [], [], []
+    for _ in range(total):
+        done = np.flatnonzero(rng.random(len(card.actions) - 2) < 0.4) + 1
+        rng.shuffle(done)
+        times = np.sort(rng.random(len(done)) * 10)
+        times[np.array([card.actions[a] not in card.timed for a in done], dtype=bool)] = np.nan
+        dwell.append(10 + rng.random() * 20 if rng.random() < 0.9 else np.nan)
+        actions.append(np.concatenate([[0], done, [len(card.actions) - 1]]))
+        offsets.append(np.concatenate([[0.0], times, [dwell[-1]]]))
+    action_lengths = np.array([len(a) for a in actions], dtype=np.int64)
+    longest_s = np.array([np.nanmax(o) for o in offsets])
+    user = {f.name: rng.integers(0, f.cardinality, windows) for f in card.at_level("user")}
+    shown = [*card.at_level("item"), *card.at_level("context")]
+    ids = {f.name: rng.integers(0, f.cardinality, total) for f in shown}
+    labels = (rng.random((total, len(card.labels))) < 0.5).astype(np.float32)
+    (own,) = rng.spawn(1)
+    objectives = own.choice(np.array([0, 1, np.nan], np.float32), (total, len(card.objectives)))
+    return WindowColumns(
+        user_key=rng.integers(0, 2**40, windows),
+        first_target=first_target,
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+        user_ids=user,
+        impression_ids=ids,
+        session={f.name: own.integers(0, f.cardinality, total) for f in card.at_level("session")},
+        outcome={f.name: own.integers(0, f.cardinality, total) for f in card.at_level("outcome")},
+        ts_ms=ts_ms,
+        end_ms=ts_ms + np.rint(1000 * longest_s).astype(np.int64),
+        labels=labels,
+        objectives=objectives,
+        oracle=np.zeros((total, 0), np.float32),
+        action_starts=np.cumsum(action_lengths) - action_lengths,
+        action_lengths=action_lengths,
+        action=np.concatenate(actions).astype(np.int64),
+        offset_s=np.concatenate(offsets).astype(np.float32),
+    )
+
+
+def small_config(**model: object) -> Config:
+    return Config(model=ModelConfig(**{"dim": 8, "heads": 2, "time_buckets": 8, **model}))
+
+
+def whole(card: DatasetCard, config: Config) -> dict[str, int]:
+    return whole_tables(card, config.model)
+
+
+def write_dataset(folder: Path, card: DatasetCard, windows: int = 60, files: int = 3, seed: int = 0) -> Path:
+    """A dataset on disk, every split of the same kind of random windows."""
+    rng = np.random.default_rng(seed)
+    made = {split: [make_columns(card, windows, rng) for _ in range(files)] for split in SPLITS}
+    for split, parts in made.items():
+        (folder / split).mkdir(parents=True)
+        for file, columns in enumerate(parts):
+            pq.write_table(to_table(columns, card), folder / split / f"part-{file:05d}.parquet", row_group_size=20)
+    pq.write_table(items(card, rng), folder / "items.parquet")
+    pq.write_table(item_statistics(made["train"], card), folder / "item_statistics.parquet")
+    card.save(str(folder))
+    return folder
+
+
+def items(card: DatasetCard, rng: np.random.Generator) -> pa.Table:
+    """Every item of the table but row 0, named "item-ROW", with random other features."""
+    features = {feature.name: feature.cardinality for feature in card.at_level("item")}
+    rows = np.arange(1, features["item_id"])
+    table = {name: rng.integers(0, size, len(rows)) for name, size in features.items()}
+    return pa.table({"item": [f"item-{row}" for row in rows]} | table | {"item_id": rows})
+
+
+def item_statistics(parts: list[WindowColumns], card: DatasetCard) -> pa.Table:
+    """Targets and positives per row of the item table that has any."""
+    names = [*card.actions[1:-1], *card.labels, *card.objectives]
+    item, counted = [], []
+    for columns in parts:
+        window = np.repeat(np.arange(len(columns)), columns.lengths)
+        target = np.arange(len(window)) - columns.starts[window] >= columns.first_target[window]
+        happened = np.zeros((len(window), len(card.actions)), np.int64)
+        happened[np.repeat(np.arange(len(window)), columns.action_lengths), columns.action] = 1
+        positives = np.concatenate([happened[:, 1:-1], columns.labels == 1, columns.objectives == 1], axis=1)
+        item.append(columns.impression_ids["item_id"][target])
+        counted.append(np.insert(positives[target], 0, 1, axis=1))
+    rows, owner = np.unique(np.concatenate(item), return_inverse=True)
+    sums = np.zeros((len(rows), 1 + len(names)), np.int64)
+    np.add.at(sums, owner, np.concatenate(counted))
+    return pa.table({"item_id": rows} | dict(zip(["impressions", *names], sums.T, strict=True)))
+
+
+def to_table(columns: WindowColumns, card: DatasetCard) -> pa.Table:
+    offsets = np.append(columns.starts, columns.lengths.sum())
+    inner = np.append(columns.action_starts, columns.action_lengths.sum())
+
+    def per_impression(values: np.ndarray | pa.Array) -> pa.Array:
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+
+    def per_token(values: np.ndarray) -> pa.Array:
+        return per_impression(pa.ListArray.from_arrays(pa.array(inner, pa.int32()), pa.array(values)))
+
+    last = columns.action_starts + columns.action_lengths - 1
+    data = {
+        "user": pa.array([str(key) for key in columns.user_key]),
+        "user_key": columns.user_key,
+        "first_target": columns.first_target.astype(np.int32),
+        "ts_ms": per_impression(columns.ts_ms),
+        "dwell_s": per_impression(columns.offset_s[last]),
+        "action": per_token(columns.action.astype(np.int8)),
+        "action_offset_s": per_token(columns.offset_s),
+    }
+    data |= columns.user_ids
+    for rows in (columns.impression_ids, columns.session, columns.outcome):
+        data |= {name: per_impression(values) for name, values in rows.items()}
+    data |= {f"objective_{name}": per_impression(columns.objectives[:, i]) for i, name in enumerate(card.objectives)}
+    data |= {f"label_{name}": per_impression(columns.labels[:, i]) for i, name in enumerate(card.labels)}
+    return pa.table(data)
+
+
+def checkpoint_tensors(checkpoint: str | Path, scratch: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, whole, by name; ``scratch`` is a file to write."""
+    dcp_to_torch_save(str(checkpoint), str(scratch))
+    flat: dict[str, torch.Tensor] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for name, part in value.items():
+                walk(f"{prefix}/{name}", part)
+        elif isinstance(value, torch.Tensor):
+            flat[prefix] = value
+
+    walk("", torch.load(scratch, weights_only=False))
+    return flat

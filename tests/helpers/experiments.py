@@ -1,0 +1,139 @@
+"""Experiments made up for tests of their report: `results.json` with evaluations and predictions."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.evaluation.metrics import binary_metrics, time_metrics
+from a2gen_rec.evaluation.predict import Predictions, outcome_names
+from a2gen_rec.evaluation.prediction_file import write_predictions
+from tests.helpers.cards import make_card
+
+CARD = make_card()
+MACHINE = {"date": "today", "commit": "", "device": "cpu", "cpu": "fast", "cores": 2, "threads": 1}
+MACHINE |= dict.fromkeys(("python", "torch", "torchrec", "fbgemm_gpu"), "1.0")
+
+
+def make_predictions(card: DatasetCard, skill: float, seed: int, rows: int = 300, users: int = 40) -> Predictions:
+    """The same users and outcomes for all seeds; predictions that are better with ``skill``."""
+    world, rng = np.random.default_rng(7), np.random.default_rng(seed)
+    outcomes, actions = len(outcome_names(card)), len(card.actions) - 1
+    chance = world.uniform(0.05, 0.6, (rows, outcomes))
+    happened = (world.random((rows, outcomes)) < chance).astype(np.float32)
+    happened[:, actions - 1] = 1  # all exit
+    actual = np.where(happened[:, :actions] > 0, world.gamma(4, 0.5, (rows, actions)), np.nan)
+    for place, name in enumerate(card.actions[1:]):
+        actual[:, place] = np.where(name in card.timed, actual[:, place], np.nan)
+    logit = skill * np.log(chance / (1 - chance)) + rng.normal(size=chance.shape)
+    return Predictions(
+        user=world.integers(0, users, rows) * 10**6,
+        item=world.integers(0, 40, rows),
+        length=np.zeros(rows, np.int64),
+        probability=(1 / (1 + np.exp(-logit))).astype(np.float32),
+        happened=happened,
+        time=(2 + (1 / (1 + skill)) * rng.normal(size=actual.shape)).astype(np.float32),
+        actual_time=actual.astype(np.float32),
+        next_time=actual.astype(np.float32) + 0.25,
+        watch_time=np.full(rows, np.nan, np.float32),
+        oracle=chance[:, : len(card.oracle)].astype(np.float32),
+        remainder=np.zeros(rows, np.float32),
+    )
+
+
+def measure(predictions: Predictions, card: DatasetCard) -> dict[str, Any]:
+    """What `a2gen evaluate` says of them, as far as a report reads it."""
+    names = outcome_names(card)
+
+    def score(name: str) -> dict[str, Any]:
+        column = names[name]
+        return binary_metrics(predictions.probability[:, column], predictions.happened[:, column], predictions.user)
+
+    rates = {name: {"auc": 0.55, "gauc": 0.5, "ne": 0.99, "calibration": 1.0, "positives": 1} for name in card.events}
+    return {
+        "targets": len(predictions.user),
+        "actions": {name: score(name) for name in [*card.events, *card.labels]},
+        "objectives": {name: score(name) for name in card.objectives},
+        "time": {
+            name: time_metrics(predictions.time[:, column], predictions.actual_time[:, column])
+            for name, column in names.items()
+            if name in card.timed
+        },
+        "next_time": {name: {"mae_log": 0.25, "mae_s": 1.0} for name in card.timed},
+        "reference": {
+            "item_rate": rates,
+            "median_time": {name: {"mae_log": 0.9, "mae_s": 9.0} for name in card.timed},
+            **({"oracle": {name: rates[name] | {"auc": 0.9} for name in card.oracle}} if card.oracle else {}),
+        },
+    }
+
+
+def write_experiment(
+    folder: Path,
+    models: Mapping[str, float],
+    ablations: Mapping[str, float] | None = None,
+    seeds: Sequence[int] = (0,),
+    datasets: Sequence[str] = ("one",),
+    card: DatasetCard = CARD,
+    **more: Any,
+) -> Path:
+    """An experiment of models and ablations (of the first model) with so much skill each.
+
+    Args:
+        more: replaces or adds to what ``results.json`` has.
+    """
+    first = next(iter(models))
+    suite_models = [{"name": name, "overrides": {}, "of": ""} for name in models]
+    suite_models += [{"name": name, "overrides": {"model.gate": False}, "of": first} for name in ablations or {}]
+    runs = []
+    for dataset in datasets:
+        for model in suite_models:
+            for seed in seeds:
+                place = f"runs/{dataset}/{len(runs)}"
+                (folder / place).mkdir(parents=True)
+                skill = {**models, **(ablations or {})}[model["name"]]
+                predictions = make_predictions(card, skill, seed=len(runs))
+                write_predictions(str(folder / place / "test.parquet"), predictions, card)
+                (folder / place / "test.json").write_text(json.dumps(measure(predictions, card)))
+                runs.append(
+                    {
+                        "dataset": dataset,
+                        "model": model["name"],
+                        "ablation_of": model["of"] or None,
+                        "seed": seed,
+                        "overrides": model["overrides"],
+                        "parameters": {"tables": 1000, "dense": 200},
+                        "targets_per_s": 100.0 * (1 + len(runs)),
+                        "seconds": 3.0 + len(runs),
+                        "resumed": False,
+                        "machine": MACHINE,
+                        "folder": place,
+                        "test": f"{place}/test.json",
+                        "predictions": f"{place}/test.parquet",
+                    }
+                )
+    results = {
+        "suite": {
+            "datasets": [{"name": name, "settings": {"train": {"epochs": 2}}} for name in datasets],
+            "models": suite_models,
+            "seeds": list(seeds),
+            "tuning": None,
+        },
+        "machine": MACHINE,
+        "command": "a2gen experiment --out here",
+        "chosen": {},
+        "trials": [],
+        "runs": runs,
+        "failed": [],
+    }
+    (folder / "results.json").write_text(json.dumps(results | more))
+    return folder
+
+
+def plain_card() -> DatasetCard:
+    """A log without times, labels and objectives."""
+    return replace(CARD, timed=[], labels=[], objectives=[])

@@ -1,0 +1,116 @@
+"""Small logs as they are replayed through serving: a run trained a little on each, and its raw impressions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from a2gen_rec.config import PrepareConfig, SimulateConfig
+from a2gen_rec.data.prepare.pipeline import prepare
+from a2gen_rec.ranking.types import Impression
+from a2gen_rec.simulation.simulator import simulate
+from a2gen_rec.training.entrypoint import train
+from tests.helpers.cards import small_config
+
+SPEC = {
+    "kind": "impressions",
+    "utc_offset_hours": 5.5,
+    "columns": {"user": "user", "item": "item", "time": "ts", "dwell_s": "dwell"},
+    "actions": {"like": {"flag": "like"}, "comment": {"offset_s": "comment"}, "hate": {"flag": "hate"}},
+    "features": [
+        {"name": "user_id", "level": "user", "kind": "hash", "size": 20},
+        {"name": "city", "level": "user", "size": 3},
+        {"name": "item_id", "level": "item", "kind": "hash", "size": 40},
+        {"name": "shop", "level": "item", "kind": "hash", "size": 9},
+        {"name": "length", "level": "item", "kind": "buckets", "size": 4},
+        {"name": "tab", "level": "context", "min_count": 2},
+        {"name": "speed", "level": "context", "kind": "buckets", "edges": [1, 2]},
+        {"name": "network", "level": "context", "kind": "hash", "size": 5},
+    ],
+    "duration": "length",
+    "negative": ["hate"],
+    "split": {"valid_share": 0.15, "test_share": 0.2},
+}
+
+
+@dataclass(frozen=True)
+class Log:
+    """A dataset, a run on it, and the raw impressions of every user in order of time and item."""
+
+    data: str
+    run: str
+    impressions: dict[str, list[Impression]]
+
+
+def hashed_log(folder: Path, seed: int = 0) -> Log:
+    """Identifiers that share rows, a zone of half hours, actions without times, categories that are numbers, values
+    missing and unseen, and impressions that begin together, are not over when the next begins, or are of unknown watch
+    time."""
+    rng = np.random.default_rng(seed)
+    count, items = 700, 60
+    item, user = rng.integers(0, items, count), rng.integers(0, 25, count)
+    shop, length = rng.integers(0, 12, items), np.where(rng.random(items) < 0.2, np.nan, rng.uniform(2, 60, items))
+    dwell = np.where(rng.random(count) < 0.15, np.nan, rng.exponential(15, count))
+    comment = np.where(rng.random(count) < 0.2, rng.uniform(0, 20, count), np.nan)
+    columns = {
+        "user": [f"u{each}" for each in user],
+        "item": [f"i{each}" for each in item],
+        "ts": 10**12 + np.cumsum(rng.choice([0, 900, 20_000, 900_000, 4_000_000], count, p=[0.1, 0.3, 0.3, 0.2, 0.1])),
+        "dwell": dwell,
+        "like": (rng.random(count) < 0.3).astype(int),
+        "comment": pa.array(comment, from_pandas=True),
+        "hate": (rng.random(count) < 0.1).astype(int),
+        "city": [f"c{each % 5}" for each in user],
+        "shop": [None if shop[each] == 0 else f"s{shop[each]}" for each in item],
+        "length": pa.array(length[item], from_pandas=True),
+        "tab": [int(each) if each < 40 else None for each in rng.geometric(0.2, count)],
+        "speed": rng.choice([0.5, 1.0, 1.5, 3.0], count),
+        "network": rng.choice(["wifi", "4g", "5g"], count),
+    }
+    (folder / "raw").mkdir(parents=True)
+    table = pa.table(columns)
+    pq.write_table(table, folder / "raw" / "log.parquet")
+    (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
+    config = PrepareConfig(partitions=2, threads=1, memory_gb=0.5, history=9, max_targets=3)
+    prepare("generic", str(folder / "raw"), str(folder / "data"), config, str(folder / "spec.yaml"))
+    raw: dict[str, dict[tuple, Impression]] = {}
+    for row in table.to_pylist():
+        flags = [(name, None) for name in ("like", "hate") if row[name]]
+        acts = [*flags, *([("comment", row["comment"])] if row["comment"] is not None else [])]
+        watch = None if np.isnan(row["dwell"]) else row["dwell"]
+        features = {name: row[name] for name in ("tab", "speed", "network")}
+        if row["ts"] % 2:  # told anew instead of taken from the catalogue
+            features |= {"shop": row["shop"], "length": row["length"]}
+        each = Impression(row["item"], row["ts"], watch, acts, features)
+        raw.setdefault(row["user"], {})[each.ts_ms, each.item] = each
+    return _trained(folder, {user: [rows[key] for key in sorted(rows)] for user, rows in raw.items()})
+
+
+def simulated_log(folder: Path) -> Log:
+    """The simulated log, whose actions all have times."""
+    world = SimulateConfig(users=30, items=60, authors=12, impressions_per_user=40, seed=1)
+    simulate(str(folder / "raw"), world)
+    config = PrepareConfig(partitions=2, threads=1, memory_gb=0.5, history=12, max_targets=5)
+    card = prepare("simulated", str(folder / "raw"), str(folder / "data"), config)
+    actions = ", ".join(f'"{name}"' for name in card.events)
+    query = f"SELECT user_id, item_id, ts_ms, dwell_s, tab, {actions} FROM '{folder}/raw/impressions/*.parquet'"
+    raw: dict[str, list[Impression]] = {}
+    for user, item, ts_ms, dwell, tab, *times in sorted(duckdb.sql(query).fetchall(), key=lambda row: str(row[1])):
+        acts = [(name, at) for name, at in zip(card.events, times, strict=True) if at is not None]
+        raw.setdefault(str(user), []).append(Impression(str(item), ts_ms, dwell, acts, {"tab": tab}))
+    ordered = {user: sorted(rows, key=lambda each: each.ts_ms) for user, rows in raw.items()}
+    return _trained(folder, ordered)
+
+
+def _trained(folder: Path, impressions: dict[str, list[Impression]]) -> Log:
+    """Trained far from the symmetric start, so that everything matters."""
+    config = small_config(feedback="whole", session=True, objectives=True)
+    config.train.max_steps, config.loader.background, config.train.log_every = 6, False, 0
+    config.optim.dense_lr, config.optim.tables_lr, config.evaluate.max_error = 0.03, 0.3, 0.0
+    config.loader.max_impressions = 300
+    train(config, str(folder / "data"), str(folder / "run"))
+    return Log(str(folder / "data"), str(folder / "run"), impressions)

@@ -1,0 +1,125 @@
+"""Losses of towers against loops over impressions, and their means over any split of a batch."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from a2gen_rec.config import LossConfig
+from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.losses.loss import TERMS, Loss, loss_sums, means, total
+from a2gen_rec.losses.targets import observed, step_owner
+from a2gen_rec.losses.towers import tower_sums
+from a2gen_rec.models.baselines.towers import TowersOutput
+from tests.helpers.cards import make_card, make_columns, small_config, whole
+
+CARD = make_card(labels=("click", "long_view"))
+ACTIONS = len(CARD.actions)
+
+
+@pytest.fixture(scope="module")
+def columns() -> WindowColumns:
+    return make_columns(CARD, 9, np.random.default_rng(2))
+
+
+def batch_of(columns: WindowColumns, rows: np.ndarray) -> WindowBatch:
+    batch = collate(columns, rows, whole(CARD, small_config()))
+    return dataclasses.replace(batch, offset_s=batch.offset_s.double())
+
+
+def output_for(batch: WindowBatch, objectives: int = 0) -> TowersOutput:
+    """Predictions that a target's place in the data makes, whatever batch it is in."""
+    n = len(batch.target)
+    seed = batch.ts_ms[batch.target, None].double() % 1000 / 100
+
+    def made(width: int, shift: float) -> Tensor:
+        return torch.sin(seed + shift + torch.arange(width)).requires_grad_()
+
+    return TowersOutput(
+        context=torch.zeros(n, 3, dtype=torch.float64),
+        label_logits=made(2, 0.1),
+        objective_logits=made(objectives, 0.2),
+        watch_time=None,
+        event_logits=made(ACTIONS - 2, 0.3),
+        time=made(ACTIONS, 0.4),
+    )
+
+
+@pytest.mark.parametrize("error", ["squared", "absolute"])
+def test_sums_equal_loops(error: str, columns: WindowColumns) -> None:
+    batch = batch_of(columns, np.arange(9))
+    output = output_for(batch)
+    logits, time = output.event_logits.detach(), output.time.detach()
+    events, times, timed, target = 0.0, 0.0, 0, 0
+    for row in range(9):
+        for place in range(int(columns.first_target[row]), int(columns.lengths[row])):
+            impression = int(columns.starts[row]) + place
+            begin = int(columns.action_starts[impression])
+            tokens = range(begin + 1, begin + int(columns.action_lengths[impression]))
+            did = {int(columns.action[token]): float(columns.offset_s[token]) for token in tokens}
+            for code in range(1, ACTIONS - 1):
+                p = 1 / (1 + math.exp(-float(logits[target, code - 1])))
+                events -= math.log(p if code in did else 1 - p)
+            for code, seconds in did.items():
+                if not math.isnan(seconds):
+                    difference = float(time[target, code]) - math.log(1 + seconds)
+                    times += difference**2 if error == "squared" else abs(difference)
+                    timed += 1
+            target += 1
+    found = [towers.sum() for towers in tower_sums(output.event_logits, output.time, batch, error)]
+    assert [each.item() for each in found] == pytest.approx([events, times], rel=1e-6)
+    terms = means(loss_sums(output, batch, LossConfig(time_error=error)), batch.counts, generated=False)
+    expected = dict.fromkeys(TERMS, 0.0) | {"action": events / target, "time": times / timed}
+    for name, value in zip(TERMS, terms.tolist(), strict=True):
+        if name != "label":
+            assert value == pytest.approx(expected[name], rel=1e-6), name
+
+
+def test_gradients_reach_known_times_of_what_happened_and_no_others(columns: WindowColumns) -> None:
+    batch = batch_of(columns, np.arange(9))
+    output = output_for(batch)
+    events, times = tower_sums(output.event_logits, output.time, batch)
+    (events.sum() + times.sum()).backward()
+    happened, time = observed(batch, ACTIONS)
+    assert output.event_logits.grad.all()
+    assert torch.equal(output.time.grad != 0, time.isfinite())
+    assert (time.isfinite() <= (happened == 1)).all()
+    assert (happened[:, -1] == 1).all()
+
+
+@pytest.mark.parametrize("uncertainty", [False, True])
+def test_ranks_add_up_to_the_whole_batch(uncertainty: bool, columns: WindowColumns) -> None:
+    config, tasks = LossConfig(uncertainty=uncertainty), ("glance", "effective")
+    everything = batch_of(columns, np.arange(9))
+    whole_loss, (whole_sums, _) = Loss(config, 1, tasks)(output_for(everything, 2), everything)
+    parts = []
+    for rows in (np.arange(2), np.arange(2, 9)):
+        batch = dataclasses.replace(batch_of(columns, rows), counts=everything.counts)
+        parts.append(Loss(config, 2, tasks)(output_for(batch, 2), batch))
+    torch.testing.assert_close(torch.stack([loss for loss, _ in parts]).mean(), whole_loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(sum(sums for _, (sums, _) in parts), whole_sums, rtol=1e-12, atol=0)
+    if not uncertainty:
+        mean = means(whole_sums, everything.counts, generated=False)
+        torch.testing.assert_close(total(mean, config, tasks), whole_loss.detach())
+        steps = means(whole_sums, everything.counts)
+        assert steps[0] * everything.counts[1] == pytest.approx(float(mean[0] * everything.counts[0]))
+        assert torch.equal(steps[1:], mean[1:])
+
+
+def test_steps_belong_to_their_targets(columns: WindowColumns) -> None:
+    batch = batch_of(columns, np.arange(9))
+    lengths = [int(columns.action_lengths[place]) - 1 for place in _targets(columns)]
+    assert step_owner(batch).tolist() == [owner for owner, length in enumerate(lengths) for _ in range(length)]
+
+
+def _targets(columns: WindowColumns) -> list[int]:
+    """Impressions that are targets, in order."""
+    return [
+        int(columns.starts[row]) + place
+        for row in range(len(columns))
+        for place in range(int(columns.first_target[row]), int(columns.lengths[row]))
+    ]

@@ -1,0 +1,335 @@
+"""The ensemble against loops over requests and candidates, and its guarantees on random and trained models."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from a2gen_rec.ensemble.losses import combined_relevance, listwise, pointwise
+from a2gen_rec.errors import ConfigError
+from a2gen_rec.models.ensemble.model import Better, Ensemble, EnsembleOutput, Objective
+
+D_EVENT, D_CONTEXT = 6, 5
+BETTER: list[Better] = ["more", "less", "more"]
+OBJECTIVES = [Objective(f"objective_{k}", better) for k, better in enumerate(BETTER)]
+K = len(OBJECTIVES)
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def make(seed: int = 0, scale: float = 1.0) -> Ensemble:
+    torch.manual_seed(seed)
+    model = Ensemble(OBJECTIVES, D_EVENT, D_CONTEXT, dim=4, hidden=(6, 5))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+        model.history.start.normal_()
+    model.squash(torch.tensor([-0.5, 0.3, 1.0]), torch.tensor([0.8, 1.5, 2.0]))
+    return model
+
+
+def inputs(seed: int = 0, n: int = 4, candidates: int = 5, longest: int = 7, shared: bool = False) -> Inputs:
+    rng = torch.Generator().manual_seed(seed)
+    value = 2 * torch.randn(n, candidates, K, generator=rng)
+    events = torch.randn(n, longest, D_EVENT, generator=rng)
+    length = torch.randint(0, longest + 1, (n,), generator=rng)
+    length[0] = 0
+    return value, events, length, torch.randn(n, 1 if shared else candidates, D_CONTEXT, generator=rng)
+
+
+def relevance_of(value: Tensor) -> Tensor:
+    """[n, C] of labels that like the first objective and dislike the second."""
+    return combined_relevance(torch.stack([value[..., 0] > 0, value[..., 1] < -1], dim=-1), torch.tensor([0.7, 0.3]))
+
+
+def trained(loss: str, seed: int = 0) -> Ensemble:
+    """A few steps."""
+    model = make(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for step in range(30):
+        value, *rest = inputs(step, n=16)
+        everyone = torch.ones(value.shape[:2], dtype=torch.bool)
+        objective = {"pointwise": pointwise, "listwise": listwise}[loss]
+        optimizer.zero_grad()
+        objective(model(value, *rest).score, relevance_of(value), everyone).mean.backward()
+        optimizer.step()
+    return model.requires_grad_(False)
+
+
+MODELS = {
+    "random": make().requires_grad_(False),
+    "random, large weights": make(1, scale=2.5).requires_grad_(False),
+    "pointwise": trained("pointwise"),
+    "listwise": trained("listwise"),
+}
+EXACT = {name: copy.deepcopy(model).double() for name, model in MODELS.items()}
+
+
+def rounding(output: EnsembleOutput) -> Tensor:
+    """What float32 may move a score by: a few units in the last place of its largest term."""
+    return 8 * torch.finfo(torch.float32).eps * output.transform.abs().amax(-1)
+
+
+def slow_user(model: Ensemble, events: Tensor) -> Tensor:
+    """events [length, d_event] -> [dim], one GRU cell after the other."""
+    gru, state = model.history.gru, model.history.start
+    for event in events:
+        x = F.linear(event, gru.weight_ih_l0, gru.bias_ih_l0).chunk(3)
+        s = F.linear(state, gru.weight_hh_l0, gru.bias_hh_l0).chunk(3)
+        reset, update = torch.sigmoid(x[0] + s[0]), torch.sigmoid(x[1] + s[1])
+        state = (1 - update) * torch.tanh(x[2] + reset * s[2]) + update * state
+    return state
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_scores_equal_loops_over_unpadded_requests(shared: bool) -> None:
+    model = make(scale=2.0).double()
+    value, events, length, context = (
+        part.double() if part.is_floating_point() else part for part in inputs(shared=shared)
+    )
+    out = model(value, events, length, context)
+    scores = []
+    for i in range(len(value)):
+        user = slow_user(model, events[i, : length[i]])
+        torch.testing.assert_close(out.user[i], user)
+        for c in range(value.shape[1]):
+            h = torch.cat([user, context[i, 0 if shared else c]])
+            query = F.linear(h, model.query.weight, model.query.bias)
+            shares = torch.stack([torch.exp(query @ model.objective[k] / math.sqrt(4)) for k in range(K)])
+            p = [
+                1 / (1 + math.exp((m - v) / s)) for v, m, s in zip(value[i, c], model.centre, model.scale, strict=True)
+            ]
+            entering = torch.tensor([p[0], 1 - p[1], p[2]], dtype=torch.float64)
+            transform = model.transform(entering[None, None], h[None, None])[0, 0]
+            weight = shares / shares.sum()
+            torch.testing.assert_close(out.transform[i, c], transform)
+            torch.testing.assert_close(out.weight[i, c], weight)
+            scores.append(weight @ transform)
+    direct = torch.stack(scores).view(out.score.shape)
+    torch.testing.assert_close(out.score, direct)
+    parameters = list(model.parameters())
+    slope = torch.linspace(-1, 2, direct.numel(), dtype=direct.dtype).view(direct.shape)
+    for one, other in zip(
+        torch.autograd.grad(out.score, parameters, slope),
+        torch.autograd.grad(direct, parameters, slope),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+requests = {
+    "name": st.sampled_from(sorted(MODELS)),
+    "seed": st.integers(0, 9999),
+    "candidates": st.integers(1, 6),
+    "longest": st.integers(0, 4),
+    "shared": st.booleans(),
+}
+numbers = st.one_of(st.sampled_from([-1e4, -16.0, 0.0, 1e-6, 16.0, 1e4]), st.floats(-16, 16, width=32))
+
+
+@settings(max_examples=100, deadline=None)
+@given(**requests, objective=st.integers(0, K - 1), low=numbers, high=numbers)
+def test_raising_an_objective_never_lowers_its_candidates_score(
+    name: str,
+    seed: int,
+    candidates: int,
+    longest: int,
+    shared: bool,
+    objective: int,
+    low: float,
+    high: float,
+) -> None:
+    """And lowers it where less is better; the other candidates' scores stay, to the bit."""
+    low, high = min(low, high), max(low, high)
+    value, *rest = inputs(seed, 2, candidates, longest, shared)
+    place = (1, seed % candidates, objective)
+    for model in (MODELS[name], EXACT[name]):
+        outputs = []
+        entering = []
+        for number in (low, high):
+            value[place] = number
+            outputs.append(model(value, *rest))
+            z = (number - model.centre[objective].double()) / model.scale[objective].double()
+            entering.append(torch.sigmoid(z).item())
+        before, after = outputs
+        rise = after.score - before.score
+        gain = rise[place[:2]] * (1 if BETTER[objective] == "more" else -1)
+        # Smaller rises are left to the transform's own test: the other objectives' terms hide them.
+        seen = before.score.dtype == torch.float64 and entering[1] - entering[0] > 1e-6
+        assert gain > 0 if seen else gain >= -rounding(before)[place[:2]]
+        rise[place[:2]] = 0
+        assert (rise == 0).all()
+        assert torch.equal(before.weight, after.weight)
+
+
+@settings(max_examples=50, deadline=None)
+@given(**requests, objective=st.integers(0, K - 1))
+def test_candidates_that_differ_in_one_objective_are_ranked_by_it(
+    name: str,
+    seed: int,
+    candidates: int,
+    longest: int,
+    shared: bool,
+    objective: int,
+) -> None:
+    value, events, length, context = inputs(seed, 2, candidates, longest, shared)
+    others = value[:, :1].expand(-1, candidates, -1).clone()
+    others[..., objective] = (value[..., objective] * 100).round() / 100  # with ties
+    output = EXACT[name](others, events, length, context[:, :1])
+    key = others[..., objective] * (1 if BETTER[objective] == "more" else -1)
+    for row in range(2):
+        ahead = key[row, :, None] > key[row]
+        assert (output.score[row, :, None] > output.score[row])[ahead].all()
+        tied = key[row, :, None] == key[row]
+        assert torch.allclose(output.score[row, :, None].expand_as(tied)[tied], output.score[row].expand_as(tied)[tied])
+
+
+@settings(max_examples=50, deadline=None)
+@given(**requests, extreme=st.sampled_from([-16.0, 0.0, 16.0, 1e30]))
+def test_weights_are_a_distribution_and_scores_a_mean_of_transforms(
+    name: str,
+    seed: int,
+    candidates: int,
+    longest: int,
+    shared: bool,
+    extreme: float,
+) -> None:
+    """Also of extreme and equal predictions, one candidate, and users without history."""
+    value, events, length, context = inputs(seed, 3, candidates, longest, shared)
+    value[0] = extreme
+    output = MODELS[name](value, events, length, context)
+    assert output.score.shape == (3, candidates)
+    assert output.score.isfinite().all()
+    assert output.weight.shape == output.transform.shape == value.shape
+    assert (output.weight >= 0).all()
+    torch.testing.assert_close(output.weight.sum(-1), torch.ones(3, candidates))
+    slack = rounding(output)
+    assert (output.score <= output.transform.amax(-1) + slack).all()
+    assert (output.score >= output.transform.amin(-1) - slack).all()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_padding_changes_nothing_for_the_others(shared: bool) -> None:
+    model = make(scale=2.0)
+    value, events, length, context = inputs(shared=shared)
+    base = model(value, events, length, context)
+    garbage = events.clone()
+    for row, end in enumerate(length):
+        garbage[row, end:] = 1e3
+    longer = torch.cat([garbage, torch.full((len(value), 2, D_EVENT), -1e3)], dim=1)
+    more = torch.cat([value, torch.ones(len(value), 3, K)], dim=1)
+    others = context if shared else torch.cat([context, torch.full((len(value), 3, D_CONTEXT), 1e3)], dim=1)
+    padded = model(more, longer, length, others)
+    torch.testing.assert_close(padded.score[:, :5], base.score)
+    torch.testing.assert_close(padded.user, base.user)
+    parameters = list(model.parameters())
+    for one, other in zip(
+        torch.autograd.grad(base.score.sum(), parameters),
+        torch.autograd.grad(padded.score[:, :5].sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_everything_is_learned_and_personal() -> None:
+    """Every parameter has a gradient, and user and context each move weights and transforms."""
+    model = make()
+    torch.nn.init.normal_(model.query.weight, std=0.1)  # weights begin equal
+    value, events, length, context = inputs()
+    length[1] = 5
+    base = model(value, events, length, context)
+    base.score.square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+    events = events.clone()
+    events[1, 0] += 2
+    for other in (model(value, events, length, context), model(value, events, length, context + 1)):
+        assert (other.weight[1] != base.weight[1]).any(-1).all()
+        assert (other.transform[1] != base.transform[1]).any(-1).all()
+    assert torch.equal(model(value, events, length, context).score[0], base.score[0])
+
+
+def test_a_trained_ensemble_weighs_what_was_relevant() -> None:
+    value, *rest = inputs(500, n=50, candidates=20)
+    relevance, everyone = relevance_of(value), torch.ones(value.shape[:2], dtype=torch.bool)
+    fitted, fresh = (
+        pointwise(model(value, *rest).score, relevance, everyone).mean for model in (MODELS["pointwise"], make())
+    )
+    assert fitted < 0.5 * relevance.var() < fresh
+
+
+def test_a_trained_ensemble_never_falls_where_an_objective_gets_better() -> None:
+    """Over a fine grid, for users with and without history; the tolerance is float32's, see :func:`rounding`."""
+    _, events, length, context = inputs(7, n=20, candidates=400, shared=True)
+    for name in ("pointwise", "listwise"):
+        for k, better in enumerate(BETTER):
+            value = inputs(8, n=20, candidates=1)[0].repeat(1, 400, 1)
+            value[..., k] = torch.linspace(-8, 8, 400) * (1 if better == "more" else -1)
+            output = MODELS[name](value, events, length, context)
+            assert (output.score.diff(dim=1) >= -rounding(output)[:, 1:]).all()
+            assert (output.score[:, -1] > output.score[:, 0]).all()
+
+
+def test_largest_fall_is_that_of_the_quadrature() -> None:
+    """Too few nodes for steep rates of change: found; enough of them: nothing left."""
+    _, events, length, context = inputs(2)
+    model = make(1, scale=4.0)
+    model.transform.degree = 2
+    fall = model.largest_fall(events, length, context, points=65)
+    exact = copy.deepcopy(model).double()
+    user = exact.history(events.double(), length)
+    slow = torch.zeros(K, dtype=torch.float64)
+    for i in range(len(events)):
+        for c in range(context.shape[1]):
+            h = torch.cat([user[i], context[i, c].double()])[None, None]
+            before = exact.transform(torch.zeros(1, 1, K), h)[0, 0]
+            for step in range(1, 65):
+                after = exact.transform(torch.full((1, 1, K), step / 64), h)[0, 0]
+                slow, before = torch.maximum(slow, before - after), after
+    assert fall.max() > 1e-3
+    torch.testing.assert_close(fall, slow.detach())
+    model.transform.degree = 256
+    assert model.largest_fall(events, length, context, points=65).max() == 0
+    assert model.objective.dtype == torch.float32
+
+
+def test_values_enter_by_their_own_centre_and_scale() -> None:
+    """An ensemble of values shifted and stretched, with centre and scale alike, is the same ensemble."""
+    model, other = make(3), make(3)
+    value, *rest = inputs()
+    shift, stretch = torch.tensor([-6.0, 2.0, 0.5]), torch.tensor([0.1, 3.0, 1.0])
+    other.squash(model.centre * stretch + shift, model.scale * stretch)
+    torch.testing.assert_close(other(value * stretch + shift, *rest).score, model(value, *rest).score)
+    assert {"centre", "scale"} <= set(model.state_dict())
+
+
+@pytest.mark.parametrize(("centre", "scale"), [(0.0, 0.0), (0.0, -1.0), (math.nan, 1.0), (0.0, math.inf)])
+def test_a_scale_that_would_turn_or_flatten_objectives_is_refused(centre: float, scale: float) -> None:
+    with pytest.raises(ConfigError, match="must be finite, scales positive"):
+        make().squash(torch.full((K,), centre), torch.tensor([1.0, 1.0, scale]))
+
+
+def test_autocast_changes_nothing() -> None:
+    model, data = make(), inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = model(*data)
+    assert inside.score.dtype == torch.float32
+    assert torch.equal(inside.score, model(*data).score)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "reason"),
+    [([], "one or more"), ([Objective("like"), Objective("like", "less")], "distinct names")],
+)
+def test_unusable_objectives_are_refused(objectives: list[Objective], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Ensemble(objectives, D_EVENT, D_CONTEXT)
+
+
+def test_an_unknown_direction_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'glance'.*'most'"):
+        Objective("glance", "most")  # type: ignore[arg-type]

@@ -1,0 +1,228 @@
+"""The report of a dataset: whole, by itself, and honest about what a log does not tell."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from a2gen_rec.cli.main import main
+from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature
+from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.reporting.pages.dataset.page import MARKDOWN, NUMBERS, PAGE, report_data
+from tests.helpers.cards import make_card, write_dataset
+
+
+class Page(HTMLParser):
+    """Tags and text of a page; every tag must be closed in order, every id be there once."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+        assert len(self.ids) == len(set(self.ids))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids += [str(value) for name, value in attrs if name == "id"]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids += [str(value) for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open and "svg" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def full_card() -> DatasetCard:
+    card = make_card()
+    return replace(card, features=[*card.features, Feature("length", "item", "buckets", 4, [10.0, 20.0])])
+
+
+def report(folder: Path, card: DatasetCard, windows: int = 30) -> tuple[Page, str, dict]:
+    data = write_dataset(folder / "data", card, windows=windows, files=1)
+    report_data(str(data), str(folder / "out"))
+    return read(folder / "out")
+
+
+def read(out: Path) -> tuple[Page, str, dict]:
+    """The three files; the page must need nothing else, the numbers be JSON to the letter."""
+    html = (out / PAGE).read_text()
+    assert not re.search(r"https?:|//|@import|src=|url\((?!#)|href=\"(?!#)", html)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    page = Page(html)
+    assert "script" not in page.tags
+    return page, (out / MARKDOWN).read_text(), json.loads((out / NUMBERS).read_text(), parse_constant=refuse)
+
+
+def test_everything_is_shown_of_a_log_that_tells_everything(tmp_path: Path) -> None:
+    page, text, numbers = report(tmp_path, full_card())
+    assert page.tags.count("h2") == 9
+    assert page.tags.count("svg") == 8
+    assert "Left out" not in page.text
+    assert "Left out" not in text
+    train = numbers["splits"]["train"]
+    assert f"{train['impressions']:,} training impressions" in page.text
+    rate = train["positives"]["like"] / train["impressions"]
+    assert f"like action {train['positives']['like']:,} {rate:.1%}" in page.text
+    assert re.search(rf"\| like \| action \| {train['positives']['like']:,} \| {rate:.1%} \|", text)
+    most = numbers["sequences"]["most_frequent"][0]
+    assert f"{' → '.join(most['actions']) or 'none'} {most['count']:,}" in page.text
+    assert list(numbers["time_s"]) == ["like", "follow", "exit"]
+
+
+@pytest.mark.parametrize(
+    ("change", "left_out"),
+    [
+        ({"timed": ["exit"]}, ["not tell the times of two actions"]),
+        ({"timed": []}, ["records neither when actions happen", "not tell the times of two actions"]),
+        ({"feedback": None, "objectives": []}, ["not tell how long videos are watched"]),
+        ({"features": make_card().features}, ["not tell how long videos are. The share of glances"]),
+        ({"features": [Feature("item_id", "item", "vocabulary", 40)]}, ["not the time between them"]),
+    ],
+)
+def test_what_the_log_does_not_tell_is_left_out_with_a_reason(
+    tmp_path: Path, change: dict, left_out: list[str]
+) -> None:
+    page, text, _ = report(tmp_path, replace(full_card(), **change))
+    for reason in left_out:
+        assert reason in page.text
+        assert reason in text
+
+
+def test_without_order_actions_are_a_set(tmp_path: Path) -> None:
+    page, _, numbers = report(tmp_path, make_card(timed=("exit",)))
+    assert "→" not in page.text
+    assert "like + comment" in page.text
+    assert list(numbers["time_s"]) == ["exit"]
+    assert numbers["share_of_watch_time"] == {}
+
+
+def rewrite(data: Path, change: Callable[[dict], None]) -> None:
+    """Change the columns of all windows in place."""
+    for file in data.glob("*/part-*.parquet"):
+        schema, columns = pq.read_schema(file), pq.read_table(file).to_pydict()
+        change(columns)
+        pq.write_table(pa.table(columns, schema=schema), file)
+
+
+def test_no_crash_where_nothing_happens(tmp_path: Path) -> None:
+    """One impression in all, no action, no watch time, an unknown item of unknown length, nothing known of labels."""
+    data = write_dataset(tmp_path / "data", full_card(), windows=1, files=1)
+    unknown = math.nan
+    one = {"action": [0, 4], "action_offset_s": [0.0, unknown], "dwell_s": unknown, "label_click": unknown}
+
+    def empty(columns: dict) -> None:
+        for name, (values,) in columns.items():
+            default = unknown if name.startswith("objective_") else 0
+            columns[name] = [[one.get(name, default)] if isinstance(values, list) else values]
+        columns["first_target"] = [0]
+
+    rewrite(data, empty)
+    for split in ("valid", "test"):
+        (data / split / "part-00000.parquet").unlink()
+    report_data(str(data), str(tmp_path / "out"))
+    page, _, numbers = read(tmp_path / "out")
+    assert "0% of the impressions have an action. All items are unknown." in page.text
+    assert "no video's length is known" in page.text
+    assert "neither when actions happen nor" in page.text
+    assert [numbers["splits"][split]["impressions"] for split in SPLITS] == [1, 0, 0]
+    assert numbers["pairs"]["lift"] == [[None] * 3] * 3
+
+
+def test_an_action_without_positives_has_a_row(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", full_card(), windows=20, files=1)
+
+    def without_comments(columns: dict) -> None:
+        for codes, offsets in zip(columns["action"], columns["action_offset_s"], strict=True):
+            for place, row in enumerate(codes):
+                kept = [step for step, code in enumerate(row) if code != 2]
+                codes[place], offsets[place] = [row[step] for step in kept], [offsets[place][step] for step in kept]
+
+    rewrite(data, without_comments)
+    report_data(str(data), str(tmp_path / "out"))
+    page, _, numbers = read(tmp_path / "out")
+    assert "comment action 0 0% 0 0% 0 0% –" in page.text
+    assert numbers["pairs"]["order"][0][1] is None
+
+
+def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
+    name = '<script>alert("$x$|")</script>&'
+    card = full_card()
+    data = write_dataset(tmp_path / "data", card, windows=20, files=1)
+    named = {"like": name}
+    changed = replace(
+        card,
+        name=name,
+        actions=[named.get(each, each) for each in card.actions],
+        timed=[named.get(each, each) for each in card.timed],
+    )
+    changed.save(str(data))
+    report_data(str(data), str(tmp_path / "out"))
+    page, text, numbers = read(tmp_path / "out")
+    assert name in page.text
+    assert not re.search(r"(?<!\\)<", text)
+    assert numbers["actions"][0] == name
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "alert" in line and "action |" in line]
+    assert len(rows) == 1
+    assert len(re.findall(r"(?<!\\)\|", rows[0])) == 10
+
+
+def test_the_same_dataset_gives_the_same_files_again(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", full_card(), windows=20)
+    names = (PAGE, MARKDOWN, NUMBERS)
+    contents = []
+    for _ in range(2):
+        report_data(str(data))
+        contents.append([(tmp_path / "data-report" / name).read_bytes() for name in names])
+    assert contents[0] == contents[1]
+    assert sorted(file.name for file in (tmp_path / "data-report").iterdir()) == sorted(names)
+
+
+def test_errors_come_before_a_folder_is_made(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", full_card(), windows=2)
+    before = sorted(tmp_path.rglob("*"))
+    for out in (data, data / "report", tmp_path / "." / "data" / "x"):
+        with pytest.raises(ConfigError, match="must lie outside the dataset"):
+            report_data(str(data), str(out))
+    with pytest.raises(UserError, match=r"nothing/dataset\.yaml: no dataset card here; run `a2gen prepare` first"):
+        report_data(str(tmp_path / "nothing"), str(tmp_path / "out"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_dataset(tmp_path / "data", make_card(), windows=10)
+    main(["report", "--data", str(data), "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    for name in (PAGE, MARKDOWN, NUMBERS):
+        assert f"{tmp_path}/out/{name}" in printed
+    with pytest.raises(SystemExit):
+        main(["report", "--data", str(tmp_path / "out")])
+    assert capsys.readouterr().err.startswith(f"a2gen: error: {tmp_path}/out/dataset.yaml: no dataset card here")
+    with pytest.raises(SystemExit):
+        main(["report", "--data", str(data), "--markdown", str(tmp_path / "elsewhere.md")])
+    assert capsys.readouterr().err.startswith("a2gen: error: --markdown goes with an experiment")

@@ -1,0 +1,243 @@
+"""The report of an experiment as readers get it: whole, self-contained, whatever the suite lacks."""
+
+import html
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from a2gen_rec.cli.main import main
+from a2gen_rec.evaluation.prediction_file import read_predictions
+from a2gen_rec.experiments.curves import calibration_curve, learning_curve, predicted_curves
+from a2gen_rec.experiments.results import read_experiment
+from a2gen_rec.reporting.pages.experiment.page import Written, report_experiment
+from tests.helpers.experiments import CARD, plain_card, write_experiment
+
+TWO = {"a2gen": 1.0, "mmoe": 0.3}
+TUNING = {"trials": 4, "search": "random", "select": "auc", "space": {"model.dropout": [0.1, 0.2]}, "own": {}}
+
+
+class Page(HTMLParser):
+    """Titles, tables by title, ids, and whether what is opened is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.titles: list[str] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.best: set[str] = set()
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "meta":
+            return
+        self.open.append(tag)
+        given = dict(attrs)
+        self.ids += [given["id"] or ""] if "id" in given else []
+        if tag in ("h3", "summary"):
+            self.titles.append("")
+        if tag == "table":
+            self.tables[self.titles[-1]] = []
+        if tag == "tr":
+            self.tables[self.titles[-1]].append([])
+        if tag in ("td", "th"):
+            self.tables[self.titles[-1]][-1].append("")
+            self.is_best = given.get("class") == "best"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h3", "summary"):
+            self.titles[-1] += data
+        if self.open and self.open[-1] in ("td", "th", "small"):
+            self.tables[self.titles[-1]][-1][-1] += data
+            if self.is_best:
+                self.best.add(data)
+
+
+def written(folder: Path, **options: Any) -> tuple[str, str, Written]:
+    made = report_experiment(str(folder), resamples=options.pop("resamples", 20), **options)
+    return Path(made.files[0]).read_text(), Path(made.files[1]).read_text(), made
+
+
+def generated(folder: Path) -> None:
+    """Give the first model's evaluations their sequences."""
+    for run in read_experiment(str(folder)).of_model("one", "a2gen"):
+        rows = [{"actions": ["like", "exit"], "observed": 0.4, "expected": 0.3}]
+        found = {"targets": 300, "every": 1, "beams": 16, "covered": 0.99, "distinct": {"observed": 9, "generated": 4}}
+        test = run.test | {"sequences": found | {"most_frequent": rows}}
+        (Path(run.folder) / "test.json").write_text(json.dumps(test))
+
+
+def learned(folder: str, aucs: list[float], every: int) -> None:
+    with SummaryWriter(f"{folder}/tensorboard") as writer:
+        for place, auc in enumerate(aucs, start=1):
+            writer.add_scalar("valid/auc", auc, place * every)
+
+
+def test_a_whole_experiment_needs_nothing_else(tmp_path: Path) -> None:
+    failed = [{"phase": "training", "run": {"dataset": "two", "model": "ple", "seed": 1}, "error": "it broke"}]
+    chosen = {"one": {"a2gen": {"model.dropout": 0.2}}}
+    folder = write_experiment(
+        tmp_path, TWO, {"plain": 0.5, "no gate": 0.1}, (0, 1), ("one", "two"), chosen=chosen, failed=failed
+    )
+    file = folder / "results.json"
+    file.write_text(file.read_text().replace('"tuning": null', f'"tuning": {json.dumps(TUNING)}'))
+    generated(folder)
+    for run in read_experiment(str(folder)).runs:
+        learned(run.folder, [0.5, 0.6], 10)
+    page, markdown, made = written(folder)
+    assert "http" not in page
+    assert "<script" not in page
+    assert not re.search(r'(?:src|href)="(?!#)', page)
+    read = Page(page)
+    assert len(read.ids) == len(set(read.ids)) > 10
+    assert "difference to a2gen" in page
+    charts = ["what the ablations cost", "calibration", "when actions happen", "quality and cost", "learning curves"]
+    assert {f"{dataset}: {chart}" for dataset in ("one", "two") for chart in charts} <= set(read.titles)
+    assert "one: generated action sequences" in read.titles
+    assert "two: generated action sequences" not in read.titles
+    for said in ("training of two, ple, seed 1: it broke", "a2gen experiment --out here", "epochs: 2"):
+        assert said in page
+    for said in ("4 trials per model (random)", "model.dropout of 0.1, 0.2", "validation mean AUC", "2 seeds"):
+        assert said in page
+        assert said in markdown
+    with_ablations = {title for title, rows in read.tables.items() if any(row[0] == "plain" for row in rows)}
+    assert with_ablations == {"Ablations", "Cost", "Time MAE given the steps before, log1p s"}
+
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", markdown)
+    assert len(pictures) == len(set(pictures)) == 2 * len(charts) + 1
+    assert [str(folder / place) for place in pictures] == made.files[2:]
+    assert all((folder / place).read_text().startswith("<svg") for place in pictures)
+    assert markdown.count("\n## ") == 3
+
+
+def test_tables_say_what_was_measured_and_mark_the_best(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, TWO, seeds=(0, 1))
+    page, markdown, made = written(folder, resamples=200)
+    (comparison,) = made.comparisons
+    a2gen, mmoe = comparison.models
+    assert a2gen.auc is not None
+    assert mmoe.auc_difference is not None
+    read = Page(page)
+    header, first, second, *_ = read.tables["At a glance"]
+    assert header[1] == "mean AUC"
+    low, high = a2gen.auc_interval or (0, 0)
+    mean = f"{a2gen.auc.mean:.4f} ± {a2gen.auc.std:.4f}"
+    assert first[:3] == ["a2gen", f"{mean}{low:.4f} to {high:.4f}", ""]
+    assert second[2].startswith(f"{mmoe.auc_difference.value:+.4f}*".replace("-", "−"))
+    assert mean in read.best
+    assert f"**{mean}**" in markdown
+    positives = read.tables["AUC"][-1]
+    assert positives == ["positives", *(f"{comparison.positives[name]:,}" for name in comparison.scored)]
+    calibration = {name: row["calibration"] for name, row in a2gen.outcomes.items()}
+    other = {name: row["calibration"] for name, row in mmoe.outcomes.items()}
+    for place, name in enumerate(comparison.scored, start=1):
+        rows = [row[place].partition("±")[0].strip() for row in read.tables["Calibration"][1:3]]
+        assert rows == [f"{each.mean:.3f}" for each in (calibration[name], other[name]) if each is not None]
+        assert min(rows, key=lambda text: abs(np.log(float(text)))) in read.best
+
+
+@pytest.mark.parametrize("models", [{"a2gen": 1.0}, {"mmoe": 0.5, "ple": 0.4}])
+@pytest.mark.parametrize("card", [plain_card(), replace(CARD, oracle=["like"])], ids=["plain", "oracle"])
+def test_a_suite_may_lack_everything(models: dict[str, float], card: Any, tmp_path: Path) -> None:
+    """One dataset, one seed, no ablation, no logs of training; one model, or none that generates."""
+    page, markdown, _ = written(write_experiment(tmp_path, models, card=card))
+    read = Page(page)
+    charts = {title.removeprefix("one: ") for title in read.titles if title.startswith("one: ")}
+    expected = {"calibration"} | ({"when actions happen"} if card.timed else set())
+    assert charts == expected | ({"quality and cost"} if len(models) > 1 else set())
+    assert ("Time MAE, log1p s" in read.titles) == bool(card.timed)
+    assert any(row[0].startswith("oracle") for row in read.tables["AUC"]) == bool(card.oracle)
+    assert "±" not in page
+    assert ("difference to" in page) == (len(models) > 1)
+    assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL).lower()
+    assert "nan" not in markdown.lower()
+
+
+def test_names_are_taken_as_they_are(tmp_path: Path) -> None:
+    name = "<b>a|b_c* & $x$"
+    page, markdown, _ = written(write_experiment(tmp_path, {name: 1.0, "_mmoe": 0.3}, {"`plain`": 0.5}))
+    assert "<b>" not in page
+    assert html.escape(name) in page
+    assert "<b>" not in markdown
+    assert r"| \<b\>a\|b\_c\* &amp; $x$ |" in markdown
+    widths = {line.count(" |") for line in markdown.splitlines() if r"| \_mmoe |" in line}
+    assert min(widths) > 1
+    Page(page)
+
+
+def test_calibration_bins_hold_equally_many_and_no_tie_is_cut() -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = rng.random(1000), (rng.random(1000) < 0.3).astype(np.float32)
+    curve = calibration_curve(scores, labels)
+    order = np.argsort(scores)
+    assert curve.count.tolist() == [100] * 10
+    np.testing.assert_allclose(curve.predicted, [scores[part].mean() for part in np.split(order, 10)])
+    np.testing.assert_allclose(curve.observed, [labels[part].mean() for part in np.split(order, 10)])
+    tied = calibration_curve(np.repeat([0.1, 0.2, 0.9], [70, 5, 25]), np.zeros(100))
+    np.testing.assert_allclose(tied.predicted, [0.1, 0.2, 0.9])
+    assert tied.count.tolist() == [70, 5, 25]
+    assert calibration_curve(np.array([0.5]), np.array([1.0])).count.tolist() == [1]
+
+
+def test_times_are_quantiles_of_impressions_in_which_it_happened(tmp_path: Path) -> None:
+    (run,) = read_experiment(str(write_experiment(tmp_path, {"a2gen": 1.0}))).runs
+    predictions, names = read_predictions(run.predictions)
+    times = predicted_curves([run]).times["follow"]
+    column = names.index("follow")
+    known = np.isfinite(predictions.actual_time[:, column])
+    assert times.count == known.sum() == run.test["time"]["follow"]["count"]
+    assert times.observed[50] == pytest.approx(np.expm1(np.median(predictions.actual_time[known, column])), rel=1e-4)
+    assert times.predicted[-1] == pytest.approx(np.expm1(predictions.time[known, column].max()), rel=1e-4)
+
+
+def test_learning_curves_join_the_seeds_validation_by_validation(tmp_path: Path) -> None:
+    runs = read_experiment(str(write_experiment(tmp_path, {"a2gen": 1.0}, seeds=(0, 1, 2)))).runs
+    assert learning_curve(runs, "auc") is None
+    for run, aucs, every in zip(runs, ([0.5, 0.7], [0.6, 0.65, 0.8], [0.4]), (10, 12, 14), strict=True):
+        learned(run.folder, aucs, every)
+    curve = learning_curve(runs, "auc")
+    assert curve is not None
+    assert curve.step.tolist() == [12, 22, 36]
+    np.testing.assert_allclose(curve.middle, [0.5, 0.675, 0.8])
+    np.testing.assert_allclose(curve.low, [0.4, 0.65, 0.8])
+    np.testing.assert_allclose(curve.high, [0.6, 0.7, 0.8])
+
+
+def test_the_command_prints_a_table_and_where_the_report_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_experiment(tmp_path / "made", TWO)
+    results = tmp_path / "docs" / "results.md"
+    main(["report", str(folder), "--out", str(tmp_path / "out"), "--markdown", str(results), "--resamples", "9"])
+    said = capsys.readouterr().out
+    assert f"report: {tmp_path}/out/report.html\n" in said
+    assert f"report: {results}\n" in said
+    assert re.search(r"^mmoe +0\.\d{4} +−0\.\d{4}", said, re.MULTILINE)
+    assert "](results/one-calibration.svg)" in results.read_text()
+    assert (tmp_path / "docs" / "results" / "one-calibration.svg").exists()
+    assert not (folder / "report.html").exists()
+
+
+def test_what_cannot_be_reported_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.json").write_text('{"suite": 3}')
+    for arguments, code in ([], 1), (["--resamples", "0"], 2):
+        with pytest.raises(SystemExit) as ended:
+            main(["report", str(tmp_path), *arguments])
+        assert ended.value.code == code
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"a2gen: error: {tmp_path}/results.json: is not an experiment's results")
+    assert second == "a2gen: error: --resamples 0 must be at least 1"

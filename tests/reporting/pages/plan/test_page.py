@@ -1,0 +1,104 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from a2gen_rec.reporting.pages.plan.page import render
+from a2gen_rec.sharding.report import PlanReport
+from tests.helpers.plans import misfit_report, plan_report, renamed
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Text and tags of a page; every tag must be closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "svg" and "aria-hidden" not in dict(attrs) and self.open.count("svg") == 1:
+            assert dict(attrs)["role"] == "img"
+            assert dict(attrs)["aria-label"]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+SWEEP = [plan_report(512), misfit_report(8), plan_report(64)]
+
+
+@pytest.mark.parametrize(
+    ("report", "sweep"),
+    [
+        (plan_report(8), []),
+        (plan_report(512), SWEEP),
+        (plan_report(32, 2, "cpu"), []),
+        (misfit_report(), SWEEP),
+        (misfit_report(), []),
+    ],
+)
+def test_page_is_whole_and_needs_nothing_else(report: PlanReport, sweep: list[PlanReport]) -> None:
+    html = render(report, sweep)
+    page = Page(html)
+    assert page.tags.count("title") >= 1
+    assert not re.search(r"https?:|//|url\(|@import|src=|href=", html)
+    assert "script" not in page.tags
+
+
+def test_figures_of_a_plan_that_fits() -> None:
+    text = Page(render(plan_report(64), [])).text
+    assert "Fits on h200_8x8 64 ranks on 8 hosts, cuda · planned in 3.2 s" in text
+    assert "9.49 ms estimated per step" in text
+    assert "HBM, fullest rank 41% 48.8 GB of 120 GB" in text
+    assert "item_id 10 billion 64 fp32 row_wise fused 64 2.56 TB 40.0 GB 1.31 GB 40,000" in text
+    assert "column_wise fused 2 1.28 TB 0.287 too large" in text
+    assert "row_wise fused 64 40.6 GB 0.144 ● chosen" in text
+    assert "exchanged per target impression 2.73 kB ids 42 B, rows 1.34 kB, gradients 1.34 kB" in text
+    assert "tag, rank 2: 46.5 MB" in text
+    assert "slowest rank, forward comms: 3.30 ms" in text
+    assert "On other numbers of ranks" not in text
+
+
+def test_no_fit_names_the_tables_and_the_options() -> None:
+    page = Page(render(misfit_report(), []))
+    assert "Does not fit on h200_1x8" in page.text
+    assert "item_id HBM 322 GB 111 GB 211 GB" in page.text
+    assert "32 ranks --topology.ranks 32 7.89" in page.text
+    assert "svg" not in page.tags
+
+
+def test_sweep_stands_in_the_order_of_ranks() -> None:
+    text = Page(render(misfit_report(), SWEEP)).text
+    lines = ["8 1 do not fit –", "64 8 fit 48.8 GB 41% 9.49 2.73 kB", "512 64 fit 6.18 GB 5%"]
+    places = [text.index(line) for line in lines]
+    assert places == sorted(places)
+    assert text.count("8 64 512 ranks, logarithmic") == 2
+
+
+def test_names_are_escaped_everywhere() -> None:
+    name = '<script>alert("x")</script>&'
+    for report in (renamed(plan_report(), {"item_id": name}), renamed(misfit_report(), {"item_id": name})):
+        html = render(report, [])
+        assert "<script" not in html
+        assert name in Page(html).text

@@ -1,0 +1,74 @@
+"""What an export compares, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from a2gen_rec.cli.main import main
+from a2gen_rec.errors import UserError
+from a2gen_rec.runs import export as exporting
+from a2gen_rec.runs.export import compared, refuse_worse
+from a2gen_rec.training.entrypoint import train
+from tests.helpers.cards import make_card, small_config, write_dataset
+
+
+def measured(**auc: tuple[float | None, int]) -> dict:
+    actions = {name: {"auc": value, "positives": positives} for name, (value, positives) in auc.items()}
+    return {"split": "test", "targets": 1000, "actions": actions, "loss": {"total": 1.5}}
+
+
+def test_a_fall_counts_where_enough_happened_to_tell() -> None:
+    before = measured(like=(0.8, 300), rare=(0.8, 99), usual=(0.8, 950), none=(None, 0))
+    after = measured(like=(0.7992, 300), rare=(0.5, 99), usual=(0.5, 950), none=(None, 0))
+    metrics = compared(before, after, 1e-3)
+    assert {name: auc["within"] for name, auc in metrics["auc"].items()} == {
+        "like": True,
+        "rare": None,
+        "usual": None,
+        "none": None,
+    }
+    refuse_worse(metrics, "out")
+    worse = compared(before, measured(like=(0.7988, 300), rare=(0.8, 99), usual=(0.8, 950), none=(None, 0)), 1e-3)
+    with pytest.raises(UserError, match=r"out: not written: on test .* 0.001 \(like 0.8000 -> 0.7988\)"):
+        refuse_worse(worse, "out")
+    refuse_worse(compared(after, before, 0.0), "out")  # better is never worse
+
+
+def test_a_model_that_lost_too_much_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = make_card()
+    data, run, out = write_dataset(tmp_path / "data", card, windows=25), tmp_path / "run", tmp_path / "new" / "model"
+    config = small_config()
+    config.train.max_steps, config.loader.background, config.train.log_every = 2, False, 0
+    train(config, str(data), str(run))
+
+    def told(*options: str) -> str:
+        with pytest.raises(SystemExit):
+            main(["export", "--run", str(run), "--out", str(out), *options])
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("a2gen: error"))
+        assert not out.parent.exists()
+        return line
+
+    # A dataset without the tables of raw values cannot be served.
+    assert "users.parquet: cannot be read" in told()
+    users = pa.table({"user": ["a"], "user_key": [1], "user_id": [1], "group": [1]})
+    pq.write_table(users, data / "users.parquet")
+    assert "vocabulary/group.parquet: cannot be read" in told()
+    (data / "vocabulary").mkdir()
+    for name in ("group", "tab"):
+        pq.write_table(pa.table({"value": ["x"], "row": [1]}), data / "vocabulary" / f"{name}.parquet")
+    worse = compared(measured(like=(0.9, 300)), measured(like=(0.8, 300)), 1e-3)
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "compared", lambda *_: worse)
+        assert "not written: on test the AUC falls by more than --tolerance 0.001 (like 0.9000 -> 0.8000)" in told()
+    assert "--tolerance -1.0 must be at least 0" in told("--tolerance", "-1")
+    assert json.loads((exported(run, out) / "manifest.json").read_text())["metrics"]["loss"]["original"] > 0
+
+
+def exported(run: Path, out: Path) -> Path:
+    main(["export", "--run", str(run), "--out", str(out)])
+    return out

@@ -1,0 +1,513 @@
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from a2gen_rec.cli.main import main
+from a2gen_rec.config import Config, EnsembleConfig
+from a2gen_rec.data.batch import ALL, collate
+from a2gen_rec.data.columns import Items, WindowColumns, take_windows
+from a2gen_rec.data.items import find_items, popular_items
+from a2gen_rec.data.schema import SPLITS, DatasetCard
+from a2gen_rec.ensemble.fit import train_ensemble
+from a2gen_rec.ensemble.trainer import Epoch
+from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.models.a2gen import A2Gen
+from a2gen_rec.models.ensemble.io import EnsembleCard, load_ensemble, save_ensemble
+from a2gen_rec.models.ensemble.model import Ensemble
+from a2gen_rec.nn.decoding import Decoded
+from a2gen_rec.ranking.selection import order_by
+from a2gen_rec.ranking.timelines import timelines
+from a2gen_rec.ranking.types import Candidate, RankedList
+from a2gen_rec.runs import rank as run_ranking
+from a2gen_rec.runs.next_window import latest_window, next_window, no_history
+from a2gen_rec.runs.rank import rank
+from a2gen_rec.training.entrypoint import train
+from a2gen_rec.training.loaded_run import OpenRun, open_run
+from tests.helpers.cards import make_card, make_columns, small_config, to_table, whole, write_dataset
+
+CARD = make_card()
+NAMES = ["like", "comment", "follow", "click"]
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    data: Path
+    run: Path
+    user: str  # has a window in the test split
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small cost more in handing out to threads than in computing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("rank")
+    data, run = write_dataset(folder / "data", CARD, windows=25), folder / "run"
+    config = small_config()
+    config.train.max_steps, config.loader.background, config.train.log_every = 5, False, 0
+    config.optim.dense_lr = 0.02
+    config.loader.max_impressions, config.evaluate.max_error = 200, 0.05
+    train(config, str(data), str(run))
+    table = pq.read_table(data / "test" / "part-00001.parquet")
+    lengths = table["ts_ms"].combine_chunks().value_lengths().to_numpy()
+    return World(data, run, table["user"][int(np.flatnonzero(lengths > CARD.history)[0])].as_py())
+
+
+def ranked(world: World, file: Path, lines: str, **options: str) -> RankedList:
+    file.write_text(lines)
+    return rank(str(world.run), options.pop("user", world.user), str(file), **options)
+
+
+def some_items(rows: np.ndarray) -> Items:
+    authors = rows * 7 % 9
+    return Items([f"item-{row}" for row in rows], np.ones(len(rows), bool), {"item_id": rows, "author_id": authors})
+
+
+def one_window(length: int, seed: int = 1) -> WindowColumns:
+    columns = make_columns(CARD, 40, np.random.default_rng(seed))
+    return take_windows(columns, np.flatnonzero(columns.lengths == length)[:1])
+
+
+def model_of(config: Config) -> A2Gen:
+    torch.manual_seed(0)
+    model = A2Gen(CARD, config, torch.device("cpu"))
+    for parameter in model.parameters():  # far from the symmetric start, so that everything matters
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+@torch.no_grad()
+def predictions(model: A2Gen, columns: WindowColumns, candidates: bool) -> torch.Tensor:
+    """Everything a ranking is made of, one row per target."""
+    output = model(
+        collate(
+            columns, np.arange(len(columns)), whole(CARD, small_config()), request_gap_s=ALL if candidates else None
+        )
+    )
+    what, best = model.ranker.occurrence(output, max_error=0.1), model.ranker.decode(output, 4)
+    time = torch.full((len(what.time), len(CARD.actions)), torch.nan)
+    time[:, : best.time.shape[2]] = best.time[:, 0]
+    times = torch.nan_to_num(torch.cat([what.time, time], 1), nan=-1.0)
+    return torch.cat([what.probability, output.label_logits, best.log_probability[:, :1], times], 1)
+
+
+# History shorter than, equal to and longer than what the window has.
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"history": 3}, {"attention": "direct", "history": 9}, {"generator": "implicit", "recency_bias": False}],
+)
+@pytest.mark.parametrize("length", [0, 9])
+def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: int) -> None:
+    model, items = model_of(small_config(**variant)), some_items(np.arange(1, 7))
+    history = one_window(length) if length else no_history(CARD)
+    together = predictions(model, next_window(history, items, CARD), candidates=True)
+    alone = [
+        predictions(model, next_window(history, some_items(np.array([row])), CARD), candidates=False)
+        for row in range(1, 7)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+    assert together[:, 1:-1].std(0).max() > 1e-2, "candidates must differ"
+
+
+def test_as_targets_of_a_sequence_later_candidates_would_lose_the_history() -> None:
+    columns = next_window(one_window(9), some_items(np.arange(1, 7)), CARD)
+    model = model_of(small_config())
+    same = torch.isclose(predictions(model, columns, True), predictions(model, columns, False)).all(1)
+    # The last 6 of 9 past impressions are seen; the first candidate has them all right before it.
+    assert same.tolist() == [True] + [False] * 5
+
+
+def test_what_stands_for_the_candidates_actions_is_never_read() -> None:
+    history, model = one_window(9), model_of(small_config())
+    columns = next_window(history, some_items(np.arange(1, 7)), CARD)
+    count, past = 6, len(history.action)
+    lengths = np.append(history.action_lengths, np.full(count, 4))
+    other = dataclasses.replace(
+        columns,
+        labels=np.nan_to_num(columns.labels, nan=1.0),
+        action_starts=np.cumsum(lengths) - lengths,
+        action_lengths=lengths,
+        action=np.append(history.action, np.tile([0, 3, 1, len(CARD.actions) - 1], count)),
+        offset_s=np.append(history.offset_s, np.tile(np.float32([0, 1, 2, 77]), count)),
+    )
+    assert past == len(columns.action) - 2 * count
+    torch.testing.assert_close(predictions(model, columns, True), predictions(model, other, True))
+
+
+def test_candidates_come_after_all_of_the_window_in_its_last_context() -> None:
+    history = one_window(9)
+    columns = next_window(history, some_items(np.array([5, 6])), CARD)
+    tab, item = history.impression_ids["tab"], history.impression_ids["item_id"]
+    assert columns.first_target.tolist() == [9]
+    assert columns.lengths.tolist() == [11]
+    assert columns.impression_ids["item_id"].tolist() == [*item, 5, 6]
+    assert columns.impression_ids["tab"].tolist() == [*tab, tab[-1], tab[-1]]
+    assert columns.ts_ms.tolist() == [*history.ts_ms, *[history.end_ms.max() + 1000] * 2]
+    assert columns.action.tolist() == [*history.action, 0, 4, 0, 4]
+    assert {name: rows.tolist() for name, rows in columns.outcome.items()} == {
+        name: [*rows, 0, 0] for name, rows in history.outcome.items()
+    }
+    assert np.isnan(columns.objectives[9:]).all()
+
+
+def test_candidates_stand_at_the_end_of_the_user_s_session() -> None:
+    """The card's sessions end after 25 s; positions are told apart at 2 and 4, gaps at 5, 10 and 20 s."""
+    history = one_window(9)
+    lasts = history.end_ms - history.ts_ms
+
+    def session(gaps_s: list[int]) -> list[list[int]]:
+        ts_ms = np.cumsum(np.array([0, *gaps_s]) * 1000)
+        moved = dataclasses.replace(history, ts_ms=ts_ms, end_ms=ts_ms + np.append(lasts[:-1] % 7000, 7000))
+        columns = next_window(moved, some_items(np.array([5, 6])), CARD)
+        return [rows[9:].tolist() for rows in columns.session.values()]
+
+    last = int(history.outcome["feedback"][-1])
+    assert last
+    # The last impression takes 7 s, and the request comes a second later.
+    assert session([9] * 8) == [[3, 3], [2, 2], [last, last]]
+    assert session([9] * 7 + [26]) == [[2, 2], [2, 2], [last, last]]
+    unseen = next_window(no_history(CARD), some_items(np.array([5, 6])), CARD)
+    assert [rows.tolist() for rows in unseen.session.values()] == [[1, 1], [0, 0], [0, 0]]
+
+
+def test_rank_equals_the_model_asked_for_each_candidate_alone(world: World, tmp_path: Path) -> None:
+    found = ranked(world, tmp_path / "items", "item-3\n\n  item-7 \nitem-3\nnobody knows\nitem-12\n")
+    assert [found.user, found.user_known, found.by, found.unknown_items] == [world.user, True, "watch", 1]
+    assert found.history == CARD.history
+    assert {c.item: c.known for c in found.candidates} == {
+        "item-3": True,
+        "item-7": True,
+        "item-12": True,
+        "nobody knows": False,
+    }
+    assert [c.expected_watch_s for c in found.candidates] == sorted(
+        (c.expected_watch_s for c in found.candidates), reverse=True
+    )
+    table = pq.read_table(world.data / "items.parquet").to_pydict()
+    with open_run(str(world.run)) as opened:
+        for candidate in found.candidates:
+            at = table["item"].index(candidate.item) if candidate.known else None
+            rows = [0, 0] if at is None else [table["item_id"][at], table["author_id"][at]]
+            _check_alone(opened, candidate, np.array(rows), world)
+
+
+def _check_alone(opened: OpenRun, candidate: Candidate, rows: np.ndarray, world: World) -> None:
+    """The candidate as the only target of a window, through the ordinary batch."""
+    window = latest_window(str(world.data), CARD, world.user)
+    alone = Items([candidate.item], np.array([candidate.known]), {"item_id": rows[:1], "author_id": rows[1:]})
+    columns = next_window(window, alone, CARD)
+    batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
+    opened.built.dmp.eval()
+    with torch.no_grad():
+        _, (_, output) = opened.built.dmp(batch)
+    what = opened.built.model.ranker.occurrence(output, opened.config.evaluate.max_error)
+    expected = [*what.probability[0, 1:-1].tolist(), output.label_logits[0, 0].sigmoid().item()]
+    assert list(candidate.probability) == NAMES
+    np.testing.assert_allclose(list(candidate.probability.values()), expected, atol=1e-5)
+    assert candidate.expected_watch_s == pytest.approx(what.time[0, -1].expm1().item(), rel=1e-4)
+    names, seconds = zip(*candidate.timeline, strict=True)
+    assert (names[0], seconds[0], names[-1]) == ("start", 0.0, "exit")
+    assert 0 < candidate.timeline_probability < 1
+
+
+def test_timelines_are_sequences_with_seconds_where_logs_record_them() -> None:
+    nan = float("nan")
+    decoded = Decoded(
+        action=torch.tensor([[[2, 1, 4], [4, -1, -1]], [[4, -1, -1], [1, 4, -1]]]),
+        time=torch.tensor([[[0.5, 1.0, 2.0], [1.0, nan, nan]], [[-0.1, nan, nan], [1.0, 2.0, nan]]]),
+        log_probability=torch.tensor([[0.25, 0.1], [0.5, 0.2]]).log(),
+    )
+    (first, other), (second, _) = timelines(decoded, [2, 5], CARD)
+    assert timelines(decoded, [1, 2], CARD)[0] == [first]
+    start = ("start", 0.0)
+    like, left = ("like", pytest.approx(np.expm1(1))), ("exit", pytest.approx(np.expm1(2)))
+    assert first == ([start, ("comment", None), like, left], pytest.approx(0.25))
+    assert other == ([start, ("exit", pytest.approx(np.expm1(1)))], pytest.approx(0.1))
+    assert second == ([start, ("exit", 0.0)], pytest.approx(0.5))
+
+
+def test_an_unknown_user_has_no_history_and_popular_items(world: World) -> None:
+    found = rank(str(world.run), "nobody", by="like", top=100)
+    assert [found.user_known, found.history, found.by, found.unknown_items] == [False, 0, "like", 0]
+    statistics = pq.read_table(world.data / "item_statistics.parquet").to_pydict()
+    shown = {f"item-{row}" for row in statistics["item_id"] if row}
+    assert {candidate.item for candidate in found.candidates} == shown
+    likes = [candidate.probability["like"] for candidate in found.candidates]
+    assert likes == sorted(likes, reverse=True)
+    assert likes[0] > likes[-1]
+
+
+def test_the_history_matters(world: World, tmp_path: Path) -> None:
+    known = ranked(world, tmp_path / "items", "item-3")
+    unknown = ranked(world, tmp_path / "items", "item-3", user="nobody")
+    assert known.candidates[0].probability != unknown.candidates[0].probability
+
+
+def test_only_the_best_are_returned(world: World) -> None:
+    everyone, few = rank(str(world.run), world.user, top=100), rank(str(world.run), world.user, top=3)
+    assert few.candidates == everyone.candidates[:3]
+    assert few.ranked == len(everyone.candidates) > 3
+
+
+def test_popular_items_are_the_most_shown(tmp_path: Path) -> None:
+    statistics = {"item_id": [0, 1, 2, 3, 4], "impressions": [99, 5, 7, 7, 1]}
+    items = {"item": ["a", "b", "c", "d", "e", "f"], "item_id": [4, 3, 2, 3, 1, 0], "author_id": [1, 2, 3, 4, 5, 6]}
+    pq.write_table(pa.table(statistics), tmp_path / "item_statistics.parquet")
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    found = popular_items(str(tmp_path), CARD, 4)
+    assert found.raw == ["c", "b", "d", "e"]  # b and d share a row
+    assert found.rows["author_id"].tolist() == [3, 2, 4, 5]
+    assert popular_items(str(tmp_path), CARD, 2).raw == ["c", "b"]
+
+
+def _write_user(folder: Path, user: str, begins: list[int]) -> None:
+    """A file whose windows belong to others, but for some of ``user`` that begin at ``begins`` (1000 s)."""
+    columns = make_columns(CARD, 40, np.random.default_rng(0))
+    where = np.array([3, 22, 35])[: len(begins)]
+    shift = np.zeros(len(columns), np.int64)
+    shift[where] = np.array(begins) * 1_000_000 - columns.ts_ms[columns.starts[where]]
+    moved = columns.ts_ms + np.repeat(shift, columns.lengths)
+    table = to_table(dataclasses.replace(columns, ts_ms=moved), CARD)
+    users = np.array(table["user"].to_pylist(), dtype=object)
+    users[where] = user
+    folder.mkdir(parents=True)
+    pq.write_table(
+        table.set_column(table.column_names.index("user"), "user", pa.array(users)), folder / "f.parquet", 10
+    )
+
+
+@pytest.mark.parametrize(("last", "begins"), [("test", [500, 300]), ("valid", [200, 900, 300]), ("train", [100])])
+def test_the_latest_window_of_the_latest_split(tmp_path: Path, last: str, begins: list[int]) -> None:
+    for split in SPLITS[: SPLITS.index(last)]:
+        _write_user(tmp_path / split, "ann", [1000])
+    _write_user(tmp_path / last, "ann", begins)
+    for split in SPLITS[SPLITS.index(last) + 1 :]:
+        _write_user(tmp_path / split, "bob", [10])
+    window = latest_window(str(tmp_path), CARD, "ann")
+    assert window is not None
+    assert window.ts_ms[0] == max(begins) * 1_000_000
+    assert len(window) == 1
+    assert len(window.ts_ms) == window.lengths[0]
+    assert latest_window(str(tmp_path), CARD, "an") is None
+
+
+def test_unknown_items_get_row_zero(world: World) -> None:
+    found = find_items(str(world.data), CARD, ["item-9", "?", "item-4"])
+    assert found.known.tolist() == [True, False, True]
+    assert found.rows["item_id"].tolist() == [9, 0, 4]
+    assert found.rows["author_id"][1] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": "likes"}, "cannot rank by 'likes'; this run predicts watch, like, comment, follow, click"),
+        ({"run": "absent"}, "absent: no checkpoint here"),
+        ({"candidates": "absent"}, "absent: cannot be read"),
+        ({"data": "absent"}, "absent/dataset.yaml: no dataset card here"),
+    ],
+)
+def test_unusable_settings_end_with_a_clear_line(world: World, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        rank(**{"run": str(world.run), "user": world.user, **options})
+    assert "\n" not in str(raised.value)
+    assert not torch.distributed.is_initialized()
+
+
+def test_no_candidates_end_with_a_clear_line(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="items: no candidates"):
+        ranked(world, tmp_path / "items", " \n\n")
+
+
+def _drop_column(file: Path) -> None:
+    pq.write_table(pq.read_table(file).drop_columns(["author_id"]), file)
+
+
+def _large_id(file: Path) -> None:
+    table = pq.read_table(file)
+    place = table.column_names.index("author_id")
+    pq.write_table(table.set_column(place, "author_id", pa.array([9] * len(table))), file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "items.parquet: cannot be read .No such file"),
+        (lambda file: file.write_bytes(b"PAR1" * 9), "items.parquet: cannot be read"),
+        (_drop_column, "items.parquet: cannot be read .*author_id"),
+        (_large_id, r"items.parquet, field 'author_id': id is not in \[0, 9\)"),
+    ],
+)
+def test_a_damaged_item_table_ends_with_a_clear_line(
+    world: World, tmp_path: Path, damage: object, message: str
+) -> None:
+    file = tmp_path / "items.parquet"
+    file.write_bytes((world.data / "items.parquet").read_bytes())
+    damage(file)
+    with pytest.raises(DataError, match=message) as raised:
+        find_items(str(tmp_path), CARD, ["item-1"])
+    assert "\n" not in str(raised.value)
+
+
+def test_without_watch_times_the_first_action_orders(tmp_path: Path) -> None:
+    def card(**change: object) -> DatasetCard:
+        return dataclasses.replace(CARD, timed=["like"], **change)
+
+    assert order_by(CARD, "") == "watch"
+    assert order_by(card(), "") == "like"
+    assert order_by(card(actions=["start", "exit"]), "") == "click"
+    with pytest.raises(UserError, match="no action, label or watch time"):
+        order_by(card(actions=["start", "exit"], labels=[]), "")
+    with pytest.raises(UserError, match="cannot rank by 'watch'"):
+        order_by(card(), "watch")
+
+
+# --- with an ensemble -------------------------------------------------------------------------------------------
+
+OUTCOMES = [*NAMES, "glance", "effective"]
+EVENTS = 4
+
+
+class Silent:
+    """A reporter."""
+
+    def scoring(self, split: str, done: int, files: int) -> None: ...
+    def fitting(self, name: str) -> None: ...
+    def epoch(self, name: str, epoch: Epoch) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def fused(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A run that predicts objectives and has an ensemble, on the same dataset."""
+    run = tmp_path_factory.mktemp("fused") / "run"
+    config = small_config(objectives=True)
+    config.train.max_steps, config.loader.background, config.train.log_every = 5, False, 0
+    config.loader.max_impressions, config.evaluate.max_error = 60, 0.0
+    config.optim.dense_lr, config.optim.tables_lr = 0.05, 0.3
+    train(config, str(world.data), str(run))
+    settings = EnsembleConfig(epochs=2, lr=0.05, dim=4, hidden=[4], degree=8, events=EVENTS, formula_trials=2)
+    assert train_ensemble(str(run), str(run / "ensemble"), settings, Silent()) is not None
+    return dataclasses.replace(world, run=run)
+
+
+def alone_score(opened: OpenRun, model: Ensemble, card: EnsembleCard, candidate: Candidate, world: World) -> float:
+    """The ensemble asked for one candidate, with values and events of the model's ordinary forward pass."""
+    table = pq.read_table(world.data / "items.parquet").to_pydict()
+    at = table["item"].index(candidate.item)
+    rows = {name: np.array([table[name][at]]) for name in ("item_id", "author_id")}
+    window = latest_window(str(world.data), CARD, world.user)
+    columns = next_window(window, Items([candidate.item], np.ones(1, bool), rows), CARD)
+    batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
+    opened.built.dmp.eval()
+    with torch.no_grad():
+        _, (_, output) = opened.built.dmp(batch)
+        ranker = opened.built.model.ranker
+        what = ranker.occurrence(output, 0.0)
+        heads = torch.cat([output.label_logits, output.objective_logits], 1)
+        value = torch.cat([what.probability[:, 1:-1].logit(), heads, what.time[:, -1:]], 1)
+        looked_up = opened.built.model.embeddings(batch.sparse)
+        shown = {name: looked_up[name].values()[batch.index[name]] for name in ("item_id", "author_id", "tab")}
+        past = torch.cat([shown["item_id"][:-1], ranker.encode_actions(looked_up, batch)], 1)[-EVENTS:]
+        context = torch.cat([each[-1] for each in shown.values()])
+        scored = model(value[None], past[None], torch.tensor([len(past)]), context[None, None])
+    assert [objective.name for objective in card.objectives] == [*OUTCOMES, "watch_time"]
+    return float(scored.score)
+
+
+def test_the_run_s_ensemble_orders_by_default(fused: World, tmp_path: Path) -> None:
+    """As it scores each candidate alone."""
+    found = ranked(fused, tmp_path / "items", "\n".join(f"item-{row}" for row in range(1, 13)))
+    scores = [candidate.score for candidate in found.candidates]
+    assert found.by == "ensemble"
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > scores[-1] + 1e-3
+    model, card = load_ensemble(str(fused.run / "ensemble"))
+    with open_run(str(fused.run)) as opened:
+        alone = [alone_score(opened, model, card, candidate, fused) for candidate in found.candidates]
+    assert scores == pytest.approx(alone, rel=1e-4, abs=1e-5)
+
+
+def test_shares_of_the_score_add_up(fused: World) -> None:
+    for user in (fused.user, "nobody"):
+        for candidate in rank(str(fused.run), user, top=5).candidates:
+            parts = candidate.explanation
+            assert [part.objective for part in parts] == [*OUTCOMES, "watch_time"]
+            assert [part.better for part in parts] == ["more"] * 4 + ["less", "more", "more"]
+            assert sum(part.share for part in parts) == pytest.approx(candidate.score, rel=1e-5, abs=1e-6)
+            assert sum(part.weight for part in parts) == pytest.approx(1, rel=1e-5)
+            told = {part.objective: part.prediction for part in parts if part.unit == "probability"}
+            assert told == candidate.probability
+            assert (parts[-1].unit, parts[-1].prediction) == ("s", candidate.expected_watch_s)
+
+
+@pytest.mark.parametrize("by", ["watch", *OUTCOMES])
+def test_other_orders_are_there_too_and_have_scores(by: str, fused: World) -> None:
+    """Where less is better, those with the least come first."""
+    everyone = rank(str(fused.run), fused.user, by=by, top=100)
+    found = rank(str(fused.run), fused.user, by=by, top=7)
+    assert [candidate.item for candidate in found.candidates] == [each.item for each in everyone.candidates[:7]]
+    values = [each.expected_watch_s if by == "watch" else each.probability[by] for each in everyone.candidates]
+    assert values == sorted(values, reverse=by != "glance")
+    assert values[0] != values[-1]
+    assert np.isfinite([candidate.score for candidate in found.candidates]).all()
+    assert (found.by, found.least_first) == (by, by == "glance")
+
+
+def test_an_ensemble_elsewhere_or_of_another_checkpoint(world: World, fused: World, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    model, card = load_ensemble(str(fused.run / "ensemble"))
+    save_ensemble(str(folder), model, card)
+    assert rank(str(fused.run), "nobody", ensemble=str(folder)) == rank(str(fused.run), "nobody")
+    with pytest.raises(UserError, match=r"elsewhere: is of .*, which predicts otherwise than this run"):
+        rank(str(world.run), "nobody", ensemble=str(folder))
+    save_ensemble(str(folder), model, dataclasses.replace(card, step=2))
+    with pytest.raises(UserError, match=r"is of step 2 of .*, the run's best is step 5"):
+        rank(str(fused.run), "nobody", ensemble=str(folder))
+    with pytest.raises(UserError, match="cannot rank by ensemble: the run has none"):
+        rank(str(world.run), "nobody", by="ensemble")
+
+
+def test_explanations_on_the_terminal(world: World, fused: World, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["rank", "--user", "nobody", "--top", "2", "--explain", "--run"]
+    main([*asked, str(fused.run)])
+    text = capsys.readouterr().out
+    best = rank(str(fused.run), "nobody", top=1).candidates[0]
+    assert "by ensemble score" in text
+    assert "why this order" in text
+    assert f"{best.score:+.4f}" in text
+    main([*asked, str(fused.run), "--by", "ensemble"])
+    assert capsys.readouterr().out == text
+
+
+def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """The one line that ``a2gen rank --explain`` ends with."""
+    with pytest.raises(SystemExit) as left:
+        main(["rank", "--user", "nobody", "--explain", *options])
+    told = capsys.readouterr()
+    assert left.value.code == 2
+    assert told.out == ""
+    (line,) = told.err.splitlines()
+    return line
+
+
+def test_other_orders_than_the_ensemble_s_are_not_explained(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is told before anything is read of the run, or of the dataset where there is no ensemble."""
+    line = refused(capsys, "--run", "absent", "--by", "watch")
+    assert line.endswith("--explain tells why the ensemble orders as it does: it does not go with --by watch")
+    monkeypatch.setattr(run_ranking, "popular_items", lambda *_: pytest.fail("too late"))
+    line = refused(capsys, "--run", str(world.run))
+    assert line.endswith("cannot rank by ensemble: the run has none; `a2gen train-ensemble` trains one")

@@ -1,0 +1,152 @@
+"""Rows of exported tables follow the names, and are still the dataset's rows of these names."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from a2gen_rec.artifact.entity_index import Catalogue
+from a2gen_rec.data.schema import DatasetCard, Feature
+from a2gen_rec.errors import DataError
+from a2gen_rec.ranking.ranker import Ranker
+from a2gen_rec.runs.export import export
+from a2gen_rec.runs.export_files import whole_state
+from a2gen_rec.runs.row_order import row_order, with_exported_rows
+from a2gen_rec.training.loaded_run import open_run
+from tests.helpers.cards import make_card
+from tests.helpers.logs import Log, hashed_log, simulated_log
+
+ITEMS = pa.table({"item": ["a", "b", "c", "d", "e"], "item_id": [3, 0, 1, 0, 2], "author_id": [5, 6, 7, 8, 1]})
+
+
+def card_of(kind: str) -> DatasetCard:
+    return replace(make_card(), features=[Feature("item_id", "item", kind, 6)])  # type: ignore[arg-type]
+
+
+def test_names_with_a_row_count_it_up_and_the_others_follow(tmp_path: Path) -> None:
+    pq.write_table(ITEMS, tmp_path / "items.parquet")
+    order = row_order(str(tmp_path), card_of("vocabulary"))
+    assert {name: rows.tolist() for name, rows in order.items()} == {"item_id": [0, 3, 1, 2, 4, 5]}
+    expected = {"item": ["a", "c", "e", "b", "d"], "item_id": [1, 2, 3, 0, 0], "author_id": [5, 7, 1, 6, 8]}
+    assert with_exported_rows(ITEMS, order, "item_id").to_pydict() == expected
+    assert row_order(str(tmp_path), card_of("hash")) == {}
+    author = {"author_id": np.array([0, 8, 7, 6, 5, 4, 3, 2, 1])}
+    expected = ITEMS.to_pydict() | {"author_id": [4, 3, 2, 1, 8]}
+    assert with_exported_rows(ITEMS, author, "item_id").to_pydict() == expected
+
+
+def test_values_of_a_vocabulary_are_put_in_order(tmp_path: Path) -> None:
+    (tmp_path / "vocabulary").mkdir()
+    known = pa.table({"value": ["c", "a", "b"], "row": [1, 2, 3], "count": [5, 4, 3]})
+    pq.write_table(known, tmp_path / "vocabulary" / "author_id.parquet")
+    card = replace(make_card(), features=[Feature("author_id", "item", "vocabulary", 4)])
+    assert row_order(str(tmp_path), card)["author_id"].tolist() == [0, 2, 3, 1]
+
+
+@pytest.mark.parametrize(("rows", "order"), [([2, 1, 2], [0, 2, 1, 3, 4, 5]), ([0, 0], [0, 1, 2, 3, 4, 5]), ([], None)])
+def test_every_row_has_one_place(tmp_path: Path, rows: list[int], order: list[int] | None) -> None:
+    pq.write_table(pa.table({"item_id": pa.array(rows, pa.int64())}), tmp_path / "items.parquet")
+    (found,) = row_order(str(tmp_path), card_of("vocabulary")).values()
+    assert found.tolist() == (order or list(range(6)))
+
+
+@pytest.mark.parametrize("column", [{"item_id": [6]}, {"item_id": [None]}, {"item_id": ["1"]}, {"item": ["a"]}])
+def test_a_catalogue_without_its_rows_is_refused(tmp_path: Path, column: dict[str, list[object]]) -> None:
+    pq.write_table(pa.table(column), tmp_path / "items.parquet")
+    with pytest.raises(DataError, match=r"items.parquet.*item_id"):
+        row_order(str(tmp_path), card_of("vocabulary"))
+
+
+@pytest.fixture(scope="module", params=[simulated_log, hashed_log])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, Path]:
+    folder = tmp_path_factory.mktemp("rows")
+    log = request.param(folder)
+    export(log.run, str(folder / "model"), "fp32")
+    return log, folder / "model"
+
+
+def trained_tables(log: Log) -> tuple[DatasetCard, dict[str, torch.Tensor]]:
+    with open_run(log.run) as opened:
+        tables = {
+            name.removeprefix("embeddings.embeddings.").removesuffix(".weight"): value.float()
+            for name, value in whole_state(opened.built.model).items()
+        }
+        return opened.card, tables
+
+
+def test_rows_of_every_table_are_those_of_the_dataset_in_another_order(world: tuple[Log, Path]) -> None:
+    card, trained = trained_tables(world[0])
+    moved = set()
+    for name, table in load_file(world[1] / "tables.safetensors").items():
+        feature = name.removesuffix("/values")
+        assert torch.equal(table[0], trained[feature][0]), feature
+        assert sorted(map(tuple, table.tolist())) == sorted(map(tuple, trained[feature].tolist())), feature
+        moved |= set() if torch.equal(table, trained[feature]) else {feature}
+    vocabularies = {feature.name for feature in card.features if feature.kind == "vocabulary"}
+    assert moved <= vocabularies
+    assert len(moved) > len(vocabularies) / 2
+
+
+def test_what_has_a_name_keeps_its_embedding(world: tuple[Log, Path]) -> None:
+    log, model = world
+    card, trained = trained_tables(log)
+    tables = load_file(model / "tables.safetensors")
+    kind = {feature.name: feature.kind for feature in card.features}
+
+    def same(feature: str, mine: list[int], theirs: list[int]) -> None:
+        assert torch.equal(tables[f"{feature}/values"][mine], trained[feature][theirs]), feature
+
+    for file in sorted((model / "vocabulary").iterdir()):
+        mine, theirs = (pq.read_table(f"{folder}/vocabulary/{file.name}") for folder in (model, log.data))
+        rows = dict(zip(theirs["value"].to_pylist(), theirs["row"].to_pylist(), strict=True))
+        assert mine["value"].to_pylist() == sorted(rows)
+        assert mine["row"].to_pylist() == list(range(1, len(rows) + 1))
+        same(file.stem, mine["row"].to_pylist(), [rows[value] for value in mine["value"].to_pylist()])
+    for level in ("user", "item"):
+        mine, theirs = (pq.read_table(f"{folder}/{level}s.parquet").to_pydict() for folder in (model, log.data))
+        assert sorted(mine[level]) == theirs[level]
+        place = {name: number for number, name in enumerate(theirs[level])}
+        for feature in mine.keys() & kind.keys():
+            same(feature, mine[feature], [theirs[feature][place[name]] for name in mine[level]])
+        rows = mine[f"{level}_id"]
+        if kind[f"{level}_id"] == "vocabulary":
+            known = sum(row > 0 for row in rows)
+            assert rows == [*range(1, known + 1), *[0] * (len(rows) - known)]
+            assert mine[level][:known] == sorted(mine[level][:known])
+        else:
+            assert rows == theirs[f"{level}_id"]
+
+
+def test_buckets_of_lengths_follow_from_the_lengths(world: tuple[Log, Path]) -> None:
+    log, model = world
+    catalogue, items = Ranker.load(str(model))._items, pq.read_table(f"{log.data}/items.parquet").to_pydict()
+    (feature,) = {"duration_s", "length"} & items.keys()
+    assert feature not in pq.read_schema(model / "items.parquet").names
+    assert catalogue.items([*items["item"], "?"]).rows[feature].tolist() == [*items[feature], 0]
+    card = DatasetCard.load(log.data)
+    (spec,) = (each for each in card.features if each.name == feature)
+    assert catalogue.rows[feature].dtype == np.int32
+    known = Catalogue.read(f"{log.data}/items.parquet", "item", card.at_level("item"))  # as format 1 has it
+    assert known.items(items["item"]).rows[feature].tolist() == items[feature]
+    edges = np.array([*spec.boundaries, np.nextafter(spec.boundaries[0], 0)])
+    pq.write_table(
+        pa.table({"item": ["a"] * 0, "raw_length_s": pa.array([], pa.float64())}), model.parent / "no.parquet"
+    )
+    pq.write_table(pa.table({"item": list(map(str, edges)), "raw_length_s": edges}), model.parent / "edges.parquet")
+    for file, rows in (("no", [0]), ("edges", [*range(2, len(edges) + 1), 1, 0])):
+        read = Catalogue.read(f"{model.parent}/{file}.parquet", "item", [spec], spec.name)
+        assert read.rows[feature].tolist() == rows
+
+
+def test_what_is_measured_of_exact_tables_is_the_run_s_own(world: tuple[Log, Path]) -> None:
+    metrics = json.loads((world[1] / "manifest.json").read_text())["metrics"]
+    assert metrics["loss"]["exported"] == pytest.approx(metrics["loss"]["original"], rel=1e-6)
+    told = [auc for auc in metrics["auc"].values() if auc["original"] is not None]
+    assert told
+    assert all(auc["exported"] == pytest.approx(auc["original"], abs=1e-6) for auc in told)

@@ -1,0 +1,365 @@
+"""What the service answers over HTTP, and what it says of it in its log."""
+
+import asyncio
+import copy
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from a2gen_rec.serving.http import schema
+from a2gen_rec.serving.http.app import _RankFirst, create_app
+from a2gen_rec.serving.http.guard import Guard
+from tests.helpers.service import ITEMS, Running, order, running
+
+KEYS = ["first-key-of-the-service", "second-key-of-the-service"]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("app")) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("locked"), KEYS) as service:
+        yield service
+
+
+def seen(answer: Any) -> list[str]:
+    """Items of the history that a ranking rested on, in order."""
+    return [step["action"] for step in answer.json()["candidates"][0]["timeline"]]
+
+
+def test_candidates_come_best_first(one: Running) -> None:
+    @settings(max_examples=25, deadline=None)
+    @given(
+        st.text('ab/%"ü\0 ', min_size=1, max_size=9), st.lists(st.sampled_from(ITEMS), min_size=1), st.integers(1, 50)
+    )
+    def ranks(user: str, candidates: list[str], k: int) -> None:
+        answer = one.rank(user, candidates=candidates, k=k)
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert [each["item"] for each in body["candidates"]] == order(user, candidates, k)
+        assert (body["user"], body["ranked"], body["model_version"]) == (user, len(set(candidates)), "one")
+        schema.RankAnswer.model_validate(body)
+
+    ranks()
+
+
+def test_what_has_no_number_is_null(one: Running) -> None:
+    (best,) = one.rank(k=1).json()["candidates"]
+    assert best["timeline_probability"] is None
+    assert best["score"] is None
+
+
+def test_an_event_counts_in_the_next_ranking(one: Running) -> None:
+    user = "reader/of own%20writes ü"
+    for number in range(5):
+        posted = one.post(user, {"item": f"v{number}", "ts_ms": 1000 * number})
+        assert (posted.status_code, posted.json()) == (200, {"recorded": 1})
+        assert seen(one.rank(user)) == [f"v{each}" for each in range(number + 1)]
+    late = {
+        "item": "late",
+        "ts_ms": 500,
+        "watch_s": 3,
+        "actions": [{"name": "like", "at_s": 1.5}],
+        "features": {"tab": "a"},
+    }
+    for _ in range(2):  # a retry changes nothing
+        one.post(user, late)
+        assert seen(one.rank(user)) == ["v0", "late", "v1", "v2", "v3", "v4"]
+    assert one.rank(user).json()["fallbacks"] == []
+    told = one.client.get("/v1/users/reader%2Fof%20own%2520writes%20%C3%BC/history", params={"last": 5}).json()
+    assert [each["item"] for each in told["impressions"]] == ["late", "v1", "v2", "v3", "v4"], "the last five"
+    assert told["user"] == user
+    assert told["lengths_s"] == {"v1": 1.0, "v2": 2.0, "v3": 3.0, "v4": 4.0}, "of the videos that the model knows"
+    assert user in one.client.get("/v1/users", params={"count": 100}).json()["users"]
+    assert told["impressions"][0] == {**late, "watch_s": 3.0}
+    again = one.rank(user, history=told["impressions"])
+    assert seen(again) == ["late", "v1", "v2", "v3", "v4"], "a history that is given is used as it is"
+    assert one.rank(user, history=[]).json()["fallbacks"] == ["empty_history"]
+
+
+def test_without_a_moment_it_is_now(one: Running) -> None:
+    def moment(user: str, **body: Any) -> int | None:
+        assert one.rank(user, **body).status_code == 200
+        found: int | None = one.ranker.moments[-1]
+        return found
+
+    for user in ("last seen long ago", "never seen"):
+        if user != "never seen":
+            one.post(user, {"item": "v1", "ts_ms": 10**12, "watch_s": 5})
+        before = int(time.time() * 1000)
+        assert before <= (moment(user) or 0) <= time.time() * 1000
+        assert moment(user, now_ms=7) == 7
+        assert moment(user, history=[{"item": "v1", "ts_ms": 10**12}]) is None, "follows from the history given"
+    ahead = int(time.time() * 1000) + 3_600_000
+    one.post("of another clock", {"item": "v1", "ts_ms": ahead})
+    assert moment("of another clock") == ahead, "it counts in the next ranking"
+
+
+def test_a_user_who_is_forgotten_has_no_past(one: Running) -> None:
+    user = "to be/forgotten"
+    path = "/v1/users/to%20be%2Fforgotten/history"
+    for number in range(3):
+        one.post(user, {"item": f"v{number}", "ts_ms": number})
+    assert seen(one.rank(user)) == ["v0", "v1", "v2"]
+    answer = one.client.delete(path)
+    assert (answer.status_code, answer.json()) == (200, {"forgotten": 3})
+    assert user not in one.service._model.inference.histories._kept
+    assert one.client.get(path).json()["impressions"] == []
+    assert user not in one.client.get("/v1/users", params={"count": 100}).json()["users"]
+    assert one.rank(user).json()["fallbacks"] == ["empty_history"]
+    for number in range(5, 8):
+        one.post(user, {"item": f"v{number}", "ts_ms": number})
+    assert seen(one.rank(user)) == ["v5", "v6", "v7"]
+    assert one.client.delete(path).json() == {"forgotten": 3}
+    assert one.client.delete(path).json() == {"forgotten": 0}
+
+
+def test_a_category_that_is_a_number_is_recorded_as_the_number_it_is(one: Running) -> None:
+    features = {"tab": 1, "speed": 1.0, "place": -(10**15), "city": "1"}
+    one.post("counts", {"item": "v1", "ts_ms": 1, "features": features})
+    (impression,) = one.client.get("/v1/users/counts/history").json()["impressions"]
+    assert repr(impression["features"]) == repr(features)
+
+
+def test_impressions_of_one_request_are_recorded_all_or_none(one: Running) -> None:
+    wrong = {"item": "v2", "ts_ms": 2, "actions": [{"name": "fly"}]}
+    answer = one.post("half", {"item": "v1", "ts_ms": 1}, wrong)
+    assert answer.status_code == 422
+    assert "no action 'fly'" in answer.json()["error"]["message"]
+    assert one.client.get("/v1/users/half/history").json()["impressions"] == []
+
+
+IMPRESSION = {"item": "v", "ts_ms": 1}
+LATEST = schema.LATEST_MS
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/rank", {"candidates": []}, "body.candidates: List should have at least 1 item"),
+    ("/v1/rank", {"candidates": ["v"] * 2001}, "body.candidates: List should have at most 2000 items"),
+    ("/v1/rank", {"candidates": [1] * 2000}, "body.candidates.0: Input should be a valid string"),
+    ("/v1/rank", {"candidates": [""]}, "body.candidates.0"),
+    ("/v1/rank", {"candidates": ["v" * 257]}, "at most 256 characters"),
+    ("/v1/rank", {"user": 7}, "body.user: Input should be a valid string"),
+    ("/v1/rank", {"k": 0}, "body.k"),
+    ("/v1/rank", {"k": 1.5}, "body.k"),
+    ("/v1/rank", {"k": True}, "body.k"),
+    ("/v1/rank", {"k": "3"}, "body.k"),
+    ("/v1/rank", {"explain": 1}, "body.explain"),
+    ("/v1/rank", {"timeout_ms": 10**6}, "body.timeout_ms"),
+    ("/v1/rank", {"other": 1}, "body.other: Extra inputs are not permitted"),
+    ("/v1/rank", {f"x{number}": 1 for number in range(99)}, "at most 64 fields"),
+    ("/v1/rank", {"context": {f"x{number}": 1 for number in range(65)}}, "at most 64 fields"),
+    ("/v1/rank", {"context": {"tab": True}}, "body.context.tab"),
+    ("/v1/rank", {"context": {"tab": 10**400}}, "body.context.tab"),
+    ("/v1/rank", {"user_features": {"group": "a"}}, "no user feature 'group'"),
+    ("/v1/rank", {"history": [IMPRESSION] * 1001}, "body.history"),
+    ("/v1/rank", {"history": [IMPRESSION | {"actions": [{"name": "fly"}]}]}, "no action 'fly'"),
+    ("/v1/rank", {"now_ms": 2**63}, "body.now_ms"),
+    ("/v1/events", {"impressions": []}, "body.impressions"),
+    ("/v1/events", {"impressions": [IMPRESSION | {"ts_ms": -1}]}, "body.impressions.0.ts_ms"),
+    ("/v1/events", {"impressions": [IMPRESSION | {"watch_s": -1}]}, "body.impressions.0.watch_s"),
+    ("/v1/events", {"impressions": [IMPRESSION | {"watch_s": 1e300}]}, "body.impressions.0.watch_s"),
+    ("/v1/events", {"impressions": [IMPRESSION | {"ts_ms": LATEST}]}, "more than a day from now"),
+    ("/v1/events", {"impressions": IMPRESSION}, "body.impressions: Input should be a valid list"),
+]
+
+
+@pytest.mark.parametrize(("path", "fields", "why"), REFUSED)
+def test_what_cannot_be_is_refused_by_name_of_the_field(
+    one: Running, path: str, fields: dict[str, Any], why: str
+) -> None:
+    body = {"user": "u"} | ({"candidates": ["v"]} if path == "/v1/rank" else {"impressions": [IMPRESSION]}) | fields
+    answer = one.client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    error = schema.ErrorAnswer.model_validate(answer.json()).error
+    assert error.code == "invalid_request"
+    assert why in error.message
+    assert len(error.message) < 600
+    assert error.request_id == answer.headers["x-request-id"]
+
+
+def test_one_request_that_fails_fails_alone(one: Running) -> None:
+    answer = one.rank(candidates=["bad"])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+    assert one.rank().status_code == 200
+
+
+def test_no_line_of_the_log_names_a_user_or_an_item(one: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    user, item = "secret-user", "secret-item"
+    statuses = [
+        one.rank(user, candidates=[item]),
+        one.rank(user, candidates=[item, "bad"]),
+        one.rank(user, candidates=[item, "slow"], timeout_ms=1),
+        one.rank(user, user_features={item: item}),
+        one.rank(user, secret=item),
+        one.post(user, {"item": item, "ts_ms": 1}),
+        one.post(user, {"item": item, "ts_ms": 1, "actions": [{"name": item}]}),
+        one.client.get(f"/v1/users/{user}/history", params={"last": item}),
+        one.client.get(f"/v1/users/{user}/history"),
+        one.client.get(f"/{user}"),
+        one.client.post("/v1/rank", content=f'{{"user": "{user}"', headers={"Content-Type": "application/json"}),
+    ]
+    assert [each.status_code for each in statuses] == [200, 500, 504, 422, 422, 200, 422, 422, 200, 404, 400]
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith(("a2gen_rec", "uvicorn"))]
+    lines = [line for line in ours if line.startswith(("GET", "POST"))]
+    assert len(lines) == len(statuses)
+    assert any(line.startswith("GET /v1/users/{user:path}/history 200 ") for line in lines)
+    assert all(each.headers["x-request-id"] in line for each, line in zip(statuses, lines, strict=True))
+    assert any("KeyError" in line for line in ours), "the failure itself is told"
+    assert not [line for line in ours if "secret" in line]
+
+
+def test_requests_keep_their_identifier_if_it_is_a_sane_one(one: Running) -> None:
+    def told(given: str) -> str:
+        return one.client.get("/healthz", headers={"X-Request-Id": given}).headers["x-request-id"]
+
+    assert told("Trace-1.2_3") == "Trace-1.2_3"
+    assert told("a" * 65) != "a" * 65
+    assert told("two words") != "two words"
+
+
+def test_every_answer_is_guarded_in_the_browser(one: Running) -> None:
+    answers = [one.rank(), one.rank(k=0), one.client.get("/nothing"), one.rank(candidates=["bad"])]
+    for answer in answers:
+        assert answer.headers["content-security-policy"].startswith("default-src 'self';")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_without_keys_no_page_of_another_site_gets_through(one: Running) -> None:
+    def status(**headers: str) -> int:
+        return one.client.post("/v1/model/reload", headers=headers).status_code
+
+    host = f"127.0.0.1:{one.address[1]}"
+    assert status() == 200
+    assert status(Host="localhost") == 200
+    assert status(Host="[::1]:99") == 200
+    assert status(Host="127.0.0.2") == 200
+    assert status(Host="127.0.0.1.attacker.example") == status(Host="10.0.0.1") == status(Host="") == 421
+    assert status(Host="attacker.example") == 421
+    assert status(Host="[") == 421
+    assert status(Origin=f"http://{host}") == 200
+    assert status(Origin="http://attacker.example") == 403
+    assert status(Origin="null") == 403
+    form = one.client.post("/v1/events", content='{"user": "u"}', headers={"Content-Type": "text/plain"})
+    assert form.status_code == 415
+
+
+def test_with_keys_only_who_has_one_gets_through(locked: Running) -> None:
+    def status(path: str, **headers: str | bytes) -> int:
+        return locked.client.get(path, headers={"Authorization": "", **headers}).status_code
+
+    for path in ("/v1/model", "/metrics", "/v1/users/u/history", "/v1/nothing"):
+        assert status(path) == 401
+    assert status("/v1/model", Authorization=f"Bearer {KEYS[0]}") == 200
+    assert status("/v1/model", Authorization=f"bearer {KEYS[1]}") == 200
+    assert status("/v1/model", **{"X-Api-Key": KEYS[1]}) == 200
+    assert status("/metrics", **{"X-Api-Key": KEYS[1]}) == 200
+    assert status("/v1/model", Authorization=f"Basic {KEYS[0]}") == 401
+    assert status("/v1/model", Authorization=f"Bearer {KEYS[0][:-1]}") == 401
+    assert status("/v1/model", **{"X-Api-Key": "é".encode("latin-1")}) == 401
+    assert status("/healthz") == status("/readyz") == status("/openapi.json") == 200
+    assert status("/v1/model", Authorization=f"Bearer {KEYS[0]}", Host="ranker.example") == 200
+    body = {"user": "u", "candidates": ["v"]}
+    for path in ("/v1/rank", "/v1/events", "/v1/model/reload"):
+        assert locked.client.post(path, json=body, headers={"Authorization": ""}).status_code == 401
+    assert locked.rank().status_code == 200
+
+
+def test_the_model_is_told(one: Running) -> None:
+    told = schema.ModelAnswer.model_validate(one.client.get("/v1/model").json())
+    assert (told.version, told.dataset, told.actions[0], told.actions[-1]) == ("one", "random", "start", "exit")
+    assert {feature.level for feature in told.features} <= {"user", "item", "context"}
+    assert (told.sample_users, told.sample_items) == (["u1", "u2"], ITEMS)
+    assert (told.orders, told.session_gap_s) == (["like"], 25.0)
+    assert told.limits["candidates"] == 2000
+
+
+def test_figures_for_prometheus(one: Running) -> None:
+    def figures() -> dict[str, float]:
+        lines = one.client.get("/metrics").text.splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+    before = figures()
+    one.rank("figures")
+    one.rank("figures", k=0)
+    one.post("figures", IMPRESSION, IMPRESSION | {"ts_ms": 2})
+    after = figures()
+
+    def rise(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    assert rise('a2gen_request_seconds_count{route="/v1/rank",status="200"}') == 1
+    assert rise('a2gen_refused_total{code="invalid_request"}') == 1
+    assert rise("a2gen_impressions_total") == 2
+    assert rise('a2gen_fallbacks_total{kind="empty_history"}') == 1
+    assert rise("a2gen_batch_candidates_sum") == 5
+    assert rise("a2gen_batch_wait_seconds_count") == 1
+    assert after["a2gen_queue_candidates"] == 0
+    assert after['a2gen_model{version="one"}'] == 1
+    assert not [name for name in after if "figures" in name]
+
+
+def test_the_examples_of_the_api_s_description_are_good_requests(one: Running, locked: Running) -> None:
+    described = one.client.get("/openapi.json").json()
+    for path, name in (("/v1/rank", "RankBody"), ("/v1/events", "EventsBody")):
+        (example,) = described["components"]["schemas"][name]["examples"]
+        assert one.client.post(path, json=example).status_code == 200
+    assert "security" not in described["paths"]["/v1/rank"]["post"]
+    assert "security" in locked.client.get("/openapi.json").json()["paths"]["/v1/rank"]["post"]
+
+
+def test_a_page_of_the_package_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "index.html").write_text("<p>page")
+    monkeypatch.setattr("a2gen_rec.serving.http.app.WEB", tmp_path)
+    with running(tmp_path, KEYS) as service:
+        answer = service.client.get("/", headers={"Authorization": ""})
+        assert (answer.status_code, answer.text) == (200, "<p>page"), "it asks for the key itself"
+        assert service.client.get("/v1/nothing").json()["error"]["code"] == "not_found"
+        assert service.client.get("/..%2f..%2fetc/passwd").status_code == 404
+        assert service.rank().status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"user": "u1", "candidates": ["v1", "v2", "v3"], "k": 2}',
+        b'{"user": "u1", "candidates": ["v1"], "history": [{"item": "v2", "ts_ms": 5}], "now_ms": 9}',
+        b"",
+        b"null",
+        b"[]",
+        b'{"user": "u1"}',
+        b'{"user": "u1", "candidates": [], "k": 0, "no such": 1, "by": 3}',
+        b'{"user": "u1", "candidates": ["v1"], "context": {"no such": 1}}',
+        b'{"user": NaN}',
+        b'{"user": "\xff"}',
+        b'{"user": "u1", "candidates": ["bad"]}',
+    ],
+)
+def test_rankings_are_answered_as_the_described_route_would(one: Running, body: bytes) -> None:
+    direct = create_app(one.service)
+    assert isinstance(direct.app, _RankFirst)
+    routed = copy.copy(direct)
+    routed.app = direct.app.app
+
+    async def ask(app: Guard) -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            kind = {"Content-Type": "application/json", "X-Request-Id": "same"}
+            return await client.post("/v1/rank", content=body, headers=kind)
+
+    found, expected = (asyncio.run(ask(app)) for app in (direct, routed))
+    assert (found.status_code, found.json()) == (expected.status_code, expected.json())
+    assert found.headers.items() == expected.headers.items()

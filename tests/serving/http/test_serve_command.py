@@ -1,0 +1,193 @@
+"""`a2gen serve` as a process: what it prints, what its signals do, and what survives its death."""
+
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from a2gen_rec.cli.main import main
+from a2gen_rec.config import ServeConfig
+from a2gen_rec.errors import ConfigError, UserError
+from a2gen_rec.serving.engine.history_cache import MARGIN
+from a2gen_rec.serving.http.server import listen, read_keys, serve
+from tests.helpers.cards import make_card
+from tests.helpers.service import PATIENT_S, FakeRanker, make_model, process
+
+
+@pytest.fixture(autouse=True)
+def process_as_before() -> Iterator[None]:
+    """The command sets up the log and a signal of its process."""
+    hang_up = signal.getsignal(signal.SIGHUP)
+    loggers = [logging.getLogger(name) for name in ("a2gen_rec.serving", "uvicorn.error")]
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+    signal.signal(signal.SIGHUP, hang_up)
+
+
+def test_every_acknowledged_event_survives_a_kill(tmp_path: Path) -> None:
+    """Eight clients post as fast as they can; the process is killed in the middle; it is started again."""
+    arguments = ["--model", str(make_model(tmp_path / "model")), "--store", str(tmp_path / "e.db"), "--port", "0"]
+    acknowledged: list[tuple[str, int]] = []
+    with process(*arguments) as (server, address), ThreadPoolExecutor(8) as threads:
+        killed = threading.Event()
+
+        def post(user: str) -> None:
+            with httpx.Client(base_url=address, timeout=PATIENT_S) as client:
+                for number in range(10**6):
+                    body = {"user": user, "impressions": [{"item": f"v{number}", "ts_ms": number}]}
+                    try:
+                        answer = client.post("/v1/events", json=body)
+                    except httpx.TransportError:
+                        assert killed.is_set()
+                        return
+                    assert answer.status_code == 200
+                    acknowledged.append((user, number))
+
+        posting = [threads.submit(post, f"u{number}") for number in range(8)]
+        while len(acknowledged) < 100:
+            time.sleep(0.01)
+        killed.set()
+        server.kill()
+        for each in posting:
+            each.result(PATIENT_S)
+    assert len({user for user, _ in acknowledged}) == 8
+    with process(*arguments) as (_, address), httpx.Client(base_url=address, timeout=PATIENT_S) as client:
+        for user in {user for user, _ in acknowledged}:
+            told = client.get(f"/v1/users/{user}/history", params={"last": 1000}).json()["impressions"]
+            recorded = {each["ts_ms"] for each in told}
+            assert {number for name, number in acknowledged if name == user} <= recorded
+            ranked = client.post("/v1/rank", json={"user": user, "candidates": ["v1"]}).json()
+            assert ranked["history"] == min(len(recorded), make_card().history + MARGIN)
+
+
+def test_the_signals_of_a_service(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\nsixteen-letters-or-more\n")
+    arguments = ["--model", str(model), "--store", str(tmp_path / "e.db"), "--port", "0", "--api_key_file", str(keys)]
+    with process(*arguments, "--host", "0.0.0.0", "--notice_s", "0.5") as (server, address):
+        client = httpx.Client(base_url=address, headers={"X-Api-Key": "sixteen-letters-or-more"}, timeout=PATIENT_S)
+
+        def version() -> str:
+            return str(client.get("/v1/model").json()["version"])
+
+        assert version() == "one"
+        (model / "version").write_text("two")
+        keys.write_text("another-key-of-sixteen-letters\n")
+        server.send_signal(signal.SIGHUP)
+        while client.get("/v1/model").status_code != 401:
+            time.sleep(0.02)
+        client.headers["X-Api-Key"] = "another-key-of-sixteen-letters"
+        while version() != "two":
+            time.sleep(0.02)
+        (model / "version").unlink()
+        keys.write_text("secret")
+        server.send_signal(signal.SIGHUP)
+        slow = {"user": "u", "candidates": ["slow"], "timeout_ms": 1000 * PATIENT_S}
+        assert client.post("/v1/rank", json=slow).json()["model_version"] == "two"
+        server.send_signal(signal.SIGTERM)
+        while client.get("/readyz").status_code == 200:
+            time.sleep(0.02)
+        assert client.post("/v1/rank", json=slow).status_code == 200, "for a while, requests are taken still"
+        client.close()
+        assert server.wait(PATIENT_S) == 0
+        assert server.stderr is not None
+        log = server.stderr.read()
+        assert "model two in service, in place of one" in log
+        assert re.search(r"ERROR model rejected, two stays in service: \S+/model: no exported model here", log)
+        assert re.search(r"ERROR API keys stay as they were: \S+/keys: an API key must have at least 16", log)
+        assert not [key for key in ("secret", "another-key", "sixteen-letters-or-more") if key in log]
+        assert re.search(r"INFO POST /v1/rank 200 \d+\.\d ms [0-9a-f]{32}", log)
+        assert "Traceback" not in log
+
+
+def test_a_signal_while_the_model_is_loaded_does_no_harm(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    os.mkfifo(model / "version")
+
+    def hang_up(started: subprocess.Popen[str]) -> None:
+        pipe = None
+        while pipe is None:
+            assert started.poll() is None
+            with suppress(OSError):  # not read yet
+                pipe = os.open(model / "version", os.O_WRONLY | os.O_NONBLOCK)
+            time.sleep(0.02)
+        started.send_signal(signal.SIGHUP)
+        os.write(pipe, b"one")
+        os.close(pipe)
+
+    arguments = ["--model", str(model), "--store", str(tmp_path / "e.db"), "--port", "0"]
+    with process(*arguments, begun=hang_up) as (_, address):
+        assert httpx.get(f"{address}/v1/model").json()["version"] == "one"
+
+
+def test_what_keeps_a_service_from_starting_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, store = str(make_model(tmp_path / "model")), str(tmp_path / "e.db")
+
+    def fails(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["serve", "--store", store, *arguments])
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        return int(ended.value.code or 0), error
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert fails("--model", model, "--port", port) == (
+            1,
+            f"a2gen: error: cannot listen at 127.0.0.1 port {port} (Address already in use)\n",
+        )
+    code, error = fails("--model", model, "--host", "0.0.0.0", "--port", "0")
+    assert (code, error) == (
+        2,
+        "a2gen: error: serve.host 0.0.0.0 can be reached by other machines: give --api_key_file\n",
+    )
+    assert not os.path.exists(store), "nothing is left"
+    assert "no exported model here" in fails("--model", str(tmp_path / "none"), "--port", "0")[1]
+    assert "serve.max_batch 0 must be positive" in fails("--model", model, "--max_batch", "0")[1]
+    assert "serve.port 70000" in fails("--model", model, "--port", "70000")[1]
+    assert "cannot listen at nowhere.invalid" in fails("--model", model, "--host", "nowhere.invalid")[1]
+
+
+def test_keys_are_read_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("\n# comment\n0123456789abcdef\n  fedcba9876543210  \n")
+    assert read_keys(str(file)) == ["0123456789abcdef", "fedcba9876543210"]
+    for wrong, why in (("\n# 0123456789abcdef", "no API key"), ("short", "at least 16"), ("ü" * 16, "ASCII")):
+        file.write_text(wrong)
+        with pytest.raises(UserError, match=why) as error:
+            read_keys(str(file))
+        assert wrong.strip() not in str(error.value) or not wrong.strip()
+    with pytest.raises(UserError, match="cannot be read"):
+        read_keys(str(tmp_path / "none"))
+
+
+def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listen("localhost", 0) as local:
+        assert local.getsockname()[0] in ("127.0.0.1", "::1")
+    monkeypatch.setattr("a2gen_rec.serving.engine.service.Ranker.load", FakeRanker.load)
+    with pytest.raises(ConfigError, match="api_key_file"):
+        serve("model", ServeConfig(host="::", port=0), lambda _: None)
+
+
+def test_help_comes_without_the_service() -> None:
+    """Importing the command imports neither torch nor the web framework."""
+    program = "import sys, a2gen_rec.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "fastapi", "uvicorn", "pydantic", "sqlite3"} & set(loaded)

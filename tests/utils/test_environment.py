@@ -1,0 +1,34 @@
+"""Which code figures were made with."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from a2gen_rec.utils import environment
+
+
+def test_commit_is_marked_by_changed_code_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (tmp_path / "package").mkdir()
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "package" / "machine.py"))
+    assert environment.commit() == ""
+    for file in ("package/machine.py", "benchmarks/results/x.json", "page.md"):
+        (tmp_path / file).touch()
+    git("init")
+    assert environment.commit() == "", "it lies in the checkout, and is none of it"
+    git("add", ".")
+    git("commit", "--message", "first")
+    head = git("rev-parse", "--short=10", "HEAD")
+    (results / "x.json").write_text("1")
+    (tmp_path / "page.md").write_text("1")
+    assert environment.commit(["benchmarks/results", "page.md"]) == head
+    assert environment.commit() == f"{head}-dirty"
+    (tmp_path / "package" / "machine.py").write_text("1")
+    assert environment.commit(["benchmarks/results", "page.md"]) == f"{head}-dirty"

@@ -1,0 +1,208 @@
+"""Local paths and a registered storage of one's own behave alike."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from iopath.common.file_io import g_pathmgr
+
+from a2gen_rec.config import LoaderConfig
+from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.utils import paths
+from tests.helpers.cards import make_card, small_config, whole, write_dataset
+from tests.helpers.storage import PREFIX, FolderBehindPrefix
+
+
+@pytest.fixture
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder behind ``memtest://``, served for one test."""
+    root = tmp_path / "storage"
+    root.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(g_pathmgr, "_path_handlers", g_pathmgr._path_handlers.copy())
+        g_pathmgr.register_handler(FolderBehindPrefix(root))
+        yield root
+    assert not any(prefix.startswith("memtest") for prefix in g_pathmgr._path_handlers)
+
+
+@pytest.fixture(params=["local", "remote"])
+def place(request: pytest.FixtureRequest, storage: Path) -> tuple[str, Path]:
+    """A path as a user gives it, and the folder it really is."""
+    folder = storage / "home"
+    folder.mkdir()
+    return (str(folder) if request.param == "local" else f"{PREFIX}home"), folder
+
+
+@pytest.fixture
+def blocked(tmp_path: Path) -> str:
+    """A path below a file: nobody, not even root, can write there."""
+    (tmp_path / "file").write_text("")
+    return str(tmp_path / "file" / "below")
+
+
+def test_join_and_is_local() -> None:
+    assert paths.join("a", "b", "c") == "a/b/c"
+    assert paths.join("a/", "b") == "a/b"
+    assert paths.join("/", "b") == "/b"
+    assert paths.join("s3://bucket/run/", "step", "x") == "s3://bucket/run/step/x"
+    assert paths.join("a") == "a"
+    assert paths.is_local("/a/b")
+    assert paths.is_local("relative")
+    assert not paths.is_local("memtest://a")
+
+
+def test_write_read_list(place: tuple[str, Path]) -> None:
+    given, folder = place
+    text = "línea 1\n二\n"
+    paths.write_text(paths.join(given, "b.txt"), text)
+    paths.write_text(paths.join(given, "a.txt"), "first")
+    paths.write_text(paths.join(given, "a.txt"), "second")
+    assert (folder / "b.txt").read_text(encoding="utf-8") == text
+    assert paths.read_text(paths.join(given, "b.txt")) == text
+    assert paths.read_text(paths.join(given, "a.txt")) == "second"
+    assert paths.listdir(given) == ["a.txt", "b.txt"], "sorted, and nothing half-written beside"
+    assert paths.exists(paths.join(given, "a.txt"))
+    assert not paths.exists(paths.join(given, "c.txt"))
+    assert paths.listdir(paths.join(given, "nowhere")) == []
+
+
+def test_local_copy(place: tuple[str, Path]) -> None:
+    given, folder = place
+    (folder / "a.bin").write_bytes(b"\x00\xff")
+    assert Path(paths.local_copy(paths.join(given, "a.bin"))).read_bytes() == b"\x00\xff"
+    absent = paths.join(given, "nowhere")
+    with pytest.raises(UserError, match="no such file") as caught:
+        paths.local_copy(absent)
+    assert str(caught.value).startswith(f"{absent}: ")
+
+
+@pytest.mark.parametrize("what", ["absent", "folder", "not text"])
+def test_what_cannot_be_read_is_named(what: str, place: tuple[str, Path]) -> None:
+    given, folder = place
+    file = paths.join(given, "it")
+    if what == "folder":
+        (folder / "it").mkdir()
+    elif what == "not text":
+        (folder / "it").write_bytes(b"\xff\xfe\x00PAR1\x9f")
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        paths.read_text(file)
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_make_folder(place: tuple[str, Path]) -> None:
+    given, folder = place
+    for _ in range(2):
+        paths.make_folder(paths.join(given, "x", "y"))
+        assert list((folder / "x" / "y").iterdir()) == [], "the probe is taken away"
+
+
+def test_what_cannot_be_written_is_named(place: tuple[str, Path]) -> None:
+    given, folder = place
+    (folder / "file").write_text("kept")
+    below = paths.join(given, "file", "below")
+    for write in (lambda: paths.write_text(below, "x"), lambda: paths.make_folder(below)):
+        with pytest.raises(UserError, match="cannot be written") as caught:
+            write()
+        assert str(caught.value).startswith(f"{below}: ")
+        assert "\n" not in str(caught.value)
+    assert (folder / "file").read_text() == "kept"
+    assert paths.listdir(given) == ["file"]
+
+
+def test_a_failed_write_leaves_nothing_beside(tmp_path: Path) -> None:
+    (tmp_path / "taken" / "inside").mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot be written"):
+        paths.write_text(str(tmp_path / "taken"), "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    with pytest.raises(UserError, match="cannot be written"):
+        paths.write_text(str(tmp_path / "no" / "folder" / "x"), "x")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_failed_write_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.yaml"
+    paths.write_text(str(file), "old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"settings\.yaml: cannot be written \(No space left on device\)"):
+        paths.write_text(str(file), "new")
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
+
+
+@pytest.mark.parametrize("before", ["absent", "empty", "below absent"])
+def test_publish_folder(before: str, place: tuple[str, Path], tmp_path: Path) -> None:
+    given, folder = place
+    made = tmp_path / "made"
+    (made / "train" / "deep").mkdir(parents=True)
+    (made / "empty").mkdir()
+    (made / "card.yaml").write_text("card")
+    (made / "train" / "deep" / "part").write_bytes(b"\x01")
+    name = "new/data" if before == "below absent" else "data"
+    if before == "empty":
+        (folder / "data").mkdir()
+    paths.publish_folder(str(made), paths.join(given, *name.split("/")))
+    target = folder / name
+    assert {path.relative_to(target).as_posix() for path in target.rglob("*")} == {
+        "card.yaml",
+        "empty",
+        "train",
+        "train/deep",
+        "train/deep/part",
+    }
+    assert (target / "card.yaml").read_text() == "card"
+    assert (target / "train" / "deep" / "part").read_bytes() == b"\x01"
+    assert not made.exists()
+
+
+def test_a_dataset_is_read_from_wherever_it_lies(storage: Path) -> None:
+    card = make_card()
+    write_dataset(storage / "data", card, windows=15, files=2)
+    config = LoaderConfig(max_impressions=40, background=False)
+    keys = []
+    for dataset in (str(storage / "data"), f"{PREFIX}data"):
+        assert DatasetCard.load(dataset) == card
+        stream = WindowStream(dataset, "train", card, config, whole(card, small_config()))
+        keys.append([batch.user_key.tolist() for batch in WindowLoader(stream, background=False).epoch(Position())])
+    assert keys[0] == keys[1]
+    assert sum(map(len, keys[0])) == 30
+    with pytest.raises(DataError, match="memtest://data/nosuch: split 'nosuch' has no windows"):
+        WindowStream(f"{PREFIX}data", "nosuch", card, config, {})
+    with pytest.raises(DataError, match=r"memtest://nothing/dataset\.yaml: no dataset card"):
+        DatasetCard.load(f"{PREFIX}nothing")
+
+
+def test_a_card_is_written_where_it_is_asked_for(place: tuple[str, Path], blocked: str) -> None:
+    given, folder = place
+    card = make_card()
+    card.save(given)
+    assert (folder / "dataset.yaml").is_file()
+    assert DatasetCard.load(given) == card
+    with pytest.raises(UserError, match="cannot be written"):
+        card.save(blocked)
+
+
+@pytest.mark.parametrize(
+    ("path", "folder"),
+    [("a", "."), ("/a", "/"), ("/a/b", "/a"), ("a/b/c", "a/b"), ("s3://a/b", "s3://a"), ("s3://a", "s3://")],
+)
+def test_parent(path: str, folder: str) -> None:
+    assert paths.parent(path) == folder
+
+
+def test_absolute_paths_are_local_ones_in_full() -> None:
+    assert paths.absolute("s3://bucket/a") == "s3://bucket/a"
+    assert paths.absolute("a/b") == str(Path.cwd() / "a" / "b")
+
+
+def test_relative_paths_are_seen_from_a_folder() -> None:
+    assert paths.seen_from("some/folder", "../file") == "some/folder/../file"
+    assert paths.seen_from("some/folder", "/file") == "/file"
+    assert paths.seen_from("some/folder", "s3://bucket/file") == "s3://bucket/file"
+    assert paths.seen_from("s3://bucket", "file") == "s3://bucket/file"
