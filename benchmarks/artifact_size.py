@@ -16,17 +16,17 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from harness import Cell, Report, Table, Target, main
+from harness import Cell, Goal, Report, ReportTable, main
 from load_world import CONFIG, a2gen
 
-from a2gen_rec.artifact.artifact import CATALOGUES, DENSE, IDENTIFIERS, TABLES
+from a2gen_rec.artifact.artifact import DENSE, ENTITY_TABLES, IDENTIFIERS, TABLES
 from a2gen_rec.artifact.manifest import MANIFEST, Manifest, read_manifest
-from a2gen_rec.artifact.quantized_tables import TableType
+from a2gen_rec.artifact.quantized_tables import TableDtype
 from a2gen_rec.config import PrepareConfig, SimulateConfig
 from a2gen_rec.data.prepare.pipeline import prepare
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.simulation.simulator import simulate
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 
 DIM, WANTED = 32, 30.0
 """Width of tables of which an int8 export is to be at most so many percent of the float32 one."""
@@ -54,7 +54,7 @@ class Settings:
     impressions_per_user: int = 50
     history: int = 20
     dims: list[int] = field(default_factory=lambda: [32, 64])
-    dtypes: list[TableType] = field(default_factory=lambda: ["int8", "fp16", "fp32"])
+    dtypes: list[TableDtype] = field(default_factory=lambda: ["int8", "fp16", "fp32"])
     steps: int = 300
     seed: int = 0
 
@@ -67,7 +67,7 @@ class Export:
     """One exported model."""
 
     dim: int
-    dtype: TableType
+    dtype: TableDtype
     folder: Path
     manifest: Manifest
 
@@ -82,7 +82,7 @@ class Export:
         size = {name: each["bytes"] for name, each in self.manifest.files.items()}
         vocabularies = sum(each for name, each in size.items() if name.startswith("vocabulary/"))
         named = {"tables": size[TABLES], "dense": size[DENSE], "vocabularies": vocabularies}
-        named |= {f"{level}s": size[file] for level, file in CATALOGUES.items()}
+        named |= {f"{level}s": size[file] for level, file in ENTITY_TABLES.items()}
         rest = sum(size.values()) - sum(named.values()) + (self.folder / MANIFEST).stat().st_size
         return {**named, "rest": rest}
 
@@ -92,7 +92,7 @@ class Export:
         return {name: each["original"] - each["exported"] for name, each in told.items()}
 
 
-def measure(settings: Settings, process: Process) -> Report:
+def measure(settings: Settings, process: DistributedContext) -> Report:
     """Export every model as every type."""
     _check(settings, process)
     with tempfile.TemporaryDirectory(prefix="a2gen-artifact-size-") as scratch:
@@ -104,20 +104,20 @@ def measure(settings: Settings, process: Process) -> Report:
             items=settings.items,
             authors=max(1, settings.items // 5),
             impressions_per_user=settings.impressions_per_user,
-            popularity=0.0,
+            popularity_exponent=0.0,
             seed=settings.seed,
         )
         simulate(log, world)
-        config = PrepareConfig(history=settings.history, valid_share=VALID_SHARE, test_share=TEST_SHARE)
+        config = PrepareConfig(max_history=settings.history, valid_fraction=VALID_SHARE, test_fraction=TEST_SHARE)
         prepare("simulated", log, data, config)
         exports = [each for dim in settings.dims for each in exported(folder, data, dim, settings)]
         check(exports)
         return report(exports, settings)
 
 
-def _check(settings: Settings, process: Process) -> None:
-    if process.world > 1:
-        raise ConfigError(f"one process exports: measure it on one rank, not {process.world}")
+def _check(settings: Settings, process: DistributedContext) -> None:
+    if process.world_size > 1:
+        raise ConfigError(f"one process exports: measure it on one rank, not {process.world_size}")
     if not settings.dims or "fp32" not in settings.dtypes:
         raise ConfigError("there must be a width of tables in dims, and fp32 in dtypes to compare with")
     for name in ("items", "users", "impressions_per_user", "history", "steps"):
@@ -145,7 +145,7 @@ def check(exports: list[Export]) -> None:
     for each in exports:
         if each.dtype == "fp32" and (off := max(map(abs, each.lost().values()), default=0.0)) > 1e-6:
             raise RuntimeError(f"the AUC of an export in float32 at width {each.dim} is off by {off:.2g}")
-        for file in CATALOGUES.values():
+        for file in ENTITY_TABLES.values():
             if each.manifest.files[file] != exports[0].manifest.files[file]:
                 raise RuntimeError(f"exports of one dataset differ in {file}")
 
@@ -157,19 +157,19 @@ def report(exports: list[Export], settings: Settings) -> Report:
     targets, figures = [], {f"{dtype}_{dim}_percent": percent for (dim, dtype), percent in share.items()}
     if (percent := share.get((DIM, "int8"))) is not None:
         claim = f"{settings.items:,} items: int8 export of width {DIM}, of the float32 one"
-        targets.append(Target(claim, f"at most {WANTED:g} %", f"{percent:.2f} %", percent <= WANTED))
+        targets.append(Goal(claim, f"at most {WANTED:g} %", f"{percent:.2f} %", percent <= WANTED))
     coded = [each for each in exports if each.dtype == "int8"]
     if lost := [value for each in coded for value in each.lost().values()]:
         worst = max(lost)
         targets.append(
-            Target("int8: AUC lost by an action, at most", f"{MOST_LOST:g}", f"{worst:.2g}", worst <= MOST_LOST)
+            Goal("int8: AUC lost by an action, at most", f"{MOST_LOST:g}", f"{worst:.2g}", worst <= MOST_LOST)
         )
         figures["int8_auc_lost"] = worst
     catalogue, columns = _catalogue(exports[0], settings)
     return Report([_sizes(exports, share), catalogue, columns, *_costs(exports)], targets, figures)
 
 
-def _sizes(exports: list[Export], share: Mapping[tuple[int, TableType], float]) -> Table:
+def _sizes(exports: list[Export], share: Mapping[tuple[int, TableDtype], float]) -> ReportTable:
     names = list(exports[0].parts)
     rows: list[list[Cell]] = []
     for each in exports:
@@ -177,15 +177,15 @@ def _sizes(exports: list[Export], share: Mapping[tuple[int, TableType], float]) 
         rows.append([each.dim, each.dtype, share[each.dim, each.dtype], *(size / MIB for size in sizes)])
     columns = ["width", "tables as", "% of fp32", "whole MiB", *(f"{name} MiB" for name in names)]
     note = "dense: all after the lookups, in float32; users, items: their names, and rows of what they are made of"
-    return Table("Exports", columns, rows, note)
+    return ReportTable("Exports", columns, rows, note)
 
 
-def _catalogue(export: Export, settings: Settings) -> tuple[Table, Table]:
+def _catalogue(export: Export, settings: Settings) -> tuple[ReportTable, ReportTable]:
     """How much users and items there are, and what each takes beside its row of a table."""
     entries: list[list[Cell]] = []
     columns: list[list[Cell]] = []
     for level, simulated in (("item", settings.items), ("user", settings.users)):
-        file = export.folder / CATALOGUES[level]
+        file = export.folder / ENTITY_TABLES[level]
         stored = pq.read_table(file, columns=[IDENTIFIERS[level]])
         known, size = pc.sum(pc.greater(stored[0], 0)).as_py(), file.stat().st_size
         entries.append([f"{level}s", simulated, len(stored), known, size / len(stored)])
@@ -196,12 +196,12 @@ def _catalogue(export: Export, settings: Settings) -> tuple[Table, Table]:
     note = "with a row: those that training has seen, each of which has a row of the table of its own"
     names = ["", "simulated", "in the catalogue", "with a row", "bytes each"]
     return (
-        Table("Catalogue, the same in every export", names, entries, note),
-        Table("Its columns", ["", "column", "bytes each"], columns, "raw_length_s: a video's length, as it is"),
+        ReportTable("Catalogue, the same in every export", names, entries, note),
+        ReportTable("Its columns", ["", "column", "bytes each"], columns, "raw_length_s: a video's length, as it is"),
     )
 
 
-def _costs(exports: list[Export]) -> list[Table]:
+def _costs(exports: list[Export]) -> list[ReportTable]:
     """Of each width, the AUC of every action and what of it each type of tables loses."""
     tables = []
     for dim in dict.fromkeys(each.dim for each in exports):
@@ -213,7 +213,7 @@ def _costs(exports: list[Export]) -> list[Table]:
         columns = ["action", "positives", "AUC of the run", *(f"lost by {each.dtype}" for each in own)]
         metrics = own[0].manifest.metrics
         note = f"– where fewer than {metrics['least']} positives or negatives tell nothing; below 0 where it gains"
-        tables.append(Table(f"Width {dim}: AUC of {metrics['targets']:,} targets", columns, rows, note))
+        tables.append(ReportTable(f"Width {dim}: AUC of {metrics['targets']:,} targets", columns, rows, note))
     return tables
 
 

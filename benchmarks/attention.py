@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from harness import Report, Table, Target, Timing, interleave, main
+from harness import Goal, Report, ReportTable, Timing, interleave, main
 from memory import peak_bytes
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.nn.attention import ContextAwareAttention
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 
 FORMS = ("factorised", "SDPA", "direct")
 GIB, MIB = 2**30, 2**20
@@ -90,7 +90,7 @@ class Work:
     def forward(self, form: str) -> Tensor:
         if form == "SDPA":
             return pooled_by_sdpa(self.attention, self.x, self.context, self.mask)
-        return self.attention.pooled(self.x, self.context, self.mask, form=form)  # type: ignore[arg-type]
+        return self.attention.pool(self.x, self.context, self.mask, form=form)  # type: ignore[arg-type]
 
     def both(self, form: str) -> list[Tensor]:
         """Output and gradients."""
@@ -112,7 +112,7 @@ def pooled_by_sdpa(attention: ContextAwareAttention, x: Tensor, context: Tensor,
     Returns:
         [1, T, dim]
     """
-    s, asked = attention.sequence(x), attention.ask(context)
+    s, asked = attention.sequence(x), attention.project_context(context)
 
     def heads(values: Tensor) -> Tensor:
         """[..., n, dim] -> [..., heads, n, d_head]"""
@@ -126,7 +126,7 @@ def pooled_by_sdpa(attention: ContextAwareAttention, x: Tensor, context: Tensor,
     return attention.output((pooled * asked.gate[0, :, :, None]).flatten(1))[None] + asked.context
 
 
-def measure(settings: Settings, process: Process) -> Report:
+def measure(settings: Settings, process: DistributedContext) -> Report:
     torch.manual_seed(settings.seed)
     attention = ContextAwareAttention(settings.dim, settings.dim, settings.dim, settings.heads).to(process.device)
     cells = [
@@ -213,7 +213,7 @@ def growth(cells: list[Cell], form: str) -> tuple[float, float] | None:
     return of_t, of_n
 
 
-def times(title: str, cells: list[Cell], of: Callable[[Cell], dict[str, Timing]]) -> Table:
+def times(title: str, cells: list[Cell], of: Callable[[Cell], dict[str, Timing]]) -> ReportTable:
     columns = ["T", "n"] + [name for form in FORMS for name in (form, "p10", "p90")]
     rows: list[list[str | int | float | None]] = []
     for cell in cells:
@@ -223,12 +223,12 @@ def times(title: str, cells: list[Cell], of: Callable[[Cell], dict[str, Timing]]
             values = [None] * 3 if timing is None else [timing.median, timing.p10, timing.p90]
             row += [None if value is None else 1000 * value for value in values]
         rows.append(row)
-    return Table(f"{title}: T contexts over n positions, median and percentiles", columns, rows)
+    return ReportTable(f"{title}: T contexts over n positions, median and percentiles", columns, rows)
 
 
 def memory_table(
     cells: list[Cell], matmul: float, exponents: dict[str, tuple[float, float] | None], settings: Settings
-) -> Table:
+) -> ReportTable:
     columns = ["T", "n", *(f"{form} MiB" for form in FORMS), "× SDPA", "× direct", "GFLOP/s", "% of matmul"]
     rows: list[list[str | int | float | None]] = []
     for cell in cells:
@@ -245,16 +245,16 @@ def memory_table(
     )
     if powers:
         note += f" Peaks where T is at least 2 n grow as {', '.join(powers)}."
-    return Table("Forward and backward: peak memory, speed-up, share of the roofline", columns, rows, note)
+    return ReportTable("Forward and backward: peak memory, speed-up, share of the roofline", columns, rows, note)
 
 
-def targets(exponents: dict[str, tuple[float, float] | None]) -> list[Target]:
+def targets(exponents: dict[str, tuple[float, float] | None]) -> list[Goal]:
     own, direct = exponents["factorised"], exponents["direct"]
     if own is None or direct is None:
         return []
     met = abs(own[0] - 1) < 0.25 and abs(own[1] - 1) < 0.25
     return [
-        Target(
+        Goal(
             "attention memory grows as T·n, not T·n²",
             "powers 1 and 1, to 0.25",
             f"T^{own[0]:.2f} · n^{own[1]:.2f}; direct form T^{direct[0]:.2f} · n^{direct[1]:.2f}",

@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from harness import Cell, Report, Table, Timing, interleave, main
+from harness import Cell, Report, ReportTable, Timing, interleave, main
 from torch import Tensor, nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 from torch.nn import functional as F
@@ -29,8 +29,8 @@ from torchrec.optim import RowWiseAdagrad
 from worlds import zipf_ids
 
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.sharding.planner import sharders
-from a2gen_rec.utils.distributed import Process, gather
+from a2gen_rec.sharding.planner import make_sharders
+from a2gen_rec.utils.distributed import DistributedContext, all_gather_object
 
 FORMS = ("sharded", "dedup", "plain")
 GIB = 2**30
@@ -109,7 +109,7 @@ class Lookups(nn.Module):
 class Tables:
     """The same table twice, with the same weights: sharded and plain."""
 
-    def __init__(self, rows: int, dim: int, process: Process) -> None:
+    def __init__(self, rows: int, dim: int, process: DistributedContext) -> None:
         self.process = process
         self.weight = torch.empty(rows, dim, device=process.device).uniform_(-0.1, 0.1).requires_grad_()
         self.moment = torch.zeros(rows, device=process.device)
@@ -119,12 +119,12 @@ class Tables:
         sharding = construct_module_sharding_plan(
             model.embeddings,
             {"item": row_wise(compute_kernel="fused")},
-            local_size=process.local_world,
-            world_size=process.world,
+            local_size=process.local_world_size,
+            world_size=process.world_size,
             device_type=process.device.type,
         )
         plan = ShardingPlan({"embeddings": sharding})
-        self.dmp = DistributedModelParallel(model, device=process.device, plan=plan, sharders=sharders())
+        self.dmp = DistributedModelParallel(model, device=process.device, plan=plan, sharders=make_sharders())
         for begin, shard in self.shards():
             shard.copy_(self.weight.detach()[begin : begin + len(shard)])
 
@@ -164,16 +164,16 @@ def _sparse(ids: Tensor) -> KeyedJaggedTensor:
     return KeyedJaggedTensor(keys=["item"], values=ids, lengths=torch.tensor([len(ids)], device=ids.device))
 
 
-def measure(settings: Settings, process: Process) -> Report:
+def measure(settings: Settings, process: DistributedContext) -> Report:
     copy = copy_bytes_per_s(process.device)
     results, left_out = [], []
     for dim in settings.dims:
         for rows in settings.rows:
-            if 4 * rows * (dim + 1) * (1 + 1 / process.world) > settings.memory_gib * GIB:
+            if 4 * rows * (dim + 1) * (1 + 1 / process.world_size) > settings.memory_gib * GIB:
                 left_out.append(f"{rows:,} × {dim}")
                 continue
             results += [measure_table(rows, dim, kind, settings, process) for kind in ("uniform", "Zipf")]
-    note = f"{settings.lookups:,} lookups per rank and batch, {process.world} rank(s); Zipf exponent {settings.zipf:g}."
+    note = f"{settings.lookups:,} lookups per rank and batch, {process.world_size} rank(s); Zipf exponent {settings.zipf:g}."
     if left_out:
         note += f" Left out, for they need more than {settings.memory_gib:g} GiB: {', '.join(left_out)}."
     tables = [
@@ -184,7 +184,7 @@ def measure(settings: Settings, process: Process) -> Report:
     return Report(tables, figures=figures(results, copy))
 
 
-def measure_table(rows: int, dim: int, kind: str, settings: Settings, process: Process) -> Result:
+def measure_table(rows: int, dim: int, kind: str, settings: Settings, process: DistributedContext) -> Result:
     torch.manual_seed(settings.seed)
     tables = Tables(rows, dim, process)
     rng = np.random.default_rng([settings.seed, process.rank])
@@ -199,7 +199,7 @@ def measure_table(rows: int, dim: int, kind: str, settings: Settings, process: P
         forward = interleave(forms, settings.repeats, device=process.device)
     updates = {form: partial(tables.update, form, ids, gradient) for form in FORMS}
     update = interleave(updates, settings.repeats, device=process.device)
-    return Result(rows, dim, kind, count, process.world, len(ids.unique()), forward, update)
+    return Result(rows, dim, kind, count, process.world_size, len(ids.unique()), forward, update)
 
 
 def check(tables: Tables, form: str, ids: Tensor, gradient: Tensor, rng: np.random.Generator) -> None:
@@ -208,9 +208,11 @@ def check(tables: Tables, form: str, ids: Tensor, gradient: Tensor, rng: np.rand
     with torch.no_grad():
         check_close(tables.forward(form, ids), tables.forward("plain", ids), f"{form}: rows looked up")
     tables.update(form, ids, gradient)
-    everyone = torch.cat(gather(ids.cpu())).to(process.device)
+    everyone = torch.cat(all_gather_object(ids.cpu())).to(process.device)
     # The sharded backward pass averages over the ranks.
-    tables.update("plain", everyone, torch.cat(gather(gradient.cpu())).to(process.device) / process.world)
+    tables.update(
+        "plain", everyone, torch.cat(all_gather_object(gradient.cpu())).to(process.device) / process.world_size
+    )
     others = torch.from_numpy(rng.integers(0, len(weight), len(ids))).to(process.device)
     rows = torch.cat([everyone, others]).unique()
     for begin, shard in tables.shards():
@@ -229,7 +231,7 @@ def copy_bytes_per_s(device: torch.device, size: int = 2**28) -> float:
     return 2 * size / interleave({"copy": partial(target.copy_, source)}, 9, device=device)["copy"].median
 
 
-def rates(title: str, results: list[Result], of: Callable[[Result], dict[str, Timing]], note: str = "") -> Table:
+def rates(title: str, results: list[Result], of: Callable[[Result], dict[str, Timing]], note: str = "") -> ReportTable:
     """Median, and the rates at the slow and the fast tenth of the runs."""
     rows: list[list[Cell]] = []
     for result in results:
@@ -240,10 +242,10 @@ def rates(title: str, results: list[Result], of: Callable[[Result], dict[str, Ti
             row += [count / timing.median, count / timing.p90, count / timing.p10]
         rows.append(row)
     columns = ["rows", "dim", "ids"] + [name for form in FORMS for name in (form, "p10", "p90")]
-    return Table(title, columns, rows, note)
+    return ReportTable(title, columns, rows, note)
 
 
-def traffic(results: list[Result], copy: float) -> Table:
+def traffic(results: list[Result], copy: float) -> ReportTable:
     """What the faster sharded form moves, beside one large copy and beside the plain form."""
     rows: list[list[Cell]] = []
     for result in results:
@@ -255,7 +257,9 @@ def traffic(results: list[Result], copy: float) -> Table:
     columns = ["rows", "dim", "ids", "% distinct", "GB/s", "% of copy", "× plain"]
     columns += ["update GB/s", "% of copy", "× plain"]
     note = f"Of one large copy: {copy / 1e9:.1f} GB/s, reads and writes. × plain: how many times faster than that form."
-    return Table("Traffic of the faster sharded form: forward, then forward, backward and update", columns, rows, note)
+    return ReportTable(
+        "Traffic of the faster sharded form: forward, then forward, backward and update", columns, rows, note
+    )
 
 
 def figures(results: list[Result], copy: float) -> dict[str, float]:

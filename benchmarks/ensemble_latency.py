@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from harness import Cell, Report, Table, Target, Timing, interleave, main
+from harness import Cell, Goal, Report, ReportTable, Timing, interleave, main
 from memory import peak_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,7 +29,7 @@ from a2gen_rec.ensemble.losses import listwise
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.ensemble.model import Ensemble, Objective
 from a2gen_rec.nn.monotonic import MonotonicTransform, clenshaw_curtis
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 
 MIB = 2**20
 SHOWN = 1000
@@ -161,9 +161,9 @@ def in_graph(model: Ensemble) -> Ensemble:
     return other
 
 
-def measure(settings: Settings, process: Process) -> Report:
+def measure(settings: Settings, process: DistributedContext) -> Report:
     """Requests of every size, training steps and the quadrature's error."""
-    if process.world > 1:
+    if process.world_size > 1:
         raise ConfigError("a request is answered in one process; run this without torchrun")
     torch.manual_seed(settings.seed)
     models = {count: make(count, settings).to(process.device) for count in settings.objectives}
@@ -212,7 +212,7 @@ def time_requests(
     model: Ensemble, candidates: int, settings: Settings, device: torch.device
 ) -> dict[tuple[int, int], Timing]:
     """(degree, threads) -> timing, after scores that are equal but for rounding."""
-    requests = [draw(1, candidates, len(model.less), settings, device) for _ in range(REQUESTS)]
+    requests = [draw(1, candidates, len(model.lower_is_better), settings, device) for _ in range(REQUESTS)]
     direct = in_graph(model)
     forms = [(degree, threads) for degree in settings.degrees for threads in settings.threads]
     for degree, threads in forms:
@@ -243,7 +243,7 @@ def answer(model: Ensemble, request: Inputs, device: torch.device) -> float:
 
 def time_steps(model: Ensemble, degree: int, settings: Settings, device: torch.device) -> Step:
     """Forward, loss and backward in both forms, after equal losses and gradients."""
-    lists = draw(settings.lists, settings.list_candidates, len(model.less), settings, device)
+    lists = draw(settings.lists, settings.list_candidates, len(model.lower_is_better), settings, device)
     relevance = (torch.rand(lists.value.shape[:2], device=device) < 0.1).float()
     model.transform.degree = degree
     runs: dict[str, Callable[[], list[Tensor]]] = {
@@ -288,13 +288,15 @@ def varied(model: Ensemble, settings: Settings) -> dict[str, Ensemble]:
 def accuracy(model: Ensemble, degree: int, settings: Settings, device: torch.device) -> Accuracy:
     """Scores of one request's candidates by a model in float64, which leaves the quadrature's error alone."""
     torch.manual_seed(settings.seed)
-    request = draw(1, SHOWN, len(model.less), settings, device).double()
+    request = draw(1, SHOWN, len(model.lower_is_better), settings, device).double()
     model.transform.degree = settings.exact_degree
     exact = request.score(model)[0]
     model.transform.degree = degree
     score = request.score(model)[0]
     swapped = (score[:, None] > score) != (exact[:, None] > exact)
-    falls = model.largest_fall(request.events, request.length, request.context[:, : settings.fall_candidates])
+    falls = model.max_monotonicity_violation(
+        request.events, request.length, request.context[:, : settings.fall_candidates]
+    )
     difference, deviation = float((score - exact).abs().max()), float(exact.std())
     return Accuracy(difference, deviation, float(swapped.double().mean()), float(falls.max()))
 
@@ -322,7 +324,7 @@ def report(
         what = f"{SHOWN:,} candidates, {count} objectives, {on(threads)}"
         for q in (50, 99) if len(found[degree, threads].seconds) >= 50 else (50,):
             ms = 1000 * found[degree, threads].percentile(q)
-            targets.append(Target(f"{what}: p{q}", f"under {WANTED_MS:g} ms", f"{ms:.1f} ms", ms < WANTED_MS))
+            targets.append(Goal(f"{what}: p{q}", f"under {WANTED_MS:g} ms", f"{ms:.1f} ms", ms < WANTED_MS))
             figures[f"p{q}_ms_{count}_objectives"] = ms
     count, least = settings.objectives[-1], settings.degrees[0]
     many, few = steps[count, degree], steps[count, least]
@@ -333,13 +335,13 @@ def report(
         figures |= {f"peak_growth_{form.lower()}": value for form, value in growth.items()}
         measured = f"{growth['Leibniz']:.2f}; in-graph {growth['in-graph']:.2f}"
         claim = f"peak memory of a training step, degree {degree} over degree {least}"
-        targets.append(Target(claim, "at most 1.05", measured, growth["Leibniz"] <= 1.05))
+        targets.append(Goal(claim, "at most 1.05", measured, growth["Leibniz"] <= 1.05))
     return Report(tables, targets, figures)
 
 
 def request_table(
     requests: dict[tuple[int, int], dict[tuple[int, int], Timing]], degree: int, settings: Settings
-) -> Table:
+) -> ReportTable:
     rows: list[list[Cell]] = []
     for (count, candidates), found in requests.items():
         for threads in settings.threads:
@@ -348,19 +350,21 @@ def request_table(
             many = len(timing.seconds)
             rows.append([count, candidates, threads, p10, p50, p90, p99 if many >= 50 else None, many])
     columns = ["objectives", "candidates", "threads", "p10", "p50", "p90", "p99", "requests"]
-    return Table(f"Milliseconds of a request, degree {degree}", columns, rows, "no p99 from fewer than 50 requests")
+    return ReportTable(
+        f"Milliseconds of a request, degree {degree}", columns, rows, "no p99 from fewer than 50 requests"
+    )
 
 
-def degree_table(requests: dict[tuple[int, int], dict[tuple[int, int], Timing]], settings: Settings) -> Table:
+def degree_table(requests: dict[tuple[int, int], dict[tuple[int, int], Timing]], settings: Settings) -> ReportTable:
     rows: list[list[Cell]] = [
         [count, candidates, *(1000 * found[degree, settings.threads[0]].median for degree in settings.degrees)]
         for (count, candidates), found in requests.items()
     ]
     columns = ["objectives", "candidates", *(f"degree {degree}" for degree in settings.degrees)]
-    return Table(f"Milliseconds of a request by degree, median, {on(settings.threads[0])}", columns, rows)
+    return ReportTable(f"Milliseconds of a request by degree, median, {on(settings.threads[0])}", columns, rows)
 
 
-def accuracy_table(accuracies: dict[tuple[str, int], Accuracy], settings: Settings) -> Table:
+def accuracy_table(accuracies: dict[tuple[str, int], Accuracy], settings: Settings) -> ReportTable:
     rows: list[list[Cell]] = [
         [name, degree, f"{of.difference:.1e}", of.deviation, f"{1e6 * of.swapped:,.0f}", f"{of.fall:.1e}"]
         for (name, degree), of in accuracies.items()
@@ -371,10 +375,10 @@ def accuracy_table(accuracies: dict[tuple[str, int], Accuracy], settings: Settin
         f"{settings.objectives[-1]} objectives; the fall is that of any transform from one of 257 points of [0, 1] to "
         f"the next, for {settings.fall_candidates} candidates"
     )
-    return Table(title, columns, rows, note)
+    return ReportTable(title, columns, rows, note)
 
 
-def step_table(steps: dict[tuple[int, int], Step], settings: Settings) -> Table:
+def step_table(steps: dict[tuple[int, int], Step], settings: Settings) -> ReportTable:
     rows: list[list[Cell]] = []
     for (count, degree), found in steps.items():
         own, other = found.timing["Leibniz"], found.timing["in-graph"]
@@ -385,7 +389,7 @@ def step_table(steps: dict[tuple[int, int], Step], settings: Settings) -> Table:
     columns += ["times as fast", "Leibniz MiB", "in-graph MiB"]
     title = f"Forward, loss and backward, {settings.lists} lists of {settings.list_candidates} candidates"
     note = "median and percentiles; MiB: most tensors alive at once, above those alive before"
-    return Table(f"{title}, {on(settings.threads[0])}", columns, rows, note)
+    return ReportTable(f"{title}, {on(settings.threads[0])}", columns, rows, note)
 
 
 def on(threads: int) -> str:

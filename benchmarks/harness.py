@@ -27,9 +27,9 @@ from rich.table import Table as RichTable
 
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.utils import paths
-from a2gen_rec.utils.distributed import Process, process_group
-from a2gen_rec.utils.environment import machine
-from a2gen_rec.utils.warning_filters import quiet
+from a2gen_rec.utils.distributed import DistributedContext, process_group
+from a2gen_rec.utils.environment import collect_env
+from a2gen_rec.utils.warning_filters import silence_known_warnings
 
 Cell = str | int | float | None
 Settings = TypeVar("Settings")
@@ -39,7 +39,7 @@ WRITTEN = ("benchmarks/results", "benchmarks/RESULTS.md")
 
 
 @dataclass
-class Table:
+class ReportTable:
     """Rows to print; numbers as they are, units in the names of the columns."""
 
     title: str
@@ -49,7 +49,7 @@ class Table:
 
 
 @dataclass
-class Target:
+class Goal:
     """A speed that the benchmark must show, and whether it did."""
 
     claim: str
@@ -62,8 +62,8 @@ class Target:
 class Report:
     """What a benchmark found. ``figures`` are single numbers for programs, at the top level of the JSON."""
 
-    tables: list[Table]
-    targets: list[Target] = field(default_factory=list)
+    tables: list[ReportTable]
+    targets: list[Goal] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
 
 
@@ -122,7 +122,7 @@ def main(
     question: str | None,
     kind: type[Settings],
     quick: Mapping[str, Any],
-    measure: Callable[[Settings, Process], Report],
+    measure: Callable[[Settings, DistributedContext], Report],
 ) -> None:
     """Read the command line, measure, print, and write JSON. Under torchrun, all ranks measure and the first reports.
 
@@ -132,17 +132,17 @@ def main(
         script: the benchmark's file; question: what it answers, in its first line.
         kind: dataclass of settings; ``quick``: values of some of them for ``--quick``.
     """
-    quiet()
+    silence_known_warnings()
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else torch's profiler announces every start and stop
     name, question = Path(script).stem, (question or "").strip()
     try:
         options = _options(name, question, kind, quick)
         settings = kind(**{item.name: options[item.name] for item in fields(kind)})  # type: ignore[arg-type]
         if options.json:
-            paths.make_folder(paths.parent(options.json))
+            paths.ensure_writable_dir(paths.dirname(options.json))
         with process_group(options.device) as process:
             report = measure(settings, process)
-        if not process.leads:
+        if not process.is_main:
             return
         console = Console(highlight=False)
         show(console if console.is_terminal else Console(highlight=False, width=120), question, report)
@@ -150,11 +150,11 @@ def main(
             result = {
                 "benchmark": name,
                 "question": question,
-                "command": command(name, process.world),
+                "command": command(name, process.world_size),
                 "quick": options.quick,
-                "ranks": process.world,
+                "ranks": process.world_size,
                 "settings": asdict(settings),  # type: ignore[call-overload]
-                "machine": machine(process.device, WRITTEN),
+                "machine": collect_env(process.device, WRITTEN),
                 **asdict(report),
                 **report.figures,
             }
@@ -222,7 +222,7 @@ def show(console: Console, question: str, report: Report) -> None:
         console.print(f"{mark}  {escape(outcome)}")
 
 
-def numeric(table: Table, place: int) -> bool:
+def numeric(table: ReportTable, place: int) -> bool:
     """Whether a column holds numbers."""
     return any(isinstance(row[place], int | float) for row in table.rows)
 

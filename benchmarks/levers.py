@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from reference.trainer import PlainOptimizers, average_gradients, data_parallel, endless
-from stages import Stopwatch, go_on, leaf
+from stages import Stopwatch, detached_leaf, resume_backward
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec import JaggedTensor
@@ -14,22 +14,22 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch, collate, count_names
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
+from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.schema import ITEM, DatasetCard
-from a2gen_rec.data.synced_batches import AgreedBatches
+from a2gen_rec.data.synced_batches import SynchronizedBatches
 from a2gen_rec.losses.loss import Loss
 from a2gen_rec.models.a2gen import A2Gen
-from a2gen_rec.models.base import Encoded, RankingModel
-from a2gen_rec.models.embedding_tables import whole_tables
-from a2gen_rec.training.build import TrainTask, build
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.models.base import RankingModel, TargetEncoding
+from a2gen_rec.models.embedding_tables import full_tables
+from a2gen_rec.training.build import ModelWithLoss, build_training_model
+from a2gen_rec.utils.distributed import DistributedContext
 
 PAD_ALL = 10**9
 """Cost of a group of action sequences at which all are padded to the longest."""
 
 
 @dataclass(frozen=True)
-class Levers:
+class Optimizations:
     """What makes training on windows fast.
 
     Attributes:
@@ -52,7 +52,7 @@ class Levers:
     compiled: bool = False
 
 
-class Windows:
+class WindowTraining:
     """A2Gen in training, as ``training.trainer`` does it.
 
     Args:
@@ -64,26 +64,26 @@ class Windows:
         data: str,
         card: DatasetCard,
         config: Config,
-        process: Process,
-        levers: Levers,
+        process: DistributedContext,
+        levers: Optimizations,
         weights: dict[str, Tensor] | None = None,
     ) -> None:
         config = replace(
             config,
-            model=replace(config.model, attention="factorised" if levers.factorised else "direct"),
+            model=replace(config.model, attention_impl="factorised" if levers.factorised else "direct"),
             loader=replace(
                 config.loader,
-                dedup=levers.dedup,
-                background=levers.ahead,
-                group_cost=config.loader.group_cost if levers.ragged else PAD_ALL,
+                deduplicate_ids=levers.dedup,
+                prefetch=levers.ahead,
+                bucket_overhead_tokens=config.loader.bucket_overhead_tokens if levers.ragged else PAD_ALL,
             ),
         )
         self.config, self.process, self.levers = config, process, levers
-        self.whole = whole_tables(card, config.model)
+        self.whole = full_tables(card, config.model)
         if levers.fused:
-            built = build(card, config, process)
+            built = build_training_model(card, config, process)
             self.model: RankingModel = built.model
-            self.task, self.optimizer = built.dmp, built.optimizer
+            self.task, self.optimizer = built.model_parallel, built.optimizer
             if weights is not None:
                 self.model.ranker.load_state_dict(
                     {name.removeprefix("ranker."): value for name, value in weights.items() if "embeddings" not in name}
@@ -92,20 +92,20 @@ class Windows:
             self.model = A2Gen(card, config, process.device).to(process.device)
             if weights is not None:
                 self.model.load_state_dict(weights)
-            self.task = data_parallel(TrainTask(self.model, Loss(config.loss, process.world)), process)
+            self.task = data_parallel(ModelWithLoss(self.model, Loss(config.loss, process.world_size)), process)
             self.optimizer = PlainOptimizers(
                 self.model.embeddings.parameters(), self.model.ranker.parameters(), config.optim
             )
         if levers.compiled:
             self.model.ranker.get_submodule("encoder").compile(dynamic=True)
-        self.stream = WindowStream(
-            data, "train", card, config.loader, self.whole, process.rank, process.world, seed=config.train.seed
+        self.stream = WindowDataset(
+            data, "train", card, config.loader, self.whole, process.rank, process.world_size, seed=config.train.seed
         )
-        loader = WindowLoader(self.stream, levers.ahead, pin_memory=process.device.type == "cuda")
-        self.batches = AgreedBatches(
-            endless(loader, process.world),
-            lambda: self.stream.empty,
-            Position(world=process.world),
+        loader = WindowDataLoader(self.stream, levers.ahead, pin_memory=process.device.type == "cuda")
+        self.batches = SynchronizedBatches(
+            endless(loader, process.world_size),
+            lambda: self.stream.empty_batch,
+            LoaderState(world_size=process.world_size),
             len(count_names(card)),
         )
         self.pipeline = (
@@ -128,7 +128,7 @@ class Windows:
             self.optimizer.zero_grad()
             self._forward(batch)[0].backward()
             self.optimizer.step()
-        return int(self.batches.taken.popleft().counts[0])
+        return int(self.batches.issued.popleft().counts[0])
 
     def staged_step(self, watch: Stopwatch) -> int:
         """One step of sharded tables, stage by stage and nothing ahead but the loader. Never after :meth:`step`.
@@ -144,30 +144,32 @@ class Windows:
             ids = tables.input_dist(context, batch.sparse).wait().wait()
         with watch("embedding"):
             found = tables.compute(context, ids)
-        sent = list(map(leaf, found))
+        sent = list(map(detached_leaf, found))
         with watch("communication"):
             received = tables.output_dist(context, sent).wait()
-            rows = {name: leaf(row.values()) for name, row in received.items()}
+            rows = {name: detached_leaf(row.values()) for name, row in received.items()}
         with watch("forward"):
             jagged = {name: JaggedTensor(row, lengths=received[name].lengths()) for name, row in rows.items()}
             loss, _ = self.task.module.loss(self.model.ranker(jagged, batch), batch)
         with watch("backward"):
             loss.backward()
         with watch("communication"):
-            go_on([row.values() for row in received.values()], rows.values())
+            resume_backward([row.values() for row in received.values()], rows.values())
             average_gradients(parameters, self.process)
         with watch("embedding"):
-            go_on(found, sent)
+            resume_backward(found, sent)
         with watch("optimizer"):
             self.optimizer.step()
-        return int(self.batches.taken.popleft().counts[0])
+        return int(self.batches.issued.popleft().counts[0])
 
     def loss(self, columns: WindowColumns, rows: np.ndarray) -> float:
         """Loss on all targets of the windows ``rows``. Never after :meth:`step`."""
         loader = self.config.loader
-        batch = collate(columns, rows, self.whole, loader.dedup, group_cost=loader.group_cost).to(self.process.device)
+        batch = collate(columns, rows, self.whole, loader.deduplicate_ids, group_cost=loader.bucket_overhead_tokens).to(
+            self.process.device
+        )
         with torch.no_grad():
-            return self._forward(batch)[0].item() / self.process.world
+            return self._forward(batch)[0].item() / self.process.world_size
 
     def lookups(self, batches: int) -> float:
         """Item ids looked up per target."""
@@ -180,18 +182,18 @@ class Windows:
     def close(self) -> None:
         self.batches.close()
 
-    def _forward(self, batch: WindowBatch) -> tuple[Tensor, tuple[Tensor, Encoded]]:
+    def _forward(self, batch: WindowBatch) -> tuple[Tensor, tuple[Tensor, TargetEncoding]]:
         with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.levers.bf16):
             return self.task(batch)
 
 
-def whole_weights(model: nn.Module, process: Process) -> dict[str, Tensor]:
+def whole_weights(model: nn.Module, process: DistributedContext) -> dict[str, Tensor]:
     """All parameters of a sharded model, whole, on every rank."""
     whole = {}
     for name, value in model.state_dict().items():
         if isinstance(value, ShardedTensor):
             rows = torch.empty(value.size(), device=process.device)
-            value.gather(0, rows if process.leads else None)
+            value.gather(0, rows if process.is_main else None)
             torch.distributed.broadcast(rows, 0)
             value = rows
         whole[name] = value.detach().clone()

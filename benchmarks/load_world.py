@@ -13,11 +13,11 @@ from a2gen_rec.data.prepare.pipeline import prepare
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.data.sources.simulated import Simulated
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.experiments.command_runner import Processes
+from a2gen_rec.experiments.command_runner import CommandRunner
 from a2gen_rec.ranking.ranker import Ranker
-from a2gen_rec.ranking.types import Impression, Request
+from a2gen_rec.ranking.types import Impression, RankQuery
 from a2gen_rec.serving.backfill import latest_impressions
-from a2gen_rec.serving.http.schema import ImpressionBody
+from a2gen_rec.serving.http.schema import ImpressionSchema
 from a2gen_rec.simulation.simulator import simulate
 
 CONFIG = Path(__file__).parents[1] / "configs" / "simulated.yaml"
@@ -37,7 +37,7 @@ class World:
 
     model: str
     pasts: dict[str, list[Impression]]
-    requests: list[Request]
+    requests: list[RankQuery]
 
     @property
     def bodies(self) -> list[bytes]:
@@ -48,7 +48,7 @@ class World:
                 candidates=list(each.candidates),
                 now_ms=each.now_ms,
                 k=each.k,
-                timelines=each.timelines,
+                timelines=each.include_timelines,
             )
             for each in self.requests
         ]
@@ -60,7 +60,7 @@ class World:
             RuntimeError: it does not take them.
         """
         for user, past in self.pasts.items():
-            told = [ImpressionBody.of(each).model_dump() for each in past]
+            told = [ImpressionSchema.of(each).model_dump() for each in past]
             status, answer = ask("/v1/events", as_body(user=user, impressions=told))
             if status != 200 or answer != {"recorded": len(past)}:
                 raise RuntimeError(f"events of a user are answered with {status} {answer}")
@@ -79,10 +79,10 @@ class World:
                 _compare(items, answer, request, ranker, self.pasts[request.user])
 
 
-def _compare(items: list[str], answer: Any, request: Request, ranker: Ranker, past: Sequence[Impression]) -> None:
-    asked = Request(request.user, request.candidates, request.now_ms, past, k=request.k, timelines=False)
+def _compare(items: list[str], answer: Any, request: RankQuery, ranker: Ranker, past: Sequence[Impression]) -> None:
+    asked = RankQuery(request.user, request.candidates, request.now_ms, past, k=request.k, include_timelines=False)
     expected = ranker.rank(asked)
-    if items != [each.item for each in expected.candidates] or answer["history"] != expected.history:
+    if items != [each.item for each in expected.candidates] or answer["history"] != expected.history_length:
         raise RuntimeError(f"the service ranks {items}, the model {[each.item for each in expected.candidates]}")
     for mine, theirs in zip(answer["candidates"], expected.candidates, strict=True):
         if any(abs(mine["probability"][name] - chance) > 1e-4 for name, chance in theirs.probability.items()):
@@ -121,7 +121,7 @@ def make_world(
         users=2 * users, items=items, authors=items // 5, impressions_per_user=2 * history, seed=seed
     )
     simulate(log, world)
-    prepare("simulated", log, data, PrepareConfig(history=history))
+    prepare("simulated", log, data, PrepareConfig(max_history=history))
     tell(f"training {steps:,} steps, exporting")
     bounds = [f"--train.max_steps={steps}", f"--train.validate_every={steps}", "--train.epochs=1000"]
     a2gen(folder, "train", "--config", str(CONFIG), "--data", data, "--run", run, *bounds)
@@ -131,14 +131,14 @@ def make_world(
     if not pasts:
         raise ConfigError(f"no simulated user has {history} impressions; raise users")
     rng = np.random.default_rng(seed)
-    known = Ranker.load(model).some_items(items)
+    known = Ranker.load(model).sample_items(items)
     requests = [
-        Request(
+        RankQuery(
             user,
             rng.choice(known, min(candidates, len(known)), replace=False).tolist(),
             past[-1].ts_ms + LATER_MS,
             k=k,
-            timelines=timelines,
+            include_timelines=timelines,
         )
         for _ in range(ROUNDS)
         for user, past in pasts.items()
@@ -158,7 +158,7 @@ def a2gen(folder: Path, *arguments: str) -> None:
         UserError: it failed.
     """
     log = folder / f"{arguments[0]}.log"
-    if code := Processes()(arguments, str(log)):
+    if code := CommandRunner()(arguments, str(log)):
         raise UserError(f"a2gen {arguments[0]} failed with exit code {code}: {last_line(log)}")
 
 

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
-from harness import Cell, Report, Table, Target, main
+from harness import Cell, Goal, Report, ReportTable, main
 from torch import nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torchrec import JaggedTensor, KeyedJaggedTensor
@@ -29,14 +29,14 @@ from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
-from a2gen_rec.config import Config, ModelConfig, PlannedFeature, ShardingConfig, WorkloadConfig
-from a2gen_rec.sharding.planner import EMBEDDINGS, Problem, declared, plan, sharders
-from a2gen_rec.sharding.report_builder import describe
-from a2gen_rec.sharding.saved_plan import Placement
+from a2gen_rec.config import Config, ModelConfig, PlannerFeature, ShardingConfig, WorkloadConfig
+from a2gen_rec.sharding.planner import EMBEDDINGS, PlanningProblem, make_sharders, meta_embeddings, plan
+from a2gen_rec.sharding.report_builder import describe_plan
+from a2gen_rec.sharding.saved_plan import SavedPlan
 from a2gen_rec.sharding.topology import Cluster
-from a2gen_rec.sharding.workload import of_features
-from a2gen_rec.utils.distributed import Process, gather, process_group
-from a2gen_rec.utils.warning_filters import quiet
+from a2gen_rec.sharding.workload import workload_from_features
+from a2gen_rec.utils.distributed import DistributedContext, all_gather_object, process_group
+from a2gen_rec.utils.warning_filters import silence_known_warnings
 
 MIB = 2**20
 TOLERANCE = 0.10
@@ -97,21 +97,23 @@ def process_bytes(device: torch.device) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def problem(settings: Settings, types: list[str], dtype: str, process: Process) -> Problem:
+def problem(settings: Settings, types: list[str], dtype: str, process: DistributedContext) -> PlanningProblem:
     features = {
-        "user_id": PlannedFeature("user", settings.users),
-        "item_id": PlannedFeature("item", settings.items, zipf=0.8),
-        "author_id": PlannedFeature("item", settings.authors, zipf=0.8),
-        "tag": PlannedFeature("item", settings.tags, zipf=0.8),
+        "user_id": PlannerFeature("user", settings.users),
+        "item_id": PlannerFeature("item", settings.items, zipf_exponent=0.8),
+        "author_id": PlannerFeature("item", settings.authors, zipf_exponent=0.8),
+        "tag": PlannerFeature("item", settings.tags, zipf_exponent=0.8),
     }
-    sharding = ShardingConfig(types=types, dtype=dtype)  # type: ignore[arg-type]
+    sharding = ShardingConfig(sharding_types=types, dtype=dtype)  # type: ignore[arg-type]
     config = Config(model=ModelConfig(dim=settings.dim), sharding=sharding)
-    counts = WorkloadConfig(settings.windows, settings.impressions, targets=settings.impressions // 11, actions=8)
-    cluster = Cluster.here(process.device, process.world, process.local_world, sharding)
-    return Problem(of_features(features, counts, config), cluster, config)
+    counts = WorkloadConfig(
+        settings.windows, settings.impressions, targets_per_batch=settings.impressions // 11, actions_per_batch=8
+    )
+    cluster = Cluster.from_local_process(process.device, process.world_size, process.local_world_size, sharding)
+    return PlanningProblem(workload_from_features(features, counts, config), cluster, config)
 
 
-def one_step(module: nn.Module, asked: Problem, process: Process) -> dict[str, JaggedTensor]:
+def one_step(module: nn.Module, asked: PlanningProblem, process: DistributedContext) -> dict[str, JaggedTensor]:
     """Look up and update as many rows of each table as the plan expects; what was looked up."""
     generator = torch.Generator().manual_seed(process.rank)
     ids = [torch.randint(table.rows, (round(table.lookups),), generator=generator) for table in asked.workload.tables]
@@ -125,23 +127,27 @@ def one_step(module: nn.Module, asked: Problem, process: Process) -> dict[str, J
     return rows
 
 
-def run_on_ranks(settings: Settings, process: Process) -> list[list[RankBytes]]:
+def run_on_ranks(settings: Settings, process: DistributedContext) -> list[list[RankBytes]]:
     """Plan, shard, step and compare on the ranks of this job, for every kind of plan; every rank gets all results."""
     take(problem(settings, KINDS[0], settings.dtypes[0], process), process)  # what first use loads is no table's
     return [
-        gather(take(problem(settings, types, dtype, process), process)) for dtype in settings.dtypes for types in KINDS
+        all_gather_object(take(problem(settings, types, dtype, process), process))
+        for dtype in settings.dtypes
+        for types in KINDS
     ]
 
 
-def take(asked: Problem, process: Process) -> RankBytes:
+def take(asked: PlanningProblem, process: DistributedContext) -> RankBytes:
     """Place the tables as planned, step once, and count."""
-    found = gather(plan(asked) if process.leads else None)[0]
-    shards = [shard for table in describe(asked, found).tables for shard in table.shards if shard.rank == process.rank]
-    placement = Placement.of(found, asked).to_torchrec(process.device, process.local_world)
+    found = all_gather_object(plan(asked) if process.is_main else None)[0]
+    shards = [
+        shard for table in describe_plan(asked, found).tables for shard in table.shards if shard.rank == process.rank
+    ]
+    placement = SavedPlan.from_plan(found, asked).to_torchrec(process.device, process.local_world_size)
     gc.collect()  # what was sharded before refers to itself
     before = process_bytes(process.device)
     module = DistributedModelParallel(
-        _Lookup(asked), device=process.device, plan=ShardingPlan({EMBEDDINGS: placement}), sharders=sharders()
+        _Lookup(asked), device=process.device, plan=ShardingPlan({EMBEDDINGS: placement}), sharders=make_sharders()
     )
     rows = one_step(module, asked, process)
     grown = process_bytes(process.device) - before
@@ -157,9 +163,9 @@ def take(asked: Problem, process: Process) -> RankBytes:
 class _Lookup(nn.Module):
     """The planned tables, and nothing after them."""
 
-    def __init__(self, asked: Problem) -> None:
+    def __init__(self, asked: PlanningProblem) -> None:
         super().__init__()
-        self.embeddings = declared(asked)[EMBEDDINGS]
+        self.embeddings = meta_embeddings(asked)[EMBEDDINGS]
 
     def forward(self, batch: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         return self.embeddings(batch)
@@ -167,13 +173,13 @@ class _Lookup(nn.Module):
 
 def as_rank(settings: Settings, device: str) -> list[list[RankBytes]]:
     """:func:`run_on_ranks` in a process that has just been started as a rank."""
-    quiet()
+    silence_known_warnings()
     with process_group(device) as process:  # type: ignore[arg-type]
         torch.set_num_threads(1)
         return run_on_ranks(settings, process)
 
 
-def start(settings: Settings, process: Process) -> list[list[RankBytes]]:
+def start(settings: Settings, process: DistributedContext) -> list[list[RankBytes]]:
     """Compare on the ranks of this job, or on new processes of this machine."""
     if dist.is_torchelastic_launched():
         return run_on_ranks(settings, process)
@@ -190,7 +196,7 @@ def start(settings: Settings, process: Process) -> list[list[RankBytes]]:
     return elastic_launch(launch, as_rank)(settings, process.device.type)[0]
 
 
-def measure(settings: Settings, process: Process) -> Report:
+def measure(settings: Settings, process: DistributedContext) -> Report:
     rows: list[list[Cell]] = []
     held, grown = [], []
     cases = product(settings.dtypes, KINDS)
@@ -203,7 +209,7 @@ def measure(settings: Settings, process: Process) -> Report:
             rows.append([types[0] if len(types) == 1 else "any", dtype, rank, *(size / MIB for size in sizes), *ratios])
     worst = {"held": max(held, key=off), "grown": max(grown, key=off)}
     columns = ["sharding", "dtype", "rank", "planned MiB", "held MiB", "with buffers MiB", "grown MiB"]
-    table = Table(
+    table = ReportTable(
         "Bytes of each rank, planned and taken",
         [*columns, "held / planned", "grown / with buffers"],
         rows,
@@ -211,7 +217,7 @@ def measure(settings: Settings, process: Process) -> Report:
     )
     claims = {"held": "weights and optimizer states", "grown": "growth of the process"}
     targets = [
-        Target(
+        Goal(
             f"{claim} against the plan, furthest off",
             f"within {TOLERANCE:.0%}",
             f"{worst[name]:.3f} of it",

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from harness import Report, Table, interleave, main
+from harness import Report, ReportTable, interleave, main
 
 from a2gen_rec.config import LoaderConfig, PrepareConfig, SimulateConfig
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.loader import WindowStream
+from a2gen_rec.data.loader import WindowDataset
 from a2gen_rec.data.schema import SPLITS, DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.simulation.simulator import simulate
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 
 MIB = 2**20
 QUICK = {"impressions": [100_000, 1_000_000], "repeats": 2}
@@ -52,7 +52,7 @@ class Settings:
 
     impressions: Sequence[int] = (100_000, 1_000_000, 10_000_000)
     impressions_per_user: int = 100
-    memory_gb: float = PrepareConfig.memory_gb
+    memory_gb: float = PrepareConfig.memory_limit_gb
     threads: int = PrepareConfig.threads
     repeats: int = 3
     seed: int = 0
@@ -76,9 +76,9 @@ class Preparation:
         self.peaks.append(int(done.stdout.split()[-1]) / 1024)
 
 
-def measure(settings: Settings, process: Process) -> Report:
-    if process.world > 1:
-        raise ConfigError(f"preparation is one process: measure it on one rank, not {process.world}")
+def measure(settings: Settings, process: DistributedContext) -> Report:
+    if process.world_size > 1:
+        raise ConfigError(f"preparation is one process: measure it on one rank, not {process.world_size}")
     logs = sorted(set(settings.impressions))
     if not logs or logs[0] < 1:
         raise ConfigError(f"impressions {list(settings.impressions)} must be one positive number or more")
@@ -95,7 +95,7 @@ def measure(settings: Settings, process: Process) -> Report:
         stored = [sum(file.stat().st_size for file in job.dataset.rglob("*.parquet")) / MIB for job in jobs]
     peaks = [statistics.median(job.peaks) for job in jobs]
     speeds = [size / timing.median for size, timing in zip(sizes, timings, strict=True)]
-    table = Table(
+    table = ReportTable(
         title=f"a2gen prepare --memory_gb {settings.memory_gb:g}",
         columns=["impressions", "s median", "s p10", "s p90", "impressions/s", "peak MiB", "dataset MiB"],
         rows=[
@@ -135,11 +135,11 @@ def check(log: Path, dataset: Path) -> None:
     """Raise RuntimeError unless the dataset holds the whole log and the loader reads the log's impressions from it."""
     card = DatasetCard.load(str(dataset))
     targets = sum(split.targets for split in card.splits.values())
-    dropped = sum(card.dropped.values())
+    dropped = sum(card.dropped_rows.values())
     if targets + dropped != rows(log):
         raise RuntimeError(f"{targets:,} targets and {dropped:,} dropped are not the log's {rows(log):,} impressions")
     for split in SPLITS:
-        stream = WindowStream(str(dataset), split, card, LoaderConfig(), whole={}, shuffle=False)
+        stream = WindowDataset(str(dataset), split, card, LoaderConfig(), whole={}, shuffle=False)
         read = impressions_of(next(iter(stream)), dataset / split)
         known = pc.field("user_id").isin({user for user, _ in read})
         logged = pq.read_table(log / "impressions", columns=["user_id", "ts_ms"], filters=known)

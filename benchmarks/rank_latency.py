@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Cell, Report, Table, Target, Timing, main
+from harness import Cell, Goal, Report, ReportTable, Timing, main
 from reference.examples import Examples, build
 from reference.pointwise import PointwiseA2Gen, renamed
 from torch import Tensor
@@ -32,17 +32,17 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from worlds import simulated
 
 from a2gen_rec.config import Config, ModelConfig
-from a2gen_rec.data.batch import ALL, WindowBatch, collate
-from a2gen_rec.data.columns import Items, WindowColumns, take_windows
+from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
+from a2gen_rec.data.columns import CandidateItems, WindowColumns, take_windows
 from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.models.embedding_tables import ACTION, TIME, whole_tables
+from a2gen_rec.models.embedding_tables import ACTION, TIME, full_tables
 from a2gen_rec.nn.generator import StepEmbeddings
-from a2gen_rec.nn.marginals import Occurrence, occurrence
-from a2gen_rec.runs.next_window import next_window
+from a2gen_rec.nn.marginals import ActionMarginals, action_marginals
+from a2gen_rec.runs.next_window import append_candidates_now
 from a2gen_rec.training.trainer import Trainer
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 
 GIB = 2**30
 SHOWN = (1000, 100)
@@ -91,7 +91,7 @@ class Request:
     """A user's past as one window, and the candidates."""
 
     history: WindowColumns
-    items: Items
+    items: CandidateItems
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Answer:
     """Which candidate is best, second, …, and what is expected of them in their own order."""
 
     order: Tensor
-    what: Occurrence
+    what: ActionMarginals
 
 
 class Rankers:
@@ -108,7 +108,7 @@ class Rankers:
     def __init__(self, trainer: Trainer, max_error: float) -> None:
         self.card, self.config, self.device = trainer.card, trainer.config, trainer.process.device
         self.max_error = max_error
-        trainer.built.dmp.eval()
+        trainer.built.model_parallel.eval()
         self.model = trainer.built.model
         self.ranker: Any = self.model.ranker  # A2Gen's, whose parts are measured
         self.reference = PointwiseA2Gen(self.card, self.config.model).to(self.device).eval()
@@ -131,19 +131,21 @@ class Rankers:
         context = self.reference.context(self.reference.embed(examples), examples)
         weights = self.reference.state_dict()
         tables = StepEmbeddings(weights[f"tables.{ACTION}.weight"], weights[f"tables.{TIME}.weight"])
-        return _answer(occurrence(ranker.generator, context, tables, ranker.timed, self.max_error))
+        return _answer(action_marginals(ranker.generator, context, tables, ranker.timed, self.max_error))
 
     def batch(self, request: Request) -> WindowBatch:
-        columns = next_window(request.history, request.items, self.card)
-        whole, loader = whole_tables(self.card, self.config.model), self.config.loader
-        made = collate(columns, np.zeros(1, np.int64), whole, request_gap_s=ALL, group_cost=loader.group_cost)
+        columns = append_candidates_now(request.history, request.items, self.card)
+        whole, loader = full_tables(self.card, self.config.model), self.config.loader
+        made = collate(
+            columns, np.zeros(1, np.int64), whole, request_gap_s=WHOLE_WINDOW, group_cost=loader.bucket_overhead_tokens
+        )
         return made.to(self.device)
 
     def examples(self, request: Request) -> Examples:
         """One example for each candidate: the first one's, with the others' items."""
-        columns = next_window(request.history, request.items, self.card)
-        first = build(columns, np.zeros(1, np.int64), columns.first_target, self.model.ranker.history)
-        many = first.each(lambda part: part.expand(len(request.items.raw), *part.shape[1:]))
+        columns = append_candidates_now(request.history, request.items, self.card)
+        first = build(columns, np.zeros(1, np.int64), columns.first_target, self.model.ranker.max_history)
+        many = first.each(lambda part: part.expand(len(request.items.ids), *part.shape[1:]))
         items = {name: torch.from_numpy(rows) for name, rows in request.items.rows.items()}
         return replace(many, target={**many.target, **items}).to(self.device)
 
@@ -153,9 +155,9 @@ class Rankers:
         return self.model.ranker.encode_actions(self.model.embeddings(batch.sparse), batch)
 
 
-def measure(settings: Settings, process: Process) -> Report:
+def measure(settings: Settings, process: DistributedContext) -> Report:
     """Compare and time the forms on requests of every size."""
-    if process.world > 1:
+    if process.world_size > 1:
         raise ConfigError("a request is answered in one process; run this without torchrun")
     torch.set_num_threads(settings.threads)
     found: dict[tuple[int, int], dict[str, Timing]] = {}
@@ -169,12 +171,14 @@ def measure(settings: Settings, process: Process) -> Report:
     return _report(found, settings)
 
 
-def _trained(history: int, settings: Settings, process: Process, scratch: Path) -> tuple[Rankers, WindowColumns]:
+def _trained(
+    history: int, settings: Settings, process: DistributedContext, scratch: Path
+) -> tuple[Rankers, WindowColumns]:
     """A model trained a little on histories of that length, and the windows that requests are drawn from."""
     # The reference is the source's model, which has no such tower.
-    config = Config(model=ModelConfig(dim=settings.dim, heads=settings.heads, occurrence_tower=False))
-    config.loader.background, config.train.seed = False, settings.seed
-    config.train.epochs, config.train.max_steps, config.train.validate_every = 1000, settings.steps, settings.steps
+    config = Config(model=ModelConfig(dim=settings.dim, num_heads=settings.heads, occurrence_head=False))
+    config.loader.prefetch, config.train.seed = False, settings.seed
+    config.train.epochs, config.train.max_steps, config.train.validation_interval = 1000, settings.steps, settings.steps
     data = simulated(scratch / "data", settings.users, 5000, history + 60, history, seed=settings.seed)
     trainer = Trainer(config, data, str(scratch / "run"), process)
     trainer.fit()
@@ -205,8 +209,8 @@ def _cell(rankers: Rankers, columns: WindowColumns, count: int, history: int, se
 def _request(card: DatasetCard, columns: WindowColumns, count: int, history: int, rng: np.random.Generator) -> Request:
     """A random user's ``history`` impressions and random items."""
     window = take_windows(columns, rng.choice(np.flatnonzero(columns.lengths >= history), 1))
-    rows = {feature.name: rng.integers(1, feature.cardinality, count) for feature in card.at_level("item")}
-    return Request(_last(window, history), Items([""] * count, np.ones(count, bool), rows))
+    rows = {feature.name: rng.integers(1, feature.cardinality, count) for feature in card.features_at("item")}
+    return Request(_last(window, history), CandidateItems([""] * count, np.ones(count, bool), rows))
 
 
 def _last(window: WindowColumns, history: int) -> WindowColumns:
@@ -236,7 +240,7 @@ def _whole(value: Any) -> Tensor:
     return value.local_shards()[0].tensor if isinstance(value, ShardedTensor) else value
 
 
-def _answer(what: Occurrence) -> Answer:
+def _answer(what: ActionMarginals) -> Answer:
     return Answer(what.time[:, -1].argsort(descending=True), what)
 
 
@@ -246,7 +250,7 @@ def _check_equal(answers: dict[str, Answer], max_error: float) -> None:
     exact, bounded = answers["whole tree"].what.probability, answers["factorised"].what
     for name, answer in answers.items():
         most = float((exact - answer.what.probability).abs().max())
-        if most > min(float(answer.what.remainder.max()), max_error) + rounding:
+        if most > min(float(answer.what.unexplored_mass.max()), max_error) + rounding:
             raise RuntimeError(f"{name} differs from the exact probabilities by {most}")
     for name in answers.keys() & {"cached", "direct attention", "pointwise"}:
         # Rounding may move a sequence across the bound of what is followed, which moves no more than its own mass.
@@ -289,13 +293,13 @@ def _report(found: dict[tuple[int, int], dict[str, Timing]], settings: Settings)
         slower: list[Cell] = [timings[name].median / ours if name in timings else None for name in against]
         ratios.append([count, history, *slower, ours / timings["cached"].median])
     tables = [
-        Table(
+        ReportTable(
             "Milliseconds of a request",
             ["candidates", "history", "form", "p10", "p50", "p90", "p99", "requests"],
             rows,
             f"probabilities off by at most {settings.max_error}, exact with the whole tree; no p99 from a few requests",
         ),
-        Table(
+        ReportTable(
             "How many times as long a request takes as in the factorised form",
             ["candidates", "history", *against, "over cached"],
             ratios,
@@ -310,9 +314,9 @@ def _report(found: dict[tuple[int, int], dict[str, Timing]], settings: Settings)
     ratio = {name: shown[name].median / best.median for name in against}
     what = f"{SHOWN[0]:,} candidates, history {SHOWN[1]}"
     targets = [
-        Target(f"{what}: times as fast as direct", "at least 20", f"{ratio['direct']:.1f}", ratio["direct"] >= 20),
-        Target(f"{what}: p50", "under 60 ms", f"{p50:.1f} ms", p50 < 60),
-        Target(f"{what}: p99", "under 2 × p50", f"{p99 / p50:.2f} × p50", p99 < 2 * p50),
+        Goal(f"{what}: times as fast as direct", "at least 20", f"{ratio['direct']:.1f}", ratio["direct"] >= 20),
+        Goal(f"{what}: p50", "under 60 ms", f"{p50:.1f} ms", p50 < 60),
+        Goal(f"{what}: p99", "under 2 × p50", f"{p99 / p50:.2f} × p50", p99 < 2 * p50),
     ]
     figures = {f"ratio_vs_{name.replace(' ', '_')}": value for name, value in ratio.items()}
     figures |= {"p50_ms": p50, "p99_ms": p99, "error_bound": settings.max_error}

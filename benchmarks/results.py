@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import Cell, Report, Table, Target, cell, numeric
+from harness import Cell, Goal, Report, ReportTable, cell, numeric
 from jsonargparse import ArgumentParser
 
 from a2gen_rec.errors import UserError
@@ -49,7 +49,7 @@ class Result:
         try:
             raw = json.loads(paths.read_text(file))
             report = Report(
-                [Table(**table) for table in raw["tables"]], [Target(**target) for target in raw["targets"]]
+                [ReportTable(**table) for table in raw["tables"]], [Goal(**target) for target in raw["targets"]]
             )
             known = {name: raw[name] for name in ("question", "command", "quick", "ranks", "settings")}
             machine = {name: raw["machine"][name] for name in ("device", "cpu", *COUNTS, "date", "commit", *VERSIONS)}
@@ -63,7 +63,7 @@ def page(results: list[Result]) -> str:
     overview: list[list[Cell]] = [
         [f"[{result.name}](#{result.name})", result.question.partition("\n")[0], score(result)] for result in results
     ]
-    contents = markdown(Table("", ["benchmark", "question", "targets met"], overview))
+    contents = markdown(ReportTable("", ["benchmark", "question", "targets met"], overview))
     return "\n\n".join([HEADER, contents, *map(section, results)]) + "\n"
 
 
@@ -76,7 +76,7 @@ def section(result: Result) -> str:
     """What a result says, and how it came about."""
     question, _, method = result.question.partition("\n")
     report, note = result.report, NOTES / f"{result.name}.md"
-    outcomes = Table(
+    outcomes = ReportTable(
         title="",
         columns=["target", "wanted", "measured", "outcome"],
         rows=[
@@ -113,7 +113,7 @@ def counted(number: int, plural: str) -> str:
     return f"{number} {plural.removesuffix('s') if number == 1 else plural}"
 
 
-def markdown(table: Table) -> str:
+def markdown(table: ReportTable) -> str:
     """A table's rows as the terminal shows them, numbers to the right."""
     rules = ["--:" if numeric(table, place) else "---" for place in range(len(table.columns))]
     lines = [table.columns, rules, *([cell(value) for value in row] for row in table.rows)]

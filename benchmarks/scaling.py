@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from harness import Cell, Report, Table, Timing, interleave, main
+from harness import Cell, Report, ReportTable, Timing, interleave, main
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -34,11 +34,11 @@ from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch, collate
 from a2gen_rec.data.schema import ITEM
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.losses.loss import means, total
-from a2gen_rec.models.embedding_tables import whole_tables
-from a2gen_rec.training.build import Built, build
-from a2gen_rec.utils.distributed import Process, gather, process_group, together
-from a2gen_rec.utils.warning_filters import quiet
+from a2gen_rec.losses.loss import term_means, total_loss
+from a2gen_rec.models.embedding_tables import full_tables
+from a2gen_rec.training.build import TrainingModel, build_training_model
+from a2gen_rec.utils.distributed import DistributedContext, all_gather_object, all_reduce_sum, process_group
+from a2gen_rec.utils.warning_filters import silence_known_warnings
 
 GIB = 2**30
 
@@ -104,16 +104,16 @@ def read_world(dataset: str, settings: Settings) -> World:
 class Job:
     """A sharded model and its batches, on this rank."""
 
-    def __init__(self, world: World, config: Config, settings: Settings, process: Process) -> None:
+    def __init__(self, world: World, config: Config, settings: Settings, process: DistributedContext) -> None:
         self.config, self.process = config, process
-        self.built = build(world.card, config, process)
+        self.built = build_training_model(world.card, config, process)
         self.batches = batches(world, config, settings, process)
         self.targets = sum(int(batch.counts[0]) for batch in self.batches)
-        self.pipeline = TrainPipelineSparseDist(self.built.dmp, self.built.optimizer, process.device)
+        self.pipeline = TrainPipelineSparseDist(self.built.model_parallel, self.built.optimizer, process.device)
 
     def run(self) -> list[torch.Tensor]:
         """Step through all batches; the sums of the loss terms on this rank, step by step."""
-        self.built.dmp.train()
+        self.built.model_parallel.train()
         coming = iter(self.batches)
         return [self.pipeline.progress(coming)[0] for _ in self.batches]
 
@@ -122,19 +122,19 @@ class Job:
         return [global_loss(sums, batch, self.config) for sums, batch in zip(self.run(), self.batches, strict=True)]
 
 
-def batches(world: World, config: Config, settings: Settings, process: Process) -> list[WindowBatch]:
+def batches(world: World, config: Config, settings: Settings, process: DistributedContext) -> list[WindowBatch]:
     """This rank's part of every step's windows, with global counts."""
-    whole = whole_tables(world.card, config.model)
+    whole = full_tables(world.card, config.model)
     made = []
     for begin in range(0, len(world.columns), settings.windows):
-        rows = np.arange(begin, begin + settings.windows)[process.rank :: process.world]
-        batch = collate(world.columns, rows, whole, config.loader.dedup)
-        made.append(replace(batch, counts=together(batch.counts.clone())))
+        rows = np.arange(begin, begin + settings.windows)[process.rank :: process.world_size]
+        batch = collate(world.columns, rows, whole, config.loader.deduplicate_ids)
+        made.append(replace(batch, counts=all_reduce_sum(batch.counts.clone())))
     return made
 
 
 def global_loss(sums: torch.Tensor, batch: WindowBatch, config: Config) -> float:
-    return float(total(means(together(sums.double().cpu()), batch.counts), config.loss))
+    return float(total_loss(term_means(all_reduce_sum(sums.double().cpu()), batch.counts), config.loss))
 
 
 class Traffic(TorchDispatchMode):
@@ -155,7 +155,7 @@ class Traffic(TorchDispatchMode):
 
 
 @dataclass
-class OnRanks:
+class RankResult:
     """What one rank of a job of ``ranks`` tells: losses, seconds of each pass, bytes sent in one, targets of one."""
 
     ranks: int
@@ -166,23 +166,25 @@ class OnRanks:
     targets: int
 
 
-def run_on_ranks(dataset: str, settings: Settings, process: Process) -> OnRanks:
+def run_on_ranks(dataset: str, settings: Settings, process: DistributedContext) -> RankResult:
     """One round on the ranks of this job."""
     config = Config()
     config.train.seed = settings.seed
     world = read_world(dataset, settings).with_history(settings.history)
     job = Job(world, config, settings, process)
-    begin_equal(job.built, config)
+    init_identical(job.built, config)
     losses = job.losses()
     with Traffic() as traffic:
         job.run()
     timing = interleave({"pass": job.run}, settings.passes, 1, process.device)["pass"]
-    return OnRanks(process.world, torch.get_num_threads(), losses, timing.seconds, traffic.sent, job.targets)
+    return RankResult(process.world_size, torch.get_num_threads(), losses, timing.seconds, traffic.sent, job.targets)
 
 
-def begin_equal(built: Built, config: Config) -> None:
+def init_identical(built: TrainingModel, config: Config) -> None:
     """Fill the tables with weights that do not depend on how they are sharded."""
-    weights = {name: value for name, value in built.dmp.state_dict().items() if hasattr(value, "local_shards")}
+    weights = {
+        name: value for name, value in built.model_parallel.state_dict().items() if hasattr(value, "local_shards")
+    }
     generator = torch.Generator().manual_seed(config.train.seed)
     for _, value in sorted(weights.items()):
         whole = torch.empty(value.size()).uniform_(-0.1, 0.1, generator=generator)
@@ -191,15 +193,15 @@ def begin_equal(built: Built, config: Config) -> None:
             shard.tensor.detach().copy_(whole[row : row + rows, column : column + columns])
 
 
-def as_rank(dataset: str, settings: Settings, device: str) -> OnRanks:
+def as_rank(dataset: str, settings: Settings, device: str) -> RankResult:
     """:func:`run_on_ranks` in a process that has just been started as a rank."""
-    quiet()
+    silence_known_warnings()
     with process_group(device) as process:  # type: ignore[arg-type]
-        torch.set_num_threads(max(1, torch.get_num_threads() // process.local_world))
+        torch.set_num_threads(max(1, torch.get_num_threads() // process.local_world_size))
         return run_on_ranks(dataset, settings, process)
 
 
-def start(ranks: int, dataset: str, settings: Settings, device: str) -> list[OnRanks]:
+def start(ranks: int, dataset: str, settings: Settings, device: str) -> list[RankResult]:
     """Run one round on so many new processes of this machine."""
     launch = LaunchConfig(
         min_nodes=1,
@@ -218,7 +220,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def measure(settings: Settings, process: Process) -> Report:
+def measure(settings: Settings, process: DistributedContext) -> Report:
     longest = max(*settings.histories, settings.history)
     with tempfile.TemporaryDirectory() as folder:
         dataset = simulated(
@@ -241,20 +243,20 @@ def measure(settings: Settings, process: Process) -> Report:
     return Report([table for table, _ in sweeps], figures=figures)
 
 
-def on_all_ranks(dataset: str, settings: Settings, process: Process) -> dict[int, list[list[OnRanks]]]:
+def on_all_ranks(dataset: str, settings: Settings, process: DistributedContext) -> dict[int, list[list[RankResult]]]:
     """Number of ranks -> rounds -> what each rank tells. The numbers take turns."""
     if dist.is_torchelastic_launched():
-        return {process.world: [gather(run_on_ranks(dataset, settings, process))]}
+        return {process.world_size: [all_gather_object(run_on_ranks(dataset, settings, process))]}
     device = process.device.type
     counts = [ranks for ranks in settings.ranks if device == "cpu" or ranks <= torch.cuda.device_count()]
-    found: dict[int, list[list[OnRanks]]] = {ranks: [] for ranks in counts}
+    found: dict[int, list[list[RankResult]]] = {ranks: [] for ranks in counts}
     for _ in range(settings.rounds):
         for ranks in counts:
             found[ranks].append(start(ranks, dataset, settings, device))
     return found
 
 
-def check_losses(rounds: dict[int, list[list[OnRanks]]]) -> None:
+def check_losses(rounds: dict[int, list[list[RankResult]]]) -> None:
     """Every number of ranks learns the same from the same windows."""
     (fewest, first), *others = ((ranks, torch.tensor(told[0][0].losses)) for ranks, told in rounds.items())
     for ranks, losses in others:
@@ -265,10 +267,10 @@ def check_close(found: torch.Tensor, wanted: torch.Tensor, what: str) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6, msg=lambda why: f"{what} differ: {why}")
 
 
-Swept = tuple[Table, dict[str, float]]
+Swept = tuple[ReportTable, dict[str, float]]
 
 
-def sweep_ranks(rounds: dict[int, list[list[OnRanks]]], settings: Settings, process: Process) -> Swept:
+def sweep_ranks(rounds: dict[int, list[list[RankResult]]], settings: Settings, process: DistributedContext) -> Swept:
     rows: list[list[Cell]] = []
     figures: dict[str, float] = {}
     slowest = 0.0
@@ -288,16 +290,16 @@ def sweep_ranks(rounds: dict[int, list[list[OnRanks]]], settings: Settings, proc
         f"{settings.windows} windows with {settings.history} impressions of history per step over all ranks; "
         f"{cores()} cores, threads per rank; loss after {settings.steps} steps, equal before timing."
     )
-    return Table("Ranks: the same steps", columns, rows, note), figures
+    return ReportTable("Ranks: the same steps", columns, rows, note), figures
 
 
-def sweep_rows(world: World, settings: Settings, process: Process) -> Swept:
+def sweep_rows(world: World, settings: Settings, process: DistributedContext) -> Swept:
     config = Config()
     config.train.seed, config.model.dim = settings.seed, settings.rows_dim
     jobs: dict[str, Job] = {}
     kept, left_out, needed = [], [], 0.0
     for rows in sorted(settings.rows):
-        gib = 4 * rows * (settings.rows_dim + 1) / process.world / GIB
+        gib = 4 * rows * (settings.rows_dim + 1) / process.world_size / GIB
         if needed + gib > settings.memory_gib:
             left_out.append(f"{rows:,}")
             continue
@@ -319,16 +321,16 @@ def sweep_rows(world: World, settings: Settings, process: Process) -> Swept:
     if left_out:
         note += f" Left out for their size: {', '.join(left_out)}."
     figures = {f"step_ms_{rows}_rows": 1000 * timings[str(rows)].median / settings.steps for rows, _ in kept}
-    return Table("Rows of the item table", columns, table, note), figures
+    return ReportTable("Rows of the item table", columns, table, note), figures
 
 
-def sweep_histories(world: World, settings: Settings, process: Process) -> Swept:
+def sweep_histories(world: World, settings: Settings, process: DistributedContext) -> Swept:
     jobs: dict[str, Job] = {}
     for history in sorted(settings.histories):
         config = Config()
-        config.train.seed, config.model.history = settings.seed, history
+        config.train.seed, config.model.max_history = settings.seed, history
         job = jobs[str(history)] = Job(world.with_history(history), config, settings, process)
-        check_cut(job, world, settings)
+        check_truncated_windows(job, world, settings)
     timings = interleave({name: job.run for name, job in jobs.items()}, settings.passes, 1, process.device)
     shortest = next(iter(timings.values())).median
     table: list[list[Cell]] = []
@@ -339,15 +341,15 @@ def sweep_histories(world: World, settings: Settings, process: Process) -> Swept
         table.append([*row, job.targets / timing.median, timing.median / shortest])
     columns = ["history", "impressions", "ms/step", "p10", "p90", "targets/s", "× shortest"]
     figures = {f"step_ms_history_{name}": 1000 * timing.median / settings.steps for name, timing in timings.items()}
-    return Table("History: the same targets", columns, table, "Impressions of a rank's batch."), figures
+    return ReportTable("History: the same targets", columns, table, "Impressions of a rank's batch."), figures
 
 
-def check_cut(job: Job, world: World, settings: Settings) -> None:
+def check_truncated_windows(job: Job, world: World, settings: Settings) -> None:
     """The model makes of the cut windows what it makes of the full ones, of which it may see no more."""
-    job.built.dmp.eval()
+    job.built.model_parallel.eval()
     cut, full = job.batches[0], batches(world, job.config, settings, job.process)[0]
     with torch.no_grad():
-        outputs = [job.built.dmp(batch.to(job.process.device))[1][1] for batch in (cut, full)]
+        outputs = [job.built.model_parallel(batch.to(job.process.device))[1][1] for batch in (cut, full)]
     check_close(outputs[0].context, outputs[1].context, "targets' contexts of cut and of full windows")
 
 

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from harness import Cell, Report, Table, Target, main
+from harness import Cell, Goal, Report, ReportTable, main
 from load_generator import Load, run
 from load_traces import EXPIRED, REFUSED, Trace, percentile, recovery_s
 from load_world import last_line, make_world
 
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.experiments.command_runner import terminated_as_interrupted
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.experiments.command_runner import sigterm_as_keyboard_interrupt
+from a2gen_rec.utils.distributed import DistributedContext
 
 NORMAL, OVERLOAD = 0.5, 3.0
 """Times saturation: the loads of which something is wanted."""
@@ -148,10 +148,10 @@ class Measured:
         return next(each for each in self.loads if each.load == load)
 
 
-def measure(settings: Settings, process: Process) -> Report:
+def measure(settings: Settings, process: DistributedContext) -> Report:
     """Load a service with, and one without caches."""
     _check(settings, process)
-    with terminated_as_interrupted(), tempfile.TemporaryDirectory(prefix="a2gen-serve-load-") as scratch:
+    with sigterm_as_keyboard_interrupt(), tempfile.TemporaryDirectory(prefix="a2gen-serve-load-") as scratch:
         folder = Path(scratch)
         made = (settings.users, settings.candidates, settings.history, settings.k, settings.timelines, settings.steps)
         world = make_world(folder, *made, settings.seed, tell)
@@ -169,8 +169,8 @@ def measure(settings: Settings, process: Process) -> Report:
     return report(found, settings)
 
 
-def _check(settings: Settings, process: Process) -> None:
-    if process.world > 1:
+def _check(settings: Settings, process: DistributedContext) -> None:
+    if process.world_size > 1:
         raise ConfigError("one process sends the load; run this without torchrun")
     if not {NORMAL, OVERLOAD} <= set(settings.loads) or min(settings.loads) <= 0:
         raise ConfigError(f"loads {settings.loads} must be positive, {NORMAL} and {OVERLOAD} among them")
@@ -256,9 +256,7 @@ def report(found: list[Measured], settings: Settings) -> Report:
     survival = f"{'still' if first.survived else 'no longer'} there, {errors} errors"
     targets = [
         _below(f"{what}: p99 of all requests at {NORMAL:g} × saturation", p99, 50.0, "ms"),
-        Target(
-            f"{OVERLOAD:g} × saturation: no crash", "still there, 0 errors", survival, first.survived and not errors
-        ),
+        Goal(f"{OVERLOAD:g} × saturation: no crash", "still there, 0 errors", survival, first.survived and not errors),
         _below("growth of memory from saturation to the end", 100 * first.growth, 5.0, "%"),
         _below(f"{OVERLOAD:g} × saturation: p99 of refusals", refused, 10.0, "ms"),
         _below(f"from {OVERLOAD:g} to {NORMAL:g} × saturation: recovery", first.recovery, 2.0, "s"),
@@ -273,12 +271,12 @@ def report(found: list[Measured], settings: Settings) -> Report:
     return Report(tables, targets, {name: value for name, value in figures.items() if value is not None})
 
 
-def _below(claim: str, value: float | None, bound: float, unit: str) -> Target:
+def _below(claim: str, value: float | None, bound: float, unit: str) -> Goal:
     measured = "none" if value is None else f"{value:.1f} {unit}"
-    return Target(claim, f"under {bound:g} {unit}", measured, value is not None and value < bound)
+    return Goal(claim, f"under {bound:g} {unit}", measured, value is not None and value < bound)
 
 
-def _latencies(measured: Measured, what: str, seconds: float) -> Table:
+def _latencies(measured: Measured, what: str, seconds: float) -> ReportTable:
     rows: list[list[Cell]] = []
     for each in measured.loads:
         trace, ranked = each.trace, each.trace.latency_ms()
@@ -298,10 +296,10 @@ def _latencies(measured: Measured, what: str, seconds: float) -> Table:
     columns = ["load", "offered/s", "ranked/s", "p50 ms", "p90 ms", "p99 ms", "refused %", "its p99 ms", "expired %"]
     note = "ms from when a request was due until it was ranked, or refused; – from few of them"
     title = f"{measured.cache.capitalize()}, {what}: saturation {measured.saturation:.1f} requests/s"
-    return Table(title, [*columns, "errors"], rows, note)
+    return ReportTable(title, [*columns, "errors"], rows, note)
 
 
-def _sender(found: list[Measured]) -> Table:
+def _sender(found: list[Measured]) -> ReportTable:
     rows: list[list[Cell]] = []
     late = False
     for measured in found:
@@ -317,13 +315,13 @@ def _sender(found: list[Measured]) -> Table:
     note = "lag: of sending behind when requests were due; MiB: resident memory of the service"
     if late:
         note += f". With lags above {LATE_MS:g} ms the sender was too slow for its load: latencies are its own too"
-    return Table("Sender, and the service's memory", columns, rows, note)
+    return ReportTable("Sender, and the service's memory", columns, rows, note)
 
 
-def _recoveries(found: list[Measured]) -> Table:
+def _recoveries(found: list[Measured]) -> ReportTable:
     rows: list[list[Cell]] = [[each.cache, each.saturation, each.limit_ms, each.recovery] for each in found]
     note = "until half a second begins in which all are ranked within the limit, twice the p99 of the lower load alone"
-    return Table(
+    return ReportTable(
         f"Recovery: {OVERLOAD:g} × saturation, then {NORMAL:g}",
         ["cache", "saturation/s", "limit ms", "recovery s"],
         rows,

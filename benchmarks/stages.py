@@ -30,12 +30,12 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
 
 
-def leaf(tensor: Tensor) -> Tensor:
+def detached_leaf(tensor: Tensor) -> Tensor:
     """The same values where the graph is cut: the backward pass stops here, and goes on by :func:`go_on`."""
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
-def go_on(tensors: Iterable[Tensor], leaves: Iterable[Tensor]) -> None:
+def resume_backward(tensors: Iterable[Tensor], leaves: Iterable[Tensor]) -> None:
     """The backward pass from the ``tensors`` whose ``leaves`` it stopped at."""
     pairs = [(tensor, cut.grad) for tensor, cut in zip(tensors, leaves, strict=True) if cut.grad is not None]
     torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])

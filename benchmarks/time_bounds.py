@@ -9,14 +9,14 @@ median for all. Before anything is reported, the frequencies of the actions are 
 from dataclasses import dataclass
 
 import numpy as np
-from harness import Report, Table, main
+from harness import Report, ReportTable, main
 
 from a2gen_rec.config import SimulateConfig
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.simulation import viewing
 from a2gen_rec.simulation.simulator import make_world
 from a2gen_rec.simulation.world import ACTIONS, make_users
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 
 QUICK = {"impressions": 500, "draws": 1_000}
 FEWEST = 30  # repetitions with the action, for a median to be one
@@ -38,31 +38,31 @@ class Settings:
     seed: int = 0
 
 
-def measure(settings: Settings, process: Process) -> Report:
-    if process.world > 1:
-        raise ConfigError(f"one process simulates: measure it on one rank, not {process.world}")
+def measure(settings: Settings, process: DistributedContext) -> Report:
+    if process.world_size > 1:
+        raise ConfigError(f"one process simulates: measure it on one rank, not {process.world_size}")
     if settings.impressions < 1 or settings.draws < 4:
         raise ConfigError(f"impressions {settings.impressions} and draws {settings.draws} must be at least 1 and 4")
     world = make_world(SimulateConfig(users=settings.users, items=settings.items, seed=settings.seed))
     users, rng = make_users(world.config, 0), np.random.default_rng(settings.seed)
     row = rng.integers(len(users.user_id), size=settings.impressions)
-    item = world.policy.draw(users, row, rng.random(len(row)) < world.config.interest_share, rng)
-    odds = viewing.odds(world.config, world.base, world.items, users, row, item)
+    item = world.policy.draw(users, row, rng.random(len(row)) < world.config.personalized_share, rng)
+    odds = viewing.segment_probabilities(world.config, world.base, world.items, users, row, item)
     learnt, held = (repeated(odds, settings.draws // 2, rng) for _ in range(2))
-    check(np.isfinite(learnt[:, :-1]), viewing.exact(odds).action)
+    check(np.isfinite(learnt[:, :-1]), viewing.exact_marginals(odds).action)
     names = [*ACTIONS, "exit"]
     found = {name: errors(learnt[:, code], held[:, code], item) for code, name in enumerate(names)}
     columns = ["time of", "median of user and video", "median of the video", "one median"]
     note = "The first column is the bound: what is left is chance."
-    table = Table("mean absolute error, log1p s", columns, [[name, *each] for name, each in found.items()], note)
+    table = ReportTable("mean absolute error, log1p s", columns, [[name, *each] for name, each in found.items()], note)
     return Report([table], figures={f"bound_{name}": bound for name, (bound, *_) in found.items()})
 
 
-def repeated(odds: viewing.Odds, draws: int, rng: np.random.Generator) -> np.ndarray:
+def repeated(odds: viewing.SegmentProbabilities, draws: int, rng: np.random.Generator) -> np.ndarray:
     """[draws, actions and exit, impressions] log1p seconds of what happens in repetitions; NaN where it does not."""
     found = np.empty((draws, len(ACTIONS) + 1, odds.like.shape[1]), np.float32)
     for each in found:
-        watched = viewing.watch(odds, rng)
+        watched = viewing.sample_views(odds, rng)
         each[:-1] = np.where(watched.offset_ms < 0, np.nan, np.log1p(np.maximum(watched.offset_ms, 0) / 1000))
         each[-1] = np.log1p(watched.dwell_ms / 1000)
     return found

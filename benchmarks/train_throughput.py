@@ -23,8 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-from harness import Report, Table, Target, main
-from levers import Levers, Windows, whole_weights
+from harness import Goal, Report, ReportTable, main
+from levers import Optimizations, WindowTraining, whole_weights
 from reference.examples import build as build_examples
 from reference.examples import targets_of
 from reference.pointwise import PointwiseA2Gen, renamed
@@ -42,8 +42,8 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.losses.loss import Loss
 from a2gen_rec.models.a2gen import A2Gen
-from a2gen_rec.models.embedding_tables import whole_tables
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.models.embedding_tables import full_tables
+from a2gen_rec.utils.distributed import DistributedContext
 
 LEAD = 6
 """Steps before the clock starts: the batches that a loader and a pipeline hold ready."""
@@ -96,20 +96,20 @@ class Row:
     """One form in training: its name, its levers (the reference has none), and the place of the row it adds one to."""
 
     name: str
-    levers: Levers | None
+    levers: Optimizations | None
     base: int
 
 
 ROWS = [
     Row("pointwise reference", None, 0),
-    Row("+ one history per window", Levers(False, False, False, False, False), 0),
-    Row("+ factorised attention", Levers(True, False, False, False, False), 1),
-    Row("+ ragged action level", Levers(True, True, False, False, False), 2),
-    Row("+ deduplicated lookups", Levers(True, True, True, False, False), 3),
-    Row("+ sharded tables, fused update", Levers(True, True, True, True, False), 4),
-    Row("+ batches and lookups ahead: ours", Levers(), 5),
-    Row("ours in bf16", Levers(bf16=True), 6),
-    Row("ours, item level compiled", Levers(compiled=True), 6),
+    Row("+ one history per window", Optimizations(False, False, False, False, False), 0),
+    Row("+ factorised attention", Optimizations(True, False, False, False, False), 1),
+    Row("+ ragged action level", Optimizations(True, True, False, False, False), 2),
+    Row("+ deduplicated lookups", Optimizations(True, True, True, False, False), 3),
+    Row("+ sharded tables, fused update", Optimizations(True, True, True, True, False), 4),
+    Row("+ batches and lookups ahead: ours", Optimizations(), 5),
+    Row("ours in bf16", Optimizations(bf16=True), 6),
+    Row("ours, item level compiled", Optimizations(compiled=True), 6),
 ]
 REFERENCE, OURS = 0, 6
 COMPILED = (
@@ -132,7 +132,7 @@ class Measured:
     """A form, its rounds, and by how much its loss differs from the reference's, as a share of it."""
 
     row: Row
-    form: Pointwise | Windows
+    form: Pointwise | WindowTraining
     difference: float
     lookups: float
     rounds: list[Work] = field(default_factory=list)
@@ -153,23 +153,23 @@ class Setting:
     data: str
     card: DatasetCard
     config: Config
-    process: Process
+    process: DistributedContext
     settings: Settings
     sample: WindowColumns
     rows: np.ndarray
 
-    def windows(self, levers: Levers, weights: dict[str, Tensor] | None = None) -> Windows:
+    def windows(self, levers: Optimizations, weights: dict[str, Tensor] | None = None) -> WindowTraining:
         impressions = self.settings.max_impressions if levers.factorised else self.settings.direct_impressions
-        config = replace(self.config, loader=LoaderConfig(max_impressions=impressions))
-        return Windows(self.data, self.card, config, self.process, levers, weights)
+        config = replace(self.config, loader=LoaderConfig(max_impressions_per_batch=impressions))
+        return WindowTraining(self.data, self.card, config, self.process, levers, weights)
 
     def pointwise(self) -> Pointwise:
         return Pointwise(self.data, self.card, self.config, self.process, self.settings.batch_targets)
 
 
-def measure(settings: Settings, process: Process) -> Report:
+def measure(settings: Settings, process: DistributedContext) -> Report:
     # The reference is the source's model, which has no such tower.
-    model = ModelConfig(dim=settings.dim, heads=settings.heads, history=settings.history, occurrence_tower=False)
+    model = ModelConfig(dim=settings.dim, num_heads=settings.heads, max_history=settings.history, occurrence_head=False)
     with dataset(settings, process) as data:
         card = DatasetCard.load(data)
         files = sorted(str(file) for file in Path(data, "train").glob("*.parquet"))
@@ -187,11 +187,11 @@ def measure(settings: Settings, process: Process) -> Report:
 
 
 @contextmanager
-def dataset(settings: Settings, process: Process) -> Iterator[str]:
+def dataset(settings: Settings, process: DistributedContext) -> Iterator[str]:
     """A simulated dataset whose training targets all have a full history; the first rank makes it for all."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = str(Path(scratch, "data"))
-        if process.leads:
+        if process.is_main:
             simulated(
                 folder,
                 settings.users,
@@ -201,7 +201,7 @@ def dataset(settings: Settings, process: Process) -> Iterator[str]:
                 seed=settings.seed,
             )
             full = [keep_full_histories(file, settings.history) for file in Path(folder, "train").glob("*.parquet")]
-            if sum(full) < 8 * process.world:
+            if sum(full) < 8 * process.world_size:
                 raise ConfigError(
                     f"impressions_per_user {settings.impressions_per_user} or users {settings.users} are too few for "
                     f"histories of {settings.history}"
@@ -232,14 +232,14 @@ def gradient_difference(setting: Setting) -> float:
     model = A2Gen(card, config, device).to(device)
     fill_zeros(model)
     batch = collate(
-        setting.sample, setting.rows, whole_tables(card, config.model), group_cost=config.loader.group_cost
+        setting.sample, setting.rows, full_tables(card, config.model), group_cost=config.loader.bucket_overhead_tokens
     ).to(device)
     loss, _ = Loss(config.loss)(model(batch), batch)
     loss.backward()
     reference = PointwiseA2Gen(card, config.model).to(device)
     reference.load_state_dict(renamed(model.state_dict()))
     targets = targets_of(setting.sample, setting.rows)
-    examples = build_examples(setting.sample, *targets, config.model.history).to(device)
+    examples = build_examples(setting.sample, *targets, config.model.max_history).to(device)
     expected = reference_loss(reference(examples), examples, config.loss)
     expected.backward()
     check_loss("A2Gen", loss.item(), expected.item(), SAME_LOSS)
@@ -283,7 +283,7 @@ def check_loss(name: str, found: float, expected: float, tolerance: float) -> fl
 
 def prepare_forms(setting: Setting) -> list[Measured]:
     """All forms, begun at the same weights, each checked to give the reference's loss."""
-    seeded = setting.windows(Levers(ahead=False))
+    seeded = setting.windows(Optimizations(ahead=False))
     torch.manual_seed(setting.config.train.seed)
     fill_zeros(seeded.model.ranker)
     weights = whole_weights(seeded.model, setting.process)
@@ -291,7 +291,7 @@ def prepare_forms(setting: Setting) -> list[Measured]:
     expected = math.nan
     for row in ROWS:
         if row.levers is None:
-            form: Pointwise | Windows = setting.pointwise()
+            form: Pointwise | WindowTraining = setting.pointwise()
             form.model.load_state_dict(renamed(weights))
             loss = expected = form.loss(setting.sample, setting.rows)
         else:
@@ -313,7 +313,7 @@ def train_in_turn(measured: list[Measured], settings: Settings, device: torch.de
                 each.rounds.append(work)
 
 
-def train(form: Pointwise | Windows, targets: int, device: torch.device) -> Work:
+def train(form: Pointwise | WindowTraining, targets: int, device: torch.device) -> Work:
     """Train on at least so many targets."""
     for _ in range(LEAD):
         form.step()
@@ -332,7 +332,10 @@ def synchronize(device: torch.device) -> None:
 
 def stage_split(setting: Setting) -> dict[str, dict[str, float]]:
     """Form -> stage -> milliseconds per 1,000 targets of steps without overlap, in turns."""
-    forms: dict[str, Pointwise | Windows] = {"reference": setting.pointwise(), "ours": setting.windows(Levers())}
+    forms: dict[str, Pointwise | WindowTraining] = {
+        "reference": setting.pointwise(),
+        "ours": setting.windows(Optimizations()),
+    }
     split = {name: dict.fromkeys(STAGES, 0.0) for name in forms}
     done = dict.fromkeys(forms, 0)
     try:
@@ -356,7 +359,7 @@ def stage_split(setting: Setting) -> dict[str, dict[str, float]]:
 
 def report(measured: list[Measured], split: dict[str, dict[str, float]], gradient: float) -> Report:
     reference, ours = measured[REFERENCE], measured[OURS]
-    levers = Table(
+    levers = ReportTable(
         "Targets per second, one lever after another",
         ["form", "targets/s", "p10", "p90", "× changed", "× reference", "lookups/target", "wait %", "loss error"],
         [
@@ -378,7 +381,7 @@ def report(measured: list[Measured], split: dict[str, dict[str, float]], gradien
         f"{gradient:.0e} of a parameter's largest.{COMPILED if measured[-1].row is ROWS[-1] else ''}",
     )
     totals = {name: sum(stages.values()) for name, stages in split.items()}
-    stages = Table(
+    stages = ReportTable(
         "A step without overlap, stage by stage: milliseconds per 1,000 targets",
         ["stage", *(column for name in split for column in (name, f"{name}, %"))],
         [
@@ -403,9 +406,9 @@ def report(measured: list[Measured], split: dict[str, dict[str, float]], gradien
         "gradient_difference": gradient,
     }
     targets = [
-        Target("Targets/s against the reference's", "≥ 10×", f"{ratio:.1f}×", ratio >= 10),
-        Target("Item lookups per target, of the reference's", "≤ 1/20", f"1/{lookups:.0f}", lookups >= 20),
-        Target("Share of training spent waiting for data", "< 5 %", f"{ours.wait_share:.1%}", ours.wait_share < 0.05),
+        Goal("Targets/s against the reference's", "≥ 10×", f"{ratio:.1f}×", ratio >= 10),
+        Goal("Item lookups per target, of the reference's", "≤ 1/20", f"1/{lookups:.0f}", lookups >= 20),
+        Goal("Share of training spent waiting for data", "< 5 %", f"{ours.wait_share:.1%}", ours.wait_share < 0.05),
     ]
     return Report([levers, stages], targets, figures)
 

@@ -40,7 +40,7 @@ def simulated(
     with tempfile.TemporaryDirectory(dir=Path(folder).parent) as scratch:
         log = str(Path(scratch, "log"))
         simulate(log, world)
-        prepare("simulated", log, str(folder), PrepareConfig(history=history, max_targets=max_targets))
+        prepare("simulated", log, str(folder), PrepareConfig(max_history=history, max_targets=max_targets))
     return str(folder)
 
 

@@ -44,12 +44,12 @@ def benchmark(
         mounts: volumes for containers, such as `type=volume,src=NAME,dst=/data`
     """
     try:
-        script = f"benchmarks/{name}.py" if image else str(benchmark_scripts.script(name))
+        script = f"benchmarks/{name}.py" if image else str(benchmark_scripts.script_path(name))
     except UserError as error:
-        raise app_def.PlacementError(str(error)) from error
+        raise app_def.ResourceError(str(error)) from error
     results = ["--json", json] if json else []
     program = ["--", script, "--device", device, *results, *args]
-    placement = app_def.Placement(
+    placement = app_def.JobResources(
         hosts=hosts,
         ranks=ranks,
         gpus=gpus,
@@ -61,4 +61,4 @@ def benchmark(
         max_retries=max_retries,
         mounts=mounts,
     )
-    return app_def.application(f"a2gen-{name}".replace("_", "-"), "benchmark", program, placement)
+    return app_def.build_app_def(f"a2gen-{name}".replace("_", "-"), "benchmark", program, placement)

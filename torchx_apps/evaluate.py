@@ -46,7 +46,7 @@ def evaluate(
     """
     results = ["--json", json] if json else []
     program = [*app_def.CLI, "evaluate", "--run", run, "--split", split, *results, *args]
-    placement = app_def.Placement(
+    placement = app_def.JobResources(
         hosts=hosts,
         ranks=ranks,
         gpus=gpus,
@@ -58,4 +58,4 @@ def evaluate(
         max_retries=max_retries,
         mounts=mounts,
     )
-    return app_def.application(name, "evaluator", program, placement)
+    return app_def.build_app_def(name, "evaluator", program, placement)

@@ -42,5 +42,5 @@ def plan(
     given = {"--data": data, "--json": json, "--html": html, "--save": save}
     files = [word for option, file in given.items() if file for word in (option, file)]
     program = [*app_def.CLI, "plan", "--config", config, "--topology", topology, *files, *args]
-    placement = app_def.Placement(ranks=1, cpu=cpu, mem_mb=mem_mb, image=image, python=python)
-    return app_def.application(name, "planner", program, placement)
+    placement = app_def.JobResources(ranks=1, cpu=cpu, mem_mb=mem_mb, image=image, python=python)
+    return app_def.build_app_def(name, "planner", program, placement)

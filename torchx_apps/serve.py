@@ -47,7 +47,7 @@ def serve(
         mounts: volumes for containers, such as `type=volume,src=NAME,dst=/data`
         name: name of the job
     """
-    placement = app_def.Placement(hosts=replicas, ranks=1, cpu=cpu, mem_mb=mem_mb, image=image, python=python)
+    placement = app_def.JobResources(hosts=replicas, ranks=1, cpu=cpu, mem_mb=mem_mb, image=image, python=python)
     volumes = specs.parse_mounts(mounts.split(",")) if mounts else []
     if image:
         _check_container(host, store, [each.dst_path for each in volumes if not getattr(each, "read_only", False)])
@@ -56,7 +56,7 @@ def serve(
     server = specs.Role(
         name="server",
         image=image,
-        entrypoint=placement.interpreter,
+        entrypoint=placement.python_executable,
         args=["-m", "a2gen_rec.cli", "serve", "--model", model, *where, *args],
         env={"PYTHONUNBUFFERED": "1"},
         num_replicas=replicas,
@@ -71,8 +71,8 @@ def serve(
 def _check_container(host: str, store: str, mounted: list[str]) -> None:
     """Raise a PlacementError for a service that nobody reaches, or whose restart loses what it has acknowledged."""
     if host in ("127.0.0.1", "localhost", "::1"):
-        raise app_def.PlacementError(f"--host {host} is not reached from outside a container: give --host 0.0.0.0")
+        raise app_def.ResourceError(f"--host {host} is not reached from outside a container: give --host 0.0.0.0")
     if "://" not in store and not any(PurePosixPath(store).is_relative_to(place) for place in mounted):
-        raise app_def.PlacementError(
+        raise app_def.ResourceError(
             f"--store {store} is lost with its container: give a file in one of --mounts, or redis://"
         )

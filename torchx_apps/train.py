@@ -45,7 +45,7 @@ def train(
         name: name of the job
     """
     program = [*app_def.CLI, "train", "--config", config, "--data", data, "--run", run, *args]
-    placement = app_def.Placement(
+    placement = app_def.JobResources(
         hosts=hosts,
         ranks=ranks,
         gpus=gpus,
@@ -57,4 +57,4 @@ def train(
         max_retries=max_retries,
         mounts=mounts,
     )
-    return app_def.application(name, "trainer", program, placement)
+    return app_def.build_app_def(name, "trainer", program, placement)

@@ -25,31 +25,31 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from a2gen_rec.artifact.entity_index import Catalogue
+from a2gen_rec.artifact.entity_index import EntityIndex
 from a2gen_rec.artifact.manifest import Manifest, read_manifest
-from a2gen_rec.artifact.quantized_tables import Table, Tables
+from a2gen_rec.artifact.quantized_tables import QuantizedEmbeddings, QuantizedTable
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.parquet_reader import read_table
 from a2gen_rec.data.schema import ITEM, DatasetCard, Feature
 from a2gen_rec.errors import ConfigError, DataError, UserError
-from a2gen_rec.models.base import Encoded, Ranker
-from a2gen_rec.models.embedding_tables import looked_up, whole_tables
+from a2gen_rec.models.base import BaseRanker, TargetEncoding
+from a2gen_rec.models.embedding_tables import full_tables, id_features
 from a2gen_rec.models.ensemble.io import EnsembleCard, load_ensemble
 from a2gen_rec.models.ensemble.model import Ensemble
-from a2gen_rec.models.factory import ranker_kind
+from a2gen_rec.models.factory import ranker_class
 from a2gen_rec.utils import paths
 
 SETTINGS, TABLES, DENSE = "model.yaml", "tables.safetensors", "dense.safetensors"
 USERS, ITEMS, ENSEMBLE = "users.parquet", "items.parquet", "ensemble"
-CURRENT = "CURRENT"
+CURRENT_POINTER = "CURRENT"
 """A file in a folder of models that names the one to serve."""
-CATALOGUES = {"user": USERS, "item": ITEMS}
+ENTITY_TABLES = {"user": USERS, "item": ITEMS}
 IDENTIFIERS = {"user": "user_id", "item": ITEM}
 
 
 @dataclass(frozen=True)
-class Settings:
+class ModelSettings:
     """How the model is made and read.
 
     Attributes:
@@ -57,19 +57,19 @@ class Settings:
     """
 
     model: ModelConfig
-    max_error: float
+    max_unexplored_mass: float
     group_cost: int
 
 
 class ExportedModel(nn.Module):
     """Stored tables and the ranker on top, in the place of a ``RankingModel``; on the CPU, to stay as it is."""
 
-    def __init__(self, embeddings: Tables, ranker: Ranker[Any]) -> None:
+    def __init__(self, embeddings: QuantizedEmbeddings, ranker: BaseRanker[Any]) -> None:
         super().__init__()
         self.embeddings, self.ranker = embeddings, ranker
 
-    def forward(self, batch: WindowBatch) -> Encoded:
-        encoded: Encoded = self.ranker(self.embeddings(batch.sparse), batch)
+    def forward(self, batch: WindowBatch) -> TargetEncoding:
+        encoded: TargetEncoding = self.ranker(self.embeddings(batch.sparse), batch)
         return encoded
 
 
@@ -83,22 +83,22 @@ class Artifact:
     """
 
     manifest: Manifest
-    settings: Settings
+    settings: ModelSettings
     card: DatasetCard
     model: ExportedModel
-    fused: tuple[Ensemble, EnsembleCard] | None
-    users: Catalogue
-    items: Catalogue
+    ensemble: tuple[Ensemble, EnsembleCard] | None
+    users: EntityIndex
+    items: EntityIndex
     vocabularies: dict[str, dict[str, int]]
 
 
-def model_folder(model: str) -> str:
+def resolve_model_dir(model: str) -> str:
     """The folder that a path leads to now: through links, and through a folder's ``CURRENT``.
 
     Raises:
         UserError: ``CURRENT`` names none.
     """
-    pointer = paths.join(model, CURRENT)
+    pointer = paths.join(model, CURRENT_POINTER)
     if paths.exists(pointer):
         name = paths.read_text(pointer).strip()
         if not name or "/" in name or name in (".", ".."):
@@ -122,9 +122,9 @@ def load_artifact(folder: str) -> Artifact:
         settings=settings,
         card=card,
         model=model,
-        fused=fused,
-        users=Catalogue.read(paths.join(folder, USERS), "user", card.at_level("user")),
-        items=Catalogue.read(paths.join(folder, ITEMS), "item", card.at_level("item"), length_feature(card)),
+        ensemble=fused,
+        users=EntityIndex.read(paths.join(folder, USERS), "user", card.features_at("user")),
+        items=EntityIndex.read(paths.join(folder, ITEMS), "item", card.features_at("item"), duration_feature(card)),
         vocabularies={
             feature.name: _read_vocabulary(paths.join(folder, vocabulary_file(feature)), feature)
             for feature in card.features
@@ -138,9 +138,9 @@ def has_vocabulary(feature: Feature) -> bool:
     return feature.kind == "vocabulary" and IDENTIFIERS.get(feature.level) != feature.name
 
 
-def length_feature(card: DatasetCard) -> str:
+def duration_feature(card: DatasetCard) -> str:
     """The feature whose rows are buckets of the raw lengths that catalogues have; empty if there is none."""
-    duration = card.feedback.duration if card.feedback is not None else ""
+    duration = card.feedback.duration_feature if card.feedback is not None else ""
     return duration if any(each.name == duration and each.kind == "buckets" for each in card.features) else ""
 
 
@@ -149,50 +149,54 @@ def vocabulary_file(feature: Feature) -> str:
     return f"vocabulary/{feature.name}.parquet"
 
 
-def _read_settings(file: str) -> Settings:
+def _read_settings(file: str) -> ModelSettings:
     try:
         raw = paths.read_yaml(file)
-        return Settings(**{**raw, "model": ModelConfig(**raw["model"])})
+        return ModelSettings(**{**raw, "model": ModelConfig(**raw["model"])})
     except (TypeError, KeyError, ConfigError) as error:
         raise UserError(f"{file}: not a model's configuration that this version reads ({error})") from error
 
 
-def _read_model(folder: str, card: DatasetCard, settings: Settings) -> ExportedModel:
-    ranker = ranker_kind(settings.model)(card, settings.model)
+def _read_model(folder: str, card: DatasetCard, settings: ModelSettings) -> ExportedModel:
+    ranker = ranker_class(settings.model)(card, settings.model)
     try:
         file = paths.join(folder, DENSE)
         dense = _read_tensors(file)
         ranker.load_state_dict(
             {name.removeprefix("ranker."): value for name, value in dense.items() if name.startswith("ranker.")}
         )
-        whole = {name: dense[f"table/{name}"] for name in whole_tables(card, settings.model)}
+        whole = {name: dense[f"table/{name}"] for name in full_tables(card, settings.model)}
         file = paths.join(folder, TABLES)
-        tables = _read_tables(file, {feature.name: feature.cardinality for feature in looked_up(card)}, settings, whole)
+        tables = _read_tables(
+            file, {feature.name: feature.cardinality for feature in id_features(card)}, settings, whole
+        )
     except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{file}: does not fit the model or is damaged ({lines[-1] if lines else error})") from error
     model = ExportedModel(tables, ranker).eval().requires_grad_(False)
-    model.ranker.settle(tables.whole)
+    model.ranker.cache_token_table(tables.whole)
     return model
 
 
-def _read_tables(file: str, rows: Mapping[str, int], settings: Settings, whole: Mapping[str, Tensor]) -> Tables:
-    with safe_open(paths.local_copy(file), "pt") as stored:
+def _read_tables(
+    file: str, rows: Mapping[str, int], settings: ModelSettings, whole: Mapping[str, Tensor]
+) -> QuantizedEmbeddings:
+    with safe_open(paths.to_local_path(file), "pt") as stored:
         names = set(stored.keys())
 
-        def read(name: str) -> Table:
+        def read(name: str) -> QuantizedTable:
             values, scale = f"{name}/values", f"{name}/scale"
-            table = Table(stored.get_tensor(values), stored.get_tensor(scale) if scale in names else None)
+            table = QuantizedTable(stored.get_tensor(values), stored.get_tensor(scale) if scale in names else None)
             if table.values.shape != (rows[name], settings.model.dim):
                 raise UserError(f"{file}: table {name!r} is not of the dataset card's size")
             return table
 
-        return Tables(rows, read, whole)
+        return QuantizedEmbeddings(rows, read, whole)
 
 
 def _read_tensors(file: str) -> dict[str, Tensor]:
     """All tensors of a file, copied one by one: the library's are the file itself, whatever is done to it later."""
-    with safe_open(paths.local_copy(file), "pt") as stored:
+    with safe_open(paths.to_local_path(file), "pt") as stored:
         return {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
 
 

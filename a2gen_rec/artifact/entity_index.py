@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from a2gen_rec.data.columns import Items
-from a2gen_rec.data.parquet_reader import feature_rows, read_table
-from a2gen_rec.data.schema import RAW_LENGTH, Feature
+from a2gen_rec.data.columns import CandidateItems
+from a2gen_rec.data.parquet_reader import read_feature_column, read_table
+from a2gen_rec.data.schema import RAW_DURATION_COLUMN, Feature
 from a2gen_rec.errors import DataError
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class EntityIndex:
     """Users or items of a dataset, each by its place; the last place stands for all that are unknown.
 
     Attributes:
@@ -22,12 +22,12 @@ class Catalogue:
         length: [places] the videos' raw lengths, NaN where there are none; empty of users.
     """
 
-    place: dict[str, int]
+    row_of: dict[str, int]
     rows: dict[str, np.ndarray]
-    length: np.ndarray
+    duration_s: np.ndarray
 
     @classmethod
-    def read(cls, file: str, key: str, features: Sequence[Feature], of_length: str = "") -> "Catalogue":
+    def read(cls, file: str, key: str, features: Sequence[Feature], of_length: str = "") -> "EntityIndex":
         """Read ``users.parquet`` or ``items.parquet``, whose raw identifiers are in the column ``key``.
 
         Args:
@@ -38,8 +38,8 @@ class Catalogue:
         """
         table = read_table(file)
         length = np.zeros(0)
-        if RAW_LENGTH in table.column_names:
-            known = table[RAW_LENGTH].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        if RAW_DURATION_COLUMN in table.column_names:
+            known = table[RAW_DURATION_COLUMN].cast(pa.float64()).to_numpy(zero_copy_only=False)
             length = np.append(known, np.nan)
         rows = {}
         for feature in features:
@@ -54,17 +54,17 @@ class Catalogue:
         names = table[key].to_pylist()
         return cls(dict(zip(names, range(len(names)), strict=True)), rows, length)
 
-    def places(self, names: Sequence[str]) -> np.ndarray:
+    def lookup(self, names: Sequence[str]) -> np.ndarray:
         """[names] int64 places, -1 (which is the last) of unknown ones."""
-        find = self.place.get
+        find = self.row_of.get
         return np.array([find(name, -1) for name in names], np.int64)
 
-    def items(self, names: Sequence[str]) -> Items:
+    def items(self, names: Sequence[str]) -> CandidateItems:
         """Items to rank; row 0 of every feature for unknown ones."""
-        places = self.places(names)
-        return Items(list(names), places >= 0, self.at(places))
+        places = self.lookup(names)
+        return CandidateItems(list(names), places >= 0, self.rows_at(places))
 
-    def at(self, places: np.ndarray) -> dict[str, np.ndarray]:
+    def rows_at(self, places: np.ndarray) -> dict[str, np.ndarray]:
         """Feature -> [places] int64 rows."""
         return {name: rows[places].astype(np.int64) for name, rows in self.rows.items()}
 
@@ -77,5 +77,5 @@ def _buckets(length: np.ndarray, feature: Feature) -> np.ndarray:
 
 def _rows(column: pa.ChunkedArray, feature: Feature, file: str) -> np.ndarray:
     """[places + 1] int32 rows and, last, 0."""
-    values = feature_rows(column, feature, file)
+    values = read_feature_column(column, feature, file)
     return np.append(values, 0).astype(np.int32 if feature.cardinality < 2**31 else np.int64)

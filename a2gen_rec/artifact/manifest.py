@@ -15,7 +15,7 @@ from a2gen_rec.errors import UserError
 from a2gen_rec.utils import paths
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT_VERSION = 2
 """Format 1 told rows of videos' lengths, which now follow from the lengths; it is read like this one."""
 
 
@@ -39,7 +39,7 @@ class Manifest:
     versions: dict[str, str]
     metrics: dict[str, Any]
     version: str
-    format: int = FORMAT
+    format: int = FORMAT_VERSION
 
 
 def write_manifest(
@@ -49,7 +49,7 @@ def write_manifest(
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     files = {name: _of_file(str(folder / name)) for name in names if name != MANIFEST}
     said: dict[str, Any] = {
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "dtype": dtype,
         "source": dict(source),
         "versions": dict(versions),
@@ -72,8 +72,10 @@ def read_manifest(folder: str) -> Manifest:
         raise UserError(f"{folder}: no exported model here ({MANIFEST} is missing)")
     try:
         raw = json.loads(paths.read_text(file))
-        if raw["format"] > FORMAT:
-            raise UserError(f"{file}: is of format {raw['format']}, this version of a2gen_rec reads up to {FORMAT}")
+        if raw["format"] > FORMAT_VERSION:
+            raise UserError(
+                f"{file}: is of format {raw['format']}, this version of a2gen_rec reads up to {FORMAT_VERSION}"
+            )
         manifest = Manifest(**raw)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not an exported model's manifest ({error})") from error
@@ -87,7 +89,7 @@ def read_manifest(folder: str) -> Manifest:
 def _check(file: str, expected: Mapping[str, Any]) -> None:
     if not paths.exists(file):
         raise UserError(f"{file}: is missing")
-    found = _of_file(paths.local_copy(file))
+    found = _of_file(paths.to_local_path(file))
     if found["bytes"] != expected["bytes"]:
         raise UserError(f"{file}: has {found['bytes']} bytes, not {expected['bytes']}; it is truncated or another's")
     if found["sha256"] != expected["sha256"]:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torchrec import JaggedTensor, KeyedJaggedTensor
 
-TableType = Literal["int8", "fp16", "fp32"]
+TableDtype = Literal["int8", "fp16", "fp32"]
 _CHUNK = 2**18
 """Rows quantised at a time, so that a huge table needs no second one in float32."""
 
 
-class Table(nn.Module):
+class QuantizedTable(nn.Module):
     """One table, as it is stored.
 
     Args:
@@ -40,12 +40,12 @@ class Table(nn.Module):
         rows = self.values.index_select(0, ids).float()
         return rows if self.scale is None else rows.mul_(self.scale.index_select(0, ids).float()[:, None])
 
-    def empty(self, rows: int) -> "Table":
+    def empty(self, rows: int) -> "QuantizedTable":
         """One of ``rows`` rows, stored as this one, to be :meth:`put` into."""
         values = self.values.new_empty(rows, self.values.shape[1])
-        return Table(values, None if self.scale is None else self.scale.new_empty(rows))
+        return QuantizedTable(values, None if self.scale is None else self.scale.new_empty(rows))
 
-    def put(self, first: int, end: int, rows: "Table") -> None:
+    def set_rows(self, first: int, end: int, rows: "QuantizedTable") -> None:
         """Let rows ``first`` up to ``end`` be those of another table.
 
         Raises:
@@ -58,16 +58,16 @@ class Table(nn.Module):
             self.scale[first:end] = rows.scale
 
 
-def quantised(weight: Tensor, dtype: TableType) -> Table:
+def quantize_rows(weight: Tensor, dtype: TableDtype) -> QuantizedTable:
     """A table [rows, dim] of float values, stored as ``dtype``.
 
     Codes are -127 .. 127 times a scale that makes the row's largest magnitude 127, so that no value is off by more
     than about half of that magnitude's 127th part.
     """
     if dtype == "fp32":
-        return Table(weight.float().contiguous())
+        return QuantizedTable(weight.float().contiguous())
     if dtype == "fp16":
-        return Table(weight.half().contiguous())
+        return QuantizedTable(weight.half().contiguous())
     codes = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty(len(weight), dtype=torch.float16)
     for first in range(0, len(weight), _CHUNK):
@@ -77,10 +77,10 @@ def quantised(weight: Tensor, dtype: TableType) -> Table:
         steps = part / scale.float().clamp(min=torch.finfo(torch.float16).smallest_normal / 2**10)[:, None]
         codes[first : first + _CHUNK] = steps.round().clamp(-127, 127).to(torch.int8)
         scales[first : first + _CHUNK] = scale
-    return Table(codes, scales)
+    return QuantizedTable(codes, scales)
 
 
-class Tables(nn.Module):
+class QuantizedEmbeddings(nn.Module):
     """All tables of a model, in the place of its ``EmbeddingCollection``: one after another as one, so that a batch
     looks up all of its ids at once.
 
@@ -93,7 +93,9 @@ class Tables(nn.Module):
         ValueError: they are not stored alike.
     """
 
-    def __init__(self, rows: Mapping[str, int], read: Callable[[str], Table], whole: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, rows: Mapping[str, int], read: Callable[[str], QuantizedTable], whole: Mapping[str, Tensor]
+    ) -> None:
         super().__init__()
         ends = list(itertools.accumulate(rows.values()))
         self.first = dict(zip(rows, [0, *ends[:-1]], strict=True))
@@ -101,10 +103,10 @@ class Tables(nn.Module):
             part = read(name)
             if not self.first[name]:
                 self.table = part.empty(ends[-1])
-            self.table.put(self.first[name], end, part)
+            self.table.set_rows(self.first[name], end, part)
         self.whole = {name: JaggedTensor(table, lengths=torch.tensor([len(table)])) for name, table in whole.items()}
 
-    def renumber(self, name: str, rows: Tensor) -> None:
+    def permute_rows(self, name: str, rows: Tensor) -> None:
         """Let each row of a table be row ``rows`` [its rows] of it, which is a permutation."""
         first = self.first[name]
         for stored in (self.table.values, self.table.scale):

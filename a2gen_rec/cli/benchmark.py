@@ -14,7 +14,7 @@ class BenchmarkParser(ArgumentParser):
     def format_help(self) -> str:
         from a2gen_rec.launch import benchmark_scripts
 
-        lines = [f"  {name}: {question}" for name, question in benchmark_scripts.questions().items()]
+        lines = [f"  {name}: {question}" for name, question in benchmark_scripts.list_benchmarks().items()]
         self.epilog = "\n".join(["benchmarks:", *lines]) if lines else None
         return str(super().format_help())
 
@@ -37,8 +37,10 @@ def run(options: Namespace) -> int:
     from a2gen_rec.launch import benchmark_scripts
 
     if options.name != "all":
-        return benchmark_scripts.run(options.name, options.out, options.quick, options.device, options.options)
+        return benchmark_scripts.run_benchmark(
+            options.name, options.out, options.quick, options.device, options.options
+        )
     if options.options:
         raise ConfigError(f"all: {options.options[0]} is an option of one benchmark; name that one")
-    benchmark_scripts.run_all(options.out, options.quick, options.device)
+    benchmark_scripts.run_all_benchmarks(options.out, options.quick, options.device)
     return 0

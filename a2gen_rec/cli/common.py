@@ -10,10 +10,10 @@ from a2gen_rec.config import EnsembleConfig, EvaluateConfig, PrepareConfig, Serv
 if TYPE_CHECKING:
     from rich.console import Console
 
-Section = TypeVar("Section", SimulateConfig, PrepareConfig, EvaluateConfig, EnsembleConfig, ServeConfig)
+ConfigT = TypeVar("ConfigT", SimulateConfig, PrepareConfig, EvaluateConfig, EnsembleConfig, ServeConfig)
 
 
-def new_parser(description: str, usage: str | None = None) -> ArgumentParser:
+def build_parser(description: str, usage: str | None = None) -> ArgumentParser:
     return ArgumentParser(description=description, usage=usage, exit_on_error=False)
 
 
@@ -21,7 +21,7 @@ def add_device(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to run")
 
 
-def read_section(kind: type[Section], options: Namespace) -> Section:
+def config_from_args(kind: type[ConfigT], options: Namespace) -> ConfigT:
     return kind(**{field.name: options[field.name] for field in fields(kind)})
 
 

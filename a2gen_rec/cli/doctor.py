@@ -2,16 +2,16 @@
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import new_console, new_parser
+from a2gen_rec.cli.common import build_parser, new_console
 
 
 def parser() -> ArgumentParser:
-    return new_parser("Check versions, the torch/fbgemm/torchrec match, devices and backends.")
+    return build_parser("Check versions, the torch/fbgemm/torchrec match, devices and backends.")
 
 
 def run(_: Namespace) -> int:
-    from a2gen_rec.cli.doctor_checks import diagnose, failed, render
+    from a2gen_rec.cli.doctor_checks import checks_table, has_failures, run_checks
 
-    findings = diagnose()
-    new_console().print(render(findings))
-    return int(failed(findings))
+    findings = run_checks()
+    new_console().print(checks_table(findings))
+    return int(has_failures(findings))

@@ -21,18 +21,23 @@ from rich.table import Table
 
 Status = Literal["ok", "warn", "fail"]
 
-PYTHONS = ((3, 11), (3, 13))  # from the first, below the second
+SUPPORTED_PYTHON = ((3, 11), (3, 13))  # from the first, below the second
 # torch, fbgemm-gpu, torchrec: releases whose binaries fit one another.
-STACK = (("2.11", "1.6", "1.6.1"), ("2.12", "1.7", "1.7.0"), ("2.13", "1.8", "1.8.0"), ("2.14", "1.9", "1.9.2"))
-TESTED = STACK[2]
-REINSTALL = "rm -rf .venv && make install"
-REINSTALL_CUDA = f"{REINSTALL} CUDA=1"
+COMPATIBLE_VERSIONS = (
+    ("2.11", "1.6", "1.6.1"),
+    ("2.12", "1.7", "1.7.0"),
+    ("2.13", "1.8", "1.8.0"),
+    ("2.14", "1.9", "1.9.2"),
+)
+TESTED_VERSIONS = COMPATIBLE_VERSIONS[2]
+REINSTALL_COMMAND = "rm -rf .venv && make install"
+REINSTALL_CUDA_COMMAND = f"{REINSTALL_COMMAND} CUDA=1"
 _MIB = 2**20
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One thing looked at.
 
     Attributes:
@@ -40,17 +45,17 @@ class Finding:
         mend: the command that mends it; empty when nothing needs to be.
     """
 
-    topic: str
+    name: str
     status: Status
-    found: str
-    mend: str = ""
+    detail: str
+    fix: str = ""
 
 
-def check_python(version: tuple[int, int]) -> Finding:
+def check_python(version: tuple[int, int]) -> Check:
     found = ".".join(map(str, version))
-    if PYTHONS[0] <= version < PYTHONS[1]:
-        return Finding("Python", "ok", found)
-    return Finding("Python", "fail", f"{found}, needed is 3.11 or 3.12", f"{REINSTALL} PYTHON=python3.11")
+    if SUPPORTED_PYTHON[0] <= version < SUPPORTED_PYTHON[1]:
+        return Check("Python", "ok", found)
+    return Check("Python", "fail", f"{found}, needed is 3.11 or 3.12", f"{REINSTALL_COMMAND} PYTHON=python3.11")
 
 
 def _minor(version: str) -> str:
@@ -60,26 +65,26 @@ def _minor(version: str) -> str:
         return version
 
 
-def check_stack(torch: str | None, fbgemm: str | None, torchrec: str | None) -> Finding:
+def check_versions(torch: str | None, fbgemm: str | None, torchrec: str | None) -> Check:
     """Whether three installed versions (None: absent) are a row of :data:`STACK`."""
     topic = "torch · fbgemm · torchrec"
     if torch is None or fbgemm is None or torchrec is None:
         named = (("torch", torch), ("fbgemm", fbgemm), ("torchrec", torchrec))
         missing = ", ".join(name for name, version in named if version is None)
-        return Finding(topic, "fail", f"not installed: {missing}", REINSTALL)
+        return Check(topic, "fail", f"not installed: {missing}", REINSTALL_COMMAND)
     found = f"{torch} · {fbgemm} · {torchrec}"
-    row = next((row for row in STACK if row[0] == _minor(torch)), None)
+    row = next((row for row in COMPATIBLE_VERSIONS if row[0] == _minor(torch)), None)
     if row is None:
-        return Finding(topic, "fail", f"{found}: no release of fbgemm is known to fit torch {torch}", REINSTALL)
+        return Check(topic, "fail", f"{found}: no release of fbgemm is known to fit torch {torch}", REINSTALL_COMMAND)
     if _minor(fbgemm) != row[1] or _minor(torchrec) != _minor(row[2]):
         needed = f"torch {row[0]} needs fbgemm {row[1]} and torchrec {row[2]}"
-        return Finding(topic, "fail", f"{found}: {needed}", REINSTALL)
-    if row != TESTED or Version(torchrec).public != row[2]:
-        return Finding(topic, "warn", f"{found}: should fit, tested is {' · '.join(TESTED)}", REINSTALL)
-    return Finding(topic, "ok", found)
+        return Check(topic, "fail", f"{found}: {needed}", REINSTALL_COMMAND)
+    if row != TESTED_VERSIONS or Version(torchrec).public != row[2]:
+        return Check(topic, "warn", f"{found}: should fit, tested is {' · '.join(TESTED_VERSIONS)}", REINSTALL_COMMAND)
+    return Check(topic, "ok", found)
 
 
-def check_build(torch_cuda: str | None, fbgemm: str | None, fbgemm_cpu: str | None) -> Finding:
+def check_cuda_build(torch_cuda: str | None, fbgemm: str | None, fbgemm_cpu: str | None) -> Check:
     """Whether torch and fbgemm are built for the same device.
 
     Args:
@@ -91,19 +96,19 @@ def check_build(torch_cuda: str | None, fbgemm: str | None, fbgemm_cpu: str | No
     on_cpu = fbgemm_cpu is not None or (fbgemm or "").endswith("+cpu")
     on_cuda = fbgemm is not None and not fbgemm.endswith("+cpu")
     torch_build = f"torch for CUDA {torch_cuda}" if torch_cuda else "torch for CPU"
-    mend = REINSTALL_CUDA if torch_cuda else REINSTALL
+    mend = REINSTALL_CUDA_COMMAND if torch_cuda else REINSTALL_COMMAND
     if on_cpu and on_cuda:
-        return Finding(topic, "fail", "fbgemm-gpu and fbgemm-gpu-cpu overwrite each other's files", mend)
+        return Check(topic, "fail", "fbgemm-gpu and fbgemm-gpu-cpu overwrite each other's files", mend)
     if not on_cpu and not on_cuda:
-        return Finding(topic, "fail", f"{torch_build}, no fbgemm", mend)
+        return Check(topic, "fail", f"{torch_build}, no fbgemm", mend)
     if on_cuda and not torch_cuda:
-        return Finding(topic, "fail", f"{torch_build}, fbgemm for CUDA: it cannot be loaded", mend)
+        return Check(topic, "fail", f"{torch_build}, fbgemm for CUDA: it cannot be loaded", mend)
     if on_cpu and torch_cuda:
-        return Finding(topic, "warn", f"{torch_build}, fbgemm for CPU: no tables on GPUs", mend)
-    return Finding(topic, "ok", f"{torch_build}, fbgemm for {'CPU' if on_cpu else 'CUDA'}")
+        return Check(topic, "warn", f"{torch_build}, fbgemm for CPU: no tables on GPUs", mend)
+    return Check(topic, "ok", f"{torch_build}, fbgemm for {'CPU' if on_cpu else 'CUDA'}")
 
 
-def check_requirements(required: Iterable[str], installed: Callable[[str], str | None]) -> list[Finding]:
+def check_requirements(required: Iterable[str], installed: Callable[[str], str | None]) -> list[Check]:
     """One finding per requirement (PEP 508), extras and those that do not apply to this machine left out.
 
     Args:
@@ -116,82 +121,84 @@ def check_requirements(required: Iterable[str], installed: Callable[[str], str |
         version = installed(requirement.name)
         mend = f"{sys.executable} -m pip install '{requirement.name}{requirement.specifier}'"
         if version is None:
-            findings.append(Finding(requirement.name, "fail", "not installed", mend))
+            findings.append(Check(requirement.name, "fail", "not installed", mend))
         elif not requirement.specifier.contains(version, prereleases=True):
             found = f"{version}, needed is {requirement.specifier}"
-            findings.append(Finding(requirement.name, "fail", found, mend))
+            findings.append(Check(requirement.name, "fail", found, mend))
         else:
-            findings.append(Finding(requirement.name, "ok", version))
+            findings.append(Check(requirement.name, "ok", version))
     return findings
 
 
-def check_devices(torch_cuda: str | None, gpus: Sequence[str], driver: bool) -> Finding:
+def check_devices(torch_cuda: str | None, gpus: Sequence[str], driver: bool) -> Check:
     """What trains: the GPUs torch sees by name, or the CPU.
 
     Args:
         driver: whether NVIDIA's driver is loaded, so that there is a GPU, seen or not.
     """
     if gpus:
-        return Finding("Devices", "ok", f"{len(gpus)} GPU: {', '.join(sorted(set(gpus)))}")
+        return Check("Devices", "ok", f"{len(gpus)} GPU: {', '.join(sorted(set(gpus)))}")
     if driver and not torch_cuda:
         found = "there is an NVIDIA driver, but torch is built for CPU: CPU with gloo"
-        return Finding("Devices", "warn", found, REINSTALL_CUDA)
+        return Check("Devices", "warn", found, REINSTALL_CUDA_COMMAND)
     if driver:
         found = f"torch for CUDA {torch_cuda} sees no GPU through the NVIDIA driver: CPU with gloo"
-        return Finding("Devices", "warn", found, "nvidia-smi  # compare its CUDA version with torch's")
-    return Finding("Devices", "ok", "no GPU: CPU with gloo")
+        return Check("Devices", "warn", found, "nvidia-smi  # compare its CUDA version with torch's")
+    return Check("Devices", "ok", "no GPU: CPU with gloo")
 
 
-def check_backends(gloo: bool, nccl: bool, gpus: int) -> Finding:
+def check_backends(gloo: bool, nccl: bool, gpus: int) -> Check:
     """Whether the process groups this machine needs can be made: gloo always, NCCL with GPUs."""
     found = f"gloo {'yes' if gloo else 'no'}, nccl {'yes' if nccl else 'no'}"
     if not gloo or (gpus and not nccl):
         missing = "gloo" if not gloo else "nccl, which GPUs need"
-        return Finding("Backends", "fail", f"{found}: missing {missing}", REINSTALL_CUDA if gpus else REINSTALL)
-    return Finding("Backends", "ok", found)
+        return Check(
+            "Backends", "fail", f"{found}: missing {missing}", REINSTALL_CUDA_COMMAND if gpus else REINSTALL_COMMAND
+        )
+    return Check("Backends", "ok", found)
 
 
-def check_threads(omp_num_threads: str | None, cores: int) -> Finding:
+def check_threads(omp_num_threads: str | None, cores: int) -> Check:
     if omp_num_threads is None:
-        return Finding("Threads", "ok", f"{cores} cores, OMP_NUM_THREADS not set: one process takes them all")
+        return Check("Threads", "ok", f"{cores} cores, OMP_NUM_THREADS not set: one process takes them all")
     found = f"{cores} cores, OMP_NUM_THREADS={omp_num_threads}"
     if not omp_num_threads.isdecimal() or not 1 <= int(omp_num_threads) <= cores:
-        return Finding("Threads", "warn", f"{found}: not between 1 and {cores}", "unset OMP_NUM_THREADS")
-    return Finding("Threads", "ok", found)
+        return Check("Threads", "warn", f"{found}: not between 1 and {cores}", "unset OMP_NUM_THREADS")
+    return Check("Threads", "ok", found)
 
 
-def check_memory(memory: int) -> Finding:
+def check_memory(memory: int) -> Check:
     """``memory`` in bytes: the machine's, or the container's bound."""
     found = f"{memory / _GIB:.1f} GiB"
     if memory < 4 * _GIB:
         mend = "torchx run … -- --loader.max_impressions 2048  # smaller batches"
-        return Finding("Memory", "warn", f"{found}: little for training", mend)
-    return Finding("Memory", "ok", found)
+        return Check("Memory", "warn", f"{found}: little for training", mend)
+    return Check("Memory", "ok", found)
 
 
-def check_shared_memory(size: int | None) -> Finding:
+def check_shared_memory(size: int | None) -> Check:
     """``size`` of ``/dev/shm`` in bytes, None where there is none. NCCL moves data between a host's GPUs through it."""
     mend = "docker run --shm-size 8g …  # in a container"
     if size is None:
-        return Finding("Shared memory", "warn", "no /dev/shm: NCCL cannot exchange data between a host's GPUs", mend)
+        return Check("Shared memory", "warn", "no /dev/shm: NCCL cannot exchange data between a host's GPUs", mend)
     found = f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.0f} MiB"
     if size < _GIB:
-        return Finding("Shared memory", "warn", f"{found} in /dev/shm: little for NCCL on several GPUs", mend)
-    return Finding("Shared memory", "ok", found)
+        return Check("Shared memory", "warn", f"{found} in /dev/shm: little for NCCL on several GPUs", mend)
+    return Check("Shared memory", "ok", found)
 
 
-def check_lookup(returncode: int, output: str) -> Finding:
+def check_fbgemm_smoke_test(returncode: int, output: str) -> Check:
     """What became of the process that ran :func:`lookup`; a negative code is the signal that killed it."""
     topic = "fbgemm lookup"
     if returncode == 0:
-        return Finding(topic, "ok", "loads, and a small lookup is right")
+        return Check(topic, "ok", "loads, and a small lookup is right")
     if returncode < 0:
-        return Finding(topic, "fail", f"crashed with signal {-returncode}: binaries do not fit", REINSTALL)
+        return Check(topic, "fail", f"crashed with signal {-returncode}: binaries do not fit", REINSTALL_COMMAND)
     last = next((line for line in reversed(output.splitlines()) if line.strip()), "no message")
-    return Finding(topic, "fail", last.strip(), REINSTALL)
+    return Check(topic, "fail", last.strip(), REINSTALL_COMMAND)
 
 
-def lookup() -> None:
+def smoke_test_fbgemm() -> None:
     """Pool three rows of a small table with fbgemm on the CPU and compare with the known sums.
 
     Raises:
@@ -222,37 +229,37 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _library_findings(stack: Iterable[str]) -> list[Finding]:
+def _library_findings(stack: Iterable[str]) -> list[Check]:
     """The requirements this package was installed with, but for ``stack``, which has a check of its own."""
     try:
         required = metadata.requires("a2gen_rec") or []
     except metadata.PackageNotFoundError:
-        return [Finding("a2gen_rec", "fail", "not installed, only its source is here", "make install")]
+        return [Check("a2gen_rec", "fail", "not installed, only its source is here", "make install")]
     others = [line for line in required if Requirement(line).name not in set(stack)]
     return check_requirements(others, _installed)
 
 
-def _lookup_finding() -> Finding:
+def _lookup_finding() -> Check:
     command = [sys.executable, "-c", "from a2gen_rec.cli.doctor_checks import lookup; lookup()"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     except subprocess.TimeoutExpired:
-        return Finding("fbgemm lookup", "fail", "no answer in 3 minutes", REINSTALL)
-    return check_lookup(done.returncode, done.stderr)
+        return Check("fbgemm lookup", "fail", "no answer in 3 minutes", REINSTALL_COMMAND)
+    return check_fbgemm_smoke_test(done.returncode, done.stderr)
 
 
-def _torch_findings(fbgemm: str | None, fbgemm_cpu: str | None) -> list[Finding]:
+def _torch_findings(fbgemm: str | None, fbgemm_cpu: str | None) -> list[Check]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return [Finding("torch", "fail", f"cannot be loaded: {error}", REINSTALL)]
+        return [Check("torch", "fail", f"cannot be loaded: {error}", REINSTALL_COMMAND)]
     cuda = torch.version.cuda
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     distributed = torch.distributed.is_available()
     gloo = distributed and torch.distributed.is_gloo_available()
     nccl = distributed and torch.distributed.is_nccl_available()
     return [
-        check_build(cuda, fbgemm, fbgemm_cpu),
+        check_cuda_build(cuda, fbgemm, fbgemm_cpu),
         _lookup_finding(),
         check_devices(cuda, gpus, driver=Path("/proc/driver/nvidia/version").exists()),
         check_backends(gloo, nccl, len(gpus)),
@@ -279,12 +286,12 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def diagnose() -> list[Finding]:
+def run_checks() -> list[Check]:
     """Look at everything a training job needs. Takes some seconds and changes nothing."""
     fbgemm, fbgemm_cpu = _installed("fbgemm-gpu"), _installed("fbgemm-gpu-cpu")
     return [
         check_python(sys.version_info[:2]),
-        check_stack(_installed("torch"), fbgemm_cpu or fbgemm, _installed("torchrec")),
+        check_versions(_installed("torch"), fbgemm_cpu or fbgemm, _installed("torchrec")),
         *_torch_findings(fbgemm, fbgemm_cpu),
         *_library_findings(("torch", "fbgemm-gpu", "torchrec")),
         check_threads(os.environ.get("OMP_NUM_THREADS"), _cores()),
@@ -293,12 +300,12 @@ def diagnose() -> list[Finding]:
     ]
 
 
-def failed(findings: Iterable[Finding]) -> bool:
+def has_failures(findings: Iterable[Check]) -> bool:
     """Whether something must be mended before training can work."""
     return any(finding.status == "fail" for finding in findings)
 
 
-def render(findings: Iterable[Finding]) -> Table:
+def checks_table(findings: Iterable[Check]) -> Table:
     """A table for the terminal: what was looked at, what was found, and what mends it."""
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     table = Table(box=None, pad_edge=False)
@@ -306,5 +313,5 @@ def render(findings: Iterable[Finding]) -> Table:
         table.add_column(header, overflow="fold")
     for finding in findings:
         status = f"[{colours[finding.status]}]{finding.status}[/]"
-        table.add_row(status, finding.topic, escape(finding.found), escape(finding.mend))
+        table.add_row(status, finding.name, escape(finding.detail), escape(finding.fix))
     return table

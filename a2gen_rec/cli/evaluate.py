@@ -5,12 +5,12 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import add_device, new_console, new_parser, read_section
+from a2gen_rec.cli.common import add_device, build_parser, config_from_args, new_console
 from a2gen_rec.config import EvaluateConfig
 
 
 def parser() -> ArgumentParser:
-    command = new_parser("Measure a run on one split, beside trivial references. Also under torchrun or TorchX.")
+    command = build_parser("Measure a run on one split, beside trivial references. Also under torchrun or TorchX.")
     command.add_argument("--run", type=str, required=True, help="run folder; its best checkpoint is evaluated")
     command.add_argument("--split", type=Literal["train", "valid", "test"], default="test", help="part to measure on")
     command.add_argument("--json", type=str, default="", help="also write the result to this file")
@@ -23,17 +23,17 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.utils.warning_filters import quiet
+    from a2gen_rec.utils.warning_filters import silence_known_warnings
 
-    quiet()
+    silence_known_warnings()
     from a2gen_rec.reporting.console.ensemble import list_metrics_tables
     from a2gen_rec.reporting.console.evaluation import evaluation_tables
     from a2gen_rec.runs.evaluate import evaluate_run
     from a2gen_rec.utils import paths
 
     for file in filter(None, (options.json, options.predictions)):
-        paths.make_folder(paths.parent(file))
-    config = read_section(EvaluateConfig, options)
+        paths.ensure_writable_dir(paths.dirname(file))
+    config = config_from_args(EvaluateConfig, options)
     result = evaluate_run(
         options.run, options.split, options.data, config, options.device, options.ensemble, options.predictions
     )

@@ -5,12 +5,12 @@ import sys
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import new_parser
+from a2gen_rec.cli.common import build_parser
 from a2gen_rec.errors import UserError
 
 
 def parser() -> ArgumentParser:
-    command = new_parser(
+    command = build_parser(
         "Compare models on datasets: tune them alike on validation, train with several seeds, test once at the end.",
         usage="a2gen experiment --suite FILE --out DIR [--raw DIR] [--jobs N]",
     )
@@ -22,10 +22,10 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.utils.warning_filters import quiet
+    from a2gen_rec.utils.warning_filters import silence_known_warnings
 
-    quiet()
-    from a2gen_rec.experiments.runner import RESULTS, Experiment
+    silence_known_warnings()
+    from a2gen_rec.experiments.runner import RESULTS_FILE, Experiment
     from a2gen_rec.experiments.suite import read_suite
 
     def tell(line: str) -> None:
@@ -33,7 +33,7 @@ def run(options: Namespace) -> None:
 
     suite, command = read_suite(options.suite), shlex.join(["a2gen", *sys.argv[1:]])
     results = Experiment(suite, options.out, options.raw, options.jobs, tell, command=command).run()
-    tell(f"results of {len(results['runs'])} runs: {options.out}/{RESULTS}")
+    tell(f"results of {len(results['runs'])} runs: {options.out}/{RESULTS_FILE}")
     if results["runs"]:
         tell(f"as a page: {shlex.join(['a2gen', 'report', options.out])}")
     if failed := len(results["failed"]):

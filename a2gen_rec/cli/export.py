@@ -4,11 +4,11 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import new_console, new_parser
+from a2gen_rec.cli.common import build_parser, new_console
 
 
 def parser() -> ArgumentParser:
-    command = new_parser("Export a run for serving: quantised tables, checked against the run's own AUC.")
+    command = build_parser("Export a run for serving: quantised tables, checked against the run's own AUC.")
     command.add_argument("--run", type=str, required=True, help="run folder; its best checkpoint is exported")
     command.add_argument("--out", type=str, required=True, help="new folder of the exported model")
     command.add_argument(
@@ -24,13 +24,13 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.utils.warning_filters import quiet
+    from a2gen_rec.utils.warning_filters import silence_known_warnings
 
-    quiet()
+    silence_known_warnings()
     from a2gen_rec.reporting.console.evaluation import export_table
-    from a2gen_rec.runs.export import export
+    from a2gen_rec.runs.export import export_run
 
-    exported = export(
+    exported = export_run(
         options.run,
         options.out,
         options.dtype,

@@ -56,7 +56,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-class Lines(DefaultHelpFormatter):
+class LineWrappingFormatter(DefaultHelpFormatter):
     """Help whose texts keep their lines. Subcommands take over the main parser's formatter."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
@@ -87,18 +87,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(argv: list[str]) -> int:
     parser, parsers = _parsers()
     try:
-        options = parser.parse_args(_with_benchmark_options(_with_saved_config(argv)))
+        options = parser.parse_args(_split_benchmark_args(_load_saved_config(argv)))
     except (ArgumentError, ConfigError) as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(_first_line(error)) from error
     name = options.subcommand
     try:
         settings = parsers[name].instantiate(options[name])
     except (ArgumentError, ValueError) as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(_first_line(error)) from error
     return int(COMMANDS[name].run(settings) or 0)
 
 
-def _with_saved_config(argv: list[str]) -> list[str]:
+def _load_saved_config(argv: list[str]) -> list[str]:
     """Let `a2gen train --run DIR` go on with the run's own settings, and read a remote --config through iopath."""
     from a2gen_rec.utils import paths
 
@@ -111,10 +111,10 @@ def _with_saved_config(argv: list[str]) -> list[str]:
     run = ["--run", given.run] if given.run else []
     saved = paths.join(given.run, "config.yaml") if given.run else ""
     config = given.config or (saved if saved and paths.exists(saved) else "")
-    return [argv[0], *(["--config", paths.local_copy(config)] if config else []), *run, *others]
+    return [argv[0], *(["--config", paths.to_local_path(config)] if config else []), *run, *others]
 
 
-def _with_benchmark_options(argv: list[str]) -> list[str]:
+def _split_benchmark_args(argv: list[str]) -> list[str]:
     """What follows ``--`` is the benchmark's; the parser would take it only right after the name."""
     if argv[:1] != ["benchmark"] or "--" not in argv:
         return argv
@@ -128,7 +128,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         prog="a2gen",
         description="Short-video ranking from action sequences: A2Gen on TorchRec-sharded embedding tables.",
         version=f"a2gen {__version__}",
-        formatter_class=Lines,
+        formatter_class=LineWrappingFormatter,
         exit_on_error=False,
     )
     parsers = {name: command.parser() for name, command in COMMANDS.items()}
@@ -138,6 +138,6 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     return parser, parsers
 
 
-def _one_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     return " ".join(lines)

@@ -6,21 +6,21 @@ from contextlib import nullcontext
 from rich.console import Console
 from rich.progress import track
 
-from a2gen_rec.config import Config, PlannedFeature, WorkloadConfig
+from a2gen_rec.config import Config, PlannerFeature, WorkloadConfig
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.sharding.planner import Plan, Problem
+from a2gen_rec.sharding.planner import Plan, PlanningProblem
 from a2gen_rec.sharding.report import PlanReport
-from a2gen_rec.sharding.report_builder import describe, explain
-from a2gen_rec.sharding.saved_plan import Placement
+from a2gen_rec.sharding.report_builder import describe_plan, plan_and_describe
+from a2gen_rec.sharding.saved_plan import SavedPlan
 from a2gen_rec.sharding.topology import Cluster
-from a2gen_rec.sharding.workload import Workload, of_dataset, of_features
+from a2gen_rec.sharding.workload import Workload, workload_from_dataset, workload_from_features
 from a2gen_rec.utils import paths
 
 
 def read_workload(
     data: str,
-    features: Mapping[str, PlannedFeature],
+    features: Mapping[str, PlannerFeature],
     workload: WorkloadConfig,
     config: Config,
     rows: Mapping[str, int],
@@ -31,8 +31,8 @@ def read_workload(
         ConfigError: the description is not complete; DataError: no dataset is there.
     """
     if data:
-        return of_dataset(DatasetCard.load(data), config).resized(rows)
-    return of_features(features, workload, config).resized(rows)
+        return workload_from_dataset(DatasetCard.load(data), config).with_rows(rows)
+    return workload_from_features(features, workload, config).with_rows(rows)
 
 
 def read_cluster(file: str, ranks: int, config: Config) -> Cluster:
@@ -43,22 +43,25 @@ def read_cluster(file: str, ranks: int, config: Config) -> Cluster:
     """
     if not file:
         raise ConfigError("--topology is missing: a file such as those in configs/topologies/")
-    cluster = Cluster.read(file).with_memory(config.sharding)
+    cluster = Cluster.from_yaml(file).with_memory(config.sharding)
     return cluster.with_ranks(ranks) if ranks else cluster
 
 
-def answer(problem: Problem) -> tuple[PlanReport, Plan | None]:
+def plan_and_report(problem: PlanningProblem) -> tuple[PlanReport, Plan | None]:
     """:func:`explain`, with a sign of life on a terminal: looking for remedies on hundreds of ranks takes a while."""
     console = Console(stderr=True)
     with console.status("planning") if console.is_terminal else nullcontext():
-        return explain(problem)
+        return plan_and_describe(problem)
 
 
-def sweep(problem: Problem, clusters: Sequence[Cluster]) -> list[PlanReport]:
+def sweep(problem: PlanningProblem, clusters: Sequence[Cluster]) -> list[PlanReport]:
     """The same tables on other clusters."""
     console = Console(stderr=True)
     steps = track(clusters, "planning", console=console, transient=True, disable=not console.is_terminal)
-    return [explain(Problem(problem.workload, cluster, problem.config), advise=False)[0] for cluster in steps]
+    return [
+        plan_and_describe(PlanningProblem(problem.workload, cluster, problem.config), with_remedies=False)[0]
+        for cluster in steps
+    ]
 
 
 def read_sweep(text: str, cluster: Cluster) -> list[Cluster]:
@@ -77,7 +80,7 @@ def read_sweep(text: str, cluster: Cluster) -> list[Cluster]:
     return [cluster.with_ranks(count) for count in ranks]
 
 
-def report_of(file: str, workload: Workload, topology: str, config: Config) -> PlanReport:
+def report_for_file(file: str, workload: Workload, topology: str, config: Config) -> PlanReport:
     """What a topology's plan, or a saved plan on the topology that ``topology`` names, does to the tables.
 
     Raises:
@@ -85,7 +88,9 @@ def report_of(file: str, workload: Workload, topology: str, config: Config) -> P
     """
     raw = paths.read_yaml(file)
     if not isinstance(raw, dict) or "tables" not in raw:
-        return answer(Problem(workload, Cluster.of(raw, file).with_memory(config.sharding), config))[0]
-    saved = Placement.of_raw(raw, file)
-    problem = Problem(workload, read_cluster(topology, saved.world, config), config)
-    return describe(problem, saved.follow(problem, file))
+        return plan_and_report(
+            PlanningProblem(workload, Cluster.from_dict(raw, file).with_memory(config.sharding), config)
+        )[0]
+    saved = SavedPlan.from_dict(raw, file)
+    problem = PlanningProblem(workload, read_cluster(topology, saved.world, config), config)
+    return describe_plan(problem, saved.apply(problem, file))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from a2gen_rec.cli.common import add_device, new_console, new_parser
+from a2gen_rec.cli.common import add_device, build_parser, new_console
 from a2gen_rec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> ArgumentParser:
-    command = new_parser("Rank candidates for one user: probabilities, expected watch time, likely action timeline.")
+    command = build_parser("Rank candidates for one user: probabilities, expected watch time, likely action timeline.")
     command.add_argument("--run", type=str, default="", help="run folder; its best checkpoint is used")
     command.add_argument(
         "--model", type=str, default="", help="or an exported model, as `a2gen serve` takes it; no past is in it"
@@ -46,33 +46,33 @@ def run(options: Namespace) -> None:
         raise ConfigError("--model needs --candidates, and goes with neither --data nor --ensemble")
     if options.model and options.device not in ("auto", "cpu"):
         raise ConfigError(f"--device {options.device} does not go with --model: an exported model ranks on the CPU")
-    from a2gen_rec.utils.warning_filters import quiet
+    from a2gen_rec.utils.warning_filters import silence_known_warnings
 
-    quiet()
+    silence_known_warnings()
     from a2gen_rec.reporting.console.ensemble import explanation_tables
     from a2gen_rec.reporting.console.evaluation import ranking_tables
 
-    ranking = _by_model(options) if options.model else _by_run(options)
+    ranking = _rank_exported(options) if options.model else _rank_run(options)
     console = new_console()
     for table in [*ranking_tables(ranking), *(explanation_tables(ranking.candidates) if options.explain else [])]:
         console.print(table)
 
 
-def _by_run(options: Namespace) -> "RankedList":
-    from a2gen_rec.runs.rank import rank
+def _rank_run(options: Namespace) -> "RankedList":
+    from a2gen_rec.runs.rank import rank_run
 
     by = options.by or ("ensemble" if options.explain else "")
     places = (options.candidates, by, options.top, options.data, options.device, options.ensemble)
-    return rank(options.run, options.user, *places)
+    return rank_run(options.run, options.user, *places)
 
 
-def _by_model(options: Namespace) -> "RankedList":
-    from a2gen_rec.artifact.artifact import model_folder
+def _rank_exported(options: Namespace) -> "RankedList":
+    from a2gen_rec.artifact.artifact import resolve_model_dir
     from a2gen_rec.ranking.ranker import Ranker
-    from a2gen_rec.ranking.types import Request
+    from a2gen_rec.ranking.types import RankQuery
     from a2gen_rec.ranking.window import read_candidates
 
     names = read_candidates(options.candidates)
     by = options.by or ("ensemble" if options.explain else "")
-    request = Request(options.user, names, k=options.top, by=by, explain=options.explain)
-    return Ranker.load(model_folder(options.model)).rank(request)
+    request = RankQuery(options.user, names, k=options.top, sort_by=by, explain=options.explain)
+    return Ranker.load(resolve_model_dir(options.model)).rank(request)

@@ -2,12 +2,12 @@
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import new_console, new_parser
+from a2gen_rec.cli.common import build_parser, new_console
 from a2gen_rec.errors import ConfigError
 
 
 def parser() -> ArgumentParser:
-    command = new_parser(
+    command = build_parser(
         "Write what an experiment found, or what users do in a dataset, as a page and as Markdown, with charts.",
         usage="a2gen report DIR [--out DIR] [--markdown FILE] | a2gen report --data DATA [--out DIR]",
     )
@@ -24,13 +24,13 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.utils.warning_filters import quiet
+    from a2gen_rec.utils.warning_filters import silence_known_warnings
 
     if bool(options.experiment) == bool(options.data):
         raise ConfigError("give the folder of an experiment, or --data and that of a dataset")
     if options.data and options.markdown:
         raise ConfigError("--markdown goes with an experiment; what is written of a dataset, Markdown too, is in --out")
-    quiet()
+    silence_known_warnings()
     if options.data:
         _data(options)
     else:
@@ -38,19 +38,19 @@ def run(options: Namespace) -> None:
 
 
 def _data(options: Namespace) -> None:
-    from a2gen_rec.reporting.pages.dataset.page import report_data
+    from a2gen_rec.reporting.pages.dataset.page import write_dataset_report
 
-    for line in report_data(options.data, options.out, progress=True):
+    for line in write_dataset_report(options.data, options.out, progress=True):
         print(line)
 
 
 def _experiment(options: Namespace) -> None:
-    from a2gen_rec.reporting.pages.experiment.page import report_experiment
+    from a2gen_rec.reporting.pages.experiment.page import write_experiment_report
     from a2gen_rec.reporting.pages.experiment.tables import summary_table
 
     console = new_console()
     with console.status("reading") as status:
-        written = report_experiment(
+        written = write_experiment_report(
             options.experiment, options.out, options.markdown, options.resamples, lambda line: status.update(line)
         )
     for comparison in written.comparisons:

@@ -2,12 +2,12 @@
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import new_parser, read_section
+from a2gen_rec.cli.common import build_parser, config_from_args
 from a2gen_rec.config import ServeConfig
 
 
 def parser() -> ArgumentParser:
-    command = new_parser(
+    command = build_parser(
         "Serve an exported model over HTTP: rank candidates, record what users did.",
         usage="a2gen serve --model MODEL [--config FILE] [--SETTING VALUE ...]",
     )
@@ -24,12 +24,12 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.utils.warning_filters import quiet
+    from a2gen_rec.utils.warning_filters import silence_known_warnings
 
-    quiet()
+    silence_known_warnings()
     from a2gen_rec.serving.http.server import serve
 
     def tell(line: str) -> None:
         print(line, flush=True)
 
-    serve(options.model, read_section(ServeConfig, options), tell)
+    serve(options.model, config_from_args(ServeConfig, options), tell)

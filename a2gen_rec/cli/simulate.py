@@ -2,12 +2,12 @@
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import new_parser, read_section
+from a2gen_rec.cli.common import build_parser, config_from_args
 from a2gen_rec.config import SimulateConfig
 
 
 def parser() -> ArgumentParser:
-    command = new_parser("Write the log of a simulated short-video world whose true probabilities are known.")
+    command = build_parser("Write the log of a simulated short-video world whose true probabilities are known.")
     command.add_argument("--out", type=str, required=True, help="folder to write; must be new or empty")
     command.add_class_arguments(SimulateConfig)
     return command
@@ -16,7 +16,7 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> None:
     from a2gen_rec.simulation.simulator import simulate
 
-    summary = simulate(options.out, read_section(SimulateConfig, options), progress=True)
+    summary = simulate(options.out, config_from_args(SimulateConfig, options), progress=True)
     rates = ", ".join(f"{name} {rate:.1%}" for name, rate in summary.rates.items())
     print(f"{summary.impressions:,} impressions of {summary.users:,} users on {summary.items:,} items in {options.out}")
     print(f"rates: {rates}")

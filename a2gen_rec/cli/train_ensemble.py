@@ -5,22 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import add_device, new_console, new_parser, read_section
+from a2gen_rec.cli.common import add_device, build_parser, config_from_args, new_console
 from a2gen_rec.config import EnsembleConfig
 
 if TYPE_CHECKING:
-    from a2gen_rec.ensemble.fit import Trained
-    from a2gen_rec.ensemble.trainer import Epoch
+    from a2gen_rec.ensemble.fit import TrainedEnsemble
+    from a2gen_rec.ensemble.trainer import EpochResult
     from a2gen_rec.reporting.ensemble_curves import TransformCurves
 
-USERS = 4
+NUM_PLOTTED_USERS = 4
 """Whose transforms are drawn."""
-FALL = 1e-6
+MIN_REPORTED_VIOLATION = 1e-6
 """A transform that falls by more is told of: float32, as served, rounds scores by about as much."""
 
 
 def parser() -> ArgumentParser:
-    command = new_parser(
+    command = build_parser(
         "Train the ensemble that makes one score of all a run predicts. Also under torchrun or TorchX.",
         usage="a2gen train-ensemble --run DIR [--out DIR] [--config FILE] [--SETTING VALUE ...]",
     )
@@ -34,17 +34,17 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    from a2gen_rec.utils.warning_filters import quiet
+    from a2gen_rec.utils.warning_filters import silence_known_warnings
 
-    quiet()
-    from a2gen_rec.ensemble.fit import FOLDER, train_ensemble
+    silence_known_warnings()
+    from a2gen_rec.ensemble.fit import ENSEMBLE_DIR, train_ensemble
     from a2gen_rec.reporting.console.ensemble import list_metrics_tables
     from a2gen_rec.reporting.ensemble_curves import draw_transforms
     from a2gen_rec.utils import paths
 
-    out = options.out or paths.join(options.run, FOLDER)
-    config = read_section(EnsembleConfig, options)
-    trained = train_ensemble(options.run, out, config, _Printer(), options.data, options.device)
+    out = options.out or paths.join(options.run, ENSEMBLE_DIR)
+    config = config_from_args(EnsembleConfig, options)
+    trained = train_ensemble(options.run, out, config, _ConsoleProgress(), options.data, options.device)
     if trained is None:
         return
     console = new_console()
@@ -52,42 +52,42 @@ def run(options: Namespace) -> None:
         console.print(table)
     weights = ", ".join(f"{name} {weight:.3f}" for name, weight in trained.card.behaviours.items())
     console.print(f"behaviours' weights at the best epoch: {weights}", soft_wrap=True)
-    for line in _falls(trained.card.largest_fall):
+    for line in _monotonicity_warnings(trained.card.max_monotonicity_violation):
         console.print(line, soft_wrap=True)
     console.print(f"ensemble: {out}", soft_wrap=True)
     picture = paths.join(out, "transforms.png")
-    draw_transforms(*_curves(trained), picture)  # last: without it, the ensemble is there all the same
+    draw_transforms(*_transform_curves(trained), picture)  # last: without it, the ensemble is there all the same
     console.print(f"learned transforms: {picture}", soft_wrap=True)
 
 
-def _falls(largest: Mapping[str, float]) -> list[str]:
+def _monotonicity_warnings(largest: Mapping[str, float]) -> list[str]:
     """A line per objective whose quadrature does not resolve its transform's rate of change."""
     return [
         f"the transform of {name} falls by up to {fall:.1e}: lower lr or raise degree"
         for name, fall in largest.items()
-        if fall > FALL
+        if fall > MIN_REPORTED_VIOLATION
     ]
 
 
-def _curves(trained: "Trained") -> "tuple[list[TransformCurves], list[str]]":
+def _transform_curves(trained: "TrainedEnsemble") -> "tuple[list[TransformCurves], list[str]]":
     """What the ensemble makes of the predictions for some validation users, those with the longest histories."""
     import numpy as np
 
-    from a2gen_rec.data.parquet_reader import user_names
+    from a2gen_rec.data.parquet_reader import user_ids_of_keys
     from a2gen_rec.reporting.ensemble_curves import transform_curves
 
     lists = trained.valid
     _, first = np.unique(lists.user, return_index=True)
-    rows = first[np.argsort(-lists.events_length[first], kind="stable")][:USERS]
+    rows = first[np.argsort(-lists.events_length[first], kind="stable")][:NUM_PLOTTED_USERS]
     batch = lists.batch(rows)
     context = batch.context[:, :1]
     objectives = trained.card.objectives
-    curves = transform_curves(trained.model, objectives, trained.train.value, batch.events, batch.length, context)
-    names = user_names(trained.data, lists.user[rows])
+    curves = transform_curves(trained.model, objectives, trained.train.predictions, batch.events, batch.length, context)
+    names = user_ids_of_keys(trained.data, lists.user[rows])
     return curves, [f"user {name}" for name in names]
 
 
-class _Printer:
+class _ConsoleProgress:
     """Progress, line by line, on the standard error stream of the first rank."""
 
     def __init__(self) -> None:
@@ -97,13 +97,13 @@ class _Printer:
 
         self.console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
-    def scoring(self, split: str, done: int, files: int) -> None:
+    def on_scoring(self, split: str, done: int, files: int) -> None:
         self._say(f"scoring {split}: {done} of {files} files")
 
-    def fitting(self, name: str) -> None:
+    def on_fit_start(self, name: str) -> None:
         self._say(f"training {name}")
 
-    def epoch(self, name: str, epoch: "Epoch") -> None:
+    def on_epoch_end(self, name: str, epoch: "EpochResult") -> None:
         metrics: Any = epoch.metrics
         self._say(f"{name}, epoch {epoch.epoch + 1}: loss {epoch.loss:.4f}, validation NDCG {metrics['ndcg']:.4f}")
 

@@ -8,7 +8,7 @@ from a2gen_rec.config.data import PrepareConfig, SimulateConfig
 from a2gen_rec.config.ensemble import EnsembleConfig
 from a2gen_rec.config.model import LossConfig, ModelConfig
 from a2gen_rec.config.serving import ServeConfig
-from a2gen_rec.config.sharding import PlannedFeature, ShardingConfig, WorkloadConfig
+from a2gen_rec.config.sharding import PlannerFeature, ShardingConfig, WorkloadConfig
 from a2gen_rec.config.training import Config, EvaluateConfig, ForkMergeConfig, LoaderConfig, OptimConfig, TrainConfig
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
-    "PlannedFeature",
+    "PlannerFeature",
     "PrepareConfig",
     "ServeConfig",
     "ShardingConfig",

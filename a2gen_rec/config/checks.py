@@ -7,11 +7,11 @@ from a2gen_rec.errors import ConfigError
 Rule = tuple[str, Callable[[float], bool]]
 
 POSITIVE: Rule = ("positive", lambda value: value > 0)
-NOT_NEGATIVE: Rule = ("at least 0", lambda value: value >= 0)
+NON_NEGATIVE: Rule = ("at least 0", lambda value: value >= 0)
 
 
-def require(section: str, values: object, rule: str, holds: Callable[[float], bool], *names: str) -> None:
+def check_fields(section: str, values: object, rule: str, predicate: Callable[[float], bool], *names: str) -> None:
     """Raise a ConfigError for the first of the settings that breaks the rule (NaN breaks every one)."""
     for name in names:
-        if not holds(getattr(values, name)):
+        if not predicate(getattr(values, name)):
             raise ConfigError(f"{section}.{name} {getattr(values, name)} must be {rule}")

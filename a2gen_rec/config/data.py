@@ -38,7 +38,7 @@ class SimulateConfig:
     impressions_per_user: int = 100
     days: int = 14
     seed: int = 0
-    chunk_users: int = 2_000
+    users_per_file: int = 2_000
     like_rate: float = 0.10
     comment_rate: float = 0.03
     follow_rate: float = 0.03
@@ -46,15 +46,15 @@ class SimulateConfig:
     forward_rate: float = 0.02
     long_view_rate: float = 0.38
     glance_rate: float = 0.28
-    popularity: float = 0.8
-    interest_share: float = 0.7
-    interest: float = 1.0
-    habit: float = 1.0
-    quality: float = 0.3
-    highlight: float = 1.0
-    liked_highlight: float = 1.5
-    loyalty: float = 1.5
-    hook: float = 1.2
+    popularity_exponent: float = 0.8
+    personalized_share: float = 0.7
+    interest_strength: float = 1.0
+    user_propensity_std: float = 1.0
+    item_quality_std: float = 0.3
+    highlight_strength: float = 1.0
+    highlight_like_boost: float = 1.5
+    follow_retention_boost: float = 1.5
+    hook_penalty: float = 1.2
 
     def __post_init__(self) -> None:
         sizes = ("users", "items", "authors", "topics", "groups", "impressions_per_user", "days", "chunk_users")
@@ -68,8 +68,8 @@ class SimulateConfig:
                 raise ConfigError(f"{name} {getattr(self, name)} must be above 0 and at most 0.5")
         if not 0 < self.glance_rate < 1 - self.long_view_rate < 1:
             raise ConfigError("glance_rate and long_view_rate must be above 0 and sum to less than 1")
-        if not 0 <= self.interest_share <= 1:
-            raise ConfigError(f"interest_share {self.interest_share} must be in [0, 1]")
+        if not 0 <= self.personalized_share <= 1:
+            raise ConfigError(f"interest_share {self.personalized_share} must be in [0, 1]")
         for name in ("popularity", "interest", "habit", "quality", "highlight"):
             if not 0 <= getattr(self, name) <= 10:
                 raise ConfigError(f"{name} {getattr(self, name)} must be in [0, 10]")
@@ -94,13 +94,13 @@ class PrepareConfig:
         threads: DuckDB's threads; 0 takes all cores.
     """
 
-    history: int = 100
+    max_history: int = 100
     max_targets: int = 64
     min_count: int = 0
-    valid_from: str = ""
-    test_from: str = ""
-    valid_share: float = 0.0
-    test_share: float = 0.0
-    partitions: int = 16
-    memory_gb: float = 2.0
+    valid_start: str = ""
+    test_start: str = ""
+    valid_fraction: float = 0.0
+    test_fraction: float = 0.0
+    num_partitions: int = 16
+    memory_limit_gb: float = 2.0
     threads: int = 0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from a2gen_rec.config.checks import NOT_NEGATIVE, POSITIVE, require
+from a2gen_rec.config.checks import NON_NEGATIVE, POSITIVE, check_fields
 from a2gen_rec.errors import ConfigError
 
 
@@ -40,39 +40,39 @@ class EnsembleConfig:
     """
 
     loss: Literal["pointwise", "listwise", "pairwise"] = "listwise"
-    strategy: Literal["fixed", "pareto", "min_norm", "pareto_efficient"] = "pareto"
-    behaviours: dict[str, float] = field(default_factory=dict)
-    balance: float = 1.0
-    eta: float = 1.0
-    least_weight: float = 0.02
-    greatest_weight: float = 0.9
-    reweigh_every: int = 10
+    weighting: Literal["fixed", "pareto", "min_norm", "pareto_efficient"] = "pareto"
+    behavior_weights: dict[str, float] = field(default_factory=dict)
+    inverse_rate_exponent: float = 1.0
+    pareto_step_size: float = 1.0
+    min_weight: float = 0.02
+    max_weight: float = 0.9
+    reweight_interval: int = 10
     lr: float = 1e-3
     weight_decay: float = 0.1
     epochs: int = 20
     patience: int = 6
-    batch_lists: int = 256
+    batch_size: int = 256
     dim: int = 8
-    hidden: list[int] = field(default_factory=lambda: [8])
-    degree: int = 32
-    events: int = 20
-    gap_s: float = 0.0
-    k: int = 3
+    hidden_dims: list[int] = field(default_factory=lambda: [8])
+    quadrature_degree: int = 32
+    max_history_events: int = 20
+    session_gap_s: float = 0.0
+    top_k: int = 3
     formula_trials: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:
         positive = ("reweigh_every", "lr", "epochs", "batch_lists", "dim", "degree", "k", "formula_trials")
-        require("ensemble", self, *POSITIVE, *positive)
+        check_fields("ensemble", self, *POSITIVE, *positive)
         not_negative = ("balance", "eta", "least_weight", "weight_decay", "patience", "events", "gap_s", "seed")
-        require("ensemble", self, *NOT_NEGATIVE, *not_negative)
-        if not self.least_weight < self.greatest_weight <= 1:
+        check_fields("ensemble", self, *NON_NEGATIVE, *not_negative)
+        if not self.min_weight < self.max_weight <= 1:
             raise ConfigError(
-                f"ensemble.greatest_weight {self.greatest_weight} must be above ensemble.least_weight "
-                f"{self.least_weight} and at most 1"
+                f"ensemble.greatest_weight {self.max_weight} must be above ensemble.least_weight "
+                f"{self.min_weight} and at most 1"
             )
-        if not self.hidden or any(width < 1 for width in self.hidden):
-            raise ConfigError(f"ensemble.hidden {self.hidden} must be one or more positive widths")
-        for name, weight in self.behaviours.items():
+        if not self.hidden_dims or any(width < 1 for width in self.hidden_dims):
+            raise ConfigError(f"ensemble.hidden {self.hidden_dims} must be one or more positive widths")
+        for name, weight in self.behavior_weights.items():
             if not 0 < weight < float("inf"):
                 raise ConfigError(f"ensemble.behaviours.{name} {weight} must be positive and finite")

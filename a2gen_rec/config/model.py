@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from a2gen_rec.config.checks import NOT_NEGATIVE, POSITIVE, require
+from a2gen_rec.config.checks import NON_NEGATIVE, POSITIVE, check_fields
 from a2gen_rec.errors import ConfigError
 
 
@@ -62,49 +62,51 @@ class ModelConfig:
 
     name: Literal["a2gen", "mmoe", "ple", "hstu"] = "a2gen"
     dim: int = 32
-    heads: int = 4
-    history: int = 0
+    num_heads: int = 4
+    max_history: int = 0
     generator: Literal["explicit", "implicit", "independent"] = "explicit"
-    occurrence_tower: bool = True
+    occurrence_head: bool = True
     residual: Literal["context", "both"] = "both"
     mlp_ratio: float = 2.0
-    attention: Literal["factorised", "direct"] = "factorised"
+    attention_impl: Literal["factorised", "direct"] = "factorised"
     recency_bias: bool = True
     match_bias: bool = True
-    feedback: Literal["off", "tokens", "views", "whole"] = "off"
-    session: bool = False
-    objectives: bool = False
+    feedback_encoding: Literal["off", "tokens", "views", "whole"] = "off"
+    session_features: bool = False
+    predict_objectives: bool = False
     shared_experts: int = 2
-    own_experts: int = 1
-    experts: int = 8
-    layers: int = 2
+    task_experts: int = 1
+    num_experts: int = 8
+    num_layers: int = 2
     time_head: Literal["free", "monotone"] = "free"
     time_distribution: Literal["point", "lognormal"] = "point"
     time_per_action: bool = True
     time_buckets: int = 64
-    max_offset_s: float = 14_400.0
+    max_action_time_s: float = 14_400.0
     max_gap_s: float = 2_592_000.0
     dropout: float = 0.0
-    tower_ratio: float = 2.0
-    action_times: bool = True
-    action_order: bool = True
-    action_level: Literal["attention", "mean", "off"] = "attention"
-    item_level: Literal["attention", "mean"] = "attention"
-    context_query: bool = True
-    head_gate: bool = True
+    tower_mlp_ratio: float = 2.0
+    use_action_times: bool = True
+    use_action_order: bool = True
+    action_pooling: Literal["attention", "mean", "off"] = "attention"
+    item_pooling: Literal["attention", "mean"] = "attention"
+    context_in_query: bool = True
+    use_head_gate: bool = True
 
     def __post_init__(self) -> None:
-        require("model", self, "at least 1", lambda value: value >= 1, "heads", "experts", "layers")
-        if self.dim % 4 or self.dim % self.heads or self.dim <= 0:
-            raise ConfigError(f"model.dim {self.dim} must be a positive multiple of 4 and of model.heads {self.heads}")
-        require("model", self, "at least 4", lambda value: value >= 4, "time_buckets")
-        require("model", self, "in [0, 1)", lambda value: 0 <= value < 1, "dropout")
-        require("model", self, *NOT_NEGATIVE, "history", "mlp_ratio", "shared_experts", "own_experts")
-        if self.shared_experts + self.own_experts == 0:
+        check_fields("model", self, "at least 1", lambda value: value >= 1, "heads", "experts", "layers")
+        if self.dim % 4 or self.dim % self.num_heads or self.dim <= 0:
+            raise ConfigError(
+                f"model.dim {self.dim} must be a positive multiple of 4 and of model.heads {self.num_heads}"
+            )
+        check_fields("model", self, "at least 4", lambda value: value >= 4, "time_buckets")
+        check_fields("model", self, "in [0, 1)", lambda value: 0 <= value < 1, "dropout")
+        check_fields("model", self, *NON_NEGATIVE, "history", "mlp_ratio", "shared_experts", "own_experts")
+        if self.shared_experts + self.task_experts == 0:
             raise ConfigError("model.shared_experts and model.own_experts leave no expert")
-        if self.time_head == "monotone" and not self.action_order:
+        if self.time_head == "monotone" and not self.use_action_order:
             raise ConfigError("model.time_head 'monotone' orders times, model.action_order false leaves none to order")
-        require("model", self, *POSITIVE, "tower_ratio", "max_offset_s", "max_gap_s")
+        check_fields("model", self, *POSITIVE, "tower_ratio", "max_offset_s", "max_gap_s")
 
 
 @dataclass
@@ -125,21 +127,23 @@ class LossConfig:
             validation goes on by the weights above.
     """
 
-    action: float = 1.0
-    time: float = 1.0
-    time_error: Literal["squared", "absolute"] = "squared"
-    order: float = 0.1
+    action_weight: float = 1.0
+    time_weight: float = 1.0
+    time_loss: Literal["squared", "absolute"] = "squared"
+    order_weight: float = 0.1
     order_power: float = 2.0
-    auxiliary: float = 0.1
-    occurrence: float = 0.1
-    label: float = 1.0
-    objective: float = 1.0
-    objectives: dict[str, float] = field(default_factory=dict)
-    uncertainty: bool = False
+    draft_weight: float = 0.1
+    occurrence_weight: float = 0.1
+    label_weight: float = 1.0
+    default_objective_weight: float = 1.0
+    objective_weights: dict[str, float] = field(default_factory=dict)
+    uncertainty_weighting: bool = False
 
     def __post_init__(self) -> None:
-        require("loss", self, *NOT_NEGATIVE, "action", "time", "order", "auxiliary", "occurrence", "label", "objective")
-        for name, weight in self.objectives.items():
+        check_fields(
+            "loss", self, *NON_NEGATIVE, "action", "time", "order", "auxiliary", "occurrence", "label", "objective"
+        )
+        for name, weight in self.objective_weights.items():
             if not weight >= 0:
                 raise ConfigError(f"loss.objectives.{name} {weight} must be at least 0")
-        require("loss", self, *POSITIVE, "order_power")
+        check_fields("loss", self, *POSITIVE, "order_power")

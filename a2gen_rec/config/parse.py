@@ -11,19 +11,19 @@ from a2gen_rec.config.training import Config
 from a2gen_rec.errors import ConfigError
 
 
-def add_sections(parser: ArgumentParser) -> None:
+def add_config_arguments(parser: ArgumentParser) -> None:
     """Take every section of :class:`Config` as ``--SECTION.SETTING``, or from a YAML file."""
     for section in fields(Config):
         kind: Any = section.type
         parser.add_argument(f"--{section.name}", type=kind, default=kind())
 
 
-def read_config(options: Namespace) -> Config:
+def config_from_args(options: Namespace) -> Config:
     """The configuration in parsed options."""
     return Config(**{field.name: options[field.name] for field in fields(Config)})
 
 
-def parse_config(settings: Mapping[str, Any]) -> Config:
+def config_from_dict(settings: Mapping[str, Any]) -> Config:
     """The configuration of plain nested settings, as in a YAML file.
 
     Raises:
@@ -37,7 +37,7 @@ def parse_config(settings: Mapping[str, Any]) -> Config:
             raise ConfigError(f"{name} must hold settings, not {values!r}")
     parser = _parser()
     try:
-        return read_config(parser.instantiate(parser.parse_object(dict(settings))))
+        return config_from_args(parser.instantiate(parser.parse_object(dict(settings))))
     except (ArgumentError, ValueError, TypeError) as error:
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
         raise ConfigError(" ".join(lines)) from error
@@ -46,5 +46,5 @@ def parse_config(settings: Mapping[str, Any]) -> Config:
 @cache
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
-    add_sections(parser)
+    add_config_arguments(parser)
     return parser

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from a2gen_rec.config.checks import NOT_NEGATIVE, POSITIVE, require
+from a2gen_rec.config.checks import NON_NEGATIVE, POSITIVE, check_fields
 from a2gen_rec.errors import ConfigError
 
 
@@ -34,35 +34,37 @@ class ServeConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    store: str = "a2gen-events.db"
+    event_store: str = "a2gen-events.db"
     api_key_file: str = ""
-    workers: int = 1
-    max_wait_ms: float = 0.0
-    max_batch: int = 500
-    max_waiting: int = 20_000
-    max_queue_ms: float = 250.0
-    max_requests: int = 1000
-    timeout_ms: int = 1000
+    num_workers: int = 1
+    batch_delay_ms: float = 0.0
+    max_batch_candidates: int = 500
+    max_queued_candidates: int = 20_000
+    max_backlog_ms: float = 250.0
+    max_concurrent_requests: int = 1000
+    default_timeout_ms: int = 1000
     max_body_kb: int = 1024
     read_timeout_s: float = 10.0
     history_cache_mb: int = 256
-    state_cache_mb: int = 256
-    notice_s: float = 0.0
-    drain_s: float = 10.0
+    action_cache_mb: int = 256
+    pre_stop_delay_s: float = 0.0
+    graceful_timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
-        require("serve", self, *POSITIVE, "max_batch", "max_waiting", "max_queue_ms", "max_requests", "max_body_kb")
-        require("serve", self, *POSITIVE, "workers", "timeout_ms", "read_timeout_s", "drain_s")
-        require("serve", self, *NOT_NEGATIVE, "max_wait_ms", "history_cache_mb", "state_cache_mb", "notice_s")
+        check_fields(
+            "serve", self, *POSITIVE, "max_batch", "max_waiting", "max_queue_ms", "max_requests", "max_body_kb"
+        )
+        check_fields("serve", self, *POSITIVE, "workers", "timeout_ms", "read_timeout_s", "drain_s")
+        check_fields("serve", self, *NON_NEGATIVE, "max_wait_ms", "history_cache_mb", "state_cache_mb", "notice_s")
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"serve.port {self.port} must be from 0 to 65535")
 
     @property
     def history_cache_bytes(self) -> int:
         """Of each worker."""
-        return self.history_cache_mb * 2**20 // self.workers
+        return self.history_cache_mb * 2**20 // self.num_workers
 
     @property
     def state_cache_bytes(self) -> int:
         """Of each worker."""
-        return self.state_cache_mb * 2**20 // self.workers
+        return self.action_cache_mb * 2**20 // self.num_workers

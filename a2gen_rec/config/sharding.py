@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from a2gen_rec.config.checks import NOT_NEGATIVE, POSITIVE, require
+from a2gen_rec.config.checks import NON_NEGATIVE, POSITIVE, check_fields
 from a2gen_rec.errors import ConfigError
 
 
@@ -23,30 +23,30 @@ class ShardingConfig:
         init_scale: embeddings start uniform in ± this.
     """
 
-    plan: str = ""
-    types: list[Literal["table_wise", "row_wise", "column_wise"]] = field(
+    plan_file: str = ""
+    sharding_types: list[Literal["table_wise", "row_wise", "column_wise"]] = field(
         default_factory=lambda: ["table_wise", "row_wise"]
     )
-    kernels: list[Literal["fused", "fused_uvm_caching", "fused_uvm"]] = field(default_factory=lambda: ["fused"])
+    compute_kernels: list[Literal["fused", "fused_uvm_caching", "fused_uvm"]] = field(default_factory=lambda: ["fused"])
     cache_load_factor: float = 0.2
     dtype: Literal["fp32", "fp16"] = "fp32"
     hbm_gb: float = 0.0
     ddr_gb: float = 0.0
-    reserve: float = 0.2
+    storage_reservation: float = 0.2
     init_scale: float = 0.05
 
     def __post_init__(self) -> None:
-        if not self.types:
+        if not self.sharding_types:
             raise ConfigError("sharding.types must name at least one sharding type")
-        if not self.kernels:
+        if not self.compute_kernels:
             raise ConfigError("sharding.kernels must name at least one kernel")
-        require("sharding", self, "in (0, 1)", lambda value: 0 < value < 1, "cache_load_factor")
-        require("sharding", self, *NOT_NEGATIVE, "hbm_gb", "ddr_gb", "init_scale")
-        require("sharding", self, "in [0, 1)", lambda value: 0 <= value < 1, "reserve")
+        check_fields("sharding", self, "in (0, 1)", lambda value: 0 < value < 1, "cache_load_factor")
+        check_fields("sharding", self, *NON_NEGATIVE, "hbm_gb", "ddr_gb", "init_scale")
+        check_fields("sharding", self, "in [0, 1)", lambda value: 0 <= value < 1, "reserve")
 
 
 @dataclass
-class PlannedFeature:
+class PlannerFeature:
     """A feature of data that are not there yet (``a2gen plan`` without ``--data``).
 
     Attributes:
@@ -57,11 +57,11 @@ class PlannedFeature:
 
     level: Literal["user", "item", "context"]
     rows: int
-    zipf: float = 0.0
+    zipf_exponent: float = 0.0
 
     def __post_init__(self) -> None:
-        require("feature", self, *POSITIVE, "rows")
-        require("feature", self, "in [0, 4]", lambda value: 0 <= value <= 4, "zipf")
+        check_fields("feature", self, *POSITIVE, "rows")
+        check_fields("feature", self, "in [0, 4]", lambda value: 0 <= value <= 4, "zipf")
 
 
 @dataclass
@@ -73,10 +73,10 @@ class WorkloadConfig:
         actions: size of the action vocabulary, ``start`` and ``exit`` included.
     """
 
-    windows: int = 0
-    impressions: int = 0
-    targets: int = 0
-    actions: int = 0
+    windows_per_batch: int = 0
+    impressions_per_batch: int = 0
+    targets_per_batch: int = 0
+    actions_per_batch: int = 0
 
     def __post_init__(self) -> None:
-        require("workload", self, *NOT_NEGATIVE, "windows", "impressions", "targets", "actions")
+        check_fields("workload", self, *NON_NEGATIVE, "windows", "impressions", "targets", "actions")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from a2gen_rec.config.checks import NOT_NEGATIVE, POSITIVE, require
+from a2gen_rec.config.checks import NON_NEGATIVE, POSITIVE, check_fields
 from a2gen_rec.config.model import LossConfig, ModelConfig
 from a2gen_rec.config.sharding import ShardingConfig
 from a2gen_rec.errors import ConfigError
@@ -24,16 +24,16 @@ class LoaderConfig:
         background: build batches in a thread of their own, beside the training step.
     """
 
-    max_impressions: int = 4096
-    max_windows: int = 512
-    buffer_windows: int = 16384
-    dedup: bool = True
-    group_cost: int = 512
-    background: bool = True
+    max_impressions_per_batch: int = 4096
+    max_windows_per_batch: int = 512
+    shuffle_buffer_size: int = 16384
+    deduplicate_ids: bool = True
+    bucket_overhead_tokens: int = 512
+    prefetch: bool = True
 
     def __post_init__(self) -> None:
-        require("loader", self, *POSITIVE, "max_impressions", "max_windows", "buffer_windows")
-        require("loader", self, *NOT_NEGATIVE, "group_cost")
+        check_fields("loader", self, *POSITIVE, "max_impressions", "max_windows", "buffer_windows")
+        check_fields("loader", self, *NON_NEGATIVE, "group_cost")
 
 
 @dataclass
@@ -50,28 +50,28 @@ class OptimConfig:
             Bounds norms per task. Sharding plans count the rows' moments of one task only.
     """
 
-    dense: Literal["adam", "adamw"] = "adamw"
+    dense_optimizer: Literal["adam", "adamw"] = "adamw"
     dense_lr: float = 2e-3
     weight_decay: float = 1e-4
-    tables: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
-    tables_lr: float = 0.05
-    tables_weight_decay: float = 0.0
+    sparse_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
+    sparse_lr: float = 0.05
+    sparse_weight_decay: float = 0.0
     warmup_steps: int = 50
-    decay: Literal["none", "linear", "cosine"] = "cosine"
-    final_share: float = 0.05
-    clip_norm: float = 1.0
-    tasks: Literal["joint", "adatask"] = "joint"
+    lr_decay: Literal["none", "linear", "cosine"] = "cosine"
+    min_lr_ratio: float = 0.05
+    max_grad_norm: float = 1.0
+    multitask: Literal["joint", "adatask"] = "joint"
 
     def __post_init__(self) -> None:
-        require("optim", self, *POSITIVE, "dense_lr", "tables_lr")
-        require("optim", self, "in [0, 1]", lambda value: 0 <= value <= 1, "final_share")
+        check_fields("optim", self, *POSITIVE, "dense_lr", "tables_lr")
+        check_fields("optim", self, "in [0, 1]", lambda value: 0 <= value <= 1, "final_share")
         names = ("weight_decay", "tables_weight_decay", "warmup_steps", "clip_norm")
-        require("optim", self, *NOT_NEGATIVE, *names)
-        if self.tasks == "adatask":
+        check_fields("optim", self, *NON_NEGATIVE, *names)
+        if self.multitask == "adatask":
             # L2 decay is a gradient that belongs to no task; that of AdamW is no gradient.
-            if self.dense == "adam" and self.weight_decay:
+            if self.dense_optimizer == "adam" and self.weight_decay:
                 raise ConfigError("optim.tasks adatask: optim.dense must be adamw, or optim.weight_decay 0")
-            if self.tables_weight_decay:
+            if self.sparse_weight_decay:
                 raise ConfigError("optim.tasks adatask: optim.tables_weight_decay must be 0")
 
 
@@ -85,16 +85,16 @@ class ForkMergeConfig:
             By default, one has the weights as they are, one leaves the times out and one has nothing else.
     """
 
-    every: int = 0
-    branches: list[dict[str, float]] = field(
+    merge_interval_epochs: int = 0
+    branch_loss_weights: list[dict[str, float]] = field(
         default_factory=lambda: [{}, {"time": 0.0}, {"action": 0.0, "label": 0.0, "objective": 0.0}]
     )
 
     def __post_init__(self) -> None:
-        require("train.forkmerge", self, *NOT_NEGATIVE, "every")
-        if len(self.branches) < 2:
+        check_fields("train.forkmerge", self, *NON_NEGATIVE, "every")
+        if len(self.branch_loss_weights) < 2:
             raise ConfigError("train.forkmerge.branches must be two or more")
-        for branch in self.branches:
+        for branch in self.branch_loss_weights:
             for name, weight in branch.items():
                 if name in _NO_WEIGHTS:
                     raise ConfigError(f"train.forkmerge.branches: loss.{name} must be the same in all branches")
@@ -122,21 +122,21 @@ class TrainConfig:
 
     epochs: int = 3
     max_steps: int = 0
-    validate_every: int = 0
+    validation_interval: int = 0
     patience: int = 2
     monitor: Literal["loss", "auc"] = "loss"
-    checkpoint_every: int = 0
-    keep: int = 2
+    checkpoint_interval: int = 0
+    keep_latest_k: int = 2
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    log_every: int = 20
+    log_interval: int = 20
     forkmerge: ForkMergeConfig = field(default_factory=ForkMergeConfig)
 
     def __post_init__(self) -> None:
-        require("train", self, *POSITIVE, "epochs")
+        check_fields("train", self, *POSITIVE, "epochs")
         names = ("max_steps", "validate_every", "patience", "checkpoint_every", "keep", "seed", "log_every")
-        require("train", self, *NOT_NEGATIVE, *names)
+        check_fields("train", self, *NON_NEGATIVE, *names)
 
 
 @dataclass
@@ -150,14 +150,14 @@ class EvaluateConfig:
         sequences: most frequent action sequences to compare with the generated ones; 0 for none.
     """
 
-    max_error: float = 0.03
-    smoothing: float = 20.0
-    sequences: int = 0
+    max_unexplored_mass: float = 0.03
+    item_rate_prior_weight: float = 20.0
+    num_top_sequences: int = 0
 
     def __post_init__(self) -> None:
-        require("evaluate", self, "in [0, 1)", lambda value: 0 <= value < 1, "max_error")
-        require("evaluate", self, *POSITIVE, "smoothing")
-        require("evaluate", self, *NOT_NEGATIVE, "sequences")
+        check_fields("evaluate", self, "in [0, 1)", lambda value: 0 <= value < 1, "max_error")
+        check_fields("evaluate", self, *POSITIVE, "smoothing")
+        check_fields("evaluate", self, *NON_NEGATIVE, "sequences")
 
 
 @dataclass
@@ -173,12 +173,12 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        if self.train.forkmerge.every and self.loss.uncertainty:
+        if self.train.forkmerge.merge_interval_epochs and self.loss.uncertainty_weighting:
             raise ConfigError("train.forkmerge.every: loss.uncertainty must be off, it learns what branches differ in")
-        if self.optim.tasks == "adatask":
+        if self.optim.multitask == "adatask":
             if self.model.name == "a2gen":
                 raise ConfigError("optim.tasks adatask: model.name must be one with a tower per task, not a2gen")
-            if self.loss.uncertainty:
+            if self.loss.uncertainty_weighting:
                 raise ConfigError(
                     "optim.tasks adatask: loss.uncertainty must be off, tasks are balanced by their steps"
                 )

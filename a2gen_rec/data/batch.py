@@ -16,19 +16,19 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from a2gen_rec.data.columns import WindowColumns, positions, ranges
+from a2gen_rec.data.columns import WindowColumns, concat_ranges, jagged_positions
 from a2gen_rec.data.schema import WATCH_TIME, DatasetCard
-from a2gen_rec.utils.jagged import LengthGroups
+from a2gen_rec.utils.jagged import LengthBuckets
 
-COUNTS = ("targets", "steps", "timed_steps", "ordered_pairs", "labels")
+COUNT_NAMES = ("targets", "steps", "timed_steps", "ordered_pairs", "labels")
 
-ALL = math.inf
+WHOLE_WINDOW = math.inf
 """As a ``request_gap_s``: all targets of a window are candidates of one request."""
 
 
 def count_names(card: DatasetCard) -> tuple[str, ...]:
     """What a batch's counts count: as ``COUNTS``, then targets of which an objective or the watch time is known."""
-    return (*COUNTS, *card.objectives, WATCH_TIME)
+    return (*COUNT_NAMES, *card.objectives, WATCH_TIME)
 
 
 @dataclass
@@ -62,15 +62,15 @@ class WindowBatch(Pipelineable):
     """
 
     sparse: KeyedJaggedTensor
-    index: dict[str, Tensor]
+    row_index: dict[str, Tensor]
     user_key: Tensor
     lengths: Tensor
     first_target: Tensor
-    key: Tensor
-    key_window: Tensor
-    key_column: Tensor
-    key_token: Tensor
-    sequences: LengthGroups
+    history_index: Tensor
+    history_window: Tensor
+    history_column: Tensor
+    history_token: Tensor
+    history_buckets: LengthBuckets
     ts_ms: Tensor
     end_ms: Tensor
     action: Tensor
@@ -78,31 +78,31 @@ class WindowBatch(Pipelineable):
     target: Tensor
     target_window: Tensor
     target_column: Tensor
-    moment: Tensor
+    query_index: Tensor
     session: dict[str, Tensor]
     outcome: dict[str, Tensor]
-    step: Tensor
-    steps: LengthGroups
+    step_token: Tensor
+    target_buckets: LengthBuckets
     labels: Tensor
     objectives: Tensor
     watch_s: Tensor
     oracle: Tensor
     counts: Tensor
-    key_shape: tuple[int, int]
+    history_shape: tuple[int, int]
     target_shape: tuple[int, int]
-    one_moment: bool = False
-    position: dict[str, Any] | None = None
+    single_query_time: bool = False
+    loader_state: dict[str, Any] | None = None
 
     @property
     def history_end(self) -> Tensor:
         """[targets] column before which a target's history ends."""
         starts = torch.cumsum(self.lengths, 0) - self.lengths
-        return self.moment - starts[self.target_window]
+        return self.query_index - starts[self.target_window]
 
     @property
     def same_target(self) -> Tensor:
         """[steps - 1] bool, whether a step and the next are of one target: then they are neighbouring tokens."""
-        return self.step[1:] == self.step[:-1] + 1
+        return self.step_token[1:] == self.step_token[:-1] + 1
 
     @property
     def timed_pairs(self) -> Tensor:
@@ -113,25 +113,25 @@ class WindowBatch(Pipelineable):
     @property
     def step_label(self) -> Tensor:
         """[steps] action that follows each input step."""
-        return self.action[self.step + 1]
+        return self.action[self.step_token + 1]
 
     @property
     def step_time(self) -> Tensor:
         """[steps] log1p seconds of the action that follows; NaN when unknown."""
-        return torch.log1p(self.offset_s[self.step + 1])
+        return torch.log1p(self.offset_s[self.step_token + 1])
 
-    def places(self, feature: str, at: Tensor) -> Tensor:
+    def lookup_rows(self, feature: str, at: Tensor) -> Tensor:
         """Places among a feature's looked-up rows of the windows (user level) or impressions ``at``."""
-        return self.index[feature][at] if feature in self.index else at
+        return self.row_index[feature][at] if feature in self.row_index else at
 
-    def spread(self, feature: str, looked_up: Tensor) -> Tensor:
+    def expand_rows(self, feature: str, looked_up: Tensor) -> Tensor:
         """[windows] or [impressions, *d] what was looked up, [rows, *d], of each."""
-        return looked_up.index_select(0, self.index[feature]) if feature in self.index else looked_up
+        return looked_up.index_select(0, self.row_index[feature]) if feature in self.row_index else looked_up
 
     def ids(self, feature: str) -> Tensor:
         """[windows] or [impressions] table rows of a feature."""
         place, ends = self.sparse.keys().index(feature), self.sparse.offset_per_key()
-        return self.spread(feature, self.sparse.values()[ends[place] : ends[place + 1]])
+        return self.expand_rows(feature, self.sparse.values()[ends[place] : ends[place + 1]])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "WindowBatch":
         return self._each(lambda part: part.to(device, non_blocking=non_blocking))
@@ -150,7 +150,7 @@ class WindowBatch(Pipelineable):
         changed: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, Tensor | KeyedJaggedTensor | LengthGroups):
+            if isinstance(value, Tensor | KeyedJaggedTensor | LengthBuckets):
                 changed[item.name] = change(value)
             elif item.name in ("index", "session", "outcome"):
                 changed[item.name] = {name: change(part) for name, part in value.items()}
@@ -160,13 +160,13 @@ class WindowBatch(Pipelineable):
 def collate(
     columns: WindowColumns,
     rows: np.ndarray,
-    whole: Mapping[str, int],
+    full_tables: Mapping[str, int],
     dedup: bool = True,
-    with_targets: bool = True,
+    include_targets: bool = True,
     request_gap_s: float | None = None,
     group_cost: int = 0,
-    with_outcomes: bool = True,
-    acted: np.ndarray | None = None,
+    include_outcomes: bool = True,
+    token_history: np.ndarray | None = None,
 ) -> WindowBatch:
     """Build a batch of the windows ``rows`` [windows] (int64), without a Python loop over them.
 
@@ -182,47 +182,47 @@ def collate(
     """
     # In numpy, whose calls cost a fraction of torch's: a request's arrays are small.
     lengths = columns.lengths[rows]
-    flat = ranges(columns.starts[rows], lengths)
+    flat = concat_ranges(columns.starts[rows], lengths)
     token_lengths = columns.action_lengths[flat]
-    tokens = ranges(columns.action_starts[flat], token_lengths)
-    first_target = columns.first_target[rows] if with_targets else lengths
+    tokens = concat_ranges(columns.action_starts[flat], token_lengths)
+    first_target = columns.first_target[rows] if include_targets else lengths
 
     ends = np.cumsum(lengths)
     starts = ends - lengths
     target_count = lengths - first_target
-    target_window, target_column = positions(target_count)
-    target = ranges(ends - target_count, target_count)
+    target_window, target_column = jagged_positions(target_count)
+    target = concat_ranges(ends - target_count, target_count)
     ts_ms = columns.ts_ms[flat]
-    moment = target if request_gap_s is None else _moments(target, target_column, ts_ms, request_gap_s)
+    moment = target if request_gap_s is None else _query_indices(target, target_column, ts_ms, request_gap_s)
     # The last target to be judged sees the most; without targets, nothing is seen.
     key_count = np.zeros_like(lengths)
     np.maximum.at(key_count, target_window, moment - starts[target_window])
-    key = ranges(starts, key_count)
-    key_window, key_column = positions(key_count)
+    key = concat_ranges(starts, key_count)
+    key_window, key_column = jagged_positions(key_count)
 
     token_starts = np.cumsum(token_lengths) - token_lengths
-    acting = key if acted is None else key[acted]
+    acting = key if token_history is None else key[token_history]
     acted_lengths = token_lengths[acting]
     offset_s = torch.from_numpy(columns.offset_s[tokens])
-    if with_outcomes:
+    if include_outcomes:
         outcomes = _outcomes(columns, flat, target, token_starts, token_lengths, offset_s, group_cost)
     else:
         outcomes = _no_outcomes()
 
     ids = {name: values[rows] for name, values in columns.user_ids.items()}
     ids |= {name: values[flat] for name, values in columns.impression_ids.items()}
-    sparse, index = _lookups(ids, whole, dedup)
+    sparse, index = _build_sparse(ids, full_tables, dedup)
     return WindowBatch(
         sparse=sparse,
-        index=index,
+        row_index=index,
         user_key=torch.from_numpy(columns.user_key[rows]),
         lengths=torch.from_numpy(lengths),
         first_target=torch.from_numpy(first_target),
-        key=torch.from_numpy(key),
-        key_window=torch.from_numpy(key_window),
-        key_column=torch.from_numpy(key_column),
-        key_token=torch.from_numpy(ranges(token_starts[acting], acted_lengths)),
-        sequences=LengthGroups.from_lengths(torch.from_numpy(acted_lengths), group_cost),
+        history_index=torch.from_numpy(key),
+        history_window=torch.from_numpy(key_window),
+        history_column=torch.from_numpy(key_column),
+        history_token=torch.from_numpy(concat_ranges(token_starts[acting], acted_lengths)),
+        history_buckets=LengthBuckets.from_lengths(torch.from_numpy(acted_lengths), group_cost),
         ts_ms=torch.from_numpy(ts_ms),
         end_ms=torch.from_numpy(columns.end_ms[flat]),
         action=torch.from_numpy(columns.action[tokens]),
@@ -230,12 +230,12 @@ def collate(
         target=torch.from_numpy(target),
         target_window=torch.from_numpy(target_window),
         target_column=torch.from_numpy(target_column),
-        moment=torch.from_numpy(moment),
+        query_index=torch.from_numpy(moment),
         session={name: torch.from_numpy(rows[flat]) for name, rows in columns.session.items()},
         outcome={name: torch.from_numpy(rows[flat[key]]) for name, rows in columns.outcome.items()},
-        key_shape=(len(rows), int(key_count.max(initial=1))),
+        history_shape=(len(rows), int(key_count.max(initial=1))),
         target_shape=(len(rows), int(target_count.max(initial=0))),
-        one_moment=request_gap_s == ALL,
+        single_query_time=request_gap_s == WHOLE_WINDOW,
         **outcomes,
     )
 
@@ -252,7 +252,7 @@ def _outcomes(
     """The fields of a batch that tell what happened in its targets, given its impressions' first tokens and numbers of
     tokens, and the tokens' times."""
     step_lengths = token_lengths[target] - 1
-    step_target, step_place = (torch.from_numpy(each) for each in positions(step_lengths))
+    step_target, step_place = (torch.from_numpy(each) for each in jagged_positions(step_lengths))
     step = torch.from_numpy(token_starts[target])[step_target] + step_place
     labels, objectives, oracle = (
         torch.from_numpy(each[flat[target]]) for each in (columns.labels, columns.objectives, columns.oracle)
@@ -264,7 +264,7 @@ def _outcomes(
     counts += [*torch.isfinite(objectives).sum(0).tolist(), int(torch.isfinite(watch_s).sum())]
     return {
         "step": step,
-        "steps": LengthGroups.from_lengths(torch.from_numpy(step_lengths), group_cost),
+        "steps": LengthBuckets.from_lengths(torch.from_numpy(step_lengths), group_cost),
         "labels": labels,
         "objectives": objectives,
         "watch_s": watch_s,
@@ -278,14 +278,14 @@ def _no_outcomes() -> dict[str, Any]:
     none = torch.zeros(0, 0)
     return {
         "step": torch.zeros(0, dtype=torch.long),
-        "steps": LengthGroups.from_lengths(torch.zeros(0, dtype=torch.long)),
+        "steps": LengthBuckets.from_lengths(torch.zeros(0, dtype=torch.long)),
         "watch_s": torch.zeros(0),
         "counts": torch.zeros(0, dtype=torch.float64),
         **dict.fromkeys(("labels", "objectives", "oracle"), none),
     }
 
 
-def _moments(target: np.ndarray, column: np.ndarray, ts_ms: np.ndarray, gap_s: float) -> np.ndarray:
+def _query_indices(target: np.ndarray, column: np.ndarray, ts_ms: np.ndarray, gap_s: float) -> np.ndarray:
     """[targets] the first target of each one's request, given the targets' columns among their window's."""
     opens = column == 0
     opens[1:] |= np.diff(ts_ms[target]) > 1000 * gap_s
@@ -293,7 +293,7 @@ def _moments(target: np.ndarray, column: np.ndarray, ts_ms: np.ndarray, gap_s: f
     return moments
 
 
-def _lookups(
+def _build_sparse(
     ids: Mapping[str, np.ndarray], whole: Mapping[str, int], dedup: bool
 ) -> tuple[KeyedJaggedTensor, dict[str, Tensor]]:
     """The ids to look up as one bag per feature, and where each occurrence finds its row if not at its own place."""

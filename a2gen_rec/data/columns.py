@@ -47,23 +47,23 @@ class WindowColumns:
         return len(self.lengths)
 
 
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def concat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """``[starts[0] .. starts[0]+lengths[0]-1, starts[1] .. ]`` as one int64 array."""
     before = np.cumsum(lengths) - lengths
     return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - before, lengths)
 
 
-def positions(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def jagged_positions(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(sequence, place within it) of every token, given lengths [sequences]. Both [tokens], int64."""
-    return np.repeat(np.arange(len(lengths)), lengths), ranges(np.zeros_like(lengths), lengths)
+    return np.repeat(np.arange(len(lengths)), lengths), concat_ranges(np.zeros_like(lengths), lengths)
 
 
 def take_windows(columns: WindowColumns, rows: np.ndarray) -> WindowColumns:
     """Some windows of ``columns``, as columns of their own."""
     lengths = columns.lengths[rows]
-    flat = ranges(columns.starts[rows], lengths)
+    flat = concat_ranges(columns.starts[rows], lengths)
     action_lengths = columns.action_lengths[flat]
-    tokens = ranges(columns.action_starts[flat], action_lengths)
+    tokens = concat_ranges(columns.action_starts[flat], action_lengths)
     return WindowColumns(
         user_key=columns.user_key[rows],
         first_target=columns.first_target[rows],
@@ -120,11 +120,11 @@ def concatenate(parts: list[WindowColumns]) -> WindowColumns:
 
 
 @dataclass(frozen=True)
-class Items:
+class CandidateItems:
     """Items to rank: raw identifiers ``raw`` and ``known``, [items]; item feature -> [items] table ``rows``."""
 
-    raw: list[str]
-    known: np.ndarray
+    ids: list[str]
+    is_known: np.ndarray
     rows: dict[str, np.ndarray]
 
 
@@ -138,8 +138,8 @@ def no_impressions(card: DatasetCard) -> WindowColumns:
         lengths=none,
         user_ids={},
         impression_ids={feature.name: none for feature in card.features if feature.level in ("item", "context")},
-        session={feature.name: none for feature in card.at_level("session")},
-        outcome={feature.name: none for feature in card.at_level("outcome")},
+        session={feature.name: none for feature in card.features_at("session")},
+        outcome={feature.name: none for feature in card.features_at("outcome")},
         ts_ms=none,
         end_ms=none,
         labels=np.zeros((0, len(card.labels)), np.float32),
@@ -154,7 +154,7 @@ def no_impressions(card: DatasetCard) -> WindowColumns:
 
 def with_candidates(
     history: WindowColumns,
-    items: Items,
+    items: CandidateItems,
     card: DatasetCard,
     now_ms: int,
     context: Mapping[str, int],
@@ -168,7 +168,7 @@ def with_candidates(
         now_ms: the moment; session: feature -> row, as of then.
         context: feature -> row of the moment; those left out are of the last impression, row 0 without any [ours].
     """
-    seen, count = len(history.ts_ms), len(items.raw)
+    seen, count = len(history.ts_ms), len(items.ids)
 
     def then(past: np.ndarray, value: float) -> np.ndarray:
         return np.concatenate([past, np.full((count, *past.shape[1:]), value, past.dtype)])
@@ -179,7 +179,7 @@ def with_candidates(
             history.impression_ids[feature.name],
             context.get(feature.name, history.impression_ids[feature.name][-1] if seen else 0),
         )
-        for feature in card.at_level("context")
+        for feature in card.features_at("context")
     }
     action_lengths = then(history.action_lengths, 2)
     return replace(

@@ -6,16 +6,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from a2gen_rec.data.columns import Items
-from a2gen_rec.data.parquet_reader import feature_rows, read_table
+from a2gen_rec.data.columns import CandidateItems
+from a2gen_rec.data.parquet_reader import read_feature_column, read_table
 from a2gen_rec.data.schema import ITEM, ITEM_STATISTICS, DatasetCard
 from a2gen_rec.errors import DataError
 from a2gen_rec.utils import paths
 
-ITEMS = "items.parquet"
+ITEMS_FILE = "items.parquet"
 
 
-def find_items(data: str, card: DatasetCard, raw: Sequence[str]) -> Items:
+def find_candidate_items(data: str, card: DatasetCard, raw: Sequence[str]) -> CandidateItems:
     """Table rows of raw item identifiers; row 0 of every item feature for those the dataset does not have.
 
     Raises:
@@ -27,13 +27,13 @@ def find_items(data: str, card: DatasetCard, raw: Sequence[str]) -> Items:
     known = place.is_valid().to_numpy(zero_copy_only=False)
     at = place.filter(place.is_valid()).to_numpy()
     rows = {}
-    for feature in card.at_level("item"):
+    for feature in card.features_at("item"):
         rows[feature.name] = np.zeros(len(raw), np.int64)
         rows[feature.name][known] = table[feature.name].to_numpy()[at]
-    return Items(list(raw), known, rows)
+    return CandidateItems(list(raw), known, rows)
 
 
-def popular_items(data: str, card: DatasetCard, count: int) -> Items:
+def popular_items(data: str, card: DatasetCard, count: int) -> CandidateItems:
     """The ``count`` items shown most in training, most shown first.
 
     Raises:
@@ -48,15 +48,15 @@ def popular_items(data: str, card: DatasetCard, count: int) -> Items:
     if not len(order):
         raise DataError("no item with training impressions to rank by default; give --candidates", file=file)
     table = table.take(order)
-    rows = {feature.name: table[feature.name].to_numpy() for feature in card.at_level("item")}
-    return Items(table["item"].to_pylist(), np.ones(len(order), bool), rows)
+    rows = {feature.name: table[feature.name].to_numpy() for feature in card.features_at("item")}
+    return CandidateItems(table["item"].to_pylist(), np.ones(len(order), bool), rows)
 
 
 def _read_items(data: str, card: DatasetCard, rows: pc.Expression) -> pa.Table:
     """Rows of ``items.parquet``, their ids checked against the card."""
-    file = paths.join(data, ITEMS)
-    features = card.at_level("item")
+    file = paths.join(data, ITEMS_FILE)
+    features = card.features_at("item")
     table = read_table(file, ["item", *(feature.name for feature in features)], rows)
     for feature in features:
-        feature_rows(table[feature.name], feature, file)
+        read_feature_column(table[feature.name], feature, file)
     return table

@@ -22,12 +22,12 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError
 from a2gen_rec.utils import paths
 
-_AHEAD = 4
+PREFETCH_BATCHES = 4
 """Batches made in advance."""
 
 
 @dataclass(frozen=True)
-class Position:
+class LoaderState:
     """Where one rank stands in the data.
 
     Attributes:
@@ -39,14 +39,14 @@ class Position:
     """
 
     epoch: int = 0
-    world: int = 1
-    dealt: int = 0
+    world_size: int = 1
+    groups_consumed: int = 0
     buffer: int = 0
     batch: int = 0
     groups: int = 0
 
     @classmethod
-    def merge(cls, ranks: list["Position"], world: int) -> list["Position"]:
+    def reshard(cls, ranks: list["LoaderState"], world: int) -> list["LoaderState"]:
         """Positions for ``world`` ranks from those saved by all former ranks.
 
         The same number of ranks goes on exactly. Another number deals out what no rank has begun; buffers that
@@ -55,8 +55,8 @@ class Position:
         if len(ranks) == world:
             return ranks
         first = ranks[0]
-        dealt = first.dealt + min(rank.groups for rank in ranks) * first.world
-        return [cls(epoch=first.epoch, world=world, dealt=dealt)] * world
+        dealt = first.groups_consumed + min(rank.groups for rank in ranks) * first.world_size
+        return [cls(epoch=first.epoch, world_size=world, groups_consumed=dealt)] * world
 
 
 def split_files(dataset: str, split: str) -> list[str]:
@@ -65,7 +65,7 @@ def split_files(dataset: str, split: str) -> list[str]:
     return [paths.join(folder, name) for name in paths.listdir(folder) if name.endswith(".parquet")]
 
 
-class WindowStream(IterableDataset[WindowBatch]):
+class WindowDataset(IterableDataset[WindowBatch]):
     """The batches of one rank, from ``position`` to the end of its epoch.
 
     Args:
@@ -97,30 +97,30 @@ class WindowStream(IterableDataset[WindowBatch]):
         self.groups = row_groups([file] if file else split_files(dataset, split))
         if not self.groups:
             raise DataError(f"split {split!r} has no windows", file=folder)
-        self.position = Position(world=world)
+        self.position = LoaderState(world_size=world)
 
     def __iter__(self) -> Iterator[WindowBatch]:
         start = self.position
         done = start.groups
         for number, groups in self._buffers(start):
             columns = read_columns(groups, self.card, self.with_oracle)
-            batches = self._cut(columns.lengths, start.epoch, start.dealt, number)
+            batches = self._cut(columns.lengths, start.epoch, start.groups_consumed, number)
             skip = start.batch if number == start.buffer else 0
             for index in range(skip, len(batches)):
                 batch = collate(
                     columns,
                     batches[index],
                     self.whole,
-                    self.config.dedup,
+                    self.config.deduplicate_ids,
                     request_gap_s=self.request_gap_s,
-                    group_cost=self.config.group_cost,
+                    group_cost=self.config.bucket_overhead_tokens,
                 )
                 last = index == len(batches) - 1
-                batch.position = asdict(
-                    Position(
+                batch.loader_state = asdict(
+                    LoaderState(
                         epoch=start.epoch,
-                        world=self.world,
-                        dealt=start.dealt,
+                        world_size=self.world,
+                        groups_consumed=start.groups_consumed,
                         buffer=number + last,
                         batch=0 if last else index + 1,
                         groups=done + (len(groups) if last else 0),
@@ -130,25 +130,27 @@ class WindowStream(IterableDataset[WindowBatch]):
             done += len(groups)
 
     @cached_property
-    def empty(self) -> WindowBatch:
+    def empty_batch(self) -> WindowBatch:
         """A batch without targets: what a rank contributes when others still have data."""
         columns = read_columns(self.groups[:1], self.card, self.with_oracle)
         shortest = np.argsort(columns.lengths)[:1]
-        return collate(columns, shortest, self.whole, self.config.dedup, with_targets=False)
+        return collate(columns, shortest, self.whole, self.config.deduplicate_ids, include_targets=False)
 
     @property
     def windows(self) -> int:
         """Windows of one epoch, over all ranks."""
         return sum(group.rows for group in self.groups)
 
-    def windows_before(self, position: Position) -> int:
+    def windows_consumed(self, position: LoaderState) -> int:
         """Windows of ``position``'s epoch that had been dealt out before the present ranks took over."""
-        return sum(self.groups[place].rows for place in self._order(position.epoch)[: position.dealt])
+        return sum(self.groups[place].rows for place in self._order(position.epoch)[: position.groups_consumed])
 
-    def _buffers(self, start: Position) -> Iterator[tuple[int, list[RowGroup]]]:
-        mine = [self.groups[place] for place in self._order(start.epoch)[start.dealt :][self.rank :: self.world]]
+    def _buffers(self, start: LoaderState) -> Iterator[tuple[int, list[RowGroup]]]:
+        mine = [
+            self.groups[place] for place in self._order(start.epoch)[start.groups_consumed :][self.rank :: self.world]
+        ]
         windows = np.cumsum([group.rows for group in mine])
-        buffer = (windows - 1) // self.config.buffer_windows if len(mine) else windows
+        buffer = (windows - 1) // self.config.shuffle_buffer_size if len(mine) else windows
         for number, value in enumerate(np.unique(buffer)):
             if number >= start.buffer:
                 yield number, [group for group, own in zip(mine, buffer, strict=True) if own == value]
@@ -164,26 +166,26 @@ class WindowStream(IterableDataset[WindowBatch]):
         order = order[np.argsort(lengths[order], kind="stable")]
         batches, begin = [], 0
         while begin < len(order):
-            longest = lengths[order[begin : begin + self.config.max_windows]]
+            longest = lengths[order[begin : begin + self.config.max_windows_per_batch]]
             padded = longest * np.arange(1, len(longest) + 1)
-            size = max(1, int(np.searchsorted(padded, self.config.max_impressions, side="right")))
+            size = max(1, int(np.searchsorted(padded, self.config.max_impressions_per_batch, side="right")))
             batches.append(order[begin : begin + size])
             begin += size
         return [batches[i] for i in rng.permutation(len(batches))] if self.shuffle else batches
 
 
-class WindowLoader:
+class WindowDataLoader:
     """Epoch after epoch of a :class:`WindowStream`, batches made by a thread of their own if so configured.
 
     A thread, not a process: the work is in Arrow, numpy and torch, which let other threads run, and a process forked
     beside running communication threads can inherit a lock that none will ever release.
     """
 
-    def __init__(self, stream: WindowStream, background: bool, pin_memory: bool = False) -> None:
+    def __init__(self, stream: WindowDataset, background: bool, pin_memory: bool = False) -> None:
         self.stream, self.background = stream, background
         self.pin_memory = pin_memory and torch.cuda.is_available()
 
-    def epoch(self, position: Position) -> Generator[WindowBatch, None, None]:
+    def iter_epoch(self, position: LoaderState) -> Generator[WindowBatch, None, None]:
         """The rest of the epoch from ``position``.
 
         Raises:
@@ -193,7 +195,7 @@ class WindowLoader:
         if not self.background:
             yield from self._batches()
             return
-        made: queue.Queue[WindowBatch | BaseException | None] = queue.Queue(_AHEAD)
+        made: queue.Queue[WindowBatch | BaseException | None] = queue.Queue(PREFETCH_BATCHES)
         left = threading.Event()
         thread = threading.Thread(target=self._make, args=(made, left), daemon=True)
         thread.start()

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
 from a2gen_rec.data.columns import WindowColumns, concatenate, take_windows
-from a2gen_rec.data.features.sessions import end_ms
-from a2gen_rec.data.schema import DatasetCard, Feature, Level
+from a2gen_rec.data.features.sessions import impression_end_ms
+from a2gen_rec.data.schema import DatasetCard, Feature, FeatureLevel
 from a2gen_rec.errors import DataError
 from a2gen_rec.utils import paths
 
@@ -27,7 +27,7 @@ class RowGroup:
     rows: int
 
 
-def feature_rows(column: pa.ChunkedArray, feature: Feature, file: str) -> np.ndarray:
+def read_feature_column(column: pa.ChunkedArray, feature: Feature, file: str) -> np.ndarray:
     """The table rows in a feature's column of ``users.parquet`` or ``items.parquet``.
 
     Raises:
@@ -55,7 +55,7 @@ def read_table(file: str, columns: list[str] | None = None, rows: pc.Expression 
         raise DataError(f"cannot be read ({reason})", file=file) from error
 
 
-def user_names(dataset: str, keys: np.ndarray) -> list[str]:
+def user_ids_of_keys(dataset: str, keys: np.ndarray) -> list[str]:
     """Raw identifiers of users, given their keys; the key itself where the dataset does not have it.
 
     Raises:
@@ -95,7 +95,7 @@ def read_columns(groups: Sequence[RowGroup], card: DatasetCard, with_oracle: boo
     return concatenate([_RowGroupReader(group, card, with_oracle).read() for group in groups])
 
 
-def read_user(files: Sequence[str], card: DatasetCard, user: str) -> WindowColumns | None:
+def read_user_windows(files: Sequence[str], card: DatasetCard, user: str) -> WindowColumns | None:
     """All windows of one raw user identifier; None if there are none. Of other users it reads little but their names.
 
     Raises:
@@ -141,7 +141,7 @@ class _RowGroupReader:
         self.group, self.card = group, card
         self.labels = [f"label_{name}" for name in card.labels]
         self.objectives = [f"objective_{name}" for name in card.objectives]
-        self.oracle = [f"oracle_{name}" for name in card.oracle] if with_oracle else []
+        self.oracle = [f"oracle_{name}" for name in card.oracle_columns] if with_oracle else []
         names = ["user_key", "first_target", "ts_ms", "dwell_s", "action", "action_offset_s"]
         names += [feature.name for feature in card.features] + self.labels + self.objectives + self.oracle
         with _parquet(group.file) as parquet:
@@ -169,7 +169,7 @@ class _RowGroupReader:
         dwell = self._impressions("dwell_s", pa.float32(), lengths)
         self._check_impressions(~((dwell < 0) | np.isinf(dwell)), "dwell_s", "time is negative or infinite")
         longest = np.fmax.reduceat(offset_s, action_starts) if len(dwell) else dwell
-        rows: dict[Level, dict[str, np.ndarray]] = {level: {} for level in get_args(Level)}
+        rows: dict[FeatureLevel, dict[str, np.ndarray]] = {level: {} for level in get_args(FeatureLevel)}
         rows["context"] = rows["item"]  # both stay in the card's order
         for feature in self.card.features:
             of_user = feature.level == "user"
@@ -187,7 +187,7 @@ class _RowGroupReader:
             session=rows["session"],
             outcome=rows["outcome"],
             ts_ms=ts_ms,
-            end_ms=end_ms(ts_ms, np.fmax(dwell, longest)),
+            end_ms=impression_end_ms(ts_ms, np.fmax(dwell, longest)),
             labels=self._matrix(self.labels, lengths),
             objectives=self._matrix(self.objectives, lengths),
             oracle=self._matrix(self.oracle, lengths),

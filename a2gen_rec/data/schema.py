@@ -50,7 +50,7 @@ ITEM = "item_id"
 
 SESSION_POSITION, SESSION_GAP, PREVIOUS_FEEDBACK = "session_position", "session_gap", "previous_feedback"
 FEEDBACK, WATCH_RATIO = "feedback", "watch_ratio"
-RAW_LENGTH = "raw_length_s"
+RAW_DURATION_COLUMN = "raw_length_s"
 """Column of ``items.parquet``: the video's length as the log has it, where feedback goes by it."""
 OBJECTIVES = ("glance", "effective", "negative")
 WATCH_TIME = "watch_time"
@@ -59,8 +59,8 @@ FEEDBACK_LEVELS = ("unknown", "negative", "glance", "partial", "effective", "com
 """Of impressions, in code order: the codes are rows of the tables ``feedback`` and ``previous_feedback``."""
 UNKNOWN, NEGATIVE, GLANCE, PARTIAL, EFFECTIVE, COMPLETE = range(len(FEEDBACK_LEVELS))
 
-Level = Literal["user", "item", "context", "session", "outcome"]
-Kind = Literal["vocabulary", "hash", "buckets", "code"]
+FeatureLevel = Literal["user", "item", "context", "session", "outcome"]
+FeatureKind = Literal["vocabulary", "hash", "buckets", "code"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Feature:
     """
 
     name: str
-    level: Level
-    kind: Kind
+    level: FeatureLevel
+    kind: FeatureKind
     cardinality: int
     boundaries: list[float] = field(default_factory=list)
 
@@ -116,8 +116,8 @@ class FeedbackRule:
     """
 
     glance_s: float
-    negative: list[str]
-    duration: str
+    negative_actions: list[str]
+    duration_feature: str
     duration_edges_s: list[float]
     median_watch_s: list[float]
 
@@ -145,33 +145,33 @@ class DatasetCard:
 
     name: str
     actions: list[str]
-    timed: list[str]
+    timed_actions: list[str]
     labels: list[str]
     objectives: list[str]
     features: list[Feature]
     feedback: FeedbackRule | None
-    negative: list[str]
+    negative_actions: list[str]
     session_gap_s: float
-    history: int
+    max_history: int
     max_targets: int
-    calendar: bool
+    has_calendar_time: bool
     splits: dict[str, SplitSummary]
     base_rate: dict[str, float]
     median_time_s: dict[str, float]
-    oracle: list[str]
-    dropped: dict[str, int]
+    oracle_columns: list[str]
+    dropped_rows: dict[str, int]
     source: dict[str, str]
     command: str
     format_version: int = FORMAT_VERSION
-    from_time: list[str] | None = None
+    time_features: list[str] | None = None
     utc_offset_hours: float = 0.0
 
     @property
-    def events(self) -> list[str]:
+    def predicted_actions(self) -> list[str]:
         """Actions whose occurrence is predicted: all but ``start`` and ``exit``."""
         return self.actions[1:-1]
 
-    def at_level(self, level: Level) -> list[Feature]:
+    def features_at(self, level: FeatureLevel) -> list[Feature]:
         return [feature for feature in self.features if feature.level == level]
 
     def to_dict(self) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class DatasetCard:
             splits = {name: SplitSummary(**split) for name, split in raw["splits"].items()}
             feedback = None if raw["feedback"] is None else _rule_checked(FeedbackRule(**raw["feedback"]))
             # Cards made before there was the field have what the rule tells.
-            negative = raw.get("negative", [] if feedback is None else feedback.negative)
+            negative = raw.get("negative", [] if feedback is None else feedback.negative_actions)
             made = {"features": features, "splits": splits, "feedback": feedback, "negative": list(negative)}
             card = cls(**{**raw, **made})
             card = replace(
@@ -209,7 +209,7 @@ class DatasetCard:
             raise DataError(f"not a dataset card ({error})", file=file) from error
         if len(card.actions) < 2 or card.actions[0] != START or card.actions[-1] != EXIT:
             raise DataError(f"must run from {START!r} to {EXIT!r}", file=file, field="actions")
-        if not set(card.negative) <= set(card.events):
+        if not set(card.negative_actions) <= set(card.predicted_actions):
             raise DataError("must be among the actions", file=file, field="negative")
         return card
 
@@ -265,8 +265,8 @@ class FeatureSpec:
     """
 
     name: str
-    level: Level
-    kind: Kind = "vocabulary"
+    level: FeatureLevel
+    kind: FeatureKind = "vocabulary"
     size: int = 0
     min_count: int = 1
     edges: tuple[float, ...] = ()

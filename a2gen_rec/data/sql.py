@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 
 from a2gen_rec.errors import DataError, UserError
 
-Index = npt.NDArray[np.int64]
+IntArray = npt.NDArray[np.int64]
 
-ROW = "row_"
+ROW_COLUMN = "row_"
 """Prefix of the columns of impressions that hold a feature's table rows."""
 
 # md5 and not DuckDB's own hash(), which may change between versions; the top bit is dropped to fit int64.
-STABLE_HASH = "(md5_number_lower({0}) >> 1)::BIGINT"
+STABLE_HASH_SQL = "(md5_number_lower({0}) >> 1)::BIGINT"
 
 
 def connect(memory_gb: float, threads: int, spill: Path) -> duckdb.DuckDBPyConnection:
@@ -38,39 +38,39 @@ def connect(memory_gb: float, threads: int, spill: Path) -> duckdb.DuckDBPyConne
     return connection
 
 
-def identifier(name: str) -> str:
+def quote_identifier(name: str) -> str:
     """A column or table name as SQL, whatever characters it has."""
     return '"' + name.replace('"', '""') + '"'
 
 
-def literal(value: object) -> str:
+def quote_literal(value: object) -> str:
     """A string as SQL."""
     return "'" + str(value).replace("'", "''") + "'"
 
 
-def parquet(*files: object) -> str:
+def read_parquet_sql(*files: object) -> str:
     """SQL relation of Parquet files or globs."""
-    return f"read_parquet([{', '.join(literal(file) for file in files)}], hive_partitioning = false)"
+    return f"read_parquet([{', '.join(quote_literal(file) for file in files)}], hive_partitioning = false)"
 
 
-def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
+def fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
     """The only row of a query that always has one, such as an aggregate."""
     (row,) = connection.execute(query).fetchall()
     return row
 
 
 def order_statistics(
-    connection: duckdb.DuckDBPyConnection, relation: str, column: str, places: list[int], by: str = ""
+    connection: duckdb.DuckDBPyConnection, relation: str, column: str, ranks: list[int], by: str = ""
 ) -> list[float]:
     """Values at 1-based ``places`` of the column's known values, sorted (first ``by`` another column); out of core."""
     known = f"{column} IS NOT NULL AND NOT isnan({column}::DOUBLE)"
     order = f"{by}, {column}" if by else column
     rows = connection.execute(
         f"SELECT place, value FROM (SELECT {column} AS value, row_number() OVER (ORDER BY {order}) AS place"
-        f" FROM {relation} WHERE {known}) WHERE place IN ({', '.join(map(str, sorted(set(places))))})"
+        f" FROM {relation} WHERE {known}) WHERE place IN ({', '.join(map(str, sorted(set(ranks))))})"
     ).fetchall()
     found = dict(rows)
-    return [found[place] for place in places]
+    return [found[place] for place in ranks]
 
 
 def medians(connection: duckdb.DuckDBPyConnection, relation: str, column: str, by: str) -> dict[int, float]:
@@ -101,7 +101,7 @@ def write_sorted(connection: duckdb.DuckDBPyConnection, query: str, file: Path, 
 
 
 @contextmanager
-def errors_as_ours(file: object) -> Iterator[None]:
+def translate_errors(file: object) -> Iterator[None]:
     """Turn DuckDB's errors on data into one-line errors of ours; ``file`` where DuckDB names none.
 
     Raises:
@@ -115,7 +115,7 @@ def errors_as_ours(file: object) -> Iterator[None]:
             f"{file}: DuckDB ran out of its memory; raise memory_gb or partitions ({first_line(error)})"
         ) from error
     except duckdb.Error as error:
-        raise explain(error, file) from error
+        raise to_data_error(error, file) from error
 
 
 def first_line(error: Exception) -> str:
@@ -123,7 +123,7 @@ def first_line(error: Exception) -> str:
     return re.sub(r"^[A-Z][\w ]* Error: ", "", str(error).strip().splitlines()[0])
 
 
-def explain(error: duckdb.Error, file: object) -> DataError:
+def to_data_error(error: duckdb.Error, file: object) -> DataError:
     """Name file, line and column as far as DuckDB's message tells them."""
     text = str(error)
     line = re.search(r"CSV Error on Line: (\d+)", text)
@@ -140,7 +140,7 @@ def explain(error: duckdb.Error, file: object) -> DataError:
     )
 
 
-def new_users(impressions: pa.Table) -> npt.NDArray[np.bool_]:
+def is_first_of_user(impressions: pa.Table) -> npt.NDArray[np.bool_]:
     """``(impressions,)`` whether a user's first impression, of impressions in order of user."""
     user = impressions["user_id"]
     new_user = np.ones(len(user), bool)

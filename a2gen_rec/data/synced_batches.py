@@ -9,21 +9,21 @@ from typing import NamedTuple
 import torch
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.loader import Position
+from a2gen_rec.data.loader import LoaderState
 from a2gen_rec.errors import UserError
-from a2gen_rec.utils.distributed import raise_together, together
+from a2gen_rec.utils.distributed import all_reduce_sum, raise_on_all_ranks
 
 
-class Taken(NamedTuple):
+class IssuedBatch(NamedTuple):
     """A batch handed out: windows of it on all ranks, global counts, and this rank's position after it."""
 
     windows: int
     counts: torch.Tensor
-    position: Position
+    position: LoaderState
 
 
 @dataclass
-class AgreedBatches(Iterator[WindowBatch]):
+class SynchronizedBatches(Iterator[WindowBatch]):
     """One small all-reduce per batch agrees on whether to go on, and makes the batch's counts global.
 
     A rank without data left goes on with batches without targets until all have run out, so that every window is
@@ -40,8 +40,8 @@ class AgreedBatches(Iterator[WindowBatch]):
 
     batches: Generator[WindowBatch, None, None]
     empty: Callable[[], WindowBatch]
-    position: Position
-    counts: int
+    position: LoaderState
+    num_counts: int
     stop: Callable[[], bool] = lambda: False
     limit: int | None = None
     wait_s: float = 0.0
@@ -49,7 +49,7 @@ class AgreedBatches(Iterator[WindowBatch]):
     exhausted: bool = False
 
     def __post_init__(self) -> None:
-        self.taken: deque[Taken] = deque()
+        self.issued: deque[IssuedBatch] = deque()
 
     def close(self) -> None:
         """Let the loader's thread go, though batches may be left."""
@@ -65,21 +65,21 @@ class AgreedBatches(Iterator[WindowBatch]):
         except UserError as error:
             failure = error
         self.wait_s += time.perf_counter() - began
-        here = torch.zeros(4 + self.counts, dtype=torch.float64)
+        here = torch.zeros(4 + self.num_counts, dtype=torch.float64)
         here[0], here[1], here[2] = batch is not None, self.stop(), failure is not None
         if batch is not None:
             here[3], here[4:] = len(batch.lengths), batch.counts
-        everywhere = together(here)
+        everywhere = all_reduce_sum(here)
         if everywhere[2]:
-            raise_together(failure)
+            raise_on_all_ranks(failure)
         self.stopped = bool(everywhere[1])
         self.exhausted = not self.stopped and not everywhere[0]
         if self.stopped or self.exhausted:
             raise StopIteration
-        if batch is not None and batch.position is not None:
-            self.position = Position(**batch.position)
+        if batch is not None and batch.loader_state is not None:
+            self.position = LoaderState(**batch.loader_state)
         counts = everywhere[4:]
-        self.taken.append(Taken(int(everywhere[3]), counts, self.position))
+        self.issued.append(IssuedBatch(int(everywhere[3]), counts, self.position))
         if self.limit is not None:
             self.limit -= 1
         return replace(batch if batch is not None else self.empty(), counts=counts)

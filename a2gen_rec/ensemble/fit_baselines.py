@@ -9,54 +9,54 @@ from torch import nn
 
 from a2gen_rec.data.schema import WATCH_TIME
 from a2gen_rec.ensemble.formula_search import tune_formula
-from a2gen_rec.ensemble.session_lists import Lists, centre_scale
-from a2gen_rec.ensemble.trainer import Reporter, behaviour_weights, fit, measure_lists
+from a2gen_rec.ensemble.session_lists import SessionLists, mean_std
+from a2gen_rec.ensemble.trainer import ProgressCallback, behaviour_weights, fit, measure_lists
 from a2gen_rec.models.ensemble.baselines import (
-    Formula,
     LogisticRegression,
     MLPFusion,
-    SessionWeights,
+    PowerFormula,
+    SessionWeightedFusion,
     SingleScore,
-    Standardise,
+    Standardize,
 )
 from a2gen_rec.models.ensemble.io import EnsembleCard, load_baseline
 
 FORMULA, LOGISTIC, MLP, SESSION = "formula", "logistic regression", "MLP", "session weights"
-FILES = {FORMULA: "formula", LOGISTIC: "logistic-regression", MLP: "mlp", SESSION: "session-weights"}
+BASELINE_FILES = {FORMULA: "formula", LOGISTIC: "logistic-regression", MLP: "mlp", SESSION: "session-weights"}
 """Those that learn, and what their files are called (see :func:`save_ensemble`)."""
 
 
 def fit_baselines(
-    card: EnsembleCard, train: Lists, valid: Lists, device: torch.device, reporter: Reporter
+    card: EnsembleCard, train: SessionLists, valid: SessionLists, device: torch.device, reporter: ProgressCallback
 ) -> dict[str, nn.Module]:
     """All baselines by name, on the CPU, trained on the lists the ensemble saw.
 
     Args:
         card: of the ensemble, whose objectives, widths and settings they share.
     """
-    centre, scale = centre_scale(train)
-    models = untrained(card, centre, scale)
+    centre, scale = mean_std(train)
+    models = build_untrained(card, centre, scale)
     names, _ = behaviour_weights(train, card.config)
     for name in (LOGISTIC, MLP, SESSION):
-        reporter.fitting(name)
-        fit(models[name].to(device), train, valid, card.config, partial(reporter.epoch, name))
+        reporter.on_fit_start(name)
+        fit(models[name].to(device), train, valid, card.config, partial(reporter.on_epoch_end, name))
         models[name].cpu()
-    reporter.fitting(FORMULA)
+    reporter.on_fit_start(FORMULA)
 
     def ndcg(scores: torch.Tensor) -> float:
-        found = measure_lists(scores.numpy(), valid, card.config.k, names)["ndcg"]
+        found = measure_lists(scores.numpy(), valid, card.config.top_k, names)["ndcg"]
         return math.nan if found is None else found
 
-    value, trials = torch.from_numpy(valid.value), card.config.formula_trials
+    value, trials = torch.from_numpy(valid.predictions), card.config.formula_trials
     models[FORMULA] = tune_formula(
         value, ndcg, _less(card), *_units(card, centre, scale), trials, card.config.seed
     ).formula
     return models
 
 
-def learned(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def learned_baselines(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Of all baselines those that :func:`save_ensemble` keeps, by the names of their files."""
-    return {file: models[name] for name, file in FILES.items()}
+    return {file: models[name] for name, file in BASELINE_FILES.items()}
 
 
 def load_baselines(folder: str, card: EnsembleCard) -> dict[str, nn.Module]:
@@ -65,13 +65,13 @@ def load_baselines(folder: str, card: EnsembleCard) -> dict[str, nn.Module]:
     Raises:
         UserError: one is missing or damaged.
     """
-    models = untrained(card)
-    for name, file in FILES.items():
+    models = build_untrained(card)
+    for name, file in BASELINE_FILES.items():
         load_baseline(folder, file, models[name])
     return models
 
 
-def untrained(
+def build_untrained(
     card: EnsembleCard, centre: torch.Tensor | None = None, scale: torch.Tensor | None = None
 ) -> dict[str, nn.Module]:
     """All baselines by name, as they are before training.
@@ -82,23 +82,24 @@ def untrained(
     k, less = len(card.objectives), _less(card)
     centre = torch.zeros(k) if centre is None else centre
     scale = torch.ones(k) if scale is None else scale
-    standardise = [Standardise(less, centre, scale) for _ in range(3)]
+    standardise = [Standardize(less, centre, scale) for _ in range(3)]
     singles = {
-        f"{objective.name} alone": SingleScore(i, objective.better) for i, objective in enumerate(card.objectives)
+        f"{objective.name} alone": SingleScore(i, objective.higher_is_better)
+        for i, objective in enumerate(card.objectives)
     }
     widths = (card.d_event, card.d_context, card.config.dim)
     torch.manual_seed(card.config.seed)
     return {
         **singles,
-        FORMULA: Formula(torch.ones(k), torch.ones(k), less, *_units(card, centre, scale)),
+        FORMULA: PowerFormula(torch.ones(k), torch.ones(k), less, *_units(card, centre, scale)),
         LOGISTIC: LogisticRegression(standardise[0]),
         MLP: MLPFusion(standardise[1], *widths),
-        SESSION: SessionWeights(standardise[2], *widths),
+        SESSION: SessionWeightedFusion(standardise[2], *widths),
     }
 
 
 def _less(card: EnsembleCard) -> list[bool]:
-    return [objective.better == "less" for objective in card.objectives]
+    return [objective.higher_is_better == "less" for objective in card.objectives]
 
 
 def _units(card: EnsembleCard, centre: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.models.ensemble.baselines import Formula
+from a2gen_rec.models.ensemble.baselines import PowerFormula
 
 _ALPHA = (1e-1, 1e4)  # at most 1 % off linear in p at rates of .1; at the other end log p, down to rates of 1e-3
 _BETA = (1e-2, 1e1)
@@ -18,9 +18,9 @@ _STEP = 0.7  # of natural logarithms: a trial near another moves its numbers by 
 class TunedFormula:
     """The best of :func:`tune_formula`'s trials, what it measures, and what the first trial measured."""
 
-    formula: Formula
+    formula: PowerFormula
     measure: float
-    start: float
+    baseline_measure: float
 
 
 def tune_formula(
@@ -50,9 +50,9 @@ def tune_formula(
         raise ConfigError(f"a formula is tuned by 1 or more trials, not {trials}")
     rng = torch.Generator().manual_seed(seed)
 
-    def formula(drawn: Tensor) -> Formula:
+    def formula(drawn: Tensor) -> PowerFormula:
         alpha, beta = drawn
-        return Formula(alpha, beta, less, centre, scale).to(value.device)
+        return PowerFormula(alpha, beta, less, centre, scale).to(value.device)
 
     start = torch.ones(2, len(less))
     best, best_measure, first = start, float("-inf"), float("nan")

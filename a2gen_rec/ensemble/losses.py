@@ -16,7 +16,7 @@ from a2gen_rec.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class LossSum:
+class WeightedMean:
     """A loss as two scalars: the sum of its terms, and their number."""
 
     total: Tensor
@@ -32,13 +32,13 @@ def combined_relevance(labels: Tensor, weights: Tensor) -> Tensor:
     return labels.to(weights.dtype) @ weights
 
 
-def pointwise(score: Tensor, relevance: Tensor, valid: Tensor) -> LossSum:
+def pointwise(score: Tensor, relevance: Tensor, valid: Tensor) -> WeightedMean:
     """(s − r)² of every valid candidate (UMRE); all arguments [n, C], ``valid`` bool."""
     error = (score - relevance).masked_fill(~valid, 0)
-    return LossSum(error.square().sum(), valid.sum())
+    return WeightedMean(error.square().sum(), valid.sum())
 
 
-def listwise(score: Tensor, relevance: Tensor, valid: Tensor) -> LossSum:
+def listwise(score: Tensor, relevance: Tensor, valid: Tensor) -> WeightedMean:
     """Softmax cross-entropy over each list, every candidate's term weighed by its relevance.
 
     With relevances as shares of their list's sum it would be ListNet's top one, and a list with one rare behaviour no
@@ -50,10 +50,10 @@ def listwise(score: Tensor, relevance: Tensor, valid: Tensor) -> LossSum:
     """
     log_share = torch.log_softmax(score.masked_fill(~valid, torch.finfo(score.dtype).min), dim=-1)
     relevance = relevance.masked_fill(~valid, 0)
-    return LossSum(-(relevance * log_share).sum(), relevance.sum())
+    return WeightedMean(-(relevance * log_share).sum(), relevance.sum())
 
 
-def pairwise(score: Tensor, relevance: Tensor, valid: Tensor) -> LossSum:
+def pairwise(score: Tensor, relevance: Tensor, valid: Tensor) -> WeightedMean:
     """log(1 + exp(s_j − s_i)) over the pairs of a list where i is more relevant than j (RankNet).
 
     Args:
@@ -61,10 +61,10 @@ def pairwise(score: Tensor, relevance: Tensor, valid: Tensor) -> LossSum:
     """
     ordered = (relevance[:, :, None] > relevance[:, None]) & valid[:, :, None] & valid[:, None]
     behind = score[:, None] - score[:, :, None]
-    return LossSum(F.softplus(behind.masked_fill(~ordered, 0)).masked_fill(~ordered, 0).sum(), ordered.sum())
+    return WeightedMean(F.softplus(behind.masked_fill(~ordered, 0)).masked_fill(~ordered, 0).sum(), ordered.sum())
 
 
-def rebalance(
+def update_pareto_weights(
     weights: np.ndarray,
     before: np.ndarray,
     after: np.ndarray,
@@ -85,7 +85,7 @@ def rebalance(
     return moved / moved.sum()
 
 
-def gradient_products(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> np.ndarray:
+def gradient_gram_matrix(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> np.ndarray:
     """[M, M] float64 inner products of the losses' gradients by the parameters; keeps the graph of the losses."""
     rows = []
     for loss in losses:
@@ -123,7 +123,7 @@ def min_norm_weights(products: np.ndarray, tolerance: float = 1e-10, steps: int 
     return weights
 
 
-def bounded_min_norm_weights(products: np.ndarray, least: np.ndarray, before: np.ndarray) -> np.ndarray:
+def bounded_min_norm_weights(products: np.ndarray, min_weights: np.ndarray, before: np.ndarray) -> np.ndarray:
     """:func:`min_norm_weights` with a lower bound per loss (Pareto-efficient, PE-LTR: Lin et al. 2019).
 
     With ω = c + (1 − Σ c) α and α of sum 1 it is the problem without bounds, for the gradients
@@ -140,16 +140,16 @@ def bounded_min_norm_weights(products: np.ndarray, least: np.ndarray, before: np
     Raises:
         ConfigError: a bound is negative, or they leave nothing to choose.
     """
-    free = 1 - least.sum()
-    if (least < 0).any() or free < 0:
-        raise ConfigError(f"least weights {least.tolist()} must not be negative, nor their sum above 1")
+    free = 1 - min_weights.sum()
+    if (min_weights < 0).any() or free < 0:
+        raise ConfigError(f"least weights {min_weights.tolist()} must not be negative, nor their sum above 1")
     there = products.diagonal() > 0
     if not there.any():
         return before
-    share = np.maximum(before - least, 0)
+    share = np.maximum(before - min_weights, 0)
     share /= share.sum() or 1
     part = 1 / (1 + share[~there].sum())  # of all α, that of the losses there
-    mixed = least[there, None] + free * part * np.eye(there.sum())
+    mixed = min_weights[there, None] + free * part * np.eye(there.sum())
     share[there] = min_norm_weights(mixed.T @ products[np.ix_(there, there)] @ mixed)
-    weights: np.ndarray = least + free * part * share
+    weights: np.ndarray = min_weights + free * part * share
     return weights

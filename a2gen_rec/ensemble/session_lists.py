@@ -20,7 +20,7 @@ import torch
 from iopath.common.file_io import g_pathmgr
 from torch import Tensor
 
-from a2gen_rec.data.columns import ranges
+from a2gen_rec.data.columns import concat_ranges
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.utils import paths
 
@@ -31,7 +31,7 @@ _SORTED_BATCHES = 32  # batches that lists of like length are sought in: few eno
 
 
 @dataclass(frozen=True)
-class Lists:
+class SessionLists:
     """n session lists, ragged.
 
     Attributes:
@@ -51,7 +51,7 @@ class Lists:
     length: np.ndarray
     events_length: np.ndarray
     item: np.ndarray
-    value: np.ndarray
+    predictions: np.ndarray
     label: np.ndarray
     context: np.ndarray
     events: np.ndarray
@@ -65,11 +65,11 @@ class Lists:
         return self.context.shape[1], self.events.shape[1]
 
     @property
-    def valid(self) -> np.ndarray:
+    def mask(self) -> np.ndarray:
         """[n, longest] bool, False where ``pad`` fills up."""
-        return _inside(self.length)
+        return _length_mask(self.length)
 
-    def take(self, rows: np.ndarray) -> "Lists":
+    def select(self, rows: np.ndarray) -> "SessionLists":
         """Some of the lists, [rows] int64, in that order."""
         candidates, events = self._flat(rows)
         return replace(
@@ -79,7 +79,7 @@ class Lists:
             length=self.length[rows],
             events_length=self.events_length[rows],
             item=self.item[candidates],
-            value=self.value[candidates],
+            predictions=self.predictions[candidates],
             label=self.label[candidates],
             context=self.context[candidates],
             events=self.events[events],
@@ -94,12 +94,12 @@ class Lists:
         candidates, events = self._flat(rows)
         inside, length = self.length[rows], self.events_length[rows]
         arrays = {
-            "value": _padded(self.value[candidates], inside),
+            "value": _padded(self.predictions[candidates], inside),
             "label": _padded(self.label[candidates], inside),
             "context": _padded(self.context[candidates].astype(np.float32, copy=False), inside),
             "events": _padded(self.events[events].astype(np.float32, copy=False), length),
             "length": length,
-            "valid": _inside(inside),
+            "valid": _length_mask(inside),
             "candidate": candidates,
         }
         return ListBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
@@ -107,7 +107,9 @@ class Lists:
     def _flat(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places of the lists' candidates, and of their events."""
         starts, events_starts = (np.cumsum(length) - length for length in (self.length, self.events_length))
-        return ranges(starts[rows], self.length[rows]), ranges(events_starts[rows], self.events_length[rows])
+        return concat_ranges(starts[rows], self.length[rows]), concat_ranges(
+            events_starts[rows], self.events_length[rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -133,15 +135,15 @@ class ListBatch:
         return ListBatch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
-def concatenate(parts: Sequence[Lists]) -> Lists:
+def concatenate(parts: Sequence[SessionLists]) -> SessionLists:
     """One after another: parts (one or more) of the same names and widths."""
     first = parts[0]
-    names = [field.name for field in fields(Lists) if field.name not in ("objectives", "behaviours")]
+    names = [field.name for field in fields(SessionLists) if field.name not in ("objectives", "behaviours")]
     arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return replace(first, **arrays)
 
 
-def batch_rows(lists: Lists, size: int, rng: np.random.Generator | None = None) -> Iterator[np.ndarray]:
+def batch_indices(lists: SessionLists, size: int, rng: np.random.Generator | None = None) -> Iterator[np.ndarray]:
     """Rows of batches of ``size`` lists, the last one smaller, of like lengths so that little is padding.
 
     Args:
@@ -160,15 +162,15 @@ def batch_rows(lists: Lists, size: int, rng: np.random.Generator | None = None) 
     yield from (batches[place] for place in rng.permutation(len(batches)))
 
 
-def centre_scale(lists: Lists) -> tuple[Tensor, Tensor]:
+def mean_std(lists: SessionLists) -> tuple[Tensor, Tensor]:
     """[K] mean and standard deviation of each objective's values, 1 for one that never changes; float32."""
-    value = lists.value.astype(np.float64)
+    value = lists.predictions.astype(np.float64)
     centre, spread = value.mean(0), value.std(0)
     scale = np.where(spread > 1e-6, spread, 1)
     return torch.from_numpy(centre).float(), torch.from_numpy(scale).float()
 
 
-def write_lists(file: str, lists: Lists) -> None:
+def write_lists(file: str, lists: SessionLists) -> None:
     """Write lists to one Parquet file; a local one is written beside and moved into place.
 
     Of several processes that write the same file at once, the last one's stays.
@@ -182,7 +184,7 @@ def write_lists(file: str, lists: Lists) -> None:
     try:
         with g_pathmgr.open(beside, "wb") as stream, pq.ParquetWriter(stream, _schema(lists), **_ENCODING) as writer:
             for first in range(0, len(lists), _ROWS):
-                writer.write_table(_table(lists.take(np.arange(first, min(first + _ROWS, len(lists))))))
+                writer.write_table(_table(lists.select(np.arange(first, min(first + _ROWS, len(lists))))))
         if beside != file:
             os.replace(beside, file)
     except OSError as error:
@@ -192,14 +194,14 @@ def write_lists(file: str, lists: Lists) -> None:
         raise UserError(f"{file}: cannot be written ({error.strerror or error})") from error
 
 
-def read_lists(files: Sequence[str]) -> Lists:
+def read_lists(files: Sequence[str]) -> SessionLists:
     """All lists of the files, in order.
 
     Raises:
         DataError: there is no file, one is damaged or lacks a column, lists of one row differ in length, a value is
             not finite, a label not 0, 1 or NaN, or files differ in names or widths.
     """
-    parts: list[Lists] = []
+    parts: list[SessionLists] = []
     for file in files:
         for part in _read(file):
             if parts and _header(part) != _header(parts[0]):
@@ -213,13 +215,13 @@ def read_lists(files: Sequence[str]) -> Lists:
 _ENCODING: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["user_key"]}
 
 
-def _header(lists: Lists) -> dict[str, Any]:
+def _header(lists: SessionLists) -> dict[str, Any]:
     d_context, d_event = lists.widths
     names = {"objectives": list(lists.objectives), "behaviours": list(lists.behaviours)}
     return {"format": 1, **names, "d_context": d_context, "d_event": d_event}
 
 
-def _schema(lists: Lists) -> pa.Schema:
+def _schema(lists: SessionLists) -> pa.Schema:
     columns = [("user_key", pa.int64()), ("ts_ms", pa.int64()), ("item", pa.list_(pa.int64()))]
     columns += [(f"value_{name}", pa.list_(pa.float32())) for name in lists.objectives]
     columns += [(f"label_{name}", pa.list_(pa.float32())) for name in lists.behaviours]
@@ -227,19 +229,19 @@ def _schema(lists: Lists) -> pa.Schema:
     return pa.schema(columns, metadata={_META: json.dumps(_header(lists)).encode()})
 
 
-def _table(lists: Lists) -> pa.Table:
+def _table(lists: SessionLists) -> pa.Table:
     def column(values: np.ndarray, lengths: np.ndarray) -> pa.Array:
         flat = np.ascontiguousarray(values).reshape(-1)
         ends = np.cumsum(lengths * (values.shape[1] if values.ndim > 1 else 1))
         return pa.ListArray.from_arrays(pa.array(np.append(0, ends).astype(np.int32)), pa.array(flat))
 
     columns = [pa.array(lists.user), pa.array(lists.ts_ms), column(lists.item, lists.length)]
-    columns += [column(values, lists.length) for values in (*lists.value.T, *lists.label.T)]
+    columns += [column(values, lists.length) for values in (*lists.predictions.T, *lists.label.T)]
     columns += [column(lists.context, lists.length), column(lists.events, lists.events_length)]
     return pa.table(columns, schema=_schema(lists))
 
 
-def _read(file: str) -> Iterator[Lists]:
+def _read(file: str) -> Iterator[SessionLists]:
     """The row groups of a file, checked; lists without rows where it has none."""
     try:
         with g_pathmgr.open(file, "rb") as stream, pq.ParquetFile(stream) as parquet:
@@ -267,7 +269,7 @@ def _read(file: str) -> Iterator[Lists]:
                 context, context_length = row.vectors("context", d_context)
                 row.same(context_length, length, "context")
                 events, events_length = row.vectors("events", d_event)
-                lists = Lists(
+                lists = SessionLists(
                     tuple(objectives),
                     tuple(behaviours),
                     row.numbers("user_key"),
@@ -335,7 +337,7 @@ class _Rows:
         return chunks[0] if chunks else pa.array([], column.type)
 
 
-def _check(lists: Lists, file: str) -> None:
+def _check(lists: SessionLists, file: str) -> None:
     """Shapes and ranges of the contract."""
     n, candidates, events = len(lists), int(lists.length.sum()), int(lists.events_length.sum())
     shapes: dict[str, tuple[int, ...]] = {"user": (n,), "ts_ms": (n,), "events_length": (n,), "item": (candidates,)}
@@ -354,7 +356,7 @@ def _check(lists: Lists, file: str) -> None:
             raise DataError(f"is {vectors.dtype}, not float16 or float32", file=file, field=name)
         if not np.isfinite(vectors).all():
             raise DataError("has values that are not finite", file=file, field=name)
-    for name, values in zip(lists.objectives, lists.value.T, strict=True):
+    for name, values in zip(lists.objectives, lists.predictions.T, strict=True):
         if not np.isfinite(values).all():
             raise DataError("has values that are not finite", file=file, field=f"value_{name}")
     for name, labels in zip(lists.behaviours, lists.label.T, strict=True):
@@ -362,7 +364,7 @@ def _check(lists: Lists, file: str) -> None:
             raise DataError("has a label that is not 0, 1 or NaN", file=file, field=f"label_{name}")
 
 
-def _inside(lengths: np.ndarray) -> np.ndarray:
+def _length_mask(lengths: np.ndarray) -> np.ndarray:
     """[n, longest] bool, False at padding."""
     inside: np.ndarray = np.arange(lengths.max(initial=0)) < lengths[:, None]
     return inside
@@ -370,7 +372,7 @@ def _inside(lengths: np.ndarray) -> np.ndarray:
 
 def _padded(values: np.ndarray, lengths: np.ndarray, fill: float = 0.0) -> np.ndarray:
     """[all, ...], lists one after another -> [n, longest, ...], filled up at the end."""
-    inside = _inside(lengths)
+    inside = _length_mask(lengths)
     padded = np.full((*inside.shape, *values.shape[1:]), fill, values.dtype)
     padded[inside] = values
     return padded

@@ -13,27 +13,27 @@ from a2gen_rec.config import EnsembleConfig
 from a2gen_rec.ensemble.losses import (
     bounded_min_norm_weights,
     combined_relevance,
-    gradient_products,
+    gradient_gram_matrix,
     listwise,
     pairwise,
     pointwise,
-    rebalance,
+    update_pareto_weights,
 )
-from a2gen_rec.ensemble.session_lists import ListBatch, Lists, batch_rows, centre_scale
+from a2gen_rec.ensemble.session_lists import ListBatch, SessionLists, batch_indices, mean_std
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.evaluation.list_metrics import ListMetrics, list_metrics
-from a2gen_rec.models.ensemble.baselines import SessionWeights
+from a2gen_rec.models.ensemble.baselines import SessionWeightedFusion
 from a2gen_rec.models.ensemble.model import Ensemble, Objective
 
 _LOSSES = {"pointwise": pointwise, "listwise": listwise, "pairwise": pairwise}
 
 
-SPREAD = 2.0
+SCALE_STDS = 2.0
 """Standard deviations of an objective that are its scale: the best candidates must not all come near 1."""
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochResult:
     """One pass over the training lists.
 
     Attributes:
@@ -48,31 +48,31 @@ class Epoch:
     weights: dict[str, float]
 
 
-class Reporter(Protocol):
+class ProgressCallback(Protocol):
     """Is told of the progress of scoring and of what is trained on the scores."""
 
-    def scoring(self, split: str, done: int, files: int) -> None: ...
+    def on_scoring(self, split: str, done: int, files: int) -> None: ...
 
-    def fitting(self, name: str) -> None: ...
+    def on_fit_start(self, name: str) -> None: ...
 
-    def epoch(self, name: str, epoch: Epoch) -> None: ...
+    def on_epoch_end(self, name: str, epoch: EpochResult) -> None: ...
 
 
 @dataclass(frozen=True)
-class History:
+class TrainingHistory:
     """What training went through; ``best`` is the place of the epoch whose parameters were kept."""
 
-    epochs: list[Epoch]
+    epochs: list[EpochResult]
     best: int
 
 
 def fit(
     model: nn.Module,
-    train: Lists,
-    valid: Lists,
+    train: SessionLists,
+    valid: SessionLists,
     config: EnsembleConfig,
-    progress: Callable[[Epoch], None] = lambda epoch: None,
-) -> History:
+    progress: Callable[[EpochResult], None] = lambda epoch: None,
+) -> TrainingHistory:
     """Train a model in place, on its own device, and leave it at the epoch best on validation.
 
     The same seed, lists and initial parameters give the same model on the same machine.
@@ -88,41 +88,41 @@ def fit(
     """
     behaviours, weights = behaviour_weights(train, config)
     columns = [train.behaviours.index(name) for name in behaviours]
-    bounds = (config.least_weight, config.greatest_weight)
+    bounds = (config.min_weight, config.max_weight)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    epochs: list[Epoch] = []
+    epochs: list[EpochResult] = []
     best, highest, kept = 0, -np.inf, {}
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         for epoch in range(config.epochs):
             model.train()
             rng = np.random.default_rng([config.seed, epoch])
-            loss, weights = _pass(model, optimizer, train, columns, weights, config, rng)
-            metrics = measure_lists(score_lists(model, valid, config.batch_lists), valid, config.k, behaviours)
+            loss, weights = _train_epoch(model, optimizer, train, columns, weights, config, rng)
+            metrics = measure_lists(score_lists(model, valid, config.batch_size), valid, config.top_k, behaviours)
             if metrics["ndcg"] is None:
                 raise DataError(f"no validation list has a positive and a negative candidate of any of {behaviours}")
-            epochs.append(Epoch(epoch, loss, metrics, dict(zip(behaviours, weights.tolist(), strict=True))))
+            epochs.append(EpochResult(epoch, loss, metrics, dict(zip(behaviours, weights.tolist(), strict=True))))
             progress(epochs[-1])
             if metrics["ndcg"] > highest:
                 best, highest, kept = epoch, metrics["ndcg"], copy.deepcopy(model.state_dict())
             if config.patience and epoch - best >= config.patience:
                 break
-            if config.strategy == "pareto" and epoch:
+            if config.weighting == "pareto" and epoch:
                 before, after = (_uauc(each) for each in epochs[-2:])
-                weights = rebalance(weights, before, after, config.eta, bounds)
+                weights = update_pareto_weights(weights, before, after, config.pareto_step_size, bounds)
     model.load_state_dict(kept)
     model.eval()
-    return History(epochs, best)
+    return TrainingHistory(epochs, best)
 
 
 def fit_ensemble(
     objectives: Sequence[Objective],
-    train: Lists,
-    valid: Lists,
+    train: SessionLists,
+    valid: SessionLists,
     config: EnsembleConfig,
-    progress: Callable[[Epoch], None] = lambda epoch: None,
+    progress: Callable[[EpochResult], None] = lambda epoch: None,
     device: torch.device | None = None,
-) -> tuple[Ensemble, History]:
+) -> tuple[Ensemble, TrainingHistory]:
     """Make an ensemble for the lists' objectives, squash their values by the training lists' own, and :func:`fit` it.
 
     Raises:
@@ -134,22 +134,22 @@ def fit_ensemble(
     d_context, d_event = train.widths
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = Ensemble(objectives, d_event, d_context, config.dim, config.hidden, config.degree)
+        model = Ensemble(objectives, d_event, d_context, config.dim, config.hidden_dims, config.quadrature_degree)
     if len(train):
-        centre, scale = centre_scale(train)
-        model.squash(centre, SPREAD * scale)
+        centre, scale = mean_std(train)
+        model.set_normalization(centre, SCALE_STDS * scale)
     model = model.to(device)
     return model, fit(model, train, valid, config, progress)
 
 
-def largest_falls(model: Ensemble, lists: Lists, sample: int = 256, seed: int = 0) -> Tensor:
+def max_monotonicity_violations(model: Ensemble, lists: SessionLists, sample: int = 256, seed: int = 0) -> Tensor:
     """[K] :meth:`Ensemble.largest_fall` over the first candidates of at most ``sample`` lists."""
     rows = np.random.default_rng(seed).permutation(len(lists))[:sample]
-    batch = lists.batch(rows).to(model.centre.device)
-    return model.largest_fall(batch.events, batch.length, batch.context[:, :1])
+    batch = lists.batch(rows).to(model.mean.device)
+    return model.max_monotonicity_violation(batch.events, batch.length, batch.context[:, :1])
 
 
-def behaviour_weights(lists: Lists, config: EnsembleConfig) -> tuple[list[str], np.ndarray]:
+def behaviour_weights(lists: SessionLists, config: EnsembleConfig) -> tuple[list[str], np.ndarray]:
     """The behaviours to train for and their ω [M'], of sum 1: the given ones, else all, ∝ rate^-balance.
 
     Raises:
@@ -161,42 +161,44 @@ def behaviour_weights(lists: Lists, config: EnsembleConfig) -> tuple[list[str], 
     known = np.isfinite(lists.label).sum(0).clip(min=1)
     rates = np.nansum(lists.label, axis=0, dtype=np.float64) / known
     rate = dict(zip(lists.behaviours, rates.tolist(), strict=True))
-    for name in config.behaviours:
+    for name in config.behavior_weights:
         if not rate.get(name):
             reason = "no training list has a positive of it" if name in rate else f"the lists have {list(rate)}"
             raise ConfigError(f"ensemble.behaviours.{name}: {reason}")
-    chosen = config.behaviours or {name: share**-config.balance for name, share in rate.items() if share > 0}
+    chosen = config.behavior_weights or {
+        name: share**-config.inverse_rate_exponent for name, share in rate.items() if share > 0
+    }
     if not chosen:
         raise DataError("no training list has a positive of any behaviour")
     weights = np.array(list(chosen.values()))
     return list(chosen), weights / weights.sum()
 
 
-def measure_lists(scores: np.ndarray, lists: Lists, k: int, behaviours: Sequence[str] = ()) -> ListMetrics:
+def measure_lists(scores: np.ndarray, lists: SessionLists, k: int, behaviours: Sequence[str] = ()) -> ListMetrics:
     """:func:`list_metrics` of scores [candidates], for some of the lists' behaviours or, by default, all."""
     chosen = list(behaviours) or list(lists.behaviours)
     labels = lists.pad(lists.label[:, [lists.behaviours.index(name) for name in chosen]])
-    return list_metrics(lists.pad(scores), labels, lists.valid, lists.user, k, chosen)
+    return list_metrics(lists.pad(scores), labels, lists.mask, lists.user, k, chosen)
 
 
 @torch.no_grad()
-def score_lists(model: nn.Module, lists: Lists, batch_lists: int = 256) -> np.ndarray:
+def score_lists(model: nn.Module, lists: SessionLists, batch_lists: int = 256) -> np.ndarray:
     """[candidates] float32 scores of all lists, the model in evaluation mode."""
     was_training = model.training
     model.eval()
     scores = np.zeros(len(lists.item), np.float32)
     device = _device(model)
-    for rows in batch_rows(lists, batch_lists):
+    for rows in batch_indices(lists, batch_lists):
         batch = lists.batch(rows).to(device)
         scores[batch.candidate.cpu().numpy()] = _score(model, batch)[batch.valid].cpu().numpy()
     model.train(was_training)
     return scores
 
 
-def _pass(
+def _train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    lists: Lists,
+    lists: SessionLists,
     columns: list[int],
     weights: np.ndarray,
     config: EnsembleConfig,
@@ -212,11 +214,11 @@ def _pass(
     no term of a point- or pairwise loss, which would take it for a negative; listwise, it stays among those that the
     others were chosen from.
     """
-    bounds = {"min_norm": 0.0, "pareto_efficient": config.least_weight}
-    least = np.full(len(weights), bounds[config.strategy]) if config.strategy in bounds else None
+    bounds = {"min_norm": 0.0, "pareto_efficient": config.min_weight}
+    least = np.full(len(weights), bounds[config.weighting]) if config.weighting in bounds else None
     parameters, device = list(model.parameters()), _device(model)
     criterion, losses = _LOSSES[config.loss], []
-    for number, rows in enumerate(batch_rows(lists, config.batch_lists, rng)):
+    for number, rows in enumerate(batch_indices(lists, config.batch_size, rng)):
         batch = lists.batch(rows).to(device)
         labels = batch.label[..., columns]
         terms = batch.valid[..., None] & (labels.isfinite() | (config.loss == "listwise"))
@@ -229,8 +231,8 @@ def _pass(
         else:
             each = zip(labels.unbind(-1), terms.unbind(-1), strict=True)
             parts = [criterion(score, relevance, known).mean for relevance, known in each]
-            if number % config.reweigh_every == 0:
-                weights = bounded_min_norm_weights(gradient_products(parts, parameters), least, weights)
+            if number % config.reweight_interval == 0:
+                weights = bounded_min_norm_weights(gradient_gram_matrix(parts, parameters), least, weights)
             loss = torch.stack([part * weight for part, weight in zip(parts, weights.tolist(), strict=True)]).sum()
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):
@@ -241,13 +243,13 @@ def _pass(
 
 
 def _score(model: nn.Module, batch: ListBatch) -> Tensor:
-    more = {"valid": batch.valid} if isinstance(model, SessionWeights) else {}  # it alone looks at whole lists
+    more = {"valid": batch.valid} if isinstance(model, SessionWeightedFusion) else {}  # it alone looks at whole lists
     output = model(batch.value, batch.events, batch.length, batch.context, **more)
     score: Tensor = output if isinstance(output, Tensor) else output.score
     return score
 
 
-def _uauc(epoch: Epoch) -> np.ndarray:
+def _uauc(epoch: EpochResult) -> np.ndarray:
     """[M'] user AUC of each behaviour, NaN where no user has both classes."""
     return np.array([each["uauc"] for each in epoch.metrics["behaviours"].values()], np.float64)
 

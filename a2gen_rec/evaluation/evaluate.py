@@ -7,44 +7,44 @@ import numpy as np
 from torch import nn
 
 from a2gen_rec.config import Config, EvaluateConfig
-from a2gen_rec.data.batch import COUNTS, count_names
-from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
+from a2gen_rec.data.batch import COUNT_NAMES, count_names
+from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.parquet_reader import read_table
 from a2gen_rec.data.schema import ITEM, ITEM_STATISTICS, DatasetCard
-from a2gen_rec.data.synced_batches import AgreedBatches
+from a2gen_rec.data.synced_batches import SynchronizedBatches
 from a2gen_rec.evaluation.metrics import binary_metrics, time_metrics
-from a2gen_rec.evaluation.objective_metrics import objective_report
-from a2gen_rec.evaluation.predict import Predictions, Sums, outcome_names, predict
+from a2gen_rec.evaluation.objective_metrics import objective_metrics
+from a2gen_rec.evaluation.predict import EvaluationSums, Predictions, outcome_columns, predict
 from a2gen_rec.evaluation.prediction_file import write_predictions
-from a2gen_rec.evaluation.sequences import Sequences
-from a2gen_rec.losses.loss import means, term_names, total
-from a2gen_rec.models.base import Ranker
-from a2gen_rec.models.embedding_tables import whole_tables
+from a2gen_rec.evaluation.sequences import SequenceEvaluator
+from a2gen_rec.losses.loss import term_means, term_names, total_loss
+from a2gen_rec.models.base import BaseRanker
+from a2gen_rec.models.embedding_tables import full_tables
 from a2gen_rec.utils import paths
-from a2gen_rec.utils.distributed import Process, agreed
+from a2gen_rec.utils.distributed import DistributedContext, sync_errors
 
 
 def evaluation_batches(
-    data: str, split: str, card: DatasetCard, config: Config, process: Process, **options: Any
-) -> AgreedBatches:
+    data: str, split: str, card: DatasetCard, config: Config, process: DistributedContext, **options: Any
+) -> SynchronizedBatches:
     """All batches of a split, in file order, in step over the ranks. ``options``: as :class:`WindowStream` takes."""
-    whole, place = whole_tables(card, config.model), (process.rank, process.world)
-    with agreed():
-        stream = WindowStream(data, split, card, config.loader, whole, *place, shuffle=False, **options)
-    start = Position(world=process.world)
-    loader = WindowLoader(stream, config.loader.background)
-    return AgreedBatches(loader.epoch(start), lambda: stream.empty, start, len(count_names(card)))
+    whole, place = full_tables(card, config.model), (process.rank, process.world_size)
+    with sync_errors():
+        stream = WindowDataset(data, split, card, config.loader, whole, *place, shuffle=False, **options)
+    start = LoaderState(world_size=process.world_size)
+    loader = WindowDataLoader(stream, config.loader.prefetch)
+    return SynchronizedBatches(loader.iter_epoch(start), lambda: stream.empty_batch, start, len(count_names(card)))
 
 
 def evaluate(
     task: nn.Module,
-    ranker: Ranker[Any],
+    ranker: BaseRanker[Any],
     data: str,
     split: str,
     card: DatasetCard,
     config: Config,
-    process: Process,
-    keep: str = "",
+    process: DistributedContext,
+    predictions_file: str = "",
 ) -> dict[str, Any]:
     """Predict a split and measure. All ranks call it; rank 0's result is the one that counts.
 
@@ -61,22 +61,22 @@ def evaluate(
         ``objective_metrics.objective_report``.
     """
     batches = evaluation_batches(data, split, card, config, process, with_oracle=True)
-    most = config.evaluate.sequences
-    collected = Sequences(ranker, card.splits[split].targets) if most else None
+    most = config.evaluate.num_top_sequences
+    collected = SequenceEvaluator(ranker, card.splits[split].targets) if most else None
     also = None if collected is None else collected.add
-    predictions, sums = predict(task, ranker, batches, card, config.evaluate.max_error, also)
+    predictions, sums = predict(task, ranker, batches, card, config.evaluate.max_unexplored_mass, also)
     sequences = None if collected is None else collected.report(card, most)
-    if not process.leads:
+    if not process.is_main:
         return {}
-    if keep:
-        write_predictions(keep, predictions, card)
-    result = report(predictions, sums, data, split, card, config, ranker.tasks)
+    if predictions_file:
+        write_predictions(predictions_file, predictions, card)
+    result = metrics_report(predictions, sums, data, split, card, config, ranker.objective_tasks)
     return result if sequences is None else result | {"sequences": sequences}
 
 
-def report(
+def metrics_report(
     predictions: Predictions,
-    sums: Sums,
+    sums: EvaluationSums,
     data: str,
     split: str,
     card: DatasetCard,
@@ -84,24 +84,25 @@ def report(
     tasks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The evaluation of predictions already made, as plain data (keys as in :func:`evaluate`)."""
-    names = outcome_names(card)
-    terms = means(sums.loss, sums.counts, sums.generated)
+    names = outcome_columns(card)
+    terms = term_means(sums.loss, sums.counts, sums.is_generative)
     return {
         "split": split,
         "targets": len(predictions.user),
         "actions": action_metrics(predictions, predictions.probability, card),
         "time": _times(predictions.time, predictions, card),
         "next_time": _times(predictions.next_time, predictions, card),
-        **objective_report(predictions, names, card),
+        **objective_metrics(predictions, names, card),
         "reference": _references(predictions, data, card, config.evaluate),
         "loss": {
-            "total": float(total(terms, config.loss, tasks)),
+            "total": float(total_loss(terms, config.loss, tasks)),
             **dict(zip(term_names(tasks), terms.tolist(), strict=True)),
         },
-        "order_violations": float(sums.backwards) / max(float(sums.counts[COUNTS.index("ordered_pairs")]), 1.0),
+        "order_violations": float(sums.order_violations)
+        / max(float(sums.counts[COUNT_NAMES.index("ordered_pairs")]), 1.0),
         "unexplored_probability": {
-            "mean": float(predictions.remainder.mean()),
-            "max": float(predictions.remainder.max()),
+            "mean": float(predictions.unexplored_mass.mean()),
+            "max": float(predictions.unexplored_mass.max()),
         },
         "model_time_unit": "log1p seconds",
     }
@@ -109,44 +110,48 @@ def report(
 
 def action_metrics(predictions: Predictions, scores: np.ndarray, card: DatasetCard) -> dict[str, Any]:
     """Metrics of ``scores`` [n, outcomes] per action and label."""
-    columns = outcome_names(card)
+    columns = outcome_columns(card)
     return {
-        name: binary_metrics(scores[:, columns[name]], predictions.happened[:, columns[name]], predictions.user)
-        for name in [*card.events, *card.labels]
+        name: binary_metrics(scores[:, columns[name]], predictions.occurred[:, columns[name]], predictions.user)
+        for name in [*card.predicted_actions, *card.labels]
     }
 
 
 def _times(predicted: np.ndarray, predictions: Predictions, card: DatasetCard) -> dict[str, Any]:
     """Metrics of the times ``predicted`` [n, actions] per action whose time the log records."""
-    names = outcome_names(card)
-    actual = predictions.actual_time
+    names = outcome_columns(card)
+    actual = predictions.observed_time
     return {
-        name: time_metrics(predicted[:, names[name]], actual[:, names[name]]) for name in names if name in card.timed
+        name: time_metrics(predicted[:, names[name]], actual[:, names[name]])
+        for name in names
+        if name in card.timed_actions
     }
 
 
 def _references(predictions: Predictions, data: str, card: DatasetCard, config: EvaluateConfig) -> dict[str, Any]:
-    names = outcome_names(card)
+    names = outcome_columns(card)
     base = np.full_like(predictions.probability, np.nan)
     for name in names:
         base[:, names[name]] = card.base_rate.get(name, np.nan)
     reference = {
         "base_rate": action_metrics(predictions, base, card),
-        "item_rate": action_metrics(predictions, _item_rate(predictions, data, card, config.smoothing), card),
+        "item_rate": action_metrics(
+            predictions, _item_rate(predictions, data, card, config.item_rate_prior_weight), card
+        ),
         "median_time": {
             name: time_metrics(
-                np.full(len(predictions.user), np.log1p(card.median_time_s[name])), predictions.actual_time[:, i]
+                np.full(len(predictions.user), np.log1p(card.median_time_s[name])), predictions.observed_time[:, i]
             )
             for name, i in names.items()
-            if name in card.timed and name in card.median_time_s
+            if name in card.timed_actions and name in card.median_time_s
         },
     }
-    if card.oracle:
+    if card.oracle_columns:
         oracle = np.full_like(predictions.probability, np.nan)
-        for column, name in enumerate(card.oracle):
+        for column, name in enumerate(card.oracle_columns):
             oracle[:, names[name]] = predictions.oracle[:, column]
         metrics = action_metrics(predictions, oracle, card)
-        reference["oracle"] = {name: metrics[name] for name in card.oracle}
+        reference["oracle"] = {name: metrics[name] for name in card.oracle_columns}
     return reference
 
 
@@ -163,7 +168,7 @@ def _item_rate(predictions: Predictions, data: str, card: DatasetCard, smoothing
 
     scores = np.full_like(predictions.probability, np.nan, dtype=np.float64)
     impressions = of_item("impressions")
-    for name, column in outcome_names(card).items():
+    for name, column in outcome_columns(card).items():
         if name in card.base_rate:
             scores[:, column] = (of_item(name) + smoothing * card.base_rate[name]) / (impressions + smoothing)
     return scores

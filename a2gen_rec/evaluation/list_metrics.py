@@ -40,13 +40,13 @@ class ListMetrics(TypedDict):
     uauc: float | None
     hypervolume: float | None
     lists: int
-    length: float | None
+    mean_length: float | None
 
 
 def list_metrics(
     scores: np.ndarray,
     labels: np.ndarray,
-    valid: np.ndarray,
+    mask: np.ndarray,
     users: np.ndarray,
     k: int,
     behaviours: Sequence[str],
@@ -65,20 +65,20 @@ def list_metrics(
         ConfigError: k < 1.
         DataError: the score of a candidate is not a number. Left out, it would flatter what failed to rank it.
     """
-    if np.isnan(scores[valid]).any():
-        raise DataError(f"{int(np.isnan(scores[valid]).sum())} of {int(valid.sum())} candidates have NaN for a score")
+    if np.isnan(scores[mask]).any():
+        raise DataError(f"{int(np.isnan(scores[mask]).sum())} of {int(mask.sum())} candidates have NaN for a score")
     each: dict[str, BehaviourMetrics] = {}
     for name, label in zip(behaviours, np.moveaxis(labels, -1, 0), strict=True):
-        hits, gains = top_k(scores, label, valid, k)
-        known = valid & ~np.isnan(label)
+        hits, gains = top_k(scores, label, mask, k)
+        known = mask & ~np.isnan(label)
         each[name] = {
             "hr": _mean(hits),
             "ndcg": _mean(gains),
-            "uauc": uauc(scores, label, valid, users),
+            "uauc": uauc(scores, label, mask, users),
             "lists": int(np.isfinite(gains).sum()),
             "positives": int(label[known].sum()),
         }
-    lengths = valid.sum(-1)
+    lengths = mask.sum(-1)
     ndcg = np.array([metrics["ndcg"] for metrics in each.values()], np.float64)  # None becomes NaN
     measured = np.isfinite(ndcg)
     return {
@@ -90,7 +90,7 @@ def list_metrics(
         if measured.any()
         else None,
         "lists": int((lengths > 0).sum()),
-        "length": float(lengths[lengths > 0].mean()) if lengths.any() else None,
+        "mean_length": float(lengths[lengths > 0].mean()) if lengths.any() else None,
     }
 
 

@@ -41,7 +41,7 @@ def gauc(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> float | N
     return float(np.average(values, weights=sizes)) if len(values) else None
 
 
-def normalised_entropy(scores: np.ndarray, labels: np.ndarray) -> float | None:
+def normalized_entropy(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """Log loss over that of the constant prediction at the split's own rate; None unless both classes are there."""
     rate = labels.mean() if len(labels) else 0.0
     if not 0 < rate < 1:
@@ -64,7 +64,7 @@ def binary_metrics(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) ->
     return {
         "auc": auc(scores, labels),
         "gauc": gauc(scores, labels, users),
-        "ne": normalised_entropy(scores, labels),
+        "ne": normalized_entropy(scores, labels),
         "calibration": calibration(scores, labels),
         "positives": int(labels.sum()),
     }
@@ -90,12 +90,12 @@ def time_metrics(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float |
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     """Spearman's ρ of [n] values, ties at their mean rank; None where either does not vary."""
-    a, b = _mid_ranks(a), _mid_ranks(b)
+    a, b = _average_ranks(a), _average_ranks(b)
     if not (len(a) and a.std() and b.std()):
         return None
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def _mid_ranks(values: np.ndarray) -> np.ndarray:
+def _average_ranks(values: np.ndarray) -> np.ndarray:
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2)[place]

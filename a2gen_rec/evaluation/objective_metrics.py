@@ -17,7 +17,7 @@ from a2gen_rec.evaluation.predict import Predictions
 LENGTH_GROUPS = 8
 
 
-def objective_report(predictions: Predictions, columns: Mapping[str, int], card: DatasetCard) -> dict[str, Any]:
+def objective_metrics(predictions: Predictions, columns: Mapping[str, int], card: DatasetCard) -> dict[str, Any]:
     """Metrics of objectives and watch time, as plain data.
 
     Args:
@@ -32,17 +32,17 @@ def objective_report(predictions: Predictions, columns: Mapping[str, int], card:
     predicted = [name for name in card.objectives if np.isfinite(predictions.probability[:, columns[name]]).any()]
     return {
         "objectives": {name: _metrics(predictions, columns[name]) for name in predicted},
-        "shared_ground": _shared_ground(predictions, columns, card),
+        "shared_ground": _generator_vs_head(predictions, columns, card),
         "lengths": _per_length(predictions, columns, card),
     }
 
 
 def _metrics(predictions: Predictions, column: int, rows: np.ndarray | slice = slice(None)) -> dict[str, Any]:
-    happened, chance = predictions.happened[rows, column], predictions.probability[rows, column]
+    happened, chance = predictions.occurred[rows, column], predictions.probability[rows, column]
     return binary_metrics(chance, happened, predictions.user[rows])
 
 
-def _shared_ground(predictions: Predictions, columns: Mapping[str, int], card: DatasetCard) -> dict[str, Any]:
+def _generator_vs_head(predictions: Predictions, columns: Mapping[str, int], card: DatasetCard) -> dict[str, Any]:
     """Per watch time and objective, what the generator and what the head of its own is worth.
 
     The generator gives an expected watch time, not its distribution: as a score for glances and effective views that
@@ -50,19 +50,19 @@ def _shared_ground(predictions: Predictions, columns: Mapping[str, int], card: D
     is that any of them happens, taken as independent of each other.
     """
     found: dict[str, Any] = {}
-    if EXIT not in card.timed:
+    if EXIT not in card.timed_actions:
         return found
     watch, actual = _watch(predictions, columns)
     found[WATCH_TIME] = {"generator": time_metrics(watch, actual)}
     head = predictions.watch_time
     if np.isfinite(head).any():
         found[WATCH_TIME] |= {"head": time_metrics(head, actual), "agreement": rank_correlation(watch, head)}
-    scores = {"glance": -watch, "effective": watch - np.log1p(_usual_watch_s(predictions, card))}
+    scores = {"glance": -watch, "effective": watch - np.log1p(_median_watch_s(predictions, card))}
     if "negative" in card.objectives:
-        none = [1 - predictions.probability[:, columns[name]] for name in card.negative]
+        none = [1 - predictions.probability[:, columns[name]] for name in card.negative_actions]
         scores["negative"] = 1 - np.prod(none, axis=0)
     for name in card.objectives:
-        happened, chance = predictions.happened[:, columns[name]], predictions.probability[:, columns[name]]
+        happened, chance = predictions.occurred[:, columns[name]], predictions.probability[:, columns[name]]
         found[name] = {"generator": {"auc": _known_auc(scores[name], happened)}}
         if np.isfinite(chance).any():
             agreement = rank_correlation(scores[name], chance)
@@ -76,21 +76,21 @@ def _per_length(predictions: Predictions, columns: Mapping[str, int], card: Data
     A glance at a video of five seconds is not one at a video of two minutes: over all lengths, a model may be good at
     glances by knowing lengths alone.
     """
-    feature = next((f for f in card.features if card.feedback and f.name == card.feedback.duration), None)
-    if feature is None or not feature.boundaries or EXIT not in card.timed:
+    feature = next((f for f in card.features if card.feedback and f.name == card.feedback.duration_feature), None)
+    if feature is None or not feature.boundaries or EXIT not in card.timed_actions:
         return []
     watch, actual = _watch(predictions, columns)
     edges = [None, *feature.boundaries, None]
     groups = []
-    for first, last in _equal_groups(np.bincount(predictions.length, minlength=feature.cardinality)[1:]):
-        rows = (predictions.length > first) & (predictions.length <= last)
+    for first, last in _equal_groups(np.bincount(predictions.duration_bucket, minlength=feature.cardinality)[1:]):
+        rows = (predictions.duration_bucket > first) & (predictions.duration_bucket <= last)
         group: dict[str, Any] = {"from_s": edges[first], "to_s": edges[last], "targets": int(rows.sum())}
         group["watch_time"] = {"generator": time_metrics(watch[rows], actual[rows])}
         if np.isfinite(predictions.watch_time).any():
             group["watch_time"]["head"] = time_metrics(predictions.watch_time[rows], actual[rows])
         if "glance" in card.objectives:
             column = columns["glance"]
-            happened = predictions.happened[rows, column]
+            happened = predictions.occurred[rows, column]
             group["glance"] = {
                 "rate": _rate(happened),
                 "generator": {"auc": _known_auc(-watch[rows], happened)},
@@ -111,25 +111,25 @@ def _equal_groups(counts: np.ndarray) -> list[tuple[int, int]]:
 
 def _watch(predictions: Predictions, columns: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """The generator's expected and the actual watch time, [n] log1p seconds."""
-    return predictions.time[:, columns[EXIT]], predictions.actual_time[:, columns[EXIT]]
+    return predictions.time[:, columns[EXIT]], predictions.observed_time[:, columns[EXIT]]
 
 
-def _usual_watch_s(predictions: Predictions, card: DatasetCard) -> np.ndarray:
+def _median_watch_s(predictions: Predictions, card: DatasetCard) -> np.ndarray:
     """[n] seconds that an effective view takes at the least: the usual, or the whole video if that is shorter.
 
     The log's rule goes by the length, of which no more is known here than its bucket: its middle stands for it.
     """
     rule = card.feedback
-    feature = next((f for f in card.features if rule and f.name == rule.duration), None)
+    feature = next((f for f in card.features if rule and f.name == rule.duration_feature), None)
     if rule is None:
-        return np.zeros(len(predictions.length))
+        return np.zeros(len(predictions.duration_bucket))
     usual = np.maximum(rule.median_watch_s, rule.glance_s)  # a glance is no effective view
     if feature is None or not feature.boundaries:
-        return np.full(len(predictions.length), usual[0])
+        return np.full(len(predictions.duration_bucket), usual[0])
     edges = np.array(feature.boundaries)
     length_s = np.array([edges[0] / 2, *(edges[:-1] + edges[1:]) / 2, edges[-1]])
     bucket = 1 + np.searchsorted(rule.duration_edges_s, length_s, side="right")
-    return np.append(usual[0], np.minimum(length_s, usual[bucket]))[predictions.length]
+    return np.append(usual[0], np.minimum(length_s, usual[bucket]))[predictions.duration_bucket]
 
 
 def _rate(happened: np.ndarray) -> float | None:

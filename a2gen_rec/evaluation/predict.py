@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from a2gen_rec.data.batch import WindowBatch, count_names
 from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.losses.loss import term_names
-from a2gen_rec.losses.targets import observed, step_owner
+from a2gen_rec.losses.targets import step_target_index, target_outcomes
 from a2gen_rec.models.a2gen import A2GenOutput
-from a2gen_rec.models.base import Encoded, Ranker
-from a2gen_rec.models.baselines.towers import TowersOutput
-from a2gen_rec.models.embedding_tables import looked_up
+from a2gen_rec.models.base import BaseRanker, TargetEncoding
+from a2gen_rec.models.baselines.towers import TowerOutput
+from a2gen_rec.models.embedding_tables import id_features
 
 
 @dataclass
@@ -39,24 +39,24 @@ class Predictions:
 
     user: np.ndarray
     item: np.ndarray
-    length: np.ndarray
+    duration_bucket: np.ndarray
     probability: np.ndarray
-    happened: np.ndarray
+    occurred: np.ndarray
     time: np.ndarray
-    actual_time: np.ndarray
+    observed_time: np.ndarray
     next_time: np.ndarray
     watch_time: np.ndarray
     oracle: np.ndarray
-    remainder: np.ndarray
+    unexplored_mass: np.ndarray
 
 
-def outcome_names(card: DatasetCard) -> dict[str, int]:
+def outcome_columns(card: DatasetCard) -> dict[str, int]:
     """Column of :class:`Predictions` for every action but ``start``, every label and every objective."""
     return {name: column for column, name in enumerate([*card.actions[1:], *card.labels, *card.objectives])}
 
 
 @dataclass
-class Sums:
+class EvaluationSums:
     """Sums over a split and all ranks.
 
     Attributes:
@@ -67,19 +67,19 @@ class Sums:
 
     loss: Tensor
     counts: Tensor
-    backwards: Tensor
-    generated: bool = True
+    order_violations: Tensor
+    is_generative: bool = True
 
 
 @torch.no_grad()
 def predict(
     task: nn.Module,
-    ranker: Ranker[Any],
+    ranker: BaseRanker[Any],
     batches: Iterable[WindowBatch],
     card: DatasetCard,
     max_error: float,
-    also: Callable[[Encoded, WindowBatch], None] | None = None,
-) -> tuple[Predictions, Sums]:
+    callback: Callable[[TargetEncoding, WindowBatch], None] | None = None,
+) -> tuple[Predictions, EvaluationSums]:
     """Run the model over agreed batches. All ranks call it; rank 0 gets all rows, the others their own.
 
     Args:
@@ -92,7 +92,7 @@ def predict(
     task.eval()
     device = next(ranker.parameters()).device
     parts: list[Predictions] = []
-    sums = torch.zeros(len(term_names(ranker.tasks)), dtype=torch.float64)
+    sums = torch.zeros(len(term_names(ranker.objective_tasks)), dtype=torch.float64)
     backwards = torch.zeros(1, dtype=torch.float64)
     counts = torch.zeros(len(count_names(card)), dtype=torch.float64)
     for batch in batches:
@@ -102,19 +102,19 @@ def predict(
         counts += batch.counts.cpu()
         backwards += _backwards(output, batch).cpu()
         parts.append(_rows(ranker, output, batch, card, max_error))
-        if also is not None:
-            also(output, batch)
+        if callback is not None:
+            callback(output, batch)
     task.train(was_training)
     dist.all_reduce(sums)
     dist.all_reduce(backwards)
-    return _gather(_join(parts)), Sums(sums, counts, backwards, ranker.generates)
+    return _gather(_join(parts)), EvaluationSums(sums, counts, backwards, ranker.is_generative)
 
 
 def _rows(
-    ranker: Ranker[Any], output: A2GenOutput | TowersOutput, batch: WindowBatch, card: DatasetCard, max_error: float
+    ranker: BaseRanker[Any], output: A2GenOutput | TowerOutput, batch: WindowBatch, card: DatasetCard, max_error: float
 ) -> Predictions:
-    what = ranker.occurrence(output, max_error)
-    happened, time = observed(batch, len(card.actions))
+    what = ranker.marginals(output, max_error)
+    happened, time = target_outcomes(batch, len(card.actions))
 
     def host(values: Tensor) -> np.ndarray:
         return values.cpu().numpy()
@@ -122,39 +122,41 @@ def _rows(
     chances = [output.label_logits.sigmoid(), output.objective_logits.sigmoid()]
     if not output.objective_logits.shape[1]:
         chances[1] = torch.full_like(batch.objectives, torch.nan)
-    length = card.feedback.duration if card.feedback is not None else ""
-    is_known = length in {feature.name for feature in looked_up(card)}
+    length = card.feedback.duration_feature if card.feedback is not None else ""
+    is_known = length in {feature.name for feature in id_features(card)}
     return Predictions(
         user=host(batch.user_key[batch.target_window]),
         item=host(batch.ids(ITEM)[batch.target]),
-        length=host(batch.ids(length)[batch.target] if is_known else torch.zeros_like(batch.target)),
+        duration_bucket=host(batch.ids(length)[batch.target] if is_known else torch.zeros_like(batch.target)),
         probability=host(torch.cat([what.probability[:, 1:], *chances], 1).float()),
-        happened=host(torch.cat([happened[:, 1:], batch.labels, batch.objectives], 1)),
+        occurred=host(torch.cat([happened[:, 1:], batch.labels, batch.objectives], 1)),
         time=host(what.time[:, 1:].float()),
-        actual_time=host(time[:, 1:]),
+        observed_time=host(time[:, 1:]),
         next_time=host(_next_time(output, batch, len(card.actions))[:, 1:].float()),
         watch_time=host(torch.full_like(batch.watch_s, torch.nan) if output.watch_time is None else output.watch_time),
         oracle=host(batch.oracle),
-        remainder=host(what.remainder.float()),
+        unexplored_mass=host(what.unexplored_mass.float()),
     )
 
 
-def _backwards(output: A2GenOutput | TowersOutput, batch: WindowBatch) -> Tensor:
+def _backwards(output: A2GenOutput | TowerOutput, batch: WindowBatch) -> Tensor:
     predicted = _step_time(output, batch)
     return (batch.timed_pairs & (predicted[:-1] > predicted[1:])).sum().double()[None]
 
 
-def _step_time(output: A2GenOutput | TowersOutput, batch: WindowBatch) -> Tensor:
+def _step_time(output: A2GenOutput | TowerOutput, batch: WindowBatch) -> Tensor:
     """[steps] predicted time of each step that was taken, given those before it."""
-    of_steps = output.steps.time if isinstance(output, A2GenOutput) else output.time[step_owner(batch)]
+    of_steps = output.steps.time if isinstance(output, A2GenOutput) else output.time[step_target_index(batch)]
     return of_steps.gather(1, batch.step_label[:, None]).squeeze(1)
 
 
-def _next_time(output: A2GenOutput | TowersOutput, batch: WindowBatch, actions: int) -> Tensor:
+def _next_time(output: A2GenOutput | TowerOutput, batch: WindowBatch, actions: int) -> Tensor:
     """[targets, actions] of the steps that were taken; NaN elsewhere, and where the log does not record the time."""
     predicted = _step_time(output, batch)
     time = predicted.new_full((len(batch.target), actions), torch.nan)
-    time[step_owner(batch), batch.step_label] = predicted.masked_fill(~torch.isfinite(batch.step_time), torch.nan)
+    time[step_target_index(batch), batch.step_label] = predicted.masked_fill(
+        ~torch.isfinite(batch.step_time), torch.nan
+    )
     return time
 
 

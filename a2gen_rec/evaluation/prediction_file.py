@@ -18,7 +18,7 @@ from iopath.common.file_io import g_pathmgr
 from a2gen_rec.data.parquet_reader import read_table
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError, UserError
-from a2gen_rec.evaluation.predict import Predictions, outcome_names
+from a2gen_rec.evaluation.predict import Predictions, outcome_columns
 from a2gen_rec.utils import paths
 
 _NAMES = b"a2gen_predictions"
@@ -40,7 +40,7 @@ def write_predictions(file: str, predictions: Predictions, card: DatasetCard) ->
     Raises:
         UserError: the place is not writable.
     """
-    names = {"outcomes": list(outcome_names(card)), "actions": card.actions[1:], "oracle": card.oracle}
+    names = {"outcomes": list(outcome_columns(card)), "actions": card.actions[1:], "oracle": card.oracle_columns}
     columns = {name: getattr(predictions, name) for name in _COLUMNS}
     for field, kind in _MATRICES.items():
         values = getattr(predictions, field)

@@ -16,36 +16,36 @@ from torch import Tensor
 
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.losses.targets import step_owner
-from a2gen_rec.models.a2gen import A2GenEncoded, DenseRanker
-from a2gen_rec.models.base import Encoded, Ranker
+from a2gen_rec.losses.targets import step_target_index
+from a2gen_rec.models.a2gen import A2GenEncoding, A2GenRanker
+from a2gen_rec.models.base import BaseRanker, TargetEncoding
 
-BEAMS = 16
-TARGETS = 4096
+BEAM_WIDTH = 16
+MAX_DECODED_TARGETS = 4096
 
 Codes = tuple[int, ...]
 """Codes of actions, ``exit`` last."""
 
 
-class Sequences:
+class SequenceEvaluator:
     """Collects observed and generated sequences of a split's targets, evenly spaced ones where there are many.
 
     Args:
         total: targets of the split on all ranks, of which about ``TARGETS`` are decoded.
     """
 
-    def __init__(self, ranker: Ranker[Any], total: int) -> None:
+    def __init__(self, ranker: BaseRanker[Any], total: int) -> None:
         self.ranker = ranker
-        self.every = max(1, round(total / TARGETS))
+        self.every = max(1, round(total / MAX_DECODED_TARGETS))
         self.seen = self.targets = 0
         self.observed: Counter[Codes] = Counter()
         self.likeliest: set[Codes] = set()
         self.expected: defaultdict[Codes, float] = defaultdict(float)
         self.covered = 0.0
 
-    def add(self, output: Encoded, batch: WindowBatch) -> None:
+    def add(self, output: TargetEncoding, batch: WindowBatch) -> None:
         """Take note of a batch; of models that generate nothing there is nothing to note."""
-        if not isinstance(self.ranker, DenseRanker) or not isinstance(output, A2GenEncoded):
+        if not isinstance(self.ranker, A2GenRanker) or not isinstance(output, A2GenEncoding):
             return
         first = -self.seen % self.every
         self.seen += len(batch.target)
@@ -53,10 +53,10 @@ class Sequences:
         if not len(chosen):
             return
         self.targets += len(chosen)
-        happened = observed_sequences(batch, in_order=self.ranker.config.action_order)[chosen]
+        happened = observed_sequences(batch, in_order=self.ranker.config.use_action_order)[chosen]
         for sequence, count, _ in _distinct(happened, torch.ones(len(happened))):
             self.observed[sequence] += count
-        decoded = self.ranker.decode(replace(output, context=output.context[chosen]), BEAMS)
+        decoded = self.ranker.decode(replace(output, context=output.context[chosen]), BEAM_WIDTH)
         probability = decoded.log_probability.exp()
         for sequence, _, mass in _distinct(decoded.action.flatten(0, 1), probability.flatten()):
             self.expected[sequence] += mass
@@ -83,7 +83,7 @@ class Sequences:
         return {
             "targets": targets,
             "every": self.every,
-            "beams": BEAMS,
+            "beams": BEAM_WIDTH,
             "covered": sum(part[3] for part in parts) / targets,
             "distinct": {"observed": len(observed), "generated": len(set().union(*(part[4] for part in parts)))},
             "most_frequent": [
@@ -103,7 +103,7 @@ def observed_sequences(batch: WindowBatch, in_order: bool = True) -> Tensor:
     Args:
         in_order: as the log has them, else in the order of the vocabulary, which a model without order generates.
     """
-    owner = step_owner(batch)
+    owner = step_target_index(batch)
     steps = torch.bincount(owner, minlength=len(batch.target))
     place = torch.arange(len(owner), device=owner.device) - (steps.cumsum(0) - steps)[owner]
     last = torch.iinfo(torch.long).max

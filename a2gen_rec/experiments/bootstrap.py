@@ -11,7 +11,7 @@ import numpy as np
 _BLOCK = 2**20  # weights gathered at a time: 8 MB, which stay in a cache
 
 
-def user_weights(users: int, resamples: int, seed: int = 0) -> np.ndarray:
+def resample_weights(users: int, resamples: int, seed: int = 0) -> np.ndarray:
     """How often each user is drawn, [users, resamples] float32; every resample draws ``users``."""
     rng = np.random.default_rng(seed)
     weights = np.empty((users, resamples), np.float32)
@@ -67,7 +67,7 @@ def weighted_mean(values: np.ndarray, user: np.ndarray, weights: np.ndarray) -> 
     return total / np.where(count > 0, count, math.nan)
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
+def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
     """Percentile interval of a resampled metric [resamples]; None where no resample has it."""
     known = values[np.isfinite(values)]
     if not len(known):

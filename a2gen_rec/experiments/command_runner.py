@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 
-class Processes:
+class CommandRunner:
     """Runs commands, and stops those that run. Threads may share it."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Processes:
 
 
 @contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
+def sigterm_as_keyboard_interrupt() -> Iterator[None]:
     """SIGTERM interrupts as Ctrl-C does, so that what was started is stopped too."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -9,13 +9,13 @@ import numpy as np
 
 from a2gen_rec.errors import DataError
 from a2gen_rec.evaluation.prediction_file import read_predictions
-from a2gen_rec.experiments.bootstrap import interval, p_value, user_weights, weighted_auc, weighted_mean
-from a2gen_rec.experiments.results import Recorded, TestedRun
+from a2gen_rec.experiments.bootstrap import p_value, percentile_interval, resample_weights, weighted_auc, weighted_mean
+from a2gen_rec.experiments.results import EvaluatedRun, ExperimentResults
 
-LEAST = 100
+MIN_COUNT = 100
 """Of positives, negatives or known times: an outcome with fewer would be the noise of a mean, and is left out."""
-OF_SCORE = ("auc", "gauc", "ne", "calibration")
-OF_TIME = ("mae_log", "mae_s")
+SCORE_METRICS = ("auc", "gauc", "ne", "calibration")
+TIME_METRICS = ("mae_log", "mae_s")
 REFERENCES = {
     "oracle": "oracle (true probabilities)",
     "item_rate": "item's rate in training",
@@ -25,7 +25,7 @@ REFERENCES = {
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanStd:
     """A metric's mean and sample standard deviation over seeds; no deviation of a single one."""
 
     mean: float
@@ -50,7 +50,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricsRow:
     """A row of the comparison: a model, or a trivial reference.
 
     Attributes:
@@ -61,16 +61,16 @@ class Measured:
     """
 
     name: str
-    outcomes: dict[str, dict[str, Spread | None]]
-    times: dict[str, dict[str, Spread | None]]
-    next_times: dict[str, dict[str, Spread | None]]
-    auc: Spread | None
-    mae_log: Spread | None
-    mae_s: Spread | None
+    outcomes: dict[str, dict[str, MeanStd | None]]
+    times: dict[str, dict[str, MeanStd | None]]
+    next_times: dict[str, dict[str, MeanStd | None]]
+    auc: MeanStd | None
+    mae_log: MeanStd | None
+    mae_s: MeanStd | None
 
 
 @dataclass(frozen=True)
-class ModelResult(Measured):
+class ModelResult(MetricsRow):
     """A model over its seeds.
 
     Attributes:
@@ -82,7 +82,7 @@ class ModelResult(Measured):
             go; None where no seed tells.
     """
 
-    of: str
+    ablation_of: str
     reference: str
     overrides: dict[str, Any]
     seeds: tuple[int, ...]
@@ -95,7 +95,7 @@ class ModelResult(Measured):
     seconds: float | None
 
 
-class Averaged(NamedTuple):
+class AveragedOutcomes(NamedTuple):
     """What means are over: actions and labels, and timed actions, of which the test split has ``LEAST``.
 
     All of them where it has that many of none. ``left_out``: the others.
@@ -106,10 +106,10 @@ class Averaged(NamedTuple):
     left_out: list[str]
 
     @classmethod
-    def of(cls, test: Mapping[str, Any]) -> "Averaged":
-        most = test["targets"] - LEAST
-        outcomes = [name for name, row in test["actions"].items() if LEAST <= row["positives"] <= most]
-        times = [name for name, row in test["time"].items() if row["count"] >= LEAST]
+    def from_test(cls, test: Mapping[str, Any]) -> "AveragedOutcomes":
+        most = test["targets"] - MIN_COUNT
+        outcomes = [name for name, row in test["actions"].items() if MIN_COUNT <= row["positives"] <= most]
+        times = [name for name, row in test["time"].items() if row["count"] >= MIN_COUNT]
         outcomes, times = outcomes or list(test["actions"]), times or list(test["time"])
         return cls(
             outcomes, times, [name for name in {**test["actions"], **test["time"]} if name not in outcomes + times]
@@ -133,16 +133,16 @@ class Comparison:
     scored: list[str]
     positives: dict[str, int]
     timed: dict[str, int]
-    averaged: Averaged
+    averaged: AveragedOutcomes
     models: list[ModelResult]
-    references: list[Measured]
+    references: list[MetricsRow]
 
     @property
-    def whole(self) -> list[ModelResult]:
+    def full_models(self) -> list[ModelResult]:
         """The models that are no ablations."""
-        return [model for model in self.models if not model.of]
+        return [model for model in self.models if not model.ablation_of]
 
-    def of_name(self, name: str) -> ModelResult | None:
+    def model(self, name: str) -> ModelResult | None:
         return next((model for model in self.models if model.name == name), None)
 
 
@@ -155,7 +155,7 @@ class _Resampled:
 
 
 def compare(
-    recorded: Recorded, dataset: str, resamples: int = 1000, tell: Callable[[str], None] = lambda line: None
+    results: ExperimentResults, dataset: str, resamples: int = 1000, log: Callable[[str], None] = lambda line: None
 ) -> Comparison:
     """Compare the models of a recorded experiment on one of its datasets.
 
@@ -165,23 +165,23 @@ def compare(
     Raises:
         UserError: predictions cannot be read, or are not of the same users for all models.
     """
-    runs = [run for run in recorded.runs if run.dataset == dataset]
+    runs = [run for run in results.runs if run.dataset == dataset]
     names = list(dict.fromkeys(run.model for run in runs))
     first = runs[0]
     users = np.unique(read_predictions(first.predictions)[0].user)
-    weights, averaged = user_weights(len(users), resamples), Averaged.of(first.test)
+    weights, averaged = resample_weights(len(users), resamples), AveragedOutcomes.from_test(first.test)
     drawn = {}
     for number, name in enumerate(names):
-        tell(name)
+        log(name)
         seeds = np.random.default_rng([number, resamples])
-        drawn[name] = _resample(recorded.of_model(dataset, name), users, weights, averaged, seeds)
+        drawn[name] = _resample(results.runs_of(dataset, name), users, weights, averaged, seeds)
     scored = _scored(runs)
     models = []
     for name in names:
-        own = recorded.of_model(dataset, name)
-        reference = own[0].of or names[0]
+        own = results.runs_of(dataset, name)
+        reference = own[0].ablation_of or names[0]
         known = reference in names and reference != name
-        compared = recorded.of_model(dataset, reference) if known else []
+        compared = results.runs_of(dataset, reference) if known else []
         models.append(_model(own, scored, averaged, drawn, compared))
     counts = {**first.test["objectives"], **first.test["actions"]}
     return Comparison(
@@ -198,13 +198,13 @@ def compare(
     )
 
 
-def spread(values: Iterable[float | None]) -> Spread | None:
+def mean_std(values: Iterable[float | None]) -> MeanStd | None:
     """Mean and deviation over seeds; None if any is unknown, or there are none."""
     values = list(values)
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known or len(known) < len(values):
         return None
-    return Spread(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None)
+    return MeanStd(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None)
 
 
 def mean_of(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], metric: str) -> float | None:
@@ -213,19 +213,23 @@ def mean_of(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], metric:
     return float(np.mean(known)) if known else None
 
 
-def _scored(runs: Sequence[TestedRun]) -> list[str]:
+def _scored(runs: Sequence[EvaluatedRun]) -> list[str]:
     """Actions and labels, and the objectives that all models predict."""
     first = runs[0].test
-    shared = [name for name in first["objectives"] if all(name in run.test["objectives"] for run in runs if not run.of)]
+    shared = [
+        name
+        for name in first["objectives"]
+        if all(name in run.test["objectives"] for run in runs if not run.ablation_of)
+    ]
     return [*first["actions"], *(name for name in shared if name not in first["actions"])]
 
 
 def _model(
-    runs: Sequence[TestedRun],
+    runs: Sequence[EvaluatedRun],
     scored: Sequence[str],
-    averaged: Averaged,
+    averaged: AveragedOutcomes,
     drawn: Mapping[str, _Resampled],
-    compared: Sequence[TestedRun],
+    compared: Sequence[EvaluatedRun],
 ) -> ModelResult:
     """The result of a model's ``runs``, compared with the runs of another, if any."""
     tests, own = [run.test for run in runs], drawn[runs[0].model]
@@ -242,12 +246,12 @@ def _model(
         ]
     return ModelResult(
         **vars(measured),
-        of=runs[0].of,
+        ablation_of=runs[0].ablation_of,
         reference=reference,
         overrides=runs[0].overrides,
         seeds=tuple(run.seed for run in runs),
-        auc_interval=interval(own.auc),
-        mae_interval=interval(own.mae),
+        auc_interval=percentile_interval(own.auc),
+        mae_interval=percentile_interval(own.mae),
         auc_difference=differences[0],
         mae_difference=differences[1],
         parameters=runs[0].parameters,
@@ -256,29 +260,32 @@ def _model(
     )
 
 
-def _measured(name: str, tests: Sequence[Mapping[str, Any]], scored: Sequence[str], averaged: Averaged) -> Measured:
+def _measured(
+    name: str, tests: Sequence[Mapping[str, Any]], scored: Sequence[str], averaged: AveragedOutcomes
+) -> MetricsRow:
     outcomes = [{**test["objectives"], **test["actions"]} for test in tests]
     given = [test.get("next_time", {}) for test in tests]
-    return Measured(
+    return MetricsRow(
         name=name,
-        outcomes=_by_metric(outcomes, scored, OF_SCORE),
-        times=_by_metric([test["time"] for test in tests], list(tests[0]["time"]), OF_TIME),
-        next_times=_by_metric(given, list(given[0]), OF_TIME),
-        auc=spread(mean_of(test["actions"], averaged.outcomes, "auc") for test in tests),
-        mae_log=spread(mean_of(test["time"], averaged.times, "mae_log") for test in tests),
-        mae_s=spread(mean_of(test["time"], averaged.times, "mae_s") for test in tests),
+        outcomes=_by_metric(outcomes, scored, SCORE_METRICS),
+        times=_by_metric([test["time"] for test in tests], list(tests[0]["time"]), TIME_METRICS),
+        next_times=_by_metric(given, list(given[0]), TIME_METRICS),
+        auc=mean_std(mean_of(test["actions"], averaged.outcomes, "auc") for test in tests),
+        mae_log=mean_std(mean_of(test["time"], averaged.times, "mae_log") for test in tests),
+        mae_s=mean_std(mean_of(test["time"], averaged.times, "mae_s") for test in tests),
     )
 
 
 def _by_metric(
     tests: Sequence[Mapping[str, Any]], names: Sequence[str], metrics: Sequence[str]
-) -> dict[str, dict[str, Spread | None]]:
+) -> dict[str, dict[str, MeanStd | None]]:
     return {
-        name: {metric: spread(test.get(name, {}).get(metric) for test in tests) for metric in metrics} for name in names
+        name: {metric: mean_std(test.get(name, {}).get(metric) for test in tests) for metric in metrics}
+        for name in names
     }
 
 
-def _references(test: Mapping[str, Any], scored: Sequence[str], averaged: Averaged) -> list[Measured]:
+def _references(test: Mapping[str, Any], scored: Sequence[str], averaged: AveragedOutcomes) -> list[MetricsRow]:
     """The trivial references of an evaluation, which are the same for all models."""
     found = []
     for key, name in REFERENCES.items():
@@ -295,18 +302,18 @@ def _one_sided(drawn: np.ndarray) -> bool:
     return bool((known > 0).all() or (known < 0).all())
 
 
-def _difference(own: Spread | None, other: Spread | None, drawn: np.ndarray) -> Difference | None:
-    around, p = interval(drawn), p_value(drawn)
+def _difference(own: MeanStd | None, other: MeanStd | None, drawn: np.ndarray) -> Difference | None:
+    around, p = percentile_interval(drawn), p_value(drawn)
     if own is None or other is None or around is None or p is None:
         return None
     return Difference(own.mean - other.mean, *around, p, _one_sided(drawn))
 
 
 def _resample(
-    runs: Sequence[TestedRun],
+    runs: Sequence[EvaluatedRun],
     users: np.ndarray,
     weights: np.ndarray,
-    averaged: Averaged,
+    averaged: AveragedOutcomes,
     rng: np.random.Generator,
 ) -> _Resampled:
     """Seeds are drawn with replacement too: another training is as good a sample as other users."""
@@ -319,7 +326,7 @@ def _resample(
     return _Resampled(mean([each.auc for each in found]), mean([each.mae for each in found]))
 
 
-def _resample_run(run: TestedRun, users: np.ndarray, weights: np.ndarray, averaged: Averaged) -> _Resampled:
+def _resample_run(run: EvaluatedRun, users: np.ndarray, weights: np.ndarray, averaged: AveragedOutcomes) -> _Resampled:
     predictions, names = read_predictions(run.predictions)
     user = np.searchsorted(users, predictions.user)
     if not np.array_equal(np.unique(predictions.user), users):
@@ -327,12 +334,12 @@ def _resample_run(run: TestedRun, users: np.ndarray, weights: np.ndarray, averag
     aucs = []
     for name in averaged.outcomes:
         column = names.index(name)
-        score, happened = predictions.probability[:, column], predictions.happened[:, column]
+        score, happened = predictions.probability[:, column], predictions.occurred[:, column]
         known = np.isfinite(score) & np.isfinite(happened)
         aucs.append(weighted_auc(score[known], happened[known], user[known], weights))
     maes = []
     for name in averaged.times:
-        error = np.abs(predictions.time[:, names.index(name)] - predictions.actual_time[:, names.index(name)])
+        error = np.abs(predictions.time[:, names.index(name)] - predictions.observed_time[:, names.index(name)])
         known = np.isfinite(error)
         maes.append(weighted_mean(error[known], user[known], weights))
     return _Resampled(*(_mean_known(parts, weights.shape[1]) for parts in (aucs, maes)))

@@ -10,15 +10,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from a2gen_rec.config import Config
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
-from a2gen_rec.models.factory import ranking_model
+from a2gen_rec.models.factory import build_model
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.trainer import is_finished
 from a2gen_rec.utils import paths
 
-SPEED = "speed/targets_per_s"
+THROUGHPUT_TAG = "speed/targets_per_s"
 
 
-def finished(folder: str, config: Config) -> dict[str, Any]:
+def summarize_run(folder: str, config: Config) -> dict[str, Any]:
     """The facts of the run in ``folder``: its best step, the validation there, its size and speed.
 
     Raises:
@@ -27,36 +27,36 @@ def finished(folder: str, config: Config) -> dict[str, Any]:
     latest = checkpoint.latest(folder)
     if latest is None:
         raise UserError(f"{folder}: no checkpoint was made")
-    if not is_finished(checkpoint.State.read(latest), config.train):
+    if not is_finished(checkpoint.TrainState.read(latest), config.train):
         raise UserError(f"{folder}: was stopped before its end")
-    state = checkpoint.State.read(checkpoint.best(folder))
+    state = checkpoint.TrainState.read(checkpoint.best(folder))
     if not state.metrics:
         raise UserError(f"{folder}: made no validation")
     card = DatasetCard.from_dict(state.card, folder)
     return {
         "step": state.step,
         "validation": state.metrics,
-        "parameters": parameters(card, config),
-        "targets_per_s": targets_per_s(folder),
+        "parameters": count_parameters(card, config),
+        "targets_per_s": read_throughput(folder),
     }
 
 
-def parameters(card: DatasetCard, config: Config) -> dict[str, int]:
+def count_parameters(card: DatasetCard, config: Config) -> dict[str, int]:
     """How many there are in the embedding ``tables`` and in the ``dense`` part."""
-    model = ranking_model(card, config, torch.device("meta"))
+    model = build_model(card, config, torch.device("meta"))
     return {
         "tables": sum(p.numel() for p in model.embeddings.parameters()),
         "dense": sum(p.numel() for p in model.ranker.parameters()),
     }
 
 
-def targets_per_s(folder: str) -> float | None:
+def read_throughput(folder: str) -> float | None:
     """Median training speed over the intervals that were logged; None where none was."""
-    logged = scalars(folder, [SPEED])[SPEED]
+    logged = read_scalars(folder, [THROUGHPUT_TAG])[THROUGHPUT_TAG]
     return float(np.median([value for _, value in logged])) if logged else None
 
 
-def scalars(folder: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+def read_scalars(folder: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
     """What the run in ``folder`` logged under ``names``: steps and values, none where it logged nothing."""
     found: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
     place = paths.join(folder, "tensorboard")

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from a2gen_rec.errors import DataError, UserError
-from a2gen_rec.experiments.runner import RESULTS
+from a2gen_rec.experiments.runner import RESULTS_FILE
 from a2gen_rec.utils import paths
 
 
 @dataclass(frozen=True)
-class TestedRun:
+class EvaluatedRun:
     """A run with its evaluation on the test split.
 
     Attributes:
@@ -23,7 +23,7 @@ class TestedRun:
 
     dataset: str
     model: str
-    of: str
+    ablation_of: str
     seed: int
     overrides: dict[str, Any]
     test: dict[str, Any]
@@ -36,7 +36,7 @@ class TestedRun:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class ExperimentResults:
     """An experiment: its tested runs in the suite's order, and the rest of ``results.json`` as it is there."""
 
     folder: str
@@ -44,7 +44,7 @@ class Recorded:
     machine: dict[str, Any]
     command: str
     chosen: dict[str, dict[str, dict[str, Any]]]
-    runs: list[TestedRun]
+    runs: list[EvaluatedRun]
     failed: list[dict[str, Any]]
 
     @property
@@ -58,24 +58,24 @@ class Recorded:
         """Models and then ablations: ``name``, ``overrides``, ``of``."""
         return list(self.suite["models"])
 
-    def of_model(self, dataset: str, model: str) -> list[TestedRun]:
+    def runs_of(self, dataset: str, model: str) -> list[EvaluatedRun]:
         """The runs of a model on a dataset, one per seed."""
         return [run for run in self.runs if (run.dataset, run.model) == (dataset, model)]
 
 
-def read_experiment(folder: str) -> Recorded:
+def read_experiment(folder: str) -> ExperimentResults:
     """The experiment in ``folder``.
 
     Raises:
         UserError: there is none, it has no tested run, or a file of it cannot be read.
         DataError: a file of it is not what `a2gen experiment` writes.
     """
-    file = paths.join(folder, RESULTS)
+    file = paths.join(folder, RESULTS_FILE)
     if not paths.exists(file):
-        raise UserError(f"{folder}: has no {RESULTS}; `a2gen experiment --out {folder}` writes it")
+        raise UserError(f"{folder}: has no {RESULTS_FILE}; `a2gen experiment --out {folder}` writes it")
     raw = _json(file)
     try:
-        recorded = Recorded(
+        recorded = ExperimentResults(
             folder=folder,
             suite={**raw["suite"], "models": [_model(model) for model in raw["suite"]["models"]]},
             machine=dict(raw["machine"]),
@@ -98,16 +98,16 @@ def _model(raw: dict[str, Any]) -> dict[str, Any]:
     return {"name": str(raw["name"]), "overrides": dict(raw["overrides"]), "of": raw["of"] or ""}
 
 
-def _run(raw: dict[str, Any], folder: str) -> TestedRun:
+def _run(raw: dict[str, Any], folder: str) -> EvaluatedRun:
     file = paths.join(folder, raw["test"])
     test = _json(file)
     for name in ("targets", "actions", "time", "objectives", "reference"):
         if not isinstance(test, dict) or name not in test:
             raise DataError(f"is not an evaluation ({name!r} is missing)", file=file)
-    return TestedRun(
+    return EvaluatedRun(
         dataset=raw["dataset"],
         model=raw["model"],
-        of=raw["ablation_of"] or "",
+        ablation_of=raw["ablation_of"] or "",
         seed=raw["seed"],
         overrides=dict(raw["overrides"]),
         test=test,

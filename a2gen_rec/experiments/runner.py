@@ -29,20 +29,20 @@ from typing import Any
 import yaml
 
 from a2gen_rec.config import Config
-from a2gen_rec.config.parse import parse_config
+from a2gen_rec.config.parse import config_from_dict
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.experiments.command_runner import Processes, terminated_as_interrupted
-from a2gen_rec.experiments.records import finished
-from a2gen_rec.experiments.suite import Dataset, Model, Overrides, Suite, nested
+from a2gen_rec.experiments.command_runner import CommandRunner, sigterm_as_keyboard_interrupt
+from a2gen_rec.experiments.records import summarize_run
+from a2gen_rec.experiments.suite import Dataset, Model, Overrides, Suite, merge_overrides
 from a2gen_rec.utils import paths
-from a2gen_rec.utils.distributed import choose_device
-from a2gen_rec.utils.environment import machine
+from a2gen_rec.utils.distributed import select_device
+from a2gen_rec.utils.environment import collect_env
 
-Launch = Callable[[Sequence[str], str], int]
+RunCommand = Callable[[Sequence[str], str], int]
 """Runs ``a2gen`` with arguments, its output at the end of a file, to an exit code."""
 
-CHOSEN, RESULTS = "chosen.json", "results.json"
+BEST_SETTINGS_FILE, RESULTS_FILE = "chosen.json", "results.json"
 SEQUENCES = 12  # that a test looks at, unless its settings say
 RECORD, TEST, PREDICTIONS = "record.json", "test.json", "test.parquet"
 
@@ -70,14 +70,14 @@ class Run:
     def title(self) -> str:
         return f"{self.dataset} · {self.model.name}, seed {self.seed}"
 
-    def keys(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What tells it apart, for the results."""
-        names = {"dataset": self.dataset, "model": self.model.name, "ablation_of": self.model.of or None}
+        names = {"dataset": self.dataset, "model": self.model.name, "ablation_of": self.model.ablation_of or None}
         return {**names, "seed": self.seed, "overrides": self.overrides}
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedDataset:
     """A dataset's folder, and its card without the command that made it: what tells it from others."""
 
     folder: str
@@ -112,35 +112,37 @@ class Experiment:
         out: str,
         raw: str = ".",
         jobs: int = 1,
-        tell: Callable[[str], None] = print,
-        launch: Launch | None = None,
+        log: Callable[[str], None] = print,
+        launch: RunCommand | None = None,
         command: str = "",
     ) -> None:
         if jobs < 1:
             raise ConfigError(f"--jobs {jobs} must be at least 1")
         if not paths.is_local(out):
             raise UserError(f"{out}: must be a local folder")
-        paths.make_folder(out)
-        self.suite, self.out, self.raw, self.jobs, self.tell = suite, out, raw, jobs, tell
-        self.machine, self.command = machine(choose_device("auto")), command
-        self.processes = Processes()
+        paths.ensure_writable_dir(out)
+        self.suite, self.out, self.raw, self.jobs, self.tell = suite, out, raw, jobs, log
+        self.machine, self.command = collect_env(select_device("auto")), command
+        self.processes = CommandRunner()
         self.launch = self.processes if launch is None else launch
         self.failures: list[Failure] = []
 
     def run(self) -> dict[str, Any]:
         """Do what is not done yet; returns what ``results.json`` holds."""
-        with terminated_as_interrupted(), self._alone():
+        with sigterm_as_keyboard_interrupt(), self._lock():
             self.failures = []
             data = self._datasets()
             trials = self._trials(data)
             self._all("tuning", self._train, [run for runs in trials.values() for run in runs])
             chosen = self._choose(trials)
             runs = [
-                self._run(dataset, data[dataset.name], model, seed, chosen[dataset.name][model.of or model.name])
+                self._run(
+                    dataset, data[dataset.name], model, seed, chosen[dataset.name][model.ablation_of or model.name]
+                )
                 for dataset in self.suite.datasets
-                for model in self.suite.on(dataset)
+                for model in self.suite.models_for(dataset)
                 for seed in self.suite.seeds
-                if (model.of or model.name) in chosen.get(dataset.name, {})
+                if (model.ablation_of or model.name) in chosen.get(dataset.name, {})
             ]
             self._all("training", self._train, runs)
             self._all("test", self._test, [run for run in runs if self._has(run, RECORD)])
@@ -153,11 +155,11 @@ class Experiment:
             "runs": [self._record(run) for run in runs if self._has(run, TEST)],
             "failed": [vars(failure) for failure in self.failures],
         }
-        self._write(RESULTS, results)
+        self._write(RESULTS_FILE, results)
         return results
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[None]:
         """Two experiments in one folder would train the same runs, and each overwrite what the other has found."""
         with Path(self.out, "lock").open("w") as file:
             try:
@@ -166,30 +168,30 @@ class Experiment:
                 raise UserError(f"{self.out}: another `a2gen experiment` is at work here") from error
             yield
 
-    def _datasets(self) -> dict[str, Prepared]:
+    def _datasets(self) -> dict[str, PreparedDataset]:
         """The datasets; those that are not there are made, one at a time."""
         found = {}
         for dataset in self.suite.datasets:
             try:
                 folder = self._dataset(dataset)
                 card = DatasetCard.load(folder).to_dict()
-                found[dataset.name] = Prepared(folder, {name: card[name] for name in card if name != "command"})
+                found[dataset.name] = PreparedDataset(folder, {name: card[name] for name in card if name != "command"})
             except UserError as error:
                 self._fail("data", {"dataset": dataset.name}, dataset.name, error)
         return found
 
     def _dataset(self, dataset: Dataset) -> str:
         if dataset.data:
-            return paths.absolute(paths.seen_from(self.raw, dataset.data))
-        folder = paths.absolute(paths.join(self.out, "data", dataset.name))
-        how, asked = f"{folder}.json", json.dumps(dataset.made, indent=1, default=str) + "\n"
+            return paths.abspath(paths.resolve_relative(self.raw, dataset.data))
+        folder = paths.abspath(paths.join(self.out, "data", dataset.name))
+        how, asked = f"{folder}.json", json.dumps(dataset.is_prepared, indent=1, default=str) + "\n"
         if paths.exists(folder):
             if paths.exists(how) and paths.read_text(how) != asked:
                 raise UserError(f"{folder}: was made otherwise, as {how} has it; remove both, or give another --out")
             return folder
-        paths.make_folder(paths.parent(folder))
+        paths.ensure_writable_dir(paths.dirname(folder))
         paths.write_text(how, asked)
-        log, source, raw = f"{folder}.txt", dataset.source, paths.seen_from(self.raw, dataset.raw)
+        log, source, raw = f"{folder}.txt", dataset.source, paths.resolve_relative(self.raw, dataset.raw)
         if dataset.simulate is not None:
             source, raw = "simulated", f"{folder}-log"
             if not paths.exists(raw):
@@ -199,7 +201,7 @@ class Experiment:
         self._command(["prepare", source, "--raw", raw, "--out", folder, *spec, *_arguments(dataset.prepare)], log)
         return folder
 
-    def _trials(self, data: dict[str, Prepared]) -> dict[tuple[str, str], list[Run]]:
+    def _trials(self, data: dict[str, PreparedDataset]) -> dict[tuple[str, str], list[Run]]:
         """By dataset and model; an ablation has none, and without tuning nor has a model."""
         seed = self.suite.seeds[0]
         return {
@@ -208,7 +210,7 @@ class Experiment:
             ]
             for dataset in self.suite.datasets
             for model in self.suite.models
-            if dataset.name in data and not model.of
+            if dataset.name in data and not model.ablation_of
         }
 
     def _choose(self, trials: dict[tuple[str, str], list[Run]]) -> dict[str, dict[str, Overrides]]:
@@ -222,7 +224,7 @@ class Experiment:
             elif done:
                 best = max(done, key=self._score)
                 of[model] = {name: best.overrides[name] for name in best.overrides if name not in best.model.overrides}
-        self._write(CHOSEN, chosen)
+        self._write(BEST_SETTINGS_FILE, chosen)
         return chosen
 
     def _score(self, run: Run) -> float:
@@ -230,10 +232,10 @@ class Experiment:
         metrics, select = self._record(run)["validation"], self.suite.tuning.select
         return float(metrics[select]) if select == "auc" else -float(metrics[select])
 
-    def _run(self, dataset: Dataset, data: Prepared, model: Model, seed: int, tuned: Overrides) -> Run:
+    def _run(self, dataset: Dataset, data: PreparedDataset, model: Model, seed: int, tuned: Overrides) -> Run:
         overrides = tuned | model.overrides  # an ablation of what was tuned is one
-        settings = nested(dataset.settings, overrides | {"train.seed": seed})
-        config = parse_config(settings)
+        settings = merge_overrides(dataset.settings, overrides | {"train.seed": seed})
+        config = config_from_dict(settings)
         text = json.dumps([asdict(config), data.card], sort_keys=True, default=str)  # defaults change with the code
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         place = (dataset.name, model.name.replace(" ", "-"), f"seed-{seed}-{digest}")
@@ -256,7 +258,7 @@ class Experiment:
                 line = work(run)
             except UserError as error:
                 if not self.processes.stopped:  # else it was stopped, and did not fail
-                    self._fail(phase, run.keys() | {"folder": self._relative(run)}, run.title, error)
+                    self._fail(phase, run.identity() | {"folder": self._relative(run)}, run.title, error)
             else:
                 self.tell(f"[{next(count)}/{len(runs)}] {run.title}: {line}")
 
@@ -275,7 +277,7 @@ class Experiment:
                 raise
 
     def _train(self, run: Run) -> str:
-        paths.make_folder(run.folder)
+        paths.ensure_writable_dir(run.folder)
         file = paths.join(run.folder, "settings.yaml")
         paths.write_text(file, yaml.safe_dump(run.settings, sort_keys=False))
         resumed = paths.exists(paths.join(run.folder, "checkpoints"))
@@ -283,8 +285,8 @@ class Experiment:
         command = ["train", "--config", file, "--data", run.data, "--run", run.folder]
         self._command(command, paths.join(run.folder, "log.txt"))
         seconds = time.monotonic() - began
-        facts = finished(run.folder, run.config) | {"seconds": round(seconds, 1), "resumed": resumed}
-        record = run.keys() | facts | {"jobs": self.jobs, "machine": self.machine}
+        facts = summarize_run(run.folder, run.config) | {"seconds": round(seconds, 1), "resumed": resumed}
+        record = run.identity() | facts | {"jobs": self.jobs, "machine": self.machine}
         paths.write_text(paths.join(run.folder, RECORD), json.dumps(record, indent=1) + "\n")
         metrics = facts["validation"]
         return f"validation AUC {metrics['auc']:.4f}, loss {metrics['loss']:.4f}, {seconds:.0f} s{_shown(run)}"
@@ -295,7 +297,7 @@ class Experiment:
         config = run.config
         command = ["evaluate", "--run", run.folder, "--data", run.data, "--split", "test"]
         command += ["--json", result, "--predictions", predictions, "--device", config.train.device]
-        settings = vars(config.evaluate) | {"sequences": config.evaluate.sequences or SEQUENCES}
+        settings = vars(config.evaluate) | {"sequences": config.evaluate.num_top_sequences or SEQUENCES}
         self._command([*command, *_arguments(settings)], paths.join(run.folder, "log.txt"))
         aucs = [row["auc"] for row in json.loads(paths.read_text(result))["actions"].values() if row["auc"] is not None]
         return f"test AUC {sum(aucs) / max(len(aucs), 1):.4f}"

@@ -25,14 +25,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from a2gen_rec.config import PrepareConfig, SimulateConfig
-from a2gen_rec.config.parse import parse_config
+from a2gen_rec.config.parse import config_from_dict
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.utils import paths
 
 Overrides = dict[str, Any]
 """Values of settings by their full names, such as ``optim.dense_lr``."""
-Search = Literal["random", "grid"]
-Select = Literal["auc", "loss"]
+SearchMethod = Literal["random", "grid"]
+SelectionMetric = Literal["auc", "loss"]
 
 _NAME = re.compile(r"\w[\w .+-]*")
 
@@ -61,7 +61,7 @@ class Dataset:
     ablations: bool = True
 
     @property
-    def made(self) -> dict[str, Any]:
+    def is_prepared(self) -> dict[str, Any]:
         """What it is made of, and how: two that differ in it are different data."""
         names = ("source", "raw", "spec", "simulate", "prepare")
         return {name: getattr(self, name) for name in names}
@@ -73,7 +73,7 @@ class Model:
 
     name: str
     overrides: Overrides
-    of: str = ""
+    ablation_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,15 @@ class Tuning:
     """
 
     trials: int
-    search: Search
+    search: SearchMethod
     seed: int
-    select: Select
+    select: SelectionMetric
     space: Mapping[str, list[Any]]
-    own: Mapping[str, Mapping[str, list[Any]]]
+    per_model_space: Mapping[str, Mapping[str, list[Any]]]
 
-    def of(self, model: str) -> dict[str, list[Any]]:
+    def space_for(self, model: str) -> dict[str, list[Any]]:
         """The whole space of a model."""
-        return {**self.space, **self.own.get(model, {})}
+        return {**self.space, **self.per_model_space.get(model, {})}
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,15 @@ class Suite:
     seeds: tuple[int, ...]
     tuning: Tuning | None
 
-    def on(self, dataset: Dataset) -> list[Model]:
+    def models_for(self, dataset: Dataset) -> list[Model]:
         """The models that are run on a dataset."""
-        return [model for model in self.models if dataset.ablations or not model.of]
+        return [model for model in self.models if dataset.ablations or not model.ablation_of]
 
     def trials(self, model: Model) -> list[Overrides]:
         """What is tried for a model: the same number for each, none for ablations or without tuning."""
-        if self.tuning is None or model.of:
+        if self.tuning is None or model.ablation_of:
             return []
-        space, tuning = self.tuning.of(model.name), self.tuning
+        space, tuning = self.tuning.space_for(model.name), self.tuning
         sizes = [len(values) for values in space.values()]
         chosen = range(math.prod(sizes))
         if tuning.search == "random":
@@ -133,7 +133,7 @@ def read_suite(file: str) -> Suite:
         ConfigError: naming what in it cannot be used.
         UserError: it, or a configuration file, cannot be read.
     """
-    raw = _Place(paths.read_yaml(file), file)
+    raw = _Node(paths.read_yaml(file), file)
     raw.known("datasets", "models", "ablations", "seeds", "tuning")
     suite = Suite(
         datasets=tuple(_dataset(name, entry, file) for name, entry in raw.at("datasets").entries()),
@@ -145,21 +145,21 @@ def read_suite(file: str) -> Suite:
     return suite
 
 
-def nested(base: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+def merge_overrides(base: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
     """The settings ``base``, nested as in a file, with ``overrides``."""
-    merged = {name: nested(value, {}) if isinstance(value, Mapping) else value for name, value in base.items()}
+    merged = {name: merge_overrides(value, {}) if isinstance(value, Mapping) else value for name, value in base.items()}
     for name, value in overrides.items():
         section, _, rest = name.partition(".")
         if rest:
             inner = merged.get(section)
-            merged[section] = nested(inner if isinstance(inner, Mapping) else {}, {rest: value})
+            merged[section] = merge_overrides(inner if isinstance(inner, Mapping) else {}, {rest: value})
         else:
             merged[section] = value
     return merged
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Node:
     """A value in the suite's file, and where it stands there."""
 
     value: Any
@@ -168,10 +168,10 @@ class _Place:
     def error(self, reason: str) -> ConfigError:
         return ConfigError(f"{self.where}: {reason}")
 
-    def at(self, name: str) -> "_Place":
+    def at(self, name: str) -> "_Node":
         if name not in self.mapping():
             raise self.error(f"{name} is missing")
-        return _Place(self.value[name], f"{self.where}, {name}")
+        return _Node(self.value[name], f"{self.where}, {name}")
 
     def mapping(self) -> dict[str, Any]:
         if not isinstance(self.value, dict):
@@ -183,7 +183,7 @@ class _Place:
             if name not in names:
                 raise self.error(f"{name!r} is none of {', '.join(names)}")
 
-    def entries(self) -> list[tuple[str, "_Place"]]:
+    def entries(self) -> list[tuple[str, "_Node"]]:
         """What stands under names, of which there is one at least and each can be a folder's."""
         if not self.mapping():
             raise self.error("is empty")
@@ -235,7 +235,7 @@ class _Place:
         return self.overrides()
 
 
-def _dataset(name: str, place: _Place, file: str) -> Dataset:
+def _dataset(name: str, place: _Node, file: str) -> Dataset:
     place.known("data", "source", "raw", "spec", "simulate", "prepare", "config", "settings", "ablations")
     entry = place.value
     if ("data" in entry) + ("source" in entry) + ("simulate" in entry) != 1:
@@ -244,13 +244,13 @@ def _dataset(name: str, place: _Place, file: str) -> Dataset:
         raise place.error("source and raw go together")
     settings: Mapping[str, Any] = {}
     if config := place.text("config"):
-        given = paths.seen_from(paths.parent(paths.absolute(file)), config)
-        settings = _Place(paths.read_yaml(given) or {}, given).mapping()
+        given = paths.resolve_relative(paths.dirname(paths.abspath(file)), config)
+        settings = _Node(paths.read_yaml(given) or {}, given).mapping()
         settings = {section: values for section, values in settings.items() if section != "data"}  # a run's has it
     own = place.at("settings").overrides() if "settings" in entry else {}
     return Dataset(
         name,
-        nested(settings, own),
+        merge_overrides(settings, own),
         place.text("data"),
         place.text("source"),
         place.text("raw"),
@@ -261,10 +261,10 @@ def _dataset(name: str, place: _Place, file: str) -> Dataset:
     )
 
 
-def _fields(place: _Place, name: str, kind: type[SimulateConfig] | type[PrepareConfig]) -> dict[str, Any]:
+def _fields(place: _Node, name: str, kind: type[SimulateConfig] | type[PrepareConfig]) -> dict[str, Any]:
     found = place.at(name)
     values = {} if found.value is None else found.mapping()
-    found = _Place(values, found.where)
+    found = _Node(values, found.where)
     found.known(*kind.__dataclass_fields__)
     try:
         kind(**values)
@@ -273,53 +273,55 @@ def _fields(place: _Place, name: str, kind: type[SimulateConfig] | type[PrepareC
     return values
 
 
-def _models(raw: _Place) -> list[Model]:
+def _models(raw: _Node) -> list[Model]:
     models = [Model(name, entry.overrides()) for name, entry in raw.at("models").entries()]
     whole = {model.name: model for model in models}
     taken = set(whole)
     for name, variants in raw.at("ablations").entries() if "ablations" in raw.value else []:
         if name not in whole:
-            raise _Place(None, f"{raw.where}, ablations").error(f"{name!r} is none of the models")
+            raise _Node(None, f"{raw.where}, ablations").error(f"{name!r} is none of the models")
         for variant, entry in variants.entries():
             if variant in taken:
                 raise variants.error(f"{variant!r} is the name of another model")
             taken.add(variant)
-            models.append(Model(variant, whole[name].overrides | entry.overrides(), of=name))
+            models.append(Model(variant, whole[name].overrides | entry.overrides(), ablation_of=name))
     return models
 
 
-def _tuning(place: _Place) -> Tuning:
+def _tuning(place: _Node) -> Tuning:
     place.known("trials", "search", "seed", "select", "space", "own")
     return Tuning(
         trials=place.number("trials", 1),
-        search=place.choice("search", get_args(Search)),
+        search=place.choice("search", get_args(SearchMethod)),
         seed=place.number("seed", 0, default=0),
-        select=place.choice("select", get_args(Select)),
+        select=place.choice("select", get_args(SelectionMetric)),
         space=place.at("space").space(),
-        own={name: entry.space() for name, entry in place.at("own").entries()} if "own" in place.value else {},
+        per_model_space={name: entry.space() for name, entry in place.at("own").entries()}
+        if "own" in place.value
+        else {},
     )
 
 
 def _check(suite: Suite, file: str) -> None:
     """Refuse at once what would fail as one run among many."""
     if suite.tuning is not None:
-        place = _Place(None, f"{file}, tuning")
-        for name in suite.tuning.own:
-            if name not in [model.name for model in suite.models if not model.of]:
-                raise _Place(None, f"{place.where}, own").error(f"{name!r} is none of the models")
+        place = _Node(None, f"{file}, tuning")
+        for name in suite.tuning.per_model_space:
+            if name not in [model.name for model in suite.models if not model.ablation_of]:
+                raise _Node(None, f"{place.where}, own").error(f"{name!r} is none of the models")
         for model in suite.models:
-            space = {} if model.of else suite.tuning.of(model.name)
+            space = {} if model.ablation_of else suite.tuning.space_for(model.name)
             for name in space.keys() & model.overrides.keys():
                 raise place.error(f"{name} is tuned, and set by model {model.name!r}")
             size, trials = math.prod(len(values) for values in space.values()), suite.tuning.trials
-            if not model.of and (trials > size or (suite.tuning.search == "grid" and trials != size)):
+            if not model.ablation_of and (trials > size or (suite.tuning.search == "grid" and trials != size)):
                 raise place.error(f"trials {trials}: the space of model {model.name!r} has {size} combinations")
     for number, dataset in enumerate(suite.datasets):
-        for model in suite.on(dataset):
+        for model in suite.models_for(dataset):
             # What is tried is the same on every dataset, and reading settings takes a while.
             for tried in (suite.trials(model) if number == 0 else []) or [{}]:
-                settings = nested(dataset.settings, model.overrides | tried)
+                settings = merge_overrides(dataset.settings, model.overrides | tried)
                 try:
-                    parse_config(settings)
+                    config_from_dict(settings)
                 except ConfigError as error:
                     raise ConfigError(f"{file}: {model.name} on {dataset.name}: {error}") from error

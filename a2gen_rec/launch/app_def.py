@@ -18,12 +18,12 @@ from a2gen_rec.errors import ConfigError
 CLI = ("-m", "--", "a2gen_rec.cli")
 
 
-class PlacementError(ConfigError, ComponentValidationException):
+class ResourceError(ConfigError, ComponentValidationException):
     """A job cannot be placed as asked. TorchX prints its own exceptions as one message, without a traceback."""
 
 
 @dataclass(frozen=True)
-class Placement:
+class JobResources:
     """Where a job runs. Everything but ``hosts`` and ``max_retries`` counts per host.
 
     Attributes:
@@ -52,31 +52,31 @@ class Placement:
     def __post_init__(self) -> None:
         for name, least in (("hosts", 1), ("ranks", 1), ("cpu", 1), ("mem_mb", 1), ("gpus", 0), ("max_retries", 0)):
             if getattr(self, name) < least:
-                raise PlacementError(f"--{name} {getattr(self, name)} must be at least {least}")
+                raise ResourceError(f"--{name} {getattr(self, name)} must be at least {least}")
         if self.gpus and self.ranks > self.gpus:
-            raise PlacementError(f"--ranks {self.ranks} is more than --gpus {self.gpus}: each rank needs its own")
+            raise ResourceError(f"--ranks {self.ranks} is more than --gpus {self.gpus}: each rank needs its own")
 
     @property
-    def interpreter(self) -> str:
+    def python_executable(self) -> str:
         return self.python or ("python" if self.image else sys.executable)
 
     @property
-    def threads(self) -> int:
+    def threads_per_rank(self) -> int:
         """Threads of each rank."""
         return max(1, self.cpu // self.ranks)
 
 
-def _torchrun(placement: Placement) -> list[str]:
+def _torchrun(placement: JobResources) -> list[str]:
     """torchrun's command on one host, without the program and without a multi-host rendezvous."""
-    module = [placement.interpreter, "-m", "a2gen_rec.launch.torchrun"]
+    module = [placement.python_executable, "-m", "a2gen_rec.launch.torchrun"]
     return [*module, "--nnodes", str(placement.hosts), "--nproc_per_node", str(placement.ranks)]
 
 
-def _on_one_host(program: Sequence[str], placement: Placement) -> list[str]:
+def _single_host_command(program: Sequence[str], placement: JobResources) -> list[str]:
     return [*_torchrun(placement), "--standalone", *program]
 
 
-def _on_many_hosts(program: Sequence[str], placement: Placement) -> list[str]:
+def _multi_host_command(program: Sequence[str], placement: JobResources) -> list[str]:
     """Every host meets the others at the first one, whose name the scheduler leaves in a variable.
 
     A shell must expand it. ``$$`` becomes ``$`` when TorchX fills in its macros; schedulers that set no name on
@@ -88,7 +88,7 @@ def _on_many_hosts(program: Sequence[str], placement: Placement) -> list[str]:
     return ["bash", "-c", command]
 
 
-def application(name: str, role: str, program: Sequence[str], placement: Placement) -> specs.AppDef:
+def build_app_def(name: str, role: str, program: Sequence[str], placement: JobResources) -> specs.AppDef:
     """A TorchX application that runs ``program`` on every rank; its exit code is not 0 when one of theirs is not.
 
     Args:
@@ -97,7 +97,7 @@ def application(name: str, role: str, program: Sequence[str], placement: Placeme
         program: torchrun's view of it: a script or ``-m module``, then arguments. TorchX replaces its macros in
             them, such as ``${app_id}``.
     """
-    command = (_on_one_host if placement.hosts == 1 else _on_many_hosts)(program, placement)
+    command = (_single_host_command if placement.hosts == 1 else _multi_host_command)(program, placement)
     return specs.AppDef(
         name=name,
         roles=[
@@ -107,7 +107,7 @@ def application(name: str, role: str, program: Sequence[str], placement: Placeme
                 entrypoint=command[0],
                 args=command[1:],
                 env={
-                    "OMP_NUM_THREADS": str(placement.threads),
+                    "OMP_NUM_THREADS": str(placement.threads_per_rank),
                     "PYTHONUNBUFFERED": "1",
                     "LOGLEVEL": "WARNING",
                 },

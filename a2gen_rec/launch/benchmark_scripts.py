@@ -10,40 +10,42 @@ from pathlib import Path
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.utils import paths
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-OUTSIDE = f"no benchmarks in {FOLDER}: they come with the source checkout, not with the installed package"
+BENCHMARKS_DIR = Path(__file__).parents[2] / "benchmarks"
+NOT_BENCHMARKS = (
+    f"no benchmarks in {BENCHMARKS_DIR}: they come with the source checkout, not with the installed package"
+)
 
 
-def questions() -> dict[str, str]:
+def list_benchmarks() -> dict[str, str]:
     """Name -> question of every benchmark, in alphabetical order; none outside a checkout.
 
     A benchmark is a script that defines ``measure``; its question is the first line of its docstring. No script is
     imported.
     """
     found = {}
-    for file in sorted(FOLDER.glob("*.py")):
+    for file in sorted(BENCHMARKS_DIR.glob("*.py")):
         module = ast.parse(file.read_text(encoding="utf-8"), file.name)
         if any(isinstance(part, ast.FunctionDef) and part.name == "measure" for part in module.body):
             found[file.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
     return found
 
 
-def script(name: str) -> Path:
+def script_path(name: str) -> Path:
     """The file of a benchmark.
 
     Raises:
         UserError: this is not a checkout.
         ConfigError: it has no such benchmark.
     """
-    known = questions()
+    known = list_benchmarks()
     if not known:
-        raise UserError(OUTSIDE)
+        raise UserError(NOT_BENCHMARKS)
     if name not in known:
         raise ConfigError(f"no benchmark {name!r}; there are {', '.join(known)}")
-    return FOLDER / f"{name}.py"
+    return BENCHMARKS_DIR / f"{name}.py"
 
 
-def run(name: str, out: str, quick: bool, device: str, options: Sequence[str]) -> int:
+def run_benchmark(name: str, out: str, quick: bool, device: str, options: Sequence[str]) -> int:
     """Run one benchmark, which prints its tables and writes its JSON into the folder ``out``; returns its exit code.
 
     Args:
@@ -53,41 +55,46 @@ def run(name: str, out: str, quick: bool, device: str, options: Sequence[str]) -
         UserError: this is not a checkout, or ``out`` is not writable.
         ConfigError: there is no such benchmark.
     """
-    program = script(name)
-    paths.make_folder(out)
+    program = script_path(name)
+    paths.ensure_writable_dir(out)
     # What a GPU showed stands beside what the CPU did.
     result = f"{name}.json" if device == "cpu" else f"{name}-{device}.json"
     shared = ["--device", device, "--json", paths.join(out, result), *(["--quick"] if quick else [])]
     return subprocess.run([sys.executable, str(program), *shared, *options]).returncode
 
 
-def run_all(out: str, quick: bool, device: str) -> None:
+def run_all_benchmarks(out: str, quick: bool, device: str) -> None:
     """Run every benchmark in turn, then make the page ``RESULTS.md`` of all results in the folder ``out``.
 
     Raises:
         UserError: this is not a checkout, ``out`` is not writable, or some benchmarks failed; the others have been run
             all the same.
     """
-    names = list(questions())
+    names = list(list_benchmarks())
     if not names:
-        raise UserError(OUTSIDE)
-    paths.make_folder(out)
+        raise UserError(NOT_BENCHMARKS)
+    paths.ensure_writable_dir(out)
     failed = []
     began = time.monotonic()
     for place, name in enumerate(names, start=1):
         print(f"\n[{place}/{len(names)}] {name}", flush=True)
         started = time.monotonic()
-        code = run(name, out, quick, device, ())
-        print(f"{name}: {f'failed with exit code {code}' if code else 'done'} in {_elapsed(started)}", flush=True)
+        code = run_benchmark(name, out, quick, device, ())
+        print(
+            f"{name}: {f'failed with exit code {code}' if code else 'done'} in {_format_elapsed(started)}", flush=True
+        )
         if code:
             failed.append(name)
-    print(f"\n{len(names) - len(failed)} of {len(names)} benchmarks done in {_elapsed(began)}", flush=True)
-    if len(failed) < len(names) and subprocess.run([sys.executable, str(FOLDER / "results.py"), out]).returncode:
+    print(f"\n{len(names) - len(failed)} of {len(names)} benchmarks done in {_format_elapsed(began)}", flush=True)
+    if (
+        len(failed) < len(names)
+        and subprocess.run([sys.executable, str(BENCHMARKS_DIR / "results.py"), out]).returncode
+    ):
         failed.append("results.py")
     if failed:
         raise UserError(f"failed: {', '.join(failed)}")
 
 
-def _elapsed(since: float) -> str:
+def _format_elapsed(since: float) -> str:
     minutes, seconds = divmod(round(time.monotonic() - since), 60)
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

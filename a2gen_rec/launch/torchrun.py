@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _pass_on)
+        signal.signal(number, _forward_signal)
     try:
         run.main(["--signals_to_handle", "SIGHUP,SIGQUIT", *sys.argv[1:]])
     except ChildFailedError as error:
@@ -28,7 +28,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def _pass_on(number: int, _: FrameType | None) -> None:
+def _forward_signal(number: int, _: FrameType | None) -> None:
     ranks = [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
     if not ranks:  # none has started yet, or this kernel does not list children: end as any program would
         signal.signal(number, signal.SIG_DFL)

@@ -11,39 +11,39 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from a2gen_rec.config import LossConfig
-from a2gen_rec.data.batch import COUNTS, WindowBatch
+from a2gen_rec.data.batch import COUNT_NAMES, WindowBatch
 from a2gen_rec.data.schema import WATCH_TIME
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.losses.objectives import UncertaintyWeights, objective_losses
-from a2gen_rec.losses.targets import observed
-from a2gen_rec.losses.towers import event_errors, tower_sums
-from a2gen_rec.models.a2gen import A2GenOutput, Occurring
-from a2gen_rec.models.base import Encoded
-from a2gen_rec.models.baselines.towers import TowersOutput
-from a2gen_rec.nn.generator import Steps
+from a2gen_rec.losses.objectives import UncertaintyWeighting, objective_losses
+from a2gen_rec.losses.targets import target_outcomes
+from a2gen_rec.losses.towers import occurrence_bce, tower_loss_sums
+from a2gen_rec.models.a2gen import A2GenOutput, OccurrenceHeadOutput
+from a2gen_rec.models.base import TargetEncoding
+from a2gen_rec.models.baselines.towers import TowerOutput
+from a2gen_rec.nn.generator import StepPredictions
 
 _TERMS: dict[str, tuple[str, Callable[[LossConfig], float]]] = {
-    "action": ("steps", lambda config: config.action),
-    "time": ("timed_steps", lambda config: config.time),
-    "order": ("ordered_pairs", lambda config: config.order),
-    "label": ("labels", lambda config: config.label),
-    "draft_action": ("steps", lambda config: config.auxiliary),
-    "draft_time": ("timed_steps", lambda config: config.auxiliary * config.time),
-    "occurrence": ("targets", lambda config: config.occurrence),
+    "action": ("steps", lambda config: config.action_weight),
+    "time": ("timed_steps", lambda config: config.time_weight),
+    "order": ("ordered_pairs", lambda config: config.order_weight),
+    "label": ("labels", lambda config: config.label_weight),
+    "draft_action": ("steps", lambda config: config.draft_weight),
+    "draft_time": ("timed_steps", lambda config: config.draft_weight * config.time_weight),
+    "occurrence": ("targets", lambda config: config.occurrence_weight),
 }
 """Of each, the count that it is a mean over, and its weight."""
-TERMS = tuple(_TERMS)
+TERM_NAMES = tuple(_TERMS)
 """Terms that every loss has; those of the model's objectives follow. Without a generator, only the actions' (whether
 they happen), the times' and the labels' apply."""
-_MEAN_OVER = tuple(COUNTS.index(over) for over, _ in _TERMS.values())
+_MEAN_OVER = tuple(COUNT_NAMES.index(over) for over, _ in _TERMS.values())
 
 
 def term_names(tasks: Sequence[str]) -> tuple[str, ...]:
     """All terms of a model that predicts the objectives ``tasks`` beside actions and labels."""
-    return (*TERMS, *tasks)
+    return (*TERM_NAMES, *tasks)
 
 
-def loss_sums(output: A2GenOutput | TowersOutput, batch: WindowBatch, config: LossConfig) -> Tensor:
+def loss_sums(output: A2GenOutput | TowerOutput, batch: WindowBatch, config: LossConfig) -> Tensor:
     """Sums of the loss terms over this batch.
 
     Returns:
@@ -54,22 +54,22 @@ def loss_sums(output: A2GenOutput | TowersOutput, batch: WindowBatch, config: Lo
         order, base = _order_sum(output.steps, label, time, batch, config.order_power), output.context.sum() * 0
         draft = (base, base) if output.draft is None else _step_sums(output.draft, label, time, config)
         acts = _step_sums(output.steps, label, time, config)
-        occurring = base if output.occurring is None else _occurring_sum(output.occurring, batch)
+        occurring = base if output.occurrence is None else _occurrence_sum(output.occurrence, batch)
     else:
         order = base = output.context.sum() * 0
-        events, times = tower_sums(output.event_logits, output.time, batch, config.time_error)
+        events, times = tower_loss_sums(output.event_logits, output.time, batch, config.time_loss)
         acts, draft, occurring = (events.sum(), times.sum()), (base, base), base
     labels = _label_sums(output.label_logits, batch.labels).sum()
     always = torch.stack([*acts, order, labels, *draft, occurring])
     predicted = output.objective_logits.shape[1]
     objectives, _ = objective_losses(
-        output.objective_logits, output.watch_time, batch.objectives[:, :predicted], batch.watch_s, config.time_error
+        output.objective_logits, output.watch_time, batch.objectives[:, :predicted], batch.watch_s, config.time_loss
     )
     return torch.cat([always, objectives.to(always.dtype)])
 
 
 def task_losses(
-    output: TowersOutput, batch: WindowBatch, config: LossConfig, tasks: Sequence[str], timed: Tensor
+    output: TowerOutput, batch: WindowBatch, config: LossConfig, tasks: Sequence[str], timed: Tensor
 ) -> Tensor:
     """What each tower has in the loss; their sum is the loss.
 
@@ -80,41 +80,43 @@ def task_losses(
         [towers] weighted means: of events, labels, objectives, then times.
     """
     predicted = output.objective_logits.shape[1]
-    events, times = tower_sums(output.event_logits, output.time, batch, config.time_error)
+    events, times = tower_loss_sums(output.event_logits, output.time, batch, config.time_loss)
     labels = _label_sums(output.label_logits, batch.labels)
     objectives, _ = objective_losses(
-        output.objective_logits, None, batch.objectives[:, :predicted], batch.watch_s, config.time_error
+        output.objective_logits, None, batch.objectives[:, :predicted], batch.watch_s, config.time_loss
     )
-    terms = len(TERMS) + predicted
-    weight = events.new_tensor(_weights(config, tasks)) / counts_of(terms, batch.counts, False).clamp(min=1).to(events)
-    action, time, label = (weight[TERMS.index(name)] for name in ("action", "time", "label"))
-    return torch.cat([action * events, label * labels, weight[len(TERMS) :] * objectives, time * times[timed]])
+    terms = len(TERM_NAMES) + predicted
+    weight = events.new_tensor(_weights(config, tasks)) / term_counts(terms, batch.counts, False).clamp(min=1).to(
+        events
+    )
+    action, time, label = (weight[TERM_NAMES.index(name)] for name in ("action", "time", "label"))
+    return torch.cat([action * events, label * labels, weight[len(TERM_NAMES) :] * objectives, time * times[timed]])
 
 
-def means(sums: Tensor, counts: Tensor, generated: bool = True) -> Tensor:
+def term_means(sums: Tensor, counts: Tensor, generated: bool = True) -> Tensor:
     """[terms] as means, given ``sums`` [terms] and ``counts`` of the same (global) batches.
 
     Args:
         generated: by a generator, whose action term is a mean over steps; else it is one over targets.
     """
-    return sums / counts_of(len(sums), counts, generated).clamp(min=1).to(sums)
+    return sums / term_counts(len(sums), counts, generated).clamp(min=1).to(sums)
 
 
-def counts_of(terms: int, counts: Tensor, generated: bool = True) -> Tensor:
+def term_counts(terms: int, counts: Tensor, generated: bool = True) -> Tensor:
     """[terms] what each term is a mean over."""
-    of_actions = _MEAN_OVER[0] if generated else COUNTS.index("targets")
-    of_objectives = range(len(COUNTS), len(COUNTS) + terms - len(TERMS))
+    of_actions = _MEAN_OVER[0] if generated else COUNT_NAMES.index("targets")
+    of_objectives = range(len(COUNT_NAMES), len(COUNT_NAMES) + terms - len(TERM_NAMES))
     return counts[[of_actions, *_MEAN_OVER[1:], *of_objectives]]
 
 
-def total(terms: Tensor, config: LossConfig, tasks: Sequence[str] = ()) -> Tensor:
+def total_loss(terms: Tensor, config: LossConfig, tasks: Sequence[str] = ()) -> Tensor:
     """The weighted sum of terms [terms], of which those after ``TERMS`` are of the objectives ``tasks``."""
     return (terms * terms.new_tensor(_weights(config, tasks))).sum()  # as a matrix product, autocast would round it
 
 
-def check_weights(config: LossConfig, tasks: Sequence[str]) -> None:
+def validate_objective_weights(config: LossConfig, tasks: Sequence[str]) -> None:
     """Raise a ConfigError for the weight of an objective that is not predicted."""
-    for name in config.objectives:
+    for name in config.objective_weights:
         if name not in tasks:
             predicted = f"this run predicts {', '.join(tasks)}" if tasks else "this run predicts none"
             raise ConfigError(f"loss.objectives.{name}: no such objective; {predicted}")
@@ -137,34 +139,38 @@ class Loss(nn.Module):
         super().__init__()
         self.config, self.world, self.tasks = config, world, tuple(tasks)
         self.register_buffer("timed", timed, persistent=False)
-        squared = [task == WATCH_TIME and config.time_error == "squared" for task in ("label", *tasks)]
-        self.learned = UncertaintyWeights(squared, world) if config.uncertainty else None
+        squared = [task == WATCH_TIME and config.time_loss == "squared" for task in ("label", *tasks)]
+        self.learned = UncertaintyWeighting(squared, world) if config.uncertainty_weighting else None
 
-    def forward(self, output: A2GenOutput | TowersOutput, batch: WindowBatch) -> tuple[Tensor, tuple[Tensor, Encoded]]:
+    def forward(
+        self, output: A2GenOutput | TowerOutput, batch: WindowBatch
+    ) -> tuple[Tensor, tuple[Tensor, TargetEncoding]]:
         """The loss to differentiate (each tower's, if so made), and (detached sums of the terms [terms], output)."""
         sums = loss_sums(output, batch, self.config)
-        if self.timed is not None and isinstance(output, TowersOutput):
+        if self.timed is not None and isinstance(output, TowerOutput):
             losses = task_losses(output, batch, self.config, self.tasks, self.timed)
             return losses * self.world, (sums.detach(), output)
-        terms = means(sums, batch.counts, isinstance(output, A2GenOutput))
-        loss = total(terms, self.config, self.tasks) if self.learned is None else self._by_uncertainty(terms, batch)
+        terms = term_means(sums, batch.counts, isinstance(output, A2GenOutput))
+        loss = (
+            total_loss(terms, self.config, self.tasks) if self.learned is None else self._by_uncertainty(terms, batch)
+        )
         return loss * self.world, (sums.detach(), output)
 
     def _by_uncertainty(self, terms: Tensor, batch: WindowBatch) -> Tensor:
         """The labels' and objectives' terms by learned weights, the generator's by those of the configuration."""
         assert self.learned is not None
-        chosen = [TERMS.index("label"), *range(len(TERMS), len(terms))]
+        chosen = [TERM_NAMES.index("label"), *range(len(TERM_NAMES), len(terms))]
         others = terms.index_fill(0, torch.tensor(chosen, device=terms.device), 0)
-        counts = counts_of(len(terms), batch.counts)[chosen]
-        return total(others, self.config, self.tasks) + self.learned(terms[chosen], counts)
+        counts = term_counts(len(terms), batch.counts)[chosen]
+        return total_loss(others, self.config, self.tasks) + self.learned(terms[chosen], counts)
 
 
 def _weights(config: LossConfig, tasks: Sequence[str]) -> list[float]:
     always = [weight(config) for _, weight in _TERMS.values()]
-    return [*always, *(config.objectives.get(task, config.objective) for task in tasks)]
+    return [*always, *(config.objective_weights.get(task, config.default_objective_weight) for task in tasks)]
 
 
-def _step_sums(steps: Steps, label: Tensor, time: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
+def _step_sums(steps: StepPredictions, label: Tensor, time: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
     action = F.cross_entropy(steps.logits, label, reduction="sum")
     known = torch.isfinite(time)
     error = _at(steps.time, label) - torch.where(known, time, 0)
@@ -172,11 +178,11 @@ def _step_sums(steps: Steps, label: Tensor, time: Tensor, config: LossConfig) ->
         log_scale = _at(steps.log_scale, label)
         each = 0.5 * (error / log_scale.exp()).square() + log_scale
     else:
-        each = error.square() if config.time_error == "squared" else error.abs()
+        each = error.square() if config.time_loss == "squared" else error.abs()
     return action, torch.where(known, each, 0).sum()
 
 
-def _order_sum(steps: Steps, label: Tensor, time: Tensor, batch: WindowBatch, power: float) -> Tensor:
+def _order_sum(steps: StepPredictions, label: Tensor, time: Tensor, batch: WindowBatch, power: float) -> Tensor:
     """Σ max(t̂_{i−1} − t̂_i, 0)^p over neighbouring steps of one target whose times are both recorded."""
     predicted = _at(steps.time, label)
     back = F.relu(predicted[:-1] - predicted[1:])
@@ -184,10 +190,10 @@ def _order_sum(steps: Steps, label: Tensor, time: Tensor, batch: WindowBatch, po
     return torch.where(batch.timed_pairs & (back > 0), back.clamp(min=torch.finfo(back.dtype).tiny) ** power, 0).sum()
 
 
-def _occurring_sum(occurring: Occurring, batch: WindowBatch) -> Tensor:
+def _occurrence_sum(occurring: OccurrenceHeadOutput, batch: WindowBatch) -> Tensor:
     """Σ over targets and actions of the binary cross-entropy, in units of the action's own entropy."""
-    happened, _ = observed(batch, len(occurring.entropy) + 2)
-    return (event_errors(occurring.logits, happened) / occurring.entropy).sum()
+    happened, _ = target_outcomes(batch, len(occurring.entropy) + 2)
+    return (occurrence_bce(occurring.logits, happened) / occurring.entropy).sum()
 
 
 def _label_sums(logits: Tensor, labels: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def objective_losses(
     return torch.cat([sums, total[None]]), torch.cat([counts, count[None]])
 
 
-class UncertaintyWeights(nn.Module):
+class UncertaintyWeighting(nn.Module):
     """Homoscedastic-uncertainty weighting of loss terms (Kendall et al., CVPR 2018).
 
     The log variance s of every term is learned: ``Σ e^{-s} L + s / 2``, with ``L / 2`` for a squared error, whose

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.losses.targets import observed
+from a2gen_rec.losses.targets import target_outcomes
 
 
-def event_errors(logits: Tensor, happened: Tensor) -> Tensor:
+def occurrence_bce(logits: Tensor, happened: Tensor) -> Tensor:
     """[events] sums over targets of the binary cross-entropy of whether each action happens.
 
     Args:
@@ -23,7 +23,7 @@ def event_errors(logits: Tensor, happened: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(0)
 
 
-def tower_sums(
+def tower_loss_sums(
     logits: Tensor, time: Tensor, batch: WindowBatch, time_error: Literal["squared", "absolute"] = "squared"
 ) -> tuple[Tensor, Tensor]:
     """Sums over the targets of a batch, one per tower.
@@ -35,8 +35,8 @@ def tower_sums(
         [events] :func:`event_errors`; [actions] error of the times in log1p seconds, 0 where the log does not record
         them.
     """
-    happened, observed_time = observed(batch, time.shape[1])
+    happened, observed_time = target_outcomes(batch, time.shape[1])
     known = torch.isfinite(observed_time)
     error = time - torch.where(known, observed_time, 0).to(time.dtype)
     each = error.square() if time_error == "squared" else error.abs()
-    return event_errors(logits, happened), torch.where(known, each, 0).sum(0)
+    return occurrence_bce(logits, happened), torch.where(known, each, 0).sum(0)

@@ -11,16 +11,16 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor
 
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard, Level
-from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, read_by, table_rows, whole_tables
-from a2gen_rec.nn.canonical_order import without_order
-from a2gen_rec.nn.encoder import WindowLayout, log_bucket
-from a2gen_rec.nn.marginals import Occurrence
-from a2gen_rec.utils.jagged import pad
+from a2gen_rec.data.schema import DatasetCard, FeatureLevel
+from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, full_tables, is_used_by, table_rows
+from a2gen_rec.nn.canonical_order import canonicalize_order
+from a2gen_rec.nn.encoder import WindowLayout, log_bucketize
+from a2gen_rec.nn.marginals import ActionMarginals
+from a2gen_rec.utils.jagged import jagged_to_padded_dense
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TargetEncoding:
     """The targets of a batch, before anything happens in them.
 
     Attributes:
@@ -36,7 +36,7 @@ class Encoded:
     watch_time: Tensor | None
 
 
-class Inputs(NamedTuple):
+class FeatureEmbeddings(NamedTuple):
     """Embeddings of a batch, concatenated.
 
     Attributes:
@@ -54,7 +54,7 @@ class Inputs(NamedTuple):
     target: Tensor
     user: Tensor
 
-    def beside(self) -> Tensor:
+    def side_features(self) -> Tensor:
         """[keys, dim + d_session + d_outcome] what is known of an impression beside what was shown and done."""
         return torch.cat([self.gap, self.session, self.outcome], dim=-1)
 
@@ -63,10 +63,10 @@ class Inputs(NamedTuple):
         return torch.cat([self.user, self.target, history], dim=-1)
 
 
-E = TypeVar("E", bound=Encoded)
+EncodingT = TypeVar("EncodingT", bound=TargetEncoding)
 
 
-class Ranker(nn.Module, Generic[E]):
+class BaseRanker(nn.Module, Generic[EncodingT]):
     """Everything after the lookups; the base of all rankers.
 
     Attributes:
@@ -77,33 +77,33 @@ class Ranker(nn.Module, Generic[E]):
         timed: [actions] bool, whether the log records the action's time.
     """
 
-    generates: bool = False
-    tasks: tuple[str, ...]
-    timed: Tensor
+    is_generative: bool = False
+    objective_tasks: tuple[str, ...]
+    is_timed: Tensor
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.history = config.history or card.history
+        self.max_history = config.max_history or card.max_history
         self.features = {
-            level: [feature.name for feature in card.at_level(level) if read_by(config, feature)]
-            for level in get_args(Level)
+            level: [feature.name for feature in card.features_at(level) if is_used_by(config, feature)]
+            for level in get_args(FeatureLevel)
         }
         d_user, d_shown, d_context, d_session, d_outcome = (
-            config.dim * len(self.features[level]) for level in get_args(Level)
+            config.dim * len(self.features[level]) for level in get_args(FeatureLevel)
         )
         self.d_item, self.d_session, self.d_outcome = d_shown + d_context, d_session, d_outcome
         self._d_shown = [d_shown, d_context]
         self.d_target = self.d_item + d_session
         self.d_context = d_user + self.d_target + config.dim
-        timed = torch.tensor([name in card.timed for name in card.actions])
+        timed = torch.tensor([name in card.timed_actions for name in card.actions])
         self.register_buffer("timed", timed, persistent=False)
 
-    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> E:
+    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> EncodingT:
         """What the losses need, given the looked-up rows of every table."""
         raise NotImplementedError
 
-    def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> E:
+    def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> EncodingT:
         """Targets without their actions: all that ranking needs.
 
         Args:
@@ -116,88 +116,90 @@ class Ranker(nn.Module, Generic[E]):
         """[keys, d] what users did inside the impressions that targets may see; of no target's concern."""
         raise NotImplementedError
 
-    def settle(self, rows: Mapping[str, JaggedTensor]) -> None:
+    def cache_token_table(self, rows: Mapping[str, JaggedTensor]) -> None:
         """Compute once what depends on weights and small tables alone, which are not to change until :meth:`train`.
 
         Args:
             rows: of the tables that are looked up whole.
         """
 
-    def occurrence(self, targets: E, max_error: float) -> Occurrence:
+    def marginals(self, targets: EncodingT, max_error: float) -> ActionMarginals:
         """Whether and when each action happens in ``targets``; ``max_error``: bound on every remainder."""
         raise NotImplementedError
 
-    def shown(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+    def target_item_embeddings(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """[targets, d_item] embeddings of what is shown, and of the context at the moment it is judged."""
         return self._at_targets(self._embedded(_values(rows), batch, "item", "context"), batch)
 
-    def shown_before(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
+    def history_item_embeddings(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """[keys, d_item] embeddings of what was shown in the past: item and context features."""
-        return self._embedded(_values(rows), batch, "item", "context").index_select(0, batch.key)
+        return self._embedded(_values(rows), batch, "item", "context").index_select(0, batch.history_index)
 
-    def _inputs(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Inputs:
+    def _inputs(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> FeatureEmbeddings:
         looked_up = _values(rows)
         shown = self._embedded(looked_up, batch, "item", "context")
-        gap = looked_up[GAP].index_select(0, log_bucket(gap_s(batch), self.config.time_buckets, self.config.max_gap_s))
+        gap = looked_up[GAP].index_select(
+            0, log_bucketize(seconds_since_previous(batch), self.config.time_buckets, self.config.max_gap_s)
+        )
         session = _whole(looked_up, batch.session, shown)
         target = self._at_targets(shown, batch)
         user = target[:, :0]
         if self.features["user"]:
             user = self._embedded(looked_up, batch, "user").index_select(0, batch.target_window)
-        return Inputs(
-            item=shown.index_select(0, batch.key),
+        return FeatureEmbeddings(
+            item=shown.index_select(0, batch.history_index),
             gap=gap,
-            session=session.index_select(0, batch.key),
+            session=session.index_select(0, batch.history_index),
             outcome=_whole(looked_up, batch.outcome, gap),
-            target=torch.cat([target, session.index_select(0, batch.moment)], dim=-1),
+            target=torch.cat([target, session.index_select(0, batch.query_index)], dim=-1),
             user=user,
         )
 
     def _action_tokens(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """[key tokens, 2·dim] ``[time-bucket ‖ action]`` embeddings of the past, keys one after another."""
-        offset_s, action = batch.offset_s[batch.key_token], batch.action[batch.key_token]
-        if not self.config.action_times:
+        offset_s, action = batch.offset_s[batch.history_token], batch.action[batch.history_token]
+        if not self.config.use_action_times:
             offset_s = torch.where(action > 0, torch.nan, 0.0)
-        elif not self.config.action_order:
-            action, offset_s = without_order(action, offset_s, len(self.timed))
-        time = rows[TIME].values()[log_bucket(offset_s, self.config.time_buckets, self.config.max_offset_s)]
+        elif not self.config.use_action_order:
+            action, offset_s = canonicalize_order(action, offset_s, len(self.is_timed))
+        time = rows[TIME].values()[log_bucketize(offset_s, self.config.time_buckets, self.config.max_action_time_s)]
         return torch.cat([time, rows[ACTION].values()[action]], dim=-1)
 
-    def _embedded(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: Level) -> Tensor:
+    def _embedded(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: FeatureLevel) -> Tensor:
         """[windows or impressions, d] rows of the user level's features, or of others, side by side."""
         names = [name for level in levels for name in self.features[level]]
-        return torch.cat([batch.spread(name, looked_up[name]) for name in names], dim=-1)
+        return torch.cat([batch.expand_rows(name, looked_up[name]) for name in names], dim=-1)
 
     def _at_targets(self, shown: Tensor, batch: WindowBatch) -> Tensor:
         """[targets, d_item] of the targets, given item and context features [impressions, d_item]."""
         # The hour or tab in which a candidate was shown later would tell that, and whether, the user stayed.
         item, context = shown.split(self._d_shown, dim=-1)
-        return torch.cat([item.index_select(0, batch.target), context.index_select(0, batch.moment)], dim=-1)
+        return torch.cat([item.index_select(0, batch.target), context.index_select(0, batch.query_index)], dim=-1)
 
     def _layout(
         self, batch: WindowBatch, positive: Tensor | None = None, negative: Tensor | None = None
     ) -> WindowLayout:
         """A target sees the ``history`` impressions right before ``history_end``, of those the ones that had ended."""
-        column = torch.arange(batch.key_shape[1], device=batch.key_column.device)
+        column = torch.arange(batch.history_shape[1], device=batch.history_column.device)
 
         # What is known of a target is known at its moment: for a candidate, that of its request.
-        begin, end = (values[:, None] for values in key_times(batch))
-        now = at_moments(batch, batch.ts_ms[batch.moment])[..., None]
-        history_end = at_moments(batch, batch.history_end)[..., None]
-        before = (column < history_end) & (column >= history_end - self.history)
+        begin, end = (values[:, None] for values in history_intervals(batch))
+        now = pad_queries(batch, batch.ts_ms[batch.query_index])[..., None]
+        history_end = pad_queries(batch, batch.history_end)[..., None]
+        before = (column < history_end) & (column >= history_end - self.max_history)
         visible = before & (begin < now) & (end <= now)
         recency = None
         if self.config.recency_bias:
             seconds = (now - begin).float() / 1000
-            recency = log_bucket(seconds, self.config.time_buckets, self.config.max_gap_s)
+            recency = log_bucketize(seconds, self.config.time_buckets, self.config.max_gap_s)
         matches = None
         if self.config.match_bias:
-            ids = stacked_ids(batch, self.features["item"])
-            matches = matching(at_targets(batch, ids[batch.target]), in_windows(batch, ids, 0))
+            ids = stack_ids(batch, self.features["item"])
+            matches = feature_matches(pad_targets(batch, ids[batch.target]), pad_history(batch, ids, 0))
         return WindowLayout(
-            batch.key_window,
-            batch.key_column,
-            batch.key_shape,
+            batch.history_window,
+            batch.history_column,
+            batch.history_shape,
             batch.target_window,
             batch.target_column,
             batch.target_shape,
@@ -217,13 +219,13 @@ class RankingModel(nn.Module):
         device: where the tables are made; ``meta`` leaves making them to the sharding.
     """
 
-    ranker: Ranker[Any]
+    ranker: BaseRanker[Any]
 
     def __init__(
-        self, card: DatasetCard, config: Config, kind: type[Ranker[Any]], device: torch.device | None = None
+        self, card: DatasetCard, config: Config, kind: type[BaseRanker[Any]], device: torch.device | None = None
     ) -> None:
         super().__init__()
-        whole = whole_tables(card, config.model)
+        whole = full_tables(card, config.model)
         # Rows that every token reads begin at unit norm; rows of identifiers, some of them never trained, near zero.
         scales = dict.fromkeys(table_rows(card, config.model), config.sharding.init_scale)
         scales |= dict.fromkeys(whole, (3 / config.model.dim) ** 0.5)
@@ -243,26 +245,28 @@ class RankingModel(nn.Module):
         )
         self.ranker = kind(card, config.model)
 
-    def forward(self, batch: WindowBatch) -> Encoded:
+    def forward(self, batch: WindowBatch) -> TargetEncoding:
         # Nothing but these two calls: training pipelines trace this method to overlap the lookups.
         return self.ranker(self.embeddings(batch.sparse), batch)
 
-    def encode(self, batch: WindowBatch, actions: Tensor | None = None) -> Encoded:
+    def encode(self, batch: WindowBatch, actions: Tensor | None = None) -> TargetEncoding:
         """Targets without their actions: all that ranking needs. ``actions``: as :meth:`Ranker.encode` takes."""
         return self.ranker.encode(self.embeddings(batch.sparse), batch, actions)
 
 
-def in_windows(batch: WindowBatch, values: Tensor, fill: int) -> Tensor:
+def pad_history(batch: WindowBatch, values: Tensor, fill: int) -> Tensor:
     """[windows, longest, *d] values [impressions, *d] of the impressions that targets may see; ``fill`` beyond them."""
-    return pad(values[batch.key], batch.key_window, batch.key_column, batch.key_shape, fill)
+    return jagged_to_padded_dense(
+        values[batch.history_index], batch.history_window, batch.history_column, batch.history_shape, fill
+    )
 
 
-def stacked_ids(batch: WindowBatch, features: Sequence[str]) -> Tensor:
+def stack_ids(batch: WindowBatch, features: Sequence[str]) -> Tensor:
     """[impressions, features] table rows."""
     return torch.stack([batch.ids(name) for name in features], dim=-1)
 
 
-def matching(row: Tensor, past: Tensor) -> Tensor:
+def feature_matches(row: Tensor, past: Tensor) -> Tensor:
     """[windows, features, rows, longest] bool, whether a row and a past impression share each feature.
 
     Args:
@@ -274,30 +278,32 @@ def matching(row: Tensor, past: Tensor) -> Tensor:
     return known[..., None] == past[:, :, None]
 
 
-def at_targets(batch: WindowBatch, values: Tensor) -> Tensor:
+def pad_targets(batch: WindowBatch, values: Tensor) -> Tensor:
     """[windows, most targets, *d] values [targets, *d] of the targets; zero beyond them."""
-    return pad(values, batch.target_window, batch.target_column, batch.target_shape)
+    return jagged_to_padded_dense(values, batch.target_window, batch.target_column, batch.target_shape)
 
 
-def at_moments(batch: WindowBatch, values: Tensor) -> Tensor:
+def pad_queries(batch: WindowBatch, values: Tensor) -> Tensor:
     """[windows, most targets, *d] values [targets, *d] that only targets' moments tell; [windows, 1, *d] where those of
     a window share one."""
-    if not batch.one_moment:
-        return at_targets(batch, values)
+    if not batch.single_query_time:
+        return pad_targets(batch, values)
     first = (batch.target_column == 0).nonzero().squeeze(1)
-    return pad(values[first], batch.target_window[first], batch.target_column[first], (batch.target_shape[0], 1))
+    return jagged_to_padded_dense(
+        values[first], batch.target_window[first], batch.target_column[first], (batch.target_shape[0], 1)
+    )
 
 
-def key_times(batch: WindowBatch) -> tuple[Tensor, Tensor]:
+def history_intervals(batch: WindowBatch) -> tuple[Tensor, Tensor]:
     """[windows, longest] begin and end in ms of the impressions that targets may see; what is none never ends."""
-    return in_windows(batch, batch.ts_ms, 0), in_windows(batch, batch.end_ms, torch.iinfo(torch.int64).max)
+    return pad_history(batch, batch.ts_ms, 0), pad_history(batch, batch.end_ms, torch.iinfo(torch.int64).max)
 
 
-def gap_s(batch: WindowBatch) -> Tensor:
+def seconds_since_previous(batch: WindowBatch) -> Tensor:
     """[keys] seconds since the impression before in the window; NaN for the first."""
-    began = batch.ts_ms[batch.key]
+    began = batch.ts_ms[batch.history_index]
     seconds = torch.diff(began, prepend=began[:1]).float() / 1000
-    return seconds.masked_fill(batch.key_column == 0, torch.nan)
+    return seconds.masked_fill(batch.history_column == 0, torch.nan)
 
 
 def _values(rows: dict[str, JaggedTensor]) -> dict[str, Tensor]:

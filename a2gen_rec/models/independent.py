@@ -10,33 +10,33 @@ from torchrec import JaggedTensor
 
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.models.baselines.towers import TowersOutput, of_timed, tower_occurrence
+from a2gen_rec.models.baselines.towers import TowerOutput, scatter_timed, tower_marginals
 from a2gen_rec.models.hierarchical import HierarchicalRanker
-from a2gen_rec.nn.experts import SharedBottom, Towers
-from a2gen_rec.nn.marginals import Occurrence
+from a2gen_rec.nn.experts import SharedBottom, TaskTowers
+from a2gen_rec.nn.marginals import ActionMarginals
 
 
-class IndependentRanker(HierarchicalRanker[TowersOutput]):
+class IndependentHeadsRanker(HierarchicalRanker[TowerOutput]):
     """A2Gen after the lookups, its actions predicted one by one."""
 
     def _make_generator(self, card: DatasetCard) -> nn.Module:
         config = self.config
-        outputs = len(card.events) + int(self.timed.sum())
-        towers = Towers(outputs, config.dim, int(config.dim * config.tower_ratio), config.dropout)
-        rate = torch.tensor([card.base_rate[name] for name in card.events])
+        outputs = len(card.predicted_actions) + int(self.is_timed.sum())
+        towers = TaskTowers(outputs, config.dim, int(config.dim * config.tower_mlp_ratio), config.dropout)
+        rate = torch.tensor([card.base_rate[name] for name in card.predicted_actions])
         seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
-        towers.start_from(torch.cat([torch.logit(rate, eps=1e-4), torch.log1p(seconds[self.timed])]))
+        towers.init_output_bias(torch.cat([torch.logit(rate, eps=1e-4), torch.log1p(seconds[self.is_timed])]))
         return nn.Sequential(SharedBottom(self.d_context, config.dim, outputs), towers)
 
-    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> TowersOutput:
+    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> TowerOutput:
         """Predictions for the targets of a batch, given the looked-up rows of every table."""
         return self.encode(rows, batch)
 
-    def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> TowersOutput:
+    def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> TowerOutput:
         predicted = self._predict(self._context(rows, batch, actions))
-        events, times = self.generator(predicted.context).tensor_split([len(self.timed) - 2], dim=1)
-        return TowersOutput(**vars(predicted), event_logits=events, time=of_timed(times, self.timed))
+        events, times = self.generator(predicted.context).tensor_split([len(self.is_timed) - 2], dim=1)
+        return TowerOutput(**vars(predicted), event_logits=events, time=scatter_timed(times, self.is_timed))
 
-    def occurrence(self, targets: TowersOutput, max_error: float) -> Occurrence:
+    def occurrence(self, targets: TowerOutput, max_error: float) -> ActionMarginals:
         """What the heads say; nothing remains."""
-        return tower_occurrence(targets, self.timed)
+        return tower_marginals(targets, self.is_timed)

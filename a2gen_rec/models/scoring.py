@@ -9,15 +9,15 @@ from torchrec import JaggedTensor
 
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import EXIT, ITEM, WATCH_TIME, DatasetCard
-from a2gen_rec.models.base import Encoded, Ranker
+from a2gen_rec.models.base import BaseRanker, TargetEncoding
 from a2gen_rec.models.ensemble.model import Objective
-from a2gen_rec.nn.marginals import Occurrence
+from a2gen_rec.nn.marginals import ActionMarginals
 
-SMALLEST = 1e-7
+PROBABILITY_EPS = 1e-7
 """Probabilities are told apart from this to one less this: sums of float32 may leave [0, 1] by as much."""
 
 
-def objectives(card: DatasetCard, tasks: tuple[str, ...]) -> tuple[Objective, ...]:
+def prediction_objectives(card: DatasetCard, tasks: tuple[str, ...]) -> tuple[Objective, ...]:
     """What a ranker predicts of a candidate, each once, and whether more of it is better.
 
     Glances and explicit negatives are better the fewer they are.
@@ -25,14 +25,14 @@ def objectives(card: DatasetCard, tasks: tuple[str, ...]) -> tuple[Objective, ..
     Args:
         tasks: that the model predicts beside actions and labels.
     """
-    less = {"glance", "negative", *card.negative}
-    watch = [WATCH_TIME] if EXIT in card.timed else []
-    names = [*card.events, *card.labels, *(task for task in tasks if task != WATCH_TIME), *watch]
+    less = {"glance", "negative", *card.negative_actions}
+    watch = [WATCH_TIME] if EXIT in card.timed_actions else []
+    names = [*card.predicted_actions, *card.labels, *(task for task in tasks if task != WATCH_TIME), *watch]
     return tuple(Objective(name, "less" if name in less else "more") for name in names)
 
 
 @dataclass(frozen=True)
-class Judged:
+class TargetPredictions:
     """Targets as a ranker sees them before anything happens in them.
 
     The watch time is the generator's, also where a head of its own predicts one: the generator's had the lower error
@@ -51,31 +51,31 @@ class Judged:
         what: as actions and their times are told, see :class:`Occurrence`.
     """
 
-    encoded: Encoded
+    encoding: TargetEncoding
     probability: Tensor
     time: Tensor
     context: Tensor
-    event: Tensor
-    what: Occurrence
+    event_embedding: Tensor
+    marginals: ActionMarginals
 
     @property
     def watch_time(self) -> Tensor:
         """[targets] expected log1p seconds."""
         return self.time[:, -1]
 
-    def value(self, with_watch_time: bool) -> Tensor:
+    def ensemble_inputs(self, with_watch_time: bool) -> Tensor:
         """[targets, objectives] float32 as the ensemble takes them: logits, and log1p seconds of a watch time."""
-        logits = torch.logit(self.probability.double(), eps=SMALLEST).float()
+        logits = torch.logit(self.probability.double(), eps=PROBABILITY_EPS).float()
         return torch.cat([logits, self.watch_time[:, None]], 1) if with_watch_time else logits
 
 
-def judge(
+def predict_targets(
     rows: dict[str, JaggedTensor],
-    ranker: Ranker[Any],
+    ranker: BaseRanker[Any],
     batch: WindowBatch,
     max_error: float,
     actions: Tensor | None = None,
-) -> Judged:
+) -> TargetPredictions:
     """Predictions for a batch's targets, and what an ensemble needs besides.
 
     Args:
@@ -86,20 +86,20 @@ def judge(
     if actions is None:
         actions = ranker.encode_actions(rows, batch)
     encoded = ranker.encode(rows, batch, actions)
-    what = ranker.occurrence(encoded, max_error)
+    what = ranker.marginals(encoded, max_error)
     outcomes = [what.probability[:, 1:-1], encoded.label_logits.sigmoid(), encoded.objective_logits.sigmoid()]
-    item = rows[ITEM].values()[batch.places(ITEM, batch.key)]
-    return Judged(
-        encoded=encoded,
+    item = rows[ITEM].values()[batch.lookup_rows(ITEM, batch.history_index)]
+    return TargetPredictions(
+        encoding=encoded,
         probability=torch.cat(outcomes, 1),
         time=what.time[:, 1:],
-        context=ranker.shown(rows, batch),
-        event=torch.cat([item, actions], 1),
-        what=what,
+        context=ranker.target_item_embeddings(rows, batch),
+        event_embedding=torch.cat([item, actions], 1),
+        marginals=what,
     )
 
 
-def events_before(batch: WindowBatch, first: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def recent_events(batch: WindowBatch, first: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Of the ``most`` keys right before each list, those that a ranker may see: that had begun before and ended.
 
     Oldest first.
@@ -111,10 +111,10 @@ def events_before(batch: WindowBatch, first: Tensor, most: int) -> tuple[Tensor,
         [events] keys of all lists, one list after another, and [lists] how many each has.
     """
     window, end = batch.target_window[first], batch.history_end[first]
-    keys = torch.bincount(batch.key_window, minlength=batch.key_shape[0])
+    keys = torch.bincount(batch.history_window, minlength=batch.history_shape[0])
     column = end[:, None] + torch.arange(-most, 0, device=end.device)
     key = (torch.cumsum(keys, 0) - keys)[window][:, None] + column
     row, place = torch.nonzero(column >= 0, as_tuple=True)
-    key, now = key[row, place], batch.ts_ms[batch.moment[first]][row]
-    past = (batch.ts_ms[batch.key[key]] < now) & (batch.end_ms[batch.key[key]] <= now)
+    key, now = key[row, place], batch.ts_ms[batch.query_index[first]][row]
+    past = (batch.ts_ms[batch.history_index[key]] < now) & (batch.end_ms[batch.history_index[key]] <= now)
     return key[past], torch.bincount(row[past], minlength=len(first))

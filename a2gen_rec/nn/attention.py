@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Residual = Literal["context", "both"]
-Form = Literal["factorised", "direct"]
+AttentionImpl = Literal["factorised", "direct"]
 
 
-class Asked(NamedTuple):
+class ContextProjection(NamedTuple):
     """What contexts contribute, whatever the sequence: C and its part of the scaled queries, each [m, dim], and the
     heads' gate [m, heads]."""
 
@@ -31,13 +31,13 @@ class Asked(NamedTuple):
     gate: Tensor
 
 
-class Projected(NamedTuple):
+class TokenProjection(NamedTuple):
     """What tokens contribute, whatever the context: S and its part of the scaled queries, each [m, dim], and ``seen``,
     their keys and values side by side, [m, 2·dim]."""
 
-    s: Tensor
+    hidden: Tensor
     query: Tensor
-    seen: Tensor
+    kv: Tensor
 
 
 class ContextAwareAttention(nn.Module):
@@ -56,7 +56,7 @@ class ContextAwareAttention(nn.Module):
         head_gate: whether the context mixes the heads; else they are summed, as plain attention does.
     """
 
-    of_head: Tensor
+    head_indicator: Tensor
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ class ContextAwareAttention(nn.Module):
         Returns:
             [m, n, dim]
         """
-        s, asked = self.sequence(x), self.ask(context)
-        key, value = self.split(self.key(s)), self.split(self.value(s))
+        s, asked = self.sequence(x), self.project_context(context)
+        key, value = self.split_heads(self.key(s)), self.split_heads(self.value(s))
         logits = self._query(s, asked) @ key.transpose(-1, -2)
         allowed = None if mask is None else mask[:, None, None, :]
         if causal:
@@ -107,21 +107,25 @@ class ContextAwareAttention(nn.Module):
             lower = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
             allowed = lower if allowed is None else allowed & lower
         attended = (masked_softmax(logits, allowed) @ value).transpose(1, 2)
-        return self._answer(self.mix(attended, asked.gate[:, None]), s, asked.context[:, None])
+        return self._output(self.merge_heads(attended, asked.gate[:, None]), s, asked.context[:, None])
 
-    def ask(self, context: Tensor) -> Asked:
+    def project_context(self, context: Tensor) -> ContextProjection:
         """What contexts [m, d_context] contribute to every :meth:`step`."""
         c = self.context(context)
         query = torch.zeros_like(c) if self.query_context is None else self.query_context(c) / self.d_head**0.5
-        gate = c.new_ones(*c.shape[:-1], self.heads) if self.gate is None else softmax(self.gate(context))
-        return Asked(c, query, gate)
+        gate = c.new_ones(*c.shape[:-1], self.heads) if self.gate is None else small_softmax(self.gate(context))
+        return ContextProjection(c, query, gate)
 
-    def project(self, x: Tensor) -> Projected:
+    def project_tokens(self, x: Tensor) -> TokenProjection:
         """What tokens [m, d_sequence] contribute to every :meth:`step`."""
         s = self.sequence(x)
-        return Projected(s, self.query_sequence(s) / self.d_head**0.5, torch.cat([self.key(s), self.value(s)], dim=-1))
+        return TokenProjection(
+            s, self.query_sequence(s) / self.d_head**0.5, torch.cat([self.key(s), self.value(s)], dim=-1)
+        )
 
-    def step(self, token: Projected, asked: Asked, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    def decode_step(
+        self, token: TokenProjection, asked: ContextProjection, kv_cache: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The causal :meth:`forward`'s output at one more position.
 
         Args:
@@ -131,25 +135,25 @@ class ContextAwareAttention(nn.Module):
         Returns:
             [m, dim] and what was seen including this position.
         """
-        seen = token.seen[None]
-        if past is None:  # the one position gets all attention
-            attended = asked.gate @ self.of_head * token.seen[:, self.dim :]
+        seen = token.kv[None]
+        if kv_cache is None:  # the one position gets all attention
+            attended = asked.gate @ self.head_indicator * token.kv[:, self.dim :]
         else:
-            seen = torch.cat([past, seen])
+            seen = torch.cat([kv_cache, seen])
             key, value = seen.split(self.dim, dim=-1)
             # Many sequences of few steps: on CPU a third faster than as many tiny matrix products.
-            logits = F.linear((token.query + asked.query) * key, self.of_head)
+            logits = F.linear((token.query + asked.query) * key, self.head_indicator)
             attention = torch.softmax(logits, dim=0) * asked.gate
-            attended = (attention @ self.of_head * value).sum(0)
-        return self._answer(self.output(attended), token.s, asked.context), seen
+            attended = (attention @ self.head_indicator * value).sum(0)
+        return self._output(self.output(attended), token.hidden, asked.context), seen
 
-    def pooled(
+    def pool(
         self,
         x: Tensor,
         context: Tensor,
         mask: Tensor,
         bias: Tensor | None = None,
-        form: Form = "factorised",
+        form: AttentionImpl = "factorised",
     ) -> Tensor:
         """Masked mean over positions of the attention each context asks of its part of one sequence.
 
@@ -165,13 +169,13 @@ class ContextAwareAttention(nn.Module):
         Returns:
             [m, T, dim]
         """
-        s, asked = self.sequence(x), self.ask(context)
+        s, asked = self.sequence(x), self.project_context(context)
         shared, wanted = self.pair_logits(s, asked, bias)
-        (weights,) = pair_weights([shared], wanted, mask, form)
-        attended = weighted(weights.to(s.dtype), self.split(self.value(s)))
-        return self.finish(self.mix(attended.transpose(1, 2), asked.gate), s, asked, mask)
+        (weights,) = pooled_attention_weights([shared], wanted, mask, form)
+        attended = weighted_sum(weights.to(s.dtype), self.split_heads(self.value(s)))
+        return self.apply_output_block(self.merge_heads(attended.transpose(1, 2), asked.gate), s, asked, mask)
 
-    def pair_logits(self, s: Tensor, asked: Asked, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def pair_logits(self, s: Tensor, asked: ContextProjection, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The two parts of :meth:`pooled`'s logits.
 
         Args:
@@ -180,12 +184,12 @@ class ContextAwareAttention(nn.Module):
         Returns:
             [m, heads, n, n] of (query, key) and [m, heads, T, n] of (context, key).
         """
-        key = self.split(self.key(s)).transpose(-1, -2)
-        shared = self.split(self.query_sequence(s)) / self.d_head**0.5 @ key
-        wanted = self.split(asked.query) @ key
+        key = self.split_heads(self.key(s)).transpose(-1, -2)
+        shared = self.split_heads(self.query_sequence(s)) / self.d_head**0.5 @ key
+        wanted = self.split_heads(asked.query) @ key
         return shared, wanted if bias is None else wanted + bias
 
-    def finish(self, pooled: Tensor, s: Tensor, asked: Asked, mask: Tensor) -> Tensor:
+    def apply_output_block(self, pooled: Tensor, s: Tensor, asked: ContextProjection, mask: Tensor) -> Tensor:
         """Residual and block after pooled attention [m, T, dim], for :meth:`pooled`'s s, asked and mask."""
         out = pooled + asked.context
         if self.residual == "both":
@@ -193,19 +197,19 @@ class ContextAwareAttention(nn.Module):
             out = out + seen @ s / seen.sum(-1, keepdim=True).clamp(min=1)
         return self.block(out)
 
-    def split(self, x: Tensor) -> Tensor:
+    def split_heads(self, x: Tensor) -> Tensor:
         """[m, n, dim] -> [m, heads, n, d_head]"""
         return x.unflatten(-1, (self.heads, self.d_head)).transpose(1, 2)
 
-    def mix(self, attended: Tensor, gate: Tensor) -> Tensor:
+    def merge_heads(self, attended: Tensor, gate: Tensor) -> Tensor:
         """[..., heads, d_head], gate broadcastable to [..., heads] -> [..., dim]"""
         return self.output((attended * gate[..., None]).flatten(-2))
 
-    def _query(self, s: Tensor, asked: Asked) -> Tensor:
+    def _query(self, s: Tensor, asked: ContextProjection) -> Tensor:
         """Scaled queries [m, heads, n, d_head] of positions s [m, n, dim] under m contexts."""
-        return self.split(self.query_sequence(s) / self.d_head**0.5 + asked.query[:, None])
+        return self.split_heads(self.query_sequence(s) / self.d_head**0.5 + asked.query[:, None])
 
-    def _answer(self, mixed: Tensor, s: Tensor, context: Tensor) -> Tensor:
+    def _output(self, mixed: Tensor, s: Tensor, context: Tensor) -> Tensor:
         """Output of positions s, given their mixed attention and C; all of one shape or broadcast."""
         out = mixed + context
         return self.block(out + s if self.residual == "both" else out)
@@ -244,26 +248,28 @@ class MeanPooling(nn.Module):
         return self.block(self.sequence(seen @ x / seen.sum(-1, keepdim=True).clamp(min=1)))
 
 
-def weighted(weights: Tensor, values: Tensor) -> Tensor:
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     """``weights @ values`` of [..., T, n] and narrow values [..., n, d]: on CPU up to four times as fast transposed."""
     return (values.transpose(-1, -2) @ weights.transpose(-1, -2)).transpose(-1, -2)
 
 
-def pair_weights(shared: Sequence[Tensor], asked: Tensor, mask: Tensor, form: Form) -> list[Tensor]:
+def pooled_attention_weights(
+    shared_logits: Sequence[Tensor], context_logits: Tensor, mask: Tensor, form: AttentionImpl
+) -> list[Tensor]:
     """:func:`direct_weights` in either form, in float32 at least, for each of several logits ``shared`` that contexts
     ask alike.
 
     Sums of exponentials and their quotients need more than the 8 bits of autocast's products.
     """
-    precise = torch.promote_types(asked.dtype, torch.float32)
-    with torch.autocast(asked.device.type, enabled=False):
-        shared, asked = [each.to(precise) for each in shared], asked.to(precise)
+    precise = torch.promote_types(context_logits.dtype, torch.float32)
+    with torch.autocast(context_logits.device.type, enabled=False):
+        shared_logits, context_logits = [each.to(precise) for each in shared_logits], context_logits.to(precise)
         if form == "factorised":
-            return factorised_weights(shared, asked, mask)
-        return [direct_weights(each, asked, mask) for each in shared]
+            return factorized_weights(shared_logits, context_logits, mask)
+        return [reference_weights(each, context_logits, mask) for each in shared_logits]
 
 
-def direct_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
+def reference_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
     """Mean over visible queries of the attention to each key, one attention matrix per context.
 
     Args:
@@ -280,7 +286,7 @@ def direct_weights(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
     return (queries[..., None, :] @ attention).squeeze(-2) / count
 
 
-def factorised_weights(shared: Sequence[Tensor], asked: Tensor, mask: Tensor) -> list[Tensor]:
+def factorized_weights(shared: Sequence[Tensor], asked: Tensor, mask: Tensor) -> list[Tensor]:
     """:func:`direct_weights` of each of ``shared`` by three matrix products (METHODS §2.1 [ours]).
 
     With E = exp(shared) and F = exp(asked) on visible keys, the softmax denominators of all (context, query) pairs
@@ -291,8 +297,8 @@ def factorised_weights(shared: Sequence[Tensor], asked: Tensor, mask: Tensor) ->
     seen, n = mask[:, None], mask.shape[-1]
     # The queries of all that is shared are one after another: F is the same for them.
     queries = torch.cat(list(shared), dim=2) if len(shared) > 1 else shared[0]
-    e = torch.softmax(shut(queries, mask.any(1)[:, None, None]), dim=-1)
-    f = torch.softmax(shut(asked, seen), dim=-1)
+    e = torch.softmax(mask_logits(queries, mask.any(1)[:, None, None]), dim=-1)
+    f = torch.softmax(mask_logits(asked, seen), dim=-1)
     denominator = f @ e.transpose(-1, -2)
     # The backward pass squares the denominator, so the floor is about the root of the smallest normal number.
     floor = torch.finfo(denominator.dtype).tiny ** 0.4
@@ -319,12 +325,12 @@ def _direct_rows(shared: Tensor, asked: Tensor, mask: Tensor, pairs: Tensor) -> 
     """[m, heads, T, n] what ``pairs`` [m, heads, T, n] of context and query, all of them seen, add to the weights."""
     b, h, t, i = pairs.nonzero(as_tuple=True)
     own = t if mask.shape[1] > 1 else torch.zeros_like(t)
-    logits = shut(shared[b, h, i] + asked[b, h, t], mask[b, own])
+    logits = mask_logits(shared[b, h, i] + asked[b, h, t], mask[b, own])
     attention = torch.softmax(logits, dim=-1) / mask.sum(-1)[b, own, None]
     return torch.zeros_like(asked).index_put((b, h, t), attention, accumulate=True)
 
 
-def shut(logits: Tensor, opened: Tensor) -> Tensor:
+def mask_logits(logits: Tensor, opened: Tensor) -> Tensor:
     """Logits that a softmax makes zero of where not ``opened``, which is broadcast; all alike where nothing is.
 
     By addition, several times as fast on CPU as filling. Done twice, they are still finite.
@@ -332,7 +338,7 @@ def shut(logits: Tensor, opened: Tensor) -> Tensor:
     return logits + torch.where(opened, logits.new_zeros(()), torch.finfo(logits.dtype).min / 4)
 
 
-def softmax(x: Tensor) -> Tensor:
+def small_softmax(x: Tensor) -> Tensor:
     """Softmax over the last axis.
 
     PyTorch's CPU kernel takes rows one at a time, which for the few keys, heads or actions of a row costs 5 to 10
@@ -346,6 +352,6 @@ def softmax(x: Tensor) -> Tensor:
 def masked_softmax(logits: Tensor, allowed: Tensor | None) -> Tensor:
     """Softmax over the last axis where ``allowed``; rows without any allowed key are zero, not NaN."""
     if allowed is None:
-        return softmax(logits)
+        return small_softmax(logits)
     lowest = torch.finfo(logits.dtype).min
-    return softmax(logits.masked_fill(~allowed, lowest)).masked_fill(~allowed, 0)
+    return small_softmax(logits.masked_fill(~allowed, lowest)).masked_fill(~allowed, 0)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 
-def owners(action: Tensor) -> Tensor:
+def sequence_ids(action: Tensor) -> Tensor:
     """[tokens] number of the sequence that each token of ``action`` [tokens] is in; each begins with ``start``."""
     return (action == 0).cumsum(0) - 1
 
 
-def vocabulary_order(action: Tensor, owner: Tensor, actions: int) -> Tensor:
+def sort_by_vocabulary(action: Tensor, owner: Tensor, actions: int) -> Tensor:
     """[tokens] the places of the tokens, sequence by sequence, in the order of their codes.
 
     Args:
@@ -23,7 +23,7 @@ def vocabulary_order(action: Tensor, owner: Tensor, actions: int) -> Tensor:
     return torch.argsort(owner * actions + action)
 
 
-def without_order(action: Tensor, offset_s: Tensor, actions: int) -> tuple[Tensor, Tensor]:
+def canonicalize_order(action: Tensor, offset_s: Tensor, actions: int) -> tuple[Tensor, Tensor]:
     """What happened and at what times, but not which action came first.
 
     An action whose time is missing keeps a missing time; ``start`` and ``exit`` keep theirs.
@@ -34,8 +34,8 @@ def without_order(action: Tensor, offset_s: Tensor, actions: int) -> tuple[Tenso
     Returns:
         The same codes and times, [tokens] each, in the vocabulary's order.
     """
-    owner = owners(action)
-    place = vocabulary_order(action, owner, actions)
+    owner = sequence_ids(action)
+    place = sort_by_vocabulary(action, owner, actions)
     action, offset_s = action[place], offset_s[place]
     between = torch.isfinite(offset_s) & (action > 0) & (action < actions - 1)
     at = between.nonzero().squeeze(1)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
+from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, StepPredictions
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedSequences:
     """Generated sequences, ``width`` per context, most probable first.
 
     Attributes:
@@ -34,7 +34,7 @@ def decode(
     strategy: Literal["greedy", "sample", "beam"] = "greedy",
     width: int = 1,
     rng: torch.Generator | None = None,
-) -> Decoded:
+) -> DecodedSequences:
     """Generate action sequences with cached attention.
 
     Args:
@@ -48,13 +48,13 @@ def decode(
     score = context.new_zeros(n, width)
     if strategy == "beam":
         score[:, 1:] = -torch.inf  # all beams start alike: only one may count
-    reader = _Reader(generator, context, tables, timed)
+    reader = _StepPredictor(generator, context, tables, timed)
     history_action: list[Tensor] = []
     history_time: list[Tensor] = []
     done = torch.zeros(n * width, dtype=torch.bool, device=context.device)
     stop = F.one_hot(torch.tensor(actions - 1, device=context.device), actions).bool()
     for place in range(generator.max_steps):
-        steps = reader.next(place)
+        steps = reader.predict(place)
         # A finished sequence goes on with a free `exit`, which keeps it one candidate among the beams.
         log_p = torch.log_softmax(steps.logits, -1)
         log_p = torch.where(done[:, None], torch.where(stop, 0.0, -torch.inf), log_p).view(n, width, actions)
@@ -75,21 +75,21 @@ def decode(
         was_done = done[parent]
         history_action = [h[parent] for h in history_action] + [action.masked_fill(was_done, -1)]
         history_time = [h[parent] for h in history_time] + [time.masked_fill(was_done, torch.nan)]
-        reader.emit(parent, action, time)
+        reader.advance(parent, action, time)
         done = was_done | (action == actions - 1)
         if done.all():
             break
     order = score.argsort(1, descending=True)
     shape = (n, width, len(history_action))
     by_rank = order[..., None].expand(shape)
-    return Decoded(
+    return DecodedSequences(
         torch.stack(history_action, -1).view(shape).gather(1, by_rank),
         torch.stack(history_time, -1).view(shape).gather(1, by_rank),
         score.gather(1, order),
     )
 
 
-class _Reader:
+class _StepPredictor:
     """The next step's predictions of many growing prefixes, for either form of generator."""
 
     def __init__(self, generator: Generator, context: Tensor, tables: StepEmbeddings, timed: Tensor) -> None:
@@ -98,26 +98,26 @@ class _Reader:
         self.time = context.new_zeros(len(context))
         self.emitted = torch.zeros(len(context), generator.actions, dtype=torch.bool, device=context.device)
         if isinstance(generator, ExplicitGenerator):
-            self.state, self.tokens = generator.begin(context), generator.tokens(tables, timed)
+            self.state, self.tokens = generator.init_state(context), generator.precompute_tokens(tables, timed)
         elif isinstance(generator, ImplicitGenerator):
             self.draft, _ = generator.predict(context, generator.max_steps)
 
-    def next(self, place: int) -> Steps:
+    def predict(self, place: int) -> StepPredictions:
         generator = self.generator
         if isinstance(generator, ExplicitGenerator):
             steps, self.state = generator.step(self.action, self.time, self.state, self.tokens)
             return steps
         scale = self.draft.log_scale
-        return Steps(
+        return StepPredictions(
             self.draft.logits[:, place].masked_fill(self.emitted, -torch.inf),
             self.draft.time[:, place],
             None if scale is None else scale[:, place],
         )
 
-    def emit(self, parent: Tensor, action: Tensor, time: Tensor) -> None:
+    def advance(self, parent: Tensor, action: Tensor, time: Tensor) -> None:
         self.action, self.time = action, time
         if isinstance(self.generator, ExplicitGenerator):
-            self.state = self.state.select(parent).reach(time)
+            self.state = self.state.select(parent).advance_time(time)
         else:
             self.emitted = self.emitted[parent] | F.one_hot(action, self.generator.actions).bool()
             self.emitted[:, -1] = False  # a finished sequence goes on with `exit`

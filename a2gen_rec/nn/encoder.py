@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from a2gen_rec.nn.attention import ContextAwareAttention, MeanPooling, Residual
-from a2gen_rec.nn.feedback import FeedbackAttention
-from a2gen_rec.utils.jagged import LengthGroups, pad, unpad
+from a2gen_rec.nn.feedback import DualViewAttention
+from a2gen_rec.utils.jagged import LengthBuckets, jagged_to_padded_dense, padded_dense_to_jagged
 
-Views = Literal["off", "views", "whole"]
-ActionLevel = Literal["attention", "mean", "off"]
-ItemLevel = Literal["attention", "mean"]
+FeedbackViews = Literal["off", "views", "whole"]
+ActionPooling = Literal["attention", "mean", "off"]
+ItemPooling = Literal["attention", "mean"]
 
 
-def log_bucket(seconds: Tensor, buckets: int, largest: float) -> Tensor:
+def log_bucketize(seconds: Tensor, buckets: int, largest: float) -> Tensor:
     """Log-spaced bucket of a time: 0 for missing (NaN), then 1 .. buckets-1 from 0 s to ``largest`` and beyond.
 
     Args:
@@ -56,7 +56,7 @@ class WindowLayout:
     target_row: Tensor
     target_column: Tensor
     target_shape: tuple[int, int]
-    visible: Tensor
+    attention_mask: Tensor
     recency: Tensor | None = None
     matches: Tensor | None = None
     positive: Tensor | None = None
@@ -93,11 +93,11 @@ class HierarchicalEncoder(nn.Module):
         match_features: int = 0,
         form: Literal["factorised", "direct"] = "factorised",
         dropout: float = 0.0,
-        d_moment: int = 0,
+        d_session: int = 0,
         d_outcome: int = 0,
-        views: Views = "off",
-        action_level: ActionLevel = "attention",
-        item_level: ItemLevel = "attention",
+        views: FeedbackViews = "off",
+        action_level: ActionPooling = "attention",
+        item_level: ItemPooling = "attention",
         context_query: bool = True,
         head_gate: bool = True,
     ) -> None:
@@ -109,20 +109,20 @@ class HierarchicalEncoder(nn.Module):
             self.action_level = ContextAwareAttention(2 * dim, d_item, *cam)
         elif action_level == "mean":
             self.action_level = MeanPooling(2 * dim, dim, mlp_ratio, dropout)
-        d_token, d_target = d_item + dim + d_moment + d_outcome, d_item + d_moment
+        d_token, d_target = d_item + dim + d_session + d_outcome, d_item + d_session
         if self.action_level is not None:
             d_token += dim
-        self.item_level: ContextAwareAttention | FeedbackAttention | MeanPooling
+        self.item_level: ContextAwareAttention | DualViewAttention | MeanPooling
         if item_level == "mean":
             self.item_level = MeanPooling(d_token, dim, mlp_ratio, dropout)
             recency_buckets = match_features = 0
         elif views == "off":
             self.item_level = ContextAwareAttention(d_token, d_target, *cam)
         else:
-            self.item_level = FeedbackAttention(d_token, d_target, *cam, whole=views == "whole")
-        self.recency, self.match = pair_tables(recency_buckets, match_features, heads)
+            self.item_level = DualViewAttention(d_token, d_target, *cam, include_full_history=views == "whole")
+        self.recency, self.match = make_pair_biases(recency_buckets, match_features, heads)
 
-    def encode_actions(self, tokens: Tensor, item: Tensor, groups: LengthGroups) -> Tensor:
+    def encode_actions(self, tokens: Tensor, item: Tensor, groups: LengthBuckets) -> Tensor:
         """Action level, at the cost of the real tokens.
 
         Args:
@@ -141,11 +141,13 @@ class HierarchicalEncoder(nn.Module):
                 real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
             if isinstance(level, MeanPooling):
                 return level(x, real[:, None]).squeeze(1)
-            return level.pooled(x, context[:, None], real[:, None], form="direct").squeeze(1)
+            return level.pool(x, context[:, None], real[:, None], form="direct").squeeze(1)
 
-        return groups.map(piece, tokens, item, per_token=False)
+        return groups.apply(piece, tokens, item, per_token=False)
 
-    def forward(self, item: Tensor, actions: Tensor, beside: Tensor, target: Tensor, layout: WindowLayout) -> Tensor:
+    def forward(
+        self, item: Tensor, actions: Tensor, side_features: Tensor, target: Tensor, layout: WindowLayout
+    ) -> Tensor:
         """Item level.
 
         Args:
@@ -157,20 +159,22 @@ class HierarchicalEncoder(nn.Module):
         Returns:
             [targets, dim] history vectors.
         """
-        parts = [item, beside] if self.action_level is None else [item, actions, beside]
-        tokens = pad(torch.cat(parts, dim=-1), layout.row, layout.column, layout.shape)
-        context = pad(target, layout.target_row, layout.target_column, layout.target_shape)
+        parts = [item, side_features] if self.action_level is None else [item, actions, side_features]
+        tokens = jagged_to_padded_dense(torch.cat(parts, dim=-1), layout.row, layout.column, layout.shape)
+        context = jagged_to_padded_dense(target, layout.target_row, layout.target_column, layout.target_shape)
         bias, level = pair_bias(layout.recency, layout.matches, self.recency, self.match), self.item_level
         if isinstance(level, MeanPooling):
-            pooled = level(tokens, layout.visible).expand(-1, layout.target_shape[1], -1)
+            pooled = level(tokens, layout.attention_mask).expand(-1, layout.target_shape[1], -1)
         elif isinstance(level, ContextAwareAttention):
-            pooled = level.pooled(tokens, context, layout.visible, bias, self.form)
+            pooled = level.pool(tokens, context, layout.attention_mask, bias, self.form)
         else:
-            pooled = level(tokens, context, layout.visible, layout.positive, layout.negative, bias, self.form)
-        return unpad(pooled, layout.target_row, layout.target_column)
+            pooled = level(tokens, context, layout.attention_mask, layout.positive, layout.negative, bias, self.form)
+        return padded_dense_to_jagged(pooled, layout.target_row, layout.target_column)
 
 
-def pair_tables(recency_buckets: int, match_features: int, heads: int) -> tuple[nn.Embedding | None, nn.Linear | None]:
+def make_pair_biases(
+    recency_buckets: int, match_features: int, heads: int
+) -> tuple[nn.Embedding | None, nn.Linear | None]:
     """What :func:`pair_bias` learns, begun at zero: per time bucket and per matching feature, a bias of every head."""
     recency = nn.Embedding(recency_buckets, heads) if recency_buckets else None
     if recency is not None:
@@ -182,7 +186,7 @@ def pair_tables(recency_buckets: int, match_features: int, heads: int) -> tuple[
 
 
 def pair_bias(
-    recency: Tensor | None, matches: Tensor | None, of_recency: nn.Embedding | None, of_match: nn.Linear | None
+    recency: Tensor | None, matches: Tensor | None, recency_table: nn.Embedding | None, of_match: nn.Linear | None
 ) -> Tensor | None:
     """What each pair of key and target adds to the logits of every head.
 
@@ -194,9 +198,9 @@ def pair_bias(
         [m, heads, *pairs]; None where neither is looked at.
     """
     bias = None
-    if of_recency is not None and recency is not None:
+    if recency_table is not None and recency is not None:
         # A lookup per head: four times as fast as rows of all heads, which then change places.
-        bias = torch.stack([of_head[recency] for of_head in of_recency.weight.t()], dim=1)
+        bias = torch.stack([of_head[recency] for of_head in recency_table.weight.t()], dim=1)
     if of_match is not None and matches is not None:
         weight = of_match.weight
         with torch.autocast(weight.device.type, enabled=False):

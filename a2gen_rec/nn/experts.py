@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from a2gen_rec.nn.attention import softmax
+from a2gen_rec.nn.attention import small_softmax
 
 
 class TaskLinear(nn.Module):
@@ -62,10 +62,10 @@ class MMoE(nn.Module):
         """[n, d_in] -> [n, tasks, dim]"""
         x = self.norm(x)
         experts = F.gelu(self.experts(x)).unflatten(-1, (self.count, -1))
-        return softmax(self.gates(x).unflatten(-1, (self.tasks, -1))) @ experts
+        return small_softmax(self.gates(x).unflatten(-1, (self.tasks, -1))) @ experts
 
 
-class ExtractionLevel(nn.Module):
+class CustomizedGateControl(nn.Module):
     """One level of PLE: shared experts and experts of each task; a task's gate sees the shared ones and its own.
 
     Args:
@@ -74,13 +74,15 @@ class ExtractionLevel(nn.Module):
         passes_on: whether the shared path goes on to another level, by a gate over all experts.
     """
 
-    def __init__(self, d_in: int, dim: int, tasks: int, shared: int, own: int, passes_on: bool) -> None:
+    def __init__(
+        self, d_in: int, dim: int, tasks: int, shared: int, task_specific: int, has_shared_output: bool
+    ) -> None:
         super().__init__()
-        self.tasks, self.shared, self.own, self.dim = tasks, shared, own, dim
+        self.tasks, self.shared, self.own, self.dim = tasks, shared, task_specific, dim
         self.shared_experts = nn.Linear(d_in, shared * dim) if shared else None
-        self.own_experts = TaskLinear(tasks, d_in, own * dim) if own else None
-        self.gates = TaskLinear(tasks, d_in, shared + own)
-        self.shared_gate = nn.Linear(d_in, shared + tasks * own) if passes_on else None
+        self.own_experts = TaskLinear(tasks, d_in, task_specific * dim) if task_specific else None
+        self.gates = TaskLinear(tasks, d_in, shared + task_specific)
+        self.shared_gate = nn.Linear(d_in, shared + tasks * task_specific) if has_shared_output else None
 
     def forward(self, common: Tensor, each: Tensor) -> tuple[Tensor, Tensor]:
         """The next level's inputs.
@@ -97,13 +99,13 @@ class ExtractionLevel(nn.Module):
             shared = F.gelu(self.shared_experts(common)).unflatten(-1, (self.shared, self.dim))
         if self.own_experts is not None:
             own = F.gelu(self.own_experts(each)).unflatten(-1, (self.own, self.dim))
-        gate = softmax(self.gates(each))
+        gate = small_softmax(self.gates(each))
         mixed = gate[..., : self.shared] @ shared
         mixed = mixed + (gate[..., self.shared :, None] * own).sum(2)
         if self.shared_gate is None:
             return common, mixed
         everyone = torch.cat([shared, own.flatten(1, 2)], dim=1)
-        return (softmax(self.shared_gate(common))[:, None] @ everyone).squeeze(1), mixed
+        return (small_softmax(self.shared_gate(common))[:, None] @ everyone).squeeze(1), mixed
 
 
 class PLE(nn.Module):
@@ -114,13 +116,15 @@ class PLE(nn.Module):
         shared, own: experts per level, as :class:`ExtractionLevel` takes.
     """
 
-    def __init__(self, d_in: int, dim: int, tasks: int, shared: int, own: int, levels: int = 2) -> None:
+    def __init__(self, d_in: int, dim: int, tasks: int, shared: int, task_specific: int, levels: int = 2) -> None:
         super().__init__()
         self.tasks = tasks
         self.norm = nn.LayerNorm(d_in)
         # Without shared experts a level has no use for the shared path of the one before.
         self.levels = nn.ModuleList(
-            ExtractionLevel(dim if level else d_in, dim, tasks, shared, own, shared > 0 and level < levels - 1)
+            CustomizedGateControl(
+                dim if level else d_in, dim, tasks, shared, task_specific, shared > 0 and level < levels - 1
+            )
             for level in range(levels)
         )
 
@@ -133,7 +137,7 @@ class PLE(nn.Module):
         return each
 
 
-class Towers(nn.Module):
+class TaskTowers(nn.Module):
     """An MLP with one output per task.
 
     Args:
@@ -147,7 +151,7 @@ class Towers(nn.Module):
         self.last = TaskLinear(tasks, hidden, 1)
 
     @torch.no_grad()
-    def start_from(self, output: Tensor) -> None:
+    def init_output_bias(self, output: Tensor) -> None:
         """Begin at ``output`` [tasks], whatever the input."""
         nn.init.zeros_(self.last.weight)
         self.last.bias.copy_(output[:, None, None])

@@ -14,10 +14,17 @@ query and key share a view, are each query's in its own view, and one pair of ma
 import torch
 from torch import Tensor, nn
 
-from a2gen_rec.nn.attention import ContextAwareAttention, Form, Residual, pair_weights, shut, weighted
+from a2gen_rec.nn.attention import (
+    AttentionImpl,
+    ContextAwareAttention,
+    Residual,
+    mask_logits,
+    pooled_attention_weights,
+    weighted_sum,
+)
 
 
-class FeedbackAttention(nn.Module):
+class DualViewAttention(nn.Module):
     """Item-level CAM over a positive and a negative view of one history.
 
     The residual stays the CAM's own, over all that a context sees: with the sequence in it, it tells how often which
@@ -42,7 +49,7 @@ class FeedbackAttention(nn.Module):
         dropout: float = 0.0,
         context_query: bool = True,
         head_gate: bool = True,
-        whole: bool = False,
+        include_full_history: bool = False,
     ) -> None:
         super().__init__()
         self.cam = ContextAwareAttention(
@@ -50,8 +57,8 @@ class FeedbackAttention(nn.Module):
         )
         self.negative_value = nn.Linear(dim, dim, bias=False)  # the CAM's own value map is the positive view's
         self.gate = nn.Linear(d_context + 2 * dim, dim)
-        self.whole = whole
-        self.project = nn.Linear((5 if whole else 4) * dim, dim, bias=False)
+        self.whole = include_full_history
+        self.project = nn.Linear((5 if include_full_history else 4) * dim, dim, bias=False)
         for layer in (self.negative_value, self.project):
             nn.init.xavier_uniform_(layer.weight)
 
@@ -63,7 +70,7 @@ class FeedbackAttention(nn.Module):
         positive: Tensor,
         negative: Tensor,
         bias: Tensor | None = None,
-        form: Form = "factorised",
+        form: AttentionImpl = "factorised",
     ) -> Tensor:
         """History vectors of many contexts over one sequence.
 
@@ -80,23 +87,25 @@ class FeedbackAttention(nn.Module):
             [m, T, dim]
         """
         cam = self.cam
-        s, asked = cam.sequence(x), cam.ask(context)
+        s, asked = cam.sequence(x), cam.project_context(context)
         shared, wanted = cam.pair_logits(s, asked, bias)
-        value, views = cam.split(cam.value(s)), (positive, negative)
-        values = (value, cam.split(self.negative_value(s)))
+        value, views = cam.split_heads(cam.value(s)), (positive, negative)
+        values = (value, cam.split_heads(self.negative_value(s)))
         if form == "factorised":
             # Both views in one pass, beside the whole: one attention whose logits between views are shut off.
-            readings = [shut(shared, _together(views)), *([shared] if self.whole else [])]
-            weights, *whole = (each.to(s.dtype) for each in pair_weights(readings, wanted, mask, form))
+            readings = [mask_logits(shared, _same_view_mask(views)), *([shared] if self.whole else [])]
+            weights, *whole = (each.to(s.dtype) for each in pooled_attention_weights(readings, wanted, mask, form))
             pooled = _pool_views(weights, mask, views, values)
         else:
             pooled = _pool_direct(shared, wanted, mask, views, values)
-            whole = pair_weights([shared] if self.whole else [], wanted, mask, form)
-        liked, disliked = (cam.mix(each.transpose(1, 2), asked.gate) for each in pooled)
+            whole = pooled_attention_weights([shared] if self.whole else [], wanted, mask, form)
+        liked, disliked = (cam.merge_heads(each.transpose(1, 2), asked.gate) for each in pooled)
         gate = torch.sigmoid(self.gate(torch.cat([context, liked, disliked], dim=-1)))
         parts = [liked, gate * disliked, liked * asked.context, disliked * asked.context]
-        parts += [cam.mix(weighted(weights.to(s.dtype), value).transpose(1, 2), asked.gate) for weights in whole]
-        return cam.finish(self.project(torch.cat(parts, dim=-1)), s, asked, mask)
+        parts += [
+            cam.merge_heads(weighted_sum(weights.to(s.dtype), value).transpose(1, 2), asked.gate) for weights in whole
+        ]
+        return cam.apply_output_block(self.project(torch.cat(parts, dim=-1)), s, asked, mask)
 
 
 def _pool_direct(
@@ -112,12 +121,12 @@ def _pool_direct(
         [m, heads, T, d_head] of each view; zero where nothing of it is visible.
     """
     return [
-        pair_weights([shared], asked, mask & view[:, None], "direct")[0].to(value.dtype) @ value
+        pooled_attention_weights([shared], asked, mask & view[:, None], "direct")[0].to(value.dtype) @ value
         for view, value in zip(views, values, strict=True)
     ]
 
 
-def _together(views: tuple[Tensor, ...]) -> Tensor:
+def _same_view_mask(views: tuple[Tensor, ...]) -> Tensor:
     """[m, 1, n, n] bool, whether two positions share a view, or are in none, given disjoint views [m, n]."""
     code = torch.stack([place * view for place, view in enumerate(views, 1)]).sum(0)
     return (code[:, :, None] == code[:, None])[:, None]
@@ -127,7 +136,7 @@ def _pool_views(weights: Tensor, mask: Tensor, views: tuple[Tensor, ...], values
     """:func:`_pool_direct` of weights [m, heads, T, n] in which attention stays within views."""
     # Values outside their view are zero: so the products, not one more pass over T·n weights, tell views apart.
     inside = [value * view[:, None, :, None] for view, value in zip(views, values, strict=True)]
-    pooled = weighted(weights, torch.cat(inside, dim=-1)).chunk(len(views), dim=-1)
+    pooled = weighted_sum(weights, torch.cat(inside, dim=-1)).chunk(len(views), dim=-1)
     # The weights are a mean over all that is visible; a view's own mean is over its share of it.
     seen = mask.to(weights.dtype)
     count = seen @ torch.stack(views, dim=-1).to(seen.dtype)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from a2gen_rec.nn.attention import Asked, ContextAwareAttention, Projected, Residual
-from a2gen_rec.nn.encoder import log_bucket
-from a2gen_rec.utils.jagged import LengthGroups
+from a2gen_rec.nn.attention import ContextAwareAttention, ContextProjection, Residual, TokenProjection
+from a2gen_rec.nn.encoder import log_bucketize
+from a2gen_rec.utils.jagged import LengthBuckets
 
 
-class Steps(NamedTuple):
+class StepPredictions(NamedTuple):
     """Predictions of the next (action, time), for any leading shape ``*``.
 
     Attributes:
@@ -31,9 +31,9 @@ class Steps(NamedTuple):
     time: Tensor
     log_scale: Tensor | None
 
-    def at(self, index: Tensor) -> "Steps":
+    def select(self, index: Tensor) -> "StepPredictions":
         """The predictions at ``index`` of the first axis."""
-        return Steps(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
+        return StepPredictions(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
 
     def probability_before(self, seconds: float) -> Tensor:
         """P(time of the next step < ``seconds``) should it be that action, [*, actions].
@@ -53,7 +53,7 @@ class StepEmbeddings(NamedTuple):
     time: Tensor
 
 
-class StepTokens(NamedTuple):
+class TokenTable(NamedTuple):
     """Every step there can be, as attention reads it: [actions * buckets, 4 * dim], an action's buckets of known times
     together."""
 
@@ -62,7 +62,7 @@ class StepTokens(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GeneratorState:
+class DecoderState:
     """Everything a prefix of emitted steps hands to its next step.
 
     Attributes:
@@ -72,27 +72,27 @@ class GeneratorState:
         base: [prefixes, 1] log1p time reached by the prefix, the floor of the monotone head; None of a free head.
     """
 
-    asked: Tensor
-    past: Tensor | None
+    context_projection: Tensor
+    kv_cache: Tensor | None
     emitted: Tensor
-    base: Tensor | None
+    time_floor: Tensor | None
 
-    def select(self, index: Tensor) -> "GeneratorState":
+    def select(self, index: Tensor) -> "DecoderState":
         """The states of the prefixes ``index`` (repetition allowed)."""
         # Rows as wholes: several times as fast on CPU as indexing, which goes by element.
-        return GeneratorState(
-            self.asked.index_select(0, index),
-            None if self.past is None else self.past.index_select(1, index),
+        return DecoderState(
+            self.context_projection.index_select(0, index),
+            None if self.kv_cache is None else self.kv_cache.index_select(1, index),
             self.emitted.index_select(0, index),
-            None if self.base is None else self.base.index_select(0, index),
+            None if self.time_floor is None else self.time_floor.index_select(0, index),
         )
 
-    def reach(self, time: Tensor) -> "GeneratorState":
+    def advance_time(self, time: Tensor) -> "DecoderState":
         """Note that each prefix went on at ``time`` [prefixes] log1p."""
-        return self if self.base is None else replace(self, base=time[:, None])
+        return self if self.time_floor is None else replace(self, time_floor=time[:, None])
 
 
-class StepHeads(nn.Module):
+class OutputHeads(nn.Module):
     """Next action and its time from a step's vector.
 
     Args:
@@ -116,7 +116,7 @@ class StepHeads(nn.Module):
         self.time = nn.Linear(dim, times)
         self.log_scale = nn.Linear(dim, times) if distribution == "lognormal" else None
 
-    def forward(self, hidden: Tensor, forbidden: Tensor) -> Steps:
+    def forward(self, hidden: Tensor, forbidden: Tensor) -> StepPredictions:
         """Heads of hidden [*, dim]; ``forbidden`` [*, actions] bool gets no probability.
 
         A monotone head returns increments; :meth:`accumulate` or the decoder's state makes times of them.
@@ -126,9 +126,9 @@ class StepHeads(nn.Module):
         if self.monotone:
             time = F.softplus(time)
         scale = self.log_scale
-        return Steps(logits, time, None if scale is None else scale(hidden).expand_as(time).clamp(-5, 5))
+        return StepPredictions(logits, time, None if scale is None else scale(hidden).expand_as(time).clamp(-5, 5))
 
-    def accumulate(self, steps: Steps, label: Tensor) -> Steps:
+    def accumulate(self, steps: StepPredictions, label: Tensor) -> StepPredictions:
         """Turn increments [m, n, actions] into times along the steps taken, ``label`` [m, n]."""
         if not self.monotone:
             return steps
@@ -167,10 +167,10 @@ class Generator(nn.Module):
         self.attention = ContextAwareAttention(
             self._d_token(dim), d_context, dim, heads, residual, mlp_ratio, dropout, context_query, head_gate
         )
-        self.heads = StepHeads(dim, actions, time_head, time_distribution, time_per_action)
+        self.heads = OutputHeads(dim, actions, time_head, time_distribution, time_per_action)
 
     @torch.no_grad()
-    def start_from(self, share: Tensor, time: Tensor) -> None:
+    def init_from_statistics(self, share: Tensor, time: Tensor) -> None:
         """Begin at what is known before training: shares of actions among steps, and typical log1p times.
 
         Args:
@@ -186,7 +186,7 @@ class Generator(nn.Module):
                 bias = torch.log(torch.expm1(bias.clamp(min=1e-2)))  # softplus of it is the time
             heads.time.bias.copy_(bias if heads.time.out_features > 1 else bias[self.exit])
 
-    def _all_heads(self) -> list[StepHeads]:
+    def _all_heads(self) -> list[OutputHeads]:
         return [self.heads]
 
     @property
@@ -207,9 +207,9 @@ class ExplicitGenerator(Generator):
         offset_s: Tensor,
         label: Tensor,
         context: Tensor,
-        groups: LengthGroups,
+        groups: LengthBuckets,
         tables: StepEmbeddings,
-    ) -> tuple[Steps, Steps | None]:
+    ) -> tuple[StepPredictions, StepPredictions | None]:
         """Teacher-forced predictions of every next step.
 
         Args:
@@ -232,16 +232,16 @@ class ExplicitGenerator(Generator):
             return torch.stack([part for part in steps if part is not None], dim=-1)
 
         packed = torch.cat([tokens, emitted.to(tokens.dtype), label[:, None].to(tokens.dtype)], dim=1)
-        parts = groups.map(piece, packed, context, per_token=True).unbind(-1)
-        return Steps(parts[0], parts[1], parts[2] if len(parts) > 2 else None), None
+        parts = groups.apply(piece, packed, context, per_token=True).unbind(-1)
+        return StepPredictions(parts[0], parts[1], parts[2] if len(parts) > 2 else None), None
 
-    def begin(self, context: Tensor) -> GeneratorState:
+    def init_state(self, context: Tensor) -> DecoderState:
         """The state before ``start`` is emitted, for contexts [n, d_context]."""
         emitted = torch.zeros(len(context), self.actions, dtype=torch.bool, device=context.device)
         base = context.new_zeros(len(context), 1) if self.heads.monotone else None
-        return GeneratorState(torch.cat(self.attention.ask(context), dim=1), None, emitted, base)
+        return DecoderState(torch.cat(self.attention.project_context(context), dim=1), None, emitted, base)
 
-    def tokens(self, tables: StepEmbeddings, timed: Tensor) -> StepTokens:
+    def precompute_tokens(self, tables: StepEmbeddings, timed: Tensor) -> TokenTable:
         """What :meth:`step` may emit: few actions at few buckets of time, which many prefixes have in common.
 
         Args:
@@ -253,15 +253,15 @@ class ExplicitGenerator(Generator):
         known[0] = True
         time = torch.where(known[:, None, None], tables.time[1:], tables.time[:1]).flatten(0, 1)
         every = torch.cat([time, tables.action.repeat_interleave(buckets, 0)], dim=-1)
-        return StepTokens(torch.cat(self.attention.project(every), dim=1), buckets)
+        return TokenTable(torch.cat(self.attention.project_tokens(every), dim=1), buckets)
 
     def step(
         self,
         action: Tensor,
         time: Tensor,
-        state: GeneratorState,
-        tokens: StepTokens,
-    ) -> tuple[Steps, GeneratorState]:
+        state: DecoderState,
+        tokens: TokenTable,
+    ) -> tuple[StepPredictions, DecoderState]:
         """Emit one step and predict the next.
 
         Args:
@@ -276,17 +276,17 @@ class ExplicitGenerator(Generator):
         bucket = (time.clamp(min=0) * scale).long().clamp(max=tokens.buckets - 1)
         rows = tokens.projected.index_select(0, action * tokens.buckets + bucket)
         dim, heads = self.attention.dim, self.attention.heads
-        token = Projected(*rows.split([dim, dim, 2 * dim], dim=1))
-        asked = Asked(*state.asked.split([dim, dim, heads], dim=1))
-        hidden, past = self.attention.step(token, asked, state.past)
+        token = TokenProjection(*rows.split([dim, dim, 2 * dim], dim=1))
+        asked = ContextProjection(*state.context_projection.split([dim, dim, heads], dim=1))
+        hidden, past = self.attention.decode_step(token, asked, state.kv_cache)
         emitted = state.emitted.scatter(1, action[:, None], True)
         steps = self.heads(hidden, emitted)
-        if state.base is not None:
-            steps = steps._replace(time=state.base + steps.time)
-        return steps, GeneratorState(state.asked, past, emitted, state.base)
+        if state.time_floor is not None:
+            steps = steps._replace(time=state.time_floor + steps.time)
+        return steps, DecoderState(state.context_projection, past, emitted, state.time_floor)
 
     def _embed(self, action: Tensor, offset_s: Tensor, tables: StepEmbeddings) -> Tensor:
-        bucket = log_bucket(offset_s, len(tables.time), self.max_offset_s)
+        bucket = log_bucketize(offset_s, len(tables.time), self.max_offset_s)
         return torch.cat([tables.time[bucket], tables.action[action]], dim=-1)
 
 
@@ -301,7 +301,7 @@ class ImplicitGenerator(Generator):
         self.step_embedding = nn.Parameter(torch.randn(self.max_steps, dim) * 0.05)
         self.draft = nn.Sequential(nn.Linear(d_context + dim, dim), nn.GELU(), nn.Linear(dim, dim))
         heads_of = self.heads
-        self.draft_heads = StepHeads(
+        self.draft_heads = OutputHeads(
             dim,
             actions,
             "monotone" if heads_of.monotone else "free",
@@ -315,9 +315,9 @@ class ImplicitGenerator(Generator):
         offset_s: Tensor,
         label: Tensor,
         context: Tensor,
-        groups: LengthGroups,
+        groups: LengthBuckets,
         tables: StepEmbeddings,
-    ) -> tuple[Steps, Steps | None]:
+    ) -> tuple[StepPredictions, StepPredictions | None]:
         """As the explicit form's, but only the number of steps and ``label`` (monotone head) are read.
 
         Returns:
@@ -328,12 +328,14 @@ class ImplicitGenerator(Generator):
             final, draft = self.predict(c, x.shape[1], x[..., 0].long())
             return torch.stack([part for part in (*final, *draft) if part is not None], dim=-1)
 
-        parts = groups.map(piece, label[:, None].to(context.dtype), context, per_token=True).unbind(-1)
+        parts = groups.apply(piece, label[:, None].to(context.dtype), context, per_token=True).unbind(-1)
         half = len(parts) // 2
         final, draft = parts[:half], parts[half:]
-        return Steps(*final, *[None] * (3 - half)), Steps(*draft, *[None] * (3 - half))
+        return StepPredictions(*final, *[None] * (3 - half)), StepPredictions(*draft, *[None] * (3 - half))
 
-    def predict(self, context: Tensor, length: int, label: Tensor | None = None) -> tuple[Steps, Steps]:
+    def predict(
+        self, context: Tensor, length: int, label: Tensor | None = None
+    ) -> tuple[StepPredictions, StepPredictions]:
         """Final and draft predictions of the first ``length`` steps: context [m, d] -> [m, length, actions].
 
         Without ``label`` [m, length] a monotone head follows its own most probable actions.
@@ -351,5 +353,5 @@ class ImplicitGenerator(Generator):
     def _d_token(self, dim: int) -> int:
         return dim
 
-    def _all_heads(self) -> list[StepHeads]:
+    def _all_heads(self) -> list[OutputHeads]:
         return [self.heads, self.draft_heads]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from a2gen_rec.nn.encoder import pair_bias, pair_tables
+from a2gen_rec.nn.encoder import make_pair_biases, pair_bias
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class SequenceLayout:
         matches: [m, item features, n + k, n] bool, whether key and row share each.
     """
 
-    seen: Tensor
+    attention_mask: Tensor
     distance: Tensor
-    elapsed: Tensor | None
+    time_bucket: Tensor | None
     matches: Tensor | None = None
 
-    def of_targets(self) -> "SequenceLayout":
+    def target_rows(self) -> "SequenceLayout":
         """The rows of targets alone."""
-        n = self.seen.shape[2]
-        elapsed = None if self.elapsed is None else self.elapsed[:, n:]
+        n = self.attention_mask.shape[2]
+        elapsed = None if self.time_bucket is None else self.time_bucket[:, n:]
         matches = None if self.matches is None else self.matches[:, :, n:]
-        return SequenceLayout(self.seen[:, n:], self.distance[:, n:], elapsed, matches)
+        return SequenceLayout(self.attention_mask[:, n:], self.distance[:, n:], elapsed, matches)
 
 
 class HSTU(nn.Module):
@@ -77,7 +77,7 @@ class HSTU(nn.Module):
         x = torch.cat([past, target], dim=1)
         for layer in self.layers[:-1]:
             x = layer(x, layout)
-        last: Tensor = self.layers[-1](x, layout.of_targets())  # nobody asks for the past beyond the last layer
+        last: Tensor = self.layers[-1](x, layout.target_rows())  # nobody asks for the past beyond the last layer
         return last
 
 
@@ -90,7 +90,7 @@ class HSTULayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.project = nn.Linear(dim, 4 * dim)
         self.position = nn.Parameter(torch.ones(heads, length + 1))  # by distance; 0 is the row itself
-        self.recency, self.match = pair_tables(buckets, match_features, heads)
+        self.recency, self.match = make_pair_biases(buckets, match_features, heads)
         self.attended_norm = nn.LayerNorm(dim)
         self.output = nn.Linear(dim, dim)
         for layer in (self.project, self.output):
@@ -109,14 +109,16 @@ class HSTULayer(nn.Module):
         Returns:
             [m, r, dim]
         """
-        rows, keys = layout.seen.shape[1:]
+        rows, keys = layout.attention_mask.shape[1:]
         first = x.shape[1] - rows
         gate, *others = F.silu(self.project(self.norm(x))).chunk(4, dim=-1)
         value, query, key = (other.unflatten(-1, (self.heads, -1)).transpose(1, 2) for other in others)
         logits = query[:, :, first:] @ key[:, :, :keys].transpose(-1, -2)
         logits = logits + torch.stack([of_head[layout.distance] for of_head in self.position], dim=1)
-        by_pair = pair_bias(layout.elapsed, layout.matches, self.recency, self.match)
-        weights = F.silu(logits if by_pair is None else logits + by_pair).masked_fill(~layout.seen[:, None], 0)
+        by_pair = pair_bias(layout.time_bucket, layout.matches, self.recency, self.match)
+        weights = F.silu(logits if by_pair is None else logits + by_pair).masked_fill(
+            ~layout.attention_mask[:, None], 0
+        )
         own = F.silu((query * key)[:, :, first:].sum(-1) + self.position[:, :1])
         attended = weights @ value[:, :, :keys] + own[..., None] * value[:, :, first:]
         mean = attended.transpose(1, 2).flatten(-2) / self.length

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2gen_rec.nn.attention import softmax
-from a2gen_rec.nn.decoding import Decoded
-from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, StepTokens
+from a2gen_rec.nn.attention import small_softmax
+from a2gen_rec.nn.decoding import DecodedSequences
+from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, TokenTable
 
 
 @dataclass(frozen=True)
-class Level:
+class PrefixLevel:
     """The prefixes of one length that were followed.
 
     Attributes:
@@ -36,7 +36,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Occurrence:
+class ActionMarginals:
     """What is expected to happen in n impressions.
 
     Attributes:
@@ -50,19 +50,19 @@ class Occurrence:
 
     probability: Tensor
     time: Tensor
-    remainder: Tensor
-    tree: Sequence[Level] = ()
+    unexplored_mass: Tensor
+    prefix_tree: Sequence[PrefixLevel] = ()
 
 
 @torch.no_grad()
-def occurrence(
+def action_marginals(
     generator: Generator,
     context: Tensor,
     tables: StepEmbeddings,
     timed: Tensor,
     max_error: float = 1e-3,
-    tokens: StepTokens | None = None,
-) -> Occurrence:
+    tokens: TokenTable | None = None,
+) -> ActionMarginals:
     """Probability and expected time of every action.
 
     Args:
@@ -74,13 +74,13 @@ def occurrence(
     if isinstance(generator, ImplicitGenerator):
         return _closed_form(generator, context)
     assert isinstance(generator, ExplicitGenerator)
-    tokens = generator.tokens(tables, timed) if tokens is None else tokens
+    tokens = generator.precompute_tokens(tables, timed) if tokens is None else tokens
     return _expand_tree(generator, context, tokens, timed, max_error)
 
 
 def _expand_tree(
-    generator: ExplicitGenerator, context: Tensor, tokens: StepTokens, timed: Tensor, max_error: float
-) -> Occurrence:
+    generator: ExplicitGenerator, context: Tensor, tokens: TokenTable, timed: Tensor, max_error: float
+) -> ActionMarginals:
     """Level by level. Of n children at one level, those below 1/n of what a context need not have followed are left."""
     n, actions = len(context), generator.actions
     sums = context.new_zeros(n, 2 * actions + 1)
@@ -89,15 +89,15 @@ def _expand_tree(
     mass = context.new_ones(n)
     parent, action = owner, torch.zeros_like(owner)
     time = context.new_zeros(n)
-    state = generator.begin(context)
+    state = generator.init_state(context)
     tree = []
     while len(owner):
         steps, state = generator.step(action, time, state, tokens)
-        share = softmax(steps.logits)
+        share = small_softmax(steps.logits)
         # Every sequence through a child contains its action, so a child counts whether or not it is followed.
         child = mass[:, None] * share
         # Copies: views would keep whole levels.
-        tree.append(Level(owner, parent, action, time, child[:, -1].clone(), steps.time[:, -1].clone()))
+        tree.append(PrefixLevel(owner, parent, action, time, child[:, -1].clone(), steps.time[:, -1].clone()))
         after = child.clone()
         after[:, -1] = 0  # exit ends a sequence
         mass_left = context.new_zeros(n).index_add_(0, owner, after.sum(1))
@@ -107,20 +107,20 @@ def _expand_tree(
         least = torch.where(mass_left > budget, budget / children.clamp(min=1), torch.inf)
         follow = after > least.index_select(0, owner)[:, None]
         left = after.masked_fill(follow, 0)
-        rest, rest_time, all_left = _gone_on(share, steps.time, left, timed)
+        rest, rest_time, all_left = _extrapolate_pruned(share, steps.time, left, timed)
         counted = [child + rest, torch.addcmul(child * steps.time, rest, rest_time), all_left]
         sums.index_add_(0, owner, torch.cat(counted, dim=1))
         flat = follow.flatten().nonzero().squeeze(1)
         parent, action = flat // actions, flat % actions
         mass, time = (each.flatten().index_select(0, flat) for each in (child, steps.time))
-        state = state.select(parent).reach(time)
+        state = state.select(parent).advance_time(time)
         owner = owner.index_select(0, parent)
     probability[:, 0] = 1
     expected = time_mass / probability.masked_fill(probability == 0, torch.nan)
-    return Occurrence(probability, expected, remainder, tree)
+    return ActionMarginals(probability, expected, remainder, tree)
 
 
-def _gone_on(share: Tensor, time: Tensor, left: Tensor, timed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _extrapolate_pruned(share: Tensor, time: Tensor, left: Tensor, timed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What children that are not followed are taken to go on with: their siblings, with the shares and at the times
     that the prefix has for them, but not before the children's mean time; and ``exit``, for certain.
 
@@ -143,7 +143,7 @@ def _gone_on(share: Tensor, time: Tensor, left: Tensor, timed: Tensor) -> tuple[
     return rest, torch.maximum(time, left_at), all_left
 
 
-def _closed_form(generator: ImplicitGenerator, context: Tensor) -> Occurrence:
+def _closed_form(generator: ImplicitGenerator, context: Tensor) -> ActionMarginals:
     """``P(a) = Σ_i p_i(a) Π_{j<i} (1 − p_j(a) − p_j(exit))``, the steps being independent given the context."""
     steps, _ = generator.predict(context, generator.max_steps)
     p = torch.softmax(steps.logits, dim=-1)
@@ -155,10 +155,10 @@ def _closed_form(generator: ImplicitGenerator, context: Tensor) -> Occurrence:
     probability = at_step.sum(1)
     probability[:, 0] = 1
     time = (at_step * steps.time).sum(1) / probability.masked_fill(probability == 0, torch.nan)
-    return Occurrence(probability, time, (1 - p_exit[..., 0]).prod(1))
+    return ActionMarginals(probability, time, (1 - p_exit[..., 0]).prod(1))
 
 
-def likeliest(what: Occurrence, contexts: Tensor, width: int) -> Decoded:
+def top_sequences(marginals: ActionMarginals, contexts: Tensor, width: int) -> DecodedSequences:
     """The most probable sequences of a tree in single or double precision, told on the CPU. One that is not told, of
     those not followed to their end, has at most the probability of the ``remainder``.
 
@@ -166,8 +166,8 @@ def likeliest(what: Occurrence, contexts: Tensor, width: int) -> Decoded:
         contexts: [n] distinct ones, whose sequences are told; width: most of each.
     """
     # In numpy, whose calls cost a fraction of torch's: there are many, on few sequences.
-    tree = [{field: part.cpu().numpy() for field, part in vars(level).items()} for level in what.tree]
-    n, last = len(contexts), what.probability.shape[1] - 1
+    tree = [{field: part.cpu().numpy() for field, part in vars(level).items()} for level in marginals.prefix_tree]
+    n, last = len(contexts), marginals.probability.shape[1] - 1
     sizes = np.array([len(level["owner"]) for level in tree])
     firsts = np.cumsum(sizes) - sizes
     owner, action, time, end, end_time = (
@@ -177,7 +177,7 @@ def likeliest(what: Occurrence, contexts: Tensor, width: int) -> Decoded:
     parent = np.concatenate([tree[0]["parent"], *(tree[at]["parent"] + firsts[at - 1] for at in range(1, len(tree)))])
 
     # The prefixes whose ends are told, context by context.
-    place = np.full(len(what.probability), -1)
+    place = np.full(len(marginals.probability), -1)
     place[contexts.cpu().numpy()] = np.arange(n)
     leaf = np.flatnonzero(place[owner] >= 0)
     leaf = leaf[np.lexsort((-end[leaf], place[owner[leaf]]))]
@@ -202,4 +202,4 @@ def likeliest(what: Occurrence, contexts: Tensor, width: int) -> Decoded:
     chance = np.full(steps[:2], -np.inf, end.dtype)
     with np.errstate(divide="ignore"):
         chance[slot] = np.log(end[leaf])
-    return Decoded(torch.from_numpy(codes), torch.from_numpy(times), torch.from_numpy(chance))
+    return DecodedSequences(torch.from_numpy(codes), torch.from_numpy(times), torch.from_numpy(chance))

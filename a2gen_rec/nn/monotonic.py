@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_LEAST_RATE = 1e-4
+_MIN_DERIVATIVE = 1e-4
 
 
 class MonotonicTransform(nn.Module):
@@ -96,7 +96,7 @@ class _Integral(torch.autograd.Function):
         ctx.save_for_backward(p, *inputs)
         total = torch.zeros_like(p)
         for node, weight in zip(*clenshaw_curtis(degree), strict=True):
-            total.add_(_rate(p * node, *inputs), alpha=weight)
+            total.add_(_derivative(p * node, *inputs), alpha=weight)
         return total.mul_(p)
 
     @staticmethod
@@ -104,19 +104,19 @@ class _Integral(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         p, *inputs = ctx.saved_tensors
         with torch.autocast(p.device.type, enabled=False):
-            grad_p = grad * _rate(p, *inputs) if ctx.needs_input_grad[1] else None
+            grad_p = grad * _derivative(p, *inputs) if ctx.needs_input_grad[1] else None
             leaves = [each.detach().requires_grad_() for each in inputs]
             totals = [torch.zeros_like(each) for each in inputs]
             grad = grad * p
             for node, weight in zip(*clenshaw_curtis(ctx.degree), strict=True):
                 with torch.enable_grad():
-                    rate = _rate(p * node, *leaves)
+                    rate = _derivative(p * node, *leaves)
                 for total, part in zip(totals, torch.autograd.grad(rate, leaves, grad), strict=True):
                     total.add_(part, alpha=weight)
         return None, grad_p, *totals
 
 
-def _rate(tau: Tensor, context: Tensor, weight: Tensor, *layers: Tensor) -> Tensor:
+def _derivative(tau: Tensor, context: Tensor, weight: Tensor, *layers: Tensor) -> Tensor:
     """f of all objectives.
 
     Candidates come last: layers of a few units are then products of a small matrix and long rows.
@@ -131,7 +131,7 @@ def _rate(tau: Tensor, context: Tensor, weight: Tensor, *layers: Tensor) -> Tens
     x = torch.addcmul(context, weight[..., None], tau)
     for matrix, bias in zip(layers[::2], layers[1::2], strict=True):
         x = torch.baddbmm(bias, matrix, F.silu(x, inplace=True).flatten(2))
-    return (F.elu(x) + (1 + _LEAST_RATE)).view(tau.shape)
+    return (F.elu(x) + (1 + _MIN_DERIVATIVE)).view(tau.shape)
 
 
 def _uniform(*shape: int, fan_in: int) -> Tensor:

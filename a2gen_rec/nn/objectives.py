@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from a2gen_rec.nn.attention import softmax
+from a2gen_rec.nn.attention import small_softmax
 
 
-class Objectives(NamedTuple):
+class ObjectivePredictions(NamedTuple):
     """Predictions of targets.
 
     Attributes:
@@ -26,7 +26,7 @@ class Objectives(NamedTuple):
     watch_time: Tensor | None
 
 
-class ObjectiveHeads(nn.Module):
+class MultiObjectiveHead(nn.Module):
     """One extraction level of shared and own experts, and a tower per task.
 
     A task is a binary objective or, last, the watch time.
@@ -67,7 +67,7 @@ class ObjectiveHeads(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     @torch.no_grad()
-    def start_from(self, rate: Tensor, watch_time: float = float("nan")) -> None:
+    def init_output_bias(self, rate: Tensor, watch_time: float = float("nan")) -> None:
         """Begin at what is known before training, whatever the context.
 
         Args:
@@ -77,18 +77,20 @@ class ObjectiveHeads(nn.Module):
         start = torch.cat([torch.logit(rate, eps=1e-4), rate.new_tensor([watch_time]).nan_to_num(0.0)])
         self.last_bias.copy_(start[: self.tasks, None, None])
 
-    def forward(self, context: Tensor) -> Objectives:
+    def forward(self, context: Tensor) -> ObjectivePredictions:
         """Predictions for contexts [targets, d_context]."""
         x = self.norm(context)
         experts = F.gelu(self.experts(x)).unflatten(-1, (self.shared + self.tasks * self.own, -1))
-        gate = softmax(self.gates(x).unflatten(-1, (self.tasks, -1)))
+        gate = small_softmax(self.gates(x).unflatten(-1, (self.tasks, -1)))
         own = experts[:, self.shared :].unflatten(1, (self.tasks, self.own))
         mixed = (gate[..., self.shared :, None] * own).sum(2)
         for place in range(self.shared):  # a few: on CPU a quarter of the time of a tiny matrix product per target
             mixed = torch.addcmul(mixed, gate[..., place, None], experts[:, None, place])
         hidden = F.gelu(torch.baddbmm(self.tower_bias, mixed.transpose(0, 1), self.tower_weight))
         predicted = torch.baddbmm(self.last_bias, self.dropout(hidden), self.last_weight).squeeze(-1).T
-        return Objectives(predicted[:, : self.objectives], predicted[:, -1] if self.tasks > self.objectives else None)
+        return ObjectivePredictions(
+            predicted[:, : self.objectives], predicted[:, -1] if self.tasks > self.objectives else None
+        )
 
 
 def _uniform(*shape: int, fan_in: int) -> Tensor:

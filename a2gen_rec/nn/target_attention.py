@@ -7,8 +7,8 @@ one another, and no gate mixes the heads.
 from torch import Tensor, nn
 
 from a2gen_rec.nn.attention import masked_softmax
-from a2gen_rec.nn.encoder import WindowLayout, pair_bias, pair_tables
-from a2gen_rec.utils.jagged import pad, unpad
+from a2gen_rec.nn.encoder import WindowLayout, make_pair_biases, pair_bias
+from a2gen_rec.utils.jagged import jagged_to_padded_dense, padded_dense_to_jagged
 
 
 class TargetAttention(nn.Module):
@@ -31,7 +31,7 @@ class TargetAttention(nn.Module):
         self.output = nn.Linear(dim, dim, bias=False)
         for layer in (self.value, self.output):
             nn.init.xavier_uniform_(layer.weight)
-        self.recency, self.match = pair_tables(recency_buckets, match_features, heads)
+        self.recency, self.match = make_pair_biases(recency_buckets, match_features, heads)
 
     def forward(self, tokens: Tensor, target: Tensor, layout: WindowLayout) -> Tensor:
         """History vectors.
@@ -43,13 +43,15 @@ class TargetAttention(nn.Module):
             [targets, dim]; zero for a target that sees nothing.
         """
         at_keys = (layout.row, layout.column, layout.shape)
-        key, value = (self._split(pad(of(tokens), *at_keys)) for of in (self.key, self.value))
-        query = self._split(pad(self.query(target), layout.target_row, layout.target_column, layout.target_shape))
+        key, value = (self._split(jagged_to_padded_dense(of(tokens), *at_keys)) for of in (self.key, self.value))
+        query = self._split(
+            jagged_to_padded_dense(self.query(target), layout.target_row, layout.target_column, layout.target_shape)
+        )
         logits = query / self.d_head**0.5 @ key.transpose(-1, -2)
         bias = pair_bias(layout.recency, layout.matches, self.recency, self.match)
-        weights = masked_softmax(logits if bias is None else logits + bias, layout.visible[:, None])
+        weights = masked_softmax(logits if bias is None else logits + bias, layout.attention_mask[:, None])
         attended = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(-2)
-        return self.output(unpad(attended, layout.target_row, layout.target_column))
+        return self.output(padded_dense_to_jagged(attended, layout.target_row, layout.target_column))
 
     def _split(self, x: Tensor) -> Tensor:
         """[m, n, dim] -> [m, heads, n, d_head]"""

@@ -12,7 +12,7 @@ _ENTRY_BYTES = 200
 
 
 @dataclass(frozen=True)
-class CacheCounts:
+class CacheStats:
     """Action-level states of past impressions: looked up and found, or not; kept now, and their memory in bytes."""
 
     hits: int
@@ -21,7 +21,7 @@ class CacheCounts:
     bytes: int
 
 
-class ActionStates:
+class ActionStateCache:
     """The most recently used states, by name.
 
     A state depends on what was shown and done alone, and so does its name (``History.states``): one that is there is
@@ -31,18 +31,18 @@ class ActionStates:
         most_bytes: bound on memory; less than a state takes keeps none.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self.most_bytes = max_bytes
         self.hits = self.misses = 0
         self._place: OrderedDict[bytes, int] = OrderedDict()
         self._rows = torch.zeros(0, 0)
         self._most = -1
 
     @property
-    def counts(self) -> CacheCounts:
-        return CacheCounts(self.hits, self.misses, len(self._place), len(self._place) * self._bytes_each)
+    def counts(self) -> CacheStats:
+        return CacheStats(self.hits, self.misses, len(self._place), len(self._place) * self._bytes_each)
 
-    def find(self, names: Sequence[bytes]) -> tuple[list[int], list[int]]:
+    def lookup(self, names: Sequence[bytes]) -> tuple[list[int], list[int]]:
         """Places of those that are there, which now are the most recently used, and -1 of the others; and which
         of ``names`` these are."""
         places, missing, place_of = [], [], self._place
@@ -57,7 +57,7 @@ class ActionStates:
         self.misses += len(missing)
         return places, missing
 
-    def take(self, places: list[int]) -> Tensor:
+    def gather(self, places: list[int]) -> Tensor:
         """[places, d] states; whatever is there where a place is -1."""
         return self._rows[torch.tensor(places)]
 

@@ -19,13 +19,13 @@ class Contribution:
     """
 
     objective: str
-    better: Better
+    higher_is_better: Better
     prediction: float
     transform: float
     weight: float
     unit: Unit = "probability"
 
     @property
-    def share(self) -> float:
+    def contribution(self) -> float:
         """What it adds to the score: weight · transform, of either sign."""
         return self.weight * self.transform

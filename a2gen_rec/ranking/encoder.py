@@ -15,26 +15,26 @@ import numpy as np
 import pyarrow as pa
 
 from a2gen_rec.artifact.artifact import IDENTIFIERS
-from a2gen_rec.artifact.entity_index import Catalogue
+from a2gen_rec.artifact.entity_index import EntityIndex
 from a2gen_rec.data.columns import WindowColumns, no_impressions
 from a2gen_rec.data.features import encodings, feedback
 from a2gen_rec.data.features.calendar import calendar_feature, features_from_time
-from a2gen_rec.data.features.encodings import Encoding, encoded
-from a2gen_rec.data.features.sessions import end_ms
+from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
+from a2gen_rec.data.features.sessions import impression_end_ms
 from a2gen_rec.data.prepare import staging
 from a2gen_rec.data.prepare.windows import action_lists
 from a2gen_rec.data.schema import ITEM, DatasetCard, Feature, FeatureSpec
-from a2gen_rec.data.sql import ROW, identifier, literal
+from a2gen_rec.data.sql import ROW_COLUMN, quote_identifier, quote_literal
 from a2gen_rec.errors import UserError
-from a2gen_rec.ranking.history import History, joined
+from a2gen_rec.ranking.history import EncodedHistory, merge_histories
 from a2gen_rec.ranking.types import Impression, Value
 
 SQL_TYPES = {"buckets": "DOUBLE", "vocabulary": "VARCHAR", "hash": "VARCHAR"}
-REMEMBERED = 4096
+CACHE_SIZE = 4096
 """Sets of raw values whose rows are kept: those of requests recur."""
 
 
-class Encoder:
+class ImpressionEncoder:
     """Rows of raw values as a dataset's ``prepare`` makes them.
 
     Args:
@@ -47,9 +47,9 @@ class Encoder:
     """
 
     def __init__(
-        self, card: DatasetCard, vocabularies: Mapping[str, Mapping[str, int]], items: Catalogue, keep: int
+        self, card: DatasetCard, vocabularies: Mapping[str, Mapping[str, int]], items: EntityIndex, max_history: int
     ) -> None:
-        self.card, self.vocabularies, self.catalogue, self.keep = card, vocabularies, items, keep
+        self.card, self.vocabularies, self.catalogue, self.keep = card, vocabularies, items, max_history
         self.connection = duckdb.connect(":memory:", config={"threads": 1, "enable_external_access": False})
         self.connection.execute("SET enable_progress_bar = false")
         self.from_time = features_from_time(card)
@@ -62,22 +62,22 @@ class Encoder:
         self._query = self._impressions_query()
         self._remembered: dict[tuple[object, ...], dict[str, int]] = {}
 
-    def history(self, impressions: Sequence[Impression], after: History | None = None) -> History:
+    def history(self, impressions: Sequence[Impression], after: EncodedHistory | None = None) -> EncodedHistory:
         """See :meth:`Ranker.encode`."""
         self.check(impressions)
-        before = self.nothing() if after is None else after
+        before = self.empty_history() if after is None else after
         latest = {(each.ts_ms, each.item): each for each in impressions}
         if not latest:
             return before
         fresh = [latest[key] for key in sorted(latest)]
         columns = self._columns(fresh)
         unplaced = np.zeros(len(fresh), np.int64)
-        made = History(columns, [each.item for each in fresh], _states(columns), unplaced)
-        return joined(before, made, self.card, self.keep)
+        made = EncodedHistory(columns, [each.item for each in fresh], _action_states(columns), unplaced)
+        return merge_histories(before, made, self.card, self.keep)
 
-    def nothing(self) -> History:
+    def empty_history(self) -> EncodedHistory:
         """The history of a user without any."""
-        return History(no_impressions(self.card), [], [], np.zeros(0, np.int64))
+        return EncodedHistory(no_impressions(self.card), [], [], np.zeros(0, np.int64))
 
     def context(self, now_ms: int, values: Mapping[str, Value]) -> dict[str, int]:
         """Context feature -> row of those given and of those computed from time."""
@@ -99,13 +99,13 @@ class Encoder:
 
     def check(self, impressions: Sequence[Impression]) -> None:
         """Raise a UserError for the first impression that cannot be of this dataset."""
-        events = set(self.card.events)
+        events = set(self.card.predicted_actions)
         for each in impressions:
             where = f"impression of {each.item!r} at {each.ts_ms}"
             names = [name for name, _ in each.actions]
             for name in names:
                 if name not in events:
-                    raise UserError(f"{where}: no action {name!r}; there are {', '.join(self.card.events)}")
+                    raise UserError(f"{where}: no action {name!r}; there are {', '.join(self.card.predicted_actions)}")
             if len(set(names)) < len(names):
                 raise UserError(f"{where}: has an action twice")
             times = [seconds for _, seconds in each.actions] + [each.watch_s]
@@ -122,38 +122,38 @@ class Encoder:
             features = [known[name] for name in values] + from_time
             relation = _relation([("ts_ms", "BIGINT"), *_raw_columns(features, self.from_time)])
             made = [
-                f"{calendar_feature(each.name, self.card.utc_offset_hours)} AS {identifier(each.name)}"
+                f"{calendar_feature(each.name, self.card.utc_offset_hours)} AS {quote_identifier(each.name)}"
                 for each in from_time
             ]
             moment = f"(SELECT {', '.join(['*', *made])} FROM ({relation}))"
-            query = encoded(moment, self._encodings(features), ["raw.ts_ms"])
+            query = encode_relation(moment, self._encodings(features), ["raw.ts_ms"])
             arguments = [[ts_ms]]
             for feature in features:
                 if feature.name not in self.from_time:
                     arguments += self._arguments(feature, [values[feature.name]])
             rows = self._run(query, arguments)
             found = {feature.name: int(rows[feature.name][0]) for feature in features}
-            if len(self._remembered) >= REMEMBERED:
+            if len(self._remembered) >= CACHE_SIZE:
                 self._remembered.clear()
             self._remembered[key] = found
         return found
 
     def _columns(self, impressions: Sequence[Impression]) -> WindowColumns:
         """A window of its own for each impression, in their order; session features are yet to come."""
-        places = self.catalogue.places([each.item for each in impressions])
+        places = self.catalogue.lookup([each.item for each in impressions])
         rule = self.card.feedback
         arguments: list[list[Any]] = [
             [each.ts_ms for each in impressions],
             [each.watch_s for each in impressions],
         ]
         happened = [{name: math.nan if at is None else at for name, at in each.actions} for each in impressions]
-        arguments += [[times.get(name) for times in happened] for name in self.card.events]
+        arguments += [[times.get(name) for times in happened] for name in self.card.predicted_actions]
         for feature in self.shown:
             if feature.name in self.from_time:
                 continue
             raw = [each.features.get(feature.name) for each in impressions]
-            if rule is not None and feature.name == rule.duration and len(self.catalogue.length):
-                lengths = self.catalogue.length[places]
+            if rule is not None and feature.name == rule.duration_feature and len(self.catalogue.duration_s):
+                lengths = self.catalogue.duration_s[places]
                 raw = [
                     value if feature.name in each.features else float(length)
                     for value, each, length in zip(raw, impressions, lengths, strict=True)
@@ -166,14 +166,14 @@ class Encoder:
         self, impressions: Sequence[Impression], places: np.ndarray, rows: Mapping[str, np.ndarray]
     ) -> WindowColumns:
         card, count = self.card, len(impressions)
-        ids = self.catalogue.at(places)
+        ids = self.catalogue.rows_at(places)
         for feature in self.shown:
-            own = rows[ROW + feature.name].astype(np.int64)
+            own = rows[ROW_COLUMN + feature.name].astype(np.int64)
             if feature.level == "item":
                 is_given = np.array([feature.name in each.features for each in impressions])
                 own = np.where(is_given, own, ids[feature.name])
             ids[feature.name] = own
-        times = [rows[f"at_{name}"] for name in card.events]
+        times = [rows[f"at_{name}"] for name in card.predicted_actions]
         happened = np.stack([~np.ma.getmaskarray(each) for each in times], 1) if times else np.zeros((count, 0), bool)
         seconds = [np.ma.filled(each, np.nan).astype(np.float32) for each in times]
         dwell = np.ma.filled(rows["dwell_s"], np.nan).astype(np.float32)
@@ -188,10 +188,10 @@ class Encoder:
             lengths=one,
             user_ids={},
             impression_ids={feature.name: ids[feature.name] for feature in _raw_features(card, "item", "context")},
-            session={feature.name: 0 * one for feature in card.at_level("session")},
-            outcome={each.name: rows[ROW + each.name].astype(np.int64) for each in card.at_level("outcome")},
+            session={feature.name: 0 * one for feature in card.features_at("session")},
+            outcome={each.name: rows[ROW_COLUMN + each.name].astype(np.int64) for each in card.features_at("outcome")},
             ts_ms=ts_ms,
-            end_ms=end_ms(ts_ms, reduce(np.fmax, seconds, dwell)),
+            end_ms=impression_end_ms(ts_ms, reduce(np.fmax, seconds, dwell)),
             labels=np.full((count, len(card.labels)), np.nan, np.float32),
             objectives=np.full((count, len(card.objectives)), np.nan, np.float32),
             oracle=np.zeros((count, 0), np.float32),
@@ -204,34 +204,38 @@ class Encoder:
     def _impressions_query(self) -> str:
         """SQL of the rows of impressions, given one list of each raw column's values."""
         card = self.card
-        columns = staging.Columns(
+        columns = staging.StagedColumns(
             tuple(FeatureSpec(feature.name, feature.level, feature.kind) for feature in self.shown),
-            tuple(card.events),
+            tuple(card.predicted_actions),
             (),
             (),
             tuple(self.from_time),
         )
-        raw = [("ts_ms", "BIGINT"), ("dwell_s", "DOUBLE"), *((f"at_{name}", "DOUBLE") for name in card.events)]
+        raw = [
+            ("ts_ms", "BIGINT"),
+            ("dwell_s", "DOUBLE"),
+            *((f"at_{name}", "DOUBLE") for name in card.predicted_actions),
+        ]
         features = _raw_columns(self.shown, self.from_time)
-        looked_up = [identifier(name) for name, _ in features if name.startswith(FOUND)]
-        canonical = [*staging.canonical(columns, card.utc_offset_hours), *looked_up, "place"]
+        looked_up = [quote_identifier(name) for name, _ in features if name.startswith(LOOKUP_SQL)]
+        canonical = [*staging.canonical_columns_sql(columns, card.utc_offset_hours), *looked_up, "place"]
         relation = _relation([*raw, *features])
         numbered = f"(SELECT *, '' AS user_id, '' AS item_id, row_number() OVER () AS place FROM ({relation}))"
-        levelled = feedback.with_feedback(f"(SELECT {', '.join(canonical)} FROM {numbered})", card.feedback)
-        encodings = [*self._encodings(self.shown), *feedback.encodings(card.feedback)]
+        levelled = feedback.add_feedback_columns(f"(SELECT {', '.join(canonical)} FROM {numbered})", card.feedback)
+        encodings = [*self._encodings(self.shown), *feedback.feedback_encodings(card.feedback)]
         kept = ["raw.ts_ms", "raw.dwell_s", *(f"raw.{name}" for name in columns.at)]
-        return f"{encoded(levelled, encodings, kept, ROW)} ORDER BY raw.place"
+        return f"{encode_relation(levelled, encodings, kept, ROW_COLUMN)} ORDER BY raw.place"
 
-    def _encodings(self, features: Sequence[Feature]) -> list[Encoding]:
-        return [encodings.encoding_of(feature, self._found(feature)) for feature in features]
+    def _encodings(self, features: Sequence[Feature]) -> list[FeatureEncoding]:
+        return [encodings.encoding_from_card(feature, self._found(feature)) for feature in features]
 
     def _found(self, feature: Feature) -> str:
         """SQL of a vocabulary's row: looked up before, but for the few values that SQL computes from time."""
         if feature.name not in self.from_time:
-            return f"raw.{identifier(FOUND + feature.name)}"
+            return f"raw.{quote_identifier(LOOKUP_SQL + feature.name)}"
         known = self.vocabularies[feature.name].items()
-        cases = " ".join(f"WHEN {literal(value)} THEN {row}" for value, row in known)
-        return f"CASE raw.{identifier(feature.name)} {cases} END" if cases else "NULL"
+        cases = " ".join(f"WHEN {quote_literal(value)} THEN {row}" for value, row in known)
+        return f"CASE raw.{quote_identifier(feature.name)} {cases} END" if cases else "NULL"
 
     def _arguments(self, feature: Feature, raw: Sequence[Value]) -> list[list[Any]]:
         """A feature's raw values as its columns take them, see :func:`_raw_columns`."""
@@ -250,11 +254,11 @@ class Encoder:
             raise UserError(f"impression cannot be encoded ({str(error).splitlines()[0]})") from error
 
 
-FOUND = "found "
+LOOKUP_SQL = "found "
 """Prefix of columns that hold what a vocabulary has."""
 
 
-def _states(columns: WindowColumns) -> list[bytes]:
+def _action_states(columns: WindowColumns) -> list[bytes]:
     """Names of action-level states, which depend on what was shown and done: a digest of both."""
     ids = np.stack(list(columns.impression_ids.values()), 1)
     ends = np.cumsum(columns.action_lengths)
@@ -278,13 +282,13 @@ def _raw_columns(features: Sequence[Feature], from_time: Sequence[str]) -> list[
             continue
         columns.append((feature.name, SQL_TYPES[feature.kind]))
         if feature.kind == "vocabulary":
-            columns.append((FOUND + feature.name, "BIGINT"))
+            columns.append((LOOKUP_SQL + feature.name, "BIGINT"))
     return columns
 
 
 def _relation(columns: Sequence[tuple[str, str]]) -> str:
     """SQL of a relation of parameters, each a list of one column's values."""
-    lists = [f"unnest(${place}::{kind}[]) AS {identifier(name)}" for place, (name, kind) in enumerate(columns, 1)]
+    lists = [f"unnest(${place}::{kind}[]) AS {quote_identifier(name)}" for place, (name, kind) in enumerate(columns, 1)]
     return f"SELECT {', '.join(lists)}"
 
 

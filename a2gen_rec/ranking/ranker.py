@@ -11,19 +11,19 @@ from torch import Tensor
 from torchrec import JaggedTensor
 
 from a2gen_rec.artifact.artifact import Artifact, load_artifact
-from a2gen_rec.data.batch import ALL, WindowBatch, collate
+from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns, concatenate, with_candidates
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
-from a2gen_rec.models.scoring import judge
-from a2gen_rec.ranking.action_cache import ActionStates, CacheCounts
-from a2gen_rec.ranking.encoder import Encoder
-from a2gen_rec.ranking.history import History, session_at
-from a2gen_rec.ranking.selection import Order, Scorer, best_candidates, order_by, orders
-from a2gen_rec.ranking.types import Impression, RankedList, Request
-from a2gen_rec.ranking.what_if import check_nudge, nudged
-from a2gen_rec.ranking.window import moment_after
-from a2gen_rec.utils.malloc import keep_freed_memory
+from a2gen_rec.models.scoring import predict_targets
+from a2gen_rec.ranking.action_cache import ActionStateCache, CacheStats
+from a2gen_rec.ranking.encoder import ImpressionEncoder
+from a2gen_rec.ranking.history import EncodedHistory, session_features_at
+from a2gen_rec.ranking.selection import RankingTask, Scorer, resolve_sort_key, sort_keys, top_candidates
+from a2gen_rec.ranking.types import Impression, RankedList, RankQuery
+from a2gen_rec.ranking.what_if import check_what_if, evaluate_what_if
+from a2gen_rec.ranking.window import next_timestamp
+from a2gen_rec.utils.malloc import retain_freed_memory
 
 CACHE_BYTES = 256 * 2**20
 
@@ -41,9 +41,9 @@ class Ranker:
         self.version = artifact.manifest.version
         self._users, self._items = artifact.users, artifact.items
         self._model, self._settings = artifact.model, artifact.settings
-        self._scorer = Scorer(artifact.card, artifact.model.ranker, artifact.fused)
-        self._encoder = Encoder(artifact.card, artifact.vocabularies, artifact.items, self.keep)
-        self._states = ActionStates(cache_bytes)
+        self._scorer = Scorer(artifact.card, artifact.model.ranker, artifact.ensemble)
+        self._encoder = ImpressionEncoder(artifact.card, artifact.vocabularies, artifact.items, self.max_history)
+        self._states = ActionStateCache(cache_bytes)
 
     @classmethod
     def load(cls, folder: str, cache_bytes: int = CACHE_BYTES, threads: int = 1) -> "Ranker":
@@ -60,19 +60,19 @@ class Ranker:
         """
         if threads:
             torch.set_num_threads(threads)
-        keep_freed_memory()
+        retain_freed_memory()
         return cls(load_artifact(folder), cache_bytes)
 
-    def rank(self, request: Request) -> RankedList:
+    def rank(self, request: RankQuery) -> RankedList:
         """The best candidates of one request.
 
         Raises:
             UserError: no candidate, an action or feature that the dataset does not have, or nothing to rank by of
                 that name.
         """
-        return self.rank_many([request])[0]
+        return self.rank_batch([request])[0]
 
-    def rank_many(self, requests: Sequence[Request]) -> list[RankedList]:
+    def rank_batch(self, requests: Sequence[RankQuery]) -> list[RankedList]:
         """The same for many users in one batch; no request changes another's answer but for rounding.
 
         Raises:
@@ -81,62 +81,62 @@ class Ranker:
         if not requests:
             return []
         for request in requests:
-            self.check(request)
+            self.validate(request)
         pasts = [self._past(request) for request in requests]
         orders = [self._order(request) for request in requests]
         parts = [self._window(*each) for each in zip(requests, pasts, orders, strict=True)]
         columns = parts[0] if len(parts) == 1 else concatenate(parts)
         names = [name for past in pasts for name in past.states]
-        places, missing = self._states.find(names)
+        places, missing = self._states.lookup(names)
         with torch.inference_mode():
             batch = collate(
                 columns,
                 np.arange(len(parts)),
                 {},  # small tables are there whole, asked for or not
                 dedup=False,
-                request_gap_s=ALL,
+                request_gap_s=WHOLE_WINDOW,
                 group_cost=self._settings.group_cost,
-                with_outcomes=False,
-                acted=np.array(missing, np.int64),
+                include_outcomes=False,
+                token_history=np.array(missing, np.int64),
             )
             rows = self._model.embeddings(batch.sparse)
             actions = self._actions(rows, batch, names, places, missing)
-            judged = judge(rows, self._model.ranker, batch, self._settings.max_error, actions)
-            best = best_candidates(self._scorer, judged, batch, orders)
+            judged = predict_targets(rows, self._model.ranker, batch, self._settings.max_unexplored_mass, actions)
+            best = top_candidates(self._scorer, judged, batch, orders)
             answers = [
-                nudged(request.nudge, self._scorer, judged, batch, window, order) if request.nudge else []
+                evaluate_what_if(request.what_if, self._scorer, judged, batch, window, order) if request.what_if else []
                 for window, (request, order) in enumerate(zip(requests, orders, strict=True))
             ]
         return [
             RankedList(
                 user=request.user,
                 user_known=self.knows_user(request.user),
-                history=min(len(past), self._model.ranker.history),
+                history_length=min(len(past), self._model.ranker.max_history),
                 by=order.by,
-                ranked=len(order.items.raw),
-                unknown_items=int((~order.items.known).sum()),
-                candidates=[replace(each, length_s=self.length_s(each.item)) for each in candidates],
-                least_first=order.by in self._scorer.less,
+                num_candidates=len(order.items.ids),
+                unknown_items=int((~order.items.is_known).sum()),
+                candidates=[replace(each, duration_s=self.duration_s(each.item)) for each in candidates],
+                ascending=order.by in self._scorer.lower_is_better,
                 model_version=self.version,
-                nudged=answer,
+                what_if=answer,
             )
             for request, past, order, candidates, answer in zip(requests, pasts, orders, best, answers, strict=True)
         ]
 
-    def check(self, request: Request) -> None:
+    def validate(self, request: RankQuery) -> None:
         """Raise what :meth:`rank` would raise, at little cost: for a server that batches requests of many users."""
         if not request.candidates:
             raise UserError("request: no candidates")
         if request.k < 1:
             raise UserError(f"request: k {request.k} must be at least 1")
         by = self._by(request)
-        if request.nudge is not None:
-            check_nudge(request.nudge, by, request.candidates, self._scorer)
+        if request.what_if is not None:
+            check_what_if(request.what_if, by, request.candidates, self._scorer)
         self._encoder.check_values(request.context, request.user_features)
-        if not isinstance(request.history, History):
+        if not isinstance(request.history, EncodedHistory):
             self._encoder.check(request.history)
 
-    def encode(self, impressions: Sequence[Impression], after: History | None = None) -> History:
+    def encode(self, impressions: Sequence[Impression], after: EncodedHistory | None = None) -> EncodedHistory:
         """A user's past as the model reads it, to be kept by the caller: a few milliseconds, once per impression.
 
         Impressions may come late: they are put in order of time. One of an item and moment that ``after`` has too
@@ -153,58 +153,60 @@ class Ranker:
 
     def knows_user(self, user: str) -> bool:
         """Whether the dataset has any impression of this user."""
-        return user in self._users.place
+        return user in self._users.row_of
 
-    def length_s(self, item: str) -> float | None:
+    def duration_s(self, item: str) -> float | None:
         """Length of a video in seconds; None where the dataset does not tell."""
-        place = self._items.place.get(item, -1)
-        length = float(self._items.length[place]) if len(self._items.length) else math.nan
+        place = self._items.row_of.get(item, -1)
+        length = float(self._items.duration_s[place]) if len(self._items.duration_s) else math.nan
         return length if math.isfinite(length) else None
 
-    def some_users(self, count: int) -> list[str]:
+    def sample_users(self, count: int) -> list[str]:
         """Users that the dataset has, the same ones every time."""
-        return list(islice(self._users.place, count))
+        return list(islice(self._users.row_of, count))
 
-    def some_items(self, count: int) -> list[str]:
+    def sample_items(self, count: int) -> list[str]:
         """Items that the dataset has, the same ones every time."""
-        return list(islice(self._items.place, count))
+        return list(islice(self._items.row_of, count))
 
     @property
-    def orders(self) -> list[str]:
+    def sort_keys(self) -> list[str]:
         """What requests may rank ``by``, the default first."""
-        return orders(self.card, self._model.ranker.tasks, self._scorer.fused is not None)
+        return sort_keys(self.card, self._model.ranker.objective_tasks, self._scorer.ensemble is not None)
 
     @property
-    def keep(self) -> int:
+    def max_history(self) -> int:
         """Most impressions that a history keeps.
 
         One more than any target sees: the gap of the oldest one to the impression before it is known too.
         """
-        return self._model.ranker.history + 1
+        return self._model.ranker.max_history + 1
 
     @property
-    def cache(self) -> CacheCounts:
+    def cache_stats(self) -> CacheStats:
         """What became of cached states since the model was loaded."""
         return self._states.counts
 
-    def _past(self, request: Request) -> History:
+    def _past(self, request: RankQuery) -> EncodedHistory:
         past, now = request.history, request.now_ms
-        if not isinstance(past, History):
+        if not isinstance(past, EncodedHistory):
             return self.encode([each for each in past if now is None or each.ts_ms <= now])
-        return past if now is None else past.until(now)
+        return past if now is None else past.up_to(now)
 
-    def _order(self, request: Request) -> Order:
+    def _order(self, request: RankQuery) -> RankingTask:
         # In one order, whatever they came in: then no rounding depends on it, and equals are ordered by name.
         items = self._items.items(sorted(set(request.candidates)))
-        return Order(items, self._by(request), request)
+        return RankingTask(items, self._by(request), request)
 
-    def _by(self, request: Request) -> str:
-        return order_by(self.card, request.by, self._model.ranker.tasks, self._scorer.fused is not None)
+    def _by(self, request: RankQuery) -> str:
+        return resolve_sort_key(
+            self.card, request.sort_by, self._model.ranker.objective_tasks, self._scorer.ensemble is not None
+        )
 
-    def _window(self, request: Request, past: History, order: Order) -> WindowColumns:
+    def _window(self, request: RankQuery, past: EncodedHistory, order: RankingTask) -> WindowColumns:
         """The request as one window: the user's past, then the candidates."""
         one, seen = np.zeros(1, np.int64), len(past)
-        user = self._users.at(self._users.places([request.user])) | {
+        user = self._users.rows_at(self._users.lookup([request.user])) | {
             name: np.array([row]) for name, row in self._encoder.user(request.user_features).items()
         }
         history = replace(
@@ -215,9 +217,9 @@ class Ranker:
             lengths=np.array([seen]),
             user_ids=user,
         )
-        now = moment_after(history) if request.now_ms is None else request.now_ms
+        now = next_timestamp(history) if request.now_ms is None else request.now_ms
         context = self._encoder.context(now, request.context)
-        return with_candidates(history, order.items, self.card, now, context, session_at(past, now, self.card))
+        return with_candidates(history, order.items, self.card, now, context, session_features_at(past, now, self.card))
 
     def _actions(
         self,
@@ -229,12 +231,12 @@ class Ranker:
     ) -> Tensor:
         """[keys, d] action-level states of the past: those ``missing`` are computed, the others are kept."""
         if names and not missing:
-            return self._states.take(places)
+            return self._states.gather(places)
         lost = torch.tensor(missing, dtype=torch.long)
-        fresh = self._model.ranker.encode_actions(rows, replace(batch, key=batch.key[lost]))
+        fresh = self._model.ranker.encode_actions(rows, replace(batch, history_index=batch.history_index[lost]))
         states = fresh
         if len(missing) < len(names):
-            states = self._states.take(places)
+            states = self._states.gather(places)
             states[lost] = fresh
         self._states.put([names[place] for place in missing], fresh)
         return states

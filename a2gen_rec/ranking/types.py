@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from a2gen_rec.ranking.contributions import Contribution
-from a2gen_rec.ranking.history import History
+from a2gen_rec.ranking.history import EncodedHistory
 
 Value = str | int | float | None
 """A raw value: text or a number for vocabulary and hash features, a number for buckets, None when missing. Categories
@@ -38,7 +38,7 @@ class Impression:
 
 
 @dataclass(frozen=True)
-class Nudge:
+class WhatIf:
     """A question: what if an objective of one candidate were predicted otherwise, all else equal?
 
     Attributes:
@@ -53,7 +53,7 @@ class Nudge:
 
 
 @dataclass(frozen=True)
-class Nudged:
+class WhatIfResult:
     """The answer for one change.
 
     Attributes:
@@ -65,11 +65,11 @@ class Nudged:
     prediction: float
     share: float
     score: float
-    place: int
+    rank: int
 
 
 @dataclass(frozen=True)
-class Request:
+class RankQuery:
     """Candidates to rank for one user at one moment.
 
     Attributes:
@@ -93,19 +93,19 @@ class Request:
     user: str
     candidates: Sequence[str]
     now_ms: int | None = None
-    history: History | Sequence[Impression] = ()
+    history: EncodedHistory | Sequence[Impression] = ()
     user_features: Mapping[str, Value] = field(default_factory=dict)
     context: Mapping[str, Value] = field(default_factory=dict)
     k: int = 10
-    by: str = ""
+    sort_by: str = ""
     explain: bool = False
-    timelines: bool = True
-    sequences: int = 0
-    nudge: Nudge | None = None
+    include_timelines: bool = True
+    num_sequences: int = 0
+    what_if: WhatIf | None = None
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ScoredCandidate:
     """What is predicted should the user be shown an item.
 
     Attributes:
@@ -133,9 +133,9 @@ class Candidate:
     timeline_probability: float
     score: float = math.nan
     explanation: list[Contribution] = field(default_factory=list)
-    expected_at_s: dict[str, float | None] = field(default_factory=dict)
+    expected_time_s: dict[str, float | None] = field(default_factory=dict)
     sequences: list[tuple[Timeline, float]] = field(default_factory=list)
-    length_s: float | None = None
+    duration_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,14 @@ class RankedList:
 
     user: str
     user_known: bool
-    history: int
+    history_length: int
     by: str
-    ranked: int
+    num_candidates: int
     unknown_items: int
-    candidates: list[Candidate]
-    least_first: bool = False
+    candidates: list[ScoredCandidate]
+    ascending: bool = False
     model_version: str = ""
-    nudged: list[Nudged] = field(default_factory=list)
+    what_if: list[WhatIfResult] = field(default_factory=list)
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -171,6 +171,6 @@ class RankedList:
         used = {
             "unknown_user": not self.user_known,
             "unknown_items": self.unknown_items > 0,
-            "empty_history": self.history == 0,
+            "empty_history": self.history_length == 0,
         }
         return tuple(name for name, is_used in used.items() if is_used)

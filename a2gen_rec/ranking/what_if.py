@@ -7,12 +7,12 @@ import torch
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import EXIT, WATCH_TIME
 from a2gen_rec.errors import UserError
-from a2gen_rec.models.scoring import Judged
-from a2gen_rec.ranking.selection import ENSEMBLE, Order, Scorer, recent_events
-from a2gen_rec.ranking.types import Nudge, Nudged
+from a2gen_rec.models.scoring import TargetPredictions
+from a2gen_rec.ranking.selection import ENSEMBLE, RankingTask, Scorer, ensemble_history
+from a2gen_rec.ranking.types import WhatIf, WhatIfResult
 
 
-def check_nudge(nudge: Nudge, by: str, candidates: Sequence[str], scorer: Scorer) -> None:
+def check_what_if(nudge: WhatIf, by: str, candidates: Sequence[str], scorer: Scorer) -> None:
     """Raise a UserError for one that does not fit its request or the model."""
     if by != ENSEMBLE:
         raise UserError(f"nudge: needs candidates ranked by {ENSEMBLE}, not by {by}")
@@ -23,23 +23,25 @@ def check_nudge(nudge: Nudge, by: str, candidates: Sequence[str], scorer: Scorer
         raise UserError(f"nudge: no objective {nudge.objective!r}; there are {', '.join(names)}")
 
 
-def nudged(nudge: Nudge, scorer: Scorer, judged: Judged, batch: WindowBatch, window: int, order: Order) -> list[Nudged]:
+def evaluate_what_if(
+    nudge: WhatIf, scorer: Scorer, judged: TargetPredictions, batch: WindowBatch, window: int, order: RankingTask
+) -> list[WhatIfResult]:
     """What becomes of the candidate at each change, all else as predicted.
 
     Args:
         batch: a window for each request, whose targets are its items; window: of this request.
     """
-    assert scorer.fused is not None
-    model, card = scorer.fused
-    with_watch = EXIT in scorer.card.timed
+    assert scorer.ensemble is not None
+    model, card = scorer.ensemble
+    with_watch = EXIT in scorer.card.timed_actions
     mine = batch.target_window == window
-    at = order.items.raw.index(nudge.item)
+    at = order.items.ids.index(nudge.item)
     k = [objective.name for objective in scorer.objectives].index(nudge.objective)
     change = torch.tensor(nudge.changes)
-    value, context = judged.value(with_watch)[mine], judged.context[mine]
+    value, context = judged.ensemble_inputs(with_watch)[mine], judged.context[mine]
     copies = value[at].repeat(len(change), 1)
     copies[:, k] += change
-    events, length = recent_events(card, judged, batch)
+    events, length = ensemble_history(card, judged, batch)
     # Beside the others in one list: none of the ensemble's scores depends on which others there are.
     output = model(
         torch.cat([value, copies])[None],
@@ -55,4 +57,4 @@ def nudged(nudge: Nudge, scorer: Scorer, judged: Judged, batch: WindowBatch, win
     share = (output.weight * output.transform)[0, count:, k]
     prediction = torch.expm1(copies[:, k]).clamp(min=0) if nudge.objective == WATCH_TIME else copies[:, k].sigmoid()
     columns = (nudge.changes, prediction.tolist(), share.tolist(), own.tolist(), (1 + ahead.sum(1)).tolist())
-    return [Nudged(*row) for row in zip(*columns, strict=True)]
+    return [WhatIfResult(*row) for row in zip(*columns, strict=True)]

@@ -24,11 +24,11 @@ def read_candidates(file: str) -> list[str]:
     return found
 
 
-def moment_after(history: WindowColumns) -> int:
+def next_timestamp(history: WindowColumns) -> int:
     """A second after the last end of one window's impressions; now, without any."""
-    return int(history.end_ms.max()) + 1000 if len(history.ts_ms) else clock_ms()
+    return int(history.end_ms.max()) + 1000 if len(history.ts_ms) else now_ms()
 
 
-def clock_ms() -> int:
+def now_ms() -> int:
     """Now, milliseconds since 1970."""
     return int(time.time() * 1000)

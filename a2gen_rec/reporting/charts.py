@@ -23,10 +23,10 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # Stand-ins are nearly black; black itself is left out of the SVG, as the default.
-PAGE, INK, MUTED, RULE, PANEL = (f"#01010{n}" for n in range(1, 6))
+PAGE, TEXT_COLOR, MUTED, GRID_COLOR, PANEL = (f"#01010{n}" for n in range(1, 6))
 SERIES = tuple(f"#01020{n}" for n in range(1, 9))
 """Colours of lines and marks, to be told apart by the colour-blind too; contrast of 3 : 1 or more on both pages."""
-TONES = tuple(f"#01030{n}" for n in range(1, 7))
+HEATMAP_COLORS = tuple(f"#01030{n}" for n in range(1, 7))
 """From little to much."""
 _ON_TONES = ("#010401", "#010402")  # text on the first four tones, and on the others
 STROKES: tuple[Any, ...] = (
@@ -43,7 +43,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 _NAMES = ["page", "ink", "muted", "rule", "panel", *(f"s{n}" for n in range(8)), *(f"q{n}" for n in range(6))]
 _NAMES += ["early", "late"]
-_STAND_INS = dict(zip([PAGE, INK, MUTED, RULE, PANEL, *SERIES, *TONES, *_ON_TONES], _NAMES, strict=True))
+_STAND_INS = dict(
+    zip([PAGE, TEXT_COLOR, MUTED, GRID_COLOR, PANEL, *SERIES, *HEATMAP_COLORS, *_ON_TONES], _NAMES, strict=True)
+)
 _LIGHT = (
     "#ffffff #1c2128 #57606a #d5dae0 #f4f6f8 "
     "#0073c0 #ba7d00 #2f4c6b #9980ab #6e8373 #8c1f31 #563dd8 #814e00 "
@@ -80,18 +82,18 @@ def new_figure(title: str, width: float = 8.0, height: float = 3.0) -> Figure:
     return figure
 
 
-def style(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "") -> None:
+def style_axes(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "") -> None:
     """Give axes their look, title and labels (with units), and grid lines across ``x``, ``y`` or ``both``."""
     axes.set_facecolor("none")
     axes.tick_params(colors=MUTED, labelcolor=MUTED, labelsize=11, width=0.8, length=3)
-    axes.tick_params(which="minor", color=RULE, length=2)
+    axes.tick_params(which="minor", color=GRID_COLOR, length=2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set(color=MUTED, linewidth=0.8)
-    axes.set_title(title, loc="left", color=INK, fontsize=12, weight="bold")
+    axes.set_title(title, loc="left", color=TEXT_COLOR, fontsize=12, weight="bold")
     axes.set_xlabel(x, color=MUTED, fontsize=11)
     axes.set_ylabel(y, color=MUTED, fontsize=11)
     if grid:
-        axes.grid(axis=grid, color=RULE, linewidth=0.8)  # type: ignore[arg-type]
+        axes.grid(axis=grid, color=GRID_COLOR, linewidth=0.8)  # type: ignore[arg-type]
         axes.set_axisbelow(True)
 
 
@@ -102,7 +104,7 @@ def legend(place: Figure | Axes, marks: Sequence[Artist], names: Sequence[str], 
     # Names of one's own choice come after: a legend leaves out those that begin with "_".
     made = place.legend(list(marks), [str(n) for n in range(len(names))], frameon=False, fontsize=11, **options)
     for text, name in zip(made.get_texts(), names, strict=True):
-        text.set(text=name, color=INK)
+        text.set(text=name, color=TEXT_COLOR)
 
 
 def log_axis(axis: Axis) -> None:
@@ -112,11 +114,11 @@ def log_axis(axis: Axis) -> None:
     decades = np.log10(high / low) if low > 0 else math.inf
     between = (1.0, 2.0, 5.0) if decades < 1 else (1.0, 3.0) if decades < 2 else (1.0,)
     axis.set_major_locator(LogLocator(subs=between, numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
-def plain(value: float) -> str:
+def format_number(value: float) -> str:
     """A number of an axis, in few characters: 0.001, 20, 3k, 1.5M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
@@ -131,10 +133,16 @@ def heatmap(
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     for (row, column), value in np.ndenumerate(values):
-        tone = int(min((value - low) / ((high - low) or 1.0) * len(TONES), len(TONES) - 1)) if value == value else -1
+        tone = (
+            int(min((value - low) / ((high - low) or 1.0) * len(HEATMAP_COLORS), len(HEATMAP_COLORS) - 1))
+            if value == value
+            else -1
+        )
         ink = MUTED if tone < 0 else _ON_TONES[tone > 3]
         axes.add_patch(
-            Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=PANEL if tone < 0 else TONES[tone], edgecolor=PAGE)
+            Rectangle(
+                (column - 0.5, row - 0.5), 1, 1, facecolor=PANEL if tone < 0 else HEATMAP_COLORS[tone], edgecolor=PAGE
+            )
         )
         axes.text(column, row, texts[row][column], ha="center", va="center_baseline", color=ink, fontsize=11)
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
@@ -144,12 +152,12 @@ def heatmap(
     axes.tick_params(length=0)
 
 
-def svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
     """The figure as an element of an HTML page that has ``THEME``: ids of its own, its title as its label."""
     return _text(_drawn(figure))
 
 
-def standalone(figure: Figure) -> str:
+def to_standalone_svg(figure: Figure) -> str:
     """The figure as an SVG file, such as Markdown refers to; as an image it follows the reader's preference too."""
     root = _drawn(figure)
     root.set("xmlns", _SVG)

@@ -45,13 +45,13 @@ class TransformCurves:
     """
 
     objective: str
-    better: Better
+    higher_is_better: Better
     unit: Unit
     value: np.ndarray
     share: np.ndarray
     gain: np.ndarray
     weight: np.ndarray
-    seen: np.ndarray
+    histogram: np.ndarray
 
 
 @torch.no_grad()
@@ -84,20 +84,20 @@ def transform_curves(
     low, high = np.where(narrow, middle - 0.5, low), np.where(narrow, middle + 0.5, high)
     grid = np.concatenate([np.linspace(low, high, points), middle[None]])
     # Neither weights nor other objectives' transforms see a value: one pass sweeps all objectives at once.
-    swept = torch.from_numpy(grid).to(model.centre).expand(len(events), -1, -1)
+    swept = torch.from_numpy(grid).to(model.mean).expand(len(events), -1, -1)
     output = model(swept, events, length, context)
     share = (output.weight * output.transform).double().cpu().numpy()
     weight = output.weight[:, 0].double().cpu().numpy()
     return [
         TransformCurves(
             objective=objective.name,
-            better=objective.better,
+            higher_is_better=objective.higher_is_better,
             unit="s" if objective.name in seconds else "probability",
             value=grid[:-1, k],
             share=share[:, :-1, k],
             gain=share[:, :-1, k] - share[:, -1:, k],
             weight=weight[:, k],
-            seen=np.histogram(values[:, k], _BINS, (low[k], high[k]))[0],
+            histogram=np.histogram(values[:, k], _BINS, (low[k], high[k]))[0],
         )
         for k, objective in enumerate(objectives)
     ]
@@ -125,7 +125,7 @@ def draw_transforms(curves: Sequence[TransformCurves], users: Sequence[str], fil
     figure = Figure(figsize=(max(3.2 * across, 5.0), 2.3 * down + 1.1), layout="constrained", facecolor="none")
     # One scale for all: what hardly moves the score has to look like it.
     panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
-    for panel, each in zip(panels, by_swing(curves), strict=False):
+    for panel, each in zip(panels, sort_by_range(curves), strict=False):
         _draw(panel, each)
     least, most = min(float(each.gain.min()) for each in curves), max(float(each.gain.max()) for each in curves)
     span = most - least or 1.0
@@ -157,7 +157,7 @@ def draw_transforms(curves: Sequence[TransformCurves], users: Sequence[str], fil
         raise UserError(f"{file}: cannot be written ({error.strerror or error})") from error
 
 
-def by_swing(curves: Sequence[TransformCurves]) -> list[TransformCurves]:
+def sort_by_range(curves: Sequence[TransformCurves]) -> list[TransformCurves]:
     """Those that move the score most first: by the users' mean of the largest gain less the smallest."""
     return sorted(curves, key=lambda each: -float(np.ptp(each.gain, axis=1).mean()))
 
@@ -179,8 +179,8 @@ def ticks(low: float, high: float, unit: Unit, most: int = 6) -> list[tuple[floa
 
 def _draw(panel: "Axes", curves: TransformCurves) -> None:
     low, high = curves.value[0], curves.value[-1]
-    edges = np.linspace(low, high, len(curves.seen) + 1)
-    heights = 0.2 * curves.seen / max(curves.seen.max(), 1)
+    edges = np.linspace(low, high, len(curves.histogram) + 1)
+    heights = 0.2 * curves.histogram / max(curves.histogram.max(), 1)
     panel.bar(
         edges[:-1], heights, np.diff(edges), align="edge", color=INK, alpha=0.3, transform=panel.get_xaxis_transform()
     )
@@ -198,7 +198,7 @@ def _draw(panel: "Axes", curves: TransformCurves) -> None:
     panel.set_title(curves.objective, loc="left", pad=15, color=INK, fontsize=9, weight="bold", parse_math=False)
     lightest, heaviest = (f"{weight:.2f}" for weight in (curves.weight.min(), curves.weight.max()))
     about = f"weight {lightest}" if lightest == heaviest else f"weight {lightest}–{heaviest}"
-    about += "  ·  ↓ less is better" if curves.better == "less" else ""
+    about += "  ·  ↓ less is better" if curves.higher_is_better == "less" else ""
     panel.annotate(about, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", color=INK, fontsize=7.5)
 
 

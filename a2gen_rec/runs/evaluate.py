@@ -6,13 +6,13 @@ from typing import Any
 from torch import nn
 
 from a2gen_rec.config import EvaluateConfig
-from a2gen_rec.ensemble.fit import UMRE, _measure, found, load_fitting, session_lists
+from a2gen_rec.ensemble.fit import UMRE, _measure, cached_session_lists, default_ensemble_dir, load_compatible_ensemble
 from a2gen_rec.ensemble.fit_baselines import load_baselines
-from a2gen_rec.ensemble.session_lists import Lists
+from a2gen_rec.ensemble.session_lists import SessionLists
 from a2gen_rec.evaluation.evaluate import evaluate
 from a2gen_rec.models.ensemble.io import EnsembleCard
-from a2gen_rec.training.loaded_run import Device, OpenRun, open_run
-from a2gen_rec.utils.distributed import agreed, gather
+from a2gen_rec.training.loaded_run import DeviceChoice, LoadedRun, load_run
+from a2gen_rec.utils.distributed import all_gather_object, sync_errors
 
 
 def evaluate_run(
@@ -20,7 +20,7 @@ def evaluate_run(
     split: str,
     data: str,
     config: EvaluateConfig,
-    device: Device = "auto",
+    device: DeviceChoice = "auto",
     ensemble: str = "",
     predictions: str = "",
 ) -> dict[str, Any]:
@@ -30,12 +30,19 @@ def evaluate_run(
         ensemble: its folder; by default the run's own. Where there is one, ``lists`` has its list metrics.
         predictions: Parquet file to write every target's to; none if empty.
     """
-    with open_run(run, data, device) as opened:
-        folder = ensemble or gather(found(run))[0]
+    with load_run(run, data, device) as opened:
+        folder = ensemble or all_gather_object(default_ensemble_dir(run))[0]
         compared = _to_compare(opened, run, folder, split) if folder else None  # an unfit one is told of at once
-        built, settings = opened.built, replace(opened.config, evaluate=config)
+        built, settings = opened.model, replace(opened.config, evaluate=config)
         result = evaluate(
-            built.dmp, built.model.ranker, opened.data, split, opened.card, settings, opened.process, predictions
+            built.model_parallel,
+            built.model.ranker,
+            opened.data,
+            split,
+            opened.card,
+            settings,
+            opened.process,
+            predictions,
         )
     if not result:
         return {}
@@ -45,15 +52,15 @@ def evaluate_run(
 
 
 def _to_compare(
-    opened: OpenRun, run: str, folder: str, split: str
-) -> tuple[dict[str, nn.Module], Lists, EnsembleCard] | None:
+    opened: LoadedRun, run: str, folder: str, split: str
+) -> tuple[dict[str, nn.Module], SessionLists, EnsembleCard] | None:
     """A fitting ensemble and its baselines by name, the split's lists, and its card; None on ranks but the first.
 
     Raises:
         UserError: there is no ensemble, a file of it is missing or damaged, or it is of another checkpoint.
     """
-    with agreed():
-        model, card = load_fitting(opened, folder)
+    with sync_errors():
+        model, card = load_compatible_ensemble(opened, folder)
         models = {UMRE: model, **load_baselines(folder, card)}
-    lists = session_lists(opened, run, split, card.config)
+    lists = cached_session_lists(opened, run, split, card.config)
     return None if lists is None else (models, lists, card)

@@ -14,29 +14,29 @@ from typing import Any, Literal
 import torch
 
 from a2gen_rec import __version__
-from a2gen_rec.artifact.artifact import ENSEMBLE, Settings, load_artifact
+from a2gen_rec.artifact.artifact import ENSEMBLE, ModelSettings, load_artifact
 from a2gen_rec.artifact.manifest import Manifest, write_manifest
-from a2gen_rec.artifact.quantized_tables import TableType
+from a2gen_rec.artifact.quantized_tables import TableDtype
 from a2gen_rec.data.features.calendar import features_from_time
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.ensemble import fit
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.evaluation.evaluate import evaluate
 from a2gen_rec.losses.loss import Loss
-from a2gen_rec.models.ensemble.io import CARD, WEIGHTS
-from a2gen_rec.runs.export_files import whole_state, write_model, write_vocabularies
-from a2gen_rec.runs.row_order import row_order
-from a2gen_rec.training.build import TrainTask
-from a2gen_rec.training.loaded_run import OpenRun, open_run
+from a2gen_rec.models.ensemble.io import CARD_FILE, WEIGHTS_FILE
+from a2gen_rec.runs.export_files import full_state_dict, write_model, write_vocabularies
+from a2gen_rec.runs.row_order import export_permutation
+from a2gen_rec.training.build import ModelWithLoss
+from a2gen_rec.training.loaded_run import LoadedRun, load_run
 from a2gen_rec.utils import paths
-from a2gen_rec.utils.atomic_dir import refuse_filled, workspace
+from a2gen_rec.utils.atomic_dir import atomic_output_dir, require_empty_dir
 
-LEAST = 100
+MIN_POSITIVES = 100
 """Positives and negatives of an action without which its AUC cannot tell a loss of a thousandth from chance."""
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What an export gave: the folder, its manifest, and its size in bytes."""
 
     folder: str
@@ -44,15 +44,15 @@ class Exported:
     bytes: int
 
 
-def export(
+def export_run(
     run: str,
     out: str,
-    dtype: TableType = "int8",
+    dtype: TableDtype = "int8",
     data: str = "",
     tolerance: float = 1e-3,
     ensemble: str = "",
     split: Literal["valid", "test"] = "test",
-) -> Exported:
+) -> ExportResult:
     """Write a run's best checkpoint, its ensemble and all it knows of raw values to the new folder ``out``.
 
     Args:
@@ -68,43 +68,47 @@ def export(
     """
     if not tolerance >= 0:
         raise ConfigError(f"--tolerance {tolerance} must be at least 0")
-    refuse_filled(out)
-    with open_run(run, data, "cpu") as opened:
-        if opened.process.world > 1:
+    require_empty_dir(out)
+    with load_run(run, data, "cpu") as opened:
+        if opened.process.world_size > 1:
             raise ConfigError("one process exports a model, however many trained it; run this without torchrun")
-        folder = ensemble or fit.found(run)
+        folder = ensemble or fit.default_ensemble_dir(run)
         if folder:
-            fit.load_fitting(opened, folder)
-        card, order = _with_time_zone(opened), row_order(opened.data, opened.card)
-        before = _measured(opened, opened.built.dmp, opened.built.model.ranker, split)
-        with workspace(out) as work:
+            fit.load_compatible_ensemble(opened, folder)
+        card, order = _with_time_zone(opened), export_permutation(opened.data, opened.card)
+        before = _measured(opened, opened.model.model_parallel, opened.model.model.ranker, split)
+        with atomic_output_dir(out) as work:
             made = work / "dataset"
-            settings = Settings(opened.config.model, opened.config.evaluate.max_error, opened.config.loader.group_cost)
-            write_model(made, card, settings, whole_state(opened.built.model), dtype, order)
+            settings = ModelSettings(
+                opened.config.model,
+                opened.config.evaluate.max_unexplored_mass,
+                opened.config.loader.bucket_overhead_tokens,
+            )
+            write_model(made, card, settings, full_state_dict(opened.model.model), dtype, order)
             write_vocabularies(made, opened.data, card, order)
             if folder:
                 (made / ENSEMBLE).mkdir()
-                for name in (CARD, WEIGHTS):
-                    shutil.copyfile(paths.local_copy(paths.join(folder, name)), made / ENSEMBLE / name)
-            source = {"run": run, "step": opened.step, "checkpoint": opened.digest, "dataset": card.name}
+                for name in (CARD_FILE, WEIGHTS_FILE):
+                    shutil.copyfile(paths.to_local_path(paths.join(folder, name)), made / ENSEMBLE / name)
+            source = {"run": run, "step": opened.step, "checkpoint": opened.fingerprint, "dataset": card.name}
             write_manifest(made, dtype, source, _versions(), {})
             model = load_artifact(str(made)).model
             for name, rows in order.items():  # the dataset's windows hold the dataset's rows
-                model.embeddings.renumber(name, torch.from_numpy(rows))
-            after = _measured(opened, TrainTask(model, _loss(opened)), model.ranker, split)
-            metrics = compared(before, after, tolerance)
-            refuse_worse(metrics, out)
+                model.embeddings.permute_rows(name, torch.from_numpy(rows))
+            after = _measured(opened, ModelWithLoss(model, _loss(opened)), model.ranker, split)
+            metrics = compare_auc(before, after, tolerance)
+            check_auc_drop(metrics, out)
             manifest = write_manifest(made, dtype, source, _versions(), metrics)
-    return Exported(out, manifest, sum(file["bytes"] for file in manifest.files.values()))
+    return ExportResult(out, manifest, sum(file["bytes"] for file in manifest.files.values()))
 
 
-def compared(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float) -> dict[str, Any]:
+def compare_auc(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float) -> dict[str, Any]:
     """Loss, and AUC per action and label, of the original and of what was exported; arguments as ``evaluate`` gives."""
     actions = {}
     for name, original in before["actions"].items():
         exported = after["actions"][name]["auc"]
         positives = original["positives"]
-        tells = LEAST <= positives <= before["targets"] - LEAST
+        tells = MIN_POSITIVES <= positives <= before["targets"] - MIN_POSITIVES
         actions[name] = {
             "original": original["auc"],
             "exported": exported,
@@ -115,13 +119,13 @@ def compared(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: flo
         "split": before["split"],
         "targets": before["targets"],
         "tolerance": tolerance,
-        "least": LEAST,
+        "least": MIN_POSITIVES,
         "auc": actions,
         "loss": {"original": before["loss"]["total"], "exported": after["loss"]["total"]},
     }
 
 
-def refuse_worse(metrics: Mapping[str, Any], out: str) -> None:
+def check_auc_drop(metrics: Mapping[str, Any], out: str) -> None:
     """Raise a UserError unless the AUC of each action that can tell has stayed within the tolerance."""
     fell = {name: auc for name, auc in metrics["auc"].items() if auc["within"] is False}
     if fell:
@@ -132,21 +136,21 @@ def refuse_worse(metrics: Mapping[str, Any], out: str) -> None:
         )
 
 
-def _with_time_zone(opened: OpenRun) -> DatasetCard:
+def _with_time_zone(opened: LoadedRun) -> DatasetCard:
     """The run's card, with how the dataset computes context features from time, which old cards do not tell."""
     present = DatasetCard.load(opened.data)
-    card = replace(opened.card, from_time=present.from_time, utc_offset_hours=present.utc_offset_hours)
+    card = replace(opened.card, time_features=present.time_features, utc_offset_hours=present.utc_offset_hours)
     features_from_time(card)
     return card
 
 
-def _measured(opened: OpenRun, task: torch.nn.Module, ranker: Any, split: str) -> dict[str, Any]:
+def _measured(opened: LoadedRun, task: torch.nn.Module, ranker: Any, split: str) -> dict[str, Any]:
     return evaluate(task, ranker, opened.data, split, opened.card, opened.config, opened.process)
 
 
-def _loss(opened: OpenRun) -> Loss:
+def _loss(opened: LoadedRun) -> Loss:
     """The run's own: what is learned of it is part of what is measured."""
-    return opened.built.dmp.module.loss
+    return opened.model.model_parallel.module.loss
 
 
 def _versions() -> dict[str, str]:

@@ -15,28 +15,28 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from a2gen_rec.artifact.artifact import (
-    CATALOGUES,
     DENSE,
+    ENTITY_TABLES,
     IDENTIFIERS,
     SETTINGS,
     TABLES,
-    Settings,
+    ModelSettings,
+    duration_feature,
     has_vocabulary,
-    length_feature,
     vocabulary_file,
 )
-from a2gen_rec.artifact.quantized_tables import TableType, quantised
-from a2gen_rec.data.parquet_reader import feature_rows, read_table
-from a2gen_rec.data.schema import RAW_LENGTH, DatasetCard
-from a2gen_rec.models.embedding_tables import table_rows, whole_tables
-from a2gen_rec.runs.row_order import with_exported_rows
+from a2gen_rec.artifact.quantized_tables import TableDtype, quantize_rows
+from a2gen_rec.data.parquet_reader import read_feature_column, read_table
+from a2gen_rec.data.schema import RAW_DURATION_COLUMN, DatasetCard
+from a2gen_rec.models.embedding_tables import full_tables, table_rows
+from a2gen_rec.runs.row_order import renumber_rows
 from a2gen_rec.utils import paths
 
-RECURS = 50
+DICTIONARY_MIN_REPEATS = 50
 """Occurrences of each value of a column, on average, from which a dictionary of them pays."""
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
+def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """A module's tensors, unsharded, on the CPU: those that this process has."""
     from torch.distributed._shard.sharded_tensor import ShardedTensor
 
@@ -55,9 +55,9 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 def write_model(
     folder: Path,
     card: DatasetCard,
-    settings: Settings,
+    settings: ModelSettings,
     state: Mapping[str, Tensor],
-    dtype: TableType,
+    dtype: TableDtype,
     order: Mapping[str, np.ndarray],
 ) -> None:
     """Write configuration, card, tables and the dense part.
@@ -68,7 +68,7 @@ def write_model(
     """
     paths.write_text(str(folder / SETTINGS), yaml.safe_dump(asdict(settings), sort_keys=False))
     card.save(str(folder))
-    small = whole_tables(card, settings.model)
+    small = full_tables(card, settings.model)
     tables: dict[str, Tensor] = {}
     dense = {name: value.contiguous() for name, value in state.items() if name.startswith("ranker.")}
     for name in table_rows(card, settings.model):
@@ -76,7 +76,7 @@ def write_model(
         if name in small:
             dense[f"table/{name}"] = weight.float().contiguous()
             continue
-        for part, stored in quantised(weight, dtype).named_buffers():
+        for part, stored in quantize_rows(weight, dtype).named_buffers():
             tables[f"{name}/{part}"] = stored[order[name]] if name in order else stored
     save_file(tables, folder / TABLES)
     save_file(dense, folder / DENSE)
@@ -91,18 +91,18 @@ def write_vocabularies(folder: Path, dataset: str, card: DatasetCard, order: Map
         if has_vocabulary(feature):
             name = vocabulary_file(feature)
             table = read_table(paths.join(dataset, name), ["value", "row"])
-            _write_compact(with_exported_rows(table, {"row": order[feature.name]}, "row"), folder / name)
-    for level, name in CATALOGUES.items():
+            _write_compact(renumber_rows(table, {"row": order[feature.name]}, "row"), folder / name)
+    for level, name in ENTITY_TABLES.items():
         file = paths.join(dataset, name)
         table = read_table(file)
         features = {feature.name: feature for feature in card.features if feature.level == level}
         for feature in features.values():
             if feature.name in table.column_names:
-                feature_rows(table[feature.name], feature, file)
-        kept = [each for each in table.column_names if each in features or each in (level, RAW_LENGTH)]
-        if RAW_LENGTH in kept:
-            kept = [each for each in kept if each != length_feature(card)]
-        _write_compact(with_exported_rows(table.select(kept), order, IDENTIFIERS[level]), folder / name)
+                read_feature_column(table[feature.name], feature, file)
+        kept = [each for each in table.column_names if each in features or each in (level, RAW_DURATION_COLUMN)]
+        if RAW_DURATION_COLUMN in kept:
+            kept = [each for each in kept if each != duration_feature(card)]
+        _write_compact(renumber_rows(table.select(kept), order, IDENTIFIERS[level]), folder / name)
 
 
 def _write_compact(table: pa.Table, file: Path) -> None:
@@ -122,7 +122,9 @@ def _write_compact(table: pa.Table, file: Path) -> None:
 
 def _recurs(column: pa.ChunkedArray) -> bool:
     # Of numbers without order Parquet has no better encoding, and falls back where a dictionary would grow large.
-    return pa.types.is_floating(column.type) or RECURS * pc.count_distinct(column).as_py() <= len(column)
+    return pa.types.is_floating(column.type) or DICTIONARY_MIN_REPEATS * pc.count_distinct(column).as_py() <= len(
+        column
+    )
 
 
 def _compact(field: pa.Field) -> pa.Field:

@@ -4,21 +4,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from a2gen_rec.data.columns import Items, WindowColumns, no_impressions, take_windows, with_candidates
-from a2gen_rec.data.features.sessions import session_rows
-from a2gen_rec.data.parquet_reader import read_user
+from a2gen_rec.data.columns import CandidateItems, WindowColumns, no_impressions, take_windows, with_candidates
+from a2gen_rec.data.features.sessions import session_feature_rows
+from a2gen_rec.data.parquet_reader import read_user_windows
 from a2gen_rec.data.schema import FEEDBACK, SPLITS, UNKNOWN, DatasetCard
-from a2gen_rec.ranking.window import moment_after
+from a2gen_rec.ranking.window import next_timestamp
 from a2gen_rec.utils import paths
 
 
-def next_window(history: WindowColumns, items: Items, card: DatasetCard) -> WindowColumns:
+def append_candidates_now(history: WindowColumns, items: CandidateItems, card: DatasetCard) -> WindowColumns:
     """One window: all of ``history`` (one window too), then every item a second after its last end, in its context."""
-    now = moment_after(history)
+    now = next_timestamp(history)
     return with_candidates(history, items, card, now, {}, _session(history, now, card))
 
 
-def latest_window(data: str, card: DatasetCard, user: str) -> WindowColumns | None:
+def read_latest_window(data: str, card: DatasetCard, user: str) -> WindowColumns | None:
     """The last window of a user in the latest split that has any, as columns of one window; None without one.
 
     Raises:
@@ -27,25 +27,25 @@ def latest_window(data: str, card: DatasetCard, user: str) -> WindowColumns | No
     for split in reversed(SPLITS):
         folder = paths.join(data, split)
         files = [paths.join(folder, name) for name in paths.listdir(folder) if name.endswith(".parquet")]
-        windows = read_user(files, card, user)
+        windows = read_user_windows(files, card, user)
         if windows is not None:
             last = windows.ts_ms[windows.starts + windows.lengths - 1]
             return take_windows(windows, np.array([np.argmax(last)]))
     return None
 
 
-def no_history(card: DatasetCard) -> WindowColumns:
+def empty_window(card: DatasetCard) -> WindowColumns:
     """One window of an unknown user, without any impression."""
     one = np.zeros(1, np.int64)
-    users = {feature.name: one for feature in card.at_level("user")}
+    users = {feature.name: one for feature in card.features_at("user")}
     return replace(no_impressions(card), user_key=one, first_target=one, starts=one, lengths=one, user_ids=users)
 
 
 def _session(history: WindowColumns, now: int, card: DatasetCard) -> dict[str, int]:
     """Session feature -> row of an impression that begins ``now``, as far as the window reaches back [ours]."""
     seen = len(history.ts_ms)
-    rows = session_rows(
-        card.at_level("session"),
+    rows = session_feature_rows(
+        card.features_at("session"),
         np.arange(seen + 1) == 0,
         np.append(history.ts_ms, now),
         np.append(history.end_ms, now),

@@ -3,30 +3,30 @@
 import numpy as np
 import torch
 
-from a2gen_rec.data.batch import ALL, collate
-from a2gen_rec.data.items import find_items, popular_items
+from a2gen_rec.data.batch import WHOLE_WINDOW, collate
+from a2gen_rec.data.items import find_candidate_items, popular_items
 from a2gen_rec.ensemble import fit
-from a2gen_rec.models.embedding_tables import whole_tables
+from a2gen_rec.models.embedding_tables import full_tables
 from a2gen_rec.models.ensemble.io import EnsembleCard
 from a2gen_rec.models.ensemble.model import Ensemble
-from a2gen_rec.models.scoring import judge
-from a2gen_rec.ranking.selection import Order, Scorer, best_candidates, order_by
-from a2gen_rec.ranking.types import RankedList, Request
+from a2gen_rec.models.scoring import predict_targets
+from a2gen_rec.ranking.selection import RankingTask, Scorer, resolve_sort_key, top_candidates
+from a2gen_rec.ranking.types import RankedList, RankQuery
 from a2gen_rec.ranking.window import read_candidates
-from a2gen_rec.runs.next_window import latest_window, next_window, no_history
-from a2gen_rec.training.loaded_run import Device, OpenRun, open_run
+from a2gen_rec.runs.next_window import append_candidates_now, empty_window, read_latest_window
+from a2gen_rec.training.loaded_run import DeviceChoice, LoadedRun, load_run
 
-POPULAR = 100
+DEFAULT_CANDIDATES = 100
 
 
-def rank(
+def rank_run(
     run: str,
     user: str,
     candidates: str = "",
-    by: str = "",
-    top: int = 10,
+    sort_by: str = "",
+    k: int = 10,
     data: str = "",
-    device: Device = "auto",
+    device: DeviceChoice = "auto",
     ensemble: str = "",
 ) -> RankedList:
     """Rank candidates for a user by a run's best checkpoint, right after the user's last impression.
@@ -46,34 +46,40 @@ def rank(
             ensemble is of another checkpoint.
     """
     wanted = read_candidates(candidates) if candidates else []
-    with open_run(run, data, device) as opened:
+    with load_run(run, data, device) as opened:
         card = opened.card
         fused = _ensemble(opened, run, ensemble)
-        by = order_by(card, by, opened.built.model.ranker.tasks, fused is not None)
-        items = find_items(opened.data, card, wanted) if wanted else popular_items(opened.data, card, POPULAR)
-        window = latest_window(opened.data, card, user)
-        history = no_history(card) if window is None else window
-        seen = min(len(history.ts_ms), opened.built.model.ranker.history)
-        scorer = Scorer(card, opened.built.model.ranker, fused)
-        columns = next_window(history, items, card)
-        whole, group_cost = whole_tables(card, opened.config.model), opened.config.loader.group_cost
-        batch = collate(columns, np.zeros(1, np.int64), whole, request_gap_s=ALL, group_cost=group_cost)
+        sort_by = resolve_sort_key(card, sort_by, opened.model.model.ranker.objective_tasks, fused is not None)
+        items = (
+            find_candidate_items(opened.data, card, wanted)
+            if wanted
+            else popular_items(opened.data, card, DEFAULT_CANDIDATES)
+        )
+        window = read_latest_window(opened.data, card, user)
+        history = empty_window(card) if window is None else window
+        seen = min(len(history.ts_ms), opened.model.model.ranker.max_history)
+        scorer = Scorer(card, opened.model.model.ranker, fused)
+        columns = append_candidates_now(history, items, card)
+        whole, group_cost = full_tables(card, opened.config.model), opened.config.loader.bucket_overhead_tokens
+        batch = collate(columns, np.zeros(1, np.int64), whole, request_gap_s=WHOLE_WINDOW, group_cost=group_cost)
         batch = batch.to(opened.process.device)
-        opened.built.dmp.eval()
+        opened.model.model_parallel.eval()
         with torch.no_grad():
-            looked_up = opened.built.model.embeddings(batch.sparse)
-            judged = judge(looked_up, scorer.ranker, batch, opened.config.evaluate.max_error)
-            (best,) = best_candidates(
-                scorer, judged, batch, [Order(items, by, Request(user, items.raw, k=top, explain=True))]
+            looked_up = opened.model.model.embeddings(batch.sparse)
+            judged = predict_targets(looked_up, scorer.ranker, batch, opened.config.evaluate.max_unexplored_mass)
+            (best,) = top_candidates(
+                scorer, judged, batch, [RankingTask(items, sort_by, RankQuery(user, items.ids, k=k, explain=True))]
             )
-    unknown = int((~items.known).sum())
-    return RankedList(user, window is not None, seen, by, len(items.raw), unknown, best, by in scorer.less)
+    unknown = int((~items.is_known).sum())
+    return RankedList(
+        user, window is not None, seen, sort_by, len(items.ids), unknown, best, sort_by in scorer.lower_is_better
+    )
 
 
-def _ensemble(opened: OpenRun, run: str, folder: str) -> tuple[Ensemble, EnsembleCard] | None:
+def _ensemble(opened: LoadedRun, run: str, folder: str) -> tuple[Ensemble, EnsembleCard] | None:
     """The ensemble of a folder, or the run's own if it has one."""
-    folder = folder or fit.found(run)
+    folder = folder or fit.default_ensemble_dir(run)
     if not folder:
         return None
-    model, card = fit.load_fitting(opened, folder)
+    model, card = fit.load_compatible_ensemble(opened, folder)
     return model.to(opened.process.device), card

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from a2gen_rec.artifact.artifact import CATALOGUES, has_vocabulary, vocabulary_file
-from a2gen_rec.data.parquet_reader import feature_rows, read_table
+from a2gen_rec.artifact.artifact import ENTITY_TABLES, has_vocabulary, vocabulary_file
+from a2gen_rec.data.parquet_reader import read_feature_column, read_table
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.utils import paths
 
 
-def row_order(dataset: str, card: DatasetCard) -> dict[str, np.ndarray]:
+def export_permutation(dataset: str, card: DatasetCard) -> dict[str, np.ndarray]:
     """Vocabulary feature -> [rows] int64: of each row of its exported table, the dataset's row.
 
     Row 0 is unknown in both; then come the rows that a raw value has, in the values' order, then those without.
@@ -32,16 +32,16 @@ def row_order(dataset: str, card: DatasetCard) -> dict[str, np.ndarray]:
             file, column = paths.join(dataset, vocabulary_file(feature)), "row"
             table = read_table(file, ["value", column]).sort_by("value")
         else:  # the identifier of a catalogue, which is in order
-            file, column = paths.join(dataset, CATALOGUES[feature.level]), feature.name
+            file, column = paths.join(dataset, ENTITY_TABLES[feature.level]), feature.name
             table = read_table(file, [column])
-        rows = np.concatenate([[0], feature_rows(table[column], feature, file)])
+        rows = np.concatenate([[0], read_feature_column(table[column], feature, file)])
         told, first = np.unique(rows, return_index=True)
         untold = np.setdiff1d(np.arange(feature.cardinality), told)
         order[feature.name] = np.concatenate([rows[np.sort(first)], untold]).astype(np.int64)
     return order
 
 
-def with_exported_rows(table: pa.Table, order: Mapping[str, np.ndarray], key: str) -> pa.Table:
+def renumber_rows(table: pa.Table, order: Mapping[str, np.ndarray], key: str) -> pa.Table:
     """A table of a dataset with the rows of exported tables, its lines by the column ``key`` of rows, 0 last.
 
     Args:

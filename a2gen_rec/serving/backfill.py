@@ -18,32 +18,32 @@ from typing import Any
 import duckdb
 from rich.progress import track
 
-from a2gen_rec.artifact.artifact import model_folder
+from a2gen_rec.artifact.artifact import resolve_model_dir
 from a2gen_rec.artifact.manifest import read_manifest
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data import sources
 from a2gen_rec.data.features.calendar import features_from_time
 from a2gen_rec.data.prepare import staging
-from a2gen_rec.data.prepare.pipeline import check
-from a2gen_rec.data.prepare.staging import Columns
+from a2gen_rec.data.prepare.pipeline import validate_config
+from a2gen_rec.data.prepare.staging import StagedColumns
 from a2gen_rec.data.schema import ITEM, DatasetCard
-from a2gen_rec.data.sources.base import Source, SourceFacts, SplitRule
-from a2gen_rec.data.sql import connect, errors_as_ours, identifier, parquet
+from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
+from a2gen_rec.data.sql import connect, quote_identifier, read_parquet_sql, translate_errors
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.ranking.types import Impression
-from a2gen_rec.serving.engine.history_cache import MARGIN
-from a2gen_rec.serving.stores.base import Store, StoreError
+from a2gen_rec.serving.engine.history_cache import SESSION_MARGIN
+from a2gen_rec.serving.stores.base import EventStore, StoreError
 from a2gen_rec.serving.stores.factory import open_store
 from a2gen_rec.utils import paths
 
-IN_FLIGHT = 1024
+MAX_IN_FLIGHT = 1024
 """Users whose impressions may wait to be recorded: stores write many together."""
-ROWS = 10_000
+FETCH_ROWS = 10_000
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Backfilled:
+class BackfillResult:
     """What was recorded."""
 
     users: int
@@ -55,12 +55,12 @@ def backfill(
     raw: str,
     model: str,
     store: str,
-    last: int = 0,
-    memory_gb: float = PrepareConfig.memory_gb,
+    max_impressions: int = 0,
+    memory_gb: float = PrepareConfig.memory_limit_gb,
     threads: int = PrepareConfig.threads,
     spec: str | None = None,
     progress: bool = False,
-) -> Backfilled:
+) -> BackfillResult:
     """Record the last impressions of every user of a raw log.
 
     Args:
@@ -75,14 +75,16 @@ def backfill(
         DataError: the log breaks its format, or is not of the model's kind.
         UserError: the model or the store cannot be used, or memory ran out. What is recorded by then stays.
     """
-    if last < 0:
-        raise ConfigError(f"--last {last} must not be negative")
-    check(PrepareConfig(memory_gb=memory_gb, threads=threads))
-    folder = model_folder(model)
+    if max_impressions < 0:
+        raise ConfigError(f"--last {max_impressions} must not be negative")
+    validate_config(PrepareConfig(memory_limit_gb=memory_gb, threads=threads))
+    folder = resolve_model_dir(model)
     read_manifest(folder)
     card = DatasetCard.load(folder)
-    source = sources.open_source(source_name, paths.local_copy(raw), spec)
-    users = latest_impressions(source, raw, card, last or card.history + MARGIN, memory_gb, threads, progress)
+    source = sources.open_source(source_name, paths.to_local_path(raw), spec)
+    users = latest_impressions(
+        source, raw, card, max_impressions or card.max_history + SESSION_MARGIN, memory_gb, threads, progress
+    )
     opened = open_store(store)
     try:
         return _record(users, opened)
@@ -97,7 +99,7 @@ def latest_impressions(
     raw: str,
     card: DatasetCard,
     last: int,
-    memory_gb: float = PrepareConfig.memory_gb,
+    memory_gb: float = PrepareConfig.memory_limit_gb,
     threads: int = PrepareConfig.threads,
     progress: bool = False,
 ) -> Iterator[tuple[str, list[Impression]]]:
@@ -112,24 +114,26 @@ def latest_impressions(
         DataError: the log breaks its format, or lacks what the model reads.
         UserError: memory or disk ran out.
     """
-    with errors_as_ours(raw):
-        facts = source.facts()
+    with translate_errors(raw):
+        facts = source.describe()
     features = _features(facts, card)
-    columns, partitions = Columns.of(facts), PrepareConfig.partitions
+    columns, partitions = StagedColumns.of(facts), PrepareConfig.num_partitions
     with tempfile.TemporaryDirectory(prefix="a2gen-backfill-") as scratch:
         folder, connection = Path(scratch), connect(memory_gb, threads, Path(scratch, "spill"))
         try:
-            with errors_as_ours(raw):
+            with translate_errors(raw):
                 relation = source.impressions(connection)
                 spread = folder / "raw"
-                read, dropped = staging.spread(
+                read, dropped = staging.partition_by_user(
                     connection, relation, columns, facts.utc_offset_hours, partitions, spread
                 )
                 if read == sum(dropped.values()):
                     raise DataError(f"no usable impression in {read} rows", file=raw)
                 for number in track(range(partitions), "impressions", disable=not progress):
                     file = folder / f"part-{number:05d}.parquet"
-                    staging.clean(connection, spread / f"partition={number}", columns, SplitRule(by="time"), file)
+                    staging.deduplicate(
+                        connection, spread / f"partition={number}", columns, SplitRule(method="time"), file
+                    )
                     if file.exists():
                         rows = _latest_rows(connection, file, columns, features, last)
                         for user, own in groupby(rows, itemgetter("user_id")):
@@ -139,12 +143,12 @@ def latest_impressions(
             connection.close()
 
 
-def _features(facts: SourceFacts, card: DatasetCard) -> list[str]:
+def _features(facts: SourceInfo, card: DatasetCard) -> list[str]:
     """Features that are recorded with an impression: all that the model reads, but for those computed from time.
 
     Those of items too: the log tells them as of then, the model's catalogue only the latest.
     """
-    unknown = set(facts.actions) - set(card.events)
+    unknown = set(facts.actions) - set(card.predicted_actions)
     if unknown:
         raise DataError(f"the log's action {min(unknown)!r} is none of the model's: it is of another kind of log")
     from_time = features_from_time(card)
@@ -158,20 +162,20 @@ def _features(facts: SourceFacts, card: DatasetCard) -> list[str]:
 
 
 def _latest_rows(
-    connection: duckdb.DuckDBPyConnection, file: Path, columns: Columns, features: Sequence[str], last: int
+    connection: duckdb.DuckDBPyConnection, file: Path, columns: StagedColumns, features: Sequence[str], last: int
 ) -> Iterator[Row]:
     """The last rows of every user of a cleaned partition, user by user, oldest first."""
     # As text and back: the fewest digits that tell a FLOAT, where a plain cast adds those of its rounding.
     seconds = [f"{name}::VARCHAR::DOUBLE AS {name}" for name in ("dwell_s", *columns.at)]
-    chosen = ["user_id", ITEM, "ts_ms", *seconds, *(identifier(name) for name in features)]
+    chosen = ["user_id", ITEM, "ts_ms", *seconds, *(quote_identifier(name) for name in features)]
     reader = connection.sql(f"""
-        SELECT {", ".join(chosen)} FROM {parquet(file)}
+        SELECT {", ".join(chosen)} FROM {read_parquet_sql(file)}
         QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY ts_ms DESC, {ITEM} DESC) <= {last}
-        ORDER BY user_id, ts_ms, {ITEM}""").to_arrow_reader(ROWS)
+        ORDER BY user_id, ts_ms, {ITEM}""").to_arrow_reader(FETCH_ROWS)
     return chain.from_iterable(batch.to_pylist() for batch in reader)
 
 
-def _impression(row: Row, facts: SourceFacts, features: Sequence[str]) -> Impression:
+def _impression(row: Row, facts: SourceInfo, features: Sequence[str]) -> Impression:
     happened = [(name, row[f"at_{name}"]) for name in facts.actions if row[f"at_{name}"] is not None]
     return Impression(
         item=row[ITEM],
@@ -187,15 +191,15 @@ def _known(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _record(users: Iterator[tuple[str, list[Impression]]], store: Store) -> Backfilled:
+def _record(users: Iterator[tuple[str, list[Impression]]], store: EventStore) -> BackfillResult:
     waiting: deque[Future[None]] = deque()
     count = impressions = 0
     for user, past in users:
-        if len(waiting) >= IN_FLIGHT:
+        if len(waiting) >= MAX_IN_FLIGHT:
             waiting.popleft().result()
-        waiting.append(store.append(user, past))
+        waiting.append(store.put(user, past))
         count += 1
         impressions += len(past)
     for each in waiting:
         each.result()
-    return Backfilled(count, impressions)
+    return BackfillResult(count, impressions)

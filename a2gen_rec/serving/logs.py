@@ -4,11 +4,11 @@ import logging
 import sys
 import traceback
 
-FRAMES = 6
+MAX_FRAMES = 6
 """Of a traceback, the innermost: those before are the framework's."""
 
 
-def log_to_stderr() -> None:
+def configure_logging() -> None:
     """Have this process log there."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -18,6 +18,6 @@ def log_to_stderr() -> None:
         logger.setLevel(level)
 
 
-def where(error: Exception) -> str:
+def format_location(error: Exception) -> str:
     """Where in the code it was raised. Its message is left out: it may name whatever was asked for."""
-    return "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[-FRAMES:]))
+    return "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]))

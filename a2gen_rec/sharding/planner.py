@@ -52,7 +52,7 @@ _GRID = 4_096  # combinations of options that may be tried, times the ranks each
 
 
 @dataclass(frozen=True)
-class Problem:
+class PlanningProblem:
     """What is to be placed, where, and under which settings (``config.sharding``)."""
 
     workload: Workload
@@ -77,12 +77,12 @@ class Plan:
         """Estimated milliseconds per step of each rank: its shards one after another."""
         perf = [Perf(0.0, 0.0, 0.0, 0.0) for _ in self.topology.devices]
         for option in self.chosen.values():
-            for shard in filled(option):
+            for shard in non_empty_shards(option):
                 perf[shard.rank] += shard.perf
         return perf
 
 
-class NoFit(UserError):
+class InfeasiblePlanError(UserError):
     """The tables do not fit; ``options`` are what was tried, as in :class:`Plan`."""
 
     def __init__(self, reason: str, options: dict[str, list[ShardingOption]], topology: Topology) -> None:
@@ -93,12 +93,12 @@ class NoFit(UserError):
         return UserError, (str(self),)  # other ranks are sent the reason alone
 
 
-def sharders() -> list[ModuleSharder[nn.Module]]:
+def make_sharders() -> list[ModuleSharder[nn.Module]]:
     """What can be sharded: the embedding collection."""
     return [EmbeddingCollectionSharder()]
 
 
-def plan(problem: Problem) -> Plan:
+def plan(problem: PlanningProblem) -> Plan:
     """Place every table so that the slowest rank is estimated fastest.
 
     Raises:
@@ -122,20 +122,20 @@ def plan(problem: Problem) -> Plan:
         constraints=enumerator.constraints,
     )
     try:
-        planner.plan(declared(problem), sharders())
+        planner.plan(meta_embeddings(problem), make_sharders())
     except PlannerError as error:
         raise _no_fit(problem, enumerator) from error
     return Plan({option.name: option for option in best.plan}, enumerator.found, enumerator.topology)
 
 
-def options(problem: Problem) -> Plan:
+def enumerate_options(problem: PlanningProblem) -> Plan:
     """Every option of every table, none chosen; raises as :func:`plan`."""
     enumerator = _Enumerator(problem)
-    enumerator.enumerate(declared(problem), sharders())
+    enumerator.enumerate(meta_embeddings(problem), make_sharders())
     return Plan({}, enumerator.found, enumerator.topology)
 
 
-def filled(option: ShardingOption) -> list[Shard]:
+def non_empty_shards(option: ShardingOption) -> list[Shard]:
     """The shards that hold anything: a table with fewer rows than ranks leaves some of them empty."""
     return [shard for shard in option.shards if shard.size[0]]
 
@@ -149,12 +149,12 @@ def column_width(dim: int, ranks: int) -> int:
 class _Enumerator(EmbeddingEnumerator):
     """TorchRec's enumerator in an order that is the same in every process; keeps what it found, by table."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: PlanningProblem) -> None:
         cluster, sharding = problem.cluster, problem.config.sharding
-        if cluster.device == "cpu" and set(sharding.kernels) != {"fused"}:
-            kernels = ", ".join(sharding.kernels)
+        if cluster.device == "cpu" and set(sharding.compute_kernels) != {"fused"}:
+            kernels = ", ".join(sharding.compute_kernels)
             raise ConfigError(f"sharding.kernels {kernels}: on CPU ({cluster.name}) there is only fused")
-        self.topology, self.constraints = cluster.topology(sharding.reserve), _constraints(problem)
+        self.topology, self.constraints = cluster.topology(sharding.storage_reservation), _constraints(problem)
         estimators = [kind(self.topology, self.constraints) for kind in (_PerfEstimator, _StorageEstimator)]
         super().__init__(self.topology, batch_size=1, constraints=self.constraints, estimator=estimators)
         self.found: dict[str, list[ShardingOption]] = {}
@@ -216,7 +216,7 @@ def optimizer_bytes(kind: type[torch.optim.Optimizer], rows: int, columns: int) 
     return rows * ROW_BYTES * (1 if kind is RowWiseAdagrad else columns)
 
 
-def declared(problem: Problem) -> nn.ModuleDict:
+def meta_embeddings(problem: PlanningProblem) -> nn.ModuleDict:
     """The tables as training has them, on the meta device: they take no memory. They are at :data:`EMBEDDINGS`."""
     config = problem.config
     embeddings = EmbeddingCollection(
@@ -232,21 +232,21 @@ def declared(problem: Problem) -> nn.ModuleDict:
             for table in problem.workload.tables
         ],
     )
-    kind = TABLE_OPTIMIZERS[config.optim.tables]
-    apply_optimizer_in_backward(kind, embeddings.parameters(), {"lr": config.optim.tables_lr})
+    kind = TABLE_OPTIMIZERS[config.optim.sparse_optimizer]
+    apply_optimizer_in_backward(kind, embeddings.parameters(), {"lr": config.optim.sparse_lr})
     return nn.ModuleDict({EMBEDDINGS: embeddings})
 
 
-def _constraints(problem: Problem) -> dict[str, ParameterConstraints]:
+def _constraints(problem: PlanningProblem) -> dict[str, ParameterConstraints]:
     """What TorchRec may do with each table.
 
     Kernels that are not offered leave an embedding collection's table untrained or misread on these versions.
     """
-    sharding, cached = problem.config.sharding, "fused_uvm_caching" in problem.config.sharding.kernels
+    sharding, cached = problem.config.sharding, "fused_uvm_caching" in problem.config.sharding.compute_kernels
     return {
         table.name: ParameterConstraints(
-            sharding_types=list(sharding.types),
-            compute_kernels=list(sharding.kernels),
+            sharding_types=list(sharding.sharding_types),
+            compute_kernels=list(sharding.compute_kernels),
             min_partition=column_width(problem.config.model.dim, problem.cluster.ranks),
             pooling_factors=[table.lookups],
             cache_params=CacheParams(load_factor=sharding.cache_load_factor) if cached else None,
@@ -256,13 +256,13 @@ def _constraints(problem: Problem) -> dict[str, ParameterConstraints]:
     }
 
 
-def _no_fit(problem: Problem, tried: _Enumerator) -> NoFit:
-    config, kind = problem.config, TABLE_OPTIMIZERS[problem.config.optim.tables]
+def _no_fit(problem: PlanningProblem, tried: _Enumerator) -> InfeasiblePlanError:
+    config, kind = problem.config, TABLE_OPTIMIZERS[problem.config.optim.sparse_optimizer]
     dim, width = config.model.dim, WEIGHT_BYTES[config.sharding.dtype]
     needs = sum(table.rows * dim * width + optimizer_bytes(kind, table.rows, dim) for table in problem.workload.tables)
     free = sum((device.storage for device in tried.topology.devices), Storage(0, 0))
     memory = f"{free.hbm / GB:,.4g} GB of HBM and " if problem.cluster.device == "cuda" else ""
-    return NoFit(
+    return InfeasiblePlanError(
         f"the embedding tables do not fit on {problem.cluster.ranks} rank(s): with their optimizer states they are "
         f"{needs / GB:,.4g} GB, {memory}{free.ddr / GB:,.4g} GB of DDR are free for them, and each rank's share must "
         "fit in its own; `a2gen plan` tells what would help",

@@ -6,16 +6,16 @@ from typing import Any
 
 from torchrec.distributed.planner.types import ShardingOption, Storage
 
-from a2gen_rec.sharding.planner import NoFit, Plan, Problem, plan
-from a2gen_rec.sharding.report import Misfit, Remedy
+from a2gen_rec.sharding.planner import InfeasiblePlanError, Plan, PlanningProblem, plan
+from a2gen_rec.sharding.report import Remedy, UnplacedTable
 from a2gen_rec.sharding.topology import Cluster
-from a2gen_rec.sharding.workload import Table
+from a2gen_rec.sharding.workload import TableWorkload
 
-MOST_RANKS = 4096
-CACHED = "fused_uvm_caching"
+MAX_RANKS = 4096
+CACHED_KERNEL = "fused_uvm_caching"
 
 
-def misfits(problem: Problem, failure: NoFit) -> list[Misfit]:
+def unplaced_tables(problem: PlanningProblem, failure: InfeasiblePlanError) -> list[UnplacedTable]:
     """The fewest largest tables without which the others fit, and what each is short of."""
     tables = sorted(problem.workload.tables, key=lambda table: table.rows, reverse=True)
     for count in range(1, len(tables) + 1):
@@ -25,7 +25,7 @@ def misfits(problem: Problem, failure: NoFit) -> list[Misfit]:
     return []
 
 
-def _free_beside(problem: Problem, failure: NoFit, tables: list[Table]) -> Storage | None:
+def _free_beside(problem: PlanningProblem, failure: InfeasiblePlanError, tables: list[TableWorkload]) -> Storage | None:
     """What the emptiest rank has left when these tables are placed; None if they do not fit."""
     free = [device.storage for device in failure.topology.devices]
     if tables:
@@ -38,7 +38,7 @@ def _free_beside(problem: Problem, failure: NoFit, tables: list[Table]) -> Stora
     return max(free)
 
 
-def _misfit(table: Table, options: list[ShardingOption], free: Storage) -> Misfit:
+def _misfit(table: TableWorkload, options: list[ShardingOption], free: Storage) -> UnplacedTable:
     """What the largest shard of the option that exceeds the free memory least needs."""
 
     def short(option: ShardingOption) -> tuple[int, str, int]:
@@ -46,21 +46,21 @@ def _misfit(table: Table, options: list[ShardingOption], free: Storage) -> Misfi
         return max((hbm - free.hbm, "hbm", hbm), (ddr - free.ddr, "ddr", ddr))
 
     _, memory, needs = min(map(short, options))
-    return Misfit(table.name, needs, getattr(free, memory), memory)
+    return UnplacedTable(table.name, needs, getattr(free, memory), memory)
 
 
-def remedies(problem: Problem, failure: NoFit, lacking: list[Misfit]) -> list[Remedy]:
+def find_remedies(problem: PlanningProblem, failure: InfeasiblePlanError, lacking: list[UnplacedTable]) -> list[Remedy]:
     """What would make everything fit: on this hardware by estimated time, then more ranks, then fewer rows."""
     here = sorted(_on_this_hardware(problem), key=lambda remedy: remedy.cost_ms)
     return [*here, *_more_ranks(problem, failure), *_fewer_rows(problem, [misfit.table for misfit in lacking])]
 
 
-def _on_this_hardware(problem: Problem) -> Iterator[Remedy]:
+def _on_this_hardware(problem: PlanningProblem) -> Iterator[Remedy]:
     """Host memory, half precision, and both together where neither is enough."""
     sharding = problem.config.sharding
-    kernels = [*sharding.kernels, CACHED]
+    kernels = [*sharding.compute_kernels, CACHED_KERNEL]
     changes: list[tuple[str, list[str], dict[str, Any]]] = []
-    if problem.cluster.device == "cuda" and CACHED not in sharding.kernels:
+    if problem.cluster.device == "cuda" and CACHED_KERNEL not in sharding.compute_kernels:
         options = ["--sharding.kernels", f"[{','.join(kernels)}]"]
         changes.append(("large tables in host memory, cached on the GPU", options, {"kernels": kernels}))
     if sharding.dtype == "fp32":
@@ -74,12 +74,14 @@ def _on_this_hardware(problem: Problem) -> Iterator[Remedy]:
             yield both
 
 
-def _with_settings(problem: Problem, change: str, options: list[str], settings: dict[str, Any]) -> Remedy | None:
+def _with_settings(
+    problem: PlanningProblem, change: str, options: list[str], settings: dict[str, Any]
+) -> Remedy | None:
     sharding = replace(problem.config.sharding, **settings)
     return _remedy(change, options, replace(problem, config=replace(problem.config, sharding=sharding)))
 
 
-def _more_ranks(problem: Problem, failure: NoFit) -> Iterator[Remedy]:
+def _more_ranks(problem: PlanningProblem, failure: InfeasiblePlanError) -> Iterator[Remedy]:
     """The first doubling of the ranks that is enough."""
     each = failure.topology.devices[0].storage
     least = [
@@ -97,7 +99,7 @@ def _more_ranks(problem: Problem, failure: NoFit) -> Iterator[Remedy]:
 
 def _doublings(cluster: Cluster) -> Iterator[Cluster]:
     ranks, full = cluster.ranks, cluster.ranks_per_host
-    while 2 * ranks <= MOST_RANKS:
+    while 2 * ranks <= MAX_RANKS:
         ranks = min(2 * ranks, full) if ranks < full else 2 * ranks
         yield cluster.with_ranks(ranks)
 
@@ -107,7 +109,7 @@ def _in_hosts(cluster: Cluster) -> str:
     return f"{cluster.ranks:,} ranks on {hosts:,} host{'s' if hosts > 1 else ''}"
 
 
-def _fewer_rows(problem: Problem, names: list[str]) -> Iterator[Remedy]:
+def _fewer_rows(problem: PlanningProblem, names: list[str]) -> Iterator[Remedy]:
     """The largest share of the misfit tables' rows that fits, to a thousandth, by bisection."""
     fits, too_many, best = 0, 1000, None
     while too_many - fits > 1:
@@ -115,7 +117,7 @@ def _fewer_rows(problem: Problem, names: list[str]) -> Iterator[Remedy]:
         tables = problem.workload.tables
         rows = {table.name: max(1, table.rows * share // 1000) for table in tables if table.name in names}
         options = [word for name, count in rows.items() for word in (f"--rows.{name}", str(count))]
-        smaller = replace(problem, workload=problem.workload.resized(rows))
+        smaller = replace(problem, workload=problem.workload.with_rows(rows))
         remedy = _remedy(f"{share / 1000:.1%} of the rows of {', '.join(names)}", options, smaller)
         if remedy is None:
             too_many = share
@@ -125,13 +127,13 @@ def _fewer_rows(problem: Problem, names: list[str]) -> Iterator[Remedy]:
         yield best
 
 
-def _remedy(change: str, options: list[str], problem: Problem) -> Remedy | None:
+def _remedy(change: str, options: list[str], problem: PlanningProblem) -> Remedy | None:
     found = _try(problem)
     return None if found is None else Remedy(change, options, max(perf.total for perf in found.rank_perf))
 
 
-def _try(problem: Problem) -> Plan | None:
+def _try(problem: PlanningProblem) -> Plan | None:
     try:
         return plan(problem)
-    except NoFit:
+    except InfeasiblePlanError:
         return None

@@ -72,7 +72,7 @@ class TablePlan:
     rows: int
     dim: int
     dtype: str
-    lookups: float
+    lookups_per_batch: float
     weights: int
     optimizer: int
     buffers: int
@@ -114,7 +114,7 @@ class StepTraffic:
 
 
 @dataclass(frozen=True)
-class Misfit:
+class UnplacedTable:
     """A table that finds no place: bytes it needs on a rank at the least, and bytes free there.
 
     Attributes:
@@ -123,7 +123,7 @@ class Misfit:
 
     table: str
     needs: int
-    free: int
+    available: int
     memory: str = "hbm"
 
 
@@ -160,7 +160,7 @@ class PlanReport:
     traffic: StepTraffic
     tables: list[TablePlan] = field(default_factory=list)
     ranks: list[RankPlan] = field(default_factory=list)
-    misfits: list[Misfit] = field(default_factory=list)
+    misfits: list[UnplacedTable] = field(default_factory=list)
     remedies: list[Remedy] = field(default_factory=list)
     planning_s: float = 0.0
 

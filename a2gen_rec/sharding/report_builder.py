@@ -9,21 +9,21 @@ from a2gen_rec.sharding.planner import (
     ROW_BYTES,
     TABLE_OPTIMIZERS,
     WEIGHT_BYTES,
-    NoFit,
+    InfeasiblePlanError,
     Plan,
-    Problem,
-    filled,
+    PlanningProblem,
+    non_empty_shards,
     optimizer_bytes,
     plan,
 )
-from a2gen_rec.sharding.remedies import misfits, remedies
+from a2gen_rec.sharding.remedies import find_remedies, unplaced_tables
 from a2gen_rec.sharding.report import Cost, Option, PlanReport, RankPlan, Shard, StepTraffic, TablePlan
-from a2gen_rec.sharding.workload import Table
+from a2gen_rec.sharding.workload import TableWorkload
 
 ID_BYTES = 8
 
 
-def explain(problem: Problem, advise: bool = True) -> tuple[PlanReport, Plan | None]:
+def plan_and_describe(problem: PlanningProblem, with_remedies: bool = True) -> tuple[PlanReport, Plan | None]:
     """Plan, and report on it; there is no plan where the tables do not fit.
 
     Args:
@@ -32,16 +32,16 @@ def explain(problem: Problem, advise: bool = True) -> tuple[PlanReport, Plan | N
     began = time.perf_counter()
     try:
         found = plan(problem)
-    except NoFit as failure:
+    except InfeasiblePlanError as failure:
         report = replace(_empty(problem), planning_s=time.perf_counter() - began)
-        if advise:
-            lacking = misfits(problem, failure)
-            report = replace(report, misfits=lacking, remedies=remedies(problem, failure, lacking))
+        if with_remedies:
+            lacking = unplaced_tables(problem, failure)
+            report = replace(report, misfits=lacking, remedies=find_remedies(problem, failure, lacking))
         return report, None
-    return replace(describe(problem, found), planning_s=time.perf_counter() - began), found
+    return replace(describe_plan(problem, found), planning_s=time.perf_counter() - began), found
 
 
-def describe(problem: Problem, found: Plan) -> PlanReport:
+def describe_plan(problem: PlanningProblem, found: Plan) -> PlanReport:
     """What a plan says: every table, every rank, and the traffic of a step."""
     ranks = _ranks(problem, found)
     return replace(
@@ -54,7 +54,7 @@ def describe(problem: Problem, found: Plan) -> PlanReport:
     )
 
 
-def _empty(problem: Problem) -> PlanReport:
+def _empty(problem: PlanningProblem) -> PlanReport:
     cluster = problem.cluster
     return PlanReport(
         cluster=cluster.name,
@@ -67,11 +67,11 @@ def _empty(problem: Problem) -> PlanReport:
     )
 
 
-def _table(problem: Problem, table: Table, found: Plan) -> TablePlan:
+def _table(problem: PlanningProblem, table: TableWorkload, found: Plan) -> TablePlan:
     config, chosen = problem.config, found.chosen[table.name]
-    kind, width = TABLE_OPTIMIZERS[config.optim.tables], WEIGHT_BYTES[config.sharding.dtype]
+    kind, width = TABLE_OPTIMIZERS[config.optim.sparse_optimizer], WEIGHT_BYTES[config.sharding.dtype]
     shards = []
-    for shard in filled(chosen):
+    for shard in non_empty_shards(chosen):
         (rows, columns), (row, column) = shard.size, shard.offset
         shards.append(
             Shard(
@@ -92,7 +92,7 @@ def _table(problem: Problem, table: Table, found: Plan) -> TablePlan:
         rows=table.rows,
         dim=config.model.dim,
         dtype=config.sharding.dtype,
-        lookups=table.lookups,
+        lookups_per_batch=table.lookups,
         weights=weights,
         optimizer=optimizer,
         buffers=sum(shard.hbm + shard.ddr for shard in shards) - weights - optimizer,
@@ -103,7 +103,7 @@ def _table(problem: Problem, table: Table, found: Plan) -> TablePlan:
 
 
 def _option(option: ShardingOption) -> Option:
-    shards = filled(option)
+    shards = non_empty_shards(option)
     return Option(
         sharding=option.sharding_type,
         kernel=option.compute_kernel,
@@ -114,7 +114,7 @@ def _option(option: ShardingOption) -> Option:
     )
 
 
-def _ranks(problem: Problem, found: Plan) -> list[RankPlan]:
+def _ranks(problem: PlanningProblem, found: Plan) -> list[RankPlan]:
     hbm, ddr = ([0] * problem.cluster.ranks for _ in range(2))
     for option in found.chosen.values():
         for shard in option.shards:
@@ -134,7 +134,7 @@ def _ranks(problem: Problem, found: Plan) -> list[RankPlan]:
     ]
 
 
-def _traffic(problem: Problem, chosen: dict[str, ShardingOption]) -> StepTraffic:
+def _traffic(problem: PlanningProblem, chosen: dict[str, ShardingOption]) -> StepTraffic:
     """What one rank's lookups move.
 
     On average over W ranks a share of (W − 1) / W crosses between them, whatever the sharding: a table on one rank is

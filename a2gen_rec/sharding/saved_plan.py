@@ -30,16 +30,16 @@ from torchrec.modules.embedding_configs import DataType
 
 from a2gen_rec.config import ShardingConfig
 from a2gen_rec.errors import DataError, UserError
-from a2gen_rec.sharding.planner import Plan, Problem, column_width, options
+from a2gen_rec.sharding.planner import Plan, PlanningProblem, column_width, enumerate_options
 from a2gen_rec.utils import paths
 
 FORMAT_VERSION = 1
-ALL = "all"  # ranks, in order
+ALL_RANKS = "all"  # ranks, in order
 KERNELS = ("fused", "fused_uvm", "fused_uvm_caching")
 
 
 @dataclass(frozen=True)
-class PlacedTable:
+class TablePlacement:
     """One table's blocks.
 
     Attributes:
@@ -62,7 +62,7 @@ class PlacedTable:
         firsts = [min(place * height, self.rows) for place in range(len(self.ranks))]
         return [((first, 0), (min(height, self.rows - first), width)) for first in firsts]
 
-    def covers(self, dim: int, world: int) -> bool:
+    def covers_table(self, dim: int, world: int) -> bool:
         """Whether the blocks are as TorchRec cuts a table of ``dim`` columns for ``world`` ranks."""
         width = column_width(dim, world)
         blocks = {
@@ -76,7 +76,7 @@ class PlacedTable:
 
 
 @dataclass(frozen=True)
-class Placement:
+class SavedPlan:
     """Where every table lives on ``world`` ranks."""
 
     cluster: str
@@ -84,10 +84,10 @@ class Placement:
     dim: int
     dtype: str
     cache_load_factor: float
-    tables: Mapping[str, PlacedTable]
+    tables: Mapping[str, TablePlacement]
 
     @classmethod
-    def of(cls, plan: Plan, problem: Problem) -> "Placement":
+    def from_plan(cls, plan: Plan, problem: PlanningProblem) -> "SavedPlan":
         """The placement that a plan chose."""
         config = problem.config
         return cls(
@@ -97,7 +97,7 @@ class Placement:
             dtype=config.sharding.dtype,
             cache_load_factor=config.sharding.cache_load_factor,
             tables={
-                name: PlacedTable(
+                name: TablePlacement(
                     rows=option.tensor.shape[0],
                     sharding=option.sharding_type,
                     kernel=option.compute_kernel,
@@ -108,14 +108,14 @@ class Placement:
             },
         )
 
-    def follow(self, problem: Problem, file: str) -> Plan:
+    def apply(self, problem: PlanningProblem, file: str) -> Plan:
         """The plan that this placement makes of a problem, fitting or not.
 
         Raises:
             UserError: it was made for another problem (see :meth:`check`).
         """
         self.check(problem, file)
-        found = options(_allowing(problem, self))
+        found = enumerate_options(_allowing(problem, self))
         chosen = {}
         for name, table in self.tables.items():
             kind = (table.sharding, table.kernel)
@@ -153,22 +153,22 @@ class Placement:
         raw = {"format_version": FORMAT_VERSION, **asdict(self)}
         for table in raw["tables"].values():
             table["block"] = list(table["block"])
-            table["ranks"] = ALL if table["ranks"] == tuple(range(self.world)) else list(table["ranks"])
+            table["ranks"] = ALL_RANKS if table["ranks"] == tuple(range(self.world)) else list(table["ranks"])
         text = yaml.safe_dump(raw, sort_keys=False, default_flow_style=None, width=100)
         paths.write_text(file, f"# Made by `a2gen plan`; `a2gen train --plan` follows it.\n{text}")
 
     @classmethod
-    def load(cls, file: str) -> "Placement":
+    def load(cls, file: str) -> "SavedPlan":
         """Read a file that :meth:`save` wrote.
 
         Raises:
             DataError: it is not such a file, or its blocks do not make up the tables.
             UserError: it cannot be read, or is not YAML.
         """
-        return cls.of_raw(paths.read_yaml(file), file)
+        return cls.from_dict(paths.read_yaml(file), file)
 
     @classmethod
-    def of_raw(cls, raw: Any, file: str) -> "Placement":
+    def from_dict(cls, raw: Any, file: str) -> "SavedPlan":
         """The placement in a file's plain data; see :meth:`load`."""
         try:
             version = raw["format_version"]
@@ -176,11 +176,11 @@ class Placement:
                 raise DataError(f"is {version}, this version reads {FORMAT_VERSION}", file=file, field="format_version")
             everywhere = tuple(range(raw["world"]))
             tables = {
-                name: PlacedTable(
+                name: TablePlacement(
                     **{
                         **table,
                         "block": tuple(table["block"]),
-                        "ranks": everywhere if table["ranks"] == ALL else tuple(table["ranks"]),
+                        "ranks": everywhere if table["ranks"] == ALL_RANKS else tuple(table["ranks"]),
                     }
                 )
                 for name, table in raw["tables"].items()
@@ -188,14 +188,14 @@ class Placement:
             fields = {name: value for name, value in raw.items() if name != "format_version"}
             found = cls(**{**fields, "tables": tables})
             for name, table in tables.items():
-                if not table.covers(found.dim, found.world):
+                if not table.covers_table(found.dim, found.world):
                     where = f"tables.{name}"
                     raise DataError("its blocks, kernel and ranks do not make up the table", file=file, field=where)
         except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             raise DataError(f"not a plan by `a2gen plan --save` ({error!r})", file=file) from error
         return found
 
-    def check(self, problem: Problem, file: str) -> None:
+    def check(self, problem: PlanningProblem, file: str) -> None:
         """Refuse to place other tables, or on another number of ranks, than the plan was made for.
 
         Raises:
@@ -221,12 +221,12 @@ class Placement:
                 raise UserError(f"{file}: this plan has kernel {table.kernel} for {name}, which CPU does not have")
 
 
-def _allowing(problem: Problem, placement: Placement) -> Problem:
+def _allowing(problem: PlanningProblem, placement: SavedPlan) -> PlanningProblem:
     """The problem with what the placement uses among what the planner may use."""
     sharding = problem.config.sharding
     allowed = asdict(sharding) | {
-        "types": sorted({*sharding.types, *(table.sharding for table in placement.tables.values())}),
-        "kernels": sorted({*sharding.kernels, *(table.kernel for table in placement.tables.values())}),
+        "types": sorted({*sharding.sharding_types, *(table.sharding for table in placement.tables.values())}),
+        "kernels": sorted({*sharding.compute_kernels, *(table.kernel for table in placement.tables.values())}),
         "cache_load_factor": placement.cache_load_factor,
     }
     return replace(problem, config=replace(problem.config, sharding=ShardingConfig(**allowed)))

@@ -100,17 +100,17 @@ class Cluster:
         )
 
     @classmethod
-    def read(cls, file: str) -> "Cluster":
+    def from_yaml(cls, file: str) -> "Cluster":
         """Read a YAML file of the fields above; the file's name is the cluster's.
 
         Raises:
             ConfigError: a field is missing, unknown, of the wrong type or out of range.
             UserError: the file cannot be read.
         """
-        return cls.of(paths.read_yaml(file), file)
+        return cls.from_dict(paths.read_yaml(file), file)
 
     @classmethod
-    def of(cls, raw: object, file: str) -> "Cluster":
+    def from_dict(cls, raw: object, file: str) -> "Cluster":
         """The cluster that ``file`` describes with ``raw``, plain data; see :meth:`read`."""
         if not isinstance(raw, dict):
             raise ConfigError(f"{file}: not a topology: a mapping of fields such as 'device' and 'ranks'")
@@ -133,7 +133,9 @@ class Cluster:
             raise ConfigError(f"{file}: {str(error).partition(': ')[2]}") from error
 
     @classmethod
-    def here(cls, device: torch.device, ranks: int, ranks_per_host: int, config: ShardingConfig) -> "Cluster":
+    def from_local_process(
+        cls, device: torch.device, ranks: int, ranks_per_host: int, config: ShardingConfig
+    ) -> "Cluster":
         """The hardware of this process; memory is what the device and the host have, unless configured."""
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
         hbm = torch.cuda.get_device_properties(device).total_memory / GB if device.type == "cuda" else 0.0

@@ -11,20 +11,20 @@ from functools import cached_property
 
 import numpy as np
 
-from a2gen_rec.config import Config, PlannedFeature, WorkloadConfig
+from a2gen_rec.config import Config, PlannerFeature, WorkloadConfig
 from a2gen_rec.data.features.feedback import outcome_features
 from a2gen_rec.data.features.sessions import session_features
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.models.embedding_tables import looked_up, read_by, whole_rows, whole_tables
+from a2gen_rec.models.embedding_tables import full_table_rows, full_tables, id_features, is_used_by
 
-_HEAD = 100_000
+_EXACT_ROWS = 100_000
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
 _MOST_ROWS = 10**14  # beyond it, torch cannot count a wide table's bytes
 
 
 @dataclass(frozen=True)
-class Table:
+class TableWorkload:
     """A table to be placed, and what one rank's batch asks of it.
 
     Attributes:
@@ -49,19 +49,19 @@ class Table:
     @cached_property
     def lookups(self) -> float:
         """Ids that one rank looks up per step."""
-        return distinct(self.ids, self.rows, self.zipf) if self.dedup else self.ids
+        return expected_unique(self.ids, self.rows, self.zipf) if self.dedup else self.ids
 
 
 @dataclass(frozen=True)
 class Workload:
     """The tables, and what one rank's batch is expected to hold: impressions are history and targets together."""
 
-    tables: tuple[Table, ...]
+    tables: tuple[TableWorkload, ...]
     windows: float
     impressions: float
     targets: float
 
-    def resized(self, rows: Mapping[str, int]) -> "Workload":
+    def with_rows(self, rows: Mapping[str, int]) -> "Workload":
         """With other numbers of rows for the tables named.
 
         Raises:
@@ -75,7 +75,7 @@ class Workload:
         return replace(self, tables=resized)
 
 
-def of_dataset(card: DatasetCard, config: Config) -> Workload:
+def workload_from_dataset(card: DatasetCard, config: Config) -> Workload:
     """The workload of training on a prepared dataset, as far as its card tells.
 
     Batches are taken as full, windows as long as the card's history and its mean number of targets, ids as
@@ -83,18 +83,20 @@ def of_dataset(card: DatasetCard, config: Config) -> Workload:
     """
     train, loader = card.splits["train"], config.loader
     targets = train.targets / max(train.windows, 1)
-    length = card.history + targets
-    impressions = min(loader.max_impressions, loader.max_windows * length)
+    length = card.max_history + targets
+    impressions = min(loader.max_impressions_per_batch, loader.max_windows_per_batch * length)
     windows = max(1.0, impressions / length)
     features = {
-        feature.name: PlannedFeature("user" if feature.level == "user" else "item", feature.cardinality)
-        for feature in looked_up(card)
+        feature.name: PlannerFeature("user" if feature.level == "user" else "item", feature.cardinality)
+        for feature in id_features(card)
     }
-    whole = whole_tables(card, config.model)
+    whole = full_tables(card, config.model)
     return _workload(features, whole, windows, impressions, windows * targets, config)
 
 
-def of_features(features: Mapping[str, PlannedFeature], workload: WorkloadConfig, config: Config) -> Workload:
+def workload_from_features(
+    features: Mapping[str, PlannerFeature], workload: WorkloadConfig, config: Config
+) -> Workload:
     """The workload of data that are described instead of prepared.
 
     Raises:
@@ -105,14 +107,18 @@ def of_features(features: Mapping[str, PlannedFeature], workload: WorkloadConfig
     for name in ("windows", "impressions", "targets", "actions"):
         if not getattr(workload, name):
             raise ConfigError(f"workload.{name} must be given (or --data, a dataset to take it from)")
-    counts = (float(workload.windows), float(workload.impressions), float(workload.targets))
+    counts = (
+        float(workload.windows_per_batch),
+        float(workload.impressions_per_batch),
+        float(workload.targets_per_batch),
+    )
     made = [*session_features(levels=True), *outcome_features()]
-    read = [feature for feature in made if read_by(config.model, feature)]
-    return _workload(features, whole_rows(workload.actions, read, config.model), *counts, config)
+    read = [feature for feature in made if is_used_by(config.model, feature)]
+    return _workload(features, full_table_rows(workload.actions_per_batch, read, config.model), *counts, config)
 
 
 def _workload(
-    features: Mapping[str, PlannedFeature],
+    features: Mapping[str, PlannerFeature],
     whole: Mapping[str, int],
     windows: float,
     impressions: float,
@@ -120,18 +126,22 @@ def _workload(
     config: Config,
 ) -> Workload:
     tables = [
-        Table(
-            name, feature.rows, windows if feature.level == "user" else impressions, feature.zipf, config.loader.dedup
+        TableWorkload(
+            name,
+            feature.rows,
+            windows if feature.level == "user" else impressions,
+            feature.zipf_exponent,
+            config.loader.deduplicate_ids,
         )
         for name, feature in features.items()
     ]
     if clash := whole.keys() & features.keys():
         raise ConfigError(f"features: {min(clash)!r} is the name of a table of the model's own; give it another")
-    tables += [Table(name, rows, float(rows), zipf=0.0, dedup=False) for name, rows in whole.items()]
+    tables += [TableWorkload(name, rows, float(rows), zipf=0.0, dedup=False) for name, rows in whole.items()]
     return Workload(tuple(tables), windows, impressions, targets)
 
 
-def distinct(draws: float, rows: int, zipf: float = 0.0) -> float:
+def expected_unique(draws: float, rows: int, zipf: float = 0.0) -> float:
     """Expected number of distinct values among ``draws`` independent ones of ``rows``.
 
     Args:
@@ -143,7 +153,7 @@ def distinct(draws: float, rows: int, zipf: float = 0.0) -> float:
 
 def _sum_over_ranks(term: Callable[[np.ndarray], np.ndarray], rows: int) -> float:
     """Σ term(k) for k = 1 … rows: the head term by term, the smooth rest by Gauss–Legendre quadrature over log k."""
-    head = min(rows, _HEAD)
+    head = min(rows, _EXACT_ROWS)
     with np.errstate(divide="ignore"):  # a single value has probability 1, whose logarithm of the rest is -inf
         total = float(term(np.arange(1, head + 1, dtype=np.float64)).sum())
     if rows > head:

@@ -36,33 +36,33 @@ from a2gen_rec.simulation.world import (
     ACTIONS,
     ACTIVITY_LEVELS,
     AGE_BANDS,
-    BLOCK,
     FIT_STREAM,
-    HOOK_MS,
+    HOOK_DURATION_MS,
     IMPRESSION_STREAM,
     TABS,
     UPLOAD_TYPES,
+    USERS_PER_BLOCK,
     Items,
-    Policy,
+    RecommendationPolicy,
     Users,
     make_items,
     make_users,
 )
 from a2gen_rec.utils import paths
-from a2gen_rec.utils.atomic_dir import refuse_filled, workspace
+from a2gen_rec.utils.atomic_dir import atomic_output_dir, require_empty_dir
 
 WORLD_FILE = "world.yaml"
-LABEL = "long_view"
-END = datetime(2024, 3, 15, tzinfo=UTC)
+LABEL_NAME = "long_view"
+EPOCH_END_MS = datetime(2024, 3, 15, tzinfo=UTC)
 DAY_MS = 86_400_000
 SESSION_LENGTH = 12
-FOR_YOU_SHARE = 0.75
+FOR_YOU_FRACTION = 0.75
 # Relative traffic per hour of the day.
-HOURS = (5, 3, 2, 1, 1, 2, 4, 7, 8, 8, 9, 10, 13, 11, 9, 9, 10, 11, 13, 15, 18, 18, 14, 9)
+HOUR_WEIGHTS = (5, 3, 2, 1, 1, 2, 4, 7, 8, 8, 9, 10, 13, 11, 9, 9, 10, 11, 13, 15, 18, 18, 14, 9)
 # Impressions worked on together: small enough for the processor's cache.
-SLICE = 8_192
-FIT_SAMPLE = 8_192
-FIT_STEPS = 100
+PAIRS_PER_CHUNK = 8_192
+CALIBRATION_SAMPLE = 8_192
+CALIBRATION_STEPS = 100
 
 USER_SCHEMA = pa.schema(
     {
@@ -89,12 +89,12 @@ IMPRESSION_SCHEMA = pa.schema(
         "dwell_s": pa.float64(),
         "tab": pa.string(),
         **{action: pa.float64() for action in ACTIONS},
-        LABEL: pa.int8(),
-        **{f"true_{name}": pa.float64() for name in (*ACTIONS, LABEL)},
+        LABEL_NAME: pa.int8(),
+        **{f"true_{name}": pa.float64() for name in (*ACTIONS, LABEL_NAME)},
     }
 )
 
-EFFECTS = """\
+EFFECT_PARAMETERS = """\
 Segments on topics the user is interested in invite more actions and hold the user longer.
 Highlights on such topics do so more: actions cluster there.
 A like inside a highlight raises the chance of a later follow and of a later collect.
@@ -119,16 +119,16 @@ class SimulationSummary:
 
 
 @dataclass(frozen=True)
-class World:
+class SimulatedWorld:
     """Everything of the world that is the same for all users."""
 
     config: SimulateConfig
     items: Items
-    policy: Policy
-    base: viewing.Base
+    policy: RecommendationPolicy
+    base: viewing.BaseLogits
 
 
-def make_world(config: SimulateConfig) -> World:
+def make_world(config: SimulateConfig) -> SimulatedWorld:
     """Draw the items and fit the base log-odds to the rates asked for.
 
     The fit is a damped fixed-point iteration on the exact probabilities of a sample of impressions.
@@ -137,16 +137,18 @@ def make_world(config: SimulateConfig) -> World:
         ConfigError: a rate cannot be reached.
     """
     items = make_items(config)
-    policy = Policy.of(items, config.topics)
-    users = make_users(replace(config, users=BLOCK), 0)
+    policy = RecommendationPolicy.of(items, config.topics)
+    users = make_users(replace(config, users=USERS_PER_BLOCK), 0)
     rng = np.random.default_rng([config.seed, FIT_STREAM])
-    row = rng.choice(len(users.user_id), FIT_SAMPLE, p=users.activity / users.activity.sum())
-    item = policy.draw(users, row, rng.random(FIT_SAMPLE) < FOR_YOU_SHARE * config.interest_share, rng)
+    row = rng.choice(len(users.user_id), CALIBRATION_SAMPLE, p=users.activity / users.activity.sum())
+    item = policy.draw(users, row, rng.random(CALIBRATION_SAMPLE) < FOR_YOU_FRACTION * config.personalized_share, rng)
 
-    rates = np.array([getattr(config, f"{name}_rate") for name in (*ACTIONS, "glance", LABEL)])
+    rates = np.array([getattr(config, f"{name}_rate") for name in (*ACTIONS, "glance", LABEL_NAME)])
     base = np.array([*_log_odds(rates[:-2] / 3), -1.0, -1.5])
-    for _ in range(FIT_STEPS):
-        truth = viewing.exact(viewing.odds(config, _base(base), items, users, row, item))
+    for _ in range(CALIBRATION_STEPS):
+        truth = viewing.exact_marginals(
+            viewing.segment_probabilities(config, _calibrate_base_logits(base), items, users, row, item)
+        )
         found = np.array([*truth.action.mean(axis=1), truth.glance.mean(), truth.long_view.mean()])
         error = _log_odds(rates) - _log_odds(found)
         if np.abs(error).max() < 1e-3:
@@ -155,20 +157,20 @@ def make_world(config: SimulateConfig) -> World:
         base += 0.5 * error * np.array([1.0] * (len(ACTIONS) + 1) + [-1.0])
     worst = int(np.abs(error).argmax())
     if not abs(error[worst]) < 0.02:
-        name = (*ACTIONS, "glance", LABEL)[worst]
+        name = (*ACTIONS, "glance", LABEL_NAME)[worst]
         raise ConfigError(f"{name}_rate {rates[worst]} cannot be reached in this world (came to {found[worst]:.3f})")
-    return World(config, items, policy, _base(base))
+    return SimulatedWorld(config, items, policy, _calibrate_base_logits(base))
 
 
-def _base(values: np.ndarray) -> viewing.Base:
-    return viewing.Base(action=values[:-2], glance=float(values[-2]), leave=float(values[-1]))
+def _calibrate_base_logits(values: np.ndarray) -> viewing.BaseLogits:
+    return viewing.BaseLogits(action=values[:-2], glance=float(values[-2]), leave=float(values[-1]))
 
 
 def _log_odds(rate: np.ndarray) -> np.ndarray:
     return np.log(rate) - np.log1p(-rate)
 
 
-def _timeline(
+def _session_times(
     first: np.ndarray, user: np.ndarray, lasts_ms: np.ndarray, days: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Begin of each impression, ms: at its session's start, or when the one before it is over, if that is later.
@@ -177,7 +179,7 @@ def _timeline(
         first: (N,) bool, first impression of a session; user: (N,) int, sorted, 0 and on;
         lasts_ms: (N,) int64, time until the same session's next impression can begin.
     """
-    hour_share = np.cumsum(HOURS) / np.sum(HOURS)
+    hour_share = np.cumsum(HOUR_WEIGHTS) / np.sum(HOUR_WEIGHTS)
     sessions = int(first.sum())
     hour = np.minimum(hour_share.searchsorted(rng.random(sessions)), 23)
     start = rng.integers(days, size=sessions) * DAY_MS + hour * (DAY_MS // 24)
@@ -192,36 +194,36 @@ def _timeline(
     # A log that would run past its end begins earlier instead.
     span = np.zeros(user[-1] + 1, dtype=np.int64)
     np.maximum.at(span, user, begin + lasts_ms)
-    end_ms = int(END.timestamp() * 1000)
+    end_ms = int(EPOCH_END_MS.timestamp() * 1000)
     return end_ms - days * DAY_MS + begin - np.maximum(span - days * DAY_MS, 0)[user]
 
 
-def simulate_block(world: World, users: Users, block: int) -> pa.Table:
+def simulate_block(world: SimulatedWorld, users: Users, block: int) -> pa.Table:
     """All impressions of one block of users, by user and time; see :func:`simulate` for the columns."""
     config, rng = world.config, np.random.default_rng([world.config.seed, IMPRESSION_STREAM, block])
     count = np.maximum(rng.poisson(users.activity), 1)
     row = np.repeat(np.arange(len(count)), count)
     first = rng.random(len(row)) < 1 / SESSION_LENGTH
     first[count.cumsum() - count] = True
-    tab = (rng.random(int(first.sum())) >= FOR_YOU_SHARE).astype(np.int8)[first.cumsum() - 1]
-    by_interest = (tab == 0) & (rng.random(len(row)) < config.interest_share)
+    tab = (rng.random(int(first.sum())) >= FOR_YOU_FRACTION).astype(np.int8)[first.cumsum() - 1]
+    by_interest = (tab == 0) & (rng.random(len(row)) < config.personalized_share)
 
     item = np.empty(len(row), dtype=np.int64)
     dwell_ms = np.empty(len(row), dtype=np.int64)
     offset_ms = np.empty((len(ACTIONS), len(row)), dtype=np.int64)
     true_action = np.empty((len(ACTIONS), len(row)))
     true_view = np.empty(len(row))
-    for begin in range(0, len(row), SLICE):
-        part = slice(begin, begin + SLICE)
+    for begin in range(0, len(row), PAIRS_PER_CHUNK):
+        part = slice(begin, begin + PAIRS_PER_CHUNK)
         item[part] = world.policy.draw(users, row[part], by_interest[part], rng)
-        draws = viewing.odds(config, world.base, world.items, users, row[part], item[part])
-        truth = viewing.exact(draws)
-        watched = viewing.watch(draws, rng)
+        draws = viewing.segment_probabilities(config, world.base, world.items, users, row[part], item[part])
+        truth = viewing.exact_marginals(draws)
+        watched = viewing.sample_views(draws, rng)
         dwell_ms[part], offset_ms[:, part] = watched.dwell_ms, watched.offset_ms
         true_action[:, part], true_view[part] = truth.action, truth.long_view
 
     gap_ms = rng.integers(200, 2_000, size=len(row))
-    ts_ms = _timeline(first, row, dwell_ms + gap_ms, config.days, rng)
+    ts_ms = _session_times(first, row, dwell_ms + gap_ms, config.days, rng)
     long_view = dwell_ms >= viewing.long_view_threshold_ms(world.items.duration_ms[item])
     action_s = [pa.array(ms / 1000.0, mask=ms < 0) for ms in offset_ms]
     return pa.Table.from_arrays(
@@ -261,14 +263,14 @@ def _item_table(items: Items) -> pa.Table:
     )
 
 
-def _write(folder: Path, world: World, advance: Callable[[int], object]) -> dict[str, int]:
+def _write(folder: Path, world: SimulatedWorld, advance: Callable[[int], object]) -> dict[str, int]:
     """Write all files of a log; counts of impressions and of what happened in them."""
     config = world.config
     (folder / "impressions").mkdir()
     pq.write_table(_item_table(world.items), folder / "items.parquet", compression="zstd")
     counts: Counter[str] = Counter()
-    blocks = math.ceil(config.users / BLOCK)
-    blocks_per_part = math.ceil(config.chunk_users / BLOCK)
+    blocks = math.ceil(config.users / USERS_PER_BLOCK)
+    blocks_per_part = math.ceil(config.users_per_file / USERS_PER_BLOCK)
     with pq.ParquetWriter(folder / "users.parquet", USER_SCHEMA, compression="zstd") as users_file:
         for part, begin in enumerate(range(0, blocks, blocks_per_part)):
             file = folder / "impressions" / f"part-{part:05d}.parquet"
@@ -280,19 +282,19 @@ def _write(folder: Path, world: World, advance: Callable[[int], object]) -> dict
                     impressions_file.write_table(table)
                     counts["impressions"] += table.num_rows
                     counts.update({action: table.num_rows - table[action].null_count for action in ACTIONS})
-                    counts[LABEL] += pc.sum(table[LABEL]).as_py()
-                    counts["glance"] += pc.sum(pc.less(table["dwell_s"], HOOK_MS / 1000)).as_py()
+                    counts[LABEL_NAME] += pc.sum(table[LABEL_NAME]).as_py()
+                    counts["glance"] += pc.sum(pc.less(table["dwell_s"], HOOK_DURATION_MS / 1000)).as_py()
                     advance(len(users.user_id))
     return dict(counts)
 
 
-def _describe(world: World, counts: dict[str, int], rates: dict[str, float]) -> str:
+def _describe(world: SimulatedWorld, counts: dict[str, int], rates: dict[str, float]) -> str:
     base = world.base
-    begin = END - timedelta(days=world.config.days)
+    begin = EPOCH_END_MS - timedelta(days=world.config.days)
     return yaml.safe_dump(
         {
             "settings": asdict(world.config),
-            "period": [begin.isoformat(), END.isoformat()],
+            "period": [begin.isoformat(), EPOCH_END_MS.isoformat()],
             "users": world.config.users,
             "items": world.config.items,
             "impressions": counts["impressions"],
@@ -303,7 +305,7 @@ def _describe(world: World, counts: dict[str, int], rates: dict[str, float]) -> 
                 "leave": round(base.leave, 6),
             },
             "long_view": "watched at least min(18 s, duration)",
-            "effects": EFFECTS.splitlines(),
+            "effects": EFFECT_PARAMETERS.splitlines(),
         },
         sort_keys=False,
         width=120,
@@ -326,7 +328,7 @@ def simulate(out: str, config: SimulateConfig, progress: bool = False) -> Simula
         ConfigError: the rates asked for cannot be reached.
     """
     started = time.monotonic()
-    refuse_filled(out)
+    require_empty_dir(out)
     world = make_world(config)
     bar = Progress(
         TextColumn("simulating users"),
@@ -337,10 +339,10 @@ def simulate(out: str, config: SimulateConfig, progress: bool = False) -> Simula
         disable=not progress,
     )
     try:
-        with workspace(out) as folder, bar:
+        with atomic_output_dir(out) as folder, bar:
             task = bar.add_task("", total=config.users)
             counts = _write(folder / "dataset", world, partial(bar.advance, task))
-            rates = {name: counts[name] / counts["impressions"] for name in (*ACTIONS, LABEL, "glance")}
+            rates = {name: counts[name] / counts["impressions"] for name in (*ACTIONS, LABEL_NAME, "glance")}
             paths.write_text(str(folder / "dataset" / WORLD_FILE), _describe(world, counts, rates))
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error

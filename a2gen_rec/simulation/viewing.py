@@ -17,20 +17,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from a2gen_rec.config import SimulateConfig
-from a2gen_rec.simulation.world import ACTIONS, HOOK_MS, LONG_VIEW_MS, Items, Users
+from a2gen_rec.simulation.world import ACTIONS, HOOK_DURATION_MS, LONG_VIEW_THRESHOLD_MS, Items, Users
 
 LIKE, COMMENT, FOLLOW, COLLECT, FORWARD = range(len(ACTIONS))
 
 # Log-odds per unit of interest match and of a highlight's appeal, in ACTIONS order, and of leaving.
-MATCH = (0.65, 0.60, 0.75, 0.75, 0.65)
-APPEAL = (0.60, 0.50, 0.60, 0.70, 0.50)
+MATCH_WEIGHTS = (0.65, 0.60, 0.75, 0.75, 0.65)
+APPEAL_WEIGHTS = (0.60, 0.50, 0.60, 0.70, 0.50)
 LEAVE_MATCH, LEAVE_APPEAL, LEAVE_QUALITY = 0.6, 0.5, 0.8
 # The first three seconds leave little time to act.
 HOOK_ACTION = -1.0
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseLogits:
     """Base log-odds per segment: each action's (A,), leaving in the hook, leaving later."""
 
     action: np.ndarray
@@ -39,7 +39,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Odds:
+class SegmentProbabilities:
     """Probabilities of a segment's draws for ``N`` impressions; all (K, N), absent segments 0.
 
     ``follow`` and ``collect`` hold (plain, after a like in a highlight), ``leave`` (plain, loyal).
@@ -56,7 +56,7 @@ class Odds:
 
 
 @dataclass(frozen=True)
-class Truth:
+class ExactMarginals:
     """Exact probabilities of ``N`` impressions.
 
     Attributes:
@@ -73,7 +73,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Watched:
+class SampledViews:
     """What happened: ``dwell_ms`` (N,) int64; ``offset_ms`` (A, N) int64, -1 where the action did not happen."""
 
     dwell_ms: np.ndarray
@@ -90,35 +90,37 @@ def _shifted(probability: np.ndarray, shift: float) -> np.ndarray:
     return probability * factor / (1.0 + probability * (factor - 1.0))
 
 
-def odds(config: SimulateConfig, base: Base, items: Items, users: Users, row: np.ndarray, item: np.ndarray) -> Odds:
+def segment_probabilities(
+    config: SimulateConfig, base: BaseLogits, items: Items, users: Users, row: np.ndarray, item: np.ndarray
+) -> SegmentProbabilities:
     """Draw probabilities of ``N`` impressions: ``row`` (N,) of ``users`` meets ``item`` (N,)."""
     edges_ms = items.edges_ms[:, item]
     length_s = np.diff(edges_ms, axis=0) / 1000.0
     present = length_s > 0
     highlight = items.highlight[:, item]
-    match = config.interest * users.affinity[row, items.segment_topic[:, item]]
-    appeal = config.highlight * highlight * np.maximum(match, 0.0)
+    match = config.interest_strength * users.affinity[row, items.segment_topic[:, item]]
+    appeal = config.highlight_strength * highlight * np.maximum(match, 0.0)
     quality = items.quality[item]
 
     def action(code: int) -> np.ndarray:
-        level = base.action[code] + users.habit[row, code] + quality
-        log_odds = level + MATCH[code] * match + APPEAL[code] * appeal
+        level = base.action[code] + users.propensity[row, code] + quality
+        log_odds = level + MATCH_WEIGHTS[code] * match + APPEAL_WEIGHTS[code] * appeal
         log_odds[0] += HOOK_ACTION
         return _probability(log_odds) * present
 
-    temper = users.impatience[row] - LEAVE_QUALITY * quality
+    temper = users.leave_propensity[row] - LEAVE_QUALITY * quality
     leaving = base.leave + temper - LEAVE_MATCH * match - LEAVE_APPEAL * appeal
     leaving += 0.5 * np.log(np.maximum(length_s, 0.1) / 6.0)
-    leaving[0] = base.glance + temper - config.hook * match[0]
+    leaving[0] = base.glance + temper - config.hook_penalty * match[0]
     leave = _probability(leaving) * present
     follow, collect = action(FOLLOW), action(COLLECT)
-    return Odds(
+    return SegmentProbabilities(
         like=action(LIKE),
         comment=action(COMMENT),
         forward=action(FORWARD),
-        follow=(follow, _shifted(follow, config.liked_highlight)),
-        collect=(collect, _shifted(collect, config.liked_highlight)),
-        leave=(leave, _shifted(leave, -config.loyalty)),
+        follow=(follow, _shifted(follow, config.highlight_like_boost)),
+        collect=(collect, _shifted(collect, config.highlight_like_boost)),
+        leave=(leave, _shifted(leave, -config.follow_retention_boost)),
         highlight=highlight,
         edges_ms=edges_ms,
     )
@@ -126,10 +128,10 @@ def odds(config: SimulateConfig, base: Base, items: Items, users: Users, row: np
 
 def long_view_threshold_ms(duration_ms: np.ndarray) -> np.ndarray:
     """Watch time from which an impression is a long view: min(18 s, duration), in ms."""
-    return np.minimum(duration_ms, LONG_VIEW_MS)
+    return np.minimum(duration_ms, LONG_VIEW_THRESHOLD_MS)
 
 
-def _advance(
+def _advance_segment(
     mass: np.ndarray, like: np.ndarray, follow: tuple[np.ndarray, np.ndarray], highlight: np.ndarray
 ) -> np.ndarray:
     """Mass (3, 3, N) over (like: no, plain, highlight) × (follow: no, before the like, after) past a segment."""
@@ -147,7 +149,7 @@ def _advance(
     return after
 
 
-def exact(draws: Odds) -> Truth:
+def exact_marginals(draws: SegmentProbabilities) -> ExactMarginals:
     """Marginal probabilities of everything random inside the impressions, by forward recursion."""
     segments, count = draws.like.shape
     mass = np.zeros((3, 3, count))
@@ -178,8 +180,8 @@ def exact(draws: Odds) -> Truth:
         for cells in (mass, uncollected):
             cells[:, ::2] *= 1 - leave
             cells[:, 1] *= 1 - loyal_leave
-        mass = _advance(mass, like, follow, draws.highlight[k])
-        uncollected = _advance(uncollected, like, follow, draws.highlight[k])
+        mass = _advance_segment(mass, like, follow, draws.highlight[k])
+        uncollected = _advance_segment(uncollected, like, follow, draws.highlight[k])
 
     completed = mass.sum(axis=(0, 1))
     begin, end = draws.edges_ms[:-1], draws.edges_ms[1:]
@@ -192,15 +194,15 @@ def exact(draws: Odds) -> Truth:
     seconds = draws.edges_ms / 1000.0
     integral = (1 + seconds) * np.log1p(seconds) - seconds
     mean_log1p = np.diff(integral, axis=0) / (length / 1000.0)
-    return Truth(
+    return ExactMarginals(
         action=action,
         long_view=at_least(long_view_threshold_ms(draws.edges_ms[-1])),
-        glance=1.0 - at_least(HOOK_MS),
+        glance=1.0 - at_least(HOOK_DURATION_MS),
         log1p_watch=completed * np.log1p(seconds[-1]) + (left * mean_log1p).sum(axis=0),
     )
 
 
-def watch(draws: Odds, rng: np.random.Generator) -> Watched:
+def sample_views(draws: SegmentProbabilities, rng: np.random.Generator) -> SampledViews:
     """Let the impressions happen once."""
     segments, count = draws.like.shape
     offset = np.full((len(ACTIONS), count), np.inf)
@@ -233,4 +235,4 @@ def watch(draws: Odds, rng: np.random.Generator) -> Watched:
         dwell[watching[leaves]] = (begin + shown)[leaves]
         watching = watching[~leaves]
     offset_ms = np.where(np.isinf(offset), -1.0, offset)
-    return Watched(np.floor(dwell).astype(np.int64), np.floor(offset_ms).astype(np.int64))
+    return SampledViews(np.floor(dwell).astype(np.int64), np.floor(offset_ms).astype(np.int64))

@@ -15,10 +15,10 @@ AGE_BANDS = ("under_18", "18_24", "25_34", "35_49", "50_plus")
 ACTIVITY_LEVELS = ("low", "middle", "high")
 UPLOAD_TYPES = ("camera", "edited", "imported")
 TABS = ("for_you", "discover")
-BLOCK = 1_000
+USERS_PER_BLOCK = 1_000
 SEGMENTS = 8
-HOOK_MS = 3_000
-LONG_VIEW_MS = 18_000
+HOOK_DURATION_MS = 3_000
+LONG_VIEW_THRESHOLD_MS = 18_000
 
 # Streams of the seed: one number per purpose keeps them independent.
 ITEM_STREAM, GROUP_STREAM, USER_STREAM, IMPRESSION_STREAM, FIT_STREAM = range(5)
@@ -71,8 +71,8 @@ class Users:
     activity_level: np.ndarray
     activity: np.ndarray
     affinity: np.ndarray
-    habit: np.ndarray
-    impatience: np.ndarray
+    propensity: np.ndarray
+    leave_propensity: np.ndarray
 
 
 def make_items(config: SimulateConfig) -> Items:
@@ -85,8 +85,8 @@ def make_items(config: SimulateConfig) -> Items:
     author = np.minimum(rng.random(count) ** 1.5 * config.authors, config.authors - 1).astype(np.int64)
     author_topic = rng.integers(topics, size=config.authors)
     topic = np.where(rng.random(count) < 0.8, author_topic[author], rng.integers(topics, size=count))
-    quality = config.quality * rng.standard_normal(count)
-    popularity = (1.0 + rng.permutation(count)) ** -config.popularity
+    quality = config.item_quality_std * rng.standard_normal(count)
+    popularity = (1.0 + rng.permutation(count)) ** -config.popularity_exponent
 
     duration_s = np.clip(rng.lognormal(np.log(20.0), 0.7, count), 5.0, 180.0)
     duration_ms = (np.round(duration_s, 1) * 1000).round().astype(np.int64)
@@ -96,7 +96,7 @@ def make_items(config: SimulateConfig) -> Items:
     length[0] = 0.0
     share = np.cumsum(length, axis=0) / length.sum(axis=0)
     edges_ms = np.zeros((SEGMENTS + 1, count), dtype=np.int64)
-    edges_ms[1:] = HOOK_MS + np.round(share * (duration_ms - HOOK_MS)).astype(np.int64)
+    edges_ms[1:] = HOOK_DURATION_MS + np.round(share * (duration_ms - HOOK_DURATION_MS)).astype(np.int64)
     edges_ms[-1] = duration_ms
 
     strays = rng.random((SEGMENTS, count)) < 0.15
@@ -105,7 +105,7 @@ def make_items(config: SimulateConfig) -> Items:
     highlight = rng.random((SEGMENTS, count)) < 0.15
     highlight[1 + (rng.random(count) * (segments - 1)).astype(np.int64), np.arange(count)] = True
     highlight[0] = False
-    upload_type = np.clip(1.0 + quality / max(config.quality, 1e-9) + rng.standard_normal(count), 0, 2.99)
+    upload_type = np.clip(1.0 + quality / max(config.item_quality_std, 1e-9) + rng.standard_normal(count), 0, 2.99)
     return Items(
         author=author,
         topic=topic,
@@ -126,37 +126,37 @@ def make_users(config: SimulateConfig, block: int) -> Users:
     age_habit = rng.standard_normal((len(AGE_BANDS), len(ACTIONS)))
 
     rng = np.random.default_rng([config.seed, USER_STREAM, block])
-    group = rng.integers(config.groups, size=BLOCK)
-    age_band = (group + rng.integers(3, size=BLOCK)) % len(AGE_BANDS)
-    activity = rng.gamma(2.0, 0.5, BLOCK)
+    group = rng.integers(config.groups, size=USERS_PER_BLOCK)
+    age_band = (group + rng.integers(3, size=USERS_PER_BLOCK)) % len(AGE_BANDS)
+    activity = rng.gamma(2.0, 0.5, USERS_PER_BLOCK)
 
     # The loved topics are a weighted draw without replacement (Gumbel top-k), mostly of the group's favourites.
     weight = np.where(preferred[group], 0.8 / favourites, 0.2 / config.topics)
-    lure = np.log(weight) + rng.gumbel(size=(BLOCK, config.topics))
+    lure = np.log(weight) + rng.gumbel(size=(USERS_PER_BLOCK, config.topics))
     loved = (-lure).argsort(axis=1).argsort(axis=1) < min(3, max(1, config.topics // 2))
-    noise = rng.standard_normal((BLOCK, config.topics))
+    noise = rng.standard_normal((USERS_PER_BLOCK, config.topics))
     affinity = np.where(loved, 1.5 + 0.3 * noise, -0.7 + 0.4 * noise)
 
-    outgoing = rng.standard_normal((BLOCK, 1))
-    own = rng.standard_normal((BLOCK, len(ACTIONS)))
-    habit = config.habit * (0.65 * outgoing + 0.65 * own + 0.35 * age_habit[age_band])
-    impatience = 0.8 * config.habit * rng.standard_normal(BLOCK)
+    outgoing = rng.standard_normal((USERS_PER_BLOCK, 1))
+    own = rng.standard_normal((USERS_PER_BLOCK, len(ACTIONS)))
+    habit = config.user_propensity_std * (0.65 * outgoing + 0.65 * own + 0.35 * age_habit[age_band])
+    impatience = 0.8 * config.user_propensity_std * rng.standard_normal(USERS_PER_BLOCK)
 
-    kept = slice(0, min(BLOCK, config.users - block * BLOCK))
+    kept = slice(0, min(USERS_PER_BLOCK, config.users - block * USERS_PER_BLOCK))
     return Users(
-        user_id=np.arange(block * BLOCK, (block + 1) * BLOCK)[kept],
+        user_id=np.arange(block * USERS_PER_BLOCK, (block + 1) * USERS_PER_BLOCK)[kept],
         group=group[kept],
         age_band=age_band[kept],
         activity_level=np.searchsorted([0.6, 1.3], activity)[kept],
         activity=config.impressions_per_user * activity[kept],
         affinity=affinity[kept],
-        habit=habit[kept],
-        impatience=impatience[kept],
+        propensity=habit[kept],
+        leave_propensity=impatience[kept],
     )
 
 
 @dataclass(frozen=True)
-class Policy:
+class RecommendationPolicy:
     """What is shown to whom: items by popularity, or by popularity within a topic drawn by interest.
 
     Attributes:
@@ -166,12 +166,12 @@ class Policy:
     """
 
     order: np.ndarray
-    cumulative: np.ndarray
+    popularity_cdf: np.ndarray
     topic_begin: np.ndarray
     topic_mass: np.ndarray
 
     @classmethod
-    def of(cls, items: Items, topics: int) -> "Policy":
+    def of(cls, items: Items, topics: int) -> "RecommendationPolicy":
         order = items.topic.argsort(kind="stable")
         mass = np.bincount(items.topic, weights=items.popularity, minlength=topics)
         return cls(order, items.popularity[order].cumsum(), mass.cumsum() - mass, mass)
@@ -191,5 +191,5 @@ class Policy:
         pick, position = rng.random((2, len(row)))
         topic = np.minimum((share[row] <= pick[:, None]).sum(axis=1), len(self.topic_mass) - 1)
         within = self.topic_begin[topic] + position * self.topic_mass[topic]
-        place = self.cumulative.searchsorted(np.where(by_interest, within, position), side="right")
+        place = self.popularity_cdf.searchsorted(np.where(by_interest, within, position), side="right")
         return self.order[np.minimum(place, len(self.order) - 1)]

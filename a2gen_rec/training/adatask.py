@@ -49,7 +49,7 @@ class TaskAdam(torch.optim.Optimizer):
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     @torch.no_grad()
-    def take(self, task: int) -> None:
+    def collect_gradients(self, task: int) -> None:
         """Move the gradients of one task's backward pass from ``grad`` to :attr:`gradients`."""
         for parameter in self.parameters():
             if parameter not in self.gradients:
@@ -84,7 +84,7 @@ class TaskAdam(torch.optim.Optimizer):
             gradient.mul_(share.view(-1, *[1] * (gradient.dim() - 1)))
 
 
-class TaskStates:
+class PerTaskTableState:
     """States of the sharded tables' optimizer, a set for each task.
 
     TorchRec's fused optimizers update rows inside the backward pass, by whatever state they find: a task's state is
@@ -105,13 +105,13 @@ class TaskStates:
             for name, state in self.live.items()
         }
 
-    def put(self, task: int) -> None:
+    def load(self, task: int) -> None:
         """Make the task's states those of the next backward pass."""
         for name, state in self.live.items():
             for shard, kept in zip(state.local_shards(), self.kept[name][task], strict=True):
                 shard.tensor.data.copy_(kept)  # as fused updates do: autograd is not to take the pass for outdated
 
-    def fetch(self, task: int) -> None:
+    def store(self, task: int) -> None:
         """Take the task's states as its backward pass has left them."""
         for name, state in self.live.items():
             for shard, kept in zip(state.local_shards(), self.kept[name][task], strict=True):
@@ -139,7 +139,7 @@ class AdaTask:
     """
 
     def __init__(self, dense: TaskAdam, fused: KeyedOptimizer) -> None:
-        self.dense, self.tables = dense, TaskStates(fused, dense.tasks)
+        self.dense, self.tables = dense, PerTaskTableState(fused, dense.tasks)
 
     def backward(self, losses: Tensor) -> None:
         """Update the tables, and leave the dense gradients [tasks, ...], means over the ranks, to the optimizer.
@@ -149,10 +149,10 @@ class AdaTask:
         """
         last = len(losses) - 1
         for task, loss in enumerate(losses):
-            self.tables.put(task)
+            self.tables.load(task)
             loss.backward(retain_graph=task < last)
-            self.tables.fetch(task)
-            self.dense.take(task)
+            self.tables.store(task)
+            self.dense.collect_gradients(task)
         self._average()
 
     def _average(self) -> None:

@@ -15,33 +15,33 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from a2gen_rec.config import Config, OptimConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.losses.loss import Loss, check_weights
-from a2gen_rec.models.base import Encoded, RankingModel
-from a2gen_rec.models.baselines.towers import TowersRanker
-from a2gen_rec.models.factory import ranking_model
-from a2gen_rec.sharding.planner import TABLE_OPTIMIZERS, Problem, plan, sharders
-from a2gen_rec.sharding.saved_plan import Placement
+from a2gen_rec.losses.loss import Loss, validate_objective_weights
+from a2gen_rec.models.base import RankingModel, TargetEncoding
+from a2gen_rec.models.baselines.towers import TowerRanker
+from a2gen_rec.models.factory import build_model
+from a2gen_rec.sharding.planner import TABLE_OPTIMIZERS, PlanningProblem, make_sharders, plan
+from a2gen_rec.sharding.saved_plan import SavedPlan
 from a2gen_rec.sharding.topology import Cluster
-from a2gen_rec.sharding.workload import of_dataset
+from a2gen_rec.sharding.workload import workload_from_dataset
 from a2gen_rec.training.adatask import AdaTask, TaskAdam
-from a2gen_rec.utils.distributed import Process, agreed, gather
+from a2gen_rec.utils.distributed import DistributedContext, all_gather_object, sync_errors
 
-TABLES = "model.embeddings"  # the tables' place in a task
+EMBEDDINGS_FQN = "model.embeddings"  # the tables' place in a task
 
 
-class TrainTask(nn.Module):
+class ModelWithLoss(nn.Module):
     """Model and loss in one module, the form that training pipelines take."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: WindowBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, Encoded]]:
+    def forward(self, batch: WindowBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, TargetEncoding]]:
         return self.loss(self.model(batch), batch)
 
 
 @dataclass
-class Built:
+class TrainingModel:
     """A sharded model with its optimizers.
 
     Attributes:
@@ -51,7 +51,7 @@ class Built:
         adatask: backward passes per task, where tasks have steps of their own.
     """
 
-    dmp: DistributedModelParallel
+    model_parallel: DistributedModelParallel
     optimizer: CombinedOptimizer
     plan: ShardingPlan
     adatask: AdaTask | None = None
@@ -66,10 +66,12 @@ class Built:
     @property
     def model(self) -> RankingModel:
         """The model inside its wrappers (its forward must be reached through ``dmp``)."""
-        return self.dmp.module.model
+        return self.model_parallel.module.model
 
 
-def build(card: DatasetCard, config: Config, process: Process, sharding: ShardingPlan | None = None) -> Built:
+def build_training_model(
+    card: DatasetCard, config: Config, process: DistributedContext, sharding: ShardingPlan | None = None
+) -> TrainingModel:
     """Make, shard and equip the model.
 
     Args:
@@ -79,18 +81,18 @@ def build(card: DatasetCard, config: Config, process: Process, sharding: Shardin
         UserError: the tables do not fit, or the saved plan is for others.
     """
     torch.manual_seed(config.train.seed)
-    model = ranking_model(card, config, device=torch.device("meta"))
+    model = build_model(card, config, device=torch.device("meta"))
     apply_optimizer_in_backward(
-        TABLE_OPTIMIZERS[config.optim.tables], model.embeddings.parameters(), _table_options(config.optim)
+        TABLE_OPTIMIZERS[config.optim.sparse_optimizer], model.embeddings.parameters(), _table_options(config.optim)
     )
-    tasks = model.ranker.tasks
-    check_weights(config.loss, tasks)
-    towers = model.ranker if config.optim.tasks == "adatask" and isinstance(model.ranker, TowersRanker) else None
+    tasks = model.ranker.objective_tasks
+    validate_objective_weights(config.loss, tasks)
+    towers = model.ranker if config.optim.multitask == "adatask" and isinstance(model.ranker, TowerRanker) else None
     timed = None if towers is None else towers.timed_action
-    task = TrainTask(model, Loss(config.loss, process.world, tasks, timed))
+    task = ModelWithLoss(model, Loss(config.loss, process.world_size, tasks, timed))
     if sharding is None:
         sharding = ShardingPlan(
-            {TABLES: _placement(card, config, process).to_torchrec(process.device, process.local_world)}
+            {EMBEDDINGS_FQN: _placement(card, config, process).to_torchrec(process.device, process.local_world_size)}
         )
     model.ranker.to(process.device)  # the tables stay on meta until they are sharded
     task.loss.to(process.device)
@@ -100,36 +102,41 @@ def build(card: DatasetCard, config: Config, process: Process, sharding: Shardin
         task,
         device=process.device,
         plan=sharding,
-        sharders=sharders(),
+        sharders=make_sharders(),
         init_data_parallel=towers is None,  # it averages gradients over ranks in one backward pass, not in several
     )
     if towers is None:
-        return Built(dmp, _combined(dmp, _dense(dmp, config.optim)), sharding)
+        return TrainingModel(dmp, _combined(dmp, _dense(dmp, config.optim)), sharding)
     adam, dense = _dense_per_task(dmp, config.optim, towers.outputs)
-    return Built(dmp, _combined(dmp, dense), sharding, AdaTask(adam, dmp.fused_optimizer))
+    return TrainingModel(dmp, _combined(dmp, dense), sharding, AdaTask(adam, dmp.fused_optimizer))
 
 
-def _placement(card: DatasetCard, config: Config, process: Process) -> Placement:
+def _placement(card: DatasetCard, config: Config, process: DistributedContext) -> SavedPlan:
     """Where the tables live, the same on all ranks: as saved, or as planned."""
     made = None
-    with agreed():
-        if process.leads:
-            cluster = Cluster.here(process.device, process.world, process.local_world, config.sharding)
-            problem, file = Problem(of_dataset(card, config), cluster, config), config.sharding.plan
-            made = Placement.load(file) if file else Placement.of(plan(problem), problem)
+    with sync_errors():
+        if process.is_main:
+            cluster = Cluster.from_local_process(
+                process.device, process.world_size, process.local_world_size, config.sharding
+            )
+            problem, file = (
+                PlanningProblem(workload_from_dataset(card, config), cluster, config),
+                config.sharding.plan_file,
+            )
+            made = SavedPlan.load(file) if file else SavedPlan.from_plan(plan(problem), problem)
             made.check(problem, file)
-    return gather(made)[0]
+    return all_gather_object(made)[0]
 
 
 def _table_options(config: OptimConfig) -> dict[str, Any]:
-    options: dict[str, Any] = {"lr": config.tables_lr}
-    if config.tables_weight_decay:
-        options["weight_decay"] = config.tables_weight_decay
+    options: dict[str, Any] = {"lr": config.sparse_lr}
+    if config.sparse_weight_decay:
+        options["weight_decay"] = config.sparse_weight_decay
     return options
 
 
 def _dense(dmp: DistributedModelParallel, config: OptimConfig) -> KeyedOptimizer:
-    kind = torch.optim.AdamW if config.dense == "adamw" else torch.optim.Adam
+    kind = torch.optim.AdamW if config.dense_optimizer == "adamw" else torch.optim.Adam
 
     parameters = dict(in_backward_optimizer_filter(dmp.named_parameters()))
     # The learned weights of losses are no part of the model: decay would draw them to 1.
@@ -144,8 +151,8 @@ def _dense(dmp: DistributedModelParallel, config: OptimConfig) -> KeyedOptimizer
 
     dense: KeyedOptimizer = KeyedOptimizerWrapper(parameters, make)
     dense.init_state()
-    if config.clip_norm:
-        dense = GradientClippingOptimizer(dense, GradientClipping.NORM, config.clip_norm)
+    if config.max_grad_norm:
+        dense = GradientClippingOptimizer(dense, GradientClipping.NORM, config.max_grad_norm)
     return dense
 
 
@@ -153,7 +160,7 @@ def _dense_per_task(
     dmp: DistributedModelParallel, config: OptimConfig, tasks: int
 ) -> tuple[TaskAdam, KeyedOptimizerWrapper]:
     parameters = dict(in_backward_optimizer_filter(dmp.named_parameters()))
-    adam = TaskAdam(parameters.values(), tasks, config.dense_lr, config.weight_decay, config.clip_norm)
+    adam = TaskAdam(parameters.values(), tasks, config.dense_lr, config.weight_decay, config.max_grad_norm)
     return adam, KeyedOptimizerWrapper(parameters, lambda _: adam)
 
 
@@ -164,7 +171,7 @@ def _combined(dmp: DistributedModelParallel, dense: KeyedOptimizer) -> CombinedO
     return optimizer
 
 
-def schedule(optimizer: CombinedOptimizer, scale: float) -> None:
+def set_lr_scale(optimizer: CombinedOptimizer, scale: float) -> None:
     """Set every learning rate to ``scale`` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = scale * group["peak_lr"]

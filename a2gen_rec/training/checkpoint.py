@@ -21,14 +21,14 @@ from iopath.common.file_io import g_pathmgr
 from torch.distributed.checkpoint.api import CheckpointException
 
 from a2gen_rec.config import ModelConfig
-from a2gen_rec.data.loader import Position
+from a2gen_rec.data.loader import LoaderState
 from a2gen_rec.errors import UserError
-from a2gen_rec.training.build import Built
+from a2gen_rec.training.build import TrainingModel
 from a2gen_rec.training.dcp_storage import IOPathReader, IOPathWriter
 from a2gen_rec.utils import paths
-from a2gen_rec.utils.distributed import agreed, gather
+from a2gen_rec.utils.distributed import all_gather_object, sync_errors
 
-FOLDER, STATE = "checkpoints", "state.json"
+CHECKPOINTS_DIR, STATE_FILE = "checkpoints", "state.json"
 
 _ORDER = (
     ("loader", "max_impressions"),
@@ -39,7 +39,7 @@ _ORDER = (
 
 
 @dataclass
-class State:
+class TrainState:
     """What a checkpoint holds besides tensors.
 
     Attributes:
@@ -53,26 +53,26 @@ class State:
 
     step: int
     windows: int
-    positions: list[Position]
+    loader_states: list[LoaderState]
     best: float | None
     best_step: int | None
-    waited: int
+    validations_since_best: int
     config: dict[str, Any]
     data: str
     card: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, checkpoint: str) -> "State":
+    def read(cls, checkpoint: str) -> "TrainState":
         """Read ``state.json`` of a checkpoint.
 
         Raises:
             UserError: it is damaged or of another version.
         """
-        file = paths.join(checkpoint, STATE)
+        file = paths.join(checkpoint, STATE_FILE)
         try:
             raw = json.loads(paths.read_text(file))
-            return cls(**{**raw, "positions": [Position(**position) for position in raw["positions"]]})
+            return cls(**{**raw, "positions": [LoaderState(**position) for position in raw["positions"]]})
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{file}: not a checkpoint's state ({error})") from error
 
@@ -80,7 +80,7 @@ class State:
 def latest(run: str) -> str | None:
     """The last complete checkpoint of a run; None if there is none."""
     steps = _steps(run)
-    return place(run, steps[-1]) if steps else None
+    return checkpoint_path(run, steps[-1]) if steps else None
 
 
 def best(run: str) -> str:
@@ -92,12 +92,12 @@ def best(run: str) -> str:
     found = latest(run)
     if found is None:
         raise UserError(f"{run}: no checkpoint here; is it the folder given to `a2gen train --run`?")
-    step = State.read(found).best_step
-    marked = found if step is None else place(run, step)
+    step = TrainState.read(found).best_step
+    marked = found if step is None else checkpoint_path(run, step)
     return marked if paths.exists(marked) else found
 
 
-def digest(checkpoint: str) -> str:
+def fingerprint(checkpoint: str) -> str:
     """Tells a checkpoint's tensors from any others, a copy's aside: 12 hexadecimal digits.
 
     Of the tensors' metadata, which has an identifier that is made anew whenever tensors are saved. ``state.json`` may
@@ -114,7 +114,7 @@ def digest(checkpoint: str) -> str:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
-def save(run: str, built: Built, state: State, keep: int) -> None:
+def save(run: str, built: TrainingModel, state: TrainState, keep: int) -> None:
     """Write a checkpoint, then drop those beyond the last ``keep`` and the best. Called by all ranks.
 
     A step saved before keeps its tensors, which can be no others, and gets the new state.
@@ -122,30 +122,30 @@ def save(run: str, built: Built, state: State, keep: int) -> None:
     Raises:
         UserError: the run's folder cannot be written to.
     """
-    target = place(run, state.step)
+    target = checkpoint_path(run, state.step)
     beside = f"{target}.writing"
     leads = dist.get_rank() == 0
     text = json.dumps(asdict(state), indent=1)
-    again = gather(paths.exists(target))[0]
+    again = all_gather_object(paths.exists(target))[0]
     if not again:
-        with agreed(), _as_ours(beside):
+        with sync_errors(), _translate_errors(beside):
             if leads:
                 _remove(beside)
                 g_pathmgr.mkdirs(beside)
-        with _as_ours(beside):
-            dcp.save(tensors(built), storage_writer=IOPathWriter(beside))
-    with agreed(), _as_ours(beside):
+        with _translate_errors(beside):
+            dcp.save(state_tensors(built), storage_writer=IOPathWriter(beside))
+    with sync_errors(), _translate_errors(beside):
         if leads:
-            paths.write_text(paths.join(target if again else beside, STATE), text)
+            paths.write_text(paths.join(target if again else beside, STATE_FILE), text)
             if not again:
                 g_pathmgr.mv(beside, target)
             for step in _steps(run)[:-keep] if keep else []:
                 if step not in (state.best_step, state.step):
-                    _remove(place(run, step))
+                    _remove(checkpoint_path(run, step))
 
 
 @contextmanager
-def _as_ours(beside: str) -> Iterator[None]:
+def _translate_errors(beside: str) -> Iterator[None]:
     """Turn a failed write into the user's error and take back what was half written."""
     try:
         yield
@@ -156,13 +156,13 @@ def _as_ours(beside: str) -> Iterator[None]:
         raise UserError(f"{beside}: checkpoint cannot be written ({_cause(error)})") from error
 
 
-def load(checkpoint: str, built: Built, with_optimizer: bool = True) -> None:
+def load(checkpoint: str, built: TrainingModel, with_optimizer: bool = True) -> None:
     """Fill model (and optimizers, random state) in place from a checkpoint. Called by all ranks.
 
     Raises:
         UserError: the checkpoint is of another model shape, or damaged.
     """
-    found = tensors(built, with_optimizer)
+    found = state_tensors(built, with_optimizer)
     reader = IOPathReader(checkpoint)
     try:
         saved = reader.read_metadata().state_dict_metadata
@@ -172,7 +172,7 @@ def load(checkpoint: str, built: Built, with_optimizer: bool = True) -> None:
         dcp.load(found, storage_reader=reader)
     except (CheckpointException, OSError, EOFError, pickle.UnpicklingError, LookupError, ValueError) as error:
         raise UserError(f"{checkpoint}: does not fit this model or is damaged ({_cause(error)})") from error
-    built.dmp.load_state_dict(found["model"])
+    built.model_parallel.load_state_dict(found["model"])
     if with_optimizer:
         built.optimizer.load_state_dict(found["optimizer"])
         if _rng_key() in rng:
@@ -181,7 +181,7 @@ def load(checkpoint: str, built: Built, with_optimizer: bool = True) -> None:
             torch.cuda.set_rng_state(rng[f"cuda_{_rng_key()}"])
 
 
-def check_shape(saved: State, config: dict[str, Any], card: dict[str, Any], run: str) -> None:
+def check_compatible(saved: TrainState, config: dict[str, Any], card: dict[str, Any], run: str) -> None:
     """Refuse to go on with a model of another shape than the checkpoint's.
 
     Raises:
@@ -214,9 +214,9 @@ def check_shape(saved: State, config: dict[str, Any], card: dict[str, Any], run:
                 raise UserError(f"{run}: stopped within an epoch over a dataset with other {name}; give that one")
 
 
-def tensors(built: Built, with_optimizer: bool = True) -> dict[str, Any]:
+def state_tensors(built: TrainingModel, with_optimizer: bool = True) -> dict[str, Any]:
     """All tensors of a checkpoint as they are in memory, by name: ``model``, ``optimizer`` and more, ``rng``."""
-    found: dict[str, Any] = {"model": built.dmp.state_dict(), "rng": {}}
+    found: dict[str, Any] = {"model": built.model_parallel.state_dict(), "rng": {}}
     if with_optimizer:
         optimizer = built.optimizer.state_dict()
         # Plans differ in which tables have state on this rank; SGD's is empty under any plan.
@@ -233,19 +233,19 @@ def _rng_key() -> str:
     return f"rank_{dist.get_rank()}_of_{dist.get_world_size()}"
 
 
-def place(run: str, step: int) -> str:
+def checkpoint_path(run: str, step: int) -> str:
     """The folder of a step's checkpoint."""
-    return paths.join(run, FOLDER, f"step-{step:08d}")
+    return paths.join(run, CHECKPOINTS_DIR, f"step-{step:08d}")
 
 
-def drop(run: str) -> None:
+def delete_all(run: str) -> None:
     """Remove all checkpoints of a run."""
     for step in _steps(run):
-        _remove(place(run, step))
+        _remove(checkpoint_path(run, step))
 
 
 def _steps(run: str) -> list[int]:
-    names = paths.listdir(paths.join(run, FOLDER))
+    names = paths.listdir(paths.join(run, CHECKPOINTS_DIR))
     return sorted(int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdigit())
 
 

@@ -14,17 +14,17 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from a2gen_rec.config import Config, LossConfig
 from a2gen_rec.training import checkpoint
-from a2gen_rec.training.logger import Progress
+from a2gen_rec.training.logger import TrainingLogger
 from a2gen_rec.training.trainer import Trainer, is_finished
 from a2gen_rec.utils import paths
-from a2gen_rec.utils.distributed import Process, agreed
+from a2gen_rec.utils.distributed import DistributedContext, sync_errors
 
-FOLDER = "branches"
-SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
+BRANCHES_DIR = "branches"
+WEIGHT_GRID = (0.2, 0.4, 0.6, 0.8, 1.0)
 """What is tried of the mean weight of the branches before; 0, which leaves a branch out, needs no trial."""
 
 
-def fork_and_merge(config: Config, data: str, run: str, process: Process) -> dict[str, float]:
+def fork_and_merge(config: Config, data: str, run: str, process: DistributedContext) -> dict[str, float]:
     """Train a run by ``config.train.forkmerge``, or resume it. All ranks call it.
 
     Returns:
@@ -32,38 +32,40 @@ def fork_and_merge(config: Config, data: str, run: str, process: Process) -> dic
     """
     settings = config.train.forkmerge
     # Only the merged parameters' validations tell when to stop.
-    of_branches = replace(config, train=replace(config.train, patience=0, keep=1))
+    of_branches = replace(config, train=replace(config.train, patience=0, keep_latest_k=1))
     while True:
-        with agreed():
+        with sync_errors():
             begin = checkpoint.latest(run)
-            before = None if begin is None else checkpoint.State.read(begin)
+            before = None if begin is None else checkpoint.TrainState.read(begin)
         if before is not None and is_finished(before, config.train):
             return before.metrics
-        step, epoch = (0, 0) if before is None else (before.step, before.positions[0].epoch)
-        folders = [paths.join(run, FOLDER, f"step-{step:08d}", str(i)) for i in range(len(settings.branches))]
-        for i, (folder, weights) in enumerate(zip(folders, settings.branches, strict=True)):
+        step, epoch = (0, 0) if before is None else (before.step, before.loader_states[0].epoch)
+        folders = [
+            paths.join(run, BRANCHES_DIR, f"step-{step:08d}", str(i)) for i in range(len(settings.branch_loss_weights))
+        ]
+        for i, (folder, weights) in enumerate(zip(folders, settings.branch_loss_weights, strict=True)):
             branch = Trainer(
                 of_branches,
                 data,
                 folder,
                 process,
-                begin=checkpoint.latest(folder) or begin,
-                loss=reweighted(config.loss, weights),
-                what=f"branch {i + 1} of {len(folders)}, ",
+                resume_from=checkpoint.latest(folder) or begin,
+                loss=with_weights(config.loss, weights),
+                log_prefix=f"branch {i + 1} of {len(folders)}, ",
             )
-            branch.fit(until=epoch + settings.every)
+            branch.fit(until=epoch + settings.merge_interval_epochs)
             if branch.stopped:
                 return {} if before is None else before.metrics
             del branch  # before the next takes as much memory
         _merge(config, data, run, process, folders, before)
 
 
-def reweighted(loss: LossConfig, weights: dict[str, float]) -> LossConfig:
+def with_weights(loss: LossConfig, weights: dict[str, float]) -> LossConfig:
     """``loss`` with other weights: of the terms that are settings of it, and of objectives by their names."""
     terms = {field.name for field in fields(LossConfig)}
     objectives = {name: weight for name, weight in weights.items() if name not in terms}
     of_terms = {name: weight for name, weight in weights.items() if name in terms}
-    return replace(loss, **of_terms, objectives=loss.objectives | objectives)  # type: ignore[arg-type]
+    return replace(loss, **of_terms, objective_weights=loss.objective_weights | objectives)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -87,7 +89,7 @@ def greedy_weights(
     for branch in order[1:]:
         load(branch)
         own, sum_before, chosen = _copy(tensors), sum(weights.values()), 0.0
-        for share in SHARES:
+        for share in WEIGHT_GRID:
             weight = share * sum_before / len(weights)
             for tensor, of_mixed, of_own in zip(tensors, mixed, own, strict=True):
                 tensor.copy_(of_mixed.lerp(of_own, weight / (sum_before + weight)))
@@ -100,7 +102,7 @@ def greedy_weights(
 
 
 @torch.no_grad()
-def mix(weights: dict[int, float], load: Callable[[int], None], tensors: Sequence[Tensor]) -> None:
+def merge_parameters(weights: dict[int, float], load: Callable[[int], None], tensors: Sequence[Tensor]) -> None:
     """Fill ``tensors`` with the mean of the branches by their weights; ``load`` as in :func:`greedy_weights`."""
     mixed: list[Tensor] = []
     so_far = 0.0
@@ -120,44 +122,51 @@ def mix(weights: dict[int, float], load: Callable[[int], None], tensors: Sequenc
 
 
 def _merge(
-    config: Config, data: str, run: str, process: Process, folders: list[str], before: checkpoint.State | None
+    config: Config,
+    data: str,
+    run: str,
+    process: DistributedContext,
+    folders: list[str],
+    before: checkpoint.TrainState | None,
 ) -> None:
     """Make the branches' mixture the run's next checkpoint."""
     places = [checkpoint.latest(folder) or "" for folder in folders]
-    merged = Trainer(config, data, run, process, begin=places[-1], what="merging, ")
-    parameters = checkpoint.tensors(merged.built, with_optimizer=False)
-    everything = checkpoint.tensors(merged.built)
+    merged = Trainer(config, data, run, process, resume_from=places[-1], log_prefix="merging, ")
+    parameters = checkpoint.state_tensors(merged.built, with_optimizer=False)
+    everything = checkpoint.state_tensors(merged.built)
 
     def load(branch: int) -> None:
         checkpoint.load(places[branch], merged.built, with_optimizer=False)
 
     def measure() -> float:
         # What was changed in place is loaded as from a checkpoint; loading changes the names in the dictionary.
-        merged.built.dmp.load_state_dict(parameters["model"].copy())
-        return merged.monitored(merged.measure())
+        merged.built.model_parallel.load_state_dict(parameters["model"].copy())
+        return merged.monitored_value(merged.validate())
 
     scores = []
     for branch in range(len(places)):
         load(branch)
         scores.append(measure())
     weights = greedy_weights(scores, load, _local(parameters["model"]), measure)
-    mix(weights, lambda branch: checkpoint.load(places[branch], merged.built), _local(everything))
-    merged.built.dmp.load_state_dict(everything["model"])
+    merge_parameters(weights, lambda branch: checkpoint.load(places[branch], merged.built), _local(everything))
+    merged.built.model_parallel.load_state_dict(everything["model"])
     merged.built.optimizer.load_state_dict(everything["optimizer"])
 
     state = merged.state
-    state.best, state.best_step, state.waited = (
-        (None, None, 0) if before is None else (before.best, before.best_step, before.waited)
+    state.best, state.best_step, state.validations_since_best = (
+        (None, None, 0) if before is None else (before.best, before.best_step, before.validations_since_best)
     )
-    with Progress(run, process.leads, config.train.epochs, merged.stream.windows, state.step, "merging, ") as progress:
+    with TrainingLogger(
+        run, process.is_main, config.train.epochs, merged.stream.windows, state.step, "merging, "
+    ) as progress:
         shares = ", ".join(f"{weight:.2f} of branch {branch + 1}" for branch, weight in sorted(weights.items()))
-        progress.note(f"merged {shares}")
-        merged.validated(merged.measure(), progress)
+        progress.info(f"merged {shares}")
+        merged.record_validation(merged.validate(), progress)
     merged.save()
-    with agreed():
-        if process.leads:
+    with sync_errors():
+        if process.is_main:
             for folder in folders:
-                checkpoint.drop(folder)
+                checkpoint.delete_all(folder)
 
 
 def _copy(tensors: Sequence[Tensor]) -> list[Tensor]:

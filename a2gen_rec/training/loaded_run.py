@@ -9,14 +9,14 @@ from a2gen_rec.config import Config
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.training import checkpoint
-from a2gen_rec.training.build import Built, build
-from a2gen_rec.utils.distributed import Process, process_group
+from a2gen_rec.training.build import TrainingModel, build_training_model
+from a2gen_rec.utils.distributed import DistributedContext, process_group
 
-Device = Literal["auto", "cpu", "cuda"]
+DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass
-class OpenRun:
+class LoadedRun:
     """A run's best checkpoint, loaded.
 
     Attributes:
@@ -24,17 +24,17 @@ class OpenRun:
         step: of the checkpoint; digest: tells it from others of that step, see :func:`checkpoint.digest`.
     """
 
-    built: Built
+    model: TrainingModel
     config: Config
     card: DatasetCard
     data: str
-    process: Process
+    process: DistributedContext
     step: int
-    digest: str
+    fingerprint: str
 
 
 @contextmanager
-def open_run(run: str, data: str = "", device: Device = "auto") -> Iterator[OpenRun]:
+def load_run(run: str, data: str = "", device: DeviceChoice = "auto") -> Iterator[LoadedRun]:
     """Load a run's best checkpoint on the ranks this process is one of.
 
     Args:
@@ -45,23 +45,23 @@ def open_run(run: str, data: str = "", device: Device = "auto") -> Iterator[Open
         UserError: no checkpoint, or it does not fit the dataset.
     """
     place = checkpoint.best(run)
-    state, digest = checkpoint.State.read(place), checkpoint.digest(place)
+    state, digest = checkpoint.TrainState.read(place), checkpoint.fingerprint(place)
     config = restore_config(state.config)
     data = data or state.data
-    card = DatasetCard.from_dict(state.card, f"{place}/{checkpoint.STATE}")
+    card = DatasetCard.from_dict(state.card, f"{place}/{checkpoint.STATE_FILE}")
     present = DatasetCard.load(data)
     for name in ("actions", "labels", "objectives", "timed", "features"):
         if getattr(present, name) != getattr(card, name):
             raise UserError(f"{data}: its {name} differ from those the run {run} was trained with")
     config.sharding.hbm_gb = config.sharding.ddr_gb = 0.0  # of the machines it was trained on
-    config.sharding.plan = ""
-    config.optim.tasks = "joint"  # nothing is trained: no need of moments per task
+    config.sharding.plan_file = ""
+    config.optim.multitask = "joint"  # nothing is trained: no need of moments per task
     with process_group(device) as process:
         if process.device.type == "cpu":
-            config.sharding.kernels = ["fused"]
-        built = build(card, config, process)
+            config.sharding.compute_kernels = ["fused"]
+        built = build_training_model(card, config, process)
         checkpoint.load(place, built, with_optimizer=False)
-        yield OpenRun(built, config, card, data, process, state.step, digest)
+        yield LoadedRun(built, config, card, data, process, state.step, digest)
 
 
 def restore_config(saved: dict[str, Any]) -> Config:

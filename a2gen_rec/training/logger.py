@@ -11,13 +11,13 @@ from rich.progress import Progress as Bar
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from a2gen_rec.data.batch import COUNTS
+from a2gen_rec.data.batch import COUNT_NAMES
 from a2gen_rec.utils import paths
 
 _QUIET_SECONDS = 10.0
 
 
-class Progress:
+class TrainingLogger:
     """Collects what steps did and shows it.
 
     Args:
@@ -27,10 +27,10 @@ class Progress:
         what: said before it begins.
     """
 
-    def __init__(self, run: str, leads: bool, epochs: int, windows: int, first_step: int, what: str = "") -> None:
-        self.run, self.leads, self.epochs, self.windows = run, leads, epochs, windows
-        self.first_step, self.steps, self.seen, self.what = first_step, first_step, 0, what
-        self.console = Console(stderr=True, quiet=not leads, highlight=False)
+    def __init__(self, run: str, is_main: bool, epochs: int, windows: int, first_step: int, prefix: str = "") -> None:
+        self.run, self.leads, self.epochs, self.windows = run, is_main, epochs, windows
+        self.first_step, self.steps, self.seen, self.what = first_step, first_step, 0, prefix
+        self.console = Console(stderr=True, quiet=not is_main, highlight=False)
         self.bar: Bar | None = None
         self.writer: SummaryWriter | None = None
         self.loss = float("nan")
@@ -39,7 +39,7 @@ class Progress:
         self.counts: Tensor
         self._reset()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "TrainingLogger":
         if self.leads:
             if paths.is_local(self.run):
                 self.writer = SummaryWriter(paths.join(self.run, "tensorboard"), purge_step=self.first_step + 1)
@@ -54,7 +54,7 @@ class Progress:
                 self.task = self.bar.add_task("starting", total=self.epochs * self.windows)
                 self.bar.start()
             where = f"resuming at step {self.first_step}" if self.first_step else "training"
-            self.note(f"{self.what}{where}: {self.epochs} epochs of {self.windows:,} windows")
+            self.info(f"{self.what}{where}: {self.epochs} epochs of {self.windows:,} windows")
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -74,7 +74,7 @@ class Progress:
         if self.bar is not None:
             self.bar.update(self.task, advance=windows, description=self._line())
 
-    def take(self) -> tuple[Tensor, Tensor]:
+    def pop_means(self) -> tuple[Tensor, Tensor]:
         """Loss sums of this rank and global counts since the last log."""
         return self.sums.cpu().clone(), self.counts.clone()
 
@@ -89,17 +89,17 @@ class Progress:
             self.writer.add_scalar("speed/data_wait_share", self.waited / max(self.seconds, 1e-9), step)
         if self.bar is None and time.monotonic() - self.last_line > _QUIET_SECONDS:
             self.last_line = time.monotonic()
-            self.note(self._line())
+            self.info(self._line())
         self._reset()
 
-    def validated(self, metrics: Mapping[str, float], step: int, is_best: bool) -> None:
+    def log_validation(self, metrics: Mapping[str, float], step: int, is_best: bool) -> None:
         if self.writer is not None:
             for name, value in metrics.items():
                 self.writer.add_scalar(f"valid/{name}", value, step)
         mark = " (best so far)" if is_best else ""
-        self.note(f"step {step}: validation loss {metrics['loss']:.4f}, mean AUC {metrics['auc']:.4f}{mark}")
+        self.info(f"step {step}: validation loss {metrics['loss']:.4f}, mean AUC {metrics['auc']:.4f}{mark}")
 
-    def note(self, line: str) -> None:
+    def info(self, line: str) -> None:
         self.console.print(line, soft_wrap=True)
 
     def _line(self) -> str:
@@ -109,7 +109,7 @@ class Progress:
         )
 
     def _targets_per_s(self) -> float:
-        targets = self.counts[COUNTS.index("targets")] if self.counts.ndim else 0.0
+        targets = self.counts[COUNT_NAMES.index("targets")] if self.counts.ndim else 0.0
         return float(targets) / max(self.seconds, 1e-9)
 
     def _reset(self) -> None:

@@ -10,7 +10,7 @@ from a2gen_rec.errors import UserError
 from a2gen_rec.utils import paths
 
 
-def refuse_filled(out: str) -> None:
+def require_empty_dir(out: str) -> None:
     """Raise UserError when ``out`` is a file or a folder with something in it."""
     if paths.is_local(out) and Path(out).is_file():
         raise UserError(f"{out}: is a file, not a folder")
@@ -19,7 +19,7 @@ def refuse_filled(out: str) -> None:
 
 
 @contextmanager
-def workspace(out: str) -> Iterator[Path]:
+def atomic_output_dir(out: str) -> Iterator[Path]:
     """A temporary folder whose sub-folder ``dataset`` is published as ``out`` when the block ends well.
 
     It lies beside a local ``out``, so that publishing is a rename. When the block fails nothing is left, nor the
@@ -28,7 +28,7 @@ def workspace(out: str) -> Iterator[Path]:
     Raises:
         UserError: ``out`` holds something already, or nothing can be written there.
     """
-    refuse_filled(out)
+    require_empty_dir(out)
     parent = Path(out).absolute().parent if paths.is_local(out) else None
     made = [] if parent is None else [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
@@ -41,7 +41,7 @@ def workspace(out: str) -> Iterator[Path]:
     try:
         (folder / "dataset").mkdir()
         yield folder
-        paths.publish_folder(str(folder / "dataset"), out)
+        paths.move_into_place(str(folder / "dataset"), out)
         published = True
     except OSError as error:  # the disk is full, or was taken away
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error

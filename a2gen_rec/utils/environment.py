@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 
-def machine(device: torch.device, written: Sequence[str] = ()) -> dict[str, Any]:
+def collect_env(device: torch.device, ignore: Sequence[str] = ()) -> dict[str, Any]:
     """Facts of this machine, its libraries and the checkout; ``written`` as :func:`commit` takes."""
     import fbgemm_gpu
     import torchrec
 
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": commit(written),
+        "commit": git_revision(ignore),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": _cpu(),
+        "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -30,7 +30,7 @@ def machine(device: torch.device, written: Sequence[str] = ()) -> dict[str, Any]
     }
 
 
-def commit(written: Sequence[str] = ()) -> str:
+def git_revision(ignore: Sequence[str] = ()) -> str:
     """The checkout's commit, marked where its files differ from it; empty outside one.
 
     Args:
@@ -40,7 +40,7 @@ def commit(written: Sequence[str] = ()) -> str:
     if not _git("ls-files", Path(__file__).name):
         return ""  # installed, maybe into a folder of another checkout
     found = _git("describe", "--always", "--abbrev=10")
-    but = [f":(top,exclude){place}" for place in written]
+    but = [f":(top,exclude){place}" for place in ignore]
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *but)
     return f"{found}-dirty" if changed else found
 
@@ -53,7 +53,7 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _cpu() -> str:
+def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class LengthGroups:
+class LengthBuckets:
     """Sequences ordered by length, in groups padded to their longest.
 
     Attributes:
@@ -34,7 +34,7 @@ class LengthGroups:
     sizes: tuple[tuple[int, int, bool], ...]
 
     @classmethod
-    def from_lengths(cls, lengths: Tensor, group_cost: int = 0) -> "LengthGroups":
+    def from_lengths(cls, lengths: Tensor, bucket_overhead: int = 0) -> "LengthBuckets":
         """Group sequences given their lengths [sequences] (int64, on the host).
 
         Args:
@@ -45,9 +45,9 @@ class LengthGroups:
         order = torch.argsort(lengths, stable=True)
         sorted_lengths = lengths[order]
         values, counts = torch.unique_consecutive(sorted_lengths, return_counts=True)
-        sizes = _cheapest(values.tolist(), counts.tolist(), group_cost)
+        sizes = _optimal_buckets(values.tolist(), counts.tolist(), bucket_overhead)
         padded = torch.tensor([length for length, count, _ in sizes for _ in range(count)], dtype=torch.long)
-        sequence, place = positions(padded)
+        sequence, place = jagged_positions(padded)
         starts = (torch.cumsum(lengths, 0) - lengths)[order]
         last = sorted_lengths[sequence] - 1
         token_order = starts[sequence] + torch.minimum(place, last)
@@ -56,8 +56,8 @@ class LengthGroups:
         token_inverse[token_order[real]] = real.nonzero().squeeze(1)
         return cls(order, _inverse(order), sorted_lengths, token_order, token_inverse, sizes)
 
-    def map(
-        self, piece: Callable[[Tensor, Tensor, Tensor | None], Tensor], tokens: Tensor, context: Tensor, per_token: bool
+    def apply(
+        self, fn: Callable[[Tensor, Tensor, Tensor | None], Tensor], tokens: Tensor, context: Tensor, per_token: bool
     ) -> Tensor:
         """Apply ``piece`` to every group.
 
@@ -79,30 +79,30 @@ class LengthGroups:
                 if padded:
                     place = torch.arange(length, device=tokens.device)
                     real = place < self.lengths[first : first + count, None]
-                output = piece(part, context[first : first + count], real)
+                output = fn(part, context[first : first + count], real)
                 outputs.append(output.flatten(0, 1) if per_token else output)
             first_token, first = first_token + length * count, first + count
         empty = self.sizes[0][1] if self.sizes and self.sizes[0][0] == 0 else 0
         if not outputs:
             # Nothing to work on: run the piece on no rows, so that shapes and gradients stay defined.
-            output = piece(tokens.new_zeros(0, 1, *tokens.shape[1:]), context[:0], None)
+            output = fn(tokens.new_zeros(0, 1, *tokens.shape[1:]), context[:0], None)
             outputs.append(output.flatten(0, 1) if per_token else output)
         if empty and not per_token:
             outputs.insert(0, outputs[0].new_zeros(empty, *outputs[0].shape[1:]))
         return torch.cat(outputs)[self.token_inverse if per_token else self.inverse]
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "LengthGroups":
+    def to(self, device: torch.device, non_blocking: bool = False) -> "LengthBuckets":
         return self._each(lambda part: part.to(device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.Stream) -> None:
         for part in (self.order, self.inverse, self.lengths, self.token_order, self.token_inverse):
             part.record_stream(stream)
 
-    def pin_memory(self) -> "LengthGroups":
+    def pin_memory(self) -> "LengthBuckets":
         return self._each(lambda part: part.pin_memory())
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "LengthGroups":
-        return LengthGroups(
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "LengthBuckets":
+        return LengthBuckets(
             change(self.order),
             change(self.inverse),
             change(self.lengths),
@@ -112,7 +112,7 @@ class LengthGroups:
         )
 
 
-def _cheapest(lengths: list[int], counts: list[int], group_cost: int) -> tuple[tuple[int, int, bool], ...]:
+def _optimal_buckets(lengths: list[int], counts: list[int], group_cost: int) -> tuple[tuple[int, int, bool], ...]:
     """The groups of least cost, given distinct ascending lengths and how many sequences have each."""
     empty = 1 if lengths[:1] == [0] else 0
     # best[j]: cost of the lengths before j, and where the last of their groups begins.
@@ -133,21 +133,23 @@ def _inverse(permutation: Tensor) -> Tensor:
     return torch.empty_like(permutation).scatter_(0, permutation, torch.arange(len(permutation)))
 
 
-def pad(values: Tensor, row: Tensor, column: Tensor, shape: tuple[int, int], fill: int = 0) -> Tensor:
+def jagged_to_padded_dense(
+    values: Tensor, row: Tensor, column: Tensor, shape: tuple[int, int], fill: int = 0
+) -> Tensor:
     """Lay flat rows [n, *d] out as [*shape, *d] at (row, column), which ascend and differ; the rest is ``fill``."""
     if len(values) == shape[0] * shape[1]:  # there is no rest
         return values.unflatten(0, shape)
     return values.new_full((*shape, *values.shape[1:]), fill).index_put((row, column), values)
 
 
-def unpad(padded: Tensor, row: Tensor, column: Tensor) -> Tensor:
+def padded_dense_to_jagged(padded: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """What :func:`pad` was given, [n, *d]."""
     if len(row) == padded.shape[0] * padded.shape[1]:
         return padded.flatten(0, 1)
     return padded[row, column]
 
 
-def positions(lengths: Tensor) -> tuple[Tensor, Tensor]:
+def jagged_positions(lengths: Tensor) -> tuple[Tensor, Tensor]:
     """(sequence, place within it) of every token, given lengths [sequences]. Both [tokens], int64."""
     sequence = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
     starts = torch.cumsum(lengths, 0) - lengths

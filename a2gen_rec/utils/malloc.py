@@ -8,10 +8,10 @@ import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST_KEPT = 32 * 2**20  # the most that glibc accepts
-TUNABLES, TCACHE = "GLIBC_TUNABLES", "glibc.malloc.tcache_count"  # read as a process begins, by glibc alone
+GLIBC_TUNABLES, TCACHE_COUNT = "GLIBC_TUNABLES", "glibc.malloc.tcache_count"  # read as a process begins, by glibc alone
 
 
-def keep_freed_memory() -> bool:
+def retain_freed_memory() -> bool:
     """Let glibc keep freed buffers of up to 32 MiB for the next ones, instead of giving them back to the kernel.
 
     Ranking a thousand candidates frees and allocates hundreds of tensors of some MiB. Given back, each costs its
@@ -27,7 +27,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def let_children_coalesce() -> None:
+def disable_tcache_in_children() -> None:
     """Let processes that this one begins from now on join freed memory with its neighbours at once, of glibc.
 
     It is told in this process's environment, which they inherit.
@@ -36,12 +36,12 @@ def let_children_coalesce() -> None:
     thread, between holes that cannot grow together then: after some overload, heaps of processes that rank were half as
     large again as without these caches. They can only be switched off before a process begins.
     """
-    said = os.environ.get(TUNABLES, "")
-    if platform.libc_ver()[0] == "glibc" and TCACHE not in said:
-        os.environ[TUNABLES] = f"{said}:{TCACHE}=0".lstrip(":")
+    said = os.environ.get(GLIBC_TUNABLES, "")
+    if platform.libc_ver()[0] == "glibc" and TCACHE_COUNT not in said:
+        os.environ[GLIBC_TUNABLES] = f"{said}:{TCACHE_COUNT}=0".lstrip(":")
 
 
-def freeze() -> None:
+def freeze_gc() -> None:
     """Take all there is now out of sight of Python's collector, which would walk through a catalogue of a million names
     again and again while requests wait.
 

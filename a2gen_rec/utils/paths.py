@@ -25,7 +25,7 @@ def join(base: str, *parts: str) -> str:
     return root + "/".join(parts)
 
 
-def parent(path: str) -> str:
+def dirname(path: str) -> str:
     """The folder that a file lies in; ``.`` for a bare name."""
     head, _, _ = str(path).rpartition("/")
     if head.endswith(":/"):
@@ -38,12 +38,12 @@ def is_local(path: str) -> bool:
     return "://" not in str(path)
 
 
-def absolute(path: str) -> str:
+def abspath(path: str) -> str:
     """A local path in full, so that it means the same from another folder; remote ones as they are."""
     return os.path.abspath(path) if is_local(path) else path
 
 
-def seen_from(folder: str, path: str) -> str:
+def resolve_relative(folder: str, path: str) -> str:
     """A relative path as one of ``folder``; absolute and remote ones as they are."""
     return join(folder, path) if is_local(path) and not os.path.isabs(path) else path
 
@@ -57,7 +57,7 @@ def listdir(path: str) -> list[str]:
     return sorted(g_pathmgr.ls(str(path))) if g_pathmgr.exists(str(path)) else []
 
 
-def local_copy(path: str) -> str:
+def to_local_path(path: str) -> str:
     """A local path with the content of ``path`` (the path itself when it is local already).
 
     Raises:
@@ -119,7 +119,7 @@ def write_text(path: str, text: str) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def make_folder(path: str) -> None:
+def ensure_writable_dir(path: str) -> None:
     """Create a folder and its parents, and check that it can be written to.
 
     Raises:
@@ -136,7 +136,7 @@ def make_folder(path: str) -> None:
         raise UserError(f"{path}: folder cannot be written ({error.strerror or error})") from error
 
 
-def publish_folder(local: str, target: str) -> None:
+def move_into_place(local: str, target: str) -> None:
     """Move a finished local folder to ``target``: a rename where both are local, else file-by-file copies."""
     if is_local(target):
         Path(target).parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ def _unknown(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_LOGGED)
 
 
-def quiet() -> None:
+def silence_known_warnings() -> None:
     """Filter the known messages, in this process; calling it again changes nothing."""
     for category, message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2gen_rec.data.columns import WindowColumns, ranges
-from a2gen_rec.data.loader import WindowStream
+from a2gen_rec.data.columns import WindowColumns, concat_ranges
+from a2gen_rec.data.loader import WindowDataset
 from a2gen_rec.data.parquet_reader import read_columns
 
 
@@ -72,7 +72,7 @@ class Examples:
 def targets_of(columns: WindowColumns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(window, place within it) of every target of the windows ``rows``."""
     count = columns.lengths[rows] - columns.first_target[rows]
-    return np.repeat(rows, count), ranges(columns.first_target[rows], count)
+    return np.repeat(rows, count), concat_ranges(columns.first_target[rows], count)
 
 
 def build(columns: WindowColumns, window: np.ndarray, place: np.ndarray, history: int) -> Examples:
@@ -136,7 +136,7 @@ def _sequences(columns: WindowColumns, impression: np.ndarray) -> tuple[np.ndarr
     return real, np.where(real, columns.action[token], 0), np.where(real, columns.offset_s[token], np.float32(np.nan))
 
 
-class ExampleStream(WindowStream):
+class ExampleStream(WindowDataset):
     """The examples of one rank: the windows of :class:`WindowStream`, their targets shuffled one by one.
 
     Attributes:

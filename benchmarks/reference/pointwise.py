@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from a2gen_rec.config import LossConfig, ModelConfig
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.models.embedding_tables import looked_up
+from a2gen_rec.models.embedding_tables import id_features
 
 _NAMES = (
     ("embeddings.embeddings.", "tables."),
@@ -66,12 +66,12 @@ class PointwiseA2Gen(nn.Module):
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__()
-        dim, heads, buckets = config.dim, config.heads, config.time_buckets
+        dim, heads, buckets = config.dim, config.num_heads, config.time_buckets
         self.config, self.actions = config, len(card.actions)
-        self.user = [feature.name for feature in card.at_level("user")]
-        self.matched = [feature.name for feature in card.at_level("item")]
-        self.item = self.matched + [feature.name for feature in card.at_level("context")]
-        rows = {feature.name: feature.cardinality for feature in looked_up(card)}
+        self.user = [feature.name for feature in card.features_at("user")]
+        self.matched = [feature.name for feature in card.features_at("item")]
+        self.item = self.matched + [feature.name for feature in card.features_at("context")]
+        rows = {feature.name: feature.cardinality for feature in id_features(card)}
         rows |= {"action": self.actions, "time_bucket": buckets, "gap_bucket": buckets}
         self.tables = nn.ModuleDict({name: nn.Embedding(count, dim) for name, count in rows.items()})
         d_item, d_user = dim * len(self.item), dim * len(self.user)
@@ -83,7 +83,7 @@ class PointwiseA2Gen(nn.Module):
         self.match = nn.Linear(len(self.matched), heads, bias=False)
         self.next_action = nn.Linear(dim, self.actions)
         self.next_time = nn.Linear(dim, self.actions)
-        hidden = int(dim * config.tower_ratio)
+        hidden = int(dim * config.tower_mlp_ratio)
         self.labels = nn.Sequential(
             nn.LayerNorm(d_context),
             nn.Linear(d_context, hidden),
@@ -97,7 +97,7 @@ class PointwiseA2Gen(nn.Module):
 
     def embed(self, examples: Examples) -> Embedded:
         """All lookups."""
-        offset, gap = self.config.max_offset_s, self.config.max_gap_s
+        offset, gap = self.config.max_action_time_s, self.config.max_gap_s
         return Embedded(
             user=self._rows(examples.user, self.user),
             target=self._rows(examples.target, self.item),
@@ -166,7 +166,7 @@ class ContextAttention(nn.Module):
     def __init__(self, d_sequence: int, d_context: int, config: ModelConfig) -> None:
         super().__init__()
         dim = config.dim
-        self.heads = config.heads
+        self.heads = config.num_heads
         self.sequence = nn.Linear(d_sequence, dim, bias=False)
         self.context = nn.Linear(d_context, dim, bias=False)
         self.query_sequence = nn.Linear(dim, dim, bias=False)
@@ -174,7 +174,7 @@ class ContextAttention(nn.Module):
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)
-        self.gate = nn.Linear(d_context, config.heads, bias=False)
+        self.gate = nn.Linear(d_context, config.num_heads, bias=False)
         self.block = _Block(dim, config.mlp_ratio, config.dropout)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -238,8 +238,8 @@ def loss(predictions: Predictions, examples: Examples, config: LossConfig) -> Te
         predictions.labels[labelled], examples.labels[labelled], reduction="sum"
     )
     return (
-        config.action * action
-        + config.time * error.square().sum() / known.sum().clamp(min=1)
-        + config.order * back.sum() / pairs.sum().clamp(min=1)
-        + config.label * label_error / labelled.sum().clamp(min=1)
+        config.action_weight * action
+        + config.time_weight * error.square().sum() / known.sum().clamp(min=1)
+        + config.order_weight * back.sum() / pairs.sum().clamp(min=1)
+        + config.label_weight * label_error / labelled.sum().clamp(min=1)
     )

@@ -8,24 +8,24 @@ import numpy as np
 import torch
 from reference.examples import Examples, ExampleStream, build, targets_of
 from reference.pointwise import Embedded, PointwiseA2Gen, loss
-from stages import Stopwatch, go_on, leaf
+from stages import Stopwatch, detached_leaf, resume_backward
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from a2gen_rec.config import Config, OptimConfig
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.data.loader import Position, WindowLoader
+from a2gen_rec.data.loader import LoaderState, WindowDataLoader
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 
 
 class PlainOptimizers:
     """Adagrad for the tables and AdamW for the rest, as modules of their own."""
 
     def __init__(self, tables: Iterable[Tensor], dense: Iterable[Tensor], config: OptimConfig) -> None:
-        self.dense, self.clip_norm = list(dense), config.clip_norm
+        self.dense, self.clip_norm = list(dense), config.max_grad_norm
         self.each = [
-            torch.optim.Adagrad(tables, lr=config.tables_lr),
+            torch.optim.Adagrad(tables, lr=config.sparse_lr),
             torch.optim.AdamW(self.dense, lr=config.dense_lr, weight_decay=config.weight_decay),
         ]
 
@@ -40,15 +40,15 @@ class PlainOptimizers:
             optimizer.zero_grad()
 
 
-def data_parallel(module: nn.Module, process: Process) -> nn.Module:
+def data_parallel(module: nn.Module, process: DistributedContext) -> nn.Module:
     """The module with its gradients averaged over the ranks, if there are several."""
-    return DistributedDataParallel(module) if process.world > 1 else module
+    return DistributedDataParallel(module) if process.world_size > 1 else module
 
 
-def endless(loader: WindowLoader, world: int) -> Generator:
+def endless(loader: WindowDataLoader, world: int) -> Generator:
     """Epoch after epoch of a loader's batches."""
     for epoch in count():
-        yield from loader.epoch(Position(epoch=epoch, world=world))
+        yield from loader.iter_epoch(LoaderState(epoch=epoch, world_size=world))
 
 
 class Pointwise:
@@ -58,7 +58,9 @@ class Pointwise:
         wait_s: seconds that steps have waited for data.
     """
 
-    def __init__(self, data: str, card: DatasetCard, config: Config, process: Process, batch_targets: int) -> None:
+    def __init__(
+        self, data: str, card: DatasetCard, config: Config, process: DistributedContext, batch_targets: int
+    ) -> None:
         self.config, self.process = config, process
         self.model = PointwiseA2Gen(card, config.model).to(process.device)
         self.task = data_parallel(self.model, process)
@@ -66,12 +68,12 @@ class Pointwise:
         dense = [parameter for name, parameter in self.model.named_parameters() if not name.startswith("tables.")]
         self.optimizer = PlainOptimizers(tables, dense, config.optim)
         stream = ExampleStream(
-            data, "train", card, config.loader, {}, process.rank, process.world, seed=config.train.seed
+            data, "train", card, config.loader, {}, process.rank, process.world_size, seed=config.train.seed
         )
-        stream.history, stream.batch_targets = config.model.history, batch_targets
+        stream.history, stream.batch_targets = config.model.max_history, batch_targets
         self.stream = stream
-        loader = WindowLoader(stream, config.loader.background, pin_memory=process.device.type == "cuda")
-        self.batches = endless(loader, process.world)
+        loader = WindowDataLoader(stream, config.loader.prefetch, pin_memory=process.device.type == "cuda")
+        self.batches = endless(loader, process.world_size)
         self.wait_s = 0.0
 
     def step(self) -> int:
@@ -83,7 +85,7 @@ class Pointwise:
         self.optimizer.zero_grad()
         loss(self.task(examples), examples, self.config.loss).backward()
         self.optimizer.step()
-        return len(examples) * self.process.world
+        return len(examples) * self.process.world_size
 
     def staged_step(self, watch: Stopwatch) -> int:
         """One step, stage by stage."""
@@ -92,22 +94,22 @@ class Pointwise:
         self.optimizer.zero_grad()
         with watch("embedding"):
             rows = self.model.embed(examples)
-        cut = Embedded(*map(leaf, rows))
+        cut = Embedded(*map(detached_leaf, rows))
         with watch("forward"):
             value = loss(self.model.predict(cut, examples), examples, self.config.loss)
         with watch("backward"):
             value.backward()
         with watch("embedding"):
-            go_on(rows, cut)
+            resume_backward(rows, cut)
         with watch("communication"):
             average_gradients(self.model.parameters(), self.process)
         with watch("optimizer"):
             self.optimizer.step()
-        return len(examples) * self.process.world
+        return len(examples) * self.process.world_size
 
     def loss(self, columns: WindowColumns, rows: np.ndarray) -> float:
         """Loss on all targets of the windows ``rows``."""
-        examples = build(columns, *targets_of(columns, rows), self.config.model.history).to(self.process.device)
+        examples = build(columns, *targets_of(columns, rows), self.config.model.max_history).to(self.process.device)
         with torch.no_grad():
             return loss(self.model(examples), examples, self.config.loss).item()
 
@@ -123,12 +125,12 @@ class Pointwise:
         self.batches.close()
 
 
-def average_gradients(parameters: Iterable[Tensor], process: Process) -> None:
+def average_gradients(parameters: Iterable[Tensor], process: DistributedContext) -> None:
     """What data parallelism does inside the backward pass, by itself."""
-    if process.world == 1:
+    if process.world_size == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients]) / process.world
+    flat = torch.cat([gradient.flatten() for gradient in gradients]) / process.world_size
     torch.distributed.all_reduce(flat)
     for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchrec import KeyedJaggedTensor
 
-from a2gen_rec.artifact.quantized_tables import Tables, quantised
+from a2gen_rec.artifact.quantized_tables import QuantizedEmbeddings, quantize_rows
 
 
 @settings(max_examples=50, deadline=None)
@@ -14,7 +14,7 @@ from a2gen_rec.artifact.quantized_tables import Tables, quantised
 def test_int8_is_off_by_half_a_step_at_most(rows: int, scale: float, seed: int) -> None:
     weight = scale * torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed))
     weight[0] = 0
-    table = quantised(weight, "int8")
+    table = quantize_rows(weight, "int8")
     largest = weight.abs().amax(1, keepdim=True)
     # Half a step of the scale as rounded to float16, whose last bits clip the largest value by an eighth of a step.
     coarse = 2**-25 * 127  # of scales too small for float16 to tell well
@@ -25,7 +25,7 @@ def test_int8_is_off_by_half_a_step_at_most(rows: int, scale: float, seed: int) 
 def test_bytes_of_a_table() -> None:
     weight = torch.randn(1000, 32)
     size = {
-        dtype: sum(part.nbytes for part in quantised(weight, dtype).buffers()) for dtype in ("int8", "fp16", "fp32")
+        dtype: sum(part.nbytes for part in quantize_rows(weight, dtype).buffers()) for dtype in ("int8", "fp16", "fp32")
     }
     assert size == {"int8": 34_000, "fp16": 64_000, "fp32": 128_000}
     assert size["int8"] <= 0.3 * size["fp32"]
@@ -35,7 +35,7 @@ def test_bytes_of_a_table() -> None:
 def test_rows_are_those_of_their_ids(dtype: str) -> None:
     weight, small = {"item.id": torch.randn(20, 4), "tab": torch.randn(5, 4)}, torch.randn(3, 4)
     rows = {name: len(table) for name, table in weight.items()}
-    tables = Tables(rows, lambda name: quantised(weight[name], dtype), {"small": small})  # type: ignore[arg-type]
+    tables = QuantizedEmbeddings(rows, lambda name: quantize_rows(weight[name], dtype), {"small": small})  # type: ignore[arg-type]
     ids = {"tab": torch.tensor([4, 0]), "small": torch.arange(3), "item.id": torch.tensor([3, 19, 3, 0])}
     lengths = torch.tensor([len(each) for each in ids.values()])
     found = tables(KeyedJaggedTensor([*ids], torch.cat([*ids.values()]), lengths=lengths))
@@ -50,9 +50,9 @@ def test_rows_are_those_of_their_ids(dtype: str) -> None:
 def test_renumbered_rows_are_found_by_their_new_numbers(dtype: str) -> None:
     weight = {"user": torch.randn(5, 4), "item": torch.randn(20, 4), "tab": torch.randn(3, 4)}
     rows = {name: len(table) for name, table in weight.items()}
-    stored = {name: quantised(table, dtype) for name, table in weight.items()}  # type: ignore[arg-type]
-    tables, becomes = Tables(rows, lambda name: stored[name], {}), torch.randperm(20)
-    tables.renumber("item", becomes)
+    stored = {name: quantize_rows(table, dtype) for name, table in weight.items()}  # type: ignore[arg-type]
+    tables, becomes = QuantizedEmbeddings(rows, lambda name: stored[name], {}), torch.randperm(20)
+    tables.permute_rows("item", becomes)
     asked = {name: becomes if name == "item" else torch.arange(size) for name, size in rows.items()}
     lengths = torch.tensor([*rows.values()])
     found = tables(KeyedJaggedTensor([*asked], torch.cat([*asked.values()]), lengths=lengths))
@@ -63,4 +63,4 @@ def test_renumbered_rows_are_found_by_their_new_numbers(dtype: str) -> None:
 def test_tables_that_are_not_stored_alike_are_refused() -> None:
     weight = torch.randn(3, 4)
     with pytest.raises(ValueError, match="alike"):
-        Tables({"a": 3, "b": 3}, lambda name: quantised(weight, "int8" if name == "a" else "fp16"), {})
+        QuantizedEmbeddings({"a": 3, "b": 3}, lambda name: quantize_rows(weight, "int8" if name == "a" else "fp16"), {})

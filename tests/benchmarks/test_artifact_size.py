@@ -13,9 +13,9 @@ from artifact_size import Export, Settings, check, measure, report
 
 from a2gen_rec.artifact.manifest import Manifest
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 
-ALONE = Process(0, 1, 1, torch.device("cpu"))
+ALONE = DistributedContext(0, 1, 1, torch.device("cpu"))
 TINY = Settings(items=300, users=60, impressions_per_user=40, dims=[8], dtypes=["int8", "fp32"], steps=2)
 
 
@@ -92,4 +92,4 @@ def test_targets_are_of_whole_folders_and_of_what_can_tell(monkeypatch: pytest.M
 )
 def test_impossible_settings(change: dict, ranks: int, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        measure(replace(TINY, **change), Process(0, ranks, ranks, torch.device("cpu")))
+        measure(replace(TINY, **change), DistributedContext(0, ranks, ranks, torch.device("cpu")))

@@ -10,9 +10,9 @@ from torch import Tensor
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.nn import attention as nn_attention
 from a2gen_rec.nn.attention import ContextAwareAttention
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 
-ALONE = Process(0, 1, 1, torch.device("cpu"))
+ALONE = DistributedContext(0, 1, 1, torch.device("cpu"))
 TINY = {"histories": [3, 6], "contexts": [12, 24], "dim": 8, "heads": 2, "repeats": 1}
 
 
@@ -44,7 +44,7 @@ def test_what_is_too_large_is_left_out() -> None:
 def test_a_wrong_form_is_not_timed(
     change: Callable[[Tensor, Tensor], Tensor], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = nn_attention.factorised_weights
+    right = nn_attention.factorized_weights
     monkeypatch.setattr(
         nn_attention, "factorised_weights", lambda s, a, mask: [change(each, mask) for each in right(s, a, mask)]
     )

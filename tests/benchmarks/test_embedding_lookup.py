@@ -8,18 +8,18 @@ from embedding_lookup import Result, Settings, Tables, measure
 from harness import Report, Timing
 
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.distributed import on_ranks
 
 TINY = Settings(rows=[50, 300], dims=[8], lookups=64, repeats=1)
 
 
-def run(process: Process, settings: Settings) -> Report:
+def run(process: DistributedContext, settings: Settings) -> Report:
     embedding_lookup.copy_bytes_per_s = lambda device: 1e9  # a large copy takes longer than all else here
     return measure(settings, process)
 
 
-def run_broken(process: Process, form: str) -> str:
+def run_broken(process: DistributedContext, form: str) -> str:
     """The error that a wrong form ends with."""
     if form == "plain":
         right = Tables.apply_sparse_gradient

@@ -9,10 +9,10 @@ from ensemble_latency import InGraph, Settings, accuracy, draw, in_graph, make, 
 from torch import Tensor
 
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 
 CPU = torch.device("cpu")
-ALONE = Process(0, 1, 1, CPU)
+ALONE = DistributedContext(0, 1, 1, CPU)
 SIZES = {"objectives": [2, 3], "d_context": 6, "events": 3, "d_event": 4, "dim": 4, "hidden": [5, 3]}
 TINY = Settings(
     **SIZES,  # type: ignore[arg-type]

@@ -8,11 +8,11 @@ from typing import Any
 
 import harness
 import pytest
-from harness import Report, Table, Target, Timing, cell, interleave, show
+from harness import Goal, Report, ReportTable, Timing, cell, interleave, show
 from rich.console import Console
 
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 
 
 def test_forms_take_turns_and_warm_up_uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,12 +52,12 @@ class Settings:
     words: tuple[str, ...] = ("a", "b")
 
 
-def count(settings: Settings, process: Process) -> Report:
+def count(settings: Settings, process: DistributedContext) -> Report:
     if settings.upto < 0:
         raise UserError("upto:\nnegative")
     return Report(
-        [Table("counted", ["last"], [[settings.upto]])],
-        [Target("counts", "≥ 1", str(settings.upto), settings.upto >= 1)],
+        [ReportTable("counted", ["last"], [[settings.upto]])],
+        [Goal("counts", "≥ 1", str(settings.upto), settings.upto >= 1)],
         {"ratio": 2.5},
     )
 
@@ -144,8 +144,8 @@ def test_wide_tables_keep_figures_whole_in_80_columns() -> None:
     columns = ["the form that was measured", *(f"measure number {place} in seconds" for place in range(6))]
     values: list[harness.Cell] = ["factorised [dim]", *range(1234560, 1234564), 0.5, None]
     report = Report(
-        [Table("one [b] row", columns, [values], "note " * 30)],
-        [Target("as fast as [x]", "≥ 10", "9", False)],
+        [ReportTable("one [b] row", columns, [values], "note " * 30)],
+        [Goal("as fast as [x]", "≥ 10", "9", False)],
     )
     text = shown(report, 80)
     assert max(map(len, text.splitlines())) <= 80

@@ -4,18 +4,18 @@ import plan_truth
 import pytest
 from plan_truth import KINDS, RankBytes, Settings, measure
 
-from a2gen_rec.utils.distributed import Process, process_group
+from a2gen_rec.utils.distributed import DistributedContext, process_group
 
 TINY = Settings(items=20_000, users=10_000, authors=3_000, tags=500, dim=32, windows=8, impressions=88, dtypes=["fp32"])
 
 
 @pytest.fixture
-def alone() -> Iterator[Process]:
+def alone() -> Iterator[DistributedContext]:
     with process_group("cpu") as process:
         yield process
 
 
-def test_two_ranks_hold_what_is_planned(alone: Process) -> None:
+def test_two_ranks_hold_what_is_planned(alone: DistributedContext) -> None:
     report = measure(TINY, alone)
     (table,) = report.tables
     assert len(table.rows) == 2 * len(KINDS)
@@ -24,7 +24,7 @@ def test_two_ranks_hold_what_is_planned(alone: Process) -> None:
     assert report.targets[0].met
 
 
-def test_what_is_furthest_off_decides(alone: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_furthest_off_decides(alone: DistributedContext, monkeypatch: pytest.MonkeyPatch) -> None:
     good, short = RankBytes(100, 100, 120, 110), RankBytes(100, 80, 120, 150)
     monkeypatch.setattr(plan_truth, "start", lambda *_: [[good, good]] * 3 + [[good, short]])
     report = measure(TINY, alone)

@@ -11,9 +11,9 @@ from a2gen_rec.config import PrepareConfig, SimulateConfig
 from a2gen_rec.data.prepare.pipeline import prepare as make_dataset
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.simulation.simulator import simulate
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 
-ALONE = Process(0, 1, 1, torch.device("cpu"))
+ALONE = DistributedContext(0, 1, 1, torch.device("cpu"))
 
 
 def test_measured_logs() -> None:
@@ -39,10 +39,10 @@ def test_measured_logs() -> None:
     [
         (Settings([]), ALONE, "must be one positive number or more"),
         (Settings([100, 0]), ALONE, "must be one positive number or more"),
-        (Settings([100]), Process(0, 2, 2, torch.device("cpu")), "one rank, not 2"),
+        (Settings([100]), DistributedContext(0, 2, 2, torch.device("cpu")), "one rank, not 2"),
     ],
 )
-def test_impossible_settings(settings: Settings, process: Process, reason: str) -> None:
+def test_impossible_settings(settings: Settings, process: DistributedContext, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         measure(settings, process)
 
@@ -51,7 +51,7 @@ def test_datasets_that_are_not_the_logs(tmp_path: Path) -> None:
     log, other, dataset = tmp_path / "log", tmp_path / "other", tmp_path / "dataset"
     for folder, seed in ((log, 0), (other, 1)):
         simulate(str(folder), SimulateConfig(users=40, items=30, authors=5, impressions_per_user=20, seed=seed))
-    make_dataset("simulated", str(log), str(dataset), PrepareConfig(partitions=2))
+    make_dataset("simulated", str(log), str(dataset), PrepareConfig(num_partitions=2))
     check(log, dataset)
     with pytest.raises(RuntimeError, match="are not the log's"):
         check(other, dataset)

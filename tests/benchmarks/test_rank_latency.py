@@ -4,13 +4,13 @@ import pytest
 import torch
 from rank_latency import Answer, Settings, _check_equal, measure
 
-from a2gen_rec.nn.marginals import Occurrence
+from a2gen_rec.nn.marginals import ActionMarginals
 from a2gen_rec.utils.distributed import process_group
 
 
 def answer(probability: float, remainder: float = 0.0) -> Answer:
     values = torch.full((3, 4), probability)
-    return Answer(torch.arange(3), Occurrence(values, torch.zeros(3, 4), torch.full((3,), remainder)))
+    return Answer(torch.arange(3), ActionMarginals(values, torch.zeros(3, 4), torch.full((3,), remainder)))
 
 
 def test_every_form_is_timed() -> None:

@@ -41,7 +41,7 @@ def ours(made: A2Gen, columns: WindowColumns, card: DatasetCard, config: Config)
 @pytest.mark.parametrize("card", WORLDS)
 def test_equal_loss_and_gradients(card: DatasetCard, seed: int) -> None:
     config = small_config(max_gap_s=100.0, occurrence_tower=False)  # else all of a history is of one age
-    config.loss = LossConfig(order=1.5, time=0.7, order_power=1.5)
+    config.loss = LossConfig(order_weight=1.5, time_weight=0.7, order_power=1.5)
     columns = make_columns(card, 12, np.random.default_rng(seed), longest=14)  # longer than the history
     made = model(card, config)
     expected = ours(made, columns, card, config)
@@ -49,7 +49,7 @@ def test_equal_loss_and_gradients(card: DatasetCard, seed: int) -> None:
 
     reference = PointwiseA2Gen(card, config.model)
     reference.load_state_dict(renamed(made.state_dict()))
-    examples = build(columns, *targets_of(columns, np.arange(12)), card.history)
+    examples = build(columns, *targets_of(columns, np.arange(12)), card.max_history)
     found = loss(reference(examples), examples, config.loss)
     found.backward()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
@@ -92,7 +92,7 @@ def test_a_target_without_history() -> None:
     made = model(card, config)
     reference = PointwiseA2Gen(card, config.model)
     reference.load_state_dict(renamed(made.state_dict()))
-    examples = build(columns, *targets_of(columns, np.arange(6)), card.history)
+    examples = build(columns, *targets_of(columns, np.arange(6)), card.max_history)
     assert not examples.visible.any()
     torch.testing.assert_close(
         loss(reference(examples), examples, config.loss), ours(made, columns, card, config), rtol=1e-5, atol=0

@@ -6,12 +6,22 @@ import pytest
 import scaling
 import torch
 import torch.distributed as dist
-from scaling import Job, OnRanks, Settings, Traffic, check_cut, check_losses, measure, read_world, run_on_ranks
+from scaling import (
+    Job,
+    RankResult,
+    Settings,
+    Traffic,
+    check_losses,
+    check_truncated_windows,
+    measure,
+    read_world,
+    run_on_ranks,
+)
 from worlds import simulated
 
 from a2gen_rec.config import Config
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.utils.distributed import Process, process_group
+from a2gen_rec.utils.distributed import DistributedContext, process_group
 from tests.helpers.distributed import on_ranks
 
 SIZES = {
@@ -37,12 +47,12 @@ def dataset() -> Iterator[str]:
 
 
 @pytest.fixture
-def alone() -> Iterator[Process]:
+def alone() -> Iterator[DistributedContext]:
     with process_group("cpu") as process:
         yield process
 
 
-def test_all_sweeps_are_measured(alone: Process) -> None:
+def test_all_sweeps_are_measured(alone: DistributedContext) -> None:
     report = measure(TINY, alone)
     ranks, rows, histories = report.tables
     for table in report.tables:
@@ -57,9 +67,9 @@ def test_all_sweeps_are_measured(alone: Process) -> None:
     assert report.figures["targets_per_s_2_ranks"] == ranks.rows[1][2]
 
 
-def test_more_ranks_than_cores_are_called_so(monkeypatch: pytest.MonkeyPatch, alone: Process) -> None:
+def test_more_ranks_than_cores_are_called_so(monkeypatch: pytest.MonkeyPatch, alone: DistributedContext) -> None:
     monkeypatch.setattr(scaling, "cores", lambda: 2)
-    told = {ranks: [[OnRanks(ranks, 1, [0.5], [2.0, 4.0, 4.0], {}, 100)]] for ranks in (2, 4)}
+    told = {ranks: [[RankResult(ranks, 1, [0.5], [2.0, 4.0, 4.0], {}, 100)]] for ranks in (2, 4)}
     for members in told.values():
         members[0][0].sent = scaling.Counter({"all-to-all": 2000, "all-reduce": 500})
     table, figures = scaling.sweep_ranks(told, TINY, alone)
@@ -68,9 +78,9 @@ def test_more_ranks_than_cores_are_called_so(monkeypatch: pytest.MonkeyPatch, al
     assert figures["kb_per_target_4_ranks"] == 0.025
 
 
-def run(process: Process, dataset: str, equal: bool) -> OnRanks:
+def run(process: DistributedContext, dataset: str, equal: bool) -> RankResult:
     if not equal:
-        scaling.begin_equal = lambda built, config: None
+        scaling.init_identical = lambda built, config: None
     return run_on_ranks(dataset, TINY, process)
 
 
@@ -84,15 +94,15 @@ def test_unequal_losses_are_found(dataset: str, tmp_path: Path) -> None:
         check_losses(bad)
 
 
-def test_a_window_cut_too_short_is_found(dataset: str, alone: Process) -> None:
+def test_a_window_cut_too_short_is_found(dataset: str, alone: DistributedContext) -> None:
     world, config = read_world(dataset, TINY), Config()
-    config.model.history = 5
-    check_cut(Job(world.with_history(5), config, TINY, alone), world, TINY)
+    config.model.max_history = 5
+    check_truncated_windows(Job(world.with_history(5), config, TINY, alone), world, TINY)
     with pytest.raises(AssertionError, match="contexts of cut and of full windows differ"):
-        check_cut(Job(world.with_history(3), config, TINY, alone), world, TINY)
+        check_truncated_windows(Job(world.with_history(3), config, TINY, alone), world, TINY)
 
 
-def communicate(process: Process) -> dict[str, float]:
+def communicate(process: DistributedContext) -> dict[str, float]:
     splits = [[1, 5], [3, 2]]
     given = torch.ones(sum(splits[process.rank]), 2)
     taken = torch.empty(splits[0][process.rank] + splits[1][process.rank], 2)

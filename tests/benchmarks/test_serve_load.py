@@ -24,10 +24,10 @@ from load_world import World, _compare, a2gen
 from serve_load import Loaded, Measured, Served, Settings, loaded, measure, report, serving
 
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.ranking.types import Candidate, RankedList, Request
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.ranking.types import RankedList, RankQuery, ScoredCandidate
+from a2gen_rec.utils.distributed import DistributedContext
 
-ALONE = Process(0, 1, 1, torch.device("cpu"))
+ALONE = DistributedContext(0, 1, 1, torch.device("cpu"))
 
 
 class FakeService:
@@ -303,14 +303,14 @@ def test_a_sender_that_is_late_says_so() -> None:
 @pytest.mark.parametrize(
     ("settings", "process", "reason"),
     [
-        (Settings(), Process(0, 2, 2, torch.device("cpu")), "without torchrun"),
+        (Settings(), DistributedContext(0, 2, 2, torch.device("cpu")), "without torchrun"),
         (Settings(loads=[0.5, 1.0]), ALONE, "0.5 and 3.0 among them"),
         (Settings(loads=[-1, 0.5, 3.0]), ALONE, "must be positive"),
         (Settings(seconds=0), ALONE, "seconds 0 must be positive"),
         (Settings(caches=[]), ALONE, "warm, cold or both"),
     ],
 )
-def test_impossible_settings(settings: Settings, process: Process, reason: str) -> None:
+def test_impossible_settings(settings: Settings, process: DistributedContext, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         measure(settings, process)
 
@@ -359,9 +359,9 @@ def test_a_service_is_ended_after_errors(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def ranked(items: list[str], chance: float = 0.5, history: int = 4) -> Any:
-    found = [Candidate(item, True, {"like": chance}, None, [], float("nan")) for item in items]
+    found = [ScoredCandidate(item, True, {"like": chance}, None, [], float("nan")) for item in items]
     fixed: dict[str, Any] = {"user": "u", "user_known": True, "by": "like", "ranked": 3, "unknown_items": 0}
-    known = RankedList(history=history, candidates=found, **fixed)
+    known = RankedList(history_length=history, candidates=found, **fixed)
     return SimpleNamespace(rank=lambda request: known)
 
 
@@ -373,7 +373,7 @@ def answer(items: list[str]) -> dict[str, Any]:
     "wrong", [ranked(["b", "a"]), ranked(["a"]), ranked(["a", "b"], 0.51), ranked(["a", "b"], history=3)]
 )
 def test_answers_other_than_the_model_s_are_not_timed(wrong: Any) -> None:
-    request, items = Request("u", ["a", "b", "c"]), ["a", "b"]
+    request, items = RankQuery("u", ["a", "b", "c"]), ["a", "b"]
     _compare(items, answer(items), request, ranked(items, 0.50005), [])
     with pytest.raises(RuntimeError, match="the model"):
         _compare(items, answer(items), request, wrong, [])
@@ -391,7 +391,7 @@ def test_answers_other_than_the_model_s_are_not_timed(wrong: Any) -> None:
 )
 def test_answers_that_are_no_ranking_are_not_timed(told: tuple[int, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("load_world.Ranker", SimpleNamespace(load=lambda folder: ranked(["a", "b"])))
-    world = World("model", {"u": []}, [Request("u", ["a", "b", "c"], k=2)] * 2)
+    world = World("model", {"u": []}, [RankQuery("u", ["a", "b", "c"], k=2)] * 2)
     world.check(lambda path, body: (200, answer(["a", "b"])))
     with pytest.raises(RuntimeError, match="answered with"):
         world.check(lambda path, body: told)

@@ -8,11 +8,11 @@ import pytest
 import torch
 import train_throughput
 from harness import Report
-from levers import Levers, Windows
+from levers import Optimizations, WindowTraining
 from stages import STAGES, Stopwatch
 
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.cards import make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
@@ -32,7 +32,7 @@ SETTINGS = train_throughput.Settings(
 )
 
 
-def _measure(process: Process) -> Report:
+def _measure(process: DistributedContext) -> Report:
     return train_throughput.measure(SETTINGS, process)
 
 
@@ -53,7 +53,7 @@ def test_the_whole_benchmark(world: int, tmp_path: Path) -> None:
         assert sum(row[share] for row in stages.rows) == pytest.approx(100, abs=0.5)
 
 
-def _unequal(process: Process) -> str:
+def _unequal(process: DistributedContext) -> str:
     # A reference of other mathematics must not be timed against ours.
     right = train_throughput.reference_loss
     train_throughput.reference_loss = lambda *arguments: right(*arguments) * 1.001
@@ -72,19 +72,19 @@ def test_impossible_settings(tmp_path: Path) -> None:
     assert "too few for histories of 1000" in on_ranks(1, tmp_path, _too_short)[0]
 
 
-def _too_short(process: Process) -> str:
+def _too_short(process: DistributedContext) -> str:
     with pytest.raises(ConfigError) as caught:
         train_throughput.measure(replace(SETTINGS, history=1000), process)
     return str(caught.value)
 
 
-def _staged_and_whole(process: Process, data: str) -> list[np.ndarray]:
+def _staged_and_whole(process: DistributedContext, data: str) -> list[np.ndarray]:
     """Dense parameters after three steps, whole and stage by stage."""
     config = small_config()
-    config.loader.max_impressions = 100
+    config.loader.max_impressions_per_batch = 100
     after = []
     for staged in (False, True):
-        form = Windows(data, make_card(), config, process, Levers())
+        form = WindowTraining(data, make_card(), config, process, Optimizations())
         watch = Stopwatch(process.device)
         for _ in range(3):
             if staged:

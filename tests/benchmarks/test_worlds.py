@@ -32,7 +32,7 @@ def test_less_history_is_what_preparing_with_less_gives(datasets: dict[int, str]
     wanted, found = collate(short.columns, rows, tables), collate(cut.columns, rows, tables)
     for name in ("user_key", "lengths", "first_target", "ts_ms", "action", "offset_s", "target", "labels"):
         assert np.array_equal(getattr(wanted, name), getattr(found, name), equal_nan=True), name
-    for feature in wanted.index:
+    for feature in wanted.row_index:
         assert np.array_equal(wanted.ids(feature), found.ids(feature)), feature
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from a2gen_rec.cli import doctor_checks
-from a2gen_rec.utils.warning_filters import quiet
+from a2gen_rec.utils.warning_filters import silence_known_warnings
 
 GIB = 2**30
 
@@ -33,10 +33,10 @@ def test_supported_pythons() -> None:
     ],
 )
 def test_versions_that_fit(versions: tuple[str | None, ...], status: str, says: str) -> None:
-    finding = doctor_checks.check_stack(*versions)
+    finding = doctor_checks.check_versions(*versions)
     assert finding.status == status
-    assert says in finding.found
-    assert bool(finding.mend) == (status != "ok")
+    assert says in finding.detail
+    assert bool(finding.fix) == (status != "ok")
 
 
 @pytest.mark.parametrize(
@@ -45,33 +45,33 @@ def test_versions_that_fit(versions: tuple[str | None, ...], status: str, says: 
         (None, "1.8.0+cpu", "1.8.0", "ok", ""),
         (None, None, "1.8.0", "ok", ""),
         ("13.0", "1.8.0", None, "ok", ""),
-        ("13.0", "1.8.0+cpu", "1.8.0", "warn", doctor_checks.REINSTALL_CUDA),
-        (None, "1.8.0", None, "fail", doctor_checks.REINSTALL),
-        (None, "1.8.0", "1.8.0", "fail", doctor_checks.REINSTALL),
-        ("13.0", None, None, "fail", doctor_checks.REINSTALL_CUDA),
+        ("13.0", "1.8.0+cpu", "1.8.0", "warn", doctor_checks.REINSTALL_CUDA_COMMAND),
+        (None, "1.8.0", None, "fail", doctor_checks.REINSTALL_COMMAND),
+        (None, "1.8.0", "1.8.0", "fail", doctor_checks.REINSTALL_COMMAND),
+        ("13.0", None, None, "fail", doctor_checks.REINSTALL_CUDA_COMMAND),
     ],
 )
 def test_builds_that_fit(cuda: str | None, fbgemm: str | None, fbgemm_cpu: str | None, status: str, mend: str) -> None:
-    finding = doctor_checks.check_build(cuda, fbgemm, fbgemm_cpu)
-    assert (finding.status, finding.mend) == (status, mend)
+    finding = doctor_checks.check_cuda_build(cuda, fbgemm, fbgemm_cpu)
+    assert (finding.status, finding.fix) == (status, mend)
 
 
 def test_requirements() -> None:
     required = ["torchmetrics==1.0.3", "duckdb>=1.1", "rich>=13", "absent", 'pytest>=8; extra == "dev"']
     versions = {"torchmetrics": "1.4.0", "duckdb": "1.2.0+local", "rich": "13.0"}
-    findings = {finding.topic: finding for finding in doctor_checks.check_requirements(required, versions.get)}
+    findings = {finding.name: finding for finding in doctor_checks.check_requirements(required, versions.get)}
     assert {topic: finding.status for topic, finding in findings.items()} == {
         "torchmetrics": "fail",
         "duckdb": "ok",
         "rich": "ok",
         "absent": "fail",
     }
-    assert findings["torchmetrics"].mend == f"{sys.executable} -m pip install 'torchmetrics==1.0.3'"
-    assert "1.4.0" in findings["torchmetrics"].found
+    assert findings["torchmetrics"].fix == f"{sys.executable} -m pip install 'torchmetrics==1.0.3'"
+    assert "1.4.0" in findings["torchmetrics"].detail
 
 
 def test_requirements_are_those_of_the_installed_package() -> None:
-    topics = {finding.topic for finding in doctor_checks._library_findings(("torch",))}
+    topics = {finding.name for finding in doctor_checks._library_findings(("torch",))}
     assert {"torchmetrics", "torchx", "iopath", "duckdb", "pyarrow"} <= topics
     assert "torch" not in topics
     assert "pytest" not in topics
@@ -83,18 +83,18 @@ def test_a_source_tree_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(metadata, "requires", absent)
     (finding,) = doctor_checks._library_findings(())
-    assert (finding.status, finding.mend) == ("fail", "make install")
+    assert (finding.status, finding.fix) == ("fail", "make install")
 
 
 def test_devices() -> None:
     seen = doctor_checks.check_devices("13.0", ["H200", "H200"], driver=True)
-    assert (seen.status, seen.found) == ("ok", "2 GPU: H200")
-    assert doctor_checks.check_devices(None, [], driver=False).found == "no GPU: CPU with gloo"
+    assert (seen.status, seen.detail) == ("ok", "2 GPU: H200")
+    assert doctor_checks.check_devices(None, [], driver=False).detail == "no GPU: CPU with gloo"
     wrong_build = doctor_checks.check_devices(None, [], driver=True)
-    assert (wrong_build.status, wrong_build.mend) == ("warn", doctor_checks.REINSTALL_CUDA)
+    assert (wrong_build.status, wrong_build.fix) == ("warn", doctor_checks.REINSTALL_CUDA_COMMAND)
     unseen = doctor_checks.check_devices("13.0", [], driver=True)
     assert unseen.status == "warn"
-    assert "nvidia-smi" in unseen.mend
+    assert "nvidia-smi" in unseen.fix
 
 
 @pytest.mark.parametrize(
@@ -119,43 +119,43 @@ def test_memory_and_shared_memory() -> None:
     assert doctor_checks.check_shared_memory(None).status == "warn"
     small = doctor_checks.check_shared_memory(64 * 2**20)
     assert small.status == "warn"
-    assert small.found.startswith("64 MiB")
+    assert small.detail.startswith("64 MiB")
     assert doctor_checks.check_shared_memory(GIB).status == "ok"
 
 
 def test_lookup_outcomes() -> None:
-    assert doctor_checks.check_lookup(0, "").status == "ok"
-    raised = doctor_checks.check_lookup(1, "Traceback …\nOSError: libtorch_cuda.so: cannot open\n\n")
-    assert (raised.status, raised.found) == ("fail", "OSError: libtorch_cuda.so: cannot open")
-    crashed = doctor_checks.check_lookup(-11, "")
+    assert doctor_checks.check_fbgemm_smoke_test(0, "").status == "ok"
+    raised = doctor_checks.check_fbgemm_smoke_test(1, "Traceback …\nOSError: libtorch_cuda.so: cannot open\n\n")
+    assert (raised.status, raised.detail) == ("fail", "OSError: libtorch_cuda.so: cannot open")
+    crashed = doctor_checks.check_fbgemm_smoke_test(-11, "")
     assert crashed.status == "fail"
-    assert "signal 11" in crashed.found
+    assert "signal 11" in crashed.detail
 
 
 def test_lookup_notices_a_wrong_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
-    doctor_checks.lookup()
+    doctor_checks.smoke_test_fbgemm()
     monkeypatch.setattr(torch, "equal", lambda *_: False)
     with pytest.raises(RuntimeError, match="wrong sums"):
-        doctor_checks.lookup()
+        doctor_checks.smoke_test_fbgemm()
 
 
 def test_this_installation_is_sound() -> None:
-    findings = doctor_checks.diagnose()
+    findings = doctor_checks.run_checks()
     assert [finding for finding in findings if finding.status == "fail"] == []
-    topics = [finding.topic for finding in findings]
+    topics = [finding.name for finding in findings]
     assert len(set(topics)) == len(topics)
     assert {"Python", "Builds", "fbgemm lookup", "Devices", "Backends", "Threads", "Memory"} <= set(topics)
 
 
 def test_failed_and_rendered() -> None:
-    sound = doctor_checks.Finding("Python", "ok", "3.11")
-    short = doctor_checks.Finding("Memory", "warn", "1 GiB", "buy")
-    broken = doctor_checks.Finding("torch", "fail", "absent", "pip install 'torch[extra]'")
-    assert not doctor_checks.failed([sound, short])
-    assert doctor_checks.failed([sound, broken])
+    sound = doctor_checks.Check("Python", "ok", "3.11")
+    short = doctor_checks.Check("Memory", "warn", "1 GiB", "buy")
+    broken = doctor_checks.Check("torch", "fail", "absent", "pip install 'torch[extra]'")
+    assert not doctor_checks.has_failures([sound, short])
+    assert doctor_checks.has_failures([sound, broken])
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(doctor_checks.render([sound, short, broken]))
+    console.print(doctor_checks.checks_table([sound, short, broken]))
     text = console.export_text()
     assert "pip install 'torch[extra]'" in text
     assert [line.split()[0] for line in text.splitlines()[1:]] == ["ok", "warn", "fail"]
@@ -174,8 +174,8 @@ def test_quiet_silences_the_known_and_nothing_else(caplog: pytest.LogCaptureFixt
     before = list(logger.filters)
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
-        quiet()
-        quiet()
+        silence_known_warnings()
+        silence_known_warnings()
         for category, message in KNOWN:
             warnings.warn(message, category, stacklevel=1)
         assert shown == []

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from a2gen_rec.cli.main import main
-from a2gen_rec.models.embedding_tables import looked_up
-from a2gen_rec.sharding.saved_plan import Placement
+from a2gen_rec.models.embedding_tables import id_features
+from a2gen_rec.sharding.saved_plan import SavedPlan
 from tests.helpers import CONFIGS
 from tests.helpers.cards import make_card, write_dataset
 
@@ -59,7 +59,7 @@ def test_every_file_of_one_plan(config: str, tmp_path: Path) -> None:
     report = json.loads(Path(files["json"]).read_text())
     assert report["fits"]
     assert [(each["world"], each["ranks_per_host"]) for each in report["sweep"]] == [(1, 1), (4, 2)]
-    saved = Placement.load(files["save"])
+    saved = SavedPlan.load(files["save"])
     assert saved.world == 2
     assert {name: len(table.ranks) for name, table in saved.tables.items()} == {
         table["name"]: len(table["shards"]) for table in report["tables"]
@@ -81,7 +81,7 @@ def test_a_dataset_is_planned_by_its_card(tmp_path: Path, capsys: pytest.Capture
     jd = ["--config", str(CONFIGS / "jd.yaml"), "--data", str(data), "--topology", topology("laptop")]
     assert code(*jd, "--rows.item_id", "77", "--json", str(out)) == 0
     rows = {table["name"]: table["rows"] for table in json.loads(out.read_text())["tables"]}
-    cardinality = {feature.name: feature.cardinality for feature in looked_up(make_card())}
+    cardinality = {feature.name: feature.cardinality for feature in id_features(make_card())}
     assert rows == cardinality | {"item_id": 77, "action": 5, "time_bucket": 64, "gap_bucket": 64}
 
 

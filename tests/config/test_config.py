@@ -11,13 +11,13 @@ from a2gen_rec.config import (
     LoaderConfig,
     LossConfig,
     ModelConfig,
-    PlannedFeature,
+    PlannerFeature,
     ShardingConfig,
     SimulateConfig,
     TrainConfig,
     WorkloadConfig,
 )
-from a2gen_rec.config.parse import parse_config
+from a2gen_rec.config.parse import config_from_dict
 from a2gen_rec.errors import ConfigError, DataError, UserError
 
 REFUSED: list[tuple[type, dict[str, Any], str]] = [
@@ -50,8 +50,8 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (ShardingConfig, {"cache_load_factor": 0.0}, "sharding.cache_load_factor 0.0"),
     (ShardingConfig, {"cache_load_factor": 1.0}, "sharding.cache_load_factor 1.0"),
     (ShardingConfig, {"reserve": 1.0}, "sharding.reserve 1.0"),
-    (PlannedFeature, {"level": "user", "rows": 0}, "rows 0"),
-    (PlannedFeature, {"level": "user", "rows": 1, "zipf": -0.1}, "zipf -0.1"),
+    (PlannerFeature, {"level": "user", "rows": 0}, "rows 0"),
+    (PlannerFeature, {"level": "user", "rows": 1, "zipf": -0.1}, "zipf -0.1"),
     (WorkloadConfig, {"windows": -1}, "workload.windows -1"),
     (SimulateConfig, {"users": 0}, "users 0"),
     (SimulateConfig, {"seed": -1}, "seed -1"),
@@ -95,20 +95,20 @@ def test_what_lies_on_the_border_is_taken(section: type, settings: dict) -> None
 
 def test_objectives_need_an_expert() -> None:
     with pytest.raises(ConfigError, match=r"^model\.shared_experts and model\.own_experts leave no expert$"):
-        ModelConfig(shared_experts=0, own_experts=0)
+        ModelConfig(shared_experts=0, task_experts=0)
 
 
 def test_without_order_no_times_are_put_in_order() -> None:
     with pytest.raises(ConfigError, match=r"^model\.time_head 'monotone' .*model\.action_order false"):
-        ModelConfig(time_head="monotone", action_order=False)
+        ModelConfig(time_head="monotone", use_action_order=False)
 
 
 def test_sections_are_not_shared_between_configurations() -> None:
     left, right = Config(), Config()
     assert left == right
     left.model.dim = 64
-    left.sharding.types.append("column_wise")
-    left.loss.objectives["glance"] = 0.5
+    left.sharding.sharding_types.append("column_wise")
+    left.loss.objective_weights["glance"] = 0.5
     assert right.model.dim == 32
     assert right == Config()
     assert {field.name for field in dataclasses.fields(Config)} == set(vars(left))
@@ -124,9 +124,9 @@ def test_errors_tell_where() -> None:
 
 
 def test_plain_settings_become_a_configuration() -> None:
-    made = parse_config({"model": {"dim": 16, "action_level": "off"}, "loss": {"objectives": {"glance": 0.5}}})
-    assert made == Config(ModelConfig(dim=16, action_level="off"), LossConfig(objectives={"glance": 0.5}))
-    assert parse_config({}) == Config()
+    made = config_from_dict({"model": {"dim": 16, "action_level": "off"}, "loss": {"objectives": {"glance": 0.5}}})
+    assert made == Config(ModelConfig(dim=16, action_pooling="off"), LossConfig(objective_weights={"glance": 0.5}))
+    assert config_from_dict({}) == Config()
 
 
 @pytest.mark.parametrize(
@@ -141,6 +141,6 @@ def test_plain_settings_become_a_configuration() -> None:
 )
 def test_plain_settings_that_cannot_be_used(settings: dict, named: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_config(settings)
+        config_from_dict(settings)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)

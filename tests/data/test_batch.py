@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2gen_rec.data.batch import ALL, WindowBatch, collate, count_names
+from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate, count_names
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.utils.jagged import LengthGroups
+from a2gen_rec.utils.jagged import LengthBuckets
 from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card(labels=("click", "long_view"))
@@ -31,7 +31,7 @@ WHOLE_NUMBERS += (
     "step_label",
 )
 FRACTIONS = ("offset_s", "step_time", "labels", "objectives", "watch_s", "oracle")
-LOOKED_UP = [feature.name for level in ("user", "item", "context") for feature in CARD.at_level(level)]
+LOOKED_UP = [feature.name for level in ("user", "item", "context") for feature in CARD.features_at(level)]
 ROWS = {
     "all": np.arange(20),
     "some, in any order": np.array([7, 3, 19, 0, 11]),
@@ -53,8 +53,8 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ga
     """Every field of a batch, gathered one value at a time."""
     out: dict[str, list[Any]] = {name: [] for name in (*WHOLE_NUMBERS, *FRACTIONS, "sequences", "steps")}
     ids: dict[str, list[int]] = {name: [] for name in LOOKED_UP}
-    session: dict[str, list[int]] = {feature.name: [] for feature in CARD.at_level("session")}
-    outcome: dict[str, list[int]] = {feature.name: [] for feature in CARD.at_level("outcome")}
+    session: dict[str, list[int]] = {feature.name: [] for feature in CARD.features_at("session")}
+    outcome: dict[str, list[int]] = {feature.name: [] for feature in CARD.features_at("outcome")}
     counts = dict.fromkeys(count_names(CARD), 0)
     for place, row in enumerate(rows):
         length = int(columns.lengths[row])
@@ -121,8 +121,8 @@ def looked_up(batch: WindowBatch) -> dict[str, list[int]]:
     return {name: batch.ids(name).tolist() for name in LOOKED_UP}
 
 
-def assert_groups(groups: LengthGroups, lengths: list[int]) -> None:
-    expected = LengthGroups.from_lengths(torch.tensor(lengths, dtype=torch.int64))
+def assert_groups(groups: LengthBuckets, lengths: list[int]) -> None:
+    expected = LengthBuckets.from_lengths(torch.tensor(lengths, dtype=torch.int64))
     assert groups.sizes == expected.sizes
     for name in ("order", "inverse", "lengths", "token_order", "token_inverse"):
         assert torch.equal(getattr(groups, name), getattr(expected, name))
@@ -145,19 +145,19 @@ def assert_batch(batch: WindowBatch, expected: dict) -> None:
         rows = getattr(batch, name)
         assert {feature: values.tolist() for feature, values in rows.items()} == expected[name]
         assert {values.dtype for values in rows.values()} == {torch.int64}
-    assert_groups(batch.sequences, expected["sequences"])
-    assert_groups(batch.steps, expected["steps"])
+    assert_groups(batch.history_buckets, expected["sequences"])
+    assert_groups(batch.target_buckets, expected["steps"])
     assert batch.counts.tolist() == expected["counts"]
     keys = [expected["key_window"].count(window) for window in range(len(expected["lengths"]))]
-    assert batch.key_shape == (len(expected["lengths"]), max(1, *keys))
+    assert batch.history_shape == (len(expected["lengths"]), max(1, *keys))
     targets = [expected["target_window"].count(window) for window in range(len(expected["lengths"]))]
     assert batch.target_shape == (len(expected["lengths"]), max(targets, default=0))
-    assert batch.position is None
+    assert batch.loader_state is None
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("dedup", [True, False])
-@pytest.mark.parametrize("gap_s", [None, 0.0, 15.0, ALL])
+@pytest.mark.parametrize("gap_s", [None, 0.0, 15.0, WHOLE_WINDOW])
 def test_collate_equals_loops(rows: np.ndarray, dedup: bool, gap_s: float | None, columns: WindowColumns) -> None:
     batch = collate(columns, rows, WHOLE, dedup, request_gap_s=gap_s)
     assert_batch(batch, slow(columns, rows, gap_s=gap_s))
@@ -175,7 +175,7 @@ def test_the_world_has_what_the_loops_must_show(columns: WindowColumns) -> None:
 
 def test_without_targets_all_is_history(columns: WindowColumns) -> None:
     rows = np.array([3, 8])
-    batch = collate(columns, rows, WHOLE, with_targets=False)
+    batch = collate(columns, rows, WHOLE, include_targets=False)
     assert_batch(batch, slow(columns, rows, with_targets=False))
     assert not batch.counts.any()
     assert torch.equal(batch.first_target, batch.lengths)
@@ -192,13 +192,13 @@ def test_lookups_are_one_bag_per_feature_and_the_whole_tables(dedup: bool, colum
         assert batch.sparse[name].values().tolist() == list(range(rows))
     for name in LOOKED_UP:
         values, ids = batch.sparse[name].values(), batch.ids(name)
-        assert torch.equal(values[batch.places(name, torch.arange(len(ids)))], ids)
+        assert torch.equal(values[batch.lookup_rows(name, torch.arange(len(ids)))], ids)
         if dedup:
             assert len(values.unique()) == len(values)
-            place = batch.index[name]
+            place = batch.row_index[name]
             assert sorted(set(place.tolist())) == list(range(len(values))), "nothing is looked up in vain"
         else:
-            assert name not in batch.index
+            assert name not in batch.row_index
 
 
 def test_dedup_looks_up_less_but_the_same(columns: WindowColumns) -> None:
@@ -210,13 +210,20 @@ def test_dedup_looks_up_less_but_the_same(columns: WindowColumns) -> None:
 @pytest.mark.parametrize("acted", [[], [0], [4, 1, 7], list(range(9))])
 def test_actions_of_some_keys_are_theirs_in_a_batch_of_all(acted: list[int], columns: WindowColumns) -> None:
     rows = np.array([7, 3, 19, 0, 11])
-    whole_batch = collate(columns, rows, WHOLE, request_gap_s=ALL)
-    some = collate(columns, rows, WHOLE, request_gap_s=ALL, acted=np.array(acted, np.int64), with_outcomes=False)
-    assert torch.equal(some.key, whole_batch.key)
-    lengths = whole_batch.sequences.lengths[whole_batch.sequences.inverse]
-    tokens = whole_batch.key_token.split(lengths.tolist())
-    assert some.key_token.tolist() == [token for key in acted for token in tokens[key].tolist()]
-    assert some.sequences.lengths[some.sequences.inverse].tolist() == lengths[acted].tolist()
+    whole_batch = collate(columns, rows, WHOLE, request_gap_s=WHOLE_WINDOW)
+    some = collate(
+        columns,
+        rows,
+        WHOLE,
+        request_gap_s=WHOLE_WINDOW,
+        token_history=np.array(acted, np.int64),
+        include_outcomes=False,
+    )
+    assert torch.equal(some.history_index, whole_batch.history_index)
+    lengths = whole_batch.history_buckets.lengths[whole_batch.history_buckets.inverse]
+    tokens = whole_batch.history_token.split(lengths.tolist())
+    assert some.history_token.tolist() == [token for key in acted for token in tokens[key].tolist()]
+    assert some.history_buckets.lengths[some.history_buckets.inverse].tolist() == lengths[acted].tolist()
     for name in ("step", "labels", "counts"):
         assert not getattr(some, name).numel()
 
@@ -233,20 +240,20 @@ def tensors(batch: WindowBatch) -> dict[str, Tensor]:
         value = getattr(batch, field.name)
         if isinstance(value, Tensor):
             found[field.name] = value
-        elif isinstance(value, LengthGroups):
+        elif isinstance(value, LengthBuckets):
             for part in ("order", "inverse", "lengths", "token_order", "token_inverse"):
                 found[f"{field.name}.{part}"] = getattr(value, part)
     return found
 
 
 def test_to_moves_every_tensor_and_keeps_the_rest(columns: WindowColumns) -> None:
-    batch = dataclasses.replace(collate(columns, np.arange(5), WHOLE), position={"epoch": 3})
+    batch = dataclasses.replace(collate(columns, np.arange(5), WHOLE), loader_state={"epoch": 3})
     moved = batch.to(torch.device("meta"))
     assert tensors(moved).keys() == tensors(batch).keys()
     assert {value.device.type for value in tensors(moved).values()} == {"meta"}
-    assert (moved.key_shape, moved.target_shape) == (batch.key_shape, batch.target_shape)
-    assert moved.position == {"epoch": 3}
-    assert moved.steps.sizes == batch.steps.sizes
+    assert (moved.history_shape, moved.target_shape) == (batch.history_shape, batch.target_shape)
+    assert moved.loader_state == {"epoch": 3}
+    assert moved.target_buckets.sizes == batch.target_buckets.sizes
     same = batch.to(torch.device("cpu"))
     for name, value in tensors(same).items():
         torch.testing.assert_close(value, tensors(batch)[name], equal_nan=True)

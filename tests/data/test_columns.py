@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2gen_rec.data.columns import WindowColumns, ranges, take_windows
-from a2gen_rec.data.parquet_reader import RowGroup, read_columns, read_user, row_groups
+from a2gen_rec.data.columns import WindowColumns, concat_ranges, take_windows
+from a2gen_rec.data.parquet_reader import RowGroup, read_columns, read_user_windows, row_groups
 from a2gen_rec.data.schema import SPLITS
 from a2gen_rec.errors import DataError
 from tests.helpers.cards import make_card, make_columns, to_table, write_dataset
@@ -97,11 +97,11 @@ def test_take_windows_equals_slicing_each(tmp_path: Path) -> None:
 
 
 def test_oracle_columns_are_read_when_asked_for(tmp_path: Path) -> None:
-    card = dataclasses.replace(CARD, oracle=["like", "click"])
+    card = dataclasses.replace(CARD, oracle_columns=["like", "click"])
     columns = make_columns(CARD, 12, np.random.default_rng(2))
     table = to_table(columns, CARD)
     truth = np.random.default_rng(0).random((len(columns.ts_ms), 2)).astype(np.float32)
-    for i, name in enumerate(card.oracle):
+    for i, name in enumerate(card.oracle_columns):
         values = pa.ListArray.from_arrays(table["ts_ms"].chunk(0).offsets, pa.array(truth[:, i]))
         table = table.append_column(f"oracle_{name}", values)
     pq.write_table(table, tmp_path / "part.parquet")
@@ -150,10 +150,10 @@ def test_read_user_takes_all_windows_of_one_user(tmp_path: Path) -> None:
     write(tmp_path, other, name="a.parquet")
     write(tmp_path, columns, name="b.parquet")
     files = [str(tmp_path / name) for name in ("a.parquet", "b.parquet")]
-    got = read_user(files, CARD, "77")
+    got = read_user_windows(files, CARD, "77")
     assert got is not None
     assert_equal(got, concatenated([take_windows(columns, np.array([3, 11, 38]))]))
-    assert read_user(files, CARD, "nobody") is None
+    assert read_user_windows(files, CARD, "nobody") is None
 
 
 @given(st.lists(st.tuples(st.integers(-5, 50), st.integers(0, 4))))
@@ -161,7 +161,7 @@ def test_read_user_takes_all_windows_of_one_user(tmp_path: Path) -> None:
 def test_ranges(pieces: list[tuple[int, int]]) -> None:
     starts, lengths = (np.array([piece[i] for piece in pieces], dtype=np.int64) for i in (0, 1))
     expected = [value for start, length in pieces for value in range(start, start + length)]
-    assert ranges(starts, lengths).tolist() == expected
+    assert concat_ranges(starts, lengths).tolist() == expected
 
 
 # What breaks the contract -------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def test_a_missing_column_is_named(field: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_oracle_column_is_named(tmp_path: Path) -> None:
-    card = dataclasses.replace(CARD, oracle=["like"])
+    card = dataclasses.replace(CARD, oracle_columns=["like"])
     groups = row_groups([write(tmp_path, of_lengths([2, 3]))])
     with pytest.raises(DataError, match="field 'oracle_like': column is missing"):
         read_columns(groups, card, with_oracle=True)
@@ -353,7 +353,7 @@ def test_read_user_names_what_it_cannot_read(tmp_path: Path) -> None:
     table = to_table(of_lengths([3, 2]), CARD)
     pq.write_table(table.drop_columns(["user"]), tmp_path / "part.parquet")
     with pytest.raises(DataError, match="field 'user'"):
-        read_user([str(tmp_path / "part.parquet")], CARD, "1")
+        read_user_windows([str(tmp_path / "part.parquet")], CARD, "1")
     pq.write_table(table.set_column(0, "user", pa.array([1, 2])), tmp_path / "part.parquet")
     with pytest.raises(DataError, match=r"field 'user'.*int64"):
-        read_user([str(tmp_path / "part.parquet")], CARD, "1")
+        read_user_windows([str(tmp_path / "part.parquet")], CARD, "1")

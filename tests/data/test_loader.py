@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from a2gen_rec.config import LoaderConfig
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
+from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.errors import DataError
 from a2gen_rec.models.embedding_tables import table_rows
 from tests.helpers.cards import make_card, make_columns, small_config, to_table, whole
@@ -22,7 +22,7 @@ from tests.helpers.cards import make_card, make_columns, small_config, to_table,
 CARD = make_card()
 WHOLE = whole(CARD, small_config())
 FILES, WINDOWS, GROUP = 3, 44, 12  # four row groups a file, the last of eight windows
-SMALL = LoaderConfig(max_impressions=48, max_windows=7, buffer_windows=20, background=False)
+SMALL = LoaderConfig(max_impressions_per_batch=48, max_windows_per_batch=7, shuffle_buffer_size=20, prefetch=False)
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder.parent)
 
 
-def stream(dataset: str, config: LoaderConfig = SMALL, **options: object) -> WindowStream:
-    return WindowStream(dataset, "train", CARD, config, WHOLE, **options)
+def stream(dataset: str, config: LoaderConfig = SMALL, **options: object) -> WindowDataset:
+    return WindowDataset(dataset, "train", CARD, config, WHOLE, **options)
 
 
-def at(made: WindowStream, position: Position) -> WindowStream:
+def at(made: WindowDataset, position: LoaderState) -> WindowDataset:
     made.position = position
     return made
 
@@ -72,10 +72,10 @@ def test_every_window_once_and_ranks_disjoint(world: int, shuffle: bool, dataset
     "config",
     [
         SMALL,
-        LoaderConfig(max_impressions=1, max_windows=50, buffer_windows=1000),
-        LoaderConfig(max_impressions=10_000, max_windows=5, buffer_windows=30),
-        LoaderConfig(max_impressions=30, max_windows=1000, buffer_windows=1),
-        LoaderConfig(max_impressions=10_000, max_windows=1000, buffer_windows=1000),
+        LoaderConfig(max_impressions_per_batch=1, max_windows_per_batch=50, shuffle_buffer_size=1000),
+        LoaderConfig(max_impressions_per_batch=10_000, max_windows_per_batch=5, shuffle_buffer_size=30),
+        LoaderConfig(max_impressions_per_batch=30, max_windows_per_batch=1000, shuffle_buffer_size=1),
+        LoaderConfig(max_impressions_per_batch=10_000, max_windows_per_batch=1000, shuffle_buffer_size=1000),
     ],
 )
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -84,18 +84,18 @@ def test_batches_keep_their_bounds_and_fill_them(config: LoaderConfig, shuffle: 
     assert sorted(flat(batches)) == ALL
     for batch in batches:
         many, longest = len(batch.lengths), int(batch.lengths.max())
-        assert many <= config.max_windows
-        assert many * longest <= config.max_impressions or many == 1
-    if config.max_impressions == config.max_windows * 10:
+        assert many <= config.max_windows_per_batch
+        assert many * longest <= config.max_impressions_per_batch or many == 1
+    if config.max_impressions_per_batch == config.max_windows_per_batch * 10:
         assert len(batches) == 1
-    if config.max_impressions == 1:
+    if config.max_impressions_per_batch == 1:
         assert len(batches) == len(ALL)
     if config is SMALL:
         assert any(len(batch.lengths) > 1 for batch in batches)
 
 
 def test_no_batch_could_have_been_larger(dataset: str) -> None:
-    config = LoaderConfig(max_impressions=40, max_windows=9, buffer_windows=10_000)
+    config = LoaderConfig(max_impressions_per_batch=40, max_windows_per_batch=9, shuffle_buffer_size=10_000)
     batches = list(stream(dataset, config, shuffle=False))
     full = set()
     for batch, after in itertools.pairwise(batches):
@@ -107,7 +107,7 @@ def test_no_batch_could_have_been_larger(dataset: str) -> None:
 
 def test_batches_hold_windows_of_similar_length(dataset: str) -> None:
     """Within a buffer batches do not overlap in length, so that padding is small."""
-    config = LoaderConfig(max_impressions=60, max_windows=100, buffer_windows=10_000)
+    config = LoaderConfig(max_impressions_per_batch=60, max_windows_per_batch=100, shuffle_buffer_size=10_000)
     spans = sorted((int(b.lengths.min()), int(b.lengths.max())) for b in stream(dataset, config))
     assert len(spans) > 5
     for (_, end), (begin, _) in itertools.pairwise(spans):
@@ -117,7 +117,7 @@ def test_batches_hold_windows_of_similar_length(dataset: str) -> None:
 def test_order_is_of_seed_and_epoch_alone(dataset: str) -> None:
     def order(seed: int, epoch: int, rank: int = 0) -> list[list[int]]:
         made = stream(dataset, seed=seed, rank=rank, world=2)
-        return windows(at(made, Position(epoch=epoch, world=2)))
+        return windows(at(made, LoaderState(epoch=epoch, world_size=2)))
 
     torch.manual_seed(1)
     first = order(0, 0)
@@ -136,7 +136,8 @@ def test_windows_of_one_row_group_are_shuffled_too(tmp_path: Path) -> None:
     columns = make_columns(CARD, 40, np.random.default_rng(0))
     pq.write_table(to_table(columns, CARD), tmp_path / "train" / "part.parquet")
     orders = [
-        windows(at(stream(str(tmp_path), seed=seed), Position(epoch=epoch))) for seed, epoch in ((0, 0), (0, 1), (1, 0))
+        windows(at(stream(str(tmp_path), seed=seed), LoaderState(epoch=epoch)))
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
     ]
     for left, right in itertools.combinations(orders, 2):
         assert left != right
@@ -145,13 +146,13 @@ def test_windows_of_one_row_group_are_shuffled_too(tmp_path: Path) -> None:
 
 def test_row_groups_change_places_between_epochs(dataset: str) -> None:
     """Which rank sees a window differs by epoch, not only when."""
-    seen = [set(flat(at(stream(dataset, world=3), Position(epoch=epoch, world=3)))) for epoch in range(3)]
+    seen = [set(flat(at(stream(dataset, world=3), LoaderState(epoch=epoch, world_size=3)))) for epoch in range(3)]
     assert seen[0] != seen[1] != seen[2]
 
 
 def test_without_shuffling_buffers_come_in_file_order(dataset: str) -> None:
     for epoch in (0, 1):
-        keys = flat(at(stream(dataset, shuffle=False), Position(epoch=epoch)))
+        keys = flat(at(stream(dataset, shuffle=False), LoaderState(epoch=epoch)))
         # Row groups of 12, 12, 12, 8 windows: a buffer ends where the 20th, 40th, .. window has been passed.
         buffers: dict[int, list[int]] = {}
         for group, end in enumerate(np.cumsum([12, 12, 12, 8] * FILES)):
@@ -166,36 +167,36 @@ def test_without_shuffling_buffers_come_in_file_order(dataset: str) -> None:
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2), (0, 2)])
 def test_restarting_after_any_batch_gives_exactly_the_rest(rank: int, world: int, dataset: str) -> None:
     made = stream(dataset, rank=rank, world=world, seed=4)
-    begin = Position(epoch=2, world=world)
+    begin = LoaderState(epoch=2, world_size=world)
     batches = list(at(made, begin))
     assert len(batches) > 10
     assert windows(at(stream(dataset, rank=rank, world=world, seed=4), begin)) == windows(batches)
     for done in range(len(batches)):
-        position = Position(**batches[done].position)
+        position = LoaderState(**batches[done].loader_state)
         rest = list(at(stream(dataset, rank=rank, world=world, seed=4), position))
         assert windows(rest) == windows(batches[done + 1 :])
         for again, before in zip(rest, batches[done + 1 :], strict=True):
-            assert again.position == before.position
+            assert again.loader_state == before.loader_state
             assert torch.equal(again.action, before.action)
             assert torch.equal(again.sparse.values(), before.sparse.values())
-    assert len({tuple(batch.position.items()) for batch in batches}) == len(batches)
+    assert len({tuple(batch.loader_state.items()) for batch in batches}) == len(batches)
 
 
 @pytest.mark.parametrize("background", [True, False])
 def test_a_loader_restarts_exactly_though_it_had_prefetched(background: bool, dataset: str) -> None:
-    expected = list(at(stream(dataset, seed=1), Position(epoch=1)))
-    loader = WindowLoader(stream(dataset, seed=1), background)
-    assert windows(loader.epoch(Position(epoch=1))) == windows(expected)
+    expected = list(at(stream(dataset, seed=1), LoaderState(epoch=1)))
+    loader = WindowDataLoader(stream(dataset, seed=1), background)
+    assert windows(loader.iter_epoch(LoaderState(epoch=1))) == windows(expected)
     for done in (1, 6, len(expected)):
-        interrupted = loader.epoch(Position(epoch=1))
+        interrupted = loader.iter_epoch(LoaderState(epoch=1))
         taken = list(itertools.islice(interrupted, done))
         assert windows(taken) == windows(expected[:done])
-        position = Position(**taken[-1].position)
+        position = LoaderState(**taken[-1].loader_state)
         del interrupted  # batches made in advance are lost with it
-        rest = list(WindowLoader(stream(dataset, seed=1), background).epoch(position))
+        rest = list(WindowDataLoader(stream(dataset, seed=1), background).iter_epoch(position))
         assert windows(rest) == windows(expected[done:])
         for again, before in zip(rest, expected[done:], strict=True):
-            assert again.position == before.position
+            assert again.loader_state == before.loader_state
             assert torch.equal(again.offset_s.nan_to_num(-1), before.offset_s.nan_to_num(-1))
 
 
@@ -204,20 +205,20 @@ def test_loading_leaves_the_random_numbers_of_the_model_alone(background: bool, 
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    next(WindowLoader(stream(dataset), background).epoch(Position()))
+    next(WindowDataLoader(stream(dataset), background).iter_epoch(LoaderState()))
     assert torch.equal(torch.rand(3), expected)
 
 
 # Another number of ranks --------------------------------------------------------------------------------------------
 
 
-def consume(streams: list[Iterator[WindowBatch]], starts: list[Position], batches: list[int]) -> tuple[list, list]:
+def consume(streams: list[Iterator[WindowBatch]], starts: list[LoaderState], batches: list[int]) -> tuple[list, list]:
     """Take so many batches on each rank: the windows taken, and each rank's position after them."""
     taken, positions = [], []
     for batches_of, start, many in zip(streams, starts, batches, strict=True):
         own = list(itertools.islice(batches_of, many))
         taken += flat(own)
-        positions.append(Position(**own[-1].position) if own else start)
+        positions.append(LoaderState(**own[-1].loader_state) if own else start)
     return taken, positions
 
 
@@ -226,15 +227,15 @@ def consume(streams: list[Iterator[WindowBatch]], starts: list[Position], batche
 def test_no_window_is_lost_when_ranks_change(
     dataset: str, before: int, after: int, batches: list[int], seed: int
 ) -> None:
-    def ranks(world: int, positions: list[Position]) -> list[Iterator[WindowBatch]]:
+    def ranks(world: int, positions: list[LoaderState]) -> list[Iterator[WindowBatch]]:
         return [
             iter(at(stream(dataset, rank=rank, world=world, seed=seed), position))
             for rank, position in enumerate(positions)
         ]
 
-    begin = [Position(epoch=1, world=before)] * before
+    begin = [LoaderState(epoch=1, world_size=before)] * before
     taken, saved = consume(ranks(before, begin), begin, batches[:before])
-    merged = Position.merge(saved, after)
+    merged = LoaderState.reshard(saved, after)
     assert len(merged) == after
     rest = flat(itertools.chain.from_iterable(ranks(after, merged)))
     assert set(taken) | set(rest) == set(ALL)
@@ -242,31 +243,31 @@ def test_no_window_is_lost_when_ranks_change(
     if before == after:
         assert sorted(taken + rest) == ALL
         return
-    assert all(position.world == after and position.epoch == 1 for position in merged)
+    assert all(position.world_size == after and position.epoch == 1 for position in merged)
 
     # A second change, in the middle of what was left over.
     more, saved = consume(ranks(after, merged), merged, [4] * after)
-    rest = flat(itertools.chain.from_iterable(ranks(before, Position.merge(saved, before))))
+    rest = flat(itertools.chain.from_iterable(ranks(before, LoaderState.reshard(saved, before))))
     assert set(taken) | set(more) | set(rest) == set(ALL)
 
 
 def test_what_all_ranks_have_finished_is_not_read_again(dataset: str) -> None:
-    begin = [Position(world=2)] * 2
+    begin = [LoaderState(world_size=2)] * 2
     streams = [stream(dataset, rank=rank, world=2) for rank in range(2)]
     nearly_all = [len(windows(own)) - 1 for own in streams]
     taken, saved = consume([iter(own) for own in streams], begin, nearly_all)
-    [merged] = Position.merge(saved, 1)
+    [merged] = LoaderState.reshard(saved, 1)
     # A buffer has at most two of the twelve row groups here, and each rank had begun its last one.
-    assert merged.dealt >= 8
+    assert merged.groups_consumed >= 8
     rest = flat(at(stream(dataset), merged))
     assert len(rest) <= 4 * GROUP
     assert set(taken) | set(rest) == set(ALL)
 
 
 def test_the_same_ranks_go_on_as_they_are() -> None:
-    saved = [Position(2, 2, 4, 1, 3, 2), Position(2, 2, 4, 2, 0, 4)]
-    assert Position.merge(saved, 2) == saved
-    assert Position.merge(saved, 3) == [Position(epoch=2, world=3, dealt=8)] * 3
+    saved = [LoaderState(2, 2, 4, 1, 3, 2), LoaderState(2, 2, 4, 2, 0, 4)]
+    assert LoaderState.reshard(saved, 2) == saved
+    assert LoaderState.reshard(saved, 3) == [LoaderState(epoch=2, world_size=3, groups_consumed=8)] * 3
 
 
 # What else a stream does --------------------------------------------------------------------------------------------
@@ -274,7 +275,7 @@ def test_the_same_ranks_go_on_as_they_are() -> None:
 
 def test_an_empty_batch_has_no_targets_and_all_features(dataset: str) -> None:
     for rank in (0, 14):
-        batch = stream(dataset, rank=rank, world=15).empty
+        batch = stream(dataset, rank=rank, world=15).empty_batch
         assert not len(batch.target)
         assert not batch.counts.any()
         assert batch.sparse.keys() == list(table_rows(CARD, small_config().model))
@@ -282,7 +283,7 @@ def test_an_empty_batch_has_no_targets_and_all_features(dataset: str) -> None:
 
 def test_configuration_reaches_the_batches(dataset: str) -> None:
     deduplicated, plain = (
-        next(iter(stream(dataset, dataclasses.replace(SMALL, dedup=dedup)))) for dedup in (True, False)
+        next(iter(stream(dataset, dataclasses.replace(SMALL, deduplicate_ids=dedup)))) for dedup in (True, False)
     )
     assert torch.equal(deduplicated.user_key, plain.user_key)
     assert len(deduplicated.sparse.values()) < len(plain.sparse.values())
@@ -311,13 +312,13 @@ def test_bad_data_are_named_wherever_the_batch_is_made(background: bool, damage:
     columns = make_columns(CARD, 60, np.random.default_rng(0))
     columns.user_ids["group"][33] = 4 if damage == "bad id" else 0
     pq.write_table(to_table(columns, CARD), file, row_group_size=20)
-    config = LoaderConfig(max_windows=5, buffer_windows=1)
-    loader = WindowLoader(stream(str(tmp_path), config, shuffle=False), background)
+    config = LoaderConfig(max_windows_per_batch=5, shuffle_buffer_size=1)
+    loader = WindowDataLoader(stream(str(tmp_path), config, shuffle=False), background)
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-100])
     taken = []
     with pytest.raises(DataError) as caught:
-        taken.extend(loader.epoch(Position()))
+        taken.extend(loader.iter_epoch(LoaderState()))
     if damage == "bad id":
         assert str(caught.value) == f"{file}, row 33, field 'group': id is not in [0, 4)"
     else:

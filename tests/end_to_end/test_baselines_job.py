@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from a2gen_rec.cli.main import main
-from a2gen_rec.ensemble.score_lists import score_split
+from a2gen_rec.ensemble.score_lists import score_session_lists
 from a2gen_rec.errors import UserError
 from a2gen_rec.evaluation.evaluate import evaluate
-from a2gen_rec.runs.rank import rank
+from a2gen_rec.runs.rank import rank_run
 from a2gen_rec.training import checkpoint
-from a2gen_rec.training.checkpoint import State
+from a2gen_rec.training.checkpoint import TrainState
 from a2gen_rec.training.entrypoint import train
-from a2gen_rec.training.loaded_run import open_run
+from a2gen_rec.training.loaded_run import load_run
 from tests.helpers.cards import make_card, small_config, write_dataset
 
 CARD = make_card()
@@ -31,11 +31,17 @@ def test_trained_evaluated_ranked_and_scored(name: str, data: Path, tmp_path: Pa
     run = tmp_path / "run"
     steps = ["--train.max_steps", "6", "--optim.dense_lr", "0.01"]
     main(["train", "--data", str(data), "--run", str(run), "--model.name", name, *SMALL, *SWITCHES, *steps])
-    with open_run(str(run)) as opened:
+    with load_run(str(run)) as opened:
         result = evaluate(
-            opened.built.dmp, opened.built.model.ranker, str(data), "test", CARD, opened.config, opened.process
+            opened.model.model_parallel,
+            opened.model.model.ranker,
+            str(data),
+            "test",
+            CARD,
+            opened.config,
+            opened.process,
         )
-        lists = score_split(opened, "valid", str(tmp_path / "lists"), 5, 30.0)
+        lists = score_session_lists(opened, "valid", str(tmp_path / "lists"), 5, 30.0)
     assert result["targets"] > 0
     assert list(result["actions"]) == ["like", "comment", "follow", "click"]
     assert all(math.isfinite(row["ne"]) for row in result["actions"].values())
@@ -54,7 +60,7 @@ def test_trained_evaluated_ranked_and_scored(name: str, data: Path, tmp_path: Pa
     assert lists.objectives == ("like", "comment", "follow", "click", "glance", "effective", "watch_time")
     assert lists.events.shape[1] == 8 + 16, "item, and the mean of time and action embeddings"
 
-    ranking = rank(str(run), "nobody")
+    ranking = rank_run(str(run), "nobody")
     assert ranking.by == "watch"
     watch = [candidate.expected_watch_s for candidate in ranking.candidates]
     assert watch == sorted(watch, reverse=True)
@@ -80,9 +86,15 @@ def test_ways_to_train_are_options_of_the_command(ways: list[str], name: str, da
     begun = ["train", "--data", str(data), "--run", str(run), "--model.name", name, *SMALL, *SWITCHES, *ways]
     main([*begun, "--train.epochs", "1"])
     main([*begun, "--train.epochs", "2"])
-    with open_run(str(run)) as opened:
+    with load_run(str(run)) as opened:
         result = evaluate(
-            opened.built.dmp, opened.built.model.ranker, str(data), "test", CARD, opened.config, opened.process
+            opened.model.model_parallel,
+            opened.model.model.ranker,
+            str(data),
+            "test",
+            CARD,
+            opened.config,
+            opened.process,
         )
     assert math.isfinite(result["loss"]["total"])
-    assert opened.step == 2 * State.read(checkpoint.place(str(run), opened.step // 2)).step > 0
+    assert opened.step == 2 * TrainState.read(checkpoint.checkpoint_path(str(run), opened.step // 2)).step > 0

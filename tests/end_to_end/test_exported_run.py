@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from a2gen_rec.cli.main import main
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.ranking.ranker import Ranker
-from a2gen_rec.ranking.types import Request
-from a2gen_rec.runs.export import export
-from a2gen_rec.runs.rank import rank
-from a2gen_rec.runs.row_order import row_order
+from a2gen_rec.ranking.types import RankQuery
+from a2gen_rec.runs.export import export_run
+from a2gen_rec.runs.rank import rank_run
+from a2gen_rec.runs.row_order import export_permutation
 from a2gen_rec.training import checkpoint
 from tests.helpers.cards import checkpoint_tensors
 from tests.helpers.logs import Log, simulated_log
@@ -58,13 +58,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, str, str]:
     command = [*LAUNCH, "a2gen_rec.cli", "train", "--data", log.data, "--run", run, *options(OPTIONS)]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
     main(["train-ensemble", "--run", run, *options(ENSEMBLE)])
-    export(run, str(folder / "model"), "fp32")
+    export_run(run, str(folder / "model"), "fp32")
     return log, run, str(folder / "model")
 
 
 def test_tables_are_those_that_the_ranks_had_parts_of(exported: tuple[Log, str, str], tmp_path: Path) -> None:
     log, run, model = exported
-    order = row_order(log.data, DatasetCard.load(log.data))
+    order = export_permutation(log.data, DatasetCard.load(log.data))
     trained = checkpoint_tensors(checkpoint.best(run), tmp_path / "whole.pt")
     found = load_file(f"{model}/tables.safetensors")
     for name in ("user_id", "item_id", "author_id"):
@@ -75,14 +75,14 @@ def test_tables_are_those_that_the_ranks_had_parts_of(exported: tuple[Log, str, 
 def test_the_ensemble_scores_as_in_the_run(exported: tuple[Log, str, str], tmp_path: Path) -> None:
     log, run, model = exported
     ranker = Ranker.load(model)
-    assert ranker.orders[0] == "ensemble"
-    names = ranker.some_items(30)
+    assert ranker.sort_keys[0] == "ensemble"
+    names = ranker.sample_items(30)
     (tmp_path / "candidates").write_text("\n".join(names))
     for user in sorted(log.impressions)[:3]:
         # The run ranks after what the dataset has last of a user, a millisecond later, in whatever tab that was.
-        expected = rank(run, user, str(tmp_path / "candidates"), top=30)
+        expected = rank_run(run, user, str(tmp_path / "candidates"), k=30)
         last = log.impressions[user][-1]
-        asked = Request(user, names, None, ranker.encode(log.impressions[user]), k=30, context=dict(last.features))
+        asked = RankQuery(user, names, None, ranker.encode(log.impressions[user]), k=30, context=dict(last.features))
         answer = ranker.rank(asked)
         assert answer.by == expected.by == "ensemble"
         theirs = {each.item: each.score for each in expected.candidates}

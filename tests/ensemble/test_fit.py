@@ -18,26 +18,34 @@ from hypothesis import strategies as st
 from a2gen_rec.cli.main import main
 from a2gen_rec.config import EnsembleConfig, EvaluateConfig
 from a2gen_rec.ensemble import fit
-from a2gen_rec.ensemble.fit import Trained, found, train_ensemble
-from a2gen_rec.ensemble.fit_baselines import untrained
-from a2gen_rec.ensemble.session_lists import centre_scale
-from a2gen_rec.ensemble.trainer import Epoch, largest_falls, score_lists
+from a2gen_rec.ensemble.fit import TrainedEnsemble, default_ensemble_dir, train_ensemble
+from a2gen_rec.ensemble.fit_baselines import build_untrained
+from a2gen_rec.ensemble.session_lists import mean_std
+from a2gen_rec.ensemble.trainer import EpochResult, max_monotonicity_violations, score_lists
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.models.ensemble.baselines import Formula
+from a2gen_rec.models.ensemble.baselines import PowerFormula
 from a2gen_rec.models.ensemble.io import load_baseline, load_ensemble, save_ensemble
 from a2gen_rec.models.ensemble.model import Ensemble
 from a2gen_rec.runs.evaluate import evaluate_run
 from a2gen_rec.training import checkpoint
-from a2gen_rec.training.build import build
+from a2gen_rec.training.build import build_training_model
 from a2gen_rec.training.entrypoint import train
-from a2gen_rec.training.loaded_run import OpenRun, open_run, restore_config
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.training.loaded_run import LoadedRun, load_run, restore_config
+from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.cards import make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
 CARD = make_card()
 CONFIG = EnsembleConfig(
-    epochs=3, lr=0.05, dim=4, hidden=[6, 4], degree=16, batch_lists=16, events=3, formula_trials=8, gap_s=1e6
+    epochs=3,
+    lr=0.05,
+    dim=4,
+    hidden_dims=[6, 4],
+    quadrature_degree=16,
+    batch_size=16,
+    max_history_events=3,
+    formula_trials=8,
+    session_gap_s=1e6,
 )
 SINGLE = ["like", "comment", "follow", "click", "glance", "effective", "watch_time"]
 BASELINES = ["formula", "logistic regression", "MLP", "session weights"]
@@ -57,7 +65,7 @@ class Told:
     def fitting(self, name: str) -> None:
         self.fitted.append(name)
 
-    def epoch(self, name: str, epoch: Epoch) -> None:
+    def epoch(self, name: str, epoch: EpochResult) -> None:
         self.epochs.append((name, epoch.epoch))
 
 
@@ -65,7 +73,7 @@ class Told:
 class World:
     data: Path
     run: Path
-    trained: Trained
+    trained: TrainedEnsemble
     told: Told
 
     @property
@@ -87,9 +95,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("ensemble_run")
     data, run, told = write_dataset(folder / "data", CARD, windows=40, files=2), folder / "run", Told()
     config = small_config(objectives=True)
-    config.train.max_steps, config.loader.background, config.train.log_every = 6, False, 0
-    config.optim.dense_lr, config.optim.tables_lr, config.evaluate.max_error = 0.05, 0.3, 0.01
-    config.loader.max_impressions = 60
+    config.train.max_steps, config.loader.prefetch, config.train.log_interval = 6, False, 0
+    config.optim.dense_lr, config.optim.sparse_lr, config.evaluate.max_unexplored_mass = 0.05, 0.3, 0.01
+    config.loader.max_impressions_per_batch = 60
     train(config, str(data), str(run))
     trained = train_ensemble(str(run), str(run / "ensemble"), CONFIG, told)
     assert trained is not None
@@ -97,16 +105,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def measured(world: World, split: str = "valid", **options: str) -> dict[str, Any]:
-    return evaluate_run(str(world.run), split, "", EvaluateConfig(max_error=0.5), **options)
+    return evaluate_run(str(world.run), split, "", EvaluateConfig(max_unexplored_mass=0.5), **options)
 
 
 def test_what_is_loaded_is_what_was_trained(world: World) -> None:
     model, card = load_ensemble(str(world.folder))
     assert card == world.trained.card
     assert [objective.name for objective in card.objectives] == SINGLE
-    assert {objective.name for objective in card.objectives if objective.better == "less"} == {"glance"}
+    assert {objective.name for objective in card.objectives if objective.higher_is_better == "less"} == {"glance"}
     assert (card.step, card.run) == (6, str(world.run))
-    assert list(card.largest_fall) == SINGLE
+    assert list(card.max_monotonicity_violation) == SINGLE
     lists = world.trained.valid
     np.testing.assert_array_equal(score_lists(model, lists), score_lists(world.trained.model, lists))
     assert world.told.fitted == ["UMRE", "logistic regression", "MLP", "session weights", "formula"]
@@ -131,18 +139,18 @@ def test_every_baseline_is_kept_with_what_it_learned(world: World) -> None:
     """Loaded into others, they score otherwise than untrained ones."""
     card, lists = world.trained.card, world.trained.valid
     for name in BASELINES:
-        fresh = untrained(card)[name]
+        fresh = build_untrained(card)[name]
         before = score_lists(fresh, lists)
         load_baseline(str(world.folder), name.replace(" ", "-").lower(), fresh)
         assert not np.allclose(score_lists(fresh, lists), before), name
 
 
 def test_the_formula_takes_probabilities_as_they_are_and_watch_times_by_their_spread(world: World) -> None:
-    formula = untrained(world.trained.card)["formula"]
+    formula = build_untrained(world.trained.card)["formula"]
     load_baseline(str(world.folder), "formula", formula)
-    centre, scale = centre_scale(world.trained.train)
-    assert isinstance(formula, Formula)
-    assert formula.centre.tolist() == [0.0] * 6 + [centre[6].item()]
+    centre, scale = mean_std(world.trained.train)
+    assert isinstance(formula, PowerFormula)
+    assert formula.mean.tolist() == [0.0] * 6 + [centre[6].item()]
     assert formula.scale.tolist() == [1.0] * 6 + [scale[6].item()]
 
 
@@ -152,7 +160,7 @@ def test_without_an_ensemble_evaluation_has_no_lists(
     moved = tmp_path / "moved"
     shutil.copytree(world.folder, moved)
     monkeypatch.setattr(fit, "FOLDER", "absent")
-    assert found(str(world.run)) == ""
+    assert default_ensemble_dir(str(world.run)) == ""
     assert measured(world)["lists"] == {}
     assert measured(world, ensemble=str(moved))["lists"] == world.trained.card.metrics
 
@@ -173,7 +181,7 @@ def test_an_ensemble_of_other_predictions_is_refused(world: World, tmp_path: Pat
     refused(world, tmp_path / "none", "none: no ensemble here")
     save_ensemble(str(tmp_path / "step"), model, replace(card, step=4))
     refused(world, tmp_path / "step", r"step: is of step 4 of .*run, the run's best is step 6; run `a2gen train-en")
-    liked = [replace(objective, better="more") for objective in card.objectives]
+    liked = [replace(objective, higher_is_better="more") for objective in card.objectives]
     save_ensemble(str(tmp_path / "better"), model, replace(card, objectives=liked))
     refused(world, tmp_path / "better", "better: is of .*run, which predicts otherwise than this run")
     save_ensemble(str(tmp_path / "again"), model, replace(card, checkpoint="0" * 12, run="runs/other"))
@@ -187,24 +195,24 @@ def test_a_checkpoint_is_told_from_others_of_its_step(world: World, tmp_path: Pa
     mine = checkpoint.best(str(world.run))
     moved = shutil.copytree(mine, tmp_path / "moved")
     (moved / "state.json").write_text("{}")
-    assert checkpoint.digest(str(moved)) == checkpoint.digest(mine) == world.trained.card.checkpoint
-    with open_run(str(world.run)) as opened:
-        state = checkpoint.State.read(mine)
-        checkpoint.save(str(tmp_path / "run"), opened.built, state, keep=0)
-    again = checkpoint.digest(checkpoint.best(str(tmp_path / "run")))
+    assert checkpoint.fingerprint(str(moved)) == checkpoint.fingerprint(mine) == world.trained.card.checkpoint
+    with load_run(str(world.run)) as opened:
+        state = checkpoint.TrainState.read(mine)
+        checkpoint.save(str(tmp_path / "run"), opened.model, state, keep=0)
+    again = checkpoint.fingerprint(checkpoint.best(str(tmp_path / "run")))
     assert again != world.trained.card.checkpoint
     (moved / ".metadata").unlink()
     with pytest.raises(UserError, match=r"moved/.metadata: cannot be read .No such file"):
-        checkpoint.digest(str(moved))
+        checkpoint.fingerprint(str(moved))
 
 
-def _to_compare(process: Process, run: Path, folder: Path) -> str:
+def _to_compare(process: DistributedContext, run: Path, folder: Path) -> str:
     """What one rank is told."""
-    state = checkpoint.State.read(place := checkpoint.best(str(run)))
+    state = checkpoint.TrainState.read(place := checkpoint.best(str(run)))
     config = restore_config(state.config)
-    built = build(CARD, config, process)
+    built = build_training_model(CARD, config, process)
     checkpoint.load(place, built, with_optimizer=False)
-    opened = OpenRun(built, config, CARD, state.data, process, state.step, checkpoint.digest(place))
+    opened = LoadedRun(built, config, CARD, state.data, process, state.step, checkpoint.fingerprint(place))
     try:
         fit._to_compare(opened, str(run), str(folder), "valid")
     except UserError as error:
@@ -243,9 +251,9 @@ def test_what_cannot_be_trained_is_refused_before_scoring(world: World, tmp_path
         ConfigError,
         "behaviours.likes: the dataset has like, comment",
         tmp_path,
-        replace(CONFIG, behaviours={"likes": 1}),
+        replace(CONFIG, behavior_weights={"likes": 1}),
     )
-    fails(ConfigError, "behaviours.glance: ", tmp_path, replace(CONFIG, behaviours={"glance": 1}))
+    fails(ConfigError, "behaviours.glance: ", tmp_path, replace(CONFIG, behavior_weights={"glance": 1}))
     (tmp_path / "mine").write_text("")
     fails(UserError, "is there and holds no ensemble", tmp_path)
     fails(UserError, "mine: ensemble cannot be written .Not a dir", tmp_path / "mine")
@@ -259,18 +267,18 @@ def test_scores_are_those_of_the_data_and_of_how_they_were_made(world: World, tm
     assert measured(world)["lists"] == world.trained.card.metrics
     assert {path.name for path in scored.iterdir()} == there
     other = write_dataset(tmp_path / "other", CARD, windows=30, files=1, seed=1)
-    result = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_error=0.5))
+    result = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_unexplored_mass=0.5))
     assert result["lists"]["lists"] > 10
     assert result["lists"]["methods"] != world.trained.card.metrics["methods"]
     (made,) = {path.name for path in scored.iterdir()} - there
     assert re.fullmatch(r"step-00000006-[0-9a-f]{12}", made)
-    again = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_error=0.5))
+    again = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_unexplored_mass=0.5))
     assert again == result
     same_place = write_dataset(tmp_path / "prepared_again" / "other", CARD, windows=30, files=1, seed=2)
     shutil.rmtree(other)
     same_place.rename(other)
-    replace(CARD, dropped={"duplicate": 1}).save(str(other))
-    renewed = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_error=0.5))
+    replace(CARD, dropped_rows={"duplicate": 1}).save(str(other))
+    renewed = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_unexplored_mass=0.5))
     assert renewed["lists"]["methods"] != result["lists"]["methods"]
     replace(CARD, objectives=["glance"]).save(str(other))
     with pytest.raises(UserError, match="other: its objectives differ from those the run"):
@@ -279,16 +287,16 @@ def test_scores_are_those_of_the_data_and_of_how_they_were_made(world: World, tm
 
 def test_scores_of_other_settings_are_made_anew(world: World) -> None:
     folders = []
-    with open_run(str(world.run)) as opened, pytest.MonkeyPatch.context() as patch:
+    with load_run(str(world.run)) as opened, pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "score_split", lambda *given: folders.append(given[2]))
-        ways = [(opened, CONFIG), (opened, replace(CONFIG, epochs=9)), (opened, replace(CONFIG, events=2))]
-        ways += [(opened, replace(CONFIG, gap_s=7.0)), (replace(opened, digest="0" * 12), CONFIG)]
+        ways = [(opened, CONFIG), (opened, replace(CONFIG, epochs=9)), (opened, replace(CONFIG, max_history_events=2))]
+        ways += [(opened, replace(CONFIG, session_gap_s=7.0)), (replace(opened, fingerprint="0" * 12), CONFIG)]
         bounded = copy.deepcopy(opened.config)
-        bounded.evaluate.max_error = 0.5
+        bounded.evaluate.max_unexplored_mass = 0.5
         for each, config in [*ways, (replace(opened, config=bounded), CONFIG)]:
-            fit.session_lists(each, str(world.run), "valid", config)
+            fit.cached_session_lists(each, str(world.run), "valid", config)
         patch.setattr(fit, "SCORES_VERSION", 0)
-        fit.session_lists(opened, str(world.run), "valid", CONFIG)
+        fit.cached_session_lists(opened, str(world.run), "valid", CONFIG)
     assert folders[0] == folders[1]
     assert len(set(folders)) == 6
 
@@ -313,7 +321,7 @@ def test_falls_are_told_and_a_picture_that_fails_is_one_line(
 ) -> None:
     """The dataset of random windows has no table of users to name them by; the ensemble is told of before."""
     falls = dict.fromkeys(SINGLE, 0.0) | {"glance": 2.5e-4, "like": 9e-7}
-    made = replace(world.trained, card=replace(world.trained.card, largest_fall=falls))
+    made = replace(world.trained, card=replace(world.trained.card, max_monotonicity_violation=falls))
     monkeypatch.setattr(fit, "train_ensemble", lambda *_: made)
     with pytest.raises(SystemExit) as left:
         main(["train-ensemble", "--run", str(world.run)])
@@ -340,14 +348,14 @@ def test_the_card_is_plain_yaml(world: World) -> None:
 @pytest.fixture(scope="module")
 def exact(world: World) -> Ensemble:
     """In float64: rounding aside, nothing may be the least bit wrong."""
-    assert largest_falls(world.trained.model, world.trained.train).max() == 0
+    assert max_monotonicity_violations(world.trained.model, world.trained.train).max() == 0
     return copy.deepcopy(world.trained.model).double()
 
 
 def scored(exact: Ensemble, world: World, row: int, z: torch.Tensor) -> torch.Tensor:
     """Scores of values [C, K], in units of their own spread, as the candidates of a validation list's first context."""
     batch = world.trained.valid.batch(np.array([row % len(world.trained.valid)]))
-    value = exact.centre + exact.scale * z.double()
+    value = exact.mean + exact.scale * z.double()
     return exact(value[None], batch.events, batch.length, batch.context[:, :1]).score[0].detach()
 
 
@@ -361,7 +369,7 @@ def test_what_gets_better_never_ranks_lower(
     world: World, exact: Ensemble, row: int, values: list[float], k: int, step: float
 ) -> None:
     value = torch.tensor([values, values])
-    less = world.trained.card.objectives[k].better == "less"
+    less = world.trained.card.objectives[k].higher_is_better == "less"
     value[1, k] += -step if less else step
     before, after = scored(exact, world, row, value)
     assert after >= before - 1e-12 * before.abs()
@@ -381,7 +389,7 @@ def test_one_objective_orders_where_the_others_are_equal(
 ) -> None:
     value = torch.tensor(values).repeat(len(tenths), 1)
     value[:, k] = torch.tensor(tenths) / 10
-    key = torch.tensor(tenths) * (-1 if world.trained.card.objectives[k].better == "less" else 1)
+    key = torch.tensor(tenths) * (-1 if world.trained.card.objectives[k].higher_is_better == "less" else 1)
     assert scored(exact, world, row, value).argsort().tolist() == key.argsort().tolist()
 
 

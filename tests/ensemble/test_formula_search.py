@@ -10,7 +10,7 @@ from torch import Tensor
 from a2gen_rec.ensemble import formula_search
 from a2gen_rec.ensemble.formula_search import TunedFormula, random_formula, tune_formula
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.models.ensemble.baselines import Formula
+from a2gen_rec.models.ensemble.baselines import PowerFormula
 
 LESS = [False, True, False]
 K = len(LESS)
@@ -37,8 +37,8 @@ def tune(trials: int, seed: int = 0, measure: Callable[[Tensor], float] | None =
 def test_tuning_finds_a_planted_order() -> None:
     value, measure = planted()
     tuned = tune(100)
-    start = Formula(torch.ones(K), torch.ones(K), LESS, torch.zeros(K), torch.ones(K))
-    assert tuned.start == measure(start.score(value)) < 0.6
+    start = PowerFormula(torch.ones(K), torch.ones(K), LESS, torch.zeros(K), torch.ones(K))
+    assert tuned.baseline_measure == measure(start.score(value)) < 0.6
     assert tuned.measure == measure(tuned.formula.score(value)) > 0.9
 
 
@@ -53,12 +53,12 @@ def test_tuning_is_its_seeds_and_more_trials_never_hurt_what_came_first() -> Non
 
     tuned = tune(40, measure=watched)
     assert len(seen) == 40
-    assert (tuned.start, tuned.measure) == (seen[0], max(seen))
+    assert (tuned.baseline_measure, tuned.measure) == (seen[0], max(seen))
     again, other = tune(40), tune(40, seed=1)
     assert torch.equal(again.formula.alpha, tuned.formula.alpha)
     assert not torch.equal(other.formula.alpha, tuned.formula.alpha)
     only = tune(1)
-    assert only.measure == only.start
+    assert only.measure == only.baseline_measure
     assert only.formula.alpha.tolist() == [1, 1, 1]
     assert only.formula.exponent.tolist() == [1, -1, 1]
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from a2gen_rec.ensemble.losses import (
     bounded_min_norm_weights,
     combined_relevance,
-    gradient_products,
+    gradient_gram_matrix,
     listwise,
     min_norm_weights,
     pairwise,
     pointwise,
-    rebalance,
+    update_pareto_weights,
 )
 from a2gen_rec.errors import ConfigError
 
@@ -101,16 +101,16 @@ def test_large_scores_stay_finite() -> None:
 def test_a_behaviour_that_fell_weighs_more() -> None:
     weights, before = np.array([0.5, 0.3, 0.2]), np.array([0.6, 0.5, 0.8])
     after = np.array([0.54, 0.55, 0.8])
-    moved = rebalance(weights, before, after, rate=2.0, bounds=(0.01, 1.0))
+    moved = update_pareto_weights(weights, before, after, rate=2.0, bounds=(0.01, 1.0))
     raw = [0.5 * math.exp(0.2), 0.3 * math.exp(-0.2), 0.2]  # −2 · (−0.06 / 0.6), −2 · 0.05 / 0.5, nothing
     np.testing.assert_allclose(moved, np.array(raw) / sum(raw))
 
 
 def test_rebalancing_is_clipped_and_forgives_missing_aucs() -> None:
     weights, before = np.array([0.6, 0.3, 0.1]), np.array([0.5, np.nan, 0.9])
-    moved = rebalance(weights, before, np.array([0.1, 0.7, 0.999]), rate=50.0, bounds=(0.05, 0.9))
+    moved = update_pareto_weights(weights, before, np.array([0.1, 0.7, 0.999]), rate=50.0, bounds=(0.05, 0.9))
     np.testing.assert_allclose(moved, np.array([0.9, 0.3, 0.05]) / 1.25)
-    unchanged = rebalance(weights, before, before, rate=50.0, bounds=(0.05, 0.9))
+    unchanged = update_pareto_weights(weights, before, before, rate=50.0, bounds=(0.05, 0.9))
     np.testing.assert_allclose(unchanged, weights)
 
 
@@ -120,7 +120,7 @@ def test_gradient_products_are_those_of_the_gradients() -> None:
     length, total = b.square().sum().item(), b.sum().item()
     expected = [[4 * 6 + 4 * length, 6 * total], [6 * total, 9 * 4]]
     for _ in range(2):  # the losses can be differentiated again
-        np.testing.assert_allclose(gradient_products(losses, [a, b, unused]), expected, rtol=1e-5)
+        np.testing.assert_allclose(gradient_gram_matrix(losses, [a, b, unused]), expected, rtol=1e-5)
 
 
 def products(*gradients: list[float]) -> np.ndarray:

@@ -10,19 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from a2gen_rec.data.batch import ALL, WindowBatch, collate
-from a2gen_rec.data.columns import WindowColumns, ranges
+from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
+from a2gen_rec.data.columns import WindowColumns, concat_ranges
 from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.data.schema import FeedbackRule
 from a2gen_rec.ensemble import score_lists, session_lists
-from a2gen_rec.ensemble.session_lists import Lists
+from a2gen_rec.ensemble.session_lists import SessionLists
 from a2gen_rec.errors import DataError, UserError
-from a2gen_rec.models.scoring import Judged, events_before, objectives
+from a2gen_rec.models.scoring import TargetPredictions, prediction_objectives, recent_events
 from a2gen_rec.training import checkpoint
-from a2gen_rec.training.build import build
+from a2gen_rec.training.build import build_training_model
 from a2gen_rec.training.entrypoint import train
-from a2gen_rec.training.loaded_run import OpenRun, open_run, restore_config
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.training.loaded_run import LoadedRun, load_run, restore_config
+from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.cards import make_card, small_config, whole, write_dataset
 from tests.helpers.distributed import on_ranks
 
@@ -54,20 +54,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     single = data / "valid" / "part-00001.parquet"
     pq.write_table(pq.read_table(single), single)
     config = small_config(feedback="views", session=True, objectives=True)
-    config.train.max_steps, config.loader.background, config.train.log_every = 6, False, 0
-    config.optim.dense_lr, config.optim.tables_lr = 0.05, 0.3
-    config.loader.max_impressions, config.evaluate.max_error = 60, 0.0
+    config.train.max_steps, config.loader.prefetch, config.train.log_interval = 6, False, 0
+    config.optim.dense_lr, config.optim.sparse_lr = 0.05, 0.3
+    config.loader.max_impressions_per_batch, config.evaluate.max_unexplored_mass = 60, 0.0
     train(config, str(data), str(run))
     return World(data, run)
 
 
 @pytest.fixture(scope="module")
-def opened(world: World) -> Iterator[OpenRun]:
-    with open_run(str(world.run)) as found:
+def opened(world: World) -> Iterator[LoadedRun]:
+    with load_run(str(world.run)) as found:
         yield found
 
 
-CONTEXT = [feature.name for feature in CARD.at_level("context")]
+CONTEXT = [feature.name for feature in CARD.features_at("context")]
 
 
 def of_split(world: World, split: str = "valid") -> WindowColumns:
@@ -91,7 +91,7 @@ def alone(columns: WindowColumns, window: int, first: int, target: int) -> Windo
     """One window: the impressions before ``first``, then ``target`` as if it were shown at that moment instead."""
     flat = np.append(np.arange(columns.starts[window], first), target)
     lengths = columns.action_lengths[flat]
-    tokens = ranges(columns.action_starts[flat], lengths)
+    tokens = concat_ranges(columns.action_starts[flat], lengths)
 
     def at_moment(rows: np.ndarray) -> np.ndarray:
         return np.append(rows[flat[:-1]], rows[first])
@@ -119,23 +119,23 @@ def alone(columns: WindowColumns, window: int, first: int, target: int) -> Windo
     )
 
 
-def asked_alone(opened: OpenRun, columns: WindowColumns) -> tuple[np.ndarray, WindowBatch]:
+def asked_alone(opened: LoadedRun, columns: WindowColumns) -> tuple[np.ndarray, WindowBatch]:
     """Values of the one target of one window, by the model's ordinary forward pass."""
     batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
-    opened.built.dmp.eval()
+    opened.model.model_parallel.eval()
     with torch.no_grad():
-        _, (_, output) = opened.built.dmp(batch)
-        what = opened.built.model.ranker.occurrence(output, 0.0)
+        _, (_, output) = opened.model.model_parallel(batch)
+        what = opened.model.model.ranker.marginals(output, 0.0)
     heads = torch.cat([output.label_logits, output.objective_logits], 1)
     return torch.cat([what.probability[:, 1:-1].logit(), heads, what.time[:, -1:]], 1)[0].numpy(), batch
 
 
 @torch.no_grad()
-def embedded(opened: OpenRun, batch: WindowBatch) -> tuple[np.ndarray, np.ndarray]:
+def embedded(opened: LoadedRun, batch: WindowBatch) -> tuple[np.ndarray, np.ndarray]:
     """What the last impression shows, and [impressions before it, 2·dim] item and action vectors of those."""
-    rows = opened.built.model.embeddings(batch.sparse)
-    places = {name: rows[name].values()[batch.index[name]] for name in ("item_id", "author_id", "tab")}
-    actions = opened.built.model.ranker.encode_actions(rows, batch)
+    rows = opened.model.model.embeddings(batch.sparse)
+    places = {name: rows[name].values()[batch.row_index[name]] for name in ("item_id", "author_id", "tab")}
+    actions = opened.model.model.ranker.encode_actions(rows, batch)
     return torch.cat([each[-1] for each in places.values()]).numpy(), torch.cat(
         [places["item_id"][:-1], actions], 1
     ).numpy()
@@ -147,16 +147,16 @@ def happened(columns: WindowColumns, place: int) -> list[float]:
     return [*events, float(columns.labels[place, 0]), float(columns.objectives[place, 1])]
 
 
-def slices(found: Lists) -> Iterator[tuple[slice, slice]]:
+def slices(found: SessionLists) -> Iterator[tuple[slice, slice]]:
     """Each list's candidates and events."""
     candidate, event = np.cumsum([0, *found.length]), np.cumsum([0, *found.events_length])
     for row in range(len(found)):
         yield slice(candidate[row], candidate[row + 1]), slice(event[row], event[row + 1])
 
 
-def same(one: Lists, other: Lists, rtol: float = 0.0, atol: float = 0.0) -> None:
+def same(one: SessionLists, other: SessionLists, rtol: float = 0.0, atol: float = 0.0) -> None:
     """Equal but for the rounding of what the model computes."""
-    for field in fields(Lists):
+    for field in fields(SessionLists):
         values = [getattr(each, field.name) for each in (one, other)]
         if field.name in ("value", "context", "events"):
             np.testing.assert_allclose(*values, rtol=rtol, atol=atol)
@@ -164,9 +164,9 @@ def same(one: Lists, other: Lists, rtol: float = 0.0, atol: float = 0.0) -> None
             np.testing.assert_array_equal(*values)
 
 
-@pytest.mark.parametrize("gap_s", [0.0, 12.0, ALL])
-def test_lists_equal_candidates_asked_one_by_one(gap_s: float, world: World, opened: OpenRun, tmp_path: Path) -> None:
-    found = score_lists.score_split(opened, "valid", str(tmp_path), EVENTS, gap_s)
+@pytest.mark.parametrize("gap_s", [0.0, 12.0, WHOLE_WINDOW])
+def test_lists_equal_candidates_asked_one_by_one(gap_s: float, world: World, opened: LoadedRun, tmp_path: Path) -> None:
+    found = score_lists.score_session_lists(opened, "valid", str(tmp_path), EVENTS, gap_s)
     assert found is not None
     assert found.objectives == ("like", "comment", "follow", "click", "glance", "effective", "watch_time")
     assert found.behaviours == BEHAVIOURS
@@ -184,7 +184,7 @@ def test_lists_equal_candidates_asked_one_by_one(gap_s: float, world: World, ope
         for place, target in enumerate(members):
             value, batch = asked_alone(opened, alone(columns, window, first, target))
             shown, past = embedded(opened, batch)
-            np.testing.assert_allclose(found.value[candidates][place], value, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(found.predictions[candidates][place], value, rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(found.context[candidates][place], shown, rtol=1e-3, atol=1e-3)
             assert found.label[candidates][place].tolist() == pytest.approx(happened(columns, target), nan_ok=True)
         before = range(int(columns.starts[window]), first)
@@ -197,10 +197,10 @@ def test_lists_equal_candidates_asked_one_by_one(gap_s: float, world: World, ope
     assert numbers["no event"] > 3
     assert numbers["unended"] > 3
     assert (numbers["long"] > 3) is (gap_s > 0)
-    assert found.value.std(0).min() > 1e-3, "predictions must differ for this to tell anything"
+    assert found.predictions.std(0).min() > 1e-3, "predictions must differ for this to tell anything"
 
 
-def test_events_that_began_at_the_list_s_own_moment_are_no_past(world: World, opened: OpenRun) -> None:
+def test_events_that_began_at_the_list_s_own_moment_are_no_past(world: World, opened: LoadedRun) -> None:
     """Nor are those that end later, while those that end right then are."""
     columns = of_split(world)
     window = int(np.flatnonzero(columns.first_target >= 3)[0])
@@ -211,10 +211,10 @@ def test_events_that_began_at_the_list_s_own_moment_are_no_past(world: World, op
     ts_ms[first - 1] = end_ms[first - 1] = now
     end_ms[first - 2], end_ms[first - 3] = now + 1, now
     moved = replace(columns, ts_ms=ts_ms, end_ms=end_ms)
-    batch = collate(moved, np.array([window]), whole(CARD, opened.config), request_gap_s=ALL)
+    batch = collate(moved, np.array([window]), whole(CARD, opened.config), request_gap_s=WHOLE_WINDOW)
     for most, expected in ((0, []), (2, []), (3, [first - 3 - start])):
-        key, length = events_before(batch, torch.tensor([0]), most)
-        assert batch.key[key].tolist() == expected
+        key, length = recent_events(batch, torch.tensor([0]), most)
+        assert batch.history_index[key].tolist() == expected
         assert length.tolist() == [len(expected)]
 
 
@@ -223,21 +223,21 @@ def test_of_what_less_is_better() -> None:
         CARD,
         objectives=["glance", "effective", "negative"],
         feedback=FeedbackRule(3.0, ["comment"], "length", [10.0], [9.0, 5.0, 12.0]),
-        negative=["comment"],
+        negative_actions=["comment"],
     )
     less = {"glance", "negative", "comment"}
-    found = objectives(card, ("glance", "effective", "negative", "watch_time"))
+    found = prediction_objectives(card, ("glance", "effective", "negative", "watch_time"))
     assert [objective.name for objective in found] == [
         *("like", "comment", "follow", "click", "glance", "effective", "negative", "watch_time")
     ], "the order of a run's values; the watch time is one, whatever predicts it"
-    assert {objective.name for objective in found if objective.better == "less"} == less
-    assert not less & set(score_lists.behaviours(card)), "nobody is to be shown what is disliked"
-    untimed = replace(CARD, timed=["like"], feedback=None, objectives=[])
-    assert [each.name for each in objectives(untimed, ())] == ["like", "comment", "follow", "click"]
-    assert score_lists.behaviours(untimed) == ("like", "comment", "follow", "click")
-    disliked = replace(untimed, negative=["follow"])
-    assert [each.name for each in objectives(disliked, ()) if each.better == "less"] == ["follow"]
-    assert score_lists.behaviours(disliked) == ("like", "comment", "click"), (
+    assert {objective.name for objective in found if objective.higher_is_better == "less"} == less
+    assert not less & set(score_lists.behavior_names(card)), "nobody is to be shown what is disliked"
+    untimed = replace(CARD, timed_actions=["like"], feedback=None, objectives=[])
+    assert [each.name for each in prediction_objectives(untimed, ())] == ["like", "comment", "follow", "click"]
+    assert score_lists.behavior_names(untimed) == ("like", "comment", "follow", "click")
+    disliked = replace(untimed, negative_actions=["follow"])
+    assert [each.name for each in prediction_objectives(disliked, ()) if each.higher_is_better == "less"] == ["follow"]
+    assert score_lists.behavior_names(disliked) == ("like", "comment", "click"), (
         "also where no watch time tells of feedback"
     )
 
@@ -245,35 +245,35 @@ def test_of_what_less_is_better() -> None:
 def test_certain_outcomes_have_finite_values() -> None:
     """Sums of float32 probabilities may be more than 1."""
     chance = torch.tensor([[0.0, 1.0, 1 + 1e-6, 0.5, 1e-3]])
-    judged = Judged(None, chance, torch.tensor([[2.0]]), None, None, None)  # type: ignore[arg-type]
-    value = judged.value(with_watch_time=True)[0].tolist()
+    judged = TargetPredictions(None, chance, torch.tensor([[2.0]]), None, None, None)  # type: ignore[arg-type]
+    value = judged.ensemble_inputs(with_watch_time=True)[0].tolist()
     assert value[:3] == pytest.approx([-16.118, 16.118, 16.118], abs=1e-3)
     assert value[3:] == pytest.approx([0.0, np.log(1e-3 / 0.999), 2.0])
-    assert judged.value(with_watch_time=False).shape == (1, 5)
+    assert judged.ensemble_inputs(with_watch_time=False).shape == (1, 5)
 
 
-def _scored(process: Process, world: World, folder: Path) -> Lists | None:
-    state = checkpoint.State.read(place := checkpoint.best(str(world.run)))
+def _scored(process: DistributedContext, world: World, folder: Path) -> SessionLists | None:
+    state = checkpoint.TrainState.read(place := checkpoint.best(str(world.run)))
     config = restore_config(state.config)
-    built = build(CARD, config, process)
+    built = build_training_model(CARD, config, process)
     checkpoint.load(place, built, with_optimizer=False)
-    opened = OpenRun(built, config, CARD, state.data, process, state.step, checkpoint.digest(place))
-    return score_lists.score_split(opened, "valid", str(folder), EVENTS, 12.0)
+    opened = LoadedRun(built, config, CARD, state.data, process, state.step, checkpoint.fingerprint(place))
+    return score_lists.score_session_lists(opened, "valid", str(folder), EVENTS, 12.0)
 
 
-def test_two_ranks_score_the_lists_of_one_in_its_order(world: World, opened: OpenRun, tmp_path: Path) -> None:
+def test_two_ranks_score_the_lists_of_one_in_its_order(world: World, opened: LoadedRun, tmp_path: Path) -> None:
     """One file's only row group leaves a rank without data."""
-    one = score_lists.score_split(opened, "valid", str(tmp_path / "one"), EVENTS, 12.0)
+    one = score_lists.score_session_lists(opened, "valid", str(tmp_path / "one"), EVENTS, 12.0)
     first, second = on_ranks(2, tmp_path, _scored, world, tmp_path / "two")
     assert second is None, "rank 0 gets them"
     same(first, one, rtol=1e-3, atol=1e-3)
 
 
 def test_scoring_that_was_killed_goes_on(
-    world: World, opened: OpenRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, opened: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed while the second file is moved into place: what was half done is made again, the rest is not."""
-    whole_lists = score_lists.score_split(opened, "valid", str(tmp_path / "whole"), EVENTS, 12.0)
+    whole_lists = score_lists.score_session_lists(opened, "valid", str(tmp_path / "whole"), EVENTS, 12.0)
     folder, moved, made = tmp_path / "killed", [], []
 
     def killed(source: str, target: str) -> None:
@@ -285,30 +285,32 @@ def test_scoring_that_was_killed_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(session_lists.os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            score_lists.score_split(opened, "valid", str(folder), EVENTS, 12.0)
+            score_lists.score_session_lists(opened, "valid", str(folder), EVENTS, 12.0)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["part-00000.parquet", names[1]]
     assert re.fullmatch(r"part-00001\.parquet\.[0-9a-f]{8}\.writing", names[1])
     score_file = score_lists._score_file
     monkeypatch.setattr(score_lists, "_score_file", lambda *given: made.append(given[2]) or score_file(*given))
     told: list[tuple[int, int]] = []
-    again = score_lists.score_split(opened, "valid", str(folder), EVENTS, 12.0, lambda *counts: told.append(counts))
+    again = score_lists.score_session_lists(
+        opened, "valid", str(folder), EVENTS, 12.0, lambda *counts: told.append(counts)
+    )
     assert [Path(file).name for file in made] == ["part-00001.parquet"]
     assert told == [(0, 2), (1, 2), (2, 2)]
     same(again, whole_lists)
-    score_lists.score_split(opened, "valid", str(folder), EVENTS, 12.0)
+    score_lists.score_session_lists(opened, "valid", str(folder), EVENTS, 12.0)
     assert len(made) == 1, "all is there"
 
 
-def test_damaged_scores_and_absent_windows_end_with_one_line(world: World, opened: OpenRun, tmp_path: Path) -> None:
-    score_lists.score_split(opened, "valid", str(tmp_path / "scores"), EVENTS, 12.0)
+def test_damaged_scores_and_absent_windows_end_with_one_line(world: World, opened: LoadedRun, tmp_path: Path) -> None:
+    score_lists.score_session_lists(opened, "valid", str(tmp_path / "scores"), EVENTS, 12.0)
     file = tmp_path / "scores" / "part-00001.parquet"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"part-00001.parquet: cannot be read") as caught:
-        score_lists.score_split(opened, "valid", str(tmp_path / "scores"), EVENTS, 12.0)
+        score_lists.score_session_lists(opened, "valid", str(tmp_path / "scores"), EVENTS, 12.0)
     assert "\n" not in str(caught.value)
     (tmp_path / "empty" / "valid").mkdir(parents=True)
     with pytest.raises(UserError, match="split 'valid' has no windows"):
-        score_lists.score_split(
+        score_lists.score_session_lists(
             replace(opened, data=str(tmp_path / "empty")), "valid", str(tmp_path / "x"), EVENTS, 12.0
         )

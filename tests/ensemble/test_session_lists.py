@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from a2gen_rec.ensemble import session_lists as module
-from a2gen_rec.ensemble.session_lists import Lists, batch_rows, centre_scale, concatenate, read_lists, write_lists
+from a2gen_rec.ensemble.session_lists import SessionLists, batch_indices, concatenate, mean_std, read_lists, write_lists
 from a2gen_rec.errors import DataError, UserError
 
-NAMES = [field.name for field in fields(Lists)]
+NAMES = [field.name for field in fields(SessionLists)]
 
 
-def make(n: int = 7, seed: int = 0, dtype: type = np.float16, longest: int = 5) -> Lists:
+def make(n: int = 7, seed: int = 0, dtype: type = np.float16, longest: int = 5) -> SessionLists:
     """Lists of 1 .. ``longest`` candidates after 0 .. 4 events, some labels unknown."""
     rng = np.random.default_rng(seed)
     length, events = rng.integers(1, longest + 1, n), rng.integers(0, 5, n)
     candidates = int(length.sum())
-    return Lists(
+    return SessionLists(
         objectives=("like", "watch time"),
         behaviours=("like", "follow", "share"),
         user=rng.integers(0, 3, n) - (1 << 62),
@@ -30,14 +30,14 @@ def make(n: int = 7, seed: int = 0, dtype: type = np.float16, longest: int = 5) 
         length=length,
         events_length=events,
         item=rng.integers(0, 1 << 40, candidates),
-        value=rng.normal(size=(candidates, 2)).astype(np.float32),
+        predictions=rng.normal(size=(candidates, 2)).astype(np.float32),
         label=rng.choice(np.array([0, 1, np.nan], np.float32), (candidates, 3)),
         context=rng.normal(size=(candidates, 4)).astype(dtype),
         events=rng.normal(size=(int(events.sum()), 3)).astype(dtype),
     )
 
 
-def assert_same(one: Lists, other: Lists) -> None:
+def assert_same(one: SessionLists, other: SessionLists) -> None:
     for name in NAMES:
         first, second = getattr(one, name), getattr(other, name)
         np.testing.assert_array_equal(first, second, err_msg=name)
@@ -70,7 +70,7 @@ def test_files_are_one_row_per_list(tmp_path: Path) -> None:
     for row, length in enumerate(lists.length.tolist()):
         inside = slice(first, first + length)
         assert table["item"][row].as_py() == lists.item[inside].tolist()
-        assert table["value_watch time"][row].as_py() == lists.value[inside, 1].tolist()
+        assert table["value_watch time"][row].as_py() == lists.predictions[inside, 1].tolist()
         np.testing.assert_array_equal(table["label_share"][row].as_py(), lists.label[inside, 2])
         assert table["context"][row].as_py() == lists.context[inside].ravel().tolist()
         first += length
@@ -83,8 +83,8 @@ def test_files_follow_one_another(tmp_path: Path) -> None:
         write_lists(file, part)
     together = read_lists(files)
     assert_same(together, concatenate(parts))
-    assert_same(together.take(np.array([3, 4, 5, 6])), parts[2])
-    assert_same(together.take(np.array([], np.int64)), make(0))
+    assert_same(together.select(np.array([3, 4, 5, 6])), parts[2])
+    assert_same(together.select(np.array([], np.int64)), make(0))
 
 
 def test_batches_equal_loops() -> None:
@@ -115,16 +115,16 @@ def test_batches_equal_loops() -> None:
 
 def test_padding_by_list_undoes_itself() -> None:
     lists = make(9, 5)
-    padded = lists.pad(lists.value)
+    padded = lists.pad(lists.predictions)
     assert padded.shape == (9, lists.length.max(), 2)
-    np.testing.assert_array_equal(padded[lists.valid], lists.value)
-    assert np.isnan(padded[~lists.valid]).all()
+    np.testing.assert_array_equal(padded[lists.mask], lists.predictions)
+    assert np.isnan(padded[~lists.mask]).all()
 
 
 def test_batches_hold_every_list_once_in_a_seeded_order_of_little_padding() -> None:
     lists = make(2000, longest=100)
-    batches = [list(batch_rows(lists, 16, np.random.default_rng(seed))) for seed in (0, 0, 1)]
-    batches.append(list(batch_rows(lists, 16)))
+    batches = [list(batch_indices(lists, 16, np.random.default_rng(seed))) for seed in (0, 0, 1)]
+    batches.append(list(batch_indices(lists, 16)))
     for each in batches:
         assert sorted(np.concatenate(each)) == list(range(2000))
         assert max(len(rows) for rows in each) == 16
@@ -138,14 +138,14 @@ def test_batches_hold_every_list_once_in_a_seeded_order_of_little_padding() -> N
 
 def test_centre_and_scale_are_mean_and_deviation_and_never_zero() -> None:
     lists = make(50)
-    lists.value[:, 1] = 3.3
-    centre, scale = centre_scale(lists)
-    torch.testing.assert_close(centre, torch.tensor([lists.value[:, 0].mean(dtype=float), 3.3]).float())
-    torch.testing.assert_close(scale, torch.tensor([lists.value[:, 0].std(dtype=float), 1.0]).float())
+    lists.predictions[:, 1] = 3.3
+    centre, scale = mean_std(lists)
+    torch.testing.assert_close(centre, torch.tensor([lists.predictions[:, 0].mean(dtype=float), 3.3]).float())
+    torch.testing.assert_close(scale, torch.tensor([lists.predictions[:, 0].std(dtype=float), 1.0]).float())
 
 
-def changed(name: str, place: tuple[int, ...], number: float) -> Callable[[Lists], Lists]:
-    def change(lists: Lists) -> Lists:
+def changed(name: str, place: tuple[int, ...], number: float) -> Callable[[SessionLists], SessionLists]:
+    def change(lists: SessionLists) -> SessionLists:
         array = getattr(lists, name).copy()
         array[place] = number
         return replace(lists, **{name: array})
@@ -153,7 +153,7 @@ def changed(name: str, place: tuple[int, ...], number: float) -> Callable[[Lists
     return change
 
 
-BROKEN: dict[str, tuple[Callable[[Lists], Lists], str]] = {
+BROKEN: dict[str, tuple[Callable[[SessionLists], SessionLists], str]] = {
     "value": (changed("value", (3, 1), np.nan), r"'value_watch time': has values that are not finite"),
     "label": (changed("label", (3, 1), 2), r"'label_follow': has a label that is not 0, 1 or NaN"),
     "context": (changed("context", (3, 1), np.inf), r"'context': has values that are not finite"),
@@ -237,7 +237,7 @@ def test_two_who_write_the_same_file_do_not_mix(tmp_path: Path, monkeypatch: pyt
     """One begins and ends while the other is half done."""
     file, table, lists, others = tmp_path / "a.parquet", module._table, make(seed=1), [make(seed=2)]
 
-    def interrupted(part: Lists) -> pa.Table:
+    def interrupted(part: SessionLists) -> pa.Table:
         while others:
             write_lists(str(file), others.pop())
             assert_same(read_lists([str(file)]), make(seed=2))

@@ -15,27 +15,27 @@ from torch import Tensor, nn
 from a2gen_rec.config import EnsembleConfig
 from a2gen_rec.ensemble import trainer
 from a2gen_rec.ensemble.losses import combined_relevance, min_norm_weights, pointwise
-from a2gen_rec.ensemble.session_lists import Lists, centre_scale
+from a2gen_rec.ensemble.session_lists import SessionLists, mean_std
 from a2gen_rec.ensemble.trainer import (
-    Epoch,
+    EpochResult,
     behaviour_weights,
     fit,
     fit_ensemble,
-    largest_falls,
+    max_monotonicity_violations,
     measure_lists,
     score_lists,
 )
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.models.ensemble import io
-from a2gen_rec.models.ensemble.baselines import LogisticRegression, SessionWeights, Standardise
+from a2gen_rec.models.ensemble.baselines import LogisticRegression, SessionWeightedFusion, Standardize
 from a2gen_rec.models.ensemble.io import EnsembleCard, load_baseline, load_ensemble, save_ensemble
 from a2gen_rec.models.ensemble.model import Ensemble, Objective
 
 OBJECTIVES = [Objective("like"), Objective("glance", "less"), Objective("watch_time")]
-SMALL = EnsembleConfig(lr=0.02, epochs=4, patience=0, batch_lists=32, dim=4, hidden=[8, 4], degree=8)
+SMALL = EnsembleConfig(lr=0.02, epochs=4, patience=0, batch_size=32, dim=4, hidden_dims=[8, 4], quadrature_degree=8)
 
 
-def world(seed: int, n: int = 600) -> Lists:
+def world(seed: int, n: int = 600) -> SessionLists:
     """Two groups of users, told apart by their noisy events alone: one likes long watching, the other short.
 
     Everyone likes what has a high value of ``like`` and shares, seldom, what has a low one of ``glance``.
@@ -47,7 +47,7 @@ def world(seed: int, n: int = 600) -> Lists:
     z = rng.normal(size=(len(candidate_group), 3))
     logits = np.stack([z[:, 0] + 2 * candidate_group * z[:, 2] - 0.5, -z[:, 1] - 2.5], axis=1)
     events = np.repeat(group, events_length)[:, None] + rng.normal(size=(events_length.sum(), 2))
-    return Lists(
+    return SessionLists(
         objectives=("like", "glance", "watch_time"),
         behaviours=("like", "share"),
         user=np.arange(n) // 2,
@@ -55,7 +55,7 @@ def world(seed: int, n: int = 600) -> Lists:
         length=length,
         events_length=events_length,
         item=np.arange(length.sum()),
-        value=(z * [0.5, 1.0, 2.0] - [4.0, 1.0, -3.0]).astype(np.float32),
+        predictions=(z * [0.5, 1.0, 2.0] - [4.0, 1.0, -3.0]).astype(np.float32),
         label=(rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.float32),
         context=rng.normal(size=(length.sum(), 2)).astype(np.float16),
         events=events.astype(np.float16),
@@ -70,8 +70,8 @@ def trained() -> Ensemble:
     return fit_ensemble(OBJECTIVES, TRAIN, VALID, replace(SMALL, epochs=10))[0]
 
 
-def ndcg(scores: np.ndarray, lists: Lists = TEST) -> float:
-    found = measure_lists(scores, lists, SMALL.k)["ndcg"]
+def ndcg(scores: np.ndarray, lists: SessionLists = TEST) -> float:
+    found = measure_lists(scores, lists, SMALL.top_k)["ndcg"]
     assert found is not None
     return found
 
@@ -79,10 +79,10 @@ def ndcg(scores: np.ndarray, lists: Lists = TEST) -> float:
 def test_a_trained_ensemble_beats_every_single_score(trained: Ensemble) -> None:
     """By telling the groups apart; and it never falls, on the lists it was not trained on, as far as float32 tells."""
     fused = ndcg(score_lists(trained, TEST))
-    singles = [ndcg(sign * TEST.value[:, k]) for k in range(3) for sign in (1, -1)]
-    fixed = ndcg(TEST.value[:, 0] / 0.5 - TEST.value[:, 1])
+    singles = [ndcg(sign * TEST.predictions[:, k]) for k in range(3) for sign in (1, -1)]
+    fixed = ndcg(TEST.predictions[:, 0] / 0.5 - TEST.predictions[:, 1])
     assert fused > max(*singles, fixed) + 0.03
-    assert largest_falls(trained, TEST).max() == 0
+    assert max_monotonicity_violations(trained, TEST).max() == 0
     batch = TEST.batch(np.arange(100))
     before = trained(batch.value, batch.events, batch.length, batch.context)
     slack = 8 * torch.finfo(torch.float32).eps * before.transform.abs().amax(-1)
@@ -100,7 +100,7 @@ def test_a_trained_ensemble_orders_by_one_objective_where_the_others_are_equal(t
         value = batch.value[:, :1].expand_as(batch.value).clone()
         value[..., k] = batch.value[..., k]
         score = exact(value, batch.events, batch.length, batch.context[:, :1]).score
-        key = value[..., k] * (1 if objective.better == "more" else -1)
+        key = value[..., k] * (1 if objective.higher_is_better == "more" else -1)
         ahead = key[:, :, None] > key[:, None]
         assert (score[:, :, None] > score[:, None])[ahead].all()
 
@@ -118,8 +118,8 @@ def test_a_trained_ensemble_scores_what_is_extreme_equal_alone_or_new(trained: E
 @pytest.mark.parametrize("loss", ["pointwise", "listwise", "pairwise"])
 @pytest.mark.parametrize("strategy", ["fixed", "pareto", "min_norm", "pareto_efficient"])
 def test_every_loss_and_strategy_learns(loss: str, strategy: str) -> None:
-    config = replace(SMALL, loss=loss, strategy=strategy, reweigh_every=3, least_weight=0.1)  # type: ignore[arg-type]
-    seen: list[Epoch] = []
+    config = replace(SMALL, loss=loss, weighting=strategy, reweight_interval=3, min_weight=0.1)  # type: ignore[arg-type]
+    seen: list[EpochResult] = []
     model, history = fit_ensemble(OBJECTIVES, TRAIN, VALID, config, seen.append)
     assert seen == history.epochs
     assert len(seen) == 4
@@ -133,15 +133,15 @@ def test_every_loss_and_strategy_learns(loss: str, strategy: str) -> None:
 
 def test_baselines_are_trained_by_the_same_loop() -> None:
     """The linear one finds what everyone wants, the one with a weight per session the groups too."""
-    standardise = Standardise([False, True, False], *centre_scale(TRAIN))
+    standardise = Standardize([False, True, False], *mean_std(TRAIN))
     torch.manual_seed(0)
     scores = []
-    for model in (LogisticRegression(standardise), SessionWeights(standardise, 2, 2, dim=4)):
+    for model in (LogisticRegression(standardise), SessionWeightedFusion(standardise, 2, 2, dim=4)):
         before = ndcg(score_lists(model, TEST))
         fit(model, TRAIN, VALID, SMALL)
         scores.append(ndcg(score_lists(model, TEST)))
         assert scores[-1] > before - 0.01
-    alone = ndcg(TEST.value[:, 0])
+    alone = ndcg(TEST.predictions[:, 0])
     assert min(scores) > alone + 0.02
 
 
@@ -162,7 +162,7 @@ def test_the_same_seed_gives_the_same_model_and_another_another() -> None:
 def test_scores_do_not_depend_on_the_batches(trained: Ensemble) -> None:
     whole = score_lists(trained, TEST, 1000)
     np.testing.assert_allclose(score_lists(trained, TEST, 7), whole, atol=1e-5)
-    one = TEST.take(np.array([4]))
+    one = TEST.select(np.array([4]))
     start = TEST.length[:4].sum()
     np.testing.assert_allclose(score_lists(trained, one), whole[start : start + TEST.length[4]], atol=1e-5)
 
@@ -184,7 +184,7 @@ def scripted(
 ) -> None:
     """Validation says what the script has for each epoch."""
 
-    def measure(scores: np.ndarray, lists: Lists, k: int, behaviours: list[str]) -> dict[str, object]:
+    def measure(scores: np.ndarray, lists: SessionLists, k: int, behaviours: list[str]) -> dict[str, object]:
         epoch = len(model.seen)
         model.seen.append(model.weight.item())
         each = zip(behaviours, uaucs[epoch % len(uaucs)], strict=True)
@@ -207,7 +207,7 @@ def test_training_stops_after_its_patience_and_keeps_the_best_epoch(monkeypatch:
 def test_pareto_raises_the_weight_of_what_fell(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Recorder()
     scripted(monkeypatch, model, [0.1, 0.2, 0.3, 0.4], [[0.6, 0.5], [0.6, 0.4], [0.6, None], [0.7, 0.5]])
-    config = replace(SMALL, strategy="pareto", eta=2.0, behaviours={"like": 3.0, "share": 1.0})
+    config = replace(SMALL, weighting="pareto", pareto_step_size=2.0, behavior_weights={"like": 3.0, "share": 1.0})
     weights = [list(epoch.weights.values()) for epoch in fit(model, TRAIN, VALID, config).epochs]
     moved = 0.25 * np.exp(2.0 * 0.2)
     expected = [[0.75, 0.25], [0.75, 0.25], [0.75 / (0.75 + moved), moved / (0.75 + moved)]]
@@ -217,9 +217,9 @@ def test_pareto_raises_the_weight_of_what_fell(monkeypatch: pytest.MonkeyPatch) 
 
 def test_weights_by_gradients_are_those_of_the_behaviours_losses() -> None:
     """One batch, before any step: gradients of each behaviour's squared error by the parameters, by hand."""
-    model = LogisticRegression(Standardise([False, True, False], *centre_scale(TRAIN)))
-    config = replace(SMALL, loss="pointwise", strategy="min_norm", epochs=1, batch_lists=len(TRAIN))
-    z = model.standardise(torch.from_numpy(TRAIN.value))
+    model = LogisticRegression(Standardize([False, True, False], *mean_std(TRAIN)))
+    config = replace(SMALL, loss="pointwise", weighting="min_norm", epochs=1, batch_size=len(TRAIN))
+    z = model.standardise(torch.from_numpy(TRAIN.predictions))
     inputs = torch.cat([z, torch.ones(len(z), 1)], 1)
     error = inputs @ torch.tensor([1 / 3, 1 / 3, 1 / 3, 0])[:, None] - torch.from_numpy(TRAIN.label)
     gradients = (2 * error[..., None] * inputs[:, None]).mean(0).double().numpy()
@@ -239,20 +239,20 @@ def test_a_mixture_of_squared_errors_steps_as_their_combined_relevance() -> None
 
 
 def test_weights_of_behaviours_from_their_rates() -> None:
-    lists = TRAIN.take(np.arange(20))
+    lists = TRAIN.select(np.arange(20))
     lists.label[:] = 0
     lists.label[:64, 0] = 1
     lists.label[:4, 1] = 1
     lists.label[100:, 1] = np.nan
     rates = np.array([64 / len(lists.item), 4 / 100])
     for balance in (0.0, 0.5, 1.0):
-        names, weights = behaviour_weights(lists, replace(SMALL, balance=balance))
+        names, weights = behaviour_weights(lists, replace(SMALL, inverse_rate_exponent=balance))
         expected = rates**-balance
         assert names == ["like", "share"]
         np.testing.assert_allclose(weights, expected / expected.sum())
     lists.label[:, 0] = 0
     assert behaviour_weights(lists, SMALL) == (["share"], np.array([1.0]))
-    names, weights = behaviour_weights(TRAIN, replace(SMALL, behaviours={"share": 3.0, "like": 1.0}))
+    names, weights = behaviour_weights(TRAIN, replace(SMALL, behavior_weights={"share": 3.0, "like": 1.0}))
     assert (names, weights.tolist()) == (["share", "like"], [0.75, 0.25])
 
 
@@ -263,9 +263,9 @@ def test_a_behaviour_without_a_positive_in_the_batch_leaves_others_to_learn_from
     lists = replace(TRAIN, label=TRAIN.label.copy())
     lists.label[:, 1] = 0
     lists.label[0, 1] = 1
-    model = LogisticRegression(Standardise([False, True, False], *centre_scale(TRAIN)))
-    config = replace(SMALL, loss=loss, strategy=strategy, epochs=1, batch_lists=16, weight_decay=0.0, reweigh_every=1)
-    config = replace(config, behaviours={"like": 1.0, "share": 3.0}, least_weight=0.1)
+    model = LogisticRegression(Standardize([False, True, False], *mean_std(TRAIN)))
+    config = replace(SMALL, loss=loss, weighting=strategy, epochs=1, batch_size=16, weight_decay=0.0, reweight_interval=1)
+    config = replace(config, behavior_weights={"like": 1.0, "share": 3.0}, min_weight=0.1)
     (epoch,) = fit(model, lists, VALID, config).epochs
     assert epoch.weights["like"] > 0.8, "37 batches of 38 have no share"
     assert epoch.metrics["behaviours"]["like"]["ndcg"] > ndcg(np.zeros(len(VALID.item)), VALID) + 0.1
@@ -284,11 +284,11 @@ def test_candidates_of_which_nothing_is_known_are_no_negatives(loss: str, strate
     without = {name: getattr(TRAIN, name)[known] for name in names}
     without = replace(TRAIN, length=np.add.reduceat(known, starts), **without)
     same, other = (negative, without) if loss == "listwise" else (without, negative)
-    config = replace(SMALL, loss=loss, strategy=strategy, epochs=3, batch_lists=len(TRAIN), lr=0.05)  # type: ignore[arg-type]
-    config = replace(config, behaviours={"like": 1.0, "share": 1.0})
+    config = replace(SMALL, loss=loss, weighting=strategy, epochs=3, batch_size=len(TRAIN), lr=0.05)  # type: ignore[arg-type]
+    config = replace(config, behavior_weights={"like": 1.0, "share": 1.0})
     losses = []
     for lists in (unknown, same, other):
-        model = LogisticRegression(Standardise([False, True, False], *centre_scale(TRAIN)))
+        model = LogisticRegression(Standardize([False, True, False], *mean_std(TRAIN)))
         losses.append([epoch.loss for epoch in fit(model, lists, VALID, config).epochs])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0] != pytest.approx(losses[2], rel=0.02)
@@ -298,7 +298,7 @@ def test_what_is_known_of_one_behaviour_counts_beside_what_is_unknown_of_another
     """An unknown share is no relevance to the combined loss where the like is known."""
     unknown, none = TRAIN.label.copy(), TRAIN.label.copy()
     unknown[::3, 1], none[::3, 1] = np.nan, 0
-    config = replace(SMALL, loss="pointwise", strategy="fixed", epochs=1, behaviours={"like": 1.0, "share": 1.0})
+    config = replace(SMALL, loss="pointwise", weighting="fixed", epochs=1, behavior_weights={"like": 1.0, "share": 1.0})
     models = [fit_ensemble(OBJECTIVES, replace(TRAIN, label=each), VALID, config)[0] for each in (unknown, none)]
     one, other = (score_lists(model, VALID) for model in models)
     assert np.array_equal(one, other)
@@ -307,8 +307,8 @@ def test_what_is_known_of_one_behaviour_counts_beside_what_is_unknown_of_another
 @pytest.mark.parametrize(
     ("train", "valid", "changes", "error", "reason"),
     [
-        (TRAIN.take(np.array([], int)), VALID, {}, DataError, "no session list to train on"),
-        (TRAIN, VALID.take(np.array([], int)), {}, DataError, "no validation list has a positive and a negative"),
+        (TRAIN.select(np.array([], int)), VALID, {}, DataError, "no session list to train on"),
+        (TRAIN, VALID.select(np.array([], int)), {}, DataError, "no validation list has a positive and a negative"),
         (
             TRAIN,
             VALID,
@@ -329,7 +329,7 @@ def test_what_is_known_of_one_behaviour_counts_beside_what_is_unknown_of_another
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(
-    train: Lists, valid: Lists, changes: dict[str, object], error: type[UserError], reason: str
+    train: SessionLists, valid: SessionLists, changes: dict[str, object], error: type[UserError], reason: str
 ) -> None:
     with pytest.raises(error, match=reason):
         fit_ensemble(OBJECTIVES, train, valid, replace(SMALL, **changes))  # type: ignore[arg-type]
@@ -367,21 +367,21 @@ CARD = EnsembleCard(
     run="runs/a",
     step=120,
     checkpoint="0123456789ab",
-    largest_fall={"like": 0.0, "glance": 0.0, "watch_time": 0.0},
+    max_monotonicity_violation={"like": 0.0, "glance": 0.0, "watch_time": 0.0},
     metrics={"ndcg": 0.6, "best": None},
 )
 
 
 def test_an_ensemble_is_loaded_as_it_was_saved(trained: Ensemble, tmp_path: Path) -> None:
     folder = f"{tmp_path}/deep/ensemble/"
-    standardise = Standardise([False, True, False], *centre_scale(TRAIN))
-    baseline = SessionWeights(standardise, 2, 2, dim=4)
+    standardise = Standardize([False, True, False], *mean_std(TRAIN))
+    baseline = SessionWeightedFusion(standardise, 2, 2, dim=4)
     save_ensemble(folder, trained, CARD, {"session": baseline})
     model, card = load_ensemble(folder)
     assert card == CARD
     assert not model.training
     assert np.array_equal(score_lists(model, TEST), score_lists(trained, TEST))
-    again = SessionWeights(Standardise([False] * 3, torch.zeros(3), torch.ones(3)), 2, 2, dim=4)
+    again = SessionWeightedFusion(Standardize([False] * 3, torch.zeros(3), torch.ones(3)), 2, 2, dim=4)
     load_baseline(folder, "session", again)
     assert np.array_equal(score_lists(again, TEST), score_lists(baseline, TEST))
     assert os.listdir(tmp_path / "deep") == ["ensemble"]
@@ -393,13 +393,13 @@ def test_an_ensemble_is_loaded_as_it_was_saved(trained: Ensemble, tmp_path: Path
 
 def test_a_newer_ensemble_takes_the_place_of_the_older_whole(trained: Ensemble, tmp_path: Path) -> None:
     folder = f"{tmp_path}/ensemble"
-    save_ensemble(folder, trained, CARD, {"old": LogisticRegression(Standardise([False], *torch.ones(2, 1)))})
+    save_ensemble(folder, trained, CARD, {"old": LogisticRegression(Standardize([False], *torch.ones(2, 1)))})
     newer = copy.deepcopy(trained)
-    newer.squash(newer.centre + 1, newer.scale)
+    newer.set_normalization(newer.mean + 1, newer.scale)
     save_ensemble(folder, newer, replace(CARD, step=240))
     model, card = load_ensemble(folder)
     assert card.step == 240
-    torch.testing.assert_close(model.centre, newer.centre)
+    torch.testing.assert_close(model.mean, newer.mean)
     assert sorted(os.listdir(folder)) == ["ensemble.safetensors", "ensemble.yaml"]
     assert os.listdir(tmp_path) == ["ensemble"]
 

@@ -136,7 +136,7 @@ def test_everything_for_a_score_equals_loops() -> None:
     assert got["hypervolume"] == pytest.approx((like - 0.1) * (follow - 0.2))
     lengths = [row.sum() for row in valid if row.any()]
     assert got["lists"] == len(lengths)
-    assert got["length"] == pytest.approx(sum(lengths) / len(lengths))
+    assert got["mean_length"] == pytest.approx(sum(lengths) / len(lengths))
 
 
 def test_padding_and_order_within_lists_change_nothing() -> None:

@@ -16,7 +16,7 @@ from a2gen_rec.evaluation.metrics import (
     calibration,
     gauc,
     grouped_auc,
-    normalised_entropy,
+    normalized_entropy,
     rank_correlation,
     time_metrics,
 )
@@ -110,7 +110,7 @@ def test_one_class_alone_has_no_ranking(labels: list) -> None:
     scores, y = np.linspace(0.1, 0.9, len(labels)), np.array(labels, np.float32)
     assert auc(scores, y) is None
     assert gauc(scores, y, np.zeros(len(y), np.int64)) is None
-    assert normalised_entropy(scores, y) is None
+    assert normalized_entropy(scores, y) is None
     if not sum(labels):
         assert calibration(scores, y) is None
 
@@ -121,7 +121,7 @@ def test_predicting_the_base_rate_has_normalised_entropy_one(sizes: tuple[int, i
     n, positive = sizes
     labels = (np.arange(n) < positive).astype(np.float32)
     rate = np.full(n, positive / n)
-    assert normalised_entropy(rate, labels) == pytest.approx(1, rel=1e-5)
+    assert normalized_entropy(rate, labels) == pytest.approx(1, rel=1e-5)
     assert calibration(rate, labels) == pytest.approx(1, rel=1e-9)
     assert auc(rate, labels) == 0.5
 
@@ -132,15 +132,15 @@ def test_normalised_entropy_equals_its_definition() -> None:
     rate = labels.mean()
     loss = sum(-math.log(p if y else 1 - p) for p, y in zip(scores, labels, strict=True)) / 200
     constant = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
-    assert normalised_entropy(scores, labels) == pytest.approx(loss / constant, rel=1e-6)
-    assert normalised_entropy(scores, labels) > 1
-    assert normalised_entropy(0.2 + 0.6 * labels, labels) < 1
+    assert normalized_entropy(scores, labels) == pytest.approx(loss / constant, rel=1e-6)
+    assert normalized_entropy(scores, labels) > 1
+    assert normalized_entropy(0.2 + 0.6 * labels, labels) < 1
 
 
 def test_certain_predictions_have_finite_normalised_entropy() -> None:
     labels = np.array([0, 1, 1, 0], np.float32)
-    assert normalised_entropy(labels, labels) == pytest.approx(0, abs=1e-5)
-    wrong = normalised_entropy(1 - labels, labels)
+    assert normalized_entropy(labels, labels) == pytest.approx(0, abs=1e-5)
+    wrong = normalized_entropy(1 - labels, labels)
     assert wrong is not None
     assert 10 < wrong < 100
 
@@ -170,7 +170,7 @@ def test_binary_metrics_leave_out_what_is_unknown() -> None:
     assert got == {
         "auc": auc(s, y),
         "gauc": gauc(s, y, u),
-        "ne": normalised_entropy(s, y),
+        "ne": normalized_entropy(s, y),
         "calibration": calibration(s, y),
         "positives": int(y.sum()),
     }

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.data.schema import DatasetCard, Feature, FeedbackRule
-from a2gen_rec.evaluation.objective_metrics import LENGTH_GROUPS, _equal_groups, _usual_watch_s, objective_report
-from a2gen_rec.evaluation.predict import Predictions, outcome_names
+from a2gen_rec.evaluation.objective_metrics import LENGTH_GROUPS, _equal_groups, _median_watch_s, objective_metrics
+from a2gen_rec.evaluation.predict import Predictions, outcome_columns
 from tests.helpers.cards import make_card
 
 NAN = float("nan")
@@ -23,7 +23,7 @@ CARD = replace(
     features=[*make_card().features, Feature("length", "item", "buckets", 5, [10.0, 20.0, 40.0])],
     objectives=["glance", "effective", "negative"],
     feedback=FeedbackRule(3.0, ["comment", "follow"], "length", [20.0], [9.0, 5.0, 12.0]),
-    negative=["comment", "follow"],
+    negative_actions=["comment", "follow"],
 )
 WATCH, HEAD = [2.0, 4.0, 1.0, 30.0, 8.0, 6.0], [1.0, 3.0, 2.0, 60.0, 20.0, 6.0]  # predicted seconds
 ACTUAL = [1.0, 2.0, 4.0, 50.0, NAN, 5.0]
@@ -31,7 +31,7 @@ ACTUAL = [1.0, 2.0, 4.0, 50.0, NAN, 5.0]
 
 def predictions(heads: bool = True, card: DatasetCard = CARD) -> Predictions:
     """Six targets of users 0 and 1, of lengths unknown, <10, <10, 10–20, 20–40 and ≥40."""
-    names = outcome_names(card)
+    names = outcome_columns(card)
     n = 6
     happened, chance = (np.full((n, len(names)), NAN, np.float32) for _ in range(2))
     time, actual = (np.full((n, len(card.actions) - 1), NAN, np.float32) for _ in range(2))
@@ -50,20 +50,20 @@ def predictions(heads: bool = True, card: DatasetCard = CARD) -> Predictions:
     return Predictions(
         user=np.array([0, 0, 0, 1, 1, 1]),
         item=np.arange(n),
-        length=np.array([0, 1, 1, 2, 3, 4]),
+        duration_bucket=np.array([0, 1, 1, 2, 3, 4]),
         probability=chance,
-        happened=happened,
+        occurred=happened,
         time=time,
-        actual_time=actual,
+        observed_time=actual,
         next_time=np.full_like(actual, NAN),
         watch_time=np.log1p(HEAD).astype(np.float32) if heads else np.full(n, NAN, np.float32),
         oracle=np.zeros((n, 0), np.float32),
-        remainder=np.zeros(n, np.float32),
+        unexplored_mass=np.zeros(n, np.float32),
     )
 
 
 def report(made: Predictions | None = None, card: DatasetCard = CARD) -> dict[str, Any]:
-    found = objective_report(predictions() if made is None else made, outcome_names(card), card)
+    found = objective_metrics(predictions() if made is None else made, outcome_columns(card), card)
     json.dumps(found, allow_nan=False)  # plain data
     return found
 
@@ -151,11 +151,11 @@ def test_without_heads_the_generator_alone_is_measured() -> None:
 
 
 def test_without_watch_times_objectives_remain() -> None:
-    found = report(card=replace(CARD, timed=["like", "follow"]))
+    found = report(card=replace(CARD, timed_actions=["like", "follow"]))
     assert found["objectives"] == report()["objectives"]
     assert found["shared_ground"] == {}
     assert found["lengths"] == []
-    nothing = replace(CARD, timed=["like"], objectives=[], feedback=None)
+    nothing = replace(CARD, timed_actions=["like"], objectives=[], feedback=None)
     assert report(predictions(card=nothing), nothing) == {"objectives": {}, "shared_ground": {}, "lengths": []}
 
 
@@ -182,8 +182,8 @@ def test_without_lengths_one_watch_time_is_usual(duration: str) -> None:
 )
 def test_what_an_effective_view_takes(edges: list[float], medians: list[float], least: list[float]) -> None:
     rule = replace(CARD.feedback, duration_edges_s=edges, median_watch_s=medians)
-    made = replace(predictions(), length=np.arange(5))
-    assert _usual_watch_s(made, replace(CARD, feedback=rule)).tolist() == least
+    made = replace(predictions(), duration_bucket=np.arange(5))
+    assert _median_watch_s(made, replace(CARD, feedback=rule)).tolist() == least
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40))

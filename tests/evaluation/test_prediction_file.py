@@ -12,7 +12,7 @@ import pytest
 from a2gen_rec.cli.main import main
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.evaluation.evaluate import action_metrics
-from a2gen_rec.evaluation.predict import Predictions, outcome_names
+from a2gen_rec.evaluation.predict import Predictions, outcome_columns
 from a2gen_rec.evaluation.prediction_file import read_predictions, write_predictions
 from a2gen_rec.training.entrypoint import train
 from tests.helpers.cards import make_card, small_config, write_dataset
@@ -22,7 +22,7 @@ CARD = make_card()
 
 def made(oracle: list[str]) -> Predictions:
     rng = np.random.default_rng(0)
-    outcomes = len(outcome_names(CARD))
+    outcomes = len(outcome_columns(CARD))
 
     def values(*shape: int) -> np.ndarray:
         return np.where(rng.random(shape) < 0.2, np.nan, rng.random(shape)).astype(np.float32)
@@ -30,21 +30,21 @@ def made(oracle: list[str]) -> Predictions:
     return Predictions(
         user=rng.integers(-(2**62), 2**62, 9),
         item=rng.integers(0, 40, 9),
-        length=rng.integers(0, 4, 9),
+        duration_bucket=rng.integers(0, 4, 9),
         probability=values(9, outcomes),
-        happened=values(9, outcomes),
+        occurred=values(9, outcomes),
         time=values(9, len(CARD.actions) - 1),
-        actual_time=values(9, len(CARD.actions) - 1),
+        observed_time=values(9, len(CARD.actions) - 1),
         next_time=values(9, len(CARD.actions) - 1),
         watch_time=values(9),
         oracle=values(9, len(oracle)),
-        remainder=values(9),
+        unexplored_mass=values(9),
     )
 
 
 @pytest.mark.parametrize("oracle", [[], ["like", "click"]])
 def test_what_is_written_is_read(oracle: list[str], tmp_path: Path) -> None:
-    card, file = replace(CARD, oracle=oracle), tmp_path / "test.parquet"
+    card, file = replace(CARD, oracle_columns=oracle), tmp_path / "test.parquet"
     before = made(oracle)
     write_predictions(str(file), before, card)
     after, names = read_predictions(str(file))
@@ -56,7 +56,7 @@ def test_what_is_written_is_read(oracle: list[str], tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
     plain = pq.read_table(file)
     np.testing.assert_array_equal(plain["probability_click"].to_numpy(), before.probability[:, names.index("click")])
-    np.testing.assert_array_equal(plain["actual_time_exit"].to_numpy(), before.actual_time[:, 3])
+    np.testing.assert_array_equal(plain["actual_time_exit"].to_numpy(), before.observed_time[:, 3])
 
 
 def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_evaluation_can_be_made_again_from_the_file(model: dict, tmp_path: P
     data = write_dataset(tmp_path / "data", CARD, windows=20)
     config = small_config(**model)
     config.train.max_steps = 2
-    config.loss.time_error = "absolute"
+    config.loss.time_loss = "absolute"
     train(config, str(data), str(tmp_path / "run"))
     result, file = tmp_path / "result.json", tmp_path / "new" / "valid.parquet"
     command = ["evaluate", "--run", str(tmp_path / "run"), "--split", "valid"]
@@ -90,7 +90,7 @@ def test_the_evaluation_can_be_made_again_from_the_file(model: dict, tmp_path: P
     assert len(predictions.user) == measured["targets"]
     assert action_metrics(predictions, predictions.probability, CARD) == measured["actions"]
     # The loss is over the same steps, each told those before it.
-    errors = np.abs(predictions.next_time - predictions.actual_time)
+    errors = np.abs(predictions.next_time - predictions.observed_time)
     assert np.nanmean(errors) == pytest.approx(measured["loss"]["time"], rel=1e-5)
     found = [(row["mae_log"], row["count"]) for row in measured["next_time"].values()]
     assert sum(mae * count for mae, count in found) / sum(count for _, count in found) == pytest.approx(

@@ -28,14 +28,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(data: Path, run: Path, **model: object) -> Path:
     config = small_config(**model)
-    config.train.max_steps, config.loader.background, config.optim.dense_lr = 4, False, 0.05
-    config.loader.max_impressions = 60
+    config.train.max_steps, config.loader.prefetch, config.optim.dense_lr = 4, False, 0.05
+    config.loader.max_impressions_per_batch = 60
     train(config, str(data), str(run))
     return run
 
 
 def measured(run: Path, most: int) -> dict[str, Any]:
-    return evaluate_run(str(run), "test", "", EvaluateConfig(max_error=0.0, sequences=most))
+    return evaluate_run(str(run), "test", "", EvaluateConfig(max_unexplored_mass=0.0, num_top_sequences=most))
 
 
 def test_observed_sequences_are_those_of_the_columns() -> None:
@@ -80,11 +80,13 @@ def test_of_many_targets_evenly_spaced_ones_are_decoded(
     whole = measured(run, ALL)
     monkeypatch.setattr(sequences, "TARGETS", 20)
 
-    def total(self: sequences.Sequences, ranker: Any, total: int) -> None:  # the test's card does not know its targets
+    def total(
+        self: sequences.SequenceEvaluator, ranker: Any, total: int
+    ) -> None:  # the test's card does not know its targets
         init(self, ranker, whole["targets"])
 
-    init = sequences.Sequences.__init__
-    monkeypatch.setattr(sequences.Sequences, "__init__", total)
+    init = sequences.SequenceEvaluator.__init__
+    monkeypatch.setattr(sequences.SequenceEvaluator, "__init__", total)
     found = measured(run, 3)["sequences"]
     every = round(whole["targets"] / 20)
     assert found["every"] == every > 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from a2gen_rec.evaluation.metrics import auc
 from a2gen_rec.experiments import bootstrap
-from a2gen_rec.experiments.bootstrap import interval, p_value, user_weights, weighted_auc, weighted_mean
+from a2gen_rec.experiments.bootstrap import p_value, percentile_interval, resample_weights, weighted_auc, weighted_mean
 
 
 def direct(values: np.ndarray, user: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -31,7 +31,7 @@ def test_a_weighted_auc_is_that_of_repeated_rows(seed: int, n: int, users: int, 
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, distinct, n).astype(np.float32)
     labels = (rng.random(n) < rate).astype(np.float32)
-    user, weights = rng.integers(0, users, n), user_weights(users, 20, seed)
+    user, weights = rng.integers(0, users, n), resample_weights(users, 20, seed)
     for column, found in enumerate(weighted_auc(scores, labels, user, weights)):
         drawn = weights[:, column]
         if drawn[user].sum() == 0:
@@ -55,7 +55,7 @@ def test_every_pattern_of_ties_of_four_rows() -> None:
 def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=300).round(1), (rng.random(300) < 0.2).astype(np.float32)
-    user, weights = rng.integers(0, 40, 300), user_weights(40, 50)
+    user, weights = rng.integers(0, 40, 300), resample_weights(40, 50)
     whole = weighted_auc(scores, labels, user, weights)
     monkeypatch.setattr(bootstrap, "_BLOCK", 1)
     np.testing.assert_array_equal(weighted_auc(scores, labels, user, weights), whole)
@@ -64,17 +64,17 @@ def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_weighted_mean_is_that_of_repeated_rows() -> None:
     rng = np.random.default_rng(1)
     values, user = rng.normal(size=30), rng.integers(0, 6, 30)
-    weights = user_weights(7, 30)  # the last user has no row
+    weights = resample_weights(7, 30)  # the last user has no row
     for column, found in enumerate(weighted_mean(values, user, weights)):
         assert found == pytest.approx(direct(values, user, weights[:, column]).mean())
     assert np.isnan(weighted_mean(values[:0], user[:0], weights)).all()
 
 
 def test_every_resample_draws_as_many_users_as_there_are() -> None:
-    weights = user_weights(30, 400)
+    weights = resample_weights(30, 400)
     assert (weights.sum(0) == 30).all()
-    assert (user_weights(30, 400) == weights).all()
-    assert (user_weights(30, 400, seed=1) != weights).any()
+    assert (resample_weights(30, 400) == weights).all()
+    assert (resample_weights(30, 400, seed=1) != weights).any()
     # Drawn with replacement: a user's weight is binomial, of mean 1 and variance 1 - 1/30.
     assert weights.mean() == 1
     assert weights.var() == pytest.approx(29 / 30, rel=0.05)
@@ -87,16 +87,19 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     for trial in range(100):
         user = np.repeat(np.arange(60), 5)
         values = np.repeat(rng.normal(size=60), 5)
-        low, high = interval(weighted_mean(values, user, user_weights(60, 300, trial))) or (math.nan, math.nan)
+        low, high = percentile_interval(weighted_mean(values, user, resample_weights(60, 300, trial))) or (
+            math.nan,
+            math.nan,
+        )
         covered += low < 0 < high
     assert 86 <= covered <= 99
 
 
 def test_intervals_and_p_values_of_known_resamples() -> None:
     values = np.append(np.arange(-10, 91), math.nan)  # 101 known ones
-    assert interval(values, 0.9) == pytest.approx((-5, 85))
+    assert percentile_interval(values, 0.9) == pytest.approx((-5, 85))
     assert p_value(values) == pytest.approx(2 * (11 + 1) / 102), "-10 to 0 are not above 0"
     assert p_value(-values) == p_value(values)
     assert p_value(values + 100) == pytest.approx(2 / 102)
     assert p_value(np.zeros(9)) == 1
-    assert interval(np.full(3, math.nan)) is p_value(np.full(3, math.nan)) is None
+    assert percentile_interval(np.full(3, math.nan)) is p_value(np.full(3, math.nan)) is None

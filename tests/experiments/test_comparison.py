@@ -10,8 +10,8 @@ import pytest
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.evaluation.metrics import auc
 from a2gen_rec.evaluation.prediction_file import read_predictions, write_predictions
-from a2gen_rec.experiments.bootstrap import user_weights
-from a2gen_rec.experiments.comparison import Averaged, Comparison, Spread, compare, spread
+from a2gen_rec.experiments.bootstrap import resample_weights
+from a2gen_rec.experiments.comparison import AveragedOutcomes, Comparison, MeanStd, compare, mean_std
 from a2gen_rec.experiments.results import read_experiment
 from tests.helpers.experiments import CARD, make_predictions, plain_card, write_experiment
 
@@ -27,35 +27,37 @@ def test_means_and_deviations_are_over_seeds(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, seeds=(0, 1, 2))
     recorded, found = read_experiment(str(folder)), compared(folder)
     for model in found.models:
-        tests = [run.test for run in recorded.of_model("one", model.name)]
+        tests = [run.test for run in recorded.runs_of("one", model.name)]
         assert model.seeds == (0, 1, 2)
         for name in [*ROWS, "glance", "effective"]:
             for metric in ("auc", "gauc", "ne", "calibration"):
                 values = [{**test["objectives"], **test["actions"]}[name][metric] for test in tests]
-                assert model.outcomes[name][metric] == Spread(
+                assert model.outcomes[name][metric] == MeanStd(
                     pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1))
                 )
         means = [np.mean([test["actions"][name]["auc"] for name in found.averaged.outcomes]) for test in tests]
-        assert model.auc == Spread(pytest.approx(np.mean(means)), pytest.approx(np.std(means, ddof=1)))
+        assert model.auc == MeanStd(pytest.approx(np.mean(means)), pytest.approx(np.std(means, ddof=1)))
         seconds = [np.mean([test["time"][name]["mae_s"] for name in found.averaged.times]) for test in tests]
         assert model.mae_s is not None
         assert model.mae_s.mean == pytest.approx(np.mean(seconds))
-        assert model.next_times["follow"]["mae_log"] == Spread(0.25, 0.0)
+        assert model.next_times["follow"]["mae_log"] == MeanStd(0.25, 0.0)
     assert found.scored == [*ROWS, "glance", "effective"]
     assert found.positives["like"] == recorded.runs[0].test["actions"]["like"]["positives"]
     assert list(found.timed) == ["like", "follow", "exit"]
     assert [row.name for row in found.references] == ["item's rate in training", "median time in training"]
-    assert found.references[0].auc == Spread(pytest.approx(0.55), None)
-    assert found.references[1].mae_log == Spread(pytest.approx(0.9), None)
+    assert found.references[0].auc == MeanStd(pytest.approx(0.55), None)
+    assert found.references[1].mae_log == MeanStd(pytest.approx(0.9), None)
 
 
 def test_rare_outcomes_and_times_are_left_out_of_means() -> None:
     actions = {"like": {"positives": 100}, "hate": {"positives": 99}, "click": {"positives": 901}}
     time = {"like": {"count": 100}, "hate": {"count": 99}, "exit": {"count": 1000}}
     test = {"targets": 1000, "actions": actions, "time": time}
-    assert Averaged.of(test) == (["like"], ["like", "exit"], ["hate", "click"])
+    assert AveragedOutcomes.from_test(test) == (["like"], ["like", "exit"], ["hate", "click"])
     few = {name: {"positives": 3} for name in actions}
-    assert Averaged.of(test | {"actions": few}) == (list(actions), ["like", "exit"], []), "there is nothing else"
+    assert AveragedOutcomes.from_test(test | {"actions": few}) == (list(actions), ["like", "exit"], []), (
+        "there is nothing else"
+    )
 
 
 def test_speed_is_the_fastest_seeds_and_resumed_runs_tell_no_time(tmp_path: Path) -> None:
@@ -73,11 +75,11 @@ def test_differences_are_those_of_the_same_resampled_users(tmp_path: Path) -> No
     """Row by row: the rows of every drawn user, as often as drawn; plain AUC; a mean over actions, then drawn seeds."""
     folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, seeds=(0, 1))
     recorded, found = read_experiment(str(folder)), compared(folder, resamples=30)
-    weights = user_weights(found.users, 30)
+    weights = resample_weights(found.users, 30)
     drawn_auc, drawn_mae = np.zeros((2, 30)), np.zeros((2, 30))
     for place, name in enumerate(("a2gen", "mmoe")):
         seeds = np.random.default_rng([place, 30]).integers(2, size=(2, 30))
-        for seed, run in enumerate(recorded.of_model("one", name)):
+        for seed, run in enumerate(recorded.runs_of("one", name)):
             times = (seeds == seed).sum(0) / 2
             predictions, names = read_predictions(run.predictions)
             users = sorted(set(predictions.user.tolist()))
@@ -85,12 +87,14 @@ def test_differences_are_those_of_the_same_resampled_users(tmp_path: Path) -> No
                 drawn = zip(users, weights[:, column].astype(int), strict=True)
                 rows = np.concatenate([np.flatnonzero(predictions.user == user) for user, n in drawn for _ in range(n)])
                 aucs = [
-                    auc(predictions.probability[rows, names.index(each)], predictions.happened[rows, names.index(each)])
+                    auc(predictions.probability[rows, names.index(each)], predictions.occurred[rows, names.index(each)])
                     for each in found.averaged.outcomes
                 ]
                 drawn_auc[place, column] += np.mean([each for each in aucs if each is not None]) * times[column]
                 errors = [
-                    np.abs(predictions.time[rows, names.index(each)] - predictions.actual_time[rows, names.index(each)])
+                    np.abs(
+                        predictions.time[rows, names.index(each)] - predictions.observed_time[rows, names.index(each)]
+                    )
                     for each in found.averaged.times
                 ]
                 drawn_mae[place, column] += np.mean([np.nanmean(each) for each in errors]) * times[column]
@@ -114,10 +118,10 @@ def test_an_action_without_positives_in_a_resample_is_left_out_of_it(tmp_path: P
     folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3})
     for run in read_experiment(str(folder)).runs:
         predictions, _ = read_predictions(run.predictions)
-        predictions.happened[:, 0] = 0
-        predictions.happened[np.flatnonzero(predictions.user == predictions.user.min())[0], 0] = 1
+        predictions.occurred[:, 0] = 0
+        predictions.occurred[np.flatnonzero(predictions.user == predictions.user.min())[0], 0] = 1
         write_predictions(run.predictions, predictions, CARD)
-    assert (user_weights(40, 60)[0] == 0).any()
+    assert (resample_weights(40, 60)[0] == 0).any()
     for model in compared(folder).models:
         assert model.auc_interval is not None
         assert np.isfinite(model.auc_interval).all()
@@ -132,12 +136,12 @@ def test_an_ablation_is_compared_with_its_model(tmp_path: Path) -> None:
         .replace('"ablation_of": "mmoe"', '"ablation_of": "a2gen"')
     )
     found = compared(folder)
-    assert [(model.name, model.of, model.reference) for model in found.models] == [
+    assert [(model.name, model.ablation_of, model.reference) for model in found.models] == [
         ("mmoe", "", ""),
         ("a2gen", "", "mmoe"),
         ("plain", "a2gen", "a2gen"),
     ]
-    assert [model.name for model in found.whole] == ["mmoe", "a2gen"]
+    assert [model.name for model in found.full_models] == ["mmoe", "a2gen"]
 
 
 def test_without_its_model_an_ablation_has_no_difference(tmp_path: Path) -> None:
@@ -179,8 +183,8 @@ def test_predictions_of_other_users_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_value_of_a_seed_makes_the_mean_unknown() -> None:
-    assert spread([1.0, 3.0]) == Spread(2.0, pytest.approx(2**0.5))
-    assert spread([1.0, None]) is spread([]) is spread([float("nan")]) is None
+    assert mean_std([1.0, 3.0]) == MeanStd(2.0, pytest.approx(2**0.5))
+    assert mean_std([1.0, None]) is mean_std([]) is mean_std([float("nan")]) is None
 
 
 @pytest.mark.parametrize(

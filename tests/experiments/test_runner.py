@@ -15,7 +15,7 @@ from a2gen_rec.cli.main import main
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.evaluation.prediction_file import read_predictions
-from a2gen_rec.experiments.command_runner import Processes
+from a2gen_rec.experiments.command_runner import CommandRunner
 from a2gen_rec.experiments.runner import Experiment
 from a2gen_rec.experiments.suite import Suite, read_suite
 from tests.helpers import CONFIGS
@@ -186,7 +186,7 @@ def test_a_dataset_made_otherwise_is_not_taken_for_the_one_asked_for(tmp_path: P
     write_dataset(tmp_path / "out/data/made", CARD, windows=12, files=1)
     suite = suite_of(tmp_path, content)
     carry_out(suite, tmp_path, tmp_path, Pretended())  # of unknown making, so it is what there is
-    (tmp_path / "out/data/made.json").write_text(json.dumps(suite.datasets[0].made, indent=1) + "\n")
+    (tmp_path / "out/data/made.json").write_text(json.dumps(suite.datasets[0].is_prepared, indent=1) + "\n")
     assert not carry_out(suite, tmp_path, tmp_path, Pretended())[0]["failed"]
     content["datasets"]["made"]["simulate"]["users"] = 31
     results, _ = carry_out(suite_of(tmp_path, content), tmp_path, tmp_path, Pretended())
@@ -230,7 +230,7 @@ def test_what_is_there_is_not_done_again(raw: Path, tmp_path: Path) -> None:
 def test_other_data_in_the_same_place_are_not_taken_for_the_same(raw: Path, tmp_path: Path) -> None:
     carry_out(suite_of(tmp_path), tmp_path, raw, Pretended())
     card = DatasetCard.load(str(raw / "one"))
-    card.dropped["spam"] = 3
+    card.dropped_rows["spam"] = 3
     card.save(str(raw / "one"))
     again = Pretended()
     carry_out(suite_of(tmp_path), tmp_path, raw, again)
@@ -313,7 +313,7 @@ def test_the_quick_suite_at_a_tiny_size(tmp_path: Path) -> None:
     small["settings"] = TINY
     suite = suite_of(tmp_path, content)
     lines: list[str] = []
-    results = Experiment(suite, str(tmp_path / "out"), tell=lines.append, launch=inside).run()
+    results = Experiment(suite, str(tmp_path / "out"), log=lines.append, launch=inside).run()
     assert results["failed"] == [], lines
     assert {(row["model"], row["seed"]) for row in results["runs"]} == {
         (model, seed) for model in ("a2gen", "mmoe", "plain attention") for seed in (0, 1)
@@ -327,7 +327,7 @@ def test_the_quick_suite_at_a_tiny_size(tmp_path: Path) -> None:
         assert row["step"] == 3
         assert ("sequences" in measured) == (row["model"] != "mmoe")
     again = Pretended()
-    assert Experiment(suite, str(tmp_path / "out"), tell=lines.append, launch=again).run()["runs"] == results["runs"]
+    assert Experiment(suite, str(tmp_path / "out"), log=lines.append, launch=again).run()["runs"] == results["runs"]
     assert again.asked == []
 
     main(["report", str(tmp_path / "out"), "--resamples", "10"])
@@ -369,7 +369,7 @@ def test_stopping_ends_what_runs_and_starts_no_more(tmp_path: Path, monkeypatch:
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(slow))
-    processes = Processes()
+    processes = CommandRunner()
     codes: list[int] = []
     worker = threading.Thread(target=lambda: codes.append(processes([], str(tmp_path / "log"))))
     began = time.monotonic()

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.experiments.suite import nested, read_suite
+from a2gen_rec.experiments.suite import merge_overrides, read_suite
 from tests.helpers import CONFIGS
 
 SHIPPED = CONFIGS / "experiments"
@@ -58,13 +58,13 @@ def test_what_a_suite_says(file: Path) -> None:
     assert (shop.source, shop.raw, shop.prepare) == ("jd", "log", {"history": 9})
     assert (mine.data, mine.settings, mine.simulate) == ("folder", {"train": {"epochs": 1}}, None)
     assert world.simulate == {}
-    assert [(model.name, model.of, model.overrides) for model in suite.models] == [
+    assert [(model.name, model.ablation_of, model.overrides) for model in suite.models] == [
         ("a2gen", "", {}),
         ("ple", "", {"model.name": "ple"}),
         ("no gate", "a2gen", {"model.head_gate": False}),
     ]
     assert suite.seeds == (3, 1)
-    assert [[model.name for model in suite.on(dataset)] for dataset in suite.datasets] == [
+    assert [[model.name for model in suite.models_for(dataset)] for dataset in suite.datasets] == [
         ["a2gen", "ple", "no gate"],
         ["a2gen", "ple"],
         ["a2gen", "ple", "no gate"],
@@ -155,7 +155,7 @@ def test_what_is_no_suite_at_all(text: str, file: Path) -> None:
 
 def test_settings_are_laid_over_each_other() -> None:
     base = {"model": {"dim": 8}, "loss": {"objectives": {"glance": 1.0}}}
-    merged = nested(base, {"model.heads": 2, "loss.objectives.effective": 0.5, "train.seed": 4})
+    merged = merge_overrides(base, {"model.heads": 2, "loss.objectives.effective": 0.5, "train.seed": 4})
     assert merged == {
         "model": {"dim": 8, "heads": 2},
         "loss": {"objectives": {"glance": 1.0, "effective": 0.5}},
@@ -166,7 +166,7 @@ def test_settings_are_laid_over_each_other() -> None:
 
 def test_shipped_suites_can_be_run() -> None:
     main, quick = (read_suite(str(SHIPPED / name)) for name in ("main.yaml", "quick.yaml"))
-    assert [model.name for model in main.models if not model.of] == [
+    assert [model.name for model in main.models if not model.ablation_of] == [
         "a2gen",
         "a2gen without tower",
         "mmoe",
@@ -178,8 +178,8 @@ def test_shipped_suites_can_be_run() -> None:
     assert [dataset.name for dataset in main.datasets] == ["simulated", "kuairand", "jd", "rec_tmall"]
     assert len(main.seeds) >= 3
     for suite in (main, quick):
-        budget = {len(suite.trials(model)) for model in suite.models if not model.of}
+        budget = {len(suite.trials(model)) for model in suite.models if not model.ablation_of}
         assert len(budget) == 1
-        changes = [model.overrides for model in suite.models if model.of]
+        changes = [model.overrides for model in suite.models if model.ablation_of]
         assert all(changes)
         assert len({str(change) for change in changes}) == len(changes)

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from a2gen_rec.ranking.contributions import Contribution
-from a2gen_rec.ranking.types import Candidate, Nudged, RankedList, Request, Timeline
+from a2gen_rec.ranking.types import RankedList, RankQuery, ScoredCandidate, Timeline, WhatIfResult
 from tests.helpers.cards import make_card
 from tests.helpers.service import FakeRanker, Past, chance
 
@@ -40,9 +40,9 @@ class PageRanker(FakeRanker):
         ensemble, watch = [] if self.without("ensemble") else ["ensemble"], [] if self.without("times") else ["watch"]
         return [*ensemble, *watch, *outcomes]
 
-    def _ranked(self, request: Request) -> RankedList:
+    def _ranked(self, request: RankQuery) -> RankedList:
         past = request.history if isinstance(request.history, Past) else self.encode(request.history)
-        by, items = request.by or self.orders[0], set(request.candidates)
+        by, items = request.sort_by or self.orders[0], set(request.candidates)
         candidates = sorted(
             (self._candidate(request, item, len(past)) for item in items),
             key=lambda each: (-_value(each, by), each.item),
@@ -50,16 +50,16 @@ class PageRanker(FakeRanker):
         return RankedList(
             user=request.user,
             user_known=request.user in self.some_users(9),
-            history=len(past),
+            history_length=len(past),
             by=by,
-            ranked=len(items),
+            num_candidates=len(items),
             unknown_items=len(items - self.known),
             candidates=candidates[: request.k],
             model_version=self.version,
-            nudged=_nudged(request, candidates),
+            what_if=_nudged(request, candidates),
         )
 
-    def _candidate(self, request: Request, item: str, past: int) -> Candidate:
+    def _candidate(self, request: RankQuery, item: str, past: int) -> ScoredCandidate:
         outcomes = [*self.card.events, *self.card.labels, *self.card.objectives]
         probability = {name: 0.01 + 0.98 * chance(request.user, f"{item} {name} {past}") for name in outcomes}
         watch_s = None if self.without("times") else 5 + 50 * chance(request.user, f"{item} watch {past}")
@@ -72,17 +72,17 @@ class PageRanker(FakeRanker):
         if self.without("sequences"):
             sequences = []
         parts = [] if self.without("ensemble") else _parts(probability, watch_s)
-        return Candidate(
+        return ScoredCandidate(
             item,
             item in self.known,
             probability,
             watch_s,
             *(sequences[0] if sequences else ([], math.nan)),
-            score=sum(part.share for part in parts) if parts else math.nan,
+            score=sum(part.contribution for part in parts) if parts else math.nan,
             explanation=parts if request.explain else [],
-            expected_at_s=at_s,
-            sequences=sequences[: request.sequences],
-            length_s=self.length_s(item),
+            expected_time_s=at_s,
+            sequences=sequences[: request.num_sequences],
+            duration_s=self.length_s(item),
         )
 
 
@@ -98,26 +98,26 @@ def _part(name: str, prediction: float) -> Contribution:
     return Contribution(name, "more" if name == "like" else "less", prediction, transform, WEIGHT[name])
 
 
-def _nudged(request: Request, candidates: list[Candidate]) -> list[Nudged]:
-    if request.nudge is None:
+def _nudged(request: RankQuery, candidates: list[ScoredCandidate]) -> list[WhatIfResult]:
+    if request.what_if is None:
         return []
-    item, name = request.nudge.item, request.nudge.objective
+    item, name = request.what_if.item, request.what_if.objective
     own = next(each for each in candidates if each.item == item)
     before = _part(name, own.expected_watch_s or 0.0 if name == "watch_time" else own.probability[name])
     answers = []
-    for change in request.nudge.changes:
+    for change in request.what_if.changes:
         if name == "watch_time":
             now = _part(name, max(0.0, math.expm1(math.log1p(before.prediction) + change)))
         else:
             odds = before.prediction / (1 - before.prediction) * math.exp(change)
             now = _part(name, odds / (1 + odds))
-        score = own.score - before.share + now.share
+        score = own.score - before.contribution + now.contribution
         ahead = sum(each.score > score for each in candidates if each is not own)
-        answers.append(Nudged(change, now.prediction, now.share, score, 1 + ahead))
+        answers.append(WhatIfResult(change, now.prediction, now.contribution, score, 1 + ahead))
     return answers
 
 
-def _value(candidate: Candidate, by: str) -> float:
+def _value(candidate: ScoredCandidate, by: str) -> float:
     watch_s = candidate.expected_watch_s
     return {"ensemble": candidate.score, "watch": watch_s or 0.0}.get(by, candidate.probability.get(by, 0.0))
 

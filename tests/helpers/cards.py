@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.schema import FEEDBACK_LEVELS, SPLITS, DatasetCard, Feature, FeedbackRule, SplitSummary
-from a2gen_rec.models.embedding_tables import whole_tables
+from a2gen_rec.models.embedding_tables import full_tables
 
 ACTIONS = ["start", "like", "comment", "follow", "exit"]
 
@@ -36,21 +36,21 @@ def make_card(labels: tuple[str, ...] = ("click",), timed: tuple[str, ...] = ("l
     return DatasetCard(
         name="random",
         actions=ACTIONS,
-        timed=list(timed),
+        timed_actions=list(timed),
         labels=list(labels),
         objectives=objectives,
         features=features,
         feedback=FeedbackRule(3.0, [], "length", [10.0], [9.0, 5.0, 12.0]),
-        negative=[],
+        negative_actions=[],
         session_gap_s=25.0,
-        history=6,
+        max_history=6,
         max_targets=4,
-        calendar=True,
+        has_calendar_time=True,
         splits=dict.fromkeys(SPLITS, split),
         base_rate=dict.fromkeys(names, 0.3),
         median_time_s=dict.fromkeys([*ACTIONS[1:-1], "exit"], 5.0),
-        oracle=[],
-        dropped={},
+        oracle_columns=[],
+        dropped_rows={},
         source={"name": "random"},
         command="",
     )
@@ -69,14 +69,14 @@ def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, long
         done = np.flatnonzero(rng.random(len(card.actions) - 2) < 0.4) + 1
         rng.shuffle(done)
         times = np.sort(rng.random(len(done)) * 10)
-        times[np.array([card.actions[a] not in card.timed for a in done], dtype=bool)] = np.nan
+        times[np.array([card.actions[a] not in card.timed_actions for a in done], dtype=bool)] = np.nan
         dwell.append(10 + rng.random() * 20 if rng.random() < 0.9 else np.nan)
         actions.append(np.concatenate([[0], done, [len(card.actions) - 1]]))
         offsets.append(np.concatenate([[0.0], times, [dwell[-1]]]))
     action_lengths = np.array([len(a) for a in actions], dtype=np.int64)
     longest_s = np.array([np.nanmax(o) for o in offsets])
-    user = {f.name: rng.integers(0, f.cardinality, windows) for f in card.at_level("user")}
-    shown = [*card.at_level("item"), *card.at_level("context")]
+    user = {f.name: rng.integers(0, f.cardinality, windows) for f in card.features_at("user")}
+    shown = [*card.features_at("item"), *card.features_at("context")]
     ids = {f.name: rng.integers(0, f.cardinality, total) for f in shown}
     labels = (rng.random((total, len(card.labels))) < 0.5).astype(np.float32)
     (own,) = rng.spawn(1)
@@ -88,8 +88,8 @@ def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, long
         lengths=lengths,
         user_ids=user,
         impression_ids=ids,
-        session={f.name: own.integers(0, f.cardinality, total) for f in card.at_level("session")},
-        outcome={f.name: own.integers(0, f.cardinality, total) for f in card.at_level("outcome")},
+        session={f.name: own.integers(0, f.cardinality, total) for f in card.features_at("session")},
+        outcome={f.name: own.integers(0, f.cardinality, total) for f in card.features_at("outcome")},
         ts_ms=ts_ms,
         end_ms=ts_ms + np.rint(1000 * longest_s).astype(np.int64),
         labels=labels,
@@ -107,7 +107,7 @@ def small_config(**model: object) -> Config:
 
 
 def whole(card: DatasetCard, config: Config) -> dict[str, int]:
-    return whole_tables(card, config.model)
+    return full_tables(card, config.model)
 
 
 def write_dataset(folder: Path, card: DatasetCard, windows: int = 60, files: int = 3, seed: int = 0) -> Path:
@@ -126,7 +126,7 @@ def write_dataset(folder: Path, card: DatasetCard, windows: int = 60, files: int
 
 def items(card: DatasetCard, rng: np.random.Generator) -> pa.Table:
     """Every item of the table but row 0, named "item-ROW", with random other features."""
-    features = {feature.name: feature.cardinality for feature in card.at_level("item")}
+    features = {feature.name: feature.cardinality for feature in card.features_at("item")}
     rows = np.arange(1, features["item_id"])
     table = {name: rng.integers(0, size, len(rows)) for name, size in features.items()}
     return pa.table({"item": [f"item-{row}" for row in rows]} | table | {"item_id": rows})

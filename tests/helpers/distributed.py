@@ -36,12 +36,12 @@ def _worker(rank: int, world: int, store: str, queue: Any, function: Callable[..
     import torch
     import torch.distributed as dist
 
-    from a2gen_rec.utils.distributed import Process
+    from a2gen_rec.utils.distributed import DistributedContext
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     try:
-        queue.put((rank, ("done", function(Process(rank, world, world, torch.device("cpu")), *args))))
+        queue.put((rank, ("done", function(DistributedContext(rank, world, world, torch.device("cpu")), *args))))
     except BaseException:
         queue.put((rank, ("failed", traceback.format_exc())))
     queue.close()

@@ -10,7 +10,7 @@ import numpy as np
 
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.evaluation.metrics import binary_metrics, time_metrics
-from a2gen_rec.evaluation.predict import Predictions, outcome_names
+from a2gen_rec.evaluation.predict import Predictions, outcome_columns
 from a2gen_rec.evaluation.prediction_file import write_predictions
 from tests.helpers.cards import make_card
 
@@ -22,52 +22,59 @@ MACHINE |= dict.fromkeys(("python", "torch", "torchrec", "fbgemm_gpu"), "1.0")
 def make_predictions(card: DatasetCard, skill: float, seed: int, rows: int = 300, users: int = 40) -> Predictions:
     """The same users and outcomes for all seeds; predictions that are better with ``skill``."""
     world, rng = np.random.default_rng(7), np.random.default_rng(seed)
-    outcomes, actions = len(outcome_names(card)), len(card.actions) - 1
+    outcomes, actions = len(outcome_columns(card)), len(card.actions) - 1
     chance = world.uniform(0.05, 0.6, (rows, outcomes))
     happened = (world.random((rows, outcomes)) < chance).astype(np.float32)
     happened[:, actions - 1] = 1  # all exit
     actual = np.where(happened[:, :actions] > 0, world.gamma(4, 0.5, (rows, actions)), np.nan)
     for place, name in enumerate(card.actions[1:]):
-        actual[:, place] = np.where(name in card.timed, actual[:, place], np.nan)
+        actual[:, place] = np.where(name in card.timed_actions, actual[:, place], np.nan)
     logit = skill * np.log(chance / (1 - chance)) + rng.normal(size=chance.shape)
     return Predictions(
         user=world.integers(0, users, rows) * 10**6,
         item=world.integers(0, 40, rows),
-        length=np.zeros(rows, np.int64),
+        duration_bucket=np.zeros(rows, np.int64),
         probability=(1 / (1 + np.exp(-logit))).astype(np.float32),
-        happened=happened,
+        occurred=happened,
         time=(2 + (1 / (1 + skill)) * rng.normal(size=actual.shape)).astype(np.float32),
-        actual_time=actual.astype(np.float32),
+        observed_time=actual.astype(np.float32),
         next_time=actual.astype(np.float32) + 0.25,
         watch_time=np.full(rows, np.nan, np.float32),
-        oracle=chance[:, : len(card.oracle)].astype(np.float32),
-        remainder=np.zeros(rows, np.float32),
+        oracle=chance[:, : len(card.oracle_columns)].astype(np.float32),
+        unexplored_mass=np.zeros(rows, np.float32),
     )
 
 
 def measure(predictions: Predictions, card: DatasetCard) -> dict[str, Any]:
     """What `a2gen evaluate` says of them, as far as a report reads it."""
-    names = outcome_names(card)
+    names = outcome_columns(card)
 
     def score(name: str) -> dict[str, Any]:
         column = names[name]
-        return binary_metrics(predictions.probability[:, column], predictions.happened[:, column], predictions.user)
+        return binary_metrics(predictions.probability[:, column], predictions.occurred[:, column], predictions.user)
 
-    rates = {name: {"auc": 0.55, "gauc": 0.5, "ne": 0.99, "calibration": 1.0, "positives": 1} for name in card.events}
+    rates = {
+        name: {"auc": 0.55, "gauc": 0.5, "ne": 0.99, "calibration": 1.0, "positives": 1}
+        for name in card.predicted_actions
+    }
     return {
         "targets": len(predictions.user),
-        "actions": {name: score(name) for name in [*card.events, *card.labels]},
+        "actions": {name: score(name) for name in [*card.predicted_actions, *card.labels]},
         "objectives": {name: score(name) for name in card.objectives},
         "time": {
-            name: time_metrics(predictions.time[:, column], predictions.actual_time[:, column])
+            name: time_metrics(predictions.time[:, column], predictions.observed_time[:, column])
             for name, column in names.items()
-            if name in card.timed
+            if name in card.timed_actions
         },
-        "next_time": {name: {"mae_log": 0.25, "mae_s": 1.0} for name in card.timed},
+        "next_time": {name: {"mae_log": 0.25, "mae_s": 1.0} for name in card.timed_actions},
         "reference": {
             "item_rate": rates,
-            "median_time": {name: {"mae_log": 0.9, "mae_s": 9.0} for name in card.timed},
-            **({"oracle": {name: rates[name] | {"auc": 0.9} for name in card.oracle}} if card.oracle else {}),
+            "median_time": {name: {"mae_log": 0.9, "mae_s": 9.0} for name in card.timed_actions},
+            **(
+                {"oracle": {name: rates[name] | {"auc": 0.9} for name in card.oracle_columns}}
+                if card.oracle_columns
+                else {}
+            ),
         },
     }
 
@@ -136,4 +143,4 @@ def write_experiment(
 
 def plain_card() -> DatasetCard:
     """A log without times, labels and objectives."""
-    return replace(CARD, timed=[], labels=[], objectives=[])
+    return replace(CARD, timed_actions=[], labels=[], objectives=[])

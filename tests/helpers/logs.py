@@ -75,7 +75,7 @@ def hashed_log(folder: Path, seed: int = 0) -> Log:
     table = pa.table(columns)
     pq.write_table(table, folder / "raw" / "log.parquet")
     (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
-    config = PrepareConfig(partitions=2, threads=1, memory_gb=0.5, history=9, max_targets=3)
+    config = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=9, max_targets=3)
     prepare("generic", str(folder / "raw"), str(folder / "data"), config, str(folder / "spec.yaml"))
     raw: dict[str, dict[tuple, Impression]] = {}
     for row in table.to_pylist():
@@ -94,13 +94,13 @@ def simulated_log(folder: Path) -> Log:
     """The simulated log, whose actions all have times."""
     world = SimulateConfig(users=30, items=60, authors=12, impressions_per_user=40, seed=1)
     simulate(str(folder / "raw"), world)
-    config = PrepareConfig(partitions=2, threads=1, memory_gb=0.5, history=12, max_targets=5)
+    config = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=12, max_targets=5)
     card = prepare("simulated", str(folder / "raw"), str(folder / "data"), config)
-    actions = ", ".join(f'"{name}"' for name in card.events)
+    actions = ", ".join(f'"{name}"' for name in card.predicted_actions)
     query = f"SELECT user_id, item_id, ts_ms, dwell_s, tab, {actions} FROM '{folder}/raw/impressions/*.parquet'"
     raw: dict[str, list[Impression]] = {}
     for user, item, ts_ms, dwell, tab, *times in sorted(duckdb.sql(query).fetchall(), key=lambda row: str(row[1])):
-        acts = [(name, at) for name, at in zip(card.events, times, strict=True) if at is not None]
+        acts = [(name, at) for name, at in zip(card.predicted_actions, times, strict=True) if at is not None]
         raw.setdefault(str(user), []).append(Impression(str(item), ts_ms, dwell, acts, {"tab": tab}))
     ordered = {user: sorted(rows, key=lambda each: each.ts_ms) for user, rows in raw.items()}
     return _trained(folder, ordered)
@@ -109,8 +109,8 @@ def simulated_log(folder: Path) -> Log:
 def _trained(folder: Path, impressions: dict[str, list[Impression]]) -> Log:
     """Trained far from the symmetric start, so that everything matters."""
     config = small_config(feedback="whole", session=True, objectives=True)
-    config.train.max_steps, config.loader.background, config.train.log_every = 6, False, 0
-    config.optim.dense_lr, config.optim.tables_lr, config.evaluate.max_error = 0.03, 0.3, 0.0
-    config.loader.max_impressions = 300
+    config.train.max_steps, config.loader.prefetch, config.train.log_interval = 6, False, 0
+    config.optim.dense_lr, config.optim.sparse_lr, config.evaluate.max_unexplored_mass = 0.03, 0.3, 0.0
+    config.loader.max_impressions_per_batch = 300
     train(config, str(folder / "data"), str(folder / "run"))
     return Log(str(folder / "data"), str(folder / "run"), impressions)

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from a2gen_rec.config import Config, ModelConfig, OptimConfig, PlannedFeature, ShardingConfig, WorkloadConfig
-from a2gen_rec.sharding.planner import Problem
+from a2gen_rec.config import Config, ModelConfig, OptimConfig, PlannerFeature, ShardingConfig, WorkloadConfig
+from a2gen_rec.sharding.planner import PlanningProblem
 from a2gen_rec.sharding.topology import Cluster
-from a2gen_rec.sharding.workload import of_features
+from a2gen_rec.sharding.workload import workload_from_features
 
 HOST = Cluster(
     name="test_1x4",
@@ -22,19 +22,25 @@ HOST = Cluster(
     hbm_to_ddr_gbps=60.0,
 )
 FEATURES = {
-    "user_id": PlannedFeature("user", 20_000_000),
-    "item_id": PlannedFeature("item", 60_000_000, zipf=0.8),
-    "author_id": PlannedFeature("item", 1_000_000, zipf=0.8),
-    "city": PlannedFeature("user", 300),
+    "user_id": PlannerFeature("user", 20_000_000),
+    "item_id": PlannerFeature("item", 60_000_000, zipf_exponent=0.8),
+    "author_id": PlannerFeature("item", 1_000_000, zipf_exponent=0.8),
+    "city": PlannerFeature("user", 300),
 }
 
 
-def problem(cluster: Cluster = HOST, optimizer: str = "rowwise_adagrad", dim: int = 32, **sharding: Any) -> Problem:
+def problem(
+    cluster: Cluster = HOST, optimizer: str = "rowwise_adagrad", dim: int = 32, **sharding: Any
+) -> PlanningProblem:
     """Tables of 10.4 GB with their optimizer states, on four ranks with 8 GB each for them."""
-    optim = OptimConfig(tables=optimizer)  # type: ignore[arg-type]
+    optim = OptimConfig(sparse_optimizer=optimizer)  # type: ignore[arg-type]
     config = Config(model=ModelConfig(dim=dim), optim=optim, sharding=ShardingConfig(**sharding))
-    workload = of_features(FEATURES, WorkloadConfig(windows=64, impressions=4000, targets=500, actions=6), config)
-    return Problem(workload, cluster, config)
+    workload = workload_from_features(
+        FEATURES,
+        WorkloadConfig(windows_per_batch=64, impressions_per_batch=4000, targets_per_batch=500, actions_per_batch=6),
+        config,
+    )
+    return PlanningProblem(workload, cluster, config)
 
 
 def on_cpu(ranks: int = 2) -> Cluster:

@@ -2,7 +2,17 @@
 
 from dataclasses import replace
 
-from a2gen_rec.sharding.report import Cost, Misfit, Option, PlanReport, RankPlan, Remedy, Shard, StepTraffic, TablePlan
+from a2gen_rec.sharding.report import (
+    Cost,
+    Option,
+    PlanReport,
+    RankPlan,
+    Remedy,
+    Shard,
+    StepTraffic,
+    TablePlan,
+    UnplacedTable,
+)
 
 GB = 10**9
 ROWS = {"item_id": 10**10, "user_id": 2 * 10**9, "tag": 100_000, "action": 8}
@@ -42,7 +52,7 @@ def misfit_report(world: int = 8, ranks_per_host: int = 8) -> PlanReport:
         fits=False,
         cost=Cost(0.0, 0.0, 0.0, 0.0),
         traffic=TRAFFIC,
-        misfits=[Misfit("item_id", 322 * GB, 111 * GB), Misfit("user_id", 64 * GB, 111 * GB)],
+        misfits=[UnplacedTable("item_id", 322 * GB, 111 * GB), UnplacedTable("user_id", 64 * GB, 111 * GB)],
         remedies=[
             Remedy(
                 "fp16 weights, item_id cached from host memory",

@@ -22,12 +22,12 @@ import uvloop
 
 from a2gen_rec.config import ServeConfig
 from a2gen_rec.errors import UserError
-from a2gen_rec.ranking.action_cache import CacheCounts
-from a2gen_rec.ranking.types import Candidate, Impression, RankedList, Request
-from a2gen_rec.serving.engine.service import Service
+from a2gen_rec.ranking.action_cache import CacheStats
+from a2gen_rec.ranking.types import Impression, RankedList, RankQuery, ScoredCandidate
+from a2gen_rec.serving.engine.service import RankingService
 from a2gen_rec.serving.http.app import create_app
-from a2gen_rec.serving.http.server import Server, listen
-from a2gen_rec.serving.stores.base import Store
+from a2gen_rec.serving.http.server import Server, bind_socket
+from a2gen_rec.serving.stores.base import EventStore
 from a2gen_rec.serving.stores.sqlite import SqliteStore
 from tests.helpers import REPOSITORY
 from tests.helpers.cards import make_card
@@ -74,10 +74,10 @@ class FakeRanker:
             raise UserError(f"{folder}: no exported model here")
         return cls(version.read_text())
 
-    def rank(self, request: Request) -> RankedList:
+    def rank(self, request: RankQuery) -> RankedList:
         return self.rank_many([request])[0]
 
-    def rank_many(self, requests: Sequence[Request]) -> list[RankedList]:
+    def rank_many(self, requests: Sequence[RankQuery]) -> list[RankedList]:
         self.batches.append([request.user for request in requests])
         self.moments += [request.now_ms for request in requests]
         if any("slow" in request.candidates for request in requests):
@@ -86,7 +86,7 @@ class FakeRanker:
             raise KeyError(requests[0].user)
         return [self._ranked(request) for request in requests]
 
-    def check(self, request: Request) -> None:
+    def check(self, request: RankQuery) -> None:
         if request.user_features:
             raise UserError(f"request: no user feature {next(iter(request.user_features))!r}")
         if not isinstance(request.history, Past):
@@ -112,8 +112,8 @@ class FakeRanker:
         return float(item[1:]) if item in ITEMS else None
 
     @property
-    def cache(self) -> CacheCounts:
-        return CacheCounts(1, 2, 3, 4)
+    def cache(self) -> CacheStats:
+        return CacheStats(1, 2, 3, 4)
 
     def _check(self, impressions: Sequence[Impression]) -> None:
         for each in impressions:
@@ -121,19 +121,21 @@ class FakeRanker:
                 if name not in self.card.events:
                     raise UserError(f"impression of {each.item!r}: no action {name!r}")
 
-    def _ranked(self, request: Request) -> RankedList:
+    def _ranked(self, request: RankQuery) -> RankedList:
         past = request.history if isinstance(request.history, Past) else self.encode(request.history)
         best = sorted(set(request.candidates), key=lambda item: (-chance(request.user, item), item))
         seen = [(item, None) for item in past.item_at.values()]
         return RankedList(
             user=request.user,
             user_known=True,
-            history=len(past),
+            history_length=len(past),
             by="like",
-            ranked=len(best),
+            num_candidates=len(best),
             unknown_items=0,
             candidates=[
-                Candidate(item, True, {"like": chance(request.user, item), self.version: 1.0}, None, seen, float("nan"))
+                ScoredCandidate(
+                    item, True, {"like": chance(request.user, item), self.version: 1.0}, None, seen, float("nan")
+                )
                 for item in best[: request.k]
             ],
             model_version=self.version,
@@ -166,7 +168,7 @@ def swift_store(folder: Path) -> SqliteStore:
 class Running:
     """A server in a thread: ``client`` asks it, ``address`` is for sockets."""
 
-    service: Service
+    service: RankingService
     server: Server
     client: httpx.Client
     address: tuple[str, int]
@@ -186,7 +188,7 @@ class Running:
 def running(
     folder: Path,
     keys: Sequence[str] = (),
-    store: Store | None = None,
+    store: EventStore | None = None,
     model: Path | None = None,
     load: Any = FakeRanker.load,
     **settings: Any,
@@ -195,11 +197,11 @@ def running(
     model = model or make_model(folder / "model")
     store = store or swift_store(folder)
     where = getattr(store, "file", "")  # other processes open it by that
-    service = Service(
+    service = RankingService(
         str(model), store, ServeConfig(**{"timeout_ms": PATIENT_S * 1000, "store": where, **settings}), load
     )
-    server = Server(create_app(service, keys), service.config.drain_s)
-    listening = listen("127.0.0.1", 0)
+    server = Server(create_app(service, keys), service.config.graceful_timeout_s)
+    listening = bind_socket("127.0.0.1", 0)
     address = listening.getsockname()
 
     def serve() -> None:
@@ -287,5 +289,5 @@ if __name__ == "__main__":
     from a2gen_rec.cli.main import main
     from a2gen_rec.serving.http import server
 
-    server.Service = partial(Service, load=FakeRanker.load)  # type: ignore[misc,assignment]
+    server.RankingService = partial(RankingService, load=FakeRanker.load)  # type: ignore[misc,assignment]
     main(["serve", *sys.argv[1:]])

@@ -28,7 +28,7 @@ with open(options[options.index("--json") + 1], "w") as file:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout's benchmarks: one that counts, one that fails, and what they share."""
-    real, made = benchmark_scripts.FOLDER, tmp_path / "benchmarks"
+    real, made = benchmark_scripts.BENCHMARKS_DIR, tmp_path / "benchmarks"
     made.mkdir()
     for shared in ("harness.py", "results.py"):
         shutil.copy(real / shared, made)
@@ -106,7 +106,7 @@ def test_outside_a_checkout(
 
 
 def test_the_checkout_has_benchmarks_with_questions() -> None:
-    known = benchmark_scripts.questions()
+    known = benchmark_scripts.list_benchmarks()
     assert "prepare" in known
     assert not {"harness", "results"} & set(known)
     for name, question in known.items():

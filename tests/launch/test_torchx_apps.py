@@ -14,7 +14,7 @@ from torchx.specs.file_linter import get_fn_docstring
 from torchx.specs.finder import ComponentValidationException, get_component
 
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.launch.app_def import Placement, PlacementError
+from a2gen_rec.launch.app_def import JobResources, ResourceError
 
 APPS = Path(__file__).parents[1] / "torchx_apps"
 TRAIN, EVALUATE = f"{APPS}/train.py:train", f"{APPS}/evaluate.py:evaluate"
@@ -79,7 +79,7 @@ def test_benchmark_on_one_host() -> None:
 
 
 def test_unknown_benchmarks_are_refused_before_the_job() -> None:
-    with pytest.raises(PlacementError, match=r"no benchmark 'harness'; there are .*prepare"):
+    with pytest.raises(ResourceError, match=r"no benchmark 'harness'; there are .*prepare"):
         app(BENCHMARK, "--name", "harness")
 
 
@@ -128,7 +128,7 @@ def test_serve_in_a_container_can_be_reached_and_keeps_its_events() -> None:
     ],
 )
 def test_serve_in_a_container_that_would_lose_something(arguments: list[str], reason: str) -> None:
-    with pytest.raises(PlacementError, match=reason):
+    with pytest.raises(ResourceError, match=reason):
         role(SERVE, *IN_CONTAINER, *arguments)
 
 
@@ -156,8 +156,8 @@ def test_an_image_brings_its_own_python() -> None:
     ],
 )
 def test_impossible_placements(settings: dict[str, int], reason: str) -> None:
-    with pytest.raises(PlacementError, match=reason) as raised:
-        Placement(**settings)
+    with pytest.raises(ResourceError, match=reason) as raised:
+        JobResources(**settings)
     # torchx prints this class without a traceback, and a2gen that one.
     assert isinstance(raised.value, ComponentValidationException)
     assert isinstance(raised.value, ConfigError)

@@ -9,12 +9,20 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.config import LossConfig
-from a2gen_rec.data.batch import COUNTS, WindowBatch, collate, count_names
+from a2gen_rec.data.batch import COUNT_NAMES, WindowBatch, collate, count_names
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.losses.loss import TERMS, Loss, check_weights, loss_sums, means, term_names, total
-from a2gen_rec.models.a2gen import A2GenOutput, Occurring
-from a2gen_rec.nn.generator import StepEmbeddings, Steps
+from a2gen_rec.losses.loss import (
+    TERM_NAMES,
+    Loss,
+    loss_sums,
+    term_means,
+    term_names,
+    total_loss,
+    validate_objective_weights,
+)
+from a2gen_rec.models.a2gen import A2GenOutput, OccurrenceHeadOutput
+from a2gen_rec.nn.generator import StepEmbeddings, StepPredictions
 from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card(labels=("click", "long_view"))
@@ -25,8 +33,16 @@ ENTROPY = torch.linspace(0.1, 0.6, ACTIONS - 2, dtype=torch.float64)
 WHOLE = whole(CARD, small_config())
 CONFIGS = [
     LossConfig(),
-    LossConfig(time_error="absolute", order_power=1.0),
-    LossConfig(order_power=3.0, time=0.3, order=2.0, auxiliary=0.7, label=0.2, action=0.5, occurrence=0.9),
+    LossConfig(time_loss="absolute", order_power=1.0),
+    LossConfig(
+        order_power=3.0,
+        time_weight=0.3,
+        order_weight=2.0,
+        draft_weight=0.7,
+        label_weight=0.2,
+        action_weight=0.5,
+        occurrence_weight=0.9,
+    ),
 ]
 
 
@@ -54,11 +70,11 @@ def output_for(
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=rng, dtype=torch.float64).requires_grad_()
 
-    def steps() -> Steps:
-        logits = random(len(batch.step), ACTIONS).detach()
+    def steps() -> StepPredictions:
+        logits = random(len(batch.step_token), ACTIONS).detach()
         logits[:, 0] = -torch.inf
-        scale = random(len(batch.step), ACTIONS) if lognormal else None
-        return Steps(logits.requires_grad_(), random(len(batch.step), ACTIONS), scale)
+        scale = random(len(batch.step_token), ACTIONS) if lognormal else None
+        return StepPredictions(logits.requires_grad_(), random(len(batch.step_token), ACTIONS), scale)
 
     tables = StepEmbeddings(torch.zeros(ACTIONS, 2), torch.zeros(4, 2))
     return A2GenOutput(
@@ -69,13 +85,13 @@ def output_for(
         watch_time=random(len(batch.target)) if "watch_time" in tasks else None,
         steps=steps(),
         draft=steps() if draft else None,
-        occurring=Occurring(random(len(batch.target), ACTIONS - 2), ENTROPY) if draft else None,
+        occurrence=OccurrenceHeadOutput(random(len(batch.target), ACTIONS - 2), ENTROPY) if draft else None,
     )
 
 
 def leaves(output: A2GenOutput) -> list[Tensor]:
     parts = [*output.steps, *(output.draft or ()), output.label_logits, output.objective_logits, output.watch_time]
-    parts.append(None if output.occurring is None else output.occurring.logits)
+    parts.append(None if output.occurrence is None else output.occurrence.logits)
     return [part for part in parts if part is not None]
 
 
@@ -103,15 +119,15 @@ def slow_sums(output: A2GenOutput, columns: WindowColumns, config: LossConfig, r
                         log_scale = steps.log_scale[step, label]
                         each = error**2 / (2 * torch.exp(log_scale) ** 2) + log_scale
                     else:
-                        each = error**2 if config.time_error == "squared" else abs(error)
+                        each = error**2 if config.time_loss == "squared" else abs(error)
                     sums[f"{prefix}time"] = sums[f"{prefix}time"] + each
                 now = None if math.isnan(seconds) else output.steps.time[step, label]
                 if previous is not None and now is not None and now < previous:
                     sums["order"] = sums["order"] + (previous - now) ** config.order_power
                 previous, step = now, step + 1
             happened = columns.action[begin : begin + int(columns.action_lengths[impression])].tolist()
-            for event in range(1, ACTIONS - 1) if output.occurring is not None else ():
-                p = 1 / (1 + torch.exp(-output.occurring.logits[target, event - 1]))
+            for event in range(1, ACTIONS - 1) if output.occurrence is not None else ():
+                p = 1 / (1 + torch.exp(-output.occurrence.logits[target, event - 1]))
                 loss = -torch.log(p if event in happened else 1 - p)
                 sums["occurrence"] = sums["occurrence"] + loss / ENTROPY[event - 1]
             for i, value in enumerate(columns.labels[impression].tolist()):
@@ -124,7 +140,7 @@ def slow_sums(output: A2GenOutput, columns: WindowColumns, config: LossConfig, r
                     continue
                 if name == "watch_time":  # the time of the last token, which is the exit
                     error = output.watch_time[target] - math.log(1 + value)
-                    sums[name] = sums[name] + (error**2 if config.time_error == "squared" else abs(error))
+                    sums[name] = sums[name] + (error**2 if config.time_loss == "squared" else abs(error))
                 else:
                     p = 1 / (1 + torch.exp(-output.objective_logits[target, tasks.index(name)]))
                     sums[name] = sums[name] - torch.log(p if value else 1 - p)
@@ -145,7 +161,7 @@ def test_terms_and_gradients_equal_loops(
     fast, slow = loss_sums(output, batch, config), torch.stack(slow_sums(output, columns, config))
     torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
     assert (fast != 0).tolist() == [True] * 4 + [draft] * 3 + [True] * len(tasks)
-    weight = torch.arange(1.0, len(TERMS) + len(tasks) + 1, dtype=torch.float64)
+    weight = torch.arange(1.0, len(TERM_NAMES) + len(tasks) + 1, dtype=torch.float64)
     gradients = [
         torch.autograd.grad(weight @ sums, leaves(output), materialize_grads=True, retain_graph=True)
         for sums in (fast, slow)
@@ -160,7 +176,7 @@ def test_the_world_has_what_the_loops_must_show(columns: WindowColumns) -> None:
     assert all(values.isnan().any() for values in (batch.step_time, batch.labels, batch.watch_s))
     assert batch.objectives.isnan().any(0).all()
     both = batch.step_time[1:].isfinite() & batch.step_time[:-1].isfinite()
-    assert both.sum() > batch.counts[COUNTS.index("ordered_pairs")] > 0, "known times of two targets touch"
+    assert both.sum() > batch.counts[COUNT_NAMES.index("ordered_pairs")] > 0, "known times of two targets touch"
 
 
 @pytest.mark.parametrize("lognormal", [True, False])
@@ -172,7 +188,7 @@ def test_what_is_unknown_has_no_say(lognormal: bool, columns: WindowColumns) -> 
     labels_unknown, objectives_unknown = batch.labels.isnan(), batch.objectives.isnan()
     watch_unknown = batch.watch_s.isnan()
 
-    def elsewhere(steps: Steps) -> Steps:
+    def elsewhere(steps: StepPredictions) -> StepPredictions:
         return steps._replace(time=torch.where(unknown[:, None], 1e6, steps.time))
 
     changed = dataclasses.replace(
@@ -203,7 +219,7 @@ def test_nothing_known_is_no_loss(columns: WindowColumns) -> None:
     )
     batch = batch_of(unknown)
     output = output_for(batch, tasks=TASKS)
-    terms = means(loss_sums(output, batch, LossConfig()), batch.counts)
+    terms = term_means(loss_sums(output, batch, LossConfig()), batch.counts)
     assert terms[0] > 0
     assert not terms[1:].any()
     gradients = torch.autograd.grad(terms.sum(), leaves(output), materialize_grads=True)
@@ -215,12 +231,12 @@ def test_order_punishes_only_what_runs_backwards(power: float, columns: WindowCo
     batch = batch_of(columns)
     output = output_for(batch)
     config = LossConfig(order_power=power)
-    order = TERMS.index("order")
+    order = TERM_NAMES.index("order")
     for sign, punished in ((1, False), (0, False), (-1, True)):
-        rising = sign * torch.arange(len(batch.step), dtype=torch.float64)[:, None].expand(-1, ACTIONS)
+        rising = sign * torch.arange(len(batch.step_token), dtype=torch.float64)[:, None].expand(-1, ACTIONS)
         rising = rising.clone().requires_grad_()
         sums = loss_sums(dataclasses.replace(output, steps=output.steps._replace(time=rising)), batch, config)
-        pairs = batch.counts[COUNTS.index("ordered_pairs")]
+        pairs = batch.counts[COUNT_NAMES.index("ordered_pairs")]
         assert sums[order] == (pairs if punished else 0), "each pair runs back by one"
         (gradient,) = torch.autograd.grad(sums[order], rising)
         assert gradient.isfinite().all()
@@ -237,7 +253,7 @@ def test_lognormal_error_is_the_likelihood_of_the_distribution(columns: WindowCo
     # The density of 1 + seconds, without the Jacobian and the constant, which no parameter changes.
     likelihood = torch.distributions.LogNormal(location, scale).log_prob(1 + seconds) + torch.log1p(seconds)
     expected = -(likelihood + 0.5 * math.log(2 * math.pi)).sum()
-    got = loss_sums(output, batch, LossConfig())[TERMS.index("time")]
+    got = loss_sums(output, batch, LossConfig())[TERM_NAMES.index("time")]
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
     normal = torch.distributions.Normal(location, scale).log_prob(batch.step_time[known])
     torch.testing.assert_close(got, -(normal + 0.5 * math.log(2 * math.pi)).sum(), rtol=1e-9, atol=1e-9)
@@ -245,7 +261,7 @@ def test_lognormal_error_is_the_likelihood_of_the_distribution(columns: WindowCo
 
 @pytest.mark.parametrize("tasks", [(), TASKS, TASKS[:2]])
 def test_means_are_over_each_terms_own_count(tasks: tuple[str, ...]) -> None:
-    terms = len(TERMS) + len(tasks)
+    terms = len(TERM_NAMES) + len(tasks)
     sums = torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 61.0, 47.0, 53.0, 59.0], dtype=torch.float64)
     counts = torch.tensor([17.0, 19.0, 23.0, 29.0, 31.0, 37.0, 41.0, 43.0], dtype=torch.float64)
     assert count_names(CARD) == ("targets", "steps", "timed_steps", "ordered_pairs", "labels", *TASKS)
@@ -260,8 +276,8 @@ def test_means_are_over_each_terms_own_count(tasks: tuple[str, ...]) -> None:
         *tasks,
     )
     expected = [2 / 19, 3 / 23, 5 / 29, 7 / 31, 11 / 19, 13 / 23, 61 / 17, 47 / 37, 53 / 41, 59 / 43]
-    assert means(sums[:terms], counts).tolist() == pytest.approx(expected[:terms], rel=1e-12)
-    assert not means(torch.zeros(terms), torch.zeros(8)).any(), "nothing to count is no loss, not NaN"
+    assert term_means(sums[:terms], counts).tolist() == pytest.approx(expected[:terms], rel=1e-12)
+    assert not term_means(torch.zeros(terms), torch.zeros(8)).any(), "nothing to count is no loss, not NaN"
 
 
 def test_means_of_parts_make_the_mean_of_the_whole(columns: WindowColumns) -> None:
@@ -277,41 +293,43 @@ def test_means_of_parts_make_the_mean_of_the_whole(columns: WindowColumns) -> No
     assert torch.equal(whole_batch.counts, counts)
     slow = [slow_sums(output, columns, config, rows) for output, rows in zip(outputs, parts, strict=True)]
     expected = torch.stack([torch.stack(part) for part in slow]).sum(0)
-    torch.testing.assert_close(means(sums, counts), means(expected, whole_batch.counts), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(term_means(sums, counts), term_means(expected, whole_batch.counts), rtol=1e-9, atol=1e-9)
 
 
 def test_total_weighs_every_term() -> None:
-    config = LossConfig(action=2.0, time=3.0, order=5.0, label=7.0, auxiliary=0.5, occurrence=11.0)
+    config = LossConfig(
+        action_weight=2.0, time_weight=3.0, order_weight=5.0, label_weight=7.0, draft_weight=0.5, occurrence_weight=11.0
+    )
     weights = [2.0, 3.0, 5.0, 7.0, 0.5, 1.5, 11.0]
     for place, weight in enumerate(weights):
-        terms = torch.zeros(len(TERMS), dtype=torch.float64)
+        terms = torch.zeros(len(TERM_NAMES), dtype=torch.float64)
         terms[place] = 10.0
-        assert total(terms, config).item() == pytest.approx(10 * weight)
-    assert total(torch.ones(7), LossConfig()).item() == pytest.approx(1 + 1 + 0.1 + 1 + 3 * 0.1)
+        assert total_loss(terms, config).item() == pytest.approx(10 * weight)
+    assert total_loss(torch.ones(7), LossConfig()).item() == pytest.approx(1 + 1 + 0.1 + 1 + 3 * 0.1)
 
 
 def test_total_weighs_objectives_alike_but_for_those_named() -> None:
-    config = LossConfig(objective=3.0, objectives={"effective": 0.5, "watch_time": 0.0})
+    config = LossConfig(default_objective_weight=3.0, objective_weights={"effective": 0.5, "watch_time": 0.0})
     for place, weight in enumerate([3.0, 0.5, 0.0]):
-        terms = torch.zeros(len(TERMS) + len(TASKS), dtype=torch.float64)
-        terms[len(TERMS) + place] = 10.0
-        assert total(terms, config, TASKS).item() == pytest.approx(10 * weight)
-    assert total(torch.ones(10), LossConfig(), TASKS).item() == pytest.approx(3.4 + 3)
+        terms = torch.zeros(len(TERM_NAMES) + len(TASKS), dtype=torch.float64)
+        terms[len(TERM_NAMES) + place] = 10.0
+        assert total_loss(terms, config, TASKS).item() == pytest.approx(10 * weight)
+    assert total_loss(torch.ones(10), LossConfig(), TASKS).item() == pytest.approx(3.4 + 3)
 
 
 def test_the_weight_of_an_objective_that_is_not_predicted_is_refused() -> None:
-    check_weights(LossConfig(objectives={"glance": 0.5, "watch_time": 2.0}), TASKS)
-    check_weights(LossConfig(), ())
+    validate_objective_weights(LossConfig(objective_weights={"glance": 0.5, "watch_time": 2.0}), TASKS)
+    validate_objective_weights(LossConfig(), ())
     with pytest.raises(ConfigError) as caught:
-        check_weights(LossConfig(objectives={"glance": 0.5, "skip": 1.0}), TASKS)
+        validate_objective_weights(LossConfig(objective_weights={"glance": 0.5, "skip": 1.0}), TASKS)
     assert str(caught.value) == f"loss.objectives.skip: no such objective; this run predicts {', '.join(TASKS)}"
     with pytest.raises(ConfigError, match=r"loss\.objectives\.glance: no such objective; this run predicts none"):
-        check_weights(LossConfig(objectives={"glance": 0.5}), ())
+        validate_objective_weights(LossConfig(objective_weights={"glance": 0.5}), ())
 
 
 def uncertain(config: LossConfig, world: int = 1, tasks: tuple[str, ...] = TASKS) -> Loss:
     """A loss that has learned its weights."""
-    loss = Loss(dataclasses.replace(config, uncertainty=True), world, tasks).double()
+    loss = Loss(dataclasses.replace(config, uncertainty_weighting=True), world, tasks).double()
     with torch.no_grad():
         loss.learned.log_variance.copy_(torch.tensor(LEARNED[: 1 + len(tasks)], dtype=torch.float64))
     return loss
@@ -326,21 +344,23 @@ def test_uncertainty_weighs_labels_and_objectives_and_nothing_else(
     output = output_for(batch, draft=True, tasks=tasks)
     loss = uncertain(config, tasks=tasks)
     value, (sums, _) = loss(output, batch)
-    action, time, order, label, draft_action, draft_time, happens, *objectives = means(
+    action, time, order, label, draft_action, draft_time, happens, *objectives = term_means(
         torch.stack(slow_sums(output, columns, config)), batch.counts
     )
-    expected = config.action * action + config.time * time + config.order * order
-    expected = expected + config.auxiliary * (draft_action + config.time * draft_time)
-    expected = expected + config.occurrence * happens
+    expected = config.action_weight * action + config.time_weight * time + config.order_weight * order
+    expected = expected + config.draft_weight * (draft_action + config.time_weight * draft_time)
+    expected = expected + config.occurrence_weight * happens
     for name, term, s in zip(("label", *tasks), [label, *objectives], LEARNED, strict=False):
-        halved = name == "watch_time" and config.time_error == "squared"
+        halved = name == "watch_time" and config.time_loss == "squared"
         expected = expected + (0.5 if halved else 1.0) * math.exp(-s) * term + s / 2
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
     assert {name: len(p) for name, p in loss.named_parameters()} == {"learned.log_variance": 1 + len(tasks)}
     # What validation goes by: the sums, and the weights of the configuration.
     plain_value, (plain_sums, _) = Loss(config, tasks=tasks)(output, batch)
     assert torch.equal(sums, plain_sums)
-    torch.testing.assert_close(total(means(sums, batch.counts), loss.config, tasks), plain_value, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        total_loss(term_means(sums, batch.counts), loss.config, tasks), plain_value, rtol=1e-12, atol=0
+    )
 
 
 def together(outputs: list[A2GenOutput]) -> A2GenOutput:
@@ -349,8 +369,8 @@ def together(outputs: list[A2GenOutput]) -> A2GenOutput:
     def joined(parts: list[Tensor]) -> Tensor:
         return torch.cat([part.detach() for part in parts]).requires_grad_()
 
-    def steps(of: list[Steps]) -> Steps:
-        return Steps(*(None if parts[0] is None else joined(list(parts)) for parts in zip(*of, strict=True)))
+    def steps(of: list[StepPredictions]) -> StepPredictions:
+        return StepPredictions(*(None if parts[0] is None else joined(list(parts)) for parts in zip(*of, strict=True)))
 
     flat = ("context", "label_logits", "objective_logits", "watch_time")
     return A2GenOutput(
@@ -358,7 +378,7 @@ def together(outputs: list[A2GenOutput]) -> A2GenOutput:
         tables=outputs[0].tables,
         steps=steps([output.steps for output in outputs]),
         draft=steps([output.draft for output in outputs]),
-        occurring=Occurring(joined([output.occurring.logits for output in outputs]), ENTROPY),
+        occurrence=OccurrenceHeadOutput(joined([output.occurrence.logits for output in outputs]), ENTROPY),
     )
 
 
@@ -395,7 +415,7 @@ def test_the_loss_module_differentiates_the_weighted_means(world: int, columns: 
     batch = dataclasses.replace(batch, counts=counts)
     output = output_for(batch, draft=True)
     loss, (sums, same) = Loss(config, world)(output, batch)
-    expected = total(means(torch.stack(slow_sums(output, columns, config)), counts), config) * world
+    expected = total_loss(term_means(torch.stack(slow_sums(output, columns, config)), counts), config) * world
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
     assert same is output
     assert not sums.requires_grad
@@ -406,11 +426,11 @@ def test_the_loss_module_differentiates_the_weighted_means(world: int, columns: 
 def test_float32_stays_float32(columns: WindowColumns) -> None:
     batch = collate(columns, np.arange(9), WHOLE)
     made = output_for(batch, tasks=TASKS)
-    steps = Steps(*(None if part is None else part.detach().float() for part in made.steps))
+    steps = StepPredictions(*(None if part is None else part.detach().float() for part in made.steps))
     heads = ("label_logits", "objective_logits", "watch_time", "context")
     output = dataclasses.replace(made, steps=steps, **{name: getattr(made, name).float() for name in heads})
     sums = loss_sums(output, batch, LossConfig())
-    assert sums.dtype == means(sums, batch.counts).dtype == torch.float32
+    assert sums.dtype == term_means(sums, batch.counts).dtype == torch.float32
     torch.testing.assert_close(
         sums.double(), loss_sums(made, batch_of(columns), LossConfig()).detach(), rtol=1e-5, atol=1e-4
     )

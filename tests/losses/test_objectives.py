@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2gen_rec.losses.objectives import UncertaintyWeights, objective_losses
+from a2gen_rec.losses.objectives import UncertaintyWeighting, objective_losses
 
 NAN = math.nan
 LABELS = torch.tensor([[1.0, 0.0, NAN], [NAN, 1.0, NAN], [0.0, 0.0, NAN], [1.0, NAN, NAN]])
@@ -78,8 +78,8 @@ def test_parts_add_up_and_no_targets_are_nothing() -> None:
     assert not parts[1][0].any()
 
 
-def weights(world: int = 1) -> UncertaintyWeights:
-    module = UncertaintyWeights([False, True, False], world).double()
+def weights(world: int = 1) -> UncertaintyWeighting:
+    module = UncertaintyWeighting([False, True, False], world).double()
     with torch.no_grad():
         module.log_variance.copy_(torch.tensor([0.0, math.log(2.0), math.log(0.5)]))
     return module
@@ -98,7 +98,7 @@ def test_uncertainty_weights_by_hand() -> None:
 
 def test_uncertainty_settles_at_the_variance_of_the_error() -> None:
     """For a squared error the learned e^s is its mean; for a likelihood term twice its mean."""
-    module = UncertaintyWeights([True, False]).double()
+    module = UncertaintyWeighting([True, False]).double()
     terms = torch.tensor([0.3, 0.7], dtype=torch.float64)
     optimizer = torch.optim.LBFGS(module.parameters(), max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14)
 

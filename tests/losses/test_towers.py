@@ -11,10 +11,10 @@ from torch import Tensor
 from a2gen_rec.config import LossConfig
 from a2gen_rec.data.batch import WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.losses.loss import TERMS, Loss, loss_sums, means, total
-from a2gen_rec.losses.targets import observed, step_owner
-from a2gen_rec.losses.towers import tower_sums
-from a2gen_rec.models.baselines.towers import TowersOutput
+from a2gen_rec.losses.loss import TERM_NAMES, Loss, loss_sums, term_means, total_loss
+from a2gen_rec.losses.targets import step_target_index, target_outcomes
+from a2gen_rec.losses.towers import tower_loss_sums
+from a2gen_rec.models.baselines.towers import TowerOutput
 from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card(labels=("click", "long_view"))
@@ -31,7 +31,7 @@ def batch_of(columns: WindowColumns, rows: np.ndarray) -> WindowBatch:
     return dataclasses.replace(batch, offset_s=batch.offset_s.double())
 
 
-def output_for(batch: WindowBatch, objectives: int = 0) -> TowersOutput:
+def output_for(batch: WindowBatch, objectives: int = 0) -> TowerOutput:
     """Predictions that a target's place in the data makes, whatever batch it is in."""
     n = len(batch.target)
     seed = batch.ts_ms[batch.target, None].double() % 1000 / 100
@@ -39,7 +39,7 @@ def output_for(batch: WindowBatch, objectives: int = 0) -> TowersOutput:
     def made(width: int, shift: float) -> Tensor:
         return torch.sin(seed + shift + torch.arange(width)).requires_grad_()
 
-    return TowersOutput(
+    return TowerOutput(
         context=torch.zeros(n, 3, dtype=torch.float64),
         label_logits=made(2, 0.1),
         objective_logits=made(objectives, 0.2),
@@ -70,11 +70,11 @@ def test_sums_equal_loops(error: str, columns: WindowColumns) -> None:
                     times += difference**2 if error == "squared" else abs(difference)
                     timed += 1
             target += 1
-    found = [towers.sum() for towers in tower_sums(output.event_logits, output.time, batch, error)]
+    found = [towers.sum() for towers in tower_loss_sums(output.event_logits, output.time, batch, error)]
     assert [each.item() for each in found] == pytest.approx([events, times], rel=1e-6)
-    terms = means(loss_sums(output, batch, LossConfig(time_error=error)), batch.counts, generated=False)
-    expected = dict.fromkeys(TERMS, 0.0) | {"action": events / target, "time": times / timed}
-    for name, value in zip(TERMS, terms.tolist(), strict=True):
+    terms = term_means(loss_sums(output, batch, LossConfig(time_loss=error)), batch.counts, generated=False)
+    expected = dict.fromkeys(TERM_NAMES, 0.0) | {"action": events / target, "time": times / timed}
+    for name, value in zip(TERM_NAMES, terms.tolist(), strict=True):
         if name != "label":
             assert value == pytest.approx(expected[name], rel=1e-6), name
 
@@ -82,9 +82,9 @@ def test_sums_equal_loops(error: str, columns: WindowColumns) -> None:
 def test_gradients_reach_known_times_of_what_happened_and_no_others(columns: WindowColumns) -> None:
     batch = batch_of(columns, np.arange(9))
     output = output_for(batch)
-    events, times = tower_sums(output.event_logits, output.time, batch)
+    events, times = tower_loss_sums(output.event_logits, output.time, batch)
     (events.sum() + times.sum()).backward()
-    happened, time = observed(batch, ACTIONS)
+    happened, time = target_outcomes(batch, ACTIONS)
     assert output.event_logits.grad.all()
     assert torch.equal(output.time.grad != 0, time.isfinite())
     assert (time.isfinite() <= (happened == 1)).all()
@@ -93,7 +93,7 @@ def test_gradients_reach_known_times_of_what_happened_and_no_others(columns: Win
 
 @pytest.mark.parametrize("uncertainty", [False, True])
 def test_ranks_add_up_to_the_whole_batch(uncertainty: bool, columns: WindowColumns) -> None:
-    config, tasks = LossConfig(uncertainty=uncertainty), ("glance", "effective")
+    config, tasks = LossConfig(uncertainty_weighting=uncertainty), ("glance", "effective")
     everything = batch_of(columns, np.arange(9))
     whole_loss, (whole_sums, _) = Loss(config, 1, tasks)(output_for(everything, 2), everything)
     parts = []
@@ -103,9 +103,9 @@ def test_ranks_add_up_to_the_whole_batch(uncertainty: bool, columns: WindowColum
     torch.testing.assert_close(torch.stack([loss for loss, _ in parts]).mean(), whole_loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(sum(sums for _, (sums, _) in parts), whole_sums, rtol=1e-12, atol=0)
     if not uncertainty:
-        mean = means(whole_sums, everything.counts, generated=False)
-        torch.testing.assert_close(total(mean, config, tasks), whole_loss.detach())
-        steps = means(whole_sums, everything.counts)
+        mean = term_means(whole_sums, everything.counts, generated=False)
+        torch.testing.assert_close(total_loss(mean, config, tasks), whole_loss.detach())
+        steps = term_means(whole_sums, everything.counts)
         assert steps[0] * everything.counts[1] == pytest.approx(float(mean[0] * everything.counts[0]))
         assert torch.equal(steps[1:], mean[1:])
 
@@ -113,7 +113,7 @@ def test_ranks_add_up_to_the_whole_batch(uncertainty: bool, columns: WindowColum
 def test_steps_belong_to_their_targets(columns: WindowColumns) -> None:
     batch = batch_of(columns, np.arange(9))
     lengths = [int(columns.action_lengths[place]) - 1 for place in _targets(columns)]
-    assert step_owner(batch).tolist() == [owner for owner, length in enumerate(lengths) for _ in range(length)]
+    assert step_target_index(batch).tolist() == [owner for owner, length in enumerate(lengths) for _ in range(length)]
 
 
 def _targets(columns: WindowColumns) -> list[int]:

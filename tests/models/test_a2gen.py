@@ -8,11 +8,11 @@ import torch
 from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.batch import ALL, WindowBatch, collate
+from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.losses.loss import Loss, loss_sums, means, total
+from a2gen_rec.losses.loss import Loss, loss_sums, term_means, total_loss
 from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
-from a2gen_rec.models.base import at_moments, at_targets
+from a2gen_rec.models.base import pad_queries, pad_targets
 from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card()
@@ -61,7 +61,7 @@ def batch_of(columns: WindowColumns, rows: np.ndarray, config: Config, **options
 
 def predictions(model: A2Gen, output: A2GenOutput) -> torch.Tensor:
     """Everything a target's user sees, one row per target."""
-    what = model.ranker.occurrence(output, max_error=0.0)
+    what = model.ranker.marginals(output, max_error=0.0)
     heads = [output.label_logits, output.objective_logits]
     heads += [] if output.watch_time is None else [output.watch_time[:, None]]
     return torch.cat([what.probability, torch.nan_to_num(what.time), *heads, output.context], 1)
@@ -82,7 +82,7 @@ def test_what_is_settled_changes_nothing_and_ends_with_training(columns: WindowC
         name: JaggedTensor(model.embeddings.embeddings[name].weight, lengths=torch.tensor([rows]))
         for name, rows in whole(CARD, config).items()
     }
-    ranker.settle(small)
+    ranker.cache_token_table(small)
     assert ranker.step_tokens is not None
     torch.testing.assert_close(predictions(model, output), expected, rtol=0, atol=0)
     with torch.no_grad():
@@ -96,37 +96,37 @@ def test_what_moments_tell_is_told_once_for_all_candidates_of_a_request(columns:
     none = dataclasses.replace(columns, first_target=columns.first_target.copy())
     none.first_target[2] = columns.lengths[2]  # nothing is asked of this window
     for world in (columns, none):
-        batch = batch_of(world, np.arange(5), small_config(), request_gap_s=ALL)
-        values = 1 + batch.moment.float()
+        batch = batch_of(world, np.arange(5), small_config(), request_gap_s=WHOLE_WINDOW)
+        values = 1 + batch.query_index.float()
         expected = torch.zeros(5, 1)
         for window in range(5):
             mine = values[batch.target_window == window]
             expected[window] = mine[0] if len(mine) else 0.0
-        assert torch.equal(at_moments(batch, values), expected)
-        each = dataclasses.replace(batch, one_moment=False)
-        assert torch.equal(at_moments(each, values), at_targets(batch, values))
+        assert torch.equal(pad_queries(batch, values), expected)
+        each = dataclasses.replace(batch, single_query_time=False)
+        assert torch.equal(pad_queries(each, values), pad_targets(batch, values))
 
 
 def test_chances_are_between_those_of_the_sequences_and_of_the_tower() -> None:
     config, columns = small_config(), make_columns(CARD, 6, np.random.default_rng(3))
     model = build(config).eval()
     output = forward(model, batch_of(columns, np.arange(6), config))
-    generated = model.ranker.occurrence(dataclasses.replace(output, occurring=None), max_error=0.0)
-    both = model.ranker.occurrence(output, max_error=0.0)
+    generated = model.ranker.marginals(dataclasses.replace(output, occurring=None), max_error=0.0)
+    both = model.ranker.marginals(output, max_error=0.0)
     told = torch.sigmoid(model.ranker.occurring(output.context))
-    torch.testing.assert_close(output.occurring.logits.sigmoid(), told)
+    torch.testing.assert_close(output.occurrence.logits.sigmoid(), told)
     odds = (generated.probability / (1 - generated.probability))[:, 1:-1] * told / (1 - told)
     torch.testing.assert_close((both.probability / (1 - both.probability))[:, 1:-1], odds.sqrt(), rtol=1e-6, atol=0)
     assert torch.equal(both.probability[:, [0, -1]], generated.probability[:, [0, -1]]), "start and exit are certain"
     assert torch.equal(both.time, generated.time)
     plain = small_config(occurrence_tower=False)
-    assert forward(build(plain), batch_of(columns, np.arange(6), plain)).occurring is None
+    assert forward(build(plain), batch_of(columns, np.arange(6), plain)).occurrence is None
 
 
 def test_the_tower_of_occurrence_begins_at_the_base_rates() -> None:
     made = A2Gen(CARD, small_config(), torch.device("cpu"))
     context = torch.randn(3, made.ranker.d_context)
-    rates = torch.tensor([CARD.base_rate[name] for name in CARD.events])
+    rates = torch.tensor([CARD.base_rate[name] for name in CARD.predicted_actions])
     torch.testing.assert_close(made.ranker.occurring(context).sigmoid(), rates.expand(3, -1))
     entropy = torch.distributions.Bernoulli(rates).entropy()
     torch.testing.assert_close(made.ranker.event_entropy, entropy)
@@ -171,7 +171,7 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
         model = build(config)
         counts = sum(batch.counts for batch in batches)
         sums = sum(loss_sums(forward(model, batch), batch, config.loss) for batch in batches)
-        total(means(sums, counts), config.loss, model.ranker.tasks).backward()
+        total_loss(term_means(sums, counts), config.loss, model.ranker.objective_tasks).backward()
         return [sums.detach(), *(p.grad for p in model.parameters())]
 
     singles = []
@@ -246,7 +246,7 @@ def test_switched_off_session_outcome_and_objectives_are_left_alone(variant: dic
         torch.manual_seed(0)
         model = A2Gen(card, config, torch.device("cpu"))
         batch = collate(world, np.arange(12), whole(card, config))
-        loss, (_, output) = Loss(config.loss, tasks=model.ranker.tasks)(model(batch), batch)
+        loss, (_, output) = Loss(config.loss, tasks=model.ranker.objective_tasks)(model(batch), batch)
         loss.backward()
         gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
         found.append({"loss": loss.detach(), "output": predictions(model, output), **model.state_dict(), **gradients})
@@ -259,8 +259,8 @@ def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(columns:
     for variant in VARIANTS:
         config = small_config(**variant)
         model = build(config)
-        batch = collate(columns, np.arange(3), whole(CARD, config), with_targets=False)
-        loss, _ = Loss(config.loss, tasks=model.ranker.tasks)(forward(model, batch), batch)
+        batch = collate(columns, np.arange(3), whole(CARD, config), include_targets=False)
+        loss, _ = Loss(config.loss, tasks=model.ranker.objective_tasks)(forward(model, batch), batch)
         loss.backward()
         assert loss.item() == 0
         missing = [name for name, p in model.ranker.named_parameters() if p.grad is None]
@@ -275,7 +275,7 @@ def test_bfloat16_is_float32_but_for_rounding(variant: dict, columns: WindowColu
     losses = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss, _ = Loss(config.loss, tasks=model.ranker.tasks)(forward(model, batch), batch)
+            loss, _ = Loss(config.loss, tasks=model.ranker.objective_tasks)(forward(model, batch), batch)
         loss.backward()
         losses.append(loss.detach())
     torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0.0)

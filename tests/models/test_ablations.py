@@ -12,11 +12,11 @@ from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.losses.loss import Loss, loss_sums
-from a2gen_rec.models.a2gen import A2GenOutput, DenseRanker
-from a2gen_rec.models.base import Encoded, RankingModel
-from a2gen_rec.models.baselines.towers import TowersOutput
-from a2gen_rec.models.factory import ranking_model
-from a2gen_rec.models.independent import IndependentRanker
+from a2gen_rec.models.a2gen import A2GenOutput, A2GenRanker
+from a2gen_rec.models.base import RankingModel, TargetEncoding
+from a2gen_rec.models.baselines.towers import TowerOutput
+from a2gen_rec.models.factory import build_model
+from a2gen_rec.models.independent import IndependentHeadsRanker
 from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card(timed=("like", "comment", "follow", "exit"))
@@ -30,7 +30,7 @@ def columns() -> WindowColumns:
 
 def build(config: Config) -> RankingModel:
     torch.manual_seed(0)
-    model = ranking_model(CARD, config, torch.device("cpu")).double()
+    model = build_model(CARD, config, torch.device("cpu")).double()
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter)  # what begins at zero would hide what comes before it
@@ -50,7 +50,7 @@ def rows_of(model: RankingModel, batch: WindowBatch) -> dict[str, JaggedTensor]:
     return found
 
 
-def forward(columns: WindowColumns, config: Config) -> tuple[RankingModel, WindowBatch, Encoded]:
+def forward(columns: WindowColumns, config: Config) -> tuple[RankingModel, WindowBatch, TargetEncoding]:
     model, batch = build(config), batch_of(columns, config)
     return model, batch, model.ranker(rows_of(model, batch), batch)
 
@@ -126,13 +126,13 @@ def test_training_and_reading_go_through_the_same_prefixes(switch: dict, columns
     model, batch, output = forward(columns, config)
     assert isinstance(output, A2GenOutput)
     ranker = model.ranker
-    assert isinstance(ranker, DenseRanker)
+    assert isinstance(ranker, A2GenRanker)
     place = 0
     for target, length in enumerate(batch_steps(batch)):
         labels = batch.step_label[place : place + length].tolist()
         walked = sorted(labels) if "action_order" in switch else labels
         state = ranker.generator.begin(output.context[target : target + 1])
-        tokens = ranker.generator.tokens(output.tables, torch.zeros_like(ranker.timed))
+        tokens = ranker.generator.tokens(output.tables, torch.zeros_like(ranker.is_timed))
         action, time = torch.tensor([0]), torch.zeros(1, dtype=torch.float64)
         for label in walked:
             steps, state = ranker.generator.step(action, time, state, tokens)
@@ -143,46 +143,46 @@ def test_training_and_reading_go_through_the_same_prefixes(switch: dict, columns
             )
             action, time = torch.tensor([label]), steps.time[:, label]
         place += length
-    what = ranker.occurrence(output, max_error=0.0)
-    assert what.remainder.abs().max() < 1e-12
+    what = ranker.marginals(output, max_error=0.0)
+    assert what.unexplored_mass.abs().max() < 1e-12
     torch.testing.assert_close(what.probability[:, -1], torch.ones_like(what.probability[:, -1]))
 
 
 def batch_steps(batch: WindowBatch) -> list[int]:
     """Steps of each target."""
-    return torch.bincount((batch.action[batch.step] == 0).cumsum(0) - 1).tolist()
+    return torch.bincount((batch.action[batch.step_token] == 0).cumsum(0) - 1).tolist()
 
 
 def test_independent_heads_stand_on_the_encoder_of_the_whole(columns: WindowColumns) -> None:
     config = small_config(generator="independent", **EVERYTHING)
     model, batch, output = forward(columns, config)
     ranker = model.ranker
-    assert isinstance(ranker, IndependentRanker)
-    assert not ranker.generates
-    assert isinstance(output, TowersOutput)
-    own = ranking_model(CARD, small_config(occurrence_tower=False, **EVERYTHING)).ranker
+    assert isinstance(ranker, IndependentHeadsRanker)
+    assert not ranker.is_generative
+    assert isinstance(output, TowerOutput)
+    own = build_model(CARD, small_config(occurrence_tower=False, **EVERYTHING)).ranker
     shapes = {name: value.shape for name, value in own.state_dict().items() if not name.startswith("generator.")}
     found = {name: value.shape for name, value in ranker.state_dict().items() if not name.startswith("generator.")}
     assert found == shapes, "encoder, labels and objectives are those of A2Gen"
     assert output.watch_time is not None
-    assert ranker.tasks == own.tasks
+    assert ranker.objective_tasks == own.objective_tasks
 
     what = ranker.occurrence(output, 0.0)
     torch.testing.assert_close(what.probability[:, 1:-1], output.event_logits.sigmoid())
-    assert bool((what.remainder == 0).all())
+    assert bool((what.unexplored_mass == 0).all())
     other = forward(redone(columns, False, "actions"), config)[2]
     assert torch.equal(other.event_logits, output.event_logits), "what happens in a target tells nothing of it"
 
-    loss, _ = Loss(config.loss, tasks=ranker.tasks)(output, batch)
+    loss, _ = Loss(config.loss, tasks=ranker.objective_tasks)(output, batch)
     loss.backward()
     assert not [name for name, p in ranker.named_parameters() if p.grad is None]
 
 
 def test_independent_heads_begin_at_base_rates_and_medians(columns: WindowColumns) -> None:
     card = dataclasses.replace(make_card(), base_rate=CARD.base_rate | {"like": 0.1, "comment": 0.02})
-    model = ranking_model(card, small_config(generator="independent"), torch.device("cpu"))
+    model = build_model(card, small_config(generator="independent"), torch.device("cpu"))
     batch = collate(columns, np.arange(5), whole(card, small_config()))
-    what = model.ranker.occurrence(model(batch), 0.0)
+    what = model.ranker.marginals(model(batch), 0.0)
     expected = torch.tensor([1, 0.1, 0.02, 0.3, 1]).expand_as(what.probability)
     torch.testing.assert_close(what.probability, expected, rtol=1e-5, atol=0)
     expected = torch.log1p(torch.tensor([0, 5, math.nan, 5, 5])).expand_as(what.time)

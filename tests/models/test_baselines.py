@@ -10,15 +10,15 @@ from torch import Tensor
 from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.batch import ALL, WindowBatch, collate
-from a2gen_rec.data.columns import Items, WindowColumns, take_windows
+from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
+from a2gen_rec.data.columns import CandidateItems, WindowColumns, take_windows
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.losses.loss import Loss, loss_sums, means, total
-from a2gen_rec.models.a2gen import A2Gen, DenseRanker
+from a2gen_rec.losses.loss import Loss, loss_sums, term_means, total_loss
+from a2gen_rec.models.a2gen import A2Gen, A2GenRanker
 from a2gen_rec.models.base import RankingModel
-from a2gen_rec.models.baselines.towers import TowersOutput
-from a2gen_rec.models.factory import RANKERS, ranking_model
-from a2gen_rec.runs.next_window import next_window, no_history
+from a2gen_rec.models.baselines.towers import TowerOutput
+from a2gen_rec.models.factory import RANKERS, build_model
+from a2gen_rec.runs.next_window import append_candidates_now, empty_window
 from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card()
@@ -39,13 +39,13 @@ VARIANTS = [
 def build(config: Config, card: DatasetCard = CARD) -> RankingModel:
     """A float64 model of which nothing stands at its neutral start."""
     torch.manual_seed(0)
-    model = ranking_model(card, config, torch.device("cpu")).double()
+    model = build_model(card, config, torch.device("cpu")).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model
 
 
-def forward(model: RankingModel, batch: WindowBatch) -> TowersOutput:
+def forward(model: RankingModel, batch: WindowBatch) -> TowerOutput:
     """The model in float64: the embedding collection's own forward rounds to float32."""
     rows = {}
     for name in batch.sparse.keys():  # noqa: SIM118 - not a mapping
@@ -62,7 +62,7 @@ def batch_of(columns: WindowColumns, config: Config, rows: np.ndarray | None = N
 def predictions(model: RankingModel, batch: WindowBatch) -> Tensor:
     """Everything predicted of a target, one row per target."""
     output = forward(model, batch)
-    what = model.ranker.occurrence(output, max_error=0.0)
+    what = model.ranker.marginals(output, max_error=0.0)
     heads = [output.label_logits, output.objective_logits, output.context]
     return torch.cat([output.event_logits, torch.nan_to_num(what.time), *heads], 1)
 
@@ -173,13 +173,13 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
     impression more, for the gap of the first one seen.
     """
     config = small_config(history=3, **variant)
-    reach = 3 * config.model.layers if config.model.name == "hstu" else 3
+    reach = 3 * config.model.num_layers if config.model.name == "hstu" else 3
 
     def run(batches: list[WindowBatch]) -> list[Tensor]:
         model = build(config)
         counts = torch.stack([batch.counts for batch in batches]).sum(0)
         sums = torch.stack([loss_sums(forward(model, batch), batch, config.loss) for batch in batches]).sum(0)
-        total(means(sums, counts, generated=False), config.loss, model.ranker.tasks).backward()
+        total_loss(term_means(sums, counts, generated=False), config.loss, model.ranker.objective_tasks).backward()
         return [sums.detach(), *(p.grad for p in model.parameters())]
 
     singles = []
@@ -199,11 +199,13 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
 def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: int) -> None:
     config = small_config(**variant)
     model, made = build(config), make_columns(CARD, 40, np.random.default_rng(1))
-    history = take_windows(made, np.flatnonzero(made.lengths == length)[:1]) if length else no_history(CARD)
+    history = take_windows(made, np.flatnonzero(made.lengths == length)[:1]) if length else empty_window(CARD)
 
     def ranked(rows: np.ndarray) -> Tensor:
-        items = Items([""] * len(rows), np.ones(len(rows), bool), {"item_id": rows, "author_id": rows * 7 % 9})
-        return predictions(model, batch_of(next_window(history, items, CARD), config, request_gap_s=ALL))
+        items = CandidateItems([""] * len(rows), np.ones(len(rows), bool), {"item_id": rows, "author_id": rows * 7 % 9})
+        return predictions(
+            model, batch_of(append_candidates_now(history, items, CARD), config, request_gap_s=WHOLE_WINDOW)
+        )
 
     together = ranked(np.arange(1, 7))
     torch.testing.assert_close(together, torch.cat([ranked(np.array([row])) for row in range(1, 7)]))
@@ -215,24 +217,24 @@ def test_predictions_start_at_base_rates_and_median_times(name: str, columns: Wi
     rates = {"like": 0.2, "comment": 0.01, "follow": 0.003, "click": 0.6, "glance": 0.4, "effective": 0.5}
     card = dataclasses.replace(CARD, base_rate=rates, median_time_s={"like": 4.0, "exit": 20.0})
     config = small_config(name=name, **EVERYTHING)
-    model = ranking_model(card, config, torch.device("cpu"))
+    model = build_model(card, config, torch.device("cpu"))
     output = model(batch_of(columns, config))
-    what = model.ranker.occurrence(output, max_error=0.0)
+    what = model.ranker.marginals(output, max_error=0.0)
     expected = torch.tensor([1.0, *list(rates.values())[:3], 1.0]).expand_as(what.probability)
     torch.testing.assert_close(what.probability, expected)
     torch.testing.assert_close(output.label_logits.sigmoid(), torch.full_like(output.label_logits, 0.6))
     torch.testing.assert_close(output.objective_logits.sigmoid()[0], torch.tensor([0.4, 0.5]))
     seconds = torch.tensor([0.0, 4.0, torch.nan, 0.0, 20.0])  # comments' times are not recorded, follows' unknown
     torch.testing.assert_close(what.time, torch.log1p(seconds).expand_as(what.time), equal_nan=True)
-    assert not what.remainder.any()
+    assert not what.unexplored_mass.any()
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_few_steps_lower_every_term_of_the_loss(name: str, columns: WindowColumns) -> None:
     config = small_config(name=name, **EVERYTHING)
     torch.manual_seed(0)
-    model = ranking_model(CARD, config, torch.device("cpu"))
-    loss, batch = Loss(config.loss, tasks=model.ranker.tasks), batch_of(columns, config)
+    model = build_model(CARD, config, torch.device("cpu"))
+    loss, batch = Loss(config.loss, tasks=model.ranker.objective_tasks), batch_of(columns, config)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     found = []
     for _ in range(40):
@@ -240,7 +242,7 @@ def test_a_few_steps_lower_every_term_of_the_loss(name: str, columns: WindowColu
         value, (sums, _) = loss(model(batch), batch)
         value.backward()
         optimizer.step()
-        found.append(means(sums, batch.counts, generated=False))
+        found.append(term_means(sums, batch.counts, generated=False))
     action, time, order, label, draft_action, draft_time, *occurrence, glance, effective = found[-1] / found[0]
     assert max(action, time, label, glance, effective) < 0.6
     assert torch.stack([order, draft_action, draft_time, *occurrence]).isnan().all(), (
@@ -253,7 +255,7 @@ def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(variant:
     config = small_config(**variant)
     model = build(config)
     batch = batch_of(columns, config, np.arange(3), with_targets=False)
-    loss, _ = Loss(config.loss, tasks=model.ranker.tasks)(forward(model, batch), batch)
+    loss, _ = Loss(config.loss, tasks=model.ranker.objective_tasks)(forward(model, batch), batch)
     loss.backward()
     assert loss.item() == 0
     assert not [name for name, p in model.ranker.named_parameters() if p.grad is None]
@@ -266,7 +268,7 @@ def test_bfloat16_is_float32_but_for_rounding(variant: dict, columns: WindowColu
     losses = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss, _ = Loss(config.loss, tasks=model.ranker.tasks)(forward(model, batch), batch)
+            loss, _ = Loss(config.loss, tasks=model.ranker.objective_tasks)(forward(model, batch), batch)
         loss.backward()
         losses.append(loss.detach())
     torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0.0)
@@ -296,11 +298,11 @@ def test_unknown_items_match_nothing_and_the_same_known_ones_do(name: str, colum
 def test_known_actions_give_the_predictions_of_actions_encoded_anew(name: str, columns: WindowColumns) -> None:
     config = small_config(name=name)
     torch.manual_seed(0)
-    model, batch = ranking_model(CARD, config, torch.device("cpu")), batch_of(columns, config)
+    model, batch = build_model(CARD, config, torch.device("cpu")), batch_of(columns, config)
     rows = model.embeddings(batch.sparse)
     actions = model.ranker.encode_actions(rows, batch)
-    assert actions.shape == (len(batch.key), 16)
-    for place, key in enumerate(batch.key.tolist()):
+    assert actions.shape == (len(batch.history_index), 16)
+    for place, key in enumerate(batch.history_index.tolist()):
         begin = int(columns.action_starts[key])
         action = columns.action[begin : begin + columns.action_lengths[key]]
         embedded = model.embeddings.embeddings["action"].weight[torch.from_numpy(action)]
@@ -310,14 +312,14 @@ def test_known_actions_give_the_predictions_of_actions_encoded_anew(name: str, c
 
 
 def test_names_lead_to_their_rankers_and_a2gen_is_the_default(columns: WindowColumns) -> None:
-    found = {name: type(ranking_model(CARD, small_config(name=name)).ranker) for name in RANKERS}
+    found = {name: type(build_model(CARD, small_config(name=name)).ranker) for name in RANKERS}
     assert found == RANKERS
-    assert [name for name, kind in RANKERS.items() if kind.generates] == ["a2gen"]
+    assert [name for name, kind in RANKERS.items() if kind.is_generative] == ["a2gen"]
     config = small_config()
     torch.manual_seed(0)
-    named = ranking_model(CARD, config)
+    named = build_model(CARD, config)
     torch.manual_seed(0)
     own = A2Gen(CARD, config)
-    assert type(named.ranker) is DenseRanker
+    assert type(named.ranker) is A2GenRanker
     assert list(named.state_dict()) == list(own.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(named.parameters(), own.parameters(), strict=True))

@@ -10,13 +10,13 @@ from torch import Tensor
 from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config, LossConfig
-from a2gen_rec.data.batch import ALL, WindowBatch, collate
-from a2gen_rec.data.columns import WindowColumns, ranges
+from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
+from a2gen_rec.data.columns import WindowColumns, concat_ranges
 from a2gen_rec.data.schema import COMPLETE, EFFECTIVE, FEEDBACK_LEVELS, GLANCE, NEGATIVE, PARTIAL, UNKNOWN, DatasetCard
-from a2gen_rec.losses.loss import Loss, means, total
+from a2gen_rec.losses.loss import Loss, term_means, total_loss
 from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
 from a2gen_rec.models.hierarchical import objective_tasks
-from a2gen_rec.nn.feedback import FeedbackAttention
+from a2gen_rec.nn.feedback import DualViewAttention
 from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card()
@@ -64,7 +64,7 @@ def batch_of(columns: WindowColumns, config: Config, card: DatasetCard = CARD, *
 def predictions(model: A2Gen, batch: WindowBatch) -> Tensor:
     """Everything predicted of a target before it happens, one row per target."""
     output = forward(model, batch)
-    what = model.ranker.occurrence(output, max_error=0.0)
+    what = model.ranker.marginals(output, max_error=0.0)
     heads = [output.label_logits, output.objective_logits]
     heads += [] if output.watch_time is None else [output.watch_time[:, None]]
     return torch.cat([what.probability, torch.nan_to_num(what.time), *heads, output.context], 1)
@@ -131,7 +131,7 @@ def test_past_outcomes_and_the_session_matter_where_they_are_read(switch: str, c
     model = build(config)
     before = predictions(model, batch_of(columns, config))
     batch = batch_of(columns, config)
-    seeing = model.ranker._layout(batch).visible.any(-1)[batch.target_window, batch.target_column]
+    seeing = model.ranker._layout(batch).attention_mask.any(-1)[batch.target_window, batch.target_column]
 
     def moved(field: str, name: str) -> Tensor:
         rows = getattr(columns, field)
@@ -183,7 +183,7 @@ def test_factorised_and_direct_models_agree_with_gradients(switch: str, columns:
         config = small_config(attention=form, **SWITCHES[switch])
         model = build(config)
         batch = batch_of(columns, config)
-        loss, _ = Loss(config.loss, tasks=model.ranker.tasks)(forward(model, batch), batch)
+        loss, _ = Loss(config.loss, tasks=model.ranker.objective_tasks)(forward(model, batch), batch)
         loss.backward()
         results.append([predictions(model, batch), loss.detach(), *(p.grad for p in model.parameters())])
     for left, right in zip(*results, strict=True):
@@ -203,14 +203,14 @@ def bare(card: DatasetCard, columns: WindowColumns, *names: str) -> tuple[Datase
 def test_a_log_without_watch_times_does_without_feedback(feedback: str, columns: WindowColumns) -> None:
     """Every switch on is then the same model as the session alone."""
     card, world = bare(CARD, columns, "previous_feedback", "feedback", "watch_ratio")
-    card = dataclasses.replace(card, feedback=None, objectives=[], timed=["like", "follow"])
+    card = dataclasses.replace(card, feedback=None, objectives=[], timed_actions=["like", "follow"])
     world = dataclasses.replace(world, objectives=columns.objectives[:, :0])
     found = []
     for variant in ({"feedback": feedback, "objectives": True}, {}):
         config = small_config(session=True, **variant)
         model = build(config, card)
-        assert not isinstance(model.ranker.encoder.item_level, FeedbackAttention)
-        assert model.ranker.tasks == ()
+        assert not isinstance(model.ranker.encoder.item_level, DualViewAttention)
+        assert model.ranker.objective_tasks == ()
         found.append({"output": predictions(model, batch_of(world, config, card)), **model.state_dict()})
     assert list(found[0]) == list(found[1])
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
@@ -220,18 +220,18 @@ def test_a_log_without_lengths_has_levels_but_no_ratio(columns: WindowColumns) -
     card, world = bare(CARD, columns, "watch_ratio")
     config = small_config(feedback="views", **EVERYTHING)
     model = build(config, card)
-    assert isinstance(model.ranker.encoder.item_level, FeedbackAttention)
+    assert isinstance(model.ranker.encoder.item_level, DualViewAttention)
     assert predictions(model, batch_of(world, config, card)).isfinite().all()
 
 
 def test_tasks_are_what_the_log_tells() -> None:
     on, off = (small_config(objectives=objectives).model for objectives in (True, False))
-    untimed = dataclasses.replace(CARD, timed=["like"])
+    untimed = dataclasses.replace(CARD, timed_actions=["like"])
     plain = dataclasses.replace(CARD, objectives=[])
     assert objective_tasks(CARD, on) == ("glance", "effective", "watch_time")
     assert objective_tasks(untimed, on) == ("glance", "effective")
     assert objective_tasks(plain, on) == ("watch_time",)
-    assert objective_tasks(dataclasses.replace(plain, timed=[]), on) == objective_tasks(CARD, off) == ()
+    assert objective_tasks(dataclasses.replace(plain, timed_actions=[]), on) == objective_tasks(CARD, off) == ()
 
 
 @pytest.mark.parametrize("labels", [(), ("click", "long_view")])
@@ -269,11 +269,11 @@ def as_requests(columns: WindowColumns, gap_s: float) -> WindowColumns:
             members.append(np.append(np.arange(start, opens), place))
             moments.append((row, opens))
     windows, opens_at = (np.array(each) for each in zip(*moments, strict=True))
-    context = {feature.name for feature in CARD.at_level("context")}
+    context = {feature.name for feature in CARD.features_at("context")}
     lengths = np.array([len(each) for each in members])
     flat, last = np.concatenate(members), np.cumsum(lengths) - 1
     action_lengths = columns.action_lengths[flat]
-    tokens = ranges(columns.action_starts[flat], action_lengths)
+    tokens = concat_ranges(columns.action_starts[flat], action_lengths)
 
     def moved(rows: np.ndarray) -> np.ndarray:
         taken = rows[flat]
@@ -303,7 +303,7 @@ def as_requests(columns: WindowColumns, gap_s: float) -> WindowColumns:
     )
 
 
-@pytest.mark.parametrize("gap_s", [0.0, 12.0, 25.0, ALL])
+@pytest.mark.parametrize("gap_s", [0.0, 12.0, 25.0, WHOLE_WINDOW])
 @pytest.mark.parametrize("switch", ["off", "session", "all of it"])
 def test_targets_of_a_request_equal_candidates_alone_at_its_moment(
     switch: str, gap_s: float, columns: WindowColumns
@@ -320,10 +320,10 @@ def test_targets_of_a_request_equal_candidates_alone_at_its_moment(
 @pytest.mark.parametrize("uncertainty", [False, True])
 def test_a_few_steps_with_everything_on_lower_the_loss(uncertainty: bool, columns: WindowColumns) -> None:
     config = small_config(feedback="whole", **EVERYTHING)
-    config.loss = LossConfig(uncertainty=uncertainty)
+    config.loss = LossConfig(uncertainty_weighting=uncertainty)
     torch.manual_seed(0)
     model = A2Gen(CARD, config, torch.device("cpu"))
-    loss, batch = Loss(config.loss, tasks=model.ranker.tasks), batch_of(columns, config)
+    loss, batch = Loss(config.loss, tasks=model.ranker.objective_tasks), batch_of(columns, config)
     optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], 0.01)
     found = []
     for _ in range(40):
@@ -331,7 +331,7 @@ def test_a_few_steps_with_everything_on_lower_the_loss(uncertainty: bool, column
         value, (sums, _) = loss(model(batch), batch)
         value.backward()
         optimizer.step()
-        found.append(means(sums, batch.counts))
-    first, last = (total(terms, config.loss, model.ranker.tasks) for terms in (found[0], found[-1]))
+        found.append(term_means(sums, batch.counts))
+    first, last = (total_loss(terms, config.loss, model.ranker.objective_tasks) for terms in (found[0], found[-1]))
     assert last < 0.7 * first
     assert (found[-1][6:] < 0.9 * found[0][6:]).all(), "every objective learns"

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2gen_rec.nn.attention import ContextAwareAttention, Form, direct_weights, pair_weights, weighted
+from a2gen_rec.nn.attention import (
+    AttentionImpl,
+    ContextAwareAttention,
+    pooled_attention_weights,
+    reference_weights,
+    weighted_sum,
+)
 
 M, N, T, HEADS, D_X, D_C, DIM = 3, 7, 5, 2, 5, 6, 8
 MASKS = ["random", "ragged", "sliding", "ended", "full"]
@@ -124,7 +130,7 @@ def test_factorised_equals_direct_with_gradients(kind: str, residual: str, biase
     bias = bias.to(dtype).requires_grad_() if biased else None
     leaves = [x, context, *cam.parameters()] + ([bias] if biased else [])
     both = [
-        with_gradients(cam.pooled(x, context, mask_of(kind), bias, form), leaves) for form in ("factorised", "direct")
+        with_gradients(cam.pool(x, context, mask_of(kind), bias, form), leaves) for form in ("factorised", "direct")
     ]
     rtol, atol = (1e-9, 1e-9) if dtype == torch.float64 else (1e-4, 1e-5)
     assert_equal(*both, rtol, atol)
@@ -141,7 +147,7 @@ def test_pooled_equals_the_formulas(kind: str, residual: str, form: str, mlp_rat
     mask = mask_of(kind)
     for extra in (None, bias):
         expected = naive_pooled(cam, x, context, mask, extra)
-        torch.testing.assert_close(cam.pooled(x, context, mask, extra, form), expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(cam.pool(x, context, mask, extra, form), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -168,7 +174,7 @@ def test_pooled_is_the_mean_of_forward_where_all_is_visible() -> None:
     for t in range(T):
         mean = cam(x, context[:, t]).mean(1)
         for form in ("factorised", "direct"):
-            pooled = cam.pooled(x, context, mask_of("full"), form=form)[:, t]
+            pooled = cam.pool(x, context, mask_of("full"), form=form)[:, t]
             torch.testing.assert_close(pooled, mean, rtol=1e-9, atol=1e-9)
 
 
@@ -208,7 +214,7 @@ def test_huge_logits_stay_finite_and_equal_the_direct_form(kind: str, residual: 
         assert lost.sum() > 5, "hardly a denominator underflows: nothing would be tested"
         assert not lost.all(), "all denominators underflow: the two branches would not be mixed"
     leaves = [x, context, *cam.parameters()]
-    both = [with_gradients(cam.pooled(x, context, mask, form=form), leaves) for form in ("factorised", "direct")]
+    both = [with_gradients(cam.pool(x, context, mask, form=form), leaves) for form in ("factorised", "direct")]
     # Saturated logits have no gradient of their own; the rounding left of it is multiplied by the weights' scale.
     assert_equal(*both, rtol=1e-8, atol=1e-8)
 
@@ -233,9 +239,9 @@ def test_denominators_crossing_the_floor(dtype: torch.dtype) -> None:
     assert ((naive_f.masked_fill(~mask[:, None], 0) @ naive_e.mT) == 0).any(), "nothing underflows"
 
     values = []
-    for form in get_args(Form):
+    for form in get_args(AttentionImpl):
         leaves = [shared.clone().requires_grad_(), asked.clone().requires_grad_()]
-        values.append(with_gradients(pair_weights(leaves[:1], leaves[1], mask, form)[0], leaves))
+        values.append(with_gradients(pooled_attention_weights(leaves[:1], leaves[1], mask, form)[0], leaves))
     rtol, atol = (1e-9, 1e-10) if dtype == torch.float64 else (2e-3, 2e-4)
     assert_equal(*values, rtol, atol)
 
@@ -243,20 +249,20 @@ def test_denominators_crossing_the_floor(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("form", ["factorised", "direct"])
 @pytest.mark.parametrize("kind", ["random", "sliding", "full"])
 @pytest.mark.parametrize("scale", [1.0, 700.0])
-def test_logits_that_contexts_ask_alike_are_each_as_if_alone(form: Form, kind: str, scale: float) -> None:
+def test_logits_that_contexts_ask_alike_are_each_as_if_alone(form: AttentionImpl, kind: str, scale: float) -> None:
     shared, asked = logits_of(build(scale=scale), *inputs())
     several, mask = [shared, shared.flip(2), 0.5 * shared], mask_of(kind)
     leaves = [*several, asked]
     for leaf in leaves:
         leaf.detach_().requires_grad_()
-    together = torch.stack(pair_weights(several, asked, mask, form))
-    alone = torch.stack([direct_weights(each, asked, mask) for each in several])
+    together = torch.stack(pooled_attention_weights(several, asked, mask, form))
+    alone = torch.stack([reference_weights(each, asked, mask) for each in several])
     weigh = torch.randn(alone.shape, generator=torch.Generator().manual_seed(3), dtype=alone.dtype)
     found = [together, *torch.autograd.grad((together * weigh).sum(), leaves)]
     expected = [alone, *torch.autograd.grad((alone * weigh).sum(), leaves)]
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
-    assert pair_weights([], asked, mask, "direct") == []
+    assert pooled_attention_weights([], asked, mask, "direct") == []
 
 
 def test_narrow_values_are_weighted_as_by_a_product() -> None:
@@ -265,7 +271,7 @@ def test_narrow_values_are_weighted_as_by_a_product() -> None:
         m, heads, contexts, n, d = shape
         weights = torch.rand(m, heads, contexts, n, generator=rng, dtype=torch.float64)
         values = torch.randn(m, heads, n, d, generator=rng, dtype=torch.float64)
-        torch.testing.assert_close(weighted(weights, values), weights @ values, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(weighted_sum(weights, values), weights @ values, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["factorised", "direct"])
@@ -273,7 +279,7 @@ def test_narrow_values_are_weighted_as_by_a_product() -> None:
 def test_one_mask_for_all_contexts_is_each_contexts_own(form: str, scale: float) -> None:
     cam, (x, context) = build(scale=scale), inputs()
     own = mask_of("random")[:, :1] | (torch.arange(N) == 0)
-    one, each = (cam.pooled(x, context, mask, form=form) for mask in (own, own.expand(M, T, N)))
+    one, each = (cam.pool(x, context, mask, form=form) for mask in (own, own.expand(M, T, N)))
     torch.testing.assert_close(one, each, rtol=1e-12, atol=1e-12 * scale)
 
 
@@ -282,7 +288,7 @@ def test_weights_are_a_mean_of_distributions(form: str) -> None:
     cam = build(scale=30.0)
     mask = mask_of("random")
     shared, asked = logits_of(cam, *inputs())
-    (weights,) = pair_weights([shared], asked, mask, form)
+    (weights,) = pooled_attention_weights([shared], asked, mask, form)
     assert (weights >= 0).all()
     seen = mask.any(-1)[:, None].expand(M, HEADS, T)
     torch.testing.assert_close(weights.sum(-1), seen.double(), rtol=1e-9, atol=1e-9)
@@ -298,12 +304,12 @@ def test_a_context_that_sees_nothing_gives_the_residual(form: str, residual: str
     mask = mask_of("random")
     mask[1] = False
     assert not mask[0, 2].any()
-    out = cam.pooled(x, context, mask, form=form)
+    out = cam.pool(x, context, mask, form=form)
     assert torch.equal(out[1], cam.context(context)[1])
     assert torch.equal(out[0, 2], cam.context(context)[0, 2])
     leaves = [x, context, *cam.parameters()]
     assert all(part.isfinite().all() for part in with_gradients(out, leaves))
-    blind = torch.autograd.grad(cam.pooled(x, context, mask, form=form)[1].square().sum(), x)[0]
+    blind = torch.autograd.grad(cam.pool(x, context, mask, form=form)[1].square().sum(), x)[0]
     assert not blind.any(), "what is not seen has no gradient"
 
 
@@ -325,15 +331,15 @@ def test_padding_changes_nothing(form: str, residual: str) -> None:
     x, context = inputs()
     lengths = [N, 4, 2]
     mask = mask_of("random") & (torch.arange(N) < torch.tensor(lengths)[:, None])[:, None]
-    together = cam.pooled(x, context, mask, form=form)
+    together = cam.pool(x, context, mask, form=form)
     junk = x.clone()
     for m, length in enumerate(lengths):
         junk[m, length:] = 1e3
-        alone = cam.pooled(x[m : m + 1, :length], context[m : m + 1], mask[m : m + 1, :, :length], form=form)
+        alone = cam.pool(x[m : m + 1, :length], context[m : m + 1], mask[m : m + 1, :, :length], form=form)
         torch.testing.assert_close(together[m : m + 1], alone, rtol=1e-9, atol=1e-9)
     junk = torch.cat([junk, torch.full((M, 3, D_X), -50.0, dtype=torch.float64)], dim=1)
     wider = torch.cat([mask, torch.zeros(M, T, 3, dtype=torch.bool)], dim=2)
-    torch.testing.assert_close(cam.pooled(junk, context, wider, form=form), together, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(cam.pool(junk, context, wider, form=form), together, rtol=1e-9, atol=1e-9)
 
     whole = torch.arange(N) < torch.tensor(lengths)[:, None]
     padded = cam(x, context[:, 0], whole)
@@ -350,7 +356,7 @@ def test_step_with_cache_equals_causal_forward(residual: str, mlp_ratio: float) 
     expected = cam(x, context, causal=True)
     seen: Tensor | None = None
     for i in range(N):
-        out, seen = cam.step(cam.project(x[:, i]), cam.ask(context), seen)
+        out, seen = cam.decode_step(cam.project_tokens(x[:, i]), cam.project_context(context), seen)
         assert seen.shape == (i + 1, M, 2 * DIM)
         torch.testing.assert_close(out, expected[:, i], rtol=1e-9, atol=1e-9)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2gen_rec.nn.canonical_order import owners, vocabulary_order, without_order
+from a2gen_rec.nn.canonical_order import canonicalize_order, sequence_ids, sort_by_vocabulary
 
 ACTIONS = 7
 INNER = st.lists(st.tuples(st.integers(1, ACTIONS - 2), st.floats(0, 100, width=32) | st.just(math.nan)), max_size=5)
@@ -36,9 +36,9 @@ def times(offset_s: torch.Tensor) -> list[Counter]:
 def test_neither_order_nor_pairing_remains(impressions: list, random: object) -> None:
     """The same comes out whichever action took which time, and codes, times and gaps between them stay."""
     action, offset_s = flat(impressions)
-    got_action, got_offset = without_order(action, offset_s, ACTIONS)
+    got_action, got_offset = canonicalize_order(action, offset_s, ACTIONS)
 
-    sizes = torch.bincount(owners(action)).tolist()
+    sizes = torch.bincount(sequence_ids(action)).tolist()
     for a, t, ga, gt in zip(*(x.split(sizes) for x in (action, offset_s, got_action, got_offset)), strict=True):
         assert ga.tolist() == sorted(a.tolist())
         assert times([gt.tolist()]) == times([t.tolist()])
@@ -55,7 +55,7 @@ def test_neither_order_nor_pairing_remains(impressions: list, random: object) ->
         dealt[timed] = t[other]
         place = [0, *random.sample(range(1, len(a) - 1), len(a) - 2), len(a) - 1]  # type: ignore[attr-defined]
         shuffled.append((a[place], dealt[place]))
-    again = without_order(*(torch.cat(parts) for parts in zip(*shuffled, strict=True)), ACTIONS)
+    again = canonicalize_order(*(torch.cat(parts) for parts in zip(*shuffled, strict=True)), ACTIONS)
     assert torch.equal(again[0], got_action)
     torch.testing.assert_close(again[1], got_offset, rtol=0, atol=0, equal_nan=True)
 
@@ -63,10 +63,10 @@ def test_neither_order_nor_pairing_remains(impressions: list, random: object) ->
 @pytest.mark.parametrize("action", [[0, 4, 2, 6, 0, 6, 0, 5, 1, 3, 6]])
 def test_by_hand(action: list[int]) -> None:
     codes = torch.tensor(action)
-    assert owners(codes).tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2]
-    assert vocabulary_order(codes, owners(codes), ACTIONS).tolist() == [0, 2, 1, 3, 4, 5, 6, 8, 9, 7, 10]
+    assert sequence_ids(codes).tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2]
+    assert sort_by_vocabulary(codes, sequence_ids(codes), ACTIONS).tolist() == [0, 2, 1, 3, 4, 5, 6, 8, 9, 7, 10]
     offset_s = torch.tensor([0, 2.0, 5.0, 8.0, 0, math.nan, 0, 1.0, math.nan, 4.0, 9.0])
-    got = without_order(codes, offset_s, ACTIONS)
+    got = canonicalize_order(codes, offset_s, ACTIONS)
     assert got[0].tolist() == [0, 2, 4, 6, 0, 6, 0, 1, 3, 5, 6]
     torch.testing.assert_close(
         got[1], torch.tensor([0, 2.0, 5.0, 8.0, 0, math.nan, 0, math.nan, 1.0, 4.0, 9.0]), equal_nan=True

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2gen_rec.nn.decoding import Decoded, decode
+from a2gen_rec.nn.decoding import DecodedSequences, decode
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings
-from a2gen_rec.nn.marginals import likeliest, occurrence
-from a2gen_rec.utils.jagged import LengthGroups
+from a2gen_rec.nn.marginals import action_marginals, top_sequences
+from a2gen_rec.utils.jagged import LengthBuckets
 
 DIM, D_CONTEXT, BUCKETS, CONTEXTS = 8, 5, 7, 3
 FORMS = [ExplicitGenerator, ImplicitGenerator]
@@ -78,7 +78,7 @@ def next_step(world: World, n: int, action: tuple[int, ...], time: tuple[float, 
             torch.tensor(offset, dtype=torch.float64),
             torch.tensor([*action, generator.exit]),
             context,
-            LengthGroups.from_lengths(torch.tensor([length])),
+            LengthBuckets.from_lengths(torch.tensor([length])),
             world.tables,
         )
         logits, times = steps.logits[-1], steps.time[-1]
@@ -114,7 +114,7 @@ def expected_occurrence(sequences: list[Sequence], actions: int) -> tuple[list[f
     return probability, time
 
 
-def sequence_of(decoded: Decoded, n: int, k: int) -> Sequence:
+def sequence_of(decoded: DecodedSequences, n: int, k: int) -> Sequence:
     action = [code for code in decoded.action[n, k].tolist() if code >= 0]
     return Sequence(
         tuple(action), tuple(decoded.time[n, k, : len(action)].tolist()), decoded.log_probability[n, k].item()
@@ -130,9 +130,9 @@ def assert_same(got: Sequence, expected: Sequence) -> None:
 @pytest.mark.parametrize("options", VARIANTS)
 def test_tree_equals_enumeration(options: dict) -> None:
     world = make(ExplicitGenerator, events=4, **options)
-    got = occurrence(*world, max_error=0.0)
+    got = action_marginals(*world, max_error=0.0)
     assert got.probability.shape == got.time.shape == (CONTEXTS, 6)
-    assert not got.remainder.any()
+    assert not got.unexplored_mass.any()
     for n in range(CONTEXTS):
         sequences = enumerate_all(world, n)
         assert len(sequences) == 65
@@ -146,13 +146,13 @@ def test_tree_equals_enumeration(options: dict) -> None:
 def test_the_tree_feeds_times_back(name: str) -> None:
     """What is emitted, and that an unrecorded time is emitted as missing, changes the predictions that follow."""
     world = make(ExplicitGenerator)
-    before = occurrence(*world, max_error=0.0).probability
+    before = action_marginals(*world, max_error=0.0).probability
     if name == "missing":
-        after = occurrence(*world._replace(timed=torch.ones_like(world.timed)), max_error=0.0).probability
+        after = action_marginals(*world._replace(timed=torch.ones_like(world.timed)), max_error=0.0).probability
     else:
         with torch.no_grad():
             world.generator.heads.time.bias.add_(3.0)
-        after = occurrence(*world, max_error=0.0).probability
+        after = action_marginals(*world, max_error=0.0).probability
     assert ((before - after).abs().amax(1) > 1e-6).all()
 
 
@@ -160,16 +160,16 @@ def test_the_tree_feeds_times_back(name: str) -> None:
 @pytest.mark.parametrize("max_error", [0.0, 1e-6, 1e-4, 1e-3, 0.01, 0.1, 0.3])
 def test_what_is_pruned_is_accounted_for_and_bounded(sharp: float, max_error: float) -> None:
     world = make(ExplicitGenerator, events=4, sharp=sharp)
-    exact, pruned = occurrence(*world, max_error=0.0), occurrence(*world, max_error=max_error)
+    exact, pruned = action_marginals(*world, max_error=0.0), action_marginals(*world, max_error=max_error)
     ends = pruned.probability[:, [0, -1]]
     torch.testing.assert_close(ends, torch.ones_like(ends), rtol=0, atol=1e-12)
     error = (exact.probability - pruned.probability).abs()
-    assert (error <= pruned.remainder[:, None] + 1e-12).all()
-    assert (pruned.remainder <= max_error + 1e-12).all()
+    assert (error <= pruned.unexplored_mass[:, None] + 1e-12).all()
+    assert (pruned.unexplored_mass <= max_error + 1e-12).all()
     if max_error >= 0.3:
-        assert (pruned.remainder > 0).any()
+        assert (pruned.unexplored_mass > 0).any()
         assert (error > 1e-6).any()
-        assert error[:, 1:-1].mean() < 0.1 * pruned.remainder.mean(), "what is not followed is told well"
+        assert error[:, 1:-1].mean() < 0.1 * pruned.unexplored_mass.mean(), "what is not followed is told well"
 
 
 @pytest.mark.parametrize("max_error", [20.0, 1.0])  # all that is left may be lost: it is, however it is spread
@@ -177,7 +177,7 @@ def test_what_is_not_followed_goes_on_as_its_siblings_do(max_error: float) -> No
     """With the first step alone, two events come in either order: the second with its share of what the first leaves,
     at its own time but not before the first, as far as times are known."""
     world = make(ExplicitGenerator, events=2)
-    pruned = occurrence(*world, max_error=max_error)
+    pruned = action_marginals(*world, max_error=max_error)
     for n in range(CONTEXTS):
         log_p, at = next_step(world, n, (), ())
         _, one, two, end = (math.exp(value) for value in log_p)
@@ -186,7 +186,7 @@ def test_what_is_not_followed_goes_on_as_its_siblings_do(max_error: float) -> No
             assert pruned.probability[n, code].item() == pytest.approx(first + then)
             time = first * at[code] + then * max(at[code], at[1])  # the second event's times mean nothing
             assert pruned.time[n, code].item() == pytest.approx(time / (first + then))
-        assert pruned.remainder[n].item() == pytest.approx(one + two) == 1 - end
+        assert pruned.unexplored_mass[n].item() == pytest.approx(one + two) == 1 - end
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -194,7 +194,7 @@ def test_an_impossible_action_has_no_time(form: type[Generator]) -> None:
     world = make(form)
     with torch.no_grad():
         world.generator.heads.action.bias[2] = -1e6
-    got = occurrence(*world, max_error=0.0)
+    got = action_marginals(*world, max_error=0.0)
     assert not got.probability[:, 2].any()
     assert got.time[:, 2].isnan().all()
     assert got.time[:, [1, 3, 4]].isfinite().all()
@@ -209,7 +209,7 @@ def test_implicit_closed_form_equals_independent_draws(options: dict) -> None:
     with torch.no_grad():
         steps, _ = generator.predict(world.context, generator.max_steps)
     p, times = torch.softmax(steps.logits, -1), steps.time
-    got = occurrence(*world, max_error=0.1)
+    got = action_marginals(*world, max_error=0.1)
     for n in range(CONTEXTS):
         mass, time_mass, endless = [0.0] * 5, [0.0] * 5, 0.0
         for draw in itertools.product(range(1, 5), repeat=generator.max_steps):
@@ -222,8 +222,8 @@ def test_implicit_closed_form_equals_independent_draws(options: dict) -> None:
         assert got.probability[n].tolist() == pytest.approx([1.0, *mass[1:]], rel=1e-9)
         expected = [0.0, *(t / m for t, m in zip(time_mass[1:], mass[1:], strict=True))]
         assert got.time[n].tolist() == pytest.approx(expected, rel=1e-9)
-        assert got.remainder[n].item() == pytest.approx(endless, rel=1e-9)
-    torch.testing.assert_close(got.probability[:, -1] + got.remainder, torch.ones(CONTEXTS, dtype=torch.float64))
+        assert got.unexplored_mass[n].item() == pytest.approx(endless, rel=1e-9)
+    torch.testing.assert_close(got.probability[:, -1] + got.unexplored_mass, torch.ones(CONTEXTS, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -282,7 +282,7 @@ def test_a_beam_of_one_is_greedy(form: type[Generator], options: dict) -> None:
 @pytest.mark.parametrize("width", [1, 7, 20])
 def test_the_likeliest_of_a_whole_tree_are_the_enumeration_in_order(options: dict, width: int) -> None:
     world, contexts = make(ExplicitGenerator, **options), [2, 0]
-    decoded = likeliest(occurrence(*world, max_error=0.0), torch.tensor(contexts), width)
+    decoded = top_sequences(action_marginals(*world, max_error=0.0), torch.tensor(contexts), width)
     assert decoded.log_probability.shape == (2, width)
     for n, context in enumerate(contexts):
         expected = enumerate_all(world, context)
@@ -296,8 +296,8 @@ def test_the_likeliest_of_a_whole_tree_are_the_enumeration_in_order(options: dic
 @pytest.mark.parametrize("max_error", [0.5, 0.1, 0.01])
 def test_no_sequence_that_a_pruned_tree_leaves_out_is_likelier_than_its_remainder(max_error: float) -> None:
     world = make(ExplicitGenerator, events=4, sharp=2.0)
-    what = occurrence(*world, max_error=max_error)
-    decoded = likeliest(what, torch.arange(CONTEXTS), 70)
+    what = action_marginals(*world, max_error=max_error)
+    decoded = top_sequences(what, torch.arange(CONTEXTS), 70)
     for n in range(CONTEXTS):
         known = {sequence.action: sequence for sequence in enumerate_all(world, n)}
         told = [sequence_of(decoded, n, k) for k in range(70) if decoded.log_probability[n, k].isfinite()]
@@ -306,7 +306,7 @@ def test_no_sequence_that_a_pruned_tree_leaves_out_is_likelier_than_its_remainde
         for sequence in told:
             assert_same(sequence, known[sequence.action])
         left_out = [math.exp(s.log_p) for action, s in known.items() if action not in {each.action for each in told}]
-        assert sum(left_out) == pytest.approx(what.remainder[n].item(), rel=1e-9)
+        assert sum(left_out) == pytest.approx(what.unexplored_mass[n].item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -361,10 +361,10 @@ def test_no_action_comes_twice_and_exit_comes_last(form: type[Generator], strate
 @pytest.mark.parametrize("form", FORMS)
 def test_contexts_do_not_touch_each_other(form: type[Generator]) -> None:
     world = make(form, events=4)
-    together = decode(*world, strategy="beam", width=6), occurrence(*world, max_error=0.01)
+    together = decode(*world, strategy="beam", width=6), action_marginals(*world, max_error=0.01)
     for n in range(CONTEXTS):
         one = world._replace(context=world.context[n : n + 1])
-        alone = decode(*one, strategy="beam", width=6), occurrence(*one, max_error=0.01)
+        alone = decode(*one, strategy="beam", width=6), action_marginals(*one, max_error=0.01)
         for k in range(6):
             assert_same(sequence_of(together[0], n, k), sequence_of(alone[0], 0, k))
         for name in ("probability", "time", "remainder"):
@@ -374,5 +374,5 @@ def test_contexts_do_not_touch_each_other(form: type[Generator]) -> None:
 def test_no_contexts_no_predictions() -> None:
     for form in FORMS:
         world = make(form)
-        nothing = occurrence(world.generator, world.context[:0], world.tables, world.timed)
+        nothing = action_marginals(world.generator, world.context[:0], world.tables, world.timed)
         assert nothing.probability.shape == nothing.time.shape == (0, 5)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2gen_rec.nn.encoder import HierarchicalEncoder, WindowLayout, log_bucket
-from a2gen_rec.utils.jagged import LengthGroups, positions
+from a2gen_rec.nn.encoder import HierarchicalEncoder, WindowLayout, log_bucketize
+from a2gen_rec.utils.jagged import LengthBuckets, jagged_positions
 
 SECONDS = st.floats(0, 1e9) | st.sampled_from([0.0, 1.0, 59.999, 60.0, 14_400.0, math.inf])
 BUCKETS = st.integers(4, 128)
@@ -19,7 +19,7 @@ LARGEST = st.floats(1, 1e7)
 @settings(deadline=None)
 def test_buckets_are_monotone_and_bounded(a: float, b: float, buckets: int, largest: float) -> None:
     for dtype in (torch.float32, torch.float64):
-        low, high = log_bucket(torch.tensor([min(a, b), max(a, b)], dtype=dtype), buckets, largest).tolist()
+        low, high = log_bucketize(torch.tensor([min(a, b), max(a, b)], dtype=dtype), buckets, largest).tolist()
         assert 1 <= low <= high <= buckets - 1
 
 
@@ -27,10 +27,10 @@ def test_buckets_are_monotone_and_bounded(a: float, b: float, buckets: int, larg
 @settings(deadline=None)
 def test_missing_zero_and_beyond(buckets: int, largest: float) -> None:
     seconds = torch.tensor([math.nan, 0.0, -3.0, largest * 1.001 + 0.001, 1e30, math.inf])
-    assert log_bucket(seconds, buckets, largest).tolist() == [0, 1, 1, buckets - 1, buckets - 1, buckets - 1]
+    assert log_bucketize(seconds, buckets, largest).tolist() == [0, 1, 1, buckets - 1, buckets - 1, buckets - 1]
     half_a_bucket = 0.5 * math.log1p(largest) / (buckets - 2)
     just_below = torch.tensor(math.expm1(math.log1p(largest) - half_a_bucket), dtype=torch.float64)
-    assert log_bucket(just_below, buckets, largest) == buckets - 2
+    assert log_bucketize(just_below, buckets, largest) == buckets - 2
 
 
 @given(SECONDS, BUCKETS, LARGEST)
@@ -39,14 +39,14 @@ def test_buckets_are_equally_wide_in_log1p(seconds: float, buckets: int, largest
     width = math.log1p(largest) / (buckets - 2)
     place = math.log1p(seconds) / width
     expected = min(1 + math.floor(place), buckets - 1) if math.isfinite(place) else buckets - 1
-    got = log_bucket(torch.tensor(seconds, dtype=torch.float64), buckets, largest).item()
+    got = log_bucketize(torch.tensor(seconds, dtype=torch.float64), buckets, largest).item()
     near_an_edge = math.isfinite(place) and abs(place - round(place)) < 1e-9 * max(1, place)
     assert got == expected or (near_an_edge and abs(got - expected) == 1)
 
 
 def test_buckets_keep_the_shape() -> None:
     seconds = torch.tensor([[0.0, math.nan], [5.0, 1e9]])
-    bucket = log_bucket(seconds, 16, 100.0)
+    bucket = log_bucketize(seconds, 16, 100.0)
     assert bucket.dtype == torch.int64
     assert bucket.shape == (2, 2)
 
@@ -67,7 +67,7 @@ def test_action_level_equals_one_impression_at_a_time(residual: str, mlp_ratio: 
     lengths = [2, 4, 2, 3, 5, 2]
     tokens = torch.randn(sum(lengths), 8, dtype=torch.float64)
     item = torch.randn(len(lengths), 6, dtype=torch.float64)
-    got = encoder.encode_actions(tokens, item, LengthGroups.from_lengths(torch.tensor(lengths)))
+    got = encoder.encode_actions(tokens, item, LengthBuckets.from_lengths(torch.tensor(lengths)))
     block, cam.block = cam.block, torch.nn.Identity()  # it follows the mean over positions
     expected = [cam(x[None], c[None])[0].mean(0) for x, c in zip(tokens.split(lengths), item, strict=True)]
     torch.testing.assert_close(got, block(torch.stack(expected)), rtol=1e-9, atol=1e-9)
@@ -80,8 +80,8 @@ def test_item_level_equals_one_target_at_a_time(form: str, residual: str) -> Non
     encoder = build(residual, form)
     rng = torch.Generator().manual_seed(1)
     lengths, targets = torch.tensor([5, 2, 7]), torch.tensor([2, 1, 3])
-    row, column = positions(lengths)
-    target_row, target_column = positions(targets)
+    row, column = jagged_positions(lengths)
+    target_row, target_column = jagged_positions(targets)
     impressions = int(lengths.sum())
     item = torch.randn(impressions, 6, generator=rng, dtype=torch.float64)
     actions = torch.randn(impressions, 4, generator=rng, dtype=torch.float64)
@@ -105,7 +105,7 @@ def test_item_level_equals_one_target_at_a_time(form: str, residual: str) -> Non
         bias = (encoder.recency(recency[w, place, column[seen]]) + encoder.match(shared)).T[None, :, None]
         everything = torch.ones(1, 1, len(seen), dtype=torch.bool)
         expected.append(
-            encoder.item_level.pooled(x, target[None, t : t + 1], everything, bias, "direct")[0, 0]
+            encoder.item_level.pool(x, target[None, t : t + 1], everything, bias, "direct")[0, 0]
             if seen
             else encoder.item_level.block(encoder.item_level.context(target[t]))
         )

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from a2gen_rec.nn.experts import PLE, ExtractionLevel, MMoE, SharedBottom, TaskLinear, Towers
+from a2gen_rec.nn.experts import PLE, CustomizedGateControl, MMoE, SharedBottom, TaskLinear, TaskTowers
 
 D, DIM, TASKS, TARGETS = 6, 4, 3, 5
 
@@ -60,7 +60,7 @@ def test_mmoe_equals_loops(experts: int) -> None:
         same(module, module(context), torch.stack(rows))
 
 
-def level_by_loops(level: ExtractionLevel, common: Tensor, each: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def level_by_loops(level: CustomizedGateControl, common: Tensor, each: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """One target's shared path [d], and its tasks', each [d]."""
     shared, own = [], [[] for _ in range(TASKS)]
     for e in range(level.shared):
@@ -102,7 +102,7 @@ def test_a_task_s_own_experts_matter_to_others_through_the_shared_path_of_the_ne
 
 
 def test_towers_and_shared_bottom_equal_loops() -> None:
-    towers, x = double(Towers(TASKS, DIM, 7)), inputs(TARGETS, TASKS, DIM)
+    towers, x = double(TaskTowers(TASKS, DIM, 7)), inputs(TARGETS, TASKS, DIM)
     rows = [[of_task(towers.last, k, F.gelu(of_task(towers.hidden, k, row[k])))[0] for k in range(TASKS)] for row in x]
     same(towers, towers(x), torch.stack([torch.stack(row) for row in rows]))
     bottom, context = double(SharedBottom(D, DIM, TASKS)), inputs(TARGETS, D)
@@ -111,8 +111,8 @@ def test_towers_and_shared_bottom_equal_loops() -> None:
 
 
 def test_towers_start_where_they_are_told_whatever_comes() -> None:
-    towers = Towers(TASKS, DIM, 7)
-    towers.start_from(torch.tensor([0.5, -1.0, 2.0]))
+    towers = TaskTowers(TASKS, DIM, 7)
+    towers.init_output_bias(torch.tensor([0.5, -1.0, 2.0]))
     found = towers(torch.randn(TARGETS, TASKS, DIM))
     assert torch.equal(found, torch.tensor([0.5, -1.0, 2.0]).expand(TARGETS, -1))
     found.sum().backward()
@@ -120,7 +120,7 @@ def test_towers_start_where_they_are_told_whatever_comes() -> None:
 
 
 def test_towers_forget_nothing_but_what_dropout_takes() -> None:
-    towers, x = double(Towers(TASKS, DIM, 64, dropout=0.5)), inputs(TARGETS, TASKS, DIM)
+    towers, x = double(TaskTowers(TASKS, DIM, 64, dropout=0.5)), inputs(TARGETS, TASKS, DIM)
     assert not torch.equal(towers(x), towers(x))
     towers.eval()
     assert torch.equal(towers(x), towers(x))

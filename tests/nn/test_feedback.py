@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from a2gen_rec.nn.feedback import FeedbackAttention
+from a2gen_rec.nn.feedback import DualViewAttention
 
 M, N, T, HEADS, D_X, D_C, DIM = 3, 8, 6, 2, 5, 6, 8
 FORMS = ["factorised", "direct"]
 
 
-def build(residual: str = "context", mlp_ratio: float = 0.0, whole: bool = False) -> FeedbackAttention:
+def build(residual: str = "context", mlp_ratio: float = 0.0, whole: bool = False) -> DualViewAttention:
     """A float64 module of which nothing starts at zero."""
-    module = FeedbackAttention(D_X, D_C, DIM, HEADS, residual, mlp_ratio, whole=whole).double()
+    module = DualViewAttention(D_X, D_C, DIM, HEADS, residual, mlp_ratio, include_full_history=whole).double()
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -44,7 +44,7 @@ def inputs(m: int = M, n: int = N, t: int = T, seed: int = 0) -> dict[str, Tenso
     return {"x": x, "context": context, "mask": mask, "positive": view == 1, "negative": view == 2, "bias": bias}
 
 
-def naive(module: FeedbackAttention, *, x: Tensor, context: Tensor, mask: Tensor, **views: Tensor) -> Tensor:
+def naive(module: DualViewAttention, *, x: Tensor, context: Tensor, mask: Tensor, **views: Tensor) -> Tensor:
     """The formulas with one window, one context, one view, one query and one head at a time."""
     cam, d = module.cam, DIM // HEADS
     w_q = torch.cat([cam.query_sequence.weight, cam.query_context.weight], dim=1)
@@ -91,7 +91,7 @@ def with_gradients(output: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     return [output.detach(), *torch.autograd.grad(objective, leaves, materialize_grads=True)]
 
 
-def both_forms(module: FeedbackAttention, case: dict[str, Tensor]) -> list[list[Tensor]]:
+def both_forms(module: DualViewAttention, case: dict[str, Tensor]) -> list[list[Tensor]]:
     """Output and gradients of every input and parameter, of the factorised and the direct form."""
     named = {name: part.requires_grad_() if part.is_floating_point() else part for name, part in case.items()}
     leaves = [part for part in named.values() if part.requires_grad] + list(module.parameters())
@@ -207,7 +207,7 @@ def test_order_and_padding_change_nothing(form: str, whole: bool) -> None:
     torch.testing.assert_close(module(**changed, form=form), expected, rtol=1e-9, atol=1e-9)
 
 
-def with_gate(value: float) -> FeedbackAttention:
+def with_gate(value: float) -> DualViewAttention:
     module = build("both", 1.5)
     with torch.no_grad():
         module.gate.weight.zero_()

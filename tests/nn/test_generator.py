@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, Steps
-from a2gen_rec.utils.jagged import LengthGroups
+from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, StepPredictions
+from a2gen_rec.utils.jagged import LengthBuckets
 
 DIM, D_CONTEXT, ACTIONS, EXIT, BUCKETS, TARGETS = 8, 5, 5, 4, 7, 12
 HEADS = [
@@ -33,7 +33,7 @@ def tables_and_context() -> tuple[StepEmbeddings, Tensor]:
     return StepEmbeddings(action, time), torch.randn(TARGETS, D_CONTEXT, generator=rng, dtype=torch.float64)
 
 
-def sequences() -> tuple[Tensor, Tensor, Tensor, LengthGroups]:
+def sequences() -> tuple[Tensor, Tensor, Tensor, LengthBuckets]:
     """Emitted (action, offset_s), label of every step, and the lengths' groups, of all lengths in mixed order."""
     rng = torch.Generator().manual_seed(5)
     action, offset, label = [], [], []
@@ -47,7 +47,7 @@ def sequences() -> tuple[Tensor, Tensor, Tensor, LengthGroups]:
         offset.append(times)
     lengths = torch.tensor([len(part) for part in action])
     assert set(lengths.tolist()) == {1, 2, 3, 4}
-    return torch.cat(action), torch.cat(offset), torch.cat(label), LengthGroups.from_lengths(lengths)
+    return torch.cat(action), torch.cat(offset), torch.cat(label), LengthBuckets.from_lengths(lengths)
 
 
 def places() -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ def other_times(offset: Tensor) -> Tensor:
     return torch.where(offset.isnan(), torch.ones_like(offset), torch.nan)
 
 
-def assert_same(left: Steps, right: Steps, rows: Tensor | slice = slice(None)) -> None:
+def assert_same(left: StepPredictions, right: StepPredictions, rows: Tensor | slice = slice(None)) -> None:
     for a, b in zip(left, right, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
@@ -169,7 +169,7 @@ def test_steps_one_by_one_equal_teacher_forcing(options: dict, mlp_ratio: float)
             one = slice(row, row + 1)
             tokens = generator.tokens(tables, offset[one].isfinite().expand(ACTIONS))
             steps, state = generator.step(action[one], torch.log1p(offset[one].nan_to_num(3.0)), state, tokens)
-            assert_same(steps, Steps(*(None if part is None else part[one] for part in forced)))
+            assert_same(steps, StepPredictions(*(None if part is None else part[one] for part in forced)))
             state = state.reach(steps.time[0, label[one]])
 
 
@@ -194,16 +194,19 @@ def test_selected_states_go_on_independently() -> None:
     for place, origin in enumerate(pick.tolist()):
         action = torch.tensor([0, follow[place]])
         label = torch.tensor([follow[place], EXIT])
-        groups = LengthGroups.from_lengths(torch.tensor([2]))
+        groups = LengthBuckets.from_lengths(torch.tensor([2]))
         offsets = torch.stack([offset.new_zeros(()), offset[place]])
         alone, _ = generator(action, offsets, label, context[origin : origin + 1], groups, tables)
-        assert_same(Steps(alone.logits[1], alone.time[1], None), Steps(both.logits[place], both.time[place], None))
+        assert_same(
+            StepPredictions(alone.logits[1], alone.time[1], None),
+            StepPredictions(both.logits[place], both.time[place], None),
+        )
 
 
 def test_probability_before_integrates_the_density_that_the_loss_fits() -> None:
     location = torch.tensor([[0.3, 1.7, 4.0]], dtype=torch.float64)
     log_scale = torch.tensor([[-1.0, 0.2, 0.7]], dtype=torch.float64)
-    steps = Steps(torch.zeros(1, 3), location, log_scale)
+    steps = StepPredictions(torch.zeros(1, 3), location, log_scale)
     grid = torch.linspace(-40, math.log1p(3600.0), 400_001, dtype=torch.float64)[:, None]
     density = torch.exp(-0.5 * ((grid - location) / log_scale.exp()) ** 2 - log_scale) / math.sqrt(2 * math.pi)
     cdf = torch.cumulative_trapezoid(density, grid, dim=0)
@@ -222,7 +225,7 @@ def test_probability_before_integrates_the_density_that_the_loss_fits() -> None:
 
 def test_point_estimates_have_no_distribution() -> None:
     with pytest.raises(ValueError, match="lognormal"):
-        Steps(torch.zeros(1, 3), torch.zeros(1, 3), None).probability_before(3.0)
+        StepPredictions(torch.zeros(1, 3), torch.zeros(1, 3), None).probability_before(3.0)
 
 
 @pytest.mark.parametrize("options", HEADS)
@@ -237,8 +240,8 @@ def test_implicit_forward_equals_predict(options: dict) -> None:
         expected = generator.predict(context[t : t + 1], int(rows.sum()), label[rows][None])
         for got, one in zip((final, draft), expected, strict=True):
             assert_same(
-                Steps(*(None if part is None else part[rows] for part in got)),
-                Steps(*(None if part is None else part[0] for part in one)),
+                StepPredictions(*(None if part is None else part[rows] for part in got)),
+                StepPredictions(*(None if part is None else part[0] for part in one)),
             )
 
 

@@ -28,9 +28,9 @@ def world() -> tuple[Tensor, Tensor, SequenceLayout]:
     seen = (distance > 0) & (torch.rand(M, N + K, N, generator=rng) < 0.4)
     seen[1, N:] = False
     layout = SequenceLayout(
-        seen=seen,
+        attention_mask=seen,
         distance=distance.clamp(min=0),
-        elapsed=torch.randint(BUCKETS, (M, N + K, N), generator=rng),
+        time_bucket=torch.randint(BUCKETS, (M, N + K, N), generator=rng),
         matches=torch.rand(M, FEATURES, N + K, N, generator=rng) < 0.5,
     )
     past = torch.randn(M, N, DIM, generator=rng, dtype=torch.float64)
@@ -68,10 +68,10 @@ def by_loops(module: HSTU, past: Tensor, target: Tensor, layout: SequenceLayout)
             for row in range(N + K):
                 bias: list[Tensor | None] = [None] * (N + K)
                 bias[row] = layer.position[:, 0]
-                for key in layout.seen[m, row].nonzero().flatten().tolist():
+                for key in layout.attention_mask[m, row].nonzero().flatten().tolist():
                     extra = layer.position[:, layout.distance[m, row, key]]
                     if layer.recency is not None:
-                        extra = extra + layer.recency.weight[layout.elapsed[m, row, key]]
+                        extra = extra + layer.recency.weight[layout.time_bucket[m, row, key]]
                     if layer.match is not None:
                         shared = layout.matches[m, :, row, key].double()
                         extra = extra + layer.match.weight @ shared
@@ -86,7 +86,7 @@ def by_loops(module: HSTU, past: Tensor, target: Tensor, layout: SequenceLayout)
 def test_equals_loops_with_gradients(layers: int, buckets: int, features: int) -> None:
     module, (past, target, layout) = build(layers, buckets, features), world()
     if not buckets:
-        layout = dataclasses.replace(layout, elapsed=None, matches=None)
+        layout = dataclasses.replace(layout, time_bucket=None, matches=None)
     past.requires_grad_(), target.requires_grad_()
     found, expected = module(past, target, layout), by_loops(module, past, target, layout)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -101,8 +101,8 @@ def test_equals_loops_with_gradients(layers: int, buckets: int, features: int) -
 def test_a_past_impression_matters_where_steps_from_seen_to_seen_lead_to_it(layers: int) -> None:
     module, (past, target, layout) = build(layers), world()
     before = module(past, target, layout)
-    step = layout.seen[:, :N].double() + torch.eye(N, dtype=torch.float64)
-    reached = layout.seen[:, N:].double() @ torch.linalg.matrix_power(step, layers - 1) > 0
+    step = layout.attention_mask[:, :N].double() + torch.eye(N, dtype=torch.float64)
+    reached = layout.attention_mask[:, N:].double() @ torch.linalg.matrix_power(step, layers - 1) > 0
     assert reached.any()
     assert not reached.all()
     for place in range(N):
@@ -130,7 +130,9 @@ def test_more_places_than_are_taken_change_nothing() -> None:
         of_past, of_targets = F.pad(of_pairs, (0, 3)).split([N, K], dim=-2)
         return torch.cat([F.pad(of_past, (0, 0, 0, 3)), F.pad(of_targets, (0, 0, 0, 2))], dim=-2)
 
-    more = SequenceLayout(longer(layout.seen), longer(layout.distance), longer(layout.elapsed), longer(layout.matches))
+    more = SequenceLayout(
+        longer(layout.attention_mask), longer(layout.distance), longer(layout.time_bucket), longer(layout.matches)
+    )
     found = module(F.pad(past, (0, 0, 0, 3), value=0.5), F.pad(target, (0, 0, 0, 2), value=0.5), more)
     torch.testing.assert_close(found[:, :K], module(past, target, layout), rtol=1e-12, atol=1e-12)
 
@@ -145,7 +147,7 @@ def test_intensity_reaches_the_output() -> None:
 
     def seeing(count: int) -> Tensor:
         seen = torch.arange(N).expand(M, K, N) < count
-        return layer(x, dataclasses.replace(layout.of_targets(), seen=seen))
+        return layer(x, dataclasses.replace(layout.target_rows(), attention_mask=seen))
 
     assert not torch.allclose(seeing(1), seeing(2), atol=1e-3)
 

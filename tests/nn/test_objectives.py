@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from a2gen_rec.nn.objectives import ObjectiveHeads, Objectives
+from a2gen_rec.nn.objectives import MultiObjectiveHead, ObjectivePredictions
 
 D, DIM, TARGETS = 6, 4, 5
 
 
-def build(objectives: int = 3, watch_time: bool = True, shared: int = 2, own: int = 2) -> ObjectiveHeads:
+def build(objectives: int = 3, watch_time: bool = True, shared: int = 2, own: int = 2) -> MultiObjectiveHead:
     """Float64 heads of which nothing starts at zero."""
-    module = ObjectiveHeads(D, DIM, objectives, watch_time, shared, own, tower_ratio=1.5).double()
+    module = MultiObjectiveHead(D, DIM, objectives, watch_time, shared, own, tower_ratio=1.5).double()
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -26,12 +26,12 @@ def contexts(targets: int = TARGETS) -> Tensor:
     return torch.randn(targets, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
 
 
-def together(predicted: Objectives) -> Tensor:
+def together(predicted: ObjectivePredictions) -> Tensor:
     """[targets, tasks]"""
     return torch.cat([predicted.logits, *([] if predicted.watch_time is None else [predicted.watch_time[:, None]])], 1)
 
 
-def naive(module: ObjectiveHeads, context: Tensor) -> Tensor:
+def naive(module: MultiObjectiveHead, context: Tensor) -> Tensor:
     """[targets, tasks], one target, one task and one expert at a time."""
     width = module.shared + module.own
     rows = []
@@ -101,17 +101,17 @@ def test_a_saturated_gate_takes_one_expert() -> None:
 def test_starts_at_base_rates_and_the_typical_watch_time() -> None:
     module, context = build(), contexts()
     rate = torch.tensor([0.25, 0.01, 0.0], dtype=torch.float64)
-    module.start_from(rate, math.log1p(8.0))
+    module.init_output_bias(rate, math.log1p(8.0))
     predicted = module(context)
     expected = torch.tensor([0.25, 0.01, 1e-4], dtype=torch.float64).expand(TARGETS, -1)
     torch.testing.assert_close(torch.sigmoid(predicted.logits), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(torch.expm1(predicted.watch_time), torch.full((TARGETS,), 8.0).double())
     (gradient,) = torch.autograd.grad(together(predicted).sum(), module.last_weight)
     assert gradient.flatten(1).any(1).all(), "every task can leave its start"
-    module.start_from(rate)
+    module.init_output_bias(rate)
     assert not module(context).watch_time.any(), "nothing known of watch times is 0, not NaN"
     alone = build(watch_time=False)
-    alone.start_from(rate)
+    alone.init_output_bias(rate)
     torch.testing.assert_close(torch.sigmoid(alone(context).logits), expected, rtol=1e-12, atol=1e-12)
 
 

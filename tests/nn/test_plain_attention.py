@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from a2gen_rec.nn.attention import ContextAwareAttention, MeanPooling
 from a2gen_rec.nn.encoder import HierarchicalEncoder, WindowLayout
-from a2gen_rec.utils.jagged import LengthGroups, positions
+from a2gen_rec.utils.jagged import LengthBuckets, jagged_positions
 
 DIM, HEADS = 8, 2
 
@@ -52,7 +52,7 @@ def test_each_switch_removes_one_thing(form: str, removed: str, kept: str) -> No
     without.load_state_dict(shared)
     x, context = random(2, 4, 5), random(2, 3, 3)
     mask = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(3)) < 0.6
-    torch.testing.assert_close(without.pooled(x, context, mask, form=form), cam.pooled(x, context, mask, form=form))
+    torch.testing.assert_close(without.pool(x, context, mask, form=form), cam.pool(x, context, mask, form=form))
     torch.testing.assert_close(without(x, context[:, 0]), cam(x, context[:, 0]))
 
 
@@ -73,14 +73,14 @@ def test_levels_of_means(views: str) -> None:
     assert {name.split(".")[0] for name, _ in encoder.named_parameters()} == {"action_level", "item_level"}
     lengths = [2, 4, 3]
     tokens, item = random(sum(lengths), 8), random(3, 6)
-    groups = LengthGroups.from_lengths(torch.tensor(lengths), group_cost=100)
+    groups = LengthBuckets.from_lengths(torch.tensor(lengths), bucket_overhead=100)
     actions = encoder.encode_actions(tokens, item, groups)
     level = encoder.action_level
     means = torch.stack([part.mean(0) for part in tokens.split(lengths)])
     torch.testing.assert_close(actions, level.block(level.sequence(means)))
 
-    row, column = positions(torch.tensor([2, 1]))
-    target_row, target_column = positions(torch.tensor([2, 1]))
+    row, column = jagged_positions(torch.tensor([2, 1]))
+    target_row, target_column = jagged_positions(torch.tensor([2, 1]))
     visible = torch.tensor([[[True, False], [True, True]], [[True, False], [False, False]]])
     layout = WindowLayout(row, column, (2, 2), target_row, target_column, (2, 2), visible)
     gap, target = random(3, 4), random(3, 6)
@@ -92,7 +92,7 @@ def test_levels_of_means(views: str) -> None:
 def test_without_an_action_level_nothing_of_the_actions_is_read() -> None:
     encoder = HierarchicalEncoder(6, 4, 2, action_level="off")
     found = encoder.encode_actions(
-        torch.randn(5, 8), torch.randn(2, 6), LengthGroups.from_lengths(torch.tensor([2, 3]))
+        torch.randn(5, 8), torch.randn(2, 6), LengthBuckets.from_lengths(torch.tensor([2, 3]))
     )
     assert torch.equal(found, torch.zeros(2, 4))
     assert encoder.item_level.sequence.in_features == 6 + 4

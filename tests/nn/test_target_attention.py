@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from a2gen_rec.nn.encoder import WindowLayout
 from a2gen_rec.nn.target_attention import TargetAttention
-from a2gen_rec.utils.jagged import positions
+from a2gen_rec.utils.jagged import jagged_positions
 
 HEADS, DIM = 2, 4
 
@@ -18,8 +18,8 @@ def test_equals_one_target_at_a_time() -> None:
         nn.init.normal_(parameter)
     rng = torch.Generator().manual_seed(1)
     lengths, targets = torch.tensor([5, 2, 7]), torch.tensor([2, 1, 3])
-    row, column = positions(lengths)
-    target_row, target_column = positions(targets)
+    row, column = jagged_positions(lengths)
+    target_row, target_column = jagged_positions(targets)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=rng, dtype=torch.float64)

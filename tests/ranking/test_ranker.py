@@ -16,8 +16,8 @@ import pytest
 from a2gen_rec.cli.main import main
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.ranker import Ranker
-from a2gen_rec.ranking.types import Impression, RankedList, Request
-from a2gen_rec.runs.export import export
+from a2gen_rec.ranking.types import Impression, RankedList, RankQuery
+from a2gen_rec.runs.export import export_run
 from tests.helpers.logs import Log, hashed_log
 
 NAMES = [f"i{number}" for number in range(12)]
@@ -27,7 +27,7 @@ NAMES = [f"i{number}" for number in range(12)]
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, str]:
     folder = tmp_path_factory.mktemp("ranker")
     log = hashed_log(folder)
-    export(log.run, str(folder / "model"))
+    export_run(log.run, str(folder / "model"))
     return log, str(folder / "model")
 
 
@@ -36,9 +36,9 @@ def ranker(world: tuple[Log, str]) -> Ranker:
     return Ranker.load(world[1])
 
 
-def request_of(ranker: Ranker, log: Log, user: str = "u1", **options: object) -> Request:
+def request_of(ranker: Ranker, log: Log, user: str = "u1", **options: object) -> RankQuery:
     history = ranker.encode(log.impressions[user])
-    return Request(user, NAMES, **{"history": history, "k": len(NAMES), **options})  # type: ignore[arg-type]
+    return RankQuery(user, NAMES, **{"history": history, "k": len(NAMES), **options})  # type: ignore[arg-type]
 
 
 def same(one: RankedList, other: RankedList, within: float) -> None:
@@ -54,7 +54,7 @@ def same(one: RankedList, other: RankedList, within: float) -> None:
 def test_the_order_and_number_of_mentions_of_candidates_do_not_matter(world: tuple[Log, str], ranker: Ranker) -> None:
     asked = request_of(ranker, world[0])
     expected = ranker.rank(asked)
-    assert expected.ranked == len(expected.candidates) == len(NAMES)
+    assert expected.num_candidates == len(expected.candidates) == len(NAMES)
     rng = np.random.default_rng(0)
     for _ in range(3):
         names = [*rng.permutation(NAMES).tolist(), *rng.choice(NAMES, 3).tolist()]
@@ -76,17 +76,17 @@ def test_no_request_of_a_batch_changes_another_s_answer(world: tuple[Log, str], 
     log = world[0]
     requests = [
         request_of(ranker, log, "u1"),
-        dataclasses.replace(request_of(ranker, log, "u2"), k=2, by="like", candidates=NAMES[:5]),
-        Request("nobody", ["i3", "?"], now_ms=10**12),
-        dataclasses.replace(request_of(ranker, log, "u3"), by="hate", timelines=False),
+        dataclasses.replace(request_of(ranker, log, "u2"), k=2, sort_by="like", candidates=NAMES[:5]),
+        RankQuery("nobody", ["i3", "?"], now_ms=10**12),
+        dataclasses.replace(request_of(ranker, log, "u3"), sort_by="hate", include_timelines=False),
     ]
     alone = [ranker.rank(each) for each in requests]
-    for one, other in zip(ranker.rank_many(requests), alone, strict=True):
+    for one, other in zip(ranker.rank_batch(requests), alone, strict=True):
         same(one, other, 1e-6)
     assert [len(each.candidates) for each in alone] == [12, 2, 2, 12]
-    assert alone[3].least_first
+    assert alone[3].ascending
     assert not alone[3].candidates[0].timeline
-    assert ranker.rank_many([]) == []
+    assert ranker.rank_batch([]) == []
 
 
 def test_states_are_the_same_cold_warm_and_partly_dropped(world: tuple[Log, str]) -> None:
@@ -98,21 +98,21 @@ def test_states_are_the_same_cold_warm_and_partly_dropped(world: tuple[Log, str]
     cold = none.rank(asked)
     for ranker in (whole, whole, some, some, none):
         same(ranker.rank(asked), cold, 1e-6)
-    assert (whole.cache.hits, whole.cache.misses, whole.cache.states) == (length, length, length)
-    assert (some.cache.hits, some.cache.misses, some.cache.states) == (5, 2 * length - 5, 5)
-    assert (none.cache.hits, none.cache.states, none.cache.bytes) == (0, 0, 0)
-    assert some.cache.bytes <= 5 * 232
+    assert (whole.cache_stats.hits, whole.cache_stats.misses, whole.cache_stats.states) == (length, length, length)
+    assert (some.cache_stats.hits, some.cache_stats.misses, some.cache_stats.states) == (5, 2 * length - 5, 5)
+    assert (none.cache_stats.hits, none.cache_stats.states, none.cache_stats.bytes) == (0, 0, 0)
+    assert some.cache_stats.bytes <= 5 * 232
     more = whole.encode([Impression("i5", 2 * 10**12, 3.0, [("like", None)], {"speed": 1.0})], asked.history)
     whole.rank(dataclasses.replace(asked, history=more))
-    assert whole.cache.misses == length + 1
+    assert whole.cache_stats.misses == length + 1
 
 
 def test_what_is_unknown_is_ranked_by_row_zero_and_told(world: tuple[Log, str], ranker: Ranker) -> None:
     log = world[0]
-    asked = Request("nobody", ["?", "??", "i1"], now_ms=10**12)
+    asked = RankQuery("nobody", ["?", "??", "i1"], now_ms=10**12)
     found = ranker.rank(asked)
     assert found.fallbacks == ("unknown_user", "unknown_items", "empty_history")
-    assert (found.history, found.unknown_items, found.model_version) == (0, 2, ranker.version)
+    assert (found.history_length, found.unknown_items, found.model_version) == (0, 2, ranker.version)
     by_name = {each.item: each for each in found.candidates}
     assert by_name["?"].probability == by_name["??"].probability != by_name["i1"].probability
     assert [by_name[name].known for name in ("?", "i1")] == [False, True]
@@ -122,7 +122,7 @@ def test_what_is_unknown_is_ranked_by_row_zero_and_told(world: tuple[Log, str], 
     assert given.candidates[0].probability != found.candidates[0].probability
     known = ranker.rank(request_of(ranker, log))
     assert known.fallbacks == ()
-    assert known.history == 9  # of the model, not of the log
+    assert known.history_length == 9  # of the model, not of the log
 
 
 def test_a_loaded_model_is_no_longer_its_files(world: tuple[Log, str], tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_loaded_model_is_no_longer_its_files(world: tuple[Log, str], tmp_path:
 def test_without_any_past_the_moment_is_now(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 10**12 + 5 * 3_600_000
     monkeypatch.setattr("a2gen_rec.ranking.window.clock_ms", lambda: now)
-    asked = Request("nobody", NAMES)
+    asked = RankQuery("nobody", NAMES)
     assert ranker.rank(asked) == ranker.rank(dataclasses.replace(asked, now_ms=now))
     assert ranker.rank(asked).candidates != ranker.rank(dataclasses.replace(asked, now_ms=0)).candidates
 
@@ -167,7 +167,7 @@ def test_without_any_past_the_moment_is_now(ranker: Ranker, monkeypatch: pytest.
 )
 def test_an_unusable_request_ends_with_a_clear_line(ranker: Ranker, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
-        ranker.rank_many([Request("u1", NAMES), dataclasses.replace(Request("u1", NAMES), **change)])
+        ranker.rank_batch([RankQuery("u1", NAMES), dataclasses.replace(RankQuery("u1", NAMES), **change)])
     assert "\n" not in str(raised.value)
 
 
@@ -232,7 +232,7 @@ def test_a_folder_without_training_code_ranks_on_the_command_line(
     (tmp_path / "items").write_text("\n".join(NAMES))
     main(["rank", "--model", world[1], "--user", "nobody", "--candidates", str(tmp_path / "items"), "--top", "3"])
     told = capsys.readouterr().out
-    best = Ranker.load(world[1]).rank(Request("nobody", NAMES, k=3))
+    best = Ranker.load(world[1]).rank(RankQuery("nobody", NAMES, k=3))
     assert all(each.item in told for each in best.candidates)
     assert "user not in the dataset" in told
     (tmp_path / "CURRENT").write_text("model\n")

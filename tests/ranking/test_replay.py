@@ -11,12 +11,12 @@ import pytest
 from a2gen_rec.data.features.sessions import POSITION_EDGES
 from a2gen_rec.data.schema import SESSION_POSITION
 from a2gen_rec.evaluation.evaluate import evaluation_batches
-from a2gen_rec.evaluation.predict import outcome_names, predict
+from a2gen_rec.evaluation.predict import outcome_columns, predict
 from a2gen_rec.ranking.ranker import Ranker
-from a2gen_rec.ranking.types import Impression, Request
-from a2gen_rec.runs.export import export
-from a2gen_rec.serving.engine.history_cache import Histories
-from a2gen_rec.training.loaded_run import open_run
+from a2gen_rec.ranking.types import Impression, RankQuery
+from a2gen_rec.runs.export import export_run
+from a2gen_rec.serving.engine.history_cache import HistoryCache
+from a2gen_rec.training.loaded_run import load_run
 from tests.helpers.logs import Log, hashed_log, simulated_log
 from tests.helpers.service import swift_store
 
@@ -26,7 +26,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A log and its run's export in float32."""
     folder = tmp_path_factory.mktemp("replay")
     log = request.param(folder)
-    export(log.run, str(folder / "model"), "fp32")
+    export_run(log.run, str(folder / "model"), "fp32")
     return log, str(folder / "model")
 
 
@@ -34,16 +34,16 @@ def evaluated(log: Log) -> dict[tuple[str, int, int], dict[str, float]]:
     """User, begin and item's row of every test target -> what the evaluation predicts, "watch" being log1p seconds."""
     users = pq.read_table(f"{log.data}/users.parquet").to_pydict()
     name = dict(zip(users["user_key"], users["user"], strict=True))
-    with open_run(log.run) as opened:
-        card, config, built = opened.card, opened.config, opened.built
+    with load_run(log.run) as opened:
+        card, config, built = opened.card, opened.config, opened.model
         batches = list(evaluation_batches(log.data, "test", card, config, opened.process))
-        found, _ = predict(built.dmp, built.model.ranker, batches, card, config.evaluate.max_error)
+        found, _ = predict(built.model_parallel, built.model.ranker, batches, card, config.evaluate.max_unexplored_mass)
     keys: list[tuple[str, int, int]] = []
     for batch in batches:
         user = [name[key] for key in batch.user_key[batch.target_window].tolist()]
         at = (batch.ts_ms[batch.target].tolist(), batch.ids("item_id")[batch.target].tolist())
         keys += zip(user, *at, strict=True)
-    told = [{each: row[column] for each, column in outcome_names(card).items()} for row in found.probability]
+    told = [{each: row[column] for each, column in outcome_columns(card).items()} for row in found.probability]
     watch = found.time[:, -1].tolist()
     return {key: {**each, "watch": seconds} for key, each, seconds in zip(keys, told, watch, strict=True)}
 
@@ -66,7 +66,7 @@ def test_events_then_requests_give_the_evaluation_s_predictions(world: tuple[Log
             history = ranker.encode(past[:-3])
             for some in (past[-3:-2], past[-2:-1], past[-1:]) if number % 2 else (past[-1:], past[-3:-1]):
                 history = ranker.encode(some, history)
-            asked = Request(user, [now.item], now.ts_ms, history, context=context(now))
+            asked = RankQuery(user, [now.item], now.ts_ms, history, context=context(now))
             (found,) = ranker.rank(asked).candidates
             target = expected[user, now.ts_ms, row_of[now.item]]
             for name, chance in found.probability.items():
@@ -82,13 +82,13 @@ def test_a_raw_history_is_as_good_as_a_kept_one(world: tuple[Log, str]) -> None:
     ranker = Ranker.load(folder)
     user, impressions = max(log.impressions.items(), key=lambda each: len(each[1]))
     names = sorted({each.item for each in impressions})
-    kept = ranker.rank(Request(user, names, history=ranker.encode(impressions)))
-    raw = ranker.rank(Request(user, names, history=impressions[::-1]))
+    kept = ranker.rank(RankQuery(user, names, history=ranker.encode(impressions)))
+    raw = ranker.rank(RankQuery(user, names, history=impressions[::-1]))
     assert raw == kept
     # What had not begun does not matter.
     now = impressions[-3].ts_ms - 1
     past = [each for each in impressions if each.ts_ms <= now]
-    assert ranker.rank(Request(user, names, now, impressions)) == ranker.rank(Request(user, names, now, past))
+    assert ranker.rank(RankQuery(user, names, now, impressions)) == ranker.rank(RankQuery(user, names, now, past))
 
 
 def test_an_impression_of_which_more_is_known_takes_its_own_place(world: tuple[Log, str]) -> None:
@@ -109,17 +109,17 @@ def test_a_moment_that_is_past_has_the_history_of_then(world: tuple[Log, str], t
     log, folder = world
     ranker, store = Ranker.load(folder), swift_store(tmp_path)
     user, impressions = max(log.impressions.items(), key=lambda each: len(each[1]))
-    assert len(impressions) > 2 * ranker.card.history
-    store.append(user, impressions).result(5)
-    histories = Histories(ranker, store, 10**6)
+    assert len(impressions) > 2 * ranker.card.max_history
+    store.put(user, impressions).result(5)
+    histories = HistoryCache(ranker, store, 10**6)
     for place in (len(impressions) - 2, len(impressions) // 2, 1):
         now = impressions[place].ts_ms
         past = [each for each in impressions if each.ts_ms <= now]
-        asked = Request(user, ["v"], now, past)
-        recorded = dataclasses.replace(asked, history=histories.of(user, now))
+        asked = RankQuery(user, ["v"], now, past)
+        recorded = dataclasses.replace(asked, history=histories.get(user, now))
         assert ranker.rank(recorded) == ranker.rank(asked)
-    assert histories.of(user, impressions[0].ts_ms - 1).until(impressions[0].ts_ms - 1).items == []
-    assert histories.of(user, impressions[-1].ts_ms) is histories.of(user)
+    assert histories.get(user, impressions[0].ts_ms - 1).up_to(impressions[0].ts_ms - 1).items == []
+    assert histories.get(user, impressions[-1].ts_ms) is histories.get(user)
     assert histories.misses == 1
     store.close()
 
@@ -127,7 +127,7 @@ def test_a_moment_that_is_past_has_the_history_of_then(world: tuple[Log, str], t
 def test_places_in_sessions_are_those_of_all_of_the_log_cold_and_warm(world: tuple[Log, str], tmp_path: Path) -> None:
     """A session that is longer than what is read of it, after another one."""
     ranker, store = Ranker.load(world[1]), swift_store(tmp_path)
-    warm, last = Histories(ranker, store, 10**6), ranker.card.history
+    warm, last = HistoryCache(ranker, store, 10**6), ranker.card.max_history
     begins = [10**12 + 1000 * number for number in range(60)]
     begins += [begins[-1] + round(1000 * ranker.card.session_gap_s) + 1000 * number for number in range(1, 160)]
     places = [*range(1, 61), *range(1, 160)]
@@ -136,9 +136,9 @@ def test_places_in_sessions_are_those_of_all_of_the_log_cold_and_warm(world: tup
     for count, begin in enumerate(begins, 1):
         waiting.append(Impression("v", begin))
         if count % 13 == 0 or count == len(begins):
-            store.append("u", waiting).result(5)
+            store.put("u", waiting).result(5)
             waiting = []
-            for histories in (warm, Histories(ranker, store, 10**6)):
-                found = histories.of("u").columns.session[SESSION_POSITION]
+            for histories in (warm, HistoryCache(ranker, store, 10**6)):
+                found = histories.get("u").columns.session[SESSION_POSITION]
                 assert found[-last:].tolist() == rows[:count][-last:], count
     store.close()

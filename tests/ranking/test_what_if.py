@@ -11,37 +11,37 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2gen_rec.data.batch import ALL, WindowBatch, collate
-from a2gen_rec.data.columns import Items
+from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
+from a2gen_rec.data.columns import CandidateItems
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.ensemble.model import Ensemble
-from a2gen_rec.models.scoring import Judged, objectives
-from a2gen_rec.ranking.selection import ENSEMBLE, Order, Scorer, best_candidates
-from a2gen_rec.ranking.types import Nudge, Request
-from a2gen_rec.ranking.what_if import check_nudge, nudged
+from a2gen_rec.models.scoring import TargetPredictions, prediction_objectives
+from a2gen_rec.ranking.selection import ENSEMBLE, RankingTask, Scorer, top_candidates
+from a2gen_rec.ranking.types import RankQuery, WhatIf
+from a2gen_rec.ranking.what_if import check_what_if, evaluate_what_if
 from tests.helpers.cards import make_card, make_columns
 
 CARD = make_card()
 TASKS = ("glance", "effective")
 WINDOWS = 3
-NAMES = [objective.name for objective in objectives(CARD, TASKS)]
+NAMES = [objective.name for objective in prediction_objectives(CARD, TASKS)]
 
 
-def world(seed: int) -> tuple[Scorer, Judged, WindowBatch, list[Order]]:
+def world(seed: int) -> tuple[Scorer, TargetPredictions, WindowBatch, list[RankingTask]]:
     """A random ensemble and random predictions for the targets of random windows."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    batch = collate(make_columns(CARD, WINDOWS, rng), np.arange(WINDOWS), {}, dedup=False, request_gap_s=ALL)
-    targets, keys = len(batch.target_window), len(batch.key)
-    judged = Judged(
-        encoded=None,  # type: ignore[arg-type]
+    batch = collate(make_columns(CARD, WINDOWS, rng), np.arange(WINDOWS), {}, dedup=False, request_gap_s=WHOLE_WINDOW)
+    targets, keys = len(batch.target_window), len(batch.history_index)
+    judged = TargetPredictions(
+        encoding=None,  # type: ignore[arg-type]
         probability=torch.rand(targets, len(NAMES) - 1),
-        time=3 * torch.rand(targets, len(CARD.events) + 1),
+        time=3 * torch.rand(targets, len(CARD.predicted_actions) + 1),
         context=torch.randn(targets, 4),
-        event=torch.randn(keys, 5),
-        what=None,  # type: ignore[arg-type]
+        event_embedding=torch.randn(keys, 5),
+        marginals=None,  # type: ignore[arg-type]
     )
-    ensemble = Ensemble(objectives(CARD, TASKS), d_event=5, d_context=4, dim=6)
+    ensemble = Ensemble(prediction_objectives(CARD, TASKS), d_event=5, d_context=4, dim=6)
     torch.nn.init.normal_(ensemble.query.weight)
     card: Any = SimpleNamespace(config=SimpleNamespace(events=4))
     ranker: Any = SimpleNamespace(tasks=TASKS)
@@ -49,8 +49,8 @@ def world(seed: int) -> tuple[Scorer, Judged, WindowBatch, list[Order]]:
     orders = []
     for count in counts:
         names = [f"i{number}" for number in range(count)]
-        request = Request("u", names, k=count, explain=True, timelines=False)
-        orders.append(Order(Items(names, np.ones(count, bool), {}), ENSEMBLE, request))
+        request = RankQuery("u", names, k=count, explain=True, include_timelines=False)
+        orders.append(RankingTask(CandidateItems(names, np.ones(count, bool), {}), ENSEMBLE, request))
     return Scorer(CARD, ranker, (ensemble.eval(), card)), judged, batch, orders
 
 
@@ -59,12 +59,12 @@ def world(seed: int) -> tuple[Scorer, Judged, WindowBatch, list[Order]]:
 def test_a_nudge_is_the_ranking_of_another_prediction(seed: int, name: str, data: st.DataObject) -> None:
     scorer, judged, batch, orders = world(seed)
     window = data.draw(st.integers(0, WINDOWS - 1))
-    at = data.draw(st.integers(0, len(orders[window].items.raw) - 1))
+    at = data.draw(st.integers(0, len(orders[window].items.ids) - 1))
     changes = data.draw(st.lists(st.floats(-4, 4), min_size=1, max_size=4))
     item = f"i{at}"
     target = int((batch.target_window == window).nonzero()[at])
     with torch.no_grad():
-        answers = nudged(Nudge(item, name, changes), scorer, judged, batch, window, orders[window])
+        answers = evaluate_what_if(WhatIf(item, name, changes), scorer, judged, batch, window, orders[window])
         for change, answer in zip(changes, answers, strict=True):
             probability, time = judged.probability.clone(), judged.time.clone()
             if name == "watch_time":
@@ -75,16 +75,16 @@ def test_a_nudge_is_the_ranking_of_another_prediction(seed: int, name: str, data
                 expected = 1 / (1 + math.exp(-odds))
                 probability[target, NAMES.index(name)] = expected
             otherwise = replace(judged, probability=probability, time=time)
-            listed = best_candidates(scorer, otherwise, batch, orders)[window]
+            listed = top_candidates(scorer, otherwise, batch, orders)[window]
             (candidate,) = [each for each in listed if each.item == item]
             (part,) = [each for each in candidate.explanation if each.objective == name]
             assert answer.change == change
             assert answer.prediction == pytest.approx(expected, rel=1e-3, abs=1e-6)
             assert answer.score == pytest.approx(candidate.score, rel=1e-3, abs=1e-4)
-            assert answer.share == pytest.approx(part.share, rel=1e-3, abs=1e-4)
+            assert answer.share == pytest.approx(part.contribution, rel=1e-3, abs=1e-4)
             ahead = sum(each.score > answer.score + 1e-4 for each in listed if each is not candidate)
             behind = sum(each.score < answer.score - 1e-4 for each in listed if each is not candidate)
-            assert 1 + ahead <= answer.place <= len(listed) - behind
+            assert 1 + ahead <= answer.rank <= len(listed) - behind
 
 
 @settings(max_examples=10, deadline=None)
@@ -94,33 +94,33 @@ def test_a_better_prediction_never_lowers_score_or_place(seed: int) -> None:
     changes = np.linspace(-6, 6, 25).tolist()
     for objective in scorer.objectives:
         with torch.no_grad():
-            answers = nudged(Nudge("i0", objective.name, changes), scorer, judged, batch, 0, orders[0])
-        rising = answers if objective.better == "more" else answers[::-1]
+            answers = evaluate_what_if(WhatIf("i0", objective.name, changes), scorer, judged, batch, 0, orders[0])
+        rising = answers if objective.higher_is_better == "more" else answers[::-1]
         assert all(np.diff([each.score for each in rising]) > -1e-5)
-        assert all(np.diff([each.place for each in rising]) <= 0)
+        assert all(np.diff([each.rank for each in rising]) <= 0)
         assert all(np.diff([each.prediction for each in answers]) >= 0)
 
 
 def test_equals_keep_their_order_by_name() -> None:
     """Without any change, a candidate among its doubles has the place that the list gives it."""
-    scorer, judged, batch, orders = next(made for made in map(world, range(99)) if len(made[3][0].items.raw) >= 3)
+    scorer, judged, batch, orders = next(made for made in map(world, range(99)) if len(made[3][0].items.ids) >= 3)
     mine = batch.target_window == 0
     for values in (judged.probability, judged.time, judged.context):
         values[mine] = values[mine][:1].clone()
     with torch.no_grad():
-        for place, item in enumerate(orders[0].items.raw, 1):
-            (answer,) = nudged(Nudge(item, "like", [0.0]), scorer, judged, batch, 0, orders[0])
-            assert answer.place == place
+        for place, item in enumerate(orders[0].items.ids, 1):
+            (answer,) = evaluate_what_if(WhatIf(item, "like", [0.0]), scorer, judged, batch, 0, orders[0])
+            assert answer.rank == place
 
 
 @pytest.mark.parametrize(
     ("nudge", "by", "message"),
     [
-        (Nudge("i1", "like", [1.0]), "watch", "needs candidates ranked by ensemble, not by watch"),
-        (Nudge("i9", "like", [1.0]), ENSEMBLE, "'i9' is not a candidate"),
-        (Nudge("i1", "likes", [1.0]), ENSEMBLE, "no objective 'likes'; there are like, comment"),
+        (WhatIf("i1", "like", [1.0]), "watch", "needs candidates ranked by ensemble, not by watch"),
+        (WhatIf("i9", "like", [1.0]), ENSEMBLE, "'i9' is not a candidate"),
+        (WhatIf("i1", "likes", [1.0]), ENSEMBLE, "no objective 'likes'; there are like, comment"),
     ],
 )
-def test_a_nudge_that_fits_nothing_is_refused(nudge: Nudge, by: str, message: str) -> None:
+def test_a_nudge_that_fits_nothing_is_refused(nudge: WhatIf, by: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_nudge(nudge, by, ["i1", "i2"], world(0)[0])
+        check_what_if(nudge, by, ["i1", "i2"], world(0)[0])

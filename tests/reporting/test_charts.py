@@ -17,20 +17,20 @@ def drawn(title: str = "A & B", shift: float = 0.0) -> Figure:
         *first.plot([1, 2, 3], [1, 3 + shift, 2], color=charts.SERIES[0], marker="o"),
         *first.plot([1, 2], [2, 2], color=charts.SERIES[7]),
     ]
-    charts.style(first, "costs $ & <b>", "epochs", "AUC", grid="both")
+    charts.style_axes(first, "costs $ & <b>", "epochs", "AUC", grid="both")
     charts.legend(figure, lines, ["_hidden $x$", "b"])
-    charts.style(second)
+    charts.style_axes(second)
     charts.heatmap(second, np.array([[0.0, np.nan], [1.0, 0.2]]), [["0", "–"], ["1", "x"]], ["r", "s"], ["t", "u"])
     return figure
 
 
 def test_text_stays_text_and_names_are_taken_as_they_are() -> None:
-    text = [each.text for each in ElementTree.fromstring(charts.svg(drawn())).iter("text")]
+    text = [each.text for each in ElementTree.fromstring(charts.to_svg(drawn())).iter("text")]
     assert {"_hidden $x$", "b", "costs $ & <b>", "epochs", "AUC", "–", "r", "u"} <= set(text)
 
 
 def test_no_colour_is_left_that_a_page_does_not_set() -> None:
-    for made in (charts.svg(drawn()), charts.standalone(drawn())):
+    for made in (charts.to_svg(drawn()), charts.to_standalone_svg(drawn())):
         _, _, body = made.rpartition("</style>")
         assert not re.search(r"#[0-9a-f]{6}\b", body)
         used = set(re.findall(r"var\(--(\w+)\)", body))
@@ -41,7 +41,7 @@ def test_no_colour_is_left_that_a_page_does_not_set() -> None:
 
 
 def test_an_inline_figure_needs_nothing_and_is_labelled() -> None:
-    made = charts.svg(drawn())
+    made = charts.to_svg(drawn())
     assert "http" not in made
     assert "<?xml" not in made
     assert "<style" not in made
@@ -51,7 +51,7 @@ def test_an_inline_figure_needs_nothing_and_is_labelled() -> None:
 
 
 def test_figures_of_a_page_share_no_ids_and_refer_to_their_own() -> None:
-    figures = [charts.svg(drawn()), charts.svg(drawn("other")), charts.svg(drawn(shift=1.0))]
+    figures = [charts.to_svg(drawn()), charts.to_svg(drawn("other")), charts.to_svg(drawn(shift=1.0))]
     ids = [re.findall(r'id="([^"]+)"', made) for made in figures]
     assert all(ids)
     assert len({each for of in ids for each in of}) == sum(len(of) for of in ids)
@@ -60,11 +60,11 @@ def test_figures_of_a_page_share_no_ids_and_refer_to_their_own() -> None:
 
 
 def test_the_same_figure_is_the_same_file() -> None:
-    assert charts.standalone(drawn()) == charts.standalone(drawn())
+    assert charts.to_standalone_svg(drawn()) == charts.to_standalone_svg(drawn())
     figure = drawn()
-    assert charts.svg(figure) == charts.svg(figure)
-    assert charts.standalone(figure).startswith("<svg ")
-    ElementTree.fromstring(charts.standalone(figure))
+    assert charts.to_svg(figure) == charts.to_svg(figure)
+    assert charts.to_standalone_svg(figure).startswith("<svg ")
+    ElementTree.fromstring(charts.to_standalone_svg(figure))
 
 
 @pytest.mark.parametrize(("low", "high", "labels"), [(0.5, 4000, ["1", "10", "100", "1k"]), (20, 90, ["20", "50"])])
@@ -72,9 +72,9 @@ def test_a_log_axis_has_plain_numbers(low: float, high: float, labels: list[str]
     figure = charts.new_figure("t")
     axes = figure.subplots()
     axes.set_xlim(low, high)
-    charts.style(axes)
+    charts.style_axes(axes)
     charts.log_axis(axes.xaxis)
-    text = [each.text for each in ElementTree.fromstring(charts.svg(figure)).iter("text")]
+    text = [each.text for each in ElementTree.fromstring(charts.to_svg(figure)).iter("text")]
     assert [each for each in text if each in labels] == labels
     assert not any("$" in (each or "") for each in text)
 

@@ -15,8 +15,8 @@ from a2gen_rec.reporting.ensemble_curves import (
     COLOURS,
     INK,
     TransformCurves,
-    by_swing,
     draw_transforms,
+    sort_by_range,
     ticks,
     transform_curves,
 )
@@ -37,7 +37,7 @@ def make() -> tuple[Ensemble, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2)
-    model.squash(torch.tensor([-4.0, -6.0, 2.5]), torch.tensor([1.5, 1.0, 0.4]))
+    model.set_normalization(torch.tensor([-4.0, -6.0, 2.5]), torch.tensor([1.5, 1.0, 0.4]))
     return model.double(), (torch.randn(USERS, 7, 6), torch.tensor([0, 3, 7]), torch.randn(USERS, 1, 5))
 
 
@@ -70,7 +70,7 @@ def test_shares_add_up_to_the_score() -> None:
 def test_curves_go_where_better_is() -> None:
     for each in curves():
         steps = np.diff(each.gain, axis=1)
-        assert (steps < 0).all() if each.better == "less" else (steps > 0).all()
+        assert (steps < 0).all() if each.higher_is_better == "less" else (steps > 0).all()
     assert [each.unit for each in curves()] == ["probability", "probability", "s"]
 
 
@@ -82,7 +82,7 @@ def test_the_range_leaves_out_the_outermost_values() -> None:
         ordered = np.sort(drawn[:, k])
         assert ordered[9] <= each.value[0] <= ordered[10]
         assert ordered[989] <= each.value[-1] <= ordered[990]
-        assert each.seen.sum() == 980
+        assert each.histogram.sum() == 980
 
 
 def test_a_constant_prediction_has_a_range_too() -> None:
@@ -90,7 +90,7 @@ def test_a_constant_prediction_has_a_range_too() -> None:
     drawn[:, 1] = -6
     model, user = make()
     each = transform_curves(model, OBJECTIVES, drawn, *user)[1]
-    assert (each.value[0], each.value[-1], each.seen.sum()) == (-6.5, -5.5, len(drawn))
+    assert (each.value[0], each.value[-1], each.histogram.sum()) == (-6.5, -5.5, len(drawn))
 
 
 def test_no_values_are_refused() -> None:
@@ -158,12 +158,12 @@ def test_a_figure_names_what_it_shows(tmp_path: Path, monkeypatch: pytest.Monkey
         assert text in texts
     assert "predicted probability, on a logit scale; predicted seconds, on a log scale" in texts
     names = [text for text in texts if text in ("like", "negative", "watch_time")]
-    assert names == [each.objective for each in by_swing(found)]
+    assert names == [each.objective for each in sort_by_range(found)]
     assert sum("less is better" in text for text in texts) == 1
 
 
 def test_panels_begin_with_what_moves_scores_most() -> None:
-    swings = [np.mean([max(user) - min(user) for user in each.gain]) for each in by_swing(curves())]
+    swings = [np.mean([max(user) - min(user) for user in each.gain]) for each in sort_by_range(curves())]
     assert swings == sorted(swings, reverse=True)
 
 

@@ -10,7 +10,7 @@ import pytest
 from a2gen_rec.cli.main import main
 from a2gen_rec.errors import UserError
 from a2gen_rec.runs import export as exporting
-from a2gen_rec.runs.export import compared, refuse_worse
+from a2gen_rec.runs.export import check_auc_drop, compare_auc
 from a2gen_rec.training.entrypoint import train
 from tests.helpers.cards import make_card, small_config, write_dataset
 
@@ -23,18 +23,18 @@ def measured(**auc: tuple[float | None, int]) -> dict:
 def test_a_fall_counts_where_enough_happened_to_tell() -> None:
     before = measured(like=(0.8, 300), rare=(0.8, 99), usual=(0.8, 950), none=(None, 0))
     after = measured(like=(0.7992, 300), rare=(0.5, 99), usual=(0.5, 950), none=(None, 0))
-    metrics = compared(before, after, 1e-3)
+    metrics = compare_auc(before, after, 1e-3)
     assert {name: auc["within"] for name, auc in metrics["auc"].items()} == {
         "like": True,
         "rare": None,
         "usual": None,
         "none": None,
     }
-    refuse_worse(metrics, "out")
-    worse = compared(before, measured(like=(0.7988, 300), rare=(0.8, 99), usual=(0.8, 950), none=(None, 0)), 1e-3)
+    check_auc_drop(metrics, "out")
+    worse = compare_auc(before, measured(like=(0.7988, 300), rare=(0.8, 99), usual=(0.8, 950), none=(None, 0)), 1e-3)
     with pytest.raises(UserError, match=r"out: not written: on test .* 0.001 \(like 0.8000 -> 0.7988\)"):
-        refuse_worse(worse, "out")
-    refuse_worse(compared(after, before, 0.0), "out")  # better is never worse
+        check_auc_drop(worse, "out")
+    check_auc_drop(compare_auc(after, before, 0.0), "out")  # better is never worse
 
 
 def test_a_model_that_lost_too_much_leaves_nothing_behind(
@@ -43,7 +43,7 @@ def test_a_model_that_lost_too_much_leaves_nothing_behind(
     card = make_card()
     data, run, out = write_dataset(tmp_path / "data", card, windows=25), tmp_path / "run", tmp_path / "new" / "model"
     config = small_config()
-    config.train.max_steps, config.loader.background, config.train.log_every = 2, False, 0
+    config.train.max_steps, config.loader.prefetch, config.train.log_interval = 2, False, 0
     train(config, str(data), str(run))
 
     def told(*options: str) -> str:
@@ -61,7 +61,7 @@ def test_a_model_that_lost_too_much_leaves_nothing_behind(
     (data / "vocabulary").mkdir()
     for name in ("group", "tab"):
         pq.write_table(pa.table({"value": ["x"], "row": [1]}), data / "vocabulary" / f"{name}.parquet")
-    worse = compared(measured(like=(0.9, 300)), measured(like=(0.8, 300)), 1e-3)
+    worse = compare_auc(measured(like=(0.9, 300)), measured(like=(0.8, 300)), 1e-3)
     with monkeypatch.context() as patch:
         patch.setattr(exporting, "compared", lambda *_: worse)
         assert "not written: on test the AUC falls by more than --tolerance 0.001 (like 0.9000 -> 0.8000)" in told()

@@ -10,25 +10,25 @@ import torch
 
 from a2gen_rec.cli.main import main
 from a2gen_rec.config import Config, EnsembleConfig
-from a2gen_rec.data.batch import ALL, collate
-from a2gen_rec.data.columns import Items, WindowColumns, take_windows
-from a2gen_rec.data.items import find_items, popular_items
+from a2gen_rec.data.batch import WHOLE_WINDOW, collate
+from a2gen_rec.data.columns import CandidateItems, WindowColumns, take_windows
+from a2gen_rec.data.items import find_candidate_items, popular_items
 from a2gen_rec.data.schema import SPLITS, DatasetCard
 from a2gen_rec.ensemble.fit import train_ensemble
-from a2gen_rec.ensemble.trainer import Epoch
+from a2gen_rec.ensemble.trainer import EpochResult
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.models.a2gen import A2Gen
 from a2gen_rec.models.ensemble.io import EnsembleCard, load_ensemble, save_ensemble
 from a2gen_rec.models.ensemble.model import Ensemble
-from a2gen_rec.nn.decoding import Decoded
-from a2gen_rec.ranking.selection import order_by
+from a2gen_rec.nn.decoding import DecodedSequences
+from a2gen_rec.ranking.selection import resolve_sort_key
 from a2gen_rec.ranking.timelines import timelines
-from a2gen_rec.ranking.types import Candidate, RankedList
+from a2gen_rec.ranking.types import RankedList, ScoredCandidate
 from a2gen_rec.runs import rank as run_ranking
-from a2gen_rec.runs.next_window import latest_window, next_window, no_history
-from a2gen_rec.runs.rank import rank
+from a2gen_rec.runs.next_window import append_candidates_now, empty_window, read_latest_window
+from a2gen_rec.runs.rank import rank_run
 from a2gen_rec.training.entrypoint import train
-from a2gen_rec.training.loaded_run import OpenRun, open_run
+from a2gen_rec.training.loaded_run import LoadedRun, load_run
 from tests.helpers.cards import make_card, make_columns, small_config, to_table, whole, write_dataset
 
 CARD = make_card()
@@ -56,23 +56,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("rank")
     data, run = write_dataset(folder / "data", CARD, windows=25), folder / "run"
     config = small_config()
-    config.train.max_steps, config.loader.background, config.train.log_every = 5, False, 0
+    config.train.max_steps, config.loader.prefetch, config.train.log_interval = 5, False, 0
     config.optim.dense_lr = 0.02
-    config.loader.max_impressions, config.evaluate.max_error = 200, 0.05
+    config.loader.max_impressions_per_batch, config.evaluate.max_unexplored_mass = 200, 0.05
     train(config, str(data), str(run))
     table = pq.read_table(data / "test" / "part-00001.parquet")
     lengths = table["ts_ms"].combine_chunks().value_lengths().to_numpy()
-    return World(data, run, table["user"][int(np.flatnonzero(lengths > CARD.history)[0])].as_py())
+    return World(data, run, table["user"][int(np.flatnonzero(lengths > CARD.max_history)[0])].as_py())
 
 
 def ranked(world: World, file: Path, lines: str, **options: str) -> RankedList:
     file.write_text(lines)
-    return rank(str(world.run), options.pop("user", world.user), str(file), **options)
+    return rank_run(str(world.run), options.pop("user", world.user), str(file), **options)
 
 
-def some_items(rows: np.ndarray) -> Items:
+def some_items(rows: np.ndarray) -> CandidateItems:
     authors = rows * 7 % 9
-    return Items([f"item-{row}" for row in rows], np.ones(len(rows), bool), {"item_id": rows, "author_id": authors})
+    return CandidateItems(
+        [f"item-{row}" for row in rows], np.ones(len(rows), bool), {"item_id": rows, "author_id": authors}
+    )
 
 
 def one_window(length: int, seed: int = 1) -> WindowColumns:
@@ -93,10 +95,13 @@ def predictions(model: A2Gen, columns: WindowColumns, candidates: bool) -> torch
     """Everything a ranking is made of, one row per target."""
     output = model(
         collate(
-            columns, np.arange(len(columns)), whole(CARD, small_config()), request_gap_s=ALL if candidates else None
+            columns,
+            np.arange(len(columns)),
+            whole(CARD, small_config()),
+            request_gap_s=WHOLE_WINDOW if candidates else None,
         )
     )
-    what, best = model.ranker.occurrence(output, max_error=0.1), model.ranker.decode(output, 4)
+    what, best = model.ranker.marginals(output, max_error=0.1), model.ranker.decode(output, 4)
     time = torch.full((len(what.time), len(CARD.actions)), torch.nan)
     time[:, : best.time.shape[2]] = best.time[:, 0]
     times = torch.nan_to_num(torch.cat([what.time, time], 1), nan=-1.0)
@@ -111,10 +116,10 @@ def predictions(model: A2Gen, columns: WindowColumns, candidates: bool) -> torch
 @pytest.mark.parametrize("length", [0, 9])
 def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: int) -> None:
     model, items = model_of(small_config(**variant)), some_items(np.arange(1, 7))
-    history = one_window(length) if length else no_history(CARD)
-    together = predictions(model, next_window(history, items, CARD), candidates=True)
+    history = one_window(length) if length else empty_window(CARD)
+    together = predictions(model, append_candidates_now(history, items, CARD), candidates=True)
     alone = [
-        predictions(model, next_window(history, some_items(np.array([row])), CARD), candidates=False)
+        predictions(model, append_candidates_now(history, some_items(np.array([row])), CARD), candidates=False)
         for row in range(1, 7)
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
@@ -122,7 +127,7 @@ def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: i
 
 
 def test_as_targets_of_a_sequence_later_candidates_would_lose_the_history() -> None:
-    columns = next_window(one_window(9), some_items(np.arange(1, 7)), CARD)
+    columns = append_candidates_now(one_window(9), some_items(np.arange(1, 7)), CARD)
     model = model_of(small_config())
     same = torch.isclose(predictions(model, columns, True), predictions(model, columns, False)).all(1)
     # The last 6 of 9 past impressions are seen; the first candidate has them all right before it.
@@ -131,7 +136,7 @@ def test_as_targets_of_a_sequence_later_candidates_would_lose_the_history() -> N
 
 def test_what_stands_for_the_candidates_actions_is_never_read() -> None:
     history, model = one_window(9), model_of(small_config())
-    columns = next_window(history, some_items(np.arange(1, 7)), CARD)
+    columns = append_candidates_now(history, some_items(np.arange(1, 7)), CARD)
     count, past = 6, len(history.action)
     lengths = np.append(history.action_lengths, np.full(count, 4))
     other = dataclasses.replace(
@@ -148,7 +153,7 @@ def test_what_stands_for_the_candidates_actions_is_never_read() -> None:
 
 def test_candidates_come_after_all_of_the_window_in_its_last_context() -> None:
     history = one_window(9)
-    columns = next_window(history, some_items(np.array([5, 6])), CARD)
+    columns = append_candidates_now(history, some_items(np.array([5, 6])), CARD)
     tab, item = history.impression_ids["tab"], history.impression_ids["item_id"]
     assert columns.first_target.tolist() == [9]
     assert columns.lengths.tolist() == [11]
@@ -170,7 +175,7 @@ def test_candidates_stand_at_the_end_of_the_user_s_session() -> None:
     def session(gaps_s: list[int]) -> list[list[int]]:
         ts_ms = np.cumsum(np.array([0, *gaps_s]) * 1000)
         moved = dataclasses.replace(history, ts_ms=ts_ms, end_ms=ts_ms + np.append(lasts[:-1] % 7000, 7000))
-        columns = next_window(moved, some_items(np.array([5, 6])), CARD)
+        columns = append_candidates_now(moved, some_items(np.array([5, 6])), CARD)
         return [rows[9:].tolist() for rows in columns.session.values()]
 
     last = int(history.outcome["feedback"][-1])
@@ -178,14 +183,14 @@ def test_candidates_stand_at_the_end_of_the_user_s_session() -> None:
     # The last impression takes 7 s, and the request comes a second later.
     assert session([9] * 8) == [[3, 3], [2, 2], [last, last]]
     assert session([9] * 7 + [26]) == [[2, 2], [2, 2], [last, last]]
-    unseen = next_window(no_history(CARD), some_items(np.array([5, 6])), CARD)
+    unseen = append_candidates_now(empty_window(CARD), some_items(np.array([5, 6])), CARD)
     assert [rows.tolist() for rows in unseen.session.values()] == [[1, 1], [0, 0], [0, 0]]
 
 
 def test_rank_equals_the_model_asked_for_each_candidate_alone(world: World, tmp_path: Path) -> None:
     found = ranked(world, tmp_path / "items", "item-3\n\n  item-7 \nitem-3\nnobody knows\nitem-12\n")
     assert [found.user, found.user_known, found.by, found.unknown_items] == [world.user, True, "watch", 1]
-    assert found.history == CARD.history
+    assert found.history_length == CARD.max_history
     assert {c.item: c.known for c in found.candidates} == {
         "item-3": True,
         "item-7": True,
@@ -196,23 +201,23 @@ def test_rank_equals_the_model_asked_for_each_candidate_alone(world: World, tmp_
         (c.expected_watch_s for c in found.candidates), reverse=True
     )
     table = pq.read_table(world.data / "items.parquet").to_pydict()
-    with open_run(str(world.run)) as opened:
+    with load_run(str(world.run)) as opened:
         for candidate in found.candidates:
             at = table["item"].index(candidate.item) if candidate.known else None
             rows = [0, 0] if at is None else [table["item_id"][at], table["author_id"][at]]
             _check_alone(opened, candidate, np.array(rows), world)
 
 
-def _check_alone(opened: OpenRun, candidate: Candidate, rows: np.ndarray, world: World) -> None:
+def _check_alone(opened: LoadedRun, candidate: ScoredCandidate, rows: np.ndarray, world: World) -> None:
     """The candidate as the only target of a window, through the ordinary batch."""
-    window = latest_window(str(world.data), CARD, world.user)
-    alone = Items([candidate.item], np.array([candidate.known]), {"item_id": rows[:1], "author_id": rows[1:]})
-    columns = next_window(window, alone, CARD)
+    window = read_latest_window(str(world.data), CARD, world.user)
+    alone = CandidateItems([candidate.item], np.array([candidate.known]), {"item_id": rows[:1], "author_id": rows[1:]})
+    columns = append_candidates_now(window, alone, CARD)
     batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
-    opened.built.dmp.eval()
+    opened.model.model_parallel.eval()
     with torch.no_grad():
-        _, (_, output) = opened.built.dmp(batch)
-    what = opened.built.model.ranker.occurrence(output, opened.config.evaluate.max_error)
+        _, (_, output) = opened.model.model_parallel(batch)
+    what = opened.model.model.ranker.marginals(output, opened.config.evaluate.max_unexplored_mass)
     expected = [*what.probability[0, 1:-1].tolist(), output.label_logits[0, 0].sigmoid().item()]
     assert list(candidate.probability) == NAMES
     np.testing.assert_allclose(list(candidate.probability.values()), expected, atol=1e-5)
@@ -224,7 +229,7 @@ def _check_alone(opened: OpenRun, candidate: Candidate, rows: np.ndarray, world:
 
 def test_timelines_are_sequences_with_seconds_where_logs_record_them() -> None:
     nan = float("nan")
-    decoded = Decoded(
+    decoded = DecodedSequences(
         action=torch.tensor([[[2, 1, 4], [4, -1, -1]], [[4, -1, -1], [1, 4, -1]]]),
         time=torch.tensor([[[0.5, 1.0, 2.0], [1.0, nan, nan]], [[-0.1, nan, nan], [1.0, 2.0, nan]]]),
         log_probability=torch.tensor([[0.25, 0.1], [0.5, 0.2]]).log(),
@@ -239,8 +244,8 @@ def test_timelines_are_sequences_with_seconds_where_logs_record_them() -> None:
 
 
 def test_an_unknown_user_has_no_history_and_popular_items(world: World) -> None:
-    found = rank(str(world.run), "nobody", by="like", top=100)
-    assert [found.user_known, found.history, found.by, found.unknown_items] == [False, 0, "like", 0]
+    found = rank_run(str(world.run), "nobody", sort_by="like", k=100)
+    assert [found.user_known, found.history_length, found.by, found.unknown_items] == [False, 0, "like", 0]
     statistics = pq.read_table(world.data / "item_statistics.parquet").to_pydict()
     shown = {f"item-{row}" for row in statistics["item_id"] if row}
     assert {candidate.item for candidate in found.candidates} == shown
@@ -256,9 +261,9 @@ def test_the_history_matters(world: World, tmp_path: Path) -> None:
 
 
 def test_only_the_best_are_returned(world: World) -> None:
-    everyone, few = rank(str(world.run), world.user, top=100), rank(str(world.run), world.user, top=3)
+    everyone, few = rank_run(str(world.run), world.user, k=100), rank_run(str(world.run), world.user, k=3)
     assert few.candidates == everyone.candidates[:3]
-    assert few.ranked == len(everyone.candidates) > 3
+    assert few.num_candidates == len(everyone.candidates) > 3
 
 
 def test_popular_items_are_the_most_shown(tmp_path: Path) -> None:
@@ -267,9 +272,9 @@ def test_popular_items_are_the_most_shown(tmp_path: Path) -> None:
     pq.write_table(pa.table(statistics), tmp_path / "item_statistics.parquet")
     pq.write_table(pa.table(items), tmp_path / "items.parquet")
     found = popular_items(str(tmp_path), CARD, 4)
-    assert found.raw == ["c", "b", "d", "e"]  # b and d share a row
+    assert found.ids == ["c", "b", "d", "e"]  # b and d share a row
     assert found.rows["author_id"].tolist() == [3, 2, 4, 5]
-    assert popular_items(str(tmp_path), CARD, 2).raw == ["c", "b"]
+    assert popular_items(str(tmp_path), CARD, 2).ids == ["c", "b"]
 
 
 def _write_user(folder: Path, user: str, begins: list[int]) -> None:
@@ -295,17 +300,17 @@ def test_the_latest_window_of_the_latest_split(tmp_path: Path, last: str, begins
     _write_user(tmp_path / last, "ann", begins)
     for split in SPLITS[SPLITS.index(last) + 1 :]:
         _write_user(tmp_path / split, "bob", [10])
-    window = latest_window(str(tmp_path), CARD, "ann")
+    window = read_latest_window(str(tmp_path), CARD, "ann")
     assert window is not None
     assert window.ts_ms[0] == max(begins) * 1_000_000
     assert len(window) == 1
     assert len(window.ts_ms) == window.lengths[0]
-    assert latest_window(str(tmp_path), CARD, "an") is None
+    assert read_latest_window(str(tmp_path), CARD, "an") is None
 
 
 def test_unknown_items_get_row_zero(world: World) -> None:
-    found = find_items(str(world.data), CARD, ["item-9", "?", "item-4"])
-    assert found.known.tolist() == [True, False, True]
+    found = find_candidate_items(str(world.data), CARD, ["item-9", "?", "item-4"])
+    assert found.is_known.tolist() == [True, False, True]
     assert found.rows["item_id"].tolist() == [9, 0, 4]
     assert found.rows["author_id"][1] == 0
 
@@ -321,7 +326,7 @@ def test_unknown_items_get_row_zero(world: World) -> None:
 )
 def test_unusable_settings_end_with_a_clear_line(world: World, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
-        rank(**{"run": str(world.run), "user": world.user, **options})
+        rank_run(**{"run": str(world.run), "user": world.user, **options})
     assert "\n" not in str(raised.value)
     assert not torch.distributed.is_initialized()
 
@@ -357,21 +362,21 @@ def test_a_damaged_item_table_ends_with_a_clear_line(
     file.write_bytes((world.data / "items.parquet").read_bytes())
     damage(file)
     with pytest.raises(DataError, match=message) as raised:
-        find_items(str(tmp_path), CARD, ["item-1"])
+        find_candidate_items(str(tmp_path), CARD, ["item-1"])
     assert "\n" not in str(raised.value)
 
 
 def test_without_watch_times_the_first_action_orders(tmp_path: Path) -> None:
     def card(**change: object) -> DatasetCard:
-        return dataclasses.replace(CARD, timed=["like"], **change)
+        return dataclasses.replace(CARD, timed_actions=["like"], **change)
 
-    assert order_by(CARD, "") == "watch"
-    assert order_by(card(), "") == "like"
-    assert order_by(card(actions=["start", "exit"]), "") == "click"
+    assert resolve_sort_key(CARD, "") == "watch"
+    assert resolve_sort_key(card(), "") == "like"
+    assert resolve_sort_key(card(actions=["start", "exit"]), "") == "click"
     with pytest.raises(UserError, match="no action, label or watch time"):
-        order_by(card(actions=["start", "exit"], labels=[]), "")
+        resolve_sort_key(card(actions=["start", "exit"], labels=[]), "")
     with pytest.raises(UserError, match="cannot rank by 'watch'"):
-        order_by(card(), "watch")
+        resolve_sort_key(card(), "watch")
 
 
 # --- with an ensemble -------------------------------------------------------------------------------------------
@@ -385,7 +390,7 @@ class Silent:
 
     def scoring(self, split: str, done: int, files: int) -> None: ...
     def fitting(self, name: str) -> None: ...
-    def epoch(self, name: str, epoch: Epoch) -> None: ...
+    def epoch(self, name: str, epoch: EpochResult) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -393,32 +398,36 @@ def fused(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
     """A run that predicts objectives and has an ensemble, on the same dataset."""
     run = tmp_path_factory.mktemp("fused") / "run"
     config = small_config(objectives=True)
-    config.train.max_steps, config.loader.background, config.train.log_every = 5, False, 0
-    config.loader.max_impressions, config.evaluate.max_error = 60, 0.0
-    config.optim.dense_lr, config.optim.tables_lr = 0.05, 0.3
+    config.train.max_steps, config.loader.prefetch, config.train.log_interval = 5, False, 0
+    config.loader.max_impressions_per_batch, config.evaluate.max_unexplored_mass = 60, 0.0
+    config.optim.dense_lr, config.optim.sparse_lr = 0.05, 0.3
     train(config, str(world.data), str(run))
-    settings = EnsembleConfig(epochs=2, lr=0.05, dim=4, hidden=[4], degree=8, events=EVENTS, formula_trials=2)
+    settings = EnsembleConfig(
+        epochs=2, lr=0.05, dim=4, hidden_dims=[4], quadrature_degree=8, max_history_events=EVENTS, formula_trials=2
+    )
     assert train_ensemble(str(run), str(run / "ensemble"), settings, Silent()) is not None
     return dataclasses.replace(world, run=run)
 
 
-def alone_score(opened: OpenRun, model: Ensemble, card: EnsembleCard, candidate: Candidate, world: World) -> float:
+def alone_score(
+    opened: LoadedRun, model: Ensemble, card: EnsembleCard, candidate: ScoredCandidate, world: World
+) -> float:
     """The ensemble asked for one candidate, with values and events of the model's ordinary forward pass."""
     table = pq.read_table(world.data / "items.parquet").to_pydict()
     at = table["item"].index(candidate.item)
     rows = {name: np.array([table[name][at]]) for name in ("item_id", "author_id")}
-    window = latest_window(str(world.data), CARD, world.user)
-    columns = next_window(window, Items([candidate.item], np.ones(1, bool), rows), CARD)
+    window = read_latest_window(str(world.data), CARD, world.user)
+    columns = append_candidates_now(window, CandidateItems([candidate.item], np.ones(1, bool), rows), CARD)
     batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
-    opened.built.dmp.eval()
+    opened.model.model_parallel.eval()
     with torch.no_grad():
-        _, (_, output) = opened.built.dmp(batch)
-        ranker = opened.built.model.ranker
-        what = ranker.occurrence(output, 0.0)
+        _, (_, output) = opened.model.model_parallel(batch)
+        ranker = opened.model.model.ranker
+        what = ranker.marginals(output, 0.0)
         heads = torch.cat([output.label_logits, output.objective_logits], 1)
         value = torch.cat([what.probability[:, 1:-1].logit(), heads, what.time[:, -1:]], 1)
-        looked_up = opened.built.model.embeddings(batch.sparse)
-        shown = {name: looked_up[name].values()[batch.index[name]] for name in ("item_id", "author_id", "tab")}
+        looked_up = opened.model.model.embeddings(batch.sparse)
+        shown = {name: looked_up[name].values()[batch.row_index[name]] for name in ("item_id", "author_id", "tab")}
         past = torch.cat([shown["item_id"][:-1], ranker.encode_actions(looked_up, batch)], 1)[-EVENTS:]
         context = torch.cat([each[-1] for each in shown.values()])
         scored = model(value[None], past[None], torch.tensor([len(past)]), context[None, None])
@@ -434,18 +443,18 @@ def test_the_run_s_ensemble_orders_by_default(fused: World, tmp_path: Path) -> N
     assert scores == sorted(scores, reverse=True)
     assert scores[0] > scores[-1] + 1e-3
     model, card = load_ensemble(str(fused.run / "ensemble"))
-    with open_run(str(fused.run)) as opened:
+    with load_run(str(fused.run)) as opened:
         alone = [alone_score(opened, model, card, candidate, fused) for candidate in found.candidates]
     assert scores == pytest.approx(alone, rel=1e-4, abs=1e-5)
 
 
 def test_shares_of_the_score_add_up(fused: World) -> None:
     for user in (fused.user, "nobody"):
-        for candidate in rank(str(fused.run), user, top=5).candidates:
+        for candidate in rank_run(str(fused.run), user, k=5).candidates:
             parts = candidate.explanation
             assert [part.objective for part in parts] == [*OUTCOMES, "watch_time"]
-            assert [part.better for part in parts] == ["more"] * 4 + ["less", "more", "more"]
-            assert sum(part.share for part in parts) == pytest.approx(candidate.score, rel=1e-5, abs=1e-6)
+            assert [part.higher_is_better for part in parts] == ["more"] * 4 + ["less", "more", "more"]
+            assert sum(part.contribution for part in parts) == pytest.approx(candidate.score, rel=1e-5, abs=1e-6)
             assert sum(part.weight for part in parts) == pytest.approx(1, rel=1e-5)
             told = {part.objective: part.prediction for part in parts if part.unit == "probability"}
             assert told == candidate.probability
@@ -455,35 +464,35 @@ def test_shares_of_the_score_add_up(fused: World) -> None:
 @pytest.mark.parametrize("by", ["watch", *OUTCOMES])
 def test_other_orders_are_there_too_and_have_scores(by: str, fused: World) -> None:
     """Where less is better, those with the least come first."""
-    everyone = rank(str(fused.run), fused.user, by=by, top=100)
-    found = rank(str(fused.run), fused.user, by=by, top=7)
+    everyone = rank_run(str(fused.run), fused.user, sort_by=by, k=100)
+    found = rank_run(str(fused.run), fused.user, sort_by=by, k=7)
     assert [candidate.item for candidate in found.candidates] == [each.item for each in everyone.candidates[:7]]
     values = [each.expected_watch_s if by == "watch" else each.probability[by] for each in everyone.candidates]
     assert values == sorted(values, reverse=by != "glance")
     assert values[0] != values[-1]
     assert np.isfinite([candidate.score for candidate in found.candidates]).all()
-    assert (found.by, found.least_first) == (by, by == "glance")
+    assert (found.by, found.ascending) == (by, by == "glance")
 
 
 def test_an_ensemble_elsewhere_or_of_another_checkpoint(world: World, fused: World, tmp_path: Path) -> None:
     folder = tmp_path / "elsewhere"
     model, card = load_ensemble(str(fused.run / "ensemble"))
     save_ensemble(str(folder), model, card)
-    assert rank(str(fused.run), "nobody", ensemble=str(folder)) == rank(str(fused.run), "nobody")
+    assert rank_run(str(fused.run), "nobody", ensemble=str(folder)) == rank_run(str(fused.run), "nobody")
     with pytest.raises(UserError, match=r"elsewhere: is of .*, which predicts otherwise than this run"):
-        rank(str(world.run), "nobody", ensemble=str(folder))
+        rank_run(str(world.run), "nobody", ensemble=str(folder))
     save_ensemble(str(folder), model, dataclasses.replace(card, step=2))
     with pytest.raises(UserError, match=r"is of step 2 of .*, the run's best is step 5"):
-        rank(str(fused.run), "nobody", ensemble=str(folder))
+        rank_run(str(fused.run), "nobody", ensemble=str(folder))
     with pytest.raises(UserError, match="cannot rank by ensemble: the run has none"):
-        rank(str(world.run), "nobody", by="ensemble")
+        rank_run(str(world.run), "nobody", sort_by="ensemble")
 
 
 def test_explanations_on_the_terminal(world: World, fused: World, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["rank", "--user", "nobody", "--top", "2", "--explain", "--run"]
     main([*asked, str(fused.run)])
     text = capsys.readouterr().out
-    best = rank(str(fused.run), "nobody", top=1).candidates[0]
+    best = rank_run(str(fused.run), "nobody", k=1).candidates[0]
     assert "by ensemble score" in text
     assert "why this order" in text
     assert f"{best.score:+.4f}" in text

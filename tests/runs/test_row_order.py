@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from a2gen_rec.artifact.entity_index import Catalogue
+from a2gen_rec.artifact.entity_index import EntityIndex
 from a2gen_rec.data.schema import DatasetCard, Feature
 from a2gen_rec.errors import DataError
 from a2gen_rec.ranking.ranker import Ranker
-from a2gen_rec.runs.export import export
-from a2gen_rec.runs.export_files import whole_state
-from a2gen_rec.runs.row_order import row_order, with_exported_rows
-from a2gen_rec.training.loaded_run import open_run
+from a2gen_rec.runs.export import export_run
+from a2gen_rec.runs.export_files import full_state_dict
+from a2gen_rec.runs.row_order import export_permutation, renumber_rows
+from a2gen_rec.training.loaded_run import load_run
 from tests.helpers.cards import make_card
 from tests.helpers.logs import Log, hashed_log, simulated_log
 
@@ -31,14 +31,14 @@ def card_of(kind: str) -> DatasetCard:
 
 def test_names_with_a_row_count_it_up_and_the_others_follow(tmp_path: Path) -> None:
     pq.write_table(ITEMS, tmp_path / "items.parquet")
-    order = row_order(str(tmp_path), card_of("vocabulary"))
+    order = export_permutation(str(tmp_path), card_of("vocabulary"))
     assert {name: rows.tolist() for name, rows in order.items()} == {"item_id": [0, 3, 1, 2, 4, 5]}
     expected = {"item": ["a", "c", "e", "b", "d"], "item_id": [1, 2, 3, 0, 0], "author_id": [5, 7, 1, 6, 8]}
-    assert with_exported_rows(ITEMS, order, "item_id").to_pydict() == expected
-    assert row_order(str(tmp_path), card_of("hash")) == {}
+    assert renumber_rows(ITEMS, order, "item_id").to_pydict() == expected
+    assert export_permutation(str(tmp_path), card_of("hash")) == {}
     author = {"author_id": np.array([0, 8, 7, 6, 5, 4, 3, 2, 1])}
     expected = ITEMS.to_pydict() | {"author_id": [4, 3, 2, 1, 8]}
-    assert with_exported_rows(ITEMS, author, "item_id").to_pydict() == expected
+    assert renumber_rows(ITEMS, author, "item_id").to_pydict() == expected
 
 
 def test_values_of_a_vocabulary_are_put_in_order(tmp_path: Path) -> None:
@@ -46,13 +46,13 @@ def test_values_of_a_vocabulary_are_put_in_order(tmp_path: Path) -> None:
     known = pa.table({"value": ["c", "a", "b"], "row": [1, 2, 3], "count": [5, 4, 3]})
     pq.write_table(known, tmp_path / "vocabulary" / "author_id.parquet")
     card = replace(make_card(), features=[Feature("author_id", "item", "vocabulary", 4)])
-    assert row_order(str(tmp_path), card)["author_id"].tolist() == [0, 2, 3, 1]
+    assert export_permutation(str(tmp_path), card)["author_id"].tolist() == [0, 2, 3, 1]
 
 
 @pytest.mark.parametrize(("rows", "order"), [([2, 1, 2], [0, 2, 1, 3, 4, 5]), ([0, 0], [0, 1, 2, 3, 4, 5]), ([], None)])
 def test_every_row_has_one_place(tmp_path: Path, rows: list[int], order: list[int] | None) -> None:
     pq.write_table(pa.table({"item_id": pa.array(rows, pa.int64())}), tmp_path / "items.parquet")
-    (found,) = row_order(str(tmp_path), card_of("vocabulary")).values()
+    (found,) = export_permutation(str(tmp_path), card_of("vocabulary")).values()
     assert found.tolist() == (order or list(range(6)))
 
 
@@ -60,22 +60,22 @@ def test_every_row_has_one_place(tmp_path: Path, rows: list[int], order: list[in
 def test_a_catalogue_without_its_rows_is_refused(tmp_path: Path, column: dict[str, list[object]]) -> None:
     pq.write_table(pa.table(column), tmp_path / "items.parquet")
     with pytest.raises(DataError, match=r"items.parquet.*item_id"):
-        row_order(str(tmp_path), card_of("vocabulary"))
+        export_permutation(str(tmp_path), card_of("vocabulary"))
 
 
 @pytest.fixture(scope="module", params=[simulated_log, hashed_log])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, Path]:
     folder = tmp_path_factory.mktemp("rows")
     log = request.param(folder)
-    export(log.run, str(folder / "model"), "fp32")
+    export_run(log.run, str(folder / "model"), "fp32")
     return log, folder / "model"
 
 
 def trained_tables(log: Log) -> tuple[DatasetCard, dict[str, torch.Tensor]]:
-    with open_run(log.run) as opened:
+    with load_run(log.run) as opened:
         tables = {
             name.removeprefix("embeddings.embeddings.").removesuffix(".weight"): value.float()
-            for name, value in whole_state(opened.built.model).items()
+            for name, value in full_state_dict(opened.model.model).items()
         }
         return opened.card, tables
 
@@ -132,7 +132,7 @@ def test_buckets_of_lengths_follow_from_the_lengths(world: tuple[Log, Path]) -> 
     card = DatasetCard.load(log.data)
     (spec,) = (each for each in card.features if each.name == feature)
     assert catalogue.rows[feature].dtype == np.int32
-    known = Catalogue.read(f"{log.data}/items.parquet", "item", card.at_level("item"))  # as format 1 has it
+    known = EntityIndex.read(f"{log.data}/items.parquet", "item", card.features_at("item"))  # as format 1 has it
     assert known.items(items["item"]).rows[feature].tolist() == items[feature]
     edges = np.array([*spec.boundaries, np.nextafter(spec.boundaries[0], 0)])
     pq.write_table(
@@ -140,7 +140,7 @@ def test_buckets_of_lengths_follow_from_the_lengths(world: tuple[Log, Path]) -> 
     )
     pq.write_table(pa.table({"item": list(map(str, edges)), "raw_length_s": edges}), model.parent / "edges.parquet")
     for file, rows in (("no", [0]), ("edges", [*range(2, len(edges) + 1), 1, 0])):
-        read = Catalogue.read(f"{model.parent}/{file}.parquet", "item", [spec], spec.name)
+        read = EntityIndex.read(f"{model.parent}/{file}.parquet", "item", [spec], spec.name)
         assert read.rows[feature].tolist() == rows
 
 

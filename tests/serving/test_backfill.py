@@ -16,10 +16,10 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError
 from a2gen_rec.ranking.ranker import Ranker
 from a2gen_rec.ranking.types import Impression
-from a2gen_rec.runs.export import export
+from a2gen_rec.runs.export import export_run
 from a2gen_rec.serving import backfill as backfilling
 from a2gen_rec.serving.backfill import backfill, latest_impressions
-from a2gen_rec.serving.engine.history_cache import MARGIN
+from a2gen_rec.serving.engine.history_cache import SESSION_MARGIN
 from a2gen_rec.serving.stores.factory import open_store
 from tests.helpers.logs import SPEC, Log, hashed_log, simulated_log
 
@@ -35,7 +35,7 @@ def hashed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Log]:
     """With its run's export."""
     folder = tmp_path_factory.mktemp("hashed")
     log = hashed_log(folder)
-    export(log.run, str(folder / "model"), "fp32")
+    export_run(log.run, str(folder / "model"), "fp32")
     return folder, log
 
 
@@ -78,14 +78,14 @@ def test_a_backfilled_store_gives_the_histories_of_events(
     where, model = str(tmp_path / "events.db"), str(folder / "model")
     given = ["--raw", str(folder / "raw"), "--spec", str(folder / "spec.yaml"), "--model", model, "--store", where]
     ranker = Ranker.load(model)
-    keep = ranker.card.history + MARGIN
+    keep = ranker.card.max_history + SESSION_MARGIN
     for _ in range(2):
         main(["backfill", "generic", *given])
         sums = sum(min(len(each), keep) for each in log.impressions.values())
         assert capsys.readouterr().out.endswith(f"{where}: {sums:,} impressions of {len(log.impressions)} users\n")
         store = open_store(where)
         for user, impressions in log.impressions.items():
-            _, recorded = store.recent(user, 1000)
+            _, recorded = store.get_recent(user, 1000)
             assert [each.ts_ms for each in recorded] == [each.ts_ms for each in impressions[-keep:]]
             mine, theirs = ranker.encode(recorded), ranker.encode(impressions[-keep:])
             assert mine.items == theirs.items
@@ -103,10 +103,10 @@ def test_many_users_wait_for_the_store_together(
     monkeypatch.setattr(backfilling, "ROWS", 3)  # batches of rows end in the middle of users
     where = str(tmp_path / "events.db")
     done = backfill(
-        "generic", str(folder / "raw"), str(folder / "model"), where, last=4, spec=str(folder / "spec.yaml")
+        "generic", str(folder / "raw"), str(folder / "model"), where, max_impressions=4, spec=str(folder / "spec.yaml")
     )
     store = open_store(where)
-    recorded = {user: store.recent(user, 1000)[1] for user in log.impressions}
+    recorded = {user: store.get_recent(user, 1000)[1] for user in log.impressions}
     store.close()
     assert done.users == len(log.impressions)
     assert done.impressions == sum(map(len, recorded.values()))

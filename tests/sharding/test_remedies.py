@@ -5,19 +5,19 @@ from typing import Any
 
 import pytest
 
-from a2gen_rec.sharding.planner import Problem
+from a2gen_rec.sharding.planner import PlanningProblem
 from a2gen_rec.sharding.report import PlanReport, Remedy
-from a2gen_rec.sharding.report_builder import explain
+from a2gen_rec.sharding.report_builder import plan_and_describe
 from tests.helpers.planning_problems import HOST, on_cpu, problem
 
 
-def report_of(asked: Problem) -> PlanReport:
-    report, found = explain(asked)
+def report_of(asked: PlanningProblem) -> PlanReport:
+    report, found = plan_and_describe(asked)
     assert report.fits == (found is not None)
     return report
 
 
-def taken(asked: Problem, remedy: Remedy) -> Problem:
+def taken(asked: PlanningProblem, remedy: Remedy) -> PlanningProblem:
     """The problem after the remedy's options."""
     given = dict(zip(remedy.settings[::2], remedy.settings[1::2], strict=True))
     sharding: dict[str, Any] = {}
@@ -25,7 +25,7 @@ def taken(asked: Problem, remedy: Remedy) -> Problem:
         if option == "--ranks":
             asked = replace(asked, cluster=asked.cluster.with_ranks(int(value)))
         elif option.startswith("--rows."):
-            asked = replace(asked, workload=asked.workload.resized({option.removeprefix("--rows."): int(value)}))
+            asked = replace(asked, workload=asked.workload.with_rows({option.removeprefix("--rows."): int(value)}))
         else:
             sharding[option.removeprefix("--sharding.")] = value.strip("[]").split(",") if "[" in value else value
     config = replace(asked.config, sharding=replace(asked.config.sharding, **sharding))
@@ -70,18 +70,18 @@ def test_no_more_rows_would_fit() -> None:
     asked = problem(replace(HOST, hbm_gb=3.0))
     remedy = report_of(asked).remedies[-1]
     rows = int(remedy.settings[1])
-    assert report_of(replace(asked, workload=asked.workload.resized({"item_id": rows}))).fits
-    assert not report_of(replace(asked, workload=asked.workload.resized({"item_id": rows + 60_000}))).fits
+    assert report_of(replace(asked, workload=asked.workload.with_rows({"item_id": rows}))).fits
+    assert not report_of(replace(asked, workload=asked.workload.with_rows({"item_id": rows + 60_000}))).fits
 
 
 def test_misfits_are_the_fewest_largest_tables_in_the_way() -> None:
     (item,) = report_of(problem(replace(HOST, hbm_gb=2.0))).misfits
     assert (item.table, item.memory) == ("item_id", "hbm")
     assert item.needs == pytest.approx(60_000_000 * 33 * 4 / 4, rel=0.01)
-    assert item.free == pytest.approx(1.6e9 - 21_000_000 * 33 * 4 / 4, rel=0.01)
+    assert item.available == pytest.approx(1.6e9 - 21_000_000 * 33 * 4 / 4, rel=0.01)
     item, user = report_of(problem(replace(HOST, hbm_gb=0.5))).misfits
     assert (item.table, user.table) == ("item_id", "user_id")
-    assert user.needs > user.free
+    assert user.needs > user.available
 
 
 def test_the_memory_that_is_short_is_named() -> None:

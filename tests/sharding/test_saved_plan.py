@@ -10,24 +10,24 @@ import yaml
 from torchrec.distributed.planner.planners import to_sharding_plan
 
 from a2gen_rec.errors import DataError, UserError
-from a2gen_rec.sharding.planner import EMBEDDINGS, Plan, Problem, plan
-from a2gen_rec.sharding.report_builder import describe
-from a2gen_rec.sharding.saved_plan import Placement
+from a2gen_rec.sharding.planner import EMBEDDINGS, Plan, PlanningProblem, plan
+from a2gen_rec.sharding.report_builder import describe_plan
+from a2gen_rec.sharding.saved_plan import SavedPlan
 from tests.helpers.planning_problems import HOST, on_cpu, problem
 
 MIXED = {"user_id": "row_wise", "item_id": "column_wise", "author_id": "table_wise", "city": "row_wise"}
 
 
-def mixed(asked: Problem) -> tuple[Plan, Placement]:
+def mixed(asked: PlanningProblem) -> tuple[Plan, SavedPlan]:
     """A plan with every kind of sharding."""
     plans = {kind: plan(with_types(asked, kind)) for kind in ("row_wise", "column_wise", "table_wise")}
     chosen = {name: plans[MIXED.get(name, "table_wise")].chosen[name] for name in plans["row_wise"].chosen}
     found = replace(plans["row_wise"], chosen=chosen)
-    return found, Placement.of(found, asked)
+    return found, SavedPlan.from_plan(found, asked)
 
 
-def with_types(asked: Problem, *types: str) -> Problem:
-    sharding = replace(asked.config.sharding, types=list(types))  # type: ignore[arg-type]
+def with_types(asked: PlanningProblem, *types: str) -> PlanningProblem:
+    sharding = replace(asked.config.sharding, sharding_types=list(types))  # type: ignore[arg-type]
     return replace(asked, config=replace(asked.config, sharding=sharding))
 
 
@@ -50,7 +50,7 @@ def test_it_is_the_plan_torchrec_would_follow(ranks: int, device: str) -> None:
 
 def test_cached_tables_keep_their_cache() -> None:
     asked = problem(replace(HOST, hbm_gb=3.0), kernels=["fused", "fused_uvm_caching"], cache_load_factor=0.1)
-    ours = Placement.of(plan(asked), asked).to_torchrec(torch.device("cuda"), 4)
+    ours = SavedPlan.from_plan(plan(asked), asked).to_torchrec(torch.device("cuda"), 4)
     caches = {name: table.cache_params for name, table in ours.items()}
     assert caches["item_id"].load_factor == 0.1
     assert caches["city"] is None
@@ -61,9 +61,9 @@ def test_what_is_saved_is_read_back_and_explained_alike(tmp_path: Path) -> None:
     found, placement = mixed(asked)
     file = str(tmp_path / "plan.yaml")
     placement.save(file)
-    assert Placement.load(file) == placement
-    followed = describe(asked, placement.follow(asked, file))
-    direct = describe(asked, found)
+    assert SavedPlan.load(file) == placement
+    followed = describe_plan(asked, placement.apply(asked, file))
+    direct = describe_plan(asked, found)
     assert followed.ranks == direct.ranks
     assert [table.shards for table in followed.tables] == [table.shards for table in direct.tables]
 
@@ -71,9 +71,9 @@ def test_what_is_saved_is_read_back_and_explained_alike(tmp_path: Path) -> None:
 def test_a_large_plan_is_short_to_read(tmp_path: Path) -> None:
     asked = with_types(problem(HOST.with_ranks(512)), "row_wise")
     file = tmp_path / "plan.yaml"
-    Placement.of(plan(asked), asked).save(str(file))
+    SavedPlan.from_plan(plan(asked), asked).save(str(file))
     assert len(file.read_text().splitlines()) < 60
-    assert Placement.load(str(file)).tables["item_id"].ranks == tuple(range(512))
+    assert SavedPlan.load(str(file)).tables["item_id"].ranks == tuple(range(512))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_damaged_file_is_refused(damage: dict, reason: str, tmp_path: Path) ->
         (raw["tables"]["city"] if name in raw["tables"]["city"] else raw)[name] = value
     file.write_text(yaml.safe_dump(raw))
     with pytest.raises(DataError) as caught:
-        Placement.load(str(file))
+        SavedPlan.load(str(file))
     assert str(file) in str(caught.value)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -135,4 +135,4 @@ def test_a_plan_for_gpus_holds_on_cpu_but_for_their_kernels() -> None:
     _, placement = mixed(problem())
     placement.check(cpu, "plan.yaml")
     with pytest.raises(UserError, match=r"plan\.yaml: this plan has kernel fused_uvm_caching for item_id, which CPU"):
-        Placement.of(plan(asked), asked).check(cpu, "plan.yaml")
+        SavedPlan.from_plan(plan(asked), asked).check(cpu, "plan.yaml")

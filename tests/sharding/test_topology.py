@@ -36,7 +36,7 @@ def written(folder: Path, **fields: object) -> str:
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_shipped_clusters_are_what_their_names_say(file: Path) -> None:
-    cluster = Cluster.read(str(file))
+    cluster = Cluster.from_yaml(str(file))
     assert cluster.name == file.stem
     kind, _, shape = file.stem.partition("_")
     if shape:
@@ -47,7 +47,7 @@ def test_shipped_clusters_are_what_their_names_say(file: Path) -> None:
 
 
 def test_the_planner_gets_bytes_and_bytes_per_ms(tmp_path: Path) -> None:
-    topology = Cluster.read(written(tmp_path)).topology(reserve=0.25)
+    topology = Cluster.from_yaml(written(tmp_path)).topology(reserve=0.25)
     assert (topology.world_size, topology.local_world_size) == (16, 8)
     assert {(device.storage.hbm, device.storage.ddr) for device in topology.devices} == {(60 * 10**9, 75 * 10**9)}
     found = [topology.hbm_mem_bw, topology.ddr_mem_bw, topology.hbm_to_ddr_mem_bw]
@@ -56,7 +56,7 @@ def test_the_planner_gets_bytes_and_bytes_per_ms(tmp_path: Path) -> None:
 
 
 def test_the_reserve_holds_for_host_memory_too() -> None:
-    topology = Cluster.read(str(FOLDER / "cpu_16x2.yaml")).topology(reserve=0.5)
+    topology = Cluster.from_yaml(str(FOLDER / "cpu_16x2.yaml")).topology(reserve=0.5)
     assert {(device.storage.hbm, device.storage.ddr) for device in topology.devices} == {(0, 256 * 10**9)}
 
 
@@ -80,7 +80,7 @@ def test_the_reserve_holds_for_host_memory_too() -> None:
 def test_what_cannot_be_is_named(fields: dict, reason: str, tmp_path: Path) -> None:
     file = written(tmp_path, **fields)
     with pytest.raises(ConfigError) as caught:
-        Cluster.read(file)
+        Cluster.from_yaml(file)
     assert str(caught.value).startswith(f"{file}: {reason}")
 
 
@@ -89,18 +89,18 @@ def test_other_files_are_no_topologies(text: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"mine\.yaml: not (a topology|YAML)") as caught:
-        Cluster.read(str(file))
+        Cluster.from_yaml(str(file))
     assert "\n" not in str(caught.value)
 
 
 def test_a_processs_own_hardware_and_what_is_configured() -> None:
-    cluster = Cluster.here(torch.device("cpu"), 4, 2, ShardingConfig())
+    cluster = Cluster.from_local_process(torch.device("cpu"), 4, 2, ShardingConfig())
     assert (cluster.ranks, cluster.local_ranks, cluster.device) == (4, 2, "cpu")
     total = int(next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line).split()[1])
     assert cluster.ddr_gb == pytest.approx(total * 1024 / 10**9 / 2, rel=0.02)
-    assert Cluster.here(torch.device("cpu"), 4, 2, ShardingConfig(ddr_gb=3.0)).ddr_gb == 3.0
+    assert Cluster.from_local_process(torch.device("cpu"), 4, 2, ShardingConfig(ddr_gb=3.0)).ddr_gb == 3.0
 
 
 def test_fewer_ranks_than_a_host_has() -> None:
-    cluster = Cluster.read(str(FOLDER / "h100_1x8.yaml")).with_ranks(4)
+    cluster = Cluster.from_yaml(str(FOLDER / "h100_1x8.yaml")).with_ranks(4)
     assert (cluster.ranks, cluster.local_ranks) == (4, 4)

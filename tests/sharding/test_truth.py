@@ -14,13 +14,13 @@ from a2gen_rec.data.batch import collate
 from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
-from a2gen_rec.sharding.planner import Problem, plan
-from a2gen_rec.sharding.report_builder import describe
-from a2gen_rec.sharding.saved_plan import Placement
+from a2gen_rec.sharding.planner import PlanningProblem, plan
+from a2gen_rec.sharding.report_builder import describe_plan
+from a2gen_rec.sharding.saved_plan import SavedPlan
 from a2gen_rec.sharding.topology import Cluster
-from a2gen_rec.sharding.workload import of_dataset
-from a2gen_rec.training.build import TABLES, build
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.sharding.workload import workload_from_dataset
+from a2gen_rec.training.build import EMBEDDINGS_FQN, build_training_model
+from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.cards import make_card, small_config, whole, write_dataset
 from tests.helpers.distributed import on_ranks
 
@@ -36,35 +36,35 @@ def large_card() -> DatasetCard:
 
 def config_of(optimizer: str, dtype: str) -> Config:
     config = small_config(dim=32, heads=2)
-    config.optim.tables, config.sharding.dtype = optimizer, dtype  # type: ignore[assignment]
-    config.loader.max_impressions = 64
+    config.optim.sparse_optimizer, config.sharding.dtype = optimizer, dtype  # type: ignore[assignment]
+    config.loader.max_impressions_per_batch = 64
     return config
 
 
-def problem_of(card: DatasetCard, config: Config, process: Process) -> Problem:
-    return Problem(
-        of_dataset(card, config),
-        Cluster.here(process.device, process.world, process.local_world, config.sharding),
+def problem_of(card: DatasetCard, config: Config, process: DistributedContext) -> PlanningProblem:
+    return PlanningProblem(
+        workload_from_dataset(card, config),
+        Cluster.from_local_process(process.device, process.world_size, process.local_world_size, config.sharding),
         config,
     )
 
 
-def bytes_of_rank(process: Process, config: Config) -> tuple[int, int, int]:
+def bytes_of_rank(process: DistributedContext, config: Config) -> tuple[int, int, int]:
     """Planned weights and states, planned in all, allocated."""
     card = large_card()
     asked = problem_of(card, config, process)
     plans = {}
     for kind in ("row_wise", "column_wise", "table_wise"):
-        sharding = replace(config.sharding, types=[kind])  # type: ignore[list-item]
+        sharding = replace(config.sharding, sharding_types=[kind])  # type: ignore[list-item]
         plans[kind] = plan(replace(asked, config=replace(config, sharding=sharding)))
     chosen = {name: plans[KINDS.get(name, "table_wise")].chosen[name] for name in plans["row_wise"].chosen}
     found = replace(plans["row_wise"], chosen=chosen)
-    report = describe(asked, found)
-    placement = Placement.of(found, asked).to_torchrec(process.device, process.local_world)
-    built = build(card, config, process, ShardingPlan({TABLES: placement}))
+    report = describe_plan(asked, found)
+    placement = SavedPlan.from_plan(found, asked).to_torchrec(process.device, process.local_world_size)
+    built = build_training_model(card, config, process, ShardingPlan({EMBEDDINGS_FQN: placement}))
     shards = [shard for table in report.tables for shard in table.shards if shard.rank == process.rank]
     held = sum(shard.weights + shard.optimizer for shard in shards)
-    return held, report.ranks[process.rank].ddr, table_bytes(built.dmp)
+    return held, report.ranks[process.rank].ddr, table_bytes(built.model_parallel)
 
 
 @pytest.mark.parametrize(
@@ -79,17 +79,17 @@ def test_ranks_allocate_what_was_planned(optimizer: str, dtype: str, tmp_path: P
         assert allocated == pytest.approx(planned, rel=0.1)
 
 
-def losses(process: Process, dataset: str, config: Config) -> tuple[list[float], str]:
+def losses(process: DistributedContext, dataset: str, config: Config) -> tuple[list[float], str]:
     """Losses of a few steps, and the plan that was followed."""
     card = DatasetCard.load(dataset)
-    built = build(card, config, process)
+    built = build_training_model(card, config, process)
     columns = read_columns(row_groups(sorted(str(file) for file in Path(dataset, "train").iterdir())), card)
     found = []
     for step in range(8):
         rows = np.random.default_rng(step).permutation(len(columns))[:16]
-        batch = collate(columns, rows[process.rank :: process.world], whole(card, config))
+        batch = collate(columns, rows[process.rank :: process.world_size], whole(card, config))
         built.optimizer.zero_grad()
-        loss, _ = built.dmp(batch)
+        loss, _ = built.model_parallel(batch)
         loss.backward()
         built.optimizer.step()
         found.append(float(loss.detach()))
@@ -104,30 +104,30 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_a_saved_plan_trains_as_the_planners_own(dtype: str, dataset: str, tmp_path: Path) -> None:
     config = config_of("rowwise_adagrad", dtype)
-    config.sharding.types = ["table_wise"]
+    config.sharding.sharding_types = ["table_wise"]
     own = on_ranks(2, tmp_path, losses, dataset, config)
-    asked = problem_of(DatasetCard.load(dataset), config, Process(0, 2, 2, torch.device("cpu")))
+    asked = problem_of(DatasetCard.load(dataset), config, DistributedContext(0, 2, 2, torch.device("cpu")))
     file = str(tmp_path / "plan.yaml")
-    Placement.of(plan(asked), asked).save(file)
-    followed = replace(config, sharding=replace(config.sharding, plan=file, types=["row_wise"]))
+    SavedPlan.from_plan(plan(asked), asked).save(file)
+    followed = replace(config, sharding=replace(config.sharding, plan_file=file, sharding_types=["row_wise"]))
     assert on_ranks(2, tmp_path, losses, dataset, followed) == own
     assert (
-        on_ranks(2, tmp_path, losses, dataset, replace(followed, sharding=replace(followed.sharding, plan=""))) != own
+        on_ranks(2, tmp_path, losses, dataset, replace(followed, sharding=replace(followed.sharding, plan_file=""))) != own
     )
     assert own[0][0][-1] < own[0][0][0], "it must learn something, or nothing is compared"
 
 
-def refusal(process: Process, dataset: str, config: Config) -> str:
+def refusal(process: DistributedContext, dataset: str, config: Config) -> str:
     with pytest.raises(UserError) as caught:
-        build(DatasetCard.load(dataset), config, process)
+        build_training_model(DatasetCard.load(dataset), config, process)
     return str(caught.value)
 
 
 def test_all_ranks_refuse_a_plan_for_others(dataset: str, tmp_path: Path) -> None:
     config = config_of("rowwise_adagrad", "fp32")
-    asked = problem_of(DatasetCard.load(dataset), config, Process(0, 4, 4, torch.device("cpu")))
-    config.sharding.plan = str(tmp_path / "plan.yaml")
-    Placement.of(plan(asked), asked).save(config.sharding.plan)
+    asked = problem_of(DatasetCard.load(dataset), config, DistributedContext(0, 4, 4, torch.device("cpu")))
+    config.sharding.plan_file = str(tmp_path / "plan.yaml")
+    SavedPlan.from_plan(plan(asked), asked).save(config.sharding.plan_file)
     messages = on_ranks(2, tmp_path, refusal, dataset, config)
     assert messages[0] == messages[1]
     assert "plan.yaml: this plan has 4 ranks, here it is 2" in messages[0]

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from a2gen_rec.config import PlannedFeature, WorkloadConfig
-from a2gen_rec.data.loader import WindowStream
+from a2gen_rec.config import PlannerFeature, WorkloadConfig
+from a2gen_rec.data.loader import WindowDataset
 from a2gen_rec.data.schema import SplitSummary
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.embedding_tables import table_rows
-from a2gen_rec.sharding.workload import distinct, of_dataset, of_features
+from a2gen_rec.sharding.workload import expected_unique, workload_from_dataset, workload_from_features
 from tests.helpers.cards import make_card, small_config, whole, write_dataset
 
-DESCRIBED = {"user_id": PlannedFeature("user", 1000), "item_id": PlannedFeature("item", 5000, zipf=1.0)}
-COUNTS = WorkloadConfig(windows=10, impressions=300, targets=40, actions=5)
+DESCRIBED = {"user_id": PlannerFeature("user", 1000), "item_id": PlannerFeature("item", 5000, zipf_exponent=1.0)}
+COUNTS = WorkloadConfig(windows_per_batch=10, impressions_per_batch=300, targets_per_batch=40, actions_per_batch=5)
 
 
 def direct(draws: float, rows: int, zipf: float) -> float:
@@ -28,35 +28,37 @@ def direct(draws: float, rows: int, zipf: float) -> float:
 @pytest.mark.parametrize("rows", [1, 7, 100_000, 100_001, 3_000_000])
 @pytest.mark.parametrize("draws", [1.0, 50.0, 200_000.0])
 def test_distinct_ids_equal_the_sum_over_all_rows(draws: float, rows: int, zipf: float) -> None:
-    found = distinct(draws, rows, zipf)
+    found = expected_unique(draws, rows, zipf)
     assert found == pytest.approx(direct(draws, rows, zipf), rel=1e-6)
     assert found <= min(draws, rows) * (1 + 1e-9)
 
 
 def test_ten_billion_rows_need_no_array_of_them() -> None:
     draws, rows = 30_000, 10**10
-    assert distinct(draws, rows) == pytest.approx(draws - draws**2 / 2 / rows, rel=1e-6)
-    assert distinct(draws, rows, 0.8) < draws
-    assert distinct(draws, rows, 1.2) < distinct(draws, rows, 1.0) < distinct(draws, rows, 0.8)
+    assert expected_unique(draws, rows) == pytest.approx(draws - draws**2 / 2 / rows, rel=1e-6)
+    assert expected_unique(draws, rows, 0.8) < draws
+    assert expected_unique(draws, rows, 1.2) < expected_unique(draws, rows, 1.0) < expected_unique(draws, rows, 0.8)
 
 
 def test_distinct_ids_are_those_of_random_draws() -> None:
     rng = np.random.default_rng(0)
     weight = np.arange(1, 501, dtype=np.float64) ** -0.9
     counts = [len(np.unique(rng.choice(500, 200, p=weight / weight.sum()))) for _ in range(400)]
-    assert np.mean(counts) == pytest.approx(distinct(200, 500, 0.9), rel=0.01)
+    assert np.mean(counts) == pytest.approx(expected_unique(200, 500, 0.9), rel=0.01)
 
 
 def test_described_features_are_looked_up_by_level() -> None:
     config = small_config()
-    workload = of_features(DESCRIBED, COUNTS, config)
+    workload = workload_from_features(DESCRIBED, COUNTS, config)
     lookups = {table.name: table.lookups for table in workload.tables}
-    assert lookups["user_id"] == pytest.approx(distinct(10, 1000))
-    assert lookups["item_id"] == pytest.approx(distinct(300, 5000, 1.0))
+    assert lookups["user_id"] == pytest.approx(expected_unique(10, 1000))
+    assert lookups["item_id"] == pytest.approx(expected_unique(300, 5000, 1.0))
     assert lookups["action"] == 5
     assert lookups["time_bucket"] == lookups["gap_bucket"] == config.model.time_buckets
-    config.loader.dedup = False
-    assert {table.name: table.lookups for table in of_features(DESCRIBED, COUNTS, config).tables}["item_id"] == 300
+    config.loader.deduplicate_ids = False
+    assert {table.name: table.lookups for table in workload_from_features(DESCRIBED, COUNTS, config).tables}[
+        "item_id"
+    ] == 300
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_described_features_are_looked_up_by_level() -> None:
 def test_what_the_model_reads_of_sessions_and_outcomes_is_planned_whole(switches: dict, names: list[str]) -> None:
     """A described log is one with all of it, by ``prepare``'s own rows; a card's are the card's."""
     config, card = small_config(**switches), make_card()
-    described, prepared = of_features(DESCRIBED, COUNTS, config), of_dataset(card, config)
+    described, prepared = workload_from_features(DESCRIBED, COUNTS, config), workload_from_dataset(card, config)
     always = ["action", "time_bucket", "gap_bucket"]
     assert [table.name for table in described.tables] == ["user_id", "item_id", *always, *names]
     assert {table.name: table.rows for table in prepared.tables} == table_rows(card, config.model)
@@ -87,25 +89,25 @@ def test_what_the_model_reads_of_sessions_and_outcomes_is_planned_whole(switches
 
 
 def test_a_feature_of_the_name_of_a_session_table_is_refused_where_that_is_read() -> None:
-    features = DESCRIBED | {"session_gap": PlannedFeature("item", 9)}
-    assert len(of_features(features, COUNTS, small_config()).tables) == 6
+    features = DESCRIBED | {"session_gap": PlannerFeature("item", 9)}
+    assert len(workload_from_features(features, COUNTS, small_config()).tables) == 6
     with pytest.raises(ConfigError, match="'session_gap' is the name of a table of the model's own; give it another"):
-        of_features(features, COUNTS, small_config(session=True))
+        workload_from_features(features, COUNTS, small_config(session=True))
 
 
 @pytest.mark.parametrize("switches", [{}, {"session": True, "feedback": "views"}])
 def test_a_dataset_is_looked_up_as_its_loader_does(switches: dict, tmp_path: Path) -> None:
     card, config = make_card(), small_config(**switches)
-    config.loader.max_impressions, config.loader.buffer_windows = 64, 4096
+    config.loader.max_impressions_per_batch, config.loader.shuffle_buffer_size = 64, 4096
     dataset = str(write_dataset(tmp_path / "data", card))
-    batches = list(WindowStream(dataset, "train", card, config.loader, whole(card, config)))
+    batches = list(WindowDataset(dataset, "train", card, config.loader, whole(card, config)))
     full = [batch for batch in batches if int(batch.lengths.sum()) >= 50]
     train = {
         "windows": sum(len(batch.lengths) for batch in batches),
         "targets": sum(len(batch.target) for batch in batches),
     }
     splits = {"train": SplitSummary(first_ms=0, last_ms=0, positives={}, feedback={}, **train)}
-    workload = of_dataset(replace(card, splits=splits), config)
+    workload = workload_from_dataset(replace(card, splits=splits), config)
     for table in workload.tables:
         mean = np.mean([len(batch.sparse[table.name].values()) for batch in full])
         # Windows of these data have 5.5 impressions, not the full history and targets that are planned for.
@@ -114,18 +116,18 @@ def test_a_dataset_is_looked_up_as_its_loader_does(switches: dict, tmp_path: Pat
 
 
 def test_other_numbers_of_rows() -> None:
-    workload = of_features(DESCRIBED, COUNTS, small_config())
-    smaller = workload.resized({"item_id": 50})
+    workload = workload_from_features(DESCRIBED, COUNTS, small_config())
+    smaller = workload.with_rows({"item_id": 50})
     assert [table.rows for table in smaller.tables][:2] == [1000, 50]
-    assert smaller.tables[1].lookups == pytest.approx(distinct(300, 50, 1.0))
+    assert smaller.tables[1].lookups == pytest.approx(expected_unique(300, 50, 1.0))
     with pytest.raises(ConfigError, match="no table 'item' to give other rows; there are user_id, item_id"):
-        workload.resized({"item": 50})
+        workload.with_rows({"item": 50})
 
 
 def test_an_incomplete_description_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"workload\.targets must be given"):
-        of_features(DESCRIBED, replace(COUNTS, targets=0), small_config())
+        workload_from_features(DESCRIBED, replace(COUNTS, targets_per_batch=0), small_config())
     with pytest.raises(ConfigError, match="no tables to plan"):
-        of_features({}, COUNTS, small_config())
+        workload_from_features({}, COUNTS, small_config())
     with pytest.raises(ConfigError, match="'action' is the name of a table of the model's own"):
-        of_features({"action": PlannedFeature("user", 3)}, COUNTS, small_config())
+        workload_from_features({"action": PlannerFeature("user", 3)}, COUNTS, small_config())

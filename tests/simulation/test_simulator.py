@@ -13,8 +13,8 @@ from a2gen_rec.config import SimulateConfig
 from a2gen_rec.data.sources.simulated import Simulated
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.simulation import simulator, viewing
-from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, LABEL, make_world, simulate
-from a2gen_rec.simulation.world import ACTIONS, HOOK_MS, make_users
+from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, LABEL_NAME, make_world, simulate
+from a2gen_rec.simulation.world import ACTIONS, HOOK_DURATION_MS, make_users
 
 SMALL = SimulateConfig(users=1_200, items=300, authors=40, impressions_per_user=30, days=5)
 # Every effect large, everything frequent: a wrong recursion shows.
@@ -50,23 +50,23 @@ def auc(positive: np.ndarray, score: np.ndarray) -> float:
 
 
 def happened(log: dict[str, np.ndarray], name: str) -> np.ndarray:
-    return log[name] > 0 if name == LABEL else ~np.isnan(log[name])
+    return log[name] > 0 if name == LABEL_NAME else ~np.isnan(log[name])
 
 
 # Watching: exact probabilities against the process itself
 
 
-def strong_odds(config: SimulateConfig, row: np.ndarray, item: np.ndarray) -> viewing.Odds:
+def strong_odds(config: SimulateConfig, row: np.ndarray, item: np.ndarray) -> viewing.SegmentProbabilities:
     world = make_world(STRONG)
-    return viewing.odds(config, world.base, world.items, make_users(STRONG, 0), row, item)
+    return viewing.segment_probabilities(config, world.base, world.items, make_users(STRONG, 0), row, item)
 
 
 def eventful_pair(effect: str) -> tuple[int, int]:
     """A pair of user and item for which one of the effects of order matters most."""
     rng = np.random.default_rng(5)
     row, item = rng.integers(1_000, size=4_000), rng.integers(STRONG.items, size=4_000)
-    full = viewing.exact(strong_odds(STRONG, row, item))
-    without = viewing.exact(strong_odds(replace(STRONG, **{effect: 0.0}), row, item))
+    full = viewing.exact_marginals(strong_odds(STRONG, row, item))
+    without = viewing.exact_marginals(strong_odds(replace(STRONG, **{effect: 0.0}), row, item))
     gain = full.action.sum(axis=0) - without.action.sum(axis=0) + full.log1p_watch - without.log1p_watch
     return int(row[gain.argmax()]), int(item[gain.argmax()])
 
@@ -76,17 +76,17 @@ def test_exact_probabilities_equal_monte_carlo() -> None:
     pairs = [eventful_pair("liked_highlight"), eventful_pair("loyalty"), (3, 10), (77, 200)]
     rows, items = np.array(pairs).T
     world_odds = strong_odds(STRONG, rows, items)
-    truth = viewing.exact(world_odds)
+    truth = viewing.exact_marginals(world_odds)
     for pair in range(len(rows)):
         draws = strong_odds(STRONG, np.full(repeats, rows[pair]), np.full(repeats, items[pair]))
-        watched = viewing.watch(draws, np.random.default_rng(pair))
+        watched = viewing.sample_views(draws, np.random.default_rng(pair))
         dwell_s = watched.dwell_ms / 1000.0
         threshold = viewing.long_view_threshold_ms(world_odds.edges_ms[-1, pair])
-        found = [*(watched.offset_ms >= 0), watched.dwell_ms >= threshold, watched.dwell_ms < HOOK_MS]
+        found = [*(watched.offset_ms >= 0), watched.dwell_ms >= threshold, watched.dwell_ms < HOOK_DURATION_MS]
         expected = np.array([*truth.action[:, pair], truth.long_view[pair], truth.glance[pair]])
         deviation = np.sqrt(expected * (1 - expected) / repeats)
         z = (np.mean(found, axis=1) - expected) / deviation
-        assert np.abs(z).max() < 4.5, dict(zip([*ACTIONS, LABEL, "glance"], z, strict=True))
+        assert np.abs(z).max() < 4.5, dict(zip([*ACTIONS, LABEL_NAME, "glance"], z, strict=True))
         log1p = np.log1p(dwell_s)
         # Watch times are cut to milliseconds, up to 1e-3 below the continuous ones.
         assert abs(log1p.mean() - truth.log1p_watch[pair]) < 4.5 * log1p.std() / np.sqrt(repeats) + 1e-3
@@ -96,8 +96,8 @@ def test_monte_carlo_would_notice_either_effect_left_out() -> None:
     noise = 0.5 / np.sqrt(200_000)
     for effect in ("liked_highlight", "loyalty"):
         row, item = (np.array([value]) for value in eventful_pair(effect))
-        full = viewing.exact(strong_odds(STRONG, row, item))
-        without = viewing.exact(strong_odds(replace(STRONG, **{effect: 0.0}), row, item))
+        full = viewing.exact_marginals(strong_odds(STRONG, row, item))
+        without = viewing.exact_marginals(strong_odds(replace(STRONG, **{effect: 0.0}), row, item))
         gained = full.action - without.action
         if effect == "loyalty":
             assert (full.long_view - without.long_view).item() > 20 * noise
@@ -110,19 +110,19 @@ def test_monte_carlo_would_notice_either_effect_left_out() -> None:
 def test_probabilities_are_probabilities() -> None:
     rng = np.random.default_rng(1)
     row, item = rng.integers(1_000, size=2_000), rng.integers(STRONG.items, size=2_000)
-    for config in (STRONG, replace(STRONG, liked_highlight=-10.0, loyalty=-10.0, interest=10.0)):
+    for config in (STRONG, replace(STRONG, highlight_like_boost=-10.0, follow_retention_boost=-10.0, interest_strength=10.0)):
         draws = strong_odds(config, row, item)
-        truth = viewing.exact(draws)
+        truth = viewing.exact_marginals(draws)
         for values in (truth.action, truth.long_view, truth.glance):
             assert np.all((values >= -1e-12) & (values <= 1 + 1e-12))
         assert np.all(truth.long_view + truth.glance <= 1 + 1e-12)
         assert np.all(truth.log1p_watch <= np.log1p(draws.edges_ms[-1] / 1000))
 
 
-def watch_often(effect: str) -> tuple[viewing.Odds, viewing.Watched]:
+def watch_often(effect: str) -> tuple[viewing.SegmentProbabilities, viewing.SampledViews]:
     row, item = (np.full(100_000, value) for value in eventful_pair(effect))
     draws = strong_odds(STRONG, row, item)
-    return draws, viewing.watch(draws, np.random.default_rng(0))
+    return draws, viewing.sample_views(draws, np.random.default_rng(0))
 
 
 def test_a_like_in_a_highlight_raises_later_collects() -> None:
@@ -151,7 +151,7 @@ def test_mismatch_makes_users_skip() -> None:
     world, users = make_world(SMALL), make_users(SMALL, 0)
     item = np.repeat(np.arange(SMALL.items), len(users.user_id))
     row = np.tile(np.arange(len(users.user_id)), SMALL.items)
-    truth = viewing.exact(viewing.odds(SMALL, world.base, world.items, users, row, item))
+    truth = viewing.exact_marginals(viewing.segment_probabilities(SMALL, world.base, world.items, users, row, item))
     match = users.affinity[row, world.items.topic[item]]
     assert truth.glance[match < 0].mean() > truth.glance[match > 1].mean() + 0.25
 
@@ -160,7 +160,7 @@ def test_mismatch_makes_users_skip() -> None:
 
 
 def test_log_is_consistent_in_itself(log: dict[str, np.ndarray]) -> None:
-    end_ms = int(simulator.END.timestamp() * 1000)
+    end_ms = int(simulator.EPOCH_END_MS.timestamp() * 1000)
     same = np.diff(log["user_id"]) == 0
     gap_ms = np.diff(log["ts_ms"]) - np.round(log["dwell_s"][:-1] * 1000)
     assert np.all(np.diff(log["user_id"]) >= 0)
@@ -172,19 +172,19 @@ def test_log_is_consistent_in_itself(log: dict[str, np.ndarray]) -> None:
     for action in ACTIONS:
         offset = log[action][happened(log, action)]
         assert np.all((offset >= 0) & (offset <= log["dwell_s"][happened(log, action)]))
-    assert np.array_equal(log[LABEL] > 0, log["dwell_s"] >= np.minimum(18.0, log["duration_s"]))
+    assert np.array_equal(log[LABEL_NAME] > 0, log["dwell_s"] >= np.minimum(18.0, log["duration_s"]))
 
 
 def test_crowded_logs_do_not_run_past_their_end(tmp_path: Path) -> None:
     simulate(str(tmp_path / "log"), replace(SMALL, users=20, days=1, impressions_per_user=3_000))
     table = pq.read_table(tmp_path / "log" / "impressions")
     user, ts, dwell = (table[name].to_numpy() for name in ("user_id", "ts_ms", "dwell_s"))
-    assert (ts + 1000 * dwell).max() <= simulator.END.timestamp() * 1000
+    assert (ts + 1000 * dwell).max() <= simulator.EPOCH_END_MS.timestamp() * 1000
     assert np.all((np.diff(ts) - np.round(1000 * dwell[:-1]))[np.diff(user) == 0] >= 200)
 
 
 def test_rates_and_truth_agree_with_what_happened(log: dict[str, np.ndarray]) -> None:
-    for name in (*ACTIONS, LABEL):
+    for name in (*ACTIONS, LABEL_NAME):
         truth, observed = log[f"true_{name}"], happened(log, name)
         z = (observed.sum() - truth.sum()) / np.sqrt((truth * (1 - truth)).sum())
         assert abs(z) < 4.5, name
@@ -194,7 +194,7 @@ def test_rates_and_truth_agree_with_what_happened(log: dict[str, np.ndarray]) ->
 
 def test_signal_is_in_the_match_and_not_in_the_item(log: dict[str, np.ndarray]) -> None:
     train = log["ts_ms"] < np.quantile(log["ts_ms"], 0.8)
-    for name in (*ACTIONS, LABEL):
+    for name in (*ACTIONS, LABEL_NAME):
         observed, item = happened(log, name), log["item_id"]
         positives = np.bincount(item[train], observed[train], SMALL.items)
         shown = np.bincount(item[train], minlength=SMALL.items)
@@ -231,7 +231,7 @@ def test_same_seed_same_bytes_other_seed_other_log(folder: Path, tmp_path: Path)
 
 def test_chunks_change_no_row_and_more_users_leave_full_blocks_alone(folder: Path, tmp_path: Path) -> None:
     whole = pq.read_table(folder / "impressions")
-    simulate(str(tmp_path / "chunked"), replace(SMALL, chunk_users=1_000))
+    simulate(str(tmp_path / "chunked"), replace(SMALL, users_per_file=1_000))
     assert len(list((tmp_path / "chunked" / "impressions").iterdir())) == 2
     assert pq.read_table(tmp_path / "chunked" / "impressions").equals(whole)
     simulate(str(tmp_path / "fewer"), replace(SMALL, users=1_000))
@@ -274,9 +274,9 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
-    original = simulate.simulate_block
+    original = simulator.simulate_block
 
-    def fails(world: simulate.World, users: simulate.Users, block: int) -> object:
+    def fails(world: simulator.World, users: simulator.Users, block: int) -> object:
         if block == 1:
             raise failure
         return original(world, users, block)
@@ -308,7 +308,7 @@ def test_impossible_settings_are_refused(setting: str, value: float) -> None:
 
 def test_source_offers_the_standard_relation(folder: Path, log: dict[str, np.ndarray]) -> None:
     source = Simulated(str(folder))
-    facts = source.facts()
+    facts = source.describe()
     connection = duckdb.connect()
     relation = connection.sql(source.impressions(connection))
     types = dict(zip(relation.columns, map(str, relation.types), strict=True))
@@ -339,10 +339,10 @@ def test_missing_and_broken_files_are_named(folder: Path, tmp_path: Path, missin
     raw = copied(folder, tmp_path / "raw")
     (raw / missing).write_bytes(b"not parquet")
     with pytest.raises(DataError, match=rf"{missing}: not a Parquet file"):
-        Simulated(str(raw)).facts()
+        Simulated(str(raw)).describe()
     (raw / missing).unlink()
     with pytest.raises(DataError, match=missing.split("/")[0]):
-        Simulated(str(raw)).facts()
+        Simulated(str(raw)).describe()
 
 
 def test_missing_and_mistyped_columns_are_named(folder: Path, tmp_path: Path) -> None:
@@ -351,11 +351,11 @@ def test_missing_and_mistyped_columns_are_named(folder: Path, tmp_path: Path) ->
     table = pq.read_table(part)
     pq.write_table(table.drop_columns(["true_like"]), part)
     with pytest.raises(DataError, match=r"part-00000.parquet, field 'true_like': no such column"):
-        Simulated(str(raw)).facts()
+        Simulated(str(raw)).describe()
     place = table.column_names.index("dwell_s")
     pq.write_table(table.set_column(place, "dwell_s", table["dwell_s"].cast("string")), part)
     with pytest.raises(DataError, match=r"field 'dwell_s': is string, expected double"):
-        Simulated(str(raw)).facts()
+        Simulated(str(raw)).describe()
 
 
 def test_impressions_of_unknown_items_are_problems(folder: Path, tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from a2gen_rec.config import Config, LossConfig, ModelConfig, OptimConfig
 from a2gen_rec.data.batch import WindowBatch, collate
 from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.losses.loss import loss_sums, means, task_losses, total
-from a2gen_rec.models.factory import ranking_model
+from a2gen_rec.losses.loss import loss_sums, task_losses, term_means, total_loss
+from a2gen_rec.models.factory import build_model
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.adatask import TaskAdam
-from a2gen_rec.training.build import build
-from a2gen_rec.utils.distributed import Process, together
+from a2gen_rec.training.build import build_training_model
+from a2gen_rec.utils.distributed import DistributedContext, all_reduce_sum
 from tests.helpers.cards import checkpoint_tensors, make_card, make_columns, small_config, whole, write_dataset
 from tests.helpers.distributed import on_ranks
 
@@ -43,7 +43,7 @@ def test_three_steps_of_two_tasks_equal_loops_over_numbers(clip_norm: float) -> 
     for step in range(1, 4):
         for task, loss in enumerate(loss_of_tasks(matrix, step)):
             loss.backward(retain_graph=True)
-            optimizer.take(task)
+            optimizer.collect_gradients(task)
         optimizer.step()
 
         slow = expected.clone().requires_grad_()
@@ -78,7 +78,7 @@ def test_of_one_task_it_is_adamw(clip_norm: float) -> None:
             plain.zero_grad()
             (model(x) - y).square().mean().backward()
             if kind is not None:
-                kind.take(0)
+                kind.collect_gradients(0)
                 kind.step()
                 continue
             if clip_norm:
@@ -90,8 +90,8 @@ def test_of_one_task_it_is_adamw(clip_norm: float) -> None:
 
 def config_of(tasks: str = "adatask", sharding: str = "row_wise", **model: Any) -> Config:
     config = small_config(**model)
-    config.optim = OptimConfig(tasks=tasks, tables_lr=0.1, dense_lr=0.01)  # type: ignore[arg-type]
-    config.sharding.types = [sharding]  # type: ignore[list-item]
+    config.optim = OptimConfig(multitask=tasks, sparse_lr=0.1, dense_lr=0.01)  # type: ignore[arg-type]
+    config.sharding.sharding_types = [sharding]  # type: ignore[list-item]
     return config
 
 
@@ -99,16 +99,18 @@ def config_of(tasks: str = "adatask", sharding: str = "row_wise", **model: Any) 
 @pytest.mark.parametrize("objectives", [False, True])
 def test_losses_of_towers_sum_to_the_loss_and_reach_their_own_tower_only(name: str, objectives: bool) -> None:
     config = small_config(name=name, objectives=objectives)
-    config.loss = LossConfig(action=0.7, time=0.3, label=2.0, objective=1.5)
+    config.loss = LossConfig(action_weight=0.7, time_weight=0.3, label_weight=2.0, default_objective_weight=1.5)
     torch.manual_seed(0)
-    model = ranking_model(CARD, config, torch.device("cpu"))
+    model = build_model(CARD, config, torch.device("cpu"))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     batch = collate(make_columns(CARD, 8, np.random.default_rng(0)), np.arange(8), whole(CARD, config))
     output = model(batch)
-    tasks = model.ranker.tasks
+    tasks = model.ranker.objective_tasks
     losses = task_losses(output, batch, config.loss, tasks, model.ranker.timed_action)
-    joint = total(means(loss_sums(output, batch, config.loss), batch.counts, generated=False), config.loss, tasks)
+    joint = total_loss(
+        term_means(loss_sums(output, batch, config.loss), batch.counts, generated=False), config.loss, tasks
+    )
     assert len(losses) == model.ranker.outputs == TOWERS + 2 * objectives
     torch.testing.assert_close(losses.sum(), joint)
     for tower, loss in enumerate(losses):
@@ -124,25 +126,27 @@ def part_of_batch(dataset: str, config: Config, step: int, rank: int = 0, world:
     return collate(columns, rows[rank::world], whole(CARD, config))
 
 
-def run(process: Process, dataset: str, config: Config, source: str, first: int, last: int, out: str) -> list[str]:
+def run(
+    process: DistributedContext, dataset: str, config: Config, source: str, first: int, last: int, out: str
+) -> list[str]:
     """Load step ``first`` from ``source`` (if given), take steps, save the result in ``out``."""
-    built = build(CARD, config, process)
+    built = build_training_model(CARD, config, process)
     if source:
-        checkpoint.load(checkpoint.place(source, first), built)
+        checkpoint.load(checkpoint.checkpoint_path(source, first), built)
     for step in range(first, last):
         built.optimizer.zero_grad()
-        batch = part_of_batch(dataset, config, step, process.rank, process.world)
-        loss, _ = built.dmp(replace(batch, counts=together(batch.counts.clone())))
+        batch = part_of_batch(dataset, config, step, process.rank, process.world_size)
+        loss, _ = built.model_parallel(replace(batch, counts=all_reduce_sum(batch.counts.clone())))
         built.backward(loss)
         built.optimizer.step()
-    state = checkpoint.State(last, 0, [], None, None, 0, asdict(config), "", CARD.to_dict())
+    state = checkpoint.TrainState(last, 0, [], None, None, 0, asdict(config), "", CARD.to_dict())
     checkpoint.save(out, built, state, keep=0)
     return [parameter.sharding_type for module in built.plan.plan.values() for parameter in module.values()]
 
 
 def tensors(run: Path, step: int, scratch: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint but the random states and the states last put before a pass."""
-    found = checkpoint_tensors(checkpoint.place(str(run), step), scratch / f"{run.name}-{step}.pt")
+    found = checkpoint_tensors(checkpoint.checkpoint_path(str(run), step), scratch / f"{run.name}-{step}.pt")
     return {name: value for name, value in found.items() if "rng" not in name and not name.endswith("momentum1")}
 
 
@@ -161,13 +165,13 @@ def begun(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plain(dataset: str, config: Config, before: dict[str, Tensor], steps: int) -> dict[str, Tensor]:
     """The same steps, unsharded, of tables as dense gradients and loops over tasks and rows show them."""
-    model = ranking_model(CARD, config, torch.device("cpu"))
+    model = build_model(CARD, config, torch.device("cpu"))
     model.load_state_dict(
         {name.removeprefix("/model/model."): value for name, value in before.items() if "/model/" in name}
     )
     tables = {name: parameter for name, parameter in model.named_parameters() if name.startswith("embeddings")}
     dense = [parameter for name, parameter in model.named_parameters() if name not in tables]
-    towers, tasks = model.ranker.outputs, model.ranker.tasks
+    towers, tasks = model.ranker.outputs, model.ranker.objective_tasks
     moments = {name: torch.zeros(towers, len(table)) for name, table in tables.items()}
     optimizers = [torch.optim.Adam(dense, config.optim.dense_lr) for _ in range(towers)]
     for step in range(steps):
@@ -184,12 +188,12 @@ def plain(dataset: str, config: Config, before: dict[str, Tensor], steps: int) -
                         if gradient is not None and gradient[row].any():
                             moments[name][task, row] += gradient[row].square().mean()
                             table[row] -= (
-                                config.optim.tables_lr * gradient[row] / (moments[name][task, row].sqrt() + 1e-8)
+                                config.optim.sparse_lr * gradient[row] / (moments[name][task, row].sqrt() + 1e-8)
                             )
                 for parameter, gradient, start in zip(dense, found[len(tables) :], begin, strict=True):
                     parameter.copy_(start)
                     parameter.grad = torch.zeros_like(start) if gradient is None else gradient.clone()
-                torch.nn.utils.clip_grad_norm_(dense, config.optim.clip_norm)
+                torch.nn.utils.clip_grad_norm_(dense, config.optim.max_grad_norm)
                 optimizers[task].step()
                 for total_move, parameter, start in zip(moved, dense, begin, strict=True):
                     total_move += parameter - start
@@ -240,13 +244,15 @@ def test_states_of_tasks_go_on_under_another_plan_and_world(dataset: Path, begun
 )
 def test_what_adatask_cannot_do_is_refused(optim: dict, model: dict, loss: dict, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        Config(model=ModelConfig(**model), loss=LossConfig(**loss), optim=OptimConfig(tasks="adatask", **optim))
-    Config(model=ModelConfig(name="hstu"), optim=OptimConfig(tasks="adatask", dense="adam", weight_decay=0.0))
+        Config(model=ModelConfig(**model), loss=LossConfig(**loss), optim=OptimConfig(multitask="adatask", **optim))
+    Config(
+        model=ModelConfig(name="hstu"), optim=OptimConfig(multitask="adatask", dense_optimizer="adam", weight_decay=0.0)
+    )
 
 
 def test_joint_moments_are_not_taken_for_those_of_tasks(tmp_path: Path) -> None:
-    saved = checkpoint.State(1, 0, [], None, None, 0, asdict(config_of("joint", name="ple")), "", CARD.to_dict())
+    saved = checkpoint.TrainState(1, 0, [], None, None, 0, asdict(config_of("joint", name="ple")), "", CARD.to_dict())
     del saved.config["optim"]["tasks"]  # as before there was a choice
     with pytest.raises(UserError, match=r"optim\.tasks = joint"):
-        checkpoint.check_shape(saved, asdict(config_of(name="ple")), CARD.to_dict(), str(tmp_path))
-    checkpoint.check_shape(saved, asdict(config_of("joint", name="ple")), CARD.to_dict(), str(tmp_path))
+        checkpoint.check_compatible(saved, asdict(config_of(name="ple")), CARD.to_dict(), str(tmp_path))
+    checkpoint.check_compatible(saved, asdict(config_of("joint", name="ple")), CARD.to_dict(), str(tmp_path))

@@ -14,10 +14,10 @@ from a2gen_rec.config import Config, ForkMergeConfig, LossConfig, OptimConfig, T
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.training import checkpoint, forkmerge
 from a2gen_rec.training.entrypoint import train
-from a2gen_rec.training.forkmerge import fork_and_merge, greedy_weights, mix, reweighted
-from a2gen_rec.training.loaded_run import open_run
+from a2gen_rec.training.forkmerge import fork_and_merge, greedy_weights, merge_parameters, with_weights
+from a2gen_rec.training.loaded_run import load_run
 from a2gen_rec.training.trainer import Trainer
-from a2gen_rec.utils.distributed import Process
+from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.cards import checkpoint_tensors, make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
@@ -62,7 +62,7 @@ def test_weights_are_those_of_loops_over_all_trials(count: int, seed: int) -> No
     tensors, load, measure = toy(points, best)
     found = greedy_weights(scores, load, tensors, measure)
     assert [found[branch] for branch in range(count)] == pytest.approx([w / sum(expected) for w in expected])
-    mix(found, load, tensors)
+    merge_parameters(found, load, tensors)
     assert measure() == pytest.approx(score(expected))
     assert measure() <= min(scores) + 1e-12
 
@@ -73,7 +73,7 @@ def test_a_known_best_mixture_is_found_and_what_is_equal_stays() -> None:
     scores = [float((point - torch.tensor([3 / 8, 7.1])).square().sum()) for point in points]
     found = greedy_weights(scores, load, tensors, measure)
     assert found == pytest.approx({0: 0.625, 1: 0.375, 2: 0.0})
-    mix({**found, 2: 0.0}, load, tensors)
+    merge_parameters({**found, 2: 0.0}, load, tensors)
     assert tensors[0].item() == pytest.approx(3 / 8)
     assert tensors[1].item() == points[0, 1].item(), "to the bit"
 
@@ -88,9 +88,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(epochs: int = 1, every: int = 1, tasks: str = "joint", **settings: Any) -> Config:
     config = small_config(name="ple", dropout=0.1)
-    config.optim = OptimConfig(dense_lr=0.02, warmup_steps=0, weight_decay=0.0, tasks=tasks)  # type: ignore[arg-type]
-    config.loader.max_impressions = 150
-    forked = ForkMergeConfig(every=every, branches=BRANCHES)
+    config.optim = OptimConfig(dense_lr=0.02, warmup_steps=0, weight_decay=0.0, multitask=tasks)  # type: ignore[arg-type]
+    config.loader.max_impressions_per_batch = 150
+    forked = ForkMergeConfig(merge_interval_epochs=every, branch_loss_weights=BRANCHES)
     config.train = TrainConfig(epochs=epochs, forkmerge=forked, device="cpu", **settings)
     return config
 
@@ -138,15 +138,15 @@ def test_merging_never_ends_worse_than_the_best_branch_and_runs_open(data: Path,
     places = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert rounds[0] == "step-00000000"
     assert rounds[1:] == places[:-1], "two rounds, the second of the epoch that is left"
-    state = checkpoint.State.read(checkpoint.latest(str(run)) or "")
-    assert state.positions[0].epoch == 3
+    state = checkpoint.TrainState.read(checkpoint.latest(str(run)) or "")
+    assert state.loader_states[0].epoch == 3
     assert state.metrics == metrics
     assert state.best == min(
-        checkpoint.State.read(str(run / "checkpoints" / place)).metrics["loss"] for place in places
+        checkpoint.TrainState.read(str(run / "checkpoints" / place)).metrics["loss"] for place in places
     )
     assert not list((run / "branches").rglob("*.distcp")), "branches' parameters are not kept"
     assert train(config, str(data), str(run)) == metrics, "nothing is left to be done"
-    with open_run(str(run)) as opened:
+    with load_run(str(run)) as opened:
         assert opened.config.train.forkmerge == config.train.forkmerge
 
 
@@ -177,7 +177,7 @@ def test_what_was_killed_goes_on_within_its_branch(data: Path, tmp_path: Path, m
         assert torch.equal(value, right[name]), name
 
 
-def job(process: Process, config: Config, data: str, run: str) -> tuple[dict[str, float], list[float]]:
+def job(process: DistributedContext, config: Config, data: str, run: str) -> tuple[dict[str, float], list[float]]:
     scores: list[float] = []
     search = forkmerge.greedy_weights
 
@@ -201,10 +201,10 @@ def test_two_ranks_merge_alike_and_no_worse_than_their_best_branch(monitor: str,
 
 
 def test_weights_of_terms_and_objectives_take_the_place_of_the_losses_own() -> None:
-    loss = LossConfig(time=0.5, objectives={"glance": 2.0})
-    found = reweighted(loss, {"time": 0.0, "effective": 3.0})
-    assert found == replace(loss, time=0.0, objectives={"glance": 2.0, "effective": 3.0})
-    assert reweighted(loss, {}) == loss
+    loss = LossConfig(time_weight=0.5, objective_weights={"glance": 2.0})
+    found = with_weights(loss, {"time": 0.0, "effective": 3.0})
+    assert found == replace(loss, time_weight=0.0, objective_weights={"glance": 2.0, "effective": 3.0})
+    assert with_weights(loss, {}) == loss
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,11 @@ def test_what_cannot_be_forked_is_refused(settings: dict, named: str) -> None:
 
 def test_learned_weights_and_unknown_objectives_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"loss\.uncertainty"):
-        Config(loss=LossConfig(uncertainty=True), train=TrainConfig(forkmerge=ForkMergeConfig(every=1)))
+        Config(
+            loss=LossConfig(uncertainty_weighting=True),
+            train=TrainConfig(forkmerge=ForkMergeConfig(merge_interval_epochs=1)),
+        )
     config = config_of()
-    config.train.forkmerge.branches = [{"tme": 0.0}, {}]
+    config.train.forkmerge.branch_loss_weights = [{"tme": 0.0}, {}]
     with pytest.raises(ConfigError, match="tme"):
         train(config, str(data), str(tmp_path / "run"))

@@ -11,10 +11,10 @@ from a2gen_rec.config import Config
 from a2gen_rec.data.batch import collate
 from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.losses.loss import means, total
+from a2gen_rec.losses.loss import term_means, total_loss
 from a2gen_rec.training import checkpoint
-from a2gen_rec.training.build import Built, build
-from a2gen_rec.utils.distributed import Process, together
+from a2gen_rec.training.build import TrainingModel, build_training_model
+from a2gen_rec.utils.distributed import DistributedContext, all_reduce_sum
 from tests.helpers.cards import checkpoint_tensors, make_card, small_config, whole, write_dataset
 from tests.helpers.distributed import on_ranks
 
@@ -28,18 +28,20 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(sharding: str = "row_wise", uncertainty: bool = False, **model: object) -> Config:
     config = small_config(**model)
-    config.loss.uncertainty = uncertainty
-    config.sharding.types = [sharding]  # type: ignore[list-item]
+    config.loss.uncertainty_weighting = uncertainty
+    config.sharding.sharding_types = [sharding]  # type: ignore[list-item]
     return config
 
 
-def state_of(config: Config, step: int) -> checkpoint.State:
+def state_of(config: Config, step: int) -> checkpoint.TrainState:
     from dataclasses import asdict
 
-    return checkpoint.State(step, 0, [], None, None, 0, asdict(config), "", CARD.to_dict())
+    return checkpoint.TrainState(step, 0, [], None, None, 0, asdict(config), "", CARD.to_dict())
 
 
-def steps(built: Built, process: Process, dataset: str, config: Config, first: int, last: int) -> list[float]:
+def steps(
+    built: TrainingModel, process: DistributedContext, dataset: str, config: Config, first: int, last: int
+) -> list[float]:
     """Global losses of optimizer steps on global batches of 16 windows, dealt out to the ranks."""
     card = DatasetCard.load(dataset)
     files = sorted(str(file) for file in Path(dataset, "train").iterdir())
@@ -47,24 +49,24 @@ def steps(built: Built, process: Process, dataset: str, config: Config, first: i
     losses = []
     for step in range(first, last):
         rows = np.random.default_rng(step).permutation(len(columns))[:16]
-        batch = collate(columns, rows[process.rank :: process.world], whole(card, config))
-        batch = replace(batch, counts=together(batch.counts.clone()))
+        batch = collate(columns, rows[process.rank :: process.world_size], whole(card, config))
+        batch = replace(batch, counts=all_reduce_sum(batch.counts.clone()))
         built.optimizer.zero_grad()
-        loss, (sums, _) = built.dmp(batch)
+        loss, (sums, _) = built.model_parallel(batch)
         loss.backward()
         built.optimizer.step()
-        terms = means(together(sums.double()), batch.counts, built.model.ranker.generates)
-        losses.append(float(total(terms, config.loss, built.model.ranker.tasks)))
+        terms = term_means(all_reduce_sum(sums.double()), batch.counts, built.model.ranker.is_generative)
+        losses.append(float(total_loss(terms, config.loss, built.model.ranker.objective_tasks)))
     return losses
 
 
 def run(
-    process: Process, dataset: str, config: Config, source: str, first: int, last: int, out: str
+    process: DistributedContext, dataset: str, config: Config, source: str, first: int, last: int, out: str
 ) -> tuple[list[float], list[str]]:
     """Load step ``first`` from ``source`` (if given), take steps, save the result in ``out``."""
-    built = build(CARD, config, process)
+    built = build_training_model(CARD, config, process)
     if source:
-        checkpoint.load(checkpoint.place(source, first), built)
+        checkpoint.load(checkpoint.checkpoint_path(source, first), built)
     losses = steps(built, process, dataset, config, first, last)
     if out:
         checkpoint.save(out, built, state_of(config, last), keep=0)
@@ -74,7 +76,7 @@ def run(
 
 def tensors(run: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint but the random states."""
-    found = checkpoint_tensors(checkpoint.place(str(run), step), scratch / f"{run.name}-{step}.pt")
+    found = checkpoint_tensors(checkpoint.checkpoint_path(str(run), step), scratch / f"{run.name}-{step}.pt")
     return {name: value for name, value in found.items() if not name.startswith("/rng")}
 
 
@@ -109,10 +111,12 @@ def test_one_and_two_ranks_reach_the_same_parameters(variant: dict, dataset: Pat
     assert not still, "every table and layer must have been trained"
 
 
-def weight_decay(process: Process, config: Config) -> dict[str, float]:
+def weight_decay(process: DistributedContext, config: Config) -> dict[str, float]:
     """Weight decay of every dense parameter, by name."""
-    built = build(CARD, config, process)
-    names = {id(parameter): name for name, parameter in built.dmp.named_parameters() if "embeddings" not in name}
+    built = build_training_model(CARD, config, process)
+    names = {
+        id(parameter): name for name, parameter in built.model_parallel.named_parameters() if "embeddings" not in name
+    }
     return {
         names[id(parameter)]: group["weight_decay"]
         for group in built.optimizer.param_groups

@@ -18,17 +18,17 @@ def test_commit_is_marked_by_changed_code_only(tmp_path: Path, monkeypatch: pyte
     results.mkdir(parents=True)
     (tmp_path / "package").mkdir()
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "package" / "machine.py"))
-    assert environment.commit() == ""
+    assert environment.git_revision() == ""
     for file in ("package/machine.py", "benchmarks/results/x.json", "page.md"):
         (tmp_path / file).touch()
     git("init")
-    assert environment.commit() == "", "it lies in the checkout, and is none of it"
+    assert environment.git_revision() == "", "it lies in the checkout, and is none of it"
     git("add", ".")
     git("commit", "--message", "first")
     head = git("rev-parse", "--short=10", "HEAD")
     (results / "x.json").write_text("1")
     (tmp_path / "page.md").write_text("1")
-    assert environment.commit(["benchmarks/results", "page.md"]) == head
-    assert environment.commit() == f"{head}-dirty"
+    assert environment.git_revision(["benchmarks/results", "page.md"]) == head
+    assert environment.git_revision() == f"{head}-dirty"
     (tmp_path / "package" / "machine.py").write_text("1")
-    assert environment.commit(["benchmarks/results", "page.md"]) == f"{head}-dirty"
+    assert environment.git_revision(["benchmarks/results", "page.md"]) == f"{head}-dirty"

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from a2gen_rec.utils.jagged import LengthGroups, pad, positions, unpad
+from a2gen_rec.utils.jagged import LengthBuckets, jagged_positions, jagged_to_padded_dense, padded_dense_to_jagged
 
 LENGTHS = st.lists(st.integers(0, 5), max_size=12)
 COSTS = st.sampled_from([0, 1, 3, 10, 1000])
 
 
-def group(lengths: list[int], cost: int) -> LengthGroups:
-    return LengthGroups.from_lengths(torch.tensor(lengths, dtype=torch.int64), cost)
+def group(lengths: list[int], cost: int) -> LengthBuckets:
+    return LengthBuckets.from_lengths(torch.tensor(lengths, dtype=torch.int64), cost)
 
 
 def sequences(values: Tensor, lengths: list[int]) -> list[Tensor]:
@@ -80,14 +80,14 @@ def test_map_equals_one_sequence_at_a_time(lengths: list[int], cost: int) -> Non
         torch.cat([x.cumsum(0), c.expand(len(x), -1)], -1)
         for x, c in zip(sequences(tokens, lengths), context, strict=True)
     ]
-    got = groups.map(per_token, tokens, context, per_token=True)
+    got = groups.apply(per_token, tokens, context, per_token=True)
     torch.testing.assert_close(got, torch.cat([*expected, torch.zeros(0, 5, dtype=torch.float64)]))
 
     expected = [
         torch.cat([x.prod(0) + len(x), c]) if len(x) else torch.zeros(5, dtype=torch.float64)
         for x, c in zip(sequences(tokens, lengths), context, strict=True)
     ]
-    got = groups.map(per_sequence, tokens, context, per_token=False)
+    got = groups.apply(per_sequence, tokens, context, per_token=False)
     torch.testing.assert_close(got, torch.stack(expected) if expected else torch.zeros(0, 5, dtype=torch.float64))
 
 
@@ -95,12 +95,12 @@ def test_map_equals_one_sequence_at_a_time(lengths: list[int], cost: int) -> Non
 @pytest.mark.parametrize("per_token", [True, False])
 def test_map_over_nothing_keeps_shapes_and_gradients(lengths: list[int], per_token: bool) -> None:
     layer = torch.nn.Linear(3, 4)
-    groups = LengthGroups.from_lengths(torch.tensor(lengths, dtype=torch.int64))
+    groups = LengthBuckets.from_lengths(torch.tensor(lengths, dtype=torch.int64))
 
     def piece(x: Tensor, c: Tensor, _: Tensor | None) -> Tensor:
         return layer(x if per_token else x.mean(1))
 
-    out = groups.map(piece, torch.zeros(0, 3), torch.zeros(len(lengths), 2), per_token)
+    out = groups.apply(piece, torch.zeros(0, 3), torch.zeros(len(lengths), 2), per_token)
     assert out.shape == (0 if per_token else len(lengths), 4)
     out.sum().backward()
     assert layer.weight.grad is not None
@@ -117,12 +117,12 @@ def test_map_runs_once_per_group(cost: int, shapes: list[tuple[int, int]]) -> No
         assert real is None or real.shape == x.shape[:2]
         return x
 
-    group([2, 4, 2, 0, 1, 4, 4], cost).map(piece, torch.ones(17, 3), torch.ones(7, 2), per_token=True)
+    group([2, 4, 2, 0, 1, 4, 4], cost).apply(piece, torch.ones(17, 3), torch.ones(7, 2), per_token=True)
     assert seen == shapes
 
 
 def test_to_keeps_every_part() -> None:
-    groups = LengthGroups.from_lengths(torch.tensor([3, 1, 2]))
+    groups = LengthBuckets.from_lengths(torch.tensor([3, 1, 2]))
     moved = groups.to(torch.device("cpu"))
     for name in ("order", "inverse", "lengths", "token_order", "token_inverse"):
         assert torch.equal(getattr(moved, name), getattr(groups, name))
@@ -132,22 +132,26 @@ def test_to_keeps_every_part() -> None:
 @given(LENGTHS)
 @settings(deadline=None)
 def test_positions_and_pad(lengths: list[int]) -> None:
-    row, column = positions(torch.tensor(lengths, dtype=torch.int64))
+    row, column = jagged_positions(torch.tensor(lengths, dtype=torch.int64))
     assert list(zip(row.tolist(), column.tolist(), strict=True)) == [
         (i, place) for i, length in enumerate(lengths) for place in range(length)
     ]
     values = torch.arange(1.0, sum(lengths) + 1)[:, None].expand(-1, 2)
     for longest in (6, max(lengths, default=0)):
-        padded = pad(values, row, column, (len(lengths), longest))
+        padded = jagged_to_padded_dense(values, row, column, (len(lengths), longest))
         assert padded.shape == (len(lengths), longest, 2)
         for i, length in enumerate(lengths):
             assert torch.equal(padded[i, :length], values[sum(lengths[:i]) :][:length])
             assert not padded[i, length:].any()
-        assert torch.equal(unpad(padded, row, column), values)
+        assert torch.equal(padded_dense_to_jagged(padded, row, column), values)
 
 
 def test_what_is_all_full_is_laid_out_without_a_copy() -> None:
     values = torch.rand(6, 2)
-    padded = pad(values, *positions(torch.tensor([3, 3])), (2, 3))
+    padded = jagged_to_padded_dense(values, *jagged_positions(torch.tensor([3, 3])), (2, 3))
     assert torch.equal(padded, values.view(2, 3, 2))
-    assert padded.data_ptr() == values.data_ptr() == unpad(padded, *positions(torch.tensor([3, 3]))).data_ptr()
+    assert (
+        padded.data_ptr()
+        == values.data_ptr()
+        == padded_dense_to_jagged(padded, *jagged_positions(torch.tensor([3, 3]))).data_ptr()
+    )

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from a2gen_rec.utils.malloc import keep_freed_memory
+from a2gen_rec.utils.malloc import retain_freed_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_glibc_takes_the_setting_again_and_again() -> None:
-    assert keep_freed_memory()
-    assert keep_freed_memory()
+    assert retain_freed_memory()
+    assert retain_freed_memory()
 
 
 @pytest.mark.parametrize(("taken", "kept"), [({-3, -1}, True), ({-3}, False), ({-1}, False)])
@@ -25,7 +25,7 @@ def test_both_thresholds_are_raised(taken: set[int], kept: bool, monkeypatch: py
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
-    assert keep_freed_memory() is kept
+    assert retain_freed_memory() is kept
     assert asked[-3] == 32 * 2**20  # M_MMAP_THRESHOLD: from that size on, buffers go back at once
     if kept:
         assert asked[-1] > 10**9  # M_TRIM_THRESHOLD: what may lie free at the top of the heap
@@ -34,4 +34,4 @@ def test_both_thresholds_are_raised(taken: set[int], kept: bool, monkeypatch: py
 def test_other_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(ctypes, "CDLL", None)
-    assert not keep_freed_memory()
+    assert not retain_freed_memory()

@@ -8,7 +8,7 @@ import pytest
 from iopath.common.file_io import g_pathmgr
 
 from a2gen_rec.config import LoaderConfig
-from a2gen_rec.data.loader import Position, WindowLoader, WindowStream
+from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.utils import paths
@@ -72,10 +72,10 @@ def test_write_read_list(place: tuple[str, Path]) -> None:
 def test_local_copy(place: tuple[str, Path]) -> None:
     given, folder = place
     (folder / "a.bin").write_bytes(b"\x00\xff")
-    assert Path(paths.local_copy(paths.join(given, "a.bin"))).read_bytes() == b"\x00\xff"
+    assert Path(paths.to_local_path(paths.join(given, "a.bin"))).read_bytes() == b"\x00\xff"
     absent = paths.join(given, "nowhere")
     with pytest.raises(UserError, match="no such file") as caught:
-        paths.local_copy(absent)
+        paths.to_local_path(absent)
     assert str(caught.value).startswith(f"{absent}: ")
 
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_read_is_named(what: str, place: tuple[str, Path]) -> Non
 def test_make_folder(place: tuple[str, Path]) -> None:
     given, folder = place
     for _ in range(2):
-        paths.make_folder(paths.join(given, "x", "y"))
+        paths.ensure_writable_dir(paths.join(given, "x", "y"))
         assert list((folder / "x" / "y").iterdir()) == [], "the probe is taken away"
 
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_written_is_named(place: tuple[str, Path]) -> None:
     given, folder = place
     (folder / "file").write_text("kept")
     below = paths.join(given, "file", "below")
-    for write in (lambda: paths.write_text(below, "x"), lambda: paths.make_folder(below)):
+    for write in (lambda: paths.write_text(below, "x"), lambda: paths.ensure_writable_dir(below)):
         with pytest.raises(UserError, match="cannot be written") as caught:
             write()
         assert str(caught.value).startswith(f"{below}: ")
@@ -147,7 +147,7 @@ def test_publish_folder(before: str, place: tuple[str, Path], tmp_path: Path) ->
     name = "new/data" if before == "below absent" else "data"
     if before == "empty":
         (folder / "data").mkdir()
-    paths.publish_folder(str(made), paths.join(given, *name.split("/")))
+    paths.move_into_place(str(made), paths.join(given, *name.split("/")))
     target = folder / name
     assert {path.relative_to(target).as_posix() for path in target.rglob("*")} == {
         "card.yaml",
@@ -164,16 +164,18 @@ def test_publish_folder(before: str, place: tuple[str, Path], tmp_path: Path) ->
 def test_a_dataset_is_read_from_wherever_it_lies(storage: Path) -> None:
     card = make_card()
     write_dataset(storage / "data", card, windows=15, files=2)
-    config = LoaderConfig(max_impressions=40, background=False)
+    config = LoaderConfig(max_impressions_per_batch=40, prefetch=False)
     keys = []
     for dataset in (str(storage / "data"), f"{PREFIX}data"):
         assert DatasetCard.load(dataset) == card
-        stream = WindowStream(dataset, "train", card, config, whole(card, small_config()))
-        keys.append([batch.user_key.tolist() for batch in WindowLoader(stream, background=False).epoch(Position())])
+        stream = WindowDataset(dataset, "train", card, config, whole(card, small_config()))
+        keys.append(
+            [batch.user_key.tolist() for batch in WindowDataLoader(stream, background=False).iter_epoch(LoaderState())]
+        )
     assert keys[0] == keys[1]
     assert sum(map(len, keys[0])) == 30
     with pytest.raises(DataError, match="memtest://data/nosuch: split 'nosuch' has no windows"):
-        WindowStream(f"{PREFIX}data", "nosuch", card, config, {})
+        WindowDataset(f"{PREFIX}data", "nosuch", card, config, {})
     with pytest.raises(DataError, match=r"memtest://nothing/dataset\.yaml: no dataset card"):
         DatasetCard.load(f"{PREFIX}nothing")
 
@@ -193,16 +195,16 @@ def test_a_card_is_written_where_it_is_asked_for(place: tuple[str, Path], blocke
     [("a", "."), ("/a", "/"), ("/a/b", "/a"), ("a/b/c", "a/b"), ("s3://a/b", "s3://a"), ("s3://a", "s3://")],
 )
 def test_parent(path: str, folder: str) -> None:
-    assert paths.parent(path) == folder
+    assert paths.dirname(path) == folder
 
 
 def test_absolute_paths_are_local_ones_in_full() -> None:
-    assert paths.absolute("s3://bucket/a") == "s3://bucket/a"
-    assert paths.absolute("a/b") == str(Path.cwd() / "a" / "b")
+    assert paths.abspath("s3://bucket/a") == "s3://bucket/a"
+    assert paths.abspath("a/b") == str(Path.cwd() / "a" / "b")
 
 
 def test_relative_paths_are_seen_from_a_folder() -> None:
-    assert paths.seen_from("some/folder", "../file") == "some/folder/../file"
-    assert paths.seen_from("some/folder", "/file") == "/file"
-    assert paths.seen_from("some/folder", "s3://bucket/file") == "s3://bucket/file"
-    assert paths.seen_from("s3://bucket", "file") == "s3://bucket/file"
+    assert paths.resolve_relative("some/folder", "../file") == "some/folder/../file"
+    assert paths.resolve_relative("some/folder", "/file") == "/file"
+    assert paths.resolve_relative("some/folder", "s3://bucket/file") == "s3://bucket/file"
+    assert paths.resolve_relative("s3://bucket", "file") == "s3://bucket/file"

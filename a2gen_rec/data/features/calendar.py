@@ -20,9 +20,9 @@ def features_from_time(card: DatasetCard) -> list[str]:
     Raises:
         DataError: the card is too old to tell.
     """
-    if card.from_time is not None:
-        return card.from_time
-    for feature in card.at_level("context"):
+    if card.time_features is not None:
+        return card.time_features
+    for feature in card.features_at("context"):
         if feature.name in CALENDAR:
             raise DataError(
                 f"the dataset {card.name!r} was prepared before datasets told their time zone; prepare it again",

@@ -9,69 +9,79 @@ from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.schema import Feature, FeatureSpec, Level
-from a2gen_rec.data.sql import STABLE_HASH, identifier, literal, one_row, order_statistics, parquet, write_sorted
+from a2gen_rec.data.schema import Feature, FeatureLevel, FeatureSpec
+from a2gen_rec.data.sql import (
+    STABLE_HASH_SQL,
+    fetch_one,
+    order_statistics,
+    quote_identifier,
+    quote_literal,
+    read_parquet_sql,
+    write_sorted,
+)
 from a2gen_rec.errors import ConfigError
 
 DEFAULT_BUCKETS = 16
 
 
 @dataclass(frozen=True)
-class Encoding:
+class FeatureEncoding:
     """A feature and the SQL of its rows: ``row`` is an expression on ``raw`` after ``join``."""
 
     feature: Feature
-    row: str
-    join: str = ""
+    row_sql: str
+    join_sql: str = ""
 
 
-def fit(connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpec, min_count: int, folder: Path) -> Encoding:
+def fit_encoding(
+    connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpec, min_count: int, folder: Path
+) -> FeatureEncoding:
     """Learn a feature's rows from the relation ``train``; a vocabulary is written to ``folder``/NAME.parquet.
 
     Raises:
         ConfigError: a hash feature without room for a row besides "unknown".
     """
     if spec.kind == "hash":
-        return hashed(spec)
+        return hash_encoding(spec)
     if spec.kind == "buckets":
-        return bucketed(connection, train, spec)
-    return vocabulary(connection, train, spec, min_count or spec.min_count, folder / f"{spec.name}.parquet")
+        return bucket_encoding(connection, train, spec)
+    return vocabulary_encoding(connection, train, spec, min_count or spec.min_count, folder / f"{spec.name}.parquet")
 
 
-def hashed(spec: FeatureSpec) -> Encoding:
+def hash_encoding(spec: FeatureSpec) -> FeatureEncoding:
     """Rows ``1 + hash % (size - 1)``: unbounded identifiers in a bounded table, with collisions."""
     if spec.size < 2:
         raise ConfigError(f"hash feature {spec.name!r} needs a size of at least 2, not {spec.size}")
-    raw = f"raw.{identifier(spec.name)}"
-    row = f"coalesce(1 + {STABLE_HASH.format(raw)} % {spec.size - 1}, 0)"
-    return Encoding(Feature(spec.name, spec.level, "hash", spec.size), row)
+    raw = f"raw.{quote_identifier(spec.name)}"
+    row = f"coalesce(1 + {STABLE_HASH_SQL.format(raw)} % {spec.size - 1}, 0)"
+    return FeatureEncoding(Feature(spec.name, spec.level, "hash", spec.size), row)
 
 
-def bucketed(connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpec) -> Encoding:
+def bucket_encoding(connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpec) -> FeatureEncoding:
     """Row ``1 + number of edges <= value``; edges as given, or the distinct training quantiles."""
-    column = identifier(spec.name)
+    column = quote_identifier(spec.name)
     edges = sorted({float(edge) for edge in spec.edges})
     if not edges:
         size = spec.size or DEFAULT_BUCKETS
-        (count,) = one_row(connection, f"SELECT count(*) FROM {train} WHERE NOT isnan({column})")
+        (count,) = fetch_one(connection, f"SELECT count(*) FROM {train} WHERE NOT isnan({column})")
         places = [max(1, -(-count * part // size)) for part in range(1, size)] if count else []
         edges = sorted(set(order_statistics(connection, train, column, places))) if places else []
-    return between(spec.name, spec.level, edges)
+    return bucketize(spec.name, spec.level, edges)
 
 
-def between(name: str, level: Level, edges: list[float]) -> Encoding:
+def bucketize(name: str, level: FeatureLevel, edges: list[float]) -> FeatureEncoding:
     """Row ``1 + number of edges <= value`` of sorted edges; row 0 of NULL and NaN."""
-    value = f"raw.{identifier(name)}"
-    above = "".join(f" + ({value} >= {literal(repr(edge))}::DOUBLE)::INT" for edge in edges)
+    value = f"raw.{quote_identifier(name)}"
+    above = "".join(f" + ({value} >= {quote_literal(repr(edge))}::DOUBLE)::INT" for edge in edges)
     row = f"(CASE WHEN {value} IS NULL OR isnan({value}) THEN 0 ELSE 1{above} END)::BIGINT"
-    return Encoding(Feature(name, level, "buckets", len(edges) + 2, edges), row)
+    return FeatureEncoding(Feature(name, level, "buckets", len(edges) + 2, edges), row)
 
 
-def vocabulary(
+def vocabulary_encoding(
     connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpec, min_count: int, file: Path
-) -> Encoding:
+) -> FeatureEncoding:
     """Dense rows from 1 by falling training count, then by value; rare values share row 0."""
-    column, table = identifier(spec.name), identifier(f"vocabulary of {spec.name}")
+    column, table = quote_identifier(spec.name), quote_identifier(f"vocabulary of {spec.name}")
     bound = f"LIMIT {spec.size}" if spec.size else ""
     kept = write_sorted(
         connection,
@@ -81,26 +91,28 @@ def vocabulary(
         ORDER BY row""",
         file,
     )
-    join = f"LEFT JOIN (SELECT value, row FROM {parquet(file)}) AS {table} ON raw.{column} = {table}.value"
-    return found(Feature(spec.name, spec.level, "vocabulary", kept + 1), f"{table}.row", join)
+    join = f"LEFT JOIN (SELECT value, row FROM {read_parquet_sql(file)}) AS {table} ON raw.{column} = {table}.value"
+    return vocabulary_lookup(Feature(spec.name, spec.level, "vocabulary", kept + 1), f"{table}.row", join)
 
 
-def found(feature: Feature, row: str, join: str = "") -> Encoding:
+def vocabulary_lookup(feature: Feature, row: str, join: str = "") -> FeatureEncoding:
     """What a vocabulary has: SQL of the value's ``row``, NULL where it is unknown."""
-    return Encoding(feature, f"coalesce({row}, 0)", join)
+    return FeatureEncoding(feature, f"coalesce({row}, 0)", join)
 
 
-def encoding_of(feature: Feature, row: str) -> Encoding:
+def encoding_from_card(feature: Feature, row: str) -> FeatureEncoding:
     """The encoding that a feature of a dataset card was learned as; ``row``: as :func:`found` takes."""
     if feature.kind == "hash":
-        return hashed(FeatureSpec(feature.name, feature.level, "hash", feature.cardinality))
+        return hash_encoding(FeatureSpec(feature.name, feature.level, "hash", feature.cardinality))
     if feature.kind == "buckets":
-        return between(feature.name, feature.level, feature.boundaries)
-    return found(feature, row)
+        return bucketize(feature.name, feature.level, feature.boundaries)
+    return vocabulary_lookup(feature, row)
 
 
-def encoded(relation: str, encodings: Sequence[Encoding], columns: Sequence[str], prefix: str = "") -> str:
+def encode_relation(
+    relation: str, encodings: Sequence[FeatureEncoding], columns: Sequence[str], prefix: str = ""
+) -> str:
     """SQL of ``columns`` of ``relation`` (by its alias ``raw``) and every feature's row, named prefix + feature."""
-    rows = [f"{coding.row} AS {identifier(prefix + coding.feature.name)}" for coding in encodings]
-    joins = " ".join(coding.join for coding in encodings if coding.join)
+    rows = [f"{coding.row_sql} AS {quote_identifier(prefix + coding.feature.name)}" for coding in encodings]
+    joins = " ".join(coding.join_sql for coding in encodings if coding.join_sql)
     return f"SELECT {', '.join([*columns, *rows])} FROM {relation} AS raw {joins}"

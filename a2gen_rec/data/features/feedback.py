@@ -6,7 +6,7 @@ on the video, so watch times are compared with its length and with what is usual
 
 import duckdb
 
-from a2gen_rec.data.features.encodings import Encoding, between, bucketed
+from a2gen_rec.data.features.encodings import FeatureEncoding, bucket_encoding, bucketize
 from a2gen_rec.data.schema import (
     COMPLETE,
     EFFECTIVE,
@@ -23,17 +23,17 @@ from a2gen_rec.data.schema import (
     FeatureSpec,
     FeedbackRule,
 )
-from a2gen_rec.data.sources.base import SourceFacts
-from a2gen_rec.data.sql import identifier, medians
+from a2gen_rec.data.sources.base import SourceInfo
+from a2gen_rec.data.sql import medians, quote_identifier
 
 GLANCE_S = 3.0
 LENGTH_BUCKETS = 8
-LENGTH, WATCHED = '"length of the video"', '"level of watch time"'
+LENGTH_SQL, WATCHED_SQL = '"length of the video"', '"level of watch time"'
 WATCH_RATIO_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0, 3.0)
 
 
-def fit(
-    connection: duckdb.DuckDBPyConnection, train: str, facts: SourceFacts, median_s: float | None
+def fit_feedback_rule(
+    connection: duckdb.DuckDBPyConnection, train: str, facts: SourceInfo, median_s: float | None
 ) -> FeedbackRule | None:
     """Learn the rule from the relation ``train``.
 
@@ -42,26 +42,30 @@ def fit(
     """
     if median_s is None:
         return None
-    if not facts.duration:
-        return FeedbackRule(GLANCE_S, list(facts.negative), "", [], [median_s])
-    watched = f"(SELECT dwell_s, {length(facts.duration)} AS length_s FROM {train} WHERE NOT isnan(dwell_s))"
-    buckets = bucketed(connection, watched, FeatureSpec("length_s", "item", "buckets", size=LENGTH_BUCKETS))
+    if not facts.duration_feature:
+        return FeedbackRule(GLANCE_S, list(facts.negative_actions), "", [], [median_s])
+    watched = (
+        f"(SELECT dwell_s, {length_sql(facts.duration_feature)} AS length_s FROM {train} WHERE NOT isnan(dwell_s))"
+    )
+    buckets = bucket_encoding(connection, watched, FeatureSpec("length_s", "item", "buckets", size=LENGTH_BUCKETS))
     edges = buckets.feature.boundaries
-    found = medians(connection, f"(SELECT dwell_s, {buckets.row} AS bucket FROM {watched} AS raw)", "dwell_s", "bucket")
+    found = medians(
+        connection, f"(SELECT dwell_s, {buckets.row_sql} AS bucket FROM {watched} AS raw)", "dwell_s", "bucket"
+    )
     # The lowest quantile may be the shortest length of all: then no video is shorter.
     usual = [found.get(row, median_s) for row in range(1, buckets.feature.cardinality)]
-    return FeedbackRule(GLANCE_S, list(facts.negative), facts.duration, edges, [median_s, *usual])
+    return FeedbackRule(GLANCE_S, list(facts.negative_actions), facts.duration_feature, edges, [median_s, *usual])
 
 
-def length(duration: str) -> str:
+def length_sql(duration: str) -> str:
     """SQL of the video's length in seconds, NULL when unknown."""
     if not duration:
         return "NULL::DOUBLE"
-    name = identifier(duration)
+    name = quote_identifier(duration)
     return f"(CASE WHEN {name} > 0 AND {name} < 'inf'::DOUBLE THEN {name} END)"
 
 
-def with_feedback(relation: str, rule: FeedbackRule | None) -> str:
+def add_feedback_columns(relation: str, rule: FeedbackRule | None) -> str:
     """SQL of the relation with the columns ``feedback``, ``watch_ratio`` and ``objective_*`` that the rule gives.
 
     Whether a video was watched at a glance or effectively does not depend on what else the user did: those objectives
@@ -69,51 +73,51 @@ def with_feedback(relation: str, rule: FeedbackRule | None) -> str:
     """
     if rule is None:
         return relation
-    happened = [f"{identifier(f'at_{name}')} IS NOT NULL" for name in rule.negative]
+    happened = [f"{quote_identifier(f'at_{name}')} IS NOT NULL" for name in rule.negative_actions]
     disliked = f"({' OR '.join(happened) or 'false'})"
     flags = {
-        "glance": f"CASE {WATCHED} WHEN {UNKNOWN} THEN NULL ELSE {WATCHED} = {GLANCE} END",
-        "effective": f"CASE {WATCHED} WHEN {UNKNOWN} THEN NULL ELSE {WATCHED} >= {EFFECTIVE} END",
+        "glance": f"CASE {WATCHED_SQL} WHEN {UNKNOWN} THEN NULL ELSE {WATCHED_SQL} = {GLANCE} END",
+        "effective": f"CASE {WATCHED_SQL} WHEN {UNKNOWN} THEN NULL ELSE {WATCHED_SQL} >= {EFFECTIVE} END",
         "negative": disliked,
     }
-    made = "".join(f", ({flags[name]})::FLOAT AS objective_{name}" for name in objectives(rule))
-    measured = f"(SELECT *, {length(rule.duration)} AS {LENGTH} FROM {relation})"
+    made = "".join(f", ({flags[name]})::FLOAT AS objective_{name}" for name in derived_objectives(rule))
+    measured = f"(SELECT *, {length_sql(rule.duration_feature)} AS {LENGTH_SQL} FROM {relation})"
     return f"""(
-        SELECT * EXCLUDE ({LENGTH}, {WATCHED}), dwell_s / {LENGTH}::FLOAT AS {WATCH_RATIO}{made},
-            (CASE WHEN {disliked} THEN {NEGATIVE} ELSE {WATCHED} END)::BIGINT AS {FEEDBACK}
-        FROM (SELECT *, {watch_level(rule)} AS {WATCHED} FROM {measured}))"""
+        SELECT * EXCLUDE ({LENGTH_SQL}, {WATCHED_SQL}), dwell_s / {LENGTH_SQL}::FLOAT AS {WATCH_RATIO}{made},
+            (CASE WHEN {disliked} THEN {NEGATIVE} ELSE {WATCHED_SQL} END)::BIGINT AS {FEEDBACK}
+        FROM (SELECT *, {watch_level_sql(rule)} AS {WATCHED_SQL} FROM {measured}))"""
 
 
-def watch_level(rule: FeedbackRule) -> str:
+def watch_level_sql(rule: FeedbackRule) -> str:
     """SQL of the level that watch time alone makes of a video of the column ``LENGTH``."""
     shorter = zip(rule.duration_edges_s, rule.median_watch_s[1:], strict=False)
     unknown_length, longest = rule.median_watch_s[0], rule.median_watch_s[-1]
-    usual = " ".join(f"WHEN {LENGTH} < {edge!r}::DOUBLE THEN {median!r}::DOUBLE" for edge, median in shorter)
-    usual = f"CASE WHEN {LENGTH} IS NULL THEN {unknown_length!r}::DOUBLE {usual} ELSE {longest!r}::DOUBLE END"
+    usual = " ".join(f"WHEN {LENGTH_SQL} < {edge!r}::DOUBLE THEN {median!r}::DOUBLE" for edge, median in shorter)
+    usual = f"CASE WHEN {LENGTH_SQL} IS NULL THEN {unknown_length!r}::DOUBLE {usual} ELSE {longest!r}::DOUBLE END"
     # Watch times are FLOAT, and so must the length be for the two to be equal.
-    return f"""(CASE WHEN isnan(dwell_s) THEN {UNKNOWN} WHEN dwell_s >= {LENGTH}::FLOAT THEN {COMPLETE}
+    return f"""(CASE WHEN isnan(dwell_s) THEN {UNKNOWN} WHEN dwell_s >= {LENGTH_SQL}::FLOAT THEN {COMPLETE}
         WHEN dwell_s < {rule.glance_s!r}::DOUBLE THEN {GLANCE}
         WHEN dwell_s >= {usual} THEN {EFFECTIVE} ELSE {PARTIAL} END)"""
 
 
-def objectives(rule: FeedbackRule | None) -> list[str]:
+def derived_objectives(rule: FeedbackRule | None) -> list[str]:
     """Names of the objectives that the rule gives, in order."""
     if rule is None:
         return []
-    return [name for name in OBJECTIVES if name != "negative" or rule.negative]
+    return [name for name in OBJECTIVES if name != "negative" or rule.negative_actions]
 
 
-def encodings(rule: FeedbackRule | None) -> list[Encoding]:
+def feedback_encodings(rule: FeedbackRule | None) -> list[FeatureEncoding]:
     """Outcome features of relations :func:`with_feedback`."""
     if rule is None:
         return []
-    level = Encoding(Feature(FEEDBACK, "outcome", "code", len(FEEDBACK_LEVELS)), f"raw.{FEEDBACK}")
-    return [level, between(WATCH_RATIO, "outcome", list(WATCH_RATIO_EDGES))] if rule.duration else [level]
+    level = FeatureEncoding(Feature(FEEDBACK, "outcome", "code", len(FEEDBACK_LEVELS)), f"raw.{FEEDBACK}")
+    return [level, bucketize(WATCH_RATIO, "outcome", list(WATCH_RATIO_EDGES))] if rule.duration_feature else [level]
 
 
 def outcome_features() -> list[Feature]:
     """Outcome features of a log that records watch times and lengths."""
-    return [coding.feature for coding in encodings(FeedbackRule(GLANCE_S, [], "length", [], [0.0]))]
+    return [coding.feature for coding in feedback_encodings(FeedbackRule(GLANCE_S, [], "length", [], [0.0]))]
 
 
 def count_levels(

@@ -19,7 +19,7 @@ from a2gen_rec.data.schema import (
     UNKNOWN,
     Feature,
 )
-from a2gen_rec.data.sql import ROW, Index, new_users
+from a2gen_rec.data.sql import ROW_COLUMN, IntArray, is_first_of_user
 
 SESSION_GAP_S = 1800.0
 POSITION_EDGES = (2.0, 3.0, 4.0, 6.0, 11.0, 21.0, 51.0, 101.0)
@@ -34,7 +34,7 @@ def session_features(levels: bool) -> list[Feature]:
     return [*features, previous] if levels else features
 
 
-def end_ms(ts_ms: Index, latest_s: npt.NDArray[np.floating]) -> Index:
+def impression_end_ms(ts_ms: IntArray, latest_s: npt.NDArray[np.floating]) -> IntArray:
     """``(impressions,)`` ends of impressions that began at ``ts_ms``.
 
     Args:
@@ -43,15 +43,15 @@ def end_ms(ts_ms: Index, latest_s: npt.NDArray[np.floating]) -> Index:
     return ts_ms + np.rint(1000.0 * np.nan_to_num(latest_s, nan=0.0)).astype(np.int64)
 
 
-def session_rows(
+def session_feature_rows(
     features: Sequence[Feature],
     new_user: npt.NDArray[np.bool_],
-    ts_ms: Index,
-    end_ms: Index,
-    feedback: Index,
+    ts_ms: IntArray,
+    end_ms: IntArray,
+    feedback: IntArray,
     session_gap_s: float,
     first_position: int = 1,
-) -> dict[str, Index]:
+) -> dict[str, IntArray]:
     """Table rows of session features, for impressions in order of user and time; all arrays ``(impressions,)``.
 
     The position counts from 1. The impression before tells its level only if it had ended.
@@ -68,7 +68,7 @@ def session_rows(
     place = np.arange(len(ts_ms))
     before = np.maximum(place - 1, 0)
     gap_s = (ts_ms - ts_ms[before]) / 1000
-    position = positions(new_user, ts_ms, session_gap_s, first_position)
+    position = session_positions(new_user, ts_ms, session_gap_s, first_position)
     ended = ~new_user & (gap_s > 0) & (end_ms[before] <= ts_ms)
     rows = {
         SESSION_POSITION: 1 + np.searchsorted(edges[SESSION_POSITION], position, side="right"),
@@ -78,7 +78,9 @@ def session_rows(
     return {feature.name: rows[feature.name] for feature in features}
 
 
-def positions(new_user: npt.NDArray[np.bool_], ts_ms: Index, session_gap_s: float, first_position: int = 1) -> Index:
+def session_positions(
+    new_user: npt.NDArray[np.bool_], ts_ms: IntArray, session_gap_s: float, first_position: int = 1
+) -> IntArray:
     """``(impressions,)`` places in their sessions, from 1; arguments as :func:`session_rows` takes."""
     place = np.arange(len(ts_ms))
     opens = new_user.copy()
@@ -87,14 +89,16 @@ def positions(new_user: npt.NDArray[np.bool_], ts_ms: Index, session_gap_s: floa
     return place - opened + np.where(opened == 0, first_position, 1)
 
 
-def with_session_rows(impressions: pa.Table, features: Sequence[Feature], session_gap_s: float) -> pa.Table:
+def add_session_columns(impressions: pa.Table, features: Sequence[Feature], session_gap_s: float) -> pa.Table:
     """Add ``row_<feature>`` columns to all impressions of some users, sorted by user and time (see ``windows.cut``)."""
     ts_ms = impressions["ts_ms"].to_numpy()
     times = [impressions[name].to_numpy() for name in impressions.column_names if name.startswith("at_")]
     latest_s = reduce(np.fmax, times, impressions["dwell_s"].to_numpy())
-    level = ROW + FEEDBACK
+    level = ROW_COLUMN + FEEDBACK
     feedback = impressions[level].to_numpy() if level in impressions.column_names else np.zeros_like(ts_ms)
-    rows = session_rows(features, new_users(impressions), ts_ms, end_ms(ts_ms, latest_s), feedback, session_gap_s)
+    rows = session_feature_rows(
+        features, is_first_of_user(impressions), ts_ms, impression_end_ms(ts_ms, latest_s), feedback, session_gap_s
+    )
     for name, values in rows.items():
-        impressions = impressions.append_column(ROW + name, pa.array(values))
+        impressions = impressions.append_column(ROW_COLUMN + name, pa.array(values))
     return impressions

@@ -18,17 +18,17 @@ from rich.progress import Progress
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data import sources
 from a2gen_rec.data.features import encodings, feedback
-from a2gen_rec.data.features.encodings import Encoding, encoded
-from a2gen_rec.data.features.sessions import SESSION_GAP_S, session_features, with_session_rows
+from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
+from a2gen_rec.data.features.sessions import SESSION_GAP_S, add_session_columns, session_features
 from a2gen_rec.data.prepare import splits, staging, statistics
-from a2gen_rec.data.prepare.staging import Columns
-from a2gen_rec.data.prepare.windows import Layout, cut
+from a2gen_rec.data.prepare.staging import StagedColumns
+from a2gen_rec.data.prepare.windows import WindowSpec, build_windows
 from a2gen_rec.data.schema import EXIT, ITEM, ITEM_STATISTICS, SPLITS, START, DatasetCard, FeedbackRule
-from a2gen_rec.data.sources.base import Source, SourceFacts, SplitRule
-from a2gen_rec.data.sql import ROW, connect, errors_as_ours, identifier, parquet
+from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
+from a2gen_rec.data.sql import ROW_COLUMN, connect, quote_identifier, read_parquet_sql, translate_errors
 from a2gen_rec.errors import ConfigError, DataError
 from a2gen_rec.utils import paths
-from a2gen_rec.utils.atomic_dir import refuse_filled, workspace
+from a2gen_rec.utils.atomic_dir import atomic_output_dir, require_empty_dir
 
 T = TypeVar("T")
 
@@ -57,18 +57,18 @@ def prepare(
         DataError: the log breaks its format, naming file, row, field and reason.
         UserError: ``out`` is not empty or not writable, or memory ran out.
     """
-    check(config)
-    refuse_filled(out)
-    source = sources.open_source(source_name, paths.local_copy(raw), spec)
-    with errors_as_ours(raw):
-        facts = source.facts()
-    columns = Columns.of(facts)
-    rule = splits.resolve(facts, config)
-    with workspace(out) as folder, Progress(disable=not progress) as bars:
-        connection = connect(config.memory_gb, config.threads, folder / "spill")
+    validate_config(config)
+    require_empty_dir(out)
+    source = sources.open_source(source_name, paths.to_local_path(raw), spec)
+    with translate_errors(raw):
+        facts = source.describe()
+    columns = StagedColumns.of(facts)
+    rule = splits.resolve_split_rule(facts, config)
+    with atomic_output_dir(out) as folder, Progress(disable=not progress) as bars:
+        connection = connect(config.memory_limit_gb, config.threads, folder / "spill")
         try:
-            with errors_as_ours(raw):
-                job = Job(connection, source, facts, columns, rule, config, folder, bars)
+            with translate_errors(raw):
+                job = PreparePipeline(connection, source, facts, columns, rule, config, folder, bars)
                 card = job.run(command)
         finally:
             connection.close()
@@ -76,90 +76,90 @@ def prepare(
     return card
 
 
-def check(config: PrepareConfig) -> None:
+def validate_config(config: PrepareConfig) -> None:
     """Raise ConfigError for a setting out of range."""
     for name, least in (("history", 0), ("max_targets", 1), ("min_count", 0), ("partitions", 1), ("threads", 0)):
         if getattr(config, name) < least:
             raise ConfigError(f"{name} {getattr(config, name)} must be at least {least}")
-    if config.memory_gb <= 0:
-        raise ConfigError(f"memory_gb {config.memory_gb} must be positive")
+    if config.memory_limit_gb <= 0:
+        raise ConfigError(f"memory_gb {config.memory_limit_gb} must be positive")
 
 
 @dataclass
-class Job:
+class PreparePipeline:
     """One run of ``prepare``: what its phases share."""
 
     connection: duckdb.DuckDBPyConnection
     source: Source
-    facts: SourceFacts
-    columns: Columns
-    rule: SplitRule
+    facts: SourceInfo
+    columns: StagedColumns
+    split_rule: SplitRule
     config: PrepareConfig
     folder: Path
-    bars: Progress
+    progress: Progress
 
     @property
     def dataset(self) -> Path:
         return self.folder / "dataset"
 
-    def part(self, number: int) -> Path:
+    def partition_file(self, number: int) -> Path:
         return self.folder / "clean" / f"part-{number:05d}.parquet"
 
     def run(self, command: str) -> DatasetCard:
         facts = self.facts
-        dropped = self.stage()
+        dropped = self.stage_log()
         split = self.split_column()
-        everything = f"(SELECT {split} FROM {parquet(self.folder / 'clean' / '*.parquet')})"
+        everything = f"(SELECT {split} FROM {read_parquet_sql(self.folder / 'clean' / '*.parquet')})"
         train = f"(SELECT * FROM {everything} WHERE split = 0)"
         medians = statistics.median_times(self.connection, train, facts.actions)
-        rule = feedback.fit(self.connection, train, facts, medians.get(EXIT))
-        objectives = feedback.objectives(rule)
-        flags = {name: identifier(f"label_{name}") for name in facts.labels}
-        flags |= {name: identifier(f"objective_{name}") for name in objectives}
-        levelled = feedback.with_feedback(everything, rule)
+        rule = feedback.fit_feedback_rule(self.connection, train, facts, medians.get(EXIT))
+        objectives = feedback.derived_objectives(rule)
+        flags = {name: quote_identifier(f"label_{name}") for name in facts.labels}
+        flags |= {name: quote_identifier(f"objective_{name}") for name in objectives}
+        levelled = feedback.add_feedback_columns(everything, rule)
         counts = statistics.count_splits(self.connection, levelled, facts.actions, flags)
         if not counts["train"].targets:
             raise DataError("no impression is left to train on", file=facts.name)
         levels = feedback.count_levels(self.connection, levelled, rule)
-        encodings = self.learn(train)
+        encodings = self.fit_encodings(train)
         self.write_tables(everything, encodings, rule)
         item = next(coding for coding in encodings if coding.feature.name == ITEM)
         train = f"(SELECT * FROM {levelled} WHERE split = 0)"
         file = self.dataset / ITEM_STATISTICS
         statistics.write_item_statistics(self.connection, train, item, facts.actions, flags, file)
-        layout = Layout(
+        layout = WindowSpec(
             [
                 *(coding.feature for coding in encodings),
-                *(session_features(levels=rule is not None) if facts.elapsed else []),
-                *(coding.feature for coding in feedback.encodings(rule)),
+                *(session_features(levels=rule is not None) if facts.has_elapsed_time else []),
+                *(coding.feature for coding in feedback.feedback_encodings(rule)),
             ],
             self.columns.actions,
             self.columns.labels,
             objectives,
             self.columns.oracle,
             # One more than any target sees: the oldest one's gap to the impression before it is known too.
-            self.config.history + 1 if self.config.history else 0,
+            self.config.max_history + 1 if self.config.max_history else 0,
             self.config.max_targets,
         )
         windows = self.write_windows(split, encodings, layout, rule)
         return DatasetCard(
             name=facts.name,
             actions=[START, *facts.actions, EXIT],
-            timed=list(medians),
+            timed_actions=list(medians),
             labels=list(facts.labels),
             objectives=objectives,
             features=list(layout.features),
             feedback=rule,
-            negative=list(facts.negative),
+            negative_actions=list(facts.negative_actions),
             session_gap_s=SESSION_GAP_S,
-            history=self.config.history,
+            max_history=self.config.max_history,
             max_targets=self.config.max_targets,
-            calendar=facts.calendar,
+            has_calendar_time=facts.has_calendar_time,
             splits={name: counts[name].summary(windows[name], levels[name]) for name in SPLITS},
             base_rate=counts["train"].rates(),
             median_time_s=medians,
-            oracle=list(facts.oracle),
-            dropped=dropped,
+            oracle_columns=list(facts.oracle),
+            dropped_rows=dropped,
             source={
                 "name": facts.name,
                 "licence": facts.licence,
@@ -167,83 +167,85 @@ class Job:
                 "url": facts.url,
             },
             command=command,
-            from_time=list(self.columns.calendar),
+            time_features=list(self.columns.calendar),
             utc_offset_hours=facts.utc_offset_hours,
         )
 
-    def stage(self) -> dict[str, int]:
+    def stage_log(self) -> dict[str, int]:
         """Raw log to clean partitions on disk; returns the rows dropped, by reason."""
-        reading = self.bars.add_task("reading the log", total=None)
-        read, dropped = staging.spread(
+        reading = self.progress.add_task("reading the log", total=None)
+        read, dropped = staging.partition_by_user(
             self.connection,
             self.source.impressions(self.connection),
             self.columns,
             self.facts.utc_offset_hours,
-            self.config.partitions,
+            self.config.num_partitions,
             self.folder / "raw",
         )
-        self.bars.update(reading, total=1, completed=1)
+        self.progress.update(reading, total=1, completed=1)
         # A source whose rows are numbered by their place in the file needs that order; nothing below does.
         self.connection.execute("SET preserve_insertion_order = false")
         if read == sum(dropped.values()):
             raise DataError(f"no usable impression in {read} rows {dropped or ''}".rstrip(), file=self.facts.name)
         duplicates = 0
-        for number in self.each(range(self.config.partitions), "dropping duplicates"):
+        for number in self.track(range(self.config.num_partitions), "dropping duplicates"):
             partition = self.folder / "raw" / f"partition={number}"
-            duplicates += staging.clean(self.connection, partition, self.columns, self.rule, self.part(number))
+            duplicates += staging.deduplicate(
+                self.connection, partition, self.columns, self.split_rule, self.partition_file(number)
+            )
         return {**dropped, "duplicate": duplicates} if duplicates else dropped
 
     def split_column(self) -> str:
         """SELECT list of clean impressions with their split; a rule by time needs all of them to be staged."""
-        if self.rule.by == "last":
+        if self.split_rule.method == "last":
             return "*"
-        cleaned = parquet(self.folder / "clean" / "*.parquet")
-        boundaries = splits.time_boundaries(self.connection, cleaned, self.rule, self.facts.utc_offset_hours)
-        return f"*, {boundaries.code()} AS split"
+        cleaned = read_parquet_sql(self.folder / "clean" / "*.parquet")
+        boundaries = splits.time_boundaries(self.connection, cleaned, self.split_rule, self.facts.utc_offset_hours)
+        return f"*, {boundaries.split_sql()} AS split"
 
-    def learn(self, train: str) -> list[Encoding]:
+    def fit_encodings(self, train: str) -> list[FeatureEncoding]:
         """Every feature's rows, from training impressions; writes the vocabularies."""
         return [
-            encodings.fit(self.connection, train, spec, self.min_count(spec.name), self.dataset / "vocabulary")
-            for spec in self.each(self.columns.features, "vocabularies")
+            encodings.fit_encoding(self.connection, train, spec, self.min_count(spec.name), self.dataset / "vocabulary")
+            for spec in self.track(self.columns.features, "vocabularies")
         ]
 
     def min_count(self, feature: str) -> int:
         return 1 if feature in self.columns.calendar else self.config.min_count
 
-    def write_tables(self, everything: str, encodings: list[Encoding], rule: FeedbackRule | None) -> None:
-        for level in self.each(("item", "user"), "items and users"):
+    def write_tables(self, everything: str, encodings: list[FeatureEncoding], rule: FeedbackRule | None) -> None:
+        for level in self.track(("item", "user"), "items and users"):
             file = self.dataset / f"{level}s.parquet"
-            length = rule.duration if rule is not None else ""
+            length = rule.duration_feature if rule is not None else ""
             statistics.write_entities(self.connection, everything, encodings, level, file, length)
 
     def write_windows(
-        self, split: str, encodings: list[Encoding], layout: Layout, rule: FeedbackRule | None
+        self, split: str, encodings: list[FeatureEncoding], layout: WindowSpec, rule: FeedbackRule | None
     ) -> dict[str, int]:
         """Partition by partition, the windows of every split; returns the windows written per split."""
         columns = ["user_id", "user_key", "ts_ms", "dwell_s", "split", *self.columns.at, *self.columns.values]
-        columns += [identifier(f"objective_{name}") for name in layout.objectives]
-        encodings = [*encodings, *feedback.encodings(rule)]
+        columns += [quote_identifier(f"objective_{name}") for name in layout.objectives]
+        encodings = [*encodings, *feedback.feedback_encodings(rule)]
         session = [feature for feature in layout.features if feature.level == "session"]
         written = dict.fromkeys(SPLITS, 0)
         for name in SPLITS:
             (self.dataset / name).mkdir()
-        for number in self.each(range(self.config.partitions), "windows"):
-            file = self.part(number)
+        for number in self.track(range(self.config.num_partitions), "windows"):
+            file = self.partition_file(number)
             if not file.exists():
                 continue
-            relation = feedback.with_feedback(f"(SELECT {split} FROM {parquet(file)})", rule)
-            rows = encoded(relation, encodings, [f"raw.{column}" for column in columns], ROW)
+            relation = feedback.add_feedback_columns(f"(SELECT {split} FROM {read_parquet_sql(file)})", rule)
+            rows = encode_relation(relation, encodings, [f"raw.{column}" for column in columns], ROW_COLUMN)
             impressions = self.connection.sql(f"{rows} ORDER BY raw.user_id, raw.ts_ms, raw.item_id").to_arrow_table()
-            impressions = with_session_rows(impressions, session, SESSION_GAP_S)
+            impressions = add_session_columns(impressions, session, SESSION_GAP_S)
             file.unlink()
             for code, name in enumerate(SPLITS):
                 target = self.dataset / name / f"part-{number:05d}.parquet"
-                written[name] += write_row_groups(cut(impressions, layout, code), target)
+                written[name] += write_row_groups(build_windows(impressions, layout, code), target)
         return written
 
-    def each(self, values: Iterable[T], phase: str) -> Iterator[T]:
-        return iter(self.bars.track(list(values), description=phase))
+    def track(self, values: Iterable[T], phase: str) -> Iterator[T]:
+        return iter(self.progress.track(list(values), description=phase))
 
 
 def write_row_groups(tables: Iterator[pa.Table], file: Path) -> int:

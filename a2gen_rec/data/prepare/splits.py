@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 import duckdb
 
 from a2gen_rec.config import PrepareConfig
-from a2gen_rec.data.sources.base import SourceFacts, SplitRule
-from a2gen_rec.data.sql import one_row, order_statistics
+from a2gen_rec.data.sources.base import SourceInfo, SplitRule
+from a2gen_rec.data.sql import fetch_one, order_statistics
 from a2gen_rec.errors import ConfigError, DataError
 
 DAY_MS = 86_400_000
@@ -24,27 +24,27 @@ class TimeBoundaries:
     valid_ms: int
     test_ms: int
 
-    def code(self) -> str:
+    def split_sql(self) -> str:
         """SQL of the split's index in ``schema.SPLITS``."""
         return f"(CASE WHEN ts_ms >= {self.test_ms} THEN 2 WHEN ts_ms >= {self.valid_ms} THEN 1 ELSE 0 END)::TINYINT"
 
 
-def resolve(facts: SourceFacts, config: PrepareConfig) -> SplitRule:
+def resolve_split_rule(facts: SourceInfo, config: PrepareConfig) -> SplitRule:
     """The source's rule with what the user's settings replace; a boundary given makes any rule one by time.
 
     Raises:
         ConfigError: one boundary without the other, shares out of range, or a date for a log without calendar.
     """
     rule = facts.split
-    if config.valid_from or config.test_from:
-        rule = replace(rule, by="time", valid_from=config.valid_from, test_from=config.test_from)
-    elif config.valid_share or config.test_share:
+    if config.valid_start or config.test_start:
+        rule = replace(rule, method="time", valid_from=config.valid_start, test_from=config.test_start)
+    elif config.valid_fraction or config.test_fraction:
         rule = replace(
             rule,
             valid_from="",
             test_from="",
-            valid_share=config.valid_share or rule.valid_share,
-            test_share=config.test_share or rule.test_share,
+            valid_share=config.valid_fraction or rule.valid_share,
+            test_share=config.test_fraction or rule.test_share,
         )
     if bool(rule.valid_from) != bool(rule.test_from):
         raise ConfigError("valid_from and test_from must be given together")
@@ -53,7 +53,7 @@ def resolve(facts: SourceFacts, config: PrepareConfig) -> SplitRule:
             f"valid_share {rule.valid_share} and test_share {rule.test_share} must be shares below 1 in sum"
         )
     for name, value in (("valid_from", rule.valid_from), ("test_from", rule.test_from)):
-        if value and not value.isdigit() and not facts.calendar:
+        if value and not value.isdigit() and not facts.has_calendar_time:
             raise ConfigError(f"{name} {value!r} is a date, but {facts.name} has no calendar time")
         if value:
             boundary_ms(name, value, facts.utc_offset_hours, end_ms=0)
@@ -94,7 +94,7 @@ def time_boundaries(
         ConfigError: validation would not begin before test.
         DataError: nothing would be left to train on.
     """
-    count, first_ms, last_ms = one_row(connection, f"SELECT count(*), min(ts_ms), max(ts_ms) FROM {relation}")
+    count, first_ms, last_ms = fetch_one(connection, f"SELECT count(*), min(ts_ms), max(ts_ms) FROM {relation}")
     if rule.valid_from:
         valid_ms = boundary_ms("valid_from", rule.valid_from, utc_offset_hours, last_ms)
         test_ms = boundary_ms("test_from", rule.test_from, utc_offset_hours, last_ms)
@@ -114,7 +114,7 @@ def time_boundaries(
     return TimeBoundaries(valid_ms, test_ms)
 
 
-def last_shares(relation: str, rule: SplitRule) -> str:
+def split_by_user_tail(relation: str, rule: SplitRule) -> str:
     """SQL relation with a ``split`` column: each user's last impressions test, those before them validate.
 
     A user with ``n`` impressions gives ``max(1, round(share · n))`` to test and likewise to validation; users

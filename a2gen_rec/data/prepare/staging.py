@@ -12,21 +12,21 @@ from pathlib import Path
 import duckdb
 
 from a2gen_rec.data.features.calendar import CALENDAR, calendar_feature
-from a2gen_rec.data.prepare.splits import last_shares
+from a2gen_rec.data.prepare.splits import split_by_user_tail
 from a2gen_rec.data.schema import (
     FEEDBACK,
     ITEM,
     OBJECTIVES,
     PREVIOUS_FEEDBACK,
-    RAW_LENGTH,
+    RAW_DURATION_COLUMN,
     SESSION_GAP,
     SESSION_POSITION,
     WATCH_RATIO,
     WATCH_TIME,
     FeatureSpec,
 )
-from a2gen_rec.data.sources.base import SourceFacts, SplitRule
-from a2gen_rec.data.sql import STABLE_HASH, identifier, literal, one_row, parquet
+from a2gen_rec.data.sources.base import SourceInfo, SplitRule
+from a2gen_rec.data.sql import STABLE_HASH_SQL, fetch_one, quote_identifier, quote_literal, read_parquet_sql
 from a2gen_rec.errors import DataError
 
 IDENTIFIERS = ("user_id", ITEM)
@@ -47,16 +47,16 @@ RESERVED = frozenset(
         PREVIOUS_FEEDBACK,
         FEEDBACK,
         WATCH_RATIO,
-        RAW_LENGTH,
+        RAW_DURATION_COLUMN,
         *OBJECTIVES,
     )
 )
-OF_PREDICTIONS = ("start", "exit", "padding", WATCH_TIME, "watch", "ensemble")
+RESERVED_OUTCOMES = ("start", "exit", "padding", WATCH_TIME, "watch", "ensemble")
 """Reserved among actions and labels: what else is predicted, or ranked by, under these names."""
 
 
 @dataclass(frozen=True)
-class Columns:
+class StagedColumns:
     """Names of a relation's columns by role; ``calendar`` are the features this module computes from time."""
 
     features: tuple[FeatureSpec, ...]
@@ -66,18 +66,18 @@ class Columns:
     calendar: tuple[str, ...]
 
     @classmethod
-    def of(cls, facts: SourceFacts) -> "Columns":
+    def of(cls, facts: SourceInfo) -> "StagedColumns":
         """Columns of a source, calendar features added.
 
         Raises:
             DataError: a name is taken twice or reserved, or there is no ``item_id`` feature.
         """
         own = [feature.name for feature in facts.features]
-        calendar = tuple(name for name in CALENDAR if facts.calendar and name not in own)
+        calendar = tuple(name for name in CALENDAR if facts.has_calendar_time and name not in own)
         names = [*own, *calendar]
         events = [*facts.actions, *facts.labels]
         for name in names + events:
-            if name in RESERVED or (name in events and name in OF_PREDICTIONS):
+            if name in RESERVED or (name in events and name in RESERVED_OUTCOMES):
                 raise DataError(f"the name {name!r} is reserved", field=name)
         for taken in (names, events):
             for name in taken:
@@ -92,15 +92,18 @@ class Columns:
 
     @property
     def at(self) -> list[str]:
-        return [identifier(f"at_{name}") for name in self.actions]
+        return [quote_identifier(f"at_{name}") for name in self.actions]
 
     @property
     def values(self) -> list[str]:
         """Labels and true probabilities."""
-        return [identifier(name) for name in [f"label_{x}" for x in self.labels] + [f"oracle_{x}" for x in self.oracle]]
+        return [
+            quote_identifier(name)
+            for name in [f"label_{x}" for x in self.labels] + [f"oracle_{x}" for x in self.oracle]
+        ]
 
 
-def canonical(columns: Columns, utc_offset_hours: float) -> list[str]:
+def canonical_columns_sql(columns: StagedColumns, utc_offset_hours: float) -> list[str]:
     """SELECT list that makes clean impressions of a source's relation.
 
     A dwell shorter than a recorded action inside the impression is raised to that action's time [ours].
@@ -109,14 +112,14 @@ def canonical(columns: Columns, utc_offset_hours: float) -> list[str]:
     dwell = "coalesce(dwell_s, 'nan'::DOUBLE)"
     select = [
         "user_id::VARCHAR AS user_id",
-        f"coalesce({STABLE_HASH.format('user_id::VARCHAR')}, 0) AS user_key",
+        f"coalesce({STABLE_HASH_SQL.format('user_id::VARCHAR')}, 0) AS user_key",
         "item_id::VARCHAR AS item_id",
         "ts_ms::BIGINT AS ts_ms",
         f"(greatest({', '.join([dwell, *recorded])}))::FLOAT AS dwell_s",
         *[f"{name}::FLOAT AS {name}" for name in columns.at + columns.values],
     ]
     for feature in columns.features:
-        name = identifier(feature.name)
+        name = quote_identifier(feature.name)
         if feature.name in columns.calendar:
             select.append(f"{calendar_feature(feature.name, utc_offset_hours)} AS {name}")
         elif feature.name not in IDENTIFIERS:
@@ -124,32 +127,34 @@ def canonical(columns: Columns, utc_offset_hours: float) -> list[str]:
     return select
 
 
-def spread(
+def partition_by_user(
     connection: duckdb.DuckDBPyConnection,
     relation: str,
-    columns: Columns,
+    columns: StagedColumns,
     utc_offset_hours: float,
     partitions: int,
     folder: Path,
 ) -> tuple[int, dict[str, int]]:
     """Write a source's rows to ``folder``/partition=P; returns rows read and problem rows by reason."""
-    select = canonical(columns, utc_offset_hours)
+    select = canonical_columns_sql(columns, utc_offset_hours)
     missing = " ".join(f"WHEN {name} IS NULL THEN 'no {name}'" for name in ("user_id", "item_id", "ts_ms"))
     select.append(f"CASE WHEN problem IS NOT NULL THEN problem {missing} END AS problem")
     # DuckDB holds back so many rows per thread: the threshold bounds memory on machines of many cores.
     connection.execute("SET partitioned_write_flush_threshold = 131072")
     connection.execute(
         f"COPY (SELECT *, user_key % {partitions} AS partition FROM (SELECT {', '.join(select)} FROM ({relation})))"
-        f" TO {literal(folder)} (FORMAT parquet, PARTITION_BY (partition))"
+        f" TO {quote_literal(folder)} (FORMAT parquet, PARTITION_BY (partition))"
     )
     if not folder.exists() or not any(folder.rglob("*.parquet")):
         return 0, {}
-    written = parquet(folder / "*" / "*.parquet")
+    written = read_parquet_sql(folder / "*" / "*.parquet")
     counts = connection.execute(f"SELECT problem, count(*) FROM {written} GROUP BY ALL ORDER BY ALL").fetchall()
     return sum(count for _, count in counts), {reason: count for reason, count in counts if reason is not None}
 
 
-def clean(connection: duckdb.DuckDBPyConnection, folder: Path, columns: Columns, rule: SplitRule, file: Path) -> int:
+def deduplicate(
+    connection: duckdb.DuckDBPyConnection, folder: Path, columns: StagedColumns, rule: SplitRule, file: Path
+) -> int:
     """Write one partition's good rows without duplicates to ``file``; returns the duplicates dropped.
 
     Of several rows of one user, item and time, the one of longest dwell and of most actions stays. The
@@ -157,16 +162,16 @@ def clean(connection: duckdb.DuckDBPyConnection, folder: Path, columns: Columns,
     """
     if not folder.exists():
         return 0
-    good = f"(SELECT * EXCLUDE (problem) FROM {parquet(folder / '*.parquet')} WHERE problem IS NULL)"
-    features = [identifier(feature.name) for feature in columns.features if feature.name not in IDENTIFIERS]
+    good = f"(SELECT * EXCLUDE (problem) FROM {read_parquet_sql(folder / '*.parquet')} WHERE problem IS NULL)"
+    features = [quote_identifier(feature.name) for feature in columns.features if feature.name not in IDENTIFIERS]
     preference = ["nullif(dwell_s, 'nan'::FLOAT)", *columns.at, *columns.values, *features]
     unique = f"""(
         SELECT * FROM {good} QUALIFY 1 = row_number() OVER (
             PARTITION BY user_id, ts_ms, item_id
             ORDER BY {", ".join(f"{name} DESC NULLS LAST" for name in preference)}))"""
-    relation = last_shares(unique, rule) if rule.by == "last" else unique
+    relation = split_by_user_tail(unique, rule) if rule.method == "last" else unique
     file.parent.mkdir(parents=True, exist_ok=True)
-    (before,) = one_row(connection, f"SELECT count(*) FROM {good}")
-    (after,) = one_row(connection, f"COPY (SELECT * FROM {relation}) TO {literal(file)} (FORMAT parquet)")
+    (before,) = fetch_one(connection, f"SELECT count(*) FROM {good}")
+    (after,) = fetch_one(connection, f"COPY (SELECT * FROM {relation}) TO {quote_literal(file)} (FORMAT parquet)")
     shutil.rmtree(folder)
     return before - after

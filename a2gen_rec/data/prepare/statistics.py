@@ -6,23 +6,23 @@ from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.features.encodings import Encoding, encoded
-from a2gen_rec.data.schema import EXIT, ITEM, RAW_LENGTH, SPLITS, SplitSummary
-from a2gen_rec.data.sql import identifier, one_row, order_statistics, write_sorted
+from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
+from a2gen_rec.data.schema import EXIT, ITEM, RAW_DURATION_COLUMN, SPLITS, SplitSummary
+from a2gen_rec.data.sql import fetch_one, order_statistics, quote_identifier, write_sorted
 
 # Few enough for a row group of several list columns to stay small, many enough to compress well.
-ROWS = 100_000
+ROW_GROUP_SIZE = 100_000
 
 
 @dataclass(frozen=True)
-class Counts:
+class SplitCounts:
     """Targets of one split; ``known`` are targets whose flag is known."""
 
     targets: int
     first_ms: int | None
     last_ms: int | None
     positives: dict[str, int]
-    known: dict[str, int]
+    num_known: dict[str, int]
 
     def summary(self, windows: int, feedback: dict[str, int]) -> SplitSummary:
         return SplitSummary(windows, self.targets, self.first_ms, self.last_ms, self.positives, feedback)
@@ -30,24 +30,24 @@ class Counts:
     def rates(self) -> dict[str, float]:
         """Share of targets with each action, and of those with a known flag that have it."""
         return {
-            name: positives / self.known[name] if self.known[name] else 0.0
+            name: positives / self.num_known[name] if self.num_known[name] else 0.0
             for name, positives in self.positives.items()
         }
 
 
-def time_column(action: str) -> str:
-    return "dwell_s" if action == EXIT else identifier(f"at_{action}")
+def action_time_column(action: str) -> str:
+    return "dwell_s" if action == EXIT else quote_identifier(f"at_{action}")
 
 
 def count_splits(
     connection: duckdb.DuckDBPyConnection, impressions: str, actions: Sequence[str], flags: Mapping[str, str]
-) -> dict[str, Counts]:
+) -> dict[str, SplitCounts]:
     """Counts of every split of the relation ``impressions``, whose ``split`` is an index into ``SPLITS``.
 
     Args:
         flags: labels and objectives, and the SQL of their columns.
     """
-    select = ["count(*)", "min(ts_ms)", "max(ts_ms)", *(f"count({time_column(name)})" for name in actions)]
+    select = ["count(*)", "min(ts_ms)", "max(ts_ms)", *(f"count({action_time_column(name)})" for name in actions)]
     select += [f"coalesce(sum({column}), 0)::BIGINT" for column in flags.values()]
     select += [f"count({column})" for column in flags.values()]
     rows = connection.execute(f"SELECT split, {', '.join(select)} FROM {impressions} GROUP BY split").fetchall()
@@ -55,23 +55,23 @@ def count_splits(
     for split, targets, first_ms, last_ms, *numbers in rows:
         happened, numbers = numbers[: len(actions)], numbers[len(actions) :]
         positive, known = numbers[: len(flags)], numbers[len(flags) :]
-        found[SPLITS[split]] = Counts(
+        found[SPLITS[split]] = SplitCounts(
             targets=targets,
             first_ms=first_ms,
             last_ms=last_ms,
             positives=dict(zip([*actions, *flags], [*happened, *positive], strict=True)),
-            known={**dict.fromkeys(actions, targets), **dict(zip(flags, known, strict=True))},
+            num_known={**dict.fromkeys(actions, targets), **dict(zip(flags, known, strict=True))},
         )
     zeros = dict.fromkeys([*actions, *flags], 0)
-    empty = Counts(0, None, None, zeros, zeros)
+    empty = SplitCounts(0, None, None, zeros, zeros)
     return {name: found.get(name, empty) for name in SPLITS}
 
 
 def median_times(connection: duckdb.DuckDBPyConnection, train: str, actions: Sequence[str]) -> dict[str, float]:
     """Median offset (s) of every action, and of ``exit``, that has a recorded time on the relation ``train``."""
-    columns = {action: time_column(action) for action in [*actions, EXIT]}
+    columns = {action: action_time_column(action) for action in [*actions, EXIT]}
     known = [f"count(*) FILTER (NOT isnan({column}))" for column in columns.values()]
-    counts = one_row(connection, f"SELECT {', '.join(known)} FROM {train}")
+    counts = fetch_one(connection, f"SELECT {', '.join(known)} FROM {train}")
     return {
         action: sum(order_statistics(connection, train, columns[action], [(count + 1) // 2, count // 2 + 1])) / 2
         for action, count in zip(columns, counts, strict=True)
@@ -82,7 +82,7 @@ def median_times(connection: duckdb.DuckDBPyConnection, train: str, actions: Seq
 def write_entities(
     connection: duckdb.DuckDBPyConnection,
     impressions: str,
-    encodings: Sequence[Encoding],
+    encodings: Sequence[FeatureEncoding],
     level: str,
     file: Path,
     length: str = "",
@@ -96,33 +96,35 @@ def write_entities(
     """
     key, name, extra = (ITEM, "item", []) if level == "item" else ("user_id", "user", ["user_key"])
     own = [coding for coding in encodings if coding.feature.level == level]
-    features = [identifier(coding.feature.name) for coding in own if coding.feature.name != key]
+    features = [quote_identifier(coding.feature.name) for coding in own if coding.feature.name != key]
     latest = "".join(f", max({column}) AS {column}" for column in [*extra, *features])
     relation = f"""(
         SELECT {key}{latest} FROM {impressions}
         JOIN (SELECT {key}, max(ts_ms) AS ts_ms FROM {impressions} GROUP BY ALL) USING ({key}, ts_ms)
         GROUP BY {key})"""
-    chosen = [f"raw.{key} AS {identifier(name)}", *(f"raw.{column}" for column in extra)]
+    chosen = [f"raw.{key} AS {quote_identifier(name)}", *(f"raw.{column}" for column in extra)]
     if length in (coding.feature.name for coding in own):
-        chosen.append(f"raw.{identifier(length)} AS {RAW_LENGTH}")
-    return write_sorted(connection, f"{encoded(relation, own, chosen)} ORDER BY raw.{key}", file, ROWS)
+        chosen.append(f"raw.{quote_identifier(length)} AS {RAW_DURATION_COLUMN}")
+    return write_sorted(
+        connection, f"{encode_relation(relation, own, chosen)} ORDER BY raw.{key}", file, ROW_GROUP_SIZE
+    )
 
 
 def write_item_statistics(
     connection: duckdb.DuckDBPyConnection,
     train: str,
-    item: Encoding,
+    item: FeatureEncoding,
     actions: Sequence[str],
     flags: Mapping[str, str],
     file: Path,
 ) -> None:
     """Write training targets and positives per row of the item table, row 0 included where it occurs."""
-    counted = [f"count({time_column(name)}) AS {identifier(name)}" for name in actions]
-    counted += [f"coalesce(sum({column}), 0)::BIGINT AS {identifier(name)}" for name, column in flags.items()]
+    counted = [f"count({action_time_column(name)}) AS {quote_identifier(name)}" for name in actions]
+    counted += [f"coalesce(sum({column}), 0)::BIGINT AS {quote_identifier(name)}" for name, column in flags.items()]
     totals = "".join(f", {count}" for count in counted)
     per_item = f"(SELECT {ITEM}, count(*) AS impressions{totals} FROM {train} GROUP BY {ITEM})"
-    names = ["impressions", *(identifier(name) for name in [*actions, *flags])]
-    rows = encoded(per_item, [item], [f"raw.{name}" for name in names], prefix="row_")
+    names = ["impressions", *(quote_identifier(name) for name in [*actions, *flags])]
+    rows = encode_relation(per_item, [item], [f"raw.{name}" for name in names], prefix="row_")
     summed = ", ".join(f"sum({name})::BIGINT AS {name}" for name in names)
     query = f"SELECT row_{ITEM} AS {ITEM}, {summed} FROM ({rows}) GROUP BY ALL ORDER BY {ITEM}"
-    write_sorted(connection, query, file, ROWS)
+    write_sorted(connection, query, file, ROW_GROUP_SIZE)

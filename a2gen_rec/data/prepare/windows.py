@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from a2gen_rec.data.schema import Feature
-from a2gen_rec.data.sql import ROW, Index, new_users
+from a2gen_rec.data.sql import ROW_COLUMN, IntArray, is_first_of_user
 
 
 @dataclass(frozen=True)
-class Layout:
+class WindowSpec:
     """What of an impression enters a window, and how windows are cut.
 
     Attributes:
@@ -34,22 +34,22 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Bounds:
+class WindowBounds:
     """Impressions ``begin:end`` of each window, its targets ``target:end``; int64 arrays of shape ``(windows,)``."""
 
-    begin: Index
-    target: Index
-    end: Index
+    begin: IntArray
+    target: IntArray
+    end: IntArray
 
 
-def within(counts: Index) -> Index:
+def jagged_positions(counts: IntArray) -> IntArray:
     """0, 1, …, counts[0]-1, 0, 1, …, counts[1]-1, … as one array."""
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def bounds(
+def window_bounds(
     new_user: npt.NDArray[np.bool_], split: npt.NDArray[np.integer], wanted: int, history: int, max_targets: int
-) -> Bounds:
+) -> WindowBounds:
     """Where the windows of one split lie.
 
     Each user's impressions of the split are cut into runs of at most ``max_targets``; the up to ``history``
@@ -68,12 +68,12 @@ def bounds(
     run_begin, run_end = run_begin[chosen], run_end[chosen]
 
     windows = -(-(run_end - run_begin) // max_targets)
-    target = np.repeat(run_begin, windows) + max_targets * within(windows)
+    target = np.repeat(run_begin, windows) + max_targets * jagged_positions(windows)
     end = np.minimum(target + max_targets, np.repeat(run_end, windows))
     user_begin = np.flatnonzero(new_user)
     user_of_target = np.searchsorted(user_begin, target, side="right") - 1
     begin = np.maximum(user_begin[user_of_target], target - history)
-    return Bounds(begin, target, end)
+    return WindowBounds(begin, target, end)
 
 
 def action_lists(
@@ -111,7 +111,7 @@ def action_lists(
     )
 
 
-def cut(impressions: pa.Table, layout: Layout, wanted: int) -> Iterator[pa.Table]:
+def build_windows(impressions: pa.Table, layout: WindowSpec, wanted: int) -> Iterator[pa.Table]:
     """Tables of at most ``layout.rows`` windows of one split (``schema.py`` tells their columns).
 
     Args:
@@ -123,20 +123,20 @@ def cut(impressions: pa.Table, layout: Layout, wanted: int) -> Iterator[pa.Table
         return
     impressions = impressions.combine_chunks()
     split = impressions["split"].to_numpy()
-    found = bounds(new_users(impressions), split, wanted, layout.history, layout.max_targets)
+    found = window_bounds(is_first_of_user(impressions), split, wanted, layout.history, layout.max_targets)
     for first in range(0, len(found.target), layout.rows):
         part = slice(first, first + layout.rows)
-        yield windows(impressions, layout, Bounds(found.begin[part], found.target[part], found.end[part]))
+        yield windows_table(impressions, layout, WindowBounds(found.begin[part], found.target[part], found.end[part]))
 
 
-def windows(impressions: pa.Table, layout: Layout, at: Bounds) -> pa.Table:
+def windows_table(impressions: pa.Table, layout: WindowSpec, rows: WindowBounds) -> pa.Table:
     """The windows ``at`` their bounds, one row each; user features are those of the first target."""
-    lengths = at.end - at.begin
-    index = np.repeat(at.begin, lengths) + within(lengths)
+    lengths = rows.end - rows.begin
+    index = np.repeat(rows.begin, lengths) + jagged_positions(lengths)
     inside = impressions.take(pa.array(index)).combine_chunks()
     users = impressions.select(
-        ["user_id", "user_key", *(ROW + x.name for x in layout.features if x.level == "user")]
-    ).take(pa.array(at.target))
+        ["user_id", "user_key", *(ROW_COLUMN + x.name for x in layout.features if x.level == "user")]
+    ).take(pa.array(rows.target))
     ends = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
 
     def column(name: str) -> pa.Array:
@@ -159,12 +159,12 @@ def windows(impressions: pa.Table, layout: Layout, at: Bounds) -> pa.Table:
 
     named: dict[str, pa.Array | pa.ChunkedArray] = {"user": users["user_id"], "user_key": users["user_key"]}
     for feature in layout.features:
-        raw = ROW + feature.name
+        raw = ROW_COLUMN + feature.name
         named[feature.name] = users[raw] if feature.level == "user" else listed(column(raw))
     named |= {"ts_ms": listed(column("ts_ms")), "dwell_s": listed(column("dwell_s"))}
     named |= {"action": listed(codes), "action_offset_s": listed(offsets)}
     named |= {f"label_{name}": known(f"label_{name}") for name in layout.labels}
     named |= {f"objective_{name}": known(f"objective_{name}") for name in layout.objectives}
     named |= {f"oracle_{name}": known(f"oracle_{name}") for name in layout.oracle}
-    named["first_target"] = pa.array((at.target - at.begin).astype(np.int32))
+    named["first_target"] = pa.array((rows.target - rows.begin).astype(np.int32))
     return pa.table(named)

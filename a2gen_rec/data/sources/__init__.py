@@ -10,7 +10,7 @@ from a2gen_rec.data.sources.rec_tmall import RecTmall
 from a2gen_rec.data.sources.tenrec import Tenrec
 from a2gen_rec.errors import ConfigError
 
-NAMES = ("kuairand", "jd", "rec_tmall", "tenrec", "simulated", "generic")
+SOURCE_NAMES = ("kuairand", "jd", "rec_tmall", "tenrec", "simulated", "generic")
 
 
 def open_source(name: str, raw: str, spec: str | None = None) -> Source:
@@ -20,8 +20,8 @@ def open_source(name: str, raw: str, spec: str | None = None) -> Source:
         ConfigError: no such source, or a spec missing or given in vain.
         DataError: the raw files are not there.
     """
-    if name not in NAMES:
-        raise ConfigError(f"no source {name!r}; there are {', '.join(NAMES)}")
+    if name not in SOURCE_NAMES:
+        raise ConfigError(f"no source {name!r}; there are {', '.join(SOURCE_NAMES)}")
     if name == "generic":
         if spec is None:
             raise ConfigError("the generic source needs --spec, a YAML file that describes the log's columns")

@@ -35,7 +35,7 @@ class SplitRule:
         valid_share, test_share: shares of impressions (``time``) or of each user's impressions (``last``).
     """
 
-    by: Literal["time", "last"] = "time"
+    method: Literal["time", "last"] = "time"
     valid_from: str = ""
     test_from: str = ""
     valid_share: float = 0.1
@@ -43,7 +43,7 @@ class SplitRule:
 
 
 @dataclass(frozen=True)
-class SourceFacts:
+class SourceInfo:
     """What does not depend on the rows.
 
     Attributes:
@@ -60,11 +60,11 @@ class SourceFacts:
     actions: tuple[str, ...]
     features: tuple[FeatureSpec, ...]
     labels: tuple[str, ...] = ()
-    duration: str = ""
-    negative: tuple[str, ...] = ()
+    duration_feature: str = ""
+    negative_actions: tuple[str, ...] = ()
     split: SplitRule = field(default_factory=SplitRule)
-    calendar: bool = True
-    elapsed: bool = True
+    has_calendar_time: bool = True
+    has_elapsed_time: bool = True
     utc_offset_hours: float = 0.0
     oracle: tuple[str, ...] = ()
     licence: str = ""
@@ -75,7 +75,7 @@ class SourceFacts:
 class Source(Protocol):
     """One kind of raw log, at one place."""
 
-    def facts(self) -> SourceFacts:
+    def describe(self) -> SourceInfo:
         """What the log offers. May look at file headers; raises DataError when files or columns are missing."""
         ...
 

@@ -8,11 +8,11 @@ continues it; an action with no open impression is dropped.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from a2gen_rec.data.sql import identifier, literal
+from a2gen_rec.data.sql import quote_identifier, quote_literal
 
 
 @dataclass(frozen=True)
-class EventRules:
+class SessionizationRules:
     """What the values of the action column mean.
 
     Attributes:
@@ -22,33 +22,33 @@ class EventRules:
         closing: value that ends an impression and times its exit; empty: exits are not recorded.
     """
 
-    opening: str
+    open_event: str
     actions: Mapping[str, str]
     idle_gap_s: float
-    closing: str = ""
+    close_event: str = ""
 
 
-def impressions(events: str, rules: EventRules, features: Sequence[str]) -> str:
+def impressions_from_events(events: str, rules: SessionizationRules, features: Sequence[str]) -> str:
     """SQL of impressions from the relation ``events`` (user_id, item_id, action, t_ms BIGINT and ``features``).
 
     Features are taken at the opening; of several openings at that moment, the greatest value.
     """
     # Events of one moment: the opening comes first, the closing last.
-    values = [rules.opening, *rules.actions.values()]
-    rank = " ".join(f"WHEN {literal(value)} THEN {place}" for place, value in enumerate(values))
-    opens = f"action = {literal(rules.opening)}"
-    closed = f"lag(action) OVER thread = {literal(rules.closing)}" if rules.closing else "false"
+    values = [rules.open_event, *rules.actions.values()]
+    rank = " ".join(f"WHEN {quote_literal(value)} THEN {place}" for place, value in enumerate(values))
+    opens = f"action = {quote_literal(rules.open_event)}"
+    closed = f"lag(action) OVER thread = {quote_literal(rules.close_event)}" if rules.close_event else "false"
     at = "".join(
-        f", (min(t_ms) FILTER (action = {literal(value)}) - opened_ms) / 1000 AS {identifier(f'at_{name}')}"
+        f", (min(t_ms) FILTER (action = {quote_literal(value)}) - opened_ms) / 1000 AS {quote_identifier(f'at_{name}')}"
         for name, value in rules.actions.items()
     )
     dwell = "'nan'::DOUBLE"
-    if rules.closing:
-        exit_s = f"(min(t_ms) FILTER (action = {literal(rules.closing)}) - opened_ms) / 1000"
+    if rules.close_event:
+        exit_s = f"(min(t_ms) FILTER (action = {quote_literal(rules.close_event)}) - opened_ms) / 1000"
         dwell = f"coalesce({exit_s}, {dwell})"
-    columns = [identifier(name) for name in features]
+    columns = [quote_identifier(name) for name in features]
     at_opening = "".join(f", max({name}) FILTER ({opens} AND t_ms = opened_ms) AS {name}" for name in columns)
-    no_actions = "".join(f", NULL AS {identifier(f'at_{name}')}" for name in rules.actions)
+    no_actions = "".join(f", NULL AS {quote_identifier(f'at_{name}')}" for name in rules.actions)
     listed = "".join(f", {name}" for name in columns)
     return f"""
         WITH ranked AS (

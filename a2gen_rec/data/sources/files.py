@@ -5,11 +5,11 @@ from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.sql import errors_as_ours, literal
+from a2gen_rec.data.sql import quote_literal, translate_errors
 from a2gen_rec.errors import DataError
 
 
-def find(folder: Path, pattern: str) -> list[Path]:
+def find_files(folder: Path, pattern: str) -> list[Path]:
     """Files of a folder that match, sorted.
 
     Raises:
@@ -21,9 +21,9 @@ def find(folder: Path, pattern: str) -> list[Path]:
     return found
 
 
-def csv(files: Iterable[Path], options: str = "all_varchar = true") -> str:
+def read_csv_sql(files: Iterable[Path], options: str = "all_varchar = true") -> str:
     """SQL relation of comma-separated files with a header; columns are matched by name, text unless told."""
-    listed = ", ".join(literal(file) for file in files)
+    listed = ", ".join(quote_literal(file) for file in files)
     return f"read_csv([{listed}], delim = ',', header = true, union_by_name = true, {options})"
 
 
@@ -33,7 +33,7 @@ def require_columns(file: Path, relation: str, needed: Iterable[str]) -> list[st
     Raises:
         DataError: one that is needed is missing, or the header cannot be read.
     """
-    with errors_as_ours(file), duckdb.connect(":memory:") as connection:
+    with translate_errors(file), duckdb.connect(":memory:") as connection:
         columns = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()]
     for name in needed:
         if name not in columns:

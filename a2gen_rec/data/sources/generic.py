@@ -6,10 +6,10 @@ from pathlib import Path
 import duckdb
 
 from a2gen_rec.data.sources import events
-from a2gen_rec.data.sources.base import Source, SourceFacts
-from a2gen_rec.data.sources.files import csv, find, require_columns
+from a2gen_rec.data.sources.base import Source, SourceInfo
+from a2gen_rec.data.sources.files import find_files, read_csv_sql, require_columns
 from a2gen_rec.data.sources.spec import EventsSpec, FeatureColumn, ImpressionsSpec, LogSpec, load_spec
-from a2gen_rec.data.sql import errors_as_ours, identifier, literal, one_row
+from a2gen_rec.data.sql import fetch_one, quote_identifier, quote_literal, translate_errors
 from a2gen_rec.errors import ConfigError, DataError
 
 # Beyond the year 9999 a number is a unit mistaken, and its milliseconds may overflow.
@@ -17,11 +17,11 @@ LATEST_MS = 253_402_300_800_000
 
 
 @dataclass(frozen=True)
-class Check:
+class ColumnCheck:
     """A condition (SQL) that makes a row unusable, the column it is about, and what to say."""
 
     column: str
-    bad: str
+    violation_sql: str
     reason: str
 
 
@@ -38,12 +38,12 @@ def open_generic(raw: str, spec_file: str) -> Source:
     return EventsLog(raw, spec)
 
 
-class Log:
+class LogFiles:
     """The files of a log and what is checked in every one of them."""
 
     def __init__(self, raw: str, spec: LogSpec, needed: list[str]) -> None:
         path = Path(raw)
-        self.files = [path] if path.is_file() else find(path, spec.files)
+        self.files = [path] if path.is_file() else find_files(path, spec.files)
         parquet = {file.suffix == ".parquet" for file in self.files}
         if len(parquet) > 1:
             raise ConfigError(f"{raw}: files {spec.files!r} are partly Parquet and partly CSV; name a pattern")
@@ -54,28 +54,28 @@ class Log:
     def relation(self, files: list[Path]) -> str:
         """SQL of the raw rows with ``row``, their number in the file: from 1, and a CSV's header is 1."""
         if self.is_parquet:
-            listed = ", ".join(literal(file) for file in files)
+            listed = ", ".join(quote_literal(file) for file in files)
             return (
                 f"(SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS row FROM"
                 f" read_parquet([{listed}], union_by_name = true, hive_partitioning = false, file_row_number = true))"
             )
-        return csv(files)
+        return read_csv_sql(files)
 
-    def numbered(self, file: Path) -> str:
+    def with_row_numbers(self, file: Path) -> str:
         if self.is_parquet:
             return self.relation([file])
-        return f"(SELECT *, row_number() OVER () + 1 AS row FROM {csv([file])})"
+        return f"(SELECT *, row_number() OVER () + 1 AS row FROM {read_csv_sql([file])})"
 
-    def check(self, connection: duckdb.DuckDBPyConnection, checks: list[Check]) -> None:
+    def check(self, connection: duckdb.DuckDBPyConnection, checks: list[ColumnCheck]) -> None:
         """Raise DataError for the first row of the first file that breaks a check."""
-        broken = " ".join(f"WHEN {check.bad} THEN {place}" for place, check in enumerate(checks))
-        values = ", ".join(f"{identifier(check.column)}::VARCHAR" for check in checks)
+        broken = " ".join(f"WHEN {check.violation_sql} THEN {place}" for place, check in enumerate(checks))
+        values = ", ".join(f"{quote_identifier(check.column)}::VARCHAR" for check in checks)
         connection.execute("SET preserve_insertion_order = true")
         for file in self.files:
-            with errors_as_ours(file):
+            with translate_errors(file):
                 found = connection.execute(
                     f"""SELECT row, broken, [{values}] FROM (
-                        SELECT *, CASE {broken} END AS broken FROM {self.numbered(file)})
+                        SELECT *, CASE {broken} END AS broken FROM {self.with_row_numbers(file)})
                     WHERE broken IS NOT NULL ORDER BY row LIMIT 1"""
                 ).fetchall()
             for row, place, shown in found:
@@ -85,39 +85,39 @@ class Log:
 
     def time_ms(self, connection: duckdb.DuckDBPyConnection, column: str, spec: LogSpec) -> str:
         """SQL of a time column as epoch milliseconds; NULL when it cannot be read."""
-        name = identifier(column)
+        name = quote_identifier(column)
         factor = {"ms": "", "s": " * 1000", "us": " / 1000"}
         if spec.time_unit != "timestamp":
             number = f"TRY_CAST({name} AS DOUBLE){factor[spec.time_unit]}"
             # Integers of microseconds exceed a DOUBLE's 53 bits only after the year 2255.
             return f"(CASE WHEN abs({number}) < {LATEST_MS} THEN TRY_CAST(round({number}) AS BIGINT) END)"
-        (kind,) = one_row(connection, f"SELECT any_value(typeof({name})) FROM {self.relation(self.files[:1])}")
+        (kind,) = fetch_one(connection, f"SELECT any_value(typeof({name})) FROM {self.relation(self.files[:1])}")
         if kind == "TIMESTAMP WITH TIME ZONE":
             return f"epoch_ms({name})"
         return f"(epoch_ms(TRY_CAST({name} AS TIMESTAMP)) - {round(spec.utc_offset_hours * 3_600_000)})"
 
 
-def number(column: str) -> str:
+def cast_number_sql(column: str) -> str:
     """SQL of a column as DOUBLE; true and false are 1 and 0; NULL when it is neither."""
-    name = identifier(column)
+    name = quote_identifier(column)
     return f"coalesce(TRY_CAST({name} AS DOUBLE), TRY_CAST(TRY_CAST({name}::VARCHAR AS BOOLEAN) AS DOUBLE))"
 
 
-def is_flag(column: str) -> Check:
-    name = identifier(column)
-    bad = f"{name} IS NOT NULL AND NOT coalesce({number(column)} IN (0, 1), false)"
-    return Check(column, bad, "is neither 0 nor 1")
+def is_flag(column: str) -> ColumnCheck:
+    name = quote_identifier(column)
+    bad = f"{name} IS NOT NULL AND NOT coalesce({cast_number_sql(column)} IN (0, 1), false)"
+    return ColumnCheck(column, bad, "is neither 0 nor 1")
 
 
-def is_seconds(column: str) -> Check:
+def is_seconds(column: str) -> ColumnCheck:
     """A number that is not negative; NULL and NaN are allowed: not recorded."""
-    name = identifier(column)
-    bad = f"{name} IS NOT NULL AND NOT coalesce({number(column)} >= 0 AND {number(column)} <> 'inf'::DOUBLE, false)"
-    return Check(column, bad, "is not a duration: a number of at least 0")
+    name = quote_identifier(column)
+    bad = f"{name} IS NOT NULL AND NOT coalesce({cast_number_sql(column)} >= 0 AND {cast_number_sql(column)} <> 'inf'::DOUBLE, false)"
+    return ColumnCheck(column, bad, "is not a duration: a number of at least 0")
 
 
-def is_present(column: str) -> Check:
-    return Check(column, f"{identifier(column)} IS NULL", "is missing")
+def is_present(column: str) -> ColumnCheck:
+    return ColumnCheck(column, f"{quote_identifier(column)} IS NULL", "is missing")
 
 
 def feature_select(features: list[FeatureColumn]) -> dict[str, str]:
@@ -127,7 +127,7 @@ def feature_select(features: list[FeatureColumn]) -> dict[str, str]:
         column = feature.column or feature.name
         if feature.name not in ("user_id", "item_id"):
             bucketed = feature.kind == "buckets"
-            select[feature.name] = number(column) if bucketed else f"{identifier(column)}::VARCHAR"
+            select[feature.name] = cast_number_sql(column) if bucketed else f"{quote_identifier(column)}::VARCHAR"
     return select
 
 
@@ -135,11 +135,14 @@ def feature_columns(features: list[FeatureColumn]) -> list[str]:
     return [x.column or x.name for x in features if x.name not in ("user_id", "item_id")]
 
 
-def feature_checks(features: list[FeatureColumn]) -> list[Check]:
+def feature_checks(features: list[FeatureColumn]) -> list[ColumnCheck]:
     """Bucketed features must be numbers."""
     columns = [x.column or x.name for x in features if x.kind == "buckets"]
     return [
-        Check(name, f"{identifier(name)} IS NOT NULL AND {number(name)} IS NULL", "is not a number") for name in columns
+        ColumnCheck(
+            name, f"{quote_identifier(name)} IS NOT NULL AND {cast_number_sql(name)} IS NULL", "is not a number"
+        )
+        for name in columns
     ]
 
 
@@ -152,36 +155,38 @@ class ImpressionsLog:
         acts = [name for action in spec.actions.values() for name in (action.flag, action.offset_s) if name]
         dwell = [at.dwell_s] if at.dwell_s else []
         needed = [at.user, at.item, at.time, *dwell, *acts, *spec.labels.values(), *feature_columns(spec.features)]
-        self.log = Log(raw, spec, needed)
+        self.log = LogFiles(raw, spec, needed)
 
-    def facts(self) -> SourceFacts:
-        return self.spec.facts(list(self.spec.actions), list(self.spec.labels))
+    def describe(self) -> SourceInfo:
+        return self.spec.describe(list(self.spec.actions), list(self.spec.labels))
 
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
         spec, at = self.spec, self.spec.columns
         time = self.log.time_ms(connection, at.time, spec)
         checks = [is_present(at.user), is_present(at.item)]
-        checks += [Check(at.time, f"{time} IS NULL", f"is no time in {spec.time_unit}")]
+        checks += [ColumnCheck(at.time, f"{time} IS NULL", f"is no time in {spec.time_unit}")]
         checks += [is_seconds(at.dwell_s)] if at.dwell_s else []
         scale = "" if spec.duration_unit == "s" else " / 1000"
-        select = {"dwell_s": f"{number(at.dwell_s)}{scale}" if at.dwell_s else "'nan'::DOUBLE"}
+        select = {"dwell_s": f"{cast_number_sql(at.dwell_s)}{scale}" if at.dwell_s else "'nan'::DOUBLE"}
         for name, action in spec.actions.items():
             checks += [is_flag(action.flag)] if action.flag else []
             checks += [is_seconds(action.offset_s)] if action.offset_s else []
-            offset = f"({number(action.offset_s)}{scale})" if action.offset_s else "NULL"
+            offset = f"({cast_number_sql(action.offset_s)}{scale})" if action.offset_s else "NULL"
             if action.flag:
-                select[f"at_{name}"] = f"CASE WHEN {number(action.flag)} = 1 THEN coalesce({offset}, 'nan'::DOUBLE) END"
+                select[f"at_{name}"] = (
+                    f"CASE WHEN {cast_number_sql(action.flag)} = 1 THEN coalesce({offset}, 'nan'::DOUBLE) END"
+                )
             else:
                 select[f"at_{name}"] = f"CASE WHEN NOT isnan({offset}) THEN {offset} END"
         for name, column in spec.labels.items():
             checks.append(is_flag(column))
-            select[f"label_{name}"] = number(column)
+            select[f"label_{name}"] = cast_number_sql(column)
         self.log.check(connection, checks + feature_checks(spec.features))
         select |= feature_select(spec.features)
         if spec.duration:
             select[spec.duration] += scale
-        columns = "".join(f", {value} AS {identifier(name)}" for name, value in select.items())
-        return f"""SELECT {identifier(at.user)}::VARCHAR AS user_id, {identifier(at.item)}::VARCHAR AS item_id,
+        columns = "".join(f", {value} AS {quote_identifier(name)}" for name, value in select.items())
+        return f"""SELECT {quote_identifier(at.user)}::VARCHAR AS user_id, {quote_identifier(at.item)}::VARCHAR AS item_id,
             {time} AS ts_ms{columns}, NULL AS problem FROM {self.log.relation(self.log.files)}"""
 
 
@@ -191,25 +196,25 @@ class EventsLog:
     def __init__(self, raw: str, spec: EventsSpec) -> None:
         self.spec = spec
         at = spec.columns
-        self.log = Log(raw, spec, [at.user, at.item, at.time, at.action, *feature_columns(spec.features)])
+        self.log = LogFiles(raw, spec, [at.user, at.item, at.time, at.action, *feature_columns(spec.features)])
 
-    def facts(self) -> SourceFacts:
-        return self.spec.facts(list(self.spec.actions), [])
+    def describe(self) -> SourceInfo:
+        return self.spec.describe(list(self.spec.actions), [])
 
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
         spec, at = self.spec, self.spec.columns
-        action = f"{identifier(at.action)}::VARCHAR"
+        action = f"{quote_identifier(at.action)}::VARCHAR"
         meant = [spec.opening, *spec.actions.values(), *([spec.closing] if spec.closing else [])]
-        known = ", ".join(literal(value) for value in [*meant, *spec.ignored])
+        known = ", ".join(quote_literal(value) for value in [*meant, *spec.ignored])
         time = self.log.time_ms(connection, at.time, spec)
         checks = [is_present(name) for name in (at.user, at.item, at.action)]
-        checks += [Check(at.time, f"{time} IS NULL", f"is no time in {spec.time_unit}")]
-        checks += [Check(at.action, f"{action} NOT IN ({known})", "is an unknown action")]
+        checks += [ColumnCheck(at.time, f"{time} IS NULL", f"is no time in {spec.time_unit}")]
+        checks += [ColumnCheck(at.action, f"{action} NOT IN ({known})", "is an unknown action")]
         self.log.check(connection, checks + feature_checks(spec.features))
         select = feature_select(spec.features)
-        columns = "".join(f", {value} AS {identifier(name)}" for name, value in select.items())
-        log = f"""(SELECT {identifier(at.user)}::VARCHAR AS user_id, {identifier(at.item)}::VARCHAR AS item_id,
+        columns = "".join(f", {value} AS {quote_identifier(name)}" for name, value in select.items())
+        log = f"""(SELECT {quote_identifier(at.user)}::VARCHAR AS user_id, {quote_identifier(at.item)}::VARCHAR AS item_id,
             {action} AS action, {time} AS t_ms{columns} FROM {self.log.relation(self.log.files)}
-            WHERE {action} IN ({", ".join(literal(value) for value in meant)}))"""
-        rules = events.EventRules(spec.opening, spec.actions, spec.idle_gap_s, spec.closing)
-        return events.impressions(log, rules, list(select))
+            WHERE {action} IN ({", ".join(quote_literal(value) for value in meant)}))"""
+        rules = events.SessionizationRules(spec.opening, spec.actions, spec.idle_gap_s, spec.closing)
+        return events.impressions_from_events(log, rules, list(select))

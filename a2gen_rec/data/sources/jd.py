@@ -12,16 +12,16 @@ from pathlib import Path
 import duckdb
 
 from a2gen_rec.data.schema import FeatureSpec
-from a2gen_rec.data.sources.base import SourceFacts, SplitRule
-from a2gen_rec.data.sources.files import find
-from a2gen_rec.data.sql import literal
+from a2gen_rec.data.sources.base import SourceInfo, SplitRule
+from a2gen_rec.data.sources.files import find_files
+from a2gen_rec.data.sql import quote_literal
 from a2gen_rec.errors import DataError
 
 CHANNELS = {1: "home", 2: "list", 3: "sale", 4: "cart_page", 5: "search"}
 ACTIONS = {6: "comments", 7: "specification", 8: "page_bottom", 9: "cart", 10: "order"}
-FIELDS = ("sku", "behaviour", "category", "interval", "dwell")
+EVENT_FIELDS = ("sku", "behaviour", "category", "interval", "dwell")
 # Seconds of at most nine digits keep every sum within a session far from overflow.
-PATTERNS = (r"\d+", r"[1-9]|10", r"\d+", r"\d{1,9}", r"\d{1,9}")
+FIELD_PATTERNS = (r"\d+", r"[1-9]|10", r"\d+", r"\d{1,9}", r"\d{1,9}")
 
 
 class JD:
@@ -32,13 +32,13 @@ class JD:
     """
 
     def __init__(self, raw: str) -> None:
-        files = [Path(raw)] if Path(raw).is_file() else find(Path(raw), "[!.]*")
+        files = [Path(raw)] if Path(raw).is_file() else find_files(Path(raw), "[!.]*")
         if len(files) != 1:
             raise DataError(f"has {len(files)} files; name the one to read", file=raw)
         self.file = files[0]
 
-    def facts(self) -> SourceFacts:
-        return SourceFacts(
+    def describe(self) -> SourceInfo:
+        return SourceInfo(
             name="jd",
             actions=tuple(ACTIONS.values()),
             features=(
@@ -47,8 +47,8 @@ class JD:
                 FeatureSpec("channel", "context"),
                 FeatureSpec("position", "context", "buckets", size=16),
             ),
-            split=SplitRule(by="last", valid_share=0.1, test_share=0.1),
-            calendar=False,
+            split=SplitRule(method="last", valid_share=0.1, test_share=0.1),
+            has_calendar_time=False,
             licence="research use only",
             citation="Gu et al., Hierarchical User Profiling for E-commerce Recommender Systems, WSDM 2020",
             url="https://github.com/guyulongcs/WSDM2020_HUP",
@@ -58,7 +58,7 @@ class JD:
         # Line numbers need the file's order. Told CRLF, DuckDB reads LF too and counts empty lines of both once.
         connection.execute("SET preserve_insertion_order = true")
         lines = f"""(
-            SELECT row_number() OVER () AS session, trim(line) AS line FROM read_csv({literal(self.file)},
+            SELECT row_number() OVER () AS session, trim(line) AS line FROM read_csv({quote_literal(self.file)},
                 columns = {{'line': 'VARCHAR'}}, header = false, delim = '\x1f', quote = '', escape = '',
                 auto_detect = false, strict_mode = false, new_line = '\\r\\n', max_line_size = 16777216))"""
         tokens = f"""(
@@ -89,17 +89,17 @@ class JD:
 
     def check(self, connection: duckdb.DuckDBPyConnection, tokens: str) -> None:
         """Raise DataError for the first event that is malformed, naming its line and field."""
-        whole = r"\+".join(f"({pattern})" for pattern in PATTERNS)
+        whole = r"\+".join(f"({pattern})" for pattern in FIELD_PATTERNS)
         bad = connection.execute(
-            f"""SELECT session, place, token FROM {tokens} WHERE NOT regexp_full_match(token, {literal(whole)})
+            f"""SELECT session, place, token FROM {tokens} WHERE NOT regexp_full_match(token, {quote_literal(whole)})
             ORDER BY session, place LIMIT 1"""
         ).fetchall()
         for session, place, token in bad:
             parts = token.split("+")
-            if len(parts) != len(FIELDS):
-                reason = f"event {place} {token!r} has {len(parts)} fields, not {len(FIELDS)}"
+            if len(parts) != len(EVENT_FIELDS):
+                reason = f"event {place} {token!r} has {len(parts)} fields, not {len(EVENT_FIELDS)}"
                 raise DataError(reason, file=self.file, row=session, field="event")
             # DuckDB's \d is ASCII only, and so must this one be.
-            matched = zip(FIELDS, parts, PATTERNS, strict=True)
+            matched = zip(EVENT_FIELDS, parts, FIELD_PATTERNS, strict=True)
             name, value, _ = next(x for x in matched if not re.fullmatch(x[2], x[1], re.ASCII))
             raise DataError(f"event {place} has {value!r}", file=self.file, row=session, field=name)

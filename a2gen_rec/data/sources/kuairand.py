@@ -9,13 +9,13 @@ from pathlib import Path
 import duckdb
 
 from a2gen_rec.data.schema import FeatureSpec
-from a2gen_rec.data.sources.base import SourceFacts, SplitRule
-from a2gen_rec.data.sources.files import csv, find, require_columns
-from a2gen_rec.data.sql import identifier
+from a2gen_rec.data.sources.base import SourceInfo, SplitRule
+from a2gen_rec.data.sources.files import find_files, read_csv_sql, require_columns
+from a2gen_rec.data.sql import quote_identifier
 
 ACTIONS = ("profile_enter", "like", "follow", "comment", "forward", "hate")
 LABELS = {"click": "is_click", "long_view": "long_view"}
-USER = (
+USER_COLUMNS = (
     "user_active_degree",
     "is_lowactive_period",
     "is_live_streamer",
@@ -26,9 +26,9 @@ USER = (
     "register_days_range",
     *(f"onehot_feat{number}" for number in range(18)),
 )
-VIDEO = ("author_id", "video_type", "upload_type", "music_type")
-RARE = 2  # identifiers seen once train the unknown row, which new users and items will take
-NUMBERS = ("time_ms", "play_time_ms", "duration_ms", *LABELS.values(), *(f"is_{name}" for name in ACTIONS))
+VIDEO_COLUMNS = ("author_id", "video_type", "upload_type", "music_type")
+UNBOUNDED_COLUMNS = 2  # identifiers seen once train the unknown row, which new users and items will take
+NUMERIC_COLUMNS = ("time_ms", "play_time_ms", "duration_ms", *LABELS.values(), *(f"is_{name}" for name in ACTIONS))
 
 
 class KuaiRand:
@@ -41,34 +41,37 @@ class KuaiRand:
     def __init__(self, raw: str) -> None:
         root = Path(raw)
         folder = root / "data" if (root / "data").is_dir() else root
-        self.logs = find(folder, "log_standard_*.csv")
-        self.users = find(folder, "user_features_*.csv")
-        self.videos = find(folder, "video_features_basic_*.csv")
+        self.logs = find_files(folder, "log_standard_*.csv")
+        self.users = find_files(folder, "user_features_*.csv")
+        self.videos = find_files(folder, "video_features_basic_*.csv")
         for files, columns in (
-            (self.logs, ("user_id", "video_id", "tab", *NUMBERS)),
-            (self.users, ("user_id", *USER)),
-            (self.videos, ("video_id", *VIDEO, "upload_dt", "tag")),
+            (self.logs, ("user_id", "video_id", "tab", *NUMERIC_COLUMNS)),
+            (self.users, ("user_id", *USER_COLUMNS)),
+            (self.videos, ("video_id", *VIDEO_COLUMNS, "upload_dt", "tag")),
         ):
             for file in files:
-                require_columns(file, csv([file]), columns)
+                require_columns(file, read_csv_sql([file]), columns)
 
-    def facts(self) -> SourceFacts:
-        features = [FeatureSpec("user_id", "user", min_count=RARE)]
-        features += [FeatureSpec(name, "user") for name in USER]
-        features += [FeatureSpec("item_id", "item", min_count=RARE)]
-        features += [FeatureSpec(name, "item", min_count=RARE if name == "author_id" else 1) for name in VIDEO]
+    def describe(self) -> SourceInfo:
+        features = [FeatureSpec("user_id", "user", min_count=UNBOUNDED_COLUMNS)]
+        features += [FeatureSpec(name, "user") for name in USER_COLUMNS]
+        features += [FeatureSpec("item_id", "item", min_count=UNBOUNDED_COLUMNS)]
+        features += [
+            FeatureSpec(name, "item", min_count=UNBOUNDED_COLUMNS if name == "author_id" else 1)
+            for name in VIDEO_COLUMNS
+        ]
         features += [
             FeatureSpec("tag", "item"),
             FeatureSpec("upload_week", "item"),
             FeatureSpec("duration", "item", "buckets", size=32),
             FeatureSpec("tab", "context"),
         ]
-        return SourceFacts(
+        return SourceInfo(
             name="kuairand",
             actions=ACTIONS,
             labels=tuple(LABELS),
-            duration="duration",
-            negative=("hate",),
+            duration_feature="duration",
+            negative_actions=("hate",),
             features=tuple(features),
             split=SplitRule(valid_from="-2d", test_from="-1d"),
             utc_offset_hours=8,
@@ -79,12 +82,12 @@ class KuaiRand:
         )
 
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
-        numbers = "{" + ", ".join(f"'{name}': 'BIGINT'" for name in NUMBERS) + "}"
-        log = csv(self.logs, f"types = {numbers}, auto_detect = true, sample_size = 1000")
+        numbers = "{" + ", ".join(f"'{name}': 'BIGINT'" for name in NUMERIC_COLUMNS) + "}"
+        log = read_csv_sql(self.logs, f"types = {numbers}, auto_detect = true, sample_size = 1000")
         actions = ", ".join(f"CASE WHEN log.is_{name} = 1 THEN 'nan'::DOUBLE END AS at_{name}" for name in ACTIONS)
         labels = ", ".join(f"log.{column}::DOUBLE AS label_{name}" for name, column in LABELS.items())
-        user = ", ".join(f"users.{identifier(name)}" for name in USER)
-        video = ", ".join(f"videos.{identifier(name)}" for name in VIDEO)
+        user = ", ".join(f"users.{quote_identifier(name)}" for name in USER_COLUMNS)
+        video = ", ".join(f"videos.{quote_identifier(name)}" for name in VIDEO_COLUMNS)
         return f"""
             SELECT log.user_id::VARCHAR AS user_id, log.video_id::VARCHAR AS item_id, log.time_ms AS ts_ms,
                 log.play_time_ms / 1000 AS dwell_s, {actions}, {labels}, {user}, {video},
@@ -94,5 +97,5 @@ class KuaiRand:
                 log.tab::VARCHAR AS tab,
                 CASE WHEN log.play_time_ms < 0 THEN 'negative play time' END AS problem
             FROM {log} AS log
-            LEFT JOIN {csv(self.users)} AS users ON log.user_id::VARCHAR = users.user_id
-            LEFT JOIN {csv(self.videos)} AS videos ON log.video_id::VARCHAR = videos.video_id"""
+            LEFT JOIN {read_csv_sql(self.users)} AS users ON log.user_id::VARCHAR = users.user_id
+            LEFT JOIN {read_csv_sql(self.videos)} AS videos ON log.video_id::VARCHAR = videos.video_id"""

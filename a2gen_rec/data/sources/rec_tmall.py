@@ -12,18 +12,18 @@ import duckdb
 
 from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.data.sources import events
-from a2gen_rec.data.sources.base import SourceFacts, SplitRule
-from a2gen_rec.data.sources.files import csv, find, require_columns
-from a2gen_rec.data.sql import literal, one_row
+from a2gen_rec.data.sources.base import SourceInfo, SplitRule
+from a2gen_rec.data.sources.files import find_files, read_csv_sql, require_columns
+from a2gen_rec.data.sql import fetch_one, quote_literal
 from a2gen_rec.errors import DataError
 
-RULES = events.EventRules(
-    opening="click",
+SESSIONIZATION_RULES = events.SessionizationRules(
+    open_event="click",
     actions={"collect": "collect", "cart": "cart", "alipay": "alipay"},
     idle_gap_s=30 * 60,
 )
-LOG = ("item_id", "user_id", "action", "vtime")
-PRODUCT = {"category": "category", "brand": "brand_id", "seller": "seller_id"}
+LOG_COLUMNS = ("item_id", "user_id", "action", "vtime")
+PRODUCT_COLUMNS = {"category": "category", "brand": "brand_id", "seller": "seller_id"}
 TIME_FORMATS = ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y-%m-%d %H:%M:%S")
 UTC_OFFSET_HOURS = 8
 CHUNK = 1 << 24
@@ -38,22 +38,22 @@ class RecTmall:
 
     def __init__(self, raw: str) -> None:
         path = Path(raw)
-        self.logs = [path] if path.is_file() else find(path, "*rec_tmall_log*")
+        self.logs = [path] if path.is_file() else find_files(path, "*rec_tmall_log*")
         self.products = [] if path.is_file() else sorted(path.glob("*rec_tmall_product*"))
         for file in self.logs:
-            require_columns(file, csv([file]), LOG)
+            require_columns(file, read_csv_sql([file]), LOG_COLUMNS)
 
-    def facts(self) -> SourceFacts:
-        product = [FeatureSpec(name, "item") for name in PRODUCT] if self.products else []
-        return SourceFacts(
+    def describe(self) -> SourceInfo:
+        product = [FeatureSpec(name, "item") for name in PRODUCT_COLUMNS] if self.products else []
+        return SourceInfo(
             name="rec_tmall",
-            actions=tuple(RULES.actions),
+            actions=tuple(SESSIONIZATION_RULES.actions),
             features=(
                 FeatureSpec("user_id", "user", min_count=2),
                 FeatureSpec("item_id", "item", min_count=2),
                 *product,
             ),
-            split=SplitRule(by="time", valid_share=0.1, test_share=0.1),
+            split=SplitRule(method="time", valid_share=0.1, test_share=0.1),
             utc_offset_hours=UTC_OFFSET_HOURS,
             licence="terms of Tianchi dataset 140281",
             citation="Alibaba, Rec-Tmall, Tianchi dataset 140281",
@@ -63,15 +63,18 @@ class RecTmall:
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
         for file in self.logs:
             self.check(connection, file)
-        time = f"epoch_ms({moment('vtime')}) - {UTC_OFFSET_HOURS * 3_600_000}"
-        log = f"(SELECT user_id, item_id, action, {time} AS t_ms FROM {csv(self.logs)})"
-        relation = events.impressions(log, RULES, [])
+        time = f"epoch_ms({parse_time_sql('vtime')}) - {UTC_OFFSET_HOURS * 3_600_000}"
+        log = f"(SELECT user_id, item_id, action, {time} AS t_ms FROM {read_csv_sql(self.logs)})"
+        relation = events.impressions_from_events(log, SESSIONIZATION_RULES, [])
         if not self.products:
             return relation
-        folder = Path(one_row(connection, "SELECT current_setting('temp_directory')")[0])
-        products = csv([as_utf8(file, folder) for file in self.products], "all_varchar = true, strict_mode = false")
+        folder = Path(fetch_one(connection, "SELECT current_setting('temp_directory')")[0])
+        products = read_csv_sql(
+            [transcode_to_utf8(file, folder) for file in self.products], "all_varchar = true, strict_mode = false"
+        )
         wanted = "".join(
-            f", any_value(nullif({column}, 'null') ORDER BY {column}) AS {name}" for name, column in PRODUCT.items()
+            f", any_value(nullif({column}, 'null') ORDER BY {column}) AS {name}"
+            for name, column in PRODUCT_COLUMNS.items()
         )
         return f"""SELECT seen.*, products.* EXCLUDE (id) FROM ({relation}) AS seen
             LEFT JOIN (SELECT {ITEM_KEY} AS id{wanted} FROM {products} GROUP BY ALL) AS products
@@ -79,12 +82,14 @@ class RecTmall:
 
     def check(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
         """Raise DataError for the first row with an action or time that is not the format's."""
-        known = ", ".join(literal(value) for value in (RULES.opening, *RULES.actions.values()))
+        known = ", ".join(
+            quote_literal(value) for value in (SESSIONIZATION_RULES.open_event, *SESSIONIZATION_RULES.actions.values())
+        )
         connection.execute("SET preserve_insertion_order = true")
         bad = connection.execute(
-            f"""SELECT row, action, vtime, {moment("vtime")} FROM (
-                SELECT row_number() OVER () + 1 AS row, action, vtime FROM {csv([file])})
-            WHERE action IS NULL OR action NOT IN ({known}) OR {moment("vtime")} IS NULL ORDER BY row LIMIT 1"""
+            f"""SELECT row, action, vtime, {parse_time_sql("vtime")} FROM (
+                SELECT row_number() OVER () + 1 AS row, action, vtime FROM {read_csv_sql([file])})
+            WHERE action IS NULL OR action NOT IN ({known}) OR {parse_time_sql("vtime")} IS NULL ORDER BY row LIMIT 1"""
         ).fetchall()
         connection.execute("SET preserve_insertion_order = false")
         for row, action, time, understood in bad:
@@ -96,12 +101,12 @@ class RecTmall:
 ITEM_KEY = "ltrim(item_id, 'i')"
 
 
-def moment(column: str) -> str:
+def parse_time_sql(column: str) -> str:
     """SQL of a local time, NULL when it cannot be read."""
-    return f"try_strptime({column}, [{', '.join(literal(style) for style in TIME_FORMATS)}])"
+    return f"try_strptime({column}, [{', '.join(quote_literal(style) for style in TIME_FORMATS)}])"
 
 
-def as_utf8(file: Path, folder: Path) -> Path:
+def transcode_to_utf8(file: Path, folder: Path) -> Path:
     """A copy of a GB18030 file in UTF-8, written in chunks to ``folder``; bytes that are neither become U+FFFD."""
     folder.mkdir(parents=True, exist_ok=True)
     decoder = codecs.getincrementaldecoder("gb18030")(errors="replace")

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from a2gen_rec.data.schema import FeatureSpec
-from a2gen_rec.data.sources.base import SourceFacts
-from a2gen_rec.data.sql import parquet
+from a2gen_rec.data.sources.base import SourceInfo
+from a2gen_rec.data.sql import read_parquet_sql
 from a2gen_rec.errors import DataError
-from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, ITEM_SCHEMA, LABEL, USER_SCHEMA
+from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, ITEM_SCHEMA, LABEL_NAME, USER_SCHEMA
 from a2gen_rec.simulation.world import ACTIONS
 from a2gen_rec.utils import paths
 
@@ -19,19 +19,19 @@ class Simulated:
     def __init__(self, raw: str) -> None:
         self.raw = raw
 
-    def facts(self) -> SourceFacts:
+    def describe(self) -> SourceInfo:
         """What the log offers; checks that the files and columns are there.
 
         Raises:
             DataError: a file or column is missing, or of another type.
         """
         self._files()
-        return SourceFacts(
+        return SourceInfo(
             name="simulated",
             actions=ACTIONS,
-            labels=(LABEL,),
-            duration="duration_s",
-            oracle=(*ACTIONS, LABEL),
+            labels=(LABEL_NAME,),
+            duration_feature="duration_s",
+            oracle=(*ACTIONS, LABEL_NAME),
             features=(
                 FeatureSpec("user_id", "user"),
                 FeatureSpec("group", "user"),
@@ -55,11 +55,11 @@ class Simulated:
         """
         users, items, parts = self._files()
         at = ", ".join(f'i."{action}" AS "at_{action}"' for action in ACTIONS)
-        oracle = ", ".join(f'i."true_{name}" AS "oracle_{name}"' for name in (*ACTIONS, LABEL))
+        oracle = ", ".join(f'i."true_{name}" AS "oracle_{name}"' for name in (*ACTIONS, LABEL_NAME))
         return f"""
             SELECT
                 CAST(i.user_id AS VARCHAR) AS user_id, CAST(i.item_id AS VARCHAR) AS item_id,
-                i.ts_ms, i.dwell_s, {at}, CAST(i."{LABEL}" AS DOUBLE) AS "label_{LABEL}",
+                i.ts_ms, i.dwell_s, {at}, CAST(i."{LABEL_NAME}" AS DOUBLE) AS "label_{LABEL_NAME}",
                 CAST(u."group" AS VARCHAR) AS "group", u.age_band, u.activity_level,
                 CAST(v.author_id AS VARCHAR) AS author_id, CAST(v.category AS VARCHAR) AS category,
                 v.upload_type, v.duration_s, i.tab, {oracle},
@@ -68,9 +68,9 @@ class Simulated:
                     WHEN v.item_id IS NULL THEN 'item not in items.parquet'
                     WHEN i.ts_ms IS NULL THEN 'no time'
                 END AS problem
-            FROM {parquet(*parts)} i
-            LEFT JOIN {parquet(users)} u ON u.user_id = i.user_id
-            LEFT JOIN {parquet(items)} v ON v.item_id = i.item_id"""
+            FROM {read_parquet_sql(*parts)} i
+            LEFT JOIN {read_parquet_sql(users)} u ON u.user_id = i.user_id
+            LEFT JOIN {read_parquet_sql(items)} v ON v.item_id = i.item_id"""
 
     def _files(self) -> tuple[str, str, list[str]]:
         """Local paths of the users', the items' and the impressions' files, their columns checked."""
@@ -86,7 +86,7 @@ class Simulated:
 def _checked(file: str, schema: pa.Schema) -> str:
     if not paths.exists(file):
         raise DataError("no such file; is this a folder that `a2gen simulate` wrote?", file=file)
-    local = paths.local_copy(file)
+    local = paths.to_local_path(file)
     try:
         found = pq.read_schema(local)
     except (pa.ArrowException, OSError) as error:

@@ -8,7 +8,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from a2gen_rec.data.schema import ITEM, FeatureSpec
-from a2gen_rec.data.sources.base import SourceFacts, SplitRule
+from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.utils import paths
 
@@ -75,19 +75,19 @@ class LogSpec:
         identifiers = [FeatureColumn("user_id", "user", min_count=2), FeatureColumn(ITEM, "item", min_count=2)]
         return [feature for feature in identifiers if feature.name not in named] + self.features
 
-    def facts(self, actions: list[str], labels: list[str]) -> SourceFacts:
-        return SourceFacts(
+    def describe(self, actions: list[str], labels: list[str]) -> SourceInfo:
+        return SourceInfo(
             name=self.name,
             actions=tuple(actions),
             labels=tuple(labels),
             features=tuple(
                 FeatureSpec(x.name, x.level, x.kind, x.size, x.min_count, tuple(x.edges)) for x in self.all_features()
             ),
-            duration=self.duration,
-            negative=tuple(self.negative),
+            duration_feature=self.duration,
+            negative_actions=tuple(self.negative),
             split=SplitRule(**vars(self.split)),
-            calendar=self.calendar,
-            elapsed=self.calendar,
+            has_calendar_time=self.calendar,
+            has_elapsed_time=self.calendar,
             utc_offset_hours=self.utc_offset_hours,
             licence=self.licence,
             citation=self.citation,

@@ -9,9 +9,9 @@ from pathlib import Path
 import duckdb
 
 from a2gen_rec.data.schema import FeatureSpec
-from a2gen_rec.data.sources.base import SourceFacts, SplitRule
-from a2gen_rec.data.sources.files import csv, find, require_columns
-from a2gen_rec.data.sql import identifier
+from a2gen_rec.data.sources.base import SourceInfo, SplitRule
+from a2gen_rec.data.sources.files import find_files, read_csv_sql, require_columns
+from a2gen_rec.data.sql import quote_identifier
 from a2gen_rec.errors import DataError
 
 ACTIONS = ("like", "share", "follow")
@@ -26,15 +26,15 @@ class Tenrec:
     """
 
     def __init__(self, raw: str) -> None:
-        files = [Path(raw)] if Path(raw).is_file() else find(Path(raw), "*.csv")
+        files = [Path(raw)] if Path(raw).is_file() else find_files(Path(raw), "*.csv")
         if len(files) != 1:
             raise DataError(f"has {len(files)} files *.csv; name the one to read", file=raw)
         self.file = files[0]
         columns = ("user_id", "item_id", *FLAGS, "video_category", "gender", "age")
-        require_columns(self.file, csv(files), columns)
+        require_columns(self.file, read_csv_sql(files), columns)
 
-    def facts(self) -> SourceFacts:
-        return SourceFacts(
+    def describe(self) -> SourceInfo:
+        return SourceInfo(
             name="tenrec",
             actions=ACTIONS,
             labels=("click",),
@@ -45,9 +45,9 @@ class Tenrec:
                 FeatureSpec("item_id", "item", min_count=2),
                 FeatureSpec("video_category", "item"),
             ),
-            split=SplitRule(by="last", valid_share=0.1, test_share=0.1),
-            calendar=False,
-            elapsed=False,
+            split=SplitRule(method="last", valid_share=0.1, test_share=0.1),
+            has_calendar_time=False,
+            has_elapsed_time=False,
             licence="research use only, after registration",
             citation="Yuan et al., Tenrec: A Large-scale Multipurpose Benchmark Dataset for Recommender Systems, "
             "NeurIPS 2022",
@@ -58,8 +58,10 @@ class Tenrec:
         connection.execute("SET preserve_insertion_order = true")
         types = ", ".join(f"'{name}': 'INTEGER'" for name in FLAGS)
         text = ", ".join(f"'{name}': 'VARCHAR'" for name in ("user_id", "item_id", "video_category", "gender", "age"))
-        actions = ", ".join(f"CASE WHEN {identifier(name)} > 0 THEN 'nan'::DOUBLE END AS at_{name}" for name in ACTIONS)
+        actions = ", ".join(
+            f"CASE WHEN {quote_identifier(name)} > 0 THEN 'nan'::DOUBLE END AS at_{name}" for name in ACTIONS
+        )
         return f"""
             SELECT user_id, item_id, row_number() OVER () * 1000 AS ts_ms, 'nan'::DOUBLE AS dwell_s, {actions},
                 (click > 0)::INT::DOUBLE AS label_click, gender, age, video_category, NULL AS problem
-            FROM {csv([self.file], f"types = {{{types}, {text}}}")}"""
+            FROM {read_csv_sql([self.file], f"types = {{{types}, {text}}}")}"""

@@ -6,13 +6,13 @@ from torch import Tensor
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.models.base import Inputs
-from a2gen_rec.models.baselines.towers import TowersRanker
+from a2gen_rec.models.base import FeatureEmbeddings
+from a2gen_rec.models.baselines.towers import TowerRanker
 from a2gen_rec.nn.experts import PLE, MMoE
 from a2gen_rec.nn.target_attention import TargetAttention
 
 
-class AttentionRanker(TowersRanker):
+class TargetAttentionRanker(TowerRanker):
     """The history is what the target attends to: the base of MMoE and PLE."""
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
@@ -21,27 +21,27 @@ class AttentionRanker(TowersRanker):
             self.d_token,
             self.d_target,
             config.dim,
-            config.heads,
+            config.num_heads,
             config.time_buckets if config.recency_bias else 0,
             len(self.features["item"]) if config.match_bias else 0,
         )
 
-    def _history(self, inputs: Inputs, actions: Tensor, batch: WindowBatch) -> Tensor:
-        tokens = torch.cat([inputs.item, actions, inputs.beside()], dim=-1)
+    def _history(self, inputs: FeatureEmbeddings, actions: Tensor, batch: WindowBatch) -> Tensor:
+        tokens = torch.cat([inputs.item, actions, inputs.side_features()], dim=-1)
         return self.attention(tokens, inputs.target, self._layout(batch))
 
 
-class MMoERanker(AttentionRanker):
+class MMoERanker(TargetAttentionRanker):
     """Experts shared by all tasks, one softmax gate per task."""
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__(card, config)
-        self.mixture = MMoE(self.d_context, config.dim, self.outputs, config.experts)
+        self.mixture = MMoE(self.d_context, config.dim, self.outputs, config.num_experts)
 
 
-class PLERanker(AttentionRanker):
+class PLERanker(TargetAttentionRanker):
     """Two levels of shared experts and experts of each task."""
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__(card, config)
-        self.mixture = PLE(self.d_context, config.dim, self.outputs, config.shared_experts, config.own_experts)
+        self.mixture = PLE(self.d_context, config.dim, self.outputs, config.shared_experts, config.task_experts)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.models.ensemble.model import Better, UserHistory
+from a2gen_rec.models.ensemble.model import Better, UserHistoryEncoder
 
 
 class SingleScore(nn.Module):
@@ -36,7 +36,7 @@ class SingleScore(nn.Module):
         return -score if self.better == "less" else score
 
 
-class Formula(nn.Module):
+class PowerFormula(nn.Module):
     """Π_k (1 + α_k p_k)^{±β_k}, as tuned by hand, by its logarithm; objectives of which less is better divide.
 
     p = σ((value − centre) / scale); that objectives divide is ours. With α p ≪ 1 an objective
@@ -54,7 +54,7 @@ class Formula(nn.Module):
 
     alpha: Tensor
     exponent: Tensor
-    centre: Tensor
+    mean: Tensor
     scale: Tensor
 
     def __init__(self, alpha: Tensor, beta: Tensor, less: Sequence[bool], centre: Tensor, scale: Tensor) -> None:
@@ -72,11 +72,11 @@ class Formula(nn.Module):
 
     def score(self, value: Tensor) -> Tensor:
         """Logarithm of the product: values [..., K] -> [...]."""
-        p = torch.sigmoid((value.to(self.centre.dtype) - self.centre) / self.scale)
+        p = torch.sigmoid((value.to(self.mean.dtype) - self.mean) / self.scale)
         return (self.exponent * torch.log1p(self.alpha * p)).sum(-1)
 
 
-class Standardise(nn.Module):
+class Standardize(nn.Module):
     """Values in units of their own spread, turned so that more is better: ±(value − centre) / scale.
 
     Args:
@@ -86,8 +86,8 @@ class Standardise(nn.Module):
         ConfigError: a number out of its range, or lengths that differ.
     """
 
-    centre: Tensor
-    unit: Tensor
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, less: Sequence[bool], centre: Tensor, scale: Tensor) -> None:
         super().__init__()
@@ -97,13 +97,13 @@ class Standardise(nn.Module):
         self.register_buffer("unit", scale.float() * _direction(less).to(scale.device))
 
     def forward(self, value: Tensor) -> Tensor:
-        return (value.to(self.centre.dtype) - self.centre) / self.unit
+        return (value.to(self.mean.dtype) - self.mean) / self.scale
 
 
 class LogisticRegression(nn.Module):
     """Linear in the standardised values; the score is the logit. It begins with equal weights."""
 
-    def __init__(self, standardise: Standardise) -> None:
+    def __init__(self, standardise: Standardize) -> None:
         super().__init__()
         self.standardise = standardise
         self.weight = nn.Parameter(torch.full((standardise.objectives,), 1 / standardise.objectives))
@@ -125,7 +125,7 @@ class MLPFusion(nn.Module):
 
     def __init__(
         self,
-        standardise: Standardise,
+        standardise: Standardize,
         d_event: int,
         d_context: int,
         dim: int = 32,
@@ -133,7 +133,7 @@ class MLPFusion(nn.Module):
     ) -> None:
         super().__init__()
         self.standardise = standardise
-        self.history = UserHistory(d_event, dim)
+        self.history = UserHistoryEncoder(d_event, dim)
         widths = pairwise([standardise.objectives + d_context + dim, *hidden, 1])
         layers = [layer for fan_in, out in widths for layer in (nn.Linear(fan_in, out), nn.SiLU())]
         self.mlp = nn.Sequential(*layers[:-1])
@@ -147,7 +147,7 @@ class MLPFusion(nn.Module):
             return score.squeeze(-1)
 
 
-class SessionWeights(nn.Module):
+class SessionWeightedFusion(nn.Module):
     """s = g Σ_k w_k z_k + b: standardised values z weighed by what the user is after in this session, after IntEL.
 
     One w per list, softmax of a linear map of ``[user ‖ mean z of the list ‖ mean context of the list]``. The learned
@@ -161,10 +161,10 @@ class SessionWeights(nn.Module):
         dim: width of the user vector.
     """
 
-    def __init__(self, standardise: Standardise, d_event: int, d_context: int, dim: int = 32) -> None:
+    def __init__(self, standardise: Standardize, d_event: int, d_context: int, dim: int = 32) -> None:
         super().__init__()
         self.standardise = standardise
-        self.history = UserHistory(d_event, dim)
+        self.history = UserHistoryEncoder(d_event, dim)
         self.query = nn.Linear(dim + standardise.objectives + d_context, standardise.objectives)
         self.log_gain = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(()))

@@ -20,7 +20,7 @@ from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.models.ensemble.model import Ensemble, Objective
 from a2gen_rec.utils import paths
 
-CARD, WEIGHTS = "ensemble.yaml", "ensemble.safetensors"
+CARD_FILE, WEIGHTS_FILE = "ensemble.yaml", "ensemble.safetensors"
 _FORMAT = 2
 
 
@@ -47,14 +47,16 @@ class EnsembleCard:
     run: str
     step: int
     checkpoint: str
-    largest_fall: dict[str, float] = field(default_factory=dict)
+    max_monotonicity_violation: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     format: int = _FORMAT
 
     def build(self) -> Ensemble:
         """An ensemble of this shape, untrained."""
         config = self.config
-        return Ensemble(self.objectives, self.d_event, self.d_context, config.dim, config.hidden, config.degree)
+        return Ensemble(
+            self.objectives, self.d_event, self.d_context, config.dim, config.hidden_dims, config.quadrature_degree
+        )
 
     @classmethod
     def read(cls, folder: str) -> "EnsembleCard":
@@ -63,9 +65,9 @@ class EnsembleCard:
         Raises:
             UserError: there is none, or it is damaged or of another version.
         """
-        file = paths.join(folder, CARD)
+        file = paths.join(folder, CARD_FILE)
         if not paths.exists(file):
-            raise UserError(f"{folder}: no ensemble here ({CARD} is missing)")
+            raise UserError(f"{folder}: no ensemble here ({CARD_FILE} is missing)")
         try:
             raw = paths.read_yaml(file)
             if raw["format"] != _FORMAT:
@@ -76,10 +78,10 @@ class EnsembleCard:
             raise UserError(f"{file}: not an ensemble's card ({error})") from error
 
 
-def check_place(folder: str) -> None:
+def check_output_dir(folder: str) -> None:
     """Raise a UserError if something else than an ensemble is there, which an ensemble would replace."""
     try:
-        taken = paths.listdir(folder) and not paths.exists(paths.join(folder, CARD))
+        taken = paths.listdir(folder) and not paths.exists(paths.join(folder, CARD_FILE))
     except OSError as error:
         raise UserError(f"{folder}: ensemble cannot be written ({error.strerror or error})") from error
     if taken:
@@ -95,23 +97,23 @@ def save_ensemble(folder: str, model: Ensemble, card: EnsembleCard, baselines: M
     Raises:
         UserError: the folder cannot be written, or is there and holds no ensemble.
     """
-    check_place(folder)
+    check_output_dir(folder)
     local = paths.is_local(folder)
     folder = folder.rstrip("/") if local else folder
     try:
         if local:
-            os.makedirs(paths.parent(folder), exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".ensemble-", dir=paths.parent(folder) if local else None) as work:
+            os.makedirs(paths.dirname(folder), exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".ensemble-", dir=paths.dirname(folder) if local else None) as work:
             beside, before = f"{work}/new", f"{work}/before"
             os.mkdir(beside)
-            _save(model, f"{beside}/{WEIGHTS}")
+            _save(model, f"{beside}/{WEIGHTS_FILE}")
             for name, module in baselines.items():
                 _save(module, f"{beside}/{_baseline(name)}")
-            paths.write_text(f"{beside}/{CARD}", yaml.safe_dump(asdict(card), sort_keys=False))
+            paths.write_text(f"{beside}/{CARD_FILE}", yaml.safe_dump(asdict(card), sort_keys=False))
             if local and os.path.isdir(folder):
                 os.rename(folder, before)
             try:
-                paths.publish_folder(beside, folder)
+                paths.move_into_place(beside, folder)
             except OSError:
                 if os.path.isdir(before):
                     os.rename(before, folder)
@@ -129,7 +131,7 @@ def load_ensemble(folder: str) -> tuple[Ensemble, EnsembleCard]:
     """
     card = EnsembleCard.read(folder)
     model = card.build()
-    _load(model, paths.join(folder, WEIGHTS))
+    _load(model, paths.join(folder, WEIGHTS_FILE))
     return model, card
 
 
@@ -154,7 +156,7 @@ def _save(module: nn.Module, file: str) -> None:
 
 def _load(module: nn.Module, file: str) -> None:
     try:
-        module.load_state_dict(load_file(paths.local_copy(file)))
+        module.load_state_dict(load_file(paths.to_local_path(file)))
     except (SafetensorError, OSError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{file}: does not fit its card or is damaged ({lines[-1] if lines else error})") from error

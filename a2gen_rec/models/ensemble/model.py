@@ -27,11 +27,13 @@ class Objective:
     """A prediction that enters the ensemble, and whether more or less of it is better."""
 
     name: str
-    better: Better = "more"
+    higher_is_better: Better = "more"
 
     def __post_init__(self) -> None:
-        if self.better not in get_args(Better):
-            raise ConfigError(f"objective {self.name!r}: better must be one of {get_args(Better)}, not {self.better!r}")
+        if self.higher_is_better not in get_args(Better):
+            raise ConfigError(
+                f"objective {self.name!r}: better must be one of {get_args(Better)}, not {self.higher_is_better!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,10 @@ class EnsembleOutput:
     score: Tensor
     transform: Tensor
     weight: Tensor
-    user: Tensor
+    user_embedding: Tensor
 
 
-class UserHistory(nn.Module):
+class UserHistoryEncoder(nn.Module):
     """A user's recent past as one vector: a GRU over the events, after UMRE's light ranking model.
 
     Args:
@@ -97,8 +99,8 @@ class Ensemble(nn.Module):
         ConfigError: no objective, or a name twice.
     """
 
-    less: Tensor
-    centre: Tensor
+    lower_is_better: Tensor
+    mean: Tensor
     scale: Tensor
 
     def __init__(
@@ -114,19 +116,19 @@ class Ensemble(nn.Module):
         names = [objective.name for objective in objectives]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"an ensemble needs one or more objectives of distinct names, not {names}")
-        self.history = UserHistory(d_event, dim)
+        self.history = UserHistoryEncoder(d_event, dim)
         self.query = nn.Linear(dim + d_context, dim)
         # Equal weights to begin with: drawn at random, they are soon all on one objective, and hard to win back.
         nn.init.zeros_(self.query.weight)
         nn.init.zeros_(self.query.bias)
         self.objective = nn.Parameter(torch.randn(len(names), dim))
         self.transform = MonotonicTransform(len(names), dim + d_context, hidden, degree)
-        less = torch.tensor([objective.better == "less" for objective in objectives])
+        less = torch.tensor([objective.higher_is_better == "less" for objective in objectives])
         self.register_buffer("less", less, persistent=False)
         self.register_buffer("centre", torch.zeros(len(names)))
         self.register_buffer("scale", torch.ones(len(names)))
 
-    def squash(self, centre: Tensor, scale: Tensor) -> None:
+    def set_normalization(self, centre: Tensor, scale: Tensor) -> None:
         """Set the centre and scale [K] of the objectives' values.
 
         Raises:
@@ -134,7 +136,7 @@ class Ensemble(nn.Module):
         """
         if not (centre.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
             raise ConfigError(f"centres {centre.tolist()} and scales {scale.tolist()} must be finite, scales positive")
-        self.centre.copy_(centre)
+        self.mean.copy_(centre)
         self.scale.copy_(scale)
 
     def forward(self, value: Tensor, events: Tensor, length: Tensor, context: Tensor) -> EnsembleOutput:
@@ -153,12 +155,12 @@ class Ensemble(nn.Module):
             h = self._context(user, context)
             logits = self.query(h) @ self.objective.T / self.objective.shape[1] ** 0.5
             weight = torch.softmax(logits, dim=-1).expand_as(value)
-            z = (value - self.centre) / self.scale
-            transform = self.transform(torch.sigmoid(torch.where(self.less, -z, z)), h)
+            z = (value - self.mean) / self.scale
+            transform = self.transform(torch.sigmoid(torch.where(self.lower_is_better, -z, z)), h)
             return EnsembleOutput((weight * transform).sum(-1), transform, weight, user)
 
     @torch.no_grad()
-    def largest_fall(self, events: Tensor, length: Tensor, context: Tensor, points: int = 257) -> Tensor:
+    def max_monotonicity_violation(self, events: Tensor, length: Tensor, context: Tensor, points: int = 257) -> Tensor:
         """How far from monotonic the transforms are for the given users and candidates.
 
         The exact integral never falls; its quadrature may where it does not resolve the rate of change. Measured in
@@ -174,7 +176,7 @@ class Ensemble(nn.Module):
         exact = copy.deepcopy(self).double()
         h = exact._context(exact.history(events.double(), length), context.double()).flatten(0, 1)
         grid = torch.linspace(0, 1, points, dtype=torch.float64, device=h.device)
-        most = grid.new_zeros(len(self.less))
+        most = grid.new_zeros(len(self.lower_is_better))
         for part in h.split(256):
             transform = exact.transform(grid[:, None].expand(len(part), -1, len(most)), part[:, None])
             most = torch.maximum(most, -transform.diff(dim=1).amin((0, 1)))

@@ -24,15 +24,15 @@ def new_table(title: str, *columns: str) -> Table:
 def rows_table(card: DatasetCard) -> Table:
     kept = sum(split.targets for split in card.splits.values())
     table = new_table(f"{card.name}: rows", "rows", "count")
-    table.add_row("read", f"{kept + sum(card.dropped.values()):,}")
-    for reason, count in card.dropped.items():
+    table.add_row("read", f"{kept + sum(card.dropped_rows.values()):,}")
+    for reason, count in card.dropped_rows.items():
         table.add_row(f"dropped: {reason}", f"{count:,}")
     table.add_row("kept as impressions", f"{kept:,}")
     return table
 
 
-def moment(card: DatasetCard, ms: int | None) -> str:
-    if ms is None or not card.calendar:
+def format_time(card: DatasetCard, ms: int | None) -> str:
+    if ms is None or not card.has_calendar_time:
         return "–"
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
 
@@ -41,21 +41,21 @@ def splits_table(card: DatasetCard) -> Table:
     table = new_table("splits", "split", "windows", "targets", "first (UTC)", "last (UTC)")
     for name in SPLITS:
         split = card.splits[name]
-        first, last = moment(card, split.first_ms), moment(card, split.last_ms)
+        first, last = format_time(card, split.first_ms), format_time(card, split.last_ms)
         table.add_row(name, f"{split.windows:,}", f"{split.targets:,}", first, last)
     return table
 
 
 def actions_table(card: DatasetCard) -> Table:
     table = new_table("positives", "action, label or objective", *SPLITS, "base rate", "median time")
-    for name in [*card.events, *card.labels, *card.objectives]:
+    for name in [*card.predicted_actions, *card.labels, *card.objectives]:
         counts = [f"{card.splits[split].positives[name]:,}" for split in SPLITS]
-        table.add_row(name, *counts, f"{card.base_rate[name]:.2%}", median(card, name))
-    table.add_row(EXIT, *["–"] * (len(SPLITS) + 1), median(card, EXIT))
+        table.add_row(name, *counts, f"{card.base_rate[name]:.2%}", format_median(card, name))
+    table.add_row(EXIT, *["–"] * (len(SPLITS) + 1), format_median(card, EXIT))
     return table
 
 
-def median(card: DatasetCard, action: str) -> str:
+def format_median(card: DatasetCard, action: str) -> str:
     return f"{card.median_time_s[action]:.4g} s" if action in card.median_time_s else "–"
 
 

@@ -8,7 +8,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from a2gen_rec.reporting.console.evaluation import BETTER, UNKNOWN, titled_table
+from a2gen_rec.reporting.console.evaluation import HIGHLIGHT, MISSING, new_table
 
 if TYPE_CHECKING:  # a table needs no torch
     from a2gen_rec.ranking.contributions import Contribution
@@ -17,7 +17,7 @@ _WIDTH = 100
 _LABEL = 14  # width of the first column; longer identifiers are folded
 
 
-class Explained(Protocol):
+class HasExplanation(Protocol):
     """A candidate as ranked: raw identifier, score, and each objective's part in it, the same objectives for all."""
 
     @property
@@ -37,7 +37,7 @@ def list_metrics_tables(result: Mapping[str, Any]) -> list[Table]:
             ``uauc``) and ``hypervolume``. Metrics may be None: not measured.
     """
     k, length = result["k"], result["mean_length"]
-    about = UNKNOWN if length is None else f"{length:.1f}"
+    about = MISSING if length is None else f"{length:.1f}"
     ndcg = f"{result['lists']:,} lists of {about} candidates on average · bold: best\n"
     ndcg += "lists: those with a positive and a negative; hypervolume: of all behaviours' NDCG"
     of = f"session lists, {result['split']}" if "split" in result else "session lists"
@@ -50,7 +50,7 @@ def list_metrics_tables(result: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def explanation_tables(candidates: Sequence[Explained]) -> list[Table]:
+def explanation_tables(candidates: Sequence[HasExplanation]) -> list[Table]:
     """Why each candidate is above the next: its objectives' shares of the score, one below the other and added up.
 
     Objectives that do not fit beside each other go on in a further table.
@@ -63,14 +63,16 @@ def explanation_tables(candidates: Sequence[Explained]) -> list[Table]:
     digits = _digits([one.score - other.score for one, other in pairwise(candidates)])
     blocks = [_block(place, candidates, digits) for place in range(len(candidates))]
     first = candidates[0].explanation
-    headers = [Text(each.objective.replace("_", "_\n") + ("↓" if each.better == "less" else "")) for each in first]
+    headers = [
+        Text(each.objective.replace("_", "_\n") + ("↓" if each.higher_is_better == "less" else "")) for each in first
+    ]
     rows = [row for block in blocks for row in block]
     widths = [1 + max(_width(cell) for cell in column) for column in zip(*rows, ["", "score", *headers], strict=True)]
     room = _WIDTH - min(widths[0], _LABEL + 1) - widths[1]
     tables: list[Table] = []
     for columns in _fitting(widths[2:], room):
         caption = "score: sum of shares · bold: what puts it ahead most"
-        caption += " · ↓ less is better" if any(first[k].better == "less" for k in columns) else ""
+        caption += " · ↓ less is better" if any(first[k].higher_is_better == "less" for k in columns) else ""
         table = _dense_table("why this order, continued" if tables else "why this order", caption)
         table.add_column("", overflow="fold", max_width=_LABEL)
         for header in [Text("score"), *(headers[k] for k in columns)]:
@@ -107,18 +109,18 @@ def _metric_table(title: str, caption: str, metric: str, result: Mapping[str, An
 
 def _best(values: Sequence[float | None]) -> list[Text]:
     """A column's cells; what is shown as the best stands out, unless there is nothing to compare it with."""
-    shown = [UNKNOWN if value is None else _four(value) for value in values]
-    measured = [float(text) for text in shown if text != UNKNOWN]
+    shown = [MISSING if value is None else _format_4(value) for value in values]
+    measured = [float(text) for text in shown if text != MISSING]
     best = max(measured) if len(measured) > 1 else None
-    return [Text(text, style=BETTER if text != UNKNOWN and float(text) == best else "") for text in shown]
+    return [Text(text, style=HIGHLIGHT if text != MISSING and float(text) == best else "") for text in shown]
 
 
-def _four(value: float) -> str:
+def _format_4(value: float) -> str:
     """Four decimals, or two digits of what is too small for them, such as the hypervolume of many behaviours."""
     return f"{value:.4f}" if value >= 0.01 or value == 0 else f"{value:.1e}"
 
 
-def _block(place: int, candidates: Sequence[Explained], digits: int) -> list[list[Text]]:
+def _block(place: int, candidates: Sequence[HasExplanation], digits: int) -> list[list[Text]]:
     """A candidate's rows: label, score, and a cell per objective."""
     candidate = candidates[place]
     parts = candidate.explanation
@@ -130,23 +132,23 @@ def _block(place: int, candidates: Sequence[Explained], digits: int) -> list[lis
         row(f"{place + 1} {candidate.item}", "", [_predicted(each) for each in parts]),
         row("  transform", "", [_signed(each.transform, digits) for each in parts], "dim"),
         row("  × weight", "", [f"{each.weight:.{digits}f}" for each in parts], "dim"),
-        row("  = share", _signed(candidate.score, digits), [_signed(each.share, digits) for each in parts]),
+        row("  = share", _signed(candidate.score, digits), [_signed(each.contribution, digits) for each in parts]),
     ]
     rows[0][0].stylize("bold")
     rows[3][1].stylize("bold")
     if place + 1 < len(candidates):
         below = candidates[place + 1]
-        ahead = [one.share - other.share for one, other in zip(parts, below.explanation, strict=True)]
+        ahead = [one.contribution - other.contribution for one, other in zip(parts, below.explanation, strict=True)]
         gap = _signed(candidate.score - below.score, digits)
         rows.append(row(f"  ahead of {place + 2}", gap, [_signed(each, digits) for each in ahead]))
         if max(ahead) > 0:
-            rows[-1][2 + ahead.index(max(ahead))].stylize(BETTER)
+            rows[-1][2 + ahead.index(max(ahead))].stylize(HIGHLIGHT)
     return rows
 
 
 def _dense_table(title: str, caption: str) -> Table:
     """One blank between columns, so that nine objectives fit."""
-    table = titled_table(title, caption)
+    table = new_table(title, caption)
     table.padding = 0
     return table
 

@@ -10,11 +10,11 @@ from rich.text import Text
 from a2gen_rec.data.schema import WATCH_TIME
 
 if TYPE_CHECKING:  # a table needs no torch
-    from a2gen_rec.ranking.types import Candidate, RankedList
+    from a2gen_rec.ranking.types import RankedList, ScoredCandidate
 
-UNKNOWN = "–"
-BETTER = "bold green"
-MOST_BESIDE = 7
+MISSING = "–"
+HIGHLIGHT = "bold green"
+MAX_SIDE_BY_SIDE = 7
 """Outcomes, or outcomes and a score, that fit beside a timeline."""
 
 # What is measured: title, key, digits, whether more is better.
@@ -52,13 +52,13 @@ def export_table(metrics: Mapping[str, Any]) -> Table:
     caption = f"loss {loss['original']:.5f}, exported {loss['exported']:.5f}"
     if any(auc["within"] is None for auc in metrics["auc"].values()):
         caption += f"\n*: fewer than {metrics['least']} positives or negatives, which the tolerance is not asked of"
-    table = titled_table(f"exported model: {metrics['split']}, {metrics['targets']:,} targets", caption)
+    table = new_table(f"exported model: {metrics['split']}, {metrics['targets']:,} targets", caption)
     table.add_column("", no_wrap=True)
     for header in ("positives", "AUC", "exported\nAUC", "change"):
         table.add_column(header, justify="right")
     for name, auc in metrics["auc"].items():
         was, now = auc["original"], auc["exported"]
-        change = UNKNOWN if was is None or now is None else f"{now - was:+.5f}"
+        change = MISSING if was is None or now is None else f"{now - was:+.5f}"
         mark = " *" if auc["within"] is None else ""
         table.add_row(Text(name + mark), f"{auc['positives']:,}", _number(was, 4), _number(now, 4), change)
     return table
@@ -74,13 +74,13 @@ def ranking_tables(ranking: "RankedList") -> list[Table]:
     names = list(shown[0].probability) if shown else []
     beside = (
         names
-        if len(names) + (ranking.by == "ensemble") <= MOST_BESIDE
+        if len(names) + (ranking.by == "ensemble") <= MAX_SIDE_BY_SIDE
         else [name for name in names if name == ranking.by]
     )
-    best = f"user {ranking.user}: best {len(shown):,} of {ranking.ranked:,} candidates"
-    tables = [_candidates_table(ranking, beside, titled_table(best, _about(ranking)), whole=True)]
+    best = f"user {ranking.user}: best {len(shown):,} of {ranking.num_candidates:,} candidates"
+    tables = [_candidates_table(ranking, beside, new_table(best, _about(ranking)), whole=True)]
     if names != beside:
-        tables.append(_candidates_table(ranking, names, titled_table("probabilities"), whole=False))
+        tables.append(_candidates_table(ranking, names, new_table("probabilities"), whole=False))
     return tables
 
 
@@ -109,7 +109,7 @@ def _candidates_table(ranking: "RankedList", names: Sequence[str], table: Table,
 def _actions_table(result: Mapping[str, Any]) -> Table:
     reference = result["reference"]["item_rate"]
     oracle = result["reference"].get("oracle", {})
-    table = titled_table(f"actions and labels: {result['split']}, {result['targets']:,} targets", _summary(result))
+    table = new_table(f"actions and labels: {result['split']}, {result['targets']:,} targets", _summary(result))
     table.add_column("", no_wrap=True)
     headers = ["posi-\ntives", "AUC", "item-rate\nAUC"]
     headers += ["oracle\nAUC", "gap\nclosed"] if oracle else []
@@ -121,7 +121,7 @@ def _actions_table(result: Mapping[str, Any]) -> Table:
         cells.append(_number(trivial.get("auc"), 4))
         if oracle:
             closed = gap_closed(found["auc"], trivial.get("auc"), best.get("auc"))
-            cells += [_number(best.get("auc"), 4), UNKNOWN if closed is None else f"{closed:.0%}"]
+            cells += [_number(best.get("auc"), 4), MISSING if closed is None else f"{closed:.0%}"]
         cells.append(_against(found, trivial, "gauc", more_is_better=True))
         cells.append(_against(found, trivial, "ne", more_is_better=False))
         table.add_row(Text(name), *cells, _number(found["calibration"], 3))
@@ -131,7 +131,7 @@ def _actions_table(result: Mapping[str, Any]) -> Table:
 def _times_table(result: Mapping[str, Any]) -> Table:
     median = result["reference"].get("median_time", {})
     caption = "bold: better than the training median\nnext: given the steps before"
-    table = titled_table("times: mean absolute error", caption)
+    table = new_table("times: mean absolute error", caption)
     table.add_column("", no_wrap=True)
     headers = ["count", "log1p s", "next,\nlog1p s", "median's\nlog1p s", "seconds", "median's\nseconds"]
     for header in headers:
@@ -151,7 +151,7 @@ def _times_table(result: Mapping[str, Any]) -> Table:
 
 
 def _objectives_table(objectives: Mapping[str, Any]) -> Table:
-    table = titled_table("objectives")
+    table = new_table("objectives")
     table.add_column("", no_wrap=True)
     for header in ("posi-\ntives", "AUC", "GAUC", "NE", "calib-\nration"):
         table.add_column(header, justify="right")
@@ -167,7 +167,7 @@ def _shared_ground_table(ground: Mapping[str, Any]) -> Table:
     caption = "generator: as expected of its sequences and tower"
     if both:
         caption += "\nagreement: rank correlation of the two\nbold: the better of the two"
-    table = titled_table("watch time and objectives", caption)
+    table = new_table("watch time and objectives", caption)
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True)
     for header in ["generator", "head", "agreement"] if both else ["generator"]:
@@ -185,7 +185,7 @@ def _lengths_table(groups: Sequence[Mapping[str, Any]]) -> Table:
     """Glances and watch time per group of videos of similar length."""
     both = any("head" in group["watch_time"] for group in groups)
     glances = any("glance" in group for group in groups)
-    table = titled_table("by length of the video", "bold: the better of generator and head" if both else "")
+    table = new_table("by length of the video", "bold: the better of generator and head" if both else "")
     headers = ["length", "targets"]
     headers += ["glances", "glance\nAUC", *(["head's\nAUC"] if both else [])] if glances else []
     headers += ["watch MAE\nlog1p s", *(["head's\nlog1p s"] if both else [])]
@@ -196,7 +196,7 @@ def _lengths_table(groups: Sequence[Mapping[str, Any]]) -> Table:
         cells: list[Text | str] = [_length(group["from_s"], group["to_s"]), f"{group['targets']:,}"]
         if glances:
             glance = group["glance"]
-            cells.append(UNKNOWN if glance["rate"] is None else f"{glance['rate']:.1%}")
+            cells.append(MISSING if glance["rate"] is None else f"{glance['rate']:.1%}")
             cells += _side_by_side(glance, "auc", 4, True, both)
         for metric, digits in (("mae_log", 4), ("mae_s", 2)):
             cells += _side_by_side(group["watch_time"], metric, digits, False, both)
@@ -231,19 +231,19 @@ def _summary(result: Mapping[str, Any]) -> str:
 
 def _about(ranking: "RankedList") -> str:
     whole = {"watch": "expected watch time", "ensemble": "ensemble score"}
-    by = whole.get(ranking.by, f"probability of {ranking.by}") + (", least first" if ranking.least_first else "")
-    history = f"{ranking.history:,} past impressions"
+    by = whole.get(ranking.by, f"probability of {ranking.by}") + (", least first" if ranking.ascending else "")
+    history = f"{ranking.history_length:,} past impressions"
     if not ranking.user_known:
         history = "user not in the dataset: no history"
     unknown = f"\n? not in the dataset: {ranking.unknown_items:,} candidates" if ranking.unknown_items else ""
     return f"by {by} · {history}{unknown}"
 
 
-def _item(candidate: "Candidate") -> Text:
+def _item(candidate: "ScoredCandidate") -> Text:
     return Text(candidate.item) if candidate.known else Text.assemble(candidate.item, (" ?", "bold yellow"))
 
 
-def _timeline(candidate: "Candidate") -> Text:
+def _timeline(candidate: "ScoredCandidate") -> Text:
     steps = [name if time is None else f"{name}@{_offset(time)}" for name, time in candidate.timeline]
     return Text.assemble(" → ".join(steps), (f" ({candidate.timeline_probability:.0%})", "dim"))
 
@@ -254,7 +254,7 @@ def _offset(seconds: float) -> str:
 
 def _seconds(seconds: float | None) -> str:
     if seconds is None:
-        return UNKNOWN
+        return MISSING
     return f"{seconds:.1f}s" if seconds < 9.95 else f"{seconds:.0f}s"
 
 
@@ -274,7 +274,7 @@ def _short(seconds: float) -> str:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return UNKNOWN if value is None else f"{value:.{digits}f}"
+    return MISSING if value is None else f"{value:.{digits}f}"
 
 
 def _against(
@@ -287,10 +287,10 @@ def _against(
     """A metric, standing out where it is better than the reference's."""
     value, other = found[metric], trivial.get(metric)
     better = value is not None and other is not None and (value > other if more_is_better else value < other)
-    return Text(_number(value, digits), style=BETTER if better else "")
+    return Text(_number(value, digits), style=HIGHLIGHT if better else "")
 
 
-def titled_table(title: str, caption: str = "") -> Table:
+def new_table(title: str, caption: str = "") -> Table:
     """An empty table; names in ``title`` and ``caption`` are taken as they are, not as markup."""
     return Table(
         title=Text(f"\n{title}", style="bold"),

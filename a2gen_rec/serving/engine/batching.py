@@ -18,20 +18,20 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-FORGOTTEN = 0.3
+SPEED_DECAY = 0.3
 """Share of what is known of former batches' speed that each batch puts out of mind."""
 
 
-class Overloaded(Exception):
+class QueueFull(Exception):
     """As much waits as may wait, or as can be done in time."""
 
 
-class Expired(Exception):
+class DeadlineExceeded(Exception):
     """No result came in time."""
 
 
 @dataclass(eq=False)
-class _Waiting(Generic[Job, Result]):
+class _QueuedJob(Generic[Job, Result]):
     job: Job
     size: int
     arrived: float
@@ -40,21 +40,21 @@ class _Waiting(Generic[Job, Result]):
 
 
 @dataclass
-class _Speed:
+class _ThroughputEstimate:
     """How long jobs take by their size, as far as recent batches tell."""
 
     size: float = 0.0
     took_s: float = 0.0
 
     def learn(self, size: int, took_s: float) -> None:
-        self.size += size - FORGOTTEN * self.size
-        self.took_s += took_s - FORGOTTEN * self.took_s
+        self.size += size - SPEED_DECAY * self.size
+        self.took_s += took_s - SPEED_DECAY * self.took_s
 
     def seconds(self, size: int) -> float:
         return size * self.took_s / self.size if self.size else 0.0
 
 
-class Batcher(Generic[Job, Result]):
+class DynamicBatcher(Generic[Job, Result]):
     """A queue and its threads.
 
     Args:
@@ -83,8 +83,8 @@ class Batcher(Generic[Job, Result]):
         self.max_waiting, self.max_queue_s = max_waiting, max_queue_s
         self.waiting = 0
         self._begun = self._idle = 0
-        self._speed = _Speed()
-        self._queue: deque[_Waiting[Job, Result]] = deque()
+        self._speed = _ThroughputEstimate()
+        self._queue: deque[_QueuedJob[Job, Result]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [threading.Thread(target=self._run, name="inference", daemon=True) for _ in range(threads)]
@@ -92,7 +92,7 @@ class Batcher(Generic[Job, Result]):
             thread.start()
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         return self.waiting >= self.max_waiting or self._wait_s(self.waiting) > self.max_queue_s
 
     async def submit(self, job: Job, size: int, timeout_s: float) -> Result:
@@ -104,13 +104,13 @@ class Batcher(Generic[Job, Result]):
             Expired: no result within ``timeout_s``.
         """
         now = time.monotonic()
-        mine = _Waiting[Job, Result](job, size, now, now + timeout_s)
+        mine = _QueuedJob[Job, Result](job, size, now, now + timeout_s)
         with self._changed:
             before = self._begun + self.waiting
             is_hopeless = before and self._wait_s(before) + self._speed.seconds(size) > timeout_s
-            is_full = self.full or (self.waiting and self.waiting + size > self.max_waiting)
+            is_full = self.is_full or (self.waiting and self.waiting + size > self.max_waiting)
             if self._closed or is_hopeless or is_full:
-                raise Overloaded
+                raise QueueFull
             self._queue.append(mine)
             self.waiting += size
             self._changed.notify()
@@ -118,9 +118,9 @@ class Batcher(Generic[Job, Result]):
             async with asyncio.timeout(timeout_s) as limit:
                 return await asyncio.wrap_future(mine.done)
         except (TimeoutError, asyncio.CancelledError):
-            self._forget(mine)
+            self._remove(mine)
             if limit.expired():
-                raise Expired from None
+                raise DeadlineExceeded from None
             raise
 
     def close(self, timeout_s: float) -> None:
@@ -136,7 +136,7 @@ class Batcher(Generic[Job, Result]):
         """Until as much has been begun, all threads working."""
         return self._speed.seconds(size) / len(self._threads)
 
-    def _forget(self, mine: _Waiting[Job, Result]) -> None:
+    def _remove(self, mine: _QueuedJob[Job, Result]) -> None:
         """Drop a job that has not been begun."""
         with self._changed, suppress(ValueError):
             self._queue.remove(mine)
@@ -161,7 +161,7 @@ class Batcher(Generic[Job, Result]):
                 else:
                     each.done.set_result(result)
 
-    def _next_batch(self) -> list[_Waiting[Job, Result]]:
+    def _next_batch(self) -> list[_QueuedJob[Job, Result]]:
         """Jobs to do now, marked as begun; none once all is done and the queue closed."""
         with self._changed:
             while True:
@@ -171,8 +171,8 @@ class Batcher(Generic[Job, Result]):
                     self._idle += 1
                     self._changed.wait()
                     self._idle -= 1
-                self._wait_for_company()
-                batch: list[_Waiting[Job, Result]] = []
+                self._wait_for_batch()
+                batch: list[_QueuedJob[Job, Result]] = []
                 size, now = 0, time.monotonic()
                 share = -(-len(self._queue) // len(self._threads))  # others are free now, or will be soon
                 while (
@@ -187,7 +187,7 @@ class Batcher(Generic[Job, Result]):
                     self._begun += size
                     return batch
 
-    def _wait_for_company(self) -> None:
+    def _wait_for_batch(self) -> None:
         while self._queue and self.waiting < self.max_batch and not self._closed and not self._idle:
             left_s = self._queue[0].arrived + self.max_wait_s - time.monotonic()
             if left_s <= 0:

@@ -6,26 +6,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from a2gen_rec.artifact.artifact import model_folder
+from a2gen_rec.artifact.artifact import resolve_model_dir
 from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.ranker import Ranker
-from a2gen_rec.ranking.types import Impression, Request
-from a2gen_rec.ranking.window import clock_ms
-from a2gen_rec.serving.engine.batching import Batcher
-from a2gen_rec.serving.engine.inference import Inference, Job, Ranked, yield_to_others
-from a2gen_rec.serving.engine.workers import WorkerLost, Workers
+from a2gen_rec.ranking.types import Impression, RankQuery
+from a2gen_rec.ranking.window import now_ms
+from a2gen_rec.serving.engine.batching import DynamicBatcher
+from a2gen_rec.serving.engine.inference import InProcessBackend, RankJob, RankResult, lower_thread_priority
+from a2gen_rec.serving.engine.workers import WorkerDied, WorkerPool
 from a2gen_rec.serving.metrics import Metrics
-from a2gen_rec.serving.stores.base import Store
-from a2gen_rec.utils.malloc import freeze
+from a2gen_rec.serving.stores.base import EventStore
+from a2gen_rec.utils.malloc import freeze_gc
 
-AHEAD_MS = 86_400_000
+MAX_CLOCK_SKEW_MS = 86_400_000
 """How far a clock may be ahead: what is recorded of a later moment would count as the present for as long."""
 
 log = logging.getLogger(__name__)
 
 
-class ModelRejected(Exception):
+class ModelLoadError(Exception):
     """A model cannot be put in service; the former one stays."""
 
 
@@ -34,11 +34,11 @@ class _Model:
     """What is swapped as one: a model that tells what requests may have, and the same one ranking."""
 
     ranker: Ranker
-    inference: Inference | Workers
+    inference: InProcessBackend | WorkerPool
 
 
 @dataclass
-class Service:
+class RankingService:
     """Ranks and records; made and used in one event loop, but for the batches: a thread of its own does them, or
     processes do.
 
@@ -51,7 +51,7 @@ class Service:
     """
 
     model: str
-    store: Store
+    store: EventStore
     config: ServeConfig = field(default_factory=ServeConfig)
     load: Callable[[str, int], Ranker] = Ranker.load
     metrics: Metrics = field(default_factory=Metrics)
@@ -61,19 +61,21 @@ class Service:
     def __post_init__(self) -> None:
         config = self.config
         self._model = self._ready(*self._read())
-        self.metrics.serving(self.ranker.version)
-        self.batcher: Batcher[Job, Ranked] = Batcher(
+        self.metrics.set_model_version(self.ranker.version)
+        self.batcher: DynamicBatcher[RankJob, RankResult] = DynamicBatcher(
             self._rank_batch,
-            config.max_wait_ms / 1000,
-            config.max_batch,
-            config.max_waiting,
-            config.max_queue_ms / 1000,
-            self.metrics.batch,
-            config.workers,
-            yield_to_others if config.workers == 1 else lambda: None,  # threads that wait for processes are in no way
+            config.batch_delay_ms / 1000,
+            config.max_batch_candidates,
+            config.max_queued_candidates,
+            config.max_backlog_ms / 1000,
+            self.metrics.observe_batch,
+            config.num_workers,
+            lower_thread_priority
+            if config.num_workers == 1
+            else lambda: None,  # threads that wait for processes are in no way
         )
         self._reloading = asyncio.Lock()
-        self._tell_of_caches()
+        self._register_cache_metrics()
 
     @property
     def ranker(self) -> Ranker:
@@ -84,7 +86,7 @@ class Service:
         """Whether anything can rank now."""
         return self._model.inference.workers > 0
 
-    async def rank(self, request: Request, is_recorded: bool, timeout_s: float) -> Ranked:
+    async def rank(self, request: RankQuery, is_recorded: bool, timeout_s: float) -> RankResult:
         """Rank a request together with those of others.
 
         Args:
@@ -94,48 +96,48 @@ class Service:
             UserError: the request asks for what the model does not have.
             Overloaded, Expired: see :class:`Batcher`.
         """
-        self.ranker.check(request)  # reads nothing that changes, so that it need not take turns
-        return await self.batcher.submit(Job(request, is_recorded), len(request.candidates), timeout_s)
+        self.ranker.validate(request)  # reads nothing that changes, so that it need not take turns
+        return await self.batcher.submit(RankJob(request, is_recorded), len(request.candidates), timeout_s)
 
-    async def record(self, user: str, impressions: Sequence[Impression]) -> None:
+    async def record_impressions(self, user: str, impressions: Sequence[Impression]) -> None:
         """Record what a user did; it counts in requests that begin once this has returned.
 
         Raises:
             UserError: an impression cannot be of the model's dataset, or of this time.
             StoreError: it is not recorded.
         """
-        if any(each.ts_ms > clock_ms() + AHEAD_MS for each in impressions):
+        if any(each.ts_ms > now_ms() + MAX_CLOCK_SKEW_MS for each in impressions):
             raise UserError("an impression begins more than a day from now; ts_ms is milliseconds since 1970")
-        self.ranker.check(Request(user, ["any"], history=impressions))
-        await asyncio.wrap_future(self.store.append(user, impressions))
+        self.ranker.validate(RankQuery(user, ["any"], history=impressions))
+        await asyncio.wrap_future(self.store.put(user, impressions))
         self.metrics.impressions.inc(len(impressions))
 
-    async def forget(self, user: str) -> int:
+    async def delete_history(self, user: str) -> int:
         """Delete what is recorded of a user: number of impressions. None counts in requests that begin afterwards.
 
         Raises:
             StoreError: it is not deleted.
         """
-        count = await asyncio.wrap_future(self.store.forget(user))
+        count = await asyncio.wrap_future(self.store.delete_user(user))
         await asyncio.to_thread(self._model.inference.forget, user)
         return count
 
-    async def recorded(self, user: str, last: int) -> list[Impression]:
+    async def get_history(self, user: str, last: int) -> list[Impression]:
         """The last impressions of a user, oldest first.
 
         Raises:
             StoreError: they cannot be read now.
         """
-        _, impressions = await asyncio.to_thread(self.store.recent, user, last)
+        _, impressions = await asyncio.to_thread(self.store.get_recent, user, last)
         return impressions
 
-    async def some_users(self, count: int) -> list[str]:
+    async def sample_users(self, count: int) -> list[str]:
         """Users of whom something is recorded.
 
         Raises:
             StoreError: they cannot be read now.
         """
-        return await asyncio.to_thread(self.store.some_users, count)
+        return await asyncio.to_thread(self.store.sample_users, count)
 
     async def reload(self) -> tuple[str, str]:
         """Load the model again and put it in service between two batches, if it is another one.
@@ -156,12 +158,12 @@ class Service:
                 self.metrics.reloads.labels("rejected").inc()
                 reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 log.error("model rejected, %s stays in service: %s", former, reason)
-                raise ModelRejected(f"{reason}; {former} stays in service") from error
+                raise ModelLoadError(f"{reason}; {former} stays in service") from error
             if not is_new:
                 self.metrics.reloads.labels("same").inc()
                 return former, former
             replaced, self._model = self._model, model  # it is taken with the next batch
-            self.metrics.serving(model.ranker.version)
+            self.metrics.set_model_version(model.ranker.version)
             self.metrics.reloads.labels("swapped").inc()
             log.warning("model %s in service, in place of %s", model.ranker.version, former)
             await asyncio.to_thread(replaced.inference.close)
@@ -170,34 +172,34 @@ class Service:
     async def close(self) -> None:
         """Rank what waits, record what waits, and end."""
         self.draining = True
-        await asyncio.to_thread(self.batcher.close, self.config.drain_s)
+        await asyncio.to_thread(self.batcher.close, self.config.graceful_timeout_s)
         await asyncio.to_thread(self._model.inference.close)
         await asyncio.to_thread(self.store.close)
 
     def _read(self) -> tuple[str, Ranker]:
         """The model that is to be served now, and its folder; what workers rank with is a copy of their own."""
-        folder, config = model_folder(self.model), self.config
-        return folder, self.load(folder, config.state_cache_bytes if config.workers == 1 else 0)
+        folder, config = resolve_model_dir(self.model), self.config
+        return folder, self.load(folder, config.state_cache_bytes if config.num_workers == 1 else 0)
 
     def _ready(self, folder: str, ranker: Ranker) -> _Model:
         config = self.config
-        if config.workers == 1:
-            return _Model(ranker, Inference(ranker, self.store, config.history_cache_bytes))
-        freeze()
-        return _Model(ranker, Workers(self.load, folder, ranker.version, config))
+        if config.num_workers == 1:
+            return _Model(ranker, InProcessBackend(ranker, self.store, config.history_cache_bytes))
+        freeze_gc()
+        return _Model(ranker, WorkerPool(self.load, folder, ranker.version, config))
 
-    def _rank_batch(self, jobs: list[Job]) -> list[Ranked | Exception]:
+    def _rank_batch(self, jobs: list[RankJob]) -> list[RankResult | Exception]:
         """Results of one batch, all by one model."""
         try:
             results = self._model.inference.rank(jobs)
-        except WorkerLost:  # of a model that has just made way
+        except WorkerDied:  # of a model that has just made way
             results = self._model.inference.rank(jobs)
         for each in results:
-            for kind in each.fallbacks if isinstance(each, Ranked) else []:
+            for kind in each.fallbacks if isinstance(each, RankResult) else []:
                 self.metrics.fallbacks.labels(kind).inc()
         return results
 
-    def _tell_of_caches(self) -> None:
+    def _register_cache_metrics(self) -> None:
         told = {
             "state_cache_hits": "states of past impressions found",
             "state_cache_misses": "states of past impressions computed",
@@ -207,10 +209,10 @@ class Service:
             "history_cache_misses": "histories read and encoded",
             "history_cache_bytes": "memory of those kept",
         }
-        self.metrics.watch("workers", "batches that can be ranked at a time", lambda: self._model.inference.workers)
-        self.metrics.watch("queue_candidates", "candidates that wait", lambda: self.batcher.waiting)
+        self.metrics.add_gauge("workers", "batches that can be ranked at a time", lambda: self._model.inference.workers)
+        self.metrics.add_gauge("queue_candidates", "candidates that wait", lambda: self.batcher.waiting)
         for name, about in told.items():
-            self.metrics.watch(name, about, partial(self._count, name))
+            self.metrics.add_gauge(name, about, partial(self._count, name))
 
     def _count(self, name: str) -> float:
         return self._model.inference.counts().get(name, 0)

@@ -18,29 +18,29 @@ from zlib import crc32
 from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.ranker import Ranker
-from a2gen_rec.serving.engine.inference import Inference, Job, Ranked, yield_to_others
-from a2gen_rec.serving.logs import log_to_stderr, where
+from a2gen_rec.serving.engine.inference import InProcessBackend, RankJob, RankResult, lower_thread_priority
+from a2gen_rec.serving.logs import configure_logging, format_location
 from a2gen_rec.serving.stores.factory import open_store
-from a2gen_rec.utils.malloc import let_children_coalesce
-from a2gen_rec.utils.warning_filters import quiet
+from a2gen_rec.utils.malloc import disable_tcache_in_children
+from a2gen_rec.utils.warning_filters import silence_known_warnings
 
-AGAIN_S = 1.0
+RESTART_DELAY_S = 1.0
 """Between attempts to replace a worker that has ended."""
-END_S = 10.0
+SHUTDOWN_TIMEOUT_S = 10.0
 """For which workers may take to end once they are told to."""
 
 log = logging.getLogger(__name__)
 
 
-class WorkerLost(Exception):
+class WorkerDied(Exception):
     """The process that was to rank has ended; ``begun`` tells whether it had been given the work."""
 
     def __init__(self, begun: bool = False) -> None:
         super().__init__(begun)
-        self.begun = begun
+        self.was_running = begun
 
 
-class Workers:
+class WorkerPool:
     """As :class:`Inference`, in ``config.workers`` processes that each hold the model. Any thread may call.
 
     A worker that ends, for want of memory say, takes the batch that it ranks with it, and is replaced.
@@ -53,15 +53,15 @@ class Workers:
     """
 
     def __init__(self, load: Callable[[str, int], Ranker], folder: str, version: str, config: ServeConfig) -> None:
-        self._of, self._count = (load, folder, config), config.workers
+        self._of, self._count = (load, folder, config), config.num_workers
         self._version = version
         self._all: list[_Worker] = []
-        self._idle = _Idle()
+        self._idle = _IdleWorkers()
         self._closed = False
-        let_children_coalesce()
+        disable_tcache_in_children()
         atexit.register(self.close)  # else the end of this process would wait for workers that wait for it
         try:
-            self._all += [_Worker(each, *self._of) for each in range(config.workers)]  # which load at the same time
+            self._all += [_Worker(each, *self._of) for each in range(config.num_workers)]  # which load at the same time
             for worker in self._all:
                 worker.wait(version)
                 self._idle.put(worker)
@@ -74,7 +74,7 @@ class Workers:
         """See :class:`Inference`: processes that are there."""
         return sum(worker.is_ready for worker in list(self._all))
 
-    def rank(self, jobs: Sequence[Job]) -> list[Ranked | Exception]:
+    def rank(self, jobs: Sequence[RankJob]) -> list[RankResult | Exception]:
         """See :class:`Inference`; by a worker that is free, for which this waits: if it can be, the one that keeps what
         it knows of the first job's user.
 
@@ -84,22 +84,22 @@ class Workers:
         wanted = crc32(jobs[0].request.user.encode("utf-8", "surrogatepass")) % self._count
         while worker := self._idle.take(wanted):
             try:
-                results: list[Ranked | Exception] = worker.call("rank", jobs)
-            except WorkerLost as lost:
+                results: list[RankResult | Exception] = worker.call("rank", jobs)
+            except WorkerDied as lost:
                 if self._closed:
                     break
                 threading.Thread(target=self._replace, args=[worker], daemon=True).start()
-                if lost.begun:
+                if lost.was_running:
                     return [lost] * len(jobs)
             else:
                 self._idle.put(worker)
                 return results
-        raise WorkerLost
+        raise WorkerDied
 
     def forget(self, user: str) -> None:
         """See :class:`Inference`."""
         for worker in list(self._all):
-            with suppress(WorkerLost):  # and with it what it kept
+            with suppress(WorkerDied):  # and with it what it kept
                 worker.call("forget", user)
 
     def counts(self) -> dict[str, float]:
@@ -113,11 +113,11 @@ class Workers:
         """End the processes, each after the batch that it ranks; one that takes too long is killed."""
         self._closed = True
         atexit.unregister(self.close)
-        _end(self._all)
+        _terminate(self._all)
         self._idle.close()
 
     def _replace(self, lost: "_Worker") -> None:
-        _end([lost])
+        _terminate([lost])
         log.error("a process that ranked has ended (exit status %s): replacing it", lost.exit_status)
         self._all.remove(lost)
         while not self._closed:
@@ -136,13 +136,13 @@ class Workers:
                 log.error("no process in its place yet: %s", reason)
                 if worker is not None:
                     self._all.remove(worker)
-                    _end([worker])
-                time.sleep(AGAIN_S)
+                    _terminate([worker])
+                time.sleep(RESTART_DELAY_S)
         if self._closed:
-            _end(self._all)
+            _terminate(self._all)
 
 
-class _Idle:
+class _IdleWorkers:
     """Workers that are free, and threads that wait for one."""
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ class _Worker:
     def __init__(self, number: int, *of: Any) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would have locks that nobody opens
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, number, *of), name="inference", daemon=True)
+        self._process = context.Process(target=_worker_main, args=(theirs, number, *of), name="inference", daemon=True)
         self._process.start()
         theirs.close()
         self.number, self.is_ready, self.counts = number, False, dict[str, float]()
@@ -201,7 +201,7 @@ class _Worker:
         try:
             failed, found, counts = self._pipe.recv()
         except (EOFError, OSError):
-            self._process.join(END_S)
+            self._process.join(SHUTDOWN_TIMEOUT_S)
             raise UserError(f"a process that was to rank has ended (exit status {self.exit_status})") from None
         if failed:
             raise UserError(failed)
@@ -213,17 +213,17 @@ class _Worker:
         """Raises WorkerLost if it ends meanwhile, has ended, or is not ready."""
         with self._lock:
             if not self.is_ready:
-                raise WorkerLost
+                raise WorkerDied
             try:
                 self._pipe.send((name, arguments))
             except OSError:
                 self.is_ready = False
-                raise WorkerLost from None
+                raise WorkerDied from None
             try:
                 result, self.counts = self._pipe.recv()
             except Exception:
                 self.is_ready = False
-                raise WorkerLost(begun=True) from None
+                raise WorkerDied(begun=True) from None
         return result
 
     def leave(self, until: float) -> None:
@@ -243,26 +243,28 @@ class _Worker:
         self._process.join()
 
 
-def _end(workers: Sequence[_Worker]) -> None:
-    until, ending = time.monotonic() + END_S, list(workers)
+def _terminate(workers: Sequence[_Worker]) -> None:
+    until, ending = time.monotonic() + SHUTDOWN_TIMEOUT_S, list(workers)
     for worker in ending:
         worker.leave(until)
     for worker in ending:
         worker.join(until)
 
 
-def _work(pipe: Connection, number: int, load: Callable[[str, int], Ranker], folder: str, config: ServeConfig) -> None:
+def _worker_main(
+    pipe: Connection, number: int, load: Callable[[str, int], Ranker], folder: str, config: ServeConfig
+) -> None:
     """Answer calls until nobody is left to make any."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # which a terminal or supervisor may send to all
         signal.signal(each, signal.SIG_IGN)
-    quiet()
-    log_to_stderr()
-    yield_to_others()
-    keep_to_core(number, config.workers)
+    silence_known_warnings()
+    configure_logging()
+    lower_thread_priority()
+    pin_to_core(number, config.num_workers)
     with suppress(EOFError, OSError):
         try:
-            ranker, store = load(folder, config.state_cache_bytes), open_store(config.store)
-            inference = Inference(ranker, store, config.history_cache_bytes)
+            ranker, store = load(folder, config.state_cache_bytes), open_store(config.event_store)
+            inference = InProcessBackend(ranker, store, config.history_cache_bytes)
         except Exception as error:
             pipe.send((str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", "", {}))
             os._exit(1)
@@ -271,13 +273,13 @@ def _work(pipe: Connection, number: int, load: Callable[[str, int], Ranker], fol
             while True:
                 name, arguments = pipe.recv()
                 result = getattr(inference, name)(*arguments)
-                told = [_told(each) for each in result] if isinstance(result, list) else result
+                told = [_picklable_error(each) for each in result] if isinstance(result, list) else result
                 pipe.send((told, inference.counts()))
         store.close()
     os._exit(0)  # nothing is left to tidy up, but for what extensions complain of
 
 
-def keep_to_core(number: int, workers: int) -> None:
+def pin_to_core(number: int, workers: int) -> None:
     """Where workers have all cores of this process and just one each, let each keep to its own.
 
     The kernel would have two of them share one now and then, with what the event loop does on the other. With fewer
@@ -288,9 +290,9 @@ def keep_to_core(number: int, workers: int) -> None:
             os.sched_setaffinity(0, {sorted(cores)[number]})
 
 
-def _told(result: Ranked | Exception) -> Ranked | Exception:
+def _picklable_error(result: RankResult | Exception) -> RankResult | Exception:
     """What can be sent to another process: of an error that is not a caller's, its kind."""
     if not isinstance(result, Exception) or isinstance(result, UserError):
         return result
-    log.error("%s in ranking\n%s", type(result).__name__, where(result))
+    log.error("%s in ranking\n%s", type(result).__name__, format_location(result))
     return RuntimeError(type(result).__name__)

@@ -22,38 +22,38 @@ from starlette.types import Receive, Scope, Send
 
 from a2gen_rec import __version__
 from a2gen_rec.errors import UserError
-from a2gen_rec.serving.engine.batching import Expired, Overloaded
-from a2gen_rec.serving.engine.service import ModelRejected, Service
-from a2gen_rec.serving.engine.workers import WorkerLost
+from a2gen_rec.serving.engine.batching import DeadlineExceeded, QueueFull
+from a2gen_rec.serving.engine.service import ModelLoadError, RankingService
+from a2gen_rec.serving.engine.workers import WorkerDied
 from a2gen_rec.serving.http import schema
-from a2gen_rec.serving.http.errors import FAILED, Refusal, busy
-from a2gen_rec.serving.http.guard import ClientGone, Guard
+from a2gen_rec.serving.http.errors import INTERNAL_ERROR, ApiError, service_unavailable
+from a2gen_rec.serving.http.guard import ClientDisconnected, RequestGuard
 from a2gen_rec.serving.stores.base import StoreBusy, StoreError, StoreFull
 
 WEB = files("a2gen_rec.serving").joinpath("web")
 """What is in this folder of the package is served beside the routes; a page is its ``index.html``."""
 SAMPLE_USERS, SAMPLE_ITEMS = 8, 40
-MOST_USERS = 100
+MAX_USERS = 100
 RANK = ("POST", "/v1/rank")
-TOLD = 3
+MAX_REPORTED_ERRORS = 3
 """Validation errors that a message names."""
 
 ERRORS = (
     HTTPException,
     RequestValidationError,
     UserError,
-    ModelRejected,
-    Overloaded,
-    Expired,
-    WorkerLost,
+    ModelLoadError,
+    QueueFull,
+    DeadlineExceeded,
+    WorkerDied,
     StoreError,
 )
 """What callers are told the reason of."""
 
-Answer = TypeVar("Answer")
+ResponseT = TypeVar("ResponseT")
 
 
-def create_app(service: Service, keys: Sequence[str] = ()) -> Guard:
+def create_app(service: RankingService, keys: Sequence[str] = ()) -> RequestGuard:
     """The service as an ASGI application, which closes it at the end.
 
     Args:
@@ -83,70 +83,70 @@ def create_app(service: Service, keys: Sequence[str] = ()) -> Guard:
     _add_errors(app, service)
     config = service.config
 
-    def admit(method: str, path: str) -> Refusal | None:
+    def admit(method: str, path: str) -> ApiError | None:
         if (method, path) != RANK:
             return None
         if not service.is_ready:
             return _worker_lost()
-        return _queue_full() if service.batcher.full else None
+        return _queue_full() if service.batcher.is_full else None
 
-    return Guard(
-        _RankFirst(app, service),
+    return RequestGuard(
+        _RankFastPath(app, service),
         keys=keys,
         max_body=1024 * config.max_body_kb,
         read_timeout_s=config.read_timeout_s,
-        max_requests=config.max_requests,
+        max_requests=config.max_concurrent_requests,
         metrics=service.metrics,
-        admit=admit,
+        admission_check=admit,
     )
 
 
-def _routes(service: Service) -> APIRouter:
+def _routes(service: RankingService) -> APIRouter:
     routes = APIRouter(prefix="/v1", route_class=_JsonRoute)
 
-    @routes.post("/rank", response_model=schema.RankAnswer, responses=_errors(504))
-    async def rank(body: schema.RankBody, request: Request) -> Response:
+    @routes.post("/rank", response_model=schema.RankResponse, responses=_errors(504))
+    async def rank(body: schema.RankRequest, request: Request) -> Response:
         """Rank candidates for a user, by the history that is recorded or the one given."""
         return await _rank(service, body, request.receive)
 
-    @routes.post("/events", response_model=schema.EventsAnswer, responses=_errors(507))
-    async def events(body: schema.EventsBody) -> Response:
+    @routes.post("/events", response_model=schema.EventsResponse, responses=_errors(507))
+    async def events(body: schema.EventsRequest) -> Response:
         """Record what a user was shown and did. Once answered, it outlasts a crash, and counts in the next ranking."""
-        await service.record(body.user, [each.impression() for each in body.impressions])
+        await service.record_impressions(body.user, [each.impression() for each in body.impressions])
         return _json({"recorded": len(body.impressions)})
 
-    @routes.get("/users/{user:path}/history", response_model=schema.HistoryAnswer)
+    @routes.get("/users/{user:path}/history", response_model=schema.HistoryResponse)
     async def history(
-        user: Annotated[str, Path(min_length=1, max_length=schema.LONGEST_IDENTIFIER)],
-        last: Annotated[int, Query(ge=1, le=schema.MOST_IMPRESSIONS)] = 50,
+        user: Annotated[str, Path(min_length=1, max_length=schema.MAX_ID_LENGTH)],
+        last: Annotated[int, Query(ge=1, le=schema.MAX_IMPRESSIONS)] = 50,
     ) -> Response:
         """The last impressions recorded of a user, oldest first."""
-        impressions = await service.recorded(user, last)
-        lengths = {each.item: service.ranker.length_s(each.item) for each in impressions}
+        impressions = await service.get_history(user, last)
+        lengths = {each.item: service.ranker.duration_s(each.item) for each in impressions}
         return _json(
             {
                 "user": user,
-                "impressions": [schema.ImpressionBody.of(each) for each in impressions],
+                "impressions": [schema.ImpressionSchema.of(each) for each in impressions],
                 "lengths_s": {item: length for item, length in lengths.items() if length is not None},
             }
         )
 
-    @routes.delete("/users/{user:path}/history", response_model=schema.ForgottenAnswer, responses=_errors(507))
-    async def forget(user: Annotated[str, Path(min_length=1, max_length=schema.LONGEST_IDENTIFIER)]) -> Response:
+    @routes.delete("/users/{user:path}/history", response_model=schema.DeleteHistoryResponse, responses=_errors(507))
+    async def forget(user: Annotated[str, Path(min_length=1, max_length=schema.MAX_ID_LENGTH)]) -> Response:
         """Delete all that is recorded of a user. Once answered, it does not come back, and counts in no ranking."""
-        return _json({"forgotten": await service.forget(user)})
+        return _json({"forgotten": await service.delete_history(user)})
 
-    @routes.get("/users", response_model=schema.UsersAnswer)
-    async def users(count: Annotated[int, Query(ge=1, le=MOST_USERS)] = SAMPLE_USERS) -> Response:
+    @routes.get("/users", response_model=schema.UsersResponse)
+    async def users(count: Annotated[int, Query(ge=1, le=MAX_USERS)] = SAMPLE_USERS) -> Response:
         """Some users of whom something is recorded."""
-        return _json({"users": await service.some_users(count)})
+        return _json({"users": await service.sample_users(count)})
 
-    @routes.get("/model", response_model=schema.ModelAnswer)
+    @routes.get("/model", response_model=schema.ModelResponse)
     async def model() -> Response:
         """What the model in service knows and predicts, and what requests may have."""
-        return _json(_card(service))
+        return _json(_model_info(service))
 
-    @routes.post("/model/reload", response_model=schema.ReloadAnswer, responses=_errors(409))
+    @routes.post("/model/reload", response_model=schema.ReloadResponse, responses=_errors(409))
     async def reload() -> Response:
         """Load the model again, and put it in service between two batches if it is another one."""
         version, former = await service.reload()
@@ -155,19 +155,19 @@ def _routes(service: Service) -> APIRouter:
     return routes
 
 
-def _probes(service: Service) -> APIRouter:
+def _probes(service: RankingService) -> APIRouter:
     probes = APIRouter()
 
-    @probes.get("/healthz", response_model=schema.HealthAnswer)
+    @probes.get("/healthz", response_model=schema.HealthResponse)
     async def healthz() -> Response:
         """Whether the process answers."""
         return _json({"status": "ok"})
 
-    @probes.get("/readyz", response_model=schema.HealthAnswer)
+    @probes.get("/readyz", response_model=schema.HealthResponse)
     async def readyz() -> Response:
         """Whether requests should be sent here."""
         if service.draining:
-            raise busy("draining", "the service is about to end")
+            raise service_unavailable("draining", "the service is about to end")
         if not service.is_ready:
             raise _worker_lost()
         return _json({"status": "ready"})
@@ -175,16 +175,16 @@ def _probes(service: Service) -> APIRouter:
     @probes.get("/metrics", response_class=PlainTextResponse, responses=_errors(401))
     async def metrics() -> Response:
         """Figures for Prometheus."""
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return probes
 
 
-class _RankFirst:
+class _RankFastPath:
     """Takes rankings past the layers of FastAPI, which describes them and would do the same: nearly all requests are
     rankings, whose parsing and answer take less of the event loop than those layers do."""
 
-    def __init__(self, app: FastAPI, service: Service) -> None:
+    def __init__(self, app: FastAPI, service: RankingService) -> None:
         self.app, self.service = app, service
         self.route = SimpleNamespace(path=RANK[1])  # by which figures and log name the request
 
@@ -197,25 +197,25 @@ class _RankFirst:
         try:
             response = await _rank(self.service, _rank_body(message["body"]), receive)
         except ERRORS as error:
-            raise _refusal(error) from error
+            raise _to_api_error(error) from error
         await response(scope, receive, send)
 
 
-def _rank_body(body: bytes) -> schema.RankBody:
+def _rank_body(body: bytes) -> schema.RankRequest:
     """As FastAPI reads it."""
     if not body:
         raise RequestValidationError([{"loc": ("body",), "msg": "Field required"}])
     try:
-        return schema.RankBody.model_validate(_parsed(body), from_attributes=True)
+        return schema.RankRequest.model_validate(_parsed(body), from_attributes=True)
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in wrong]) from error
 
 
-async def _rank(service: Service, body: schema.RankBody, receive: Receive) -> Response:
-    timeout_s = (body.timeout_ms or service.config.timeout_ms) / 1000
+async def _rank(service: RankingService, body: schema.RankRequest, receive: Receive) -> Response:
+    timeout_s = (body.timeout_ms or service.config.default_timeout_ms) / 1000
     ranking = service.rank(body.request(), body.history is None, timeout_s)
-    answer = await _unless_gone(receive, ranking)
+    answer = await _cancel_on_disconnect(receive, ranking)
     return _json(schema.rank_answer(answer.ranked, answer.fallbacks))
 
 
@@ -229,7 +229,7 @@ def _parsed(body: bytes) -> Any:
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise Refusal(400, "not_json", f"the body is not JSON: {error}") from error
+        raise ApiError(400, "not_json", f"the body is not JSON: {error}") from error
 
 
 class _JsonRoute(APIRoute):
@@ -242,7 +242,7 @@ class _JsonRoute(APIRoute):
         return handle_json
 
 
-async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, Answer]) -> Answer:
+async def _cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, ResponseT]) -> ResponseT:
     """What the work results in; it is cancelled when the client leaves.
 
     Raises:
@@ -254,100 +254,100 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, Answer]) -> A
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientGone
+        raise ClientDisconnected
     finally:
         task.cancel()
         gone.cancel()
 
 
-def _card(service: Service) -> dict[str, Any]:
+def _model_info(service: RankingService) -> dict[str, Any]:
     card, config, ranker = service.ranker.card, service.config, service.ranker
     raw = [feature for feature in card.features if feature.level in ("user", "item", "context")]
-    from_time = card.from_time or []
+    from_time = card.time_features or []
     return {
         "version": ranker.version,
         "dataset": card.name,
         "actions": card.actions,
-        "timed": card.timed,
+        "timed": card.timed_actions,
         "labels": card.labels,
         "objectives": card.objectives,
-        "negative": card.negative,
+        "negative": card.negative_actions,
         "features": [
             {"name": each.name, "level": each.level, "kind": each.kind} for each in raw if each.name not in from_time
         ],
-        "orders": ranker.orders,
+        "orders": ranker.sort_keys,
         "session_gap_s": card.session_gap_s,
-        "history": card.history,
+        "history": card.max_history,
         "limits": {
-            "candidates": schema.MOST_CANDIDATES,
-            "impressions": schema.MOST_IMPRESSIONS,
-            "identifier_characters": schema.LONGEST_IDENTIFIER,
+            "candidates": schema.MAX_CANDIDATES,
+            "impressions": schema.MAX_IMPRESSIONS,
+            "identifier_characters": schema.MAX_ID_LENGTH,
             "body_bytes": 1024 * config.max_body_kb,
-            "timeout_ms": config.timeout_ms,
+            "timeout_ms": config.default_timeout_ms,
         },
-        "sample_users": ranker.some_users(SAMPLE_USERS),
-        "sample_items": ranker.some_items(SAMPLE_ITEMS),
+        "sample_users": ranker.sample_users(SAMPLE_USERS),
+        "sample_items": ranker.sample_items(SAMPLE_ITEMS),
     }
 
 
-def _add_errors(app: FastAPI, service: Service) -> None:
+def _add_errors(app: FastAPI, service: RankingService) -> None:
     def refuse(request: Request, error: Exception) -> Response:
-        refusal = _refusal(error)
+        refusal = _to_api_error(error)
         service.metrics.refused.labels(refusal.code).inc()
         return refusal.response(request.state.request_id)
 
     def fail(request: Request, error: Exception) -> Response:
-        return FAILED.response(request.state.request_id)  # the guard, whom it reaches too, tells the log
+        return INTERNAL_ERROR.response(request.state.request_id)  # the guard, whom it reaches too, tells the log
 
     for kind in ERRORS:
         app.add_exception_handler(kind, refuse)
     app.add_exception_handler(Exception, fail)
 
 
-def _refusal(error: Exception) -> Refusal:
+def _to_api_error(error: Exception) -> ApiError:
     match error:
-        case Refusal():
+        case ApiError():
             return error
         case HTTPException():
             code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-            return Refusal(error.status_code, code, error.detail)
+            return ApiError(error.status_code, code, error.detail)
         case RequestValidationError():
-            return Refusal(422, "invalid_request", _what_is_wrong(error))
+            return ApiError(422, "invalid_request", _format_validation_errors(error))
         case UserError():
-            return Refusal(422, "invalid_request", " ".join(str(error).split()))
-        case Overloaded():
+            return ApiError(422, "invalid_request", " ".join(str(error).split()))
+        case QueueFull():
             return _queue_full()
-        case WorkerLost():
+        case WorkerDied():
             return _worker_lost()
-        case Expired():
-            return Refusal(504, "timeout", "not ranked in time")
+        case DeadlineExceeded():
+            return ApiError(504, "timeout", "not ranked in time")
         case StoreFull():
-            return Refusal(507, "store_full", str(error))
+            return ApiError(507, "store_full", str(error))
         case StoreBusy():
-            return busy("store_busy", str(error))
-        case ModelRejected():
-            return Refusal(409, "model_rejected", " ".join(str(error).split()))
-    return busy("store_unavailable", str(error))
+            return service_unavailable("store_busy", str(error))
+        case ModelLoadError():
+            return ApiError(409, "model_rejected", " ".join(str(error).split()))
+    return service_unavailable("store_unavailable", str(error))
 
 
-def _queue_full() -> Refusal:
-    return busy("overloaded", "more wait to be ranked than can be")
+def _queue_full() -> ApiError:
+    return service_unavailable("overloaded", "more wait to be ranked than can be")
 
 
-def _worker_lost() -> Refusal:
-    return busy("worker_lost", "what ranks has ended and is being replaced")
+def _worker_lost() -> ApiError:
+    return service_unavailable("worker_lost", "what ranks has ended and is being replaced")
 
 
-def _what_is_wrong(error: RequestValidationError) -> str:
+def _format_validation_errors(error: RequestValidationError) -> str:
     """Places and rules, without the values that break them."""
     wrong = error.errors()
-    told = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in wrong[:TOLD]]
-    more = [f"and {len(wrong) - TOLD} more"] if len(wrong) > TOLD else []
+    told = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in wrong[:MAX_REPORTED_ERRORS]]
+    more = [f"and {len(wrong) - MAX_REPORTED_ERRORS} more"] if len(wrong) > MAX_REPORTED_ERRORS else []
     return "; ".join([*told, *more])
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": schema.ErrorAnswer} for status in statuses}
+    return {status: {"model": schema.ErrorResponse} for status in statuses}
 
 
 def _json(content: dict[str, Any]) -> Response:

@@ -5,17 +5,17 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-HEADERS_S = 10.0
+HEADER_TIMEOUT_S = 10.0
 """For which a connection may be without a complete request line and headers."""
-WRITE_S = 20.0
+WRITE_STALL_TIMEOUT_S = 20.0
 """For which a client may leave unread more of its answers than is kept for it."""
-MOST_HEADERS = 2**16
+MAX_HEADERS = 2**16
 """Bytes of request line and headers, or of what follows a body, beyond what one read of the socket brings."""
-MOST_PIPELINED = 64
+MAX_PIPELINED_REQUESTS = 64
 """Requests of a connection that wait for the one before."""
 
 
-class Connection(HttpToolsProtocol):
+class BoundedHttpProtocol(HttpToolsProtocol):
     """Ends connections whose headers do not come or do not end, and those whose answers nobody reads."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -34,7 +34,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._pending += len(data)
         super().data_received(data)
-        if self._pending > MOST_HEADERS:
+        if self._pending > MAX_HEADERS:
             self.transport.abort()
 
     def on_message_begin(self) -> None:
@@ -51,7 +51,7 @@ class Connection(HttpToolsProtocol):
         self._have_headers()
         super().on_headers_complete()
         self._begun = [*(each for each in self._begun if not each.response_complete), self.cycle]
-        if len(self.pipeline) > MOST_PIPELINED:
+        if len(self.pipeline) > MAX_PIPELINED_REQUESTS:
             self.transport.abort()
 
     def on_body(self, body: bytes) -> None:
@@ -64,7 +64,7 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._read_due = self.loop.call_later(WRITE_S, self.transport.abort)
+        self._read_due = self.loop.call_later(WRITE_STALL_TIMEOUT_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         self._is_read()
@@ -80,7 +80,7 @@ class Connection(HttpToolsProtocol):
 
     def _expect_headers(self) -> None:
         if self._headers_due is None:
-            self._headers_due = self.loop.call_later(HEADERS_S, self.transport.abort)
+            self._headers_due = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.abort)
 
     def _have_headers(self) -> None:
         if self._headers_due is not None:

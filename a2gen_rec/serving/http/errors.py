@@ -6,7 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 
-class Refusal(HTTPException):
+class ApiError(HTTPException):
     """An answer other than the one asked for.
 
     Args:
@@ -27,8 +27,8 @@ class Refusal(HTTPException):
         return Response(json.dumps(error), self.status_code, self.headers, media_type="application/json")
 
 
-def busy(code: str, message: str) -> Refusal:
-    return Refusal(503, code, message, retry_s=1)
+def service_unavailable(code: str, message: str) -> ApiError:
+    return ApiError(503, code, message, retry_s=1)
 
 
-FAILED = Refusal(500, "internal", "something is wrong with the service; see its log")
+INTERNAL_ERROR = ApiError(500, "internal", "something is wrong with the service; see its log")

@@ -15,15 +15,15 @@ from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from a2gen_rec.serving.http.errors import FAILED, Refusal, busy
-from a2gen_rec.serving.logs import where
+from a2gen_rec.serving.http.errors import INTERNAL_ERROR, ApiError, service_unavailable
+from a2gen_rec.serving.logs import format_location
 from a2gen_rec.serving.metrics import Metrics
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-DISCARDED = 8
+MAX_DISCARD_FACTOR = 8
 """Times the limit that is read of a body too large and thrown away, so that its sender hears why."""
-PROBES = {"/healthz", "/readyz", "/metrics"}
-GONE = 499
+PROBE_PATHS = {"/healthz", "/readyz", "/metrics"}
+CLIENT_CLOSED_REQUEST = 499
 """In place of a status, where the client left before there was one."""
 
 HEADERS = (
@@ -36,15 +36,15 @@ HEADERS = (
     (b"x-frame-options", b"DENY"),
 )  # fmt: skip
 
-access = logging.getLogger("a2gen_rec.serving.access")
+access_log = logging.getLogger("a2gen_rec.serving.access")
 log = logging.getLogger(__name__)
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """No one waits for an answer any more."""
 
 
-class Guard:
+class RequestGuard:
     """ASGI middleware.
 
     Args:
@@ -62,9 +62,9 @@ class Guard:
         read_timeout_s: float,
         max_requests: int,
         metrics: Metrics,
-        admit: Callable[[str, str], Refusal | None] = lambda method, path: None,
+        admission_check: Callable[[str, str], ApiError | None] = lambda method, path: None,
     ) -> None:
-        self.app, self.metrics, self.admit = app, metrics, admit
+        self.app, self.metrics, self.admit = app, metrics, admission_check
         self.keys = keys
         self.max_body, self.read_timeout_s, self.max_requests = max_body, read_timeout_s, max_requests
         self.in_progress = 0
@@ -94,35 +94,35 @@ class Guard:
             self._check(scope, headers)
             body = await self._body(headers, receive)
             await self.app(scope, _replay(body, receive), tell)
-        except Refusal as refusal:
+        except ApiError as refusal:
             self.metrics.refused.labels(refusal.code).inc()
             await refusal.response(request_id)(scope, receive, tell)
-        except ClientGone:
-            status = GONE
+        except ClientDisconnected:
+            status = CLIENT_CLOSED_REQUEST
         except Exception as error:
-            log.error("%s in request %s\n%s", type(error).__name__, request_id, where(error))
+            log.error("%s in request %s\n%s", type(error).__name__, request_id, format_location(error))
             if not status:
-                await FAILED.response(request_id)(scope, receive, tell)
+                await INTERNAL_ERROR.response(request_id)(scope, receive, tell)
         finally:
             self.in_progress -= 1
             seconds, route = time.perf_counter() - began, getattr(scope.get("route"), "path", "other")
             self.metrics.seconds.labels(route, str(status)).observe(seconds)
-            access.info("%s %s %d %.1f ms %s", scope["method"], route, status, 1000 * seconds, request_id)
+            access_log.info("%s %s %d %.1f ms %s", scope["method"], route, status, 1000 * seconds, request_id)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Raise a Refusal for a request that is not taken, whatever it holds."""
         path, host = scope["path"], _split(b"//" + headers.get(b"host", b""))
         if not self.keys and not _is_local(host.hostname or ""):
-            raise Refusal(421, "unknown_host", "without an API key, only requests to localhost are taken")
+            raise ApiError(421, "unknown_host", "without an API key, only requests to localhost are taken")
         origin = headers.get(b"origin")
         if origin is not None and _split(origin).netloc != host.netloc:
-            raise Refusal(403, "cross_origin", "requests of another site's pages are not taken")
+            raise ApiError(403, "cross_origin", "requests of another site's pages are not taken")
         if self.keys and (path.startswith("/v1/") or path == "/metrics") and not self._has_key(headers):
-            raise Refusal(401, "unauthorized", "needs an API key: Authorization: Bearer KEY, or X-Api-Key: KEY")
-        if path in PROBES:
+            raise ApiError(401, "unauthorized", "needs an API key: Authorization: Bearer KEY, or X-Api-Key: KEY")
+        if path in PROBE_PATHS:
             return
         if self.in_progress > self.max_requests:
-            raise busy("overloaded", "too many requests in progress")
+            raise service_unavailable("overloaded", "too many requests in progress")
         if refusal := self.admit(scope["method"], path):
             raise refusal
 
@@ -134,31 +134,33 @@ class Guard:
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         declared = headers.get(b"content-length", b"0")
-        most = DISCARDED * self.max_body
+        most = MAX_DISCARD_FACTOR * self.max_body
         size, parts, more = int(declared) if declared.isdigit() else 0, [], True
         too_large = f"a request may have {self.max_body} bytes"
         if size > most:
-            raise Refusal(413, "too_large", too_large, closes=True)
+            raise ApiError(413, "too_large", too_large, closes=True)
         size = 0
         try:
             async with asyncio.timeout(self.read_timeout_s):
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ClientGone
+                        raise ClientDisconnected
                     more, part = message.get("more_body", False), message.get("body", b"")
                     size += len(part)
                     if size > most:
-                        raise Refusal(413, "too_large", too_large, closes=True)
+                        raise ApiError(413, "too_large", too_large, closes=True)
                     if size <= self.max_body:
                         parts.append(part)
         except TimeoutError:
-            raise Refusal(408, "too_slow", f"a request may take {self.read_timeout_s} s to send", closes=True) from None
+            raise ApiError(
+                408, "too_slow", f"a request may take {self.read_timeout_s} s to send", closes=True
+            ) from None
         if size > self.max_body:
-            raise Refusal(413, "too_large", too_large)
+            raise ApiError(413, "too_large", too_large)
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if size and kind != b"application/json":
-            raise Refusal(415, "not_json", "a request's body must be JSON, of the content type application/json")
+            raise ApiError(415, "not_json", "a request's body must be JSON, of the content type application/json")
         return b"".join(parts)
 
 

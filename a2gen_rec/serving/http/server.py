@@ -16,17 +16,17 @@ from starlette.types import ASGIApp
 
 from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.serving.engine.service import ModelRejected, Service
+from a2gen_rec.serving.engine.service import ModelLoadError, RankingService
 from a2gen_rec.serving.http.app import create_app
-from a2gen_rec.serving.http.connection import Connection
-from a2gen_rec.serving.logs import log_to_stderr
+from a2gen_rec.serving.http.connection import BoundedHttpProtocol
+from a2gen_rec.serving.logs import configure_logging
 from a2gen_rec.serving.stores.factory import open_store
 from a2gen_rec.utils import paths
 
 KEEP_ALIVE_S = 20
 BACKLOG = 2048
-LEAST_KEY = 16
-SWITCH_S = 0.0002
+MIN_KEY_LENGTH = 16
+THREAD_SWITCH_INTERVAL_S = 0.0002
 """After which a thread gives Python's lock to another that wants it. Ranking lets go of it in hundreds of operations,
 and would wait for 5 ms each time (Python's default) while the event loop is busy."""
 
@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: ASGIApp, drain_s: float) -> None:
         config = uvicorn.Config(
             app,
-            http=Connection,
+            http=BoundedHttpProtocol,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
         yield
 
 
-def serve(model: str, config: ServeConfig, tell: Callable[[str], None]) -> None:
+def serve(model: str, config: ServeConfig, log: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the API keys and loads the model again.
 
     Args:
@@ -72,31 +72,31 @@ def serve(model: str, config: ServeConfig, tell: Callable[[str], None]) -> None:
         UserError: the model, the store or the keys cannot be used, or the port is taken.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a model that could be loaded again
-    log_to_stderr()
+    configure_logging()
     keys = read_keys(config.api_key_file) if config.api_key_file else []
-    listening = listen(config.host, config.port)
+    listening = bind_socket(config.host, config.port)
     with listening:
         address = listening.getsockname()
         if not keys and not ipaddress.ip_address(address[0]).is_loopback:
             raise ConfigError(f"serve.host {config.host} can be reached by other machines: give --api_key_file")
-        store = open_store(config.store)
+        store = open_store(config.event_store)
         try:
-            service = Service(model, store, config)
+            service = RankingService(model, store, config)
         except BaseException:
             store.close()
             raise
-        _take_all_descriptors()
-        sys.setswitchinterval(SWITCH_S)
+        _raise_fd_limit()
+        sys.setswitchinterval(THREAD_SWITCH_INTERVAL_S)
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
 
         def ready() -> None:
-            tell(f"model {service.ranker.version} at http://{host}:{address[1]}")
+            log(f"model {service.ranker.version} at http://{host}:{address[1]}")
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(service, create_app(service, keys), keys, listening, ready))
 
 
-def listen(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """A socket that listens at the address.
 
     Raises:
@@ -127,15 +127,15 @@ def read_keys(file: str) -> list[str]:
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise UserError(f"{file}: no API key; put one on each line")
-    if any(len(key) < LEAST_KEY or not key.isascii() for key in keys):
-        raise UserError(f"{file}: an API key must have at least {LEAST_KEY} characters, all of them ASCII")
+    if any(len(key) < MIN_KEY_LENGTH or not key.isascii() for key in keys):
+        raise UserError(f"{file}: an API key must have at least {MIN_KEY_LENGTH} characters, all of them ASCII")
     return keys
 
 
 async def _serve(
-    service: Service, app: ASGIApp, keys: list[str], listening: socket.socket, ready: Callable[[], None]
+    service: RankingService, app: ASGIApp, keys: list[str], listening: socket.socket, ready: Callable[[], None]
 ) -> None:
-    server, loop = Server(app, service.config.drain_s), asyncio.get_running_loop()
+    server, loop = Server(app, service.config.graceful_timeout_s), asyncio.get_running_loop()
     tasks = set()
 
     def end(notice_s: float) -> None:
@@ -146,7 +146,7 @@ async def _serve(
         tasks.add(task := asyncio.ensure_future(_reload(service, keys)))
         task.add_done_callback(tasks.discard)
 
-    loop.add_signal_handler(signal.SIGTERM, end, service.config.notice_s)
+    loop.add_signal_handler(signal.SIGTERM, end, service.config.pre_stop_delay_s)
     loop.add_signal_handler(signal.SIGINT, end, 0.0)
     loop.add_signal_handler(signal.SIGHUP, reload)
     serving = asyncio.ensure_future(server.serve(sockets=[listening]))
@@ -157,7 +157,7 @@ async def _serve(
     await serving
 
 
-async def _reload(service: Service, keys: list[str]) -> None:
+async def _reload(service: RankingService, keys: list[str]) -> None:
     """Read again whatever can be: the keys, which the application shares, and the model."""
     try:
         if service.config.api_key_file:
@@ -166,13 +166,13 @@ async def _reload(service: Service, keys: list[str]) -> None:
         log.error("API keys stay as they were: %s", error)
     try:
         version, former = await service.reload()
-    except ModelRejected:
+    except ModelLoadError:
         return  # as the log has it
     if version == former:
         log.warning("model %s is in service already", version)
 
 
-def _take_all_descriptors() -> None:
+def _raise_fd_limit() -> None:
     """Every connection is one; the usual limit is low for the sake of older programs."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

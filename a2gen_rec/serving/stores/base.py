@@ -8,9 +8,9 @@ from typing import Protocol
 
 from a2gen_rec.ranking.types import Impression
 
-FOREVER_MS = 2**53
+MAX_TIMESTAMP_MS = 2**53
 """Later than any moment, and a whole number in every database."""
-COUNTED = 32
+VERSION_BITS = 32
 """Bits of a number of changes that count them. Those above tell a user's past from the one before it was forgotten."""
 
 
@@ -30,10 +30,10 @@ class StoreUnavailable(StoreError):
     """The database does not answer, or not as it should."""
 
 
-class Store(Protocol):
+class EventStore(Protocol):
     """Impressions of users. Any thread may call."""
 
-    def append(self, user: str, impressions: Sequence[Impression]) -> "Future[None]":
+    def put(self, user: str, impressions: Sequence[Impression]) -> "Future[None]":
         """Record impressions, all or none of them; one of the same item and moment is replaced, so retries are safe.
 
         Returns:
@@ -44,7 +44,7 @@ class Store(Protocol):
         """
         ...
 
-    def forget(self, user: str) -> "Future[int]":
+    def delete_user(self, user: str) -> "Future[int]":
         """Delete all that is recorded of a user, and that there was one.
 
         Returns:
@@ -55,7 +55,9 @@ class Store(Protocol):
         """
         ...
 
-    def recent(self, user: str, last: int, since: int = 0, until_ms: int = FOREVER_MS) -> tuple[int, list[Impression]]:
+    def get_recent(
+        self, user: str, last: int, since: int = 0, until_ms: int = MAX_TIMESTAMP_MS
+    ) -> tuple[int, list[Impression]]:
         """A user's last impressions.
 
         Args:
@@ -72,7 +74,7 @@ class Store(Protocol):
         """
         ...
 
-    def some_users(self, count: int) -> list[str]:
+    def sample_users(self, count: int) -> list[str]:
         """Users of whom something is recorded, ``count`` at the most, whichever are found at once.
 
         Raises:
@@ -85,17 +87,17 @@ class Store(Protocol):
         ...
 
 
-def no_changes() -> int:
+def new_version() -> int:
     """A number of changes to begin with, which follows none there was."""
-    return (1 + secrets.randbits(30)) << COUNTED
+    return (1 + secrets.randbits(30)) << VERSION_BITS
 
 
-def follows(changes: int, former: int) -> bool:
+def is_successor(changes: int, former: int) -> bool:
     """Whether the user was not forgotten between two numbers of changes."""
-    return changes >= former and changes >> COUNTED == former >> COUNTED
+    return changes >= former and changes >> VERSION_BITS == former >> VERSION_BITS
 
 
-def to_text(impression: Impression) -> str:
+def serialize(impression: Impression) -> str:
     """What is recorded of an impression beside its item and moment: JSON."""
     content = {
         "watch_s": impression.watch_s,
@@ -105,7 +107,7 @@ def to_text(impression: Impression) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def from_text(item: str, ts_ms: int, text: str) -> Impression:
+def deserialize(item: str, ts_ms: int, text: str) -> Impression:
     content = json.loads(text)
     actions = [(name, seconds) for name, seconds in content["actions"]]
     return Impression(item, ts_ms, content["watch_s"], actions, content["features"])

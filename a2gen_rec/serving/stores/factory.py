@@ -1,10 +1,10 @@
 """Open an event store by its path or address."""
 
 from a2gen_rec.errors import UserError
-from a2gen_rec.serving.stores.base import Store
+from a2gen_rec.serving.stores.base import EventStore
 
 
-def open_store(where: str) -> Store:
+def open_store(where: str) -> EventStore:
     """The store at a path (SQLite) or at a ``redis://`` address.
 
     Raises:

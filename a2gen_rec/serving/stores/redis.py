@@ -11,22 +11,22 @@ import redis
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.types import Impression
 from a2gen_rec.serving.stores.base import (
-    FOREVER_MS,
+    MAX_TIMESTAMP_MS,
     StoreBusy,
     StoreFull,
     StoreUnavailable,
-    from_text,
-    no_changes,
-    to_text,
+    deserialize,
+    new_version,
+    serialize,
 )
 
 PREFIX = "a2gen:1"
-CHANGES = "changes"
+VERSION_FIELD = "changes"
 THREADS = 8
-SCANNED = 1000
+SCAN_COUNT = 1000
 MAX_WAITING = 4096
 TIMEOUT_S = 0.5
-PAUSE_S = 1.0
+CIRCUIT_BREAK_S = 1.0
 """For which nothing is asked of a server that has not answered: ranking goes on meanwhile, without its histories."""
 
 Answer = TypeVar("Answer")
@@ -57,23 +57,25 @@ class RedisStore:
         except redis.RedisError as error:
             raise UserError(f"the store's Redis does not answer ({type(error).__name__})") from error
 
-    def append(self, user: str, impressions: Sequence[Impression]) -> "Future[None]":
+    def put(self, user: str, impressions: Sequence[Impression]) -> "Future[None]":
         """See :class:`~a2gen_rec.serving.stores.base.Store`."""
         return self._later(lambda: self._record(user, impressions))
 
-    def forget(self, user: str) -> "Future[int]":
+    def delete_user(self, user: str) -> "Future[int]":
         """See :class:`~a2gen_rec.serving.stores.base.Store`."""
         return self._later(lambda: self._forget(user))
 
-    def recent(self, user: str, last: int, since: int = 0, until_ms: int = FOREVER_MS) -> tuple[int, list[Impression]]:
+    def get_recent(
+        self, user: str, last: int, since: int = 0, until_ms: int = MAX_TIMESTAMP_MS
+    ) -> tuple[int, list[Impression]]:
         """See :class:`~a2gen_rec.serving.stores.base.Store`; whatever has changed, all are read again."""
         return self._ask(lambda: self._read(user, last, since, until_ms))
 
-    def some_users(self, count: int) -> list[str]:
+    def sample_users(self, count: int) -> list[str]:
         """See :class:`~a2gen_rec.serving.stores.base.Store`; a look at some of the keys."""
         before, after = _keys("\n")[0].split("\n")
         keys: Any
-        _, keys = self._ask(lambda: self._client.scan(0, match=f"{before}*{after}", count=SCANNED))
+        _, keys = self._ask(lambda: self._client.scan(0, match=f"{before}*{after}", count=SCAN_COUNT))
         return sorted(key.removeprefix(before).removesuffix(after) for key in keys)[:count]
 
     def close(self) -> None:
@@ -96,10 +98,10 @@ class RedisStore:
         order, contents = _keys(user)
         members = {f"{each.ts_ms}:{each.item}": each for each in impressions}
         transaction = self._client.pipeline(transaction=True)
-        transaction.hset(contents, mapping={member: to_text(each) for member, each in members.items()})
+        transaction.hset(contents, mapping={member: serialize(each) for member, each in members.items()})
         transaction.zadd(order, {member: each.ts_ms for member, each in members.items()})
-        transaction.hsetnx(contents, CHANGES, str(no_changes()))
-        transaction.hincrby(contents, CHANGES, 1)
+        transaction.hsetnx(contents, VERSION_FIELD, str(new_version()))
+        transaction.hincrby(contents, VERSION_FIELD, 1)
         transaction.execute()
 
     def _forget(self, user: str) -> int:
@@ -112,14 +114,14 @@ class RedisStore:
     def _read(self, user: str, last: int, since: int, until_ms: int) -> tuple[int, list[Impression]]:
         order, contents = _keys(user)
         # Changes before impressions: one that comes between the two is read again next time, not missed.
-        changes = int(self._client.hget(contents, CHANGES) or 0)
+        changes = int(self._client.hget(contents, VERSION_FIELD) or 0)
         members: Any = self._client.zrevrangebyscore(order, until_ms, "-inf", 0, last) if changes != since else []
         texts = self._client.hmget(contents, members) if members else []
         found = []
         for member, text in zip(reversed(members), reversed(texts), strict=True):
             ts_ms, _, item = member.partition(":")
             if text is not None:  # deleted meanwhile
-                found.append(from_text(item, int(ts_ms), text))
+                found.append(deserialize(item, int(ts_ms), text))
         return changes, found
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
@@ -130,7 +132,7 @@ class RedisStore:
         except redis.OutOfMemoryError as error:
             raise StoreFull("the store of impressions is full") from error
         except redis.RedisError as error:
-            self._asked_again = time.monotonic() + PAUSE_S
+            self._asked_again = time.monotonic() + CIRCUIT_BREAK_S
             raise StoreUnavailable(f"the store of impressions does not work ({type(error).__name__})") from error
 
 

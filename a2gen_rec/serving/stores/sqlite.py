@@ -17,22 +17,22 @@ from typing import Any, NamedTuple
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.types import Impression
 from a2gen_rec.serving.stores.base import (
-    FOREVER_MS,
+    MAX_TIMESTAMP_MS,
     StoreBusy,
     StoreError,
     StoreFull,
     StoreUnavailable,
-    follows,
-    from_text,
-    no_changes,
-    to_text,
+    deserialize,
+    is_successor,
+    new_version,
+    serialize,
 )
 
 APPLICATION = 0xA26E  # in the file's header, by which it is told from other databases
-VERSION = 1
+SCHEMA_VERSION = 1
 MAX_WAITING = 4096
-MAX_TOGETHER = 512
-BUSY_S = 5.0
+MAX_GROUP_COMMIT = 512
+BUSY_TIMEOUT_S = 5.0
 """For which another process that writes to the same file is waited for."""
 
 _TABLES = (
@@ -47,7 +47,7 @@ CREATE TABLE impressions (
 ) WITHOUT ROWID""",
     "CREATE TABLE users (user TEXT PRIMARY KEY, changes INTEGER NOT NULL) WITHOUT ROWID",
     f"PRAGMA application_id = {APPLICATION}",
-    f"PRAGMA user_version = {VERSION}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 _CHANGES = "SELECT changes FROM users WHERE user = ?"
 _CHANGE = "INSERT INTO users VALUES (?, ? + 1) ON CONFLICT (user) DO UPDATE SET changes = changes + 1 RETURNING changes"
@@ -93,35 +93,37 @@ class SqliteStore:
         self._thread = threading.Thread(target=self._write_until_closed, name="store", daemon=True)
         self._thread.start()
 
-    def append(self, user: str, impressions: Sequence[Impression]) -> "Future[None]":
+    def put(self, user: str, impressions: Sequence[Impression]) -> "Future[None]":
         """See :class:`~a2gen_rec.serving.stores.base.Store`."""
-        return self._later(user, [(each.ts_ms, each.item, to_text(each)) for each in impressions])
+        return self._later(user, [(each.ts_ms, each.item, serialize(each)) for each in impressions])
 
-    def forget(self, user: str) -> "Future[int]":
+    def delete_user(self, user: str) -> "Future[int]":
         """See :class:`~a2gen_rec.serving.stores.base.Store`; what was there is overwritten in the file."""
         return self._later(user, None)
 
-    def recent(self, user: str, last: int, since: int = 0, until_ms: int = FOREVER_MS) -> tuple[int, list[Impression]]:
+    def get_recent(
+        self, user: str, last: int, since: int = 0, until_ms: int = MAX_TIMESTAMP_MS
+    ) -> tuple[int, list[Impression]]:
         """See :class:`~a2gen_rec.serving.stores.base.Store`."""
         try:
             with self._read_lock:
                 # Changes before impressions: one that comes between the two is read again next time, not missed.
                 row = self._reading.execute(_CHANGES, [user]).fetchone()
                 changes = row[0] if row else 0
-                known = since if follows(changes, since) else 0
+                known = since if is_successor(changes, since) else 0
                 asked = [user, until_ms, last, known]
                 rows = self._reading.execute(_RECENT, asked).fetchall() if changes != since else []
         except sqlite3.Error as error:
-            raise _told(error) from error
-        return changes, [from_text(*row) for row in rows]
+            raise _translate_error(error) from error
+        return changes, [deserialize(*row) for row in rows]
 
-    def some_users(self, count: int) -> list[str]:
+    def sample_users(self, count: int) -> list[str]:
         """See :class:`~a2gen_rec.serving.stores.base.Store`; the first by name."""
         try:
             with self._read_lock:
                 rows = self._reading.execute("SELECT user FROM users ORDER BY user LIMIT ?", [count]).fetchall()
         except sqlite3.Error as error:
-            raise _told(error) from error
+            raise _translate_error(error) from error
         return [user for (user,) in rows]
 
     def close(self) -> None:
@@ -149,7 +151,7 @@ class SqliteStore:
         while is_open:
             together = [self._waiting.get()]
             with suppress(queue.Empty):
-                while len(together) < MAX_TOGETHER:
+                while len(together) < MAX_GROUP_COMMIT:
                     together.append(self._waiting.get_nowait())
             is_open = None not in together
             self._commit([each for each in together if each is not None])
@@ -172,7 +174,7 @@ class SqliteStore:
             if any(rows is None for _, rows, _ in tasks):
                 self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # what was forgotten is in the log still
         except sqlite3.Error as error:
-            failed = _told(error)
+            failed = _translate_error(error)
             with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                 self._writing.execute("ROLLBACK")
         for place, each in enumerate(tasks):
@@ -184,7 +186,7 @@ class SqliteStore:
                 each.done.set_exception(failed)
 
     def _record(self, user: str, rows: list[tuple[int, str, str]]) -> None:
-        (change,) = self._writing.execute(_CHANGE, [user, no_changes()]).fetchone()
+        (change,) = self._writing.execute(_CHANGE, [user, new_version()]).fetchone()
         self._writing.executemany(_RECORD, [(user, ts_ms, item, change, text) for ts_ms, item, text in rows])
 
     def _forget(self, user: str) -> int:
@@ -193,7 +195,7 @@ class SqliteStore:
 
 
 def _connect(file: str) -> sqlite3.Connection:
-    return sqlite3.connect(file, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    return sqlite3.connect(file, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
 
 
 def _open(file: str) -> sqlite3.Connection:
@@ -224,14 +226,14 @@ def _make(connection: sqlite3.Connection, file: str) -> None:
             connection.execute(statement)
     elif application != APPLICATION:
         raise UserError(f"{file}: is a database, but not one of impressions")
-    elif version > VERSION:
-        raise UserError(f"{file}: is of version {version}, this a2gen reads {VERSION}: made by a newer one")
+    elif version > SCHEMA_VERSION:
+        raise UserError(f"{file}: is of version {version}, this a2gen reads {SCHEMA_VERSION}: made by a newer one")
     connection.execute("COMMIT")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
     """Switch the file to a write-ahead log, should it have none: SQLite itself does not wait for others with this."""
-    until = time.monotonic() + BUSY_S
+    until = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -242,7 +244,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
-def _told(error: sqlite3.Error) -> StoreError:
+def _translate_error(error: sqlite3.Error) -> StoreError:
     """Without SQLite's own words, which may name values."""
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     if name == "SQLITE_FULL":

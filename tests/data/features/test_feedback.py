@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from a2gen_rec.data.features import feedback
-from a2gen_rec.data.features.encodings import encoded
+from a2gen_rec.data.features.encodings import encode_relation
 from a2gen_rec.data.schema import (
     COMPLETE,
     EFFECTIVE,
@@ -24,7 +24,7 @@ from a2gen_rec.data.schema import (
     UNKNOWN,
     FeedbackRule,
 )
-from a2gen_rec.data.sources.base import SourceFacts
+from a2gen_rec.data.sources.base import SourceInfo
 
 NAN, INF = math.nan, math.inf
 RULE = FeedbackRule(3.0, ["hate", "report"], "long", [10.0, 20.5], [6.0, 2.0, 8.0, 12.5])
@@ -46,7 +46,7 @@ def level(dwell: float, long: float | None, rule: FeedbackRule) -> int:
     if math.isnan(dwell):
         return UNKNOWN
     dwell = float(np.float32(dwell))
-    known = bool(rule.duration) and long is not None and 0 < long < INF
+    known = bool(rule.duration_feature) and long is not None and 0 < long < INF
     if known and dwell >= np.float32(long):
         return COMPLETE
     if dwell < rule.glance_s:
@@ -75,11 +75,11 @@ happened = st.sampled_from([None, None, None, NAN, 0.0, 4.0])
 )
 @example([(5.1, 5.1, None, None, 0), (1.9, 1.9, 0.0, None, 0)], True, True)  # not equal as float32 and float64
 def test_levels_equal_the_rule_written_out(rows: list[tuple], negatives: bool, lengths: bool) -> None:
-    rule = RULE if lengths else FeedbackRule(3.0, RULE.negative, "", [], [6.0])
+    rule = RULE if lengths else FeedbackRule(3.0, RULE.negative_actions, "", [], [6.0])
     rule = rule if negatives else FeedbackRule(**(vars(rule) | {"negative": []}))
-    relation = feedback.with_feedback("log", rule)
-    columns = [f"raw.objective_{name}" for name in feedback.objectives(rule)]
-    query = encoded(relation, feedback.encodings(rule), [*columns, "raw.feedback AS level"], "row_")
+    relation = feedback.add_feedback_columns("log", rule)
+    columns = [f"raw.objective_{name}" for name in feedback.derived_objectives(rule)]
+    query = encode_relation(relation, feedback.feedback_encodings(rule), [*columns, "raw.feedback AS level"], "row_")
     with log_of(rows) as connection:
         found = connection.sql(query).to_arrow_table().to_pylist()
         counted = feedback.count_levels(connection, relation, rule)
@@ -104,10 +104,10 @@ def test_thresholds_equal_numpy() -> None:
     long[::50] = 0  # unknown
     dwell = (rng.random(999) * np.maximum(long, 5)).astype(np.float32)
     dwell[::40] = NAN
-    facts = SourceFacts("x", ("hate",), (), duration="long", negative=("hate",))
+    facts = SourceInfo("x", ("hate",), (), duration_feature="long", negative_actions=("hate",))
     overall = float(np.nanmedian(dwell))
     with log_of([(d, s, None, None, 0) for d, s in zip(dwell, long, strict=True)]) as connection:
-        rule = feedback.fit(connection, "log", facts, overall)
+        rule = feedback.fit_feedback_rule(connection, "log", facts, overall)
     assert rule is not None
     watched = ~np.isnan(dwell)
     places = [math.ceil((watched & (long > 0)).sum() * part / feedback.LENGTH_BUCKETS) for part in range(1, 8)]
@@ -116,18 +116,18 @@ def test_thresholds_equal_numpy() -> None:
     bucket = np.where(long > 0, 1 + np.searchsorted(edges, long, side="right"), 0)
     medians = [np.median(dwell[watched & (bucket == row)].astype(float)) for row in range(1, 9)]
     assert rule.median_watch_s == pytest.approx([overall, *medians])
-    assert (rule.glance_s, rule.negative, rule.duration) == (3.0, ["hate"], "long")
+    assert (rule.glance_s, rule.negative_actions, rule.duration_feature) == (3.0, ["hate"], "long")
 
 
 def test_without_lengths_all_impressions_share_a_median() -> None:
-    facts = SourceFacts("x", (), ())
+    facts = SourceInfo("x", (), ())
     with log_of([(2.0, None, None, None, 0), (8.0, None, None, None, 0)]) as connection:
-        assert feedback.fit(connection, "log", facts, 5.0) == FeedbackRule(3.0, [], "", [], [5.0])
-        assert feedback.fit(connection, "log", facts, None) is None
+        assert feedback.fit_feedback_rule(connection, "log", facts, 5.0) == FeedbackRule(3.0, [], "", [], [5.0])
+        assert feedback.fit_feedback_rule(connection, "log", facts, None) is None
 
 
 def test_one_length_leaves_the_shorter_bucket_the_overall_median() -> None:
     rows = [(float(dwell), 15.0, None, None, 0) for dwell in range(9)] + [(50.0, NAN, None, None, 0)]
     with log_of(rows) as connection:
-        rule = feedback.fit(connection, "log", SourceFacts("x", (), (), duration="long"), 4.5)
+        rule = feedback.fit_feedback_rule(connection, "log", SourceInfo("x", (), (), duration_feature="long"), 4.5)
     assert rule == FeedbackRule(3.0, [], "long", [15.0], [4.5, 4.5, 4.0])

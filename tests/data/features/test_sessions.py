@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from a2gen_rec.data.features.sessions import (
     GAP_EDGES_S,
     POSITION_EDGES,
-    end_ms,
+    add_session_columns,
+    impression_end_ms,
+    session_feature_rows,
     session_features,
-    session_rows,
-    with_session_rows,
 )
 from a2gen_rec.data.schema import PREVIOUS_FEEDBACK, SESSION_GAP, SESSION_POSITION, UNKNOWN
 
@@ -50,7 +50,7 @@ def test_rows_equal_a_loop(drawn: list[list[tuple[int, int, int]]]) -> None:
     # A user begins before the one before had ended: nothing of one may reach the other.
     begins = [sum(one[0] for one in user[: place + 1]) for user in drawn for place in range(len(user))]
     ts_ms = np.array(begins, np.int64)
-    found = session_rows(FEATURES, new_user, ts_ms, ts_ms + lasts, levels, SESSION_GAP_S)
+    found = session_feature_rows(FEATURES, new_user, ts_ms, ts_ms + lasts, levels, SESSION_GAP_S)
     assert {name: values.tolist() for name, values in found.items()} == oracle(drawn)
     assert {values.dtype for values in found.values()} == {np.dtype(np.int64)}
     assert (waits >= 0).all()
@@ -66,7 +66,7 @@ def test_every_row_of_the_tables_can_be_reached() -> None:
 
 def test_without_levels_there_is_no_previous_one() -> None:
     assert [feature.name for feature in session_features(levels=False)] == [SESSION_POSITION, SESSION_GAP]
-    assert session_rows([], np.ones(1, bool), *[np.ones(1, np.int64)] * 3, SESSION_GAP_S) == {}
+    assert session_feature_rows([], np.ones(1, bool), *[np.ones(1, np.int64)] * 3, SESSION_GAP_S) == {}
 
 
 def test_the_end_is_the_latest_thing_known() -> None:
@@ -78,8 +78,8 @@ def test_the_end_is_the_latest_thing_known() -> None:
     ts_ms = np.array([0, 1000, 5000, 5001], np.int64)
     table = table.append_column("user_id", pa.array(["u"] * 4)).append_column("ts_ms", pa.array(ts_ms))
     table = table.append_column("row_feedback", pa.array([2, 3, 4, 5], pa.int64()))
-    found = with_session_rows(table, FEATURES, SESSION_GAP_S)
+    found = add_session_columns(table, FEATURES, SESSION_GAP_S)
     assert found["row_previous_feedback"].to_pylist() == [0, 0, 3, 4]
     assert found["row_session_position"].to_pylist() == [1, 2, 3, 4]
     assert found.column_names[:-3] == table.column_names
-    assert end_ms(ts_ms, np.array([2.0, 3.5, nan, 2.0], np.float32)).tolist() == [2000, 4500, 5000, 7001]
+    assert impression_end_ms(ts_ms, np.array([2.0, 3.5, nan, 2.0], np.float32)).tolist() == [2000, 4500, 5000, 7001]

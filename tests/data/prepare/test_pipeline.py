@@ -21,7 +21,7 @@ from tests.helpers import SAMPLES
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
-CONFIG = PrepareConfig(partitions=3, threads=2, memory_gb=0.5, history=3, max_targets=2)
+CONFIG = PrepareConfig(num_partitions=3, threads=2, memory_limit_gb=0.5, max_history=3, max_targets=2)
 
 SPEC = {
     "kind": "impressions",
@@ -217,14 +217,14 @@ WATCHED_ROWS = [
 
 
 def watched(tmp_path, rows=WATCHED_ROWS, out="out", **change):
-    return run(tmp_path, WATCHED | change, PrepareConfig(partitions=2), rows, out, WATCHED_COLUMNS)
+    return run(tmp_path, WATCHED | change, PrepareConfig(num_partitions=2), rows, out, WATCHED_COLUMNS)
 
 
 def test_feedback_by_hand(tmp_path):
     card, out = watched(tmp_path)
     assert card == DatasetCard.load(str(out))
     assert card.feedback == FeedbackRule(3.0, ["hate"], "length", [10.0], [6.0, 6.0, 6.0])
-    assert card.negative == ["hate"]
+    assert card.negative_actions == ["hate"]
     assert (card.objectives, card.session_gap_s) == (["glance", "effective", "negative"], 1800.0)
     assert card.base_rate == {"like": 0.2, "hate": 0.2, "glance": 0.25, "effective": 0.5, "negative": 0.2}
     names = ("unknown", "negative", "glance", "partial", "effective", "complete")
@@ -259,14 +259,14 @@ def test_without_lengths_or_negative_actions(tmp_path):
     card, out = watched(tmp_path, duration="", negative=[])
     assert card.feedback == FeedbackRule(3.0, [], "", [], [6.0])
     assert card.objectives == ["glance", "effective"]
-    assert [feature.name for feature in card.at_level("outcome")] == ["feedback"]
+    assert [feature.name for feature in card.features_at("outcome")] == ["feedback"]
     assert windows(out, "test")[0]["feedback"] == [4, 2, 4, 3, 0, 4, 2]
 
 
 def test_without_watch_times_there_are_no_levels(tmp_path):
     card, _ = run(tmp_path, BARE, rows=log_of(7, 20), columns=BARE_COLUMNS)
-    assert (card.feedback, card.objectives, card.at_level("outcome")) == (None, [], [])
-    assert [feature.name for feature in card.at_level("session")] == ["session_position", "session_gap"]
+    assert (card.feedback, card.objectives, card.features_at("outcome")) == (None, [], [])
+    assert [feature.name for feature in card.features_at("session")] == ["session_position", "session_gap"]
     assert {name: split.feedback for name, split in card.splits.items()} == {name: {} for name in SPLITS}
     assert "the log records no watch times" in printed(card)
 
@@ -274,7 +274,7 @@ def test_without_watch_times_there_are_no_levels(tmp_path):
 def test_negative_actions_are_told_apart_without_watch_times(tmp_path):
     columns = {name: column for name, column in WATCHED["columns"].items() if name != "dwell_s"}
     card, out = watched(tmp_path, columns=columns)
-    assert (card.feedback, card.objectives, card.negative) == (None, [], ["hate"])
+    assert (card.feedback, card.objectives, card.negative_actions) == (None, [], ["hate"])
     assert DatasetCard.load(str(out)) == card
 
 
@@ -283,14 +283,14 @@ def test_cards_from_before_negative_actions_had_a_field(tmp_path):
     raw = card.to_dict()
     del raw["negative"]
     assert DatasetCard.from_dict(raw) == card
-    assert DatasetCard.from_dict(raw | {"feedback": None}).negative == []
+    assert DatasetCard.from_dict(raw | {"feedback": None}).negative_actions == []
     with pytest.raises(DataError, match="field 'negative': must be among the actions"):
         DatasetCard.from_dict(raw | {"negative": ["loathe"]})
 
 
 def test_times_that_only_order_make_no_sessions(tmp_path):
     card, out = watched(tmp_path, calendar=False)
-    assert card.at_level("session") == []
+    assert card.features_at("session") == []
     assert "session_gap" not in windows(out, "test")[0]
     assert windows(out, "test")[0]["feedback"] == [5, 2, 1, 3, 0, 4, 5]
 
@@ -343,14 +343,14 @@ def test_last_split_takes_each_user_s_last(tmp_path):
 def test_settings_replace_the_source_s_rule(tmp_path):
     rows = [("u", f"i{day}", day * DAY_MS + 20 * HOUR_MS) for day in range(10)]
     spec = BARE | {"utc_offset_hours": 8}
-    given = PrepareConfig(partitions=1, valid_from="1970-01-04", test_from="1970-01-06 04:00")
+    given = PrepareConfig(num_partitions=1, valid_start="1970-01-04", test_start="1970-01-06 04:00")
     card, _ = run(tmp_path, spec, given, rows, "given", BARE_COLUMNS)
     # Day n's impression falls on 04:00 of the local day n + 2.
     assert [card.splits[name].targets for name in SPLITS] == [2, 2, 6]
-    last = PrepareConfig(partitions=1, valid_from="-3d", test_from="-1d")
+    last = PrepareConfig(num_partitions=1, valid_start="-3d", test_start="-1d")
     card, _ = run(tmp_path, spec, last, rows, "last", BARE_COLUMNS)
     assert [card.splits[name].targets for name in SPLITS] == [7, 2, 1]
-    shares = PrepareConfig(partitions=1, valid_share=0.3, test_share=0.2)
+    shares = PrepareConfig(num_partitions=1, valid_fraction=0.3, test_fraction=0.2)
     card, _ = run(tmp_path, spec, shares, rows, "shares", BARE_COLUMNS)
     assert [card.splits[name].targets for name in SPLITS] == [5, 3, 2]
 
@@ -415,7 +415,7 @@ def test_every_impression_is_a_target_once_whatever_the_partitions(tmp_path):
     expected = sorted({(row[0], row[2]) for row in rows for _ in [row[1]]})
     cards = []
     for partitions in (1, 7):
-        config = PrepareConfig(partitions=partitions, history=5, max_targets=4)
+        config = PrepareConfig(num_partitions=partitions, max_history=5, max_targets=4)
         card, out = run(tmp_path, spec, config, rows, f"out{partitions}")
         cards.append(card)
         found = [
@@ -435,13 +435,13 @@ def test_a_user_s_windows_lie_in_one_partition(tmp_path):
     for name in SPLITS:
         for file in (out / name).glob("*.parquet"):
             table = ds.dataset(file).to_table(columns=["user_key"])
-            assert {key % CONFIG.partitions for key in table["user_key"].to_pylist()} == {int(file.stem[-5:])}
+            assert {key % CONFIG.num_partitions for key in table["user_key"].to_pylist()} == {int(file.stem[-5:])}
 
 
 def test_impressions_of_one_moment_are_in_order_of_item(tmp_path):
     rows = [("u", f"i{n * 7 % 40:02d}", 1) for n in range(40)]
     spec = BARE | {"features": [{"name": "item_id", "level": "item"}], "split": {"valid_from": "8", "test_from": "9"}}
-    config = PrepareConfig(partitions=1)
+    config = PrepareConfig(num_partitions=1)
     _, out = run(tmp_path, spec, config, rows, columns=BARE_COLUMNS)
     assert windows(out, "train")[0]["item_id"] == list(range(1, 41))
 
@@ -451,12 +451,12 @@ def test_of_duplicates_the_longest_stays(tmp_path):
     spec = BARE | {"columns": BARE["columns"] | {"dwell_s": "dwell"}, "split": {"valid_from": "8", "test_from": "9"}}
     rows = [("u", "i", 1, None), ("u", "i", 1, 2.0), ("u", "i", 1, 4.0), ("u", "j", 1, 3.0)]
     card, out = run(tmp_path, spec, rows=rows, columns=columns)
-    assert card.dropped == {"duplicate": 2}
+    assert card.dropped_rows == {"duplicate": 2}
     assert windows(out, "train")[0]["dwell_s"] == [4.0, 3.0]
 
 
 def test_min_count_setting_replaces_the_source_s(tmp_path):
-    card, _ = run(tmp_path, config=PrepareConfig(partitions=1, min_count=3))
+    card, _ = run(tmp_path, config=PrepareConfig(num_partitions=1, min_count=3))
     cardinality = {feature.name: feature.cardinality for feature in card.features}
     assert (cardinality["item_id"], cardinality["user_id"], cardinality["hour_of_day"]) == (2, 2, 2)
 
@@ -500,7 +500,7 @@ def test_damaged_parquet_leaves_nothing_behind(tmp_path):
 
 def test_nothing_to_train_on(tmp_path):
     with pytest.raises(DataError, match="no impression before 1 ms is left to train on"):
-        run(tmp_path, config=PrepareConfig(valid_from="1", test_from="2"))
+        run(tmp_path, config=PrepareConfig(valid_start="1", test_start="2"))
     with pytest.raises(UserError, match="no such file or folder"):
         prepare("jd", str(tmp_path / "nowhere"), str(tmp_path / "out"), CONFIG)
 
@@ -537,18 +537,18 @@ def test_reserved_and_repeated_names(tmp_path):
 
 @pytest.mark.skipif(not SAMPLES.exists(), reason="public samples are not here")
 def test_jd_sample(tmp_path):
-    card = prepare("jd", str(SAMPLES / "jd-micro-behaviors"), str(tmp_path / "out"), PrepareConfig(partitions=2))
+    card = prepare("jd", str(SAMPLES / "jd-micro-behaviors"), str(tmp_path / "out"), PrepareConfig(num_partitions=2))
     assert [card.splits[name].targets for name in SPLITS] == [37_045, 4_742, 4_742]
     assert card.splits["train"].positives["comments"] == 6_404
-    assert card.timed == ["comments", "specification", "page_bottom", "cart", "order", "exit"]
-    assert not card.calendar
+    assert card.timed_actions == ["comments", "specification", "page_bottom", "cart", "order", "exit"]
+    assert not card.has_calendar_time
 
 
 @pytest.mark.skipif(not SAMPLES.exists(), reason="public samples are not here")
 def test_kuairand_sample(tmp_path):
-    card = prepare("kuairand", str(SAMPLES / "KuaiRand-Pure"), str(tmp_path / "out"), PrepareConfig(partitions=2))
-    assert card.dropped == {"duplicate": 4_739}
+    card = prepare("kuairand", str(SAMPLES / "KuaiRand-Pure"), str(tmp_path / "out"), PrepareConfig(num_partitions=2))
+    assert card.dropped_rows == {"duplicate": 4_739}
     assert [card.splits[name].targets for name in SPLITS] == [131_352, 18_536, 17_044]
-    assert card.timed == ["exit"]
+    assert card.timed_actions == ["exit"]
     assert card.objectives == ["glance", "effective", "negative"]
     assert card.splits["train"].positives["negative"] == card.splits["train"].positives["hate"] == 105

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2gen_rec.data.prepare.windows import Layout, action_lists, bounds, cut
+from a2gen_rec.data.prepare.windows import WindowSpec, action_lists, build_windows, window_bounds
 from a2gen_rec.data.schema import Feature
 
 ACTIONS = ("like", "comment", "follow")
@@ -106,10 +106,10 @@ def oracle(rows, wanted, history, max_targets):
 @given(users, st.integers(0, 5), st.integers(1, 4), st.integers(1, 3))
 def test_windows_equal_the_oracle(drawn, history, max_targets, rows_per_table):
     rows = rows_of(drawn)
-    layout = Layout(FEATURES, ACTIONS, ("click",), ("glance",), (), history, max_targets, rows_per_table)
+    layout = WindowSpec(FEATURES, ACTIONS, ("click",), ("glance",), (), history, max_targets, rows_per_table)
     targets = 0
     for wanted in range(3):
-        tables = list(cut(table_of(rows), layout, wanted))
+        tables = list(build_windows(table_of(rows), layout, wanted))
         assert all(0 < table.num_rows <= rows_per_table for table in tables)
         found = [window for table in tables for window in table.to_pylist()]
         assert repr(found) == repr(oracle(rows, wanted, history, max_targets))  # repr: nan equals nan
@@ -122,8 +122,8 @@ def test_columns_have_the_contract_s_types():
     row |= {"row_tab": 2, "row_country": 3, "label_click": None, "objective_glance": None} | {
         f"at_{name}": None for name in ACTIONS
     }
-    layout = Layout(FEATURES, ACTIONS, ("click",), ("glance",), (), 10, 10)
-    (table,) = cut(table_of([row]), layout, 0)
+    layout = WindowSpec(FEATURES, ACTIONS, ("click",), ("glance",), (), 10, 10)
+    (table,) = build_windows(table_of([row]), layout, 0)
     assert table.schema == pa.schema(
         [
             ("user", pa.string()),
@@ -145,9 +145,9 @@ def test_columns_have_the_contract_s_types():
 def test_bounds_of_one_user_across_splits():
     split = np.array([0, 0, 0, 0, 0, 1, 1, 2])
     new_user = np.array([True, False, False, False, False, False, False, False])
-    train = bounds(new_user, split, 0, history=2, max_targets=2)
+    train = window_bounds(new_user, split, 0, history=2, max_targets=2)
     assert list(zip(train.begin, train.target, train.end, strict=True)) == [(0, 0, 2), (0, 2, 4), (2, 4, 5)]
-    test = bounds(new_user, split, 2, history=2, max_targets=2)
+    test = window_bounds(new_user, split, 2, history=2, max_targets=2)
     assert list(zip(test.begin, test.target, test.end, strict=True)) == [(5, 7, 8)]
 
 
@@ -161,5 +161,5 @@ def test_actions_known_times_first_then_unknown_in_vocabulary_order():
 
 
 def test_nothing_to_cut():
-    layout = Layout(FEATURES, ACTIONS, ("click",), ("glance",), (), 10, 10)
-    assert list(cut(table_of([]), layout, 0)) == []
+    layout = WindowSpec(FEATURES, ACTIONS, ("click",), ("glance",), (), 10, 10)
+    assert list(build_windows(table_of([]), layout, 0)) == []

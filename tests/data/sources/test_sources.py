@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from a2gen_rec.data.sources import NAMES, open_source
+from a2gen_rec.data.sources import SOURCE_NAMES, open_source
 from a2gen_rec.data.sources.jd import JD
 from a2gen_rec.data.sources.kuairand import ACTIONS as KUAIRAND_ACTIONS
-from a2gen_rec.data.sources.kuairand import USER, KuaiRand
+from a2gen_rec.data.sources.kuairand import USER_COLUMNS, KuaiRand
 from a2gen_rec.data.sources.rec_tmall import RecTmall
 from a2gen_rec.data.sources.tenrec import Tenrec
 from a2gen_rec.errors import ConfigError, DataError
@@ -58,8 +58,8 @@ def kuairand(tmp_path):
     (data / "log_standard_4_08_to_4_21_27k_part1.csv").write_text("\n".join([header, *lines[:2]]) + "\n")
     (data / "log_standard_4_08_to_4_21_27k_part2.csv").write_text("\n".join([header, *lines[2:]]) + "\n")
     (data / "log_random_4_22_to_5_08_27k.csv").write_text(KUAIRAND_LOG)
-    values = ",".join("full_active" if name == "user_active_degree" else "0" for name in USER)
-    (data / "user_features_27k.csv").write_text(f"user_id,{','.join(USER)}\n1,{values}\n")
+    values = ",".join("full_active" if name == "user_active_degree" else "0" for name in USER_COLUMNS)
+    (data / "user_features_27k.csv").write_text(f"user_id,{','.join(USER_COLUMNS)}\n1,{values}\n")
     (data / "video_features_basic_27k.csv").write_text(
         "video_id,author_id,video_type,upload_dt,upload_type,visible_status,video_duration,server_width,"
         "server_height,music_id,music_type,tag\n"
@@ -86,8 +86,8 @@ def test_kuairand_by_hand(kuairand, tmp_path):
 def test_kuairand_root_or_data_folder(kuairand, tmp_path):
     root, data = KuaiRand(str(kuairand)), KuaiRand(str(kuairand / "data"))
     assert rows_of(root, tmp_path) == rows_of(data, tmp_path)
-    assert root.facts().actions == KUAIRAND_ACTIONS
-    assert root.facts().utc_offset_hours == 8
+    assert root.describe().actions == KUAIRAND_ACTIONS
+    assert root.describe().utc_offset_hours == 8
 
 
 def test_kuairand_names_what_is_missing(kuairand):
@@ -211,14 +211,14 @@ def test_tenrec_by_hand(tmp_path):
 
 
 def test_tenrec_bad_value_names_row_and_field(tmp_path):
-    from a2gen_rec.data.sql import errors_as_ours
+    from a2gen_rec.data.sql import translate_errors
 
     file = tmp_path / "QB-video.csv"
     header = "user_id,item_id,click,follow,like,share,video_category,watching_times,gender,age\n"
     file.write_text(header + "7,3,1,0,1,0,2,9,1,4\n7,3,yes,0,1,0,2,9,1,4\n")
     with (
         pytest.raises(DataError, match=r"QB-video.csv, row 3, field 'click': Could not convert string \"yes\""),
-        errors_as_ours(file),
+        translate_errors(file),
     ):
         rows_of(Tenrec(str(file)), tmp_path)
 
@@ -263,7 +263,7 @@ def test_generic_impressions_by_hand(tmp_path):
         ("u", "w", 2000, None, None, 3.5, "nan", None, None, None),
         ("u", "x", 3000, 1.0, None, None, 0.5, 0.0, "eve", "nan"),
     ]
-    facts = source.facts()
+    facts = source.describe()
     assert facts.actions == ("like", "comment", "follow")
     assert [feature.name for feature in facts.features] == ["user_id", "item_id", "author", "length"]
 
@@ -281,7 +281,7 @@ def test_generic_durations_in_milliseconds(tmp_path):
     assert picked(in_ms, "length") == [(10.0,), (None,), ("nan",)], "a feature like any other keeps its unit"
     source = generic(tmp_path, spec | {"duration": "length", "negative": ["follow"]}, HEADER + lines)
     assert picked(rows_of(source, tmp_path), "length") == [(0.01,), (None,), ("nan",)]
-    assert (source.facts().duration, source.facts().negative) == ("length", ("follow",))
+    assert (source.describe().duration_feature, source.describe().negative_actions) == ("length", ("follow",))
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,7 @@ def test_open_source_refuses_what_it_cannot_use(tmp_path):
         open_source("generic", str(tmp_path))
     with pytest.raises(ConfigError, match="knows its own columns"):
         open_source("jd", str(tmp_path), "spec.yaml")
-    for name in set(NAMES) - {"generic", "simulated"}:
+    for name in set(SOURCE_NAMES) - {"generic", "simulated"}:
         with pytest.raises(DataError, match="no file"):
             open_source(name, str(tmp_path))
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.ensemble.baselines import (
-    Formula,
     LogisticRegression,
     MLPFusion,
-    SessionWeights,
+    PowerFormula,
+    SessionWeightedFusion,
     SingleScore,
-    Standardise,
+    Standardize,
 )
 
 D_EVENT, D_CONTEXT = 4, 3
@@ -25,12 +25,12 @@ CENTRE, SCALE = torch.tensor([-2.0, -4.0, 3.0]), torch.tensor([0.5, 1.0, 2.0])
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def standardise() -> Standardise:
-    return Standardise(LESS, CENTRE, SCALE)
+def standardise() -> Standardize:
+    return Standardize(LESS, CENTRE, SCALE)
 
 
-def formula(alpha: list[float], beta: list[float]) -> Formula:
-    return Formula(torch.tensor(alpha), torch.tensor(beta), LESS, CENTRE, SCALE)
+def formula(alpha: list[float], beta: list[float]) -> PowerFormula:
+    return PowerFormula(torch.tensor(alpha), torch.tensor(beta), LESS, CENTRE, SCALE)
 
 
 MAKERS: dict[str, Callable[[], nn.Module]] = {
@@ -38,7 +38,7 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
     "formula": lambda: formula([0.5, 20, 3], [1, 0.5, 2]),
     "logistic": lambda: LogisticRegression(standardise()),
     "mlp": lambda: MLPFusion(standardise(), D_EVENT, D_CONTEXT, dim=6, hidden=(8,)),
-    "session": lambda: SessionWeights(standardise(), D_EVENT, D_CONTEXT, dim=6),
+    "session": lambda: SessionWeightedFusion(standardise(), D_EVENT, D_CONTEXT, dim=6),
 }
 every_baseline = pytest.mark.parametrize("name", list(MAKERS))
 
@@ -62,7 +62,7 @@ def inputs(seed: int = 0, n: int = 5, candidates: int = 4, longest: int = 3, sha
 
 
 def call(model: nn.Module, data: Inputs, valid: Tensor | None = None) -> Tensor:
-    return model(*data, valid) if isinstance(model, SessionWeights) else model(*data)
+    return model(*data, valid) if isinstance(model, SessionWeightedFusion) else model(*data)
 
 
 @pytest.mark.parametrize(("better", "sign"), [("more", 1), ("less", -1)])
@@ -80,7 +80,7 @@ def test_a_formula_by_hand() -> None:
 
 
 def test_a_formulas_probability_is_the_logits_own() -> None:
-    model = Formula(torch.tensor([1.0]), torch.tensor([1.0]), [False], torch.zeros(1), torch.ones(1))
+    model = PowerFormula(torch.tensor([1.0]), torch.tensor([1.0]), [False], torch.zeros(1), torch.ones(1))
     value = torch.tensor([[-16.0], [-3.0], [0.0], [16.0]])
     expected = [math.log1p(1 / (1 + math.exp(-x))) for x in value.flatten().tolist()]
     assert model.score(value).tolist() == pytest.approx(expected, rel=1e-5)
@@ -149,7 +149,7 @@ def test_padding_changes_nothing_for_the_others(name: str, shared: bool) -> None
     others = context if shared else torch.cat([context, torch.full((len(value), 3, D_CONTEXT), 1e3)], dim=1)
     valid = (torch.arange(7) < 4).expand(len(value), -1)
     torch.testing.assert_close(call(model, (more, longer, length, others), valid)[:, :4], base)
-    if isinstance(model, SessionWeights):
+    if isinstance(model, SessionWeightedFusion):
         assert not torch.allclose(model(more, longer, length, others)[:, :4], base)  # unless it is told
 
 
@@ -207,7 +207,7 @@ def test_session_weights_learn_whom_to_please_by_what() -> None:
         return (model(value, events, length, context).argmax(-1) == wanted).float().mean().item()
 
     assert fit(LogisticRegression(standardise())) < 0.7
-    assert fit(SessionWeights(standardise(), D_EVENT, D_CONTEXT, dim=8)) > 0.85
+    assert fit(SessionWeightedFusion(standardise(), D_EVENT, D_CONTEXT, dim=8)) > 0.85
 
 
 @every_baseline
@@ -221,15 +221,15 @@ def test_state_is_saved_and_belongs_to_one_model(name: str) -> None:
             state.add_(1)
     assert torch.equal(CENTRE, torch.tensor([-2.0, -4.0, 3.0]))
     given = torch.ones(K)
-    Formula(given, given, LESS, CENTRE, SCALE).alpha.add_(1)
+    PowerFormula(given, given, LESS, CENTRE, SCALE).alpha.add_(1)
     assert torch.equal(given, torch.ones(K))
 
 
 def test_unusable_settings_are_refused() -> None:
     one = torch.ones(K)
     with pytest.raises(ConfigError, match="scales positive"):
-        Standardise(LESS, one, 0 * one)
+        Standardize(LESS, one, 0 * one)
     with pytest.raises(ConfigError, match="3 objectives need as many"):
-        Standardise(LESS, one[:2], one)
+        Standardize(LESS, one[:2], one)
     with pytest.raises(ConfigError, match="α and β ≥ 0"):
-        Formula(one, -one, LESS, one, one)
+        PowerFormula(one, -one, LESS, one, one)

@@ -29,7 +29,7 @@ def make(seed: int = 0, scale: float = 1.0) -> Ensemble:
         for parameter in model.parameters():
             parameter.mul_(scale)
         model.history.start.normal_()
-    model.squash(torch.tensor([-0.5, 0.3, 1.0]), torch.tensor([0.8, 1.5, 2.0]))
+    model.set_normalization(torch.tensor([-0.5, 0.3, 1.0]), torch.tensor([0.8, 1.5, 2.0]))
     return model
 
 
@@ -101,9 +101,7 @@ def test_scores_equal_loops_over_unpadded_requests(shared: bool) -> None:
             h = torch.cat([user, context[i, 0 if shared else c]])
             query = F.linear(h, model.query.weight, model.query.bias)
             shares = torch.stack([torch.exp(query @ model.objective[k] / math.sqrt(4)) for k in range(K)])
-            p = [
-                1 / (1 + math.exp((m - v) / s)) for v, m, s in zip(value[i, c], model.centre, model.scale, strict=True)
-            ]
+            p = [1 / (1 + math.exp((m - v) / s)) for v, m, s in zip(value[i, c], model.mean, model.scale, strict=True)]
             entering = torch.tensor([p[0], 1 - p[1], p[2]], dtype=torch.float64)
             transform = model.transform(entering[None, None], h[None, None])[0, 0]
             weight = shares / shares.sum()
@@ -154,7 +152,7 @@ def test_raising_an_objective_never_lowers_its_candidates_score(
         for number in (low, high):
             value[place] = number
             outputs.append(model(value, *rest))
-            z = (number - model.centre[objective].double()) / model.scale[objective].double()
+            z = (number - model.mean[objective].double()) / model.scale[objective].double()
             entering.append(torch.sigmoid(z).item())
         before, after = outputs
         rise = after.score - before.score
@@ -279,7 +277,7 @@ def test_largest_fall_is_that_of_the_quadrature() -> None:
     _, events, length, context = inputs(2)
     model = make(1, scale=4.0)
     model.transform.degree = 2
-    fall = model.largest_fall(events, length, context, points=65)
+    fall = model.max_monotonicity_violation(events, length, context, points=65)
     exact = copy.deepcopy(model).double()
     user = exact.history(events.double(), length)
     slow = torch.zeros(K, dtype=torch.float64)
@@ -293,7 +291,7 @@ def test_largest_fall_is_that_of_the_quadrature() -> None:
     assert fall.max() > 1e-3
     torch.testing.assert_close(fall, slow.detach())
     model.transform.degree = 256
-    assert model.largest_fall(events, length, context, points=65).max() == 0
+    assert model.max_monotonicity_violation(events, length, context, points=65).max() == 0
     assert model.objective.dtype == torch.float32
 
 
@@ -302,7 +300,7 @@ def test_values_enter_by_their_own_centre_and_scale() -> None:
     model, other = make(3), make(3)
     value, *rest = inputs()
     shift, stretch = torch.tensor([-6.0, 2.0, 0.5]), torch.tensor([0.1, 3.0, 1.0])
-    other.squash(model.centre * stretch + shift, model.scale * stretch)
+    other.set_normalization(model.mean * stretch + shift, model.scale * stretch)
     torch.testing.assert_close(other(value * stretch + shift, *rest).score, model(value, *rest).score)
     assert {"centre", "scale"} <= set(model.state_dict())
 
@@ -310,7 +308,7 @@ def test_values_enter_by_their_own_centre_and_scale() -> None:
 @pytest.mark.parametrize(("centre", "scale"), [(0.0, 0.0), (0.0, -1.0), (math.nan, 1.0), (0.0, math.inf)])
 def test_a_scale_that_would_turn_or_flatten_objectives_is_refused(centre: float, scale: float) -> None:
     with pytest.raises(ConfigError, match="must be finite, scales positive"):
-        make().squash(torch.full((K,), centre), torch.tensor([1.0, 1.0, scale]))
+        make().set_normalization(torch.full((K,), centre), torch.tensor([1.0, 1.0, scale]))
 
 
 def test_autocast_changes_nothing() -> None:

@@ -89,7 +89,7 @@ def test_an_empty_result_has_empty_tables() -> None:
 
 
 def test_a_share_is_weight_times_transform() -> None:
-    assert Contribution("like", "more", 0.1, -2.0, 0.25).share == -0.5
+    assert Contribution("like", "more", 0.1, -2.0, 0.25).contribution == -0.5
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        return sum(part.share for part in self.explanation)
+        return sum(part.contribution for part in self.explanation)
 
 
 def candidate(item: str, like: float, negative: float, watch: float) -> Candidate:

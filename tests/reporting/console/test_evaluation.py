@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from a2gen_rec.ranking.types import Candidate, RankedList
+from a2gen_rec.ranking.types import RankedList, ScoredCandidate
 from a2gen_rec.reporting.console.evaluation import evaluation_tables, gap_closed, ranking_tables
 
 
@@ -191,9 +191,9 @@ def test_gap_closed(model: float | None, trivial: float | None, oracle: float | 
     assert gap_closed(model, trivial, oracle) == (None if closed is None else pytest.approx(closed))
 
 
-def candidate(item: str, known: bool = True, watch: float | None = 17.6) -> Candidate:
+def candidate(item: str, known: bool = True, watch: float | None = 17.6) -> ScoredCandidate:
     timeline = [("start", 0.0), ("like", 2.04), ("comment", None), ("exit", watch)]
-    return Candidate(item, known, {"like": 0.1234, "long_view": 0.00456}, watch, timeline, 0.344)
+    return ScoredCandidate(item, known, {"like": 0.1234, "long_view": 0.00456}, watch, timeline, 0.344)
 
 
 def test_a_ranking() -> None:
@@ -212,7 +212,7 @@ def test_a_ranking_for_an_unknown_user_by_a_label_without_watch_times() -> None:
     assert "? not in" not in text
     assert "watch" not in text
     assert "comment → exit (34%)" in text
-    less = RankedList("u", True, 5, "like", 1, 0, [candidate("a")], least_first=True)
+    less = RankedList("u", True, 5, "like", 1, 0, [candidate("a")], ascending=True)
     assert "by probability of like, least first · 5 past impressions" in shown(ranking_tables(less))
 
 
@@ -242,7 +242,7 @@ def test_a_ranking_by_a_model_that_generates_no_sequences_has_no_timelines() -> 
 def test_tables_fit_a_hundred_columns() -> None:
     names = ["profile_enter", "like", "follow", "comment", "forward", "hate", "click", "long_view"]
     timeline = [("start", 0.0), ("like", 2.04), ("exit", 17.0)]
-    wide = Candidate("123456789", True, dict.fromkeys(names, 0.1234), 12.3, timeline, 0.5)
+    wide = ScoredCandidate("123456789", True, dict.fromkeys(names, 0.1234), 12.3, timeline, 0.5)
     text = shown(ranking_tables(RankedList("123456", True, 100, "watch", 12, 0, [wide] * 12)), width=100)
     assert "…" not in text
     assert all(name in text.replace("_\n", "_") for name in ("follow", "comment", "forward"))

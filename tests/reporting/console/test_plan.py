@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from a2gen_rec.reporting.console.plan import show, show_comparison, show_sweep
+from a2gen_rec.reporting.console.plan import print_comparison, print_plan, print_sweep
 from tests.helpers.plans import GB, misfit_report, plan_report, renamed
 
 
@@ -29,7 +29,7 @@ def rows(text: str, name: str) -> list[str]:
 
 def test_a_plan_that_fits() -> None:
     report = plan_report()
-    text = printed(lambda console: show(console, report))
+    text = printed(lambda console: print_plan(console, report))
     assert text.splitlines()[0] == "fits on h200_8x8: 64 ranks on 8 hosts, cuda"
     place, memory, cost, why = rows(text, "item_id")
     assert place == "item_id 10 billion 64 fp32 row_wise fused 64"
@@ -44,16 +44,16 @@ def test_a_plan_that_fits() -> None:
 
 def test_prefetch_has_its_column_where_there_is_any() -> None:
     report = plan_report()
-    assert "prefetch" not in printed(lambda console: show(console, report))
+    assert "prefetch" not in printed(lambda console: print_plan(console, report))
     first, *others = report.tables
     cached = replace(first, chosen=replace(first.chosen, cost=replace(first.chosen.cost, prefetch=0.5)))
-    text = printed(lambda console: show(console, replace(report, tables=[cached, *others])))
+    text = printed(lambda console: print_plan(console, replace(report, tables=[cached, *others])))
     assert rows(text, "item_id")[2] == "item_id 0.500 0.013 0.050 0.025 0.056 0.644"
 
 
 def test_few_ranks_stand_in_full() -> None:
     report = plan_report(world=16, device="cpu")
-    text = printed(lambda console: show(console, report))
+    text = printed(lambda console: print_plan(console, report))
     assert [int(line.split()[0]) for line in text.splitlines() if "400 GB" in line] == list(range(16))
     assert "195 GB 400 GB 49%" in rows(text, "9 1")[0]
     assert "HBM" not in text
@@ -64,16 +64,16 @@ def test_many_ranks_are_summed_up_and_the_extreme_ones_named() -> None:
     ranks = list(report.ranks)
     ranks[301] = replace(ranks[301], cost=replace(ranks[301].cost, forward_comms=50.0))
     ranks[17] = replace(ranks[17], hbm=119 * GB)
-    text = printed(lambda console: show(console, replace(report, ranks=ranks)))
+    text = printed(lambda console: print_plan(console, replace(report, ranks=ranks)))
     assert rows(text, "slowest: rank 301, host 37")[0].endswith("50.0")
     assert "119 GB 120 GB 99%" in rows(text, "fullest: rank 17, host 2")[0]
     assert "119 GB 120 GB 99% 50.0" in rows(text, "most")[0]
     equal = replace(report, ranks=[report.ranks[0]] * 512)
-    assert "rank 0" not in printed(lambda console: show(console, equal))
+    assert "rank 0" not in printed(lambda console: print_plan(console, equal))
 
 
 def test_no_fit_says_what_is_in_the_way_and_what_would_help() -> None:
-    text = printed(lambda console: show(console, misfit_report()))
+    text = printed(lambda console: print_plan(console, misfit_report()))
     assert text.splitlines()[0] == "does not fit on h200_1x8: 8 ranks on 1 host, cuda"
     assert rows(text, "item_id")[0] == "item_id HBM 322 GB 111 GB 211 GB"
     assert rows(text, "user_id")[0] == "user_id HBM 64.0 GB 111 GB –"
@@ -81,12 +81,12 @@ def test_no_fit_says_what_is_in_the_way_and_what_would_help() -> None:
     assert rows(text, "32 ranks") == ["32 ranks --topology.ranks 32 7.89"]
     assert "--sharding.kernels '[fused, fused_uvm_caching]'" in text
     assert rows(text, "--sharding.dtype") == ["--sharding.dtype fp16"]
-    none = printed(lambda console: show(console, replace(misfit_report(), remedies=[])))
+    none = printed(lambda console: print_plan(console, replace(misfit_report(), remedies=[])))
     assert "no change was found" in none
 
 
 def test_sweep_has_a_line_for_each_number_of_ranks() -> None:
-    text = printed(lambda console: show_sweep(console, [misfit_report(), plan_report(64), plan_report(512)]))
+    text = printed(lambda console: print_sweep(console, [misfit_report(), plan_report(64), plan_report(512)]))
     assert rows(text, "8") == ["8 1 does not fit – – – –"]
     assert rows(text, "64") == ["64 8 fits 48.8 GB 41% 9.49 2.73 kB"]
     assert rows(text, "512")[0].startswith("512 64 fits 6.18 GB 5%")
@@ -94,7 +94,7 @@ def test_sweep_has_a_line_for_each_number_of_ranks() -> None:
 
 def test_two_plans_side_by_side() -> None:
     other = renamed(plan_report(512), {"action": "music"})
-    text = printed(lambda console: show_comparison(console, plan_report(64), other))
+    text = printed(lambda console: print_comparison(console, plan_report(64), other))
     assert text.splitlines()[:2] == [
         "A: fits on h200_8x8: 64 ranks on 8 hosts, cuda",
         "B: fits on h200_64x8: 512 ranks on 64 hosts, cuda",
@@ -106,7 +106,7 @@ def test_two_plans_side_by_side() -> None:
 
 
 def test_a_plan_beside_none() -> None:
-    text = printed(lambda console: show_comparison(console, plan_report(), misfit_report()))
+    text = printed(lambda console: print_comparison(console, plan_report(), misfit_report()))
     assert rows(text, "item_id") == ["item_id row_wise, fused 64 0.144 – – –"]
 
 
@@ -114,11 +114,11 @@ def test_a_plan_beside_none() -> None:
 def test_nothing_is_wider_than_the_terminal_or_cut(width: int) -> None:
     sweep = [misfit_report(), plan_report(64), plan_report(512)]
     for print_to in (
-        lambda console: show(console, plan_report(8)),
-        lambda console: show(console, plan_report(512)),
-        lambda console: show(console, misfit_report()),
-        lambda console: show_sweep(console, sweep),
-        lambda console: show_comparison(console, plan_report(64), plan_report(512)),
+        lambda console: print_plan(console, plan_report(8)),
+        lambda console: print_plan(console, plan_report(512)),
+        lambda console: print_plan(console, misfit_report()),
+        lambda console: print_sweep(console, sweep),
+        lambda console: print_comparison(console, plan_report(64), plan_report(512)),
     ):
         text = printed(print_to, width)
         assert max(len(line.rstrip()) for line in text.splitlines()) <= width
@@ -127,5 +127,5 @@ def test_nothing_is_wider_than_the_terminal_or_cut(width: int) -> None:
 
 def test_names_are_no_markup() -> None:
     names = {"item_id": "[red]item[/red]"}
-    assert printed(lambda console: show(console, renamed(plan_report(), names))).count("[red]item[/red]") == 4
-    assert "[red]item[/red]" in printed(lambda console: show(console, renamed(misfit_report(), names)))
+    assert printed(lambda console: print_plan(console, renamed(plan_report(), names))).count("[red]item[/red]") == 4
+    assert "[red]item[/red]" in printed(lambda console: print_plan(console, renamed(misfit_report(), names)))

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from a2gen_rec.artifact.artifact import model_folder
+from a2gen_rec.artifact.artifact import resolve_model_dir
 from a2gen_rec.errors import UserError
-from a2gen_rec.ranking.types import Impression, Request
+from a2gen_rec.ranking.types import Impression, RankQuery
 from a2gen_rec.serving.stores.sqlite import SqliteStore
 from tests.helpers.service import ITEMS, PATIENT_S, make_model, order, post, running, swift_store, until
 
@@ -22,7 +22,7 @@ class Gate:
         self.open, self.begun, self.inner = threading.Event(), threading.Event(), ranker.rank_many
         ranker.rank_many = self
 
-    def __call__(self, requests: list[Request]) -> Any:
+    def __call__(self, requests: list[RankQuery]) -> Any:
         self.begun.set()
         assert self.open.wait(PATIENT_S)
         return self.inner(requests)
@@ -69,7 +69,7 @@ def test_a_full_queue_refuses_while_recording_and_probes_go_on(tmp_path: Path) -
         asked = [threads.submit(service.rank, "first")]
         assert gate.begun.wait(PATIENT_S)
         asked += [threads.submit(service.rank, f"u{number}") for number in range(2)]
-        until(lambda: service.service.batcher.full)
+        until(lambda: service.service.batcher.is_full)
         refused = service.rank("u9")
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert refused.json()["error"]["code"] == "overloaded"
@@ -171,15 +171,15 @@ def test_a_broken_model_leaves_the_former_one_in_service_and_says_why(tmp_path: 
 
 def test_where_a_path_to_a_model_leads(tmp_path: Path) -> None:
     first = make_model(tmp_path / "first")
-    assert model_folder(str(first)) == str(first)
+    assert resolve_model_dir(str(first)) == str(first)
     (tmp_path / "link").symlink_to(first)
-    assert model_folder(str(tmp_path / "link")) == str(first)
+    assert resolve_model_dir(str(tmp_path / "link")) == str(first)
     (tmp_path / "CURRENT").write_text("first\n")
-    assert model_folder(str(tmp_path)) == str(first)
+    assert resolve_model_dir(str(tmp_path)) == str(first)
     for wrong in ("", "..", "a/b"):
         (tmp_path / "CURRENT").write_text(wrong)
         with pytest.raises(UserError, match="CURRENT: must hold the name"):
-            model_folder(str(tmp_path))
+            resolve_model_dir(str(tmp_path))
 
 
 def test_a_full_store_refuses_events_and_ranking_goes_on(tmp_path: Path) -> None:
@@ -248,6 +248,6 @@ def test_what_another_process_records_counts(tmp_path: Path) -> None:
         service.post("u", {"item": "v1", "ts_ms": 1})
         assert service.rank("u").json()["history"] == 1
         other = SqliteStore(str(tmp_path / "events.db"))
-        other.append("u", [Impression("v2", 2)]).result(PATIENT_S)
+        other.put("u", [Impression("v2", 2)]).result(PATIENT_S)
         assert service.rank("u").json()["history"] == 2
         other.close()

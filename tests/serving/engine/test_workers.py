@@ -17,26 +17,26 @@ import pytest
 from a2gen_rec.config import ServeConfig
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.ranker import Ranker
-from a2gen_rec.ranking.types import Impression, Request
-from a2gen_rec.runs.export import export
-from a2gen_rec.serving.engine.inference import NICE, Job, yield_to_others
-from a2gen_rec.serving.engine.workers import WorkerLost, Workers
+from a2gen_rec.ranking.types import Impression, RankQuery
+from a2gen_rec.runs.export import export_run
+from a2gen_rec.serving.engine.inference import RANKING_NICENESS, RankJob, lower_thread_priority
+from a2gen_rec.serving.engine.workers import WorkerDied, WorkerPool
 from a2gen_rec.serving.stores.sqlite import SqliteStore
-from a2gen_rec.utils.malloc import let_children_coalesce
+from a2gen_rec.utils.malloc import disable_tcache_in_children
 from tests.helpers.logs import simulated_log
 from tests.helpers.service import ITEMS, PATIENT_S, FakeRanker, Running, make_model, order, process, running, until
 
 
 def pids(service: Running) -> list[int]:
     workers = service.service._model.inference
-    assert isinstance(workers, Workers)
+    assert isinstance(workers, WorkerPool)
     return [worker._process.pid for worker in workers._all]
 
 
 def kill_all(service: Running) -> None:
     """And wait until nothing of them is left: a process of many threads is a zombie before its files are closed."""
     workers = service.service._model.inference
-    assert isinstance(workers, Workers)
+    assert isinstance(workers, WorkerPool)
     for worker in workers._all:
         worker._process.kill()
         worker._process.join()
@@ -51,12 +51,12 @@ def is_alive(pid: int) -> bool:
 
 def test_a_real_model_answers_as_it_does_in_one_process(tmp_path: Path) -> None:
     log = simulated_log(tmp_path)
-    export(log.run, str(tmp_path / "export"), "fp32")
+    export_run(log.run, str(tmp_path / "export"), "fp32")
     ranker = Ranker.load(str(tmp_path / "export"))
-    items, asked = ranker.some_items(30), sorted(log.impressions)[:3]
+    items, asked = ranker.sample_items(30), sorted(log.impressions)[:3]
     store = SqliteStore(str(tmp_path / "events.db"))
     for user in asked:
-        store.append(user, log.impressions[user]).result(PATIENT_S)
+        store.put(user, log.impressions[user]).result(PATIENT_S)
     with running(tmp_path, model=tmp_path / "export", load=Ranker.load, store=store, workers=2) as service:
         assert len(set(pids(service)) | {os.getpid()}) == 3
         with ThreadPoolExecutor(6) as threads:
@@ -66,7 +66,7 @@ def test_a_real_model_answers_as_it_does_in_one_process(tmp_path: Path) -> None:
                 for user in asked
             }
         for user, same in answers.items():
-            expected = ranker.rank(Request(user, items, now[user], log.impressions[user]))
+            expected = ranker.rank(RankQuery(user, items, now[user], log.impressions[user]))
             for answer in same:
                 found = answer.result().json()["candidates"]
                 assert [each["item"] for each in found] == [each.item for each in expected.candidates]
@@ -128,7 +128,7 @@ def test_users_go_to_the_worker_that_knows_them_if_it_is_free(tmp_path: Path) ->
             for user in users:
                 assert service.rank(user).status_code == 200
         workers = service.service._model.inference
-        assert isinstance(workers, Workers)
+        assert isinstance(workers, WorkerPool)
         assert workers.counts()["history_cache_misses"] == len(users), "each was read by one worker"
         assert workers.counts()["history_cache_hits"] == 2 * len(users)
         assert all(worker.counts["history_cache_misses"] for worker in workers._all), "both have users"
@@ -159,8 +159,8 @@ def test_heaps_of_workers_have_no_caches_of_threads(tmp_path: Path, monkeypatch:
     off = "glibc.malloc.tcache_count=0"
     for said, told in (("", off), ("glibc.malloc.perturb=3", f"glibc.malloc.perturb=3:{off}"), (f"{off}1", f"{off}1")):
         monkeypatch.setenv("GLIBC_TUNABLES", said)
-        let_children_coalesce()
-        let_children_coalesce()
+        disable_tcache_in_children()
+        disable_tcache_in_children()
         assert os.environ["GLIBC_TUNABLES"] == told
     monkeypatch.delenv("GLIBC_TUNABLES")
     with running(tmp_path, workers=2) as service:
@@ -201,17 +201,17 @@ def test_without_any_worker_it_is_not_ready_but_still_there(tmp_path: Path) -> N
 def test_one_that_hangs_holds_up_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("a2gen_rec.serving.engine.workers.END_S", 0.5)
     store, folder = str(tmp_path / "events.db"), str(make_model(tmp_path / "model"))
-    workers = Workers(FakeRanker.load, folder, "one", ServeConfig(workers=2, store=store))
+    workers = WorkerPool(FakeRanker.load, folder, "one", ServeConfig(num_workers=2, event_store=store))
     hung = [worker._process for worker in workers._all]
     os.kill(hung[0].pid, signal.SIGSTOP)
-    job = Job(Request("u1", ITEMS[:3]), is_recorded=False)
+    job = RankJob(RankQuery("u1", ITEMS[:3]), use_stored_history=False)
     with ThreadPoolExecutor(2) as threads:
         both = [threads.submit(workers.rank, [job]) for _ in range(2)]
         until(lambda: any(each.done() for each in both) and workers._all[0]._lock.locked())
         workers.close()
         assert not any(process.is_alive() for process in hung)
         assert sum(each.exception() is None for each in both) == 1
-    with pytest.raises(WorkerLost):
+    with pytest.raises(WorkerDied):
         workers.rank([job])
 
 
@@ -249,8 +249,8 @@ def test_ranking_goes_after_the_event_loop() -> None:
     if sys.platform != "linux":
         pytest.skip("only there a thread has a niceness of its own")
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(yield_to_others).result()
-        assert thread.submit(os.nice, 0).result() == os.nice(0) + NICE
+        thread.submit(lower_thread_priority).result()
+        assert thread.submit(os.nice, 0).result() == os.nice(0) + RANKING_NICENESS
 
 
 class Deadly(FakeRanker):
@@ -264,7 +264,9 @@ class Deadly(FakeRanker):
 @pytest.mark.parametrize(("load", "told"), [(FakeRanker.load, "no exported model"), (Deadly.load, "exit status 3")])
 def test_what_keeps_a_worker_from_loading_is_told(load: Any, told: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=told):
-        Workers(load, str(tmp_path / "nothing"), "one", ServeConfig(workers=2, store=str(tmp_path / "events.db")))
+        WorkerPool(
+            load, str(tmp_path / "nothing"), "one", ServeConfig(num_workers=2, event_store=str(tmp_path / "events.db"))
+        )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -289,6 +291,6 @@ def test_no_worker_outlives_its_service(number: int, tmp_path: Path) -> None:
 def test_impressions_are_found_by_whoever_ranks(tmp_path: Path) -> None:
     """What one process has recorded, another reads: a past that is there before the service is."""
     store = SqliteStore(str(tmp_path / "events.db"))
-    store.append("u1", [Impression("v3", 5), Impression("v4", 6)]).result(PATIENT_S)
+    store.put("u1", [Impression("v3", 5), Impression("v4", 6)]).result(PATIENT_S)
     with running(tmp_path, store=store, workers=2) as service:
         assert service.rank("u1").json()["history"] == 2

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a2gen_rec.serving.http import schema
-from a2gen_rec.serving.http.app import _RankFirst, create_app
-from a2gen_rec.serving.http.guard import Guard
+from a2gen_rec.serving.http.app import _RankFastPath, create_app
+from a2gen_rec.serving.http.guard import RequestGuard
 from tests.helpers.service import ITEMS, Running, order, running
 
 KEYS = ["first-key-of-the-service", "second-key-of-the-service"]
@@ -50,7 +50,7 @@ def test_candidates_come_best_first(one: Running) -> None:
         body = answer.json()
         assert [each["item"] for each in body["candidates"]] == order(user, candidates, k)
         assert (body["user"], body["ranked"], body["model_version"]) == (user, len(set(candidates)), "one")
-        schema.RankAnswer.model_validate(body)
+        schema.RankResponse.model_validate(body)
 
     ranks()
 
@@ -142,7 +142,7 @@ def test_impressions_of_one_request_are_recorded_all_or_none(one: Running) -> No
 
 
 IMPRESSION = {"item": "v", "ts_ms": 1}
-LATEST = schema.LATEST_MS
+LATEST = schema.MAX_TIMESTAMP_MS
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/rank", {"candidates": []}, "body.candidates: List should have at least 1 item"),
     ("/v1/rank", {"candidates": ["v"] * 2001}, "body.candidates: List should have at most 2000 items"),
@@ -181,7 +181,7 @@ def test_what_cannot_be_is_refused_by_name_of_the_field(
     body = {"user": "u"} | ({"candidates": ["v"]} if path == "/v1/rank" else {"impressions": [IMPRESSION]}) | fields
     answer = one.client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
-    error = schema.ErrorAnswer.model_validate(answer.json()).error
+    error = schema.ErrorResponse.model_validate(answer.json()).error
     assert error.code == "invalid_request"
     assert why in error.message
     assert len(error.message) < 600
@@ -279,11 +279,11 @@ def test_with_keys_only_who_has_one_gets_through(locked: Running) -> None:
 
 
 def test_the_model_is_told(one: Running) -> None:
-    told = schema.ModelAnswer.model_validate(one.client.get("/v1/model").json())
+    told = schema.ModelResponse.model_validate(one.client.get("/v1/model").json())
     assert (told.version, told.dataset, told.actions[0], told.actions[-1]) == ("one", "random", "start", "exit")
     assert {feature.level for feature in told.features} <= {"user", "item", "context"}
     assert (told.sample_users, told.sample_items) == (["u1", "u2"], ITEMS)
-    assert (told.orders, told.session_gap_s) == (["like"], 25.0)
+    assert (told.sort_keys, told.session_gap_s) == (["like"], 25.0)
     assert told.limits["candidates"] == 2000
 
 
@@ -350,11 +350,11 @@ def test_a_page_of_the_package_is_served(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_rankings_are_answered_as_the_described_route_would(one: Running, body: bytes) -> None:
     direct = create_app(one.service)
-    assert isinstance(direct.app, _RankFirst)
+    assert isinstance(direct.app, _RankFastPath)
     routed = copy.copy(direct)
     routed.app = direct.app.app
 
-    async def ask(app: Guard) -> httpx.Response:
+    async def ask(app: RequestGuard) -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             kind = {"Content-Type": "application/json", "X-Request-Id": "same"}

@@ -20,8 +20,8 @@ import pytest
 from a2gen_rec.cli.main import main
 from a2gen_rec.config import ServeConfig
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.serving.engine.history_cache import MARGIN
-from a2gen_rec.serving.http.server import listen, read_keys, serve
+from a2gen_rec.serving.engine.history_cache import SESSION_MARGIN
+from a2gen_rec.serving.http.server import bind_socket, read_keys, serve
 from tests.helpers.cards import make_card
 from tests.helpers.service import PATIENT_S, FakeRanker, make_model, process
 
@@ -72,7 +72,7 @@ def test_every_acknowledged_event_survives_a_kill(tmp_path: Path) -> None:
             recorded = {each["ts_ms"] for each in told}
             assert {number for name, number in acknowledged if name == user} <= recorded
             ranked = client.post("/v1/rank", json={"user": user, "candidates": ["v1"]}).json()
-            assert ranked["history"] == min(len(recorded), make_card().history + MARGIN)
+            assert ranked["history"] == min(len(recorded), make_card().max_history + SESSION_MARGIN)
 
 
 def test_the_signals_of_a_service(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_keys_are_read_or_refused(tmp_path: Path) -> None:
 
 
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with listen("localhost", 0) as local:
+    with bind_socket("localhost", 0) as local:
         assert local.getsockname()[0] in ("127.0.0.1", "::1")
     monkeypatch.setattr("a2gen_rec.serving.engine.service.Ranker.load", FakeRanker.load)
     with pytest.raises(ConfigError, match="api_key_file"):

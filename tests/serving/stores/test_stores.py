@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.types import Impression
-from a2gen_rec.serving.stores.base import Store, StoreBusy, StoreFull, StoreUnavailable, follows, no_changes
+from a2gen_rec.serving.stores.base import EventStore, StoreBusy, StoreFull, StoreUnavailable, is_successor, new_version
 from a2gen_rec.serving.stores.factory import open_store
 from a2gen_rec.serving.stores.redis import RedisStore
-from a2gen_rec.serving.stores.sqlite import MAX_TOGETHER, SqliteStore
+from a2gen_rec.serving.stores.sqlite import MAX_GROUP_COMMIT, SqliteStore
 from tests.helpers.service import swift_store
 
 seconds = st.none() | st.floats(0, 1e6)
@@ -103,7 +103,7 @@ class FakePipeline:
 
 
 @pytest.fixture(params=["sqlite", "redis"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventStore]:
     opened = swift_store(tmp_path) if request.param == "sqlite" else RedisStore("redis://", FakeRedis())
     yield opened
     opened.close()
@@ -111,75 +111,75 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(appends, st.integers(1, 5))
-def test_the_last_impressions_are_read_as_recorded(store: Store, given: Any, last: int) -> None:
+def test_the_last_impressions_are_read_as_recorded(store: EventStore, given: Any, last: int) -> None:
     """Against a dictionary; and what has changed since a reading, with what was read then, is all there is to know."""
     world = uuid.uuid4().hex  # users of this example
     expected: dict[str, dict[tuple[int, str], Impression]] = {}
     seen: dict[str, tuple[int, dict[tuple[int, str], Impression]]] = {}
     for name, recorded in given:
         user = world + name
-        store.append(user, recorded).result(5)
+        store.put(user, recorded).result(5)
         expected.setdefault(user, {}).update({(each.ts_ms, each.item): each for each in recorded})
         since, known = seen.get(user, (0, {}))
-        changes, fresh = store.recent(user, last, since)
+        changes, fresh = store.get_recent(user, last, since)
         assert changes > since
         seen[user] = changes, known | {(each.ts_ms, each.item): each for each in fresh}
-        assert store.recent(user, last, changes) == (changes, [])
+        assert store.get_recent(user, last, changes) == (changes, [])
     for user, content in expected.items():
         newest = [content[key] for key in sorted(content)][-last:]
-        assert repr(store.recent(user, last)[1]) == repr(newest), "1 and 1.0 are two"
+        assert repr(store.get_recent(user, last)[1]) == repr(newest), "1 and 1.0 are two"
         for until in (0, 3):
             earlier = [content[key] for key in sorted(content) if key[0] <= until][-last:]
-            assert store.recent(user, last, until_ms=until)[1] == earlier
+            assert store.get_recent(user, last, until_ms=until)[1] == earlier
         assert [seen[user][1][key] for key in sorted(seen[user][1])][-last:] == newest
-    assert store.recent("unheard of", last) == (0, [])
+    assert store.get_recent("unheard of", last) == (0, [])
 
 
-def test_some_users_are_those_of_whom_something_is_recorded(store: Store) -> None:
-    assert store.some_users(9) == []
+def test_some_users_are_those_of_whom_something_is_recorded(store: EventStore) -> None:
+    assert store.sample_users(9) == []
     users = ["u2", "a:{b}", "u1", "ü"]
     for user in users * 2:
-        store.append(user, [Impression("v1", 5)]).result(5)
-    assert store.some_users(9) == sorted(users)
-    assert len(store.some_users(3)) == 3
-    assert set(store.some_users(3)) < set(users)
+        store.put(user, [Impression("v1", 5)]).result(5)
+    assert store.sample_users(9) == sorted(users)
+    assert len(store.sample_users(3)) == 3
+    assert set(store.sample_users(3)) < set(users)
 
 
-def test_a_user_who_is_forgotten_begins_anew(store: Store) -> None:
+def test_a_user_who_is_forgotten_begins_anew(store: EventStore) -> None:
     user, other = "a:{b}", "a"
     for _ in range(3):
         recorded = [Impression("v1", 5, actions=[]), Impression("v2", 6, actions=[])]
         for each in (user, other):
-            store.append(each, recorded).result(5)
-        former, _ = store.recent(user, 9)
-        assert store.forget(user).result(5) == 2
-        assert store.recent(user, 9) == store.recent(user, 9, former) == (0, [])
-        assert store.some_users(9) == [other]
-        assert store.forget(user).result(5) == 0
-        store.append(user, recorded[1:]).result(5)  # as many changes as before
-        changes, found = store.recent(user, 9, former)
+            store.put(each, recorded).result(5)
+        former, _ = store.get_recent(user, 9)
+        assert store.delete_user(user).result(5) == 2
+        assert store.get_recent(user, 9) == store.get_recent(user, 9, former) == (0, [])
+        assert store.sample_users(9) == [other]
+        assert store.delete_user(user).result(5) == 0
+        store.put(user, recorded[1:]).result(5)  # as many changes as before
+        changes, found = store.get_recent(user, 9, former)
         assert found == recorded[1:]
         assert changes != former
-        assert not follows(changes, former)
-        store.forget(user).result(5)
-    assert store.recent(other, 9)[1] == recorded
+        assert not is_successor(changes, former)
+        store.delete_user(user).result(5)
+    assert store.get_recent(other, 9)[1] == recorded
 
 
 def test_no_number_follows_that_of_a_past_which_is_gone() -> None:
-    before = no_changes()
-    assert follows(before + 2, before + 1)
-    assert follows(2, 1), "of stores made before users could be forgotten"
-    assert not follows(0, 1)
-    assert not follows(no_changes() + 1, before + 1)
-    assert not follows(before + 1, 1)
+    before = new_version()
+    assert is_successor(before + 2, before + 1)
+    assert is_successor(2, 1), "of stores made before users could be forgotten"
+    assert not is_successor(0, 1)
+    assert not is_successor(new_version() + 1, before + 1)
+    assert not is_successor(before + 1, 1)
 
 
 def test_nothing_of_a_forgotten_user_is_left_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "events.db"
     store = SqliteStore(str(file))
     for number in range(300):
-        store.append(f"user{number % 3}", [Impression(f"item{number % 3} {number}", number, 1.5)])
-    kept = store.append("user1", [Impression("item1", 1)])
+        store.put(f"user{number % 3}", [Impression(f"item{number % 3} {number}", number, 1.5)])
+    kept = store.put("user1", [Impression("item1", 1)])
     assert kept.exception(5) is None
 
     def holds(text: bytes) -> bool:
@@ -187,23 +187,23 @@ def test_nothing_of_a_forgotten_user_is_left_in_the_file(tmp_path: Path) -> None
 
     assert holds(b"user2")
     assert holds(b"item2")
-    assert store.forget("user2").result(5) == 100
+    assert store.delete_user("user2").result(5) == 100
     assert not holds(b"user2")
     assert not holds(b"item2")
-    assert len(store.recent("user1", 999)[1]) == 101
+    assert len(store.get_recent("user1", 999)[1]) == 101
     store.close()
 
 
 def test_what_was_acknowledged_is_there_after_closing_and_opening(tmp_path: Path) -> None:
     file = str(tmp_path / "made" / "events.db")
     store = SqliteStore(file)
-    waiting = [store.append(f"u{number % 3}", [Impression(f"v{number}", number)]) for number in range(50)]
+    waiting = [store.put(f"u{number % 3}", [Impression(f"v{number}", number)]) for number in range(50)]
     store.close()
     assert all(each.done() and each.exception() is None for each in waiting), "closing records what waits"
     with pytest.raises(StoreBusy):
-        store.append("u0", [Impression("v", 0)])
+        store.put("u0", [Impression("v", 0)])
     again = SqliteStore(file)
-    assert [len(again.recent(f"u{number}", 99)[1]) for number in range(3)] == [17, 17, 16]
+    assert [len(again.get_recent(f"u{number}", 99)[1]) for number in range(3)] == [17, 17, 16]
     again.close()
 
 
@@ -219,9 +219,9 @@ def test_events_that_wait_share_a_commit(tmp_path: Path) -> None:
             held.wait(5)
 
     store._writing.set_trace_callback(trace)
-    first = store.append("u", [Impression("v", 0)])
+    first = store.put("u", [Impression("v", 0)])
     assert began.wait(5)
-    others = [store.append("u", [Impression("v", number)]) for number in range(1, MAX_TOGETHER + 1)]
+    others = [store.put("u", [Impression("v", number)]) for number in range(1, MAX_GROUP_COMMIT + 1)]
     assert not first.done(), "nothing is acknowledged before it is committed"
     held.set()
     wait([first, *others], 10)
@@ -234,14 +234,14 @@ def test_events_that_wait_share_a_commit(tmp_path: Path) -> None:
 def test_a_full_store_says_so_reads_on_and_records_again_once_there_is_room(tmp_path: Path) -> None:
     store = SqliteStore(str(tmp_path / "events.db"), max_pages=8)
     recorded = 0
-    while (failed := store.append("u", [Impression("v" * 200, recorded)]).exception(5)) is None:
+    while (failed := store.put("u", [Impression("v" * 200, recorded)]).exception(5)) is None:
         recorded += 1
     assert isinstance(failed, StoreFull)
     assert recorded > 10
-    assert [each.ts_ms for each in store.recent("u", 99_999)[1]] == list(range(recorded)), "no half of an append"
+    assert [each.ts_ms for each in store.get_recent("u", 99_999)[1]] == list(range(recorded)), "no half of an append"
     store._writing.execute("PRAGMA max_page_count = 1000")
-    store.append("u", [Impression("v", recorded)]).result(5)
-    assert len(store.recent("u", 99_999)[1]) == recorded + 1
+    store.put("u", [Impression("v", recorded)]).result(5)
+    assert len(store.get_recent("u", 99_999)[1]) == recorded + 1
     store.close()
 
 
@@ -281,8 +281,8 @@ def test_a_store_that_was_stopped_while_it_was_made_is_made_again(tmp_path: Path
     connection.close()
     assert file.stat().st_size > 0
     store = SqliteStore(str(file))
-    store.append("u", [Impression("v", 1)]).result(5)
-    assert [each.ts_ms for each in store.recent("u", 9)[1]] == [1]
+    store.put("u", [Impression("v", 1)]).result(5)
+    assert [each.ts_ms for each in store.get_recent("u", 9)[1]] == [1]
     store.close()
 
 
@@ -298,8 +298,8 @@ def test_one_new_file_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as threads:
             stores = [each.result(10) for each in [threads.submit(opened) for _ in range(4)]]
         for place, store in enumerate(stores):
-            store.append("u", [Impression("v", place)]).result(5)
-        assert [each.ts_ms for each in stores[0].recent("u", 9)[1]] == [0, 1, 2, 3]
+            store.put("u", [Impression("v", place)]).result(5)
+        assert [each.ts_ms for each in stores[0].get_recent("u", 9)[1]] == [0, 1, 2, 3]
         for store in stores:
             store.close()
 
@@ -307,14 +307,14 @@ def test_one_new_file_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
 def test_a_damaged_store_is_unavailable_without_naming_a_user(tmp_path: Path) -> None:
     file = tmp_path / "events.db"
     store = SqliteStore(str(file))
-    store.append("secret", [Impression("v", 0)]).result(5)
+    store.put("secret", [Impression("v", 0)]).result(5)
     store._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store._writing.execute("DROP TABLE users")
     with pytest.raises(StoreUnavailable) as error:
-        store.recent("secret", 5)
+        store.get_recent("secret", 5)
     assert "secret" not in str(error.value)
     with pytest.raises(StoreUnavailable):
-        store.append("secret", [Impression("v", 1)]).result(5)
+        store.put("secret", [Impression("v", 1)]).result(5)
     store.close()
 
 
@@ -327,15 +327,15 @@ def test_redis_that_does_not_answer_is_left_alone_for_a_while(monkeypatch: pytes
     store = RedisStore("redis://", client)
     client.fails = redis.ConnectionError("secret")
     with pytest.raises(StoreUnavailable, match=r"\(ConnectionError\)"):
-        store.recent("u", 5)
+        store.get_recent("u", 5)
     client.fails = None
     with pytest.raises(StoreUnavailable, match="does not answer"):
-        store.recent("u", 5)
+        store.get_recent("u", 5)
     now = 102.0
-    assert store.recent("u", 5) == (0, [])
+    assert store.get_recent("u", 5) == (0, [])
     client.fails = redis.OutOfMemoryError("secret")
     with pytest.raises(StoreFull):
-        store.append("u", [Impression("v", 0)]).result(5)
+        store.put("u", [Impression("v", 0)]).result(5)
     store.close()
 
 
@@ -343,11 +343,11 @@ def test_redis_that_does_not_answer_is_left_alone_for_a_while(monkeypatch: pytes
 def test_a_real_redis() -> None:
     store = open_store(os.environ["A2GEN_TEST_REDIS"])
     user = os.urandom(8).hex()
-    store.append(user, [Impression("v1", 2, 1.5, [("like", None)], {"tab": "a"}), Impression("v0", 1)]).result(5)
-    store.append(user, [Impression("v1", 2, 2.5)]).result(5)
-    changes, found = store.recent(user, 1)
+    store.put(user, [Impression("v1", 2, 1.5, [("like", None)], {"tab": "a"}), Impression("v0", 1)]).result(5)
+    store.put(user, [Impression("v1", 2, 2.5)]).result(5)
+    changes, found = store.get_recent(user, 1)
     assert found == [Impression("v1", 2, 2.5)]
-    assert store.recent(user, 9, changes) == (changes, [])
-    assert store.forget(user).result(5) == 2
-    assert store.recent(user, 9, changes) == (0, [])
+    assert store.get_recent(user, 9, changes) == (changes, [])
+    assert store.delete_user(user).result(5) == 2
+    assert store.get_recent(user, 9, changes) == (0, [])
     store.close()

@@ -15,13 +15,13 @@ from a2gen_rec.errors import ConfigError
 from a2gen_rec.reporting import charts
 from a2gen_rec.reporting.pages import templates
 from a2gen_rec.reporting.pages.dataset.sections import sections
-from a2gen_rec.reporting.pages.dataset.statistics import DataStatistics, measure
+from a2gen_rec.reporting.pages.dataset.statistics import DataStatistics, compute_statistics
 from a2gen_rec.utils import paths
 
 PAGE, MARKDOWN, NUMBERS = "data.html", "data.md", "statistics.json"
 
 
-def report_data(data: str, out: str = "", progress: bool = False) -> list[str]:
+def write_dataset_report(data: str, out: str = "", progress: bool = False) -> list[str]:
     """Write ``data.html``, ``data.md`` and ``statistics.json`` of a prepared dataset; returns lines that name them.
 
     Args:
@@ -34,24 +34,24 @@ def report_data(data: str, out: str = "", progress: bool = False) -> list[str]:
         DataError: ``data`` is not a dataset, or a file of it breaks the contract.
         UserError: ``out`` cannot be written, or memory or disk ran out.
     """
-    out = out or f"{paths.absolute(data).rstrip('/')}-report"
-    if f"{_whole(out)}/".startswith(f"{_whole(data)}/"):
+    out = out or f"{paths.abspath(data).rstrip('/')}-report"
+    if f"{_complete_path(out)}/".startswith(f"{_complete_path(data)}/"):
         raise ConfigError(f"--out {out} must lie outside the dataset {data}")
     DatasetCard.load(data)  # before a folder is made
-    paths.make_folder(out)
+    paths.ensure_writable_dir(out)
     # What is flat of a long log may be too much for the system's temporary folder.
     beside = out if paths.is_local(out) else None
     with (
         tempfile.TemporaryDirectory(prefix=".counting-", dir=beside) as scratch,
         Progress(disable=not progress) as bars,
     ):
-        found = measure(data, Path(scratch), bars)
+        found = compute_statistics(data, Path(scratch), bars)
     shown = sections(found)
     values: dict[str, Any] = {"card": found.card, "found": found, "sections": shown, "charts": charts}
     written = {
         PAGE: templates.render("dataset/page.html.j2", **values),
         MARKDOWN: templates.render("dataset/page.md.j2", **values),
-        NUMBERS: json.dumps(numbers(found), indent=1) + "\n",
+        NUMBERS: json.dumps(to_json(found), indent=1) + "\n",
     }
     for name, text in written.items():
         paths.write_text(paths.join(out, name), text)
@@ -59,11 +59,11 @@ def report_data(data: str, out: str = "", progress: bool = False) -> list[str]:
     return [f"{kind}: {paths.join(out, name)}" for kind, name in named.items()]
 
 
-def _whole(path: str) -> str:
+def _complete_path(path: str) -> str:
     return os.path.realpath(path) if paths.is_local(path) else path.rstrip("/")
 
 
-def numbers(found: DataStatistics) -> dict[str, Any]:
+def to_json(found: DataStatistics) -> dict[str, Any]:
     """All statistics as plain data; counts, seconds and shares, None where there is nothing to count."""
     card, pairs = found.card, found.pairs
     splits = {
@@ -75,20 +75,20 @@ def numbers(found: DataStatistics) -> dict[str, Any]:
             "last_ms": split.counts.last_ms,
             "by_new_users": split.new_users,
             "of_unknown_items": split.unknown_items,
-            "actions": split.happened,
+            "actions": split.action_counts,
             "positives": split.counts.positives,
-            "known": split.counts.known,
+            "known": split.counts.num_known,
             "watch_s": split.watch.summary(),
         }
         for name, split in found.splits.items()
     }
     result = {
         "dataset": card.name,
-        "actions": card.events,
+        "actions": card.predicted_actions,
         "splits": splits,
         "per_user": found.per_user.summary(),
         "per_item": found.per_item.summary()
-        | {"share_of_top": {f"{share:g}": found.per_item.share_of_top(share) for share in (0.01, 0.1)}},
+        | {"share_of_top": {f"{share:g}": found.per_item.top_share(share) for share in (0.01, 0.1)}},
         "actions_per_impression": {
             int(n): int(count) for n, count in zip(found.per_impression.value, found.per_impression.count, strict=True)
         },

@@ -10,18 +10,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from a2gen_rec.data.schema import EXIT
-from a2gen_rec.reporting.formatting import count as few_digits
+from a2gen_rec.reporting.formatting import format_count as few_digits
 from a2gen_rec.reporting.pages.dataset import charts
-from a2gen_rec.reporting.pages.dataset.charts import FEW, MOST_ACTIONS, percent, rate, span
+from a2gen_rec.reporting.pages.dataset.charts import FEW_VALUES, MAX_ACTIONS, percent, rate_bars, span
 from a2gen_rec.reporting.pages.dataset.statistics import DataStatistics
-from a2gen_rec.reporting.pages.dataset.value_counts import Counted
+from a2gen_rec.reporting.pages.dataset.value_counts import ValueCounts
 
-NONE = "–"
+EMPTY = "–"
 SPREAD = ("count", "mean", "10%", "median", "90%", "99%", "most")
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """Cells as text; the first column names the rows, ``words`` are others that are no numbers."""
 
     columns: list[str]
@@ -37,20 +37,20 @@ class Section:
     title: str
     text: str
     charts: list[tuple[Figure, str]] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
+    tables: list[ReportTable] = field(default_factory=list)
 
 
 def sections(found: DataStatistics) -> list[Section]:
     """All of the report, in order; what the log does not tell is said in a sentence."""
     return [
         splits(found),
-        what(found),
-        how_much(found),
-        when(found),
-        order(found),
-        together(found),
+        action_rates(found),
+        activity(found),
+        action_times(found),
+        action_order(found),
+        cooccurrence(found),
         sequences(found),
-        skips(found),
+        skip_rates(found),
         sessions(found),
     ]
 
@@ -61,7 +61,7 @@ def splits(found: DataStatistics) -> Section:
     for name, split in found.splits.items():
         counts = split.counts
         if not counts.targets:
-            rows.append([name, "0", *[NONE] * 7])
+            rows.append([name, "0", *[EMPTY] * 7])
             continue
         rows.append(
             [
@@ -69,11 +69,11 @@ def splits(found: DataStatistics) -> Section:
                 f"{counts.targets:,}",
                 f"{split.users:,}",
                 f"{split.items:,}",
-                moment(found, counts.first_ms),
-                moment(found, counts.last_ms),
-                NONE if name == "train" else percent(split.new_users / counts.targets),
+                format_time(found, counts.first_ms),
+                format_time(found, counts.last_ms),
+                EMPTY if name == "train" else percent(split.new_users / counts.targets),
                 percent(split.unknown_items / counts.targets),
-                f"{split.happened / counts.targets:.3f}",
+                f"{split.action_counts / counts.targets:.3f}",
             ]
         )
     columns = ["split", "impressions", "users", "items", "first", "last", "by new users", "of unknown items"]
@@ -81,55 +81,64 @@ def splits(found: DataStatistics) -> Section:
         "By new users: impressions of users without training impressions. Of unknown items: items that are not, or too "
         "rarely, in the training data; they are not counted among the items."
     )
-    when = "Times are UTC." if found.card.calendar else "Times count from an arbitrary moment: the log has no calendar."
+    when = (
+        "Times are UTC."
+        if found.card.has_calendar_time
+        else "Times count from an arbitrary moment: the log has no calendar."
+    )
     return Section(
         "Splits",
         f"{when} All that follows is of the training split, unless it says otherwise.",
-        tables=[Table([*columns, "actions per impression"], rows, caption)],
+        tables=[ReportTable([*columns, "actions per impression"], rows, caption)],
     )
 
 
-def moment(found: DataStatistics, ms: int | None) -> str:
+def format_time(found: DataStatistics, ms: int | None) -> str:
     """A begin, in UTC, or in days and hours where the log has no calendar."""
     if ms is None:
-        return NONE
-    if found.card.calendar:
+        return EMPTY
+    if found.card.has_calendar_time:
         return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
     return seconds(ms / 1000)
 
 
-def what(found: DataStatistics) -> Section:
+def action_rates(found: DataStatistics) -> Section:
     """Rates of actions, labels and objectives, per split."""
     card = found.card
-    names = [*card.events, *card.labels, *card.objectives]
+    names = [*card.predicted_actions, *card.labels, *card.objectives]
     if not names:
         return Section("What users do", "Left out: the log has no actions, labels or objectives.")
-    kinds = dict.fromkeys(card.events, "action") | dict.fromkeys(card.labels, "label")
+    kinds = dict.fromkeys(card.predicted_actions, "action") | dict.fromkeys(card.labels, "label")
     rows = []
     for name in names:
-        each = [rate(split, name) for split in found.splits.values()]
+        each = [rate_bars(split, name) for split in found.splits.values()]
         counts = [f"{split.counts.positives[name]:,}" for split in found.splits.values()]
         cells = [cell for pair in zip(counts, map(percent, each), strict=True) for cell in pair]
-        rows.append([name, kinds.get(name, "objective"), *cells, against(each[-1], each[0])])
+        rows.append([name, kinds.get(name, "objective"), *cells, relative_change(each[-1], each[0])])
     watch = [split.watch for split in found.splits.values()]
     if any(counted.total for counted in watch):
         cells = [cell for counted in watch for cell in (f"{counted.total:,}", seconds(counted.median))]
-        rows.append(["median watch time", "time", *cells, against(watch[-1].median, watch[0].median)])
+        rows.append(["median watch time", "time", *cells, relative_change(watch[-1].median, watch[0].median)])
     columns = ["", "kind", *(cell for name in found.splits for cell in (name, "")), "test / train"]
     return Section(
         "What users do",
         "How many impressions have each action, label and objective, and how far the later splits have drifted from "
         "what is trained on. An action with a few hundred positives can hardly be measured.",
-        [(charts.rates(found.splits, names), "Bars: training. Marks: the other splits; none where nothing happened.")],
-        [Table(columns, rows, "Counts of positives, and their share of the impressions where it is known.")],
+        [
+            (
+                charts.rate_charts(found.splits, names),
+                "Bars: training. Marks: the other splits; none where nothing happened.",
+            )
+        ],
+        [ReportTable(columns, rows, "Counts of positives, and their share of the impressions where it is known.")],
     )
 
 
-def against(value: float, other: float) -> str:
-    return f"{value / other:.2f}" if other and not math.isnan(value / other) else NONE
+def relative_change(value: float, other: float) -> str:
+    return f"{value / other:.2f}" if other and not math.isnan(value / other) else EMPTY
 
 
-def how_much(found: DataStatistics) -> Section:
+def activity(found: DataStatistics) -> Section:
     """Impressions per user and item, actions per impression."""
     named = {
         "impressions of a user": found.per_user,
@@ -137,7 +146,7 @@ def how_much(found: DataStatistics) -> Section:
         "actions of an impression": found.per_impression,
     }
     rows = [[name, *spread(counted, few_digits)] for name, counted in named.items()]
-    top = {share: found.per_item.share_of_top(share) for share in (0.01, 0.1)}
+    top = {share: found.per_item.top_share(share) for share in (0.01, 0.1)}
     some = 1 - found.per_impression.count[found.per_impression.value == 0].sum() / found.per_impression.total
     text = (
         f"{percent(some)} of the impressions have an action. The most shown tenth of the items has {percent(top[0.1])} "
@@ -149,17 +158,17 @@ def how_much(found: DataStatistics) -> Section:
         "Left: how many users have how many impressions; the line is the median. Middle: the share of all impressions "
         "that the most shown items have. Right: impressions by the number of actions inside, logarithmic."
     )
-    shown = [(charts.amounts(found), caption)] if found.per_item.total else []
-    return Section("How much of it", text, shown, [Table(["", *SPREAD], rows)])
+    shown = [(charts.activity_charts(found), caption)] if found.per_item.total else []
+    return Section("How much of it", text, shown, [ReportTable(["", *SPREAD], rows)])
 
 
-def spread(counted: Counted, text: Callable[[float], str]) -> list[str]:
+def spread(counted: ValueCounts, text: Callable[[float], str]) -> list[str]:
     """Cells of ``SPREAD``."""
     values = [counted.mean, counted.quantile(0.1), counted.median, *map(counted.quantile, (0.9, 0.99, 1.0))]
-    return [f"{counted.total:,}", *(NONE if math.isnan(value) else text(value) for value in values)]
+    return [f"{counted.total:,}", *(EMPTY if math.isnan(value) else text(value) for value in values)]
 
 
-def when(found: DataStatistics) -> Section:
+def action_times(found: DataStatistics) -> Section:
     """Times of actions in seconds, and as a share of the time watched."""
     title = "When they do it"
     if not found.times:
@@ -172,7 +181,7 @@ def when(found: DataStatistics) -> Section:
     ]
     shown = [
         (
-            charts.times(named),
+            charts.time_charts(named),
             "How often each action happens how late; equal areas are equal shares of the action's own number. The line "
             "is the median. Times too short for the axis stand in the first bar.",
         )
@@ -180,27 +189,29 @@ def when(found: DataStatistics) -> Section:
     text = "Seconds from the begin of the impression to the action."
     if found.positions:
         shown.append(
-            (charts.positions(found.positions), "The same as a share of the time watched; the line is the median.")
+            (charts.position_chart(found.positions), "The same as a share of the time watched; the line is the median.")
         )
     elif set(found.times) == {EXIT}:
         text += " The log records watch times alone: when other actions happen is not known."
     else:
         text += " The log records no watch times, so there are no shares of them."
-    untold = [name for name in found.card.events if name not in found.times]
+    untold = [name for name in found.card.predicted_actions if name not in found.times]
     if untold and set(found.times) != {EXIT}:
         text += f" Without a recorded time: {', '.join(untold)}."
-    return Section(title, text, shown, [Table(["", *SPREAD, *(["median, of watch time"] if parts else [])], rows)])
+    return Section(
+        title, text, shown, [ReportTable(["", *SPREAD, *(["median, of watch time"] if parts else [])], rows)]
+    )
 
 
 def most_frequent(found: DataStatistics, names: Sequence[str]) -> tuple[list[int], str]:
     """Places of those actions that a heat map shows, and a sentence where they are not all."""
-    places = [found.card.events.index(name) for name in names]
+    places = [found.card.predicted_actions.index(name) for name in names]
     count = found.pairs.both.diagonal()
-    chosen = sorted(sorted(places, key=lambda place: -count[place])[:MOST_ACTIONS])
-    return chosen, f" Of {len(names)} actions the {MOST_ACTIONS} most frequent." if len(names) > MOST_ACTIONS else ""
+    chosen = sorted(sorted(places, key=lambda place: -count[place])[:MAX_ACTIONS])
+    return chosen, f" Of {len(names)} actions the {MAX_ACTIONS} most frequent." if len(names) > MAX_ACTIONS else ""
 
 
-def beside(names: Sequence[str], *columns: np.ndarray) -> list[list[str]]:
+def with_timed_note(names: Sequence[str], *columns: np.ndarray) -> list[list[str]]:
     """Rows of a table of unordered pairs, from texts [actions, actions]."""
     pairs = combinations(range(len(names)), 2)
     return [[names[a], names[b], *(str(column[a, b]) for column in columns)] for a, b in pairs]
@@ -208,39 +219,39 @@ def beside(names: Sequence[str], *columns: np.ndarray) -> list[list[str]]:
 
 def texts(values: np.ndarray, text: Callable[[float], str]) -> np.ndarray:
     """Cells of a heat map, none on its diagonal."""
-    cells = np.array([[NONE if value != value else text(value) for value in row] for row in values.tolist()], object)
+    cells = np.array([[EMPTY if value != value else text(value) for value in row] for row in values.tolist()], object)
     np.fill_diagonal(cells, "")
     return cells
 
 
-def order(found: DataStatistics) -> Section:
+def action_order(found: DataStatistics) -> Section:
     """Which of two actions comes first."""
     title = "In which order"
     if not found.ordered:
         why = "the log does not tell the times of two actions or more, and so not their order"
         return Section(title, f"Left out: {why}.")
     chosen, some = most_frequent(found, [name for name in found.times if name != EXIT])
-    names, inside = [found.card.events[place] for place in chosen], np.ix_(chosen, chosen)
+    names, inside = [found.card.predicted_actions[place] for place in chosen], np.ix_(chosen, chosen)
     share, differ = found.pairs.order()[inside], (found.pairs.before + found.pairs.before.T)[inside]
     figure = charts.pair_cells(
         "Share of impressions in which the row's action comes before the column's",
         names,
-        np.where(differ < FEW, math.nan, share),
+        np.where(differ < FEW_VALUES, math.nan, share),
         texts(share, lambda value: f"{value:.0%}"),
     )
-    rows = beside(
+    rows = with_timed_note(
         names, texts(differ, "{:,}".format), texts(share, percent), texts(found.pairs.together[inside], "{:,}".format)
     )
     caption = (
         "In impressions with both actions, how often the row's comes before the column's. Cells without a tone are of "
-        f"fewer than {FEW} impressions.{some}"
+        f"fewer than {FEW_VALUES} impressions.{some}"
     )
     return Section(
         title,
         "Far from 50%, the order of two actions is a habit that a model of sequences can learn.",
         [(figure, caption)],
         [
-            Table(
+            ReportTable(
                 ["first", "then", "at different times", "in this order", "at the same moment"],
                 rows,
                 "Impressions with both actions at different times; in this order: their share; and with both at once.",
@@ -249,31 +260,31 @@ def order(found: DataStatistics) -> Section:
     )
 
 
-def together(found: DataStatistics) -> Section:
+def cooccurrence(found: DataStatistics) -> Section:
     """How much likelier two actions are in one impression than by chance."""
     title = "Which go together"
-    if len(found.card.events) < 2:
+    if len(found.card.predicted_actions) < 2:
         return Section(title, "Left out: it takes two actions.")
-    chosen, some = most_frequent(found, found.card.events)
-    names, inside = [found.card.events[place] for place in chosen], np.ix_(chosen, chosen)
+    chosen, some = most_frequent(found, found.card.predicted_actions)
+    names, inside = [found.card.predicted_actions[place] for place in chosen], np.ix_(chosen, chosen)
     lift, both = found.pairs.lift(found.train.targets)[inside], found.pairs.both[inside]
     single = both.diagonal() / found.train.targets
     chance = np.outer(single, single) * found.train.targets
     lifts = texts(lift, lambda value: f"{value:.2f}" if value < 9.995 else f"{value:.1f}")
     # A lift of one half is as far from chance as one of two.
-    toned = np.log(np.where((both < FEW) | (lift == 0), math.nan, lift))
+    toned = np.log(np.where((both < FEW_VALUES) | (lift == 0), math.nan, lift))
     figure = charts.pair_cells("How many times likelier two actions are together than by chance", names, toned, lifts)
-    rows = beside(names, texts(both, "{:,}".format), texts(chance, few_digits), lifts)
+    rows = with_timed_note(names, texts(both, "{:,}".format), texts(chance, few_digits), lifts)
     caption = (
         "Lift: impressions with both actions, over what there would be if neither knew of the other; 1 is chance. "
-        f"Cells without a tone are of fewer than {FEW} impressions.{some}"
+        f"Cells without a tone are of fewer than {FEW_VALUES} impressions.{some}"
     )
     return Section(
         title,
         "Above 1, two actions share a cause, such as an interesting video or an active user, or one leads to the "
         "other.",
         [(figure, caption)],
-        [Table(["", "and", "impressions with both", "by chance", "lift"], rows)],
+        [ReportTable(["", "and", "impressions with both", "by chance", "lift"], rows)],
     )
 
 
@@ -293,14 +304,16 @@ def sequences(found: DataStatistics) -> Section:
     )
     if not found.ordered:
         text += " The log does not tell in which order."
-    elif set(found.card.events) - set(found.times):
+    elif set(found.card.predicted_actions) - set(found.times):
         text += " Actions without a recorded time stand at the end."
     return Section(
-        f"Most frequent {what}", text, tables=[Table(["actions", "impressions", "share", "and those above"], rows)]
+        f"Most frequent {what}",
+        text,
+        tables=[ReportTable(["actions", "impressions", "share", "and those above"], rows)],
     )
 
 
-def skips(found: DataStatistics) -> Section:
+def skip_rates(found: DataStatistics) -> Section:
     """Glances and complete views by length of the video."""
     title = "What is skipped"
     if found.lengths is None:
@@ -322,8 +335,8 @@ def skips(found: DataStatistics) -> Section:
         title,
         f"Glance: watched for less than {glance:g} seconds. Effective: as long as the median of videos of that length, "
         "or to the end. Complete: to the end, unless there was explicit negative feedback.",
-        [(charts.lengths(found.lengths), "Groups hold about equally many impressions.")],
-        [Table(["length, s", "impressions", "glance", "effective", "complete"], rows)],
+        [(charts.duration_chart(found.lengths), "Groups hold about equally many impressions.")],
+        [ReportTable(["length, s", "impressions", "glance", "effective", "complete"], rows)],
     )
 
 
@@ -344,15 +357,15 @@ def sessions(found: DataStatistics) -> Section:
     return Section(
         title,
         f"A session ends where the next impression begins more than {seconds(gap)} later, and with the training split.",
-        [(charts.sessions(found.gaps, found.sessions, gap), caption)],
-        [Table(["", *SPREAD], rows)],
+        [(charts.session_charts(found.gaps, found.sessions, gap), caption)],
+        [ReportTable(["", *SPREAD], rows)],
     )
 
 
 def seconds(value: float) -> str:
     """A duration in three digits of a fitting unit: 0.21 s, 47 s, 7.63 h, 2.42 d."""
     if math.isnan(value):
-        return NONE
+        return EMPTY
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if value >= 2 * size:
             return f"{value / size:.3g} {unit}"

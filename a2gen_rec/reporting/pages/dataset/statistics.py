@@ -15,11 +15,11 @@ import numpy as np
 from rich.progress import Progress
 
 from a2gen_rec.data.loader import split_files
-from a2gen_rec.data.prepare.statistics import Counts, count_splits
+from a2gen_rec.data.prepare.statistics import SplitCounts, count_splits
 from a2gen_rec.data.schema import COMPLETE, EXIT, FEEDBACK, ITEM, SPLITS, DatasetCard
-from a2gen_rec.data.sql import connect, errors_as_ours, identifier, literal, one_row, parquet
+from a2gen_rec.data.sql import connect, fetch_one, quote_identifier, quote_literal, read_parquet_sql, translate_errors
 from a2gen_rec.errors import DataError
-from a2gen_rec.reporting.pages.dataset.value_counts import Counted
+from a2gen_rec.reporting.pages.dataset.value_counts import ValueCounts
 from a2gen_rec.utils import paths
 
 MEMORY_GB = 2.0
@@ -40,17 +40,17 @@ class SplitNumbers:
         watch: seconds watched.
     """
 
-    counts: Counts
+    counts: SplitCounts
     users: int
     items: int
     new_users: int
     unknown_items: int
-    happened: int
-    watch: Counted
+    action_counts: int
+    watch: ValueCounts
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ActionPairs:
     """Pairs of actions inside one impression; all [actions, actions] counts of targets.
 
     Attributes:
@@ -110,20 +110,20 @@ class DataStatistics:
 
     card: DatasetCard
     splits: dict[str, SplitNumbers]
-    per_user: Counted
-    per_item: Counted
-    per_impression: Counted
-    times: dict[str, Counted]
-    positions: dict[str, Counted]
-    pairs: Pairs
+    per_user: ValueCounts
+    per_item: ValueCounts
+    per_impression: ValueCounts
+    times: dict[str, ValueCounts]
+    positions: dict[str, ValueCounts]
+    pairs: ActionPairs
     sequences: list[tuple[list[int], int]]
     distinct_sequences: int
     lengths: list[LengthGroup] | None
-    gaps: Counted | None
-    sessions: Counted | None
+    gaps: ValueCounts | None
+    sessions: ValueCounts | None
 
     @property
-    def train(self) -> Counts:
+    def train(self) -> SplitCounts:
         return self.splits["train"].counts
 
     @property
@@ -132,7 +132,7 @@ class DataStatistics:
         return len(self.times.keys() - {EXIT}) > 1
 
 
-def measure(data: str, scratch: Path, bars: Progress) -> DataStatistics:
+def compute_statistics(data: str, scratch: Path, bars: Progress) -> DataStatistics:
     """Read a prepared dataset.
 
     Args:
@@ -146,9 +146,9 @@ def measure(data: str, scratch: Path, bars: Progress) -> DataStatistics:
     card = DatasetCard.load(data)
     connection = connect(MEMORY_GB, 0, scratch / "spill")
     try:
-        with errors_as_ours(data):
+        with translate_errors(data):
             flat = flatten(connection, data, card, scratch, bars)
-            return Measurement(connection, card, flat, bars).run()
+            return StatisticsQueries(connection, card, flat, bars).run()
     finally:
         connection.close()
 
@@ -161,16 +161,16 @@ def flatten(connection: duckdb.DuckDBPyConnection, data: str, card: DatasetCard,
     """
     files = [(code, file) for code, split in enumerate(SPLITS) for file in split_files(data, split)]
     for place, (code, file) in enumerate(bars.track(files, description="reading windows")):
-        query = targets(parquet(paths.local_copy(file)), code, card)
-        with errors_as_ours(file):
-            connection.execute(f"COPY ({query}) TO {literal(scratch / f'{place}.parquet')} (FORMAT parquet)")
-    flat = parquet(scratch / "*.parquet")
-    if not files or not one_row(connection, f"SELECT count(*) FROM {flat} WHERE split = 0")[0]:
+        query = targets_relation(read_parquet_sql(paths.to_local_path(file)), code, card)
+        with translate_errors(file):
+            connection.execute(f"COPY ({query}) TO {quote_literal(scratch / f'{place}.parquet')} (FORMAT parquet)")
+    flat = read_parquet_sql(scratch / "*.parquet")
+    if not files or not fetch_one(connection, f"SELECT count(*) FROM {flat} WHERE split = 0")[0]:
         raise DataError("has no training impressions", file=data)
     return flat
 
 
-def targets(windows: str, split: int, card: DatasetCard) -> str:
+def targets_relation(windows: str, split: int, card: DatasetCard) -> str:
     """SQL of the targets of some windows of a split, in the columns of ``data/sources/base.py``, and two more.
 
     ``action`` holds codes without ``start`` and ``exit``, ``length_row`` that of the feature with the video's length.
@@ -179,14 +179,16 @@ def targets(windows: str, split: int, card: DatasetCard) -> str:
     columns = {name: name for name in ("ts_ms", "dwell_s", "action", "action_offset_s", *flags)} | {"item": ITEM}
     extra = ["NULL AS length_row"]
     if card.feedback is not None and has_lengths(card):
-        columns |= {"length_row": card.feedback.duration, FEEDBACK: FEEDBACK}
+        columns |= {"length_row": card.feedback.duration_feature, FEEDBACK: FEEDBACK}
         extra = ["length_row", FEEDBACK]
-    listed = [f"unnest({identifier(old)}[first_target + 1:]) AS {identifier(new)}" for new, old in columns.items()]
-    at = [
-        f"action_offset_s[list_position(action, {code})] AS {identifier(f'at_{name}')}"
-        for code, name in enumerate(card.events, start=1)
+    listed = [
+        f"unnest({quote_identifier(old)}[first_target + 1:]) AS {quote_identifier(new)}" for new, old in columns.items()
     ]
-    known = [f"nullif({identifier(name)}, 'nan'::FLOAT) AS {identifier(name)}" for name in flags]
+    at = [
+        f"action_offset_s[list_position(action, {code})] AS {quote_identifier(f'at_{name}')}"
+        for code, name in enumerate(card.predicted_actions, start=1)
+    ]
+    known = [f"nullif({quote_identifier(name)}, 'nan'::FLOAT) AS {quote_identifier(name)}" for name in flags]
     select = [f"{split} AS split", "user", "item", "ts_ms", "dwell_s", "action[2:-2] AS action", *at, *known, *extra]
     return f"SELECT {', '.join(select)} FROM (SELECT user_key AS user, {', '.join(listed)} FROM {windows})"
 
@@ -194,17 +196,17 @@ def targets(windows: str, split: int, card: DatasetCard) -> str:
 def has_lengths(card: DatasetCard) -> bool:
     """Whether the dataset tells how long videos are, and how much of them was watched."""
     named = [feature.name for feature in card.features]
-    return card.feedback is not None and card.feedback.duration in named and FEEDBACK in named
+    return card.feedback is not None and card.feedback.duration_feature in named and FEEDBACK in named
 
 
-def four_digits(column: str) -> str:
+def round_significant(column: str) -> str:
     """SQL of a number rounded to four digits, of which there are few whatever the number of rows."""
     number = f"{column}::DOUBLE"
     return f"(CASE WHEN {number} = 0 THEN 0.0 ELSE round({number}, (3 - floor(log10(abs({number}))))::INT) END)"
 
 
 @dataclass
-class Measurement:
+class StatisticsQueries:
     """One reading of the relation ``flat`` of :func:`flatten`."""
 
     connection: duckdb.DuckDBPyConnection
@@ -237,22 +239,22 @@ class Measurement:
         return f"(SELECT {by}, count(*) AS n FROM {self.of(split)} GROUP BY {by})"
 
     def number(self, what: str, relation: str) -> int:
-        return int(one_row(self.connection, f"SELECT {what} FROM {relation}")[0])
+        return int(fetch_one(self.connection, f"SELECT {what} FROM {relation}")[0])
 
-    def counted(self, relation: str, value: str, where: str = "true") -> Counted:
+    def counted(self, relation: str, value: str, where: str = "true") -> ValueCounts:
         """The distribution of an expression, without NULL and NaN."""
         rows = f"(SELECT ({value})::DOUBLE AS value FROM {relation} WHERE {where})"
         query = f"SELECT value, count(*) AS count FROM {rows} WHERE NOT isnan(value) GROUP BY value ORDER BY value"
         found = self.connection.execute(query).fetchnumpy()
-        return Counted(np.asarray(found["value"], np.float64), np.asarray(found["count"], np.int64))
+        return ValueCounts(np.asarray(found["value"], np.float64), np.asarray(found["count"], np.int64))
 
     def splits(self) -> dict[str, SplitNumbers]:
-        flags = {name: identifier(f"label_{name}") for name in self.card.labels}
-        flags |= {name: identifier(f"objective_{name}") for name in self.card.objectives}
-        counts = count_splits(self.connection, self.flat, self.card.events, flags)
+        flags = {name: quote_identifier(f"label_{name}") for name in self.card.labels}
+        flags |= {name: quote_identifier(f"objective_{name}") for name in self.card.objectives}
+        counts = count_splits(self.connection, self.flat, self.card.predicted_actions, flags)
         return {split: self.split(split, counts[split]) for split in SPLITS}
 
-    def split(self, split: str, counts: Counts) -> SplitNumbers:
+    def split(self, split: str, counts: SplitCounts) -> SplitNumbers:
         old = f"(SELECT DISTINCT user FROM {self.of()})"
         return SplitNumbers(
             counts,
@@ -260,22 +262,22 @@ class Measurement:
             items=self.number("count(*)", f"{self.grouped('item', split)} WHERE item > 0"),
             new_users=self.number("count(*)", f"{self.of(split)} ANTI JOIN {old} USING (user)"),
             unknown_items=self.number("count(*)", f"{self.of(split)} WHERE item = 0"),
-            happened=self.number("coalesce(sum(len(action)), 0)", self.of(split)),
-            watch=self.counted(self.of(split), four_digits("dwell_s"), "NOT isnan(dwell_s)"),
+            action_counts=self.number("coalesce(sum(len(action)), 0)", self.of(split)),
+            watch=self.counted(self.of(split), round_significant("dwell_s"), "NOT isnan(dwell_s)"),
         )
 
     def time_columns(self) -> dict[str, str]:
-        columns = {name: identifier(f"at_{name}") for name in self.card.events} | {EXIT: "dwell_s"}
-        return {name: column for name, column in columns.items() if name in self.card.timed}
+        columns = {name: quote_identifier(f"at_{name}") for name in self.card.predicted_actions} | {EXIT: "dwell_s"}
+        return {name: column for name, column in columns.items() if name in self.card.timed_actions}
 
-    def times(self) -> dict[str, Counted]:
+    def times(self) -> dict[str, ValueCounts]:
         found = {
-            name: self.counted(self.of(), four_digits(column), f"NOT isnan({column})")
+            name: self.counted(self.of(), round_significant(column), f"NOT isnan({column})")
             for name, column in self.time_columns().items()
         }
         return {name: counted for name, counted in found.items() if counted.total}
 
-    def positions(self) -> dict[str, Counted]:
+    def positions(self) -> dict[str, ValueCounts]:
         watched = "dwell_s > 0 AND NOT isnan(dwell_s)"
         found = {
             name: self.counted(self.of(), f"round({column}::DOUBLE / dwell_s, 3)", f"NOT isnan({column}) AND {watched}")
@@ -284,9 +286,9 @@ class Measurement:
         }
         return {name: counted for name, counted in found.items() if counted.total}
 
-    def pairs(self) -> Pairs:
+    def pairs(self) -> ActionPairs:
         """An action a query: all at once would be as many aggregates as there are pairs."""
-        columns = [identifier(f"at_{name}") for name in self.card.events]
+        columns = [quote_identifier(f"at_{name}") for name in self.card.predicted_actions]
         found = np.zeros((3, len(columns), len(columns)), np.int64)
         for place, a in enumerate(columns):
             # NaN, an unknown time, would be greater than all others and equal to itself.
@@ -296,10 +298,10 @@ class Measurement:
                 *(f"count(*) FILTER ({a} = {b} AND NOT isnan({b}))" for b in columns),
             ]
             query = f"SELECT {', '.join(parts)} FROM {self.of()} WHERE {a} IS NOT NULL"
-            found[:, place] = np.reshape(one_row(self.connection, query), (3, -1))
+            found[:, place] = np.reshape(fetch_one(self.connection, query), (3, -1))
         both, before, together = found
         np.fill_diagonal(together, 0)
-        return Pairs(both, before, together)
+        return ActionPairs(both, before, together)
 
     def sequences(self) -> list[tuple[list[int], int]]:
         query = f"SELECT action, count(*) AS n FROM {self.of()} GROUP BY action ORDER BY n DESC, action"
@@ -312,7 +314,7 @@ class Measurement:
         """Groups of neighbouring buckets of the length's feature, about as many targets in each."""
         if self.card.feedback is None or not has_lengths(self.card):
             return None
-        name = self.card.feedback.duration
+        name = self.card.feedback.duration_feature
         edges = next(feature.boundaries for feature in self.card.features if feature.name == name)
         flags = [f"coalesce(sum(objective_{each}), 0), count(objective_{each})" for each in ("glance", "effective")]
         query = f"""
@@ -331,10 +333,12 @@ class Measurement:
             found.append(LengthGroup(bounds[first - 1], bounds[last], int(sums[1]), *map(float, shares)))
         return found
 
-    def gaps(self) -> Counted | None:
-        return self.counted(self.with_gaps(), four_digits("gap_s"), "gap_s IS NOT NULL") if self.elapsed() else None
+    def gaps(self) -> ValueCounts | None:
+        return (
+            self.counted(self.with_gaps(), round_significant("gap_s"), "gap_s IS NOT NULL") if self.elapsed() else None
+        )
 
-    def sessions(self) -> Counted | None:
+    def sessions(self) -> ValueCounts | None:
         """Impressions of one moment are of one session: the frame of the sum takes all of them or none."""
         if not self.elapsed():
             return None
@@ -350,7 +354,7 @@ class Measurement:
 
     def elapsed(self) -> bool:
         """Whether moments of a user's impressions differ by elapsed time, not order alone."""
-        return bool(self.card.at_level("session"))
+        return bool(self.card.features_at("session"))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

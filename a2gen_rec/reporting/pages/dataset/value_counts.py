@@ -10,7 +10,7 @@ QUANTILES = (0.1, 0.25, 0.75, 0.9, 0.99)
 
 
 @dataclass(frozen=True)
-class Counted:
+class ValueCounts:
     """Distinct values, rising [values] float64, and how often each occurs [values] int64. There may be none."""
 
     value: np.ndarray
@@ -34,7 +34,7 @@ class Counted:
         """The least value that ``share`` of all do not exceed; NaN where there is nothing."""
         return self._at(max(1, math.ceil(share * self.total)))
 
-    def share_of_top(self, share: float) -> float:
+    def top_share(self, share: float) -> float:
         """What part of the sum of all values the greatest ``share`` of them makes; NaN where the sum is 0."""
         whole = float(self.value @ self.count)
         if not whole:
@@ -58,7 +58,7 @@ class Counted:
         return float(self.value[np.searchsorted(np.cumsum(self.count), place)])
 
 
-def log_histogram(counted: Counted, per_decade: int = 8, floor: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+def log_histogram(counted: ValueCounts, per_decade: int = 8, floor: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
     """Bins of about equal width on a logarithmic axis: edges [bins + 1] and counts [bins]; no bins without values.
 
     Values that are all whole numbers get bins around whole numbers: others would stand empty between 1 and 2.

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from a2gen_rec.experiments.comparison import Comparison, Difference, ModelResult
-from a2gen_rec.experiments.curves import QUANTILES, Learning, Predicted
+from a2gen_rec.experiments.curves import QUANTILES, LearningCurve, PredictionCurves
 from a2gen_rec.reporting import charts
 
 _WIDTH = 13.0  # inches of a chart as wide as the page
@@ -29,7 +29,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """A model's colour, marker and stroke in all charts of a dataset."""
 
     color: str
@@ -37,15 +37,15 @@ class Look:
     linestyle: Any
 
 
-def looks(names: Sequence[str]) -> dict[str, Look]:
+def model_styles(names: Sequence[str]) -> dict[str, LineStyle]:
     """One for each model, the same in every chart; they repeat after the eighth."""
     several = list(zip(charts.SERIES, charts.MARKERS, charts.STROKES, strict=True))
-    return {name: Look(*several[place % len(several)]) for place, name in enumerate(names)}
+    return {name: LineStyle(*several[place % len(several)]) for place, name in enumerate(names)}
 
 
 def ablation_chart(comparison: Comparison) -> Chart | None:
     """What each ablation costs, with intervals, the costliest first."""
-    found = [(model, model.auc_difference, model.mae_difference) for model in comparison.models if model.of]
+    found = [(model, model.auc_difference, model.mae_difference) for model in comparison.models if model.ablation_of]
     rows = [row for row in found if row[1] is not None or row[2] is not None]
     if not rows:
         return None
@@ -54,15 +54,15 @@ def ablation_chart(comparison: Comparison) -> Chart | None:
     timed = any(mae is not None for _, _, mae in rows)
     figure = charts.new_figure(title, _WIDTH, 0.9 + 0.32 * len(rows))
     panels = figure.subplots(1, 1 + timed, sharey=True, squeeze=False)[0]
-    of = {model.of for model, _, _ in rows}
-    names = [model.name if len(of) == 1 else f"{model.name} ({model.of})" for model, _, _ in rows]
+    of = {model.ablation_of for model, _, _ in rows}
+    names = [model.name if len(of) == 1 else f"{model.name} ({model.ablation_of})" for model, _, _ in rows]
     _differences(panels[0], [auc for _, auc, _ in rows], "difference of mean AUC  (left is worse)")
     panels[0].set_yticks(range(len(rows)), names)
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     if timed:
         _differences(panels[1], [mae for _, _, mae in rows], "difference of mean time MAE, log1p s  (right is worse)")
     for panel in panels:
-        panel.tick_params(axis="y", length=0, labelcolor=charts.INK)
+        panel.tick_params(axis="y", length=0, labelcolor=charts.TEXT_COLOR)
     caption = (
         f"Each ablation less the full model ({', '.join(sorted(of))}), with 95 % intervals over "
         f"{comparison.resamples:,} resamples of users. Filled: the interval leaves out 0; hollow: it does not, and "
@@ -71,7 +71,7 @@ def ablation_chart(comparison: Comparison) -> Chart | None:
     return Chart("ablations", title, caption, figure)
 
 
-def calibration_chart(dataset: str, found: Sequence[Predicted], styles: Mapping[str, Look]) -> Chart | None:
+def calibration_chart(dataset: str, found: Sequence[PredictionCurves], styles: Mapping[str, LineStyle]) -> Chart | None:
     """Predicted against observed rates, a panel per outcome."""
     names = list(dict.fromkeys(name for each in found for name in each.calibration))
     if not names:
@@ -90,7 +90,7 @@ def calibration_chart(dataset: str, found: Sequence[Predicted], styles: Mapping[
                 panel.plot(curve.predicted[seen], curve.observed[seen], **vars(look), linewidth=1.4, markersize=4)
         panel.set(xlim=(low, high), ylim=(low, high))
         edge = place + _ACROSS >= len(names)
-        charts.style(panel, name, "predicted" if edge else "", "" if place % _ACROSS else _OBSERVED, grid="both")
+        charts.style_axes(panel, name, "predicted" if edge else "", "" if place % _ACROSS else _OBSERVED, grid="both")
         charts.log_axis(panel.xaxis)
         charts.log_axis(panel.yaxis)
     _model_legend(figure, [each.model for each in found], styles)
@@ -103,7 +103,7 @@ def calibration_chart(dataset: str, found: Sequence[Predicted], styles: Mapping[
     return Chart("calibration", title, caption, figure)
 
 
-def times_chart(dataset: str, found: Sequence[Predicted], styles: Mapping[str, Look]) -> Chart | None:
+def times_chart(dataset: str, found: Sequence[PredictionCurves], styles: Mapping[str, LineStyle]) -> Chart | None:
     """Distributions of the times of actions, a panel per action."""
     names = list(dict.fromkeys(name for each in found for name in each.times))
     if not names:
@@ -114,13 +114,13 @@ def times_chart(dataset: str, found: Sequence[Predicted], styles: Mapping[str, L
     marks: list[Any] = []
     for place, (panel, name) in enumerate(zip(panels, names, strict=False)):
         (first, *_) = of_name = [(each.model, each.times[name]) for each in found if name in each.times]
-        marks = panel.plot(first[1].observed.clip(0.1), share, color=charts.INK, linewidth=2.2)
+        marks = panel.plot(first[1].observed.clip(0.1), share, color=charts.TEXT_COLOR, linewidth=2.2)
         for model, times in of_name:
             look = styles[model]
             panel.plot(times.predicted.clip(0.1), share, color=look.color, linestyle=look.linestyle, linewidth=1.4)
         edge = place + _ACROSS >= len(names)
         of = f"{name} ({first[1].count:,})"
-        charts.style(panel, of, "seconds" if edge else "", "" if place % _ACROSS else "% earlier", grid="both")
+        charts.style_axes(panel, of, "seconds" if edge else "", "" if place % _ACROSS else "% earlier", grid="both")
         charts.log_axis(panel.xaxis)
     _model_legend(figure, [each.model for each in found], styles, marks)
     caption = (
@@ -132,7 +132,7 @@ def times_chart(dataset: str, found: Sequence[Predicted], styles: Mapping[str, L
 
 
 def sequences_chart(
-    dataset: str, found: Mapping[str, Sequence[Mapping[str, Any]]], styles: Mapping[str, Look]
+    dataset: str, found: Mapping[str, Sequence[Mapping[str, Any]]], styles: Mapping[str, LineStyle]
 ) -> Chart | None:
     """Observed against generated frequencies of whole sequences.
 
@@ -148,7 +148,7 @@ def sequences_chart(
     panel = figure.subplots()
     place = np.arange(len(rows))
     observed = [100 * row["observed"] for row in first["most_frequent"]]
-    marks: list[Any] = panel.plot(observed, place, "|", color=charts.INK, markersize=16, markeredgewidth=2.5)
+    marks: list[Any] = panel.plot(observed, place, "|", color=charts.TEXT_COLOR, markersize=16, markeredgewidth=2.5)
     for model, reports in found.items():
         means = []
         for actions in rows:
@@ -158,11 +158,11 @@ def sequences_chart(
             means.append(100 * float(np.mean(known)) if known else math.nan)
         look = styles[model]
         marks += panel.plot(means, place, color=look.color, marker=look.marker, linestyle="none", markersize=7)
-    charts.style(panel, "", "% of impressions", grid="both")
+    charts.style_axes(panel, "", "% of impressions", grid="both")
     charts.log_axis(panel.xaxis)
     panel.set_yticks(place, [" → ".join(actions) for actions in rows])
     panel.set_ylim(len(rows) - 0.5, -0.5)
-    panel.tick_params(axis="y", length=0, labelcolor=charts.INK)
+    panel.tick_params(axis="y", length=0, labelcolor=charts.TEXT_COLOR)
     charts.legend(figure, marks, [_OBSERVED, *(f"expected by {model}" for model in found)])
     covered = float(np.mean([each["covered"] for reports in found.values() for each in reports]))
     every = "" if first["every"] == 1 else f", one of every {first['every']}"
@@ -176,7 +176,7 @@ def sequences_chart(
 
 
 def learning_chart(
-    dataset: str, aucs: Sequence[Learning], losses: Sequence[Learning], styles: Mapping[str, Look]
+    dataset: str, aucs: Sequence[LearningCurve], losses: Sequence[LearningCurve], styles: Mapping[str, LineStyle]
 ) -> Chart | None:
     """Validation over training steps."""
     if not aucs and not losses:
@@ -192,7 +192,7 @@ def learning_chart(
             if (curve.high > curve.low).any():
                 several = True
                 panel.fill_between(curve.step, curve.low, curve.high, color=look.color, alpha=0.18, linewidth=0)
-        charts.style(panel, "", "training step", label, grid="both")
+        charts.style_axes(panel, "", "training step", label, grid="both")
     _model_legend(figure, [curve.model for curve in named[0][0]], styles)
     caption = "Each point is a validation; the tested checkpoint is a model's best one."
     caption += " Lines: median over seeds, shaded: from the least to the largest." if several else ""
@@ -200,9 +200,9 @@ def learning_chart(
     return Chart("learning", title, caption, figure)
 
 
-def cost_chart(comparison: Comparison, styles: Mapping[str, Look]) -> Chart | None:
+def cost_chart(comparison: Comparison, styles: Mapping[str, LineStyle]) -> Chart | None:
     """Quality over training speed."""
-    shown = [model for model in comparison.whole if model.auc is not None and model.targets_per_s]
+    shown = [model for model in comparison.full_models if model.auc is not None and model.targets_per_s]
     if len(shown) < 2:
         return None
     title = f"{comparison.dataset}: quality and cost"
@@ -212,7 +212,7 @@ def cost_chart(comparison: Comparison, styles: Mapping[str, Look]) -> Chart | No
         _dot(panel, model, styles[model.name])
     speeds = [model.targets_per_s or 1.0 for model in shown]
     panel.set_xlim(min(speeds) / 1.4, max(speeds) * 1.4)
-    charts.style(panel, "", "training speed, targets/s", "test mean AUC", grid="both")
+    charts.style_axes(panel, "", "training speed, targets/s", "test mean AUC", grid="both")
     charts.log_axis(panel.xaxis)
     _model_legend(figure, [model.name for model in shown], styles, stroke=False)
     caption = (
@@ -222,7 +222,7 @@ def cost_chart(comparison: Comparison, styles: Mapping[str, Look]) -> Chart | No
     return Chart("cost", title, caption, figure)
 
 
-def _dot(panel: Axes, model: ModelResult, look: Look) -> None:
+def _dot(panel: Axes, model: ModelResult, look: LineStyle) -> None:
     mean = model.auc.mean if model.auc else math.nan
     low, high = model.auc_interval or (mean, mean)
     around = [[max(mean - low, 0)], [max(high - mean, 0)]]
@@ -249,7 +249,7 @@ def _differences(panel: Axes, found: Sequence[Difference | None], label: str) ->
             markerfacecolor=face,
             linewidth=1.2,
         )
-    charts.style(panel, "", label, grid="x")
+    charts.style_axes(panel, "", label, grid="x")
     panel.locator_params(axis="x", nbins=6)
 
 
@@ -265,7 +265,11 @@ def _panels(title: str, number: int, height: float) -> tuple[Figure, list[Axes]]
 
 
 def _model_legend(
-    figure: Figure, names: Sequence[str], styles: Mapping[str, Look], observed: Sequence[Any] = (), stroke: bool = True
+    figure: Figure,
+    names: Sequence[str],
+    styles: Mapping[str, LineStyle],
+    observed: Sequence[Any] = (),
+    stroke: bool = True,
 ) -> None:
     from matplotlib.lines import Line2D
 

@@ -10,13 +10,13 @@ import yaml
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.experiments.comparison import Comparison, compare
 from a2gen_rec.experiments.curves import learning_curve, predicted_curves
-from a2gen_rec.experiments.results import Recorded, read_experiment
+from a2gen_rec.experiments.results import ExperimentResults, read_experiment
 from a2gen_rec.experiments.runner import SEQUENCES
 from a2gen_rec.reporting import charts
 from a2gen_rec.reporting.pages import templates
 from a2gen_rec.reporting.pages.experiment import figures, tables
 from a2gen_rec.reporting.pages.experiment.figures import Chart
-from a2gen_rec.reporting.pages.experiment.tables import Table
+from a2gen_rec.reporting.pages.experiment.tables import ReportTable
 from a2gen_rec.utils import paths
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -29,22 +29,22 @@ class Section:
     """A dataset's part of the report."""
 
     comparison: Comparison
-    tables: list[Table]
-    further: list[Table]
+    tables: list[ReportTable]
+    further: list[ReportTable]
     charts: list[Chart]
 
 
 @dataclass(frozen=True)
-class Written:
+class ReportFiles:
     """The files of a report, and what was compared."""
 
     files: list[str]
     comparisons: list[Comparison]
 
 
-def report_experiment(
+def write_experiment_report(
     folder: str, out: str = "", markdown: str = "", resamples: int = 1000, tell: Callable[[str], None] = lambda _: None
-) -> Written:
+) -> ReportFiles:
     """Write the report of the experiment in ``folder``.
 
     Args:
@@ -62,21 +62,21 @@ def report_experiment(
     page = paths.join(out or folder, HTML)
     markdown = markdown or paths.join(out or folder, MARKDOWN)
     pictures = markdown.removesuffix(".md") if markdown.endswith(".md") else f"{markdown}-charts"
-    for place in (paths.parent(page), paths.parent(markdown), pictures):
-        paths.make_folder(place)
+    for place in (paths.dirname(page), paths.dirname(markdown), pictures):
+        paths.ensure_writable_dir(place)
     sections = [section(recorded, dataset, resamples, tell) for dataset in recorded.datasets]
     paths.write_text(page, render_html(recorded, sections))
     written = [page, markdown]
     for part in sections:
         for chart in part.charts:
             file = paths.join(pictures, f"{_file_name(part, chart)}.svg")
-            paths.write_text(file, charts.standalone(chart.figure))
+            paths.write_text(file, charts.to_standalone_svg(chart.figure))
             written.append(file)
     paths.write_text(markdown, render_markdown(recorded, sections, pictures.rpartition("/")[2]))
-    return Written(written, [part.comparison for part in sections])
+    return ReportFiles(written, [part.comparison for part in sections])
 
 
-def section(recorded: Recorded, dataset: str, resamples: int, tell: Callable[[str], None]) -> Section:
+def section(recorded: ExperimentResults, dataset: str, resamples: int, tell: Callable[[str], None]) -> Section:
     """All that is shown of a dataset."""
     comparison = compare(recorded, dataset, resamples, lambda model: tell(f"{dataset}: {model}"))
     return Section(
@@ -87,23 +87,23 @@ def section(recorded: Recorded, dataset: str, resamples: int, tell: Callable[[st
     )
 
 
-def render_html(recorded: Recorded, sections: Sequence[Section]) -> str:
+def render_html(recorded: ExperimentResults, sections: Sequence[Section]) -> str:
     """The page, with its charts inside."""
-    values = _about(recorded) | {"sections": sections, "svg": charts.svg, "theme": charts.THEME}
+    values = _about(recorded) | {"sections": sections, "svg": charts.to_svg, "theme": charts.THEME}
     return templates.render("experiment/page.html.j2", **values)
 
 
-def render_markdown(recorded: Recorded, sections: Sequence[Section], pictures: str) -> str:
+def render_markdown(recorded: ExperimentResults, sections: Sequence[Section], pictures: str) -> str:
     """The same in Markdown; ``pictures``: the folder of its charts, seen from it."""
     values = _about(recorded) | {"sections": sections, "place": lambda *of: f"{pictures}/{_file_name(*of)}.svg"}
     return templates.render("experiment/page.md.j2", **values)
 
 
-def _charts(recorded: Recorded, comparison: Comparison) -> list[Chart]:
+def _charts(recorded: ExperimentResults, comparison: Comparison) -> list[Chart]:
     dataset = comparison.dataset
-    names = [model.name for model in comparison.whole]
-    styles = figures.looks(names)
-    runs = {name: recorded.of_model(dataset, name) for name in names}
+    names = [model.name for model in comparison.full_models]
+    styles = figures.model_styles(names)
+    runs = {name: recorded.runs_of(dataset, name) for name in names}
     predicted = [predicted_curves(runs[name]) for name in _legible(comparison)]
     generated = {
         name: [run.test["sequences"] for run in of_model]
@@ -127,12 +127,12 @@ def _charts(recorded: Recorded, comparison: Comparison) -> list[Chart]:
 
 def _legible(comparison: Comparison) -> list[str]:
     """The first model and the best of the others."""
-    first, *others = comparison.whole
+    first, *others = comparison.full_models
     others.sort(key=lambda model: -model.auc.mean if model.auc else 0.0)
     return [first.name, *(model.name for model in others[:_BASELINES])]
 
 
-def _about(recorded: Recorded) -> dict[str, Any]:
+def _about(recorded: ExperimentResults) -> dict[str, Any]:
     """What the head of the report says."""
     suite = recorded.suite
     settings = {dataset["name"]: dataset["settings"] for dataset in suite["datasets"]}
@@ -150,11 +150,11 @@ def _about(recorded: Recorded) -> dict[str, Any]:
         "versions": VERSIONS,
         "commands": _commands(recorded),
         "failed": [_failure(failure) for failure in recorded.failed],
-        "mark": tables.MARK,
+        "mark": tables.BEST_MARK,
     }
 
 
-def _commands(recorded: Recorded) -> list[str]:
+def _commands(recorded: ExperimentResults) -> list[str]:
     """What made the results: the experiment, and what it ran of each run."""
     evaluation = f"--json RUN/test.json --predictions RUN/test.parquet --sequences {SEQUENCES}"
     return [

@@ -11,15 +11,15 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from a2gen_rec.reporting import formatting as figures
-from a2gen_rec.reporting.formatting import ms, size
+from a2gen_rec.reporting.formatting import format_bytes, format_ms
 from a2gen_rec.sharding.report import Cost, PlanReport, TablePlan
 
 HEIGHT = 180.0  # of drawings with a vertical axis
 RANKS_APART = 64  # up to here each rank has its own bar; above, equal neighbours are one, without gaps
-LONELY = 64  # of so many ranks, one alone is thinner than a line: it gets an outline
+SINGLE_POINT = 64  # of so many ranks, one alone is thinner than a line: it gets an outline
 RANKS_NAMED = 16  # up to here a cell of the placement map has room for its bytes
 BYTE_CLASSES = [10**6, 10**7, 10**8, 10**9, 10**10]  # upper ends of the placement map's colours; the last is open
-PARTS = ["forward_compute", "forward_comms", "backward_compute", "backward_comms", "prefetch"]
+COST_PARTS = ["forward_compute", "forward_comms", "backward_compute", "backward_comms", "prefetch"]
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,17 @@ def memory_chart(report: PlanReport, kind: str) -> MemoryChart:
     bars = []
     for first, last, (taken, has) in _runs(list(zip(used, free, strict=True))):
         x, width = _span(first, last, report.world)
-        title = f"{_ranks(first, last)}: {size(taken)} of {size(has)}, {figures.share(taken, has)}"
+        title = (
+            f"{_ranks(first, last)}: {format_bytes(taken)} of {format_bytes(has)}, {figures.format_share(taken, has)}"
+        )
         for value, style in ((has, "free"), (taken, "used")):
             bars.append(Bar(x, width, style, title, HEIGHT * (1 - value / top), HEIGHT * value / top))
     fullest = figures.fullest(report, kind).rank
     summary = (
-        f"{kind.upper()}: rank {fullest} is fullest with {size(used[fullest])} of {size(free[fullest])}, "
+        f"{kind.upper()}: rank {fullest} is fullest with {format_bytes(used[fullest])} of {format_bytes(free[fullest])}, "
         f"{figures.imbalance(used):.2f} times the mean"
     )
-    ticks = [Tick(HEIGHT * (1 - end / top), _short(size(end))) for end in _axis(top)]
+    ticks = [Tick(HEIGHT * (1 - end / top), _short(format_bytes(end))) for end in _axis(top)]
     return MemoryChart(kind.upper(), bars, ticks, summary)
 
 
@@ -124,7 +126,7 @@ def rank_ticks(world: int) -> list[Tick]:
     return [Tick((rank + 0.5) / world * 100, str(rank)) for rank in range(0, world, step)]
 
 
-def placement(plan: TablePlan, world: int) -> Row:
+def placement_svg(plan: TablePlan, world: int) -> Row:
     """A table's bytes on each rank."""
     held = [0] * world
     for shard in plan.shards:
@@ -133,20 +135,20 @@ def placement(plan: TablePlan, world: int) -> Row:
     for first, last, taken in _runs(held):
         if taken:
             x, width = _span(first, last, world)
-            style = f"q{sum(taken > end for end in BYTE_CLASSES)}{' lone' if len(plan.shards) * LONELY < world else ''}"
-            title = f"{plan.name}, {_ranks(first, last)}: {size(taken)}{'' if first == last else ' each'}"
-            bars.append(Bar(x, width, style, title, text=size(taken) if world <= RANKS_NAMED else ""))
+            style = f"q{sum(taken > end for end in BYTE_CLASSES)}{' lone' if len(plan.shards) * SINGLE_POINT < world else ''}"
+            title = f"{plan.name}, {_ranks(first, last)}: {format_bytes(taken)}{'' if first == last else ' each'}"
+            bars.append(Bar(x, width, style, title, text=format_bytes(taken) if world <= RANKS_NAMED else ""))
     where = f"{plan.chosen.sharding}, {figures.plural(plan.chosen.ranks, 'rank')}"
-    return Row(plan.name, bars, where, f"{plan.name}: {where}, at most {size(max(held))} on one")
+    return Row(plan.name, bars, where, f"{plan.name}: {where}, at most {format_bytes(max(held))} on one")
 
 
 def byte_classes() -> dict[str, str]:
     """The placement map's colours, CSS class -> meaning."""
-    ends = [f"up to {_short(size(end))}" for end in BYTE_CLASSES]
+    ends = [f"up to {_short(format_bytes(end))}" for end in BYTE_CLASSES]
     return {f"q{place}": text for place, text in enumerate([*ends, "more"])}
 
 
-def times(report: PlanReport) -> list[Row]:
+def time_bars(report: PlanReport) -> list[Row]:
     """Milliseconds of each table's slowest shard and of the slowest rank, part by part."""
     costs = [(plan.name, plan.chosen.cost) for plan in report.tables]
     if costs:
@@ -155,24 +157,24 @@ def times(report: PlanReport) -> list[Row]:
     return [_time(name, cost, longest) for name, cost in costs]
 
 
-def parts(report: PlanReport) -> dict[str, str]:
+def cost_legend(report: PlanReport) -> dict[str, str]:
     """The parts of the time that the plan has, CSS class -> name."""
     costs = [plan.chosen.cost for plan in report.tables]
-    return {part: part.replace("_", " ") for part in PARTS if any(getattr(cost, part) for cost in costs)}
+    return {part: part.replace("_", " ") for part in COST_PARTS if any(getattr(cost, part) for cost in costs)}
 
 
 def sweep_charts(reports: Sequence[PlanReport]) -> list[SweepChart]:
     """Memory per rank and time per step over the number of ranks; ``reports`` in that number's order."""
     fitting = [report for report in reports if report.fits]
     memory: list[tuple[str, str, dict[int, float]]] = []
-    for kind in figures.memories(*fitting):
+    for kind in figures.memory_kinds(*fitting):
         for name, style, field in (("fullest rank", kind, kind), ("free", f"{kind} limit", f"{kind}_free")):
             values = {report.world: getattr(figures.fullest(report, kind), field) for report in fitting}
             memory.append((f"{kind.upper()}, {name}", style, values))
     time = [("estimated ms per step", "time", {report.world: report.cost.total for report in fitting})]
     return [
-        _sweep_chart("Memory per rank", memory, reports, size),
-        _sweep_chart("Estimated ms per step", time, reports, ms),
+        _sweep_chart("Memory per rank", memory, reports, format_bytes),
+        _sweep_chart("Estimated ms per step", time, reports, format_ms),
     ]
 
 
@@ -207,13 +209,13 @@ def _sweep_chart(
 
 def _time(name: str, cost: Cost, longest: float) -> Row:
     bars, x = [], 0.0
-    for part in PARTS:
+    for part in COST_PARTS:
         taken = getattr(cost, part)
         width = taken / longest * 100
         if taken:
-            bars.append(Bar(x, width, part, f"{name}, {part.replace('_', ' ')}: {ms(taken)} ms"))
+            bars.append(Bar(x, width, part, f"{name}, {part.replace('_', ' ')}: {format_ms(taken)} ms"))
         x += width
-    return Row(name, bars, ms(cost.total), f"{name}: {ms(cost.total)} ms per step")
+    return Row(name, bars, format_ms(cost.total), f"{name}: {format_ms(cost.total)} ms per step")
 
 
 def _runs(values: Sequence[Any]) -> list[tuple[int, int, Any]]:

@@ -8,10 +8,10 @@ from a2gen_rec.reporting.pages import templates
 from a2gen_rec.reporting.pages.plan import charts as drawings
 from a2gen_rec.sharding.report import PlanReport
 
-OPTIONS = 6
+MAX_OPTIONS = 6
 
 
-def render(report: PlanReport, sweep: Sequence[PlanReport]) -> str:
+def render_plan_page(report: PlanReport, sweep: Sequence[PlanReport]) -> str:
     """The page of a plan, or of why there is none.
 
     Args:
@@ -19,10 +19,10 @@ def render(report: PlanReport, sweep: Sequence[PlanReport]) -> str:
     """
     return templates.render(
         "plan/page.html.j2",
-        {"size": figures.size, "count": figures.count, "ms": figures.ms, "options": shlex.join},
+        {"size": figures.format_bytes, "count": figures.format_count, "ms": figures.format_ms, "options": shlex.join},
         report=report,
         sweep=sorted(sweep, key=lambda planned: planned.world),
         figures=figures,
         drawings=drawings,
-        most_options=OPTIONS,
+        most_options=MAX_OPTIONS,
     )

@@ -15,7 +15,7 @@ import pytest
 from a2gen_rec.cli.main import main
 from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.reporting.pages.dataset.page import MARKDOWN, NUMBERS, PAGE, report_data
+from a2gen_rec.reporting.pages.dataset.page import MARKDOWN, NUMBERS, PAGE, write_dataset_report
 from tests.helpers.cards import make_card, write_dataset
 
 
@@ -62,7 +62,7 @@ def full_card() -> DatasetCard:
 
 def report(folder: Path, card: DatasetCard, windows: int = 30) -> tuple[Page, str, dict]:
     data = write_dataset(folder / "data", card, windows=windows, files=1)
-    report_data(str(data), str(folder / "out"))
+    write_dataset_report(str(data), str(folder / "out"))
     return read(folder / "out")
 
 
@@ -145,7 +145,7 @@ def test_no_crash_where_nothing_happens(tmp_path: Path) -> None:
     rewrite(data, empty)
     for split in ("valid", "test"):
         (data / split / "part-00000.parquet").unlink()
-    report_data(str(data), str(tmp_path / "out"))
+    write_dataset_report(str(data), str(tmp_path / "out"))
     page, _, numbers = read(tmp_path / "out")
     assert "0% of the impressions have an action. All items are unknown." in page.text
     assert "no video's length is known" in page.text
@@ -164,7 +164,7 @@ def test_an_action_without_positives_has_a_row(tmp_path: Path) -> None:
                 codes[place], offsets[place] = [row[step] for step in kept], [offsets[place][step] for step in kept]
 
     rewrite(data, without_comments)
-    report_data(str(data), str(tmp_path / "out"))
+    write_dataset_report(str(data), str(tmp_path / "out"))
     page, _, numbers = read(tmp_path / "out")
     assert "comment action 0 0% 0 0% 0 0% –" in page.text
     assert numbers["pairs"]["order"][0][1] is None
@@ -179,10 +179,10 @@ def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
         card,
         name=name,
         actions=[named.get(each, each) for each in card.actions],
-        timed=[named.get(each, each) for each in card.timed],
+        timed_actions=[named.get(each, each) for each in card.timed_actions],
     )
     changed.save(str(data))
-    report_data(str(data), str(tmp_path / "out"))
+    write_dataset_report(str(data), str(tmp_path / "out"))
     page, text, numbers = read(tmp_path / "out")
     assert name in page.text
     assert not re.search(r"(?<!\\)<", text)
@@ -197,7 +197,7 @@ def test_the_same_dataset_gives_the_same_files_again(tmp_path: Path) -> None:
     names = (PAGE, MARKDOWN, NUMBERS)
     contents = []
     for _ in range(2):
-        report_data(str(data))
+        write_dataset_report(str(data))
         contents.append([(tmp_path / "data-report" / name).read_bytes() for name in names])
     assert contents[0] == contents[1]
     assert sorted(file.name for file in (tmp_path / "data-report").iterdir()) == sorted(names)
@@ -208,9 +208,9 @@ def test_errors_come_before_a_folder_is_made(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     for out in (data, data / "report", tmp_path / "." / "data" / "x"):
         with pytest.raises(ConfigError, match="must lie outside the dataset"):
-            report_data(str(data), str(out))
+            write_dataset_report(str(data), str(out))
     with pytest.raises(UserError, match=r"nothing/dataset\.yaml: no dataset card here; run `a2gen prepare` first"):
-        report_data(str(tmp_path / "nothing"), str(tmp_path / "out"))
+        write_dataset_report(str(tmp_path / "nothing"), str(tmp_path / "out"))
     assert sorted(tmp_path.rglob("*")) == before
 
 

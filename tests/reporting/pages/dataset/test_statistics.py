@@ -16,8 +16,8 @@ from rich.progress import Progress
 
 from a2gen_rec.data.schema import COMPLETE, SPLITS, DatasetCard, Feature
 from a2gen_rec.errors import DataError
-from a2gen_rec.reporting.pages.dataset.statistics import DataStatistics, measure
-from a2gen_rec.reporting.pages.dataset.value_counts import Counted
+from a2gen_rec.reporting.pages.dataset.statistics import DataStatistics, compute_statistics
+from a2gen_rec.reporting.pages.dataset.value_counts import ValueCounts
 from tests.helpers.cards import make_card, write_dataset
 
 LENGTH = Feature("length", "item", "buckets", 5, [10.0, 20.0, 40.0])
@@ -54,7 +54,7 @@ def targets(folder: Path, split: str) -> list[dict[str, Any]]:
     return found
 
 
-def same(found: Counted, values: list[float]) -> None:
+def same(found: ValueCounts, values: list[float]) -> None:
     expected = sorted(float(f"{value:.4g}") for value in values if not math.isnan(value))
     assert np.repeat(found.value, found.count) == pytest.approx(expected, rel=1.1e-3)
 
@@ -65,7 +65,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetCar
     data = with_ties(write_dataset(folder / "data", card, windows=40))
     (folder / "scratch").mkdir()
     with Progress(disable=True) as bars:
-        return data, card, measure(str(data), folder / "scratch", bars)
+        return data, card, compute_statistics(str(data), folder / "scratch", bars)
 
 
 def test_splits(measured: tuple[Path, DatasetCard, DataStatistics]) -> None:
@@ -80,14 +80,14 @@ def test_splits(measured: tuple[Path, DatasetCard, DataStatistics]) -> None:
         assert numbers.items == len({row["item_id"] for row in rows} - {0})
         assert numbers.unknown_items == sum(row["item_id"] == 0 for row in rows) > 0
         assert numbers.new_users == sum(row["user"] not in old for row in rows)
-        assert numbers.happened == sum(len(row["action"]) - 2 for row in rows)
-        for code, name in enumerate(card.events, start=1):
+        assert numbers.action_counts == sum(len(row["action"]) - 2 for row in rows)
+        for code, name in enumerate(card.predicted_actions, start=1):
             assert numbers.counts.positives[name] == sum(code in row["action"] for row in rows)
-            assert numbers.counts.known[name] == len(rows)
+            assert numbers.counts.num_known[name] == len(rows)
         for name in ("label_click", "objective_glance", "objective_effective"):
             known = [row[name] for row in rows if not math.isnan(row[name])]
             assert numbers.counts.positives[name.partition("_")[2]] == sum(known)
-            assert numbers.counts.known[name.partition("_")[2]] == len(known)
+            assert numbers.counts.num_known[name.partition("_")[2]] == len(known)
         same(numbers.watch, [row["dwell_s"] for row in rows])
 
 
@@ -103,7 +103,7 @@ def test_users_without_training_are_new(tmp_path: Path) -> None:
     lengths = pc.subtract(pc.list_value_length(table["ts_ms"]), table["first_target"]).to_pylist()
     (tmp_path / "scratch").mkdir()
     with Progress(disable=True) as bars:
-        found = measure(str(data), tmp_path / "scratch", bars)
+        found = compute_statistics(str(data), tmp_path / "scratch", bars)
     assert found.splits["test"].new_users == sum(lengths[1:])
     assert found.splits["train"].new_users == 0
 
@@ -137,7 +137,7 @@ def test_times(measured: tuple[Path, DatasetCard, DataStatistics]) -> None:
 
 def test_pairs(measured: tuple[Path, DatasetCard, DataStatistics]) -> None:
     data, card, found = measured
-    rows, pairs, number = targets(data, "train"), found.pairs, len(card.events)
+    rows, pairs, number = targets(data, "train"), found.pairs, len(card.predicted_actions)
     both, before, together = (Counter[tuple[int, int]]() for _ in range(3))
     for row in rows:
         steps = list(zip(row["action"], row["action_offset_s"], strict=True))[1:-1]
@@ -205,7 +205,7 @@ def test_buckets_join_until_they_are_of_like_size(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", card, windows=100)
     (tmp_path / "scratch").mkdir()
     with Progress(disable=True) as bars:
-        groups = measure(str(data), tmp_path / "scratch", bars).lengths
+        groups = compute_statistics(str(data), tmp_path / "scratch", bars).lengths
     assert groups is not None
     assert 8 < len(groups) <= 12
     assert groups[0].from_s is None
@@ -219,7 +219,7 @@ def test_a_file_that_breaks_the_contract_is_named(tmp_path: Path) -> None:
     file = data / "valid" / "part-00001.parquet"
     pq.write_table(pq.read_table(file).drop_columns(["first_target"]), file)
     with Progress(disable=True) as bars, pytest.raises(DataError, match=r"part-00001\.parquet: .*first_target"):
-        measure(str(data), tmp_path, bars)
+        compute_statistics(str(data), tmp_path, bars)
 
 
 def test_without_training_impressions_there_is_nothing_to_tell(tmp_path: Path) -> None:
@@ -227,4 +227,4 @@ def test_without_training_impressions_there_is_nothing_to_tell(tmp_path: Path) -
     for file in (data / "train").iterdir():
         file.unlink()
     with Progress(disable=True) as bars, pytest.raises(DataError, match="data: has no training impressions"):
-        measure(str(data), tmp_path, bars)
+        compute_statistics(str(data), tmp_path, bars)

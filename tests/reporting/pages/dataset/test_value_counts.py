@@ -7,14 +7,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from a2gen_rec.reporting.pages.dataset.value_counts import Counted, log_histogram
+from a2gen_rec.reporting.pages.dataset.value_counts import ValueCounts, log_histogram
 
 numbers = st.lists(st.one_of(st.integers(0, 6).map(float), st.floats(0, 1e7)), min_size=1, max_size=40)
 
 
-def counted(values: list[float]) -> Counted:
+def counted(values: list[float]) -> ValueCounts:
     distinct, count = np.unique(np.array(values, np.float64), return_counts=True)
-    return Counted(distinct, count)
+    return ValueCounts(distinct, count)
 
 
 @settings(deadline=None)
@@ -27,7 +27,7 @@ def test_same_as_of_the_values_one_by_one(values: list[float], share: float) -> 
     assert found.quantile(share) == sorted(values)[max(1, math.ceil(share * len(values))) - 1]
     top = sorted(values, reverse=True)[: math.ceil(share * len(values))]
     expected = sum(top) / sum(values) if sum(values) else math.nan
-    assert found.share_of_top(share) == pytest.approx(expected, nan_ok=True)
+    assert found.top_share(share) == pytest.approx(expected, nan_ok=True)
     summary = found.summary()
     assert (summary["count"], summary["min"], summary["max"]) == (len(values), min(values), max(values))
 
@@ -53,9 +53,9 @@ def test_whole_numbers_leave_no_bin_between_them() -> None:
 
 
 def test_nothing_has_no_figures() -> None:
-    nothing = Counted(np.zeros(0), np.zeros(0, np.int64))
+    nothing = ValueCounts(np.zeros(0), np.zeros(0, np.int64))
     assert math.isnan(nothing.median)
     assert math.isnan(nothing.mean)
-    assert math.isnan(nothing.share_of_top(0.5))
+    assert math.isnan(nothing.top_share(0.5))
     assert set(nothing.summary().values()) == {0, None}
     assert len(log_histogram(nothing)[1]) == 0

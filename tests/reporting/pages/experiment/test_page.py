@@ -16,7 +16,7 @@ from a2gen_rec.cli.main import main
 from a2gen_rec.evaluation.prediction_file import read_predictions
 from a2gen_rec.experiments.curves import calibration_curve, learning_curve, predicted_curves
 from a2gen_rec.experiments.results import read_experiment
-from a2gen_rec.reporting.pages.experiment.page import Written, report_experiment
+from a2gen_rec.reporting.pages.experiment.page import ReportFiles, write_experiment_report
 from tests.helpers.experiments import CARD, plain_card, write_experiment
 
 TWO = {"a2gen": 1.0, "mmoe": 0.3}
@@ -69,14 +69,14 @@ class Page(HTMLParser):
                 self.best.add(data)
 
 
-def written(folder: Path, **options: Any) -> tuple[str, str, Written]:
-    made = report_experiment(str(folder), resamples=options.pop("resamples", 20), **options)
+def written(folder: Path, **options: Any) -> tuple[str, str, ReportFiles]:
+    made = write_experiment_report(str(folder), resamples=options.pop("resamples", 20), **options)
     return Path(made.files[0]).read_text(), Path(made.files[1]).read_text(), made
 
 
 def generated(folder: Path) -> None:
     """Give the first model's evaluations their sequences."""
-    for run in read_experiment(str(folder)).of_model("one", "a2gen"):
+    for run in read_experiment(str(folder)).runs_of("one", "a2gen"):
         rows = [{"actions": ["like", "exit"], "observed": 0.4, "expected": 0.3}]
         found = {"targets": 300, "every": 1, "beams": 16, "covered": 0.99, "distinct": {"observed": 9, "generated": 4}}
         test = run.test | {"sequences": found | {"most_frequent": rows}}
@@ -153,7 +153,7 @@ def test_tables_say_what_was_measured_and_mark_the_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("models", [{"a2gen": 1.0}, {"mmoe": 0.5, "ple": 0.4}])
-@pytest.mark.parametrize("card", [plain_card(), replace(CARD, oracle=["like"])], ids=["plain", "oracle"])
+@pytest.mark.parametrize("card", [plain_card(), replace(CARD, oracle_columns=["like"])], ids=["plain", "oracle"])
 def test_a_suite_may_lack_everything(models: dict[str, float], card: Any, tmp_path: Path) -> None:
     """One dataset, one seed, no ablation, no logs of training; one model, or none that generates."""
     page, markdown, _ = written(write_experiment(tmp_path, models, card=card))
@@ -200,9 +200,9 @@ def test_times_are_quantiles_of_impressions_in_which_it_happened(tmp_path: Path)
     predictions, names = read_predictions(run.predictions)
     times = predicted_curves([run]).times["follow"]
     column = names.index("follow")
-    known = np.isfinite(predictions.actual_time[:, column])
+    known = np.isfinite(predictions.observed_time[:, column])
     assert times.count == known.sum() == run.test["time"]["follow"]["count"]
-    assert times.observed[50] == pytest.approx(np.expm1(np.median(predictions.actual_time[known, column])), rel=1e-4)
+    assert times.observed[50] == pytest.approx(np.expm1(np.median(predictions.observed_time[known, column])), rel=1e-4)
     assert times.predicted[-1] == pytest.approx(np.expm1(predictions.time[known, column].max()), rel=1e-4)
 
 

@@ -16,7 +16,7 @@ def test_placement_colours_every_rank_as_if_each_had_its_own_bar(held: list[int]
     world = len(held)
     zero = Cost(0.0, 0.0, 0.0, 0.0)
     shards = [Shard(rank, (0, 1), (0, 1), bytes_, 0, zero) for rank, bytes_ in enumerate(held)]
-    bars = drawings.placement(replace(plan_report().tables[0], shards=shards), world).bars
+    bars = drawings.placement_svg(replace(plan_report().tables[0], shards=shards), world).bars
     for rank, bytes_ in enumerate(held):
         middle = (rank + 0.5) / world * 100
         over = [bar.style.split()[0] for bar in bars if bar.x <= middle <= bar.x + bar.width]
@@ -26,7 +26,7 @@ def test_placement_colours_every_rank_as_if_each_had_its_own_bar(held: list[int]
 def test_shards_on_one_rank_add_up() -> None:
     table = plan_report().tables[2]
     twice = replace(table, shards=table.shards * 2)
-    assert drawings.placement(twice, 64).bars[0].title == "tag, rank 2: 93.0 MB"
+    assert drawings.placement_svg(twice, 64).bars[0].title == "tag, rank 2: 93.0 MB"
 
 
 @pytest.mark.parametrize("world", [8, 512])
@@ -51,10 +51,10 @@ def test_equal_neighbours_are_one_bar_among_many_ranks() -> None:
 
 def test_parts_of_the_time_follow_each_other() -> None:
     report = plan_report()
-    rows = drawings.times(report)
+    rows = drawings.time_bars(report)
     assert [row.name for row in rows] == ["item_id", "user_id", "tag", "action", "slowest rank"]
     for row, cost in zip(rows, [*(table.chosen.cost for table in report.tables), report.cost], strict=True):
-        assert [bar.style for bar in row.bars] == drawings.PARTS[:4]
+        assert [bar.style for bar in row.bars] == drawings.COST_PARTS[:4]
         end = 0.0
         for bar in row.bars:
             assert bar.x == pytest.approx(end)

@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from a2gen_rec.reporting.pages.plan.page import render
+from a2gen_rec.reporting.pages.plan.page import render_plan_page
 from a2gen_rec.sharding.report import PlanReport
 from tests.helpers.plans import misfit_report, plan_report, renamed
 
@@ -59,7 +59,7 @@ SWEEP = [plan_report(512), misfit_report(8), plan_report(64)]
     ],
 )
 def test_page_is_whole_and_needs_nothing_else(report: PlanReport, sweep: list[PlanReport]) -> None:
-    html = render(report, sweep)
+    html = render_plan_page(report, sweep)
     page = Page(html)
     assert page.tags.count("title") >= 1
     assert not re.search(r"https?:|//|url\(|@import|src=|href=", html)
@@ -67,7 +67,7 @@ def test_page_is_whole_and_needs_nothing_else(report: PlanReport, sweep: list[Pl
 
 
 def test_figures_of_a_plan_that_fits() -> None:
-    text = Page(render(plan_report(64), [])).text
+    text = Page(render_plan_page(plan_report(64), [])).text
     assert "Fits on h200_8x8 64 ranks on 8 hosts, cuda · planned in 3.2 s" in text
     assert "9.49 ms estimated per step" in text
     assert "HBM, fullest rank 41% 48.8 GB of 120 GB" in text
@@ -81,7 +81,7 @@ def test_figures_of_a_plan_that_fits() -> None:
 
 
 def test_no_fit_names_the_tables_and_the_options() -> None:
-    page = Page(render(misfit_report(), []))
+    page = Page(render_plan_page(misfit_report(), []))
     assert "Does not fit on h200_1x8" in page.text
     assert "item_id HBM 322 GB 111 GB 211 GB" in page.text
     assert "32 ranks --topology.ranks 32 7.89" in page.text
@@ -89,7 +89,7 @@ def test_no_fit_names_the_tables_and_the_options() -> None:
 
 
 def test_sweep_stands_in_the_order_of_ranks() -> None:
-    text = Page(render(misfit_report(), SWEEP)).text
+    text = Page(render_plan_page(misfit_report(), SWEEP)).text
     lines = ["8 1 do not fit –", "64 8 fit 48.8 GB 41% 9.49 2.73 kB", "512 64 fit 6.18 GB 5%"]
     places = [text.index(line) for line in lines]
     assert places == sorted(places)
@@ -99,6 +99,6 @@ def test_sweep_stands_in_the_order_of_ranks() -> None:
 def test_names_are_escaped_everywhere() -> None:
     name = '<script>alert("x")</script>&'
     for report in (renamed(plan_report(), {"item_id": name}), renamed(misfit_report(), {"item_id": name})):
-        html = render(report, [])
+        html = render_plan_page(report, [])
         assert "<script" not in html
         assert name in Page(html).text
