@@ -129,7 +129,11 @@ def exported(folder: Path, data: str, dim: int, settings: Settings) -> list[Expo
     """Train a model of one width and export it as every type."""
     tell(f"width {dim}: training {settings.steps:,} steps, exporting")
     run = str(folder / f"run-{dim}")
-    bounds = [f"--train.max_steps={settings.steps}", f"--train.validate_every={settings.steps}", "--train.epochs=1000"]
+    bounds = [
+        f"--train.max_steps={settings.steps}",
+        f"--train.validation_interval={settings.steps}",
+        "--train.epochs=1000",
+    ]
     a2gen(folder, "train", "--config", str(CONFIG), f"--model.dim={dim}", "--data", data, "--run", run, *bounds)
     found = []
     for dtype in settings.dtypes:

@@ -1,9 +1,9 @@
-"""How fast and how small is the factorised attention of many contexts over one sequence?
+"""How fast and how small is the factorized attention of many contexts over one sequence?
 
 The same mean-pooled context-aware attention in three forms, forward and backward, whose results and gradients are
 compared before any is timed:
 
-- factorised: three matrix products, no attention matrix per context (``ContextAwareAttention.pooled``);
+- factorized: three matrix products, no attention matrix per context (``ContextAwareAttention.pooled``);
 - direct: one n × n attention matrix per context;
 - SDPA: torch's ``scaled_dot_product_attention`` with the queries of every (context, position), pooled afterwards.
 
@@ -26,7 +26,7 @@ from a2gen_rec.errors import ConfigError
 from a2gen_rec.nn.attention import ContextAwareAttention
 from a2gen_rec.utils.distributed import DistributedContext
 
-FORMS = ("factorised", "SDPA", "direct")
+FORMS = ("factorized", "SDPA", "direct")
 GIB, MIB = 2**30, 2**20
 _MATRICES = 4
 """Attention matrices of every context that the direct form holds at once, at the most."""
@@ -138,16 +138,16 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
     exponents = {form: growth(cells, form) for form in FORMS}
     largest = cells[-1]
     figures = {
-        "peak_mib_factorised": largest.peak["factorised"] / MIB,
-        "ratio_vs_sdpa": largest.both["SDPA"].median / largest.both["factorised"].median,
+        "peak_mib_factorized": largest.peak["factorized"] / MIB,
+        "ratio_vs_sdpa": largest.both["SDPA"].median / largest.both["factorized"].median,
         "matmul_gflops_per_s": matmul / 1e9,
-        "matmul_share": largest.flops / largest.both["factorised"].median / matmul,
+        "matmul_share": largest.flops / largest.both["factorized"].median / matmul,
     }
     slow = [cell for cell in cells if "direct" in cell.both]
     if slow:
         last = slow[-1]
-        figures["ratio_vs_direct"] = last.both["direct"].median / last.both["factorised"].median
-        figures["memory_ratio_vs_direct"] = last.peak["direct"] / last.peak["factorised"]
+        figures["ratio_vs_direct"] = last.both["direct"].median / last.both["factorized"].median
+        figures["memory_ratio_vs_direct"] = last.peak["direct"] / last.peak["factorized"]
     for form, powers in exponents.items():
         if powers is not None:
             figures |= {f"peak_power_of_t_{form.lower()}": powers[0], f"peak_power_of_n_{form.lower()}": powers[1]}
@@ -168,7 +168,7 @@ def measure_cell(
     check(work, forms)
     peak = {form: peak_bytes(partial(work.both, form), device) for form in forms}
     with FlopCounterMode(display=False) as counter:
-        work.both("factorised")
+        work.both("factorized")
     both = interleave({form: partial(work.both, form) for form in forms}, settings.repeats, 1, device)
     with torch.no_grad():
         forward = interleave({form: partial(work.forward, form) for form in forms}, settings.repeats, 1, device)
@@ -232,14 +232,14 @@ def memory_table(
     columns = ["T", "n", *(f"{form} MiB" for form in FORMS), "× SDPA", "× direct", "GFLOP/s", "% of matmul"]
     rows: list[list[str | int | float | None]] = []
     for cell in cells:
-        own = cell.both["factorised"].median
+        own = cell.both["factorized"].median
         peaks = [cell.peak[form] / MIB if form in cell.peak else None for form in FORMS]
         faster = [cell.both[form].median / own if form in cell.both else None for form in FORMS[1:]]
         speed = cell.flops / own
         rows.append([cell.contexts, cell.history, *peaks, *faster, speed / 1e9, 100 * speed / matmul])
     powers = [f"{form} T^{of[0]:.2f} · n^{of[1]:.2f}" for form, of in exponents.items() if of is not None]
     note = (
-        f"×: how many times faster the factorised form is. GFLOP/s: its matrix products over its whole time, beside "
+        f"×: how many times faster the factorized form is. GFLOP/s: its matrix products over its whole time, beside "
         f"{matmul / 1e9:,.0f} GFLOP/s of one large matrix product. –: the direct form would need more than "
         f"{settings.direct_gib:g} GiB."
     )
@@ -249,7 +249,7 @@ def memory_table(
 
 
 def targets(exponents: dict[str, tuple[float, float] | None]) -> list[Goal]:
-    own, direct = exponents["factorised"], exponents["direct"]
+    own, direct = exponents["factorized"], exponents["direct"]
     if own is None or direct is None:
         return []
     met = abs(own[0] - 1) < 0.25 and abs(own[1] - 1) < 0.25

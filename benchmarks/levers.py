@@ -33,7 +33,7 @@ class Optimizations:
     """What makes training on windows fast.
 
     Attributes:
-        factorised: attention of all targets in three matrix products; else a matrix for each.
+        factorized: attention of all targets in three matrix products; else a matrix for each.
         ragged: action sequences grouped by similar length; else padded to the longest.
         dedup: every distinct id of a batch looked up once.
         fused: sharded tables, updated inside the backward pass; else plain tables and torch's optimizers.
@@ -43,7 +43,7 @@ class Optimizations:
             sequence, which every batch has others of: traced whole, it takes minutes and is traced again.
     """
 
-    factorised: bool = True
+    factorized: bool = True
     ragged: bool = True
     dedup: bool = True
     fused: bool = True
@@ -70,7 +70,7 @@ class WindowTraining:
     ) -> None:
         config = replace(
             config,
-            model=replace(config.model, attention_impl="factorised" if levers.factorised else "direct"),
+            model=replace(config.model, attention_impl="factorized" if levers.factorized else "reference"),
             loader=replace(
                 config.loader,
                 deduplicate_ids=levers.dedup,

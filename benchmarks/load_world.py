@@ -123,7 +123,7 @@ def make_world(
     simulate(log, world)
     prepare("simulated", log, data, PrepareConfig(max_history=history))
     tell(f"training {steps:,} steps, exporting")
-    bounds = [f"--train.max_steps={steps}", f"--train.validate_every={steps}", "--train.epochs=1000"]
+    bounds = [f"--train.max_steps={steps}", f"--train.validation_interval={steps}", "--train.epochs=1000"]
     a2gen(folder, "train", "--config", str(CONFIG), "--data", data, "--run", run, *bounds)
     # What little training gives may be rounded more; ranking takes as long.
     a2gen(folder, "export", "--run", run, "--out", model, "--dtype", "int8", "--tolerance", "0.01")

@@ -4,12 +4,12 @@ A request is one user's past impressions and the candidates' table rows; its ans
 happening at all and the expected watch time, best candidates first. Reading the history from disk is not part of it.
 The forms compute the same, with the same trained weights:
 
-- factorised: the history is read once, the attention of all candidates is three matrix products, and of the tree of
+- factorized: the history is read once, the attention of all candidates is three matrix products, and of the tree of
   action sequences only what the bound on the error asks for is followed;
 - cached: the same, with what the user did inside each past impression encoded before (it depends on no candidate);
-- direct: an n×n attention matrix per candidate (`--model.attention direct`), and the whole tree;
+- direct: an n×n attention matrix per candidate (`--model.attention_impl direct`), and the whole tree;
 - direct attention, whole tree: the two apart, each with the other's fast form;
-- pointwise: each candidate by itself with a padded history of its own (benchmarks/reference), tree as in factorised.
+- pointwise: each candidate by itself with a padded history of its own (benchmarks/reference), tree as in factorized.
 
 A model is trained a little for every length of history: how many action sequences must be followed depends on how
 sure it is.
@@ -47,7 +47,7 @@ from a2gen_rec.utils.distributed import DistributedContext
 GIB = 2**30
 SHOWN = (1000, 100)
 """Candidates and history of the figures at the top of the JSON."""
-FAST = ("factorised", "cached")
+FAST = ("factorized", "cached")
 REQUESTS = 8
 """Different requests that the timed ones take turns among."""
 
@@ -116,13 +116,13 @@ class Rankers:
         self.reference.load_state_dict(renamed(weights))
 
     def rank(
-        self, request: Request, form: str = "factorised", max_error: float | None = None, states: Tensor | None = None
+        self, request: Request, form: str = "factorized", max_error: float | None = None, states: Tensor | None = None
     ) -> Answer:
         """By the model; ``form`` of its item-level attention; ``states``: action states known before."""
         encoder = self.ranker.encoder
         encoder.form = form
         targets = self.model.encode(self.batch(request), states)
-        encoder.form = "factorised"
+        encoder.form = "factorized"
         return _answer(self.ranker.occurrence(targets, self.max_error if max_error is None else max_error))
 
     def pointwise(self, request: Request) -> Answer:
@@ -192,7 +192,7 @@ def _cell(rankers: Rankers, columns: WindowColumns, count: int, history: int, se
     requests = [_request(rankers.card, columns, count, history, rng) for _ in range(REQUESTS)]
     states = [rankers.states(request) for request in requests]
     forms: dict[str, Callable[[int], Answer]] = {
-        "factorised": lambda place: rankers.rank(requests[place]),
+        "factorized": lambda place: rankers.rank(requests[place]),
         "cached": lambda place: rankers.rank(requests[place], states=states[place]),
         "whole tree": lambda place: rankers.rank(requests[place], max_error=0.0),
     }
@@ -247,7 +247,7 @@ def _answer(what: ActionMarginals) -> Answer:
 def _check_equal(answers: dict[str, Answer], max_error: float) -> None:
     """All forms within the bound of the exact answer, and equal to those that follow as much of the tree."""
     rounding = 1e-4
-    exact, bounded = answers["whole tree"].what.probability, answers["factorised"].what
+    exact, bounded = answers["whole tree"].what.probability, answers["factorized"].what
     for name, answer in answers.items():
         most = float((exact - answer.what.probability).abs().max())
         if most > min(float(answer.what.unexplored_mass.max()), max_error) + rounding:
@@ -263,7 +263,7 @@ def _time(forms: dict[str, Callable[[int], Answer]], settings: Settings, device:
     """Rounds of one request by each slow form and many by each fast one, all forms in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     began = time.perf_counter()
-    forms["factorised"](0)
+    forms["factorized"](0)
     affordable = settings.seconds / (time.perf_counter() - began)
     fast = max(1, int(min(settings.requests, affordable)) // settings.slow_requests)
     for turn in range(-1, settings.slow_requests):
@@ -289,7 +289,7 @@ def _report(found: dict[tuple[int, int], dict[str, Timing]], settings: Settings)
             rows.append(
                 [count, history, name, p10, p50, p90, p99 if len(timing.seconds) >= 50 else None, len(timing.seconds)]
             )
-        ours = timings["factorised"].median
+        ours = timings["factorized"].median
         slower: list[Cell] = [timings[name].median / ours if name in timings else None for name in against]
         ratios.append([count, history, *slower, ours / timings["cached"].median])
     tables = [
@@ -300,16 +300,16 @@ def _report(found: dict[tuple[int, int], dict[str, Timing]], settings: Settings)
             f"probabilities off by at most {settings.max_error}, exact with the whole tree; no p99 from a few requests",
         ),
         ReportTable(
-            "How many times as long a request takes as in the factorised form",
+            "How many times as long a request takes as in the factorized form",
             ["candidates", "history", *against, "over cached"],
             ratios,
-            f"–: attention matrices of more than {settings.max_gib:g} GiB; over cached: factorised / cached",
+            f"–: attention matrices of more than {settings.max_gib:g} GiB; over cached: factorized / cached",
         ),
     ]
     if SHOWN not in found or "direct" not in found[SHOWN]:
         return Report(tables)
     shown = found[SHOWN]
-    best = shown["factorised"]
+    best = shown["factorized"]
     p50, p99 = 1000 * best.median, 1000 * best.percentile(99)
     ratio = {name: shown[name].median / best.median for name in against}
     what = f"{SHOWN[0]:,} candidates, history {SHOWN[1]}"

@@ -1,6 +1,6 @@
 """How many target impressions a second does training take, and what does each lever bring?
 
-The same data and mathematics twice: user windows with factorised attention on sharded tables, as `a2gen train` runs
+The same data and mathematics twice: user windows with factorized attention on sharded tables, as `a2gen train` runs
 them, and a pointwise reference, one padded history per target (benchmarks/reference). Every target has a full
 history. Losses and gradients are compared before anything is timed; then all forms train in turn, round after round,
 each on the same number of targets per round. A form first takes a few steps off the clock, so that batches made while
@@ -103,7 +103,7 @@ class Row:
 ROWS = [
     Row("pointwise reference", None, 0),
     Row("+ one history per window", Optimizations(False, False, False, False, False), 0),
-    Row("+ factorised attention", Optimizations(True, False, False, False, False), 1),
+    Row("+ factorized attention", Optimizations(True, False, False, False, False), 1),
     Row("+ ragged action level", Optimizations(True, True, False, False, False), 2),
     Row("+ deduplicated lookups", Optimizations(True, True, True, False, False), 3),
     Row("+ sharded tables, fused update", Optimizations(True, True, True, True, False), 4),
@@ -159,7 +159,7 @@ class Setting:
     rows: np.ndarray
 
     def windows(self, levers: Optimizations, weights: dict[str, Tensor] | None = None) -> WindowTraining:
-        impressions = self.settings.max_impressions if levers.factorised else self.settings.direct_impressions
+        impressions = self.settings.max_impressions if levers.factorized else self.settings.direct_impressions
         config = replace(self.config, loader=LoaderConfig(max_impressions_per_batch=impressions))
         return WindowTraining(self.data, self.card, config, self.process, levers, weights)
 

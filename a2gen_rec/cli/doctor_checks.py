@@ -171,7 +171,7 @@ def check_memory(memory: int) -> Check:
     """``memory`` in bytes: the machine's, or the container's bound."""
     found = f"{memory / _GIB:.1f} GiB"
     if memory < 4 * _GIB:
-        mend = "torchx run … -- --loader.max_impressions 2048  # smaller batches"
+        mend = "torchx run … -- --loader.max_impressions_per_batch 2048  # smaller batches"
         return Check("Memory", "warn", f"{found}: little for training", mend)
     return Check("Memory", "ok", found)
 

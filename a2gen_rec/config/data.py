@@ -57,7 +57,7 @@ class SimulateConfig:
     hook_penalty: float = 1.2
 
     def __post_init__(self) -> None:
-        sizes = ("users", "items", "authors", "topics", "groups", "impressions_per_user", "days", "chunk_users")
+        sizes = ("users", "items", "authors", "topics", "groups", "impressions_per_user", "days", "users_per_file")
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
@@ -70,10 +70,16 @@ class SimulateConfig:
             raise ConfigError("glance_rate and long_view_rate must be above 0 and sum to less than 1")
         if not 0 <= self.personalized_share <= 1:
             raise ConfigError(f"interest_share {self.personalized_share} must be in [0, 1]")
-        for name in ("popularity", "interest", "habit", "quality", "highlight"):
+        for name in (
+            "popularity_exponent",
+            "interest_strength",
+            "user_propensity_std",
+            "item_quality_std",
+            "highlight_strength",
+        ):
             if not 0 <= getattr(self, name) <= 10:
                 raise ConfigError(f"{name} {getattr(self, name)} must be in [0, 10]")
-        for name in ("liked_highlight", "loyalty", "hook"):
+        for name in ("highlight_like_boost", "follow_retention_boost", "hook_penalty"):
             if not -10 <= getattr(self, name) <= 10:
                 raise ConfigError(f"{name} {getattr(self, name)} must be in [-10, 10]")
 

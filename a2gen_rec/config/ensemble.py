@@ -62,17 +62,35 @@ class EnsembleConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("reweigh_every", "lr", "epochs", "batch_lists", "dim", "degree", "k", "formula_trials")
+        positive = (
+            "reweight_interval",
+            "lr",
+            "epochs",
+            "batch_size",
+            "dim",
+            "quadrature_degree",
+            "top_k",
+            "formula_trials",
+        )
         check_fields("ensemble", self, *POSITIVE, *positive)
-        not_negative = ("balance", "eta", "least_weight", "weight_decay", "patience", "events", "gap_s", "seed")
+        not_negative = (
+            "inverse_rate_exponent",
+            "pareto_step_size",
+            "min_weight",
+            "weight_decay",
+            "patience",
+            "max_history_events",
+            "session_gap_s",
+            "seed",
+        )
         check_fields("ensemble", self, *NON_NEGATIVE, *not_negative)
         if not self.min_weight < self.max_weight <= 1:
             raise ConfigError(
-                f"ensemble.greatest_weight {self.max_weight} must be above ensemble.least_weight "
+                f"ensemble.max_weight {self.max_weight} must be above ensemble.min_weight "
                 f"{self.min_weight} and at most 1"
             )
         if not self.hidden_dims or any(width < 1 for width in self.hidden_dims):
-            raise ConfigError(f"ensemble.hidden {self.hidden_dims} must be one or more positive widths")
+            raise ConfigError(f"ensemble.hidden_dims {self.hidden_dims} must be one or more positive widths")
         for name, weight in self.behavior_weights.items():
             if not 0 < weight < float("inf"):
-                raise ConfigError(f"ensemble.behaviours.{name} {weight} must be positive and finite")
+                raise ConfigError(f"ensemble.behavior_weights.{name} {weight} must be positive and finite")

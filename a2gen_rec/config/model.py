@@ -68,17 +68,17 @@ class ModelConfig:
     occurrence_head: bool = True
     residual: Literal["context", "both"] = "both"
     mlp_ratio: float = 2.0
-    attention_impl: Literal["factorised", "direct"] = "factorised"
+    attention_impl: Literal["factorized", "reference"] = "factorized"
     recency_bias: bool = True
     match_bias: bool = True
-    feedback_encoding: Literal["off", "tokens", "views", "whole"] = "off"
+    feedback_encoding: Literal["none", "tokens", "dual_view", "dual_view_full"] = "none"
     session_features: bool = False
     predict_objectives: bool = False
     shared_experts: int = 2
     task_experts: int = 1
     num_experts: int = 8
     num_layers: int = 2
-    time_head: Literal["free", "monotone"] = "free"
+    time_head: Literal["unconstrained", "monotonic"] = "unconstrained"
     time_distribution: Literal["point", "lognormal"] = "point"
     time_per_action: bool = True
     time_buckets: int = 64
@@ -88,25 +88,27 @@ class ModelConfig:
     tower_mlp_ratio: float = 2.0
     use_action_times: bool = True
     use_action_order: bool = True
-    action_pooling: Literal["attention", "mean", "off"] = "attention"
+    action_pooling: Literal["attention", "mean", "none"] = "attention"
     item_pooling: Literal["attention", "mean"] = "attention"
     context_in_query: bool = True
     use_head_gate: bool = True
 
     def __post_init__(self) -> None:
-        check_fields("model", self, "at least 1", lambda value: value >= 1, "heads", "experts", "layers")
+        check_fields("model", self, "at least 1", lambda value: value >= 1, "num_heads", "num_experts", "num_layers")
         if self.dim % 4 or self.dim % self.num_heads or self.dim <= 0:
             raise ConfigError(
-                f"model.dim {self.dim} must be a positive multiple of 4 and of model.heads {self.num_heads}"
+                f"model.dim {self.dim} must be a positive multiple of 4 and of model.num_heads {self.num_heads}"
             )
         check_fields("model", self, "at least 4", lambda value: value >= 4, "time_buckets")
         check_fields("model", self, "in [0, 1)", lambda value: 0 <= value < 1, "dropout")
-        check_fields("model", self, *NON_NEGATIVE, "history", "mlp_ratio", "shared_experts", "own_experts")
+        check_fields("model", self, *NON_NEGATIVE, "max_history", "mlp_ratio", "shared_experts", "task_experts")
         if self.shared_experts + self.task_experts == 0:
-            raise ConfigError("model.shared_experts and model.own_experts leave no expert")
-        if self.time_head == "monotone" and not self.use_action_order:
-            raise ConfigError("model.time_head 'monotone' orders times, model.action_order false leaves none to order")
-        check_fields("model", self, *POSITIVE, "tower_ratio", "max_offset_s", "max_gap_s")
+            raise ConfigError("model.shared_experts and model.task_experts leave no expert")
+        if self.time_head == "monotonic" and not self.use_action_order:
+            raise ConfigError(
+                "model.time_head 'monotonic' orders times, model.use_action_order false leaves none to order"
+            )
+        check_fields("model", self, *POSITIVE, "tower_mlp_ratio", "max_action_time_s", "max_gap_s")
 
 
 @dataclass
@@ -122,14 +124,14 @@ class LossConfig:
         occurrence: weight of the tower of occurrence, whose errors are in units of each action's own entropy.
         label: weight of the impression labels' binary cross-entropy.
         objective: weight of every objective's binary cross-entropy, and of the watch time's error.
-        objectives: other weights of single ones, by name (``watch_time`` too): ``--loss.objectives.glance 0.5``.
+        objectives: other weights of single ones, by name (``watch_time`` too): ``--loss.objective_weights.glance 0.5``.
         uncertainty: learn the weights of labels, objectives and watch time instead (homoscedastic uncertainty);
             validation goes on by the weights above.
     """
 
     action_weight: float = 1.0
     time_weight: float = 1.0
-    time_loss: Literal["squared", "absolute"] = "squared"
+    time_loss: Literal["mse", "mae"] = "mse"
     order_weight: float = 0.1
     order_power: float = 2.0
     draft_weight: float = 0.1
@@ -141,9 +143,18 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_fields(
-            "loss", self, *NON_NEGATIVE, "action", "time", "order", "auxiliary", "occurrence", "label", "objective"
+            "loss",
+            self,
+            *NON_NEGATIVE,
+            "action_weight",
+            "time_weight",
+            "order_weight",
+            "draft_weight",
+            "occurrence_weight",
+            "label_weight",
+            "default_objective_weight",
         )
         for name, weight in self.objective_weights.items():
             if not weight >= 0:
-                raise ConfigError(f"loss.objectives.{name} {weight} must be at least 0")
+                raise ConfigError(f"loss.objective_weights.{name} {weight} must be at least 0")
         check_fields("loss", self, *POSITIVE, "order_power")

@@ -52,10 +52,21 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         check_fields(
-            "serve", self, *POSITIVE, "max_batch", "max_waiting", "max_queue_ms", "max_requests", "max_body_kb"
+            "serve",
+            self,
+            *POSITIVE,
+            "max_batch_candidates",
+            "max_queued_candidates",
+            "max_backlog_ms",
+            "max_concurrent_requests",
+            "max_body_kb",
         )
-        check_fields("serve", self, *POSITIVE, "workers", "timeout_ms", "read_timeout_s", "drain_s")
-        check_fields("serve", self, *NON_NEGATIVE, "max_wait_ms", "history_cache_mb", "state_cache_mb", "notice_s")
+        check_fields(
+            "serve", self, *POSITIVE, "num_workers", "default_timeout_ms", "read_timeout_s", "graceful_timeout_s"
+        )
+        check_fields(
+            "serve", self, *NON_NEGATIVE, "batch_delay_ms", "history_cache_mb", "action_cache_mb", "pre_stop_delay_s"
+        )
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"serve.port {self.port} must be from 0 to 65535")
 

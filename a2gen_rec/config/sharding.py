@@ -37,12 +37,12 @@ class ShardingConfig:
 
     def __post_init__(self) -> None:
         if not self.sharding_types:
-            raise ConfigError("sharding.types must name at least one sharding type")
+            raise ConfigError("sharding.sharding_types must name at least one sharding type")
         if not self.compute_kernels:
-            raise ConfigError("sharding.kernels must name at least one kernel")
+            raise ConfigError("sharding.compute_kernels must name at least one kernel")
         check_fields("sharding", self, "in (0, 1)", lambda value: 0 < value < 1, "cache_load_factor")
         check_fields("sharding", self, *NON_NEGATIVE, "hbm_gb", "ddr_gb", "init_scale")
-        check_fields("sharding", self, "in [0, 1)", lambda value: 0 <= value < 1, "reserve")
+        check_fields("sharding", self, "in [0, 1)", lambda value: 0 <= value < 1, "storage_reservation")
 
 
 @dataclass
@@ -79,4 +79,12 @@ class WorkloadConfig:
     actions_per_batch: int = 0
 
     def __post_init__(self) -> None:
-        check_fields("workload", self, *NON_NEGATIVE, "windows", "impressions", "targets", "actions")
+        check_fields(
+            "workload",
+            self,
+            *NON_NEGATIVE,
+            "windows_per_batch",
+            "impressions_per_batch",
+            "targets_per_batch",
+            "actions_per_batch",
+        )

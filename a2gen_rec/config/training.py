@@ -32,8 +32,10 @@ class LoaderConfig:
     prefetch: bool = True
 
     def __post_init__(self) -> None:
-        check_fields("loader", self, *POSITIVE, "max_impressions", "max_windows", "buffer_windows")
-        check_fields("loader", self, *NON_NEGATIVE, "group_cost")
+        check_fields(
+            "loader", self, *POSITIVE, "max_impressions_per_batch", "max_windows_per_batch", "shuffle_buffer_size"
+        )
+        check_fields("loader", self, *NON_NEGATIVE, "bucket_overhead_tokens")
 
 
 @dataclass
@@ -63,16 +65,18 @@ class OptimConfig:
     multitask: Literal["joint", "adatask"] = "joint"
 
     def __post_init__(self) -> None:
-        check_fields("optim", self, *POSITIVE, "dense_lr", "tables_lr")
-        check_fields("optim", self, "in [0, 1]", lambda value: 0 <= value <= 1, "final_share")
-        names = ("weight_decay", "tables_weight_decay", "warmup_steps", "clip_norm")
+        check_fields("optim", self, *POSITIVE, "dense_lr", "sparse_lr")
+        check_fields("optim", self, "in [0, 1]", lambda value: 0 <= value <= 1, "min_lr_ratio")
+        names = ("weight_decay", "sparse_weight_decay", "warmup_steps", "max_grad_norm")
         check_fields("optim", self, *NON_NEGATIVE, *names)
         if self.multitask == "adatask":
             # L2 decay is a gradient that belongs to no task; that of AdamW is no gradient.
             if self.dense_optimizer == "adam" and self.weight_decay:
-                raise ConfigError("optim.tasks adatask: optim.dense must be adamw, or optim.weight_decay 0")
+                raise ConfigError(
+                    "optim.multitask adatask: optim.dense_optimizer must be adamw, or optim.weight_decay 0"
+                )
             if self.sparse_weight_decay:
-                raise ConfigError("optim.tasks adatask: optim.tables_weight_decay must be 0")
+                raise ConfigError("optim.multitask adatask: optim.sparse_weight_decay must be 0")
 
 
 @dataclass
@@ -91,15 +95,17 @@ class ForkMergeConfig:
     )
 
     def __post_init__(self) -> None:
-        check_fields("train.forkmerge", self, *NON_NEGATIVE, "every")
+        check_fields("train.forkmerge", self, *NON_NEGATIVE, "merge_interval_epochs")
         if len(self.branch_loss_weights) < 2:
-            raise ConfigError("train.forkmerge.branches must be two or more")
+            raise ConfigError("train.forkmerge.branch_loss_weights must be two or more")
         for branch in self.branch_loss_weights:
             for name, weight in branch.items():
                 if name in _NO_WEIGHTS:
-                    raise ConfigError(f"train.forkmerge.branches: loss.{name} must be the same in all branches")
+                    raise ConfigError(
+                        f"train.forkmerge.branch_loss_weights: loss.{name} must be the same in all branches"
+                    )
                 if not weight >= 0:
-                    raise ConfigError(f"train.forkmerge.branches: {name} {weight} must be at least 0")
+                    raise ConfigError(f"train.forkmerge.branch_loss_weights: {name} {weight} must be at least 0")
 
 
 @dataclass
@@ -135,7 +141,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields("train", self, *POSITIVE, "epochs")
-        names = ("max_steps", "validate_every", "patience", "checkpoint_every", "keep", "seed", "log_every")
+        names = (
+            "max_steps",
+            "validation_interval",
+            "patience",
+            "checkpoint_interval",
+            "keep_latest_k",
+            "seed",
+            "log_interval",
+        )
         check_fields("train", self, *NON_NEGATIVE, *names)
 
 
@@ -155,9 +169,9 @@ class EvaluateConfig:
     num_top_sequences: int = 0
 
     def __post_init__(self) -> None:
-        check_fields("evaluate", self, "in [0, 1)", lambda value: 0 <= value < 1, "max_error")
-        check_fields("evaluate", self, *POSITIVE, "smoothing")
-        check_fields("evaluate", self, *NON_NEGATIVE, "sequences")
+        check_fields("evaluate", self, "in [0, 1)", lambda value: 0 <= value < 1, "max_unexplored_mass")
+        check_fields("evaluate", self, *POSITIVE, "item_rate_prior_weight")
+        check_fields("evaluate", self, *NON_NEGATIVE, "num_top_sequences")
 
 
 @dataclass
@@ -174,11 +188,13 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.train.forkmerge.merge_interval_epochs and self.loss.uncertainty_weighting:
-            raise ConfigError("train.forkmerge.every: loss.uncertainty must be off, it learns what branches differ in")
+            raise ConfigError(
+                "train.forkmerge.merge_interval_epochs: loss.uncertainty_weighting must be off, it learns what branches differ in"
+            )
         if self.optim.multitask == "adatask":
             if self.model.name == "a2gen":
-                raise ConfigError("optim.tasks adatask: model.name must be one with a tower per task, not a2gen")
+                raise ConfigError("optim.multitask adatask: model.name must be one with a tower per task, not a2gen")
             if self.loss.uncertainty_weighting:
                 raise ConfigError(
-                    "optim.tasks adatask: loss.uncertainty must be off, tasks are balanced by their steps"
+                    "optim.multitask adatask: loss.uncertainty_weighting must be off, tasks are balanced by their steps"
                 )

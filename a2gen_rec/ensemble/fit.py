@@ -147,7 +147,7 @@ def _check(opened: LoadedRun, config: EnsembleConfig) -> None:
         raise UserError(f"the dataset {opened.card.name!r} has no action, label or watch time to train an ensemble for")
     for name in config.behavior_weights:
         if name not in there:
-            raise ConfigError(f"ensemble.behaviours.{name}: the dataset has {', '.join(there)}")
+            raise ConfigError(f"ensemble.behavior_weights.{name}: the dataset has {', '.join(there)}")
 
 
 def _train(

@@ -164,7 +164,7 @@ def behaviour_weights(lists: SessionLists, config: EnsembleConfig) -> tuple[list
     for name in config.behavior_weights:
         if not rate.get(name):
             reason = "no training list has a positive of it" if name in rate else f"the lists have {list(rate)}"
-            raise ConfigError(f"ensemble.behaviours.{name}: {reason}")
+            raise ConfigError(f"ensemble.behavior_weights.{name}: {reason}")
     chosen = config.behavior_weights or {
         name: share**-config.inverse_rate_exponent for name, share in rate.items() if share > 0
     }

@@ -119,7 +119,7 @@ def validate_objective_weights(config: LossConfig, tasks: Sequence[str]) -> None
     for name in config.objective_weights:
         if name not in tasks:
             predicted = f"this run predicts {', '.join(tasks)}" if tasks else "this run predicts none"
-            raise ConfigError(f"loss.objectives.{name}: no such objective; {predicted}")
+            raise ConfigError(f"loss.objective_weights.{name}: no such objective; {predicted}")
 
 
 class Loss(nn.Module):
@@ -139,7 +139,7 @@ class Loss(nn.Module):
         super().__init__()
         self.config, self.world, self.tasks = config, world, tuple(tasks)
         self.register_buffer("timed", timed, persistent=False)
-        squared = [task == WATCH_TIME and config.time_loss == "squared" for task in ("label", *tasks)]
+        squared = [task == WATCH_TIME and config.time_loss == "mse" for task in ("label", *tasks)]
         self.learned = UncertaintyWeighting(squared, world) if config.uncertainty_weighting else None
 
     def forward(
@@ -178,7 +178,7 @@ def _step_sums(steps: StepPredictions, label: Tensor, time: Tensor, config: Loss
         log_scale = _at(steps.log_scale, label)
         each = 0.5 * (error / log_scale.exp()).square() + log_scale
     else:
-        each = error.square() if config.time_loss == "squared" else error.abs()
+        each = error.square() if config.time_loss == "mse" else error.abs()
     return action, torch.where(known, each, 0).sum()
 
 

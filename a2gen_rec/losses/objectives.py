@@ -16,7 +16,7 @@ def objective_losses(
     watch_time: Tensor | None,
     labels: Tensor,
     watch_s: Tensor,
-    time_error: Literal["squared", "absolute"] = "squared",
+    time_error: Literal["mse", "mae"] = "mse",
 ) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy of every objective, then the error of the watch time in log1p seconds.
 
@@ -35,7 +35,7 @@ def objective_losses(
         return sums, counts
     known = torch.isfinite(watch_s)
     error = watch_time - torch.where(known, torch.log1p(watch_s), 0)  # float32 though autocast made the prediction
-    each = error.square() if time_error == "squared" else error.abs()
+    each = error.square() if time_error == "mse" else error.abs()
     total, count = torch.where(known, each, 0).sum(), known.sum()
     return torch.cat([sums, total[None]]), torch.cat([counts, count[None]])
 

@@ -24,7 +24,7 @@ def occurrence_bce(logits: Tensor, happened: Tensor) -> Tensor:
 
 
 def tower_loss_sums(
-    logits: Tensor, time: Tensor, batch: WindowBatch, time_error: Literal["squared", "absolute"] = "squared"
+    logits: Tensor, time: Tensor, batch: WindowBatch, time_error: Literal["mse", "mae"] = "mse"
 ) -> tuple[Tensor, Tensor]:
     """Sums over the targets of a batch, one per tower.
 
@@ -38,5 +38,5 @@ def tower_loss_sums(
     happened, observed_time = target_outcomes(batch, time.shape[1])
     known = torch.isfinite(observed_time)
     error = time - torch.where(known, observed_time, 0).to(time.dtype)
-    each = error.square() if time_error == "squared" else error.abs()
+    each = error.square() if time_error == "mse" else error.abs()
     return occurrence_bce(logits, happened), torch.where(known, each, 0).sum(0)

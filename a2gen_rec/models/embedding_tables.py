@@ -31,7 +31,7 @@ def is_used_by(config: ModelConfig, feature: Feature) -> bool:
     """Whether a model of this configuration reads the feature."""
     if feature.level == "session":
         return config.session_features
-    return feature.level != "outcome" or config.feedback_encoding != "off"
+    return feature.level != "outcome" or config.feedback_encoding != "none"
 
 
 def table_rows(card: DatasetCard, config: ModelConfig) -> dict[str, int]:

@@ -96,11 +96,15 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
 
     def _views(self) -> FeedbackViews:
         known = FEEDBACK in self.features["outcome"]
-        return self.config.feedback_encoding if known and self.config.feedback_encoding in ("views", "whole") else "off"
+        return (
+            self.config.feedback_encoding
+            if known and self.config.feedback_encoding in ("dual_view", "dual_view_full")
+            else "none"
+        )
 
     def _view_masks(self, batch: WindowBatch) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """[windows, longest] bool, what belongs to the positive and to the negative view."""
-        if self._views() == "off":
+        if self._views() == "none":
             return None, None
         level = batch.outcome[FEEDBACK]
         padded = jagged_to_padded_dense(level, batch.history_window, batch.history_column, batch.history_shape, UNKNOWN)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Residual = Literal["context", "both"]
-AttentionImpl = Literal["factorised", "direct"]
+AttentionImpl = Literal["factorized", "reference"]
 
 
 class ContextProjection(NamedTuple):
@@ -153,7 +153,7 @@ class ContextAwareAttention(nn.Module):
         context: Tensor,
         mask: Tensor,
         bias: Tensor | None = None,
-        form: AttentionImpl = "factorised",
+        form: AttentionImpl = "factorized",
     ) -> Tensor:
         """Masked mean over positions of the attention each context asks of its part of one sequence.
 
@@ -164,7 +164,7 @@ class ContextAwareAttention(nn.Module):
             x: [m, n, d_sequence]; context: [m, T, d_context].
             mask: [m, T, n] bool, or [m, 1, n] if all contexts see the same.
             bias: [m, heads, T, n] added to the logit of (context, key).
-            form: ``direct`` builds all T·n·n logits; ``factorised`` is equal in T·n + n·n.
+            form: ``direct`` builds all T·n·n logits; ``factorized`` is equal in T·n + n·n.
 
         Returns:
             [m, T, dim]
@@ -264,7 +264,7 @@ def pooled_attention_weights(
     precise = torch.promote_types(context_logits.dtype, torch.float32)
     with torch.autocast(context_logits.device.type, enabled=False):
         shared_logits, context_logits = [each.to(precise) for each in shared_logits], context_logits.to(precise)
-        if form == "factorised":
+        if form == "factorized":
             return factorized_weights(shared_logits, context_logits, mask)
         return [reference_weights(each, context_logits, mask) for each in shared_logits]
 

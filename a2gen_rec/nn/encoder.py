@@ -15,8 +15,8 @@ from a2gen_rec.nn.attention import ContextAwareAttention, MeanPooling, Residual
 from a2gen_rec.nn.feedback import DualViewAttention
 from a2gen_rec.utils.jagged import LengthBuckets, jagged_to_padded_dense, padded_dense_to_jagged
 
-FeedbackViews = Literal["off", "views", "whole"]
-ActionPooling = Literal["attention", "mean", "off"]
+FeedbackViews = Literal["none", "dual_view", "dual_view_full"]
+ActionPooling = Literal["attention", "mean", "none"]
 ItemPooling = Literal["attention", "mean"]
 
 
@@ -71,9 +71,9 @@ class HierarchicalEncoder(nn.Module):
         dim: width of action, time and gap embeddings and of the output.
         recency_buckets: rows of the learned bias per head on the time between impression and target; 0 for none.
             The token itself carries the gap to the impression before, which no target can change, so that the
-            factorised form stays exact [ours].
+            factorized form stays exact [ours].
         match_features: features whose equality in impression and target has a learned bias per head; 0 for none.
-            Like recency it belongs to the pair of key and context, which the factorised form takes as it is [ours].
+            Like recency it belongs to the pair of key and context, which the factorized form takes as it is [ours].
         d_moment: width of what is known of the moment, of impressions and targets alike.
         d_outcome: width of what is known of an impression after it.
         views: read the history as what pleased and what did not (:class:`FeedbackAttention`), and as a ``whole`` too.
@@ -91,11 +91,11 @@ class HierarchicalEncoder(nn.Module):
         mlp_ratio: float = 0.0,
         recency_buckets: int = 0,
         match_features: int = 0,
-        form: Literal["factorised", "direct"] = "factorised",
+        form: Literal["factorized", "reference"] = "factorized",
         dropout: float = 0.0,
         d_session: int = 0,
         d_outcome: int = 0,
-        views: FeedbackViews = "off",
+        views: FeedbackViews = "none",
         action_level: ActionPooling = "attention",
         item_level: ItemPooling = "attention",
         context_query: bool = True,
@@ -116,10 +116,10 @@ class HierarchicalEncoder(nn.Module):
         if item_level == "mean":
             self.item_level = MeanPooling(d_token, dim, mlp_ratio, dropout)
             recency_buckets = match_features = 0
-        elif views == "off":
+        elif views == "none":
             self.item_level = ContextAwareAttention(d_token, d_target, *cam)
         else:
-            self.item_level = DualViewAttention(d_token, d_target, *cam, include_full_history=views == "whole")
+            self.item_level = DualViewAttention(d_token, d_target, *cam, include_full_history=views == "dual_view_full")
         self.recency, self.match = make_pair_biases(recency_buckets, match_features, heads)
 
     def encode_actions(self, tokens: Tensor, item: Tensor, groups: LengthBuckets) -> Tensor:
@@ -141,7 +141,7 @@ class HierarchicalEncoder(nn.Module):
                 real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
             if isinstance(level, MeanPooling):
                 return level(x, real[:, None]).squeeze(1)
-            return level.pool(x, context[:, None], real[:, None], form="direct").squeeze(1)
+            return level.pool(x, context[:, None], real[:, None], form="reference").squeeze(1)
 
         return groups.apply(piece, tokens, item, per_token=False)
 

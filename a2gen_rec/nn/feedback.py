@@ -70,7 +70,7 @@ class DualViewAttention(nn.Module):
         positive: Tensor,
         negative: Tensor,
         bias: Tensor | None = None,
-        form: AttentionImpl = "factorised",
+        form: AttentionImpl = "factorized",
     ) -> Tensor:
         """History vectors of many contexts over one sequence.
 
@@ -81,7 +81,7 @@ class DualViewAttention(nn.Module):
             mask: [m, T, n] bool, or [m, 1, n] if all contexts see the same.
             positive, negative: [m, n] bool, what belongs to each view; nothing belongs to both.
             bias: [m, heads, T, n] added to the logit of (context, key).
-            form: ``direct`` builds all T·n·n logits of each view; ``factorised`` is equal in T·n + n·n.
+            form: ``direct`` builds all T·n·n logits of each view; ``factorized`` is equal in T·n + n·n.
 
         Returns:
             [m, T, dim]
@@ -91,7 +91,7 @@ class DualViewAttention(nn.Module):
         shared, wanted = cam.pair_logits(s, asked, bias)
         value, views = cam.split_heads(cam.value(s)), (positive, negative)
         values = (value, cam.split_heads(self.negative_value(s)))
-        if form == "factorised":
+        if form == "factorized":
             # Both views in one pass, beside the whole: one attention whose logits between views are shut off.
             readings = [mask_logits(shared, _same_view_mask(views)), *([shared] if self.whole else [])]
             weights, *whole = (each.to(s.dtype) for each in pooled_attention_weights(readings, wanted, mask, form))
@@ -121,7 +121,7 @@ def _pool_direct(
         [m, heads, T, d_head] of each view; zero where nothing of it is visible.
     """
     return [
-        pooled_attention_weights([shared], asked, mask & view[:, None], "direct")[0].to(value.dtype) @ value
+        pooled_attention_weights([shared], asked, mask & view[:, None], "reference")[0].to(value.dtype) @ value
         for view, value in zip(views, values, strict=True)
     ]
 

@@ -105,12 +105,12 @@ class OutputHeads(nn.Module):
         self,
         dim: int,
         actions: int,
-        time_head: Literal["free", "monotone"],
+        time_head: Literal["unconstrained", "monotonic"],
         distribution: Literal["point", "lognormal"],
         per_action: bool,
     ) -> None:
         super().__init__()
-        self.actions, self.monotone = actions, time_head == "monotone"
+        self.actions, self.monotone = actions, time_head == "monotonic"
         times = actions if per_action else 1
         self.action = nn.Linear(dim, actions)
         self.time = nn.Linear(dim, times)
@@ -154,7 +154,7 @@ class Generator(nn.Module):
         actions: int,
         residual: Residual = "context",
         mlp_ratio: float = 0.0,
-        time_head: Literal["free", "monotone"] = "free",
+        time_head: Literal["unconstrained", "monotonic"] = "unconstrained",
         time_distribution: Literal["point", "lognormal"] = "point",
         time_per_action: bool = True,
         max_offset_s: float = 14_400.0,
@@ -304,7 +304,7 @@ class ImplicitGenerator(Generator):
         self.draft_heads = OutputHeads(
             dim,
             actions,
-            "monotone" if heads_of.monotone else "free",
+            "monotonic" if heads_of.monotone else "unconstrained",
             "point" if heads_of.log_scale is None else "lognormal",
             heads_of.time.out_features > 1,
         )

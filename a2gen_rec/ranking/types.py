@@ -115,7 +115,7 @@ class ScoredCandidate:
             log does not record it.
         timeline: the most probable action sequence, ``start`` to ``exit``, with seconds since the impression
             began; None for actions whose times the log does not record. Empty if the model generates none. Of the
-            sequences that were followed: all others together have at most ``evaluate.max_error``.
+            sequences that were followed: all others together have at most ``evaluate.max_unexplored_mass``.
         timeline_probability: of that sequence of actions; NaN without.
         score: the ensemble's, whose parts are the ``explanation``; NaN and none without one.
         expected_at_s: of every action and ``exit``, expected seconds since the impression began, should it happen; None

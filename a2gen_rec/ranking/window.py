@@ -1,6 +1,6 @@
 """A user's past and the candidates of a request as one window.
 
-The window's targets are alternatives for one moment, so the history is read once and the factorised attention
+The window's targets are alternatives for one moment, so the history is read once and the factorized attention
 (METHODS §2.1) answers for every candidate together.
 """
 

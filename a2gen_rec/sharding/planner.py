@@ -153,7 +153,7 @@ class _Enumerator(EmbeddingEnumerator):
         cluster, sharding = problem.cluster, problem.config.sharding
         if cluster.device == "cpu" and set(sharding.compute_kernels) != {"fused"}:
             kernels = ", ".join(sharding.compute_kernels)
-            raise ConfigError(f"sharding.kernels {kernels}: on CPU ({cluster.name}) there is only fused")
+            raise ConfigError(f"sharding.compute_kernels {kernels}: on CPU ({cluster.name}) there is only fused")
         self.topology, self.constraints = cluster.topology(sharding.storage_reservation), _constraints(problem)
         estimators = [kind(self.topology, self.constraints) for kind in (_PerfEstimator, _StorageEstimator)]
         super().__init__(self.topology, batch_size=1, constraints=self.constraints, estimator=estimators)

@@ -61,7 +61,7 @@ def _on_this_hardware(problem: PlanningProblem) -> Iterator[Remedy]:
     kernels = [*sharding.compute_kernels, CACHED_KERNEL]
     changes: list[tuple[str, list[str], dict[str, Any]]] = []
     if problem.cluster.device == "cuda" and CACHED_KERNEL not in sharding.compute_kernels:
-        options = ["--sharding.kernels", f"[{','.join(kernels)}]"]
+        options = ["--sharding.compute_kernels", f"[{','.join(kernels)}]"]
         changes.append(("large tables in host memory, cached on the GPU", options, {"kernels": kernels}))
     if sharding.dtype == "fp32":
         changes.append(("fp16 weights", ["--sharding.dtype", "fp16"], {"dtype": "fp16"}))

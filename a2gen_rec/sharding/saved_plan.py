@@ -214,7 +214,7 @@ class SavedPlan:
             if wanted.get(name) != planned.get(name):
                 raise UserError(
                     f"{file}: this plan has {planned.get(name, 'no')} {name}, here it is {wanted.get(name, 'none')}; "
-                    "make the plan again, or have one made with --sharding.plan ''"
+                    "make the plan again, or have one made with --sharding.plan_file ''"
                 )
         for name, table in self.tables.items():
             if problem.cluster.device == "cpu" and table.kernel != "fused":

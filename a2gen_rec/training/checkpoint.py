@@ -196,11 +196,13 @@ def check_compatible(saved: TrainState, config: dict[str, Any], card: dict[str, 
                 "give the same model, or another --run"
             )
     if saved.config["optim"]["tables"] != config["optim"]["tables"]:
-        raise UserError(f"{run}: its checkpoint has optim.tables = {saved.config['optim']['tables']}")
+        raise UserError(f"{run}: its checkpoint has optim.sparse_optimizer = {saved.config['optim']['tables']}")
     if (before := saved.config["optim"].get("tasks", "joint")) != config["optim"]["tasks"]:
-        raise UserError(f"{run}: its checkpoint has optim.tasks = {before}, whose moments are others")
+        raise UserError(f"{run}: its checkpoint has optim.multitask = {before}, whose moments are others")
     if (before := saved.config["loss"].get("uncertainty", False)) != config["loss"]["uncertainty"]:
-        raise UserError(f"{run}: its checkpoint has loss.uncertainty = {before}, whose weights are learned with it")
+        raise UserError(
+            f"{run}: its checkpoint has loss.uncertainty_weighting = {before}, whose weights are learned with it"
+        )
     for name in ("actions", "labels", "objectives", "timed", "features"):
         if saved.card.get(name) != card[name]:
             raise UserError(f"{run}: was trained on a dataset with other {name}; prepare it the same way again")

@@ -245,7 +245,7 @@ class Trainer:
         loss = float(total_loss(terms, self.config.loss, self.tasks))
         if not math.isfinite(loss):
             raise UserError(
-                f"{self.run}: the loss is {loss} at step {self.state.step}; lower optim.dense_lr or optim.tables_lr, "
+                f"{self.run}: the loss is {loss} at step {self.state.step}; lower optim.dense_lr or optim.sparse_lr, "
                 f"or look into the data"
             )
         progress.log(
@@ -301,7 +301,7 @@ def _card(data: str, config: Config) -> DatasetCard:
     card = DatasetCard.load(data)
     if config.model.max_history > card.max_history:
         raise UserError(
-            f"{data}: its windows carry {card.max_history} impressions of history, model.history asks for "
+            f"{data}: its windows carry {card.max_history} impressions of history, model.max_history asks for "
             f"{config.model.max_history}; prepare it with --history {config.model.max_history}"
         )
     if not card.splits["valid"].targets:

@@ -24,7 +24,7 @@ def test_all_forms_are_measured() -> None:
         assert all(len(row) == len(table.columns) for row in table.rows)
         assert all(isinstance(value, int | float) and value > 0 for row in table.rows for value in row)
     assert report.targets[0].measured.startswith("T^")
-    assert report.figures["peak_power_of_n_direct"] > report.figures["peak_power_of_n_factorised"]
+    assert report.figures["peak_power_of_n_direct"] > report.figures["peak_power_of_n_factorized"]
 
 
 def test_what_is_too_large_is_left_out() -> None:
@@ -37,8 +37,8 @@ def test_what_is_too_large_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("change", "form"),
     [
-        (lambda weights, mask: weights * (1 + 0.1 * mask[:, None]), "factorised and direct differ in the output"),
-        (lambda weights, mask: weights.detach(), "factorised and direct differ in the gradient"),
+        (lambda weights, mask: weights * (1 + 0.1 * mask[:, None]), "factorized and direct differ in the output"),
+        (lambda weights, mask: weights.detach(), "factorized and direct differ in the gradient"),
     ],
 )
 def test_a_wrong_form_is_not_timed(
@@ -46,7 +46,7 @@ def test_a_wrong_form_is_not_timed(
 ) -> None:
     right = nn_attention.factorized_weights
     monkeypatch.setattr(
-        nn_attention, "factorised_weights", lambda s, a, mask: [change(each, mask) for each in right(s, a, mask)]
+        nn_attention, "factorized_weights", lambda s, a, mask: [change(each, mask) for each in right(s, a, mask)]
     )
     monkeypatch.setattr(attention, "interleave", pytest.fail)
     with pytest.raises(AssertionError, match=form):

@@ -142,7 +142,7 @@ def shown(report: Report, width: int) -> str:
 
 def test_wide_tables_keep_figures_whole_in_80_columns() -> None:
     columns = ["the form that was measured", *(f"measure number {place} in seconds" for place in range(6))]
-    values: list[harness.Cell] = ["factorised [dim]", *range(1234560, 1234564), 0.5, None]
+    values: list[harness.Cell] = ["factorized [dim]", *range(1234560, 1234564), 0.5, None]
     report = Report(
         [ReportTable("one [b] row", columns, [values], "note " * 30)],
         [Goal("as fast as [x]", "≥ 10", "9", False)],
@@ -150,7 +150,7 @@ def test_wide_tables_keep_figures_whole_in_80_columns() -> None:
     text = shown(report, 80)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
-    for whole in ("1,234,560", "1,234,563", "0.5", "–", "factorised", "[dim]", "one [b] row", "as fast as [x]: wanted"):
+    for whole in ("1,234,560", "1,234,563", "0.5", "–", "factorized", "[dim]", "one [b] row", "as fast as [x]: wanted"):
         assert whole in text
 
 

@@ -21,7 +21,7 @@ def test_every_form_is_timed() -> None:
     with process_group("cpu") as process:
         times, ratios = measure(settings, process).tables
     torch.set_num_threads(threads)
-    forms = ["factorised", "cached", "whole tree", "direct attention", "direct", "pointwise"]
+    forms = ["factorized", "cached", "whole tree", "direct attention", "direct", "pointwise"]
     assert [row[:3] for row in times.rows] == [[count, 8, form] for count in (5, 12) for form in forms]
     assert all(isinstance(row[4], float) and row[4] > 0 for row in times.rows)
     assert [row[:2] for row in ratios.rows] == [[5, 8], [12, 8]]
@@ -32,12 +32,12 @@ def test_every_form_is_timed() -> None:
     [
         {"cached": answer(0.3)},
         {"direct": answer(0.6)},
-        {"factorised": answer(0.498, 0.0)},
-        {"factorised": answer(0.498, 0.002)},
+        {"factorized": answer(0.498, 0.0)},
+        {"factorized": answer(0.498, 0.002)},
     ],
 )
 def test_forms_that_differ_are_not_timed(wrong: dict[str, Answer]) -> None:
-    right = {name: answer(0.5) for name in ("factorised", "cached", "whole tree", "direct")}
+    right = {name: answer(0.5) for name in ("factorized", "cached", "whole tree", "direct")}
     _check_equal(right, 1e-3)
     with pytest.raises(RuntimeError, match="differ"):
         _check_equal(right | wrong, 1e-3)

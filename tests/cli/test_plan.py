@@ -96,7 +96,7 @@ def test_topologies_and_saved_plans_are_compared(
     saved = []
     for kind in ("table_wise", "row_wise"):
         saved.append(str(tmp_path / f"{kind}.yaml"))
-        options = ["--topology", topology("laptop"), "--sharding.types", f"[{kind}]", "--save", saved[-1]]
+        options = ["--topology", topology("laptop"), "--sharding.sharding_types", f"[{kind}]", "--save", saved[-1]]
         assert code("--config", config, *options) == 0
     two = [
         "--config",
@@ -124,7 +124,7 @@ def test_topologies_and_saved_plans_are_compared(
         (["--topology", topology("laptop"), "--sweep", "ranks=2,3"], "3 ranks do not fill hosts of 2"),
         (["--compare", topology("laptop"), topology("h100_1x8"), "--save", "plan.yaml"], "--save is for one plan"),
         (["--topology", topology("h100_1x8"), "--ranks", "12"], "12 ranks do not fill hosts of 8"),
-        (["--topology", topology("laptop"), "--sharding.kernels", "[fused_uvm]"], "there is only fused"),
+        (["--topology", topology("laptop"), "--sharding.compute_kernels", "[fused_uvm]"], "there is only fused"),
         (["--topology", topology("laptop"), "--rows.nothing", "5"], "no table 'nothing'"),
         (["--topology", topology("laptop"), "--rows.item_id", "0"], "rows 0 of table 'item_id' must be at least 1"),
         (["--topology", topology("laptop"), "--rows.item_id", str(10**18)], "and at most 10^14"),
@@ -155,7 +155,7 @@ def test_input_that_cannot_be_read(config: str, tmp_path: Path, capsys: pytest.C
 
 def test_training_takes_a_saved_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = str(write_dataset(tmp_path / "data", make_card()))
-    model = ["--model.dim", "8", "--model.heads", "2", "--model.time_buckets", "8"]
+    model = ["--model.dim", "8", "--model.num_heads", "2", "--model.time_buckets", "8"]
     plan, run = str(tmp_path / "plan.yaml"), str(tmp_path / "run")
     assert code("--data", data, "--topology", topology("laptop"), "--ranks", "1", *model, "--save", plan) == 0
     steps: list[Any] = ["--train.max_steps", "2", "--train.device", "cpu"]
@@ -171,7 +171,7 @@ def test_training_takes_a_saved_plan(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_run_opens_elsewhere_than_where_its_plan_holds(tmp_path: Path) -> None:
     data, run, out = str(write_dataset(tmp_path / "data", make_card())), str(tmp_path / "run"), tmp_path / "out.json"
     steps = ["--train.max_steps", "2", "--train.device", "cpu"]
-    main(["train", "--data", data, "--run", run, "--model.dim", "8", "--model.heads", "2", *steps])
+    main(["train", "--data", data, "--run", run, "--model.dim", "8", "--model.num_heads", "2", *steps])
     for state in Path(run).glob("checkpoints/*/state.json"):
         saved = json.loads(state.read_text())
         saved["config"]["sharding"] |= {"plan": "gone.yaml", "kernels": ["fused", "fused_uvm_caching"]}

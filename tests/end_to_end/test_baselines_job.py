@@ -17,8 +17,24 @@ from a2gen_rec.training.loaded_run import load_run
 from tests.helpers.cards import make_card, small_config, write_dataset
 
 CARD = make_card()
-SMALL = ["--model.dim", "8", "--model.heads", "2", "--model.time_buckets", "8", "--loader.max_impressions", "200"]
-SWITCHES = ["--model.feedback", "whole", "--model.session", "true", "--model.objectives", "true"]
+SMALL = [
+    "--model.dim",
+    "8",
+    "--model.num_heads",
+    "2",
+    "--model.time_buckets",
+    "8",
+    "--loader.max_impressions_per_batch",
+    "200",
+]
+SWITCHES = [
+    "--model.feedback_encoding",
+    "dual_view_full",
+    "--model.session_features",
+    "true",
+    "--model.predict_objectives",
+    "true",
+]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +93,13 @@ def test_trained_evaluated_ranked_and_scored(name: str, data: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     "ways",
     [
-        ["--optim.tasks", "adatask"],
-        ["--train.forkmerge.every", "1", "--train.forkmerge.branches", "[{}, {time: 0, glance: 2}]"],
+        ["--optim.multitask", "adatask"],
+        [
+            "--train.forkmerge.merge_interval_epochs",
+            "1",
+            "--train.forkmerge.branch_loss_weights",
+            "[{}, {time: 0, glance: 2}]",
+        ],
     ],
 )
 def test_ways_to_train_are_options_of_the_command(ways: list[str], name: str, data: Path, tmp_path: Path) -> None:

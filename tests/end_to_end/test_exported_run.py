@@ -32,17 +32,17 @@ LAUNCH = [
 ENSEMBLE = {"epochs": 2, "dim": 4, "hidden": "[6, 4]", "degree": 16, "batch_lists": 16, "formula_trials": 4}
 OPTIONS = {
     "model.dim": 8,
-    "model.heads": 2,
-    "model.feedback": "whole",
-    "model.session": "true",
-    "model.objectives": "true",
+    "model.num_heads": 2,
+    "model.feedback_encoding": "dual_view_full",
+    "model.session_features": "true",
+    "model.predict_objectives": "true",
     "optim.dense_lr": 0.03,
-    "optim.tables_lr": 0.3,
-    "loader.max_impressions": 300,
-    "loader.background": "false",
-    "sharding.types": "[row_wise]",
+    "optim.sparse_lr": 0.3,
+    "loader.max_impressions_per_batch": 300,
+    "loader.prefetch": "false",
+    "sharding.sharding_types": "[row_wise]",
     "train.max_steps": 6,
-    "evaluate.max_error": 0.0,
+    "evaluate.max_unexplored_mass": 0.0,
 }
 
 

@@ -24,8 +24,17 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def trained(remote: Path) -> Path:
     main(["simulate", "--out", "memtest://log", "--users", "60", "--items", "40", "--impressions_per_user", "30"])
     main(["prepare", "simulated", "--raw", "memtest://log", "--out", "memtest://data", "--partitions", "2"])
-    small = ["--model.dim", "8", "--model.heads", "2", "--train.max_steps", "12", "--loader.max_impressions", "300"]
-    main(["train", "--data", "memtest://data", "--run", "memtest://run", "--train.keep", "1", *small])
+    small = [
+        "--model.dim",
+        "8",
+        "--model.num_heads",
+        "2",
+        "--train.max_steps",
+        "12",
+        "--loader.max_impressions_per_batch",
+        "300",
+    ]
+    main(["train", "--data", "memtest://data", "--run", "memtest://run", "--train.keep_latest_k", "1", *small])
     return remote
 
 

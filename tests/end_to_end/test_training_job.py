@@ -20,7 +20,16 @@ from a2gen_rec.cli.main import main
 from a2gen_rec.data.schema import DatasetCard
 from tests.helpers.cards import checkpoint_tensors, make_card, write_dataset
 
-SMALL = ["--model.dim", "8", "--model.heads", "2", "--model.time_buckets", "8", "--loader.max_impressions", "100"]
+SMALL = [
+    "--model.dim",
+    "8",
+    "--model.num_heads",
+    "2",
+    "--model.time_buckets",
+    "8",
+    "--loader.max_impressions_per_batch",
+    "100",
+]
 CARD = make_card()
 
 
@@ -88,7 +97,7 @@ def tensors(run: Path, scratch: Path) -> dict[str, torch.Tensor]:
 
 def test_a_killed_job_goes_on_exactly(dataset: Path, tmp_path: Path) -> None:
     """SIGKILL in mid-epoch; dropout makes the random states matter, two ranks the loader positions."""
-    options = ["--train.epochs", "4", "--train.checkpoint_every", "3", "--model.dropout", "0.2"]
+    options = ["--train.epochs", "4", "--train.checkpoint_interval", "3", "--model.dropout", "0.2"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(start(2, dataset, whole, *options))
     job = start(2, dataset, killed, *options)
@@ -111,7 +120,9 @@ def test_a_job_asked_to_stop_saves_exits_cleanly_and_goes_on(
     ranks: int, number: signal.Signals, dataset: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    job = start(ranks, dataset, run, "--train.epochs", "200", "--train.patience", "0", "--train.checkpoint_every", "7")
+    job = start(
+        ranks, dataset, run, "--train.epochs", "200", "--train.patience", "0", "--train.checkpoint_interval", "7"
+    )
     wait_for_checkpoint(run, job)
     job.send_signal(number)
     output = finish(job)
@@ -177,7 +188,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def train(capsys: pytest.CaptureFixture[str], data: Path, run: Path, *options: str) -> str:
-    loader = ["--loader.background", "false"]
+    loader = ["--loader.prefetch", "false"]
     return fails(capsys, "train", "--data", str(data), "--run", str(run), *SMALL, *loader, *options)
 
 
@@ -264,8 +275,8 @@ def test_a_checkpoint_of_another_model(dataset: Path, tmp_path: Path, capsys: py
     for changes in ({"objectives": ["glance"]}, {"timed": ["like", "exit"]}):
         DatasetCard.save(replace(CARD, **changes), str(grown))
         assert f"other {next(iter(changes))}" in train(capsys, grown, run)
-    message = train(capsys, dataset, run, "--loss.uncertainty", "true")
-    assert "its checkpoint has loss.uncertainty = False" in message
+    message = train(capsys, dataset, run, "--loss.uncertainty_weighting", "true")
+    assert "its checkpoint has loss.uncertainty_weighting = False" in message
     assert sorted(path.name for path in run.rglob("*")) == before
 
 
@@ -321,8 +332,8 @@ def test_other_batches_within_an_epoch_are_refused(
 ) -> None:
     run = tmp_path / "run"
     main(["train", "--data", str(dataset), f"--run={run}", *SMALL, "--train.max_steps", "4"])
-    message = train(capsys, dataset, run, "--loader.max_impressions", "300")
-    assert "stopped within an epoch with loader.max_impressions = 100, now asked for 300" in message
+    message = train(capsys, dataset, run, "--loader.max_impressions_per_batch", "300")
+    assert "stopped within an epoch with loader.max_impressions_per_batch = 100, now asked for 300" in message
     capsys.readouterr()
     main(["train", f"--run={run}", "--train.max_steps", "6"])
     assert "resuming at step 4" in capsys.readouterr().err
@@ -340,4 +351,4 @@ def test_an_empty_validation_split(broken: Path, tmp_path: Path, capsys: pytest.
 def test_more_history_than_the_dataset_carries(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "prepare it with --history 50" in train(capsys, dataset, tmp_path / "run", "--model.history", "50")
+    assert "prepare it with --history 50" in train(capsys, dataset, tmp_path / "run", "--model.max_history", "50")

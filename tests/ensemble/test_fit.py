@@ -94,7 +94,7 @@ def one_thread() -> Iterator[None]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("ensemble_run")
     data, run, told = write_dataset(folder / "data", CARD, windows=40, files=2), folder / "run", Told()
-    config = small_config(objectives=True)
+    config = small_config(predict_objectives=True)
     config.train.max_steps, config.loader.prefetch, config.train.log_interval = 6, False, 0
     config.optim.dense_lr, config.optim.sparse_lr, config.evaluate.max_unexplored_mass = 0.05, 0.3, 0.01
     config.loader.max_impressions_per_batch = 60

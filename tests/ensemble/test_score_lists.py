@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     data, run = write_dataset(folder / "data", CARD, windows=24, files=2), folder / "run"
     single = data / "valid" / "part-00001.parquet"
     pq.write_table(pq.read_table(single), single)
-    config = small_config(feedback="views", session=True, objectives=True)
+    config = small_config(feedback_encoding="dual_view", session_features=True, predict_objectives=True)
     config.train.max_steps, config.loader.prefetch, config.train.log_interval = 6, False, 0
     config.optim.dense_lr, config.optim.sparse_lr = 0.05, 0.3
     config.loader.max_impressions_per_batch, config.evaluate.max_unexplored_mass = 60, 0.0

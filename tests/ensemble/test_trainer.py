@@ -264,7 +264,9 @@ def test_a_behaviour_without_a_positive_in_the_batch_leaves_others_to_learn_from
     lists.label[:, 1] = 0
     lists.label[0, 1] = 1
     model = LogisticRegression(Standardize([False, True, False], *mean_std(TRAIN)))
-    config = replace(SMALL, loss=loss, weighting=strategy, epochs=1, batch_size=16, weight_decay=0.0, reweight_interval=1)
+    config = replace(
+        SMALL, loss=loss, weighting=strategy, epochs=1, batch_size=16, weight_decay=0.0, reweight_interval=1
+    )
     config = replace(config, behavior_weights={"like": 1.0, "share": 3.0}, min_weight=0.1)
     (epoch,) = fit(model, lists, VALID, config).epochs
     assert epoch.weights["like"] > 0.8, "37 batches of 38 have no share"
@@ -347,7 +349,7 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
     [
         ({"lr": 0.0}, r"ensemble\.lr 0\.0 must be positive"),
         ({"eta": -1.0}, r"ensemble\.eta -1\.0 must be at least 0"),
-        ({"least_weight": 0.5, "greatest_weight": 0.4}, "must be above ensemble.least_weight"),
+        ({"least_weight": 0.5, "greatest_weight": 0.4}, "must be above ensemble.min_weight"),
         ({"greatest_weight": 1.5}, "at most 1"),
         ({"hidden": []}, r"ensemble\.hidden \[\]"),
         ({"behaviours": {"like": -1.0}}, r"ensemble\.behaviours\.like -1\.0 must be positive"),

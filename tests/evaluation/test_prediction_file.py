@@ -75,12 +75,12 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
         write_predictions(str(tmp_path / "no" / "folder.parquet"), made([]), CARD)
 
 
-@pytest.mark.parametrize("model", [{}, {"generator": "independent", "objectives": True}, {"name": "mmoe"}])
+@pytest.mark.parametrize("model", [{}, {"generator": "independent", "predict_objectives": True}, {"name": "mmoe"}])
 def test_the_evaluation_can_be_made_again_from_the_file(model: dict, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", CARD, windows=20)
     config = small_config(**model)
     config.train.max_steps = 2
-    config.loss.time_loss = "absolute"
+    config.loss.time_loss = "mae"
     train(config, str(data), str(tmp_path / "run"))
     result, file = tmp_path / "result.json", tmp_path / "new" / "valid.parquet"
     command = ["evaluate", "--run", str(tmp_path / "run"), "--split", "valid"]

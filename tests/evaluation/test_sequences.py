@@ -55,7 +55,7 @@ def test_observed_sequences_are_those_of_the_columns() -> None:
 
 def test_what_is_expected_adds_up_to_the_probabilities_of_actions(data: Path, tmp_path: Path) -> None:
     """The tree of prefixes, expanded to its end, is the oracle of the beams."""
-    result = measured(trained(data, tmp_path / "run", occurrence_tower=False), ALL)
+    result = measured(trained(data, tmp_path / "run", occurrence_head=False), ALL)
     found = result["sequences"]
     assert found["targets"] == result["targets"]
     assert found["every"] == 1

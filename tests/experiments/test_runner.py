@@ -22,11 +22,17 @@ from tests.helpers import CONFIGS
 from tests.helpers.cards import make_card, write_dataset
 
 CARD = make_card()
-TINY = {"model.dim": 8, "model.heads": 2, "model.time_buckets": 8, "loader.max_impressions": 200, "train.max_steps": 3}
+TINY = {
+    "model.dim": 8,
+    "model.num_heads": 2,
+    "model.time_buckets": 8,
+    "loader.max_impressions_per_batch": 200,
+    "train.max_steps": 3,
+}
 SUITE: dict[str, Any] = {
     "datasets": {"one": {"data": "one", "settings": TINY}, "two": {"data": "two", "settings": TINY}},
     "models": {"a2gen": {}, "mmoe": {"model.name": "mmoe"}},
-    "ablations": {"a2gen": {"no gate": {"model.head_gate": False}}},
+    "ablations": {"a2gen": {"no gate": {"model.use_head_gate": False}}},
     "seeds": [5, 6],
     "tuning": {"trials": 2, "space": {"optim.dense_lr": [0.5, 0.25]}},
 }
@@ -130,7 +136,7 @@ def test_models_are_tuned_alike_then_trained_then_tested(jobs: int, raw: Path, t
     assert set(rows) == {(d, m, s) for d in ("one", "two") for m in ("a2gen", "mmoe", "no gate") for s in (5, 6)}
     ablation = rows["two", "no gate", 6]
     assert ablation["ablation_of"] == "a2gen"
-    assert ablation["overrides"] == {"model.head_gate": False, "optim.dense_lr": 0.5}, "tuned as its model was"
+    assert ablation["overrides"] == {"model.use_head_gate": False, "optim.dense_lr": 0.5}, "tuned as its model was"
     assert ablation["validation"] == {"auc": 0.5, "loss": 1.5}
     assert rows["one", "mmoe", 5]["validation"]["auc"] == 0.75
     assert len(results["trials"]) == 8
@@ -345,7 +351,7 @@ def test_the_command_runs_processes_of_its_own(raw: Path, tmp_path: Path, capsys
         content.pop(name)
     content["datasets"] = {
         "one": SUITE["datasets"]["one"],
-        "two": {"data": "two", "settings": TINY | {"model.history": 9}},
+        "two": {"data": "two", "settings": TINY | {"model.max_history": 9}},
     }
     suite_of(tmp_path, content)
     out = tmp_path / "out"
@@ -357,7 +363,7 @@ def test_the_command_runs_processes_of_its_own(raw: Path, tmp_path: Path, capsys
     said = capsys.readouterr()
     assert said.err == "a2gen: error: 1 run failed, as told above; the same command retries\n"
     assert "one · mmoe, seed 0: test AUC " in said.out
-    assert "model.history asks for 9" in said.out
+    assert "model.max_history asks for 9" in said.out
     results = json.loads((out / "results.json").read_text())
     (row,) = results["runs"]
     assert row["seconds"] > 0

@@ -20,12 +20,12 @@ GOOD: dict[str, Any] = {
         "world": {"simulate": None},
     },
     "models": {"a2gen": None, "ple": {"model.name": "ple"}},
-    "ablations": {"a2gen": {"no gate": {"model.head_gate": False}}},
+    "ablations": {"a2gen": {"no gate": {"model.use_head_gate": False}}},
     "seeds": [3, 1],
     "tuning": {
         "trials": 4,
         "space": {"optim.dense_lr": [0.1, 0.2, 0.3], "model.dropout": [0.0, 0.5]},
-        "own": {"ple": {"model.own_experts": [1, 2]}},
+        "own": {"ple": {"model.task_experts": [1, 2]}},
     },
 }
 
@@ -61,7 +61,7 @@ def test_what_a_suite_says(file: Path) -> None:
     assert [(model.name, model.ablation_of, model.overrides) for model in suite.models] == [
         ("a2gen", "", {}),
         ("ple", "", {"model.name": "ple"}),
-        ("no gate", "a2gen", {"model.head_gate": False}),
+        ("no gate", "a2gen", {"model.use_head_gate": False}),
     ]
     assert suite.seeds == (3, 1)
     assert [[model.name for model in suite.models_for(dataset)] for dataset in suite.datasets] == [
@@ -81,7 +81,7 @@ def test_every_model_is_tried_as_often_with_different_settings_of_its_space(file
         (("model.dropout", dropout), ("optim.dense_lr", lr)) for lr, dropout in product([0.1, 0.2, 0.3], [0.0, 0.5])
     }
     assert set(a2gen) < whole
-    assert {name for each in ple for name, _ in each} == {"optim.dense_lr", "model.dropout", "model.own_experts"}
+    assert {name for each in ple for name, _ in each} == {"optim.dense_lr", "model.dropout", "model.task_experts"}
     assert suite.trials(suite.models[0]) == read_suite(str(file)).trials(suite.models[0]), "drawn by the suite's seed"
 
     tuning = GOOD["tuning"] | {"search": "grid", "trials": 6, "own": {"a2gen": {"optim.dense_lr": [1.0, 2.0, 3.0]}}}
@@ -132,7 +132,7 @@ def test_without_tuning_nothing_is_tried(file: Path) -> None:
         ("tuning/search", "bayes", "tuning: search 'bayes' must be one of random, grid"),
         ("tuning/space/model.dropout", 0.1, "tuning, space: model.dropout must list the values to try, not 0.1"),
         ("tuning/space/model.dropout", [0.1, 1.5], "a2gen on shop: model.dropout 1.5 must be in [0, 1)"),
-        ("tuning/own", {"no gate": {"model.layers": [1]}}, "tuning, own: 'no gate' is none of the models"),
+        ("tuning/own", {"no gate": {"model.num_layers": [1]}}, "tuning, own: 'no gate' is none of the models"),
     ],
 )
 def test_what_cannot_be_used_is_named_in_one_line(where: str, value: Any, named: str, file: Path) -> None:
@@ -155,7 +155,7 @@ def test_what_is_no_suite_at_all(text: str, file: Path) -> None:
 
 def test_settings_are_laid_over_each_other() -> None:
     base = {"model": {"dim": 8}, "loss": {"objectives": {"glance": 1.0}}}
-    merged = merge_overrides(base, {"model.heads": 2, "loss.objectives.effective": 0.5, "train.seed": 4})
+    merged = merge_overrides(base, {"model.num_heads": 2, "loss.objective_weights.effective": 0.5, "train.seed": 4})
     assert merged == {
         "model": {"dim": 8, "heads": 2},
         "loss": {"objectives": {"glance": 1.0, "effective": 0.5}},

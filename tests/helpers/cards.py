@@ -103,7 +103,7 @@ def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, long
 
 
 def small_config(**model: object) -> Config:
-    return Config(model=ModelConfig(**{"dim": 8, "heads": 2, "time_buckets": 8, **model}))
+    return Config(model=ModelConfig(**{"dim": 8, "num_heads": 2, "time_buckets": 8, **model}))
 
 
 def whole(card: DatasetCard, config: Config) -> dict[str, int]:

@@ -108,7 +108,7 @@ def simulated_log(folder: Path) -> Log:
 
 def _trained(folder: Path, impressions: dict[str, list[Impression]]) -> Log:
     """Trained far from the symmetric start, so that everything matters."""
-    config = small_config(feedback="whole", session=True, objectives=True)
+    config = small_config(feedback_encoding="dual_view_full", session_features=True, predict_objectives=True)
     config.train.max_steps, config.loader.prefetch, config.train.log_interval = 6, False, 0
     config.optim.dense_lr, config.optim.sparse_lr, config.evaluate.max_unexplored_mass = 0.03, 0.3, 0.0
     config.loader.max_impressions_per_batch = 300

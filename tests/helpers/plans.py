@@ -56,7 +56,7 @@ def misfit_report(world: int = 8, ranks_per_host: int = 8) -> PlanReport:
         remedies=[
             Remedy(
                 "fp16 weights, item_id cached from host memory",
-                ["--sharding.kernels", "[fused, fused_uvm_caching]", "--sharding.dtype", "fp16"],
+                ["--sharding.compute_kernels", "[fused, fused_uvm_caching]", "--sharding.dtype", "fp16"],
                 45.6,
             ),
             Remedy("32 ranks", ["--topology.ranks", "32"], 7.89),

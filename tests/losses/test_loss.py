@@ -33,7 +33,7 @@ ENTROPY = torch.linspace(0.1, 0.6, ACTIONS - 2, dtype=torch.float64)
 WHOLE = whole(CARD, small_config())
 CONFIGS = [
     LossConfig(),
-    LossConfig(time_loss="absolute", order_power=1.0),
+    LossConfig(time_loss="mae", order_power=1.0),
     LossConfig(
         order_power=3.0,
         time_weight=0.3,
@@ -119,7 +119,7 @@ def slow_sums(output: A2GenOutput, columns: WindowColumns, config: LossConfig, r
                         log_scale = steps.log_scale[step, label]
                         each = error**2 / (2 * torch.exp(log_scale) ** 2) + log_scale
                     else:
-                        each = error**2 if config.time_loss == "squared" else abs(error)
+                        each = error**2 if config.time_loss == "mse" else abs(error)
                     sums[f"{prefix}time"] = sums[f"{prefix}time"] + each
                 now = None if math.isnan(seconds) else output.steps.time[step, label]
                 if previous is not None and now is not None and now < previous:
@@ -140,7 +140,7 @@ def slow_sums(output: A2GenOutput, columns: WindowColumns, config: LossConfig, r
                     continue
                 if name == "watch_time":  # the time of the last token, which is the exit
                     error = output.watch_time[target] - math.log(1 + value)
-                    sums[name] = sums[name] + (error**2 if config.time_loss == "squared" else abs(error))
+                    sums[name] = sums[name] + (error**2 if config.time_loss == "mse" else abs(error))
                 else:
                     p = 1 / (1 + torch.exp(-output.objective_logits[target, tasks.index(name)]))
                     sums[name] = sums[name] - torch.log(p if value else 1 - p)
@@ -322,7 +322,7 @@ def test_the_weight_of_an_objective_that_is_not_predicted_is_refused() -> None:
     validate_objective_weights(LossConfig(), ())
     with pytest.raises(ConfigError) as caught:
         validate_objective_weights(LossConfig(objective_weights={"glance": 0.5, "skip": 1.0}), TASKS)
-    assert str(caught.value) == f"loss.objectives.skip: no such objective; this run predicts {', '.join(TASKS)}"
+    assert str(caught.value) == f"loss.objective_weights.skip: no such objective; this run predicts {', '.join(TASKS)}"
     with pytest.raises(ConfigError, match=r"loss\.objectives\.glance: no such objective; this run predicts none"):
         validate_objective_weights(LossConfig(objective_weights={"glance": 0.5}), ())
 
@@ -351,7 +351,7 @@ def test_uncertainty_weighs_labels_and_objectives_and_nothing_else(
     expected = expected + config.draft_weight * (draft_action + config.time_weight * draft_time)
     expected = expected + config.occurrence_weight * happens
     for name, term, s in zip(("label", *tasks), [label, *objectives], LEARNED, strict=False):
-        halved = name == "watch_time" and config.time_loss == "squared"
+        halved = name == "watch_time" and config.time_loss == "mse"
         expected = expected + (0.5 if halved else 1.0) * math.exp(-s) * term + s / 2
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
     assert {name: len(p) for name, p in loss.named_parameters()} == {"learned.log_variance": 1 + len(tasks)}

@@ -29,12 +29,12 @@ def slow(logits: Tensor, time: Tensor, labels: Tensor, watch_s: Tensor, error: s
                 counts[k] += 1
         if not math.isnan(watch_s[row]):
             off = time[row] - math.log(1 + watch_s[row].item())
-            sums[3] = sums[3] + (off**2 if error == "squared" else abs(off))
+            sums[3] = sums[3] + (off**2 if error == "mse" else abs(off))
             counts[3] += 1
     return sums, counts
 
 
-@pytest.mark.parametrize("error", ["squared", "absolute"])
+@pytest.mark.parametrize("error", ["mse", "mae"])
 def test_sums_counts_and_gradients_equal_loops(error: str) -> None:
     logits, time = predictions()
     sums, counts = objective_losses(logits, time, LABELS, WATCH_S.double(), error)
@@ -56,7 +56,7 @@ def test_under_autocast_watch_times_keep_the_precision_of_the_log() -> None:
     watch_s = torch.linspace(0, 100, 1000)
     predicted = torch.log1p(watch_s + 1).bfloat16()
     nothing = torch.zeros(1000, 0)
-    sums, _ = objective_losses(nothing, predicted, nothing, watch_s, "absolute")
+    sums, _ = objective_losses(nothing, predicted, nothing, watch_s, "mae")
     exact = (predicted.double() - torch.log1p(watch_s.double())).abs().sum()
     torch.testing.assert_close(sums.double(), exact[None], rtol=1e-5, atol=0)
 

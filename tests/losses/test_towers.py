@@ -49,7 +49,7 @@ def output_for(batch: WindowBatch, objectives: int = 0) -> TowerOutput:
     )
 
 
-@pytest.mark.parametrize("error", ["squared", "absolute"])
+@pytest.mark.parametrize("error", ["mse", "mae"])
 def test_sums_equal_loops(error: str, columns: WindowColumns) -> None:
     batch = batch_of(columns, np.arange(9))
     output = output_for(batch)
@@ -67,7 +67,7 @@ def test_sums_equal_loops(error: str, columns: WindowColumns) -> None:
             for code, seconds in did.items():
                 if not math.isnan(seconds):
                     difference = float(time[target, code]) - math.log(1 + seconds)
-                    times += difference**2 if error == "squared" else abs(difference)
+                    times += difference**2 if error == "mse" else abs(difference)
                     timed += 1
             target += 1
     found = [towers.sum() for towers in tower_loss_sums(output.event_logits, output.time, batch, error)]

@@ -19,21 +19,27 @@ CARD = make_card()
 VARIANTS = [
     {},
     {"generator": "implicit"},
-    {"attention": "direct"},
+    {"attention_impl": "reference"},
     {"residual": "both", "mlp_ratio": 0.0, "recency_bias": False},
     {"match_bias": False},
-    {"time_head": "monotone", "time_distribution": "lognormal"},
-    {"generator": "implicit", "time_head": "monotone", "time_per_action": False},
+    {"time_head": "monotonic", "time_distribution": "lognormal"},
+    {"generator": "implicit", "time_head": "monotonic", "time_per_action": False},
     {"time_per_action": False},
-    {"feedback": "tokens", "session": True},
-    {"feedback": "views", "objectives": True, "shared_experts": 0},
-    {"feedback": "whole", "session": True, "objectives": True, "own_experts": 0, "generator": "implicit"},
-    {"action_times": False},
-    {"action_order": False},
-    {"action_order": False, "generator": "implicit", "action_level": "mean"},
-    {"action_level": "off", "context_query": False},
-    {"item_level": "mean", "feedback": "views", "head_gate": False},
-    {"feedback": "whole", "context_query": False, "head_gate": False},
+    {"feedback_encoding": "tokens", "session_features": True},
+    {"feedback_encoding": "dual_view", "predict_objectives": True, "shared_experts": 0},
+    {
+        "feedback_encoding": "dual_view_full",
+        "session_features": True,
+        "predict_objectives": True,
+        "task_experts": 0,
+        "generator": "implicit",
+    },
+    {"use_action_times": False},
+    {"use_action_order": False},
+    {"use_action_order": False, "generator": "implicit", "action_pooling": "mean"},
+    {"action_pooling": "none", "context_in_query": False},
+    {"item_pooling": "mean", "feedback_encoding": "dual_view", "use_head_gate": False},
+    {"feedback_encoding": "dual_view_full", "context_in_query": False, "use_head_gate": False},
 ]
 
 
@@ -119,7 +125,7 @@ def test_chances_are_between_those_of_the_sequences_and_of_the_tower() -> None:
     torch.testing.assert_close((both.probability / (1 - both.probability))[:, 1:-1], odds.sqrt(), rtol=1e-6, atol=0)
     assert torch.equal(both.probability[:, [0, -1]], generated.probability[:, [0, -1]]), "start and exit are certain"
     assert torch.equal(both.time, generated.time)
-    plain = small_config(occurrence_tower=False)
+    plain = small_config(occurrence_head=False)
     assert forward(build(plain), batch_of(columns, np.arange(6), plain)).occurrence is None
 
 
@@ -145,9 +151,9 @@ def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, colum
     torch.testing.assert_close(padded, together, rtol=1e-9, atol=1e-11)
 
 
-def test_factorised_and_direct_models_agree_with_gradients(columns: WindowColumns) -> None:
+def test_factorized_and_direct_models_agree_with_gradients(columns: WindowColumns) -> None:
     results = []
-    for form in ("factorised", "direct"):
+    for form in ("factorized", "reference"):
         config = small_config(attention=form)
         model = build(config)
         batch = batch_of(columns, np.arange(12), config)
@@ -186,7 +192,7 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
         torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("form", ["factorized", "reference"])
 def test_no_target_sees_itself_or_what_had_not_ended(form: str, columns: WindowColumns) -> None:
     """Perturbing actions and ids of impressions a target must not see leaves its predictions alone."""
     config = small_config(attention=form, history=3)
@@ -234,7 +240,9 @@ def _perturb(columns: WindowColumns, which: np.ndarray, rng: np.random.Generator
     return dataclasses.replace(columns, offset_s=offset, action=action, impression_ids=ids)
 
 
-@pytest.mark.parametrize("variant", [{}, {"generator": "implicit"}, {"attention": "direct", "recency_bias": False}])
+@pytest.mark.parametrize(
+    "variant", [{}, {"generator": "implicit"}, {"attention_impl": "reference", "recency_bias": False}]
+)
 def test_switched_off_session_outcome_and_objectives_are_left_alone(variant: dict, columns: WindowColumns) -> None:
     """A dataset with them gives the parameters, predictions, loss and gradients of the same one without."""
     inputs = [feature for feature in CARD.features if feature.level not in ("session", "outcome")]

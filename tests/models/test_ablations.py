@@ -20,7 +20,7 @@ from a2gen_rec.models.independent import IndependentHeadsRanker
 from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card(timed=("like", "comment", "follow", "exit"))
-EVERYTHING = {"feedback": "whole", "session": True, "objectives": True}
+EVERYTHING = {"feedback_encoding": "dual_view_full", "session_features": True, "predict_objectives": True}
 
 
 @pytest.fixture
@@ -81,14 +81,14 @@ def redone(columns: WindowColumns, history: bool, change: str) -> WindowColumns:
 @pytest.mark.parametrize(
     ("switch", "change"),
     [
-        ({"action_times": False}, "times"),
-        ({"action_times": False}, "pairing"),
-        ({"action_order": False}, "pairing"),
-        ({"action_level": "off"}, "actions"),
+        ({"use_action_times": False}, "times"),
+        ({"use_action_times": False}, "pairing"),
+        ({"use_action_order": False}, "pairing"),
+        ({"action_pooling": "none"}, "actions"),
     ],
 )
 def test_the_past_is_read_without(switch: dict, change: str, name: str, columns: WindowColumns) -> None:
-    if name == "mmoe" and "action_level" in switch:
+    if name == "mmoe" and "action_pooling" in switch:
         pytest.skip("of A2Gen alone")
     contexts = {}
     for on in (True, False):
@@ -119,7 +119,7 @@ def test_without_times_emitted_actions_are_read_without(switch: str, columns: Wi
     assert torch.equal(outputs[0].steps.time, outputs[1].steps.time)
 
 
-@pytest.mark.parametrize("switch", [{"action_times": False}, {"action_order": False}])
+@pytest.mark.parametrize("switch", [{"use_action_times": False}, {"use_action_order": False}])
 def test_training_and_reading_go_through_the_same_prefixes(switch: dict, columns: WindowColumns) -> None:
     """Teacher-forced predictions at the labels are those of stepping through the sequence as ranking does."""
     config = small_config(**switch)
@@ -160,7 +160,7 @@ def test_independent_heads_stand_on_the_encoder_of_the_whole(columns: WindowColu
     assert isinstance(ranker, IndependentHeadsRanker)
     assert not ranker.is_generative
     assert isinstance(output, TowerOutput)
-    own = build_model(CARD, small_config(occurrence_tower=False, **EVERYTHING)).ranker
+    own = build_model(CARD, small_config(occurrence_head=False, **EVERYTHING)).ranker
     shapes = {name: value.shape for name, value in own.state_dict().items() if not name.startswith("generator.")}
     found = {name: value.shape for name, value in ranker.state_dict().items() if not name.startswith("generator.")}
     assert found == shapes, "encoder, labels and objectives are those of A2Gen"

@@ -23,16 +23,16 @@ from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card()
 SIZES = {feature.name: feature.cardinality for feature in CARD.features}
-EVERYTHING = {"feedback": "whole", "session": True, "objectives": True}
+EVERYTHING = {"feedback_encoding": "dual_view_full", "session_features": True, "predict_objectives": True}
 BASELINES = ["mmoe", "ple", "hstu"]
 VARIANTS = [
     *({"name": name} for name in BASELINES),
     *({"name": name, **EVERYTHING} for name in BASELINES),
-    {"name": "mmoe", "experts": 1, "recency_bias": False, "match_bias": False},
-    {"name": "ple", "shared_experts": 0, "own_experts": 2},
-    {"name": "ple", "own_experts": 0, "objectives": True},
-    {"name": "hstu", "layers": 1, "feedback": "tokens"},
-    {"name": "hstu", "layers": 3, "recency_bias": False, "match_bias": False},
+    {"name": "mmoe", "num_experts": 1, "recency_bias": False, "match_bias": False},
+    {"name": "ple", "shared_experts": 0, "task_experts": 2},
+    {"name": "ple", "task_experts": 0, "predict_objectives": True},
+    {"name": "hstu", "num_layers": 1, "feedback_encoding": "tokens"},
+    {"name": "hstu", "num_layers": 3, "recency_bias": False, "match_bias": False},
 ]
 
 

@@ -21,15 +21,15 @@ from tests.helpers.cards import make_card, make_columns, small_config, whole
 
 CARD = make_card()
 SIZES = {feature.name: feature.cardinality for feature in CARD.features}
-EVERYTHING = {"session": True, "objectives": True}
+EVERYTHING = {"session_features": True, "predict_objectives": True}
 SWITCHES = {
-    "tokens": {"feedback": "tokens"},
-    "views": {"feedback": "views"},
-    "whole": {"feedback": "whole"},
-    "session": {"session": True},
-    "objectives": {"objectives": True},
-    "all of it": {"feedback": "whole", **EVERYTHING},
-    "all of it, implicit": {"feedback": "views", "generator": "implicit", **EVERYTHING},
+    "tokens": {"feedback_encoding": "tokens"},
+    "views": {"feedback_encoding": "dual_view"},
+    "whole": {"feedback_encoding": "dual_view_full"},
+    "session": {"session_features": True},
+    "objectives": {"predict_objectives": True},
+    "all of it": {"feedback_encoding": "dual_view_full", **EVERYTHING},
+    "all of it, implicit": {"feedback_encoding": "dual_view", "generator": "implicit", **EVERYTHING},
 }
 
 
@@ -101,11 +101,11 @@ def appears_otherwise(columns: WindowColumns, which: np.ndarray) -> WindowColumn
     return dataclasses.replace(columns, impression_ids=other(columns.impression_ids), session=other(columns.session))
 
 
-@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("form", ["factorized", "reference"])
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_no_target_sees_what_happens_in_it_or_after_it(switch: str, form: str, columns: WindowColumns) -> None:
-    """Bit-equal but for the factorised form's rounding: its scale is that of all keys that any target sees."""
-    rounding = {"rtol": 1e-10, "atol": 1e-12} if form == "factorised" else {"rtol": 0, "atol": 0}
+    """Bit-equal but for the factorized form's rounding: its scale is that of all keys that any target sees."""
+    rounding = {"rtol": 1e-10, "atol": 1e-12} if form == "factorized" else {"rtol": 0, "atol": 0}
     config = small_config(attention=form, history=3, **SWITCHES[switch])
     model, rng = build(config), np.random.default_rng(0)
     before = predictions(model, batch_of(columns, config))
@@ -177,9 +177,9 @@ def test_views_part_what_pleased_from_what_did_not(feedback: str, columns: Windo
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_factorised_and_direct_models_agree_with_gradients(switch: str, columns: WindowColumns) -> None:
+def test_factorized_and_direct_models_agree_with_gradients(switch: str, columns: WindowColumns) -> None:
     results = []
-    for form in ("factorised", "direct"):
+    for form in ("factorized", "reference"):
         config = small_config(attention=form, **SWITCHES[switch])
         model = build(config)
         batch = batch_of(columns, config)
@@ -206,8 +206,8 @@ def test_a_log_without_watch_times_does_without_feedback(feedback: str, columns:
     card = dataclasses.replace(card, feedback=None, objectives=[], timed_actions=["like", "follow"])
     world = dataclasses.replace(world, objectives=columns.objectives[:, :0])
     found = []
-    for variant in ({"feedback": feedback, "objectives": True}, {}):
-        config = small_config(session=True, **variant)
+    for variant in ({"feedback": feedback, "predict_objectives": True}, {}):
+        config = small_config(session_features=True, **variant)
         model = build(config, card)
         assert not isinstance(model.ranker.encoder.item_level, DualViewAttention)
         assert model.ranker.objective_tasks == ()
@@ -218,7 +218,7 @@ def test_a_log_without_watch_times_does_without_feedback(feedback: str, columns:
 
 def test_a_log_without_lengths_has_levels_but_no_ratio(columns: WindowColumns) -> None:
     card, world = bare(CARD, columns, "watch_ratio")
-    config = small_config(feedback="views", **EVERYTHING)
+    config = small_config(feedback_encoding="dual_view", **EVERYTHING)
     model = build(config, card)
     assert isinstance(model.ranker.encoder.item_level, DualViewAttention)
     assert predictions(model, batch_of(world, config, card)).isfinite().all()
@@ -241,7 +241,7 @@ def test_before_training_heads_tell_base_rates_and_the_median(labels: tuple, tim
     names = [*labels, *card.objectives]
     card = dataclasses.replace(card, base_rate=card.base_rate | {n: 0.1 * (i + 1) for i, n in enumerate(names)})
     world = make_columns(card, 5, np.random.default_rng(0))
-    config = small_config(objectives=True)
+    config = small_config(predict_objectives=True)
     torch.manual_seed(0)
     model = A2Gen(card, config, torch.device("cpu")).double()
     output = forward(model, batch_of(world, config, card))
@@ -319,7 +319,7 @@ def test_targets_of_a_request_equal_candidates_alone_at_its_moment(
 
 @pytest.mark.parametrize("uncertainty", [False, True])
 def test_a_few_steps_with_everything_on_lower_the_loss(uncertainty: bool, columns: WindowColumns) -> None:
-    config = small_config(feedback="whole", **EVERYTHING)
+    config = small_config(feedback_encoding="dual_view_full", **EVERYTHING)
     config.loss = LossConfig(uncertainty_weighting=uncertainty)
     torch.manual_seed(0)
     model = A2Gen(CARD, config, torch.device("cpu"))

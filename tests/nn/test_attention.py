@@ -123,14 +123,14 @@ def assert_equal(fast: list[Tensor], slow: list[Tensor], rtol: float, atol: floa
 @pytest.mark.parametrize("residual", ["context", "both"])
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_factorised_equals_direct_with_gradients(kind: str, residual: str, biased: bool, dtype: torch.dtype) -> None:
+def test_factorized_equals_direct_with_gradients(kind: str, residual: str, biased: bool, dtype: torch.dtype) -> None:
     cam = build(residual).to(dtype)
     x, context = (part.to(dtype).requires_grad_() for part in inputs())
     bias = torch.randn(M, HEADS, T, N, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     bias = bias.to(dtype).requires_grad_() if biased else None
     leaves = [x, context, *cam.parameters()] + ([bias] if biased else [])
     both = [
-        with_gradients(cam.pool(x, context, mask_of(kind), bias, form), leaves) for form in ("factorised", "direct")
+        with_gradients(cam.pool(x, context, mask_of(kind), bias, form), leaves) for form in ("factorized", "reference")
     ]
     rtol, atol = (1e-9, 1e-9) if dtype == torch.float64 else (1e-4, 1e-5)
     assert_equal(*both, rtol, atol)
@@ -138,7 +138,7 @@ def test_factorised_equals_direct_with_gradients(kind: str, residual: str, biase
 
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("residual", ["context", "both"])
-@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("form", ["factorized", "reference"])
 @pytest.mark.parametrize("mlp_ratio", [0.0, 1.5])
 def test_pooled_equals_the_formulas(kind: str, residual: str, form: str, mlp_ratio: float) -> None:
     cam = build(residual, mlp_ratio)
@@ -173,7 +173,7 @@ def test_pooled_is_the_mean_of_forward_where_all_is_visible() -> None:
     x, context = inputs()
     for t in range(T):
         mean = cam(x, context[:, t]).mean(1)
-        for form in ("factorised", "direct"):
+        for form in ("factorized", "reference"):
             pooled = cam.pool(x, context, mask_of("full"), form=form)[:, t]
             torch.testing.assert_close(pooled, mean, rtol=1e-9, atol=1e-9)
 
@@ -191,7 +191,7 @@ def logits_of(cam: ContextAwareAttention, x: Tensor, context: Tensor) -> tuple[T
 
 
 def log_denominators(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
-    """log of the factorised form's D [m, heads, T, n], which its float arithmetic cannot hold when it is small."""
+    """log of the factorized form's D [m, heads, T, n], which its float arithmetic cannot hold when it is small."""
     visible = mask[:, None].expand(asked.shape)
     shared = shared - shared.masked_fill(~mask.any(1)[:, None, None], -torch.inf).amax(-1, keepdim=True)
     asked = asked.masked_fill(~visible, -torch.inf)
@@ -214,7 +214,7 @@ def test_huge_logits_stay_finite_and_equal_the_direct_form(kind: str, residual: 
         assert lost.sum() > 5, "hardly a denominator underflows: nothing would be tested"
         assert not lost.all(), "all denominators underflow: the two branches would not be mixed"
     leaves = [x, context, *cam.parameters()]
-    both = [with_gradients(cam.pool(x, context, mask, form=form), leaves) for form in ("factorised", "direct")]
+    both = [with_gradients(cam.pool(x, context, mask, form=form), leaves) for form in ("factorized", "reference")]
     # Saturated logits have no gradient of their own; the rounding left of it is multiplied by the weights' scale.
     assert_equal(*both, rtol=1e-8, atol=1e-8)
 
@@ -246,7 +246,7 @@ def test_denominators_crossing_the_floor(dtype: torch.dtype) -> None:
     assert_equal(*values, rtol, atol)
 
 
-@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("form", ["factorized", "reference"])
 @pytest.mark.parametrize("kind", ["random", "sliding", "full"])
 @pytest.mark.parametrize("scale", [1.0, 700.0])
 def test_logits_that_contexts_ask_alike_are_each_as_if_alone(form: AttentionImpl, kind: str, scale: float) -> None:
@@ -262,7 +262,7 @@ def test_logits_that_contexts_ask_alike_are_each_as_if_alone(form: AttentionImpl
     expected = [alone, *torch.autograd.grad((alone * weigh).sum(), leaves)]
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
-    assert pooled_attention_weights([], asked, mask, "direct") == []
+    assert pooled_attention_weights([], asked, mask, "reference") == []
 
 
 def test_narrow_values_are_weighted_as_by_a_product() -> None:
@@ -274,7 +274,7 @@ def test_narrow_values_are_weighted_as_by_a_product() -> None:
         torch.testing.assert_close(weighted_sum(weights, values), weights @ values, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("form", ["factorized", "reference"])
 @pytest.mark.parametrize("scale", [1.0, 700.0])
 def test_one_mask_for_all_contexts_is_each_contexts_own(form: str, scale: float) -> None:
     cam, (x, context) = build(scale=scale), inputs()
@@ -283,7 +283,7 @@ def test_one_mask_for_all_contexts_is_each_contexts_own(form: str, scale: float)
     torch.testing.assert_close(one, each, rtol=1e-12, atol=1e-12 * scale)
 
 
-@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("form", ["factorized", "reference"])
 def test_weights_are_a_mean_of_distributions(form: str) -> None:
     cam = build(scale=30.0)
     mask = mask_of("random")
@@ -295,7 +295,7 @@ def test_weights_are_a_mean_of_distributions(form: str) -> None:
     assert not weights.masked_select(~mask[:, None].expand_as(weights)).any()
 
 
-@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("form", ["factorized", "reference"])
 @pytest.mark.parametrize("residual", ["context", "both"])
 @pytest.mark.parametrize("scale", [1.0, 700.0])
 def test_a_context_that_sees_nothing_gives_the_residual(form: str, residual: str, scale: float) -> None:
@@ -323,7 +323,7 @@ def test_positions_without_a_key_give_the_residual() -> None:
     assert all(part.isfinite().all() for part in with_gradients(out, [x, context, *cam.parameters()]))
 
 
-@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("form", ["factorized", "reference"])
 @pytest.mark.parametrize("residual", ["context", "both"])
 def test_padding_changes_nothing(form: str, residual: str) -> None:
     """Junk in padded tokens, more padding, and each sequence alone without any give the same."""

@@ -19,9 +19,9 @@ DIM, D_CONTEXT, BUCKETS, CONTEXTS = 8, 5, 7, 3
 FORMS = [ExplicitGenerator, ImplicitGenerator]
 VARIANTS = [
     {},
-    {"time_head": "monotone"},
+    {"time_head": "monotonic"},
     {"time_distribution": "lognormal", "residual": "both", "mlp_ratio": 1.0},
-    {"time_per_action": False, "time_head": "monotone", "time_distribution": "lognormal"},
+    {"time_per_action": False, "time_head": "monotonic", "time_distribution": "lognormal"},
 ]
 
 

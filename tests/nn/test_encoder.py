@@ -62,7 +62,7 @@ def build(residual: str, form: str, mlp_ratio: float = 1.0) -> HierarchicalEncod
 @pytest.mark.parametrize("residual", ["context", "both"])
 @pytest.mark.parametrize("mlp_ratio", [0.0, 1.0])
 def test_action_level_equals_one_impression_at_a_time(residual: str, mlp_ratio: float) -> None:
-    encoder = build(residual, "factorised", mlp_ratio)
+    encoder = build(residual, "factorized", mlp_ratio)
     cam = encoder.action_level
     lengths = [2, 4, 2, 3, 5, 2]
     tokens = torch.randn(sum(lengths), 8, dtype=torch.float64)
@@ -73,7 +73,7 @@ def test_action_level_equals_one_impression_at_a_time(residual: str, mlp_ratio: 
     torch.testing.assert_close(got, block(torch.stack(expected)), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("form", ["factorized", "reference"])
 @pytest.mark.parametrize("residual", ["context", "both"])
 def test_item_level_equals_one_target_at_a_time(form: str, residual: str) -> None:
     """Each target alone with the impressions it sees: no padding, no other window, no other target."""
@@ -105,7 +105,7 @@ def test_item_level_equals_one_target_at_a_time(form: str, residual: str) -> Non
         bias = (encoder.recency(recency[w, place, column[seen]]) + encoder.match(shared)).T[None, :, None]
         everything = torch.ones(1, 1, len(seen), dtype=torch.bool)
         expected.append(
-            encoder.item_level.pool(x, target[None, t : t + 1], everything, bias, "direct")[0, 0]
+            encoder.item_level.pool(x, target[None, t : t + 1], everything, bias, "reference")[0, 0]
             if seen
             else encoder.item_level.block(encoder.item_level.context(target[t]))
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from a2gen_rec.nn.feedback import DualViewAttention
 
 M, N, T, HEADS, D_X, D_C, DIM = 3, 8, 6, 2, 5, 6, 8
-FORMS = ["factorised", "direct"]
+FORMS = ["factorized", "reference"]
 
 
 def build(residual: str = "context", mlp_ratio: float = 0.0, whole: bool = False) -> DualViewAttention:
@@ -92,7 +92,7 @@ def with_gradients(output: Tensor, leaves: list[Tensor]) -> list[Tensor]:
 
 
 def both_forms(module: DualViewAttention, case: dict[str, Tensor]) -> list[list[Tensor]]:
-    """Output and gradients of every input and parameter, of the factorised and the direct form."""
+    """Output and gradients of every input and parameter, of the factorized and the direct form."""
     named = {name: part.requires_grad_() if part.is_floating_point() else part for name, part in case.items()}
     leaves = [part for part in named.values() if part.requires_grad] + list(module.parameters())
     return [with_gradients(module(**named, form=form), leaves) for form in FORMS]
@@ -115,7 +115,7 @@ def test_equals_the_formulas(form: str, whole: bool, residual: str, mlp_ratio: f
 
 @given(st.integers(0, 3), st.integers(0, 7), st.integers(0, 5), st.integers(0, 1000), st.booleans())
 @settings(deadline=None, max_examples=60)
-def test_factorised_equals_direct_with_gradients(m: int, n: int, t: int, seed: int, whole: bool) -> None:
+def test_factorized_equals_direct_with_gradients(m: int, n: int, t: int, seed: int, whole: bool) -> None:
     assert_equal(*both_forms(build("both", 1.5, whole), inputs(m, n, t, seed)), 1e-9)
 
 

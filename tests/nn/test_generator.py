@@ -14,7 +14,9 @@ from a2gen_rec.utils.jagged import LengthBuckets
 DIM, D_CONTEXT, ACTIONS, EXIT, BUCKETS, TARGETS = 8, 5, 5, 4, 7, 12
 HEADS = [
     {"time_head": head, "time_distribution": distribution, "time_per_action": per_action}
-    for head, distribution, per_action in itertools.product(("free", "monotone"), ("point", "lognormal"), (True, False))
+    for head, distribution, per_action in itertools.product(
+        ("unconstrained", "monotonic"), ("point", "lognormal"), (True, False)
+    )
 ]
 
 
@@ -93,7 +95,7 @@ def test_a_step_depends_on_nothing_later(options: dict) -> None:
 
 
 @pytest.mark.parametrize("what", ["action", "offset", "label"])
-@pytest.mark.parametrize("time_head", ["free", "monotone"])
+@pytest.mark.parametrize("time_head", ["unconstrained", "monotonic"])
 def test_a_step_depends_on_all_before(what: str, time_head: str) -> None:
     generator = build(ExplicitGenerator, time_head=time_head)
     tables, context = tables_and_context()
@@ -111,7 +113,7 @@ def test_a_step_depends_on_all_before(what: str, time_head: str) -> None:
         }[what]
         after, _ = generator(*changed.values(), context, groups, tables)
         # Only times that build on each other read labels, and only those of earlier steps.
-        reads = place >= changed_place if what != "label" else (place > changed_place) & (time_head == "monotone")
+        reads = place >= changed_place if what != "label" else (place > changed_place) & (time_head == "monotonic")
         different = ((after.time - before.time).abs() > 1e-9).any(1)
         assert torch.equal(different, reads)
 
@@ -138,20 +140,20 @@ def test_start_and_emitted_actions_have_no_probability_and_exit_always_has(form:
 
 
 @pytest.mark.parametrize("form", [ExplicitGenerator, ImplicitGenerator])
-@pytest.mark.parametrize("options", [h for h in HEADS if h["time_head"] == "monotone"])
+@pytest.mark.parametrize("options", [h for h in HEADS if h["time_head"] == "monotonic"])
 def test_monotone_times_never_run_backwards(form: type[Generator], options: dict) -> None:
     tables, context = tables_and_context()
     action, offset, label, groups = sequences()
     target, _ = places()
     taken = {}
-    for head in ("monotone", "free"):
+    for head in ("monotonic", "unconstrained"):
         steps, draft = build(form, **{**options, "time_head": head})(action, offset, label, context, groups, tables)
         of_label = [part.time.gather(1, label[:, None]).squeeze(1) for part in (steps, draft) if part is not None]
         taken[head] = torch.stack([times[1:] - times[:-1] for times in of_label])[:, target[1:] == target[:-1]]
-        if head == "monotone":
+        if head == "monotonic":
             assert all((times > 0).all() for times in of_label)
-    assert (taken["monotone"] >= 0).all()
-    assert (taken["free"] < 0).any(), "the free head shows what the monotone one prevents"
+    assert (taken["monotonic"] >= 0).all()
+    assert (taken["unconstrained"] < 0).any(), "the free head shows what the monotone one prevents"
 
 
 @pytest.mark.parametrize("options", HEADS)
@@ -182,7 +184,7 @@ def test_one_time_for_all_actions_or_one_each(form: type[Generator]) -> None:
 
 
 def test_selected_states_go_on_independently() -> None:
-    generator = build(ExplicitGenerator, time_head="monotone")
+    generator = build(ExplicitGenerator, time_head="monotonic")
     tables, context = tables_and_context()
     context, tokens = context[:3], generator.tokens(tables, torch.arange(ACTIONS) != 3)
     start = torch.zeros(3, dtype=torch.long)
@@ -246,7 +248,7 @@ def test_implicit_forward_equals_predict(options: dict) -> None:
 
 
 def test_implicit_predictions_read_nothing_that_was_emitted() -> None:
-    generator = build(ImplicitGenerator, time_head="free")
+    generator = build(ImplicitGenerator, time_head="unconstrained")
     tables, context = tables_and_context()
     action, offset, label, groups = sequences()
     before = generator(action, offset, label, context, groups, tables)

@@ -34,7 +34,7 @@ def test_without_query_and_gate_it_is_multi_head_attention_beside_the_context() 
     torch.testing.assert_close(cam(x, context, mask), expected)
 
 
-@pytest.mark.parametrize("form", ["factorised", "direct"])
+@pytest.mark.parametrize("form", ["factorized", "reference"])
 @pytest.mark.parametrize(("removed", "kept"), [("context_query", "head_gate"), ("head_gate", "context_query")])
 def test_each_switch_removes_one_thing(form: str, removed: str, kept: str) -> None:
     """As the whole CAM is when the weights of the one thing tell nothing; and that thing has none left."""

@@ -111,7 +111,12 @@ def predictions(model: A2Gen, columns: WindowColumns, candidates: bool) -> torch
 # History shorter than, equal to and longer than what the window has.
 @pytest.mark.parametrize(
     "variant",
-    [{}, {"history": 3}, {"attention": "direct", "history": 9}, {"generator": "implicit", "recency_bias": False}],
+    [
+        {},
+        {"history": 3},
+        {"attention_impl": "reference", "history": 9},
+        {"generator": "implicit", "recency_bias": False},
+    ],
 )
 @pytest.mark.parametrize("length", [0, 9])
 def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: int) -> None:
@@ -397,7 +402,7 @@ class Silent:
 def fused(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
     """A run that predicts objectives and has an ensemble, on the same dataset."""
     run = tmp_path_factory.mktemp("fused") / "run"
-    config = small_config(objectives=True)
+    config = small_config(predict_objectives=True)
     config.train.max_steps, config.loader.prefetch, config.train.log_interval = 5, False, 0
     config.loader.max_impressions_per_batch, config.evaluate.max_unexplored_mass = 60, 0.0
     config.optim.dense_lr, config.optim.sparse_lr = 0.05, 0.3

@@ -112,7 +112,8 @@ def test_a_saved_plan_trains_as_the_planners_own(dtype: str, dataset: str, tmp_p
     followed = replace(config, sharding=replace(config.sharding, plan_file=file, sharding_types=["row_wise"]))
     assert on_ranks(2, tmp_path, losses, dataset, followed) == own
     assert (
-        on_ranks(2, tmp_path, losses, dataset, replace(followed, sharding=replace(followed.sharding, plan_file=""))) != own
+        on_ranks(2, tmp_path, losses, dataset, replace(followed, sharding=replace(followed.sharding, plan_file="")))
+        != own
     )
     assert own[0][0][-1] < own[0][0][0], "it must learn something, or nothing is compared"
 

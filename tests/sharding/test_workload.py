@@ -65,11 +65,11 @@ def test_described_features_are_looked_up_by_level() -> None:
     ("switches", "names"),
     [
         ({}, []),
-        ({"objectives": True}, []),
-        ({"session": True}, ["session_position", "session_gap", "previous_feedback"]),
-        ({"feedback": "tokens"}, ["feedback", "watch_ratio"]),
+        ({"predict_objectives": True}, []),
+        ({"session_features": True}, ["session_position", "session_gap", "previous_feedback"]),
+        ({"feedback_encoding": "tokens"}, ["feedback", "watch_ratio"]),
         (
-            {"session": True, "feedback": "views"},
+            {"session_features": True, "feedback_encoding": "dual_view"},
             ["session_position", "session_gap", "previous_feedback", "feedback", "watch_ratio"],
         ),
     ],
@@ -92,10 +92,10 @@ def test_a_feature_of_the_name_of_a_session_table_is_refused_where_that_is_read(
     features = DESCRIBED | {"session_gap": PlannerFeature("item", 9)}
     assert len(workload_from_features(features, COUNTS, small_config()).tables) == 6
     with pytest.raises(ConfigError, match="'session_gap' is the name of a table of the model's own; give it another"):
-        workload_from_features(features, COUNTS, small_config(session=True))
+        workload_from_features(features, COUNTS, small_config(session_features=True))
 
 
-@pytest.mark.parametrize("switches", [{}, {"session": True, "feedback": "views"}])
+@pytest.mark.parametrize("switches", [{}, {"session_features": True, "feedback_encoding": "dual_view"}])
 def test_a_dataset_is_looked_up_as_its_loader_does(switches: dict, tmp_path: Path) -> None:
     card, config = make_card(), small_config(**switches)
     config.loader.max_impressions_per_batch, config.loader.shuffle_buffer_size = 64, 4096
@@ -112,7 +112,7 @@ def test_a_dataset_is_looked_up_as_its_loader_does(switches: dict, tmp_path: Pat
         mean = np.mean([len(batch.sparse[table.name].values()) for batch in full])
         # Windows of these data have 5.5 impressions, not the full history and targets that are planned for.
         assert mean * 0.5 <= table.lookups <= mean * 1.6, table.name
-    assert workload.impressions == 64
+    assert workload.impressions_per_batch == 64
 
 
 def test_other_numbers_of_rows() -> None:

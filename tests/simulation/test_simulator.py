@@ -110,7 +110,10 @@ def test_monte_carlo_would_notice_either_effect_left_out() -> None:
 def test_probabilities_are_probabilities() -> None:
     rng = np.random.default_rng(1)
     row, item = rng.integers(1_000, size=2_000), rng.integers(STRONG.items, size=2_000)
-    for config in (STRONG, replace(STRONG, highlight_like_boost=-10.0, follow_retention_boost=-10.0, interest_strength=10.0)):
+    for config in (
+        STRONG,
+        replace(STRONG, highlight_like_boost=-10.0, follow_retention_boost=-10.0, interest_strength=10.0),
+    ):
         draws = strong_odds(config, row, item)
         truth = viewing.exact_marginals(draws)
         for values in (truth.action, truth.long_view, truth.glance):

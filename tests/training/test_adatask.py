@@ -237,9 +237,9 @@ def test_states_of_tasks_go_on_under_another_plan_and_world(dataset: Path, begun
     ("optim", "model", "loss", "named"),
     [
         ({}, {}, {}, "model.name"),
-        ({}, {"name": "ple"}, {"uncertainty": True}, "loss.uncertainty"),
-        ({"dense": "adam", "weight_decay": 0.1}, {"name": "ple"}, {}, "optim.dense must be adamw"),
-        ({"tables_weight_decay": 0.1}, {"name": "ple"}, {}, "optim.tables_weight_decay"),
+        ({}, {"name": "ple"}, {"uncertainty_weighting": True}, "loss.uncertainty_weighting"),
+        ({"dense": "adam", "weight_decay": 0.1}, {"name": "ple"}, {}, "optim.dense_optimizer must be adamw"),
+        ({"tables_weight_decay": 0.1}, {"name": "ple"}, {}, "optim.sparse_weight_decay"),
     ],
 )
 def test_what_adatask_cannot_do_is_refused(optim: dict, model: dict, loss: dict, named: str) -> None:

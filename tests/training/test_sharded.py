@@ -84,9 +84,20 @@ def tensors(run: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
     "variant",
     [
         {},
-        {"generator": "implicit", "time_head": "monotone"},
-        {"feedback": "whole", "session": True, "objectives": True, "uncertainty": True},
-        {"name": "ple", "feedback": "tokens", "session": True, "objectives": True, "uncertainty": True},
+        {"generator": "implicit", "time_head": "monotonic"},
+        {
+            "feedback_encoding": "dual_view_full",
+            "session_features": True,
+            "predict_objectives": True,
+            "uncertainty_weighting": True,
+        },
+        {
+            "name": "ple",
+            "feedback_encoding": "tokens",
+            "session_features": True,
+            "predict_objectives": True,
+            "uncertainty_weighting": True,
+        },
         {"name": "hstu"},
     ],
 )
@@ -126,7 +137,7 @@ def weight_decay(process: DistributedContext, config: Config) -> dict[str, float
 
 
 def test_learned_weights_of_losses_do_not_decay(tmp_path: Path) -> None:
-    config = config_of(objectives=True, uncertainty=True)
+    config = config_of(predict_objectives=True, uncertainty=True)
     config.optim.weight_decay = 0.25
     (decay,) = on_ranks(1, tmp_path, weight_decay, config)
     assert decay.pop("loss.learned.log_variance") == 0.0

@@ -28,7 +28,7 @@ def make(seed: int = 0, scale: float = 1.0) -> Ensemble:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale)
-        model.history.start.normal_()
+        model.max_history.start.normal_()
     model.set_normalization(torch.tensor([-0.5, 0.3, 1.0]), torch.tensor([0.8, 1.5, 2.0]))
     return model
 
@@ -77,7 +77,7 @@ def rounding(output: EnsembleOutput) -> Tensor:
 
 def slow_user(model: Ensemble, events: Tensor) -> Tensor:
     """events [length, d_event] -> [dim], one GRU cell after the other."""
-    gru, state = model.history.gru, model.history.start
+    gru, state = model.max_history.gru, model.max_history.start
     for event in events:
         x = F.linear(event, gru.weight_ih_l0, gru.bias_ih_l0).chunk(3)
         s = F.linear(state, gru.weight_hh_l0, gru.bias_hh_l0).chunk(3)

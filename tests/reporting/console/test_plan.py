@@ -79,7 +79,7 @@ def test_no_fit_says_what_is_in_the_way_and_what_would_help() -> None:
     assert rows(text, "user_id")[0] == "user_id HBM 64.0 GB 111 GB –"
     assert rows(text, "together") == ["together HBM 386 GB 111 GB 275 GB"]
     assert rows(text, "32 ranks") == ["32 ranks --topology.ranks 32 7.89"]
-    assert "--sharding.kernels '[fused, fused_uvm_caching]'" in text
+    assert "--sharding.compute_kernels '[fused, fused_uvm_caching]'" in text
     assert rows(text, "--sharding.dtype") == ["--sharding.dtype fp16"]
     none = printed(lambda console: print_plan(console, replace(misfit_report(), remedies=[])))
     assert "no change was found" in none

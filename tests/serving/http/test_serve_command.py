@@ -160,7 +160,7 @@ def test_what_keeps_a_service_from_starting_is_one_line(tmp_path: Path, capsys: 
     )
     assert not os.path.exists(store), "nothing is left"
     assert "no exported model here" in fails("--model", str(tmp_path / "none"), "--port", "0")[1]
-    assert "serve.max_batch 0 must be positive" in fails("--model", model, "--max_batch", "0")[1]
+    assert "serve.max_batch_candidates 0 must be positive" in fails("--model", model, "--max_batch", "0")[1]
     assert "serve.port 70000" in fails("--model", model, "--port", "70000")[1]
     assert "cannot listen at nowhere.invalid" in fails("--model", model, "--host", "nowhere.invalid")[1]
 
