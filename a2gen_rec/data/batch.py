@@ -152,7 +152,7 @@ class WindowBatch(Pipelineable):
             value = getattr(self, item.name)
             if isinstance(value, Tensor | KeyedJaggedTensor | LengthBuckets):
                 changed[item.name] = change(value)
-            elif item.name in ("index", "session", "outcome"):
+            elif item.name in ("row_index", "session", "outcome"):
                 changed[item.name] = {name: change(part) for name, part in value.items()}
         return replace(self, **changed)
 
@@ -263,8 +263,8 @@ def _outcomes(
     counts = [len(target), len(step), int(known.sum()), int(ordered.sum()), int(torch.isfinite(labels).sum())]
     counts += [*torch.isfinite(objectives).sum(0).tolist(), int(torch.isfinite(watch_s).sum())]
     return {
-        "step": step,
-        "steps": LengthBuckets.from_lengths(torch.from_numpy(step_lengths), group_cost),
+        "step_token": step,
+        "target_buckets": LengthBuckets.from_lengths(torch.from_numpy(step_lengths), group_cost),
         "labels": labels,
         "objectives": objectives,
         "watch_s": watch_s,
@@ -277,8 +277,8 @@ def _outcomes(
 def _no_outcomes() -> dict[str, Any]:
     none = torch.zeros(0, 0)
     return {
-        "step": torch.zeros(0, dtype=torch.long),
-        "steps": LengthBuckets.from_lengths(torch.zeros(0, dtype=torch.long)),
+        "step_token": torch.zeros(0, dtype=torch.long),
+        "target_buckets": LengthBuckets.from_lengths(torch.zeros(0, dtype=torch.long)),
         "watch_s": torch.zeros(0),
         "counts": torch.zeros(0, dtype=torch.float64),
         **dict.fromkeys(("labels", "objectives", "oracle"), none),

@@ -43,7 +43,7 @@ from a2gen_rec.utils import paths
 
 START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CARD_FILE = "dataset.yaml"
 ITEM_STATISTICS = "item_statistics.parquet"
 ITEM = "item_id"
@@ -198,9 +198,7 @@ class DatasetCard:
             features = [_numbers_checked(Feature(**feature)) for feature in raw["features"]]
             splits = {name: SplitSummary(**split) for name, split in raw["splits"].items()}
             feedback = None if raw["feedback"] is None else _rule_checked(FeedbackRule(**raw["feedback"]))
-            # Cards made before there was the field have what the rule tells.
-            negative = raw.get("negative", [] if feedback is None else feedback.negative_actions)
-            made = {"features": features, "splits": splits, "feedback": feedback, "negative": list(negative)}
+            made = {"features": features, "splits": splits, "feedback": feedback}
             card = cls(**{**raw, **made})
             card = replace(
                 card, session_gap_s=float(card.session_gap_s), utc_offset_hours=_finite(card.utc_offset_hours)
@@ -210,7 +208,7 @@ class DatasetCard:
         if len(card.actions) < 2 or card.actions[0] != START or card.actions[-1] != EXIT:
             raise DataError(f"must run from {START!r} to {EXIT!r}", file=file, field="actions")
         if not set(card.negative_actions) <= set(card.predicted_actions):
-            raise DataError("must be among the actions", file=file, field="negative")
+            raise DataError("must be among the actions", file=file, field="negative_actions")
         return card
 
     @classmethod

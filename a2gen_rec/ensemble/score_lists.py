@@ -22,7 +22,7 @@ from a2gen_rec.training.loaded_run import LoadedRun
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import all_gather_object, sync_errors
 
-SCORES_FORMAT_VERSION = 2
+SCORES_FORMAT_VERSION = 3
 """Of what score files hold: raised whenever the same run and data would give others."""
 
 

@@ -94,7 +94,7 @@ class SessionLists:
         candidates, events = self._flat(rows)
         inside, length = self.length[rows], self.events_length[rows]
         arrays = {
-            "value": _padded(self.predictions[candidates], inside),
+            "predictions": _padded(self.predictions[candidates], inside),
             "label": _padded(self.label[candidates], inside),
             "context": _padded(self.context[candidates].astype(np.float32, copy=False), inside),
             "events": _padded(self.events[events].astype(np.float32, copy=False), length),
@@ -123,7 +123,7 @@ class ListBatch:
         candidate: [valid candidates] int64 their places in the lists this is a batch of.
     """
 
-    value: Tensor
+    predictions: Tensor
     label: Tensor
     context: Tensor
     events: Tensor
@@ -341,7 +341,7 @@ def _check(lists: SessionLists, file: str) -> None:
     """Shapes and ranges of the contract."""
     n, candidates, events = len(lists), int(lists.length.sum()), int(lists.events_length.sum())
     shapes: dict[str, tuple[int, ...]] = {"user": (n,), "ts_ms": (n,), "events_length": (n,), "item": (candidates,)}
-    shapes |= {"value": (candidates, len(lists.objectives)), "label": (candidates, len(lists.behaviours))}
+    shapes |= {"predictions": (candidates, len(lists.objectives)), "label": (candidates, len(lists.behaviours))}
     shapes |= {"context": (candidates, lists.context.shape[-1]), "events": (events, lists.events.shape[-1])}
     for name, shape in shapes.items():
         if getattr(lists, name).shape != shape:

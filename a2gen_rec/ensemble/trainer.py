@@ -244,7 +244,7 @@ def _train_epoch(
 
 def _score(model: nn.Module, batch: ListBatch) -> Tensor:
     more = {"valid": batch.valid} if isinstance(model, SessionWeightedFusion) else {}  # it alone looks at whole lists
-    output = model(batch.value, batch.events, batch.length, batch.context, **more)
+    output = model(batch.predictions, batch.events, batch.length, batch.context, **more)
     score: Tensor = output if isinstance(output, Tensor) else output.score
     return score
 

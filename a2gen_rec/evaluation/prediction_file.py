@@ -25,13 +25,13 @@ _NAMES = b"a2gen_predictions"
 # Fields of Predictions with a column per name, and what their columns begin with.
 _MATRICES = {
     "probability": "outcomes",
-    "happened": "outcomes",
+    "occurred": "outcomes",
     "time": "actions",
-    "actual_time": "actions",
+    "observed_time": "actions",
     "next_time": "actions",
     "oracle": "oracle",
 }
-_COLUMNS = ("user", "item", "length", "watch_time", "remainder")
+_COLUMNS = ("user", "item", "duration_bucket", "watch_time", "unexplored_mass")
 
 
 def write_predictions(file: str, predictions: Predictions, card: DatasetCard) -> None:

@@ -95,7 +95,7 @@ class A2Gen(RankingModel):
 class A2GenRanker(HierarchicalRanker[A2GenEncoding]):
     """A2Gen after the lookups."""
 
-    generates = True
+    is_generative = True
     generator: Generator
     event_entropy: Tensor
     step_tokens: TokenTable | None = None
@@ -147,7 +147,7 @@ class A2GenRanker(HierarchicalRanker[A2GenEncoding]):
             offset_s = torch.where(action > 0, torch.nan, 0.0)
         steps, draft = self.generator(action, offset_s, label, encoded.context, batch.target_buckets, encoded.tables)
         if place is not None:  # every label is predicted once, whatever the order: losses find it at its own step
-            steps, draft = steps.at(place.argsort()), None if draft is None else draft.at(place.argsort())
+            steps, draft = steps.select(place.argsort()), None if draft is None else draft.select(place.argsort())
         return A2GenOutput(**vars(encoded), steps=steps, draft=draft)
 
     def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> A2GenEncoding:

@@ -97,7 +97,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         self.d_target = self.d_item + d_session
         self.d_context = d_user + self.d_target + config.dim
         timed = torch.tensor([name in card.timed_actions for name in card.actions])
-        self.register_buffer("timed", timed, persistent=False)
+        self.register_buffer("is_timed", timed, persistent=False)
 
     def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> EncodingT:
         """What the losses need, given the looked-up rows of every table."""

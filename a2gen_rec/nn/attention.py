@@ -82,7 +82,7 @@ class ContextAwareAttention(nn.Module):
         self.output = nn.Linear(dim, dim, bias=False)  # the stacked W_o^h: Σ_h g_h O_h W_o^h = (g ⊙ O) W_o
         self.gate = nn.Linear(d_context, heads, bias=False) if head_gate else None
         # [heads, dim], which places of a vector are of each head: products with it spread over them, or sum them up.
-        self.register_buffer("of_head", torch.eye(heads).repeat_interleave(self.d_head, 1), persistent=False)
+        self.register_buffer("head_indicator", torch.eye(heads).repeat_interleave(self.d_head, 1), persistent=False)
         for layer in (self.sequence, self.context, self.value, self.output):
             nn.init.xavier_uniform_(layer.weight)  # PyTorch's default shrinks a signal to a fifth in three layers
         self.block = FeedForward(dim, mlp_ratio, dropout) if mlp_ratio else nn.Identity()

@@ -33,7 +33,7 @@ from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.sharding.planner import Plan, PlanningProblem, column_width, enumerate_options
 from a2gen_rec.utils import paths
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ALL_RANKS = "all"  # ranks, in order
 KERNELS = ("fused", "fused_uvm", "fused_uvm_caching")
 

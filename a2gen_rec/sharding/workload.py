@@ -104,7 +104,7 @@ def workload_from_features(
     """
     if not features:
         raise ConfigError("no tables to plan: give --data, or a --config with `features` such as configs/scale/ has")
-    for name in ("windows", "impressions", "targets", "actions"):
+    for name in ("windows_per_batch", "impressions_per_batch", "targets_per_batch", "actions_per_batch"):
         if not getattr(workload, name):
             raise ConfigError(f"workload.{name} must be given (or --data, a dataset to take it from)")
     counts = (

@@ -50,7 +50,7 @@ def load_run(run: str, data: str = "", device: DeviceChoice = "auto") -> Iterato
     data = data or state.data
     card = DatasetCard.from_dict(state.card, f"{place}/{checkpoint.STATE_FILE}")
     present = DatasetCard.load(data)
-    for name in ("actions", "labels", "objectives", "timed", "features"):
+    for name in ("actions", "labels", "objectives", "timed_actions", "features"):
         if getattr(present, name) != getattr(card, name):
             raise UserError(f"{data}: its {name} differ from those the run {run} was trained with")
     config.sharding.hbm_gb = config.sharding.ddr_gb = 0.0  # of the machines it was trained on

@@ -288,14 +288,14 @@ def test_scores_are_those_of_the_data_and_of_how_they_were_made(world: World, tm
 def test_scores_of_other_settings_are_made_anew(world: World) -> None:
     folders = []
     with load_run(str(world.run)) as opened, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "score_split", lambda *given: folders.append(given[2]))
+        patch.setattr(fit, "score_session_lists", lambda *given: folders.append(given[2]))
         ways = [(opened, CONFIG), (opened, replace(CONFIG, epochs=9)), (opened, replace(CONFIG, max_history_events=2))]
         ways += [(opened, replace(CONFIG, session_gap_s=7.0)), (replace(opened, fingerprint="0" * 12), CONFIG)]
         bounded = copy.deepcopy(opened.config)
         bounded.evaluate.max_unexplored_mass = 0.5
         for each, config in [*ways, (replace(opened, config=bounded), CONFIG)]:
             fit.cached_session_lists(each, str(world.run), "valid", config)
-        patch.setattr(fit, "SCORES_VERSION", 0)
+        patch.setattr(fit, "SCORES_FORMAT_VERSION", 0)
         fit.cached_session_lists(opened, str(world.run), "valid", CONFIG)
     assert folders[0] == folders[1]
     assert len(set(folders)) == 6

@@ -84,10 +84,10 @@ def test_a_trained_ensemble_beats_every_single_score(trained: Ensemble) -> None:
     assert fused > max(*singles, fixed) + 0.03
     assert max_monotonicity_violations(trained, TEST).max() == 0
     batch = TEST.batch(np.arange(100))
-    before = trained(batch.value, batch.events, batch.length, batch.context)
+    before = trained(batch.predictions, batch.events, batch.length, batch.context)
     slack = 8 * torch.finfo(torch.float32).eps * before.transform.abs().amax(-1)
     for k, step in itertools.product(range(3), (1e-3, 0.5, 30.0)):
-        value = batch.value.clone()
+        value = batch.predictions.clone()
         value[..., k] += -step if k == 1 else step
         after = trained(value, batch.events, batch.length, batch.context)
         assert (after.score >= before.score - slack).all()
@@ -97,8 +97,8 @@ def test_a_trained_ensemble_beats_every_single_score(trained: Ensemble) -> None:
 def test_a_trained_ensemble_orders_by_one_objective_where_the_others_are_equal(trained: Ensemble) -> None:
     exact, batch = copy.deepcopy(trained).double(), TEST.batch(np.arange(50))
     for k, objective in enumerate(OBJECTIVES):
-        value = batch.value[:, :1].expand_as(batch.value).clone()
-        value[..., k] = batch.value[..., k]
+        value = batch.predictions[:, :1].expand_as(batch.predictions).clone()
+        value[..., k] = batch.predictions[..., k]
         score = exact(value, batch.events, batch.length, batch.context[:, :1]).score
         key = value[..., k] * (1 if objective.higher_is_better == "more" else -1)
         ahead = key[:, :, None] > key[:, None]

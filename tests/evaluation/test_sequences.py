@@ -78,7 +78,7 @@ def test_of_many_targets_evenly_spaced_ones_are_decoded(
 ) -> None:
     run = trained(data, tmp_path / "run")
     whole = measured(run, ALL)
-    monkeypatch.setattr(sequences, "TARGETS", 20)
+    monkeypatch.setattr(sequences, "MAX_DECODED_TARGETS", 20)
 
     def total(
         self: sequences.SequenceEvaluator, ranker: Any, total: int

@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy(real / shared, made)
     (made / "count.py").write_text(MEASURING)
     (made / "break.py").write_text("'''Does it break?'''\ndef measure(): ...\nraise SystemExit(3)")
-    monkeypatch.setattr(benchmark_scripts, "FOLDER", made)
+    monkeypatch.setattr(benchmark_scripts, "BENCHMARKS_DIR", made)
     monkeypatch.chdir(tmp_path)
     return made
 
@@ -98,7 +98,7 @@ def test_impossible_settings(
 def test_outside_a_checkout(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(benchmark_scripts, "FOLDER", tmp_path / "benchmarks")
+    monkeypatch.setattr(benchmark_scripts, "BENCHMARKS_DIR", tmp_path / "benchmarks")
     monkeypatch.chdir(tmp_path)
     assert code_of(name) == 1
     assert "come with the source checkout" in capsys.readouterr().err

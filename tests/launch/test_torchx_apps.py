@@ -15,8 +15,9 @@ from torchx.specs.finder import ComponentValidationException, get_component
 
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.launch.app_def import JobResources, ResourceError
+from tests.helpers import REPOSITORY
 
-APPS = Path(__file__).parents[1] / "torchx_apps"
+APPS = REPOSITORY / "torchx_apps"
 TRAIN, EVALUATE = f"{APPS}/train.py:train", f"{APPS}/evaluate.py:evaluate"
 BENCHMARK = f"{APPS}/benchmark.py:benchmark"
 PLAN, SERVE = f"{APPS}/plan.py:plan", f"{APPS}/serve.py:serve"

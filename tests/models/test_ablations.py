@@ -131,7 +131,7 @@ def test_training_and_reading_go_through_the_same_prefixes(switch: dict, columns
     for target, length in enumerate(batch_steps(batch)):
         labels = batch.step_label[place : place + length].tolist()
         walked = sorted(labels) if "action_order" in switch else labels
-        state = ranker.generator.begin(output.context[target : target + 1])
+        state = ranker.generator.init_state(output.context[target : target + 1])
         tokens = ranker.generator.tokens(output.tables, torch.zeros_like(ranker.is_timed))
         action, time = torch.tensor([0]), torch.zeros(1, dtype=torch.float64)
         for label in walked:
@@ -167,7 +167,7 @@ def test_independent_heads_stand_on_the_encoder_of_the_whole(columns: WindowColu
     assert output.watch_time is not None
     assert ranker.objective_tasks == own.objective_tasks
 
-    what = ranker.occurrence(output, 0.0)
+    what = ranker.marginals(output, 0.0)
     torch.testing.assert_close(what.probability[:, 1:-1], output.event_logits.sigmoid())
     assert bool((what.unexplored_mass == 0).all())
     other = forward(redone(columns, False, "actions"), config)[2]

@@ -166,13 +166,13 @@ def test_steps_one_by_one_equal_teacher_forcing(options: dict, mlp_ratio: float)
     forced, _ = generator(action, offset, label, context, groups, tables)
     assert (forced.log_scale is None) == (options["time_distribution"] == "point")
     for t in range(TARGETS):
-        state = generator.begin(context[t : t + 1])
+        state = generator.init_state(context[t : t + 1])
         for row in (target == t).nonzero().flatten():
             one = slice(row, row + 1)
             tokens = generator.tokens(tables, offset[one].isfinite().expand(ACTIONS))
             steps, state = generator.step(action[one], torch.log1p(offset[one].nan_to_num(3.0)), state, tokens)
             assert_same(steps, StepPredictions(*(None if part is None else part[one] for part in forced)))
-            state = state.reach(steps.time[0, label[one]])
+            state = state.advance_time(steps.time[0, label[one]])
 
 
 @pytest.mark.parametrize("form", [ExplicitGenerator, ImplicitGenerator])
@@ -188,10 +188,10 @@ def test_selected_states_go_on_independently() -> None:
     tables, context = tables_and_context()
     context, tokens = context[:3], generator.tokens(tables, torch.arange(ACTIONS) != 3)
     start = torch.zeros(3, dtype=torch.long)
-    steps, state = generator.step(start, torch.zeros(3, dtype=torch.float64), generator.begin(context), tokens)
+    steps, state = generator.step(start, torch.zeros(3, dtype=torch.float64), generator.init_state(context), tokens)
     pick, follow = torch.tensor([2, 0, 2]), torch.tensor([1, 3, 2])
     offset = torch.tensor([1.0, math.nan, 7.0], dtype=torch.float64)
-    state = state.select(pick).reach(steps.time[pick, follow])
+    state = state.select(pick).advance_time(steps.time[pick, follow])
     both, _ = generator.step(follow, torch.log1p(offset.nan_to_num(5.0)), state, tokens)
     for place, origin in enumerate(pick.tolist()):
         action = torch.tensor([0, follow[place]])
@@ -292,7 +292,7 @@ def test_start_from_makes_a_blank_generator_predict_what_is_known(form: type[Gen
     for heads in generator._all_heads():
         for layer in (heads.action, heads.time):
             torch.nn.init.zeros_(layer.weight)
-    generator.start_from(share, time)
+    generator.init_from_statistics(share, time)
     _, place = places()
     first = place == 0
     for steps in generator(action, offset, label, context, groups, tables):

@@ -142,7 +142,7 @@ def test_a_loaded_model_is_no_longer_its_files(world: tuple[Log, str], tmp_path:
 
 def test_without_any_past_the_moment_is_now(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 10**12 + 5 * 3_600_000
-    monkeypatch.setattr("a2gen_rec.ranking.window.clock_ms", lambda: now)
+    monkeypatch.setattr("a2gen_rec.ranking.window.now_ms", lambda: now)
     asked = RankQuery("nobody", NAMES)
     assert ranker.rank(asked) == ranker.rank(dataclasses.replace(asked, now_ms=now))
     assert ranker.rank(asked).candidates != ranker.rank(dataclasses.replace(asked, now_ms=0)).candidates

@@ -16,7 +16,7 @@ from tests.helpers.service import running
 
 def test_the_service_answers_what_the_ranker_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     today = 10**12 + 10**11
-    monkeypatch.setattr("a2gen_rec.serving.engine.inference.clock_ms", lambda: today)
+    monkeypatch.setattr("a2gen_rec.serving.engine.inference.now_ms", lambda: today)
     log = hashed_log(tmp_path)
     export_run(log.run, str(tmp_path / "export"), "fp32")
     ranker = Ranker.load(str(tmp_path / "export"))

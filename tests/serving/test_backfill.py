@@ -99,7 +99,7 @@ def test_many_users_wait_for_the_store_together(
     hashed: tuple[Path, Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, log = hashed
-    monkeypatch.setattr(backfilling, "IN_FLIGHT", 2)
+    monkeypatch.setattr(backfilling, "MAX_IN_FLIGHT", 2)
     monkeypatch.setattr(backfilling, "ROWS", 3)  # batches of rows end in the middle of users
     where = str(tmp_path / "events.db")
     done = backfill(

@@ -83,7 +83,7 @@ def test_a_large_plan_is_short_to_read(tmp_path: Path) -> None:
         (lambda asked: problem(dim=16), "has 32 model.dim, here it is 16"),
         (lambda asked: problem(dtype="fp16"), "has fp32 sharding.dtype, here it is fp16"),
         (
-            lambda asked: replace(asked, workload=asked.workload.resized({"city": 301})),
+            lambda asked: replace(asked, workload=asked.workload.with_rows({"city": 301})),
             "has 300 rows of city, here it is 301",
         ),
         (

@@ -284,7 +284,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise failure
         return original(world, users, block)
 
-    monkeypatch.setattr(simulate, "simulate_block", fails)
+    monkeypatch.setattr(simulator, "simulate_block", fails)
     expected = UserError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match="No space" if isinstance(failure, OSError) else None):
         simulate(str(tmp_path / "deep" / "log"), SMALL)
@@ -292,7 +292,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_rates_out_of_reach_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulate, "FIT_STEPS", 1)
+    monkeypatch.setattr(simulator, "CALIBRATION_STEPS", 1)
     with pytest.raises(ConfigError, match=r"_rate .* cannot be reached"):
         make_world(SMALL)
 

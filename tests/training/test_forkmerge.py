@@ -113,7 +113,7 @@ def test_merged_is_the_mixture_of_branches_trained_by_their_own_weights(
         return chosen[-1]
 
     monkeypatch.setattr(forkmerge, "greedy_weights", search)
-    monkeypatch.setattr(checkpoint, "drop", lambda run: None)
+    monkeypatch.setattr(checkpoint, "delete_all", lambda run: None)
     run = tmp_path / "run"
     train(config_of(tasks=tasks), str(data), str(run))
     places = [checkpoint.latest(str(run / "branches" / "step-00000000" / str(i))) or "" for i in range(3)]

@@ -78,11 +78,17 @@ def prepare(
 
 def validate_config(config: PrepareConfig) -> None:
     """Raise ConfigError for a setting out of range."""
-    for name, least in (("history", 0), ("max_targets", 1), ("min_count", 0), ("partitions", 1), ("threads", 0)):
+    for name, least in (
+        ("max_history", 0),
+        ("max_targets", 1),
+        ("min_count", 0),
+        ("num_partitions", 1),
+        ("threads", 0),
+    ):
         if getattr(config, name) < least:
             raise ConfigError(f"{name} {getattr(config, name)} must be at least {least}")
     if config.memory_limit_gb <= 0:
-        raise ConfigError(f"memory_gb {config.memory_limit_gb} must be positive")
+        raise ConfigError(f"memory_limit_gb {config.memory_limit_gb} must be positive")
 
 
 @dataclass

@@ -88,7 +88,7 @@ class TowerRanker(BaseRanker[TowerOutput]):
             mean, self._action_tokens(rows, batch), batch.history_index[:, None], per_token=False
         )
 
-    def occurrence(self, targets: TowerOutput, max_error: float) -> ActionMarginals:
+    def marginals(self, targets: TowerOutput, max_error: float) -> ActionMarginals:
         """What the towers say; nothing remains."""
         return tower_marginals(targets, self.is_timed)
 

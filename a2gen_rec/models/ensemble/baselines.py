@@ -64,7 +64,7 @@ class PowerFormula(nn.Module):
             raise ConfigError(f"a formula needs α and β ≥ 0 of {len(less)} objectives, not {alpha} and {beta}")
         self.register_buffer("alpha", alpha.float().clone())  # buffers are written by load_state_dict: never share
         self.register_buffer("exponent", beta.float() * _direction(less))
-        self.register_buffer("centre", centre.float().clone())
+        self.register_buffer("mean", centre.float().clone())
         self.register_buffer("scale", scale.float().clone())
 
     def forward(self, value: Tensor, events: Tensor, length: Tensor, context: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ class Standardize(nn.Module):
         super().__init__()
         _check(less, centre, scale)
         self.objectives = len(less)
-        self.register_buffer("centre", centre.float().clone())
-        self.register_buffer("unit", scale.float() * _direction(less).to(scale.device))
+        self.register_buffer("mean", centre.float().clone())
+        self.register_buffer("scale", scale.float() * _direction(less).to(scale.device))
 
     def forward(self, value: Tensor) -> Tensor:
         return (value.to(self.mean.dtype) - self.mean) / self.scale

@@ -124,8 +124,8 @@ class Ensemble(nn.Module):
         self.objective = nn.Parameter(torch.randn(len(names), dim))
         self.transform = MonotonicTransform(len(names), dim + d_context, hidden, degree)
         less = torch.tensor([objective.higher_is_better == "less" for objective in objectives])
-        self.register_buffer("less", less, persistent=False)
-        self.register_buffer("centre", torch.zeros(len(names)))
+        self.register_buffer("lower_is_better", less, persistent=False)
+        self.register_buffer("mean", torch.zeros(len(names)))
         self.register_buffer("scale", torch.ones(len(names)))
 
     def set_normalization(self, centre: Tensor, scale: Tensor) -> None:

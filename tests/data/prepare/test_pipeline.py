@@ -93,7 +93,7 @@ def test_card_counts(prepared):
     assert card == DatasetCard.load(str(out))
     assert card.actions == ["start", "like", "comment", "exit"]
     assert card.timed == ["comment", "exit"]
-    assert card.dropped == {"duplicate": 1}
+    assert card.dropped_rows == {"duplicate": 1}
     assert card.command == "a2gen prepare …"
     train, valid, test = (card.splits[name] for name in SPLITS)
     assert (train.windows, train.targets, train.first_ms, train.last_ms) == (3, 4, 1, 5)

@@ -199,7 +199,7 @@ def test_without_any_worker_it_is_not_ready_but_still_there(tmp_path: Path) -> N
 
 
 def test_one_that_hangs_holds_up_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("a2gen_rec.serving.engine.workers.END_S", 0.5)
+    monkeypatch.setattr("a2gen_rec.serving.engine.workers.SHUTDOWN_TIMEOUT_S", 0.5)
     store, folder = str(tmp_path / "events.db"), str(make_model(tmp_path / "model"))
     workers = WorkerPool(FakeRanker.load, folder, "one", ServeConfig(num_workers=2, event_store=store))
     hung = [worker._process for worker in workers._all]

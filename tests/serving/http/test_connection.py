@@ -46,7 +46,7 @@ def leave(connection: socket.socket) -> None:
 
 
 def test_clients_that_never_read_are_sent_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("a2gen_rec.serving.http.connection.WRITE_S", 0.5)
+    monkeypatch.setattr("a2gen_rec.serving.http.connection.WRITE_STALL_TIMEOUT_S", 0.5)
     with running(tmp_path, max_requests=3) as service, ExitStack() as connections:
         service.post("long", *({"item": "v" * 256, "ts_ms": each} for each in range(1000)))
         for _ in range(3):
@@ -60,7 +60,7 @@ def test_clients_that_never_read_are_sent_away(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_client_that_reads_late_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("a2gen_rec.serving.http.connection.WRITE_S", PATIENT_S)
+    monkeypatch.setattr("a2gen_rec.serving.http.connection.WRITE_STALL_TIMEOUT_S", PATIENT_S)
     with running(tmp_path, max_requests=1) as service:
         service.post("long", *({"item": "v" * 256, "ts_ms": each} for each in range(1000)))
         with idle(service) as late:

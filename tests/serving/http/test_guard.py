@@ -123,7 +123,7 @@ def test_a_slow_sender_delays_no_one_and_is_sent_away(tmp_path: Path) -> None:
 
 
 def test_headers_that_do_not_come_end_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("a2gen_rec.serving.http.connection.HEADERS_S", 0.2)
+    monkeypatch.setattr("a2gen_rec.serving.http.connection.HEADER_TIMEOUT_S", 0.2)
     with running(tmp_path) as service:
         for begun in (
             b"",
