@@ -77,8 +77,7 @@ def export_run(
             fit.load_compatible_ensemble(opened, folder)
         card, order = _with_time_zone(opened), export_permutation(opened.data, opened.card)
         before = _measured(opened, opened.model.model_parallel, opened.model.model.ranker, split)
-        with atomic_output_dir(out) as work:
-            made = work / "dataset"
+        with atomic_output_dir(out) as made:
             settings = ModelSettings(
                 opened.config.model,
                 opened.config.evaluate.max_unexplored_mass,

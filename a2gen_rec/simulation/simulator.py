@@ -341,9 +341,9 @@ def simulate(out: str, config: SimulateConfig, progress: bool = False) -> Simula
     try:
         with atomic_output_dir(out) as folder, bar:
             task = bar.add_task("", total=config.users)
-            counts = _write(folder / "dataset", world, partial(bar.advance, task))
+            counts = _write(folder, world, partial(bar.advance, task))
             rates = {name: counts[name] / counts["impressions"] for name in (*ACTIONS, LABEL_NAME, "glance")}
-            paths.write_text(str(folder / "dataset" / WORLD_FILE), _describe(world, counts, rates))
+            paths.write_text(str(folder / WORLD_FILE), _describe(world, counts, rates))
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
     seconds = time.monotonic() - started

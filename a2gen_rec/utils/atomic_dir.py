@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Output directories that appear complete or not at all."""
 
 import shutil
 import tempfile
@@ -11,42 +11,43 @@ from a2gen_rec.utils import paths
 
 
 def require_empty_dir(out: str) -> None:
-    """Raise UserError when ``out`` is a file or a folder with something in it."""
+    """Raise UserError if ``out`` is a file or a directory that is not empty."""
     if paths.is_local(out) and Path(out).is_file():
-        raise UserError(f"{out}: is a file, not a folder")
+        raise UserError(f"{out}: is a file, not a directory")
     if paths.listdir(out):
-        raise UserError(f"{out}: is not empty; name a new folder, or remove this one")
+        raise UserError(f"{out}: output directory is not empty")
 
 
 @contextmanager
 def atomic_output_dir(out: str) -> Iterator[Path]:
-    """A temporary folder whose sub-folder ``dataset`` is published as ``out`` when the block ends well.
+    """Yield an empty temporary directory that is moved to ``out`` when the block succeeds.
 
-    It lies beside a local ``out``, so that publishing is a rename. When the block fails nothing is left, nor the
-    parents of ``out`` that had to be made.
+    Its parent is scratch space for the block and is removed afterwards. The parent is next to a local ``out``, so the
+    move is a rename. If the block fails, nothing remains, including parents of ``out`` that were created here.
 
     Raises:
-        UserError: ``out`` holds something already, or nothing can be written there.
+        UserError: ``out`` is not empty or cannot be written.
     """
     require_empty_dir(out)
     parent = Path(out).absolute().parent if paths.is_local(out) else None
-    made = [] if parent is None else [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    created = [] if parent is None else [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
         if parent is not None:
             parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{Path(out).name}.preparing-", dir=parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{Path(out).name}.writing-", dir=parent))
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
     published = False
     try:
-        (folder / "dataset").mkdir()
-        yield folder
-        paths.move_into_place(str(folder / "dataset"), out)
+        output = scratch / "output"
+        output.mkdir()
+        yield output
+        paths.move_into_place(str(output), out)
         published = True
-    except OSError as error:  # the disk is full, or was taken away
+    except OSError as error:  # e.g. the disk is full
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for empty in [] if published else made:
-            if empty.exists() and not any(empty.iterdir()):
-                empty.rmdir()
+        shutil.rmtree(scratch, ignore_errors=True)
+        for folder in [] if published else created:
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()

@@ -64,15 +64,15 @@ def prepare(
         facts = source.describe()
     columns = StagedColumns.of(facts)
     rule = splits.resolve_split_rule(facts, config)
-    with atomic_output_dir(out) as folder, Progress(disable=not progress) as bars:
-        connection = connect(config.memory_limit_gb, config.threads, folder / "spill")
+    with atomic_output_dir(out) as output, Progress(disable=not progress) as bars:
+        connection = connect(config.memory_limit_gb, config.threads, output.parent / "spill")
         try:
             with translate_errors(raw):
-                job = PreparePipeline(connection, source, facts, columns, rule, config, folder, bars)
+                job = PreparePipeline(connection, source, facts, columns, rule, config, output, output.parent, bars)
                 card = job.run(command)
         finally:
             connection.close()
-        card.save(str(folder / "dataset"))
+        card.save(str(output))
     return card
 
 
@@ -101,21 +101,18 @@ class PreparePipeline:
     columns: StagedColumns
     split_rule: SplitRule
     config: PrepareConfig
-    folder: Path
+    dataset: Path
+    scratch: Path
     progress: Progress
 
-    @property
-    def dataset(self) -> Path:
-        return self.folder / "dataset"
-
     def partition_file(self, number: int) -> Path:
-        return self.folder / "clean" / f"part-{number:05d}.parquet"
+        return self.scratch / "clean" / f"part-{number:05d}.parquet"
 
     def run(self, command: str) -> DatasetCard:
         facts = self.facts
         dropped = self.stage_log()
         split = self.split_column()
-        everything = f"(SELECT {split} FROM {read_parquet_sql(self.folder / 'clean' / '*.parquet')})"
+        everything = f"(SELECT {split} FROM {read_parquet_sql(self.scratch / 'clean' / '*.parquet')})"
         train = f"(SELECT * FROM {everything} WHERE split = 0)"
         medians = statistics.median_times(self.connection, train, facts.actions)
         rule = feedback.fit_feedback_rule(self.connection, train, facts, medians.get(EXIT))
@@ -186,7 +183,7 @@ class PreparePipeline:
             self.columns,
             self.facts.utc_offset_hours,
             self.config.num_partitions,
-            self.folder / "raw",
+            self.scratch / "raw",
         )
         self.progress.update(reading, total=1, completed=1)
         # A source whose rows are numbered by their place in the file needs that order; nothing below does.
@@ -195,7 +192,7 @@ class PreparePipeline:
             raise DataError(f"no usable impression in {read} rows {dropped or ''}".rstrip(), file=self.facts.name)
         duplicates = 0
         for number in self.track(range(self.config.num_partitions), "dropping duplicates"):
-            partition = self.folder / "raw" / f"partition={number}"
+            partition = self.scratch / "raw" / f"partition={number}"
             duplicates += staging.deduplicate(
                 self.connection, partition, self.columns, self.split_rule, self.partition_file(number)
             )
@@ -205,7 +202,7 @@ class PreparePipeline:
         """SELECT list of clean impressions with their split; a rule by time needs all of them to be staged."""
         if self.split_rule.method == "last":
             return "*"
-        cleaned = read_parquet_sql(self.folder / "clean" / "*.parquet")
+        cleaned = read_parquet_sql(self.scratch / "clean" / "*.parquet")
         boundaries = splits.time_boundaries(self.connection, cleaned, self.split_rule, self.facts.utc_offset_hours)
         return f"*, {boundaries.split_sql()} AS split"
 

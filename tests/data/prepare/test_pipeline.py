@@ -467,7 +467,7 @@ def test_min_count_setting_replaces_the_source_s(tmp_path):
 def test_a_filled_folder_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep")
-    with pytest.raises(UserError, match="out: is not empty"):
+    with pytest.raises(UserError, match="out: output directory is not empty"):
         run(tmp_path)
     assert (tmp_path / "out" / "mine").read_text() == "keep"
 
