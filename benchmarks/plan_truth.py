@@ -107,7 +107,7 @@ def problem(settings: Settings, types: list[str], dtype: str, process: Distribut
     sharding = ShardingConfig(sharding_types=types, dtype=dtype)  # type: ignore[arg-type]
     config = Config(model=ModelConfig(dim=settings.dim), sharding=sharding)
     counts = WorkloadConfig(
-        settings.windows, settings.impressions, targets_per_batch=settings.impressions // 11, actions_per_batch=8
+        settings.windows, settings.impressions, targets_per_batch=settings.impressions // 11, num_actions=8
     )
     cluster = Cluster.from_local_process(process.device, process.world_size, process.local_world_size, sharding)
     return PlanningProblem(workload_from_features(features, counts, config), cluster, config)

@@ -1,7 +1,7 @@
-"""Every setting, as typed dataclasses: the one place where defaults live.
+"""Typed dataclasses of all settings and their defaults.
 
-A YAML file holds the fields of :class:`Config`; ``--model.dim 64`` on the command line overrides one of them.
-Units are in the names (``_s`` seconds, ``_ms`` milliseconds) or the comments.
+A YAML file holds the fields of :class:`Config`; ``--model.dim 64`` on the command line overrides one of them. Every
+field is documented by the string below it. Units are in the names (``_s`` seconds, ``_ms`` milliseconds) or there.
 """
 
 from a2gen_rec.config.data import PrepareConfig, SimulateConfig

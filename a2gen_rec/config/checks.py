@@ -1,4 +1,4 @@
-"""Rules that settings keep, and the errors of those that do not."""
+"""Range checks of settings."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ NON_NEGATIVE: Rule = ("at least 0", lambda value: value >= 0)
 
 
 def check_fields(section: str, values: object, rule: str, predicate: Callable[[float], bool], *names: str) -> None:
-    """Raise a ConfigError for the first of the settings that breaks the rule (NaN breaks every one)."""
+    """Raise a ConfigError for the first field of ``values`` that violates the rule; NaN violates every rule."""
     for name in names:
         if not predicate(getattr(values, name)):
             raise ConfigError(f"{section}.{name} {getattr(values, name)} must be {rule}")

@@ -1,4 +1,4 @@
-"""Settings of what makes data: the simulated world, and preparation."""
+"""Settings of data generation: simulation and preparation."""
 
 from dataclasses import dataclass
 
@@ -7,54 +7,61 @@ from a2gen_rec.errors import ConfigError
 
 @dataclass
 class SimulateConfig:
-    """A short-video world with known truth (``a2gen simulate``).
+    """Simulated short-video log with known probabilities (``a2gen simulate``).
 
-    Effects are shifts of log-odds. Base log-odds are fitted so that the rates come out as asked.
-
-    Attributes:
-        users, items: size of the world.
-        groups: user groups; each has favourite topics its members tend to share.
-        impressions_per_user: mean; users differ.
-        days: span of the log.
-        chunk_users: users per impression file, rounded up to whole thousands; changes no row.
-        <action>_rate, long_view_rate: share of impressions with it.
-        glance_rate: share of impressions left within the first three seconds.
-        popularity: Zipf exponent of how often items are shown.
-        interest_share: share of the ``for_you`` tab's exposures that follow the user's interests.
-        interest: weight of the match between a user's interests and a segment's topic.
-        habit: spread of the users' own inclination to each action, and of their patience.
-        quality: spread of the videos' quality.
-        highlight: how much more a highlight on a topic the user cares about invites actions and holds them.
-        liked_highlight: a like inside a highlight raises later follows and collects by this.
-        loyalty: following before liking lowers leaving afterwards by this.
-        hook: weight of a mismatch in the first three seconds.
+    Effects are shifts of log-odds. Base log-odds are fitted to the configured rates.
     """
 
     users: int = 2_000
+    """Number of users."""
     items: int = 1_000
+    """Number of videos."""
     authors: int = 200
+    """Number of authors."""
     topics: int = 12
+    """Number of topics."""
     groups: int = 8
+    """Number of user groups; members of a group tend to share favourite topics."""
     impressions_per_user: int = 100
+    """Mean number of impressions per user; users differ."""
     days: int = 14
+    """Time span of the log in days."""
     seed: int = 0
+    """Random seed of the simulation."""
     users_per_file: int = 2_000
+    """Number of users per impression file, rounded up to whole thousands; does not change any row."""
     like_rate: float = 0.10
+    """Fraction of impressions with a like."""
     comment_rate: float = 0.03
+    """Fraction of impressions with a comment."""
     follow_rate: float = 0.03
+    """Fraction of impressions with a follow."""
     collect_rate: float = 0.035
+    """Fraction of impressions with a collect."""
     forward_rate: float = 0.02
+    """Fraction of impressions with a forward."""
     long_view_rate: float = 0.38
+    """Fraction of impressions with a long view."""
     glance_rate: float = 0.28
+    """Fraction of impressions left within the first three seconds."""
     popularity_exponent: float = 0.8
+    """Zipf exponent of item exposure."""
     personalized_share: float = 0.7
+    """Fraction of the ``for_you`` tab's exposures that follow the user's interests."""
     interest_strength: float = 1.0
+    """Effect of the match between a user's interests and a segment's topic."""
     user_propensity_std: float = 1.0
+    """Standard deviation of the users' propensity to each action, and of their patience."""
     item_quality_std: float = 0.3
+    """Standard deviation of the videos' quality."""
     highlight_strength: float = 1.0
+    """Effect of a highlight on a topic of interest, on actions and on retention."""
     highlight_like_boost: float = 1.5
+    """Effect of a like inside a highlight on later follows and collects."""
     follow_retention_boost: float = 1.5
+    """Effect of a follow before a like: lowers the probability of leaving afterwards."""
     hook_penalty: float = 1.2
+    """Effect of a topic mismatch in the first three seconds."""
 
     def __post_init__(self) -> None:
         sizes = ("users", "items", "authors", "topics", "groups", "impressions_per_user", "days", "users_per_file")
@@ -62,14 +69,14 @@ class SimulateConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
         if self.seed < 0:
-            raise ConfigError(f"seed {self.seed} must not be negative")
+            raise ConfigError(f"seed {self.seed} must be at least 0")
         for name in ("like_rate", "comment_rate", "follow_rate", "collect_rate", "forward_rate"):
             if not 0 < getattr(self, name) <= 0.5:
                 raise ConfigError(f"{name} {getattr(self, name)} must be above 0 and at most 0.5")
         if not 0 < self.glance_rate < 1 - self.long_view_rate < 1:
             raise ConfigError("glance_rate and long_view_rate must be above 0 and sum to less than 1")
         if not 0 <= self.personalized_share <= 1:
-            raise ConfigError(f"interest_share {self.personalized_share} must be in [0, 1]")
+            raise ConfigError(f"personalized_share {self.personalized_share} must be in [0, 1]")
         for name in (
             "popularity_exponent",
             "interest_strength",
@@ -86,27 +93,34 @@ class SimulateConfig:
 
 @dataclass
 class PrepareConfig:
-    """Raw log to dataset (``a2gen prepare``). A zero or empty value takes the source's own choice.
-
-    Attributes:
-        history: most impressions before a target that its window carries.
-        max_targets: most targets of one window.
-        min_count: values rarer than this in the training data share row 0 of their table.
-        valid_from, test_from: split boundaries, as ISO date-times in the log's own time zone, milliseconds, or
-            ``-2d``: the begin of the log's last day but one.
-        valid_share, test_share: splits by share of impressions, where no boundary is given.
-        partitions: files per split; windows are spread over them by a hash of the user.
-        memory_gb: bound on DuckDB's memory; beyond it, it spills to disk.
-        threads: DuckDB's threads; 0 takes all cores.
-    """
+    """Preparation of a dataset from a raw log (``a2gen prepare``). Zero or empty values use the source's default."""
 
     max_history: int = 100
+    """Maximum number of history impressions per window."""
     max_targets: int = 64
+    """Maximum number of targets per window."""
     min_count: int = 0
+    """Minimum frequency of a value in the training data; rarer values share row 0 of their table."""
     valid_start: str = ""
+    """Start of the validation split: an ISO datetime in the log's time zone, a millisecond timestamp, or ``-2d``, the
+    start of the log's second-to-last day."""
     test_start: str = ""
+    """Start of the test split, in the format of ``valid_start``."""
     valid_fraction: float = 0.0
+    """Fraction of impressions in the validation split, if no boundary is given."""
     test_fraction: float = 0.0
+    """Fraction of impressions in the test split, if no boundary is given."""
     num_partitions: int = 16
+    """Number of files per split; windows are partitioned by a hash of the user."""
     memory_limit_gb: float = 2.0
+    """Memory limit of DuckDB in GB; it spills to disk beyond it."""
     threads: int = 0
+    """Number of DuckDB threads; 0 uses all cores."""
+
+    def __post_init__(self) -> None:
+        minimums = {"max_history": 0, "max_targets": 1, "min_count": 0, "num_partitions": 1, "threads": 0}
+        for name, minimum in minimums.items():
+            if getattr(self, name) < minimum:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least {minimum}")
+        if self.memory_limit_gb <= 0:
+            raise ConfigError(f"memory_limit_gb {self.memory_limit_gb} must be positive")

@@ -9,57 +9,55 @@ from a2gen_rec.errors import ConfigError
 
 @dataclass
 class EnsembleConfig:
-    """UMRE: what it is trained for, how, and its size.
-
-    Attributes:
-        loss: against the combined relevance Σ_m ω_m y_m of the behaviours y.
-        strategy: where the ω go. They stay (``fixed``), follow the behaviours' user AUC on validation (``pareto``), or
-            the losses' gradients: the shortest mixture (``min_norm``), no ω below ``least_weight``
-            (``pareto_efficient``).
-        behaviours: behaviour -> ω to train and validate for, such as --behaviours.like 10 --behaviours.follow 1,
-            made to sum to 1; empty takes all, weighed by balance.
-        balance: with no weights given, ω_m ∝ rate_m^-balance; 0 weighs all alike, 1 gives every behaviour the same
-            relevance to share out over its positives.
-        eta: how strongly ω follows the user AUC.
-        least_weight: lower bound on ω before it is made to sum to 1.
-        greatest_weight: upper bound on ω before it is made to sum to 1.
-        reweigh_every: batches between two looks at the losses' gradients.
-        lr: learning rate of AdamW.
-        weight_decay: of AdamW.
-        epochs: passes over the training lists; the best on validation is kept.
-        patience: epochs without a better validation NDCG@k before stopping; 0 never stops early.
-        batch_lists: lists per batch.
-        dim: width of the user vector and the objectives' embeddings.
-        hidden: widths of the layers of the transforms' rates of change.
-        degree: of the quadrature of the transforms.
-        events: most recent events of a user that the ensemble reads.
-        gap_s: seconds between the begins of two impressions beyond which a list ends; 0 takes the dataset's sessions.
-        k: candidates at the top that metrics look at.
-        formula_trials: random settings tried for the formula baseline.
-        seed: of initial parameters and of the order of lists.
-    """
+    """UMRE: training targets, optimization and size of the ensemble."""
 
     loss: Literal["pointwise", "listwise", "pairwise"] = "listwise"
+    """Loss against the combined relevance Σ_m ω_m y_m of the behaviors y."""
     weighting: Literal["fixed", "pareto", "min_norm", "pareto_efficient"] = "pareto"
+    """Update rule of the behavior weights ω. ``fixed`` keeps them. ``pareto`` follows the behaviors' user AUC on
+    validation. ``min_norm`` takes the minimum-norm combination of the losses' gradients. ``pareto_efficient`` does
+    so with no ω below ``min_weight``."""
     behavior_weights: dict[str, float] = field(default_factory=dict)
+    """Weight ω of each behavior to train and validate for, such as ``--behavior-weights.like 10
+    --behavior-weights.follow 1``, normalized to sum to 1. Empty uses all behaviors, weighted by
+    ``inverse_rate_exponent``."""
     inverse_rate_exponent: float = 1.0
+    """Exponent e of the default weights, ω_m ∝ rate_m^-e. 0 weighs all behaviors equally; 1 gives every behavior
+    the same total relevance over its positives."""
     pareto_step_size: float = 1.0
+    """Step size of the ``pareto`` updates of ω by user AUC."""
     min_weight: float = 0.02
+    """Lower bound of ω before normalization."""
     max_weight: float = 0.9
+    """Upper bound of ω before normalization."""
     reweight_interval: int = 10
+    """Interval in batches between updates of ω from the losses' gradients."""
     lr: float = 1e-3
+    """Learning rate of AdamW."""
     weight_decay: float = 0.1
+    """Weight decay of AdamW."""
     epochs: int = 20
+    """Number of passes over the training lists; the best epoch on validation is kept."""
     patience: int = 6
+    """Number of epochs without a better validation NDCG@k before early stopping; 0 disables early stopping."""
     batch_size: int = 256
+    """Number of lists per batch."""
     dim: int = 8
+    """Width of the user vector and of the objectives' embeddings."""
     hidden_dims: list[int] = field(default_factory=lambda: [8])
+    """Hidden widths of the networks that model the transforms' derivatives."""
     quadrature_degree: int = 32
+    """Degree of the quadrature that integrates the transforms."""
     max_history_events: int = 20
+    """Maximum number of most recent user events that the ensemble reads."""
     session_gap_s: float = 0.0
+    """Minimum time in seconds between the starts of two impressions that ends a list; 0 uses the dataset's sessions."""
     top_k: int = 3
+    """Cutoff k of the ranking metrics."""
     formula_trials: int = 200
+    """Number of random settings tried for the formula baseline."""
     seed: int = 0
+    """Random seed of initial parameters and list order."""
 
     def __post_init__(self) -> None:
         positive = (
@@ -73,7 +71,7 @@ class EnsembleConfig:
             "formula_trials",
         )
         check_fields("ensemble", self, *POSITIVE, *positive)
-        not_negative = (
+        non_negative = (
             "inverse_rate_exponent",
             "pareto_step_size",
             "min_weight",
@@ -83,7 +81,7 @@ class EnsembleConfig:
             "session_gap_s",
             "seed",
         )
-        check_fields("ensemble", self, *NON_NEGATIVE, *not_negative)
+        check_fields("ensemble", self, *NON_NEGATIVE, *non_negative)
         if not self.min_weight < self.max_weight <= 1:
             raise ConfigError(
                 f"ensemble.max_weight {self.max_weight} must be above ensemble.min_weight "

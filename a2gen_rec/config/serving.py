@@ -8,74 +8,61 @@ from a2gen_rec.errors import ConfigError
 
 @dataclass
 class ServeConfig:
-    """How ``a2gen serve`` takes requests and what bounds them.
-
-    Attributes:
-        host: address to listen on; any that other machines can reach needs an API key.
-        port: to listen on; 0 takes a free one.
-        store: of what users did: a SQLite file, made if absent, or redis://HOST:PORT/NUMBER.
-        api_key_file: file of keys, one a line, each of which lets a caller in; empty asks for none.
-        workers: batches ranked at a time. With one, this process ranks; more are processes of their own, which take a
-            core each, and each hold the model as this one does.
-        max_wait_ms: for which a free worker waits, from when a request came, for others to rank it with, if no other
-            worker is free. Those that come while all are busy are ranked together anyway.
-        max_batch: candidates ranked together; one request may have more.
-        max_waiting: candidates that may wait in all; further requests are refused.
-        max_queue_ms: for which those that wait may take to rank, by the speed of late; further requests are refused.
-        max_requests: requests in progress at a time, slow senders included; further ones are refused.
-        timeout_ms: for which a request may wait and be ranked, where it does not say itself.
-        max_body_kb: largest request, in KiB.
-        read_timeout_s: for which a client may take to send a request.
-        history_cache_mb: memory of encoded histories, of all workers, in MiB.
-        state_cache_mb: the same of the model's states of past impressions.
-        notice_s: after SIGTERM, for which /readyz says no and requests are still taken, that balancers may notice.
-        drain_s: after it, for which requests in progress may take to end.
-    """
+    """Network, batching, limits and caches of ``a2gen serve``."""
 
     host: str = "127.0.0.1"
+    """Address to listen on; an address that other machines can reach requires an API key."""
     port: int = 8000
+    """Port to listen on; 0 selects a free port."""
     event_store: str = "a2gen-events.db"
+    """Event store: a SQLite file, created if absent, or redis://HOST:PORT/NUMBER."""
     api_key_file: str = ""
+    """File of API keys, one a line; empty disables authentication."""
     num_workers: int = 1
+    """Number of batches ranked concurrently. With 1, the server process ranks. With more, each worker is a process
+    that uses one core and holds its own copy of the model."""
     batch_delay_ms: float = 0.0
+    """Maximum time in ms that an idle worker waits for more requests to batch, if no other worker is idle. Requests
+    that arrive while all workers are busy are batched anyway."""
     max_batch_candidates: int = 500
+    """Maximum number of candidates in a batch; a single request may have more."""
     max_queued_candidates: int = 20_000
+    """Maximum number of queued candidates; beyond it requests are rejected."""
     max_backlog_ms: float = 250.0
+    """Maximum estimated time in ms to drain the queue at the recent throughput; beyond it requests are rejected."""
     max_concurrent_requests: int = 1000
+    """Maximum number of concurrent requests, slow senders included; beyond it requests are rejected."""
     default_timeout_ms: int = 1000
+    """Deadline in ms of requests that specify none."""
     max_body_kb: int = 1024
+    """Maximum size of a request body in KiB."""
     read_timeout_s: float = 10.0
+    """Maximum time in seconds to receive a request."""
     history_cache_mb: int = 256
+    """Memory in MiB of encoded histories, of all workers together."""
     action_cache_mb: int = 256
+    """Memory in MiB of the model's action states of past impressions, of all workers together."""
     pre_stop_delay_s: float = 0.0
+    """Seconds between failing /readyz and refusing connections after SIGTERM, so that load balancers can react."""
     graceful_timeout_s: float = 10.0
+    """Seconds after that delay for requests in progress to complete."""
 
     def __post_init__(self) -> None:
-        check_fields(
-            "serve",
-            self,
-            *POSITIVE,
-            "max_batch_candidates",
-            "max_queued_candidates",
-            "max_backlog_ms",
-            "max_concurrent_requests",
-            "max_body_kb",
-        )
-        check_fields(
-            "serve", self, *POSITIVE, "num_workers", "default_timeout_ms", "read_timeout_s", "graceful_timeout_s"
-        )
-        check_fields(
-            "serve", self, *NON_NEGATIVE, "batch_delay_ms", "history_cache_mb", "action_cache_mb", "pre_stop_delay_s"
-        )
+        limits = ("max_batch_candidates", "max_queued_candidates", "max_backlog_ms", "max_concurrent_requests")
+        check_fields("serve", self, *POSITIVE, *limits, "max_body_kb")
+        positive = ("num_workers", "default_timeout_ms", "read_timeout_s", "graceful_timeout_s")
+        check_fields("serve", self, *POSITIVE, *positive)
+        non_negative = ("batch_delay_ms", "history_cache_mb", "action_cache_mb", "pre_stop_delay_s")
+        check_fields("serve", self, *NON_NEGATIVE, *non_negative)
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"serve.port {self.port} must be from 0 to 65535")
 
     @property
     def history_cache_bytes(self) -> int:
-        """Of each worker."""
+        """Bytes of the history cache of each worker."""
         return self.history_cache_mb * 2**20 // self.num_workers
 
     @property
-    def state_cache_bytes(self) -> int:
-        """Of each worker."""
+    def action_cache_bytes(self) -> int:
+        """Bytes of the action cache of each worker."""
         return self.action_cache_mb * 2**20 // self.num_workers

@@ -1,4 +1,4 @@
-"""Settings of where tables live, and of tables and batches that are only planned."""
+"""Settings of table placement, and descriptions of tables and batches for planning without data."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,31 +9,27 @@ from a2gen_rec.errors import ConfigError
 
 @dataclass
 class ShardingConfig:
-    """What the planner may do, and on what hardware.
-
-    Attributes:
-        plan: file of a plan to follow (``a2gen plan --save``); empty makes one.
-        types: sharding types the planner may choose from.
-        kernels: where a table may live: ``fused`` in the device's memory, ``fused_uvm`` in the host's,
-            ``fused_uvm_caching`` in the host's with a cache on the device. CPU has ``fused`` only.
-        cache_load_factor: share of a cached table's rows that its cache holds.
-        dtype: of the tables' weights; looked-up rows and optimizer states are fp32 in any case.
-        hbm_gb, ddr_gb: memory per rank in GB (10^9 bytes); 0 takes the device's own, or the topology's.
-        reserve: share of memory kept for the dense part and activations.
-        init_scale: embeddings start uniform in ± this.
-    """
+    """Options of the sharding planner and memory of the hardware."""
 
     plan_file: str = ""
+    """Sharding plan to apply, from ``a2gen plan --save``; empty computes one."""
     sharding_types: list[Literal["table_wise", "row_wise", "column_wise"]] = field(
         default_factory=lambda: ["table_wise", "row_wise"]
     )
+    """Sharding types that the planner may choose from."""
     compute_kernels: list[Literal["fused", "fused_uvm_caching", "fused_uvm"]] = field(default_factory=lambda: ["fused"])
+    """Compute kernels that the planner may choose from. ``fused`` keeps a table in device memory, ``fused_uvm`` in host
+    memory, ``fused_uvm_caching`` in host memory with a device cache. CPU supports ``fused`` only."""
     cache_load_factor: float = 0.2
+    """Fraction of a cached table's rows in its device cache."""
     dtype: Literal["fp32", "fp16"] = "fp32"
+    """Data type of table weights; looked-up rows and optimizer states are always fp32."""
     hbm_gb: float = 0.0
+    """Device memory per rank in GB (10^9 bytes); 0 uses the device's or the topology's."""
     ddr_gb: float = 0.0
+    """Host memory per rank in GB (10^9 bytes); 0 uses the machine's or the topology's."""
     storage_reservation: float = 0.2
-    init_scale: float = 0.05
+    """Fraction of memory reserved for the dense part and activations."""
 
     def __post_init__(self) -> None:
         if not self.sharding_types:
@@ -41,50 +37,39 @@ class ShardingConfig:
         if not self.compute_kernels:
             raise ConfigError("sharding.compute_kernels must name at least one kernel")
         check_fields("sharding", self, "in (0, 1)", lambda value: 0 < value < 1, "cache_load_factor")
-        check_fields("sharding", self, *NON_NEGATIVE, "hbm_gb", "ddr_gb", "init_scale")
+        check_fields("sharding", self, *NON_NEGATIVE, "hbm_gb", "ddr_gb")
         check_fields("sharding", self, "in [0, 1)", lambda value: 0 <= value < 1, "storage_reservation")
 
 
 @dataclass
 class PlannerFeature:
-    """A feature of data that are not there yet (``a2gen plan`` without ``--data``).
-
-    Attributes:
-        level: one id per ``user`` window, or per impression (``item``, ``context``).
-        rows: of its table, row 0 ("unknown") included.
-        zipf: exponent of how often its ids occur; 0 is uniform, which gives the most distinct ids there can be.
-    """
+    """A feature of a planned dataset (``a2gen plan`` without ``--data``)."""
 
     level: Literal["user", "item", "context"]
+    """Level of the feature: one id per window (``user``), or per impression (``item``, ``context``)."""
     rows: int
+    """Number of table rows, row 0 ("unknown") included."""
     zipf_exponent: float = 0.0
+    """Zipf exponent of the id frequencies; 0 is uniform, the worst case for distinct ids."""
 
     def __post_init__(self) -> None:
         check_fields("feature", self, *POSITIVE, "rows")
-        check_fields("feature", self, "in [0, 4]", lambda value: 0 <= value <= 4, "zipf")
+        check_fields("feature", self, "in [0, 4]", lambda value: 0 <= value <= 4, "zipf_exponent")
 
 
 @dataclass
 class WorkloadConfig:
-    """What one rank's batch holds, for ``a2gen plan`` without ``--data``; with data, the loader's bounds tell.
-
-    Attributes:
-        windows, impressions, targets: expected in a batch; impressions are history and targets together.
-        actions: size of the action vocabulary, ``start`` and ``exit`` included.
-    """
+    """Batch of one rank, for ``a2gen plan`` without ``--data``; with data, the loader's limits determine it."""
 
     windows_per_batch: int = 0
+    """Expected number of windows in a batch."""
     impressions_per_batch: int = 0
+    """Expected number of impressions in a batch, history and targets together."""
     targets_per_batch: int = 0
-    actions_per_batch: int = 0
+    """Expected number of targets in a batch."""
+    num_actions: int = 0
+    """Size of the action vocabulary, ``start`` and ``exit`` included."""
 
     def __post_init__(self) -> None:
-        check_fields(
-            "workload",
-            self,
-            *NON_NEGATIVE,
-            "windows_per_batch",
-            "impressions_per_batch",
-            "targets_per_batch",
-            "actions_per_batch",
-        )
+        names = ("windows_per_batch", "impressions_per_batch", "targets_per_batch", "num_actions")
+        check_fields("workload", self, *NON_NEGATIVE, *names)

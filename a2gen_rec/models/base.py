@@ -227,7 +227,7 @@ class RankingModel(nn.Module):
         super().__init__()
         whole = full_tables(card, config.model)
         # Rows that every token reads begin at unit norm; rows of identifiers, some of them never trained, near zero.
-        scales = dict.fromkeys(table_rows(card, config.model), config.sharding.init_scale)
+        scales = dict.fromkeys(table_rows(card, config.model), config.model.embedding_init_scale)
         scales |= dict.fromkeys(whole, (3 / config.model.dim) ** 0.5)
         self.embeddings = EmbeddingCollection(
             device=device,

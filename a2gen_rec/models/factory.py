@@ -28,4 +28,4 @@ def build_model(card: DatasetCard, config: Config, device: torch.device | None =
 def ranker_class(config: ModelConfig) -> type[BaseRanker[Any]]:
     """What the configuration names: all of the model but its tables."""
     kind = RANKERS[config.name]
-    return IndependentHeadsRanker if kind is A2GenRanker and config.generator == "independent" else kind
+    return IndependentHeadsRanker if kind is A2GenRanker and config.generator == "independent_heads" else kind

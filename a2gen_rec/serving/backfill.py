@@ -24,7 +24,6 @@ from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data import sources
 from a2gen_rec.data.features.calendar import features_from_time
 from a2gen_rec.data.prepare import staging
-from a2gen_rec.data.prepare.pipeline import validate_config
 from a2gen_rec.data.prepare.staging import StagedColumns
 from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
@@ -77,7 +76,7 @@ def backfill(
     """
     if max_impressions < 0:
         raise ConfigError(f"--last {max_impressions} must not be negative")
-    validate_config(PrepareConfig(memory_limit_gb=memory_gb, threads=threads))
+    PrepareConfig(memory_limit_gb=memory_gb, threads=threads)  # validates both
     folder = resolve_model_dir(model)
     read_manifest(folder)
     card = DatasetCard.load(folder)

@@ -104,7 +104,7 @@ def workload_from_features(
     """
     if not features:
         raise ConfigError("no tables to plan: give --data, or a --config with `features` such as configs/scale/ has")
-    for name in ("windows_per_batch", "impressions_per_batch", "targets_per_batch", "actions_per_batch"):
+    for name in ("windows_per_batch", "impressions_per_batch", "targets_per_batch", "num_actions"):
         if not getattr(workload, name):
             raise ConfigError(f"workload.{name} must be given (or --data, a dataset to take it from)")
     counts = (
@@ -114,7 +114,7 @@ def workload_from_features(
     )
     made = [*session_features(levels=True), *outcome_features()]
     read = [feature for feature in made if is_used_by(config.model, feature)]
-    return _workload(features, full_table_rows(workload.actions_per_batch, read, config.model), *counts, config)
+    return _workload(features, full_table_rows(workload.num_actions, read, config.model), *counts, config)
 
 
 def _workload(

@@ -190,7 +190,7 @@ def check_compatible(saved: TrainState, config: dict[str, Any], card: dict[str, 
     default = asdict(ModelConfig())
     for name, value in config["model"].items():
         before = saved.config["model"].get(name, default[name])  # a setting younger than the checkpoint
-        if before != value and name not in ("attention", "dropout"):
+        if before != value and name not in ("attention_impl", "dropout", "embedding_init_scale"):
             raise UserError(
                 f"{run}: its checkpoint has model.{name} = {before}, the configuration asks for {value}; "
                 "give the same model, or another --run"

@@ -16,8 +16,11 @@ from tests.helpers.cards import make_card, write_dataset
 
 SCALE = str(CONFIGS / "scale" / "short_video.yaml")
 TABLES = {
-    "features": {"user_id": {"level": "user", "rows": 1000}, "item_id": {"level": "item", "rows": 50_000, "zipf": 0.9}},
-    "workload": {"windows": 16, "impressions": 800, "targets": 100, "actions": 6},
+    "features": {
+        "user_id": {"level": "user", "rows": 1000},
+        "item_id": {"level": "item", "rows": 50_000, "zipf_exponent": 0.9},
+    },
+    "workload": {"windows_per_batch": 16, "impressions_per_batch": 800, "targets_per_batch": 100, "num_actions": 6},
 }
 
 

@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused by name, and the defaults can."""
+"""Validation of settings, the text of every setting, and their help."""
 
 import dataclasses
 import math
@@ -12,6 +12,7 @@ from a2gen_rec.config import (
     LossConfig,
     ModelConfig,
     PlannerFeature,
+    PrepareConfig,
     ShardingConfig,
     SimulateConfig,
     TrainConfig,
@@ -20,7 +21,7 @@ from a2gen_rec.config import (
 from a2gen_rec.config.parse import config_from_dict
 from a2gen_rec.errors import ConfigError, DataError, UserError
 
-REFUSED: list[tuple[type, dict[str, Any], str]] = [
+INVALID: list[tuple[type, dict[str, Any], str]] = [
     (ModelConfig, {"dim": 30, "num_heads": 2}, "model.dim 30"),
     (ModelConfig, {"dim": 32, "num_heads": 3}, "model.num_heads 3"),
     (ModelConfig, {"dim": 0}, "model.dim 0"),
@@ -28,7 +29,7 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (ModelConfig, {"num_heads": 0}, "model.num_heads 0"),
     (ModelConfig, {"num_heads": -2}, "model.num_heads -2"),
     (ModelConfig, {"time_buckets": 3}, "model.time_buckets 3"),
-    (ModelConfig, {"history": -1}, "model.max_history -1"),
+    (ModelConfig, {"max_history": -1}, "model.max_history -1"),
     (ModelConfig, {"dropout": 1.0}, "model.dropout 1.0"),
     (ModelConfig, {"dropout": -0.1}, "model.dropout -0.1"),
     (ModelConfig, {"dropout": math.nan}, "model.dropout nan"),
@@ -38,39 +39,42 @@ REFUSED: list[tuple[type, dict[str, Any], str]] = [
     (ModelConfig, {"max_gap_s": -5.0}, "model.max_gap_s -5.0"),
     (ModelConfig, {"shared_experts": -1}, "model.shared_experts -1"),
     (ModelConfig, {"task_experts": -2}, "model.task_experts -2"),
-    (LossConfig, {"objective": -1.0}, "loss.default_objective_weight -1.0"),
-    (LossConfig, {"objective": math.nan}, "loss.default_objective_weight nan"),
-    (LossConfig, {"objectives": {"effective": 1.0, "glance": -0.5}}, "loss.objective_weights.glance -0.5"),
-    (LossConfig, {"objectives": {"glance": math.nan}}, "loss.objective_weights.glance nan"),
-    (LoaderConfig, {"max_impressions": 0}, "loader.max_impressions_per_batch 0"),
-    (LoaderConfig, {"max_windows": -1}, "loader.max_windows_per_batch -1"),
-    (LoaderConfig, {"buffer_windows": 0}, "loader.shuffle_buffer_size 0"),
+    (LossConfig, {"default_objective_weight": -1.0}, "loss.default_objective_weight -1.0"),
+    (LossConfig, {"default_objective_weight": math.nan}, "loss.default_objective_weight nan"),
+    (LossConfig, {"objective_weights": {"effective": 1.0, "glance": -0.5}}, "loss.objective_weights.glance -0.5"),
+    (LossConfig, {"objective_weights": {"glance": math.nan}}, "loss.objective_weights.glance nan"),
+    (LoaderConfig, {"max_impressions_per_batch": 0}, "loader.max_impressions_per_batch 0"),
+    (LoaderConfig, {"max_windows_per_batch": -1}, "loader.max_windows_per_batch -1"),
+    (LoaderConfig, {"shuffle_buffer_size": 0}, "loader.shuffle_buffer_size 0"),
     (TrainConfig, {"seed": -1}, "train.seed -1"),
-    (ShardingConfig, {"kernels": []}, "sharding.compute_kernels"),
+    (ShardingConfig, {"compute_kernels": []}, "sharding.compute_kernels"),
     (ShardingConfig, {"cache_load_factor": 0.0}, "sharding.cache_load_factor 0.0"),
     (ShardingConfig, {"cache_load_factor": 1.0}, "sharding.cache_load_factor 1.0"),
-    (ShardingConfig, {"reserve": 1.0}, "sharding.storage_reservation 1.0"),
+    (ShardingConfig, {"storage_reservation": 1.0}, "sharding.storage_reservation 1.0"),
+    (ModelConfig, {"embedding_init_scale": -0.1}, "model.embedding_init_scale -0.1"),
     (PlannerFeature, {"level": "user", "rows": 0}, "rows 0"),
-    (PlannerFeature, {"level": "user", "rows": 1, "zipf": -0.1}, "zipf -0.1"),
-    (WorkloadConfig, {"windows": -1}, "workload.windows_per_batch -1"),
+    (PlannerFeature, {"level": "user", "rows": 1, "zipf_exponent": -0.1}, "zipf_exponent -0.1"),
+    (WorkloadConfig, {"windows_per_batch": -1}, "workload.windows_per_batch -1"),
+    (PrepareConfig, {"max_history": -1}, "max_history -1"),
+    (PrepareConfig, {"memory_limit_gb": 0.0}, "memory_limit_gb 0.0"),
     (SimulateConfig, {"users": 0}, "users 0"),
     (SimulateConfig, {"seed": -1}, "seed -1"),
     (SimulateConfig, {"like_rate": 0.0}, "like_rate 0.0"),
     (SimulateConfig, {"forward_rate": 0.51}, "forward_rate 0.51"),
     (SimulateConfig, {"glance_rate": 0.7, "long_view_rate": 0.3}, "glance_rate"),
     (SimulateConfig, {"long_view_rate": 0.0}, "long_view_rate"),
-    (SimulateConfig, {"interest_share": 1.5}, "interest_share 1.5"),
-    (SimulateConfig, {"quality": -0.1}, "quality -0.1"),
-    (SimulateConfig, {"hook": 11.0}, "hook 11.0"),
+    (SimulateConfig, {"personalized_share": 1.5}, "personalized_share 1.5"),
+    (SimulateConfig, {"item_quality_std": -0.1}, "item_quality_std -0.1"),
+    (SimulateConfig, {"hook_penalty": 11.0}, "hook_penalty 11.0"),
 ]
 
 
-@pytest.mark.parametrize(("section", "settings", "named"), REFUSED)
-def test_what_cannot_work_is_named(section: type, settings: dict, named: str) -> None:
+@pytest.mark.parametrize(("section", "settings", "expected"), INVALID)
+def test_rejects_invalid_settings_by_name(section: type, settings: dict, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         section(**settings)
     message = str(caught.value)
-    assert named in message
+    assert expected in message
     assert "must" in message
     assert "\n" not in message
 
@@ -79,31 +83,34 @@ def test_what_cannot_work_is_named(section: type, settings: dict, named: str) ->
     ("section", "settings"),
     [
         (ModelConfig, {"dim": 4, "num_heads": 1, "time_buckets": 4, "mlp_ratio": 0.0, "dropout": 0.0}),
-        (ModelConfig, {"dim": 24, "num_heads": 3, "history": 1, "dropout": 0.9}),
+        (ModelConfig, {"dim": 24, "num_heads": 3, "max_history": 1, "dropout": 0.9}),
         (ModelConfig, {"shared_experts": 0, "task_experts": 1}),
         (ModelConfig, {"shared_experts": 1, "task_experts": 0}),
-        (LossConfig, {"objective": 0.0, "objectives": {"glance": 0.0}, "uncertainty_weighting": True}),
-        (LoaderConfig, {"max_impressions": 1, "max_windows": 1, "buffer_windows": 1}),
+        (
+            LossConfig,
+            {"default_objective_weight": 0.0, "objective_weights": {"glance": 0.0}, "uncertainty_weighting": True},
+        ),
+        (LoaderConfig, {"max_impressions_per_batch": 1, "max_windows_per_batch": 1, "shuffle_buffer_size": 1}),
         (TrainConfig, {"seed": 0}),
         (SimulateConfig, {"users": 1, "items": 1, "impressions_per_user": 1}),
     ],
 )
-def test_what_lies_on_the_border_is_taken(section: type, settings: dict) -> None:
-    made = section(**settings)
-    assert all(getattr(made, name) == value for name, value in settings.items())
+def test_accepts_boundary_values(section: type, settings: dict) -> None:
+    config = section(**settings)
+    assert all(getattr(config, name) == value for name, value in settings.items())
 
 
-def test_objectives_need_an_expert() -> None:
-    with pytest.raises(ConfigError, match=r"^model\.shared_experts and model\.own_experts leave no expert$"):
+def test_requires_an_expert() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.shared_experts \+ model\.task_experts must be at least 1$"):
         ModelConfig(shared_experts=0, task_experts=0)
 
 
-def test_without_order_no_times_are_put_in_order() -> None:
-    with pytest.raises(ConfigError, match=r"^model\.time_head 'monotonic' .*model\.action_order false"):
+def test_monotonic_times_require_action_order() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.time_head 'monotonic' requires model\.use_action_order$"):
         ModelConfig(time_head="monotonic", use_action_order=False)
 
 
-def test_sections_are_not_shared_between_configurations() -> None:
+def test_configs_share_no_sections() -> None:
     left, right = Config(), Config()
     assert left == right
     left.model.dim = 64
@@ -114,7 +121,7 @@ def test_sections_are_not_shared_between_configurations() -> None:
     assert {field.name for field in dataclasses.fields(Config)} == set(vars(left))
 
 
-def test_errors_tell_where() -> None:
+def test_errors_name_the_location() -> None:
     assert ConfigError.exit_code == 2
     assert UserError.exit_code == DataError.exit_code == 1
     assert str(DataError("is bad", file="a.csv", row=0, field="x")) == "a.csv, row 0, field 'x': is bad"
@@ -123,24 +130,26 @@ def test_errors_tell_where() -> None:
     assert str(DataError("is bad")) == "is bad"
 
 
-def test_plain_settings_become_a_configuration() -> None:
-    made = config_from_dict({"model": {"dim": 16, "action_pooling": "none"}, "loss": {"objectives": {"glance": 0.5}}})
-    assert made == Config(ModelConfig(dim=16, action_pooling="off"), LossConfig(objective_weights={"glance": 0.5}))
+def test_config_from_dict() -> None:
+    config = config_from_dict(
+        {"model": {"dim": 16, "action_pooling": "none"}, "loss": {"objective_weights": {"glance": 0.5}}}
+    )
+    assert config == Config(ModelConfig(dim=16, action_pooling="none"), LossConfig(objective_weights={"glance": 0.5}))
     assert config_from_dict({}) == Config()
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("settings", "expected"),
     [
-        ({"modle": {}}, "no section 'modle'; there are model, loss"),
-        ({"model": 3}, "model must hold settings, not 3"),
+        ({"modle": {}}, "unknown section 'modle'; choose one of model, loss"),
+        ({"model": 3}, "model must be a mapping of settings, not 3"),
         ({"model": {"dmi": 3}}, "'dmi'"),
         ({"model": {"dim": "wide"}}, "model.dim"),
         ({"model": {"dim": 30}}, "model.dim 30 must be"),
     ],
 )
-def test_plain_settings_that_cannot_be_used(settings: dict, named: str) -> None:
+def test_config_from_dict_rejects_invalid_settings(settings: dict, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_dict(settings)
-    assert named in str(caught.value)
+    assert expected in str(caught.value)
     assert "\n" not in str(caught.value)

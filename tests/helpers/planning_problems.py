@@ -37,7 +37,7 @@ def problem(
     config = Config(model=ModelConfig(dim=dim), optim=optim, sharding=ShardingConfig(**sharding))
     workload = workload_from_features(
         FEATURES,
-        WorkloadConfig(windows_per_batch=64, impressions_per_batch=4000, targets_per_batch=500, actions_per_batch=6),
+        WorkloadConfig(windows_per_batch=64, impressions_per_batch=4000, targets_per_batch=500, num_actions=6),
         config,
     )
     return PlanningProblem(workload, cluster, config)

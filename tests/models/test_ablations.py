@@ -154,7 +154,7 @@ def batch_steps(batch: WindowBatch) -> list[int]:
 
 
 def test_independent_heads_stand_on_the_encoder_of_the_whole(columns: WindowColumns) -> None:
-    config = small_config(generator="independent", **EVERYTHING)
+    config = small_config(generator="independent_heads", **EVERYTHING)
     model, batch, output = forward(columns, config)
     ranker = model.ranker
     assert isinstance(ranker, IndependentHeadsRanker)
@@ -180,7 +180,7 @@ def test_independent_heads_stand_on_the_encoder_of_the_whole(columns: WindowColu
 
 def test_independent_heads_begin_at_base_rates_and_medians(columns: WindowColumns) -> None:
     card = dataclasses.replace(make_card(), base_rate=CARD.base_rate | {"like": 0.1, "comment": 0.02})
-    model = build_model(card, small_config(generator="independent"), torch.device("cpu"))
+    model = build_model(card, small_config(generator="independent_heads"), torch.device("cpu"))
     batch = collate(columns, np.arange(5), whole(card, small_config()))
     what = model.ranker.marginals(model(batch), 0.0)
     expected = torch.tensor([1, 0.1, 0.02, 0.3, 1]).expand_as(what.probability)

@@ -15,7 +15,7 @@ from a2gen_rec.sharding.workload import expected_unique, workload_from_dataset, 
 from tests.helpers.cards import make_card, small_config, whole, write_dataset
 
 DESCRIBED = {"user_id": PlannerFeature("user", 1000), "item_id": PlannerFeature("item", 5000, zipf_exponent=1.0)}
-COUNTS = WorkloadConfig(windows_per_batch=10, impressions_per_batch=300, targets_per_batch=40, actions_per_batch=5)
+COUNTS = WorkloadConfig(windows_per_batch=10, impressions_per_batch=300, targets_per_batch=40, num_actions=5)
 
 
 def direct(draws: float, rows: int, zipf: float) -> float:

@@ -26,7 +26,7 @@ from a2gen_rec.data.prepare.windows import WindowSpec, build_windows
 from a2gen_rec.data.schema import EXIT, ITEM, ITEM_STATISTICS, SPLITS, START, DatasetCard, FeedbackRule
 from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
 from a2gen_rec.data.sql import ROW_COLUMN, connect, quote_identifier, read_parquet_sql, translate_errors
-from a2gen_rec.errors import ConfigError, DataError
+from a2gen_rec.errors import DataError
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.atomic_dir import atomic_output_dir, require_empty_dir
 
@@ -57,7 +57,6 @@ def prepare(
         DataError: the log breaks its format, naming file, row, field and reason.
         UserError: ``out`` is not empty or not writable, or memory ran out.
     """
-    validate_config(config)
     require_empty_dir(out)
     source = sources.open_source(source_name, paths.to_local_path(raw), spec)
     with translate_errors(raw):
@@ -74,21 +73,6 @@ def prepare(
             connection.close()
         card.save(str(output))
     return card
-
-
-def validate_config(config: PrepareConfig) -> None:
-    """Raise ConfigError for a setting out of range."""
-    for name, least in (
-        ("max_history", 0),
-        ("max_targets", 1),
-        ("min_count", 0),
-        ("num_partitions", 1),
-        ("threads", 0),
-    ):
-        if getattr(config, name) < least:
-            raise ConfigError(f"{name} {getattr(config, name)} must be at least {least}")
-    if config.memory_limit_gb <= 0:
-        raise ConfigError(f"memory_limit_gb {config.memory_limit_gb} must be positive")
 
 
 @dataclass

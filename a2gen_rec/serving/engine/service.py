@@ -179,7 +179,7 @@ class RankingService:
     def _read(self) -> tuple[str, Ranker]:
         """The model that is to be served now, and its folder; what workers rank with is a copy of their own."""
         folder, config = resolve_model_dir(self.model), self.config
-        return folder, self.load(folder, config.state_cache_bytes if config.num_workers == 1 else 0)
+        return folder, self.load(folder, config.action_cache_bytes if config.num_workers == 1 else 0)
 
     def _ready(self, folder: str, ranker: Ranker) -> _Model:
         config = self.config

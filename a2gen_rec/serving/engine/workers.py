@@ -263,7 +263,7 @@ def _worker_main(
     pin_to_core(number, config.num_workers)
     with suppress(EOFError, OSError):
         try:
-            ranker, store = load(folder, config.state_cache_bytes), open_store(config.event_store)
+            ranker, store = load(folder, config.action_cache_bytes), open_store(config.event_store)
             inference = InProcessBackend(ranker, store, config.history_cache_bytes)
         except Exception as error:
             pipe.send((str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", "", {}))
