@@ -75,7 +75,9 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
         write_predictions(str(tmp_path / "no" / "folder.parquet"), made([]), CARD)
 
 
-@pytest.mark.parametrize("model", [{}, {"generator": "independent_heads", "predict_objectives": True}, {"name": "mmoe"}])
+@pytest.mark.parametrize(
+    "model", [{}, {"generator": "independent_heads", "predict_objectives": True}, {"name": "mmoe"}]
+)
 def test_the_evaluation_can_be_made_again_from_the_file(model: dict, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", CARD, windows=20)
     config = small_config(**model)
