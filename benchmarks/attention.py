@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 from harness import Goal, Report, ReportTable, Timing, interleave, main
-from memory import peak_bytes
+from rss import peak_bytes
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode

@@ -18,6 +18,7 @@ from functools import partial
 import numpy as np
 import torch
 from harness import Cell, Report, ReportTable, Timing, interleave, main
+from simulated_data import zipf_ids
 from torch import Tensor, nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 from torch.nn import functional as F
@@ -26,7 +27,6 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim import RowWiseAdagrad
-from worlds import zipf_ids
 
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.sharding.planner import make_sharders

@@ -21,7 +21,7 @@ from functools import partial
 
 import torch
 from harness import Cell, Goal, Report, ReportTable, Timing, interleave, main
-from memory import peak_bytes
+from rss import peak_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 

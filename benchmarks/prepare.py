@@ -69,7 +69,7 @@ class Preparation:
     def run(self, settings: Settings) -> None:
         shutil.rmtree(self.dataset, ignore_errors=True)
         arguments = ["prepare", "simulated", "--raw", str(self.log), "--out", str(self.dataset)]
-        bounds = ["--memory_gb", str(settings.memory_gb), "--threads", str(settings.threads)]
+        bounds = ["--memory_limit_gb", str(settings.memory_gb), "--threads", str(settings.threads)]
         done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments, *bounds], capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"a2gen prepare failed: {done.stderr.strip()}")

@@ -7,7 +7,7 @@ The forms compute the same, with the same trained weights:
 - factorized: the history is read once, the attention of all candidates is three matrix products, and of the tree of
   action sequences only what the bound on the error asks for is followed;
 - cached: the same, with what the user did inside each past impression encoded before (it depends on no candidate);
-- direct: an n×n attention matrix per candidate (`--model.attention_impl direct`), and the whole tree;
+- direct: an n×n attention matrix per candidate (`--model.attention_impl reference`), and the whole tree;
 - direct attention, whole tree: the two apart, each with the other's fast form;
 - pointwise: each candidate by itself with a padded history of its own (benchmarks/reference), tree as in factorized.
 
@@ -27,9 +27,9 @@ import torch
 from harness import Cell, Goal, Report, ReportTable, Timing, main
 from reference.examples import Examples, build
 from reference.pointwise import PointwiseA2Gen, renamed
+from simulated_data import simulated
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from worlds import simulated
 
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
@@ -198,8 +198,8 @@ def _cell(rankers: Rankers, columns: WindowColumns, count: int, history: int, se
     }
     if count * history**2 * settings.heads * 4 <= settings.max_gib * GIB:
         forms |= {
-            "direct attention": lambda place: rankers.rank(requests[place], "direct"),
-            "direct": lambda place: rankers.rank(requests[place], "direct", 0.0),
+            "direct attention": lambda place: rankers.rank(requests[place], "reference"),
+            "direct": lambda place: rankers.rank(requests[place], "reference", 0.0),
             "pointwise": lambda place: rankers.pointwise(requests[place]),
         }
     _check_equal({name: run(0) for name, run in forms.items()}, settings.max_error)

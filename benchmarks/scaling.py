@@ -25,10 +25,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from harness import Cell, Report, ReportTable, Timing, interleave, main
+from simulated_data import World, simulated
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from worlds import World, simulated
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch, collate

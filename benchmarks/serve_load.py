@@ -26,7 +26,7 @@ import numpy as np
 from harness import Cell, Goal, Report, ReportTable, main
 from load_generator import Load, run
 from load_traces import EXPIRED, REFUSED, Trace, percentile, recovery_s
-from load_world import last_line, make_world
+from serving_fixture import last_line, make_world
 
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.experiments.command_runner import sigterm_as_keyboard_interrupt
@@ -157,8 +157,8 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
         world = make_world(folder, *made, settings.seed, tell)
         found: list[Measured] = []
         for cache in settings.caches:
-            options = ["--history_cache_mb", "0", "--state_cache_mb", "0"] if cache == "cold" else []
-            options += ["--workers", str(settings.workers)]
+            options = ["--history_cache_mb", "0", "--action_cache_mb", "0"] if cache == "cold" else []
+            options += ["--num_workers", str(settings.workers)]
             with serving(world.model, folder, [*options, *settings.serve]) as service:
                 if not found:
                     tell(f"recording histories of {len(world.pasts):,} users")
@@ -189,7 +189,7 @@ def serving(model: str, folder: Path, options: list[str]) -> Iterator[Served]:
         UserError: it does not start.
     """
     store, log = str(folder / "events.db"), folder / "serve.log"
-    arguments = ["serve", "--model", model, "--store", store, "--port", "0", *options]
+    arguments = ["serve", "--model", model, "--event_store", store, "--port", "0", *options]
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "a2gen_rec.cli", *arguments],

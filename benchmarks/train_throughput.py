@@ -24,15 +24,15 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from harness import Goal, Report, ReportTable, main
-from levers import Optimizations, WindowTraining, whole_weights
+from optimizations import Optimizations, WindowTraining, whole_weights
 from reference.examples import build as build_examples
 from reference.examples import targets_of
 from reference.pointwise import PointwiseA2Gen, renamed
 from reference.pointwise import loss as reference_loss
 from reference.trainer import Pointwise
+from simulated_data import simulated
 from stages import STAGES, Stopwatch
 from torch import Tensor
-from worlds import simulated
 
 from a2gen_rec.config import Config, LoaderConfig, ModelConfig
 from a2gen_rec.data.batch import collate

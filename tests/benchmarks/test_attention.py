@@ -4,7 +4,7 @@ import attention
 import pytest
 import torch
 from attention import Cell, Settings, Work, growth, measure
-from memory import peak_bytes
+from rss import peak_bytes
 from torch import Tensor
 
 from a2gen_rec.errors import ConfigError

@@ -17,7 +17,7 @@ from scaling import (
     read_world,
     run_on_ranks,
 )
-from worlds import simulated
+from simulated_data import simulated
 
 from a2gen_rec.config import Config
 from a2gen_rec.errors import ConfigError

@@ -20,8 +20,8 @@ import pytest
 import torch
 from load_generator import Load, poisson_times, run
 from load_traces import EXPIRED, LOST, RANKED, REFUSED, Trace, percentile, recovery_s
-from load_world import World, _compare, a2gen
 from serve_load import Loaded, Measured, Served, Settings, loaded, measure, report, serving
+from serving_fixture import World, _compare, a2gen
 
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.ranking.types import RankedList, RankQuery, ScoredCandidate
@@ -390,7 +390,7 @@ def test_answers_other_than_the_model_s_are_not_timed(wrong: Any) -> None:
     ],
 )
 def test_answers_that_are_no_ranking_are_not_timed(told: tuple[int, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("load_world.Ranker", SimpleNamespace(load=lambda folder: ranked(["a", "b"])))
+    monkeypatch.setattr("serving_fixture.Ranker", SimpleNamespace(load=lambda folder: ranked(["a", "b"])))
     world = World("model", {"u": []}, [RankQuery("u", ["a", "b", "c"], k=2)] * 2)
     world.check(lambda path, body: (200, answer(["a", "b"])))
     with pytest.raises(RuntimeError, match="answered with"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import train_throughput
 from harness import Report
-from levers import Optimizations, WindowTraining
+from optimizations import Optimizations, WindowTraining
 from stages import STAGES, Stopwatch
 
 from a2gen_rec.errors import ConfigError, UserError

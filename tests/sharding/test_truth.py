@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from plan_truth import table_bytes
+from plan_accuracy import table_bytes
 from torchrec.distributed.types import ShardingPlan
 
 from a2gen_rec.config import Config

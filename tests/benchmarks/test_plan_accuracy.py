@@ -1,8 +1,8 @@
 from collections.abc import Iterator
 
-import plan_truth
+import plan_accuracy
 import pytest
-from plan_truth import KINDS, RankBytes, Settings, measure
+from plan_accuracy import KINDS, RankBytes, Settings, measure
 
 from a2gen_rec.utils.distributed import DistributedContext, process_group
 
@@ -26,7 +26,7 @@ def test_two_ranks_hold_what_is_planned(alone: DistributedContext) -> None:
 
 def test_what_is_furthest_off_decides(alone: DistributedContext, monkeypatch: pytest.MonkeyPatch) -> None:
     good, short = RankBytes(100, 100, 120, 110), RankBytes(100, 80, 120, 150)
-    monkeypatch.setattr(plan_truth, "start", lambda *_: [[good, good]] * 3 + [[good, short]])
+    monkeypatch.setattr(plan_accuracy, "start", lambda *_: [[good, good]] * 3 + [[good, short]])
     report = measure(TINY, alone)
     assert report.figures == {"held_over_planned": 0.8, "grown_over_planned": 1.25}
     assert [target.met for target in report.targets] == [False, False]

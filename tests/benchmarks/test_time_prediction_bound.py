@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from time_bounds import Settings, check, errors, measure
+from time_prediction_bound import Settings, check, errors, measure
 
 from a2gen_rec.errors import UserError
 from a2gen_rec.utils.distributed import process_group

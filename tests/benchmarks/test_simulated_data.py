@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from worlds import World, simulated, zipf_ids
+from simulated_data import World, simulated, zipf_ids
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import collate

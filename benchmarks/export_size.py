@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from harness import Cell, Goal, Report, ReportTable, main
-from load_world import CONFIG, a2gen
+from serving_fixture import CONFIG, a2gen
 
 from a2gen_rec.artifact.artifact import DENSE, ENTITY_TABLES, IDENTIFIERS, TABLES
 from a2gen_rec.artifact.manifest import MANIFEST, Manifest, read_manifest
@@ -95,7 +95,7 @@ class Export:
 def measure(settings: Settings, process: DistributedContext) -> Report:
     """Export every model as every type."""
     _check(settings, process)
-    with tempfile.TemporaryDirectory(prefix="a2gen-artifact-size-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="a2gen-export-size-") as scratch:
         folder = Path(scratch)
         log, data = str(folder / "log"), str(folder / "data")
         tell(f"simulating a world of {settings.items:,} items and {settings.users:,} users")
@@ -222,7 +222,7 @@ def _costs(exports: list[Export]) -> list[ReportTable]:
 
 
 def tell(line: str) -> None:
-    print(f"artifact_size: {line}", file=sys.stderr, flush=True)
+    print(f"export_size: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import artifact_size
+import export_size
 import pyarrow.parquet as pq
 import pytest
 import torch
-from artifact_size import Export, Settings, check, measure, report
+from export_size import Export, Settings, check, measure, report
 
 from a2gen_rec.artifact.manifest import Manifest
 from a2gen_rec.errors import ConfigError
@@ -21,7 +21,7 @@ TINY = Settings(items=300, users=60, impressions_per_user=40, dims=[8], dtypes=[
 
 def test_sizes_are_those_of_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = SimpleNamespace(TemporaryDirectory=lambda prefix: nullcontext(str(tmp_path)))
-    monkeypatch.setattr(artifact_size, "tempfile", scratch)
+    monkeypatch.setattr(export_size, "tempfile", scratch)
     found = measure(TINY, ALONE)
     sizes, catalogue, columns, costs = found.tables
     whole = {}
@@ -69,7 +69,7 @@ def test_exports_that_cannot_be_right(exports: list[Export], message: str) -> No
 
 def test_targets_are_of_whole_folders_and_of_what_can_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("")
-    monkeypatch.setattr(artifact_size, "_catalogue", lambda *_: [None, None])
+    monkeypatch.setattr(export_size, "_catalogue", lambda *_: [None, None])
     for tables, lost, within, met in ((17, 0.0009, True, [True, True]), (18, 0.002, False, [False, False])):
         exports = [made(32, "int8", tables, 0.8 - lost, within=within), made(32, "fp32", 152, 0.8)]
         exports = [replace(each, folder=tmp_path) for each in exports]
