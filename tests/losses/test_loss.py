@@ -323,7 +323,9 @@ def test_the_weight_of_an_objective_that_is_not_predicted_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         validate_objective_weights(LossConfig(objective_weights={"glance": 0.5, "skip": 1.0}), TASKS)
     assert str(caught.value) == f"loss.objective_weights.skip: no such objective; this run predicts {', '.join(TASKS)}"
-    with pytest.raises(ConfigError, match=r"loss\.objectives\.glance: no such objective; this run predicts none"):
+    with pytest.raises(
+        ConfigError, match=r"loss\.objective_weights\.glance: no such objective; this run predicts none"
+    ):
         validate_objective_weights(LossConfig(objective_weights={"glance": 0.5}), ())
 
 

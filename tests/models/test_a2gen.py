@@ -117,7 +117,7 @@ def test_chances_are_between_those_of_the_sequences_and_of_the_tower() -> None:
     config, columns = small_config(), make_columns(CARD, 6, np.random.default_rng(3))
     model = build(config).eval()
     output = forward(model, batch_of(columns, np.arange(6), config))
-    generated = model.ranker.marginals(dataclasses.replace(output, occurring=None), max_error=0.0)
+    generated = model.ranker.marginals(dataclasses.replace(output, occurrence=None), max_error=0.0)
     both = model.ranker.marginals(output, max_error=0.0)
     told = torch.sigmoid(model.ranker.occurring(output.context))
     torch.testing.assert_close(output.occurrence.logits.sigmoid(), told)
@@ -154,7 +154,7 @@ def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, colum
 def test_factorized_and_direct_models_agree_with_gradients(columns: WindowColumns) -> None:
     results = []
     for form in ("factorized", "reference"):
-        config = small_config(attention=form)
+        config = small_config(attention_impl=form)
         model = build(config)
         batch = batch_of(columns, np.arange(12), config)
         loss, _ = Loss(config.loss)(forward(model, batch), batch)
@@ -195,7 +195,7 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
 @pytest.mark.parametrize("form", ["factorized", "reference"])
 def test_no_target_sees_itself_or_what_had_not_ended(form: str, columns: WindowColumns) -> None:
     """Perturbing actions and ids of impressions a target must not see leaves its predictions alone."""
-    config = small_config(attention=form, history=3)
+    config = small_config(attention_impl=form, max_history=3)
     model = build(config)
     rng = np.random.default_rng(0)
     compared = changed = 0

@@ -103,7 +103,7 @@ def test_the_past_is_read_without(switch: dict, change: str, name: str, columns:
 def test_without_order_the_loss_of_actions_is_that_of_a_set(generator: str, columns: WindowColumns) -> None:
     losses = {}
     for on in (True, False):
-        config = small_config(generator=generator, action_order=on)
+        config = small_config(generator=generator, use_action_order=on)
         for done in (columns, redone(columns, False, "pairing")):
             _, batch, output = forward(done, config)
             losses.setdefault(on, []).append(loss_sums(output, batch, config.loss)[0])
@@ -111,7 +111,7 @@ def test_without_order_the_loss_of_actions_is_that_of_a_set(generator: str, colu
     assert not torch.allclose(*losses[True])
 
 
-@pytest.mark.parametrize("switch", ["action_times", "action_order"])
+@pytest.mark.parametrize("switch", ["use_action_times", "use_action_order"])
 def test_without_times_emitted_actions_are_read_without(switch: str, columns: WindowColumns) -> None:
     config = small_config(**{switch: False})
     outputs = [forward(done, config)[2] for done in (columns, redone(columns, False, "times"))]
@@ -130,9 +130,9 @@ def test_training_and_reading_go_through_the_same_prefixes(switch: dict, columns
     place = 0
     for target, length in enumerate(batch_steps(batch)):
         labels = batch.step_label[place : place + length].tolist()
-        walked = sorted(labels) if "action_order" in switch else labels
+        walked = sorted(labels) if "use_action_order" in switch else labels
         state = ranker.generator.init_state(output.context[target : target + 1])
-        tokens = ranker.generator.tokens(output.tables, torch.zeros_like(ranker.is_timed))
+        tokens = ranker.generator.precompute_tokens(output.tables, torch.zeros_like(ranker.is_timed))
         action, time = torch.tensor([0]), torch.zeros(1, dtype=torch.float64)
         for label in walked:
             steps, state = ranker.generator.step(action, time, state, tokens)

@@ -108,7 +108,7 @@ def otherwise(columns: WindowColumns, which: np.ndarray, target: int, rng: np.ra
 def test_no_target_sees_itself_or_what_had_not_ended_or_lies_before_its_history(
     name: str, switches: dict, columns: WindowColumns
 ) -> None:
-    config = small_config(name=name, history=3, layers=1, **switches)  # more layers of hstu reach further back
+    config = small_config(name=name, max_history=3, num_layers=1, **switches)  # more layers of hstu reach further back
     model, rng = build(config), np.random.default_rng(0)
     compared = changed = 0
     for row in range(len(columns)):
@@ -135,7 +135,7 @@ def test_no_target_sees_itself_or_what_had_not_ended_or_lies_before_its_history(
 
 def test_nothing_that_had_not_ended_reaches_a_target_through_the_layers_of_hstu(columns: WindowColumns) -> None:
     """States are shared by all targets of a window, among them targets that saw what another one must not."""
-    config = small_config(name="hstu", layers=3, history=4, **EVERYTHING)
+    config = small_config(name="hstu", num_layers=3, max_history=4, **EVERYTHING)
     model, rng = build(config), np.random.default_rng(0)
     before, first = predictions(model, batch_of(columns, config)), 0
     changed = 0
@@ -172,7 +172,7 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
     That is its history, and again that of the impressions in it for every further layer of hstu. Windows carry one
     impression more, for the gap of the first one seen.
     """
-    config = small_config(history=3, **variant)
+    config = small_config(max_history=3, **variant)
     reach = 3 * config.model.num_layers if config.model.name == "hstu" else 3
 
     def run(batches: list[WindowBatch]) -> list[Tensor]:
@@ -254,7 +254,7 @@ def test_a_few_steps_lower_every_term_of_the_loss(name: str, columns: WindowColu
 def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(variant: dict, columns: WindowColumns) -> None:
     config = small_config(**variant)
     model = build(config)
-    batch = batch_of(columns, config, np.arange(3), with_targets=False)
+    batch = batch_of(columns, config, np.arange(3), include_targets=False)
     loss, _ = Loss(config.loss, tasks=model.ranker.objective_tasks)(forward(model, batch), batch)
     loss.backward()
     assert loss.item() == 0

@@ -24,8 +24,8 @@ SIZES = {feature.name: feature.cardinality for feature in CARD.features}
 EVERYTHING = {"session_features": True, "predict_objectives": True}
 SWITCHES = {
     "tokens": {"feedback_encoding": "tokens"},
-    "views": {"feedback_encoding": "dual_view"},
-    "whole": {"feedback_encoding": "dual_view_full"},
+    "dual_view": {"feedback_encoding": "dual_view"},
+    "dual_view_full": {"feedback_encoding": "dual_view_full"},
     "session": {"session_features": True},
     "objectives": {"predict_objectives": True},
     "all of it": {"feedback_encoding": "dual_view_full", **EVERYTHING},
@@ -106,7 +106,7 @@ def appears_otherwise(columns: WindowColumns, which: np.ndarray) -> WindowColumn
 def test_no_target_sees_what_happens_in_it_or_after_it(switch: str, form: str, columns: WindowColumns) -> None:
     """Bit-equal but for the factorized form's rounding: its scale is that of all keys that any target sees."""
     rounding = {"rtol": 1e-10, "atol": 1e-12} if form == "factorized" else {"rtol": 0, "atol": 0}
-    config = small_config(attention=form, history=3, **SWITCHES[switch])
+    config = small_config(attention_impl=form, max_history=3, **SWITCHES[switch])
     model, rng = build(config), np.random.default_rng(0)
     before = predictions(model, batch_of(columns, config))
     window = np.repeat(np.arange(len(columns)), columns.lengths)
@@ -140,21 +140,21 @@ def test_past_outcomes_and_the_session_matter_where_they_are_read(switch: str, c
         changed = predictions(model, batch_of(dataclasses.replace(columns, **{field: rows | other}), config))
         return (changed != before).any(1)
 
-    feedback = variant.get("feedback", "off") != "off"
+    feedback = variant.get("feedback_encoding", "none") != "none"
     for name in columns.outcome:
         assert torch.equal(moved("outcome", name), seeing & feedback), name
     for name in columns.session:
-        assert bool(moved("session", name).all()) is variant.get("session", False), name
-        assert bool(moved("session", name).any()) is variant.get("session", False), name
+        assert bool(moved("session", name).all()) is variant.get("session_features", False), name
+        assert bool(moved("session", name).any()) is variant.get("session_features", False), name
     assert 5 < seeing.sum() < len(seeing)
     other = dataclasses.replace(columns, labels=1 - columns.labels, objectives=1 - columns.objectives)
     assert torch.equal(predictions(model, batch_of(other, config)), before), "labels and objectives are no input"
 
 
-@pytest.mark.parametrize("feedback", ["tokens", "views", "whole"])
+@pytest.mark.parametrize("feedback", ["tokens", "dual_view", "dual_view_full"])
 def test_views_part_what_pleased_from_what_did_not(feedback: str, columns: WindowColumns) -> None:
     """With one embedding for all levels, only views can tell levels apart, and only as far as they part them."""
-    config = small_config(feedback=feedback)
+    config = small_config(feedback_encoding=feedback)
     model = build(config)
     with torch.no_grad():
         for name in ("feedback", "watch_ratio"):
@@ -180,7 +180,7 @@ def test_views_part_what_pleased_from_what_did_not(feedback: str, columns: Windo
 def test_factorized_and_direct_models_agree_with_gradients(switch: str, columns: WindowColumns) -> None:
     results = []
     for form in ("factorized", "reference"):
-        config = small_config(attention=form, **SWITCHES[switch])
+        config = small_config(attention_impl=form, **SWITCHES[switch])
         model = build(config)
         batch = batch_of(columns, config)
         loss, _ = Loss(config.loss, tasks=model.ranker.objective_tasks)(forward(model, batch), batch)
@@ -199,14 +199,14 @@ def bare(card: DatasetCard, columns: WindowColumns, *names: str) -> tuple[Datase
     return dataclasses.replace(card, features=features), dataclasses.replace(columns, session=session, outcome=outcome)
 
 
-@pytest.mark.parametrize("feedback", ["tokens", "views", "whole"])
+@pytest.mark.parametrize("feedback", ["tokens", "dual_view", "dual_view_full"])
 def test_a_log_without_watch_times_does_without_feedback(feedback: str, columns: WindowColumns) -> None:
     """Every switch on is then the same model as the session alone."""
     card, world = bare(CARD, columns, "previous_feedback", "feedback", "watch_ratio")
     card = dataclasses.replace(card, feedback=None, objectives=[], timed_actions=["like", "follow"])
     world = dataclasses.replace(world, objectives=columns.objectives[:, :0])
     found = []
-    for variant in ({"feedback": feedback, "predict_objectives": True}, {}):
+    for variant in ({"feedback_encoding": feedback, "predict_objectives": True}, {}):
         config = small_config(session_features=True, **variant)
         model = build(config, card)
         assert not isinstance(model.ranker.encoder.item_level, DualViewAttention)
@@ -225,7 +225,7 @@ def test_a_log_without_lengths_has_levels_but_no_ratio(columns: WindowColumns) -
 
 
 def test_tasks_are_what_the_log_tells() -> None:
-    on, off = (small_config(objectives=objectives).model for objectives in (True, False))
+    on, off = (small_config(predict_objectives=objectives).model for objectives in (True, False))
     untimed = dataclasses.replace(CARD, timed_actions=["like"])
     plain = dataclasses.replace(CARD, objectives=[])
     assert objective_tasks(CARD, on) == ("glance", "effective", "watch_time")
@@ -308,7 +308,7 @@ def as_requests(columns: WindowColumns, gap_s: float) -> WindowColumns:
 def test_targets_of_a_request_equal_candidates_alone_at_its_moment(
     switch: str, gap_s: float, columns: WindowColumns
 ) -> None:
-    config = small_config(history=4, **SWITCHES.get(switch, {}))
+    config = small_config(max_history=4, **SWITCHES.get(switch, {}))
     model = build(config)
     together = predictions(model, batch_of(columns, config, request_gap_s=gap_s))
     alone = predictions(model, batch_of(as_requests(columns, gap_s), config))

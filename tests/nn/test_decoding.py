@@ -367,7 +367,7 @@ def test_contexts_do_not_touch_each_other(form: type[Generator]) -> None:
         alone = decode(*one, strategy="beam", width=6), action_marginals(*one, max_error=0.01)
         for k in range(6):
             assert_same(sequence_of(together[0], n, k), sequence_of(alone[0], 0, k))
-        for name in ("probability", "time", "remainder"):
+        for name in ("probability", "time", "unexplored_mass"):
             torch.testing.assert_close(getattr(together[1], name)[n], getattr(alone[1], name)[0])
 
 

@@ -169,7 +169,7 @@ def test_steps_one_by_one_equal_teacher_forcing(options: dict, mlp_ratio: float)
         state = generator.init_state(context[t : t + 1])
         for row in (target == t).nonzero().flatten():
             one = slice(row, row + 1)
-            tokens = generator.tokens(tables, offset[one].isfinite().expand(ACTIONS))
+            tokens = generator.precompute_tokens(tables, offset[one].isfinite().expand(ACTIONS))
             steps, state = generator.step(action[one], torch.log1p(offset[one].nan_to_num(3.0)), state, tokens)
             assert_same(steps, StepPredictions(*(None if part is None else part[one] for part in forced)))
             state = state.advance_time(steps.time[0, label[one]])
@@ -186,7 +186,7 @@ def test_one_time_for_all_actions_or_one_each(form: type[Generator]) -> None:
 def test_selected_states_go_on_independently() -> None:
     generator = build(ExplicitGenerator, time_head="monotonic")
     tables, context = tables_and_context()
-    context, tokens = context[:3], generator.tokens(tables, torch.arange(ACTIONS) != 3)
+    context, tokens = context[:3], generator.precompute_tokens(tables, torch.arange(ACTIONS) != 3)
     start = torch.zeros(3, dtype=torch.long)
     steps, state = generator.step(start, torch.zeros(3, dtype=torch.float64), generator.init_state(context), tokens)
     pick, follow = torch.tensor([2, 0, 2]), torch.tensor([1, 3, 2])

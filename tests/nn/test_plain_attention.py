@@ -63,7 +63,7 @@ def test_mean_pooling_by_hand() -> None:
     torch.testing.assert_close(pooling(x, mask)[0], expected)
 
 
-@pytest.mark.parametrize("views", ["off", "whole"])
+@pytest.mark.parametrize("views", ["none", "dual_view_full"])
 def test_levels_of_means(views: str) -> None:
     """Action level: the mean over an impression's real tokens. Item level: that over what each target sees."""
     torch.manual_seed(0)
@@ -90,7 +90,7 @@ def test_levels_of_means(views: str) -> None:
 
 
 def test_without_an_action_level_nothing_of_the_actions_is_read() -> None:
-    encoder = HierarchicalEncoder(6, 4, 2, action_level="off")
+    encoder = HierarchicalEncoder(6, 4, 2, action_level="none")
     found = encoder.encode_actions(
         torch.randn(5, 8), torch.randn(2, 6), LengthBuckets.from_lengths(torch.tensor([2, 3]))
     )

@@ -28,7 +28,7 @@ def make(seed: int = 0, scale: float = 1.0) -> Ensemble:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale)
-        model.max_history.start.normal_()
+        model.history.start.normal_()
     model.set_normalization(torch.tensor([-0.5, 0.3, 1.0]), torch.tensor([0.8, 1.5, 2.0]))
     return model
 
@@ -77,7 +77,7 @@ def rounding(output: EnsembleOutput) -> Tensor:
 
 def slow_user(model: Ensemble, events: Tensor) -> Tensor:
     """events [length, d_event] -> [dim], one GRU cell after the other."""
-    gru, state = model.max_history.gru, model.max_history.start
+    gru, state = model.history.gru, model.history.start
     for event in events:
         x = F.linear(event, gru.weight_ih_l0, gru.bias_ih_l0).chunk(3)
         s = F.linear(state, gru.weight_hh_l0, gru.bias_hh_l0).chunk(3)
@@ -96,7 +96,7 @@ def test_scores_equal_loops_over_unpadded_requests(shared: bool) -> None:
     scores = []
     for i in range(len(value)):
         user = slow_user(model, events[i, : length[i]])
-        torch.testing.assert_close(out.user[i], user)
+        torch.testing.assert_close(out.user_embedding[i], user)
         for c in range(value.shape[1]):
             h = torch.cat([user, context[i, 0 if shared else c]])
             query = F.linear(h, model.query.weight, model.query.bias)
@@ -224,7 +224,7 @@ def test_padding_changes_nothing_for_the_others(shared: bool) -> None:
     others = context if shared else torch.cat([context, torch.full((len(value), 3, D_CONTEXT), 1e3)], dim=1)
     padded = model(more, longer, length, others)
     torch.testing.assert_close(padded.score[:, :5], base.score)
-    torch.testing.assert_close(padded.user, base.user)
+    torch.testing.assert_close(padded.user_embedding, base.user_embedding)
     parameters = list(model.parameters())
     for one, other in zip(
         torch.autograd.grad(base.score.sum(), parameters),
@@ -302,7 +302,7 @@ def test_values_enter_by_their_own_centre_and_scale() -> None:
     shift, stretch = torch.tensor([-6.0, 2.0, 0.5]), torch.tensor([0.1, 3.0, 1.0])
     other.set_normalization(model.mean * stretch + shift, model.scale * stretch)
     torch.testing.assert_close(other(value * stretch + shift, *rest).score, model(value, *rest).score)
-    assert {"centre", "scale"} <= set(model.state_dict())
+    assert {"mean", "scale"} <= set(model.state_dict())
 
 
 @pytest.mark.parametrize(("centre", "scale"), [(0.0, 0.0), (0.0, -1.0), (math.nan, 1.0), (0.0, math.inf)])
