@@ -19,15 +19,15 @@ CARD = make_card(labels=("click", "long_view"))
 WHOLE = whole(CARD, small_config())
 WHOLE_NUMBERS = ("user_key", "lengths", "first_target", "ts_ms", "end_ms", "action", "target")
 WHOLE_NUMBERS += (
-    "key",
-    "key_window",
-    "key_column",
-    "key_token",
+    "history_index",
+    "history_window",
+    "history_column",
+    "history_token",
     "target_window",
     "target_column",
-    "moment",
+    "query_index",
     "history_end",
-    "step",
+    "step_token",
     "step_label",
 )
 FRACTIONS = ("offset_s", "step_time", "labels", "objectives", "watch_s", "oracle")
@@ -51,7 +51,7 @@ def columns() -> WindowColumns:
 
 def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, gap_s: float | None = None) -> dict:
     """Every field of a batch, gathered one value at a time."""
-    out: dict[str, list[Any]] = {name: [] for name in (*WHOLE_NUMBERS, *FRACTIONS, "sequences", "steps")}
+    out: dict[str, list[Any]] = {name: [] for name in (*WHOLE_NUMBERS, *FRACTIONS, "history_buckets", "target_buckets")}
     ids: dict[str, list[int]] = {name: [] for name in LOOKED_UP}
     session: dict[str, list[int]] = {feature.name: [] for feature in CARD.features_at("session")}
     outcome: dict[str, list[int]] = {feature.name: [] for feature in CARD.features_at("outcome")}
@@ -81,11 +81,11 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ga
             begin, many = int(columns.action_starts[flat]), int(columns.action_lengths[flat])
             codes, times = columns.action[begin : begin + many].tolist(), columns.offset_s[begin : begin + many]
             if column < seen:
-                out["key"].append(len(out["ts_ms"]) - 1)
-                out["key_window"].append(place)
-                out["key_column"].append(column)
-                out["key_token"] += range(len(out["action"]), len(out["action"]) + many)
-                out["sequences"].append(many)
+                out["history_index"].append(len(out["ts_ms"]) - 1)
+                out["history_window"].append(place)
+                out["history_column"].append(column)
+                out["history_token"] += range(len(out["action"]), len(out["action"]) + many)
+                out["history_buckets"].append(many)
                 for name, values in columns.outcome.items():
                     outcome[name].append(int(values[flat]))
             if column >= first:
@@ -93,15 +93,15 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ga
                 out["target_window"].append(place)
                 out["target_column"].append(column - first)
                 out["history_end"].append(judged[column - first])
-                out["moment"].append(len(out["ts_ms"]) - 1 - column + judged[column - first])
+                out["query_index"].append(len(out["ts_ms"]) - 1 - column + judged[column - first])
                 out["watch_s"].append(times[-1])
                 out["labels"].append(columns.labels[flat].tolist())
                 out["objectives"].append(columns.objectives[flat].tolist())
                 out["oracle"].append(columns.oracle[flat].tolist())
-                out["step"] += range(len(out["action"]), len(out["action"]) + many - 1)
+                out["step_token"] += range(len(out["action"]), len(out["action"]) + many - 1)
                 out["step_label"] += codes[1:]
                 out["step_time"] += [math.log1p(t) for t in times[1:]]
-                out["steps"].append(many - 1)
+                out["target_buckets"].append(many - 1)
                 known = [not math.isnan(t) for t in times[1:]]
                 counts["targets"] += 1
                 counts["steps"] += many - 1
@@ -145,10 +145,10 @@ def assert_batch(batch: WindowBatch, expected: dict) -> None:
         rows = getattr(batch, name)
         assert {feature: values.tolist() for feature, values in rows.items()} == expected[name]
         assert {values.dtype for values in rows.values()} == {torch.int64}
-    assert_groups(batch.history_buckets, expected["sequences"])
-    assert_groups(batch.target_buckets, expected["steps"])
+    assert_groups(batch.history_buckets, expected["history_buckets"])
+    assert_groups(batch.target_buckets, expected["target_buckets"])
     assert batch.counts.tolist() == expected["counts"]
-    keys = [expected["key_window"].count(window) for window in range(len(expected["lengths"]))]
+    keys = [expected["history_window"].count(window) for window in range(len(expected["lengths"]))]
     assert batch.history_shape == (len(expected["lengths"]), max(1, *keys))
     targets = [expected["target_window"].count(window) for window in range(len(expected["lengths"]))]
     assert batch.target_shape == (len(expected["lengths"]), max(targets, default=0))
@@ -170,7 +170,7 @@ def test_the_world_has_what_the_loops_must_show(columns: WindowColumns) -> None:
     assert 0 < labels < 2 * targets
     assert all(0 < known < targets for known in [*objectives, watched])
     assert 0 in expected["first_target"]
-    assert len(set(expected["steps"])) > 2
+    assert len(set(expected["target_buckets"])) > 2
 
 
 def test_without_targets_all_is_history(columns: WindowColumns) -> None:
@@ -224,7 +224,7 @@ def test_actions_of_some_keys_are_theirs_in_a_batch_of_all(acted: list[int], col
     tokens = whole_batch.history_token.split(lengths.tolist())
     assert some.history_token.tolist() == [token for key in acted for token in tokens[key].tolist()]
     assert some.history_buckets.lengths[some.history_buckets.inverse].tolist() == lengths[acted].tolist()
-    for name in ("step", "labels", "counts"):
+    for name in ("step_token", "labels", "counts"):
         assert not getattr(some, name).numel()
 
 
@@ -232,7 +232,7 @@ def tensors(batch: WindowBatch) -> dict[str, Tensor]:
     """Every tensor of a batch by a name of its own."""
     found: dict[str, Tensor] = {
         f"{field}.{name}": value
-        for field in ("index", "session", "outcome")
+        for field in ("row_index", "session", "outcome")
         for name, value in getattr(batch, field).items()
     }
     found |= {"sparse.values": batch.sparse.values(), "sparse.lengths": batch.sparse.lengths()}

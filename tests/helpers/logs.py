@@ -31,9 +31,9 @@ SPEC = {
         {"name": "speed", "level": "context", "kind": "buckets", "edges": [1, 2]},
         {"name": "network", "level": "context", "kind": "hash", "size": 5},
     ],
-    "duration": "length",
-    "negative": ["hate"],
-    "split": {"valid_share": 0.15, "test_share": 0.2},
+    "duration_feature": "length",
+    "negative_actions": ["hate"],
+    "split": {"valid_fraction": 0.15, "test_fraction": 0.2},
 }
 
 

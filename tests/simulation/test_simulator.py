@@ -21,7 +21,13 @@ SMALL = SimulateConfig(users=1_200, items=300, authors=40, impressions_per_user=
 STRONG = replace(
     SMALL,
     **{"like_rate": 0.4, "follow_rate": 0.3, "collect_rate": 0.3, "comment_rate": 0.3, "forward_rate": 0.2},
-    **{"liked_highlight": 3.0, "loyalty": 3.0, "highlight": 2.0, "glance_rate": 0.15, "long_view_rate": 0.5},
+    **{
+        "highlight_like_boost": 3.0,
+        "follow_retention_boost": 3.0,
+        "highlight_strength": 2.0,
+        "glance_rate": 0.15,
+        "long_view_rate": 0.5,
+    },
 )
 
 
@@ -73,7 +79,7 @@ def eventful_pair(effect: str) -> tuple[int, int]:
 
 def test_exact_probabilities_equal_monte_carlo() -> None:
     repeats = 200_000
-    pairs = [eventful_pair("liked_highlight"), eventful_pair("loyalty"), (3, 10), (77, 200)]
+    pairs = [eventful_pair("highlight_like_boost"), eventful_pair("follow_retention_boost"), (3, 10), (77, 200)]
     rows, items = np.array(pairs).T
     world_odds = strong_odds(STRONG, rows, items)
     truth = viewing.exact_marginals(world_odds)
@@ -94,12 +100,12 @@ def test_exact_probabilities_equal_monte_carlo() -> None:
 
 def test_monte_carlo_would_notice_either_effect_left_out() -> None:
     noise = 0.5 / np.sqrt(200_000)
-    for effect in ("liked_highlight", "loyalty"):
+    for effect in ("highlight_like_boost", "follow_retention_boost"):
         row, item = (np.array([value]) for value in eventful_pair(effect))
         full = viewing.exact_marginals(strong_odds(STRONG, row, item))
         without = viewing.exact_marginals(strong_odds(replace(STRONG, **{effect: 0.0}), row, item))
         gained = full.action - without.action
-        if effect == "loyalty":
+        if effect == "follow_retention_boost":
             assert (full.long_view - without.long_view).item() > 20 * noise
         else:
             assert gained[viewing.FOLLOW].item() > 20 * noise
@@ -129,7 +135,7 @@ def watch_often(effect: str) -> tuple[viewing.SegmentProbabilities, viewing.Samp
 
 
 def test_a_like_in_a_highlight_raises_later_collects() -> None:
-    draws, watched = watch_often("liked_highlight")
+    draws, watched = watch_often("highlight_like_boost")
     like, collect = watched.offset_ms[viewing.LIKE], watched.offset_ms[viewing.COLLECT]
     k = int(draws.highlight[:, 0].argmax())
     begin, end = draws.edges_ms[k, 0], draws.edges_ms[k + 1, 0]
@@ -141,7 +147,7 @@ def test_a_like_in_a_highlight_raises_later_collects() -> None:
 
 
 def test_following_before_liking_lengthens_the_watching() -> None:
-    draws, watched = watch_often("loyalty")
+    draws, watched = watch_often("follow_retention_boost")
     like, follow = watched.offset_ms[viewing.LIKE], watched.offset_ms[viewing.FOLLOW]
     end = draws.edges_ms[2, 0]
     within = (like >= 0) & (follow >= 0) & (like < end) & (follow < end) & (watched.dwell_ms > end)
@@ -279,7 +285,7 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
     original = simulator.simulate_block
 
-    def fails(world: simulator.World, users: simulator.Users, block: int) -> object:
+    def fails(world: simulator.SimulatedWorld, users: simulator.Users, block: int) -> object:
         if block == 1:
             raise failure
         return original(world, users, block)
@@ -299,7 +305,14 @@ def test_rates_out_of_reach_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("users", 0), ("groups", 0), ("seed", -1), ("like_rate", 0.0), ("glance_rate", 0.7), ("interest", float("nan"))],
+    [
+        ("users", 0),
+        ("groups", 0),
+        ("seed", -1),
+        ("like_rate", 0.0),
+        ("glance_rate", 0.7),
+        ("interest_strength", float("nan")),
+    ],
 )
 def test_impossible_settings_are_refused(setting: str, value: float) -> None:
     with pytest.raises(ConfigError, match=setting):
@@ -320,9 +333,9 @@ def test_source_offers_the_standard_relation(folder: Path, log: dict[str, np.nda
     expected |= {f"label_{label}": "DOUBLE" for label in facts.labels}
     expected |= {f"oracle_{name}": "DOUBLE" for name in facts.oracle}
     expected |= {spec.name: "DOUBLE" if spec.kind == "buckets" else "VARCHAR" for spec in facts.features}
-    assert types == {**expected, "problem": "VARCHAR"}
+    assert types == {**expected, "drop_reason": "VARCHAR"}
     rows = connection.sql(f"SELECT * FROM ({source.impressions(connection)}) ORDER BY user_id::INT, ts_ms").fetchnumpy()
-    assert np.ma.count(rows["problem"]) == 0
+    assert np.ma.count(rows["drop_reason"]) == 0
     assert np.array_equal(rows["item_id"].astype(int), log["item_id"])
     assert np.allclose(rows["oracle_follow"], log["true_follow"])
     assert np.array_equal(~np.ma.getmaskarray(rows["at_follow"]), happened(log, "follow"))
@@ -367,7 +380,7 @@ def test_impressions_of_unknown_items_are_problems(folder: Path, tmp_path: Path)
     pq.write_table(items.slice(0, 100), raw / "items.parquet")
     connection = duckdb.connect()
     source = Simulated(str(raw))
-    query = f"SELECT count(*), count(problem), min(problem) FROM ({source.impressions(connection)})"
+    query = f"SELECT count(*), count(drop_reason), min(drop_reason) FROM ({source.impressions(connection)})"
     rows, problems, reason = connection.execute(query).fetchone() or (0, 0, "")
     table = pq.read_table(folder / "impressions", schema=IMPRESSION_SCHEMA)
     assert rows == table.num_rows

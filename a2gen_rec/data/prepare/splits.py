@@ -37,22 +37,22 @@ def resolve_split_rule(facts: SourceInfo, config: PrepareConfig) -> SplitRule:
     """
     rule = facts.split
     if config.valid_start or config.test_start:
-        rule = replace(rule, method="time", valid_from=config.valid_start, test_from=config.test_start)
+        rule = replace(rule, method="time", valid_start=config.valid_start, test_start=config.test_start)
     elif config.valid_fraction or config.test_fraction:
         rule = replace(
             rule,
-            valid_from="",
-            test_from="",
-            valid_share=config.valid_fraction or rule.valid_share,
-            test_share=config.test_fraction or rule.test_share,
+            valid_start="",
+            test_start="",
+            valid_fraction=config.valid_fraction or rule.valid_fraction,
+            test_fraction=config.test_fraction or rule.test_fraction,
         )
-    if bool(rule.valid_from) != bool(rule.test_from):
-        raise ConfigError("valid_from and test_from must be given together")
-    if rule.valid_share < 0 or rule.test_share < 0 or rule.valid_share + rule.test_share >= 1:
+    if bool(rule.valid_start) != bool(rule.test_start):
+        raise ConfigError("valid_start and test_start must be given together")
+    if rule.valid_fraction < 0 or rule.test_fraction < 0 or rule.valid_fraction + rule.test_fraction >= 1:
         raise ConfigError(
-            f"valid_share {rule.valid_share} and test_share {rule.test_share} must be shares below 1 in sum"
+            f"valid_fraction {rule.valid_fraction} and test_fraction {rule.test_fraction} must be shares below 1 in sum"
         )
-    for name, value in (("valid_from", rule.valid_from), ("test_from", rule.test_from)):
+    for name, value in (("valid_start", rule.valid_start), ("test_start", rule.test_start)):
         if value and not value.isdigit() and not facts.has_calendar_time:
             raise ConfigError(f"{name} {value!r} is a date, but {facts.name} has no calendar time")
         if value:
@@ -95,12 +95,12 @@ def time_boundaries(
         DataError: nothing would be left to train on.
     """
     count, first_ms, last_ms = fetch_one(connection, f"SELECT count(*), min(ts_ms), max(ts_ms) FROM {relation}")
-    if rule.valid_from:
-        valid_ms = boundary_ms("valid_from", rule.valid_from, utc_offset_hours, last_ms)
-        test_ms = boundary_ms("test_from", rule.test_from, utc_offset_hours, last_ms)
+    if rule.valid_start:
+        valid_ms = boundary_ms("valid_start", rule.valid_start, utc_offset_hours, last_ms)
+        test_ms = boundary_ms("test_start", rule.test_start, utc_offset_hours, last_ms)
     else:
-        in_test = round(rule.test_share * count)
-        in_valid = round(rule.valid_share * count)
+        in_test = round(rule.test_fraction * count)
+        in_valid = round(rule.valid_fraction * count)
         # One place past the end stands for a split that takes nothing.
         places = [count - in_test - in_valid + 1, count - in_test + 1]
         inside = [place for place in places if place <= count]
@@ -108,7 +108,7 @@ def time_boundaries(
         values += [last_ms + 1] * (2 - len(values))
         valid_ms, test_ms = int(values[0]), int(values[1])
     if valid_ms > test_ms:
-        raise ConfigError(f"valid_from ({valid_ms} ms) must not be after test_from ({test_ms} ms)")
+        raise ConfigError(f"valid_start ({valid_ms} ms) must not be after test_start ({test_ms} ms)")
     if first_ms >= valid_ms:
         raise DataError(f"no impression before {valid_ms} ms is left to train on", field="ts_ms")
     return TimeBoundaries(valid_ms, test_ms)
@@ -126,8 +126,8 @@ def split_by_user_tail(relation: str, rule: SplitRule) -> str:
 
     return f"""(
         SELECT * EXCLUDE (place, total), (CASE
-            WHEN total < 3 OR place <= total - {taken(rule.test_share)} - {taken(rule.valid_share)} THEN 0
-            WHEN place <= total - {taken(rule.test_share)} THEN 1
+            WHEN total < 3 OR place <= total - {taken(rule.test_fraction)} - {taken(rule.valid_fraction)} THEN 0
+            WHEN place <= total - {taken(rule.test_fraction)} THEN 1
             ELSE 2 END)::TINYINT AS split
         FROM (
             SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY ts_ms, item_id) AS place,

@@ -1,8 +1,8 @@
 """From a source's relation to clean impressions on disk, spread over partitions by user.
 
 Two passes, each bounded in memory: :func:`spread` writes every row of the source once, :func:`clean` drops one
-partition's problem rows and duplicates. A clean impression has the source's columns (``sources/base.py``) with
-FLOAT times, ``user_key`` and no ``problem``; with a rule by users' last impressions, ``split`` too.
+partition's drop_reason rows and duplicates. A clean impression has the source's columns (``sources/base.py``) with
+FLOAT times, ``user_key`` and no ``drop_reason``; with a rule by users' last impressions, ``split`` too.
 """
 
 import shutil
@@ -40,7 +40,7 @@ RESERVED = frozenset(
         "action_offset_s",
         "first_target",
         "split",
-        "problem",
+        "drop_reason",
         "impressions",
         SESSION_POSITION,
         SESSION_GAP,
@@ -135,10 +135,10 @@ def partition_by_user(
     partitions: int,
     folder: Path,
 ) -> tuple[int, dict[str, int]]:
-    """Write a source's rows to ``folder``/partition=P; returns rows read and problem rows by reason."""
+    """Write a source's rows to ``folder``/partition=P; returns rows read and drop_reason rows by reason."""
     select = canonical_columns_sql(columns, utc_offset_hours)
     missing = " ".join(f"WHEN {name} IS NULL THEN 'no {name}'" for name in ("user_id", "item_id", "ts_ms"))
-    select.append(f"CASE WHEN problem IS NOT NULL THEN problem {missing} END AS problem")
+    select.append(f"CASE WHEN drop_reason IS NOT NULL THEN drop_reason {missing} END AS drop_reason")
     # DuckDB holds back so many rows per thread: the threshold bounds memory on machines of many cores.
     connection.execute("SET partitioned_write_flush_threshold = 131072")
     connection.execute(
@@ -148,7 +148,7 @@ def partition_by_user(
     if not folder.exists() or not any(folder.rglob("*.parquet")):
         return 0, {}
     written = read_parquet_sql(folder / "*" / "*.parquet")
-    counts = connection.execute(f"SELECT problem, count(*) FROM {written} GROUP BY ALL ORDER BY ALL").fetchall()
+    counts = connection.execute(f"SELECT drop_reason, count(*) FROM {written} GROUP BY ALL ORDER BY ALL").fetchall()
     return sum(count for _, count in counts), {reason: count for reason, count in counts if reason is not None}
 
 
@@ -162,7 +162,7 @@ def deduplicate(
     """
     if not folder.exists():
         return 0
-    good = f"(SELECT * EXCLUDE (problem) FROM {read_parquet_sql(folder / '*.parquet')} WHERE problem IS NULL)"
+    good = f"(SELECT * EXCLUDE (drop_reason) FROM {read_parquet_sql(folder / '*.parquet')} WHERE drop_reason IS NULL)"
     features = [quote_identifier(feature.name) for feature in columns.features if feature.name not in IDENTIFIERS]
     preference = ["nullif(dwell_s, 'nan'::FLOAT)", *columns.at, *columns.values, *features]
     unique = f"""(

@@ -10,7 +10,7 @@ Columns of the relation, one row per impression (types are DuckDB's)::
     label_<label>   DOUBLE   0, 1, or NULL when unknown
     <feature>       VARCHAR for vocabulary and hash features, DOUBLE for buckets; NULL when missing
     oracle_<name>   DOUBLE   true probability of an action or label (simulated logs only)
-    problem   VARCHAR   why the row must be dropped, NULL for a good row
+    drop_reason   VARCHAR   why the row must be dropped, NULL for a good row
 
 Features ``user_id`` and ``item_id`` reuse the identifier columns. A source sees its raw files and DuckDB only:
 splits, vocabularies and windows are made by ``prepare``, the same for every log.
@@ -30,16 +30,16 @@ class SplitRule:
 
     Attributes:
         by: ``time`` cuts the calendar for all users; ``last`` takes each user's last impressions.
-        valid_from, test_from: boundaries for ``time`` (ISO in the log's time zone, milliseconds, or ``-2d``:
+        valid_start, test_start: boundaries for ``time`` (ISO in the log's time zone, milliseconds, or ``-2d``:
             the begin of the log's last day but one); empty: by share.
-        valid_share, test_share: shares of impressions (``time``) or of each user's impressions (``last``).
+        valid_fraction, test_fraction: shares of impressions (``time``) or of each user's impressions (``last``).
     """
 
     method: Literal["time", "last"] = "time"
-    valid_from: str = ""
-    test_from: str = ""
-    valid_share: float = 0.1
-    test_share: float = 0.1
+    valid_start: str = ""
+    test_start: str = ""
+    valid_fraction: float = 0.1
+    test_fraction: float = 0.1
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def impressions_from_events(events: str, rules: SessionizationRules, features: S
         opened AS (
             SELECT *, min(t_ms) FILTER ({opens}) OVER (PARTITION BY user_id, item_id, segment) AS opened_ms
             FROM segments)
-        SELECT user_id, item_id, opened_ms AS ts_ms, {dwell} AS dwell_s{at}{at_opening}, NULL AS problem
+        SELECT user_id, item_id, opened_ms AS ts_ms, {dwell} AS dwell_s{at}{at_opening}, NULL AS drop_reason
         FROM opened WHERE t_ms >= opened_ms GROUP BY user_id, item_id, segment, opened_ms
         UNION ALL
         SELECT user_id, item_id, t_ms, 'nan'::DOUBLE{no_actions}{listed}, action || ' with no open impression'

@@ -183,11 +183,11 @@ class ImpressionsLog:
             select[f"label_{name}"] = cast_number_sql(column)
         self.log.check(connection, checks + feature_checks(spec.features))
         select |= feature_select(spec.features)
-        if spec.duration:
-            select[spec.duration] += scale
+        if spec.duration_feature:
+            select[spec.duration_feature] += scale
         columns = "".join(f", {value} AS {quote_identifier(name)}" for name, value in select.items())
         return f"""SELECT {quote_identifier(at.user)}::VARCHAR AS user_id, {quote_identifier(at.item)}::VARCHAR AS item_id,
-            {time} AS ts_ms{columns}, NULL AS problem FROM {self.log.relation(self.log.files)}"""
+            {time} AS ts_ms{columns}, NULL AS drop_reason FROM {self.log.relation(self.log.files)}"""
 
 
 class EventsLog:
@@ -204,8 +204,8 @@ class EventsLog:
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
         spec, at = self.spec, self.spec.columns
         action = f"{quote_identifier(at.action)}::VARCHAR"
-        meant = [spec.opening, *spec.actions.values(), *([spec.closing] if spec.closing else [])]
-        known = ", ".join(quote_literal(value) for value in [*meant, *spec.ignored])
+        meant = [spec.open_event, *spec.actions.values(), *([spec.close_event] if spec.close_event else [])]
+        known = ", ".join(quote_literal(value) for value in [*meant, *spec.ignored_events])
         time = self.log.time_ms(connection, at.time, spec)
         checks = [is_present(name) for name in (at.user, at.item, at.action)]
         checks += [ColumnCheck(at.time, f"{time} IS NULL", f"is no time in {spec.time_unit}")]
@@ -216,5 +216,5 @@ class EventsLog:
         log = f"""(SELECT {quote_identifier(at.user)}::VARCHAR AS user_id, {quote_identifier(at.item)}::VARCHAR AS item_id,
             {action} AS action, {time} AS t_ms{columns} FROM {self.log.relation(self.log.files)}
             WHERE {action} IN ({", ".join(quote_literal(value) for value in meant)}))"""
-        rules = events.SessionizationRules(spec.opening, spec.actions, spec.idle_gap_s, spec.closing)
+        rules = events.SessionizationRules(spec.open_event, spec.actions, spec.idle_gap_s, spec.close_event)
         return events.impressions_from_events(log, rules, list(select))

@@ -47,7 +47,7 @@ class JD:
                 FeatureSpec("channel", "context"),
                 FeatureSpec("position", "context", "buckets", size=16),
             ),
-            split=SplitRule(method="last", valid_share=0.1, test_share=0.1),
+            split=SplitRule(method="last", valid_fraction=0.1, test_fraction=0.1),
             has_calendar_time=False,
             licence="research use only",
             citation="Gu et al., Hierarchical User Profiling for E-commerce Recommender Systems, WSDM 2020",
@@ -84,7 +84,7 @@ class JD:
                 (min(began_s) * 1000 + run)::BIGINT AS ts_ms, max(dwell_s)::DOUBLE AS dwell_s, {actions},
                 arg_min(category, place) AS category,
                 CASE arg_min(behaviour, place) {channel} END AS channel,
-                run::DOUBLE AS position, NULL AS problem
+                run::DOUBLE AS position, NULL AS drop_reason
             FROM runs GROUP BY session, run"""
 
     def check(self, connection: duckdb.DuckDBPyConnection, tokens: str) -> None:

@@ -73,7 +73,7 @@ class KuaiRand:
             duration_feature="duration",
             negative_actions=("hate",),
             features=tuple(features),
-            split=SplitRule(valid_from="-2d", test_from="-1d"),
+            split=SplitRule(valid_start="-2d", test_start="-1d"),
             utc_offset_hours=8,
             licence="CC BY-SA 4.0",
             citation="Gao et al., KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed "
@@ -95,7 +95,7 @@ class KuaiRand:
                 date_trunc('week', TRY_CAST(videos.upload_dt AS DATE))::DATE::VARCHAR AS upload_week,
                 CASE WHEN log.duration_ms > 0 THEN log.duration_ms / 1000 END AS duration,
                 log.tab::VARCHAR AS tab,
-                CASE WHEN log.play_time_ms < 0 THEN 'negative play time' END AS problem
+                CASE WHEN log.play_time_ms < 0 THEN 'negative play time' END AS drop_reason
             FROM {log} AS log
             LEFT JOIN {read_csv_sql(self.users)} AS users ON log.user_id::VARCHAR = users.user_id
             LEFT JOIN {read_csv_sql(self.videos)} AS videos ON log.video_id::VARCHAR = videos.video_id"""

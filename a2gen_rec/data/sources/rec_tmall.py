@@ -53,7 +53,7 @@ class RecTmall:
                 FeatureSpec("item_id", "item", min_count=2),
                 *product,
             ),
-            split=SplitRule(method="time", valid_share=0.1, test_share=0.1),
+            split=SplitRule(method="time", valid_fraction=0.1, test_fraction=0.1),
             utc_offset_hours=UTC_OFFSET_HOURS,
             licence="terms of Tianchi dataset 140281",
             citation="Alibaba, Rec-Tmall, Tianchi dataset 140281",

@@ -67,7 +67,7 @@ class Simulated:
                     WHEN u.user_id IS NULL THEN 'user not in users.parquet'
                     WHEN v.item_id IS NULL THEN 'item not in items.parquet'
                     WHEN i.ts_ms IS NULL THEN 'no time'
-                END AS problem
+                END AS drop_reason
             FROM {read_parquet_sql(*parts)} i
             LEFT JOIN {read_parquet_sql(users)} u ON u.user_id = i.user_id
             LEFT JOIN {read_parquet_sql(items)} v ON v.item_id = i.item_id"""

@@ -32,14 +32,14 @@ class FeatureColumn:
 
 
 @dataclass
-class SplitColumns:
+class SplitSpec:
     """``sources.base.SplitRule`` as YAML."""
 
-    by: Literal["time", "last"] = "time"
-    valid_from: str = ""
-    test_from: str = ""
-    valid_share: float = 0.1
-    test_share: float = 0.1
+    method: Literal["time", "last"] = "time"
+    valid_start: str = ""
+    test_start: str = ""
+    valid_fraction: float = 0.1
+    test_fraction: float = 0.1
 
 
 @dataclass(kw_only=True)
@@ -61,11 +61,11 @@ class LogSpec:
     files: str = "*"
     time_unit: TimeUnit = "ms"
     utc_offset_hours: float = 0.0
-    calendar: bool = True
+    has_calendar_time: bool = True
     features: list[FeatureColumn] = field(default_factory=list)
-    duration: str = ""
-    negative: list[str] = field(default_factory=list)
-    split: SplitColumns = field(default_factory=SplitColumns)
+    duration_feature: str = ""
+    negative_actions: list[str] = field(default_factory=list)
+    split: SplitSpec = field(default_factory=SplitSpec)
     licence: str = ""
     citation: str = ""
     url: str = ""
@@ -83,11 +83,11 @@ class LogSpec:
             features=tuple(
                 FeatureSpec(x.name, x.level, x.kind, x.size, x.min_count, tuple(x.edges)) for x in self.all_features()
             ),
-            duration_feature=self.duration,
-            negative_actions=tuple(self.negative),
+            duration_feature=self.duration_feature,
+            negative_actions=tuple(self.negative_actions),
             split=SplitRule(**vars(self.split)),
-            has_calendar_time=self.calendar,
-            has_elapsed_time=self.calendar,
+            has_calendar_time=self.has_calendar_time,
+            has_elapsed_time=self.has_calendar_time,
             utc_offset_hours=self.utc_offset_hours,
             licence=self.licence,
             citation=self.citation,
@@ -148,10 +148,10 @@ class EventsSpec(LogSpec):
     """
 
     columns: EventColumns
-    opening: str
+    open_event: str
     actions: dict[str, str] = field(default_factory=dict)
-    closing: str = ""
-    ignored: list[str] = field(default_factory=list)
+    close_event: str = ""
+    ignored_events: list[str] = field(default_factory=list)
     idle_gap_s: float = 1800.0
 
 
@@ -175,7 +175,7 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
         raise ConfigError(f"{file}: kind is {raw.get('kind')!r}, must be 'impressions' or 'events'")
     if isinstance(split := raw.get("split"), dict):
         # YAML reads 2024-05-01 as a date and 1714521600000 as a number; boundaries are text.
-        split.update({key: str(split[key]) for key in ("valid_from", "test_from") if key in split})
+        split.update({key: str(split[key]) for key in ("valid_start", "test_start") if key in split})
     spec = parse(kinds[raw["kind"]], raw, file)
     for feature in spec.features:
         if feature.name == "user_id" and feature.level != "user":
@@ -184,11 +184,15 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
             raise ConfigError(f"{file}: feature {ITEM!r} must have level 'item'")
         if feature.name in ("user_id", ITEM) and (feature.column or feature.kind == "buckets"):
             raise ConfigError(f"{file}: feature {feature.name!r} takes its column from columns and has no buckets")
-    if spec.duration and not any(x.name == spec.duration and x.kind == "buckets" for x in spec.features):
-        raise ConfigError(f"{file}: duration {spec.duration!r} must be one of the features, of kind buckets")
-    for name in spec.negative:
+    if spec.duration_feature and not any(
+        x.name == spec.duration_feature and x.kind == "buckets" for x in spec.features
+    ):
+        raise ConfigError(
+            f"{file}: duration_feature {spec.duration_feature!r} must be one of the features, of kind buckets"
+        )
+    for name in spec.negative_actions:
         if name not in spec.actions:
-            raise ConfigError(f"{file}: negative {name!r} must be one of the actions")
+            raise ConfigError(f"{file}: negative_actions {name!r} must be one of the actions")
     if isinstance(spec, ImpressionsSpec):
         for name, action in spec.actions.items():
             if not (action.flag or action.offset_s):
@@ -196,7 +200,12 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
     elif spec.idle_gap_s <= 0:
         raise ConfigError(f"{file}: idle_gap_s {spec.idle_gap_s} must be positive")
     else:
-        values = [spec.opening, *spec.actions.values(), *([spec.closing] if spec.closing else []), *spec.ignored]
+        values = [
+            spec.open_event,
+            *spec.actions.values(),
+            *([spec.close_event] if spec.close_event else []),
+            *spec.ignored_events,
+        ]
         if twice := [value for value in values if values.count(value) > 1]:
             raise ConfigError(f"{file}: the action value {twice[0]!r} has two meanings")
     return spec

@@ -45,7 +45,7 @@ class Tenrec:
                 FeatureSpec("item_id", "item", min_count=2),
                 FeatureSpec("video_category", "item"),
             ),
-            split=SplitRule(method="last", valid_share=0.1, test_share=0.1),
+            split=SplitRule(method="last", valid_fraction=0.1, test_fraction=0.1),
             has_calendar_time=False,
             has_elapsed_time=False,
             licence="research use only, after registration",
@@ -63,5 +63,5 @@ class Tenrec:
         )
         return f"""
             SELECT user_id, item_id, row_number() OVER () * 1000 AS ts_ms, 'nan'::DOUBLE AS dwell_s, {actions},
-                (click > 0)::INT::DOUBLE AS label_click, gender, age, video_category, NULL AS problem
+                (click > 0)::INT::DOUBLE AS label_click, gender, age, video_category, NULL AS drop_reason
             FROM {read_csv_sql([self.file], f"types = {{{types}, {text}}}")}"""

@@ -76,7 +76,7 @@ happened = st.sampled_from([None, None, None, NAN, 0.0, 4.0])
 @example([(5.1, 5.1, None, None, 0), (1.9, 1.9, 0.0, None, 0)], True, True)  # not equal as float32 and float64
 def test_levels_equal_the_rule_written_out(rows: list[tuple], negatives: bool, lengths: bool) -> None:
     rule = RULE if lengths else FeedbackRule(3.0, RULE.negative_actions, "", [], [6.0])
-    rule = rule if negatives else FeedbackRule(**(vars(rule) | {"negative": []}))
+    rule = rule if negatives else FeedbackRule(**(vars(rule) | {"negative_actions": []}))
     relation = feedback.add_feedback_columns("log", rule)
     columns = [f"raw.objective_{name}" for name in feedback.derived_objectives(rule)]
     query = encode_relation(relation, feedback.feedback_encodings(rule), [*columns, "raw.feedback AS level"], "row_")

@@ -35,7 +35,7 @@ SPEC = {
         {"name": "shop", "level": "item", "kind": "hash", "size": 5},
         {"name": "city", "level": "user", "size": 1},
     ],
-    "split": {"valid_from": "8", "test_from": "10"},
+    "split": {"valid_start": "8", "test_start": "10"},
 }
 COLUMNS = ("user", "item", "ts", "dwell", "like", "comment", "click", "author", "length", "shop", "city")
 # Users a and b; training before 8 ms, test from 10 ms. The second row is the first one's duplicate.
@@ -92,7 +92,7 @@ def test_card_counts(prepared):
     card, out = prepared
     assert card == DatasetCard.load(str(out))
     assert card.actions == ["start", "like", "comment", "exit"]
-    assert card.timed == ["comment", "exit"]
+    assert card.timed_actions == ["comment", "exit"]
     assert card.dropped_rows == {"duplicate": 1}
     assert card.command == "a2gen prepare …"
     train, valid, test = (card.splits[name] for name in SPLITS)
@@ -199,9 +199,9 @@ WATCHED = {
     "columns": {"user": "user", "item": "item", "time": "at", "dwell_s": "dwell"},
     "actions": {"like": {"flag": "like"}, "hate": {"flag": "hate"}},
     "features": [{"name": "length", "level": "item", "kind": "buckets"}],
-    "duration": "length",
-    "negative": ["hate"],
-    "split": {"valid_from": "10000000", "test_from": "20000000"},
+    "duration_feature": "length",
+    "negative_actions": ["hate"],
+    "split": {"valid_start": "10000000", "test_start": "20000000"},
 }
 WATCHED_COLUMNS = ("user", "item", "at", "dwell", "like", "hate", "length")
 # Watch times of training are 10, 1, 8 and 4 s, all of videos of 10 s: their median is 6 s.
@@ -256,7 +256,7 @@ def test_thresholds_see_training_targets_only(tmp_path):
 
 
 def test_without_lengths_or_negative_actions(tmp_path):
-    card, out = watched(tmp_path, duration="", negative=[])
+    card, out = watched(tmp_path, duration_feature="", negative_actions=[])
     assert card.feedback == FeedbackRule(3.0, [], "", [], [6.0])
     assert card.objectives == ["glance", "effective"]
     assert [feature.name for feature in card.features_at("outcome")] == ["feedback"]
@@ -278,18 +278,18 @@ def test_negative_actions_are_told_apart_without_watch_times(tmp_path):
     assert DatasetCard.load(str(out)) == card
 
 
-def test_cards_from_before_negative_actions_had_a_field(tmp_path):
+def test_rejects_cards_with_unknown_negative_actions(tmp_path):
     card, _ = watched(tmp_path)
     raw = card.to_dict()
-    del raw["negative"]
-    assert DatasetCard.from_dict(raw) == card
-    assert DatasetCard.from_dict(raw | {"feedback": None}).negative_actions == []
-    with pytest.raises(DataError, match="field 'negative': must be among the actions"):
-        DatasetCard.from_dict(raw | {"negative": ["loathe"]})
+    with pytest.raises(DataError, match="field 'negative_actions': must be among the actions"):
+        DatasetCard.from_dict(raw | {"negative_actions": ["loathe"]})
+    del raw["negative_actions"]
+    with pytest.raises(DataError, match="not a dataset card"):
+        DatasetCard.from_dict(raw)
 
 
 def test_times_that_only_order_make_no_sessions(tmp_path):
-    card, out = watched(tmp_path, calendar=False)
+    card, out = watched(tmp_path, has_calendar_time=False)
     assert card.features_at("session") == []
     assert "session_gap" not in windows(out, "test")[0]
     assert windows(out, "test")[0]["feedback"] == [5, 2, 1, 3, 0, 4, 5]
@@ -315,7 +315,7 @@ def target_times(out, split):
 
 
 def test_time_split_by_share_does_not_overlap(tmp_path):
-    spec = BARE | {"split": {"valid_share": 0.2, "test_share": 0.1}}
+    spec = BARE | {"split": {"valid_fraction": 0.2, "test_fraction": 0.1}}
     card, out = run(tmp_path, spec, rows=log_of(7, 20), columns=BARE_COLUMNS)
     train, valid, test = (card.splits[name] for name in SPLITS)
     assert (train.targets, valid.targets, test.targets) == (7 * 14, 7 * 4, 7 * 2)
@@ -326,12 +326,14 @@ def test_time_split_by_share_does_not_overlap(tmp_path):
 
 def test_ties_at_a_boundary_stay_together(tmp_path):
     rows = [("u", f"i{n}", 0 if n < 3 else 50) for n in range(10)]
-    card, _ = run(tmp_path, BARE | {"split": {"valid_share": 0.2, "test_share": 0.2}}, rows=rows, columns=BARE_COLUMNS)
+    card, _ = run(
+        tmp_path, BARE | {"split": {"valid_fraction": 0.2, "test_fraction": 0.2}}, rows=rows, columns=BARE_COLUMNS
+    )
     assert [card.splits[name].targets for name in SPLITS] == [3, 0, 7]
 
 
 def test_last_split_takes_each_user_s_last(tmp_path):
-    spec = BARE | {"split": {"by": "last", "valid_share": 0.1, "test_share": 0.25}}
+    spec = BARE | {"split": {"method": "last", "valid_fraction": 0.1, "test_fraction": 0.25}}
     rows = [*log_of(1, 10), ("few", "i", 1), ("few", "j", 2), ("three", "i", 1), ("three", "j", 2), ("three", "k", 3)]
     _, out = run(tmp_path, spec, rows=rows, columns=BARE_COLUMNS)
     train, valid, test = (target_times(out, name) for name in SPLITS)
@@ -367,23 +369,23 @@ def test_settings_replace_the_source_s_rule(tmp_path):
     ],
 )
 def test_boundaries(value, offset_hours, expected):
-    assert boundary_ms("test_from", value, offset_hours, end_ms=4 * DAY_MS + HOUR_MS) == expected
+    assert boundary_ms("test_start", value, offset_hours, end_ms=4 * DAY_MS + HOUR_MS) == expected
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"valid_from": "5"}, "must be given together"),
-        ({"valid_from": "9", "test_from": "5"}, "must not be after test_from"),
-        ({"valid_from": "soon", "test_from": "later"}, "'soon' is no ISO date-time"),
-        ({"valid_share": 0.6, "test_share": 0.5}, "must be shares below 1 in sum"),
-        ({"partitions": 0}, "partitions 0 must be at least 1"),
-        ({"memory_gb": 0.0}, "memory_gb 0.0 must be positive"),
+        ({"valid_start": "5"}, "must be given together"),
+        ({"valid_start": "9", "test_start": "5"}, "must not be after test_start"),
+        ({"valid_start": "soon", "test_start": "later"}, "'soon' is no ISO date-time"),
+        ({"valid_fraction": 0.6, "test_fraction": 0.5}, "must be shares below 1 in sum"),
+        ({"num_partitions": 0}, "num_partitions 0 must be at least 1"),
+        ({"memory_limit_gb": 0.0}, "memory_limit_gb 0.0 must be positive"),
     ],
 )
 def test_impossible_settings(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
-        run(tmp_path, config=PrepareConfig(**({"partitions": 2} | change)))
+        run(tmp_path, config=PrepareConfig(**({"num_partitions": 2} | change)))
     assert sorted(path.name for path in tmp_path.iterdir()) in (["raw", "spec.yaml"],)
 
 
@@ -400,7 +402,7 @@ def many_rows():
 
 
 def test_same_input_same_bytes(tmp_path):
-    spec = SPEC | {"split": {"valid_share": 0.1, "test_share": 0.1}}
+    spec = SPEC | {"split": {"valid_fraction": 0.1, "test_fraction": 0.1}}
     rows = many_rows()
     run(tmp_path, spec, rows=rows, out="first")
     run(tmp_path, spec, rows=rows[::-1], out="second", config=PrepareConfig(**(vars(CONFIG) | {"threads": 1})))
@@ -410,7 +412,7 @@ def test_same_input_same_bytes(tmp_path):
 
 
 def test_every_impression_is_a_target_once_whatever_the_partitions(tmp_path):
-    spec = SPEC | {"split": {"valid_share": 0.1, "test_share": 0.1}}
+    spec = SPEC | {"split": {"valid_fraction": 0.1, "test_fraction": 0.1}}
     rows = many_rows()
     expected = sorted({(row[0], row[2]) for row in rows for _ in [row[1]]})
     cards = []
@@ -431,7 +433,7 @@ def test_every_impression_is_a_target_once_whatever_the_partitions(tmp_path):
 
 
 def test_a_user_s_windows_lie_in_one_partition(tmp_path):
-    _, out = run(tmp_path, SPEC | {"split": {"valid_share": 0.1, "test_share": 0.1}}, rows=many_rows())
+    _, out = run(tmp_path, SPEC | {"split": {"valid_fraction": 0.1, "test_fraction": 0.1}}, rows=many_rows())
     for name in SPLITS:
         for file in (out / name).glob("*.parquet"):
             table = ds.dataset(file).to_table(columns=["user_key"])
@@ -440,7 +442,7 @@ def test_a_user_s_windows_lie_in_one_partition(tmp_path):
 
 def test_impressions_of_one_moment_are_in_order_of_item(tmp_path):
     rows = [("u", f"i{n * 7 % 40:02d}", 1) for n in range(40)]
-    spec = BARE | {"features": [{"name": "item_id", "level": "item"}], "split": {"valid_from": "8", "test_from": "9"}}
+    spec = BARE | {"features": [{"name": "item_id", "level": "item"}], "split": {"valid_start": "8", "test_start": "9"}}
     config = PrepareConfig(num_partitions=1)
     _, out = run(tmp_path, spec, config, rows, columns=BARE_COLUMNS)
     assert windows(out, "train")[0]["item_id"] == list(range(1, 41))
@@ -448,7 +450,7 @@ def test_impressions_of_one_moment_are_in_order_of_item(tmp_path):
 
 def test_of_duplicates_the_longest_stays(tmp_path):
     columns = ("user", "item", "ts", "dwell")
-    spec = BARE | {"columns": BARE["columns"] | {"dwell_s": "dwell"}, "split": {"valid_from": "8", "test_from": "9"}}
+    spec = BARE | {"columns": BARE["columns"] | {"dwell_s": "dwell"}, "split": {"valid_start": "8", "test_start": "9"}}
     rows = [("u", "i", 1, None), ("u", "i", 1, 2.0), ("u", "i", 1, 4.0), ("u", "j", 1, 3.0)]
     card, out = run(tmp_path, spec, rows=rows, columns=columns)
     assert card.dropped_rows == {"duplicate": 2}

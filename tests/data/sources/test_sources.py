@@ -71,7 +71,7 @@ def kuairand(tmp_path):
 def test_kuairand_by_hand(kuairand, tmp_path):
     rows = rows_of(KuaiRand(str(kuairand)), tmp_path)
     names = ("user_id", "item_id", "ts_ms", "dwell_s", "at_profile_enter", "at_like", "at_hate", "label_click")
-    assert picked(rows, *names, "label_long_view", "duration", "tab", "problem") == [
+    assert picked(rows, *names, "label_long_view", "duration", "tab", "drop_reason") == [
         ("1", "10", 1000, 1.5, "nan", "nan", None, 1.0, 0.0, 20.0, "4", None),
         ("1", "11", 2000, 0.0, None, None, "nan", 0.0, 1.0, None, "1", None),
         ("2", "10", 3000, -0.005, None, None, None, 0.0, 0.0, 20.0, "1", "negative play time"),
@@ -114,7 +114,7 @@ def test_jd_by_hand(tmp_path):
         ("1", "1", 29_003, 4.0, "home", 3.0, "7"),
         ("3", "3", 1, 2.0, None, 1.0, "8"),
     ]
-    assert picked(rows, "at_comments", "at_cart", "at_order", "problem") == [
+    assert picked(rows, "at_comments", "at_cart", "at_order", "drop_reason") == [
         (10, None, None, None),
         (None, 0, None, None),
         (None, None, None, None),
@@ -164,7 +164,7 @@ def test_rec_tmall_by_hand(tmp_path):
         "item_id,title,pict_url,category,brand_id,seller_id\n1,连衣裙,http,2-7,null,s1\n".encode("gb18030")
     )
     rows = rows_of(RecTmall(str(tmp_path)), tmp_path)
-    names = ("item_id", "ts_ms", "at_collect", "at_cart", "at_alipay", "problem")
+    names = ("item_id", "ts_ms", "at_collect", "at_cart", "at_alipay", "drop_reason")
     assert picked(rows, *names) == [
         ("i1", utc_ms(2014, 9, 18, 1), None, None, None, "cart with no open impression"),
         ("i1", utc_ms(2014, 9, 18, 7, 3), 2250.0, 2220.0, None, None),
@@ -279,7 +279,7 @@ def test_generic_durations_in_milliseconds(tmp_path):
         (3000, 1.0, None, None, 0.5),
     ]
     assert picked(in_ms, "length") == [(10.0,), (None,), ("nan",)], "a feature like any other keeps its unit"
-    source = generic(tmp_path, spec | {"duration": "length", "negative": ["follow"]}, HEADER + lines)
+    source = generic(tmp_path, spec | {"duration_feature": "length", "negative_actions": ["follow"]}, HEADER + lines)
     assert picked(rows_of(source, tmp_path), "length") == [(0.01,), (None,), ("nan",)]
     assert (source.describe().duration_feature, source.describe().negative_actions) == ("length", ("follow",))
 
@@ -336,11 +336,11 @@ def test_generic_local_and_zoned_timestamps(tmp_path):
 EVENTS = {
     "kind": "events",
     "columns": {"user": "who", "item": "what", "time": "at", "action": "did"},
-    "opening": "open",
-    "closing": "leave",
+    "open_event": "open",
+    "close_event": "leave",
     "idle_gap_s": 10,
     "actions": {"like": "like", "buy": "purchase"},
-    "ignored": ["scroll"],
+    "ignored_events": ["scroll"],
     "features": [{"name": "scene", "level": "context"}],
 }
 EVENT_LINES = """who,what,at,did,scene
@@ -360,7 +360,7 @@ u,w,9000,scroll,x
 
 def test_generic_events_by_hand(tmp_path):
     rows = rows_of(generic(tmp_path, EVENTS, EVENT_LINES), tmp_path)
-    assert picked(rows, "item_id", "ts_ms", "dwell_s", "at_like", "at_buy", "scene", "problem") == [
+    assert picked(rows, "item_id", "ts_ms", "dwell_s", "at_like", "at_buy", "scene", "drop_reason") == [
         ("v", 1000, 5.0, 2.0, None, "home", None),
         ("v", 7000, "nan", None, None, "x", "like with no open impression"),
         ("v", 8000, "nan", None, None, "list", None),
@@ -372,7 +372,7 @@ def test_generic_events_by_hand(tmp_path):
 def test_generic_events_silent_for_the_whole_gap_stay_open(tmp_path):
     lines = "who,what,at,did,scene\nu,v,0,open,\nu,v,10000,like,\nu,v,20001,purchase,\n"
     rows = rows_of(generic(tmp_path, EVENTS, lines), tmp_path)
-    assert picked(rows, "ts_ms", "at_like", "problem") == [
+    assert picked(rows, "ts_ms", "at_like", "drop_reason") == [
         (0, 10.0, None),
         (20001, None, "purchase with no open impression"),
     ]
@@ -395,10 +395,10 @@ def test_generic_events_unknown_action(tmp_path):
         ({"features": [{"name": "a", "level": "shop"}]}, "level"),
         ({"features": [{"name": "item_id", "level": "user"}]}, "must have level 'item'"),
         ({"actions": {"like": {}}}, "action 'like' needs a flag column"),
-        ({"split": {"by": "coin"}}, "by"),
-        ({"duration": "age"}, "duration 'age' must be one of the features, of kind buckets"),
-        ({"duration": "author"}, "duration 'author' must be one of the features, of kind buckets"),
-        ({"negative": ["like", "hate"]}, "negative 'hate' must be one of the actions"),
+        ({"split": {"method": "coin"}}, "method"),
+        ({"duration_feature": "age"}, "duration_feature 'age' must be one of the features, of kind buckets"),
+        ({"duration_feature": "author"}, "duration_feature 'author' must be one of the features, of kind buckets"),
+        ({"negative_actions": ["like", "hate"]}, "negative_actions 'hate' must be one of the actions"),
         ({"features": [{"name": "a", "level": "outcome"}]}, "level"),
     ],
 )
@@ -466,5 +466,7 @@ def test_public_samples(tmp_path, name, folder, good, bad):
     source = open_source(name, str(SAMPLES / folder))
     with duckdb.connect(config={"temp_directory": str(tmp_path / "spill")}) as connection:
         relation = source.impressions(connection)
-        found = connection.execute(f"SELECT count(*) - count(problem), count(problem) FROM ({relation})").fetchone()
+        found = connection.execute(
+            f"SELECT count(*) - count(drop_reason), count(drop_reason) FROM ({relation})"
+        ).fetchone()
     assert found == (good, bad)
