@@ -33,7 +33,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
-from a2gen_rec.data.columns import CandidateItems, WindowColumns, take_windows
+from a2gen_rec.data.columns import CandidateItems, WindowColumns
 from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
@@ -208,7 +208,7 @@ def _cell(rankers: Rankers, columns: WindowColumns, count: int, history: int, se
 
 def _request(card: DatasetCard, columns: WindowColumns, count: int, history: int, rng: np.random.Generator) -> Request:
     """A random user's ``history`` impressions and random items."""
-    window = take_windows(columns, rng.choice(np.flatnonzero(columns.lengths >= history), 1))
+    window = columns.take(rng.choice(np.flatnonzero(columns.lengths >= history), 1))
     rows = {feature.name: rng.integers(1, feature.cardinality, count) for feature in card.features_at("item")}
     return Request(_last(window, history), CandidateItems([""] * count, np.ones(count, bool), rows))
 

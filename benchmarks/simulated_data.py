@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from a2gen_rec.config import PrepareConfig, SimulateConfig
-from a2gen_rec.data.columns import WindowColumns, take_windows
+from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.errors import ConfigError
@@ -83,7 +83,7 @@ class World:
                 f"{len(full)} of the simulated windows have {history} impressions of history and "
                 f"{card.max_targets} targets, {windows} are needed; raise users or impressions_per_user"
             )
-        return cls(card, take_windows(columns, np.random.default_rng(seed).permutation(full)[:windows]))
+        return cls(card, columns.take(np.random.default_rng(seed).permutation(full)[:windows]))
 
     def with_history(self, history: int) -> "World":
         """The same targets with less history: so many impressions, and the one that the oldest one's gap needs."""

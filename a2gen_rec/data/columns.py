@@ -1,15 +1,56 @@
-"""Parquet row groups of user windows as flat numpy columns, checked against the dataset card.
+"""User windows as flat numpy columns.
 
-An Arrow list column is a jagged tensor (offsets and values), so decoding copies whole buffers and never loops over
-rows. Everything that breaks the contract is found here, with file, row and field, before any model sees it.
+An Arrow list column is a jagged tensor (offsets and values). Decoding therefore copies contiguous buffers and never
+loops over rows. ``parquet_reader.py`` checks the values against the dataset card.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from a2gen_rec.data.schema import UNKNOWN, DatasetCard
+
+_WINDOW_FIELDS = ("user_key", "first_target", "lengths", "user_ids")
+_IMPRESSION_FIELDS = (
+    "impression_ids",
+    "session",
+    "outcome",
+    "ts_ms",
+    "end_ms",
+    "labels",
+    "objectives",
+    "oracle",
+    "action_lengths",
+)
+_TOKEN_FIELDS = ("action", "offset_s")
+
+
+def concat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return ``[starts[0] .. starts[0]+lengths[0]-1, starts[1] .. ]`` as one int64 array."""
+    offsets = _exclusive_sum(lengths)
+    return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - offsets, lengths)
+
+
+def jagged_positions(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (sequence, position in it) of every token, given lengths [sequences]. Both [tokens], int64."""
+    return np.repeat(np.arange(len(lengths)), lengths), concat_ranges(np.zeros_like(lengths), lengths)
+
+
+@dataclass(frozen=True)
+class CandidateItems:
+    """Items to rank.
+
+    Attributes:
+        ids: raw identifiers, [items].
+        is_known: [items] bool, whether the dataset has the item.
+        rows: item feature -> [items] table rows.
+    """
+
+    ids: list[str]
+    is_known: np.ndarray
+    rows: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -17,12 +58,23 @@ class WindowColumns:
     """Windows as flat arrays.
 
     Attributes:
-        user_key, first_target, starts, lengths: [windows] int64; ``starts`` into the impressions.
-        user_ids: user feature -> [windows]; impression_ids: item or context feature -> [impressions].
-        session, outcome: session or outcome feature -> [impressions].
-        ts_ms, end_ms: [impressions] int64; labels, objectives, oracle: [impressions, names] float32.
-        action_starts, action_lengths: [impressions] int64 into the tokens.
-        action: [tokens] int64; offset_s: [tokens] float32.
+        user_key: [windows] int64 hash of the user.
+        first_target: [windows] int64 index of the first target in the window.
+        starts: [windows] int64 index of the window's first impression.
+        lengths: [windows] int64 number of impressions.
+        user_ids: user feature -> [windows] table rows.
+        impression_ids: item or context feature -> [impressions] table rows.
+        session: session feature -> [impressions] table rows.
+        outcome: outcome feature -> [impressions] table rows.
+        ts_ms: [impressions] int64 start time.
+        end_ms: [impressions] int64 end time.
+        labels: [impressions, labels] float32.
+        objectives: [impressions, objectives] float32.
+        oracle: [impressions, oracle columns] float32.
+        action_starts: [impressions] int64 index of the impression's first token.
+        action_lengths: [impressions] int64 number of tokens.
+        action: [tokens] int64 action codes.
+        offset_s: [tokens] float32 seconds since the start of the impression.
     """
 
     user_key: np.ndarray
@@ -43,160 +95,123 @@ class WindowColumns:
     action: np.ndarray
     offset_s: np.ndarray
 
+    @classmethod
+    def empty(cls, card: DatasetCard) -> "WindowColumns":
+        """Return zero windows. Features keep the card's order, as in the loader."""
+        none = np.zeros(0, np.int64)
+        impression_ids = [feature for feature in card.features if feature.level in ("item", "context")]
+        return cls._with_starts(
+            dict.fromkeys((*_WINDOW_FIELDS, *_IMPRESSION_FIELDS, *_TOKEN_FIELDS), none)
+            | {
+                "user_ids": {},
+                "impression_ids": {feature.name: none for feature in impression_ids},
+                "session": {feature.name: none for feature in card.features_at("session")},
+                "outcome": {feature.name: none for feature in card.features_at("outcome")},
+                "labels": np.zeros((0, len(card.labels)), np.float32),
+                "objectives": np.zeros((0, len(card.objectives)), np.float32),
+                "oracle": np.zeros((0, 0), np.float32),
+                "offset_s": np.zeros(0, np.float32),
+            }
+        )
+
+    @classmethod
+    def concat(cls, parts: Sequence["WindowColumns"]) -> "WindowColumns":
+        """Concatenate the windows of at least one part."""
+        if len(parts) == 1:
+            return parts[0]
+        names = (*_WINDOW_FIELDS, *_IMPRESSION_FIELDS, *_TOKEN_FIELDS)
+        return cls._with_starts(
+            {
+                name: _map(lambda *arrays: np.concatenate(arrays), *(getattr(part, name) for part in parts))
+                for name in names
+            }
+        )
+
     def __len__(self) -> int:
         return len(self.lengths)
 
-
-def concat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """``[starts[0] .. starts[0]+lengths[0]-1, starts[1] .. ]`` as one int64 array."""
-    before = np.cumsum(lengths) - lengths
-    return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - before, lengths)
-
-
-def jagged_positions(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(sequence, place within it) of every token, given lengths [sequences]. Both [tokens], int64."""
-    return np.repeat(np.arange(len(lengths)), lengths), concat_ranges(np.zeros_like(lengths), lengths)
-
-
-def take_windows(columns: WindowColumns, rows: np.ndarray) -> WindowColumns:
-    """Some windows of ``columns``, as columns of their own."""
-    lengths = columns.lengths[rows]
-    flat = concat_ranges(columns.starts[rows], lengths)
-    action_lengths = columns.action_lengths[flat]
-    tokens = concat_ranges(columns.action_starts[flat], action_lengths)
-    return WindowColumns(
-        user_key=columns.user_key[rows],
-        first_target=columns.first_target[rows],
-        starts=np.cumsum(lengths) - lengths,
-        lengths=lengths,
-        user_ids={name: values[rows] for name, values in columns.user_ids.items()},
-        impression_ids={name: values[flat] for name, values in columns.impression_ids.items()},
-        session={name: values[flat] for name, values in columns.session.items()},
-        outcome={name: values[flat] for name, values in columns.outcome.items()},
-        ts_ms=columns.ts_ms[flat],
-        end_ms=columns.end_ms[flat],
-        labels=columns.labels[flat],
-        objectives=columns.objectives[flat],
-        oracle=columns.oracle[flat],
-        action_starts=np.cumsum(action_lengths) - action_lengths,
-        action_lengths=action_lengths,
-        action=columns.action[tokens],
-        offset_s=columns.offset_s[tokens],
-    )
-
-
-def concatenate(parts: list[WindowColumns]) -> WindowColumns:
-    """Windows of at least one part, one after another."""
-    if len(parts) == 1:
-        return parts[0]
-
-    def join(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    def join_each(name: str) -> dict[str, np.ndarray]:
-        each = [getattr(part, name) for part in parts]
-        return {key: np.concatenate([values[key] for values in each]) for key in each[0]}
-
-    lengths, action_lengths = join("lengths"), join("action_lengths")
-    return WindowColumns(
-        user_key=join("user_key"),
-        first_target=join("first_target"),
-        starts=np.cumsum(lengths) - lengths,
-        lengths=lengths,
-        user_ids=join_each("user_ids"),
-        impression_ids=join_each("impression_ids"),
-        session=join_each("session"),
-        outcome=join_each("outcome"),
-        ts_ms=join("ts_ms"),
-        end_ms=join("end_ms"),
-        labels=join("labels"),
-        objectives=join("objectives"),
-        oracle=join("oracle"),
-        action_starts=np.cumsum(action_lengths) - action_lengths,
-        action_lengths=action_lengths,
-        action=join("action"),
-        offset_s=join("offset_s"),
-    )
-
-
-@dataclass(frozen=True)
-class CandidateItems:
-    """Items to rank: raw identifiers ``raw`` and ``known``, [items]; item feature -> [items] table ``rows``."""
-
-    ids: list[str]
-    is_known: np.ndarray
-    rows: dict[str, np.ndarray]
-
-
-def no_impressions(card: DatasetCard) -> WindowColumns:
-    """No window at all; features in the card's order, as the loader has them."""
-    none = np.zeros(0, np.int64)
-    return WindowColumns(
-        user_key=none,
-        first_target=none,
-        starts=none,
-        lengths=none,
-        user_ids={},
-        impression_ids={feature.name: none for feature in card.features if feature.level in ("item", "context")},
-        session={feature.name: none for feature in card.features_at("session")},
-        outcome={feature.name: none for feature in card.features_at("outcome")},
-        ts_ms=none,
-        end_ms=none,
-        labels=np.zeros((0, len(card.labels)), np.float32),
-        objectives=np.zeros((0, len(card.objectives)), np.float32),
-        oracle=np.zeros((0, 0), np.float32),
-        action_starts=none,
-        action_lengths=none,
-        action=none,
-        offset_s=np.zeros(0, np.float32),
-    )
-
-
-def with_candidates(
-    history: WindowColumns,
-    items: CandidateItems,
-    card: DatasetCard,
-    now_ms: int,
-    context: Mapping[str, int],
-    session: Mapping[str, int],
-) -> WindowColumns:
-    """One window: all of ``history`` (one window too), then every item at one moment.
-
-    What the user would do is not known: a placeholder stands for it, which no prediction reads.
-
-    Args:
-        now_ms: the moment; session: feature -> row, as of then.
-        context: feature -> row of the moment; those left out are of the last impression, row 0 without any [ours].
-    """
-    seen, count = len(history.ts_ms), len(items.ids)
-
-    def then(past: np.ndarray, value: float) -> np.ndarray:
-        return np.concatenate([past, np.full((count, *past.shape[1:]), value, past.dtype)])
-
-    item = {name: np.concatenate([history.impression_ids[name], rows]) for name, rows in items.rows.items()}
-    shown = {
-        feature.name: then(
-            history.impression_ids[feature.name],
-            context.get(feature.name, history.impression_ids[feature.name][-1] if seen else 0),
+    def take(self, rows: np.ndarray) -> "WindowColumns":
+        """Return copies of the windows ``rows`` [windows] (int64)."""
+        impressions = concat_ranges(self.starts[rows], self.lengths[rows])
+        tokens = concat_ranges(self.action_starts[impressions], self.action_lengths[impressions])
+        axes = ((_WINDOW_FIELDS, rows), (_IMPRESSION_FIELDS, impressions), (_TOKEN_FIELDS, tokens))
+        return self._with_starts(
+            {
+                name: _map(lambda values, index=index: values[index], getattr(self, name))
+                for names, index in axes
+                for name in names
+            }
         )
-        for feature in card.features_at("context")
-    }
-    action_lengths = then(history.action_lengths, 2)
-    return replace(
-        history,
-        first_target=np.array([seen]),
-        starts=np.zeros(1, np.int64),
-        lengths=np.array([seen + count]),
-        impression_ids=item | shown,
-        session={name: then(history.session[name], row) for name, row in session.items()},
-        outcome={name: then(rows, UNKNOWN) for name, rows in history.outcome.items()},
-        ts_ms=then(history.ts_ms, now_ms),
-        end_ms=then(history.end_ms, now_ms),
-        labels=then(history.labels, np.nan),
-        objectives=then(history.objectives, np.nan),
-        oracle=then(history.oracle, np.nan),
-        action_starts=np.cumsum(action_lengths) - action_lengths,
-        action_lengths=action_lengths,
-        action=np.concatenate([history.action, np.tile([0, len(card.actions) - 1], count)]),
-        offset_s=np.concatenate([history.offset_s, np.tile(np.array([0, np.nan], np.float32), count)]),
-    )
+
+    def append_candidates(
+        self,
+        items: CandidateItems,
+        card: DatasetCard,
+        now_ms: int,
+        context: Mapping[str, int],
+        session: Mapping[str, int],
+    ) -> "WindowColumns":
+        """Append every item to this single window as an impression at one query time.
+
+        The user's response is unknown. A placeholder stands for it, and no prediction reads it.
+
+        Args:
+            items: candidates to append.
+            card: dataset card.
+            now_ms: query time.
+            context: context feature -> row at the query time. A missing feature keeps the row of the last
+                impression, or row 0 without history [ours].
+            session: session feature -> row at the query time.
+        """
+        num_history, count = len(self.ts_ms), len(items.ids)
+
+        def extend(history: np.ndarray, value: float) -> np.ndarray:
+            return np.concatenate([history, np.full((count, *history.shape[1:]), value, history.dtype)])
+
+        item_ids = {name: np.concatenate([self.impression_ids[name], rows]) for name, rows in items.rows.items()}
+        context_ids = {
+            feature.name: extend(
+                self.impression_ids[feature.name],
+                context.get(feature.name, self.impression_ids[feature.name][-1] if num_history else 0),
+            )
+            for feature in card.features_at("context")
+        }
+        action_lengths = extend(self.action_lengths, 2)
+        return replace(
+            self,
+            first_target=np.array([num_history]),
+            starts=np.zeros(1, np.int64),
+            lengths=np.array([num_history + count]),
+            impression_ids=item_ids | context_ids,
+            session={name: extend(self.session[name], row) for name, row in session.items()},
+            outcome={name: extend(rows, UNKNOWN) for name, rows in self.outcome.items()},
+            ts_ms=extend(self.ts_ms, now_ms),
+            end_ms=extend(self.end_ms, now_ms),
+            labels=extend(self.labels, np.nan),
+            objectives=extend(self.objectives, np.nan),
+            oracle=extend(self.oracle, np.nan),
+            action_starts=_exclusive_sum(action_lengths),
+            action_lengths=action_lengths,
+            action=np.concatenate([self.action, np.tile([0, len(card.actions) - 1], count)]),
+            offset_s=np.concatenate([self.offset_s, np.tile(np.array([0, np.nan], np.float32), count)]),
+        )
+
+    @classmethod
+    def _with_starts(cls, fields: dict[str, Any]) -> "WindowColumns":
+        """Build columns from all fields but the start indices, which follow from the lengths."""
+        return cls(
+            **fields,
+            starts=_exclusive_sum(fields["lengths"]),
+            action_starts=_exclusive_sum(fields["action_lengths"]),
+        )
+
+
+def _exclusive_sum(lengths: np.ndarray) -> np.ndarray:
+    return np.cumsum(lengths) - lengths
+
+
+def _map(function: Callable[..., np.ndarray], *fields: Any) -> Any:
+    """Apply ``function`` to one field of several columns: to the arrays, or per feature to those of dictionaries."""
+    if isinstance(fields[0], dict):
+        return {name: function(*(field[name] for field in fields)) for name in fields[0]}
+    return function(*fields)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
-from a2gen_rec.data.columns import WindowColumns, concatenate, take_windows
+from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.features.sessions import impression_end_ms
 from a2gen_rec.data.schema import DatasetCard, Feature, FeatureLevel
 from a2gen_rec.errors import DataError
@@ -92,7 +92,7 @@ def read_columns(groups: Sequence[RowGroup], card: DatasetCard, with_oracle: boo
         DataError: a file is truncated, a column is missing or of another type, an id, action code or time is out
             of its range, or lists of one window differ in length.
     """
-    return concatenate([_RowGroupReader(group, card, with_oracle).read() for group in groups])
+    return WindowColumns.concat([_RowGroupReader(group, card, with_oracle).read() for group in groups])
 
 
 def read_user_windows(files: Sequence[str], card: DatasetCard, user: str) -> WindowColumns | None:
@@ -109,8 +109,8 @@ def read_user_windows(files: Sequence[str], card: DatasetCard, user: str) -> Win
         for group in row_groups([file]):
             own = rows[(rows >= group.first_row) & (rows < group.first_row + group.rows)] - group.first_row
             if len(own):
-                parts.append(take_windows(read_columns([group], card), own))
-        return concatenate(parts)  # a split has all of a user's windows in one file
+                parts.append(read_columns([group], card).take(own))
+        return WindowColumns.concat(parts)  # a split has all of a user's windows in one file
     return None
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from a2gen_rec.artifact.artifact import IDENTIFIERS
 from a2gen_rec.artifact.entity_index import EntityIndex
-from a2gen_rec.data.columns import WindowColumns, no_impressions
+from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.features import encodings, feedback
 from a2gen_rec.data.features.calendar import calendar_feature, features_from_time
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
@@ -77,7 +77,7 @@ class ImpressionEncoder:
 
     def empty_history(self) -> EncodedHistory:
         """The history of a user without any."""
-        return EncodedHistory(no_impressions(self.card), [], [], np.zeros(0, np.int64))
+        return EncodedHistory(WindowColumns.empty(self.card), [], [], np.zeros(0, np.int64))
 
     def context(self, now_ms: int, values: Mapping[str, Value]) -> dict[str, int]:
         """Context feature -> row of those given and of those computed from time."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from a2gen_rec.data.columns import WindowColumns, concatenate, take_windows
+from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.features.sessions import session_feature_rows, session_positions
 from a2gen_rec.data.schema import FEEDBACK, UNKNOWN, DatasetCard
 
@@ -49,7 +49,7 @@ class EncodedHistory:
         """Some of the impressions, in the given order."""
         at = np.array(places, np.int64)
         items, states = [self.items[place] for place in places], [self.states[place] for place in places]
-        return EncodedHistory(take_windows(self.columns, at), items, states, self.session_positions[at])
+        return EncodedHistory(self.columns.take(at), items, states, self.session_positions[at])
 
     def up_to(self, now_ms: int) -> "EncodedHistory":
         """What had begun by then."""
@@ -71,7 +71,7 @@ def merge_histories(before: EncodedHistory, made: EncodedHistory, card: DatasetC
     kept = before.take([place for place, key in enumerate(old) if key not in replaced])
     keys = kept.keys + new
     both = EncodedHistory(
-        concatenate([kept.columns, made.columns]),
+        WindowColumns.concat([kept.columns, made.columns]),
         kept.items + made.items,
         kept.states + made.states,
         np.concatenate([kept.session_positions, made.session_positions]),

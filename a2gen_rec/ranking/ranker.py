@@ -12,7 +12,7 @@ from torchrec import JaggedTensor
 
 from a2gen_rec.artifact.artifact import Artifact, load_artifact
 from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
-from a2gen_rec.data.columns import WindowColumns, concatenate, with_candidates
+from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.scoring import predict_targets
@@ -85,7 +85,7 @@ class Ranker:
         pasts = [self._past(request) for request in requests]
         orders = [self._order(request) for request in requests]
         parts = [self._window(*each) for each in zip(requests, pasts, orders, strict=True)]
-        columns = parts[0] if len(parts) == 1 else concatenate(parts)
+        columns = WindowColumns.concat(parts)
         names = [name for past in pasts for name in past.states]
         places, missing = self._states.lookup(names)
         with torch.inference_mode():
@@ -219,7 +219,9 @@ class Ranker:
         )
         now = next_timestamp(history) if request.now_ms is None else request.now_ms
         context = self._encoder.context(now, request.context)
-        return with_candidates(history, order.items, self.card, now, context, session_features_at(past, now, self.card))
+        return history.append_candidates(
+            order.items, self.card, now, context, session_features_at(past, now, self.card)
+        )
 
     def _actions(
         self,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from a2gen_rec.data.columns import CandidateItems, WindowColumns, no_impressions, take_windows, with_candidates
+from a2gen_rec.data.columns import CandidateItems, WindowColumns
 from a2gen_rec.data.features.sessions import session_feature_rows
 from a2gen_rec.data.parquet_reader import read_user_windows
 from a2gen_rec.data.schema import FEEDBACK, SPLITS, UNKNOWN, DatasetCard
@@ -15,7 +15,7 @@ from a2gen_rec.utils import paths
 def append_candidates_now(history: WindowColumns, items: CandidateItems, card: DatasetCard) -> WindowColumns:
     """One window: all of ``history`` (one window too), then every item a second after its last end, in its context."""
     now = next_timestamp(history)
-    return with_candidates(history, items, card, now, {}, _session(history, now, card))
+    return history.append_candidates(items, card, now, {}, _session(history, now, card))
 
 
 def read_latest_window(data: str, card: DatasetCard, user: str) -> WindowColumns | None:
@@ -30,7 +30,7 @@ def read_latest_window(data: str, card: DatasetCard, user: str) -> WindowColumns
         windows = read_user_windows(files, card, user)
         if windows is not None:
             last = windows.ts_ms[windows.starts + windows.lengths - 1]
-            return take_windows(windows, np.array([np.argmax(last)]))
+            return windows.take(np.array([np.argmax(last)]))
     return None
 
 
@@ -38,7 +38,7 @@ def empty_window(card: DatasetCard) -> WindowColumns:
     """One window of an unknown user, without any impression."""
     one = np.zeros(1, np.int64)
     users = {feature.name: one for feature in card.features_at("user")}
-    return replace(no_impressions(card), user_key=one, first_target=one, starts=one, lengths=one, user_ids=users)
+    return replace(WindowColumns.empty(card), user_key=one, first_target=one, starts=one, lengths=one, user_ids=users)
 
 
 def _session(history: WindowColumns, now: int, card: DatasetCard) -> dict[str, int]:

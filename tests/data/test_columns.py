@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2gen_rec.data.columns import WindowColumns, concat_ranges, take_windows
+from a2gen_rec.data.columns import WindowColumns, concat_ranges
 from a2gen_rec.data.parquet_reader import RowGroup, read_columns, read_user_windows, row_groups
 from a2gen_rec.data.schema import SPLITS
 from a2gen_rec.errors import DataError
@@ -65,7 +65,7 @@ def test_round_trip_of_a_dataset(tmp_path: Path) -> None:
         assert_equal(got, concatenated(written))
         assert got.oracle.shape == (len(got.ts_ms), 0)
         one = read_columns(groups[1:2], CARD)
-        assert_equal(one, concatenated([take_windows(written[0], np.arange(20, 40))]))
+        assert_equal(one, concatenated([written[0].take(np.arange(20, 40))]))
 
 
 def test_any_order_of_row_groups_is_read(tmp_path: Path) -> None:
@@ -74,13 +74,13 @@ def test_any_order_of_row_groups_is_read(tmp_path: Path) -> None:
     groups = row_groups([str(tmp_path / "part.parquet")])
     got = read_columns([groups[2], groups[0]], CARD)
     rows = np.concatenate([np.arange(20, 30), np.arange(10)])
-    assert_equal(got, concatenated([take_windows(columns, rows)]))
+    assert_equal(got, concatenated([columns.take(rows)]))
 
 
-def test_take_windows_equals_slicing_each(tmp_path: Path) -> None:
+def test_take_equals_slicing_each(tmp_path: Path) -> None:
     columns = make_columns(CARD, 20, np.random.default_rng(1))
     rows = np.array([7, 0, 7, 19, 3])
-    taken = take_windows(columns, rows)
+    taken = columns.take(rows)
     assert len(taken) == 5
     for place, row in enumerate(rows):
         own = slice(taken.starts[place], taken.starts[place] + taken.lengths[place])
@@ -152,7 +152,7 @@ def test_read_user_takes_all_windows_of_one_user(tmp_path: Path) -> None:
     files = [str(tmp_path / name) for name in ("a.parquet", "b.parquet")]
     got = read_user_windows(files, CARD, "77")
     assert got is not None
-    assert_equal(got, concatenated([take_windows(columns, np.array([3, 11, 38]))]))
+    assert_equal(got, concatenated([columns.take(np.array([3, 11, 38]))]))
     assert read_user_windows(files, CARD, "nobody") is None
 
 
@@ -188,7 +188,7 @@ def of_lengths(lengths: list[int]) -> WindowColumns:
     pool = make_columns(CARD, 400, rng, longest=max(lengths))
     for length in lengths:
         found.append(next(i for i in np.flatnonzero(pool.lengths == length) if i not in found))
-    return take_windows(pool, np.array(found))
+    return pool.take(np.array(found))
 
 
 def put(field: str, value: object, *path: int) -> Change:

@@ -11,7 +11,7 @@ from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
-from a2gen_rec.data.columns import CandidateItems, WindowColumns, take_windows
+from a2gen_rec.data.columns import CandidateItems, WindowColumns
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.losses.loss import Loss, loss_sums, term_means, total_loss
 from a2gen_rec.models.a2gen import A2Gen, A2GenRanker
@@ -199,7 +199,7 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
 def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: int) -> None:
     config = small_config(**variant)
     model, made = build(config), make_columns(CARD, 40, np.random.default_rng(1))
-    history = take_windows(made, np.flatnonzero(made.lengths == length)[:1]) if length else empty_window(CARD)
+    history = made.take(np.flatnonzero(made.lengths == length)[:1]) if length else empty_window(CARD)
 
     def ranked(rows: np.ndarray) -> Tensor:
         items = CandidateItems([""] * len(rows), np.ones(len(rows), bool), {"item_id": rows, "author_id": rows * 7 % 9})

@@ -11,7 +11,7 @@ import torch
 from a2gen_rec.cli.main import main
 from a2gen_rec.config import Config, EnsembleConfig
 from a2gen_rec.data.batch import WHOLE_WINDOW, collate
-from a2gen_rec.data.columns import CandidateItems, WindowColumns, take_windows
+from a2gen_rec.data.columns import CandidateItems, WindowColumns
 from a2gen_rec.data.items import find_candidate_items, popular_items
 from a2gen_rec.data.schema import SPLITS, DatasetCard
 from a2gen_rec.ensemble.fit import train_ensemble
@@ -79,7 +79,7 @@ def some_items(rows: np.ndarray) -> CandidateItems:
 
 def one_window(length: int, seed: int = 1) -> WindowColumns:
     columns = make_columns(CARD, 40, np.random.default_rng(seed))
-    return take_windows(columns, np.flatnonzero(columns.lengths == length)[:1])
+    return columns.take(np.flatnonzero(columns.lengths == length)[:1])
 
 
 def model_of(config: Config) -> A2Gen:

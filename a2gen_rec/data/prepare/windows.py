@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from a2gen_rec.data.columns import concat_ranges, jagged_positions
 from a2gen_rec.data.schema import Feature
 from a2gen_rec.data.sql import ROW_COLUMN, IntArray, is_first_of_user
 
@@ -42,11 +43,6 @@ class WindowBounds:
     end: IntArray
 
 
-def jagged_positions(counts: IntArray) -> IntArray:
-    """0, 1, …, counts[0]-1, 0, 1, …, counts[1]-1, … as one array."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
 def window_bounds(
     new_user: npt.NDArray[np.bool_], split: npt.NDArray[np.integer], wanted: int, history: int, max_targets: int
 ) -> WindowBounds:
@@ -68,7 +64,7 @@ def window_bounds(
     run_begin, run_end = run_begin[chosen], run_end[chosen]
 
     windows = -(-(run_end - run_begin) // max_targets)
-    target = np.repeat(run_begin, windows) + max_targets * jagged_positions(windows)
+    target = np.repeat(run_begin, windows) + max_targets * jagged_positions(windows)[1]
     end = np.minimum(target + max_targets, np.repeat(run_end, windows))
     user_begin = np.flatnonzero(new_user)
     user_of_target = np.searchsorted(user_begin, target, side="right") - 1
@@ -132,7 +128,7 @@ def build_windows(impressions: pa.Table, layout: WindowSpec, wanted: int) -> Ite
 def windows_table(impressions: pa.Table, layout: WindowSpec, rows: WindowBounds) -> pa.Table:
     """The windows ``at`` their bounds, one row each; user features are those of the first target."""
     lengths = rows.end - rows.begin
-    index = np.repeat(rows.begin, lengths) + jagged_positions(lengths)
+    index = concat_ranges(rows.begin, lengths)
     inside = impressions.take(pa.array(index)).combine_chunks()
     users = impressions.select(
         ["user_id", "user_key", *(ROW_COLUMN + x.name for x in layout.features if x.level == "user")]
