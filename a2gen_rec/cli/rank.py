@@ -50,7 +50,7 @@ def run(options: Namespace) -> None:
 
     silence_known_warnings()
     from a2gen_rec.reporting.console.ensemble import explanation_tables
-    from a2gen_rec.reporting.console.evaluation import ranking_tables
+    from a2gen_rec.reporting.console.ranking import ranking_tables
 
     ranking = _rank_exported(options) if options.model else _rank_run(options)
     console = new_console()

@@ -1,23 +1,23 @@
-"""Figures of a sharding plan as terminal and page both print them: sizes, counts, times, and what sums a plan up."""
+"""Number formatting shared by terminal tables, pages and charts."""
 
 import math
-from collections.abc import Sequence
+from datetime import UTC, datetime
 
-from a2gen_rec.sharding.report import Option, PlanReport, RankPlan, StepTraffic, TablePlan, UnplacedTable
-
-UNITS = ("kB", "MB", "GB", "TB", "PB")
+MISSING = "–"
+"""Text of a value that is unknown or undefined."""
+BYTE_UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
 def format_bytes(number: float) -> str:
-    """Bytes in powers of 1000, as topologies state memory, to three digits: 1.50 GB."""
+    """Return bytes in powers of 1000 with three digits, e.g. 1.50 GB. Topologies state memory in the same units."""
     if number < 999.5:
         return f"{number:.0f} B" if number else "0"
-    power = min(max(1, math.ceil(math.log(number / 999.5, 1000))), len(UNITS))
-    return f"{_three_digits(number / 1000**power)} {UNITS[power - 1]}"
+    power = min(max(1, math.ceil(math.log(number / 999.5, 1000))), len(BYTE_UNITS))
+    return f"{_three_digits(number / 1000**power)} {BYTE_UNITS[power - 1]}"
 
 
 def format_count(number: float) -> str:
-    """A count: in full under a million, then three digits: 12,345, 1.5 million, 10 billion."""
+    """Return a count: all digits below one million, else three digits: 12,345, 1.5 million, 10 billion."""
     for power, word in ((9, "billion"), (6, "million")):
         if number >= 0.9995 * 10**power:
             return f"{number / 10**power:,.3g} {word}"
@@ -25,97 +25,105 @@ def format_count(number: float) -> str:
 
 
 def format_ms(milliseconds: float) -> str:
-    """Milliseconds to three digits, without their unit."""
+    """Return milliseconds with three digits, without the unit."""
     if milliseconds < 0.9995:
         return "0" if not milliseconds else "<0.001" if milliseconds < 0.0005 else f"{milliseconds:.3f}"
     return _three_digits(milliseconds)
+
+
+def format_share(used: float, free: float) -> str:
+    """Return ``used`` in percent of ``free``; a dash if ``free`` is 0."""
+    return f"{used / free:.0%}" if free else MISSING
+
+
+def format_ratio(number: float, to: float) -> str:
+    """Return ``number / to`` with three digits; a dash if ``to`` is 0."""
+    return _three_digits(number / to) if to else MISSING
+
+
+def format_decimals(value: float | None, digits: int) -> str:
+    """Return a number with fixed decimals; a dash for None."""
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def format_metric(value: float) -> str:
+    """Return four decimals, or two significant digits below 0.01, e.g. the hypervolume of many behaviors."""
+    return f"{value:.4f}" if value >= 0.01 or value == 0 else f"{value:.1e}"
+
+
+def format_signed(value: float, digits: int, minus: str = "-") -> str:
+    """Return a number with its sign and fixed decimals; zero, also after rounding, has no sign."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", minus) if float(text) else f"{0:.{digits}f}"
+
+
+def format_percent(share: float) -> str:
+    """Return a share with one decimal, small shares with two digits: 37.0%, 4.2%, 0.50%, 0.013%; a dash for NaN."""
+    if math.isnan(share):
+        return MISSING
+    return f"{100 * share:.1f}%" if share >= 0.00995 else f"{100 * share:#.2g}%" if share else "0%"
+
+
+def format_probability(probability: float) -> str:
+    """Return a probability in percent with one decimal from 10% on, with two below."""
+    return f"{probability:.1%}" if probability >= 0.1 else f"{probability:.2%}"
+
+
+def format_seconds(seconds: float | None, decimal_below: float = 9.95) -> str:
+    """Return seconds for a narrow column: 2.0s, 18s; a dash for None.
+
+    Args:
+        decimal_below: Seconds below which one decimal is shown.
+    """
+    if seconds is None:
+        return MISSING
+    return f"{seconds:.1f}s" if seconds < decimal_below else f"{seconds:.0f}s"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration with three digits and a suitable unit: 0.21 s, 47 s, 7.63 h, 2.42 d; a dash for NaN."""
+    if math.isnan(seconds):
+        return MISSING
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def format_range(from_s: float | None, to_s: float | None, unit: str = "") -> str:
+    """Return a half-open range [from, to) of seconds, e.g. < 9.7, 9.7–13.5, ≥ 52; None is unbounded."""
+    if from_s is None:
+        return "all" if to_s is None else f"< {_range_end(to_s)}{unit}"
+    return f"≥ {_range_end(from_s)}{unit}" if to_s is None else f"{_range_end(from_s)}–{_range_end(to_s)}{unit}"
+
+
+def format_axis_value(value: float) -> str:
+    """Return a tick label in few characters: 0.001, 20, 3k, 1.5M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
+
+
+def format_utc(ms: int) -> str:
+    """Return a Unix time in milliseconds as UTC date and minute."""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def strip_zeros(text: str) -> str:
+    """Drop trailing zeros of a number that may have a unit: 50 GB, not 50.0 GB."""
+    number, *unit = text.split()
+    return " ".join([f"{float(number.replace(',', '')):g}", *unit]) if number[0].isdigit() else text
+
+
+def plural(number: int, noun: str) -> str:
+    """Return the number and its noun: 1 rank, 2 ranks."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _three_digits(number: float) -> str:
     return f"{number:.2f}" if number < 9.995 else f"{number:.1f}" if number < 99.95 else f"{number:,.0f}"
 
 
-def format_share(used: float, free: float) -> str:
-    """Used of free, in percent; a dash where nothing is free."""
-    return f"{used / free:.0%}" if free else "–"
-
-
-def missing_bytes(misfit: UnplacedTable) -> str:
-    """Bytes by which a table is too large; a dash where it would fit without the others."""
-    return format_bytes(misfit.needs - misfit.available) if misfit.needs > misfit.available else "–"
-
-
-def join_misfits(misfits: Sequence[UnplacedTable]) -> list[UnplacedTable]:
-    """Several tables short of the same memory as one, for each alone may fit; empty otherwise."""
-    if len(misfits) < 2 or len({misfit.memory for misfit in misfits}) > 1:
-        return []
-    needs = sum(misfit.needs for misfit in misfits)
-    return [UnplacedTable("together", needs, misfits[0].available, misfits[0].memory)]
-
-
-def format_ratio(number: float, to: float) -> str:
-    """How many times ``to``; a dash where that is 0."""
-    return _three_digits(number / to) if to else "–"
-
-
-def plural(number: int, noun: str) -> str:
-    """1 rank, 2 ranks."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def hosts(report: PlanReport) -> int:
-    """Hosts of the cluster."""
-    return -(-report.world // report.ranks_per_host)
-
-
-def verdict(report: PlanReport) -> str:
-    """Whether the tables fit, and on what, in one line."""
-    cluster = f"{plural(report.world, 'rank')} on {plural(hosts(report), 'host')}, {report.device}"
-    return f"{'fits' if report.fits else 'does not fit'} on {report.cluster}: {cluster}"
-
-
-def memory_kinds(*reports: PlanReport) -> list[str]:
-    """Fields of a rank's memory that tables take, ``hbm``, ``ddr`` or both; the devices' own if no table is placed."""
-    ranks = [rank for report in reports for rank in report.ranks]
-    used = [kind for kind in ("hbm", "ddr") if any(getattr(rank, kind) for rank in ranks)]
-    return used or ["hbm" if any(report.device == "cuda" for report in reports) else "ddr"]
-
-
-def memory_fraction(rank: RankPlan) -> float:
-    """Share of a rank's memory that its tables take, of that kind which is fuller."""
-    return max(rank.hbm / max(rank.hbm_free, 1), rank.ddr / max(rank.ddr_free, 1))
-
-
-def fullest(report: PlanReport, kind: str) -> RankPlan:
-    """The rank whose tables take most of one kind of memory."""
-    return max(report.ranks, key=lambda rank: getattr(rank, kind))
-
-
-def rank_times(report: PlanReport) -> list[float]:
-    """Estimated milliseconds per step of each rank."""
-    return [rank.cost.total for rank in report.ranks]
-
-
-def imbalance(values: Sequence[float]) -> float:
-    """The largest over the mean: 1 where all are equal, or nothing is there at all."""
-    total = sum(values)
-    return max(values) * len(values) / total if total else 1.0
-
-
-def bytes_exchanged(traffic: StepTraffic) -> float:
-    """Bytes per target impression that cross between ranks in a step, both passes."""
-    return traffic.id_bytes_per_target + traffic.row_bytes_per_target + traffic.gradient_bytes_per_target
-
-
-def alternatives(table: TablePlan, most: int) -> list[Option]:
-    """The cheapest ``most`` options of a table in order of cost, the chosen one always among them."""
-    others = [option for option in table.options if option != table.chosen]
-    return sorted([table.chosen, *others[: most - 1]], key=lambda option: option.cost.total)
-
-
-def is_too_large(option: Option, report: PlanReport) -> bool:
-    """Whether the option's largest shard is larger than any rank's whole memory for tables."""
-    return bool(report.ranks) and (
-        option.hbm > max(rank.hbm_free for rank in report.ranks)
-        or option.ddr > max(rank.ddr_free for rank in report.ranks)
-    )
+def _range_end(seconds: float) -> str:
+    return f"{seconds:.3g}" if seconds < 100 else f"{seconds:,.0f}"

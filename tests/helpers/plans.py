@@ -1,4 +1,4 @@
-"""Sharding plans, made by hand, for tests of what is shown of them."""
+"""Handmade sharding plans for tests of their tables and pages."""
 
 from dataclasses import replace
 
@@ -20,14 +20,14 @@ TRAFFIC = StepTraffic(4096.0, 65_536.0, 5.25, 42.0, 1344.0, 1344.0)
 
 
 def plan_report(world: int = 64, ranks_per_host: int = 8, device: str = "cuda") -> PlanReport:
-    """A plan that fits: large tables on all ranks by rows, each small one on one rank of its own."""
-    tables = [_table(name, rows, world, place, device) for place, (name, rows) in enumerate(ROWS.items())]
+    """Return a feasible plan: large tables row-wise on all ranks, each small table on its own rank."""
+    tables = [_table(name, rows, world, index, device) for index, (name, rows) in enumerate(ROWS.items())]
     ranks = []
     for rank in range(world):
         shards = [shard for table in tables for shard in table.shards if shard.rank == rank]
         free = (120 * GB, 200 * GB) if device == "cuda" else (0, 400 * GB)
-        taken = sum(shard.hbm for shard in shards), sum(shard.ddr for shard in shards)
-        ranks.append(RankPlan(rank, rank // ranks_per_host, *taken, *free, _sum([shard.cost for shard in shards])))
+        used = sum(shard.hbm for shard in shards), sum(shard.ddr for shard in shards)
+        ranks.append(RankPlan(rank, rank // ranks_per_host, *used, *free, _sum([shard.cost for shard in shards])))
     return PlanReport(
         cluster=f"h200_{world // ranks_per_host}x{ranks_per_host}",
         device=device,
@@ -43,7 +43,7 @@ def plan_report(world: int = 64, ranks_per_host: int = 8, device: str = "cuda") 
 
 
 def misfit_report(world: int = 8, ranks_per_host: int = 8) -> PlanReport:
-    """Tables that do not fit, with what would help."""
+    """Return a report of tables that do not fit, with suggested changes."""
     return PlanReport(
         cluster="h200_1x8",
         device="cuda",
@@ -56,7 +56,7 @@ def misfit_report(world: int = 8, ranks_per_host: int = 8) -> PlanReport:
         remedies=[
             Remedy(
                 "fp16 weights, item_id cached from host memory",
-                ["--sharding.compute_kernels", "[fused, fused_uvm_caching]", "--sharding.dtype", "fp16"],
+                ["--sharding.compute-kernels", "[fused, fused_uvm_caching]", "--sharding.dtype", "fp16"],
                 45.6,
             ),
             Remedy("32 ranks", ["--topology.ranks", "32"], 7.89),
@@ -66,31 +66,31 @@ def misfit_report(world: int = 8, ranks_per_host: int = 8) -> PlanReport:
 
 
 def renamed(report: PlanReport, names: dict[str, str]) -> PlanReport:
-    """The same plan of tables with other names."""
+    """Return the same plan with other table names."""
     tables = [replace(table, name=names.get(table.name, table.name)) for table in report.tables]
     misfits = [replace(misfit, table=names.get(misfit.table, misfit.table)) for misfit in report.misfits]
     return replace(report, tables=tables, misfits=misfits)
 
 
-def _table(name: str, rows: int, world: int, place: int, device: str) -> TablePlan:
-    dim, spread = 64, rows > 10**6
+def _table(name: str, rows: int, world: int, first_rank: int, device: str) -> TablePlan:
+    dim, row_wise = 64, rows > 10**6
     weights, optimizer, lookups = rows * dim * 4, rows * 4, min(float(rows), 40_000.0)
-    parts = world if spread else 1
+    parts = world if row_wise else 1
     buffers = int(lookups) * dim * 8
     cost = Cost(*(lookups / parts * seconds for seconds in (2e-5, 8e-5, 4e-5, 9e-5)))
-    here = "hbm" if device == "cuda" else "ddr"
-    empty = Option("row_wise" if spread else "table_wise", "fused", parts, cost, 0, 0)
-    chosen = replace(empty, **{here: (weights + optimizer) // parts + buffers})
+    memory = "hbm" if device == "cuda" else "ddr"
+    empty = Option("row_wise" if row_wise else "table_wise", "fused", parts, cost, 0, 0)
+    chosen = replace(empty, **{memory: (weights + optimizer) // parts + buffers})
     others = [
-        replace(empty, sharding="column_wise", ranks=2, cost=_sum([cost] * 2), **{here: weights // 2}),
+        replace(empty, sharding="column_wise", ranks=2, cost=_sum([cost] * 2), **{memory: weights // 2}),
         replace(empty, sharding="table_row_wise", kernel="fused_uvm_caching", ranks=8, cost=_sum([cost] * 4)),
-        replace(empty, sharding="data_parallel", kernel="dense", cost=_sum([cost] * 5), **{here: weights}),
+        replace(empty, sharding="data_parallel", kernel="dense", cost=_sum([cost] * 5), **{memory: weights}),
         replace(empty, sharding="table_column_wise", ranks=4, cost=_sum([cost] * 9)),
     ]
     step = -(-rows // parts)
     shards = [
         Shard(
-            (place + part) % world,
+            (first_rank + part) % world,
             (part * step, min(rows, (part + 1) * step)),
             (0, dim),
             chosen.hbm,

@@ -1,29 +1,20 @@
-"""A dataset card as tables for the terminal."""
+"""A dataset card as terminal tables."""
 
-from datetime import UTC, datetime
-
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from a2gen_rec.data.schema import EXIT, FEEDBACK_LEVELS, SPLITS, DatasetCard
+from a2gen_rec.reporting.console.tables import new_numeric_table
+from a2gen_rec.reporting.formatting import MISSING, format_utc
 
 
 def summary_tables(card: DatasetCard) -> list[Table | str]:
-    """Rows read and dropped, splits, positives per action, feedback levels, and features with their cardinalities."""
+    """Return rows read and dropped, splits, positives per action, feedback levels, and features."""
     return [rows_table(card), splits_table(card), actions_table(card), feedback_table(card), features_table(card)]
-
-
-def new_table(title: str, *columns: str) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(columns):
-        table.add_column(name, justify="right" if place else "left")
-    return table
 
 
 def rows_table(card: DatasetCard) -> Table:
     kept = sum(split.targets for split in card.splits.values())
-    table = new_table(f"{card.name}: rows", "rows", "count")
+    table = new_numeric_table(f"{card.name}: rows", "rows", "count")
     table.add_row("read", f"{kept + sum(card.dropped_rows.values()):,}")
     for reason, count in card.dropped_rows.items():
         table.add_row(f"dropped: {reason}", f"{count:,}")
@@ -31,14 +22,8 @@ def rows_table(card: DatasetCard) -> Table:
     return table
 
 
-def format_time(card: DatasetCard, ms: int | None) -> str:
-    if ms is None or not card.has_calendar_time:
-        return "–"
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-
-
 def splits_table(card: DatasetCard) -> Table:
-    table = new_table("splits", "split", "windows", "targets", "first (UTC)", "last (UTC)")
+    table = new_numeric_table("splits", "split", "windows", "targets", "first (UTC)", "last (UTC)")
     for name in SPLITS:
         split = card.splits[name]
         first, last = format_time(card, split.first_ms), format_time(card, split.last_ms)
@@ -46,34 +31,38 @@ def splits_table(card: DatasetCard) -> Table:
     return table
 
 
+def format_time(card: DatasetCard, ms: int | None) -> str:
+    return MISSING if ms is None or not card.has_calendar_time else format_utc(ms)
+
+
 def actions_table(card: DatasetCard) -> Table:
-    table = new_table("positives", "action, label or objective", *SPLITS, "base rate", "median time")
+    table = new_numeric_table("positives", "action, label or objective", *SPLITS, "base rate", "median time")
     for name in [*card.predicted_actions, *card.labels, *card.objectives]:
         counts = [f"{card.splits[split].positives[name]:,}" for split in SPLITS]
         table.add_row(name, *counts, f"{card.base_rate[name]:.2%}", format_median(card, name))
-    table.add_row(EXIT, *["–"] * (len(SPLITS) + 1), format_median(card, EXIT))
+    table.add_row(EXIT, *[MISSING] * (len(SPLITS) + 1), format_median(card, EXIT))
     return table
 
 
 def format_median(card: DatasetCard, action: str) -> str:
-    return f"{card.median_time_s[action]:.4g} s" if action in card.median_time_s else "–"
+    return f"{card.median_time_s[action]:.4g} s" if action in card.median_time_s else MISSING
 
 
 def feedback_table(card: DatasetCard) -> Table | str:
-    """Share of each split's targets at each feedback level, or why there are none."""
+    """Return the share of each split's targets at each feedback level, or the reason for their absence."""
     if card.feedback is None:
         return "no feedback levels and no objectives: the log records no watch times\n"
-    table = new_table("feedback levels", "level", *SPLITS)
+    table = new_numeric_table("feedback levels", "level", *SPLITS)
     splits = [card.splits[name] for name in SPLITS]
     for level in FEEDBACK_LEVELS:
         if any(split.feedback[level] for split in splits):
-            shares = (f"{x.feedback[level] / x.targets:.2%}" if x.targets else "–" for x in splits)
+            shares = (f"{split.feedback[level] / split.targets:.2%}" if split.targets else MISSING for split in splits)
             table.add_row(level, *shares)
     return table
 
 
 def features_table(card: DatasetCard) -> Table:
-    table = new_table("features", "feature", "level", "kind", "rows")
+    table = new_numeric_table("features", "feature", "level", "kind", "rows")
     for feature in card.features:
         table.add_row(feature.name, feature.level, feature.kind, f"{feature.cardinality:,}")
     return table

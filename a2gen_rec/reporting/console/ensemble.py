@@ -1,4 +1,4 @@
-"""What an ensemble achieves, and why it orders as it does, as tables for the terminal, at most 100 columns wide."""
+"""List metrics and score explanations of an ensemble as terminal tables, at most 100 columns wide."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -8,17 +8,18 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from a2gen_rec.reporting.console.evaluation import HIGHLIGHT, MISSING, new_table
+from a2gen_rec.reporting.console.tables import HIGHLIGHT, new_table
+from a2gen_rec.reporting.formatting import MISSING, format_metric, format_percent, format_seconds, format_signed
 
-if TYPE_CHECKING:  # a table needs no torch
+if TYPE_CHECKING:  # tables do not need torch
     from a2gen_rec.ranking.contributions import Contribution
 
 _WIDTH = 100
-_LABEL = 14  # width of the first column; longer identifiers are folded
+_LABEL_WIDTH = 14  # of the first column; longer identifiers are folded
 
 
 class HasExplanation(Protocol):
-    """A candidate as ranked: raw identifier, score, and each objective's part in it, the same objectives for all."""
+    """A ranked candidate: raw identifier, score, and the contribution of each objective in the same order for all."""
 
     @property
     def item(self) -> str: ...
@@ -29,52 +30,53 @@ class HasExplanation(Protocol):
 
 
 def list_metrics_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Tables of NDCG, HR and user AUC, a row per method, the best of each column standing out.
+    """Return tables of NDCG, HR and user AUC with one row per method; the best of each column is highlighted.
 
     Args:
-        result: ``k``, number of ``lists`` and their ``mean_length``, names ``behaviours``, and ``methods``: name ->
-            ``behaviours`` (name -> ``ndcg``, ``hr``, ``uauc``, ``lists``, ``positives``), ``mean`` (``ndcg``, ``hr``,
-            ``uauc``) and ``hypervolume``. Metrics may be None: not measured.
+        result: ``k``, number of ``lists`` and their ``mean_length``, names ``behaviors``, and ``methods``: name ->
+            ``behaviors`` (name -> ``ndcg``, ``hr``, ``uauc``, ``lists``, ``positives``), ``mean`` (``ndcg``, ``hr``,
+            ``uauc``) and ``hypervolume``. A metric that is undefined is None.
     """
-    k, length = result["k"], result["mean_length"]
-    about = MISSING if length is None else f"{length:.1f}"
-    ndcg = f"{result['lists']:,} lists of {about} candidates on average · bold: best\n"
-    ndcg += "lists: those with a positive and a negative; hypervolume: of all behaviours' NDCG"
-    of = f"session lists, {result['split']}" if "split" in result else "session lists"
-    hr = f"lists with a positive among the first {k}: all lists of {k} or fewer, whatever the order"
+    k, mean_length = result["k"], result["mean_length"]
+    candidates = MISSING if mean_length is None else f"{mean_length:.1f}"
+    ndcg = f"{result['lists']:,} lists of {candidates} candidates on average · bold: best\n"
+    ndcg += "lists: those with a positive and a negative; hypervolume: over the NDCG of all behaviors"
+    title = f"session lists, {result['split']}" if "split" in result else "session lists"
+    hr = f"share of lists with a positive among the first {k}; lists of {k} or fewer always count"
     uauc = "mean over users of the AUC of all their candidates"
     return [
-        _metric_table(f"{of}: NDCG@{k}", ndcg, "ndcg", result),
-        _metric_table(f"{of}: HR@{k}", hr, "hr", result),
-        _metric_table(f"{of}: user AUC", uauc, "uauc", result),
+        _metric_table(f"{title}: NDCG@{k}", ndcg, "ndcg", result),
+        _metric_table(f"{title}: HR@{k}", hr, "hr", result),
+        _metric_table(f"{title}: user AUC", uauc, "uauc", result),
     ]
 
 
 def explanation_tables(candidates: Sequence[HasExplanation]) -> list[Table]:
-    """Why each candidate is above the next: its objectives' shares of the score, one below the other and added up.
+    """Return the score of each candidate as a sum of contributions, and its lead over the next candidate.
 
-    Objectives that do not fit beside each other go on in a further table.
+    Objectives that do not fit into the width continue in another table.
 
     Args:
-        candidates: best first.
+        candidates: Ranked list, best first.
     """
     if not candidates:
         return []
-    digits = _digits([one.score - other.score for one, other in pairwise(candidates)])
-    blocks = [_block(place, candidates, digits) for place in range(len(candidates))]
-    first = candidates[0].explanation
+    digits = _num_decimals([one.score - other.score for one, other in pairwise(candidates)])
+    blocks = [_block(rank, candidates, digits) for rank in range(len(candidates))]
+    objectives = candidates[0].explanation
     headers = [
-        Text(each.objective.replace("_", "_\n") + ("↓" if each.higher_is_better == "less" else "")) for each in first
+        Text(part.objective.replace("_", "_\n") + ("↓" if part.higher_is_better == "less" else ""))
+        for part in objectives
     ]
     rows = [row for block in blocks for row in block]
     widths = [1 + max(_width(cell) for cell in column) for column in zip(*rows, ["", "score", *headers], strict=True)]
-    room = _WIDTH - min(widths[0], _LABEL + 1) - widths[1]
+    available = _WIDTH - min(widths[0], _LABEL_WIDTH + 1) - widths[1]
     tables: list[Table] = []
-    for columns in _fitting(widths[2:], room):
-        caption = "score: sum of shares · bold: what puts it ahead most"
-        caption += " · ↓ less is better" if any(first[k].higher_is_better == "less" for k in columns) else ""
-        table = _dense_table("why this order, continued" if tables else "why this order", caption)
-        table.add_column("", overflow="fold", max_width=_LABEL)
+    for columns in _column_groups(widths[2:], available):
+        caption = "score: sum of products · bold: largest lead"
+        caption += "\n↓ lower is better" if any(objectives[k].higher_is_better == "less" for k in columns) else ""
+        table = _dense_table("score contributions, continued" if tables else "score contributions", caption)
+        table.add_column("", overflow="fold", max_width=_LABEL_WIDTH)
         for header in [Text("score"), *(headers[k] for k in columns)]:
             table.add_column(header, justify="right", no_wrap=True)
         for block in blocks:
@@ -86,89 +88,88 @@ def explanation_tables(candidates: Sequence[HasExplanation]) -> list[Table]:
 
 
 def _metric_table(title: str, caption: str, metric: str, result: Mapping[str, Any]) -> Table:
-    methods, behaviours = result["methods"], result["behaviours"]
+    methods, behaviors = result["methods"], result["behaviors"]
     table = _dense_table(title, caption)
     table.add_column("", overflow="fold")
-    found = list(methods.values())
-    columns = [("mean", [each["mean"][metric] for each in found])]
-    columns += [(name, [each["behaviours"][name][metric] for each in found]) for name in behaviours]
+    rows = list(methods.values())
+    columns = [("mean", [method["mean"][metric] for method in rows])]
+    columns += [(name, [method["behaviors"][name][metric] for method in rows]) for name in behaviors]
     if metric == "ndcg":
-        columns.append(("hyper-\nvolume", [each["hypervolume"] for each in found]))
+        columns.append(("hyper-\nvolume", [method["hypervolume"] for method in rows]))
     for name, _ in columns:
         table.add_column(Text(name.replace("_", "_\n")), justify="right", no_wrap=True)
-    cells = [_best(values) for _, values in columns]
+    cells = [_column_cells(values) for _, values in columns]
     for name, row in zip(methods, zip(*cells, strict=True), strict=True):
         table.add_row(Text(name), *row)
     if metric == "ndcg" and methods:
         table.add_section()
-        for count in ("lists", "positives"):  # of the labels alone: the same for all methods
-            counts = [found[0]["behaviours"][name][count] for name in behaviours]
-            table.add_row(count, "", *(f"{each:,}" for each in counts), style="dim")
+        for count in ("lists", "positives"):  # they depend on the labels only and are the same for all methods
+            counts = [rows[0]["behaviors"][name][count] for name in behaviors]
+            table.add_row(count, "", *(f"{number:,}" for number in counts), style="dim")
     return table
 
 
-def _best(values: Sequence[float | None]) -> list[Text]:
-    """A column's cells; what is shown as the best stands out, unless there is nothing to compare it with."""
-    shown = [MISSING if value is None else _format_4(value) for value in values]
-    measured = [float(text) for text in shown if text != MISSING]
-    best = max(measured) if len(measured) > 1 else None
-    return [Text(text, style=HIGHLIGHT if text != MISSING and float(text) == best else "") for text in shown]
+def _column_cells(values: Sequence[float | None]) -> list[Text]:
+    """Return the cells of a column; the best displayed value is highlighted if there are at least two values."""
+    texts = [MISSING if value is None else format_metric(value) for value in values]
+    known = [float(text) for text in texts if text != MISSING]
+    best = max(known) if len(known) > 1 else None
+    return [Text(text, style=HIGHLIGHT if text != MISSING and float(text) == best else "") for text in texts]
 
 
-def _format_4(value: float) -> str:
-    """Four decimals, or two digits of what is too small for them, such as the hypervolume of many behaviours."""
-    return f"{value:.4f}" if value >= 0.01 or value == 0 else f"{value:.1e}"
-
-
-def _block(place: int, candidates: Sequence[HasExplanation], digits: int) -> list[list[Text]]:
-    """A candidate's rows: label, score, and a cell per objective."""
-    candidate = candidates[place]
+def _block(rank: int, candidates: Sequence[HasExplanation], digits: int) -> list[list[Text]]:
+    """Return a candidate's rows: label, score, and one cell per objective."""
+    candidate = candidates[rank]
     parts = candidate.explanation
 
     def row(label: str, score: str, cells: Sequence[str], style: str = "") -> list[Text]:
         return [Text(text, style=style) for text in (label, score, *cells)]
 
     rows = [
-        row(f"{place + 1} {candidate.item}", "", [_predicted(each) for each in parts]),
-        row("  transform", "", [_signed(each.transform, digits) for each in parts], "dim"),
-        row("  × weight", "", [f"{each.weight:.{digits}f}" for each in parts], "dim"),
-        row("  = share", _signed(candidate.score, digits), [_signed(each.contribution, digits) for each in parts]),
+        row(f"{rank + 1} {candidate.item}", "", [_format_prediction(part) for part in parts]),
+        row("  transform", "", [format_signed(part.transform, digits) for part in parts], "dim"),
+        row("  × weight", "", [f"{part.weight:.{digits}f}" for part in parts], "dim"),
+        row(
+            "  = product",
+            format_signed(candidate.score, digits),
+            [format_signed(part.contribution, digits) for part in parts],
+        ),
     ]
     rows[0][0].stylize("bold")
     rows[3][1].stylize("bold")
-    if place + 1 < len(candidates):
-        below = candidates[place + 1]
-        ahead = [one.contribution - other.contribution for one, other in zip(parts, below.explanation, strict=True)]
-        gap = _signed(candidate.score - below.score, digits)
-        rows.append(row(f"  ahead of {place + 2}", gap, [_signed(each, digits) for each in ahead]))
-        if max(ahead) > 0:
-            rows[-1][2 + ahead.index(max(ahead))].stylize(HIGHLIGHT)
+    if rank + 1 < len(candidates):
+        other = candidates[rank + 1]
+        leads = [a.contribution - b.contribution for a, b in zip(parts, other.explanation, strict=True)]
+        lead = format_signed(candidate.score - other.score, digits)
+        rows.append(row(f"  lead over {rank + 2}", lead, [format_signed(value, digits) for value in leads]))
+        if max(leads) > 0:
+            rows[-1][2 + leads.index(max(leads))].stylize(HIGHLIGHT)
     return rows
 
 
 def _dense_table(title: str, caption: str) -> Table:
-    """One blank between columns, so that nine objectives fit."""
+    """Return a table with one space between columns, so that nine objectives fit."""
     table = new_table(title, caption)
     table.padding = 0
     return table
 
 
-def _digits(gaps: Sequence[float]) -> int:
-    """Decimals, 3 or 4: candidates are often close to each other."""
-    apart = sorted(abs(gap) for gap in gaps)
-    return 4 if apart and apart[len(apart) // 2] < 0.02 else 3
+def _num_decimals(gaps: Sequence[float]) -> int:
+    """Return 4 decimals for small median gaps between scores, else 3."""
+    sizes = sorted(abs(gap) for gap in gaps)
+    return 4 if sizes and sizes[len(sizes) // 2] < 0.02 else 3
 
 
-def _fitting(widths: Sequence[int], room: int) -> list[list[int]]:
-    """Places of columns in order, in groups no wider than ``room`` where single columns allow it."""
+def _column_groups(widths: Sequence[int], available: int) -> list[list[int]]:
+    """Split column indices, in order, into groups no wider than ``available`` unless one column alone is wider."""
     groups: list[list[int]] = []
-    left = 0
-    for place, width in enumerate(widths):
-        if not groups or width > left:
+    remaining = 0
+    for index, width in enumerate(widths):
+        if not groups or width > remaining:
             groups.append([])
-            left = room
-        groups[-1].append(place)
-        left -= width
+            remaining = available
+        groups[-1].append(index)
+        remaining -= width
     return groups
 
 
@@ -176,14 +177,7 @@ def _width(cell: Text | str) -> int:
     return max((cell_len(line) for line in str(cell).split("\n")), default=0)
 
 
-def _signed(number: float, digits: int) -> str:
-    """Zero has no sign, also where rounding made it."""
-    text = f"{number:+.{digits}f}"
-    return text if float(text) else f"{0:.{digits}f}"
-
-
-def _predicted(part: "Contribution") -> str:
+def _format_prediction(part: "Contribution") -> str:
     if part.unit == "s":
-        return f"{part.prediction:.1f}s" if part.prediction < 99.95 else f"{part.prediction:.0f}s"
-    percent = 100 * part.prediction
-    return f"{percent:.1f}%" if percent >= 9.995 else f"{percent:.2g}%"
+        return format_seconds(part.prediction, decimal_below=99.95)
+    return format_percent(part.prediction)

@@ -1,153 +1,197 @@
-"""Results as tables for the terminal, at most 100 columns wide where names allow it."""
+"""Evaluation results as terminal tables, at most 100 columns wide where names allow it."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from a2gen_rec.data.schema import WATCH_TIME
+from a2gen_rec.reporting.console.tables import HIGHLIGHT, new_table
+from a2gen_rec.reporting.formatting import MISSING, format_decimals, format_range
 
-if TYPE_CHECKING:  # a table needs no torch
-    from a2gen_rec.ranking.types import RankedList, ScoredCandidate
+MAX_OUTCOME_ROWS = 15
+MAX_TIME_ROWS = 8
+"""Row limits of the summary: with titles, headers and captions it has at most 40 lines."""
 
-MISSING = "–"
-HIGHLIGHT = "bold green"
-MAX_SIDE_BY_SIDE = 7
-"""Outcomes, or outcomes and a score, that fit beside a timeline."""
-
-# What is measured: title, key, digits, whether more is better.
-_OF_SCORE = [("AUC", "auc", 4, True)]
-_OF_TIME = [
+# Metrics as (title, key, digits, higher is better).
+_SCORE_METRICS = [("AUC", "auc", 4, True)]
+_TIME_METRICS = [
     ("rank correlation", "rank_correlation", 4, True),
     ("MAE, log1p s", "mae_log", 4, False),
     ("MAE, seconds", "mae_s", 2, False),
 ]
 
 
+def evaluation_summary_tables(result: Mapping[str, Any]) -> list[Table | Text]:
+    """Return the summary of an evaluation: at most 40 lines of 100 columns.
+
+    One table has actions, labels and objectives, one has times next to their baselines, and one line has the NDCG of
+    the ensemble. Outcomes with few positives are left out first. Values better than their baseline are highlighted,
+    as in :func:`evaluation_tables`.
+
+    Args:
+        result: Result of ``runs.evaluate.evaluate_run``; ``lists`` may be missing or empty.
+    """
+    parts: list[Table | Text] = [_outcomes_summary(result)]
+    if result["time"]:
+        parts.append(_times_summary(result))
+    if lists := result.get("lists"):
+        parts.append(_ensemble_summary(lists))
+    return parts
+
+
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Tables of an evaluation (its keys: ``training.evaluate.evaluate``).
+    """Return all tables of an evaluation (keys: ``evaluation.evaluate.evaluate``).
 
-    Actions always; objectives, times, watch time beside objectives, and videos by length where there is any.
+    Actions and labels are always present. Objectives, times, generator against head, and groups of videos by duration
+    are present if the result has them.
 
-    Values better than a trivial reference stand out: those of actions and labels than the item's smoothed rate on
-    training data, those of times than the median of the training data. So does the better of generator and head.
+    Values better than a trivial baseline are highlighted. The baseline of actions and labels is the item's smoothed
+    rate in training data, that of times the median of the training data. The better of generator and head is
+    highlighted too.
     """
     tables = [_actions_table(result)]
     if result["objectives"]:
         tables.append(_objectives_table(result["objectives"]))
     if result["time"]:
         tables.append(_times_table(result))
-    if result["shared_ground"]:
-        tables.append(_shared_ground_table(result["shared_ground"]))
-    if result["lengths"]:
-        tables.append(_lengths_table(result["lengths"]))
+    if result["generator_vs_head"]:
+        tables.append(_generator_vs_head_table(result["generator_vs_head"]))
+    if result["by_duration"]:
+        tables.append(_durations_table(result["by_duration"]))
     return tables
 
 
 def export_table(metrics: Mapping[str, Any]) -> Table:
-    """What an export costs: AUC of the run and of the exported model (its keys: ``training.export.compared``)."""
+    """Return the AUC of a run and of its exported model (keys: ``runs.export.compared``)."""
     loss = metrics["loss"]
     caption = f"loss {loss['original']:.5f}, exported {loss['exported']:.5f}"
     if any(auc["within"] is None for auc in metrics["auc"].values()):
-        caption += f"\n*: fewer than {metrics['least']} positives or negatives, which the tolerance is not asked of"
+        caption += f"\n*: fewer than {metrics['least']} positives or negatives; exempt from the tolerance"
     table = new_table(f"exported model: {metrics['split']}, {metrics['targets']:,} targets", caption)
     table.add_column("", no_wrap=True)
     for header in ("positives", "AUC", "exported\nAUC", "change"):
         table.add_column(header, justify="right")
     for name, auc in metrics["auc"].items():
-        was, now = auc["original"], auc["exported"]
-        change = MISSING if was is None or now is None else f"{now - was:+.5f}"
+        original, exported = auc["original"], auc["exported"]
+        change = MISSING if original is None or exported is None else f"{exported - original:+.5f}"
         mark = " *" if auc["within"] is None else ""
-        table.add_row(Text(name + mark), f"{auc['positives']:,}", _number(was, 4), _number(now, 4), change)
+        cells = [format_decimals(original, 4), format_decimals(exported, 4), change]
+        table.add_row(Text(name + mark), f"{auc['positives']:,}", *cells)
     return table
 
 
-def ranking_tables(ranking: "RankedList") -> list[Table]:
-    """The candidates of a ranking, each with its most probable timeline if the model generates any.
-
-    Of many outcomes, all but the one ranked by are in a table of their own: beside them, no room would be left for
-    timelines.
-    """
-    shown = ranking.candidates
-    names = list(shown[0].probability) if shown else []
-    beside = (
-        names
-        if len(names) + (ranking.by == "ensemble") <= MAX_SIDE_BY_SIDE
-        else [name for name in names if name == ranking.by]
-    )
-    best = f"user {ranking.user}: best {len(shown):,} of {ranking.num_candidates:,} candidates"
-    tables = [_candidates_table(ranking, beside, new_table(best, _about(ranking)), whole=True)]
-    if names != beside:
-        tables.append(_candidates_table(ranking, names, new_table("probabilities"), whole=False))
-    return tables
+def gap_closed(model: float | None, baseline: float | None, oracle: float | None) -> float | None:
+    """Return the share of the gap between baseline and oracle that the model closes; None if there is no gap."""
+    if model is None or baseline is None or oracle is None or oracle <= baseline:
+        return None
+    return (model - baseline) / (oracle - baseline)
 
 
-def _candidates_table(ranking: "RankedList", names: Sequence[str], table: Table, whole: bool) -> Table:
-    """The table filled with the outcomes ``names`` of the candidates and, of the ``whole``, all else."""
-    fused = whole and ranking.by == "ensemble"
-    watched = whole and any(candidate.expected_watch_s is not None for candidate in ranking.candidates)
-    by = "score" if fused else ranking.by
-    table.add_column("#", justify="right")
-    table.add_column("item", overflow="fold")
-    for name in [*(["score"] if fused else []), *names, *(["watch"] if watched else [])]:
-        header = Text(name.replace("_", "_\n"), style="underline" if name == by else "")
+def _outcomes_summary(result: Mapping[str, Any]) -> Table:
+    baseline = result["reference"]["item_rate"]
+    outcomes = {**result["actions"], **result["objectives"]}
+    rows = _most_frequent(outcomes, "positives", MAX_OUTCOME_ROWS)
+    caption = "bold: better than the item's rate in training data"
+    if len(rows) < len(outcomes):
+        caption += f"\n{len(rows)} of {len(outcomes)} outcomes, those with most positives"
+    table = new_table(f"{result['split']}: {result['targets']:,} targets, loss {result['loss']['total']:.4f}", caption)
+    last_action = [name for name in rows if name in result["actions"]][-1:]
+    table.add_column("", no_wrap=True)
+    for header in ("positives", "AUC", "GAUC", "normalized\nentropy", "calibration"):
         table.add_column(header, justify="right", no_wrap=True)
-    timelines = whole and any(candidate.timeline for candidate in ranking.candidates)
-    if timelines:
-        table.add_column("timeline", overflow="fold")
-    for place, candidate in enumerate(ranking.candidates, start=1):
-        row: list[Text | str] = [f"{candidate.score:+.4f}"] if fused else []
-        row += [_percent(candidate.probability[name]) for name in names]
-        row += [_seconds(candidate.expected_watch_s)] if watched else []
-        row += [_timeline(candidate)] if timelines else []
-        table.add_row(str(place), _item(candidate), *row)
+    for name in rows:
+        metrics, reference = outcomes[name], baseline.get(name, {})
+        table.add_row(
+            Text(name),
+            f"{metrics['positives']:,}",
+            _compared(metrics, reference, "auc", higher_is_better=True),
+            _compared(metrics, reference, "gauc", higher_is_better=True),
+            _compared(metrics, reference, "ne", higher_is_better=False),
+            format_decimals(metrics["calibration"], 3),
+        )
+        if [name] == last_action and name != rows[-1]:
+            table.add_section()
     return table
+
+
+def _times_summary(result: Mapping[str, Any]) -> Table:
+    median, times = result["reference"].get("median_time", {}), result["time"]
+    rows = _most_frequent(times, "count", MAX_TIME_ROWS)
+    caption = "bold: better than the median of the training data"
+    if len(rows) < len(times):
+        caption += f"\n{len(rows)} of {len(times)} actions, the most frequent"
+    table = new_table("times: mean absolute error (MAE)", caption)
+    table.add_column("", no_wrap=True)
+    for header in ("count", "MAE,\nlog1p s", "median's\nMAE", "MAE,\nseconds", "median's\nMAE"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for name in rows:
+        metrics, reference = times[name], median.get(name, {})
+        table.add_row(
+            Text(name),
+            f"{metrics['count']:,}",
+            _compared(metrics, reference, "mae_log", higher_is_better=False),
+            format_decimals(reference.get("mae_log"), 4),
+            _compared(metrics, reference, "mae_s", higher_is_better=False, digits=2),
+            format_decimals(reference.get("mae_s"), 2),
+        )
+    return table
+
+
+def _ensemble_summary(lists: Mapping[str, Any]) -> Text:
+    """Return the mean NDCG of the first method, the ensemble, and of the best other method."""
+    (ensemble, metrics), *others = lists["methods"].items()
+    ndcg = metrics["mean"]["ndcg"]
+    line = Text(f"\nensemble: NDCG@{lists['k']} ")
+    known = [(name, other["mean"]["ndcg"]) for name, other in others if other["mean"]["ndcg"] is not None]
+    best = max(known, key=lambda pair: pair[1], default=None)
+    better = ndcg is not None and best is not None and ndcg > best[1]
+    line.append(f"{format_decimals(ndcg, 4)} ({ensemble})", style=HIGHLIGHT if better else "")
+    if best is not None:
+        line.append(f" · best alternative: {best[1]:.4f} ({best[0]})")
+    line.append(f" · {lists['lists']:,} lists", style="dim")
+    return line
+
+
+def _most_frequent(metrics: Mapping[str, Mapping[str, Any]], count: str, max_rows: int) -> list[str]:
+    """Return the names with the largest counts, in their original order."""
+    kept = sorted(metrics, key=lambda name: -metrics[name][count])[:max_rows]
+    return [name for name in metrics if name in kept]
 
 
 def _actions_table(result: Mapping[str, Any]) -> Table:
-    reference = result["reference"]["item_rate"]
+    item_rate = result["reference"]["item_rate"]
     oracle = result["reference"].get("oracle", {})
-    table = new_table(f"actions and labels: {result['split']}, {result['targets']:,} targets", _summary(result))
+    table = new_table(f"actions and labels: {result['split']}, {result['targets']:,} targets", _caption(result))
     table.add_column("", no_wrap=True)
     headers = ["posi-\ntives", "AUC", "item-rate\nAUC"]
     headers += ["oracle\nAUC", "gap\nclosed"] if oracle else []
     for header in [*headers, "GAUC", "NE", "calib-\nration"]:
         table.add_column(header, justify="right")
-    for name, found in result["actions"].items():
-        trivial, best = reference.get(name, {}), oracle.get(name, {})
-        cells: list[Text | str] = [f"{found['positives']:,}", _against(found, trivial, "auc", more_is_better=True)]
-        cells.append(_number(trivial.get("auc"), 4))
+    for name, metrics in result["actions"].items():
+        baseline, bound = item_rate.get(name, {}), oracle.get(name, {})
+        cells: list[Text | str] = [
+            f"{metrics['positives']:,}",
+            _compared(metrics, baseline, "auc", higher_is_better=True),
+            format_decimals(baseline.get("auc"), 4),
+        ]
         if oracle:
-            closed = gap_closed(found["auc"], trivial.get("auc"), best.get("auc"))
-            cells += [_number(best.get("auc"), 4), MISSING if closed is None else f"{closed:.0%}"]
-        cells.append(_against(found, trivial, "gauc", more_is_better=True))
-        cells.append(_against(found, trivial, "ne", more_is_better=False))
-        table.add_row(Text(name), *cells, _number(found["calibration"], 3))
+            closed = gap_closed(metrics["auc"], baseline.get("auc"), bound.get("auc"))
+            cells += [format_decimals(bound.get("auc"), 4), MISSING if closed is None else f"{closed:.0%}"]
+        cells.append(_compared(metrics, baseline, "gauc", higher_is_better=True))
+        cells.append(_compared(metrics, baseline, "ne", higher_is_better=False))
+        table.add_row(Text(name), *cells, format_decimals(metrics["calibration"], 3))
     return table
 
 
-def _times_table(result: Mapping[str, Any]) -> Table:
-    median = result["reference"].get("median_time", {})
-    caption = "bold: better than the training median\nnext: given the steps before"
-    table = new_table("times: mean absolute error", caption)
-    table.add_column("", no_wrap=True)
-    headers = ["count", "log1p s", "next,\nlog1p s", "median's\nlog1p s", "seconds", "median's\nseconds"]
-    for header in headers:
-        table.add_column(header, justify="right")
-    for name, found in result["time"].items():
-        trivial = median.get(name, {})
-        table.add_row(
-            Text(name),
-            f"{found['count']:,}",
-            _against(found, trivial, "mae_log", more_is_better=False),
-            _against(result["next_time"][name], trivial, "mae_log", more_is_better=False),
-            _number(trivial.get("mae_log"), 4),
-            _against(found, trivial, "mae_s", more_is_better=False, digits=2),
-            _number(trivial.get("mae_s"), 2),
-        )
-    return table
+def _caption(result: Mapping[str, Any]) -> str:
+    unexplored = result["unexplored_mass"]
+    return (
+        f"loss {result['loss']['total']:.4f} · order violations {result['order_violations']:.2%}\n"
+        f"unexplored mass: mean {unexplored['mean']:.1e}, max {unexplored['max']:.1e}\n"
+        "bold: better than the item's rate in training data"
+    )
 
 
 def _objectives_table(objectives: Mapping[str, Any]) -> Table:
@@ -155,150 +199,94 @@ def _objectives_table(objectives: Mapping[str, Any]) -> Table:
     table.add_column("", no_wrap=True)
     for header in ("posi-\ntives", "AUC", "GAUC", "NE", "calib-\nration"):
         table.add_column(header, justify="right")
-    for name, found in objectives.items():
-        measured = (_number(found[metric], 4) for metric in ("auc", "gauc", "ne"))
-        table.add_row(Text(name), f"{found['positives']:,}", *measured, _number(found["calibration"], 3))
+    for name, metrics in objectives.items():
+        cells = (format_decimals(metrics[metric], 4) for metric in ("auc", "gauc", "ne"))
+        table.add_row(Text(name), f"{metrics['positives']:,}", *cells, format_decimals(metrics["calibration"], 3))
     return table
 
 
-def _shared_ground_table(ground: Mapping[str, Any]) -> Table:
-    """Watch time and objectives, a row per measure; the head's only where it predicts them."""
-    both = any("head" in found for found in ground.values())
-    caption = "generator: as expected of its sequences and tower"
-    if both:
-        caption += "\nagreement: rank correlation of the two\nbold: the better of the two"
+def _times_table(result: Mapping[str, Any]) -> Table:
+    median = result["reference"].get("median_time", {})
+    caption = "bold: better than the training median\nnext: given the preceding actions"
+    table = new_table("times: mean absolute error", caption)
+    table.add_column("", no_wrap=True)
+    headers = ["count", "log1p s", "next,\nlog1p s", "median's\nlog1p s", "seconds", "median's\nseconds"]
+    for header in headers:
+        table.add_column(header, justify="right")
+    for name, metrics in result["time"].items():
+        baseline = median.get(name, {})
+        table.add_row(
+            Text(name),
+            f"{metrics['count']:,}",
+            _compared(metrics, baseline, "mae_log", higher_is_better=False),
+            _compared(result["time_given_prefix"][name], baseline, "mae_log", higher_is_better=False),
+            format_decimals(baseline.get("mae_log"), 4),
+            _compared(metrics, baseline, "mae_s", higher_is_better=False, digits=2),
+            format_decimals(baseline.get("mae_s"), 2),
+        )
+    return table
+
+
+def _generator_vs_head_table(comparisons: Mapping[str, Any]) -> Table:
+    """Return watch time and objectives, one row per metric; the head's column only if the model has the head."""
+    has_head = any("head" in metrics for metrics in comparisons.values())
+    caption = "generator: expectation over its sequences"
+    if has_head:
+        caption += "\nagreement: rank correlation of both predictions\nbold: the better of the two"
     table = new_table("watch time and objectives", caption)
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for header in ["generator", "head", "agreement"] if both else ["generator"]:
+    for header in ["generator", "head", "agreement"] if has_head else ["generator"]:
         table.add_column(header, justify="right")
-    for name, found in ground.items():
-        agreement = _number(found.get("agreement"), 4)
-        for measure in _OF_TIME if name == WATCH_TIME else _OF_SCORE:
-            cells = _side_by_side(found, *measure[1:], both)
-            table.add_row(Text(name), measure[0], *cells, *([agreement] if both else []))
-            name = agreement = ""  # once is enough
+    for name, metrics in comparisons.items():
+        agreement = format_decimals(metrics.get("agreement"), 4)
+        for metric in _TIME_METRICS if name == WATCH_TIME else _SCORE_METRICS:
+            cells = _side_by_side(metrics, *metric[1:], has_head)
+            table.add_row(Text(name), metric[0], *cells, *([agreement] if has_head else []))
+            name = agreement = ""  # only in the first row
     return table
 
 
-def _lengths_table(groups: Sequence[Mapping[str, Any]]) -> Table:
-    """Glances and watch time per group of videos of similar length."""
-    both = any("head" in group["watch_time"] for group in groups)
-    glances = any("glance" in group for group in groups)
-    table = new_table("by length of the video", "bold: the better of generator and head" if both else "")
-    headers = ["length", "targets"]
-    headers += ["glances", "glance\nAUC", *(["head's\nAUC"] if both else [])] if glances else []
-    headers += ["watch MAE\nlog1p s", *(["head's\nlog1p s"] if both else [])]
-    headers += ["watch MAE\nseconds", *(["head's\nseconds"] if both else [])]
+def _durations_table(groups: Sequence[Mapping[str, Any]]) -> Table:
+    """Return glances and watch time per group of videos of similar duration."""
+    has_head = any("head" in group["watch_time"] for group in groups)
+    has_glances = any("glance" in group for group in groups)
+    table = new_table("by video duration", "bold: the better of generator and head" if has_head else "")
+    headers = ["duration", "targets"]
+    headers += ["glances", "glance\nAUC", *(["head's\nAUC"] if has_head else [])] if has_glances else []
+    headers += ["watch MAE\nlog1p s", *(["head's\nlog1p s"] if has_head else [])]
+    headers += ["watch MAE\nseconds", *(["head's\nseconds"] if has_head else [])]
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     for group in groups:
-        cells: list[Text | str] = [_length(group["from_s"], group["to_s"]), f"{group['targets']:,}"]
-        if glances:
+        cells: list[Text | str] = [format_range(group["from_s"], group["to_s"], " s"), f"{group['targets']:,}"]
+        if has_glances:
             glance = group["glance"]
             cells.append(MISSING if glance["rate"] is None else f"{glance['rate']:.1%}")
-            cells += _side_by_side(glance, "auc", 4, True, both)
+            cells += _side_by_side(glance, "auc", 4, True, has_head)
         for metric, digits in (("mae_log", 4), ("mae_s", 2)):
-            cells += _side_by_side(group["watch_time"], metric, digits, False, both)
+            cells += _side_by_side(group["watch_time"], metric, digits, False, has_head)
         table.add_row(*cells)
     return table
 
 
 def _side_by_side(
-    found: Mapping[str, Any], metric: str, digits: int, more_is_better: bool, both: bool
+    metrics: Mapping[str, Any], metric: str, digits: int, higher_is_better: bool, has_head: bool
 ) -> list[Text | str]:
-    """A metric of the generator and, if ``both`` are shown, of the head; the better stands out."""
-    generator, head = found["generator"], found.get("head", {metric: None})
-    cells: list[Text | str] = [_against(generator, head, metric, more_is_better, digits)]
-    return [*cells, _against(head, generator, metric, more_is_better, digits)] if both else cells
+    """Return a metric of the generator and, if ``has_head``, of the head; the better one is highlighted."""
+    generator, head = metrics["generator"], metrics.get("head", {metric: None})
+    cells: list[Text | str] = [_compared(generator, head, metric, higher_is_better, digits)]
+    return [*cells, _compared(head, generator, metric, higher_is_better, digits)] if has_head else cells
 
 
-def gap_closed(model: float | None, trivial: float | None, oracle: float | None) -> float | None:
-    """Share of the way from the trivial reference to the oracle that the model has gone; None without a way to go."""
-    if model is None or trivial is None or oracle is None or oracle <= trivial:
-        return None
-    return (model - trivial) / (oracle - trivial)
-
-
-def _summary(result: Mapping[str, Any]) -> str:
-    unexplored = result["unexplored_probability"]
-    return (
-        f"loss {result['loss']['total']:.4f} · order violations {result['order_violations']:.2%}\n"
-        f"unexplored probability: mean {unexplored['mean']:.1e}, max {unexplored['max']:.1e}\n"
-        "bold: better than the item's rate on training data"
-    )
-
-
-def _about(ranking: "RankedList") -> str:
-    whole = {"watch": "expected watch time", "ensemble": "ensemble score"}
-    by = whole.get(ranking.by, f"probability of {ranking.by}") + (", least first" if ranking.ascending else "")
-    history = f"{ranking.history_length:,} past impressions"
-    if not ranking.user_known:
-        history = "user not in the dataset: no history"
-    unknown = f"\n? not in the dataset: {ranking.unknown_items:,} candidates" if ranking.unknown_items else ""
-    return f"by {by} · {history}{unknown}"
-
-
-def _item(candidate: "ScoredCandidate") -> Text:
-    return Text(candidate.item) if candidate.known else Text.assemble(candidate.item, (" ?", "bold yellow"))
-
-
-def _timeline(candidate: "ScoredCandidate") -> Text:
-    steps = [name if time is None else f"{name}@{_offset(time)}" for name, time in candidate.timeline]
-    return Text.assemble(" → ".join(steps), (f" ({candidate.timeline_probability:.0%})", "dim"))
-
-
-def _offset(seconds: float) -> str:
-    return "0" if seconds == 0 else _seconds(seconds)
-
-
-def _seconds(seconds: float | None) -> str:
-    if seconds is None:
-        return MISSING
-    return f"{seconds:.1f}s" if seconds < 9.95 else f"{seconds:.0f}s"
-
-
-def _percent(probability: float) -> str:
-    return f"{probability:.1%}" if probability >= 0.1 else f"{probability:.2%}"
-
-
-def _length(from_s: float | None, to_s: float | None) -> str:
-    """A range of lengths, whose ends are at least the first and less than the second."""
-    if from_s is None:
-        return "all" if to_s is None else f"< {_short(to_s)} s"
-    return f"≥ {_short(from_s)} s" if to_s is None else f"{_short(from_s)}–{_short(to_s)} s"
-
-
-def _short(seconds: float) -> str:
-    return f"{seconds:.3g}" if seconds < 100 else f"{seconds:,.0f}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}"
-
-
-def _against(
-    found: Mapping[str, float | None],
-    trivial: Mapping[str, float | None],
+def _compared(
+    metrics: Mapping[str, float | None],
+    reference: Mapping[str, float | None],
     metric: str,
-    more_is_better: bool,
+    higher_is_better: bool,
     digits: int = 4,
 ) -> Text:
-    """A metric, standing out where it is better than the reference's."""
-    value, other = found[metric], trivial.get(metric)
-    better = value is not None and other is not None and (value > other if more_is_better else value < other)
-    return Text(_number(value, digits), style=HIGHLIGHT if better else "")
-
-
-def new_table(title: str, caption: str = "") -> Table:
-    """An empty table; names in ``title`` and ``caption`` are taken as they are, not as markup."""
-    return Table(
-        title=Text(f"\n{title}", style="bold"),
-        title_justify="left",
-        caption=Text(caption, style="dim") if caption else None,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    """Return a metric, highlighted if it is better than the reference's."""
+    value, other = metrics[metric], reference.get(metric)
+    better = value is not None and other is not None and (value > other if higher_is_better else value < other)
+    return Text(format_decimals(value, digits), style=HIGHLIGHT if better else "")

@@ -8,7 +8,8 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from a2gen_rec.experiments.comparison import MIN_COUNT, Comparison, Difference, MeanStd, MetricsRow, ModelResult
-from a2gen_rec.reporting.console.evaluation import HIGHLIGHT, MISSING, new_table
+from a2gen_rec.reporting.console.tables import HIGHLIGHT, new_table
+from a2gen_rec.reporting.formatting import MISSING
 
 BEST_MARK = "*"
 """Of a difference whose interval leaves out 0."""

@@ -1,28 +1,36 @@
-"""A sharding plan as one HTML page that needs nothing else: no script, no file beside it, no network."""
+"""A sharding plan as one self-contained HTML page: no script, no further file, no network."""
 
 import shlex
 from collections.abc import Sequence
 
-from a2gen_rec.reporting import formatting as figures
+from a2gen_rec.reporting import formatting, plan_summary
 from a2gen_rec.reporting.pages import templates
-from a2gen_rec.reporting.pages.plan import charts as drawings
+from a2gen_rec.reporting.pages.plan import charts
 from a2gen_rec.sharding.report import PlanReport
 
 MAX_OPTIONS = 6
 
 
 def render_plan_page(report: PlanReport, sweep: Sequence[PlanReport]) -> str:
-    """The page of a plan, or of why there is none.
+    """Return the HTML page of a plan, or of the tables that do not fit.
 
     Args:
-        sweep: the same tables on other numbers of ranks; may be empty.
+        report: The plan.
+        sweep: Plans of the same tables on other numbers of ranks; may be empty.
     """
+    filters = {
+        "bytes": formatting.format_bytes,
+        "count": formatting.format_count,
+        "ms": formatting.format_ms,
+        "options": shlex.join,
+    }
     return templates.render(
         "plan/page.html.j2",
-        {"size": figures.format_bytes, "count": figures.format_count, "ms": figures.format_ms, "options": shlex.join},
+        filters,
         report=report,
-        sweep=sorted(sweep, key=lambda planned: planned.world),
-        figures=figures,
-        drawings=drawings,
-        most_options=MAX_OPTIONS,
+        sweep=sorted(sweep, key=lambda plan: plan.world),
+        format=formatting,
+        summary=plan_summary,
+        charts=charts,
+        max_options=MAX_OPTIONS,
     )

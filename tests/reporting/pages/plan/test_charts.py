@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2gen_rec.reporting.pages.plan import charts as drawings
+from a2gen_rec.reporting.pages.plan import charts
 from a2gen_rec.sharding.report import Cost, Shard
 from tests.helpers.plans import misfit_report, plan_report
 
@@ -12,49 +12,49 @@ COLOURS = {5: "q0", 10**6: "q0", 10**9: "q3"}
 
 
 @given(st.lists(st.sampled_from([0, *COLOURS]), min_size=1, max_size=200))
-def test_placement_colours_every_rank_as_if_each_had_its_own_bar(held: list[int]) -> None:
-    world = len(held)
+def test_placement_colors_each_rank_by_its_bytes(rank_bytes: list[int]) -> None:
+    world = len(rank_bytes)
     zero = Cost(0.0, 0.0, 0.0, 0.0)
-    shards = [Shard(rank, (0, 1), (0, 1), bytes_, 0, zero) for rank, bytes_ in enumerate(held)]
-    bars = drawings.placement_svg(replace(plan_report().tables[0], shards=shards), world).bars
-    for rank, bytes_ in enumerate(held):
+    shards = [Shard(rank, (0, 1), (0, 1), bytes_, 0, zero) for rank, bytes_ in enumerate(rank_bytes)]
+    bars = charts.placement_row(replace(plan_report().tables[0], shards=shards), world).bars
+    for rank, bytes_ in enumerate(rank_bytes):
         middle = (rank + 0.5) / world * 100
         over = [bar.style.split()[0] for bar in bars if bar.x <= middle <= bar.x + bar.width]
         assert over == ([COLOURS[bytes_]] if bytes_ else [])
 
 
-def test_shards_on_one_rank_add_up() -> None:
+def test_shards_on_one_rank_are_summed() -> None:
     table = plan_report().tables[2]
     twice = replace(table, shards=table.shards * 2)
-    assert drawings.placement_svg(twice, 64).bars[0].title == "tag, rank 2: 93.0 MB"
+    assert charts.placement_row(twice, 64).bars[0].title == "tag, rank 2: 93.0 MB"
 
 
 @pytest.mark.parametrize("world", [8, 512])
-def test_memory_bars_stand_on_the_axis_at_the_height_of_their_bytes(world: int) -> None:
+def test_memory_bars_have_the_height_of_their_bytes(world: int) -> None:
     report = plan_report(world)
-    bars = drawings.memory_chart(report, "hbm").bars
-    most = max(max(rank.hbm, rank.hbm_free) for rank in report.ranks)
+    bars = charts.memory_chart(report, "hbm").bars
+    max_bytes = max(max(rank.hbm, rank.hbm_free) for rank in report.ranks)
     for rank in report.ranks:
         middle = (rank.rank + 0.5) / world * 100
         free, used = (bar for bar in bars if bar.x <= middle <= bar.x + bar.width)
         assert (free.style, used.style) == ("free", "used")
-        assert free.height == pytest.approx(rank.hbm_free / most * drawings.HEIGHT)
-        assert used.height == pytest.approx(rank.hbm / most * drawings.HEIGHT)
-        assert used.y + used.height == pytest.approx(drawings.HEIGHT)
+        assert free.height == pytest.approx(rank.hbm_free / max_bytes * charts.HEIGHT)
+        assert used.height == pytest.approx(rank.hbm / max_bytes * charts.HEIGHT)
+        assert used.y + used.height == pytest.approx(charts.HEIGHT)
 
 
-def test_equal_neighbours_are_one_bar_among_many_ranks() -> None:
-    few, many = (drawings.memory_chart(plan_report(world), "hbm").bars for world in (64, 512))
+def test_equal_neighbours_share_a_bar_with_many_ranks() -> None:
+    few, many = (charts.memory_chart(plan_report(world), "hbm").bars for world in (64, 512))
     assert len(few) == 2 * 64
     assert len(many) < 20
 
 
-def test_parts_of_the_time_follow_each_other() -> None:
+def test_cost_parts_are_stacked() -> None:
     report = plan_report()
-    rows = drawings.time_bars(report)
+    rows = charts.time_rows(report)
     assert [row.name for row in rows] == ["item_id", "user_id", "tag", "action", "slowest rank"]
     for row, cost in zip(rows, [*(table.chosen.cost for table in report.tables), report.cost], strict=True):
-        assert [bar.style for bar in row.bars] == drawings.COST_PARTS[:4]
+        assert [bar.style for bar in row.bars] == charts.COST_PARTS[:4]
         end = 0.0
         for bar in row.bars:
             assert bar.x == pytest.approx(end)
@@ -63,33 +63,33 @@ def test_parts_of_the_time_follow_each_other() -> None:
 
 
 @given(st.floats(1e-6, 1e6))
-def test_axis_is_round_and_covers_its_values(most: float) -> None:
-    ends = drawings._axis(most)
+def test_axis_ticks_are_round_and_cover_the_values(max_value: float) -> None:
+    ends = charts._axis(max_value)
     assert 3 <= len(ends) <= 6
     assert ends[0] == 0
-    assert 0.6 * most <= ends[-1] <= most * 1.0001
+    assert 0.6 * max_value <= ends[-1] <= max_value * 1.0001
     assert f"{ends[1]:.3e}"[:5] in ("1.000", "2.000", "5.000")
 
 
-def test_sweep_has_a_dot_where_tables_fit_and_a_cross_where_not() -> None:
-    memory, time = drawings.sweep_charts([misfit_report(8), plan_report(64), plan_report(512)])
+def test_sweep_marks_feasible_and_infeasible_numbers_of_ranks() -> None:
+    memory, time = charts.sweep_charts([misfit_report(8), plan_report(64), plan_report(512)])
     assert [curve.name for curve in memory.curves] == ["HBM, fullest rank", "HBM, free"]
     fullest, free = memory.curves
     assert [dot.title for dot in fullest.dots] == [
         "HBM, fullest rank, 64 ranks: 48.8 GB",
         "HBM, fullest rank, 512 ranks: 6.18 GB",
     ]
-    assert [dot.y for dot in free.dots] == pytest.approx([(1 - 1 / 1.1) * drawings.HEIGHT] * 2)
-    assert fullest.dots[0].y == pytest.approx((1 - 48.84 / 132) * drawings.HEIGHT, abs=0.1)
+    assert [dot.y for dot in free.dots] == pytest.approx([(1 - 1 / 1.1) * charts.HEIGHT] * 2)
+    assert fullest.dots[0].y == pytest.approx((1 - 48.84 / 132) * charts.HEIGHT, abs=0.1)
     for chart in (memory, time):
         assert [cross.title for cross in chart.crosses] == ["8 ranks: does not fit"]
-        assert [tick.text for tick in chart.across] == ["8", "64", "512"]
-        left, middle, right = (tick.at for tick in chart.across)
+        assert [tick.text for tick in chart.x_ticks] == ["8", "64", "512"]
+        left, middle, right = (tick.position for tick in chart.x_ticks)
         assert middle - left == pytest.approx(right - middle)
         assert chart.crosses[0].x == left
 
 
-def test_sweep_of_one_or_of_nothing_that_fits_can_be_drawn() -> None:
+def test_draws_a_sweep_of_one_or_no_feasible_plan() -> None:
     for reports in ([plan_report()], [misfit_report()]):
-        memory, time = drawings.sweep_charts(reports)
-        assert len(memory.across) == len(time.across) == 1
+        memory, time = charts.sweep_charts(reports)
+        assert len(memory.x_ticks) == len(time.x_ticks) == 1

@@ -11,7 +11,7 @@ VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
 class Page(HTMLParser):
-    """Text and tags of a page; every tag must be closed in order."""
+    """Text and tags of a page. Every tag must be closed in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ SWEEP = [plan_report(512), misfit_report(8), plan_report(64)]
         (misfit_report(), []),
     ],
 )
-def test_page_is_whole_and_needs_nothing_else(report: PlanReport, sweep: list[PlanReport]) -> None:
+def test_page_is_well_formed_and_self_contained(report: PlanReport, sweep: list[PlanReport]) -> None:
     html = render_plan_page(report, sweep)
     page = Page(html)
     assert page.tags.count("title") >= 1
@@ -66,7 +66,7 @@ def test_page_is_whole_and_needs_nothing_else(report: PlanReport, sweep: list[Pl
     assert "script" not in page.tags
 
 
-def test_figures_of_a_plan_that_fits() -> None:
+def test_page_shows_figures_of_a_feasible_plan() -> None:
     text = Page(render_plan_page(plan_report(64), [])).text
     assert "Fits on h200_8x8 64 ranks on 8 hosts, cuda · planned in 3.2 s" in text
     assert "9.49 ms estimated per step" in text
@@ -77,10 +77,10 @@ def test_figures_of_a_plan_that_fits() -> None:
     assert "exchanged per target impression 2.73 kB ids 42 B, rows 1.34 kB, gradients 1.34 kB" in text
     assert "tag, rank 2: 46.5 MB" in text
     assert "slowest rank, forward comms: 3.30 ms" in text
-    assert "On other numbers of ranks" not in text
+    assert "Other numbers of ranks" not in text
 
 
-def test_no_fit_names_the_tables_and_the_options() -> None:
+def test_page_names_unplaced_tables_and_options() -> None:
     page = Page(render_plan_page(misfit_report(), []))
     assert "Does not fit on h200_1x8" in page.text
     assert "item_id HBM 322 GB 111 GB 211 GB" in page.text
@@ -88,15 +88,15 @@ def test_no_fit_names_the_tables_and_the_options() -> None:
     assert "svg" not in page.tags
 
 
-def test_sweep_stands_in_the_order_of_ranks() -> None:
+def test_sweep_is_sorted_by_ranks() -> None:
     text = Page(render_plan_page(misfit_report(), SWEEP)).text
     lines = ["8 1 do not fit –", "64 8 fit 48.8 GB 41% 9.49 2.73 kB", "512 64 fit 6.18 GB 5%"]
-    places = [text.index(line) for line in lines]
-    assert places == sorted(places)
-    assert text.count("8 64 512 ranks, logarithmic") == 2
+    offsets = [text.index(line) for line in lines]
+    assert offsets == sorted(offsets)
+    assert text.count("8 64 512 ranks (log scale)") == 2
 
 
-def test_names_are_escaped_everywhere() -> None:
+def test_names_are_escaped() -> None:
     name = '<script>alert("x")</script>&'
     for report in (renamed(plan_report(), {"item_id": name}), renamed(misfit_report(), {"item_id": name})):
         html = render_plan_page(report, [])
