@@ -1,7 +1,7 @@
 """A sharding plan as one self-contained HTML page: no script, no further file, no network."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from a2gen_rec.reporting import formatting, plan_summary
 from a2gen_rec.reporting.pages import templates
@@ -18,7 +18,7 @@ def render_plan_page(report: PlanReport, sweep: Sequence[PlanReport]) -> str:
         report: The plan.
         sweep: Plans of the same tables on other numbers of ranks; may be empty.
     """
-    filters = {
+    filters: dict[str, Callable[..., str]] = {
         "bytes": formatting.format_bytes,
         "count": formatting.format_count,
         "ms": formatting.format_ms,
