@@ -1,4 +1,4 @@
-"""``python -m a2gen_rec.cli``: what torchrun starts on every rank."""
+"""``python -m a2gen_rec.cli``: the module that torchrun starts on every rank."""
 
 from a2gen_rec.cli.main import main
 

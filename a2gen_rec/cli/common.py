@@ -1,10 +1,11 @@
-"""What commands share: parts of their parsers, the settings read back from them, and the console."""
+"""Parsers, settings and console shared by the commands."""
 
 from dataclasses import fields
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
+from a2gen_rec.cli.options import CommandParser
 from a2gen_rec.config import EnsembleConfig, EvaluateConfig, PrepareConfig, ServeConfig, SimulateConfig
 
 if TYPE_CHECKING:
@@ -14,20 +15,43 @@ ConfigT = TypeVar("ConfigT", SimulateConfig, PrepareConfig, EvaluateConfig, Ense
 
 
 def build_parser(description: str, usage: str | None = None) -> ArgumentParser:
-    return ArgumentParser(description=description, usage=usage, exit_on_error=False)
+    return CommandParser(description=description, usage=usage, exit_on_error=False)
 
 
 def add_device(parser: ArgumentParser) -> None:
-    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to run")
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="device to run on")
 
 
-def config_from_args(kind: type[ConfigT], options: Namespace) -> ConfigT:
-    return kind(**{field.name: options[field.name] for field in fields(kind)})
+def add_config_file(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help="YAML of settings; later arguments override it")
+
+
+def add_run(parser: ArgumentParser, purpose: str, required: bool = True) -> None:
+    """Add ``--run``; ``purpose`` completes "its best checkpoint is …"."""
+    help_text = f"run directory; its best checkpoint is {purpose}"
+    parser.add_argument("--run", type=str, required=required, default=None if required else "", help=help_text)
+
+
+def add_data(parser: ArgumentParser) -> None:
+    parser.add_argument("--data", type=str, default="", help="dataset directory; default: the run's")
+
+
+def add_ensemble(parser: ArgumentParser) -> None:
+    parser.add_argument("--ensemble", type=str, default="", help="ensemble directory; default: the run's, if any")
+
+
+def config_from_args(config_class: type[ConfigT], args: Namespace) -> ConfigT:
+    return config_class(**{field.name: args[field.name] for field in fields(config_class)})
 
 
 def new_console() -> "Console":
-    """Where tables go: as wide as the terminal, or 100 columns in a file or pipe."""
+    """Return a console for tables: as wide as the terminal, or 100 columns in a file or pipe."""
     from rich.console import Console
 
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=100)
+
+
+def print_line(line: str) -> None:
+    """Print a progress line immediately, in pipes as well."""
+    print(line, flush=True)

@@ -1,4 +1,4 @@
-"""``a2gen doctor``: what is wrong with an installation."""
+"""``a2gen doctor``: check an installation."""
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -12,6 +12,6 @@ def parser() -> ArgumentParser:
 def run(_: Namespace) -> int:
     from a2gen_rec.cli.doctor_checks import checks_table, has_failures, run_checks
 
-    findings = run_checks()
-    new_console().print(checks_table(findings))
-    return int(has_failures(findings))
+    checks = run_checks()
+    new_console().print(checks_table(checks))
+    return int(has_failures(checks))

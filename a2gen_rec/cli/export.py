@@ -1,46 +1,39 @@
-"""``a2gen export``: a trained run as a folder to serve from."""
+"""``a2gen export``: export a trained run for serving."""
 
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import build_parser, new_console
+from a2gen_rec.cli.common import add_data, add_ensemble, add_run, build_parser, new_console
 
 
 def parser() -> ArgumentParser:
-    command = build_parser("Export a run for serving: quantised tables, checked against the run's own AUC.")
-    command.add_argument("--run", type=str, required=True, help="run folder; its best checkpoint is exported")
-    command.add_argument("--out", type=str, required=True, help="new folder of the exported model")
+    command = build_parser("Export a run for serving, with quantized tables, and compare its AUC with the run's.")
+    add_run(command, "exported")
+    command.add_argument("--out", type=str, required=True, help="output directory of the exported model")
     command.add_argument(
-        "--dtype", type=Literal["int8", "fp16", "fp32"], default="int8", help="of the tables that are looked up by id"
+        "--dtype", type=Literal["int8", "fp16", "fp32"], default="int8", help="data type of the tables of id features"
     )
-    command.add_argument("--data", type=str, default="", help="dataset folder; by default the run's own")
+    add_data(command)
     command.add_argument(
-        "--tolerance", type=float, default=0.001, help="most that an action's AUC may fall by; else nothing is written"
+        "--max-auc-drop",
+        type=float,
+        default=0.001,
+        help="maximum drop of an action's AUC; if exceeded, nothing is written",
     )
-    command.add_argument("--ensemble", type=str, default="", help="ensemble folder; by default the run's own, if any")
-    command.add_argument("--split", type=Literal["valid", "test"], default="test", help="part to measure on")
+    add_ensemble(command)
+    command.add_argument("--split", type=Literal["valid", "test"], default="test", help="split to compare AUC on")
     return command
 
 
-def run(options: Namespace) -> None:
+def run(args: Namespace) -> None:
     from a2gen_rec.utils.warning_filters import silence_known_warnings
 
     silence_known_warnings()
     from a2gen_rec.reporting.console.evaluation import export_table
     from a2gen_rec.runs.export import export_run
 
-    exported = export_run(
-        options.run,
-        options.out,
-        options.dtype,
-        options.data,
-        options.tolerance,
-        options.ensemble,
-        options.split,
-    )
+    exported = export_run(args.run, args.out, args.dtype, args.data, args.max_auc_drop, args.ensemble, args.split)
     console = new_console()
     console.print(export_table(exported.manifest.metrics))
-    console.print(
-        f"{options.out}: version {exported.manifest.version}, {exported.bytes / 2**20:,.1f} MiB", soft_wrap=True
-    )
+    console.print(f"{args.out}: version {exported.manifest.version}, {exported.bytes / 2**20:,.1f} MiB", soft_wrap=True)

@@ -1,77 +1,75 @@
-"""The entry point: which command, with which arguments, and what its errors become."""
+"""Entry point of ``a2gen``: select the command, parse its arguments, report its errors."""
 
 import argparse
 import json
 import os
 import sys
-import textwrap
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from a2gen_rec import __version__
 from a2gen_rec.cli import (
     backfill,
     benchmark,
     doctor,
+    ensemble_train,
     evaluate,
     experiment,
     export,
     plan,
     prepare,
     rank,
-    report,
+    report_dataset,
+    report_experiment,
     serve,
     simulate,
     train,
-    train_ensemble,
 )
+from a2gen_rec.cli.options import HelpFormatter, normalize_option_names
 from a2gen_rec.errors import ConfigError, UserError
 
 
 class Command(Protocol):
-    """A subcommand's module: its parser and what runs it, to an exit code."""
+    """Module of a command: its parser, and a function that runs it and returns an exit code."""
 
     def parser(self) -> ArgumentParser: ...
 
-    def run(self, options: Namespace, /) -> int | None: ...
+    def run(self, args: Namespace, /) -> int | None: ...
 
 
 COMMANDS: dict[str, Command] = {
     "simulate": simulate,
     "prepare": prepare,
     "train": train,
-    "train-ensemble": train_ensemble,
+    "ensemble train": ensemble_train,
     "evaluate": evaluate,
     "export": export,
     "rank": rank,
     "serve": serve,
     "backfill": backfill,
     "experiment": experiment,
-    "report": report,
+    "report experiment": report_experiment,
+    "report dataset": report_dataset,
     "plan": plan,
     "benchmark": benchmark,
     "doctor": doctor,
 }
 
-
-class LineWrappingFormatter(DefaultHelpFormatter):
-    """Help whose texts keep their lines. Subcommands take over the main parser's formatter."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        lines = text.splitlines()
-        hang = ["    " if line.startswith(" ") else "" for line in lines]
-        filled = [textwrap.fill(line, width, subsequent_indent=by) for line, by in zip(lines, hang, strict=True)]
-        return textwrap.indent("\n".join(filled), indent)
+GROUPS = {
+    "ensemble": "Combine a run's predictions into one score.",
+    "report": "Write a report of an experiment or of a dataset, as HTML and Markdown with charts.",
+}
+"""Descriptions of the commands that have subcommands."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point: exit code 0 when done, 1 for unusable input, 2 for unusable settings."""
+    """Run ``a2gen``. The exit code is 0 on success, 1 for invalid input, 2 for invalid settings."""
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        # Ranks of one job agree on their errors; the first one tells.
+        # All ranks of a job raise the same error; rank 0 prints it.
         if os.environ.get("RANK", "0") == "0":
             print(f"a2gen: error: {' '.join(str(error).split())}", file=sys.stderr)
         code = error.exit_code
@@ -87,35 +85,44 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(argv: list[str]) -> int:
     parser, parsers = _parsers()
     try:
-        options = parser.parse_args(_split_benchmark_args(_load_saved_config(argv)))
+        args = parser.parse_args(_split_benchmark_args(_load_saved_config(_normalized(argv, parsers))))
     except (ArgumentError, ConfigError) as error:
         raise ConfigError(_first_line(error)) from error
-    name = options.subcommand
+    name = args.subcommand
+    args = args[name]
+    if name in GROUPS:
+        name, args = f"{name} {args.subcommand}", args[args.subcommand]
     try:
-        settings = parsers[name].instantiate(options[name])
+        args = parsers[name].instantiate(args)
     except (ArgumentError, ValueError) as error:
         raise ConfigError(_first_line(error)) from error
-    return int(COMMANDS[name].run(settings) or 0)
+    return int(COMMANDS[name].run(args) or 0)
+
+
+def _normalized(argv: list[str], parsers: dict[str, ArgumentParser]) -> list[str]:
+    """Return the arguments with underscores in the names of the command's options."""
+    name = " ".join(argv[: 2 if argv[:1] and argv[0] in GROUPS else 1])
+    return normalize_option_names(argv, parsers[name]) if name in parsers else argv
 
 
 def _load_saved_config(argv: list[str]) -> list[str]:
-    """Let `a2gen train --run DIR` go on with the run's own settings, and read a remote --config through iopath."""
+    """Let ``a2gen train --run DIR`` resume with the run's settings, and read a remote ``--config`` through iopath."""
     from a2gen_rec.utils import paths
 
     if argv[:1] not in (["train"], ["plan"]):
         return argv
-    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    known.add_argument("--config")
-    known.add_argument("--run")
-    given, others = known.parse_known_args(argv[1:])
-    run = ["--run", given.run] if given.run else []
-    saved = paths.join(given.run, "config.yaml") if given.run else ""
-    config = given.config or (saved if saved and paths.exists(saved) else "")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--run")
+    known, others = parser.parse_known_args(argv[1:])
+    run = ["--run", known.run] if known.run else []
+    saved = paths.join(known.run, "config.yaml") if known.run else ""
+    config = known.config or (saved if saved and paths.exists(saved) else "")
     return [argv[0], *(["--config", paths.to_local_path(config)] if config else []), *run, *others]
 
 
 def _split_benchmark_args(argv: list[str]) -> list[str]:
-    """What follows ``--`` is the benchmark's; the parser would take it only right after the name."""
+    """Pass the benchmark's options, after ``--``, as one argument; argparse accepts ``--`` only after the name."""
     if argv[:1] != ["benchmark"] or "--" not in argv:
         return argv
     end = argv.index("--")
@@ -123,19 +130,28 @@ def _split_benchmark_args(argv: list[str]) -> list[str]:
 
 
 def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """The main parser and those of the commands."""
+    """Return the main parser and the parsers of all commands by name."""
     parser = ArgumentParser(
         prog="a2gen",
         description="Short-video ranking from action sequences: A2Gen on TorchRec-sharded embedding tables.",
         version=f"a2gen {__version__}",
-        formatter_class=LineWrappingFormatter,
+        formatter_class=HelpFormatter,
         exit_on_error=False,
     )
     parsers = {name: command.parser() for name, command in COMMANDS.items()}
-    subcommands = parser.add_subcommands(dest="subcommand", title="commands", metavar="COMMAND")
+    subcommands = {"": _add_subcommands(parser)}
     for name, command in parsers.items():
-        subcommands.add_subcommand(name, command, help=command.description)
+        group, _, last = name.rpartition(" ")
+        if group not in subcommands:
+            group_parser = ArgumentParser(description=GROUPS[group], exit_on_error=False)
+            subcommands[""].add_subcommand(group, group_parser, help=GROUPS[group])
+            subcommands[group] = _add_subcommands(group_parser)
+        subcommands[group].add_subcommand(last, command, help=command.description)
     return parser, parsers
+
+
+def _add_subcommands(parser: ArgumentParser) -> Any:
+    return parser.add_subcommands(dest="subcommand", title="commands", metavar="COMMAND")
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""``a2gen prepare``: a raw log becomes a dataset."""
+"""``a2gen prepare``: build a dataset from a raw log."""
 
 import shlex
 import sys
@@ -8,28 +8,27 @@ from jsonargparse import ArgumentParser, Namespace
 
 from a2gen_rec.cli.common import build_parser, config_from_args, new_console
 from a2gen_rec.config import PrepareConfig
-
-SOURCE_NAMES = ("kuairand", "jd", "rec_tmall", "tenrec", "simulated", "generic")
+from a2gen_rec.config.data import SOURCE_NAMES
 
 
 def parser() -> ArgumentParser:
-    command = build_parser("Turn a raw log into a dataset of user windows.")
+    command = build_parser("Build a dataset of user windows from a raw log.")
     command.add_argument("source", type=Literal[SOURCE_NAMES], help=f"kind of raw log: {', '.join(SOURCE_NAMES)}")
-    command.add_argument("--raw", type=str, required=True, help="the log's file or folder, local or remote")
-    command.add_argument("--out", type=str, required=True, help="dataset folder to write; must be new or empty")
+    command.add_argument("--raw", type=str, required=True, help="file or directory of the log, local or remote")
+    command.add_argument("--out", type=str, required=True, help="output directory; must be new or empty")
     command.add_argument("--spec", type=str, default=None, help="YAML that describes a 'generic' log")
     command.add_class_arguments(PrepareConfig)
     return command
 
 
-def run(options: Namespace) -> None:
+def run(args: Namespace) -> None:
     from a2gen_rec.data.prepare.pipeline import prepare
     from a2gen_rec.reporting.console.dataset import summary_tables
 
     command = shlex.join(["a2gen", *sys.argv[1:]])
-    config = config_from_args(PrepareConfig, options)
-    card = prepare(options.source, options.raw, options.out, config, options.spec, command, progress=True)
+    config = config_from_args(PrepareConfig, args)
+    card = prepare(args.source, args.raw, args.out, config, args.spec, command, progress=True)
     console = new_console()
     for table in summary_tables(card):
         console.print(table)
-    console.print(f"dataset: {options.out}", soft_wrap=True)
+    console.print(f"dataset: {args.out}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``a2gen simulate``: the log of a simulated world."""
+"""``a2gen simulate``: write a simulated log."""
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -7,16 +7,16 @@ from a2gen_rec.config import SimulateConfig
 
 
 def parser() -> ArgumentParser:
-    command = build_parser("Write the log of a simulated short-video world whose true probabilities are known.")
-    command.add_argument("--out", type=str, required=True, help="folder to write; must be new or empty")
+    command = build_parser("Write a simulated short-video log whose true probabilities are known.")
+    command.add_argument("--out", type=str, required=True, help="output directory; must be new or empty")
     command.add_class_arguments(SimulateConfig)
     return command
 
 
-def run(options: Namespace) -> None:
+def run(args: Namespace) -> None:
     from a2gen_rec.simulation.simulator import simulate
 
-    summary = simulate(options.out, config_from_args(SimulateConfig, options), progress=True)
+    summary = simulate(args.out, config_from_args(SimulateConfig, args), progress=True)
     rates = ", ".join(f"{name} {rate:.1%}" for name, rate in summary.rates.items())
-    print(f"{summary.impressions:,} impressions of {summary.users:,} users on {summary.items:,} items in {options.out}")
+    print(f"{summary.impressions:,} impressions of {summary.users:,} users on {summary.items:,} items in {args.out}")
     print(f"rates: {rates}")

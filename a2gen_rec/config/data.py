@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from a2gen_rec.errors import ConfigError
 
+SOURCE_NAMES = ("kuairand", "jd", "rec_tmall", "tenrec", "simulated", "generic")
+"""Kinds of raw logs that can be prepared."""
+
 
 @dataclass
 class SimulateConfig:

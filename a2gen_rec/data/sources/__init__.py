@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from a2gen_rec.config.data import SOURCE_NAMES
 from a2gen_rec.data.sources.base import Source
 from a2gen_rec.data.sources.generic import open_generic
 from a2gen_rec.data.sources.jd import JD
@@ -10,7 +11,6 @@ from a2gen_rec.data.sources.rec_tmall import RecTmall
 from a2gen_rec.data.sources.tenrec import Tenrec
 from a2gen_rec.errors import ConfigError
 
-SOURCE_NAMES = ("kuairand", "jd", "rec_tmall", "tenrec", "simulated", "generic")
 
 
 def open_source(name: str, raw: str, spec: str | None = None) -> Source:

@@ -1,0 +1,89 @@
+"""Spelling of options: hyphens on the command line and in help, underscores in settings and parsers.
+
+Parsers register every option with underscores, like the fields of the settings dataclasses. The command line accepts
+both spellings.
+"""
+
+import copy
+import textwrap
+from argparse import Action
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+set_parsing_settings(
+    docstring_parse_attribute_docstrings=True
+)  # the texts below the fields of a dataclass are its help
+
+
+class CommandParser(ArgumentParser):
+    """Parser of one command; its options may be added with hyphens."""
+
+    def add_argument(self, *names: Any, **settings: Any) -> Any:
+        return super().add_argument(*(_underscored(name) if _is_option(name) else name for name in names), **settings)
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Help with hyphens in option names that keeps the lines of descriptions and usages.
+
+    Subcommands use the main parser's formatter.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = text.splitlines()
+        hangs = ["    " if line.startswith(" ") else "" for line in lines]
+        filled = [textwrap.fill(line, width, subsequent_indent=hang) for line, hang in zip(lines, hangs, strict=True)]
+        return textwrap.indent("\n".join(filled), indent)
+
+    def _format_usage(self, usage: str | None, actions: Iterable[Action], *args: Any, **kwargs: Any) -> str:
+        return str(super()._format_usage(usage, [_hyphenated(action) for action in actions], *args, **kwargs))
+
+    def _format_action_invocation(self, action: Action) -> str:
+        return str(super()._format_action_invocation(_hyphenated(action)))
+
+    def _expand_help(self, action: Action) -> str:
+        return str(super()._expand_help(action)).replace("``", "`")
+
+
+def normalize_option_names(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """Replace hyphens in the names of a parser's options by underscores.
+
+    Values, unknown options, keys of mappings (``--num-rows.TABLE``) and everything after ``--`` stay unchanged.
+    """
+    known = parser._option_string_actions
+    words = []
+    for index, word in enumerate(argv):
+        if word == "--":
+            return [*words, *argv[index:]]
+        name, equals, value = word.partition("=")
+        words.append(_normalized(name, known) + equals + value if _is_option(word) else word)
+    return words
+
+
+def _normalized(name: str, known: Iterable[str]) -> str:
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):  # the longest known prefix; after it come a mapping's key and its fields
+        prefix = _underscored(".".join(parts[:count]))
+        if prefix in known:
+            key, fields = parts[count : count + 1], map(_underscored, parts[count + 1 :])
+            return ".".join([prefix, *key, *fields])
+    return name
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("--") and len(word) > 2
+
+
+def _underscored(name: str) -> str:
+    dashes = "--" if name.startswith("--") else ""
+    return dashes + name.removeprefix("--").replace("-", "_")
+
+
+def _hyphenated(action: Action) -> Action:
+    """Return the action with hyphens in its option names, for display."""
+    if not any("_" in name for name in action.option_strings):
+        return action
+    shown = copy.copy(action)
+    shown.option_strings = [name.replace("_", "-") for name in action.option_strings]
+    return shown
