@@ -139,7 +139,7 @@ def exported(folder: Path, data: str, dim: int, settings: Settings) -> list[Expo
     for dtype in settings.dtypes:
         out = folder / f"model-{dim}-{dtype}"
         # Whatever it costs is to be measured.
-        a2gen(folder, "export", "--run", run, "--out", str(out), "--dtype", dtype, "--tolerance", "1")
+        a2gen(folder, "export", "--run", run, "--out", str(out), "--dtype", dtype, "--max-auc-drop", "1")
         found.append(Export(dim, dtype, out, read_manifest(str(out))))
     return found
 

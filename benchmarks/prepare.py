@@ -69,7 +69,7 @@ class Preparation:
     def run(self, settings: Settings) -> None:
         shutil.rmtree(self.dataset, ignore_errors=True)
         arguments = ["prepare", "simulated", "--raw", str(self.log), "--out", str(self.dataset)]
-        bounds = ["--memory_limit_gb", str(settings.memory_gb), "--threads", str(settings.threads)]
+        bounds = ["--memory-limit-gb", str(settings.memory_gb), "--threads", str(settings.threads)]
         done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments, *bounds], capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"a2gen prepare failed: {done.stderr.strip()}")
@@ -96,7 +96,7 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
     peaks = [statistics.median(job.peaks) for job in jobs]
     speeds = [size / timing.median for size, timing in zip(sizes, timings, strict=True)]
     table = ReportTable(
-        title=f"a2gen prepare --memory_gb {settings.memory_gb:g}",
+        title=f"a2gen prepare --memory-limit-gb {settings.memory_gb:g}",
         columns=["impressions", "s median", "s p10", "s p90", "impressions/s", "peak MiB", "dataset MiB"],
         rows=[
             [size, timing.median, timing.p10, timing.p90, speed, peak, volume]

@@ -157,8 +157,8 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
         world = make_world(folder, *made, settings.seed, tell)
         found: list[Measured] = []
         for cache in settings.caches:
-            options = ["--history_cache_mb", "0", "--action_cache_mb", "0"] if cache == "cold" else []
-            options += ["--num_workers", str(settings.workers)]
+            options = ["--history-cache-mb", "0", "--action-cache-mb", "0"] if cache == "cold" else []
+            options += ["--num-workers", str(settings.workers)]
             with serving(world.model, folder, [*options, *settings.serve]) as service:
                 if not found:
                     tell(f"recording histories of {len(world.pasts):,} users")
@@ -189,7 +189,7 @@ def serving(model: str, folder: Path, options: list[str]) -> Iterator[Served]:
         UserError: it does not start.
     """
     store, log = str(folder / "events.db"), folder / "serve.log"
-    arguments = ["serve", "--model", model, "--event_store", store, "--port", "0", *options]
+    arguments = ["serve", "--model", model, "--event-store", store, "--port", "0", *options]
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "a2gen_rec.cli", *arguments],

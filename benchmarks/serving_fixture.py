@@ -126,7 +126,7 @@ def make_world(
     bounds = [f"--train.max_steps={steps}", f"--train.validation_interval={steps}", "--train.epochs=1000"]
     a2gen(folder, "train", "--config", str(CONFIG), "--data", data, "--run", run, *bounds)
     # What little training gives may be rounded more; ranking takes as long.
-    a2gen(folder, "export", "--run", run, "--out", model, "--dtype", "int8", "--tolerance", "0.01")
+    a2gen(folder, "export", "--run", run, "--out", model, "--dtype", "int8", "--max-auc-drop", "0.01")
     pasts = dict(_full(log, data, history, users))
     if not pasts:
         raise ConfigError(f"no simulated user has {history} impressions; raise users")

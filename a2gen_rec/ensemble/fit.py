@@ -129,7 +129,7 @@ def load_compatible_ensemble(opened: LoadedRun, folder: str) -> tuple[Ensemble, 
 
 def check_compatible(card: EnsembleCard, opened: LoadedRun, folder: str) -> None:
     """Raise a UserError unless the ensemble is of the open checkpoint."""
-    again = "run `a2gen train-ensemble` again or remove it"
+    again = "run `a2gen ensemble train` again or remove it"
     if card.step != opened.step:
         raise UserError(
             f"{folder}: is of step {card.step} of {card.run}, the run's best is step {opened.step}; {again}"

@@ -68,7 +68,7 @@ def resolve_sort_key(card: DatasetCard, by: str, tasks: Sequence[str] = (), fuse
     """
     choices = sort_keys(card, tasks, fused)
     if by == ENSEMBLE and not fused:
-        raise ConfigError("cannot rank by ensemble: the run has none; `a2gen train-ensemble` trains one")
+        raise ConfigError("cannot rank by ensemble: the run has none; `a2gen ensemble train` trains one")
     if by not in [*choices, ""]:
         raise ConfigError(f"cannot rank by {by!r}; this run predicts {', '.join(choices)}")
     if not choices:

@@ -67,7 +67,7 @@ def export_run(
         UserError: no such run; ``out`` is not empty; the AUC falls by more than the tolerance. Nothing is left behind.
     """
     if not tolerance >= 0:
-        raise ConfigError(f"--tolerance {tolerance} must be at least 0")
+        raise ConfigError(f"--max-auc-drop {tolerance} must be at least 0")
     require_empty_dir(out)
     with load_run(run, data, "cpu") as opened:
         if opened.process.world_size > 1:
@@ -130,7 +130,7 @@ def check_auc_drop(metrics: Mapping[str, Any], out: str) -> None:
     if fell:
         told = ", ".join(f"{name} {auc['original']:.4f} -> {auc['exported']:.4f}" for name, auc in fell.items())
         raise UserError(
-            f"{out}: not written: on {metrics['split']} the AUC falls by more than --tolerance {metrics['tolerance']:g}"
+            f"{out}: not written: on {metrics['split']} the AUC falls by more than --max-auc-drop {metrics['tolerance']:g}"
             f" ({told}); export with --dtype fp16 or fp32"
         )
 

@@ -75,7 +75,7 @@ def backfill(
         UserError: the model or the store cannot be used, or memory ran out. What is recorded by then stays.
     """
     if max_impressions < 0:
-        raise ConfigError(f"--last {max_impressions} must not be negative")
+        raise ConfigError(f"--max-impressions {max_impressions} must be at least 0")
     PrepareConfig(memory_limit_gb=memory_gb, threads=threads)  # validates both
     folder = resolve_model_dir(model)
     read_manifest(folder)

@@ -116,7 +116,7 @@ def _fewer_rows(problem: PlanningProblem, names: list[str]) -> Iterator[Remedy]:
         share = (fits + too_many) // 2
         tables = problem.workload.tables
         rows = {table.name: max(1, table.rows * share // 1000) for table in tables if table.name in names}
-        options = [word for name, count in rows.items() for word in (f"--rows.{name}", str(count))]
+        options = [word for name, count in rows.items() for word in (f"--num-rows.{name}", str(count))]
         smaller = replace(problem, workload=problem.workload.with_rows(rows))
         remedy = _remedy(f"{share / 1000:.1%} of the rows of {', '.join(names)}", options, smaller)
         if remedy is None:

@@ -82,7 +82,7 @@ def test_a_dataset_is_planned_by_its_card(tmp_path: Path, capsys: pytest.Capture
     data = write_dataset(tmp_path / "data", make_card())
     out = tmp_path / "plan.json"
     jd = ["--config", str(CONFIGS / "jd.yaml"), "--data", str(data), "--topology", topology("laptop")]
-    assert code(*jd, "--rows.item_id", "77", "--json", str(out)) == 0
+    assert code(*jd, "--num-rows.item_id", "77", "--json", str(out)) == 0
     rows = {table["name"]: table["rows"] for table in json.loads(out.read_text())["tables"]}
     cardinality = {feature.name: feature.cardinality for feature in id_features(make_card())}
     assert rows == cardinality | {"item_id": 77, "action": 5, "time_bucket": 64, "gap_bucket": 64}
@@ -128,9 +128,9 @@ def test_topologies_and_saved_plans_are_compared(
         (["--compare", topology("laptop"), topology("h100_1x8"), "--save", "plan.yaml"], "--save is for one plan"),
         (["--topology", topology("h100_1x8"), "--ranks", "12"], "12 ranks do not fill hosts of 8"),
         (["--topology", topology("laptop"), "--sharding.compute_kernels", "[fused_uvm]"], "there is only fused"),
-        (["--topology", topology("laptop"), "--rows.nothing", "5"], "no table 'nothing'"),
-        (["--topology", topology("laptop"), "--rows.item_id", "0"], "rows 0 of table 'item_id' must be at least 1"),
-        (["--topology", topology("laptop"), "--rows.item_id", str(10**18)], "and at most 10^14"),
+        (["--topology", topology("laptop"), "--num-rows.nothing", "5"], "no table 'nothing'"),
+        (["--topology", topology("laptop"), "--num-rows.item_id", "0"], "rows 0 of table 'item_id' must be at least 1"),
+        (["--topology", topology("laptop"), "--num-rows.item_id", str(10**18)], "and at most 10^14"),
         (["--topology", topology("laptop"), "--ranks", "-2"], "field 'ranks': -2 must be positive"),
         (["--topology", topology("laptop"), "--model.dim", "30"], "model.dim 30"),
         (["--topology", topology("laptop"), "--surprise", "1"], "surprise"),

@@ -57,7 +57,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, str, str]:
     log, run = simulated_log(folder), str(folder / "two")
     command = [*LAUNCH, "a2gen_rec.cli", "train", "--data", log.data, "--run", run, *options(OPTIONS)]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
-    main(["train-ensemble", "--run", run, *options(ENSEMBLE)])
+    main(["ensemble", "train", "--run", run, *options(ENSEMBLE)])
     export_run(run, str(folder / "model"), "fp32")
     return log, run, str(folder / "model")
 

@@ -84,7 +84,7 @@ def test_ranking_a_user(trained: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.fixture(scope="module")
 def fused(trained: Path) -> Path:
     small = ["--epochs", "2", "--dim", "4", "--hidden", "[4]", "--degree", "8", "--formula_trials", "4"]
-    main(["train-ensemble", "--run", "memtest://run", *small])
+    main(["ensemble", "train", "--run", "memtest://run", *small])
     return trained / "run" / "ensemble"
 
 
@@ -100,7 +100,7 @@ def test_an_ensemble_is_trained_and_evaluated(fused: Path, capsys: pytest.Captur
 
 
 def test_a_ranking_explained(fused: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["rank", "--run", "memtest://run", "--user", "7", "--top", "3", "--explain"])
+    main(["rank", "--run", "memtest://run", "--user", "7", "--k", "3", "--explain"])
     output = capsys.readouterr().out
     assert "by ensemble score" in output
     assert "why this order" in output

@@ -162,7 +162,7 @@ def test_an_ensemble_trained_on_two_ranks_is_evaluated_on_one(broken: Path, tmp_
     pq.write_table(pa.table(nobody), broken / "users.parquet")
     main(["train", "--data", str(broken), "--run", str(run), *SMALL, "--train.max_steps", "5"])
     small = ["--epochs", "2", "--dim", "4", "--degree", "8", "--formula_trials", "4"]
-    output = finish(start_command(2, "train-ensemble", "--run", str(run), *small))
+    output = finish(start_command(2, "ensemble", "train", "--run", str(run), *small))
     assert output.count("ensemble: ") == output.count("scoring train: 0 of 3 files") == 1
     reported = yaml.safe_load((run / "ensemble" / "ensemble.yaml").read_text())["metrics"]
     shutil.rmtree(run / "scores")

@@ -324,7 +324,7 @@ def test_falls_are_told_and_a_picture_that_fails_is_one_line(
     made = replace(world.trained, card=replace(world.trained.card, max_monotonicity_violation=falls))
     monkeypatch.setattr(fit, "train_ensemble", lambda *_: made)
     with pytest.raises(SystemExit) as left:
-        main(["train-ensemble", "--run", str(world.run)])
+        main(["ensemble", "train", "--run", str(world.run)])
     told = capsys.readouterr()
     assert left.value.code == 1
     assert told.out.splitlines()[-2:] == [

@@ -109,7 +109,7 @@ def test_models_that_generate_nothing_leave_it_out(data: Path, tmp_path: Path) -
 def test_it_is_asked_for_by_the_command(data: Path, tmp_path: Path) -> None:
     run = trained(data, tmp_path / "run", generator="implicit")
     file = tmp_path / "test.json"
-    main(["evaluate", "--run", str(run), "--json", str(file), "--sequences", "2"])
+    main(["evaluate", "--run", str(run), "--json", str(file), "--num-top-sequences", "2"])
     found = json.loads(file.read_text())["sequences"]
     assert len(found["most_frequent"]) == 2
     assert 0 < found["covered"] <= 1 + 1e-5

@@ -336,7 +336,7 @@ def test_the_quick_suite_at_a_tiny_size(tmp_path: Path) -> None:
     assert Experiment(suite, str(tmp_path / "out"), log=lines.append, launch=again).run()["runs"] == results["runs"]
     assert again.asked == []
 
-    main(["report", str(tmp_path / "out"), "--resamples", "10"])
+    main(["report", "experiment", str(tmp_path / "out"), "--bootstrap-resamples", "10"])
     page = (tmp_path / "out" / "report.html").read_text()
     for said in ("small: what the ablations cost", "small: generated action sequences", "What tuning chose", "oracle"):
         assert said in page

@@ -230,18 +230,18 @@ def test_a_folder_without_training_code_ranks_on_the_command_line(
     world: tuple[Log, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "items").write_text("\n".join(NAMES))
-    main(["rank", "--model", world[1], "--user", "nobody", "--candidates", str(tmp_path / "items"), "--top", "3"])
+    main(["rank", "--model", world[1], "--user", "nobody", "--candidates", str(tmp_path / "items"), "--k", "3"])
     told = capsys.readouterr().out
     best = Ranker.load(world[1]).rank(RankQuery("nobody", NAMES, k=3))
     assert all(each.item in told for each in best.candidates)
     assert "user not in the dataset" in told
     (tmp_path / "CURRENT").write_text("model\n")
     (tmp_path / "model").symlink_to(world[1])
-    main(["rank", "--model", str(tmp_path), "--user", "nobody", "--candidates", str(tmp_path / "items"), "--top", "3"])
+    main(["rank", "--model", str(tmp_path), "--user", "nobody", "--candidates", str(tmp_path / "items"), "--k", "3"])
     assert capsys.readouterr().out == told, "the model that a service of this folder would have"
 
 
 def test_an_exported_model_is_ranked_with_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["rank", "--model", "m", "--user", "u", "--candidates", "file", "--device", "cuda"])
-    assert "--device cuda does not go with --model" in capsys.readouterr().err
+    assert "exported models run on CPU only; drop --device cuda" in capsys.readouterr().err

@@ -494,14 +494,14 @@ def test_an_ensemble_elsewhere_or_of_another_checkpoint(world: World, fused: Wor
 
 
 def test_explanations_on_the_terminal(world: World, fused: World, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["rank", "--user", "nobody", "--top", "2", "--explain", "--run"]
+    asked = ["rank", "--user", "nobody", "--k", "2", "--explain", "--run"]
     main([*asked, str(fused.run)])
     text = capsys.readouterr().out
     best = rank_run(str(fused.run), "nobody", k=1).candidates[0]
     assert "by ensemble score" in text
     assert "why this order" in text
     assert f"{best.score:+.4f}" in text
-    main([*asked, str(fused.run), "--by", "ensemble"])
+    main([*asked, str(fused.run), "--sort-by", "ensemble"])
     assert capsys.readouterr().out == text
 
 
@@ -520,8 +520,8 @@ def test_other_orders_than_the_ensemble_s_are_not_explained(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which is told before anything is read of the run, or of the dataset where there is no ensemble."""
-    line = refused(capsys, "--run", "absent", "--by", "watch")
-    assert line.endswith("--explain tells why the ensemble orders as it does: it does not go with --by watch")
+    line = refused(capsys, "--run", "absent", "--sort-by", "watch")
+    assert line.endswith("--explain requires --sort-by ensemble, not watch")
     monkeypatch.setattr(run_ranking, "popular_items", lambda *_: pytest.fail("too late"))
     line = refused(capsys, "--run", str(world.run))
-    assert line.endswith("cannot rank by ensemble: the run has none; `a2gen train-ensemble` trains one")
+    assert line.endswith("cannot rank by ensemble: the run has none; `a2gen ensemble train` trains one")

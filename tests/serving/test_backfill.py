@@ -76,7 +76,16 @@ def test_a_backfilled_store_gives_the_histories_of_events(
     """Actions at unknown times, unknown watch times, features missing and unseen included; done again, all the same."""
     folder, log = hashed
     where, model = str(tmp_path / "events.db"), str(folder / "model")
-    given = ["--raw", str(folder / "raw"), "--spec", str(folder / "spec.yaml"), "--model", model, "--store", where]
+    given = [
+        "--raw",
+        str(folder / "raw"),
+        "--spec",
+        str(folder / "spec.yaml"),
+        "--model",
+        model,
+        "--event-store",
+        where,
+    ]
     ranker = Ranker.load(model)
     keep = ranker.card.max_history + SESSION_MARGIN
     for _ in range(2):
@@ -138,9 +147,9 @@ def test_what_keeps_it_from_beginning_is_one_line(
 ) -> None:
     folder, log = simulated
     raw = str(folder / "raw")
-    told = fails(capsys, "simulated", "--raw", raw, "--model", log.run, "--store", str(tmp_path / "e.db"))
+    told = fails(capsys, "simulated", "--raw", raw, "--model", log.run, "--event-store", str(tmp_path / "e.db"))
     assert told.startswith(f"a2gen: error: {log.run}: no exported model here")
-    for wrong in (["--last", "-1"], ["--memory_gb", "0"]):
+    for wrong in (["--max-impressions", "-1"], ["--memory-limit-gb", "0"]):
         assert wrong[0].strip("-") in fails(capsys, "simulated", "--raw", raw, "--model", log.run, *wrong)
     assert list(tmp_path.iterdir()) == []
 

@@ -24,8 +24,8 @@ def taken(asked: PlanningProblem, remedy: Remedy) -> PlanningProblem:
     for option, value in given.items():
         if option == "--ranks":
             asked = replace(asked, cluster=asked.cluster.with_ranks(int(value)))
-        elif option.startswith("--rows."):
-            asked = replace(asked, workload=asked.workload.with_rows({option.removeprefix("--rows."): int(value)}))
+        elif option.startswith("--num-rows."):
+            asked = replace(asked, workload=asked.workload.with_rows({option.removeprefix("--num-rows."): int(value)}))
         else:
             sharding[option.removeprefix("--sharding.")] = value.strip("[]").split(",") if "[" in value else value
     config = replace(asked.config, sharding=replace(asked.config.sharding, **sharding))
@@ -63,7 +63,7 @@ def test_remedies_on_the_same_hardware_come_first_and_the_fastest_of_them() -> N
     (first, second, ranks, rows) = report.remedies
     assert first.cost_ms <= second.cost_ms
     assert ranks.settings[0] == "--ranks"
-    assert rows.settings[0] == "--rows.item_id"
+    assert rows.settings[0] == "--num-rows.item_id"
 
 
 def test_no_more_rows_would_fit() -> None:

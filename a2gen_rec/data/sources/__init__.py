@@ -12,7 +12,6 @@ from a2gen_rec.data.sources.tenrec import Tenrec
 from a2gen_rec.errors import ConfigError
 
 
-
 def open_source(name: str, raw: str, spec: str | None = None) -> Source:
     """The source ``name`` at the local file or folder ``raw``; ``spec`` describes a generic log's columns.
 

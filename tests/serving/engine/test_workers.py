@@ -271,7 +271,14 @@ def test_what_keeps_a_worker_from_loading_is_told(load: Any, told: str, tmp_path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_its_service(number: int, tmp_path: Path) -> None:
-    arguments = ["--model", str(make_model(tmp_path / "model")), "--store", str(tmp_path / "events.db"), "--port", "0"]
+    arguments = [
+        "--model",
+        str(make_model(tmp_path / "model")),
+        "--event-store",
+        str(tmp_path / "events.db"),
+        "--port",
+        "0",
+    ]
     with process(*arguments, "--workers", "2") as (service, address):
         children = subprocess.run(["pgrep", "-P", str(service.pid)], capture_output=True, text=True, check=True)
         workers = [int(pid) for pid in children.stdout.split()]

@@ -41,7 +41,7 @@ def process_as_before() -> Iterator[None]:
 
 def test_every_acknowledged_event_survives_a_kill(tmp_path: Path) -> None:
     """Eight clients post as fast as they can; the process is killed in the middle; it is started again."""
-    arguments = ["--model", str(make_model(tmp_path / "model")), "--store", str(tmp_path / "e.db"), "--port", "0"]
+    arguments = ["--model", str(make_model(tmp_path / "model")), "--event-store", str(tmp_path / "e.db"), "--port", "0"]
     acknowledged: list[tuple[str, int]] = []
     with process(*arguments) as (server, address), ThreadPoolExecutor(8) as threads:
         killed = threading.Event()
@@ -79,8 +79,17 @@ def test_the_signals_of_a_service(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
     keys = tmp_path / "keys"
     keys.write_text("# ours\nsixteen-letters-or-more\n")
-    arguments = ["--model", str(model), "--store", str(tmp_path / "e.db"), "--port", "0", "--api_key_file", str(keys)]
-    with process(*arguments, "--host", "0.0.0.0", "--notice_s", "0.5") as (server, address):
+    arguments = [
+        "--model",
+        str(model),
+        "--event-store",
+        str(tmp_path / "e.db"),
+        "--port",
+        "0",
+        "--api-key-file",
+        str(keys),
+    ]
+    with process(*arguments, "--host", "0.0.0.0", "--pre-stop-delay-s", "0.5") as (server, address):
         client = httpx.Client(base_url=address, headers={"X-Api-Key": "sixteen-letters-or-more"}, timeout=PATIENT_S)
 
         def version() -> str:
@@ -132,7 +141,7 @@ def test_a_signal_while_the_model_is_loaded_does_no_harm(tmp_path: Path) -> None
         os.write(pipe, b"one")
         os.close(pipe)
 
-    arguments = ["--model", str(model), "--store", str(tmp_path / "e.db"), "--port", "0"]
+    arguments = ["--model", str(model), "--event-store", str(tmp_path / "e.db"), "--port", "0"]
     with process(*arguments, begun=hang_up) as (_, address):
         assert httpx.get(f"{address}/v1/model").json()["version"] == "one"
 
@@ -142,7 +151,7 @@ def test_what_keeps_a_service_from_starting_is_one_line(tmp_path: Path, capsys: 
 
     def fails(*arguments: str) -> tuple[int, str]:
         with pytest.raises(SystemExit) as ended:
-            main(["serve", "--store", store, *arguments])
+            main(["serve", "--event-store", store, *arguments])
         error = capsys.readouterr().err
         assert error.count("\n") == 1, error
         return int(ended.value.code or 0), error
@@ -160,7 +169,7 @@ def test_what_keeps_a_service_from_starting_is_one_line(tmp_path: Path, capsys: 
     )
     assert not os.path.exists(store), "nothing is left"
     assert "no exported model here" in fails("--model", str(tmp_path / "none"), "--port", "0")[1]
-    assert "serve.max_batch_candidates 0 must be positive" in fails("--model", model, "--max_batch", "0")[1]
+    assert "serve.max_batch_candidates 0 must be positive" in fails("--model", model, "--max-batch-candidates", "0")[1]
     assert "serve.port 70000" in fails("--model", model, "--port", "70000")[1]
     assert "cannot listen at nowhere.invalid" in fails("--model", model, "--host", "nowhere.invalid")[1]
 

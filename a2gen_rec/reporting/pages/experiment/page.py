@@ -57,7 +57,7 @@ def write_experiment_report(
         UserError: the experiment cannot be read (as ``read_experiment``), or a place is not writable.
     """
     if resamples < 1:
-        raise ConfigError(f"--resamples {resamples} must be at least 1")
+        raise ConfigError(f"--bootstrap-resamples {resamples} must be at least 1")
     recorded = read_experiment(folder)
     page = paths.join(out or folder, HTML)
     markdown = markdown or paths.join(out or folder, MARKDOWN)
@@ -161,7 +161,7 @@ def _commands(recorded: ExperimentResults) -> list[str]:
         *([recorded.command] if recorded.command else []),
         "a2gen train --config RUN/settings.yaml --data DATA --run RUN",
         f"a2gen evaluate --run RUN --data DATA --split test {evaluation}",
-        shlex.join(["a2gen", "report", recorded.folder]),
+        shlex.join(["a2gen", "report", "experiment", recorded.folder]),
     ]
 
 

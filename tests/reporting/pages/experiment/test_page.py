@@ -222,7 +222,19 @@ def test_learning_curves_join_the_seeds_validation_by_validation(tmp_path: Path)
 def test_the_command_prints_a_table_and_where_the_report_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_experiment(tmp_path / "made", TWO)
     results = tmp_path / "docs" / "results.md"
-    main(["report", str(folder), "--out", str(tmp_path / "out"), "--markdown", str(results), "--resamples", "9"])
+    main(
+        [
+            "report",
+            "experiment",
+            str(folder),
+            "--out",
+            str(tmp_path / "out"),
+            "--markdown",
+            str(results),
+            "--bootstrap-resamples",
+            "9",
+        ]
+    )
     said = capsys.readouterr().out
     assert f"report: {tmp_path}/out/report.html\n" in said
     assert f"report: {results}\n" in said
@@ -234,10 +246,10 @@ def test_the_command_prints_a_table_and_where_the_report_is(tmp_path: Path, caps
 
 def test_what_cannot_be_reported_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "results.json").write_text('{"suite": 3}')
-    for arguments, code in ([], 1), (["--resamples", "0"], 2):
+    for arguments, code in ([], 1), (["--bootstrap-resamples", "0"], 2):
         with pytest.raises(SystemExit) as ended:
-            main(["report", str(tmp_path), *arguments])
+            main(["report", "experiment", str(tmp_path), *arguments])
         assert ended.value.code == code
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith(f"a2gen: error: {tmp_path}/results.json: is not an experiment's results")
-    assert second == "a2gen: error: --resamples 0 must be at least 1"
+    assert second == "a2gen: error: --bootstrap-resamples 0 must be at least 1"
