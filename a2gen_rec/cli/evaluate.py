@@ -1,7 +1,7 @@
 """``a2gen evaluate``: evaluate a run on one split."""
 
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -51,10 +51,9 @@ def run(args: Namespace) -> None:
     if not result:
         return
     console = new_console()
-    if args.full:
-        tables = evaluation_tables(result) + (list_metrics_tables(result["lists"]) if result["lists"] else [])
-    else:
-        tables = evaluation_summary_tables(result)
+    tables: list[Any] = evaluation_tables(result) if args.full else evaluation_summary_tables(result)
+    if args.full and result["lists"]:
+        tables += list_metrics_tables(result["lists"])
     for table in tables:
         console.print(table)
     console.print(f"run: {args.run}{'' if args.full else '; --full prints all tables'}", soft_wrap=True)

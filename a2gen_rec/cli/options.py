@@ -52,7 +52,7 @@ def normalize_option_names(argv: Sequence[str], parser: ArgumentParser) -> list[
     Values, unknown options, keys of mappings (``--num-rows.TABLE``) and everything after ``--`` stay unchanged.
     """
     known = parser._option_string_actions
-    words = []
+    words: list[str] = []
     for index, word in enumerate(argv):
         if word == "--":
             return [*words, *argv[index:]]
