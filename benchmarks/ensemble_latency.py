@@ -192,7 +192,7 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
 
 def make(objectives: int, settings: Settings) -> Ensemble:
     """Initial weights, but for those of the objectives' weights, which begin equal and would hide differences."""
-    names = [Objective(f"objective_{k}", "less" if k % 4 == 3 else "more") for k in range(objectives)]
+    names = [Objective(f"objective_{k}", k % 4 != 3) for k in range(objectives)]
     model = Ensemble(names, settings.d_event, settings.d_context, settings.dim, settings.hidden)
     model.query.reset_parameters()
     return model

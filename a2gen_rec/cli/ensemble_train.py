@@ -60,7 +60,7 @@ def run(args: Namespace) -> None:
     console = new_console()
     for table in list_metrics_tables(trained.card.metrics):
         console.print(table)
-    weights = ", ".join(f"{name} {weight:.3f}" for name, weight in trained.card.behaviours.items())
+    weights = ", ".join(f"{name} {weight:.3f}" for name, weight in trained.card.behavior_weights.items())
     console.print(f"behavior weights at the best epoch: {weights}", soft_wrap=True)
     for line in _monotonicity_warnings(trained.card.max_monotonicity_violation):
         console.print(line, soft_wrap=True)

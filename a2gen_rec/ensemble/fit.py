@@ -167,7 +167,7 @@ def _train(
     falls = max_monotonicity_violations(model, valid)
     card = EnsembleCard(
         objectives=list(named),
-        behaviours=history.epochs[history.best].weights,
+        behavior_weights=history.epochs[history.best].weights,
         d_event=d_event,
         d_context=d_context,
         config=config,
@@ -184,7 +184,7 @@ def _train(
 
 def _measure(models: dict[str, nn.Module], lists: SessionLists, card: EnsembleCard) -> dict[str, Any]:
     """List metrics per method, of the behaviours trained for."""
-    names, k = list(card.behaviours), card.config.top_k
+    names, k = list(card.behavior_weights), card.config.top_k
     methods = {name: measure_lists(score_lists(model, lists), lists, k, names) for name, model in models.items()}
     first = methods[UMRE]
     return {

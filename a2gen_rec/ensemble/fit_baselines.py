@@ -99,7 +99,7 @@ def build_untrained(
 
 
 def _less(card: EnsembleCard) -> list[bool]:
-    return [objective.higher_is_better == "less" for objective in card.objectives]
+    return [not objective.higher_is_better for objective in card.objectives]
 
 
 def _units(card: EnsembleCard, centre: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

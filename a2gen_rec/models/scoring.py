@@ -28,7 +28,7 @@ def prediction_objectives(card: DatasetCard, tasks: tuple[str, ...]) -> tuple[Ob
     less = {"glance", "negative", *card.negative_actions}
     watch = [WATCH_TIME] if EXIT in card.timed_actions else []
     names = [*card.predicted_actions, *card.labels, *(task for task in tasks if task != WATCH_TIME), *watch]
-    return tuple(Objective(name, "less" if name in less else "more") for name in names)
+    return tuple(Objective(name, name not in less) for name in names)
 
 
 @dataclass(frozen=True)

@@ -35,18 +35,20 @@ class MonotonicTransform(nn.Module):
         degree: the quadrature is exact where f is a polynomial in τ of at most this degree; one node more.
     """
 
-    def __init__(self, objectives: int, d_context: int, hidden: Sequence[int] = (16, 8), degree: int = 32) -> None:
+    def __init__(
+        self, num_objectives: int, d_context: int, hidden_dims: Sequence[int] = (16, 8), degree: int = 32
+    ) -> None:
         super().__init__()
         self.degree = degree
         # The first layer is linear in [τ ‖ h]: the part of h is computed once for all nodes.
-        self.context = nn.Linear(d_context, objectives * hidden[0])
-        self.input = nn.Parameter(_uniform(objectives, hidden[0], 1, fan_in=1 + d_context))
-        widths = [*hidden, 1]
+        self.context = nn.Linear(d_context, num_objectives * hidden_dims[0])
+        self.input = nn.Parameter(_uniform(num_objectives, hidden_dims[0], 1, fan_in=1 + d_context))
+        widths = [*hidden_dims, 1]
         self.layers = nn.ParameterList()
         for fan_in, out in pairwise(widths):
-            self.layers.append(_uniform(objectives, out, fan_in, fan_in=fan_in))
-            self.layers.append(_uniform(objectives, out, 1, fan_in=fan_in))
-        self.offset = nn.Linear(d_context, objectives)
+            self.layers.append(_uniform(num_objectives, out, fan_in, fan_in=fan_in))
+            self.layers.append(_uniform(num_objectives, out, 1, fan_in=fan_in))
+        self.offset = nn.Linear(d_context, num_objectives)
 
     def forward(self, p: Tensor, h: Tensor) -> Tensor:
         """Transforms of every candidate's objectives, in the parameters' precision even under autocast.

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from a2gen_rec.models.ensemble.model import Better
-
 Unit = Literal["probability", "s"]
 
 
@@ -13,13 +11,13 @@ class Contribution:
     """One objective's part in a candidate's score; the score is the sum of its objectives' shares, METHODS §6.
 
     Attributes:
-        objective: its name; better: whether more or less of it is.
+        objective: its name; higher_is_better: direction in which it is better.
         prediction: in its ``unit``, a probability or seconds.
         transform, weight: of the ensemble for this user and candidate.
     """
 
     objective: str
-    higher_is_better: Better
+    higher_is_better: bool
     prediction: float
     transform: float
     weight: float

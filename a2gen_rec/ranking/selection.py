@@ -48,7 +48,7 @@ class Scorer:
     @property
     def lower_is_better(self) -> set[str]:
         """Names of what less is better of."""
-        return {objective.name for objective in self.objectives if objective.higher_is_better == "less"}
+        return {objective.name for objective in self.objectives if not objective.higher_is_better}
 
 
 def sort_keys(card: DatasetCard, tasks: Sequence[str] = (), fused: bool = False) -> list[str]:

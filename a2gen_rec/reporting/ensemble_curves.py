@@ -17,7 +17,7 @@ from torch import Tensor
 
 from a2gen_rec.data.schema import WATCH_TIME
 from a2gen_rec.errors import DataError, UserError
-from a2gen_rec.models.ensemble.model import Better, Ensemble, Objective
+from a2gen_rec.models.ensemble.model import Ensemble, Objective
 from a2gen_rec.ranking.contributions import Unit
 
 if TYPE_CHECKING:  # drawing alone needs it
@@ -36,7 +36,7 @@ class TransformCurves:
     """What one objective adds to the scores of some users.
 
     Attributes:
-        objective: its name; better: whether more or less of it is; unit: of its prediction.
+        objective: its name; higher_is_better: direction in which it is better; unit: of its prediction.
         value: [points] rising, as the ensemble takes it: logit of a probability, or log1p seconds.
         share: [users, points] weight · transform.
         gain: [users, points] share less that at the median of the training values.
@@ -45,7 +45,7 @@ class TransformCurves:
     """
 
     objective: str
-    higher_is_better: Better
+    higher_is_better: bool
     unit: Unit
     value: np.ndarray
     share: np.ndarray
@@ -198,7 +198,7 @@ def _draw(panel: "Axes", curves: TransformCurves) -> None:
     panel.set_title(curves.objective, loc="left", pad=15, color=INK, fontsize=9, weight="bold", parse_math=False)
     lightest, heaviest = (f"{weight:.2f}" for weight in (curves.weight.min(), curves.weight.max()))
     about = f"weight {lightest}" if lightest == heaviest else f"weight {lightest}–{heaviest}"
-    about += "  ·  ↓ less is better" if curves.higher_is_better == "less" else ""
+    about += "  ·  ↓ less is better" if not curves.higher_is_better else ""
     panel.annotate(about, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", color=INK, fontsize=7.5)
 
 

@@ -112,7 +112,7 @@ def test_what_is_loaded_is_what_was_trained(world: World) -> None:
     model, card = load_ensemble(str(world.folder))
     assert card == world.trained.card
     assert [objective.name for objective in card.objectives] == SINGLE
-    assert {objective.name for objective in card.objectives if objective.higher_is_better == "less"} == {"glance"}
+    assert {objective.name for objective in card.objectives if not objective.higher_is_better} == {"glance"}
     assert (card.step, card.run) == (6, str(world.run))
     assert list(card.max_monotonicity_violation) == SINGLE
     lists = world.trained.valid
@@ -181,7 +181,7 @@ def test_an_ensemble_of_other_predictions_is_refused(world: World, tmp_path: Pat
     refused(world, tmp_path / "none", "none: no ensemble here")
     save_ensemble(str(tmp_path / "step"), model, replace(card, step=4))
     refused(world, tmp_path / "step", r"step: is of step 4 of .*run, the run's best is step 6; run `a2gen train-en")
-    liked = [replace(objective, higher_is_better="more") for objective in card.objectives]
+    liked = [replace(objective, higher_is_better=True) for objective in card.objectives]
     save_ensemble(str(tmp_path / "better"), model, replace(card, objectives=liked))
     refused(world, tmp_path / "better", "better: is of .*run, which predicts otherwise than this run")
     save_ensemble(str(tmp_path / "again"), model, replace(card, checkpoint="0" * 12, run="runs/other"))
@@ -369,8 +369,8 @@ def test_what_gets_better_never_ranks_lower(
     world: World, exact: Ensemble, row: int, values: list[float], k: int, step: float
 ) -> None:
     value = torch.tensor([values, values])
-    less = world.trained.card.objectives[k].higher_is_better == "less"
-    value[1, k] += -step if less else step
+    lower_is_better = not world.trained.card.objectives[k].higher_is_better
+    value[1, k] += -step if lower_is_better else step
     before, after = scored(exact, world, row, value)
     assert after >= before - 1e-12 * before.abs()
     if step > 1e-2 and abs(values[k]) < 8:
@@ -389,7 +389,7 @@ def test_one_objective_orders_where_the_others_are_equal(
 ) -> None:
     value = torch.tensor(values).repeat(len(tenths), 1)
     value[:, k] = torch.tensor(tenths) / 10
-    key = torch.tensor(tenths) * (-1 if world.trained.card.objectives[k].higher_is_better == "less" else 1)
+    key = torch.tensor(tenths) * (1 if world.trained.card.objectives[k].higher_is_better else -1)
     assert scored(exact, world, row, value).argsort().tolist() == key.argsort().tolist()
 
 

@@ -230,13 +230,13 @@ def test_of_what_less_is_better() -> None:
     assert [objective.name for objective in found] == [
         *("like", "comment", "follow", "click", "glance", "effective", "negative", "watch_time")
     ], "the order of a run's values; the watch time is one, whatever predicts it"
-    assert {objective.name for objective in found if objective.higher_is_better == "less"} == less
+    assert {objective.name for objective in found if not objective.higher_is_better} == less
     assert not less & set(score_lists.behavior_names(card)), "nobody is to be shown what is disliked"
     untimed = replace(CARD, timed_actions=["like"], feedback=None, objectives=[])
     assert [each.name for each in prediction_objectives(untimed, ())] == ["like", "comment", "follow", "click"]
     assert score_lists.behavior_names(untimed) == ("like", "comment", "follow", "click")
     disliked = replace(untimed, negative_actions=["follow"])
-    assert [each.name for each in prediction_objectives(disliked, ()) if each.higher_is_better == "less"] == ["follow"]
+    assert [each.name for each in prediction_objectives(disliked, ()) if not each.higher_is_better] == ["follow"]
     assert score_lists.behavior_names(disliked) == ("like", "comment", "click"), (
         "also where no watch time tells of feedback"
     )

@@ -31,7 +31,7 @@ from a2gen_rec.models.ensemble.baselines import LogisticRegression, SessionWeigh
 from a2gen_rec.models.ensemble.io import EnsembleCard, load_baseline, load_ensemble, save_ensemble
 from a2gen_rec.models.ensemble.model import Ensemble, Objective
 
-OBJECTIVES = [Objective("like"), Objective("glance", "less"), Objective("watch_time")]
+OBJECTIVES = [Objective("like"), Objective("glance", False), Objective("watch_time")]
 SMALL = EnsembleConfig(lr=0.02, epochs=4, patience=0, batch_size=32, dim=4, hidden_dims=[8, 4], quadrature_degree=8)
 
 
@@ -100,7 +100,7 @@ def test_a_trained_ensemble_orders_by_one_objective_where_the_others_are_equal(t
         value = batch.predictions[:, :1].expand_as(batch.predictions).clone()
         value[..., k] = batch.predictions[..., k]
         score = exact(value, batch.events, batch.length, batch.context[:, :1]).score
-        key = value[..., k] * (1 if objective.higher_is_better == "more" else -1)
+        key = value[..., k] * (1 if objective.higher_is_better else -1)
         ahead = key[:, :, None] > key[:, None]
         assert (score[:, :, None] > score[:, None])[ahead].all()
 
@@ -219,7 +219,7 @@ def test_weights_by_gradients_are_those_of_the_behaviours_losses() -> None:
     """One batch, before any step: gradients of each behaviour's squared error by the parameters, by hand."""
     model = LogisticRegression(Standardize([False, True, False], *mean_std(TRAIN)))
     config = replace(SMALL, loss="pointwise", weighting="min_norm", epochs=1, batch_size=len(TRAIN))
-    z = model.standardise(torch.from_numpy(TRAIN.predictions))
+    z = model.standardize(torch.from_numpy(TRAIN.predictions))
     inputs = torch.cat([z, torch.ones(len(z), 1)], 1)
     error = inputs @ torch.tensor([1 / 3, 1 / 3, 1 / 3, 0])[:, None] - torch.from_numpy(TRAIN.label)
     gradients = (2 * error[..., None] * inputs[:, None]).mean(0).double().numpy()
@@ -362,7 +362,7 @@ def test_impossible_settings_are_refused(changes: dict[str, object], reason: str
 
 CARD = EnsembleCard(
     objectives=OBJECTIVES,
-    behaviours={"like": 0.3, "share": 0.7},
+    behavior_weights={"like": 0.3, "share": 0.7},
     d_event=2,
     d_context=2,
     config=replace(SMALL, epochs=10),
@@ -389,7 +389,7 @@ def test_an_ensemble_is_loaded_as_it_was_saved(trained: Ensemble, tmp_path: Path
     assert os.listdir(tmp_path / "deep") == ["ensemble"]
     assert yaml.safe_load((tmp_path / "deep/ensemble/ensemble.yaml").read_text())["objectives"][1] == {
         "name": "glance",
-        "better": "less",
+        "higher_is_better": False,
     }
 
 
@@ -439,10 +439,10 @@ def test_missing_and_damaged_ensembles_are_told_in_one_line(trained: Ensemble, t
     card, weights = folder / "ensemble.yaml", folder / "ensemble.safetensors"
     text, tensors = card.read_text(), weights.read_bytes()
     for damaged in (
-        text.replace("format: 2", "format: 1"),
+        text.replace("format: 3", "format: 2"),
         text.replace("checkpoint:", "point:"),
         text.replace("step:", "stride:"),
-        text.replace("better: less", "better: least"),
+        text.replace("higher_is_better: false", "higher_is_better: least"),
         text.replace("degree: 8", "degree: -8"),
         "objectives: [",
         "just words",

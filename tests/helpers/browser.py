@@ -93,9 +93,9 @@ def _parts(probability: dict[str, float], watch_s: float | None) -> list[Contrib
 
 def _part(name: str, prediction: float) -> Contribution:
     if name == "watch_time":
-        return Contribution(name, "more", prediction, math.log1p(prediction) - 3, WEIGHT[name], "s")
+        return Contribution(name, True, prediction, math.log1p(prediction) - 3, WEIGHT[name], "s")
     transform = prediction - 0.2 if name == "like" else 0.8 - prediction
-    return Contribution(name, "more" if name == "like" else "less", prediction, transform, WEIGHT[name])
+    return Contribution(name, name == "like", prediction, transform, WEIGHT[name])
 
 
 def _nudged(request: RankQuery, candidates: list[ScoredCandidate]) -> list[WhatIfResult]:

@@ -92,7 +92,7 @@ def test_the_quadrature_of_degree_two_is_simpsons() -> None:
 def test_transforms_and_gradients_equal_in_graph_quadrature(
     n: int, candidates: int, objectives: int, shared: bool, hidden: list[int], seed: int
 ) -> None:
-    module = make(objectives, seed, scale=2.0, hidden=hidden)
+    module = make(objectives, seed, scale=2.0, hidden_dims=hidden)
     p, h = inputs(n, candidates, objectives, shared, seed)
     fast, direct = module(p, h), slow(module, p, h)
     torch.testing.assert_close(fast, direct, rtol=1e-12, atol=1e-12)
@@ -119,7 +119,7 @@ def test_transforms_equal_the_integral() -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_gradients_equal_finite_differences(shared: bool) -> None:
-    module = make(2, scale=2.0, hidden=(4, 3))
+    module = make(2, scale=2.0, hidden_dims=(4, 3))
     p, h = inputs(2, 3, 2, shared)
     names = [name for name, _ in module.named_parameters()]
 

@@ -95,7 +95,7 @@ def test_a_better_prediction_never_lowers_score_or_place(seed: int) -> None:
     for objective in scorer.objectives:
         with torch.no_grad():
             answers = evaluate_what_if(WhatIf("i0", objective.name, changes), scorer, judged, batch, 0, orders[0])
-        rising = answers if objective.higher_is_better == "more" else answers[::-1]
+        rising = answers if objective.higher_is_better else answers[::-1]
         assert all(np.diff([each.score for each in rising]) > -1e-5)
         assert all(np.diff([each.rank for each in rising]) <= 0)
         assert all(np.diff([each.prediction for each in answers]) >= 0)

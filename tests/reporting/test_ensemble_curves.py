@@ -21,7 +21,7 @@ from a2gen_rec.reporting.ensemble_curves import (
     transform_curves,
 )
 
-OBJECTIVES = [Objective("like"), Objective("negative", "less"), Objective("watch_time")]
+OBJECTIVES = [Objective("like"), Objective("negative", False), Objective("watch_time")]
 USERS = 3
 
 
@@ -70,7 +70,7 @@ def test_shares_add_up_to_the_score() -> None:
 def test_curves_go_where_better_is() -> None:
     for each in curves():
         steps = np.diff(each.gain, axis=1)
-        assert (steps < 0).all() if each.higher_is_better == "less" else (steps > 0).all()
+        assert (steps > 0).all() if each.higher_is_better else (steps < 0).all()
     assert [each.unit for each in curves()] == ["probability", "probability", "s"]
 
 

@@ -458,7 +458,7 @@ def test_shares_of_the_score_add_up(fused: World) -> None:
         for candidate in rank_run(str(fused.run), user, k=5).candidates:
             parts = candidate.explanation
             assert [part.objective for part in parts] == [*OUTCOMES, "watch_time"]
-            assert [part.higher_is_better for part in parts] == ["more"] * 4 + ["less", "more", "more"]
+            assert [part.higher_is_better for part in parts] == [True] * 4 + [False, True, True]
             assert sum(part.contribution for part in parts) == pytest.approx(candidate.score, rel=1e-5, abs=1e-6)
             assert sum(part.weight for part in parts) == pytest.approx(1, rel=1e-5)
             told = {part.objective: part.prediction for part in parts if part.unit == "probability"}

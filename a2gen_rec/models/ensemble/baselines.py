@@ -17,23 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.models.ensemble.model import Better, UserHistoryEncoder
+from a2gen_rec.models.ensemble.model import UserHistoryEncoder
 
 
 class SingleScore(nn.Module):
     """One objective alone, as it is: the ranker that has no ensemble.
 
     Args:
-        k: which objective; better: whether more or less of it is.
+        k: index of the objective.
+        higher_is_better: whether a higher value ranks first.
     """
 
-    def __init__(self, k: int, better: Better = "more") -> None:
+    def __init__(self, index: int, higher_is_better: bool = True) -> None:
         super().__init__()
-        self.k, self.better = k, better
+        self.index, self.higher_is_better = index, higher_is_better
 
     def forward(self, value: Tensor, events: Tensor, length: Tensor, context: Tensor) -> Tensor:
-        score = value[..., self.k].float()
-        return -score if self.better == "less" else score
+        score = value[..., self.index].float()
+        return score if self.higher_is_better else -score
 
 
 class PowerFormula(nn.Module):
@@ -57,14 +58,20 @@ class PowerFormula(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, alpha: Tensor, beta: Tensor, less: Sequence[bool], centre: Tensor, scale: Tensor) -> None:
+    def __init__(
+        self, alpha: Tensor, beta: Tensor, lower_is_better: Sequence[bool], mean: Tensor, scale: Tensor
+    ) -> None:
         super().__init__()
-        _check(less, centre, scale)
-        if not all(len(each) == len(less) and each.isfinite().all() and (each >= 0).all() for each in (alpha, beta)):
-            raise ConfigError(f"a formula needs α and β ≥ 0 of {len(less)} objectives, not {alpha} and {beta}")
+        _check(lower_is_better, mean, scale)
+        if not all(
+            len(each) == len(lower_is_better) and each.isfinite().all() and (each >= 0).all() for each in (alpha, beta)
+        ):
+            raise ConfigError(
+                f"a formula needs α and β ≥ 0 of {len(lower_is_better)} objectives, not {alpha} and {beta}"
+            )
         self.register_buffer("alpha", alpha.float().clone())  # buffers are written by load_state_dict: never share
-        self.register_buffer("exponent", beta.float() * _direction(less))
-        self.register_buffer("mean", centre.float().clone())
+        self.register_buffer("exponent", beta.float() * _direction(lower_is_better))
+        self.register_buffer("mean", mean.float().clone())
         self.register_buffer("scale", scale.float().clone())
 
     def forward(self, value: Tensor, events: Tensor, length: Tensor, context: Tensor) -> Tensor:
@@ -89,12 +96,12 @@ class Standardize(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, less: Sequence[bool], centre: Tensor, scale: Tensor) -> None:
+    def __init__(self, lower_is_better: Sequence[bool], mean: Tensor, scale: Tensor) -> None:
         super().__init__()
-        _check(less, centre, scale)
-        self.objectives = len(less)
-        self.register_buffer("mean", centre.float().clone())
-        self.register_buffer("scale", scale.float() * _direction(less).to(scale.device))
+        _check(lower_is_better, mean, scale)
+        self.objectives = len(lower_is_better)
+        self.register_buffer("mean", mean.float().clone())
+        self.register_buffer("scale", scale.float() * _direction(lower_is_better).to(scale.device))
 
     def forward(self, value: Tensor) -> Tensor:
         return (value.to(self.mean.dtype) - self.mean) / self.scale
@@ -103,14 +110,14 @@ class Standardize(nn.Module):
 class LogisticRegression(nn.Module):
     """Linear in the standardised values; the score is the logit. It begins with equal weights."""
 
-    def __init__(self, standardise: Standardize) -> None:
+    def __init__(self, standardize: Standardize) -> None:
         super().__init__()
-        self.standardise = standardise
-        self.weight = nn.Parameter(torch.full((standardise.objectives,), 1 / standardise.objectives))
+        self.standardize = standardize
+        self.weight = nn.Parameter(torch.full((standardize.objectives,), 1 / standardize.objectives))
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, value: Tensor, events: Tensor, length: Tensor, context: Tensor) -> Tensor:
-        return (self.standardise(value) * self.weight).sum(-1) + self.bias
+        return (self.standardize(value) * self.weight).sum(-1) + self.bias
 
 
 class MLPFusion(nn.Module):
@@ -125,22 +132,22 @@ class MLPFusion(nn.Module):
 
     def __init__(
         self,
-        standardise: Standardize,
+        standardize: Standardize,
         d_event: int,
         d_context: int,
         dim: int = 32,
-        hidden: Sequence[int] = (64, 32),
+        hidden_dims: Sequence[int] = (64, 32),
     ) -> None:
         super().__init__()
-        self.standardise = standardise
+        self.standardize = standardize
         self.history = UserHistoryEncoder(d_event, dim)
-        widths = pairwise([standardise.objectives + d_context + dim, *hidden, 1])
+        widths = pairwise([standardize.objectives + d_context + dim, *hidden_dims, 1])
         layers = [layer for fan_in, out in widths for layer in (nn.Linear(fan_in, out), nn.SiLU())]
         self.mlp = nn.Sequential(*layers[:-1])
 
     def forward(self, value: Tensor, events: Tensor, length: Tensor, context: Tensor) -> Tensor:
         with torch.autocast(value.device.type, enabled=False):
-            z = self.standardise(value)
+            z = self.standardize(value)
             user = self.history(events.to(z.dtype), length)[:, None]
             parts = [each.to(z.dtype).expand(-1, z.shape[1], -1) for each in (context, user)]
             score: Tensor = self.mlp(torch.cat([z, *parts], dim=-1))
@@ -161,11 +168,11 @@ class SessionWeightedFusion(nn.Module):
         dim: width of the user vector.
     """
 
-    def __init__(self, standardise: Standardize, d_event: int, d_context: int, dim: int = 32) -> None:
+    def __init__(self, standardize: Standardize, d_event: int, d_context: int, dim: int = 32) -> None:
         super().__init__()
-        self.standardise = standardise
+        self.standardize = standardize
         self.history = UserHistoryEncoder(d_event, dim)
-        self.query = nn.Linear(dim + standardise.objectives + d_context, standardise.objectives)
+        self.query = nn.Linear(dim + standardize.objectives + d_context, standardize.objectives)
         self.log_gain = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(()))
 
@@ -173,7 +180,7 @@ class SessionWeightedFusion(nn.Module):
         self, value: Tensor, events: Tensor, length: Tensor, context: Tensor, valid: Tensor | None = None
     ) -> Tensor:
         """Scores; ``valid`` [n, C] bool tells candidates from padding, without it all are candidates."""
-        z = self.standardise(value)
+        z = self.standardize(value)
         weight = self.weights(z, events, length, context, valid)
         return self.log_gain.exp() * (z * weight[:, None]).sum(-1) + self.bias
 
@@ -189,12 +196,14 @@ class SessionWeightedFusion(nn.Module):
             return torch.softmax(self.query(torch.cat(parts, dim=-1)), dim=-1)
 
 
-def _direction(less: Sequence[bool]) -> Tensor:
-    return torch.tensor([-1.0 if each else 1.0 for each in less])
+def _direction(lower_is_better: Sequence[bool]) -> Tensor:
+    return torch.tensor([-1.0 if each else 1.0 for each in lower_is_better])
 
 
-def _check(less: Sequence[bool], centre: Tensor, scale: Tensor) -> None:
-    if not len(less) == len(centre) == len(scale):
-        raise ConfigError(f"{len(less)} objectives need as many centres and scales, not {len(centre)}, {len(scale)}")
-    if not (centre.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
-        raise ConfigError(f"centres {centre.tolist()} and scales {scale.tolist()} must be finite, scales positive")
+def _check(lower_is_better: Sequence[bool], mean: Tensor, scale: Tensor) -> None:
+    if not len(lower_is_better) == len(mean) == len(scale):
+        raise ConfigError(
+            f"{len(lower_is_better)} objectives need as many centres and scales, not {len(mean)}, {len(scale)}"
+        )
+    if not (mean.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
+        raise ConfigError(f"centres {mean.tolist()} and scales {scale.tolist()} must be finite, scales positive")

@@ -21,7 +21,7 @@ from a2gen_rec.models.ensemble.model import Ensemble, Objective
 from a2gen_rec.utils import paths
 
 CARD_FILE, WEIGHTS_FILE = "ensemble.yaml", "ensemble.safetensors"
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class EnsembleCard:
     """
 
     objectives: list[Objective]
-    behaviours: dict[str, float]
+    behavior_weights: dict[str, float]
     d_event: int
     d_context: int
     config: EnsembleConfig
@@ -78,14 +78,14 @@ class EnsembleCard:
             raise UserError(f"{file}: not an ensemble's card ({error})") from error
 
 
-def check_output_dir(folder: str) -> None:
+def check_output_dir(output_dir: str) -> None:
     """Raise a UserError if something else than an ensemble is there, which an ensemble would replace."""
     try:
-        taken = paths.listdir(folder) and not paths.exists(paths.join(folder, CARD_FILE))
+        occupied = paths.listdir(output_dir) and not paths.exists(paths.join(output_dir, CARD_FILE))
     except OSError as error:
-        raise UserError(f"{folder}: ensemble cannot be written ({error.strerror or error})") from error
-    if taken:
-        raise UserError(f"{folder}: is there and holds no ensemble; give another folder")
+        raise UserError(f"{output_dir}: ensemble cannot be written ({error.strerror or error})") from error
+    if occupied:
+        raise UserError(f"{output_dir}: is there and holds no ensemble; give another folder")
 
 
 def save_ensemble(folder: str, model: Ensemble, card: EnsembleCard, baselines: Mapping[str, nn.Module] = {}) -> None:

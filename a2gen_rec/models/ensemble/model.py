@@ -11,7 +11,6 @@ would leave most of [0, 1] unused, so centre and scale are the values' own, of t
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +18,18 @@ from torch import Tensor, nn
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.nn.monotonic import MonotonicTransform
 
-Better = Literal["more", "less"]
-
 
 @dataclass(frozen=True)
 class Objective:
-    """A prediction that enters the ensemble, and whether more or less of it is better."""
+    """A prediction that enters the ensemble, and the direction in which it is better."""
 
     name: str
-    higher_is_better: Better = "more"
+    higher_is_better: bool = True
 
     def __post_init__(self) -> None:
-        if self.higher_is_better not in get_args(Better):
+        if not isinstance(self.higher_is_better, bool):
             raise ConfigError(
-                f"objective {self.name!r}: better must be one of {get_args(Better)}, not {self.higher_is_better!r}"
+                f"objective {self.name!r}: higher_is_better must be true or false, not {self.higher_is_better!r}"
             )
 
 
@@ -109,7 +106,7 @@ class Ensemble(nn.Module):
         d_event: int,
         d_context: int,
         dim: int = 32,
-        hidden: Sequence[int] = (16, 8),
+        hidden_dims: Sequence[int] = (16, 8),
         degree: int = 32,
     ) -> None:
         super().__init__()
@@ -122,21 +119,21 @@ class Ensemble(nn.Module):
         nn.init.zeros_(self.query.weight)
         nn.init.zeros_(self.query.bias)
         self.objective = nn.Parameter(torch.randn(len(names), dim))
-        self.transform = MonotonicTransform(len(names), dim + d_context, hidden, degree)
-        less = torch.tensor([objective.higher_is_better == "less" for objective in objectives])
+        self.transform = MonotonicTransform(len(names), dim + d_context, hidden_dims, degree)
+        less = torch.tensor([not objective.higher_is_better for objective in objectives])
         self.register_buffer("lower_is_better", less, persistent=False)
         self.register_buffer("mean", torch.zeros(len(names)))
         self.register_buffer("scale", torch.ones(len(names)))
 
-    def set_normalization(self, centre: Tensor, scale: Tensor) -> None:
+    def set_normalization(self, mean: Tensor, scale: Tensor) -> None:
         """Set the centre and scale [K] of the objectives' values.
 
         Raises:
             ConfigError: one is not finite, or a scale not positive: the score would not rise with that objective.
         """
-        if not (centre.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
-            raise ConfigError(f"centres {centre.tolist()} and scales {scale.tolist()} must be finite, scales positive")
-        self.mean.copy_(centre)
+        if not (mean.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
+            raise ConfigError(f"centres {mean.tolist()} and scales {scale.tolist()} must be finite, scales positive")
+        self.mean.copy_(mean)
         self.scale.copy_(scale)
 
     def forward(self, value: Tensor, events: Tensor, length: Tensor, context: Tensor) -> EnsembleOutput:

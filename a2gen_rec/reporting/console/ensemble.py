@@ -64,17 +64,14 @@ def explanation_tables(candidates: Sequence[HasExplanation]) -> list[Table]:
     digits = _num_decimals([one.score - other.score for one, other in pairwise(candidates)])
     blocks = [_block(rank, candidates, digits) for rank in range(len(candidates))]
     objectives = candidates[0].explanation
-    headers = [
-        Text(part.objective.replace("_", "_\n") + ("↓" if part.higher_is_better == "less" else ""))
-        for part in objectives
-    ]
+    headers = [Text(part.objective.replace("_", "_\n") + ("" if part.higher_is_better else "↓")) for part in objectives]
     rows = [row for block in blocks for row in block]
     widths = [1 + max(_width(cell) for cell in column) for column in zip(*rows, ["", "score", *headers], strict=True)]
     available = _WIDTH - min(widths[0], _LABEL_WIDTH + 1) - widths[1]
     tables: list[Table] = []
     for columns in _column_groups(widths[2:], available):
         caption = "score: sum of products · bold: largest lead"
-        caption += "\n↓ lower is better" if any(objectives[k].higher_is_better == "less" for k in columns) else ""
+        caption += "\n↓ lower is better" if any(not objectives[k].higher_is_better for k in columns) else ""
         table = _dense_table("score contributions, continued" if tables else "score contributions", caption)
         table.add_column("", overflow="fold", max_width=_LABEL_WIDTH)
         for header in [Text("score"), *(headers[k] for k in columns)]:

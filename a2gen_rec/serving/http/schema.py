@@ -366,7 +366,7 @@ def _steps(timeline: Timeline) -> list[dict[str, Any]]:
 def _part(part: Contribution) -> dict[str, Any]:
     return {
         "objective": part.objective,
-        "better": part.higher_is_better,
+        "better": "more" if part.higher_is_better else "less",
         "prediction": part.prediction,
         "unit": part.unit,
         "transform": part.transform,

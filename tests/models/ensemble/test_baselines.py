@@ -18,27 +18,27 @@ from a2gen_rec.models.ensemble.baselines import (
 )
 
 D_EVENT, D_CONTEXT = 4, 3
-LESS = [False, True, False]
-K = len(LESS)
-CENTRE, SCALE = torch.tensor([-2.0, -4.0, 3.0]), torch.tensor([0.5, 1.0, 2.0])
+LOWER_IS_BETTER = [False, True, False]
+K = len(LOWER_IS_BETTER)
+MEAN, SCALE = torch.tensor([-2.0, -4.0, 3.0]), torch.tensor([0.5, 1.0, 2.0])
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def standardise() -> Standardize:
-    return Standardize(LESS, CENTRE, SCALE)
+def standardize() -> Standardize:
+    return Standardize(LOWER_IS_BETTER, MEAN, SCALE)
 
 
 def formula(alpha: list[float], beta: list[float]) -> PowerFormula:
-    return PowerFormula(torch.tensor(alpha), torch.tensor(beta), LESS, CENTRE, SCALE)
+    return PowerFormula(torch.tensor(alpha), torch.tensor(beta), LOWER_IS_BETTER, MEAN, SCALE)
 
 
 MAKERS: dict[str, Callable[[], nn.Module]] = {
-    "single": lambda: SingleScore(1, "less"),
+    "single": lambda: SingleScore(1, False),
     "formula": lambda: formula([0.5, 20, 3], [1, 0.5, 2]),
-    "logistic": lambda: LogisticRegression(standardise()),
-    "mlp": lambda: MLPFusion(standardise(), D_EVENT, D_CONTEXT, dim=6, hidden=(8,)),
-    "session": lambda: SessionWeightedFusion(standardise(), D_EVENT, D_CONTEXT, dim=6),
+    "logistic": lambda: LogisticRegression(standardize()),
+    "mlp": lambda: MLPFusion(standardize(), D_EVENT, D_CONTEXT, dim=6, hidden_dims=(8,)),
+    "session": lambda: SessionWeightedFusion(standardize(), D_EVENT, D_CONTEXT, dim=6),
 }
 every_baseline = pytest.mark.parametrize("name", list(MAKERS))
 
@@ -54,7 +54,7 @@ def make(name: str, seed: int = 0) -> nn.Module:
 
 def inputs(seed: int = 0, n: int = 5, candidates: int = 4, longest: int = 3, shared: bool = False) -> Inputs:
     rng = torch.Generator().manual_seed(seed)
-    value = CENTRE + SCALE * torch.randn(n, candidates, K, generator=rng)
+    value = MEAN + SCALE * torch.randn(n, candidates, K, generator=rng)
     events = torch.randn(n, longest, D_EVENT, generator=rng)
     length = torch.randint(0, longest + 1, (n,), generator=rng)
     length[0] = 0
@@ -65,15 +65,15 @@ def call(model: nn.Module, data: Inputs, valid: Tensor | None = None) -> Tensor:
     return model(*data, valid) if isinstance(model, SessionWeightedFusion) else model(*data)
 
 
-@pytest.mark.parametrize(("better", "sign"), [("more", 1), ("less", -1)])
-def test_a_single_score_is_the_objective_itself(better: str, sign: int) -> None:
+@pytest.mark.parametrize(("higher_is_better", "sign"), [(True, 1), (False, -1)])
+def test_a_single_score_is_the_objective_itself(higher_is_better: bool, sign: int) -> None:
     data = inputs()
-    assert torch.equal(SingleScore(2, better)(*data), sign * data[0][..., 2])  # type: ignore[arg-type]
+    assert torch.equal(SingleScore(2, higher_is_better)(*data), sign * data[0][..., 2])
 
 
 def test_a_formula_by_hand() -> None:
     """p = 1/2, 1/4 and 4/5; the second divides: 3² · 3^-1 · 9^½ = 9."""
-    value = CENTRE + SCALE * torch.tensor([0.0, -math.log(3), math.log(4)])
+    value = MEAN + SCALE * torch.tensor([0.0, -math.log(3), math.log(4)])
     model = formula([4.0, 8.0, 10.0], [2.0, 1.0, 0.5])
     assert model.score(value).item() == pytest.approx(math.log(9), rel=1e-6)
     assert model(value[None, None], *inputs(n=1)[1:]).item() == pytest.approx(math.log(9), rel=1e-6)
@@ -96,13 +96,13 @@ def test_raising_an_objective_moves_only_its_candidate_and_the_right_way(name: s
         raised = value.clone()
         raised[:, 1, k] += 1
         score = call(model, (raised, *rest))
-        ahead = (score[:, 1] - score[:, 0]) * (-1 if LESS[k] else 1)
+        ahead = (score[:, 1] - score[:, 0]) * (-1 if LOWER_IS_BETTER[k] else 1)
         assert (ahead > 0).all() if name != "single" or k == 1 else (ahead == 0).all()
 
 
 def test_logistic_regression_is_linear_in_standardised_values() -> None:
-    model = LogisticRegression(standardise())
-    value = CENTRE + SCALE * torch.tensor([1.0, 2.0, -3.0])
+    model = LogisticRegression(standardize())
+    value = MEAN + SCALE * torch.tensor([1.0, 2.0, -3.0])
     assert model(value[None, None], *inputs(n=1)[1:]).item() == pytest.approx((1 - 2 - 3) / 3)  # it begins alike
     with torch.no_grad():
         model.weight.copy_(torch.tensor([2.0, 0.5, -1.0]))
@@ -117,8 +117,8 @@ def test_mlp_and_session_weights_equal_loops(shared: bool) -> None:
     mlp, session = (make(name).double() for name in ("mlp", "session"))
     doubled = (value.double(), events.double(), length, context.double())
     scores, weighed, weights = mlp(*doubled), session(*doubled, valid), []
-    sign = torch.tensor([-1.0 if less else 1.0 for less in LESS])
-    z = (sign * (value - CENTRE) / SCALE).double()
+    sign = torch.tensor([-1.0 if less else 1.0 for less in LOWER_IS_BETTER])
+    z = (sign * (value - MEAN) / SCALE).double()
     for i in range(len(value)):
         inside = [c for c in range(4) if valid[i, c]]
         of = [context[i, 0 if shared else c].double() for c in range(4)]
@@ -132,7 +132,7 @@ def test_mlp_and_session_weights_equal_loops(shared: bool) -> None:
         for c in range(4):
             expected = torch.exp(session.log_gain) * (weights[i] @ z[i, c]) + session.bias
             torch.testing.assert_close(weighed[i, c], expected)
-    torch.testing.assert_close(session.weights(session.standardise(data[0]), *doubled[1:], valid), torch.stack(weights))
+    torch.testing.assert_close(session.weights(session.standardize(data[0]), *doubled[1:], valid), torch.stack(weights))
 
 
 @every_baseline
@@ -195,7 +195,7 @@ def test_session_weights_learn_whom_to_please_by_what() -> None:
     value, events, length, context = inputs(1, n=400, candidates=6)
     length[:] = 3
     first = events[:, :, 0].mean(1) > 0
-    z = (value - CENTRE) / SCALE
+    z = (value - MEAN) / SCALE
     wanted = torch.where(first[:, None], z[..., 0], z[..., 2]).argmax(-1)
 
     def fit(model: nn.Module) -> float:
@@ -206,8 +206,8 @@ def test_session_weights_learn_whom_to_please_by_what() -> None:
             optimizer.step()
         return (model(value, events, length, context).argmax(-1) == wanted).float().mean().item()
 
-    assert fit(LogisticRegression(standardise())) < 0.7
-    assert fit(SessionWeightedFusion(standardise(), D_EVENT, D_CONTEXT, dim=8)) > 0.85
+    assert fit(LogisticRegression(standardize())) < 0.7
+    assert fit(SessionWeightedFusion(standardize(), D_EVENT, D_CONTEXT, dim=8)) > 0.85
 
 
 @every_baseline
@@ -219,17 +219,17 @@ def test_state_is_saved_and_belongs_to_one_model(name: str) -> None:
     with torch.no_grad():
         for state in other.state_dict().values():
             state.add_(1)
-    assert torch.equal(CENTRE, torch.tensor([-2.0, -4.0, 3.0]))
+    assert torch.equal(MEAN, torch.tensor([-2.0, -4.0, 3.0]))
     given = torch.ones(K)
-    PowerFormula(given, given, LESS, CENTRE, SCALE).alpha.add_(1)
+    PowerFormula(given, given, LOWER_IS_BETTER, MEAN, SCALE).alpha.add_(1)
     assert torch.equal(given, torch.ones(K))
 
 
 def test_unusable_settings_are_refused() -> None:
     one = torch.ones(K)
     with pytest.raises(ConfigError, match="scales positive"):
-        Standardize(LESS, one, 0 * one)
+        Standardize(LOWER_IS_BETTER, one, 0 * one)
     with pytest.raises(ConfigError, match="3 objectives need as many"):
-        Standardize(LESS, one[:2], one)
+        Standardize(LOWER_IS_BETTER, one[:2], one)
     with pytest.raises(ConfigError, match="α and β ≥ 0"):
-        PowerFormula(one, -one, LESS, one, one)
+        PowerFormula(one, -one, LOWER_IS_BETTER, one, one)

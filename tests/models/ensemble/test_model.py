@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from a2gen_rec.ensemble.losses import combined_relevance, listwise, pointwise
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.models.ensemble.model import Better, Ensemble, EnsembleOutput, Objective
+from a2gen_rec.models.ensemble.model import Ensemble, EnsembleOutput, Objective
 
 D_EVENT, D_CONTEXT = 6, 5
-BETTER: list[Better] = ["more", "less", "more"]
-OBJECTIVES = [Objective(f"objective_{k}", better) for k, better in enumerate(BETTER)]
+HIGHER_IS_BETTER = [True, False, True]
+OBJECTIVES = [Objective(f"objective_{k}", flag) for k, flag in enumerate(HIGHER_IS_BETTER)]
 K = len(OBJECTIVES)
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -24,7 +24,7 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def make(seed: int = 0, scale: float = 1.0) -> Ensemble:
     torch.manual_seed(seed)
-    model = Ensemble(OBJECTIVES, D_EVENT, D_CONTEXT, dim=4, hidden=(6, 5))
+    model = Ensemble(OBJECTIVES, D_EVENT, D_CONTEXT, dim=4, hidden_dims=(6, 5))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale)
@@ -156,7 +156,7 @@ def test_raising_an_objective_never_lowers_its_candidates_score(
             entering.append(torch.sigmoid(z).item())
         before, after = outputs
         rise = after.score - before.score
-        gain = rise[place[:2]] * (1 if BETTER[objective] == "more" else -1)
+        gain = rise[place[:2]] * (1 if HIGHER_IS_BETTER[objective] else -1)
         # Smaller rises are left to the transform's own test: the other objectives' terms hide them.
         seen = before.score.dtype == torch.float64 and entering[1] - entering[0] > 1e-6
         assert gain > 0 if seen else gain >= -rounding(before)[place[:2]]
@@ -179,7 +179,7 @@ def test_candidates_that_differ_in_one_objective_are_ranked_by_it(
     others = value[:, :1].expand(-1, candidates, -1).clone()
     others[..., objective] = (value[..., objective] * 100).round() / 100  # with ties
     output = EXACT[name](others, events, length, context[:, :1])
-    key = others[..., objective] * (1 if BETTER[objective] == "more" else -1)
+    key = others[..., objective] * (1 if HIGHER_IS_BETTER[objective] else -1)
     for row in range(2):
         ahead = key[row, :, None] > key[row]
         assert (output.score[row, :, None] > output.score[row])[ahead].all()
@@ -264,9 +264,9 @@ def test_a_trained_ensemble_never_falls_where_an_objective_gets_better() -> None
     """Over a fine grid, for users with and without history; the tolerance is float32's, see :func:`rounding`."""
     _, events, length, context = inputs(7, n=20, candidates=400, shared=True)
     for name in ("pointwise", "listwise"):
-        for k, better in enumerate(BETTER):
+        for k, higher_is_better in enumerate(HIGHER_IS_BETTER):
             value = inputs(8, n=20, candidates=1)[0].repeat(1, 400, 1)
-            value[..., k] = torch.linspace(-8, 8, 400) * (1 if better == "more" else -1)
+            value[..., k] = torch.linspace(-8, 8, 400) * (1 if higher_is_better else -1)
             output = MODELS[name](value, events, length, context)
             assert (output.score.diff(dim=1) >= -rounding(output)[:, 1:]).all()
             assert (output.score[:, -1] > output.score[:, 0]).all()
@@ -321,7 +321,7 @@ def test_autocast_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("objectives", "reason"),
-    [([], "one or more"), ([Objective("like"), Objective("like", "less")], "distinct names")],
+    [([], "one or more"), ([Objective("like"), Objective("like", False)], "distinct names")],
 )
 def test_unusable_objectives_are_refused(objectives: list[Objective], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
@@ -329,5 +329,5 @@ def test_unusable_objectives_are_refused(objectives: list[Objective], reason: st
 
 
 def test_an_unknown_direction_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"'glance'.*'most'"):
+    with pytest.raises(ConfigError, match=r"'glance'.*higher_is_better.*'most'"):
         Objective("glance", "most")  # type: ignore[arg-type]

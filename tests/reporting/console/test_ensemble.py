@@ -89,7 +89,7 @@ def test_empty_result_has_empty_tables() -> None:
 
 
 def test_contribution_is_weight_times_transform() -> None:
-    assert Contribution("like", "more", 0.1, -2.0, 0.25).contribution == -0.5
+    assert Contribution("like", True, 0.1, -2.0, 0.25).contribution == -0.5
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class Candidate:
 def candidate(item: str, like: float, negative: float, watch: float) -> Candidate:
     """Return a candidate with these transforms."""
     parts = [
-        Contribution("like", "more", 0.0012, like, 0.5),
-        Contribution("negative", "less", 0.345, negative, 0.3),
-        Contribution("watch_time", "more", 17.61, watch, 0.2, "s"),
+        Contribution("like", True, 0.0012, like, 0.5),
+        Contribution("negative", False, 0.345, negative, 0.3),
+        Contribution("watch_time", True, 17.61, watch, 0.2, "s"),
     ]
     return Candidate(item, parts)
 
@@ -150,7 +150,7 @@ def test_objectives_that_do_not_fit_continue_in_another_table(objectives: int) -
     """Each objective appears once, untruncated and in order; each table fits the width and has item and score."""
     names = ["is_click", "effective", "negative", "like", "follow", "comment", "forward", "profile_enter", "watch_time"]
     names += [f"objective_{index}" for index in range(9, objectives)]
-    parts = [Contribution(name, "more", 0.5, -1.2345 - index, 0.1) for index, name in enumerate(names)]
+    parts = [Contribution(name, True, 0.5, -1.2345 - index, 0.1) for index, name in enumerate(names)]
     tables = explanation_tables([Candidate("短视频0123456789abcdef", parts), Candidate("b", parts)])
     wide, narrow = rendered(tables, width=200), rendered(tables)
     assert all(cell_len(line.rstrip()) <= 100 for line in wide.splitlines())
