@@ -14,6 +14,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch, collate, count_names
 from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.data.synced_batches import SynchronizedBatches
@@ -99,7 +100,13 @@ class WindowTraining:
         if levers.compiled:
             self.model.ranker.get_submodule("encoder").compile(dynamic=True)
         self.stream = WindowDataset(
-            data, "train", card, config.loader, self.whole, process.rank, process.world_size, seed=config.train.seed
+            Dataset(data, card),
+            "train",
+            config.loader,
+            self.whole,
+            process.rank,
+            process.world_size,
+            seed=config.train.seed,
         )
         loader = WindowDataLoader(self.stream, levers.ahead, pin_memory=process.device.type == "cuda")
         self.batches = SynchronizedBatches(

@@ -22,8 +22,9 @@ from harness import Report, ReportTable, interleave, main
 
 from a2gen_rec.config import LoaderConfig, PrepareConfig, SimulateConfig
 from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import WindowDataset
-from a2gen_rec.data.schema import SPLITS, DatasetCard
+from a2gen_rec.data.schema import SPLITS
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.simulation.simulator import simulate
 from a2gen_rec.utils.distributed import DistributedContext
@@ -133,13 +134,14 @@ def rows(log: Path) -> int:
 
 def check(log: Path, dataset: Path) -> None:
     """Raise RuntimeError unless the dataset holds the whole log and the loader reads the log's impressions from it."""
-    card = DatasetCard.load(str(dataset))
+    prepared = Dataset.open(str(dataset))
+    card = prepared.card
     targets = sum(split.targets for split in card.splits.values())
     dropped = sum(card.dropped_rows.values())
     if targets + dropped != rows(log):
         raise RuntimeError(f"{targets:,} targets and {dropped:,} dropped are not the log's {rows(log):,} impressions")
     for split in SPLITS:
-        stream = WindowDataset(str(dataset), split, card, LoaderConfig(), whole={}, shuffle=False)
+        stream = WindowDataset(prepared, split, LoaderConfig(), whole={}, shuffle=False)
         read = impressions_of(next(iter(stream)), dataset / split)
         known = pc.field("user_id").isin({user for user, _ in read})
         logged = pq.read_table(log / "impressions", columns=["user_id", "ts_ms"], filters=known)

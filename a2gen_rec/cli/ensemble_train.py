@@ -93,7 +93,7 @@ def _transform_curves(trained: "TrainedEnsemble") -> "tuple[list[TransformCurves
     context = batch.context[:, :1]
     objectives = trained.card.objectives
     curves = transform_curves(trained.model, objectives, trained.train.predictions, batch.events, batch.length, context)
-    names = user_ids_of_keys(trained.data, lists.user[rows])
+    names = user_ids_of_keys(trained.dataset, lists.user[rows])
     return curves, [f"user {name}" for name in names]
 
 

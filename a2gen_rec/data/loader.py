@@ -17,10 +17,9 @@ from torch.utils.data import IterableDataset
 
 from a2gen_rec.config import LoaderConfig
 from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.parquet_reader import RowGroup, read_columns, row_groups
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError
-from a2gen_rec.utils import paths
 
 PREFETCH_BATCHES = 4
 """Batches made in advance."""
@@ -59,12 +58,6 @@ class LoaderState:
         return [cls(epoch=first.epoch, world_size=world, groups_consumed=dealt)] * world
 
 
-def split_files(dataset: str, split: str) -> list[str]:
-    """The files of a split's windows."""
-    folder = paths.join(dataset, split)
-    return [paths.join(folder, name) for name in paths.listdir(folder) if name.endswith(".parquet")]
-
-
 class WindowDataset(IterableDataset[WindowBatch]):
     """The batches of one rank, from ``position`` to the end of its epoch.
 
@@ -77,9 +70,8 @@ class WindowDataset(IterableDataset[WindowBatch]):
 
     def __init__(
         self,
-        dataset: str,
+        dataset: Dataset,
         split: str,
-        card: DatasetCard,
         config: LoaderConfig,
         whole: Mapping[str, int],
         rank: int = 0,
@@ -90,13 +82,12 @@ class WindowDataset(IterableDataset[WindowBatch]):
         request_gap_s: float | None = None,
         file: str = "",
     ) -> None:
-        self.card, self.config, self.whole = card, config, dict(whole)
+        self.card, self.config, self.whole = dataset.card, config, dict(whole)
         self.rank, self.world, self.seed, self.shuffle = rank, world, seed, shuffle
         self.with_oracle, self.request_gap_s = with_oracle, request_gap_s
-        folder = paths.join(dataset, split)
-        self.groups = row_groups([file] if file else split_files(dataset, split))
+        self.groups = row_groups([file] if file else dataset.files(split))
         if not self.groups:
-            raise DataError(f"split {split!r} has no windows", file=folder)
+            raise DataError(f"split {split!r} has no windows", file=dataset.split_dir(split))
         self.position = LoaderState(world_size=world)
 
     def __iter__(self) -> Iterator[WindowBatch]:

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
 from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.features.sessions import impression_end_ms
 from a2gen_rec.data.schema import DatasetCard, Feature, FeatureLevel
 from a2gen_rec.errors import DataError
-from a2gen_rec.utils import paths
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ def read_table(file: str, columns: list[str] | None = None, rows: pc.Expression 
         raise DataError(f"cannot be read ({reason})", file=file) from error
 
 
-def user_ids_of_keys(dataset: str, keys: np.ndarray) -> list[str]:
+def user_ids_of_keys(dataset: Dataset, keys: np.ndarray) -> list[str]:
     """Raw identifiers of users, given their keys; the key itself where the dataset does not have it.
 
     Raises:
         DataError: ``users.parquet`` is not there or breaks its contract.
     """
     wanted = pa.array(keys, pa.int64())
-    table = read_table(paths.join(dataset, "users.parquet"), ["user", "user_key"], pc.field("user_key").isin(wanted))
+    table = read_table(dataset.users_file, ["user", "user_key"], pc.field("user_key").isin(wanted))
     name = dict(zip(table["user_key"].to_pylist(), table["user"].to_pylist(), strict=True))
     return [name.get(key, str(key)) for key in wanted.to_pylist()]
 

@@ -45,7 +45,6 @@ START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
 FORMAT_VERSION = 3
 CARD_FILE = "dataset.yaml"
-ITEM_STATISTICS = "item_statistics.parquet"
 ITEM = "item_id"
 
 SESSION_POSITION, SESSION_GAP, PREVIOUS_FEEDBACK = "session_position", "session_gap", "previous_feedback"

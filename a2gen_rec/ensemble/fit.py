@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from a2gen_rec.config import EnsembleConfig
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.ensemble.fit_baselines import fit_baselines, learned_baselines
 from a2gen_rec.ensemble.score_lists import SCORES_FORMAT_VERSION, behavior_names, score_session_lists
@@ -43,7 +44,7 @@ class TrainedEnsemble:
     card: EnsembleCard
     train: SessionLists
     valid: SessionLists
-    data: str
+    dataset: Dataset
 
 
 def train_ensemble(
@@ -179,7 +180,7 @@ def _train(
     models: dict[str, nn.Module] = {UMRE: model.cpu(), **fit_baselines(card, train, valid, device, reporter)}
     card = replace(card, metrics={"split": "valid", **_measure(models, valid, card)})
     save_ensemble(out, model, card, learned_baselines(models))
-    return TrainedEnsemble(model, card, train, valid, opened.data)
+    return TrainedEnsemble(model, card, train, valid, opened.dataset)
 
 
 def _measure(models: dict[str, nn.Module], lists: SessionLists, card: EnsembleCard) -> dict[str, Any]:

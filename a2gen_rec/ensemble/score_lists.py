@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.loader import split_files
 from a2gen_rec.data.schema import EXIT, ITEM, DatasetCard
 from a2gen_rec.ensemble.session_lists import SessionLists, concatenate, read_lists, write_lists
 from a2gen_rec.errors import DataError
@@ -52,10 +51,10 @@ def score_session_lists(
     Raises:
         UserError: the split has no windows, the folder cannot be written, or a file in it is damaged.
     """
-    files = split_files(opened.data, split)
+    files = opened.dataset.files(split)
     with sync_errors():
         if not files:
-            raise DataError(f"split {split!r} has no windows", file=paths.join(opened.data, split))
+            raise DataError(f"split {split!r} has no windows", file=opened.dataset.split_dir(split))
         if opened.process.is_main:
             paths.ensure_writable_dir(folder)
     made = []
@@ -79,10 +78,9 @@ def score_session_lists(
 @torch.no_grad()
 def _score_file(opened: LoadedRun, split: str, file: str, events: int, gap_s: float) -> SessionLists:
     """The lists of one file, of all ranks, in the order of users and time: that of batches depends on the ranks."""
-    card, config, process = opened.card, opened.config, opened.process
-    batches = evaluation_batches(opened.data, split, card, config, process, request_gap_s=gap_s, file=file)
+    batches = evaluation_batches(opened.dataset, split, opened.config, opened.process, request_gap_s=gap_s, file=file)
     opened.model.model_parallel.eval()
-    parts = [_lists(opened, batch.to(process.device), events) for batch in batches]
+    parts = [_lists(opened, batch.to(opened.process.device), events) for batch in batches]
     lists = concatenate([part for rank in all_gather_object(parts) for part in rank])
     return lists.select(np.lexsort((lists.ts_ms, lists.user)))
 

@@ -8,9 +8,10 @@ from torch import nn
 
 from a2gen_rec.config import Config, EvaluateConfig
 from a2gen_rec.data.batch import COUNT_NAMES, count_names
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.parquet_reader import read_table
-from a2gen_rec.data.schema import ITEM, ITEM_STATISTICS, DatasetCard
+from a2gen_rec.data.schema import ITEM, DatasetCard
 from a2gen_rec.data.synced_batches import SynchronizedBatches
 from a2gen_rec.evaluation.metrics import binary_metrics, time_metrics
 from a2gen_rec.evaluation.objective_metrics import objective_metrics
@@ -20,28 +21,28 @@ from a2gen_rec.evaluation.sequences import SequenceEvaluator
 from a2gen_rec.losses.loss import term_means, term_names, total_loss
 from a2gen_rec.models.base import BaseRanker
 from a2gen_rec.models.embedding_tables import full_tables
-from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import DistributedContext, sync_errors
 
 
 def evaluation_batches(
-    data: str, split: str, card: DatasetCard, config: Config, process: DistributedContext, **options: Any
+    dataset: Dataset, split: str, config: Config, process: DistributedContext, **options: Any
 ) -> SynchronizedBatches:
     """All batches of a split, in file order, in step over the ranks. ``options``: as :class:`WindowStream` takes."""
-    whole, place = full_tables(card, config.model), (process.rank, process.world_size)
+    whole, place = full_tables(dataset.card, config.model), (process.rank, process.world_size)
     with sync_errors():
-        stream = WindowDataset(data, split, card, config.loader, whole, *place, shuffle=False, **options)
+        stream = WindowDataset(dataset, split, config.loader, whole, *place, shuffle=False, **options)
     start = LoaderState(world_size=process.world_size)
     loader = WindowDataLoader(stream, config.loader.prefetch)
-    return SynchronizedBatches(loader.iter_epoch(start), lambda: stream.empty_batch, start, len(count_names(card)))
+    return SynchronizedBatches(
+        loader.iter_epoch(start), lambda: stream.empty_batch, start, len(count_names(dataset.card))
+    )
 
 
 def evaluate(
     task: nn.Module,
     ranker: BaseRanker[Any],
-    data: str,
+    dataset: Dataset,
     split: str,
-    card: DatasetCard,
     config: Config,
     process: DistributedContext,
     predictions_file: str = "",
@@ -60,7 +61,8 @@ def evaluate(
         for them (``Sequences.report``). What there is of watch time and objectives:
         ``objective_metrics.objective_report``.
     """
-    batches = evaluation_batches(data, split, card, config, process, with_oracle=True)
+    card = dataset.card
+    batches = evaluation_batches(dataset, split, config, process, with_oracle=True)
     most = config.evaluate.num_top_sequences
     collected = SequenceEvaluator(ranker, card.splits[split].targets) if most else None
     also = None if collected is None else collected.add
@@ -70,20 +72,20 @@ def evaluate(
         return {}
     if predictions_file:
         write_predictions(predictions_file, predictions, card)
-    result = metrics_report(predictions, sums, data, split, card, config, ranker.objective_tasks)
+    result = metrics_report(predictions, sums, dataset, split, config, ranker.objective_tasks)
     return result if sequences is None else result | {"sequences": sequences}
 
 
 def metrics_report(
     predictions: Predictions,
     sums: EvaluationSums,
-    data: str,
+    dataset: Dataset,
     split: str,
-    card: DatasetCard,
     config: Config,
     tasks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The evaluation of predictions already made, as plain data (keys as in :func:`evaluate`)."""
+    card = dataset.card
     names = outcome_columns(card)
     terms = term_means(sums.loss, sums.counts, sums.is_generative)
     return {
@@ -93,7 +95,7 @@ def metrics_report(
         "time": _times(predictions.time, predictions, card),
         "next_time": _times(predictions.next_time, predictions, card),
         **objective_metrics(predictions, names, card),
-        "reference": _references(predictions, data, card, config.evaluate),
+        "reference": _references(predictions, dataset, config.evaluate),
         "loss": {
             "total": float(total_loss(terms, config.loss, tasks)),
             **dict(zip(term_names(tasks), terms.tolist(), strict=True)),
@@ -128,16 +130,15 @@ def _times(predicted: np.ndarray, predictions: Predictions, card: DatasetCard) -
     }
 
 
-def _references(predictions: Predictions, data: str, card: DatasetCard, config: EvaluateConfig) -> dict[str, Any]:
+def _references(predictions: Predictions, dataset: Dataset, config: EvaluateConfig) -> dict[str, Any]:
+    card = dataset.card
     names = outcome_columns(card)
     base = np.full_like(predictions.probability, np.nan)
     for name in names:
         base[:, names[name]] = card.base_rate.get(name, np.nan)
     reference = {
         "base_rate": action_metrics(predictions, base, card),
-        "item_rate": action_metrics(
-            predictions, _item_rate(predictions, data, card, config.item_rate_prior_weight), card
-        ),
+        "item_rate": action_metrics(predictions, _item_rate(predictions, dataset, config.item_rate_prior_weight), card),
         "median_time": {
             name: time_metrics(
                 np.full(len(predictions.user), np.log1p(card.median_time_s[name])), predictions.observed_time[:, i]
@@ -155,9 +156,10 @@ def _references(predictions: Predictions, data: str, card: DatasetCard, config: 
     return reference
 
 
-def _item_rate(predictions: Predictions, data: str, card: DatasetCard, smoothing: float) -> np.ndarray:
+def _item_rate(predictions: Predictions, dataset: Dataset, smoothing: float) -> np.ndarray:
     """Each target's item's rates on training data, smoothed by pseudo-impressions at the base rate."""
-    table = read_table(paths.join(data, ITEM_STATISTICS))
+    card = dataset.card
+    table = read_table(dataset.item_statistics_file)
     rows = next(feature.cardinality for feature in card.features if feature.name == ITEM)
     item = table[ITEM].to_numpy()
 

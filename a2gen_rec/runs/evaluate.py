@@ -37,9 +37,8 @@ def evaluate_run(
         result = evaluate(
             built.model_parallel,
             built.model.ranker,
-            opened.data,
+            opened.dataset,
             split,
-            opened.card,
             settings,
             opened.process,
             predictions,

@@ -75,7 +75,7 @@ def export_run(
         folder = ensemble or fit.default_ensemble_dir(run)
         if folder:
             fit.load_compatible_ensemble(opened, folder)
-        card, order = _with_time_zone(opened), export_permutation(opened.data, opened.card)
+        card, order = _with_time_zone(opened), export_permutation(opened.dataset)
         before = _measured(opened, opened.model.model_parallel, opened.model.model.ranker, split)
         with atomic_output_dir(out) as made:
             settings = ModelSettings(
@@ -84,7 +84,7 @@ def export_run(
                 opened.config.loader.bucket_overhead_tokens,
             )
             write_model(made, card, settings, full_state_dict(opened.model.model), dtype, order)
-            write_vocabularies(made, opened.data, card, order)
+            write_vocabularies(made, opened.dataset, order)
             if folder:
                 (made / ENSEMBLE).mkdir()
                 for name in (CARD_FILE, WEIGHTS_FILE):
@@ -144,7 +144,7 @@ def _with_time_zone(opened: LoadedRun) -> DatasetCard:
 
 
 def _measured(opened: LoadedRun, task: torch.nn.Module, ranker: Any, split: str) -> dict[str, Any]:
-    return evaluate(task, ranker, opened.data, split, opened.card, opened.config, opened.process)
+    return evaluate(task, ranker, opened.dataset, split, opened.config, opened.process)
 
 
 def _loss(opened: LoadedRun) -> Loss:

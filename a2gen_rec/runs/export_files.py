@@ -26,6 +26,7 @@ from a2gen_rec.artifact.artifact import (
     vocabulary_file,
 )
 from a2gen_rec.artifact.quantized_tables import TableDtype, quantize_rows
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.parquet_reader import read_feature_column, read_table
 from a2gen_rec.data.schema import RAW_DURATION_COLUMN, DatasetCard
 from a2gen_rec.models.embedding_tables import full_tables, table_rows
@@ -84,16 +85,17 @@ def write_model(
         os.chmod(folder / file, 0o644)
 
 
-def write_vocabularies(folder: Path, dataset: str, card: DatasetCard, order: Mapping[str, np.ndarray]) -> None:
+def write_vocabularies(folder: Path, dataset: Dataset, order: Mapping[str, np.ndarray]) -> None:
     """Copy what a dataset knows of raw values, in as few bytes as Parquet can; ``order`` as in :func:`write_model`."""
+    card = dataset.card
     (folder / "vocabulary").mkdir()
     for feature in card.features:
         if has_vocabulary(feature):
             name = vocabulary_file(feature)
-            table = read_table(paths.join(dataset, name), ["value", "row"])
+            table = read_table(paths.join(dataset.path, name), ["value", "row"])
             _write_compact(renumber_rows(table, {"row": order[feature.name]}, "row"), folder / name)
     for level, name in ENTITY_TABLES.items():
-        file = paths.join(dataset, name)
+        file = paths.join(dataset.path, name)
         table = read_table(file)
         features = {feature.name: feature for feature in card.features if feature.level == level}
         for feature in features.values():

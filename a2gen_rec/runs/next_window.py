@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 
 from a2gen_rec.data.columns import CandidateItems, WindowColumns
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.features.sessions import session_feature_rows
 from a2gen_rec.data.parquet_reader import read_user_windows
 from a2gen_rec.data.schema import FEEDBACK, SPLITS, UNKNOWN, DatasetCard
 from a2gen_rec.ranking.window import next_timestamp
-from a2gen_rec.utils import paths
 
 
 def append_candidates_now(history: WindowColumns, items: CandidateItems, card: DatasetCard) -> WindowColumns:
@@ -18,16 +18,14 @@ def append_candidates_now(history: WindowColumns, items: CandidateItems, card: D
     return history.append_candidates(items, card, now, {}, _session(history, now, card))
 
 
-def read_latest_window(data: str, card: DatasetCard, user: str) -> WindowColumns | None:
+def read_latest_window(dataset: Dataset, user: str) -> WindowColumns | None:
     """The last window of a user in the latest split that has any, as columns of one window; None without one.
 
     Raises:
         DataError: a file of the dataset breaks the contract.
     """
     for split in reversed(SPLITS):
-        folder = paths.join(data, split)
-        files = [paths.join(folder, name) for name in paths.listdir(folder) if name.endswith(".parquet")]
-        windows = read_user_windows(files, card, user)
+        windows = read_user_windows(dataset.files(split), dataset.card, user)
         if windows is not None:
             last = windows.ts_ms[windows.starts + windows.lengths - 1]
             return windows.take(np.array([np.argmax(last)]))

@@ -51,11 +51,11 @@ def rank_run(
         fused = _ensemble(opened, run, ensemble)
         sort_by = resolve_sort_key(card, sort_by, opened.model.model.ranker.objective_tasks, fused is not None)
         items = (
-            find_candidate_items(opened.data, card, wanted)
+            find_candidate_items(opened.dataset, wanted)
             if wanted
-            else popular_items(opened.data, card, DEFAULT_CANDIDATES)
+            else popular_items(opened.dataset, DEFAULT_CANDIDATES)
         )
-        window = read_latest_window(opened.data, card, user)
+        window = read_latest_window(opened.dataset, user)
         history = empty_window(card) if window is None else window
         seen = min(len(history.ts_ms), opened.model.model.ranker.max_history)
         scorer = Scorer(card, opened.model.model.ranker, fused)

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from a2gen_rec.artifact.artifact import ENTITY_TABLES, has_vocabulary, vocabulary_file
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.parquet_reader import read_feature_column, read_table
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.utils import paths
 
 
-def export_permutation(dataset: str, card: DatasetCard) -> dict[str, np.ndarray]:
+def export_permutation(dataset: Dataset) -> dict[str, np.ndarray]:
     """Vocabulary feature -> [rows] int64: of each row of its exported table, the dataset's row.
 
     Row 0 is unknown in both; then come the rows that a raw value has, in the values' order, then those without.
@@ -25,14 +25,14 @@ def export_permutation(dataset: str, card: DatasetCard) -> dict[str, np.ndarray]
         DataError: a vocabulary, or ``users.parquet`` or ``items.parquet``, cannot be read or breaks its contract.
     """
     order = {}
-    for feature in card.features:
+    for feature in dataset.card.features:
         if feature.kind != "vocabulary":
             continue
         if has_vocabulary(feature):
-            file, column = paths.join(dataset, vocabulary_file(feature)), "row"
+            file, column = paths.join(dataset.path, vocabulary_file(feature)), "row"
             table = read_table(file, ["value", column]).sort_by("value")
         else:  # the identifier of a catalogue, which is in order
-            file, column = paths.join(dataset, ENTITY_TABLES[feature.level]), feature.name
+            file, column = paths.join(dataset.path, ENTITY_TABLES[feature.level]), feature.name
             table = read_table(file, [column])
         rows = np.concatenate([[0], read_feature_column(table[column], feature, file)])
         told, first = np.unique(rows, return_index=True)

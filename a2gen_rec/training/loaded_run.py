@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from a2gen_rec.config import Config
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.training import checkpoint
@@ -31,6 +32,11 @@ class LoadedRun:
     process: DistributedContext
     step: int
     fingerprint: str
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset, with the card of the checkpoint."""
+        return Dataset(self.data, self.card)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from a2gen_rec.config import Config, LossConfig, TrainConfig
 from a2gen_rec.data.batch import WindowBatch, count_names
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.data.synced_batches import SynchronizedBatches
@@ -63,10 +64,10 @@ class Trainer:
         self.stopped = False
         with sync_errors():
             self.card = _card(data, config)
+            self.dataset = Dataset(data, self.card)
             self.stream = WindowDataset(
-                data,
+                self.dataset,
                 "train",
-                self.card,
                 config.loader,
                 full_tables(self.card, config.model),
                 process.rank,
@@ -206,7 +207,7 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Metrics on validation, on all ranks."""
-        batches = evaluation_batches(self.data, "valid", self.card, self.config, self.process, with_oracle=False)
+        batches = evaluation_batches(self.dataset, "valid", self.config, self.process, with_oracle=False)
         predictions, sums = predict(
             self.built.model_parallel,
             self.built.model.ranker,

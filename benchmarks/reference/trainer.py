@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from a2gen_rec.config import Config, OptimConfig
 from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.utils.distributed import DistributedContext
@@ -68,7 +69,7 @@ class Pointwise:
         dense = [parameter for name, parameter in self.model.named_parameters() if not name.startswith("tables.")]
         self.optimizer = PlainOptimizers(tables, dense, config.optim)
         stream = ExampleStream(
-            data, "train", card, config.loader, {}, process.rank, process.world_size, seed=config.train.seed
+            Dataset(data, card), "train", config.loader, {}, process.rank, process.world_size, seed=config.train.seed
         )
         stream.history, stream.batch_targets = config.model.max_history, batch_targets
         self.stream = stream

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from a2gen_rec.config import LoaderConfig
 from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.errors import DataError
 from a2gen_rec.models.embedding_tables import table_rows
@@ -39,7 +40,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def stream(dataset: str, config: LoaderConfig = SMALL, **options: object) -> WindowDataset:
-    return WindowDataset(dataset, "train", CARD, config, WHOLE, **options)
+    return WindowDataset(Dataset(dataset, CARD), "train", config, WHOLE, **options)
 
 
 def at(made: WindowDataset, position: LoaderState) -> WindowDataset:

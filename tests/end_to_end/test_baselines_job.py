@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from a2gen_rec.cli.main import main
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.ensemble.score_lists import score_session_lists
 from a2gen_rec.errors import UserError
 from a2gen_rec.evaluation.evaluate import evaluate
@@ -51,9 +52,8 @@ def test_trained_evaluated_ranked_and_scored(name: str, data: Path, tmp_path: Pa
         result = evaluate(
             opened.model.model_parallel,
             opened.model.model.ranker,
-            str(data),
+            Dataset(str(data), CARD),
             "test",
-            CARD,
             opened.config,
             opened.process,
         )
@@ -111,9 +111,8 @@ def test_ways_to_train_are_options_of_the_command(ways: list[str], name: str, da
         result = evaluate(
             opened.model.model_parallel,
             opened.model.model.ranker,
-            str(data),
+            Dataset(str(data), CARD),
             "test",
-            CARD,
             opened.config,
             opened.process,
         )

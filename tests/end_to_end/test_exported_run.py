@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from a2gen_rec.cli.main import main
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.ranking.ranker import Ranker
 from a2gen_rec.ranking.types import RankQuery
 from a2gen_rec.runs.export import export_run
@@ -64,7 +64,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, str, str]:
 
 def test_tables_are_those_that_the_ranks_had_parts_of(exported: tuple[Log, str, str], tmp_path: Path) -> None:
     log, run, model = exported
-    order = export_permutation(log.data, DatasetCard.load(log.data))
+    order = export_permutation(Dataset.open(log.data))
     trained = checkpoint_tensors(checkpoint.best(run), tmp_path / "whole.pt")
     found = load_file(f"{model}/tables.safetensors")
     for name in ("user_id", "item_id", "author_id"):

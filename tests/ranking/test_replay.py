@@ -36,7 +36,7 @@ def evaluated(log: Log) -> dict[tuple[str, int, int], dict[str, float]]:
     name = dict(zip(users["user_key"], users["user"], strict=True))
     with load_run(log.run) as opened:
         card, config, built = opened.card, opened.config, opened.model
-        batches = list(evaluation_batches(log.data, "test", card, config, opened.process))
+        batches = list(evaluation_batches(opened.dataset, "test", config, opened.process))
         found, _ = predict(built.model_parallel, built.model.ranker, batches, card, config.evaluate.max_unexplored_mass)
     keys: list[tuple[str, int, int]] = []
     for batch in batches:

@@ -12,6 +12,7 @@ from a2gen_rec.cli.main import main
 from a2gen_rec.config import Config, EnsembleConfig
 from a2gen_rec.data.batch import WHOLE_WINDOW, collate
 from a2gen_rec.data.columns import CandidateItems, WindowColumns
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.items import find_candidate_items, popular_items
 from a2gen_rec.data.schema import SPLITS, DatasetCard
 from a2gen_rec.ensemble.fit import train_ensemble
@@ -215,7 +216,7 @@ def test_rank_equals_the_model_asked_for_each_candidate_alone(world: World, tmp_
 
 def _check_alone(opened: LoadedRun, candidate: ScoredCandidate, rows: np.ndarray, world: World) -> None:
     """The candidate as the only target of a window, through the ordinary batch."""
-    window = read_latest_window(str(world.data), CARD, world.user)
+    window = read_latest_window(Dataset(str(world.data), CARD), world.user)
     alone = CandidateItems([candidate.item], np.array([candidate.known]), {"item_id": rows[:1], "author_id": rows[1:]})
     columns = append_candidates_now(window, alone, CARD)
     batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
@@ -276,10 +277,10 @@ def test_popular_items_are_the_most_shown(tmp_path: Path) -> None:
     items = {"item": ["a", "b", "c", "d", "e", "f"], "item_id": [4, 3, 2, 3, 1, 0], "author_id": [1, 2, 3, 4, 5, 6]}
     pq.write_table(pa.table(statistics), tmp_path / "item_statistics.parquet")
     pq.write_table(pa.table(items), tmp_path / "items.parquet")
-    found = popular_items(str(tmp_path), CARD, 4)
+    found = popular_items(Dataset(str(tmp_path), CARD), 4)
     assert found.ids == ["c", "b", "d", "e"]  # b and d share a row
     assert found.rows["author_id"].tolist() == [3, 2, 4, 5]
-    assert popular_items(str(tmp_path), CARD, 2).ids == ["c", "b"]
+    assert popular_items(Dataset(str(tmp_path), CARD), 2).ids == ["c", "b"]
 
 
 def _write_user(folder: Path, user: str, begins: list[int]) -> None:
@@ -305,16 +306,16 @@ def test_the_latest_window_of_the_latest_split(tmp_path: Path, last: str, begins
     _write_user(tmp_path / last, "ann", begins)
     for split in SPLITS[SPLITS.index(last) + 1 :]:
         _write_user(tmp_path / split, "bob", [10])
-    window = read_latest_window(str(tmp_path), CARD, "ann")
+    window = read_latest_window(Dataset(str(tmp_path), CARD), "ann")
     assert window is not None
     assert window.ts_ms[0] == max(begins) * 1_000_000
     assert len(window) == 1
     assert len(window.ts_ms) == window.lengths[0]
-    assert read_latest_window(str(tmp_path), CARD, "an") is None
+    assert read_latest_window(Dataset(str(tmp_path), CARD), "an") is None
 
 
 def test_unknown_items_get_row_zero(world: World) -> None:
-    found = find_candidate_items(str(world.data), CARD, ["item-9", "?", "item-4"])
+    found = find_candidate_items(Dataset(str(world.data), CARD), ["item-9", "?", "item-4"])
     assert found.is_known.tolist() == [True, False, True]
     assert found.rows["item_id"].tolist() == [9, 0, 4]
     assert found.rows["author_id"][1] == 0
@@ -367,7 +368,7 @@ def test_a_damaged_item_table_ends_with_a_clear_line(
     file.write_bytes((world.data / "items.parquet").read_bytes())
     damage(file)
     with pytest.raises(DataError, match=message) as raised:
-        find_candidate_items(str(tmp_path), CARD, ["item-1"])
+        find_candidate_items(Dataset(str(tmp_path), CARD), ["item-1"])
     assert "\n" not in str(raised.value)
 
 
@@ -421,7 +422,7 @@ def alone_score(
     table = pq.read_table(world.data / "items.parquet").to_pydict()
     at = table["item"].index(candidate.item)
     rows = {name: np.array([table[name][at]]) for name in ("item_id", "author_id")}
-    window = read_latest_window(str(world.data), CARD, world.user)
+    window = read_latest_window(Dataset(str(world.data), CARD), world.user)
     columns = append_candidates_now(window, CandidateItems([candidate.item], np.ones(1, bool), rows), CARD)
     batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
     opened.model.model_parallel.eval()

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from a2gen_rec.artifact.entity_index import EntityIndex
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.schema import DatasetCard, Feature
 from a2gen_rec.errors import DataError
 from a2gen_rec.ranking.ranker import Ranker
@@ -31,11 +32,11 @@ def card_of(kind: str) -> DatasetCard:
 
 def test_names_with_a_row_count_it_up_and_the_others_follow(tmp_path: Path) -> None:
     pq.write_table(ITEMS, tmp_path / "items.parquet")
-    order = export_permutation(str(tmp_path), card_of("vocabulary"))
+    order = export_permutation(Dataset(str(tmp_path), card_of("vocabulary")))
     assert {name: rows.tolist() for name, rows in order.items()} == {"item_id": [0, 3, 1, 2, 4, 5]}
     expected = {"item": ["a", "c", "e", "b", "d"], "item_id": [1, 2, 3, 0, 0], "author_id": [5, 7, 1, 6, 8]}
     assert renumber_rows(ITEMS, order, "item_id").to_pydict() == expected
-    assert export_permutation(str(tmp_path), card_of("hash")) == {}
+    assert export_permutation(Dataset(str(tmp_path), card_of("hash"))) == {}
     author = {"author_id": np.array([0, 8, 7, 6, 5, 4, 3, 2, 1])}
     expected = ITEMS.to_pydict() | {"author_id": [4, 3, 2, 1, 8]}
     assert renumber_rows(ITEMS, author, "item_id").to_pydict() == expected
@@ -46,13 +47,13 @@ def test_values_of_a_vocabulary_are_put_in_order(tmp_path: Path) -> None:
     known = pa.table({"value": ["c", "a", "b"], "row": [1, 2, 3], "count": [5, 4, 3]})
     pq.write_table(known, tmp_path / "vocabulary" / "author_id.parquet")
     card = replace(make_card(), features=[Feature("author_id", "item", "vocabulary", 4)])
-    assert export_permutation(str(tmp_path), card)["author_id"].tolist() == [0, 2, 3, 1]
+    assert export_permutation(Dataset(str(tmp_path), card))["author_id"].tolist() == [0, 2, 3, 1]
 
 
 @pytest.mark.parametrize(("rows", "order"), [([2, 1, 2], [0, 2, 1, 3, 4, 5]), ([0, 0], [0, 1, 2, 3, 4, 5]), ([], None)])
 def test_every_row_has_one_place(tmp_path: Path, rows: list[int], order: list[int] | None) -> None:
     pq.write_table(pa.table({"item_id": pa.array(rows, pa.int64())}), tmp_path / "items.parquet")
-    (found,) = export_permutation(str(tmp_path), card_of("vocabulary")).values()
+    (found,) = export_permutation(Dataset(str(tmp_path), card_of("vocabulary"))).values()
     assert found.tolist() == (order or list(range(6)))
 
 
@@ -60,7 +61,7 @@ def test_every_row_has_one_place(tmp_path: Path, rows: list[int], order: list[in
 def test_a_catalogue_without_its_rows_is_refused(tmp_path: Path, column: dict[str, list[object]]) -> None:
     pq.write_table(pa.table(column), tmp_path / "items.parquet")
     with pytest.raises(DataError, match=r"items.parquet.*item_id"):
-        export_permutation(str(tmp_path), card_of("vocabulary"))
+        export_permutation(Dataset(str(tmp_path), card_of("vocabulary")))
 
 
 @pytest.fixture(scope="module", params=[simulated_log, hashed_log])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from a2gen_rec.config import PlannerFeature, WorkloadConfig
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import WindowDataset
 from a2gen_rec.data.schema import SplitSummary
 from a2gen_rec.errors import ConfigError
@@ -100,7 +101,7 @@ def test_a_dataset_is_looked_up_as_its_loader_does(switches: dict, tmp_path: Pat
     card, config = make_card(), small_config(**switches)
     config.loader.max_impressions_per_batch, config.loader.shuffle_buffer_size = 64, 4096
     dataset = str(write_dataset(tmp_path / "data", card))
-    batches = list(WindowDataset(dataset, "train", card, config.loader, whole(card, config)))
+    batches = list(WindowDataset(Dataset(dataset, card), "train", config.loader, whole(card, config)))
     full = [batch for batch in batches if int(batch.lengths.sum()) >= 50]
     train = {
         "windows": sum(len(batch.lengths) for batch in batches),

@@ -8,6 +8,7 @@ import pytest
 from iopath.common.file_io import g_pathmgr
 
 from a2gen_rec.config import LoaderConfig
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError, UserError
@@ -168,14 +169,14 @@ def test_a_dataset_is_read_from_wherever_it_lies(storage: Path) -> None:
     keys = []
     for dataset in (str(storage / "data"), f"{PREFIX}data"):
         assert DatasetCard.load(dataset) == card
-        stream = WindowDataset(dataset, "train", card, config, whole(card, small_config()))
+        stream = WindowDataset(Dataset(dataset, card), "train", config, whole(card, small_config()))
         keys.append(
             [batch.user_key.tolist() for batch in WindowDataLoader(stream, background=False).iter_epoch(LoaderState())]
         )
     assert keys[0] == keys[1]
     assert sum(map(len, keys[0])) == 30
     with pytest.raises(DataError, match="memtest://data/nosuch: split 'nosuch' has no windows"):
-        WindowDataset(f"{PREFIX}data", "nosuch", card, config, {})
+        WindowDataset(Dataset(f"{PREFIX}data", card), "nosuch", config, {})
     with pytest.raises(DataError, match=r"memtest://nothing/dataset\.yaml: no dataset card"):
         DatasetCard.load(f"{PREFIX}nothing")
 

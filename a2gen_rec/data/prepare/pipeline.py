@@ -17,13 +17,14 @@ from rich.progress import Progress
 
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data import sources
+from a2gen_rec.data.dataset import ITEM_STATISTICS_FILE, ITEMS_FILE, USERS_FILE, VOCABULARY_DIR
 from a2gen_rec.data.features import encodings, feedback
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
 from a2gen_rec.data.features.sessions import SESSION_GAP_S, add_session_columns, session_features
 from a2gen_rec.data.prepare import splits, staging, statistics
 from a2gen_rec.data.prepare.staging import StagedColumns
 from a2gen_rec.data.prepare.windows import WindowSpec, build_windows
-from a2gen_rec.data.schema import EXIT, ITEM, ITEM_STATISTICS, SPLITS, START, DatasetCard, FeedbackRule
+from a2gen_rec.data.schema import EXIT, ITEM, SPLITS, START, DatasetCard, FeedbackRule
 from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
 from a2gen_rec.data.sql import ROW_COLUMN, connect, quote_identifier, read_parquet_sql, translate_errors
 from a2gen_rec.errors import DataError
@@ -112,7 +113,7 @@ class PreparePipeline:
         self.write_tables(everything, encodings, rule)
         item = next(coding for coding in encodings if coding.feature.name == ITEM)
         train = f"(SELECT * FROM {levelled} WHERE split = 0)"
-        file = self.dataset / ITEM_STATISTICS
+        file = self.dataset / ITEM_STATISTICS_FILE
         statistics.write_item_statistics(self.connection, train, item, facts.actions, flags, file)
         layout = WindowSpec(
             [
@@ -193,7 +194,9 @@ class PreparePipeline:
     def fit_encodings(self, train: str) -> list[FeatureEncoding]:
         """Every feature's rows, from training impressions; writes the vocabularies."""
         return [
-            encodings.fit_encoding(self.connection, train, spec, self.min_count(spec.name), self.dataset / "vocabulary")
+            encodings.fit_encoding(
+                self.connection, train, spec, self.min_count(spec.name), self.dataset / VOCABULARY_DIR
+            )
             for spec in self.track(self.columns.features, "vocabularies")
         ]
 
@@ -201,10 +204,11 @@ class PreparePipeline:
         return 1 if feature in self.columns.calendar else self.config.min_count
 
     def write_tables(self, everything: str, encodings: list[FeatureEncoding], rule: FeedbackRule | None) -> None:
-        for level in self.track(("item", "user"), "items and users"):
-            file = self.dataset / f"{level}s.parquet"
-            length = rule.duration_feature if rule is not None else ""
-            statistics.write_entities(self.connection, everything, encodings, level, file, length)
+        duration_feature = rule.duration_feature if rule is not None else ""
+        for level, file in self.track((("item", ITEMS_FILE), ("user", USERS_FILE)), "items and users"):
+            statistics.write_entities(
+                self.connection, everything, encodings, level, self.dataset / file, duration_feature
+            )
 
     def write_windows(
         self, split: str, encodings: list[FeatureEncoding], layout: WindowSpec, rule: FeedbackRule | None

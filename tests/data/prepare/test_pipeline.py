@@ -386,7 +386,7 @@ def test_boundaries(value, offset_hours, expected):
 def test_impossible_settings(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
         run(tmp_path, config=PrepareConfig(**({"num_partitions": 2} | change)))
-    assert sorted(path.name for path in tmp_path.iterdir()) in (["raw", "spec.yaml"],)
+    assert sorted(path.name for path in tmp_path.iterdir()) in ([], ["raw", "spec.yaml"])
 
 
 # --- the whole --------------------------------------------------------------------------------------------------

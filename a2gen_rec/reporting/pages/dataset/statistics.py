@@ -14,7 +14,7 @@ import duckdb
 import numpy as np
 from rich.progress import Progress
 
-from a2gen_rec.data.loader import split_files
+from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.prepare.statistics import SplitCounts, count_splits
 from a2gen_rec.data.schema import COMPLETE, EXIT, FEEDBACK, ITEM, SPLITS, DatasetCard
 from a2gen_rec.data.sql import connect, fetch_one, quote_identifier, quote_literal, read_parquet_sql, translate_errors
@@ -143,30 +143,30 @@ def compute_statistics(data: str, scratch: Path, bars: Progress) -> DataStatisti
         DataError: it is not a dataset, a file breaks the contract, or there are no training targets.
         UserError: memory or disk ran out.
     """
-    card = DatasetCard.load(data)
+    dataset = Dataset.open(data)
     connection = connect(MEMORY_GB, 0, scratch / "spill")
     try:
         with translate_errors(data):
-            flat = flatten(connection, data, card, scratch, bars)
-            return StatisticsQueries(connection, card, flat, bars).run()
+            flat = flatten(connection, dataset, scratch, bars)
+            return StatisticsQueries(connection, dataset.card, flat, bars).run()
     finally:
         connection.close()
 
 
-def flatten(connection: duckdb.DuckDBPyConnection, data: str, card: DatasetCard, scratch: Path, bars: Progress) -> str:
+def flatten(connection: duckdb.DuckDBPyConnection, dataset: Dataset, scratch: Path, bars: Progress) -> str:
     """Write the targets of all splits to ``scratch``, a row each; returns their relation.
 
     Raises:
         DataError: the dataset has no training impressions, or a file breaks the contract.
     """
-    files = [(code, file) for code, split in enumerate(SPLITS) for file in split_files(data, split)]
+    files = [(code, file) for code, split in enumerate(SPLITS) for file in dataset.files(split)]
     for place, (code, file) in enumerate(bars.track(files, description="reading windows")):
-        query = targets_relation(read_parquet_sql(paths.to_local_path(file)), code, card)
+        query = targets_relation(read_parquet_sql(paths.to_local_path(file)), code, dataset.card)
         with translate_errors(file):
             connection.execute(f"COPY ({query}) TO {quote_literal(scratch / f'{place}.parquet')} (FORMAT parquet)")
     flat = read_parquet_sql(scratch / "*.parquet")
     if not files or not fetch_one(connection, f"SELECT count(*) FROM {flat} WHERE split = 0")[0]:
-        raise DataError("has no training impressions", file=data)
+        raise DataError("has no training impressions", file=dataset.path)
     return flat
 
 
