@@ -25,40 +25,29 @@ def benchmark(
     max_retries: int = 0,
     mounts: str = "",
 ) -> specs.AppDef:
-    """Run the script benchmarks/NAME.py on hosts × ranks processes, which measure together.
+    """Run the script benchmarks/NAME.py on hosts × ranks processes together.
 
     Args:
         args: further options of the benchmark, after `--`, such as `-- --quick`
-        name: benchmark, as `a2gen benchmark --help` lists them
+        name: name of the benchmark, as listed by `a2gen benchmark --help`
         json: file for the results; empty only prints them
         device: cpu or cuda
-        ranks: processes on each host, one per GPU where there are any
+        ranks: number of processes on each host, one per GPU if there are GPUs
         hosts: number of hosts
-        gpus: GPUs of each host
-        cpu: cores of each host
+        gpus: number of GPUs of each host
+        cpu: number of cores of each host
         mem_mb: memory of each host in MiB
-        image: container image whose working directory is the checkout; leave empty for local_cwd and slurm
-        python: interpreter; empty takes the one TorchX runs in, or the image's `python`
-        port: port on the first host at which several hosts meet
-        max_retries: times the scheduler restarts the job after a failure
-        mounts: volumes for containers, such as `type=volume,src=NAME,dst=/data`
+        image: container image whose working directory is the checkout; empty for local_cwd and slurm
+        python: interpreter; empty uses TorchX's own, or the image's `python`
+        port: rendezvous port on the first of several hosts
+        max_retries: maximum number of restarts of the job after a failure
+        mounts: container volumes, such as `type=volume,src=NAME,dst=/data`
     """
+    resources = app_def.JobResources.from_arguments(locals())
     try:
         script = f"benchmarks/{name}.py" if image else str(benchmark_scripts.script_path(name))
     except UserError as error:
         raise app_def.ResourceError(str(error)) from error
     results = ["--json", json] if json else []
-    program = ["--", script, "--device", device, *results, *args]
-    placement = app_def.JobResources(
-        hosts=hosts,
-        ranks=ranks,
-        gpus=gpus,
-        cpu=cpu,
-        mem_mb=mem_mb,
-        image=image,
-        python=python,
-        port=port,
-        max_retries=max_retries,
-        mounts=mounts,
-    )
-    return app_def.build_app_def(f"a2gen-{name}".replace("_", "-"), "benchmark", program, placement)
+    command = ["--", script, "--device", device, *results, *args]
+    return app_def.build_app_def(f"a2gen-{name}".replace("_", "-"), "benchmark", command, resources)

@@ -29,33 +29,22 @@ def evaluate(
 
     Args:
         args: further options of `a2gen evaluate`, after `--`
-        run: folder that `train` wrote, seen by every host
-        split: part of the dataset to evaluate on: train, valid or test
-        json: file for the results; empty only prints them
-        ranks: processes on each host, one per GPU where there are any
+        run: run directory, shared by all hosts
+        split: split to evaluate on: train, valid or test
+        json: file for the result; empty only prints it
+        ranks: number of processes on each host, one per GPU if there are GPUs
         hosts: number of hosts
-        gpus: GPUs of each host
-        cpu: cores of each host
+        gpus: number of GPUs of each host
+        cpu: number of cores of each host
         mem_mb: memory of each host in MiB
-        image: container image; leave empty for local_cwd and slurm, which run in this environment
-        python: interpreter; empty takes the one TorchX runs in, or the image's `python`
-        port: port on the first host at which several hosts meet
-        max_retries: times the scheduler restarts the job after a failure
-        mounts: volumes for containers, such as `type=volume,src=NAME,dst=/data`
+        image: container image; empty for local_cwd and slurm, which run in this environment
+        python: interpreter; empty uses TorchX's own, or the image's `python`
+        port: rendezvous port on the first of several hosts
+        max_retries: maximum number of restarts of the job after a failure
+        mounts: container volumes, such as `type=volume,src=NAME,dst=/data`
         name: name of the job
     """
+    resources = app_def.JobResources.from_arguments(locals())
     results = ["--json", json] if json else []
-    program = [*app_def.CLI, "evaluate", "--run", run, "--split", split, *results, *args]
-    placement = app_def.JobResources(
-        hosts=hosts,
-        ranks=ranks,
-        gpus=gpus,
-        cpu=cpu,
-        mem_mb=mem_mb,
-        image=image,
-        python=python,
-        port=port,
-        max_retries=max_retries,
-        mounts=mounts,
-    )
-    return app_def.build_app_def(name, "evaluator", program, placement)
+    command = [*app_def.CLI, "evaluate", "--run", run, "--split", split, *results, *args]
+    return app_def.build_app_def(name, "evaluator", command, resources)

@@ -28,33 +28,22 @@ def train(
     """Train a model with `a2gen train` on hosts × ranks processes.
 
     Args:
-        args: settings that override the configuration, after `--`, such as `-- --train.epochs 1`
+        args: settings that override the config, after `--`, such as `-- --train.epochs 1`
         config: YAML file of settings
         data: prepared dataset, local or remote
-        run: folder for checkpoints, logs and results, seen by every host; a run that was stopped resumes
-        ranks: processes on each host, one per GPU where there are any
+        run: run directory for checkpoints, logs and results, shared by all hosts; an existing run is resumed
+        ranks: number of processes on each host, one per GPU if there are GPUs
         hosts: number of hosts
-        gpus: GPUs of each host
-        cpu: cores of each host
+        gpus: number of GPUs of each host
+        cpu: number of cores of each host
         mem_mb: memory of each host in MiB
-        image: container image; leave empty for local_cwd and slurm, which run in this environment
-        python: interpreter; empty takes the one TorchX runs in, or the image's `python`
-        port: port on the first host at which several hosts meet
-        max_retries: times the scheduler restarts the job after a failure; it resumes from its last checkpoint
-        mounts: volumes for containers, such as `type=volume,src=NAME,dst=/data`
+        image: container image; empty for local_cwd and slurm, which run in this environment
+        python: interpreter; empty uses TorchX's own, or the image's `python`
+        port: rendezvous port on the first of several hosts
+        max_retries: maximum number of restarts of the job after a failure; it resumes from the last checkpoint
+        mounts: container volumes, such as `type=volume,src=NAME,dst=/data`
         name: name of the job
     """
-    program = [*app_def.CLI, "train", "--config", config, "--data", data, "--run", run, *args]
-    placement = app_def.JobResources(
-        hosts=hosts,
-        ranks=ranks,
-        gpus=gpus,
-        cpu=cpu,
-        mem_mb=mem_mb,
-        image=image,
-        python=python,
-        port=port,
-        max_retries=max_retries,
-        mounts=mounts,
-    )
-    return app_def.build_app_def(name, "trainer", program, placement)
+    resources = app_def.JobResources.from_arguments(locals())
+    command = [*app_def.CLI, "train", "--config", config, "--data", data, "--run", run, *args]
+    return app_def.build_app_def(name, "trainer", command, resources)

@@ -1,40 +1,42 @@
-"""How a job is started on many ranks: one TorchX role, and torchrun on every host of it.
+"""TorchX job definitions: one role whose hosts each run torchrun.
 
-The components in ``torchx_apps/`` are thin forms of :func:`application`. TorchX executes a component's file by
-its path, where no sibling can be imported, so what they share is here.
+The components in ``torchx_apps/`` are thin wrappers of :func:`build_app_def`. TorchX executes a component's file by
+its path, where no sibling can be imported, so their shared code is here.
 """
 
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from torchx import specs
 from torchx.specs.finder import ComponentValidationException
 
 from a2gen_rec.errors import ConfigError
 
-# What follows "--" is the program's: torchrun would else take --run for a short form of its own --run-path.
+# "--" ends torchrun's options; without it, torchrun reads --run as an abbreviation of its own --run-path.
 CLI = ("-m", "--", "a2gen_rec.cli")
 
 
 class ResourceError(ConfigError, ComponentValidationException):
-    """A job cannot be placed as asked. TorchX prints its own exceptions as one message, without a traceback."""
+    """Invalid resources of a job. TorchX prints its own exceptions as one message, without a traceback."""
 
 
 @dataclass(frozen=True)
 class JobResources:
-    """Where a job runs. Everything but ``hosts`` and ``max_retries`` counts per host.
+    """Resources of a job. All but ``hosts`` and ``max_retries`` are per host.
 
     Attributes:
-        hosts: replicas of the role; the first one also holds the rendezvous.
-        ranks: processes; with GPUs, each has its own.
-        cpu: cores, shared out evenly among the ranks' threads.
-        mem_mb: memory in MiB.
-        image: container image; empty where the scheduler runs in this environment (local_cwd, slurm).
-        python: interpreter; empty takes this one, or the image's ``python``.
-        port: of the rendezvous, on the first host of several.
-        max_retries: times the scheduler starts the whole job again after a failure.
+        hosts: Number of replicas of the role; the first one also hosts the rendezvous.
+        ranks: Number of processes; with GPUs, one per GPU.
+        cpu: Number of cores, divided evenly among the ranks' threads.
+        gpus: Number of GPUs.
+        mem_mb: Memory in MiB.
+        image: Container image; empty for schedulers that run in this environment (local_cwd, slurm).
+        python: Interpreter; empty uses the current one, or the image's ``python``.
+        port: Rendezvous port on the first host, if there are several.
+        max_retries: Maximum number of times the scheduler restarts the job after a failure.
         mounts: TorchX mounts, ``type=volume,src=NAME,dst=PATH`` (comma-separated, may repeat).
     """
 
@@ -50,11 +52,21 @@ class JobResources:
     mounts: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("hosts", 1), ("ranks", 1), ("cpu", 1), ("mem_mb", 1), ("gpus", 0), ("max_retries", 0)):
-            if getattr(self, name) < least:
-                raise ResourceError(f"--{name} {getattr(self, name)} must be at least {least}")
+        for name, minimum in (("hosts", 1), ("ranks", 1), ("cpu", 1), ("mem_mb", 1), ("gpus", 0), ("max_retries", 0)):
+            if getattr(self, name) < minimum:
+                raise ResourceError(f"--{name} {getattr(self, name)} must be at least {minimum}")
         if self.gpus and self.ranks > self.gpus:
             raise ResourceError(f"--ranks {self.ranks} is more than --gpus {self.gpus}: each rank needs its own")
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> "JobResources":
+        """Return the resources among a component's arguments (its ``locals()``).
+
+        TorchX checks a component's source and reads its signature and docstring, so every component must list these
+        parameters itself.
+        """
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: arguments[name] for name in names if name in arguments})
 
     @property
     def python_executable(self) -> str:
@@ -62,60 +74,61 @@ class JobResources:
 
     @property
     def threads_per_rank(self) -> int:
-        """Threads of each rank."""
+        """Number of threads of each rank."""
         return max(1, self.cpu // self.ranks)
 
 
-def _torchrun(placement: JobResources) -> list[str]:
-    """torchrun's command on one host, without the program and without a multi-host rendezvous."""
-    module = [placement.python_executable, "-m", "a2gen_rec.launch.torchrun"]
-    return [*module, "--nnodes", str(placement.hosts), "--nproc_per_node", str(placement.ranks)]
+def _torchrun(resources: JobResources) -> list[str]:
+    """Return torchrun's command on one host, without the program and without a multi-host rendezvous."""
+    module = [resources.python_executable, "-m", "a2gen_rec.launch.torchrun"]
+    return [*module, "--nnodes", str(resources.hosts), "--nproc_per_node", str(resources.ranks)]
 
 
-def _single_host_command(program: Sequence[str], placement: JobResources) -> list[str]:
-    return [*_torchrun(placement), "--standalone", *program]
+def _single_host_command(command: Sequence[str], resources: JobResources) -> list[str]:
+    return [*_torchrun(resources), "--standalone", *command]
 
 
-def _multi_host_command(program: Sequence[str], placement: JobResources) -> list[str]:
-    """Every host meets the others at the first one, whose name the scheduler leaves in a variable.
+def _multi_host_command(command: Sequence[str], resources: JobResources) -> list[str]:
+    """Return the command of each host; hosts meet at the first one, whose name the scheduler stores in a variable.
 
-    A shell must expand it. ``$$`` becomes ``$`` when TorchX fills in its macros; schedulers that set no name on
-    the first host itself leave the variable empty there.
+    A shell must expand it. ``$$`` becomes ``$`` when TorchX replaces its macros. Schedulers that set no name on the
+    first host itself leave the variable empty there.
     """
-    endpoint = f"$${{{specs.macros.rank0_env}:-localhost}}:{placement.port}"
+    endpoint = f"$${{{specs.macros.rank0_env}:-localhost}}:{resources.port}"
     rendezvous = f'--rdzv_backend c10d --rdzv_id {specs.macros.app_id} --rdzv_endpoint "{endpoint}"'
-    command = f"exec {shlex.join(_torchrun(placement))} {rendezvous} {shlex.join(program)}"
-    return ["bash", "-c", command]
+    shell_command = f"exec {shlex.join(_torchrun(resources))} {rendezvous} {shlex.join(command)}"
+    return ["bash", "-c", shell_command]
 
 
-def build_app_def(name: str, role: str, program: Sequence[str], placement: JobResources) -> specs.AppDef:
-    """A TorchX application that runs ``program`` on every rank; its exit code is not 0 when one of theirs is not.
+def build_app_def(name: str, role: str, command: Sequence[str], resources: JobResources) -> specs.AppDef:
+    """Return a TorchX application that runs a command on every rank and fails if any rank fails.
 
     Args:
-        name: of the job, as the scheduler shows it.
-        role: prefix of its log lines.
-        program: torchrun's view of it: a script or ``-m module``, then arguments. TorchX replaces its macros in
-            them, such as ``${app_id}``.
+        name: Name of the job in the scheduler.
+        role: Name of the role, which prefixes its log lines.
+        command: Arguments of torchrun: a script or ``-m module``, then its arguments. TorchX replaces macros such as
+            ``${app_id}`` in them.
+        resources: Hosts, ranks and memory of the job.
     """
-    command = (_single_host_command if placement.hosts == 1 else _multi_host_command)(program, placement)
+    host_command = (_single_host_command if resources.hosts == 1 else _multi_host_command)(command, resources)
     return specs.AppDef(
         name=name,
         roles=[
             specs.Role(
                 name=role,
-                image=placement.image,
-                entrypoint=command[0],
-                args=command[1:],
+                image=resources.image,
+                entrypoint=host_command[0],
+                args=host_command[1:],
                 env={
-                    "OMP_NUM_THREADS": str(placement.threads_per_rank),
+                    "OMP_NUM_THREADS": str(resources.threads_per_rank),
                     "PYTHONUNBUFFERED": "1",
                     "LOGLEVEL": "WARNING",
                 },
-                num_replicas=placement.hosts,
-                max_retries=placement.max_retries,
-                port_map={"c10d": placement.port} if placement.hosts > 1 else {},
-                resource=specs.Resource(cpu=placement.cpu, gpu=placement.gpus, memMB=placement.mem_mb),
-                mounts=specs.parse_mounts(placement.mounts.split(",")) if placement.mounts else [],
+                num_replicas=resources.hosts,
+                max_retries=resources.max_retries,
+                port_map={"c10d": resources.port} if resources.hosts > 1 else {},
+                resource=specs.Resource(cpu=resources.cpu, gpu=resources.gpus, memMB=resources.mem_mb),
+                mounts=specs.parse_mounts(resources.mounts.split(",")) if resources.mounts else [],
             )
         ],
     )

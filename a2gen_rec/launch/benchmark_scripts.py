@@ -1,4 +1,4 @@
-"""The benchmarks of the source checkout, each run as a program of its own (``a2gen benchmark``)."""
+"""Benchmarks of the source checkout, each run as a separate program (``a2gen benchmark``)."""
 
 import ast
 import subprocess
@@ -17,67 +17,66 @@ NOT_BENCHMARKS = (
 
 
 def list_benchmarks() -> dict[str, str]:
-    """Name -> question of every benchmark, in alphabetical order; none outside a checkout.
+    """Return name -> question of every benchmark, in alphabetical order; empty outside a checkout.
 
     A benchmark is a script that defines ``measure``; its question is the first line of its docstring. No script is
     imported.
     """
-    found = {}
+    questions = {}
     for file in sorted(BENCHMARKS_DIR.glob("*.py")):
         module = ast.parse(file.read_text(encoding="utf-8"), file.name)
-        if any(isinstance(part, ast.FunctionDef) and part.name == "measure" for part in module.body):
-            found[file.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
-    return found
+        if any(isinstance(node, ast.FunctionDef) and node.name == "measure" for node in module.body):
+            questions[file.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
+    return questions
 
 
 def script_path(name: str) -> Path:
-    """The file of a benchmark.
+    """Return the script of a benchmark.
 
     Raises:
-        UserError: this is not a checkout.
-        ConfigError: it has no such benchmark.
+        UserError: This is not a checkout.
+        ConfigError: The benchmark is unknown.
     """
     known = list_benchmarks()
     if not known:
         raise UserError(NOT_BENCHMARKS)
     if name not in known:
-        raise ConfigError(f"no benchmark {name!r}; there are {', '.join(known)}")
+        raise ConfigError(f"unknown benchmark {name!r}; choose one of {', '.join(known)}")
     return BENCHMARKS_DIR / f"{name}.py"
 
 
 def run_benchmark(name: str, out: str, quick: bool, device: str, options: Sequence[str]) -> int:
-    """Run one benchmark, which prints its tables and writes its JSON into the folder ``out``; returns its exit code.
+    """Run one benchmark and return its exit code. It prints its tables and writes JSON into the directory ``out``.
 
     Args:
-        options: the benchmark's own settings, as arguments.
+        options: Arguments of the benchmark itself.
 
     Raises:
-        UserError: this is not a checkout, or ``out`` is not writable.
-        ConfigError: there is no such benchmark.
+        UserError: This is not a checkout, or ``out`` is not writable.
+        ConfigError: The benchmark is unknown.
     """
-    program = script_path(name)
+    script = script_path(name)
     paths.ensure_writable_dir(out)
-    # What a GPU showed stands beside what the CPU did.
+    # Results on GPU are kept next to those on CPU.
     result = f"{name}.json" if device == "cpu" else f"{name}-{device}.json"
     shared = ["--device", device, "--json", paths.join(out, result), *(["--quick"] if quick else [])]
-    return subprocess.run([sys.executable, str(program), *shared, *options]).returncode
+    return subprocess.run([sys.executable, str(script), *shared, *options]).returncode
 
 
 def run_all_benchmarks(out: str, quick: bool, device: str) -> None:
-    """Run every benchmark in turn, then make the page ``RESULTS.md`` of all results in the folder ``out``.
+    """Run every benchmark in turn, then write ``RESULTS.md`` for all results in the directory ``out``.
 
     Raises:
-        UserError: this is not a checkout, ``out`` is not writable, or some benchmarks failed; the others have been run
-            all the same.
+        UserError: This is not a checkout, ``out`` is not writable, or a benchmark failed; the others are still run.
     """
     names = list(list_benchmarks())
     if not names:
         raise UserError(NOT_BENCHMARKS)
     paths.ensure_writable_dir(out)
     failed = []
-    began = time.monotonic()
-    for place, name in enumerate(names, start=1):
-        print(f"\n[{place}/{len(names)}] {name}", flush=True)
+    start_time = time.monotonic()
+    for index, name in enumerate(names, start=1):
+        print(f"\n[{index}/{len(names)}] {name}", flush=True)
         started = time.monotonic()
         code = run_benchmark(name, out, quick, device, ())
         print(
@@ -85,7 +84,7 @@ def run_all_benchmarks(out: str, quick: bool, device: str) -> None:
         )
         if code:
             failed.append(name)
-    print(f"\n{len(names) - len(failed)} of {len(names)} benchmarks done in {_format_elapsed(began)}", flush=True)
+    print(f"\n{len(names) - len(failed)} of {len(names)} benchmarks done in {_format_elapsed(start_time)}", flush=True)
     if (
         len(failed) < len(names)
         and subprocess.run([sys.executable, str(BENCHMARKS_DIR / "results.py"), out]).returncode

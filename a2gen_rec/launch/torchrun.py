@@ -1,7 +1,7 @@
-"""torchrun that lets its ranks finish when it is asked to stop.
+"""torchrun that lets its ranks finish after SIGTERM or Ctrl-C.
 
-torchrun itself passes SIGTERM or Ctrl-C on, waits, and then fails whatever the ranks did. Here the ranks get the
-signal, save, and end, and torchrun's exit code is theirs: 0 when all could finish.
+torchrun itself forwards the signal, waits, and then fails regardless of the ranks' exit codes. Here the ranks get the
+signal, save a checkpoint and exit, and torchrun's exit code follows theirs: 0 if all ranks finished.
 
 Use as torchrun: ``python -m a2gen_rec.launch.torchrun --nproc_per_node 2 … -m -- a2gen_rec.cli train …``
 """
@@ -24,13 +24,13 @@ def main() -> None:
         run.main(["--signals_to_handle", "SIGHUP,SIGQUIT", *sys.argv[1:]])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        print(f"rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)
+        print(f"rank {rank} failed with exit code {failure.exitcode}", file=sys.stderr)
         sys.exit(1)
 
 
 def _forward_signal(number: int, _: FrameType | None) -> None:
     ranks = [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
-    if not ranks:  # none has started yet, or this kernel does not list children: end as any program would
+    if not ranks:  # no rank has started, or the kernel does not list children: use the default action
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     for rank in ranks:

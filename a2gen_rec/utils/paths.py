@@ -1,7 +1,7 @@
-"""Every path a user gives, local or remote, goes through iopath's path manager.
+"""Access to local and remote paths through iopath's path manager.
 
-A site registers its own storage once (``from iopath.common.file_io import g_pathmgr``;
-``g_pathmgr.register_handler(...)``) and all of the package reads and writes there.
+Register a custom storage once (``from iopath.common.file_io import g_pathmgr``;
+``g_pathmgr.register_handler(...)``), and the package can read and write there.
 """
 
 import os
@@ -17,7 +17,7 @@ from a2gen_rec.errors import ConfigError, UserError
 
 
 def join(base: str, *parts: str) -> str:
-    """Join path segments; works for local paths and for URIs alike."""
+    """Join path segments of local paths or URIs."""
     base = str(base)
     if not parts:
         return base
@@ -26,26 +26,26 @@ def join(base: str, *parts: str) -> str:
 
 
 def dirname(path: str) -> str:
-    """The folder that a file lies in; ``.`` for a bare name."""
+    """Return the directory of a file; ``.`` for a bare name."""
     head, _, _ = str(path).rpartition("/")
     if head.endswith(":/"):
-        return f"{head}/"  # the root of a remote storage
+        return f"{head}/"  # root of a remote storage
     return head or ("/" if str(path).startswith("/") else ".")
 
 
 def is_local(path: str) -> bool:
-    """Whether iopath serves ``path`` from the local file system."""
+    """Return whether iopath reads ``path`` from the local file system."""
     return "://" not in str(path)
 
 
 def abspath(path: str) -> str:
-    """A local path in full, so that it means the same from another folder; remote ones as they are."""
+    """Return the absolute form of a local path; remote paths are unchanged."""
     return os.path.abspath(path) if is_local(path) else path
 
 
-def resolve_relative(folder: str, path: str) -> str:
-    """A relative path as one of ``folder``; absolute and remote ones as they are."""
-    return join(folder, path) if is_local(path) and not os.path.isabs(path) else path
+def resolve_relative(directory: str, path: str) -> str:
+    """Resolve a relative path against ``directory``; absolute and remote paths are unchanged."""
+    return join(directory, path) if is_local(path) and not os.path.isabs(path) else path
 
 
 def exists(path: str) -> bool:
@@ -53,26 +53,26 @@ def exists(path: str) -> bool:
 
 
 def listdir(path: str) -> list[str]:
-    """Names in a folder, sorted; an absent folder is empty."""
+    """Return the sorted names in a directory; empty if it does not exist."""
     return sorted(g_pathmgr.ls(str(path))) if g_pathmgr.exists(str(path)) else []
 
 
 def to_local_path(path: str) -> str:
-    """A local path with the content of ``path`` (the path itself when it is local already).
+    """Return a local path with the content of ``path``: the path itself if it is local, else a copy.
 
     Raises:
-        UserError: nothing is there.
+        UserError: The path does not exist.
     """
     if not g_pathmgr.exists(str(path)):
-        raise UserError(f"{path}: no such file or folder")
+        raise UserError(f"{path}: not found")
     return g_pathmgr.get_local_path(str(path))
 
 
 def read_text(path: str) -> str:
-    """The text of a file.
+    """Return the text of a file.
 
     Raises:
-        UserError: the file is absent, unreadable or not UTF-8.
+        UserError: The file does not exist, is unreadable or not UTF-8.
     """
     try:
         with g_pathmgr.open(str(path), "r") as file:
@@ -82,11 +82,11 @@ def read_text(path: str) -> str:
 
 
 def read_yaml(path: str) -> Any:
-    """The plain data in a YAML file of settings.
+    """Return the content of a YAML file.
 
     Raises:
-        ConfigError: it is not YAML.
-        UserError: it cannot be read.
+        ConfigError: The file is not YAML.
+        UserError: The file cannot be read.
     """
     try:
         return yaml.safe_load(read_text(path))
@@ -95,22 +95,22 @@ def read_yaml(path: str) -> Any:
 
 
 def write_text(path: str, text: str) -> None:
-    """Write a whole file; a local one is written beside and moved into place.
+    """Write a file; a local one atomically, through a temporary file next to it.
 
     Raises:
-        UserError: the place is not writable.
+        UserError: The file cannot be written.
     """
     path = str(path)
     try:
         if is_local(path):
-            beside = f"{path}.writing"
+            temporary = f"{path}.writing"
             try:
-                with open(beside, "w", encoding="utf-8") as file:
+                with open(temporary, "w", encoding="utf-8") as file:
                     file.write(text)
-                os.replace(beside, path)
+                os.replace(temporary, path)
             except OSError:
                 with suppress(OSError):
-                    os.remove(beside)
+                    os.remove(temporary)
                 raise
         else:
             with g_pathmgr.open(path, "w") as file:
@@ -120,10 +120,10 @@ def write_text(path: str, text: str) -> None:
 
 
 def ensure_writable_dir(path: str) -> None:
-    """Create a folder and its parents, and check that it can be written to.
+    """Create a directory and its parents, and check that it is writable.
 
     Raises:
-        UserError: it cannot.
+        UserError: It cannot be created or is not writable.
     """
     path = str(path)
     try:
@@ -133,11 +133,11 @@ def ensure_writable_dir(path: str) -> None:
             file.write("")
         g_pathmgr.rm(probe)
     except OSError as error:
-        raise UserError(f"{path}: folder cannot be written ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot write to directory ({error.strerror or error})") from error
 
 
 def move_into_place(local: str, target: str) -> None:
-    """Move a finished local folder to ``target``: a rename where both are local, else file-by-file copies."""
+    """Move a finished local directory to ``target``: by renaming if both are local, else by copying its files."""
     if is_local(target):
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         if Path(target).is_dir() and not any(Path(target).iterdir()):

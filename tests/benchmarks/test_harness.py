@@ -96,7 +96,7 @@ def test_results_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         (["--upto", "-1"], 1, "counting: error: upto: negative\n"),
         (["--upto", "far"], 2, 'counting: error: Parser key "upto"'),
         (["--unknown", "1"], 2, "counting: error: unrecognized arguments: --unknown 1\n"),
-        (["--json", "{file}/x.json"], 1, "counting: error: {file}: folder cannot be written"),
+        (["--json", "{file}/x.json"], 1, "counting: error: {file}: cannot write to directory"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(

@@ -225,7 +225,7 @@ def test_all_ranks_are_told_of_a_missing_baseline(world: World, tmp_path: Path) 
     folder = Path(shutil.copytree(world.folder, tmp_path / "ensemble"))
     (folder / "baseline-mlp.safetensors").unlink()
     first, second = on_ranks(2, tmp_path, _to_compare, world.run, folder)
-    assert first == second == f"{folder}/baseline-mlp.safetensors: no such file or folder"
+    assert first == second == f"{folder}/baseline-mlp.safetensors: not found"
 
 
 def test_lists_are_measured_when_no_rank_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

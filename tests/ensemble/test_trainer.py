@@ -463,7 +463,7 @@ def test_missing_and_damaged_ensembles_are_told_in_one_line(trained: Ensemble, t
     with pytest.raises(UserError, match=r"ensemble\.safetensors: does not fit its card .*size mismatch"):
         load_ensemble(str(folder))
     weights.unlink()
-    with pytest.raises(UserError, match=r"ensemble\.safetensors: no such file"):
+    with pytest.raises(UserError, match=r"ensemble\.safetensors: not found"):
         load_ensemble(str(folder))
-    with pytest.raises(UserError, match=r"baseline-mlp\.safetensors: no such file"):
+    with pytest.raises(UserError, match=r"baseline-mlp\.safetensors: not found"):
         load_baseline(str(folder), "mlp", trained)

@@ -1,3 +1,5 @@
+"""`a2gen benchmark`: running the scripts of a checkout."""
+
 import json
 import shutil
 from pathlib import Path
@@ -26,17 +28,17 @@ with open(options[options.index("--json") + 1], "w") as file:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout's benchmarks: one that counts, one that fails, and what they share."""
-    real, made = benchmark_scripts.BENCHMARKS_DIR, tmp_path / "benchmarks"
-    made.mkdir()
+def benchmarks_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout's benchmarks: one that counts, one that fails, and the shared scripts."""
+    source, benchmarks = benchmark_scripts.BENCHMARKS_DIR, tmp_path / "benchmarks"
+    benchmarks.mkdir()
     for shared in ("harness.py", "results.py"):
-        shutil.copy(real / shared, made)
-    (made / "count.py").write_text(MEASURING)
-    (made / "break.py").write_text("'''Does it break?'''\ndef measure(): ...\nraise SystemExit(3)")
-    monkeypatch.setattr(benchmark_scripts, "BENCHMARKS_DIR", made)
+        shutil.copy(source / shared, benchmarks)
+    (benchmarks / "count.py").write_text(MEASURING)
+    (benchmarks / "break.py").write_text("'''Does it break?'''\ndef measure(): ...\nraise SystemExit(3)")
+    monkeypatch.setattr(benchmark_scripts, "BENCHMARKS_DIR", benchmarks)
     monkeypatch.chdir(tmp_path)
-    return made
+    return benchmarks
 
 
 def code_of(*arguments: str) -> object:
@@ -45,7 +47,7 @@ def code_of(*arguments: str) -> object:
     return ended.value.code
 
 
-def test_one_benchmark(folder: Path) -> None:
+def test_runs_one_benchmark(benchmarks_dir: Path) -> None:
     main(["benchmark", "count", "--quick", "--", "--sizes", "[1, 2]", "--name=x y", "--", "-3"])
     result = json.loads(Path("benchmark_results/count.json").read_text())
     shared = ["--device", "cpu", "--json", "benchmark_results/count.json", "--quick"]
@@ -56,22 +58,22 @@ def test_one_benchmark(folder: Path) -> None:
     assert code_of("break") == 3
 
 
-def test_all_benchmarks_go_on_after_a_failure(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_continues_after_a_failed_benchmark(benchmarks_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert code_of("all", "--quick", "--out", "new/results") == 1
-    shown = capfd.readouterr()
-    course = ("[1/2] break", "break: failed with exit code 3", "[2/2] count", "counted", "count: done", "1 of 2")
-    places = [shown.out.index(text) for text in course]
-    assert places == sorted(places)
-    assert shown.err == "a2gen: error: failed: break\n"
+    printed = capfd.readouterr()
+    steps = ("[1/2] break", "break: failed with exit code 3", "[2/2] count", "counted", "count: done", "1 of 2")
+    positions = [printed.out.index(text) for text in steps]
+    assert positions == sorted(positions)
+    assert printed.err == "a2gen: error: failed: break\n"
     page = Path("new/results/RESULTS.md").read_text()
     assert "| [count](#count) | How far? | – |" in page
     assert ", quick\n" in page
-    (folder / "break.py").unlink()
+    (benchmarks_dir / "break.py").unlink()
     main(["benchmark", "all", "--out", "new/results"])
     assert ", full\n" in Path("new/results/RESULTS.md").read_text()
 
 
-def test_help_lists_benchmarks_and_questions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_benchmarks_and_questions(benchmarks_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code_of("--help") == 0
     assert capsys.readouterr().out.endswith("benchmarks:\n  break: Does it break?\n  count: How far?\n")
 
@@ -79,23 +81,23 @@ def test_help_lists_benchmarks_and_questions(folder: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        (["harness"], 2, "no benchmark 'harness'; there are break, count"),
+        (["harness"], 2, "unknown benchmark 'harness'; choose one of break, count"),
         (["all", "--", "--sizes", "3"], 2, "all: --sizes is an option of one benchmark"),
-        (["all", "--out", "benchmarks/count.py/x"], 1, "benchmarks/count.py/x: folder cannot be written"),
-        (["count", "--out", "benchmarks/count.py/x"], 1, "benchmarks/count.py/x: folder cannot be written"),
+        (["all", "--out", "benchmarks/count.py/x"], 1, "benchmarks/count.py/x: cannot write to directory"),
+        (["count", "--out", "benchmarks/count.py/x"], 1, "benchmarks/count.py/x: cannot write to directory"),
     ],
 )
-def test_impossible_settings(
-    arguments: list[str], code: int, reason: str, folder: Path, capfd: pytest.CaptureFixture[str]
+def test_rejects_invalid_arguments(
+    arguments: list[str], code: int, reason: str, benchmarks_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert code_of(*arguments) == code
-    shown = capfd.readouterr()
-    assert shown.err.startswith(f"a2gen: error: {reason}")
-    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    printed = capfd.readouterr()
+    assert printed.err.startswith(f"a2gen: error: {reason}")
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
 
 
 @pytest.mark.parametrize("name", ["all", "count"])
-def test_outside_a_checkout(
+def test_requires_a_checkout(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(benchmark_scripts, "BENCHMARKS_DIR", tmp_path / "benchmarks")
@@ -105,9 +107,9 @@ def test_outside_a_checkout(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_checkout_has_benchmarks_with_questions() -> None:
-    known = benchmark_scripts.list_benchmarks()
-    assert "prepare" in known
-    assert not {"harness", "results"} & set(known)
-    for name, question in known.items():
+def test_checkout_benchmarks_have_questions() -> None:
+    questions = benchmark_scripts.list_benchmarks()
+    assert "prepare" in questions
+    assert not {"harness", "results"} & set(questions)
+    for name, question in questions.items():
         assert question.endswith("?"), name

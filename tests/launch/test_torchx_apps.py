@@ -1,4 +1,4 @@
-"""The TorchX components, loaded and materialized as `torchx run` does it, and one real job on this machine."""
+"""TorchX components, loaded and materialized like by `torchx run`, and real jobs on this machine."""
 
 import os
 import socket
@@ -30,8 +30,8 @@ def app(component: str, *arguments: str) -> specs.AppDef:
 
 
 def role(component: str, *arguments: str) -> specs.Role:
-    (only,) = app(component, *arguments).roles
-    return only
+    (single_role,) = app(component, *arguments).roles
+    return single_role
 
 
 def shell_command(name: specs.Role) -> str:
@@ -41,9 +41,9 @@ def shell_command(name: specs.Role) -> str:
 
 @pytest.mark.parametrize("component", [TRAIN, EVALUATE, BENCHMARK])
 def test_every_parameter_is_documented(component: str) -> None:
-    found = get_component(component)
-    assert found.validation_errors == []
-    description, parameters = get_fn_docstring(found.fn)
+    definition = get_component(component)
+    assert definition.validation_errors == []
+    description, parameters = get_fn_docstring(definition.fn)
     assert "hosts × ranks" in description
     assert [name for name, text in parameters.items() if not text.strip()] == []
 
@@ -79,61 +79,67 @@ def test_benchmark_on_one_host() -> None:
     assert app(BENCHMARK, "--name", "prepare").name == "a2gen-prepare"
 
 
-def test_unknown_benchmarks_are_refused_before_the_job() -> None:
-    with pytest.raises(ResourceError, match=r"no benchmark 'harness'; there are .*prepare"):
+def test_rejects_unknown_benchmarks_before_the_job() -> None:
+    with pytest.raises(ResourceError, match=r"unknown benchmark 'harness'; choose one of .*prepare"):
         app(BENCHMARK, "--name", "harness")
 
 
-def test_plan_in_one_process() -> None:
+def test_plan_runs_in_one_process() -> None:
     planner = role(PLAN, *PLAN_ARGS, "--save", "p.yaml", "--html", "p.html", "--", "--sweep", "ranks=2,4")
     assert planner.args[planner.args.index("--nproc_per_node") + 1] == "1"
     program = planner.args[planner.args.index("--") + 1 :]
     files = ["--html", "p.html", "--save", "p.yaml"]
     assert program == ["a2gen_rec.cli", "plan", *PLAN_ARGS, *files, "--sweep", "ranks=2,4"]
     assert (planner.num_replicas, planner.resource.gpu) == (1, 0)
-    found = get_component(PLAN)
-    assert found.validation_errors == []
-    assert [name for name, text in get_fn_docstring(found.fn)[1].items() if not text.strip()] == []
+    definition = get_component(PLAN)
+    assert definition.validation_errors == []
+    assert [name for name, text in get_fn_docstring(definition.fn)[1].items() if not text.strip()] == []
 
 
-def test_serve_is_a_process_of_its_own() -> None:
-    server = role(SERVE, "--model", "m", "--host", "0.0.0.0", "--api_key_file", "keys", "--", "--max_wait_ms", "5")
+def test_serve_runs_without_torchrun() -> None:
+    server = role(SERVE, "--model", "m", "--host", "0.0.0.0", "--api_key_file", "keys", "--", "--batch-delay-ms", "5")
     assert server.entrypoint == sys.executable
-    where = ["--host", "0.0.0.0", "--port", "8000", "--store", "a2gen-events.db", "--api_key_file", "keys"]
-    assert server.args == ["-m", "a2gen_rec.cli", "serve", "--model", "m", *where, "--max_wait_ms", "5"]
+    options = ["--host", "0.0.0.0", "--port", "8000", "--event-store", "a2gen-events.db", "--api-key-file", "keys"]
+    assert server.args == ["-m", "a2gen_rec.cli", "serve", "--model", "m", *options, "--batch-delay-ms", "5"]
     assert server.port_map == {"http": 8000}
-    found = get_component(SERVE)
-    assert found.validation_errors == []
-    assert [name for name, text in get_fn_docstring(found.fn)[1].items() if not text.strip()] == []
+    definition = get_component(SERVE)
+    assert definition.validation_errors == []
+    assert [name for name, text in get_fn_docstring(definition.fn)[1].items() if not text.strip()] == []
 
 
 IN_CONTAINER = ["--model", "m", "--image", "a:1", "--host", "0.0.0.0", "--api_key_file", "/data/keys"]
 MOUNTED = ["--mounts", "type=volume,src=claim,dst=/data"]
 
 
-def test_serve_in_a_container_can_be_reached_and_keeps_its_events() -> None:
-    shared = role(SERVE, *IN_CONTAINER, "--store", "redis://host:6379/0", "--replicas", "3")
+def test_serve_in_a_container_is_reachable_and_keeps_events() -> None:
+    shared = role(SERVE, *IN_CONTAINER, "--event_store", "redis://host:6379/0", "--replicas", "3")
     assert (shared.num_replicas, shared.image, shared.entrypoint) == (3, "a:1", "python")
-    own = role(SERVE, *IN_CONTAINER, "--store", "/data/events.db", *MOUNTED)
-    assert own.mounts == [specs.VolumeMount(src="claim", dst_path="/data")]
+    mounted = role(SERVE, *IN_CONTAINER, "--event_store", "/data/events.db", *MOUNTED)
+    assert mounted.mounts == [specs.VolumeMount(src="claim", dst_path="/data")]
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--host", "127.0.0.1", "--store", "redis://h"], "--host 127.0.0.1 is not reached from outside a container"),
-        ([], "--store a2gen-events.db is lost with its container"),
-        (["--store", "/database/events.db", *MOUNTED], "--store /database/events.db is lost with its container"),
-        (["--store", "/data/e.db", "--mounts", f"{MOUNTED[1]},readonly"], "--store /data/e.db is lost"),
-        (["--store", "events.db", *MOUNTED], "give a file in one of --mounts, or redis://"),
+        (
+            ["--host", "127.0.0.1", "--event_store", "redis://h"],
+            "--host 127.0.0.1 is unreachable from outside the container",
+        ),
+        ([], "--event_store a2gen-events.db is lost with its container"),
+        (
+            ["--event_store", "/database/events.db", *MOUNTED],
+            "--event_store /database/events.db is lost with its container",
+        ),
+        (["--event_store", "/data/e.db", "--mounts", f"{MOUNTED[1]},readonly"], "--event_store /data/e.db is lost"),
+        (["--event_store", "events.db", *MOUNTED], "use a file in one of --mounts, or redis://"),
     ],
 )
-def test_serve_in_a_container_that_would_lose_something(arguments: list[str], reason: str) -> None:
+def test_serve_in_a_container_rejects_losing_events(arguments: list[str], reason: str) -> None:
     with pytest.raises(ResourceError, match=reason):
         role(SERVE, *IN_CONTAINER, *arguments)
 
 
-def test_resources_of_a_host() -> None:
+def test_host_resources() -> None:
     hosts = ["--hosts", "2", "--ranks", "8", "--gpus", "8", "--cpu", "96", "--mem_mb", "1000", "--max_retries", "3"]
     trainer = role(TRAIN, *TRAIN_ARGS, *hosts, "--mounts", "type=volume,src=claim,dst=/data,readonly")
     assert trainer.resource == specs.Resource(cpu=96, gpu=8, memMB=1000)
@@ -141,7 +147,7 @@ def test_resources_of_a_host() -> None:
     assert trainer.mounts == [specs.VolumeMount(src="claim", dst_path="/data", read_only=True)]
 
 
-def test_an_image_brings_its_own_python() -> None:
+def test_images_use_their_python() -> None:
     assert role(TRAIN, *TRAIN_ARGS, "--image", "a:1").entrypoint == "python"
     assert role(TRAIN, *TRAIN_ARGS, "--image", "a:1", "--python", "/opt/python").entrypoint == "/opt/python"
     assert role(TRAIN, *TRAIN_ARGS, "--python", "/opt/python").entrypoint == "/opt/python"
@@ -156,15 +162,15 @@ def test_an_image_brings_its_own_python() -> None:
         ({"ranks": 4, "gpus": 2}, "--ranks 4 is more than --gpus 2"),
     ],
 )
-def test_impossible_placements(settings: dict[str, int], reason: str) -> None:
+def test_rejects_invalid_resources(settings: dict[str, int], reason: str) -> None:
     with pytest.raises(ResourceError, match=reason) as raised:
         JobResources(**settings)
-    # torchx prints this class without a traceback, and a2gen that one.
+    # TorchX prints the first class without a traceback, a2gen the second.
     assert isinstance(raised.value, ComponentValidationException)
     assert isinstance(raised.value, ConfigError)
 
 
-def test_slurm_expands_the_first_hosts_name_in_a_shell() -> None:
+def test_slurm_expands_the_first_host_in_a_shell() -> None:
     arguments = [*TRAIN_ARGS, "--hosts", "2", "--port", "29999", "--", "--run.note", "two words"]
     with get_runner() as runner:
         script = str(runner.dryrun_component(TRAIN, arguments, "slurm", cfg={"partition": "gpu"}))
@@ -172,7 +178,7 @@ def test_slurm_expands_the_first_hosts_name_in_a_shell() -> None:
     assert "--cpus-per-task=2 --mem=8192" in script
     assert '--rdzv_endpoint "${SLURM_JOB_NODELIST_HET_GROUP_0:-localhost}:29999"' in script
     assert "--rdzv_id '\"$SLURM_JOB_ID\"'" in script
-    # The script is shell: what it hands to bash -c must still be one command with its quoting intact.
+    # The script is shell: the argument of bash -c must still be one command with its quoting intact.
     srun = next(line for line in script.splitlines() if line.startswith("srun "))
     command = subprocess.run(
         ["bash", "-c", f'srun() {{ printf "%s" "${{@: -1}}"; }}\n{srun.removesuffix(":" + chr(92))}'],
@@ -186,7 +192,7 @@ def test_slurm_expands_the_first_hosts_name_in_a_shell() -> None:
 
 
 def test_kubernetes_runs_the_image() -> None:
-    pytest.importorskip("kubernetes", reason="the client is an extra")
+    pytest.importorskip("kubernetes", reason="the Kubernetes client is an optional dependency")
     arguments = [*TRAIN_ARGS, "--image", "registry/a2gen:1", "--hosts", "2"]
     with get_runner() as runner:
         manifest = str(runner.dryrun_component(TRAIN, arguments, "kubernetes", cfg={"queue": "default"}))
@@ -195,7 +201,7 @@ def test_kubernetes_runs_the_image() -> None:
     assert sys.executable not in manifest
 
 
-def test_macros_and_words_survive_the_shell() -> None:
+def test_macros_and_quoting_survive_the_shell() -> None:
     arguments = [*TRAIN_ARGS[:-1], "runs/${app_id}", "--hosts", "2", "--", "--note", "it's $HOME"]
     with get_runner() as runner:
         info = runner.dryrun_component(TRAIN, arguments, "local_cwd")
@@ -210,47 +216,47 @@ def test_macros_and_words_survive_the_shell() -> None:
 
 PROGRAM = """
 import os, sys
-rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
-print(f"rank {rank} of {world}, {os.environ['OMP_NUM_THREADS']} thread, {sys.argv[2:]}", flush=True)
+rank, world_size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+print(f"rank {rank} of {world_size}, {os.environ['OMP_NUM_THREADS']} thread, {sys.argv[2:]}", flush=True)
 sys.exit(int(sys.argv[1]) if rank == "1" else 0)
 """
 
 COMPONENT = """
 from torchx import specs
-from a2gen_rec import launch
+from a2gen_rec.launch import app_def
 
 
 def job(code: int, hosts: int, ranks: int, port: int) -> specs.AppDef:
-    program = ["--", "program.py", str(code), "--run", "relative/path"]
-    return launch.application("job", "worker", program, launch.Placement(hosts=hosts, ranks=ranks, port=port))
+    command = ["--", "program.py", str(code), "--run", "relative/path"]
+    return app_def.build_app_def("job", "worker", command, app_def.JobResources(hosts=hosts, ranks=ranks, port=port))
 """
 
 
 @pytest.fixture
-def workplace(tmp_path: Path) -> Path:
+def job_dir(tmp_path: Path) -> Path:
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "component.py").write_text(COMPONENT)
     return tmp_path
 
 
-def torchx(workplace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+def torchx(job_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        port = server.getsockname()[1]
     command = [Path(sys.executable).parent / "torchx", "--log_level", "WARNING", "run", "-s", "local_cwd"]
     job = ["component.py:job", *arguments, "--port", str(port)]
-    return subprocess.run([*command, *job], cwd=workplace, capture_output=True, text=True, timeout=120)
+    return subprocess.run([*command, *job], cwd=job_dir, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(("hosts", "ranks"), [(1, 2), (2, 1)])
-def test_ranks_meet_in_the_working_directory(workplace: Path, hosts: int, ranks: int) -> None:
-    done = torchx(workplace, "--code", "0", "--hosts", str(hosts), "--ranks", str(ranks))
+def test_ranks_start_in_the_working_directory(job_dir: Path, hosts: int, ranks: int) -> None:
+    done = torchx(job_dir, "--code", "0", "--hosts", str(hosts), "--ranks", str(ranks))
     assert done.returncode == 0, done.stderr
     for rank in range(2):
         assert f"rank {rank} of 2, {2 // ranks} thread, ['--run', 'relative/path']" in done.stderr
 
 
-def test_a_failing_rank_fails_the_job(workplace: Path) -> None:
-    done = torchx(workplace, "--code", "3", "--hosts", "1", "--ranks", "2")
+def test_failing_rank_fails_the_job(job_dir: Path) -> None:
+    done = torchx(job_dir, "--code", "3", "--hosts", "1", "--ranks", "2")
     assert done.returncode == 1
-    assert "ended with exit code 3" in done.stderr
+    assert "failed with exit code 3" in done.stderr

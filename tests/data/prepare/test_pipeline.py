@@ -503,7 +503,7 @@ def test_damaged_parquet_leaves_nothing_behind(tmp_path):
 def test_nothing_to_train_on(tmp_path):
     with pytest.raises(DataError, match="no impression before 1 ms is left to train on"):
         run(tmp_path, config=PrepareConfig(valid_start="1", test_start="2"))
-    with pytest.raises(UserError, match="no such file or folder"):
+    with pytest.raises(UserError, match="not found"):
         prepare("jd", str(tmp_path / "nowhere"), str(tmp_path / "out"), CONFIG)
 
 
