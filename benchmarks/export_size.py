@@ -88,7 +88,9 @@ class Export:
 
     def lost(self) -> dict[str, float]:
         """AUC lost of each action that happened often enough to tell."""
-        told = {name: each for name, each in self.manifest.metrics["auc"].items() if each["within"] is not None}
+        told = {
+            name: each for name, each in self.manifest.metrics["auc"].items() if each["within_tolerance"] is not None
+        }
         return {name: each["original"] - each["exported"] for name, each in told.items()}
 
 

@@ -108,8 +108,8 @@ class Rankers:
     def __init__(self, trainer: Trainer, max_error: float) -> None:
         self.card, self.config, self.device = trainer.card, trainer.config, trainer.process.device
         self.max_error = max_error
-        trainer.built.model_parallel.eval()
-        self.model = trainer.built.model
+        trainer.training_model.model_parallel.eval()
+        self.model = trainer.training_model.model
         self.ranker: Any = self.model.ranker  # A2Gen's, whose parts are measured
         self.reference = PointwiseA2Gen(self.card, self.config.model).to(self.device).eval()
         weights = {name: _whole(value) for name, value in self.model.state_dict().items()}

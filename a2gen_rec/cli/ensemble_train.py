@@ -47,12 +47,13 @@ def run(args: Namespace) -> None:
     from a2gen_rec.utils.warning_filters import silence_known_warnings
 
     silence_known_warnings()
-    from a2gen_rec.ensemble.fit import ENSEMBLE_DIR, train_ensemble
+    from a2gen_rec.ensemble.fit import train_ensemble
     from a2gen_rec.reporting.console.ensemble import list_metrics_tables
     from a2gen_rec.reporting.ensemble_curves import draw_transforms
+    from a2gen_rec.training.run_dir import RunDir
     from a2gen_rec.utils import paths
 
-    out = args.out or paths.join(args.run, ENSEMBLE_DIR)
+    out = args.out or RunDir(args.run).ensemble
     config = config_from_args(EnsembleConfig, args)
     trained = train_ensemble(args.run, out, config, _ConsoleProgress(), args.data, args.device)
     if trained is None:

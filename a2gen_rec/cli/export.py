@@ -36,4 +36,6 @@ def run(args: Namespace) -> None:
     exported = export_run(args.run, args.out, args.dtype, args.data, args.max_auc_drop, args.ensemble, args.split)
     console = new_console()
     console.print(export_table(exported.manifest.metrics))
-    console.print(f"{args.out}: version {exported.manifest.version}, {exported.bytes / 2**20:,.1f} MiB", soft_wrap=True)
+    console.print(
+        f"{args.out}: version {exported.manifest.version}, {exported.size_bytes / 2**20:,.1f} MiB", soft_wrap=True
+    )

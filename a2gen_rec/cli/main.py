@@ -107,6 +107,7 @@ def _normalized(argv: list[str], parsers: dict[str, ArgumentParser]) -> list[str
 
 def _load_saved_config(argv: list[str]) -> list[str]:
     """Let ``a2gen train --run DIR`` resume with the run's settings, and read a remote ``--config`` through iopath."""
+    from a2gen_rec.training.run_dir import RunDir
     from a2gen_rec.utils import paths
 
     if argv[:1] not in (["train"], ["plan"]):
@@ -116,7 +117,7 @@ def _load_saved_config(argv: list[str]) -> list[str]:
     parser.add_argument("--run")
     known, others = parser.parse_known_args(argv[1:])
     run = ["--run", known.run] if known.run else []
-    saved = paths.join(known.run, "config.yaml") if known.run else ""
+    saved = RunDir(known.run).config_file if known.run else ""
     config = known.config or (saved if saved and paths.exists(saved) else "")
     return [argv[0], *(["--config", paths.to_local_path(config)] if config else []), *run, *others]
 

@@ -27,12 +27,10 @@ from a2gen_rec.models.ensemble.io import CARD_FILE, EnsembleCard, check_output_d
 from a2gen_rec.models.ensemble.model import Ensemble
 from a2gen_rec.models.scoring import prediction_objectives
 from a2gen_rec.training.loaded_run import DeviceChoice, LoadedRun, load_run
+from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import sync_errors
 
-ENSEMBLE_DIR = "ensemble"
-"""Of a run: where its ensemble is unless told otherwise."""
-SCORES_DIR = "scores"
 UMRE = "UMRE"
 
 
@@ -51,7 +49,7 @@ def train_ensemble(
     run: str,
     out: str,
     config: EnsembleConfig,
-    reporter: ProgressCallback,
+    callback: ProgressCallback,
     data: str = "",
     device: DeviceChoice = "auto",
 ) -> TrainedEnsemble | None:
@@ -70,15 +68,15 @@ def train_ensemble(
     """
     with load_run(run, data, device) as opened:
         with sync_errors():
-            _check(opened, config)
+            _check_behaviors(opened, config)
             check_output_dir(out)
         train, valid = (
-            cached_session_lists(opened, run, split, config, reporter.on_scoring) for split in ("train", "valid")
+            cached_session_lists(opened, run, split, config, callback.on_scoring) for split in ("train", "valid")
         )
     # Out of the group: no rank waits for the first, which may train for longer than the group has patience.
     if train is None or valid is None:
         return None
-    return _train(opened, run, out, config, train, valid, reporter)
+    return _train(opened, run, out, config, train, valid, callback)
 
 
 def cached_session_lists(
@@ -106,14 +104,14 @@ def cached_session_lists(
     }
     made_of = json.dumps({**data, **how, "checkpoint": opened.fingerprint}, sort_keys=True)
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
-    folder = paths.join(run, SCORES_DIR, f"step-{opened.step:08d}-{digest}")
+    folder = paths.join(RunDir(run).scores, f"step-{opened.step:08d}-{digest}")
     tell = None if progress is None else partial(progress, split)
     return score_session_lists(opened, split, paths.join(folder, split), events, gap_s, tell)
 
 
 def default_ensemble_dir(run: str) -> str:
     """The folder of the run's own ensemble, empty if it has none."""
-    folder = paths.join(run, ENSEMBLE_DIR)
+    folder = RunDir(run).ensemble
     return folder if paths.exists(paths.join(folder, CARD_FILE)) else ""
 
 
@@ -141,7 +139,7 @@ def check_compatible(card: EnsembleCard, opened: LoadedRun, folder: str) -> None
         raise UserError(f"{folder}: is of another training, {card.run}, than this run's best checkpoint; {again}")
 
 
-def _check(opened: LoadedRun, config: EnsembleConfig) -> None:
+def _check_behaviors(opened: LoadedRun, config: EnsembleConfig) -> None:
     """Refuse at once what would come out only when all is scored."""
     there = behavior_names(opened.card)
     if not there:
@@ -158,17 +156,17 @@ def _train(
     config: EnsembleConfig,
     train: SessionLists,
     valid: SessionLists,
-    reporter: ProgressCallback,
+    callback: ProgressCallback,
 ) -> TrainedEnsemble:
     named = prediction_objectives(opened.card, opened.model.model.ranker.objective_tasks)
     device = opened.process.device
-    reporter.on_fit_start(UMRE)
-    model, history = fit_ensemble(named, train, valid, config, partial(reporter.on_epoch_end, UMRE), device)
+    callback.on_fit_start(UMRE)
+    model, history = fit_ensemble(named, train, valid, config, partial(callback.on_epoch_end, UMRE), device)
     d_context, d_event = train.widths
     falls = max_monotonicity_violations(model, valid)
     card = EnsembleCard(
         objectives=list(named),
-        behavior_weights=history.epochs[history.best].weights,
+        behavior_weights=history.epochs[history.best_epoch].weights,
         d_event=d_event,
         d_context=d_context,
         config=config,
@@ -177,13 +175,13 @@ def _train(
         checkpoint=opened.fingerprint,
         max_monotonicity_violation=dict(zip(train.objectives, falls.tolist(), strict=True)),
     )
-    models: dict[str, nn.Module] = {UMRE: model.cpu(), **fit_baselines(card, train, valid, device, reporter)}
-    card = replace(card, metrics={"split": "valid", **_measure(models, valid, card)})
+    models: dict[str, nn.Module] = {UMRE: model.cpu(), **fit_baselines(card, train, valid, device, callback)}
+    card = replace(card, metrics={"split": "valid", **measure_methods(models, valid, card)})
     save_ensemble(out, model, card, learned_baselines(models))
     return TrainedEnsemble(model, card, train, valid, opened.dataset)
 
 
-def _measure(models: dict[str, nn.Module], lists: SessionLists, card: EnsembleCard) -> dict[str, Any]:
+def measure_methods(models: dict[str, nn.Module], lists: SessionLists, card: EnsembleCard) -> dict[str, Any]:
     """List metrics per method, of the behaviours trained for."""
     names, k = list(card.behavior_weights), card.config.top_k
     methods = {name: measure_lists(score_lists(model, lists), lists, k, names) for name, model in models.items()}
@@ -192,10 +190,10 @@ def _measure(models: dict[str, nn.Module], lists: SessionLists, card: EnsembleCa
         "k": k,
         "lists": first["lists"],
         "mean_length": first["mean_length"],
-        "behaviours": names,
+        "behaviors": names,
         "methods": {
             name: {
-                "behaviours": found["behaviours"],
+                "behaviors": found["behaviors"],
                 "mean": {metric: found[metric] for metric in ("hr", "ndcg", "uauc")},
                 "hypervolume": found["hypervolume"],
             }

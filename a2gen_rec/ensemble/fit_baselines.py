@@ -10,7 +10,7 @@ from torch import nn
 from a2gen_rec.data.schema import WATCH_TIME
 from a2gen_rec.ensemble.formula_search import tune_formula
 from a2gen_rec.ensemble.session_lists import SessionLists, mean_std
-from a2gen_rec.ensemble.trainer import ProgressCallback, behaviour_weights, fit, measure_lists
+from a2gen_rec.ensemble.trainer import ProgressCallback, fit, initial_behavior_weights, measure_lists
 from a2gen_rec.models.ensemble.baselines import (
     LogisticRegression,
     MLPFusion,
@@ -27,7 +27,7 @@ BASELINE_FILES = {FORMULA: "formula", LOGISTIC: "logistic-regression", MLP: "mlp
 
 
 def fit_baselines(
-    card: EnsembleCard, train: SessionLists, valid: SessionLists, device: torch.device, reporter: ProgressCallback
+    card: EnsembleCard, train: SessionLists, valid: SessionLists, device: torch.device, callback: ProgressCallback
 ) -> dict[str, nn.Module]:
     """All baselines by name, on the CPU, trained on the lists the ensemble saw.
 
@@ -36,12 +36,12 @@ def fit_baselines(
     """
     centre, scale = mean_std(train)
     models = build_untrained(card, centre, scale)
-    names, _ = behaviour_weights(train, card.config)
+    names, _ = initial_behavior_weights(train, card.config)
     for name in (LOGISTIC, MLP, SESSION):
-        reporter.on_fit_start(name)
-        fit(models[name].to(device), train, valid, card.config, partial(reporter.on_epoch_end, name))
+        callback.on_fit_start(name)
+        fit(models[name].to(device), train, valid, card.config, partial(callback.on_epoch_end, name))
         models[name].cpu()
-    reporter.on_fit_start(FORMULA)
+    callback.on_fit_start(FORMULA)
 
     def ndcg(scores: torch.Tensor) -> float:
         found = measure_lists(scores.numpy(), valid, card.config.top_k, names)["ndcg"]
@@ -49,7 +49,7 @@ def fit_baselines(
 
     value, trials = torch.from_numpy(valid.predictions), card.config.formula_trials
     models[FORMULA] = tune_formula(
-        value, ndcg, _less(card), *_units(card, centre, scale), trials, card.config.seed
+        value, ndcg, _lower_is_better(card), *_formula_normalization(card, centre, scale), trials, card.config.seed
     ).formula
     return models
 
@@ -72,17 +72,17 @@ def load_baselines(folder: str, card: EnsembleCard) -> dict[str, nn.Module]:
 
 
 def build_untrained(
-    card: EnsembleCard, centre: torch.Tensor | None = None, scale: torch.Tensor | None = None
+    card: EnsembleCard, mean: torch.Tensor | None = None, std: torch.Tensor | None = None
 ) -> dict[str, nn.Module]:
     """All baselines by name, as they are before training.
 
     Args:
         centre, scale: [K] of the training lists' values; by default 0 and 1, to be loaded into.
     """
-    k, less = len(card.objectives), _less(card)
-    centre = torch.zeros(k) if centre is None else centre
-    scale = torch.ones(k) if scale is None else scale
-    standardise = [Standardize(less, centre, scale) for _ in range(3)]
+    k, less = len(card.objectives), _lower_is_better(card)
+    mean = torch.zeros(k) if mean is None else mean
+    std = torch.ones(k) if std is None else std
+    standardise = [Standardize(less, mean, std) for _ in range(3)]
     singles = {
         f"{objective.name} alone": SingleScore(i, objective.higher_is_better)
         for i, objective in enumerate(card.objectives)
@@ -91,18 +91,20 @@ def build_untrained(
     torch.manual_seed(card.config.seed)
     return {
         **singles,
-        FORMULA: PowerFormula(torch.ones(k), torch.ones(k), less, *_units(card, centre, scale)),
+        FORMULA: PowerFormula(torch.ones(k), torch.ones(k), less, *_formula_normalization(card, mean, std)),
         LOGISTIC: LogisticRegression(standardise[0]),
         MLP: MLPFusion(standardise[1], *widths),
         SESSION: SessionWeightedFusion(standardise[2], *widths),
     }
 
 
-def _less(card: EnsembleCard) -> list[bool]:
+def _lower_is_better(card: EnsembleCard) -> list[bool]:
     return [not objective.higher_is_better for objective in card.objectives]
 
 
-def _units(card: EnsembleCard, centre: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _formula_normalization(
+    card: EnsembleCard, centre: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Centre and scale for the formula: logits are taken as their probabilities, a watch time by its spread."""
     watch = torch.tensor([objective.name == WATCH_TIME for objective in card.objectives])
     return torch.where(watch, centre, 0.0), torch.where(watch, scale, 1.0)

@@ -24,12 +24,12 @@ class TunedFormula:
 
 
 def tune_formula(
-    value: Tensor,
+    predictions: Tensor,
     measure: Callable[[Tensor], float],
-    less: Sequence[bool],
-    centre: Tensor,
+    lower_is_better: Sequence[bool],
+    mean: Tensor,
     scale: Tensor,
-    trials: int,
+    num_trials: int,
     seed: int = 0,
 ) -> TunedFormula:
     """Random search for a formula: the first trial has α = β = 1, half of all are drawn at large, the rest near the
@@ -46,24 +46,26 @@ def tune_formula(
         ConfigError: trials < 1.
         UserError: no trial could be measured.
     """
-    if trials < 1:
-        raise ConfigError(f"a formula is tuned by 1 or more trials, not {trials}")
+    if num_trials < 1:
+        raise ConfigError(f"a formula is tuned by 1 or more trials, not {num_trials}")
     rng = torch.Generator().manual_seed(seed)
 
     def formula(drawn: Tensor) -> PowerFormula:
         alpha, beta = drawn
-        return PowerFormula(alpha, beta, less, centre, scale).to(value.device)
+        return PowerFormula(alpha, beta, lower_is_better, mean, scale).to(predictions.device)
 
-    start = torch.ones(2, len(less))
+    start = torch.ones(2, len(lower_is_better))
     best, best_measure, first = start, float("-inf"), float("nan")
-    for trial in range(trials):
-        drawn = start if trial == 0 else random_formula(rng, len(less), None if 2 * trial < trials else best)
-        measured = measure(formula(drawn).score(value))
+    for trial in range(num_trials):
+        drawn = (
+            start if trial == 0 else random_formula(rng, len(lower_is_better), None if 2 * trial < num_trials else best)
+        )
+        measured = measure(formula(drawn).score(predictions))
         first = measured if trial == 0 else first
         if measured > best_measure:
             best, best_measure = drawn, measured
     if best_measure == float("-inf"):
-        raise UserError(f"none of {trials} formulas could be measured: the validation lists order nothing")
+        raise UserError(f"none of {num_trials} formulas could be measured: the validation lists order nothing")
     return TunedFormula(formula(best), best_measure, first)
 
 

@@ -32,13 +32,13 @@ def combined_relevance(labels: Tensor, weights: Tensor) -> Tensor:
     return labels.to(weights.dtype) @ weights
 
 
-def pointwise(score: Tensor, relevance: Tensor, valid: Tensor) -> WeightedMean:
+def pointwise(score: Tensor, relevance: Tensor, mask: Tensor) -> WeightedMean:
     """(s − r)² of every valid candidate (UMRE); all arguments [n, C], ``valid`` bool."""
-    error = (score - relevance).masked_fill(~valid, 0)
-    return WeightedMean(error.square().sum(), valid.sum())
+    error = (score - relevance).masked_fill(~mask, 0)
+    return WeightedMean(error.square().sum(), mask.sum())
 
 
-def listwise(score: Tensor, relevance: Tensor, valid: Tensor) -> WeightedMean:
+def listwise(score: Tensor, relevance: Tensor, mask: Tensor) -> WeightedMean:
     """Softmax cross-entropy over each list, every candidate's term weighed by its relevance.
 
     With relevances as shares of their list's sum it would be ListNet's top one, and a list with one rare behaviour no
@@ -48,27 +48,27 @@ def listwise(score: Tensor, relevance: Tensor, valid: Tensor) -> WeightedMean:
     Args:
         score, relevance: [n, C], relevance ≥ 0; valid: [n, C] bool.
     """
-    log_share = torch.log_softmax(score.masked_fill(~valid, torch.finfo(score.dtype).min), dim=-1)
-    relevance = relevance.masked_fill(~valid, 0)
+    log_share = torch.log_softmax(score.masked_fill(~mask, torch.finfo(score.dtype).min), dim=-1)
+    relevance = relevance.masked_fill(~mask, 0)
     return WeightedMean(-(relevance * log_share).sum(), relevance.sum())
 
 
-def pairwise(score: Tensor, relevance: Tensor, valid: Tensor) -> WeightedMean:
+def pairwise(score: Tensor, relevance: Tensor, mask: Tensor) -> WeightedMean:
     """log(1 + exp(s_j − s_i)) over the pairs of a list where i is more relevant than j (RankNet).
 
     Args:
         score, relevance: [n, C]; valid: [n, C] bool.
     """
-    ordered = (relevance[:, :, None] > relevance[:, None]) & valid[:, :, None] & valid[:, None]
+    ordered = (relevance[:, :, None] > relevance[:, None]) & mask[:, :, None] & mask[:, None]
     behind = score[:, None] - score[:, :, None]
     return WeightedMean(F.softplus(behind.masked_fill(~ordered, 0)).masked_fill(~ordered, 0).sum(), ordered.sum())
 
 
 def update_pareto_weights(
     weights: np.ndarray,
-    before: np.ndarray,
-    after: np.ndarray,
-    rate: float,
+    previous_uauc: np.ndarray,
+    uauc: np.ndarray,
+    step_size: float,
     bounds: tuple[float, float],
 ) -> np.ndarray:
     """The Pareto scheduler: behaviours whose user AUC fell weigh more, those whose rose weigh less.
@@ -80,8 +80,8 @@ def update_pareto_weights(
             classes: such a behaviour keeps its weight until the sum is made 1.
         rate: η ≥ 0; bounds: least and greatest weight before the sum is made 1.
     """
-    change = np.nan_to_num((after - before) / before)
-    moved = np.clip(weights * np.exp(-rate * change), *bounds)
+    change = np.nan_to_num((uauc - previous_uauc) / previous_uauc)
+    moved = np.clip(weights * np.exp(-step_size * change), *bounds)
     return moved / moved.sum()
 
 
@@ -95,7 +95,7 @@ def gradient_gram_matrix(losses: Sequence[Tensor], parameters: Sequence[Tensor])
     return (gradients @ gradients.T).cpu().numpy()
 
 
-def min_norm_weights(products: np.ndarray, tolerance: float = 1e-10, steps: int = 10_000) -> np.ndarray:
+def min_norm_weights(gram: np.ndarray, tolerance: float = 1e-10, max_steps: int = 10_000) -> np.ndarray:
     """Weights of sum 1 for which Σ_m ω_m g_m is shortest (MGDA, Désidéri 2012; Sener & Koltun 2018).
 
     Pairwise Frank–Wolfe: weight moves from the worst loss that has any to the best, by the exact step between the
@@ -108,14 +108,14 @@ def min_norm_weights(products: np.ndarray, tolerance: float = 1e-10, steps: int 
     Returns:
         [M], no one negative.
     """
-    weights = np.full(len(products), 1 / len(products))
-    largest = products.diagonal().max()
-    for _ in range(steps):
-        slope = products @ weights
+    weights = np.full(len(gram), 1 / len(gram))
+    largest = gram.diagonal().max()
+    for _ in range(max_steps):
+        slope = gram @ weights
         best, worst = int(slope.argmin()), int(np.where(weights > 0, slope, -np.inf).argmax())
         if slope[worst] - slope[best] <= tolerance * largest:
             break
-        curvature = products[best, best] + products[worst, worst] - 2 * products[best, worst]
+        curvature = gram[best, best] + gram[worst, worst] - 2 * gram[best, worst]
         # Nearly equal gradients leave rounding alone in the curvature, which could then be zero or negative.
         curvature = max(curvature, np.finfo(np.float64).eps * largest)
         step = min(weights[worst], (slope[worst] - slope[best]) / curvature)
@@ -123,7 +123,7 @@ def min_norm_weights(products: np.ndarray, tolerance: float = 1e-10, steps: int 
     return weights
 
 
-def bounded_min_norm_weights(products: np.ndarray, min_weights: np.ndarray, before: np.ndarray) -> np.ndarray:
+def bounded_min_norm_weights(gram: np.ndarray, min_weights: np.ndarray, previous_weights: np.ndarray) -> np.ndarray:
     """:func:`min_norm_weights` with a lower bound per loss (Pareto-efficient, PE-LTR: Lin et al. 2019).
 
     With ω = c + (1 − Σ c) α and α of sum 1 it is the problem without bounds, for the gradients
@@ -143,13 +143,13 @@ def bounded_min_norm_weights(products: np.ndarray, min_weights: np.ndarray, befo
     free = 1 - min_weights.sum()
     if (min_weights < 0).any() or free < 0:
         raise ConfigError(f"least weights {min_weights.tolist()} must not be negative, nor their sum above 1")
-    there = products.diagonal() > 0
+    there = gram.diagonal() > 0
     if not there.any():
-        return before
-    share = np.maximum(before - min_weights, 0)
+        return previous_weights
+    share = np.maximum(previous_weights - min_weights, 0)
     share /= share.sum() or 1
     part = 1 / (1 + share[~there].sum())  # of all α, that of the losses there
     mixed = min_weights[there, None] + free * part * np.eye(there.sum())
-    share[there] = min_norm_weights(mixed.T @ products[np.ix_(there, there)] @ mixed)
+    share[there] = min_norm_weights(mixed.T @ gram[np.ix_(there, there)] @ mixed)
     weights: np.ndarray = min_weights + free * part * share
     return weights

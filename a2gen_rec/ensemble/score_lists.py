@@ -21,7 +21,7 @@ from a2gen_rec.training.loaded_run import LoadedRun
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import all_gather_object, sync_errors
 
-SCORES_FORMAT_VERSION = 3
+SCORES_FORMAT_VERSION = 4
 """Of what score files hold: raised whenever the same run and data would give others."""
 
 
@@ -35,7 +35,7 @@ def score_session_lists(
     opened: LoadedRun,
     split: str,
     folder: str,
-    events: int,
+    max_events: int,
     gap_s: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> SessionLists | None:
@@ -64,7 +64,7 @@ def score_session_lists(
         scored = paths.join(folder, file.rsplit("/", 1)[-1])
         # One rank's view counts: ranks that disagreed would wait for each other.
         if not all_gather_object(paths.exists(scored))[0]:
-            lists = _score_file(opened, split, file, events, gap_s)
+            lists = _score_file(opened, split, file, max_events, gap_s)
             with sync_errors():
                 if opened.process.is_main:
                     write_lists(scored, lists)
@@ -76,16 +76,16 @@ def score_session_lists(
 
 
 @torch.no_grad()
-def _score_file(opened: LoadedRun, split: str, file: str, events: int, gap_s: float) -> SessionLists:
+def _score_file(opened: LoadedRun, split: str, file: str, max_events: int, gap_s: float) -> SessionLists:
     """The lists of one file, of all ranks, in the order of users and time: that of batches depends on the ranks."""
     batches = evaluation_batches(opened.dataset, split, opened.config, opened.process, request_gap_s=gap_s, file=file)
     opened.model.model_parallel.eval()
-    parts = [_lists(opened, batch.to(opened.process.device), events) for batch in batches]
+    parts = [_score_batch(opened, batch.to(opened.process.device), max_events) for batch in batches]
     lists = concatenate([part for rank in all_gather_object(parts) for part in rank])
     return lists.select(np.lexsort((lists.ts_ms, lists.user)))
 
 
-def _lists(opened: LoadedRun, batch: WindowBatch, events: int) -> SessionLists:
+def _score_batch(opened: LoadedRun, batch: WindowBatch, max_events: int) -> SessionLists:
     """The lists of one batch of requests, scored."""
     card = opened.card
     model = opened.model.model
@@ -94,7 +94,7 @@ def _lists(opened: LoadedRun, batch: WindowBatch, events: int) -> SessionLists:
     )
     moment, length = torch.unique_consecutive(batch.query_index, return_counts=True)
     first = torch.cumsum(length, 0) - length
-    seen, seen_length = recent_events(batch, first, events)
+    seen, seen_length = recent_events(batch, first, max_events)
     happened, _ = target_outcomes(batch, len(card.actions))
     outcome = {name: happened[:, code] for code, name in enumerate(card.actions)}
     outcome |= dict(zip(card.labels, batch.labels.T, strict=True))
@@ -107,7 +107,7 @@ def _lists(opened: LoadedRun, batch: WindowBatch, events: int) -> SessionLists:
     wanted = behavior_names(card)
     return SessionLists(
         objectives=tuple(objective.name for objective in prediction_objectives(card, model.ranker.objective_tasks)),
-        behaviours=wanted,
+        behaviors=wanted,
         user=host(batch.user_key[batch.target_window[first]]),
         ts_ms=host(batch.ts_ms[moment]),
         length=host(length),

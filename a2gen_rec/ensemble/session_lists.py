@@ -24,8 +24,11 @@ from a2gen_rec.data.columns import concat_ranges
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.utils import paths
 
-_META = b"a2gen_lists"
-_ROWS = 1024  # lists of a row group: bounds what is held twice
+FORMAT_VERSION = 2
+"""Format of the files of session lists."""
+
+_METADATA_KEY = b"a2gen_lists"
+_ROW_GROUP_SIZE = 1024  # lists of a row group: bounds what is held twice
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
 _SORTED_BATCHES = 32  # batches that lists of like length are sought in: few enough to keep the order random
 
@@ -35,7 +38,7 @@ class SessionLists:
     """n session lists, ragged.
 
     Attributes:
-        objectives: names of the K values; behaviours: of the M labels.
+        objectives: names of the K values; behaviors: of the M labels.
         user: [n] int64 user key; ts_ms: [n] int64 begin of the list, the moment it was scored for.
         length: [n] int64 candidates of each list, 1 or more; events_length: [n] int64 events before it.
         item: [candidates] int64 row of the item's table.
@@ -45,7 +48,7 @@ class SessionLists:
     """
 
     objectives: tuple[str, ...]
-    behaviours: tuple[str, ...]
+    behaviors: tuple[str, ...]
     user: np.ndarray
     ts_ms: np.ndarray
     length: np.ndarray
@@ -87,20 +90,20 @@ class SessionLists:
 
     def pad(self, per_candidate: np.ndarray, fill: float = np.nan) -> np.ndarray:
         """[candidates, ...] -> [n, longest, ...], filled up at the end."""
-        return _padded(per_candidate, self.length, fill)
+        return _pad(per_candidate, self.length, fill)
 
     def batch(self, rows: np.ndarray) -> "ListBatch":
         """Some of the lists padded, ready for a model."""
         candidates, events = self._flat(rows)
         inside, length = self.length[rows], self.events_length[rows]
         arrays = {
-            "predictions": _padded(self.predictions[candidates], inside),
-            "label": _padded(self.label[candidates], inside),
-            "context": _padded(self.context[candidates].astype(np.float32, copy=False), inside),
-            "events": _padded(self.events[events].astype(np.float32, copy=False), length),
+            "predictions": _pad(self.predictions[candidates], inside),
+            "label": _pad(self.label[candidates], inside),
+            "context": _pad(self.context[candidates].astype(np.float32, copy=False), inside),
+            "events": _pad(self.events[events].astype(np.float32, copy=False), length),
             "length": length,
-            "valid": _length_mask(inside),
-            "candidate": candidates,
+            "mask": _length_mask(inside),
+            "candidate_index": candidates,
         }
         return ListBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
@@ -128,8 +131,8 @@ class ListBatch:
     context: Tensor
     events: Tensor
     length: Tensor
-    valid: Tensor
-    candidate: Tensor
+    mask: Tensor
+    candidate_index: Tensor
 
     def to(self, device: torch.device) -> "ListBatch":
         return ListBatch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
@@ -138,7 +141,7 @@ class ListBatch:
 def concatenate(parts: Sequence[SessionLists]) -> SessionLists:
     """One after another: parts (one or more) of the same names and widths."""
     first = parts[0]
-    names = [field.name for field in fields(SessionLists) if field.name not in ("objectives", "behaviours")]
+    names = [field.name for field in fields(SessionLists) if field.name not in ("objectives", "behaviors")]
     arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return replace(first, **arrays)
 
@@ -183,8 +186,8 @@ def write_lists(file: str, lists: SessionLists) -> None:
     beside = f"{file}.{secrets.token_hex(4)}.writing" if paths.is_local(file) else file
     try:
         with g_pathmgr.open(beside, "wb") as stream, pq.ParquetWriter(stream, _schema(lists), **_ENCODING) as writer:
-            for first in range(0, len(lists), _ROWS):
-                writer.write_table(_table(lists.select(np.arange(first, min(first + _ROWS, len(lists))))))
+            for first in range(0, len(lists), _ROW_GROUP_SIZE):
+                writer.write_table(_table(lists.select(np.arange(first, min(first + _ROW_GROUP_SIZE, len(lists))))))
         if beside != file:
             os.replace(beside, file)
     except OSError as error:
@@ -205,7 +208,7 @@ def read_lists(files: Sequence[str]) -> SessionLists:
     for file in files:
         for part in _read(file):
             if parts and _header(part) != _header(parts[0]):
-                raise DataError(f"has other objectives, behaviours or widths than {files[0]}", file=file)
+                raise DataError(f"has other objectives, behaviors or widths than {files[0]}", file=file)
             parts.append(part)
     if not parts:
         raise DataError("no file of session lists")
@@ -217,16 +220,16 @@ _ENCODING: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["user_key
 
 def _header(lists: SessionLists) -> dict[str, Any]:
     d_context, d_event = lists.widths
-    names = {"objectives": list(lists.objectives), "behaviours": list(lists.behaviours)}
-    return {"format": 1, **names, "d_context": d_context, "d_event": d_event}
+    names = {"objectives": list(lists.objectives), "behaviors": list(lists.behaviors)}
+    return {"format": FORMAT_VERSION, **names, "d_context": d_context, "d_event": d_event}
 
 
 def _schema(lists: SessionLists) -> pa.Schema:
     columns = [("user_key", pa.int64()), ("ts_ms", pa.int64()), ("item", pa.list_(pa.int64()))]
-    columns += [(f"value_{name}", pa.list_(pa.float32())) for name in lists.objectives]
-    columns += [(f"label_{name}", pa.list_(pa.float32())) for name in lists.behaviours]
+    columns += [(f"prediction_{name}", pa.list_(pa.float32())) for name in lists.objectives]
+    columns += [(f"label_{name}", pa.list_(pa.float32())) for name in lists.behaviors]
     columns += [(name, pa.list_(pa.from_numpy_dtype(getattr(lists, name).dtype))) for name in ("context", "events")]
-    return pa.schema(columns, metadata={_META: json.dumps(_header(lists)).encode()})
+    return pa.schema(columns, metadata={_METADATA_KEY: json.dumps(_header(lists)).encode()})
 
 
 def _table(lists: SessionLists) -> pa.Table:
@@ -247,15 +250,17 @@ def _read(file: str) -> Iterator[SessionLists]:
         with g_pathmgr.open(file, "rb") as stream, pq.ParquetFile(stream) as parquet:
             schema = parquet.schema_arrow
             try:
-                header = json.loads(schema.metadata[_META])
-                if header["format"] != 1:
-                    raise DataError(f"is of format {header['format']}, not 1", file=file)
-                names = ("objectives", "behaviours", "d_context", "d_event")
-                objectives, behaviours, d_context, d_event = (header[name] for name in names)
+                header = json.loads(schema.metadata[_METADATA_KEY])
+                if header["format"] != FORMAT_VERSION:
+                    raise DataError(
+                        f"unsupported format version {header['format']}, expected {FORMAT_VERSION}", file=file
+                    )
+                names = ("objectives", "behaviors", "d_context", "d_event")
+                objectives, behaviors, d_context, d_event = (header[name] for name in names)
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError("is no file of session lists", file=file) from error
-            expected = ["user_key", "ts_ms", "item", *(f"value_{name}" for name in objectives)]
-            expected += [*(f"label_{name}" for name in behaviours), "context", "events"]
+            expected = ["user_key", "ts_ms", "item", *(f"prediction_{name}" for name in objectives)]
+            expected += [*(f"label_{name}" for name in behaviors), "context", "events"]
             for name in expected:
                 if name not in schema.names:
                     raise DataError("column is missing", file=file, field=name)
@@ -263,17 +268,17 @@ def _read(file: str) -> Iterator[SessionLists]:
             tables = (parquet.read_row_group(group, columns=expected, use_threads=False) for group in groups)
             for table in tables if groups else [schema.empty_table()]:
                 row = _Rows(file, table.combine_chunks())
-                item, length = row.ragged("item", (pa.int64(),))
-                values = [row.candidates(f"value_{name}", length) for name in objectives]
-                labels = [row.candidates(f"label_{name}", length) for name in behaviours]
+                item, length = row.jagged("item", (pa.int64(),))
+                values = [row.candidate_values(f"prediction_{name}", length) for name in objectives]
+                labels = [row.candidate_values(f"label_{name}", length) for name in behaviors]
                 context, context_length = row.vectors("context", d_context)
-                row.same(context_length, length, "context")
+                row.check_lengths(context_length, length, "context")
                 events, events_length = row.vectors("events", d_event)
                 lists = SessionLists(
                     tuple(objectives),
-                    tuple(behaviours),
-                    row.numbers("user_key"),
-                    row.numbers("ts_ms"),
+                    tuple(behaviors),
+                    row.int64_values("user_key"),
+                    row.int64_values("ts_ms"),
                     length,
                     events_length,
                     item,
@@ -296,14 +301,14 @@ class _Rows:
     file: str
     table: pa.Table
 
-    def numbers(self, name: str) -> np.ndarray:
+    def int64_values(self, name: str) -> np.ndarray:
         """[rows] int64"""
         column = self._column(name)
         if column.type != pa.int64():
             raise DataError(f"is {column.type}, not int64", file=self.file, field=name)
         return column.to_numpy(zero_copy_only=False)
 
-    def ragged(self, name: str, types: tuple[pa.DataType, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def jagged(self, name: str, types: tuple[pa.DataType, ...]) -> tuple[np.ndarray, np.ndarray]:
         """A list column's values, and [rows] how many each row has."""
         column = self._column(name)
         if not pa.types.is_list(column.type) or column.type.value_type not in types:
@@ -313,19 +318,19 @@ class _Rows:
             raise DataError("has empty values", file=self.file, field=name)
         return values.to_numpy(zero_copy_only=False), np.diff(column.offsets.to_numpy()).astype(np.int64)
 
-    def candidates(self, name: str, length: np.ndarray) -> np.ndarray:
-        values, own = self.ragged(name, (pa.float32(),))
-        self.same(own, length, name)
+    def candidate_values(self, name: str, length: np.ndarray) -> np.ndarray:
+        values, own = self.jagged(name, (pa.float32(),))
+        self.check_lengths(own, length, name)
         return values
 
     def vectors(self, name: str, width: int) -> tuple[np.ndarray, np.ndarray]:
         """[vectors, width] float, and [rows] how many each row has."""
-        values, numbers = self.ragged(name, (pa.float32(), pa.float16()))
+        values, numbers = self.jagged(name, (pa.float32(), pa.float16()))
         if (numbers % width).any():
             raise DataError(f"is not made of vectors of width {width}", file=self.file, field=name)
         return values.reshape(-1, width), numbers // width
 
-    def same(self, own: np.ndarray, length: np.ndarray, name: str) -> None:
+    def check_lengths(self, own: np.ndarray, length: np.ndarray, name: str) -> None:
         if (own != length).any():
             raise DataError("differs in length from 'item'", file=self.file, field=name)
 
@@ -341,7 +346,7 @@ def _check(lists: SessionLists, file: str) -> None:
     """Shapes and ranges of the contract."""
     n, candidates, events = len(lists), int(lists.length.sum()), int(lists.events_length.sum())
     shapes: dict[str, tuple[int, ...]] = {"user": (n,), "ts_ms": (n,), "events_length": (n,), "item": (candidates,)}
-    shapes |= {"predictions": (candidates, len(lists.objectives)), "label": (candidates, len(lists.behaviours))}
+    shapes |= {"predictions": (candidates, len(lists.objectives)), "label": (candidates, len(lists.behaviors))}
     shapes |= {"context": (candidates, lists.context.shape[-1]), "events": (events, lists.events.shape[-1])}
     for name, shape in shapes.items():
         if getattr(lists, name).shape != shape:
@@ -358,8 +363,8 @@ def _check(lists: SessionLists, file: str) -> None:
             raise DataError("has values that are not finite", file=file, field=name)
     for name, values in zip(lists.objectives, lists.predictions.T, strict=True):
         if not np.isfinite(values).all():
-            raise DataError("has values that are not finite", file=file, field=f"value_{name}")
-    for name, labels in zip(lists.behaviours, lists.label.T, strict=True):
+            raise DataError("has values that are not finite", file=file, field=f"prediction_{name}")
+    for name, labels in zip(lists.behaviors, lists.label.T, strict=True):
         if not ((labels == 0) | (labels == 1) | np.isnan(labels)).all():
             raise DataError("has a label that is not 0, 1 or NaN", file=file, field=f"label_{name}")
 
@@ -370,7 +375,7 @@ def _length_mask(lengths: np.ndarray) -> np.ndarray:
     return inside
 
 
-def _padded(values: np.ndarray, lengths: np.ndarray, fill: float = 0.0) -> np.ndarray:
+def _pad(values: np.ndarray, lengths: np.ndarray, fill: float = 0.0) -> np.ndarray:
     """[all, ...], lists one after another -> [n, longest, ...], filled up at the end."""
     inside = _length_mask(lengths)
     padded = np.full((*inside.shape, *values.shape[1:]), fill, values.dtype)

@@ -63,7 +63,7 @@ class TrainingHistory:
     """What training went through; ``best`` is the place of the epoch whose parameters were kept."""
 
     epochs: list[EpochResult]
-    best: int
+    best_epoch: int
 
 
 def fit(
@@ -86,8 +86,8 @@ def fit(
         ConfigError: a behaviour that the lists lack or have no positive of, or bounds that no weights can keep.
         UserError: the loss is no longer finite.
     """
-    behaviours, weights = behaviour_weights(train, config)
-    columns = [train.behaviours.index(name) for name in behaviours]
+    behaviors, weights = initial_behavior_weights(train, config)
+    columns = [train.behaviors.index(name) for name in behaviors]
     bounds = (config.min_weight, config.max_weight)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     epochs: list[EpochResult] = []
@@ -98,10 +98,10 @@ def fit(
             model.train()
             rng = np.random.default_rng([config.seed, epoch])
             loss, weights = _train_epoch(model, optimizer, train, columns, weights, config, rng)
-            metrics = measure_lists(score_lists(model, valid, config.batch_size), valid, config.top_k, behaviours)
+            metrics = measure_lists(score_lists(model, valid, config.batch_size), valid, config.top_k, behaviors)
             if metrics["ndcg"] is None:
-                raise DataError(f"no validation list has a positive and a negative candidate of any of {behaviours}")
-            epochs.append(EpochResult(epoch, loss, metrics, dict(zip(behaviours, weights.tolist(), strict=True))))
+                raise DataError(f"no validation list has a positive and a negative candidate of any of {behaviors}")
+            epochs.append(EpochResult(epoch, loss, metrics, dict(zip(behaviors, weights.tolist(), strict=True))))
             progress(epochs[-1])
             if metrics["ndcg"] > highest:
                 best, highest, kept = epoch, metrics["ndcg"], copy.deepcopy(model.state_dict())
@@ -149,7 +149,7 @@ def max_monotonicity_violations(model: Ensemble, lists: SessionLists, sample: in
     return model.max_monotonicity_violation(batch.events, batch.length, batch.context[:, :1])
 
 
-def behaviour_weights(lists: SessionLists, config: EnsembleConfig) -> tuple[list[str], np.ndarray]:
+def initial_behavior_weights(lists: SessionLists, config: EnsembleConfig) -> tuple[list[str], np.ndarray]:
     """The behaviours to train for and their ω [M'], of sum 1: the given ones, else all, ∝ rate^-balance.
 
     Raises:
@@ -160,7 +160,7 @@ def behaviour_weights(lists: SessionLists, config: EnsembleConfig) -> tuple[list
         raise DataError("no session list to train on")
     known = np.isfinite(lists.label).sum(0).clip(min=1)
     rates = np.nansum(lists.label, axis=0, dtype=np.float64) / known
-    rate = dict(zip(lists.behaviours, rates.tolist(), strict=True))
+    rate = dict(zip(lists.behaviors, rates.tolist(), strict=True))
     for name in config.behavior_weights:
         if not rate.get(name):
             reason = "no training list has a positive of it" if name in rate else f"the lists have {list(rate)}"
@@ -174,10 +174,10 @@ def behaviour_weights(lists: SessionLists, config: EnsembleConfig) -> tuple[list
     return list(chosen), weights / weights.sum()
 
 
-def measure_lists(scores: np.ndarray, lists: SessionLists, k: int, behaviours: Sequence[str] = ()) -> ListMetrics:
+def measure_lists(scores: np.ndarray, lists: SessionLists, k: int, behaviors: Sequence[str] = ()) -> ListMetrics:
     """:func:`list_metrics` of scores [candidates], for some of the lists' behaviours or, by default, all."""
-    chosen = list(behaviours) or list(lists.behaviours)
-    labels = lists.pad(lists.label[:, [lists.behaviours.index(name) for name in chosen]])
+    chosen = list(behaviors) or list(lists.behaviors)
+    labels = lists.pad(lists.label[:, [lists.behaviors.index(name) for name in chosen]])
     return list_metrics(lists.pad(scores), labels, lists.mask, lists.user, k, chosen)
 
 
@@ -190,7 +190,7 @@ def score_lists(model: nn.Module, lists: SessionLists, batch_lists: int = 256) -
     device = _device(model)
     for rows in batch_indices(lists, batch_lists):
         batch = lists.batch(rows).to(device)
-        scores[batch.candidate.cpu().numpy()] = _score(model, batch)[batch.valid].cpu().numpy()
+        scores[batch.candidate_index.cpu().numpy()] = _score(model, batch)[batch.mask].cpu().numpy()
     model.train(was_training)
     return scores
 
@@ -221,7 +221,7 @@ def _train_epoch(
     for number, rows in enumerate(batch_indices(lists, config.batch_size, rng)):
         batch = lists.batch(rows).to(device)
         labels = batch.label[..., columns]
-        terms = batch.valid[..., None] & (labels.isfinite() | (config.loss == "listwise"))
+        terms = batch.mask[..., None] & (labels.isfinite() | (config.loss == "listwise"))
         labels = labels.nan_to_num(0)
         score = _score(model, batch)
         optimizer.zero_grad()
@@ -243,7 +243,7 @@ def _train_epoch(
 
 
 def _score(model: nn.Module, batch: ListBatch) -> Tensor:
-    more = {"valid": batch.valid} if isinstance(model, SessionWeightedFusion) else {}  # it alone looks at whole lists
+    more = {"valid": batch.mask} if isinstance(model, SessionWeightedFusion) else {}  # it alone looks at whole lists
     output = model(batch.predictions, batch.events, batch.length, batch.context, **more)
     score: Tensor = output if isinstance(output, Tensor) else output.score
     return score
@@ -251,7 +251,7 @@ def _score(model: nn.Module, batch: ListBatch) -> Tensor:
 
 def _uauc(epoch: EpochResult) -> np.ndarray:
     """[M'] user AUC of each behaviour, NaN where no user has both classes."""
-    return np.array([each["uauc"] for each in epoch.metrics["behaviours"].values()], np.float64)
+    return np.array([each["uauc"] for each in epoch.metrics["behaviors"].values()], np.float64)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -92,17 +92,17 @@ def metrics_report(
         "split": split,
         "targets": len(predictions.user),
         "actions": action_metrics(predictions, predictions.probability, card),
-        "time": _times(predictions.time, predictions, card),
-        "next_time": _times(predictions.next_time, predictions, card),
+        "time": _time_metrics(predictions.time, predictions, card),
+        "time_given_prefix": _time_metrics(predictions.time_given_prefix, predictions, card),
         **objective_metrics(predictions, names, card),
-        "reference": _references(predictions, dataset, config.evaluate),
+        "reference": _reference_metrics(predictions, dataset, config.evaluate),
         "loss": {
             "total": float(total_loss(terms, config.loss, tasks)),
             **dict(zip(term_names(tasks), terms.tolist(), strict=True)),
         },
         "order_violations": float(sums.order_violations)
         / max(float(sums.counts[COUNT_NAMES.index("ordered_pairs")]), 1.0),
-        "unexplored_probability": {
+        "unexplored_mass": {
             "mean": float(predictions.unexplored_mass.mean()),
             "max": float(predictions.unexplored_mass.max()),
         },
@@ -119,7 +119,7 @@ def action_metrics(predictions: Predictions, scores: np.ndarray, card: DatasetCa
     }
 
 
-def _times(predicted: np.ndarray, predictions: Predictions, card: DatasetCard) -> dict[str, Any]:
+def _time_metrics(predicted: np.ndarray, predictions: Predictions, card: DatasetCard) -> dict[str, Any]:
     """Metrics of the times ``predicted`` [n, actions] per action whose time the log records."""
     names = outcome_columns(card)
     actual = predictions.observed_time
@@ -130,7 +130,7 @@ def _times(predicted: np.ndarray, predictions: Predictions, card: DatasetCard) -
     }
 
 
-def _references(predictions: Predictions, dataset: Dataset, config: EvaluateConfig) -> dict[str, Any]:
+def _reference_metrics(predictions: Predictions, dataset: Dataset, config: EvaluateConfig) -> dict[str, Any]:
     card = dataset.card
     names = outcome_columns(card)
     base = np.full_like(predictions.probability, np.nan)

@@ -15,7 +15,7 @@ from a2gen_rec.errors import ConfigError, DataError
 from a2gen_rec.evaluation.metrics import grouped_auc
 
 
-class BehaviourMetrics(TypedDict):
+class BehaviorMetrics(TypedDict):
     """One behaviour; None where no list or no user has both classes.
 
     ``lists`` is the number that count for ``hr`` and ``ndcg``, ``positives`` that of all known positives.
@@ -34,7 +34,7 @@ class ListMetrics(TypedDict):
     ``lists`` is the number of lists with any candidate, ``length`` their mean number of candidates.
     """
 
-    behaviours: dict[str, BehaviourMetrics]
+    behaviors: dict[str, BehaviorMetrics]
     hr: float | None
     ndcg: float | None
     uauc: float | None
@@ -49,7 +49,7 @@ def list_metrics(
     mask: np.ndarray,
     users: np.ndarray,
     k: int,
-    behaviours: Sequence[str],
+    behaviors: Sequence[str],
     reference: np.ndarray | float = 0.0,
 ) -> ListMetrics:
     """All of this module for one score.
@@ -67,9 +67,9 @@ def list_metrics(
     """
     if np.isnan(scores[mask]).any():
         raise DataError(f"{int(np.isnan(scores[mask]).sum())} of {int(mask.sum())} candidates have NaN for a score")
-    each: dict[str, BehaviourMetrics] = {}
-    for name, label in zip(behaviours, np.moveaxis(labels, -1, 0), strict=True):
-        hits, gains = top_k(scores, label, mask, k)
+    each: dict[str, BehaviorMetrics] = {}
+    for name, label in zip(behaviors, np.moveaxis(labels, -1, 0), strict=True):
+        hits, gains = hr_and_ndcg(scores, label, mask, k)
         known = mask & ~np.isnan(label)
         each[name] = {
             "hr": _mean(hits),
@@ -82,7 +82,7 @@ def list_metrics(
     ndcg = np.array([metrics["ndcg"] for metrics in each.values()], np.float64)  # None becomes NaN
     measured = np.isfinite(ndcg)
     return {
-        "behaviours": each,
+        "behaviors": each,
         "hr": _mean([metrics["hr"] for metrics in each.values()]),
         "ndcg": _mean(ndcg),
         "uauc": _mean([metrics["uauc"] for metrics in each.values()]),
@@ -94,7 +94,7 @@ def list_metrics(
     }
 
 
-def top_k(scores: np.ndarray, label: np.ndarray, valid: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def hr_and_ndcg(scores: np.ndarray, label: np.ndarray, mask: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """HR@k and NDCG@k of each list for one behaviour, the exact means over all orders of ties.
 
     HR is the chance that any positive is among the first k [ours: not the share of positives], so 1 in every list of
@@ -115,7 +115,7 @@ def top_k(scores: np.ndarray, label: np.ndarray, valid: np.ndarray, k: int) -> t
     """
     if k < 1:
         raise ConfigError(f"the first {k} places of a list hold nothing to measure")
-    known = valid & ~np.isnan(label)
+    known = mask & ~np.isnan(label)
     lists, _ = np.nonzero(known)
     order = np.lexsort((-scores[known], lists))  # lists stay in place, so ``lists`` need not be reordered
     score, positive = scores[known][order], label[known][order].astype(np.float64)
@@ -147,7 +147,7 @@ def top_k(scores: np.ndarray, label: np.ndarray, valid: np.ndarray, k: int) -> t
     return hits, ndcg
 
 
-def uauc(scores: np.ndarray, label: np.ndarray, valid: np.ndarray, users: np.ndarray) -> float | None:
+def uauc(scores: np.ndarray, label: np.ndarray, mask: np.ndarray, users: np.ndarray) -> float | None:
     """Plain mean of the users' AUCs for one behaviour, over users with both classes; None without any.
 
     A user's candidates of all lists are compared with one another, so unlike the top-k metrics it also asks for
@@ -156,7 +156,7 @@ def uauc(scores: np.ndarray, label: np.ndarray, valid: np.ndarray, users: np.nda
     Args:
         scores, label, valid: as :func:`top_k` takes; users: [n] key of each list's user.
     """
-    known = valid & ~np.isnan(label)
+    known = mask & ~np.isnan(label)
     values, _ = grouped_auc(scores[known], label[known], np.broadcast_to(users[:, None], known.shape)[known])
     return _mean(values)
 

@@ -14,7 +14,7 @@ from a2gen_rec.data.schema import EXIT, WATCH_TIME, DatasetCard
 from a2gen_rec.evaluation.metrics import auc, binary_metrics, rank_correlation, time_metrics
 from a2gen_rec.evaluation.predict import Predictions
 
-LENGTH_GROUPS = 8
+DURATION_GROUPS = 8
 
 
 def objective_metrics(predictions: Predictions, columns: Mapping[str, int], card: DatasetCard) -> dict[str, Any]:
@@ -32,8 +32,8 @@ def objective_metrics(predictions: Predictions, columns: Mapping[str, int], card
     predicted = [name for name in card.objectives if np.isfinite(predictions.probability[:, columns[name]]).any()]
     return {
         "objectives": {name: _metrics(predictions, columns[name]) for name in predicted},
-        "shared_ground": _generator_vs_head(predictions, columns, card),
-        "lengths": _per_length(predictions, columns, card),
+        "generator_vs_head": _generator_vs_head(predictions, columns, card),
+        "by_duration": _by_duration(predictions, columns, card),
     }
 
 
@@ -52,7 +52,7 @@ def _generator_vs_head(predictions: Predictions, columns: Mapping[str, int], car
     found: dict[str, Any] = {}
     if EXIT not in card.timed_actions:
         return found
-    watch, actual = _watch(predictions, columns)
+    watch, actual = _watch_times(predictions, columns)
     found[WATCH_TIME] = {"generator": time_metrics(watch, actual)}
     head = predictions.watch_time
     if np.isfinite(head).any():
@@ -70,7 +70,7 @@ def _generator_vs_head(predictions: Predictions, columns: Mapping[str, int], car
     return found
 
 
-def _per_length(predictions: Predictions, columns: Mapping[str, int], card: DatasetCard) -> list[dict[str, Any]]:
+def _by_duration(predictions: Predictions, columns: Mapping[str, int], card: DatasetCard) -> list[dict[str, Any]]:
     """Watch time and glances per group of videos of similar length, of about equally many impressions.
 
     A glance at a video of five seconds is not one at a video of two minutes: over all lengths, a model may be good at
@@ -79,7 +79,7 @@ def _per_length(predictions: Predictions, columns: Mapping[str, int], card: Data
     feature = next((f for f in card.features if card.feedback and f.name == card.feedback.duration_feature), None)
     if feature is None or not feature.boundaries or EXIT not in card.timed_actions:
         return []
-    watch, actual = _watch(predictions, columns)
+    watch, actual = _watch_times(predictions, columns)
     edges = [None, *feature.boundaries, None]
     groups = []
     for first, last in _equal_groups(np.bincount(predictions.duration_bucket, minlength=feature.cardinality)[1:]):
@@ -104,12 +104,12 @@ def _per_length(predictions: Predictions, columns: Mapping[str, int], card: Data
 def _equal_groups(counts: np.ndarray) -> list[tuple[int, int]]:
     """(first, last) of at most ``LENGTH_GROUPS`` runs of neighbouring places with about equal counts, none empty."""
     before = np.append(0, np.cumsum(counts)) / max(counts.sum(), 1)
-    wanted = np.arange(LENGTH_GROUPS + 1) / LENGTH_GROUPS
+    wanted = np.arange(DURATION_GROUPS + 1) / DURATION_GROUPS
     cuts = np.unique(np.abs(before[:, None] - wanted).argmin(0))
     return [(int(a), int(b)) for a, b in pairwise(cuts) if counts[a:b].sum()]
 
 
-def _watch(predictions: Predictions, columns: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+def _watch_times(predictions: Predictions, columns: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """The generator's expected and the actual watch time, [n] log1p seconds."""
     return predictions.time[:, columns[EXIT]], predictions.observed_time[:, columns[EXIT]]
 

@@ -44,7 +44,7 @@ class Predictions:
     occurred: np.ndarray
     time: np.ndarray
     observed_time: np.ndarray
-    next_time: np.ndarray
+    time_given_prefix: np.ndarray
     watch_time: np.ndarray
     oracle: np.ndarray
     unexplored_mass: np.ndarray
@@ -77,7 +77,7 @@ def predict(
     ranker: BaseRanker[Any],
     batches: Iterable[WindowBatch],
     card: DatasetCard,
-    max_error: float,
+    max_unexplored_mass: float,
     callback: Callable[[TargetEncoding, WindowBatch], None] | None = None,
 ) -> tuple[Predictions, EvaluationSums]:
     """Run the model over agreed batches. All ranks call it; rank 0 gets all rows, the others their own.
@@ -100,8 +100,8 @@ def predict(
         _, (batch_sums, output) = task(batch)
         sums += batch_sums.double().cpu()
         counts += batch.counts.cpu()
-        backwards += _backwards(output, batch).cpu()
-        parts.append(_rows(ranker, output, batch, card, max_error))
+        backwards += _count_order_violations(output, batch).cpu()
+        parts.append(_batch_predictions(ranker, output, batch, card, max_unexplored_mass))
         if callback is not None:
             callback(output, batch)
     task.train(was_training)
@@ -110,10 +110,14 @@ def predict(
     return _gather(_join(parts)), EvaluationSums(sums, counts, backwards, ranker.is_generative)
 
 
-def _rows(
-    ranker: BaseRanker[Any], output: A2GenOutput | TowerOutput, batch: WindowBatch, card: DatasetCard, max_error: float
+def _batch_predictions(
+    ranker: BaseRanker[Any],
+    output: A2GenOutput | TowerOutput,
+    batch: WindowBatch,
+    card: DatasetCard,
+    max_unexplored_mass: float,
 ) -> Predictions:
-    what = ranker.marginals(output, max_error)
+    what = ranker.marginals(output, max_unexplored_mass)
     happened, time = target_outcomes(batch, len(card.actions))
 
     def host(values: Tensor) -> np.ndarray:
@@ -132,14 +136,14 @@ def _rows(
         occurred=host(torch.cat([happened[:, 1:], batch.labels, batch.objectives], 1)),
         time=host(what.time[:, 1:].float()),
         observed_time=host(time[:, 1:]),
-        next_time=host(_next_time(output, batch, len(card.actions))[:, 1:].float()),
+        time_given_prefix=host(_time_given_prefix(output, batch, len(card.actions))[:, 1:].float()),
         watch_time=host(torch.full_like(batch.watch_s, torch.nan) if output.watch_time is None else output.watch_time),
         oracle=host(batch.oracle),
         unexplored_mass=host(what.unexplored_mass.float()),
     )
 
 
-def _backwards(output: A2GenOutput | TowerOutput, batch: WindowBatch) -> Tensor:
+def _count_order_violations(output: A2GenOutput | TowerOutput, batch: WindowBatch) -> Tensor:
     predicted = _step_time(output, batch)
     return (batch.timed_pairs & (predicted[:-1] > predicted[1:])).sum().double()[None]
 
@@ -150,7 +154,7 @@ def _step_time(output: A2GenOutput | TowerOutput, batch: WindowBatch) -> Tensor:
     return of_steps.gather(1, batch.step_label[:, None]).squeeze(1)
 
 
-def _next_time(output: A2GenOutput | TowerOutput, batch: WindowBatch, actions: int) -> Tensor:
+def _time_given_prefix(output: A2GenOutput | TowerOutput, batch: WindowBatch, actions: int) -> Tensor:
     """[targets, actions] of the steps that were taken; NaN elsewhere, and where the log does not record the time."""
     predicted = _step_time(output, batch)
     time = predicted.new_full((len(batch.target), actions), torch.nan)

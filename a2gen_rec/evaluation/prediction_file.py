@@ -28,7 +28,7 @@ _MATRICES = {
     "occurred": "outcomes",
     "time": "actions",
     "observed_time": "actions",
-    "next_time": "actions",
+    "time_given_prefix": "actions",
     "oracle": "oracle",
 }
 _COLUMNS = ("user", "item", "duration_bucket", "watch_time", "unexplored_mass")

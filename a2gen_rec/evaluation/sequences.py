@@ -36,23 +36,23 @@ class SequenceEvaluator:
 
     def __init__(self, ranker: BaseRanker[Any], total: int) -> None:
         self.ranker = ranker
-        self.every = max(1, round(total / MAX_DECODED_TARGETS))
-        self.seen = self.targets = 0
+        self.stride = max(1, round(total / MAX_DECODED_TARGETS))
+        self.num_targets = self.num_decoded = 0
         self.observed: Counter[Codes] = Counter()
-        self.likeliest: set[Codes] = set()
+        self.most_probable: set[Codes] = set()
         self.expected: defaultdict[Codes, float] = defaultdict(float)
-        self.covered = 0.0
+        self.covered_mass = 0.0
 
     def add(self, output: TargetEncoding, batch: WindowBatch) -> None:
         """Take note of a batch; of models that generate nothing there is nothing to note."""
         if not isinstance(self.ranker, A2GenRanker) or not isinstance(output, A2GenEncoding):
             return
-        first = -self.seen % self.every
-        self.seen += len(batch.target)
-        chosen = torch.arange(len(batch.target), device=batch.target.device)[first :: self.every]
+        first = -self.num_targets % self.stride
+        self.num_targets += len(batch.target)
+        chosen = torch.arange(len(batch.target), device=batch.target.device)[first :: self.stride]
         if not len(chosen):
             return
-        self.targets += len(chosen)
+        self.num_decoded += len(chosen)
         happened = observed_sequences(batch, in_order=self.ranker.config.use_action_order)[chosen]
         for sequence, count, _ in _distinct(happened, torch.ones(len(happened))):
             self.observed[sequence] += count
@@ -60,10 +60,10 @@ class SequenceEvaluator:
         probability = decoded.log_probability.exp()
         for sequence, _, mass in _distinct(decoded.action.flatten(0, 1), probability.flatten()):
             self.expected[sequence] += mass
-        self.covered += float(probability.sum())
-        self.likeliest |= {sequence for sequence, _, _ in _distinct(decoded.action[:, 0], probability[:, 0])}
+        self.covered_mass += float(probability.sum())
+        self.most_probable |= {sequence for sequence, _, _ in _distinct(decoded.action[:, 0], probability[:, 0])}
 
-    def report(self, card: DatasetCard, most: int) -> dict[str, Any] | None:
+    def report(self, card: DatasetCard, k: int) -> dict[str, Any] | None:
         """What all ranks have seen; None of models that generate nothing. All ranks call it.
 
         Returns:
@@ -73,18 +73,20 @@ class SequenceEvaluator:
             ``observed`` and ``expected``.
         """
         parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, (self.targets, self.observed, dict(self.expected), self.covered, self.likeliest))
+        dist.all_gather_object(
+            parts, (self.num_decoded, self.observed, dict(self.expected), self.covered_mass, self.most_probable)
+        )
         targets = sum(part[0] for part in parts)
         if not targets:
             return None
         observed: Counter[Codes] = sum((part[1] for part in parts), Counter())
         # Ties in one order, whatever the ranks.
-        first = sorted(observed, key=lambda sequence: (-observed[sequence], sequence))[:most]
+        first = sorted(observed, key=lambda sequence: (-observed[sequence], sequence))[:k]
         return {
             "targets": targets,
-            "every": self.every,
-            "beams": BEAM_WIDTH,
-            "covered": sum(part[3] for part in parts) / targets,
+            "stride": self.stride,
+            "beam_width": BEAM_WIDTH,
+            "covered_mass": sum(part[3] for part in parts) / targets,
             "distinct": {"observed": len(observed), "generated": len(set().union(*(part[4] for part in parts)))},
             "most_frequent": [
                 {

@@ -11,12 +11,12 @@ import numpy as np
 _BLOCK = 2**20  # weights gathered at a time: 8 MB, which stay in a cache
 
 
-def resample_weights(users: int, resamples: int, seed: int = 0) -> np.ndarray:
+def resample_weights(num_users: int, num_resamples: int, seed: int = 0) -> np.ndarray:
     """How often each user is drawn, [users, resamples] float32; every resample draws ``users``."""
     rng = np.random.default_rng(seed)
-    weights = np.empty((users, resamples), np.float32)
-    for column in range(resamples):
-        weights[:, column] = np.bincount(rng.integers(0, users, users), minlength=users)
+    weights = np.empty((num_users, num_resamples), np.float32)
+    for column in range(num_resamples):
+        weights[:, column] = np.bincount(rng.integers(0, num_users, num_users), minlength=num_users)
     return weights
 
 

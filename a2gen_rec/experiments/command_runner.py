@@ -15,7 +15,7 @@ class CommandRunner:
     """Runs commands, and stops those that run. Threads may share it."""
 
     def __init__(self) -> None:
-        self._live: set[subprocess.Popen] = set()
+        self._running: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         self.stopped = False
 
@@ -34,7 +34,7 @@ class CommandRunner:
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
                 )
-                self._live.add(process)
+                self._running.add(process)
             try:
                 return process.wait()
             except BaseException:
@@ -43,13 +43,13 @@ class CommandRunner:
                 raise
             finally:
                 with self._lock:
-                    self._live.discard(process)
+                    self._running.discard(process)
 
     def stop(self) -> None:
         """Ask all that run to stop, which training does with a checkpoint, and start no more."""
         with self._lock:
             self.stopped = True
-            for process in self._live:
+            for process in self._running:
                 process.terminate()
 
 

@@ -63,7 +63,7 @@ class MetricsRow:
     name: str
     outcomes: dict[str, dict[str, MeanStd | None]]
     times: dict[str, dict[str, MeanStd | None]]
-    next_times: dict[str, dict[str, MeanStd | None]]
+    times_given_prefix: dict[str, dict[str, MeanStd | None]]
     auc: MeanStd | None
     mae_log: MeanStd | None
     mae_s: MeanStd | None
@@ -129,7 +129,7 @@ class Comparison:
     dataset: str
     targets: int
     users: int
-    resamples: int
+    num_resamples: int
     scored: list[str]
     positives: dict[str, int]
     timed: dict[str, int]
@@ -155,7 +155,7 @@ class _Resampled:
 
 
 def compare(
-    results: ExperimentResults, dataset: str, resamples: int = 1000, log: Callable[[str], None] = lambda line: None
+    results: ExperimentResults, dataset: str, num_resamples: int = 1000, log: Callable[[str], None] = lambda line: None
 ) -> Comparison:
     """Compare the models of a recorded experiment on one of its datasets.
 
@@ -169,11 +169,11 @@ def compare(
     names = list(dict.fromkeys(run.model for run in runs))
     first = runs[0]
     users = np.unique(read_predictions(first.predictions)[0].user)
-    weights, averaged = resample_weights(len(users), resamples), AveragedOutcomes.from_test(first.test)
+    weights, averaged = resample_weights(len(users), num_resamples), AveragedOutcomes.from_test(first.test)
     drawn = {}
     for number, name in enumerate(names):
         log(name)
-        seeds = np.random.default_rng([number, resamples])
+        seeds = np.random.default_rng([number, num_resamples])
         drawn[name] = _resample(results.runs_of(dataset, name), users, weights, averaged, seeds)
     scored = _scored(runs)
     models = []
@@ -188,7 +188,7 @@ def compare(
         dataset=dataset,
         targets=int(first.test["targets"]),
         users=len(users),
-        resamples=resamples,
+        num_resamples=num_resamples,
         scored=scored,
         positives={name: int(counts[name]["positives"]) for name in scored},
         timed={name: int(row["count"]) for name, row in first.test["time"].items()},
@@ -264,12 +264,12 @@ def _measured(
     name: str, tests: Sequence[Mapping[str, Any]], scored: Sequence[str], averaged: AveragedOutcomes
 ) -> MetricsRow:
     outcomes = [{**test["objectives"], **test["actions"]} for test in tests]
-    given = [test.get("next_time", {}) for test in tests]
+    given = [test.get("time_given_prefix", {}) for test in tests]
     return MetricsRow(
         name=name,
         outcomes=_by_metric(outcomes, scored, SCORE_METRICS),
         times=_by_metric([test["time"] for test in tests], list(tests[0]["time"]), TIME_METRICS),
-        next_times=_by_metric(given, list(given[0]), TIME_METRICS),
+        times_given_prefix=_by_metric(given, list(given[0]), TIME_METRICS),
         auc=mean_std(mean_of(test["actions"], averaged.outcomes, "auc") for test in tests),
         mae_log=mean_std(mean_of(test["time"], averaged.times, "mae_log") for test in tests),
         mae_s=mean_std(mean_of(test["time"], averaged.times, "mae_s") for test in tests),
@@ -297,7 +297,7 @@ def _references(test: Mapping[str, Any], scored: Sequence[str], averaged: Averag
     return found
 
 
-def _one_sided(drawn: np.ndarray) -> bool:
+def _same_sign(drawn: np.ndarray) -> bool:
     known = drawn[np.isfinite(drawn)]
     return bool((known > 0).all() or (known < 0).all())
 
@@ -306,7 +306,7 @@ def _difference(own: MeanStd | None, other: MeanStd | None, drawn: np.ndarray) -
     around, p = percentile_interval(drawn), p_value(drawn)
     if own is None or other is None or around is None or p is None:
         return None
-    return Difference(own.mean - other.mean, *around, p, _one_sided(drawn))
+    return Difference(own.mean - other.mean, *around, p, _same_sign(drawn))
 
 
 def _resample(

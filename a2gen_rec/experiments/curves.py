@@ -50,9 +50,9 @@ class LearningCurve:
 
     model: str
     step: np.ndarray
-    middle: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    median: np.ndarray
+    min: np.ndarray
+    max: np.ndarray
 
 
 def predicted_curves(runs: Sequence[EvaluatedRun]) -> PredictionCurves:

@@ -12,6 +12,7 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.factory import build_model
 from a2gen_rec.training import checkpoint
+from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.training.trainer import is_finished
 from a2gen_rec.utils import paths
 
@@ -24,7 +25,7 @@ def summarize_run(folder: str, config: Config) -> dict[str, Any]:
     Raises:
         UserError: it was stopped before its end, or has made no validation.
     """
-    latest = checkpoint.latest(folder)
+    latest = RunDir(folder).latest_checkpoint()
     if latest is None:
         raise UserError(f"{folder}: no checkpoint was made")
     if not is_finished(checkpoint.TrainState.read(latest), config.train):
@@ -59,9 +60,9 @@ def read_throughput(folder: str) -> float | None:
 def read_scalars(folder: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
     """What the run in ``folder`` logged under ``names``: steps and values, none where it logged nothing."""
     found: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
-    place = paths.join(folder, "tensorboard")
-    if paths.exists(place):
-        events = EventAccumulator(place, size_guidance={"scalars": 0}, purge_orphaned_data=False)
+    tensorboard = RunDir(folder).tensorboard
+    if paths.exists(tensorboard):
+        events = EventAccumulator(tensorboard, size_guidance={"scalars": 0}, purge_orphaned_data=False)
         events.Reload()
         for name in set(names) & set(events.Tags()["scalars"]):
             found[name] = [(event.step, float(event.value)) for event in events.Scalars(name)]

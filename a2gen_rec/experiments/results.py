@@ -43,7 +43,7 @@ class ExperimentResults:
     suite: dict[str, Any]
     machine: dict[str, Any]
     command: str
-    chosen: dict[str, dict[str, dict[str, Any]]]
+    best_settings: dict[str, dict[str, dict[str, Any]]]
     runs: list[EvaluatedRun]
     failed: list[dict[str, Any]]
 
@@ -80,7 +80,7 @@ def read_experiment(folder: str) -> ExperimentResults:
             suite={**raw["suite"], "models": [_model(model) for model in raw["suite"]["models"]]},
             machine=dict(raw["machine"]),
             command=raw.get("command", ""),
-            chosen=dict(raw["chosen"]),
+            best_settings=dict(raw["best_settings"]),
             runs=[_run(run, folder) for run in raw["runs"]],
             failed=[{name: failure[name] for name in ("phase", "run", "error")} for failure in raw["failed"]],
         )
@@ -95,7 +95,7 @@ def read_experiment(folder: str) -> ExperimentResults:
 
 
 def _model(raw: dict[str, Any]) -> dict[str, Any]:
-    return {"name": str(raw["name"]), "overrides": dict(raw["overrides"]), "of": raw["of"] or ""}
+    return {"name": str(raw["name"]), "overrides": dict(raw["overrides"]), "ablation_of": raw["ablation_of"] or ""}
 
 
 def _run(raw: dict[str, Any], folder: str) -> EvaluatedRun:

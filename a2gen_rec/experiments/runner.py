@@ -6,7 +6,7 @@
     OUT/runs/jd/ple/seed-0-1a2b3c4d/            a run: settings.yaml, log.txt, checkpoints; when it is finished
         record.json                             its validation, size and speed
         test.json, test.parquet                 its evaluation and predictions, if it was chosen
-    OUT/chosen.json                             what tuning chose, written before anything is tested
+    OUT/best_settings.json                      what tuning chose, written before anything is tested
     OUT/results.json                            all of it
 
 A run's folder is named after its seed and a digest of its settings, defaults too, and dataset: whatever a suite asks
@@ -35,6 +35,7 @@ from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.experiments.command_runner import CommandRunner, sigterm_as_keyboard_interrupt
 from a2gen_rec.experiments.records import summarize_run
 from a2gen_rec.experiments.suite import Dataset, Model, Overrides, Suite, merge_overrides
+from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import select_device
 from a2gen_rec.utils.environment import collect_env
@@ -42,9 +43,9 @@ from a2gen_rec.utils.environment import collect_env
 RunCommand = Callable[[Sequence[str], str], int]
 """Runs ``a2gen`` with arguments, its output at the end of a file, to an exit code."""
 
-BEST_SETTINGS_FILE, RESULTS_FILE = "chosen.json", "results.json"
-SEQUENCES = 12  # that a test looks at, unless its settings say
-RECORD, TEST, PREDICTIONS = "record.json", "test.json", "test.parquet"
+BEST_SETTINGS_FILE, RESULTS_FILE = "best_settings.json", "results.json"
+DEFAULT_NUM_SEQUENCES = 12  # that a test looks at, unless its settings say
+RECORD_FILE, TEST_FILE, PREDICTIONS_FILE = "record.json", "test.json", "test.parquet"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Experiment:
         raw: str = ".",
         jobs: int = 1,
         log: Callable[[str], None] = print,
-        launch: RunCommand | None = None,
+        run_command: RunCommand | None = None,
         command: str = "",
     ) -> None:
         if jobs < 1:
@@ -121,10 +122,10 @@ class Experiment:
         if not paths.is_local(out):
             raise UserError(f"{out}: must be a local folder")
         paths.ensure_writable_dir(out)
-        self.suite, self.out, self.raw, self.jobs, self.tell = suite, out, raw, jobs, log
+        self.suite, self.out, self.raw, self.jobs, self.log = suite, out, raw, jobs, log
         self.machine, self.command = collect_env(select_device("auto")), command
-        self.processes = CommandRunner()
-        self.launch = self.processes if launch is None else launch
+        self.command_runner = CommandRunner()
+        self.run_command = self.command_runner if run_command is None else run_command
         self.failures: list[Failure] = []
 
     def run(self) -> dict[str, Any]:
@@ -133,26 +134,30 @@ class Experiment:
             self.failures = []
             data = self._datasets()
             trials = self._trials(data)
-            self._all("tuning", self._train, [run for runs in trials.values() for run in runs])
-            chosen = self._choose(trials)
+            self._run_all("tuning", self._train, [run for runs in trials.values() for run in runs])
+            best_settings = self._select_best(trials)
             runs = [
                 self._run(
-                    dataset, data[dataset.name], model, seed, chosen[dataset.name][model.ablation_of or model.name]
+                    dataset,
+                    data[dataset.name],
+                    model,
+                    seed,
+                    best_settings[dataset.name][model.ablation_of or model.name],
                 )
                 for dataset in self.suite.datasets
                 for model in self.suite.models_for(dataset)
                 for seed in self.suite.seeds
-                if (model.ablation_of or model.name) in chosen.get(dataset.name, {})
+                if (model.ablation_of or model.name) in best_settings.get(dataset.name, {})
             ]
-            self._all("training", self._train, runs)
-            self._all("test", self._test, [run for run in runs if self._has(run, RECORD)])
+            self._run_all("training", self._train, runs)
+            self._run_all("test", self._test, [run for run in runs if self._exists(run, RECORD_FILE)])
         results = {
             "suite": asdict(self.suite),
             "machine": self.machine,
             "command": self.command,
-            "chosen": chosen,
-            "trials": [self._record(run) for runs in trials.values() for run in runs if self._has(run, RECORD)],
-            "runs": [self._record(run) for run in runs if self._has(run, TEST)],
+            "best_settings": best_settings,
+            "trials": [self._record(run) for runs in trials.values() for run in runs if self._exists(run, RECORD_FILE)],
+            "runs": [self._record(run) for run in runs if self._exists(run, TEST_FILE)],
             "failed": [vars(failure) for failure in self.failures],
         }
         self._write(RESULTS_FILE, results)
@@ -177,14 +182,14 @@ class Experiment:
                 card = DatasetCard.load(folder).to_dict()
                 found[dataset.name] = PreparedDataset(folder, {name: card[name] for name in card if name != "command"})
             except UserError as error:
-                self._fail("data", {"dataset": dataset.name}, dataset.name, error)
+                self._record_failure("data", {"dataset": dataset.name}, dataset.name, error)
         return found
 
     def _dataset(self, dataset: Dataset) -> str:
         if dataset.data:
             return paths.abspath(paths.resolve_relative(self.raw, dataset.data))
         folder = paths.abspath(paths.join(self.out, "data", dataset.name))
-        how, asked = f"{folder}.json", json.dumps(dataset.is_prepared, indent=1, default=str) + "\n"
+        how, asked = f"{folder}.json", json.dumps(dataset.preparation, indent=1, default=str) + "\n"
         if paths.exists(folder):
             if paths.exists(how) and paths.read_text(how) != asked:
                 raise UserError(f"{folder}: was made otherwise, as {how} has it; remove both, or give another --out")
@@ -195,10 +200,10 @@ class Experiment:
         if dataset.simulate is not None:
             source, raw = "simulated", f"{folder}-log"
             if not paths.exists(raw):
-                self._command(["simulate", "--out", raw, *_arguments(dataset.simulate)], log)
+                self._command(["simulate", "--out", raw, *_cli_arguments(dataset.simulate)], log)
         spec = ["--spec", dataset.spec] if dataset.spec else []
-        self.tell(f"preparing {dataset.name}")
-        self._command(["prepare", source, "--raw", raw, "--out", folder, *spec, *_arguments(dataset.prepare)], log)
+        self.log(f"preparing {dataset.name}")
+        self._command(["prepare", source, "--raw", raw, "--out", folder, *spec, *_cli_arguments(dataset.prepare)], log)
         return folder
 
     def _trials(self, data: dict[str, PreparedDataset]) -> dict[tuple[str, str], list[Run]]:
@@ -213,12 +218,12 @@ class Experiment:
             if dataset.name in data and not model.ablation_of
         }
 
-    def _choose(self, trials: dict[tuple[str, str], list[Run]]) -> dict[str, dict[str, Overrides]]:
+    def _select_best(self, trials: dict[tuple[str, str], list[Run]]) -> dict[str, dict[str, Overrides]]:
         """What was best on validation, by dataset and model; nothing where no trial came to its end."""
         chosen: dict[str, dict[str, Overrides]] = {}
         for (dataset, model), runs in trials.items():
             of = chosen.setdefault(dataset, {})
-            done = [run for run in runs if self._has(run, RECORD)]
+            done = [run for run in runs if self._exists(run, RECORD_FILE)]
             if not runs:
                 of[model] = {}
             elif done:
@@ -242,25 +247,25 @@ class Experiment:
         folder = paths.join(self.out, "runs", *place)
         return Run(dataset.name, data.folder, model, seed, overrides, settings, config, folder)
 
-    def _all(self, phase: str, work: Callable[[Run], str], runs: Sequence[Run]) -> None:
+    def _run_all(self, phase: str, work: Callable[[Run], str], runs: Sequence[Run]) -> None:
         """Work through runs, several at a time; one that fails is noted and stops no other."""
         runs = list({run.folder: run for run in runs}.values())  # a chosen trial is the first seed's run
-        done = RECORD if phase != "test" else TEST
-        left = [run for run in runs if not self._has(run, done)]
+        done = RECORD_FILE if phase != "test" else TEST_FILE
+        left = [run for run in runs if not self._exists(run, done)]
         if not left:
             return
         kept = f", {len(runs) - len(left)} of them done before" if len(left) < len(runs) else ""
-        self.tell(f"{phase}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}{kept}")
+        self.log(f"{phase}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}{kept}")
         count = iter(range(len(runs) - len(left) + 1, len(runs) + 1))
 
         def attempt(run: Run) -> None:
             try:
                 line = work(run)
             except UserError as error:
-                if not self.processes.stopped:  # else it was stopped, and did not fail
-                    self._fail(phase, run.identity() | {"folder": self._relative(run)}, run.title, error)
+                if not self.command_runner.stopped:  # else it was stopped, and did not fail
+                    self._record_failure(phase, run.identity() | {"folder": self._relative(run)}, run.title, error)
             else:
-                self.tell(f"[{next(count)}/{len(runs)}] {run.title}: {line}")
+                self.log(f"[{next(count)}/{len(runs)}] {run.title}: {line}")
 
         if self.jobs == 1:
             for run in left:
@@ -273,32 +278,34 @@ class Experiment:
                     each.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                self.processes.stop()
+                self.command_runner.stop()
                 raise
 
     def _train(self, run: Run) -> str:
         paths.ensure_writable_dir(run.folder)
         file = paths.join(run.folder, "settings.yaml")
         paths.write_text(file, yaml.safe_dump(run.settings, sort_keys=False))
-        resumed = paths.exists(paths.join(run.folder, "checkpoints"))
+        resumed = paths.exists(RunDir(run.folder).checkpoints)
         began = time.monotonic()
         command = ["train", "--config", file, "--data", run.data, "--run", run.folder]
         self._command(command, paths.join(run.folder, "log.txt"))
         seconds = time.monotonic() - began
         facts = summarize_run(run.folder, run.config) | {"seconds": round(seconds, 1), "resumed": resumed}
         record = run.identity() | facts | {"jobs": self.jobs, "machine": self.machine}
-        paths.write_text(paths.join(run.folder, RECORD), json.dumps(record, indent=1) + "\n")
+        paths.write_text(paths.join(run.folder, RECORD_FILE), json.dumps(record, indent=1) + "\n")
         metrics = facts["validation"]
-        return f"validation AUC {metrics['auc']:.4f}, loss {metrics['loss']:.4f}, {seconds:.0f} s{_shown(run)}"
+        return f"validation AUC {metrics['auc']:.4f}, loss {metrics['loss']:.4f}, {seconds:.0f} s{_tuned_settings(run)}"
 
     def _test(self, run: Run) -> str:
         # The predictions are written first: a result without them would be taken for finished.
-        result, predictions = (paths.join(run.folder, name) for name in (TEST, PREDICTIONS))
+        result, predictions = (paths.join(run.folder, name) for name in (TEST_FILE, PREDICTIONS_FILE))
         config = run.config
         command = ["evaluate", "--run", run.folder, "--data", run.data, "--split", "test"]
         command += ["--json", result, "--predictions", predictions, "--device", config.train.device]
-        settings = vars(config.evaluate) | {"sequences": config.evaluate.num_top_sequences or SEQUENCES}
-        self._command([*command, *_arguments(settings)], paths.join(run.folder, "log.txt"))
+        settings = vars(config.evaluate) | {
+            "num_top_sequences": config.evaluate.num_top_sequences or DEFAULT_NUM_SEQUENCES
+        }
+        self._command([*command, *_cli_arguments(settings)], paths.join(run.folder, "log.txt"))
         aucs = [row["auc"] for row in json.loads(paths.read_text(result))["actions"].values() if row["auc"] is not None]
         return f"test AUC {sum(aucs) / max(len(aucs), 1):.4f}"
 
@@ -308,7 +315,7 @@ class Experiment:
         Raises:
             UserError: it failed, with the last line it left.
         """
-        code = self.launch(arguments, log)
+        code = self.run_command(arguments, log)
         if code:
             lines = [line.strip() for line in paths.read_text(log).splitlines() if line.strip()]
             last = lines[-1].removeprefix("a2gen: error: ") if lines else "it said nothing"
@@ -316,32 +323,32 @@ class Experiment:
 
     def _record(self, run: Run) -> dict[str, Any]:
         """What is known of a finished run, with files relative to the experiment's folder."""
-        record: dict[str, Any] = json.loads(paths.read_text(paths.join(run.folder, RECORD)))
+        record: dict[str, Any] = json.loads(paths.read_text(paths.join(run.folder, RECORD_FILE)))
         folder = self._relative(run)
         files = {"folder": folder}
-        if self._has(run, TEST):
-            files |= {"test": f"{folder}/{TEST}", "predictions": f"{folder}/{PREDICTIONS}"}
+        if self._exists(run, TEST_FILE):
+            files |= {"test": f"{folder}/{TEST_FILE}", "predictions": f"{folder}/{PREDICTIONS_FILE}"}
         return {**record, **files}
 
     def _relative(self, run: Run) -> str:
         return run.folder.removeprefix(self.out).lstrip("/")
 
-    def _has(self, run: Run, file: str) -> bool:
+    def _exists(self, run: Run, file: str) -> bool:
         return paths.exists(paths.join(run.folder, file))
 
-    def _fail(self, phase: str, run: dict[str, Any], title: str, error: UserError) -> None:
+    def _record_failure(self, phase: str, run: dict[str, Any], title: str, error: UserError) -> None:
         reason = " ".join(str(error).split())
         self.failures.append(Failure(phase, run, reason))
-        self.tell(f"{phase} of {title} failed: {reason}")
+        self.log(f"{phase} of {title} failed: {reason}")
 
     def _write(self, name: str, content: Any) -> None:
         paths.write_text(paths.join(self.out, name), json.dumps(content, indent=1) + "\n")
 
 
-def _arguments(settings: Mapping[str, Any]) -> Iterable[str]:
+def _cli_arguments(settings: Mapping[str, Any]) -> Iterable[str]:
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
 
-def _shown(run: Run) -> str:
+def _tuned_settings(run: Run) -> str:
     tuned = [f"{name} {value}" for name, value in run.overrides.items() if name not in run.model.overrides]
     return f" ({', '.join(tuned)})" if tuned else ""

@@ -61,7 +61,7 @@ class Dataset:
     ablations: bool = True
 
     @property
-    def is_prepared(self) -> dict[str, Any]:
+    def preparation(self) -> dict[str, Any]:
         """What it is made of, and how: two that differ in it are different data."""
         names = ("source", "raw", "spec", "simulate", "prepare")
         return {name: getattr(self, name) for name in names}
@@ -134,12 +134,12 @@ def read_suite(file: str) -> Suite:
         UserError: it, or a configuration file, cannot be read.
     """
     raw = _Node(paths.read_yaml(file), file)
-    raw.known("datasets", "models", "ablations", "seeds", "tuning")
+    raw.check_keys("datasets", "models", "ablations", "seeds", "tuning")
     suite = Suite(
-        datasets=tuple(_dataset(name, entry, file) for name, entry in raw.at("datasets").entries()),
+        datasets=tuple(_dataset(name, entry, file) for name, entry in raw.child("datasets").entries()),
         models=tuple(_models(raw)),
-        seeds=tuple(raw.at("seeds").whole_numbers()),
-        tuning=_tuning(raw.at("tuning")) if "tuning" in raw.value else None,
+        seeds=tuple(raw.child("seeds").distinct_integers()),
+        tuning=_tuning(raw.child("tuning")) if "tuning" in raw.value else None,
     )
     _check(suite, file)
     return suite
@@ -163,22 +163,22 @@ class _Node:
     """A value in the suite's file, and where it stands there."""
 
     value: Any
-    where: str
+    path: str
 
     def error(self, reason: str) -> ConfigError:
-        return ConfigError(f"{self.where}: {reason}")
+        return ConfigError(f"{self.path}: {reason}")
 
-    def at(self, name: str) -> "_Node":
+    def child(self, name: str) -> "_Node":
         if name not in self.mapping():
             raise self.error(f"{name} is missing")
-        return _Node(self.value[name], f"{self.where}, {name}")
+        return _Node(self.value[name], f"{self.path}, {name}")
 
     def mapping(self) -> dict[str, Any]:
         if not isinstance(self.value, dict):
             raise self.error(f"must map names to values, not {self.value!r}")
         return self.value
 
-    def known(self, *names: str) -> None:
+    def check_keys(self, *names: str) -> None:
         for name in self.mapping():
             if name not in names:
                 raise self.error(f"{name!r} is none of {', '.join(names)}")
@@ -190,19 +190,19 @@ class _Node:
         for name in self.value:
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise self.error(f"{name!r} cannot be a name: letters, digits and _ . + - please")
-        return [(name, self.at(name)) for name in self.value]
+        return [(name, self.child(name)) for name in self.value]
 
-    def whole_numbers(self) -> list[int]:
+    def distinct_integers(self) -> list[int]:
         value = self.value
         good = isinstance(value, list) and value and all(type(number) is int and number >= 0 for number in value)
         if not good or len(set(value)) < len(value):
             raise self.error(f"must be a list of different whole numbers, not {value!r}")
         return list(value)
 
-    def number(self, name: str, least: int, default: int | None = None) -> int:
+    def integer(self, name: str, min_value: int, default: int | None = None) -> int:
         value = self.value.get(name, default)
-        if type(value) is not int or value < least:
-            raise self.error(f"{name} {value!r} must be a whole number of at least {least}")
+        if type(value) is not int or value < min_value:
+            raise self.error(f"{name} {value!r} must be a whole number of at least {min_value}")
         return value
 
     def text(self, name: str) -> str:
@@ -236,7 +236,7 @@ class _Node:
 
 
 def _dataset(name: str, place: _Node, file: str) -> Dataset:
-    place.known("data", "source", "raw", "spec", "simulate", "prepare", "config", "settings", "ablations")
+    place.check_keys("data", "source", "raw", "spec", "simulate", "prepare", "config", "settings", "ablations")
     entry = place.value
     if ("data" in entry) + ("source" in entry) + ("simulate" in entry) != 1:
         raise place.error("must have one of data (a folder), source (with raw) and simulate")
@@ -247,7 +247,7 @@ def _dataset(name: str, place: _Node, file: str) -> Dataset:
         given = paths.resolve_relative(paths.dirname(paths.abspath(file)), config)
         settings = _Node(paths.read_yaml(given) or {}, given).mapping()
         settings = {section: values for section, values in settings.items() if section != "data"}  # a run's has it
-    own = place.at("settings").overrides() if "settings" in entry else {}
+    own = place.child("settings").overrides() if "settings" in entry else {}
     return Dataset(
         name,
         merge_overrides(settings, own),
@@ -262,10 +262,10 @@ def _dataset(name: str, place: _Node, file: str) -> Dataset:
 
 
 def _fields(place: _Node, name: str, kind: type[SimulateConfig] | type[PrepareConfig]) -> dict[str, Any]:
-    found = place.at(name)
+    found = place.child(name)
     values = {} if found.value is None else found.mapping()
-    found = _Node(values, found.where)
-    found.known(*kind.__dataclass_fields__)
+    found = _Node(values, found.path)
+    found.check_keys(*kind.__dataclass_fields__)
     try:
         kind(**values)
     except (ConfigError, TypeError) as error:
@@ -274,12 +274,12 @@ def _fields(place: _Node, name: str, kind: type[SimulateConfig] | type[PrepareCo
 
 
 def _models(raw: _Node) -> list[Model]:
-    models = [Model(name, entry.overrides()) for name, entry in raw.at("models").entries()]
+    models = [Model(name, entry.overrides()) for name, entry in raw.child("models").entries()]
     whole = {model.name: model for model in models}
     taken = set(whole)
-    for name, variants in raw.at("ablations").entries() if "ablations" in raw.value else []:
+    for name, variants in raw.child("ablations").entries() if "ablations" in raw.value else []:
         if name not in whole:
-            raise _Node(None, f"{raw.where}, ablations").error(f"{name!r} is none of the models")
+            raise _Node(None, f"{raw.path}, ablations").error(f"{name!r} is none of the models")
         for variant, entry in variants.entries():
             if variant in taken:
                 raise variants.error(f"{variant!r} is the name of another model")
@@ -289,15 +289,15 @@ def _models(raw: _Node) -> list[Model]:
 
 
 def _tuning(place: _Node) -> Tuning:
-    place.known("trials", "search", "seed", "select", "space", "own")
+    place.check_keys("trials", "search", "seed", "select", "space", "per_model_space")
     return Tuning(
-        trials=place.number("trials", 1),
+        trials=place.integer("trials", 1),
         search=place.choice("search", get_args(SearchMethod)),
-        seed=place.number("seed", 0, default=0),
+        seed=place.integer("seed", 0, default=0),
         select=place.choice("select", get_args(SelectionMetric)),
-        space=place.at("space").space(),
-        per_model_space={name: entry.space() for name, entry in place.at("own").entries()}
-        if "own" in place.value
+        space=place.child("space").space(),
+        per_model_space={name: entry.space() for name, entry in place.child("per_model_space").entries()}
+        if "per_model_space" in place.value
         else {},
     )
 
@@ -308,7 +308,7 @@ def _check(suite: Suite, file: str) -> None:
         place = _Node(None, f"{file}, tuning")
         for name in suite.tuning.per_model_space:
             if name not in [model.name for model in suite.models if not model.ablation_of]:
-                raise _Node(None, f"{place.where}, own").error(f"{name!r} is none of the models")
+                raise _Node(None, f"{place.path}, per_model_space").error(f"{name!r} is none of the models")
         for model in suite.models:
             space = {} if model.ablation_of else suite.tuning.space_for(model.name)
             for name in space.keys() & model.overrides.keys():

@@ -6,7 +6,13 @@ from typing import Any
 from torch import nn
 
 from a2gen_rec.config import EvaluateConfig
-from a2gen_rec.ensemble.fit import UMRE, _measure, cached_session_lists, default_ensemble_dir, load_compatible_ensemble
+from a2gen_rec.ensemble.fit import (
+    UMRE,
+    cached_session_lists,
+    default_ensemble_dir,
+    load_compatible_ensemble,
+    measure_methods,
+)
 from a2gen_rec.ensemble.fit_baselines import load_baselines
 from a2gen_rec.ensemble.session_lists import SessionLists
 from a2gen_rec.evaluation.evaluate import evaluate
@@ -32,7 +38,9 @@ def evaluate_run(
     """
     with load_run(run, data, device) as opened:
         folder = ensemble or all_gather_object(default_ensemble_dir(run))[0]
-        compared = _to_compare(opened, run, folder, split) if folder else None  # an unfit one is told of at once
+        compared = (
+            load_list_comparison(opened, run, folder, split) if folder else None
+        )  # an unfit one is told of at once
         built, settings = opened.model, replace(opened.config, evaluate=config)
         result = evaluate(
             built.model_parallel,
@@ -46,11 +54,11 @@ def evaluate_run(
     if not result:
         return {}
     # Out of the group: no rank waits for the first one's metrics.
-    lists = {} if compared is None else {"split": split, **_measure(*compared)}
+    lists = {} if compared is None else {"split": split, **measure_methods(*compared)}
     return {**result, "run": run, "step": opened.step, "lists": lists}
 
 
-def _to_compare(
+def load_list_comparison(
     opened: LoadedRun, run: str, folder: str, split: str
 ) -> tuple[dict[str, nn.Module], SessionLists, EnsembleCard] | None:
     """A fitting ensemble and its baselines by name, the split's lists, and its card; None on ranks but the first.

@@ -41,7 +41,7 @@ class ExportResult:
 
     folder: str
     manifest: Manifest
-    bytes: int
+    size_bytes: int
 
 
 def export_run(
@@ -112,13 +112,13 @@ def compare_auc(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: 
             "original": original["auc"],
             "exported": exported,
             "positives": positives,
-            "within": None if not tells else bool(original["auc"] - exported <= tolerance),
+            "within_tolerance": None if not tells else bool(original["auc"] - exported <= tolerance),
         }
     return {
         "split": before["split"],
         "targets": before["targets"],
         "tolerance": tolerance,
-        "least": MIN_POSITIVES,
+        "min_positives": MIN_POSITIVES,
         "auc": actions,
         "loss": {"original": before["loss"]["total"], "exported": after["loss"]["total"]},
     }
@@ -126,7 +126,7 @@ def compare_auc(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: 
 
 def check_auc_drop(metrics: Mapping[str, Any], out: str) -> None:
     """Raise a UserError unless the AUC of each action that can tell has stayed within the tolerance."""
-    fell = {name: auc for name, auc in metrics["auc"].items() if auc["within"] is False}
+    fell = {name: auc for name, auc in metrics["auc"].items() if auc["within_tolerance"] is False}
     if fell:
         told = ", ".join(f"{name} {auc['original']:.4f} -> {auc['exported']:.4f}" for name, auc in fell.items())
         raise UserError(

@@ -1,8 +1,8 @@
-"""AdaTask (Yang et al., AAAI 2023): every task moves shared parameters by an adaptive step of its own, METHODS §7.
+"""AdaTask (Yang et al., AAAI 2023): adaptive steps per task on shared parameters, METHODS §7.
 
-Adam and Adagrad divide a gradient by the size that gradients had. Where tasks share a parameter, the task with the
-largest gradients sets that size for all. Here moments are kept per task, and the tasks' steps are summed. What only
-one task reads has a gradient of 0 for the others, whose steps are then 0: no parameter needs to be named shared.
+Adam and Adagrad divide a gradient by the accumulated size of past gradients. For a shared parameter, the task with
+the largest gradients determines that size for all tasks. AdaTask keeps moments per task and sums the tasks' steps. A
+parameter used by a single task has zero gradients and zero steps for the others, so shared parameters need no list.
 """
 
 from collections.abc import Iterable
@@ -18,31 +18,36 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 
 class TaskAdam(torch.optim.Optimizer):
-    """Adam with moments per task, and decoupled weight decay once per step (AdamW). Of one task, it is AdamW.
+    """Adam with moments per task and decoupled weight decay once per step; with one task it equals AdamW.
 
     Args:
-        tasks: how many there are.
-        clip_norm: bound on the norm of each task's gradient; 0 leaves them alone.
+        parameters: Dense parameters.
+        num_tasks: Number of tasks.
+        lr: Learning rate.
+        weight_decay: Decoupled weight decay.
+        max_grad_norm: Maximum gradient norm of each task; 0 disables clipping.
+        betas: Decay rates of the two moments.
+        eps: Added to the denominator.
 
     Attributes:
-        gradients: [tasks, ...] of every parameter, for the next step, which uses them up.
+        gradients: Parameter -> [num_tasks, ...] gradients of the next step, which consumes them.
     """
 
     def __init__(
         self,
         parameters: Iterable[nn.Parameter],
-        tasks: int,
+        num_tasks: int,
         lr: float,
         weight_decay: float = 0.0,
-        clip_norm: float = 0.0,
+        max_grad_norm: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
-        self.tasks, self.clip_norm = tasks, clip_norm
+        self.num_tasks, self.max_grad_norm = num_tasks, max_grad_norm
         self.gradients: dict[nn.Parameter, Tensor] = {}
-        for parameter in self.parameters():  # not at the first step: checkpoints are loaded in place
-            moments = {name: parameter.new_zeros(tasks, *parameter.shape) for name in ("exp_avg", "exp_avg_sq")}
+        for parameter in self.parameters():  # before the first step, because checkpoints are loaded in place
+            moments = {name: parameter.new_zeros(num_tasks, *parameter.shape) for name in ("exp_avg", "exp_avg_sq")}
             self.state[parameter] = {"step": torch.zeros(()), **moments}
 
     def parameters(self) -> list[nn.Parameter]:
@@ -53,7 +58,7 @@ class TaskAdam(torch.optim.Optimizer):
         """Move the gradients of one task's backward pass from ``grad`` to :attr:`gradients`."""
         for parameter in self.parameters():
             if parameter not in self.gradients:
-                self.gradients[parameter] = parameter.new_zeros(self.tasks, *parameter.shape)
+                self.gradients[parameter] = parameter.new_zeros(self.num_tasks, *parameter.shape)
             if parameter.grad is not None:
                 self.gradients[parameter][task] = parameter.grad
                 parameter.grad = None
@@ -75,77 +80,79 @@ class TaskAdam(torch.optim.Optimizer):
         self.gradients.clear()
 
     def _clip(self) -> None:
-        """Bound each task's gradient for itself: a bound on their sum would let one task's outlier stop them all."""
-        if not self.clip_norm:
+        """Clip each task's gradient separately: clipping the sum would let one task's outlier shrink all steps."""
+        if not self.max_grad_norm:
             return
         squared = torch.stack([gradient.flatten(1).square().sum(1) for gradient in self.gradients.values()])
-        share = (self.clip_norm / (squared.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+        scale = (self.max_grad_norm / (squared.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
         for gradient in self.gradients.values():
-            gradient.mul_(share.view(-1, *[1] * (gradient.dim() - 1)))
+            gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
 
 class PerTaskTableState:
-    """States of the sharded tables' optimizer, a set for each task.
+    """Optimizer states of the sharded tables, one set per task.
 
-    TorchRec's fused optimizers update rows inside the backward pass, by whatever state they find: a task's state is
-    put there before its pass and fetched after it. Steps of Adagrad do not depend on the rows themselves, so that
-    those of the tasks one after another are their sum.
+    TorchRec's fused optimizers update rows inside the backward pass with the current state. Therefore a task's state
+    is loaded before its backward pass and stored after it. Adagrad steps do not depend on the rows, so steps of
+    consecutive tasks add up.
 
     Args:
-        fused: the tables' optimizer.
+        fused: Optimizer of the tables.
+        num_tasks: Number of tasks.
     """
 
-    def __init__(self, fused: KeyedOptimizer, tasks: int) -> None:
-        self.tasks = tasks
+    def __init__(self, fused: KeyedOptimizer, num_tasks: int) -> None:
+        self.num_tasks = num_tasks
         self.live: dict[str, ShardedTensor] = {
             name: state for states in fused.state.values() for name, state in states.items()
         }
-        self.kept = {
-            name: [[shard.tensor.clone() for shard in state.local_shards()] for _ in range(tasks)]
+        self.saved = {
+            name: [[shard.tensor.clone() for shard in state.local_shards()] for _ in range(num_tasks)]
             for name, state in self.live.items()
         }
 
     def load(self, task: int) -> None:
-        """Make the task's states those of the next backward pass."""
+        """Load the task's states for the next backward pass."""
         for name, state in self.live.items():
-            for shard, kept in zip(state.local_shards(), self.kept[name][task], strict=True):
-                shard.tensor.data.copy_(kept)  # as fused updates do: autograd is not to take the pass for outdated
+            for shard, saved in zip(state.local_shards(), self.saved[name][task], strict=True):
+                shard.tensor.data.copy_(saved)  # .data, as fused updates do: autograd must not see a modification
 
     def store(self, task: int) -> None:
-        """Take the task's states as its backward pass has left them."""
+        """Store the task's states after its backward pass."""
         for name, state in self.live.items():
-            for shard, kept in zip(state.local_shards(), self.kept[name][task], strict=True):
-                kept.copy_(shard.tensor)
+            for shard, saved in zip(state.local_shards(), self.saved[name][task], strict=True):
+                saved.copy_(shard.tensor)
 
     def tensors(self) -> dict[str, dict[str, ShardedTensor]]:
-        """State -> task -> its values, as checkpoints save them and load them in place."""
+        """Return state -> task -> values, in the form that checkpoints save and load in place."""
         return {
             name: {
                 str(task): ShardedTensor._init_from_local_shards_and_global_metadata(
-                    [Shard(kept, shard.metadata) for kept, shard in zip(own, state.local_shards(), strict=True)],
+                    [Shard(saved, shard.metadata) for saved, shard in zip(tensors, state.local_shards(), strict=True)],
                     state.metadata(),
                 )
-                for task, own in enumerate(self.kept[name])
+                for task, tensors in enumerate(self.saved[name])
             }
             for name, state in self.live.items()
         }
 
 
 class AdaTask:
-    """A backward pass per task over a sharded model.
+    """One backward pass per task over a sharded model.
 
     Args:
-        dense: the optimizer of what is not sharded, replicated on all ranks; fused: that of the tables.
+        dense: Optimizer of the dense parameters, replicated on all ranks.
+        fused: Optimizer of the tables.
     """
 
     def __init__(self, dense: TaskAdam, fused: KeyedOptimizer) -> None:
-        self.dense, self.tables = dense, PerTaskTableState(fused, dense.tasks)
+        self.dense, self.tables = dense, PerTaskTableState(fused, dense.num_tasks)
 
     def backward(self, losses: Tensor) -> None:
-        """Update the tables, and leave the dense gradients [tasks, ...], means over the ranks, to the optimizer.
+        """Update the tables and set the dense gradients [tasks, ...], averaged over ranks. Called by all ranks.
 
         Args:
-            losses: [tasks] of this rank. All ranks call it together.
+            losses: [tasks] losses of this rank.
         """
         last = len(losses) - 1
         for task, loss in enumerate(losses):
@@ -156,19 +163,24 @@ class AdaTask:
         self._average()
 
     def _average(self) -> None:
-        world = dist.get_world_size()
-        if world == 1:
+        world_size = dist.get_world_size()
+        if world_size == 1:
             return
         gradients = list(self.dense.gradients.values())
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        flat /= world
+        flat /= world_size
         for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
 
 class TaskPipeline(TrainPipelineSparseDist):
-    """TorchRec's pipeline with a backward pass per task. ``adatask``, then the pipeline's own arguments."""
+    """TorchRec's pipeline with a backward pass per task.
+
+    Args:
+        adatask: Backward passes per task.
+        args, options: Arguments of the pipeline.
+    """
 
     def __init__(self, adatask: AdaTask, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -1,4 +1,4 @@
-"""Model, tables and optimizers of one rank, sharded and ready to step."""
+"""Construction of the sharded model and its optimizers on one rank."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +26,12 @@ from a2gen_rec.sharding.workload import workload_from_dataset
 from a2gen_rec.training.adatask import AdaTask, TaskAdam
 from a2gen_rec.utils.distributed import DistributedContext, all_gather_object, sync_errors
 
-EMBEDDINGS_FQN = "model.embeddings"  # the tables' place in a task
+EMBEDDINGS_FQN = "model.embeddings"
+"""Name of the embedding tables in :class:`ModelWithLoss`."""
 
 
 class ModelWithLoss(nn.Module):
-    """Model and loss in one module, the form that training pipelines take."""
+    """Model and loss in one module, as training pipelines require."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -42,13 +43,13 @@ class ModelWithLoss(nn.Module):
 
 @dataclass
 class TrainingModel:
-    """A sharded model with its optimizers.
+    """Sharded model with its optimizers.
 
     Attributes:
-        dmp: the sharded :class:`TrainTask`.
-        optimizer: dense and table optimizers together; the tables' update runs inside the backward pass.
-        plan: which shard of which table is where.
-        adatask: backward passes per task, where tasks have steps of their own.
+        model_parallel: Sharded :class:`ModelWithLoss`.
+        optimizer: Dense and table optimizers; the table update runs inside the backward pass.
+        plan: Sharding plan of the tables.
+        adatask: Backward passes per task; None if all tasks share one.
     """
 
     model_parallel: DistributedModelParallel
@@ -57,7 +58,7 @@ class TrainingModel:
     adatask: AdaTask | None = None
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Differentiate what ``dmp`` gave, of which the tables' update is a part."""
+        """Run the backward pass of the loss of ``model_parallel``, which also updates the tables."""
         if self.adatask is None:
             loss.backward()
         else:
@@ -65,20 +66,23 @@ class TrainingModel:
 
     @property
     def model(self) -> RankingModel:
-        """The model inside its wrappers (its forward must be reached through ``dmp``)."""
+        """Model inside its wrappers; call its forward through ``model_parallel``."""
         return self.model_parallel.module.model
 
 
 def build_training_model(
-    card: DatasetCard, config: Config, process: DistributedContext, sharding: ShardingPlan | None = None
+    card: DatasetCard, config: Config, process: DistributedContext, sharding_plan: ShardingPlan | None = None
 ) -> TrainingModel:
-    """Make, shard and equip the model.
+    """Build and shard the model, and create its optimizers.
 
     Args:
-        sharding: a plan to follow; by default that of ``config.sharding.plan``, or one made here.
+        card: Dataset card.
+        config: Resolved configuration.
+        process: Process group and device of this rank.
+        sharding_plan: Sharding plan; by default that of ``config.sharding.plan_file``, or a new one.
 
     Raises:
-        UserError: the tables do not fit, or the saved plan is for others.
+        UserError: The tables do not fit the cluster, or the saved plan is incompatible.
     """
     torch.manual_seed(config.train.seed)
     model = build_model(card, config, device=torch.device("meta"))
@@ -90,30 +94,39 @@ def build_training_model(
     towers = model.ranker if config.optim.multitask == "adatask" and isinstance(model.ranker, TowerRanker) else None
     timed = None if towers is None else towers.timed_action
     task = ModelWithLoss(model, Loss(config.loss, process.world_size, tasks, timed))
-    if sharding is None:
-        sharding = ShardingPlan(
-            {EMBEDDINGS_FQN: _placement(card, config, process).to_torchrec(process.device, process.local_world_size)}
+    if sharding_plan is None:
+        sharding_plan = ShardingPlan(
+            {EMBEDDINGS_FQN: _resolve_plan(card, config, process).to_torchrec(process.device, process.local_world_size)}
         )
-    model.ranker.to(process.device)  # the tables stay on meta until they are sharded
+    model.ranker.to(process.device)  # the tables stay on the meta device until they are sharded
     task.loss.to(process.device)
-    # Each rank fills its own shards: with one seed for all, shards of a table would repeat each other.
+    # Each rank initializes its own shards: with one seed, all shards of a table would have equal values.
     torch.manual_seed(config.train.seed * 1_000_003 + process.rank + 1)
-    dmp = DistributedModelParallel(
+    model_parallel = DistributedModelParallel(
         task,
         device=process.device,
-        plan=sharding,
+        plan=sharding_plan,
         sharders=make_sharders(),
-        init_data_parallel=towers is None,  # it averages gradients over ranks in one backward pass, not in several
+        init_data_parallel=towers is None,  # DDP averages gradients in a single backward pass only
     )
     if towers is None:
-        return TrainingModel(dmp, _combined(dmp, _dense(dmp, config.optim)), sharding)
-    adam, dense = _dense_per_task(dmp, config.optim, towers.outputs)
-    return TrainingModel(dmp, _combined(dmp, dense), sharding, AdaTask(adam, dmp.fused_optimizer))
+        return TrainingModel(
+            model_parallel,
+            _combine_optimizers(model_parallel, _dense_optimizer(model_parallel, config.optim)),
+            sharding_plan,
+        )
+    adam, dense = _task_adam(model_parallel, config.optim, towers.outputs)
+    return TrainingModel(
+        model_parallel,
+        _combine_optimizers(model_parallel, dense),
+        sharding_plan,
+        AdaTask(adam, model_parallel.fused_optimizer),
+    )
 
 
-def _placement(card: DatasetCard, config: Config, process: DistributedContext) -> SavedPlan:
-    """Where the tables live, the same on all ranks: as saved, or as planned."""
-    made = None
+def _resolve_plan(card: DatasetCard, config: Config, process: DistributedContext) -> SavedPlan:
+    """Return the saved plan, or a new one; the same on all ranks."""
+    resolved = None
     with sync_errors():
         if process.is_main:
             cluster = Cluster.from_local_process(
@@ -123,9 +136,9 @@ def _placement(card: DatasetCard, config: Config, process: DistributedContext) -
                 PlanningProblem(workload_from_dataset(card, config), cluster, config),
                 config.sharding.plan_file,
             )
-            made = SavedPlan.load(file) if file else SavedPlan.from_plan(plan(problem), problem)
-            made.check(problem, file)
-    return all_gather_object(made)[0]
+            resolved = SavedPlan.load(file) if file else SavedPlan.from_plan(plan(problem), problem)
+            resolved.check(problem, file)
+    return all_gather_object(resolved)[0]
 
 
 def _table_options(config: OptimConfig) -> dict[str, Any]:
@@ -135,19 +148,19 @@ def _table_options(config: OptimConfig) -> dict[str, Any]:
     return options
 
 
-def _dense(dmp: DistributedModelParallel, config: OptimConfig) -> KeyedOptimizer:
-    kind = torch.optim.AdamW if config.dense_optimizer == "adamw" else torch.optim.Adam
+def _dense_optimizer(model_parallel: DistributedModelParallel, config: OptimConfig) -> KeyedOptimizer:
+    optimizer_class = torch.optim.AdamW if config.dense_optimizer == "adamw" else torch.optim.Adam
 
-    parameters = dict(in_backward_optimizer_filter(dmp.named_parameters()))
-    # The learned weights of losses are no part of the model: decay would draw them to 1.
-    of_losses = [parameter for name, parameter in parameters.items() if name.startswith("loss.")]
-    of_model = [parameter for name, parameter in parameters.items() if not name.startswith("loss.")]
+    parameters = dict(in_backward_optimizer_filter(model_parallel.named_parameters()))
+    # No decay for learned loss weights: it would pull them to 1.
+    loss_parameters = [parameter for name, parameter in parameters.items() if name.startswith("loss.")]
+    model_parameters = [parameter for name, parameter in parameters.items() if not name.startswith("loss.")]
 
     def make(_: Any) -> torch.optim.Optimizer:
-        groups: list[dict[str, Any]] = [{"params": of_model}]
-        if of_losses:
-            groups.append({"params": of_losses, "weight_decay": 0.0})
-        return kind(groups, lr=config.dense_lr, weight_decay=config.weight_decay)
+        groups: list[dict[str, Any]] = [{"params": model_parameters}]
+        if loss_parameters:
+            groups.append({"params": loss_parameters, "weight_decay": 0.0})
+        return optimizer_class(groups, lr=config.dense_lr, weight_decay=config.weight_decay)
 
     dense: KeyedOptimizer = KeyedOptimizerWrapper(parameters, make)
     dense.init_state()
@@ -156,16 +169,16 @@ def _dense(dmp: DistributedModelParallel, config: OptimConfig) -> KeyedOptimizer
     return dense
 
 
-def _dense_per_task(
-    dmp: DistributedModelParallel, config: OptimConfig, tasks: int
+def _task_adam(
+    model_parallel: DistributedModelParallel, config: OptimConfig, tasks: int
 ) -> tuple[TaskAdam, KeyedOptimizerWrapper]:
-    parameters = dict(in_backward_optimizer_filter(dmp.named_parameters()))
+    parameters = dict(in_backward_optimizer_filter(model_parallel.named_parameters()))
     adam = TaskAdam(parameters.values(), tasks, config.dense_lr, config.weight_decay, config.max_grad_norm)
     return adam, KeyedOptimizerWrapper(parameters, lambda _: adam)
 
 
-def _combined(dmp: DistributedModelParallel, dense: KeyedOptimizer) -> CombinedOptimizer:
-    optimizer = CombinedOptimizer([dmp.fused_optimizer, dense])
+def _combine_optimizers(model_parallel: DistributedModelParallel, dense: KeyedOptimizer) -> CombinedOptimizer:
+    optimizer = CombinedOptimizer([model_parallel.fused_optimizer, dense])
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer

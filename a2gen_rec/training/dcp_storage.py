@@ -1,4 +1,4 @@
-"""``torch.distributed.checkpoint`` on any storage that iopath serves."""
+"""``torch.distributed.checkpoint`` storage on any file system that iopath supports."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from a2gen_rec.utils import paths
 
 
 class IOPathFileSystem(FileSystemBase):
-    """The few file operations that checkpoints need."""
+    """File operations of checkpoints, through iopath."""
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[io.IOBase]:
@@ -47,6 +47,8 @@ class IOPathFileSystem(FileSystemBase):
 
 
 class IOPathWriter(FileSystemWriter):
+    """Checkpoint writer through iopath."""
+
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
         self.fs = IOPathFileSystem()  # type: ignore[assignment]
@@ -54,6 +56,8 @@ class IOPathWriter(FileSystemWriter):
 
 
 class IOPathReader(FileSystemReader):
+    """Checkpoint reader through iopath."""
+
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
         self.fs = IOPathFileSystem()  # type: ignore[assignment]

@@ -1,8 +1,8 @@
-"""ForkMerge (Jiang et al., NeurIPS 2023): branches under other loss weights, merged by validation, METHODS §7.
+"""ForkMerge (Jiang et al., NeurIPS 2023): branches with different loss weights, merged by validation, METHODS §7.
 
-Every few epochs, branches are trained from the same parameters, each in a folder ``RUN/branches/step-00000120/0`` of
-its own as any run is, and then merged: parameters and optimizer states become a weighted mean over branches. What is
-stopped or killed goes on within the branch it was in. Only merged parameters become checkpoints of the run.
+Every few epochs, branches are trained from the same parameters. Each branch is a run in its own directory, such as
+``RUN/branches/step-00000120/0``. Then they are merged: parameters and optimizer states become a weighted mean over
+branches. An interrupted job resumes within its current branch. Only merged parameters become checkpoints of the run.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,72 +15,70 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from a2gen_rec.config import Config, LossConfig
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.logger import TrainingLogger
+from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.training.trainer import Trainer, is_finished
-from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import DistributedContext, sync_errors
 
-BRANCHES_DIR = "branches"
 WEIGHT_GRID = (0.2, 0.4, 0.6, 0.8, 1.0)
-"""What is tried of the mean weight of the branches before; 0, which leaves a branch out, needs no trial."""
+"""Trial weights of a branch, relative to the mean weight of the branches merged so far; 0 needs no trial."""
 
 
 def fork_and_merge(config: Config, data: str, run: str, process: DistributedContext) -> dict[str, float]:
-    """Train a run by ``config.train.forkmerge``, or resume it. All ranks call it.
+    """Train a run with ``config.train.forkmerge``, or resume it. Called by all ranks.
 
     Returns:
-        the metrics of the merged parameters on validation; empty when none were merged.
+        Validation metrics of the merged parameters; empty if nothing was merged.
     """
     settings = config.train.forkmerge
-    # Only the merged parameters' validations tell when to stop.
-    of_branches = replace(config, train=replace(config.train, patience=0, keep_latest_k=1))
+    # Early stopping uses the validations of the merged parameters only.
+    branch_config = replace(config, train=replace(config.train, patience=0, keep_latest_k=1))
     while True:
         with sync_errors():
-            begin = checkpoint.latest(run)
-            before = None if begin is None else checkpoint.TrainState.read(begin)
-        if before is not None and is_finished(before, config.train):
-            return before.metrics
-        step, epoch = (0, 0) if before is None else (before.step, before.loader_states[0].epoch)
-        folders = [
-            paths.join(run, BRANCHES_DIR, f"step-{step:08d}", str(i)) for i in range(len(settings.branch_loss_weights))
-        ]
+            start = RunDir(run).latest_checkpoint()
+            start_state = None if start is None else checkpoint.TrainState.read(start)
+        if start_state is not None and is_finished(start_state, config.train):
+            return start_state.metrics
+        step, epoch = (0, 0) if start_state is None else (start_state.step, start_state.loader_states[0].epoch)
+        folders = [RunDir(run).branch(step, i) for i in range(len(settings.branch_loss_weights))]
         for i, (folder, weights) in enumerate(zip(folders, settings.branch_loss_weights, strict=True)):
             branch = Trainer(
-                of_branches,
+                branch_config,
                 data,
                 folder,
                 process,
-                resume_from=checkpoint.latest(folder) or begin,
+                resume_from=RunDir(folder).latest_checkpoint() or start,
                 loss=with_weights(config.loss, weights),
                 log_prefix=f"branch {i + 1} of {len(folders)}, ",
             )
-            branch.fit(until=epoch + settings.merge_interval_epochs)
+            branch.fit(until_epoch=epoch + settings.merge_interval_epochs)
             if branch.stopped:
-                return {} if before is None else before.metrics
-            del branch  # before the next takes as much memory
-        _merge(config, data, run, process, folders, before)
+                return {} if start_state is None else start_state.metrics
+            del branch  # frees memory before the next branch allocates the same amount
+        _merge(config, data, run, process, folders, start_state)
 
 
 def with_weights(loss: LossConfig, weights: dict[str, float]) -> LossConfig:
-    """``loss`` with other weights: of the terms that are settings of it, and of objectives by their names."""
+    """Return ``loss`` with other weights: fields of :class:`LossConfig`, and objectives by name."""
     terms = {field.name for field in fields(LossConfig)}
-    objectives = {name: weight for name, weight in weights.items() if name not in terms}
-    of_terms = {name: weight for name, weight in weights.items() if name in terms}
-    return replace(loss, **of_terms, objective_weights=loss.objective_weights | objectives)  # type: ignore[arg-type]
+    objective_weights = {name: weight for name, weight in weights.items() if name not in terms}
+    term_weights = {name: weight for name, weight in weights.items() if name in terms}
+    return replace(loss, **term_weights, objective_weights=loss.objective_weights | objective_weights)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def greedy_weights(
     scores: Sequence[float], load: Callable[[int], None], tensors: Sequence[Tensor], measure: Callable[[], float]
 ) -> dict[int, float]:
-    """How much each branch is to have in the mixture, found by trial from the best branch on.
+    """Search the branches' weights greedily, from the best branch on.
 
     Args:
-        scores: of the branches, lower is better.
-        load: fills ``tensors`` with those of a branch.
-        tensors: the parameters, which ``measure`` scores.
+        scores: Score of each branch, lower is better.
+        load: Loads a branch into ``tensors``.
+        tensors: Parameters that ``measure`` scores.
+        measure: Returns the score of ``tensors``.
 
     Returns:
-        branch -> weight, best branch first; they sum to 1.
+        Branch -> weight, best branch first; the weights sum to 1.
     """
     order = sorted(range(len(scores)), key=lambda branch: scores[branch])
     weights, best = {order[0]: 1.0}, scores[order[0]]
@@ -88,37 +86,37 @@ def greedy_weights(
     mixed = _copy(tensors)
     for branch in order[1:]:
         load(branch)
-        own, sum_before, chosen = _copy(tensors), sum(weights.values()), 0.0
-        for share in WEIGHT_GRID:
-            weight = share * sum_before / len(weights)
-            for tensor, of_mixed, of_own in zip(tensors, mixed, own, strict=True):
-                tensor.copy_(of_mixed.lerp(of_own, weight / (sum_before + weight)))
+        candidate, weight_sum, best_weight = _copy(tensors), sum(weights.values()), 0.0
+        for relative_weight in WEIGHT_GRID:
+            weight = relative_weight * weight_sum / len(weights)
+            for tensor, mixed_tensor, candidate_tensor in zip(tensors, mixed, candidate, strict=True):
+                tensor.copy_(mixed_tensor.lerp(candidate_tensor, weight / (weight_sum + weight)))
             if (score := measure()) < best:
-                best, chosen = score, weight
-        for of_mixed, of_own in zip(mixed, own, strict=True):
-            of_mixed.lerp_(of_own, chosen / (sum_before + chosen))
-        weights[branch] = chosen
+                best, best_weight = score, weight
+        for mixed_tensor, candidate_tensor in zip(mixed, candidate, strict=True):
+            mixed_tensor.lerp_(candidate_tensor, best_weight / (weight_sum + best_weight))
+        weights[branch] = best_weight
     return {branch: weight / sum(weights.values()) for branch, weight in weights.items()}
 
 
 @torch.no_grad()
 def merge_parameters(weights: dict[int, float], load: Callable[[int], None], tensors: Sequence[Tensor]) -> None:
-    """Fill ``tensors`` with the mean of the branches by their weights; ``load`` as in :func:`greedy_weights`."""
+    """Set ``tensors`` to the weighted mean of the branches; ``load`` as in :func:`greedy_weights`."""
     mixed: list[Tensor] = []
-    so_far = 0.0
+    weight_sum = 0.0
     for branch, weight in weights.items():
         if not weight:
             continue
         load(branch)
-        so_far += weight
+        weight_sum += weight
         if not mixed:
             mixed = _copy(tensors)
             continue
-        # Unlike weighted sums, this leaves alone what is the same in all branches: counts of steps.
-        for of_mixed, tensor in zip(mixed, tensors, strict=True):
-            of_mixed.lerp_(tensor.to(of_mixed), weight / so_far)
-    for tensor, of_mixed in zip(tensors, mixed, strict=True):
-        tensor.copy_(of_mixed)
+        # Unlike a weighted sum, lerp keeps values that are equal in all branches exact, such as step counts.
+        for mixed_tensor, tensor in zip(mixed, tensors, strict=True):
+            mixed_tensor.lerp_(tensor.to(mixed_tensor), weight / weight_sum)
+    for tensor, mixed_tensor in zip(tensors, mixed, strict=True):
+        tensor.copy_(mixed_tensor)
 
 
 def _merge(
@@ -127,40 +125,44 @@ def _merge(
     run: str,
     process: DistributedContext,
     folders: list[str],
-    before: checkpoint.TrainState | None,
+    start_state: checkpoint.TrainState | None,
 ) -> None:
-    """Make the branches' mixture the run's next checkpoint."""
-    places = [checkpoint.latest(folder) or "" for folder in folders]
-    merged = Trainer(config, data, run, process, resume_from=places[-1], log_prefix="merging, ")
-    parameters = checkpoint.state_tensors(merged.built, with_optimizer=False)
-    everything = checkpoint.state_tensors(merged.built)
+    """Save the merged branches as the run's next checkpoint."""
+    checkpoints = [RunDir(folder).latest_checkpoint() or "" for folder in folders]
+    merged = Trainer(config, data, run, process, resume_from=checkpoints[-1], log_prefix="merging, ")
+    parameters = checkpoint.state_tensors(merged.training_model, with_optimizer=False)
+    full_state = checkpoint.state_tensors(merged.training_model)
 
     def load(branch: int) -> None:
-        checkpoint.load(places[branch], merged.built, with_optimizer=False)
+        checkpoint.load(checkpoints[branch], merged.training_model, with_optimizer=False)
 
     def measure() -> float:
-        # What was changed in place is loaded as from a checkpoint; loading changes the names in the dictionary.
-        merged.built.model_parallel.load_state_dict(parameters["model"].copy())
+        # Load the tensors changed in place as from a checkpoint; load_state_dict renames keys, hence the copy.
+        merged.training_model.model_parallel.load_state_dict(parameters["model"].copy())
         return merged.monitored_value(merged.validate())
 
     scores = []
-    for branch in range(len(places)):
+    for branch in range(len(checkpoints)):
         load(branch)
         scores.append(measure())
     weights = greedy_weights(scores, load, _local(parameters["model"]), measure)
-    merge_parameters(weights, lambda branch: checkpoint.load(places[branch], merged.built), _local(everything))
-    merged.built.model_parallel.load_state_dict(everything["model"])
-    merged.built.optimizer.load_state_dict(everything["optimizer"])
+    merge_parameters(
+        weights, lambda branch: checkpoint.load(checkpoints[branch], merged.training_model), _local(full_state)
+    )
+    merged.training_model.model_parallel.load_state_dict(full_state["model"])
+    merged.training_model.optimizer.load_state_dict(full_state["optimizer"])
 
     state = merged.state
-    state.best, state.best_step, state.validations_since_best = (
-        (None, None, 0) if before is None else (before.best, before.best_step, before.validations_since_best)
-    )
+    if start_state is None:
+        state.best, state.best_step, state.validations_since_best = None, None, 0
+    else:
+        state.best, state.best_step = start_state.best, start_state.best_step
+        state.validations_since_best = start_state.validations_since_best
     with TrainingLogger(
-        run, process.is_main, config.train.epochs, merged.stream.windows, state.step, "merging, "
+        run, process.is_main, config.train.epochs, merged.train_windows.windows, state.step, "merging, "
     ) as progress:
-        shares = ", ".join(f"{weight:.2f} of branch {branch + 1}" for branch, weight in sorted(weights.items()))
-        progress.info(f"merged {shares}")
+        summary = ", ".join(f"branch {branch + 1}: {weight:.2f}" for branch, weight in sorted(weights.items()))
+        progress.info(f"merged with weights {summary}")
         merged.record_validation(merged.validate(), progress)
     merged.save()
     with sync_errors():
@@ -170,12 +172,12 @@ def _merge(
 
 
 def _copy(tensors: Sequence[Tensor]) -> list[Tensor]:
-    # At least fp32: the mean of fp16 rows is rounded once, not with every branch.
+    # At least fp32, so that the mean of fp16 rows is rounded once, not once per branch.
     return [tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True) for tensor in tensors]
 
 
 def _local(tree: object) -> list[Tensor]:
-    """This rank's part of all floating-point tensors, in the order of their names: no two ranks' parts overlap."""
+    """Return this rank's shards of all floating-point tensors, ordered by name; shards of ranks do not overlap."""
     if isinstance(tree, dict):
         return [tensor for name in sorted(tree) if name != "rng" for tensor in _local(tree[name])]
     if isinstance(tree, ShardedTensor):

@@ -1,4 +1,4 @@
-"""Opening a finished (or running) training run, to evaluate it, rank with it or score by it."""
+"""Loading of a finished or running training run, for evaluation, ranking and scoring."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +18,16 @@ DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 @dataclass
 class LoadedRun:
-    """A run's best checkpoint, loaded.
+    """Best checkpoint of a run, loaded.
 
     Attributes:
-        data: the dataset's folder; card: the card the model was trained with.
-        step: of the checkpoint; digest: tells it from others of that step, see :func:`checkpoint.digest`.
+        model: Sharded model.
+        config: Configuration of the training.
+        card: Dataset card of the training.
+        data: Dataset directory.
+        process: Process group and device of this rank.
+        step: Step of the checkpoint.
+        fingerprint: Identifier of the checkpoint's tensors, see :func:`checkpoint.fingerprint`.
     """
 
     model: TrainingModel
@@ -41,45 +46,46 @@ class LoadedRun:
 
 @contextmanager
 def load_run(run: str, data: str = "", device: DeviceChoice = "auto") -> Iterator[LoadedRun]:
-    """Load a run's best checkpoint on the ranks this process is one of.
+    """Load a run's best checkpoint on all ranks of this job.
 
     Args:
-        data: dataset folder; empty takes the one the run was trained on.
-        device: need not be the one the run was trained on.
+        run: Run directory.
+        data: Dataset directory; by default that of the training.
+        device: Device; may differ from that of the training.
 
     Raises:
-        UserError: no checkpoint, or it does not fit the dataset.
+        UserError: There is no checkpoint, or it is incompatible with the dataset.
     """
-    place = checkpoint.best(run)
-    state, digest = checkpoint.TrainState.read(place), checkpoint.fingerprint(place)
+    path = checkpoint.best(run)
+    state, fingerprint = checkpoint.TrainState.read(path), checkpoint.fingerprint(path)
     config = restore_config(state.config)
     data = data or state.data
-    card = DatasetCard.from_dict(state.card, f"{place}/{checkpoint.STATE_FILE}")
-    present = DatasetCard.load(data)
+    card = DatasetCard.from_dict(state.card, f"{path}/{checkpoint.STATE_FILE}")
+    current_card = DatasetCard.load(data)
     for name in ("actions", "labels", "objectives", "timed_actions", "features"):
-        if getattr(present, name) != getattr(card, name):
-            raise UserError(f"{data}: its {name} differ from those the run {run} was trained with")
-    config.sharding.hbm_gb = config.sharding.ddr_gb = 0.0  # of the machines it was trained on
+        if getattr(current_card, name) != getattr(card, name):
+            raise UserError(f"{data}: {name} differ from those of run {run}")
+    config.sharding.hbm_gb = config.sharding.ddr_gb = 0.0  # limits of the training machines
     config.sharding.plan_file = ""
-    config.optim.multitask = "joint"  # nothing is trained: no need of moments per task
+    config.optim.multitask = "joint"  # no training, hence no optimizer states per task
     with process_group(device) as process:
         if process.device.type == "cpu":
             config.sharding.compute_kernels = ["fused"]
-        built = build_training_model(card, config, process)
-        checkpoint.load(place, built, with_optimizer=False)
-        yield LoadedRun(built, config, card, data, process, state.step, digest)
+        model = build_training_model(card, config, process)
+        checkpoint.load(path, model, with_optimizer=False)
+        yield LoadedRun(model, config, card, data, process, state.step, fingerprint)
 
 
 def restore_config(saved: dict[str, Any]) -> Config:
-    """The configuration a checkpoint was written with.
+    """Restore the configuration of a checkpoint.
 
     Raises:
-        UserError: it has settings that this version does not.
+        UserError: The checkpoint has settings that are unknown to this version.
     """
     try:
         return Config(**{section.name: _restore(section.type, saved[section.name]) for section in fields(Config)})
-    except TypeError as error:
-        raise UserError(f"the run was saved by another version of a2gen_rec: {error}") from error
+    except (TypeError, KeyError) as error:
+        raise UserError(f"checkpoint config is incompatible with this version of a2gen_rec: {error}") from error
 
 
 def _restore(kind: Any, saved: dict[str, Any]) -> Any:

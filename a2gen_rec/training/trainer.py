@@ -1,4 +1,4 @@
-"""The training loop: fit, validate, checkpoint, stop early, resume exactly."""
+"""Training loop with validation, checkpoints, early stopping and exact resumption."""
 
 import math
 import signal
@@ -28,26 +28,28 @@ from a2gen_rec.training import checkpoint
 from a2gen_rec.training.adatask import TaskPipeline
 from a2gen_rec.training.build import build_training_model, set_lr_scale
 from a2gen_rec.training.logger import TrainingLogger
+from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils.distributed import DistributedContext, all_gather_object, all_reduce_sum, sync_errors
-
-CONFIG_FILE = "config.yaml"
 
 
 class Trainer:
-    """Trains one run, in this process as one of its ranks.
+    """Trainer of one run; this process is one of its ranks.
 
     Args:
-        data: the dataset's folder; run: the run's folder, new or begun.
-        config: the resolved configuration.
-        begin: checkpoint to go on from; by default the run's last one.
-        loss: weights to train under, where they are not those that validation goes by.
-        what: told before training.
+        config: Resolved configuration.
+        data: Dataset directory.
+        run: Run directory, new or to be resumed.
+        process: Process group and device of this rank.
+        resume_from: Checkpoint to start from; by default the run's latest.
+        loss: Loss weights for training; validation always uses ``config.loss``.
+        log_prefix: Text before the first log line.
 
     Attributes:
-        stopped: whether a signal ended the training.
+        stopped: Whether a signal stopped training.
 
     Raises:
-        UserError: the run's folder is not writable or holds another model; the data break their contract.
+        UserError: The run directory is not writable or has a checkpoint of another model, or the dataset violates
+            its contract.
     """
 
     def __init__(
@@ -60,12 +62,12 @@ class Trainer:
         loss: LossConfig | None = None,
         log_prefix: str = "",
     ) -> None:
-        self.config, self.data, self.run, self.process, self.what = config, data, run, process, log_prefix
+        self.config, self.data, self.run, self.process, self.log_prefix = config, data, run, process, log_prefix
         self.stopped = False
         with sync_errors():
-            self.card = _card(data, config)
+            self.card = _load_card(data, config)
             self.dataset = Dataset(data, self.card)
-            self.stream = WindowDataset(
+            self.train_windows = WindowDataset(
                 self.dataset,
                 "train",
                 config.loader,
@@ -74,45 +76,45 @@ class Trainer:
                 process.world_size,
                 seed=config.train.seed,
             )
-            found = resume_from or checkpoint.latest(run)
-            self.state = self._initial_state() if found is None else checkpoint.TrainState.read(found)
-            if found is not None:
+            start = resume_from or RunDir(run).latest_checkpoint()
+            self.state = self._initial_state() if start is None else checkpoint.TrainState.read(start)
+            if start is not None:
                 checkpoint.check_compatible(self.state, asdict(config), self.card.to_dict(), run)
         self.state.data, self.state.card = data, self.card.to_dict()
-        self.built = build_training_model(self.card, config, process)
-        self.tasks = self.built.model.ranker.objective_tasks
+        self.training_model = build_training_model(self.card, config, process)
+        self.tasks = self.training_model.model.ranker.objective_tasks
         if loss is not None:
             validate_objective_weights(loss, self.tasks)
-            self.built.model_parallel.module.loss.config = loss
-        self.bf16 = _bf16(config, process)
-        if found is not None:
-            checkpoint.load(found, self.built)
-        self.position = LoaderState.reshard(self.state.loader_states, process.world_size)[process.rank]
+            self.training_model.model_parallel.module.loss.config = loss
+        self.bf16 = _use_bf16(config, process)
+        if start is not None:
+            checkpoint.load(start, self.training_model)
+        self.loader_state = LoaderState.reshard(self.state.loader_states, process.world_size)[process.rank]
         if len(self.state.loader_states) != process.world_size:
-            self.state.windows = self.stream.windows_consumed(self.position)
+            self.state.windows = self.train_windows.windows_consumed(self.loader_state)
 
-    def fit(self, until: int | None = None) -> dict[str, float]:
-        """Train until the epochs are done, steps run out, validation stops improving, or a signal asks to stop.
+    def fit(self, until_epoch: int | None = None) -> dict[str, float]:
+        """Train until the last epoch or step, early stopping, or a stop signal.
 
         Args:
-            until: epochs to be done, if less than the configuration's.
+            until_epoch: Number of epochs after which to stop; by default ``config.train.epochs``.
 
         Returns:
-            the last validation's metrics; empty when none was made.
+            Metrics of the last validation; empty if there was none.
         """
         config, resumed_at = self.config.train, self.state.step
-        epochs = config.epochs if until is None else min(until, config.epochs)
+        epochs = config.epochs if until_epoch is None else min(until_epoch, config.epochs)
         pipeline = self._pipeline()
         with (
-            _stop_signals() as asked,
+            _stop_signals() as received_signals,
             TrainingLogger(
-                self.run, self.process.is_main, config.epochs, self.stream.windows, resumed_at, self.what
+                self.run, self.process.is_main, config.epochs, self.train_windows.windows, resumed_at, self.log_prefix
             ) as progress,
         ):
-            if until is None and is_finished(self.state, config):
-                progress.info(f"{self.run} is complete; raise train.epochs or train.max_steps, or name another run")
-            while self.position.epoch < epochs and not self._done():
-                batches = self._batches(asked)
+            if until_epoch is None and is_finished(self.state, config):
+                progress.info("training is already complete; increase epochs or max_steps to continue")
+            while self.loader_state.epoch < epochs and not self._done():
+                batches = self._batches(received_signals)
                 try:
                     self._epoch(pipeline, batches, progress)
                 finally:
@@ -120,34 +122,36 @@ class Trainer:
                 if batches.stopped:
                     self.stopped = True
                     self.save()
-                    progress.info(f"asked to stop: saved step {self.state.step}")
+                    progress.info(f"stop requested; checkpoint saved at step {self.state.step}")
                     break
                 if batches.exhausted:
                     self._next_epoch()
                     if not config.validation_interval:
                         self._validate(pipeline, progress)
                     self.save()
-            if self._done() and checkpoint.latest(self.run) != checkpoint.checkpoint_path(self.run, self.state.step):
+            run_dir = RunDir(self.run)
+            if self._done() and run_dir.latest_checkpoint() != run_dir.checkpoint(self.state.step):
                 self._validate(pipeline, progress)
                 self.save()
         return self.state.metrics
 
     def _epoch(self, pipeline: TrainPipelineSparseDist, batches: SynchronizedBatches, progress: TrainingLogger) -> None:
-        """Step until the batches end: the epoch is over, steps ran out, or a stop was agreed."""
+        """Run optimizer steps until the batches end: end of the epoch, last step, or a stop requested on any rank."""
         config = self.config.train
-        self.built.model_parallel.train()
+        self.training_model.model_parallel.train()
         while True:
-            set_lr_scale(self.built.optimizer, self._learning_rate())
-            began, waited = time.perf_counter(), batches.wait_s
+            set_lr_scale(self.training_model.optimizer, self._learning_rate())
+            started, wait_before = time.perf_counter(), batches.wait_s
             try:
                 sums, _ = pipeline.progress(batches)
             except StopIteration:
                 return
-            taken = batches.issued.popleft()
-            self.position = taken.position
+            batch = batches.issued.popleft()
+            self.loader_state = batch.position
             self.state.step += 1
-            self.state.windows += taken.windows
-            progress.step(sums, taken.counts, taken.windows, time.perf_counter() - began, batches.wait_s - waited)
+            self.state.windows += batch.windows
+            seconds, wait_s = time.perf_counter() - started, batches.wait_s - wait_before
+            progress.step(sums, batch.counts, batch.windows, seconds, wait_s)
             step = self.state.step
             if config.log_interval and step % config.log_interval == 0:
                 self._log(progress)
@@ -160,7 +164,7 @@ class Trainer:
                 batches.limit = 0
 
     def _pipeline(self) -> TrainPipelineSparseDist:
-        built = self.built
+        built = self.training_model
         parts = (built.model_parallel, built.optimizer, self.process.device)
         if built.adatask is None:
             return TrainPipelineSparseDist(*parts, custom_model_fwd=self._forward)
@@ -168,36 +172,36 @@ class Trainer:
 
     def _forward(self, batch: WindowBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, TargetEncoding]]:
         with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.built.model_parallel(batch)
+            return self.training_model.model_parallel(batch)
 
-    def _batches(self, asked: list[int]) -> SynchronizedBatches:
+    def _batches(self, received_signals: list[int]) -> SynchronizedBatches:
         limit = self.config.train.max_steps
         loader = WindowDataLoader(
-            self.stream, self.config.loader.prefetch, pin_memory=self.process.device.type == "cuda"
+            self.train_windows, self.config.loader.prefetch, pin_memory=self.process.device.type == "cuda"
         )
         return SynchronizedBatches(
-            loader.iter_epoch(self.position),
-            lambda: self.stream.empty_batch,
-            self.position,
+            loader.iter_epoch(self.loader_state),
+            lambda: self.train_windows.empty_batch,
+            self.loader_state,
             len(count_names(self.card)),
-            stop=lambda: bool(asked),
+            stop=lambda: bool(received_signals),
             limit=limit - self.state.step if limit else None,
         )
 
     def _learning_rate(self) -> float:
-        """Linear warm-up by steps, then decay by the share of the training done."""
+        """Return the learning-rate scale: linear warm-up by steps, then decay by the completed fraction of training."""
         optim, train = self.config.optim, self.config.train
         step = self.state.step
         if step < optim.warmup_steps:
             return (step + 1) / optim.warmup_steps
         if optim.lr_decay == "none":
             return 1.0
-        done = (self.position.epoch + self.state.windows / self.stream.windows) / train.epochs
+        completed = (self.loader_state.epoch + self.state.windows / self.train_windows.windows) / train.epochs
         if train.max_steps:
-            done = max(done, step / train.max_steps)
-        done = min(done, 1.0)
-        falling = 1 - done if optim.lr_decay == "linear" else (1 + math.cos(math.pi * done)) / 2
-        return optim.min_lr_ratio + (1 - optim.min_lr_ratio) * falling
+            completed = max(completed, step / train.max_steps)
+        completed = min(completed, 1.0)
+        decay = 1 - completed if optim.lr_decay == "linear" else (1 + math.cos(math.pi * completed)) / 2
+        return optim.min_lr_ratio + (1 - optim.min_lr_ratio) * decay
 
     def _validate(self, pipeline: TrainPipelineSparseDist, progress: TrainingLogger) -> None:
         pipeline.detach()
@@ -209,8 +213,8 @@ class Trainer:
         """Metrics on validation, on all ranks."""
         batches = evaluation_batches(self.dataset, "valid", self.config, self.process, with_oracle=False)
         predictions, sums = predict(
-            self.built.model_parallel,
-            self.built.model.ranker,
+            self.training_model.model_parallel,
+            self.training_model.model.ranker,
             batches,
             self.card,
             self.config.evaluate.max_unexplored_mass,
@@ -226,11 +230,11 @@ class Trainer:
         return all_gather_object(metrics)[0]
 
     def monitored_value(self, metrics: dict[str, float]) -> float:
-        """What early stopping and the best checkpoint go by; lower is better."""
+        """Return the value that early stopping and the best checkpoint use; lower is better."""
         return metrics["loss"] if self.config.train.monitor == "loss" else -metrics["auc"]
 
     def record_validation(self, metrics: dict[str, float], progress: TrainingLogger) -> None:
-        """Note the metrics of the step that the state is at."""
+        """Record validation metrics of the current step."""
         state, value = self.state, self.monitored_value(metrics)
         state.metrics = metrics
         if state.best is None or value < state.best:
@@ -240,14 +244,14 @@ class Trainer:
         progress.log_validation(metrics, state.step, state.best_step == state.step)
 
     def _log(self, progress: TrainingLogger) -> None:
-        sums, counts = progress.pop_means()
+        sums, counts = progress.interval_sums()
         all_reduce_sum(sums)
-        terms = term_means(sums, counts, self.built.model.ranker.is_generative)
+        terms = term_means(sums, counts, self.training_model.model.ranker.is_generative)
         loss = float(total_loss(terms, self.config.loss, self.tasks))
         if not math.isfinite(loss):
             raise UserError(
-                f"{self.run}: the loss is {loss} at step {self.state.step}; lower optim.dense_lr or optim.sparse_lr, "
-                f"or look into the data"
+                f"{self.run}: loss is {loss} at step {self.state.step}; lower optim.dense_lr or optim.sparse_lr, "
+                f"or check the data"
             )
         progress.log(
             self.state.step,
@@ -260,24 +264,24 @@ class Trainer:
         return {f"loss/{name}": value for name, value in zip(names, terms.tolist(), strict=True)}
 
     def save(self) -> None:
-        """Write a checkpoint. All ranks call it."""
-        self.state.loader_states = all_gather_object(self.position)
+        """Write a checkpoint. Called by all ranks."""
+        self.state.loader_states = all_gather_object(self.loader_state)
         self.state.config = asdict(self.config)
-        checkpoint.save(self.run, self.built, self.state, self.config.train.keep_latest_k)
+        checkpoint.save(self.run, self.training_model, self.state, self.config.train.keep_latest_k)
 
     def _next_epoch(self) -> None:
-        self.position = LoaderState(epoch=self.position.epoch + 1, world_size=self.process.world_size)
+        self.loader_state = LoaderState(epoch=self.loader_state.epoch + 1, world_size=self.process.world_size)
         self.state.windows = 0
 
     def _done(self) -> bool:
         return _should_stop(self.state, self.config.train)
 
     def _initial_state(self) -> checkpoint.TrainState:
-        world = self.process.world_size
+        world_size = self.process.world_size
         return checkpoint.TrainState(
             step=0,
             windows=0,
-            loader_states=[LoaderState(world_size=world)] * world,
+            loader_states=[LoaderState(world_size=world_size)] * world_size,
             best=None,
             best_step=None,
             validations_since_best=0,
@@ -288,47 +292,47 @@ class Trainer:
 
 
 def is_finished(state: checkpoint.TrainState, config: TrainConfig) -> bool:
-    """Return whether training is complete: by epochs, by steps, or because validation stopped improving."""
-    return all(position.epoch >= config.epochs for position in state.loader_states) or _should_stop(state, config)
+    """Return whether training is complete: last epoch on all ranks, last step, or early stopping."""
+    return all(loader.epoch >= config.epochs for loader in state.loader_states) or _should_stop(state, config)
 
 
 def _should_stop(state: checkpoint.TrainState, config: TrainConfig) -> bool:
-    tired = bool(config.patience) and state.validations_since_best >= config.patience
-    return tired or bool(config.max_steps and state.step >= config.max_steps)
+    out_of_patience = bool(config.patience) and state.validations_since_best >= config.patience
+    return out_of_patience or bool(config.max_steps and state.step >= config.max_steps)
 
 
-def _card(data: str, config: Config) -> DatasetCard:
-    """The dataset's card, if the configuration can be trained on it."""
+def _load_card(data: str, config: Config) -> DatasetCard:
+    """Return the dataset card if the dataset suits the configuration."""
     card = DatasetCard.load(data)
     if config.model.max_history > card.max_history:
         raise UserError(
-            f"{data}: its windows carry {card.max_history} impressions of history, model.max_history asks for "
-            f"{config.model.max_history}; prepare it with --history {config.model.max_history}"
+            f"{data}: dataset has max_history={card.max_history}, model needs {config.model.max_history}; "
+            f"rerun prepare with --max-history {config.model.max_history}"
         )
     if not card.splits["valid"].targets:
-        raise UserError(f"{data}: its validation split is empty; prepare it with one")
+        raise UserError(f"{data}: the validation split is empty; rerun prepare with a validation split")
     return card
 
 
-def _bf16(config: Config, process: DistributedContext) -> bool:
+def _use_bf16(config: Config, process: DistributedContext) -> bool:
     precision = config.train.precision
     return precision == "bf16" or (precision == "auto" and process.device.type == "cuda")
 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """The signals (Ctrl-C, SIGTERM) received so far; a second one of a kind has its usual effect."""
-    asked: list[int] = []
-    before: dict[int, Any] = {}
+    """Yield the list of received stop signals (SIGINT, SIGTERM); a second signal of a kind has its usual effect."""
+    received: list[int] = []
+    previous_handlers: dict[int, Any] = {}
 
-    def note(number: int, _: FrameType | None) -> None:
-        asked.append(number)
-        signal.signal(number, before[number])
+    def record(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous_handlers[number])
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, note)
+        previous_handlers[number] = signal.signal(number, record)
     try:
-        yield asked
+        yield received
     finally:
-        for caught, handler in before.items():
-            signal.signal(caught, handler)
+        for handled, handler in previous_handlers.items():
+            signal.signal(handled, handler)

@@ -48,8 +48,8 @@ def test_sizes_are_those_of_the_folders(tmp_path: Path, monkeypatch: pytest.Monk
 def made(dim: int, dtype: str, tables: int, exported: float, items: str = "a", within: bool | None = True) -> Export:
     names = ("tables.safetensors", "dense.safetensors", "users.parquet", "items.parquet", "vocabulary/tab.parquet")
     files = {name: {"bytes": 10, "sha256": items} for name in names} | {names[0]: {"bytes": tables, "sha256": "t"}}
-    auc = {"like": {"original": 0.8, "exported": exported, "positives": 300, "within": within}}
-    metrics = {"auc": auc, "least": 100, "targets": 1000}
+    auc = {"like": {"original": 0.8, "exported": exported, "positives": 300, "within_tolerance": within}}
+    metrics = {"auc": auc, "min_positives": 100, "targets": 1000}
     manifest = Manifest(files, dtype, {}, {}, metrics, "0")
     return Export(dim, dtype, Path(), manifest)  # type: ignore[arg-type]
 

@@ -11,10 +11,10 @@ from a2gen_rec.ensemble.score_lists import score_session_lists
 from a2gen_rec.errors import UserError
 from a2gen_rec.evaluation.evaluate import evaluate
 from a2gen_rec.runs.rank import rank_run
-from a2gen_rec.training import checkpoint
 from a2gen_rec.training.checkpoint import TrainState
 from a2gen_rec.training.entrypoint import train
 from a2gen_rec.training.loaded_run import load_run
+from a2gen_rec.training.run_dir import RunDir
 from tests.helpers.cards import make_card, small_config, write_dataset
 
 CARD = make_card()
@@ -64,8 +64,8 @@ def test_trained_evaluated_ranked_and_scored(name: str, data: Path, tmp_path: Pa
     assert list(result["time"]) == ["like", "follow", "exit"]
     assert all(math.isfinite(row["mae_log"]) for row in result["time"].values())
     assert list(result["objectives"]) == ["glance", "effective"]
-    assert result["shared_ground"]["watch_time"].keys() == {"generator"}, "the time of exit is the watch time"
-    assert result["unexplored_probability"]["max"] == 0
+    assert result["generator_vs_head"]["watch_time"].keys() == {"generator"}, "the time of exit is the watch time"
+    assert result["unexplored_mass"]["max"] == 0
     assert 0 < result["order_violations"] < 1
     loss = result["loss"]
     assert not any(loss[term] for term in ("order", "draft_action", "draft_time"))
@@ -117,4 +117,4 @@ def test_ways_to_train_are_options_of_the_command(ways: list[str], name: str, da
             opened.process,
         )
     assert math.isfinite(result["loss"]["total"])
-    assert opened.step == 2 * TrainState.read(checkpoint.checkpoint_path(str(run), opened.step // 2)).step > 0
+    assert opened.step == 2 * TrainState.read(RunDir(str(run)).checkpoint(opened.step // 2)).step > 0

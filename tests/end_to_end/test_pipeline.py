@@ -63,8 +63,8 @@ def test_evaluation_has_the_promised_keys(trained: Path, capsys: pytest.CaptureF
     for row in result["actions"].values():
         assert set(row) == {"auc", "gauc", "ne", "calibration", "positives"}
     assert set(result["time"]) == names - {"long_view"} | {"exit"}
-    assert set(result["next_time"]) == set(result["time"])
-    for row in [*result["time"].values(), *result["next_time"].values()]:
+    assert set(result["time_given_prefix"]) == set(result["time"])
+    for row in [*result["time"].values(), *result["time_given_prefix"].values()]:
         assert set(row) == {"mae_log", "mae_s", "rank_correlation", "count"}
     reference = result["reference"]
     assert set(reference) == {"base_rate", "item_rate", "oracle", "median_time"}

@@ -126,7 +126,7 @@ def test_a_job_asked_to_stop_saves_exits_cleanly_and_goes_on(
     wait_for_checkpoint(run, job)
     job.send_signal(number)
     output = finish(job)
-    assert "asked to stop: saved step" in output
+    assert "stop requested; checkpoint saved at step" in output
     step = int(checkpoints(run)[-1][5:])
     assert f"saved step {step}" in output
     resumed = finish(start(ranks, dataset, run, "--train.max_steps", str(step + 2), "--train.patience", "0"))
@@ -168,7 +168,7 @@ def test_an_ensemble_trained_on_two_ranks_is_evaluated_on_one(broken: Path, tmp_
     shutil.rmtree(run / "scores")
     main(["evaluate", "--run", str(run), "--split", "valid", "--json", str(tmp_path / "1.json")])
     lists = json.loads((tmp_path / "1.json").read_text())["lists"]
-    for name in ("k", "lists", "mean_length", "behaviours"):
+    for name in ("k", "lists", "mean_length", "behaviors"):
         assert lists[name] == reported[name]
     for name, found in reported["methods"].items():
         # Rounding may turn candidates round that are next to equal.
@@ -267,7 +267,7 @@ def test_a_checkpoint_of_another_model(dataset: Path, tmp_path: Path, capsys: py
     main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max_steps", "2"])
     before = sorted(path.name for path in run.rglob("*"))
     message = train(capsys, dataset, run, "--model.dim", "16")
-    assert "model.dim = 8, the configuration asks for 16" in message
+    assert "checkpoint has model.dim=8 but the config says 16" in message
     other = replace(CARD, features=[replace(f, cardinality=f.cardinality + 1) for f in CARD.features])
     grown = Path(shutil.copytree(dataset, tmp_path / "grown"))
     DatasetCard.save(other, str(grown))
@@ -276,7 +276,7 @@ def test_a_checkpoint_of_another_model(dataset: Path, tmp_path: Path, capsys: py
         DatasetCard.save(replace(CARD, **changes), str(grown))
         assert f"other {next(iter(changes))}" in train(capsys, grown, run)
     message = train(capsys, dataset, run, "--loss.uncertainty_weighting", "true")
-    assert "its checkpoint has loss.uncertainty_weighting = False" in message
+    assert "checkpoint was trained with loss.uncertainty_weighting=False" in message
     assert sorted(path.name for path in run.rglob("*")) == before
 
 
@@ -333,7 +333,7 @@ def test_other_batches_within_an_epoch_are_refused(
     run = tmp_path / "run"
     main(["train", "--data", str(dataset), f"--run={run}", *SMALL, "--train.max_steps", "4"])
     message = train(capsys, dataset, run, "--loader.max_impressions_per_batch", "300")
-    assert "stopped within an epoch with loader.max_impressions_per_batch = 100, now asked for 300" in message
+    assert "cannot change loader.max_impressions_per_batch (100 -> 300) in the middle of an epoch" in message
     capsys.readouterr()
     main(["train", f"--run={run}", "--train.max_steps", "6"])
     assert "resuming at step 4" in capsys.readouterr().err

@@ -26,11 +26,13 @@ from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.models.ensemble.baselines import PowerFormula
 from a2gen_rec.models.ensemble.io import load_baseline, load_ensemble, save_ensemble
 from a2gen_rec.models.ensemble.model import Ensemble
+from a2gen_rec.runs import evaluate as evaluation
 from a2gen_rec.runs.evaluate import evaluate_run
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.build import build_training_model
 from a2gen_rec.training.entrypoint import train
 from a2gen_rec.training.loaded_run import LoadedRun, load_run, restore_config
+from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.cards import make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
@@ -51,21 +53,21 @@ SINGLE = ["like", "comment", "follow", "click", "glance", "effective", "watch_ti
 BASELINES = ["formula", "logistic regression", "MLP", "session weights"]
 
 
-class Told:
-    """A reporter that keeps what it is told."""
+class RecordingCallback:
+    """Progress callback that records its calls."""
 
     def __init__(self) -> None:
         self.scored: list[tuple[str, int, int]] = []
         self.fitted: list[str] = []
         self.epochs: list[tuple[str, int]] = []
 
-    def scoring(self, split: str, done: int, files: int) -> None:
+    def on_scoring(self, split: str, done: int, files: int) -> None:
         self.scored.append((split, done, files))
 
-    def fitting(self, name: str) -> None:
+    def on_fit_start(self, name: str) -> None:
         self.fitted.append(name)
 
-    def epoch(self, name: str, epoch: EpochResult) -> None:
+    def on_epoch_end(self, name: str, epoch: EpochResult) -> None:
         self.epochs.append((name, epoch.epoch))
 
 
@@ -74,7 +76,7 @@ class World:
     data: Path
     run: Path
     trained: TrainedEnsemble
-    told: Told
+    progress: RecordingCallback
 
     @property
     def folder(self) -> Path:
@@ -93,15 +95,15 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("ensemble_run")
-    data, run, told = write_dataset(folder / "data", CARD, windows=40, files=2), folder / "run", Told()
+    data, run, progress = write_dataset(folder / "data", CARD, windows=40, files=2), folder / "run", RecordingCallback()
     config = small_config(predict_objectives=True)
     config.train.max_steps, config.loader.prefetch, config.train.log_interval = 6, False, 0
     config.optim.dense_lr, config.optim.sparse_lr, config.evaluate.max_unexplored_mass = 0.05, 0.3, 0.01
     config.loader.max_impressions_per_batch = 60
     train(config, str(data), str(run))
-    trained = train_ensemble(str(run), str(run / "ensemble"), CONFIG, told)
+    trained = train_ensemble(str(run), str(run / "ensemble"), CONFIG, progress)
     assert trained is not None
-    return World(data, run, trained, told)
+    return World(data, run, trained, progress)
 
 
 def measured(world: World, split: str = "valid", **options: str) -> dict[str, Any]:
@@ -117,9 +119,9 @@ def test_what_is_loaded_is_what_was_trained(world: World) -> None:
     assert list(card.max_monotonicity_violation) == SINGLE
     lists = world.trained.valid
     np.testing.assert_array_equal(score_lists(model, lists), score_lists(world.trained.model, lists))
-    assert world.told.fitted == ["UMRE", "logistic regression", "MLP", "session weights", "formula"]
-    assert [epoch for name, epoch in world.told.epochs if name == "UMRE"] == [0, 1, 2]
-    assert world.told.scored == [(split, done, 2) for split in ("train", "valid") for done in range(3)]
+    assert world.progress.fitted == ["UMRE", "logistic regression", "MLP", "session weights", "formula"]
+    assert [epoch for name, epoch in world.progress.epochs if name == "UMRE"] == [0, 1, 2]
+    assert world.progress.scored == [(split, done, 2) for split in ("train", "valid") for done in range(3)]
 
 
 def test_a_loaded_ensemble_and_its_baselines_measure_what_training_reported(world: World) -> None:
@@ -129,7 +131,7 @@ def test_a_loaded_ensemble_and_its_baselines_measure_what_training_reported(worl
     assert result["lists"] == world.trained.card.metrics
     assert list(result["lists"]["methods"]) == ["UMRE", *(f"{name} alone" for name in SINGLE), *BASELINES]
     assert result["lists"]["lists"] > 20
-    assert set(result["lists"]["behaviours"]) == {"like", "comment", "follow", "click", "effective"}
+    assert set(result["lists"]["behaviors"]) == {"like", "comment", "follow", "click", "effective"}
     other = measured(world, "test")
     assert other["lists"]["split"] == "test"
     assert other["lists"]["methods"] != result["lists"]["methods"]
@@ -159,7 +161,7 @@ def test_without_an_ensemble_evaluation_has_no_lists(
 ) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(world.folder, moved)
-    monkeypatch.setattr(fit, "FOLDER", "absent")
+    monkeypatch.setattr(RunDir, "ensemble", property(lambda run_dir: f"{run_dir.path}/absent"))
     assert default_ensemble_dir(str(world.run)) == ""
     assert measured(world)["lists"] == {}
     assert measured(world, ensemble=str(moved))["lists"] == world.trained.card.metrics
@@ -168,7 +170,7 @@ def test_without_an_ensemble_evaluation_has_no_lists(
 def refused(world: World, folder: Path, message: str) -> None:
     """One line, and before the long way through the split."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "evaluate", lambda *_: pytest.fail("too late"))
+        patch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("too late"))
         with pytest.raises(UserError, match=message) as caught:
             measured(world, ensemble=str(folder))
     assert "\n" not in str(caught.value)
@@ -198,7 +200,7 @@ def test_a_checkpoint_is_told_from_others_of_its_step(world: World, tmp_path: Pa
     assert checkpoint.fingerprint(str(moved)) == checkpoint.fingerprint(mine) == world.trained.card.checkpoint
     with load_run(str(world.run)) as opened:
         state = checkpoint.TrainState.read(mine)
-        checkpoint.save(str(tmp_path / "run"), opened.model, state, keep=0)
+        checkpoint.save(str(tmp_path / "run"), opened.model, state, keep_latest_k=0)
     again = checkpoint.fingerprint(checkpoint.best(str(tmp_path / "run")))
     assert again != world.trained.card.checkpoint
     (moved / ".metadata").unlink()
@@ -214,7 +216,7 @@ def _to_compare(process: DistributedContext, run: Path, folder: Path) -> str:
     checkpoint.load(place, built, with_optimizer=False)
     opened = LoadedRun(built, config, CARD, state.data, process, state.step, checkpoint.fingerprint(place))
     try:
-        fit._to_compare(opened, str(run), str(folder), "valid")
+        evaluation.load_list_comparison(opened, str(run), str(folder), "valid")
     except UserError as error:
         return str(error)
     return ""
@@ -229,31 +231,31 @@ def test_all_ranks_are_told_of_a_missing_baseline(world: World, tmp_path: Path) 
 
 
 def test_lists_are_measured_when_no_rank_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = fit._measure
+    measure = fit.measure_methods
 
     def measured_alone(*given: Any) -> dict[str, Any]:
         assert not torch.distributed.is_initialized()
         return measure(*given)
 
-    monkeypatch.setattr(fit, "_measure", measured_alone)
+    monkeypatch.setattr(evaluation, "measure_methods", measured_alone)
     assert measured(world)["lists"] == world.trained.card.metrics
 
 
 def test_what_cannot_be_trained_is_refused_before_scoring(world: World, tmp_path: Path) -> None:
     def fails(error: type[UserError], message: str, out: Path, config: EnsembleConfig = CONFIG) -> None:
-        told = Told()
+        progress = RecordingCallback()
         with pytest.raises(error, match=message) as caught:
-            train_ensemble(str(world.run), str(out), config, told)
+            train_ensemble(str(world.run), str(out), config, progress)
         assert "\n" not in str(caught.value)
-        assert not told.scored
+        assert not progress.scored
 
     fails(
         ConfigError,
-        "behaviours.likes: the dataset has like, comment",
+        "behavior_weights.likes: the dataset has like, comment",
         tmp_path,
         replace(CONFIG, behavior_weights={"likes": 1}),
     )
-    fails(ConfigError, "behaviours.glance: ", tmp_path, replace(CONFIG, behavior_weights={"glance": 1}))
+    fails(ConfigError, "behavior_weights.glance: ", tmp_path, replace(CONFIG, behavior_weights={"glance": 1}))
     (tmp_path / "mine").write_text("")
     fails(UserError, "is there and holds no ensemble", tmp_path)
     fails(UserError, "mine: ensemble cannot be written .Not a dir", tmp_path / "mine")
@@ -281,8 +283,8 @@ def test_scores_are_those_of_the_data_and_of_how_they_were_made(world: World, tm
     renewed = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_unexplored_mass=0.5))
     assert renewed["lists"]["methods"] != result["lists"]["methods"]
     replace(CARD, objectives=["glance"]).save(str(other))
-    with pytest.raises(UserError, match="other: its objectives differ from those the run"):
-        train_ensemble(str(world.run), str(tmp_path / "out"), CONFIG, Told(), str(other))
+    with pytest.raises(UserError, match="other: objectives differ from those of run"):
+        train_ensemble(str(world.run), str(tmp_path / "out"), CONFIG, RecordingCallback(), str(other))
 
 
 def test_scores_of_other_settings_are_made_anew(world: World) -> None:
@@ -311,7 +313,7 @@ def test_a_failure_leaves_what_was_there(world: World, tmp_path: Path, monkeypat
     monkeypatch.setattr(fit, "fit_baselines", fails)
     for folder in (out, tmp_path / "new"):
         with pytest.raises(UserError, match="became nan"):
-            train_ensemble(str(world.run), str(folder), CONFIG, Told())
+            train_ensemble(str(world.run), str(folder), CONFIG, RecordingCallback())
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["ensemble"]
 
@@ -338,8 +340,8 @@ def test_falls_are_told_and_a_picture_that_fails_is_one_line(
 
 def test_the_card_is_plain_yaml(world: World) -> None:
     raw = yaml.safe_load((world.folder / "ensemble.yaml").read_text())
-    assert sum(raw["behaviours"].values()) == pytest.approx(1)
-    assert raw["config"]["hidden"] == [6, 4]
+    assert sum(raw["behaviors"].values()) == pytest.approx(1)
+    assert raw["config"]["hidden_dims"] == [6, 4]
 
 
 # --- guarantees of the trained ensemble, on the lists it was trained and validated on ---------------------------

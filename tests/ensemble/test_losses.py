@@ -101,16 +101,16 @@ def test_large_scores_stay_finite() -> None:
 def test_a_behaviour_that_fell_weighs_more() -> None:
     weights, before = np.array([0.5, 0.3, 0.2]), np.array([0.6, 0.5, 0.8])
     after = np.array([0.54, 0.55, 0.8])
-    moved = update_pareto_weights(weights, before, after, rate=2.0, bounds=(0.01, 1.0))
+    moved = update_pareto_weights(weights, before, after, step_size=2.0, bounds=(0.01, 1.0))
     raw = [0.5 * math.exp(0.2), 0.3 * math.exp(-0.2), 0.2]  # −2 · (−0.06 / 0.6), −2 · 0.05 / 0.5, nothing
     np.testing.assert_allclose(moved, np.array(raw) / sum(raw))
 
 
 def test_rebalancing_is_clipped_and_forgives_missing_aucs() -> None:
     weights, before = np.array([0.6, 0.3, 0.1]), np.array([0.5, np.nan, 0.9])
-    moved = update_pareto_weights(weights, before, np.array([0.1, 0.7, 0.999]), rate=50.0, bounds=(0.05, 0.9))
+    moved = update_pareto_weights(weights, before, np.array([0.1, 0.7, 0.999]), step_size=50.0, bounds=(0.05, 0.9))
     np.testing.assert_allclose(moved, np.array([0.9, 0.3, 0.05]) / 1.25)
-    unchanged = update_pareto_weights(weights, before, before, rate=50.0, bounds=(0.05, 0.9))
+    unchanged = update_pareto_weights(weights, before, before, step_size=50.0, bounds=(0.05, 0.9))
     np.testing.assert_allclose(unchanged, weights)
 
 

@@ -158,7 +158,7 @@ def same(one: SessionLists, other: SessionLists, rtol: float = 0.0, atol: float 
     """Equal but for the rounding of what the model computes."""
     for field in fields(SessionLists):
         values = [getattr(each, field.name) for each in (one, other)]
-        if field.name in ("value", "context", "events"):
+        if field.name in ("predictions", "context", "events"):
             np.testing.assert_allclose(*values, rtol=rtol, atol=atol)
         else:
             np.testing.assert_array_equal(*values)
@@ -169,7 +169,7 @@ def test_lists_equal_candidates_asked_one_by_one(gap_s: float, world: World, ope
     found = score_lists.score_session_lists(opened, "valid", str(tmp_path), EVENTS, gap_s)
     assert found is not None
     assert found.objectives == ("like", "comment", "follow", "click", "glance", "effective", "watch_time")
-    assert found.behaviours == BEHAVIOURS
+    assert found.behaviors == BEHAVIOURS
     columns = of_split(world)
     rows = {(int(user), int(ts)): row for row, (user, ts) in enumerate(zip(found.user, found.ts_ms, strict=True))}
     parts = list(slices(found))

@@ -24,7 +24,7 @@ def make(n: int = 7, seed: int = 0, dtype: type = np.float16, longest: int = 5) 
     candidates = int(length.sum())
     return SessionLists(
         objectives=("like", "watch time"),
-        behaviours=("like", "follow", "share"),
+        behaviors=("like", "follow", "share"),
         user=rng.integers(0, 3, n) - (1 << 62),
         ts_ms=rng.integers(0, 1 << 41, n),
         length=length,
@@ -47,7 +47,7 @@ def assert_same(one: SessionLists, other: SessionLists) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("n", [0, 1, 7])
 def test_what_is_written_is_read(n: int, dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ROWS", 3)  # several row groups
+    monkeypatch.setattr(module, "_ROW_GROUP_SIZE", 3)  # several row groups
     lists = make(n, dtype=dtype)
     write_lists(f"{tmp_path}/a.parquet", lists)
     assert_same(read_lists([f"{tmp_path}/a.parquet"]), lists)
@@ -70,7 +70,7 @@ def test_files_are_one_row_per_list(tmp_path: Path) -> None:
     for row, length in enumerate(lists.length.tolist()):
         inside = slice(first, first + length)
         assert table["item"][row].as_py() == lists.item[inside].tolist()
-        assert table["value_watch time"][row].as_py() == lists.predictions[inside, 1].tolist()
+        assert table["prediction_watch time"][row].as_py() == lists.predictions[inside, 1].tolist()
         np.testing.assert_array_equal(table["label_share"][row].as_py(), lists.label[inside, 2])
         assert table["context"][row].as_py() == lists.context[inside].ravel().tolist()
         first += length
@@ -93,14 +93,14 @@ def test_batches_equal_loops() -> None:
     starts, events_starts = (np.append(0, np.cumsum(each)) for each in (lists.length, lists.events_length))
     longest, most = lists.length[rows].max(), lists.events_length[rows].max()
     places = []
-    assert batch.valid.shape == (3, longest)
+    assert batch.mask.shape == (3, longest)
     assert batch.events.shape == (3, most, 3)
     for i, row in enumerate(rows):
         inside = slice(starts[row], starts[row + 1])
         length, events_length = lists.length[row], lists.events_length[row]
         places += range(starts[row], starts[row + 1])
-        assert batch.valid[i].tolist() == [True] * length + [False] * (longest - length)
-        for name in ("value", "label", "context"):
+        assert batch.mask[i].tolist() == [True] * length + [False] * (longest - length)
+        for name in ("predictions", "label", "context"):
             padded, own = getattr(batch, name)[i], getattr(lists, name)[inside].astype(np.float32)
             np.testing.assert_array_equal(padded[:length], own)
             assert not padded[length:].any()
@@ -109,7 +109,7 @@ def test_batches_equal_loops() -> None:
         np.testing.assert_array_equal(batch.events[i, :events_length], events.astype(np.float32))
         assert not batch.events[i, events_length:].any()
         assert batch.length[i] == events_length
-    assert batch.candidate.tolist() == places
+    assert batch.candidate_index.tolist() == places
     assert np.isnan(batch.label).any()
 
 
@@ -154,7 +154,7 @@ def changed(name: str, place: tuple[int, ...], number: float) -> Callable[[Sessi
 
 
 BROKEN: dict[str, tuple[Callable[[SessionLists], SessionLists], str]] = {
-    "value": (changed("value", (3, 1), np.nan), r"'value_watch time': has values that are not finite"),
+    "value": (changed("predictions", (3, 1), np.nan), r"'prediction_watch time': has values that are not finite"),
     "label": (changed("label", (3, 1), 2), r"'label_follow': has a label that is not 0, 1 or NaN"),
     "context": (changed("context", (3, 1), np.inf), r"'context': has values that are not finite"),
     "empty": (changed("length", (0,), 0), r"shape|without candidates"),
@@ -193,9 +193,9 @@ DAMAGED: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "foreign": (lambda table: table.replace_schema_metadata({}), "is no file of session lists"),
     "version": (
         lambda table: table.replace_schema_metadata({b"a2gen_lists": b'{"format": 9}'}),
-        "is of format 9, not 1",
+        "unsupported format version 9, expected 2",
     ),
-    "lengths": (shorter("value_like"), "'value_like': differs in length from 'item'"),
+    "lengths": (shorter("prediction_like"), "'prediction_like': differs in length from 'item'"),
     "vectors": (shorter("context"), "'context': is not made of vectors of width 4"),
     "contexts": (shorter("context", 4), "'context': differs in length from 'item'"),
     "type": (lambda table: put(table, "ts_ms", [1.5] * len(table), pa.float64()), "'ts_ms': is double, not int64"),
@@ -226,8 +226,8 @@ def test_truncated_absent_and_differing_files_are_named(tmp_path: Path) -> None:
         read_lists([str(whole), str(other)])
     with pytest.raises(DataError, match=r"c\.parquet: cannot be read"):
         read_lists([f"{tmp_path}/c.parquet"])
-    write_lists(str(other), replace(make(), behaviours=("like", "follow", "collect")))
-    with pytest.raises(DataError, match=r"b.parquet: has other objectives, behaviours or widths than .*a.parquet"):
+    write_lists(str(other), replace(make(), behaviors=("like", "follow", "collect")))
+    with pytest.raises(DataError, match=r"b.parquet: has other objectives, behaviors or widths than .*a.parquet"):
         read_lists([str(whole), str(other)])
     with pytest.raises(DataError, match="no file"):
         read_lists([])

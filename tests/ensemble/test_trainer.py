@@ -18,9 +18,9 @@ from a2gen_rec.ensemble.losses import combined_relevance, min_norm_weights, poin
 from a2gen_rec.ensemble.session_lists import SessionLists, mean_std
 from a2gen_rec.ensemble.trainer import (
     EpochResult,
-    behaviour_weights,
     fit,
     fit_ensemble,
+    initial_behavior_weights,
     max_monotonicity_violations,
     measure_lists,
     score_lists,
@@ -49,7 +49,7 @@ def world(seed: int, n: int = 600) -> SessionLists:
     events = np.repeat(group, events_length)[:, None] + rng.normal(size=(events_length.sum(), 2))
     return SessionLists(
         objectives=("like", "glance", "watch_time"),
-        behaviours=("like", "share"),
+        behaviors=("like", "share"),
         user=np.arange(n) // 2,
         ts_ms=np.arange(n),
         length=length,
@@ -188,7 +188,7 @@ def scripted(
         epoch = len(model.seen)
         model.seen.append(model.weight.item())
         each = zip(behaviours, uaucs[epoch % len(uaucs)], strict=True)
-        return {"ndcg": ndcgs[epoch], "behaviours": {name: {"uauc": value} for name, value in each}}
+        return {"ndcg": ndcgs[epoch], "behaviors": {name: {"uauc": value} for name, value in each}}
 
     monkeypatch.setattr(trainer, "measure_lists", measure)
 
@@ -198,7 +198,7 @@ def test_training_stops_after_its_patience_and_keeps_the_best_epoch(monkeypatch:
     scripted(monkeypatch, model, [0.3, 0.5, 0.5, 0.4, 0.9], [[0.5, 0.5]])
     history = fit(model, TRAIN, VALID, replace(SMALL, epochs=5, patience=2))
     assert len(history.epochs) == 4
-    assert history.best == 1
+    assert history.best_epoch == 1
     assert model.weight.item() == model.seen[1]
     assert len(set(model.seen)) == 4
     assert not model.training
@@ -246,13 +246,13 @@ def test_weights_of_behaviours_from_their_rates() -> None:
     lists.label[100:, 1] = np.nan
     rates = np.array([64 / len(lists.item), 4 / 100])
     for balance in (0.0, 0.5, 1.0):
-        names, weights = behaviour_weights(lists, replace(SMALL, inverse_rate_exponent=balance))
+        names, weights = initial_behavior_weights(lists, replace(SMALL, inverse_rate_exponent=balance))
         expected = rates**-balance
         assert names == ["like", "share"]
         np.testing.assert_allclose(weights, expected / expected.sum())
     lists.label[:, 0] = 0
-    assert behaviour_weights(lists, SMALL) == (["share"], np.array([1.0]))
-    names, weights = behaviour_weights(TRAIN, replace(SMALL, behavior_weights={"share": 3.0, "like": 1.0}))
+    assert initial_behavior_weights(lists, SMALL) == (["share"], np.array([1.0]))
+    names, weights = initial_behavior_weights(TRAIN, replace(SMALL, behavior_weights={"share": 3.0, "like": 1.0}))
     assert (names, weights.tolist()) == (["share", "like"], [0.75, 0.25])
 
 
@@ -270,7 +270,7 @@ def test_a_behaviour_without_a_positive_in_the_batch_leaves_others_to_learn_from
     config = replace(config, behavior_weights={"like": 1.0, "share": 3.0}, min_weight=0.1)
     (epoch,) = fit(model, lists, VALID, config).epochs
     assert epoch.weights["like"] > 0.8, "37 batches of 38 have no share"
-    assert epoch.metrics["behaviours"]["like"]["ndcg"] > ndcg(np.zeros(len(VALID.item)), VALID) + 0.1
+    assert epoch.metrics["behaviors"]["like"]["ndcg"] > ndcg(np.zeros(len(VALID.item)), VALID) + 0.1
 
 
 @pytest.mark.parametrize("strategy", ["fixed", "min_norm"])
@@ -282,7 +282,7 @@ def test_candidates_of_which_nothing_is_known_are_no_negatives(loss: str, strate
     known[starts] = True  # lists have one candidate or more
     unknown = replace(TRAIN, label=np.where(known[:, None], TRAIN.label, np.nan).astype(np.float32))
     negative = replace(TRAIN, label=np.nan_to_num(unknown.label))
-    names = ("item", "value", "label", "context")
+    names = ("item", "predictions", "label", "context")
     without = {name: getattr(TRAIN, name)[known] for name in names}
     without = replace(TRAIN, length=np.add.reduceat(known, starts), **without)
     same, other = (negative, without) if loss == "listwise" else (without, negative)
@@ -314,19 +314,19 @@ def test_what_is_known_of_one_behaviour_counts_beside_what_is_unknown_of_another
         (
             TRAIN,
             VALID,
-            {"behaviours": {"buy": 1.0}},
+            {"behavior_weights": {"buy": 1.0}},
             ConfigError,
             r"buy: the lists have \['like', 'share'\]",
         ),
         (
             replace(TRAIN, label=TRAIN.label * [0, 1]),
             VALID,
-            {"behaviours": {"like": 1.0}},
+            {"behavior_weights": {"like": 1.0}},
             ConfigError,
-            "behaviours.like: no training list has a positive",
+            "behavior_weights.like: no training list has a positive",
         ),
         (replace(TRAIN, label=TRAIN.label * 0), VALID, {}, DataError, "positive of any behaviour"),
-        (TRAIN, VALID, {"strategy": "pareto_efficient", "least_weight": 0.6}, ConfigError, "least weights"),
+        (TRAIN, VALID, {"weighting": "pareto_efficient", "min_weight": 0.6}, ConfigError, "least weights"),
         (replace(TRAIN, objectives=("a", "b", "c")), VALID, {}, ConfigError, r"the lists have objectives \['a'"),
     ],
 )
@@ -348,11 +348,11 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
     ("changes", "reason"),
     [
         ({"lr": 0.0}, r"ensemble\.lr 0\.0 must be positive"),
-        ({"eta": -1.0}, r"ensemble\.eta -1\.0 must be at least 0"),
-        ({"least_weight": 0.5, "greatest_weight": 0.4}, "must be above ensemble.min_weight"),
-        ({"greatest_weight": 1.5}, "at most 1"),
-        ({"hidden": []}, r"ensemble\.hidden \[\]"),
-        ({"behaviours": {"like": -1.0}}, r"ensemble\.behaviours\.like -1\.0 must be positive"),
+        ({"pareto_step_size": -1.0}, r"ensemble\.pareto_step_size -1\.0 must be at least 0"),
+        ({"min_weight": 0.5, "max_weight": 0.4}, "must be above ensemble.min_weight"),
+        ({"max_weight": 1.5}, "at most 1"),
+        ({"hidden_dims": []}, r"ensemble\.hidden_dims \[\]"),
+        ({"behavior_weights": {"like": -1.0}}, r"ensemble\.behavior_weights\.like -1\.0 must be positive"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, object], reason: str) -> None:
@@ -415,7 +415,7 @@ def test_a_failed_save_leaves_what_was_there(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for target, name in ((io, "save"), (io.paths, "publish_folder")):
+    for target, name in ((io, "save"), (io.paths, "move_into_place")):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, full)
             with pytest.raises(UserError, match=r"ensemble cannot be written .*No space left"):

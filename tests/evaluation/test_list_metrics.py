@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a2gen_rec.errors import ConfigError, DataError
-from a2gen_rec.evaluation.list_metrics import hypervolume, list_metrics, top_k, uauc
+from a2gen_rec.evaluation.list_metrics import hr_and_ndcg, hypervolume, list_metrics, uauc
 
 NAN = math.nan
 
@@ -59,7 +59,7 @@ def test_top_k_equals_all_orders_of_ties(rows: list, k: int) -> None:
     for i, row in enumerate(rows):
         for c, candidate in enumerate(row):
             scores[i, c], label[i, c], valid[i, c] = candidate
-    hits, ndcg = top_k(scores, label, valid, k)
+    hits, ndcg = hr_and_ndcg(scores, label, valid, k)
     assert hits.shape == ndcg.shape == (len(rows),)
     for i, row in enumerate(rows):
         known = [(score, y) for score, y, there in row if there and not math.isnan(y)]
@@ -73,7 +73,7 @@ def test_top_k_equals_all_orders_of_ties(rows: list, k: int) -> None:
 def test_top_k_by_hand() -> None:
     scores = np.array([[0.1, 0.9, 0.5, 0.7], [1, 1, 1, 1], [4, 3, 2, 1]], np.float32)
     label = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0]])
-    hits, ndcg = top_k(scores, label, np.ones((3, 4), bool), 3)
+    hits, ndcg = hr_and_ndcg(scores, label, np.ones((3, 4), bool), 3)
     third = 1 / math.log2(4)
     # Ranked 0 0 1 1; one positive anywhere among four, so in each of three places by a chance of 1/4; the best order.
     np.testing.assert_allclose(hits, [1, 3 / 4, 1])
@@ -87,8 +87,8 @@ def test_a_constant_score_gets_what_a_random_one_gets_on_average(k: int) -> None
     label = np.zeros((4000, 7))
     label[:, :2] = 1
     valid = np.arange(7) < rng.integers(3, 8, (4000, 1))
-    tied = top_k(np.zeros((4000, 7)), label, valid, k)
-    drawn = top_k(rng.random((4000, 7)), label, valid, k)
+    tied = hr_and_ndcg(np.zeros((4000, 7)), label, valid, k)
+    drawn = hr_and_ndcg(rng.random((4000, 7)), label, valid, k)
     for one, other in zip(tied, drawn, strict=True):
         assert one.mean() == pytest.approx(other.mean(), abs=4 * other.std() / 4000**0.5)
         assert one.std() < other.std()
@@ -122,14 +122,14 @@ def test_everything_for_a_score_equals_loops() -> None:
                 aucs.append(sum(wins) / len(wins))
         assert 0 < len(per_list) < 60
         assert len(aucs) > 0
-        assert got["behaviours"][name] == {
+        assert got["behaviors"][name] == {
             "hr": pytest.approx(sum(hit for hit, _ in per_list) / len(per_list)),
             "ndcg": pytest.approx(sum(gain for _, gain in per_list) / len(per_list)),
             "uauc": pytest.approx(sum(aucs) / len(aucs)),
             "lists": len(per_list),
             "positives": positives,
         }
-    each = got["behaviours"].values()
+    each = got["behaviors"].values()
     for metric in ("hr", "ndcg", "uauc"):
         assert got[metric] == pytest.approx(sum(behaviour[metric] for behaviour in each) / 2)
     like, follow = (behaviour["ndcg"] for behaviour in each)
@@ -150,9 +150,9 @@ def test_padding_and_order_within_lists_change_nothing() -> None:
         np.hstack([valid, np.zeros((60, 2), bool)])[:, shuffled],
     )
     again = list_metrics(*wider, users, 3, ["like", "follow"])
-    for name, metrics in base.pop("behaviours").items():
-        assert again["behaviours"][name] == pytest.approx(metrics, abs=1e-12)
-    again.pop("behaviours")
+    for name, metrics in base.pop("behaviors").items():
+        assert again["behaviors"][name] == pytest.approx(metrics, abs=1e-12)
+    again.pop("behaviors")
     assert again == pytest.approx(base, abs=1e-12)
 
 
@@ -160,11 +160,11 @@ def test_what_cannot_be_measured_is_none_and_left_out_of_means() -> None:
     scores, labels, valid, users = data()
     labels[..., 1] = 0
     got = list_metrics(scores, labels, valid, users, 3, ["like", "follow"])
-    assert got["behaviours"]["follow"] == {"hr": None, "ndcg": None, "uauc": None, "lists": 0, "positives": 0}
-    assert got["ndcg"] == got["hypervolume"] == got["behaviours"]["like"]["ndcg"]
+    assert got["behaviors"]["follow"] == {"hr": None, "ndcg": None, "uauc": None, "lists": 0, "positives": 0}
+    assert got["ndcg"] == got["hypervolume"] == got["behaviors"]["like"]["ndcg"]
     nothing = list_metrics(np.zeros((0, 0)), np.zeros((0, 0, 1)), np.zeros((0, 0), bool), np.zeros(0, int), 3, ["like"])
-    assert nothing["behaviours"]["like"]["lists"] == nothing["lists"] == 0
-    assert {nothing[key] for key in ("hr", "ndcg", "uauc", "hypervolume", "length")} == {None}
+    assert nothing["behaviors"]["like"]["lists"] == nothing["lists"] == 0
+    assert {nothing[key] for key in ("hr", "ndcg", "uauc", "hypervolume", "mean_length")} == {None}
 
 
 def test_uauc_weighs_users_alike() -> None:
@@ -189,4 +189,4 @@ def test_unusable_input_is_refused() -> None:
     with pytest.raises(DataError, match=rf"1 of {valid.sum()} candidates"):
         list_metrics(scores, labels, valid, users, 3, ["like", "follow"])
     with pytest.raises(ConfigError, match="first 0 places"):
-        top_k(scores, labels[..., 0], valid, 0)
+        hr_and_ndcg(scores, labels[..., 0], valid, 0)

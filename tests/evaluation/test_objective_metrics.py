@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.data.schema import DatasetCard, Feature, FeedbackRule
-from a2gen_rec.evaluation.objective_metrics import LENGTH_GROUPS, _equal_groups, _median_watch_s, objective_metrics
+from a2gen_rec.evaluation.objective_metrics import DURATION_GROUPS, _equal_groups, _median_watch_s, objective_metrics
 from a2gen_rec.evaluation.predict import Predictions, outcome_columns
 from tests.helpers.cards import make_card
 
@@ -55,7 +55,7 @@ def predictions(heads: bool = True, card: DatasetCard = CARD) -> Predictions:
         occurred=happened,
         time=time,
         observed_time=actual,
-        next_time=np.full_like(actual, NAN),
+        time_given_prefix=np.full_like(actual, NAN),
         watch_time=np.log1p(HEAD).astype(np.float32) if heads else np.full(n, NAN, np.float32),
         oracle=np.zeros((n, 0), np.float32),
         unexplored_mass=np.zeros(n, np.float32),
@@ -92,7 +92,7 @@ def test_objectives_of_the_heads() -> None:
 
 
 def test_watch_time_of_generator_and_head() -> None:
-    found = report()["shared_ground"]["watch_time"]
+    found = report()["generator_vs_head"]["watch_time"]
     assert found["generator"]["count"] == found["head"]["count"] == 5
     assert found["generator"]["mae_s"] == pytest.approx((1 + 2 + 3 + 20 + 1) / 5, rel=1e-5)
     assert found["head"]["mae_s"] == pytest.approx((0 + 1 + 2 + 10 + 1) / 5, rel=1e-5)
@@ -106,7 +106,7 @@ def test_watch_time_of_generator_and_head() -> None:
 
 
 def test_objectives_of_generator_and_head() -> None:
-    found = report()["shared_ground"]
+    found = report()["generator_vs_head"]
     # Glances at 2 and 4 s among 1, 30 and 6: each loses against the 1 s alone.
     assert found["glance"]["generator"]["auc"] == pytest.approx(4 / 6)
     assert found["glance"]["head"]["auc"] == pytest.approx(5 / 6)
@@ -125,7 +125,7 @@ def test_objectives_of_generator_and_head() -> None:
 
 
 def test_groups_of_lengths() -> None:
-    found = report()["lengths"]
+    found = report()["by_duration"]
     assert [(group["from_s"], group["to_s"]) for group in found] == [(None, 10), (10, 20), (20, 40), (40, None)]
     assert [group["targets"] for group in found] == [2, 1, 1, 1], "of unknown length is none"
     assert [group["glance"]["rate"] for group in found] == [0.5, 0.0, None, 0.0]
@@ -140,11 +140,11 @@ def test_groups_of_lengths() -> None:
 def test_without_heads_the_generator_alone_is_measured() -> None:
     found, full = report(predictions(heads=False)), report()
     assert found["objectives"] == {}
-    assert list(found["shared_ground"]) == list(full["shared_ground"])
-    for name, measured in found["shared_ground"].items():
-        assert measured == {"generator": full["shared_ground"][name]["generator"]}, name
-    assert len(found["lengths"]) == len(full["lengths"])
-    for group, other in zip(found["lengths"], full["lengths"], strict=True):
+    assert list(found["generator_vs_head"]) == list(full["generator_vs_head"])
+    for name, measured in found["generator_vs_head"].items():
+        assert measured == {"generator": full["generator_vs_head"][name]["generator"]}, name
+    assert len(found["by_duration"]) == len(full["by_duration"])
+    for group, other in zip(found["by_duration"], full["by_duration"], strict=True):
         assert "head" not in group["watch_time"]
         assert "head" not in group["glance"]
         assert group["glance"]["generator"] == other["glance"]["generator"]
@@ -153,20 +153,20 @@ def test_without_heads_the_generator_alone_is_measured() -> None:
 def test_without_watch_times_objectives_remain() -> None:
     found = report(card=replace(CARD, timed_actions=["like", "follow"]))
     assert found["objectives"] == report()["objectives"]
-    assert found["shared_ground"] == {}
-    assert found["lengths"] == []
+    assert found["generator_vs_head"] == {}
+    assert found["by_duration"] == []
     nothing = replace(CARD, timed_actions=["like"], objectives=[], feedback=None)
-    assert report(predictions(card=nothing), nothing) == {"objectives": {}, "shared_ground": {}, "lengths": []}
+    assert report(predictions(card=nothing), nothing) == {"objectives": {}, "generator_vs_head": {}, "by_duration": []}
 
 
 @pytest.mark.parametrize("duration", ["", "length of another name"])
 def test_without_lengths_one_watch_time_is_usual(duration: str) -> None:
     """A log may tell no lengths, and a card not have the feature that told them."""
-    rule = replace(CARD.feedback, duration=duration, duration_edges_s=[], median_watch_s=[9.0])
+    rule = replace(CARD.feedback, duration_feature=duration, duration_edges_s=[], median_watch_s=[9.0])
     found = report(card=replace(CARD, feedback=rule))
-    assert found["lengths"] == []
+    assert found["by_duration"] == []
     # Watched 30 and 6 s effectively; 2, 4 and 1 s not: compared with the same 9 s.
-    assert found["shared_ground"]["effective"]["generator"]["auc"] == 1.0
+    assert found["generator_vs_head"]["effective"]["generator"]["auc"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_equal_groups_part_all_places_in_order(counts: list[int]) -> None:
     sizes = [sum(counts[first:last]) for first, last in groups]
     assert sum(sizes) == sum(counts), "all that is there is in a group"
     assert all(sizes)
-    assert len(groups) <= LENGTH_GROUPS
+    assert len(groups) <= DURATION_GROUPS
     assert all(a[1] <= b[0] for a, b in pairwise(groups))
     # Both its ends are as near as places allow to where they should be.
-    assert all(size <= sum(counts) / LENGTH_GROUPS + max(counts) for size in sizes)
+    assert all(size <= sum(counts) / DURATION_GROUPS + max(counts) for size in sizes)
 
 
 def test_equal_groups_of_equal_places() -> None:

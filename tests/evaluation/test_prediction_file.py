@@ -35,7 +35,7 @@ def made(oracle: list[str]) -> Predictions:
         occurred=values(9, outcomes),
         time=values(9, len(CARD.actions) - 1),
         observed_time=values(9, len(CARD.actions) - 1),
-        next_time=values(9, len(CARD.actions) - 1),
+        time_given_prefix=values(9, len(CARD.actions) - 1),
         watch_time=values(9),
         oracle=values(9, len(oracle)),
         unexplored_mass=values(9),
@@ -56,7 +56,7 @@ def test_what_is_written_is_read(oracle: list[str], tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
     plain = pq.read_table(file)
     np.testing.assert_array_equal(plain["probability_click"].to_numpy(), before.probability[:, names.index("click")])
-    np.testing.assert_array_equal(plain["actual_time_exit"].to_numpy(), before.observed_time[:, 3])
+    np.testing.assert_array_equal(plain["observed_time_exit"].to_numpy(), before.observed_time[:, 3])
 
 
 def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
@@ -66,8 +66,8 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
         read_predictions(str(other))
     older = tmp_path / "older.parquet"
     write_predictions(str(older), made([]), CARD)
-    pq.write_table(pq.read_table(older).drop_columns(["next_time_like"]), older)
-    with pytest.raises(DataError, match=r"next_time_like.* is missing"):
+    pq.write_table(pq.read_table(older).drop_columns(["time_given_prefix_like"]), older)
+    with pytest.raises(DataError, match=r"time_given_prefix_like.* is missing"):
         read_predictions(str(older))
     with pytest.raises(DataError, match="cannot be read"):
         read_predictions(str(tmp_path / "nothing.parquet"))
@@ -92,11 +92,11 @@ def test_the_evaluation_can_be_made_again_from_the_file(model: dict, tmp_path: P
     assert len(predictions.user) == measured["targets"]
     assert action_metrics(predictions, predictions.probability, CARD) == measured["actions"]
     # The loss is over the same steps, each told those before it.
-    errors = np.abs(predictions.next_time - predictions.observed_time)
+    errors = np.abs(predictions.time_given_prefix - predictions.observed_time)
     assert np.nanmean(errors) == pytest.approx(measured["loss"]["time"], rel=1e-5)
-    found = [(row["mae_log"], row["count"]) for row in measured["next_time"].values()]
+    found = [(row["mae_log"], row["count"]) for row in measured["time_given_prefix"].values()]
     assert sum(mae * count for mae, count in found) / sum(count for _, count in found) == pytest.approx(
         np.nanmean(errors), rel=1e-5
     )
     reads_steps = not model
-    assert (np.nan_to_num(predictions.next_time - predictions.time) != 0).any() == reads_steps
+    assert (np.nan_to_num(predictions.time_given_prefix - predictions.time) != 0).any() == reads_steps

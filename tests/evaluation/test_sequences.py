@@ -58,8 +58,8 @@ def test_what_is_expected_adds_up_to_the_probabilities_of_actions(data: Path, tm
     result = measured(trained(data, tmp_path / "run", occurrence_head=False), ALL)
     found = result["sequences"]
     assert found["targets"] == result["targets"]
-    assert found["every"] == 1
-    assert found["covered"] == pytest.approx(1, abs=1e-5)
+    assert found["stride"] == 1
+    assert found["covered_mass"] == pytest.approx(1, abs=1e-5)
     rows = found["most_frequent"]
     assert len(rows) == found["distinct"]["observed"] == ALL, "of so many random impressions, all are observed"
     assert sum(row["observed"] for row in rows) == pytest.approx(1)
@@ -89,13 +89,13 @@ def test_of_many_targets_evenly_spaced_ones_are_decoded(
     monkeypatch.setattr(sequences.SequenceEvaluator, "__init__", total)
     found = measured(run, 3)["sequences"]
     every = round(whole["targets"] / 20)
-    assert found["every"] == every > 1
+    assert found["stride"] == every > 1
     assert found["targets"] == -(-whole["targets"] // every), "over all batches, not from each one's first"
     assert len(found["most_frequent"]) == 3
 
 
 def test_without_order_sequences_are_in_the_vocabularys(data: Path, tmp_path: Path) -> None:
-    run = trained(data, tmp_path / "run", action_order=False)
+    run = trained(data, tmp_path / "run", use_action_order=False)
     rows = measured(run, ALL)["sequences"]["most_frequent"]
     codes = [[CARD.actions.index(name) for name in row["actions"]] for row in rows]
     assert codes == [sorted(each) for each in codes]
@@ -112,7 +112,7 @@ def test_it_is_asked_for_by_the_command(data: Path, tmp_path: Path) -> None:
     main(["evaluate", "--run", str(run), "--json", str(file), "--num-top-sequences", "2"])
     found = json.loads(file.read_text())["sequences"]
     assert len(found["most_frequent"]) == 2
-    assert 0 < found["covered"] <= 1 + 1e-5
+    assert 0 < found["covered_mass"] <= 1 + 1e-5
     main(["evaluate", "--run", str(run), "--json", str(file)])
     assert "sequences" not in json.loads(file.read_text())
 

@@ -15,7 +15,14 @@ from a2gen_rec.experiments.comparison import AveragedOutcomes, Comparison, MeanS
 from a2gen_rec.experiments.results import read_experiment
 from tests.helpers.experiments import CARD, make_predictions, plain_card, write_experiment
 
-EMPTY = {"suite": {"models": [], "datasets": []}, "machine": {}, "chosen": {}, "trials": [], "runs": [], "failed": []}
+EMPTY = {
+    "suite": {"models": [], "datasets": []},
+    "machine": {},
+    "best_settings": {},
+    "trials": [],
+    "runs": [],
+    "failed": [],
+}
 ROWS = ["like", "comment", "follow", "click"]  # actions and label, as the card has them
 
 
@@ -40,7 +47,7 @@ def test_means_and_deviations_are_over_seeds(tmp_path: Path) -> None:
         seconds = [np.mean([test["time"][name]["mae_s"] for name in found.averaged.times]) for test in tests]
         assert model.mae_s is not None
         assert model.mae_s.mean == pytest.approx(np.mean(seconds))
-        assert model.next_times["follow"]["mae_log"] == MeanStd(0.25, 0.0)
+        assert model.times_given_prefix["follow"]["mae_log"] == MeanStd(0.25, 0.0)
     assert found.scored == [*ROWS, "glance", "effective"]
     assert found.positives["like"] == recorded.runs[0].test["actions"]["like"]["positives"]
     assert list(found.timed) == ["like", "follow", "exit"]
@@ -130,11 +137,7 @@ def test_an_action_without_positives_in_a_resample_is_left_out_of_it(tmp_path: P
 def test_an_ablation_is_compared_with_its_model(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path, {"mmoe": 0.3, "a2gen": 1.0}, {"plain": 0.5})
     file = folder / "results.json"
-    file.write_text(
-        file.read_text()
-        .replace('"of": "mmoe"', '"of": "a2gen"')
-        .replace('"ablation_of": "mmoe"', '"ablation_of": "a2gen"')
-    )
+    file.write_text(file.read_text().replace('"ablation_of": "mmoe"', '"ablation_of": "a2gen"'))
     found = compared(folder)
     assert [(model.name, model.ablation_of, model.reference) for model in found.models] == [
         ("mmoe", "", ""),

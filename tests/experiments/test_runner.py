@@ -18,6 +18,7 @@ from a2gen_rec.evaluation.prediction_file import read_predictions
 from a2gen_rec.experiments.command_runner import CommandRunner
 from a2gen_rec.experiments.runner import Experiment
 from a2gen_rec.experiments.suite import Suite, read_suite
+from a2gen_rec.training.checkpoint import FORMAT_VERSION
 from tests.helpers import CONFIGS
 from tests.helpers.cards import make_card, write_dataset
 
@@ -89,13 +90,14 @@ class Pretended:
         state = {
             "step": step,
             "windows": 1,
-            "positions": [{"world": 1}],
+            "loader_states": [{"world_size": 1}],
             "best": 1.0,
             "best_step": step,
-            "waited": 0,
+            "validations_since_best": 0,
             "config": {},
             "data": data,
             "card": DatasetCard.load(data).to_dict(),
+            "format_version": FORMAT_VERSION,
             "metrics": {"auc": auc, "loss": 1.0 + rate},
         }
         place = run / "checkpoints" / f"step-{step:08d}"
@@ -129,7 +131,7 @@ def test_models_are_tuned_alike_then_trained_then_tested(jobs: int, raw: Path, t
     assert {command for command, _ in tested} == {"evaluate"}
     assert len(tested) == 2 * 3 * 2, "the chosen setting of every model and ablation, with each seed, once"
 
-    assert results["chosen"] == {
+    assert results["best_settings"] == {
         data: {"a2gen": {"optim.dense_lr": 0.5}, "mmoe": {"optim.dense_lr": 0.25}} for data in ("one", "two")
     }
     rows = {(row["dataset"], row["model"], row["seed"]): row for row in results["runs"]}
@@ -156,7 +158,7 @@ def test_nothing_is_tested_before_all_is_chosen_and_trained(raw: Path, tmp_path:
             out = tmp_path / "out"
             records = len(list(out.rglob("record.json")))
             if arguments[0] == "evaluate":
-                assert (out / "chosen.json").exists()
+                assert (out / "best_settings.json").exists()
                 assert records == 8 + 8
             else:
                 assert not list(out.rglob("test.*"))
@@ -192,7 +194,7 @@ def test_a_dataset_made_otherwise_is_not_taken_for_the_one_asked_for(tmp_path: P
     write_dataset(tmp_path / "out/data/made", CARD, windows=12, files=1)
     suite = suite_of(tmp_path, content)
     carry_out(suite, tmp_path, tmp_path, Pretended())  # of unknown making, so it is what there is
-    (tmp_path / "out/data/made.json").write_text(json.dumps(suite.datasets[0].is_prepared, indent=1) + "\n")
+    (tmp_path / "out/data/made.json").write_text(json.dumps(suite.datasets[0].preparation, indent=1) + "\n")
     assert not carry_out(suite, tmp_path, tmp_path, Pretended())[0]["failed"]
     content["datasets"]["made"]["simulate"]["users"] = 31
     results, _ = carry_out(suite_of(tmp_path, content), tmp_path, tmp_path, Pretended())
@@ -251,7 +253,7 @@ def test_a_failure_is_told_and_stops_no_other_run(jobs: int, raw: Path, tmp_path
     assert failed == [("tuning", "one", "mmoe")] * 2 + [("test", "two", "no gate")]
     assert "a2gen train ended with exit code 1: it broke; see " in results["failed"][0]["error"]
     assert any("one · mmoe, seed 5 failed: a2gen train ended" in line for line in lines)
-    assert "mmoe" not in results["chosen"]["one"], "no trial, no choice, no test"
+    assert "mmoe" not in results["best_settings"]["one"], "no trial, no choice, no test"
     done = {(row["dataset"], row["model"], row["seed"]) for row in results["runs"]}
     assert len(done) == 12 - 2 - 1
     assert ("two", "no gate", 6) not in done
@@ -266,7 +268,7 @@ def test_a_failure_is_told_and_stops_no_other_run(jobs: int, raw: Path, tmp_path
 def test_a_trial_that_fails_loses(raw: Path, tmp_path: Path) -> None:
     results, _ = carry_out(suite_of(tmp_path), tmp_path, raw, Pretended(breaks='"dense_lr": 0.5'))
     assert len(results["failed"]) == 4
-    assert results["chosen"]["two"] == {model: {"optim.dense_lr": 0.25} for model in ("a2gen", "mmoe")}
+    assert results["best_settings"]["two"] == {model: {"optim.dense_lr": 0.25} for model in ("a2gen", "mmoe")}
 
 
 def test_a_run_that_stopped_early_is_no_result_and_is_gone_on_with(raw: Path, tmp_path: Path) -> None:
@@ -282,7 +284,7 @@ def test_a_run_that_stopped_early_is_no_result_and_is_gone_on_with(raw: Path, tm
 def test_by_loss_the_least_is_chosen(raw: Path, tmp_path: Path) -> None:
     suite = suite_of(tmp_path, SUITE | {"tuning": SUITE["tuning"] | {"select": "loss"}})
     results, _ = carry_out(suite, tmp_path, raw, Pretended())
-    assert results["chosen"]["one"] == {model: {"optim.dense_lr": 0.25} for model in ("a2gen", "mmoe")}
+    assert results["best_settings"]["one"] == {model: {"optim.dense_lr": 0.25} for model in ("a2gen", "mmoe")}
 
 
 def test_a_dataset_that_cannot_be_had_fails_alone(raw: Path, tmp_path: Path) -> None:
@@ -319,7 +321,7 @@ def test_the_quick_suite_at_a_tiny_size(tmp_path: Path) -> None:
     small["settings"] = TINY
     suite = suite_of(tmp_path, content)
     lines: list[str] = []
-    results = Experiment(suite, str(tmp_path / "out"), log=lines.append, launch=inside).run()
+    results = Experiment(suite, str(tmp_path / "out"), log=lines.append, run_command=inside).run()
     assert results["failed"] == [], lines
     assert {(row["model"], row["seed"]) for row in results["runs"]} == {
         (model, seed) for model in ("a2gen", "mmoe", "plain attention") for seed in (0, 1)
@@ -333,7 +335,9 @@ def test_the_quick_suite_at_a_tiny_size(tmp_path: Path) -> None:
         assert row["step"] == 3
         assert ("sequences" in measured) == (row["model"] != "mmoe")
     again = Pretended()
-    assert Experiment(suite, str(tmp_path / "out"), log=lines.append, launch=again).run()["runs"] == results["runs"]
+    assert (
+        Experiment(suite, str(tmp_path / "out"), log=lines.append, run_command=again).run()["runs"] == results["runs"]
+    )
     assert again.asked == []
 
     main(["report", "experiment", str(tmp_path / "out"), "--bootstrap-resamples", "10"])
@@ -363,7 +367,7 @@ def test_the_command_runs_processes_of_its_own(raw: Path, tmp_path: Path, capsys
     said = capsys.readouterr()
     assert said.err == "a2gen: error: 1 run failed, as told above; the same command retries\n"
     assert "one · mmoe, seed 0: test AUC " in said.out
-    assert "model.max_history asks for 9" in said.out
+    assert "model needs 9" in said.out
     results = json.loads((out / "results.json").read_text())
     (row,) = results["runs"]
     assert row["seconds"] > 0
@@ -380,7 +384,7 @@ def test_stopping_ends_what_runs_and_starts_no_more(tmp_path: Path, monkeypatch:
     worker = threading.Thread(target=lambda: codes.append(processes([], str(tmp_path / "log"))))
     began = time.monotonic()
     worker.start()
-    while not processes._live:
+    while not processes._running:
         time.sleep(0.01)
     processes.stop()
     worker.join(20)

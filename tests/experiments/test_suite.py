@@ -15,7 +15,7 @@ from tests.helpers import CONFIGS
 SHIPPED = CONFIGS / "experiments"
 GOOD: dict[str, Any] = {
     "datasets": {
-        "shop": {"source": "jd", "raw": "log", "config": "base.yaml", "prepare": {"history": 9}},
+        "shop": {"source": "jd", "raw": "log", "config": "base.yaml", "prepare": {"max_history": 9}},
         "mine": {"data": "folder", "settings": {"train.epochs": 1}, "ablations": False},
         "world": {"simulate": None},
     },
@@ -25,14 +25,14 @@ GOOD: dict[str, Any] = {
     "tuning": {
         "trials": 4,
         "space": {"optim.dense_lr": [0.1, 0.2, 0.3], "model.dropout": [0.0, 0.5]},
-        "own": {"ple": {"model.task_experts": [1, 2]}},
+        "per_model_space": {"ple": {"model.task_experts": [1, 2]}},
     },
 }
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    (tmp_path / "base.yaml").write_text("data: of_a_run\nmodel: {dim: 16}\nloss: {objectives: {glance: 0.5}}\n")
+    (tmp_path / "base.yaml").write_text("data: of_a_run\nmodel: {dim: 16}\nloss: {objective_weights: {glance: 0.5}}\n")
     return tmp_path / "suite.yaml"
 
 
@@ -54,8 +54,8 @@ def test_what_a_suite_says(file: Path) -> None:
     file.write_text(yaml.safe_dump(GOOD, sort_keys=False))
     suite = read_suite(str(file))
     shop, mine, world = suite.datasets
-    assert shop.settings == {"model": {"dim": 16}, "loss": {"objectives": {"glance": 0.5}}}
-    assert (shop.source, shop.raw, shop.prepare) == ("jd", "log", {"history": 9})
+    assert shop.settings == {"model": {"dim": 16}, "loss": {"objective_weights": {"glance": 0.5}}}
+    assert (shop.source, shop.raw, shop.prepare) == ("jd", "log", {"max_history": 9})
     assert (mine.data, mine.settings, mine.simulate) == ("folder", {"train": {"epochs": 1}}, None)
     assert world.simulate == {}
     assert [(model.name, model.ablation_of, model.overrides) for model in suite.models] == [
@@ -84,7 +84,11 @@ def test_every_model_is_tried_as_often_with_different_settings_of_its_space(file
     assert {name for each in ple for name, _ in each} == {"optim.dense_lr", "model.dropout", "model.task_experts"}
     assert suite.trials(suite.models[0]) == read_suite(str(file)).trials(suite.models[0]), "drawn by the suite's seed"
 
-    tuning = GOOD["tuning"] | {"search": "grid", "trials": 6, "own": {"a2gen": {"optim.dense_lr": [1.0, 2.0, 3.0]}}}
+    tuning = GOOD["tuning"] | {
+        "search": "grid",
+        "trials": 6,
+        "per_model_space": {"a2gen": {"optim.dense_lr": [1.0, 2.0, 3.0]}},
+    }
     file.write_text(yaml.safe_dump(GOOD | {"tuning": tuning}))
     suite = read_suite(str(file))
     found = [tuple(sorted(each.items())) for each in suite.trials(suite.models[1])]
@@ -116,7 +120,7 @@ def test_without_tuning_nothing_is_tried(file: Path) -> None:
         ("datasets/world/simulate", {"users": 0}, "world, simulate: users 0 must be at least 1"),
         ("models/ple", ["ple"], "models, ple: must map names to values"),
         ("models/ple", {"model.nmae": "ple"}, "ple on shop: Group 'model' does not accept option 'nmae'"),
-        ("models/ple", {"modle.name": "ple"}, "ple on shop: no section 'modle'"),
+        ("models/ple", {"modle.name": "ple"}, "ple on shop: unknown section 'modle'"),
         ("models/ple", {"model.dim": 30}, "ple on shop: model.dim 30 must be"),
         ("models/ple", {"train.seed": 1}, "models, ple: train.seed is set by the suite's seeds"),
         ("models/ple", {"model.dropout": 0.1}, "tuning: model.dropout is tuned, and set by model 'ple'"),
@@ -132,7 +136,11 @@ def test_without_tuning_nothing_is_tried(file: Path) -> None:
         ("tuning/search", "bayes", "tuning: search 'bayes' must be one of random, grid"),
         ("tuning/space/model.dropout", 0.1, "tuning, space: model.dropout must list the values to try, not 0.1"),
         ("tuning/space/model.dropout", [0.1, 1.5], "a2gen on shop: model.dropout 1.5 must be in [0, 1)"),
-        ("tuning/own", {"no gate": {"model.num_layers": [1]}}, "tuning, own: 'no gate' is none of the models"),
+        (
+            "tuning/per_model_space",
+            {"no gate": {"model.num_layers": [1]}},
+            "tuning, per_model_space: 'no gate' is none of the models",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named_in_one_line(where: str, value: Any, named: str, file: Path) -> None:
@@ -154,14 +162,14 @@ def test_what_is_no_suite_at_all(text: str, file: Path) -> None:
 
 
 def test_settings_are_laid_over_each_other() -> None:
-    base = {"model": {"dim": 8}, "loss": {"objectives": {"glance": 1.0}}}
+    base = {"model": {"dim": 8}, "loss": {"objective_weights": {"glance": 1.0}}}
     merged = merge_overrides(base, {"model.num_heads": 2, "loss.objective_weights.effective": 0.5, "train.seed": 4})
     assert merged == {
-        "model": {"dim": 8, "heads": 2},
-        "loss": {"objectives": {"glance": 1.0, "effective": 0.5}},
+        "model": {"dim": 8, "num_heads": 2},
+        "loss": {"objective_weights": {"glance": 1.0, "effective": 0.5}},
         "train": {"seed": 4},
     }
-    assert base == {"model": {"dim": 8}, "loss": {"objectives": {"glance": 1.0}}}, "what lies below stays"
+    assert base == {"model": {"dim": 8}, "loss": {"objective_weights": {"glance": 1.0}}}, "what lies below stays"
 
 
 def test_shipped_suites_can_be_run() -> None:

@@ -38,7 +38,7 @@ def make_predictions(card: DatasetCard, skill: float, seed: int, rows: int = 300
         occurred=happened,
         time=(2 + (1 / (1 + skill)) * rng.normal(size=actual.shape)).astype(np.float32),
         observed_time=actual.astype(np.float32),
-        next_time=actual.astype(np.float32) + 0.25,
+        time_given_prefix=actual.astype(np.float32) + 0.25,
         watch_time=np.full(rows, np.nan, np.float32),
         oracle=chance[:, : len(card.oracle_columns)].astype(np.float32),
         unexplored_mass=np.zeros(rows, np.float32),
@@ -66,7 +66,7 @@ def measure(predictions: Predictions, card: DatasetCard) -> dict[str, Any]:
             for name, column in names.items()
             if name in card.timed_actions
         },
-        "next_time": {name: {"mae_log": 0.25, "mae_s": 1.0} for name in card.timed_actions},
+        "time_given_prefix": {name: {"mae_log": 0.25, "mae_s": 1.0} for name in card.timed_actions},
         "reference": {
             "item_rate": rates,
             "median_time": {name: {"mae_log": 0.9, "mae_s": 9.0} for name in card.timed_actions},
@@ -94,8 +94,10 @@ def write_experiment(
         more: replaces or adds to what ``results.json`` has.
     """
     first = next(iter(models))
-    suite_models = [{"name": name, "overrides": {}, "of": ""} for name in models]
-    suite_models += [{"name": name, "overrides": {"model.gate": False}, "of": first} for name in ablations or {}]
+    suite_models = [{"name": name, "overrides": {}, "ablation_of": ""} for name in models]
+    suite_models += [
+        {"name": name, "overrides": {"model.gate": False}, "ablation_of": first} for name in ablations or {}
+    ]
     runs = []
     for dataset in datasets:
         for model in suite_models:
@@ -110,7 +112,7 @@ def write_experiment(
                     {
                         "dataset": dataset,
                         "model": model["name"],
-                        "ablation_of": model["of"] or None,
+                        "ablation_of": model["ablation_of"] or None,
                         "seed": seed,
                         "overrides": model["overrides"],
                         "parameters": {"tables": 1000, "dense": 200},
@@ -132,7 +134,7 @@ def write_experiment(
         },
         "machine": MACHINE,
         "command": "a2gen experiment --out here",
-        "chosen": {},
+        "best_settings": {},
         "trials": [],
         "runs": runs,
         "failed": [],

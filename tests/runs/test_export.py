@@ -24,7 +24,7 @@ def test_a_fall_counts_where_enough_happened_to_tell() -> None:
     before = measured(like=(0.8, 300), rare=(0.8, 99), usual=(0.8, 950), none=(None, 0))
     after = measured(like=(0.7992, 300), rare=(0.5, 99), usual=(0.5, 950), none=(None, 0))
     metrics = compare_auc(before, after, 1e-3)
-    assert {name: auc["within"] for name, auc in metrics["auc"].items()} == {
+    assert {name: auc["within_tolerance"] for name, auc in metrics["auc"].items()} == {
         "like": True,
         "rare": None,
         "usual": None,
@@ -63,7 +63,7 @@ def test_a_model_that_lost_too_much_leaves_nothing_behind(
         pq.write_table(pa.table({"value": ["x"], "row": [1]}), data / "vocabulary" / f"{name}.parquet")
     worse = compare_auc(measured(like=(0.9, 300)), measured(like=(0.8, 300)), 1e-3)
     with monkeypatch.context() as patch:
-        patch.setattr(exporting, "compared", lambda *_: worse)
+        patch.setattr(exporting, "compare_auc", lambda *_: worse)
         assert "not written: on test the AUC falls by more than --max-auc-drop 0.001 (like 0.9000 -> 0.8000)" in told()
     assert "--max-auc-drop -1.0 must be at least 0" in told("--max-auc-drop", "-1")
     assert json.loads((exported(run, out) / "manifest.json").read_text())["metrics"]["loss"]["original"] > 0

@@ -114,8 +114,8 @@ def predictions(model: A2Gen, columns: WindowColumns, candidates: bool) -> torch
     "variant",
     [
         {},
-        {"history": 3},
-        {"attention_impl": "reference", "history": 9},
+        {"max_history": 3},
+        {"attention_impl": "reference", "max_history": 9},
         {"generator": "implicit", "recency_bias": False},
     ],
 )
@@ -324,8 +324,8 @@ def test_unknown_items_get_row_zero(world: World) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"by": "likes"}, "cannot rank by 'likes'; this run predicts watch, like, comment, follow, click"),
-        ({"run": "absent"}, "absent: no checkpoint here"),
+        ({"sort_by": "likes"}, "cannot rank by 'likes'; this run predicts watch, like, comment, follow, click"),
+        ({"run": "absent"}, "absent: no checkpoint in this run directory"),
         ({"candidates": "absent"}, "absent: cannot be read"),
         ({"data": "absent"}, "absent/dataset.yaml: no dataset card here"),
     ],
@@ -392,11 +392,11 @@ EVENTS = 4
 
 
 class Silent:
-    """A reporter."""
+    """Progress callback that does nothing."""
 
-    def scoring(self, split: str, done: int, files: int) -> None: ...
-    def fitting(self, name: str) -> None: ...
-    def epoch(self, name: str, epoch: EpochResult) -> None: ...
+    def on_scoring(self, split: str, done: int, files: int) -> None: ...
+    def on_fit_start(self, name: str) -> None: ...
+    def on_epoch_end(self, name: str, epoch: EpochResult) -> None: ...
 
 
 @pytest.fixture(scope="module")

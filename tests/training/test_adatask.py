@@ -18,6 +18,7 @@ from a2gen_rec.models.factory import build_model
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.adatask import TaskAdam
 from a2gen_rec.training.build import build_training_model
+from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils.distributed import DistributedContext, all_reduce_sum
 from tests.helpers.cards import checkpoint_tensors, make_card, make_columns, small_config, whole, write_dataset
 from tests.helpers.distributed import on_ranks
@@ -37,7 +38,7 @@ def loss_of_tasks(matrix: Tensor, step: int) -> list[Tensor]:
 def test_three_steps_of_two_tasks_equal_loops_over_numbers(clip_norm: float) -> None:
     start = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
     matrix = torch.nn.Parameter(start.clone())
-    optimizer = TaskAdam([matrix], 2, lr=0.1, weight_decay=0.2, clip_norm=clip_norm)
+    optimizer = TaskAdam([matrix], 2, lr=0.1, weight_decay=0.2, max_grad_norm=clip_norm)
     expected = start.clone()
     mean, square = np.zeros((2, 6)), np.zeros((2, 6))
     for step in range(1, 4):
@@ -98,7 +99,7 @@ def config_of(tasks: str = "adatask", sharding: str = "row_wise", **model: Any) 
 @pytest.mark.parametrize("name", ["mmoe", "ple", "hstu"])
 @pytest.mark.parametrize("objectives", [False, True])
 def test_losses_of_towers_sum_to_the_loss_and_reach_their_own_tower_only(name: str, objectives: bool) -> None:
-    config = small_config(name=name, objectives=objectives)
+    config = small_config(name=name, predict_objectives=objectives)
     config.loss = LossConfig(action_weight=0.7, time_weight=0.3, label_weight=2.0, default_objective_weight=1.5)
     torch.manual_seed(0)
     model = build_model(CARD, config, torch.device("cpu"))
@@ -132,7 +133,7 @@ def run(
     """Load step ``first`` from ``source`` (if given), take steps, save the result in ``out``."""
     built = build_training_model(CARD, config, process)
     if source:
-        checkpoint.load(checkpoint.checkpoint_path(source, first), built)
+        checkpoint.load(RunDir(source).checkpoint(first), built)
     for step in range(first, last):
         built.optimizer.zero_grad()
         batch = part_of_batch(dataset, config, step, process.rank, process.world_size)
@@ -140,13 +141,13 @@ def run(
         built.backward(loss)
         built.optimizer.step()
     state = checkpoint.TrainState(last, 0, [], None, None, 0, asdict(config), "", CARD.to_dict())
-    checkpoint.save(out, built, state, keep=0)
+    checkpoint.save(out, built, state, keep_latest_k=0)
     return [parameter.sharding_type for module in built.plan.plan.values() for parameter in module.values()]
 
 
 def tensors(run: Path, step: int, scratch: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint but the random states and the states last put before a pass."""
-    found = checkpoint_tensors(checkpoint.checkpoint_path(str(run), step), scratch / f"{run.name}-{step}.pt")
+    found = checkpoint_tensors(RunDir(str(run)).checkpoint(step), scratch / f"{run.name}-{step}.pt")
     return {name: value for name, value in found.items() if "rng" not in name and not name.endswith("momentum1")}
 
 
@@ -238,8 +239,8 @@ def test_states_of_tasks_go_on_under_another_plan_and_world(dataset: Path, begun
     [
         ({}, {}, {}, "model.name"),
         ({}, {"name": "ple"}, {"uncertainty_weighting": True}, "loss.uncertainty_weighting"),
-        ({"dense": "adam", "weight_decay": 0.1}, {"name": "ple"}, {}, "optim.dense_optimizer must be adamw"),
-        ({"tables_weight_decay": 0.1}, {"name": "ple"}, {}, "optim.sparse_weight_decay"),
+        ({"dense_optimizer": "adam", "weight_decay": 0.1}, {"name": "ple"}, {}, "optim.dense_optimizer must be adamw"),
+        ({"sparse_weight_decay": 0.1}, {"name": "ple"}, {}, "optim.sparse_weight_decay"),
     ],
 )
 def test_what_adatask_cannot_do_is_refused(optim: dict, model: dict, loss: dict, named: str) -> None:
@@ -252,7 +253,6 @@ def test_what_adatask_cannot_do_is_refused(optim: dict, model: dict, loss: dict,
 
 def test_joint_moments_are_not_taken_for_those_of_tasks(tmp_path: Path) -> None:
     saved = checkpoint.TrainState(1, 0, [], None, None, 0, asdict(config_of("joint", name="ple")), "", CARD.to_dict())
-    del saved.config["optim"]["tasks"]  # as before there was a choice
-    with pytest.raises(UserError, match=r"optim\.tasks = joint"):
+    with pytest.raises(UserError, match=r"optim\.multitask=joint"):
         checkpoint.check_compatible(saved, asdict(config_of(name="ple")), CARD.to_dict(), str(tmp_path))
     checkpoint.check_compatible(saved, asdict(config_of("joint", name="ple")), CARD.to_dict(), str(tmp_path))

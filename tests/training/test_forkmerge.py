@@ -16,13 +16,14 @@ from a2gen_rec.training import checkpoint, forkmerge
 from a2gen_rec.training.entrypoint import train
 from a2gen_rec.training.forkmerge import fork_and_merge, greedy_weights, merge_parameters, with_weights
 from a2gen_rec.training.loaded_run import load_run
+from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.training.trainer import Trainer
 from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.cards import checkpoint_tensors, make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
 CARD = make_card()
-BRANCHES: list[dict[str, float]] = [{}, {"time": 0.0}, {"action": 0.0, "label": 0.0}]
+BRANCHES: list[dict[str, float]] = [{}, {"time_weight": 0.0}, {"action_weight": 0.0, "label_weight": 0.0}]
 
 
 def toy(points: Tensor, best: Tensor) -> tuple[list[Tensor], Callable[[int], None], Callable[[], float]]:
@@ -116,9 +117,9 @@ def test_merged_is_the_mixture_of_branches_trained_by_their_own_weights(
     monkeypatch.setattr(checkpoint, "delete_all", lambda run: None)
     run = tmp_path / "run"
     train(config_of(tasks=tasks), str(data), str(run))
-    places = [checkpoint.latest(str(run / "branches" / "step-00000000" / str(i))) or "" for i in range(3)]
+    places = [RunDir(str(run / "branches" / "step-00000000" / str(i))).latest_checkpoint() or "" for i in range(3)]
     branches = [tensors(place, tmp_path) for place in places]
-    merged = tensors(checkpoint.latest(str(run)) or "", tmp_path)
+    merged = tensors(RunDir(str(run)).latest_checkpoint() or "", tmp_path)
     assert len(chosen) == 1
     for name, value in merged.items():
         expected = sum(weight * branches[branch][name].double() for branch, weight in chosen[0].items())
@@ -138,7 +139,7 @@ def test_merging_never_ends_worse_than_the_best_branch_and_runs_open(data: Path,
     places = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert rounds[0] == "step-00000000"
     assert rounds[1:] == places[:-1], "two rounds, the second of the epoch that is left"
-    state = checkpoint.TrainState.read(checkpoint.latest(str(run)) or "")
+    state = checkpoint.TrainState.read(RunDir(str(run)).latest_checkpoint() or "")
     assert state.loader_states[0].epoch == 3
     assert state.metrics == metrics
     assert state.best == min(
@@ -171,7 +172,9 @@ def test_what_was_killed_goes_on_within_its_branch(data: Path, tmp_path: Path, m
     assert first.endswith("/0")
     assert step == 2 * begun, "the first branch was done"
     assert second.endswith("/1")
-    left, right = (tensors(checkpoint.latest(str(tmp_path / name)) or "", tmp_path) for name in ("whole", "killed"))
+    left, right = (
+        tensors(RunDir(str(tmp_path / name)).latest_checkpoint() or "", tmp_path) for name in ("whole", "killed")
+    )
     assert left.keys() == right.keys()
     for name, value in left.items():
         assert torch.equal(value, right[name]), name
@@ -202,7 +205,7 @@ def test_two_ranks_merge_alike_and_no_worse_than_their_best_branch(monitor: str,
 
 def test_weights_of_terms_and_objectives_take_the_place_of_the_losses_own() -> None:
     loss = LossConfig(time_weight=0.5, objective_weights={"glance": 2.0})
-    found = with_weights(loss, {"time": 0.0, "effective": 3.0})
+    found = with_weights(loss, {"time_weight": 0.0, "effective": 3.0})
     assert found == replace(loss, time_weight=0.0, objective_weights={"glance": 2.0, "effective": 3.0})
     assert with_weights(loss, {}) == loss
 
@@ -210,10 +213,10 @@ def test_weights_of_terms_and_objectives_take_the_place_of_the_losses_own() -> N
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"every": -1}, "every -1"),
-        ({"branches": [{}]}, "two or more"),
-        ({"branches": [{}, {"time": -1.0}]}, "time -1.0"),
-        ({"branches": [{}, {"order_power": 1.0}]}, "order_power"),
+        ({"merge_interval_epochs": -1}, "merge_interval_epochs -1"),
+        ({"branch_loss_weights": [{}]}, "two or more"),
+        ({"branch_loss_weights": [{}, {"time_weight": -1.0}]}, "time_weight -1.0"),
+        ({"branch_loss_weights": [{}, {"order_power": 1.0}]}, "order_power"),
     ],
 )
 def test_what_cannot_be_forked_is_refused(settings: dict, named: str) -> None:

@@ -14,6 +14,7 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.losses.loss import term_means, total_loss
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.build import TrainingModel, build_training_model
+from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils.distributed import DistributedContext, all_reduce_sum
 from tests.helpers.cards import checkpoint_tensors, make_card, small_config, whole, write_dataset
 from tests.helpers.distributed import on_ranks
@@ -66,17 +67,17 @@ def run(
     """Load step ``first`` from ``source`` (if given), take steps, save the result in ``out``."""
     built = build_training_model(CARD, config, process)
     if source:
-        checkpoint.load(checkpoint.checkpoint_path(source, first), built)
+        checkpoint.load(RunDir(source).checkpoint(first), built)
     losses = steps(built, process, dataset, config, first, last)
     if out:
-        checkpoint.save(out, built, state_of(config, last), keep=0)
+        checkpoint.save(out, built, state_of(config, last), keep_latest_k=0)
     kinds = [parameter.sharding_type for module in built.plan.plan.values() for parameter in module.values()]
     return losses, kinds
 
 
 def tensors(run: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint but the random states."""
-    found = checkpoint_tensors(checkpoint.checkpoint_path(str(run), step), scratch / f"{run.name}-{step}.pt")
+    found = checkpoint_tensors(RunDir(str(run)).checkpoint(step), scratch / f"{run.name}-{step}.pt")
     return {name: value for name, value in found.items() if not name.startswith("/rng")}
 
 
@@ -89,14 +90,14 @@ def tensors(run: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
             "feedback_encoding": "dual_view_full",
             "session_features": True,
             "predict_objectives": True,
-            "uncertainty_weighting": True,
+            "uncertainty": True,
         },
         {
             "name": "ple",
             "feedback_encoding": "tokens",
             "session_features": True,
             "predict_objectives": True,
-            "uncertainty_weighting": True,
+            "uncertainty": True,
         },
         {"name": "hstu"},
     ],

@@ -65,7 +65,7 @@ def ablation_chart(comparison: Comparison) -> Chart | None:
         panel.tick_params(axis="y", length=0, labelcolor=charts.TEXT_COLOR)
     caption = (
         f"Each ablation less the full model ({', '.join(sorted(of))}), with 95 % intervals over "
-        f"{comparison.resamples:,} resamples of users. Filled: the interval leaves out 0; hollow: it does not, and "
+        f"{comparison.num_resamples:,} resamples of users. Filled: the interval leaves out 0; hollow: it does not, and "
         "nothing is shown either way. The costliest in AUC stand on top."
     )
     return Chart("ablations", title, caption, figure)
@@ -164,8 +164,8 @@ def sequences_chart(
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.tick_params(axis="y", length=0, labelcolor=charts.TEXT_COLOR)
     charts.legend(figure, marks, [_OBSERVED, *(f"expected by {model}" for model in found)])
-    covered = float(np.mean([each["covered"] for reports in found.values() for each in reports]))
-    every = "" if first["every"] == 1 else f", one of every {first['every']}"
+    covered = float(np.mean([each["covered_mass"] for reports in found.values() for each in reports]))
+    every = "" if first["stride"] == 1 else f", one of every {first['stride']}"
     distinct, targets = first["distinct"]["observed"], first["targets"]
     caption = (
         f"The {len(rows)} most frequent of {distinct:,} observed sequences, of {targets:,} impressions{every}. "
@@ -188,10 +188,10 @@ def learning_chart(
     for panel, (curves, label) in zip(figure.subplots(1, len(named), squeeze=False)[0], named, strict=True):
         for curve in curves:
             look = styles[curve.model]
-            panel.plot(curve.step, curve.middle, **vars(look), linewidth=1.4, markersize=4)
-            if (curve.high > curve.low).any():
+            panel.plot(curve.step, curve.median, **vars(look), linewidth=1.4, markersize=4)
+            if (curve.max > curve.min).any():
                 several = True
-                panel.fill_between(curve.step, curve.low, curve.high, color=look.color, alpha=0.18, linewidth=0)
+                panel.fill_between(curve.step, curve.min, curve.max, color=look.color, alpha=0.18, linewidth=0)
         charts.style_axes(panel, "", "training step", label, grid="both")
     _model_legend(figure, [curve.model for curve in named[0][0]], styles)
     caption = "Each point is a validation; the tested checkpoint is a model's best one."

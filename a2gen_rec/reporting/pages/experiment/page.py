@@ -11,7 +11,7 @@ from a2gen_rec.errors import ConfigError
 from a2gen_rec.experiments.comparison import Comparison, compare
 from a2gen_rec.experiments.curves import learning_curve, predicted_curves
 from a2gen_rec.experiments.results import ExperimentResults, read_experiment
-from a2gen_rec.experiments.runner import SEQUENCES
+from a2gen_rec.experiments.runner import DEFAULT_NUM_SEQUENCES
 from a2gen_rec.reporting import charts
 from a2gen_rec.reporting.pages import templates
 from a2gen_rec.reporting.pages.experiment import figures, tables
@@ -139,11 +139,11 @@ def _about(recorded: ExperimentResults) -> dict[str, Any]:
     return {
         "recorded": recorded,
         "datasets": [dataset["name"] for dataset in suite["datasets"]],
-        "whole": [model["name"] for model in recorded.models if not model["of"]],
-        "ablations": [model["name"] for model in recorded.models if model["of"]],
+        "whole": [model["name"] for model in recorded.models if not model["ablation_of"]],
+        "ablations": [model["name"] for model in recorded.models if model["ablation_of"]],
         "seeds": suite["seeds"],
         "tuning": suite["tuning"],
-        "chosen": tables.chosen_table(recorded.chosen),
+        "chosen": tables.chosen_table(recorded.best_settings),
         "settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip(),
         "machine": recorded.machine,
         "commits": list(dict.fromkeys(run.commit for run in recorded.runs)),
@@ -156,7 +156,7 @@ def _about(recorded: ExperimentResults) -> dict[str, Any]:
 
 def _commands(recorded: ExperimentResults) -> list[str]:
     """What made the results: the experiment, and what it ran of each run."""
-    evaluation = f"--json RUN/test.json --predictions RUN/test.parquet --sequences {SEQUENCES}"
+    evaluation = f"--json RUN/test.json --predictions RUN/test.parquet --num-top-sequences {DEFAULT_NUM_SEQUENCES}"
     return [
         *([recorded.command] if recorded.command else []),
         "a2gen train --config RUN/settings.yaml --data DATA --run RUN",

@@ -80,7 +80,7 @@ def further_tables(comparison: Comparison) -> list[ReportTable]:
     ]
     if comparison.timed:
         tables.append(times(comparison, "mae_s", "Time MAE, seconds", 2))
-    if any(model.next_times for model in comparison.full_models):
+    if any(model.times_given_prefix for model in comparison.full_models):
         tables.append(next_times(comparison))
     return [*tables, costs(comparison)]
 
@@ -102,7 +102,7 @@ def overview(comparison: Comparison) -> ReportTable:
     seeds = max((len(model.seeds) for model in comparison.full_models), default=1)
     note = (f"Mean ± standard deviation over {seeds} seeds" if seeds > 1 else "One seed") + ". Bold: best model."
     note += f" {_averaged(comparison)}"
-    note += f" Below: 95 % intervals over {comparison.resamples:,} resamples of the {comparison.users:,} users"
+    note += f" Below: 95 % intervals over {comparison.num_resamples:,} resamples of the {comparison.users:,} users"
     note += ", the same ones for both models of a difference" if several else ""
     note += ", and of the seeds" if seeds > 1 else ""
     note += f"; {BEST_MARK}: the interval leaves out 0." if several else "."
@@ -141,11 +141,15 @@ def times(comparison: Comparison, metric: str, title: str, digits: int) -> Repor
     return ReportTable(table.title, table.columns, [*table.rows, Row("known times", counts, True)], table.note)
 
 
+def _mae_given_prefix(row: MetricsRow, name: str) -> MeanStd | None:
+    return row.times_given_prefix.get(name, {}).get("mae_log")
+
+
 def next_times(comparison: Comparison) -> ReportTable:
     """The error of times when the steps before an action are known: no contest, as only generators read them."""
     shown: Sequence[MetricsRow] = comparison.models
     columns = [
-        (name, _column([], shown, lambda row, name=name: row.next_times.get(name, {}).get("mae_log"), lowest, 4))  # type: ignore[misc]
+        (name, _column([], shown, lambda row, name=name: _mae_given_prefix(row, name), lowest, 4))  # type: ignore[misc]
         for name in comparison.timed
     ]
     note = (

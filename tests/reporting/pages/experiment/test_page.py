@@ -78,7 +78,13 @@ def generated(folder: Path) -> None:
     """Give the first model's evaluations their sequences."""
     for run in read_experiment(str(folder)).runs_of("one", "a2gen"):
         rows = [{"actions": ["like", "exit"], "observed": 0.4, "expected": 0.3}]
-        found = {"targets": 300, "every": 1, "beams": 16, "covered": 0.99, "distinct": {"observed": 9, "generated": 4}}
+        found = {
+            "targets": 300,
+            "stride": 1,
+            "beam_width": 16,
+            "covered_mass": 0.99,
+            "distinct": {"observed": 9, "generated": 4},
+        }
         test = run.test | {"sequences": found | {"most_frequent": rows}}
         (Path(run.folder) / "test.json").write_text(json.dumps(test))
 
@@ -93,7 +99,7 @@ def test_a_whole_experiment_needs_nothing_else(tmp_path: Path) -> None:
     failed = [{"phase": "training", "run": {"dataset": "two", "model": "ple", "seed": 1}, "error": "it broke"}]
     chosen = {"one": {"a2gen": {"model.dropout": 0.2}}}
     folder = write_experiment(
-        tmp_path, TWO, {"plain": 0.5, "no gate": 0.1}, (0, 1), ("one", "two"), chosen=chosen, failed=failed
+        tmp_path, TWO, {"plain": 0.5, "no gate": 0.1}, (0, 1), ("one", "two"), best_settings=chosen, failed=failed
     )
     file = folder / "results.json"
     file.write_text(file.read_text().replace('"tuning": null', f'"tuning": {json.dumps(TUNING)}'))
@@ -214,9 +220,9 @@ def test_learning_curves_join_the_seeds_validation_by_validation(tmp_path: Path)
     curve = learning_curve(runs, "auc")
     assert curve is not None
     assert curve.step.tolist() == [12, 22, 36]
-    np.testing.assert_allclose(curve.middle, [0.5, 0.675, 0.8])
-    np.testing.assert_allclose(curve.low, [0.4, 0.65, 0.8])
-    np.testing.assert_allclose(curve.high, [0.6, 0.7, 0.8])
+    np.testing.assert_allclose(curve.median, [0.5, 0.675, 0.8])
+    np.testing.assert_allclose(curve.min, [0.4, 0.65, 0.8])
+    np.testing.assert_allclose(curve.max, [0.6, 0.7, 0.8])
 
 
 def test_the_command_prints_a_table_and_where_the_report_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
