@@ -30,7 +30,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
 from a2gen_rec.config import Config, ModelConfig, PlannerFeature, ShardingConfig, WorkloadConfig
-from a2gen_rec.sharding.planner import EMBEDDINGS, PlanningProblem, make_sharders, meta_embeddings, plan
+from a2gen_rec.sharding.planner import EMBEDDINGS, PlanningProblem, make_sharders, meta_embeddings, make_plan
 from a2gen_rec.sharding.report_builder import describe_plan
 from a2gen_rec.sharding.saved_plan import SavedPlan
 from a2gen_rec.sharding.topology import Cluster
@@ -139,7 +139,7 @@ def run_on_ranks(settings: Settings, process: DistributedContext) -> list[list[R
 
 def take(asked: PlanningProblem, process: DistributedContext) -> RankBytes:
     """Place the tables as planned, step once, and count."""
-    found = all_gather_object(plan(asked) if process.is_main else None)[0]
+    found = all_gather_object(make_plan(asked) if process.is_main else None)[0]
     shards = [
         shard for table in describe_plan(asked, found).tables for shard in table.shards if shard.rank == process.rank
     ]

@@ -92,5 +92,5 @@ def report_for_file(file: str, workload: Workload, topology: str, config: Config
             PlanningProblem(workload, Cluster.from_dict(raw, file).with_memory(config.sharding), config)
         )[0]
     saved = SavedPlan.from_dict(raw, file)
-    problem = PlanningProblem(workload, read_cluster(topology, saved.world, config), config)
+    problem = PlanningProblem(workload, read_cluster(topology, saved.world_size, config), config)
     return describe_plan(problem, saved.apply(problem, file))

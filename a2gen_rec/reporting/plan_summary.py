@@ -8,13 +8,13 @@ from a2gen_rec.sharding.report import Option, PlanReport, RankPlan, StepTraffic,
 
 def verdict(report: PlanReport) -> str:
     """Return in one line whether the tables fit, and the cluster."""
-    cluster = f"{plural(report.world, 'rank')} on {plural(num_hosts(report), 'host')}, {report.device}"
+    cluster = f"{plural(report.world_size, 'rank')} on {plural(num_hosts(report), 'host')}, {report.device}"
     return f"{'fits' if report.fits else 'does not fit'} on {report.cluster}: {cluster}"
 
 
 def num_hosts(report: PlanReport) -> int:
     """Return the number of hosts of the cluster."""
-    return -(-report.world // report.ranks_per_host)
+    return -(-report.world_size // report.ranks_per_host)
 
 
 def memory_kinds(*reports: PlanReport) -> list[str]:
@@ -66,12 +66,12 @@ def is_too_large(option: Option, report: PlanReport) -> bool:
 
 def missing_bytes(table: UnplacedTable) -> str:
     """Return the formatted bytes by which a table is too large; a dash if it would fit without the others."""
-    return format_bytes(table.needs - table.available) if table.needs > table.available else MISSING
+    return format_bytes(table.required - table.available) if table.required > table.available else MISSING
 
 
 def combined_unplaced(tables: Sequence[UnplacedTable]) -> list[UnplacedTable]:
     """Return tables that lack the same kind of memory as one sum, because each alone may fit; else nothing."""
     if len(tables) < 2 or len({table.memory for table in tables}) > 1:
         return []
-    needs = sum(table.needs for table in tables)
+    needs = sum(table.required for table in tables)
     return [UnplacedTable("together", needs, tables[0].available, tables[0].memory)]

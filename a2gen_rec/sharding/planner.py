@@ -1,6 +1,6 @@
-"""Where each table's rows live: TorchRec's planner under the constraints the stack needs.
+"""Sharding plans of the embedding tables, by TorchRec's planner under the constraints of this stack.
 
-Nothing here needs a process group, a GPU or the tables' memory: they are declared on the meta device.
+Planning needs no process group, no GPU and no memory for the tables: they are on the meta device.
 """
 
 from collections import defaultdict
@@ -43,17 +43,17 @@ TABLE_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
-ROW_BYTES = 4  # a number of a looked-up row, of its gradient or of an optimizer state is fp32, whatever the weights are
+VALUE_BYTES = 4  # looked-up rows, their gradients and optimizer states are fp32 for any dtype of the weights
 
 EMBEDDINGS = "embeddings"
 
-_NARROWEST = 16  # columns of a shard: 64 bytes, what a GPU reads at least
-_GRID = 4_096  # combinations of options that may be tried, times the ranks each of them fills: a second at most
+_MIN_COLUMNS = 16  # per shard: 64 bytes, the smallest read of a GPU
+_MAX_GRID_SIZE = 4_096  # combinations of options times ranks; takes one second at most
 
 
 @dataclass(frozen=True)
 class PlanningProblem:
-    """What is to be placed, where, and under which settings (``config.sharding``)."""
+    """Input of the planner: tables with their lookups, hardware, and settings (``config.sharding``)."""
 
     workload: Workload
     cluster: Cluster
@@ -62,10 +62,12 @@ class PlanningProblem:
 
 @dataclass(frozen=True)
 class Plan:
-    """The option chosen for each table, and all there were.
+    """Chosen option of each table, and all enumerated options.
 
     Attributes:
-        topology: memory of each rank, less the reserve.
+        chosen: Chosen option by table.
+        options: Enumerated options by table, the chosen one included.
+        topology: Hardware; the memory of each rank excludes the storage reservation.
     """
 
     chosen: dict[str, ShardingOption]
@@ -73,8 +75,8 @@ class Plan:
     topology: Topology
 
     @property
-    def rank_perf(self) -> list[Perf]:
-        """Estimated milliseconds per step of each rank: its shards one after another."""
+    def rank_costs(self) -> list[Perf]:
+        """Estimated milliseconds per step of each rank, its shards executed sequentially."""
         perf = [Perf(0.0, 0.0, 0.0, 0.0) for _ in self.topology.devices]
         for option in self.chosen.values():
             for shard in non_empty_shards(option):
@@ -83,37 +85,42 @@ class Plan:
 
 
 class InfeasiblePlanError(UserError):
-    """The tables do not fit; ``options`` are what was tried, as in :class:`Plan`."""
+    """The tables do not fit.
+
+    Attributes:
+        options: Enumerated options by table, as in :class:`Plan`.
+        topology: Hardware, as in :class:`Plan`.
+    """
 
     def __init__(self, reason: str, options: dict[str, list[ShardingOption]], topology: Topology) -> None:
         super().__init__(reason)
         self.options, self.topology = options, topology
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
-        return UserError, (str(self),)  # other ranks are sent the reason alone
+        return UserError, (str(self),)  # other ranks receive the message only
 
 
 def make_sharders() -> list[ModuleSharder[nn.Module]]:
-    """What can be sharded: the embedding collection."""
+    """Return the sharders of all shardable modules: the embedding collection."""
     return [EmbeddingCollectionSharder()]
 
 
-def plan(problem: PlanningProblem) -> Plan:
-    """Place every table so that the slowest rank is estimated fastest.
+def make_plan(problem: PlanningProblem) -> Plan:
+    """Return the plan that minimizes the estimated time of the slowest rank.
 
     Raises:
-        NoFit: the tables do not fit.
-        ConfigError: a kernel is allowed that CPU does not have.
+        InfeasiblePlanError: The tables do not fit.
+        ConfigError: A compute kernel is not available on CPU.
     """
-    enumerator, best = _Enumerator(problem), _Best()
+    enumerator, best = _Enumerator(problem), _PlanRecorder()
     planner = EmbeddingShardingPlanner(
         topology=enumerator.topology,
         batch_size=1,
         enumerator=enumerator,
         storage_reservation=FixedPercentageStorageReservation(0.0),
-        # All combinations where there are few, else along each table's options in order of cost or of memory.
+        # All combinations if there are few, else each table's options in ascending order of cost or memory.
         proposer=[
-            GridSearchProposer(_GRID // problem.cluster.ranks),
+            GridSearchProposer(_MAX_GRID_SIZE // problem.cluster.ranks),
             GreedyProposer(),
             GreedyProposer(use_depth=False),
             UniformProposer(),
@@ -124,60 +131,60 @@ def plan(problem: PlanningProblem) -> Plan:
     try:
         planner.plan(meta_embeddings(problem), make_sharders())
     except PlannerError as error:
-        raise _no_fit(problem, enumerator) from error
-    return Plan({option.name: option for option in best.plan}, enumerator.found, enumerator.topology)
+        raise _infeasible_error(problem, enumerator) from error
+    return Plan({option.name: option for option in best.plan}, enumerator.options_by_table, enumerator.topology)
 
 
 def enumerate_options(problem: PlanningProblem) -> Plan:
-    """Every option of every table, none chosen; raises as :func:`plan`."""
+    """Return all options of all tables without choosing any. Raises the same errors as :func:`plan`."""
     enumerator = _Enumerator(problem)
     enumerator.enumerate(meta_embeddings(problem), make_sharders())
-    return Plan({}, enumerator.found, enumerator.topology)
+    return Plan({}, enumerator.options_by_table, enumerator.topology)
 
 
 def non_empty_shards(option: ShardingOption) -> list[Shard]:
-    """The shards that hold anything: a table with fewer rows than ranks leaves some of them empty."""
+    """Return the shards with at least one row; a table with fewer rows than ranks has empty shards."""
     return [shard for shard in option.shards if shard.size[0]]
 
 
 def column_width(dim: int, ranks: int) -> int:
-    """Columns of a column-wise shard: a multiple of 4 that divides ``dim``, so that as many ranks as possible share."""
+    """Return the columns per column-wise shard: the multiple of 4 that divides ``dim`` and uses most ranks."""
     widths = [width for width in range(4, dim + 1, 4) if dim % width == 0]
-    return next((width for width in widths if width >= max(_NARROWEST, dim / ranks)), dim)
+    return next((width for width in widths if width >= max(_MIN_COLUMNS, dim / ranks)), dim)
 
 
 class _Enumerator(EmbeddingEnumerator):
-    """TorchRec's enumerator in an order that is the same in every process; keeps what it found, by table."""
+    """TorchRec's enumerator with the same order of options in every process; records the options by table."""
 
     def __init__(self, problem: PlanningProblem) -> None:
         cluster, sharding = problem.cluster, problem.config.sharding
         if cluster.device == "cpu" and set(sharding.compute_kernels) != {"fused"}:
             kernels = ", ".join(sharding.compute_kernels)
-            raise ConfigError(f"sharding.compute_kernels {kernels}: on CPU ({cluster.name}) there is only fused")
+            raise ConfigError(f"sharding.compute_kernels {kernels}: CPU ({cluster.name}) supports only fused")
         self.topology, self.constraints = cluster.topology(sharding.storage_reservation), _constraints(problem)
         estimators = [kind(self.topology, self.constraints) for kind in (_PerfEstimator, _StorageEstimator)]
         super().__init__(self.topology, batch_size=1, constraints=self.constraints, estimator=estimators)
-        self.found: dict[str, list[ShardingOption]] = {}
+        self.options_by_table: dict[str, list[ShardingOption]] = {}
 
     def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
-        found = defaultdict(list)
+        by_table = defaultdict(list)
         for option in super().enumerate(module, sharders):
-            found[option.name].append(option)
-        for options in found.values():
+            by_table[option.name].append(option)
+        for options in by_table.values():
             options.sort(key=lambda option: (option.sharding_type, option.compute_kernel))
-        self.found = dict(found)
-        return [option for options in self.found.values() for option in options]
+        self.options_by_table = dict(by_table)
+        return [option for options in self.options_by_table.values() for option in options]
 
 
 class _PerfEstimator(EmbeddingPerfEstimator):
-    """TorchRec's estimator, asked once for all shards of one size: hundreds of ranks have the same."""
+    """TorchRec's estimator, called once per shard size, because hundreds of ranks have shards of the same size."""
 
     def estimate(self, sharding_options: list[ShardingOption], sharder_data_map: SharderDataMap) -> None:
-        every = [option.shards for option in sharding_options]
+        all_shards = [option.shards for option in sharding_options]
         for option in sharding_options:
             option.shards = list({tuple(shard.size): shard for shard in option.shards}.values())
         super().estimate(sharding_options, sharder_data_map)
-        for option, shards in zip(sharding_options, every, strict=True):
+        for option, shards in zip(sharding_options, all_shards, strict=True):
             perf = {tuple(shard.size): shard.perf for shard in option.shards}
             option.shards = shards
             for shard in shards:
@@ -185,7 +192,7 @@ class _PerfEstimator(EmbeddingPerfEstimator):
 
 
 class _StorageEstimator(EmbeddingStorageEstimator):
-    """TorchRec's estimator, with optimizer states in fp32 and one row-wise state per column shard."""
+    """TorchRec's estimator, corrected for fp32 optimizer states and one row-wise state per column shard."""
 
     def estimate(self, sharding_options: list[ShardingOption], sharder_data_map: SharderDataMap) -> None:
         super().estimate(sharding_options, sharder_data_map)
@@ -195,13 +202,13 @@ class _StorageEstimator(EmbeddingStorageEstimator):
             assumed = {RowWiseAdagrad: 1 / dim, torch.optim.SGD: 0}.get(kind, 1)
             for shard in option.shards:
                 rows, columns = shard.size
-                more = optimizer_bytes(kind, rows, columns) - round(rows * columns * width * assumed)
+                missing = optimizer_bytes(kind, rows, columns) - round(rows * columns * width * assumed)
                 on_host = self._topology.compute_device == "cpu" or option.compute_kernel != "fused"
-                shard.storage += Storage(hbm=0, ddr=more) if on_host else Storage(hbm=more, ddr=0)
+                shard.storage += Storage(hbm=0, ddr=missing) if on_host else Storage(hbm=missing, ddr=0)
 
 
-class _Best(Stats):
-    """Takes the plan from TorchRec's planner, which hands it to its statistics only."""
+class _PlanRecorder(Stats):
+    """Records the best plan; TorchRec's planner passes it only to its ``stats`` object."""
 
     plan: list[ShardingOption]
 
@@ -210,14 +217,14 @@ class _Best(Stats):
 
 
 def optimizer_bytes(kind: type[torch.optim.Optimizer], rows: int, columns: int) -> int:
-    """Bytes of the optimizer's state for a shard."""
+    """Return the bytes of the optimizer state of a shard."""
     if kind is torch.optim.SGD:
         return 0
-    return rows * ROW_BYTES * (1 if kind is RowWiseAdagrad else columns)
+    return rows * VALUE_BYTES * (1 if kind is RowWiseAdagrad else columns)
 
 
 def meta_embeddings(problem: PlanningProblem) -> nn.ModuleDict:
-    """The tables as training has them, on the meta device: they take no memory. They are at :data:`EMBEDDINGS`."""
+    """Return the tables of training on the meta device, without memory, as submodule :data:`EMBEDDINGS`."""
     config = problem.config
     embeddings = EmbeddingCollection(
         device=torch.device("meta"),
@@ -238,9 +245,9 @@ def meta_embeddings(problem: PlanningProblem) -> nn.ModuleDict:
 
 
 def _constraints(problem: PlanningProblem) -> dict[str, ParameterConstraints]:
-    """What TorchRec may do with each table.
+    """Return the constraints of each table.
 
-    Kernels that are not offered leave an embedding collection's table untrained or misread on these versions.
+    With the installed versions, all other kernels leave the tables of an embedding collection untrained or misread.
     """
     sharding, cached = problem.config.sharding, "fused_uvm_caching" in problem.config.sharding.compute_kernels
     return {
@@ -256,16 +263,18 @@ def _constraints(problem: PlanningProblem) -> dict[str, ParameterConstraints]:
     }
 
 
-def _no_fit(problem: PlanningProblem, tried: _Enumerator) -> InfeasiblePlanError:
+def _infeasible_error(problem: PlanningProblem, enumerator: _Enumerator) -> InfeasiblePlanError:
     config, kind = problem.config, TABLE_OPTIMIZERS[problem.config.optim.sparse_optimizer]
     dim, width = config.model.dim, WEIGHT_BYTES[config.sharding.dtype]
-    needs = sum(table.rows * dim * width + optimizer_bytes(kind, table.rows, dim) for table in problem.workload.tables)
-    free = sum((device.storage for device in tried.topology.devices), Storage(0, 0))
+    required = sum(
+        table.rows * dim * width + optimizer_bytes(kind, table.rows, dim) for table in problem.workload.tables
+    )
+    free = sum((device.storage for device in enumerator.topology.devices), Storage(0, 0))
     memory = f"{free.hbm / GB:,.4g} GB of HBM and " if problem.cluster.device == "cuda" else ""
     return InfeasiblePlanError(
-        f"the embedding tables do not fit on {problem.cluster.ranks} rank(s): with their optimizer states they are "
-        f"{needs / GB:,.4g} GB, {memory}{free.ddr / GB:,.4g} GB of DDR are free for them, and each rank's share must "
-        "fit in its own; `a2gen plan` tells what would help",
-        tried.found,
-        tried.topology,
+        f"the embedding tables do not fit on {problem.cluster.ranks} rank(s): with optimizer states they need "
+        f"{required / GB:,.4g} GB, {memory}{free.ddr / GB:,.4g} GB of DDR are free, and each rank's shards must fit "
+        "into its memory; run `a2gen plan` for suggested changes",
+        enumerator.options_by_table,
+        enumerator.topology,
     )

@@ -1,4 +1,4 @@
-"""What a sharding plan says, as plain data: the planner fills it in, tables, pages and JSON are made from it."""
+"""Plain data of a sharding plan, written by the report builder and read by tables, pages and JSON."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimated milliseconds of one training step, and their sum ``total``."""
+    """Estimated milliseconds of one training step by part, and their sum ``total``."""
 
     forward_compute: float
     forward_comms: float
@@ -17,18 +17,22 @@ class Cost:
 
     def __post_init__(self) -> None:
         parts = self.forward_compute, self.forward_comms, self.backward_compute, self.backward_comms, self.prefetch
-        object.__setattr__(self, "total", sum(parts))  # frozen; a field, so that JSON has it
+        object.__setattr__(
+            self, "total", sum(parts)
+        )  # the class is frozen; a field, not a property, so that JSON contains it
 
 
 @dataclass(frozen=True)
 class Option:
-    """One way to place a table.
+    """One way to shard a table.
 
     Attributes:
-        sharding, kernel: TorchRec's names.
-        ranks: over which it is spread.
-        cost: of its slowest shard.
-        hbm, ddr: bytes of its largest shard.
+        sharding: TorchRec's name of the sharding type.
+        kernel: TorchRec's name of the compute kernel.
+        ranks: Number of ranks with a shard.
+        cost: Estimated cost of the slowest shard.
+        hbm: HBM bytes of the largest shard.
+        ddr: DDR bytes of the largest shard.
     """
 
     sharding: str
@@ -41,10 +45,17 @@ class Option:
 
 @dataclass(frozen=True)
 class Shard:
-    """A piece of a table on one rank: [first, last) rows and columns, bytes, estimated cost.
+    """A block of a table on one rank.
 
     Attributes:
-        hbm, ddr: all it takes; of it ``weights`` and ``optimizer`` for good, the rest buffers and caches.
+        rank: Rank that holds the block.
+        rows: First and last row, [first, last).
+        columns: First and last column, [first, last).
+        hbm: HBM bytes, buffers and caches included.
+        ddr: DDR bytes, buffers and caches included.
+        cost: Estimated cost.
+        weights: Bytes of weights, part of ``hbm`` and ``ddr``.
+        optimizer: Bytes of optimizer state, part of ``hbm`` and ``ddr``.
     """
 
     rank: int
@@ -59,13 +70,20 @@ class Shard:
 
 @dataclass(frozen=True)
 class TablePlan:
-    """Where one table lives, and what it costs.
+    """Placement and cost of one table.
 
     Attributes:
-        lookups: distinct ids that one rank looks up per step.
-        weights, optimizer, buffers: bytes over all ranks; buffers hold ids and looked-up rows in flight, and
-            the rows that a cache on the device holds.
-        chosen: the option taken; its alternatives in ``options``, cheapest first, ``chosen`` included.
+        name: Table name.
+        rows: Number of rows.
+        dim: Embedding dimension.
+        dtype: Dtype of the weights.
+        lookups_per_batch: Distinct ids that one rank looks up per step.
+        weights: Bytes of weights, sum over ranks.
+        optimizer: Bytes of optimizer state, sum over ranks.
+        buffers: Bytes of ids and looked-up rows in flight and of rows cached on the device, sum over ranks.
+        chosen: Chosen option.
+        options: All options, ``chosen`` included, cheapest first.
+        shards: Blocks of the table.
     """
 
     name: str
@@ -83,7 +101,17 @@ class TablePlan:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """One rank's share: bytes of tables, what it has for them (its memory less the reserve), estimated cost."""
+    """Load of one rank.
+
+    Attributes:
+        rank: Rank.
+        host: Index of its host.
+        hbm: HBM bytes used by tables.
+        ddr: DDR bytes used by tables.
+        hbm_free: HBM bytes for tables, the storage reservation excluded.
+        ddr_free: DDR bytes for tables, the storage reservation excluded.
+        cost: Estimated cost.
+    """
 
     rank: int
     host: int
@@ -96,13 +124,15 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class StepTraffic:
-    """Of one training step on one rank.
+    """Traffic of one training step on one rank.
 
     Attributes:
-        targets, impressions: expected in a batch.
-        lookups_per_target: distinct rows looked up, all tables.
-        id_bytes_per_target, row_bytes_per_target, gradient_bytes_per_target: that cross between ranks: ids, rows of
-            the forward pass, gradients of the backward pass.
+        targets: Expected targets per batch.
+        impressions: Expected impressions per batch.
+        lookups_per_target: Distinct rows looked up, sum over tables.
+        id_bytes_per_target: Bytes of ids that cross between ranks.
+        row_bytes_per_target: Bytes of rows that cross between ranks in the forward pass.
+        gradient_bytes_per_target: Bytes of gradients that cross between ranks in the backward pass.
     """
 
     targets: float
@@ -115,25 +145,29 @@ class StepTraffic:
 
 @dataclass(frozen=True)
 class UnplacedTable:
-    """A table that finds no place: bytes it needs on a rank at the least, and bytes free there.
+    """A table that does not fit.
 
     Attributes:
-        memory: which is short, ``hbm`` or ``ddr``.
+        table: Table name.
+        required: Minimum bytes required on a rank.
+        available: Bytes free on that rank.
+        memory: Kind of memory that is short, ``hbm`` or ``ddr``.
     """
 
     table: str
-    needs: int
+    required: int
     available: int
     memory: str = "hbm"
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change with which everything fits, found by planning again.
+    """A change with which all tables fit, verified by re-planning.
 
     Attributes:
-        change: in words; ``settings``: the same as command-line options.
-        cost_ms: estimated embedding time per step after it.
+        change: Description.
+        settings: The change as command-line options.
+        cost_ms: Estimated embedding time per step after the change, in milliseconds.
     """
 
     change: str
@@ -143,27 +177,36 @@ class Remedy:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """A plan for one cluster, or why there is none.
+    """A plan for one cluster, or the tables that do not fit.
 
     Attributes:
-        cluster: the topology's name; ``ranks`` and ``tables`` are empty where nothing fits.
-        cost: of the slowest rank.
-        planning_s: seconds the planner took.
+        cluster: Name of the topology.
+        device: ``cuda`` or ``cpu``.
+        world_size: Number of ranks.
+        ranks_per_host: Ranks on each host.
+        fits: Whether all tables fit.
+        cost: Estimated cost of the slowest rank.
+        traffic: Traffic of a training step.
+        tables: Plan of each table; empty if the tables do not fit.
+        ranks: Load of each rank; empty if the tables do not fit.
+        unplaced: Tables that do not fit.
+        remedies: Changes with which all tables fit.
+        planning_s: Seconds of planning.
     """
 
     cluster: str
     device: str
-    world: int
+    world_size: int
     ranks_per_host: int
     fits: bool
     cost: Cost
     traffic: StepTraffic
     tables: list[TablePlan] = field(default_factory=list)
     ranks: list[RankPlan] = field(default_factory=list)
-    misfits: list[UnplacedTable] = field(default_factory=list)
+    unplaced: list[UnplacedTable] = field(default_factory=list)
     remedies: list[Remedy] = field(default_factory=list)
     planning_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return asdict(self)

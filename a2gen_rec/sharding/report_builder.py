@@ -1,4 +1,4 @@
-"""From a problem to its report: the plan with its alternatives, or what does not fit and what would help."""
+"""Build the report of a planning problem: the plan with alternatives, or unplaced tables and remedies."""
 
 import time
 from dataclasses import replace
@@ -6,15 +6,15 @@ from dataclasses import replace
 from torchrec.distributed.planner.types import Perf, ShardingOption
 
 from a2gen_rec.sharding.planner import (
-    ROW_BYTES,
     TABLE_OPTIMIZERS,
+    VALUE_BYTES,
     WEIGHT_BYTES,
     InfeasiblePlanError,
     Plan,
     PlanningProblem,
+    make_plan,
     non_empty_shards,
     optimizer_bytes,
-    plan,
 )
 from a2gen_rec.sharding.remedies import find_remedies, unplaced_tables
 from a2gen_rec.sharding.report import Cost, Option, PlanReport, RankPlan, Shard, StepTraffic, TablePlan
@@ -24,32 +24,33 @@ ID_BYTES = 8
 
 
 def plan_and_describe(problem: PlanningProblem, with_remedies: bool = True) -> tuple[PlanReport, Plan | None]:
-    """Plan, and report on it; there is no plan where the tables do not fit.
+    """Plan and return the report and the plan; the plan is None if the tables do not fit.
 
     Args:
-        advise: where they do not, look for what would make them fit, by planning again.
+        problem: Tables, hardware and settings.
+        with_remedies: Search for remedies by re-planning if the tables do not fit.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
-        found = plan(problem)
+        result = make_plan(problem)
     except InfeasiblePlanError as failure:
-        report = replace(_empty(problem), planning_s=time.perf_counter() - began)
+        report = replace(_empty(problem), planning_s=time.perf_counter() - start)
         if with_remedies:
-            lacking = unplaced_tables(problem, failure)
-            report = replace(report, misfits=lacking, remedies=find_remedies(problem, failure, lacking))
+            unplaced = unplaced_tables(problem, failure)
+            report = replace(report, unplaced=unplaced, remedies=find_remedies(problem, failure, unplaced))
         return report, None
-    return replace(describe_plan(problem, found), planning_s=time.perf_counter() - began), found
+    return replace(describe_plan(problem, result), planning_s=time.perf_counter() - start), result
 
 
-def describe_plan(problem: PlanningProblem, found: Plan) -> PlanReport:
-    """What a plan says: every table, every rank, and the traffic of a step."""
-    ranks = _ranks(problem, found)
+def describe_plan(problem: PlanningProblem, plan: Plan) -> PlanReport:
+    """Return the report of a plan: tables, ranks and the traffic of a step."""
+    ranks = _ranks(problem, plan)
     return replace(
         _empty(problem),
         fits=all(rank.hbm <= rank.hbm_free and rank.ddr <= rank.ddr_free for rank in ranks),
         cost=max((rank.cost for rank in ranks), key=lambda cost: cost.total),
-        traffic=_traffic(problem, found.chosen),
-        tables=[_table(problem, table, found) for table in problem.workload.tables],
+        traffic=_traffic(problem, plan.chosen),
+        tables=[_table(problem, table, plan) for table in problem.workload.tables],
         ranks=ranks,
     )
 
@@ -59,7 +60,7 @@ def _empty(problem: PlanningProblem) -> PlanReport:
     return PlanReport(
         cluster=cluster.name,
         device=cluster.device,
-        world=cluster.ranks,
+        world_size=cluster.ranks,
         ranks_per_host=cluster.local_ranks,
         fits=False,
         cost=Cost(0.0, 0.0, 0.0, 0.0),
@@ -67,8 +68,8 @@ def _empty(problem: PlanningProblem) -> PlanReport:
     )
 
 
-def _table(problem: PlanningProblem, table: TableWorkload, found: Plan) -> TablePlan:
-    config, chosen = problem.config, found.chosen[table.name]
+def _table(problem: PlanningProblem, table: TableWorkload, plan: Plan) -> TablePlan:
+    config, chosen = problem.config, plan.chosen[table.name]
     kind, width = TABLE_OPTIMIZERS[config.optim.sparse_optimizer], WEIGHT_BYTES[config.sharding.dtype]
     shards = []
     for shard in non_empty_shards(chosen):
@@ -86,7 +87,7 @@ def _table(problem: PlanningProblem, table: TableWorkload, found: Plan) -> Table
             )
         )
     weights, optimizer = (sum(getattr(shard, part) for shard in shards) for part in ("weights", "optimizer"))
-    options = [_option(option) for option in found.options[table.name]]
+    options = [_option(option) for option in plan.options[table.name]]
     return TablePlan(
         name=table.name,
         rows=table.rows,
@@ -114,9 +115,9 @@ def _option(option: ShardingOption) -> Option:
     )
 
 
-def _ranks(problem: PlanningProblem, found: Plan) -> list[RankPlan]:
+def _ranks(problem: PlanningProblem, plan: Plan) -> list[RankPlan]:
     hbm, ddr = ([0] * problem.cluster.ranks for _ in range(2))
-    for option in found.chosen.values():
+    for option in plan.chosen.values():
         for shard in option.shards:
             hbm[shard.rank] += shard.storage.hbm
             ddr[shard.rank] += shard.storage.ddr
@@ -130,28 +131,28 @@ def _ranks(problem: PlanningProblem, found: Plan) -> list[RankPlan]:
             ddr_free=device.storage.ddr,
             cost=_cost(perf),
         )
-        for rank, (device, perf) in enumerate(zip(found.topology.devices, found.rank_perf, strict=True))
+        for rank, (device, perf) in enumerate(zip(plan.topology.devices, plan.rank_costs, strict=True))
     ]
 
 
 def _traffic(problem: PlanningProblem, chosen: dict[str, ShardingOption]) -> StepTraffic:
-    """What one rank's lookups move.
+    """Return the bytes that one rank's lookups move.
 
-    On average over W ranks a share of (W − 1) / W crosses between them, whatever the sharding: a table on one rank is
-    local to that one only. A table cut by columns needs its ids in each of its shards.
+    On average over W ranks, a share of (W − 1) / W of the lookups crosses between ranks for every sharding type: a
+    table on one rank is local to that rank only. A column-wise table needs its ids in each of its shards.
     """
-    workload, world = problem.workload, problem.cluster.ranks
-    crossing = (world - 1) / world / workload.targets
+    workload, world_size = problem.workload, problem.cluster.ranks
+    crossing = (world_size - 1) / world_size / workload.targets
     lookups = sum(table.lookups for table in workload.tables)
-    cuts = {name: len(option.shards) for name, option in chosen.items() if option.sharding_type == "column_wise"}
-    ids = sum(table.lookups * cuts.get(table.name, 1) for table in workload.tables)
+    num_shards = {name: len(option.shards) for name, option in chosen.items() if option.sharding_type == "column_wise"}
+    ids = sum(table.lookups * num_shards.get(table.name, 1) for table in workload.tables)
     return StepTraffic(
         targets=workload.targets,
         impressions=workload.impressions,
         lookups_per_target=lookups / workload.targets,
         id_bytes_per_target=ids * ID_BYTES * crossing,
-        row_bytes_per_target=lookups * problem.config.model.dim * ROW_BYTES * crossing,
-        gradient_bytes_per_target=lookups * problem.config.model.dim * ROW_BYTES * crossing,
+        row_bytes_per_target=lookups * problem.config.model.dim * VALUE_BYTES * crossing,
+        gradient_bytes_per_target=lookups * problem.config.model.dim * VALUE_BYTES * crossing,
     )
 
 

@@ -1,10 +1,10 @@
-"""A plan as a file: which blocks of which table lie on which ranks, on any backend.
+"""Sharding plans as files: the blocks of each table and their ranks, independent of the device.
 
-Every sharding cuts a table into equal blocks, of which the last may be smaller or empty::
+Every sharding type cuts a table into equal blocks; the last ones may be smaller or empty::
 
-    format_version: 1
+    format_version: 2
     cluster: h200_64x8
-    world: 512
+    world_size: 512
     dim: 64
     dtype: fp32
     cache_load_factor: 0.2
@@ -34,17 +34,20 @@ from a2gen_rec.sharding.planner import Plan, PlanningProblem, column_width, enum
 from a2gen_rec.utils import paths
 
 FORMAT_VERSION = 2
-ALL_RANKS = "all"  # ranks, in order
+ALL_RANKS = "all"  # one block per rank, in order
 KERNELS = ("fused", "fused_uvm", "fused_uvm_caching")
 
 
 @dataclass(frozen=True)
 class TablePlacement:
-    """One table's blocks.
+    """Blocks of one table.
 
     Attributes:
-        block: rows and columns of each but the last.
-        ranks: of each block.
+        rows: Rows of the table.
+        sharding: TorchRec's name of the sharding type.
+        kernel: TorchRec's name of the compute kernel.
+        block: Rows and columns of each block; the last ones may have fewer rows.
+        ranks: Rank of each block.
     """
 
     rows: int
@@ -55,32 +58,41 @@ class TablePlacement:
 
     @property
     def shards(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-        """Offset (row, column) and size (rows, columns) of every block, in the order of ``ranks``."""
+        """Offset (row, column) and size (rows, columns) of each block, in the order of ``ranks``."""
         height, width = self.block
         if self.sharding == "column_wise":
-            return [((0, place * width), (height, width)) for place in range(len(self.ranks))]
-        firsts = [min(place * height, self.rows) for place in range(len(self.ranks))]
-        return [((first, 0), (min(height, self.rows - first), width)) for first in firsts]
+            return [((0, index * width), (height, width)) for index in range(len(self.ranks))]
+        first_rows = [min(index * height, self.rows) for index in range(len(self.ranks))]
+        return [((row, 0), (min(height, self.rows - row), width)) for row in first_rows]
 
-    def covers_table(self, dim: int, world: int) -> bool:
-        """Whether the blocks are as TorchRec cuts a table of ``dim`` columns for ``world`` ranks."""
-        width = column_width(dim, world)
+    def covers_table(self, dim: int, world_size: int) -> bool:
+        """Return whether the blocks equal TorchRec's shards of a table with ``dim`` columns on ``world_size`` ranks."""
+        width = column_width(dim, world_size)
         blocks = {
             "table_wise": (1, (self.rows, dim)),
-            "row_wise": (world, (-(-self.rows // world), dim)),
+            "row_wise": (world_size, (-(-self.rows // world_size), dim)),
             "column_wise": (dim // width, (self.rows, width)),
         }
-        in_order = self.sharding != "row_wise" or self.ranks == tuple(range(world))
-        there = self.kernel in KERNELS and all(rank in range(world) for rank in self.ranks)
-        return in_order and there and (len(self.ranks), self.block) == blocks[self.sharding]
+        in_order = self.sharding != "row_wise" or self.ranks == tuple(range(world_size))
+        known = self.kernel in KERNELS and all(rank in range(world_size) for rank in self.ranks)
+        return in_order and known and (len(self.ranks), self.block) == blocks[self.sharding]
 
 
 @dataclass(frozen=True)
 class SavedPlan:
-    """Where every table lives on ``world`` ranks."""
+    """Placement of all tables on ``world_size`` ranks.
+
+    Attributes:
+        cluster: Name of the topology.
+        world_size: Number of ranks.
+        dim: Embedding dimension.
+        dtype: Dtype of the weights.
+        cache_load_factor: Cached share of the rows of tables with kernel ``fused_uvm_caching``.
+        tables: Placement by table.
+    """
 
     cluster: str
-    world: int
+    world_size: int
     dim: int
     dtype: str
     cache_load_factor: float
@@ -88,11 +100,11 @@ class SavedPlan:
 
     @classmethod
     def from_plan(cls, plan: Plan, problem: PlanningProblem) -> "SavedPlan":
-        """The placement that a plan chose."""
+        """Return the placement of a plan."""
         config = problem.config
         return cls(
             cluster=problem.cluster.name,
-            world=problem.cluster.ranks,
+            world_size=problem.cluster.ranks,
             dim=config.model.dim,
             dtype=config.sharding.dtype,
             cache_load_factor=config.sharding.cache_load_factor,
@@ -109,24 +121,28 @@ class SavedPlan:
         )
 
     def apply(self, problem: PlanningProblem, file: str) -> Plan:
-        """The plan that this placement makes of a problem, fitting or not.
+        """Return the plan of a problem with this placement, whether it fits or not.
+
+        Args:
+            problem: Tables, hardware and settings.
+            file: File name for errors.
 
         Raises:
-            UserError: it was made for another problem (see :meth:`check`).
+            UserError: The plan was made for another problem (see :meth:`check`).
         """
         self.check(problem, file)
-        found = enumerate_options(_allowing(problem, self))
+        plan = enumerate_options(_allow_placement(problem, self))
         chosen = {}
         for name, table in self.tables.items():
             kind = (table.sharding, table.kernel)
-            option = next(one for one in found.options[name] if (one.sharding_type, one.compute_kernel) == kind)
+            option = next(each for each in plan.options[name] if (each.sharding_type, each.compute_kernel) == kind)
             for shard, rank in zip(option.shards, table.ranks, strict=True):
                 shard.rank = rank
             chosen[name] = option
-        return replace(found, chosen=chosen)
+        return replace(plan, chosen=chosen)
 
     def to_torchrec(self, device: torch.device, ranks_per_host: int) -> EmbeddingModuleShardingPlan:
-        """TorchRec's form, for an embedding collection on ranks of the given device."""
+        """Return TorchRec's plan of an embedding collection on ranks of this device."""
         plan = EmbeddingModuleShardingPlan()
         for name, table in self.tables.items():
             shards = [
@@ -145,88 +161,88 @@ class SavedPlan:
         return plan
 
     def save(self, file: str) -> None:
-        """Write the file.
+        """Write the plan file.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: The file cannot be written.
         """
         raw = {"format_version": FORMAT_VERSION, **asdict(self)}
         for table in raw["tables"].values():
             table["block"] = list(table["block"])
-            table["ranks"] = ALL_RANKS if table["ranks"] == tuple(range(self.world)) else list(table["ranks"])
+            table["ranks"] = ALL_RANKS if table["ranks"] == tuple(range(self.world_size)) else list(table["ranks"])
         text = yaml.safe_dump(raw, sort_keys=False, default_flow_style=None, width=100)
-        paths.write_text(file, f"# Made by `a2gen plan`; `a2gen train --plan` follows it.\n{text}")
+        paths.write_text(file, f"# Written by `a2gen plan`; pass it to `a2gen train --plan`.\n{text}")
 
     @classmethod
     def load(cls, file: str) -> "SavedPlan":
-        """Read a file that :meth:`save` wrote.
+        """Read a file written by :meth:`save`.
 
         Raises:
-            DataError: it is not such a file, or its blocks do not make up the tables.
-            UserError: it cannot be read, or is not YAML.
+            DataError: The file is not a plan, or its blocks do not cover the tables.
+            UserError: The file cannot be read, or is not YAML.
         """
         return cls.from_dict(paths.read_yaml(file), file)
 
     @classmethod
     def from_dict(cls, raw: Any, file: str) -> "SavedPlan":
-        """The placement in a file's plain data; see :meth:`load`."""
+        """Return the placement in the plain data of a file; see :meth:`load`."""
         try:
             version = raw["format_version"]
             if version != FORMAT_VERSION:
-                raise DataError(f"is {version}, this version reads {FORMAT_VERSION}", file=file, field="format_version")
-            everywhere = tuple(range(raw["world"]))
+                raise DataError(f"unsupported format version {version}, expected {FORMAT_VERSION}", file=file)
+            all_ranks = tuple(range(raw["world_size"]))
             tables = {
                 name: TablePlacement(
                     **{
                         **table,
                         "block": tuple(table["block"]),
-                        "ranks": everywhere if table["ranks"] == ALL_RANKS else tuple(table["ranks"]),
+                        "ranks": all_ranks if table["ranks"] == ALL_RANKS else tuple(table["ranks"]),
                     }
                 )
                 for name, table in raw["tables"].items()
             }
             fields = {name: value for name, value in raw.items() if name != "format_version"}
-            found = cls(**{**fields, "tables": tables})
+            plan = cls(**{**fields, "tables": tables})
             for name, table in tables.items():
-                if not table.covers_table(found.dim, found.world):
-                    where = f"tables.{name}"
-                    raise DataError("its blocks, kernel and ranks do not make up the table", file=file, field=where)
+                if not table.covers_table(plan.dim, plan.world_size):
+                    reason = "blocks, kernel and ranks do not cover the table"
+                    raise DataError(reason, file=file, field=f"tables.{name}")
         except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-            raise DataError(f"not a plan by `a2gen plan --save` ({error!r})", file=file) from error
-        return found
+            raise DataError(f"not a sharding plan ({error!r})", file=file) from error
+        return plan
 
     def check(self, problem: PlanningProblem, file: str) -> None:
-        """Refuse to place other tables, or on another number of ranks, than the plan was made for.
+        """Check that the plan was made for these tables and this number of ranks.
 
         Raises:
-            UserError: naming the first difference.
+            UserError: Names the first difference.
         """
         config = problem.config
-        wanted = {
+        expected = {
             "ranks": problem.cluster.ranks,
             "model.dim": config.model.dim,
             "sharding.dtype": config.sharding.dtype,
         }
-        planned = {"ranks": self.world, "model.dim": self.dim, "sharding.dtype": self.dtype}
-        wanted |= {f"rows of {table.name}": table.rows for table in problem.workload.tables}
+        planned = {"ranks": self.world_size, "model.dim": self.dim, "sharding.dtype": self.dtype}
+        expected |= {f"rows of {table.name}": table.rows for table in problem.workload.tables}
         planned |= {f"rows of {name}": table.rows for name, table in self.tables.items()}
-        for name in wanted | planned:
-            if wanted.get(name) != planned.get(name):
+        for name in expected | planned:
+            if expected.get(name) != planned.get(name):
                 raise UserError(
-                    f"{file}: this plan has {planned.get(name, 'no')} {name}, here it is {wanted.get(name, 'none')}; "
-                    "make the plan again, or have one made with --sharding.plan_file ''"
+                    f"{file}: plan was made for {planned.get(name, 'no')} {name}, this job has "
+                    f"{expected.get(name, 'none')}; re-plan, or pass --sharding.plan-file ''"
                 )
         for name, table in self.tables.items():
             if problem.cluster.device == "cpu" and table.kernel != "fused":
-                raise UserError(f"{file}: this plan has kernel {table.kernel} for {name}, which CPU does not have")
+                raise UserError(f"{file}: table {name} has kernel {table.kernel}, which is not available on CPU")
 
 
-def _allowing(problem: PlanningProblem, placement: SavedPlan) -> PlanningProblem:
-    """The problem with what the placement uses among what the planner may use."""
+def _allow_placement(problem: PlanningProblem, placement: SavedPlan) -> PlanningProblem:
+    """Return the problem with the placement's sharding types and kernels added to the allowed ones."""
     sharding = problem.config.sharding
     allowed = asdict(sharding) | {
-        "types": sorted({*sharding.sharding_types, *(table.sharding for table in placement.tables.values())}),
-        "kernels": sorted({*sharding.compute_kernels, *(table.kernel for table in placement.tables.values())}),
+        "sharding_types": sorted({*sharding.sharding_types, *(table.sharding for table in placement.tables.values())}),
+        "compute_kernels": sorted({*sharding.compute_kernels, *(table.kernel for table in placement.tables.values())}),
         "cache_load_factor": placement.cache_load_factor,
     }
     return replace(problem, config=replace(problem.config, sharding=ShardingConfig(**allowed)))

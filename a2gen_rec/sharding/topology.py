@@ -1,4 +1,4 @@
-"""The hardware that is planned for: read from a file, or that of this process."""
+"""Hardware that a plan is made for: read from a file, or detected in this process."""
 
 import math
 import os
@@ -15,8 +15,8 @@ from a2gen_rec.utils import paths
 
 GB = 10**9
 
-# Ratios between these decide a plan, and they differ little between machines of a kind: for a process whose own
-# bandwidths nobody stated, those of configs/topologies/h100_1x8.yaml and laptop.yaml.
+# The ratios between bandwidths decide a plan, and they differ little between machines of one kind. Processes without
+# stated bandwidths use those of configs/topologies/h100_1x8.yaml and laptop.yaml.
 _BANDWIDTHS = {
     "cuda": {
         "hbm_gbps": 3350.0,
@@ -34,14 +34,20 @@ class Cluster:
     """Equal hosts with equal ranks.
 
     Attributes:
-        device: ``cuda``, tables in the devices' memory (HBM), or ``cpu``, in the hosts' (DDR).
-        hbm_gb, ddr_gb: memory per rank, in GB (10^9 bytes).
-        hbm_gbps, ddr_gbps: memory bandwidth per rank, in GB/s.
-        intra_host_gbps, inter_host_gbps: a rank's bandwidth to ranks of its host and of others, one way.
-        hbm_to_ddr_gbps: a device's bandwidth to its host's memory, one way.
+        name: Name of the cluster.
+        device: ``cuda``: tables in device memory (HBM), or ``cpu``: tables in host memory (DDR).
+        ranks: Number of ranks.
+        ranks_per_host: Ranks on each host.
+        ddr_gb: Host memory per rank, in GB (10^9 bytes).
+        ddr_gbps: Bandwidth of host memory per rank, in GB/s.
+        intra_host_gbps: Bandwidth of a rank to ranks on its host, one way, in GB/s.
+        inter_host_gbps: Bandwidth of a rank to ranks on other hosts, one way, in GB/s.
+        hbm_gb: Device memory per rank, in GB (10^9 bytes).
+        hbm_gbps: Bandwidth of device memory per rank, in GB/s.
+        hbm_to_ddr_gbps: Bandwidth of a device to host memory, one way, in GB/s.
 
     Raises:
-        ConfigError: a value is out of range, or the ranks do not fill the hosts.
+        ConfigError: A value is out of range, or the ranks do not fill the hosts.
     """
 
     name: str
@@ -61,28 +67,28 @@ class Cluster:
             raise ConfigError(f"{self.name}: field 'device': {self.device!r} must be 'cpu' or 'cuda'")
         for field in fields(self):
             value = getattr(self, field.name)
-            wanted = field.type in (int, float) and (field.default is MISSING or self.device == "cuda")
-            if wanted and not 0 < value < math.inf:
+            checked = field.type in (int, float) and (field.default is MISSING or self.device == "cuda")
+            if checked and not 0 < value < math.inf:
                 raise ConfigError(f"{self.name}: field {field.name!r}: {value} must be positive and finite")
         if self.ranks > self.ranks_per_host and self.ranks % self.ranks_per_host:
             raise ConfigError(f"{self.name}: {self.ranks} ranks do not fill hosts of {self.ranks_per_host}")
 
     @property
     def local_ranks(self) -> int:
-        """Ranks on each host; fewer than a host could hold where the only one is not full."""
+        """Ranks on each host; fewer than ``ranks_per_host`` if the only host is not full."""
         return min(self.ranks, self.ranks_per_host)
 
     def with_ranks(self, ranks: int) -> "Cluster":
-        """As many hosts of the same kind as so many ranks need."""
+        """Return a cluster of the same hosts with another number of ranks."""
         return replace(self, ranks=ranks)
 
     def with_memory(self, config: ShardingConfig) -> "Cluster":
-        """With the configured memory per rank, where it is configured."""
+        """Return the cluster with the memory per rank of the config; 0 keeps the cluster's."""
         return replace(self, hbm_gb=config.hbm_gb or self.hbm_gb, ddr_gb=config.ddr_gb or self.ddr_gb)
 
-    def topology(self, reserve: float) -> Topology:
-        """TorchRec's form, with memory less the reserve (TorchRec's own reservations leave DDR alone)."""
-        cuda, free, per_ms = self.device == "cuda", (1 - reserve) * GB, GB / 1000
+    def topology(self, reservation: float) -> Topology:
+        """Return TorchRec's topology with memory minus the reservation. TorchRec's reservations do not apply to DDR."""
+        cuda, free, per_ms = self.device == "cuda", (1 - reservation) * GB, GB / 1000
         hardware = HardwareConfig(
             hbm_cap_bytes=int(self.hbm_gb * free) if cuda else None,
             ddr_cap_bytes=int(self.ddr_gb * free),
@@ -101,31 +107,31 @@ class Cluster:
 
     @classmethod
     def from_yaml(cls, file: str) -> "Cluster":
-        """Read a YAML file of the fields above; the file's name is the cluster's.
+        """Read a YAML file of the fields above; the name of the file is the cluster's name.
 
         Raises:
-            ConfigError: a field is missing, unknown, of the wrong type or out of range.
-            UserError: the file cannot be read.
+            ConfigError: A field is missing, unknown, of the wrong type or out of range.
+            UserError: The file cannot be read.
         """
         return cls.from_dict(paths.read_yaml(file), file)
 
     @classmethod
     def from_dict(cls, raw: object, file: str) -> "Cluster":
-        """The cluster that ``file`` describes with ``raw``, plain data; see :meth:`read`."""
+        """Return the cluster in ``raw``, the plain data of ``file``; see :meth:`from_yaml`."""
         if not isinstance(raw, dict):
-            raise ConfigError(f"{file}: not a topology: a mapping of fields such as 'device' and 'ranks'")
+            raise ConfigError(f"{file}: not a topology; expected a mapping of fields such as 'device' and 'ranks'")
         known = {field.name: field for field in fields(cls) if field.name != "name"}
         for name in raw:
             if name not in known:
-                raise ConfigError(f"{file}: field {name!r} is unknown; a topology has {', '.join(known)}")
+                raise ConfigError(f"{file}: unknown field {name!r}; choose one of {', '.join(known)}")
         for name, field in known.items():
             if name not in raw:
                 if field.default is MISSING or raw.get("device") == "cuda":
                     raise ConfigError(f"{file}: field {name!r} is missing")
                 continue
-            value, wanted = raw[name], (int, float) if field.type is float else field.type
-            if not isinstance(value, wanted) or isinstance(value, bool):  # type: ignore[arg-type]
-                kind = {str: "a word", int: "a whole number", float: "a number"}[field.type]  # type: ignore[index]
+            value, types = raw[name], (int, float) if field.type is float else field.type
+            if not isinstance(value, types) or isinstance(value, bool):  # type: ignore[arg-type]
+                kind = {str: "a string", int: "an integer", float: "a number"}[field.type]  # type: ignore[index]
                 raise ConfigError(f"{file}: field {name!r}: {value!r} must be {kind}")
         try:
             return cls(name=PurePath(file).stem, **raw)
@@ -136,16 +142,16 @@ class Cluster:
     def from_local_process(
         cls, device: torch.device, ranks: int, ranks_per_host: int, config: ShardingConfig
     ) -> "Cluster":
-        """The hardware of this process; memory is what the device and the host have, unless configured."""
-        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
-        hbm = torch.cuda.get_device_properties(device).total_memory / GB if device.type == "cuda" else 0.0
+        """Return the hardware of this process; memory is that of the device and the host unless configured."""
+        host_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
+        hbm_gb = torch.cuda.get_device_properties(device).total_memory / GB if device.type == "cuda" else 0.0
         cluster = cls(
             name="this machine",
             device=device.type,
             ranks=ranks,
             ranks_per_host=ranks_per_host,
-            hbm_gb=hbm,
-            ddr_gb=host / ranks_per_host,
+            hbm_gb=hbm_gb,
+            ddr_gb=host_gb / ranks_per_host,
             **_BANDWIDTHS[device.type],
         )
         return cluster.with_memory(config)

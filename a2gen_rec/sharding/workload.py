@@ -1,8 +1,8 @@
-"""What one rank looks up in a training step: how many ids of each table, once each.
+"""Workload of one rank in a training step: the number of distinct ids that it looks up in each table.
 
-The loader looks every distinct id of a batch up once, so a table's work is the expected number of distinct values
-among the batch's windows (user features) or impressions (the others). With ids drawn independently, value k with
-probability p_k, that number is Σ_k 1 − (1 − p_k)^draws.
+The loader deduplicates the ids of a batch. A table's workload is therefore the expected number of distinct values
+among the batch's windows (user features) or impressions (other features). For independent draws with probability
+p_k of value k, that number is Σ_k 1 − (1 − p_k)^draws.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,43 +18,52 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.embedding_tables import full_table_rows, full_tables, id_features, is_used_by
 
-_EXACT_ROWS = 100_000
+_EXACT_ROWS = 100_000  # head of a distribution that is summed term by term
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
-_MOST_ROWS = 10**14  # beyond it, torch cannot count a wide table's bytes
+_MAX_ROWS = 10**14  # above, torch cannot represent the bytes of a wide table
 
 
 @dataclass(frozen=True)
 class TableWorkload:
-    """A table to be placed, and what one rank's batch asks of it.
+    """A table and its lookups in one rank's batch.
 
     Attributes:
-        ids: in a batch, repetitions included.
-        zipf: exponent of how often each occurs.
-        dedup: whether each distinct one is looked up once.
+        name: Table name.
+        rows: Number of rows.
+        ids: Ids per batch, duplicates included.
+        zipf_exponent: Exponent of the Zipf distribution of the ids; 0 is uniform.
+        dedup: Whether each distinct id is looked up once.
 
     Raises:
-        ConfigError: there are no rows, or more than can be counted.
+        ConfigError: ``rows`` is out of range.
     """
 
     name: str
     rows: int
     ids: float
-    zipf: float
+    zipf_exponent: float
     dedup: bool
 
     def __post_init__(self) -> None:
-        if not 1 <= self.rows <= _MOST_ROWS:
+        if not 1 <= self.rows <= _MAX_ROWS:
             raise ConfigError(f"rows {self.rows} of table {self.name!r} must be at least 1 and at most 10^14")
 
     @cached_property
     def lookups(self) -> float:
-        """Ids that one rank looks up per step."""
-        return expected_unique(self.ids, self.rows, self.zipf) if self.dedup else self.ids
+        """Number of ids that one rank looks up per step."""
+        return expected_unique(self.ids, self.rows, self.zipf_exponent) if self.dedup else self.ids
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The tables, and what one rank's batch is expected to hold: impressions are history and targets together."""
+    """Tables, and the expected size of one rank's batch.
+
+    Attributes:
+        tables: Tables with their lookups.
+        windows_per_batch: Windows per batch.
+        impressions_per_batch: Impressions per batch, history and targets together.
+        targets_per_batch: Targets per batch.
+    """
 
     tables: tuple[TableWorkload, ...]
     windows: float
@@ -62,64 +71,63 @@ class Workload:
     targets: float
 
     def with_rows(self, rows: Mapping[str, int]) -> "Workload":
-        """With other numbers of rows for the tables named.
+        """Return the workload with other numbers of rows for the named tables.
 
         Raises:
-            ConfigError: there is no such table, or it cannot have so many rows.
+            ConfigError: A table is unknown, or its number of rows is out of range.
         """
         names = [table.name for table in self.tables]
         for name in rows:
             if name not in names:
-                raise ConfigError(f"no table {name!r} to give other rows; there are {', '.join(names)}")
+                raise ConfigError(f"unknown table {name!r}; choose one of {', '.join(names)}")
         resized = tuple(replace(table, rows=rows.get(table.name, table.rows)) for table in self.tables)
         return replace(self, tables=resized)
 
 
 def workload_from_dataset(card: DatasetCard, config: Config) -> Workload:
-    """The workload of training on a prepared dataset, as far as its card tells.
+    """Return the workload of training on a prepared dataset, from its card.
 
-    Batches are taken as full, windows as long as the card's history and its mean number of targets, ids as
-    uniform: users with a shorter history and popular items make it less, never more.
+    It is an upper bound: batches are full, windows have the maximum history and the mean number of targets, and ids
+    are uniform. Shorter histories and popular items only reduce it.
     """
     train, loader = card.splits["train"], config.loader
     targets = train.targets / max(train.windows, 1)
-    length = card.max_history + targets
-    impressions = min(loader.max_impressions_per_batch, loader.max_windows_per_batch * length)
-    windows = max(1.0, impressions / length)
+    window_size = card.max_history + targets
+    impressions = min(loader.max_impressions_per_batch, loader.max_windows_per_batch * window_size)
+    windows = max(1.0, impressions / window_size)
     features = {
         feature.name: PlannerFeature("user" if feature.level == "user" else "item", feature.cardinality)
         for feature in id_features(card)
     }
-    whole = full_tables(card, config.model)
-    return _workload(features, whole, windows, impressions, windows * targets, config)
+    return _workload(features, full_tables(card, config.model), windows, impressions, windows * targets, config)
 
 
 def workload_from_features(
     features: Mapping[str, PlannerFeature], workload: WorkloadConfig, config: Config
 ) -> Workload:
-    """The workload of data that are described instead of prepared.
+    """Return the workload of planned features, without a prepared dataset.
 
     Raises:
-        ConfigError: the description is not complete.
+        ConfigError: The description is incomplete.
     """
     if not features:
-        raise ConfigError("no tables to plan: give --data, or a --config with `features` such as configs/scale/ has")
+        raise ConfigError("no tables to plan: pass --data, or a --config with `features` as in configs/scale/")
     for name in ("windows_per_batch", "impressions_per_batch", "targets_per_batch", "num_actions"):
         if not getattr(workload, name):
-            raise ConfigError(f"workload.{name} must be given (or --data, a dataset to take it from)")
+            raise ConfigError(f"workload.{name} is required without --data")
     counts = (
         float(workload.windows_per_batch),
         float(workload.impressions_per_batch),
         float(workload.targets_per_batch),
     )
-    made = [*session_features(levels=True), *outcome_features()]
-    read = [feature for feature in made if is_used_by(config.model, feature)]
-    return _workload(features, full_table_rows(workload.num_actions, read, config.model), *counts, config)
+    derived = [*session_features(levels=True), *outcome_features()]
+    used = [feature for feature in derived if is_used_by(config.model, feature)]
+    return _workload(features, full_table_rows(workload.num_actions, used, config.model), *counts, config)
 
 
 def _workload(
     features: Mapping[str, PlannerFeature],
-    whole: Mapping[str, int],
+    full_rows: Mapping[str, int],
     windows: float,
     impressions: float,
     targets: float,
@@ -135,26 +143,30 @@ def _workload(
         )
         for name, feature in features.items()
     ]
-    if clash := whole.keys() & features.keys():
-        raise ConfigError(f"features: {min(clash)!r} is the name of a table of the model's own; give it another")
-    tables += [TableWorkload(name, rows, float(rows), zipf=0.0, dedup=False) for name, rows in whole.items()]
+    if clash := full_rows.keys() & features.keys():
+        raise ConfigError(f"features: {min(clash)!r} is the name of a built-in table of the model; rename the feature")
+    tables += [
+        TableWorkload(name, rows, float(rows), zipf_exponent=0.0, dedup=False) for name, rows in full_rows.items()
+    ]
     return Workload(tuple(tables), windows, impressions, targets)
 
 
-def expected_unique(draws: float, rows: int, zipf: float = 0.0) -> float:
-    """Expected number of distinct values among ``draws`` independent ones of ``rows``.
+def expected_unique(draws: float, rows: int, zipf_exponent: float = 0.0) -> float:
+    """Return the expected number of distinct values among independent draws.
 
     Args:
-        zipf: the k-th most frequent value has a probability proportional to k^-zipf.
+        draws: Number of draws.
+        rows: Number of values.
+        zipf_exponent: The k-th most frequent value has a probability proportional to k^-zipf_exponent.
     """
-    total = _sum_over_ranks(lambda k: k**-zipf, rows)
-    return _sum_over_ranks(lambda k: -np.expm1(draws * np.log1p(-np.minimum(k**-zipf / total, 1))), rows)
+    total = _sum_over_ranks(lambda k: k**-zipf_exponent, rows)
+    return _sum_over_ranks(lambda k: -np.expm1(draws * np.log1p(-np.minimum(k**-zipf_exponent / total, 1))), rows)
 
 
 def _sum_over_ranks(term: Callable[[np.ndarray], np.ndarray], rows: int) -> float:
-    """Σ term(k) for k = 1 … rows: the head term by term, the smooth rest by Gauss–Legendre quadrature over log k."""
+    """Return Σ term(k) for k = 1 … rows: the head exactly, the smooth tail by Gauss–Legendre quadrature over log k."""
     head = min(rows, _EXACT_ROWS)
-    with np.errstate(divide="ignore"):  # a single value has probability 1, whose logarithm of the rest is -inf
+    with np.errstate(divide="ignore"):  # a single value has probability 1; log(1 - 1) is -inf
         total = float(term(np.arange(1, head + 1, dtype=np.float64)).sum())
     if rows > head:
         low, high = np.log(head + 0.5), np.log(rows + 0.5)

@@ -19,7 +19,7 @@ from a2gen_rec.losses.loss import Loss, validate_objective_weights
 from a2gen_rec.models.base import RankingModel, TargetEncoding
 from a2gen_rec.models.baselines.towers import TowerRanker
 from a2gen_rec.models.factory import build_model
-from a2gen_rec.sharding.planner import TABLE_OPTIMIZERS, PlanningProblem, make_sharders, plan
+from a2gen_rec.sharding.planner import TABLE_OPTIMIZERS, PlanningProblem, make_plan, make_sharders
 from a2gen_rec.sharding.saved_plan import SavedPlan
 from a2gen_rec.sharding.topology import Cluster
 from a2gen_rec.sharding.workload import workload_from_dataset
@@ -136,7 +136,7 @@ def _resolve_plan(card: DatasetCard, config: Config, process: DistributedContext
                 PlanningProblem(workload_from_dataset(card, config), cluster, config),
                 config.sharding.plan_file,
             )
-            resolved = SavedPlan.load(file) if file else SavedPlan.from_plan(plan(problem), problem)
+            resolved = SavedPlan.load(file) if file else SavedPlan.from_plan(make_plan(problem), problem)
             resolved.check(problem, file)
     return all_gather_object(resolved)[0]
 

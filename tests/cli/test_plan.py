@@ -63,7 +63,7 @@ def test_every_file_of_one_plan(config: str, tmp_path: Path) -> None:
     assert report["fits"]
     assert [(each["world"], each["ranks_per_host"]) for each in report["sweep"]] == [(1, 1), (4, 2)]
     saved = SavedPlan.load(files["save"])
-    assert saved.world == 2
+    assert saved.world_size == 2
     assert {name: len(table.ranks) for name, table in saved.tables.items()} == {
         table["name"]: len(table["shards"]) for table in report["tables"]
     }

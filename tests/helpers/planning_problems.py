@@ -1,4 +1,4 @@
-"""Planning problems for the tests: a few tables, a small cluster."""
+"""Planning problems for tests: a few tables on a small cluster."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,7 +32,7 @@ FEATURES = {
 def problem(
     cluster: Cluster = HOST, optimizer: str = "rowwise_adagrad", dim: int = 32, **sharding: Any
 ) -> PlanningProblem:
-    """Tables of 10.4 GB with their optimizer states, on four ranks with 8 GB each for them."""
+    """Return tables of 10.4 GB, optimizer states included, on four ranks with 8 GB for tables each."""
     optim = OptimConfig(sparse_optimizer=optimizer)  # type: ignore[arg-type]
     config = Config(model=ModelConfig(dim=dim), optim=optim, sharding=ShardingConfig(**sharding))
     workload = workload_from_features(
@@ -43,6 +43,6 @@ def problem(
     return PlanningProblem(workload, cluster, config)
 
 
-def on_cpu(ranks: int = 2) -> Cluster:
-    """Hosts of two CPU ranks."""
+def cpu_cluster(ranks: int = 2) -> Cluster:
+    """Return a cluster of hosts with two CPU ranks."""
     return replace(HOST, name="test_cpu", device="cpu", ranks=ranks, ranks_per_host=2)

@@ -19,19 +19,19 @@ ROWS = {"item_id": 10**10, "user_id": 2 * 10**9, "tag": 100_000, "action": 8}
 TRAFFIC = StepTraffic(4096.0, 65_536.0, 5.25, 42.0, 1344.0, 1344.0)
 
 
-def plan_report(world: int = 64, ranks_per_host: int = 8, device: str = "cuda") -> PlanReport:
+def plan_report(world_size: int = 64, ranks_per_host: int = 8, device: str = "cuda") -> PlanReport:
     """Return a feasible plan: large tables row-wise on all ranks, each small table on its own rank."""
-    tables = [_table(name, rows, world, index, device) for index, (name, rows) in enumerate(ROWS.items())]
+    tables = [_table(name, rows, world_size, index, device) for index, (name, rows) in enumerate(ROWS.items())]
     ranks = []
-    for rank in range(world):
+    for rank in range(world_size):
         shards = [shard for table in tables for shard in table.shards if shard.rank == rank]
         free = (120 * GB, 200 * GB) if device == "cuda" else (0, 400 * GB)
         used = sum(shard.hbm for shard in shards), sum(shard.ddr for shard in shards)
         ranks.append(RankPlan(rank, rank // ranks_per_host, *used, *free, _sum([shard.cost for shard in shards])))
     return PlanReport(
-        cluster=f"h200_{world // ranks_per_host}x{ranks_per_host}",
+        cluster=f"h200_{world_size // ranks_per_host}x{ranks_per_host}",
         device=device,
-        world=world,
+        world_size=world_size,
         ranks_per_host=ranks_per_host,
         fits=True,
         cost=max((rank.cost for rank in ranks), key=lambda cost: cost.total),
@@ -42,17 +42,17 @@ def plan_report(world: int = 64, ranks_per_host: int = 8, device: str = "cuda") 
     )
 
 
-def misfit_report(world: int = 8, ranks_per_host: int = 8) -> PlanReport:
+def infeasible_report(world: int = 8, ranks_per_host: int = 8) -> PlanReport:
     """Return a report of tables that do not fit, with suggested changes."""
     return PlanReport(
         cluster="h200_1x8",
         device="cuda",
-        world=world,
+        world_size=world,
         ranks_per_host=ranks_per_host,
         fits=False,
         cost=Cost(0.0, 0.0, 0.0, 0.0),
         traffic=TRAFFIC,
-        misfits=[UnplacedTable("item_id", 322 * GB, 111 * GB), UnplacedTable("user_id", 64 * GB, 111 * GB)],
+        unplaced=[UnplacedTable("item_id", 322 * GB, 111 * GB), UnplacedTable("user_id", 64 * GB, 111 * GB)],
         remedies=[
             Remedy(
                 "fp16 weights, item_id cached from host memory",
@@ -68,7 +68,7 @@ def misfit_report(world: int = 8, ranks_per_host: int = 8) -> PlanReport:
 def renamed(report: PlanReport, names: dict[str, str]) -> PlanReport:
     """Return the same plan with other table names."""
     tables = [replace(table, name=names.get(table.name, table.name)) for table in report.tables]
-    misfits = [replace(misfit, table=names.get(misfit.table, misfit.table)) for misfit in report.misfits]
+    misfits = [replace(misfit, table=names.get(misfit.table, misfit.table)) for misfit in report.unplaced]
     return replace(report, tables=tables, misfits=misfits)
 
 

@@ -1,4 +1,4 @@
-"""The plan: TorchRec's estimates where ours are shortcuts, exact bytes, and the same plan every time."""
+"""Plans: estimates equal TorchRec's, bytes are exact, and plans are deterministic."""
 
 from dataclasses import replace
 
@@ -16,42 +16,44 @@ from a2gen_rec.sharding.planner import (
     column_width,
     enumerate_options,
     meta_embeddings,
-    plan,
+    make_plan,
 )
 from a2gen_rec.sharding.report_builder import describe_plan, plan_and_describe
 from a2gen_rec.sharding.workload import workload_from_dataset
 from tests.helpers.cards import make_card, small_config
-from tests.helpers.planning_problems import FEATURES, HOST, on_cpu, problem
+from tests.helpers.planning_problems import FEATURES, HOST, cpu_cluster, problem
 
-EVERYTHING = {
-    "types": ["table_wise", "row_wise", "column_wise"],
-    "kernels": ["fused", "fused_uvm", "fused_uvm_caching"],
+ALL_OPTIONS = {
+    "sharding_types": ["table_wise", "row_wise", "column_wise"],
+    "compute_kernels": ["fused", "fused_uvm", "fused_uvm_caching"],
 }
 
 
-def test_shards_of_one_size_are_estimated_as_each_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = problem(HOST.with_ranks(8), **EVERYTHING)  # on two hosts; the city's 300 rows are cut unevenly
-    ours = enumerate_options(asked).options
+def test_estimate_per_shard_size_equals_torchrecs_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = problem(HOST.with_ranks(8), **ALL_OPTIONS)  # on two hosts; the 300 rows of city are split unevenly
+    ours = enumerate_options(query).options
     monkeypatch.setattr(planner, "_PerfEstimator", EmbeddingPerfEstimator)
-    direct = enumerate_options(asked).options
-    assert ours.keys() == direct.keys()
-    for name, found in ours.items():
-        assert len(found) == 9
-        for mine, other in zip(found, direct[name], strict=True):
-            assert (mine.sharding_type, mine.compute_kernel) == (other.sharding_type, other.compute_kernel)
-            assert [shard.perf for shard in mine.shards] == [shard.perf for shard in other.shards]
-            assert [shard.storage for shard in mine.shards] == [shard.storage for shard in other.shards]
+    reference = enumerate_options(query).options
+    assert ours.keys() == reference.keys()
+    for name, options in ours.items():
+        assert len(options) == 9
+        for option, expected in zip(options, reference[name], strict=True):
+            assert (option.sharding_type, option.compute_kernel) == (expected.sharding_type, expected.compute_kernel)
+            assert [shard.perf for shard in option.shards] == [shard.perf for shard in expected.shards]
+            assert [shard.storage for shard in option.shards] == [shard.storage for shard in expected.shards]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize(("optimizer", "state"), [("rowwise_adagrad", 4), ("adagrad", 32 * 4), ("sgd", 0)])
-def test_bytes_are_weights_states_and_what_is_in_flight(optimizer: str, state: int, dtype: str) -> None:
-    report = describe_plan(asked := problem(optimizer=optimizer, dtype=dtype, reserve=0.0), plan(asked))
+def test_bytes_are_weights_states_and_buffers(optimizer: str, state: int, dtype: str) -> None:
+    report = describe_plan(
+        query := problem(optimizer=optimizer, dtype=dtype, storage_reservation=0.0), make_plan(query)
+    )
     for table in report.tables:
         assert table.weights == table.rows * 32 * (4 if dtype == "fp32" else 2)
         assert table.optimizer == table.rows * state
-        share = 3 / 4 if table.name == "action" else 1  # 6 rows by 2 leave the last rank without any
-        in_flight = share * asked.cluster.ranks * table.lookups_per_batch * (8 + 4 * 32)
+        share = 3 / 4 if table.name == "action" else 1  # 6 rows in blocks of 2 leave the last rank empty
+        in_flight = share * query.cluster.ranks * table.lookups_per_batch * (8 + 4 * 32)
         assert table.chosen.ranks == (4 * share if table.chosen.sharding == "row_wise" else 1)
         assert table.buffers == pytest.approx(in_flight, rel=0.01, abs=40)
     used = sum(rank.hbm for rank in report.ranks)
@@ -59,13 +61,13 @@ def test_bytes_are_weights_states_and_what_is_in_flight(optimizer: str, state: i
 
 
 def test_column_shards_each_have_a_state() -> None:
-    report = describe_plan(asked := problem(types=["column_wise"]), plan(asked))
+    report = describe_plan(query := problem(sharding_types=["column_wise"]), make_plan(query))
     for table in report.tables:
         assert [shard.columns for shard in table.shards] == [(0, 16), (16, 32)]
         assert table.optimizer == 2 * table.rows * 4
 
 
-def test_columns_are_shared_by_as_many_ranks_as_can_be() -> None:
+def test_column_width_uses_most_ranks() -> None:
     widths = {(dim, ranks): column_width(dim, ranks) for dim in (4, 8, 32, 48, 64, 200) for ranks in (1, 2, 3, 8, 512)}
     for (dim, ranks), width in widths.items():
         assert dim % width == 0
@@ -75,28 +77,30 @@ def test_columns_are_shared_by_as_many_ranks_as_can_be() -> None:
     assert widths[8, 2] == 8
 
 
-def test_a_plan_is_the_same_each_time_and_fastest_of_a_kind() -> None:
-    asked = problem(**EVERYTHING)
-    first, second = (describe_plan(asked, plan(asked)) for _ in range(2))
+def test_plan_is_deterministic_and_faster_than_fixed_types() -> None:
+    query = problem(**ALL_OPTIONS)
+    first, second = (describe_plan(query, make_plan(query)) for _ in range(2))
     assert first == second
-    for fixed in ("table_wise", "row_wise", "column_wise"):
-        other, _ = plan_and_describe(problem(types=[fixed], kernels=EVERYTHING["kernels"]), with_remedies=False)
+    for sharding_type in ("table_wise", "row_wise", "column_wise"):
+        other, _ = plan_and_describe(
+            problem(sharding_types=[sharding_type], compute_kernels=ALL_OPTIONS["compute_kernels"]), with_remedies=False
+        )
         assert not other.fits or first.cost.total <= other.cost.total * (1 + 1e-9)
 
 
-def test_gpu_kernels_are_refused_on_cpu() -> None:
+def test_rejects_gpu_kernels_on_cpu() -> None:
     with pytest.raises(
-        ConfigError, match=r"sharding\.kernels fused, fused_uvm: on CPU \(test_cpu\) there is only fused"
+        ConfigError, match=r"sharding\.compute_kernels fused, fused_uvm: CPU \(test_cpu\) supports only fused"
     ):
-        plan(problem(on_cpu(), kernels=["fused", "fused_uvm"]))
+        make_plan(problem(cpu_cluster(), compute_kernels=["fused", "fused_uvm"]))
 
 
-def test_host_memory_is_used_where_it_is_offered_and_needed() -> None:
+def test_uses_host_memory_if_allowed_and_needed() -> None:
     small = replace(HOST, hbm_gb=3.0)
     with pytest.raises(InfeasiblePlanError, match=r"10\.6\d* GB, 9\.6 GB of HBM and 128 GB of DDR are free"):
-        plan(problem(small))
+        make_plan(problem(small))
     report = describe_plan(
-        asked := problem(small, kernels=["fused", "fused_uvm_caching"], cache_load_factor=0.1), plan(asked)
+        query := problem(small, compute_kernels=["fused", "fused_uvm_caching"], cache_load_factor=0.1), make_plan(query)
     )
     kernels = {table.name: table.chosen.kernel for table in report.tables}
     assert kernels["item_id"] == "fused_uvm_caching"
@@ -108,7 +112,7 @@ def test_host_memory_is_used_where_it_is_offered_and_needed() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_the_tables_planned_are_those_of_the_model(dtype: str) -> None:
+def test_planned_tables_equal_the_models(dtype: str) -> None:
     card, config = make_card(), small_config()
     config.sharding.dtype = dtype  # type: ignore[assignment]
     trained = A2Gen(card, config, device=torch.device("meta")).embeddings
@@ -118,23 +122,23 @@ def test_the_tables_planned_are_those_of_the_model(dtype: str) -> None:
             assert getattr(left, name) == getattr(right, name)
 
 
-def test_traffic_is_what_crosses_between_ranks() -> None:
-    asked = problem(types=["row_wise"])
-    traffic = describe_plan(asked, plan(asked)).traffic
-    lookups = sum(table.lookups for table in asked.workload.tables)
+def test_traffic_crosses_between_ranks() -> None:
+    query = problem(sharding_types=["row_wise"])
+    traffic = describe_plan(query, make_plan(query)).traffic
+    lookups = sum(table.lookups for table in query.workload.tables)
     assert traffic.lookups_per_target == pytest.approx(lookups / 500)
     assert traffic.id_bytes_per_target == pytest.approx(lookups / 500 * 8 * 3 / 4)
     assert traffic.row_bytes_per_target == pytest.approx(lookups / 500 * 32 * 4 * 3 / 4)
-    alone = problem(replace(HOST, ranks=1, hbm_gb=20.0))
-    assert describe_plan(alone, plan(alone)).traffic.gradient_bytes_per_target == 0
-    columns = problem(types=["column_wise"])
-    assert describe_plan(columns, plan(columns)).traffic.id_bytes_per_target == pytest.approx(
+    one_rank = problem(replace(HOST, ranks=1, hbm_gb=20.0))
+    assert describe_plan(one_rank, make_plan(one_rank)).traffic.gradient_bytes_per_target == 0
+    column_wise = problem(sharding_types=["column_wise"])
+    assert describe_plan(column_wise, make_plan(column_wise)).traffic.id_bytes_per_target == pytest.approx(
         2 * traffic.id_bytes_per_target
     )
 
 
-def test_ranks_sum_up_their_shards() -> None:
-    report = describe_plan(asked := problem(HOST.with_ranks(8)), plan(asked))
+def test_ranks_sum_their_shards() -> None:
+    report = describe_plan(query := problem(HOST.with_ranks(8)), make_plan(query))
     assert [rank.host for rank in report.ranks] == [0] * 4 + [1] * 4
     shards = [shard for table in report.tables for shard in table.shards]
     for rank in report.ranks:

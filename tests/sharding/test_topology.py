@@ -1,4 +1,4 @@
-"""Topology files: the shipped ones, wrong ones, and what TorchRec's planner gets of them."""
+"""Topology files: shipped ones, invalid ones, and the topology passed to TorchRec's planner."""
 
 import math
 from pathlib import Path
@@ -28,14 +28,14 @@ GOOD = {
 }
 
 
-def written(folder: Path, **fields: object) -> str:
+def write_topology(folder: Path, **fields: object) -> str:
     file = folder / "mine.yaml"
     file.write_text(yaml.safe_dump({name: value for name, value in (GOOD | fields).items() if value != "absent"}))
     return str(file)
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_shipped_clusters_are_what_their_names_say(file: Path) -> None:
+def test_shipped_clusters_match_their_names(file: Path) -> None:
     cluster = Cluster.from_yaml(str(file))
     assert cluster.name == file.stem
     kind, _, shape = file.stem.partition("_")
@@ -46,46 +46,46 @@ def test_shipped_clusters_are_what_their_names_say(file: Path) -> None:
     assert cluster.topology(0.2).world_size == cluster.ranks
 
 
-def test_the_planner_gets_bytes_and_bytes_per_ms(tmp_path: Path) -> None:
-    topology = Cluster.from_yaml(written(tmp_path)).topology(reserve=0.25)
+def test_planner_receives_bytes_and_bytes_per_ms(tmp_path: Path) -> None:
+    topology = Cluster.from_yaml(write_topology(tmp_path)).topology(reservation=0.25)
     assert (topology.world_size, topology.local_world_size) == (16, 8)
     assert {(device.storage.hbm, device.storage.ddr) for device in topology.devices} == {(60 * 10**9, 75 * 10**9)}
-    found = [topology.hbm_mem_bw, topology.ddr_mem_bw, topology.hbm_to_ddr_mem_bw]
-    found += [topology.intra_host_bw, topology.inter_host_bw]
-    assert found == [value * 10**6 for value in (3000, 70, 60, 400, 40)]
+    bandwidths = [topology.hbm_mem_bw, topology.ddr_mem_bw, topology.hbm_to_ddr_mem_bw]
+    bandwidths += [topology.intra_host_bw, topology.inter_host_bw]
+    assert bandwidths == [value * 10**6 for value in (3000, 70, 60, 400, 40)]
 
 
-def test_the_reserve_holds_for_host_memory_too() -> None:
-    topology = Cluster.from_yaml(str(FOLDER / "cpu_16x2.yaml")).topology(reserve=0.5)
+def test_reservation_applies_to_host_memory() -> None:
+    topology = Cluster.from_yaml(str(FOLDER / "cpu_16x2.yaml")).topology(reservation=0.5)
     assert {(device.storage.hbm, device.storage.ddr) for device in topology.devices} == {(0, 256 * 10**9)}
 
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"hosts": 3}, "field 'hosts' is unknown; a topology has device, ranks,"),
+        ({"hosts": 3}, "unknown field 'hosts'; choose one of device, ranks,"),
         ({"ddr_gb": "absent"}, "field 'ddr_gb' is missing"),
         ({"hbm_gb": "absent"}, "field 'hbm_gb' is missing"),
-        ({"ranks": 8.5}, "field 'ranks': 8.5 must be a whole number"),
-        ({"ranks": True}, "field 'ranks': True must be a whole number"),
+        ({"ranks": 8.5}, "field 'ranks': 8.5 must be an integer"),
+        ({"ranks": True}, "field 'ranks': True must be an integer"),
         ({"ranks": 0}, "field 'ranks': 0 must be positive"),
         ({"hbm_gbps": "fast"}, "field 'hbm_gbps': 'fast' must be a number"),
         ({"ddr_gb": math.inf}, "field 'ddr_gb': inf must be positive and finite"),
         ({"inter_host_gbps": -1}, "field 'inter_host_gbps': -1 must be positive"),
         ({"device": "tpu"}, "field 'device': 'tpu' must be 'cpu' or 'cuda'"),
-        ({"device": 3}, "field 'device': 3 must be a word"),
+        ({"device": 3}, "field 'device': 3 must be a string"),
         ({"ranks": 12}, "12 ranks do not fill hosts of 8"),
     ],
 )
-def test_what_cannot_be_is_named(fields: dict, reason: str, tmp_path: Path) -> None:
-    file = written(tmp_path, **fields)
+def test_rejects_invalid_fields(fields: dict, reason: str, tmp_path: Path) -> None:
+    file = write_topology(tmp_path, **fields)
     with pytest.raises(ConfigError) as caught:
         Cluster.from_yaml(file)
     assert str(caught.value).startswith(f"{file}: {reason}")
 
 
 @pytest.mark.parametrize("text", ["just words", "- 1\n- 2", "a: [", ""])
-def test_other_files_are_no_topologies(text: str, tmp_path: Path) -> None:
+def test_rejects_other_files(text: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"mine\.yaml: not (a topology|YAML)") as caught:
@@ -93,7 +93,7 @@ def test_other_files_are_no_topologies(text: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_processs_own_hardware_and_what_is_configured() -> None:
+def test_detects_local_hardware_and_applies_config() -> None:
     cluster = Cluster.from_local_process(torch.device("cpu"), 4, 2, ShardingConfig())
     assert (cluster.ranks, cluster.local_ranks, cluster.device) == (4, 2, "cpu")
     total = int(next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line).split()[1])
@@ -101,6 +101,6 @@ def test_a_processs_own_hardware_and_what_is_configured() -> None:
     assert Cluster.from_local_process(torch.device("cpu"), 4, 2, ShardingConfig(ddr_gb=3.0)).ddr_gb == 3.0
 
 
-def test_fewer_ranks_than_a_host_has() -> None:
+def test_fewer_ranks_than_a_host() -> None:
     cluster = Cluster.from_yaml(str(FOLDER / "h100_1x8.yaml")).with_ranks(4)
     assert (cluster.ranks, cluster.local_ranks) == (4, 4)

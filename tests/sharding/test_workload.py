@@ -1,4 +1,4 @@
-"""How many ids a rank looks up: the formula against sums and draws, and against what the loader makes."""
+"""Lookups of a rank: the formula against exact sums, random draws and the loader's batches."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,49 +15,49 @@ from a2gen_rec.models.embedding_tables import table_rows
 from a2gen_rec.sharding.workload import expected_unique, workload_from_dataset, workload_from_features
 from tests.helpers.cards import make_card, small_config, whole, write_dataset
 
-DESCRIBED = {"user_id": PlannerFeature("user", 1000), "item_id": PlannerFeature("item", 5000, zipf_exponent=1.0)}
+FEATURES = {"user_id": PlannerFeature("user", 1000), "item_id": PlannerFeature("item", 5000, zipf_exponent=1.0)}
 COUNTS = WorkloadConfig(windows_per_batch=10, impressions_per_batch=300, targets_per_batch=40, num_actions=5)
 
 
-def direct(draws: float, rows: int, zipf: float) -> float:
-    weight = np.arange(1, rows + 1, dtype=np.float64) ** -zipf
+def reference(draws: float, rows: int, zipf_exponent: float) -> float:
+    weight = np.arange(1, rows + 1, dtype=np.float64) ** -zipf_exponent
     with np.errstate(divide="ignore"):
         return float(-np.expm1(draws * np.log1p(-weight / weight.sum())).sum())
 
 
-@pytest.mark.parametrize("zipf", [0.0, 0.7, 1.0, 1.3, 2.0])
+@pytest.mark.parametrize("zipf_exponent", [0.0, 0.7, 1.0, 1.3, 2.0])
 @pytest.mark.parametrize("rows", [1, 7, 100_000, 100_001, 3_000_000])
 @pytest.mark.parametrize("draws", [1.0, 50.0, 200_000.0])
-def test_distinct_ids_equal_the_sum_over_all_rows(draws: float, rows: int, zipf: float) -> None:
-    found = expected_unique(draws, rows, zipf)
-    assert found == pytest.approx(direct(draws, rows, zipf), rel=1e-6)
-    assert found <= min(draws, rows) * (1 + 1e-9)
+def test_expected_unique_equals_the_exact_sum(draws: float, rows: int, zipf_exponent: float) -> None:
+    result = expected_unique(draws, rows, zipf_exponent)
+    assert result == pytest.approx(reference(draws, rows, zipf_exponent), rel=1e-6)
+    assert result <= min(draws, rows) * (1 + 1e-9)
 
 
-def test_ten_billion_rows_need_no_array_of_them() -> None:
+def test_expected_unique_of_ten_billion_rows() -> None:
     draws, rows = 30_000, 10**10
     assert expected_unique(draws, rows) == pytest.approx(draws - draws**2 / 2 / rows, rel=1e-6)
     assert expected_unique(draws, rows, 0.8) < draws
     assert expected_unique(draws, rows, 1.2) < expected_unique(draws, rows, 1.0) < expected_unique(draws, rows, 0.8)
 
 
-def test_distinct_ids_are_those_of_random_draws() -> None:
+def test_expected_unique_equals_the_mean_of_random_draws() -> None:
     rng = np.random.default_rng(0)
     weight = np.arange(1, 501, dtype=np.float64) ** -0.9
     counts = [len(np.unique(rng.choice(500, 200, p=weight / weight.sum()))) for _ in range(400)]
     assert np.mean(counts) == pytest.approx(expected_unique(200, 500, 0.9), rel=0.01)
 
 
-def test_described_features_are_looked_up_by_level() -> None:
+def test_planned_features_are_looked_up_by_level() -> None:
     config = small_config()
-    workload = workload_from_features(DESCRIBED, COUNTS, config)
+    workload = workload_from_features(FEATURES, COUNTS, config)
     lookups = {table.name: table.lookups for table in workload.tables}
     assert lookups["user_id"] == pytest.approx(expected_unique(10, 1000))
     assert lookups["item_id"] == pytest.approx(expected_unique(300, 5000, 1.0))
     assert lookups["action"] == 5
     assert lookups["time_bucket"] == lookups["gap_bucket"] == config.model.time_buckets
     config.loader.deduplicate_ids = False
-    assert {table.name: table.lookups for table in workload_from_features(DESCRIBED, COUNTS, config).tables}[
+    assert {table.name: table.lookups for table in workload_from_features(FEATURES, COUNTS, config).tables}[
         "item_id"
     ] == 300
 
@@ -75,29 +75,31 @@ def test_described_features_are_looked_up_by_level() -> None:
         ),
     ],
 )
-def test_what_the_model_reads_of_sessions_and_outcomes_is_planned_whole(switches: dict, names: list[str]) -> None:
-    """A described log is one with all of it, by ``prepare``'s own rows; a card's are the card's."""
+def test_plans_session_and_outcome_tables_that_the_model_uses(switches: dict, names: list[str]) -> None:
+    """Planned features include all of them with the rows of ``prepare``; a dataset has the tables of its card."""
     config, card = small_config(**switches), make_card()
-    described, prepared = workload_from_features(DESCRIBED, COUNTS, config), workload_from_dataset(card, config)
+    planned, prepared = workload_from_features(FEATURES, COUNTS, config), workload_from_dataset(card, config)
     always = ["action", "time_bucket", "gap_bucket"]
-    assert [table.name for table in described.tables] == ["user_id", "item_id", *always, *names]
+    assert [table.name for table in planned.tables] == ["user_id", "item_id", *always, *names]
     assert {table.name: table.rows for table in prepared.tables} == table_rows(card, config.model)
     assert [table.name for table in prepared.tables][-len(always + names) :] == always + names
     rows = {"session_position": 10, "session_gap": 14, "previous_feedback": 6, "feedback": 6, "watch_ratio": 15}
-    for table in described.tables[5:]:
+    for table in planned.tables[5:]:
         assert table.rows == table.ids == table.lookups == rows[table.name]
         assert not table.dedup
 
 
-def test_a_feature_of_the_name_of_a_session_table_is_refused_where_that_is_read() -> None:
-    features = DESCRIBED | {"session_gap": PlannerFeature("item", 9)}
+def test_rejects_a_feature_named_like_a_used_session_table() -> None:
+    features = FEATURES | {"session_gap": PlannerFeature("item", 9)}
     assert len(workload_from_features(features, COUNTS, small_config()).tables) == 6
-    with pytest.raises(ConfigError, match="'session_gap' is the name of a table of the model's own; give it another"):
+    with pytest.raises(
+        ConfigError, match="'session_gap' is the name of a built-in table of the model; rename the feature"
+    ):
         workload_from_features(features, COUNTS, small_config(session_features=True))
 
 
 @pytest.mark.parametrize("switches", [{}, {"session_features": True, "feedback_encoding": "dual_view"}])
-def test_a_dataset_is_looked_up_as_its_loader_does(switches: dict, tmp_path: Path) -> None:
+def test_workload_from_dataset_matches_the_loader(switches: dict, tmp_path: Path) -> None:
     card, config = make_card(), small_config(**switches)
     config.loader.max_impressions_per_batch, config.loader.shuffle_buffer_size = 64, 4096
     dataset = str(write_dataset(tmp_path / "data", card))
@@ -111,24 +113,24 @@ def test_a_dataset_is_looked_up_as_its_loader_does(switches: dict, tmp_path: Pat
     workload = workload_from_dataset(replace(card, splits=splits), config)
     for table in workload.tables:
         mean = np.mean([len(batch.sparse[table.name].values()) for batch in full])
-        # Windows of these data have 5.5 impressions, not the full history and targets that are planned for.
+        # Windows of this dataset have 5.5 impressions; the plan assumes the full history and targets.
         assert mean * 0.5 <= table.lookups <= mean * 1.6, table.name
     assert workload.impressions_per_batch == 64
 
 
-def test_other_numbers_of_rows() -> None:
-    workload = workload_from_features(DESCRIBED, COUNTS, small_config())
+def test_changes_numbers_of_rows() -> None:
+    workload = workload_from_features(FEATURES, COUNTS, small_config())
     smaller = workload.with_rows({"item_id": 50})
     assert [table.rows for table in smaller.tables][:2] == [1000, 50]
     assert smaller.tables[1].lookups == pytest.approx(expected_unique(300, 50, 1.0))
-    with pytest.raises(ConfigError, match="no table 'item' to give other rows; there are user_id, item_id"):
+    with pytest.raises(ConfigError, match="unknown table 'item'; choose one of user_id, item_id"):
         workload.with_rows({"item": 50})
 
 
-def test_an_incomplete_description_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"workload\.targets must be given"):
-        workload_from_features(DESCRIBED, replace(COUNTS, targets_per_batch=0), small_config())
+def test_rejects_an_incomplete_description() -> None:
+    with pytest.raises(ConfigError, match=r"workload\.targets_per_batch is required"):
+        workload_from_features(FEATURES, replace(COUNTS, targets_per_batch=0), small_config())
     with pytest.raises(ConfigError, match="no tables to plan"):
         workload_from_features({}, COUNTS, small_config())
-    with pytest.raises(ConfigError, match="'action' is the name of a table of the model's own"):
+    with pytest.raises(ConfigError, match="'action' is the name of a built-in table"):
         workload_from_features({"action": PlannerFeature("user", 3)}, COUNTS, small_config())

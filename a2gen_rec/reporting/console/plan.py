@@ -51,7 +51,7 @@ def print_sweep(console: Console, reports: Sequence[PlanReport]) -> None:
     for report in reports:
         cells = [cell for kind in kinds for cell in _fullest_rank_cells(report, kind)]
         fits = Text("fits" if report.fits else "does not fit", style=FITS if report.fits else DOES_NOT_FIT)
-        counts = format_count(report.world), format_count(summary.num_hosts(report))
+        counts = format_count(report.world_size), format_count(summary.num_hosts(report))
         table.add_row(*counts, fits, *cells, *_speed_cells(report))
     console.print(table)
 
@@ -217,8 +217,8 @@ def _traffic_table(report: PlanReport) -> Table:
 def _unplaced_table(report: PlanReport) -> Table:
     table = new_table("tables that do not fit", "per rank; free: next to the other tables")
     _add_columns(table, ["table", "memory", "required", "free", "missing"], left=("table", "memory"))
-    for unplaced in [*report.misfits, *summary.combined_unplaced(report.misfits)]:
-        sizes = [format_bytes(unplaced.needs), format_bytes(unplaced.available), summary.missing_bytes(unplaced)]
+    for unplaced in [*report.unplaced, *summary.combined_unplaced(report.unplaced)]:
+        sizes = [format_bytes(unplaced.required), format_bytes(unplaced.available), summary.missing_bytes(unplaced)]
         table.add_row(Text(unplaced.table), unplaced.memory.upper(), *sizes)
     return table
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from a2gen_rec.reporting.console.plan import print_comparison, print_plan, print_sweep
-from tests.helpers.plans import GB, misfit_report, plan_report, renamed
+from tests.helpers.plans import GB, infeasible_report, plan_report, renamed
 
 
 def printed(print_to: Callable[[Console], None], width: int = 100) -> str:
@@ -52,7 +52,7 @@ def test_prefetch_column_is_optional() -> None:
 
 
 def test_lists_each_of_few_ranks() -> None:
-    report = plan_report(world=16, device="cpu")
+    report = plan_report(world_size=16, device="cpu")
     text = printed(lambda console: print_plan(console, report))
     assert [int(line.split()[0]) for line in text.splitlines() if "400 GB" in line] == list(range(16))
     assert "195 GB 400 GB 49%" in rows(text, "9 1")[0]
@@ -60,7 +60,7 @@ def test_lists_each_of_few_ranks() -> None:
 
 
 def test_summarizes_many_ranks_and_names_extremes() -> None:
-    report = plan_report(world=512)
+    report = plan_report(world_size=512)
     ranks = list(report.ranks)
     ranks[301] = replace(ranks[301], cost=replace(ranks[301].cost, forward_comms=50.0))
     ranks[17] = replace(ranks[17], hbm=119 * GB)
@@ -73,7 +73,7 @@ def test_summarizes_many_ranks_and_names_extremes() -> None:
 
 
 def test_lists_unplaced_tables_and_suggested_changes() -> None:
-    text = printed(lambda console: print_plan(console, misfit_report()), width=120)
+    text = printed(lambda console: print_plan(console, infeasible_report()), width=120)
     assert text.splitlines()[0] == "does not fit on h200_1x8: 8 ranks on 1 host, cuda"
     assert rows(text, "item_id")[0] == "item_id HBM 322 GB 111 GB 211 GB"
     assert rows(text, "user_id")[0] == "user_id HBM 64.0 GB 111 GB –"
@@ -81,12 +81,12 @@ def test_lists_unplaced_tables_and_suggested_changes() -> None:
     assert rows(text, "32 ranks") == ["32 ranks --topology.ranks 32 7.89"]
     assert "--sharding.compute-kernels '[fused, fused_uvm_caching]'" in text
     assert rows(text, "--sharding.dtype") == ["--sharding.dtype fp16"]
-    none = printed(lambda console: print_plan(console, replace(misfit_report(), remedies=[])))
+    none = printed(lambda console: print_plan(console, replace(infeasible_report(), remedies=[])))
     assert "no change was found" in none
 
 
 def test_sweep_has_one_line_per_number_of_ranks() -> None:
-    text = printed(lambda console: print_sweep(console, [misfit_report(), plan_report(64), plan_report(512)]))
+    text = printed(lambda console: print_sweep(console, [infeasible_report(), plan_report(64), plan_report(512)]))
     assert rows(text, "8") == ["8 1 does not fit – – – –"]
     assert rows(text, "64") == ["64 8 fits 48.8 GB 41% 9.49 2.73 kB"]
     assert rows(text, "512")[0].startswith("512 64 fits 6.18 GB 5%")
@@ -106,17 +106,17 @@ def test_compares_two_plans_side_by_side() -> None:
 
 
 def test_compares_a_plan_with_an_infeasible_one() -> None:
-    text = printed(lambda console: print_comparison(console, plan_report(), misfit_report()))
+    text = printed(lambda console: print_comparison(console, plan_report(), infeasible_report()))
     assert rows(text, "item_id") == ["item_id row_wise, fused 64 0.144 – – –"]
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_tables_fit_the_terminal_without_truncation(width: int) -> None:
-    sweep = [misfit_report(), plan_report(64), plan_report(512)]
+    sweep = [infeasible_report(), plan_report(64), plan_report(512)]
     for print_to in (
         lambda console: print_plan(console, plan_report(8)),
         lambda console: print_plan(console, plan_report(512)),
-        lambda console: print_plan(console, misfit_report()),
+        lambda console: print_plan(console, infeasible_report()),
         lambda console: print_sweep(console, sweep),
         lambda console: print_comparison(console, plan_report(64), plan_report(512)),
     ):
@@ -128,4 +128,4 @@ def test_tables_fit_the_terminal_without_truncation(width: int) -> None:
 def test_names_are_not_parsed_as_markup() -> None:
     names = {"item_id": "[red]item[/red]"}
     assert printed(lambda console: print_plan(console, renamed(plan_report(), names))).count("[red]item[/red]") == 4
-    assert "[red]item[/red]" in printed(lambda console: print_plan(console, renamed(misfit_report(), names)))
+    assert "[red]item[/red]" in printed(lambda console: print_plan(console, renamed(infeasible_report(), names)))

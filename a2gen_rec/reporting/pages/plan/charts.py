@@ -111,7 +111,7 @@ def memory_chart(report: PlanReport, kind: str) -> MemoryChart:
     top = max([*used, *free])
     bars = []
     for first, last, (used_bytes, free_bytes) in _runs(list(zip(used, free, strict=True))):
-        x, width = _span(first, last, report.world)
+        x, width = _span(first, last, report.world_size)
         title = (
             f"{_ranks_text(first, last)}: {format_bytes(used_bytes)} of {format_bytes(free_bytes)}, "
             f"{format_share(used_bytes, free_bytes)}"
@@ -179,9 +179,9 @@ def sweep_charts(reports: Sequence[PlanReport]) -> list[SweepChart]:
     memory: list[tuple[str, str, dict[int, float]]] = []
     for kind in memory_kinds(*fitting):
         for name, style, field in (("fullest rank", kind, kind), ("free", f"{kind} limit", f"{kind}_free")):
-            values = {report.world: getattr(fullest_rank(report, kind), field) for report in fitting}
+            values = {report.world_size: getattr(fullest_rank(report, kind), field) for report in fitting}
             memory.append((f"{kind.upper()}, {name}", style, values))
-    time = [("estimated ms per step", "time", {report.world: report.cost.total for report in fitting})]
+    time = [("estimated ms per step", "time", {report.world_size: report.cost.total for report in fitting})]
     return [
         _sweep_chart("Memory per rank", memory, reports, format_bytes),
         _sweep_chart("Estimated ms per step", time, reports, format_ms),
@@ -194,7 +194,7 @@ def _sweep_chart(
     reports: Sequence[PlanReport],
     text: Callable[[float], str],
 ) -> SweepChart:
-    positions = _log_positions([report.world for report in reports])
+    positions = _log_positions([report.world_size for report in reports])
     top = 1.1 * max((value for *_, values in curves for value in values.values()), default=0.0) or 1.0
     lines = []
     for name, style, values in curves:
@@ -202,7 +202,7 @@ def _sweep_chart(
         dots = [Dot(positions[ranks], HEIGHT * (1 - value / top), titles[ranks]) for ranks, value in values.items()]
         lines.append(Curve(name, style, dots))
     crosses = [
-        Dot(positions[report.world], HEIGHT, f"{plural(report.world, 'rank')}: does not fit")
+        Dot(positions[report.world_size], HEIGHT, f"{plural(report.world_size, 'rank')}: does not fit")
         for report in reports
         if not report.fits
     ]

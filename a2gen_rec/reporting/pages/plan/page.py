@@ -28,7 +28,7 @@ def render_plan_page(report: PlanReport, sweep: Sequence[PlanReport]) -> str:
         "plan/page.html.j2",
         filters,
         report=report,
-        sweep=sorted(sweep, key=lambda plan: plan.world),
+        sweep=sorted(sweep, key=lambda plan: plan.world_size),
         format=formatting,
         summary=plan_summary,
         charts=charts,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from a2gen_rec.reporting.pages.plan import charts
 from a2gen_rec.sharding.report import Cost, Shard
-from tests.helpers.plans import misfit_report, plan_report
+from tests.helpers.plans import infeasible_report, plan_report
 
 COLOURS = {5: "q0", 10**6: "q0", 10**9: "q3"}
 
@@ -72,7 +72,7 @@ def test_axis_ticks_are_round_and_cover_the_values(max_value: float) -> None:
 
 
 def test_sweep_marks_feasible_and_infeasible_numbers_of_ranks() -> None:
-    memory, time = charts.sweep_charts([misfit_report(8), plan_report(64), plan_report(512)])
+    memory, time = charts.sweep_charts([infeasible_report(8), plan_report(64), plan_report(512)])
     assert [curve.name for curve in memory.curves] == ["HBM, fullest rank", "HBM, free"]
     fullest, free = memory.curves
     assert [dot.title for dot in fullest.dots] == [
@@ -90,6 +90,6 @@ def test_sweep_marks_feasible_and_infeasible_numbers_of_ranks() -> None:
 
 
 def test_draws_a_sweep_of_one_or_no_feasible_plan() -> None:
-    for reports in ([plan_report()], [misfit_report()]):
+    for reports in ([plan_report()], [infeasible_report()]):
         memory, time = charts.sweep_charts(reports)
         assert len(memory.x_ticks) == len(time.x_ticks) == 1

@@ -5,7 +5,7 @@ import pytest
 
 from a2gen_rec.reporting.pages.plan.page import render_plan_page
 from a2gen_rec.sharding.report import PlanReport
-from tests.helpers.plans import misfit_report, plan_report, renamed
+from tests.helpers.plans import infeasible_report, plan_report, renamed
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -45,7 +45,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-SWEEP = [plan_report(512), misfit_report(8), plan_report(64)]
+SWEEP = [plan_report(512), infeasible_report(8), plan_report(64)]
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ SWEEP = [plan_report(512), misfit_report(8), plan_report(64)]
         (plan_report(8), []),
         (plan_report(512), SWEEP),
         (plan_report(32, 2, "cpu"), []),
-        (misfit_report(), SWEEP),
-        (misfit_report(), []),
+        (infeasible_report(), SWEEP),
+        (infeasible_report(), []),
     ],
 )
 def test_page_is_well_formed_and_self_contained(report: PlanReport, sweep: list[PlanReport]) -> None:
@@ -81,7 +81,7 @@ def test_page_shows_figures_of_a_feasible_plan() -> None:
 
 
 def test_page_names_unplaced_tables_and_options() -> None:
-    page = Page(render_plan_page(misfit_report(), []))
+    page = Page(render_plan_page(infeasible_report(), []))
     assert "Does not fit on h200_1x8" in page.text
     assert "item_id HBM 322 GB 111 GB 211 GB" in page.text
     assert "32 ranks --topology.ranks 32 7.89" in page.text
@@ -89,7 +89,7 @@ def test_page_names_unplaced_tables_and_options() -> None:
 
 
 def test_sweep_is_sorted_by_ranks() -> None:
-    text = Page(render_plan_page(misfit_report(), SWEEP)).text
+    text = Page(render_plan_page(infeasible_report(), SWEEP)).text
     lines = ["8 1 do not fit –", "64 8 fit 48.8 GB 41% 9.49 2.73 kB", "512 64 fit 6.18 GB 5%"]
     offsets = [text.index(line) for line in lines]
     assert offsets == sorted(offsets)
@@ -98,7 +98,7 @@ def test_sweep_is_sorted_by_ranks() -> None:
 
 def test_names_are_escaped() -> None:
     name = '<script>alert("x")</script>&'
-    for report in (renamed(plan_report(), {"item_id": name}), renamed(misfit_report(), {"item_id": name})):
+    for report in (renamed(plan_report(), {"item_id": name}), renamed(infeasible_report(), {"item_id": name})):
         html = render_plan_page(report, [])
         assert "<script" not in html
         assert name in Page(html).text

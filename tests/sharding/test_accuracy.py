@@ -1,4 +1,4 @@
-"""Planned bytes are allocated bytes, and a saved plan trains as the planner's own: on 2 ranks, with the real model."""
+"""Planned bytes equal allocated bytes, and a saved plan trains like the original: on 2 ranks, with the full model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from a2gen_rec.data.batch import collate
 from a2gen_rec.data.parquet_reader import read_columns, row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
-from a2gen_rec.sharding.planner import PlanningProblem, plan
+from a2gen_rec.sharding.planner import PlanningProblem, make_plan
 from a2gen_rec.sharding.report_builder import describe_plan
 from a2gen_rec.sharding.saved_plan import SavedPlan
 from a2gen_rec.sharding.topology import Cluster
@@ -34,14 +34,14 @@ def large_card() -> DatasetCard:
     return replace(card, features=features)
 
 
-def config_of(optimizer: str, dtype: str) -> Config:
+def make_config(optimizer: str, dtype: str) -> Config:
     config = small_config(dim=32, heads=2)
     config.optim.sparse_optimizer, config.sharding.dtype = optimizer, dtype  # type: ignore[assignment]
     config.loader.max_impressions_per_batch = 64
     return config
 
 
-def problem_of(card: DatasetCard, config: Config, process: DistributedContext) -> PlanningProblem:
+def make_problem(card: DatasetCard, config: Config, process: DistributedContext) -> PlanningProblem:
     return PlanningProblem(
         workload_from_dataset(card, config),
         Cluster.from_local_process(process.device, process.world_size, process.local_world_size, config.sharding),
@@ -49,42 +49,42 @@ def problem_of(card: DatasetCard, config: Config, process: DistributedContext) -
     )
 
 
-def bytes_of_rank(process: DistributedContext, config: Config) -> tuple[int, int, int]:
-    """Planned weights and states, planned in all, allocated."""
+def rank_bytes(process: DistributedContext, config: Config) -> tuple[int, int, int]:
+    """Return planned bytes of weights and states, all planned bytes, and allocated bytes."""
     card = large_card()
-    asked = problem_of(card, config, process)
+    query = make_problem(card, config, process)
     plans = {}
     for kind in ("row_wise", "column_wise", "table_wise"):
         sharding = replace(config.sharding, sharding_types=[kind])  # type: ignore[list-item]
-        plans[kind] = plan(replace(asked, config=replace(config, sharding=sharding)))
+        plans[kind] = make_plan(replace(query, config=replace(config, sharding=sharding)))
     chosen = {name: plans[KINDS.get(name, "table_wise")].chosen[name] for name in plans["row_wise"].chosen}
-    found = replace(plans["row_wise"], chosen=chosen)
-    report = describe_plan(asked, found)
-    placement = SavedPlan.from_plan(found, asked).to_torchrec(process.device, process.local_world_size)
+    plan = replace(plans["row_wise"], chosen=chosen)
+    report = describe_plan(query, plan)
+    placement = SavedPlan.from_plan(plan, query).to_torchrec(process.device, process.local_world_size)
     built = build_training_model(card, config, process, ShardingPlan({EMBEDDINGS_FQN: placement}))
     shards = [shard for table in report.tables for shard in table.shards if shard.rank == process.rank]
-    held = sum(shard.weights + shard.optimizer for shard in shards)
-    return held, report.ranks[process.rank].ddr, table_bytes(built.model_parallel)
+    permanent = sum(shard.weights + shard.optimizer for shard in shards)
+    return permanent, report.ranks[process.rank].ddr, table_bytes(built.model_parallel)
 
 
 @pytest.mark.parametrize(
     ("optimizer", "dtype"),
     [("rowwise_adagrad", "fp32"), ("rowwise_adagrad", "fp16"), ("adagrad", "fp16"), ("sgd", "fp32")],
 )
-def test_ranks_allocate_what_was_planned(optimizer: str, dtype: str, tmp_path: Path) -> None:
-    ranks = on_ranks(2, tmp_path, bytes_of_rank, config_of(optimizer, dtype))
-    assert ranks[0][0] != ranks[1][0], "a plan that is the same everywhere would hide a rank's mistake"
-    for held, planned, allocated in ranks:
-        assert allocated == pytest.approx(held, rel=0.001)
+def test_allocated_bytes_equal_planned_bytes(optimizer: str, dtype: str, tmp_path: Path) -> None:
+    ranks = on_ranks(2, tmp_path, rank_bytes, make_config(optimizer, dtype))
+    assert ranks[0][0] != ranks[1][0], "equal bytes on both ranks would hide an error of one rank"
+    for permanent, planned, allocated in ranks:
+        assert allocated == pytest.approx(permanent, rel=0.001)
         assert allocated == pytest.approx(planned, rel=0.1)
 
 
 def losses(process: DistributedContext, dataset: str, config: Config) -> tuple[list[float], str]:
-    """Losses of a few steps, and the plan that was followed."""
+    """Return the losses of a few steps, and the applied plan."""
     card = DatasetCard.load(dataset)
     built = build_training_model(card, config, process)
     columns = read_columns(row_groups(sorted(str(file) for file in Path(dataset, "train").iterdir())), card)
-    found = []
+    step_losses = []
     for step in range(8):
         rows = np.random.default_rng(step).permutation(len(columns))[:16]
         batch = collate(columns, rows[process.rank :: process.world_size], whole(card, config))
@@ -92,8 +92,8 @@ def losses(process: DistributedContext, dataset: str, config: Config) -> tuple[l
         loss, _ = built.model_parallel(batch)
         loss.backward()
         built.optimizer.step()
-        found.append(float(loss.detach()))
-    return found, str(built.plan)
+        step_losses.append(float(loss.detach()))
+    return step_losses, str(built.plan)
 
 
 @pytest.fixture(scope="module")
@@ -102,41 +102,41 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_a_saved_plan_trains_as_the_planners_own(dtype: str, dataset: str, tmp_path: Path) -> None:
-    config = config_of("rowwise_adagrad", dtype)
+def test_saved_plan_trains_like_the_original(dtype: str, dataset: str, tmp_path: Path) -> None:
+    config = make_config("rowwise_adagrad", dtype)
     config.sharding.sharding_types = ["table_wise"]
-    own = on_ranks(2, tmp_path, losses, dataset, config)
-    asked = problem_of(DatasetCard.load(dataset), config, DistributedContext(0, 2, 2, torch.device("cpu")))
+    expected = on_ranks(2, tmp_path, losses, dataset, config)
+    query = make_problem(DatasetCard.load(dataset), config, DistributedContext(0, 2, 2, torch.device("cpu")))
     file = str(tmp_path / "plan.yaml")
-    SavedPlan.from_plan(plan(asked), asked).save(file)
-    followed = replace(config, sharding=replace(config.sharding, plan_file=file, sharding_types=["row_wise"]))
-    assert on_ranks(2, tmp_path, losses, dataset, followed) == own
+    SavedPlan.from_plan(make_plan(query), query).save(file)
+    from_file = replace(config, sharding=replace(config.sharding, plan_file=file, sharding_types=["row_wise"]))
+    assert on_ranks(2, tmp_path, losses, dataset, from_file) == expected
     assert (
-        on_ranks(2, tmp_path, losses, dataset, replace(followed, sharding=replace(followed.sharding, plan_file="")))
-        != own
+        on_ranks(2, tmp_path, losses, dataset, replace(from_file, sharding=replace(from_file.sharding, plan_file="")))
+        != expected
     )
-    assert own[0][0][-1] < own[0][0][0], "it must learn something, or nothing is compared"
+    assert expected[0][0][-1] < expected[0][0][0], "without learning, the comparison would be empty"
 
 
-def refusal(process: DistributedContext, dataset: str, config: Config) -> str:
+def error_message(process: DistributedContext, dataset: str, config: Config) -> str:
     with pytest.raises(UserError) as caught:
         build_training_model(DatasetCard.load(dataset), config, process)
     return str(caught.value)
 
 
-def test_all_ranks_refuse_a_plan_for_others(dataset: str, tmp_path: Path) -> None:
-    config = config_of("rowwise_adagrad", "fp32")
-    asked = problem_of(DatasetCard.load(dataset), config, DistributedContext(0, 4, 4, torch.device("cpu")))
+def test_all_ranks_reject_a_plan_for_another_world_size(dataset: str, tmp_path: Path) -> None:
+    config = make_config("rowwise_adagrad", "fp32")
+    query = make_problem(DatasetCard.load(dataset), config, DistributedContext(0, 4, 4, torch.device("cpu")))
     config.sharding.plan_file = str(tmp_path / "plan.yaml")
-    SavedPlan.from_plan(plan(asked), asked).save(config.sharding.plan_file)
-    messages = on_ranks(2, tmp_path, refusal, dataset, config)
+    SavedPlan.from_plan(make_plan(query), query).save(config.sharding.plan_file)
+    messages = on_ranks(2, tmp_path, error_message, dataset, config)
     assert messages[0] == messages[1]
-    assert "plan.yaml: this plan has 4 ranks, here it is 2" in messages[0]
+    assert "plan.yaml: plan was made for 4 ranks, this job has 2" in messages[0]
 
 
-def test_all_ranks_are_told_what_does_not_fit(dataset: str, tmp_path: Path) -> None:
-    config = config_of("rowwise_adagrad", "fp32")
+def test_all_ranks_report_tables_that_do_not_fit(dataset: str, tmp_path: Path) -> None:
+    config = make_config("rowwise_adagrad", "fp32")
     config.sharding.ddr_gb = 1e-6
-    first, second = on_ranks(2, tmp_path, refusal, dataset, config)
+    first, second = on_ranks(2, tmp_path, error_message, dataset, config)
     assert first == second
-    assert first.startswith("the embedding tables do not fit on 2 rank(s): with their optimizer states they are ")
+    assert first.startswith("the embedding tables do not fit on 2 rank(s): with optimizer states they need ")
