@@ -30,7 +30,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
 from a2gen_rec.config import Config, ModelConfig, PlannerFeature, ShardingConfig, WorkloadConfig
-from a2gen_rec.sharding.planner import EMBEDDINGS, PlanningProblem, make_sharders, meta_embeddings, make_plan
+from a2gen_rec.sharding.planner import EMBEDDINGS, PlanningProblem, make_plan, make_sharders, meta_embeddings
 from a2gen_rec.sharding.report_builder import describe_plan
 from a2gen_rec.sharding.saved_plan import SavedPlan
 from a2gen_rec.sharding.topology import Cluster

@@ -142,14 +142,14 @@ def _traffic(problem: PlanningProblem, chosen: dict[str, ShardingOption]) -> Ste
     table on one rank is local to that rank only. A column-wise table needs its ids in each of its shards.
     """
     workload, world_size = problem.workload, problem.cluster.ranks
-    crossing = (world_size - 1) / world_size / workload.targets
+    crossing = (world_size - 1) / world_size / workload.targets_per_batch
     lookups = sum(table.lookups for table in workload.tables)
     num_shards = {name: len(option.shards) for name, option in chosen.items() if option.sharding_type == "column_wise"}
     ids = sum(table.lookups * num_shards.get(table.name, 1) for table in workload.tables)
     return StepTraffic(
-        targets=workload.targets,
-        impressions=workload.impressions,
-        lookups_per_target=lookups / workload.targets,
+        targets=workload.targets_per_batch,
+        impressions=workload.impressions_per_batch,
+        lookups_per_target=lookups / workload.targets_per_batch,
         id_bytes_per_target=ids * ID_BYTES * crossing,
         row_bytes_per_target=lookups * problem.config.model.dim * VALUE_BYTES * crossing,
         gradient_bytes_per_target=lookups * problem.config.model.dim * VALUE_BYTES * crossing,

@@ -66,9 +66,9 @@ class Workload:
     """
 
     tables: tuple[TableWorkload, ...]
-    windows: float
-    impressions: float
-    targets: float
+    windows_per_batch: float
+    impressions_per_batch: float
+    targets_per_batch: float
 
     def with_rows(self, rows: Mapping[str, int]) -> "Workload":
         """Return the workload with other numbers of rows for the named tables.

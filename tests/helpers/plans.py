@@ -68,8 +68,8 @@ def infeasible_report(world: int = 8, ranks_per_host: int = 8) -> PlanReport:
 def renamed(report: PlanReport, names: dict[str, str]) -> PlanReport:
     """Return the same plan with other table names."""
     tables = [replace(table, name=names.get(table.name, table.name)) for table in report.tables]
-    misfits = [replace(misfit, table=names.get(misfit.table, misfit.table)) for misfit in report.unplaced]
-    return replace(report, tables=tables, misfits=misfits)
+    unplaced = [replace(table, table=names.get(table.table, table.table)) for table in report.unplaced]
+    return replace(report, tables=tables, unplaced=unplaced)
 
 
 def _table(name: str, rows: int, world: int, first_rank: int, device: str) -> TablePlan:

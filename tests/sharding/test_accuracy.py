@@ -35,7 +35,7 @@ def large_card() -> DatasetCard:
 
 
 def make_config(optimizer: str, dtype: str) -> Config:
-    config = small_config(dim=32, heads=2)
+    config = small_config(dim=32, num_heads=2)
     config.optim.sparse_optimizer, config.sharding.dtype = optimizer, dtype  # type: ignore[assignment]
     config.loader.max_impressions_per_batch = 64
     return config
@@ -52,15 +52,15 @@ def make_problem(card: DatasetCard, config: Config, process: DistributedContext)
 def rank_bytes(process: DistributedContext, config: Config) -> tuple[int, int, int]:
     """Return planned bytes of weights and states, all planned bytes, and allocated bytes."""
     card = large_card()
-    query = make_problem(card, config, process)
+    case = make_problem(card, config, process)
     plans = {}
     for kind in ("row_wise", "column_wise", "table_wise"):
         sharding = replace(config.sharding, sharding_types=[kind])  # type: ignore[list-item]
-        plans[kind] = make_plan(replace(query, config=replace(config, sharding=sharding)))
+        plans[kind] = make_plan(replace(case, config=replace(config, sharding=sharding)))
     chosen = {name: plans[KINDS.get(name, "table_wise")].chosen[name] for name in plans["row_wise"].chosen}
     plan = replace(plans["row_wise"], chosen=chosen)
-    report = describe_plan(query, plan)
-    placement = SavedPlan.from_plan(plan, query).to_torchrec(process.device, process.local_world_size)
+    report = describe_plan(case, plan)
+    placement = SavedPlan.from_plan(plan, case).to_torchrec(process.device, process.local_world_size)
     built = build_training_model(card, config, process, ShardingPlan({EMBEDDINGS_FQN: placement}))
     shards = [shard for table in report.tables for shard in table.shards if shard.rank == process.rank]
     permanent = sum(shard.weights + shard.optimizer for shard in shards)
@@ -106,9 +106,9 @@ def test_saved_plan_trains_like_the_original(dtype: str, dataset: str, tmp_path:
     config = make_config("rowwise_adagrad", dtype)
     config.sharding.sharding_types = ["table_wise"]
     expected = on_ranks(2, tmp_path, losses, dataset, config)
-    query = make_problem(DatasetCard.load(dataset), config, DistributedContext(0, 2, 2, torch.device("cpu")))
+    case = make_problem(DatasetCard.load(dataset), config, DistributedContext(0, 2, 2, torch.device("cpu")))
     file = str(tmp_path / "plan.yaml")
-    SavedPlan.from_plan(make_plan(query), query).save(file)
+    SavedPlan.from_plan(make_plan(case), case).save(file)
     from_file = replace(config, sharding=replace(config.sharding, plan_file=file, sharding_types=["row_wise"]))
     assert on_ranks(2, tmp_path, losses, dataset, from_file) == expected
     assert (
@@ -126,9 +126,9 @@ def error_message(process: DistributedContext, dataset: str, config: Config) -> 
 
 def test_all_ranks_reject_a_plan_for_another_world_size(dataset: str, tmp_path: Path) -> None:
     config = make_config("rowwise_adagrad", "fp32")
-    query = make_problem(DatasetCard.load(dataset), config, DistributedContext(0, 4, 4, torch.device("cpu")))
+    case = make_problem(DatasetCard.load(dataset), config, DistributedContext(0, 4, 4, torch.device("cpu")))
     config.sharding.plan_file = str(tmp_path / "plan.yaml")
-    SavedPlan.from_plan(make_plan(query), query).save(config.sharding.plan_file)
+    SavedPlan.from_plan(make_plan(case), case).save(config.sharding.plan_file)
     messages = on_ranks(2, tmp_path, error_message, dataset, config)
     assert messages[0] == messages[1]
     assert "plan.yaml: plan was made for 4 ranks, this job has 2" in messages[0]

@@ -15,8 +15,8 @@ from a2gen_rec.sharding.planner import (
     PlanningProblem,
     column_width,
     enumerate_options,
-    meta_embeddings,
     make_plan,
+    meta_embeddings,
 )
 from a2gen_rec.sharding.report_builder import describe_plan, plan_and_describe
 from a2gen_rec.sharding.workload import workload_from_dataset
@@ -30,10 +30,10 @@ ALL_OPTIONS = {
 
 
 def test_estimate_per_shard_size_equals_torchrecs_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    query = problem(HOST.with_ranks(8), **ALL_OPTIONS)  # on two hosts; the 300 rows of city are split unevenly
-    ours = enumerate_options(query).options
+    case = problem(HOST.with_ranks(8), **ALL_OPTIONS)  # on two hosts; the 300 rows of city are split unevenly
+    ours = enumerate_options(case).options
     monkeypatch.setattr(planner, "_PerfEstimator", EmbeddingPerfEstimator)
-    reference = enumerate_options(query).options
+    reference = enumerate_options(case).options
     assert ours.keys() == reference.keys()
     for name, options in ours.items():
         assert len(options) == 9
@@ -46,14 +46,12 @@ def test_estimate_per_shard_size_equals_torchrecs_estimate(monkeypatch: pytest.M
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize(("optimizer", "state"), [("rowwise_adagrad", 4), ("adagrad", 32 * 4), ("sgd", 0)])
 def test_bytes_are_weights_states_and_buffers(optimizer: str, state: int, dtype: str) -> None:
-    report = describe_plan(
-        query := problem(optimizer=optimizer, dtype=dtype, storage_reservation=0.0), make_plan(query)
-    )
+    report = describe_plan(case := problem(optimizer=optimizer, dtype=dtype, storage_reservation=0.0), make_plan(case))
     for table in report.tables:
         assert table.weights == table.rows * 32 * (4 if dtype == "fp32" else 2)
         assert table.optimizer == table.rows * state
         share = 3 / 4 if table.name == "action" else 1  # 6 rows in blocks of 2 leave the last rank empty
-        in_flight = share * query.cluster.ranks * table.lookups_per_batch * (8 + 4 * 32)
+        in_flight = share * case.cluster.ranks * table.lookups_per_batch * (8 + 4 * 32)
         assert table.chosen.ranks == (4 * share if table.chosen.sharding == "row_wise" else 1)
         assert table.buffers == pytest.approx(in_flight, rel=0.01, abs=40)
     used = sum(rank.hbm for rank in report.ranks)
@@ -61,7 +59,7 @@ def test_bytes_are_weights_states_and_buffers(optimizer: str, state: int, dtype:
 
 
 def test_column_shards_each_have_a_state() -> None:
-    report = describe_plan(query := problem(sharding_types=["column_wise"]), make_plan(query))
+    report = describe_plan(case := problem(sharding_types=["column_wise"]), make_plan(case))
     for table in report.tables:
         assert [shard.columns for shard in table.shards] == [(0, 16), (16, 32)]
         assert table.optimizer == 2 * table.rows * 4
@@ -78,8 +76,8 @@ def test_column_width_uses_most_ranks() -> None:
 
 
 def test_plan_is_deterministic_and_faster_than_fixed_types() -> None:
-    query = problem(**ALL_OPTIONS)
-    first, second = (describe_plan(query, make_plan(query)) for _ in range(2))
+    case = problem(**ALL_OPTIONS)
+    first, second = (describe_plan(case, make_plan(case)) for _ in range(2))
     assert first == second
     for sharding_type in ("table_wise", "row_wise", "column_wise"):
         other, _ = plan_and_describe(
@@ -100,7 +98,7 @@ def test_uses_host_memory_if_allowed_and_needed() -> None:
     with pytest.raises(InfeasiblePlanError, match=r"10\.6\d* GB, 9\.6 GB of HBM and 128 GB of DDR are free"):
         make_plan(problem(small))
     report = describe_plan(
-        query := problem(small, compute_kernels=["fused", "fused_uvm_caching"], cache_load_factor=0.1), make_plan(query)
+        case := problem(small, compute_kernels=["fused", "fused_uvm_caching"], cache_load_factor=0.1), make_plan(case)
     )
     kernels = {table.name: table.chosen.kernel for table in report.tables}
     assert kernels["item_id"] == "fused_uvm_caching"
@@ -123,9 +121,9 @@ def test_planned_tables_equal_the_models(dtype: str) -> None:
 
 
 def test_traffic_crosses_between_ranks() -> None:
-    query = problem(sharding_types=["row_wise"])
-    traffic = describe_plan(query, make_plan(query)).traffic
-    lookups = sum(table.lookups for table in query.workload.tables)
+    case = problem(sharding_types=["row_wise"])
+    traffic = describe_plan(case, make_plan(case)).traffic
+    lookups = sum(table.lookups for table in case.workload.tables)
     assert traffic.lookups_per_target == pytest.approx(lookups / 500)
     assert traffic.id_bytes_per_target == pytest.approx(lookups / 500 * 8 * 3 / 4)
     assert traffic.row_bytes_per_target == pytest.approx(lookups / 500 * 32 * 4 * 3 / 4)
@@ -138,7 +136,7 @@ def test_traffic_crosses_between_ranks() -> None:
 
 
 def test_ranks_sum_their_shards() -> None:
-    report = describe_plan(query := problem(HOST.with_ranks(8)), make_plan(query))
+    report = describe_plan(case := problem(HOST.with_ranks(8)), make_plan(case))
     assert [rank.host for rank in report.ranks] == [0] * 4 + [1] * 4
     shards = [shard for table in report.tables for shard in table.shards]
     for rank in report.ranks:

@@ -11,27 +11,27 @@ from a2gen_rec.sharding.report_builder import plan_and_describe
 from tests.helpers.planning_problems import HOST, cpu_cluster, problem
 
 
-def plan_report(query: PlanningProblem) -> PlanReport:
-    report, plan = plan_and_describe(query)
+def plan_report(case: PlanningProblem) -> PlanReport:
+    report, plan = plan_and_describe(case)
     assert report.fits == (plan is not None)
     return report
 
 
-def apply_remedy(query: PlanningProblem, remedy: Remedy) -> PlanningProblem:
+def apply_remedy(case: PlanningProblem, remedy: Remedy) -> PlanningProblem:
     """Return the problem with the remedy's options."""
     options = dict(zip(remedy.settings[::2], remedy.settings[1::2], strict=True))
     sharding: dict[str, Any] = {}
     for option, value in options.items():
         if option == "--ranks":
-            query = replace(query, cluster=query.cluster.with_ranks(int(value)))
+            case = replace(case, cluster=case.cluster.with_ranks(int(value)))
         elif option.startswith("--num-rows."):
-            query = replace(query, workload=query.workload.with_rows({option.removeprefix("--num-rows."): int(value)}))
+            case = replace(case, workload=case.workload.with_rows({option.removeprefix("--num-rows."): int(value)}))
         else:
             sharding[option.removeprefix("--sharding.").replace("-", "_")] = (
                 value.strip("[]").split(",") if "[" in value else value
             )
-    config = replace(query.config, sharding=replace(query.config.sharding, **sharding))
-    return replace(query, config=config)
+    config = replace(case.config, sharding=replace(case.config.sharding, **sharding))
+    return replace(case, config=config)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def apply_remedy(query: PlanningProblem, remedy: Remedy) -> PlanningProblem:
     ],
 )
 def test_each_remedy_makes_all_tables_fit(memory: dict[str, float], expected: list[str]) -> None:
-    query = problem(replace(HOST, **memory))
-    report = plan_report(query)
+    case = problem(replace(HOST, **memory))
+    report = plan_report(case)
     assert not report.fits
     assert not report.tables
     assert not report.ranks
@@ -55,7 +55,7 @@ def test_each_remedy_makes_all_tables_fit(memory: dict[str, float], expected: li
     assert sorted(remedy.change for remedy in changes) == sorted(expected)
     assert fewer.change.endswith("% of the rows of item_id")
     for remedy in report.remedies:
-        after = plan_report(apply_remedy(query, remedy))
+        after = plan_report(apply_remedy(case, remedy))
         assert after.fits
         assert after.cost.total == pytest.approx(remedy.cost_ms)
 
@@ -69,11 +69,11 @@ def test_remedies_on_the_same_hardware_come_first_sorted_by_time() -> None:
 
 
 def test_fewer_rows_is_the_largest_share_that_fits() -> None:
-    query = problem(replace(HOST, hbm_gb=3.0))
-    remedy = plan_report(query).remedies[-1]
+    case = problem(replace(HOST, hbm_gb=3.0))
+    remedy = plan_report(case).remedies[-1]
     rows = int(remedy.settings[1])
-    assert plan_report(replace(query, workload=query.workload.with_rows({"item_id": rows}))).fits
-    assert not plan_report(replace(query, workload=query.workload.with_rows({"item_id": rows + 60_000}))).fits
+    assert plan_report(replace(case, workload=case.workload.with_rows({"item_id": rows}))).fits
+    assert not plan_report(replace(case, workload=case.workload.with_rows({"item_id": rows + 60_000}))).fits
 
 
 def test_unplaced_tables_are_the_fewest_largest() -> None:
@@ -87,10 +87,10 @@ def test_unplaced_tables_are_the_fewest_largest() -> None:
 
 
 def test_names_the_memory_that_is_short() -> None:
-    query = problem(replace(HOST, hbm_gb=1.0, ddr_gb=1.0), compute_kernels=["fused_uvm_caching"])
-    assert {table.memory for table in plan_report(query).unplaced} == {"ddr"}
-    query = problem(replace(cpu_cluster(), ddr_gb=3.0))
-    report = plan_report(query)
+    case = problem(replace(HOST, hbm_gb=1.0, ddr_gb=1.0), compute_kernels=["fused_uvm_caching"])
+    assert {table.memory for table in plan_report(case).unplaced} == {"ddr"}
+    case = problem(replace(cpu_cluster(), ddr_gb=3.0))
+    report = plan_report(case)
     assert [(table.table, table.memory) for table in report.unplaced] == [("item_id", "ddr")]
     assert not any("GPU" in remedy.change for remedy in report.remedies)
 

@@ -18,17 +18,17 @@ from tests.helpers.planning_problems import HOST, cpu_cluster, problem
 MIXED = {"user_id": "row_wise", "item_id": "column_wise", "author_id": "table_wise", "city": "row_wise"}
 
 
-def mixed_plan(query: PlanningProblem) -> tuple[Plan, SavedPlan]:
+def mixed_plan(case: PlanningProblem) -> tuple[Plan, SavedPlan]:
     """Return a plan with all sharding types."""
-    plans = {kind: make_plan(with_types(query, kind)) for kind in ("row_wise", "column_wise", "table_wise")}
+    plans = {kind: make_plan(with_types(case, kind)) for kind in ("row_wise", "column_wise", "table_wise")}
     chosen = {name: plans[MIXED.get(name, "table_wise")].chosen[name] for name in plans["row_wise"].chosen}
     plan = replace(plans["row_wise"], chosen=chosen)
-    return plan, SavedPlan.from_plan(plan, query)
+    return plan, SavedPlan.from_plan(plan, case)
 
 
-def with_types(query: PlanningProblem, *types: str) -> PlanningProblem:
-    sharding = replace(query.config.sharding, sharding_types=list(types))  # type: ignore[arg-type]
-    return replace(query, config=replace(query.config, sharding=sharding))
+def with_types(case: PlanningProblem, *types: str) -> PlanningProblem:
+    sharding = replace(case.config.sharding, sharding_types=list(types))  # type: ignore[arg-type]
+    return replace(case, config=replace(case.config, sharding=sharding))
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
@@ -49,29 +49,29 @@ def test_equals_torchrecs_sharding_plan(ranks: int, device: str) -> None:
 
 
 def test_cached_tables_keep_their_load_factor() -> None:
-    query = problem(replace(HOST, hbm_gb=3.0), compute_kernels=["fused", "fused_uvm_caching"], cache_load_factor=0.1)
-    ours = SavedPlan.from_plan(make_plan(query), query).to_torchrec(torch.device("cuda"), 4)
+    case = problem(replace(HOST, hbm_gb=3.0), compute_kernels=["fused", "fused_uvm_caching"], cache_load_factor=0.1)
+    ours = SavedPlan.from_plan(make_plan(case), case).to_torchrec(torch.device("cuda"), 4)
     caches = {name: table.cache_params for name, table in ours.items()}
     assert caches["item_id"].load_factor == 0.1
     assert caches["city"] is None
 
 
 def test_round_trip_preserves_the_plan_and_its_report(tmp_path: Path) -> None:
-    query = problem(HOST.with_ranks(8))
-    plan, placement = mixed_plan(query)
+    case = problem(HOST.with_ranks(8))
+    plan, placement = mixed_plan(case)
     file = str(tmp_path / "plan.yaml")
     placement.save(file)
     assert SavedPlan.load(file) == placement
-    applied = describe_plan(query, placement.apply(query, file))
-    expected = describe_plan(query, plan)
+    applied = describe_plan(case, placement.apply(case, file))
+    expected = describe_plan(case, plan)
     assert applied.ranks == expected.ranks
     assert [table.shards for table in applied.tables] == [table.shards for table in expected.tables]
 
 
 def test_file_of_a_large_plan_is_short(tmp_path: Path) -> None:
-    query = with_types(problem(HOST.with_ranks(512)), "row_wise")
+    case = with_types(problem(HOST.with_ranks(512)), "row_wise")
     file = tmp_path / "plan.yaml"
-    SavedPlan.from_plan(make_plan(query), query).save(str(file))
+    SavedPlan.from_plan(make_plan(case), case).save(str(file))
     assert len(file.read_text().splitlines()) < 60
     assert SavedPlan.load(str(file)).tables["item_id"].ranks == tuple(range(512))
 
@@ -79,15 +79,15 @@ def test_file_of_a_large_plan_is_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
-        (lambda query: replace(query, cluster=query.cluster.with_ranks(8)), "4 ranks, this job has 8"),
-        (lambda query: problem(dim=16), "32 model.dim, this job has 16"),
-        (lambda query: problem(dtype="fp16"), "fp32 sharding.dtype, this job has fp16"),
+        (lambda case: replace(case, cluster=case.cluster.with_ranks(8)), "4 ranks, this job has 8"),
+        (lambda case: problem(dim=16), "32 model.dim, this job has 16"),
+        (lambda case: problem(dtype="fp16"), "fp32 sharding.dtype, this job has fp16"),
         (
-            lambda query: replace(query, workload=query.workload.with_rows({"city": 301})),
+            lambda case: replace(case, workload=case.workload.with_rows({"city": 301})),
             "300 rows of city, this job has 301",
         ),
         (
-            lambda query: replace(query, workload=replace(query.workload, tables=query.workload.tables[1:])),
+            lambda case: replace(case, workload=replace(case.workload, tables=case.workload.tables[1:])),
             "20000000 rows of user_id, this job has none",
         ),
     ],
@@ -131,11 +131,11 @@ def test_rejects_invalid_files(damage: dict, reason: str, tmp_path: Path) -> Non
 
 
 def test_gpu_plan_applies_on_cpu_except_for_gpu_kernels() -> None:
-    query, cpu = (
+    case, cpu = (
         problem(replace(HOST, hbm_gb=3.0), compute_kernels=["fused", "fused_uvm_caching"]),
         problem(cpu_cluster(4)),
     )
     _, placement = mixed_plan(problem())
     placement.check(cpu, "plan.yaml")
     with pytest.raises(UserError, match=r"plan\.yaml: table item_id has kernel fused_uvm_caching, which is not"):
-        SavedPlan.from_plan(make_plan(query), query).check(cpu, "plan.yaml")
+        SavedPlan.from_plan(make_plan(case), case).check(cpu, "plan.yaml")

@@ -1,0 +1,1 @@
+"""The page of a sharding plan: shapes of its charts, template, rendering. May import ``sharding.report`` and ``reporting``."""
