@@ -1,8 +1,8 @@
-"""Why an installation may not work, in words, and the command that mends each finding (``a2gen doctor``).
+"""Checks of an installation and the command that fixes each problem (``a2gen doctor``).
 
-Every ``check_*`` takes plain facts and returns findings, so it can be tested without the machine it speaks of;
-:func:`diagnose` gathers the facts. torch is imported there only, and fbgemm only in a process of its own: its
-binary interface is strict, and a mismatch may kill the process that loads it.
+Every ``check_*`` function takes plain values, so it can be tested on any machine; :func:`run_checks` collects the
+values. torch is imported there only, and fbgemm only in a separate process: a mismatch of its binary interface may
+kill the process that loads it.
 """
 
 import os
@@ -21,8 +21,8 @@ from rich.table import Table
 
 Status = Literal["ok", "warn", "fail"]
 
-SUPPORTED_PYTHON = ((3, 11), (3, 13))  # from the first, below the second
-# torch, fbgemm-gpu, torchrec: releases whose binaries fit one another.
+SUPPORTED_PYTHON = ((3, 11), (3, 12), (3, 13))
+# Compatible releases of torch, fbgemm-gpu and torchrec.
 COMPATIBLE_VERSIONS = (
     ("2.11", "1.6", "1.6.1"),
     ("2.12", "1.7", "1.7.0"),
@@ -38,11 +38,13 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at.
+    """Result of one check.
 
     Attributes:
-        found: what is there, and what is wrong with it.
-        mend: the command that mends it; empty when nothing needs to be.
+        name: Name of the checked property.
+        status: Severity: ``ok``, ``warn`` or ``fail``.
+        detail: Current state, and the problem if there is one.
+        fix: Command that fixes the problem; empty if there is none.
     """
 
     name: str
@@ -52,10 +54,10 @@ class Check:
 
 
 def check_python(version: tuple[int, int]) -> Check:
-    found = ".".join(map(str, version))
-    if SUPPORTED_PYTHON[0] <= version < SUPPORTED_PYTHON[1]:
-        return Check("Python", "ok", found)
-    return Check("Python", "fail", f"{found}, needed is 3.11 or 3.12", f"{REINSTALL_COMMAND} PYTHON=python3.11")
+    text = ".".join(map(str, version))
+    if version in SUPPORTED_PYTHON:
+        return Check("Python", "ok", text)
+    return Check("Python", "fail", f"{text}; requires 3.11, 3.12 or 3.13", f"{REINSTALL_COMMAND} PYTHON=python3.11")
 
 
 def _minor(version: str) -> str:
@@ -66,143 +68,148 @@ def _minor(version: str) -> str:
 
 
 def check_versions(torch: str | None, fbgemm: str | None, torchrec: str | None) -> Check:
-    """Whether three installed versions (None: absent) are a row of :data:`STACK`."""
-    topic = "torch · fbgemm · torchrec"
+    """Check that three installed versions (None: absent) are a row of :data:`COMPATIBLE_VERSIONS`."""
+    name = "torch · fbgemm · torchrec"
     if torch is None or fbgemm is None or torchrec is None:
-        named = (("torch", torch), ("fbgemm", fbgemm), ("torchrec", torchrec))
-        missing = ", ".join(name for name, version in named if version is None)
-        return Check(topic, "fail", f"not installed: {missing}", REINSTALL_COMMAND)
-    found = f"{torch} · {fbgemm} · {torchrec}"
+        versions = (("torch", torch), ("fbgemm", fbgemm), ("torchrec", torchrec))
+        missing = ", ".join(package for package, version in versions if version is None)
+        return Check(name, "fail", f"not installed: {missing}", REINSTALL_COMMAND)
+    installed = f"{torch} · {fbgemm} · {torchrec}"
     row = next((row for row in COMPATIBLE_VERSIONS if row[0] == _minor(torch)), None)
     if row is None:
-        return Check(topic, "fail", f"{found}: no release of fbgemm is known to fit torch {torch}", REINSTALL_COMMAND)
+        detail = f"{installed}: no compatible fbgemm release is known for torch {torch}"
+        return Check(name, "fail", detail, REINSTALL_COMMAND)
     if _minor(fbgemm) != row[1] or _minor(torchrec) != _minor(row[2]):
-        needed = f"torch {row[0]} needs fbgemm {row[1]} and torchrec {row[2]}"
-        return Check(topic, "fail", f"{found}: {needed}", REINSTALL_COMMAND)
+        detail = f"{installed}: torch {row[0]} requires fbgemm {row[1]} and torchrec {row[2]}"
+        return Check(name, "fail", detail, REINSTALL_COMMAND)
     if row != TESTED_VERSIONS or Version(torchrec).public != row[2]:
-        return Check(topic, "warn", f"{found}: should fit, tested is {' · '.join(TESTED_VERSIONS)}", REINSTALL_COMMAND)
-    return Check(topic, "ok", found)
+        detail = f"{installed}: untested version (tested: {' · '.join(TESTED_VERSIONS)})"
+        return Check(name, "warn", detail, REINSTALL_COMMAND)
+    return Check(name, "ok", installed)
 
 
 def check_cuda_build(torch_cuda: str | None, fbgemm: str | None, fbgemm_cpu: str | None) -> Check:
-    """Whether torch and fbgemm are built for the same device.
+    """Check that torch and fbgemm are built for the same device.
 
     Args:
-        torch_cuda: CUDA version of torch, None for a CPU build.
-        fbgemm: version of the distribution ``fbgemm-gpu``; ``+cpu`` stands for the CPU build or our stand-in.
-        fbgemm_cpu: version of the distribution ``fbgemm-gpu-cpu``.
+        torch_cuda: CUDA version of torch; None for a CPU build.
+        fbgemm: Version of the distribution ``fbgemm-gpu``; ``+cpu`` marks the CPU build or our placeholder package.
+        fbgemm_cpu: Version of the distribution ``fbgemm-gpu-cpu``.
     """
-    topic = "Builds"
+    name = "Builds"
     on_cpu = fbgemm_cpu is not None or (fbgemm or "").endswith("+cpu")
     on_cuda = fbgemm is not None and not fbgemm.endswith("+cpu")
     torch_build = f"torch for CUDA {torch_cuda}" if torch_cuda else "torch for CPU"
-    mend = REINSTALL_CUDA_COMMAND if torch_cuda else REINSTALL_COMMAND
+    fix = REINSTALL_CUDA_COMMAND if torch_cuda else REINSTALL_COMMAND
     if on_cpu and on_cuda:
-        return Check(topic, "fail", "fbgemm-gpu and fbgemm-gpu-cpu overwrite each other's files", mend)
+        return Check(name, "fail", "fbgemm-gpu and fbgemm-gpu-cpu overwrite each other's files", fix)
     if not on_cpu and not on_cuda:
-        return Check(topic, "fail", f"{torch_build}, no fbgemm", mend)
+        return Check(name, "fail", f"{torch_build}, no fbgemm", fix)
     if on_cuda and not torch_cuda:
-        return Check(topic, "fail", f"{torch_build}, fbgemm for CUDA: it cannot be loaded", mend)
+        return Check(name, "fail", f"{torch_build}, fbgemm for CUDA: it cannot be loaded", fix)
     if on_cpu and torch_cuda:
-        return Check(topic, "warn", f"{torch_build}, fbgemm for CPU: no tables on GPUs", mend)
-    return Check(topic, "ok", f"{torch_build}, fbgemm for {'CPU' if on_cpu else 'CUDA'}")
+        return Check(name, "warn", f"{torch_build}, fbgemm for CPU: no tables on GPUs", fix)
+    return Check(name, "ok", f"{torch_build}, fbgemm for {'CPU' if on_cpu else 'CUDA'}")
 
 
 def check_requirements(required: Iterable[str], installed: Callable[[str], str | None]) -> list[Check]:
-    """One finding per requirement (PEP 508), extras and those that do not apply to this machine left out.
+    """Check every requirement (PEP 508) except extras and requirements that do not apply to this machine.
 
     Args:
-        installed: version of a distribution, None when it is absent.
+        required: Requirements of the package.
+        installed: Function that returns the version of a distribution; None if it is absent.
     """
-    findings = []
+    checks = []
     for requirement in map(Requirement, required):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         version = installed(requirement.name)
-        mend = f"{sys.executable} -m pip install '{requirement.name}{requirement.specifier}'"
+        fix = f"{sys.executable} -m pip install '{requirement.name}{requirement.specifier}'"
         if version is None:
-            findings.append(Check(requirement.name, "fail", "not installed", mend))
+            checks.append(Check(requirement.name, "fail", "not installed", fix))
         elif not requirement.specifier.contains(version, prereleases=True):
-            found = f"{version}, needed is {requirement.specifier}"
-            findings.append(Check(requirement.name, "fail", found, mend))
+            detail = f"{version}; requires {requirement.specifier}"
+            checks.append(Check(requirement.name, "fail", detail, fix))
         else:
-            findings.append(Check(requirement.name, "ok", version))
-    return findings
+            checks.append(Check(requirement.name, "ok", version))
+    return checks
 
 
 def check_devices(torch_cuda: str | None, gpus: Sequence[str], driver: bool) -> Check:
-    """What trains: the GPUs torch sees by name, or the CPU.
+    """Check which devices are available: GPUs, or the CPU.
 
     Args:
-        driver: whether NVIDIA's driver is loaded, so that there is a GPU, seen or not.
+        torch_cuda: CUDA version of torch; None for a CPU build.
+        gpus: Names of the GPUs that torch detects.
+        driver: Whether NVIDIA's driver is loaded, i.e. the machine has a GPU.
     """
     if gpus:
         return Check("Devices", "ok", f"{len(gpus)} GPU: {', '.join(sorted(set(gpus)))}")
     if driver and not torch_cuda:
-        found = "there is an NVIDIA driver, but torch is built for CPU: CPU with gloo"
-        return Check("Devices", "warn", found, REINSTALL_CUDA_COMMAND)
+        detail = "NVIDIA driver found, but torch is built for CPU: CPU with gloo"
+        return Check("Devices", "warn", detail, REINSTALL_CUDA_COMMAND)
     if driver:
-        found = f"torch for CUDA {torch_cuda} sees no GPU through the NVIDIA driver: CPU with gloo"
-        return Check("Devices", "warn", found, "nvidia-smi  # compare its CUDA version with torch's")
+        detail = f"torch for CUDA {torch_cuda} detects no GPU through the NVIDIA driver: CPU with gloo"
+        return Check("Devices", "warn", detail, "nvidia-smi  # compare its CUDA version with torch's")
     return Check("Devices", "ok", "no GPU: CPU with gloo")
 
 
 def check_backends(gloo: bool, nccl: bool, gpus: int) -> Check:
-    """Whether the process groups this machine needs can be made: gloo always, NCCL with GPUs."""
-    found = f"gloo {'yes' if gloo else 'no'}, nccl {'yes' if nccl else 'no'}"
+    """Check the process group backends: gloo is always required, NCCL with GPUs."""
+    state = f"gloo {'yes' if gloo else 'no'}, nccl {'yes' if nccl else 'no'}"
     if not gloo or (gpus and not nccl):
-        missing = "gloo" if not gloo else "nccl, which GPUs need"
+        missing = "gloo" if not gloo else "nccl, required with GPUs"
         return Check(
-            "Backends", "fail", f"{found}: missing {missing}", REINSTALL_CUDA_COMMAND if gpus else REINSTALL_COMMAND
+            "Backends", "fail", f"{state}: missing {missing}", REINSTALL_CUDA_COMMAND if gpus else REINSTALL_COMMAND
         )
-    return Check("Backends", "ok", found)
+    return Check("Backends", "ok", state)
 
 
 def check_threads(omp_num_threads: str | None, cores: int) -> Check:
     if omp_num_threads is None:
-        return Check("Threads", "ok", f"{cores} cores, OMP_NUM_THREADS not set: one process takes them all")
-    found = f"{cores} cores, OMP_NUM_THREADS={omp_num_threads}"
+        return Check("Threads", "ok", f"{cores} cores; OMP_NUM_THREADS is not set; each process will use all cores")
+    state = f"{cores} cores, OMP_NUM_THREADS={omp_num_threads}"
     if not omp_num_threads.isdecimal() or not 1 <= int(omp_num_threads) <= cores:
-        return Check("Threads", "warn", f"{found}: not between 1 and {cores}", "unset OMP_NUM_THREADS")
-    return Check("Threads", "ok", found)
+        return Check("Threads", "warn", f"{state}: not between 1 and {cores}", "unset OMP_NUM_THREADS")
+    return Check("Threads", "ok", state)
 
 
 def check_memory(memory: int) -> Check:
-    """``memory`` in bytes: the machine's, or the container's bound."""
-    found = f"{memory / _GIB:.1f} GiB"
+    """Check the memory in bytes of the machine, or of the container if it is limited."""
+    size = f"{memory / _GIB:.1f} GiB"
     if memory < 4 * _GIB:
-        mend = "torchx run … -- --loader.max_impressions_per_batch 2048  # smaller batches"
-        return Check("Memory", "warn", f"{found}: little for training", mend)
-    return Check("Memory", "ok", found)
+        fix = "torchx run … -- --loader.max-impressions-per-batch 2048  # smaller batches"
+        return Check("Memory", "warn", f"{size}: low for training", fix)
+    return Check("Memory", "ok", size)
 
 
 def check_shared_memory(size: int | None) -> Check:
-    """``size`` of ``/dev/shm`` in bytes, None where there is none. NCCL moves data between a host's GPUs through it."""
-    mend = "docker run --shm-size 8g …  # in a container"
+    """Check the size of ``/dev/shm`` in bytes (None: absent), through which NCCL connects the GPUs of a host."""
+    fix = "docker run --shm-size 8g …  # in a container"
     if size is None:
-        return Check("Shared memory", "warn", "no /dev/shm: NCCL cannot exchange data between a host's GPUs", mend)
-    found = f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.0f} MiB"
+        return Check("Shared memory", "warn", "no /dev/shm: NCCL cannot exchange data between the GPUs of a host", fix)
+    text = f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.0f} MiB"
     if size < _GIB:
-        return Check("Shared memory", "warn", f"{found} in /dev/shm: little for NCCL on several GPUs", mend)
-    return Check("Shared memory", "ok", found)
+        return Check("Shared memory", "warn", f"{text} in /dev/shm: low for NCCL on several GPUs", fix)
+    return Check("Shared memory", "ok", text)
 
 
 def check_fbgemm_smoke_test(returncode: int, output: str) -> Check:
-    """What became of the process that ran :func:`lookup`; a negative code is the signal that killed it."""
-    topic = "fbgemm lookup"
+    """Check the exit of the process that ran :func:`smoke_test_fbgemm`; a negative code is the signal that killed it."""
+    name = "fbgemm lookup"
     if returncode == 0:
-        return Check(topic, "ok", "loads, and a small lookup is right")
+        return Check(name, "ok", "smoke test passed")
     if returncode < 0:
-        return Check(topic, "fail", f"crashed with signal {-returncode}: binaries do not fit", REINSTALL_COMMAND)
-    last = next((line for line in reversed(output.splitlines()) if line.strip()), "no message")
-    return Check(topic, "fail", last.strip(), REINSTALL_COMMAND)
+        return Check(name, "fail", f"crashed with signal {-returncode}: incompatible binaries", REINSTALL_COMMAND)
+    last_line = next((line for line in reversed(output.splitlines()) if line.strip()), "no message")
+    return Check(name, "fail", last_line.strip(), REINSTALL_COMMAND)
 
 
 def smoke_test_fbgemm() -> None:
     """Pool three rows of a small table with fbgemm on the CPU and compare with the known sums.
 
     Raises:
-        RuntimeError: a sum is wrong. Whatever else a broken installation raises.
+        RuntimeError: A sum is wrong. A broken installation may raise any other error.
     """
     import torch
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
@@ -229,26 +236,26 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _library_findings(stack: Iterable[str]) -> list[Check]:
-    """The requirements this package was installed with, but for ``stack``, which has a check of its own."""
+def _check_libraries(stack: Iterable[str]) -> list[Check]:
+    """Check the package's requirements, except ``stack``, which has a separate check."""
     try:
         required = metadata.requires("a2gen_rec") or []
     except metadata.PackageNotFoundError:
-        return [Check("a2gen_rec", "fail", "not installed, only its source is here", "make install")]
+        return [Check("a2gen_rec", "fail", "not installed; only the source tree is available", "make install")]
     others = [line for line in required if Requirement(line).name not in set(stack)]
     return check_requirements(others, _installed)
 
 
-def _lookup_finding() -> Check:
-    command = [sys.executable, "-c", "from a2gen_rec.cli.doctor_checks import lookup; lookup()"]
+def _check_lookup() -> Check:
+    command = [sys.executable, "-c", "from a2gen_rec.cli.doctor_checks import smoke_test_fbgemm; smoke_test_fbgemm()"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     except subprocess.TimeoutExpired:
-        return Check("fbgemm lookup", "fail", "no answer in 3 minutes", REINSTALL_COMMAND)
+        return Check("fbgemm lookup", "fail", "no result within 3 minutes", REINSTALL_COMMAND)
     return check_fbgemm_smoke_test(done.returncode, done.stderr)
 
 
-def _torch_findings(fbgemm: str | None, fbgemm_cpu: str | None) -> list[Check]:
+def _check_torch(fbgemm: str | None, fbgemm_cpu: str | None) -> list[Check]:
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -260,17 +267,17 @@ def _torch_findings(fbgemm: str | None, fbgemm_cpu: str | None) -> list[Check]:
     nccl = distributed and torch.distributed.is_nccl_available()
     return [
         check_cuda_build(cuda, fbgemm, fbgemm_cpu),
-        _lookup_finding(),
+        _check_lookup(),
         check_devices(cuda, gpus, driver=Path("/proc/driver/nvidia/version").exists()),
         check_backends(gloo, nccl, len(gpus)),
     ]
 
 
 def _memory() -> int:
-    """Bytes this process may use: the machine's memory or the control group's bound, whichever is less."""
+    """Return the bytes available to this process: the smaller of the machine's memory and the control group's limit."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    bound = Path("/sys/fs/cgroup/memory.max")
-    text = bound.read_text().strip() if bound.exists() else "max"
+    limit_file = Path("/sys/fs/cgroup/memory.max")
+    text = limit_file.read_text().strip() if limit_file.exists() else "max"
     return min(machine, int(text)) if text.isdecimal() else machine
 
 
@@ -287,31 +294,31 @@ def _cores() -> int:
 
 
 def run_checks() -> list[Check]:
-    """Look at everything a training job needs. Takes some seconds and changes nothing."""
+    """Check everything a training job needs. Takes a few seconds and changes nothing."""
     fbgemm, fbgemm_cpu = _installed("fbgemm-gpu"), _installed("fbgemm-gpu-cpu")
     return [
         check_python(sys.version_info[:2]),
         check_versions(_installed("torch"), fbgemm_cpu or fbgemm, _installed("torchrec")),
-        *_torch_findings(fbgemm, fbgemm_cpu),
-        *_library_findings(("torch", "fbgemm-gpu", "torchrec")),
+        *_check_torch(fbgemm, fbgemm_cpu),
+        *_check_libraries(("torch", "fbgemm-gpu", "torchrec")),
         check_threads(os.environ.get("OMP_NUM_THREADS"), _cores()),
         check_memory(_memory()),
         check_shared_memory(_shared_memory()),
     ]
 
 
-def has_failures(findings: Iterable[Check]) -> bool:
-    """Whether something must be mended before training can work."""
-    return any(finding.status == "fail" for finding in findings)
+def has_failures(checks: Iterable[Check]) -> bool:
+    """Return whether any problem prevents training."""
+    return any(check.status == "fail" for check in checks)
 
 
-def checks_table(findings: Iterable[Check]) -> Table:
-    """A table for the terminal: what was looked at, what was found, and what mends it."""
-    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+def checks_table(checks: Iterable[Check]) -> Table:
+    """Return a console table of checks: status, name, detail and fix."""
+    colors = {"ok": "green", "warn": "yellow", "fail": "red"}
     table = Table(box=None, pad_edge=False)
-    for header in ("", "topic", "found", "mend with"):
+    for header in ("", "check", "detail", "fix"):
         table.add_column(header, overflow="fold")
-    for finding in findings:
-        status = f"[{colours[finding.status]}]{finding.status}[/]"
-        table.add_row(status, finding.name, escape(finding.detail), escape(finding.fix))
+    for check in checks:
+        status = f"[{colors[check.status]}]{check.status}[/]"
+        table.add_row(status, check.name, escape(check.detail), escape(check.fix))
     return table

@@ -1,3 +1,5 @@
+"""`a2gen doctor`: every check, on given values and on this installation; filters of known warnings."""
+
 import io
 import logging
 import sys
@@ -13,34 +15,35 @@ from a2gen_rec.utils.warning_filters import silence_known_warnings
 GIB = 2**30
 
 
-def test_supported_pythons() -> None:
-    status = {version: doctor_checks.check_python(version).status for version in ((3, 10), (3, 11), (3, 12), (3, 13))}
-    assert status == {(3, 10): "fail", (3, 11): "ok", (3, 12): "ok", (3, 13): "fail"}
+def test_supported_python_versions() -> None:
+    status = {minor: doctor_checks.check_python((3, minor)).status for minor in (10, 11, 12, 13, 14)}
+    assert status == {10: "fail", 11: "ok", 12: "ok", 13: "ok", 14: "fail"}
+    assert doctor_checks.check_python((3, 10)).detail == "3.10; requires 3.11, 3.12 or 3.13"
 
 
 @pytest.mark.parametrize(
-    ("versions", "status", "says"),
+    ("versions", "status", "reason"),
     [
         (("2.13.0+cpu", "1.8.0", "1.8.0"), "ok", "2.13.0+cpu"),
         (("2.13.1+cu130", "1.8.0+cu130", "1.8.0"), "ok", "1.8.0"),
-        (("2.12.0", "1.7.0", "1.7.0"), "warn", "tested is 2.13 · 1.8 · 1.8.0"),
-        (("2.13.0", "1.8.0", "1.8.1"), "warn", "tested is"),
-        (("2.13.0", "1.7.0", "1.8.0"), "fail", "torch 2.13 needs fbgemm 1.8 and torchrec 1.8.0"),
-        (("2.14.0", "1.9.0", "1.8.0"), "fail", "torch 2.14 needs fbgemm 1.9 and torchrec 1.9.2"),
-        (("2.10.0", "1.5.0", "1.5.0"), "fail", "no release of fbgemm is known to fit torch 2.10.0"),
+        (("2.12.0", "1.7.0", "1.7.0"), "warn", "untested version (tested: 2.13 · 1.8 · 1.8.0)"),
+        (("2.13.0", "1.8.0", "1.8.1"), "warn", "untested version"),
+        (("2.13.0", "1.7.0", "1.8.0"), "fail", "torch 2.13 requires fbgemm 1.8 and torchrec 1.8.0"),
+        (("2.14.0", "1.9.0", "1.8.0"), "fail", "torch 2.14 requires fbgemm 1.9 and torchrec 1.9.2"),
+        (("2.10.0", "1.5.0", "1.5.0"), "fail", "no compatible fbgemm release is known for torch 2.10.0"),
         (("not-a-version", "1.8.0", "1.8.0"), "fail", "not-a-version"),
         (("2.13.0", None, None), "fail", "not installed: fbgemm, torchrec"),
     ],
 )
-def test_versions_that_fit(versions: tuple[str | None, ...], status: str, says: str) -> None:
-    finding = doctor_checks.check_versions(*versions)
-    assert finding.status == status
-    assert says in finding.detail
-    assert bool(finding.fix) == (status != "ok")
+def test_versions(versions: tuple[str | None, ...], status: str, reason: str) -> None:
+    check = doctor_checks.check_versions(*versions)
+    assert check.status == status
+    assert reason in check.detail
+    assert bool(check.fix) == (status != "ok")
 
 
 @pytest.mark.parametrize(
-    ("cuda", "fbgemm", "fbgemm_cpu", "status", "mend"),
+    ("cuda", "fbgemm", "fbgemm_cpu", "status", "fix"),
     [
         (None, "1.8.0+cpu", "1.8.0", "ok", ""),
         (None, None, "1.8.0", "ok", ""),
@@ -51,50 +54,50 @@ def test_versions_that_fit(versions: tuple[str | None, ...], status: str, says: 
         ("13.0", None, None, "fail", doctor_checks.REINSTALL_CUDA_COMMAND),
     ],
 )
-def test_builds_that_fit(cuda: str | None, fbgemm: str | None, fbgemm_cpu: str | None, status: str, mend: str) -> None:
-    finding = doctor_checks.check_cuda_build(cuda, fbgemm, fbgemm_cpu)
-    assert (finding.status, finding.fix) == (status, mend)
+def test_builds(cuda: str | None, fbgemm: str | None, fbgemm_cpu: str | None, status: str, fix: str) -> None:
+    check = doctor_checks.check_cuda_build(cuda, fbgemm, fbgemm_cpu)
+    assert (check.status, check.fix) == (status, fix)
 
 
 def test_requirements() -> None:
     required = ["torchmetrics==1.0.3", "duckdb>=1.1", "rich>=13", "absent", 'pytest>=8; extra == "dev"']
     versions = {"torchmetrics": "1.4.0", "duckdb": "1.2.0+local", "rich": "13.0"}
-    findings = {finding.name: finding for finding in doctor_checks.check_requirements(required, versions.get)}
-    assert {topic: finding.status for topic, finding in findings.items()} == {
+    checks = {check.name: check for check in doctor_checks.check_requirements(required, versions.get)}
+    assert {name: check.status for name, check in checks.items()} == {
         "torchmetrics": "fail",
         "duckdb": "ok",
         "rich": "ok",
         "absent": "fail",
     }
-    assert findings["torchmetrics"].fix == f"{sys.executable} -m pip install 'torchmetrics==1.0.3'"
-    assert "1.4.0" in findings["torchmetrics"].detail
+    assert checks["torchmetrics"].fix == f"{sys.executable} -m pip install 'torchmetrics==1.0.3'"
+    assert "1.4.0" in checks["torchmetrics"].detail
 
 
-def test_requirements_are_those_of_the_installed_package() -> None:
-    topics = {finding.name for finding in doctor_checks._library_findings(("torch",))}
-    assert {"torchmetrics", "torchx", "iopath", "duckdb", "pyarrow"} <= topics
-    assert "torch" not in topics
-    assert "pytest" not in topics
+def test_requirements_of_the_installed_package() -> None:
+    names = {check.name for check in doctor_checks._check_libraries(("torch",))}
+    assert {"torchmetrics", "torchx", "iopath", "duckdb", "pyarrow"} <= names
+    assert "torch" not in names
+    assert "pytest" not in names
 
 
-def test_a_source_tree_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_tree_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> list[str]:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "requires", absent)
-    (finding,) = doctor_checks._library_findings(())
-    assert (finding.status, finding.fix) == ("fail", "make install")
+    (check,) = doctor_checks._check_libraries(())
+    assert (check.status, check.fix) == ("fail", "make install")
 
 
 def test_devices() -> None:
-    seen = doctor_checks.check_devices("13.0", ["H200", "H200"], driver=True)
-    assert (seen.status, seen.detail) == ("ok", "2 GPU: H200")
+    detected = doctor_checks.check_devices("13.0", ["H200", "H200"], driver=True)
+    assert (detected.status, detected.detail) == ("ok", "2 GPU: H200")
     assert doctor_checks.check_devices(None, [], driver=False).detail == "no GPU: CPU with gloo"
     wrong_build = doctor_checks.check_devices(None, [], driver=True)
     assert (wrong_build.status, wrong_build.fix) == ("warn", doctor_checks.REINSTALL_CUDA_COMMAND)
-    unseen = doctor_checks.check_devices("13.0", [], driver=True)
-    assert unseen.status == "warn"
-    assert "nvidia-smi" in unseen.fix
+    undetected = doctor_checks.check_devices("13.0", [], driver=True)
+    assert undetected.status == "warn"
+    assert "nvidia-smi" in undetected.fix
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,7 @@ def test_memory_and_shared_memory() -> None:
     assert doctor_checks.check_shared_memory(GIB).status == "ok"
 
 
-def test_lookup_outcomes() -> None:
+def test_smoke_test_results() -> None:
     assert doctor_checks.check_fbgemm_smoke_test(0, "").status == "ok"
     raised = doctor_checks.check_fbgemm_smoke_test(1, "Traceback …\nOSError: libtorch_cuda.so: cannot open\n\n")
     assert (raised.status, raised.detail) == ("fail", "OSError: libtorch_cuda.so: cannot open")
@@ -132,7 +135,7 @@ def test_lookup_outcomes() -> None:
     assert "signal 11" in crashed.detail
 
 
-def test_lookup_notices_a_wrong_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smoke_test_detects_wrong_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     doctor_checks.smoke_test_fbgemm()
     monkeypatch.setattr(torch, "equal", lambda *_: False)
@@ -140,22 +143,22 @@ def test_lookup_notices_a_wrong_sum(monkeypatch: pytest.MonkeyPatch) -> None:
         doctor_checks.smoke_test_fbgemm()
 
 
-def test_this_installation_is_sound() -> None:
-    findings = doctor_checks.run_checks()
-    assert [finding for finding in findings if finding.status == "fail"] == []
-    topics = [finding.name for finding in findings]
-    assert len(set(topics)) == len(topics)
-    assert {"Python", "Builds", "fbgemm lookup", "Devices", "Backends", "Threads", "Memory"} <= set(topics)
+def test_this_installation_passes() -> None:
+    checks = doctor_checks.run_checks()
+    assert [check for check in checks if check.status == "fail"] == []
+    names = [check.name for check in checks]
+    assert len(set(names)) == len(names)
+    assert {"Python", "Builds", "fbgemm lookup", "Devices", "Backends", "Threads", "Memory"} <= set(names)
 
 
-def test_failed_and_rendered() -> None:
-    sound = doctor_checks.Check("Python", "ok", "3.11")
-    short = doctor_checks.Check("Memory", "warn", "1 GiB", "buy")
-    broken = doctor_checks.Check("torch", "fail", "absent", "pip install 'torch[extra]'")
-    assert not doctor_checks.has_failures([sound, short])
-    assert doctor_checks.has_failures([sound, broken])
+def test_failures_and_table() -> None:
+    passed = doctor_checks.Check("Python", "ok", "3.11")
+    warned = doctor_checks.Check("Memory", "warn", "1 GiB", "buy")
+    failed = doctor_checks.Check("torch", "fail", "absent", "pip install 'torch[extra]'")
+    assert not doctor_checks.has_failures([passed, warned])
+    assert doctor_checks.has_failures([passed, failed])
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(doctor_checks.checks_table([sound, short, broken]))
+    console.print(doctor_checks.checks_table([passed, warned, failed]))
     text = console.export_text()
     assert "pip install 'torch[extra]'" in text
     assert [line.split()[0] for line in text.splitlines()[1:]] == ["ok", "warn", "fail"]
@@ -169,19 +172,19 @@ KNOWN = [
 FX = "torch.fx._symbolic_trace"
 
 
-def test_quiet_silences_the_known_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+def test_silences_only_known_warnings(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger(FX)
     before = list(logger.filters)
-    with warnings.catch_warnings(record=True) as shown:
+    with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")
         silence_known_warnings()
         silence_known_warnings()
         for category, message in KNOWN:
             warnings.warn(message, category, stacklevel=1)
-        assert shown == []
+        assert recorded == []
         warnings.warn("`something_else` is deprecated", FutureWarning, stacklevel=1)
         warnings.warn("note: `broadcast_buffers` is deprecated", FutureWarning, stacklevel=1)
-    assert len(shown) == 2
+    assert len(recorded) == 2
     try:
         with caplog.at_level(logging.WARNING, logger=FX):
             logger.propagate = True
@@ -190,5 +193,5 @@ def test_quiet_silences_the_known_and_nothing_else(caplog: pytest.LogCaptureFixt
         assert [record.getMessage() for record in caplog.records] == ["graph break"]
         assert len(logger.filters) == len(before) + (1 if not before else 0)
     finally:
-        for added in set(logger.filters) - set(before):
-            logger.removeFilter(added)
+        for added_filter in set(logger.filters) - set(before):
+            logger.removeFilter(added_filter)
