@@ -1,21 +1,21 @@
-# `make` lists the targets. Everything runs in .venv, which `make install` fills.
+# `make` lists the targets. Everything runs in .venv, which `make install` creates.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# cpu or cuda: as asked for, else as installed, else cpu.
-$(if $(filter-out 0 1,$(CUDA)),$(error CUDA=$(CUDA): take CUDA=1 for a machine with CUDA, CUDA=0 for one without))
+# Device: CUDA=0 or CUDA=1 if set, else the installed one, else cpu.
+$(if $(filter-out 0 1,$(CUDA)),$(error CUDA=$(CUDA): must be 1 (machine with CUDA) or 0))
 DEVICE_0 := cpu
 DEVICE_1 := cuda
 INSTALLED := $(patsubst .venv/.installed-%,%,$(wildcard .venv/.installed-*))
 DEVICE := $(or $(DEVICE_$(CUDA)),$(firstword $(INSTALLED)),cpu)
 STAMP := .venv/.installed-$(DEVICE)
 
-# The first that runs and is of a version we support; PYTHON=… tries that one alone.
-PYTHON ?= python3 python3.12 python3.11
-SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+# The first interpreter that runs and has a supported version is used; PYTHON=… names the only candidate.
+PYTHON ?= python3 python3.13 python3.12 python3.11
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 BIN := .venv/bin
 OUT := quickstart
@@ -26,20 +26,20 @@ TORCHX := $(BIN)/torchx --log_level WARNING
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-17s  %s\n", $$1, $$2 }'
 
-install: $(STAMP)  ## fill .venv; CUDA=1 on a machine with CUDA
+install: $(STAMP)  ## install into .venv; CUDA=1 on a machine with CUDA
 
 $(STAMP): pyproject.toml requirements/$(DEVICE).txt $(wildcard packaging/*/pyproject.toml)
 	@for other in $(filter-out $(DEVICE),$(INSTALLED)); do \
-	  echo ".venv was made for $$other: making it anew for $(DEVICE)"; rm -rf .venv; \
+	  echo ".venv was installed for $$other; reinstalling for $(DEVICE)"; rm -rf .venv; \
 	done
 	@if [[ ! -x $(BIN)/python ]]; then \
 	  for python in $(PYTHON); do \
-	    if "$$python" -c '$(SUPPORTED)' 2>/dev/null; then found="$$python"; break; fi; \
+	    if "$$python" -c '$(SUPPORTED)' 2>/dev/null; then selected="$$python"; break; fi; \
 	  done; \
-	  if [[ -z "$${found:-}" ]]; then \
-	    echo "None of $(PYTHON) is Python 3.11 or 3.12: name one, make install PYTHON=/path/to/python3.11" >&2; exit 1; \
+	  if [[ -z "$${selected:-}" ]]; then \
+	    echo "None of $(PYTHON) is Python 3.11, 3.12 or 3.13; run: make install PYTHON=/path/to/python3.11" >&2; exit 1; \
 	  fi; \
-	  "$$found" -m venv .venv; \
+	  "$$selected" -m venv .venv; \
 	fi
 	@echo "Installing into .venv for $(DEVICE); the first time takes a few minutes"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/$(DEVICE).txt
@@ -47,31 +47,31 @@ $(STAMP): pyproject.toml requirements/$(DEVICE).txt $(wildcard packaging/*/pypro
 	@touch $@
 
 quickstart: export OMP_NUM_THREADS := 1
-quickstart: $(STAMP)  ## simulate a log, train on 2 ranks, fuse, evaluate, rank: all in ./quickstart
+quickstart: $(STAMP)  ## simulate, train on 2 ranks, train an ensemble, evaluate and rank in ./quickstart
 	@rm -rf $(OUT)
-	$(BIN)/a2gen simulate --out $(OUT)/log --users 1500 --items 800 --impressions_per_user 100
+	$(BIN)/a2gen simulate --out $(OUT)/log --users 1500 --items 800 --impressions-per-user 100
 	$(BIN)/a2gen prepare simulated --raw $(OUT)/log --out $(OUT)/data
 	$(TORCHX) run -s local_cwd torchx_apps/train.py:train \
 	  --config configs/quickstart.yaml --ranks 2 --data $(OUT)/data --run $(OUT)/run
-	$(BIN)/a2gen train-ensemble --run $(OUT)/run --epochs 6 --formula_trials 50
+	$(BIN)/a2gen ensemble train --run $(OUT)/run --epochs 6 --formula-trials 50
 	$(BIN)/a2gen evaluate --run $(OUT)/run --split test --json $(OUT)/evaluation.json
-	$(BIN)/a2gen rank --run $(OUT)/run --user 7 --explain --top 5
+	$(BIN)/a2gen rank --run $(OUT)/run --user 7 --explain --k 5
 	@echo "The run is in $(CURDIR)/$(OUT)/run, its results in $(CURDIR)/$(OUT)/evaluation.json"
 
 demo: export OMP_NUM_THREADS := 1
-demo: $(STAMP) $(OUT)/model/manifest.json  ## serve the quickstart's run, made if absent, with its users' pasts; PORT=N
-	$(BIN)/a2gen backfill simulated --raw $(OUT)/log --model $(OUT)/model --store $(OUT)/events.db
-	$(BIN)/a2gen serve --model $(OUT)/model --store $(OUT)/events.db $(if $(PORT),--port $(PORT))
+demo: $(STAMP) $(OUT)/model/manifest.json  ## serve the quickstart's model with its users' histories; PORT=N
+	$(BIN)/a2gen backfill simulated --raw $(OUT)/log --model $(OUT)/model --event-store $(OUT)/events.db
+	$(BIN)/a2gen serve --model $(OUT)/model --event-store $(OUT)/events.db $(if $(PORT),--port $(PORT))
 
 $(OUT)/model/manifest.json: $(OUT)/evaluation.json
 	@rm -rf $(OUT)/model
 	$(BIN)/a2gen export --run $(OUT)/run --out $(OUT)/model
 
-$(OUT)/evaluation.json:  # comes when the quickstart's run is complete
+$(OUT)/evaluation.json:  # written last by the quickstart
 	@$(MAKE) quickstart
 
 test: export OMP_NUM_THREADS := 1
-test: lint types  ## lint, check types and run the tests with coverage
+test: lint types  ## lint, check types and run all tests with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 lint: $(STAMP)  ## check style and formatting
@@ -82,7 +82,7 @@ lint: $(STAMP)  ## check style and formatting
 types: $(STAMP)  ## check types
 	$(BIN)/mypy
 
-format: $(STAMP)  ## format the code and mend what ruff can
+format: $(STAMP)  ## format the code and apply automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -91,15 +91,15 @@ benchmarks: $(STAMP)  ## run all benchmarks in full and write benchmarks/RESULTS
 	mv benchmarks/results/RESULTS.md benchmarks/RESULTS.md
 
 results: OUT := experiments/main
-results: $(STAMP)  ## run the main experiment on the raw logs in RAW and write docs/results.md; hours
-	@$(if $(RAW),,echo "RAW=FOLDER: the folder of the raw logs, as configs/experiments/main.yaml lists them" >&2; exit 1)
+results: $(STAMP)  ## run the main experiment on the raw logs in RAW and write docs/results.md; takes hours
+	@$(if $(RAW),,echo "RAW=DIR is required: the directory of the raw logs listed in configs/experiments/main.yaml" >&2; exit 1)
 	$(BIN)/a2gen experiment --suite configs/experiments/main.yaml --raw $(RAW) --out $(OUT) --jobs $(or $(JOBS),2)
-	$(BIN)/a2gen report $(OUT) --markdown docs/results.md
+	$(BIN)/a2gen report experiment $(OUT) --markdown docs/results.md
 
 clean:  ## delete caches, build outputs and the quickstart's files
 	rm -rf $(OUT) build dist packaging/*/build *.egg-info packaging/*/*.egg-info .coverage htmlcov
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-distclean: clean  ## delete .venv too
+distclean: clean  ## also delete .venv
 	rm -rf .venv

@@ -1,23 +1,23 @@
-"""Errors a user can mend. The command line prints them as one line; everything else keeps its traceback."""
+"""Errors that a user can fix. The command line prints them as one line; other errors keep their traceback."""
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used. The message names what, where (file, row, field) and why."""
+    """Invalid user input. The message names the location (file, row, field) and the reason."""
 
     exit_code = 1
 
 
 class ConfigError(UserError):
-    """A setting is unknown, of the wrong type, or contradicts another."""
+    """A setting is unknown, has the wrong type, or conflicts with another."""
 
     exit_code = 2
 
 
 class DataError(UserError):
-    """A raw log or a prepared dataset does not keep its contract."""
+    """A raw log or a prepared dataset violates its format."""
 
     def __init__(self, reason: str, *, file: object = None, row: int | None = None, field: str | None = None) -> None:
-        where = [f"{file}" if file is not None else "", f"row {row}" if row is not None else ""]
-        where.append(f"field {field!r}" if field is not None else "")
-        prefix = ", ".join(part for part in where if part)
+        location = [f"{file}" if file is not None else "", f"row {row}" if row is not None else ""]
+        location.append(f"field {field!r}" if field is not None else "")
+        prefix = ", ".join(part for part in location if part)
         super().__init__(f"{prefix}: {reason}" if prefix else reason)

@@ -1,4 +1,4 @@
-"""This process among the ranks of a job, as torchrun started it, or alone."""
+"""Process group, device and collectives of a process started by torchrun or alone."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from a2gen_rec.utils.malloc import retain_freed_memory
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """Rank and device of this process."""
+    """Rank, world size and device of this process."""
 
     rank: int
     world_size: int
@@ -24,18 +24,18 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one rank that talks and writes summaries."""
+        """True on rank 0, which prints and writes summaries."""
         return self.rank == 0
 
 
 def select_device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device of this process.
+    """Return the device of this process.
 
     Raises:
-        ConfigError: CUDA is asked for and not there.
+        ConfigError: CUDA is requested but not available.
     """
     if choice == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device is 'cuda', but no GPU is available; `a2gen doctor` tells why")
+        raise ConfigError("train.device is 'cuda', but no GPU is available; run `a2gen doctor`")
     if choice == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -43,10 +43,10 @@ def select_device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 @contextmanager
 def process_group(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[DistributedContext]:
-    """Join the job's process group: gloo for CPU tensors, NCCL for CUDA ones. Without torchrun: a group of one."""
+    """Join the job's process group: gloo for CPU tensors, NCCL for CUDA. Without torchrun, the group has one rank."""
     device = select_device(choice)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -58,7 +58,7 @@ def process_group(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[Distribute
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield DistributedContext(dist.get_rank(), world, local_world, device)
+        yield DistributedContext(dist.get_rank(), world_size, local_world_size, device)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -66,9 +66,9 @@ def process_group(choice: Literal["auto", "cpu", "cuda"]) -> Iterator[Distribute
 
 @contextmanager
 def sync_errors() -> Iterator[None]:
-    """Raise on all ranks the user's error that any of them met inside, so that none is left waiting for another.
+    """Raise a UserError of any rank on all ranks, so that no rank waits for a failed one.
 
-    Inside, ranks must not talk to each other: one that fails would no longer answer.
+    The block must not contain collectives, because a failed rank would not take part in them.
     """
     failure: UserError | None = None
     try:
@@ -79,20 +79,20 @@ def sync_errors() -> Iterator[None]:
 
 
 def raise_on_all_ranks(failure: UserError | None) -> None:
-    """Raise the first rank's error on all ranks; nothing where none failed."""
+    """Raise the error of the lowest failed rank on all ranks; return if no rank failed."""
     for error in all_gather_object(failure):
         if error is not None:
             raise error
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """Sum of a small host tensor over all ranks."""
+    """Sum a small host tensor over all ranks, in place, and return it."""
     dist.all_reduce(values)
     return values
 
 
 def all_gather_object(value: object) -> list:
-    """``value`` of every rank, in rank order, on every rank."""
+    """Return the values of all ranks, in rank order, on every rank."""
     values: list = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values

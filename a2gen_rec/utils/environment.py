@@ -1,4 +1,4 @@
-"""Where and with what figures were made, as they are to say beside them."""
+"""Environment information recorded with benchmark and experiment results."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import torch
 
 
 def collect_env(device: torch.device, ignore: Sequence[str] = ()) -> dict[str, Any]:
-    """Facts of this machine, its libraries and the checkout; ``written`` as :func:`commit` takes."""
+    """Return the machine, library versions and git revision; ``ignore`` as in :func:`git_revision`."""
     import fbgemm_gpu
     import torchrec
 
@@ -31,18 +31,18 @@ def collect_env(device: torch.device, ignore: Sequence[str] = ()) -> dict[str, A
 
 
 def git_revision(ignore: Sequence[str] = ()) -> str:
-    """The checkout's commit, marked where its files differ from it; empty outside one.
+    """Return the checkout's commit, with ``-dirty`` if files differ from it; empty outside a checkout.
 
     Args:
-        written: files and folders, from the checkout's top, whose changes do not mark it: results change no figure,
-            and the first of several would mark all that follow.
+        ignore: Paths from the top of the checkout whose changes do not make it dirty. Result files do not affect
+            results, and the first of several would mark all later ones.
     """
     if not _git("ls-files", Path(__file__).name):
-        return ""  # installed, maybe into a folder of another checkout
-    found = _git("describe", "--always", "--abbrev=10")
-    but = [f":(top,exclude){place}" for place in ignore]
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *but)
-    return f"{found}-dirty" if changed else found
+        return ""  # installed, possibly into another checkout
+    revision = _git("describe", "--always", "--abbrev=10")
+    excluded = [f":(top,exclude){path}" for path in ignore]
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *excluded)
+    return f"{revision}-dirty" if changed else revision
 
 
 def _git(*arguments: str) -> str:

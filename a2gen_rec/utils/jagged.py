@@ -1,9 +1,9 @@
-"""Index structures for ragged data, built once on the host and carried with the batch.
+"""Index structures for jagged data, built once on the host and carried with the batch.
 
-Sequences of one length form a dense tensor without padding. Sorting sequences by length therefore turns ragged
-work into a few dense pieces whose cost follows the number of real tokens, and the sizes of the pieces are known
-on the host, so that no accelerator has to be asked for them. Lengths that few sequences have share a piece with the
-next longer ones, padded: a piece of its own would cost more in calls than it saves in tokens.
+Sequences of equal length form a dense tensor without padding. Sorting sequences by length therefore turns jagged
+work into a few dense buckets whose cost follows the number of real tokens. Bucket sizes are known on the host, so no
+accelerator has to be synchronized. Rare lengths share a padded bucket with the next longer ones: a separate bucket
+would cost more in calls than it saves in tokens.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LengthBuckets:
-    """Sequences ordered by length, in groups padded to their longest.
+    """Sequences sorted by length, in buckets padded to their longest sequence.
 
     Attributes:
-        order: [sequences] sequence at each sorted place; ``inverse`` undoes it.
-        lengths: [sequences] length at each sorted place.
-        token_order: [slots] token at each place of the groups, a sequence's last one at its padding;
-            ``token_inverse``: [tokens] the slot of each.
-        sizes: (padded length, number of sequences, whether any is padded) of every group, ascending by length; empty
-            sequences are a group of their own.
+        order: [sequences] sequence index at each sorted position.
+        inverse: [sequences] sorted position of each sequence.
+        lengths: [sequences] length at each sorted position.
+        token_order: [slots] token index at each slot of the buckets; padding repeats a sequence's last token.
+        token_inverse: [tokens] slot of each token.
+        sizes: (padded length, number of sequences, whether any is padded) of every bucket, ascending by length; empty
+            sequences form a separate bucket.
     """
 
     order: Tensor
@@ -35,10 +36,12 @@ class LengthBuckets:
 
     @classmethod
     def from_lengths(cls, lengths: Tensor, bucket_overhead: int = 0) -> "LengthBuckets":
-        """Group sequences given their lengths [sequences] (int64, on the host).
+        """Bucket sequences by their lengths.
 
         Args:
-            group_cost: padding tokens that a group may save; 0 pads none, a large number pads all to the longest.
+            lengths: [sequences] int64, on the host.
+            bucket_overhead: Cost of one more bucket in padding tokens; 0 pads none, a large number pads all sequences
+                to the longest.
         """
         if not len(lengths):
             return cls(lengths, lengths, lengths, lengths, lengths, ())
@@ -47,44 +50,45 @@ class LengthBuckets:
         values, counts = torch.unique_consecutive(sorted_lengths, return_counts=True)
         sizes = _optimal_buckets(values.tolist(), counts.tolist(), bucket_overhead)
         padded = torch.tensor([length for length, count, _ in sizes for _ in range(count)], dtype=torch.long)
-        sequence, place = jagged_positions(padded)
+        sequence, position = jagged_positions(padded)
         starts = (torch.cumsum(lengths, 0) - lengths)[order]
         last = sorted_lengths[sequence] - 1
-        token_order = starts[sequence] + torch.minimum(place, last)
-        real = place <= last
+        token_order = starts[sequence] + torch.minimum(position, last)
+        is_real = position <= last
         token_inverse = torch.empty(int(lengths.sum()), dtype=torch.long)
-        token_inverse[token_order[real]] = real.nonzero().squeeze(1)
+        token_inverse[token_order[is_real]] = is_real.nonzero().squeeze(1)
         return cls(order, _inverse(order), sorted_lengths, token_order, token_inverse, sizes)
 
     def apply(
         self, fn: Callable[[Tensor, Tensor, Tensor | None], Tensor], tokens: Tensor, context: Tensor, per_token: bool
     ) -> Tensor:
-        """Apply ``piece`` to every group.
+        """Apply ``fn`` to every bucket.
 
         Args:
-            piece: ([m, length, d], [m, d_context], [m, length] bool of real tokens or None where all are) ->
+            fn: ([m, length, d], [m, d_context], [m, length] bool mask of real tokens or None if all are real) ->
                 [m, length, d_out] if ``per_token`` else [m, d_out].
-            tokens: [tokens, d], sequences one after another.
+            tokens: [tokens, d], concatenated sequences.
             context: [sequences, d_context].
+            per_token: Whether ``fn`` returns one output per token, not per sequence.
 
         Returns:
-            [tokens, d_out] or [sequences, d_out] in the callers' order. Empty sequences give zeros.
+            [tokens, d_out] or [sequences, d_out] in the original order. Empty sequences give zeros.
         """
         tokens, context = tokens[self.token_order], context[self.order]
         outputs, first_token, first = [], 0, 0
         for length, count, padded in self.sizes:
             if length:
                 part = tokens[first_token : first_token + length * count].view(count, length, *tokens.shape[1:])
-                real = None
+                mask = None
                 if padded:
-                    place = torch.arange(length, device=tokens.device)
-                    real = place < self.lengths[first : first + count, None]
-                output = fn(part, context[first : first + count], real)
+                    position = torch.arange(length, device=tokens.device)
+                    mask = position < self.lengths[first : first + count, None]
+                output = fn(part, context[first : first + count], mask)
                 outputs.append(output.flatten(0, 1) if per_token else output)
             first_token, first = first_token + length * count, first + count
         empty = self.sizes[0][1] if self.sizes and self.sizes[0][0] == 0 else 0
         if not outputs:
-            # Nothing to work on: run the piece on no rows, so that shapes and gradients stay defined.
+            # No tokens: run fn on zero rows, so that shapes and gradients stay defined.
             output = fn(tokens.new_zeros(0, 1, *tokens.shape[1:]), context[:0], None)
             outputs.append(output.flatten(0, 1) if per_token else output)
         if empty and not per_token:
@@ -92,41 +96,43 @@ class LengthBuckets:
         return torch.cat(outputs)[self.token_inverse if per_token else self.inverse]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "LengthBuckets":
-        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
+        return self._map_tensors(lambda part: part.to(device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.Stream) -> None:
         for part in (self.order, self.inverse, self.lengths, self.token_order, self.token_inverse):
             part.record_stream(stream)
 
     def pin_memory(self) -> "LengthBuckets":
-        return self._each(lambda part: part.pin_memory())
+        return self._map_tensors(lambda part: part.pin_memory())
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "LengthBuckets":
+    def _map_tensors(self, fn: Callable[[Tensor], Tensor]) -> "LengthBuckets":
         return LengthBuckets(
-            change(self.order),
-            change(self.inverse),
-            change(self.lengths),
-            change(self.token_order),
-            change(self.token_inverse),
+            fn(self.order),
+            fn(self.inverse),
+            fn(self.lengths),
+            fn(self.token_order),
+            fn(self.token_inverse),
             self.sizes,
         )
 
 
-def _optimal_buckets(lengths: list[int], counts: list[int], group_cost: int) -> tuple[tuple[int, int, bool], ...]:
-    """The groups of least cost, given distinct ascending lengths and how many sequences have each."""
+def _optimal_buckets(lengths: list[int], counts: list[int], bucket_overhead: int) -> tuple[tuple[int, int, bool], ...]:
+    """Return the buckets of minimum cost, given distinct ascending lengths and the number of sequences of each."""
     empty = 1 if lengths[:1] == [0] else 0
-    # best[j]: cost of the lengths before j, and where the last of their groups begins.
+    # best[j]: cost of the lengths before j, and the start of their last bucket.
     best = [(0, 0)] * (empty + 1)
     for end in range(empty + 1, len(lengths) + 1):
-        costs = [best[begin][0] + group_cost + lengths[end - 1] * sum(counts[begin:end]) for begin in range(empty, end)]
+        costs = [
+            best[start][0] + bucket_overhead + lengths[end - 1] * sum(counts[start:end]) for start in range(empty, end)
+        ]
         cheapest = min(costs)
         best.append((cheapest, empty + costs.index(cheapest)))
-    groups, end = [], len(lengths)
+    buckets, end = [], len(lengths)
     while end > empty:
-        begin = best[end][1]
-        groups.append((lengths[end - 1], sum(counts[begin:end]), end - begin > 1))
-        end = begin
-    return (*((0, counts[0], False) for _ in range(empty)), *reversed(groups))
+        start = best[end][1]
+        buckets.append((lengths[end - 1], sum(counts[start:end]), end - start > 1))
+        end = start
+    return (*((0, counts[0], False) for _ in range(empty)), *reversed(buckets))
 
 
 def _inverse(permutation: Tensor) -> Tensor:
@@ -136,21 +142,21 @@ def _inverse(permutation: Tensor) -> Tensor:
 def jagged_to_padded_dense(
     values: Tensor, row: Tensor, column: Tensor, shape: tuple[int, int], fill: int = 0
 ) -> Tensor:
-    """Lay flat rows [n, *d] out as [*shape, *d] at (row, column), which ascend and differ; the rest is ``fill``."""
-    if len(values) == shape[0] * shape[1]:  # there is no rest
+    """Scatter rows [n, *d] to [*shape, *d] at (row, column), ascending and distinct; other entries are ``fill``."""
+    if len(values) == shape[0] * shape[1]:  # no other entries
         return values.unflatten(0, shape)
     return values.new_full((*shape, *values.shape[1:]), fill).index_put((row, column), values)
 
 
 def padded_dense_to_jagged(padded: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """What :func:`pad` was given, [n, *d]."""
+    """Return the rows [n, *d] at (row, column): the inverse of :func:`jagged_to_padded_dense`."""
     if len(row) == padded.shape[0] * padded.shape[1]:
         return padded.flatten(0, 1)
     return padded[row, column]
 
 
 def jagged_positions(lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """(sequence, place within it) of every token, given lengths [sequences]. Both [tokens], int64."""
+    """Return (sequence index, position in it) of every token, both [tokens] int64, given lengths [sequences]."""
     sequence = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
     starts = torch.cumsum(lengths, 0) - lengths
     return sequence, torch.arange(len(sequence), device=lengths.device) - starts[sequence]

@@ -1,4 +1,4 @@
-"""How the C library hands out host memory, and what Python's collector looks through."""
+"""Tuning of the C library's allocator and of Python's garbage collector."""
 
 import atexit
 import ctypes
@@ -7,47 +7,45 @@ import os
 import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGEST_KEPT = 32 * 2**20  # the most that glibc accepts
-GLIBC_TUNABLES, TCACHE_COUNT = "GLIBC_TUNABLES", "glibc.malloc.tcache_count"  # read as a process begins, by glibc alone
+_MAX_RETAINED = 32 * 2**20  # maximum that glibc accepts
+GLIBC_TUNABLES, TCACHE_COUNT = "GLIBC_TUNABLES", "glibc.malloc.tcache_count"  # read by glibc when a process starts
 
 
 def retain_freed_memory() -> bool:
-    """Let glibc keep freed buffers of up to 32 MiB for the next ones, instead of giving them back to the kernel.
+    """Let glibc retain freed buffers of up to 32 MiB for reuse instead of returning them to the kernel.
 
-    Ranking a thousand candidates frees and allocates hundreds of tensors of some MiB. Given back, each costs its
-    page faults again, which measured as 40 % of the time on CPU. Larger buffers, such as tables, are mapped and
-    returned one by one as before.
+    Ranking a thousand candidates frees and allocates hundreds of tensors of a few MiB. A buffer returned to the kernel
+    costs its page faults again; they measured as 40 % of the time on CPU. Larger buffers, such as tables, are still
+    mapped and returned individually.
 
     Returns:
-        whether the C library took the setting; others than glibc do not know it.
+        Whether the C library accepted the setting; only glibc supports it.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(mallopt(_M_MMAP_THRESHOLD, _MAX_RETAINED) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def disable_tcache_in_children() -> None:
-    """Let processes that this one begins from now on join freed memory with its neighbours at once, of glibc.
+    """Disable glibc's per-thread cache (tcache) in child processes, through the environment that they inherit.
 
-    It is told in this process's environment, which they inherit.
-
-    torch asks for memory at multiples of 64 bytes; what glibc cuts off in front goes, freed, into a cache of its
-    thread, between holes that cannot grow together then: after some overload, heaps of processes that rank were half as
-    large again as without these caches. They can only be switched off before a process begins.
+    torch allocates 64-byte-aligned blocks. glibc puts the leading remainder into the per-thread cache, which prevents
+    neighbouring free chunks from coalescing. Under overload this made the heaps of ranking workers 1.5 times larger.
+    tcache can only be disabled before a process starts.
     """
-    said = os.environ.get(GLIBC_TUNABLES, "")
-    if platform.libc_ver()[0] == "glibc" and TCACHE_COUNT not in said:
-        os.environ[GLIBC_TUNABLES] = f"{said}:{TCACHE_COUNT}=0".lstrip(":")
+    tunables = os.environ.get(GLIBC_TUNABLES, "")
+    if platform.libc_ver()[0] == "glibc" and TCACHE_COUNT not in tunables:
+        os.environ[GLIBC_TUNABLES] = f"{tunables}:{TCACHE_COUNT}=0".lstrip(":")
 
 
 def freeze_gc() -> None:
-    """Take all there is now out of sight of Python's collector, which would walk through a catalogue of a million names
-    again and again while requests wait.
+    """Exclude all current objects from garbage collection.
 
-    It does not look through it a last time either, for which requests would wait too. So the little that is garbage by
-    now stays; what is not is freed once nothing refers to it, as ever.
+    Otherwise the collector repeatedly traverses a catalog of a million names while requests wait. There is no final
+    collection, for which requests would wait as well, so the little current garbage stays. Other objects are still
+    freed when their reference count drops to 0.
     """
     gc.freeze()
     atexit.unregister(gc.unfreeze)
-    atexit.register(gc.unfreeze)  # extensions complain of what is left at the end
+    atexit.register(gc.unfreeze)  # extensions report objects left at exit

@@ -1,12 +1,13 @@
-"""Silence the messages of torch 2.13 and torchrec 1.8 that ask nothing of our users.
+"""Filters for messages of torch 2.13 and torchrec 1.8 that require no action from users.
 
-Each is named by its own text, so a message that is new still shows. Call :func:`quiet` before importing torchrec.
+Each filter matches one message text, so that new messages still appear. Call :func:`silence_known_warnings` before
+importing torchrec.
 """
 
 import logging
 import warnings
 
-# What it says (a regular expression at its beginning), and why no one needs to act on it.
+# Category and start of each message (a regular expression), and why it requires no action.
 _WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     # torchrec's DistributedModelParallel passes the old name of a DistributedDataParallel option.
     (FutureWarning, r"`broadcast_buffers` is deprecated"),
@@ -16,16 +17,16 @@ _WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (DeprecationWarning, r"`torch\.jit\.\w+` is deprecated"),
 )
 
-# torchrec asks torch whether it is being traced; torch explains on first use what the answer will mean.
+# torchrec asks torch whether it is being traced; torch logs an explanation on first use.
 _LOGGER, _LOGGED = "torch.fx._symbolic_trace", "is_fx_tracing will return true for both"
 
 
-def _unknown(record: logging.LogRecord) -> bool:
+def _is_unknown(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_LOGGED)
 
 
 def silence_known_warnings() -> None:
-    """Filter the known messages, in this process; calling it again changes nothing."""
+    """Filter the known messages in this process; repeated calls have no effect."""
     for category, message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
-    logging.getLogger(_LOGGER).addFilter(_unknown)
+    logging.getLogger(_LOGGER).addFilter(_is_unknown)

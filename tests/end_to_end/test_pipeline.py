@@ -9,12 +9,12 @@ import yaml
 from iopath.common.file_io import g_pathmgr
 
 from a2gen_rec.cli.main import main
-from tests.helpers.storage import PREFIX, FolderBehindPrefix
+from tests.helpers.storage import PREFIX, DirectoryStorage
 
 
 @pytest.fixture(scope="module")
 def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    handler = FolderBehindPrefix(tmp_path_factory.mktemp("remote"))
+    handler = DirectoryStorage(tmp_path_factory.mktemp("remote"))
     g_pathmgr.register_handler(handler)
     yield handler.root
     g_pathmgr._path_handlers.pop(PREFIX)

@@ -1,4 +1,4 @@
-"""Which code figures were made with."""
+"""Git revision recorded with results."""
 
 import subprocess
 from pathlib import Path
@@ -8,21 +8,21 @@ import pytest
 from a2gen_rec.utils import environment
 
 
-def test_commit_is_marked_by_changed_code_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_changed_code_makes_the_revision_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:
-        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        done = subprocess.run(["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     results = tmp_path / "benchmarks" / "results"
     results.mkdir(parents=True)
     (tmp_path / "package").mkdir()
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "package" / "machine.py"))
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "package" / "environment.py"))
     assert environment.git_revision() == ""
-    for file in ("package/machine.py", "benchmarks/results/x.json", "page.md"):
+    for file in ("package/environment.py", "benchmarks/results/x.json", "page.md"):
         (tmp_path / file).touch()
     git("init")
-    assert environment.git_revision() == "", "it lies in the checkout, and is none of it"
+    assert environment.git_revision() == "", "the file is in the checkout but not tracked"
     git("add", ".")
     git("commit", "--message", "first")
     head = git("rev-parse", "--short=10", "HEAD")
@@ -30,5 +30,5 @@ def test_commit_is_marked_by_changed_code_only(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "page.md").write_text("1")
     assert environment.git_revision(["benchmarks/results", "page.md"]) == head
     assert environment.git_revision() == f"{head}-dirty"
-    (tmp_path / "package" / "machine.py").write_text("1")
+    (tmp_path / "package" / "environment.py").write_text("1")
     assert environment.git_revision(["benchmarks/results", "page.md"]) == f"{head}-dirty"

@@ -1,4 +1,4 @@
-"""What the process asks of the C library."""
+"""Settings of the C library's allocator."""
 
 import ctypes
 import platform
@@ -9,29 +9,29 @@ import pytest
 from a2gen_rec.utils.malloc import retain_freed_memory
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
-def test_glibc_takes_the_setting_again_and_again() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc supports the setting")
+def test_glibc_accepts_the_setting_repeatedly() -> None:
     assert retain_freed_memory()
     assert retain_freed_memory()
 
 
-@pytest.mark.parametrize(("taken", "kept"), [({-3, -1}, True), ({-3}, False), ({-1}, False)])
-def test_both_thresholds_are_raised(taken: set[int], kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
+@pytest.mark.parametrize(("accepted", "expected"), [({-3, -1}, True), ({-3}, False), ({-1}, False)])
+def test_both_thresholds_are_raised(accepted: set[int], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {}
 
     def mallopt(parameter: int, value: int) -> int:
-        asked[parameter] = value
-        return int(parameter in taken)
+        values[parameter] = value
+        return int(parameter in accepted)
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
-    assert retain_freed_memory() is kept
-    assert asked[-3] == 32 * 2**20  # M_MMAP_THRESHOLD: from that size on, buffers go back at once
-    if kept:
-        assert asked[-1] > 10**9  # M_TRIM_THRESHOLD: what may lie free at the top of the heap
+    assert retain_freed_memory() is expected
+    assert values[-3] == 32 * 2**20  # M_MMAP_THRESHOLD: larger buffers are returned immediately
+    if expected:
+        assert values[-1] > 10**9  # M_TRIM_THRESHOLD: maximum free memory at the top of the heap
 
 
-def test_other_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_c_libraries_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(ctypes, "CDLL", None)
     assert not retain_freed_memory()

@@ -1,4 +1,4 @@
-"""Local paths and a registered storage of one's own behave alike."""
+"""Local paths and a registered custom storage behave alike."""
 
 import os
 from collections.abc import Iterator
@@ -14,24 +14,24 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.utils import paths
 from tests.helpers.cards import make_card, small_config, whole, write_dataset
-from tests.helpers.storage import PREFIX, FolderBehindPrefix
+from tests.helpers.storage import PREFIX, DirectoryStorage
 
 
 @pytest.fixture
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder behind ``memtest://``, served for one test."""
+    """Directory behind ``memtest://``, registered for one test."""
     root = tmp_path / "storage"
     root.mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(g_pathmgr, "_path_handlers", g_pathmgr._path_handlers.copy())
-        g_pathmgr.register_handler(FolderBehindPrefix(root))
+        g_pathmgr.register_handler(DirectoryStorage(root))
         yield root
     assert not any(prefix.startswith("memtest") for prefix in g_pathmgr._path_handlers)
 
 
 @pytest.fixture(params=["local", "remote"])
-def place(request: pytest.FixtureRequest, storage: Path) -> tuple[str, Path]:
-    """A path as a user gives it, and the folder it really is."""
+def location(request: pytest.FixtureRequest, storage: Path) -> tuple[str, Path]:
+    """A path as a user gives it, and its actual directory."""
     folder = storage / "home"
     folder.mkdir()
     return (str(folder) if request.param == "local" else f"{PREFIX}home"), folder
@@ -39,7 +39,7 @@ def place(request: pytest.FixtureRequest, storage: Path) -> tuple[str, Path]:
 
 @pytest.fixture
 def blocked(tmp_path: Path) -> str:
-    """A path below a file: nobody, not even root, can write there."""
+    """A path below a file, where not even root can write."""
     (tmp_path / "file").write_text("")
     return str(tmp_path / "file" / "below")
 
@@ -55,65 +55,68 @@ def test_join_and_is_local() -> None:
     assert not paths.is_local("memtest://a")
 
 
-def test_write_read_list(place: tuple[str, Path]) -> None:
-    given, folder = place
+def test_write_read_list(location: tuple[str, Path]) -> None:
+    base, folder = location
     text = "línea 1\n二\n"
-    paths.write_text(paths.join(given, "b.txt"), text)
-    paths.write_text(paths.join(given, "a.txt"), "first")
-    paths.write_text(paths.join(given, "a.txt"), "second")
+    paths.write_text(paths.join(base, "b.txt"), text)
+    paths.write_text(paths.join(base, "a.txt"), "first")
+    paths.write_text(paths.join(base, "a.txt"), "second")
     assert (folder / "b.txt").read_text(encoding="utf-8") == text
-    assert paths.read_text(paths.join(given, "b.txt")) == text
-    assert paths.read_text(paths.join(given, "a.txt")) == "second"
-    assert paths.listdir(given) == ["a.txt", "b.txt"], "sorted, and nothing half-written beside"
-    assert paths.exists(paths.join(given, "a.txt"))
-    assert not paths.exists(paths.join(given, "c.txt"))
-    assert paths.listdir(paths.join(given, "nowhere")) == []
+    assert paths.read_text(paths.join(base, "b.txt")) == text
+    assert paths.read_text(paths.join(base, "a.txt")) == "second"
+    assert paths.listdir(base) == ["a.txt", "b.txt"], "names are sorted, and no temporary file remains"
+    assert paths.exists(paths.join(base, "a.txt"))
+    assert not paths.exists(paths.join(base, "c.txt"))
+    assert paths.listdir(paths.join(base, "nowhere")) == []
 
 
-def test_local_copy(place: tuple[str, Path]) -> None:
-    given, folder = place
+def test_to_local_path(location: tuple[str, Path]) -> None:
+    base, folder = location
     (folder / "a.bin").write_bytes(b"\x00\xff")
-    assert Path(paths.to_local_path(paths.join(given, "a.bin"))).read_bytes() == b"\x00\xff"
-    absent = paths.join(given, "nowhere")
-    with pytest.raises(UserError, match="no such file") as caught:
+    assert Path(paths.to_local_path(paths.join(base, "a.bin"))).read_bytes() == b"\x00\xff"
+    absent = paths.join(base, "nowhere")
+    with pytest.raises(UserError, match="not found") as caught:
         paths.to_local_path(absent)
     assert str(caught.value).startswith(f"{absent}: ")
 
 
-@pytest.mark.parametrize("what", ["absent", "folder", "not text"])
-def test_what_cannot_be_read_is_named(what: str, place: tuple[str, Path]) -> None:
-    given, folder = place
-    file = paths.join(given, "it")
-    if what == "folder":
-        (folder / "it").mkdir()
-    elif what == "not text":
-        (folder / "it").write_bytes(b"\xff\xfe\x00PAR1\x9f")
+@pytest.mark.parametrize("problem", ["absent", "directory", "not text"])
+def test_read_errors_name_the_file(problem: str, location: tuple[str, Path]) -> None:
+    base, folder = location
+    file = paths.join(base, "file")
+    if problem == "directory":
+        (folder / "file").mkdir()
+    elif problem == "not text":
+        (folder / "file").write_bytes(b"\xff\xfe\x00PAR1\x9f")
     with pytest.raises(UserError, match="cannot be read") as caught:
         paths.read_text(file)
     assert str(caught.value).startswith(f"{file}: ")
 
 
-def test_make_folder(place: tuple[str, Path]) -> None:
-    given, folder = place
+def test_ensure_writable_dir(location: tuple[str, Path]) -> None:
+    base, folder = location
     for _ in range(2):
-        paths.ensure_writable_dir(paths.join(given, "x", "y"))
-        assert list((folder / "x" / "y").iterdir()) == [], "the probe is taken away"
+        paths.ensure_writable_dir(paths.join(base, "x", "y"))
+        assert list((folder / "x" / "y").iterdir()) == [], "the probe file is removed"
 
 
-def test_what_cannot_be_written_is_named(place: tuple[str, Path]) -> None:
-    given, folder = place
+def test_write_errors_name_the_path(location: tuple[str, Path]) -> None:
+    base, folder = location
     (folder / "file").write_text("kept")
-    below = paths.join(given, "file", "below")
-    for write in (lambda: paths.write_text(below, "x"), lambda: paths.ensure_writable_dir(below)):
-        with pytest.raises(UserError, match="cannot be written") as caught:
+    below = paths.join(base, "file", "below")
+    for write, reason in (
+        (lambda: paths.write_text(below, "x"), "cannot be written"),
+        (lambda: paths.ensure_writable_dir(below), "cannot write to directory"),
+    ):
+        with pytest.raises(UserError, match=reason) as caught:
             write()
         assert str(caught.value).startswith(f"{below}: ")
         assert "\n" not in str(caught.value)
     assert (folder / "file").read_text() == "kept"
-    assert paths.listdir(given) == ["file"]
+    assert paths.listdir(base) == ["file"]
 
 
-def test_a_failed_write_leaves_nothing_beside(tmp_path: Path) -> None:
+def test_failed_write_leaves_no_files(tmp_path: Path) -> None:
     (tmp_path / "taken" / "inside").mkdir(parents=True)
     with pytest.raises(UserError, match="cannot be written"):
         paths.write_text(str(tmp_path / "taken"), "x")
@@ -123,14 +126,14 @@ def test_a_failed_write_leaves_nothing_beside(tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
-def test_a_failed_write_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "settings.yaml"
     paths.write_text(str(file), "old")
 
-    def full(*_: object) -> None:
+    def disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "replace", disk_full)
     with pytest.raises(UserError, match=r"settings\.yaml: cannot be written \(No space left on device\)"):
         paths.write_text(str(file), "new")
     assert file.read_text() == "old"
@@ -138,17 +141,17 @@ def test_a_failed_write_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("before", ["absent", "empty", "below absent"])
-def test_publish_folder(before: str, place: tuple[str, Path], tmp_path: Path) -> None:
-    given, folder = place
-    made = tmp_path / "made"
-    (made / "train" / "deep").mkdir(parents=True)
-    (made / "empty").mkdir()
-    (made / "card.yaml").write_text("card")
-    (made / "train" / "deep" / "part").write_bytes(b"\x01")
+def test_move_into_place(before: str, location: tuple[str, Path], tmp_path: Path) -> None:
+    base, folder = location
+    source = tmp_path / "source"
+    (source / "train" / "deep").mkdir(parents=True)
+    (source / "empty").mkdir()
+    (source / "card.yaml").write_text("card")
+    (source / "train" / "deep" / "part").write_bytes(b"\x01")
     name = "new/data" if before == "below absent" else "data"
     if before == "empty":
         (folder / "data").mkdir()
-    paths.move_into_place(str(made), paths.join(given, *name.split("/")))
+    paths.move_into_place(str(source), paths.join(base, *name.split("/")))
     target = folder / name
     assert {path.relative_to(target).as_posix() for path in target.rglob("*")} == {
         "card.yaml",
@@ -159,10 +162,10 @@ def test_publish_folder(before: str, place: tuple[str, Path], tmp_path: Path) ->
     }
     assert (target / "card.yaml").read_text() == "card"
     assert (target / "train" / "deep" / "part").read_bytes() == b"\x01"
-    assert not made.exists()
+    assert not source.exists()
 
 
-def test_a_dataset_is_read_from_wherever_it_lies(storage: Path) -> None:
+def test_dataset_is_read_from_local_and_remote_paths(storage: Path) -> None:
     card = make_card()
     write_dataset(storage / "data", card, windows=15, files=2)
     config = LoaderConfig(max_impressions_per_batch=40, prefetch=False)
@@ -181,12 +184,12 @@ def test_a_dataset_is_read_from_wherever_it_lies(storage: Path) -> None:
         DatasetCard.load(f"{PREFIX}nothing")
 
 
-def test_a_card_is_written_where_it_is_asked_for(place: tuple[str, Path], blocked: str) -> None:
-    given, folder = place
+def test_card_is_written_to_local_and_remote_paths(location: tuple[str, Path], blocked: str) -> None:
+    base, folder = location
     card = make_card()
-    card.save(given)
+    card.save(base)
     assert (folder / "dataset.yaml").is_file()
-    assert DatasetCard.load(given) == card
+    assert DatasetCard.load(base) == card
     with pytest.raises(UserError, match="cannot be written"):
         card.save(blocked)
 
@@ -195,16 +198,16 @@ def test_a_card_is_written_where_it_is_asked_for(place: tuple[str, Path], blocke
     ("path", "folder"),
     [("a", "."), ("/a", "/"), ("/a/b", "/a"), ("a/b/c", "a/b"), ("s3://a/b", "s3://a"), ("s3://a", "s3://")],
 )
-def test_parent(path: str, folder: str) -> None:
+def test_dirname(path: str, folder: str) -> None:
     assert paths.dirname(path) == folder
 
 
-def test_absolute_paths_are_local_ones_in_full() -> None:
+def test_abspath_changes_local_paths_only() -> None:
     assert paths.abspath("s3://bucket/a") == "s3://bucket/a"
     assert paths.abspath("a/b") == str(Path.cwd() / "a" / "b")
 
 
-def test_relative_paths_are_seen_from_a_folder() -> None:
+def test_resolve_relative() -> None:
     assert paths.resolve_relative("some/folder", "../file") == "some/folder/../file"
     assert paths.resolve_relative("some/folder", "/file") == "/file"
     assert paths.resolve_relative("some/folder", "s3://bucket/file") == "s3://bucket/file"
