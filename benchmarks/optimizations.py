@@ -16,7 +16,7 @@ from a2gen_rec.data.batch import WindowBatch, collate, count_names
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
-from a2gen_rec.data.schema import ITEM, DatasetCard
+from a2gen_rec.data.schema import ITEM_ID, DatasetCard
 from a2gen_rec.data.synced_batches import SynchronizedBatches
 from a2gen_rec.losses.loss import Loss
 from a2gen_rec.models.a2gen import A2Gen
@@ -172,9 +172,9 @@ class WindowTraining:
     def loss(self, columns: WindowColumns, rows: np.ndarray) -> float:
         """Loss on all targets of the windows ``rows``. Never after :meth:`step`."""
         loader = self.config.loader
-        batch = collate(columns, rows, self.whole, loader.deduplicate_ids, group_cost=loader.bucket_overhead_tokens).to(
-            self.process.device
-        )
+        batch = collate(
+            columns, rows, self.whole, loader.deduplicate_ids, bucket_overhead=loader.bucket_overhead_tokens
+        ).to(self.process.device)
         with torch.no_grad():
             return self._forward(batch)[0].item() / self.process.world_size
 
@@ -182,7 +182,7 @@ class WindowTraining:
         """Item ids looked up per target."""
         looked_up = targets = 0
         for _, batch in zip(range(batches), self.stream, strict=False):
-            looked_up += len(batch.sparse[ITEM].values())
+            looked_up += len(batch.sparse[ITEM_ID].values())
             targets += len(batch.target)
         return looked_up / targets
 

@@ -141,7 +141,7 @@ def check(log: Path, dataset: Path) -> None:
     if targets + dropped != rows(log):
         raise RuntimeError(f"{targets:,} targets and {dropped:,} dropped are not the log's {rows(log):,} impressions")
     for split in SPLITS:
-        stream = WindowDataset(prepared, split, LoaderConfig(), whole={}, shuffle=False)
+        stream = WindowDataset(prepared, split, LoaderConfig(), full_tables={}, shuffle=False)
         read = impressions_of(next(iter(stream)), dataset / split)
         known = pc.field("user_id").isin({user for user, _ in read})
         logged = pq.read_table(log / "impressions", columns=["user_id", "ts_ms"], filters=known)

@@ -34,7 +34,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import CandidateItems, WindowColumns
-from a2gen_rec.data.parquet_reader import read_columns, row_groups
+from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.embedding_tables import ACTION, TIME, full_tables
@@ -137,7 +137,11 @@ class Rankers:
         columns = append_candidates_now(request.history, request.items, self.card)
         whole, loader = full_tables(self.card, self.config.model), self.config.loader
         made = collate(
-            columns, np.zeros(1, np.int64), whole, request_gap_s=WHOLE_WINDOW, group_cost=loader.bucket_overhead_tokens
+            columns,
+            np.zeros(1, np.int64),
+            whole,
+            request_gap_s=WHOLE_WINDOW,
+            bucket_overhead=loader.bucket_overhead_tokens,
         )
         return made.to(self.device)
 
@@ -183,7 +187,7 @@ def _trained(
     trainer = Trainer(config, data, str(scratch / "run"), process)
     trainer.fit()
     files = [str(file) for file in Path(data, "train").glob("*.parquet")]
-    return Rankers(trainer, settings.max_error), read_columns(row_groups(files), trainer.card)
+    return Rankers(trainer, settings.max_error), read_columns(read_row_groups(files), trainer.card)
 
 
 def _cell(rankers: Rankers, columns: WindowColumns, count: int, history: int, settings: Settings) -> dict[str, Timing]:

@@ -32,7 +32,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch, collate
-from a2gen_rec.data.schema import ITEM
+from a2gen_rec.data.schema import ITEM_ID
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.losses.loss import term_means, total_loss
 from a2gen_rec.models.embedding_tables import full_tables
@@ -311,7 +311,7 @@ def sweep_rows(world: World, settings: Settings, process: DistributedContext) ->
     table: list[list[Cell]] = []
     for rows, gib in kept:
         job, timing = jobs[str(rows)], timings[str(rows)]
-        distinct = sum(len(batch.sparse[ITEM].values()) for batch in job.batches) / len(job.batches)
+        distinct = sum(len(batch.sparse[ITEM_ID].values()) for batch in job.batches) / len(job.batches)
         table.append([rows, gib, distinct, *step_ms(timing, settings), timing.median / timings[str(kept[0][0])].median])
     columns = ["item rows", "GiB per rank", "distinct items", "ms/step", "p10", "p90", "× smallest"]
     note = (

@@ -8,8 +8,8 @@ import numpy as np
 
 from a2gen_rec.config import PrepareConfig, SimulateConfig
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.data.parquet_reader import read_columns, row_groups
-from a2gen_rec.data.schema import ITEM, DatasetCard
+from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
+from a2gen_rec.data.schema import ITEM_ID, DatasetCard
 from a2gen_rec.errors import ConfigError
 
 _SCATTER = 2_654_435_761
@@ -75,7 +75,7 @@ class World:
             ConfigError: the dataset has not as many with that history.
         """
         card = DatasetCard.load(dataset)
-        columns = read_columns(row_groups(sorted(map(str, Path(dataset, "train").iterdir()))), card)
+        columns = read_columns(read_row_groups(sorted(map(str, Path(dataset, "train").iterdir()))), card)
         targets = columns.lengths - columns.first_target
         full = np.flatnonzero((columns.first_target > history) & (targets == card.max_targets))
         if len(full) < windows:
@@ -100,7 +100,7 @@ class World:
     def with_items(self, rows: int, exponent: float, seed: int) -> "World":
         """The same windows with items of a table of so many rows, their frequencies those of :func:`zipf_ids`."""
         ids = self.columns.impression_ids
-        drawn = zipf_ids(rows, len(ids[ITEM]), exponent, np.random.default_rng([seed, rows]))
-        features = [replace(part, cardinality=rows) if part.name == ITEM else part for part in self.card.features]
-        columns = replace(self.columns, impression_ids={**ids, ITEM: drawn})
+        drawn = zipf_ids(rows, len(ids[ITEM_ID]), exponent, np.random.default_rng([seed, rows]))
+        features = [replace(part, cardinality=rows) if part.name == ITEM_ID else part for part in self.card.features]
+        columns = replace(self.columns, impression_ids={**ids, ITEM_ID: drawn})
         return World(replace(self.card, features=features), columns)

@@ -14,8 +14,8 @@ from harness import Report, ReportTable, main
 from a2gen_rec.config import SimulateConfig
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.simulation import viewing
-from a2gen_rec.simulation.simulator import make_world
-from a2gen_rec.simulation.world import ACTIONS, make_users
+from a2gen_rec.simulation.population import ACTIONS, sample_user_block
+from a2gen_rec.simulation.simulator import build_simulated_world
 from a2gen_rec.utils.distributed import DistributedContext
 
 QUICK = {"impressions": 500, "draws": 1_000}
@@ -43,11 +43,11 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
         raise ConfigError(f"one process simulates: measure it on one rank, not {process.world_size}")
     if settings.impressions < 1 or settings.draws < 4:
         raise ConfigError(f"impressions {settings.impressions} and draws {settings.draws} must be at least 1 and 4")
-    world = make_world(SimulateConfig(users=settings.users, items=settings.items, seed=settings.seed))
-    users, rng = make_users(world.config, 0), np.random.default_rng(settings.seed)
+    world = build_simulated_world(SimulateConfig(users=settings.users, items=settings.items, seed=settings.seed))
+    users, rng = sample_user_block(world.config, 0), np.random.default_rng(settings.seed)
     row = rng.integers(len(users.user_id), size=settings.impressions)
-    item = world.policy.draw(users, row, rng.random(len(row)) < world.config.personalized_share, rng)
-    odds = viewing.segment_probabilities(world.config, world.base, world.items, users, row, item)
+    item = world.policy.sample_items(users, row, rng.random(len(row)) < world.config.personalized_share, rng)
+    odds = viewing.segment_probabilities(world.config, world.base_logits, world.items, users, row, item)
     learnt, held = (repeated(odds, settings.draws // 2, rng) for _ in range(2))
     check(np.isfinite(learnt[:, :-1]), viewing.exact_marginals(odds).action)
     names = [*ACTIONS, "exit"]

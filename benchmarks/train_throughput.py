@@ -37,7 +37,7 @@ from torch import Tensor
 from a2gen_rec.config import Config, LoaderConfig, ModelConfig
 from a2gen_rec.data.batch import collate
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.data.parquet_reader import read_columns, row_groups
+from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.losses.loss import Loss
@@ -173,7 +173,7 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
     with dataset(settings, process) as data:
         card = DatasetCard.load(data)
         files = sorted(str(file) for file in Path(data, "train").glob("*.parquet"))
-        sample = read_columns(row_groups(files)[:1], card)
+        sample = read_columns(read_row_groups(files)[:1], card)
         setting = Setting(data, card, Config(model=model), process, settings, sample, np.arange(min(3, len(sample))))
         gradient = gradient_difference(setting)
         measured = prepare_forms(setting)
@@ -232,7 +232,10 @@ def gradient_difference(setting: Setting) -> float:
     model = A2Gen(card, config, device).to(device)
     fill_zeros(model)
     batch = collate(
-        setting.sample, setting.rows, full_tables(card, config.model), group_cost=config.loader.bucket_overhead_tokens
+        setting.sample,
+        setting.rows,
+        full_tables(card, config.model),
+        bucket_overhead=config.loader.bucket_overhead_tokens,
     ).to(device)
     loss, _ = Loss(config.loss)(model(batch), batch)
     loss.backward()

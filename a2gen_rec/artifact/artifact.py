@@ -31,7 +31,7 @@ from a2gen_rec.artifact.quantized_tables import QuantizedEmbeddings, QuantizedTa
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.parquet_reader import read_table
-from a2gen_rec.data.schema import ITEM, DatasetCard, Feature
+from a2gen_rec.data.schema import ITEM_ID, DatasetCard, Feature
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.models.base import BaseRanker, TargetEncoding
 from a2gen_rec.models.embedding_tables import full_tables, id_features
@@ -45,7 +45,7 @@ USERS, ITEMS, ENSEMBLE = "users.parquet", "items.parquet", "ensemble"
 CURRENT_POINTER = "CURRENT"
 """A file in a folder of models that names the one to serve."""
 ENTITY_TABLES = {"user": USERS, "item": ITEMS}
-IDENTIFIERS = {"user": "user_id", "item": ITEM}
+IDENTIFIERS = {"user": "user_id", "item": ITEM_ID}
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _transform_curves(trained: "TrainedEnsemble") -> "tuple[list[TransformCurves
     """Return the transforms for the validation users with the longest histories, and the users' names."""
     import numpy as np
 
-    from a2gen_rec.data.parquet_reader import user_ids_of_keys
+    from a2gen_rec.data.parquet_reader import read_user_ids
     from a2gen_rec.reporting.ensemble_curves import transform_curves
 
     lists = trained.valid
@@ -94,7 +94,7 @@ def _transform_curves(trained: "TrainedEnsemble") -> "tuple[list[TransformCurves
     context = batch.context[:, :1]
     objectives = trained.card.objectives
     curves = transform_curves(trained.model, objectives, trained.train.predictions, batch.events, batch.length, context)
-    names = user_ids_of_keys(trained.dataset, lists.user[rows])
+    names = read_user_ids(trained.dataset, lists.user[rows])
     return curves, [f"user {name}" for name in names]
 
 

@@ -120,13 +120,13 @@ class WindowBatch(Pipelineable):
         """[steps] log1p seconds of the action that follows; NaN when unknown."""
         return torch.log1p(self.offset_s[self.step_token + 1])
 
-    def lookup_rows(self, feature: str, at: Tensor) -> Tensor:
+    def lookup_rows(self, feature: str, indices: Tensor) -> Tensor:
         """Places among a feature's looked-up rows of the windows (user level) or impressions ``at``."""
-        return self.row_index[feature][at] if feature in self.row_index else at
+        return self.row_index[feature][indices] if feature in self.row_index else indices
 
-    def expand_rows(self, feature: str, looked_up: Tensor) -> Tensor:
+    def expand_rows(self, feature: str, rows: Tensor) -> Tensor:
         """[windows] or [impressions, *d] what was looked up, [rows, *d], of each."""
-        return looked_up.index_select(0, self.row_index[feature]) if feature in self.row_index else looked_up
+        return rows.index_select(0, self.row_index[feature]) if feature in self.row_index else rows
 
     def ids(self, feature: str) -> Tensor:
         """[windows] or [impressions] table rows of a feature."""
@@ -134,19 +134,19 @@ class WindowBatch(Pipelineable):
         return self.expand_rows(feature, self.sparse.values()[ends[place] : ends[place + 1]])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "WindowBatch":
-        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
+        return self._map_tensors(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "WindowBatch":
-        return self._each(lambda part: part.pin_memory())
+        return self._map_tensors(lambda part: part.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
         def record(part: Any) -> Any:
             part.record_stream(stream)
             return part
 
-        self._each(record)
+        self._map_tensors(record)
 
-    def _each(self, change: Callable[[Any], Any]) -> "WindowBatch":
+    def _map_tensors(self, change: Callable[[Any], Any]) -> "WindowBatch":
         changed: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -164,7 +164,7 @@ def collate(
     dedup: bool = True,
     include_targets: bool = True,
     request_gap_s: float | None = None,
-    group_cost: int = 0,
+    bucket_overhead: int = 0,
     include_outcomes: bool = True,
     token_history: np.ndarray | None = None,
 ) -> WindowBatch:
@@ -175,7 +175,7 @@ def collate(
         with_targets: else all impressions are history and no loss or metric comes of the batch.
         request_gap_s: targets of a window that begin within so many seconds of the one before are candidates of one
             request, judged at its first moment; None judges each at its own.
-        group_cost: as :meth:`LengthGroups.from_lengths` takes, of action sequences.
+        bucket_overhead: as :meth:`LengthGroups.from_lengths` takes, of action sequences.
         with_outcomes: else nothing of what happened in the targets is there, nor are ``counts``.
         acted: places among the keys of those whose actions are wanted: ``key_token`` and ``sequences`` are theirs
             alone; None wants all.
@@ -193,36 +193,36 @@ def collate(
     target_window, target_column = jagged_positions(target_count)
     target = concat_ranges(ends - target_count, target_count)
     ts_ms = columns.ts_ms[flat]
-    moment = target if request_gap_s is None else _query_indices(target, target_column, ts_ms, request_gap_s)
+    query_index = target if request_gap_s is None else _query_indices(target, target_column, ts_ms, request_gap_s)
     # The last target to be judged sees the most; without targets, nothing is seen.
-    key_count = np.zeros_like(lengths)
-    np.maximum.at(key_count, target_window, moment - starts[target_window])
-    key = concat_ranges(starts, key_count)
-    key_window, key_column = jagged_positions(key_count)
+    history_count = np.zeros_like(lengths)
+    np.maximum.at(history_count, target_window, query_index - starts[target_window])
+    history_index = concat_ranges(starts, history_count)
+    history_window, history_column = jagged_positions(history_count)
 
     token_starts = np.cumsum(token_lengths) - token_lengths
-    acting = key if token_history is None else key[token_history]
-    acted_lengths = token_lengths[acting]
+    token_history_index = history_index if token_history is None else history_index[token_history]
+    history_token_lengths = token_lengths[token_history_index]
     offset_s = torch.from_numpy(columns.offset_s[tokens])
     if include_outcomes:
-        outcomes = _outcomes(columns, flat, target, token_starts, token_lengths, offset_s, group_cost)
+        outcomes = _target_outcomes(columns, flat, target, token_starts, token_lengths, offset_s, bucket_overhead)
     else:
-        outcomes = _no_outcomes()
+        outcomes = _empty_outcomes()
 
     ids = {name: values[rows] for name, values in columns.user_ids.items()}
     ids |= {name: values[flat] for name, values in columns.impression_ids.items()}
-    sparse, index = _build_sparse(ids, full_tables, dedup)
+    sparse, row_index = _build_sparse(ids, full_tables, dedup)
     return WindowBatch(
         sparse=sparse,
-        row_index=index,
+        row_index=row_index,
         user_key=torch.from_numpy(columns.user_key[rows]),
         lengths=torch.from_numpy(lengths),
         first_target=torch.from_numpy(first_target),
-        history_index=torch.from_numpy(key),
-        history_window=torch.from_numpy(key_window),
-        history_column=torch.from_numpy(key_column),
-        history_token=torch.from_numpy(concat_ranges(token_starts[acting], acted_lengths)),
-        history_buckets=LengthBuckets.from_lengths(torch.from_numpy(acted_lengths), group_cost),
+        history_index=torch.from_numpy(history_index),
+        history_window=torch.from_numpy(history_window),
+        history_column=torch.from_numpy(history_column),
+        history_token=torch.from_numpy(concat_ranges(token_starts[token_history_index], history_token_lengths)),
+        history_buckets=LengthBuckets.from_lengths(torch.from_numpy(history_token_lengths), bucket_overhead),
         ts_ms=torch.from_numpy(ts_ms),
         end_ms=torch.from_numpy(columns.end_ms[flat]),
         action=torch.from_numpy(columns.action[tokens]),
@@ -230,24 +230,24 @@ def collate(
         target=torch.from_numpy(target),
         target_window=torch.from_numpy(target_window),
         target_column=torch.from_numpy(target_column),
-        query_index=torch.from_numpy(moment),
+        query_index=torch.from_numpy(query_index),
         session={name: torch.from_numpy(rows[flat]) for name, rows in columns.session.items()},
-        outcome={name: torch.from_numpy(rows[flat[key]]) for name, rows in columns.outcome.items()},
-        history_shape=(len(rows), int(key_count.max(initial=1))),
+        outcome={name: torch.from_numpy(rows[flat[history_index]]) for name, rows in columns.outcome.items()},
+        history_shape=(len(rows), int(history_count.max(initial=1))),
         target_shape=(len(rows), int(target_count.max(initial=0))),
         single_query_time=request_gap_s == WHOLE_WINDOW,
         **outcomes,
     )
 
 
-def _outcomes(
+def _target_outcomes(
     columns: WindowColumns,
     flat: np.ndarray,
     target: np.ndarray,
     token_starts: np.ndarray,
     token_lengths: np.ndarray,
     offset_s: Tensor,
-    group_cost: int,
+    bucket_overhead: int,
 ) -> dict[str, Any]:
     """The fields of a batch that tell what happened in its targets, given its impressions' first tokens and numbers of
     tokens, and the tokens' times."""
@@ -264,7 +264,7 @@ def _outcomes(
     counts += [*torch.isfinite(objectives).sum(0).tolist(), int(torch.isfinite(watch_s).sum())]
     return {
         "step_token": step,
-        "target_buckets": LengthBuckets.from_lengths(torch.from_numpy(step_lengths), group_cost),
+        "target_buckets": LengthBuckets.from_lengths(torch.from_numpy(step_lengths), bucket_overhead),
         "labels": labels,
         "objectives": objectives,
         "watch_s": watch_s,
@@ -274,7 +274,7 @@ def _outcomes(
 
 
 @cache  # empty tensors, which hold nothing that a batch could change for another
-def _no_outcomes() -> dict[str, Any]:
+def _empty_outcomes() -> dict[str, Any]:
     none = torch.zeros(0, 0)
     return {
         "step_token": torch.zeros(0, dtype=torch.long),
@@ -287,27 +287,27 @@ def _no_outcomes() -> dict[str, Any]:
 
 def _query_indices(target: np.ndarray, column: np.ndarray, ts_ms: np.ndarray, gap_s: float) -> np.ndarray:
     """[targets] the first target of each one's request, given the targets' columns among their window's."""
-    opens = column == 0
-    opens[1:] |= np.diff(ts_ms[target]) > 1000 * gap_s
-    moments: np.ndarray = np.maximum.accumulate(np.where(opens, target, -1))
+    starts_request = column == 0
+    starts_request[1:] |= np.diff(ts_ms[target]) > 1000 * gap_s
+    moments: np.ndarray = np.maximum.accumulate(np.where(starts_request, target, -1))
     return moments
 
 
 def _build_sparse(
-    ids: Mapping[str, np.ndarray], whole: Mapping[str, int], dedup: bool
+    ids: Mapping[str, np.ndarray], full_tables: Mapping[str, int], dedup: bool
 ) -> tuple[KeyedJaggedTensor, dict[str, Tensor]]:
     """The ids to look up as one bag per feature, and where each occurrence finds its row if not at its own place."""
-    values, index = [], {}
+    values, row_index = [], {}
     for name, occurrences in ids.items():
         distinct = occurrences
         if dedup:
-            found, index[name] = torch.unique(torch.from_numpy(occurrences), return_inverse=True)
+            found, row_index[name] = torch.unique(torch.from_numpy(occurrences), return_inverse=True)
             distinct = found.numpy()
         values.append(distinct)
-    values += [np.arange(rows) for rows in whole.values()]
+    values += [np.arange(rows) for rows in full_tables.values()]
     sparse = KeyedJaggedTensor(
-        keys=[*ids, *whole],
+        keys=[*ids, *full_tables],
         values=torch.from_numpy(np.concatenate(values)),
         lengths=torch.tensor([len(part) for part in values], dtype=torch.int64),
     )
-    return sparse, index
+    return sparse, row_index

@@ -22,9 +22,9 @@ class RowGroup:
     """A row group of a dataset file: ``first_row`` within the file and number of ``rows`` (windows)."""
 
     file: str
-    number: int
+    index: int
     first_row: int
-    rows: int
+    num_rows: int
 
 
 def read_feature_column(column: pa.ChunkedArray, feature: Feature, file: str) -> np.ndarray:
@@ -41,7 +41,7 @@ def read_feature_column(column: pa.ChunkedArray, feature: Feature, file: str) ->
     return values
 
 
-def read_table(file: str, columns: list[str] | None = None, rows: pc.Expression | None = None) -> pa.Table:
+def read_table(file: str, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
     """Read one of a dataset's small tables, or the columns and rows of it that are wanted.
 
     Raises:
@@ -49,13 +49,13 @@ def read_table(file: str, columns: list[str] | None = None, rows: pc.Expression 
     """
     try:
         with g_pathmgr.open(file, "rb") as stream:
-            return pq.read_table(stream, columns=columns, filters=rows, use_threads=False)
+            return pq.read_table(stream, columns=columns, filters=filters, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or _first_line(error)
         raise DataError(f"cannot be read ({reason})", file=file) from error
 
 
-def user_ids_of_keys(dataset: Dataset, keys: np.ndarray) -> list[str]:
+def read_user_ids(dataset: Dataset, keys: np.ndarray) -> list[str]:
     """Raw identifiers of users, given their keys; the key itself where the dataset does not have it.
 
     Raises:
@@ -67,7 +67,7 @@ def user_ids_of_keys(dataset: Dataset, keys: np.ndarray) -> list[str]:
     return [name.get(key, str(key)) for key in wanted.to_pylist()]
 
 
-def row_groups(files: Sequence[str]) -> list[RowGroup]:
+def read_row_groups(files: Sequence[str]) -> list[RowGroup]:
     """All non-empty row groups of the files, in order.
 
     Raises:
@@ -75,7 +75,7 @@ def row_groups(files: Sequence[str]) -> list[RowGroup]:
     """
     groups = []
     for file in files:
-        with _parquet(file) as parquet:
+        with _open_parquet(file) as parquet:
             first = 0
             for number in range(parquet.metadata.num_row_groups):
                 rows = parquet.metadata.row_group(number).num_rows
@@ -102,20 +102,20 @@ def read_user_windows(files: Sequence[str], card: DatasetCard, user: str) -> Win
         DataError: as :func:`read_columns`.
     """
     for file in files:
-        rows = _rows_of(user, file)
+        rows = _find_user_rows(user, file)
         if not len(rows):
             continue
         parts = []
-        for group in row_groups([file]):
-            own = rows[(rows >= group.first_row) & (rows < group.first_row + group.rows)] - group.first_row
+        for group in read_row_groups([file]):
+            own = rows[(rows >= group.first_row) & (rows < group.first_row + group.num_rows)] - group.first_row
             if len(own):
                 parts.append(read_columns([group], card).take(own))
         return WindowColumns.concat(parts)  # a split has all of a user's windows in one file
     return None
 
 
-def _rows_of(user: str, file: str) -> np.ndarray:
-    with _parquet(file) as parquet:
+def _find_user_rows(user: str, file: str) -> np.ndarray:
+    with _open_parquet(file) as parquet:
         try:
             users = parquet.read(columns=["user"], use_threads=False)["user"]
         except KeyError as error:
@@ -127,7 +127,7 @@ def _rows_of(user: str, file: str) -> np.ndarray:
     return np.flatnonzero(pc.equal(users, user).fill_null(False).to_numpy())
 
 
-def _parquet(file: str) -> pq.ParquetFile:
+def _open_parquet(file: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(g_pathmgr.open(file, "rb"))
     except (pa.ArrowException, OSError) as error:
@@ -144,19 +144,19 @@ class _RowGroupReader:
         self.oracle = [f"oracle_{name}" for name in card.oracle_columns] if with_oracle else []
         names = ["user_key", "first_target", "ts_ms", "dwell_s", "action", "action_offset_s"]
         names += [feature.name for feature in card.features] + self.labels + self.objectives + self.oracle
-        with _parquet(group.file) as parquet:
+        with _open_parquet(group.file) as parquet:
             for name in names:
                 if name not in parquet.schema_arrow.names:
                     raise DataError("column is missing", file=group.file, field=name)
             try:
-                self.table = parquet.read_row_group(group.number, columns=names, use_threads=False).combine_chunks()
+                self.table = parquet.read_row_group(group.index, columns=names, use_threads=False).combine_chunks()
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"cannot be read ({_first_line(error)})", file=group.file) from error
 
     def read(self) -> WindowColumns:
         starts, lengths, ts_ms = self._list("ts_ms", pa.int64())
-        self.window_of = np.repeat(np.arange(len(lengths)), lengths)
-        same_window = self.window_of[1:] == self.window_of[:-1]
+        self.window_index = np.repeat(np.arange(len(lengths)), lengths)
+        same_window = self.window_index[1:] == self.window_index[:-1]
         ordered = np.append(True, ~same_window | (ts_ms[1:] >= ts_ms[:-1]))[: len(ts_ms)]
         self._check_impressions(ordered, "ts_ms", "runs backwards within the window")
         first_target = self._scalar("first_target")
@@ -272,7 +272,7 @@ class _RowGroupReader:
 
     def _check_impressions(self, good: np.ndarray, name: str, reason: str) -> None:
         if not good.all():
-            raise self._error(reason, name, int(self.window_of[np.flatnonzero(~good)[0]]))
+            raise self._error(reason, name, int(self.window_index[np.flatnonzero(~good)[0]]))
 
     def _error(self, reason: str, name: str, row: int | None) -> DataError:
         place = None if row is None else self.group.first_row + row

@@ -45,7 +45,7 @@ START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
 FORMAT_VERSION = 3
 CARD_FILE = "dataset.yaml"
-ITEM = "item_id"
+ITEM_ID = "item_id"
 
 SESSION_POSITION, SESSION_GAP, PREVIOUS_FEEDBACK = "session_position", "session_gap", "previous_feedback"
 FEEDBACK, WATCH_RATIO = "feedback", "watch_ratio"
@@ -194,13 +194,13 @@ class DatasetCard:
                     file=file,
                     field="format_version",
                 )
-            features = [_numbers_checked(Feature(**feature)) for feature in raw["features"]]
+            features = [_validate_feature(Feature(**feature)) for feature in raw["features"]]
             splits = {name: SplitSummary(**split) for name, split in raw["splits"].items()}
-            feedback = None if raw["feedback"] is None else _rule_checked(FeedbackRule(**raw["feedback"]))
+            feedback = None if raw["feedback"] is None else _validate_rule(FeedbackRule(**raw["feedback"]))
             made = {"features": features, "splits": splits, "feedback": feedback}
             card = cls(**{**raw, **made})
             card = replace(
-                card, session_gap_s=float(card.session_gap_s), utc_offset_hours=_finite(card.utc_offset_hours)
+                card, session_gap_s=float(card.session_gap_s), utc_offset_hours=_finite_float(card.utc_offset_hours)
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"not a dataset card ({error})", file=file) from error
@@ -227,23 +227,23 @@ class DatasetCard:
         return cls.from_dict(raw, file)
 
 
-def _numbers_checked(feature: Feature) -> Feature:
+def _validate_feature(feature: Feature) -> Feature:
     """With numbers that are numbers: they become SQL."""
     edges = [float(edge) for edge in feature.boundaries]
     return replace(feature, cardinality=index(feature.cardinality), boundaries=edges)
 
 
-def _rule_checked(rule: FeedbackRule) -> FeedbackRule:
+def _validate_rule(rule: FeedbackRule) -> FeedbackRule:
     """See :func:`_numbers_checked`."""
     return replace(
         rule,
-        glance_s=_finite(rule.glance_s),
-        duration_edges_s=[_finite(edge) for edge in rule.duration_edges_s],
-        median_watch_s=[_finite(median) for median in rule.median_watch_s],
+        glance_s=_finite_float(rule.glance_s),
+        duration_edges_s=[_finite_float(edge) for edge in rule.duration_edges_s],
+        median_watch_s=[_finite_float(median) for median in rule.median_watch_s],
     )
 
 
-def _finite(value: float) -> float:
+def _finite_float(value: float) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{number} is not finite")

@@ -23,10 +23,10 @@ ROW_COLUMN = "row_"
 STABLE_HASH_SQL = "(md5_number_lower({0}) >> 1)::BIGINT"
 
 
-def connect(memory_gb: float, threads: int, spill: Path) -> duckdb.DuckDBPyConnection:
+def connect(memory_limit_gb: float, threads: int, spill: Path) -> duckdb.DuckDBPyConnection:
     """A private in-memory database that spills to ``spill`` beyond ``memory_gb``; 0 threads takes all cores."""
     settings: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": f"{memory_gb:.3f}GB",
+        "memory_limit": f"{memory_limit_gb:.3f}GB",
         "temp_directory": str(spill),
         "preserve_insertion_order": False,
         "autoinstall_known_extensions": False,
@@ -60,11 +60,11 @@ def fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
 
 
 def order_statistics(
-    connection: duckdb.DuckDBPyConnection, relation: str, column: str, ranks: list[int], by: str = ""
+    connection: duckdb.DuckDBPyConnection, relation: str, column: str, ranks: list[int], group_by: str = ""
 ) -> list[float]:
     """Values at 1-based ``places`` of the column's known values, sorted (first ``by`` another column); out of core."""
     known = f"{column} IS NOT NULL AND NOT isnan({column}::DOUBLE)"
-    order = f"{by}, {column}" if by else column
+    order = f"{group_by}, {column}" if group_by else column
     rows = connection.execute(
         f"SELECT place, value FROM (SELECT {column} AS value, row_number() OVER (ORDER BY {order}) AS place"
         f" FROM {relation} WHERE {known}) WHERE place IN ({', '.join(map(str, sorted(set(ranks))))})"
@@ -73,14 +73,14 @@ def order_statistics(
     return [found[place] for place in ranks]
 
 
-def medians(connection: duckdb.DuckDBPyConnection, relation: str, column: str, by: str) -> dict[int, float]:
+def medians(connection: duckdb.DuckDBPyConnection, relation: str, column: str, group_by: str) -> dict[int, float]:
     """Median of a column without NULL and NaN for every value of the column ``by``; sorts out of core."""
-    counts = connection.execute(f"SELECT {by}, count(*) FROM {relation} GROUP BY ALL ORDER BY ALL").fetchall()
+    counts = connection.execute(f"SELECT {group_by}, count(*) FROM {relation} GROUP BY ALL ORDER BY ALL").fetchall()
     before, middle = 0, []
     for _, count in counts:
         middle += [before + (count + 1) // 2, before + count // 2 + 1]
         before += count
-    values = order_statistics(connection, relation, column, middle, by) if counts else []
+    values = order_statistics(connection, relation, column, middle, group_by) if counts else []
     pairs = zip(values[::2], values[1::2], strict=True)
     return {key: float(low + high) / 2 for (key, _), (low, high) in zip(counts, pairs, strict=True)}
 

@@ -17,9 +17,9 @@ from a2gen_rec.utils.distributed import all_reduce_sum, raise_on_all_ranks
 class IssuedBatch(NamedTuple):
     """A batch handed out: windows of it on all ranks, global counts, and this rank's position after it."""
 
-    windows: int
+    num_windows: int
     counts: torch.Tensor
-    position: LoaderState
+    loader_state: LoaderState
 
 
 @dataclass
@@ -39,11 +39,11 @@ class SynchronizedBatches(Iterator[WindowBatch]):
     """
 
     batches: Generator[WindowBatch, None, None]
-    empty: Callable[[], WindowBatch]
-    position: LoaderState
+    make_empty_batch: Callable[[], WindowBatch]
+    loader_state: LoaderState
     num_counts: int
-    stop: Callable[[], bool] = lambda: False
-    limit: int | None = None
+    should_stop: Callable[[], bool] = lambda: False
+    max_batches: int | None = None
     wait_s: float = 0.0
     stopped: bool = False
     exhausted: bool = False
@@ -56,7 +56,7 @@ class SynchronizedBatches(Iterator[WindowBatch]):
         self.batches.close()
 
     def __next__(self) -> WindowBatch:
-        if self.limit is not None and self.limit <= 0:
+        if self.max_batches is not None and self.max_batches <= 0:
             raise StopIteration
         began = time.perf_counter()
         batch, failure = None, None
@@ -66,7 +66,7 @@ class SynchronizedBatches(Iterator[WindowBatch]):
             failure = error
         self.wait_s += time.perf_counter() - began
         here = torch.zeros(4 + self.num_counts, dtype=torch.float64)
-        here[0], here[1], here[2] = batch is not None, self.stop(), failure is not None
+        here[0], here[1], here[2] = batch is not None, self.should_stop(), failure is not None
         if batch is not None:
             here[3], here[4:] = len(batch.lengths), batch.counts
         everywhere = all_reduce_sum(here)
@@ -77,9 +77,9 @@ class SynchronizedBatches(Iterator[WindowBatch]):
         if self.stopped or self.exhausted:
             raise StopIteration
         if batch is not None and batch.loader_state is not None:
-            self.position = LoaderState(**batch.loader_state)
+            self.loader_state = LoaderState(**batch.loader_state)
         counts = everywhere[4:]
-        self.issued.append(IssuedBatch(int(everywhere[3]), counts, self.position))
-        if self.limit is not None:
-            self.limit -= 1
-        return replace(batch if batch is not None else self.empty(), counts=counts)
+        self.issued.append(IssuedBatch(int(everywhere[3]), counts, self.loader_state))
+        if self.max_batches is not None:
+            self.max_batches -= 1
+        return replace(batch if batch is not None else self.make_empty_batch(), counts=counts)

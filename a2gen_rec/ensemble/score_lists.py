@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import EXIT, ITEM, DatasetCard
+from a2gen_rec.data.schema import EXIT, ITEM_ID, DatasetCard
 from a2gen_rec.ensemble.session_lists import SessionLists, concatenate, read_lists, write_lists
 from a2gen_rec.errors import DataError
 from a2gen_rec.evaluation.evaluate import evaluation_batches
@@ -112,7 +112,7 @@ def _score_batch(opened: LoadedRun, batch: WindowBatch, max_events: int) -> Sess
         ts_ms=host(batch.ts_ms[moment]),
         length=host(length),
         events_length=host(seen_length),
-        item=host(batch.ids(ITEM)[batch.target]),
+        item=host(batch.ids(ITEM_ID)[batch.target]),
         predictions=host(judged.ensemble_inputs(EXIT in card.timed_actions)),
         label=host(torch.stack([outcome[name] for name in wanted], 1), torch.float32),
         context=host(judged.context, torch.float16),

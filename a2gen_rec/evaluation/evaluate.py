@@ -11,7 +11,7 @@ from a2gen_rec.data.batch import COUNT_NAMES, count_names
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.parquet_reader import read_table
-from a2gen_rec.data.schema import ITEM, DatasetCard
+from a2gen_rec.data.schema import ITEM_ID, DatasetCard
 from a2gen_rec.data.synced_batches import SynchronizedBatches
 from a2gen_rec.evaluation.metrics import binary_metrics, time_metrics
 from a2gen_rec.evaluation.objective_metrics import objective_metrics
@@ -160,8 +160,8 @@ def _item_rate(predictions: Predictions, dataset: Dataset, smoothing: float) -> 
     """Each target's item's rates on training data, smoothed by pseudo-impressions at the base rate."""
     card = dataset.card
     table = read_table(dataset.item_statistics_file)
-    rows = next(feature.cardinality for feature in card.features if feature.name == ITEM)
-    item = table[ITEM].to_numpy()
+    rows = next(feature.cardinality for feature in card.features if feature.name == ITEM_ID)
+    item = table[ITEM_ID].to_numpy()
 
     def of_item(name: str) -> np.ndarray:
         dense = np.zeros(rows)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from a2gen_rec.data.batch import WindowBatch, count_names
-from a2gen_rec.data.schema import ITEM, DatasetCard
+from a2gen_rec.data.schema import ITEM_ID, DatasetCard
 from a2gen_rec.losses.loss import term_names
 from a2gen_rec.losses.targets import step_target_index, target_outcomes
 from a2gen_rec.models.a2gen import A2GenOutput
@@ -130,7 +130,7 @@ def _batch_predictions(
     is_known = length in {feature.name for feature in id_features(card)}
     return Predictions(
         user=host(batch.user_key[batch.target_window]),
-        item=host(batch.ids(ITEM)[batch.target]),
+        item=host(batch.ids(ITEM_ID)[batch.target]),
         duration_bucket=host(batch.ids(length)[batch.target] if is_known else torch.zeros_like(batch.target)),
         probability=host(torch.cat([what.probability[:, 1:], *chances], 1).float()),
         occurred=host(torch.cat([happened[:, 1:], batch.labels, batch.objectives], 1)),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchrec import JaggedTensor
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import EXIT, ITEM, WATCH_TIME, DatasetCard
+from a2gen_rec.data.schema import EXIT, ITEM_ID, WATCH_TIME, DatasetCard
 from a2gen_rec.models.base import BaseRanker, TargetEncoding
 from a2gen_rec.models.ensemble.model import Objective
 from a2gen_rec.nn.marginals import ActionMarginals
@@ -88,7 +88,7 @@ def predict_targets(
     encoded = ranker.encode(rows, batch, actions)
     what = ranker.marginals(encoded, max_error)
     outcomes = [what.probability[:, 1:-1], encoded.label_logits.sigmoid(), encoded.objective_logits.sigmoid()]
-    item = rows[ITEM].values()[batch.lookup_rows(ITEM, batch.history_index)]
+    item = rows[ITEM_ID].values()[batch.lookup_rows(ITEM_ID, batch.history_index)]
     return TargetPredictions(
         encoding=encoded,
         probability=torch.cat(outcomes, 1),

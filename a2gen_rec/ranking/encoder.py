@@ -23,7 +23,7 @@ from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
 from a2gen_rec.data.features.sessions import impression_end_ms
 from a2gen_rec.data.prepare import staging
 from a2gen_rec.data.prepare.windows import action_lists
-from a2gen_rec.data.schema import ITEM, DatasetCard, Feature, FeatureSpec
+from a2gen_rec.data.schema import ITEM_ID, DatasetCard, Feature, FeatureSpec
 from a2gen_rec.data.sql import ROW_COLUMN, quote_identifier, quote_literal
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.history import EncodedHistory, merge_histories
@@ -53,7 +53,7 @@ class ImpressionEncoder:
         self.connection = duckdb.connect(":memory:", config={"threads": 1, "enable_external_access": False})
         self.connection.execute("SET enable_progress_bar = false")
         self.from_time = features_from_time(card)
-        self.shown = [feature for feature in _raw_features(card, "item", "context") if feature.name != ITEM]
+        self.shown = [feature for feature in _raw_features(card, "item", "context") if feature.name != ITEM_ID]
         self.moment = _raw_features(card, "context")
         self.given = {feature.name: feature for feature in self.shown if feature.name not in self.from_time}
         self.of_context = {feature.name: feature for feature in self.moment if feature.name not in self.from_time}
@@ -223,7 +223,7 @@ class ImpressionEncoder:
         numbered = f"(SELECT *, '' AS user_id, '' AS item_id, row_number() OVER () AS place FROM ({relation}))"
         levelled = feedback.add_feedback_columns(f"(SELECT {', '.join(canonical)} FROM {numbered})", card.feedback)
         encodings = [*self._encodings(self.shown), *feedback.feedback_encodings(card.feedback)]
-        kept = ["raw.ts_ms", "raw.dwell_s", *(f"raw.{name}" for name in columns.at)]
+        kept = ["raw.ts_ms", "raw.dwell_s", *(f"raw.{name}" for name in columns.action_columns)]
         return f"{encode_relation(levelled, encodings, kept, ROW_COLUMN)} ORDER BY raw.place"
 
     def _encodings(self, features: Sequence[Feature]) -> list[FeatureEncoding]:

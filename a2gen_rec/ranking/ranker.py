@@ -95,7 +95,7 @@ class Ranker:
                 {},  # small tables are there whole, asked for or not
                 dedup=False,
                 request_gap_s=WHOLE_WINDOW,
-                group_cost=self._settings.group_cost,
+                bucket_overhead=self._settings.group_cost,
                 include_outcomes=False,
                 token_history=np.array(missing, np.int64),
             )

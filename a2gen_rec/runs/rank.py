@@ -60,8 +60,10 @@ def rank_run(
         seen = min(len(history.ts_ms), opened.model.model.ranker.max_history)
         scorer = Scorer(card, opened.model.model.ranker, fused)
         columns = append_candidates_now(history, items, card)
-        whole, group_cost = full_tables(card, opened.config.model), opened.config.loader.bucket_overhead_tokens
-        batch = collate(columns, np.zeros(1, np.int64), whole, request_gap_s=WHOLE_WINDOW, group_cost=group_cost)
+        whole, bucket_overhead = full_tables(card, opened.config.model), opened.config.loader.bucket_overhead_tokens
+        batch = collate(
+            columns, np.zeros(1, np.int64), whole, request_gap_s=WHOLE_WINDOW, bucket_overhead=bucket_overhead
+        )
         batch = batch.to(opened.process.device)
         opened.model.model_parallel.eval()
         with torch.no_grad():

@@ -25,7 +25,7 @@ from a2gen_rec.data import sources
 from a2gen_rec.data.features.calendar import features_from_time
 from a2gen_rec.data.prepare import staging
 from a2gen_rec.data.prepare.staging import StagedColumns
-from a2gen_rec.data.schema import ITEM, DatasetCard
+from a2gen_rec.data.schema import ITEM_ID, DatasetCard
 from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
 from a2gen_rec.data.sql import connect, quote_identifier, read_parquet_sql, translate_errors
 from a2gen_rec.errors import ConfigError, DataError, UserError
@@ -116,7 +116,7 @@ def latest_impressions(
     with translate_errors(raw):
         facts = source.describe()
     features = _features(facts, card)
-    columns, partitions = StagedColumns.of(facts), PrepareConfig.num_partitions
+    columns, partitions = StagedColumns.from_source(facts), PrepareConfig.num_partitions
     with tempfile.TemporaryDirectory(prefix="a2gen-backfill-") as scratch:
         folder, connection = Path(scratch), connect(memory_gb, threads, Path(scratch, "spill"))
         try:
@@ -152,7 +152,7 @@ def _features(facts: SourceInfo, card: DatasetCard) -> list[str]:
         raise DataError(f"the log's action {min(unknown)!r} is none of the model's: it is of another kind of log")
     from_time = features_from_time(card)
     read = [each.name for each in card.features if each.level in ("item", "context")]
-    wanted = [name for name in read if name not in from_time and name != ITEM]
+    wanted = [name for name in read if name not in from_time and name != ITEM_ID]
     there = {feature.name for feature in facts.features}
     for name in wanted:
         if name not in there:
@@ -165,19 +165,19 @@ def _latest_rows(
 ) -> Iterator[Row]:
     """The last rows of every user of a cleaned partition, user by user, oldest first."""
     # As text and back: the fewest digits that tell a FLOAT, where a plain cast adds those of its rounding.
-    seconds = [f"{name}::VARCHAR::DOUBLE AS {name}" for name in ("dwell_s", *columns.at)]
-    chosen = ["user_id", ITEM, "ts_ms", *seconds, *(quote_identifier(name) for name in features)]
+    seconds = [f"{name}::VARCHAR::DOUBLE AS {name}" for name in ("dwell_s", *columns.action_columns)]
+    chosen = ["user_id", ITEM_ID, "ts_ms", *seconds, *(quote_identifier(name) for name in features)]
     reader = connection.sql(f"""
         SELECT {", ".join(chosen)} FROM {read_parquet_sql(file)}
-        QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY ts_ms DESC, {ITEM} DESC) <= {last}
-        ORDER BY user_id, ts_ms, {ITEM}""").to_arrow_reader(FETCH_ROWS)
+        QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY ts_ms DESC, {ITEM_ID} DESC) <= {last}
+        ORDER BY user_id, ts_ms, {ITEM_ID}""").to_arrow_reader(FETCH_ROWS)
     return chain.from_iterable(batch.to_pylist() for batch in reader)
 
 
 def _impression(row: Row, facts: SourceInfo, features: Sequence[str]) -> Impression:
     happened = [(name, row[f"at_{name}"]) for name in facts.actions if row[f"at_{name}"] is not None]
     return Impression(
-        item=row[ITEM],
+        item=row[ITEM_ID],
         ts_ms=row["ts_ms"],
         watch_s=_known(row["dwell_s"]),
         actions=[(name, _known(at_s)) for name, at_s in happened],

@@ -120,7 +120,7 @@ def workload_from_features(
         float(workload.impressions_per_batch),
         float(workload.targets_per_batch),
     )
-    derived = [*session_features(levels=True), *outcome_features()]
+    derived = [*session_features(with_feedback=True), *outcome_features()]
     used = [feature for feature in derived if is_used_by(config.model, feature)]
     return _workload(features, full_table_rows(workload.num_actions, used, config.model), *counts, config)
 

@@ -5,9 +5,9 @@
     users.parquet                what a platform knows of its users
     items.parquet                what it knows of its videos
     impressions/part-*.parquet   what happened, and the true probability that it would
-    world.yaml                   the settings, the effects and the rates that came out
+    simulation.yaml              the settings, the effects and the rates that came out
 
-Users are simulated in blocks of :data:`~a2gen_rec.simulation.world.BLOCK`, each with its own random generator: memory
+Users are simulated in blocks of :data:`~a2gen_rec.simulation.population.BLOCK`, each with its own random generator: memory
 is bounded, a seed gives the same bytes again, ``chunk_users`` changes no row, and a larger number of users leaves the
 blocks that were full as they are.
 """
@@ -32,28 +32,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from a2gen_rec.config import SimulateConfig
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.simulation import viewing
-from a2gen_rec.simulation.world import (
+from a2gen_rec.simulation.population import (
     ACTIONS,
     ACTIVITY_LEVELS,
     AGE_BANDS,
-    FIT_STREAM,
+    CALIBRATION_STREAM,
     HOOK_DURATION_MS,
     IMPRESSION_STREAM,
     TABS,
     UPLOAD_TYPES,
     USERS_PER_BLOCK,
-    Items,
     RecommendationPolicy,
-    Users,
-    make_items,
-    make_users,
+    SimulatedItems,
+    SimulatedUsers,
+    sample_item_catalog,
+    sample_user_block,
 )
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.atomic_dir import atomic_output_dir, require_empty_dir
 
-WORLD_FILE = "world.yaml"
+SIMULATION_FILE = "simulation.yaml"
 LABEL_NAME = "long_view"
-EPOCH_END_MS = datetime(2024, 3, 15, tzinfo=UTC)
+LOG_END = datetime(2024, 3, 15, tzinfo=UTC)
 DAY_MS = 86_400_000
 SESSION_LENGTH = 12
 FOR_YOU_FRACTION = 0.75
@@ -94,7 +94,7 @@ IMPRESSION_SCHEMA = pa.schema(
     }
 )
 
-EFFECT_PARAMETERS = """\
+EFFECTS = """\
 Segments on topics the user is interested in invite more actions and hold the user longer.
 Highlights on such topics do so more: actions cluster there.
 A like inside a highlight raises the chance of a later follow and of a later collect.
@@ -123,12 +123,12 @@ class SimulatedWorld:
     """Everything of the world that is the same for all users."""
 
     config: SimulateConfig
-    items: Items
+    items: SimulatedItems
     policy: RecommendationPolicy
-    base: viewing.BaseLogits
+    base_logits: viewing.BaseLogits
 
 
-def make_world(config: SimulateConfig) -> SimulatedWorld:
+def build_simulated_world(config: SimulateConfig) -> SimulatedWorld:
     """Draw the items and fit the base log-odds to the rates asked for.
 
     The fit is a damped fixed-point iteration on the exact probabilities of a sample of impressions.
@@ -136,33 +136,39 @@ def make_world(config: SimulateConfig) -> SimulatedWorld:
     Raises:
         ConfigError: a rate cannot be reached.
     """
-    items = make_items(config)
-    policy = RecommendationPolicy.of(items, config.topics)
-    users = make_users(replace(config, users=USERS_PER_BLOCK), 0)
-    rng = np.random.default_rng([config.seed, FIT_STREAM])
-    row = rng.choice(len(users.user_id), CALIBRATION_SAMPLE, p=users.activity / users.activity.sum())
-    item = policy.draw(users, row, rng.random(CALIBRATION_SAMPLE) < FOR_YOU_FRACTION * config.personalized_share, rng)
+    items = sample_item_catalog(config)
+    policy = RecommendationPolicy.from_items(items, config.topics)
+    users = sample_user_block(replace(config, users=USERS_PER_BLOCK), 0)
+    rng = np.random.default_rng([config.seed, CALIBRATION_STREAM])
+    user_row = rng.choice(len(users.user_id), CALIBRATION_SAMPLE, p=users.activity / users.activity.sum())
+    item = policy.sample_items(
+        users, user_row, rng.random(CALIBRATION_SAMPLE) < FOR_YOU_FRACTION * config.personalized_share, rng
+    )
 
     rates = np.array([getattr(config, f"{name}_rate") for name in (*ACTIONS, "glance", LABEL_NAME)])
-    base = np.array([*_log_odds(rates[:-2] / 3), -1.0, -1.5])
+    parameters = np.array([*_log_odds(rates[:-2] / 3), -1.0, -1.5])
     for _ in range(CALIBRATION_STEPS):
-        truth = viewing.exact_marginals(
-            viewing.segment_probabilities(config, _calibrate_base_logits(base), items, users, row, item)
+        marginals = viewing.exact_marginals(
+            viewing.segment_probabilities(config, _base_logits(parameters), items, users, user_row, item)
         )
-        found = np.array([*truth.action.mean(axis=1), truth.glance.mean(), truth.long_view.mean()])
-        error = _log_odds(rates) - _log_odds(found)
+        simulated_rates = np.array(
+            [*marginals.action.mean(axis=1), marginals.glance.mean(), marginals.long_view.mean()]
+        )
+        error = _log_odds(rates) - _log_odds(simulated_rates)
         if np.abs(error).max() < 1e-3:
             break
         # More leaving makes fewer long views.
-        base += 0.5 * error * np.array([1.0] * (len(ACTIONS) + 1) + [-1.0])
+        parameters += 0.5 * error * np.array([1.0] * (len(ACTIONS) + 1) + [-1.0])
     worst = int(np.abs(error).argmax())
     if not abs(error[worst]) < 0.02:
         name = (*ACTIONS, "glance", LABEL_NAME)[worst]
-        raise ConfigError(f"{name}_rate {rates[worst]} cannot be reached in this world (came to {found[worst]:.3f})")
-    return SimulatedWorld(config, items, policy, _calibrate_base_logits(base))
+        raise ConfigError(
+            f"{name}_rate {rates[worst]} cannot be reached in this world (came to {simulated_rates[worst]:.3f})"
+        )
+    return SimulatedWorld(config, items, policy, _base_logits(parameters))
 
 
-def _calibrate_base_logits(values: np.ndarray) -> viewing.BaseLogits:
+def _base_logits(values: np.ndarray) -> viewing.BaseLogits:
     return viewing.BaseLogits(action=values[:-2], glance=float(values[-2]), leave=float(values[-1]))
 
 
@@ -171,7 +177,7 @@ def _log_odds(rate: np.ndarray) -> np.ndarray:
 
 
 def _session_times(
-    first: np.ndarray, user: np.ndarray, lasts_ms: np.ndarray, days: int, rng: np.random.Generator
+    is_session_start: np.ndarray, user: np.ndarray, duration_ms: np.ndarray, days: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Begin of each impression, ms: at its session's start, or when the one before it is over, if that is later.
 
@@ -179,95 +185,97 @@ def _session_times(
         first: (N,) bool, first impression of a session; user: (N,) int, sorted, 0 and on;
         lasts_ms: (N,) int64, time until the same session's next impression can begin.
     """
-    hour_share = np.cumsum(HOUR_WEIGHTS) / np.sum(HOUR_WEIGHTS)
-    sessions = int(first.sum())
-    hour = np.minimum(hour_share.searchsorted(rng.random(sessions)), 23)
-    start = rng.integers(days, size=sessions) * DAY_MS + hour * (DAY_MS // 24)
-    start += rng.integers(DAY_MS // 24, size=sessions)
+    hour_cdf = np.cumsum(HOUR_WEIGHTS) / np.sum(HOUR_WEIGHTS)
+    num_sessions = int(is_session_start.sum())
+    hour = np.minimum(hour_cdf.searchsorted(rng.random(num_sessions)), 23)
+    start = rng.integers(days, size=num_sessions) * DAY_MS + hour * (DAY_MS // 24)
+    start += rng.integers(DAY_MS // 24, size=num_sessions)
     # One stretch of time per user, longer than any log, makes sorting and running maxima keep to the user.
-    stretch = days * DAY_MS + int(np.bincount(user, weights=lasts_ms).max())
-    start = np.sort(start + user[first] * stretch)
-    elapsed = lasts_ms.cumsum() - lasts_ms
+    user_stride = days * DAY_MS + int(np.bincount(user, weights=duration_ms).max())
+    start = np.sort(start + user[is_session_start] * user_stride)
+    elapsed = duration_ms.cumsum() - duration_ms
     earliest = np.full(len(user), np.iinfo(np.int64).min)
-    earliest[first] = start - elapsed[first]
-    begin = np.maximum.accumulate(earliest) + elapsed - user * stretch
+    earliest[is_session_start] = start - elapsed[is_session_start]
+    start_ms = np.maximum.accumulate(earliest) + elapsed - user * user_stride
     # A log that would run past its end begins earlier instead.
     span = np.zeros(user[-1] + 1, dtype=np.int64)
-    np.maximum.at(span, user, begin + lasts_ms)
-    end_ms = int(EPOCH_END_MS.timestamp() * 1000)
-    return end_ms - days * DAY_MS + begin - np.maximum(span - days * DAY_MS, 0)[user]
+    np.maximum.at(span, user, start_ms + duration_ms)
+    end_ms = int(LOG_END.timestamp() * 1000)
+    return end_ms - days * DAY_MS + start_ms - np.maximum(span - days * DAY_MS, 0)[user]
 
 
-def simulate_block(world: SimulatedWorld, users: Users, block: int) -> pa.Table:
+def simulate_block(simulated: SimulatedWorld, users: SimulatedUsers, block: int) -> pa.Table:
     """All impressions of one block of users, by user and time; see :func:`simulate` for the columns."""
-    config, rng = world.config, np.random.default_rng([world.config.seed, IMPRESSION_STREAM, block])
+    config, rng = simulated.config, np.random.default_rng([simulated.config.seed, IMPRESSION_STREAM, block])
     count = np.maximum(rng.poisson(users.activity), 1)
-    row = np.repeat(np.arange(len(count)), count)
-    first = rng.random(len(row)) < 1 / SESSION_LENGTH
-    first[count.cumsum() - count] = True
-    tab = (rng.random(int(first.sum())) >= FOR_YOU_FRACTION).astype(np.int8)[first.cumsum() - 1]
-    by_interest = (tab == 0) & (rng.random(len(row)) < config.personalized_share)
+    user_row = np.repeat(np.arange(len(count)), count)
+    is_session_start = rng.random(len(user_row)) < 1 / SESSION_LENGTH
+    is_session_start[count.cumsum() - count] = True
+    tab = (rng.random(int(is_session_start.sum())) >= FOR_YOU_FRACTION).astype(np.int8)[is_session_start.cumsum() - 1]
+    by_interest = (tab == 0) & (rng.random(len(user_row)) < config.personalized_share)
 
-    item = np.empty(len(row), dtype=np.int64)
-    dwell_ms = np.empty(len(row), dtype=np.int64)
-    offset_ms = np.empty((len(ACTIONS), len(row)), dtype=np.int64)
-    true_action = np.empty((len(ACTIONS), len(row)))
-    true_view = np.empty(len(row))
-    for begin in range(0, len(row), PAIRS_PER_CHUNK):
-        part = slice(begin, begin + PAIRS_PER_CHUNK)
-        item[part] = world.policy.draw(users, row[part], by_interest[part], rng)
-        draws = viewing.segment_probabilities(config, world.base, world.items, users, row[part], item[part])
-        truth = viewing.exact_marginals(draws)
-        watched = viewing.sample_views(draws, rng)
-        dwell_ms[part], offset_ms[:, part] = watched.dwell_ms, watched.offset_ms
-        true_action[:, part], true_view[part] = truth.action, truth.long_view
+    item = np.empty(len(user_row), dtype=np.int64)
+    dwell_ms = np.empty(len(user_row), dtype=np.int64)
+    offset_ms = np.empty((len(ACTIONS), len(user_row)), dtype=np.int64)
+    true_action = np.empty((len(ACTIONS), len(user_row)))
+    true_long_view = np.empty(len(user_row))
+    for start in range(0, len(user_row), PAIRS_PER_CHUNK):
+        part = slice(start, start + PAIRS_PER_CHUNK)
+        item[part] = simulated.policy.sample_items(users, user_row[part], by_interest[part], rng)
+        probabilities = viewing.segment_probabilities(
+            config, simulated.base_logits, simulated.items, users, user_row[part], item[part]
+        )
+        marginals = viewing.exact_marginals(probabilities)
+        views = viewing.sample_views(probabilities, rng)
+        dwell_ms[part], offset_ms[:, part] = views.dwell_ms, views.offset_ms
+        true_action[:, part], true_long_view[part] = marginals.action, marginals.long_view
 
-    gap_ms = rng.integers(200, 2_000, size=len(row))
-    ts_ms = _session_times(first, row, dwell_ms + gap_ms, config.days, rng)
-    long_view = dwell_ms >= viewing.long_view_threshold_ms(world.items.duration_ms[item])
+    gap_ms = rng.integers(200, 2_000, size=len(user_row))
+    ts_ms = _session_times(is_session_start, user_row, dwell_ms + gap_ms, config.days, rng)
+    long_view = dwell_ms >= viewing.long_view_threshold_ms(simulated.items.duration_ms[item])
     action_s = [pa.array(ms / 1000.0, mask=ms < 0) for ms in offset_ms]
     return pa.Table.from_arrays(
         [
-            *map(pa.array, (users.user_id[row], item, ts_ms, dwell_ms / 1000.0)),
-            _named(TABS, tab),
+            *map(pa.array, (users.user_id[user_row], item, ts_ms, dwell_ms / 1000.0)),
+            _decode(TABS, tab),
             *action_s,
-            *map(pa.array, (long_view.astype(np.int8), *true_action, true_view)),
+            *map(pa.array, (long_view.astype(np.int8), *true_action, true_long_view)),
         ],
         schema=IMPRESSION_SCHEMA,
     )
 
 
-def _named(names: tuple[str, ...], codes: np.ndarray) -> pa.Array:
+def _decode(names: tuple[str, ...], codes: np.ndarray) -> pa.Array:
     return pa.array(names).take(pa.array(codes))
 
 
-def _user_table(users: Users) -> pa.Table:
+def _user_table(users: SimulatedUsers) -> pa.Table:
     return pa.Table.from_arrays(
         [
             *map(pa.array, (users.user_id, users.group)),
-            _named(AGE_BANDS, users.age_band),
-            _named(ACTIVITY_LEVELS, users.activity_level),
+            _decode(AGE_BANDS, users.age_band),
+            _decode(ACTIVITY_LEVELS, users.activity_level),
         ],
         schema=USER_SCHEMA,
     )
 
 
-def _item_table(items: Items) -> pa.Table:
+def _item_table(items: SimulatedItems) -> pa.Table:
     return pa.Table.from_arrays(
         [
             *map(pa.array, (np.arange(len(items.topic)), items.author, items.topic)),
-            _named(UPLOAD_TYPES, items.upload_type),
+            _decode(UPLOAD_TYPES, items.upload_type),
             pa.array(items.duration_ms / 1000.0),
         ],
         schema=ITEM_SCHEMA,
     )
 
 
-def _write(folder: Path, world: SimulatedWorld, advance: Callable[[int], object]) -> dict[str, int]:
+def _write_log(folder: Path, simulated: SimulatedWorld, advance: Callable[[int], object]) -> dict[str, int]:
     """Write all files of a log; counts of impressions and of what happened in them."""
-    config = world.config
+    config = simulated.config
     (folder / "impressions").mkdir()
-    pq.write_table(_item_table(world.items), folder / "items.parquet", compression="zstd")
+    pq.write_table(_item_table(simulated.items), folder / "items.parquet", compression="zstd")
     counts: Counter[str] = Counter()
     blocks = math.ceil(config.users / USERS_PER_BLOCK)
     blocks_per_part = math.ceil(config.users_per_file / USERS_PER_BLOCK)
@@ -276,8 +284,8 @@ def _write(folder: Path, world: SimulatedWorld, advance: Callable[[int], object]
             file = folder / "impressions" / f"part-{part:05d}.parquet"
             with pq.ParquetWriter(file, IMPRESSION_SCHEMA, compression="zstd") as impressions_file:
                 for block in range(begin, min(begin + blocks_per_part, blocks)):
-                    users = make_users(config, block)
-                    table = simulate_block(world, users, block)
+                    users = sample_user_block(config, block)
+                    table = simulate_block(simulated, users, block)
                     users_file.write_table(_user_table(users))
                     impressions_file.write_table(table)
                     counts["impressions"] += table.num_rows
@@ -288,15 +296,15 @@ def _write(folder: Path, world: SimulatedWorld, advance: Callable[[int], object]
     return dict(counts)
 
 
-def _describe(world: SimulatedWorld, counts: dict[str, int], rates: dict[str, float]) -> str:
-    base = world.base
-    begin = EPOCH_END_MS - timedelta(days=world.config.days)
+def _simulation_yaml(simulated: SimulatedWorld, counts: dict[str, int], rates: dict[str, float]) -> str:
+    base = simulated.base_logits
+    begin = LOG_END - timedelta(days=simulated.config.days)
     return yaml.safe_dump(
         {
-            "settings": asdict(world.config),
-            "period": [begin.isoformat(), EPOCH_END_MS.isoformat()],
-            "users": world.config.users,
-            "items": world.config.items,
+            "settings": asdict(simulated.config),
+            "period": [begin.isoformat(), LOG_END.isoformat()],
+            "users": simulated.config.users,
+            "items": simulated.config.items,
             "impressions": counts["impressions"],
             "rates": {name: round(rate, 6) for name, rate in rates.items()},
             "base_log_odds": {
@@ -305,7 +313,7 @@ def _describe(world: SimulatedWorld, counts: dict[str, int], rates: dict[str, fl
                 "leave": round(base.leave, 6),
             },
             "long_view": "watched at least min(18 s, duration)",
-            "effects": EFFECT_PARAMETERS.splitlines(),
+            "effects": EFFECTS.splitlines(),
         },
         sort_keys=False,
         width=120,
@@ -329,8 +337,8 @@ def simulate(out: str, config: SimulateConfig, progress: bool = False) -> Simula
     """
     started = time.monotonic()
     require_empty_dir(out)
-    world = make_world(config)
-    bar = Progress(
+    simulated = build_simulated_world(config)
+    progress_bar = Progress(
         TextColumn("simulating users"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -339,11 +347,11 @@ def simulate(out: str, config: SimulateConfig, progress: bool = False) -> Simula
         disable=not progress,
     )
     try:
-        with atomic_output_dir(out) as folder, bar:
-            task = bar.add_task("", total=config.users)
-            counts = _write(folder, world, partial(bar.advance, task))
+        with atomic_output_dir(out) as folder, progress_bar:
+            task = progress_bar.add_task("", total=config.users)
+            counts = _write_log(folder, simulated, partial(progress_bar.advance, task))
             rates = {name: counts[name] / counts["impressions"] for name in (*ACTIONS, LABEL_NAME, "glance")}
-            paths.write_text(str(folder / WORLD_FILE), _describe(world, counts, rates))
+            paths.write_text(str(folder / SIMULATION_FILE), _simulation_yaml(simulated, counts, rates))
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
     seconds = time.monotonic() - started

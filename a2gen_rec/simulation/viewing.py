@@ -17,16 +17,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from a2gen_rec.config import SimulateConfig
-from a2gen_rec.simulation.world import ACTIONS, HOOK_DURATION_MS, LONG_VIEW_THRESHOLD_MS, Items, Users
+from a2gen_rec.simulation.population import (
+    ACTIONS,
+    HOOK_DURATION_MS,
+    LONG_VIEW_THRESHOLD_MS,
+    SimulatedItems,
+    SimulatedUsers,
+)
 
 LIKE, COMMENT, FOLLOW, COLLECT, FORWARD = range(len(ACTIONS))
 
 # Log-odds per unit of interest match and of a highlight's appeal, in ACTIONS order, and of leaving.
 MATCH_WEIGHTS = (0.65, 0.60, 0.75, 0.75, 0.65)
 APPEAL_WEIGHTS = (0.60, 0.50, 0.60, 0.70, 0.50)
-LEAVE_MATCH, LEAVE_APPEAL, LEAVE_QUALITY = 0.6, 0.5, 0.8
+LEAVE_MATCH_WEIGHT, LEAVE_APPEAL_WEIGHT, LEAVE_QUALITY_WEIGHT = 0.6, 0.5, 0.8
 # The first three seconds leave little time to act.
-HOOK_ACTION = -1.0
+HOOK_ACTION_LOGIT = -1.0
 
 
 @dataclass(frozen=True)
@@ -80,47 +86,52 @@ class SampledViews:
     offset_ms: np.ndarray
 
 
-def _probability(log_odds: np.ndarray) -> np.ndarray:
+def _sigmoid(log_odds: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-log_odds))
 
 
-def _shifted(probability: np.ndarray, shift: float) -> np.ndarray:
+def _shift_log_odds(probability: np.ndarray, shift: float) -> np.ndarray:
     """The probability after adding ``shift`` to its log-odds."""
     factor = np.exp(shift)
     return probability * factor / (1.0 + probability * (factor - 1.0))
 
 
 def segment_probabilities(
-    config: SimulateConfig, base: BaseLogits, items: Items, users: Users, row: np.ndarray, item: np.ndarray
+    config: SimulateConfig,
+    base_logits: BaseLogits,
+    items: SimulatedItems,
+    users: SimulatedUsers,
+    user_row: np.ndarray,
+    item: np.ndarray,
 ) -> SegmentProbabilities:
     """Draw probabilities of ``N`` impressions: ``row`` (N,) of ``users`` meets ``item`` (N,)."""
     edges_ms = items.edges_ms[:, item]
-    length_s = np.diff(edges_ms, axis=0) / 1000.0
-    present = length_s > 0
+    duration_s = np.diff(edges_ms, axis=0) / 1000.0
+    is_present = duration_s > 0
     highlight = items.highlight[:, item]
-    match = config.interest_strength * users.affinity[row, items.segment_topic[:, item]]
+    match = config.interest_strength * users.affinity[user_row, items.segment_topic[:, item]]
     appeal = config.highlight_strength * highlight * np.maximum(match, 0.0)
     quality = items.quality[item]
 
     def action(code: int) -> np.ndarray:
-        level = base.action[code] + users.propensity[row, code] + quality
+        level = base_logits.action[code] + users.propensity[user_row, code] + quality
         log_odds = level + MATCH_WEIGHTS[code] * match + APPEAL_WEIGHTS[code] * appeal
-        log_odds[0] += HOOK_ACTION
-        return _probability(log_odds) * present
+        log_odds[0] += HOOK_ACTION_LOGIT
+        return _sigmoid(log_odds) * is_present
 
-    temper = users.leave_propensity[row] - LEAVE_QUALITY * quality
-    leaving = base.leave + temper - LEAVE_MATCH * match - LEAVE_APPEAL * appeal
-    leaving += 0.5 * np.log(np.maximum(length_s, 0.1) / 6.0)
-    leaving[0] = base.glance + temper - config.hook_penalty * match[0]
-    leave = _probability(leaving) * present
+    leave_offset = users.leave_propensity[user_row] - LEAVE_QUALITY_WEIGHT * quality
+    leave_logits = base_logits.leave + leave_offset - LEAVE_MATCH_WEIGHT * match - LEAVE_APPEAL_WEIGHT * appeal
+    leave_logits += 0.5 * np.log(np.maximum(duration_s, 0.1) / 6.0)
+    leave_logits[0] = base_logits.glance + leave_offset - config.hook_penalty * match[0]
+    leave = _sigmoid(leave_logits) * is_present
     follow, collect = action(FOLLOW), action(COLLECT)
     return SegmentProbabilities(
         like=action(LIKE),
         comment=action(COMMENT),
         forward=action(FORWARD),
-        follow=(follow, _shifted(follow, config.highlight_like_boost)),
-        collect=(collect, _shifted(collect, config.highlight_like_boost)),
-        leave=(leave, _shifted(leave, -config.follow_retention_boost)),
+        follow=(follow, _shift_log_odds(follow, config.highlight_like_boost)),
+        collect=(collect, _shift_log_odds(collect, config.highlight_like_boost)),
+        leave=(leave, _shift_log_odds(leave, -config.follow_retention_boost)),
         highlight=highlight,
         edges_ms=edges_ms,
     )
@@ -149,20 +160,20 @@ def _advance_segment(
     return after
 
 
-def exact_marginals(draws: SegmentProbabilities) -> ExactMarginals:
+def exact_marginals(probabilities: SegmentProbabilities) -> ExactMarginals:
     """Marginal probabilities of everything random inside the impressions, by forward recursion."""
-    segments, count = draws.like.shape
+    segments, count = probabilities.like.shape
     mass = np.zeros((3, 3, count))
     mass[0, 0] = 1.0
     uncollected = mass.copy()
     uncommented, unforwarded = np.ones(count), np.ones(count)
     action = np.zeros((len(ACTIONS), count))
-    left = np.empty((segments, count))
+    leave_mass = np.empty((segments, count))
     for k in range(segments):
-        like, comment, forward = draws.like[k], draws.comment[k], draws.forward[k]
-        follow = (draws.follow[0][k], draws.follow[1][k])
-        collect, boosted = draws.collect[0][k], draws.collect[1][k]
-        leave, loyal_leave = draws.leave[0][k], draws.leave[1][k]
+        like, comment, forward = probabilities.like[k], probabilities.comment[k], probabilities.forward[k]
+        follow = (probabilities.follow[0][k], probabilities.follow[1][k])
+        collect, boosted = probabilities.collect[0][k], probabilities.collect[1][k]
+        leave, loyal_leave = probabilities.leave[0][k], probabilities.leave[1][k]
         watching, loyal = mass.sum(axis=(0, 1)), mass[:, 1].sum(axis=0)
 
         action[LIKE] += mass[0].sum(axis=0) * like
@@ -173,66 +184,70 @@ def exact_marginals(draws: SegmentProbabilities) -> ExactMarginals:
         action[FORWARD] += watching * unforwarded * forward
         uncommented *= 1 - comment
         unforwarded *= 1 - forward
-        left[k] = (watching - loyal) * leave + loyal * loyal_leave
+        leave_mass[k] = (watching - loyal) * leave + loyal * loyal_leave
 
         uncollected[:2] *= 1 - collect
         uncollected[2] *= 1 - boosted
         for cells in (mass, uncollected):
             cells[:, ::2] *= 1 - leave
             cells[:, 1] *= 1 - loyal_leave
-        mass = _advance_segment(mass, like, follow, draws.highlight[k])
-        uncollected = _advance_segment(uncollected, like, follow, draws.highlight[k])
+        mass = _advance_segment(mass, like, follow, probabilities.highlight[k])
+        uncollected = _advance_segment(uncollected, like, follow, probabilities.highlight[k])
 
     completed = mass.sum(axis=(0, 1))
-    begin, end = draws.edges_ms[:-1], draws.edges_ms[1:]
-    length = np.maximum(end - begin, 1)
+    start, end = probabilities.edges_ms[:-1], probabilities.edges_ms[1:]
+    duration_ms = np.maximum(end - start, 1)
 
     def at_least(time_ms: np.ndarray | int) -> np.ndarray:
-        return completed + (left * np.clip((end - time_ms) / length, 0.0, 1.0)).sum(axis=0)
+        return completed + (leave_mass * np.clip((end - time_ms) / duration_ms, 0.0, 1.0)).sum(axis=0)
 
     # The mean of log1p over a segment is a difference of its integral, (1+x) log(1+x) - x.
-    seconds = draws.edges_ms / 1000.0
+    seconds = probabilities.edges_ms / 1000.0
     integral = (1 + seconds) * np.log1p(seconds) - seconds
-    mean_log1p = np.diff(integral, axis=0) / (length / 1000.0)
+    mean_log1p = np.diff(integral, axis=0) / (duration_ms / 1000.0)
     return ExactMarginals(
         action=action,
-        long_view=at_least(long_view_threshold_ms(draws.edges_ms[-1])),
+        long_view=at_least(long_view_threshold_ms(probabilities.edges_ms[-1])),
         glance=1.0 - at_least(HOOK_DURATION_MS),
-        log1p_watch=completed * np.log1p(seconds[-1]) + (left * mean_log1p).sum(axis=0),
+        log1p_watch=completed * np.log1p(seconds[-1]) + (leave_mass * mean_log1p).sum(axis=0),
     )
 
 
-def sample_views(draws: SegmentProbabilities, rng: np.random.Generator) -> SampledViews:
+def sample_views(probabilities: SegmentProbabilities, rng: np.random.Generator) -> SampledViews:
     """Let the impressions happen once."""
-    segments, count = draws.like.shape
+    segments, count = probabilities.like.shape
     offset = np.full((len(ACTIONS), count), np.inf)
-    dwell = draws.edges_ms[-1].astype(np.float64)
+    dwell = probabilities.edges_ms[-1].astype(np.float64)
     watching = np.arange(count)
     liked_highlight, loyal = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
     for k in range(segments):
         # Impressions already left are dropped, so the cost follows what is still being watched.
-        begin = draws.edges_ms[k, watching]
-        boost, bond = liked_highlight[watching], loyal[watching]
-        chance = rng.random((len(ACTIONS) + 1, len(watching)))
-        leaves = chance[-1] < np.where(bond, draws.leave[1][k, watching], draws.leave[0][k, watching])
-        shown = (draws.edges_ms[k + 1, watching] - begin) * np.where(leaves, rng.random(len(watching)), 1.0)
-        probability = (
-            draws.like[k, watching],
-            draws.comment[k, watching],
-            np.where(boost, draws.follow[1][k, watching], draws.follow[0][k, watching]),
-            np.where(boost, draws.collect[1][k, watching], draws.collect[0][k, watching]),
-            draws.forward[k, watching],
+        start = probabilities.edges_ms[k, watching]
+        is_boosted, is_loyal = liked_highlight[watching], loyal[watching]
+        uniform = rng.random((len(ACTIONS) + 1, len(watching)))
+        leaves = uniform[-1] < np.where(
+            is_loyal, probabilities.leave[1][k, watching], probabilities.leave[0][k, watching]
         )
-        happened = []
+        watched_ms = (probabilities.edges_ms[k + 1, watching] - start) * np.where(
+            leaves, rng.random(len(watching)), 1.0
+        )
+        probability = (
+            probabilities.like[k, watching],
+            probabilities.comment[k, watching],
+            np.where(is_boosted, probabilities.follow[1][k, watching], probabilities.follow[0][k, watching]),
+            np.where(is_boosted, probabilities.collect[1][k, watching], probabilities.collect[0][k, watching]),
+            probabilities.forward[k, watching],
+        )
+        occurrences = []
         for code in range(len(ACTIONS)):
-            fresh = (chance[code] < probability[code]) & np.isinf(offset[code, watching])
-            which = np.flatnonzero(fresh)
-            offset[code, watching[which]] = begin[which] + shown[which] * rng.random(len(which))
-            happened.append(watching[which])
-        liked, followed = happened[LIKE], happened[FOLLOW]
-        liked_highlight[liked] = draws.highlight[k, liked]
+            occurred = (uniform[code] < probability[code]) & np.isinf(offset[code, watching])
+            rows = np.flatnonzero(occurred)
+            offset[code, watching[rows]] = start[rows] + watched_ms[rows] * rng.random(len(rows))
+            occurrences.append(watching[rows])
+        liked, followed = occurrences[LIKE], occurrences[FOLLOW]
+        liked_highlight[liked] = probabilities.highlight[k, liked]
         loyal[followed] = offset[FOLLOW, followed] < offset[LIKE, followed]
-        dwell[watching[leaves]] = (begin + shown)[leaves]
+        dwell[watching[leaves]] = (start + watched_ms)[leaves]
         watching = watching[~leaves]
     offset_ms = np.where(np.isinf(offset), -1.0, offset)
     return SampledViews(np.floor(dwell).astype(np.int64), np.floor(offset_ms).astype(np.int64))

@@ -159,7 +159,7 @@ def _merge(
         state.best, state.best_step = start_state.best, start_state.best_step
         state.validations_since_best = start_state.validations_since_best
     with TrainingLogger(
-        run, process.is_main, config.train.epochs, merged.train_windows.windows, state.step, "merging, "
+        run, process.is_main, config.train.epochs, merged.train_windows.num_windows, state.step, "merging, "
     ) as progress:
         summary = ", ".join(f"branch {branch + 1}: {weight:.2f}" for branch, weight in sorted(weights.items()))
         progress.info(f"merged with weights {summary}")

@@ -108,7 +108,12 @@ class Trainer:
         with (
             _stop_signals() as received_signals,
             TrainingLogger(
-                self.run, self.process.is_main, config.epochs, self.train_windows.windows, resumed_at, self.log_prefix
+                self.run,
+                self.process.is_main,
+                config.epochs,
+                self.train_windows.num_windows,
+                resumed_at,
+                self.log_prefix,
             ) as progress,
         ):
             if until_epoch is None and is_finished(self.state, config):
@@ -147,11 +152,11 @@ class Trainer:
             except StopIteration:
                 return
             batch = batches.issued.popleft()
-            self.loader_state = batch.position
+            self.loader_state = batch.loader_state
             self.state.step += 1
-            self.state.windows += batch.windows
+            self.state.windows += batch.num_windows
             seconds, wait_s = time.perf_counter() - started, batches.wait_s - wait_before
-            progress.step(sums, batch.counts, batch.windows, seconds, wait_s)
+            progress.step(sums, batch.counts, batch.num_windows, seconds, wait_s)
             step = self.state.step
             if config.log_interval and step % config.log_interval == 0:
                 self._log(progress)
@@ -161,7 +166,7 @@ class Trainer:
             elif config.checkpoint_interval and step % config.checkpoint_interval == 0:
                 self.save()
             if self._done():
-                batches.limit = 0
+                batches.max_batches = 0
 
     def _pipeline(self) -> TrainPipelineSparseDist:
         built = self.training_model
@@ -184,8 +189,8 @@ class Trainer:
             lambda: self.train_windows.empty_batch,
             self.loader_state,
             len(count_names(self.card)),
-            stop=lambda: bool(received_signals),
-            limit=limit - self.state.step if limit else None,
+            should_stop=lambda: bool(received_signals),
+            max_batches=limit - self.state.step if limit else None,
         )
 
     def _learning_rate(self) -> float:
@@ -196,7 +201,7 @@ class Trainer:
             return (step + 1) / optim.warmup_steps
         if optim.lr_decay == "none":
             return 1.0
-        completed = (self.loader_state.epoch + self.state.windows / self.train_windows.windows) / train.epochs
+        completed = (self.loader_state.epoch + self.state.windows / self.train_windows.num_windows) / train.epochs
         if train.max_steps:
             completed = max(completed, step / train.max_steps)
         completed = min(completed, 1.0)

@@ -148,8 +148,8 @@ class ExampleStream(WindowDataset):
     batch_targets: int
 
     def __iter__(self) -> Iterator[Examples]:  # type: ignore[override]
-        epoch = self.position.epoch
-        for number, groups in self._buffers(self.position):
+        epoch = self.state.epoch
+        for number, groups in self._buffers(self.state):
             columns = read_columns(groups, self.card)
             window, place = targets_of(columns, np.arange(len(columns)))
             order = np.random.default_rng([self.seed, epoch, self.rank, number]).permutation(len(window))

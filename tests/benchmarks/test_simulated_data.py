@@ -6,8 +6,8 @@ from simulated_data import World, simulated, zipf_ids
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import collate
-from a2gen_rec.data.parquet_reader import read_columns, row_groups
-from a2gen_rec.data.schema import ITEM, DatasetCard
+from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
+from a2gen_rec.data.schema import ITEM_ID, DatasetCard
 from a2gen_rec.errors import ConfigError
 from tests.helpers.cards import whole
 
@@ -21,7 +21,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
 
 def everything(dataset: str) -> World:
     card = DatasetCard.load(dataset)
-    return World(card, read_columns(row_groups(sorted(map(str, Path(dataset, "train").iterdir()))), card))
+    return World(card, read_columns(read_row_groups(sorted(map(str, Path(dataset, "train").iterdir()))), card))
 
 
 def test_less_history_is_what_preparing_with_less_gives(datasets: dict[int, str]) -> None:
@@ -52,11 +52,11 @@ def test_full_windows_only(datasets: dict[int, str]) -> None:
 def test_other_items(datasets: dict[int, str]) -> None:
     world = everything(datasets[3])
     other = world.with_items(1_000_000, 1.05, seed=0)
-    assert {f.name: f.cardinality for f in other.card.features}[ITEM] == 1_000_000
+    assert {f.name: f.cardinality for f in other.card.features}[ITEM_ID] == 1_000_000
     ids = other.columns.impression_ids
-    assert 1_000 < ids[ITEM].max() < 1_000_000
+    assert 1_000 < ids[ITEM_ID].max() < 1_000_000
     assert all(
-        np.array_equal(ids[name], values) for name, values in world.columns.impression_ids.items() if name != ITEM
+        np.array_equal(ids[name], values) for name, values in world.columns.impression_ids.items() if name != ITEM_ID
     )
 
 

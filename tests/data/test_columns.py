@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a2gen_rec.data.columns import WindowColumns, concat_ranges
-from a2gen_rec.data.parquet_reader import RowGroup, read_columns, read_user_windows, row_groups
+from a2gen_rec.data.parquet_reader import RowGroup, read_columns, read_row_groups, read_user_windows
 from a2gen_rec.data.schema import SPLITS
 from a2gen_rec.errors import DataError
 from tests.helpers.cards import make_card, make_columns, to_table, write_dataset
@@ -57,8 +57,8 @@ def test_round_trip_of_a_dataset(tmp_path: Path) -> None:
     for split in SPLITS:
         written = [make_columns(CARD, 50, rng) for _ in range(2)]
         files = sorted(str(path) for path in (tmp_path / "data" / split).iterdir())
-        groups = row_groups(files)
-        assert [(g.file, g.number, g.first_row, g.rows) for g in groups] == [
+        groups = read_row_groups(files)
+        assert [(g.file, g.index, g.first_row, g.num_rows) for g in groups] == [
             (file, *place) for file in files for place in ((0, 0, 20), (1, 20, 20), (2, 40, 10))
         ]
         got = read_columns(groups, CARD)
@@ -71,7 +71,7 @@ def test_round_trip_of_a_dataset(tmp_path: Path) -> None:
 def test_any_order_of_row_groups_is_read(tmp_path: Path) -> None:
     columns = make_columns(CARD, 30, np.random.default_rng(0))
     write(tmp_path, columns)
-    groups = row_groups([str(tmp_path / "part.parquet")])
+    groups = read_row_groups([str(tmp_path / "part.parquet")])
     got = read_columns([groups[2], groups[0]], CARD)
     rows = np.concatenate([np.arange(20, 30), np.arange(10)])
     assert_equal(got, concatenated([columns.take(rows)]))
@@ -105,7 +105,7 @@ def test_oracle_columns_are_read_when_asked_for(tmp_path: Path) -> None:
         values = pa.ListArray.from_arrays(table["ts_ms"].chunk(0).offsets, pa.array(truth[:, i]))
         table = table.append_column(f"oracle_{name}", values)
     pq.write_table(table, tmp_path / "part.parquet")
-    groups = row_groups([str(tmp_path / "part.parquet")])
+    groups = read_row_groups([str(tmp_path / "part.parquet")])
     np.testing.assert_array_equal(read_columns(groups, card, with_oracle=True).oracle, truth)
     assert read_columns(groups, card).oracle.shape[1] == 0
 
@@ -120,7 +120,7 @@ def test_the_end_is_the_latest_thing_known(tmp_path: Path) -> None:
 
     columns = of_lengths([4, 2])
     write(tmp_path, columns, change)
-    got = read_columns(row_groups([str(tmp_path / "part.parquet")]), CARD)
+    got = read_columns(read_row_groups([str(tmp_path / "part.parquet")]), CARD)
     assert (got.end_ms - got.ts_ms)[:4].tolist() == [9000, 3500, 0, 3500]
 
 
@@ -137,7 +137,7 @@ def test_wider_and_other_list_types_are_read_alike(tmp_path: Path) -> None:
     ):
         table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(kind))
     pq.write_table(table, tmp_path / "part.parquet", row_group_size=4)
-    got = read_columns(row_groups([str(tmp_path / "part.parquet")]), CARD)
+    got = read_columns(read_row_groups([str(tmp_path / "part.parquet")]), CARD)
     assert_equal(got, concatenated([columns]))
 
 
@@ -262,7 +262,7 @@ def test_a_breach_is_named_by_file_row_and_field(what: str, tmp_path: Path) -> N
     change, field, reason = BREACHES[what]
     columns = of_lengths([2, 3] * 5 + [2, 5, 1, 3, 4, 2])
     assert columns.lengths[ROW] == 3
-    groups = row_groups([write(tmp_path, columns)])
+    groups = read_row_groups([write(tmp_path, columns)])
     assert len(read_columns(groups, CARD)) == 16, "without the breach the file is read"
     file = write(tmp_path, columns, change)
     with pytest.raises(DataError, match=reason) as caught:
@@ -275,7 +275,7 @@ def test_a_breach_is_named_by_file_row_and_field(what: str, tmp_path: Path) -> N
 def test_a_missing_column_is_named(field: str, tmp_path: Path) -> None:
     table = to_table(make_columns(CARD, 5, np.random.default_rng(0)), CARD).drop_columns([field])
     pq.write_table(table, tmp_path / "part.parquet")
-    groups = row_groups([str(tmp_path / "part.parquet")])
+    groups = read_row_groups([str(tmp_path / "part.parquet")])
     with pytest.raises(DataError, match="missing") as caught:
         read_columns(groups, CARD)
     assert str(caught.value).startswith(f"{tmp_path / 'part.parquet'}, field {field!r}: ")
@@ -283,7 +283,7 @@ def test_a_missing_column_is_named(field: str, tmp_path: Path) -> None:
 
 def test_a_missing_oracle_column_is_named(tmp_path: Path) -> None:
     card = dataclasses.replace(CARD, oracle_columns=["like"])
-    groups = row_groups([write(tmp_path, of_lengths([2, 3]))])
+    groups = read_row_groups([write(tmp_path, of_lengths([2, 3]))])
     with pytest.raises(DataError, match="field 'oracle_like': column is missing"):
         read_columns(groups, card, with_oracle=True)
 
@@ -306,7 +306,7 @@ def test_a_column_of_another_type_is_named(field: str, values: list, tmp_path: P
     table = to_table(of_lengths([3, 2]), CARD)
     table = table.set_column(table.schema.get_field_index(field), field, pa.array(values))
     pq.write_table(table, tmp_path / "part.parquet")
-    groups = row_groups([str(tmp_path / "part.parquet")])
+    groups = read_row_groups([str(tmp_path / "part.parquet")])
     with pytest.raises(DataError) as caught:
         read_columns(groups, CARD)
     assert f"{tmp_path / 'part.parquet'}, field {field!r}: " in str(caught.value)
@@ -316,9 +316,9 @@ def test_a_column_of_another_type_is_named(field: str, values: list, tmp_path: P
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
 def test_a_truncated_file_is_named(share: float, tmp_path: Path) -> None:
     file = Path(write(tmp_path, make_columns(CARD, 40, np.random.default_rng(0))))
-    whole, groups = file.read_bytes(), row_groups([str(file)])
+    whole, groups = file.read_bytes(), read_row_groups([str(file)])
     file.write_bytes(whole[: int(share * len(whole))])
-    for read in (lambda: row_groups([str(file)]), lambda: read_columns(groups, CARD)):
+    for read in (lambda: read_row_groups([str(file)]), lambda: read_columns(groups, CARD)):
         with pytest.raises(DataError, match="not a readable Parquet file") as caught:
             read()
         assert str(caught.value).startswith(str(file))
@@ -329,7 +329,7 @@ def test_damaged_pages_are_named(tmp_path: Path) -> None:
     file = Path(write(tmp_path, make_columns(CARD, 40, np.random.default_rng(0))))
     content = bytearray(file.read_bytes())
     meta = pq.ParquetFile(file).metadata.row_group(1).column(0)
-    groups = row_groups([str(file)])
+    groups = read_row_groups([str(file)])
     content[4 : meta.data_page_offset] = b"\xff" * (meta.data_page_offset - 4)
     file.write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -341,7 +341,7 @@ def test_damaged_pages_are_named(tmp_path: Path) -> None:
 def test_what_is_not_parquet_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "part.parquet").write_bytes(content)
     with pytest.raises(DataError, match=r"part\.parquet: not a readable Parquet file"):
-        row_groups([str(tmp_path / "part.parquet")])
+        read_row_groups([str(tmp_path / "part.parquet")])
 
 
 def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def stream(dataset: str, config: LoaderConfig = SMALL, **options: object) -> Win
 
 
 def at(made: WindowDataset, position: LoaderState) -> WindowDataset:
-    made.position = position
+    made.state = position
     return made
 
 
@@ -62,7 +62,7 @@ ALL = list(range(FILES * WINDOWS))
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 15])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_window_once_and_ranks_disjoint(world: int, shuffle: bool, dataset: str) -> None:
-    ranks = [flat(stream(dataset, rank=rank, world=world, shuffle=shuffle)) for rank in range(world)]
+    ranks = [flat(stream(dataset, rank=rank, world_size=world, shuffle=shuffle)) for rank in range(world)]
     assert sorted(itertools.chain.from_iterable(ranks)) == ALL
     groups = len(stream(dataset).groups)
     assert groups == 12
@@ -117,7 +117,7 @@ def test_batches_hold_windows_of_similar_length(dataset: str) -> None:
 
 def test_order_is_of_seed_and_epoch_alone(dataset: str) -> None:
     def order(seed: int, epoch: int, rank: int = 0) -> list[list[int]]:
-        made = stream(dataset, seed=seed, rank=rank, world=2)
+        made = stream(dataset, seed=seed, rank=rank, world_size=2)
         return windows(at(made, LoaderState(epoch=epoch, world_size=2)))
 
     torch.manual_seed(1)
@@ -147,7 +147,7 @@ def test_windows_of_one_row_group_are_shuffled_too(tmp_path: Path) -> None:
 
 def test_row_groups_change_places_between_epochs(dataset: str) -> None:
     """Which rank sees a window differs by epoch, not only when."""
-    seen = [set(flat(at(stream(dataset, world=3), LoaderState(epoch=epoch, world_size=3)))) for epoch in range(3)]
+    seen = [set(flat(at(stream(dataset, world_size=3), LoaderState(epoch=epoch, world_size=3)))) for epoch in range(3)]
     assert seen[0] != seen[1] != seen[2]
 
 
@@ -167,14 +167,14 @@ def test_without_shuffling_buffers_come_in_file_order(dataset: str) -> None:
 
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2), (0, 2)])
 def test_restarting_after_any_batch_gives_exactly_the_rest(rank: int, world: int, dataset: str) -> None:
-    made = stream(dataset, rank=rank, world=world, seed=4)
+    made = stream(dataset, rank=rank, world_size=world, seed=4)
     begin = LoaderState(epoch=2, world_size=world)
     batches = list(at(made, begin))
     assert len(batches) > 10
-    assert windows(at(stream(dataset, rank=rank, world=world, seed=4), begin)) == windows(batches)
+    assert windows(at(stream(dataset, rank=rank, world_size=world, seed=4), begin)) == windows(batches)
     for done in range(len(batches)):
         position = LoaderState(**batches[done].loader_state)
-        rest = list(at(stream(dataset, rank=rank, world=world, seed=4), position))
+        rest = list(at(stream(dataset, rank=rank, world_size=world, seed=4), position))
         assert windows(rest) == windows(batches[done + 1 :])
         for again, before in zip(rest, batches[done + 1 :], strict=True):
             assert again.loader_state == before.loader_state
@@ -230,7 +230,7 @@ def test_no_window_is_lost_when_ranks_change(
 ) -> None:
     def ranks(world: int, positions: list[LoaderState]) -> list[Iterator[WindowBatch]]:
         return [
-            iter(at(stream(dataset, rank=rank, world=world, seed=seed), position))
+            iter(at(stream(dataset, rank=rank, world_size=world, seed=seed), position))
             for rank, position in enumerate(positions)
         ]
 
@@ -254,7 +254,7 @@ def test_no_window_is_lost_when_ranks_change(
 
 def test_what_all_ranks_have_finished_is_not_read_again(dataset: str) -> None:
     begin = [LoaderState(world_size=2)] * 2
-    streams = [stream(dataset, rank=rank, world=2) for rank in range(2)]
+    streams = [stream(dataset, rank=rank, world_size=2) for rank in range(2)]
     nearly_all = [len(windows(own)) - 1 for own in streams]
     taken, saved = consume([iter(own) for own in streams], begin, nearly_all)
     [merged] = LoaderState.reshard(saved, 1)
@@ -276,7 +276,7 @@ def test_the_same_ranks_go_on_as_they_are() -> None:
 
 def test_an_empty_batch_has_no_targets_and_all_features(dataset: str) -> None:
     for rank in (0, 14):
-        batch = stream(dataset, rank=rank, world=15).empty_batch
+        batch = stream(dataset, rank=rank, world_size=15).empty_batch
         assert not len(batch.target)
         assert not batch.counts.any()
         assert batch.sparse.keys() == list(table_rows(CARD, small_config().model))

@@ -39,7 +39,7 @@ def trained(remote: Path) -> Path:
 
 
 def test_everything_lies_on_the_remote_storage(trained: Path) -> None:
-    assert (trained / "log" / "world.yaml").exists()
+    assert (trained / "log" / "simulation.yaml").exists()
     assert (trained / "data" / "dataset.yaml").exists()
     assert (trained / "run" / "config.yaml").exists()
     assert list((trained / "run" / "checkpoints").glob("step-*/.metadata"))

@@ -12,7 +12,7 @@ import torch
 
 from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns, concat_ranges
-from a2gen_rec.data.parquet_reader import read_columns, row_groups
+from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.data.schema import FeedbackRule
 from a2gen_rec.ensemble import score_lists, session_lists
 from a2gen_rec.ensemble.session_lists import SessionLists
@@ -71,7 +71,7 @@ CONTEXT = [feature.name for feature in CARD.features_at("context")]
 
 
 def of_split(world: World, split: str = "valid") -> WindowColumns:
-    return read_columns(row_groups([str(file) for file in sorted((world.data / split).iterdir())]), CARD)
+    return read_columns(read_row_groups([str(file) for file in sorted((world.data / split).iterdir())]), CARD)
 
 
 def requests(columns: WindowColumns, gap_s: float) -> Iterator[tuple[int, list[int]]]:

@@ -144,7 +144,7 @@ def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, colum
     model = build(config)
     together = predictions(model, forward(model, batch_of(columns, np.arange(12), config)))
     backwards = predictions(model, forward(model, batch_of(columns, np.arange(12)[::-1].copy(), config, dedup=False)))
-    padded = predictions(model, forward(model, batch_of(columns, np.arange(12), config, group_cost=10**9)))
+    padded = predictions(model, forward(model, batch_of(columns, np.arange(12), config, bucket_overhead=10**9)))
     alone = [predictions(model, forward(model, batch_of(columns, np.array([row]), config))) for row in range(12)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(backwards, torch.cat(alone[::-1]), rtol=1e-9, atol=1e-11)
@@ -188,7 +188,7 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
             first[row], lengths[row] = place, place + 1
             one = dataclasses.replace(columns, first_target=first, lengths=lengths)
             singles.append(batch_of(one, np.array([row]), config))
-    for left, right in zip(run([batch_of(columns, rows, config, group_cost=20)]), run(singles), strict=True):
+    for left, right in zip(run([batch_of(columns, rows, config, bucket_overhead=20)]), run(singles), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
 
 

@@ -158,7 +158,7 @@ def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, colum
     model = build(config)
     together = predictions(model, batch_of(columns, config))
     backwards = predictions(model, batch_of(columns, config, np.arange(12)[::-1].copy(), dedup=False))
-    padded = predictions(model, batch_of(columns, config, group_cost=10**9))
+    padded = predictions(model, batch_of(columns, config, bucket_overhead=10**9))
     alone = [predictions(model, batch_of(columns, config, np.array([row]))) for row in range(12)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(backwards, torch.cat(alone[::-1]), rtol=1e-9, atol=1e-11)
@@ -190,7 +190,7 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
             first[row], starts[row], lengths[row] = place - cut, starts[row] + cut, place + 1 - cut
             one = dataclasses.replace(columns, first_target=first, starts=starts, lengths=lengths)
             singles.append(batch_of(one, config, np.array([row])))
-    for left, right in zip(run([batch_of(columns, config, group_cost=20)]), run(singles), strict=True):
+    for left, right in zip(run([batch_of(columns, config, bucket_overhead=20)]), run(singles), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
 
 

@@ -11,7 +11,7 @@ from torchrec.distributed.types import ShardingPlan
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import collate
-from a2gen_rec.data.parquet_reader import read_columns, row_groups
+from a2gen_rec.data.parquet_reader import read_columns
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.sharding.planner import PlanningProblem, make_plan

@@ -13,8 +13,8 @@ from a2gen_rec.config import SimulateConfig
 from a2gen_rec.data.sources.simulated import Simulated
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.simulation import simulator, viewing
-from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, LABEL_NAME, make_world, simulate
-from a2gen_rec.simulation.world import ACTIONS, HOOK_DURATION_MS, make_users
+from a2gen_rec.simulation.population import ACTIONS, HOOK_DURATION_MS, sample_user_block
+from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, LABEL_NAME, build_simulated_world, simulate
 
 SMALL = SimulateConfig(users=1_200, items=300, authors=40, impressions_per_user=30, days=5)
 # Every effect large, everything frequent: a wrong recursion shows.
@@ -63,8 +63,10 @@ def happened(log: dict[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def strong_odds(config: SimulateConfig, row: np.ndarray, item: np.ndarray) -> viewing.SegmentProbabilities:
-    world = make_world(STRONG)
-    return viewing.segment_probabilities(config, world.base, world.items, make_users(STRONG, 0), row, item)
+    world = build_simulated_world(STRONG)
+    return viewing.segment_probabilities(
+        config, world.base_logits, world.items, sample_user_block(STRONG, 0), row, item
+    )
 
 
 def eventful_pair(effect: str) -> tuple[int, int]:
@@ -157,10 +159,12 @@ def test_following_before_liking_lengthens_the_watching() -> None:
 
 
 def test_mismatch_makes_users_skip() -> None:
-    world, users = make_world(SMALL), make_users(SMALL, 0)
+    world, users = build_simulated_world(SMALL), sample_user_block(SMALL, 0)
     item = np.repeat(np.arange(SMALL.items), len(users.user_id))
     row = np.tile(np.arange(len(users.user_id)), SMALL.items)
-    truth = viewing.exact_marginals(viewing.segment_probabilities(SMALL, world.base, world.items, users, row, item))
+    truth = viewing.exact_marginals(
+        viewing.segment_probabilities(SMALL, world.base_logits, world.items, users, row, item)
+    )
     match = users.affinity[row, world.items.topic[item]]
     assert truth.glance[match < 0].mean() > truth.glance[match > 1].mean() + 0.25
 
@@ -169,7 +173,7 @@ def test_mismatch_makes_users_skip() -> None:
 
 
 def test_log_is_consistent_in_itself(log: dict[str, np.ndarray]) -> None:
-    end_ms = int(simulator.EPOCH_END_MS.timestamp() * 1000)
+    end_ms = int(simulator.LOG_END.timestamp() * 1000)
     same = np.diff(log["user_id"]) == 0
     gap_ms = np.diff(log["ts_ms"]) - np.round(log["dwell_s"][:-1] * 1000)
     assert np.all(np.diff(log["user_id"]) >= 0)
@@ -188,7 +192,7 @@ def test_crowded_logs_do_not_run_past_their_end(tmp_path: Path) -> None:
     simulate(str(tmp_path / "log"), replace(SMALL, users=20, days=1, impressions_per_user=3_000))
     table = pq.read_table(tmp_path / "log" / "impressions")
     user, ts, dwell = (table[name].to_numpy() for name in ("user_id", "ts_ms", "dwell_s"))
-    assert (ts + 1000 * dwell).max() <= simulator.EPOCH_END_MS.timestamp() * 1000
+    assert (ts + 1000 * dwell).max() <= simulator.LOG_END.timestamp() * 1000
     assert np.all((np.diff(ts) - np.round(1000 * dwell[:-1]))[np.diff(user) == 0] >= 200)
 
 
@@ -213,8 +217,8 @@ def test_signal_is_in_the_match_and_not_in_the_item(log: dict[str, np.ndarray]) 
 
 
 def test_actions_cluster_in_highlights_the_user_cares_about(log: dict[str, np.ndarray]) -> None:
-    items = make_world(SMALL).items
-    affinity = np.concatenate([make_users(SMALL, block).affinity for block in range(2)])
+    items = build_simulated_world(SMALL).items
+    affinity = np.concatenate([sample_user_block(SMALL, block).affinity for block in range(2)])
     item = log["item_id"]
     begin, end = items.edges_ms[:-1, item] / 1000, items.edges_ms[1:, item] / 1000
     interested = affinity[log["user_id"], items.segment_topic[:, item]] > 1
@@ -253,7 +257,7 @@ def test_summary_and_world_file(tmp_path: Path, capfd: pytest.CaptureFixture[str
     summary = simulate(str(tmp_path / "log"), replace(SMALL, users=50))
     assert capfd.readouterr() == ("", "")
     table = pq.read_table(tmp_path / "log" / "impressions")
-    world = yaml.safe_load((tmp_path / "log" / "world.yaml").read_text())
+    world = yaml.safe_load((tmp_path / "log" / "simulation.yaml").read_text())
     assert summary.impressions == world["impressions"] == table.num_rows
     assert summary.rates["like"] * table.num_rows == pytest.approx(table.num_rows - table["like"].null_count)
     assert world["settings"]["users"] == summary.users == pq.read_table(tmp_path / "log" / "users.parquet").num_rows
@@ -270,10 +274,10 @@ def test_a_world_of_one(tmp_path: Path) -> None:
 
 
 def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
-    before = (folder / "world.yaml").read_bytes()
+    before = (folder / "simulation.yaml").read_bytes()
     with pytest.raises(UserError, match="not empty"):
         simulate(str(folder), replace(SMALL, users=10))
-    assert (folder / "world.yaml").read_bytes() == before
+    assert (folder / "simulation.yaml").read_bytes() == before
     (tmp_path / "file").write_text("mine")
     for out in ("file", "file/below"):
         with pytest.raises(UserError, match="file"):
@@ -285,7 +289,7 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
     original = simulator.simulate_block
 
-    def fails(world: simulator.SimulatedWorld, users: simulator.Users, block: int) -> object:
+    def fails(world: simulator.SimulatedWorld, users: simulator.SimulatedUsers, block: int) -> object:
         if block == 1:
             raise failure
         return original(world, users, block)
@@ -300,7 +304,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_rates_out_of_reach_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulator, "CALIBRATION_STEPS", 1)
     with pytest.raises(ConfigError, match=r"_rate .* cannot be reached"):
-        make_world(SMALL)
+        build_simulated_world(SMALL)
 
 
 @pytest.mark.parametrize(

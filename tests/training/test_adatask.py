@@ -11,7 +11,7 @@ from torch import Tensor
 
 from a2gen_rec.config import Config, LossConfig, ModelConfig, OptimConfig
 from a2gen_rec.data.batch import WindowBatch, collate
-from a2gen_rec.data.parquet_reader import read_columns, row_groups
+from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.losses.loss import loss_sums, task_losses, term_means, total_loss
 from a2gen_rec.models.factory import build_model
@@ -122,7 +122,7 @@ def test_losses_of_towers_sum_to_the_loss_and_reach_their_own_tower_only(name: s
 def part_of_batch(dataset: str, config: Config, step: int, rank: int = 0, world: int = 1) -> WindowBatch:
     """A rank's part of a global batch of 16 windows."""
     files = sorted(str(file) for file in Path(dataset, "train").iterdir())
-    columns = read_columns(row_groups(files), CARD)
+    columns = read_columns(read_row_groups(files), CARD)
     rows = np.random.default_rng(step).permutation(len(columns))[:16]
     return collate(columns, rows[rank::world], whole(CARD, config))
 

@@ -9,7 +9,7 @@ import torch
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import collate
-from a2gen_rec.data.parquet_reader import read_columns, row_groups
+from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.losses.loss import term_means, total_loss
 from a2gen_rec.training import checkpoint
@@ -46,7 +46,7 @@ def steps(
     """Global losses of optimizer steps on global batches of 16 windows, dealt out to the ranks."""
     card = DatasetCard.load(dataset)
     files = sorted(str(file) for file in Path(dataset, "train").iterdir())
-    columns = read_columns(row_groups(files), card)
+    columns = read_columns(read_row_groups(files), card)
     losses = []
     for step in range(first, last):
         rows = np.random.default_rng(step).permutation(len(columns))[:16]

@@ -174,7 +174,7 @@ def test_dataset_is_read_from_local_and_remote_paths(storage: Path) -> None:
         assert DatasetCard.load(dataset) == card
         stream = WindowDataset(Dataset(dataset, card), "train", config, whole(card, small_config()))
         keys.append(
-            [batch.user_key.tolist() for batch in WindowDataLoader(stream, background=False).iter_epoch(LoaderState())]
+            [batch.user_key.tolist() for batch in WindowDataLoader(stream, prefetch=False).iter_epoch(LoaderState())]
         )
     assert keys[0] == keys[1]
     assert sum(map(len, keys[0])) == 30

@@ -27,37 +27,37 @@ from a2gen_rec.data.sources.base import SourceInfo
 from a2gen_rec.data.sql import medians, quote_identifier
 
 GLANCE_S = 3.0
-LENGTH_BUCKETS = 8
-LENGTH_SQL, WATCHED_SQL = '"length of the video"', '"level of watch time"'
+DURATION_BUCKETS = 8
+DURATION_SQL, WATCH_LEVEL_SQL = '"length of the video"', '"level of watch time"'
 WATCH_RATIO_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0, 3.0)
 
 
 def fit_feedback_rule(
-    connection: duckdb.DuckDBPyConnection, train: str, facts: SourceInfo, median_s: float | None
+    connection: duckdb.DuckDBPyConnection, train: str, info: SourceInfo, median_watch_s: float | None
 ) -> FeedbackRule | None:
     """Learn the rule from the relation ``train``.
 
     Args:
         median_s: median watch time of all of ``train``; without one there is no rule.
     """
-    if median_s is None:
+    if median_watch_s is None:
         return None
-    if not facts.duration_feature:
-        return FeedbackRule(GLANCE_S, list(facts.negative_actions), "", [], [median_s])
+    if not info.duration_feature:
+        return FeedbackRule(GLANCE_S, list(info.negative_actions), "", [], [median_watch_s])
     watched = (
-        f"(SELECT dwell_s, {length_sql(facts.duration_feature)} AS length_s FROM {train} WHERE NOT isnan(dwell_s))"
+        f"(SELECT dwell_s, {duration_sql(info.duration_feature)} AS length_s FROM {train} WHERE NOT isnan(dwell_s))"
     )
-    buckets = bucket_encoding(connection, watched, FeatureSpec("length_s", "item", "buckets", size=LENGTH_BUCKETS))
+    buckets = bucket_encoding(connection, watched, FeatureSpec("length_s", "item", "buckets", size=DURATION_BUCKETS))
     edges = buckets.feature.boundaries
     found = medians(
         connection, f"(SELECT dwell_s, {buckets.row_sql} AS bucket FROM {watched} AS raw)", "dwell_s", "bucket"
     )
     # The lowest quantile may be the shortest length of all: then no video is shorter.
-    usual = [found.get(row, median_s) for row in range(1, buckets.feature.cardinality)]
-    return FeedbackRule(GLANCE_S, list(facts.negative_actions), facts.duration_feature, edges, [median_s, *usual])
+    usual = [found.get(row, median_watch_s) for row in range(1, buckets.feature.cardinality)]
+    return FeedbackRule(GLANCE_S, list(info.negative_actions), info.duration_feature, edges, [median_watch_s, *usual])
 
 
-def length_sql(duration: str) -> str:
+def duration_sql(duration: str) -> str:
     """SQL of the video's length in seconds, NULL when unknown."""
     if not duration:
         return "NULL::DOUBLE"
@@ -76,26 +76,26 @@ def add_feedback_columns(relation: str, rule: FeedbackRule | None) -> str:
     happened = [f"{quote_identifier(f'at_{name}')} IS NOT NULL" for name in rule.negative_actions]
     disliked = f"({' OR '.join(happened) or 'false'})"
     flags = {
-        "glance": f"CASE {WATCHED_SQL} WHEN {UNKNOWN} THEN NULL ELSE {WATCHED_SQL} = {GLANCE} END",
-        "effective": f"CASE {WATCHED_SQL} WHEN {UNKNOWN} THEN NULL ELSE {WATCHED_SQL} >= {EFFECTIVE} END",
+        "glance": f"CASE {WATCH_LEVEL_SQL} WHEN {UNKNOWN} THEN NULL ELSE {WATCH_LEVEL_SQL} = {GLANCE} END",
+        "effective": f"CASE {WATCH_LEVEL_SQL} WHEN {UNKNOWN} THEN NULL ELSE {WATCH_LEVEL_SQL} >= {EFFECTIVE} END",
         "negative": disliked,
     }
     made = "".join(f", ({flags[name]})::FLOAT AS objective_{name}" for name in derived_objectives(rule))
-    measured = f"(SELECT *, {length_sql(rule.duration_feature)} AS {LENGTH_SQL} FROM {relation})"
+    measured = f"(SELECT *, {duration_sql(rule.duration_feature)} AS {DURATION_SQL} FROM {relation})"
     return f"""(
-        SELECT * EXCLUDE ({LENGTH_SQL}, {WATCHED_SQL}), dwell_s / {LENGTH_SQL}::FLOAT AS {WATCH_RATIO}{made},
-            (CASE WHEN {disliked} THEN {NEGATIVE} ELSE {WATCHED_SQL} END)::BIGINT AS {FEEDBACK}
-        FROM (SELECT *, {watch_level_sql(rule)} AS {WATCHED_SQL} FROM {measured}))"""
+        SELECT * EXCLUDE ({DURATION_SQL}, {WATCH_LEVEL_SQL}), dwell_s / {DURATION_SQL}::FLOAT AS {WATCH_RATIO}{made},
+            (CASE WHEN {disliked} THEN {NEGATIVE} ELSE {WATCH_LEVEL_SQL} END)::BIGINT AS {FEEDBACK}
+        FROM (SELECT *, {watch_level_sql(rule)} AS {WATCH_LEVEL_SQL} FROM {measured}))"""
 
 
 def watch_level_sql(rule: FeedbackRule) -> str:
     """SQL of the level that watch time alone makes of a video of the column ``LENGTH``."""
     shorter = zip(rule.duration_edges_s, rule.median_watch_s[1:], strict=False)
     unknown_length, longest = rule.median_watch_s[0], rule.median_watch_s[-1]
-    usual = " ".join(f"WHEN {LENGTH_SQL} < {edge!r}::DOUBLE THEN {median!r}::DOUBLE" for edge, median in shorter)
-    usual = f"CASE WHEN {LENGTH_SQL} IS NULL THEN {unknown_length!r}::DOUBLE {usual} ELSE {longest!r}::DOUBLE END"
+    usual = " ".join(f"WHEN {DURATION_SQL} < {edge!r}::DOUBLE THEN {median!r}::DOUBLE" for edge, median in shorter)
+    usual = f"CASE WHEN {DURATION_SQL} IS NULL THEN {unknown_length!r}::DOUBLE {usual} ELSE {longest!r}::DOUBLE END"
     # Watch times are FLOAT, and so must the length be for the two to be equal.
-    return f"""(CASE WHEN isnan(dwell_s) THEN {UNKNOWN} WHEN dwell_s >= {LENGTH_SQL}::FLOAT THEN {COMPLETE}
+    return f"""(CASE WHEN isnan(dwell_s) THEN {UNKNOWN} WHEN dwell_s >= {DURATION_SQL}::FLOAT THEN {COMPLETE}
         WHEN dwell_s < {rule.glance_s!r}::DOUBLE THEN {GLANCE}
         WHEN dwell_s >= {usual} THEN {EFFECTIVE} ELSE {PARTIAL} END)"""
 

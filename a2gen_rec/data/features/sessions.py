@@ -26,21 +26,21 @@ POSITION_EDGES = (2.0, 3.0, 4.0, 6.0, 11.0, 21.0, 51.0, 101.0)
 GAP_EDGES_S = (1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 21_600.0, 86_400.0, 259_200.0)
 
 
-def session_features(levels: bool) -> list[Feature]:
+def session_features(with_feedback: bool) -> list[Feature]:
     """Session features of a log with or without feedback ``levels``."""
     edges = {SESSION_POSITION: list(POSITION_EDGES), SESSION_GAP: list(GAP_EDGES_S)}
     features = [Feature(name, "session", "buckets", len(edges[name]) + 2, edges[name]) for name in edges]
     previous = Feature(PREVIOUS_FEEDBACK, "session", "code", len(FEEDBACK_LEVELS))
-    return [*features, previous] if levels else features
+    return [*features, previous] if with_feedback else features
 
 
-def impression_end_ms(ts_ms: IntArray, latest_s: npt.NDArray[np.floating]) -> IntArray:
+def impression_end_ms(ts_ms: IntArray, last_offset_s: npt.NDArray[np.floating]) -> IntArray:
     """``(impressions,)`` ends of impressions that began at ``ts_ms``.
 
     Args:
         latest_s: seconds to the latest thing known of each; NaN when nothing is, which makes the begin its end.
     """
-    return ts_ms + np.rint(1000.0 * np.nan_to_num(latest_s, nan=0.0)).astype(np.int64)
+    return ts_ms + np.rint(1000.0 * np.nan_to_num(last_offset_s, nan=0.0)).astype(np.int64)
 
 
 def session_feature_rows(

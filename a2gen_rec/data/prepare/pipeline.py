@@ -24,7 +24,7 @@ from a2gen_rec.data.features.sessions import SESSION_GAP_S, add_session_columns,
 from a2gen_rec.data.prepare import splits, staging, statistics
 from a2gen_rec.data.prepare.staging import StagedColumns
 from a2gen_rec.data.prepare.windows import WindowSpec, build_windows
-from a2gen_rec.data.schema import EXIT, ITEM, SPLITS, START, DatasetCard, FeedbackRule
+from a2gen_rec.data.schema import EXIT, ITEM_ID, SPLITS, START, DatasetCard, FeedbackRule
 from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
 from a2gen_rec.data.sql import ROW_COLUMN, connect, quote_identifier, read_parquet_sql, translate_errors
 from a2gen_rec.errors import DataError
@@ -62,7 +62,7 @@ def prepare(
     source = sources.open_source(source_name, paths.to_local_path(raw), spec)
     with translate_errors(raw):
         facts = source.describe()
-    columns = StagedColumns.of(facts)
+    columns = StagedColumns.from_source(facts)
     rule = splits.resolve_split_rule(facts, config)
     with atomic_output_dir(out) as output, Progress(disable=not progress) as bars:
         connection = connect(config.memory_limit_gb, config.threads, output.parent / "spill")
@@ -82,22 +82,22 @@ class PreparePipeline:
 
     connection: duckdb.DuckDBPyConnection
     source: Source
-    facts: SourceInfo
-    columns: StagedColumns
+    info: SourceInfo
+    staged_columns: StagedColumns
     split_rule: SplitRule
     config: PrepareConfig
-    dataset: Path
-    scratch: Path
+    output_dir: Path
+    scratch_dir: Path
     progress: Progress
 
     def partition_file(self, number: int) -> Path:
-        return self.scratch / "clean" / f"part-{number:05d}.parquet"
+        return self.scratch_dir / "clean" / f"part-{number:05d}.parquet"
 
     def run(self, command: str) -> DatasetCard:
-        facts = self.facts
+        facts = self.info
         dropped = self.stage_log()
         split = self.split_column()
-        everything = f"(SELECT {split} FROM {read_parquet_sql(self.scratch / 'clean' / '*.parquet')})"
+        everything = f"(SELECT {split} FROM {read_parquet_sql(self.scratch_dir / 'clean' / '*.parquet')})"
         train = f"(SELECT * FROM {everything} WHERE split = 0)"
         medians = statistics.median_times(self.connection, train, facts.actions)
         rule = feedback.fit_feedback_rule(self.connection, train, facts, medians.get(EXIT))
@@ -110,21 +110,21 @@ class PreparePipeline:
             raise DataError("no impression is left to train on", file=facts.name)
         levels = feedback.count_levels(self.connection, levelled, rule)
         encodings = self.fit_encodings(train)
-        self.write_tables(everything, encodings, rule)
-        item = next(coding for coding in encodings if coding.feature.name == ITEM)
+        self.write_items_and_users(everything, encodings, rule)
+        item = next(coding for coding in encodings if coding.feature.name == ITEM_ID)
         train = f"(SELECT * FROM {levelled} WHERE split = 0)"
-        file = self.dataset / ITEM_STATISTICS_FILE
+        file = self.output_dir / ITEM_STATISTICS_FILE
         statistics.write_item_statistics(self.connection, train, item, facts.actions, flags, file)
         layout = WindowSpec(
             [
                 *(coding.feature for coding in encodings),
-                *(session_features(levels=rule is not None) if facts.has_elapsed_time else []),
+                *(session_features(with_feedback=rule is not None) if facts.has_elapsed_time else []),
                 *(coding.feature for coding in feedback.feedback_encodings(rule)),
             ],
-            self.columns.actions,
-            self.columns.labels,
+            self.staged_columns.actions,
+            self.staged_columns.labels,
             objectives,
-            self.columns.oracle,
+            self.staged_columns.oracle,
             # One more than any target sees: the oldest one's gap to the impression before it is known too.
             self.config.max_history + 1 if self.config.max_history else 0,
             self.config.max_targets,
@@ -143,8 +143,8 @@ class PreparePipeline:
             max_history=self.config.max_history,
             max_targets=self.config.max_targets,
             has_calendar_time=facts.has_calendar_time,
-            splits={name: counts[name].summary(windows[name], levels[name]) for name in SPLITS},
-            base_rate=counts["train"].rates(),
+            splits={name: counts[name].to_summary(windows[name], levels[name]) for name in SPLITS},
+            base_rate=counts["train"].base_rates(),
             median_time_s=medians,
             oracle_columns=list(facts.oracle),
             dropped_rows=dropped,
@@ -155,7 +155,7 @@ class PreparePipeline:
                 "url": facts.url,
             },
             command=command,
-            time_features=list(self.columns.calendar),
+            time_features=list(self.staged_columns.calendar_features),
             utc_offset_hours=facts.utc_offset_hours,
         )
 
@@ -165,21 +165,21 @@ class PreparePipeline:
         read, dropped = staging.partition_by_user(
             self.connection,
             self.source.impressions(self.connection),
-            self.columns,
-            self.facts.utc_offset_hours,
+            self.staged_columns,
+            self.info.utc_offset_hours,
             self.config.num_partitions,
-            self.scratch / "raw",
+            self.scratch_dir / "raw",
         )
         self.progress.update(reading, total=1, completed=1)
         # A source whose rows are numbered by their place in the file needs that order; nothing below does.
         self.connection.execute("SET preserve_insertion_order = false")
         if read == sum(dropped.values()):
-            raise DataError(f"no usable impression in {read} rows {dropped or ''}".rstrip(), file=self.facts.name)
+            raise DataError(f"no usable impression in {read} rows {dropped or ''}".rstrip(), file=self.info.name)
         duplicates = 0
         for number in self.track(range(self.config.num_partitions), "dropping duplicates"):
-            partition = self.scratch / "raw" / f"partition={number}"
+            partition = self.scratch_dir / "raw" / f"partition={number}"
             duplicates += staging.deduplicate(
-                self.connection, partition, self.columns, self.split_rule, self.partition_file(number)
+                self.connection, partition, self.staged_columns, self.split_rule, self.partition_file(number)
             )
         return {**dropped, "duplicate": duplicates} if duplicates else dropped
 
@@ -187,40 +187,50 @@ class PreparePipeline:
         """SELECT list of clean impressions with their split; a rule by time needs all of them to be staged."""
         if self.split_rule.method == "last":
             return "*"
-        cleaned = read_parquet_sql(self.scratch / "clean" / "*.parquet")
-        boundaries = splits.time_boundaries(self.connection, cleaned, self.split_rule, self.facts.utc_offset_hours)
+        cleaned = read_parquet_sql(self.scratch_dir / "clean" / "*.parquet")
+        boundaries = splits.time_boundaries(self.connection, cleaned, self.split_rule, self.info.utc_offset_hours)
         return f"*, {boundaries.split_sql()} AS split"
 
     def fit_encodings(self, train: str) -> list[FeatureEncoding]:
         """Every feature's rows, from training impressions; writes the vocabularies."""
         return [
             encodings.fit_encoding(
-                self.connection, train, spec, self.min_count(spec.name), self.dataset / VOCABULARY_DIR
+                self.connection, train, spec, self.min_count(spec.name), self.output_dir / VOCABULARY_DIR
             )
-            for spec in self.track(self.columns.features, "vocabularies")
+            for spec in self.track(self.staged_columns.features, "vocabularies")
         ]
 
     def min_count(self, feature: str) -> int:
-        return 1 if feature in self.columns.calendar else self.config.min_count
+        return 1 if feature in self.staged_columns.calendar_features else self.config.min_count
 
-    def write_tables(self, everything: str, encodings: list[FeatureEncoding], rule: FeedbackRule | None) -> None:
+    def write_items_and_users(
+        self, everything: str, encodings: list[FeatureEncoding], rule: FeedbackRule | None
+    ) -> None:
         duration_feature = rule.duration_feature if rule is not None else ""
         for level, file in self.track((("item", ITEMS_FILE), ("user", USERS_FILE)), "items and users"):
             statistics.write_entities(
-                self.connection, everything, encodings, level, self.dataset / file, duration_feature
+                self.connection, everything, encodings, level, self.output_dir / file, duration_feature
             )
 
     def write_windows(
         self, split: str, encodings: list[FeatureEncoding], layout: WindowSpec, rule: FeedbackRule | None
     ) -> dict[str, int]:
         """Partition by partition, the windows of every split; returns the windows written per split."""
-        columns = ["user_id", "user_key", "ts_ms", "dwell_s", "split", *self.columns.at, *self.columns.values]
+        columns = [
+            "user_id",
+            "user_key",
+            "ts_ms",
+            "dwell_s",
+            "split",
+            *self.staged_columns.action_columns,
+            *self.staged_columns.label_columns,
+        ]
         columns += [quote_identifier(f"objective_{name}") for name in layout.objectives]
         encodings = [*encodings, *feedback.feedback_encodings(rule)]
         session = [feature for feature in layout.features if feature.level == "session"]
         written = dict.fromkeys(SPLITS, 0)
         for name in SPLITS:
-            (self.dataset / name).mkdir()
+            (self.output_dir / name).mkdir()
         for number in self.track(range(self.config.num_partitions), "windows"):
             file = self.partition_file(number)
             if not file.exists():
@@ -231,7 +241,7 @@ class PreparePipeline:
             impressions = add_session_columns(impressions, session, SESSION_GAP_S)
             file.unlink()
             for code, name in enumerate(SPLITS):
-                target = self.dataset / name / f"part-{number:05d}.parquet"
+                target = self.output_dir / name / f"part-{number:05d}.parquet"
                 written[name] += write_row_groups(build_windows(impressions, layout, code), target)
         return written
 

@@ -29,13 +29,13 @@ class TimeBoundaries:
         return f"(CASE WHEN ts_ms >= {self.test_ms} THEN 2 WHEN ts_ms >= {self.valid_ms} THEN 1 ELSE 0 END)::TINYINT"
 
 
-def resolve_split_rule(facts: SourceInfo, config: PrepareConfig) -> SplitRule:
+def resolve_split_rule(info: SourceInfo, config: PrepareConfig) -> SplitRule:
     """The source's rule with what the user's settings replace; a boundary given makes any rule one by time.
 
     Raises:
         ConfigError: one boundary without the other, shares out of range, or a date for a log without calendar.
     """
-    rule = facts.split
+    rule = info.split
     if config.valid_start or config.test_start:
         rule = replace(rule, method="time", valid_start=config.valid_start, test_start=config.test_start)
     elif config.valid_fraction or config.test_fraction:
@@ -53,10 +53,10 @@ def resolve_split_rule(facts: SourceInfo, config: PrepareConfig) -> SplitRule:
             f"valid_fraction {rule.valid_fraction} and test_fraction {rule.test_fraction} must be shares below 1 in sum"
         )
     for name, value in (("valid_start", rule.valid_start), ("test_start", rule.test_start)):
-        if value and not value.isdigit() and not facts.has_calendar_time:
-            raise ConfigError(f"{name} {value!r} is a date, but {facts.name} has no calendar time")
+        if value and not value.isdigit() and not info.has_calendar_time:
+            raise ConfigError(f"{name} {value!r} is a date, but {info.name} has no calendar time")
         if value:
-            boundary_ms(name, value, facts.utc_offset_hours, end_ms=0)
+            boundary_ms(name, value, info.utc_offset_hours, end_ms=0)
     return rule
 
 

@@ -15,7 +15,7 @@ from a2gen_rec.data.features.calendar import CALENDAR, calendar_feature
 from a2gen_rec.data.prepare.splits import split_by_user_tail
 from a2gen_rec.data.schema import (
     FEEDBACK,
-    ITEM,
+    ITEM_ID,
     OBJECTIVES,
     PREVIOUS_FEEDBACK,
     RAW_DURATION_COLUMN,
@@ -29,7 +29,7 @@ from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sql import STABLE_HASH_SQL, fetch_one, quote_identifier, quote_literal, read_parquet_sql
 from a2gen_rec.errors import DataError
 
-IDENTIFIERS = ("user_id", ITEM)
+IDENTIFIERS = ("user_id", ITEM_ID)
 RESERVED = frozenset(
     (
         "user",
@@ -63,19 +63,19 @@ class StagedColumns:
     actions: tuple[str, ...]
     labels: tuple[str, ...]
     oracle: tuple[str, ...]
-    calendar: tuple[str, ...]
+    calendar_features: tuple[str, ...]
 
     @classmethod
-    def of(cls, facts: SourceInfo) -> "StagedColumns":
+    def from_source(cls, info: SourceInfo) -> "StagedColumns":
         """Columns of a source, calendar features added.
 
         Raises:
             DataError: a name is taken twice or reserved, or there is no ``item_id`` feature.
         """
-        own = [feature.name for feature in facts.features]
-        calendar = tuple(name for name in CALENDAR if facts.has_calendar_time and name not in own)
+        own = [feature.name for feature in info.features]
+        calendar = tuple(name for name in CALENDAR if info.has_calendar_time and name not in own)
         names = [*own, *calendar]
-        events = [*facts.actions, *facts.labels]
+        events = [*info.actions, *info.labels]
         for name in names + events:
             if name in RESERVED or (name in events and name in RESERVED_OUTCOMES):
                 raise DataError(f"the name {name!r} is reserved", field=name)
@@ -83,19 +83,19 @@ class StagedColumns:
             for name in taken:
                 if taken.count(name) > 1:
                     raise DataError(f"the name {name!r} is taken twice", field=name)
-        if ITEM not in names:
-            raise DataError(f"the source {facts.name} declares no feature {ITEM!r}", field=ITEM)
-        if len(facts.actions) > 100:
-            raise DataError(f"{len(facts.actions)} actions are more than the format's 100", field="actions")
-        features = (*facts.features, *(FeatureSpec(name, "context") for name in calendar))
-        return cls(features, facts.actions, facts.labels, facts.oracle, calendar)
+        if ITEM_ID not in names:
+            raise DataError(f"the source {info.name} declares no feature {ITEM_ID!r}", field=ITEM_ID)
+        if len(info.actions) > 100:
+            raise DataError(f"{len(info.actions)} actions are more than the format's 100", field="actions")
+        features = (*info.features, *(FeatureSpec(name, "context") for name in calendar))
+        return cls(features, info.actions, info.labels, info.oracle, calendar)
 
     @property
-    def at(self) -> list[str]:
+    def action_columns(self) -> list[str]:
         return [quote_identifier(f"at_{name}") for name in self.actions]
 
     @property
-    def values(self) -> list[str]:
+    def label_columns(self) -> list[str]:
         """Labels and true probabilities."""
         return [
             quote_identifier(name)
@@ -108,7 +108,7 @@ def canonical_columns_sql(columns: StagedColumns, utc_offset_hours: float) -> li
 
     A dwell shorter than a recorded action inside the impression is raised to that action's time [ours].
     """
-    recorded = [f"CASE WHEN NOT isnan({at}) THEN {at} END" for at in columns.at]
+    recorded = [f"CASE WHEN NOT isnan({at}) THEN {at} END" for at in columns.action_columns]
     dwell = "coalesce(dwell_s, 'nan'::DOUBLE)"
     select = [
         "user_id::VARCHAR AS user_id",
@@ -116,11 +116,11 @@ def canonical_columns_sql(columns: StagedColumns, utc_offset_hours: float) -> li
         "item_id::VARCHAR AS item_id",
         "ts_ms::BIGINT AS ts_ms",
         f"(greatest({', '.join([dwell, *recorded])}))::FLOAT AS dwell_s",
-        *[f"{name}::FLOAT AS {name}" for name in columns.at + columns.values],
+        *[f"{name}::FLOAT AS {name}" for name in columns.action_columns + columns.label_columns],
     ]
     for feature in columns.features:
         name = quote_identifier(feature.name)
-        if feature.name in columns.calendar:
+        if feature.name in columns.calendar_features:
             select.append(f"{calendar_feature(feature.name, utc_offset_hours)} AS {name}")
         elif feature.name not in IDENTIFIERS:
             select.append(f"{name}::{'DOUBLE' if feature.kind == 'buckets' else 'VARCHAR'} AS {name}")
@@ -132,7 +132,7 @@ def partition_by_user(
     relation: str,
     columns: StagedColumns,
     utc_offset_hours: float,
-    partitions: int,
+    num_partitions: int,
     folder: Path,
 ) -> tuple[int, dict[str, int]]:
     """Write a source's rows to ``folder``/partition=P; returns rows read and drop_reason rows by reason."""
@@ -142,7 +142,7 @@ def partition_by_user(
     # DuckDB holds back so many rows per thread: the threshold bounds memory on machines of many cores.
     connection.execute("SET partitioned_write_flush_threshold = 131072")
     connection.execute(
-        f"COPY (SELECT *, user_key % {partitions} AS partition FROM (SELECT {', '.join(select)} FROM ({relation})))"
+        f"COPY (SELECT *, user_key % {num_partitions} AS partition FROM (SELECT {', '.join(select)} FROM ({relation})))"
         f" TO {quote_literal(folder)} (FORMAT parquet, PARTITION_BY (partition))"
     )
     if not folder.exists() or not any(folder.rglob("*.parquet")):
@@ -164,7 +164,7 @@ def deduplicate(
         return 0
     good = f"(SELECT * EXCLUDE (drop_reason) FROM {read_parquet_sql(folder / '*.parquet')} WHERE drop_reason IS NULL)"
     features = [quote_identifier(feature.name) for feature in columns.features if feature.name not in IDENTIFIERS]
-    preference = ["nullif(dwell_s, 'nan'::FLOAT)", *columns.at, *columns.values, *features]
+    preference = ["nullif(dwell_s, 'nan'::FLOAT)", *columns.action_columns, *columns.label_columns, *features]
     unique = f"""(
         SELECT * FROM {good} QUALIFY 1 = row_number() OVER (
             PARTITION BY user_id, ts_ms, item_id

@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
-from a2gen_rec.data.schema import EXIT, ITEM, RAW_DURATION_COLUMN, SPLITS, SplitSummary
+from a2gen_rec.data.schema import EXIT, ITEM_ID, RAW_DURATION_COLUMN, SPLITS, SplitSummary
 from a2gen_rec.data.sql import fetch_one, order_statistics, quote_identifier, write_sorted
 
 # Few enough for a row group of several list columns to stay small, many enough to compress well.
@@ -24,10 +24,10 @@ class SplitCounts:
     positives: dict[str, int]
     num_known: dict[str, int]
 
-    def summary(self, windows: int, feedback: dict[str, int]) -> SplitSummary:
+    def to_summary(self, windows: int, feedback: dict[str, int]) -> SplitSummary:
         return SplitSummary(windows, self.targets, self.first_ms, self.last_ms, self.positives, feedback)
 
-    def rates(self) -> dict[str, float]:
+    def base_rates(self) -> dict[str, float]:
         """Share of targets with each action, and of those with a known flag that have it."""
         return {
             name: positives / self.num_known[name] if self.num_known[name] else 0.0
@@ -85,7 +85,7 @@ def write_entities(
     encodings: Sequence[FeatureEncoding],
     level: str,
     file: Path,
-    length: str = "",
+    duration_feature: str = "",
 ) -> int:
     """Write every item (or user), one row each by raw identifier, with its latest features' rows; returns the count.
 
@@ -94,7 +94,7 @@ def write_entities(
     Args:
         length: feature of this level whose raw value is kept as ``RAW_LENGTH``; none if empty.
     """
-    key, name, extra = (ITEM, "item", []) if level == "item" else ("user_id", "user", ["user_key"])
+    key, name, extra = (ITEM_ID, "item", []) if level == "item" else ("user_id", "user", ["user_key"])
     own = [coding for coding in encodings if coding.feature.level == level]
     features = [quote_identifier(coding.feature.name) for coding in own if coding.feature.name != key]
     latest = "".join(f", max({column}) AS {column}" for column in [*extra, *features])
@@ -103,8 +103,8 @@ def write_entities(
         JOIN (SELECT {key}, max(ts_ms) AS ts_ms FROM {impressions} GROUP BY ALL) USING ({key}, ts_ms)
         GROUP BY {key})"""
     chosen = [f"raw.{key} AS {quote_identifier(name)}", *(f"raw.{column}" for column in extra)]
-    if length in (coding.feature.name for coding in own):
-        chosen.append(f"raw.{quote_identifier(length)} AS {RAW_DURATION_COLUMN}")
+    if duration_feature in (coding.feature.name for coding in own):
+        chosen.append(f"raw.{quote_identifier(duration_feature)} AS {RAW_DURATION_COLUMN}")
     return write_sorted(
         connection, f"{encode_relation(relation, own, chosen)} ORDER BY raw.{key}", file, ROW_GROUP_SIZE
     )
@@ -122,9 +122,9 @@ def write_item_statistics(
     counted = [f"count({action_time_column(name)}) AS {quote_identifier(name)}" for name in actions]
     counted += [f"coalesce(sum({column}), 0)::BIGINT AS {quote_identifier(name)}" for name, column in flags.items()]
     totals = "".join(f", {count}" for count in counted)
-    per_item = f"(SELECT {ITEM}, count(*) AS impressions{totals} FROM {train} GROUP BY {ITEM})"
+    per_item = f"(SELECT {ITEM_ID}, count(*) AS impressions{totals} FROM {train} GROUP BY {ITEM_ID})"
     names = ["impressions", *(quote_identifier(name) for name in [*actions, *flags])]
     rows = encode_relation(per_item, [item], [f"raw.{name}" for name in names], prefix="row_")
     summed = ", ".join(f"sum({name})::BIGINT AS {name}" for name in names)
-    query = f"SELECT row_{ITEM} AS {ITEM}, {summed} FROM ({rows}) GROUP BY ALL ORDER BY {ITEM}"
+    query = f"SELECT row_{ITEM_ID} AS {ITEM_ID}, {summed} FROM ({rows}) GROUP BY ALL ORDER BY {ITEM_ID}"
     write_sorted(connection, query, file, ROW_GROUP_SIZE)

@@ -29,22 +29,26 @@ class WindowSpec:
     labels: Sequence[str]
     objectives: Sequence[str]
     oracle: Sequence[str]
-    history: int
+    max_history: int
     max_targets: int
-    rows: int = 512
+    windows_per_table: int = 512
 
 
 @dataclass(frozen=True)
 class WindowBounds:
     """Impressions ``begin:end`` of each window, its targets ``target:end``; int64 arrays of shape ``(windows,)``."""
 
-    begin: IntArray
+    start: IntArray
     target: IntArray
     end: IntArray
 
 
 def window_bounds(
-    new_user: npt.NDArray[np.bool_], split: npt.NDArray[np.integer], wanted: int, history: int, max_targets: int
+    new_user: npt.NDArray[np.bool_],
+    split: npt.NDArray[np.integer],
+    split_index: int,
+    max_history: int,
+    max_targets: int,
 ) -> WindowBounds:
     """Where the windows of one split lie.
 
@@ -60,7 +64,7 @@ def window_bounds(
     changes[1:] |= split[1:] != split[:-1]
     run_begin = np.flatnonzero(changes)
     run_end = np.append(run_begin[1:], len(split))
-    chosen = split[run_begin] == wanted
+    chosen = split[run_begin] == split_index
     run_begin, run_end = run_begin[chosen], run_end[chosen]
 
     windows = -(-(run_end - run_begin) // max_targets)
@@ -68,12 +72,12 @@ def window_bounds(
     end = np.minimum(target + max_targets, np.repeat(run_end, windows))
     user_begin = np.flatnonzero(new_user)
     user_of_target = np.searchsorted(user_begin, target, side="right") - 1
-    begin = np.maximum(user_begin[user_of_target], target - history)
+    begin = np.maximum(user_begin[user_of_target], target - max_history)
     return WindowBounds(begin, target, end)
 
 
 def action_lists(
-    times: npt.NDArray[np.float32], happened: npt.NDArray[np.bool_], dwell_s: pa.Array
+    times: npt.NDArray[np.float32], occurred: npt.NDArray[np.bool_], dwell_s: pa.Array
 ) -> tuple[pa.Array, pa.Array]:
     """Action codes and offsets of each impression, as list arrays: start, timed, untimed, exit.
 
@@ -85,11 +89,11 @@ def action_lists(
     Returns:
         ``list<int8>`` and ``list<float>`` arrays of the same shape.
     """
-    impressions, actions = happened.shape
+    impressions, actions = occurred.shape
     # NaN sorts last: actions that did not happen go behind those of unknown time; stable keeps vocabulary order.
-    place = np.where(happened, np.where(np.isnan(times), np.inf, times), np.nan)
+    place = np.where(occurred, np.where(np.isnan(times), np.inf, times), np.nan)
     order = np.argsort(place, axis=1, kind="stable")
-    count = happened.sum(axis=1)
+    count = occurred.sum(axis=1)
 
     codes = np.zeros((impressions, actions + 2), np.int8)
     offsets = np.zeros((impressions, actions + 2), np.float32)
@@ -107,7 +111,7 @@ def action_lists(
     )
 
 
-def build_windows(impressions: pa.Table, layout: WindowSpec, wanted: int) -> Iterator[pa.Table]:
+def build_windows(impressions: pa.Table, spec: WindowSpec, split_index: int) -> Iterator[pa.Table]:
     """Tables of at most ``layout.rows`` windows of one split (``schema.py`` tells their columns).
 
     Args:
@@ -119,20 +123,20 @@ def build_windows(impressions: pa.Table, layout: WindowSpec, wanted: int) -> Ite
         return
     impressions = impressions.combine_chunks()
     split = impressions["split"].to_numpy()
-    found = window_bounds(is_first_of_user(impressions), split, wanted, layout.history, layout.max_targets)
-    for first in range(0, len(found.target), layout.rows):
-        part = slice(first, first + layout.rows)
-        yield windows_table(impressions, layout, WindowBounds(found.begin[part], found.target[part], found.end[part]))
+    found = window_bounds(is_first_of_user(impressions), split, split_index, spec.max_history, spec.max_targets)
+    for first in range(0, len(found.target), spec.windows_per_table):
+        part = slice(first, first + spec.windows_per_table)
+        yield windows_table(impressions, spec, WindowBounds(found.start[part], found.target[part], found.end[part]))
 
 
-def windows_table(impressions: pa.Table, layout: WindowSpec, rows: WindowBounds) -> pa.Table:
+def windows_table(impressions: pa.Table, spec: WindowSpec, bounds: WindowBounds) -> pa.Table:
     """The windows ``at`` their bounds, one row each; user features are those of the first target."""
-    lengths = rows.end - rows.begin
-    index = concat_ranges(rows.begin, lengths)
+    lengths = bounds.end - bounds.start
+    index = concat_ranges(bounds.start, lengths)
     inside = impressions.take(pa.array(index)).combine_chunks()
     users = impressions.select(
-        ["user_id", "user_key", *(ROW_COLUMN + x.name for x in layout.features if x.level == "user")]
-    ).take(pa.array(rows.target))
+        ["user_id", "user_key", *(ROW_COLUMN + x.name for x in spec.features if x.level == "user")]
+    ).take(pa.array(bounds.target))
     ends = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
 
     def column(name: str) -> pa.Array:
@@ -144,8 +148,8 @@ def windows_table(impressions: pa.Table, layout: WindowSpec, rows: WindowBounds)
     def known(name: str) -> pa.Array:
         return listed(pc.fill_null(column(name), float("nan")))
 
-    at_columns = [column(f"at_{name}") for name in layout.actions]
-    shape = (len(index), len(layout.actions))
+    at_columns = [column(f"at_{name}") for name in spec.actions]
+    shape = (len(index), len(spec.actions))
     times = np.empty(shape, np.float32)
     happened = np.empty(shape, bool)
     for place, values in enumerate(at_columns):
@@ -154,13 +158,13 @@ def windows_table(impressions: pa.Table, layout: WindowSpec, rows: WindowBounds)
     codes, offsets = action_lists(times, happened, column("dwell_s"))
 
     named: dict[str, pa.Array | pa.ChunkedArray] = {"user": users["user_id"], "user_key": users["user_key"]}
-    for feature in layout.features:
+    for feature in spec.features:
         raw = ROW_COLUMN + feature.name
         named[feature.name] = users[raw] if feature.level == "user" else listed(column(raw))
     named |= {"ts_ms": listed(column("ts_ms")), "dwell_s": listed(column("dwell_s"))}
     named |= {"action": listed(codes), "action_offset_s": listed(offsets)}
-    named |= {f"label_{name}": known(f"label_{name}") for name in layout.labels}
-    named |= {f"objective_{name}": known(f"objective_{name}") for name in layout.objectives}
-    named |= {f"oracle_{name}": known(f"oracle_{name}") for name in layout.oracle}
-    named["first_target"] = pa.array((rows.target - rows.begin).astype(np.int32))
+    named |= {f"label_{name}": known(f"label_{name}") for name in spec.labels}
+    named |= {f"objective_{name}": known(f"objective_{name}") for name in spec.objectives}
+    named |= {f"oracle_{name}": known(f"oracle_{name}") for name in spec.oracle}
+    named["first_target"] = pa.array((bounds.target - bounds.start).astype(np.int32))
     return pa.table(named)

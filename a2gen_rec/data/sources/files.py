@@ -27,7 +27,7 @@ def read_csv_sql(files: Iterable[Path], options: str = "all_varchar = true") -> 
     return f"read_csv([{listed}], delim = ',', header = true, union_by_name = true, {options})"
 
 
-def require_columns(file: Path, relation: str, needed: Iterable[str]) -> list[str]:
+def require_columns(file: Path, relation: str, required: Iterable[str]) -> list[str]:
     """Columns of a file.
 
     Raises:
@@ -35,7 +35,7 @@ def require_columns(file: Path, relation: str, needed: Iterable[str]) -> list[st
     """
     with translate_errors(file), duckdb.connect(":memory:") as connection:
         columns = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()]
-    for name in needed:
+    for name in required:
         if name not in columns:
             raise DataError(f"missing column; there are {', '.join(columns)}", file=file, field=name)
     return columns

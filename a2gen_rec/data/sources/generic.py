@@ -13,7 +13,7 @@ from a2gen_rec.data.sql import fetch_one, quote_identifier, quote_literal, trans
 from a2gen_rec.errors import ConfigError, DataError
 
 # Beyond the year 9999 a number is a unit mistaken, and its milliseconds may overflow.
-LATEST_MS = 253_402_300_800_000
+MAX_TIMESTAMP_MS = 253_402_300_800_000
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def open_generic(raw: str, spec_file: str) -> Source:
 class LogFiles:
     """The files of a log and what is checked in every one of them."""
 
-    def __init__(self, raw: str, spec: LogSpec, needed: list[str]) -> None:
+    def __init__(self, raw: str, spec: LogSpec, required: list[str]) -> None:
         path = Path(raw)
         self.files = [path] if path.is_file() else find_files(path, spec.files)
         parquet = {file.suffix == ".parquet" for file in self.files}
@@ -49,7 +49,7 @@ class LogFiles:
             raise ConfigError(f"{raw}: files {spec.files!r} are partly Parquet and partly CSV; name a pattern")
         self.is_parquet = parquet.pop()
         for file in self.files:
-            require_columns(file, self.relation([file]), needed)
+            require_columns(file, self.relation([file]), required)
 
     def relation(self, files: list[Path]) -> str:
         """SQL of the raw rows with ``row``, their number in the file: from 1, and a CSV's header is 1."""
@@ -90,7 +90,7 @@ class LogFiles:
         if spec.time_unit != "timestamp":
             number = f"TRY_CAST({name} AS DOUBLE){factor[spec.time_unit]}"
             # Integers of microseconds exceed a DOUBLE's 53 bits only after the year 2255.
-            return f"(CASE WHEN abs({number}) < {LATEST_MS} THEN TRY_CAST(round({number}) AS BIGINT) END)"
+            return f"(CASE WHEN abs({number}) < {MAX_TIMESTAMP_MS} THEN TRY_CAST(round({number}) AS BIGINT) END)"
         (kind,) = fetch_one(connection, f"SELECT any_value(typeof({name})) FROM {self.relation(self.files[:1])}")
         if kind == "TIMESTAMP WITH TIME ZONE":
             return f"epoch_ms({name})"
@@ -103,24 +103,24 @@ def cast_number_sql(column: str) -> str:
     return f"coalesce(TRY_CAST({name} AS DOUBLE), TRY_CAST(TRY_CAST({name}::VARCHAR AS BOOLEAN) AS DOUBLE))"
 
 
-def is_flag(column: str) -> ColumnCheck:
+def check_flag(column: str) -> ColumnCheck:
     name = quote_identifier(column)
     bad = f"{name} IS NOT NULL AND NOT coalesce({cast_number_sql(column)} IN (0, 1), false)"
     return ColumnCheck(column, bad, "is neither 0 nor 1")
 
 
-def is_seconds(column: str) -> ColumnCheck:
+def check_duration(column: str) -> ColumnCheck:
     """A number that is not negative; NULL and NaN are allowed: not recorded."""
     name = quote_identifier(column)
     bad = f"{name} IS NOT NULL AND NOT coalesce({cast_number_sql(column)} >= 0 AND {cast_number_sql(column)} <> 'inf'::DOUBLE, false)"
     return ColumnCheck(column, bad, "is not a duration: a number of at least 0")
 
 
-def is_present(column: str) -> ColumnCheck:
+def check_present(column: str) -> ColumnCheck:
     return ColumnCheck(column, f"{quote_identifier(column)} IS NULL", "is missing")
 
 
-def feature_select(features: list[FeatureColumn]) -> dict[str, str]:
+def feature_expressions(features: list[FeatureColumn]) -> dict[str, str]:
     """Feature name to the SQL of its raw value, identifiers left out."""
     select = {}
     for feature in features:
@@ -155,22 +155,22 @@ class ImpressionsLog:
         acts = [name for action in spec.actions.values() for name in (action.flag, action.offset_s) if name]
         dwell = [at.dwell_s] if at.dwell_s else []
         needed = [at.user, at.item, at.time, *dwell, *acts, *spec.labels.values(), *feature_columns(spec.features)]
-        self.log = LogFiles(raw, spec, needed)
+        self.files = LogFiles(raw, spec, needed)
 
     def describe(self) -> SourceInfo:
         return self.spec.describe(list(self.spec.actions), list(self.spec.labels))
 
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
         spec, at = self.spec, self.spec.columns
-        time = self.log.time_ms(connection, at.time, spec)
-        checks = [is_present(at.user), is_present(at.item)]
+        time = self.files.time_ms(connection, at.time, spec)
+        checks = [check_present(at.user), check_present(at.item)]
         checks += [ColumnCheck(at.time, f"{time} IS NULL", f"is no time in {spec.time_unit}")]
-        checks += [is_seconds(at.dwell_s)] if at.dwell_s else []
+        checks += [check_duration(at.dwell_s)] if at.dwell_s else []
         scale = "" if spec.duration_unit == "s" else " / 1000"
         select = {"dwell_s": f"{cast_number_sql(at.dwell_s)}{scale}" if at.dwell_s else "'nan'::DOUBLE"}
         for name, action in spec.actions.items():
-            checks += [is_flag(action.flag)] if action.flag else []
-            checks += [is_seconds(action.offset_s)] if action.offset_s else []
+            checks += [check_flag(action.flag)] if action.flag else []
+            checks += [check_duration(action.offset_s)] if action.offset_s else []
             offset = f"({cast_number_sql(action.offset_s)}{scale})" if action.offset_s else "NULL"
             if action.flag:
                 select[f"at_{name}"] = (
@@ -179,15 +179,15 @@ class ImpressionsLog:
             else:
                 select[f"at_{name}"] = f"CASE WHEN NOT isnan({offset}) THEN {offset} END"
         for name, column in spec.labels.items():
-            checks.append(is_flag(column))
+            checks.append(check_flag(column))
             select[f"label_{name}"] = cast_number_sql(column)
-        self.log.check(connection, checks + feature_checks(spec.features))
-        select |= feature_select(spec.features)
+        self.files.check(connection, checks + feature_checks(spec.features))
+        select |= feature_expressions(spec.features)
         if spec.duration_feature:
             select[spec.duration_feature] += scale
         columns = "".join(f", {value} AS {quote_identifier(name)}" for name, value in select.items())
         return f"""SELECT {quote_identifier(at.user)}::VARCHAR AS user_id, {quote_identifier(at.item)}::VARCHAR AS item_id,
-            {time} AS ts_ms{columns}, NULL AS drop_reason FROM {self.log.relation(self.log.files)}"""
+            {time} AS ts_ms{columns}, NULL AS drop_reason FROM {self.files.relation(self.files.files)}"""
 
 
 class EventsLog:
@@ -196,7 +196,7 @@ class EventsLog:
     def __init__(self, raw: str, spec: EventsSpec) -> None:
         self.spec = spec
         at = spec.columns
-        self.log = LogFiles(raw, spec, [at.user, at.item, at.time, at.action, *feature_columns(spec.features)])
+        self.files = LogFiles(raw, spec, [at.user, at.item, at.time, at.action, *feature_columns(spec.features)])
 
     def describe(self) -> SourceInfo:
         return self.spec.describe(list(self.spec.actions), [])
@@ -206,15 +206,15 @@ class EventsLog:
         action = f"{quote_identifier(at.action)}::VARCHAR"
         meant = [spec.open_event, *spec.actions.values(), *([spec.close_event] if spec.close_event else [])]
         known = ", ".join(quote_literal(value) for value in [*meant, *spec.ignored_events])
-        time = self.log.time_ms(connection, at.time, spec)
-        checks = [is_present(name) for name in (at.user, at.item, at.action)]
+        time = self.files.time_ms(connection, at.time, spec)
+        checks = [check_present(name) for name in (at.user, at.item, at.action)]
         checks += [ColumnCheck(at.time, f"{time} IS NULL", f"is no time in {spec.time_unit}")]
         checks += [ColumnCheck(at.action, f"{action} NOT IN ({known})", "is an unknown action")]
-        self.log.check(connection, checks + feature_checks(spec.features))
-        select = feature_select(spec.features)
+        self.files.check(connection, checks + feature_checks(spec.features))
+        select = feature_expressions(spec.features)
         columns = "".join(f", {value} AS {quote_identifier(name)}" for name, value in select.items())
         log = f"""(SELECT {quote_identifier(at.user)}::VARCHAR AS user_id, {quote_identifier(at.item)}::VARCHAR AS item_id,
-            {action} AS action, {time} AS t_ms{columns} FROM {self.log.relation(self.log.files)}
+            {action} AS action, {time} AS t_ms{columns} FROM {self.files.relation(self.files.files)}
             WHERE {action} IN ({", ".join(quote_literal(value) for value in meant)}))"""
         rules = events.SessionizationRules(spec.open_event, spec.actions, spec.idle_gap_s, spec.close_event)
         return events.impressions_from_events(log, rules, list(select))

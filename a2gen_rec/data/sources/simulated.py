@@ -8,8 +8,8 @@ from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo
 from a2gen_rec.data.sql import read_parquet_sql
 from a2gen_rec.errors import DataError
+from a2gen_rec.simulation.population import ACTIONS
 from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, ITEM_SCHEMA, LABEL_NAME, USER_SCHEMA
-from a2gen_rec.simulation.world import ACTIONS
 from a2gen_rec.utils import paths
 
 

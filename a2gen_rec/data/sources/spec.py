@@ -7,7 +7,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from a2gen_rec.data.schema import ITEM, FeatureSpec
+from a2gen_rec.data.schema import ITEM_ID, FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.utils import paths
@@ -72,7 +72,7 @@ class LogSpec:
 
     def all_features(self) -> list[FeatureColumn]:
         named = {feature.name for feature in self.features}
-        identifiers = [FeatureColumn("user_id", "user", min_count=2), FeatureColumn(ITEM, "item", min_count=2)]
+        identifiers = [FeatureColumn("user_id", "user", min_count=2), FeatureColumn(ITEM_ID, "item", min_count=2)]
         return [feature for feature in identifiers if feature.name not in named] + self.features
 
     def describe(self, actions: list[str], labels: list[str]) -> SourceInfo:
@@ -176,13 +176,13 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
     if isinstance(split := raw.get("split"), dict):
         # YAML reads 2024-05-01 as a date and 1714521600000 as a number; boundaries are text.
         split.update({key: str(split[key]) for key in ("valid_start", "test_start") if key in split})
-    spec = parse(kinds[raw["kind"]], raw, file)
+    spec = parse_spec(kinds[raw["kind"]], raw, file)
     for feature in spec.features:
         if feature.name == "user_id" and feature.level != "user":
             raise ConfigError(f"{file}: feature 'user_id' must have level 'user'")
-        if feature.name == ITEM and feature.level != "item":
-            raise ConfigError(f"{file}: feature {ITEM!r} must have level 'item'")
-        if feature.name in ("user_id", ITEM) and (feature.column or feature.kind == "buckets"):
+        if feature.name == ITEM_ID and feature.level != "item":
+            raise ConfigError(f"{file}: feature {ITEM_ID!r} must have level 'item'")
+        if feature.name in ("user_id", ITEM_ID) and (feature.column or feature.kind == "buckets"):
             raise ConfigError(f"{file}: feature {feature.name!r} takes its column from columns and has no buckets")
     if spec.duration_feature and not any(
         x.name == spec.duration_feature and x.kind == "buckets" for x in spec.features
@@ -211,7 +211,7 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
     return spec
 
 
-def parse(kind: type[Any], raw: dict[str, Any], file: str) -> Any:
+def parse_spec(kind: type[Any], raw: dict[str, Any], file: str) -> Any:
     """Plain data as the dataclass ``kind``; ConfigError in one line when it does not fit."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind)

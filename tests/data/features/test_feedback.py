@@ -110,7 +110,7 @@ def test_thresholds_equal_numpy() -> None:
         rule = feedback.fit_feedback_rule(connection, "log", facts, overall)
     assert rule is not None
     watched = ~np.isnan(dwell)
-    places = [math.ceil((watched & (long > 0)).sum() * part / feedback.LENGTH_BUCKETS) for part in range(1, 8)]
+    places = [math.ceil((watched & (long > 0)).sum() * part / feedback.DURATION_BUCKETS) for part in range(1, 8)]
     edges = np.sort(long[watched & (long > 0)])[np.array(places) - 1]
     assert rule.duration_edges_s == edges.tolist()
     bucket = np.where(long > 0, 1 + np.searchsorted(edges, long, side="right"), 0)

@@ -19,7 +19,7 @@ from a2gen_rec.data.features.sessions import (
 from a2gen_rec.data.schema import PREVIOUS_FEEDBACK, SESSION_GAP, SESSION_POSITION, UNKNOWN
 
 SESSION_GAP_S = 5.0
-FEATURES = session_features(levels=True)
+FEATURES = session_features(with_feedback=True)
 
 impression = st.tuples(
     st.sampled_from([0, 1, 999, 1000, 4999, 5000, 5001, 60_000]),  # ms since the one before
@@ -65,7 +65,7 @@ def test_every_row_of_the_tables_can_be_reached() -> None:
 
 
 def test_without_levels_there_is_no_previous_one() -> None:
-    assert [feature.name for feature in session_features(levels=False)] == [SESSION_POSITION, SESSION_GAP]
+    assert [feature.name for feature in session_features(with_feedback=False)] == [SESSION_POSITION, SESSION_GAP]
     assert session_feature_rows([], np.ones(1, bool), *[np.ones(1, np.int64)] * 3, SESSION_GAP_S) == {}
 
 

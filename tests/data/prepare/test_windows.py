@@ -145,10 +145,10 @@ def test_columns_have_the_contract_s_types():
 def test_bounds_of_one_user_across_splits():
     split = np.array([0, 0, 0, 0, 0, 1, 1, 2])
     new_user = np.array([True, False, False, False, False, False, False, False])
-    train = window_bounds(new_user, split, 0, history=2, max_targets=2)
-    assert list(zip(train.begin, train.target, train.end, strict=True)) == [(0, 0, 2), (0, 2, 4), (2, 4, 5)]
-    test = window_bounds(new_user, split, 2, history=2, max_targets=2)
-    assert list(zip(test.begin, test.target, test.end, strict=True)) == [(5, 7, 8)]
+    train = window_bounds(new_user, split, 0, max_history=2, max_targets=2)
+    assert list(zip(train.start, train.target, train.end, strict=True)) == [(0, 0, 2), (0, 2, 4), (2, 4, 5)]
+    test = window_bounds(new_user, split, 2, max_history=2, max_targets=2)
+    assert list(zip(test.start, test.target, test.end, strict=True)) == [(5, 7, 8)]
 
 
 def test_actions_known_times_first_then_unknown_in_vocabulary_order():

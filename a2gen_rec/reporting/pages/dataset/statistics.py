@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.prepare.statistics import SplitCounts, count_splits
-from a2gen_rec.data.schema import COMPLETE, EXIT, FEEDBACK, ITEM, SPLITS, DatasetCard
+from a2gen_rec.data.schema import COMPLETE, EXIT, FEEDBACK, ITEM_ID, SPLITS, DatasetCard
 from a2gen_rec.data.sql import connect, fetch_one, quote_identifier, quote_literal, read_parquet_sql, translate_errors
 from a2gen_rec.errors import DataError
 from a2gen_rec.reporting.pages.dataset.value_counts import ValueCounts
@@ -176,7 +176,7 @@ def targets_relation(windows: str, split: int, card: DatasetCard) -> str:
     ``action`` holds codes without ``start`` and ``exit``, ``length_row`` that of the feature with the video's length.
     """
     flags = [*(f"label_{name}" for name in card.labels), *(f"objective_{name}" for name in card.objectives)]
-    columns = {name: name for name in ("ts_ms", "dwell_s", "action", "action_offset_s", *flags)} | {"item": ITEM}
+    columns = {name: name for name in ("ts_ms", "dwell_s", "action", "action_offset_s", *flags)} | {"item": ITEM_ID}
     extra = ["NULL AS length_row"]
     if card.feedback is not None and has_lengths(card):
         columns |= {"length_row": card.feedback.duration_feature, FEEDBACK: FEEDBACK}

@@ -16,16 +16,16 @@ ACTIVITY_LEVELS = ("low", "middle", "high")
 UPLOAD_TYPES = ("camera", "edited", "imported")
 TABS = ("for_you", "discover")
 USERS_PER_BLOCK = 1_000
-SEGMENTS = 8
+MAX_SEGMENTS = 8
 HOOK_DURATION_MS = 3_000
 LONG_VIEW_THRESHOLD_MS = 18_000
 
 # Streams of the seed: one number per purpose keeps them independent.
-ITEM_STREAM, GROUP_STREAM, USER_STREAM, IMPRESSION_STREAM, FIT_STREAM = range(5)
+ITEM_STREAM, GROUP_STREAM, USER_STREAM, IMPRESSION_STREAM, CALIBRATION_STREAM = range(5)
 
 
 @dataclass(frozen=True)
-class Items:
+class SimulatedItems:
     """All videos. ``I`` items, ``K`` = :data:`SEGMENTS`; segment arrays are segment-major.
 
     Attributes:
@@ -53,7 +53,7 @@ class Items:
 
 
 @dataclass(frozen=True)
-class Users:
+class SimulatedUsers:
     """One block of users. ``U`` users, ``T`` topics.
 
     Attributes:
@@ -75,7 +75,7 @@ class Users:
     leave_propensity: np.ndarray
 
 
-def make_items(config: SimulateConfig) -> Items:
+def sample_item_catalog(config: SimulateConfig) -> SimulatedItems:
     """Draw all videos of the world.
 
     Authors keep mostly to one topic; durations are log-normal, 5 to 180 s; every video has a highlight.
@@ -90,23 +90,23 @@ def make_items(config: SimulateConfig) -> Items:
 
     duration_s = np.clip(rng.lognormal(np.log(20.0), 0.7, count), 5.0, 180.0)
     duration_ms = (np.round(duration_s, 1) * 1000).round().astype(np.int64)
-    segments = np.clip(2 + (duration_s / 8 + rng.random(count) * 2).astype(np.int64), 3, SEGMENTS)
-    present = np.arange(SEGMENTS)[:, None] < segments
-    length = np.where(present, rng.uniform(0.5, 1.5, (SEGMENTS, count)), 0.0)
-    length[0] = 0.0
-    share = np.cumsum(length, axis=0) / length.sum(axis=0)
-    edges_ms = np.zeros((SEGMENTS + 1, count), dtype=np.int64)
-    edges_ms[1:] = HOOK_DURATION_MS + np.round(share * (duration_ms - HOOK_DURATION_MS)).astype(np.int64)
+    num_segments = np.clip(2 + (duration_s / 8 + rng.random(count) * 2).astype(np.int64), 3, MAX_SEGMENTS)
+    present = np.arange(MAX_SEGMENTS)[:, None] < num_segments
+    segment_weight = np.where(present, rng.uniform(0.5, 1.5, (MAX_SEGMENTS, count)), 0.0)
+    segment_weight[0] = 0.0
+    segment_end = np.cumsum(segment_weight, axis=0) / segment_weight.sum(axis=0)
+    edges_ms = np.zeros((MAX_SEGMENTS + 1, count), dtype=np.int64)
+    edges_ms[1:] = HOOK_DURATION_MS + np.round(segment_end * (duration_ms - HOOK_DURATION_MS)).astype(np.int64)
     edges_ms[-1] = duration_ms
 
-    strays = rng.random((SEGMENTS, count)) < 0.15
-    strays[0] = False
-    segment_topic = np.where(strays, rng.integers(topics, size=(SEGMENTS, count)), topic)
-    highlight = rng.random((SEGMENTS, count)) < 0.15
-    highlight[1 + (rng.random(count) * (segments - 1)).astype(np.int64), np.arange(count)] = True
+    is_off_topic = rng.random((MAX_SEGMENTS, count)) < 0.15
+    is_off_topic[0] = False
+    segment_topic = np.where(is_off_topic, rng.integers(topics, size=(MAX_SEGMENTS, count)), topic)
+    highlight = rng.random((MAX_SEGMENTS, count)) < 0.15
+    highlight[1 + (rng.random(count) * (num_segments - 1)).astype(np.int64), np.arange(count)] = True
     highlight[0] = False
     upload_type = np.clip(1.0 + quality / max(config.item_quality_std, 1e-9) + rng.standard_normal(count), 0, 2.99)
-    return Items(
+    return SimulatedItems(
         author=author,
         topic=topic,
         upload_type=upload_type.astype(np.int64),
@@ -118,12 +118,12 @@ def make_items(config: SimulateConfig) -> Items:
     )
 
 
-def make_users(config: SimulateConfig, block: int) -> Users:
+def sample_user_block(config: SimulateConfig, block: int) -> SimulatedUsers:
     """Draw the users of one block: ``block * BLOCK`` and on, at most :data:`BLOCK` of them."""
     rng = np.random.default_rng([config.seed, GROUP_STREAM])
-    favourites = max(1, config.topics // 3)
-    preferred = rng.random((config.groups, config.topics)).argsort(axis=1) < favourites
-    age_habit = rng.standard_normal((len(AGE_BANDS), len(ACTIONS)))
+    num_preferred = max(1, config.topics // 3)
+    preferred = rng.random((config.groups, config.topics)).argsort(axis=1) < num_preferred
+    age_propensity = rng.standard_normal((len(AGE_BANDS), len(ACTIONS)))
 
     rng = np.random.default_rng([config.seed, USER_STREAM, block])
     group = rng.integers(config.groups, size=USERS_PER_BLOCK)
@@ -131,27 +131,27 @@ def make_users(config: SimulateConfig, block: int) -> Users:
     activity = rng.gamma(2.0, 0.5, USERS_PER_BLOCK)
 
     # The loved topics are a weighted draw without replacement (Gumbel top-k), mostly of the group's favourites.
-    weight = np.where(preferred[group], 0.8 / favourites, 0.2 / config.topics)
-    lure = np.log(weight) + rng.gumbel(size=(USERS_PER_BLOCK, config.topics))
-    loved = (-lure).argsort(axis=1).argsort(axis=1) < min(3, max(1, config.topics // 2))
+    weight = np.where(preferred[group], 0.8 / num_preferred, 0.2 / config.topics)
+    perturbed_log_weight = np.log(weight) + rng.gumbel(size=(USERS_PER_BLOCK, config.topics))
+    is_liked = (-perturbed_log_weight).argsort(axis=1).argsort(axis=1) < min(3, max(1, config.topics // 2))
     noise = rng.standard_normal((USERS_PER_BLOCK, config.topics))
-    affinity = np.where(loved, 1.5 + 0.3 * noise, -0.7 + 0.4 * noise)
+    affinity = np.where(is_liked, 1.5 + 0.3 * noise, -0.7 + 0.4 * noise)
 
-    outgoing = rng.standard_normal((USERS_PER_BLOCK, 1))
-    own = rng.standard_normal((USERS_PER_BLOCK, len(ACTIONS)))
-    habit = config.user_propensity_std * (0.65 * outgoing + 0.65 * own + 0.35 * age_habit[age_band])
-    impatience = 0.8 * config.user_propensity_std * rng.standard_normal(USERS_PER_BLOCK)
+    user_level = rng.standard_normal((USERS_PER_BLOCK, 1))
+    user_action = rng.standard_normal((USERS_PER_BLOCK, len(ACTIONS)))
+    propensity = config.user_propensity_std * (0.65 * user_level + 0.65 * user_action + 0.35 * age_propensity[age_band])
+    leave_propensity = 0.8 * config.user_propensity_std * rng.standard_normal(USERS_PER_BLOCK)
 
-    kept = slice(0, min(USERS_PER_BLOCK, config.users - block * USERS_PER_BLOCK))
-    return Users(
-        user_id=np.arange(block * USERS_PER_BLOCK, (block + 1) * USERS_PER_BLOCK)[kept],
-        group=group[kept],
-        age_band=age_band[kept],
-        activity_level=np.searchsorted([0.6, 1.3], activity)[kept],
-        activity=config.impressions_per_user * activity[kept],
-        affinity=affinity[kept],
-        propensity=habit[kept],
-        leave_propensity=impatience[kept],
+    rows = slice(0, min(USERS_PER_BLOCK, config.users - block * USERS_PER_BLOCK))
+    return SimulatedUsers(
+        user_id=np.arange(block * USERS_PER_BLOCK, (block + 1) * USERS_PER_BLOCK)[rows],
+        group=group[rows],
+        age_band=age_band[rows],
+        activity_level=np.searchsorted([0.6, 1.3], activity)[rows],
+        activity=config.impressions_per_user * activity[rows],
+        affinity=affinity[rows],
+        propensity=propensity[rows],
+        leave_propensity=leave_propensity[rows],
     )
 
 
@@ -165,18 +165,20 @@ class RecommendationPolicy:
         topic_begin, topic_mass: (T,) each topic's stretch of ``cumulative``.
     """
 
-    order: np.ndarray
+    items_by_topic: np.ndarray
     popularity_cdf: np.ndarray
-    topic_begin: np.ndarray
+    topic_start: np.ndarray
     topic_mass: np.ndarray
 
     @classmethod
-    def of(cls, items: Items, topics: int) -> "RecommendationPolicy":
+    def from_items(cls, items: SimulatedItems, topics: int) -> "RecommendationPolicy":
         order = items.topic.argsort(kind="stable")
         mass = np.bincount(items.topic, weights=items.popularity, minlength=topics)
         return cls(order, items.popularity[order].cumsum(), mass.cumsum() - mass, mass)
 
-    def draw(self, users: Users, row: np.ndarray, by_interest: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def sample_items(
+        self, users: SimulatedUsers, user_row: np.ndarray, by_interest: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
         """Items shown in ``N`` impressions.
 
         Args:
@@ -188,8 +190,8 @@ class RecommendationPolicy:
         """
         weight = np.exp(1.2 * users.affinity) * (self.topic_mass > 0)
         share = weight.cumsum(axis=1) / weight.sum(axis=1, keepdims=True)
-        pick, position = rng.random((2, len(row)))
-        topic = np.minimum((share[row] <= pick[:, None]).sum(axis=1), len(self.topic_mass) - 1)
-        within = self.topic_begin[topic] + position * self.topic_mass[topic]
+        pick, position = rng.random((2, len(user_row)))
+        topic = np.minimum((share[user_row] <= pick[:, None]).sum(axis=1), len(self.topic_mass) - 1)
+        within = self.topic_start[topic] + position * self.topic_mass[topic]
         place = self.popularity_cdf.searchsorted(np.where(by_interest, within, position), side="right")
-        return self.order[np.minimum(place, len(self.order) - 1)]
+        return self.items_by_topic[np.minimum(place, len(self.items_by_topic) - 1)]
