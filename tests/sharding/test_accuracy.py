@@ -11,7 +11,7 @@ from torchrec.distributed.types import ShardingPlan
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import collate
-from a2gen_rec.data.parquet_reader import read_columns
+from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.sharding.planner import PlanningProblem, make_plan
@@ -83,7 +83,7 @@ def losses(process: DistributedContext, dataset: str, config: Config) -> tuple[l
     """Return the losses of a few steps, and the applied plan."""
     card = DatasetCard.load(dataset)
     built = build_training_model(card, config, process)
-    columns = read_columns(row_groups(sorted(str(file) for file in Path(dataset, "train").iterdir())), card)
+    columns = read_columns(read_row_groups(sorted(str(file) for file in Path(dataset, "train").iterdir())), card)
     step_losses = []
     for step in range(8):
         rows = np.random.default_rng(step).permutation(len(columns))[:16]
