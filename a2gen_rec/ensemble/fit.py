@@ -1,4 +1,4 @@
-"""From a trained ranker to a trained ensemble, and how it fares beside other ways to one score (METHODS §6)."""
+"""Training of a run's ensemble and its comparison with the baselines (METHODS §6)."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ UMRE = "UMRE"
 
 @dataclass(frozen=True)
 class TrainedEnsemble:
-    """A trained ensemble with the lists it saw, and the dataset they are of."""
+    """Trained ensemble with its training and validation lists, and their dataset."""
 
     model: Ensemble
     card: EnsembleCard
@@ -53,104 +53,115 @@ def train_ensemble(
     data: str = "",
     device: DeviceChoice = "auto",
 ) -> TrainedEnsemble | None:
-    """Score the training and validation splits with a run's best checkpoint, train on them, save to ``out``.
+    """Score the training and validation splits with a run's best checkpoint, train an ensemble, save it to ``out``.
 
-    All ranks call it and score; rank 0 trains, and gets the result. Beside the ensemble, what it is compared with is
-    trained on the same lists, and all are measured on validation.
+    Called by all ranks. All ranks score; rank 0 trains and gets the result. The baselines are trained on the same
+    lists, and all models are evaluated on validation.
 
     Args:
-        out: folder of the ensemble; replaced if there is one.
-        data: dataset folder; by default the run's own.
+        run: Run directory.
+        out: Directory of the ensemble; an existing ensemble is replaced.
+        config: Settings of the ensemble.
+        callback: Receiver of progress.
+        data: Dataset directory; by default that of the run.
+        device: Device of the ranker and of training.
 
     Raises:
-        ConfigError: a behaviour to train for that the dataset does not have.
-        UserError: no such run; its dataset gives no lists; ``out`` holds something else.
+        ConfigError: ``behavior_weights`` names a behavior that the dataset does not have.
+        UserError: The run does not exist, its dataset has no lists, or ``out`` is not an ensemble directory.
     """
-    with load_run(run, data, device) as opened:
+    with load_run(run, data, device) as loaded:
         with sync_errors():
-            _check_behaviors(opened, config)
+            _check_behaviors(loaded, config)
             check_output_dir(out)
         train, valid = (
-            cached_session_lists(opened, run, split, config, callback.on_scoring) for split in ("train", "valid")
+            cached_session_lists(loaded, run, split, config, callback.on_scoring) for split in ("train", "valid")
         )
-    # Out of the group: no rank waits for the first, which may train for longer than the group has patience.
+    # Outside the process group: training on rank 0 may exceed the timeout of a collective.
     if train is None or valid is None:
         return None
-    return _train(opened, run, out, config, train, valid, callback)
+    return _train(loaded, run, out, config, train, valid, callback)
 
 
 def cached_session_lists(
-    opened: LoadedRun,
+    loaded: LoadedRun,
     run: str,
     split: str,
     config: EnsembleConfig,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> SessionLists | None:
-    """A split's scored session lists, made where the run does not have them yet. Rank 0 gets them.
+    """Return the scored session lists of a split, from the run's cache if present. Called by all ranks.
 
-    They are kept in a folder of the run, one for each checkpoint, dataset and way to make lists.
+    The cache has one directory per checkpoint, dataset and list settings.
+
+    Returns:
+        The lists on rank 0, None on the others.
 
     Raises:
-        UserError: as :func:`score_split` raises.
+        UserError: As for :func:`score_session_lists`.
     """
-    events, gap_s = config.max_history_events, config.session_gap_s or opened.card.session_gap_s
+    max_events, gap_s = config.max_history_events, config.session_gap_s or loaded.card.session_gap_s
     with sync_errors():
-        data = {"data": paths.abspath(opened.data), "card": DatasetCard.load(opened.data).to_dict()}
-    how = {
-        "max_error": opened.config.evaluate.max_unexplored_mass,
-        "events": events,
+        data = {"data": paths.abspath(loaded.data), "card": DatasetCard.load(loaded.data).to_dict()}
+    settings = {
+        "max_unexplored_mass": loaded.config.evaluate.max_unexplored_mass,
+        "max_events": max_events,
         "gap_s": gap_s,
         "version": SCORES_FORMAT_VERSION,
     }
-    made_of = json.dumps({**data, **how, "checkpoint": opened.fingerprint}, sort_keys=True)
-    digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
-    folder = paths.join(RunDir(run).scores, f"step-{opened.step:08d}-{digest}")
-    tell = None if progress is None else partial(progress, split)
-    return score_session_lists(opened, split, paths.join(folder, split), events, gap_s, tell)
+    key = json.dumps({**data, **settings, "checkpoint": loaded.fingerprint}, sort_keys=True)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    folder = paths.join(RunDir(run).scores, f"step-{loaded.step:08d}-{digest}")
+    split_progress = None if progress is None else partial(progress, split)
+    return score_session_lists(loaded, split, paths.join(folder, split), max_events, gap_s, split_progress)
 
 
 def default_ensemble_dir(run: str) -> str:
-    """The folder of the run's own ensemble, empty if it has none."""
+    """Return the directory of the run's default ensemble; empty if it has none."""
     folder = RunDir(run).ensemble
     return folder if paths.exists(paths.join(folder, CARD_FILE)) else ""
 
 
-def load_compatible_ensemble(opened: LoadedRun, folder: str) -> tuple[Ensemble, EnsembleCard]:
-    """An ensemble of the open run's predictions, on the CPU, and its card.
+def load_compatible_ensemble(loaded: LoadedRun, folder: str) -> tuple[Ensemble, EnsembleCard]:
+    """Load an ensemble trained on the loaded checkpoint.
+
+    Returns:
+        The ensemble on the CPU, and its card.
 
     Raises:
-        UserError: it is missing or damaged, or of another run or checkpoint.
+        UserError: The ensemble is missing or corrupted, or belongs to another run or checkpoint.
     """
     model, card = load_ensemble(folder)
-    check_compatible(card, opened, folder)
+    check_compatible(card, loaded, folder)
     return model, card
 
 
-def check_compatible(card: EnsembleCard, opened: LoadedRun, folder: str) -> None:
-    """Raise a UserError unless the ensemble is of the open checkpoint."""
-    again = "run `a2gen ensemble train` again or remove it"
-    if card.step != opened.step:
+def check_compatible(card: EnsembleCard, loaded: LoadedRun, folder: str) -> None:
+    """Raise UserError unless the ensemble was trained on the loaded checkpoint."""
+    hint = "run `a2gen ensemble train` again or remove it"
+    if card.step != loaded.step:
         raise UserError(
-            f"{folder}: is of step {card.step} of {card.run}, the run's best is step {opened.step}; {again}"
+            f"{folder}: ensemble was trained on step {card.step} of {card.run}, best checkpoint is step {loaded.step}; "
+            f"{hint}"
         )
-    if card.objectives != list(prediction_objectives(opened.card, opened.model.model.ranker.objective_tasks)):
-        raise UserError(f"{folder}: is of {card.run}, which predicts otherwise than this run; {again}")
-    if card.checkpoint != opened.fingerprint:
-        raise UserError(f"{folder}: is of another training, {card.run}, than this run's best checkpoint; {again}")
+    if card.objectives != list(prediction_objectives(loaded.card, loaded.model.model.ranker.objective_tasks)):
+        raise UserError(f"{folder}: ensemble was trained on {card.run}, which has different outputs; {hint}")
+    if card.checkpoint != loaded.fingerprint:
+        raise UserError(f"{folder}: ensemble belongs to another run, {card.run}; {hint}")
 
 
-def _check_behaviors(opened: LoadedRun, config: EnsembleConfig) -> None:
-    """Refuse at once what would come out only when all is scored."""
-    there = behavior_names(opened.card)
-    if not there:
-        raise UserError(f"the dataset {opened.card.name!r} has no action, label or watch time to train an ensemble for")
+def _check_behaviors(loaded: LoadedRun, config: EnsembleConfig) -> None:
+    """Check the configured behaviors before scoring."""
+    available = behavior_names(loaded.card)
+    if not available:
+        raise UserError(f"dataset {loaded.card.name!r} has no action, label or watch time to train an ensemble for")
     for name in config.behavior_weights:
-        if name not in there:
-            raise ConfigError(f"ensemble.behavior_weights.{name}: the dataset has {', '.join(there)}")
+        if name not in available:
+            raise ConfigError(f"ensemble.behavior_weights.{name}: unknown behavior; choose from {', '.join(available)}")
 
 
 def _train(
-    opened: LoadedRun,
+    loaded: LoadedRun,
     run: str,
     out: str,
     config: EnsembleConfig,
@@ -158,45 +169,45 @@ def _train(
     valid: SessionLists,
     callback: ProgressCallback,
 ) -> TrainedEnsemble:
-    named = prediction_objectives(opened.card, opened.model.model.ranker.objective_tasks)
-    device = opened.process.device
+    objectives = prediction_objectives(loaded.card, loaded.model.model.ranker.objective_tasks)
+    device = loaded.process.device
     callback.on_fit_start(UMRE)
-    model, history = fit_ensemble(named, train, valid, config, partial(callback.on_epoch_end, UMRE), device)
+    model, history = fit_ensemble(objectives, train, valid, config, partial(callback.on_epoch_end, UMRE), device)
     d_context, d_event = train.widths
-    falls = max_monotonicity_violations(model, valid)
+    violations = max_monotonicity_violations(model, valid)
     card = EnsembleCard(
-        objectives=list(named),
+        objectives=list(objectives),
         behavior_weights=history.epochs[history.best_epoch].weights,
         d_event=d_event,
         d_context=d_context,
         config=config,
         run=run,
-        step=opened.step,
-        checkpoint=opened.fingerprint,
-        max_monotonicity_violation=dict(zip(train.objectives, falls.tolist(), strict=True)),
+        step=loaded.step,
+        checkpoint=loaded.fingerprint,
+        max_monotonicity_violation=dict(zip(train.objectives, violations.tolist(), strict=True)),
     )
     models: dict[str, nn.Module] = {UMRE: model.cpu(), **fit_baselines(card, train, valid, device, callback)}
     card = replace(card, metrics={"split": "valid", **measure_methods(models, valid, card)})
     save_ensemble(out, model, card, learned_baselines(models))
-    return TrainedEnsemble(model, card, train, valid, opened.dataset)
+    return TrainedEnsemble(model, card, train, valid, loaded.dataset)
 
 
 def measure_methods(models: dict[str, nn.Module], lists: SessionLists, card: EnsembleCard) -> dict[str, Any]:
-    """List metrics per method, of the behaviours trained for."""
+    """Return list metrics per method over the trained behaviors."""
     names, k = list(card.behavior_weights), card.config.top_k
     methods = {name: measure_lists(score_lists(model, lists), lists, k, names) for name, model in models.items()}
-    first = methods[UMRE]
+    ensemble = methods[UMRE]
     return {
         "k": k,
-        "lists": first["lists"],
-        "mean_length": first["mean_length"],
+        "lists": ensemble["lists"],
+        "mean_length": ensemble["mean_length"],
         "behaviors": names,
         "methods": {
-            name: {
-                "behaviors": found["behaviors"],
-                "mean": {metric: found[metric] for metric in ("hr", "ndcg", "uauc")},
-                "hypervolume": found["hypervolume"],
+            method: {
+                "behaviors": metrics["behaviors"],
+                "mean": {name: metrics[name] for name in ("hr", "ndcg", "uauc")},
+                "hypervolume": metrics["hypervolume"],
             }
-            for name, found in methods.items()
+            for method, metrics in methods.items()
         },
     }

@@ -1,4 +1,4 @@
-"""What an ensemble is compared with, trained on its lists and kept beside it: METHODS §6."""
+"""Training and loading of the ensemble's baselines: METHODS §6."""
 
 import math
 from collections.abc import Mapping
@@ -23,19 +23,26 @@ from a2gen_rec.models.ensemble.io import EnsembleCard, load_baseline
 
 FORMULA, LOGISTIC, MLP, SESSION = "formula", "logistic regression", "MLP", "session weights"
 BASELINE_FILES = {FORMULA: "formula", LOGISTIC: "logistic-regression", MLP: "mlp", SESSION: "session-weights"}
-"""Those that learn, and what their files are called (see :func:`save_ensemble`)."""
+"""Trained baseline -> name of its file, see :func:`save_ensemble`."""
 
 
 def fit_baselines(
     card: EnsembleCard, train: SessionLists, valid: SessionLists, device: torch.device, callback: ProgressCallback
 ) -> dict[str, nn.Module]:
-    """All baselines by name, on the CPU, trained on the lists the ensemble saw.
+    """Train all baselines on the ensemble's lists.
 
     Args:
-        card: of the ensemble, whose objectives, widths and settings they share.
+        card: Card of the ensemble; the baselines share its objectives, widths and settings.
+        train: Training lists.
+        valid: Validation lists.
+        device: Device of training.
+        callback: Receiver of progress.
+
+    Returns:
+        Name -> baseline on the CPU.
     """
-    centre, scale = mean_std(train)
-    models = build_untrained(card, centre, scale)
+    mean, std = mean_std(train)
+    models = build_untrained(card, mean, std)
     names, _ = initial_behavior_weights(train, card.config)
     for name in (LOGISTIC, MLP, SESSION):
         callback.on_fit_start(name)
@@ -44,26 +51,33 @@ def fit_baselines(
     callback.on_fit_start(FORMULA)
 
     def ndcg(scores: torch.Tensor) -> float:
-        found = measure_lists(scores.numpy(), valid, card.config.top_k, names)["ndcg"]
-        return math.nan if found is None else found
+        value = measure_lists(scores.numpy(), valid, card.config.top_k, names)["ndcg"]
+        return math.nan if value is None else value
 
-    value, trials = torch.from_numpy(valid.predictions), card.config.formula_trials
     models[FORMULA] = tune_formula(
-        value, ndcg, _lower_is_better(card), *_formula_normalization(card, centre, scale), trials, card.config.seed
+        torch.from_numpy(valid.predictions),
+        ndcg,
+        _lower_is_better(card),
+        *_formula_normalization(card, mean, std),
+        card.config.formula_trials,
+        card.config.seed,
     ).formula
     return models
 
 
 def learned_baselines(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Of all baselines those that :func:`save_ensemble` keeps, by the names of their files."""
+    """Return the trained baselines by the names of their files, for :func:`save_ensemble`."""
     return {file: models[name] for name, file in BASELINE_FILES.items()}
 
 
 def load_baselines(folder: str, card: EnsembleCard) -> dict[str, nn.Module]:
-    """All baselines of an ensemble's folder by name, on the CPU.
+    """Load all baselines of an ensemble directory.
+
+    Returns:
+        Name -> baseline on the CPU.
 
     Raises:
-        UserError: one is missing or damaged.
+        UserError: A baseline is missing or corrupted.
     """
     models = build_untrained(card)
     for name, file in BASELINE_FILES.items():
@@ -74,15 +88,20 @@ def load_baselines(folder: str, card: EnsembleCard) -> dict[str, nn.Module]:
 def build_untrained(
     card: EnsembleCard, mean: torch.Tensor | None = None, std: torch.Tensor | None = None
 ) -> dict[str, nn.Module]:
-    """All baselines by name, as they are before training.
+    """Build all baselines before training.
 
     Args:
-        centre, scale: [K] of the training lists' values; by default 0 and 1, to be loaded into.
+        card: Card of the ensemble.
+        mean: [K] mean of the training lists' predictions; by default 0, to be loaded.
+        std: [K] standard deviation of the training lists' predictions; by default 1, to be loaded.
+
+    Returns:
+        Name -> baseline.
     """
-    k, less = len(card.objectives), _lower_is_better(card)
+    k, lower_is_better = len(card.objectives), _lower_is_better(card)
     mean = torch.zeros(k) if mean is None else mean
     std = torch.ones(k) if std is None else std
-    standardise = [Standardize(less, mean, std) for _ in range(3)]
+    standardize = [Standardize(lower_is_better, mean, std) for _ in range(3)]
     singles = {
         f"{objective.name} alone": SingleScore(i, objective.higher_is_better)
         for i, objective in enumerate(card.objectives)
@@ -91,10 +110,10 @@ def build_untrained(
     torch.manual_seed(card.config.seed)
     return {
         **singles,
-        FORMULA: PowerFormula(torch.ones(k), torch.ones(k), less, *_formula_normalization(card, mean, std)),
-        LOGISTIC: LogisticRegression(standardise[0]),
-        MLP: MLPFusion(standardise[1], *widths),
-        SESSION: SessionWeightedFusion(standardise[2], *widths),
+        FORMULA: PowerFormula(torch.ones(k), torch.ones(k), lower_is_better, *_formula_normalization(card, mean, std)),
+        LOGISTIC: LogisticRegression(standardize[0]),
+        MLP: MLPFusion(standardize[1], *widths),
+        SESSION: SessionWeightedFusion(standardize[2], *widths),
     }
 
 
@@ -103,8 +122,8 @@ def _lower_is_better(card: EnsembleCard) -> list[bool]:
 
 
 def _formula_normalization(
-    card: EnsembleCard, centre: torch.Tensor, scale: torch.Tensor
+    card: EnsembleCard, mean: torch.Tensor, std: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centre and scale for the formula: logits are taken as their probabilities, a watch time by its spread."""
+    """Return mean and scale of the formula: 0 and 1 for logits (probabilities), mean and std for a watch time."""
     watch = torch.tensor([objective.name == WATCH_TIME for objective in card.objectives])
-    return torch.where(watch, centre, 0.0), torch.where(watch, scale, 1.0)
+    return torch.where(watch, mean, 0.0), torch.where(watch, std, 1.0)

@@ -1,7 +1,7 @@
-"""What the ensemble is trained for: losses over session lists, and the behaviours' weights in them (METHODS §6).
+"""Losses of the ensemble over session lists, and the weights of behaviors in them (METHODS §6).
 
-A session list is a user's candidates of one session; lists are padded at the end. Every loss is a sum and what it
-is the mean over, so that means over the lists of several batches or ranks are exact.
+A session list holds a user's candidates of one session; lists are padded at the end. Every loss returns a sum and its
+count, so that means over several batches or ranks are exact.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from a2gen_rec.errors import ConfigError
 
 @dataclass(frozen=True)
 class WeightedMean:
-    """A loss as two scalars: the sum of its terms, and their number."""
+    """Loss as two scalars: the sum of its terms and their number."""
 
     total: Tensor
     count: Tensor
@@ -28,40 +28,50 @@ class WeightedMean:
 
 
 def combined_relevance(labels: Tensor, weights: Tensor) -> Tensor:
-    """r = Σ_m ω_m y_m: labels [n, C, M] of the behaviours, weights [M] -> [n, C]."""
+    """Return r = Σ_m ω_m y_m [n, C] from labels [n, C, M] of the behaviors and weights [M]."""
     return labels.to(weights.dtype) @ weights
 
 
 def pointwise(score: Tensor, relevance: Tensor, mask: Tensor) -> WeightedMean:
-    """(s − r)² of every valid candidate (UMRE); all arguments [n, C], ``valid`` bool."""
+    """Squared error (s − r)² of every candidate in the mask (UMRE).
+
+    Args:
+        score: [n, C] scores.
+        relevance: [n, C] relevances.
+        mask: [n, C] bool, False at padding.
+    """
     error = (score - relevance).masked_fill(~mask, 0)
     return WeightedMean(error.square().sum(), mask.sum())
 
 
 def listwise(score: Tensor, relevance: Tensor, mask: Tensor) -> WeightedMean:
-    """Softmax cross-entropy over each list, every candidate's term weighed by its relevance.
+    """Softmax cross-entropy over each list, with each candidate's term weighted by its relevance.
 
-    With relevances as shares of their list's sum it would be ListNet's top one, and a list with one rare behaviour no
-    more than one with a common one: the behaviours' weights would act within lists alone [ours]. The mean is over the
-    relevance there is.
+    If relevances were normalized per list, this would be ListNet's top-one loss. A list with one rare behavior would
+    then count as much as a list with a common one, and behavior weights would act within lists only. Therefore they
+    are not normalized [ours]; the mean is over the total relevance.
 
     Args:
-        score, relevance: [n, C], relevance ≥ 0; valid: [n, C] bool.
+        score: [n, C] scores.
+        relevance: [n, C] relevances ≥ 0.
+        mask: [n, C] bool, False at padding.
     """
-    log_share = torch.log_softmax(score.masked_fill(~mask, torch.finfo(score.dtype).min), dim=-1)
+    log_softmax = torch.log_softmax(score.masked_fill(~mask, torch.finfo(score.dtype).min), dim=-1)
     relevance = relevance.masked_fill(~mask, 0)
-    return WeightedMean(-(relevance * log_share).sum(), relevance.sum())
+    return WeightedMean(-(relevance * log_softmax).sum(), relevance.sum())
 
 
 def pairwise(score: Tensor, relevance: Tensor, mask: Tensor) -> WeightedMean:
-    """log(1 + exp(s_j − s_i)) over the pairs of a list where i is more relevant than j (RankNet).
+    """Logistic loss log(1 + exp(s_j − s_i)) over pairs of a list where i is more relevant than j (RankNet).
 
     Args:
-        score, relevance: [n, C]; valid: [n, C] bool.
+        score: [n, C] scores.
+        relevance: [n, C] relevances.
+        mask: [n, C] bool, False at padding.
     """
     ordered = (relevance[:, :, None] > relevance[:, None]) & mask[:, :, None] & mask[:, None]
-    behind = score[:, None] - score[:, :, None]
-    return WeightedMean(F.softplus(behind.masked_fill(~ordered, 0)).masked_fill(~ordered, 0).sum(), ordered.sum())
+    margin = score[:, None] - score[:, :, None]
+    return WeightedMean(F.softplus(margin.masked_fill(~ordered, 0)).masked_fill(~ordered, 0).sum(), ordered.sum())
 
 
 def update_pareto_weights(
@@ -71,14 +81,17 @@ def update_pareto_weights(
     step_size: float,
     bounds: tuple[float, float],
 ) -> np.ndarray:
-    """The Pareto scheduler: behaviours whose user AUC fell weigh more, those whose rose weigh less.
+    """Pareto scheduler: increase weights of behaviors whose user AUC fell, decrease those whose user AUC rose.
 
-    ω_m ← ω_m · exp(−η ΔUAUC_m / UAUC_m), clipped to ``bounds``, of sum 1 [exact rule ours].
+    ω_m ← ω_m · exp(−η ΔUAUC_m / UAUC_m), clipped to ``bounds``, then normalized to sum 1 [exact rule ours].
 
     Args:
-        weights: [M] ω; before, after: [M] validation UAUC of the two last epochs, NaN where no user has both
-            classes: such a behaviour keeps its weight until the sum is made 1.
-        rate: η ≥ 0; bounds: least and greatest weight before the sum is made 1.
+        weights: [M] weights ω.
+        previous_uauc: [M] validation UAUC of the previous epoch; NaN if no user has both classes. The weight of such a
+            behavior changes only by the normalization.
+        uauc: [M] validation UAUC of the last epoch; NaN as above.
+        step_size: η ≥ 0.
+        bounds: Minimum and maximum weight before the normalization.
     """
     change = np.nan_to_num((uauc - previous_uauc) / previous_uauc)
     moved = np.clip(weights * np.exp(-step_size * change), *bounds)
@@ -86,7 +99,7 @@ def update_pareto_weights(
 
 
 def gradient_gram_matrix(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> np.ndarray:
-    """[M, M] float64 inner products of the losses' gradients by the parameters; keeps the graph of the losses."""
+    """Return [M, M] float64 inner products of the losses' gradients; retains the graph of the losses."""
     rows = []
     for loss in losses:
         parts = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
@@ -96,17 +109,18 @@ def gradient_gram_matrix(losses: Sequence[Tensor], parameters: Sequence[Tensor])
 
 
 def min_norm_weights(gram: np.ndarray, tolerance: float = 1e-10, max_steps: int = 10_000) -> np.ndarray:
-    """Weights of sum 1 for which Σ_m ω_m g_m is shortest (MGDA, Désidéri 2012; Sener & Koltun 2018).
+    """Return weights of sum 1 that minimize |Σ_m ω_m g_m| (MGDA, Désidéri 2012; Sener & Koltun 2018).
 
-    Pairwise Frank–Wolfe: weight moves from the worst loss that has any to the best, by the exact step between the
-    two, so two losses take one step, the closed form.
+    Pairwise Frank–Wolfe: weight moves from the worst loss with positive weight to the best, by exact line search
+    between the two. Two losses need one step, the closed form.
 
     Args:
-        products: [M, M] from :func:`gradient_products`.
-        tolerance: of the duality gap, relative to the largest product; steps: bound on their number.
+        gram: [M, M] from :func:`gradient_gram_matrix`.
+        tolerance: Tolerance of the duality gap, relative to the largest diagonal entry.
+        max_steps: Maximum number of steps.
 
     Returns:
-        [M], no one negative.
+        [M] non-negative weights.
     """
     weights = np.full(len(gram), 1 / len(gram))
     largest = gram.diagonal().max()
@@ -116,7 +130,7 @@ def min_norm_weights(gram: np.ndarray, tolerance: float = 1e-10, max_steps: int 
         if slope[worst] - slope[best] <= tolerance * largest:
             break
         curvature = gram[best, best] + gram[worst, worst] - 2 * gram[best, worst]
-        # Nearly equal gradients leave rounding alone in the curvature, which could then be zero or negative.
+        # For nearly equal gradients the curvature is rounding error and could be zero or negative.
         curvature = max(curvature, np.finfo(np.float64).eps * largest)
         step = min(weights[worst], (slope[worst] - slope[best]) / curvature)
         weights[[best, worst]] += step, -step
@@ -124,32 +138,33 @@ def min_norm_weights(gram: np.ndarray, tolerance: float = 1e-10, max_steps: int 
 
 
 def bounded_min_norm_weights(gram: np.ndarray, min_weights: np.ndarray, previous_weights: np.ndarray) -> np.ndarray:
-    """:func:`min_norm_weights` with a lower bound per loss (Pareto-efficient, PE-LTR: Lin et al. 2019).
+    """Return :func:`min_norm_weights` with a lower bound per loss (Pareto-efficient, PE-LTR: Lin et al. 2019).
 
-    With ω = c + (1 − Σ c) α and α of sum 1 it is the problem without bounds, for the gradients
+    Substituting ω = c + (1 − Σ c) α with Σ α = 1 gives the unbounded problem for the gradients
     Σ_j c_j g_j + (1 − Σ c) g_m.
 
-    A loss without a gradient, of a behaviour that the batch has no positive of, would take all there is to choose and
-    leave nothing to step along. The problem is therefore that of the others: such a loss keeps what it had of α, next
-    to their solution, before the sum is made 1 [ours].
+    A loss with zero gradient belongs to a behavior without positives in the batch. It would take all free weight and
+    leave no descent direction. Therefore only the other losses are optimized. The loss keeps its previous α next to
+    their solution, before the normalization to sum 1 [ours].
 
     Args:
-        products: [M, M] from :func:`gradient_products`; least: [M] bounds c.
-        before: [M] ω of sum 1 until now.
+        gram: [M, M] from :func:`gradient_gram_matrix`.
+        min_weights: [M] lower bounds c.
+        previous_weights: [M] previous ω of sum 1.
 
     Raises:
-        ConfigError: a bound is negative, or they leave nothing to choose.
+        ConfigError: A bound is negative, or the bounds sum to more than 1.
     """
     free = 1 - min_weights.sum()
     if (min_weights < 0).any() or free < 0:
-        raise ConfigError(f"least weights {min_weights.tolist()} must not be negative, nor their sum above 1")
-    there = gram.diagonal() > 0
-    if not there.any():
+        raise ConfigError(f"minimum weights {min_weights.tolist()} must be at least 0 and sum to at most 1")
+    nonzero = gram.diagonal() > 0
+    if not nonzero.any():
         return previous_weights
-    share = np.maximum(previous_weights - min_weights, 0)
-    share /= share.sum() or 1
-    part = 1 / (1 + share[~there].sum())  # of all α, that of the losses there
-    mixed = min_weights[there, None] + free * part * np.eye(there.sum())
-    share[there] = min_norm_weights(mixed.T @ gram[np.ix_(there, there)] @ mixed)
-    weights: np.ndarray = min_weights + free * part * share
+    alpha = np.maximum(previous_weights - min_weights, 0)
+    alpha /= alpha.sum() or 1
+    fraction = 1 / (1 + alpha[~nonzero].sum())  # fraction of α for the losses with a gradient
+    mixed = min_weights[nonzero, None] + free * fraction * np.eye(nonzero.sum())
+    alpha[nonzero] = min_norm_weights(mixed.T @ gram[np.ix_(nonzero, nonzero)] @ mixed)
+    weights: np.ndarray = min_weights + free * fraction * alpha
     return weights

@@ -1,8 +1,8 @@
-"""Session lists: what a user was shown in one session, as the candidates of one request (METHODS §6).
+"""Session lists: the impressions of one user session, as the candidates of one request (METHODS §6).
 
-Lists differ in length. On disk and in memory they are ragged, candidates one after another, and only batches are
-padded. The Parquet files have one row per list; what belongs to candidates and events is a list column, vectors
-flattened, their names and widths in the schema's metadata.
+Lists are jagged on disk and in memory, with consecutive candidates; only batches are padded. The Parquet files have
+one row per list. Values of candidates and events are list columns with flattened vectors. The names of objectives and
+behaviors and the widths of vectors are in the schema metadata.
 """
 
 import json
@@ -28,23 +28,27 @@ FORMAT_VERSION = 2
 """Format of the files of session lists."""
 
 _METADATA_KEY = b"a2gen_lists"
-_ROW_GROUP_SIZE = 1024  # lists of a row group: bounds what is held twice
+_ROW_GROUP_SIZE = 1024  # lists per row group; bounds the memory of copies
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
-_SORTED_BATCHES = 32  # batches that lists of like length are sought in: few enough to keep the order random
+_SORTED_BATCHES = 32  # batches among which lists are sorted by length; few enough to keep a random order
 
 
 @dataclass(frozen=True)
 class SessionLists:
-    """n session lists, ragged.
+    """Jagged batch of n session lists.
 
     Attributes:
-        objectives: names of the K values; behaviors: of the M labels.
-        user: [n] int64 user key; ts_ms: [n] int64 begin of the list, the moment it was scored for.
-        length: [n] int64 candidates of each list, 1 or more; events_length: [n] int64 events before it.
-        item: [candidates] int64 row of the item's table.
-        value: [candidates, K] float32, finite: logits of probabilities, log1p seconds of a watch time.
-        label: [candidates, M] float32, 0, 1 or NaN where unknown.
-        context: [candidates, d_context], events: [all events, d_event], oldest first; float16 or float32.
+        objectives: Names of the K predictions.
+        behaviors: Names of the M labels.
+        user: [n] int64 user key.
+        ts_ms: [n] int64 query time, the start of the list.
+        length: [n] int64 number of candidates, at least 1.
+        events_length: [n] int64 number of history events before the list.
+        item: [candidates] int64 row of the item table.
+        predictions: [candidates, K] float32, finite: logits of probabilities, log1p seconds of a watch time.
+        label: [candidates, M] float32, 0, 1 or NaN if unknown.
+        context: [candidates, d_context] float16 or float32.
+        events: [all events, d_event] float16 or float32, oldest first.
     """
 
     objectives: tuple[str, ...]
@@ -69,11 +73,11 @@ class SessionLists:
 
     @property
     def mask(self) -> np.ndarray:
-        """[n, longest] bool, False where ``pad`` fills up."""
+        """[n, max length] bool, False at padding of :meth:`pad`."""
         return _length_mask(self.length)
 
     def select(self, rows: np.ndarray) -> "SessionLists":
-        """Some of the lists, [rows] int64, in that order."""
+        """Return the lists of ``rows`` [any] int64, in that order."""
         candidates, events = self._flat(rows)
         return replace(
             self,
@@ -89,26 +93,26 @@ class SessionLists:
         )
 
     def pad(self, per_candidate: np.ndarray, fill: float = np.nan) -> np.ndarray:
-        """[candidates, ...] -> [n, longest, ...], filled up at the end."""
+        """Pad values [candidates, ...] to [n, max length, ...] with ``fill``."""
         return _pad(per_candidate, self.length, fill)
 
     def batch(self, rows: np.ndarray) -> "ListBatch":
-        """Some of the lists padded, ready for a model."""
+        """Return the padded batch of the lists of ``rows``."""
         candidates, events = self._flat(rows)
-        inside, length = self.length[rows], self.events_length[rows]
+        length, events_length = self.length[rows], self.events_length[rows]
         arrays = {
-            "predictions": _pad(self.predictions[candidates], inside),
-            "label": _pad(self.label[candidates], inside),
-            "context": _pad(self.context[candidates].astype(np.float32, copy=False), inside),
-            "events": _pad(self.events[events].astype(np.float32, copy=False), length),
-            "length": length,
-            "mask": _length_mask(inside),
+            "predictions": _pad(self.predictions[candidates], length),
+            "label": _pad(self.label[candidates], length),
+            "context": _pad(self.context[candidates].astype(np.float32, copy=False), length),
+            "events": _pad(self.events[events].astype(np.float32, copy=False), events_length),
+            "length": events_length,
+            "mask": _length_mask(length),
             "candidate_index": candidates,
         }
         return ListBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def _flat(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places of the lists' candidates, and of their events."""
+        """Return indices of the lists' candidates and of their events."""
         starts, events_starts = (np.cumsum(length) - length for length in (self.length, self.events_length))
         return concat_ranges(starts[rows], self.length[rows]), concat_ranges(
             events_starts[rows], self.events_length[rows]
@@ -117,13 +121,16 @@ class SessionLists:
 
 @dataclass(frozen=True)
 class ListBatch:
-    """n lists of up to C candidates, L events before them; zeros at the end.
+    """Padded batch of n lists with up to C candidates and L events; zeros at padding.
 
     Attributes:
-        value: [n, C, K]; label: [n, C, M], NaN where unknown; context: [n, C, d_context]; all float32.
-        events: [n, L, d_event] float32; length: [n] int64 number of events.
-        valid: [n, C] bool, False at padding.
-        candidate: [valid candidates] int64 their places in the lists this is a batch of.
+        predictions: [n, C, K] float32.
+        label: [n, C, M] float32, NaN if unknown.
+        context: [n, C, d_context] float32.
+        events: [n, L, d_event] float32.
+        length: [n] int64 number of events.
+        mask: [n, C] bool, False at padding.
+        candidate_index: [candidates] int64 index of each candidate in the lists of this batch's source.
     """
 
     predictions: Tensor
@@ -139,7 +146,7 @@ class ListBatch:
 
 
 def concatenate(parts: Sequence[SessionLists]) -> SessionLists:
-    """One after another: parts (one or more) of the same names and widths."""
+    """Concatenate one or more parts with the same names and widths."""
     first = parts[0]
     names = [field.name for field in fields(SessionLists) if field.name not in ("objectives", "behaviors")]
     arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
@@ -147,10 +154,12 @@ def concatenate(parts: Sequence[SessionLists]) -> SessionLists:
 
 
 def batch_indices(lists: SessionLists, size: int, rng: np.random.Generator | None = None) -> Iterator[np.ndarray]:
-    """Rows of batches of ``size`` lists, the last one smaller, of like lengths so that little is padding.
+    """Yield rows of batches of ``size`` lists of similar length, to reduce padding; the last batch may be smaller.
 
     Args:
-        rng: shuffles lists and batches, and seeks like lengths among some batches' lists; None sorts by length.
+        lists: Lists to batch.
+        size: Lists per batch.
+        rng: Shuffles lists and batches and sorts by length within groups of batches; None sorts all lists by length.
     """
     if rng is None:
         order = np.argsort(lists.length, kind="stable")
@@ -159,59 +168,59 @@ def batch_indices(lists: SessionLists, size: int, rng: np.random.Generator | Non
     order = rng.permutation(len(lists))
     batches = []
     for first in range(0, len(order), size * _SORTED_BATCHES):
-        some = order[first : first + size * _SORTED_BATCHES]
-        some = some[np.argsort(lists.length[some], kind="stable")]
-        batches += [some[begin : begin + size] for begin in range(0, len(some), size)]
-    yield from (batches[place] for place in rng.permutation(len(batches)))
+        group = order[first : first + size * _SORTED_BATCHES]
+        group = group[np.argsort(lists.length[group], kind="stable")]
+        batches += [group[start : start + size] for start in range(0, len(group), size)]
+    yield from (batches[index] for index in rng.permutation(len(batches)))
 
 
 def mean_std(lists: SessionLists) -> tuple[Tensor, Tensor]:
-    """[K] mean and standard deviation of each objective's values, 1 for one that never changes; float32."""
-    value = lists.predictions.astype(np.float64)
-    centre, spread = value.mean(0), value.std(0)
-    scale = np.where(spread > 1e-6, spread, 1)
-    return torch.from_numpy(centre).float(), torch.from_numpy(scale).float()
+    """Return [K] float32 mean and standard deviation of the predictions; the deviation of a constant is 1."""
+    predictions = lists.predictions.astype(np.float64)
+    mean, std = predictions.mean(0), predictions.std(0)
+    std = np.where(std > 1e-6, std, 1)
+    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
 
 def write_lists(file: str, lists: SessionLists) -> None:
-    """Write lists to one Parquet file; a local one is written beside and moved into place.
+    """Write lists to one Parquet file; a local file is written to a temporary file and renamed.
 
-    Of several processes that write the same file at once, the last one's stays.
+    If several processes write the same file, the last one wins.
 
     Raises:
-        DataError: they break the contract of :class:`Lists`.
-        UserError: the place is not writable.
+        DataError: The lists violate the contract of :class:`SessionLists`.
+        UserError: The file cannot be written.
     """
     _check(lists, file)
-    beside = f"{file}.{secrets.token_hex(4)}.writing" if paths.is_local(file) else file
+    temporary = f"{file}.{secrets.token_hex(4)}.writing" if paths.is_local(file) else file
     try:
-        with g_pathmgr.open(beside, "wb") as stream, pq.ParquetWriter(stream, _schema(lists), **_ENCODING) as writer:
+        with g_pathmgr.open(temporary, "wb") as stream, pq.ParquetWriter(stream, _schema(lists), **_ENCODING) as writer:
             for first in range(0, len(lists), _ROW_GROUP_SIZE):
                 writer.write_table(_table(lists.select(np.arange(first, min(first + _ROW_GROUP_SIZE, len(lists))))))
-        if beside != file:
-            os.replace(beside, file)
+        if temporary != file:
+            os.replace(temporary, file)
     except OSError as error:
-        if beside != file:
+        if temporary != file:
             with suppress(OSError):
-                os.remove(beside)
+                os.remove(temporary)
         raise UserError(f"{file}: cannot be written ({error.strerror or error})") from error
 
 
 def read_lists(files: Sequence[str]) -> SessionLists:
-    """All lists of the files, in order.
+    """Read all lists of the files, in order.
 
     Raises:
-        DataError: there is no file, one is damaged or lacks a column, lists of one row differ in length, a value is
-            not finite, a label not 0, 1 or NaN, or files differ in names or widths.
+        DataError: There is no file, a file is corrupted or lacks a column, list columns of a row differ in length, a
+            value is not finite, a label is not 0, 1 or NaN, or files differ in names or widths.
     """
     parts: list[SessionLists] = []
     for file in files:
         for part in _read(file):
             if parts and _header(part) != _header(parts[0]):
-                raise DataError(f"has other objectives, behaviors or widths than {files[0]}", file=file)
+                raise DataError(f"objectives, behaviors or widths differ from {files[0]}", file=file)
             parts.append(part)
     if not parts:
-        raise DataError("no file of session lists")
+        raise DataError("no session list file")
     return concatenate(parts)
 
 
@@ -245,7 +254,7 @@ def _table(lists: SessionLists) -> pa.Table:
 
 
 def _read(file: str) -> Iterator[SessionLists]:
-    """The row groups of a file, checked; lists without rows where it has none."""
+    """Yield the checked row groups of a file; empty lists if it has none."""
     try:
         with g_pathmgr.open(file, "rb") as stream, pq.ParquetFile(stream) as parquet:
             schema = parquet.schema_arrow
@@ -258,7 +267,7 @@ def _read(file: str) -> Iterator[SessionLists]:
                 names = ("objectives", "behaviors", "d_context", "d_event")
                 objectives, behaviors, d_context, d_event = (header[name] for name in names)
             except (KeyError, TypeError, ValueError) as error:
-                raise DataError("is no file of session lists", file=file) from error
+                raise DataError("not a session list file", file=file) from error
             expected = ["user_key", "ts_ms", "item", *(f"prediction_{name}" for name in objectives)]
             expected += [*(f"label_{name}" for name in behaviors), "context", "events"]
             for name in expected:
@@ -291,93 +300,95 @@ def _read(file: str) -> Iterator[SessionLists]:
                 yield lists
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"cannot be read ({reason}); remove it and it is made again", file=file) from error
+        raise DataError(f"cannot be read ({reason}); delete it to create it again", file=file) from error
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """A row group's columns as arrays, errors naming file and field."""
+    """Columns of a row group as arrays; errors name file and field."""
 
     file: str
     table: pa.Table
 
     def int64_values(self, name: str) -> np.ndarray:
-        """[rows] int64"""
+        """Return a column as [rows] int64."""
         column = self._column(name)
         if column.type != pa.int64():
-            raise DataError(f"is {column.type}, not int64", file=self.file, field=name)
+            raise DataError(f"type is {column.type}, expected int64", file=self.file, field=name)
         return column.to_numpy(zero_copy_only=False)
 
     def jagged(self, name: str, types: tuple[pa.DataType, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """A list column's values, and [rows] how many each row has."""
+        """Return values of a list column and [rows] their number per row."""
         column = self._column(name)
         if not pa.types.is_list(column.type) or column.type.value_type not in types:
-            raise DataError(f"is {column.type}, not a list of {types[0]}", file=self.file, field=name)
+            raise DataError(f"type is {column.type}, expected list of {types[0]}", file=self.file, field=name)
         values = column.flatten()
         if values.null_count:
-            raise DataError("has empty values", file=self.file, field=name)
+            raise DataError("contains nulls", file=self.file, field=name)
         return values.to_numpy(zero_copy_only=False), np.diff(column.offsets.to_numpy()).astype(np.int64)
 
     def candidate_values(self, name: str, length: np.ndarray) -> np.ndarray:
-        values, own = self.jagged(name, (pa.float32(),))
-        self.check_lengths(own, length, name)
+        """Return values of a list column with one value per candidate."""
+        values, lengths = self.jagged(name, (pa.float32(),))
+        self.check_lengths(lengths, length, name)
         return values
 
     def vectors(self, name: str, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """[vectors, width] float, and [rows] how many each row has."""
-        values, numbers = self.jagged(name, (pa.float32(), pa.float16()))
-        if (numbers % width).any():
-            raise DataError(f"is not made of vectors of width {width}", file=self.file, field=name)
-        return values.reshape(-1, width), numbers // width
+        """Return [vectors, width] float values and [rows] number of vectors per row."""
+        values, lengths = self.jagged(name, (pa.float32(), pa.float16()))
+        if (lengths % width).any():
+            raise DataError(f"length is not a multiple of the vector width {width}", file=self.file, field=name)
+        return values.reshape(-1, width), lengths // width
 
-    def check_lengths(self, own: np.ndarray, length: np.ndarray, name: str) -> None:
-        if (own != length).any():
-            raise DataError("differs in length from 'item'", file=self.file, field=name)
+    def check_lengths(self, lengths: np.ndarray, expected: np.ndarray, name: str) -> None:
+        """Check that a column has the list lengths of ``item``."""
+        if (lengths != expected).any():
+            raise DataError("list lengths differ from 'item'", file=self.file, field=name)
 
     def _column(self, name: str) -> pa.Array:
         column = self.table[name]
         if column.null_count:
-            raise DataError("has empty rows", file=self.file, field=name)
+            raise DataError("contains null rows", file=self.file, field=name)
         chunks = column.chunks
         return chunks[0] if chunks else pa.array([], column.type)
 
 
 def _check(lists: SessionLists, file: str) -> None:
-    """Shapes and ranges of the contract."""
+    """Check shapes and ranges of the contract."""
     n, candidates, events = len(lists), int(lists.length.sum()), int(lists.events_length.sum())
     shapes: dict[str, tuple[int, ...]] = {"user": (n,), "ts_ms": (n,), "events_length": (n,), "item": (candidates,)}
     shapes |= {"predictions": (candidates, len(lists.objectives)), "label": (candidates, len(lists.behaviors))}
     shapes |= {"context": (candidates, lists.context.shape[-1]), "events": (events, lists.events.shape[-1])}
     for name, shape in shapes.items():
         if getattr(lists, name).shape != shape:
-            raise DataError(f"is of shape {getattr(lists, name).shape}, not {shape}", file=file, field=name)
+            raise DataError(f"shape is {getattr(lists, name).shape}, expected {shape}", file=file, field=name)
     if not min(lists.widths):
-        raise DataError("context and events must have a width of 1 or more", file=file)
+        raise DataError("width of context and events must be at least 1", file=file)
     if (lists.length < 1).any():
-        raise DataError("has a list without candidates", file=file, field="item")
+        raise DataError("contains a list without candidates", file=file, field="item")
     for name in ("context", "events"):
         vectors = getattr(lists, name)
         if vectors.dtype not in _FLOATS:
-            raise DataError(f"is {vectors.dtype}, not float16 or float32", file=file, field=name)
+            raise DataError(f"dtype is {vectors.dtype}, expected float16 or float32", file=file, field=name)
         if not np.isfinite(vectors).all():
-            raise DataError("has values that are not finite", file=file, field=name)
+            raise DataError("contains non-finite values", file=file, field=name)
     for name, values in zip(lists.objectives, lists.predictions.T, strict=True):
         if not np.isfinite(values).all():
-            raise DataError("has values that are not finite", file=file, field=f"prediction_{name}")
+            raise DataError("contains non-finite values", file=file, field=f"prediction_{name}")
     for name, labels in zip(lists.behaviors, lists.label.T, strict=True):
         if not ((labels == 0) | (labels == 1) | np.isnan(labels)).all():
-            raise DataError("has a label that is not 0, 1 or NaN", file=file, field=f"label_{name}")
+            raise DataError("contains a label that is not 0, 1 or NaN", file=file, field=f"label_{name}")
 
 
 def _length_mask(lengths: np.ndarray) -> np.ndarray:
-    """[n, longest] bool, False at padding."""
-    inside: np.ndarray = np.arange(lengths.max(initial=0)) < lengths[:, None]
-    return inside
+    """Return [n, max length] bool, False at padding."""
+    mask: np.ndarray = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    return mask
 
 
 def _pad(values: np.ndarray, lengths: np.ndarray, fill: float = 0.0) -> np.ndarray:
-    """[all, ...], lists one after another -> [n, longest, ...], filled up at the end."""
-    inside = _length_mask(lengths)
-    padded = np.full((*inside.shape, *values.shape[1:]), fill, values.dtype)
-    padded[inside] = values
+    """Pad jagged values [all, ...] to [n, max length, ...]."""
+    mask = _length_mask(lengths)
+    padded = np.full((*mask.shape, *values.shape[1:]), fill, values.dtype)
+    padded[mask] = values
     return padded

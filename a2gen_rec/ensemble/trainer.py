@@ -1,4 +1,4 @@
-"""Training of the ensemble, and of whatever it is compared with, on session lists (METHODS §6)."""
+"""Training of the ensemble and its baselines on session lists (METHODS §6)."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -27,19 +27,19 @@ from a2gen_rec.models.ensemble.model import Ensemble, Objective
 
 _LOSSES = {"pointwise": pointwise, "listwise": listwise, "pairwise": pairwise}
 
-
 SCALE_STDS = 2.0
-"""Standard deviations of an objective that are its scale: the best candidates must not all come near 1."""
+"""Scale of an objective in standard deviations; at a smaller scale the best candidates would all be near 1."""
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One pass over the training lists.
+    """Result of one training epoch.
 
     Attributes:
-        loss: mean over the batches.
-        metrics: on validation, of the behaviours trained for.
-        weights: ω of each behaviour at the epoch's end.
+        epoch: Index of the epoch, from 0.
+        loss: Mean loss over the batches.
+        metrics: Validation metrics of the trained behaviors.
+        weights: Behavior -> weight ω at the end of the epoch.
     """
 
     epoch: int
@@ -49,18 +49,26 @@ class EpochResult:
 
 
 class ProgressCallback(Protocol):
-    """Is told of the progress of scoring and of what is trained on the scores."""
+    """Receiver of the progress of scoring and training."""
 
-    def on_scoring(self, split: str, done: int, files: int) -> None: ...
+    def on_scoring(self, split: str, done: int, files: int) -> None:
+        """Called with the numbers of scored and of all files of a split."""
 
-    def on_fit_start(self, name: str) -> None: ...
+    def on_fit_start(self, name: str) -> None:
+        """Called before the training of a method."""
 
-    def on_epoch_end(self, name: str, epoch: EpochResult) -> None: ...
+    def on_epoch_end(self, name: str, epoch: EpochResult) -> None:
+        """Called after each epoch of a method."""
 
 
 @dataclass(frozen=True)
 class TrainingHistory:
-    """What training went through; ``best`` is the place of the epoch whose parameters were kept."""
+    """Results of all epochs.
+
+    Attributes:
+        epochs: Results by epoch.
+        best_epoch: Index of the epoch whose parameters were restored.
+    """
 
     epochs: list[EpochResult]
     best_epoch: int
@@ -73,25 +81,28 @@ def fit(
     config: EnsembleConfig,
     progress: Callable[[EpochResult], None] = lambda epoch: None,
 ) -> TrainingHistory:
-    """Train a model in place, on its own device, and leave it at the epoch best on validation.
+    """Train a model in place on its device and restore the epoch with the best validation NDCG.
 
-    The same seed, lists and initial parameters give the same model on the same machine.
+    Training is deterministic for the same seed, lists, initial parameters and machine.
 
     Args:
-        model: ``model(value, events, length, context)`` gives scores [n, C], or an output that has them as ``score``.
-        progress: called after each epoch.
+        model: ``model(predictions, events, length, context)`` returns scores [n, C], or an output with ``score``.
+        train: Training lists.
+        valid: Validation lists.
+        config: Settings of the ensemble.
+        progress: Called after each epoch.
 
     Raises:
-        DataError: no list to train on; validation has none with a positive and a negative.
-        ConfigError: a behaviour that the lists lack or have no positive of, or bounds that no weights can keep.
-        UserError: the loss is no longer finite.
+        DataError: There is no training list, or no validation list with a positive and a negative.
+        ConfigError: The lists lack a configured behavior or its positives, or the weight bounds are infeasible.
+        UserError: The loss is not finite.
     """
     behaviors, weights = initial_behavior_weights(train, config)
     columns = [train.behaviors.index(name) for name in behaviors]
     bounds = (config.min_weight, config.max_weight)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     epochs: list[EpochResult] = []
-    best, highest, kept = 0, -np.inf, {}
+    best_epoch, best_ndcg, best_state = 0, -np.inf, {}
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         for epoch in range(config.epochs):
@@ -103,16 +114,16 @@ def fit(
                 raise DataError(f"no validation list has a positive and a negative candidate of any of {behaviors}")
             epochs.append(EpochResult(epoch, loss, metrics, dict(zip(behaviors, weights.tolist(), strict=True))))
             progress(epochs[-1])
-            if metrics["ndcg"] > highest:
-                best, highest, kept = epoch, metrics["ndcg"], copy.deepcopy(model.state_dict())
-            if config.patience and epoch - best >= config.patience:
+            if metrics["ndcg"] > best_ndcg:
+                best_epoch, best_ndcg, best_state = epoch, metrics["ndcg"], copy.deepcopy(model.state_dict())
+            if config.patience and epoch - best_epoch >= config.patience:
                 break
             if config.weighting == "pareto" and epoch:
-                before, after = (_uauc(each) for each in epochs[-2:])
-                weights = update_pareto_weights(weights, before, after, config.pareto_step_size, bounds)
-    model.load_state_dict(kept)
+                previous_uauc, uauc = (_uauc(result) for result in epochs[-2:])
+                weights = update_pareto_weights(weights, previous_uauc, uauc, config.pareto_step_size, bounds)
+    model.load_state_dict(best_state)
     model.eval()
-    return TrainingHistory(epochs, best)
+    return TrainingHistory(epochs, best_epoch)
 
 
 def fit_ensemble(
@@ -123,10 +134,20 @@ def fit_ensemble(
     progress: Callable[[EpochResult], None] = lambda epoch: None,
     device: torch.device | None = None,
 ) -> tuple[Ensemble, TrainingHistory]:
-    """Make an ensemble for the lists' objectives, squash their values by the training lists' own, and :func:`fit` it.
+    """Build an ensemble, normalize its inputs with mean and deviation of the training lists, and :func:`fit` it.
+
+    Args:
+        objectives: Objectives of the lists, in their order.
+        train: Training lists.
+        valid: Validation lists.
+        config: Settings of the ensemble.
+        progress: Called after each epoch.
+        device: Device of training; by default the CPU.
 
     Raises:
-        ConfigError: the objectives are not those of the lists, in their order; else as :func:`fit` raises.
+        ConfigError: The objectives differ from those of the lists, or as for :func:`fit`.
+        DataError: As for :func:`fit`.
+        UserError: As for :func:`fit`.
     """
     names = [objective.name for objective in objectives]
     if names != list(train.objectives):
@@ -136,25 +157,27 @@ def fit_ensemble(
         torch.manual_seed(config.seed)
         model = Ensemble(objectives, d_event, d_context, config.dim, config.hidden_dims, config.quadrature_degree)
     if len(train):
-        centre, scale = mean_std(train)
-        model.set_normalization(centre, SCALE_STDS * scale)
+        mean, std = mean_std(train)
+        model.set_normalization(mean, SCALE_STDS * std)
     model = model.to(device)
     return model, fit(model, train, valid, config, progress)
 
 
 def max_monotonicity_violations(model: Ensemble, lists: SessionLists, sample: int = 256, seed: int = 0) -> Tensor:
-    """[K] :meth:`Ensemble.largest_fall` over the first candidates of at most ``sample`` lists."""
+    """Return [K] :meth:`Ensemble.max_monotonicity_violation` for the first candidates of up to ``sample`` lists."""
     rows = np.random.default_rng(seed).permutation(len(lists))[:sample]
     batch = lists.batch(rows).to(model.mean.device)
     return model.max_monotonicity_violation(batch.events, batch.length, batch.context[:, :1])
 
 
 def initial_behavior_weights(lists: SessionLists, config: EnsembleConfig) -> tuple[list[str], np.ndarray]:
-    """The behaviours to train for and their ω [M'], of sum 1: the given ones, else all, ∝ rate^-balance.
+    """Return the behaviors to train for and their initial weights ω [M'] of sum 1.
+
+    They are ``config.behavior_weights``; by default all behaviors, with ω ∝ rate^-inverse_rate_exponent.
 
     Raises:
-        DataError: there are no lists.
-        ConfigError: a behaviour is not in the lists, or no candidate has any.
+        DataError: There are no lists, or no candidate is positive for any behavior.
+        ConfigError: The lists lack a configured behavior or its positives.
     """
     if not len(lists):
         raise DataError("no session list to train on")
@@ -163,27 +186,27 @@ def initial_behavior_weights(lists: SessionLists, config: EnsembleConfig) -> tup
     rate = dict(zip(lists.behaviors, rates.tolist(), strict=True))
     for name in config.behavior_weights:
         if not rate.get(name):
-            reason = "no training list has a positive of it" if name in rate else f"the lists have {list(rate)}"
+            reason = "no training list has a positive" if name in rate else f"the lists have {list(rate)}"
             raise ConfigError(f"ensemble.behavior_weights.{name}: {reason}")
-    chosen = config.behavior_weights or {
-        name: share**-config.inverse_rate_exponent for name, share in rate.items() if share > 0
+    by_behavior = config.behavior_weights or {
+        name: value**-config.inverse_rate_exponent for name, value in rate.items() if value > 0
     }
-    if not chosen:
-        raise DataError("no training list has a positive of any behaviour")
-    weights = np.array(list(chosen.values()))
-    return list(chosen), weights / weights.sum()
+    if not by_behavior:
+        raise DataError("no training list has a positive of any behavior")
+    weights = np.array(list(by_behavior.values()))
+    return list(by_behavior), weights / weights.sum()
 
 
 def measure_lists(scores: np.ndarray, lists: SessionLists, k: int, behaviors: Sequence[str] = ()) -> ListMetrics:
-    """:func:`list_metrics` of scores [candidates], for some of the lists' behaviours or, by default, all."""
-    chosen = list(behaviors) or list(lists.behaviors)
-    labels = lists.pad(lists.label[:, [lists.behaviors.index(name) for name in chosen]])
-    return list_metrics(lists.pad(scores), labels, lists.mask, lists.user, k, chosen)
+    """Return :func:`list_metrics` of scores [candidates] for ``behaviors``, by default all of the lists."""
+    names = list(behaviors) or list(lists.behaviors)
+    labels = lists.pad(lists.label[:, [lists.behaviors.index(name) for name in names]])
+    return list_metrics(lists.pad(scores), labels, lists.mask, lists.user, k, names)
 
 
 @torch.no_grad()
 def score_lists(model: nn.Module, lists: SessionLists, batch_lists: int = 256) -> np.ndarray:
-    """[candidates] float32 scores of all lists, the model in evaluation mode."""
+    """Return [candidates] float32 scores of all lists; the model runs in evaluation mode."""
     was_training = model.training
     model.eval()
     scores = np.zeros(len(lists.item), np.float32)
@@ -204,18 +227,17 @@ def _train_epoch(
     config: EnsembleConfig,
     rng: np.random.Generator,
 ) -> tuple[float, np.ndarray]:
-    """One epoch: the mean loss of its batches, and the weights at its end.
+    """Train one epoch; return the mean loss of its batches and the final weights.
 
-    Weights by gradients are those of a mixture of losses, one for each behaviour, and that mixture is what is
-    stepped along; else the loss is one, against the combined relevance. For the squared error they are the same, where
-    all labels are known.
+    Gradient-based weightings use one loss per behavior and optimize their weighted sum. The other weightings use one
+    loss against the combined relevance. For the squared error with all labels known, both are the same.
 
-    Unknown labels are no relevance. A candidate of which all are unknown (in a mixture, the one of that behaviour) is
-    no term of a point- or pairwise loss, which would take it for a negative; listwise, it stays among those that the
-    others were chosen from.
+    Unknown labels contribute no relevance. Pointwise and pairwise losses exclude candidates whose labels are all
+    unknown (in a weighted sum: the label of that behavior), which would count as negatives. The listwise loss keeps
+    them in the softmax.
     """
     bounds = {"min_norm": 0.0, "pareto_efficient": config.min_weight}
-    least = np.full(len(weights), bounds[config.weighting]) if config.weighting in bounds else None
+    min_weights = np.full(len(weights), bounds[config.weighting]) if config.weighting in bounds else None
     parameters, device = list(model.parameters()), _device(model)
     criterion, losses = _LOSSES[config.loss], []
     for number, rows in enumerate(batch_indices(lists, config.batch_size, rng)):
@@ -225,34 +247,36 @@ def _train_epoch(
         labels = labels.nan_to_num(0)
         score = _score(model, batch)
         optimizer.zero_grad()
-        if least is None:
+        if min_weights is None:
             relevance = combined_relevance(labels, torch.as_tensor(weights, dtype=labels.dtype, device=device))
             loss = criterion(score, relevance, terms.any(-1)).mean
         else:
-            each = zip(labels.unbind(-1), terms.unbind(-1), strict=True)
-            parts = [criterion(score, relevance, known).mean for relevance, known in each]
+            columns_and_masks = zip(labels.unbind(-1), terms.unbind(-1), strict=True)
+            parts = [criterion(score, relevance, mask).mean for relevance, mask in columns_and_masks]
             if number % config.reweight_interval == 0:
-                weights = bounded_min_norm_weights(gradient_gram_matrix(parts, parameters), least, weights)
+                weights = bounded_min_norm_weights(gradient_gram_matrix(parts, parameters), min_weights, weights)
             loss = torch.stack([part * weight for part, weight in zip(parts, weights.tolist(), strict=True)]).sum()
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):
-            raise UserError(f"the ensemble's loss became {losses[-1]}; lower ensemble.lr, {config.lr} now")
+            raise UserError(f"ensemble loss is {losses[-1]}; decrease ensemble.lr (currently {config.lr})")
         loss.backward()
         optimizer.step()
     return float(np.mean(losses)), weights
 
 
 def _score(model: nn.Module, batch: ListBatch) -> Tensor:
-    more = {"valid": batch.mask} if isinstance(model, SessionWeightedFusion) else {}  # it alone looks at whole lists
+    more = (
+        {"valid": batch.mask} if isinstance(model, SessionWeightedFusion) else {}
+    )  # the only model that reads full lists
     output = model(batch.predictions, batch.events, batch.length, batch.context, **more)
     score: Tensor = output if isinstance(output, Tensor) else output.score
     return score
 
 
 def _uauc(epoch: EpochResult) -> np.ndarray:
-    """[M'] user AUC of each behaviour, NaN where no user has both classes."""
-    return np.array([each["uauc"] for each in epoch.metrics["behaviors"].values()], np.float64)
+    """Return [M'] user AUC of each behavior; NaN if no user has both classes."""
+    return np.array([metrics["uauc"] for metrics in epoch.metrics["behaviors"].values()], np.float64)
 
 
 def _device(model: nn.Module) -> torch.device:
-    return next((each.device for each in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))

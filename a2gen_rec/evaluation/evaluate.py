@@ -1,4 +1,4 @@
-"""Evaluation of a run on one split: metrics per action and for times beside trivial references (METHODS §8)."""
+"""Evaluation of a model on one split: metrics of actions and times, and of trivial baselines (METHODS §8)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,14 +27,20 @@ from a2gen_rec.utils.distributed import DistributedContext, sync_errors
 def evaluation_batches(
     dataset: Dataset, split: str, config: Config, process: DistributedContext, **options: Any
 ) -> SynchronizedBatches:
-    """All batches of a split, in file order, in step over the ranks. ``options``: as :class:`WindowStream` takes."""
-    whole, place = full_tables(dataset.card, config.model), (process.rank, process.world_size)
+    """Return all batches of a split in file order, synchronized over ranks.
+
+    Args:
+        options: Further arguments of :class:`WindowDataset`.
+    """
+    full = full_tables(dataset.card, config.model)
     with sync_errors():
-        stream = WindowDataset(dataset, split, config.loader, whole, *place, shuffle=False, **options)
+        windows = WindowDataset(
+            dataset, split, config.loader, full, process.rank, process.world_size, shuffle=False, **options
+        )
     start = LoaderState(world_size=process.world_size)
-    loader = WindowDataLoader(stream, config.loader.prefetch)
+    loader = WindowDataLoader(windows, config.loader.prefetch)
     return SynchronizedBatches(
-        loader.iter_epoch(start), lambda: stream.empty_batch, start, len(count_names(dataset.card))
+        loader.iter_epoch(start), lambda: windows.empty_batch, start, len(count_names(dataset.card))
     )
 
 
@@ -47,27 +53,32 @@ def evaluate(
     process: DistributedContext,
     predictions_file: str = "",
 ) -> dict[str, Any]:
-    """Predict a split and measure. All ranks call it; rank 0's result is the one that counts.
+    """Predict a split and compute its metrics. Called by all ranks.
 
     Args:
-        task, ranker: as :func:`predict` takes.
-        keep: Parquet file to write the predictions to (:mod:`prediction_file`); none if empty.
+        task: Model with loss, as in :func:`predict`.
+        ranker: Ranker of the model.
+        dataset: Prepared dataset.
+        split: Name of the split.
+        config: Resolved configuration.
+        process: Process group and device of this rank.
+        predictions_file: Parquet file for the predictions (:mod:`prediction_file`); empty for none.
 
     Returns:
-        ``{"split", "targets", "actions": {name: {...}}, "time": {name: {...}}, "next_time": {name: {...}},
-        "objectives": {name: {...}}, "reference": {...}, ...}``, names being the card's actions without ``start`` and
-        ``exit``, and its labels; times include ``exit``, and are told before the impression (``time``) or given the
-        steps before each action (``next_time``). Of models that generate them, ``sequences`` if the configuration asks
-        for them (``Sequences.report``). What there is of watch time and objectives:
-        ``objective_metrics.objective_report``.
+        On rank 0, ``{"split", "targets", "actions": {name: {...}}, "time": {name: {...}},
+        "time_given_prefix": {name: {...}}, "objectives": {name: {...}}, "reference": {...}, ...}``; elsewhere ``{}``.
+        Names are the card's actions without ``start`` and ``exit``, and its labels; times include ``exit``. ``time``
+        is predicted before the impression, ``time_given_prefix`` given the steps before each action. For generative
+        models, ``sequences`` if configured (:meth:`SequenceEvaluator.report`). Keys of watch time and objectives are
+        those of :func:`objective_metrics`.
     """
     card = dataset.card
     batches = evaluation_batches(dataset, split, config, process, with_oracle=True)
-    most = config.evaluate.num_top_sequences
-    collected = SequenceEvaluator(ranker, card.splits[split].targets) if most else None
-    also = None if collected is None else collected.add
-    predictions, sums = predict(task, ranker, batches, card, config.evaluate.max_unexplored_mass, also)
-    sequences = None if collected is None else collected.report(card, most)
+    k = config.evaluate.num_top_sequences
+    evaluator = SequenceEvaluator(ranker, card.splits[split].targets) if k else None
+    callback = None if evaluator is None else evaluator.add
+    predictions, sums = predict(task, ranker, batches, card, config.evaluate.max_unexplored_mass, callback)
+    sequences = None if evaluator is None else evaluator.report(card, k)
     if not process.is_main:
         return {}
     if predictions_file:
@@ -84,7 +95,7 @@ def metrics_report(
     config: Config,
     tasks: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The evaluation of predictions already made, as plain data (keys as in :func:`evaluate`)."""
+    """Return metrics of given predictions as plain data, with the keys of :func:`evaluate`."""
     card = dataset.card
     names = outcome_columns(card)
     terms = term_means(sums.loss, sums.counts, sums.is_generative)
@@ -111,7 +122,7 @@ def metrics_report(
 
 
 def action_metrics(predictions: Predictions, scores: np.ndarray, card: DatasetCard) -> dict[str, Any]:
-    """Metrics of ``scores`` [n, outcomes] per action and label."""
+    """Return metrics of ``scores`` [n, outcomes] per action and label."""
     columns = outcome_columns(card)
     return {
         name: binary_metrics(scores[:, columns[name]], predictions.occurred[:, columns[name]], predictions.user)
@@ -120,11 +131,11 @@ def action_metrics(predictions: Predictions, scores: np.ndarray, card: DatasetCa
 
 
 def _time_metrics(predicted: np.ndarray, predictions: Predictions, card: DatasetCard) -> dict[str, Any]:
-    """Metrics of the times ``predicted`` [n, actions] per action whose time the log records."""
+    """Return metrics of ``predicted`` times [n, actions] per timed action."""
     names = outcome_columns(card)
-    actual = predictions.observed_time
+    observed = predictions.observed_time
     return {
-        name: time_metrics(predicted[:, names[name]], actual[:, names[name]])
+        name: time_metrics(predicted[:, names[name]], observed[:, names[name]])
         for name in names
         if name in card.timed_actions
     }
@@ -156,21 +167,21 @@ def _reference_metrics(predictions: Predictions, dataset: Dataset, config: Evalu
     return reference
 
 
-def _item_rate(predictions: Predictions, dataset: Dataset, smoothing: float) -> np.ndarray:
-    """Each target's item's rates on training data, smoothed by pseudo-impressions at the base rate."""
+def _item_rate(predictions: Predictions, dataset: Dataset, prior_weight: float) -> np.ndarray:
+    """Return training rates of each target's item, smoothed with pseudo-impressions at the base rate."""
     card = dataset.card
     table = read_table(dataset.item_statistics_file)
     rows = next(feature.cardinality for feature in card.features if feature.name == ITEM_ID)
     item = table[ITEM_ID].to_numpy()
 
-    def of_item(name: str) -> np.ndarray:
+    def item_counts(name: str) -> np.ndarray:
         dense = np.zeros(rows)
         dense[item] = table[name].to_numpy()
         return dense[predictions.item]
 
     scores = np.full_like(predictions.probability, np.nan, dtype=np.float64)
-    impressions = of_item("impressions")
+    impressions = item_counts("impressions")
     for name, column in outcome_columns(card).items():
         if name in card.base_rate:
-            scores[:, column] = (of_item(name) + smoothing * card.base_rate[name]) / (impressions + smoothing)
+            scores[:, column] = (item_counts(name) + prior_weight * card.base_rate[name]) / (impressions + prior_weight)
     return scores

@@ -1,9 +1,8 @@
-"""How well a score orders session lists: METHODS §6, §8.
+"""Ranking metrics of session lists: METHODS §6, §8.
 
-A session list is what one user was shown in one session, padded at the end. A list counts for a behaviour where
-candidates of known label include a positive and a negative: otherwise there is nothing to order. Candidates of unknown
-label are taken out of the list. Equal scores have no order, so everything here is the mean over all orders of ties: the
-log's own order would leak the ranker that made the log, and a drawn one would add noise.
+A session list holds the impressions of one user in one session, padded at the end. A list counts for a behavior if its
+candidates with known labels include a positive and a negative. Candidates with unknown labels are removed. Metrics are
+means over all orders of tied scores: the log's order would leak the logging ranker, and a random order would add noise.
 """
 
 from collections.abc import Sequence
@@ -16,9 +15,9 @@ from a2gen_rec.evaluation.metrics import grouped_auc
 
 
 class BehaviorMetrics(TypedDict):
-    """One behaviour; None where no list or no user has both classes.
+    """Metrics of one behavior; None if no list or no user has both classes.
 
-    ``lists`` is the number that count for ``hr`` and ``ndcg``, ``positives`` that of all known positives.
+    ``lists`` is the number of lists that count for ``hr`` and ``ndcg``, ``positives`` the number of known positives.
     """
 
     hr: float | None
@@ -29,9 +28,9 @@ class BehaviorMetrics(TypedDict):
 
 
 class ListMetrics(TypedDict):
-    """All behaviours, the plain means over those measured, and the hypervolume of their NDCG.
+    """Metrics of all behaviors, their unweighted means over measured behaviors, and the hypervolume of their NDCG.
 
-    ``lists`` is the number of lists with any candidate, ``length`` their mean number of candidates.
+    ``lists`` is the number of non-empty lists, ``mean_length`` their mean number of candidates.
     """
 
     behaviors: dict[str, BehaviorMetrics]
@@ -52,26 +51,28 @@ def list_metrics(
     behaviors: Sequence[str],
     reference: np.ndarray | float = 0.0,
 ) -> ListMetrics:
-    """All of this module for one score.
+    """Return all list metrics of one score.
 
     Args:
-        scores: [n, C], higher ranks first; labels: [n, C, M] 0 or 1, NaN unknown; valid: [n, C] bool.
-        users: [n] key of each list's user.
-        k: see :func:`top_k`.
-        behaviours: M names.
-        reference: [M] or one for all, see :func:`hypervolume`.
+        scores: [n, C], higher ranks first.
+        labels: [n, C, M], 0 or 1, NaN if unknown.
+        mask: [n, C] bool, False at padding.
+        users: [n] user key of each list.
+        k: Cutoff, see :func:`hr_and_ndcg`.
+        behaviors: M names.
+        reference: [M] or scalar reference point, see :func:`hypervolume`.
 
     Raises:
         ConfigError: k < 1.
-        DataError: the score of a candidate is not a number. Left out, it would flatter what failed to rank it.
+        DataError: A candidate's score is NaN. Ignoring it would favor a model that fails to score.
     """
     if np.isnan(scores[mask]).any():
-        raise DataError(f"{int(np.isnan(scores[mask]).sum())} of {int(mask.sum())} candidates have NaN for a score")
-    each: dict[str, BehaviorMetrics] = {}
+        raise DataError(f"{int(np.isnan(scores[mask]).sum())} of {int(mask.sum())} candidates have a NaN score")
+    by_behavior: dict[str, BehaviorMetrics] = {}
     for name, label in zip(behaviors, np.moveaxis(labels, -1, 0), strict=True):
         hits, gains = hr_and_ndcg(scores, label, mask, k)
         known = mask & ~np.isnan(label)
-        each[name] = {
+        by_behavior[name] = {
             "hr": _mean(hits),
             "ndcg": _mean(gains),
             "uauc": uauc(scores, label, mask, users),
@@ -79,13 +80,13 @@ def list_metrics(
             "positives": int(label[known].sum()),
         }
     lengths = mask.sum(-1)
-    ndcg = np.array([metrics["ndcg"] for metrics in each.values()], np.float64)  # None becomes NaN
+    ndcg = np.array([metrics["ndcg"] for metrics in by_behavior.values()], np.float64)  # None becomes NaN
     measured = np.isfinite(ndcg)
     return {
-        "behaviors": each,
-        "hr": _mean([metrics["hr"] for metrics in each.values()]),
+        "behaviors": by_behavior,
+        "hr": _mean([metrics["hr"] for metrics in by_behavior.values()]),
         "ndcg": _mean(ndcg),
-        "uauc": _mean([metrics["uauc"] for metrics in each.values()]),
+        "uauc": _mean([metrics["uauc"] for metrics in by_behavior.values()]),
         "hypervolume": hypervolume(ndcg[measured], np.broadcast_to(reference, ndcg.shape)[measured])
         if measured.any()
         else None,
@@ -95,66 +96,72 @@ def list_metrics(
 
 
 def hr_and_ndcg(scores: np.ndarray, label: np.ndarray, mask: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """HR@k and NDCG@k of each list for one behaviour, the exact means over all orders of ties.
+    """Return HR@k and NDCG@k of each list for one behavior, exact means over all orders of ties.
 
-    HR is the chance that any positive is among the first k [ours: not the share of positives], so 1 in every list of
-    at most k candidates. NDCG has gain 1 for a positive, discount 1 / log2(1 + rank), and the best order of the same
-    list for its unit.
+    HR is the probability that any of the first k ranks has a positive [ours: not the share of positives]. It is 1 for
+    lists of at most k candidates. NDCG has gain 1 for a positive, discount 1 / log2(1 + rank), and is normalized by the
+    best order of the list.
 
-    A place within a tie has the tie's share of positives for its expected gain, and DCG is linear in gains. That no
-    place shows a positive is drawing from each tie without replacement.
+    The expected gain of a rank within a tie is the tie's share of positives, and DCG is linear in gains. The
+    probability of no positive among the first k follows from drawing from each tie without replacement.
 
     Args:
-        scores, label: [n, C], label 0 or 1, NaN unknown; valid: [n, C] bool; k: number of first places, at least 1.
+        scores: [n, C], higher ranks first.
+        label: [n, C], 0 or 1, NaN if unknown.
+        mask: [n, C] bool, False at padding.
+        k: Cutoff, at least 1.
 
     Returns:
-        [n] and [n] float64 in [0, 1]; NaN where the list does not count.
+        [n] HR and [n] NDCG, float64 in [0, 1]; NaN for lists that do not count.
 
     Raises:
         ConfigError: k < 1.
     """
     if k < 1:
-        raise ConfigError(f"the first {k} places of a list hold nothing to measure")
+        raise ConfigError(f"k {k} must be at least 1")
     known = mask & ~np.isnan(label)
     lists, _ = np.nonzero(known)
-    order = np.lexsort((-scores[known], lists))  # lists stay in place, so ``lists`` need not be reordered
+    order = np.lexsort((-scores[known], lists))  # keeps the order of lists, so ``lists`` stays valid
     score, positive = scores[known][order], label[known][order].astype(np.float64)
     new_list = np.ones(len(lists), bool)
     new_list[1:] = lists[1:] != lists[:-1]
     new_tie = new_list.copy()
     new_tie[1:] |= score[1:] != score[:-1]
     list_first, tie_first, tie = np.flatnonzero(new_list), np.flatnonzero(new_tie), np.cumsum(new_tie) - 1
-    place = np.arange(len(lists))
-    ahead_in_tie = place - tie_first[tie]
-    place -= list_first[np.cumsum(new_list) - 1]
+    rank = np.arange(len(lists))
+    rank_in_tie = rank - tie_first[tie]
+    rank -= list_first[np.cumsum(new_list) - 1]
     tie_size, tie_positive = np.bincount(tie), np.bincount(tie, positive)
 
     n = len(scores)
     size, positives = np.bincount(lists, minlength=n), np.bincount(lists, positive, n)
     counts = (positives > 0) & (positives < size)
     discount = 1 / np.log2(np.arange(k) + 2)
-    first = place < k
+    in_top_k = rank < k
     gain = (tie_positive / tie_size)[tie]
-    dcg = np.bincount(lists[first], gain[first] * discount[place[first]], n)
+    dcg = np.bincount(lists[in_top_k], gain[in_top_k] * discount[rank[in_top_k]], n)
     best = np.append(0, np.cumsum(discount))[np.minimum(positives, k).astype(np.int64)]
-    # Chance that this place shows a negative, if all before it in the tie did.
-    negative = np.maximum((tie_size - tie_positive)[tie] - ahead_in_tie, 0) / (tie_size[tie] - ahead_in_tie)
-    missed = np.ones(n)
+    # Probability of a negative at this rank, given negatives at all earlier ranks of the tie.
+    negative = np.maximum((tie_size - tie_positive)[tie] - rank_in_tie, 0) / (tie_size[tie] - rank_in_tie)
+    miss_probability = np.ones(n)
     if len(lists):
-        missed[lists[list_first]] = np.multiply.reduceat(np.where(first, negative, 1), list_first)
+        miss_probability[lists[list_first]] = np.multiply.reduceat(np.where(in_top_k, negative, 1), list_first)
     hits, ndcg = np.full((2, n), np.nan)
-    hits[counts], ndcg[counts] = 1 - missed[counts], dcg[counts] / best[counts]
+    hits[counts], ndcg[counts] = 1 - miss_probability[counts], dcg[counts] / best[counts]
     return hits, ndcg
 
 
 def uauc(scores: np.ndarray, label: np.ndarray, mask: np.ndarray, users: np.ndarray) -> float | None:
-    """Plain mean of the users' AUCs for one behaviour, over users with both classes; None without any.
+    """Return the unweighted mean AUC over users with both classes for one behavior; None if there are none.
 
-    A user's candidates of all lists are compared with one another, so unlike the top-k metrics it also asks for
-    scores that compare between the lists of a user.
+    All candidates of a user are compared, across lists. Unlike the top-k metrics, this requires scores that are
+    comparable between lists of a user.
 
     Args:
-        scores, label, valid: as :func:`top_k` takes; users: [n] key of each list's user.
+        scores: [n, C] as in :func:`hr_and_ndcg`.
+        label: [n, C] as in :func:`hr_and_ndcg`.
+        mask: [n, C] as in :func:`hr_and_ndcg`.
+        users: [n] user key of each list.
     """
     known = mask & ~np.isnan(label)
     values, _ = grouped_auc(scores[known], label[known], np.broadcast_to(users[:, None], known.shape)[known])
@@ -162,20 +169,21 @@ def uauc(scores: np.ndarray, label: np.ndarray, mask: np.ndarray, users: np.ndar
 
 
 def hypervolume(values: np.ndarray, reference: np.ndarray | float = 0.0) -> float:
-    """Π_m max(v_m − r_m, 0): the volume that one point dominates over a reference point.
+    """Return Π_m max(v_m − r_m, 0), the volume dominated by one point over a reference point.
 
-    It rewards being better than the reference in everything at once. The same *relative* gain over the reference
-    counts the same in any metric, at equal sums the even vector wins, and one metric at its reference or under it
-    makes all of it zero. It compares only vectors of the same metrics over the same reference.
+    It rewards improvement over the reference in all metrics at once. Equal *relative* gains over the reference count
+    the same in every metric, balanced vectors win at equal sums, and it is zero if any metric is at or below its
+    reference. Compare only vectors of the same metrics with the same reference.
 
     Args:
-        values, reference: [M], more is better.
+        values: [M], higher is better.
+        reference: [M] or scalar.
     """
     return float(np.prod(np.maximum(values - reference, 0)))
 
 
 def _mean(values: np.ndarray | Sequence[float | None]) -> float | None:
-    """Mean of what is there: None and NaN are not."""
+    """Return the mean without None and NaN; None if nothing is left."""
     array = np.asarray(values, np.float64)
     array = array[~np.isnan(array)]
     return float(array.mean()) if len(array) else None

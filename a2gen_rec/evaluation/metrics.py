@@ -1,23 +1,25 @@
-"""Offline ranking metrics on whole splits: METHODS §8."""
+"""Offline metrics on full splits: METHODS §8."""
 
 import numpy as np
 
 
 def grouped_auc(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Exact AUC within every group that has both classes, ties counting half.
+    """Return the exact AUC of every group with both classes; ties count half.
 
     Args:
-        scores, labels, groups: [n]; labels 0 or 1.
+        scores: [n].
+        labels: [n], 0 or 1.
+        groups: [n] group key.
 
     Returns:
-        AUC and number of rows of each such group, [groups with both classes].
+        AUC and number of rows per group, [groups with both classes] each.
     """
     order = np.lexsort((scores, groups))
     scores, labels, groups = scores[order], labels[order].astype(np.float64), groups[order]
     new_group = np.append(True, groups[1:] != groups[:-1]) if len(groups) else np.zeros(0, bool)
     new_tie = new_group | np.append(True, scores[1:] != scores[:-1]) if len(groups) else new_group
     group, tie = np.cumsum(new_group) - 1, np.cumsum(new_tie) - 1
-    # Mid-rank of a tie: the mean of the (1-based) ranks it spans, counted from its group's first row.
+    # Average rank of a tie: mean of its 1-based ranks within the group.
     tie_first = np.flatnonzero(new_tie)
     tie_size = np.diff(np.append(tie_first, len(scores)))
     rank = (tie_first + (tie_size + 1) / 2)[tie] - np.flatnonzero(new_group)[group] if len(scores) else scores
@@ -30,19 +32,19 @@ def grouped_auc(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> t
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """Area under the ROC curve; None unless both classes are there."""
+    """Return the area under the ROC curve; None unless both classes occur."""
     values, _ = grouped_auc(scores, labels, np.zeros(len(scores), np.int64))
     return float(values[0]) if len(values) else None
 
 
 def gauc(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> float | None:
-    """Mean of the users' AUCs weighted by their impressions, over users with both classes; None without any."""
+    """Return the impression-weighted mean AUC over users with both classes; None if there are none."""
     values, sizes = grouped_auc(scores, labels, users)
     return float(np.average(values, weights=sizes)) if len(values) else None
 
 
 def normalized_entropy(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """Log loss over that of the constant prediction at the split's own rate; None unless both classes are there."""
+    """Return log loss divided by that of the split's base rate; None unless both classes occur."""
     rate = labels.mean() if len(labels) else 0.0
     if not 0 < rate < 1:
         return None
@@ -52,13 +54,13 @@ def normalized_entropy(scores: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def calibration(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """Predicted over observed positives; None without positives."""
+    """Return predicted divided by observed positives; None without positives."""
     observed = labels.sum()
     return float(scores.astype(np.float64).sum() / observed) if observed else None
 
 
 def binary_metrics(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> dict[str, float | int | None]:
-    """All of the above for one action; rows with an unknown (NaN) label or score are left out."""
+    """Return all binary metrics of one action; rows with a NaN label or score are excluded."""
     known = np.isfinite(labels) & np.isfinite(scores)
     scores, labels, users = scores[known], labels[known], users[known]
     return {
@@ -70,26 +72,30 @@ def binary_metrics(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) ->
     }
 
 
-def time_metrics(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float | int | None]:
-    """Mean absolute error of times given in log1p seconds, over rows where both are known.
+def time_metrics(predicted: np.ndarray, observed: np.ndarray) -> dict[str, float | int | None]:
+    """Return errors of times in log1p seconds over rows where both are known.
+
+    Args:
+        predicted: [n] predicted times, log1p seconds.
+        observed: [n] observed times, log1p seconds.
 
     Returns:
         ``mae_log`` in log1p seconds, ``mae_s`` in seconds, ``rank_correlation``, ``count``.
     """
-    known = np.isfinite(predicted) & np.isfinite(actual)
-    predicted, actual = predicted[known].astype(np.float64), actual[known].astype(np.float64)
-    if not len(actual):
+    known = np.isfinite(predicted) & np.isfinite(observed)
+    predicted, observed = predicted[known].astype(np.float64), observed[known].astype(np.float64)
+    if not len(observed):
         return {"mae_log": None, "mae_s": None, "rank_correlation": None, "count": 0}
     return {
-        "mae_log": float(np.abs(predicted - actual).mean()),
-        "mae_s": float(np.abs(np.expm1(predicted) - np.expm1(actual)).mean()),
-        "rank_correlation": rank_correlation(predicted, actual),
-        "count": len(actual),
+        "mae_log": float(np.abs(predicted - observed).mean()),
+        "mae_s": float(np.abs(np.expm1(predicted) - np.expm1(observed)).mean()),
+        "rank_correlation": rank_correlation(predicted, observed),
+        "count": len(observed),
     }
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's ρ of [n] values, ties at their mean rank; None where either does not vary."""
+    """Return Spearman's ρ of [n] values with average ranks for ties; None if either is constant."""
     a, b = _average_ranks(a), _average_ranks(b)
     if not (len(a) and a.std() and b.std()):
         return None
@@ -97,5 +103,5 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def _average_ranks(values: np.ndarray) -> np.ndarray:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2)[place]
+    _, index, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[index]

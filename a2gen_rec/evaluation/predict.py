@@ -1,4 +1,4 @@
-"""Predictions for whole splits, gathered from all ranks."""
+"""Prediction of full splits, gathered from all ranks."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -21,20 +21,23 @@ from a2gen_rec.models.embedding_tables import id_features
 
 @dataclass
 class Predictions:
-    """Predicted and observed, one row per target.
+    """Predictions and observations, one row per target.
 
-    What may happen are the card's actions in code order without ``start``, then its labels, then its objectives.
+    Outcomes are the card's actions in code order without ``start``, then its labels, then its objectives.
 
     Attributes:
-        user: [n] user key; item: [n] row of the item's table; length: [n] row of the feature that tells the video's
-            length, 0 where there is none.
-        probability: [n, outcomes], NaN for objectives that are not predicted; happened: same shape, 0, 1 or NaN.
-        time, actual_time: [n, actions] log1p seconds; NaN when unknown.
-        next_time: [n, actions] as ``time``, of the actions that happened, by a model that has seen the steps before
-            each; the towers of baselines read no steps and say what they said.
-        watch_time: [n] log1p seconds as the objectives' head has it; NaN where it is not predicted.
+        user: [n] user key.
+        item: [n] row of the item table.
+        duration_bucket: [n] row of the duration feature, 0 if there is none.
+        probability: [n, outcomes], NaN for objectives without a prediction.
+        occurred: [n, outcomes], 0, 1 or NaN if unknown.
+        time: [n, actions] predicted log1p seconds.
+        observed_time: [n, actions] log1p seconds, NaN if unknown.
+        time_given_prefix: [n, actions] as ``time``, for actions that occurred, given the preceding steps. Towers of
+            baselines read no steps, so their values equal ``time``.
+        watch_time: [n] log1p seconds of the watch-time head, NaN without a prediction.
         oracle: [n, oracle columns] true probabilities.
-        remainder: [n] probability of the sequences that were not followed to their end.
+        unexplored_mass: [n] total probability of pruned sequence prefixes.
     """
 
     user: np.ndarray
@@ -51,7 +54,7 @@ class Predictions:
 
 
 def outcome_columns(card: DatasetCard) -> dict[str, int]:
-    """Column of :class:`Predictions` for every action but ``start``, every label and every objective."""
+    """Return name -> column of :class:`Predictions` for actions except ``start``, labels and objectives."""
     return {name: column for column, name in enumerate([*card.actions[1:], *card.labels, *card.objectives])}
 
 
@@ -60,9 +63,10 @@ class EvaluationSums:
     """Sums over a split and all ranks.
 
     Attributes:
-        loss: [terms] of the loss; counts: what they are means over.
-        backwards: [1] actions of one target, one right after the other, whose predicted times run backwards.
-        generated: whether a generator made the predictions.
+        loss: [terms] sums of the loss terms.
+        counts: Denominators of the loss terms.
+        order_violations: [1] consecutive actions of a target with decreasing predicted times.
+        is_generative: Whether a generator made the predictions.
     """
 
     loss: Tensor
@@ -80,34 +84,36 @@ def predict(
     max_unexplored_mass: float,
     callback: Callable[[TargetEncoding, WindowBatch], None] | None = None,
 ) -> tuple[Predictions, EvaluationSums]:
-    """Run the model over agreed batches. All ranks call it; rank 0 gets all rows, the others their own.
+    """Run the model over synchronized batches. Called by all ranks; rank 0 gets all rows, other ranks their rows.
 
     Args:
-        task: model and loss, such as a :class:`TrainTask` or its sharded form; ranker: of that model.
-        batches: on every rank the same number, with global counts.
-        max_error: bound on the probability of sequences that are not followed to their end.
-        also: takes every batch and what the model says of it.
+        task: Model with loss, such as :class:`ModelWithLoss` or its sharded form.
+        ranker: Ranker of the model.
+        batches: Batches with global counts, the same number on every rank.
+        card: Dataset card.
+        max_unexplored_mass: Bound on the total probability of pruned sequence prefixes.
+        callback: Called with every batch and the model's output.
     """
     was_training = task.training
     task.eval()
     device = next(ranker.parameters()).device
     parts: list[Predictions] = []
     sums = torch.zeros(len(term_names(ranker.objective_tasks)), dtype=torch.float64)
-    backwards = torch.zeros(1, dtype=torch.float64)
+    order_violations = torch.zeros(1, dtype=torch.float64)
     counts = torch.zeros(len(count_names(card)), dtype=torch.float64)
     for batch in batches:
         batch = batch.to(device)
         _, (batch_sums, output) = task(batch)
         sums += batch_sums.double().cpu()
         counts += batch.counts.cpu()
-        backwards += _count_order_violations(output, batch).cpu()
+        order_violations += _count_order_violations(output, batch).cpu()
         parts.append(_batch_predictions(ranker, output, batch, card, max_unexplored_mass))
         if callback is not None:
             callback(output, batch)
     task.train(was_training)
     dist.all_reduce(sums)
-    dist.all_reduce(backwards)
-    return _gather(_join(parts)), EvaluationSums(sums, counts, backwards, ranker.is_generative)
+    dist.all_reduce(order_violations)
+    return _gather(_join(parts)), EvaluationSums(sums, counts, order_violations, ranker.is_generative)
 
 
 def _batch_predictions(
@@ -117,29 +123,33 @@ def _batch_predictions(
     card: DatasetCard,
     max_unexplored_mass: float,
 ) -> Predictions:
-    what = ranker.marginals(output, max_unexplored_mass)
-    happened, time = target_outcomes(batch, len(card.actions))
+    marginals = ranker.marginals(output, max_unexplored_mass)
+    occurred, time = target_outcomes(batch, len(card.actions))
 
-    def host(values: Tensor) -> np.ndarray:
+    def to_numpy(values: Tensor) -> np.ndarray:
         return values.cpu().numpy()
 
-    chances = [output.label_logits.sigmoid(), output.objective_logits.sigmoid()]
+    probabilities = [output.label_logits.sigmoid(), output.objective_logits.sigmoid()]
     if not output.objective_logits.shape[1]:
-        chances[1] = torch.full_like(batch.objectives, torch.nan)
-    length = card.feedback.duration_feature if card.feedback is not None else ""
-    is_known = length in {feature.name for feature in id_features(card)}
+        probabilities[1] = torch.full_like(batch.objectives, torch.nan)
+    duration_feature = card.feedback.duration_feature if card.feedback is not None else ""
+    has_duration = duration_feature in {feature.name for feature in id_features(card)}
     return Predictions(
-        user=host(batch.user_key[batch.target_window]),
-        item=host(batch.ids(ITEM_ID)[batch.target]),
-        duration_bucket=host(batch.ids(length)[batch.target] if is_known else torch.zeros_like(batch.target)),
-        probability=host(torch.cat([what.probability[:, 1:], *chances], 1).float()),
-        occurred=host(torch.cat([happened[:, 1:], batch.labels, batch.objectives], 1)),
-        time=host(what.time[:, 1:].float()),
-        observed_time=host(time[:, 1:]),
-        time_given_prefix=host(_time_given_prefix(output, batch, len(card.actions))[:, 1:].float()),
-        watch_time=host(torch.full_like(batch.watch_s, torch.nan) if output.watch_time is None else output.watch_time),
-        oracle=host(batch.oracle),
-        unexplored_mass=host(what.unexplored_mass.float()),
+        user=to_numpy(batch.user_key[batch.target_window]),
+        item=to_numpy(batch.ids(ITEM_ID)[batch.target]),
+        duration_bucket=to_numpy(
+            batch.ids(duration_feature)[batch.target] if has_duration else torch.zeros_like(batch.target)
+        ),
+        probability=to_numpy(torch.cat([marginals.probability[:, 1:], *probabilities], 1).float()),
+        occurred=to_numpy(torch.cat([occurred[:, 1:], batch.labels, batch.objectives], 1)),
+        time=to_numpy(marginals.time[:, 1:].float()),
+        observed_time=to_numpy(time[:, 1:]),
+        time_given_prefix=to_numpy(_time_given_prefix(output, batch, len(card.actions))[:, 1:].float()),
+        watch_time=to_numpy(
+            torch.full_like(batch.watch_s, torch.nan) if output.watch_time is None else output.watch_time
+        ),
+        oracle=to_numpy(batch.oracle),
+        unexplored_mass=to_numpy(marginals.unexplored_mass.float()),
     )
 
 
@@ -149,15 +159,15 @@ def _count_order_violations(output: A2GenOutput | TowerOutput, batch: WindowBatc
 
 
 def _step_time(output: A2GenOutput | TowerOutput, batch: WindowBatch) -> Tensor:
-    """[steps] predicted time of each step that was taken, given those before it."""
-    of_steps = output.steps.time if isinstance(output, A2GenOutput) else output.time[step_target_index(batch)]
-    return of_steps.gather(1, batch.step_label[:, None]).squeeze(1)
+    """Return [steps] predicted time of each observed step, given the preceding steps."""
+    step_times = output.steps.time if isinstance(output, A2GenOutput) else output.time[step_target_index(batch)]
+    return step_times.gather(1, batch.step_label[:, None]).squeeze(1)
 
 
-def _time_given_prefix(output: A2GenOutput | TowerOutput, batch: WindowBatch, actions: int) -> Tensor:
-    """[targets, actions] of the steps that were taken; NaN elsewhere, and where the log does not record the time."""
+def _time_given_prefix(output: A2GenOutput | TowerOutput, batch: WindowBatch, num_actions: int) -> Tensor:
+    """Return [targets, actions] predicted times of observed steps; NaN elsewhere and where the log has no time."""
     predicted = _step_time(output, batch)
-    time = predicted.new_full((len(batch.target), actions), torch.nan)
+    time = predicted.new_full((len(batch.target), num_actions), torch.nan)
     time[step_target_index(batch), batch.step_label] = predicted.masked_fill(
         ~torch.isfinite(batch.step_time), torch.nan
     )
@@ -167,14 +177,14 @@ def _time_given_prefix(output: A2GenOutput | TowerOutput, batch: WindowBatch, ac
 def _gather(local: Predictions) -> Predictions:
     if dist.get_world_size() == 1:
         return local
-    everyone: list[Predictions | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(local, everyone)
-    if everyone is None:
+    parts: list[Predictions | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(local, parts)
+    if parts is None:
         return local
-    return _join([part for part in everyone if part is not None])
+    return _join([part for part in parts if part is not None])
 
 
 def _join(parts: list[Predictions]) -> Predictions:
     return Predictions(
-        **{item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(Predictions)}
+        **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Predictions)}
     )

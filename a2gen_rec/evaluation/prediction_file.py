@@ -1,9 +1,9 @@
-"""Predictions of a split as one Parquet file, from which metrics and their uncertainty can be made later.
+"""Predictions of a split in one Parquet file, for metrics and their uncertainty.
 
-One row per target: ``user`` (its key), ``item`` and ``length`` (table rows), ``probability_NAME`` and ``happened_NAME``
-of every outcome, ``time_NAME``, ``actual_time_NAME`` and ``next_time_NAME`` of every action in log1p seconds,
-``watch_time``, ``remainder``, and ``oracle_NAME`` of a simulated log's true probabilities; see :class:`Predictions`.
-The schema's metadata name the outcomes in order. What belongs together in two models' files is the user, not the row.
+One row per target: ``user`` (key), ``item`` and ``duration_bucket`` (table rows), ``probability_NAME`` and
+``occurred_NAME`` of every outcome, ``time_NAME``, ``observed_time_NAME`` and ``time_given_prefix_NAME`` of every action
+in log1p seconds, ``watch_time``, ``unexplored_mass``, and ``oracle_NAME`` for true probabilities of a simulated log;
+see :class:`Predictions`. The schema metadata lists the outcomes in order. Match files of two models by user, not row.
 """
 
 import json
@@ -22,7 +22,7 @@ from a2gen_rec.evaluation.predict import Predictions, outcome_columns
 from a2gen_rec.utils import paths
 
 _NAMES = b"a2gen_predictions"
-# Fields of Predictions with a column per name, and what their columns begin with.
+# Field of Predictions, also the prefix of its columns -> kind of names.
 _MATRICES = {
     "probability": "outcomes",
     "occurred": "outcomes",
@@ -35,10 +35,10 @@ _COLUMNS = ("user", "item", "duration_bucket", "watch_time", "unexplored_mass")
 
 
 def write_predictions(file: str, predictions: Predictions, card: DatasetCard) -> None:
-    """Write the predictions of a split; a local file is written beside and moved into place.
+    """Write the predictions of a split; a local file is written to a temporary file and renamed.
 
     Raises:
-        UserError: the place is not writable.
+        UserError: The file cannot be written.
     """
     names = {"outcomes": list(outcome_columns(card)), "actions": card.actions[1:], "oracle": card.oracle_columns}
     columns = {name: getattr(predictions, name) for name in _COLUMNS}
@@ -46,39 +46,42 @@ def write_predictions(file: str, predictions: Predictions, card: DatasetCard) ->
         values = getattr(predictions, field)
         columns |= {f"{field}_{name}": values[:, column] for column, name in enumerate(names[kind])}
     table = pa.table(columns).replace_schema_metadata({_NAMES: json.dumps(names)})
-    beside = f"{file}.writing" if paths.is_local(file) else file
+    temporary = f"{file}.writing" if paths.is_local(file) else file
     try:
-        with g_pathmgr.open(beside, "wb") as stream:
+        with g_pathmgr.open(temporary, "wb") as stream:
             pq.write_table(table, stream, compression="zstd")
-        if beside != file:
-            os.replace(beside, file)
+        if temporary != file:
+            os.replace(temporary, file)
     except OSError as error:
-        if beside != file:
+        if temporary != file:
             with suppress(OSError):
-                os.remove(beside)
+                os.remove(temporary)
         raise UserError(f"{file}: cannot be written ({error.strerror or error})") from error
 
 
 def read_predictions(file: str) -> tuple[Predictions, list[str]]:
-    """Predictions written by :func:`write_predictions`, and the names of their outcomes, actions first.
+    """Read predictions written by :func:`write_predictions`.
+
+    Returns:
+        Predictions, and the names of their outcomes, actions first.
 
     Raises:
-        DataError: it is not there, or no such file.
+        DataError: The file is missing, unreadable or not a prediction file.
     """
     table = read_table(file)
     metadata = table.schema.metadata or {}
     if _NAMES not in metadata:
-        raise DataError("holds no predictions; `a2gen evaluate --predictions` writes them", file=file)
+        raise DataError("not a prediction file; `a2gen evaluate --predictions` writes one", file=file)
     names = json.loads(metadata[_NAMES])
-    wanted = [*_COLUMNS, *(f"{field}_{name}" for field, kind in _MATRICES.items() for name in names[kind])]
-    if lacking := [name for name in wanted if name not in table.column_names]:
+    expected = [*_COLUMNS, *(f"{field}_{name}" for field, kind in _MATRICES.items() for name in names[kind])]
+    if missing := [name for name in expected if name not in table.column_names]:
         raise DataError(
-            "is missing; `a2gen evaluate --predictions` of this version writes it", file=file, field=lacking[0]
+            "column is missing; rerun `a2gen evaluate --predictions` with this version", file=file, field=missing[0]
         )
 
     def matrix(field: str, kind: str) -> np.ndarray:
-        found = [table[f"{field}_{name}"].to_numpy() for name in names[kind]]
-        return np.stack(found, axis=1) if found else np.zeros((len(table), 0), np.float32)
+        columns = [table[f"{field}_{name}"].to_numpy() for name in names[kind]]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0), np.float32)
 
     columns = {name: table[name].to_numpy() for name in _COLUMNS}
     matrices = {field: matrix(field, kind) for field, kind in _MATRICES.items()}

@@ -1,8 +1,8 @@
-"""Whole action sequences: how often each happens, against how often the model expects it [ours].
+"""Full action sequences: observed frequency against the frequency expected by the model [ours].
 
-A generator may have every action's rate right and still put them together as no user does. What it expects of a
-sequence is the mean, over targets, of the probability it gives to exactly that one: known where beam search ends with
-it, else counted as 0, and so too low by at most what the beams leave out.
+A generator may predict every action's rate correctly but combine actions into unrealistic sequences. The expected
+frequency of a sequence is its mean probability over targets. It is known if beam search ends with the sequence and
+counted as 0 otherwise, so it is too low by at most the mass outside the beams.
 """
 
 from collections import Counter, defaultdict
@@ -24,14 +24,15 @@ BEAM_WIDTH = 16
 MAX_DECODED_TARGETS = 4096
 
 Codes = tuple[int, ...]
-"""Codes of actions, ``exit`` last."""
+"""Action codes, ``exit`` last."""
 
 
 class SequenceEvaluator:
-    """Collects observed and generated sequences of a split's targets, evenly spaced ones where there are many.
+    """Accumulator of observed and generated sequences for evenly spaced targets of a split.
 
     Args:
-        total: targets of the split on all ranks, of which about ``TARGETS`` are decoded.
+        ranker: Ranker; baselines without a generator are ignored.
+        total: Number of targets on all ranks; about ``MAX_DECODED_TARGETS`` of them are decoded.
     """
 
     def __init__(self, ranker: BaseRanker[Any], total: int) -> None:
@@ -44,19 +45,19 @@ class SequenceEvaluator:
         self.covered_mass = 0.0
 
     def add(self, output: TargetEncoding, batch: WindowBatch) -> None:
-        """Take note of a batch; of models that generate nothing there is nothing to note."""
+        """Add a batch; no-op for models that are not generative."""
         if not isinstance(self.ranker, A2GenRanker) or not isinstance(output, A2GenEncoding):
             return
         first = -self.num_targets % self.stride
         self.num_targets += len(batch.target)
-        chosen = torch.arange(len(batch.target), device=batch.target.device)[first :: self.stride]
-        if not len(chosen):
+        sampled = torch.arange(len(batch.target), device=batch.target.device)[first :: self.stride]
+        if not len(sampled):
             return
-        self.num_decoded += len(chosen)
-        happened = observed_sequences(batch, in_order=self.ranker.config.use_action_order)[chosen]
-        for sequence, count, _ in _distinct(happened, torch.ones(len(happened))):
+        self.num_decoded += len(sampled)
+        observed = observed_sequences(batch, in_order=self.ranker.config.use_action_order)[sampled]
+        for sequence, count, _ in _distinct(observed, torch.ones(len(observed))):
             self.observed[sequence] += count
-        decoded = self.ranker.decode(replace(output, context=output.context[chosen]), BEAM_WIDTH)
+        decoded = self.ranker.decode(replace(output, context=output.context[sampled]), BEAM_WIDTH)
         probability = decoded.log_probability.exp()
         for sequence, _, mass in _distinct(decoded.action.flatten(0, 1), probability.flatten()):
             self.expected[sequence] += mass
@@ -64,12 +65,18 @@ class SequenceEvaluator:
         self.most_probable |= {sequence for sequence, _, _ in _distinct(decoded.action[:, 0], probability[:, 0])}
 
     def report(self, card: DatasetCard, k: int) -> dict[str, Any] | None:
-        """What all ranks have seen; None of models that generate nothing. All ranks call it.
+        """Return the report over all ranks; None for models that are not generative. Called by all ranks.
+
+        Args:
+            card: Dataset card.
+            k: Number of sequences in ``most_frequent``.
 
         Returns:
-            ``targets`` that were decoded, one of every ``every``, with ``beams`` that cover so much of the probability
-            on average (``covered``); how many sequences are ``distinct``: ``observed``, and ``generated`` as a target's
-            likeliest; ``most_frequent``: the ``most`` most often observed ones, ``actions`` and their frequencies
+            ``targets``: Number of decoded targets, one of every ``stride``.
+            ``beam_width``: Beams per target.
+            ``covered_mass``: Mean total probability of the beams.
+            ``distinct``: Number of distinct sequences, ``observed`` and ``generated`` (most probable of a target).
+            ``most_frequent``: The ``k`` most frequently observed sequences with ``actions`` and the frequencies
             ``observed`` and ``expected``.
         """
         parts: list[Any] = [None] * dist.get_world_size()
@@ -80,7 +87,7 @@ class SequenceEvaluator:
         if not targets:
             return None
         observed: Counter[Codes] = sum((part[1] for part in parts), Counter())
-        # Ties in one order, whatever the ranks.
+        # Break ties by sequence, independent of the ranks.
         first = sorted(observed, key=lambda sequence: (-observed[sequence], sequence))[:k]
         return {
             "targets": targets,
@@ -100,25 +107,26 @@ class SequenceEvaluator:
 
 
 def observed_sequences(batch: WindowBatch, in_order: bool = True) -> Tensor:
-    """[targets, longest] codes of what happened in each target up to ``exit``, -1 beyond it.
+    """Return [targets, max length] action codes of each target up to ``exit``, then -1.
 
     Args:
-        in_order: as the log has them, else in the order of the vocabulary, which a model without order generates.
+        batch: Batch of windows.
+        in_order: Keep the order of the log; otherwise sort by code, as models without action order generate.
     """
-    owner = step_target_index(batch)
-    steps = torch.bincount(owner, minlength=len(batch.target))
-    place = torch.arange(len(owner), device=owner.device) - (steps.cumsum(0) - steps)[owner]
-    last = torch.iinfo(torch.long).max
-    codes = owner.new_full((len(batch.target), int(steps.max()) if len(steps) else 0), last)
-    codes[owner, place] = batch.step_label
+    target_index = step_target_index(batch)
+    steps = torch.bincount(target_index, minlength=len(batch.target))
+    position = torch.arange(len(target_index), device=target_index.device) - (steps.cumsum(0) - steps)[target_index]
+    padding = torch.iinfo(torch.long).max
+    codes = target_index.new_full((len(batch.target), int(steps.max()) if len(steps) else 0), padding)
+    codes[target_index, position] = batch.step_label
     if not in_order:
         codes = codes.sort(1).values
-    return codes.masked_fill(codes == last, -1)
+    return codes.masked_fill(codes == padding, -1)
 
 
 def _distinct(codes: Tensor, weight: Tensor) -> list[tuple[Codes, int, float]]:
-    """Each of the sequences [n, longest] once: its codes, how often it is there, and the sum of its weights [n]."""
-    rows, place, count = np.unique(codes.cpu().numpy(), axis=0, return_inverse=True, return_counts=True)
-    mass = np.bincount(place.ravel(), weight.double().cpu().numpy(), len(rows))
+    """Return codes, count and total weight [n] of each distinct sequence in ``codes`` [n, max length]."""
+    rows, index, count = np.unique(codes.cpu().numpy(), axis=0, return_inverse=True, return_counts=True)
+    mass = np.bincount(index.ravel(), weight.double().cpu().numpy(), len(rows))
     sequences = [tuple(code for code in row if code >= 0) for row in rows.tolist()]
     return list(zip(sequences, count.tolist(), mass.tolist(), strict=True))

@@ -150,7 +150,7 @@ def _fuse(
         padded(judged.ensemble_inputs(with_watch)), *ensemble_history(card, judged, batch), padded(judged.context)
     )
     at = (batch.target_window, batch.target_column)
-    return EnsembleOutput(output.score[at], output.transform[at], output.weight[at], output.user)
+    return EnsembleOutput(output.score[at], output.transform[at], output.weight[at], output.user_embedding)
 
 
 def ensemble_history(card: EnsembleCard, judged: TargetPredictions, batch: WindowBatch) -> tuple[Tensor, Tensor]:

@@ -182,14 +182,16 @@ def test_an_ensemble_of_other_predictions_is_refused(world: World, tmp_path: Pat
     model, card = load_ensemble(str(world.folder))
     refused(world, tmp_path / "none", "none: no ensemble here")
     save_ensemble(str(tmp_path / "step"), model, replace(card, step=4))
-    refused(world, tmp_path / "step", r"step: is of step 4 of .*run, the run's best is step 6; run `a2gen train-en")
+    refused(
+        world,
+        tmp_path / "step",
+        r"step: ensemble was trained on step 4 of .*run, best checkpoint is step 6; run `a2gen ensemble train",
+    )
     liked = [replace(objective, higher_is_better=True) for objective in card.objectives]
     save_ensemble(str(tmp_path / "better"), model, replace(card, objectives=liked))
-    refused(world, tmp_path / "better", "better: is of .*run, which predicts otherwise than this run")
+    refused(world, tmp_path / "better", "better: ensemble was trained on .*run, which has different outputs")
     save_ensemble(str(tmp_path / "again"), model, replace(card, checkpoint="0" * 12, run="runs/other"))
-    refused(
-        world, tmp_path / "again", "again: is of another training, runs/other, than this run's best checkpoint; run"
-    )
+    refused(world, tmp_path / "again", "again: ensemble belongs to another run, runs/other; run")
 
 
 def test_a_checkpoint_is_told_from_others_of_its_step(world: World, tmp_path: Path) -> None:
@@ -251,7 +253,7 @@ def test_what_cannot_be_trained_is_refused_before_scoring(world: World, tmp_path
 
     fails(
         ConfigError,
-        "behavior_weights.likes: the dataset has like, comment",
+        "behavior_weights.likes: unknown behavior; choose from like, comment",
         tmp_path,
         replace(CONFIG, behavior_weights={"likes": 1}),
     )
@@ -330,17 +332,17 @@ def test_falls_are_told_and_a_picture_that_fails_is_one_line(
     told = capsys.readouterr()
     assert left.value.code == 1
     assert told.out.splitlines()[-2:] == [
-        "the transform of glance falls by up to 2.5e-04: lower lr or raise degree",
+        "the transform of glance decreases by up to 2.5e-04: decrease lr or increase quadrature_degree",
         f"ensemble: {world.folder}",
     ]
-    assert "lower lr" not in "\n".join(told.out.splitlines()[:-2])
+    assert "decrease lr" not in "\n".join(told.out.splitlines()[:-2])
     (line,) = told.err.splitlines()
     assert line.startswith(f"a2gen: error: {world.data}/users.parquet: cannot be read")
 
 
 def test_the_card_is_plain_yaml(world: World) -> None:
     raw = yaml.safe_load((world.folder / "ensemble.yaml").read_text())
-    assert sum(raw["behaviors"].values()) == pytest.approx(1)
+    assert sum(raw["behavior_weights"].values()) == pytest.approx(1)
     assert raw["config"]["hidden_dims"] == [6, 4]
 
 

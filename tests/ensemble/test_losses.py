@@ -213,5 +213,5 @@ def test_bounds_hold_where_a_loss_has_no_gradient(m: int, seed: int, scale: floa
 
 @pytest.mark.parametrize("least", [[0.7, 0.4], [-0.1, 0.5]])
 def test_impossible_bounds_are_refused(least: list[float]) -> None:
-    with pytest.raises(ConfigError, match=r"least weights .* must not be negative"):
+    with pytest.raises(ConfigError, match=r"minimum weights .* must be at least 0"):
         bounded_min_norm_weights(np.eye(2), np.array(least), np.ones(2) / 2)

@@ -154,13 +154,16 @@ def changed(name: str, place: tuple[int, ...], number: float) -> Callable[[Sessi
 
 
 BROKEN: dict[str, tuple[Callable[[SessionLists], SessionLists], str]] = {
-    "value": (changed("predictions", (3, 1), np.nan), r"'prediction_watch time': has values that are not finite"),
-    "label": (changed("label", (3, 1), 2), r"'label_follow': has a label that is not 0, 1 or NaN"),
-    "context": (changed("context", (3, 1), np.inf), r"'context': has values that are not finite"),
+    "value": (changed("predictions", (3, 1), np.nan), r"'prediction_watch time': contains non-finite values"),
+    "label": (changed("label", (3, 1), 2), r"'label_follow': contains a label that is not 0, 1 or NaN"),
+    "context": (changed("context", (3, 1), np.inf), r"'context': contains non-finite values"),
     "empty": (changed("length", (0,), 0), r"shape|without candidates"),
-    "events": (lambda lists: replace(lists, events=lists.events[:-1]), r"'events': is of shape"),
-    "width": (lambda lists: replace(lists, context=lists.context[:, :0]), r"width of 1 or more"),
-    "double": (lambda lists: replace(lists, events=lists.events.astype(np.float64)), r"'events': is float64"),
+    "events": (lambda lists: replace(lists, events=lists.events[:-1]), r"'events': shape is"),
+    "width": (
+        lambda lists: replace(lists, context=lists.context[:, :0]),
+        r"width of context and events must be at least 1",
+    ),
+    "double": (lambda lists: replace(lists, events=lists.events.astype(np.float64)), r"'events': dtype is float64"),
 }
 
 
@@ -190,20 +193,23 @@ def shorter(name: str, by: int = 1) -> Callable[[pa.Table], pa.Table]:
 
 DAMAGED: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "missing": (lambda table: table.drop_columns(["label_share"]), "'label_share': column is missing"),
-    "foreign": (lambda table: table.replace_schema_metadata({}), "is no file of session lists"),
+    "foreign": (lambda table: table.replace_schema_metadata({}), "not a session list file"),
     "version": (
         lambda table: table.replace_schema_metadata({b"a2gen_lists": b'{"format": 9}'}),
         "unsupported format version 9, expected 2",
     ),
-    "lengths": (shorter("prediction_like"), "'prediction_like': differs in length from 'item'"),
-    "vectors": (shorter("context"), "'context': is not made of vectors of width 4"),
-    "contexts": (shorter("context", 4), "'context': differs in length from 'item'"),
-    "type": (lambda table: put(table, "ts_ms", [1.5] * len(table), pa.float64()), "'ts_ms': is double, not int64"),
-    "no list": (lambda table: put(table, "item", [1] * len(table), pa.int64()), "'item': is int64, not a list"),
-    "null": (lambda table: put(table, "ts_ms", [None] * len(table), pa.int64()), "'ts_ms': has empty rows"),
+    "lengths": (shorter("prediction_like"), "'prediction_like': list lengths differ from 'item'"),
+    "vectors": (shorter("context"), "'context': length is not a multiple of the vector width 4"),
+    "contexts": (shorter("context", 4), "'context': list lengths differ from 'item'"),
+    "type": (
+        lambda table: put(table, "ts_ms", [1.5] * len(table), pa.float64()),
+        "'ts_ms': type is double, expected int64",
+    ),
+    "no list": (lambda table: put(table, "item", [1] * len(table), pa.int64()), "'item': type is int64, expected list"),
+    "null": (lambda table: put(table, "ts_ms", [None] * len(table), pa.int64()), "'ts_ms': contains null rows"),
     "nulls": (
         lambda table: put(table, "item", [[None] * len(row) for row in table["item"]], pa.list_(pa.int64())),
-        "'item': has empty values",
+        "'item': contains nulls",
     ),
 }
 
@@ -227,9 +233,9 @@ def test_truncated_absent_and_differing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"c\.parquet: cannot be read"):
         read_lists([f"{tmp_path}/c.parquet"])
     write_lists(str(other), replace(make(), behaviors=("like", "follow", "collect")))
-    with pytest.raises(DataError, match=r"b.parquet: has other objectives, behaviors or widths than .*a.parquet"):
+    with pytest.raises(DataError, match=r"b.parquet: objectives, behaviors or widths differ from .*a.parquet"):
         read_lists([str(whole), str(other)])
-    with pytest.raises(DataError, match="no file"):
+    with pytest.raises(DataError, match="no session list file"):
         read_lists([])
 
 

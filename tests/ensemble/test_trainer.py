@@ -325,8 +325,8 @@ def test_what_is_known_of_one_behaviour_counts_beside_what_is_unknown_of_another
             ConfigError,
             "behavior_weights.like: no training list has a positive",
         ),
-        (replace(TRAIN, label=TRAIN.label * 0), VALID, {}, DataError, "positive of any behaviour"),
-        (TRAIN, VALID, {"weighting": "pareto_efficient", "min_weight": 0.6}, ConfigError, "least weights"),
+        (replace(TRAIN, label=TRAIN.label * 0), VALID, {}, DataError, "positive of any behavior"),
+        (TRAIN, VALID, {"weighting": "pareto_efficient", "min_weight": 0.6}, ConfigError, "minimum weights"),
         (replace(TRAIN, objectives=("a", "b", "c")), VALID, {}, ConfigError, r"the lists have objectives \['a'"),
     ],
 )
@@ -340,7 +340,7 @@ def test_what_cannot_be_trained_on_is_refused(
 def test_a_loss_that_is_not_finite_is_told() -> None:
     model = Recorder()
     model.weight.data.fill_(torch.inf)
-    with pytest.raises(UserError, match=r"loss became nan; lower ensemble\.lr"):
+    with pytest.raises(UserError, match=r"loss is nan; decrease ensemble\.lr"):
         fit(model, TRAIN, VALID, SMALL)
 
 

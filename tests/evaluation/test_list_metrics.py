@@ -188,5 +188,5 @@ def test_unusable_input_is_refused() -> None:
     scores[np.nonzero(valid)[0][0], 0] = np.nan
     with pytest.raises(DataError, match=rf"1 of {valid.sum()} candidates"):
         list_metrics(scores, labels, valid, users, 3, ["like", "follow"])
-    with pytest.raises(ConfigError, match="first 0 places"):
+    with pytest.raises(ConfigError, match="k 0 must be at least 1"):
         hr_and_ndcg(scores, labels[..., 0], valid, 0)

@@ -62,12 +62,12 @@ def test_what_is_written_is_read(oracle: list[str], tmp_path: Path) -> None:
 def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.parquet"
     pq.write_table(pa.table({"user": [1]}), other)
-    with pytest.raises(DataError, match="holds no predictions"):
+    with pytest.raises(DataError, match="not a prediction file"):
         read_predictions(str(other))
     older = tmp_path / "older.parquet"
     write_predictions(str(older), made([]), CARD)
     pq.write_table(pq.read_table(older).drop_columns(["time_given_prefix_like"]), older)
-    with pytest.raises(DataError, match=r"time_given_prefix_like.* is missing"):
+    with pytest.raises(DataError, match=r"time_given_prefix_like.* column is missing"):
         read_predictions(str(older))
     with pytest.raises(DataError, match="cannot be read"):
         read_predictions(str(tmp_path / "nothing.parquet"))

@@ -485,10 +485,10 @@ def test_an_ensemble_elsewhere_or_of_another_checkpoint(world: World, fused: Wor
     model, card = load_ensemble(str(fused.run / "ensemble"))
     save_ensemble(str(folder), model, card)
     assert rank_run(str(fused.run), "nobody", ensemble=str(folder)) == rank_run(str(fused.run), "nobody")
-    with pytest.raises(UserError, match=r"elsewhere: is of .*, which predicts otherwise than this run"):
+    with pytest.raises(UserError, match=r"elsewhere: ensemble was trained on .*, which has different outputs"):
         rank_run(str(world.run), "nobody", ensemble=str(folder))
     save_ensemble(str(folder), model, dataclasses.replace(card, step=2))
-    with pytest.raises(UserError, match=r"is of step 2 of .*, the run's best is step 5"):
+    with pytest.raises(UserError, match=r"ensemble was trained on step 2 of .*, best checkpoint is step 5"):
         rank_run(str(fused.run), "nobody", ensemble=str(folder))
     with pytest.raises(UserError, match="cannot rank by ensemble: the run has none"):
         rank_run(str(world.run), "nobody", sort_by="ensemble")

@@ -133,7 +133,7 @@ def test_merged_is_the_mixture_of_branches_trained_by_their_own_weights(
 
 
 def test_merging_never_ends_worse_than_the_best_branch_and_runs_open(data: Path, tmp_path: Path) -> None:
-    run, config = tmp_path / "run", config_of(epochs=3, every=2, keep=0)
+    run, config = tmp_path / "run", config_of(epochs=3, every=2, keep_latest_k=0)
     metrics = train(config, str(data), str(run))
     rounds = sorted(path.name for path in (run / "branches").iterdir())
     places = sorted(path.name for path in (run / "checkpoints").iterdir())
@@ -156,11 +156,11 @@ def test_what_was_killed_goes_on_within_its_branch(data: Path, tmp_path: Path, m
     train(config, str(data), str(tmp_path / "whole"))
     fit, fits = Trainer.fit, []
 
-    def killed(self: Trainer, until: int | None = None) -> dict[str, float]:
+    def killed(self: Trainer, until_epoch: int | None = None) -> dict[str, float]:
         fits.append((self.run, self.state.step))
         if len(fits) == 5:  # the second round's second branch
             raise KeyboardInterrupt
-        return fit(self, until)
+        return fit(self, until_epoch)
 
     monkeypatch.setattr(Trainer, "fit", killed)
     run = str(tmp_path / "killed")

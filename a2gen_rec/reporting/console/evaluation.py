@@ -67,7 +67,7 @@ def export_table(metrics: Mapping[str, Any]) -> Table:
     """Return the AUC of a run and of its exported model (keys: ``runs.export.compared``)."""
     loss = metrics["loss"]
     caption = f"loss {loss['original']:.5f}, exported {loss['exported']:.5f}"
-    if any(auc["within"] is None for auc in metrics["auc"].values()):
+    if any(auc["within_tolerance"] is None for auc in metrics["auc"].values()):
         caption += f"\n*: fewer than {metrics['least']} positives or negatives; exempt from the tolerance"
     table = new_table(f"exported model: {metrics['split']}, {metrics['targets']:,} targets", caption)
     table.add_column("", no_wrap=True)
@@ -76,7 +76,7 @@ def export_table(metrics: Mapping[str, Any]) -> Table:
     for name, auc in metrics["auc"].items():
         original, exported = auc["original"], auc["exported"]
         change = MISSING if original is None or exported is None else f"{exported - original:+.5f}"
-        mark = " *" if auc["within"] is None else ""
+        mark = " *" if auc["within_tolerance"] is None else ""
         cells = [format_decimals(original, 4), format_decimals(exported, 4), change]
         table.add_row(Text(name + mark), f"{auc['positives']:,}", *cells)
     return table
