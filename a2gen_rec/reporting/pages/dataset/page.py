@@ -1,4 +1,4 @@
-"""A prepared dataset's statistics as one HTML page that needs nothing else, as Markdown and as JSON."""
+"""Statistics of a prepared dataset as one self-contained HTML page, as Markdown and as JSON."""
 
 import json
 import math
@@ -18,54 +18,59 @@ from a2gen_rec.reporting.pages.dataset.sections import sections
 from a2gen_rec.reporting.pages.dataset.statistics import DataStatistics, compute_statistics
 from a2gen_rec.utils import paths
 
-PAGE, MARKDOWN, NUMBERS = "data.html", "data.md", "statistics.json"
+PAGE, MARKDOWN, STATISTICS = "data.html", "data.md", "statistics.json"
 
 
 def write_dataset_report(data: str, out: str = "", progress: bool = False) -> list[str]:
-    """Write ``data.html``, ``data.md`` and ``statistics.json`` of a prepared dataset; returns lines that name them.
+    """Write ``data.html``, ``data.md`` and ``statistics.json`` of a prepared dataset and return lines that name them.
 
     Args:
-        data: the dataset's folder, local or remote.
-        out: folder to write to, made where it is not there; by default beside ``data``, named DATA-report.
-        progress: show a bar.
+        data: Dataset directory, local or remote.
+        out: Output directory, created if absent; by default DATA-report next to ``data``.
+        progress: Show a progress bar.
 
     Raises:
-        ConfigError: ``out`` is the dataset's folder or in it.
-        DataError: ``data`` is not a dataset, or a file of it breaks the contract.
-        UserError: ``out`` cannot be written, or memory or disk ran out.
+        ConfigError: ``out`` is the dataset directory or inside it.
+        DataError: ``data`` is not a dataset, or a file violates the format.
+        UserError: ``out`` cannot be written, or out of memory or disk space.
     """
     out = out or f"{paths.abspath(data).rstrip('/')}-report"
-    if f"{_complete_path(out)}/".startswith(f"{_complete_path(data)}/"):
-        raise ConfigError(f"--out {out} must lie outside the dataset {data}")
-    DatasetCard.load(data)  # before a folder is made
+    if f"{_canonical_path(out)}/".startswith(f"{_canonical_path(data)}/"):
+        raise ConfigError(f"--out {out} must be outside the dataset {data}")
+    DatasetCard.load(data)  # before a directory is created
     paths.ensure_writable_dir(out)
-    # What is flat of a long log may be too much for the system's temporary folder.
-    beside = out if paths.is_local(out) else None
+    # The flat targets of a large log may exceed the system's temporary directory.
+    scratch_parent = out if paths.is_local(out) else None
     with (
-        tempfile.TemporaryDirectory(prefix=".counting-", dir=beside) as scratch,
+        tempfile.TemporaryDirectory(prefix=".statistics-", dir=scratch_parent) as scratch,
         Progress(disable=not progress) as bars,
     ):
-        found = compute_statistics(data, Path(scratch), bars)
-    shown = sections(found)
-    values: dict[str, Any] = {"card": found.card, "found": found, "sections": shown, "charts": charts}
-    written = {
+        statistics = compute_statistics(data, Path(scratch), bars)
+    values: dict[str, Any] = {
+        "card": statistics.card,
+        "statistics": statistics,
+        "sections": sections(statistics),
+        "charts": charts,
+    }
+    contents = {
         PAGE: templates.render("dataset/page.html.j2", **values),
         MARKDOWN: templates.render("dataset/page.md.j2", **values),
-        NUMBERS: json.dumps(to_json(found), indent=1) + "\n",
+        STATISTICS: json.dumps(to_json(statistics), indent=1) + "\n",
     }
-    for name, text in written.items():
+    for name, text in contents.items():
         paths.write_text(paths.join(out, name), text)
-    named = {"page": PAGE, "Markdown": MARKDOWN, "numbers": NUMBERS}
-    return [f"{kind}: {paths.join(out, name)}" for kind, name in named.items()]
+    files = {"page": PAGE, "Markdown": MARKDOWN, "statistics": STATISTICS}
+    return [f"{kind}: {paths.join(out, name)}" for kind, name in files.items()]
 
 
-def _complete_path(path: str) -> str:
+def _canonical_path(path: str) -> str:
     return os.path.realpath(path) if paths.is_local(path) else path.rstrip("/")
 
 
-def to_json(found: DataStatistics) -> dict[str, Any]:
-    """All statistics as plain data; counts, seconds and shares, None where there is nothing to count."""
-    card, pairs = found.card, found.pairs
+def to_json(statistics: DataStatistics) -> dict[str, Any]:
+    """Return all statistics as plain data: counts, seconds and shares; None for undefined values."""
+    card, pairs = statistics.card, statistics.pairs
+    per_item, per_impression = statistics.impressions_per_item, statistics.actions_per_impression
     splits = {
         name: {
             "impressions": split.counts.targets,
@@ -73,51 +78,54 @@ def to_json(found: DataStatistics) -> dict[str, Any]:
             "items": split.items,
             "first_ms": split.counts.first_ms,
             "last_ms": split.counts.last_ms,
-            "by_new_users": split.new_users,
-            "of_unknown_items": split.unknown_items,
-            "actions": split.action_counts,
+            "new_user_impressions": split.new_user_impressions,
+            "unknown_item_impressions": split.unknown_item_impressions,
+            "num_actions": split.num_actions,
             "positives": split.counts.positives,
-            "known": split.counts.num_known,
-            "watch_s": split.watch.summary(),
+            "num_known": split.counts.num_known,
+            "watch_time_s": split.watch_time.summary(),
         }
-        for name, split in found.splits.items()
+        for name, split in statistics.splits.items()
     }
     result = {
         "dataset": card.name,
         "actions": card.predicted_actions,
         "splits": splits,
-        "per_user": found.per_user.summary(),
-        "per_item": found.per_item.summary()
-        | {"share_of_top": {f"{share:g}": found.per_item.top_share(share) for share in (0.01, 0.1)}},
+        "impressions_per_user": statistics.impressions_per_user.summary(),
+        "impressions_per_item": per_item.summary()
+        | {"top_share": {f"{share:g}": per_item.top_share(share) for share in (0.01, 0.1)}},
         "actions_per_impression": {
-            int(n): int(count) for n, count in zip(found.per_impression.value, found.per_impression.count, strict=True)
+            int(n): int(count) for n, count in zip(per_impression.values, per_impression.counts, strict=True)
         },
-        "time_s": {name: counted.summary() for name, counted in found.times.items()},
-        "share_of_watch_time": {name: counted.summary() for name, counted in found.positions.items()},
+        "time_s": {name: distribution.summary() for name, distribution in statistics.times.items()},
+        "relative_time": {name: distribution.summary() for name, distribution in statistics.relative_times.items()},
         "pairs": {
             "both": pairs.both.tolist(),
             "before": pairs.before.tolist(),
-            "at_the_same_moment": pairs.together.tolist(),
+            "simultaneous": pairs.simultaneous.tolist(),
             "order": pairs.order().tolist(),
-            "lift": pairs.lift(found.train.targets).tolist(),
+            "lift": pairs.lift(statistics.train.targets).tolist(),
         },
         "sequences": {
-            "distinct": found.distinct_sequences,
+            "distinct": statistics.distinct_sequences,
             "most_frequent": [
-                {"actions": [card.actions[code] for code in codes], "count": count} for codes, count in found.sequences
+                {"actions": [card.actions[code] for code in codes], "count": count}
+                for codes, count in statistics.sequences
             ],
         },
-        "lengths": None if found.lengths is None else [asdict(group) for group in found.lengths],
-        "gap_s": None if found.gaps is None else found.gaps.summary(),
-        "impressions_per_session": None if found.sessions is None else found.sessions.summary(),
+        "by_duration": None if statistics.by_duration is None else [asdict(group) for group in statistics.by_duration],
+        "gap_s": None if statistics.gaps is None else statistics.gaps.summary(),
+        "impressions_per_session": None
+        if statistics.impressions_per_session is None
+        else statistics.impressions_per_session.summary(),
     }
-    return _plain(result)
+    return _without_nan(result)
 
 
-def _plain(value: Any) -> Any:
-    """Without NaN, which JSON has no word for."""
+def _without_nan(value: Any) -> Any:
+    """Replace NaN, which JSON cannot represent, with None."""
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: _without_nan(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_plain(part) for part in value]
+        return [_without_nan(part) for part in value]
     return None if isinstance(value, float) and math.isnan(value) else value

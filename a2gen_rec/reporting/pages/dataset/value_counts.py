@@ -1,4 +1,4 @@
-"""A distribution as its distinct values and how often each occurs: small whatever it was counted over."""
+"""A distribution as distinct values and their counts, small for any number of observations."""
 
 import math
 from dataclasses import dataclass
@@ -11,72 +11,74 @@ QUANTILES = (0.1, 0.25, 0.75, 0.9, 0.99)
 
 @dataclass(frozen=True)
 class ValueCounts:
-    """Distinct values, rising [values] float64, and how often each occurs [values] int64. There may be none."""
+    """Distinct values in ascending order, [values] float64, and their counts, [values] int64; both may be empty."""
 
-    value: np.ndarray
-    count: np.ndarray
+    values: np.ndarray
+    counts: np.ndarray
 
     @property
     def total(self) -> int:
-        return int(self.count.sum())
+        return int(self.counts.sum())
 
     @property
     def mean(self) -> float:
-        """NaN where there is nothing."""
-        return float(self.value @ self.count / self.total) if self.total else math.nan
+        """Mean; NaN if empty."""
+        return float(self.values @ self.counts / self.total) if self.total else math.nan
 
     @property
     def median(self) -> float:
-        """The middle value, or the mean of the middle two; NaN where there is nothing."""
+        """Median, the mean of the middle two values for an even count; NaN if empty."""
         return (self._at((self.total + 1) // 2) + self._at(self.total // 2 + 1)) / 2
 
     def quantile(self, share: float) -> float:
-        """The least value that ``share`` of all do not exceed; NaN where there is nothing."""
+        """Return the smallest value that is at least as large as ``share`` of all values; NaN if empty."""
         return self._at(max(1, math.ceil(share * self.total)))
 
     def top_share(self, share: float) -> float:
-        """What part of the sum of all values the greatest ``share`` of them makes; NaN where the sum is 0."""
-        whole = float(self.value @ self.count)
-        if not whole:
+        """Return the part of the sum of all values that the largest ``share`` of them contributes; NaN if the sum is 0."""
+        total = float(self.values @ self.counts)
+        if not total:
             return math.nan
-        wanted = math.ceil(share * self.total)
-        # How many of each distinct value, the greatest first; of the last one wanted perhaps not all.
-        taken = np.diff(np.minimum(np.cumsum(self.count[::-1]), wanted), prepend=0)
-        return float(taken @ self.value[::-1]) / whole
+        num_top = math.ceil(share * self.total)
+        # Count of each distinct value, the largest first; the last value may be included only in part.
+        taken = np.diff(np.minimum(np.cumsum(self.counts[::-1]), num_top), prepend=0)
+        return float(taken @ self.values[::-1]) / total
 
     def summary(self) -> dict[str, Any]:
-        """Total, mean, extremes and quantiles, as plain data; None where there is nothing."""
-        named = {f"p{100 * share:g}": self.quantile(share) for share in QUANTILES}
-        ends = {"min": self._at(1), "max": self._at(self.total)}
-        found = {"mean": self.mean, "median": self.median} | ends | named
-        return {"count": self.total} | {name: None if math.isnan(value) else value for name, value in found.items()}
+        """Return count, mean, extremes and quantiles as plain data; None if empty."""
+        quantiles = {f"p{100 * share:g}": self.quantile(share) for share in QUANTILES}
+        extremes = {"min": self._at(1), "max": self._at(self.total)}
+        numbers = {"mean": self.mean, "median": self.median} | extremes | quantiles
+        return {"count": self.total} | {name: None if math.isnan(value) else value for name, value in numbers.items()}
 
-    def _at(self, place: int) -> float:
-        """The value at a 1-based place of all."""
-        if not len(self.value):
+    def _at(self, index: int) -> float:
+        """Return the value at a 1-based index of all sorted values."""
+        if not len(self.values):
             return math.nan
-        return float(self.value[np.searchsorted(np.cumsum(self.count), place)])
+        return float(self.values[np.searchsorted(np.cumsum(self.counts), index)])
 
 
-def log_histogram(counted: ValueCounts, per_decade: int = 8, floor: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-    """Bins of about equal width on a logarithmic axis: edges [bins + 1] and counts [bins]; no bins without values.
+def log_histogram(distribution: ValueCounts, per_decade: int = 8, floor: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    """Return bins of about equal width on a logarithmic axis: edges [bins + 1] and counts [bins]; empty without values.
 
-    Values that are all whole numbers get bins around whole numbers: others would stand empty between 1 and 2.
+    Integers get bins around integers; otherwise bins between 1 and 2 would be empty.
 
     Args:
-        floor: where the axis begins at the least; smaller values, which have no place on it, are in the first bin.
+        distribution: The distribution.
+        per_decade: Bins per factor of 10.
+        floor: Minimum of the axis; smaller values are in the first bin.
     """
-    if not counted.total:
+    if not distribution.total:
         return np.zeros(1), np.zeros(0, np.int64)
-    whole = bool((counted.value == np.rint(counted.value)).all())
-    least = 1.0 if whole else floor
-    low, high = max(least, counted.value[0]), max(least, counted.value[-1])
+    integers = bool((distribution.values == np.rint(distribution.values)).all())
+    minimum = 1.0 if integers else floor
+    low, high = max(minimum, distribution.values[0]), max(minimum, distribution.values[-1])
     first, last = math.floor(math.log10(low) * per_decade), math.ceil(math.log10(high) * per_decade)
-    # One bin too many below: a logarithm may round up to the edge above its value.
+    # One extra bin below: a logarithm may round up to the edge above its value.
     edges = 10.0 ** (np.arange(first - 1, last + per_decade) / per_decade)
-    if whole:
+    if integers:
         edges = np.unique(np.rint(edges)) - 0.5
-    begin, end = np.searchsorted(edges, [low, high], side="right")
-    edges = edges[max(begin - 1, 0) : end + 1]
-    bins = np.maximum(np.searchsorted(edges, counted.value, side="right") - 1, 0)
-    return edges, np.bincount(bins, counted.count, len(edges) - 1).astype(np.int64)
+    start, end = np.searchsorted(edges, [low, high], side="right")
+    edges = edges[max(start - 1, 0) : end + 1]
+    bins = np.maximum(np.searchsorted(edges, distribution.values, side="right") - 1, 0)
+    return edges, np.bincount(bins, distribution.counts, len(edges) - 1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The report of a dataset: whole, by itself, and honest about what a log does not tell."""
+"""Dataset reports: complete, self-contained, and explicit about missing data."""
 
 import json
 import math
@@ -15,12 +15,12 @@ import pytest
 from a2gen_rec.cli.main import main
 from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.reporting.pages.dataset.page import MARKDOWN, NUMBERS, PAGE, write_dataset_report
+from a2gen_rec.reporting.pages.dataset.page import MARKDOWN, PAGE, STATISTICS, write_dataset_report
 from tests.helpers.cards import make_card, write_dataset
 
 
 class Page(HTMLParser):
-    """Tags and text of a page; every tag must be closed in order, every id be there once."""
+    """Tags and text of a page. Tags must be closed in order, and ids must be unique."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -67,24 +67,24 @@ def report(folder: Path, card: DatasetCard, windows: int = 30) -> tuple[Page, st
 
 
 def read(out: Path) -> tuple[Page, str, dict]:
-    """The three files; the page must need nothing else, the numbers be JSON to the letter."""
+    """Return the three files. The page must be self-contained, and the statistics must be strict JSON."""
     html = (out / PAGE).read_text()
     assert not re.search(r"https?:|//|@import|src=|url\((?!#)|href=\"(?!#)", html)
 
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not valid JSON")
 
     page = Page(html)
     assert "script" not in page.tags
-    return page, (out / MARKDOWN).read_text(), json.loads((out / NUMBERS).read_text(), parse_constant=refuse)
+    return page, (out / MARKDOWN).read_text(), json.loads((out / STATISTICS).read_text(), parse_constant=refuse)
 
 
-def test_everything_is_shown_of_a_log_that_tells_everything(tmp_path: Path) -> None:
+def test_report_of_a_complete_log_has_all_sections(tmp_path: Path) -> None:
     page, text, numbers = report(tmp_path, full_card())
     assert page.tags.count("h2") == 9
     assert page.tags.count("svg") == 8
-    assert "Left out" not in page.text
-    assert "Left out" not in text
+    assert "Not available" not in page.text
+    assert "Not available" not in text
     train = numbers["splits"]["train"]
     assert f"{train['impressions']:,} training impressions" in page.text
     rate = train["positives"]["like"] / train["impressions"]
@@ -98,28 +98,29 @@ def test_everything_is_shown_of_a_log_that_tells_everything(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "left_out"),
     [
-        ({"timed": ["exit"]}, ["not tell the times of two actions"]),
-        ({"timed": []}, ["records neither when actions happen", "not tell the times of two actions"]),
-        ({"feedback": None, "objectives": []}, ["not tell how long videos are watched"]),
-        ({"features": make_card().features}, ["not tell how long videos are. The share of glances"]),
-        ({"features": [Feature("item_id", "item", "vocabulary", 40)]}, ["not the time between them"]),
+        ({"timed_actions": ["exit"]}, ["the times of fewer than two actions"]),
+        ({"timed_actions": []}, ["neither times of actions nor watch times", "the times of fewer than two actions"]),
+        ({"feedback": None, "objectives": []}, ["the log has no watch times"]),
+        ({"features": make_card().features}, ["the log has no video durations. The overall glance rate"]),
+        (
+            {"features": [Feature("item_id", "item", "vocabulary", 40)]},
+            ["order of a user's impressions, but not their times"],
+        ),
     ],
 )
-def test_what_the_log_does_not_tell_is_left_out_with_a_reason(
-    tmp_path: Path, change: dict, left_out: list[str]
-) -> None:
+def test_states_the_reason_of_missing_sections(tmp_path: Path, change: dict, left_out: list[str]) -> None:
     page, text, _ = report(tmp_path, replace(full_card(), **change))
     for reason in left_out:
         assert reason in page.text
         assert reason in text
 
 
-def test_without_order_actions_are_a_set(tmp_path: Path) -> None:
+def test_without_times_sequences_are_combinations(tmp_path: Path) -> None:
     page, _, numbers = report(tmp_path, make_card(timed=("exit",)))
     assert "→" not in page.text
     assert "like + comment" in page.text
     assert list(numbers["time_s"]) == ["exit"]
-    assert numbers["share_of_watch_time"] == {}
+    assert numbers["relative_time"] == {}
 
 
 def rewrite(data: Path, change: Callable[[dict], None]) -> None:
@@ -130,16 +131,16 @@ def rewrite(data: Path, change: Callable[[dict], None]) -> None:
         pq.write_table(pa.table(columns, schema=schema), file)
 
 
-def test_no_crash_where_nothing_happens(tmp_path: Path) -> None:
-    """One impression in all, no action, no watch time, an unknown item of unknown length, nothing known of labels."""
+def test_report_of_one_impression_without_actions(tmp_path: Path) -> None:
+    """One impression with no action, unknown watch time, item, duration and labels."""
     data = write_dataset(tmp_path / "data", full_card(), windows=1, files=1)
     unknown = math.nan
-    one = {"action": [0, 4], "action_offset_s": [0.0, unknown], "dwell_s": unknown, "label_click": unknown}
+    impression = {"action": [0, 4], "action_offset_s": [0.0, unknown], "dwell_s": unknown, "label_click": unknown}
 
     def empty(columns: dict) -> None:
         for name, (values,) in columns.items():
             default = unknown if name.startswith("objective_") else 0
-            columns[name] = [[one.get(name, default)] if isinstance(values, list) else values]
+            columns[name] = [[impression.get(name, default)] if isinstance(values, list) else values]
         columns["first_target"] = [0]
 
     rewrite(data, empty)
@@ -148,20 +149,20 @@ def test_no_crash_where_nothing_happens(tmp_path: Path) -> None:
     write_dataset_report(str(data), str(tmp_path / "out"))
     page, _, numbers = read(tmp_path / "out")
     assert "0% of the impressions have an action. All items are unknown." in page.text
-    assert "no video's length is known" in page.text
-    assert "neither when actions happen nor" in page.text
+    assert "no video has a known duration" in page.text
+    assert "neither times of actions nor" in page.text
     assert [numbers["splits"][split]["impressions"] for split in SPLITS] == [1, 0, 0]
     assert numbers["pairs"]["lift"] == [[None] * 3] * 3
 
 
-def test_an_action_without_positives_has_a_row(tmp_path: Path) -> None:
+def test_action_without_positives_has_a_row(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", full_card(), windows=20, files=1)
 
     def without_comments(columns: dict) -> None:
         for codes, offsets in zip(columns["action"], columns["action_offset_s"], strict=True):
-            for place, row in enumerate(codes):
+            for index, row in enumerate(codes):
                 kept = [step for step, code in enumerate(row) if code != 2]
-                codes[place], offsets[place] = [row[step] for step in kept], [offsets[place][step] for step in kept]
+                codes[index], offsets[index] = [row[step] for step in kept], [offsets[index][step] for step in kept]
 
     rewrite(data, without_comments)
     write_dataset_report(str(data), str(tmp_path / "out"))
@@ -170,16 +171,16 @@ def test_an_action_without_positives_has_a_row(tmp_path: Path) -> None:
     assert numbers["pairs"]["order"][0][1] is None
 
 
-def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     name = '<script>alert("$x$|")</script>&'
     card = full_card()
     data = write_dataset(tmp_path / "data", card, windows=20, files=1)
-    named = {"like": name}
+    new_names = {"like": name}
     changed = replace(
         card,
         name=name,
-        actions=[named.get(each, each) for each in card.actions],
-        timed_actions=[named.get(each, each) for each in card.timed_actions],
+        actions=[new_names.get(action, action) for action in card.actions],
+        timed_actions=[new_names.get(action, action) for action in card.timed_actions],
     )
     changed.save(str(data))
     write_dataset_report(str(data), str(tmp_path / "out"))
@@ -192,9 +193,9 @@ def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
     assert len(re.findall(r"(?<!\\)\|", rows[0])) == 10
 
 
-def test_the_same_dataset_gives_the_same_files_again(tmp_path: Path) -> None:
+def test_output_is_deterministic(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", full_card(), windows=20)
-    names = (PAGE, MARKDOWN, NUMBERS)
+    names = (PAGE, MARKDOWN, STATISTICS)
     contents = []
     for _ in range(2):
         write_dataset_report(str(data))
@@ -203,11 +204,11 @@ def test_the_same_dataset_gives_the_same_files_again(tmp_path: Path) -> None:
     assert sorted(file.name for file in (tmp_path / "data-report").iterdir()) == sorted(names)
 
 
-def test_errors_come_before_a_folder_is_made(tmp_path: Path) -> None:
+def test_errors_are_raised_before_a_directory_is_created(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", full_card(), windows=2)
     before = sorted(tmp_path.rglob("*"))
     for out in (data, data / "report", tmp_path / "." / "data" / "x"):
-        with pytest.raises(ConfigError, match="must lie outside the dataset"):
+        with pytest.raises(ConfigError, match="must be outside the dataset"):
             write_dataset_report(str(data), str(out))
     with pytest.raises(UserError, match=r"nothing/dataset\.yaml: no dataset card here; run `a2gen prepare` first"):
         write_dataset_report(str(tmp_path / "nothing"), str(tmp_path / "out"))
@@ -218,7 +219,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_dataset(tmp_path / "data", make_card(), windows=10)
     main(["report", "dataset", str(data), "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    for name in (PAGE, MARKDOWN, NUMBERS):
+    for name in (PAGE, MARKDOWN, STATISTICS):
         assert f"{tmp_path}/out/{name}" in printed
     with pytest.raises(SystemExit):
         main(["report", "dataset", str(tmp_path / "out")])

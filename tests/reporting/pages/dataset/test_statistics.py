@@ -1,4 +1,4 @@
-"""A dataset's statistics against plain Python loops over its windows."""
+"""Dataset statistics against reference loops over windows."""
 
 import math
 from collections import Counter
@@ -20,22 +20,22 @@ from a2gen_rec.reporting.pages.dataset.statistics import DataStatistics, compute
 from a2gen_rec.reporting.pages.dataset.value_counts import ValueCounts
 from tests.helpers.cards import make_card, write_dataset
 
-LENGTH = Feature("length", "item", "buckets", 5, [10.0, 20.0, 40.0])
+DURATION = Feature("length", "item", "buckets", 5, [10.0, 20.0, 40.0])
 
 
-def card_with_lengths() -> DatasetCard:
+def card_with_durations() -> DatasetCard:
     card = make_card()
-    return replace(card, features=[*card.features, LENGTH])
+    return replace(card, features=[*card.features, DURATION])
 
 
 def with_ties(folder: Path) -> Path:
-    """Few users with windows in all files and splits; begins and offsets of which some are equal."""
+    """Merge users across files and splits, and round starts and offsets so that some are equal."""
     for file in folder.glob("*/part-*.parquet"):
         table = pq.read_table(file).to_pydict()
         table["user_key"] = [key % 9 for key in table["user_key"]]
-        table["ts_ms"] = [[at // 20_000 * 20_000 for at in window] for window in table["ts_ms"]]
+        table["ts_ms"] = [[ms // 20_000 * 20_000 for ms in window] for window in table["ts_ms"]]
         table["action_offset_s"] = [
-            [[float(np.floor(at)) for at in steps] for steps in window] for window in table["action_offset_s"]
+            [[float(np.floor(offset)) for offset in steps] for steps in window] for window in table["action_offset_s"]
         ]
         table["dwell_s"] = [[steps[-1] for steps in window] for window in table["action_offset_s"]]
         schema = pq.read_schema(file)
@@ -44,43 +44,43 @@ def with_ties(folder: Path) -> Path:
 
 
 def targets(folder: Path, split: str) -> list[dict[str, Any]]:
-    """Every target as one row of plain values, the slow way."""
-    found = []
+    """Return each target as one row of plain values, by a loop."""
+    rows = []
     for file in sorted((folder / split).glob("*.parquet")):
         for window in pq.read_table(file).to_pylist():
-            for place in range(window["first_target"], len(window["ts_ms"])):
-                row = {name: value[place] for name, value in window.items() if isinstance(value, list)}
-                found.append(row | {"user": window["user_key"]})
-    return found
+            for index in range(window["first_target"], len(window["ts_ms"])):
+                row = {name: value[index] for name, value in window.items() if isinstance(value, list)}
+                rows.append(row | {"user": window["user_key"]})
+    return rows
 
 
-def same(found: ValueCounts, values: list[float]) -> None:
+def assert_same(distribution: ValueCounts, values: list[float]) -> None:
     expected = sorted(float(f"{value:.4g}") for value in values if not math.isnan(value))
-    assert np.repeat(found.value, found.count) == pytest.approx(expected, rel=1.1e-3)
+    assert np.repeat(distribution.values, distribution.counts) == pytest.approx(expected, rel=1.1e-3)
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetCard, DataStatistics]:
-    folder, card = tmp_path_factory.mktemp("statistics"), card_with_lengths()
+def computed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetCard, DataStatistics]:
+    folder, card = tmp_path_factory.mktemp("statistics"), card_with_durations()
     data = with_ties(write_dataset(folder / "data", card, windows=40))
     (folder / "scratch").mkdir()
     with Progress(disable=True) as bars:
         return data, card, compute_statistics(str(data), folder / "scratch", bars)
 
 
-def test_splits(measured: tuple[Path, DatasetCard, DataStatistics]) -> None:
-    data, card, found = measured
-    old = {row["user"] for row in targets(data, "train")}
+def test_splits(computed: tuple[Path, DatasetCard, DataStatistics]) -> None:
+    data, card, statistics = computed
+    train_users = {row["user"] for row in targets(data, "train")}
     for split in SPLITS:
-        rows, numbers = targets(data, split), found.splits[split]
+        rows, numbers = targets(data, split), statistics.splits[split]
         assert numbers.counts.targets == len(rows)
         assert numbers.counts.first_ms == min(row["ts_ms"] for row in rows)
         assert numbers.counts.last_ms == max(row["ts_ms"] for row in rows)
         assert numbers.users == len({row["user"] for row in rows})
         assert numbers.items == len({row["item_id"] for row in rows} - {0})
-        assert numbers.unknown_items == sum(row["item_id"] == 0 for row in rows) > 0
-        assert numbers.new_users == sum(row["user"] not in old for row in rows)
-        assert numbers.action_counts == sum(len(row["action"]) - 2 for row in rows)
+        assert numbers.unknown_item_impressions == sum(row["item_id"] == 0 for row in rows) > 0
+        assert numbers.new_user_impressions == sum(row["user"] not in train_users for row in rows)
+        assert numbers.num_actions == sum(len(row["action"]) - 2 for row in rows)
         for code, name in enumerate(card.predicted_actions, start=1):
             assert numbers.counts.positives[name] == sum(code in row["action"] for row in rows)
             assert numbers.counts.num_known[name] == len(rows)
@@ -88,10 +88,10 @@ def test_splits(measured: tuple[Path, DatasetCard, DataStatistics]) -> None:
             known = [row[name] for row in rows if not math.isnan(row[name])]
             assert numbers.counts.positives[name.partition("_")[2]] == sum(known)
             assert numbers.counts.num_known[name.partition("_")[2]] == len(known)
-        same(numbers.watch, [row["dwell_s"] for row in rows])
+        assert_same(numbers.watch_time, [row["dwell_s"] for row in rows])
 
 
-def test_users_without_training_are_new(tmp_path: Path) -> None:
+def test_users_without_training_targets_are_new(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", make_card(), windows=5)
     file = data / "test" / "part-00000.parquet"
     table = pq.read_table(file)
@@ -103,49 +103,52 @@ def test_users_without_training_are_new(tmp_path: Path) -> None:
     lengths = pc.subtract(pc.list_value_length(table["ts_ms"]), table["first_target"]).to_pylist()
     (tmp_path / "scratch").mkdir()
     with Progress(disable=True) as bars:
-        found = compute_statistics(str(data), tmp_path / "scratch", bars)
-    assert found.splits["test"].new_users == sum(lengths[1:])
-    assert found.splits["train"].new_users == 0
+        statistics = compute_statistics(str(data), tmp_path / "scratch", bars)
+    assert statistics.splits["test"].new_user_impressions == sum(lengths[1:])
+    assert statistics.splits["train"].new_user_impressions == 0
 
 
-def test_amounts_and_sequences(measured: tuple[Path, DatasetCard, DataStatistics]) -> None:
-    data, _, found = measured
+def test_activity_and_sequences(computed: tuple[Path, DatasetCard, DataStatistics]) -> None:
+    data, _, statistics = computed
     rows = targets(data, "train")
-    same(found.per_user, list(map(float, Counter(row["user"] for row in rows).values())))
-    same(found.per_item, list(map(float, Counter(row["item_id"] for row in rows if row["item_id"]).values())))
-    same(found.per_impression, [float(len(row["action"]) - 2) for row in rows])
+    assert_same(statistics.impressions_per_user, list(map(float, Counter(row["user"] for row in rows).values())))
+    assert_same(
+        statistics.impressions_per_item,
+        list(map(float, Counter(row["item_id"] for row in rows if row["item_id"]).values())),
+    )
+    assert_same(statistics.actions_per_impression, [float(len(row["action"]) - 2) for row in rows])
     sequences = Counter(tuple(row["action"][1:-1]) for row in rows)
-    assert found.distinct_sequences == len(sequences)
-    assert [count for _, count in found.sequences] == sorted(sequences.values(), reverse=True)[:20]
-    assert all(sequences[tuple(codes)] == count for codes, count in found.sequences)
+    assert statistics.distinct_sequences == len(sequences)
+    assert [count for _, count in statistics.sequences] == sorted(sequences.values(), reverse=True)[:20]
+    assert all(sequences[tuple(codes)] == count for codes, count in statistics.sequences)
 
 
-def test_times(measured: tuple[Path, DatasetCard, DataStatistics]) -> None:
-    data, card, found = measured
-    at: dict[str, list[tuple[float, float]]] = {name: [] for name in card.actions}
+def test_times(computed: tuple[Path, DatasetCard, DataStatistics]) -> None:
+    data, card, statistics = computed
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in card.actions}
     for row in targets(data, "train"):
         for code, seconds in zip(row["action"], row["action_offset_s"], strict=True):
-            at[card.actions[code]].append((seconds, row["dwell_s"]))
-    assert list(found.times) == ["like", "follow", "exit"]
-    for name in found.times:
-        same(found.times[name], [seconds for seconds, _ in at[name]])
-    assert list(found.positions) == ["like", "follow"]
-    for name, counted in found.positions.items():
-        shares = [seconds / watched for seconds, watched in at[name] if watched > 0 and not math.isnan(seconds)]
-        assert np.repeat(counted.value, counted.count) == pytest.approx(sorted(shares), abs=0.00051)
+            times[card.actions[code]].append((seconds, row["dwell_s"]))
+    assert list(statistics.times) == ["like", "follow", "exit"]
+    for name in statistics.times:
+        assert_same(statistics.times[name], [seconds for seconds, _ in times[name]])
+    assert list(statistics.relative_times) == ["like", "follow"]
+    for name, distribution in statistics.relative_times.items():
+        shares = [seconds / watched for seconds, watched in times[name] if watched > 0 and not math.isnan(seconds)]
+        assert np.repeat(distribution.values, distribution.counts) == pytest.approx(sorted(shares), abs=0.00051)
 
 
-def test_pairs(measured: tuple[Path, DatasetCard, DataStatistics]) -> None:
-    data, card, found = measured
-    rows, pairs, number = targets(data, "train"), found.pairs, len(card.predicted_actions)
-    both, before, together = (Counter[tuple[int, int]]() for _ in range(3))
+def test_pairs(computed: tuple[Path, DatasetCard, DataStatistics]) -> None:
+    data, card, statistics = computed
+    rows, pairs, number = targets(data, "train"), statistics.pairs, len(card.predicted_actions)
+    both, before, simultaneous = (Counter[tuple[int, int]]() for _ in range(3))
     for row in rows:
         steps = list(zip(row["action"], row["action_offset_s"], strict=True))[1:-1]
         for (a, first), (b, second) in permutations(steps, 2):
             both[a - 1, b - 1] += 1
             before[a - 1, b - 1] += first < second
-            together[a - 1, b - 1] += first == second
-    assert sum(together.values()) > 0
+            simultaneous[a - 1, b - 1] += first == second
+    assert sum(simultaneous.values()) > 0
     assert sum(before.values()) > 0
     order, lift = pairs.order(), pairs.lift(len(rows))
     single = [sum(code in row["action"] for row in rows) for code in range(1, number + 1)]
@@ -153,21 +156,26 @@ def test_pairs(measured: tuple[Path, DatasetCard, DataStatistics]) -> None:
         for i, j in ((a, b), (b, a)):
             assert pairs.both[i, j] == both[a, b]
             assert pairs.before[i, j] == before[i, j]
-            assert pairs.together[i, j] == together[a, b]
-            differ = before[a, b] + before[b, a]
-            assert order[i, j] == pytest.approx(before[i, j] / differ if differ else math.nan, nan_ok=True)
-            chance = (single[i] / len(rows)) * (single[j] / len(rows))
-            assert lift[i, j] == pytest.approx((both[a, b] / len(rows)) / chance)
+            assert pairs.simultaneous[i, j] == simultaneous[a, b]
+            different = before[a, b] + before[b, a]
+            assert order[i, j] == pytest.approx(before[i, j] / different if different else math.nan, nan_ok=True)
+            expected = (single[i] / len(rows)) * (single[j] / len(rows))
+            assert lift[i, j] == pytest.approx((both[a, b] / len(rows)) / expected)
     assert pairs.both.diagonal().tolist() == single
     assert np.isnan(lift.diagonal()).all()
 
 
-def test_lengths(measured: tuple[Path, DatasetCard, DataStatistics]) -> None:
-    data, _, found = measured
+def test_durations(computed: tuple[Path, DatasetCard, DataStatistics]) -> None:
+    data, _, statistics = computed
     rows = [row for row in targets(data, "train") if row["length"]]
-    assert found.lengths is not None
-    assert [(group.from_s, group.to_s) for group in found.lengths] == [(None, 10), (10, 20), (20, 40), (40, None)]
-    for bucket, group in enumerate(found.lengths, start=1):
+    assert statistics.by_duration is not None
+    assert [(group.from_s, group.to_s) for group in statistics.by_duration] == [
+        (None, 10),
+        (10, 20),
+        (20, 40),
+        (40, None),
+    ]
+    for bucket, group in enumerate(statistics.by_duration, start=1):
         inside = [row for row in rows if row["length"] == bucket]
         assert group.targets == len(inside)
         for name in ("glance", "effective"):
@@ -177,35 +185,35 @@ def test_lengths(measured: tuple[Path, DatasetCard, DataStatistics]) -> None:
         assert group.complete == pytest.approx(sum(row["feedback"] == COMPLETE for row in inside) / watched)
 
 
-def test_gaps_and_sessions(measured: tuple[Path, DatasetCard, DataStatistics]) -> None:
-    data, card, found = measured
+def test_gaps_and_sessions(computed: tuple[Path, DatasetCard, DataStatistics]) -> None:
+    data, card, statistics = computed
     gaps, sessions = [], []
     rows = targets(data, "train")
     for user in {row["user"] for row in rows}:
-        moments = sorted(row["ts_ms"] for row in rows if row["user"] == user)
+        starts = sorted(row["ts_ms"] for row in rows if row["user"] == user)
         sessions.append(1.0)
-        for earlier, later in pairwise(moments):
+        for earlier, later in pairwise(starts):
             gaps.append((later - earlier) / 1000)
             if gaps[-1] > card.session_gap_s:
                 sessions.append(0.0)
             sessions[-1] += 1
     assert 0.0 in gaps
     assert len(set(sessions)) > 2
-    assert found.gaps is not None
-    assert found.sessions is not None
-    same(found.gaps, gaps)
-    same(found.sessions, sessions)
+    assert statistics.gaps is not None
+    assert statistics.impressions_per_session is not None
+    assert_same(statistics.gaps, gaps)
+    assert_same(statistics.impressions_per_session, sessions)
 
 
-def test_buckets_join_until_they_are_of_like_size(tmp_path: Path) -> None:
-    """Thirty buckets make at most twelve groups, which leave out nobody and touch each other."""
-    edges = [float(edge) for edge in range(1, 30)]
+def test_duration_buckets_are_merged_to_similar_sizes(tmp_path: Path) -> None:
+    """Thirty buckets make at most twelve contiguous groups with all targets."""
+    boundaries = [float(bound) for bound in range(1, 30)]
     card = make_card()
-    card = replace(card, features=[*card.features, Feature("length", "item", "buckets", 31, edges)])
+    card = replace(card, features=[*card.features, Feature("length", "item", "buckets", 31, boundaries)])
     data = write_dataset(tmp_path / "data", card, windows=100)
     (tmp_path / "scratch").mkdir()
     with Progress(disable=True) as bars:
-        groups = compute_statistics(str(data), tmp_path / "scratch", bars).lengths
+        groups = compute_statistics(str(data), tmp_path / "scratch", bars).by_duration
     assert groups is not None
     assert 8 < len(groups) <= 12
     assert groups[0].from_s is None
@@ -214,7 +222,7 @@ def test_buckets_join_until_they_are_of_like_size(tmp_path: Path) -> None:
     assert sum(group.targets for group in groups) == sum(row["length"] > 0 for row in targets(data, "train"))
 
 
-def test_a_file_that_breaks_the_contract_is_named(tmp_path: Path) -> None:
+def test_names_a_file_that_violates_the_format(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", make_card(), windows=5)
     file = data / "valid" / "part-00001.parquet"
     pq.write_table(pq.read_table(file).drop_columns(["first_target"]), file)
@@ -222,9 +230,9 @@ def test_a_file_that_breaks_the_contract_is_named(tmp_path: Path) -> None:
         compute_statistics(str(data), tmp_path, bars)
 
 
-def test_without_training_impressions_there_is_nothing_to_tell(tmp_path: Path) -> None:
+def test_rejects_a_dataset_without_training_impressions(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", make_card(), windows=5)
     for file in (data / "train").iterdir():
         file.unlink()
-    with Progress(disable=True) as bars, pytest.raises(DataError, match="data: has no training impressions"):
+    with Progress(disable=True) as bars, pytest.raises(DataError, match="data: no training impressions"):
         compute_statistics(str(data), tmp_path, bars)
