@@ -60,7 +60,7 @@ class World:
             RuntimeError: it does not take them.
         """
         for user, past in self.pasts.items():
-            told = [ImpressionSchema.of(each).model_dump() for each in past]
+            told = [ImpressionSchema.from_impression(each).model_dump() for each in past]
             status, answer = ask("/v1/events", as_body(user=user, impressions=told))
             if status != 200 or answer != {"recorded": len(past)}:
                 raise RuntimeError(f"events of a user are answered with {status} {answer}")

@@ -1,23 +1,22 @@
-"""An exported model on disk: all that ranking needs, in open formats, reading which runs no code.
+"""Exported model on disk: everything that ranking needs, in open formats whose readers execute no code.
 
 ::
 
-    manifest.json               what is here: see ``manifest.py``
-    model.yaml                  the model's configuration, and how sequences are followed
-    dataset.yaml                the dataset card: features, buckets, rules
-    tables.safetensors          tables looked up by id: NAME/values and, of int8 codes, NAME/scale
-    dense.safetensors           everything after the lookups (ranker/…), and small tables that are looked up whole
-    vocabulary/FEATURE.parquet  raw ``value`` to table ``row``, identifiers aside
-    users.parquet, items.parquet   raw identifiers and the rows of their features; of videos' lengths, the raw ones
-    ensemble/                   as ``models/ensemble_store.py`` has it; absent without one
+    manifest.json               file list with checksums, see ``manifest.py``
+    model.yaml                  model configuration, and how sequences are explored
+    dataset.yaml                dataset card: features, buckets, rules
+    tables.safetensors          tables looked up by id: NAME/values and, for int8 codes, NAME/scale
+    dense.safetensors           dense parameters (ranker/…), and small tables that every batch reads in full
+    vocabulary/FEATURE.parquet  raw ``value`` to table ``row``, except identifiers
+    users.parquet, items.parquet   raw identifiers and the rows of their features; raw durations of videos
+    ensemble/                   see ``models/ensemble/io.py``; absent without an ensemble
 
-All rows are those of the tables here, not the dataset's, which go by frequency. Those of a vocabulary count up with its
-raw values, which takes no bytes to tell; users and items without a row of their own come last.
+All rows refer to the tables in this directory, which are not sorted by frequency as the dataset's are. Vocabulary rows
+are in the order of the raw values, which costs no bytes to store. Users and items without a row of their own come last.
 
-``training/export_files.py`` writes them.
+``runs/export_files.py`` writes these files.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,27 +41,27 @@ from a2gen_rec.utils import paths
 
 SETTINGS, TABLES, DENSE = "model.yaml", "tables.safetensors", "dense.safetensors"
 USERS, ITEMS, ENSEMBLE = "users.parquet", "items.parquet", "ensemble"
-CURRENT_POINTER = "CURRENT"
-"""A file in a folder of models that names the one to serve."""
 ENTITY_TABLES = {"user": USERS, "item": ITEMS}
 IDENTIFIERS = {"user": "user_id", "item": ITEM_ID}
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How the model is made and read.
+    """Settings of the model and its inference.
 
     Attributes:
-        max_error, group_cost: as in ``EvaluateConfig`` and ``LoaderConfig``.
+        model: Model configuration.
+        max_unexplored_mass: As in ``EvaluateConfig``.
+        bucket_overhead_tokens: As in ``LoaderConfig``.
     """
 
     model: ModelConfig
     max_unexplored_mass: float
-    group_cost: int
+    bucket_overhead_tokens: int
 
 
 class ExportedModel(nn.Module):
-    """Stored tables and the ranker on top, in the place of a ``RankingModel``; on the CPU, to stay as it is."""
+    """Stored tables and the ranker on top, in place of a ``RankingModel``; immutable, on the CPU."""
 
     def __init__(self, embeddings: QuantizedEmbeddings, ranker: BaseRanker[Any]) -> None:
         super().__init__()
@@ -75,11 +74,17 @@ class ExportedModel(nn.Module):
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported model in memory.
+    """Exported model in memory.
 
     Attributes:
-        model: ready to predict, on the CPU.
-        vocabularies: vocabulary feature -> raw value -> row; identifiers are in ``users`` and ``items``.
+        manifest: Manifest of its files.
+        settings: Settings of the model.
+        card: Dataset card.
+        model: Model in evaluation mode, on the CPU.
+        ensemble: Ensemble with its card, if any.
+        users: Users of the dataset.
+        items: Items of the dataset.
+        vocabularies: Vocabulary feature -> raw value -> row, without identifiers, which ``users`` and ``items`` contain.
     """
 
     manifest: Manifest
@@ -92,41 +97,26 @@ class Artifact:
     vocabularies: dict[str, dict[str, int]]
 
 
-def resolve_model_dir(model: str) -> str:
-    """The folder that a path leads to now: through links, and through a folder's ``CURRENT``.
-
-    Raises:
-        UserError: ``CURRENT`` names none.
-    """
-    pointer = paths.join(model, CURRENT_POINTER)
-    if paths.exists(pointer):
-        name = paths.read_text(pointer).strip()
-        if not name or "/" in name or name in (".", ".."):
-            raise UserError(f"{pointer}: must hold the name of a folder beside it")
-        model = paths.join(model, name)
-    return os.path.realpath(model) if paths.is_local(model) else model
-
-
-def load_artifact(folder: str) -> Artifact:
+def load_artifact(model_dir: str) -> Artifact:
     """Read and check an exported model.
 
     Raises:
-        UserError: a file is missing, truncated or damaged, does not fit the others, or the format is newer.
+        UserError: A file is missing, truncated, corrupted or incompatible with the others, or the format is unsupported.
     """
-    manifest = read_manifest(folder)
-    settings, card = _read_settings(paths.join(folder, SETTINGS)), DatasetCard.load(folder)
-    model = _read_model(folder, card, settings)
-    fused = load_ensemble(paths.join(folder, ENSEMBLE)) if f"{ENSEMBLE}/ensemble.yaml" in manifest.files else None
+    manifest = read_manifest(model_dir)
+    settings, card = _read_settings(paths.join(model_dir, SETTINGS)), DatasetCard.load(model_dir)
+    model = _read_model(model_dir, card, settings)
+    ensemble = load_ensemble(paths.join(model_dir, ENSEMBLE)) if f"{ENSEMBLE}/ensemble.yaml" in manifest.files else None
     return Artifact(
         manifest=manifest,
         settings=settings,
         card=card,
         model=model,
-        ensemble=fused,
-        users=EntityIndex.read(paths.join(folder, USERS), "user", card.features_at("user")),
-        items=EntityIndex.read(paths.join(folder, ITEMS), "item", card.features_at("item"), duration_feature(card)),
+        ensemble=ensemble,
+        users=EntityIndex.read(paths.join(model_dir, USERS), "user", card.features_at("user")),
+        items=EntityIndex.read(paths.join(model_dir, ITEMS), "item", card.features_at("item"), duration_feature(card)),
         vocabularies={
-            feature.name: _read_vocabulary(paths.join(folder, vocabulary_file(feature)), feature)
+            feature.name: _read_vocabulary(paths.join(model_dir, vocabulary_file(feature)), feature)
             for feature in card.features
             if has_vocabulary(feature)
         },
@@ -134,18 +124,18 @@ def load_artifact(folder: str) -> Artifact:
 
 
 def has_vocabulary(feature: Feature) -> bool:
-    """Whether a feature has a vocabulary of its own; identifiers are in the catalogues."""
+    """Return whether a feature has a vocabulary file; identifiers are in the user and item files."""
     return feature.kind == "vocabulary" and IDENTIFIERS.get(feature.level) != feature.name
 
 
 def duration_feature(card: DatasetCard) -> str:
-    """The feature whose rows are buckets of the raw lengths that catalogues have; empty if there is none."""
+    """Return the feature whose rows are buckets of the raw durations in the item file; empty if there is none."""
     duration = card.feedback.duration_feature if card.feedback is not None else ""
-    return duration if any(each.name == duration and each.kind == "buckets" for each in card.features) else ""
+    return duration if any(feature.name == duration and feature.kind == "buckets" for feature in card.features) else ""
 
 
 def vocabulary_file(feature: Feature) -> str:
-    """Where a feature's vocabulary is, in a dataset as in an exported model."""
+    """Return the path of a feature's vocabulary within a dataset or an exported model."""
     return f"vocabulary/{feature.name}.parquet"
 
 
@@ -154,32 +144,34 @@ def _read_settings(file: str) -> ModelSettings:
         raw = paths.read_yaml(file)
         return ModelSettings(**{**raw, "model": ModelConfig(**raw["model"])})
     except (TypeError, KeyError, ConfigError) as error:
-        raise UserError(f"{file}: not a model's configuration that this version reads ({error})") from error
+        raise UserError(f"{file}: invalid model configuration ({error})") from error
 
 
-def _read_model(folder: str, card: DatasetCard, settings: ModelSettings) -> ExportedModel:
+def _read_model(model_dir: str, card: DatasetCard, settings: ModelSettings) -> ExportedModel:
     ranker = ranker_class(settings.model)(card, settings.model)
     try:
-        file = paths.join(folder, DENSE)
+        file = paths.join(model_dir, DENSE)
         dense = _read_tensors(file)
         ranker.load_state_dict(
             {name.removeprefix("ranker."): value for name, value in dense.items() if name.startswith("ranker.")}
         )
-        whole = {name: dense[f"table/{name}"] for name in full_tables(card, settings.model)}
-        file = paths.join(folder, TABLES)
+        full = {name: dense[f"table/{name}"] for name in full_tables(card, settings.model)}
+        file = paths.join(model_dir, TABLES)
         tables = _read_tables(
-            file, {feature.name: feature.cardinality for feature in id_features(card)}, settings, whole
+            file, {feature.name: feature.cardinality for feature in id_features(card)}, settings, full
         )
     except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"{file}: does not fit the model or is damaged ({lines[-1] if lines else error})") from error
+        raise UserError(
+            f"{file}: incompatible with its config, or corrupted ({lines[-1] if lines else error})"
+        ) from error
     model = ExportedModel(tables, ranker).eval().requires_grad_(False)
-    model.ranker.cache_token_table(tables.whole)
+    model.ranker.cache_token_table(tables.full_tables)
     return model
 
 
 def _read_tables(
-    file: str, rows: Mapping[str, int], settings: ModelSettings, whole: Mapping[str, Tensor]
+    file: str, rows: Mapping[str, int], settings: ModelSettings, full: Mapping[str, Tensor]
 ) -> QuantizedEmbeddings:
     with safe_open(paths.to_local_path(file), "pt") as stored:
         names = set(stored.keys())
@@ -188,14 +180,14 @@ def _read_tables(
             values, scale = f"{name}/values", f"{name}/scale"
             table = QuantizedTable(stored.get_tensor(values), stored.get_tensor(scale) if scale in names else None)
             if table.values.shape != (rows[name], settings.model.dim):
-                raise UserError(f"{file}: table {name!r} is not of the dataset card's size")
+                raise UserError(f"{file}: table {name!r} does not have the shape of the dataset card")
             return table
 
-        return QuantizedEmbeddings(rows, read, whole)
+        return QuantizedEmbeddings(rows, read, full)
 
 
 def _read_tensors(file: str) -> dict[str, Tensor]:
-    """All tensors of a file, copied one by one: the library's are the file itself, whatever is done to it later."""
+    """Return copies of all tensors of a file: the library maps the file, so later changes to it would be visible."""
     with safe_open(paths.to_local_path(file), "pt") as stored:
         return {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
 
@@ -204,5 +196,5 @@ def _read_vocabulary(file: str, feature: Feature) -> dict[str, int]:
     table = read_table(file, ["value", "row"])
     rows = table["row"].to_pylist()
     if not all(0 < row < feature.cardinality for row in rows):
-        raise DataError(f"row is not in [1, {feature.cardinality})", file=file, field="row")
+        raise DataError(f"row must be in [1, {feature.cardinality})", file=file, field="row")
     return dict(zip(table["value"].to_pylist(), rows, strict=True))

@@ -1,4 +1,4 @@
-"""Raw identifiers to the table rows of what they name: dictionaries and arrays, so that a request costs no query."""
+"""In-memory index from raw identifiers to table rows: dictionaries and arrays, so that a request needs no query."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,68 +14,71 @@ from a2gen_rec.errors import DataError
 
 @dataclass(frozen=True)
 class EntityIndex:
-    """Users or items of a dataset, each by its place; the last place stands for all that are unknown.
+    """Users or items of a dataset by index; the last index stands for all unknown ones.
 
     Attributes:
-        place: raw identifier -> place.
-        rows: feature -> [places] table rows, 0 at the last.
-        length: [places] the videos' raw lengths, NaN where there are none; empty of users.
+        index_of: Raw identifier -> index.
+        rows: Feature -> [entities + 1] table rows; 0 at the last index.
+        duration_s: [entities + 1] raw durations of videos in seconds, NaN if unknown; empty for users.
     """
 
-    row_of: dict[str, int]
+    index_of: dict[str, int]
     rows: dict[str, np.ndarray]
     duration_s: np.ndarray
 
     @classmethod
-    def read(cls, file: str, key: str, features: Sequence[Feature], of_length: str = "") -> "EntityIndex":
-        """Read ``users.parquet`` or ``items.parquet``, whose raw identifiers are in the column ``key``.
+    def read(cls, file: str, id_column: str, features: Sequence[Feature], duration_feature: str = "") -> "EntityIndex":
+        """Read ``users.parquet`` or ``items.parquet``.
 
         Args:
-            of_length: the feature whose rows are buckets of the raw lengths, and follow from them where they are there.
+            file: Path of the file.
+            id_column: Column of the raw identifiers.
+            features: Features to read.
+            duration_feature: Feature whose rows are computed from the raw durations, if the file has them.
 
         Raises:
-            DataError: it cannot be read, or breaks its contract.
+            DataError: The file cannot be read or violates its format.
         """
         table = read_table(file)
-        length = np.zeros(0)
+        duration = np.zeros(0)
         if RAW_DURATION_COLUMN in table.column_names:
             known = table[RAW_DURATION_COLUMN].cast(pa.float64()).to_numpy(zero_copy_only=False)
-            length = np.append(known, np.nan)
+            duration = np.append(known, np.nan)
         rows = {}
         for feature in features:
-            if feature.name == of_length and len(length):
-                rows[feature.name] = _buckets(length, feature)
+            if feature.name == duration_feature and len(duration):
+                rows[feature.name] = _duration_buckets(duration, feature)
             elif feature.name in table.column_names:
                 rows[feature.name] = _rows(table[feature.name], feature, file)
             else:
                 raise DataError("column is missing", file=file, field=feature.name)
-        if key not in table.column_names:
-            raise DataError("column is missing", file=file, field=key)
-        names = table[key].to_pylist()
-        return cls(dict(zip(names, range(len(names)), strict=True)), rows, length)
+        if id_column not in table.column_names:
+            raise DataError("column is missing", file=file, field=id_column)
+        ids = table[id_column].to_pylist()
+        return cls(dict(zip(ids, range(len(ids)), strict=True)), rows, duration)
 
-    def lookup(self, names: Sequence[str]) -> np.ndarray:
-        """[names] int64 places, -1 (which is the last) of unknown ones."""
-        find = self.row_of.get
-        return np.array([find(name, -1) for name in names], np.int64)
+    def lookup(self, ids: Sequence[str]) -> np.ndarray:
+        """Return [ids] int64 indices; -1, the last index, for unknown ones."""
+        get = self.index_of.get
+        return np.array([get(raw_id, -1) for raw_id in ids], np.int64)
 
-    def items(self, names: Sequence[str]) -> CandidateItems:
-        """Items to rank; row 0 of every feature for unknown ones."""
-        places = self.lookup(names)
-        return CandidateItems(list(names), places >= 0, self.rows_at(places))
+    def items(self, ids: Sequence[str]) -> CandidateItems:
+        """Return candidate items; unknown ones have row 0 of every feature."""
+        indices = self.lookup(ids)
+        return CandidateItems(list(ids), indices >= 0, self.rows_at(indices))
 
-    def rows_at(self, places: np.ndarray) -> dict[str, np.ndarray]:
-        """Feature -> [places] int64 rows."""
-        return {name: rows[places].astype(np.int64) for name, rows in self.rows.items()}
+    def rows_at(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return feature -> [indices] int64 rows."""
+        return {name: rows[indices].astype(np.int64) for name, rows in self.rows.items()}
 
 
-def _buckets(length: np.ndarray, feature: Feature) -> np.ndarray:
-    """[places + 1] int32 rows of lengths that end with NaN, as ``data/vocabulary.py`` has them: 0 of NaN."""
-    rows = 1 + np.searchsorted(feature.boundaries, length, side="right")
-    return np.where(np.isnan(length), 0, rows).astype(np.int32)
+def _duration_buckets(duration: np.ndarray, feature: Feature) -> np.ndarray:
+    """Return [entities + 1] int32 rows of durations, as ``prepare`` computes them; 0 for NaN."""
+    rows = 1 + np.searchsorted(feature.boundaries, duration, side="right")
+    return np.where(np.isnan(duration), 0, rows).astype(np.int32)
 
 
 def _rows(column: pa.ChunkedArray, feature: Feature, file: str) -> np.ndarray:
-    """[places + 1] int32 rows and, last, 0."""
+    """Return [entities + 1] int32 rows with 0 at the end; int64 for tables of 2^31 rows or more."""
     values = read_feature_column(column, feature, file)
     return np.append(values, 0).astype(np.int32 if feature.cardinality < 2**31 else np.int64)

@@ -1,7 +1,7 @@
-"""What an exported model consists of, and the check that a folder still holds just that.
+"""Manifest of an exported model, and the check of a directory against it.
 
-``manifest.json`` names every other file of the folder with its size and SHA-256. Its ``version`` is a digest of all
-else it says, so that two models never share one and no part of it changes unnoticed.
+``manifest.json`` lists every other file of the directory with its size and SHA-256. Its ``version`` is a digest of the
+rest of the manifest: two models never share a version, and no change goes unnoticed.
 """
 
 import hashlib
@@ -15,22 +15,21 @@ from a2gen_rec.errors import UserError
 from a2gen_rec.utils import paths
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2
-"""Format 1 told rows of videos' lengths, which now follow from the lengths; it is read like this one."""
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is said of an exported model.
+    """Description of an exported model.
 
     Attributes:
-        files: path in the folder -> ``{"bytes": …, "sha256": …}``.
-        dtype: of the tables that are looked up by id.
-        source: run, step and digest of the checkpoint, and the dataset's name.
-        versions: of what wrote it.
-        metrics: of the exported model beside the original's.
-        version: twelve hexadecimal digits.
-        format: of the folder.
+        files: Path within the directory -> ``{"bytes": …, "sha256": …}``.
+        dtype: Data type of the tables looked up by id.
+        source: Run, step and digest of the checkpoint, and the name of the dataset.
+        versions: Versions of the software that wrote it.
+        metrics: Metrics of the exported and of the original model.
+        version: Version of the model, twelve hexadecimal digits.
+        format: Format version of the directory.
     """
 
     files: dict[str, dict[str, Any]]
@@ -45,10 +44,10 @@ class Manifest:
 def write_manifest(
     folder: Path, dtype: str, source: Mapping[str, Any], versions: Mapping[str, str], metrics: Mapping[str, Any]
 ) -> Manifest:
-    """Describe all files that are in ``folder``."""
+    """Write the manifest of all files in ``folder``."""
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    files = {name: _of_file(str(folder / name)) for name in names if name != MANIFEST}
-    said: dict[str, Any] = {
+    files = {name: _describe_file(str(folder / name)) for name in names if name != MANIFEST}
+    content: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "dtype": dtype,
         "source": dict(source),
@@ -56,47 +55,47 @@ def write_manifest(
         "metrics": dict(metrics),
         "files": files,
     }
-    manifest = Manifest(**said, version=_digest(said))
+    manifest = Manifest(**content, version=_digest(content))
     paths.write_text(str(folder / MANIFEST), json.dumps(asdict(manifest), indent=1) + "\n")
     return manifest
 
 
-def read_manifest(folder: str) -> Manifest:
-    """Read a folder's manifest and check the folder against it.
+def read_manifest(model_dir: str) -> Manifest:
+    """Read the manifest of a directory and check the directory against it.
 
     Raises:
-        UserError: there is no manifest, it is damaged or of a newer format; a file is missing, truncated or damaged.
+        UserError: The manifest is missing, corrupted or of an unsupported format; or a file is missing, truncated or
+            corrupted.
     """
-    file = paths.join(folder, MANIFEST)
+    file = paths.join(model_dir, MANIFEST)
     if not paths.exists(file):
-        raise UserError(f"{folder}: no exported model here ({MANIFEST} is missing)")
+        raise UserError(f"{model_dir}: no exported model found ({MANIFEST} is missing)")
     try:
         raw = json.loads(paths.read_text(file))
-        if raw["format"] > FORMAT_VERSION:
-            raise UserError(
-                f"{file}: is of format {raw['format']}, this version of a2gen_rec reads up to {FORMAT_VERSION}"
-            )
+        if raw["format"] != FORMAT_VERSION:
+            raise UserError(f"{file}: unsupported format version {raw['format']}, expected {FORMAT_VERSION}")
         manifest = Manifest(**raw)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not an exported model's manifest ({error})") from error
+        raise UserError(f"{file}: invalid manifest ({error})") from error
     if _digest({name: value for name, value in raw.items() if name != "version"}) != manifest.version:
-        raise UserError(f"{file}: is damaged (its version is not that of what it says)")
+        raise UserError(f"{file}: corrupted: version does not match the contents")
     for name, expected in manifest.files.items():
-        _check(paths.join(folder, *name.split("/")), expected)
+        _check_file(paths.join(model_dir, *name.split("/")), expected)
     return manifest
 
 
-def _check(file: str, expected: Mapping[str, Any]) -> None:
+def _check_file(file: str, expected: Mapping[str, Any]) -> None:
     if not paths.exists(file):
-        raise UserError(f"{file}: is missing")
-    found = _of_file(paths.to_local_path(file))
-    if found["bytes"] != expected["bytes"]:
-        raise UserError(f"{file}: has {found['bytes']} bytes, not {expected['bytes']}; it is truncated or another's")
-    if found["sha256"] != expected["sha256"]:
-        raise UserError(f"{file}: is damaged (its SHA-256 is not the manifest's)")
+        raise UserError(f"{file}: not found")
+    actual = _describe_file(paths.to_local_path(file))
+    if actual["bytes"] != expected["bytes"]:
+        size, expected_size = actual["bytes"], expected["bytes"]
+        raise UserError(f"{file}: size is {size} bytes, expected {expected_size}: truncated or replaced")
+    if actual["sha256"] != expected["sha256"]:
+        raise UserError(f"{file}: corrupted: SHA-256 does not match the manifest")
 
 
-def _of_file(file: str) -> dict[str, Any]:
+def _describe_file(file: str) -> dict[str, Any]:
     try:
         with open(file, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -105,5 +104,5 @@ def _of_file(file: str) -> dict[str, Any]:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
-def _digest(said: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

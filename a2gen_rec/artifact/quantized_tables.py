@@ -1,8 +1,8 @@
-"""Embedding tables for serving: quantised by rows, of which a batch dequantises those that it looks up.
+"""Embedding tables for serving: quantized by row; a batch dequantizes only the rows that it looks up.
 
-A row of int8 codes has one float16 scale and no offset: rows of an embedding are about symmetric, and an offset in
-float16 would make a table of width 32 larger by 6 %. With fbgemm's two float32 (``FloatToFused8BitRowwiseQuantized``)
-it would be 31 % of the float32 table instead of 27 %.
+A row of int8 codes has one float16 scale and no offset: embedding rows are roughly symmetric, and a float16 offset
+would enlarge a table of width 32 by 6 %. With fbgemm's two float32 values (``FloatToFused8BitRowwiseQuantized``) a table
+would take 31 % of its float32 size instead of 27 %.
 """
 
 import itertools
@@ -16,15 +16,15 @@ from torchrec import JaggedTensor, KeyedJaggedTensor
 
 TableDtype = Literal["int8", "fp16", "fp32"]
 _CHUNK = 2**18
-"""Rows quantised at a time, so that a huge table needs no second one in float32."""
+"""Rows quantized at a time, so that a huge table needs no second float32 copy."""
 
 
 class QuantizedTable(nn.Module):
-    """One table, as it is stored.
+    """One table in its storage format.
 
     Args:
         values: [rows, dim] int8 codes, float16 or float32.
-        scale: [rows] float16 of int8 codes, else None.
+        scale: [rows] float16 scales of int8 codes, otherwise None.
     """
 
     values: Tensor
@@ -36,33 +36,33 @@ class QuantizedTable(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """[n, dim] float32 of the rows ``ids`` [n]."""
+        """Return the float32 values [n, dim] of the rows ``ids`` [n]."""
         rows = self.values.index_select(0, ids).float()
         return rows if self.scale is None else rows.mul_(self.scale.index_select(0, ids).float()[:, None])
 
-    def empty(self, rows: int) -> "QuantizedTable":
-        """One of ``rows`` rows, stored as this one, to be :meth:`put` into."""
+    def new_empty(self, rows: int) -> "QuantizedTable":
+        """Return an uninitialized table of ``rows`` rows in the same format, to be filled by :meth:`set_rows`."""
         values = self.values.new_empty(rows, self.values.shape[1])
         return QuantizedTable(values, None if self.scale is None else self.scale.new_empty(rows))
 
     def set_rows(self, first: int, end: int, rows: "QuantizedTable") -> None:
-        """Let rows ``first`` up to ``end`` be those of another table.
+        """Copy the rows of another table to rows ``first`` up to ``end``.
 
         Raises:
-            ValueError: it is not stored as this one.
+            ValueError: The tables have different formats.
         """
         if rows.values.dtype != self.values.dtype or (rows.scale is None) != (self.scale is None):
-            raise ValueError("tables are not stored alike")
+            raise ValueError("tables have different storage formats")
         self.values[first:end] = rows.values
         if self.scale is not None and rows.scale is not None:
             self.scale[first:end] = rows.scale
 
 
 def quantize_rows(weight: Tensor, dtype: TableDtype) -> QuantizedTable:
-    """A table [rows, dim] of float values, stored as ``dtype``.
+    """Quantize a table [rows, dim] of float values to ``dtype``.
 
-    Codes are -127 .. 127 times a scale that makes the row's largest magnitude 127, so that no value is off by more
-    than about half of that magnitude's 127th part.
+    int8 codes are -127 .. 127; the scale maps the row's largest magnitude to 127. The error of a value is thus at most
+    about half of 1/127 of that magnitude.
     """
     if dtype == "fp32":
         return QuantizedTable(weight.float().contiguous())
@@ -72,7 +72,7 @@ def quantize_rows(weight: Tensor, dtype: TableDtype) -> QuantizedTable:
     scales = torch.empty(len(weight), dtype=torch.float16)
     for first in range(0, len(weight), _CHUNK):
         part = weight[first : first + _CHUNK].float()
-        # Rounded first, so that codes make up for it; a row of zeros, or of less than float16 tells, has scale 0.
+        # The scale is rounded first, so that the codes compensate; rows of zeros or below float16 range have scale 0.
         scale = (part.abs().amax(1) / 127).half()
         steps = part / scale.float().clamp(min=torch.finfo(torch.float16).smallest_normal / 2**10)[:, None]
         codes[first : first + _CHUNK] = steps.round().clamp(-127, 127).to(torch.int8)
@@ -81,33 +81,35 @@ def quantize_rows(weight: Tensor, dtype: TableDtype) -> QuantizedTable:
 
 
 class QuantizedEmbeddings(nn.Module):
-    """All tables of a model, in the place of its ``EmbeddingCollection``: one after another as one, so that a batch
+    """All tables of a model, in place of its ``EmbeddingCollection``: concatenated into one table, so that a batch
     looks up all of its ids at once.
 
     Args:
-        rows: of each table that is looked up by id; at least one.
-        read: called with the name of each, gives the table. All are stored alike and as wide.
-        whole: name -> [rows, dim] of those that every batch looks up whole.
+        rows: Number of rows of each table that is looked up by id; at least one table.
+        read_table: Returns the table of a name. All tables have the same format and width.
+        full_tables: Name -> [rows, dim] of the tables that every batch reads in full.
 
     Raises:
-        ValueError: they are not stored alike.
+        ValueError: The tables have different formats.
     """
 
     def __init__(
-        self, rows: Mapping[str, int], read: Callable[[str], QuantizedTable], whole: Mapping[str, Tensor]
+        self, rows: Mapping[str, int], read_table: Callable[[str], QuantizedTable], full_tables: Mapping[str, Tensor]
     ) -> None:
         super().__init__()
         ends = list(itertools.accumulate(rows.values()))
         self.first = dict(zip(rows, [0, *ends[:-1]], strict=True))
-        for name, end in zip(rows, ends, strict=True):  # one at a time in memory, beside what becomes of all
-            part = read(name)
+        for name, end in zip(rows, ends, strict=True):  # one at a time in memory, in addition to the concatenated table
+            part = read_table(name)
             if not self.first[name]:
-                self.table = part.empty(ends[-1])
+                self.table = part.new_empty(ends[-1])
             self.table.set_rows(self.first[name], end, part)
-        self.whole = {name: JaggedTensor(table, lengths=torch.tensor([len(table)])) for name, table in whole.items()}
+        self.full_tables = {
+            name: JaggedTensor(table, lengths=torch.tensor([len(table)])) for name, table in full_tables.items()
+        }
 
     def permute_rows(self, name: str, rows: Tensor) -> None:
-        """Let each row of a table be row ``rows`` [its rows] of it, which is a permutation."""
+        """Move each row of a table to row ``rows`` [table rows], a permutation."""
         first = self.first[name]
         for stored in (self.table.values, self.table.scale):
             if stored is not None:
@@ -115,13 +117,13 @@ class QuantizedEmbeddings(nn.Module):
                 part[rows] = part.clone()
 
     def forward(self, sparse: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
-        """Looked-up rows of every table, one after another as their ids are."""
+        """Return the looked-up rows of every table, in the order of the ids."""
         counts = sparse.length_per_key()
         parts = zip(sparse.keys(), counts, sparse.values().split(counts), sparse.lengths().split(1), strict=True)
-        asked = [part for part in parts if part[0] in self.first]
-        first = np.repeat([self.first[name] for name, *_ in asked], [count for _, count, *_ in asked])
-        rows = self.table(torch.cat([ids for _, _, ids, _ in asked]) + torch.from_numpy(first))
-        found = dict(self.whole)
-        for (name, _, _, length), values in zip(asked, rows.split([count for _, count, *_ in asked]), strict=True):
-            found[name] = JaggedTensor(values, lengths=length)
-        return found
+        queried = [part for part in parts if part[0] in self.first]
+        first = np.repeat([self.first[name] for name, *_ in queried], [count for _, count, *_ in queried])
+        rows = self.table(torch.cat([ids for _, _, ids, _ in queried]) + torch.from_numpy(first))
+        looked_up = dict(self.full_tables)
+        for (name, _, _, length), values in zip(queried, rows.split([count for _, count, *_ in queried]), strict=True):
+            looked_up[name] = JaggedTensor(values, lengths=length)
+        return looked_up

@@ -69,7 +69,7 @@ def _rank_run(args: Namespace, sort_by: str) -> "RankedList":
 
 
 def _rank_exported(args: Namespace, sort_by: str) -> "RankedList":
-    from a2gen_rec.artifact.artifact import resolve_model_dir
+    from a2gen_rec.artifact.model_dir import resolve_model_dir
     from a2gen_rec.ranking.ranker import Ranker
     from a2gen_rec.ranking.types import RankQuery
     from a2gen_rec.ranking.window import read_candidates

@@ -1,90 +1,84 @@
-"""Action-level states of past impressions, kept between requests within a bound of memory."""
+"""Memory-bounded LRU cache of action-level states of past impressions, shared between requests."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from a2gen_rec.ranking.types import CacheStats
+
 _ENTRY_BYTES = 200
-"""Of a name and its place in the dictionary, beside the state."""
-
-
-@dataclass(frozen=True)
-class CacheStats:
-    """Action-level states of past impressions: looked up and found, or not; kept now, and their memory in bytes."""
-
-    hits: int
-    misses: int
-    states: int
-    bytes: int
+"""Bytes of a key and its dictionary entry, in addition to the state."""
 
 
 class ActionStateCache:
-    """The most recently used states, by name.
+    """LRU cache of states by key.
 
-    A state depends on what was shown and done alone, and so does its name (``History.states``): one that is there is
-    never out of date, and an impression that is encoded again, knowing more, has another name.
+    A state depends only on the item and the actions, and so does its key (``EncodedHistory.state_keys``). A cached
+    state is never stale: an impression that is encoded again with more information has another key.
 
     Args:
-        most_bytes: bound on memory; less than a state takes keeps none.
+        max_bytes: Memory bound; a bound below the size of one state disables the cache.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.most_bytes = max_bytes
+        self.max_bytes = max_bytes
         self.hits = self.misses = 0
-        self._place: OrderedDict[bytes, int] = OrderedDict()
-        self._rows = torch.zeros(0, 0)
-        self._most = -1
+        self._row_of: OrderedDict[bytes, int] = OrderedDict()
+        self._states = torch.zeros(0, 0)
+        self._capacity = -1
 
     @property
-    def counts(self) -> CacheStats:
-        return CacheStats(self.hits, self.misses, len(self._place), len(self._place) * self._bytes_each)
+    def stats(self) -> CacheStats:
+        return CacheStats(self.hits, self.misses, len(self._row_of), len(self._row_of) * self._entry_bytes)
 
-    def lookup(self, names: Sequence[bytes]) -> tuple[list[int], list[int]]:
-        """Places of those that are there, which now are the most recently used, and -1 of the others; and which
-        of ``names`` these are."""
-        places, missing, place_of = [], [], self._place
-        for number, name in enumerate(names):
-            place = place_of.get(name, -1)
-            if place < 0:
-                missing.append(number)
+    def lookup(self, keys: Sequence[bytes]) -> tuple[list[int], list[int]]:
+        """Return the rows of cached states, -1 for missing ones, and the indices of the missing ``keys``.
+
+        Cached states become the most recently used.
+        """
+        rows, missing, row_of = [], [], self._row_of
+        for index, key in enumerate(keys):
+            row = row_of.get(key, -1)
+            if row < 0:
+                missing.append(index)
             else:
-                place_of.move_to_end(name)
-            places.append(place)
-        self.hits += len(names) - len(missing)
+                row_of.move_to_end(key)
+            rows.append(row)
+        self.hits += len(keys) - len(missing)
         self.misses += len(missing)
-        return places, missing
+        return rows, missing
 
-    def gather(self, places: list[int]) -> Tensor:
-        """[places, d] states; whatever is there where a place is -1."""
-        return self._rows[torch.tensor(places)]
+    def gather(self, rows: list[int]) -> Tensor:
+        """Return states [rows, d]; the values at row -1 are arbitrary."""
+        return self._states[torch.tensor(rows)]
 
-    def put(self, names: Sequence[bytes], states: Tensor) -> None:
-        """Keep states [names, d], dropping the least recently used ones beyond the bound."""
-        if self._most < 0:
-            self._rows = states.new_zeros(0, states.shape[1])
-            self._most = self.most_bytes // self._bytes_each
-        places, kept = [], []
-        for number, name in enumerate(names[-self._most :] if self._most else [], max(len(names) - self._most, 0)):
-            if name in self._place:
+    def put(self, keys: Sequence[bytes], states: Tensor) -> None:
+        """Add states [keys, d] and evict the least recently used ones beyond the bound."""
+        if self._capacity < 0:
+            self._states = states.new_zeros(0, states.shape[1])
+            self._capacity = self.max_bytes // self._entry_bytes
+        first = max(len(keys) - self._capacity, 0)
+        rows, kept = [], []
+        for index, key in enumerate(keys[-self._capacity :] if self._capacity else [], first):
+            if key in self._row_of:
                 continue
-            self._place[name] = place = self._next_place()
-            places.append(place)
-            kept.append(number)
-        if places:
-            self._rows[torch.tensor(places)] = states[torch.tensor(kept)]
+            self._row_of[key] = row = self._next_row()
+            rows.append(row)
+            kept.append(index)
+        if rows:
+            self._states[torch.tensor(rows)] = states[torch.tensor(kept)]
 
     @property
-    def _bytes_each(self) -> int:
-        return _ENTRY_BYTES + self._rows.shape[1] * self._rows.element_size()
+    def _entry_bytes(self) -> int:
+        return _ENTRY_BYTES + self._states.shape[1] * self._states.element_size()
 
-    def _next_place(self) -> int:
-        if len(self._place) >= self._most:
-            return self._place.popitem(last=False)[1]
-        if len(self._place) >= len(self._rows):  # grown by doubling: memory follows what is kept
-            grown = min(max(1024, 2 * len(self._rows)), self._most)
-            more = self._rows.new_zeros(grown - len(self._rows), self._rows.shape[1])
-            self._rows = torch.cat([self._rows, more])
-        return len(self._place)
+    def _next_row(self) -> int:
+        if len(self._row_of) >= self._capacity:
+            return self._row_of.popitem(last=False)[1]
+        if len(self._row_of) >= len(self._states):  # double the storage, so that memory follows the number of states
+            size = min(max(1024, 2 * len(self._states)), self._capacity)
+            extra = self._states.new_zeros(size - len(self._states), self._states.shape[1])
+            self._states = torch.cat([self._states, extra])
+        return len(self._row_of)

@@ -1,4 +1,4 @@
-"""What a candidate's score is made of."""
+"""Score contributions of the ensemble's objectives."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,12 +8,15 @@ Unit = Literal["probability", "s"]
 
 @dataclass(frozen=True)
 class Contribution:
-    """One objective's part in a candidate's score; the score is the sum of its objectives' shares, METHODS §6.
+    """Contribution of one objective to a candidate's score; the score is the sum over objectives, METHODS §6.
 
     Attributes:
-        objective: its name; higher_is_better: direction in which it is better.
-        prediction: in its ``unit``, a probability or seconds.
-        transform, weight: of the ensemble for this user and candidate.
+        objective: Name of the objective.
+        higher_is_better: Whether a higher prediction raises the score.
+        prediction: Probability or seconds, see ``unit``.
+        transform: Monotonic transform of the prediction for this user and candidate.
+        weight: Weight of the objective for this user and candidate.
+        unit: Unit of the prediction.
     """
 
     objective: str
@@ -25,5 +28,5 @@ class Contribution:
 
     @property
     def contribution(self) -> float:
-        """What it adds to the score: weight · transform, of either sign."""
+        """Signed contribution to the score: weight · transform."""
         return self.weight * self.transform

@@ -1,7 +1,7 @@
-"""Raw impressions to what the model reads, by the very SQL and functions that ``prepare`` applies to the whole log.
+"""Encoding of raw impressions as model inputs, by the same SQL and functions that ``prepare`` applies to the log.
 
-One query is a few milliseconds whether of one impression or of a thousand: impressions are encoded when they are
-added, never while candidates are ranked. What a vocabulary has is looked up beforehand, so that no query reads one.
+One query takes a few milliseconds for one impression or for a thousand. Impressions are therefore encoded when they
+are added, not while candidates are ranked. Vocabulary rows are looked up before the query, so no query reads one.
 """
 
 import math
@@ -31,154 +31,168 @@ from a2gen_rec.ranking.types import Impression, Value
 
 SQL_TYPES = {"buckets": "DOUBLE", "vocabulary": "VARCHAR", "hash": "VARCHAR"}
 CACHE_SIZE = 4096
-"""Sets of raw values whose rows are kept: those of requests recur."""
+"""Maximum number of cached sets of raw values with their rows; requests repeat the same sets."""
 
 
 class ImpressionEncoder:
-    """Rows of raw values as a dataset's ``prepare`` makes them.
+    """Encoder of raw values as table rows, identical to the dataset's ``prepare``.
 
     Args:
-        vocabularies: vocabulary feature -> raw value -> row; identifiers aside, which the catalogue has.
-        items: of the dataset.
-        keep: most impressions of a history that matter to the model.
+        card: Dataset card.
+        vocabularies: Vocabulary feature -> raw value -> row, without identifiers, which ``items`` contains.
+        items: Items of the dataset.
+        max_history: Maximum number of impressions in a history.
 
     Raises:
-        DataError: the card does not tell how context features came of time.
+        DataError: The card lacks the rule of the context features computed from time.
     """
 
     def __init__(
         self, card: DatasetCard, vocabularies: Mapping[str, Mapping[str, int]], items: EntityIndex, max_history: int
     ) -> None:
-        self.card, self.vocabularies, self.catalogue, self.keep = card, vocabularies, items, max_history
+        self.card, self.vocabularies, self.items, self.max_history = card, vocabularies, items, max_history
         self.connection = duckdb.connect(":memory:", config={"threads": 1, "enable_external_access": False})
         self.connection.execute("SET enable_progress_bar = false")
         self.from_time = features_from_time(card)
-        self.shown = [feature for feature in _raw_features(card, "item", "context") if feature.name != ITEM_ID]
-        self.moment = _raw_features(card, "context")
-        self.given = {feature.name: feature for feature in self.shown if feature.name not in self.from_time}
-        self.of_context = {feature.name: feature for feature in self.moment if feature.name not in self.from_time}
+        self.impression_features = [
+            feature for feature in _raw_features(card, "item", "context") if feature.name != ITEM_ID
+        ]
+        self.context_features = _raw_features(card, "context")
+        self.raw_impression_features = self._by_name(self.impression_features)
+        self.raw_context_features = self._by_name(self.context_features)
         users = _raw_features(card, "user")
-        self.about_users = {feature.name: feature for feature in users if feature.name != IDENTIFIERS["user"]}
+        self.raw_user_features = {feature.name: feature for feature in users if feature.name != IDENTIFIERS["user"]}
         self._query = self._impressions_query()
-        self._remembered: dict[tuple[object, ...], dict[str, int]] = {}
+        self._row_cache: dict[tuple[object, ...], dict[str, int]] = {}
 
-    def history(self, impressions: Sequence[Impression], after: EncodedHistory | None = None) -> EncodedHistory:
-        """See :meth:`Ranker.encode`."""
-        self.check(impressions)
-        before = self.empty_history() if after is None else after
+    def encode(self, impressions: Sequence[Impression], after: EncodedHistory | None = None) -> EncodedHistory:
+        """Encode impressions and append them to a history; see :meth:`Ranker.encode`."""
+        self.validate(impressions)
+        previous = self.empty_history() if after is None else after
         latest = {(each.ts_ms, each.item): each for each in impressions}
         if not latest:
-            return before
-        fresh = [latest[key] for key in sorted(latest)]
-        columns = self._columns(fresh)
-        unplaced = np.zeros(len(fresh), np.int64)
-        made = EncodedHistory(columns, [each.item for each in fresh], _action_states(columns), unplaced)
-        return merge_histories(before, made, self.card, self.keep)
+            return previous
+        ordered = [latest[key] for key in sorted(latest)]
+        columns = self._columns(ordered)
+        no_positions = np.zeros(len(ordered), np.int64)
+        new = EncodedHistory(columns, [each.item for each in ordered], _action_state_keys(columns), no_positions)
+        return merge_histories(previous, new, self.card, self.max_history)
 
     def empty_history(self) -> EncodedHistory:
-        """The history of a user without any."""
+        """Return the history of a user without impressions."""
         return EncodedHistory(WindowColumns.empty(self.card), [], [], np.zeros(0, np.int64))
 
     def context(self, now_ms: int, values: Mapping[str, Value]) -> dict[str, int]:
-        """Context feature -> row of those given and of those computed from time."""
+        """Return the rows of the given context features and of those computed from time."""
         if not values and not self.from_time:
             return {}
         hour_ms = 3_600_000
         offset_ms = round(self.card.utc_offset_hours * hour_ms)
-        # Features of time change with the hour at most.
-        return self._rows_of(values, self.of_context, (now_ms + offset_ms) // hour_ms * hour_ms - offset_ms)
+        # Features computed from time change at most once per hour.
+        return self._rows_of(values, self.raw_context_features, (now_ms + offset_ms) // hour_ms * hour_ms - offset_ms)
 
     def user(self, values: Mapping[str, Value]) -> dict[str, int]:
-        """User feature -> row of those given."""
-        return self._rows_of(values, self.about_users, None) if values else {}
+        """Return the rows of the given user features."""
+        return self._rows_of(values, self.raw_user_features, None) if values else {}
 
-    def check_values(self, context: Mapping[str, Value], user: Mapping[str, Value]) -> None:
-        """Raise a UserError for a request's first feature that is not of this dataset, or not of its kind."""
-        _check_values(context, self.of_context, "context of the request")
-        _check_values(user, self.about_users, "user of the request")
+    def validate_values(self, context: Mapping[str, Value], user: Mapping[str, Value]) -> None:
+        """Raise a UserError for the first feature of a request that is unknown or has a value of the wrong kind."""
+        _validate_values(context, self.raw_context_features, "context of the request")
+        _validate_values(user, self.raw_user_features, "user of the request")
 
-    def check(self, impressions: Sequence[Impression]) -> None:
-        """Raise a UserError for the first impression that cannot be of this dataset."""
-        events = set(self.card.predicted_actions)
+    def validate(self, impressions: Sequence[Impression]) -> None:
+        """Raise a UserError for the first impression that does not match the dataset."""
+        actions = set(self.card.predicted_actions)
         for each in impressions:
-            where = f"impression of {each.item!r} at {each.ts_ms}"
+            location = f"impression of {each.item!r} at {each.ts_ms}"
             names = [name for name, _ in each.actions]
             for name in names:
-                if name not in events:
-                    raise UserError(f"{where}: no action {name!r}; there are {', '.join(self.card.predicted_actions)}")
+                if name not in actions:
+                    choices = ", ".join(self.card.predicted_actions)
+                    raise UserError(f"{location}: unknown action {name!r}; choose one of {choices}")
             if len(set(names)) < len(names):
-                raise UserError(f"{where}: has an action twice")
+                raise UserError(f"{location}: duplicate action")
             times = [seconds for _, seconds in each.actions] + [each.watch_s]
             if any(seconds is not None and not 0 <= seconds < math.inf for seconds in times):
-                raise UserError(f"{where}: a time is not a number of seconds of at least 0")
-            _check_values(each.features, self.given, where)
+                raise UserError(f"{location}: times must be at least 0 seconds")
+            _validate_values(each.features, self.raw_impression_features, location)
 
-    def _rows_of(self, values: Mapping[str, Value], known: Mapping[str, Feature], ts_ms: int | None) -> dict[str, int]:
-        """Rows of raw values and, at a time, of the features computed from it."""
+    def _by_name(self, features: Sequence[Feature]) -> dict[str, Feature]:
+        """Return the features that are not computed from time, by name."""
+        return {feature.name: feature for feature in features if feature.name not in self.from_time}
+
+    def _rows_of(
+        self, values: Mapping[str, Value], features: Mapping[str, Feature], ts_ms: int | None
+    ) -> dict[str, int]:
+        """Return the rows of raw values and, given a time, of the features computed from it."""
         key = (ts_ms, *sorted((name, repr(value)) for name, value in values.items()))
-        found = self._remembered.get(key)
-        if found is None:
-            from_time = [feature for feature in self.moment if feature.name in self.from_time and ts_ms is not None]
-            features = [known[name] for name in values] + from_time
-            relation = _relation([("ts_ms", "BIGINT"), *_raw_columns(features, self.from_time)])
-            made = [
+        cached = self._row_cache.get(key)
+        if cached is None:
+            from_time = [
+                feature for feature in self.context_features if feature.name in self.from_time and ts_ms is not None
+            ]
+            selected = [features[name] for name in values] + from_time
+            relation = _relation([("ts_ms", "BIGINT"), *_raw_columns(selected, self.from_time)])
+            computed = [
                 f"{calendar_feature(each.name, self.card.utc_offset_hours)} AS {quote_identifier(each.name)}"
                 for each in from_time
             ]
-            moment = f"(SELECT {', '.join(['*', *made])} FROM ({relation}))"
-            query = encode_relation(moment, self._encodings(features), ["raw.ts_ms"])
+            with_time = f"(SELECT {', '.join(['*', *computed])} FROM ({relation}))"
+            query = encode_relation(with_time, self._encodings(selected), ["raw.ts_ms"])
             arguments = [[ts_ms]]
-            for feature in features:
+            for feature in selected:
                 if feature.name not in self.from_time:
                     arguments += self._arguments(feature, [values[feature.name]])
             rows = self._run(query, arguments)
-            found = {feature.name: int(rows[feature.name][0]) for feature in features}
-            if len(self._remembered) >= CACHE_SIZE:
-                self._remembered.clear()
-            self._remembered[key] = found
-        return found
+            cached = {feature.name: int(rows[feature.name][0]) for feature in selected}
+            if len(self._row_cache) >= CACHE_SIZE:
+                self._row_cache.clear()
+            self._row_cache[key] = cached
+        return cached
 
     def _columns(self, impressions: Sequence[Impression]) -> WindowColumns:
-        """A window of its own for each impression, in their order; session features are yet to come."""
-        places = self.catalogue.lookup([each.item for each in impressions])
+        """Return one window per impression, in order, with empty session features."""
+        items = self.items.lookup([each.item for each in impressions])
         rule = self.card.feedback
         arguments: list[list[Any]] = [
             [each.ts_ms for each in impressions],
             [each.watch_s for each in impressions],
         ]
-        happened = [{name: math.nan if at is None else at for name, at in each.actions} for each in impressions]
-        arguments += [[times.get(name) for times in happened] for name in self.card.predicted_actions]
-        for feature in self.shown:
+        action_times = [
+            {name: math.nan if seconds is None else seconds for name, seconds in each.actions} for each in impressions
+        ]
+        arguments += [[times.get(name) for times in action_times] for name in self.card.predicted_actions]
+        for feature in self.impression_features:
             if feature.name in self.from_time:
                 continue
             raw = [each.features.get(feature.name) for each in impressions]
-            if rule is not None and feature.name == rule.duration_feature and len(self.catalogue.duration_s):
-                lengths = self.catalogue.duration_s[places]
+            if rule is not None and feature.name == rule.duration_feature and len(self.items.duration_s):
+                durations = self.items.duration_s[items]
                 raw = [
-                    value if feature.name in each.features else float(length)
-                    for value, each, length in zip(raw, impressions, lengths, strict=True)
+                    value if feature.name in each.features else float(duration)
+                    for value, each, duration in zip(raw, impressions, durations, strict=True)
                 ]
             arguments += self._arguments(feature, raw)
         rows = self._run(self._query, arguments)
-        return self._as_windows(impressions, places, rows)
+        return self._as_windows(impressions, items, rows)
 
     def _as_windows(
-        self, impressions: Sequence[Impression], places: np.ndarray, rows: Mapping[str, np.ndarray]
+        self, impressions: Sequence[Impression], items: np.ndarray, rows: Mapping[str, np.ndarray]
     ) -> WindowColumns:
         card, count = self.card, len(impressions)
-        ids = self.catalogue.rows_at(places)
-        for feature in self.shown:
-            own = rows[ROW_COLUMN + feature.name].astype(np.int64)
+        ids = self.items.rows_at(items)
+        for feature in self.impression_features:
+            encoded = rows[ROW_COLUMN + feature.name].astype(np.int64)
             if feature.level == "item":
                 is_given = np.array([feature.name in each.features for each in impressions])
-                own = np.where(is_given, own, ids[feature.name])
-            ids[feature.name] = own
+                encoded = np.where(is_given, encoded, ids[feature.name])
+            ids[feature.name] = encoded
         times = [rows[f"at_{name}"] for name in card.predicted_actions]
-        happened = np.stack([~np.ma.getmaskarray(each) for each in times], 1) if times else np.zeros((count, 0), bool)
+        occurred = np.stack([~np.ma.getmaskarray(each) for each in times], 1) if times else np.zeros((count, 0), bool)
         seconds = [np.ma.filled(each, np.nan).astype(np.float32) for each in times]
         dwell = np.ma.filled(rows["dwell_s"], np.nan).astype(np.float32)
         offsets = np.stack(seconds, 1) if times else np.zeros((count, 0), np.float32)
-        codes, offset_s = action_lists(offsets, happened, pa.array(dwell))
+        codes, offset_s = action_lists(offsets, occurred, pa.array(dwell))
         ts_ms, action_lengths = rows["ts_ms"].astype(np.int64), np.diff(codes.offsets.to_numpy()).astype(np.int64)
         one = np.ones(count, np.int64)
         return WindowColumns(
@@ -202,10 +216,10 @@ class ImpressionEncoder:
         )
 
     def _impressions_query(self) -> str:
-        """SQL of the rows of impressions, given one list of each raw column's values."""
+        """Return the SQL of the rows of impressions; its parameters are one list of values per raw column."""
         card = self.card
         columns = staging.StagedColumns(
-            tuple(FeatureSpec(feature.name, feature.level, feature.kind) for feature in self.shown),
+            tuple(FeatureSpec(feature.name, feature.level, feature.kind) for feature in self.impression_features),
             tuple(card.predicted_actions),
             (),
             (),
@@ -216,36 +230,37 @@ class ImpressionEncoder:
             ("dwell_s", "DOUBLE"),
             *((f"at_{name}", "DOUBLE") for name in card.predicted_actions),
         ]
-        features = _raw_columns(self.shown, self.from_time)
-        looked_up = [quote_identifier(name) for name, _ in features if name.startswith(LOOKUP_SQL)]
-        canonical = [*staging.canonical_columns_sql(columns, card.utc_offset_hours), *looked_up, "place"]
+        features = _raw_columns(self.impression_features, self.from_time)
+        lookups = [quote_identifier(name) for name, _ in features if name.startswith(LOOKUP_SQL)]
+        canonical = [*staging.canonical_columns_sql(columns, card.utc_offset_hours), *lookups, "row_index"]
         relation = _relation([*raw, *features])
-        numbered = f"(SELECT *, '' AS user_id, '' AS item_id, row_number() OVER () AS place FROM ({relation}))"
-        levelled = feedback.add_feedback_columns(f"(SELECT {', '.join(canonical)} FROM {numbered})", card.feedback)
-        encodings = [*self._encodings(self.shown), *feedback.feedback_encodings(card.feedback)]
+        numbered = f"(SELECT *, '' AS user_id, '' AS item_id, row_number() OVER () AS row_index FROM ({relation}))"
+        with_feedback = feedback.add_feedback_columns(f"(SELECT {', '.join(canonical)} FROM {numbered})", card.feedback)
+        encodings = [*self._encodings(self.impression_features), *feedback.feedback_encodings(card.feedback)]
         kept = ["raw.ts_ms", "raw.dwell_s", *(f"raw.{name}" for name in columns.action_columns)]
-        return f"{encode_relation(levelled, encodings, kept, ROW_COLUMN)} ORDER BY raw.place"
+        return f"{encode_relation(with_feedback, encodings, kept, ROW_COLUMN)} ORDER BY raw.row_index"
 
     def _encodings(self, features: Sequence[Feature]) -> list[FeatureEncoding]:
-        return [encodings.encoding_from_card(feature, self._found(feature)) for feature in features]
+        return [encodings.encoding_from_card(feature, self._vocabulary_row_sql(feature)) for feature in features]
 
-    def _found(self, feature: Feature) -> str:
-        """SQL of a vocabulary's row: looked up before, but for the few values that SQL computes from time."""
+    def _vocabulary_row_sql(self, feature: Feature) -> str:
+        """Return the SQL of a vocabulary row: a column of rows looked up in advance, or a CASE expression for the few
+        values that SQL computes from time."""
         if feature.name not in self.from_time:
             return f"raw.{quote_identifier(LOOKUP_SQL + feature.name)}"
-        known = self.vocabularies[feature.name].items()
-        cases = " ".join(f"WHEN {quote_literal(value)} THEN {row}" for value, row in known)
+        vocabulary = self.vocabularies[feature.name].items()
+        cases = " ".join(f"WHEN {quote_literal(value)} THEN {row}" for value, row in vocabulary)
         return f"CASE raw.{quote_identifier(feature.name)} {cases} END" if cases else "NULL"
 
     def _arguments(self, feature: Feature, raw: Sequence[Value]) -> list[list[Any]]:
-        """A feature's raw values as its columns take them, see :func:`_raw_columns`."""
+        """Return a feature's raw values as the parameters of its columns, see :func:`_raw_columns`."""
         if feature.kind == "buckets":
             return [[None if value is None else float(value) for value in raw]]
         values = [None if value is None else str(value) for value in raw]
         if feature.kind == "hash":
             return [values]
-        known = self.vocabularies[feature.name]
-        return [values, [None if value is None else known.get(value) for value in values]]
+        vocabulary = self.vocabularies[feature.name]
+        return [values, [None if value is None else vocabulary.get(value) for value in values]]
 
     def _run(self, query: str, arguments: list[list[Any]]) -> dict[str, np.ndarray]:
         try:
@@ -254,28 +269,28 @@ class ImpressionEncoder:
             raise UserError(f"impression cannot be encoded ({str(error).splitlines()[0]})") from error
 
 
-LOOKUP_SQL = "found "
-"""Prefix of columns that hold what a vocabulary has."""
+LOOKUP_SQL = "row of "
+"""Prefix of the columns of vocabulary rows looked up in advance."""
 
 
-def _action_states(columns: WindowColumns) -> list[bytes]:
-    """Names of action-level states, which depend on what was shown and done: a digest of both."""
+def _action_state_keys(columns: WindowColumns) -> list[bytes]:
+    """Return the keys of action-level states: digests of item rows and actions, on which alone the states depend."""
     ids = np.stack(list(columns.impression_ids.values()), 1)
     ends = np.cumsum(columns.action_lengths)
-    names = []
+    keys = []
     for row, start, end in zip(ids, ends - columns.action_lengths, ends, strict=True):
         content = (row, columns.action[start:end], columns.offset_s[start:end])
-        names.append(blake2b(b"".join(part.tobytes() for part in content), digest_size=16).digest())
-    return names
+        keys.append(blake2b(b"".join(part.tobytes() for part in content), digest_size=16).digest())
+    return keys
 
 
 def _raw_features(card: DatasetCard, *levels: Any) -> list[Feature]:
-    """In the card's order, as the loader has them."""
+    """Return the features of some levels in the card's order, as in the loader."""
     return [feature for feature in card.features if feature.level in levels]
 
 
 def _raw_columns(features: Sequence[Feature], from_time: Sequence[str]) -> list[tuple[str, str]]:
-    """Name and SQL type of the columns of raw values; of vocabulary features, what was looked up too."""
+    """Return name and SQL type of the columns of raw values; vocabulary features have a second column of rows."""
     columns = []
     for feature in features:
         if feature.name in from_time:
@@ -287,17 +302,17 @@ def _raw_columns(features: Sequence[Feature], from_time: Sequence[str]) -> list[
 
 
 def _relation(columns: Sequence[tuple[str, str]]) -> str:
-    """SQL of a relation of parameters, each a list of one column's values."""
-    lists = [f"unnest(${place}::{kind}[]) AS {quote_identifier(name)}" for place, (name, kind) in enumerate(columns, 1)]
+    """Return the SQL of a relation whose parameters are lists of column values."""
+    lists = [f"unnest(${index}::{kind}[]) AS {quote_identifier(name)}" for index, (name, kind) in enumerate(columns, 1)]
     return f"SELECT {', '.join(lists)}"
 
 
-def _check_values(values: Mapping[str, Value], known: Mapping[str, Feature], where: str) -> None:
+def _validate_values(values: Mapping[str, Value], features: Mapping[str, Feature], location: str) -> None:
     for name, value in values.items():
-        if name not in known:
-            there = ", ".join(known) or "none"
-            raise UserError(f"{where}: no such feature {name!r}; there are {there}")
+        if name not in features:
+            choices = ", ".join(features) or "none"
+            raise UserError(f"{location}: unknown feature {name!r}; available: {choices}")
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (is_number or (isinstance(value, str) and known[name].kind != "buckets")):
-            kind = "number" if known[name].kind == "buckets" else "text"
-            raise UserError(f"{where}: feature {name!r} is not a {kind} but {value!r}")
+        if value is not None and not (is_number or (isinstance(value, str) and features[name].kind != "buckets")):
+            kind = "number" if features[name].kind == "buckets" else "text"
+            raise UserError(f"{location}: feature {name!r} must be a {kind}, not {value!r}")

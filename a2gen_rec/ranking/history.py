@@ -1,4 +1,4 @@
-"""A user's past as the model reads it: what a server keeps of a user between requests."""
+"""Encoded user histories: the state that a server keeps per user between requests."""
 
 from dataclasses import dataclass, replace
 
@@ -11,20 +11,21 @@ from a2gen_rec.data.schema import FEEDBACK, UNKNOWN, DatasetCard
 
 @dataclass(frozen=True)
 class EncodedHistory:
-    """Encoded impressions of one user, oldest first: made by ``Ranker.encode``, immutable, of use to that model only.
+    """Encoded impressions of one user, oldest first: immutable, created by ``Ranker.encode``, valid for that model only.
 
-    Only the last impressions that the model may see are kept, so that a caller may append for ever.
+    Only the most recent impressions that the model can use are kept, so the size stays bounded however often a caller
+    appends.
 
     Attributes:
-        columns: a window for each impression, without the user.
-        items: raw identifiers.
-        states: name each impression's action-level state: equal ones have equal states, whoever's they are.
-        position: [impressions] int64 place in the session, from 1.
+        columns: One window per impression, without user features.
+        items: Raw item identifiers.
+        state_keys: Key of each impression's action-level state; equal keys mean equal states, across users too.
+        session_positions: [impressions] int64 position in the session, from 1.
     """
 
     columns: WindowColumns
     items: list[str]
-    states: list[bytes]
+    state_keys: list[bytes]
     session_positions: np.ndarray
 
     def __len__(self) -> int:
@@ -32,84 +33,96 @@ class EncodedHistory:
 
     @property
     def ts_ms(self) -> np.ndarray:
-        """[impressions] int64 begins."""
+        """[impressions] int64 start times."""
         return self.columns.ts_ms
 
     @property
     def end_ms(self) -> np.ndarray:
-        """[impressions] int64 ends, as far as is known."""
+        """[impressions] int64 end times, as far as known."""
         return self.columns.end_ms
 
     @property
-    def keys(self) -> list[tuple[int, str]]:
-        """What tells impressions of a user apart, and orders them: begin and item."""
+    def impression_keys(self) -> list[tuple[int, str]]:
+        """Unique, sortable key of each impression: start time and item."""
         return list(zip(self.ts_ms.tolist(), self.items, strict=True))
 
-    def take(self, places: list[int]) -> "EncodedHistory":
-        """Some of the impressions, in the given order."""
-        at = np.array(places, np.int64)
-        items, states = [self.items[place] for place in places], [self.states[place] for place in places]
-        return EncodedHistory(self.columns.take(at), items, states, self.session_positions[at])
+    def take(self, indices: list[int]) -> "EncodedHistory":
+        """Return a selection of the impressions, in the given order."""
+        rows = np.array(indices, np.int64)
+        items, state_keys = [self.items[index] for index in indices], [self.state_keys[index] for index in indices]
+        return EncodedHistory(self.columns.take(rows), items, state_keys, self.session_positions[rows])
 
     def up_to(self, now_ms: int) -> "EncodedHistory":
-        """What had begun by then."""
-        seen = int(np.searchsorted(self.ts_ms, now_ms, side="right"))
-        return self if seen == len(self) else self.take(list(range(seen)))
+        """Return the impressions that started at or before ``now_ms``."""
+        count = int(np.searchsorted(self.ts_ms, now_ms, side="right"))
+        return self if count == len(self) else self.take(list(range(count)))
 
 
-def merge_histories(before: EncodedHistory, made: EncodedHistory, card: DatasetCard, keep: int) -> EncodedHistory:
-    """``before`` and impressions that have just been made (their positions and session rows aside), in order of time.
+def merge_histories(
+    previous: EncodedHistory, new: EncodedHistory, card: DatasetCard, max_history: int
+) -> EncodedHistory:
+    """Merge two histories in order of time; new impressions replace previous ones with the same key.
 
     Args:
-        keep: most impressions to keep, the last ones; those made that are older than a full ``before`` are left out.
+        previous: History so far.
+        new: Impressions to add; their positions and session rows are ignored.
+        card: Dataset card.
+        max_history: Number of most recent impressions to keep. If ``previous`` is full, older new ones are dropped.
     """
-    old, new = before.keys, made.keys
-    if len(old) >= keep:
-        made = made.take([place for place, key in enumerate(new) if key >= old[0]])
-        new = made.keys
-    replaced = set(new)
-    kept = before.take([place for place, key in enumerate(old) if key not in replaced])
-    keys = kept.keys + new
-    both = EncodedHistory(
-        WindowColumns.concat([kept.columns, made.columns]),
-        kept.items + made.items,
-        kept.states + made.states,
-        np.concatenate([kept.session_positions, made.session_positions]),
+    previous_keys, new_keys = previous.impression_keys, new.impression_keys
+    if len(previous_keys) >= max_history:
+        new = new.take([index for index, key in enumerate(new_keys) if key >= previous_keys[0]])
+        new_keys = new.impression_keys
+    replaced = set(new_keys)
+    kept = previous.take([index for index, key in enumerate(previous_keys) if key not in replaced])
+    keys = kept.impression_keys + new_keys
+    merged = EncodedHistory(
+        WindowColumns.concat([kept.columns, new.columns]),
+        kept.items + new.items,
+        kept.state_keys + new.state_keys,
+        np.concatenate([kept.session_positions, new.session_positions]),
     ).take(sorted(range(len(keys)), key=keys.__getitem__))
-    goes_on = bool(old) and both.keys[0] == old[0]
-    ended = _with_sessions(both, before if goes_on else None, card)
-    return ended.take(list(range(len(ended) - keep, len(ended)))) if len(ended) > keep else ended
+    continues = bool(previous_keys) and merged.impression_keys[0] == previous_keys[0]
+    history = _with_sessions(merged, previous if continues else None, card)
+    count = len(history)
+    return history.take(list(range(count - max_history, count))) if count > max_history else history
 
 
 def session_features_at(history: EncodedHistory, now_ms: int, card: DatasetCard) -> dict[str, int]:
-    """Session feature -> row of an impression that begins ``now_ms``, after all of ``history``."""
-    seen = min(len(history), 1)  # nothing of the past matters but the last impression, and its place in the session
-    columns, last = history.columns, slice(len(history) - seen, len(history))
+    """Return the row of each session feature for an impression that starts at ``now_ms``, after all of ``history``."""
+    num_past = min(len(history), 1)  # session features depend only on the last impression and its session position
+    columns, last = history.columns, slice(len(history) - num_past, len(history))
     rows = session_feature_rows(
         card.features_at("session"),
-        np.full(seen + 1, not seen),
+        np.full(num_past + 1, not num_past),
         np.append(columns.ts_ms[last], now_ms),
         np.append(columns.end_ms[last], now_ms),
-        np.append(_levels(columns)[last], UNKNOWN),
+        np.append(_feedback_levels(columns)[last], UNKNOWN),
         card.session_gap_s,
-        int(history.session_positions[-1]) if seen else 1,
+        int(history.session_positions[-1]) if num_past else 1,
     )
     return {name: int(values[-1]) for name, values in rows.items()}
 
 
-def _with_sessions(history: EncodedHistory, before: EncodedHistory | None, card: DatasetCard) -> EncodedHistory:
-    """The history with its session rows and positions; ``before``: what it goes on from, its first impression's."""
-    columns, first_position = history.columns, 1 if before is None else int(before.session_positions[0])
+def _with_sessions(history: EncodedHistory, previous: EncodedHistory | None, card: DatasetCard) -> EncodedHistory:
+    """Return the history with its session rows and positions.
+
+    Args:
+        history: Merged history.
+        previous: History with the same first impression, whose session rows and position are kept; None to start anew.
+        card: Dataset card.
+    """
+    columns, first_position = history.columns, 1 if previous is None else int(previous.session_positions[0])
     new_user = np.zeros(len(history), bool)
-    new_user[:1] = before is None
-    times = (columns.ts_ms, columns.end_ms, _levels(columns))
+    new_user[:1] = previous is None
+    times = (columns.ts_ms, columns.end_ms, _feedback_levels(columns))
     session = session_feature_rows(card.features_at("session"), new_user, *times, card.session_gap_s, first_position)
-    if before is not None:  # what came before the first one is no longer here
+    if previous is not None:  # the impression before the first one is no longer available
         for name, rows in session.items():
-            rows[0] = before.columns.session[name][0]
+            rows[0] = previous.columns.session[name][0]
     positions = session_positions(new_user, columns.ts_ms, card.session_gap_s, first_position)
     return replace(history, columns=replace(columns, session=session), session_positions=positions)
 
 
-def _levels(columns: WindowColumns) -> np.ndarray:
+def _feedback_levels(columns: WindowColumns) -> np.ndarray:
     return columns.outcome.get(FEEDBACK, np.full(len(columns.ts_ms), UNKNOWN))

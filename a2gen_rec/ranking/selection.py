@@ -1,4 +1,4 @@
-"""The best candidates of requests whose targets a ranker has judged, and what is told of each."""
+"""Sort keys, and the top candidates of requests whose targets have predictions."""
 
 import math
 from collections.abc import Sequence
@@ -26,16 +26,16 @@ WATCH, ENSEMBLE = "watch", "ensemble"
 
 @dataclass(frozen=True)
 class RankingTask:
-    """A request's candidates, and what they are ordered ``by``, which is never empty."""
+    """Candidates of one request with their sort key, which is never empty."""
 
     items: CandidateItems
-    by: str
+    sort_by: str
     request: RankQuery
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """What orders judged targets: the ranker that judged them, and its ensemble, if there is one."""
+    """Ranker that made the predictions, and its ensemble, if any."""
 
     card: DatasetCard
     ranker: BaseRanker[Any]
@@ -47,134 +47,152 @@ class Scorer:
 
     @property
     def lower_is_better(self) -> set[str]:
-        """Names of what less is better of."""
+        """Names of the objectives where lower values are better."""
         return {objective.name for objective in self.objectives if not objective.higher_is_better}
 
 
-def sort_keys(card: DatasetCard, tasks: Sequence[str] = (), fused: bool = False) -> list[str]:
-    """What there is to rank by, the default first; see :func:`order_by`."""
-    outcomes = [*card.predicted_actions, *card.labels, *(name for name in card.objectives if name in tasks)]
-    return [*([ENSEMBLE] if fused else []), *([WATCH] if EXIT in card.timed_actions else []), *outcomes]
+def sort_keys(card: DatasetCard, objective_tasks: Sequence[str] = (), has_ensemble: bool = False) -> list[str]:
+    """Return the available sort keys, the default first; see :func:`resolve_sort_key`."""
+    objectives = (name for name in card.objectives if name in objective_tasks)
+    outcomes = [*card.predicted_actions, *card.labels, *objectives]
+    return [*([ENSEMBLE] if has_ensemble else []), *([WATCH] if EXIT in card.timed_actions else []), *outcomes]
 
 
-def resolve_sort_key(card: DatasetCard, by: str, tasks: Sequence[str] = (), fused: bool = False) -> str:
-    """What to rank by, ``by`` or the default.
+def resolve_sort_key(
+    card: DatasetCard, sort_by: str, objective_tasks: Sequence[str] = (), has_ensemble: bool = False
+) -> str:
+    """Return ``sort_by``, or the default sort key if it is empty.
 
     Args:
-        tasks: that the model predicts beside actions and labels; fused: whether there is an ensemble.
+        card: Dataset card.
+        sort_by: Requested sort key.
+        objective_tasks: Objectives that the model predicts in addition to actions and labels.
+        has_ensemble: Whether the model has an ensemble.
 
     Raises:
-        ConfigError: there is nothing of that name.
+        ConfigError: The sort key is unknown.
     """
-    choices = sort_keys(card, tasks, fused)
-    if by == ENSEMBLE and not fused:
-        raise ConfigError("cannot rank by ensemble: the run has none; `a2gen ensemble train` trains one")
-    if by not in [*choices, ""]:
-        raise ConfigError(f"cannot rank by {by!r}; this run predicts {', '.join(choices)}")
+    choices = sort_keys(card, objective_tasks, has_ensemble)
+    if sort_by == ENSEMBLE and not has_ensemble:
+        raise ConfigError("cannot sort by ensemble: the run has none; train one with `a2gen ensemble train`")
+    if sort_by not in [*choices, ""]:
+        raise ConfigError(f"unknown sort key {sort_by!r}; choose one of {', '.join(choices)}")
     if not choices:
-        raise UserError(f"the dataset {card.name!r} has no action, label or watch time to rank by")
-    return by or choices[0]
+        raise UserError(f"the dataset {card.name!r} has no action, label or watch time to sort by")
+    return sort_by or choices[0]
 
 
 def top_candidates(
-    scorer: Scorer, predictions: TargetPredictions, batch: WindowBatch, orders: Sequence[RankingTask]
+    scorer: Scorer, predictions: TargetPredictions, batch: WindowBatch, tasks: Sequence[RankingTask]
 ) -> list[list[ScoredCandidate]]:
-    """The best of each request's items, best first; where less is better, those with the least.
+    """Return the top candidates of each task, best first; if lower is better, the lowest first.
 
     Args:
-        batch: a window for each request, whose targets are its items.
+        scorer: Ranker and ensemble.
+        predictions: Predictions of all targets of the batch.
+        batch: One window per request, whose targets are its candidates.
+        tasks: The requests, in the order of the windows.
     """
-    named, less, with_watch = scorer.objectives, scorer.lower_is_better, EXIT in scorer.card.timed_actions
-    outcomes = [objective.name for objective in named if objective.name != WATCH_TIME]
-    output = None if scorer.ensemble is None else _fuse(*scorer.ensemble, predictions, batch, with_watch)
-    places, first = [], 0
-    for order in orders:
-        mine = slice(first, first + len(order.items.ids))
-        if order.by == ENSEMBLE and output is not None:
-            value = output.score[mine]
-        elif order.by == WATCH:
-            value = predictions.watch_time[mine]
+    objectives, lower_is_better = scorer.objectives, scorer.lower_is_better
+    with_watch = EXIT in scorer.card.timed_actions
+    outcomes = [objective.name for objective in objectives if objective.name != WATCH_TIME]
+    output = None if scorer.ensemble is None else _ensemble_output(*scorer.ensemble, predictions, batch, with_watch)
+    top_targets, first = [], 0
+    for task in tasks:
+        targets = slice(first, first + len(task.items.ids))
+        if task.sort_by == ENSEMBLE and output is not None:
+            value = output.score[targets]
+        elif task.sort_by == WATCH:
+            value = predictions.watch_time[targets]
         else:
-            value = predictions.probability[mine, outcomes.index(order.by)]
-        places.append(first + value.argsort(descending=order.by not in less, stable=True)[: order.request.k])
-        first = mine.stop
-    told = [
-        (place, order.request) for place, order in zip(places, orders, strict=True) if order.request.include_timelines
+            value = predictions.probability[targets, outcomes.index(task.sort_by)]
+        order = value.argsort(descending=task.sort_by not in lower_is_better, stable=True)
+        top_targets.append(first + order[: task.request.k])
+        first = targets.stop
+    with_timelines = [
+        (targets, task.request)
+        for targets, task in zip(top_targets, tasks, strict=True)
+        if task.request.include_timelines
     ]
-    most = [max(1, request.num_sequences) for place, request in told for _ in place]
-    best = [place for place, _ in told]
-    likely = iter(top_timelines(scorer.ranker, predictions, torch.cat(best), most, scorer.card) if told else [])
-    found, first = [], 0
-    for place, order in zip(places, orders, strict=True):
-        chances = predictions.probability[place].tolist()
-        times = torch.expm1(predictions.time[place]).clamp(min=0).tolist()
-        scores = [math.nan] * len(place) if output is None else output.score[place].tolist()
-        listed = []
-        for at, seconds, chance, score in zip((place - first).tolist(), times, chances, scores, strict=True):
-            sequences = next(likely) if order.request.include_timelines else []
+    counts = [max(1, request.num_sequences) for targets, request in with_timelines for _ in targets]
+    rows = [targets for targets, _ in with_timelines]
+    per_target = iter(
+        top_timelines(scorer.ranker, predictions, torch.cat(rows), counts, scorer.card) if with_timelines else []
+    )
+    ranked, first = [], 0
+    for targets, task in zip(top_targets, tasks, strict=True):
+        probabilities = predictions.probability[targets].tolist()
+        times = torch.expm1(predictions.time[targets]).clamp(min=0).tolist()
+        scores = [math.nan] * len(targets) if output is None else output.score[targets].tolist()
+        candidates = []
+        for index, seconds, probability, score in zip(
+            (targets - first).tolist(), times, probabilities, scores, strict=True
+        ):
+            sequences = next(per_target) if task.request.include_timelines else []
             timeline: tuple[Timeline, float] = sequences[0] if sequences else ([], math.nan)
             expected = _expected_times(seconds, scorer.card)
-            listed.append(
+            candidates.append(
                 ScoredCandidate(
-                    order.items.ids[at],
-                    bool(order.items.is_known[at]),
-                    dict(zip(outcomes, chance, strict=True)),
+                    task.items.ids[index],
+                    bool(task.items.is_known[index]),
+                    dict(zip(outcomes, probability, strict=True)),
                     expected[EXIT],
                     *timeline,
                     score=score,
                     expected_time_s=expected,
-                    sequences=sequences[: order.request.num_sequences],
+                    sequences=sequences[: task.request.num_sequences],
                 )
             )
-        if output is not None and order.request.explain:
-            listed = _explained(listed, named, output, place)
-        found.append(listed)
-        first += len(order.items.ids)
-    return found
+        if output is not None and task.request.explain:
+            candidates = _add_explanations(candidates, objectives, output, targets)
+        ranked.append(candidates)
+        first += len(task.items.ids)
+    return ranked
 
 
 def _expected_times(seconds: Sequence[float], card: DatasetCard) -> dict[str, float | None]:
-    named = zip([*card.predicted_actions, EXIT], seconds, strict=True)
-    return {name: time if name in card.timed_actions and math.isfinite(time) else None for name, time in named}
+    times = zip([*card.predicted_actions, EXIT], seconds, strict=True)
+    return {name: time if name in card.timed_actions and math.isfinite(time) else None for name, time in times}
 
 
-def _fuse(
-    model: Ensemble, card: EnsembleCard, judged: TargetPredictions, batch: WindowBatch, with_watch: bool
+def _ensemble_output(
+    model: Ensemble, card: EnsembleCard, predictions: TargetPredictions, batch: WindowBatch, with_watch: bool
 ) -> EnsembleOutput:
-    """The ensemble's output, a row per target."""
+    """Return the ensemble's output, one row per target."""
 
     def padded(values: Tensor) -> Tensor:
         return jagged_to_padded_dense(values, batch.target_window, batch.target_column, batch.target_shape)
 
-    output = model(
-        padded(judged.ensemble_inputs(with_watch)), *ensemble_history(card, judged, batch), padded(judged.context)
-    )
-    at = (batch.target_window, batch.target_column)
-    return EnsembleOutput(output.score[at], output.transform[at], output.weight[at], output.user_embedding)
+    history, length = ensemble_history(card, predictions, batch)
+    output = model(padded(predictions.ensemble_inputs(with_watch)), history, length, padded(predictions.context))
+    index = (batch.target_window, batch.target_column)
+    return EnsembleOutput(output.score[index], output.transform[index], output.weight[index], output.user_embedding)
 
 
-def ensemble_history(card: EnsembleCard, judged: TargetPredictions, batch: WindowBatch) -> tuple[Tensor, Tensor]:
-    """What the ensemble reads of each window's user: [windows, most, d_event], padded, and how many there are."""
+def ensemble_history(card: EnsembleCard, predictions: TargetPredictions, batch: WindowBatch) -> tuple[Tensor, Tensor]:
+    """Return the ensemble's history input of each window, padded [windows, max length, d_event], and its length."""
     first = (batch.target_column == 0).nonzero().squeeze(1)
-    seen, length = recent_events(batch, first, card.config.max_history_events)
-    most = int(length.max()) if len(length) else 0
-    return jagged_to_padded_dense(judged.event_embedding[seen], *jagged_positions(length), (len(length), most)), length
+    events, length = recent_events(batch, first, card.config.max_history_events)
+    shape = (len(length), int(length.max()) if len(length) else 0)
+    return jagged_to_padded_dense(predictions.event_embedding[events], *jagged_positions(length), shape), length
 
 
-def _explained(
-    candidates: list[ScoredCandidate], named: Sequence[Objective], output: EnsembleOutput, place: Tensor
+def _add_explanations(
+    candidates: list[ScoredCandidate], objectives: Sequence[Objective], output: EnsembleOutput, targets: Tensor
 ) -> list[ScoredCandidate]:
-    """The candidates with what their scores are made of."""
+    """Return the candidates with the contributions to their scores."""
     explained = []
-    parts = zip(candidates, output.transform[place].tolist(), output.weight[place].tolist(), strict=True)
-    for candidate, transform, weight in parts:
+    rows = zip(candidates, output.transform[targets].tolist(), output.weight[targets].tolist(), strict=True)
+    for candidate, transforms, weights in rows:
         explanation = []
-        for objective, part, share in zip(named, transform, weight, strict=True):
-            name, better = objective.name, objective.higher_is_better
+        for objective, transform, weight in zip(objectives, transforms, weights, strict=True):
+            name, higher_is_better = objective.name, objective.higher_is_better
             if name == WATCH_TIME:
                 assert candidate.expected_watch_s is not None
-                explanation.append(Contribution(name, better, candidate.expected_watch_s, part, share, "s"))
+                prediction = candidate.expected_watch_s
+                explanation.append(Contribution(name, higher_is_better, prediction, transform, weight, "s"))
             else:
-                explanation.append(Contribution(name, better, candidate.probability[name], part, share))
+                prediction = candidate.probability[name]
+                explanation.append(Contribution(name, higher_is_better, prediction, transform, weight))
         explained.append(replace(candidate, explanation=explanation))
     return explained

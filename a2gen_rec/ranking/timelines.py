@@ -1,4 +1,4 @@
-"""The action sequences that a generator finds likeliest, in seconds."""
+"""Most probable action sequences of a generator, with times in seconds."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,37 +14,34 @@ from a2gen_rec.models.base import BaseRanker
 from a2gen_rec.models.scoring import TargetPredictions
 from a2gen_rec.nn.decoding import DecodedSequences
 from a2gen_rec.nn.marginals import top_sequences
-from a2gen_rec.ranking.types import Timeline
-
-MAX_SEQUENCES = 8
-"""That can be told of a candidate."""
+from a2gen_rec.ranking.types import MAX_SEQUENCES, Timeline
 
 
 def top_timelines(
-    ranker: BaseRanker[Any], judged: TargetPredictions, best: Tensor, k: Sequence[int], card: DatasetCard
+    ranker: BaseRanker[Any], predictions: TargetPredictions, targets: Tensor, k: Sequence[int], card: DatasetCard
 ) -> list[list[tuple[Timeline, float]]]:
-    """The likeliest sequences of each target in ``best`` [n], all distinct, see :func:`timelines`; none from a ranker
-    that generates none."""
-    if judged.marginals.prefix_tree:
-        return timelines(top_sequences(judged.marginals, best, max(k)), k, card)
-    encoded = judged.encoding
+    """Return the ``k`` [n] most probable sequences of each target in ``targets`` [n], all distinct, see
+    :func:`timelines`. Rankers without a generator return none."""
+    if predictions.marginals.prefix_tree:
+        return timelines(top_sequences(predictions.marginals, targets, max(k)), k, card)
+    encoded = predictions.encoding
     if not isinstance(ranker, A2GenRanker) or not isinstance(encoded, A2GenEncoding):
-        return [[]] * len(best)
-    return timelines(ranker.decode(replace(encoded, context=encoded.context[best]), MAX_SEQUENCES), k, card)
+        return [[]] * len(targets)
+    return timelines(ranker.decode(replace(encoded, context=encoded.context[targets]), MAX_SEQUENCES), k, card)
 
 
-def timelines(decoded: DecodedSequences, most: Sequence[int], card: DatasetCard) -> list[list[tuple[Timeline, float]]]:
-    """Sequences of every candidate and their probabilities, the most probable first; ``most`` [n] of each."""
+def timelines(decoded: DecodedSequences, k: Sequence[int], card: DatasetCard) -> list[list[tuple[Timeline, float]]]:
+    """Return the sequences of each target with their probabilities, most probable first; at most ``k`` [n] each."""
     seconds = torch.expm1(decoded.time).clamp(min=0).tolist()
-    chances = decoded.log_probability.exp().tolist()
-    candidates = zip(decoded.action.tolist(), seconds, chances, most, strict=True)
+    probabilities = decoded.log_probability.exp().tolist()
+    targets = zip(decoded.action.tolist(), seconds, probabilities, k, strict=True)
     return [
         [
-            (_timeline(codes, times, card), chance)
-            for codes, times, chance in islice(zip(*beams, strict=True), count)
-            if chance > 0
+            (_timeline(codes, times, card), probability)
+            for codes, times, probability in islice(zip(*beams, strict=True), count)
+            if probability > 0
         ]
-        for *beams, count in candidates
+        for *beams, count in targets
     ]
 
 

@@ -1,33 +1,41 @@
-"""What is asked of a ranker and what it answers: plain data, whatever carries it (a server, a file, a test).
+"""Plain types of ranking queries and results, independent of the transport (HTTP, file, test).
 
-Values are raw, as in the log: identifiers and categories as text, numbers as numbers, None for what is missing.
+Values are raw, as in the log: identifiers and categories as text, numbers as numbers, None if missing. This module
+imports no torch.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from a2gen_rec.ranking.contributions import Contribution
-from a2gen_rec.ranking.history import EncodedHistory
+
+if TYPE_CHECKING:
+    from a2gen_rec.ranking.history import EncodedHistory
+
+MAX_SEQUENCES = 8
+"""Maximum number of action sequences returned per candidate."""
 
 Value = str | int | float | None
-"""A raw value: text or a number for vocabulary and hash features, a number for buckets, None when missing. Categories
-are compared as text, 1 as "1" and 1.0 as "1.0"."""
+"""Raw value: text or number for vocabulary and hash features, number for bucket features, None if missing. Categories
+are compared as text: 1 as "1" and 1.0 as "1.0"."""
 Timeline = list[tuple[str, float | None]]
+"""Actions in order, with seconds since the start of the impression; None if the log records no such times."""
 
 
 @dataclass(frozen=True)
 class Impression:
-    """One item shown to one user, and what the user did: a row of the log, in the canonical form of ``sources/base``.
+    """One item shown to one user and the user's actions: a log row in the canonical form of ``sources/base``.
 
     Attributes:
-        item: raw identifier.
-        ts_ms: begin, milliseconds.
-        watch_s: watch time in seconds; None when not recorded, or not over yet.
-        actions: name -> seconds since the begin, None at an unknown time; of the dataset's actions without ``start``
-            and ``exit``, each at most once, in any order.
-        features: raw values by name: the context's (those the log computes from time aside), and whatever of the item
-            is to be used instead of what the model's catalogue has. Context features left out are missing.
+        item: Raw item identifier.
+        ts_ms: Start of the impression, milliseconds since 1970.
+        watch_s: Watch time in seconds; None if not recorded or if the impression is still open.
+        actions: (name, seconds since the start) pairs, None for an unknown time. Names are the dataset's actions
+            except ``start`` and ``exit``; each at most once, in any order.
+        features: Raw values by feature name: context features (except those computed from time), and item features
+            that override the model's. Missing context features have no value.
     """
 
     item: str
@@ -39,12 +47,13 @@ class Impression:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """A question: what if an objective of one candidate were predicted otherwise, all else equal?
+    """What-if query: change one predicted objective of one candidate, all else equal.
 
     Attributes:
-        item: raw identifier of a candidate; objective: of the ensemble.
-        changes: of the prediction, as the ensemble takes it: of a probability's log odds, of a watch time's log1p
-            seconds.
+        item: Raw identifier of a candidate.
+        objective: Name of an objective of the ensemble.
+        changes: Offsets to the prediction in the ensemble's input scale: log odds for probabilities, log1p seconds for
+            watch time.
     """
 
     item: str
@@ -54,46 +63,49 @@ class WhatIf:
 
 @dataclass(frozen=True)
 class WhatIfResult:
-    """The answer for one change.
+    """Result of one change of a what-if query.
 
     Attributes:
-        change: as it was asked for; prediction: what it makes of it, a probability or seconds.
-        share: of the objective in the score; score: the ensemble's; place: among all candidates, from 1.
+        change: Offset as in the query.
+        prediction: Changed prediction, a probability or seconds.
+        contribution: Contribution of the objective to the score.
+        score: Ensemble score.
+        rank: Rank among all candidates, from 1.
     """
 
     change: float
     prediction: float
-    share: float
+    contribution: float
     score: float
     rank: int
 
 
 @dataclass(frozen=True)
 class RankQuery:
-    """Candidates to rank for one user at one moment.
+    """Candidates to rank for one user at one query time.
 
     Attributes:
-        user: raw identifier; a user whom the model does not know is ranked for by row 0 of the user table.
-        candidates: raw item identifiers, at least one; one given twice is ranked once.
-        now_ms: the moment; None is a second after the last impression of the history ended, or now without any. A
-            service takes now where the history is the one it has recorded.
-        history: the user's past, as a caller keeps it (:meth:`Ranker.encode`) or raw, in any order; what began after
-            ``now_ms`` is left out.
-        user_features: raw values by name, used instead of those the model knows of the user, if any.
-        context: raw values by name; a context feature left out is that of the last impression [ours], and those that
-            the log computes from time are always of ``now_ms``.
-        k: how many of the best to return.
-        by: what to rank by: ``ensemble``, ``watch`` or an outcome; empty takes the first of these that there is.
-        explain: say what each score is made of (needs an ensemble).
-        timelines: tell the likeliest action sequence of each of the best.
-        sequences: how many of the likeliest are told of each, where ``timelines`` are told.
-        nudge: a question to the ensemble, by which the candidates must be ranked.
+        user: Raw user identifier; unknown users have row 0 of the user table.
+        candidates: Raw item identifiers, at least one; duplicates are ranked once.
+        now_ms: Query time in milliseconds since 1970. None is one second after the end of the last impression in the
+            history, or the current time without history. A service uses the current time with its stored history.
+        history: Past impressions of the user, encoded (:meth:`Ranker.encode`) or raw, in any order; impressions after
+            ``now_ms`` are dropped.
+        user_features: Raw values by feature name that override the model's.
+        context: Raw values by feature name; a missing context feature has the value of the last impression [ours].
+            Features computed from time always use ``now_ms``.
+        k: Number of top candidates to return.
+        sort_by: Sort key: ``ensemble``, ``watch`` or an outcome; empty selects the first available.
+        explain: Return the contributions to each score (requires an ensemble).
+        include_timelines: Return the most probable action sequence of each top candidate.
+        num_sequences: Number of most probable sequences per candidate, if ``include_timelines``.
+        what_if: What-if query; requires ``ensemble`` as sort key.
     """
 
     user: str
     candidates: Sequence[str]
     now_ms: int | None = None
-    history: EncodedHistory | Sequence[Impression] = ()
+    history: "EncodedHistory | Sequence[Impression]" = ()
     user_features: Mapping[str, Value] = field(default_factory=dict)
     context: Mapping[str, Value] = field(default_factory=dict)
     k: int = 10
@@ -106,23 +118,26 @@ class RankQuery:
 
 @dataclass(frozen=True)
 class ScoredCandidate:
-    """What is predicted should the user be shown an item.
+    """Predictions for one candidate, should it be shown to the user.
 
     Attributes:
-        item: raw identifier; ``known``: whether the dataset has it, else it is ranked by "unknown" features.
-        probability: of every action, label and predicted objective.
-        expected_watch_s: expected watch time in seconds (the mean in log1p seconds, brought back); None where the
-            log does not record it.
-        timeline: the most probable action sequence, ``start`` to ``exit``, with seconds since the impression
-            began; None for actions whose times the log does not record. Empty if the model generates none. Of the
-            sequences that were followed: all others together have at most ``evaluate.max_unexplored_mass``.
-        timeline_probability: of that sequence of actions; NaN without.
-        score: the ensemble's, whose parts are the ``explanation``; NaN and none without one.
-        expected_at_s: of every action and ``exit``, expected seconds since the impression began, should it happen; None
-            where the log does not record them.
-        sequences: the likeliest action sequences and their probabilities, of which ``timeline`` is the first; as many
-            as were asked for, if as many were followed.
-        length_s: of the video; None where nothing tells.
+        item: Raw item identifier.
+        known: Whether the dataset contains the item; unknown items have the features of row 0.
+        probability: Probability of every action, label and predicted objective.
+        expected_watch_s: Expected watch time in seconds (mean in log1p seconds, transformed back); None if the log
+            does not record it.
+        timeline: Most probable action sequence from ``start`` to ``exit`` with seconds since the start of the
+            impression, None for actions without recorded times. Empty if the model generates no sequences. It is the
+            maximum over explored sequences; all unexplored ones together have at most probability
+            ``evaluate.max_unexplored_mass``.
+        timeline_probability: Probability of that action sequence; NaN without one.
+        score: Ensemble score, the sum of the ``explanation``'s contributions; NaN without an ensemble.
+        explanation: Contributions to the score; empty without an ensemble.
+        expected_time_s: Expected seconds since the start of the impression of every action and ``exit``, given that it
+            occurs; None if the log does not record its times.
+        sequences: Most probable action sequences with their probabilities, starting with ``timeline``: the requested
+            number, or fewer if fewer were explored.
+        duration_s: Duration of the video in seconds; None if unknown.
     """
 
     item: str
@@ -140,24 +155,26 @@ class ScoredCandidate:
 
 @dataclass(frozen=True)
 class RankedList:
-    """The best candidates for one user.
+    """Top candidates for one user.
 
     Attributes:
-        user: raw identifier; ``user_known``: whether the dataset has any impression of this user.
-        history: past impressions the ranking rests on.
-        by: ``ensemble`` (its score), ``watch`` (expected watch time) or the outcome whose probability orders the
-            candidates.
-        ranked: distinct candidates there were; unknown_items: those of them that the dataset does not have.
-        candidates: the best of them, best first; equals by raw identifier.
-        least_first: whether less of that is better, as of glances and explicit negatives: the least likely come first.
-        model_version: of the exported model; empty for a run's.
-        nudged: answers to the request's ``nudge``, a change each.
+        user: Raw user identifier.
+        user_known: Whether the dataset contains impressions of this user.
+        history_length: Number of past impressions used.
+        sort_by: Sort key: ``ensemble`` (score), ``watch`` (expected watch time) or an outcome (its probability).
+        num_candidates: Number of distinct candidates.
+        unknown_items: Number of candidates that the dataset does not contain.
+        candidates: Top candidates, best first; ties are sorted by raw identifier.
+        ascending: Whether lower values of the sort key are better, as for glances and explicit negatives: the least
+            likely come first.
+        model_version: Version of the exported model; empty for a run.
+        what_if: Results of the what-if query, one per change.
     """
 
     user: str
     user_known: bool
     history_length: int
-    by: str
+    sort_by: str
     num_candidates: int
     unknown_items: int
     candidates: list[ScoredCandidate]
@@ -167,10 +184,27 @@ class RankedList:
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """Which of ``unknown_user``, ``unknown_items``, ``empty_history`` the ranking had to make do with."""
+        """Fallbacks used by the ranking: any of ``unknown_user``, ``unknown_items``, ``empty_history``."""
         used = {
             "unknown_user": not self.user_known,
             "unknown_items": self.unknown_items > 0,
             "empty_history": self.history_length == 0,
         }
         return tuple(name for name, is_used in used.items() if is_used)
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """Counters of a ranker's cache of action-level states.
+
+    Attributes:
+        hits: Lookups of cached states.
+        misses: Lookups of states that were not cached.
+        states: Number of states in the cache.
+        bytes: Memory of the cache in bytes.
+    """
+
+    hits: int
+    misses: int
+    states: int
+    bytes: int

@@ -1,4 +1,4 @@
-"""What would become of a candidate, were one objective of it predicted otherwise: the ensemble itself is asked."""
+"""What-if queries: re-run the ensemble with one predicted objective of one candidate changed."""
 
 from collections.abc import Sequence
 
@@ -12,49 +12,60 @@ from a2gen_rec.ranking.selection import ENSEMBLE, RankingTask, Scorer, ensemble_
 from a2gen_rec.ranking.types import WhatIf, WhatIfResult
 
 
-def check_what_if(nudge: WhatIf, by: str, candidates: Sequence[str], scorer: Scorer) -> None:
-    """Raise a UserError for one that does not fit its request or the model."""
-    if by != ENSEMBLE:
-        raise UserError(f"nudge: needs candidates ranked by {ENSEMBLE}, not by {by}")
-    if nudge.item not in candidates:
-        raise UserError(f"nudge: {nudge.item!r} is not a candidate")
+def check_what_if(what_if: WhatIf, sort_by: str, candidates: Sequence[str], scorer: Scorer) -> None:
+    """Raise a UserError if the what-if query does not match its request or the model."""
+    if sort_by != ENSEMBLE:
+        raise UserError(f"what_if: requires sort_by {ENSEMBLE}, not {sort_by}")
+    if what_if.item not in candidates:
+        raise UserError(f"what_if: {what_if.item!r} is not a candidate")
     names = [objective.name for objective in scorer.objectives]
-    if nudge.objective not in names:
-        raise UserError(f"nudge: no objective {nudge.objective!r}; there are {', '.join(names)}")
+    if what_if.objective not in names:
+        raise UserError(f"what_if: unknown objective {what_if.objective!r}; choose one of {', '.join(names)}")
 
 
 def evaluate_what_if(
-    nudge: WhatIf, scorer: Scorer, judged: TargetPredictions, batch: WindowBatch, window: int, order: RankingTask
+    what_if: WhatIf,
+    scorer: Scorer,
+    predictions: TargetPredictions,
+    batch: WindowBatch,
+    window: int,
+    task: RankingTask,
 ) -> list[WhatIfResult]:
-    """What becomes of the candidate at each change, all else as predicted.
+    """Return the candidate's score and rank for each change, with all other predictions fixed.
 
     Args:
-        batch: a window for each request, whose targets are its items; window: of this request.
+        what_if: The query.
+        scorer: Ranker and ensemble.
+        predictions: Predictions of all targets of the batch.
+        batch: One window per request, whose targets are its candidates.
+        window: Index of this request's window.
+        task: The request's candidates.
     """
     assert scorer.ensemble is not None
     model, card = scorer.ensemble
     with_watch = EXIT in scorer.card.timed_actions
-    mine = batch.target_window == window
-    at = order.items.ids.index(nudge.item)
-    k = [objective.name for objective in scorer.objectives].index(nudge.objective)
-    change = torch.tensor(nudge.changes)
-    value, context = judged.ensemble_inputs(with_watch)[mine], judged.context[mine]
-    copies = value[at].repeat(len(change), 1)
+    is_target = batch.target_window == window
+    index = task.items.ids.index(what_if.item)
+    k = [objective.name for objective in scorer.objectives].index(what_if.objective)
+    change = torch.tensor(what_if.changes)
+    value, context = predictions.ensemble_inputs(with_watch)[is_target], predictions.context[is_target]
+    copies = value[index].repeat(len(change), 1)
     copies[:, k] += change
-    events, length = ensemble_history(card, judged, batch)
-    # Beside the others in one list: none of the ensemble's scores depends on which others there are.
+    history, length = ensemble_history(card, predictions, batch)
+    # The changed copies are appended to the list: no score depends on the other candidates.
     output = model(
         torch.cat([value, copies])[None],
-        events[window, None],
+        history[window, None],
         length[window, None],
-        torch.cat([context, context[at].repeat(len(change), 1)])[None],
+        torch.cat([context, context[index].repeat(len(change), 1)])[None],
     )
     count = len(value)
-    others, own = output.score[0].split([count, len(change)])
-    ahead = others > own[:, None]
-    ahead[:, :at] |= others[:at] == own[:, None]  # equals by raw identifier, as the list has them
-    ahead[:, at] = False
-    share = (output.weight * output.transform)[0, count:, k]
-    prediction = torch.expm1(copies[:, k]).clamp(min=0) if nudge.objective == WATCH_TIME else copies[:, k].sigmoid()
-    columns = (nudge.changes, prediction.tolist(), share.tolist(), own.tolist(), (1 + ahead.sum(1)).tolist())
+    scores, changed = output.score[0].split([count, len(change)])
+    is_ahead = scores > changed[:, None]
+    is_ahead[:, :index] |= scores[:index] == changed[:, None]  # ties by raw identifier, as in the ranked list
+    is_ahead[:, index] = False
+    contribution = (output.weight * output.transform)[0, count:, k]
+    prediction = torch.expm1(copies[:, k]).clamp(min=0) if what_if.objective == WATCH_TIME else copies[:, k].sigmoid()
+    ranks = (1 + is_ahead.sum(1)).tolist()
+    columns = (what_if.changes, prediction.tolist(), contribution.tolist(), changed.tolist(), ranks)
     return [WhatIfResult(*row) for row in zip(*columns, strict=True)]

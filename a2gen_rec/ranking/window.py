@@ -1,34 +1,37 @@
-"""A user's past and the candidates of a request as one window.
+"""Query times and candidate files.
 
-The window's targets are alternatives for one moment, so the history is read once and the factorized attention
-(METHODS §2.1) answers for every candidate together.
+A request becomes one window whose targets are alternatives at the same query time. The history is encoded once, and the
+factorized attention (METHODS §2.1) evaluates all candidates together.
 """
 
 import time
+from typing import TYPE_CHECKING
 
-from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.errors import UserError
 from a2gen_rec.utils import paths
 
+if TYPE_CHECKING:
+    from a2gen_rec.data.columns import WindowColumns
+
 
 def read_candidates(file: str) -> list[str]:
-    """Raw item identifiers of a file, one a line, each once, in order.
+    """Return the distinct raw item identifiers of a file, one per line, in order.
 
     Raises:
-        UserError: the file cannot be read or has no identifier.
+        UserError: The file cannot be read or contains no identifier.
     """
-    names = (line.strip() for line in paths.read_text(file).splitlines())
-    found = list(dict.fromkeys(name for name in names if name))
-    if not found:
-        raise UserError(f"{file}: no candidates; put one raw item identifier on each line")
-    return found
+    lines = (line.strip() for line in paths.read_text(file).splitlines())
+    candidates = list(dict.fromkeys(line for line in lines if line))
+    if not candidates:
+        raise UserError(f"{file}: no candidates; expected one raw item identifier per line")
+    return candidates
 
 
-def next_timestamp(history: WindowColumns) -> int:
-    """A second after the last end of one window's impressions; now, without any."""
+def next_timestamp(history: "WindowColumns") -> int:
+    """Return one second after the last end of one window's impressions, or the current time without any."""
     return int(history.end_ms.max()) + 1000 if len(history.ts_ms) else now_ms()
 
 
 def now_ms() -> int:
-    """Now, milliseconds since 1970."""
+    """Return the current time in milliseconds since 1970."""
     return int(time.time() * 1000)

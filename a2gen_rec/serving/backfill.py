@@ -18,7 +18,7 @@ from typing import Any
 import duckdb
 from rich.progress import track
 
-from a2gen_rec.artifact.artifact import resolve_model_dir
+from a2gen_rec.artifact.model_dir import resolve_model_dir
 from a2gen_rec.artifact.manifest import read_manifest
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data import sources
@@ -97,7 +97,7 @@ def latest_impressions(
     source: Source,
     raw: str,
     card: DatasetCard,
-    last: int,
+    max_impressions: int,
     memory_gb: float = PrepareConfig.memory_limit_gb,
     threads: int = PrepareConfig.threads,
     progress: bool = False,
@@ -134,7 +134,7 @@ def latest_impressions(
                         connection, spread / f"partition={number}", columns, SplitRule(method="time"), file
                     )
                     if file.exists():
-                        rows = _latest_rows(connection, file, columns, features, last)
+                        rows = _latest_rows(connection, file, columns, features, max_impressions)
                         for user, own in groupby(rows, itemgetter("user_id")):
                             yield user, [_impression(row, facts, features) for row in own]
                         file.unlink()

@@ -1,15 +1,15 @@
-"""The service's log: lines on stderr, which name neither users nor items."""
+"""Log of the service: lines on stderr, which contain neither users nor items."""
 
 import logging
 import sys
 import traceback
 
 MAX_FRAMES = 6
-"""Of a traceback, the innermost: those before are the framework's."""
+"""Number of innermost traceback frames to log; outer ones belong to the framework."""
 
 
 def configure_logging() -> None:
-    """Have this process log there."""
+    """Configure the loggers of this process."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name, level in (("a2gen_rec.serving", logging.INFO), ("uvicorn.error", logging.WARNING)):
@@ -19,5 +19,5 @@ def configure_logging() -> None:
 
 
 def format_location(error: Exception) -> str:
-    """Where in the code it was raised. Its message is left out: it may name whatever was asked for."""
+    """Return the traceback of an error without its message, which may contain parts of the request."""
     return "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]))

@@ -1,4 +1,4 @@
-"""What a service tells Prometheus."""
+"""Prometheus metrics of the service."""
 
 from collections.abc import Callable
 
@@ -9,43 +9,44 @@ SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class Metrics:
-    """Of one service: no identifier of a user or an item is ever a label."""
+    """Metrics of one service; identifiers of users or items are never labels."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.seconds = self._histogram(
-            "request_seconds", "from a request's first line to its answer", "route", "status"
-        )
-        self.batch_wait = self._histogram("batch_wait_seconds", "for which a request waited to be ranked")
-        self.batch_requests = self._histogram("batch_requests", "requests ranked together", buckets=SIZE_BUCKETS)
-        self.batch_candidates = self._histogram("batch_candidates", "candidates ranked together", buckets=SIZE_BUCKETS)
-        self.fallbacks = self._counter("fallbacks", "rankings that had to make do", "kind")
-        self.refused = self._counter("refused", "requests not answered as asked, by the error's code", "code")
+        self.request_seconds = self._histogram("request_seconds", "request latency", "route", "status")
+        self.queue_seconds = self._histogram("queue_seconds", "time spent in the ranking queue")
+        self.batch_requests = self._histogram("batch_requests", "requests per batch", buckets=SIZE_BUCKETS)
+        self.batch_candidates = self._histogram("batch_candidates", "candidates per batch", buckets=SIZE_BUCKETS)
+        self.degraded_rankings = self._counter("degraded_rankings", "rankings served with a fallback", "kind")
+        self.errors = self._counter("errors", "error responses by code", "code")
         self.impressions = self._counter("impressions", "impressions recorded")
-        self.reloads = self._counter("reloads", "models loaded again", "outcome")
-        self.model = Gauge("a2gen_model", "the model in service", ["version"], registry=self.registry)
+        self.reloads = self._counter("reloads", "model reloads", "outcome")
+        self.model = Gauge("a2gen_model", "model in service", ["version"], registry=self.registry)
 
-    def add_gauge(self, name: str, about: str, value: Callable[[], float]) -> None:
-        """A figure that is asked for when Prometheus asks."""
-        Gauge(f"a2gen_{name}", about, registry=self.registry).set_function(value)
+    def add_gauge(self, name: str, description: str, value: Callable[[], float]) -> None:
+        """Add a gauge whose value is computed on every scrape."""
+        Gauge(f"a2gen_{name}", description, registry=self.registry).set_function(value)
 
     def observe_batch(self, waits: list[float], candidates: int) -> None:
+        """Record a batch with the queue times of its requests in seconds and its number of candidates."""
         self.batch_requests.observe(len(waits))
         self.batch_candidates.observe(candidates)
         for wait in waits:
-            self.batch_wait.observe(wait)
+            self.queue_seconds.observe(wait)
 
     def set_model_version(self, version: str) -> None:
+        """Set the version of the model in service."""
         self.model.clear()
         self.model.labels(version).set(1)
 
     def render(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def _counter(self, name: str, about: str, *labels: str) -> Counter:
-        return Counter(f"a2gen_{name}", about, labels, registry=self.registry)
+    def _counter(self, name: str, description: str, *labels: str) -> Counter:
+        return Counter(f"a2gen_{name}", description, labels, registry=self.registry)
 
     def _histogram(
-        self, name: str, about: str, *labels: str, buckets: tuple[float, ...] = LATENCY_BUCKETS
+        self, name: str, description: str, *labels: str, buckets: tuple[float, ...] = LATENCY_BUCKETS
     ) -> Histogram:
-        return Histogram(f"a2gen_{name}", about, labels, registry=self.registry, buckets=buckets)
+        return Histogram(f"a2gen_{name}", description, labels, registry=self.registry, buckets=buckets)

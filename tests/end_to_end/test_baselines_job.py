@@ -77,7 +77,7 @@ def test_trained_evaluated_ranked_and_scored(name: str, data: Path, tmp_path: Pa
     assert lists.events.shape[1] == 8 + 16, "item, and the mean of time and action embeddings"
 
     ranking = rank_run(str(run), "nobody")
-    assert ranking.by == "watch"
+    assert ranking.sort_by == "watch"
     watch = [candidate.expected_watch_s for candidate in ranking.candidates]
     assert watch == sorted(watch, reverse=True)
     assert len(set(watch)) > 1

@@ -84,7 +84,7 @@ def test_the_ensemble_scores_as_in_the_run(exported: tuple[Log, str, str], tmp_p
         last = log.impressions[user][-1]
         asked = RankQuery(user, names, None, ranker.encode(log.impressions[user]), k=30, context=dict(last.features))
         answer = ranker.rank(asked)
-        assert answer.by == expected.by == "ensemble"
+        assert answer.sort_by == expected.sort_by == "ensemble"
         theirs = {each.item: each.score for each in expected.candidates}
         mine = {each.item: each.score for each in answer.candidates}
         assert mine == pytest.approx(theirs, abs=1e-5)

@@ -51,7 +51,7 @@ class PageRanker(FakeRanker):
             user=request.user,
             user_known=request.user in self.some_users(9),
             history_length=len(past),
-            by=by,
+            sort_by=by,
             num_candidates=len(items),
             unknown_items=len(items - self.known),
             candidates=candidates[: request.k],

@@ -129,7 +129,7 @@ class FakeRanker:
             user=request.user,
             user_known=True,
             history_length=len(past),
-            by="like",
+            sort_by="like",
             num_candidates=len(best),
             unknown_items=0,
             candidates=[
@@ -160,7 +160,7 @@ def make_model(folder: Path, version: str = "one") -> Path:
 def swift_store(folder: Path) -> SqliteStore:
     """One that does not wait for the disk."""
     store = SqliteStore(str(folder / "events.db"))
-    store._writing.execute("PRAGMA synchronous = OFF")
+    store._writer.execute("PRAGMA synchronous = OFF")
     return store
 
 

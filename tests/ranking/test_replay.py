@@ -98,7 +98,7 @@ def test_an_impression_of_which_more_is_known_takes_its_own_place(world: tuple[L
     begun = [dataclasses.replace(each, watch_s=None, actions=()) for each in impressions]
     late, kept = ranker.encode(impressions, ranker.encode(begun)), ranker.encode(impressions)
     assert late.items == kept.items
-    assert late.states == kept.states
+    assert late.state_keys == kept.state_keys
     for name, rows in kept.columns.session.items():
         # Of the oldest one kept, the impression before it is gone, so what it was stays as it was told then.
         assert late.columns.session[name][1:].tolist() == rows[1:].tolist()

@@ -25,7 +25,7 @@ def test_the_service_answers_what_the_ranker_does(tmp_path: Path, monkeypatch: p
         for user, impressions in sorted(log.impressions.items())[:4]:
             # One by one, then what is left at once and late.
             for each in [impressions[-1:], impressions[:3], *([one] for one in impressions[3:6]), impressions[6:-1]]:
-                told = [schema.ImpressionSchema.of(one).model_dump() for one in each]
+                told = [schema.ImpressionSchema.from_impression(one).model_dump() for one in each]
                 assert not told or service.post(user, *told).status_code == 200
                 context = {name: impressions[-1].features[name] for name in ("tab", "speed", "network")}
                 found = service.rank(user, candidates=items, context=context)
@@ -41,7 +41,7 @@ def test_the_service_answers_what_the_ranker_does(tmp_path: Path, monkeypatch: p
 
 
 def as_told(answer: dict[str, Any], expected: RankedList) -> None:
-    same = from_json(to_json(schema.rank_answer(expected, list(expected.fallbacks)), inf_nan_mode="null"))
+    same = from_json(to_json(schema.rank_response(expected, list(expected.fallbacks)), inf_nan_mode="null"))
     assert numbers_apart(answer) == numbers_apart(same)
     assert probabilities(answer) == pytest.approx(probabilities(same), abs=1e-5)
 

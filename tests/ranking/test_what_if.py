@@ -81,7 +81,7 @@ def test_a_nudge_is_the_ranking_of_another_prediction(seed: int, name: str, data
             assert answer.change == change
             assert answer.prediction == pytest.approx(expected, rel=1e-3, abs=1e-6)
             assert answer.score == pytest.approx(candidate.score, rel=1e-3, abs=1e-4)
-            assert answer.share == pytest.approx(part.contribution, rel=1e-3, abs=1e-4)
+            assert answer.contribution == pytest.approx(part.contribution, rel=1e-3, abs=1e-4)
             ahead = sum(each.score > answer.score + 1e-4 for each in listed if each is not candidate)
             behind = sum(each.score < answer.score - 1e-4 for each in listed if each is not candidate)
             assert 1 + ahead <= answer.rank <= len(listed) - behind

@@ -195,7 +195,7 @@ def test_candidates_stand_at_the_end_of_the_user_s_session() -> None:
 
 def test_rank_equals_the_model_asked_for_each_candidate_alone(world: World, tmp_path: Path) -> None:
     found = ranked(world, tmp_path / "items", "item-3\n\n  item-7 \nitem-3\nnobody knows\nitem-12\n")
-    assert [found.user, found.user_known, found.by, found.unknown_items] == [world.user, True, "watch", 1]
+    assert [found.user, found.user_known, found.sort_by, found.unknown_items] == [world.user, True, "watch", 1]
     assert found.history_length == CARD.max_history
     assert {c.item: c.known for c in found.candidates} == {
         "item-3": True,
@@ -251,7 +251,7 @@ def test_timelines_are_sequences_with_seconds_where_logs_record_them() -> None:
 
 def test_an_unknown_user_has_no_history_and_popular_items(world: World) -> None:
     found = rank_run(str(world.run), "nobody", sort_by="like", k=100)
-    assert [found.user_known, found.history_length, found.by, found.unknown_items] == [False, 0, "like", 0]
+    assert [found.user_known, found.history_length, found.sort_by, found.unknown_items] == [False, 0, "like", 0]
     statistics = pq.read_table(world.data / "item_statistics.parquet").to_pydict()
     shown = {f"item-{row}" for row in statistics["item_id"] if row}
     assert {candidate.item for candidate in found.candidates} == shown
@@ -445,7 +445,7 @@ def test_the_run_s_ensemble_orders_by_default(fused: World, tmp_path: Path) -> N
     """As it scores each candidate alone."""
     found = ranked(fused, tmp_path / "items", "\n".join(f"item-{row}" for row in range(1, 13)))
     scores = [candidate.score for candidate in found.candidates]
-    assert found.by == "ensemble"
+    assert found.sort_by == "ensemble"
     assert scores == sorted(scores, reverse=True)
     assert scores[0] > scores[-1] + 1e-3
     model, card = load_ensemble(str(fused.run / "ensemble"))
@@ -477,7 +477,7 @@ def test_other_orders_are_there_too_and_have_scores(by: str, fused: World) -> No
     assert values == sorted(values, reverse=by != "glance")
     assert values[0] != values[-1]
     assert np.isfinite([candidate.score for candidate in found.candidates]).all()
-    assert (found.by, found.ascending) == (by, by == "glance")
+    assert (found.sort_by, found.ascending) == (by, by == "glance")
 
 
 def test_an_ensemble_elsewhere_or_of_another_checkpoint(world: World, fused: World, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_backfilled_store_gives_the_histories_of_events(
             assert [each.ts_ms for each in recorded] == [each.ts_ms for each in impressions[-keep:]]
             mine, theirs = ranker.encode(recorded), ranker.encode(impressions[-keep:])
             assert mine.items == theirs.items
-            assert mine.states == theirs.states
+            assert mine.state_keys == theirs.state_keys
             for field in dataclasses.fields(mine.columns):
                 np.testing.assert_equal(getattr(mine.columns, field.name), getattr(theirs.columns, field.name))
         store.close()

@@ -1,27 +1,30 @@
-"""One model that ranks batches of requests, by the histories that they bring or those that are recorded."""
+"""Inference backend: one model that ranks batches of requests with given or stored histories."""
 
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from a2gen_rec.ranking.history import EncodedHistory
-from a2gen_rec.ranking.ranker import Ranker
 from a2gen_rec.ranking.types import Impression, RankedList, RankQuery
 from a2gen_rec.ranking.window import now_ms
 from a2gen_rec.serving.engine.history_cache import HistoryCache
 from a2gen_rec.serving.stores.base import EventStore, StoreError
 from a2gen_rec.utils.malloc import freeze_gc
 
+if TYPE_CHECKING:
+    from a2gen_rec.ranking.history import EncodedHistory
+    from a2gen_rec.ranking.ranker import Ranker
+
 WARMUP_ITEMS = 64
-"""Items that a model ranks before it is put in service."""
+"""Number of items ranked before a model goes into service."""
 RANKING_NICENESS = 10
-"""Of what ranks: where cores are short, the event loop, which needs little, goes first."""
+"""Niceness of ranking threads: if cores are scarce, the event loop, which needs little time, runs first."""
 
 
 @dataclass(frozen=True)
 class RankJob:
-    """A request; ``is_recorded`` tells whether its history is to be that of the store."""
+    """A request, and whether to use the stored history instead of the request's."""
 
     request: RankQuery
     use_stored_history: bool
@@ -29,50 +32,58 @@ class RankJob:
 
 @dataclass(frozen=True)
 class RankResult:
-    """An answer, and what it had to make do with."""
+    """A ranked list, and the fallbacks that it used."""
 
     ranked: RankedList
     fallbacks: list[str]
 
 
+def load_ranker(model_dir: str, cache_bytes: int) -> "Ranker":
+    """Load an exported model, see :meth:`Ranker.load`; imports torch."""
+    from a2gen_rec.ranking.ranker import Ranker
+
+    return Ranker.load(model_dir, cache_bytes)
+
+
 class InProcessBackend:
-    """A model in this process, ready: what is slow the first time has been done. One batch at a time.
+    """A warmed-up model in this process. One batch at a time.
 
     Args:
-        store: of recorded histories.
-        history_cache: bytes of them that are kept encoded.
+        ranker: The model.
+        store: Event store.
+        history_cache_bytes: Memory bound of the cached histories.
     """
 
-    def __init__(self, ranker: Ranker, store: EventStore, history_cache: int) -> None:
+    def __init__(self, ranker: "Ranker", store: EventStore, history_cache_bytes: int) -> None:
         self.ranker = ranker
         history = ranker.encode([Impression("", 0)])
         ranker.rank(RankQuery("", ranker.sample_items(WARMUP_ITEMS) or [""], history=history))
-        self.histories = HistoryCache(ranker, store, history_cache)
+        self.history_cache = HistoryCache(ranker, store, history_cache_bytes)
         freeze_gc()
 
     def rank(self, jobs: Sequence[RankJob]) -> list[RankResult | Exception]:
-        """An answer or an error for each job."""
-        made = [self._prepared(job) for job in jobs]
-        ranked = iter(_ranked([each[0] for each in made if not isinstance(each, Exception)], self.ranker))
+        """Return the result or error of each job."""
+        prepared = [self._prepare(job) for job in jobs]
+        ranked = iter(_rank_each([each[0] for each in prepared if not isinstance(each, Exception)], self.ranker))
         results: list[RankResult | Exception] = []
-        for each in made:
+        for each in prepared:
             if isinstance(each, Exception):
                 results.append(each)
                 continue
-            answer = next(ranked)
-            if isinstance(answer, RankedList):
-                results.append(RankResult(answer, [*answer.fallbacks, *each[1]]))
+            result = next(ranked)
+            if isinstance(result, RankedList):
+                results.append(RankResult(result, [*result.fallbacks, *each[1]]))
             else:
-                results.append(answer)
+                results.append(result)
         return results
 
-    def forget(self, user: str) -> None:
-        """Drop what is kept of a user; to be called once it is no longer in the store."""
-        self.histories.evict(user)
+    def evict_history(self, user: str) -> None:
+        """Remove a user's cached history; call it after the deletion from the store."""
+        self.history_cache.evict(user)
 
-    def counts(self) -> dict[str, float]:
-        """What became of what is kept, by name."""
-        states, histories = self.ranker.cache_stats, self.histories
+    def cache_counts(self) -> dict[str, float]:
+        """Return the counters of the caches by name."""
+        states, histories = self.ranker.cache_stats, self.history_cache
         return {
             "state_cache_hits": states.hits,
             "state_cache_misses": states.misses,
@@ -84,45 +95,46 @@ class InProcessBackend:
         }
 
     @property
-    def workers(self) -> int:
-        """How many batches can be ranked at a time, now."""
+    def num_workers(self) -> int:
+        """Number of batches that can be ranked at a time, now."""
         return 1
 
     def close(self) -> None:
-        """Nothing is to be done."""
+        """Do nothing."""
 
-    def _prepared(self, job: RankJob) -> tuple[RankQuery, list[str]] | Exception:
-        """The request with its history, and what is amiss; an error where the model cannot do it."""
+    def _prepare(self, job: RankJob) -> tuple[RankQuery, list[str]] | Exception:
+        """Return the request with its history, and its fallbacks; an error if the model does not support it."""
         try:
             if not job.use_stored_history:
-                self.ranker.validate(job.request)  # again: another model may be in service than when it came
+                self.ranker.validate(job.request)  # again, because the model may have changed since the request came
                 return job.request, []
             try:
-                past, amiss = self.histories.get(job.request.user, job.request.now_ms), []
+                history, fallbacks = self.history_cache.get(job.request.user, job.request.now_ms), []
             except StoreError:
-                past, amiss = self.histories.nothing, ["history_unavailable"]
-            request = replace(job.request, history=past, now_ms=_moment(job.request, past))
+                history, fallbacks = self.history_cache.empty_history, ["history_unavailable"]
+            request = replace(job.request, history=history, now_ms=_query_time(job.request, history))
             self.ranker.validate(request)
-            return request, amiss
+            return request, fallbacks
         except Exception as error:
             return error
 
 
 def lower_thread_priority() -> None:
-    """Let the event loop go first: to be called by the thread that ranks."""
-    if sys.platform == "linux":  # of this thread; elsewhere it would be of the whole process
+    """Lower the priority of the calling thread, so that the event loop runs first."""
+    if sys.platform == "linux":  # affects this thread only; on other systems it would affect the process
         os.nice(RANKING_NICENESS)
 
 
-def _moment(request: RankQuery, past: EncodedHistory) -> int:
-    """When the user is there: now, if the request does not say. What is recorded has begun, whatever its clock said."""
+def _query_time(request: RankQuery, history: "EncodedHistory") -> int:
+    """Return the request's query time, by default now. Stored impressions count even if their clock was ahead."""
     if request.now_ms is not None:
         return request.now_ms
-    return max(now_ms(), int(past.ts_ms[-1])) if len(past) else now_ms()
+    return max(now_ms(), int(history.ts_ms[-1])) if len(history) else now_ms()
 
 
-def _ranked(requests: list[RankQuery], ranker: Ranker) -> Sequence[RankedList | Exception]:
-    """Answers in order. Should a batch fail, each is tried alone: no request spoils another's."""
+def _rank_each(requests: list[RankQuery], ranker: "Ranker") -> Sequence[RankedList | Exception]:
+    """Return the results in order. If a batch fails, its requests are retried one by one, so that only invalid ones
+    fail."""
     if not requests:
         return []
     try:
@@ -130,4 +142,4 @@ def _ranked(requests: list[RankQuery], ranker: Ranker) -> Sequence[RankedList | 
     except Exception as error:
         if len(requests) == 1:
             return [error]
-        return [answer for request in requests for answer in _ranked([request], ranker)]
+        return [result for request in requests for result in _rank_each([request], ranker)]

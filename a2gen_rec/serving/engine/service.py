@@ -1,66 +1,77 @@
-"""The ranking service, whatever carries its requests: one model in service, batches of requests, recorded histories."""
+"""Transport-independent ranking service: the model in service, request batching and stored histories."""
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
-from a2gen_rec.artifact.artifact import resolve_model_dir
+from a2gen_rec.artifact.model_dir import resolve_model_dir
 from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.errors import UserError
-from a2gen_rec.ranking.ranker import Ranker
 from a2gen_rec.ranking.types import Impression, RankQuery
 from a2gen_rec.ranking.window import now_ms
 from a2gen_rec.serving.engine.batching import DynamicBatcher
-from a2gen_rec.serving.engine.inference import InProcessBackend, RankJob, RankResult, lower_thread_priority
+from a2gen_rec.serving.engine.inference import (
+    InProcessBackend,
+    RankJob,
+    RankResult,
+    load_ranker,
+    lower_thread_priority,
+)
 from a2gen_rec.serving.engine.workers import WorkerDied, WorkerPool
 from a2gen_rec.serving.metrics import Metrics
 from a2gen_rec.serving.stores.base import EventStore
 from a2gen_rec.utils.malloc import freeze_gc
 
+if TYPE_CHECKING:
+    from a2gen_rec.ranking.ranker import Ranker
+
 MAX_CLOCK_SKEW_MS = 86_400_000
-"""How far a clock may be ahead: what is recorded of a later moment would count as the present for as long."""
+"""Maximum lead of a client's clock. Stored impressions of later times would define the query time for as long."""
 
 log = logging.getLogger(__name__)
 
 
 class ModelLoadError(Exception):
-    """A model cannot be put in service; the former one stays."""
+    """A model cannot be loaded; the previous one stays in service."""
 
 
 @dataclass(frozen=True)
-class _Model:
-    """What is swapped as one: a model that tells what requests may have, and the same one ranking."""
+class _LoadedModel:
+    """Unit of a model swap: the ranker that validates requests and the backend that ranks them with the same model."""
 
-    ranker: Ranker
-    inference: InProcessBackend | WorkerPool
+    ranker: "Ranker"
+    backend: InProcessBackend | WorkerPool
 
 
 @dataclass
 class RankingService:
-    """Ranks and records; made and used in one event loop, but for the batches: a thread of its own does them, or
-    processes do.
+    """Ranks candidates and records impressions. Used from one event loop; batches run in threads or processes.
 
     Args:
-        model: folder of an exported model, a link to one, or a folder whose ``CURRENT`` names one.
-        load: as ``Ranker.load``.
+        model: Model directory, a symlink to one, or a directory whose ``CURRENT`` file names one.
+        store: Event store.
+        config: Settings.
+        load: Function like :func:`load_ranker`.
+        metrics: Metrics of the service.
 
     Raises:
-        UserError: the model cannot be used.
+        UserError: The model cannot be used.
     """
 
     model: str
     store: EventStore
     config: ServeConfig = field(default_factory=ServeConfig)
-    load: Callable[[str, int], Ranker] = Ranker.load
+    load: Callable[[str, int], "Ranker"] = load_ranker
     metrics: Metrics = field(default_factory=Metrics)
     draining: bool = False
-    """Whether the service is about to end: it answers still, but wants no more requests."""
+    """Whether the service is shutting down: it still serves requests, but is not ready for more."""
 
     def __post_init__(self) -> None:
         config = self.config
-        self._model = self._ready(*self._read())
+        self._model = self._prepare(*self._load())
         self.metrics.set_model_version(self.ranker.version)
         self.batcher: DynamicBatcher[RankJob, RankResult] = DynamicBatcher(
             self._rank_batch,
@@ -70,149 +81,150 @@ class RankingService:
             config.max_backlog_ms / 1000,
             self.metrics.observe_batch,
             config.num_workers,
-            lower_thread_priority
-            if config.num_workers == 1
-            else lambda: None,  # threads that wait for processes are in no way
+            lower_thread_priority if config.num_workers == 1 else lambda: None,  # other threads only wait for processes
         )
         self._reloading = asyncio.Lock()
         self._register_cache_metrics()
 
     @property
-    def ranker(self) -> Ranker:
+    def ranker(self) -> "Ranker":
         return self._model.ranker
 
     @property
     def is_ready(self) -> bool:
-        """Whether anything can rank now."""
-        return self._model.inference.workers > 0
+        """Whether any worker can rank now."""
+        return self._model.backend.num_workers > 0
 
-    async def rank(self, request: RankQuery, is_recorded: bool, timeout_s: float) -> RankResult:
-        """Rank a request together with those of others.
+    async def rank(self, request: RankQuery, use_stored_history: bool, timeout_s: float) -> RankResult:
+        """Rank a request in a batch with others.
 
         Args:
-            is_recorded: take the history that is recorded instead of the request's.
+            request: The request.
+            use_stored_history: Whether to use the stored history instead of the request's.
+            timeout_s: Deadline in seconds.
 
         Raises:
-            UserError: the request asks for what the model does not have.
-            Overloaded, Expired: see :class:`Batcher`.
+            UserError: The request does not match the model.
+            QueueFull, DeadlineExceeded: See :class:`DynamicBatcher`.
         """
-        self.ranker.validate(request)  # reads nothing that changes, so that it need not take turns
-        return await self.batcher.submit(RankJob(request, is_recorded), len(request.candidates), timeout_s)
+        self.ranker.validate(request)  # reads only immutable state, so it needs no lock
+        return await self.batcher.submit(RankJob(request, use_stored_history), len(request.candidates), timeout_s)
 
     async def record_impressions(self, user: str, impressions: Sequence[Impression]) -> None:
-        """Record what a user did; it counts in requests that begin once this has returned.
+        """Store impressions of a user. They count in all requests that start after the return.
 
         Raises:
-            UserError: an impression cannot be of the model's dataset, or of this time.
-            StoreError: it is not recorded.
+            UserError: An impression does not match the model's dataset, or its time is too far in the future.
+            StoreError: The impressions are not stored.
         """
         if any(each.ts_ms > now_ms() + MAX_CLOCK_SKEW_MS for each in impressions):
-            raise UserError("an impression begins more than a day from now; ts_ms is milliseconds since 1970")
+            raise UserError("ts_ms is more than one day in the future; it must be milliseconds since 1970")
         self.ranker.validate(RankQuery(user, ["any"], history=impressions))
         await asyncio.wrap_future(self.store.put(user, impressions))
         self.metrics.impressions.inc(len(impressions))
 
     async def delete_history(self, user: str) -> int:
-        """Delete what is recorded of a user: number of impressions. None counts in requests that begin afterwards.
+        """Delete all impressions of a user and return their number. None counts in requests that start afterwards.
 
         Raises:
-            StoreError: it is not deleted.
+            StoreError: The impressions are not deleted.
         """
         count = await asyncio.wrap_future(self.store.delete_user(user))
-        await asyncio.to_thread(self._model.inference.forget, user)
+        await asyncio.to_thread(self._model.backend.evict_history, user)
         return count
 
-    async def get_history(self, user: str, last: int) -> list[Impression]:
-        """The last impressions of a user, oldest first.
+    async def get_history(self, user: str, limit: int) -> list[Impression]:
+        """Return the most recent impressions of a user, oldest first.
 
         Raises:
-            StoreError: they cannot be read now.
+            StoreError: The store cannot be read.
         """
-        _, impressions = await asyncio.to_thread(self.store.get_recent, user, last)
+        _, impressions = await asyncio.to_thread(self.store.get_recent, user, limit)
         return impressions
 
     async def sample_users(self, count: int) -> list[str]:
-        """Users of whom something is recorded.
+        """Return some users with stored impressions.
 
         Raises:
-            StoreError: they cannot be read now.
+            StoreError: The store cannot be read.
         """
         return await asyncio.to_thread(self.store.sample_users, count)
 
     async def reload(self) -> tuple[str, str]:
-        """Load the model again and put it in service between two batches, if it is another one.
+        """Reload the model. A new version replaces the model in service between two batches.
 
         Returns:
-            the versions in service now and before.
+            The current and the previous version.
 
         Raises:
-            ModelRejected: it cannot be loaded or does not rank; the former one stays in service.
+            ModelLoadError: The model cannot be loaded or fails to rank; the previous one stays in service.
         """
         async with self._reloading:
-            former = self.ranker.version
+            previous = self.ranker.version
             try:
-                folder, ranker = await asyncio.to_thread(self._read)
-                is_new = ranker.version != former
-                model = await asyncio.to_thread(self._ready, folder, ranker) if is_new else self._model
+                model_dir, ranker = await asyncio.to_thread(self._load)
+                is_new = ranker.version != previous
+                model = await asyncio.to_thread(self._prepare, model_dir, ranker) if is_new else self._model
             except Exception as error:
                 self.metrics.reloads.labels("rejected").inc()
                 reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                log.error("model rejected, %s stays in service: %s", former, reason)
-                raise ModelLoadError(f"{reason}; {former} stays in service") from error
+                log.error("model reload failed, keeping %s: %s", previous, reason)
+                raise ModelLoadError(f"{reason}; keeping {previous}") from error
             if not is_new:
                 self.metrics.reloads.labels("same").inc()
-                return former, former
-            replaced, self._model = self._model, model  # it is taken with the next batch
+                return previous, previous
+            replaced, self._model = self._model, model  # effective from the next batch
             self.metrics.set_model_version(model.ranker.version)
             self.metrics.reloads.labels("swapped").inc()
-            log.warning("model %s in service, in place of %s", model.ranker.version, former)
-            await asyncio.to_thread(replaced.inference.close)
-            return model.ranker.version, former
+            log.warning("model %s loaded, replacing %s", model.ranker.version, previous)
+            await asyncio.to_thread(replaced.backend.close)
+            return model.ranker.version, previous
 
     async def close(self) -> None:
-        """Rank what waits, record what waits, and end."""
+        """Complete queued rankings and pending writes, and shut down."""
         self.draining = True
         await asyncio.to_thread(self.batcher.close, self.config.graceful_timeout_s)
-        await asyncio.to_thread(self._model.inference.close)
+        await asyncio.to_thread(self._model.backend.close)
         await asyncio.to_thread(self.store.close)
 
-    def _read(self) -> tuple[str, Ranker]:
-        """The model that is to be served now, and its folder; what workers rank with is a copy of their own."""
-        folder, config = resolve_model_dir(self.model), self.config
-        return folder, self.load(folder, config.action_cache_bytes if config.num_workers == 1 else 0)
+    def _load(self) -> tuple[str, "Ranker"]:
+        """Return the directory of the model to serve, and its ranker; worker processes load copies of their own."""
+        model_dir, config = resolve_model_dir(self.model), self.config
+        return model_dir, self.load(model_dir, config.action_cache_bytes if config.num_workers == 1 else 0)
 
-    def _ready(self, folder: str, ranker: Ranker) -> _Model:
+    def _prepare(self, model_dir: str, ranker: "Ranker") -> _LoadedModel:
         config = self.config
         if config.num_workers == 1:
-            return _Model(ranker, InProcessBackend(ranker, self.store, config.history_cache_bytes))
+            return _LoadedModel(ranker, InProcessBackend(ranker, self.store, config.history_cache_bytes))
         freeze_gc()
-        return _Model(ranker, WorkerPool(self.load, folder, ranker.version, config))
+        return _LoadedModel(ranker, WorkerPool(self.load, model_dir, ranker.version, config))
 
     def _rank_batch(self, jobs: list[RankJob]) -> list[RankResult | Exception]:
-        """Results of one batch, all by one model."""
+        """Return the results of one batch, all by one model."""
         try:
-            results = self._model.inference.rank(jobs)
-        except WorkerDied:  # of a model that has just made way
-            results = self._model.inference.rank(jobs)
+            results = self._model.backend.rank(jobs)
+        except WorkerDied:  # the model was replaced just now
+            results = self._model.backend.rank(jobs)
         for each in results:
             for kind in each.fallbacks if isinstance(each, RankResult) else []:
-                self.metrics.fallbacks.labels(kind).inc()
+                self.metrics.degraded_rankings.labels(kind).inc()
         return results
 
     def _register_cache_metrics(self) -> None:
-        told = {
-            "state_cache_hits": "states of past impressions found",
-            "state_cache_misses": "states of past impressions computed",
-            "state_cache_bytes": "memory of those kept",
-            "history_cache_hits": "histories found as they were",
-            "history_cache_extended": "histories found and gone on with",
+        descriptions = {
+            "state_cache_hits": "action-level states found in the cache",
+            "state_cache_misses": "action-level states computed",
+            "state_cache_bytes": "memory of the cached action-level states",
+            "history_cache_hits": "histories found unchanged in the cache",
+            "history_cache_extended": "cached histories extended with new impressions",
             "history_cache_misses": "histories read and encoded",
-            "history_cache_bytes": "memory of those kept",
+            "history_cache_bytes": "memory of the cached histories",
         }
-        self.metrics.add_gauge("workers", "batches that can be ranked at a time", lambda: self._model.inference.workers)
-        self.metrics.add_gauge("queue_candidates", "candidates that wait", lambda: self.batcher.waiting)
-        for name, about in told.items():
-            self.metrics.add_gauge(name, about, partial(self._count, name))
+        num_workers, queued = (lambda: self._model.backend.num_workers), (lambda: self.batcher.queued)
+        self.metrics.add_gauge("workers", "batches that can be ranked at a time", num_workers)
+        self.metrics.add_gauge("queue_candidates", "candidates in the ranking queue", queued)
+        for name, description in descriptions.items():
+            self.metrics.add_gauge(name, description, partial(self._cache_count, name))
 
-    def _count(self, name: str) -> float:
-        return self._model.inference.counts().get(name, 0)
+    def _cache_count(self, name: str) -> float:
+        return self._model.backend.cache_counts().get(name, 0)

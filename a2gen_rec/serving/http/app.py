@@ -1,4 +1,4 @@
-"""The service over HTTP: its routes, and what its errors become."""
+"""HTTP application: routes, and the mapping of exceptions to error responses."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -31,12 +31,12 @@ from a2gen_rec.serving.http.guard import ClientDisconnected, RequestGuard
 from a2gen_rec.serving.stores.base import StoreBusy, StoreError, StoreFull
 
 WEB = files("a2gen_rec.serving").joinpath("web")
-"""What is in this folder of the package is served beside the routes; a page is its ``index.html``."""
+"""Directory of the package that is served next to the routes; its ``index.html`` is the page."""
 SAMPLE_USERS, SAMPLE_ITEMS = 8, 40
 MAX_USERS = 100
 RANK = ("POST", "/v1/rank")
 MAX_REPORTED_ERRORS = 3
-"""Validation errors that a message names."""
+"""Maximum number of validation errors in a message."""
 
 ERRORS = (
     HTTPException,
@@ -48,16 +48,17 @@ ERRORS = (
     WorkerDied,
     StoreError,
 )
-"""What callers are told the reason of."""
+"""Exceptions whose message is returned to the caller."""
 
 ResponseT = TypeVar("ResponseT")
 
 
 def create_app(service: RankingService, keys: Sequence[str] = ()) -> RequestGuard:
-    """The service as an ASGI application, which closes it at the end.
+    """Return the service as an ASGI application, which closes the service at shutdown.
 
     Args:
-        keys: API keys, each of which lets a caller in; none asks for none. Those of a list that changes count at once.
+        service: The service.
+        keys: Accepted API keys; none are required if empty. Changes of the list take effect immediately.
     """
 
     @asynccontextmanager
@@ -68,9 +69,9 @@ def create_app(service: RankingService, keys: Sequence[str] = ()) -> RequestGuar
     app = FastAPI(
         title="a2gen",
         version=__version__,
-        summary="Ranks short videos for a user, and records what the user did.",
+        summary="Ranks short videos for a user and records impressions.",
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        docs_url=None,  # FastAPI's pages load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
         responses=_errors(400, 403, 408, 413, 415, 421, 422, 500, 503),
@@ -83,11 +84,11 @@ def create_app(service: RankingService, keys: Sequence[str] = ()) -> RequestGuar
     _add_errors(app, service)
     config = service.config
 
-    def admit(method: str, path: str) -> ApiError | None:
+    def check_admission(method: str, path: str) -> ApiError | None:
         if (method, path) != RANK:
             return None
         if not service.is_ready:
-            return _worker_lost()
+            return _worker_died()
         return _queue_full() if service.batcher.is_full else None
 
     return RequestGuard(
@@ -97,7 +98,7 @@ def create_app(service: RankingService, keys: Sequence[str] = ()) -> RequestGuar
         read_timeout_s=config.read_timeout_s,
         max_requests=config.max_concurrent_requests,
         metrics=service.metrics,
-        admission_check=admit,
+        admission_check=check_admission,
     )
 
 
@@ -106,13 +107,13 @@ def _routes(service: RankingService) -> APIRouter:
 
     @routes.post("/rank", response_model=schema.RankResponse, responses=_errors(504))
     async def rank(body: schema.RankRequest, request: Request) -> Response:
-        """Rank candidates for a user, by the history that is recorded or the one given."""
+        """Rank candidates for a user, with the recorded history or the one in the request."""
         return await _rank(service, body, request.receive)
 
     @routes.post("/events", response_model=schema.EventsResponse, responses=_errors(507))
     async def events(body: schema.EventsRequest) -> Response:
-        """Record what a user was shown and did. Once answered, it outlasts a crash, and counts in the next ranking."""
-        await service.record_impressions(body.user, [each.impression() for each in body.impressions])
+        """Record impressions of a user. Once acknowledged, they survive a crash and count in the next ranking."""
+        await service.record_impressions(body.user, [each.to_impression() for each in body.impressions])
         return _json({"recorded": len(body.impressions)})
 
     @routes.get("/users/{user:path}/history", response_model=schema.HistoryResponse)
@@ -120,37 +121,39 @@ def _routes(service: RankingService) -> APIRouter:
         user: Annotated[str, Path(min_length=1, max_length=schema.MAX_ID_LENGTH)],
         last: Annotated[int, Query(ge=1, le=schema.MAX_IMPRESSIONS)] = 50,
     ) -> Response:
-        """The last impressions recorded of a user, oldest first."""
+        """Return the most recent recorded impressions of a user, oldest first."""
         impressions = await service.get_history(user, last)
-        lengths = {each.item: service.ranker.duration_s(each.item) for each in impressions}
+        durations = {each.item: service.ranker.duration_s(each.item) for each in impressions}
         return _json(
             {
                 "user": user,
-                "impressions": [schema.ImpressionSchema.of(each) for each in impressions],
-                "lengths_s": {item: length for item, length in lengths.items() if length is not None},
+                "impressions": [schema.ImpressionSchema.from_impression(each) for each in impressions],
+                "durations_s": {item: duration for item, duration in durations.items() if duration is not None},
             }
         )
 
     @routes.delete("/users/{user:path}/history", response_model=schema.DeleteHistoryResponse, responses=_errors(507))
-    async def forget(user: Annotated[str, Path(min_length=1, max_length=schema.MAX_ID_LENGTH)]) -> Response:
-        """Delete all that is recorded of a user. Once answered, it does not come back, and counts in no ranking."""
-        return _json({"forgotten": await service.delete_history(user)})
+    async def delete_history(
+        user: Annotated[str, Path(min_length=1, max_length=schema.MAX_ID_LENGTH)],
+    ) -> Response:
+        """Delete all impressions of a user. Once acknowledged, the deletion is durable; no ranking uses them."""
+        return _json({"num_deleted": await service.delete_history(user)})
 
     @routes.get("/users", response_model=schema.UsersResponse)
     async def users(count: Annotated[int, Query(ge=1, le=MAX_USERS)] = SAMPLE_USERS) -> Response:
-        """Some users of whom something is recorded."""
+        """Return some users with recorded impressions."""
         return _json({"users": await service.sample_users(count)})
 
     @routes.get("/model", response_model=schema.ModelResponse)
     async def model() -> Response:
-        """What the model in service knows and predicts, and what requests may have."""
+        """Return the inputs and outputs of the model in service, and the limits of requests."""
         return _json(_model_info(service))
 
     @routes.post("/model/reload", response_model=schema.ReloadResponse, responses=_errors(409))
     async def reload() -> Response:
-        """Load the model again, and put it in service between two batches if it is another one."""
-        version, former = await service.reload()
-        return _json({"version": version, "former": former, "swapped": version != former})
+        """Reload the model; a new version replaces the current one between two batches."""
+        version, previous = await service.reload()
+        return _json({"version": version, "previous_version": previous, "swapped": version != previous})
 
     return routes
 
@@ -160,76 +163,76 @@ def _probes(service: RankingService) -> APIRouter:
 
     @probes.get("/healthz", response_model=schema.HealthResponse)
     async def healthz() -> Response:
-        """Whether the process answers."""
+        """Liveness: whether the process responds."""
         return _json({"status": "ok"})
 
     @probes.get("/readyz", response_model=schema.HealthResponse)
     async def readyz() -> Response:
-        """Whether requests should be sent here."""
+        """Readiness: whether the service accepts requests."""
         if service.draining:
-            raise service_unavailable("draining", "the service is about to end")
+            raise service_unavailable("draining", "the service is shutting down")
         if not service.is_ready:
-            raise _worker_lost()
+            raise _worker_died()
         return _json({"status": "ready"})
 
     @probes.get("/metrics", response_class=PlainTextResponse, responses=_errors(401))
     async def metrics() -> Response:
-        """Figures for Prometheus."""
+        """Prometheus metrics."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return probes
 
 
 class _RankFastPath:
-    """Takes rankings past the layers of FastAPI, which describes them and would do the same: nearly all requests are
-    rankings, whose parsing and answer take less of the event loop than those layers do."""
+    """Fast path for rankings around FastAPI's layers, with the same result. FastAPI only documents the route: nearly all
+    requests are rankings, and its layers take more time of the event loop than parsing and response."""
 
     def __init__(self, app: FastAPI, service: RankingService) -> None:
         self.app, self.service = app, service
-        self.route = SimpleNamespace(path=RANK[1])  # by which figures and log name the request
+        self.route = SimpleNamespace(path=RANK[1])  # route name in metrics and log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or (scope["method"], scope["path"]) != RANK:
             await self.app(scope, receive, send)
             return
         scope["route"] = self.route
-        message = await receive()  # all of the body, as the guard has read it
+        message = await receive()  # the complete body, read by the guard
         try:
-            response = await _rank(self.service, _rank_body(message["body"]), receive)
+            response = await _rank(self.service, _parse_rank_request(message["body"]), receive)
         except ERRORS as error:
             raise _to_api_error(error) from error
         await response(scope, receive, send)
 
 
-def _rank_body(body: bytes) -> schema.RankRequest:
-    """As FastAPI reads it."""
+def _parse_rank_request(body: bytes) -> schema.RankRequest:
+    """Parse and validate a body like FastAPI."""
     if not body:
         raise RequestValidationError([{"loc": ("body",), "msg": "Field required"}])
     try:
-        return schema.RankRequest.model_validate(_parsed(body), from_attributes=True)
+        return schema.RankRequest.model_validate(_parse_json(body), from_attributes=True)
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in wrong]) from error
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in errors]) from error
 
 
 async def _rank(service: RankingService, body: schema.RankRequest, receive: Receive) -> Response:
     timeout_s = (body.timeout_ms or service.config.default_timeout_ms) / 1000
-    ranking = service.rank(body.request(), body.history is None, timeout_s)
-    answer = await _cancel_on_disconnect(receive, ranking)
-    return _json(schema.rank_answer(answer.ranked, answer.fallbacks))
+    ranking = service.rank(body.to_query(), body.history is None, timeout_s)
+    result = await _cancel_on_disconnect(receive, ranking)
+    return _json(schema.rank_response(result.ranked, result.fallbacks))
 
 
 class _JsonRequest(Request):
     async def json(self) -> Any:
-        return _parsed(await self.body())
+        return _parse_json(await self.body())
 
 
-def _parsed(body: bytes) -> Any:
-    """The body, by a parser that bounds its depth, and takes no NaN, no half surrogate pair, only UTF-8."""
+def _parse_json(body: bytes) -> Any:
+    """Parse a body with bounded nesting; rejects NaN, lone surrogates and encodings other than UTF-8."""
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise ApiError(400, "not_json", f"the body is not JSON: {error}") from error
+        raise ApiError(400, "not_json", f"invalid JSON: {error}") from error
 
 
 class _JsonRoute(APIRoute):
@@ -243,21 +246,21 @@ class _JsonRoute(APIRoute):
 
 
 async def _cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, ResponseT]) -> ResponseT:
-    """What the work results in; it is cancelled when the client leaves.
+    """Return the result of ``work``, which is cancelled if the client disconnects.
 
     Raises:
-        ClientGone: it has left.
+        ClientDisconnected: The client has disconnected.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(receive())  # after the body, nothing comes but the end
+    disconnect = asyncio.ensure_future(receive())  # the only message after the body
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         raise ClientDisconnected
     finally:
         task.cancel()
-        gone.cancel()
+        disconnect.cancel()
 
 
 def _model_info(service: RankingService) -> dict[str, Any]:
@@ -268,16 +271,16 @@ def _model_info(service: RankingService) -> dict[str, Any]:
         "version": ranker.version,
         "dataset": card.name,
         "actions": card.actions,
-        "timed": card.timed_actions,
+        "timed_actions": card.timed_actions,
         "labels": card.labels,
         "objectives": card.objectives,
-        "negative": card.negative_actions,
+        "negative_actions": card.negative_actions,
         "features": [
             {"name": each.name, "level": each.level, "kind": each.kind} for each in raw if each.name not in from_time
         ],
-        "orders": ranker.sort_keys,
+        "sort_keys": ranker.sort_keys,
         "session_gap_s": card.session_gap_s,
-        "history": card.max_history,
+        "max_history": card.max_history,
         "limits": {
             "candidates": schema.MAX_CANDIDATES,
             "impressions": schema.MAX_IMPRESSIONS,
@@ -291,17 +294,17 @@ def _model_info(service: RankingService) -> dict[str, Any]:
 
 
 def _add_errors(app: FastAPI, service: RankingService) -> None:
-    def refuse(request: Request, error: Exception) -> Response:
-        refusal = _to_api_error(error)
-        service.metrics.refused.labels(refusal.code).inc()
-        return refusal.response(request.state.request_id)
+    def handle(request: Request, error: Exception) -> Response:
+        api_error = _to_api_error(error)
+        service.metrics.errors.labels(api_error.code).inc()
+        return api_error.response(request.state.request_id)
 
-    def fail(request: Request, error: Exception) -> Response:
-        return INTERNAL_ERROR.response(request.state.request_id)  # the guard, whom it reaches too, tells the log
+    def handle_unexpected(request: Request, error: Exception) -> Response:
+        return INTERNAL_ERROR.response(request.state.request_id)  # the guard, which also receives it, logs it
 
     for kind in ERRORS:
-        app.add_exception_handler(kind, refuse)
-    app.add_exception_handler(Exception, fail)
+        app.add_exception_handler(kind, handle)
+    app.add_exception_handler(Exception, handle_unexpected)
 
 
 def _to_api_error(error: Exception) -> ApiError:
@@ -318,9 +321,9 @@ def _to_api_error(error: Exception) -> ApiError:
         case QueueFull():
             return _queue_full()
         case WorkerDied():
-            return _worker_lost()
+            return _worker_died()
         case DeadlineExceeded():
-            return ApiError(504, "timeout", "not ranked in time")
+            return ApiError(504, "timeout", "deadline exceeded")
         case StoreFull():
             return ApiError(507, "store_full", str(error))
         case StoreBusy():
@@ -331,19 +334,21 @@ def _to_api_error(error: Exception) -> ApiError:
 
 
 def _queue_full() -> ApiError:
-    return service_unavailable("overloaded", "more wait to be ranked than can be")
+    return service_unavailable("overloaded", "the ranking queue is full")
 
 
-def _worker_lost() -> ApiError:
-    return service_unavailable("worker_lost", "what ranks has ended and is being replaced")
+def _worker_died() -> ApiError:
+    return service_unavailable("worker_died", "a ranking worker died and is being restarted")
 
 
 def _format_validation_errors(error: RequestValidationError) -> str:
-    """Places and rules, without the values that break them."""
-    wrong = error.errors()
-    told = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in wrong[:MAX_REPORTED_ERRORS]]
-    more = [f"and {len(wrong) - MAX_REPORTED_ERRORS} more"] if len(wrong) > MAX_REPORTED_ERRORS else []
-    return "; ".join([*told, *more])
+    """Return the fields and rules of validation errors, without the offending values."""
+    errors = error.errors()
+    messages = [
+        f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in errors[:MAX_REPORTED_ERRORS]
+    ]
+    more = [f"and {len(errors) - MAX_REPORTED_ERRORS} more"] if len(errors) > MAX_REPORTED_ERRORS else []
+    return "; ".join([*messages, *more])
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

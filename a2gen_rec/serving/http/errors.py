@@ -1,4 +1,4 @@
-"""What the service answers when it does not do what was asked: a status, a code for programs and a line for people."""
+"""Error responses: an HTTP status, a code for programs and a message for people."""
 
 import json
 
@@ -7,12 +7,14 @@ from starlette.responses import Response
 
 
 class ApiError(HTTPException):
-    """An answer other than the one asked for.
+    """Error response.
 
     Args:
-        status: of HTTP; code: what is wrong, in a word; message: one line for the caller, never logged.
-        retry_s: when it may be asked again.
-        closes: whether to end the connection, where more of the request may follow.
+        status: HTTP status.
+        code: Error code, one word.
+        message: One line for the caller, never logged.
+        retry_s: Value of ``Retry-After`` in seconds; 0 for none.
+        closes: Whether to close the connection, if more of the request may follow.
     """
 
     def __init__(self, status: int, code: str, message: str, retry_s: int = 0, closes: bool = False) -> None:
@@ -21,14 +23,15 @@ class ApiError(HTTPException):
         self.code, self.message = code, message
 
     def response(self, request_id: str) -> Response:
-        """``{"error": {"code", "message", "request_id"}}``."""
+        """Return the response ``{"error": {"code", "message", "request_id"}}``."""
         error = {"error": {"code": self.code, "message": self.message, "request_id": request_id}}
-        # ASCII: a message may repeat what was sent, half a surrogate pair included, which has no UTF-8.
+        # ASCII: a message may quote the request, whose lone surrogates have no UTF-8 encoding.
         return Response(json.dumps(error), self.status_code, self.headers, media_type="application/json")
 
 
 def service_unavailable(code: str, message: str) -> ApiError:
+    """Return a 503 with ``Retry-After``."""
     return ApiError(503, code, message, retry_s=1)
 
 
-INTERNAL_ERROR = ApiError(500, "internal", "something is wrong with the service; see its log")
+INTERNAL_ERROR = ApiError(500, "internal", "internal error; see the service log")

@@ -1,6 +1,6 @@
-"""What stands before every request: who may ask, how much, how slowly; and one line about it in the log.
+"""Request guard: authentication, limits of size and time, and the access log.
 
-No line names a user or an item: a request is told by method, route, status, time and its identifier.
+Log lines contain no user or item, only method, route, status, duration and request id.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from a2gen_rec.serving.metrics import Metrics
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 MAX_DISCARD_FACTOR = 8
-"""Times the limit that is read of a body too large and thrown away, so that its sender hears why."""
+"""Multiple of the body limit that is read and discarded, so that the client receives the error response."""
 PROBE_PATHS = {"/healthz", "/readyz", "/metrics"}
 CLIENT_CLOSED_REQUEST = 499
-"""In place of a status, where the client left before there was one."""
+"""Logged instead of a status if the client disconnected before the response."""
 
 HEADERS = (
     (b"content-security-policy", b"default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -41,17 +41,21 @@ log = logging.getLogger(__name__)
 
 
 class ClientDisconnected(Exception):
-    """No one waits for an answer any more."""
+    """The client has disconnected."""
 
 
 class RequestGuard:
     """ASGI middleware.
 
     Args:
-        keys: each lets a caller in; they may change. None asks for none, and then only requests sent to a local name
-            are taken, so that no web page can reach the service under a name of its own (DNS rebinding); an address
-            cannot be rebound.
-        admit: of a method and path, why a request is not taken, before its body is read; None takes it.
+        app: Application to guard.
+        keys: Accepted API keys; the list may change. Without keys, only requests to a local host name are accepted, so
+            that no web page can reach the service under its own name (DNS rebinding); IP addresses cannot be rebound.
+        max_body: Maximum bytes of a request body.
+        read_timeout_s: Maximum seconds to receive a request body.
+        max_requests: Maximum number of concurrent requests.
+        metrics: Metrics of the service.
+        admission_check: Returns the error for a method and path before the body is read; None accepts the request.
     """
 
     def __init__(
@@ -64,7 +68,7 @@ class RequestGuard:
         metrics: Metrics,
         admission_check: Callable[[str, str], ApiError | None] = lambda method, path: None,
     ) -> None:
-        self.app, self.metrics, self.admit = app, metrics, admission_check
+        self.app, self.metrics, self.admission_check = app, metrics, admission_check
         self.keys = keys
         self.max_body, self.read_timeout_s, self.max_requests = max_body, read_timeout_s, max_requests
         self.in_progress = 0
@@ -73,71 +77,73 @@ class RequestGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, headers = time.perf_counter(), dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        start, headers = time.perf_counter(), dict(scope["headers"])
+        client_id = headers.get(b"x-request-id", b"")
+        request_id = client_id.decode() if REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
 
-        async def tell(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = [*HEADERS, (b"x-request-id", request_id.encode())]
+                extra = [*HEADERS, (b"x-request-id", request_id.encode())]
                 if not any(name.lower() == b"cache-control" for name, _ in message["headers"]):
-                    own.append((b"cache-control", b"no-store"))
-                message["headers"] = [*message["headers"], *own]
+                    extra.append((b"cache-control", b"no-store"))
+                message["headers"] = [*message["headers"], *extra]
             await send(message)
 
         self.in_progress += 1
         try:
             self._check(scope, headers)
-            body = await self._body(headers, receive)
+            body = await self._read_body(headers, receive)
             await self.app(scope, _replay(body, receive), tell)
-        except ApiError as refusal:
-            self.metrics.refused.labels(refusal.code).inc()
-            await refusal.response(request_id)(scope, receive, tell)
+        except ApiError as error:
+            self.metrics.errors.labels(error.code).inc()
+            await error.response(request_id)(scope, receive, send_with_headers)
         except ClientDisconnected:
             status = CLIENT_CLOSED_REQUEST
         except Exception as error:
             log.error("%s in request %s\n%s", type(error).__name__, request_id, format_location(error))
             if not status:
-                await INTERNAL_ERROR.response(request_id)(scope, receive, tell)
+                await INTERNAL_ERROR.response(request_id)(scope, receive, send_with_headers)
         finally:
             self.in_progress -= 1
-            seconds, route = time.perf_counter() - began, getattr(scope.get("route"), "path", "other")
-            self.metrics.seconds.labels(route, str(status)).observe(seconds)
+            seconds, route = time.perf_counter() - start, getattr(scope.get("route"), "path", "other")
+            self.metrics.request_seconds.labels(route, str(status)).observe(seconds)
             access_log.info("%s %s %d %.1f ms %s", scope["method"], route, status, 1000 * seconds, request_id)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        """Raise a Refusal for a request that is not taken, whatever it holds."""
+        """Raise an ApiError for a request that is rejected before its body is read."""
         path, host = scope["path"], _split(b"//" + headers.get(b"host", b""))
         if not self.keys and not _is_local(host.hostname or ""):
-            raise ApiError(421, "unknown_host", "without an API key, only requests to localhost are taken")
+            raise ApiError(421, "unknown_host", "without an API key only localhost may connect")
         origin = headers.get(b"origin")
         if origin is not None and _split(origin).netloc != host.netloc:
-            raise ApiError(403, "cross_origin", "requests of another site's pages are not taken")
+            raise ApiError(403, "cross_origin", "cross-origin requests are rejected")
         if self.keys and (path.startswith("/v1/") or path == "/metrics") and not self._has_key(headers):
-            raise ApiError(401, "unauthorized", "needs an API key: Authorization: Bearer KEY, or X-Api-Key: KEY")
+            raise ApiError(
+                401, "unauthorized", "missing or invalid API key; send Authorization: Bearer KEY, or X-Api-Key: KEY"
+            )
         if path in PROBE_PATHS:
             return
         if self.in_progress > self.max_requests:
-            raise service_unavailable("overloaded", "too many requests in progress")
-        if refusal := self.admit(scope["method"], path):
-            raise refusal
+            raise service_unavailable("overloaded", "too many concurrent requests")
+        if error := self.admission_check(scope["method"], path):
+            raise error
 
     def _has_key(self, headers: dict[bytes, bytes]) -> bool:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        given = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        # All keys are compared, each in constant time: how long it takes tells nothing of any.
-        return sum(hmac.compare_digest(given, key.encode()) for key in self.keys) > 0
+        candidate = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        # All keys are compared, each in constant time, so that timing reveals nothing.
+        return sum(hmac.compare_digest(candidate, key.encode()) for key in self.keys) > 0
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    async def _read_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         declared = headers.get(b"content-length", b"0")
-        most = MAX_DISCARD_FACTOR * self.max_body
+        max_discarded = MAX_DISCARD_FACTOR * self.max_body
         size, parts, more = int(declared) if declared.isdigit() else 0, [], True
-        too_large = f"a request may have {self.max_body} bytes"
-        if size > most:
+        too_large = f"request body exceeds {self.max_body} bytes"
+        if size > max_discarded:
             raise ApiError(413, "too_large", too_large, closes=True)
         size = 0
         try:
@@ -148,34 +154,34 @@ class RequestGuard:
                         raise ClientDisconnected
                     more, part = message.get("more_body", False), message.get("body", b"")
                     size += len(part)
-                    if size > most:
+                    if size > max_discarded:
                         raise ApiError(413, "too_large", too_large, closes=True)
                     if size <= self.max_body:
                         parts.append(part)
         except TimeoutError:
             raise ApiError(
-                408, "too_slow", f"a request may take {self.read_timeout_s} s to send", closes=True
+                408, "too_slow", f"request body not received within {self.read_timeout_s} s", closes=True
             ) from None
         if size > self.max_body:
             raise ApiError(413, "too_large", too_large)
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if size and kind != b"application/json":
-            raise ApiError(415, "not_json", "a request's body must be JSON, of the content type application/json")
+            raise ApiError(415, "not_json", "the request body must be JSON with content type application/json")
         return b"".join(parts)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A body that has been read, then whatever comes after it."""
-    given = False
+    """Return a receive channel that yields a body read before, then further messages."""
+    is_replayed = False
 
-    async def again() -> Message:
-        nonlocal given
-        if given:
+    async def replay() -> Message:
+        nonlocal is_replayed
+        if is_replayed:
             return await receive()
-        given = True
+        is_replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return again
+    return replay
 
 
 def _is_local(host: str) -> bool:
@@ -186,10 +192,10 @@ def _is_local(host: str) -> bool:
 
 
 def _split(address: bytes) -> SplitResult:
-    """An address; an empty one where it is none."""
+    """Return the parsed address; an empty one if it is invalid."""
     try:
         split = urlsplit(address.decode("latin-1"))
-        split.hostname  # noqa: B018  -- brackets are looked at only now
+        split.hostname  # noqa: B018  -- validates brackets
         return split
     except ValueError:
         return urlsplit("")

@@ -1,4 +1,4 @@
-"""What may be sent to the service, what it answers, and the way between these and what a ranker takes and gives."""
+"""Request and response models of the HTTP API, and their conversion from and to the types of ranking."""
 
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -14,8 +14,15 @@ from pydantic import (
 )
 
 from a2gen_rec.ranking.contributions import Contribution
-from a2gen_rec.ranking.timelines import MAX_SEQUENCES
-from a2gen_rec.ranking.types import Impression, RankedList, RankQuery, ScoredCandidate, Timeline, WhatIf
+from a2gen_rec.ranking.types import (
+    MAX_SEQUENCES,
+    Impression,
+    RankedList,
+    RankQuery,
+    ScoredCandidate,
+    Timeline,
+    WhatIf,
+)
 
 MAX_CANDIDATES = 2000
 MAX_IMPRESSIONS = 1000
@@ -30,7 +37,7 @@ MAX_TIMEOUT_MS = 60_000
 
 
 def _limit_fields(value: Any) -> Any:
-    """Before anything in it is looked at: each unknown field of a hundred thousand would be an error of its own."""
+    """Reject objects with too many fields before their validation, which reports an error per unknown field."""
     if isinstance(value, dict) and len(value) > MAX_FEATURES:
         raise ValueError(f"must have at most {MAX_FEATURES} fields")
     return value
@@ -40,7 +47,7 @@ Identifier = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LE
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Text = Annotated[str, StringConstraints(max_length=MAX_VALUE_LENGTH)]
 Int = Annotated[int, Field(ge=-(10**15), le=10**15)]
-"""A number of its own: as a category, 1 is not 1.0."""
+"""Integers are kept apart from floats: as categories, 1 and 1.0 differ."""
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]
 Values = Annotated[
     dict[Name, Text | Int | Number | None], BeforeValidator(_limit_fields), Field(max_length=MAX_FEATURES)
@@ -50,7 +57,7 @@ TimestampMs = Annotated[int, Field(ge=0, le=MAX_TIMESTAMP_MS)]
 
 
 class _RequestModel(BaseModel):
-    """Of exactly the fields and types that are declared."""
+    """Base of request models: strict types, no additional fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -61,29 +68,31 @@ class _RequestModel(BaseModel):
 
 
 class ActionSchema(_RequestModel):
-    """Something the user did."""
+    """User action within an impression."""
 
     name: Name = Field(description="One of the model's actions.")
-    at_s: Seconds | None = Field(None, description="Seconds since the impression began; null when not known.")
+    at_s: Seconds | None = Field(None, description="Seconds since the start of the impression; null if unknown.")
 
 
 class ImpressionSchema(_RequestModel):
-    """One item shown to the user, and what came of it."""
+    """One item shown to the user, with the user's actions."""
 
     item: Identifier
-    ts_ms: TimestampMs = Field(description="Begin, milliseconds since 1970.")
-    watch_s: Seconds | None = Field(None, description="Watch time in seconds; null when not known, or not over yet.")
+    ts_ms: TimestampMs = Field(description="Start time in milliseconds since 1970.")
+    watch_s: Seconds | None = Field(
+        None, description="Watch time in seconds; null if unknown, or if the impression is still open."
+    )
     actions: list[ActionSchema] = Field(
         [], max_length=MAX_FEATURES, fail_fast=True, description="Each action at most once, in any order."
     )
-    features: Values = Field({}, description="Raw context features; of the item, whatever differs from the model's.")
+    features: Values = Field({}, description="Raw context features, and item features that override the model's.")
 
-    def impression(self) -> Impression:
+    def to_impression(self) -> Impression:
         actions = [(action.name, action.at_s) for action in self.actions]
         return Impression(self.item, self.ts_ms, self.watch_s, actions, self.features)
 
     @classmethod
-    def of(cls, impression: Impression) -> "ImpressionSchema":
+    def from_impression(cls, impression: Impression) -> "ImpressionSchema":
         return cls.model_construct(
             item=impression.item,
             ts_ms=impression.ts_ms,
@@ -103,65 +112,78 @@ _IMPRESSION: dict[str, JsonValue] = {
 
 
 class WhatIfRequest(_RequestModel):
-    """What if an objective of one candidate were predicted otherwise, all else equal?"""
+    """What-if query: change one predicted objective of one candidate, all else equal."""
 
     item: Identifier = Field(description="One of the candidates.")
     objective: Name
     changes: list[Annotated[float, Field(ge=-MAX_WHAT_IF_CHANGE, le=MAX_WHAT_IF_CHANGE)]] = Field(
-        min_length=1, max_length=MAX_WHAT_IF_CHANGES, description="Of a probability's log odds, of log1p seconds."
+        min_length=1,
+        max_length=MAX_WHAT_IF_CHANGES,
+        description="Offsets to the prediction: log odds for probabilities, log1p seconds for watch time.",
     )
 
-    def nudge(self) -> WhatIf:
+    def to_what_if(self) -> WhatIf:
         return WhatIf(self.item, self.objective, self.changes)
 
 
 class RankRequest(_RequestModel):
-    """Candidates to rank for one user at one moment."""
+    """Candidates to rank for one user at one query time."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"user": "u7", "candidates": ["v1", "v2", "v3"], "k": 2, "explain": True}]}
     )
 
-    user: Identifier = Field(description="One whom the model does not know is ranked for as unknown users are.")
+    user: Identifier = Field(description="User identifier; users unknown to the model are ranked as new users.")
     candidates: list[Identifier] = Field(
-        min_length=1, max_length=MAX_CANDIDATES, fail_fast=True, description="Items; one given twice is ranked once."
+        min_length=1,
+        max_length=MAX_CANDIDATES,
+        fail_fast=True,
+        description="Item identifiers; duplicates are ranked once.",
     )
     now_ms: TimestampMs | None = Field(
-        None, description="The moment; null is now, or a second after the last impression of a `history` given ended."
+        None,
+        description="Query time in milliseconds since 1970; null is now, or with `history` one second after the end of "
+        "its last impression.",
     )
-    history: Impressions | None = Field(None, description="The past, in any order; null takes what is recorded.")
-    user_features: Values = Field({}, description="Raw values, instead of those the model knows of the user.")
-    context: Values = Field({}, description="Raw values; one left out is that of the last impression.")
-    k: int = Field(10, ge=1, le=MAX_CANDIDATES, description="How many of the best to answer.")
-    by: str = Field(
-        "", max_length=128, description="`ensemble`, `watch` or an outcome; empty takes the first there is."
+    history: Impressions | None = Field(
+        None, description="Past impressions in any order; null uses the recorded history."
     )
-    explain: bool = Field(False, description="Say what scores are made of; needs an ensemble.")
-    timelines: bool = Field(True, description="Say each candidate's likeliest sequence of actions.")
-    sequences: int = Field(0, ge=0, le=MAX_SEQUENCES, description="Of how many of its likeliest sequences to tell.")
-    nudge: WhatIfRequest | None = Field(None, description="A question to the ensemble, which must rank.")
-    timeout_ms: int | None = Field(None, ge=1, le=MAX_TIMEOUT_MS, description="After which no answer is of use.")
+    user_features: Values = Field({}, description="Raw user features that override the model's.")
+    context: Values = Field({}, description="Raw context features; missing ones have the value of the last impression.")
+    k: int = Field(10, ge=1, le=MAX_CANDIDATES, description="Number of top candidates to return.")
+    sort_by: str = Field(
+        "",
+        max_length=128,
+        description="Sort key: `ensemble`, `watch` or an outcome; empty selects the first available.",
+    )
+    explain: bool = Field(False, description="Return the contributions to each score; requires an ensemble.")
+    include_timelines: bool = Field(True, description="Return the most probable action sequence of each candidate.")
+    num_sequences: int = Field(
+        0, ge=0, le=MAX_SEQUENCES, description="Number of most probable sequences to return per candidate."
+    )
+    what_if: WhatIfRequest | None = Field(None, description="What-if query; requires `ensemble` as sort key.")
+    timeout_ms: int | None = Field(None, ge=1, le=MAX_TIMEOUT_MS, description="Deadline in milliseconds.")
 
-    def request(self) -> RankQuery:
-        """Without a history where none was given."""
+    def to_query(self) -> RankQuery:
+        """Return the query; without ``history`` in the request, its history is empty."""
         return RankQuery(
             user=self.user,
             candidates=self.candidates,
             now_ms=self.now_ms,
-            history=[each.impression() for each in self.history or []],
+            history=[each.to_impression() for each in self.history or []],
             user_features=self.user_features,
             context=self.context,
             k=self.k,
-            sort_by=self.by,
+            sort_by=self.sort_by,
             explain=self.explain,
-            include_timelines=self.timelines,
-            num_sequences=self.sequences,
-            what_if=self.nudge.nudge() if self.nudge else None,
+            include_timelines=self.include_timelines,
+            num_sequences=self.num_sequences,
+            what_if=self.what_if.to_what_if() if self.what_if else None,
         )
 
 
 class EventsRequest(_RequestModel):
-    """Impressions of one user to record; one of the same item and moment as before replaces it."""
+    """Impressions of one user to record; an impression with the same item and time is replaced."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"user": "u7", "impressions": [_IMPRESSION]}]})
 
@@ -173,106 +195,111 @@ class TimelineStep(BaseModel):
     """One action of a sequence."""
 
     action: str
-    at_s: float | None = Field(description="Seconds since the impression began; null where the log has no such times.")
+    at_s: float | None = Field(
+        description="Seconds since the start of the impression; null if the log does not record such times."
+    )
 
 
 class SequenceResponse(BaseModel):
-    """One way that it may go."""
+    """One action sequence with its probability."""
 
     probability: float
     steps: list[TimelineStep]
 
 
 class ScoreContribution(BaseModel):
-    """One objective's part in a score."""
+    """Contribution of one objective to a score."""
 
     objective: str
-    better: str = Field(description="`more` or `less` of it.")
+    higher_is_better: bool = Field(description="Whether a higher prediction raises the score.")
     prediction: float
-    unit: str = Field(description="Of the prediction: `probability` or `s`.")
+    unit: str = Field(description="Unit of the prediction: `probability` or `s`.")
     transform: float
     weight: float
-    share: float = Field(description="weight · transform; a score is the sum of its shares.")
+    contribution: float = Field(description="weight · transform; a score is the sum of its contributions.")
 
 
 class RankedCandidate(BaseModel):
-    """What is predicted should the user be shown an item."""
+    """Predictions for one candidate, should it be shown to the user."""
 
     item: str
     known: bool = Field(description="Whether the model knows the item.")
-    score: float | None = Field(description="Of the ensemble; null without one.")
-    probability: dict[str, float] = Field(description="Of every outcome.")
-    expected_watch_s: float | None
+    score: float | None = Field(description="Ensemble score; null without an ensemble.")
+    probability: dict[str, float] = Field(description="Probability of every outcome.")
+    expected_watch_s: float | None = Field(
+        description="Expected watch time in seconds; null if the log does not record it."
+    )
     timeline: list[TimelineStep] = Field(
-        description="The likeliest sequence of actions; empty where none was asked for."
+        description="Most probable action sequence; empty if not requested or not supported by the model."
     )
     timeline_probability: float | None
     sequences: list[SequenceResponse] = Field(
-        description="The likeliest first: as many as asked for, or all but the least likely ones."
+        description="Most probable sequences, most probable first; fewer than requested if fewer were explored."
     )
-    expected_at_s: dict[str, float | None] = Field(
-        description="Of every action, should it happen; null where the log has no such times."
+    expected_time_s: dict[str, float | None] = Field(
+        description="Expected seconds of every action, given that it occurs; null if the log does not record its times."
     )
-    length_s: float | None = Field(description="Of the video; null where the model does not know it.")
+    duration_s: float | None = Field(description="Duration of the video in seconds; null if unknown.")
     explanation: list[ScoreContribution]
 
 
 class WhatIfResponse(BaseModel):
-    """What becomes of a nudged candidate."""
+    """Result of one change of a what-if query."""
 
     change: float
-    prediction: float = Field(description="What the change makes of it: a probability or seconds.")
-    share: float = Field(description="Of the objective in the score.")
+    prediction: float = Field(description="Changed prediction: a probability or seconds.")
+    contribution: float = Field(description="Contribution of the objective to the score.")
     score: float
-    place: int = Field(description="Among all candidates, from 1.")
+    rank: int = Field(description="Rank among all candidates, from 1.")
 
 
 class RankResponse(BaseModel):
-    """The best candidates, best first."""
+    """Top candidates, best first."""
 
     user: str
     user_known: bool
-    history: int = Field(description="Past impressions that the ranking rests on.")
-    by: str
-    least_first: bool = Field(description="Whether less of `by` is better.")
-    ranked: int = Field(description="Distinct candidates.")
-    unknown_items: int
+    history_length: int = Field(description="Number of past impressions used.")
+    sort_by: str
+    ascending: bool = Field(description="Whether lower values of `sort_by` are better.")
+    num_candidates: int = Field(description="Number of distinct candidates.")
+    unknown_items: int = Field(description="Number of candidates unknown to the model.")
     fallbacks: list[str] = Field(
-        description="Of `unknown_user`, `unknown_items`, `empty_history`, and `history_unavailable`: the store is down."
+        description="Any of `unknown_user`, `unknown_items`, `empty_history` and `history_unavailable` (event store "
+        "failure)."
     )
     model_version: str
     candidates: list[RankedCandidate]
-    nudged: list[WhatIfResponse] = Field(description="Of each change that was asked about.")
+    what_if: list[WhatIfResponse] = Field(description="Results of the what-if query, one per change.")
 
 
 class EventsResponse(BaseModel):
-    """What is recorded now, whatever happens to the service."""
+    """Number of durably recorded impressions."""
 
     recorded: int
 
 
 class HistoryResponse(BaseModel):
-    """The last impressions recorded of a user, oldest first."""
+    """Most recent recorded impressions of a user, oldest first."""
 
     user: str
     impressions: list[ImpressionSchema]
-    lengths_s: dict[str, float] = Field(description="Of the videos, where the model knows them.")
+    durations_s: dict[str, float] = Field(description="Durations of the videos in seconds, if known.")
 
 
 class DeleteHistoryResponse(BaseModel):
-    """What is recorded no more."""
+    """Result of a deletion."""
 
-    num_deleted: int = Field(description="Impressions.")
+    num_deleted: int = Field(description="Number of deleted impressions.")
 
 
 class UsersResponse(BaseModel):
-    """Some users of whom something is recorded."""
+    """Some users with recorded impressions."""
 
     users: list[str]
 
 
 class FeatureInfo(BaseModel):
-    """An input of the model."""
+    """Input feature of the model."""
 
     name: str
     level: str
@@ -284,36 +311,36 @@ class ModelResponse(BaseModel):
 
     version: str
     dataset: str
-    actions: list[str] = Field(description="In code order: `start` first, `exit` last.")
-    timed: list[str] = Field(description="Those whose times are predicted.")
+    actions: list[str] = Field(description="Actions in code order: `start` first, `exit` last.")
+    timed_actions: list[str] = Field(description="Actions with predicted times.")
     labels: list[str]
     objectives: list[str]
-    negative: list[str] = Field(description="Actions of which less is better.")
-    features: list[FeatureInfo] = Field(description="Raw features that requests and impressions may have.")
-    sort_keys: list[str] = Field(description="What requests may rank `by`, the default first.")
-    session_gap_s: float = Field(description="Pause between impressions after which a new session begins.")
-    history: int = Field(description="Most past impressions that count.")
+    negative_actions: list[str] = Field(description="Actions where a lower probability is better.")
+    features: list[FeatureInfo] = Field(description="Raw features accepted in requests and impressions.")
+    sort_keys: list[str] = Field(description="Values of `sort_by`, the default first.")
+    session_gap_s: float = Field(description="Seconds between impressions after which a new session starts.")
+    max_history: int = Field(description="Maximum number of past impressions used.")
     limits: dict[str, int]
     sample_users: list[str]
     sample_items: list[str]
 
 
 class ReloadResponse(BaseModel):
-    """What became of a request to load the model again."""
+    """Result of a model reload."""
 
     version: str
     previous_version: str
-    swapped: bool = Field(description="False where the same model is in service already.")
+    swapped: bool = Field(description="False if the same model was already loaded.")
 
 
 class HealthResponse(BaseModel):
-    """How the service is."""
+    """Status of the service."""
 
     status: str
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """Description of an error."""
 
     code: str
     message: str
@@ -321,29 +348,32 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """The one form of all errors."""
+    """Body of all error responses."""
 
     error: ErrorDetail
 
 
-def rank_answer(ranked: RankedList, fallbacks: list[str]) -> dict[str, Any]:
-    """A :class:`RankAnswer` as plain data, in which NaN stands for null still."""
+def rank_response(ranked: RankedList, fallbacks: list[str]) -> dict[str, Any]:
+    """Return the content of a :class:`RankResponse`, with NaN in place of null."""
     return {
         "user": ranked.user,
         "user_known": ranked.user_known,
-        "history": ranked.history_length,
-        "by": ranked.by,
-        "least_first": ranked.ascending,
-        "ranked": ranked.num_candidates,
+        "history_length": ranked.history_length,
+        "sort_by": ranked.sort_by,
+        "ascending": ranked.ascending,
+        "num_candidates": ranked.num_candidates,
         "unknown_items": ranked.unknown_items,
         "fallbacks": fallbacks,
         "model_version": ranked.model_version,
         "candidates": [_candidate(each) for each in ranked.candidates],
-        "nudged": [asdict(each) for each in ranked.what_if],
+        "what_if": [asdict(each) for each in ranked.what_if],
     }
 
 
 def _candidate(candidate: ScoredCandidate) -> dict[str, Any]:
+    sequences = [
+        {"probability": probability, "steps": _steps(timeline)} for timeline, probability in candidate.sequences
+    ]
     return {
         "item": candidate.item,
         "known": candidate.known,
@@ -352,10 +382,10 @@ def _candidate(candidate: ScoredCandidate) -> dict[str, Any]:
         "expected_watch_s": candidate.expected_watch_s,
         "timeline": _steps(candidate.timeline),
         "timeline_probability": candidate.timeline_probability,
-        "sequences": [{"probability": chance, "steps": _steps(timeline)} for timeline, chance in candidate.sequences],
-        "expected_at_s": candidate.expected_time_s,
-        "length_s": candidate.duration_s,
-        "explanation": [_part(each) for each in candidate.explanation],
+        "sequences": sequences,
+        "expected_time_s": candidate.expected_time_s,
+        "duration_s": candidate.duration_s,
+        "explanation": [_contribution(each) for each in candidate.explanation],
     }
 
 
@@ -363,13 +393,13 @@ def _steps(timeline: Timeline) -> list[dict[str, Any]]:
     return [{"action": action, "at_s": at_s} for action, at_s in timeline]
 
 
-def _part(part: Contribution) -> dict[str, Any]:
+def _contribution(contribution: Contribution) -> dict[str, Any]:
     return {
-        "objective": part.objective,
-        "better": "more" if part.higher_is_better else "less",
-        "prediction": part.prediction,
-        "unit": part.unit,
-        "transform": part.transform,
-        "weight": part.weight,
-        "share": part.contribution,
+        "objective": contribution.objective,
+        "higher_is_better": contribution.higher_is_better,
+        "prediction": contribution.prediction,
+        "unit": contribution.unit,
+        "transform": contribution.transform,
+        "weight": contribution.weight,
+        "contribution": contribution.contribution,
     }

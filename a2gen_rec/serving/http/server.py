@@ -1,4 +1,4 @@
-"""The process that serves: its socket, its signals and its log."""
+"""Server process: socket, signals and log."""
 
 import asyncio
 import ipaddress
@@ -27,20 +27,21 @@ KEEP_ALIVE_S = 20
 BACKLOG = 2048
 MIN_KEY_LENGTH = 16
 THREAD_SWITCH_INTERVAL_S = 0.0002
-"""After which a thread gives Python's lock to another that wants it. Ranking lets go of it in hundreds of operations,
-and would wait for 5 ms each time (Python's default) while the event loop is busy."""
+"""Interval after which a thread releases the GIL to another. Ranking releases it in hundreds of operations, and would
+wait 5 ms each time (Python's default) while the event loop is busy."""
 
 log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with our connections and log; signals are the caller's.
+    """uvicorn server with this package's protocol and log; the caller handles signals.
 
     Args:
-        drain_s: for which requests in progress may take once it is to end.
+        app: The application.
+        graceful_timeout_s: Maximum seconds for requests in progress at shutdown.
     """
 
-    def __init__(self, app: ASGIApp, drain_s: float) -> None:
+    def __init__(self, app: ASGIApp, graceful_timeout_s: float) -> None:
         config = uvicorn.Config(
             app,
             http=BoundedHttpProtocol,
@@ -51,7 +52,7 @@ class Server(uvicorn.Server):
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=max(1, round(drain_s)),
+            timeout_graceful_shutdown=max(1, round(graceful_timeout_s)),
         )
         super().__init__(config)
 
@@ -61,24 +62,25 @@ class Server(uvicorn.Server):
 
 
 def serve(model: str, config: ServeConfig, log: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads the API keys and loads the model again.
+    """Serve until SIGTERM or SIGINT; SIGHUP reloads the API keys and the model.
 
     Args:
-        model: see :class:`Service`.
-        tell: told where, once requests are taken.
+        model: See :class:`RankingService`.
+        config: Settings.
+        log: Called with the address once requests are accepted.
 
     Raises:
-        ConfigError: the address can be reached by others, and there is no API key.
-        UserError: the model, the store or the keys cannot be used, or the port is taken.
+        ConfigError: The address can be reached by other machines, and there is no API key.
+        UserError: The model, the store or the keys cannot be used, or the port is in use.
     """
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a model that could be loaded again
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until a model is loaded
     configure_logging()
     keys = read_keys(config.api_key_file) if config.api_key_file else []
     listening = bind_socket(config.host, config.port)
     with listening:
         address = listening.getsockname()
         if not keys and not ipaddress.ip_address(address[0]).is_loopback:
-            raise ConfigError(f"serve.host {config.host} can be reached by other machines: give --api_key_file")
+            raise ConfigError(f"binding to {config.host} requires --api-key-file")
         store = open_store(config.event_store)
         try:
             service = RankingService(model, store, config)
@@ -97,10 +99,10 @@ def serve(model: str, config: ServeConfig, log: Callable[[str], None]) -> None:
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens at the address.
+    """Return a socket that listens on the address.
 
     Raises:
-        UserError: it cannot be.
+        UserError: The address is invalid or in use.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -108,27 +110,27 @@ def bind_socket(host: str, port: int) -> socket.socket:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
-            bound.listen(BACKLOG)  # now, so that no other takes the port while the model is loaded
+            bound.listen(BACKLOG)  # now, so that no other process takes the port while the model is loading
         except OSError:
             bound.close()
             raise
     except OSError as error:
-        raise UserError(f"cannot listen at {host} port {port} ({error.strerror or error})") from error
+        raise UserError(f"cannot listen on {host} port {port} ({error.strerror or error})") from error
     return bound
 
 
 def read_keys(file: str) -> list[str]:
-    """API keys, one a line; empty lines and those that begin with # aside.
+    """Return the API keys of a file, one per line; empty lines and lines that start with # are ignored.
 
     Raises:
-        UserError: there is none, or one that is easily guessed.
+        UserError: The file has no key, or an invalid one.
     """
     lines = [line.strip() for line in paths.read_text(file).splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
-        raise UserError(f"{file}: no API key; put one on each line")
+        raise UserError(f"{file}: no API key; expected one per line")
     if any(len(key) < MIN_KEY_LENGTH or not key.isascii() for key in keys):
-        raise UserError(f"{file}: an API key must have at least {MIN_KEY_LENGTH} characters, all of them ASCII")
+        raise UserError(f"{file}: API keys must have at least {MIN_KEY_LENGTH} ASCII characters")
     return keys
 
 
@@ -138,16 +140,16 @@ async def _serve(
     server, loop = Server(app, service.config.graceful_timeout_s), asyncio.get_running_loop()
     tasks = set()
 
-    def end(notice_s: float) -> None:
+    def shut_down(delay_s: float) -> None:
         service.draining = True
-        loop.call_later(notice_s, setattr, server, "should_exit", True)
+        loop.call_later(delay_s, setattr, server, "should_exit", True)
 
     def reload() -> None:
         tasks.add(task := asyncio.ensure_future(_reload(service, keys)))
         task.add_done_callback(tasks.discard)
 
-    loop.add_signal_handler(signal.SIGTERM, end, service.config.pre_stop_delay_s)
-    loop.add_signal_handler(signal.SIGINT, end, 0.0)
+    loop.add_signal_handler(signal.SIGTERM, shut_down, service.config.pre_stop_delay_s)
+    loop.add_signal_handler(signal.SIGINT, shut_down, 0.0)
     loop.add_signal_handler(signal.SIGHUP, reload)
     serving = asyncio.ensure_future(server.serve(sockets=[listening]))
     while not server.started and not serving.done():
@@ -158,21 +160,21 @@ async def _serve(
 
 
 async def _reload(service: RankingService, keys: list[str]) -> None:
-    """Read again whatever can be: the keys, which the application shares, and the model."""
+    """Reload the keys, which the application shares, and the model."""
     try:
         if service.config.api_key_file:
             keys[:] = await asyncio.to_thread(read_keys, service.config.api_key_file)
     except UserError as error:
-        log.error("API keys stay as they were: %s", error)
+        log.error("keeping previous API keys: %s", error)
     try:
-        version, former = await service.reload()
+        version, previous = await service.reload()
     except ModelLoadError:
-        return  # as the log has it
-    if version == former:
-        log.warning("model %s is in service already", version)
+        return  # already logged
+    if version == previous:
+        log.warning("model %s already loaded", version)
 
 
 def _raise_fd_limit() -> None:
-    """Every connection is one; the usual limit is low for the sake of older programs."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raise the limit of file descriptors: every connection needs one, and the soft limit is low."""
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))

@@ -1,4 +1,4 @@
-"""Where a service keeps what users did, between its own restarts: raw impressions, in whichever database."""
+"""Protocol, errors and serialization of event stores, which keep raw impressions between restarts of the service."""
 
 import json
 import secrets
@@ -9,96 +9,99 @@ from typing import Protocol
 from a2gen_rec.ranking.types import Impression
 
 MAX_TIMESTAMP_MS = 2**53
-"""Later than any moment, and a whole number in every database."""
+"""Later than any timestamp, and an exact integer in every database."""
 VERSION_BITS = 32
-"""Bits of a number of changes that count them. Those above tell a user's past from the one before it was forgotten."""
+"""Low bits of a user's version, which count changes. The high bits identify the history since the last deletion."""
 
 
 class StoreError(Exception):
-    """Impressions could not be recorded or read; the message has none of them."""
+    """Impressions could not be written or read; the message contains none of them."""
 
 
 class StoreFull(StoreError):
-    """There is no room for more."""
+    """No space left for impressions."""
 
 
 class StoreBusy(StoreError):
-    """Too many wait to be recorded already."""
+    """Too many pending writes."""
 
 
 class StoreUnavailable(StoreError):
-    """The database does not answer, or not as it should."""
+    """The database does not respond, or failed."""
 
 
 class EventStore(Protocol):
-    """Impressions of users. Any thread may call."""
+    """Impressions by user. Thread-safe."""
 
     def put(self, user: str, impressions: Sequence[Impression]) -> "Future[None]":
-        """Record impressions, all or none of them; one of the same item and moment is replaced, so retries are safe.
+        """Write impressions atomically. One with the same item and time is replaced, so retries are safe.
 
         Returns:
-            done once they outlast the process and the machine's power, or failed with a StoreError.
+            A future that is done once the impressions survive a crash of process and machine, or that fails with a
+            StoreError.
 
         Raises:
-            StoreBusy: come back later.
+            StoreBusy: Too many pending writes; retry later.
         """
         ...
 
     def delete_user(self, user: str) -> "Future[int]":
-        """Delete all that is recorded of a user, and that there was one.
+        """Delete all impressions of a user and the user itself.
 
         Returns:
-            number of impressions, once none of them comes back, or failed with a StoreError.
+            A future of the number of impressions, done once the deletion is durable, or that fails with a StoreError.
 
         Raises:
-            StoreBusy: come back later.
+            StoreBusy: Too many pending writes; retry later.
         """
         ...
 
     def get_recent(
-        self, user: str, last: int, since: int = 0, until_ms: int = MAX_TIMESTAMP_MS
+        self, user: str, limit: int, since_version: int = 0, until_ms: int = MAX_TIMESTAMP_MS
     ) -> tuple[int, list[Impression]]:
-        """A user's last impressions.
+        """Return the most recent impressions of a user.
 
         Args:
-            last: how many at the most.
-            since: number of changes at a former reading: impressions unchanged since then may be left out.
-            until_ms: the last moment at which one may have begun.
+            user: The user.
+            limit: Maximum number of impressions.
+            since_version: Version of a previous read; impressions unchanged since then may be omitted.
+            until_ms: Latest start time.
 
         Returns:
-            number of changes to what is recorded of this user, 0 for none; the impressions, oldest first. Those of a
-            former reading are still recorded if this number :func:`follows` the one of then; else all are here.
+            The version of the user's history, 0 without impressions; and the impressions, oldest first. If the version
+            is a successor (:func:`is_successor`) of ``since_version``, impressions of the previous read are still
+            stored; otherwise the result is complete.
 
         Raises:
-            StoreUnavailable: they cannot be read now.
+            StoreUnavailable: The read failed.
         """
         ...
 
     def sample_users(self, count: int) -> list[str]:
-        """Users of whom something is recorded, ``count`` at the most, whichever are found at once.
+        """Return at most ``count`` users with impressions, whichever are cheap to find.
 
         Raises:
-            StoreUnavailable: they cannot be read now.
+            StoreUnavailable: The read failed.
         """
         ...
 
     def close(self) -> None:
-        """Record what waits, and let go of the database."""
+        """Complete pending writes and close the database."""
         ...
 
 
 def new_version() -> int:
-    """A number of changes to begin with, which follows none there was."""
+    """Return the version before a user's first change; it is not a successor of any previous version."""
     return (1 + secrets.randbits(30)) << VERSION_BITS
 
 
-def is_successor(changes: int, former: int) -> bool:
-    """Whether the user was not forgotten between two numbers of changes."""
-    return changes >= former and changes >> VERSION_BITS == former >> VERSION_BITS
+def is_successor(version: int, previous: int) -> bool:
+    """Return whether no deletion of the user happened between two versions."""
+    return version >= previous and version >> VERSION_BITS == previous >> VERSION_BITS
 
 
 def serialize(impression: Impression) -> str:
-    """What is recorded of an impression beside its item and moment: JSON."""
+    """Return the JSON content of an impression, without its item and time."""
     content = {
         "watch_s": impression.watch_s,
         "actions": [[name, seconds] for name, seconds in impression.actions],
@@ -108,6 +111,7 @@ def serialize(impression: Impression) -> str:
 
 
 def deserialize(item: str, ts_ms: int, text: str) -> Impression:
+    """Return the impression of an item, a time and the JSON content."""
     content = json.loads(text)
     actions = [(name, seconds) for name, seconds in content["actions"]]
     return Impression(item, ts_ms, content["watch_s"], actions, content["features"])

@@ -4,20 +4,20 @@ from a2gen_rec.errors import UserError
 from a2gen_rec.serving.stores.base import EventStore
 
 
-def open_store(where: str) -> EventStore:
-    """The store at a path (SQLite) or at a ``redis://`` address.
+def open_store(location: str) -> EventStore:
+    """Open the store at a local path (SQLite) or at a ``redis://`` address.
 
     Raises:
-        UserError: it cannot be opened, is no such store, or of a newer version.
+        UserError: It cannot be opened, is not an event store, or has an unsupported version.
     """
-    if where.startswith(("redis://", "rediss://")):
+    if location.startswith(("redis://", "rediss://")):
         try:
             from a2gen_rec.serving.stores.redis import RedisStore
         except ModuleNotFoundError:
-            raise UserError(f"{where}: needs Redis's client: pip install 'a2gen_rec[redis]'") from None
-        return RedisStore(where)
-    if "://" in where or not where:
-        raise UserError(f"store {where!r}: neither a file on this machine nor an address redis://HOST:PORT/NUMBER")
+            raise UserError(f"{location}: requires the Redis client: pip install 'a2gen_rec[redis]'") from None
+        return RedisStore(location)
+    if "://" in location or not location:
+        raise UserError(f"event_store {location!r} must be a local file path or redis://HOST:PORT/DB")
     from a2gen_rec.serving.stores.sqlite import SqliteStore
 
-    return SqliteStore(where)
+    return SqliteStore(location)

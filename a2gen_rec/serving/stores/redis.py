@@ -1,4 +1,4 @@
-"""Impressions in Redis, for several services that share them. They are as durable as its ``appendfsync`` says."""
+"""Event store in Redis, to be shared by several services. Durability depends on ``appendfsync`` of the server."""
 
 import threading
 import time
@@ -27,74 +27,74 @@ SCAN_COUNT = 1000
 MAX_WAITING = 4096
 TIMEOUT_S = 0.5
 CIRCUIT_BREAK_S = 1.0
-"""For which nothing is asked of a server that has not answered: ranking goes on meanwhile, without its histories."""
+"""Seconds without calls to a server that has failed; rankings continue without its histories."""
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class RedisStore:
-    """A :class:`~a2gen_rec.serving.stores.base.Store` in Redis.
+    """:class:`~a2gen_rec.serving.stores.base.EventStore` in Redis.
 
-    Of every user there is a sorted set of ``TS_MS:ITEM`` by time, and a hash of their contents, which counts changes
-    too (under a name without a colon).
+    Each user has a sorted set of ``TS_MS:ITEM`` by time, and a hash of their contents. The hash also contains the
+    version, under a key without a colon.
 
     Args:
-        address: redis:// or rediss://.
-        client: instead of one of the address, for tests.
+        address: redis:// or rediss:// address.
+        client: Client to use instead of the address, for tests.
 
     Raises:
-        UserError: the server does not answer.
+        UserError: The server does not respond.
     """
 
     def __init__(self, address: str, client: Any = None) -> None:
         timeouts = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
         self._client = client or redis.Redis.from_url(address, decode_responses=True, **timeouts)
         self._threads = ThreadPoolExecutor(THREADS, "store")
-        self._free = threading.BoundedSemaphore(MAX_WAITING)
-        self._asked_again = 0.0
+        self._slots = threading.BoundedSemaphore(MAX_WAITING)
+        self._retry_at = 0.0
         try:
             self._client.ping()
         except redis.RedisError as error:
-            raise UserError(f"the store's Redis does not answer ({type(error).__name__})") from error
+            raise UserError(f"the event store's Redis does not respond ({type(error).__name__})") from error
 
     def put(self, user: str, impressions: Sequence[Impression]) -> "Future[None]":
-        """See :class:`~a2gen_rec.serving.stores.base.Store`."""
-        return self._later(lambda: self._record(user, impressions))
+        """See :class:`~a2gen_rec.serving.stores.base.EventStore`."""
+        return self._submit(lambda: self._write(user, impressions))
 
     def delete_user(self, user: str) -> "Future[int]":
-        """See :class:`~a2gen_rec.serving.stores.base.Store`."""
-        return self._later(lambda: self._forget(user))
+        """See :class:`~a2gen_rec.serving.stores.base.EventStore`."""
+        return self._submit(lambda: self._delete(user))
 
     def get_recent(
-        self, user: str, last: int, since: int = 0, until_ms: int = MAX_TIMESTAMP_MS
+        self, user: str, limit: int, since_version: int = 0, until_ms: int = MAX_TIMESTAMP_MS
     ) -> tuple[int, list[Impression]]:
-        """See :class:`~a2gen_rec.serving.stores.base.Store`; whatever has changed, all are read again."""
-        return self._ask(lambda: self._read(user, last, since, until_ms))
+        """See :class:`~a2gen_rec.serving.stores.base.EventStore`; any change reads all impressions again."""
+        return self._call(lambda: self._read(user, limit, since_version, until_ms))
 
     def sample_users(self, count: int) -> list[str]:
-        """See :class:`~a2gen_rec.serving.stores.base.Store`; a look at some of the keys."""
+        """See :class:`~a2gen_rec.serving.stores.base.EventStore`; scans some of the keys."""
         before, after = _keys("\n")[0].split("\n")
         keys: Any
-        _, keys = self._ask(lambda: self._client.scan(0, match=f"{before}*{after}", count=SCAN_COUNT))
+        _, keys = self._call(lambda: self._client.scan(0, match=f"{before}*{after}", count=SCAN_COUNT))
         return sorted(key.removeprefix(before).removesuffix(after) for key in keys)[:count]
 
     def close(self) -> None:
-        """See :class:`~a2gen_rec.serving.stores.base.Store`."""
+        """See :class:`~a2gen_rec.serving.stores.base.EventStore`."""
         self._threads.shutdown()
         self._client.close()
 
-    def _later(self, change: Callable[[], Answer]) -> "Future[Answer]":
-        if not self._free.acquire(blocking=False):
-            raise StoreBusy("too many impressions wait to be recorded")
+    def _submit(self, write: Callable[[], Result]) -> "Future[Result]":
+        if not self._slots.acquire(blocking=False):
+            raise StoreBusy("too many pending writes")
         try:
-            done = self._threads.submit(self._ask, change)
+            done = self._threads.submit(self._call, write)
         except RuntimeError:  # closed
-            self._free.release()
-            raise StoreBusy("the store is closed") from None
-        done.add_done_callback(lambda _: self._free.release())
+            self._slots.release()
+            raise StoreBusy("the event store is closed") from None
+        done.add_done_callback(lambda _: self._slots.release())
         return done
 
-    def _record(self, user: str, impressions: Sequence[Impression]) -> None:
+    def _write(self, user: str, impressions: Sequence[Impression]) -> None:
         order, contents = _keys(user)
         members = {f"{each.ts_ms}:{each.item}": each for each in impressions}
         transaction = self._client.pipeline(transaction=True)
@@ -104,38 +104,40 @@ class RedisStore:
         transaction.hincrby(contents, VERSION_FIELD, 1)
         transaction.execute()
 
-    def _forget(self, user: str) -> int:
+    def _delete(self, user: str) -> int:
         order, contents = _keys(user)
         transaction = self._client.pipeline(transaction=True)
         transaction.zcard(order)
         transaction.delete(order, contents)
         return int(transaction.execute()[0])
 
-    def _read(self, user: str, last: int, since: int, until_ms: int) -> tuple[int, list[Impression]]:
+    def _read(self, user: str, limit: int, since_version: int, until_ms: int) -> tuple[int, list[Impression]]:
         order, contents = _keys(user)
-        # Changes before impressions: one that comes between the two is read again next time, not missed.
-        changes = int(self._client.hget(contents, VERSION_FIELD) or 0)
-        members: Any = self._client.zrevrangebyscore(order, until_ms, "-inf", 0, last) if changes != since else []
+        # The version is read first: a change between the two reads is read again next time, not missed.
+        version = int(self._client.hget(contents, VERSION_FIELD) or 0)
+        members: Any = (
+            self._client.zrevrangebyscore(order, until_ms, "-inf", 0, limit) if version != since_version else []
+        )
         texts = self._client.hmget(contents, members) if members else []
-        found = []
+        impressions = []
         for member, text in zip(reversed(members), reversed(texts), strict=True):
             ts_ms, _, item = member.partition(":")
-            if text is not None:  # deleted meanwhile
-                found.append(deserialize(item, int(ts_ms), text))
-        return changes, found
+            if text is not None:  # otherwise deleted in the meantime
+                impressions.append(deserialize(item, int(ts_ms), text))
+        return version, impressions
 
-    def _ask(self, question: Callable[[], Answer]) -> Answer:
-        if time.monotonic() < self._asked_again:
-            raise StoreUnavailable("the store of impressions does not answer")
+    def _call(self, operation: Callable[[], Result]) -> Result:
+        if time.monotonic() < self._retry_at:
+            raise StoreUnavailable("event store timed out")
         try:
-            return question()
+            return operation()
         except redis.OutOfMemoryError as error:
-            raise StoreFull("the store of impressions is full") from error
+            raise StoreFull("event store is full") from error
         except redis.RedisError as error:
-            self._asked_again = time.monotonic() + CIRCUIT_BREAK_S
-            raise StoreUnavailable(f"the store of impressions does not work ({type(error).__name__})") from error
+            self._retry_at = time.monotonic() + CIRCUIT_BREAK_S
+            raise StoreUnavailable(f"event store error ({type(error).__name__})") from error
 
 
 def _keys(user: str) -> tuple[str, str]:
-    """Names of the order and of the contents; braces keep both on one node of a cluster."""
+    """Return the keys of the sorted set and of the hash; braces keep both on one node of a cluster."""
     return f"{PREFIX}:order:{{{user}}}", f"{PREFIX}:contents:{{{user}}}"

@@ -51,7 +51,7 @@ def with_batcher(
     if isinstance(work, Held):
         work.open.set()
     batcher.close(10)
-    assert batcher.waiting == 0
+    assert batcher.queued == 0
 
 
 def slow(jobs: list[int]) -> list[int]:
@@ -128,7 +128,7 @@ def test_what_is_too_late_or_no_longer_wanted_is_not_begun() -> None:
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
-        assert batcher.waiting == 10, "their places are free again"
+        assert batcher.queued == 10, "their places are free again"
         work.open.set()
         assert await asyncio.gather(first, kept) == [2, 8]
 
@@ -186,7 +186,7 @@ def test_no_more_may_wait_than_is_done_in_a_bounded_time() -> None:
     async def test(batcher: "DynamicBatcher[int, int]") -> None:
         assert await batcher.submit(0, 10, 30) == 0
         asked = [asyncio.ensure_future(batcher.submit(1, 10, 30))]
-        while not batcher._begun:
+        while not batcher._running:
             await asyncio.sleep(0.001)
         for number in (2, 3):
             assert not batcher.is_full
@@ -206,13 +206,13 @@ def test_threads_share_what_waits() -> None:
     held = Held()
 
     async def test(batcher: "DynamicBatcher[int, int]") -> None:
-        while batcher._idle < 2:
+        while batcher._num_idle < 2:
             await asyncio.sleep(0.001)
         asked = [asyncio.ensure_future(batcher.submit(number, 1, 30)) for number in range(2)]
         while len(held.batches) < 2:
             await asyncio.sleep(0.001)
         asked += [asyncio.ensure_future(batcher.submit(number, 1, 30)) for number in range(2, 5)]
-        while batcher.waiting < 3:
+        while batcher.queued < 3:
             await asyncio.sleep(0.001)
         held.open.set()
         assert await asyncio.gather(*asked) == [0, 2, 4, 6, 8]
@@ -225,16 +225,16 @@ def test_threads_share_what_waits() -> None:
 def test_more_is_done_in_a_time_where_more_is_done_at_once() -> None:
     """Of what waits; a job is done by one thread, however many there are."""
     for threads in (1, 2, 5):
-        batcher: DynamicBatcher[int, int] = DynamicBatcher(lambda jobs: jobs, 0.0, 10, 100, threads=threads)
-        assert batcher._wait_s(40) == 0, "nothing is known yet"
-        batcher._speed.learn(10, 0.2)
-        assert batcher._wait_s(40) == pytest.approx(0.8 / threads)
+        batcher: DynamicBatcher[int, int] = DynamicBatcher(lambda jobs: jobs, 0.0, 10, 100, num_threads=threads)
+        assert batcher._drain_s(40) == 0, "nothing is known yet"
+        batcher._throughput.update(10, 0.2)
+        assert batcher._drain_s(40) == pytest.approx(0.8 / threads)
         batcher.close(10)
 
 
 def test_a_job_that_takes_too_long_by_itself_is_refused_whoever_is_idle() -> None:
     async def test(batcher: "DynamicBatcher[int, int]") -> None:
-        batcher._speed.learn(10, 0.2)
+        batcher._throughput.update(10, 0.2)
         held = asyncio.ensure_future(batcher.submit(0, 1, 30))
         await asyncio.sleep(0.01)
         with pytest.raises(QueueFull):

@@ -38,7 +38,7 @@ def test_a_history_is_what_is_recorded_whatever_is_kept(store: SqliteStore, give
         user = world + name
         if moments is None:
             found = [int(key.split()[0]) for key in histories.get(user).item_at]  # type: ignore[attr-defined]
-            last = sorted(expected.get(user, ()))[-histories.last :]
+            last = sorted(expected.get(user, ()))[-histories.max_impressions :]
             assert found[-len(last) :] == last if last else not found
             assert set(found) <= expected.get(user, set())
             assert histories.bytes <= max_bytes
@@ -47,7 +47,7 @@ def test_a_history_is_what_is_recorded_whatever_is_kept(store: SqliteStore, give
         else:
             store.put(user, [Impression("v", each) for each in moments]).result(5)
             expected.setdefault(user, set()).update(moments)
-    assert histories.bytes == sum(kept.bytes for kept in histories._kept.values())
+    assert histories.bytes == sum(kept.bytes for kept in histories._entries.values())
 
 
 def test_only_what_is_new_is_encoded(store: SqliteStore) -> None:
@@ -88,7 +88,7 @@ def test_a_store_that_cannot_be_read_is_told(store: SqliteStore) -> None:
     histories: Any = HistoryCache(FakeRanker("one"), store, 10**6)  # type: ignore[arg-type]
     store.put("u", [Impression("v1", 1)]).result(5)
     histories.of("u")
-    store._writing.execute("DROP TABLE users")
+    store._writer.execute("DROP TABLE users")
     with pytest.raises(StoreUnavailable):
         histories.of("u")
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from a2gen_rec.artifact.artifact import resolve_model_dir
+from a2gen_rec.artifact.model_dir import resolve_model_dir
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.types import Impression, RankQuery
 from a2gen_rec.serving.stores.sqlite import SqliteStore
@@ -37,7 +37,7 @@ def test_requests_share_batches_and_get_their_own_answers(tmp_path: Path) -> Non
         service.ranker.batches.clear()
         asked = {user: ITEMS[: 1 + number % 5] for number, user in enumerate(users)}
         answers = {user: threads.submit(service.rank, user, candidates=items) for user, items in asked.items()}
-        until(lambda: service.service.batcher.waiting == sum(1 + number % 5 for number in range(24)))
+        until(lambda: service.service.batcher.queued == sum(1 + number % 5 for number in range(24)))
         gate.open.set()
         for user, answer in answers.items():
             found = answer.result(PATIENT_S).json()
@@ -57,7 +57,7 @@ def test_one_request_that_fails_spoils_no_other_of_its_batch(tmp_path: Path) -> 
         asked = [
             threads.submit(service.rank, f"u{each}", candidates=["bad"] if each == 3 else ["v"]) for each in range(6)
         ]
-        until(lambda: service.service.batcher.waiting == 6)
+        until(lambda: service.service.batcher.queued == 6)
         gate.open.set()
         assert first.result(PATIENT_S).status_code == 200
         assert [each.result(PATIENT_S).status_code for each in asked] == [200, 200, 200, 500, 200, 200]
@@ -89,7 +89,7 @@ def test_too_many_requests_in_progress_are_refused_but_probes_are_not(tmp_path: 
         asked = [threads.submit(service.rank, "first")]
         assert gate.begun.wait(PATIENT_S)
         asked += [threads.submit(service.rank, f"u{number}") for number in range(2)]
-        until(lambda: service.service.batcher.waiting == 10)
+        until(lambda: service.service.batcher.queued == 10)
         assert service.rank("u9").status_code == 503
         assert service.client.get("/healthz").status_code == 200
         gate.open.set()
@@ -106,7 +106,7 @@ def test_what_is_too_late_is_told_so_and_not_ranked(tmp_path: Path) -> None:
         gone = {"user": "gone", "candidates": ["v"]}
         with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=httpx.Timeout(PATIENT_S, read=0.5)) as impatient:
             impatient.post(f"{service.client.base_url}/v1/rank", json=gone)
-        until(lambda: service.service.batcher.waiting == 0)
+        until(lambda: service.service.batcher.queued == 0)
         gate.open.set()
         assert first.result(PATIENT_S).status_code == 200
         service.rank("last")
@@ -186,7 +186,7 @@ def test_a_full_store_refuses_events_and_ranking_goes_on(tmp_path: Path) -> None
     store = swift_store(tmp_path)
     with running(tmp_path, store=store) as service:
         assert service.post("u", {"item": "v", "ts_ms": 1}).status_code == 200
-        store._writing.execute("PRAGMA max_page_count = 1")  # as many as there are
+        store._writer.execute("PRAGMA max_page_count = 1")  # as many as there are
         answers = [service.post("u", {"item": "v" * 250, "ts_ms": 2 + number}) for number in range(40)]
         assert answers[-1].status_code == 507
         assert answers[-1].json()["error"] == {
@@ -204,7 +204,7 @@ def test_a_store_that_is_down_leaves_rankings_without_history(tmp_path: Path) ->
     store = swift_store(tmp_path)
     with running(tmp_path, store=store) as service:
         service.post("u", {"item": "v", "ts_ms": 1})
-        store._writing.execute("DROP TABLE users")
+        store._writer.execute("DROP TABLE users")
         ranked = service.rank("u")
         assert ranked.status_code == 200
         assert ranked.json()["fallbacks"] == ["empty_history", "history_unavailable"]
@@ -219,7 +219,7 @@ def test_what_is_in_progress_is_answered_before_the_end(tmp_path: Path) -> None:
         asked = [threads.submit(service.rank, "first")]
         assert gate.begun.wait(PATIENT_S)
         asked += [threads.submit(service.rank, f"u{number}") for number in range(4)]
-        until(lambda: service.service.batcher.waiting == 20)
+        until(lambda: service.service.batcher.queued == 20)
         service.service.draining = True
         assert service.client.get("/readyz").status_code == 503
         assert service.client.get("/healthz").status_code == 200

@@ -28,16 +28,16 @@ from tests.helpers.service import ITEMS, PATIENT_S, FakeRanker, Running, make_mo
 
 
 def pids(service: Running) -> list[int]:
-    workers = service.service._model.inference
+    workers = service.service._model.backend
     assert isinstance(workers, WorkerPool)
-    return [worker._process.pid for worker in workers._all]
+    return [worker._process.pid for worker in workers._workers]
 
 
 def kill_all(service: Running) -> None:
     """And wait until nothing of them is left: a process of many threads is a zombie before its files are closed."""
-    workers = service.service._model.inference
+    workers = service.service._model.backend
     assert isinstance(workers, WorkerPool)
-    for worker in workers._all:
+    for worker in workers._workers:
         worker._process.kill()
         worker._process.join()
 
@@ -72,7 +72,7 @@ def test_a_real_model_answers_as_it_does_in_one_process(tmp_path: Path) -> None:
                 assert [each["item"] for each in found] == [each.item for each in expected.candidates]
                 for each, own in zip(found, expected.candidates, strict=True):
                     assert each["probability"] == pytest.approx(own.probability, abs=1e-5)
-        counts = service.service._model.inference.counts()
+        counts = service.service._model.backend.cache_counts()
         assert counts["history_cache_hits"] + counts["history_cache_misses"] == 12
         assert counts["history_cache_bytes"] > 0
         bad = service.rank("u1", candidates=items, context={"no such": 1})
@@ -90,7 +90,7 @@ def test_an_event_counts_in_the_next_ranking_and_a_forgotten_one_in_none(tmp_pat
             assert {each["history"] for each in found} == {place + 1}
         assert service.client.delete("/v1/users/u1/history").json() == {"forgotten": 6}
         assert service.rank("u1").json()["history"] == 0
-        assert service.service._model.inference.counts()["history_cache_bytes"] == 0
+        assert service.service._model.backend.cache_counts()["history_cache_bytes"] == 0
 
 
 class Sleepy(FakeRanker):
@@ -104,7 +104,7 @@ def test_a_worker_that_ends_is_replaced_and_the_rest_go_on(tmp_path: Path) -> No
         killed, other = pids(service)
         with ThreadPoolExecutor(2) as threads:
             both = [threads.submit(service.rank, "u1", candidates=["slow", "v1"]) for _ in range(2)]
-            until(lambda: service.service.batcher._begun == 4)
+            until(lambda: service.service.batcher._running == 4)
             os.kill(killed, signal.SIGKILL)
             statuses = sorted(each.result(PATIENT_S).status_code for each in both)
         assert statuses == [200, 503]
@@ -112,7 +112,7 @@ def test_a_worker_that_ends_is_replaced_and_the_rest_go_on(tmp_path: Path) -> No
         assert refused.json()["error"]["code"] == "worker_lost"
         assert refused.headers["Retry-After"]
         assert service.rank().status_code == 200, "by the other one, at the least"
-        until(lambda: killed not in pids(service) and len(service.service._model.inference._idle._free) == 2)
+        until(lambda: killed not in pids(service) and len(service.service._model.backend._idle._free) == 2)
         assert other in pids(service)
         with ThreadPoolExecutor(4) as threads:
             answers = list(threads.map(lambda _: service.rank(), range(8)))
@@ -127,14 +127,14 @@ def test_users_go_to_the_worker_that_knows_them_if_it_is_free(tmp_path: Path) ->
         for _ in range(3):
             for user in users:
                 assert service.rank(user).status_code == 200
-        workers = service.service._model.inference
+        workers = service.service._model.backend
         assert isinstance(workers, WorkerPool)
-        assert workers.counts()["history_cache_misses"] == len(users), "each was read by one worker"
-        assert workers.counts()["history_cache_hits"] == 2 * len(users)
-        assert all(worker.counts["history_cache_misses"] for worker in workers._all), "both have users"
+        assert workers.cache_counts()["history_cache_misses"] == len(users), "each was read by one worker"
+        assert workers.cache_counts()["history_cache_hits"] == 2 * len(users)
+        assert all(worker.cache_counts["history_cache_misses"] for worker in workers._workers), "both have users"
         idle = workers._idle
         one, other = (idle.take(number) for number in (1, 1))
-        assert (one.number, other.number) == (1, 0), "another, where that one is not free"
+        assert (one.index, other.index) == (1, 0), "another, where that one is not free"
         idle.put(one), idle.put(other)
 
 
@@ -173,7 +173,7 @@ def test_who_dies_idle_costs_nothing(tmp_path: Path) -> None:
         kill_all(service)
         ask = service.client.get
         assert service.rank().status_code == 200, "by a process in its place: the request had not been begun"
-        until(lambda: service.service._model.inference._idle._free)
+        until(lambda: service.service._model.backend._idle._free)
         assert ask("/readyz").status_code == 200
         assert ask("/metrics").status_code == 200
 
@@ -202,12 +202,12 @@ def test_one_that_hangs_holds_up_no_end(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("a2gen_rec.serving.engine.workers.SHUTDOWN_TIMEOUT_S", 0.5)
     store, folder = str(tmp_path / "events.db"), str(make_model(tmp_path / "model"))
     workers = WorkerPool(FakeRanker.load, folder, "one", ServeConfig(num_workers=2, event_store=store))
-    hung = [worker._process for worker in workers._all]
+    hung = [worker._process for worker in workers._workers]
     os.kill(hung[0].pid, signal.SIGSTOP)
     job = RankJob(RankQuery("u1", ITEMS[:3]), use_stored_history=False)
     with ThreadPoolExecutor(2) as threads:
         both = [threads.submit(workers.rank, [job]) for _ in range(2)]
-        until(lambda: any(each.done() for each in both) and workers._all[0]._lock.locked())
+        until(lambda: any(each.done() for each in both) and workers._workers[0]._lock.locked())
         workers.close()
         assert not any(process.is_alive() for process in hung)
         assert sum(each.exception() is None for each in both) == 1

@@ -115,7 +115,7 @@ def test_a_user_who_is_forgotten_has_no_past(one: Running) -> None:
     assert seen(one.rank(user)) == ["v0", "v1", "v2"]
     answer = one.client.delete(path)
     assert (answer.status_code, answer.json()) == (200, {"forgotten": 3})
-    assert user not in one.service._model.inference.histories._kept
+    assert user not in one.service._model.backend.history_cache._entries
     assert one.client.get(path).json()["impressions"] == []
     assert user not in one.client.get("/v1/users", params={"count": 100}).json()["users"]
     assert one.rank(user).json()["fallbacks"] == ["empty_history"]

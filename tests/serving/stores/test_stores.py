@@ -218,7 +218,7 @@ def test_events_that_wait_share_a_commit(tmp_path: Path) -> None:
             began.set()
             held.wait(5)
 
-    store._writing.set_trace_callback(trace)
+    store._writer.set_trace_callback(trace)
     first = store.put("u", [Impression("v", 0)])
     assert began.wait(5)
     others = [store.put("u", [Impression("v", number)]) for number in range(1, MAX_GROUP_COMMIT + 1)]
@@ -226,8 +226,8 @@ def test_events_that_wait_share_a_commit(tmp_path: Path) -> None:
     held.set()
     wait([first, *others], 10)
     assert len(commits) == 2
-    assert store._writing.execute("PRAGMA synchronous").fetchone() == (2,), "FULL"
-    assert store._writing.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert store._writer.execute("PRAGMA synchronous").fetchone() == (2,), "FULL"
+    assert store._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     store.close()
 
 
@@ -239,7 +239,7 @@ def test_a_full_store_says_so_reads_on_and_records_again_once_there_is_room(tmp_
     assert isinstance(failed, StoreFull)
     assert recorded > 10
     assert [each.ts_ms for each in store.get_recent("u", 99_999)[1]] == list(range(recorded)), "no half of an append"
-    store._writing.execute("PRAGMA max_page_count = 1000")
+    store._writer.execute("PRAGMA max_page_count = 1000")
     store.put("u", [Impression("v", recorded)]).result(5)
     assert len(store.get_recent("u", 99_999)[1]) == recorded + 1
     store.close()
@@ -308,8 +308,8 @@ def test_a_damaged_store_is_unavailable_without_naming_a_user(tmp_path: Path) ->
     file = tmp_path / "events.db"
     store = SqliteStore(str(file))
     store.put("secret", [Impression("v", 0)]).result(5)
-    store._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    store._writing.execute("DROP TABLE users")
+    store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store._writer.execute("DROP TABLE users")
     with pytest.raises(StoreUnavailable) as error:
         store.get_recent("secret", 5)
     assert "secret" not in str(error.value)
