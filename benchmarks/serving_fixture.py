@@ -82,7 +82,7 @@ class World:
 def _compare(items: list[str], answer: Any, request: RankQuery, ranker: Ranker, past: Sequence[Impression]) -> None:
     asked = RankQuery(request.user, request.candidates, request.now_ms, past, k=request.k, include_timelines=False)
     expected = ranker.rank(asked)
-    if items != [each.item for each in expected.candidates] or answer["history"] != expected.history_length:
+    if items != [each.item for each in expected.candidates] or answer["history_length"] != expected.history_length:
         raise RuntimeError(f"the service ranks {items}, the model {[each.item for each in expected.candidates]}")
     for mine, theirs in zip(answer["candidates"], expected.candidates, strict=True):
         if any(abs(mine["probability"][name] - chance) > 1e-4 for name, chance in theirs.probability.items()):

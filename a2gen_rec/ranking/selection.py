@@ -99,16 +99,16 @@ def top_candidates(
     output = None if scorer.ensemble is None else _ensemble_output(*scorer.ensemble, predictions, batch, with_watch)
     top_targets, first = [], 0
     for task in tasks:
-        targets = slice(first, first + len(task.items.ids))
+        request_targets = slice(first, first + len(task.items.ids))
         if task.sort_by == ENSEMBLE and output is not None:
-            value = output.score[targets]
+            value = output.score[request_targets]
         elif task.sort_by == WATCH:
-            value = predictions.watch_time[targets]
+            value = predictions.watch_time[request_targets]
         else:
-            value = predictions.probability[targets, outcomes.index(task.sort_by)]
+            value = predictions.probability[request_targets, outcomes.index(task.sort_by)]
         order = value.argsort(descending=task.sort_by not in lower_is_better, stable=True)
         top_targets.append(first + order[: task.request.k])
-        first = targets.stop
+        first = request_targets.stop
     with_timelines = [
         (targets, task.request)
         for targets, task in zip(top_targets, tasks, strict=True)

@@ -1,7 +1,7 @@
-"""A log's latest impressions into a service's store (``a2gen backfill``): the past of users who come to it.
+"""Backfill of an event store with the latest impressions of a raw log (``a2gen backfill``).
 
-The log is read by its source and cleaned as ``prepare`` does, so that histories are those that the model was trained
-on. An impression that is recorded already is replaced: what was stopped is done again, and a live store may be filled.
+The log is read by its source and cleaned as in ``prepare``, so that histories match the training data. Impressions
+that are already stored are replaced: an interrupted backfill can be repeated, and the store may be in use.
 """
 
 import math
@@ -18,8 +18,8 @@ from typing import Any
 import duckdb
 from rich.progress import track
 
-from a2gen_rec.artifact.model_dir import resolve_model_dir
 from a2gen_rec.artifact.manifest import read_manifest
+from a2gen_rec.artifact.model_dir import resolve_model_dir
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data import sources
 from a2gen_rec.data.features.calendar import features_from_time
@@ -36,14 +36,14 @@ from a2gen_rec.serving.stores.factory import open_store
 from a2gen_rec.utils import paths
 
 MAX_IN_FLIGHT = 1024
-"""Users whose impressions may wait to be recorded: stores write many together."""
+"""Maximum number of users with pending writes; stores commit many together."""
 FETCH_ROWS = 10_000
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class BackfillResult:
-    """What was recorded."""
+    """Number of users and of their recorded impressions."""
 
     users: int
     impressions: int
@@ -60,37 +60,43 @@ def backfill(
     spec: str | None = None,
     progress: bool = False,
 ) -> BackfillResult:
-    """Record the last impressions of every user of a raw log.
+    """Record the latest impressions of every user of a raw log.
 
     Args:
-        source_name, raw, spec, memory_gb, threads: see :func:`a2gen_rec.data.prepare.pipeline.prepare`.
-        model: folder of the exported model, or what leads to one, see :func:`model_folder`.
-        store: a file or an address, see :func:`open_store`.
-        last: most impressions of a user; 0 takes as many as a service of the model reads.
-        progress: show a bar.
+        source_name: See :func:`a2gen_rec.data.prepare.pipeline.prepare`.
+        raw: See there.
+        model: Path of the exported model, see :func:`resolve_model_dir`.
+        store: Path or address of the event store, see :func:`open_store`.
+        max_impressions: Maximum number of impressions per user; 0 takes as many as a service with this model reads.
+        memory_gb: See :func:`a2gen_rec.data.prepare.pipeline.prepare`.
+        threads: See there.
+        spec: See there.
+        progress: Show a progress bar.
 
     Raises:
-        ConfigError: ``last`` or a bound is out of range, or the source or its spec is impossible.
-        DataError: the log breaks its format, or is not of the model's kind.
-        UserError: the model or the store cannot be used, or memory ran out. What is recorded by then stays.
+        ConfigError: ``max_impressions`` or a resource limit is out of range, or the source or its spec is invalid.
+        DataError: The log has an invalid format, or does not match the model.
+        UserError: The model or the store cannot be used, or memory ran out. Impressions recorded before are kept.
     """
     if max_impressions < 0:
         raise ConfigError(f"--max-impressions {max_impressions} must be at least 0")
     PrepareConfig(memory_limit_gb=memory_gb, threads=threads)  # validates both
-    folder = resolve_model_dir(model)
-    read_manifest(folder)
-    card = DatasetCard.load(folder)
+    model_dir = resolve_model_dir(model)
+    read_manifest(model_dir)
+    card = DatasetCard.load(model_dir)
     source = sources.open_source(source_name, paths.to_local_path(raw), spec)
     users = latest_impressions(
         source, raw, card, max_impressions or card.max_history + SESSION_MARGIN, memory_gb, threads, progress
     )
-    opened = open_store(store)
+    event_store = open_store(store)
     try:
-        return _record(users, opened)
+        return _record(users, event_store)
     except StoreError as error:
-        raise UserError(f"{store}: {error}; what is recorded stays, give the same command again") from error
+        raise UserError(
+            f"{store}: {error}; already recorded impressions are kept, rerun the command to continue"
+        ) from error
     finally:
-        opened.close()
+        event_store.close()
 
 
 def latest_impressions(
@@ -102,103 +108,111 @@ def latest_impressions(
     threads: int = PrepareConfig.threads,
     progress: bool = False,
 ) -> Iterator[tuple[str, list[Impression]]]:
-    """Every user of a log and their last impressions, oldest first; memory is bounded as ``prepare``'s is.
+    """Yield every user of a log with the latest impressions, oldest first; memory is bounded as in ``prepare``.
 
     Args:
-        raw: the log, as errors name it.
-        card: of the model's dataset.
-        last: most impressions of a user, at least 1.
+        source: Source of the log.
+        raw: Path of the log for error messages.
+        card: Card of the model's dataset.
+        max_impressions: Maximum number of impressions per user, at least 1.
+        memory_gb: See :func:`backfill`.
+        threads: See :func:`backfill`.
+        progress: Show a progress bar.
 
     Raises:
-        DataError: the log breaks its format, or lacks what the model reads.
-        UserError: memory or disk ran out.
+        DataError: The log has an invalid format, or lacks inputs of the model.
+        UserError: Memory or disk ran out.
     """
     with translate_errors(raw):
         facts = source.describe()
     features = _features(facts, card)
-    columns, partitions = StagedColumns.from_source(facts), PrepareConfig.num_partitions
+    columns, partitions = StagedColumns.of(facts), PrepareConfig.num_partitions
     with tempfile.TemporaryDirectory(prefix="a2gen-backfill-") as scratch:
         folder, connection = Path(scratch), connect(memory_gb, threads, Path(scratch, "spill"))
         try:
             with translate_errors(raw):
                 relation = source.impressions(connection)
-                spread = folder / "raw"
-                read, dropped = staging.partition_by_user(
-                    connection, relation, columns, facts.utc_offset_hours, partitions, spread
+                partitioned = folder / "raw"
+                num_rows, dropped = staging.partition_by_user(
+                    connection, relation, columns, facts.utc_offset_hours, partitions, partitioned
                 )
-                if read == sum(dropped.values()):
-                    raise DataError(f"no usable impression in {read} rows", file=raw)
+                if num_rows == sum(dropped.values()):
+                    raise DataError(f"no usable impression in {num_rows} rows", file=raw)
                 for number in track(range(partitions), "impressions", disable=not progress):
                     file = folder / f"part-{number:05d}.parquet"
                     staging.deduplicate(
-                        connection, spread / f"partition={number}", columns, SplitRule(method="time"), file
+                        connection, partitioned / f"partition={number}", columns, SplitRule(method="time"), file
                     )
                     if file.exists():
                         rows = _latest_rows(connection, file, columns, features, max_impressions)
-                        for user, own in groupby(rows, itemgetter("user_id")):
-                            yield user, [_impression(row, facts, features) for row in own]
+                        for user, user_rows in groupby(rows, itemgetter("user_id")):
+                            yield user, [_impression(row, facts, features) for row in user_rows]
                         file.unlink()
         finally:
             connection.close()
 
 
 def _features(facts: SourceInfo, card: DatasetCard) -> list[str]:
-    """Features that are recorded with an impression: all that the model reads, but for those computed from time.
+    """Return the features to record with each impression: all that the model reads, except those computed from time.
 
-    Those of items too: the log tells them as of then, the model's catalogue only the latest.
+    Item features are included: the log has their values at the time, the model only the latest.
     """
     unknown = set(facts.actions) - set(card.predicted_actions)
     if unknown:
-        raise DataError(f"the log's action {min(unknown)!r} is none of the model's: it is of another kind of log")
+        raise DataError(f"the model has no action {min(unknown)!r}; was it trained on another kind of log?")
     from_time = features_from_time(card)
-    read = [each.name for each in card.features if each.level in ("item", "context")]
-    wanted = [name for name in read if name not in from_time and name != ITEM_ID]
-    there = {feature.name for feature in facts.features}
-    for name in wanted:
-        if name not in there:
-            raise DataError(f"the model reads it, the log {facts.name} does not have it", field=name)
-    return wanted
+    inputs = [feature.name for feature in card.features if feature.level in ("item", "context")]
+    required = [name for name in inputs if name not in from_time and name != ITEM_ID]
+    available = {feature.name for feature in facts.features}
+    for name in required:
+        if name not in available:
+            raise DataError(f"required by the model but missing from the log {facts.name}", field=name)
+    return required
 
 
 def _latest_rows(
-    connection: duckdb.DuckDBPyConnection, file: Path, columns: StagedColumns, features: Sequence[str], last: int
+    connection: duckdb.DuckDBPyConnection,
+    file: Path,
+    columns: StagedColumns,
+    features: Sequence[str],
+    max_impressions: int,
 ) -> Iterator[Row]:
-    """The last rows of every user of a cleaned partition, user by user, oldest first."""
-    # As text and back: the fewest digits that tell a FLOAT, where a plain cast adds those of its rounding.
+    """Return the latest rows of every user of a cleaned partition, user by user, oldest first."""
+    # Via text: the shortest decimal that identifies a FLOAT; a plain cast would add digits of its rounding error.
     seconds = [f"{name}::VARCHAR::DOUBLE AS {name}" for name in ("dwell_s", *columns.action_columns)]
-    chosen = ["user_id", ITEM_ID, "ts_ms", *seconds, *(quote_identifier(name) for name in features)]
+    selected = ["user_id", ITEM_ID, "ts_ms", *seconds, *(quote_identifier(name) for name in features)]
     reader = connection.sql(f"""
-        SELECT {", ".join(chosen)} FROM {read_parquet_sql(file)}
-        QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY ts_ms DESC, {ITEM_ID} DESC) <= {last}
+        SELECT {", ".join(selected)} FROM {read_parquet_sql(file)}
+        QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY ts_ms DESC, {ITEM_ID} DESC) <= {max_impressions}
         ORDER BY user_id, ts_ms, {ITEM_ID}""").to_arrow_reader(FETCH_ROWS)
     return chain.from_iterable(batch.to_pylist() for batch in reader)
 
 
 def _impression(row: Row, facts: SourceInfo, features: Sequence[str]) -> Impression:
-    happened = [(name, row[f"at_{name}"]) for name in facts.actions if row[f"at_{name}"] is not None]
+    times = {name: row[f"at_{name}"] for name in facts.actions}
     return Impression(
         item=row[ITEM_ID],
         ts_ms=row["ts_ms"],
-        watch_s=_known(row["dwell_s"]),
-        actions=[(name, _known(at_s)) for name, at_s in happened],
-        features={name: _known(row[name]) for name in features},
+        watch_s=_none_if_nan(row["dwell_s"]),
+        actions=[(name, _none_if_nan(time_s)) for name, time_s in times.items() if time_s is not None],
+        features={name: _none_if_nan(row[name]) for name in features},
     )
 
 
-def _known(value: Any) -> Any:
-    """None for NaN, which is a log's word for what it did not record."""
+def _none_if_nan(value: Any) -> Any:
+    """Return None for NaN, which stands for values that the log does not record."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _record(users: Iterator[tuple[str, list[Impression]]], store: EventStore) -> BackfillResult:
-    waiting: deque[Future[None]] = deque()
-    count = impressions = 0
-    for user, past in users:
-        if len(waiting) >= MAX_IN_FLIGHT:
-            waiting.popleft().result()
-        waiting.append(store.put(user, past))
-        count += 1
-        impressions += len(past)
-    for each in waiting:
+    pending: deque[Future[None]] = deque()
+    num_users = num_impressions = 0
+    for user, impressions in users:
+        if len(pending) >= MAX_IN_FLIGHT:
+            pending.popleft().result()
+        pending.append(store.put(user, impressions))
+        num_users += 1
+        num_impressions += len(impressions)
+    for each in pending:
         each.result()
-    return BackfillResult(count, impressions)
+    return BackfillResult(num_users, num_impressions)

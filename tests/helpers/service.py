@@ -1,7 +1,4 @@
-"""A ranking service for tests: a ranker that needs no model, and servers in a thread or a process of their own.
-
-As a program it is `a2gen serve` with that ranker: its arguments are those of the command.
-"""
+"""Ranking services for tests: servers in a thread or a process, with a ranker that needs no model. Imports no torch."""
 
 import asyncio
 import re
@@ -10,10 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,152 +17,28 @@ import httpx
 import uvloop
 
 from a2gen_rec.config import ServeConfig
-from a2gen_rec.errors import UserError
-from a2gen_rec.ranking.action_cache import CacheStats
-from a2gen_rec.ranking.types import Impression, RankedList, RankQuery, ScoredCandidate
 from a2gen_rec.serving.engine.service import RankingService
 from a2gen_rec.serving.http.app import create_app
 from a2gen_rec.serving.http.server import Server, bind_socket
 from a2gen_rec.serving.stores.base import EventStore
 from a2gen_rec.serving.stores.sqlite import SqliteStore
 from tests.helpers import REPOSITORY
-from tests.helpers.cards import make_card
+from tests.helpers.fake_ranker import ITEMS, FakeRanker, make_model
 
-PATIENT_S = 60
-"""For which tests wait for what must come, however busy the machine is."""
-ITEMS = [f"v{number}" for number in range(40)]
-
-
-@dataclass(frozen=True)
-class Past:
-    """Stands for a history: items by their moment."""
-
-    item_at: dict[str, str]
-
-    def __len__(self) -> int:
-        return len(self.item_at)
-
-    @property
-    def ts_ms(self) -> list[int]:
-        return [int(key.split()[0]) for key in self.item_at]
+TIMEOUT_S = 60
+"""Maximum seconds that tests wait for an expected event, however busy the machine is."""
 
 
-@dataclass
-class FakeRanker:
-    """Ranks by a hash of user and item, and tells the history it has seen as the best one's timeline.
-
-    Its model is a folder with a file ``version``. A candidate named ``slow`` takes ``nap_s``, one named ``bad``
-    fails in rank_many, and a user feature that it does not have is an error.
-    """
-
-    version: str
-    nap_s: float = 0.2
-    keep: int = 10**6
-    card: Any = field(default_factory=make_card)
-    batches: list[list[str]] = field(default_factory=list)
-    moments: list[int | None] = field(default_factory=list)
-    encoded: int = 0
-
-    @classmethod
-    def load(cls, folder: str, cache_bytes: int = 0) -> "FakeRanker":
-        version = Path(folder) / "version"
-        if not version.exists():
-            raise UserError(f"{folder}: no exported model here")
-        return cls(version.read_text())
-
-    def rank(self, request: RankQuery) -> RankedList:
-        return self.rank_many([request])[0]
-
-    def rank_many(self, requests: Sequence[RankQuery]) -> list[RankedList]:
-        self.batches.append([request.user for request in requests])
-        self.moments += [request.now_ms for request in requests]
-        if any("slow" in request.candidates for request in requests):
-            time.sleep(self.nap_s)
-        if any("bad" in request.candidates for request in requests):
-            raise KeyError(requests[0].user)
-        return [self._ranked(request) for request in requests]
-
-    def check(self, request: RankQuery) -> None:
-        if request.user_features:
-            raise UserError(f"request: no user feature {next(iter(request.user_features))!r}")
-        if not isinstance(request.history, Past):
-            self._check(request.history)
-
-    def encode(self, impressions: Sequence[Impression], after: Past | None = None) -> Past:
-        self._check(impressions)
-        self.encoded += len(impressions)
-        new = {f"{each.ts_ms:020d} {each.item}": each.item for each in impressions}
-        return Past(dict(sorted({**(after.item_at if after else {}), **new}.items())))
-
-    def some_users(self, count: int) -> list[str]:
-        return ["u1", "u2"][:count]
-
-    def some_items(self, count: int) -> list[str]:
-        return ITEMS[:count]
-
-    @property
-    def orders(self) -> list[str]:
-        return ["like"]
-
-    def length_s(self, item: str) -> float | None:
-        return float(item[1:]) if item in ITEMS else None
-
-    @property
-    def cache(self) -> CacheStats:
-        return CacheStats(1, 2, 3, 4)
-
-    def _check(self, impressions: Sequence[Impression]) -> None:
-        for each in impressions:
-            for name, _ in each.actions:
-                if name not in self.card.events:
-                    raise UserError(f"impression of {each.item!r}: no action {name!r}")
-
-    def _ranked(self, request: RankQuery) -> RankedList:
-        past = request.history if isinstance(request.history, Past) else self.encode(request.history)
-        best = sorted(set(request.candidates), key=lambda item: (-chance(request.user, item), item))
-        seen = [(item, None) for item in past.item_at.values()]
-        return RankedList(
-            user=request.user,
-            user_known=True,
-            history_length=len(past),
-            sort_by="like",
-            num_candidates=len(best),
-            unknown_items=0,
-            candidates=[
-                ScoredCandidate(
-                    item, True, {"like": chance(request.user, item), self.version: 1.0}, None, seen, float("nan")
-                )
-                for item in best[: request.k]
-            ],
-            model_version=self.version,
-        )
-
-
-def chance(user: str, item: str) -> float:
-    return zlib.crc32(f"{user} {item}".encode()) / 2**32
-
-
-def order(user: str, candidates: Sequence[str], k: int = 10) -> list[str]:
-    """What the ranker answers."""
-    return sorted(set(candidates), key=lambda item: (-chance(user, item), item))[:k]
-
-
-def make_model(folder: Path, version: str = "one") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "version").write_text(version)
-    return folder
-
-
-def swift_store(folder: Path) -> SqliteStore:
-    """One that does not wait for the disk."""
+def fast_store(folder: Path) -> SqliteStore:
+    """Return a SQLite store that does not wait for the disk."""
     store = SqliteStore(str(folder / "events.db"))
     store._writer.execute("PRAGMA synchronous = OFF")
     return store
 
 
 @dataclass
-class Running:
-    """A server in a thread: ``client`` asks it, ``address`` is for sockets."""
+class RunningService:
+    """Server in a thread, with an HTTP client and its address for raw sockets."""
 
     service: RankingService
     server: Server
@@ -192,13 +64,25 @@ def running(
     model: Path | None = None,
     load: Any = FakeRanker.load,
     **settings: Any,
-) -> Iterator[Running]:
-    """A service of the model ``one``, on a free port; settings are those of ServeConfig, patient by default."""
+) -> Iterator[RunningService]:
+    """Run a service on a free port, by default with the fake model ``one`` and a long timeout.
+
+    Args:
+        folder: Directory of the model and the store.
+        keys: API keys.
+        store: Event store; SQLite by default.
+        model: Model directory; a new one by default.
+        load: Function that loads the ranker.
+        settings: Fields of ServeConfig.
+    """
     model = model or make_model(folder / "model")
-    store = store or swift_store(folder)
-    where = getattr(store, "file", "")  # other processes open it by that
+    store = store or fast_store(folder)
+    location = getattr(store, "file", "")  # worker processes open the store by its path
     service = RankingService(
-        str(model), store, ServeConfig(**{"timeout_ms": PATIENT_S * 1000, "store": where, **settings}), load
+        str(model),
+        store,
+        ServeConfig(**{"default_timeout_ms": TIMEOUT_S * 1000, "event_store": location, **settings}),
+        load,
     )
     server = Server(create_app(service, keys), service.config.graceful_timeout_s)
     listening = bind_socket("127.0.0.1", 0)
@@ -215,25 +99,26 @@ def running(
     headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
     limits = httpx.Limits(max_connections=None)
     with httpx.Client(
-        base_url=f"http://127.0.0.1:{address[1]}", timeout=PATIENT_S, headers=headers, limits=limits
+        base_url=f"http://127.0.0.1:{address[1]}", timeout=TIMEOUT_S, headers=headers, limits=limits
     ) as client:
-        yield Running(service, server, client, address)
+        yield RunningService(service, server, client, address)
     server.should_exit = True
-    thread.join(PATIENT_S)
-    assert not thread.is_alive(), "the server must end"
+    thread.join(TIMEOUT_S)
+    assert not thread.is_alive(), "the server did not exit"
 
 
-def raw(address: tuple[str, int], request: bytes, timeout_s: float = 10) -> tuple[int, bytes]:
-    """Status and answer of a request written by hand; the connection is closed after it."""
+def send_raw(address: tuple[str, int], request: bytes, timeout_s: float = 10) -> tuple[int, bytes]:
+    """Send raw bytes and return the status and the response; the server must close the connection."""
     with socket.create_connection(address, timeout=timeout_s) as connection:
         connection.sendall(request)
-        answer = b""
+        response = b""
         while part := connection.recv(65536):
-            answer += part
-    return int(answer.split(b" ", 2)[1]), answer
+            response += part
+    return int(response.split(b" ", 2)[1]), response
 
 
-def post(body: bytes, *headers: bytes, path: bytes = b"/v1/rank", length: int | None = None) -> bytes:
+def post_request(body: bytes, *headers: bytes, path: bytes = b"/v1/rank", length: int | None = None) -> bytes:
+    """Return the bytes of a POST request."""
     lines = [
         b"POST " + path + b" HTTP/1.1",
         b"Host: localhost",
@@ -246,23 +131,25 @@ def post(body: bytes, *headers: bytes, path: bytes = b"/v1/rank", length: int | 
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-def until(holds: Callable[[], bool], seconds: float = PATIENT_S) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = TIMEOUT_S) -> None:
+    """Wait until the condition holds, and fail after ``seconds``."""
     end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it must come"
+    while not condition():
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.005)
 
 
 @contextmanager
-def process(
-    *arguments: str, begun: Callable[[subprocess.Popen[str]], None] = lambda started: None
+def serve_process(
+    *arguments: str, on_start: Callable[[subprocess.Popen[str]], None] = lambda started: None
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`a2gen serve` in a process, with the ranker above: the process and its address, once it serves.
+    """Run `a2gen serve` with the fake ranker in a process; yield the process and its address once it serves.
 
     Args:
-        begun: called with the process before it serves.
+        arguments: Arguments of the command.
+        on_start: Called with the process before it serves.
     """
-    command = [sys.executable, "-m", "tests.helpers.service", *arguments]
+    command = [sys.executable, "-m", "tests.helpers.fake_ranker", *arguments]
     started = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -272,22 +159,12 @@ def process(
         env={"PYTHONPATH": str(REPOSITORY)},
     )
     try:
-        begun(started)
+        on_start(started)
         assert started.stdout is not None
         line = started.stdout.readline()
-        found = re.search(r"http://\S+", line)
-        assert found, line or started.communicate()
-        yield started, found[0]
+        address = re.search(r"http://\S+", line)
+        assert address, line or started.communicate()
+        yield started, address[0]
     finally:
         started.kill()
         started.communicate()
-
-
-if __name__ == "__main__":
-    from functools import partial
-
-    from a2gen_rec.cli.main import main
-    from a2gen_rec.serving.http import server
-
-    server.RankingService = partial(RankingService, load=FakeRanker.load)  # type: ignore[misc,assignment]
-    main(["serve", *sys.argv[1:]])

@@ -153,16 +153,19 @@ def test_without_any_past_the_moment_is_now(ranker: Ranker, monkeypatch: pytest.
     [
         ({"candidates": []}, "no candidates"),
         ({"k": 0}, "k 0 must be at least 1"),
-        ({"by": "likes"}, "cannot rank by 'likes'"),
-        ({"context": {"tabs": "a"}}, "no such feature 'tabs'; there are tab, speed, network"),
-        ({"context": {"hour_of_day": "3"}}, "no such feature 'hour_of_day'"),
-        ({"context": {"speed": "fast"}}, "'speed' is not a number but 'fast'"),
-        ({"user_features": {"town": "a"}}, "no such feature 'town'; there are city"),
-        ({"user_features": {"user_id": "u1"}}, "no such feature 'user_id'; there are city"),
-        ({"history": [Impression("i1", 5, actions=[("likes", 1.0)])]}, "no action 'likes'; there are like, comment"),
-        ({"history": [Impression("i1", 5, actions=[("like", 1.0), ("like", 2.0)])]}, "has an action twice"),
-        ({"history": [Impression("i1", 5, watch_s=-1.0)]}, "a time is not a number of seconds"),
-        ({"history": [Impression("i1", 5, features={"item_id": "i2"})]}, "no such feature 'item_id'"),
+        ({"sort_by": "likes"}, "unknown sort key 'likes'"),
+        ({"context": {"tabs": "a"}}, "unknown feature 'tabs'; available: tab, speed, network"),
+        ({"context": {"hour_of_day": "3"}}, "unknown feature 'hour_of_day'"),
+        ({"context": {"speed": "fast"}}, "'speed' must be a number, not 'fast'"),
+        ({"user_features": {"town": "a"}}, "unknown feature 'town'; available: city"),
+        ({"user_features": {"user_id": "u1"}}, "unknown feature 'user_id'; available: city"),
+        (
+            {"history": [Impression("i1", 5, actions=[("likes", 1.0)])]},
+            "unknown action 'likes'; choose one of like, comment",
+        ),
+        ({"history": [Impression("i1", 5, actions=[("like", 1.0), ("like", 2.0)])]}, "duplicate action"),
+        ({"history": [Impression("i1", 5, watch_s=-1.0)]}, "times must be at least 0 seconds"),
+        ({"history": [Impression("i1", 5, features={"item_id": "i2"})]}, "unknown feature 'item_id'"),
     ],
 )
 def test_an_unusable_request_ends_with_a_clear_line(ranker: Ranker, change: dict, message: str) -> None:
@@ -182,7 +185,7 @@ def flip(file: Path) -> None:
 
 
 def newer(file: Path) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 3}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 2}))
 
 
 def tampered(file: Path) -> None:
@@ -192,15 +195,15 @@ def tampered(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("tables.safetensors", Path.unlink, "tables.safetensors: is missing"),
-        ("tables.safetensors", truncate, r"tables.safetensors: has \d+ bytes, not \d+; it is truncated"),
-        ("dense.safetensors", flip, "dense.safetensors: is damaged .its SHA-256"),
-        ("vocabulary/tab.parquet", flip, "vocabulary/tab.parquet: is damaged"),
-        ("dataset.yaml", truncate, "dataset.yaml: has"),
-        ("manifest.json", truncate, "manifest.json: not an exported model's manifest"),
-        ("manifest.json", newer, "manifest.json: is of format 3, this version of a2gen_rec reads up to 2"),
-        ("manifest.json", tampered, "manifest.json: is damaged"),
-        ("manifest.json", Path.unlink, "no exported model here"),
+        ("tables.safetensors", Path.unlink, "tables.safetensors: not found"),
+        ("tables.safetensors", truncate, r"tables.safetensors: size is \d+ bytes, expected \d+: truncated"),
+        ("dense.safetensors", flip, "dense.safetensors: corrupted: SHA-256"),
+        ("vocabulary/tab.parquet", flip, "vocabulary/tab.parquet: corrupted"),
+        ("dataset.yaml", truncate, "dataset.yaml: size is"),
+        ("manifest.json", truncate, "manifest.json: invalid manifest"),
+        ("manifest.json", newer, "manifest.json: unsupported format version 2, expected 3"),
+        ("manifest.json", tampered, "manifest.json: corrupted"),
+        ("manifest.json", Path.unlink, "no exported model found"),
     ],
 )
 def test_a_damaged_model_is_refused(

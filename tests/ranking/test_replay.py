@@ -18,7 +18,7 @@ from a2gen_rec.runs.export import export_run
 from a2gen_rec.serving.engine.history_cache import HistoryCache
 from a2gen_rec.training.loaded_run import load_run
 from tests.helpers.logs import Log, hashed_log, simulated_log
-from tests.helpers.service import swift_store
+from tests.helpers.service import fast_store
 
 
 @pytest.fixture(scope="module", params=[simulated_log, hashed_log])
@@ -107,7 +107,7 @@ def test_an_impression_of_which_more_is_known_takes_its_own_place(world: tuple[L
 def test_a_moment_that_is_past_has_the_history_of_then(world: tuple[Log, str], tmp_path: Path) -> None:
     """A user of whom far more has been recorded since; what is kept is kept."""
     log, folder = world
-    ranker, store = Ranker.load(folder), swift_store(tmp_path)
+    ranker, store = Ranker.load(folder), fast_store(tmp_path)
     user, impressions = max(log.impressions.items(), key=lambda each: len(each[1]))
     assert len(impressions) > 2 * ranker.card.max_history
     store.put(user, impressions).result(5)
@@ -126,7 +126,7 @@ def test_a_moment_that_is_past_has_the_history_of_then(world: tuple[Log, str], t
 
 def test_places_in_sessions_are_those_of_all_of_the_log_cold_and_warm(world: tuple[Log, str], tmp_path: Path) -> None:
     """A session that is longer than what is read of it, after another one."""
-    ranker, store = Ranker.load(world[1]), swift_store(tmp_path)
+    ranker, store = Ranker.load(world[1]), fast_store(tmp_path)
     warm, last = HistoryCache(ranker, store, 10**6), ranker.card.max_history
     begins = [10**12 + 1000 * number for number in range(60)]
     begins += [begins[-1] + round(1000 * ranker.card.session_gap_s) + 1000 * number for number in range(1, 160)]

@@ -19,7 +19,8 @@ from a2gen_rec.models.scoring import TargetPredictions, prediction_objectives
 from a2gen_rec.ranking.selection import ENSEMBLE, RankingTask, Scorer, top_candidates
 from a2gen_rec.ranking.types import RankQuery, WhatIf
 from a2gen_rec.ranking.what_if import check_what_if, evaluate_what_if
-from tests.helpers.cards import make_card, make_columns
+from tests.helpers.cards import make_columns
+from tests.helpers.random_card import make_card
 
 CARD = make_card()
 TASKS = ("glance", "effective")
@@ -43,8 +44,8 @@ def world(seed: int) -> tuple[Scorer, TargetPredictions, WindowBatch, list[Ranki
     )
     ensemble = Ensemble(prediction_objectives(CARD, TASKS), d_event=5, d_context=4, dim=6)
     torch.nn.init.normal_(ensemble.query.weight)
-    card: Any = SimpleNamespace(config=SimpleNamespace(events=4))
-    ranker: Any = SimpleNamespace(tasks=TASKS)
+    card: Any = SimpleNamespace(config=SimpleNamespace(max_history_events=4))
+    ranker: Any = SimpleNamespace(objective_tasks=TASKS)
     counts = torch.bincount(batch.target_window, minlength=WINDOWS).tolist()
     orders = []
     for count in counts:
@@ -116,9 +117,9 @@ def test_equals_keep_their_order_by_name() -> None:
 @pytest.mark.parametrize(
     ("nudge", "by", "message"),
     [
-        (WhatIf("i1", "like", [1.0]), "watch", "needs candidates ranked by ensemble, not by watch"),
+        (WhatIf("i1", "like", [1.0]), "watch", "requires sort_by ensemble, not watch"),
         (WhatIf("i9", "like", [1.0]), ENSEMBLE, "'i9' is not a candidate"),
-        (WhatIf("i1", "likes", [1.0]), ENSEMBLE, "no objective 'likes'; there are like, comment"),
+        (WhatIf("i1", "likes", [1.0]), ENSEMBLE, "unknown objective 'likes'; choose one of like, comment"),
     ],
 )
 def test_a_nudge_that_fits_nothing_is_refused(nudge: WhatIf, by: str, message: str) -> None:

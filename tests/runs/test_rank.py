@@ -324,7 +324,7 @@ def test_unknown_items_get_row_zero(world: World) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sort_by": "likes"}, "cannot rank by 'likes'; this run predicts watch, like, comment, follow, click"),
+        ({"sort_by": "likes"}, "unknown sort key 'likes'; choose one of watch, like, comment, follow, click"),
         ({"run": "absent"}, "absent: no checkpoint in this run directory"),
         ({"candidates": "absent"}, "absent: cannot be read"),
         ({"data": "absent"}, "absent/dataset.yaml: no dataset card here"),
@@ -381,7 +381,7 @@ def test_without_watch_times_the_first_action_orders(tmp_path: Path) -> None:
     assert resolve_sort_key(card(actions=["start", "exit"]), "") == "click"
     with pytest.raises(UserError, match="no action, label or watch time"):
         resolve_sort_key(card(actions=["start", "exit"], labels=[]), "")
-    with pytest.raises(UserError, match="cannot rank by 'watch'"):
+    with pytest.raises(UserError, match="unknown sort key 'watch'"):
         resolve_sort_key(card(), "watch")
 
 
@@ -490,7 +490,7 @@ def test_an_ensemble_elsewhere_or_of_another_checkpoint(world: World, fused: Wor
     save_ensemble(str(folder), model, dataclasses.replace(card, step=2))
     with pytest.raises(UserError, match=r"ensemble was trained on step 2 of .*, best checkpoint is step 5"):
         rank_run(str(fused.run), "nobody", ensemble=str(folder))
-    with pytest.raises(UserError, match="cannot rank by ensemble: the run has none"):
+    with pytest.raises(UserError, match="cannot sort by ensemble: the run has none"):
         rank_run(str(world.run), "nobody", sort_by="ensemble")
 
 
@@ -525,4 +525,4 @@ def test_other_orders_than_the_ensemble_s_are_not_explained(
     assert line.endswith("--explain requires --sort-by ensemble, not watch")
     monkeypatch.setattr(run_ranking, "popular_items", lambda *_: pytest.fail("too late"))
     line = refused(capsys, "--run", str(world.run))
-    assert line.endswith("cannot rank by ensemble: the run has none; `a2gen ensemble train` trains one")
+    assert line.endswith("cannot sort by ensemble: the run has none; train one with `a2gen ensemble train`")

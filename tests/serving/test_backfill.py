@@ -109,7 +109,7 @@ def test_many_users_wait_for_the_store_together(
 ) -> None:
     folder, log = hashed
     monkeypatch.setattr(backfilling, "MAX_IN_FLIGHT", 2)
-    monkeypatch.setattr(backfilling, "ROWS", 3)  # batches of rows end in the middle of users
+    monkeypatch.setattr(backfilling, "FETCH_ROWS", 3)  # batches of rows end in the middle of users
     where = str(tmp_path / "events.db")
     done = backfill(
         "generic", str(folder / "raw"), str(folder / "model"), where, max_impressions=4, spec=str(folder / "spec.yaml")
@@ -126,8 +126,8 @@ def test_many_users_wait_for_the_store_together(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda spec: spec["features"].pop(), "the model reads it, the log generic does not have it"),
-        (lambda spec: spec["actions"].update(share={"flag": "hate"}), "action 'share' is none of the model's"),
+        (lambda spec: spec["features"].pop(), "required by the model but missing from the log generic"),
+        (lambda spec: spec["actions"].update(share={"flag": "hate"}), "the model has no action 'share'"),
     ],
 )
 def test_logs_of_another_kind(
@@ -148,7 +148,7 @@ def test_what_keeps_it_from_beginning_is_one_line(
     folder, log = simulated
     raw = str(folder / "raw")
     told = fails(capsys, "simulated", "--raw", raw, "--model", log.run, "--event-store", str(tmp_path / "e.db"))
-    assert told.startswith(f"a2gen: error: {log.run}: no exported model here")
+    assert told.startswith(f"a2gen: error: {log.run}: no exported model found")
     for wrong in (["--max-impressions", "-1"], ["--memory-limit-gb", "0"]):
         assert wrong[0].strip("-") in fails(capsys, "simulated", "--raw", raw, "--model", log.run, *wrong)
     assert list(tmp_path.iterdir()) == []
@@ -170,5 +170,5 @@ def test_a_log_without_a_usable_row(simulated: tuple[Path, Log], tmp_path: Path)
 
 
 def test_not_a_number_is_nothing() -> None:
-    assert [backfilling._known(value) for value in (float("nan"), 0.0, None, "nan")] == [None, 0.0, None, "nan"]
-    assert Impression("v", 1) == Impression("v", 1, backfilling._known(float("nan")))
+    assert [backfilling._none_if_nan(value) for value in (float("nan"), 0.0, None, "nan")] == [None, 0.0, None, "nan"]
+    assert Impression("v", 1) == Impression("v", 1, backfilling._none_if_nan(float("nan")))

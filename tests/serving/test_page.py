@@ -8,8 +8,9 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.helpers import REPOSITORY
-from tests.helpers.browser import PageRanker, Witness, chromium
-from tests.helpers.service import ITEMS, Running, make_model, running
+from tests.helpers.browser import PageMonitor, PageRanker, chromium
+from tests.helpers.fake_ranker import ITEMS, make_model
+from tests.helpers.service import RunningService, running
 
 KEY = "a-key-of-sixteen-characters"
 WATCHED = [4.0, 10.0, 20.0]
@@ -23,12 +24,12 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RunningService]]:
     """Services by their model's version, each started once."""
     contexts: dict[tuple[str, ...], Any] = {}
-    started: dict[tuple[str, ...], Running] = {}
+    started: dict[tuple[str, ...], RunningService] = {}
 
-    def one(version: str = "whole", *keys: str) -> Running:
+    def one(version: str = "whole", *keys: str) -> RunningService:
         if (which := (version, *keys)) not in started:
             folder = tmp_path_factory.mktemp("page")
             model = make_model(folder / "model", version)
@@ -42,17 +43,17 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ru
 
 
 @pytest.fixture
-def opened(browser: Browser, serve: Callable[..., Running]) -> Iterator[Callable[..., tuple[Page, Witness]]]:
+def opened(browser: Browser, serve: Callable[..., RunningService]) -> Iterator[Callable[..., tuple[Page, PageMonitor]]]:
     """Open the page of a service; at the end, nothing went wrong in it."""
-    witnesses: list[Witness] = []
+    witnesses: list[PageMonitor] = []
     contexts = []
 
-    def open_page(version: str = "whole", *keys: str, width: int = 1400, **context: Any) -> tuple[Page, Witness]:
+    def open_page(version: str = "whole", *keys: str, width: int = 1400, **context: Any) -> tuple[Page, PageMonitor]:
         service = serve(version, *keys)
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **context))
         page = contexts[-1].new_page()
         page.set_default_timeout(20_000)
-        witnesses.append(Witness(f"http://127.0.0.1:{service.address[1]}/"))
+        witnesses.append(PageMonitor(f"http://127.0.0.1:{service.address[1]}/"))
         witnesses[-1].watch(page)
         page.goto(witnesses[-1].origin)
         return page, witnesses[-1]
@@ -63,7 +64,7 @@ def opened(browser: Browser, serve: Callable[..., Running]) -> Iterator[Callable
     assert [error for witness in witnesses for error in witness.errors] == []
 
 
-def past(service: Running, user: str) -> None:
+def past(service: RunningService, user: str) -> None:
     """Three impressions of a user: of 4, 10 and 20 seconds, the last after a pause of an hour."""
     for number, watch_s in enumerate(WATCHED):
         actions = [{"name": "like", "at_s": watch_s / 2}, {"name": "comment", "at_s": None}][:number]
@@ -79,7 +80,7 @@ def rank_for(page: Page, user: str) -> None:
     expect(page.locator("#ranking")).not_to_have_attribute("aria-busy", "true")
 
 
-def asked(service: Running, user: str, k: int = 10, **more: Any) -> Any:
+def asked(service: RunningService, user: str, k: int = 10, **more: Any) -> Any:
     """The service's own answer to what the page asks."""
     return service.rank(user, candidates=ITEMS, k=k, explain=True, sequences=8, **more).json()
 
@@ -100,7 +101,7 @@ def box(page: Page, selector: str) -> dict[str, float]:
     return dict(found)
 
 
-def test_the_list_and_its_explanation_are_the_service_s(opened: Callable, serve: Callable[..., Running]) -> None:
+def test_the_list_and_its_explanation_are_the_service_s(opened: Callable, serve: Callable[..., RunningService]) -> None:
     page, _ = opened()
     rank_for(page, "u1")
     expected = asked(serve(), "u1")
@@ -112,14 +113,14 @@ def test_the_list_and_its_explanation_are_the_service_s(opened: Callable, serve:
     shares = {each["objective"].replace("_", " "): each["share"] for each in best[0]["explanation"]}
     assert shown == {name: f"{share:+.3f}".replace("-", "−") for name, share in shares.items()}
     assert len(texts(page, ".sequences li")) == len(best[0]["sequences"]) == 3
-    like, exit_ = best[0]["expected_at_s"]["like"], best[0]["expected_at_s"]["exit"]
+    like, exit_ = best[0]["expected_time_s"]["like"], best[0]["expected_time_s"]["exit"]
     strip, diamond = box(page, ".over.hue0"), box(page, ".over.hue0 b")
     end = box(page, ".over.hue-exit b")
     at = [each["x"] + each["width"] / 2 - strip["x"] for each in (diamond, end)]
     assert at[0] / at[1] == pytest.approx(like / exit_, rel=0.02), "times are places on one axis from 0"
 
 
-def test_the_past_is_drawn_to_scale_newest_first(opened: Callable, serve: Callable[..., Running]) -> None:
+def test_the_past_is_drawn_to_scale_newest_first(opened: Callable, serve: Callable[..., RunningService]) -> None:
     past(serve(), "looked at")
     page, _ = opened()
     rank_for(page, "looked at")
@@ -136,7 +137,9 @@ def test_the_past_is_drawn_to_scale_newest_first(opened: Callable, serve: Callab
     assert label == "v12, watched 20 s of 12 s, like at 10 s, comment at an unknown time"
 
 
-def test_an_impression_is_recorded_and_what_it_changes_is_told(opened: Callable, serve: Callable[..., Running]) -> None:
+def test_an_impression_is_recorded_and_what_it_changes_is_told(
+    opened: Callable, serve: Callable[..., RunningService]
+) -> None:
     past(serve(), "mover")
     page, _ = opened()
     page.get_by_label("Show").fill("30")
@@ -170,7 +173,9 @@ def test_an_impression_is_recorded_and_what_it_changes_is_told(opened: Callable,
     assert texts(page, "#list .move") == [""] * 30
 
 
-def test_a_nudge_moves_the_candidate_as_the_ensemble_says(opened: Callable, serve: Callable[..., Running]) -> None:
+def test_a_nudge_moves_the_candidate_as_the_ensemble_says(
+    opened: Callable, serve: Callable[..., RunningService]
+) -> None:
     page, _ = opened()
     rank_for(page, "u1")
     ranked = [each["item"] for each in asked(serve(), "u1")["candidates"]]
@@ -201,7 +206,9 @@ def test_a_nudge_moves_the_candidate_as_the_ensemble_says(opened: Callable, serv
         assert items(page) == ranked
 
 
-def test_it_ranks_for_a_second_after_the_last_impression(opened: Callable, serve: Callable[..., Running]) -> None:
+def test_it_ranks_for_a_second_after_the_last_impression(
+    opened: Callable, serve: Callable[..., RunningService]
+) -> None:
     past(serve(), "long ago")
     page, _ = opened()
     told: list[Any] = []
@@ -217,7 +224,7 @@ def test_it_ranks_for_a_second_after_the_last_impression(opened: Callable, serve
     assert abs(told[-1]["now_ms"] - time.time() * 1000) < 3_600_000
 
 
-def test_the_keyboard_alone_is_enough(opened: Callable, serve: Callable[..., Running]) -> None:
+def test_the_keyboard_alone_is_enough(opened: Callable, serve: Callable[..., RunningService]) -> None:
     past(serve(), "keys")
     page, _ = opened()
     expect(page.locator("#list > li")).to_have_count(10)
@@ -263,7 +270,7 @@ def test_the_keyboard_alone_is_enough(opened: Callable, serve: Callable[..., Run
     expect(button).to_be_focused()
 
 
-def test_the_past_can_be_reached_by_keyboard_again(opened: Callable, serve: Callable[..., Running]) -> None:
+def test_the_past_can_be_reached_by_keyboard_again(opened: Callable, serve: Callable[..., RunningService]) -> None:
     past(serve(), "twice")
     page, _ = opened()
     rank_for(page, "twice")
@@ -279,7 +286,7 @@ def test_the_past_can_be_reached_by_keyboard_again(opened: Callable, serve: Call
 BAD = ["<img/src=x/onerror=alert(1)>", '"><script>alert(2)</script>', "\u202eevil\u2066", "{{7*7}}${7*7}"]
 
 
-def test_names_are_text_whatever_they_hold(opened: Callable, serve: Callable[..., Running]) -> None:
+def test_names_are_text_whatever_they_hold(opened: Callable, serve: Callable[..., RunningService]) -> None:
     for number, name in enumerate(BAD):
         past_one = {"item": name, "ts_ms": BEGAN + number, "watch_s": 3}
         assert serve().post(BAD[0], past_one).status_code == 200
@@ -313,7 +320,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_alone(opened: Callable) -> None
     page.get_by_role("button", name="Forget the API key").click()
     expect(field).to_be_visible()
     assert page.evaluate("sessionStorage.length") == 0
-    witness.forgive(401)
+    witness.ignore_status(401)
 
 
 def refusing(status: int, code: str, message: str) -> Callable[[Route], None]:
@@ -345,20 +352,20 @@ def test_errors_are_told_in_words_and_can_be_tried_again(
     page.get_by_role("button", name="Try again").click()
     expect(problem).to_be_empty()
     expect(page.locator("#status")).to_contain_text("40 candidates ranked")
-    witness.forgive(status)
+    witness.ignore_status(status)
 
 
 def test_what_cannot_be_recorded_is_kept_in_the_form(opened: Callable) -> None:
     page, witness = opened()
     expect(page.locator("#list > li")).to_have_count(10)
-    page.route("**/v1/events", refusing(507, "store_full", "the store of impressions is full"))
+    page.route("**/v1/events", refusing(507, "store_full", "event store is full"))
     page.get_by_text("Add an impression", exact=True).click()
     page.get_by_label("Item", exact=True).fill("v7")
     page.get_by_role("button", name="Record and rank again").click()
-    expect(page.locator("#event-problem")).to_have_text("Nothing was recorded: the store of impressions is full.")
+    expect(page.locator("#event-problem")).to_have_text("Nothing was recorded: event store is full.")
     assert page.get_by_label("Item", exact=True).input_value() == "v7"
     assert page.locator("#changed").inner_text() == ""
-    witness.forgive(507)
+    witness.ignore_status(507)
 
 
 @pytest.mark.parametrize(
@@ -371,7 +378,7 @@ def test_what_cannot_be_recorded_is_kept_in_the_form(opened: Callable) -> None:
     ],
 )
 def test_models_without_something_are_shown_without_it(
-    opened: Callable, serve: Callable[..., Running], version: str, words: str
+    opened: Callable, serve: Callable[..., RunningService], version: str, words: str
 ) -> None:
     page, _ = opened(version, width=1000)
     page.locator("#list button").first.click()
@@ -386,7 +393,7 @@ AUDIT = (REPOSITORY / "tests" / "helpers" / "audit.js").read_text()
 
 @pytest.mark.parametrize(("width", "scheme"), LAYOUTS)
 def test_the_page_can_be_read_by_everyone(
-    opened: Callable, serve: Callable[..., Running], width: int, scheme: str
+    opened: Callable, serve: Callable[..., RunningService], width: int, scheme: str
 ) -> None:
     long = "x" * 200
     past(serve(), long)

@@ -26,8 +26,8 @@ def ranking_tables(ranking: "RankedList") -> list[Table]:
     names = list(candidates[0].probability) if candidates else []
     main_names = (
         names
-        if len(names) + (ranking.by == "ensemble") <= MAX_SIDE_BY_SIDE
-        else [name for name in names if name == ranking.by]
+        if len(names) + (ranking.sort_by == "ensemble") <= MAX_SIDE_BY_SIDE
+        else [name for name in names if name == ranking.sort_by]
     )
     title = f"user {ranking.user}: best {len(candidates):,} of {ranking.num_candidates:,} candidates"
     tables = [_candidates_table(ranking, main_names, new_table(title, _caption(ranking)), full=True)]
@@ -38,10 +38,10 @@ def ranking_tables(ranking: "RankedList") -> list[Table]:
 
 def _candidates_table(ranking: "RankedList", names: Sequence[str], table: Table, full: bool) -> Table:
     """Fill the table with the outcomes ``names`` and, if ``full``, score, watch time and timeline."""
-    has_score = full and ranking.by == "ensemble"
+    has_score = full and ranking.sort_by == "ensemble"
     has_watch = full and any(candidate.expected_watch_s is not None for candidate in ranking.candidates)
     has_timeline = full and any(candidate.timeline for candidate in ranking.candidates)
-    sort_column = "score" if has_score else ranking.by
+    sort_column = "score" if has_score else ranking.sort_by
     table.add_column("#", justify="right")
     table.add_column("item", overflow="fold")
     for name in [*(["score"] if has_score else []), *names, *(["watch"] if has_watch else [])]:
@@ -60,7 +60,7 @@ def _candidates_table(ranking: "RankedList", names: Sequence[str], table: Table,
 
 def _caption(ranking: "RankedList") -> str:
     keys = {"watch": "expected watch time", "ensemble": "ensemble score"}
-    key = keys.get(ranking.by, f"probability of {ranking.by}") + (", ascending" if ranking.ascending else "")
+    key = keys.get(ranking.sort_by, f"probability of {ranking.sort_by}") + (", ascending" if ranking.ascending else "")
     history = f"history: {ranking.history_length:,} impressions"
     if not ranking.user_known:
         history = "user not in the dataset: no history"

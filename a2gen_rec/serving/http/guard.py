@@ -97,7 +97,7 @@ class RequestGuard:
         try:
             self._check(scope, headers)
             body = await self._read_body(headers, receive)
-            await self.app(scope, _replay(body, receive), tell)
+            await self.app(scope, _replay(body, receive), send_with_headers)
         except ApiError as error:
             self.metrics.errors.labels(error.code).inc()
             await error.response(request_id)(scope, receive, send_with_headers)

@@ -13,7 +13,8 @@ from a2gen_rec.ranking.types import Impression
 from a2gen_rec.serving.engine.history_cache import SESSION_MARGIN, HistoryCache, size_bytes
 from a2gen_rec.serving.stores.base import StoreUnavailable
 from a2gen_rec.serving.stores.sqlite import SqliteStore
-from tests.helpers.service import FakeRanker, swift_store
+from tests.helpers.fake_ranker import FakeRanker
+from tests.helpers.service import fast_store
 
 events = st.lists(st.integers(0, 99), min_size=1, max_size=50)
 steps = st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.just("forget") | events), max_size=12)
@@ -21,14 +22,14 @@ steps = st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.just("forget")
 
 @pytest.fixture
 def store(tmp_path: Path) -> Any:
-    store = swift_store(tmp_path)
+    store = fast_store(tmp_path)
     yield store
     store.close()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps, st.sampled_from([0, 4000, 10**6]))
-def test_a_history_is_what_is_recorded_whatever_is_kept(store: SqliteStore, given: Any, max_bytes: int) -> None:
+def test_a_history_is_what_is_recorded_whatever_is_entries(store: SqliteStore, given: Any, max_bytes: int) -> None:
     """Appends (of moments), questions (None) and deletions in any order; kept, dropped at once, or some of both."""
     world = uuid.uuid4().hex  # users of this example
     ranker: Any = FakeRanker("one")
@@ -53,7 +54,7 @@ def test_a_history_is_what_is_recorded_whatever_is_kept(store: SqliteStore, give
 def test_only_what_is_new_is_encoded(store: SqliteStore) -> None:
     ranker: Any = FakeRanker("one")
     histories = HistoryCache(ranker, store, 10**6)
-    bound = ranker.card.history + SESSION_MARGIN
+    bound = ranker.card.max_history + SESSION_MARGIN
     store.put("u", [Impression("v", each) for each in range(200)]).result(5)
     assert len(histories.get("u")) == bound == ranker.encoded
     assert histories.get("u") is histories.get("u")
@@ -68,11 +69,11 @@ def test_a_user_who_is_forgotten_leaves_memory_at_once(store: SqliteStore) -> No
     histories: Any = HistoryCache(FakeRanker("one"), store, 10**6)  # type: ignore[arg-type]
     for user in ("u", "w"):
         store.put(user, [Impression("v", 1)]).result(5)
-        histories.of(user)
+        histories.get(user)
     store.delete_user("u").result(5)
-    histories.forget("u")
-    assert (list(histories._kept), histories.bytes) == (["w"], histories._kept["w"].bytes)
-    assert len(histories.of("u")) == 0
+    histories.evict("u")
+    assert (list(histories._entries), histories.bytes) == (["w"], histories._entries["w"].bytes)
+    assert len(histories.get("u")) == 0
 
 
 def test_what_the_model_cannot_read_is_left_out(store: SqliteStore) -> None:
@@ -80,17 +81,17 @@ def test_what_the_model_cannot_read_is_left_out(store: SqliteStore) -> None:
     other = Impression("v2", 2, actions=[("of another log", None)])
     store.put("u", [Impression("v1", 1), other, Impression("v3", 3)]).result(5)
     with patch.object(histories.ranker, "encode", wraps=histories.ranker.encode) as encode:
-        assert list(histories.of("u").item_at.values()) == ["v1", "v3"]
+        assert list(histories.get("u").item_at.values()) == ["v1", "v3"]
     assert encode.call_count == 2, "a query each: not one for every impression"
 
 
 def test_a_store_that_cannot_be_read_is_told(store: SqliteStore) -> None:
     histories: Any = HistoryCache(FakeRanker("one"), store, 10**6)  # type: ignore[arg-type]
     store.put("u", [Impression("v1", 1)]).result(5)
-    histories.of("u")
+    histories.get("u")
     store._writer.execute("DROP TABLE users")
     with pytest.raises(StoreUnavailable):
-        histories.of("u")
+        histories.get("u")
 
 
 def test_the_memory_of_a_history_grows_with_it() -> None:

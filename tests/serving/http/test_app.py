@@ -17,19 +17,20 @@ from hypothesis import strategies as st
 from a2gen_rec.serving.http import schema
 from a2gen_rec.serving.http.app import _RankFastPath, create_app
 from a2gen_rec.serving.http.guard import RequestGuard
-from tests.helpers.service import ITEMS, Running, order, running
+from tests.helpers.fake_ranker import ITEMS, expected_order
+from tests.helpers.service import RunningService, running
 
 KEYS = ["first-key-of-the-service", "second-key-of-the-service"]
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with running(tmp_path_factory.mktemp("app")) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with running(tmp_path_factory.mktemp("locked"), KEYS) as service:
         yield service
 
@@ -39,7 +40,7 @@ def seen(answer: Any) -> list[str]:
     return [step["action"] for step in answer.json()["candidates"][0]["timeline"]]
 
 
-def test_candidates_come_best_first(one: Running) -> None:
+def test_candidates_come_best_first(one: RunningService) -> None:
     @settings(max_examples=25, deadline=None)
     @given(
         st.text('ab/%"ü\0 ', min_size=1, max_size=9), st.lists(st.sampled_from(ITEMS), min_size=1), st.integers(1, 50)
@@ -48,20 +49,20 @@ def test_candidates_come_best_first(one: Running) -> None:
         answer = one.rank(user, candidates=candidates, k=k)
         assert answer.status_code == 200, answer.text
         body = answer.json()
-        assert [each["item"] for each in body["candidates"]] == order(user, candidates, k)
-        assert (body["user"], body["ranked"], body["model_version"]) == (user, len(set(candidates)), "one")
+        assert [each["item"] for each in body["candidates"]] == expected_order(user, candidates, k)
+        assert (body["user"], body["num_candidates"], body["model_version"]) == (user, len(set(candidates)), "one")
         schema.RankResponse.model_validate(body)
 
     ranks()
 
 
-def test_what_has_no_number_is_null(one: Running) -> None:
+def test_what_has_no_number_is_null(one: RunningService) -> None:
     (best,) = one.rank(k=1).json()["candidates"]
     assert best["timeline_probability"] is None
     assert best["score"] is None
 
 
-def test_an_event_counts_in_the_next_ranking(one: Running) -> None:
+def test_an_event_counts_in_the_next_ranking(one: RunningService) -> None:
     user = "reader/of own%20writes ü"
     for number in range(5):
         posted = one.post(user, {"item": f"v{number}", "ts_ms": 1000 * number})
@@ -81,7 +82,7 @@ def test_an_event_counts_in_the_next_ranking(one: Running) -> None:
     told = one.client.get("/v1/users/reader%2Fof%20own%2520writes%20%C3%BC/history", params={"last": 5}).json()
     assert [each["item"] for each in told["impressions"]] == ["late", "v1", "v2", "v3", "v4"], "the last five"
     assert told["user"] == user
-    assert told["lengths_s"] == {"v1": 1.0, "v2": 2.0, "v3": 3.0, "v4": 4.0}, "of the videos that the model knows"
+    assert told["durations_s"] == {"v1": 1.0, "v2": 2.0, "v3": 3.0, "v4": 4.0}, "of the videos that the model knows"
     assert user in one.client.get("/v1/users", params={"count": 100}).json()["users"]
     assert told["impressions"][0] == {**late, "watch_s": 3.0}
     again = one.rank(user, history=told["impressions"])
@@ -89,10 +90,10 @@ def test_an_event_counts_in_the_next_ranking(one: Running) -> None:
     assert one.rank(user, history=[]).json()["fallbacks"] == ["empty_history"]
 
 
-def test_without_a_moment_it_is_now(one: Running) -> None:
+def test_without_a_moment_it_is_now(one: RunningService) -> None:
     def moment(user: str, **body: Any) -> int | None:
         assert one.rank(user, **body).status_code == 200
-        found: int | None = one.ranker.moments[-1]
+        found: int | None = one.ranker.query_times[-1]
         return found
 
     for user in ("last seen long ago", "never seen"):
@@ -107,14 +108,14 @@ def test_without_a_moment_it_is_now(one: Running) -> None:
     assert moment("of another clock") == ahead, "it counts in the next ranking"
 
 
-def test_a_user_who_is_forgotten_has_no_past(one: Running) -> None:
+def test_a_user_who_is_forgotten_has_no_past(one: RunningService) -> None:
     user = "to be/forgotten"
     path = "/v1/users/to%20be%2Fforgotten/history"
     for number in range(3):
         one.post(user, {"item": f"v{number}", "ts_ms": number})
     assert seen(one.rank(user)) == ["v0", "v1", "v2"]
     answer = one.client.delete(path)
-    assert (answer.status_code, answer.json()) == (200, {"forgotten": 3})
+    assert (answer.status_code, answer.json()) == (200, {"num_deleted": 3})
     assert user not in one.service._model.backend.history_cache._entries
     assert one.client.get(path).json()["impressions"] == []
     assert user not in one.client.get("/v1/users", params={"count": 100}).json()["users"]
@@ -122,22 +123,22 @@ def test_a_user_who_is_forgotten_has_no_past(one: Running) -> None:
     for number in range(5, 8):
         one.post(user, {"item": f"v{number}", "ts_ms": number})
     assert seen(one.rank(user)) == ["v5", "v6", "v7"]
-    assert one.client.delete(path).json() == {"forgotten": 3}
-    assert one.client.delete(path).json() == {"forgotten": 0}
+    assert one.client.delete(path).json() == {"num_deleted": 3}
+    assert one.client.delete(path).json() == {"num_deleted": 0}
 
 
-def test_a_category_that_is_a_number_is_recorded_as_the_number_it_is(one: Running) -> None:
+def test_a_category_that_is_a_number_is_recorded_as_the_number_it_is(one: RunningService) -> None:
     features = {"tab": 1, "speed": 1.0, "place": -(10**15), "city": "1"}
     one.post("counts", {"item": "v1", "ts_ms": 1, "features": features})
     (impression,) = one.client.get("/v1/users/counts/history").json()["impressions"]
     assert repr(impression["features"]) == repr(features)
 
 
-def test_impressions_of_one_request_are_recorded_all_or_none(one: Running) -> None:
+def test_impressions_of_one_request_are_recorded_all_or_none(one: RunningService) -> None:
     wrong = {"item": "v2", "ts_ms": 2, "actions": [{"name": "fly"}]}
     answer = one.post("half", {"item": "v1", "ts_ms": 1}, wrong)
     assert answer.status_code == 422
-    assert "no action 'fly'" in answer.json()["error"]["message"]
+    assert "unknown action 'fly'" in answer.json()["error"]["message"]
     assert one.client.get("/v1/users/half/history").json()["impressions"] == []
 
 
@@ -161,22 +162,22 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/rank", {"context": {f"x{number}": 1 for number in range(65)}}, "at most 64 fields"),
     ("/v1/rank", {"context": {"tab": True}}, "body.context.tab"),
     ("/v1/rank", {"context": {"tab": 10**400}}, "body.context.tab"),
-    ("/v1/rank", {"user_features": {"group": "a"}}, "no user feature 'group'"),
+    ("/v1/rank", {"user_features": {"group": "a"}}, "unknown user feature 'group'"),
     ("/v1/rank", {"history": [IMPRESSION] * 1001}, "body.history"),
-    ("/v1/rank", {"history": [IMPRESSION | {"actions": [{"name": "fly"}]}]}, "no action 'fly'"),
+    ("/v1/rank", {"history": [IMPRESSION | {"actions": [{"name": "fly"}]}]}, "unknown action 'fly'"),
     ("/v1/rank", {"now_ms": 2**63}, "body.now_ms"),
     ("/v1/events", {"impressions": []}, "body.impressions"),
     ("/v1/events", {"impressions": [IMPRESSION | {"ts_ms": -1}]}, "body.impressions.0.ts_ms"),
     ("/v1/events", {"impressions": [IMPRESSION | {"watch_s": -1}]}, "body.impressions.0.watch_s"),
     ("/v1/events", {"impressions": [IMPRESSION | {"watch_s": 1e300}]}, "body.impressions.0.watch_s"),
-    ("/v1/events", {"impressions": [IMPRESSION | {"ts_ms": LATEST}]}, "more than a day from now"),
+    ("/v1/events", {"impressions": [IMPRESSION | {"ts_ms": LATEST}]}, "more than one day in the future"),
     ("/v1/events", {"impressions": IMPRESSION}, "body.impressions: Input should be a valid list"),
 ]
 
 
 @pytest.mark.parametrize(("path", "fields", "why"), REFUSED)
 def test_what_cannot_be_is_refused_by_name_of_the_field(
-    one: Running, path: str, fields: dict[str, Any], why: str
+    one: RunningService, path: str, fields: dict[str, Any], why: str
 ) -> None:
     body = {"user": "u"} | ({"candidates": ["v"]} if path == "/v1/rank" else {"impressions": [IMPRESSION]}) | fields
     answer = one.client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
@@ -188,13 +189,13 @@ def test_what_cannot_be_is_refused_by_name_of_the_field(
     assert error.request_id == answer.headers["x-request-id"]
 
 
-def test_one_request_that_fails_fails_alone(one: Running) -> None:
+def test_one_request_that_fails_fails_alone(one: RunningService) -> None:
     answer = one.rank(candidates=["bad"])
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
     assert one.rank().status_code == 200
 
 
-def test_no_line_of_the_log_names_a_user_or_an_item(one: Running, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_line_of_the_log_names_a_user_or_an_item(one: RunningService, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     user, item = "secret-user", "secret-item"
     statuses = [
@@ -220,7 +221,7 @@ def test_no_line_of_the_log_names_a_user_or_an_item(one: Running, caplog: pytest
     assert not [line for line in ours if "secret" in line]
 
 
-def test_requests_keep_their_identifier_if_it_is_a_sane_one(one: Running) -> None:
+def test_requests_keep_their_identifier_if_it_is_a_sane_one(one: RunningService) -> None:
     def told(given: str) -> str:
         return one.client.get("/healthz", headers={"X-Request-Id": given}).headers["x-request-id"]
 
@@ -229,7 +230,7 @@ def test_requests_keep_their_identifier_if_it_is_a_sane_one(one: Running) -> Non
     assert told("two words") != "two words"
 
 
-def test_every_answer_is_guarded_in_the_browser(one: Running) -> None:
+def test_every_answer_is_guarded_in_the_browser(one: RunningService) -> None:
     answers = [one.rank(), one.rank(k=0), one.client.get("/nothing"), one.rank(candidates=["bad"])]
     for answer in answers:
         assert answer.headers["content-security-policy"].startswith("default-src 'self';")
@@ -238,7 +239,7 @@ def test_every_answer_is_guarded_in_the_browser(one: Running) -> None:
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_without_keys_no_page_of_another_site_gets_through(one: Running) -> None:
+def test_without_keys_no_page_of_another_site_gets_through(one: RunningService) -> None:
     def status(**headers: str) -> int:
         return one.client.post("/v1/model/reload", headers=headers).status_code
 
@@ -257,7 +258,7 @@ def test_without_keys_no_page_of_another_site_gets_through(one: Running) -> None
     assert form.status_code == 415
 
 
-def test_with_keys_only_who_has_one_gets_through(locked: Running) -> None:
+def test_with_keys_only_who_has_one_gets_through(locked: RunningService) -> None:
     def status(path: str, **headers: str | bytes) -> int:
         return locked.client.get(path, headers={"Authorization": "", **headers}).status_code
 
@@ -278,7 +279,7 @@ def test_with_keys_only_who_has_one_gets_through(locked: Running) -> None:
     assert locked.rank().status_code == 200
 
 
-def test_the_model_is_told(one: Running) -> None:
+def test_the_model_is_told(one: RunningService) -> None:
     told = schema.ModelResponse.model_validate(one.client.get("/v1/model").json())
     assert (told.version, told.dataset, told.actions[0], told.actions[-1]) == ("one", "random", "start", "exit")
     assert {feature.level for feature in told.features} <= {"user", "item", "context"}
@@ -287,7 +288,7 @@ def test_the_model_is_told(one: Running) -> None:
     assert told.limits["candidates"] == 2000
 
 
-def test_figures_for_prometheus(one: Running) -> None:
+def test_figures_for_prometheus(one: RunningService) -> None:
     def figures() -> dict[str, float]:
         lines = one.client.get("/metrics").text.splitlines()
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
@@ -302,19 +303,19 @@ def test_figures_for_prometheus(one: Running) -> None:
         return after[name] - before.get(name, 0)
 
     assert rise('a2gen_request_seconds_count{route="/v1/rank",status="200"}') == 1
-    assert rise('a2gen_refused_total{code="invalid_request"}') == 1
+    assert rise('a2gen_errors_total{code="invalid_request"}') == 1
     assert rise("a2gen_impressions_total") == 2
-    assert rise('a2gen_fallbacks_total{kind="empty_history"}') == 1
+    assert rise('a2gen_degraded_rankings_total{kind="empty_history"}') == 1
     assert rise("a2gen_batch_candidates_sum") == 5
-    assert rise("a2gen_batch_wait_seconds_count") == 1
+    assert rise("a2gen_queue_seconds_count") == 1
     assert after["a2gen_queue_candidates"] == 0
     assert after['a2gen_model{version="one"}'] == 1
     assert not [name for name in after if "figures" in name]
 
 
-def test_the_examples_of_the_api_s_description_are_good_requests(one: Running, locked: Running) -> None:
+def test_the_examples_of_the_api_s_description_are_good_requests(one: RunningService, locked: RunningService) -> None:
     described = one.client.get("/openapi.json").json()
-    for path, name in (("/v1/rank", "RankBody"), ("/v1/events", "EventsBody")):
+    for path, name in (("/v1/rank", "RankRequest"), ("/v1/events", "EventsRequest")):
         (example,) = described["components"]["schemas"][name]["examples"]
         assert one.client.post(path, json=example).status_code == 200
     assert "security" not in described["paths"]["/v1/rank"]["post"]
@@ -341,14 +342,14 @@ def test_a_page_of_the_package_is_served(tmp_path: Path, monkeypatch: pytest.Mon
         b"null",
         b"[]",
         b'{"user": "u1"}',
-        b'{"user": "u1", "candidates": [], "k": 0, "no such": 1, "by": 3}',
+        b'{"user": "u1", "candidates": [], "k": 0, "no such": 1, "sort_by": 3}',
         b'{"user": "u1", "candidates": ["v1"], "context": {"no such": 1}}',
         b'{"user": NaN}',
         b'{"user": "\xff"}',
         b'{"user": "u1", "candidates": ["bad"]}',
     ],
 )
-def test_rankings_are_answered_as_the_described_route_would(one: Running, body: bytes) -> None:
+def test_rankings_are_answered_as_the_described_route_would(one: RunningService, body: bytes) -> None:
     direct = create_app(one.service)
     assert isinstance(direct.app, _RankFastPath)
     routed = copy.copy(direct)

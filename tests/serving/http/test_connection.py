@@ -10,27 +10,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.service import PATIENT_S, Running, post, raw, running
+from tests.helpers.service import TIMEOUT_S, RunningService, post_request, running, send_raw
 
 HISTORY = b"GET /v1/users/long/history?last=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
-CHUNKED = post(b"", b"Transfer-Encoding: chunked")
+CHUNKED = post_request(b"", b"Transfer-Encoding: chunked")
 MUCH = 32 * 2**20
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with running(tmp_path_factory.mktemp("connection")) as service:
         yield service
 
 
-def until(service: Running, status: int) -> None:
-    end = time.monotonic() + PATIENT_S
+def wait_until(service: RunningService, status: int) -> None:
+    end = time.monotonic() + TIMEOUT_S
     while (found := service.client.get("/v1/model").status_code) != status:
         assert time.monotonic() < end, f"still {found}"
         time.sleep(0.02)
 
 
-def idle(service: Running) -> socket.socket:
+def idle(service: RunningService) -> socket.socket:
     """A client for which the kernel keeps little."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
@@ -47,35 +47,35 @@ def leave(connection: socket.socket) -> None:
 
 def test_clients_that_never_read_are_sent_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("a2gen_rec.serving.http.connection.WRITE_STALL_TIMEOUT_S", 0.5)
-    with running(tmp_path, max_requests=3) as service, ExitStack() as connections:
+    with running(tmp_path, max_concurrent_requests=3) as service, ExitStack() as connections:
         service.post("long", *({"item": "v" * 256, "ts_ms": each} for each in range(1000)))
         for _ in range(3):
             connections.enter_context(idle(service)).sendall(HISTORY * 60)
-        until(service, 503)
+        wait_until(service, 503)
         end = time.monotonic() + 10
         while len(service.server.server_state.connections) > 1:  # the other is the client's
             assert time.monotonic() < end, "they stay"
             time.sleep(0.02)
-        until(service, 200)
+        wait_until(service, 200)
 
 
 def test_a_client_that_reads_late_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("a2gen_rec.serving.http.connection.WRITE_STALL_TIMEOUT_S", PATIENT_S)
-    with running(tmp_path, max_requests=1) as service:
+    monkeypatch.setattr("a2gen_rec.serving.http.connection.WRITE_STALL_TIMEOUT_S", TIMEOUT_S)
+    with running(tmp_path, max_concurrent_requests=1) as service:
         service.post("long", *({"item": "v" * 256, "ts_ms": each} for each in range(1000)))
         with idle(service) as late:
             late.sendall(HISTORY * 59 + HISTORY.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-            until(service, 503)
+            wait_until(service, 503)
             answer = b"".join(iter(lambda: late.recv(2**20), b""))
         assert answer.count(b"HTTP/1.1 200 OK") == 60
         assert answer.count(b'"ts_ms"') == 60_000
 
 
 def test_a_client_that_leaves_before_its_later_requests_is_no_error(
-    one: Running, caplog: pytest.LogCaptureFixture
+    one: RunningService, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    slow = post(b'{"user": "gone", "candidates": ["slow"]}').replace(b"Connection: close\r\n", b"")
+    slow = post_request(b'{"user": "gone", "candidates": ["slow"]}').replace(b"Connection: close\r\n", b"")
     connection = socket.create_connection(one.address, timeout=10)
     connection.sendall(slow + HISTORY * 3)
     while ["gone"] not in one.ranker.batches:
@@ -99,7 +99,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_what_does_not_end_is_not_read_for_ever(one: Running, name: str) -> None:
+def test_what_does_not_end_is_not_read_for_ever(one: RunningService, name: str) -> None:
     begin, more = ENDLESS[name]
     with socket.create_connection(one.address, timeout=10) as connection, suppress(ConnectionError):
         connection.sendall(begin)
@@ -110,7 +110,7 @@ def test_what_does_not_end_is_not_read_for_ever(one: Running, name: str) -> None
     assert one.rank().status_code == 200
 
 
-def test_headers_have_room(one: Running) -> None:
+def test_headers_have_room(one: RunningService) -> None:
     lines = b"".join(b"X-%d: %s\r\n" % (each, b"x" * 1000) for each in range(60))
     probe = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + lines
     for at in (1, len(probe) // 2, len(probe)):
@@ -121,9 +121,9 @@ def test_headers_have_room(one: Running) -> None:
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-def test_what_comes_after_a_body_is_no_header(one: Running) -> None:
+def test_what_comes_after_a_body_is_no_header(one: RunningService) -> None:
     body = b'{"user": "u", "candidates": ["v1"]}'
     chunks = b"%x\r\n%s\r\n0\r\nHost: attacker.example\r\nX-Request-Id: later\r\n\r\n" % (len(body), body)
-    status, answer = raw(one.address, CHUNKED + chunks)
+    status, answer = send_raw(one.address, CHUNKED + chunks)
     assert status == 200
     assert b"later" not in answer

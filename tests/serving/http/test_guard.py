@@ -13,13 +13,13 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode, checks
 
-from tests.helpers.service import Running, post, raw, running
+from tests.helpers.service import RunningService, post_request, running, send_raw
 
 KIB = 1024
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with running(tmp_path_factory.mktemp("guard"), max_body_kb=64) as service:
         yield service
 
@@ -53,42 +53,42 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_what_is_no_request_is_told_so(one: Running, name: str) -> None:
+def test_what_is_no_request_is_told_so(one: RunningService, name: str) -> None:
     body, expected = BODIES[name]
-    status, answer = raw(one.address, post(body))
+    status, answer = send_raw(one.address, post_request(body))
     assert status == expected
     error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
     assert set(error) == {"code", "message", "request_id"}
     assert len(error["message"]) < 500
 
 
-def test_bodies_in_chunks_are_bounded_too(one: Running) -> None:
+def test_bodies_in_chunks_are_bounded_too(one: RunningService) -> None:
     def chunked(body: bytes, size: int) -> bytes:
         parts = [body[begin : begin + size] for begin in range(0, len(body), size)]
         content = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
-        return post(content, b"Transfer-Encoding: chunked")
+        return post_request(content, b"Transfer-Encoding: chunked")
 
-    assert raw(one.address, chunked(GOOD, 7))[0] == 200
+    assert send_raw(one.address, chunked(GOOD, 7))[0] == 200
     padded = GOOD + b" " * (64 * KIB - len(GOOD))
-    assert raw(one.address, chunked(padded, 1000))[0] == 200, "exactly as much as may be"
-    assert raw(one.address, chunked(padded + b" ", 1000))[0] == 413
-    assert raw(one.address, post(padded + b" "))[0] == 413
-    status, answer = raw(one.address, post(b"{", length=10**9))
+    assert send_raw(one.address, chunked(padded, 1000))[0] == 200, "exactly as much as may be"
+    assert send_raw(one.address, chunked(padded + b" ", 1000))[0] == 413
+    assert send_raw(one.address, post_request(padded + b" "))[0] == 413
+    status, answer = send_raw(one.address, post_request(b"{", length=10**9))
     assert status == 413, "before it is sent"
     assert b"connection: close" in answer.lower()
     with socket.create_connection(one.address, timeout=10) as endless, suppress(ConnectionError):
-        endless.sendall(post(b"", b"Transfer-Encoding: chunked"))
+        endless.sendall(post_request(b"", b"Transfer-Encoding: chunked"))
         for _ in range(10**6):
             endless.sendall(b"1000\r\n" + b" " * 4096 + b"\r\n")
         pytest.fail("it was read for ever")
 
 
-def test_what_is_no_http_is_refused(one: Running) -> None:
-    assert raw(one.address, b"\x16\x03\x01\x02\x00 hello\r\n\r\n")[0] == 400
-    assert raw(one.address, post(GOOD, b"Transfer-Encoding: chunked", b"Content-Length: 5"))[0] == 400
-    assert raw(one.address, b"GET /%ff%fe/%00 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[0] == 404
+def test_what_is_no_http_is_refused(one: RunningService) -> None:
+    assert send_raw(one.address, b"\x16\x03\x01\x02\x00 hello\r\n\r\n")[0] == 400
+    assert send_raw(one.address, post_request(GOOD, b"Transfer-Encoding: chunked", b"Content-Length: 5"))[0] == 400
+    assert send_raw(one.address, b"GET /%ff%fe/%00 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[0] == 404
     assert (
-        raw(one.address, b"GET /v1/users/%ff/history HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[0]
+        send_raw(one.address, b"GET /v1/users/%ff/history HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[0]
         == 200
     )
     assert one.rank().status_code == 200
@@ -101,7 +101,7 @@ def test_a_slow_sender_delays_no_one_and_is_sent_away(tmp_path: Path) -> None:
 
         def drip() -> None:
             for connection in dripping:
-                connection.sendall(post(b"", length=1000))
+                connection.sendall(post_request(b"", length=1000))
             while not end.wait(0.05):
                 for connection in dripping:
                     try:
@@ -139,7 +139,7 @@ def test_headers_that_do_not_come_end_the_connection(tmp_path: Path, monkeypatch
                 assert answer.count(b"HTTP/1.1 200") == begun.count(b"\r\n\r\n")
 
 
-def test_requests_drawn_from_the_description_get_answers_that_it_has(one: Running) -> None:
+def test_requests_drawn_from_the_description_get_answers_that_it_has(one: RunningService) -> None:
     """Good ones and spoilt ones, of every route: none is an error of the server."""
     described = schemathesis.openapi.from_url(f"{one.client.base_url}/openapi.json")
     asked = [each.ok() for each in described.get_all_operations()]

@@ -22,8 +22,9 @@ from a2gen_rec.config import ServeConfig
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.serving.engine.history_cache import SESSION_MARGIN
 from a2gen_rec.serving.http.server import bind_socket, read_keys, serve
-from tests.helpers.cards import make_card
-from tests.helpers.service import PATIENT_S, FakeRanker, make_model, process
+from tests.helpers.fake_ranker import make_model
+from tests.helpers.random_card import make_card
+from tests.helpers.service import TIMEOUT_S, serve_process
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +44,11 @@ def test_every_acknowledged_event_survives_a_kill(tmp_path: Path) -> None:
     """Eight clients post as fast as they can; the process is killed in the middle; it is started again."""
     arguments = ["--model", str(make_model(tmp_path / "model")), "--event-store", str(tmp_path / "e.db"), "--port", "0"]
     acknowledged: list[tuple[str, int]] = []
-    with process(*arguments) as (server, address), ThreadPoolExecutor(8) as threads:
+    with serve_process(*arguments) as (server, address), ThreadPoolExecutor(8) as threads:
         killed = threading.Event()
 
-        def post(user: str) -> None:
-            with httpx.Client(base_url=address, timeout=PATIENT_S) as client:
+        def post_events(user: str) -> None:
+            with httpx.Client(base_url=address, timeout=TIMEOUT_S) as client:
                 for number in range(10**6):
                     body = {"user": user, "impressions": [{"item": f"v{number}", "ts_ms": number}]}
                     try:
@@ -58,21 +59,21 @@ def test_every_acknowledged_event_survives_a_kill(tmp_path: Path) -> None:
                     assert answer.status_code == 200
                     acknowledged.append((user, number))
 
-        posting = [threads.submit(post, f"u{number}") for number in range(8)]
+        posting = [threads.submit(post_events, f"u{number}") for number in range(8)]
         while len(acknowledged) < 100:
             time.sleep(0.01)
         killed.set()
         server.kill()
         for each in posting:
-            each.result(PATIENT_S)
+            each.result(TIMEOUT_S)
     assert len({user for user, _ in acknowledged}) == 8
-    with process(*arguments) as (_, address), httpx.Client(base_url=address, timeout=PATIENT_S) as client:
+    with serve_process(*arguments) as (_, address), httpx.Client(base_url=address, timeout=TIMEOUT_S) as client:
         for user in {user for user, _ in acknowledged}:
             told = client.get(f"/v1/users/{user}/history", params={"last": 1000}).json()["impressions"]
             recorded = {each["ts_ms"] for each in told}
             assert {number for name, number in acknowledged if name == user} <= recorded
             ranked = client.post("/v1/rank", json={"user": user, "candidates": ["v1"]}).json()
-            assert ranked["history"] == min(len(recorded), make_card().max_history + SESSION_MARGIN)
+            assert ranked["history_length"] == min(len(recorded), make_card().max_history + SESSION_MARGIN)
 
 
 def test_the_signals_of_a_service(tmp_path: Path) -> None:
@@ -89,8 +90,8 @@ def test_the_signals_of_a_service(tmp_path: Path) -> None:
         "--api-key-file",
         str(keys),
     ]
-    with process(*arguments, "--host", "0.0.0.0", "--pre-stop-delay-s", "0.5") as (server, address):
-        client = httpx.Client(base_url=address, headers={"X-Api-Key": "sixteen-letters-or-more"}, timeout=PATIENT_S)
+    with serve_process(*arguments, "--host", "0.0.0.0", "--pre-stop-delay-s", "0.5") as (server, address):
+        client = httpx.Client(base_url=address, headers={"X-Api-Key": "sixteen-letters-or-more"}, timeout=TIMEOUT_S)
 
         def version() -> str:
             return str(client.get("/v1/model").json()["version"])
@@ -107,19 +108,19 @@ def test_the_signals_of_a_service(tmp_path: Path) -> None:
         (model / "version").unlink()
         keys.write_text("secret")
         server.send_signal(signal.SIGHUP)
-        slow = {"user": "u", "candidates": ["slow"], "timeout_ms": 1000 * PATIENT_S}
+        slow = {"user": "u", "candidates": ["slow"], "timeout_ms": 1000 * TIMEOUT_S}
         assert client.post("/v1/rank", json=slow).json()["model_version"] == "two"
         server.send_signal(signal.SIGTERM)
         while client.get("/readyz").status_code == 200:
             time.sleep(0.02)
         assert client.post("/v1/rank", json=slow).status_code == 200, "for a while, requests are taken still"
         client.close()
-        assert server.wait(PATIENT_S) == 0
+        assert server.wait(TIMEOUT_S) == 0
         assert server.stderr is not None
         log = server.stderr.read()
-        assert "model two in service, in place of one" in log
-        assert re.search(r"ERROR model rejected, two stays in service: \S+/model: no exported model here", log)
-        assert re.search(r"ERROR API keys stay as they were: \S+/keys: an API key must have at least 16", log)
+        assert "model two loaded, replacing one" in log
+        assert re.search(r"ERROR model reload failed, keeping two: \S+/model: no exported model found", log)
+        assert re.search(r"ERROR keeping previous API keys: \S+/keys: API keys must have at least 16", log)
         assert not [key for key in ("secret", "another-key", "sixteen-letters-or-more") if key in log]
         assert re.search(r"INFO POST /v1/rank 200 \d+\.\d ms [0-9a-f]{32}", log)
         assert "Traceback" not in log
@@ -142,7 +143,7 @@ def test_a_signal_while_the_model_is_loaded_does_no_harm(tmp_path: Path) -> None
         os.close(pipe)
 
     arguments = ["--model", str(model), "--event-store", str(tmp_path / "e.db"), "--port", "0"]
-    with process(*arguments, begun=hang_up) as (_, address):
+    with serve_process(*arguments, on_start=hang_up) as (_, address):
         assert httpx.get(f"{address}/v1/model").json()["version"] == "one"
 
 
@@ -160,18 +161,18 @@ def test_what_keeps_a_service_from_starting_is_one_line(tmp_path: Path, capsys: 
         port = str(taken.getsockname()[1])
         assert fails("--model", model, "--port", port) == (
             1,
-            f"a2gen: error: cannot listen at 127.0.0.1 port {port} (Address already in use)\n",
+            f"a2gen: error: cannot listen on 127.0.0.1 port {port} (Address already in use)\n",
         )
     code, error = fails("--model", model, "--host", "0.0.0.0", "--port", "0")
     assert (code, error) == (
         2,
-        "a2gen: error: serve.host 0.0.0.0 can be reached by other machines: give --api_key_file\n",
+        "a2gen: error: binding to 0.0.0.0 requires --api-key-file\n",
     )
     assert not os.path.exists(store), "nothing is left"
-    assert "no exported model here" in fails("--model", str(tmp_path / "none"), "--port", "0")[1]
+    assert "no exported model found" in fails("--model", str(tmp_path / "none"), "--port", "0")[1]
     assert "serve.max_batch_candidates 0 must be positive" in fails("--model", model, "--max-batch-candidates", "0")[1]
     assert "serve.port 70000" in fails("--model", model, "--port", "70000")[1]
-    assert "cannot listen at nowhere.invalid" in fails("--model", model, "--host", "nowhere.invalid")[1]
+    assert "cannot listen on nowhere.invalid" in fails("--model", model, "--host", "nowhere.invalid")[1]
 
 
 def test_keys_are_read_or_refused(tmp_path: Path) -> None:
@@ -187,11 +188,10 @@ def test_keys_are_read_or_refused(tmp_path: Path) -> None:
         read_keys(str(tmp_path / "none"))
 
 
-def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_binding_to_all_interfaces_requires_keys() -> None:
     with bind_socket("localhost", 0) as local:
         assert local.getsockname()[0] in ("127.0.0.1", "::1")
-    monkeypatch.setattr("a2gen_rec.serving.engine.service.Ranker.load", FakeRanker.load)
-    with pytest.raises(ConfigError, match="api_key_file"):
+    with pytest.raises(ConfigError, match="api-key-file"):
         serve("model", ServeConfig(host="::", port=0), lambda _: None)
 
 
