@@ -126,7 +126,7 @@ def latest_impressions(
     with translate_errors(raw):
         facts = source.describe()
     features = _features(facts, card)
-    columns, partitions = StagedColumns.of(facts), PrepareConfig.num_partitions
+    columns, partitions = StagedColumns.from_source(facts), PrepareConfig.num_partitions
     with tempfile.TemporaryDirectory(prefix="a2gen-backfill-") as scratch:
         folder, connection = Path(scratch), connect(memory_gb, threads, Path(scratch, "spill"))
         try:

@@ -360,7 +360,13 @@ def test_a_service_is_ended_after_errors(tmp_path: Path, monkeypatch: pytest.Mon
 
 def ranked(items: list[str], chance: float = 0.5, history: int = 4) -> Any:
     found = [ScoredCandidate(item, True, {"like": chance}, None, [], float("nan")) for item in items]
-    fixed: dict[str, Any] = {"user": "u", "user_known": True, "sort_by": "like", "num_candidates": 3, "unknown_items": 0}
+    fixed: dict[str, Any] = {
+        "user": "u",
+        "user_known": True,
+        "sort_by": "like",
+        "num_candidates": 3,
+        "unknown_items": 0,
+    }
     known = RankedList(history_length=history, candidates=found, **fixed)
     return SimpleNamespace(rank=lambda request: known)
 
