@@ -19,9 +19,9 @@ from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.schema import ITEM_ID, DatasetCard
 from a2gen_rec.data.synced_batches import SynchronizedBatches
 from a2gen_rec.losses.loss import Loss
-from a2gen_rec.models.a2gen import A2Gen
 from a2gen_rec.models.base import RankingModel, TargetEncoding
-from a2gen_rec.models.embedding_tables import full_tables
+from a2gen_rec.models.embedding_tables import EmbeddingTables
+from a2gen_rec.models.factory import build_model
 from a2gen_rec.training.build import ModelWithLoss, build_training_model
 from a2gen_rec.utils.distributed import DistributedContext
 
@@ -80,7 +80,7 @@ class WindowTraining:
             ),
         )
         self.config, self.process, self.levers = config, process, levers
-        self.whole = full_tables(card, config.model)
+        self.whole = EmbeddingTables.from_card(card, config.model).full_tables
         if levers.fused:
             built = build_training_model(card, config, process)
             self.model: RankingModel = built.model
@@ -90,7 +90,7 @@ class WindowTraining:
                     {name.removeprefix("ranker."): value for name, value in weights.items() if "embeddings" not in name}
                 )
         else:
-            self.model = A2Gen(card, config, process.device).to(process.device)
+            self.model = build_model(card, config, process.device).to(process.device)
             if weights is not None:
                 self.model.load_state_dict(weights)
             self.task = data_parallel(ModelWithLoss(self.model, Loss(config.loss, process.world_size)), process)

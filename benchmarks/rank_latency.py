@@ -37,7 +37,7 @@ from a2gen_rec.data.columns import CandidateItems, WindowColumns
 from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.models.embedding_tables import ACTION, TIME, full_tables
+from a2gen_rec.models.embedding_tables import ACTION, TIME, EmbeddingTables
 from a2gen_rec.nn.generator import StepEmbeddings
 from a2gen_rec.nn.marginals import ActionMarginals, action_marginals
 from a2gen_rec.runs.next_window import append_candidates_now
@@ -135,7 +135,7 @@ class Rankers:
 
     def batch(self, request: Request) -> WindowBatch:
         columns = append_candidates_now(request.history, request.items, self.card)
-        whole, loader = full_tables(self.card, self.config.model), self.config.loader
+        whole, loader = EmbeddingTables.from_card(self.card, self.config.model).full_tables, self.config.loader
         made = collate(
             columns,
             np.zeros(1, np.int64),

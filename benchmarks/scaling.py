@@ -35,7 +35,7 @@ from a2gen_rec.data.batch import WindowBatch, collate
 from a2gen_rec.data.schema import ITEM_ID
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.losses.loss import term_means, total_loss
-from a2gen_rec.models.embedding_tables import full_tables
+from a2gen_rec.models.embedding_tables import EmbeddingTables
 from a2gen_rec.training.build import TrainingModel, build_training_model
 from a2gen_rec.utils.distributed import DistributedContext, all_gather_object, all_reduce_sum, process_group
 from a2gen_rec.utils.warning_filters import silence_known_warnings
@@ -124,7 +124,7 @@ class Job:
 
 def batches(world: World, config: Config, settings: Settings, process: DistributedContext) -> list[WindowBatch]:
     """This rank's part of every step's windows, with global counts."""
-    whole = full_tables(world.card, config.model)
+    whole = EmbeddingTables.from_card(world.card, config.model).full_tables
     made = []
     for begin in range(0, len(world.columns), settings.windows):
         rows = np.arange(begin, begin + settings.windows)[process.rank :: process.world_size]

@@ -41,8 +41,8 @@ from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.losses.loss import Loss
-from a2gen_rec.models.a2gen import A2Gen
-from a2gen_rec.models.embedding_tables import full_tables
+from a2gen_rec.models.embedding_tables import EmbeddingTables
+from a2gen_rec.models.factory import build_model
 from a2gen_rec.utils.distributed import DistributedContext
 
 LEAD = 6
@@ -229,12 +229,12 @@ def gradient_difference(setting: Setting) -> float:
     """
     card, config, device = setting.card, setting.config, setting.process.device
     torch.manual_seed(config.train.seed)
-    model = A2Gen(card, config, device).to(device)
+    model = build_model(card, config, device).to(device)
     fill_zeros(model)
     batch = collate(
         setting.sample,
         setting.rows,
-        full_tables(card, config.model),
+        EmbeddingTables.from_card(card, config.model).full_tables,
         bucket_overhead=config.loader.bucket_overhead_tokens,
     ).to(device)
     loss, _ = Loss(config.loss)(model(batch), batch)

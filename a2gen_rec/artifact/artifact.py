@@ -33,7 +33,7 @@ from a2gen_rec.data.parquet_reader import read_table
 from a2gen_rec.data.schema import ITEM_ID, DatasetCard, Feature
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.models.base import BaseRanker, TargetEncoding
-from a2gen_rec.models.embedding_tables import full_tables, id_features
+from a2gen_rec.models.embedding_tables import EmbeddingTables
 from a2gen_rec.models.ensemble.io import EnsembleCard, load_ensemble
 from a2gen_rec.models.ensemble.model import Ensemble
 from a2gen_rec.models.factory import ranker_class
@@ -149,17 +149,16 @@ def _read_settings(file: str) -> ModelSettings:
 
 def _read_model(model_dir: str, card: DatasetCard, settings: ModelSettings) -> ExportedModel:
     ranker = ranker_class(settings.model)(card, settings.model)
+    table_sizes = EmbeddingTables.from_card(card, settings.model)
     try:
         file = paths.join(model_dir, DENSE)
         dense = _read_tensors(file)
         ranker.load_state_dict(
             {name.removeprefix("ranker."): value for name, value in dense.items() if name.startswith("ranker.")}
         )
-        full = {name: dense[f"table/{name}"] for name in full_tables(card, settings.model)}
+        full = {name: dense[f"table/{name}"] for name in table_sizes.full_tables}
         file = paths.join(model_dir, TABLES)
-        tables = _read_tables(
-            file, {feature.name: feature.cardinality for feature in id_features(card)}, settings, full
-        )
+        tables = _read_tables(file, table_sizes.id_rows, settings, full)
     except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(

@@ -105,6 +105,13 @@ class WindowBatch(Pipelineable):
         return self.step_token[1:] == self.step_token[:-1] + 1
 
     @property
+    def step_target_index(self) -> Tensor:
+        """[steps] index of the target that each step belongs to."""
+        is_first = torch.ones_like(self.step_token, dtype=torch.bool)
+        is_first[1:] = ~self.same_target
+        return is_first.cumsum(0) - 1
+
+    @property
     def timed_pairs(self) -> Tensor:
         """[steps - 1] bool, neighbouring steps of one target whose next actions both have a known time."""
         known = torch.isfinite(self.step_time)

@@ -20,7 +20,7 @@ from a2gen_rec.evaluation.prediction_file import write_predictions
 from a2gen_rec.evaluation.sequences import SequenceEvaluator
 from a2gen_rec.losses.loss import term_means, term_names, total_loss
 from a2gen_rec.models.base import BaseRanker
-from a2gen_rec.models.embedding_tables import full_tables
+from a2gen_rec.models.embedding_tables import EmbeddingTables
 from a2gen_rec.utils.distributed import DistributedContext, sync_errors
 
 
@@ -32,7 +32,7 @@ def evaluation_batches(
     Args:
         options: Further arguments of :class:`WindowDataset`.
     """
-    full = full_tables(dataset.card, config.model)
+    full = EmbeddingTables.from_card(dataset.card, config.model).full_tables
     with sync_errors():
         windows = WindowDataset(
             dataset, split, config.loader, full, process.rank, process.world_size, shuffle=False, **options

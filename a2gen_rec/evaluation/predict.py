@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from a2gen_rec.data.batch import WindowBatch, count_names
 from a2gen_rec.data.schema import ITEM_ID, DatasetCard
 from a2gen_rec.losses.loss import term_names
-from a2gen_rec.losses.targets import step_target_index, target_outcomes
-from a2gen_rec.models.a2gen import A2GenOutput
-from a2gen_rec.models.base import BaseRanker, TargetEncoding
-from a2gen_rec.models.baselines.towers import TowerOutput
-from a2gen_rec.models.embedding_tables import id_features
+from a2gen_rec.losses.targets import target_outcomes
+from a2gen_rec.models.base import BaseRanker, RankerOutput
 
 
 @dataclass
@@ -82,7 +79,7 @@ def predict(
     batches: Iterable[WindowBatch],
     card: DatasetCard,
     max_unexplored_mass: float,
-    callback: Callable[[TargetEncoding, WindowBatch], None] | None = None,
+    callback: Callable[[RankerOutput, WindowBatch], None] | None = None,
 ) -> tuple[Predictions, EvaluationSums]:
     """Run the model over synchronized batches. Called by all ranks; rank 0 gets all rows, other ranks their rows.
 
@@ -118,7 +115,7 @@ def predict(
 
 def _batch_predictions(
     ranker: BaseRanker[Any],
-    output: A2GenOutput | TowerOutput,
+    output: RankerOutput,
     batch: WindowBatch,
     card: DatasetCard,
     max_unexplored_mass: float,
@@ -133,7 +130,7 @@ def _batch_predictions(
     if not output.objective_logits.shape[1]:
         probabilities[1] = torch.full_like(batch.objectives, torch.nan)
     duration_feature = card.feedback.duration_feature if card.feedback is not None else ""
-    has_duration = duration_feature in {feature.name for feature in id_features(card)}
+    has_duration = duration_feature in batch.sparse.keys()  # noqa: SIM118 - not a mapping
     return Predictions(
         user=to_numpy(batch.user_key[batch.target_window]),
         item=to_numpy(batch.ids(ITEM_ID)[batch.target]),
@@ -153,24 +150,16 @@ def _batch_predictions(
     )
 
 
-def _count_order_violations(output: A2GenOutput | TowerOutput, batch: WindowBatch) -> Tensor:
-    predicted = _step_time(output, batch)
+def _count_order_violations(output: RankerOutput, batch: WindowBatch) -> Tensor:
+    predicted = output.step_times(batch)
     return (batch.timed_pairs & (predicted[:-1] > predicted[1:])).sum().double()[None]
 
 
-def _step_time(output: A2GenOutput | TowerOutput, batch: WindowBatch) -> Tensor:
-    """Return [steps] predicted time of each observed step, given the preceding steps."""
-    step_times = output.steps.time if isinstance(output, A2GenOutput) else output.time[step_target_index(batch)]
-    return step_times.gather(1, batch.step_label[:, None]).squeeze(1)
-
-
-def _time_given_prefix(output: A2GenOutput | TowerOutput, batch: WindowBatch, num_actions: int) -> Tensor:
+def _time_given_prefix(output: RankerOutput, batch: WindowBatch, num_actions: int) -> Tensor:
     """Return [targets, actions] predicted times of observed steps; NaN elsewhere and where the log has no time."""
-    predicted = _step_time(output, batch)
+    predicted = output.step_times(batch)
     time = predicted.new_full((len(batch.target), num_actions), torch.nan)
-    time[step_target_index(batch), batch.step_label] = predicted.masked_fill(
-        ~torch.isfinite(batch.step_time), torch.nan
-    )
+    time[batch.step_target_index, batch.step_label] = predicted.masked_fill(~torch.isfinite(batch.step_time), torch.nan)
     return time
 
 

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.losses.targets import step_target_index
-from a2gen_rec.models.a2gen import A2GenEncoding, A2GenRanker
 from a2gen_rec.models.base import BaseRanker, TargetEncoding
 
 BEAM_WIDTH = 16
@@ -46,7 +44,7 @@ class SequenceEvaluator:
 
     def add(self, output: TargetEncoding, batch: WindowBatch) -> None:
         """Add a batch; no-op for models that are not generative."""
-        if not isinstance(self.ranker, A2GenRanker) or not isinstance(output, A2GenEncoding):
+        if not self.ranker.is_generative:
             return
         first = -self.num_targets % self.stride
         self.num_targets += len(batch.target)
@@ -113,7 +111,7 @@ def observed_sequences(batch: WindowBatch, in_order: bool = True) -> Tensor:
         batch: Batch of windows.
         in_order: Keep the order of the log; otherwise sort by code, as models without action order generate.
     """
-    target_index = step_target_index(batch)
+    target_index = batch.step_target_index
     steps = torch.bincount(target_index, minlength=len(batch.target))
     position = torch.arange(len(target_index), device=target_index.device) - (steps.cumsum(0) - steps)[target_index]
     padding = torch.iinfo(torch.long).max

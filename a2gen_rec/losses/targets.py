@@ -1,4 +1,4 @@
-"""What happened in the targets of a batch, as losses and metrics compare it with predictions."""
+"""Observed outcomes of the targets of a batch; losses and metrics compare them with predictions."""
 
 import torch
 from torch import Tensor
@@ -6,18 +6,11 @@ from torch import Tensor
 from a2gen_rec.data.batch import WindowBatch
 
 
-def target_outcomes(batch: WindowBatch, actions: int) -> tuple[Tensor, Tensor]:
-    """What happened in the targets: [targets, actions] 0/1 and log1p seconds (NaN when unknown)."""
-    happened = batch.offset_s.new_zeros(len(batch.target), actions)
-    time = torch.full_like(happened, torch.nan)
-    owner = step_target_index(batch)
-    happened[owner, batch.step_label] = 1
-    time[owner, batch.step_label] = batch.step_time
-    return happened, time
-
-
-def step_target_index(batch: WindowBatch) -> Tensor:
-    """[steps] target that each step belongs to."""
-    begins = torch.ones_like(batch.step_token, dtype=torch.bool)
-    begins[1:] = ~batch.same_target
-    return begins.cumsum(0) - 1
+def target_outcomes(batch: WindowBatch, num_actions: int) -> tuple[Tensor, Tensor]:
+    """Return whether each action occurred, [targets, actions] 0/1, and its log1p seconds (NaN if unknown)."""
+    occurred = batch.offset_s.new_zeros(len(batch.target), num_actions)
+    time = torch.full_like(occurred, torch.nan)
+    target = batch.step_target_index
+    occurred[target, batch.step_label] = 1
+    time[target, batch.step_label] = batch.step_time
+    return occurred, time

@@ -1,17 +1,17 @@
-"""A2Gen as one model: sharded tables in, per-target predictions out (arXiv 2604.25834, METHODS §2–4)."""
+"""A2Gen: encoder, generator and heads as one ranker (arXiv 2604.25834, METHODS §2–4)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torchrec import JaggedTensor
 
-from a2gen_rec.config import Config, ModelConfig
+from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.models.base import RankingModel, TargetEncoding
+from a2gen_rec.models.base import RankerOutput, TargetEncoding
 from a2gen_rec.models.embedding_tables import ACTION, TIME
 from a2gen_rec.models.hierarchical import HierarchicalRanker
 from a2gen_rec.nn.canonical_order import sequence_ids, sort_by_vocabulary
@@ -27,39 +27,39 @@ from a2gen_rec.nn.generator import (
 from a2gen_rec.nn.marginals import ActionMarginals, action_marginals
 
 MIN_BASE_RATE = 1e-4
-"""Base rate below which an action is taken to be that common when its predictions are weighed."""
+"""Lower bound on the base rates that scale the losses of actions."""
 PROBABILITY_EPS = (1e-6, 1 - 1e-4)
-"""Probabilities between which log-odds are told apart; close to 1, single precision has few digits left of them."""
+"""Clamp of probabilities before their log-odds; close to 1, single precision has few digits left."""
 
 
 @dataclass(frozen=True)
 class OccurrenceHeadOutput:
-    """Whether each action happens at all, told from the context alone [ours].
+    """Predictions of whether each action occurs, from the context alone [ours].
 
     Attributes:
         logits: [targets, events].
-        entropy: [events] of the actions' base rates, in nats: what a prediction is measured by, so that the context
-            learns of rare actions as much as of common ones.
+        entropy: [events] entropy of the actions' base rates, in nats. The loss is measured in units of it, so that
+            rare actions train the context as much as common ones.
     """
 
     logits: Tensor
     entropy: Tensor
 
-    def blend_with(self, generated: ActionMarginals) -> ActionMarginals:
-        """The mean, in log-odds, of this and of what a generator's sequences tell; the remainder stays theirs."""
-        logits = torch.logit(generated.probability[:, 1:-1].clamp(*PROBABILITY_EPS))
-        happens = torch.sigmoid((logits + self.logits) / 2)
-        probability = torch.cat([generated.probability[:, :1], happens, generated.probability[:, -1:]], dim=1)
-        return replace(generated, probability=probability)
+    def blend_with(self, marginals: ActionMarginals) -> ActionMarginals:
+        """Return the mean, in log-odds, of these predictions and a generator's; its unexplored mass is unchanged."""
+        logits = torch.logit(marginals.probability[:, 1:-1].clamp(*PROBABILITY_EPS))
+        occurs = torch.sigmoid((logits + self.logits) / 2)
+        probability = torch.cat([marginals.probability[:, :1], occurs, marginals.probability[:, -1:]], dim=1)
+        return replace(marginals, probability=probability)
 
 
 @dataclass(frozen=True)
 class A2GenEncoding(TargetEncoding):
-    """The targets of a batch; their ``context`` is the generator's, from which sequences are decoded.
+    """Encoded targets of a batch; their ``context`` is the generator's input.
 
     Attributes:
-        tables: the small tables that decoding reads.
-        occurring: what the tower of occurrence says; None without.
+        tables: Small tables that decoding reads.
+        occurrence: Output of the occurrence head; None without one.
     """
 
     tables: StepEmbeddings
@@ -67,39 +67,30 @@ class A2GenEncoding(TargetEncoding):
 
 
 @dataclass(frozen=True)
-class A2GenOutput(A2GenEncoding):
-    """Predictions for the targets of a batch, given what happened in them.
+class A2GenOutput(A2GenEncoding, RankerOutput):
+    """Predictions for the targets of a batch, given their observed actions.
 
     Attributes:
-        steps: teacher-forced predictions of every next step, [steps, actions].
-        draft: the implicit generator's draft of them; None for the explicit form.
+        steps: [steps, actions] teacher-forced predictions of every next step.
+        draft: Draft of the implicit generator; None for the explicit form.
     """
 
+    is_generative: ClassVar[bool] = True
     steps: StepPredictions
     draft: StepPredictions | None
 
-
-class A2Gen(RankingModel):
-    """Embedding tables (to be sharded) and the dense ranker.
-
-    Args:
-        device: where the tables are made; ``meta`` leaves making them to the sharding.
-    """
-
-    ranker: "A2GenRanker"
-
-    def __init__(self, card: DatasetCard, config: Config, device: torch.device | None = None) -> None:
-        super().__init__(card, config, A2GenRanker, device)
+    def step_times(self, batch: WindowBatch) -> Tensor:
+        return self.steps.time.gather(1, batch.step_label[:, None]).squeeze(1)
 
 
 class A2GenRanker(HierarchicalRanker[A2GenEncoding]):
-    """A2Gen after the lookups."""
+    """Dense part of A2Gen, after the lookups."""
 
     is_generative = True
     generator: Generator
     event_entropy: Tensor
-    step_tokens: TokenTable | None = None
-    """What the generator may emit, once neither weights nor tables change any more (:meth:`settle`)."""
+    token_table: TokenTable | None = None
+    """Tokens that the generator can emit, cached while weights and tables are fixed (:meth:`cache_token_table`)."""
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__(card, config)
@@ -108,13 +99,13 @@ class A2GenRanker(HierarchicalRanker[A2GenEncoding]):
         )
         entropy = -(rate * rate.log() + (1 - rate) * (1 - rate).log())
         self.register_buffer("event_entropy", entropy, persistent=False)
-        has_tower = bool(card.predicted_actions) and config.occurrence_head
-        self.occurring = self._tower(self.d_context, torch.logit(rate)) if has_tower else None
+        has_head = bool(card.predicted_actions) and config.occurrence_head
+        self.occurrence_head = self._tower(self.d_context, torch.logit(rate)) if has_head else None
 
     def _make_generator(self, card: DatasetCard) -> Generator:
         config = self.config
-        forms: dict[str, type[Generator]] = {"explicit": ExplicitGenerator, "implicit": ImplicitGenerator}
-        generator = forms[config.generator](
+        generators: dict[str, type[Generator]] = {"explicit": ExplicitGenerator, "implicit": ImplicitGenerator}
+        generator = generators[config.generator](
             self.d_context,
             config.dim,
             config.num_heads,
@@ -135,57 +126,57 @@ class A2GenRanker(HierarchicalRanker[A2GenEncoding]):
         return generator
 
     def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> A2GenOutput:
-        """Predictions for the targets of a batch, given the looked-up rows of every table."""
-        encoded = self.encode(rows, batch)
+        encoding = self.encode(rows, batch)
         action, offset_s, label = batch.action[batch.step_token], batch.offset_s[batch.step_token], batch.step_label
-        place = None
+        order = None
         if not self.config.use_action_order:
-            owner, actions = sequence_ids(action), len(self.is_timed)
-            place = sort_by_vocabulary(label, owner, actions)
-            action, label = action[sort_by_vocabulary(action, owner, actions)], label[place]
+            sequence, num_actions = sequence_ids(action), len(self.is_timed)
+            order = sort_by_vocabulary(label, sequence, num_actions)
+            action, label = action[sort_by_vocabulary(action, sequence, num_actions)], label[order]
         if not self._emits_times:
             offset_s = torch.where(action > 0, torch.nan, 0.0)
-        steps, draft = self.generator(action, offset_s, label, encoded.context, batch.target_buckets, encoded.tables)
-        if place is not None:  # every label is predicted once, whatever the order: losses find it at its own step
-            steps, draft = steps.select(place.argsort()), None if draft is None else draft.select(place.argsort())
-        return A2GenOutput(**vars(encoded), steps=steps, draft=draft)
+        steps, draft = self.generator(action, offset_s, label, encoding.context, batch.target_buckets, encoding.tables)
+        if order is not None:  # each label is predicted once in either order; losses expect it at its original step
+            inverse = order.argsort()
+            steps, draft = steps.select(inverse), None if draft is None else draft.select(inverse)
+        return A2GenOutput(**vars(encoding), steps=steps, draft=draft)
 
     def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> A2GenEncoding:
-        predicted = self._predict(self._context(rows, batch, actions))
-        occurring = None
-        if self.occurring is not None:
-            occurring = OccurrenceHeadOutput(self.occurring(predicted.context), self.event_entropy)
+        encoding = self._predict(self._context(rows, batch, actions))
+        occurrence = None
+        if self.occurrence_head is not None:
+            occurrence = OccurrenceHeadOutput(self.occurrence_head(encoding.context), self.event_entropy)
         tables = StepEmbeddings(rows[ACTION].values(), rows[TIME].values())
-        return A2GenEncoding(**vars(predicted), tables=tables, occurrence=occurring)
+        return A2GenEncoding(**vars(encoding), tables=tables, occurrence=occurrence)
 
     def train(self, mode: bool = True) -> Self:
         if mode:
-            self.step_tokens = None  # weights are about to change
+            self.token_table = None  # training changes the weights
         return super().train(mode)
 
     def cache_token_table(self, rows: Mapping[str, JaggedTensor]) -> None:
         if isinstance(self.generator, ExplicitGenerator):
             tables = StepEmbeddings(rows[ACTION].values(), rows[TIME].values())
-            self.step_tokens = self.generator.precompute_tokens(tables, self._feeds_back_actions)
+            self.token_table = self.generator.precompute_tokens(tables, self._feeds_back_time)
 
     def marginals(self, targets: A2GenEncoding, max_error: float) -> ActionMarginals:
-        """Whether and when each action happens in ``targets``: with a tower of occurrence, whether it does is the mean
-        of what that says and of what the generator's sequences tell.
+        """Return the probability and expected time of each action.
+
+        With an occurrence head, the probability is the mean in log-odds of the head's and the generator's.
         """
-        tables, fed_back = targets.tables, self._feeds_back_actions
-        what = action_marginals(self.generator, targets.context, tables, fed_back, max_error, self.step_tokens)
-        return what if targets.occurrence is None else targets.occurrence.blend_with(what)
+        tables, timed = targets.tables, self._feeds_back_time
+        marginals = action_marginals(self.generator, targets.context, tables, timed, max_error, self.token_table)
+        return marginals if targets.occurrence is None else targets.occurrence.blend_with(marginals)
 
     def decode(self, targets: A2GenEncoding, width: int) -> DecodedSequences:
-        """The most probable action sequences of ``targets``."""
-        return decode(self.generator, targets.context, targets.tables, self._feeds_back_actions, "beam", width)
+        return decode(self.generator, targets.context, targets.tables, self._feeds_back_time, "beam", width)
 
     @property
     def _emits_times(self) -> bool:
-        # The times of actions emitted so far would tell their order.
+        # The times of emitted actions would reveal their order.
         return self.config.use_action_times and self.config.use_action_order
 
     @property
-    def _feeds_back_actions(self) -> Tensor:
+    def _feeds_back_time(self) -> Tensor:
         """[actions] bool, whether an emitted action is read with its time."""
         return self.is_timed if self._emits_times else torch.zeros_like(self.is_timed)

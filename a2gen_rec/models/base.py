@@ -1,9 +1,9 @@
-"""What all rankers share: embedding tables to be sharded, and the features of targets and of their past."""
+"""Base of all rankers: embedding tables to be sharded, and the features of targets and their history."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar, get_args
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard, FeatureLevel
-from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, full_tables, is_used_by, table_rows
+from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, EmbeddingTables, is_used_by
 from a2gen_rec.nn.canonical_order import canonicalize_order
+from a2gen_rec.nn.decoding import DecodedSequences
 from a2gen_rec.nn.encoder import WindowLayout, log_bucketize
 from a2gen_rec.nn.marginals import ActionMarginals
 from a2gen_rec.utils.jagged import jagged_to_padded_dense
@@ -21,13 +22,13 @@ from a2gen_rec.utils.jagged import jagged_to_padded_dense
 
 @dataclass(frozen=True)
 class TargetEncoding:
-    """The targets of a batch, before anything happens in them.
+    """Encoded targets of a batch, before any of their actions.
 
     Attributes:
-        context: [targets, d_context] what all predictions are made from.
+        context: [targets, d_context] input of all predictions.
         label_logits: [targets, labels].
-        objective_logits: [targets, objectives], none of them if they are not predicted.
-        watch_time: [targets] in log1p seconds; None if not predicted beside the actions' times.
+        objective_logits: [targets, objectives]; no columns if objectives are not predicted.
+        watch_time: [targets] log1p seconds; None unless a separate head predicts it.
     """
 
     context: Tensor
@@ -36,15 +37,31 @@ class TargetEncoding:
     watch_time: Tensor | None
 
 
-class FeatureEmbeddings(NamedTuple):
-    """Embeddings of a batch, concatenated.
+@dataclass(frozen=True)
+class RankerOutput(TargetEncoding):
+    """Predictions that the losses of a batch need; each ranker's forward pass returns a subclass.
 
     Attributes:
-        item: [keys, d_item] what was shown in the impressions that targets may see: item and context features.
-        gap: [keys, dim] of the time since the impression before.
-        session: [keys, d_session]; outcome: [keys, d_outcome].
-        target: [targets, d_target] what is known of the targets: item, context and session features.
-        user: [targets, d_user].
+        is_generative: Whether a generator made the predictions of actions, step by step.
+    """
+
+    is_generative: ClassVar[bool]
+
+    def step_times(self, batch: WindowBatch) -> Tensor:
+        """Return the predicted time of each observed step, [steps] log1p seconds, given the steps before it."""
+        raise NotImplementedError
+
+
+class FeatureEmbeddings(NamedTuple):
+    """Concatenated embeddings of a batch.
+
+    Attributes:
+        item: [keys, d_item] item and context features of the impressions in the history.
+        gap: [keys, dim] of the time since the previous impression.
+        session: [keys, d_session] of the session features.
+        outcome: [keys, d_outcome] of the outcome features.
+        target: [targets, d_target] item, context and session features of the targets.
+        user: [targets, d_user] of the user features.
     """
 
     item: Tensor
@@ -55,11 +72,11 @@ class FeatureEmbeddings(NamedTuple):
     user: Tensor
 
     def side_features(self) -> Tensor:
-        """[keys, dim + d_session + d_outcome] what is known of an impression beside what was shown and done."""
+        """Return [keys, dim + d_session + d_outcome], the features of an impression besides its item and actions."""
         return torch.cat([self.gap, self.session, self.outcome], dim=-1)
 
     def context(self, history: Tensor) -> Tensor:
-        """[targets, d_context] ``[user ‖ target ‖ history]``, given the history vectors [targets, dim]."""
+        """Return [targets, d_context] ``[user ‖ target ‖ history]`` for history vectors [targets, dim]."""
         return torch.cat([self.user, self.target, history], dim=-1)
 
 
@@ -67,17 +84,19 @@ EncodingT = TypeVar("EncodingT", bound=TargetEncoding)
 
 
 class BaseRanker(nn.Module, Generic[EncodingT]):
-    """Everything after the lookups; the base of all rankers.
+    """Dense part of a model, after the lookups; base class of all rankers.
 
     Attributes:
-        generates: whether it predicts sequences of actions, which can be decoded.
-        history: most impressions before a target that it sees.
-        features: names of those it reads, by level.
-        tasks: objectives that it predicts beside actions and labels.
-        timed: [actions] bool, whether the log records the action's time.
+        is_generative: Whether the ranker predicts action sequences, which :meth:`decode` returns.
+        num_towers: Number of task towers; 0 for rankers without one tower per task.
+        max_history: Maximum number of impressions before a target in its history.
+        features: Names of the features that the ranker uses, by level.
+        objective_tasks: Objectives that the ranker predicts in addition to actions and labels.
+        is_timed: [actions] bool, whether the log records the action's time.
     """
 
     is_generative: bool = False
+    num_towers: int = 0
     objective_tasks: tuple[str, ...]
     is_timed: Tensor
 
@@ -89,74 +108,89 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
             level: [feature.name for feature in card.features_at(level) if is_used_by(config, feature)]
             for level in get_args(FeatureLevel)
         }
-        d_user, d_shown, d_context, d_session, d_outcome = (
+        d_user, d_item, d_context, d_session, d_outcome = (
             config.dim * len(self.features[level]) for level in get_args(FeatureLevel)
         )
-        self.d_item, self.d_session, self.d_outcome = d_shown + d_context, d_session, d_outcome
-        self._d_shown = [d_shown, d_context]
+        self.d_item, self.d_session, self.d_outcome = d_item + d_context, d_session, d_outcome
+        self._item_widths = [d_item, d_context]
         self.d_target = self.d_item + d_session
         self.d_context = d_user + self.d_target + config.dim
         timed = torch.tensor([name in card.timed_actions for name in card.actions])
         self.register_buffer("is_timed", timed, persistent=False)
 
-    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> EncodingT:
-        """What the losses need, given the looked-up rows of every table."""
+    @property
+    def timed_actions(self) -> Tensor:
+        """Codes [times] of the actions whose time the log records."""
+        return self.is_timed.nonzero().squeeze(1)
+
+    def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> RankerOutput:
+        """Return the predictions that the losses need, given the looked-up rows of every table."""
         raise NotImplementedError
 
     def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> EncodingT:
-        """Targets without their actions: all that ranking needs.
+        """Encode targets without their actions; ranking needs nothing else.
 
         Args:
-            rows: looked-up rows of every table.
-            actions: of :meth:`encode_actions`, if they are known already.
+            rows: Looked-up rows of every table.
+            batch: Targets and their history.
+            actions: Result of :meth:`encode_actions`, if computed before.
         """
         raise NotImplementedError
 
     def encode_actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
-        """[keys, d] what users did inside the impressions that targets may see; of no target's concern."""
+        """Return [keys, d] encoded actions inside the impressions of the history; independent of any target."""
         raise NotImplementedError
 
     def cache_token_table(self, rows: Mapping[str, JaggedTensor]) -> None:
-        """Compute once what depends on weights and small tables alone, which are not to change until :meth:`train`.
+        """Precompute tensors that depend only on weights and full tables; both must not change until :meth:`train`.
 
         Args:
-            rows: of the tables that are looked up whole.
+            rows: Looked-up rows of the full tables.
         """
 
     def marginals(self, targets: EncodingT, max_error: float) -> ActionMarginals:
-        """Whether and when each action happens in ``targets``; ``max_error``: bound on every remainder."""
+        """Return the probability and expected time of each action in ``targets``.
+
+        Args:
+            targets: Result of :meth:`encode`.
+            max_error: Upper bound on the unexplored mass of every target.
+        """
+        raise NotImplementedError
+
+    def decode(self, targets: EncodingT, width: int) -> DecodedSequences:
+        """Return the ``width`` most probable action sequences of ``targets``; only if :attr:`is_generative`."""
         raise NotImplementedError
 
     def target_item_embeddings(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
-        """[targets, d_item] embeddings of what is shown, and of the context at the moment it is judged."""
-        return self._at_targets(self._embedded(_values(rows), batch, "item", "context"), batch)
+        """Return [targets, d_item] embeddings of the targets' items, and of the context at query time."""
+        return self._target_items(self._embed_features(_values(rows), batch, "item", "context"), batch)
 
     def history_item_embeddings(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
-        """[keys, d_item] embeddings of what was shown in the past: item and context features."""
-        return self._embedded(_values(rows), batch, "item", "context").index_select(0, batch.history_index)
+        """Return [keys, d_item] embeddings of the history's item and context features."""
+        return self._embed_features(_values(rows), batch, "item", "context").index_select(0, batch.history_index)
 
-    def _inputs(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> FeatureEmbeddings:
+    def _embed(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> FeatureEmbeddings:
         looked_up = _values(rows)
-        shown = self._embedded(looked_up, batch, "item", "context")
+        item = self._embed_features(looked_up, batch, "item", "context")
         gap = looked_up[GAP].index_select(
             0, log_bucketize(seconds_since_previous(batch), self.config.time_buckets, self.config.max_gap_s)
         )
-        session = _whole(looked_up, batch.session, shown)
-        target = self._at_targets(shown, batch)
+        session = _embed_from_full_tables(looked_up, batch.session, item)
+        target = self._target_items(item, batch)
         user = target[:, :0]
         if self.features["user"]:
-            user = self._embedded(looked_up, batch, "user").index_select(0, batch.target_window)
+            user = self._embed_features(looked_up, batch, "user").index_select(0, batch.target_window)
         return FeatureEmbeddings(
-            item=shown.index_select(0, batch.history_index),
+            item=item.index_select(0, batch.history_index),
             gap=gap,
             session=session.index_select(0, batch.history_index),
-            outcome=_whole(looked_up, batch.outcome, gap),
+            outcome=_embed_from_full_tables(looked_up, batch.outcome, gap),
             target=torch.cat([target, session.index_select(0, batch.query_index)], dim=-1),
             user=user,
         )
 
     def _action_tokens(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
-        """[key tokens, 2·dim] ``[time-bucket ‖ action]`` embeddings of the past, keys one after another."""
+        """Return [key tokens, 2·dim] ``[time-bucket ‖ action]`` embeddings of the history, concatenated over keys."""
         offset_s, action = batch.offset_s[batch.history_token], batch.action[batch.history_token]
         if not self.config.use_action_times:
             offset_s = torch.where(action > 0, torch.nan, 0.0)
@@ -165,32 +199,38 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         time = rows[TIME].values()[log_bucketize(offset_s, self.config.time_buckets, self.config.max_action_time_s)]
         return torch.cat([time, rows[ACTION].values()[action]], dim=-1)
 
-    def _embedded(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: FeatureLevel) -> Tensor:
-        """[windows or impressions, d] rows of the user level's features, or of others, side by side."""
+    def _embed_features(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: FeatureLevel) -> Tensor:
+        """Return [windows or impressions, d] concatenated rows of the levels' features (windows for the user level)."""
         names = [name for level in levels for name in self.features[level]]
         return torch.cat([batch.expand_rows(name, looked_up[name]) for name in names], dim=-1)
 
-    def _at_targets(self, shown: Tensor, batch: WindowBatch) -> Tensor:
-        """[targets, d_item] of the targets, given item and context features [impressions, d_item]."""
-        # The hour or tab in which a candidate was shown later would tell that, and whether, the user stayed.
-        item, context = shown.split(self._d_shown, dim=-1)
+    def _target_items(self, embeddings: Tensor, batch: WindowBatch) -> Tensor:
+        """Return [targets, d_item] of the targets, given item and context features [impressions, d_item]."""
+        # Context comes from query time: the hour or tab of a later impression would reveal that the user stayed.
+        item, context = embeddings.split(self._item_widths, dim=-1)
         return torch.cat([item.index_select(0, batch.target), context.index_select(0, batch.query_index)], dim=-1)
 
     def _layout(
         self, batch: WindowBatch, positive: Tensor | None = None, negative: Tensor | None = None
     ) -> WindowLayout:
-        """A target sees the ``history`` impressions right before ``history_end``, of those the ones that had ended."""
+        """Return the layout in which each target sees its last ``max_history`` impressions that had ended.
+
+        Args:
+            batch: Targets and their history.
+            positive: [windows, max keys] bool mask of the positive view; None without views.
+            negative: [windows, max keys] bool mask of the negative view; None without views.
+        """
         column = torch.arange(batch.history_shape[1], device=batch.history_column.device)
 
-        # What is known of a target is known at its moment: for a candidate, that of its request.
-        begin, end = (values[:, None] for values in history_intervals(batch))
+        # A target's features are those at query time: for a candidate, the time of its request.
+        start, end = (values[:, None] for values in history_intervals(batch))
         now = pad_queries(batch, batch.ts_ms[batch.query_index])[..., None]
         history_end = pad_queries(batch, batch.history_end)[..., None]
         before = (column < history_end) & (column >= history_end - self.max_history)
-        visible = before & (begin < now) & (end <= now)
+        attention_mask = before & (start < now) & (end <= now)
         recency = None
         if self.config.recency_bias:
-            seconds = (now - begin).float() / 1000
+            seconds = (now - start).float() / 1000
             recency = log_bucketize(seconds, self.config.time_buckets, self.config.max_gap_s)
         matches = None
         if self.config.match_bias:
@@ -203,7 +243,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
             batch.target_window,
             batch.target_column,
             batch.target_shape,
-            visible,
+            attention_mask,
             recency,
             matches,
             positive,
@@ -215,20 +255,26 @@ class RankingModel(nn.Module):
     """Embedding tables (to be sharded) and a ranker on top.
 
     Args:
-        kind: of ranker.
-        device: where the tables are made; ``meta`` leaves making them to the sharding.
+        card: Dataset card.
+        config: Configuration of the run.
+        ranker_class: Class of the ranker.
+        device: Device of the tables; with ``meta``, sharding allocates them.
+
+    Attributes:
+        tables: Names and sizes of the tables.
     """
 
     ranker: BaseRanker[Any]
 
     def __init__(
-        self, card: DatasetCard, config: Config, kind: type[BaseRanker[Any]], device: torch.device | None = None
+        self, card: DatasetCard, config: Config, ranker_class: type[BaseRanker[Any]], device: torch.device | None = None
     ) -> None:
         super().__init__()
-        whole = full_tables(card, config.model)
-        # Rows that every token reads begin at unit norm; rows of identifiers, some of them never trained, near zero.
-        scales = dict.fromkeys(table_rows(card, config.model), config.model.embedding_init_scale)
-        scales |= dict.fromkeys(whole, (3 / config.model.dim) ** 0.5)
+        self.tables = EmbeddingTables.from_card(card, config.model)
+        # Rows of full tables, which every token reads, start at unit norm. Rows of ids start near zero, as some of
+        # them are never trained.
+        scales = dict.fromkeys(self.tables.rows, config.model.embedding_init_scale)
+        scales |= dict.fromkeys(self.tables.full_tables, (3 / config.model.dim) ** 0.5)
         self.embeddings = EmbeddingCollection(
             device=device,
             tables=[
@@ -240,52 +286,60 @@ class RankingModel(nn.Module):
                     init_fn=partial(_uniform, scale=scales[name]),
                     data_type=DTYPES[config.sharding.dtype],
                 )
-                for name, rows in table_rows(card, config.model).items()
+                for name, rows in self.tables.rows.items()
             ],
         )
-        self.ranker = kind(card, config.model)
+        self.ranker = ranker_class(card, config.model)
 
-    def forward(self, batch: WindowBatch) -> TargetEncoding:
-        # Nothing but these two calls: training pipelines trace this method to overlap the lookups.
+    def forward(self, batch: WindowBatch) -> RankerOutput:
+        # Only these two calls: training pipelines trace this method to overlap lookups with computation.
         return self.ranker(self.embeddings(batch.sparse), batch)
 
     def encode(self, batch: WindowBatch, actions: Tensor | None = None) -> TargetEncoding:
-        """Targets without their actions: all that ranking needs. ``actions``: as :meth:`Ranker.encode` takes."""
+        """Encode targets without their actions, see :meth:`BaseRanker.encode`."""
         return self.ranker.encode(self.embeddings(batch.sparse), batch, actions)
 
 
 def pad_history(batch: WindowBatch, values: Tensor, fill: int) -> Tensor:
-    """[windows, longest, *d] values [impressions, *d] of the impressions that targets may see; ``fill`` beyond them."""
+    """Return [windows, max keys, *d] values of the history, padded with ``fill``; ``values``: [impressions, *d]."""
     return jagged_to_padded_dense(
         values[batch.history_index], batch.history_window, batch.history_column, batch.history_shape, fill
     )
 
 
 def stack_ids(batch: WindowBatch, features: Sequence[str]) -> Tensor:
-    """[impressions, features] table rows."""
+    """Return the table rows [impressions, features] of the features."""
     return torch.stack([batch.ids(name) for name in features], dim=-1)
 
 
-def feature_matches(row: Tensor, past: Tensor) -> Tensor:
-    """[windows, features, rows, longest] bool, whether a row and a past impression share each feature.
+def feature_matches(rows: Tensor, history: Tensor) -> Tensor:
+    """Return [windows, features, rows, max keys] bool, whether a row and an impression of the history share a feature.
 
     Args:
-        row: [windows, rows, features], past: [windows, longest, features] table rows. 0, unknown, matches nothing.
+        rows: [windows, rows, features] table rows. Row 0, an unknown value, matches nothing.
+        history: [windows, max keys, features] table rows.
     """
-    known = row.masked_fill(row == 0, -1)
-    # Copies: comparing along an axis whose neighbours are apart is several times as slow on CPU.
-    known, past = (each.movedim(-1, 1).contiguous() for each in (known, past))
-    return known[..., None] == past[:, :, None]
+    known = rows.masked_fill(rows == 0, -1)
+    # Contiguous copies: comparing along a strided axis is several times slower on CPU.
+    known, history = (ids.movedim(-1, 1).contiguous() for ids in (known, history))
+    return known[..., None] == history[:, :, None]
 
 
 def pad_targets(batch: WindowBatch, values: Tensor) -> Tensor:
-    """[windows, most targets, *d] values [targets, *d] of the targets; zero beyond them."""
+    """Return [windows, max targets, *d] values of the targets, padded with zeros; ``values``: [targets, *d]."""
     return jagged_to_padded_dense(values, batch.target_window, batch.target_column, batch.target_shape)
 
 
 def pad_queries(batch: WindowBatch, values: Tensor) -> Tensor:
-    """[windows, most targets, *d] values [targets, *d] that only targets' moments tell; [windows, 1, *d] where those of
-    a window share one."""
+    """Pad values that depend only on the targets' query times.
+
+    Args:
+        batch: Targets.
+        values: [targets, *d], equal for targets of one window if they share a query time.
+
+    Returns:
+        [windows, max targets, *d]; [windows, 1, *d] if the targets of each window share one query time.
+    """
     if not batch.single_query_time:
         return pad_targets(batch, values)
     first = (batch.target_column == 0).nonzero().squeeze(1)
@@ -295,14 +349,14 @@ def pad_queries(batch: WindowBatch, values: Tensor) -> Tensor:
 
 
 def history_intervals(batch: WindowBatch) -> tuple[Tensor, Tensor]:
-    """[windows, longest] begin and end in ms of the impressions that targets may see; what is none never ends."""
+    """Return [windows, max keys] start and end in ms of the history's impressions; padding never ends."""
     return pad_history(batch, batch.ts_ms, 0), pad_history(batch, batch.end_ms, torch.iinfo(torch.int64).max)
 
 
 def seconds_since_previous(batch: WindowBatch) -> Tensor:
-    """[keys] seconds since the impression before in the window; NaN for the first."""
-    began = batch.ts_ms[batch.history_index]
-    seconds = torch.diff(began, prepend=began[:1]).float() / 1000
+    """Return [keys] seconds since the previous impression of the window; NaN for the first."""
+    start = batch.ts_ms[batch.history_index]
+    seconds = torch.diff(start, prepend=start[:1]).float() / 1000
     return seconds.masked_fill(batch.history_column == 0, torch.nan)
 
 
@@ -310,9 +364,11 @@ def _values(rows: dict[str, JaggedTensor]) -> dict[str, Tensor]:
     return {name: jagged.values() for name, jagged in rows.items()}
 
 
-def _whole(looked_up: dict[str, Tensor], features: dict[str, Tensor], like: Tensor) -> Tensor:
-    """[n, d] embeddings of those of the ``features`` [n] that the model reads, from tables looked up whole, side by
-    side; of ``like`` [n, any], if there are none, the number."""
+def _embed_from_full_tables(looked_up: dict[str, Tensor], features: dict[str, Tensor], like: Tensor) -> Tensor:
+    """Return [n, d] concatenated embeddings of the used ``features`` [n], from full tables.
+
+    Without any used feature the result is [n, 0], where ``like`` [n, *] gives n, dtype and device.
+    """
     rows = [looked_up[name].index_select(0, values) for name, values in features.items() if name in looked_up]
     return torch.cat([like[:, :0], *rows], dim=-1)
 

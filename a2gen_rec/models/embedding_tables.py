@@ -1,6 +1,7 @@
-"""The embedding tables a dataset card and a model configuration ask for."""
+"""Embedding tables that a dataset card and a model configuration require."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torchrec.modules.embedding_configs import DataType
 
@@ -8,37 +9,51 @@ from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.schema import DatasetCard, Feature
 
 ACTION, TIME, GAP = "action", "time_bucket", "gap_bucket"
-DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}  # of weights, as ``sharding.dtype`` names them
+DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
+"""Value of ``sharding.dtype`` -> data type of the table weights."""
 
 
-def full_tables(card: DatasetCard, config: ModelConfig) -> dict[str, int]:
-    """Small tables, name -> rows, that every batch looks up whole.
+@dataclass(frozen=True)
+class EmbeddingTables:
+    """Embedding tables of one model.
 
-    Each of their rows is read by thousands of tokens and, while decoding, by actions and times not known in
-    advance. Looking a table's few rows up once per batch costs less than once per token, on any sharding.
+    Attributes:
+        id_features: Features with one table each, whose ids are looked up per batch: user, then item, then context.
+        full_tables: Small tables, name -> rows, whose rows are all looked up once per batch. Thousands of tokens read
+            each of these rows, and decoding needs the rows of actions and times that are not known in advance. One
+            lookup of the full table per batch costs less than one lookup per token, under any sharding.
     """
-    features = [*card.features_at("session"), *card.features_at("outcome")]
-    return full_table_rows(len(card.actions), [feature for feature in features if is_used_by(config, feature)], config)
 
+    id_features: tuple[Feature, ...]
+    full_tables: dict[str, int]
 
-def full_table_rows(actions: int, features: Iterable[Feature], config: ModelConfig) -> dict[str, int]:
-    """The same for a vocabulary of so many actions, and session and outcome features that the model reads."""
-    always = {ACTION: actions, TIME: config.time_buckets, GAP: config.time_buckets}
-    return always | {feature.name: feature.cardinality for feature in features}
+    @classmethod
+    def from_card(cls, card: DatasetCard, config: ModelConfig) -> "EmbeddingTables":
+        """Return the tables of a model trained on the card's dataset."""
+        return cls.from_features(card.features, len(card.actions), config)
+
+    @classmethod
+    def from_features(cls, features: Sequence[Feature], num_actions: int, config: ModelConfig) -> "EmbeddingTables":
+        """Return the tables for a vocabulary of ``num_actions`` actions and those ``features`` that the model uses."""
+        ids = [feature for level in ("user", "item", "context") for feature in features if feature.level == level]
+        small = [feature for level in ("session", "outcome") for feature in features if feature.level == level]
+        full = {ACTION: num_actions, TIME: config.time_buckets, GAP: config.time_buckets}
+        full |= {feature.name: feature.cardinality for feature in small if is_used_by(config, feature)}
+        return cls(tuple(ids), full)
+
+    @property
+    def id_rows(self) -> dict[str, int]:
+        """Name -> rows of the tables of :attr:`id_features`."""
+        return {feature.name: feature.cardinality for feature in self.id_features}
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Name -> rows of every table: those of :attr:`id_features`, then the full ones."""
+        return self.id_rows | self.full_tables
 
 
 def is_used_by(config: ModelConfig, feature: Feature) -> bool:
-    """Whether a model of this configuration reads the feature."""
+    """Return whether a model of this configuration uses the feature."""
     if feature.level == "session":
         return config.session_features
     return feature.level != "outcome" or config.feedback_encoding != "none"
-
-
-def table_rows(card: DatasetCard, config: ModelConfig) -> dict[str, int]:
-    """Every table, name -> rows: one per user, item and context feature of the card, then the whole ones."""
-    return {feature.name: feature.cardinality for feature in id_features(card)} | full_tables(card, config)
-
-
-def id_features(card: DatasetCard) -> list[Feature]:
-    """The features whose ids a batch looks up."""
-    return [*card.features_at("user"), *card.features_at("item"), *card.features_at("context")]

@@ -1,4 +1,4 @@
-"""The ranker that a configuration names."""
+"""Factory of the models that a configuration names."""
 
 from typing import Any
 
@@ -21,11 +21,11 @@ RANKERS: dict[str, type[BaseRanker[Any]]] = {
 
 
 def build_model(card: DatasetCard, config: Config, device: torch.device | None = None) -> RankingModel:
-    """Tables and ranker of ``config.model.name``, with the arguments of :class:`RankingModel`."""
+    """Return the tables and the ranker of ``config.model.name``; ``device`` is that of the tables."""
     return RankingModel(card, config, ranker_class(config.model), device)
 
 
 def ranker_class(config: ModelConfig) -> type[BaseRanker[Any]]:
-    """What the configuration names: all of the model but its tables."""
-    kind = RANKERS[config.name]
-    return IndependentHeadsRanker if kind is A2GenRanker and config.generator == "independent_heads" else kind
+    """Return the class of the configured ranker, the model without its tables."""
+    ranker = RANKERS[config.name]
+    return IndependentHeadsRanker if ranker is A2GenRanker and config.generator == "independent_heads" else ranker

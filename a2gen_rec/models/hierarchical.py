@@ -1,4 +1,4 @@
-"""Rankers on the hierarchical encoder: all of A2Gen (arXiv 2604.25834) but what predicts actions and their times."""
+"""Rankers on the hierarchical encoder: A2Gen (arXiv 2604.25834) except the predictor of actions and times."""
 
 import math
 
@@ -16,7 +16,7 @@ from a2gen_rec.utils.jagged import jagged_to_padded_dense
 
 
 class HierarchicalRanker(BaseRanker[EncodingT]):
-    """Encoder, labels and objectives. Subclasses make the ``generator``, which predicts actions and their times."""
+    """Encoder, label head and objective head. Subclasses add the ``generator``, which predicts actions and times."""
 
     generator: nn.Module
 
@@ -44,8 +44,8 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
         self.generator = self._make_generator(card)
         self.objective_tasks, self.label_count = objective_tasks(card, config), len(card.labels)
         rates = torch.tensor([card.base_rate[name] for name in [*card.labels, *card.objectives]])
-        chances = torch.logit(rates[: len(card.labels)], eps=1e-4)
-        self.labels = self._tower(self.d_context, chances) if card.labels and not self.objective_tasks else None
+        label_logits = torch.logit(rates[: len(card.labels)], eps=1e-4)
+        self.labels = self._tower(self.d_context, label_logits) if card.labels and not self.objective_tasks else None
         self.objectives = (
             MultiObjectiveHead(
                 self.d_context,
@@ -65,16 +65,16 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
         self.dropout = nn.Dropout(config.dropout)
 
     def _make_generator(self, card: DatasetCard) -> nn.Module:
-        """What predicts actions and times from [n, d_context], begun at the card's rates and times."""
+        """Return the predictor of actions and times from [n, d_context], initialized to the card's rates and times."""
         raise NotImplementedError
 
     def encode_actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
-        """[keys, dim] what users did inside the impressions that targets may see; of no target's concern."""
+        """Return [keys, dim] encoded actions inside the impressions of the history; independent of any target."""
         return self._encode_actions(rows, batch, self.history_item_embeddings(rows, batch))
 
     def _context(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None) -> Tensor:
-        """[targets, d_context] of the targets, after dropout; ``actions`` as :meth:`encode` takes."""
-        inputs = self._inputs(rows, batch)
+        """Return [targets, d_context] contexts after dropout; ``actions`` as in :meth:`encode`."""
+        inputs = self._embed(rows, batch)
         if actions is None:
             actions = self._encode_actions(rows, batch, inputs.item)
         layout = self._layout(batch, *self._view_masks(batch))
@@ -83,10 +83,10 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
         )
 
     def _predict(self, context: Tensor) -> TargetEncoding:
-        """Labels and objectives of targets, given their ``context``."""
-        nothing = context[:, :0]
+        """Return the predicted labels and objectives of targets, given their ``context``."""
+        empty = context[:, :0]
         if self.objectives is None:
-            return TargetEncoding(context, nothing if self.labels is None else self.labels(context), nothing, None)
+            return TargetEncoding(context, empty if self.labels is None else self.labels(context), empty, None)
         predicted = self.objectives(context)
         labels, objectives = predicted.logits.tensor_split([self.label_count], dim=1)
         return TargetEncoding(context, labels, objectives, predicted.watch_time)
@@ -95,34 +95,31 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
         return self.encoder.encode_actions(self._action_tokens(rows, batch), item, batch.history_buckets)
 
     def _views(self) -> FeedbackViews:
-        known = FEEDBACK in self.features["outcome"]
-        return (
-            self.config.feedback_encoding
-            if known and self.config.feedback_encoding in ("dual_view", "dual_view_full")
-            else "none"
-        )
+        encoding = self.config.feedback_encoding
+        has_feedback = FEEDBACK in self.features["outcome"]
+        return encoding if has_feedback and encoding != "tokens" else "none"
 
     def _view_masks(self, batch: WindowBatch) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """[windows, longest] bool, what belongs to the positive and to the negative view."""
+        """Return the masks [windows, max keys] bool of the positive and of the negative view."""
         if self._views() == "none":
             return None, None
         level = batch.outcome[FEEDBACK]
         padded = jagged_to_padded_dense(level, batch.history_window, batch.history_column, batch.history_shape, UNKNOWN)
         return padded >= EFFECTIVE, (padded == NEGATIVE) | (padded == GLANCE)
 
-    def _tower(self, d_context: int, begin: Tensor) -> nn.Sequential:
-        """Outputs from contexts, which begin as ``begin`` [outputs] whatever the context."""
+    def _tower(self, d_context: int, initial_output: Tensor) -> nn.Sequential:
+        """Return an MLP on contexts that initially outputs ``initial_output`` [outputs] for every context."""
         hidden = int(self.config.dim * self.config.tower_mlp_ratio)
-        last = nn.Linear(hidden, len(begin))
+        last = nn.Linear(hidden, len(initial_output))
         nn.init.zeros_(last.weight)
         with torch.no_grad():
-            last.bias.copy_(begin)
+            last.bias.copy_(initial_output)
         first = nn.Linear(d_context, hidden)
         return nn.Sequential(nn.LayerNorm(d_context), first, nn.GELU(), nn.Dropout(self.config.dropout), last)
 
 
 def objective_tasks(card: DatasetCard, config: ModelConfig) -> tuple[str, ...]:
-    """What is predicted beside actions and labels: objectives of the card, and the watch time where the log has it."""
+    """Return the objectives of the card and, if the log records it, the watch time; none if not configured."""
     if not config.predict_objectives:
         return ()
     return (*card.objectives, *([WATCH_TIME] if EXIT in card.timed_actions else []))

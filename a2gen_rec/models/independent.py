@@ -1,7 +1,7 @@
-"""A2Gen's encoder with a head per action in the generator's place: no action tells anything of another.
+"""A2Gen's encoder with one head per action instead of the generator.
 
-The ablation of the generator [ours]: whether an action happens is a binary question of its own, and so is when.
-Encoder, labels and objectives are A2Gen's.
+This is the ablation of the generator [ours]: each action's occurrence and time are predicted independently of the
+other actions. Encoder, labels and objectives are those of A2Gen.
 """
 
 import torch
@@ -17,7 +17,7 @@ from a2gen_rec.nn.marginals import ActionMarginals
 
 
 class IndependentHeadsRanker(HierarchicalRanker[TowerOutput]):
-    """A2Gen after the lookups, its actions predicted one by one."""
+    """Dense part of A2Gen, after the lookups, with an independent prediction of every action."""
 
     def _make_generator(self, card: DatasetCard) -> nn.Module:
         config = self.config
@@ -29,7 +29,6 @@ class IndependentHeadsRanker(HierarchicalRanker[TowerOutput]):
         return nn.Sequential(SharedBottom(self.d_context, config.dim, outputs), towers)
 
     def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> TowerOutput:
-        """Predictions for the targets of a batch, given the looked-up rows of every table."""
         return self.encode(rows, batch)
 
     def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> TowerOutput:
@@ -38,5 +37,5 @@ class IndependentHeadsRanker(HierarchicalRanker[TowerOutput]):
         return TowerOutput(**vars(predicted), event_logits=events, time=scatter_timed(times, self.is_timed))
 
     def marginals(self, targets: TowerOutput, max_error: float) -> ActionMarginals:
-        """What the heads say; nothing remains."""
+        """Return the heads' predictions; the unexplored mass is 0."""
         return tower_marginals(targets, self.is_timed)

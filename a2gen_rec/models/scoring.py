@@ -1,4 +1,4 @@
-"""Targets as a ranker sees them, and which of its predictions make one score: what scoring lists and serving share."""
+"""Per-target predictions and the subset that feeds the ensemble; shared by offline scoring and serving."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,41 +14,42 @@ from a2gen_rec.models.ensemble.model import Objective
 from a2gen_rec.nn.marginals import ActionMarginals
 
 PROBABILITY_EPS = 1e-7
-"""Probabilities are told apart from this to one less this: sums of float32 may leave [0, 1] by as much."""
+"""Clamp of probabilities before their logits; float32 sums may leave [0, 1] by this much."""
 
 
 def prediction_objectives(card: DatasetCard, tasks: tuple[str, ...]) -> tuple[Objective, ...]:
-    """What a ranker predicts of a candidate, each once, and whether more of it is better.
+    """Return the predictions of a ranker that enter an ensemble, each once, with their direction.
 
-    Glances and explicit negatives are better the fewer they are.
+    Lower is better for glances and explicit negatives.
 
     Args:
-        tasks: that the model predicts beside actions and labels.
+        card: Dataset card.
+        tasks: Objectives that the model predicts in addition to actions and labels.
     """
-    less = {"glance", "negative", *card.negative_actions}
+    lower_is_better = {"glance", "negative", *card.negative_actions}
     watch = [WATCH_TIME] if EXIT in card.timed_actions else []
     names = [*card.predicted_actions, *card.labels, *(task for task in tasks if task != WATCH_TIME), *watch]
-    return tuple(Objective(name, name not in less) for name in names)
+    return tuple(Objective(name, name not in lower_is_better) for name in names)
 
 
 @dataclass(frozen=True)
 class TargetPredictions:
-    """Targets as a ranker sees them before anything happens in them.
+    """Predictions of a ranker for targets, before any of their actions.
 
-    The watch time is the generator's, also where a head of its own predicts one: the generator's had the lower error
-    on KuaiRand and the same on simulated data, and every ranker has it [ours].
+    The watch time is the generator's even if a separate head predicts one: the generator's error was lower on
+    KuaiRand and equal on simulated data, and every ranker has it [ours].
 
-    METHODS' events are ``[item ‖ category ‖ action]``. Here the item's embedding and the encoding of what the user did
-    in it stand for them, which sees the category as it sees all the impression's context [ours].
+    The events of METHODS are ``[item ‖ category ‖ action]``. Here the item's embedding and the encoding of the
+    impression's actions replace them; the encoding depends on the category, as on the impression's full context [ours].
 
     Attributes:
-        encoded: see :class:`Encoded`.
+        encoding: Encoded targets, see :class:`TargetEncoding`.
         probability: [targets, events + labels + predicted objectives].
-        time: [targets, events + exit] expected log1p seconds of each action given that it happens; NaN where nothing
-            tells. They mean nothing where the log does not record them.
-        context: [targets, d_item] embeddings of what is shown.
-        event: [keys, d_event] past impressions, each as its item's embedding and what the user did in it.
-        what: as actions and their times are told, see :class:`Occurrence`.
+        time: [targets, events + exit] expected log1p seconds of each action given that it occurs; NaN if unknown.
+            Meaningless for actions whose time the log does not record.
+        context: [targets, d_item] embeddings of the targets' items.
+        event_embedding: [keys, d_event] impressions of the history: item embedding and encoded actions.
+        marginals: Actions and their times, see :class:`ActionMarginals`.
     """
 
     encoding: TargetEncoding
@@ -60,11 +61,11 @@ class TargetPredictions:
 
     @property
     def watch_time(self) -> Tensor:
-        """[targets] expected log1p seconds."""
+        """Expected watch time, [targets] log1p seconds."""
         return self.time[:, -1]
 
     def ensemble_inputs(self, with_watch_time: bool) -> Tensor:
-        """[targets, objectives] float32 as the ensemble takes them: logits, and log1p seconds of a watch time."""
+        """Return the ensemble's input, [targets, objectives] float32: logits, then optionally log1p seconds watched."""
         logits = torch.logit(self.probability.double(), eps=PROBABILITY_EPS).float()
         return torch.cat([logits, self.watch_time[:, None]], 1) if with_watch_time else logits
 
@@ -76,45 +77,54 @@ def predict_targets(
     max_error: float,
     actions: Tensor | None = None,
 ) -> TargetPredictions:
-    """Predictions for a batch's targets, and what an ensemble needs besides.
+    """Return predictions for a batch's targets, and the other inputs of an ensemble.
 
     Args:
-        rows: looked-up rows of every table.
-        max_error: bound on the probability of action sequences that are not followed to their end.
-        actions: of :meth:`Ranker.encode_actions`, if they are known already.
+        rows: Looked-up rows of every table.
+        ranker: Ranker that makes the predictions.
+        batch: Targets and their history.
+        max_error: Upper bound on the unexplored mass of every target.
+        actions: Result of :meth:`BaseRanker.encode_actions`, if computed before.
     """
     if actions is None:
         actions = ranker.encode_actions(rows, batch)
-    encoded = ranker.encode(rows, batch, actions)
-    what = ranker.marginals(encoded, max_error)
-    outcomes = [what.probability[:, 1:-1], encoded.label_logits.sigmoid(), encoded.objective_logits.sigmoid()]
+    encoding = ranker.encode(rows, batch, actions)
+    marginals = ranker.marginals(encoding, max_error)
+    probabilities = [
+        marginals.probability[:, 1:-1],
+        encoding.label_logits.sigmoid(),
+        encoding.objective_logits.sigmoid(),
+    ]
     item = rows[ITEM_ID].values()[batch.lookup_rows(ITEM_ID, batch.history_index)]
     return TargetPredictions(
-        encoding=encoded,
-        probability=torch.cat(outcomes, 1),
-        time=what.time[:, 1:],
+        encoding=encoding,
+        probability=torch.cat(probabilities, 1),
+        time=marginals.time[:, 1:],
         context=ranker.target_item_embeddings(rows, batch),
         event_embedding=torch.cat([item, actions], 1),
-        marginals=what,
+        marginals=marginals,
     )
 
 
-def recent_events(batch: WindowBatch, first: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Of the ``most`` keys right before each list, those that a ranker may see: that had begun before and ended.
+def recent_events(batch: WindowBatch, first_target: Tensor, max_events: int) -> tuple[Tensor, Tensor]:
+    """Return the visible keys among the last ``max_events`` before each list, oldest first.
 
-    Oldest first.
+    A key is visible if its impression started before the list's query time and had ended by then.
 
     Args:
-        first: [lists] first target of each.
+        batch: Targets and their history.
+        first_target: [lists] first target of each list.
+        max_events: Maximum number of keys per list.
 
     Returns:
-        [events] keys of all lists, one list after another, and [lists] how many each has.
+        [events] keys, concatenated over lists, and [lists] number of keys of each list.
     """
-    window, end = batch.target_window[first], batch.history_end[first]
-    keys = torch.bincount(batch.history_window, minlength=batch.history_shape[0])
-    column = end[:, None] + torch.arange(-most, 0, device=end.device)
-    key = (torch.cumsum(keys, 0) - keys)[window][:, None] + column
-    row, place = torch.nonzero(column >= 0, as_tuple=True)
-    key, now = key[row, place], batch.ts_ms[batch.query_index[first]][row]
-    past = (batch.ts_ms[batch.history_index[key]] < now) & (batch.end_ms[batch.history_index[key]] <= now)
-    return key[past], torch.bincount(row[past], minlength=len(first))
+    window, end = batch.target_window[first_target], batch.history_end[first_target]
+    counts = torch.bincount(batch.history_window, minlength=batch.history_shape[0])
+    column = end[:, None] + torch.arange(-max_events, 0, device=end.device)
+    candidates = (torch.cumsum(counts, 0) - counts)[window][:, None] + column
+    row, position = torch.nonzero(column >= 0, as_tuple=True)
+    key, now = candidates[row, position], batch.ts_ms[batch.query_index[first_target]][row]
+    impression = batch.history_index[key]
+    visible = (batch.ts_ms[impression] < now) & (batch.end_ms[impression] <= now)
+    return key[visible], torch.bincount(row[visible], minlength=len(first_target))

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.models.a2gen import A2GenEncoding, A2GenRanker
 from a2gen_rec.models.base import BaseRanker
 from a2gen_rec.models.scoring import TargetPredictions
 from a2gen_rec.nn.decoding import DecodedSequences
@@ -25,7 +24,7 @@ def top_timelines(
     if predictions.marginals.prefix_tree:
         return timelines(top_sequences(predictions.marginals, targets, max(k)), k, card)
     encoded = predictions.encoding
-    if not isinstance(ranker, A2GenRanker) or not isinstance(encoded, A2GenEncoding):
+    if not ranker.is_generative:
         return [[]] * len(targets)
     return timelines(ranker.decode(replace(encoded, context=encoded.context[targets]), MAX_SEQUENCES), k, card)
 

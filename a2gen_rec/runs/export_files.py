@@ -29,7 +29,7 @@ from a2gen_rec.artifact.quantized_tables import TableDtype, quantize_rows
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.parquet_reader import read_feature_column, read_table
 from a2gen_rec.data.schema import RAW_DURATION_COLUMN, DatasetCard
-from a2gen_rec.models.embedding_tables import full_tables, table_rows
+from a2gen_rec.models.embedding_tables import EmbeddingTables
 from a2gen_rec.runs.row_order import renumber_rows
 from a2gen_rec.utils import paths
 
@@ -69,12 +69,12 @@ def write_model(
     """
     paths.write_text(str(folder / SETTINGS), yaml.safe_dump(asdict(settings), sort_keys=False))
     card.save(str(folder))
-    small = full_tables(card, settings.model)
+    embedding_tables = EmbeddingTables.from_card(card, settings.model)
     tables: dict[str, Tensor] = {}
     dense = {name: value.contiguous() for name, value in state.items() if name.startswith("ranker.")}
-    for name in table_rows(card, settings.model):
+    for name in embedding_tables.rows:
         weight = state[f"embeddings.embeddings.{name}.weight"]
-        if name in small:
+        if name in embedding_tables.full_tables:
             dense[f"table/{name}"] = weight.float().contiguous()
             continue
         for part, stored in quantize_rows(weight, dtype).named_buffers():

@@ -6,7 +6,6 @@ import torch
 from a2gen_rec.data.batch import WHOLE_WINDOW, collate
 from a2gen_rec.data.items import find_candidate_items, popular_items
 from a2gen_rec.ensemble import fit
-from a2gen_rec.models.embedding_tables import full_tables
 from a2gen_rec.models.ensemble.io import EnsembleCard
 from a2gen_rec.models.ensemble.model import Ensemble
 from a2gen_rec.models.scoring import predict_targets
@@ -60,9 +59,12 @@ def rank_run(
         seen = min(len(history.ts_ms), opened.model.model.ranker.max_history)
         scorer = Scorer(card, opened.model.model.ranker, fused)
         columns = append_candidates_now(history, items, card)
-        whole, bucket_overhead = full_tables(card, opened.config.model), opened.config.loader.bucket_overhead_tokens
+        full_tables, bucket_overhead = (
+            opened.model.model.tables.full_tables,
+            opened.config.loader.bucket_overhead_tokens,
+        )
         batch = collate(
-            columns, np.zeros(1, np.int64), whole, request_gap_s=WHOLE_WINDOW, bucket_overhead=bucket_overhead
+            columns, np.zeros(1, np.int64), full_tables, request_gap_s=WHOLE_WINDOW, bucket_overhead=bucket_overhead
         )
         batch = batch.to(opened.process.device)
         opened.model.model_parallel.eval()

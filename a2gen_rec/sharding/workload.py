@@ -16,7 +16,7 @@ from a2gen_rec.data.features.feedback import outcome_features
 from a2gen_rec.data.features.sessions import session_features
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.models.embedding_tables import full_table_rows, full_tables, id_features, is_used_by
+from a2gen_rec.models.embedding_tables import EmbeddingTables
 
 _EXACT_ROWS = 100_000  # head of a distribution that is summed term by term
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
@@ -95,11 +95,12 @@ def workload_from_dataset(card: DatasetCard, config: Config) -> Workload:
     window_size = card.max_history + targets
     impressions = min(loader.max_impressions_per_batch, loader.max_windows_per_batch * window_size)
     windows = max(1.0, impressions / window_size)
+    tables = EmbeddingTables.from_card(card, config.model)
     features = {
         feature.name: PlannerFeature("user" if feature.level == "user" else "item", feature.cardinality)
-        for feature in id_features(card)
+        for feature in tables.id_features
     }
-    return _workload(features, full_tables(card, config.model), windows, impressions, windows * targets, config)
+    return _workload(features, tables.full_tables, windows, impressions, windows * targets, config)
 
 
 def workload_from_features(
@@ -121,8 +122,8 @@ def workload_from_features(
         float(workload.targets_per_batch),
     )
     derived = [*session_features(with_feedback=True), *outcome_features()]
-    used = [feature for feature in derived if is_used_by(config.model, feature)]
-    return _workload(features, full_table_rows(workload.num_actions, used, config.model), *counts, config)
+    tables = EmbeddingTables.from_features(derived, workload.num_actions, config.model)
+    return _workload(features, tables.full_tables, *counts, config)
 
 
 def _workload(

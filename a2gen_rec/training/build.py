@@ -17,7 +17,6 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.losses.loss import Loss, validate_objective_weights
 from a2gen_rec.models.base import RankingModel, TargetEncoding
-from a2gen_rec.models.baselines.towers import TowerRanker
 from a2gen_rec.models.factory import build_model
 from a2gen_rec.sharding.planner import TABLE_OPTIMIZERS, PlanningProblem, make_plan, make_sharders
 from a2gen_rec.sharding.saved_plan import SavedPlan
@@ -91,9 +90,9 @@ def build_training_model(
     )
     tasks = model.ranker.objective_tasks
     validate_objective_weights(config.loss, tasks)
-    towers = model.ranker if config.optim.multitask == "adatask" and isinstance(model.ranker, TowerRanker) else None
-    timed = None if towers is None else towers.timed_action
-    task = ModelWithLoss(model, Loss(config.loss, process.world_size, tasks, timed))
+    has_task_losses = config.optim.multitask == "adatask" and model.ranker.num_towers > 0
+    timed_actions = model.ranker.timed_actions if has_task_losses else None
+    task = ModelWithLoss(model, Loss(config.loss, process.world_size, tasks, timed_actions))
     if sharding_plan is None:
         sharding_plan = ShardingPlan(
             {EMBEDDINGS_FQN: _resolve_plan(card, config, process).to_torchrec(process.device, process.local_world_size)}
@@ -107,15 +106,15 @@ def build_training_model(
         device=process.device,
         plan=sharding_plan,
         sharders=make_sharders(),
-        init_data_parallel=towers is None,  # DDP averages gradients in a single backward pass only
+        init_data_parallel=not has_task_losses,  # DDP averages gradients in a single backward pass only
     )
-    if towers is None:
+    if not has_task_losses:
         return TrainingModel(
             model_parallel,
             _combine_optimizers(model_parallel, _dense_optimizer(model_parallel, config.optim)),
             sharding_plan,
         )
-    adam, dense = _task_adam(model_parallel, config.optim, towers.outputs)
+    adam, dense = _task_adam(model_parallel, config.optim, model.ranker.num_towers)
     return TrainingModel(
         model_parallel,
         _combine_optimizers(model_parallel, dense),

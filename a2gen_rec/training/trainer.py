@@ -23,7 +23,7 @@ from a2gen_rec.evaluation.evaluate import action_metrics, evaluation_batches
 from a2gen_rec.evaluation.predict import predict
 from a2gen_rec.losses.loss import term_means, term_names, total_loss, validate_objective_weights
 from a2gen_rec.models.base import TargetEncoding
-from a2gen_rec.models.embedding_tables import full_tables
+from a2gen_rec.models.embedding_tables import EmbeddingTables
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.adatask import TaskPipeline
 from a2gen_rec.training.build import build_training_model, set_lr_scale
@@ -71,7 +71,7 @@ class Trainer:
                 self.dataset,
                 "train",
                 config.loader,
-                full_tables(self.card, config.model),
+                EmbeddingTables.from_card(self.card, config.model).full_tables,
                 process.rank,
                 process.world_size,
                 seed=config.train.seed,

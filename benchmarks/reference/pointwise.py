@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from a2gen_rec.config import LossConfig, ModelConfig
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.models.embedding_tables import id_features
+from a2gen_rec.models.embedding_tables import EmbeddingTables
 
 _NAMES = (
     ("embeddings.embeddings.", "tables."),
@@ -71,7 +71,7 @@ class PointwiseA2Gen(nn.Module):
         self.user = [feature.name for feature in card.features_at("user")]
         self.matched = [feature.name for feature in card.features_at("item")]
         self.item = self.matched + [feature.name for feature in card.features_at("context")]
-        rows = {feature.name: feature.cardinality for feature in id_features(card)}
+        rows = EmbeddingTables.from_card(card, config).id_rows
         rows |= {"action": self.actions, "time_bucket": buckets, "gap_bucket": buckets}
         self.tables = nn.ModuleDict({name: nn.Embedding(count, dim) for name, count in rows.items()})
         d_item, d_user = dim * len(self.item), dim * len(self.user)

@@ -13,8 +13,9 @@ from a2gen_rec.data.batch import collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.losses.loss import Loss
-from a2gen_rec.models.a2gen import A2Gen
-from tests.helpers.cards import make_card, make_columns, small_config, whole
+from a2gen_rec.models.base import RankingModel
+from a2gen_rec.models.factory import build_model
+from tests.helpers.cards import full_tables, make_card, make_columns, small_config
 
 WORLDS = [
     make_card(),
@@ -23,17 +24,17 @@ WORLDS = [
 ]
 
 
-def model(card: DatasetCard, config: Config) -> A2Gen:
+def model(card: DatasetCard, config: Config) -> RankingModel:
     torch.manual_seed(0)
-    made = A2Gen(card, config, torch.device("cpu"))
+    made = build_model(card, config, torch.device("cpu"))
     for name, parameter in made.named_parameters():
         if parameter.count_nonzero() == 0 or "embeddings" in name or "heads" in name:
             torch.nn.init.normal_(parameter, std=0.5)  # what begins at or near zero would hide its inputs' gradients
     return made
 
 
-def ours(made: A2Gen, columns: WindowColumns, card: DatasetCard, config: Config) -> torch.Tensor:
-    batch = collate(columns, np.arange(len(columns)), whole(card, config))
+def ours(made: RankingModel, columns: WindowColumns, card: DatasetCard, config: Config) -> torch.Tensor:
+    batch = collate(columns, np.arange(len(columns)), full_tables(card, config))
     return Loss(config.loss)(made(batch), batch)[0]
 
 

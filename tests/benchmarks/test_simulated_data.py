@@ -9,7 +9,7 @@ from a2gen_rec.data.batch import collate
 from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.data.schema import ITEM_ID, DatasetCard
 from a2gen_rec.errors import ConfigError
-from tests.helpers.cards import whole
+from tests.helpers.cards import full_tables
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_less_history_is_what_preparing_with_less_gives(datasets: dict[int, str]
     short, long = everything(datasets[3]), everything(datasets[20])
     cut = long.with_history(3)
     assert cut.columns.lengths.sum() < long.columns.lengths.sum()
-    tables, rows = whole(short.card, Config()), np.arange(len(short.columns))
+    tables, rows = full_tables(short.card, Config()), np.arange(len(short.columns))
     wanted, found = collate(short.columns, rows, tables), collate(cut.columns, rows, tables)
     for name in ("user_key", "lengths", "first_target", "ts_ms", "action", "offset_s", "target", "labels"):
         assert np.array_equal(getattr(wanted, name), getattr(found, name), equal_nan=True), name

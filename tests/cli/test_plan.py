@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from a2gen_rec.cli.main import main
-from a2gen_rec.models.embedding_tables import id_features
+from a2gen_rec.config import ModelConfig
+from a2gen_rec.models.embedding_tables import EmbeddingTables
 from a2gen_rec.sharding.saved_plan import SavedPlan
 from tests.helpers import CONFIGS
 from tests.helpers.cards import make_card, write_dataset
@@ -84,7 +85,7 @@ def test_a_dataset_is_planned_by_its_card(tmp_path: Path, capsys: pytest.Capture
     jd = ["--config", str(CONFIGS / "jd.yaml"), "--data", str(data), "--topology", topology("laptop")]
     assert code(*jd, "--num-rows.item_id", "77", "--json", str(out)) == 0
     rows = {table["name"]: table["rows"] for table in json.loads(out.read_text())["tables"]}
-    cardinality = {feature.name: feature.cardinality for feature in id_features(make_card())}
+    cardinality = EmbeddingTables.from_card(make_card(), ModelConfig()).id_rows
     assert rows == cardinality | {"item_id": 77, "action": 5, "time_bucket": 64, "gap_bucket": 64}
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate, count_names
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.utils.jagged import LengthBuckets
-from tests.helpers.cards import make_card, make_columns, small_config, whole
+from tests.helpers.cards import full_tables, make_card, make_columns, small_config
 
 CARD = make_card(labels=("click", "long_view"))
-WHOLE = whole(CARD, small_config())
+WHOLE = full_tables(CARD, small_config())
 WHOLE_NUMBERS = ("user_key", "lengths", "first_target", "ts_ms", "end_ms", "action", "target")
 WHOLE_NUMBERS += (
     "history_index",

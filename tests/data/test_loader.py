@@ -17,11 +17,11 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.errors import DataError
-from a2gen_rec.models.embedding_tables import table_rows
-from tests.helpers.cards import make_card, make_columns, small_config, to_table, whole
+from a2gen_rec.models.embedding_tables import EmbeddingTables
+from tests.helpers.cards import full_tables, make_card, make_columns, small_config, to_table
 
 CARD = make_card()
-WHOLE = whole(CARD, small_config())
+WHOLE = full_tables(CARD, small_config())
 FILES, WINDOWS, GROUP = 3, 44, 12  # four row groups a file, the last of eight windows
 SMALL = LoaderConfig(max_impressions_per_batch=48, max_windows_per_batch=7, shuffle_buffer_size=20, prefetch=False)
 
@@ -279,7 +279,7 @@ def test_an_empty_batch_has_no_targets_and_all_features(dataset: str) -> None:
         batch = stream(dataset, rank=rank, world_size=15).empty_batch
         assert not len(batch.target)
         assert not batch.counts.any()
-        assert batch.sparse.keys() == list(table_rows(CARD, small_config().model))
+        assert batch.sparse.keys() == list(EmbeddingTables.from_card(CARD, small_config().model).rows)
 
 
 def test_configuration_reaches_the_batches(dataset: str) -> None:

@@ -23,7 +23,7 @@ from a2gen_rec.training.build import build_training_model
 from a2gen_rec.training.entrypoint import train
 from a2gen_rec.training.loaded_run import LoadedRun, load_run, restore_config
 from a2gen_rec.utils.distributed import DistributedContext
-from tests.helpers.cards import make_card, small_config, whole, write_dataset
+from tests.helpers.cards import full_tables, make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
 CARD = make_card()
@@ -121,7 +121,7 @@ def alone(columns: WindowColumns, window: int, first: int, target: int) -> Windo
 
 def asked_alone(opened: LoadedRun, columns: WindowColumns) -> tuple[np.ndarray, WindowBatch]:
     """Values of the one target of one window, by the model's ordinary forward pass."""
-    batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
+    batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, opened.config))
     opened.model.model_parallel.eval()
     with torch.no_grad():
         _, (_, output) = opened.model.model_parallel(batch)
@@ -211,7 +211,7 @@ def test_events_that_began_at_the_list_s_own_moment_are_no_past(world: World, op
     ts_ms[first - 1] = end_ms[first - 1] = now
     end_ms[first - 2], end_ms[first - 3] = now + 1, now
     moved = replace(columns, ts_ms=ts_ms, end_ms=end_ms)
-    batch = collate(moved, np.array([window]), whole(CARD, opened.config), request_gap_s=WHOLE_WINDOW)
+    batch = collate(moved, np.array([window]), full_tables(CARD, opened.config), request_gap_s=WHOLE_WINDOW)
     for most, expected in ((0, []), (2, []), (3, [first - 3 - start])):
         key, length = recent_events(batch, torch.tensor([0]), most)
         assert batch.history_index[key].tolist() == expected

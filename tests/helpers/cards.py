@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.schema import SPLITS, DatasetCard
-from a2gen_rec.models.embedding_tables import full_tables
+from a2gen_rec.models.embedding_tables import EmbeddingTables
 from tests.helpers.random_card import ACTIONS, make_card  # noqa: F401  -- re-exported
 
 
@@ -65,8 +65,8 @@ def small_config(**model: object) -> Config:
     return Config(model=ModelConfig(**{"dim": 8, "num_heads": 2, "time_buckets": 8, **model}))
 
 
-def whole(card: DatasetCard, config: Config) -> dict[str, int]:
-    return full_tables(card, config.model)
+def full_tables(card: DatasetCard, config: Config) -> dict[str, int]:
+    return EmbeddingTables.from_card(card, config.model).full_tables
 
 
 def write_dataset(folder: Path, card: DatasetCard, windows: int = 60, files: int = 3, seed: int = 0) -> Path:

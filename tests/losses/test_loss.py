@@ -23,14 +23,14 @@ from a2gen_rec.losses.loss import (
 )
 from a2gen_rec.models.a2gen import A2GenOutput, OccurrenceHeadOutput
 from a2gen_rec.nn.generator import StepEmbeddings, StepPredictions
-from tests.helpers.cards import make_card, make_columns, small_config, whole
+from tests.helpers.cards import full_tables, make_card, make_columns, small_config
 
 CARD = make_card(labels=("click", "long_view"))
 ACTIONS = len(CARD.actions)
 TASKS = ("glance", "effective", "watch_time")
 LEARNED = [0.3, -0.2, 0.7, -0.4]  # log variances of labels and objectives
 ENTROPY = torch.linspace(0.1, 0.6, ACTIONS - 2, dtype=torch.float64)
-WHOLE = whole(CARD, small_config())
+WHOLE = full_tables(CARD, small_config())
 CONFIGS = [
     LossConfig(),
     LossConfig(time_loss="mae", order_power=1.0),
@@ -322,9 +322,9 @@ def test_the_weight_of_an_objective_that_is_not_predicted_is_refused() -> None:
     validate_objective_weights(LossConfig(), ())
     with pytest.raises(ConfigError) as caught:
         validate_objective_weights(LossConfig(objective_weights={"glance": 0.5, "skip": 1.0}), TASKS)
-    assert str(caught.value) == f"loss.objective_weights.skip: no such objective; this run predicts {', '.join(TASKS)}"
+    assert str(caught.value) == f"loss.objective_weights.skip: unknown objective; this run predicts {', '.join(TASKS)}"
     with pytest.raises(
-        ConfigError, match=r"loss\.objective_weights\.glance: no such objective; this run predicts none"
+        ConfigError, match=r"loss\.objective_weights\.glance: unknown objective; this run predicts none"
     ):
         validate_objective_weights(LossConfig(objective_weights={"glance": 0.5}), ())
 
@@ -333,7 +333,7 @@ def uncertain(config: LossConfig, world: int = 1, tasks: tuple[str, ...] = TASKS
     """A loss that has learned its weights."""
     loss = Loss(dataclasses.replace(config, uncertainty_weighting=True), world, tasks).double()
     with torch.no_grad():
-        loss.learned.log_variance.copy_(torch.tensor(LEARNED[: 1 + len(tasks)], dtype=torch.float64))
+        loss.uncertainty_weighting.log_variance.copy_(torch.tensor(LEARNED[: 1 + len(tasks)], dtype=torch.float64))
     return loss
 
 
@@ -356,7 +356,9 @@ def test_uncertainty_weighs_labels_and_objectives_and_nothing_else(
         halved = name == "watch_time" and config.time_loss == "mse"
         expected = expected + (0.5 if halved else 1.0) * math.exp(-s) * term + s / 2
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
-    assert {name: len(p) for name, p in loss.named_parameters()} == {"learned.log_variance": 1 + len(tasks)}
+    assert {name: len(p) for name, p in loss.named_parameters()} == {
+        "uncertainty_weighting.log_variance": 1 + len(tasks)
+    }
     # What validation goes by: the sums, and the weights of the configuration.
     plain_value, (plain_sums, _) = Loss(config, tasks=tasks)(output, batch)
     assert torch.equal(sums, plain_sums)

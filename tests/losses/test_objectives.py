@@ -78,8 +78,8 @@ def test_parts_add_up_and_no_targets_are_nothing() -> None:
     assert not parts[1][0].any()
 
 
-def weights(world: int = 1) -> UncertaintyWeighting:
-    module = UncertaintyWeighting([False, True, False], world).double()
+def weights(world_size: int = 1) -> UncertaintyWeighting:
+    module = UncertaintyWeighting([False, True, False], world_size).double()
     with torch.no_grad():
         module.log_variance.copy_(torch.tensor([0.0, math.log(2.0), math.log(0.5)]))
     return module
@@ -123,7 +123,7 @@ def test_ranks_together_make_the_loss_of_one() -> None:
     """Each rank has its sums over the global counts; the penalty is shared out with them."""
     counts = torch.tensor([7.0, 5.0, 2.0])
     parts = torch.tensor([[1.0, 5.0, 2.0], [2.0, 3.0, 3.0]], dtype=torch.float64)
-    one, two = weights(), weights(world=2)
+    one, two = weights(), weights(world_size=2)
     whole = one(parts.sum(0), counts)
     shared = sum(two(part, counts) for part in parts)
     torch.testing.assert_close(shared, whole, rtol=1e-12, atol=1e-12)

@@ -12,10 +12,10 @@ from a2gen_rec.config import LossConfig
 from a2gen_rec.data.batch import WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.losses.loss import TERM_NAMES, Loss, loss_sums, term_means, total_loss
-from a2gen_rec.losses.targets import step_target_index, target_outcomes
+from a2gen_rec.losses.targets import target_outcomes
 from a2gen_rec.losses.towers import tower_loss_sums
 from a2gen_rec.models.baselines.towers import TowerOutput
-from tests.helpers.cards import make_card, make_columns, small_config, whole
+from tests.helpers.cards import full_tables, make_card, make_columns, small_config
 
 CARD = make_card(labels=("click", "long_view"))
 ACTIONS = len(CARD.actions)
@@ -27,7 +27,7 @@ def columns() -> WindowColumns:
 
 
 def batch_of(columns: WindowColumns, rows: np.ndarray) -> WindowBatch:
-    batch = collate(columns, rows, whole(CARD, small_config()))
+    batch = collate(columns, rows, full_tables(CARD, small_config()))
     return dataclasses.replace(batch, offset_s=batch.offset_s.double())
 
 
@@ -72,7 +72,7 @@ def test_sums_equal_loops(error: str, columns: WindowColumns) -> None:
             target += 1
     found = [towers.sum() for towers in tower_loss_sums(output.event_logits, output.time, batch, error)]
     assert [each.item() for each in found] == pytest.approx([events, times], rel=1e-6)
-    terms = term_means(loss_sums(output, batch, LossConfig(time_loss=error)), batch.counts, generated=False)
+    terms = term_means(loss_sums(output, batch, LossConfig(time_loss=error)), batch.counts, is_generative=False)
     expected = dict.fromkeys(TERM_NAMES, 0.0) | {"action": events / target, "time": times / timed}
     for name, value in zip(TERM_NAMES, terms.tolist(), strict=True):
         if name != "label":
@@ -103,7 +103,7 @@ def test_ranks_add_up_to_the_whole_batch(uncertainty: bool, columns: WindowColum
     torch.testing.assert_close(torch.stack([loss for loss, _ in parts]).mean(), whole_loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(sum(sums for _, (sums, _) in parts), whole_sums, rtol=1e-12, atol=0)
     if not uncertainty:
-        mean = term_means(whole_sums, everything.counts, generated=False)
+        mean = term_means(whole_sums, everything.counts, is_generative=False)
         torch.testing.assert_close(total_loss(mean, config, tasks), whole_loss.detach())
         steps = term_means(whole_sums, everything.counts)
         assert steps[0] * everything.counts[1] == pytest.approx(float(mean[0] * everything.counts[0]))
@@ -113,7 +113,7 @@ def test_ranks_add_up_to_the_whole_batch(uncertainty: bool, columns: WindowColum
 def test_steps_belong_to_their_targets(columns: WindowColumns) -> None:
     batch = batch_of(columns, np.arange(9))
     lengths = [int(columns.action_lengths[place]) - 1 for place in _targets(columns)]
-    assert step_target_index(batch).tolist() == [owner for owner, length in enumerate(lengths) for _ in range(length)]
+    assert batch.step_target_index.tolist() == [owner for owner, length in enumerate(lengths) for _ in range(length)]
 
 
 def _targets(columns: WindowColumns) -> list[int]:

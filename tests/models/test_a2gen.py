@@ -7,13 +7,13 @@ import pytest
 import torch
 from torchrec import JaggedTensor
 
-from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.losses.loss import Loss, loss_sums, term_means, total_loss
-from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
 from a2gen_rec.models.base import pad_queries, pad_targets
-from tests.helpers.cards import make_card, make_columns, small_config, whole
+from a2gen_rec.models.factory import build_model
+from tests.helpers.cards import full_tables, make_card, make_columns, small_config
+from tests.helpers.models import all_predictions, build_double, change_impressions, forward, make_batch
 
 CARD = make_card()
 VARIANTS = [
@@ -43,66 +43,36 @@ VARIANTS = [
 ]
 
 
-def build(config: Config) -> A2Gen:
-    torch.manual_seed(0)
-    model = A2Gen(CARD, config, torch.device("cpu")).double()
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter)  # what begins at zero would hide what comes before it
-    return model
-
-
-def forward(model: A2Gen, batch: WindowBatch) -> A2GenOutput:
-    """The model in float64: the embedding collection's own forward rounds to float32."""
-    rows = {}
-    for name in batch.sparse.keys():  # noqa: SIM118 - not a mapping
-        ids = batch.sparse[name]
-        rows[name] = JaggedTensor(model.embeddings.embeddings[name].weight[ids.values()], lengths=ids.lengths())
-    return model.ranker(rows, batch)
-
-
-def batch_of(columns: WindowColumns, rows: np.ndarray, config: Config, **options: int) -> WindowBatch:
-    return collate(columns, rows, whole(CARD, config), **options)
-
-
-def predictions(model: A2Gen, output: A2GenOutput) -> torch.Tensor:
-    """Everything a target's user sees, one row per target."""
-    what = model.ranker.marginals(output, max_error=0.0)
-    heads = [output.label_logits, output.objective_logits]
-    heads += [] if output.watch_time is None else [output.watch_time[:, None]]
-    return torch.cat([what.probability, torch.nan_to_num(what.time), *heads, output.context], 1)
-
-
 @pytest.fixture
 def columns() -> WindowColumns:
     return make_columns(CARD, 12, np.random.default_rng(3))
 
 
 def test_what_is_settled_changes_nothing_and_ends_with_training(columns: WindowColumns) -> None:
-    model, config = build(small_config()), small_config()
-    batch = batch_of(columns, np.arange(4), config)
+    model, config = build_double(CARD, small_config()), small_config()
+    batch = make_batch(CARD, columns, config, np.arange(4))
     ranker = model.ranker.eval()
     output = forward(model, batch)
-    expected = predictions(model, output)
+    expected = all_predictions(model, output)
     small = {
         name: JaggedTensor(model.embeddings.embeddings[name].weight, lengths=torch.tensor([rows]))
-        for name, rows in whole(CARD, config).items()
+        for name, rows in full_tables(CARD, config).items()
     }
     ranker.cache_token_table(small)
-    assert ranker.step_tokens is not None
-    torch.testing.assert_close(predictions(model, output), expected, rtol=0, atol=0)
+    assert ranker.token_table is not None
+    torch.testing.assert_close(all_predictions(model, output), expected, rtol=0, atol=0)
     with torch.no_grad():
-        ranker.step_tokens.projected.mul_(2)
-    assert not torch.allclose(predictions(model, output), expected), "it is read"
+        ranker.token_table.projected.mul_(2)
+    assert not torch.allclose(all_predictions(model, output), expected), "it is read"
     ranker.train()
-    torch.testing.assert_close(predictions(model, output), expected, rtol=0, atol=0)
+    torch.testing.assert_close(all_predictions(model, output), expected, rtol=0, atol=0)
 
 
 def test_what_moments_tell_is_told_once_for_all_candidates_of_a_request(columns: WindowColumns) -> None:
     none = dataclasses.replace(columns, first_target=columns.first_target.copy())
     none.first_target[2] = columns.lengths[2]  # nothing is asked of this window
     for world in (columns, none):
-        batch = batch_of(world, np.arange(5), small_config(), request_gap_s=WHOLE_WINDOW)
+        batch = make_batch(CARD, world, small_config(), np.arange(5), request_gap_s=WHOLE_WINDOW)
         values = 1 + batch.query_index.float()
         expected = torch.zeros(5, 1)
         for window in range(5):
@@ -115,25 +85,25 @@ def test_what_moments_tell_is_told_once_for_all_candidates_of_a_request(columns:
 
 def test_chances_are_between_those_of_the_sequences_and_of_the_tower() -> None:
     config, columns = small_config(), make_columns(CARD, 6, np.random.default_rng(3))
-    model = build(config).eval()
-    output = forward(model, batch_of(columns, np.arange(6), config))
+    model = build_double(CARD, config).eval()
+    output = forward(model, make_batch(CARD, columns, config, np.arange(6)))
     generated = model.ranker.marginals(dataclasses.replace(output, occurrence=None), max_error=0.0)
     both = model.ranker.marginals(output, max_error=0.0)
-    told = torch.sigmoid(model.ranker.occurring(output.context))
+    told = torch.sigmoid(model.ranker.occurrence_head(output.context))
     torch.testing.assert_close(output.occurrence.logits.sigmoid(), told)
     odds = (generated.probability / (1 - generated.probability))[:, 1:-1] * told / (1 - told)
     torch.testing.assert_close((both.probability / (1 - both.probability))[:, 1:-1], odds.sqrt(), rtol=1e-6, atol=0)
     assert torch.equal(both.probability[:, [0, -1]], generated.probability[:, [0, -1]]), "start and exit are certain"
     assert torch.equal(both.time, generated.time)
     plain = small_config(occurrence_head=False)
-    assert forward(build(plain), batch_of(columns, np.arange(6), plain)).occurrence is None
+    assert forward(build_double(CARD, plain), make_batch(CARD, columns, plain, np.arange(6))).occurrence is None
 
 
 def test_the_tower_of_occurrence_begins_at_the_base_rates() -> None:
-    made = A2Gen(CARD, small_config(), torch.device("cpu"))
+    made = build_model(CARD, small_config(), torch.device("cpu"))
     context = torch.randn(3, made.ranker.d_context)
     rates = torch.tensor([CARD.base_rate[name] for name in CARD.predicted_actions])
-    torch.testing.assert_close(made.ranker.occurring(context).sigmoid(), rates.expand(3, -1))
+    torch.testing.assert_close(made.ranker.occurrence_head(context).sigmoid(), rates.expand(3, -1))
     entropy = torch.distributions.Bernoulli(rates).entropy()
     torch.testing.assert_close(made.ranker.event_entropy, entropy)
 
@@ -141,11 +111,17 @@ def test_the_tower_of_occurrence_begins_at_the_base_rates() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, columns: WindowColumns) -> None:
     config = small_config(**variant)
-    model = build(config)
-    together = predictions(model, forward(model, batch_of(columns, np.arange(12), config)))
-    backwards = predictions(model, forward(model, batch_of(columns, np.arange(12)[::-1].copy(), config, dedup=False)))
-    padded = predictions(model, forward(model, batch_of(columns, np.arange(12), config, bucket_overhead=10**9)))
-    alone = [predictions(model, forward(model, batch_of(columns, np.array([row]), config))) for row in range(12)]
+    model = build_double(CARD, config)
+    together = all_predictions(model, forward(model, make_batch(CARD, columns, config, np.arange(12))))
+    backwards = all_predictions(
+        model, forward(model, make_batch(CARD, columns, config, np.arange(12)[::-1].copy(), dedup=False))
+    )
+    padded = all_predictions(
+        model, forward(model, make_batch(CARD, columns, config, np.arange(12), bucket_overhead=10**9))
+    )
+    alone = [
+        all_predictions(model, forward(model, make_batch(CARD, columns, config, np.array([row])))) for row in range(12)
+    ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(backwards, torch.cat(alone[::-1]), rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(padded, together, rtol=1e-9, atol=1e-11)
@@ -155,8 +131,8 @@ def test_factorized_and_direct_models_agree_with_gradients(columns: WindowColumn
     results = []
     for form in ("factorized", "reference"):
         config = small_config(attention_impl=form)
-        model = build(config)
-        batch = batch_of(columns, np.arange(12), config)
+        model = build_double(CARD, config)
+        batch = make_batch(CARD, columns, config, np.arange(12))
         loss, _ = Loss(config.loss)(forward(model, batch), batch)
         loss.backward()
         results.append([loss, *(p.grad for p in model.parameters())])
@@ -174,7 +150,7 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
     rows = np.arange(len(columns))
 
     def run(batches: list[WindowBatch]) -> list[torch.Tensor]:
-        model = build(config)
+        model = build_double(CARD, config)
         counts = sum(batch.counts for batch in batches)
         sums = sum(loss_sums(forward(model, batch), batch, config.loss) for batch in batches)
         total_loss(term_means(sums, counts), config.loss, model.ranker.objective_tasks).backward()
@@ -187,8 +163,10 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
             lengths = columns.lengths.copy()
             first[row], lengths[row] = place, place + 1
             one = dataclasses.replace(columns, first_target=first, lengths=lengths)
-            singles.append(batch_of(one, np.array([row]), config))
-    for left, right in zip(run([batch_of(columns, rows, config, bucket_overhead=20)]), run(singles), strict=True):
+            singles.append(make_batch(CARD, one, config, np.array([row])))
+    for left, right in zip(
+        run([make_batch(CARD, columns, config, rows, bucket_overhead=20)]), run(singles), strict=True
+    ):
         torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
 
 
@@ -196,7 +174,7 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
 def test_no_target_sees_itself_or_what_had_not_ended(form: str, columns: WindowColumns) -> None:
     """Perturbing actions and ids of impressions a target must not see leaves its predictions alone."""
     config = small_config(attention_impl=form, max_history=3)
-    model = build(config)
+    model = build_double(CARD, config)
     rng = np.random.default_rng(0)
     compared = changed = 0
     for row in range(len(columns)):
@@ -211,33 +189,18 @@ def test_no_target_sees_itself_or_what_had_not_ended(form: str, columns: WindowC
             base = dataclasses.replace(columns, first_target=first)
 
             def first_of(columns: WindowColumns, row: int = row) -> torch.Tensor:
-                return predictions(model, forward(model, batch_of(columns, np.array([row]), config)))[0]
+                return all_predictions(model, forward(model, make_batch(CARD, columns, config, np.array([row]))))[0]
 
             before = first_of(base)
-            torch.testing.assert_close(before, first_of(_perturb(base, start + places[hidden], rng, start + place)))
+            torch.testing.assert_close(
+                before, first_of(change_impressions(CARD, base, start + places[hidden], start + place, rng))
+            )
             compared += 1
             if not hidden.all():
-                seen = _perturb(base, start + places[~hidden], rng, start + place)
+                seen = change_impressions(CARD, base, start + places[~hidden], start + place, rng)
                 changed += int(not torch.allclose(before, first_of(seen)))
     assert compared > 30
     assert changed > 10, "what a target may see must matter"
-
-
-def _perturb(columns: WindowColumns, which: np.ndarray, rng: np.random.Generator, target: int) -> WindowColumns:
-    """Other times and order of actions everywhere in ``which``; other ids too, except the target's own features."""
-    offset, action = columns.offset_s.copy(), columns.action.copy()
-    ids = {name: values.copy() for name, values in columns.impression_ids.items()}
-    for place in which:
-        begin = columns.action_starts[place]
-        end = begin + columns.action_lengths[place]
-        offset[begin + 1 : end] = rng.random(end - begin - 1) * 1000
-        inner = rng.permutation(np.arange(1, len(CARD.actions) - 1))[: end - begin - 2]
-        action[begin + 1 : end - 1] = inner
-        if place != target:
-            for name, values in ids.items():
-                size = next(f.cardinality for f in CARD.features if f.name == name)
-                values[place] = (values[place] + 1) % size
-    return dataclasses.replace(columns, offset_s=offset, action=action, impression_ids=ids)
 
 
 @pytest.mark.parametrize(
@@ -252,12 +215,14 @@ def test_switched_off_session_outcome_and_objectives_are_left_alone(variant: dic
     found = []
     for card, world in ((CARD, columns), (bare, plain)):
         torch.manual_seed(0)
-        model = A2Gen(card, config, torch.device("cpu"))
-        batch = collate(world, np.arange(12), whole(card, config))
+        model = build_model(card, config, torch.device("cpu"))
+        batch = collate(world, np.arange(12), full_tables(card, config))
         loss, (_, output) = Loss(config.loss, tasks=model.ranker.objective_tasks)(model(batch), batch)
         loss.backward()
         gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
-        found.append({"loss": loss.detach(), "output": predictions(model, output), **model.state_dict(), **gradients})
+        found.append(
+            {"loss": loss.detach(), "output": all_predictions(model, output), **model.state_dict(), **gradients}
+        )
     assert list(found[0]) == list(found[1])
     for name, value in found[0].items():
         assert torch.equal(value, found[1][name]), name
@@ -266,8 +231,8 @@ def test_switched_off_session_outcome_and_objectives_are_left_alone(variant: dic
 def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(columns: WindowColumns) -> None:
     for variant in VARIANTS:
         config = small_config(**variant)
-        model = build(config)
-        batch = collate(columns, np.arange(3), whole(CARD, config), include_targets=False)
+        model = build_double(CARD, config)
+        batch = collate(columns, np.arange(3), full_tables(CARD, config), include_targets=False)
         loss, _ = Loss(config.loss, tasks=model.ranker.objective_tasks)(forward(model, batch), batch)
         loss.backward()
         assert loss.item() == 0
@@ -278,8 +243,8 @@ def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(columns:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bfloat16_is_float32_but_for_rounding(variant: dict, columns: WindowColumns) -> None:
     config = small_config(**variant)
-    model = build(config).float()
-    batch = batch_of(columns, np.arange(12), config)
+    model = build_double(CARD, config).float()
+    batch = make_batch(CARD, columns, config, np.arange(12))
     losses = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):

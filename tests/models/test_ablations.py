@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch, collate
@@ -17,7 +16,8 @@ from a2gen_rec.models.base import RankingModel, TargetEncoding
 from a2gen_rec.models.baselines.towers import TowerOutput
 from a2gen_rec.models.factory import build_model
 from a2gen_rec.models.independent import IndependentHeadsRanker
-from tests.helpers.cards import make_card, make_columns, small_config, whole
+from tests.helpers.cards import full_tables, make_card, make_columns, small_config
+from tests.helpers.models import build_double, forward, make_batch
 
 CARD = make_card(timed=("like", "comment", "follow", "exit"))
 EVERYTHING = {"feedback_encoding": "dual_view_full", "session_features": True, "predict_objectives": True}
@@ -28,31 +28,9 @@ def columns() -> WindowColumns:
     return make_columns(CARD, 15, np.random.default_rng(4))
 
 
-def build(config: Config) -> RankingModel:
-    torch.manual_seed(0)
-    model = build_model(CARD, config, torch.device("cpu")).double()
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter)  # what begins at zero would hide what comes before it
-    return model
-
-
-def batch_of(columns: WindowColumns, config: Config) -> WindowBatch:
-    return collate(columns, np.arange(len(columns)), whole(CARD, config))
-
-
-def rows_of(model: RankingModel, batch: WindowBatch) -> dict[str, JaggedTensor]:
-    """Lookups in float64: the embedding collection's own forward rounds to float32."""
-    found = {}
-    for name in batch.sparse.keys():  # noqa: SIM118 - not a mapping
-        ids = batch.sparse[name]
-        found[name] = JaggedTensor(model.embeddings.embeddings[name].weight[ids.values()], lengths=ids.lengths())
-    return found
-
-
-def forward(columns: WindowColumns, config: Config) -> tuple[RankingModel, WindowBatch, TargetEncoding]:
-    model, batch = build(config), batch_of(columns, config)
-    return model, batch, model.ranker(rows_of(model, batch), batch)
+def run(columns: WindowColumns, config: Config) -> tuple[RankingModel, WindowBatch, TargetEncoding]:
+    model, batch = build_double(CARD, config), make_batch(CARD, columns, config)
+    return model, batch, forward(model, batch)
 
 
 def redone(columns: WindowColumns, history: bool, change: str) -> WindowColumns:
@@ -93,7 +71,7 @@ def test_the_past_is_read_without(switch: dict, change: str, name: str, columns:
     contexts = {}
     for on in (True, False):
         config = small_config(name=name, **EVERYTHING, **({} if on else switch))
-        contexts[on] = [forward(past, config)[2].context for past in (columns, redone(columns, True, change))]
+        contexts[on] = [run(past, config)[2].context for past in (columns, redone(columns, True, change))]
     torch.testing.assert_close(*contexts[False], rtol=1e-9, atol=1e-11)
     # The mean of a baseline tells actions and times, but never which belongs to which.
     assert torch.allclose(*contexts[True]) == (name == "mmoe" and change == "pairing")
@@ -105,7 +83,7 @@ def test_without_order_the_loss_of_actions_is_that_of_a_set(generator: str, colu
     for on in (True, False):
         config = small_config(generator=generator, use_action_order=on)
         for done in (columns, redone(columns, False, "pairing")):
-            _, batch, output = forward(done, config)
+            _, batch, output = run(done, config)
             losses.setdefault(on, []).append(loss_sums(output, batch, config.loss)[0])
     torch.testing.assert_close(*losses[False], rtol=1e-12, atol=0)
     assert not torch.allclose(*losses[True])
@@ -114,7 +92,7 @@ def test_without_order_the_loss_of_actions_is_that_of_a_set(generator: str, colu
 @pytest.mark.parametrize("switch", ["use_action_times", "use_action_order"])
 def test_without_times_emitted_actions_are_read_without(switch: str, columns: WindowColumns) -> None:
     config = small_config(**{switch: False})
-    outputs = [forward(done, config)[2] for done in (columns, redone(columns, False, "times"))]
+    outputs = [run(done, config)[2] for done in (columns, redone(columns, False, "times"))]
     assert torch.equal(outputs[0].steps.logits, outputs[1].steps.logits)
     assert torch.equal(outputs[0].steps.time, outputs[1].steps.time)
 
@@ -123,7 +101,7 @@ def test_without_times_emitted_actions_are_read_without(switch: str, columns: Wi
 def test_training_and_reading_go_through_the_same_prefixes(switch: dict, columns: WindowColumns) -> None:
     """Teacher-forced predictions at the labels are those of stepping through the sequence as ranking does."""
     config = small_config(**switch)
-    model, batch, output = forward(columns, config)
+    model, batch, output = run(columns, config)
     assert isinstance(output, A2GenOutput)
     ranker = model.ranker
     assert isinstance(ranker, A2GenRanker)
@@ -155,7 +133,7 @@ def batch_steps(batch: WindowBatch) -> list[int]:
 
 def test_independent_heads_stand_on_the_encoder_of_the_whole(columns: WindowColumns) -> None:
     config = small_config(generator="independent_heads", **EVERYTHING)
-    model, batch, output = forward(columns, config)
+    model, batch, output = run(columns, config)
     ranker = model.ranker
     assert isinstance(ranker, IndependentHeadsRanker)
     assert not ranker.is_generative
@@ -170,7 +148,7 @@ def test_independent_heads_stand_on_the_encoder_of_the_whole(columns: WindowColu
     what = ranker.marginals(output, 0.0)
     torch.testing.assert_close(what.probability[:, 1:-1], output.event_logits.sigmoid())
     assert bool((what.unexplored_mass == 0).all())
-    other = forward(redone(columns, False, "actions"), config)[2]
+    other = run(redone(columns, False, "actions"), config)[2]
     assert torch.equal(other.event_logits, output.event_logits), "what happens in a target tells nothing of it"
 
     loss, _ = Loss(config.loss, tasks=ranker.objective_tasks)(output, batch)
@@ -181,7 +159,7 @@ def test_independent_heads_stand_on_the_encoder_of_the_whole(columns: WindowColu
 def test_independent_heads_begin_at_base_rates_and_medians(columns: WindowColumns) -> None:
     card = dataclasses.replace(make_card(), base_rate=CARD.base_rate | {"like": 0.1, "comment": 0.02})
     model = build_model(card, small_config(generator="independent_heads"), torch.device("cpu"))
-    batch = collate(columns, np.arange(5), whole(card, small_config()))
+    batch = collate(columns, np.arange(5), full_tables(card, small_config()))
     what = model.ranker.marginals(model(batch), 0.0)
     expected = torch.tensor([1, 0.1, 0.02, 0.3, 1]).expand_as(what.probability)
     torch.testing.assert_close(what.probability, expected, rtol=1e-5, atol=0)

@@ -1,25 +1,21 @@
 """Baseline rankers on one process and in float64: the properties that A2Gen has."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchrec import JaggedTensor
 
-from a2gen_rec.config import Config
-from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
+from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch
 from a2gen_rec.data.columns import CandidateItems, WindowColumns
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.losses.loss import Loss, loss_sums, term_means, total_loss
-from a2gen_rec.models.a2gen import A2Gen, A2GenRanker
+from a2gen_rec.models.a2gen import A2GenRanker
 from a2gen_rec.models.base import RankingModel
-from a2gen_rec.models.baselines.towers import TowerOutput
 from a2gen_rec.models.factory import RANKERS, build_model
 from a2gen_rec.runs.next_window import append_candidates_now, empty_window
-from tests.helpers.cards import make_card, make_columns, small_config, whole
+from tests.helpers.cards import make_card, make_columns, small_config
+from tests.helpers.models import build_double, change_impressions, forward, make_batch
 
 CARD = make_card()
 SIZES = {feature.name: feature.cardinality for feature in CARD.features}
@@ -36,28 +32,6 @@ VARIANTS = [
 ]
 
 
-def build(config: Config, card: DatasetCard = CARD) -> RankingModel:
-    """A float64 model of which nothing stands at its neutral start."""
-    torch.manual_seed(0)
-    model = build_model(card, config, torch.device("cpu")).double()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    return model
-
-
-def forward(model: RankingModel, batch: WindowBatch) -> TowerOutput:
-    """The model in float64: the embedding collection's own forward rounds to float32."""
-    rows = {}
-    for name in batch.sparse.keys():  # noqa: SIM118 - not a mapping
-        ids = batch.sparse[name]
-        rows[name] = JaggedTensor(model.embeddings.embeddings[name].weight[ids.values()], lengths=ids.lengths())
-    return model.ranker(rows, batch)
-
-
-def batch_of(columns: WindowColumns, config: Config, rows: np.ndarray | None = None, **options: Any) -> WindowBatch:
-    return collate(columns, np.arange(len(columns)) if rows is None else rows, whole(CARD, config), **options)
-
-
 @torch.no_grad()
 def predictions(model: RankingModel, batch: WindowBatch) -> Tensor:
     """Everything predicted of a target, one row per target."""
@@ -72,44 +46,13 @@ def columns() -> WindowColumns:
     return make_columns(CARD, 12, np.random.default_rng(3))
 
 
-def otherwise(columns: WindowColumns, which: np.ndarray, target: int, rng: np.random.Generator) -> WindowColumns:
-    """Other actions, times and outcomes at the impressions ``which``; other ids too, but for the ``target``'s own."""
-    offset, action, end_ms = columns.offset_s.copy(), columns.action.copy(), columns.end_ms.copy()
-    outcome = {name: rows.copy() for name, rows in columns.outcome.items()}
-    ids, session = (
-        {name: rows.copy() for name, rows in of.items()} for of in (columns.impression_ids, columns.session)
-    )
-    for place in which:
-        begin = columns.action_starts[place]
-        end = begin + columns.action_lengths[place]
-        offset[begin + 1 : end] = rng.random(end - begin - 1) * 1000
-        action[begin + 1 : end - 1] = rng.permutation(np.arange(1, len(CARD.actions) - 1))[: end - begin - 2]
-        changed = [outcome] if place == target else [outcome, ids, session]
-        for rows in changed:
-            for name, values in rows.items():
-                values[place] = (values[place] + 1) % SIZES[name]
-    labels, objectives = columns.labels.copy(), columns.objectives.copy()
-    labels[which], objectives[which] = 1 - labels[which], np.nan
-    return dataclasses.replace(
-        columns,
-        offset_s=offset,
-        action=action,
-        end_ms=end_ms,
-        outcome=outcome,
-        impression_ids=ids,
-        session=session,
-        labels=labels,
-        objectives=objectives,
-    )
-
-
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("switches", [{}, EVERYTHING])
 def test_no_target_sees_itself_or_what_had_not_ended_or_lies_before_its_history(
     name: str, switches: dict, columns: WindowColumns
 ) -> None:
     config = small_config(name=name, max_history=3, num_layers=1, **switches)  # more layers of hstu reach further back
-    model, rng = build(config), np.random.default_rng(0)
+    model, rng = build_double(CARD, config, randomize=True), np.random.default_rng(0)
     compared = changed = 0
     for row in range(len(columns)):
         start, n = columns.starts[row], columns.lengths[row]
@@ -120,13 +63,13 @@ def test_no_target_sees_itself_or_what_had_not_ended_or_lies_before_its_history(
             first = columns.first_target.copy()
             first[row] = place
             base, one = dataclasses.replace(columns, first_target=first), np.array([row])
-            before = predictions(model, batch_of(base, config, one))[0]
-            unseen = otherwise(base, start + places[hidden], start + place, rng)
-            torch.testing.assert_close(predictions(model, batch_of(unseen, config, one))[0], before)
+            before = predictions(model, make_batch(CARD, base, config, one))[0]
+            unseen = change_impressions(CARD, base, start + places[hidden], start + place, rng)
+            torch.testing.assert_close(predictions(model, make_batch(CARD, unseen, config, one))[0], before)
             compared += 1
             for other in places[~hidden]:
-                seen = otherwise(base, start + np.array([other]), start + place, rng)
-                after = predictions(model, batch_of(seen, config, one))[0]
+                seen = change_impressions(CARD, base, start + np.array([other]), start + place, rng)
+                after = predictions(model, make_batch(CARD, seen, config, one))[0]
                 assert not torch.allclose(after, before, rtol=1e-9, atol=1e-9), "what a target may see must matter"
                 changed += 1
     assert compared > 30
@@ -136,16 +79,16 @@ def test_no_target_sees_itself_or_what_had_not_ended_or_lies_before_its_history(
 def test_nothing_that_had_not_ended_reaches_a_target_through_the_layers_of_hstu(columns: WindowColumns) -> None:
     """States are shared by all targets of a window, among them targets that saw what another one must not."""
     config = small_config(name="hstu", num_layers=3, max_history=4, **EVERYTHING)
-    model, rng = build(config), np.random.default_rng(0)
-    before, first = predictions(model, batch_of(columns, config)), 0
+    model, rng = build_double(CARD, config, randomize=True), np.random.default_rng(0)
+    before, first = predictions(model, make_batch(CARD, columns, config)), 0
     changed = 0
     for row in range(len(columns)):
         start, places = columns.starts[row], np.arange(columns.lengths[row])
         for target, place in enumerate(places[columns.first_target[row] :], start=first):
             now = columns.ts_ms[start + place]
             hidden = (places >= place) | (columns.end_ms[start + places] > now)
-            unseen = otherwise(columns, start + places[hidden], start + place, rng)
-            after = predictions(model, batch_of(unseen, config))
+            unseen = change_impressions(CARD, columns, start + places[hidden], start + place, rng)
+            after = predictions(model, make_batch(CARD, unseen, config))
             assert torch.equal(after[target], before[target])
             changed += int((after != before).any(1).sum())
         first += len(places) - columns.first_target[row]
@@ -155,11 +98,11 @@ def test_nothing_that_had_not_ended_reaches_a_target_through_the_layers_of_hstu(
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, columns: WindowColumns) -> None:
     config = small_config(**variant)
-    model = build(config)
-    together = predictions(model, batch_of(columns, config))
-    backwards = predictions(model, batch_of(columns, config, np.arange(12)[::-1].copy(), dedup=False))
-    padded = predictions(model, batch_of(columns, config, bucket_overhead=10**9))
-    alone = [predictions(model, batch_of(columns, config, np.array([row]))) for row in range(12)]
+    model = build_double(CARD, config, randomize=True)
+    together = predictions(model, make_batch(CARD, columns, config))
+    backwards = predictions(model, make_batch(CARD, columns, config, np.arange(12)[::-1].copy(), dedup=False))
+    padded = predictions(model, make_batch(CARD, columns, config, bucket_overhead=10**9))
+    alone = [predictions(model, make_batch(CARD, columns, config, np.array([row]))) for row in range(12)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(backwards, torch.cat(alone[::-1]), rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(padded, together, rtol=1e-9, atol=1e-11)
@@ -176,10 +119,10 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
     reach = 3 * config.model.num_layers if config.model.name == "hstu" else 3
 
     def run(batches: list[WindowBatch]) -> list[Tensor]:
-        model = build(config)
+        model = build_double(CARD, config, randomize=True)
         counts = torch.stack([batch.counts for batch in batches]).sum(0)
         sums = torch.stack([loss_sums(forward(model, batch), batch, config.loss) for batch in batches]).sum(0)
-        total_loss(term_means(sums, counts, generated=False), config.loss, model.ranker.objective_tasks).backward()
+        total_loss(term_means(sums, counts, is_generative=False), config.loss, model.ranker.objective_tasks).backward()
         return [sums.detach(), *(p.grad for p in model.parameters())]
 
     singles = []
@@ -189,8 +132,8 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
             first, starts, lengths = columns.first_target.copy(), columns.starts.copy(), columns.lengths.copy()
             first[row], starts[row], lengths[row] = place - cut, starts[row] + cut, place + 1 - cut
             one = dataclasses.replace(columns, first_target=first, starts=starts, lengths=lengths)
-            singles.append(batch_of(one, config, np.array([row])))
-    for left, right in zip(run([batch_of(columns, config, bucket_overhead=20)]), run(singles), strict=True):
+            singles.append(make_batch(CARD, one, config, np.array([row])))
+    for left, right in zip(run([make_batch(CARD, columns, config, bucket_overhead=20)]), run(singles), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
 
 
@@ -198,13 +141,13 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
 @pytest.mark.parametrize("length", [0, 9])
 def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: int) -> None:
     config = small_config(**variant)
-    model, made = build(config), make_columns(CARD, 40, np.random.default_rng(1))
+    model, made = build_double(CARD, config, randomize=True), make_columns(CARD, 40, np.random.default_rng(1))
     history = made.take(np.flatnonzero(made.lengths == length)[:1]) if length else empty_window(CARD)
 
     def ranked(rows: np.ndarray) -> Tensor:
         items = CandidateItems([""] * len(rows), np.ones(len(rows), bool), {"item_id": rows, "author_id": rows * 7 % 9})
         return predictions(
-            model, batch_of(append_candidates_now(history, items, CARD), config, request_gap_s=WHOLE_WINDOW)
+            model, make_batch(CARD, append_candidates_now(history, items, CARD), config, request_gap_s=WHOLE_WINDOW)
         )
 
     together = ranked(np.arange(1, 7))
@@ -218,7 +161,7 @@ def test_predictions_start_at_base_rates_and_median_times(name: str, columns: Wi
     card = dataclasses.replace(CARD, base_rate=rates, median_time_s={"like": 4.0, "exit": 20.0})
     config = small_config(name=name, **EVERYTHING)
     model = build_model(card, config, torch.device("cpu"))
-    output = model(batch_of(columns, config))
+    output = model(make_batch(CARD, columns, config))
     what = model.ranker.marginals(output, max_error=0.0)
     expected = torch.tensor([1.0, *list(rates.values())[:3], 1.0]).expand_as(what.probability)
     torch.testing.assert_close(what.probability, expected)
@@ -234,7 +177,7 @@ def test_a_few_steps_lower_every_term_of_the_loss(name: str, columns: WindowColu
     config = small_config(name=name, **EVERYTHING)
     torch.manual_seed(0)
     model = build_model(CARD, config, torch.device("cpu"))
-    loss, batch = Loss(config.loss, tasks=model.ranker.objective_tasks), batch_of(columns, config)
+    loss, batch = Loss(config.loss, tasks=model.ranker.objective_tasks), make_batch(CARD, columns, config)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     found = []
     for _ in range(40):
@@ -242,7 +185,7 @@ def test_a_few_steps_lower_every_term_of_the_loss(name: str, columns: WindowColu
         value, (sums, _) = loss(model(batch), batch)
         value.backward()
         optimizer.step()
-        found.append(term_means(sums, batch.counts, generated=False))
+        found.append(term_means(sums, batch.counts, is_generative=False))
     action, time, order, label, draft_action, draft_time, *occurrence, glance, effective = found[-1] / found[0]
     assert max(action, time, label, glance, effective) < 0.6
     assert torch.stack([order, draft_action, draft_time, *occurrence]).isnan().all(), (
@@ -253,8 +196,8 @@ def test_a_few_steps_lower_every_term_of_the_loss(name: str, columns: WindowColu
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(variant: dict, columns: WindowColumns) -> None:
     config = small_config(**variant)
-    model = build(config)
-    batch = batch_of(columns, config, np.arange(3), include_targets=False)
+    model = build_double(CARD, config, randomize=True)
+    batch = make_batch(CARD, columns, config, np.arange(3), include_targets=False)
     loss, _ = Loss(config.loss, tasks=model.ranker.objective_tasks)(forward(model, batch), batch)
     loss.backward()
     assert loss.item() == 0
@@ -264,7 +207,7 @@ def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(variant:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bfloat16_is_float32_but_for_rounding(variant: dict, columns: WindowColumns) -> None:
     config = small_config(**variant)
-    model, batch = build(config).float(), batch_of(columns, config)
+    model, batch = build_double(CARD, config, randomize=True).float(), make_batch(CARD, columns, config)
     losses = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -278,7 +221,7 @@ def test_bfloat16_is_float32_but_for_rounding(variant: dict, columns: WindowColu
 @pytest.mark.parametrize("name", BASELINES)
 def test_unknown_items_match_nothing_and_the_same_known_ones_do(name: str, columns: WindowColumns) -> None:
     config = small_config(name=name)
-    model = build(config)
+    model = build_double(CARD, config, randomize=True)
     weights = [p for n, p in model.named_parameters() if n.endswith("match.weight")]
     assert weights
     for row, matters in ((0, False), (1, True)):
@@ -286,11 +229,11 @@ def test_unknown_items_match_nothing_and_the_same_known_ones_do(name: str, colum
             columns,
             impression_ids={n: np.full_like(ids, row) for n, ids in columns.impression_ids.items()},
         )
-        before = predictions(model, batch_of(same, config))
+        before = predictions(model, make_batch(CARD, same, config))
         with torch.no_grad():
             for weight in weights:
                 weight += 1.0
-        after = predictions(model, batch_of(same, config))
+        after = predictions(model, make_batch(CARD, same, config))
         assert torch.equal(before, after) is not matters
 
 
@@ -298,7 +241,7 @@ def test_unknown_items_match_nothing_and_the_same_known_ones_do(name: str, colum
 def test_known_actions_give_the_predictions_of_actions_encoded_anew(name: str, columns: WindowColumns) -> None:
     config = small_config(name=name)
     torch.manual_seed(0)
-    model, batch = build_model(CARD, config, torch.device("cpu")), batch_of(columns, config)
+    model, batch = build_model(CARD, config, torch.device("cpu")), make_batch(CARD, columns, config)
     rows = model.embeddings(batch.sparse)
     actions = model.ranker.encode_actions(rows, batch)
     assert actions.shape == (len(batch.history_index), 16)
@@ -319,7 +262,7 @@ def test_names_lead_to_their_rankers_and_a2gen_is_the_default(columns: WindowCol
     torch.manual_seed(0)
     named = build_model(CARD, config)
     torch.manual_seed(0)
-    own = A2Gen(CARD, config)
+    own = RankingModel(CARD, config, A2GenRanker)
     assert type(named.ranker) is A2GenRanker
     assert list(named.state_dict()) == list(own.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(named.parameters(), own.parameters(), strict=True))

@@ -1,23 +1,23 @@
 """Feedback, session and objectives in the whole model, on one process and in float64."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchrec import JaggedTensor
 
-from a2gen_rec.config import Config, LossConfig
-from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
+from a2gen_rec.config import LossConfig
+from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch
 from a2gen_rec.data.columns import WindowColumns, concat_ranges
 from a2gen_rec.data.schema import COMPLETE, EFFECTIVE, FEEDBACK_LEVELS, GLANCE, NEGATIVE, PARTIAL, UNKNOWN, DatasetCard
 from a2gen_rec.losses.loss import Loss, term_means, total_loss
-from a2gen_rec.models.a2gen import A2Gen, A2GenOutput
+from a2gen_rec.models.base import RankingModel
+from a2gen_rec.models.factory import build_model
 from a2gen_rec.models.hierarchical import objective_tasks
 from a2gen_rec.nn.feedback import DualViewAttention
-from tests.helpers.cards import make_card, make_columns, small_config, whole
+from tests.helpers.cards import make_card, make_columns, small_config
+from tests.helpers.models import all_predictions, build_double, forward, make_batch
 
 CARD = make_card()
 SIZES = {feature.name: feature.cardinality for feature in CARD.features}
@@ -38,36 +38,10 @@ def columns() -> WindowColumns:
     return make_columns(CARD, 12, np.random.default_rng(3))
 
 
-def build(config: Config, card: DatasetCard = CARD) -> A2Gen:
-    """A float64 model of which nothing stands at its neutral start."""
-    torch.manual_seed(0)
-    model = A2Gen(card, config, torch.device("cpu")).double()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    return model
-
-
-def forward(model: A2Gen, batch: WindowBatch) -> A2GenOutput:
-    """The model in float64: the embedding collection's own forward rounds to float32."""
-    rows = {}
-    for name in batch.sparse.keys():  # noqa: SIM118 - not a mapping
-        ids = batch.sparse[name]
-        rows[name] = JaggedTensor(model.embeddings.embeddings[name].weight[ids.values()], lengths=ids.lengths())
-    return model.ranker(rows, batch)
-
-
-def batch_of(columns: WindowColumns, config: Config, card: DatasetCard = CARD, **options: Any) -> WindowBatch:
-    return collate(columns, np.arange(len(columns)), whole(card, config), **options)
-
-
 @torch.no_grad()
-def predictions(model: A2Gen, batch: WindowBatch) -> Tensor:
+def predictions(model: RankingModel, batch: WindowBatch) -> Tensor:
     """Everything predicted of a target before it happens, one row per target."""
-    output = forward(model, batch)
-    what = model.ranker.marginals(output, max_error=0.0)
-    heads = [output.label_logits, output.objective_logits]
-    heads += [] if output.watch_time is None else [output.watch_time[:, None]]
-    return torch.cat([what.probability, torch.nan_to_num(what.time), *heads, output.context], 1)
+    return all_predictions(model, forward(model, batch))
 
 
 def happens_otherwise(columns: WindowColumns, which: np.ndarray, rng: np.random.Generator) -> WindowColumns:
@@ -107,8 +81,8 @@ def test_no_target_sees_what_happens_in_it_or_after_it(switch: str, form: str, c
     """Bit-equal but for the factorized form's rounding: its scale is that of all keys that any target sees."""
     rounding = {"rtol": 1e-10, "atol": 1e-12} if form == "factorized" else {"rtol": 0, "atol": 0}
     config = small_config(attention_impl=form, max_history=3, **SWITCHES[switch])
-    model, rng = build(config), np.random.default_rng(0)
-    before = predictions(model, batch_of(columns, config))
+    model, rng = build_double(CARD, config, randomize=True), np.random.default_rng(0)
+    before = predictions(model, make_batch(CARD, columns, config))
     window = np.repeat(np.arange(len(columns)), columns.lengths)
     place = np.arange(len(window))
     column = place - columns.starts[window]
@@ -118,7 +92,7 @@ def test_no_target_sees_what_happens_in_it_or_after_it(switch: str, form: str, c
         unseen = mine & ((place >= target) | (columns.end_ms > columns.ts_ms[target]) | (place < target - 3))
         changed = happens_otherwise(columns, unseen, rng)
         changed = appears_otherwise(changed, unseen & (place != target))
-        after = predictions(model, batch_of(changed, config))
+        after = predictions(model, make_batch(CARD, changed, config))
         torch.testing.assert_close(after[row], before[row], **rounding)
         assert torch.equal(after[window[targets] != window[target]], before[window[targets] != window[target]])
     assert len(targets) > 30
@@ -128,16 +102,16 @@ def test_no_target_sees_what_happens_in_it_or_after_it(switch: str, form: str, c
 def test_past_outcomes_and_the_session_matter_where_they_are_read(switch: str, columns: WindowColumns) -> None:
     variant = SWITCHES.get(switch, {})
     config = small_config(**variant)
-    model = build(config)
-    before = predictions(model, batch_of(columns, config))
-    batch = batch_of(columns, config)
+    model = build_double(CARD, config, randomize=True)
+    before = predictions(model, make_batch(CARD, columns, config))
+    batch = make_batch(CARD, columns, config)
     seeing = model.ranker._layout(batch).attention_mask.any(-1)[batch.target_window, batch.target_column]
 
     def moved(field: str, name: str) -> Tensor:
         rows = getattr(columns, field)
         # From one view into another or none, whatever it was: levels go round by two.
         other = {name: (rows[name] + 2) % SIZES[name]}
-        changed = predictions(model, batch_of(dataclasses.replace(columns, **{field: rows | other}), config))
+        changed = predictions(model, make_batch(CARD, dataclasses.replace(columns, **{field: rows | other}), config))
         return (changed != before).any(1)
 
     feedback = variant.get("feedback_encoding", "none") != "none"
@@ -148,14 +122,16 @@ def test_past_outcomes_and_the_session_matter_where_they_are_read(switch: str, c
         assert bool(moved("session", name).any()) is variant.get("session_features", False), name
     assert 5 < seeing.sum() < len(seeing)
     other = dataclasses.replace(columns, labels=1 - columns.labels, objectives=1 - columns.objectives)
-    assert torch.equal(predictions(model, batch_of(other, config)), before), "labels and objectives are no input"
+    assert torch.equal(predictions(model, make_batch(CARD, other, config)), before), (
+        "labels and objectives are no input"
+    )
 
 
 @pytest.mark.parametrize("feedback", ["tokens", "dual_view", "dual_view_full"])
 def test_views_part_what_pleased_from_what_did_not(feedback: str, columns: WindowColumns) -> None:
     """With one embedding for all levels, only views can tell levels apart, and only as far as they part them."""
     config = small_config(feedback_encoding=feedback)
-    model = build(config)
+    model = build_double(CARD, config, randomize=True)
     with torch.no_grad():
         for name in ("feedback", "watch_ratio"):
             table = model.embeddings.embeddings[name].weight
@@ -165,7 +141,7 @@ def test_views_part_what_pleased_from_what_did_not(feedback: str, columns: Windo
 
     def of(levels: np.ndarray) -> Tensor:
         outcome = columns.outcome | {"feedback": levels}
-        return predictions(model, batch_of(dataclasses.replace(columns, outcome=outcome), config))
+        return predictions(model, make_batch(CARD, dataclasses.replace(columns, outcome=outcome), config))
 
     before = of(levels)
     views = [{NEGATIVE, GLANCE}, {UNKNOWN, PARTIAL}, {EFFECTIVE, COMPLETE}]
@@ -181,8 +157,8 @@ def test_factorized_and_direct_models_agree_with_gradients(switch: str, columns:
     results = []
     for form in ("factorized", "reference"):
         config = small_config(attention_impl=form, **SWITCHES[switch])
-        model = build(config)
-        batch = batch_of(columns, config)
+        model = build_double(CARD, config, randomize=True)
+        batch = make_batch(CARD, columns, config)
         loss, _ = Loss(config.loss, tasks=model.ranker.objective_tasks)(forward(model, batch), batch)
         loss.backward()
         results.append([predictions(model, batch), loss.detach(), *(p.grad for p in model.parameters())])
@@ -208,10 +184,10 @@ def test_a_log_without_watch_times_does_without_feedback(feedback: str, columns:
     found = []
     for variant in ({"feedback_encoding": feedback, "predict_objectives": True}, {}):
         config = small_config(session_features=True, **variant)
-        model = build(config, card)
+        model = build_double(card, config, randomize=True)
         assert not isinstance(model.ranker.encoder.item_level, DualViewAttention)
         assert model.ranker.objective_tasks == ()
-        found.append({"output": predictions(model, batch_of(world, config, card)), **model.state_dict()})
+        found.append({"output": predictions(model, make_batch(card, world, config)), **model.state_dict()})
     assert list(found[0]) == list(found[1])
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
@@ -219,9 +195,9 @@ def test_a_log_without_watch_times_does_without_feedback(feedback: str, columns:
 def test_a_log_without_lengths_has_levels_but_no_ratio(columns: WindowColumns) -> None:
     card, world = bare(CARD, columns, "watch_ratio")
     config = small_config(feedback_encoding="dual_view", **EVERYTHING)
-    model = build(config, card)
+    model = build_double(card, config, randomize=True)
     assert isinstance(model.ranker.encoder.item_level, DualViewAttention)
-    assert predictions(model, batch_of(world, config, card)).isfinite().all()
+    assert predictions(model, make_batch(card, world, config)).isfinite().all()
 
 
 def test_tasks_are_what_the_log_tells() -> None:
@@ -243,8 +219,8 @@ def test_before_training_heads_tell_base_rates_and_the_median(labels: tuple, tim
     world = make_columns(card, 5, np.random.default_rng(0))
     config = small_config(predict_objectives=True)
     torch.manual_seed(0)
-    model = A2Gen(card, config, torch.device("cpu")).double()
-    output = forward(model, batch_of(world, config, card))
+    model = build_model(card, config, torch.device("cpu")).double()
+    output = forward(model, make_batch(card, world, config))
     chances = torch.cat([output.label_logits, output.objective_logits], 1).sigmoid()
     expected = torch.tensor([card.base_rate[name] for name in names]).double().expand_as(chances)
     torch.testing.assert_close(chances, expected, rtol=1e-5, atol=1e-6)
@@ -309,11 +285,11 @@ def test_targets_of_a_request_equal_candidates_alone_at_its_moment(
     switch: str, gap_s: float, columns: WindowColumns
 ) -> None:
     config = small_config(max_history=4, **SWITCHES.get(switch, {}))
-    model = build(config)
-    together = predictions(model, batch_of(columns, config, request_gap_s=gap_s))
-    alone = predictions(model, batch_of(as_requests(columns, gap_s), config))
+    model = build_double(CARD, config, randomize=True)
+    together = predictions(model, make_batch(CARD, columns, config, request_gap_s=gap_s))
+    alone = predictions(model, make_batch(CARD, as_requests(columns, gap_s), config))
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-10)
-    each = torch.isclose(together, predictions(model, batch_of(columns, config)), rtol=1e-9, atol=1e-10).all(1)
+    each = torch.isclose(together, predictions(model, make_batch(CARD, columns, config)), rtol=1e-9, atol=1e-10).all(1)
     assert each.all().item() is (gap_s == 0), "judged at the request's moment, not at their own"
 
 
@@ -322,8 +298,8 @@ def test_a_few_steps_with_everything_on_lower_the_loss(uncertainty: bool, column
     config = small_config(feedback_encoding="dual_view_full", **EVERYTHING)
     config.loss = LossConfig(uncertainty_weighting=uncertainty)
     torch.manual_seed(0)
-    model = A2Gen(CARD, config, torch.device("cpu"))
-    loss, batch = Loss(config.loss, tasks=model.ranker.objective_tasks), batch_of(columns, config)
+    model = build_model(CARD, config, torch.device("cpu"))
+    loss, batch = Loss(config.loss, tasks=model.ranker.objective_tasks), make_batch(CARD, columns, config)
     optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], 0.01)
     found = []
     for _ in range(40):

@@ -18,9 +18,10 @@ from a2gen_rec.data.schema import SPLITS, DatasetCard
 from a2gen_rec.ensemble.fit import train_ensemble
 from a2gen_rec.ensemble.trainer import EpochResult
 from a2gen_rec.errors import DataError, UserError
-from a2gen_rec.models.a2gen import A2Gen
+from a2gen_rec.models.base import RankingModel
 from a2gen_rec.models.ensemble.io import EnsembleCard, load_ensemble, save_ensemble
 from a2gen_rec.models.ensemble.model import Ensemble
+from a2gen_rec.models.factory import build_model
 from a2gen_rec.nn.decoding import DecodedSequences
 from a2gen_rec.ranking.selection import resolve_sort_key
 from a2gen_rec.ranking.timelines import timelines
@@ -30,7 +31,7 @@ from a2gen_rec.runs.next_window import append_candidates_now, empty_window, read
 from a2gen_rec.runs.rank import rank_run
 from a2gen_rec.training.entrypoint import train
 from a2gen_rec.training.loaded_run import LoadedRun, load_run
-from tests.helpers.cards import make_card, make_columns, small_config, to_table, whole, write_dataset
+from tests.helpers.cards import full_tables, make_card, make_columns, small_config, to_table, write_dataset
 
 CARD = make_card()
 NAMES = ["like", "comment", "follow", "click"]
@@ -83,22 +84,22 @@ def one_window(length: int, seed: int = 1) -> WindowColumns:
     return columns.take(np.flatnonzero(columns.lengths == length)[:1])
 
 
-def model_of(config: Config) -> A2Gen:
+def model_of(config: Config) -> RankingModel:
     torch.manual_seed(0)
-    model = A2Gen(CARD, config, torch.device("cpu"))
+    model = build_model(CARD, config, torch.device("cpu"))
     for parameter in model.parameters():  # far from the symmetric start, so that everything matters
         torch.nn.init.normal_(parameter, std=0.5)
     return model.eval()
 
 
 @torch.no_grad()
-def predictions(model: A2Gen, columns: WindowColumns, candidates: bool) -> torch.Tensor:
+def predictions(model: RankingModel, columns: WindowColumns, candidates: bool) -> torch.Tensor:
     """Everything a ranking is made of, one row per target."""
     output = model(
         collate(
             columns,
             np.arange(len(columns)),
-            whole(CARD, small_config()),
+            full_tables(CARD, small_config()),
             request_gap_s=WHOLE_WINDOW if candidates else None,
         )
     )
@@ -219,7 +220,7 @@ def _check_alone(opened: LoadedRun, candidate: ScoredCandidate, rows: np.ndarray
     window = read_latest_window(Dataset(str(world.data), CARD), world.user)
     alone = CandidateItems([candidate.item], np.array([candidate.known]), {"item_id": rows[:1], "author_id": rows[1:]})
     columns = append_candidates_now(window, alone, CARD)
-    batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
+    batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, opened.config))
     opened.model.model_parallel.eval()
     with torch.no_grad():
         _, (_, output) = opened.model.model_parallel(batch)
@@ -424,7 +425,7 @@ def alone_score(
     rows = {name: np.array([table[name][at]]) for name in ("item_id", "author_id")}
     window = read_latest_window(Dataset(str(world.data), CARD), world.user)
     columns = append_candidates_now(window, CandidateItems([candidate.item], np.ones(1, bool), rows), CARD)
-    batch = collate(columns, np.zeros(1, np.int64), whole(CARD, opened.config))
+    batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, opened.config))
     opened.model.model_parallel.eval()
     with torch.no_grad():
         _, (_, output) = opened.model.model_parallel(batch)

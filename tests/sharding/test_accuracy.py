@@ -21,7 +21,7 @@ from a2gen_rec.sharding.topology import Cluster
 from a2gen_rec.sharding.workload import workload_from_dataset
 from a2gen_rec.training.build import EMBEDDINGS_FQN, build_training_model
 from a2gen_rec.utils.distributed import DistributedContext
-from tests.helpers.cards import make_card, small_config, whole, write_dataset
+from tests.helpers.cards import full_tables, make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
 KINDS = {"user_id": "row_wise", "item_id": "column_wise", "author_id": "table_wise", "tab": "column_wise"}
@@ -87,7 +87,7 @@ def losses(process: DistributedContext, dataset: str, config: Config) -> tuple[l
     step_losses = []
     for step in range(8):
         rows = np.random.default_rng(step).permutation(len(columns))[:16]
-        batch = collate(columns, rows[process.rank :: process.world_size], whole(card, config))
+        batch = collate(columns, rows[process.rank :: process.world_size], full_tables(card, config))
         built.optimizer.zero_grad()
         loss, _ = built.model_parallel(batch)
         loss.backward()

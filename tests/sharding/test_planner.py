@@ -7,7 +7,7 @@ import torch
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
 
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.models.a2gen import A2Gen
+from a2gen_rec.models.factory import build_model
 from a2gen_rec.sharding import planner
 from a2gen_rec.sharding.planner import (
     EMBEDDINGS,
@@ -113,7 +113,7 @@ def test_uses_host_memory_if_allowed_and_needed() -> None:
 def test_planned_tables_equal_the_models(dtype: str) -> None:
     card, config = make_card(), small_config()
     config.sharding.dtype = dtype  # type: ignore[assignment]
-    trained = A2Gen(card, config, device=torch.device("meta")).embeddings
+    trained = build_model(card, config, device=torch.device("meta")).embeddings
     planned = meta_embeddings(PlanningProblem(workload_from_dataset(card, config), HOST, config))[EMBEDDINGS]
     for left, right in zip(trained.embedding_configs(), planned.embedding_configs(), strict=True):
         for name in ("name", "num_embeddings", "embedding_dim", "data_type", "feature_names"):

@@ -11,9 +11,8 @@ from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import WindowDataset
 from a2gen_rec.data.schema import SplitSummary
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.models.embedding_tables import table_rows
 from a2gen_rec.sharding.workload import expected_unique, workload_from_dataset, workload_from_features
-from tests.helpers.cards import make_card, small_config, whole, write_dataset
+from tests.helpers.cards import make_card, small_config, write_dataset
 
 FEATURES = {"user_id": PlannerFeature("user", 1000), "item_id": PlannerFeature("item", 5000, zipf_exponent=1.0)}
 COUNTS = WorkloadConfig(windows_per_batch=10, impressions_per_batch=300, targets_per_batch=40, num_actions=5)
@@ -81,7 +80,7 @@ def test_plans_session_and_outcome_tables_that_the_model_uses(switches: dict, na
     planned, prepared = workload_from_features(FEATURES, COUNTS, config), workload_from_dataset(card, config)
     always = ["action", "time_bucket", "gap_bucket"]
     assert [table.name for table in planned.tables] == ["user_id", "item_id", *always, *names]
-    assert {table.name: table.rows for table in prepared.tables} == table_rows(card, config.model)
+    assert {table.name: table.rows for table in prepared.tables} == EmbeddingTables.from_card(card, config.model).rows
     assert [table.name for table in prepared.tables][-len(always + names) :] == always + names
     rows = {"session_position": 10, "session_gap": 14, "previous_feedback": 6, "feedback": 6, "watch_ratio": 15}
     for table in planned.tables[5:]:
@@ -103,7 +102,7 @@ def test_workload_from_dataset_matches_the_loader(switches: dict, tmp_path: Path
     card, config = make_card(), small_config(**switches)
     config.loader.max_impressions_per_batch, config.loader.shuffle_buffer_size = 64, 4096
     dataset = str(write_dataset(tmp_path / "data", card))
-    batches = list(WindowDataset(Dataset(dataset, card), "train", config.loader, whole(card, config)))
+    batches = list(WindowDataset(Dataset(dataset, card), "train", config.loader, full_tables(card, config)))
     full = [batch for batch in batches if int(batch.lengths.sum()) >= 50]
     train = {
         "windows": sum(len(batch.lengths) for batch in batches),

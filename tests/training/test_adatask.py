@@ -20,7 +20,7 @@ from a2gen_rec.training.adatask import TaskAdam
 from a2gen_rec.training.build import build_training_model
 from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils.distributed import DistributedContext, all_reduce_sum
-from tests.helpers.cards import checkpoint_tensors, make_card, make_columns, small_config, whole, write_dataset
+from tests.helpers.cards import checkpoint_tensors, full_tables, make_card, make_columns, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
 CARD = make_card(labels=("click", "long_view"))
@@ -105,12 +105,12 @@ def test_losses_of_towers_sum_to_the_loss_and_reach_their_own_tower_only(name: s
     model = build_model(CARD, config, torch.device("cpu"))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    batch = collate(make_columns(CARD, 8, np.random.default_rng(0)), np.arange(8), whole(CARD, config))
+    batch = collate(make_columns(CARD, 8, np.random.default_rng(0)), np.arange(8), full_tables(CARD, config))
     output = model(batch)
     tasks = model.ranker.objective_tasks
-    losses = task_losses(output, batch, config.loss, tasks, model.ranker.timed_action)
+    losses = task_losses(output, batch, config.loss, tasks, model.ranker.timed_actions)
     joint = total_loss(
-        term_means(loss_sums(output, batch, config.loss), batch.counts, generated=False), config.loss, tasks
+        term_means(loss_sums(output, batch, config.loss), batch.counts, is_generative=False), config.loss, tasks
     )
     assert len(losses) == model.ranker.outputs == TOWERS + 2 * objectives
     torch.testing.assert_close(losses.sum(), joint)
@@ -124,7 +124,7 @@ def part_of_batch(dataset: str, config: Config, step: int, rank: int = 0, world:
     files = sorted(str(file) for file in Path(dataset, "train").iterdir())
     columns = read_columns(read_row_groups(files), CARD)
     rows = np.random.default_rng(step).permutation(len(columns))[:16]
-    return collate(columns, rows[rank::world], whole(CARD, config))
+    return collate(columns, rows[rank::world], full_tables(CARD, config))
 
 
 def run(
@@ -177,7 +177,7 @@ def plain(dataset: str, config: Config, before: dict[str, Tensor], steps: int) -
     optimizers = [torch.optim.Adam(dense, config.optim.dense_lr) for _ in range(towers)]
     for step in range(steps):
         batch = part_of_batch(dataset, config, step)
-        losses = task_losses(model(batch), batch, config.loss, tasks, model.ranker.timed_action)
+        losses = task_losses(model(batch), batch, config.loss, tasks, model.ranker.timed_actions)
         parts = [*tables.values(), *dense]
         gradients = [torch.autograd.grad(loss, parts, retain_graph=True, allow_unused=True) for loss in losses]
         begin = [parameter.detach().clone() for parameter in dense]

@@ -16,7 +16,7 @@ from a2gen_rec.training import checkpoint
 from a2gen_rec.training.build import TrainingModel, build_training_model
 from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils.distributed import DistributedContext, all_reduce_sum
-from tests.helpers.cards import checkpoint_tensors, make_card, small_config, whole, write_dataset
+from tests.helpers.cards import checkpoint_tensors, full_tables, make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
 CARD = make_card()
@@ -50,7 +50,7 @@ def steps(
     losses = []
     for step in range(first, last):
         rows = np.random.default_rng(step).permutation(len(columns))[:16]
-        batch = collate(columns, rows[process.rank :: process.world_size], whole(card, config))
+        batch = collate(columns, rows[process.rank :: process.world_size], full_tables(card, config))
         batch = replace(batch, counts=all_reduce_sum(batch.counts.clone()))
         built.optimizer.zero_grad()
         loss, (sums, _) = built.model_parallel(batch)
@@ -141,7 +141,7 @@ def test_learned_weights_of_losses_do_not_decay(tmp_path: Path) -> None:
     config = config_of(predict_objectives=True, uncertainty=True)
     config.optim.weight_decay = 0.25
     (decay,) = on_ranks(1, tmp_path, weight_decay, config)
-    assert decay.pop("loss.learned.log_variance") == 0.0
+    assert decay.pop("loss.uncertainty_weighting.log_variance") == 0.0
     assert set(decay.values()) == {0.25}
     assert "model.ranker.objectives.last_bias" in decay
 

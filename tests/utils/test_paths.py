@@ -13,7 +13,7 @@ from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.utils import paths
-from tests.helpers.cards import make_card, small_config, whole, write_dataset
+from tests.helpers.cards import make_card, small_config, write_dataset
 from tests.helpers.storage import PREFIX, DirectoryStorage
 
 
@@ -172,7 +172,7 @@ def test_dataset_is_read_from_local_and_remote_paths(storage: Path) -> None:
     keys = []
     for dataset in (str(storage / "data"), f"{PREFIX}data"):
         assert DatasetCard.load(dataset) == card
-        stream = WindowDataset(Dataset(dataset, card), "train", config, whole(card, small_config()))
+        stream = WindowDataset(Dataset(dataset, card), "train", config, full_tables(card, small_config()))
         keys.append(
             [batch.user_key.tolist() for batch in WindowDataLoader(stream, prefetch=False).iter_epoch(LoaderState())]
         )

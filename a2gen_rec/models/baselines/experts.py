@@ -1,4 +1,4 @@
-"""MMoE (KDD 2018) and PLE (RecSys 2020) over attention of the target: METHODS §7."""
+"""MMoE (KDD 2018) and PLE (RecSys 2020) on target attention over the history: METHODS §7."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from a2gen_rec.nn.target_attention import TargetAttention
 
 
 class TargetAttentionRanker(TowerRanker):
-    """The history is what the target attends to: the base of MMoE and PLE."""
+    """Base of MMoE and PLE; the history vector is the target's attention over the history."""
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__(card, config)
@@ -32,16 +32,16 @@ class TargetAttentionRanker(TowerRanker):
 
 
 class MMoERanker(TargetAttentionRanker):
-    """Experts shared by all tasks, one softmax gate per task."""
+    """Ranker with experts shared by all tasks and one softmax gate per task."""
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__(card, config)
-        self.mixture = MMoE(self.d_context, config.dim, self.outputs, config.num_experts)
+        self.mixture = MMoE(self.d_context, config.dim, self.num_towers, config.num_experts)
 
 
 class PLERanker(TargetAttentionRanker):
-    """Two levels of shared experts and experts of each task."""
+    """Ranker with two levels of shared and task-specific experts."""
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__(card, config)
-        self.mixture = PLE(self.d_context, config.dim, self.outputs, config.shared_experts, config.task_experts)
+        self.mixture = PLE(self.d_context, config.dim, self.num_towers, config.shared_experts, config.task_experts)

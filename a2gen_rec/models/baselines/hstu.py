@@ -1,4 +1,4 @@
-"""HSTU (arXiv 2402.17152) over the sequence of impressions, with MMoE's experts and a tower per task: METHODS §7."""
+"""HSTU (arXiv 2402.17152) over the sequence of impressions, with MMoE experts and one tower per task: METHODS §7."""
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +22,21 @@ from a2gen_rec.utils.jagged import jagged_to_padded_dense, padded_dense_to_jagge
 
 
 class HSTURanker(TowerRanker):
-    """Impressions and targets are tokens of one sequence per window, encoded once for all its targets.
+    """Ranker on one sequence per window, of history impressions and targets, encoded once for all targets.
 
-    A past impression attends to those that a target in its place would see: of the ``history`` before it, the ones
-    that had ended when it began. So what reaches a target through the first layer is what A2Gen sees, and through L
-    layers what goes L · ``history`` impressions back, as far as its window does.
+    An impression of the history attends to the impressions that a target in its position would see: those of the last
+    ``max_history`` that had ended before its start. One layer therefore reaches the same impressions as A2Gen, and L
+    layers reach L · ``max_history`` impressions back, limited by the window.
 
-    Dropout is on the context, as in every baseline; the source has it in the layers too.
+    Dropout is applied to the context, as in every baseline; the source also applies it in the layers.
     """
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__(card, config)
-        self.item = nn.Linear(self.d_target, config.dim, bias=False)  # of past and target alike
-        self.past = nn.Linear(self.d_token - self.d_target, config.dim, bias=False)  # what only the past has
+        self.item = nn.Linear(self.d_target, config.dim, bias=False)  # features shared by history and targets
+        self.history_only = nn.Linear(
+            self.d_token - self.d_target, config.dim, bias=False
+        )  # features of the history alone
         self.sequence = HSTU(
             config.dim,
             config.num_heads,
@@ -43,38 +45,42 @@ class HSTURanker(TowerRanker):
             config.time_buckets if config.recency_bias else 0,
             len(self.features["item"]) if config.match_bias else 0,
         )
-        self.mixture = MMoE(self.d_context, config.dim, self.outputs, config.num_experts)
+        self.mixture = MMoE(self.d_context, config.dim, self.num_towers, config.num_experts)
 
     def _history(self, inputs: FeatureEmbeddings, actions: Tensor, batch: WindowBatch) -> Tensor:
-        shown = torch.cat([inputs.item, inputs.session], dim=-1)
-        known = torch.cat([actions, inputs.gap, inputs.outcome], dim=-1)
-        past = jagged_to_padded_dense(
-            self.item(shown) + self.past(known), batch.history_window, batch.history_column, batch.history_shape
+        shared = torch.cat([inputs.item, inputs.session], dim=-1)
+        history_only = torch.cat([actions, inputs.gap, inputs.outcome], dim=-1)
+        history = jagged_to_padded_dense(
+            self.item(shared) + self.history_only(history_only),
+            batch.history_window,
+            batch.history_column,
+            batch.history_shape,
         )
         target = pad_targets(batch, self.item(inputs.target))
         return padded_dense_to_jagged(
-            self.sequence(past, target, self._sequences(batch)), batch.target_window, batch.target_column
+            self.sequence(history, target, self._layout_with_targets(batch)), batch.target_window, batch.target_column
         )
 
-    def _sequences(self, batch: WindowBatch) -> SequenceLayout:
-        """What rows, past impressions and then targets, see of their windows' past."""
+    def _layout_with_targets(self, batch: WindowBatch) -> SequenceLayout:
+        """Return the layout whose rows are the window's history impressions, then its targets."""
         column = torch.arange(batch.history_shape[1], device=batch.history_column.device)
-        begin, end = history_intervals(batch)
-        # A row sees what lies before a place and had ended at a moment: its own, or that of its request.
-        place = torch.cat([column.expand(batch.history_shape), pad_targets(batch, batch.history_end)], dim=1)[..., None]
-        now = torch.cat([begin, pad_targets(batch, batch.ts_ms[batch.query_index])], dim=1)[..., None]
-        distance, begin, end = place - column, begin[:, None], end[:, None]
-        elapsed = None
+        start, end = history_intervals(batch)
+        # A row attends to columns before its position that had ended at its time: its start, or its query time.
+        positions = [column.expand(batch.history_shape), pad_targets(batch, batch.history_end)]
+        position = torch.cat(positions, dim=1)[..., None]
+        now = torch.cat([start, pad_targets(batch, batch.ts_ms[batch.query_index])], dim=1)[..., None]
+        distance, start, end = position - column, start[:, None], end[:, None]
+        time_bucket = None
         if self.config.recency_bias:
-            elapsed = log_bucketize((now - begin).float() / 1000, self.config.time_buckets, self.config.max_gap_s)
+            time_bucket = log_bucketize((now - start).float() / 1000, self.config.time_buckets, self.config.max_gap_s)
         matches = None
         if self.config.match_bias:
             ids = stack_ids(batch, self.features["item"])
-            past = pad_history(batch, ids, 0)
-            matches = feature_matches(torch.cat([past, pad_targets(batch, ids[batch.target])], dim=1), past)
+            history = pad_history(batch, ids, 0)
+            matches = feature_matches(torch.cat([history, pad_targets(batch, ids[batch.target])], dim=1), history)
         return SequenceLayout(
-            attention_mask=(distance > 0) & (distance <= self.max_history) & (begin < now) & (end <= now),
+            attention_mask=(distance > 0) & (distance <= self.max_history) & (start < now) & (end <= now),
             distance=distance.clamp(0, self.max_history),
-            time_bucket=elapsed,
+            time_bucket=time_bucket,
             matches=matches,
         )
