@@ -11,8 +11,9 @@ from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import WindowDataset
 from a2gen_rec.data.schema import SplitSummary
 from a2gen_rec.errors import ConfigError
+from a2gen_rec.models.embedding_tables import EmbeddingTables
 from a2gen_rec.sharding.workload import expected_unique, workload_from_dataset, workload_from_features
-from tests.helpers.cards import make_card, small_config, write_dataset
+from tests.helpers.cards import full_tables, make_card, small_config, write_dataset
 
 FEATURES = {"user_id": PlannerFeature("user", 1000), "item_id": PlannerFeature("item", 5000, zipf_exponent=1.0)}
 COUNTS = WorkloadConfig(windows_per_batch=10, impressions_per_batch=300, targets_per_batch=40, num_actions=5)
