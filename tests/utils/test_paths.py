@@ -13,7 +13,7 @@ from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.utils import paths
-from tests.helpers.cards import make_card, small_config, write_dataset
+from tests.helpers.cards import full_tables, make_card, small_config, write_dataset
 from tests.helpers.storage import PREFIX, DirectoryStorage
 
 
