@@ -1,4 +1,4 @@
-"""The questions of ``a2gen plan``: files and settings in, reports out."""
+"""Inputs and reports of ``a2gen plan``."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -23,23 +23,31 @@ def read_workload(
     features: Mapping[str, PlannerFeature],
     workload: WorkloadConfig,
     config: Config,
-    rows: Mapping[str, int],
+    num_rows: Mapping[str, int],
 ) -> Workload:
-    """The tables of a prepared dataset, or of described features where ``data`` is empty; ``rows`` changes sizes.
+    """Return the workload of a prepared dataset, or of described features if ``data`` is empty.
+
+    Args:
+        data: Dataset directory, or empty.
+        features: Features by name, used without ``data``.
+        workload: Batch of one rank, used without ``data``.
+        config: Settings of model, loader and sharding.
+        num_rows: Number of rows of single tables, in place of the described ones.
 
     Raises:
-        ConfigError: the description is not complete; DataError: no dataset is there.
+        ConfigError: The description is incomplete.
+        DataError: The dataset does not exist.
     """
     if data:
-        return workload_from_dataset(DatasetCard.load(data), config).with_rows(rows)
-    return workload_from_features(features, workload, config).with_rows(rows)
+        return workload_from_dataset(DatasetCard.load(data), config).with_rows(num_rows)
+    return workload_from_features(features, workload, config).with_rows(num_rows)
 
 
 def read_cluster(file: str, ranks: int, config: Config) -> Cluster:
-    """A topology file, with another number of ranks (0: its own) and other memory if configured.
+    """Read a topology file and apply the number of ranks (0: the file's) and the configured memory.
 
     Raises:
-        ConfigError: the file is none, or its hosts cannot have so many ranks.
+        ConfigError: The file is invalid, or the number of ranks does not fill its hosts.
     """
     if not file:
         raise ConfigError("--topology is missing: a file such as those in configs/topologies/")
@@ -48,14 +56,14 @@ def read_cluster(file: str, ranks: int, config: Config) -> Cluster:
 
 
 def plan_and_report(problem: PlanningProblem) -> tuple[PlanReport, Plan | None]:
-    """:func:`explain`, with a sign of life on a terminal: looking for remedies on hundreds of ranks takes a while."""
+    """Run :func:`plan_and_describe` with a spinner on terminals: searching remedies for hundreds of ranks is slow."""
     console = Console(stderr=True)
     with console.status("planning") if console.is_terminal else nullcontext():
         return plan_and_describe(problem)
 
 
 def sweep(problem: PlanningProblem, clusters: Sequence[Cluster]) -> list[PlanReport]:
-    """The same tables on other clusters."""
+    """Plan the same tables on other clusters."""
     console = Console(stderr=True)
     steps = track(clusters, "planning", console=console, transient=True, disable=not console.is_terminal)
     return [
@@ -65,10 +73,10 @@ def sweep(problem: PlanningProblem, clusters: Sequence[Cluster]) -> list[PlanRep
 
 
 def read_sweep(text: str, cluster: Cluster) -> list[Cluster]:
-    """``ranks=8,16,32``: that many ranks of the same kind of host.
+    """Return the clusters of ``ranks=8,16,32``: the same hosts with other numbers of ranks.
 
     Raises:
-        ConfigError: it is something else, or hosts cannot have so many ranks.
+        ConfigError: The text is invalid, or a number of ranks does not fill the hosts.
     """
     name, _, values = text.partition("=")
     try:
@@ -76,15 +84,15 @@ def read_sweep(text: str, cluster: Cluster) -> list[Cluster]:
     except ValueError:
         ranks = []
     if name != "ranks" or not ranks or min(ranks) < 1:
-        raise ConfigError(f"--sweep {text}: must be numbers of ranks, such as ranks=8,16,32")
+        raise ConfigError(f"--sweep {text}: expected ranks=8,16,32")
     return [cluster.with_ranks(count) for count in ranks]
 
 
 def report_for_file(file: str, workload: Workload, topology: str, config: Config) -> PlanReport:
-    """What a topology's plan, or a saved plan on the topology that ``topology`` names, does to the tables.
+    """Return the report of a topology's best plan, or of a saved plan on the topology in the file ``topology``.
 
     Raises:
-        UserError: the file is neither, or is a plan for other tables.
+        UserError: The file is neither, or is a plan for other tables.
     """
     raw = paths.read_yaml(file)
     if not isinstance(raw, dict) or "tables" not in raw:

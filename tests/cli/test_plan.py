@@ -123,8 +123,8 @@ def test_topologies_and_saved_plans_are_compared(
     ("arguments", "reason"),
     [
         ([], "--topology is missing"),
-        (["--topology", topology("laptop"), "--sweep", "ranks=2,x"], "--sweep ranks=2,x: must be numbers of ranks"),
-        (["--topology", topology("laptop"), "--sweep", "hosts=2"], "--sweep hosts=2: must be numbers of ranks"),
+        (["--topology", topology("laptop"), "--sweep", "ranks=2,x"], "--sweep ranks=2,x: expected ranks=8,16,32"),
+        (["--topology", topology("laptop"), "--sweep", "hosts=2"], "--sweep hosts=2: expected ranks=8,16,32"),
         (["--topology", topology("laptop"), "--sweep", "ranks=2,3"], "3 ranks do not fill hosts of 2"),
         (["--compare", topology("laptop"), topology("h100_1x8"), "--save", "plan.yaml"], "--save is for one plan"),
         (["--topology", topology("h100_1x8"), "--ranks", "12"], "12 ranks do not fill hosts of 8"),
