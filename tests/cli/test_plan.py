@@ -1,4 +1,4 @@
-"""`a2gen plan` as a user meets it: exit codes, what it prints first, the files it writes."""
+"""`a2gen plan`: exit codes, printed summary and output files."""
 
 import json
 from html.parser import HTMLParser
@@ -29,11 +29,11 @@ def topology(name: str) -> str:
     return str(CONFIGS / "topologies" / f"{name}.yaml")
 
 
-def code(*arguments: str) -> int:
+def exit_code(*arguments: str) -> int:
     try:
         main(["plan", *arguments])
-    except SystemExit as ended:
-        return int(ended.code or 0)
+    except SystemExit as exited:
+        return int(exited.code or 0)
     return 0
 
 
@@ -44,25 +44,25 @@ def config(tmp_path: Path) -> str:
     return str(file)
 
 
-def test_the_shipped_scale_fits_on_64_hosts_of_8_and_not_on_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert code("--config", SCALE, "--topology", topology("h200_64x8")) == 0
+def test_shipped_scale_fits_64_hosts_but_not_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("--config", SCALE, "--topology", topology("h200_64x8")) == 0
     assert capsys.readouterr().out.startswith("fits on h200_64x8: 512 ranks on 64 hosts")
-    assert code("--config", SCALE, "--topology", topology("h200_1x8")) == 1
-    shown = capsys.readouterr().out
-    assert shown.startswith("does not fit on h200_1x8")
-    assert "item_id" in shown
-    assert "--ranks 32" in shown
-    assert code("--config", SCALE, "--topology", topology("h200_1x8"), "--ranks", "32") == 0
+    assert exit_code("--config", SCALE, "--topology", topology("h200_1x8")) == 1
+    output = capsys.readouterr().out
+    assert output.startswith("does not fit on h200_1x8")
+    assert "item_id" in output
+    assert "--ranks 32" in output
+    assert exit_code("--config", SCALE, "--topology", topology("h200_1x8"), "--ranks", "32") == 0
 
 
-def test_every_file_of_one_plan(config: str, tmp_path: Path) -> None:
+def test_writes_all_output_files(config: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     files = {kind: str(out / f"plan.{kind}") for kind in ("json", "html", "save")}
     options = [word for kind, file in files.items() for word in (f"--{kind}", file)]
-    assert code("--config", config, "--topology", topology("laptop"), "--sweep", "ranks=1,4", *options) == 0
+    assert exit_code("--config", config, "--topology", topology("laptop"), "--sweep", "ranks=1,4", *options) == 0
     report = json.loads(Path(files["json"]).read_text())
     assert report["fits"]
-    assert [(each["world"], each["ranks_per_host"]) for each in report["sweep"]] == [(1, 1), (4, 2)]
+    assert [(swept["world_size"], swept["ranks_per_host"]) for swept in report["sweep"]] == [(1, 1), (4, 2)]
     saved = SavedPlan.load(files["save"])
     assert saved.world_size == 2
     assert {name: len(table.ranks) for name, table in saved.tables.items()} == {
@@ -71,29 +71,27 @@ def test_every_file_of_one_plan(config: str, tmp_path: Path) -> None:
     HTMLParser().feed(Path(files["html"]).read_text())
 
 
-def test_no_plan_is_saved_where_there_is_none(config: str, tmp_path: Path) -> None:
+def test_saves_no_plan_if_tables_do_not_fit(config: str, tmp_path: Path) -> None:
     save = tmp_path / "plan.yaml"
     small = ["--config", config, "--topology", topology("laptop"), "--sharding.ddr_gb", "0.001"]
-    assert code(*small, "--save", str(save), "--json", str(tmp_path / "no.json")) == 1
+    assert exit_code(*small, "--save", str(save), "--json", str(tmp_path / "no.json")) == 1
     assert not save.exists()
     assert not json.loads((tmp_path / "no.json").read_text())["fits"]
 
 
-def test_a_dataset_is_planned_by_its_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plans_a_dataset_by_its_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_dataset(tmp_path / "data", make_card())
     out = tmp_path / "plan.json"
     jd = ["--config", str(CONFIGS / "jd.yaml"), "--data", str(data), "--topology", topology("laptop")]
-    assert code(*jd, "--num-rows.item_id", "77", "--json", str(out)) == 0
+    assert exit_code(*jd, "--num-rows.item_id", "77", "--json", str(out)) == 0
     rows = {table["name"]: table["rows"] for table in json.loads(out.read_text())["tables"]}
     cardinality = EmbeddingTables.from_card(make_card(), ModelConfig()).id_rows
     assert rows == cardinality | {"item_id": 77, "action": 5, "time_bucket": 64, "gap_bucket": 64}
 
 
-def test_topologies_and_saved_plans_are_compared(
-    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compares_topologies_and_saved_plans(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = ["--config", config, "--compare", topology("laptop"), topology("h100_1x8")]
-    assert code(*both, "--json", str(tmp_path / "both.json")) == 0
+    assert exit_code(*both, "--json", str(tmp_path / "both.json")) == 0
     result = json.loads((tmp_path / "both.json").read_text())
     assert (result["a"]["cluster"], result["b"]["cluster"]) == ("laptop", "h100_1x8")
     assert capsys.readouterr().out.startswith("A: fits on laptop")
@@ -101,7 +99,7 @@ def test_topologies_and_saved_plans_are_compared(
     for kind in ("table_wise", "row_wise"):
         saved.append(str(tmp_path / f"{kind}.yaml"))
         options = ["--topology", topology("laptop"), "--sharding.sharding_types", f"[{kind}]", "--save", saved[-1]]
-        assert code("--config", config, *options) == 0
+        assert exit_code("--config", config, *options) == 0
     two = [
         "--config",
         config,
@@ -112,11 +110,11 @@ def test_topologies_and_saved_plans_are_compared(
         "--json",
         str(tmp_path / "2.json"),
     ]
-    assert code(*two) == 0
+    assert exit_code(*two) == 0
     result = json.loads((tmp_path / "2.json").read_text())
     kinds = [{table["chosen"]["sharding"] for table in result[side]["tables"]} for side in ("a", "b")]
     assert kinds == [{"table_wise"}, {"row_wise"}]
-    assert code("--config", SCALE, *two[2:]) == 1  # plans for other tables
+    assert exit_code("--config", SCALE, *two[2:]) == 1  # plans for other tables
 
 
 @pytest.mark.parametrize(
@@ -126,59 +124,62 @@ def test_topologies_and_saved_plans_are_compared(
         (["--topology", topology("laptop"), "--sweep", "ranks=2,x"], "--sweep ranks=2,x: expected ranks=8,16,32"),
         (["--topology", topology("laptop"), "--sweep", "hosts=2"], "--sweep hosts=2: expected ranks=8,16,32"),
         (["--topology", topology("laptop"), "--sweep", "ranks=2,3"], "3 ranks do not fill hosts of 2"),
-        (["--compare", topology("laptop"), topology("h100_1x8"), "--save", "plan.yaml"], "--save is for one plan"),
+        (
+            ["--compare", topology("laptop"), topology("h100_1x8"), "--save", "plan.yaml"],
+            "--save cannot be combined with --compare",
+        ),
         (["--topology", topology("h100_1x8"), "--ranks", "12"], "12 ranks do not fill hosts of 8"),
-        (["--topology", topology("laptop"), "--sharding.compute_kernels", "[fused_uvm]"], "there is only fused"),
-        (["--topology", topology("laptop"), "--num-rows.nothing", "5"], "no table 'nothing'"),
+        (["--topology", topology("laptop"), "--sharding.compute_kernels", "[fused_uvm]"], "supports only fused"),
+        (["--topology", topology("laptop"), "--num-rows.nothing", "5"], "unknown table 'nothing'"),
         (["--topology", topology("laptop"), "--num-rows.item_id", "0"], "rows 0 of table 'item_id' must be at least 1"),
         (["--topology", topology("laptop"), "--num-rows.item_id", str(10**18)], "and at most 10^14"),
         (["--topology", topology("laptop"), "--ranks", "-2"], "field 'ranks': -2 must be positive"),
         (["--topology", topology("laptop"), "--model.dim", "30"], "model.dim 30"),
         (["--topology", topology("laptop"), "--surprise", "1"], "surprise"),
-        (["--topology", SCALE], "field 'model' is unknown"),
+        (["--topology", SCALE], "unknown field 'model'"),
     ],
 )
-def test_settings_that_cannot_be_planned(
+def test_rejects_invalid_settings(
     arguments: list[str], reason: str, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert code("--config", config, *arguments) == 2
-    shown = capsys.readouterr()
-    assert reason in shown.err
-    assert shown.err.startswith("a2gen: error: ")
-    assert shown.err.count("\n") == 1
-    assert not shown.out
+    assert exit_code("--config", config, *arguments) == 2
+    printed = capsys.readouterr()
+    assert reason in printed.err
+    assert printed.err.startswith("a2gen: error: ")
+    assert printed.err.count("\n") == 1
+    assert not printed.out
 
 
-def test_input_that_cannot_be_read(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_unreadable_input(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = str(tmp_path / "none.yaml")
     for arguments in (["--topology", missing], ["--topology", topology("laptop"), "--data", str(tmp_path)]):
-        assert code("--config", config, *arguments) == 1
+        assert exit_code("--config", config, *arguments) == 1
         assert capsys.readouterr().err.startswith(f"a2gen: error: {tmp_path}")
-    assert code("--config", missing, "--topology", topology("laptop")) == 1
+    assert exit_code("--config", missing, "--topology", topology("laptop")) == 1
 
 
-def test_training_takes_a_saved_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_applies_a_saved_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = str(write_dataset(tmp_path / "data", make_card()))
     model = ["--model.dim", "8", "--model.num_heads", "2", "--model.time_buckets", "8"]
     plan, run = str(tmp_path / "plan.yaml"), str(tmp_path / "run")
-    assert code("--data", data, "--topology", topology("laptop"), "--ranks", "1", *model, "--save", plan) == 0
+    assert exit_code("--data", data, "--topology", topology("laptop"), "--ranks", "1", *model, "--save", plan) == 0
     steps: list[Any] = ["--train.max_steps", "2", "--train.device", "cpu"]
     main(["train", "--data", data, "--run", run, "--plan", plan, *model, *steps])
-    assert yaml.safe_load(Path(run, "config.yaml").read_text())["sharding"]["plan"] == plan
-    text = Path(plan).read_text().replace("world: 1", "world: 2")
+    assert yaml.safe_load(Path(run, "config.yaml").read_text())["sharding"]["plan_file"] == plan
+    text = Path(plan).read_text().replace("world_size: 1", "world_size: 2")
     Path(plan).write_text(text)
     with pytest.raises(SystemExit, match="1"):
         main(["train", "--run", run, "--train.max_steps", "4"])
     assert "its blocks, kernel and ranks do not make up the table" in capsys.readouterr().err
 
 
-def test_a_run_opens_elsewhere_than_where_its_plan_holds(tmp_path: Path) -> None:
+def test_run_opens_where_its_plan_does_not_apply(tmp_path: Path) -> None:
     data, run, out = str(write_dataset(tmp_path / "data", make_card())), str(tmp_path / "run"), tmp_path / "out.json"
     steps = ["--train.max_steps", "2", "--train.device", "cpu"]
     main(["train", "--data", data, "--run", run, "--model.dim", "8", "--model.num_heads", "2", *steps])
     for state in Path(run).glob("checkpoints/*/state.json"):
         saved = json.loads(state.read_text())
-        saved["config"]["sharding"] |= {"plan": "gone.yaml", "kernels": ["fused", "fused_uvm_caching"]}
+        saved["config"]["sharding"] |= {"plan_file": "gone.yaml", "compute_kernels": ["fused", "fused_uvm_caching"]}
         state.write_text(json.dumps(saved))
     main(["evaluate", "--run", run, "--split", "valid", "--device", "cpu", "--json", str(out)])
     assert json.loads(out.read_text())["targets"] > 0
