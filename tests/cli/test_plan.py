@@ -170,7 +170,7 @@ def test_training_applies_a_saved_plan(tmp_path: Path, capsys: pytest.CaptureFix
     Path(plan).write_text(text)
     with pytest.raises(SystemExit, match="1"):
         main(["train", "--run", run, "--train.max_steps", "4"])
-    assert "its blocks, kernel and ranks do not make up the table" in capsys.readouterr().err
+    assert "blocks, kernel and ranks do not cover the table" in capsys.readouterr().err
 
 
 def test_run_opens_where_its_plan_does_not_apply(tmp_path: Path) -> None:

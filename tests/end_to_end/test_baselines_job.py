@@ -1,4 +1,4 @@
-"""A baseline from the command that trains it to a ranked list, an evaluation and session lists for an ensemble."""
+"""Baselines from training to evaluation, session lists and a ranked list."""
 
 import math
 from pathlib import Path
@@ -21,19 +21,19 @@ CARD = make_card()
 SMALL = [
     "--model.dim",
     "8",
-    "--model.num_heads",
+    "--model.num-heads",
     "2",
-    "--model.time_buckets",
+    "--model.time-buckets",
     "8",
-    "--loader.max_impressions_per_batch",
+    "--loader.max-impressions-per-batch",
     "200",
 ]
-SWITCHES = [
-    "--model.feedback_encoding",
+FEATURES = [
+    "--model.feedback-encoding",
     "dual_view_full",
-    "--model.session_features",
+    "--model.session-features",
     "true",
-    "--model.predict_objectives",
+    "--model.predict-objectives",
     "true",
 ]
 
@@ -44,10 +44,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["mmoe", "ple", "hstu"])
-def test_trained_evaluated_ranked_and_scored(name: str, data: Path, tmp_path: Path) -> None:
+def test_trains_evaluates_and_ranks_baselines(name: str, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    steps = ["--train.max_steps", "6", "--optim.dense_lr", "0.01"]
-    main(["train", "--data", str(data), "--run", str(run), "--model.name", name, *SMALL, *SWITCHES, *steps])
+    steps = ["--train.max-steps", "6", "--optim.dense-lr", "0.01"]
+    main(["train", "--data", str(data), "--run", str(run), "--model.name", name, *SMALL, *FEATURES, *steps])
     with load_run(str(run)) as opened:
         result = evaluate(
             opened.model.model_parallel,
@@ -85,28 +85,28 @@ def test_trained_evaluated_ranked_and_scored(name: str, data: Path, tmp_path: Pa
         candidate.timeline == [] and math.isnan(candidate.timeline_probability) for candidate in ranking.candidates
     )
 
-    with pytest.raises(UserError, match=r"model\.name = " + name):
+    with pytest.raises(UserError, match=rf"checkpoint has model\.name={name} but the config says a2gen"):
         train(small_config(), str(data), str(run))
 
 
 @pytest.mark.parametrize("name", ["mmoe", "ple"])
 @pytest.mark.parametrize(
-    "ways",
+    "options",
     [
         ["--optim.multitask", "adatask"],
         [
-            "--train.forkmerge.merge_interval_epochs",
+            "--train.forkmerge.merge-interval-epochs",
             "1",
-            "--train.forkmerge.branch_loss_weights",
-            "[{}, {time: 0, glance: 2}]",
+            "--train.forkmerge.branch-loss-weights",
+            "[{}, {time_weight: 0, glance: 2}]",
         ],
     ],
 )
-def test_ways_to_train_are_options_of_the_command(ways: list[str], name: str, data: Path, tmp_path: Path) -> None:
+def test_multitask_options_train_and_resume(options: list[str], name: str, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    begun = ["train", "--data", str(data), "--run", str(run), "--model.name", name, *SMALL, *SWITCHES, *ways]
-    main([*begun, "--train.epochs", "1"])
-    main([*begun, "--train.epochs", "2"])
+    command = ["train", "--data", str(data), "--run", str(run), "--model.name", name, *SMALL, *FEATURES, *options]
+    main([*command, "--train.epochs", "1"])
+    main([*command, "--train.epochs", "2"])
     with load_run(str(run)) as opened:
         result = evaluate(
             opened.model.model_parallel,

@@ -1,4 +1,4 @@
-"""A run of two ranks with an ensemble, exported by one process: what is served is what was trained."""
+"""A run of two ranks with an ensemble, exported by one process: the exported model equals the trained one."""
 
 import subprocess
 import sys
@@ -29,20 +29,27 @@ LAUNCH = [
     "-m",
     "--",
 ]
-ENSEMBLE = {"epochs": 2, "dim": 4, "hidden": "[6, 4]", "degree": 16, "batch_lists": 16, "formula_trials": 4}
+ENSEMBLE = {
+    "epochs": 2,
+    "dim": 4,
+    "hidden-dims": "[6, 4]",
+    "quadrature-degree": 16,
+    "batch-size": 16,
+    "formula-trials": 4,
+}
 OPTIONS = {
     "model.dim": 8,
-    "model.num_heads": 2,
-    "model.feedback_encoding": "dual_view_full",
-    "model.session_features": "true",
-    "model.predict_objectives": "true",
-    "optim.dense_lr": 0.03,
-    "optim.sparse_lr": 0.3,
-    "loader.max_impressions_per_batch": 300,
+    "model.num-heads": 2,
+    "model.feedback-encoding": "dual_view_full",
+    "model.session-features": "true",
+    "model.predict-objectives": "true",
+    "optim.dense-lr": 0.03,
+    "optim.sparse-lr": 0.3,
+    "loader.max-impressions-per-batch": 300,
     "loader.prefetch": "false",
-    "sharding.sharding_types": "[row_wise]",
-    "train.max_steps": 6,
-    "evaluate.max_unexplored_mass": 0.0,
+    "sharding.sharding-types": "[row_wise]",
+    "train.max-steps": 6,
+    "evaluate.max-unexplored-mass": 0.0,
 }
 
 
@@ -62,30 +69,30 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, str, str]:
     return log, run, str(folder / "model")
 
 
-def test_tables_are_those_that_the_ranks_had_parts_of(exported: tuple[Log, str, str], tmp_path: Path) -> None:
+def test_exported_tables_equal_the_sharded_tables(exported: tuple[Log, str, str], tmp_path: Path) -> None:
     log, run, model = exported
     order = export_permutation(Dataset.open(log.data))
-    trained = checkpoint_tensors(checkpoint.best(run), tmp_path / "whole.pt")
-    found = load_file(f"{model}/tables.safetensors")
+    trained = checkpoint_tensors(checkpoint.best(run), tmp_path / "full.pt")
+    exported_tables = load_file(f"{model}/tables.safetensors")
     for name in ("user_id", "item_id", "author_id"):
         (weight,) = (value for key, value in trained.items() if key.endswith(f"embeddings.{name}.weight"))
-        assert torch.equal(found[f"{name}/values"], weight[order[name]]), name
+        assert torch.equal(exported_tables[f"{name}/values"], weight[order[name]]), name
 
 
-def test_the_ensemble_scores_as_in_the_run(exported: tuple[Log, str, str], tmp_path: Path) -> None:
+def test_exported_ensemble_scores_equal_the_run(exported: tuple[Log, str, str], tmp_path: Path) -> None:
     log, run, model = exported
     ranker = Ranker.load(model)
     assert ranker.sort_keys[0] == "ensemble"
     names = ranker.sample_items(30)
     (tmp_path / "candidates").write_text("\n".join(names))
     for user in sorted(log.impressions)[:3]:
-        # The run ranks after what the dataset has last of a user, a millisecond later, in whatever tab that was.
+        # The run ranks one millisecond after the last impression of the user in the dataset, in the same tab.
         expected = rank_run(run, user, str(tmp_path / "candidates"), k=30)
         last = log.impressions[user][-1]
-        asked = RankQuery(user, names, None, ranker.encode(log.impressions[user]), k=30, context=dict(last.features))
-        answer = ranker.rank(asked)
-        assert answer.sort_by == expected.sort_by == "ensemble"
-        theirs = {each.item: each.score for each in expected.candidates}
-        mine = {each.item: each.score for each in answer.candidates}
-        assert mine == pytest.approx(theirs, abs=1e-5)
-        assert len(set(mine.values())) > 20, "scores must differ, or nothing is compared"
+        query = RankQuery(user, names, None, ranker.encode(log.impressions[user]), k=30, context=dict(last.features))
+        actual = ranker.rank(query)
+        assert actual.sort_by == expected.sort_by == "ensemble"
+        expected_scores = {candidate.item: candidate.score for candidate in expected.candidates}
+        scores = {candidate.item: candidate.score for candidate in actual.candidates}
+        assert scores == pytest.approx(expected_scores, abs=1e-5)
+        assert len(set(scores.values())) > 20, "equal scores would make the comparison meaningless"

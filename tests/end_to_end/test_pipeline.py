@@ -1,4 +1,4 @@
-"""From nothing to a ranked list, by the commands users type, with every path on remote storage."""
+"""The command line from simulation to a ranked list, with all paths on remote storage."""
 
 import json
 from collections.abc import Iterator
@@ -22,23 +22,23 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def trained(remote: Path) -> Path:
-    main(["simulate", "--out", "memtest://log", "--users", "60", "--items", "40", "--impressions_per_user", "30"])
-    main(["prepare", "simulated", "--raw", "memtest://log", "--out", "memtest://data", "--partitions", "2"])
+    main(["simulate", "--out", "memtest://log", "--users", "60", "--items", "40", "--impressions-per-user", "30"])
+    main(["prepare", "simulated", "--raw", "memtest://log", "--out", "memtest://data", "--num-partitions", "2"])
     small = [
         "--model.dim",
         "8",
-        "--model.num_heads",
+        "--model.num-heads",
         "2",
-        "--train.max_steps",
+        "--train.max-steps",
         "12",
-        "--loader.max_impressions_per_batch",
+        "--loader.max-impressions-per-batch",
         "300",
     ]
-    main(["train", "--data", "memtest://data", "--run", "memtest://run", "--train.keep_latest_k", "1", *small])
+    main(["train", "--data", "memtest://data", "--run", "memtest://run", "--train.keep-latest-k", "1", *small])
     return remote
 
 
-def test_everything_lies_on_the_remote_storage(trained: Path) -> None:
+def test_all_files_are_on_remote_storage(trained: Path) -> None:
     assert (trained / "log" / "simulation.yaml").exists()
     assert (trained / "data" / "dataset.yaml").exists()
     assert (trained / "run" / "config.yaml").exists()
@@ -47,13 +47,13 @@ def test_everything_lies_on_the_remote_storage(trained: Path) -> None:
     assert not Path("memtest:").exists()
 
 
-def test_a_finished_run_is_resumed_with_its_own_settings(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["train", "--run", "memtest://run", "--train.max_steps", "14"])
+def test_resumes_a_finished_run_with_its_settings(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--run", "memtest://run", "--train.max-steps", "14"])
     assert "resuming at step 12" in capsys.readouterr().err
     assert (trained / "run" / "checkpoints" / "step-00000014").exists()
 
 
-def test_evaluation_has_the_promised_keys(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_keys(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["evaluate", "--run", "memtest://run", "--split", "test", "--json", "memtest://evaluation.json"])
     result = json.loads((trained / "evaluation.json").read_text())
     names = {"like", "comment", "follow", "collect", "forward", "long_view"}
@@ -73,33 +73,42 @@ def test_evaluation_has_the_promised_keys(trained: Path, capsys: pytest.CaptureF
     assert "long_view" in capsys.readouterr().out
 
 
-def test_ranking_a_user(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (trained / "candidates.txt").write_text("3\n5\n8\nnobody-knows-this\n")
+def test_ranks_candidates_of_a_user(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (trained / "candidates.txt").write_text("3\n5\n8\nunknown-item\n")
     main(["rank", "--run", "memtest://run", "--user", "7", "--candidates", "memtest://candidates.txt"])
     output = capsys.readouterr().out
-    assert "nobody-knows-this" in output
+    assert "unknown-item" in output
     assert "exit" in output
 
 
 @pytest.fixture(scope="module")
-def fused(trained: Path) -> Path:
-    small = ["--epochs", "2", "--dim", "4", "--hidden", "[4]", "--degree", "8", "--formula_trials", "4"]
+def ensemble(trained: Path) -> Path:
+    small = ["--epochs", "2", "--dim", "4", "--hidden-dims", "[4]", "--quadrature-degree", "8"]
+    small += ["--formula-trials", "4"]
     main(["ensemble", "train", "--run", "memtest://run", *small])
     return trained / "run" / "ensemble"
 
 
-def test_an_ensemble_is_trained_and_evaluated(fused: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = {path.name for path in fused.iterdir()}
+def test_trains_and_evaluates_an_ensemble(ensemble: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {path.name for path in ensemble.iterdir()}
     assert {"ensemble.yaml", "ensemble.safetensors", "transforms.png", "baseline-mlp.safetensors"} <= names
     main(["evaluate", "--run", "memtest://run", "--split", "valid", "--json", "memtest://lists.json"])
-    lists = json.loads((fused.parents[1] / "lists.json").read_text())["lists"]
-    reported = yaml.safe_load((fused / "ensemble.yaml").read_text())["metrics"]
+    lists = json.loads((ensemble.parents[1] / "lists.json").read_text())["lists"]
+    reported = yaml.safe_load((ensemble / "ensemble.yaml").read_text())["metrics"]
     assert lists == reported
     assert "long_view alone" in lists["methods"]
-    assert "NDCG@3" in capsys.readouterr().out
+    summary = capsys.readouterr().out
+    assert "NDCG@3" in summary
+    assert "AUC" in summary
+    assert 10 <= len(summary.splitlines()) <= 40
+    assert max(map(len, summary.splitlines())) <= 100
+    main(["evaluate", "--run", "memtest://run", "--split", "valid", "--full"])
+    full = capsys.readouterr().out
+    assert len(full.splitlines()) > len(summary.splitlines())
+    assert "long_view alone" in full
 
 
-def test_a_ranking_explained(fused: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explains_a_ranking(ensemble: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["rank", "--run", "memtest://run", "--user", "7", "--k", "3", "--explain"])
     output = capsys.readouterr().out
     assert "by ensemble score" in output

@@ -1,4 +1,4 @@
-"""Whole training jobs as users start them: killed, asked to stop, resumed, given bad input."""
+"""Training jobs of one and two ranks: killed, stopped, resumed, and with invalid input."""
 
 import json
 import os
@@ -23,11 +23,11 @@ from tests.helpers.cards import checkpoint_tensors, make_card, write_dataset
 SMALL = [
     "--model.dim",
     "8",
-    "--model.num_heads",
+    "--model.num-heads",
     "2",
-    "--model.time_buckets",
+    "--model.time-buckets",
     "8",
-    "--loader.max_impressions_per_batch",
+    "--loader.max-impressions-per-batch",
     "100",
 ]
 CARD = make_card()
@@ -40,7 +40,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def broken(dataset: Path, tmp_path: Path) -> Path:
-    """A copy of the dataset, to be damaged."""
+    """A copy of the dataset for a test to damage."""
     return Path(shutil.copytree(dataset, tmp_path / "broken"))
 
 
@@ -77,12 +77,12 @@ def wait_for_checkpoint(run: Path, job: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 90
     while not checkpoints(run):
         assert job.poll() is None, job.communicate()[0]
-        assert time.monotonic() < deadline, "no checkpoint in time"
+        assert time.monotonic() < deadline, "no checkpoint within 90 seconds"
         time.sleep(0.005)
 
 
 def kill_all(run: Path) -> None:
-    """SIGKILL every process of a job: torchrun and its ranks, which lead process groups of their own."""
+    """Send SIGKILL to every process of a job: torchrun and its ranks, each in a separate process group."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if str(run) in (process / "cmdline").read_text():
@@ -95,20 +95,20 @@ def tensors(run: Path, scratch: Path) -> dict[str, torch.Tensor]:
     return checkpoint_tensors(run / "checkpoints" / checkpoints(run)[-1], scratch)
 
 
-def test_a_killed_job_goes_on_exactly(dataset: Path, tmp_path: Path) -> None:
-    """SIGKILL in mid-epoch; dropout makes the random states matter, two ranks the loader positions."""
-    options = ["--train.epochs", "4", "--train.checkpoint_interval", "3", "--model.dropout", "0.2"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(2, dataset, whole, *options))
+def test_resumes_exactly_after_sigkill(dataset: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of an epoch; dropout tests the random states, two ranks test the loader states."""
+    options = ["--train.epochs", "4", "--train.checkpoint-interval", "3", "--model.dropout", "0.2"]
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    finish(start(2, dataset, uninterrupted, *options))
     job = start(2, dataset, killed, *options)
     wait_for_checkpoint(killed, job)
     kill_all(killed)
     job.communicate()
     last = checkpoints(killed)[-1]
-    assert last < checkpoints(whole)[-1], "it must have been killed before its end"
+    assert last < checkpoints(uninterrupted)[-1], "the job must be killed before it ends"
     output = finish(start(2, dataset, killed, *options))
     assert f"resuming at step {int(last[5:])}" in output
-    left, right = tensors(whole, tmp_path / "whole.pt"), tensors(killed, tmp_path / "killed.pt")
+    left, right = tensors(uninterrupted, tmp_path / "uninterrupted.pt"), tensors(killed, tmp_path / "killed.pt")
     assert left.keys() == right.keys()
     assert any("rng" in name for name in left)
     for name, value in left.items():
@@ -116,28 +116,28 @@ def test_a_killed_job_goes_on_exactly(dataset: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
-def test_a_job_asked_to_stop_saves_exits_cleanly_and_goes_on(
+def test_saves_and_exits_on_a_stop_request_and_resumes(
     ranks: int, number: signal.Signals, dataset: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     job = start(
-        ranks, dataset, run, "--train.epochs", "200", "--train.patience", "0", "--train.checkpoint_interval", "7"
+        ranks, dataset, run, "--train.epochs", "200", "--train.patience", "0", "--train.checkpoint-interval", "7"
     )
     wait_for_checkpoint(run, job)
     job.send_signal(number)
     output = finish(job)
     assert "stop requested; checkpoint saved at step" in output
     step = int(checkpoints(run)[-1][5:])
-    assert f"saved step {step}" in output
-    resumed = finish(start(ranks, dataset, run, "--train.max_steps", str(step + 2), "--train.patience", "0"))
+    assert f"checkpoint saved at step {step}" in output
+    resumed = finish(start(ranks, dataset, run, "--train.max-steps", str(step + 2), "--train.patience", "0"))
     assert f"resuming at step {step}" in resumed
     assert int(checkpoints(run)[-1][5:]) == step + 2
 
 
 def test_evaluation_on_two_ranks_equals_one(dataset: Path, tmp_path: Path) -> None:
-    """Every target is counted once, and all of them reach the metrics."""
+    """Every target is counted exactly once."""
     run, results = tmp_path / "run", []
-    main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max_steps", "5"])
+    main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max-steps", "5"])
     for ranks in (1, 2):
         file = tmp_path / f"{ranks}.json"
         finish(start_command(ranks, "evaluate", "--run", str(run), "--split", "test", "--json", str(file)))
@@ -148,20 +148,20 @@ def test_evaluation_on_two_ranks_equals_one(dataset: Path, tmp_path: Path) -> No
         assert two["actions"][name] == pytest.approx(row, rel=1e-4), name
         assert two["reference"]["item_rate"][name] == pytest.approx(one["reference"]["item_rate"][name]), name
     for name, times in one["time"].items():
-        # Rounding may turn times round that are next to equal.
+        # Rounding may reorder nearly equal times.
         correlations = [result["time"][name].pop("rank_correlation") for result in (one, two)]
         assert correlations[1] == pytest.approx(correlations[0], abs=0.01), name
         assert two["time"][name] == pytest.approx(times, rel=1e-4), name
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 
-def test_an_ensemble_trained_on_two_ranks_is_evaluated_on_one(broken: Path, tmp_path: Path) -> None:
-    """All lists reach the first rank, which trains; the other need not wait for it."""
+def test_ensemble_trained_on_two_ranks_is_evaluated_on_one(broken: Path, tmp_path: Path) -> None:
+    """Rank 0 gathers all lists and trains; the other rank does not wait for it."""
     run = tmp_path / "run"
-    nobody = {"user": pa.array([], pa.string()), "user_key": pa.array([], pa.int64())}
-    pq.write_table(pa.table(nobody), broken / "users.parquet")
-    main(["train", "--data", str(broken), "--run", str(run), *SMALL, "--train.max_steps", "5"])
-    small = ["--epochs", "2", "--dim", "4", "--degree", "8", "--formula_trials", "4"]
+    no_users = {"user": pa.array([], pa.string()), "user_key": pa.array([], pa.int64())}
+    pq.write_table(pa.table(no_users), broken / "users.parquet")
+    main(["train", "--data", str(broken), "--run", str(run), *SMALL, "--train.max-steps", "5"])
+    small = ["--epochs", "2", "--dim", "4", "--quadrature-degree", "8", "--formula-trials", "4"]
     output = finish(start_command(2, "ensemble", "train", "--run", str(run), *small))
     assert output.count("ensemble: ") == output.count("scoring train: 0 of 3 files") == 1
     reported = yaml.safe_load((run / "ensemble" / "ensemble.yaml").read_text())["metrics"]
@@ -170,13 +170,13 @@ def test_an_ensemble_trained_on_two_ranks_is_evaluated_on_one(broken: Path, tmp_
     lists = json.loads((tmp_path / "1.json").read_text())["lists"]
     for name in ("k", "lists", "mean_length", "behaviors"):
         assert lists[name] == reported[name]
-    for name, found in reported["methods"].items():
-        # Rounding may turn candidates round that are next to equal.
-        assert lists["methods"][name]["mean"] == pytest.approx(found["mean"], abs=0.02), name
+    for name, metrics in reported["methods"].items():
+        # Rounding may reorder nearly equal candidates.
+        assert lists["methods"][name]["mean"] == pytest.approx(metrics["mean"], abs=0.02), name
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """Run a command that must fail; its one line of explanation."""
+    """Run a command that must fail and return its error line."""
     with pytest.raises(SystemExit) as exit_info:
         main(list(argv))
     assert exit_info.value.code in (1, 2)
@@ -197,24 +197,24 @@ def first_file(data: Path) -> Path:
 
 
 def rewrite(file: Path, change: dict[str, object]) -> None:
-    """Replace columns of a Parquet file given as nested lists; None removes one."""
+    """Replace columns of a Parquet file by nested lists; None removes a column."""
     table = pq.read_table(file)
     for name, value in change.items():
         if value is None:
             table = table.drop_columns([name])
         else:
-            place = table.schema.get_field_index(name)
-            table = table.set_column(place, name, pa.array(value, table.schema.field(name).type))
+            index = table.schema.get_field_index(name)
+            table = table.set_column(index, name, pa.array(value, table.schema.field(name).type))
     pq.write_table(table, file)
 
 
-def test_a_truncated_file(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_a_truncated_file(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = first_file(broken)
     file.write_bytes(file.read_bytes()[:-200])
     assert file.name in train(capsys, broken, tmp_path / "run")
 
 
-def test_a_missing_column(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_a_missing_column(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = first_file(broken)
     rewrite(file, {"author_id": None})
     message = train(capsys, broken, tmp_path / "run")
@@ -230,7 +230,7 @@ def test_a_missing_column(broken: Path, tmp_path: Path, capsys: pytest.CaptureFi
         ("action", 9, "unknown action"),
     ],
 )
-def test_a_bad_value_names_file_row_and_field(
+def test_invalid_values_name_file_row_and_field(
     column: str, value: float, reason: str, broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = first_file(broken)
@@ -246,7 +246,7 @@ def test_a_bad_value_names_file_row_and_field(
     assert not checkpoints(tmp_path / "run")
 
 
-def test_a_bad_value_met_by_the_background_loader(
+def test_prefetching_loader_reports_invalid_values(
     broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = first_file(broken)
@@ -257,41 +257,43 @@ def test_a_bad_value_met_by_the_background_loader(
     assert f"{file.name}, row 3, field 'item_id': id is not in" in message
 
 
-def test_an_unwritable_run_folder(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("in the way")
-    assert "cannot be written" in train(capsys, dataset, tmp_path / "file" / "run")
+def test_rejects_an_unwritable_run_directory(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    assert "cannot write to directory" in train(capsys, dataset, tmp_path / "file" / "run")
 
 
-def test_a_checkpoint_of_another_model(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_a_checkpoint_of_another_model(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
-    main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max_steps", "2"])
+    main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max-steps", "2"])
     before = sorted(path.name for path in run.rglob("*"))
     message = train(capsys, dataset, run, "--model.dim", "16")
     assert "checkpoint has model.dim=8 but the config says 16" in message
     other = replace(CARD, features=[replace(f, cardinality=f.cardinality + 1) for f in CARD.features])
-    grown = Path(shutil.copytree(dataset, tmp_path / "grown"))
-    DatasetCard.save(other, str(grown))
-    assert "other features" in train(capsys, grown, run)
-    for changes in ({"objectives": ["glance"]}, {"timed": ["like", "exit"]}):
-        DatasetCard.save(replace(CARD, **changes), str(grown))
-        assert f"other {next(iter(changes))}" in train(capsys, grown, run)
-    message = train(capsys, dataset, run, "--loss.uncertainty_weighting", "true")
+    changed = Path(shutil.copytree(dataset, tmp_path / "changed"))
+    DatasetCard.save(other, str(changed))
+    assert "other features" in train(capsys, changed, run)
+    for changes in ({"objectives": ["glance"]}, {"timed_actions": ["like", "exit"]}):
+        DatasetCard.save(replace(CARD, **changes), str(changed))
+        assert f"other {next(iter(changes))}" in train(capsys, changed, run)
+    message = train(capsys, dataset, run, "--loss.uncertainty-weighting", "true")
     assert "checkpoint was trained with loss.uncertainty_weighting=False" in message
     assert sorted(path.name for path in run.rglob("*")) == before
 
 
-def test_a_damaged_checkpoint(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_a_damaged_checkpoint(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max_steps", "2"])
+    main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max-steps", "2"])
     for name in ("*.distcp", ".metadata"):
         (file,) = (run / "checkpoints").rglob(name)
-        whole = file.read_bytes()
-        file.write_bytes(whole[:300])
-        assert "damaged" in train(capsys, dataset, run, "--train.max_steps", "4")
-        file.write_bytes(whole)
+        content = file.read_bytes()
+        file.write_bytes(content[:300])
+        assert "corrupted" in train(capsys, dataset, run, "--train.max-steps", "4")
+        file.write_bytes(content)
 
 
-def test_bad_settings_end_with_code_2(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings_exit_with_2(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option, reason in (
         ("--model.dim=7", "multiple"),
         ("--model.width=8", "model.width"),
@@ -304,8 +306,8 @@ def test_bad_settings_end_with_code_2(dataset: Path, tmp_path: Path, capsys: pyt
     assert not (tmp_path / "run").exists()
 
 
-def test_two_ranks_tell_one_error_once(broken: Path, tmp_path: Path) -> None:
-    """A bad row that only one rank reads ends the whole job with one line and no traceback of ours."""
+def test_two_ranks_print_an_error_once(broken: Path, tmp_path: Path) -> None:
+    """An invalid row that one rank reads ends the job with one error line and no traceback."""
     for file in (broken / "train").iterdir():
         values = pq.read_table(file)["item_id"].to_pylist()
         values[30][0] = 77
@@ -319,27 +321,27 @@ def test_two_ranks_tell_one_error_once(broken: Path, tmp_path: Path) -> None:
     assert not checkpoints(tmp_path / "run")
 
 
-def test_tables_that_do_not_fit(dataset: Path, tmp_path: Path) -> None:
-    job = start(2, dataset, tmp_path / "run", "--sharding.ddr_gb", "0.000001")
+def test_rejects_tables_that_do_not_fit(dataset: Path, tmp_path: Path) -> None:
+    job = start(2, dataset, tmp_path / "run", "--sharding.ddr-gb", "0.000001")
     output, _ = job.communicate(timeout=600)
     assert job.returncode == 1
     assert output.count("a2gen: error: the embedding tables do not fit on 2 rank(s)") == 1, output
     assert "Traceback" not in output
 
 
-def test_other_batches_within_an_epoch_are_refused(
+def test_rejects_other_batches_within_an_epoch(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    main(["train", "--data", str(dataset), f"--run={run}", *SMALL, "--train.max_steps", "4"])
-    message = train(capsys, dataset, run, "--loader.max_impressions_per_batch", "300")
+    main(["train", "--data", str(dataset), f"--run={run}", *SMALL, "--train.max-steps", "4"])
+    message = train(capsys, dataset, run, "--loader.max-impressions-per-batch", "300")
     assert "cannot change loader.max_impressions_per_batch (100 -> 300) in the middle of an epoch" in message
     capsys.readouterr()
-    main(["train", f"--run={run}", "--train.max_steps", "6"])
+    main(["train", f"--run={run}", "--train.max-steps", "6"])
     assert "resuming at step 4" in capsys.readouterr().err
 
 
-def test_an_empty_validation_split(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_an_empty_validation_split(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     card = DatasetCard.load(str(broken))
     DatasetCard.save(
         replace(card, splits=card.splits | {"valid": replace(card.splits["valid"], targets=0)}), str(broken)
@@ -348,7 +350,9 @@ def test_an_empty_validation_split(broken: Path, tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "run").exists()
 
 
-def test_more_history_than_the_dataset_carries(
+def test_rejects_more_history_than_in_the_dataset(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "prepare it with --history 50" in train(capsys, dataset, tmp_path / "run", "--model.max_history", "50")
+    assert "rerun prepare with --max-history 50" in train(
+        capsys, dataset, tmp_path / "run", "--model.max-history", "50"
+    )
