@@ -73,7 +73,7 @@ def test_writes_all_output_files(config: str, tmp_path: Path) -> None:
 
 def test_saves_no_plan_if_tables_do_not_fit(config: str, tmp_path: Path) -> None:
     save = tmp_path / "plan.yaml"
-    small = ["--config", config, "--topology", topology("laptop"), "--sharding.ddr_gb", "0.001"]
+    small = ["--config", config, "--topology", topology("laptop"), "--sharding.ddr-gb", "0.001"]
     assert exit_code(*small, "--save", str(save), "--json", str(tmp_path / "no.json")) == 1
     assert not save.exists()
     assert not json.loads((tmp_path / "no.json").read_text())["fits"]
@@ -98,7 +98,7 @@ def test_compares_topologies_and_saved_plans(config: str, tmp_path: Path, capsys
     saved = []
     for kind in ("table_wise", "row_wise"):
         saved.append(str(tmp_path / f"{kind}.yaml"))
-        options = ["--topology", topology("laptop"), "--sharding.sharding_types", f"[{kind}]", "--save", saved[-1]]
+        options = ["--topology", topology("laptop"), "--sharding.sharding-types", f"[{kind}]", "--save", saved[-1]]
         assert exit_code("--config", config, *options) == 0
     two = [
         "--config",
@@ -129,7 +129,7 @@ def test_compares_topologies_and_saved_plans(config: str, tmp_path: Path, capsys
             "--save cannot be combined with --compare",
         ),
         (["--topology", topology("h100_1x8"), "--ranks", "12"], "12 ranks do not fill hosts of 8"),
-        (["--topology", topology("laptop"), "--sharding.compute_kernels", "[fused_uvm]"], "supports only fused"),
+        (["--topology", topology("laptop"), "--sharding.compute-kernels", "[fused_uvm]"], "supports only fused"),
         (["--topology", topology("laptop"), "--num-rows.nothing", "5"], "unknown table 'nothing'"),
         (["--topology", topology("laptop"), "--num-rows.item_id", "0"], "rows 0 of table 'item_id' must be at least 1"),
         (["--topology", topology("laptop"), "--num-rows.item_id", str(10**18)], "and at most 10^14"),
@@ -160,23 +160,23 @@ def test_rejects_unreadable_input(config: str, tmp_path: Path, capsys: pytest.Ca
 
 def test_training_applies_a_saved_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = str(write_dataset(tmp_path / "data", make_card()))
-    model = ["--model.dim", "8", "--model.num_heads", "2", "--model.time_buckets", "8"]
+    model = ["--model.dim", "8", "--model.num-heads", "2", "--model.time-buckets", "8"]
     plan, run = str(tmp_path / "plan.yaml"), str(tmp_path / "run")
     assert exit_code("--data", data, "--topology", topology("laptop"), "--ranks", "1", *model, "--save", plan) == 0
-    steps: list[Any] = ["--train.max_steps", "2", "--train.device", "cpu"]
+    steps: list[Any] = ["--train.max-steps", "2", "--train.device", "cpu"]
     main(["train", "--data", data, "--run", run, "--plan", plan, *model, *steps])
     assert yaml.safe_load(Path(run, "config.yaml").read_text())["sharding"]["plan_file"] == plan
     text = Path(plan).read_text().replace("world_size: 1", "world_size: 2")
     Path(plan).write_text(text)
     with pytest.raises(SystemExit, match="1"):
-        main(["train", "--run", run, "--train.max_steps", "4"])
+        main(["train", "--run", run, "--train.max-steps", "4"])
     assert "blocks, kernel and ranks do not cover the table" in capsys.readouterr().err
 
 
 def test_run_opens_where_its_plan_does_not_apply(tmp_path: Path) -> None:
     data, run, out = str(write_dataset(tmp_path / "data", make_card())), str(tmp_path / "run"), tmp_path / "out.json"
-    steps = ["--train.max_steps", "2", "--train.device", "cpu"]
-    main(["train", "--data", data, "--run", run, "--model.dim", "8", "--model.num_heads", "2", *steps])
+    steps = ["--train.max-steps", "2", "--train.device", "cpu"]
+    main(["train", "--data", data, "--run", run, "--model.dim", "8", "--model.num-heads", "2", *steps])
     for state in Path(run).glob("checkpoints/*/state.json"):
         saved = json.loads(state.read_text())
         saved["config"]["sharding"] |= {"plan_file": "gone.yaml", "compute_kernels": ["fused", "fused_uvm_caching"]}
