@@ -112,5 +112,5 @@ def test_explains_a_ranking(ensemble: Path, capsys: pytest.CaptureFixture[str]) 
     main(["rank", "--run", "memtest://run", "--user", "7", "--k", "3", "--explain"])
     output = capsys.readouterr().out
     assert "by ensemble score" in output
-    assert "why this order" in output
-    assert "ahead of 2" in output
+    assert "× weight" in output
+    assert "lead over 2" in output
