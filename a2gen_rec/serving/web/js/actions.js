@@ -1,4 +1,4 @@
-// What actions and objectives look like: a symbol, a colour and always the name.
+// Appearance of actions and objectives: a symbol, a color and the name.
 
 import { el, svg } from "./dom.js";
 
@@ -23,8 +23,8 @@ const SHAPES = {
   drop: "m8 14.5-7-12.5h14z",
   hexagon: "M4.5 2h7L15 8l-3.5 6h-7L1 8z",
 };
-// Names of logs vary; the first word that fits decides.
-const WORDS = [
+// Names of actions vary between logs; the first matching pattern selects the symbol.
+const PATTERNS = [
   [/dislike|hate|negative|report|block/, "cross"],
   [/like|love|thumb/, "heart"],
   [/comment|reply/, "bubble"],
@@ -38,21 +38,21 @@ const WORDS = [
   [/click|tap|effective/, "pointer"],
   [/^exit$/, "stop"],
 ];
-const OTHERS = ["disc", "diamond", "triangle", "square", "drop", "hexagon"];
+const OTHER_SHAPES = ["disc", "diamond", "triangle", "square", "drop", "hexagon"];
 
-let order = [];
+let names = [];
 
-/** Tell all names there are, in order: each keeps its colour and symbol. */
-export function setNames(names) {
-  order = [...new Set(names)];
+/** Set all names in order; the order defines their colors and symbols. */
+export function setNames(all) {
+  names = [...new Set(all)];
 }
 
-export const hue = (name) => (name === "exit" ? "hue-exit" : `hue${Math.max(order.indexOf(name), 0) % HUES}`);
+export const hue = (name) => (name === "exit" ? "hue-exit" : `hue${Math.max(names.indexOf(name), 0) % HUES}`);
 export const label = (name) => name.replaceAll("_", " ");
 
 export function symbol(name, attributes = {}) {
-  const shape =
-    WORDS.find(([words]) => words.test(name))?.[1] ?? OTHERS[Math.max(order.indexOf(name), 0) % OTHERS.length];
+  const other = OTHER_SHAPES[Math.max(names.indexOf(name), 0) % OTHER_SHAPES.length];
+  const shape = PATTERNS.find(([pattern]) => pattern.test(name))?.[1] ?? other;
   return svg(
     "svg",
     { viewBox: "0 0 16 16", class: `symbol ${hue(name)}`, "aria-hidden": "true", ...attributes },

@@ -1,12 +1,12 @@
-// The service, and its refusals in words.
+// Client of the HTTP API, with error messages for the reader.
 
 const KEY = "a2gen-api-key";
-const PATIENCE_MS = 20_000;
+const TIMEOUT_MS = 20_000;
 
-/** What went wrong, as a sentence for the reader. `needsKey`: an API key would help. */
-export class Problem extends Error {
-  constructor(words, needsKey = false) {
-    super(words);
+/** Error with a message for the reader. `needsKey`: an API key is missing or invalid. */
+export class ApiError extends Error {
+  constructor(message, needsKey = false) {
+    super(message);
     this.needsKey = needsKey;
   }
 }
@@ -14,67 +14,64 @@ export class Problem extends Error {
 export const key = {
   get: () => sessionStorage.getItem(KEY),
   set: (value) => sessionStorage.setItem(KEY, value),
-  forget: () => sessionStorage.removeItem(KEY),
+  remove: () => sessionStorage.removeItem(KEY),
 };
 
-export const model = () => ask("/v1/model");
-export const users = async () => (await ask("/v1/users?count=8")).users;
-export const history = (user, last) => ask(`/v1/users/${encodeURIComponent(user)}/history?last=${last}`);
-export const rank = (request) => ask("/v1/rank", request);
-export const record = (user, impression) => ask("/v1/events", { user, impressions: [impression] });
+export const model = () => request("/v1/model");
+export const users = async () => (await request("/v1/users?count=8")).users;
+export const history = (user, last) => request(`/v1/users/${encodeURIComponent(user)}/history?last=${last}`);
+export const rank = (body) => request("/v1/rank", body);
+export const record = (user, impression) => request("/v1/events", { user, impressions: [impression] });
 
-async function ask(path, body) {
+async function request(path, body) {
   const headers = {};
   if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
   if (body) headers["Content-Type"] = "application/json";
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, {
+    response = await fetch(path, {
       method: body ? "POST" : "GET",
       headers,
       body: body && JSON.stringify(body),
-      signal: AbortSignal.timeout(PATIENCE_MS),
+      signal: AbortSignal.timeout(TIMEOUT_MS),
     });
   } catch (error) {
-    throw new Problem(
+    throw new ApiError(
       error.name === "TimeoutError"
-        ? `The service has not answered within ${PATIENCE_MS / 1000} seconds.`
-        : "The service cannot be reached. Is it running, and is this computer connected?",
+        ? `No response from the service within ${TIMEOUT_MS / 1000} seconds.`
+        : "Cannot reach the service. Check that it is running and that this computer is online.",
     );
   }
   let content = null;
   try {
-    content = await answer.json();
+    content = await response.json();
   } catch {
-    throw new Problem(`The service answered something that is not JSON (status ${answer.status}).`);
+    throw new ApiError(`Invalid response: not JSON (status ${response.status}).`);
   }
-  if (!answer.ok) throw refused(answer, content?.error ?? {});
+  if (!response.ok) throw errorOf(response, content?.error ?? {});
   return content;
 }
 
-function refused(answer, { code, message = "", request_id: request }) {
-  const why = message && `: ${message}`;
-  const retry = Number(answer.headers.get("Retry-After"));
-  const later = retry ? ` Try again in ${retry} s.` : " Try again.";
-  switch (answer.status) {
+function errorOf(response, { code, message = "", request_id: requestId }) {
+  const reason = message && `: ${message}`;
+  const retryAfter = Number(response.headers.get("Retry-After"));
+  const retry = retryAfter ? ` Try again in ${retryAfter} s.` : " Try again.";
+  switch (response.status) {
     case 401:
-      return new Problem(
-        key.get() ? "The service does not take this API key." : "The service asks for an API key.",
-        true,
-      );
+      return new ApiError(key.get() ? "Invalid API key." : "The service requires an API key.", true);
     case 503:
-      if (code === "draining") return new Problem("The service is about to end. Try again once it is back.");
-      if (code?.startsWith("store")) return new Problem(`The store of impressions does not work now${why}.${later}`);
-      return new Problem(`The service has too much to do${why}.${later}`);
+      if (code === "draining") return new ApiError("The service is shutting down. Try again once it is back.");
+      if (code?.startsWith("store")) return new ApiError(`Event store unavailable${reason}.${retry}`);
+      return new ApiError(`The service is overloaded${reason}.${retry}`);
     case 504:
-      return new Problem(`The ranking took too long: no answer in the time it may take (timeout).${later}`);
+      return new ApiError(`The ranking timed out.${retry}`);
     case 507:
-      return new Problem(`Nothing was recorded${why}.`);
+      return new ApiError(`Not recorded${reason}.`);
     case 400:
     case 413:
     case 422:
-      return new Problem(`The service does not take this${why}.`);
+      return new ApiError(`Invalid request${reason}.`);
     default:
-      return new Problem(`Something is wrong with the service (status ${answer.status}, request ${request})${why}.`);
+      return new ApiError(`Service error (status ${response.status}, request ${requestId})${reason}.`);
   }
 }

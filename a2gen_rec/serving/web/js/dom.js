@@ -1,8 +1,8 @@
-// Elements and figures. Text becomes text nodes only: nothing on this page is ever parsed as HTML.
+// DOM elements and number formats. Text becomes text nodes only: nothing on this page is parsed as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element; attributes that are null, undefined or false are left out, `on…` are listeners. */
+/** Create an element; attributes that are null, undefined or false are omitted, `on…` are listeners. */
 export function el(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
@@ -21,9 +21,9 @@ function fill(element, attributes, children) {
   return element;
 }
 
-const TAIL = 6; // characters kept of the end of an identifier: long ones often begin alike
+const TAIL = 6; // characters kept at the end of an identifier: long ones often share a prefix
 
-/** An identifier, which may be long and of any script: isolated, cut in the middle where it does not fit. */
+/** Identifier of any length and script: isolated text direction, shortened in the middle if it does not fit. */
 export function id(text) {
   const characters = [...text];
   if (characters.length <= 2 * TAIL) return el("bdi", { class: "id" }, el("span", {}, text));
@@ -35,10 +35,10 @@ export function id(text) {
   );
 }
 
-/** An identifier in full, over as many lines as it takes. */
-export const whole = (text) => el("bdi", { class: "whole" }, text);
+/** Full identifier, on as many lines as necessary. */
+export const fullId = (text) => el("bdi", { class: "full" }, text);
 
-/** Set custom properties, which style sheets read: the content security policy takes no style attributes. */
+/** Set custom properties for the style sheet: the content security policy forbids style attributes. */
 export function styled(element, properties) {
   for (const [name, value] of Object.entries(properties)) element.style.setProperty(name, value);
   return element;
@@ -55,7 +55,7 @@ export const plus = (value, digits = 3) => {
   return Number(text) === 0 ? "±0" : (value > 0 ? "+" : "") + signed(text);
 };
 
-/** A probability: never 0 % nor 100 % unless it is. */
+/** Format a probability; 0 % and 100 % only for exact values. */
 export function percent(value) {
   if (value > 0 && value < 0.0005) return "<0.1 %";
   if (value < 1 && value > 0.9995) return ">99.9 %";
@@ -63,13 +63,13 @@ export function percent(value) {
   return `${(100 * value).toFixed(value > 0.99 && value < 1 ? 1 : digits)} %`;
 }
 
-/** Seconds since an impression began. */
+/** Format seconds since the start of an impression. */
 export function seconds(value) {
   if (value >= 100) return duration(value);
   return `${value >= 10 || Number.isInteger(value) ? Math.round(value) : value.toFixed(1)} s`;
 }
 
-/** A pause or a length, in words. */
+/** Format the duration of a pause or a video. */
 export function duration(s) {
   if (s < 100) return `${Math.round(s)} s`;
   const parts = [
@@ -83,22 +83,22 @@ export function duration(s) {
   return `${count < 10 ? Math.round(10 * count) / 10 : Math.round(count)} ${name}`;
 }
 
-const WHEN = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
-export const moment = (ms) => WHEN.format(ms);
+const DATE_TIME = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+export const dateTime = (ms) => DATE_TIME.format(ms);
 
-/** The end of an axis from 0: at least `most`, and of round ticks. Returns [end, step]. */
-export function axis(most, ticks = 4) {
-  const rough = Math.max(most, 1) / ticks;
+/** Axis from 0 to at least `max` with round ticks. Returns [end, step]. */
+export function axis(max, ticks = 4) {
+  const rough = Math.max(max, 1) / ticks;
   const size = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 3, 5, 10].map((each) => each * size).find((each) => each >= rough * 0.999);
-  return [Math.ceil(most / step - 1e-9) * step || step, step];
+  return [Math.ceil(max / step - 1e-9) * step || step, step];
 }
 
-/** The line of seconds above timelines. */
+/** Tick labels in seconds above timelines. */
 export function ruler([end, step]) {
   const marks = [];
-  for (let at = 0; at <= end * 1.0001; at += step) {
-    marks.push(styled(el("span", {}, seconds(at)), { "--at": `${(100 * at) / end}%` }));
+  for (let tick = 0; tick <= end * 1.0001; tick += step) {
+    marks.push(styled(el("span", {}, seconds(tick)), { "--at": `${(100 * tick) / end}%` }));
   }
   return el("div", { class: "ruler", "aria-hidden": "true" }, marks);
 }

@@ -1,129 +1,130 @@
-// A user's past: one row per impression, newest first, a bar as long as the watch time, marks where actions were.
+// The user's history: one row per impression, newest first, with a bar for the watch time and symbols for the actions.
 
 import { label, legend, symbol } from "./actions.js";
-import { axis, duration, el, id, moment, plural, ruler, seconds, styled } from "./dom.js";
-import { tip } from "./tips.js";
+import { axis, dateTime, duration, el, id, plural, ruler, seconds, styled } from "./dom.js";
+import { tooltip } from "./tooltips.js";
 
-const PAUSE_S = 30; // shorter ones between impressions go without saying
+const MIN_PAUSE_S = 30; // shorter pauses between impressions are not shown
 
-/** Draw impressions (oldest first, as the service has them) into `place`. */
-export function drawHistory(place, impressions, lengths, card) {
+/** Draw impressions (oldest first, as in the response) into `container`; `durations`: seconds by item. */
+export function drawHistory(container, impressions, durations, card) {
   if (!impressions.length) {
-    const nothing = "Nothing is recorded of this user. Add an impression, or send what happens to /v1/events.";
-    place.replaceChildren(el("p", { class: "empty" }, nothing));
+    const text = "No recorded impressions of this user. Add one here, or send events to /v1/events.";
+    container.replaceChildren(el("p", { class: "empty" }, text));
     return;
   }
-  const scale = axis(cutoff(impressions.map(ends)));
+  const scale = axis(cutoff(impressions.map(endOf)));
   const names = card.actions.filter((name) =>
-    impressions.some((each) => each.actions.some((done) => done.name === name)),
+    impressions.some((each) => each.actions.some((action) => action.name === name)),
   );
   const parts = [];
   for (const session of sessions(impressions, card.session_gap_s)) {
     if (session.pause) parts.push(el("p", { class: "pause" }, `${duration(session.pause)} pause`));
-    const rows = session.impressions.map((each, at) => row(each, session.impressions[at + 1], lengths, scale));
-    const title = `${moment(session.impressions.at(-1).ts_ms)} · ${plural(rows.length, "impression")}`;
+    const rows = session.impressions.map((each, index) => row(each, session.impressions[index + 1], durations, scale));
+    const title = `${dateTime(session.impressions.at(-1).ts_ms)} · ${plural(rows.length, "impression")}`;
     parts.push(el("h3", {}, title), el("ul", { class: "rows" }, rows));
   }
-  place.replaceChildren(legend(names), ruler(scale), ...parts);
-  rove([...place.querySelectorAll(".timeline")]);
+  container.replaceChildren(legend(names), ruler(scale), ...parts);
+  addRovingFocus([...container.querySelectorAll(".timeline")]);
 }
 
-/** What is known of an impression's end, in seconds. */
-const ends = (each) => Math.max(each.watch_s ?? 0, ...each.actions.map((done) => done.at_s ?? 0));
+/** Known end of an impression in seconds since its start. */
+const endOf = (impression) =>
+  Math.max(impression.watch_s ?? 0, ...impression.actions.map((action) => action.at_s ?? 0));
 
-/** Where the axis ends: a few very long impressions must not squeeze all others. */
+/** End of the axis, so that a few very long impressions do not compress all others. */
 function cutoff(values) {
   const sorted = values.toSorted((a, b) => a - b);
-  const most = sorted.at(-1);
-  const usual = sorted[Math.floor(0.9 * (sorted.length - 1))];
-  return most <= 2 * usual ? most : 1.25 * usual;
+  const max = sorted.at(-1);
+  const typical = sorted[Math.floor(0.9 * (sorted.length - 1))];
+  return max <= 2 * typical ? max : 1.25 * typical;
 }
 
-/** Newest first; a session ends where the next impression begins more than the model's gap later. */
+/** Sessions, newest first; a new one starts after a gap longer than the model's. */
 function sessions(impressions, gap) {
-  const found = [];
+  const result = [];
   for (const each of impressions) {
-    const last = found.at(-1)?.impressions.at(-1);
-    const apart = last ? (each.ts_ms - last.ts_ms) / 1000 : Infinity;
-    if (apart > gap) found.push({ impressions: [], pause: 0 });
-    found.at(-1).impressions.push(each);
+    const last = result.at(-1)?.impressions.at(-1);
+    const elapsed = last ? (each.ts_ms - last.ts_ms) / 1000 : Infinity;
+    if (elapsed > gap) result.push({ impressions: [], pause: 0 });
+    result.at(-1).impressions.push(each);
   }
-  for (let place = 1; place < found.length; place++) {
-    // Above the older of the two, since the newest comes first.
-    found[place - 1].pause = pauseBefore(found[place].impressions[0], found[place - 1].impressions.at(-1));
+  for (let index = 1; index < result.length; index++) {
+    // The pause is shown above the older session, since the newest comes first.
+    result[index - 1].pause = pauseBefore(result[index].impressions[0], result[index - 1].impressions.at(-1));
   }
-  return found.reverse().map((each) => ({ ...each, impressions: each.impressions.toReversed() }));
+  return result.reverse().map((each) => ({ ...each, impressions: each.impressions.toReversed() }));
 }
 
-const pauseBefore = (later, earlier) => Math.max(0, (later.ts_ms - earlier.ts_ms) / 1000 - ends(earlier));
+const pauseBefore = (later, earlier) => Math.max(0, (later.ts_ms - earlier.ts_ms) / 1000 - endOf(earlier));
 
-function row(each, before, lengths, [end]) {
-  const length = lengths[each.item];
-  const at = (value) => `${Math.min(100, (100 * value) / end)}%`;
-  const pause = before ? pauseBefore(each, before) : 0;
-  const known = each.watch_s !== null;
-  const timed = each.actions.filter((done) => done.at_s !== null);
-  const untimed = each.actions.filter((done) => done.at_s === null);
+function row(impression, previous, durations, [end]) {
+  const videoS = durations[impression.item];
+  const position = (value) => `${Math.min(100, (100 * value) / end)}%`;
+  const pause = previous ? pauseBefore(impression, previous) : 0;
+  const known = impression.watch_s !== null;
+  const timed = impression.actions.filter((action) => action.at_s !== null);
+  const untimed = impression.actions.filter((action) => action.at_s === null);
   const track = el(
     "div",
     { class: "track" },
-    length && styled(el("span", { class: `ghost${length > end ? " cut" : ""}` }), { "--to": at(length) }),
-    styled(el("span", { class: `bar${known ? "" : " open"}${ends(each) > end ? " cut" : ""}` }), {
-      "--to": at(ends(each)),
+    videoS && styled(el("span", { class: `ghost${videoS > end ? " cut" : ""}` }), { "--to": position(videoS) }),
+    styled(el("span", { class: `bar${known ? "" : " open"}${endOf(impression) > end ? " cut" : ""}` }), {
+      "--to": position(endOf(impression)),
     }),
-    timed.map((done) => styled(symbol(done.name), { "--at": at(Math.min(done.at_s, 0.97 * end)) })),
+    timed.map((action) => styled(symbol(action.name), { "--at": position(Math.min(action.at_s, 0.97 * end)) })),
     untimed.length > 0 &&
       styled(
         el(
           "span",
           { class: "untimed" },
-          untimed.map((done) => symbol(done.name)),
+          untimed.map((action) => symbol(action.name)),
         ),
-        { "--at": at(ends(each)) },
+        { "--at": position(endOf(impression)) },
       ),
   );
   const timeline = el(
     "div",
-    { class: "timeline", role: "img", tabindex: "-1", "aria-label": told(each, length).join(", ") },
-    id(each.item),
+    { class: "timeline", role: "img", tabindex: "-1", "aria-label": description(impression, videoS).join(", ") },
+    id(impression.item),
     track,
-    el("span", { class: "figure" }, known ? seconds(each.watch_s) : "?"),
+    el("span", { class: "figure" }, known ? seconds(impression.watch_s) : "?"),
   );
-  tip(timeline, () => [...told(each, length), moment(each.ts_ms)]);
-  const rest = pause >= PAUSE_S && el("span", { class: "rest" }, `${duration(pause)} pause`);
+  tooltip(timeline, () => [...description(impression, videoS), dateTime(impression.ts_ms)]);
+  const rest = pause >= MIN_PAUSE_S && el("span", { class: "rest" }, `${duration(pause)} pause`);
   return el("li", {}, timeline, rest);
 }
 
-function told(each, length) {
-  const of = length ? ` of ${seconds(length)}` : "";
-  const actions = each.actions.map(
-    (done) => `${label(done.name)} ${done.at_s === null ? "at an unknown time" : `at ${seconds(done.at_s)}`}`,
+function description(impression, videoS) {
+  const of = videoS ? ` of ${seconds(videoS)}` : "";
+  const actions = impression.actions.map(
+    (action) => `${label(action.name)} ${action.at_s === null ? "at an unknown time" : `at ${seconds(action.at_s)}`}`,
   );
-  const watched = each.watch_s === null ? "watch time unknown" : `watched ${seconds(each.watch_s)}${of}`;
-  return [each.item, watched, ...(actions.length ? actions : ["no action"])];
+  const watched = impression.watch_s === null ? "watch time unknown" : `watched ${seconds(impression.watch_s)}${of}`;
+  return [impression.item, watched, ...(actions.length ? actions : ["no action"])];
 }
 
-/** One stop of the tab key for all rows; arrows, Home and End move among them. */
-function rove(rows) {
+/** Roving tab index: one tab stop for all rows; arrow keys, Home and End move between them. */
+function addRovingFocus(rows) {
   rows[0].tabIndex = 0;
-  rows.forEach((own, place) => {
-    own.addEventListener("keydown", (event) => {
-      const to = { ArrowDown: place + 1, ArrowUp: place - 1, Home: 0, End: rows.length - 1 }[event.key];
+  rows.forEach((row, index) => {
+    row.addEventListener("keydown", (event) => {
+      const to = { ArrowDown: index + 1, ArrowUp: index - 1, Home: 0, End: rows.length - 1 }[event.key];
       if (to === undefined || !rows[to]) return;
       event.preventDefault();
-      move(own, rows[to]);
+      moveFocus(row, rows[to]);
       rows[to].focus();
     });
-    own.addEventListener("focus", () =>
-      move(
+    row.addEventListener("focus", () =>
+      moveFocus(
         rows.find((other) => other.tabIndex === 0),
-        own,
+        row,
       ),
     );
   });
 }
 
-function move(from, to) {
+function moveFocus(from, to) {
   if (from) from.tabIndex = -1;
   to.tabIndex = 0;
 }

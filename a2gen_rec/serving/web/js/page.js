@@ -1,30 +1,30 @@
-// What the page knows, and what happens when something is asked of it.
+// State of the page and its event handlers.
 
 import { setNames } from "./actions.js";
 import * as api from "./api.js";
-import { $, el, id, plural, whole } from "./dom.js";
-import { begins, prepareEvent, suggest } from "./event.js";
+import { $, el, fullId, id, plural } from "./dom.js";
 import { drawHistory } from "./history.js";
-import { nudge } from "./nudge.js";
-import { predicted } from "./predicted.js";
-import { changed, drawList, fallbacks, summary, suppose } from "./ranking.js";
-import { explained } from "./score.js";
+import { createForm, fillForm, nextTime } from "./impression_form.js";
+import { predictions } from "./predictions.js";
+import { changes, drawList, fallbacks, preview, summary } from "./ranking.js";
+import { explanation } from "./score.js";
+import { whatIf } from "./what_if.js";
 
-const SHOWN = 50; // impressions of the history
-const SEQUENCES = 8;
-const PATIENCE_MS = 10_000; // a person waits longer than a feed does
-const BOTH = matchMedia("(min-width: 1100px)"); // room for list and detail side by side
-const detail = $("detail"); // held here: while the list is drawn anew, it may be in none of the document
+const MAX_SHOWN = 50; // impressions in the history
+const NUM_SEQUENCES = 8;
+const TIMEOUT_MS = 10_000; // a person waits longer than a feed
+const WIDE = matchMedia("(min-width: 1100px)"); // list and details side by side
+const details = $("details"); // kept here, because it may be detached while the list is redrawn
 
 const state = {
   card: null,
   user: "",
   impressions: [],
-  request: null, // of the answer
+  request: null, // request of the answer
   answer: null,
-  before: null, // the answer to compare with
-  chosen: null,
-  turn: 0, // an answer to anything but the latest question is late
+  previous: null, // answer to compare with
+  selected: null, // item whose details are open
+  turn: 0, // answers to outdated requests are dropped
 };
 
 async function start() {
@@ -32,30 +32,31 @@ async function start() {
   $("key-form").hidden = true;
   $("request").hidden = false;
   document.querySelector("main").hidden = false;
-  $("forget").hidden = !api.key.get();
-  // Users are only suggested: without a store that answers, there are the model's.
+  $("remove-key").hidden = !api.key.get();
+  // Recorded users are only suggestions; if the store fails, the model's sample users remain.
   const recorded = await api.users().catch(() => []);
   const card = state.card;
   setNames([...card.actions.slice(1, -1), ...card.labels, ...card.objectives, "watch_time"]);
   $("model").replaceChildren(id(card.dataset), " · model ", id(card.version));
-  $("by").replaceChildren(...card.orders.map((name) => el("option", { value: name }, name.replaceAll("_", " "))));
+  const sortKeys = card.sort_keys.map((name) => el("option", { value: name }, name.replaceAll("_", " ")));
+  $("sort-by").replaceChildren(...sortKeys);
   $("candidates").value = card.sample_items.join("\n");
   $("candidates").dispatchEvent(new Event("input"));
   $("k").max = card.limits.candidates;
   suggestUsers([...new Set([...recorded, ...card.sample_users])].slice(0, 8), new Set(recorded));
-  prepareEvent(card, add);
+  createForm(card, addImpression);
   $("user").value ||= recorded[0] ?? card.sample_users[0] ?? "";
-  if ($("user").value && $("candidates").value) await rankAsked();
-  else say("Give a user and candidates.");
+  if ($("user").value && $("candidates").value) await rankForm();
+  else setStatus("Enter a user and candidates.");
 }
 
 function suggestUsers(users, recorded) {
   $("users").replaceChildren(...users.map((user) => el("option", { value: user })));
-  $("some-users").replaceChildren(
+  $("user-suggestions").replaceChildren(
     ...users.map((user) =>
       el(
         "button",
-        { type: "button", class: "plain", onclick: () => (($("user").value = user), attempt(rankAsked)) },
+        { type: "button", class: "plain", onclick: () => (($("user").value = user), attempt(rankForm)) },
         id(user),
         recorded.has(user) && el("span", { class: "mark" }, "history"),
       ),
@@ -63,125 +64,128 @@ function suggestUsers(users, recorded) {
   );
 }
 
-/** One a line, whatever they hold; on a single line, between spaces or commas. */
-function candidatesAsked() {
+/** Candidates of the form: one per line, or separated by spaces or commas on a single line. */
+function readCandidates() {
   const text = $("candidates").value.trim();
   const names = text.split(text.includes("\n") ? "\n" : /[\s,]+/).map((name) => name.trim());
   return [...new Set(names.filter(Boolean))];
 }
 
-/** Rank what the form asks for. */
-async function rankAsked() {
-  const candidates = candidatesAsked();
-  if (!candidates.length) throw new api.Problem("Give at least one candidate.");
+/** Rank the candidates of the form. */
+async function rankForm() {
+  const candidates = readCandidates();
+  if (!candidates.length) throw new api.ApiError("Enter at least one candidate.");
   const { limits } = state.card;
   if (candidates.length > limits.candidates)
-    throw new api.Problem(`At most ${limits.candidates} candidates can be ranked.`);
-  const request = { user: $("user").value.trim(), candidates, k: Number($("k").value), by: $("by").value };
-  if (!request.user) throw new api.Problem("Give a user.");
-  await show(request, null, "");
+    throw new api.ApiError(`At most ${limits.candidates} candidates can be ranked.`);
+  const user = $("user").value.trim();
+  const request = { user, candidates, k: Number($("k").value), sort_by: $("sort-by").value };
+  if (!user) throw new api.ApiError("Enter a user.");
+  await rank(request, null, "");
 }
 
-/** Ask, then draw everything. `before`: the answer to compare with. */
-async function show(request, before, cause) {
-  const mine = ++state.turn;
-  say("Ranking…");
+/** Rank, then draw everything. `previous`: the answer to compare with; `cause`: what changed since. */
+async function rank(request, previous, cause) {
+  const thisTurn = ++state.turn;
+  setStatus("Ranking…");
   $("ranking").setAttribute("aria-busy", "true");
   try {
-    // The ranking goes on without the history where the store is down; the page shows what there is.
-    const history = await api.history(request.user, SHOWN).catch((problem) => problem);
-    const asked = { ...request, now_ms: begins(history.impressions ?? [], 0) };
-    const began = performance.now();
-    const answer = await api.rank({ ...asked, explain: true, sequences: SEQUENCES, timeout_ms: PATIENCE_MS });
-    const ms = performance.now() - began;
-    if (mine !== state.turn) return;
+    // If the event store fails, the ranking works without history, and the page shows the error in its place.
+    const history = await api.history(request.user, MAX_SHOWN).catch((error) => error);
+    const timed = { ...request, now_ms: nextTime(history.impressions ?? [], 0) };
+    const start = performance.now();
+    const options = { explain: true, num_sequences: NUM_SEQUENCES, timeout_ms: TIMEOUT_MS };
+    const answer = await api.rank({ ...timed, ...options });
+    const ms = performance.now() - start;
+    if (thisTurn !== state.turn) return;
     const items = answer.candidates.map((each) => each.item);
-    Object.assign(state, { request: asked, answer, before, user: request.user });
-    const first = BOTH.matches ? (items[0] ?? null) : null; // opened below its row, it would hide all others
-    state.chosen = items.includes(state.chosen) ? state.chosen : first;
-    drawPast(history);
+    Object.assign(state, { request: timed, answer, previous, user: request.user });
+    const first = WIDE.matches ? (items[0] ?? null) : null; // in one column, open details would hide the list
+    state.selected = items.includes(state.selected) ? state.selected : first;
+    drawUserHistory(history);
     $("fallbacks").replaceChildren(fallbacks(answer));
-    $("changed").replaceChildren(changed(answer, before, cause, stopComparing));
-    say(summary(answer, ms));
+    $("changes").replaceChildren(changes(answer, previous, cause, stopComparing));
+    setStatus(summary(answer, ms));
     draw();
     $("list-about").hidden = !answer.candidates.some((each) =>
-      Object.values(each.expected_at_s).some((time) => time !== null),
+      Object.values(each.expected_time_s).some((time) => time !== null),
     );
-  } catch (problem) {
-    if (mine === state.turn) say(state.answer ? "The list below is the former one." : "");
-    throw problem;
+  } catch (error) {
+    if (thisTurn === state.turn) setStatus(state.answer ? "The list below is from the previous request." : "");
+    throw error;
   } finally {
-    if (mine === state.turn) $("ranking").removeAttribute("aria-busy");
+    if (thisTurn === state.turn) $("ranking").removeAttribute("aria-busy");
   }
 }
 
-function drawPast(history) {
-  $("past-title").replaceChildren("History of ", id(state.user));
+function drawUserHistory(history) {
+  $("history-title").replaceChildren("History of ", id(state.user));
   if (history instanceof Error) {
     state.impressions = [];
-    $("past-about").replaceChildren();
+    $("history-about").replaceChildren();
     $("history").replaceChildren(el("p", { class: "empty" }, history.message));
     return;
   }
   state.impressions = history.impressions;
   const count = history.impressions.length;
   const about = [
-    `The last ${plural(count, "impression")}, newest first; the model reads at most ${state.card.history}, `,
-    "and ranks as if a second had passed since. ",
-    "Bars are watch times, outlines the videos' lengths; arrow keys move among them.",
+    `Last ${plural(count, "impression")}, newest first; the model uses at most ${state.card.max_history}. `,
+    "Ranked one second after the last impression. ",
+    "Bars: watch time; outlines: video duration. Use the arrow keys to move between rows.",
   ];
-  $("past-about").replaceChildren(...(count ? about : []));
-  drawHistory($("history"), history.impressions, history.lengths_s, state.card);
+  $("history-about").replaceChildren(...(count ? about : []));
+  drawHistory($("history"), history.impressions, history.durations_s, state.card);
 }
 
 function draw() {
-  const { answer, before, chosen } = state;
-  drawList($("list"), answer, before, chosen, choose);
-  $("event-items").replaceChildren(...answer.candidates.map((each) => el("option", { value: each.item })));
-  const candidate = answer.candidates.find((each) => each.item === chosen);
-  detail.hidden = !candidate;
-  if (!candidate) return place();
-  const former = before?.candidates.find((each) => each.item === chosen);
-  const suggestion = el(
+  const { answer, previous, selected } = state;
+  drawList($("list"), answer, previous, selected, select);
+  $("impression-items").replaceChildren(...answer.candidates.map((each) => el("option", { value: each.item })));
+  const candidate = answer.candidates.find((each) => each.item === selected);
+  details.hidden = !candidate;
+  if (!candidate) return placeDetails();
+  const before = previous?.candidates.find((each) => each.item === selected);
+  const addButton = el(
     "button",
-    { type: "button", class: "plain", onclick: () => suggest(candidate, state.card) },
-    "Add an impression of it…",
+    { type: "button", class: "plain", onclick: () => fillForm(candidate, state.card) },
+    "Add an impression of this item…",
   );
-  detail.replaceChildren(
+  details.replaceChildren(
     el(
       "div",
       { class: "title" },
-      el("h3", {}, whole(candidate.item)),
+      el("h3", {}, fullId(candidate.item)),
       !candidate.known && el("span", { class: "mark" }, "unknown to the model"),
-      suggestion,
+      addButton,
     ),
-    predicted(candidate, former, state.card),
+    predictions(candidate, before, state.card),
     ...[
-      explained(candidate, former),
-      answer.by === "ensemble" && nudge(candidate, askNudge, (nudged) => suppose($("list"), answer, chosen, nudged)),
+      explanation(candidate, before),
+      answer.sort_by === "ensemble" &&
+        whatIf(candidate, queryWhatIf, (result) => preview($("list"), answer, selected, result)),
     ].filter(Boolean),
     el(
       "p",
       { class: "quiet note" },
       !candidate.explanation.length
-        ? "This model has no ensemble: there is no score to explain."
-        : answer.by !== "ensemble"
-          ? "Rank by ensemble to ask what another prediction would change."
+        ? "This model has no ensemble, and thus no scores."
+        : answer.sort_by !== "ensemble"
+          ? "Sort by ensemble to use what-if queries."
           : "",
     ),
   );
-  place();
+  placeDetails();
 }
 
-async function askNudge(objective, changes) {
-  const question = { item: state.chosen, objective, changes };
-  const answer = await api.rank({ ...state.request, k: 1, timelines: false, timeout_ms: PATIENCE_MS, nudge: question });
-  return answer.nudged;
+async function queryWhatIf(objective, changes) {
+  const query = { item: state.selected, objective, changes };
+  const options = { k: 1, include_timelines: false, timeout_ms: TIMEOUT_MS, what_if: query };
+  return (await api.rank({ ...state.request, ...options })).what_if;
 }
 
-function choose(item) {
-  const closes = !BOTH.matches && item === state.chosen;
-  state.chosen = closes ? null : item;
+function select(item) {
+  const closes = !WIDE.matches && item === state.selected;
+  state.selected = closes ? null : item;
   draw();
   [...$("list").children]
     .find((row) => row.dataset.item === item)
@@ -189,58 +193,58 @@ function choose(item) {
     .focus();
 }
 
-/** The detail stands beside the list, or where there is no room, below its candidate. */
-function place() {
-  const row = [...$("list").children].find((each) => each.dataset.item === state.chosen);
-  if (BOTH.matches || !row) $("aside").append(detail);
-  else row.append(detail);
+/** Place the details next to the list, or below the candidate in a narrow window. */
+function placeDetails() {
+  const row = [...$("list").children].find((each) => each.dataset.item === state.selected);
+  if (WIDE.matches || !row) $("side").append(details);
+  else row.append(details);
 }
 
 function stopComparing() {
-  state.before = null;
-  $("changed").replaceChildren();
+  state.previous = null;
+  $("changes").replaceChildren();
   draw();
   $("ranking").focus();
 }
 
 /** Record an impression and rank the same candidates again. */
-async function add({ item, watch_s, actions, pauseMin }) {
-  if (!state.answer) throw new api.Problem("Rank first: the impression is of the user whose list is shown.");
-  if (!item) throw new api.Problem("Give an item.");
+async function addImpression({ item, watch_s, actions, pauseMin }) {
+  if (!state.answer) throw new api.ApiError("Rank first: the impression is added to the ranked user.");
+  if (!item) throw new api.ApiError("Enter an item.");
   const { user, impressions, request, answer } = state;
-  await api.record(user, { item, ts_ms: begins(impressions, pauseMin), watch_s, actions });
-  await attempt(() => show(request, answer, `After ${item}`));
+  await api.record(user, { item, ts_ms: nextTime(impressions, pauseMin), watch_s, actions });
+  await attempt(() => rank(request, answer, `After ${item}`));
 }
 
-const say = (words) => $("status").replaceChildren(words);
+const setStatus = (text) => $("status").replaceChildren(text);
 
-/** Do something; should it fail, say so in words, and offer it again. */
+/** Run `work`; on an API error, show its message and a button to retry. */
 async function attempt(work) {
-  $("problem").replaceChildren();
+  $("error").replaceChildren();
   try {
     await work();
-  } catch (problem) {
-    if (!(problem instanceof api.Problem)) throw problem;
-    if (problem.needsKey) return askForKey(problem);
-    $("problem").replaceChildren(
-      el("p", {}, problem.message),
+  } catch (error) {
+    if (!(error instanceof api.ApiError)) throw error;
+    if (error.needsKey) return askForKey(error);
+    $("error").replaceChildren(
+      el("p", {}, error.message),
       el("button", { type: "button", class: "plain", onclick: () => attempt(state.card ? work : start) }, "Try again"),
     );
   }
 }
 
-function askForKey(problem) {
-  if (api.key.get()) $("problem").replaceChildren(el("p", {}, problem.message));
+function askForKey(error) {
+  if (api.key.get()) $("error").replaceChildren(el("p", {}, error.message));
   $("key-form").hidden = false;
   $("key").focus();
 }
 
 $("request").addEventListener("submit", (event) => {
   event.preventDefault();
-  attempt(state.card ? rankAsked : start);
+  attempt(state.card ? rankForm : start);
 });
 $("candidates").addEventListener("input", () => {
-  $("candidate-count").replaceChildren(String(candidatesAsked().length));
+  $("candidate-count").replaceChildren(String(readCandidates().length));
 });
 $("sample").addEventListener("click", () => {
   $("candidates").value = state.card?.sample_items.join("\n") ?? "";
@@ -252,10 +256,10 @@ $("key-form").addEventListener("submit", (event) => {
   $("key").value = "";
   attempt(start);
 });
-$("forget").addEventListener("click", () => {
-  api.key.forget();
+$("remove-key").addEventListener("click", () => {
+  api.key.remove();
   location.reload();
 });
-BOTH.addEventListener("change", () => state.answer && place());
+WIDE.addEventListener("change", () => state.answer && placeDetails());
 
 attempt(start);

@@ -1,148 +1,148 @@
-// The ranked list: places, how they moved, and what each candidate is expected to do, at a glance.
+// The ranked list: ranks, rank changes and a one-line summary of each candidate.
 
 import { label } from "./actions.js";
 import { axis, el, id, number, percent, plural, plus, seconds } from "./dom.js";
-import { glance } from "./predicted.js";
+import { summaryTrack } from "./predictions.js";
 
 const FALLBACKS = {
-  unknown_user: "The model has never seen this user: the ranking rests on the recorded history alone, if there is any.",
-  empty_history: "Nothing is recorded of this user yet: the ranking knows no past.",
-  history_unavailable: "The store of impressions does not answer: the ranking was made without the user's past.",
+  unknown_user: "Unknown user: the ranking uses only the recorded history, if any.",
+  empty_history: "No recorded impressions of this user: the ranking uses no history.",
+  history_unavailable: "Event store unavailable: the ranking uses no history.",
 };
 
-/** What the ranking had to make do with, in words. */
+/** Messages about the fallbacks of a ranking. */
 export function fallbacks(answer) {
-  const words = answer.fallbacks.map((kind) =>
+  const messages = answer.fallbacks.map((kind) =>
     kind === "unknown_items"
-      ? `The model does not know ${answer.unknown_items} of the ${plural(answer.ranked, "candidate")}: ` +
-        "all unknown items look alike to it."
+      ? `${answer.unknown_items} of ${plural(answer.num_candidates, "candidate")} unknown to the model: ` +
+        "unknown items have equal item features."
       : (FALLBACKS[kind] ?? kind),
   );
-  return words.length
+  return messages.length
     ? el(
         "ul",
-        { class: "banner", "aria-label": "What the ranking had to make do with" },
-        words.map((each) => el("li", {}, each)),
+        { class: "banner", "aria-label": "Fallbacks used" },
+        messages.map((each) => el("li", {}, each)),
       )
     : "";
 }
 
-/** Where each candidate was in the ranking before: item -> place from 0. */
-const places = (answer) => new Map(answer.candidates.map((each, place) => [each.item, place]));
+/** Item -> index in a ranking. */
+const indices = (answer) => new Map(answer.candidates.map((each, index) => [each.item, index]));
 
-/** What changed since, in a sentence or two; "" with nothing to compare. */
-export function changed(answer, before, cause, stop) {
-  if (!before) return "";
-  const was = places(before);
-  const moves = answer.candidates.map((each, place) => ({
+/** Summary of the rank changes since the previous ranking; "" without one. */
+export function changes(answer, previous, cause, stop) {
+  if (!previous) return "";
+  const indexBefore = indices(previous);
+  const moves = answer.candidates.map((each, index) => ({
     item: each.item,
-    up: was.has(each.item) ? was.get(each.item) - place : null,
+    up: indexBefore.has(each.item) ? indexBefore.get(each.item) - index : null,
   }));
   const moved = moves.filter((each) => each.up !== 0).length;
-  const most = moves.filter((each) => each.up > 0).sort((a, b) => b.up - a.up)[0];
+  const largest = moves.filter((each) => each.up > 0).sort((a, b) => b.up - a.up)[0];
   return el(
     "p",
     { class: "compared" },
     el(
       "span",
       {},
-      `${cause}: ${moved} of ${plural(moves.length, "place")} changed. `,
-      most && ["Most up: ", id(most.item), ` ▲${most.up}. `],
+      `${cause}: ${moved} of ${plural(moves.length, "rank")} changed. `,
+      largest && ["Largest rise: ", id(largest.item), ` ▲${largest.up}. `],
     ),
     el("button", { type: "button", class: "plain", onclick: stop }, "Stop comparing"),
   );
 }
 
 /**
- * Draw the list into `place`.
+ * Draw the list into `container`.
  *
- * before: the ranking to compare with, or null; chosen: its item is open; choose(item): called when one is asked for.
+ * previous: the ranking to compare with, or null; selected: item with open details; select(item): called on a click.
  */
-export function drawList(place, answer, before, chosen, choose) {
-  const was = before && places(before);
-  const former = new Map(before?.candidates.map((each) => [each.item, each]));
+export function drawList(container, answer, previous, selected, select) {
+  const indexBefore = previous && indices(previous);
+  const before = new Map(previous?.candidates.map((each) => [each.item, each]));
   const [end] = axis(
     Math.max(
       1,
       ...answer.candidates.flatMap((each) => [
         each.expected_watch_s ?? 0,
-        ...Object.values(each.expected_at_s).map((time) => time ?? 0),
+        ...Object.values(each.expected_time_s).map((time) => time ?? 0),
       ]),
     ),
   );
-  const hasTimes = answer.candidates.some((each) => Object.values(each.expected_at_s).some((time) => time !== null));
-  place.replaceChildren(
-    ...answer.candidates.map((each, at) => {
-      const open = each.item === chosen;
-      const now = value(each, answer.by);
-      const then = former.has(each.item) ? value(former.get(each.item), answer.by) : null;
+  const hasTimes = answer.candidates.some((each) => Object.values(each.expected_time_s).some((time) => time !== null));
+  container.replaceChildren(
+    ...answer.candidates.map((each, index) => {
+      const open = each.item === selected;
+      const reference = before.get(each.item);
+      const rise = indexBefore?.has(each.item) ? indexBefore.get(each.item) - index : null;
       const button = el(
         "button",
         {
           type: "button",
           class: "candidate",
           "aria-expanded": String(open),
-          "aria-controls": "detail",
-          onclick: () => choose(each.item),
+          "aria-controls": "details",
+          onclick: () => select(each.item),
         },
-        el("span", { class: "place" }, String(at + 1)),
-        el("span", { class: "move" }, was && movement(was.has(each.item) ? was.get(each.item) - at : null)),
+        el("span", { class: "rank" }, String(index + 1)),
+        el("span", { class: "move" }, indexBefore && rankChange(rise)),
         el("span", { class: "name" }, id(each.item), !each.known && el("span", { class: "mark" }, "unknown")),
         el(
           "span",
           { class: "value" },
-          now,
-          then !== null && el("small", {}, difference(each, former.get(each.item), answer.by)),
+          value(each, answer.sort_by),
+          reference && el("small", {}, valueChange(each, reference, answer.sort_by)),
         ),
-        hasTimes && glance(each, end),
+        hasTimes && summaryTrack(each, end),
         el(
           "span",
           { class: "watch" },
-          each.expected_watch_s === null || answer.by === "watch"
+          each.expected_watch_s === null || answer.sort_by === "watch"
             ? ""
-            : [el("span", { class: "hidden" }, "expected to be watched "), seconds(each.expected_watch_s)],
+            : [el("span", { class: "hidden" }, "expected watch time "), seconds(each.expected_watch_s)],
         ),
       );
-      const item = el("li", { class: open ? "chosen" : null }, button);
+      const item = el("li", { class: open ? "selected" : null }, button);
       item.dataset.item = each.item;
-      item.style.order = at;
+      item.style.order = index;
       return item;
     }),
   );
 }
 
-const asRanked = new WeakMap(); // row of a supposed candidate -> what its cells held
+const originalCells = new WeakMap(); // row of a previewed candidate -> original content of its cells
 
-/** Show the list as if the candidate had another place and score; null shows it as it is. */
-export function suppose(place, answer, item, nudged) {
-  const own = answer.candidates.findIndex((each) => each.item === item);
-  const each = answer.candidates[own];
-  [...place.children].forEach((row, at) => {
-    let shown = at + 1;
-    if (nudged && at === own) shown = nudged.place;
-    else if (nudged) shown += (at >= nudged.place - 1 && at < own) - (at > own && at <= nudged.place - 1);
-    // Equal orders keep the order of the document: one that leaves the list goes behind all others.
-    row.style.order = 2 * shown + (nudged && at === own && nudged.place > place.children.length ? 1 : 0);
-    row.classList.toggle("supposed", Boolean(nudged) && at === own);
-    row.querySelector(".place").textContent = shown;
-    if (at !== own) return;
+/** Show the list with the rank and score of a what-if result; null restores it. */
+export function preview(container, answer, item, result) {
+  const index = answer.candidates.findIndex((each) => each.item === item);
+  const candidate = answer.candidates[index];
+  [...container.children].forEach((row, at) => {
+    let rank = at + 1;
+    if (result && at === index) rank = result.rank;
+    else if (result) rank += (at >= result.rank - 1 && at < index) - (at > index && at <= result.rank - 1);
+    // Equal orders keep the order of the document: a candidate that leaves the list goes behind all others.
+    row.style.order = 2 * rank + (result && at === index && result.rank > container.children.length ? 1 : 0);
+    row.classList.toggle("preview", Boolean(result) && at === index);
+    row.querySelector(".rank").textContent = rank;
+    if (at !== index) return;
     const cells = [row.querySelector(".value"), row.querySelector(".move")];
-    if (!asRanked.has(row))
-      asRanked.set(
+    if (!originalCells.has(row))
+      originalCells.set(
         row,
         cells.map((cell) => [...cell.childNodes]),
       );
-    const supposed = nudged && [
-      [number(nudged.score), el("small", {}, plus(nudged.score - each.score))],
-      [movement(own + 1 - nudged.place)],
+    const changed = result && [
+      [number(result.score), el("small", {}, plus(result.score - candidate.score))],
+      [rankChange(index + 1 - result.rank)],
     ];
-    cells.forEach((cell, which) => cell.replaceChildren(...(supposed ?? asRanked.get(row))[which]));
+    cells.forEach((cell, column) => cell.replaceChildren(...(changed ?? originalCells.get(row))[column]));
   });
 }
 
-function movement(up) {
+function rankChange(up) {
   if (up === null) return el("span", { class: "new" }, "new");
-  if (up === 0) return el("span", { class: "same" }, "=", el("span", { class: "hidden" }, " same place"));
+  if (up === 0) return el("span", { class: "same" }, "=", el("span", { class: "hidden" }, " same rank"));
   return el(
     "span",
     { class: up > 0 ? "up" : "down" },
@@ -151,25 +151,26 @@ function movement(up) {
   );
 }
 
-/** What orders the list, as a figure. */
-function value(candidate, by) {
-  if (by === "ensemble") return candidate.score === null ? "–" : number(candidate.score);
-  if (by === "watch") return candidate.expected_watch_s === null ? "–" : seconds(candidate.expected_watch_s);
-  return percent(candidate.probability[by]);
+/** Value of the sort key. */
+function value(candidate, sortBy) {
+  if (sortBy === "ensemble") return candidate.score === null ? "–" : number(candidate.score);
+  if (sortBy === "watch") return candidate.expected_watch_s === null ? "–" : seconds(candidate.expected_watch_s);
+  return percent(candidate.probability[sortBy]);
 }
 
-function difference(now, then, by) {
-  if (by === "ensemble") return plus(now.score - then.score);
-  if (by === "watch") return `${plus(now.expected_watch_s - then.expected_watch_s, 1)} s`;
-  return `${plus(100 * (now.probability[by] - then.probability[by]), 1)} pp`;
+function valueChange(now, before, sortBy) {
+  if (sortBy === "ensemble") return plus(now.score - before.score);
+  if (sortBy === "watch") return `${plus(now.expected_watch_s - before.expected_watch_s, 1)} s`;
+  return `${plus(100 * (now.probability[sortBy] - before.probability[sortBy]), 1)} pp`;
 }
 
-/** A ranking in a sentence. */
+/** One-sentence summary of a ranking. */
 export function summary(answer, ms) {
-  const by =
-    { ensemble: "the ensemble's score", watch: "expected watch time" }[answer.by] ??
-    `the chance of ${label(answer.by)}`;
-  const least = answer.least_first ? ", least first" : "";
-  const past = plural(answer.history, "past impression");
-  return `${plural(answer.ranked, "candidate")} ranked by ${by}${least}, from ${past}, in ${number(ms, 0)} ms.`;
+  const key =
+    { ensemble: "ensemble score", watch: "expected watch time" }[answer.sort_by] ??
+    `probability of ${label(answer.sort_by)}`;
+  const ascending = answer.ascending ? ", ascending" : "";
+  const history = plural(answer.history_length, "past impression");
+  const candidates = plural(answer.num_candidates, "candidate");
+  return `${candidates} ranked by ${key}${ascending}, with ${history}, in ${number(ms, 0)} ms.`;
 }
