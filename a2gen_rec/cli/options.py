@@ -84,6 +84,6 @@ def _hyphenated(action: Action) -> Action:
     """Return the action with hyphens in its option names, for display."""
     if not any("_" in name for name in action.option_strings):
         return action
-    shown = copy.copy(action)
-    shown.option_strings = [name.replace("_", "-") for name in action.option_strings]
-    return shown
+    displayed = copy.copy(action)
+    displayed.option_strings = [name.replace("_", "-") for name in action.option_strings]
+    return displayed

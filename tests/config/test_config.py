@@ -8,6 +8,7 @@ import pytest
 
 from a2gen_rec.config import (
     Config,
+    ForkMergeConfig,
     LoaderConfig,
     LossConfig,
     ModelConfig,
@@ -18,6 +19,7 @@ from a2gen_rec.config import (
     TrainConfig,
     WorkloadConfig,
 )
+from a2gen_rec.config.model import loss_weights
 from a2gen_rec.config.parse import config_from_dict
 from a2gen_rec.errors import ConfigError, DataError, UserError
 
@@ -108,6 +110,16 @@ def test_requires_an_expert() -> None:
 def test_monotonic_times_require_action_order() -> None:
     with pytest.raises(ConfigError, match=r"^model\.time_head 'monotonic' requires model\.use_action_order$"):
         ModelConfig(time_head="monotonic", use_action_order=False)
+
+
+def test_branches_override_loss_weights_only() -> None:
+    weights = {name for name in vars(LossConfig()) if name.endswith("_weight")}
+    assert set(loss_weights()) == weights
+    assert set().union(*ForkMergeConfig().branch_loss_weights) <= weights
+    ForkMergeConfig(branch_loss_weights=[dict.fromkeys(weights, 0.5), {"some_objective": 2.0}])
+    for name in vars(LossConfig()).keys() - weights:
+        with pytest.raises(ConfigError, match=rf"loss\.{name} must be the same in all branches"):
+            ForkMergeConfig(branch_loss_weights=[{}, {name: 1.0}])
 
 
 def test_configs_share_no_sections() -> None:
