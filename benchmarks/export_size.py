@@ -203,7 +203,7 @@ def _catalogue(export: Export, settings: Settings) -> tuple[ReportTable, ReportT
     names = ["", "simulated", "in the catalogue", "with a row", "bytes each"]
     return (
         ReportTable("Catalogue, the same in every export", names, entries, note),
-        ReportTable("Its columns", ["", "column", "bytes each"], columns, "raw_length_s: a video's length, as it is"),
+        ReportTable("Its columns", ["", "column", "bytes each"], columns, "raw_duration_s: raw duration of the video"),
     )
 
 

@@ -1,34 +1,35 @@
-"""The dataset contract: what ``prepare`` writes and the loader reads, and nothing else.
+"""The dataset format: the files that ``prepare`` writes and the loader reads.
 
-A prepared dataset is a folder::
+A prepared dataset is a directory::
 
-    dataset.yaml                 the dataset card (this module)
+    dataset.yaml                 dataset card (this module)
     train/ valid/ test/*.parquet one row per user window
-    items.parquet                every item: raw ``item`` (string), its item-level feature rows and its length
-    users.parquet                every user: raw ``user`` (string), ``user_key`` and its user-level feature rows
+    items.parquet                per item: raw ``item`` (string), item feature rows, raw duration
+    users.parquet                per user: raw ``user`` (string), ``user_key``, user feature rows
     item_statistics.parquet      training impressions and positives per ``item_id`` row
-    vocabulary/FEATURE.parquet   raw ``value`` (string) to table ``row`` (int64), for vocabulary features
+    vocabulary/FEATURE.parquet   raw ``value`` (string) -> table ``row`` (int64), for vocabulary features
 
-A window is one user's impressions in time order: history first, then targets. Columns of a window::
+A window contains impressions of one user in time order: history first, then targets. Columns of a window::
 
     user             string          raw user identifier
-    user_key         int64           hash of the raw identifier: grouping and sharing out
-    <user feature>   int64           row of the feature's table
+    user_key         int64           hash of the raw identifier, for grouping and partitioning
+    <user feature>   int64           row in the feature's table
     <item feature>   list<int64>     one per impression; ``item_id`` is always present
     <context, session or outcome feature> list<int64>    one per impression
-    ts_ms            list<int64>     begin of the impression
-    dwell_s          list<float>     watch time, NaN when the log does not record it
+    ts_ms            list<int64>     start of the impression
+    dwell_s          list<float>     watch time, NaN if not recorded
     action           list<list<int8>>    codes into ``actions``: start first, exit last
-    action_offset_s  list<list<float>>   seconds since the impression began, NaN when not recorded
-    label_<name>     list<float>     0, 1, or NaN when unknown
-    objective_<name> list<float>     0, 1, or NaN when unknown
+    action_offset_s  list<list<float>>   seconds since the start of the impression, NaN if not recorded
+    label_<name>     list<float>     0, 1, or NaN if unknown
+    objective_<name> list<float>     0, 1, or NaN if unknown
     oracle_<action>  list<float>     true probability, simulated data only
-    first_target     int32           impressions before it are history only
+    first_target     int32           index of the first target; earlier impressions are history only
 
-Row 0 of every table stands for "unknown": values unseen, missing, or too rare in the training data.
+Row 0 of every table is "unknown": values that are missing, rare or absent in the training data.
 
-Session features are known when an impression begins, outcome features only when it has ended: those of a target are
-never its inputs. Of both, rows and values are made by ``prepare`` (``sessions.py``, ``feedback.py``).
+Session features are known at the start of an impression, outcome features only at its end. The outcome features of a
+target are therefore never model inputs. ``prepare`` computes the rows and values of both (``features/sessions.py``,
+``features/feedback.py``).
 """
 
 import math
@@ -49,13 +50,14 @@ ITEM_ID = "item_id"
 
 SESSION_POSITION, SESSION_GAP, PREVIOUS_FEEDBACK = "session_position", "session_gap", "previous_feedback"
 FEEDBACK, WATCH_RATIO = "feedback", "watch_ratio"
-RAW_DURATION_COLUMN = "raw_length_s"
-"""Column of ``items.parquet``: the video's length as the log has it, where feedback goes by it."""
+RAW_DURATION_COLUMN = "raw_duration_s"
+"""Column of ``items.parquet``: raw duration of the video, if the feedback levels depend on it."""
 OBJECTIVES = ("glance", "effective", "negative")
 WATCH_TIME = "watch_time"
-"""What users of a log that records it are predicted to spend, beside the objectives."""
+"""Predicted watch time of a log that records watch times, in addition to the objectives."""
 FEEDBACK_LEVELS = ("unknown", "negative", "glance", "partial", "effective", "complete")
-"""Of impressions, in code order: the codes are rows of the tables ``feedback`` and ``previous_feedback``."""
+"""Feedback levels of impressions in code order: the codes are rows of the tables ``feedback`` and
+``previous_feedback``."""
 UNKNOWN, NEGATIVE, GLANCE, PARTIAL, EFFECTIVE, COMPLETE = range(len(FEEDBACK_LEVELS))
 
 FeatureLevel = Literal["user", "item", "context", "session", "outcome"]
@@ -64,12 +66,14 @@ FeatureKind = Literal["vocabulary", "hash", "buckets", "code"]
 
 @dataclass(frozen=True)
 class Feature:
-    """One categorical input, and how its raw values became table rows.
+    """A categorical input and the mapping of its raw values to table rows.
 
     Attributes:
-        kind: ``code``: values are rows as they are, such as feedback levels.
-        cardinality: rows of its table, row 0 ("unknown") included.
-        boundaries: for ``buckets``, the sorted inner edges; row ``1 + number of edges <= value``.
+        name: column name.
+        level: entity that the feature describes.
+        kind: mapping of values to rows. ``code``: values are rows, such as feedback levels.
+        cardinality: number of table rows, including row 0 ("unknown").
+        boundaries: for ``buckets``, sorted inner edges; row ``1 + number of edges <= value``.
     """
 
     name: str
@@ -84,9 +88,12 @@ class SplitSummary:
     """Counts of one split.
 
     Attributes:
-        first_ms, last_ms: begin of its first and last target.
-        positives: targets per action, label and objective that have it.
-        feedback: targets per feedback level; empty where the log gives none.
+        windows: number of windows.
+        targets: number of targets.
+        first_ms: start of the first target; None without targets.
+        last_ms: start of the last target; None without targets.
+        positives: targets per positive action, label and objective.
+        feedback: targets per feedback level; empty without feedback levels.
     """
 
     windows: int
@@ -99,19 +106,20 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class FeedbackRule:
-    """What makes an impression's feedback level, and its objectives [ours].
+    """The rule that assigns feedback levels and objectives to impressions [ours].
 
-    The first of these that holds: *negative*, one of the ``negative`` actions happened; *unknown*, no watch time;
-    *complete*, watched for the video's length or longer; *glance*, for less than ``glance_s``; *effective*, for the
-    median of its length's bucket or longer; else *partial*. The objectives ``glance`` and ``effective`` (or complete)
-    go by watch time alone, ``negative`` by the actions alone.
+    The first matching condition decides: *negative*, a negative action occurred; *unknown*, no watch time;
+    *complete*, watch time of at least the video's duration; *glance*, watch time below ``glance_s``; *effective*,
+    watch time of at least the median of the duration bucket; else *partial*. The objectives ``glance`` and
+    ``effective`` (or complete) depend on watch time only, ``negative`` on actions only.
 
     Attributes:
-        negative: explicit negative actions.
-        duration: the feature that holds the video's length in seconds; empty where the log does not tell it.
-        duration_edges_s: inner edges of the buckets of lengths, which are quantiles; bucket ``1 + number of
-            edges <= length``, bucket 0 of unknown length.
-        median_watch_s: per bucket, the median watch time of training impressions; bucket 0 takes all of them.
+        glance_s: watch time below which an impression is a glance.
+        negative_actions: explicit negative actions.
+        duration_feature: feature that contains the video's duration in seconds; empty if the log has none.
+        duration_edges_s: inner edges (quantiles) of the duration buckets; bucket ``1 + number of edges <= duration``,
+            bucket 0 for unknown durations.
+        median_watch_s: median watch time of training impressions per bucket; bucket 0 covers all impressions.
     """
 
     glance_s: float
@@ -123,23 +131,31 @@ class FeedbackRule:
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """What is known of a prepared dataset. Times in seconds, rates and medians from training targets only.
+    """Metadata of a prepared dataset. Times are in seconds; rates and medians come from training targets only.
 
     Attributes:
+        name: name of the dataset.
         actions: vocabulary in code order; ``start`` is code 0, ``exit`` the last.
-        timed: actions whose times the log records (``exit`` too, where dwell is recorded).
-        labels: impression labels that are not acts, predicted beside the sequence.
+        timed_actions: actions with recorded times (including ``exit`` if watch times are recorded).
+        labels: impression labels that are not actions; predicted in addition to the sequence.
         objectives: further 0/1 outcomes of an impression, derived from watch time and negative actions.
-        feedback: what levels and objectives follow from; None where the log records no watch times.
-        negative: those of the actions that are explicit negative feedback, whatever else the log records.
-        session_gap_s: seconds between the begins of two impressions beyond which a session ends.
-        history: most impressions before a target it may see; windows carry one more.
-        max_targets: most targets of one window.
-        calendar: whether ``ts_ms`` is wall-clock time (else only order and, if any, elapsed time).
-        from_time: context features computed from ``ts_ms`` in a zone of ``utc_offset_hours``; None in cards made before
-            there was the field.
-        oracle: actions (and labels) with a true probability column.
-        dropped: impressions left out by ``prepare``, by reason.
+        features: model inputs.
+        feedback: rule of feedback levels and objectives; None if the log records no watch times.
+        negative_actions: actions that are explicit negative feedback.
+        session_gap_s: maximum seconds between the starts of two impressions of one session.
+        max_history: maximum impressions of history per target; windows store one more.
+        max_targets: maximum targets per window.
+        has_calendar_time: whether ``ts_ms`` is wall-clock time; otherwise only order and possibly elapsed time.
+        splits: split name -> counts.
+        base_rate: action, label or objective -> share of positives.
+        median_time_s: action -> median seconds since the start.
+        oracle_columns: actions and labels with a true-probability column.
+        dropped_rows: reason -> rows that ``prepare`` dropped.
+        source: name, licence, citation and URL of the source.
+        command: command that prepared the dataset.
+        format_version: version of this format.
+        time_features: context features computed from ``ts_ms`` in the time zone of ``utc_offset_hours``.
+        utc_offset_hours: time zone of the log.
     """
 
     name: str
@@ -162,12 +178,12 @@ class DatasetCard:
     source: dict[str, str]
     command: str
     format_version: int = FORMAT_VERSION
-    time_features: list[str] | None = None
+    time_features: list[str] = field(default_factory=list)
     utc_offset_hours: float = 0.0
 
     @property
     def predicted_actions(self) -> list[str]:
-        """Actions whose occurrence is predicted: all but ``start`` and ``exit``."""
+        """Actions with predicted occurrence: all except ``start`` and ``exit``."""
         return self.actions[1:-1]
 
     def features_at(self, level: FeatureLevel) -> list[Feature]:
@@ -185,27 +201,26 @@ class DatasetCard:
         """Build a card from plain data.
 
         Raises:
-            DataError: a field is missing, unknown, no number where it must be, or of another format version.
+            DataError: a field is missing or unknown, a number is invalid, or the format version is unsupported.
         """
         try:
             if raw["format_version"] != FORMAT_VERSION:
                 raise DataError(
-                    f"is {raw['format_version']}, this version reads {FORMAT_VERSION}",
+                    f"unsupported format version {raw['format_version']}, expected {FORMAT_VERSION}",
                     file=file,
                     field="format_version",
                 )
             features = [_validate_feature(Feature(**feature)) for feature in raw["features"]]
             splits = {name: SplitSummary(**split) for name, split in raw["splits"].items()}
             feedback = None if raw["feedback"] is None else _validate_rule(FeedbackRule(**raw["feedback"]))
-            made = {"features": features, "splits": splits, "feedback": feedback}
-            card = cls(**{**raw, **made})
+            card = cls(**{**raw, "features": features, "splits": splits, "feedback": feedback})
             card = replace(
                 card, session_gap_s=float(card.session_gap_s), utc_offset_hours=_finite_float(card.utc_offset_hours)
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"not a dataset card ({error})", file=file) from error
+            raise DataError(f"invalid dataset card ({error})", file=file) from error
         if len(card.actions) < 2 or card.actions[0] != START or card.actions[-1] != EXIT:
-            raise DataError(f"must run from {START!r} to {EXIT!r}", file=file, field="actions")
+            raise DataError(f"actions must begin with {START!r} and end with {EXIT!r}", file=file, field="actions")
         if not set(card.negative_actions) <= set(card.predicted_actions):
             raise DataError("must be among the actions", file=file, field="negative_actions")
         return card
@@ -215,26 +230,26 @@ class DatasetCard:
         """Read ``dataset.yaml`` of a prepared dataset.
 
         Raises:
-            DataError: it is not there or breaks the contract.
+            DataError: the card is missing or invalid.
         """
         file = paths.join(dataset, CARD_FILE)
         if not paths.exists(file):
-            raise DataError("no dataset card here; run `a2gen prepare` first", file=file)
+            raise DataError("dataset card not found; run `a2gen prepare` first", file=file)
         try:
             raw = yaml.safe_load(paths.read_text(file))
         except yaml.YAMLError as error:
-            raise DataError(f"not YAML ({str(error).splitlines()[0]})", file=file) from error
+            raise DataError(f"invalid YAML ({str(error).splitlines()[0]})", file=file) from error
         return cls.from_dict(raw, file)
 
 
 def _validate_feature(feature: Feature) -> Feature:
-    """With numbers that are numbers: they become SQL."""
+    """Check the numbers: they become SQL."""
     edges = [float(edge) for edge in feature.boundaries]
     return replace(feature, cardinality=index(feature.cardinality), boundaries=edges)
 
 
 def _validate_rule(rule: FeedbackRule) -> FeedbackRule:
-    """See :func:`_numbers_checked`."""
+    """Check the numbers: they become SQL."""
     return replace(
         rule,
         glance_s=_finite_float(rule.glance_s),
@@ -255,10 +270,13 @@ class FeatureSpec:
     """A raw column that becomes a table.
 
     Attributes:
-        size: ``hash``: table rows (row 0 stays "unknown"); ``buckets``: how many quantile buckets;
-            ``vocabulary``: most values kept (the most frequent ones), 0 for no bound.
-        min_count: vocabulary values rarer than this in the training data share row 0.
-        edges: for ``buckets``, the inner edges; empty takes training quantiles.
+        name: feature name.
+        level: entity that the feature describes.
+        kind: mapping of values to table rows.
+        size: ``hash``: table rows, including row 0 ("unknown"). ``buckets``: number of quantile buckets.
+            ``vocabulary``: maximum number of values (the most frequent ones are kept), 0 for no limit.
+        min_count: minimum training count of a vocabulary value; rarer values share row 0.
+        edges: for ``buckets``, inner edges; empty for training quantiles.
     """
 
     name: str

@@ -18,7 +18,7 @@ from a2gen_rec.artifact.artifact import IDENTIFIERS
 from a2gen_rec.artifact.entity_index import EntityIndex
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.features import encodings, feedback
-from a2gen_rec.data.features.calendar import calendar_feature, features_from_time
+from a2gen_rec.data.features.calendar import calendar_feature
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
 from a2gen_rec.data.features.sessions import impression_end_ms
 from a2gen_rec.data.prepare import staging
@@ -53,7 +53,7 @@ class ImpressionEncoder:
         self.card, self.vocabularies, self.items, self.max_history = card, vocabularies, items, max_history
         self.connection = duckdb.connect(":memory:", config={"threads": 1, "enable_external_access": False})
         self.connection.execute("SET enable_progress_bar = false")
-        self.from_time = features_from_time(card)
+        self.from_time = card.time_features
         self.impression_features = [
             feature for feature in _raw_features(card, "item", "context") if feature.name != ITEM_ID
         ]

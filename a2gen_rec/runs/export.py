@@ -7,7 +7,7 @@ on what was written, by the evaluation's own path, and stands in its manifest.
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -17,8 +17,6 @@ from a2gen_rec import __version__
 from a2gen_rec.artifact.artifact import ENSEMBLE, ModelSettings, load_artifact
 from a2gen_rec.artifact.manifest import Manifest, write_manifest
 from a2gen_rec.artifact.quantized_tables import TableDtype
-from a2gen_rec.data.features.calendar import features_from_time
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.ensemble import fit
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.evaluation.evaluate import evaluate
@@ -75,7 +73,7 @@ def export_run(
         folder = ensemble or fit.default_ensemble_dir(run)
         if folder:
             fit.load_compatible_ensemble(opened, folder)
-        card, order = _with_time_zone(opened), export_permutation(opened.dataset)
+        card, order = opened.card, export_permutation(opened.dataset)
         before = _measured(opened, opened.model.model_parallel, opened.model.model.ranker, split)
         with atomic_output_dir(out) as made:
             settings = ModelSettings(
@@ -133,14 +131,6 @@ def check_auc_drop(metrics: Mapping[str, Any], out: str) -> None:
             f"{out}: not written: on {metrics['split']} the AUC falls by more than --max-auc-drop {metrics['tolerance']:g}"
             f" ({told}); export with --dtype fp16 or fp32"
         )
-
-
-def _with_time_zone(opened: LoadedRun) -> DatasetCard:
-    """The run's card, with how the dataset computes context features from time, which old cards do not tell."""
-    present = DatasetCard.load(opened.data)
-    card = replace(opened.card, time_features=present.time_features, utc_offset_hours=present.utc_offset_hours)
-    features_from_time(card)
-    return card
 
 
 def _measured(opened: LoadedRun, task: torch.nn.Module, ranker: Any, split: str) -> dict[str, Any]:

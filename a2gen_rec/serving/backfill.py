@@ -22,7 +22,6 @@ from a2gen_rec.artifact.manifest import read_manifest
 from a2gen_rec.artifact.model_dir import resolve_model_dir
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data import sources
-from a2gen_rec.data.features.calendar import features_from_time
 from a2gen_rec.data.prepare import staging
 from a2gen_rec.data.prepare.staging import StagedColumns
 from a2gen_rec.data.schema import ITEM_ID, DatasetCard
@@ -160,7 +159,7 @@ def _features(facts: SourceInfo, card: DatasetCard) -> list[str]:
     unknown = set(facts.actions) - set(card.predicted_actions)
     if unknown:
         raise DataError(f"the model has no action {min(unknown)!r}; was it trained on another kind of log?")
-    from_time = features_from_time(card)
+    from_time = card.time_features
     inputs = [feature.name for feature in card.features if feature.level in ("item", "context")]
     required = [name for name in inputs if name not in from_time and name != ITEM_ID]
     available = {feature.name for feature in facts.features}

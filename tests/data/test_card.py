@@ -34,7 +34,7 @@ def test_what_is_no_number_is_refused(place: tuple[Any, ...], wrong: Any) -> Non
     for step in place[:-1]:
         holder = holder[step]
     holder[place[-1]] = wrong
-    with pytest.raises(DataError, match="not a dataset card"):
+    with pytest.raises(DataError, match="invalid dataset card"):
         DatasetCard.from_dict(raw)
 
 

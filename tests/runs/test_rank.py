@@ -328,7 +328,7 @@ def test_unknown_items_get_row_zero(world: World) -> None:
         ({"sort_by": "likes"}, "unknown sort key 'likes'; choose one of watch, like, comment, follow, click"),
         ({"run": "absent"}, "absent: no checkpoint in this run directory"),
         ({"candidates": "absent"}, "absent: cannot be read"),
-        ({"data": "absent"}, "absent/dataset.yaml: no dataset card here"),
+        ({"data": "absent"}, "absent/dataset.yaml: dataset card not found"),
     ],
 )
 def test_unusable_settings_end_with_a_clear_line(world: World, options: dict, message: str) -> None:

@@ -137,9 +137,9 @@ def test_buckets_of_lengths_follow_from_the_lengths(world: tuple[Log, Path]) -> 
     assert known.items(items["item"]).rows[feature].tolist() == items[feature]
     edges = np.array([*spec.boundaries, np.nextafter(spec.boundaries[0], 0)])
     pq.write_table(
-        pa.table({"item": ["a"] * 0, "raw_length_s": pa.array([], pa.float64())}), model.parent / "no.parquet"
+        pa.table({"item": ["a"] * 0, "raw_duration_s": pa.array([], pa.float64())}), model.parent / "no.parquet"
     )
-    pq.write_table(pa.table({"item": list(map(str, edges)), "raw_length_s": edges}), model.parent / "edges.parquet")
+    pq.write_table(pa.table({"item": list(map(str, edges)), "raw_duration_s": edges}), model.parent / "edges.parquet")
     for file, rows in (("no", [0]), ("edges", [*range(2, len(edges) + 1), 1, 0])):
         read = EntityIndex.read(f"{model.parent}/{file}.parquet", "item", [spec], spec.name)
         assert read.rows[feature].tolist() == rows

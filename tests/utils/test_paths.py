@@ -180,7 +180,7 @@ def test_dataset_is_read_from_local_and_remote_paths(storage: Path) -> None:
     assert sum(map(len, keys[0])) == 30
     with pytest.raises(DataError, match="memtest://data/nosuch: split 'nosuch' has no windows"):
         WindowDataset(Dataset(f"{PREFIX}data", card), "nosuch", config, {})
-    with pytest.raises(DataError, match=r"memtest://nothing/dataset\.yaml: no dataset card"):
+    with pytest.raises(DataError, match=r"memtest://nothing/dataset\.yaml: dataset card not found"):
         DatasetCard.load(f"{PREFIX}nothing")
 
 

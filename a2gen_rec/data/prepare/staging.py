@@ -11,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.features.calendar import CALENDAR, calendar_feature
+from a2gen_rec.data.features.calendar import CALENDAR_FEATURES, calendar_feature
 from a2gen_rec.data.prepare.splits import split_by_user_tail
 from a2gen_rec.data.schema import (
     FEEDBACK,
@@ -73,7 +73,7 @@ class StagedColumns:
             DataError: a name is taken twice or reserved, or there is no ``item_id`` feature.
         """
         own = [feature.name for feature in info.features]
-        calendar = tuple(name for name in CALENDAR if info.has_calendar_time and name not in own)
+        calendar = tuple(name for name in CALENDAR_FEATURES if info.has_calendar_time and name not in own)
         names = [*own, *calendar]
         events = [*info.actions, *info.labels]
         for name in names + events:

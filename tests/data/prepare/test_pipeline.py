@@ -284,7 +284,7 @@ def test_rejects_cards_with_unknown_negative_actions(tmp_path):
     with pytest.raises(DataError, match="field 'negative_actions': must be among the actions"):
         DatasetCard.from_dict(raw | {"negative_actions": ["loathe"]})
     del raw["negative_actions"]
-    with pytest.raises(DataError, match="not a dataset card"):
+    with pytest.raises(DataError, match="invalid dataset card"):
         DatasetCard.from_dict(raw)
 
 

@@ -210,7 +210,7 @@ def test_errors_are_raised_before_a_directory_is_created(tmp_path: Path) -> None
     for out in (data, data / "report", tmp_path / "." / "data" / "x"):
         with pytest.raises(ConfigError, match="must be outside the dataset"):
             write_dataset_report(str(data), str(out))
-    with pytest.raises(UserError, match=r"nothing/dataset\.yaml: no dataset card here; run `a2gen prepare` first"):
+    with pytest.raises(UserError, match=r"nothing/dataset\.yaml: dataset card not found; run `a2gen prepare` first"):
         write_dataset_report(str(tmp_path / "nothing"), str(tmp_path / "out"))
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -223,7 +223,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{tmp_path}/out/{name}" in printed
     with pytest.raises(SystemExit):
         main(["report", "dataset", str(tmp_path / "out")])
-    assert capsys.readouterr().err.startswith(f"a2gen: error: {tmp_path}/out/dataset.yaml: no dataset card here")
+    assert capsys.readouterr().err.startswith(f"a2gen: error: {tmp_path}/out/dataset.yaml: dataset card not found")
     with pytest.raises(SystemExit):
         main(["report", "dataset", str(data), "--markdown", str(tmp_path / "elsewhere.md")])
     error = capsys.readouterr().err
