@@ -1,7 +1,7 @@
-"""A batch of user windows: what the loader makes and the model reads.
+"""A batch of user windows: output of the loader and input of the model.
 
-Two levels are ragged: impressions per window and actions per impression. Everything that must be known on the host
-(sizes, groups of equal length) is computed here, so that the model never asks an accelerator for it.
+Two levels are jagged: impressions per window and actions per impression. All values that the host needs (sizes, length
+buckets) are computed here, so that the model never synchronizes with an accelerator.
 """
 
 import math
@@ -23,42 +23,56 @@ from a2gen_rec.utils.jagged import LengthBuckets
 COUNT_NAMES = ("targets", "steps", "timed_steps", "ordered_pairs", "labels")
 
 WHOLE_WINDOW = math.inf
-"""As a ``request_gap_s``: all targets of a window are candidates of one request."""
+"""Value of ``request_gap_s``: all targets of a window are candidates of one request."""
 
 
 def count_names(card: DatasetCard) -> tuple[str, ...]:
-    """What a batch's counts count: as ``COUNTS``, then targets of which an objective or the watch time is known."""
+    """Return the names of a batch's counts: ``COUNT_NAMES``, then targets with a known objective or watch time."""
     return (*COUNT_NAMES, *card.objectives, WATCH_TIME)
 
 
 @dataclass
 class WindowBatch(Pipelineable):
-    """User windows, flattened: impressions of all windows one after another, tokens of all impressions likewise.
+    """Flattened user windows: impressions of all windows concatenated, tokens of all impressions concatenated.
 
     Attributes:
         sparse: ids to look up, one bag per feature (stride 1); distinct ids if deduplicated.
-        index: feature -> [windows] (user level) or [impressions] place of its row among the looked-up ones, which
-            :meth:`places` and :meth:`spread` read; without deduplication they are in this order, and not here.
+        row_index: feature -> [windows] (user level) or [impressions] index into the looked-up rows, used by
+            :meth:`lookup_rows` and :meth:`expand_rows`. Empty without deduplication: rows then are in this order.
         user_key: [windows] int64 hash of the user.
-        lengths, first_target: [windows] impressions, and how many of them are history only.
-        key: [keys] impressions that any target may see, the first ones of every window; key_window, key_column;
-            ``key_shape``: (windows, most keys of one, at least 1). Actions of them, or of some: key_token [key tokens]
-            and ``sequences``, the groups of keys by number of tokens.
-        ts_ms, end_ms: [impressions] int64 begin, and end as far as the log tells (else the begin).
-        action: [tokens] int64 codes; offset_s: [tokens] float32 seconds, NaN when unknown.
-        target: [targets] place among the impressions; target_window, target_column; ``target_shape``.
-        moment: [targets] impression at whose begin a target is judged: itself, or the first candidate of its request.
-            Candidates are alternatives and not one another's past. ``one_moment``: whether all targets of a window
-            share one.
-        session, outcome: feature -> [impressions] or [keys] int64 table rows. Their tables are small: they are not
-            among ``sparse``. Of an outcome only what a target may see is here.
-        step: [steps] token of every input step of the targets (all but ``exit``); its label is the next token.
-        steps: groups of targets by number of steps.
-        labels, objectives: [targets, names] float32, watch_s: [targets] seconds; NaN when unknown.
-        oracle: [targets, oracle columns] float32 true probabilities, simulated data only. These, ``step``, ``steps``
-            and ``counts`` are empty where a batch was made without outcomes.
-        counts: [5 + objectives + 1] float64, what the loss terms are means over, as named by :func:`count_names`.
-        position: where in the data the loader stands after this batch.
+        lengths: [windows] number of impressions.
+        first_target: [windows] number of impressions that are history only.
+        history_index: [history] index of the impressions visible to any target: the first ones of every window.
+        history_window: [history] window of each history impression.
+        history_column: [history] position in the window.
+        history_token: [history tokens] actions of the history impressions, or of a subset of them.
+        history_buckets: history impressions grouped by number of tokens.
+        ts_ms: [impressions] int64 start time.
+        end_ms: [impressions] int64 end time if recorded, otherwise the start time.
+        action: [tokens] int64 codes.
+        offset_s: [tokens] float32 seconds, NaN if unknown.
+        target: [targets] index among the impressions.
+        target_window: [targets] window of each target.
+        target_column: [targets] position among the targets of the window.
+        query_index: [targets] impression whose start is the query time: the target itself, or the first candidate of
+            its request. Candidates are alternatives and not part of each other's history.
+        session: feature -> [impressions] int64 table rows. Tables of session and outcome features are small and
+            therefore not in ``sparse``.
+        outcome: feature -> [history] int64 table rows; limited to impressions visible to targets.
+        step_token: [steps] token of every input step of the targets (all except ``exit``); the label is the next
+            token.
+        target_buckets: targets grouped by number of steps.
+        labels: [targets, labels] float32, NaN if unknown.
+        objectives: [targets, objectives] float32, NaN if unknown.
+        watch_s: [targets] seconds, NaN if unknown.
+        oracle: [targets, oracle columns] float32 true probabilities, simulated data only. ``oracle``, ``labels``,
+            ``objectives``, ``watch_s``, ``step_token``, ``target_buckets`` and ``counts`` are empty in a batch
+            without outcomes.
+        counts: [5 + objectives + 1] float64 denominators of the loss terms, in the order of :func:`count_names`.
+        history_shape: (windows, maximum history impressions per window, at least 1).
+        target_shape: (windows, maximum targets per window).
+        single_query_time: whether all targets of a window share one query time.
+        loader_state: state of the loader after this batch.
     """
 
     sparse: KeyedJaggedTensor
@@ -95,13 +109,13 @@ class WindowBatch(Pipelineable):
 
     @property
     def history_end(self) -> Tensor:
-        """[targets] column before which a target's history ends."""
+        """[targets] position in the window at which the target's history ends (exclusive)."""
         starts = torch.cumsum(self.lengths, 0) - self.lengths
         return self.query_index - starts[self.target_window]
 
     @property
     def same_target(self) -> Tensor:
-        """[steps - 1] bool, whether a step and the next are of one target: then they are neighbouring tokens."""
+        """[steps - 1] bool, whether a step and the next belong to one target and are adjacent tokens."""
         return self.step_token[1:] == self.step_token[:-1] + 1
 
     @property
@@ -113,32 +127,32 @@ class WindowBatch(Pipelineable):
 
     @property
     def timed_pairs(self) -> Tensor:
-        """[steps - 1] bool, neighbouring steps of one target whose next actions both have a known time."""
+        """[steps - 1] bool, whether both next actions of adjacent steps of one target have a known time."""
         known = torch.isfinite(self.step_time)
         return self.same_target & known[1:] & known[:-1]
 
     @property
     def step_label(self) -> Tensor:
-        """[steps] action that follows each input step."""
+        """[steps] action after each input step."""
         return self.action[self.step_token + 1]
 
     @property
     def step_time(self) -> Tensor:
-        """[steps] log1p seconds of the action that follows; NaN when unknown."""
+        """[steps] log1p seconds of the next action; NaN if unknown."""
         return torch.log1p(self.offset_s[self.step_token + 1])
 
     def lookup_rows(self, feature: str, indices: Tensor) -> Tensor:
-        """Places among a feature's looked-up rows of the windows (user level) or impressions ``at``."""
+        """Return indices into a feature's looked-up rows for windows (user level) or impressions ``indices``."""
         return self.row_index[feature][indices] if feature in self.row_index else indices
 
     def expand_rows(self, feature: str, rows: Tensor) -> Tensor:
-        """[windows] or [impressions, *d] what was looked up, [rows, *d], of each."""
+        """Expand looked-up rows [rows, *d] to [windows, *d] (user level) or [impressions, *d]."""
         return rows.index_select(0, self.row_index[feature]) if feature in self.row_index else rows
 
     def ids(self, feature: str) -> Tensor:
-        """[windows] or [impressions] table rows of a feature."""
-        place, ends = self.sparse.keys().index(feature), self.sparse.offset_per_key()
-        return self.expand_rows(feature, self.sparse.values()[ends[place] : ends[place + 1]])
+        """Return the table rows of a feature, [windows] or [impressions]."""
+        key, offsets = self.sparse.keys().index(feature), self.sparse.offset_per_key()
+        return self.expand_rows(feature, self.sparse.values()[offsets[key] : offsets[key + 1]])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "WindowBatch":
         return self._map_tensors(lambda part: part.to(device, non_blocking=non_blocking))
@@ -153,14 +167,14 @@ class WindowBatch(Pipelineable):
 
         self._map_tensors(record)
 
-    def _map_tensors(self, change: Callable[[Any], Any]) -> "WindowBatch":
+    def _map_tensors(self, function: Callable[[Any], Any]) -> "WindowBatch":
         changed: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor | KeyedJaggedTensor | LengthBuckets):
-                changed[item.name] = change(value)
+                changed[item.name] = function(value)
             elif item.name in ("row_index", "session", "outcome"):
-                changed[item.name] = {name: change(part) for name, part in value.items()}
+                changed[item.name] = {name: function(part) for name, part in value.items()}
         return replace(self, **changed)
 
 
@@ -175,19 +189,22 @@ def collate(
     include_outcomes: bool = True,
     token_history: np.ndarray | None = None,
 ) -> WindowBatch:
-    """Build a batch of the windows ``rows`` [windows] (int64), without a Python loop over them.
+    """Build a batch of the windows ``rows`` [windows] (int64) without a Python loop over windows.
 
     Args:
-        whole: tables looked up whole, name -> rows: small ones that every token reads.
-        with_targets: else all impressions are history and no loss or metric comes of the batch.
-        request_gap_s: targets of a window that begin within so many seconds of the one before are candidates of one
-            request, judged at its first moment; None judges each at its own.
-        bucket_overhead: as :meth:`LengthGroups.from_lengths` takes, of action sequences.
-        with_outcomes: else nothing of what happened in the targets is there, nor are ``counts``.
-        acted: places among the keys of those whose actions are wanted: ``key_token`` and ``sequences`` are theirs
-            alone; None wants all.
+        columns: windows to select from.
+        rows: windows of the batch.
+        full_tables: small tables that are looked up completely, because every token reads them: name -> rows.
+        dedup: look up distinct ids only.
+        include_targets: if False, all impressions are history and the batch contributes to no loss or metric.
+        request_gap_s: targets of a window that start within this many seconds of the previous one are candidates of
+            one request and share its first query time; None for one query time per target.
+        bucket_overhead: as in :meth:`LengthBuckets.from_lengths`, for action sequences.
+        include_outcomes: if False, outcomes of the targets and ``counts`` are empty.
+        token_history: [subset] positions among the history impressions. ``history_token`` and ``history_buckets``
+            then contain this subset only; None for all.
     """
-    # In numpy, whose calls cost a fraction of torch's: a request's arrays are small.
+    # A request's arrays are small, and numpy calls cost a fraction of torch calls.
     lengths = columns.lengths[rows]
     flat = concat_ranges(columns.starts[rows], lengths)
     token_lengths = columns.action_lengths[flat]
@@ -201,7 +218,7 @@ def collate(
     target = concat_ranges(ends - target_count, target_count)
     ts_ms = columns.ts_ms[flat]
     query_index = target if request_gap_s is None else _query_indices(target, target_column, ts_ms, request_gap_s)
-    # The last target to be judged sees the most; without targets, nothing is seen.
+    # The latest query time has the longest history. Without targets there is no history.
     history_count = np.zeros_like(lengths)
     np.maximum.at(history_count, target_window, query_index - starts[target_window])
     history_index = concat_ranges(starts, history_count)
@@ -256,13 +273,22 @@ def _target_outcomes(
     offset_s: Tensor,
     bucket_overhead: int,
 ) -> dict[str, Any]:
-    """The fields of a batch that tell what happened in its targets, given its impressions' first tokens and numbers of
-    tokens, and the tokens' times."""
+    """Return the outcome fields of a batch.
+
+    Args:
+        columns: windows to select from.
+        flat: [impressions] index into ``columns``.
+        target: [targets] index among the impressions.
+        token_starts: [impressions] first token.
+        token_lengths: [impressions] number of tokens.
+        offset_s: [tokens] seconds.
+        bucket_overhead: as in :func:`collate`.
+    """
     step_lengths = token_lengths[target] - 1
-    step_target, step_place = (torch.from_numpy(each) for each in jagged_positions(step_lengths))
-    step = torch.from_numpy(token_starts[target])[step_target] + step_place
+    step_target, step_position = (torch.from_numpy(array) for array in jagged_positions(step_lengths))
+    step = torch.from_numpy(token_starts[target])[step_target] + step_position
     labels, objectives, oracle = (
-        torch.from_numpy(each[flat[target]]) for each in (columns.labels, columns.objectives, columns.oracle)
+        torch.from_numpy(values[flat[target]]) for values in (columns.labels, columns.objectives, columns.oracle)
     )
     watch_s = offset_s[torch.from_numpy((token_starts + token_lengths)[target] - 1)]
     known = torch.isfinite(offset_s[step + 1])
@@ -280,36 +306,36 @@ def _target_outcomes(
     }
 
 
-@cache  # empty tensors, which hold nothing that a batch could change for another
+@cache  # empty tensors are safe to share between batches
 def _empty_outcomes() -> dict[str, Any]:
-    none = torch.zeros(0, 0)
+    empty = torch.zeros(0, 0)
     return {
         "step_token": torch.zeros(0, dtype=torch.long),
         "target_buckets": LengthBuckets.from_lengths(torch.zeros(0, dtype=torch.long)),
         "watch_s": torch.zeros(0),
         "counts": torch.zeros(0, dtype=torch.float64),
-        **dict.fromkeys(("labels", "objectives", "oracle"), none),
+        **dict.fromkeys(("labels", "objectives", "oracle"), empty),
     }
 
 
 def _query_indices(target: np.ndarray, column: np.ndarray, ts_ms: np.ndarray, gap_s: float) -> np.ndarray:
-    """[targets] the first target of each one's request, given the targets' columns among their window's."""
+    """Return [targets] the first target of each target's request, given the positions among the window's targets."""
     starts_request = column == 0
     starts_request[1:] |= np.diff(ts_ms[target]) > 1000 * gap_s
-    moments: np.ndarray = np.maximum.accumulate(np.where(starts_request, target, -1))
-    return moments
+    query_index: np.ndarray = np.maximum.accumulate(np.where(starts_request, target, -1))
+    return query_index
 
 
 def _build_sparse(
     ids: Mapping[str, np.ndarray], full_tables: Mapping[str, int], dedup: bool
 ) -> tuple[KeyedJaggedTensor, dict[str, Tensor]]:
-    """The ids to look up as one bag per feature, and where each occurrence finds its row if not at its own place."""
+    """Return the ids to look up as one bag per feature, and the row index of each occurrence if deduplicated."""
     values, row_index = [], {}
     for name, occurrences in ids.items():
         distinct = occurrences
         if dedup:
-            found, row_index[name] = torch.unique(torch.from_numpy(occurrences), return_inverse=True)
-            distinct = found.numpy()
+            unique, row_index[name] = torch.unique(torch.from_numpy(occurrences), return_inverse=True)
+            distinct = unique.numpy()
         values.append(distinct)
     values += [np.arange(rows) for rows in full_tables.values()]
     sparse = KeyedJaggedTensor(

@@ -14,44 +14,46 @@ from a2gen_rec.errors import DataError
 
 
 def find_candidate_items(dataset: Dataset, ids: Sequence[str]) -> CandidateItems:
-    """Table rows of raw item identifiers; row 0 of every item feature for those the dataset does not have.
+    """Return table rows of raw item identifiers; row 0 of every item feature for unknown items.
 
     Raises:
-        DataError: ``items.parquet`` is not there or breaks its contract.
+        DataError: ``items.parquet`` is missing or invalid.
     """
-    wanted = pa.array(ids, pa.string())
-    table = _read_items(dataset, pc.field("item").isin(wanted))
-    place = pc.index_in(wanted, table["item"].combine_chunks())
-    known = place.is_valid().to_numpy(zero_copy_only=False)
-    at = place.filter(place.is_valid()).to_numpy()
+    query = pa.array(ids, pa.string())
+    table = _read_items(dataset, pc.field("item").isin(query))
+    table_index = pc.index_in(query, table["item"].combine_chunks())
+    is_known = table_index.is_valid().to_numpy(zero_copy_only=False)
+    known_index = table_index.filter(table_index.is_valid()).to_numpy()
     rows = {}
     for feature in dataset.card.features_at("item"):
         rows[feature.name] = np.zeros(len(ids), np.int64)
-        rows[feature.name][known] = table[feature.name].to_numpy()[at]
-    return CandidateItems(list(ids), known, rows)
+        rows[feature.name][is_known] = table[feature.name].to_numpy()[known_index]
+    return CandidateItems(list(ids), is_known, rows)
 
 
 def popular_items(dataset: Dataset, count: int) -> CandidateItems:
-    """The ``count`` items shown most in training, most shown first.
+    """Return the ``count`` items with the most training impressions, in descending order.
 
     Raises:
-        DataError: ``item_statistics.parquet`` or ``items.parquet`` is not there or breaks its contract.
+        DataError: ``item_statistics.parquet`` or ``items.parquet`` is missing or invalid.
     """
     file = dataset.item_statistics_file
-    shown = read_table(file, [ITEM_ID, "impressions"], pc.field(ITEM_ID) > 0)  # row 0 is many items, not one
-    most = shown.sort_by([("impressions", "descending"), (ITEM_ID, "ascending")])[ITEM_ID].combine_chunks()[:count]
-    table = _read_items(dataset, pc.field(ITEM_ID).isin(most))
-    # Hashed items may share a row: they keep their order in the file.
-    order = np.argsort(pc.index_in(table[ITEM_ID].combine_chunks(), most).to_numpy(), kind="stable")[:count]
+    statistics = read_table(file, [ITEM_ID, "impressions"], pc.field(ITEM_ID) > 0)  # row 0 aggregates unknown items
+    popular = statistics.sort_by([("impressions", "descending"), (ITEM_ID, "ascending")])[ITEM_ID].combine_chunks()[
+        :count
+    ]
+    table = _read_items(dataset, pc.field(ITEM_ID).isin(popular))
+    # Hashed items can share a row; they keep their order in the file.
+    order = np.argsort(pc.index_in(table[ITEM_ID].combine_chunks(), popular).to_numpy(), kind="stable")[:count]
     if not len(order):
-        raise DataError("no item with training impressions to rank by default; give --candidates", file=file)
+        raise DataError("no item has training impressions; pass --candidates", file=file)
     table = table.take(order)
     rows = {feature.name: table[feature.name].to_numpy() for feature in dataset.card.features_at("item")}
     return CandidateItems(table["item"].to_pylist(), np.ones(len(order), bool), rows)
 
 
 def _read_items(dataset: Dataset, filters: pc.Expression) -> pa.Table:
-    """Rows of ``items.parquet``, their ids checked against the card."""
+    """Read rows of ``items.parquet`` and check their ids against the card."""
     file = dataset.items_file
     features = dataset.card.features_at("item")
     table = read_table(file, ["item", *(feature.name for feature in features)], filters)

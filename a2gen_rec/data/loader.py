@@ -1,8 +1,8 @@
-"""From dataset files to batches of user windows, in an order that is a pure function of seed, epoch and position.
+"""From dataset files to batches of user windows in an order determined by seed, epoch and loader state.
 
-Row groups are permuted per epoch and dealt out to the ranks; each rank reads a buffer of them at a time, shuffles
-its windows and cuts them into batches of similar length. Because nothing else enters, a position of three small
-numbers restores the stream exactly, however many batches a background process had made in advance.
+Row groups are permuted per epoch and assigned to ranks round-robin. Each rank reads a buffer of row groups at a time,
+shuffles its windows and forms batches of similar length. No other state exists. A loader state of a few small numbers
+therefore restores the stream exactly, whatever number of batches was prefetched.
 """
 
 import queue
@@ -22,19 +22,21 @@ from a2gen_rec.data.parquet_reader import RowGroup, read_columns, read_row_group
 from a2gen_rec.errors import DataError
 
 PREFETCH_BATCHES = 4
-"""Batches made in advance."""
+"""Number of batches in the prefetch queue."""
 
 
 @dataclass(frozen=True)
 class LoaderState:
-    """Where one rank stands in the data.
+    """Position of one rank in the data.
 
     Attributes:
-        epoch: pass over the data.
-        world: ranks that share it.
-        dealt: row groups of the epoch's order that were finished by all ranks before ``world`` took over.
-        buffer, batch: next batch of next buffer of this rank.
-        groups: row groups this rank has finished since ``dealt``.
+        epoch: current epoch.
+        world_size: number of ranks that share the data.
+        groups_consumed: row groups of the epoch's order that all ranks had consumed before the last change of
+            ``world_size``.
+        buffer: index of this rank's next buffer.
+        batch: index of the next batch in that buffer.
+        groups: row groups consumed by this rank after ``groups_consumed``.
     """
 
     epoch: int = 0
@@ -46,26 +48,36 @@ class LoaderState:
 
     @classmethod
     def reshard(cls, states: list["LoaderState"], world_size: int) -> list["LoaderState"]:
-        """Positions for ``world`` ranks from those saved by all former ranks.
+        """Return states for ``world_size`` ranks from the saved states of all ranks.
 
-        The same number of ranks goes on exactly. Another number deals out what no rank has begun; buffers that
-        some rank had begun are read again whole, so that nothing is left out.
+        The same number of ranks resumes exactly. A different number distributes the row groups that no rank has
+        started. Buffers that some rank had started are read again in full, so that no window is skipped.
         """
         if len(states) == world_size:
             return states
         first = states[0]
-        consumed = first.groups_consumed + min(rank.groups for rank in states) * first.world_size
+        consumed = first.groups_consumed + min(state.groups for state in states) * first.world_size
         return [cls(epoch=first.epoch, world_size=world_size, groups_consumed=consumed)] * world_size
 
 
 class WindowDataset(IterableDataset[WindowBatch]):
-    """The batches of one rank, from ``position`` to the end of its epoch.
+    """The batches of one rank, from ``state`` to the end of its epoch.
 
     Args:
-        whole: tables looked up whole by every batch, name -> rows.
-        shuffle: permute row groups and windows; off, every rank reads in file order.
-        request_gap_s: as :func:`collate` takes.
-        file: the only one of the split to read; all by default.
+        dataset: dataset to read.
+        split: split to read.
+        config: batch limits, buffer size and deduplication.
+        full_tables: tables that every batch looks up completely, name -> rows.
+        rank: rank of this process.
+        world_size: number of ranks.
+        seed: seed of the order.
+        shuffle: permute row groups and windows; if False, every rank reads in file order.
+        with_oracle: read the true probabilities.
+        request_gap_s: as in :func:`collate`.
+        file: single file of the split to read; all files if empty.
+
+    Raises:
+        DataError: the split has no windows, or a file is not Parquet.
     """
 
     def __init__(
@@ -92,11 +104,11 @@ class WindowDataset(IterableDataset[WindowBatch]):
 
     def __iter__(self) -> Iterator[WindowBatch]:
         start = self.state
-        done = start.groups
-        for number, groups in self._buffers(start):
+        groups_done = start.groups
+        for buffer, groups in self._buffers(start):
             columns = read_columns(groups, self.card, self.with_oracle)
-            batches = self._make_batches(columns.lengths, start.epoch, start.groups_consumed, number)
-            skip = start.batch if number == start.buffer else 0
+            batches = self._make_batches(columns.lengths, start.epoch, start.groups_consumed, buffer)
+            skip = start.batch if buffer == start.buffer else 0
             for index in range(skip, len(batches)):
                 batch = collate(
                     columns,
@@ -106,71 +118,72 @@ class WindowDataset(IterableDataset[WindowBatch]):
                     request_gap_s=self.request_gap_s,
                     bucket_overhead=self.config.bucket_overhead_tokens,
                 )
-                last = index == len(batches) - 1
+                is_last = index == len(batches) - 1
                 batch.loader_state = asdict(
                     LoaderState(
                         epoch=start.epoch,
                         world_size=self.world_size,
                         groups_consumed=start.groups_consumed,
-                        buffer=number + last,
-                        batch=0 if last else index + 1,
-                        groups=done + (len(groups) if last else 0),
+                        buffer=buffer + is_last,
+                        batch=0 if is_last else index + 1,
+                        groups=groups_done + (len(groups) if is_last else 0),
                     )
                 )
                 yield batch
-            done += len(groups)
+            groups_done += len(groups)
 
     @cached_property
     def empty_batch(self) -> WindowBatch:
-        """A batch without targets: what a rank contributes when others still have data."""
+        """Batch without targets, used by a rank without data while other ranks still have data."""
         columns = read_columns(self.groups[:1], self.card, self.with_oracle)
         shortest = np.argsort(columns.lengths)[:1]
         return collate(columns, shortest, self.full_tables, self.config.deduplicate_ids, include_targets=False)
 
     @property
     def num_windows(self) -> int:
-        """Windows of one epoch, over all ranks."""
+        """Number of windows per epoch, over all ranks."""
         return sum(group.num_rows for group in self.groups)
 
     def windows_consumed(self, state: LoaderState) -> int:
-        """Windows of ``position``'s epoch that had been dealt out before the present ranks took over."""
-        return sum(self.groups[place].num_rows for place in self._group_order(state.epoch)[: state.groups_consumed])
+        """Return the number of windows of the epoch in ``state.groups_consumed`` row groups."""
+        return sum(self.groups[index].num_rows for index in self._group_order(state.epoch)[: state.groups_consumed])
 
     def _buffers(self, start: LoaderState) -> Iterator[tuple[int, list[RowGroup]]]:
-        mine = [
-            self.groups[place]
-            for place in self._group_order(start.epoch)[start.groups_consumed :][self.rank :: self.world_size]
+        """Yield the index and the row groups of this rank's buffers."""
+        rank_groups = [
+            self.groups[index]
+            for index in self._group_order(start.epoch)[start.groups_consumed :][self.rank :: self.world_size]
         ]
-        windows = np.cumsum([group.num_rows for group in mine])
-        buffer = (windows - 1) // self.config.shuffle_buffer_size if len(mine) else windows
-        for number, value in enumerate(np.unique(buffer)):
-            if number >= start.buffer:
-                yield number, [group for group, own in zip(mine, buffer, strict=True) if own == value]
+        windows = np.cumsum([group.num_rows for group in rank_groups])
+        buffer_of_group = (windows - 1) // self.config.shuffle_buffer_size if len(rank_groups) else windows
+        for buffer, value in enumerate(np.unique(buffer_of_group)):
+            if buffer >= start.buffer:
+                yield buffer, [rank_groups[index] for index in np.flatnonzero(buffer_of_group == value)]
 
     def _group_order(self, epoch: int) -> np.ndarray:
         order = np.arange(len(self.groups))
         return np.random.default_rng([self.seed, epoch]).permutation(order) if self.shuffle else order
 
     def _make_batches(self, lengths: np.ndarray, epoch: int, groups_consumed: int, buffer: int) -> list[np.ndarray]:
-        """Cut a buffer's windows into batches of similar length, within the bounds."""
+        """Split a buffer's windows into batches of similar length within the configured limits."""
         rng = np.random.default_rng([self.seed, epoch, self.rank, groups_consumed, buffer])
         order = rng.permutation(len(lengths)) if self.shuffle else np.arange(len(lengths))
         order = order[np.argsort(lengths[order], kind="stable")]
-        batches, begin = [], 0
-        while begin < len(order):
-            longest = lengths[order[begin : begin + self.config.max_windows_per_batch]]
-            padded = longest * np.arange(1, len(longest) + 1)
+        batches, start = [], 0
+        while start < len(order):
+            max_length = lengths[order[start : start + self.config.max_windows_per_batch]]
+            padded = max_length * np.arange(1, len(max_length) + 1)
             size = max(1, int(np.searchsorted(padded, self.config.max_impressions_per_batch, side="right")))
-            batches.append(order[begin : begin + size])
-            begin += size
+            batches.append(order[start : start + size])
+            start += size
         return [batches[i] for i in rng.permutation(len(batches))] if self.shuffle else batches
 
 
 class WindowDataLoader:
-    """Epoch after epoch of a :class:`WindowStream`, batches made by a thread of their own if so configured.
+    """Iterator over epochs of a :class:`WindowDataset`, optionally with a background thread that builds batches.
 
-    A thread, not a process: the work is in Arrow, numpy and torch, which let other threads run, and a process forked
-    beside running communication threads can inherit a lock that none will ever release.
+    A thread suffices: Arrow, numpy and torch release the interpreter lock. A process forked while communication
+    threads run could inherit a lock that is never released.
     """
 
     def __init__(self, dataset: WindowDataset, prefetch: bool, pin_memory: bool = False) -> None:
@@ -178,37 +191,37 @@ class WindowDataLoader:
         self.pin_memory = pin_memory and torch.cuda.is_available()
 
     def iter_epoch(self, state: LoaderState) -> Generator[WindowBatch, None, None]:
-        """The rest of the epoch from ``position``.
+        """Yield the rest of the epoch from ``state``.
 
         Raises:
-            DataError: the data break their contract, wherever the batch was made.
+            DataError: the data are invalid; also raised from the background thread.
         """
         self.dataset.state = state
         if not self.prefetch:
             yield from self._batches()
             return
-        made: queue.Queue[WindowBatch | BaseException | None] = queue.Queue(PREFETCH_BATCHES)
-        left = threading.Event()
-        thread = threading.Thread(target=self._produce, args=(made, left), daemon=True)
+        batches: queue.Queue[WindowBatch | BaseException | None] = queue.Queue(PREFETCH_BATCHES)
+        is_closed = threading.Event()
+        thread = threading.Thread(target=self._produce, args=(batches, is_closed), daemon=True)
         thread.start()
         try:
-            while (batch := made.get()) is not None:
+            while (batch := batches.get()) is not None:
                 if isinstance(batch, BaseException):
                     raise batch
                 yield batch
         finally:
-            left.set()
+            is_closed.set()
             thread.join()
 
     def _batches(self) -> Iterator[WindowBatch]:
         for batch in self.dataset:
             yield batch.pin_memory() if self.pin_memory else batch
 
-    def _produce(self, made: "queue.Queue[WindowBatch | BaseException | None]", left: threading.Event) -> None:
-        def hand_over(item: WindowBatch | BaseException | None) -> bool:
-            while not left.is_set():
+    def _produce(self, batches: "queue.Queue[WindowBatch | BaseException | None]", is_closed: threading.Event) -> None:
+        def put(item: WindowBatch | BaseException | None) -> bool:
+            while not is_closed.is_set():
                 try:
-                    made.put(item, timeout=0.05)
+                    batches.put(item, timeout=0.05)
                     return True
                 except queue.Full:
                     continue
@@ -216,8 +229,8 @@ class WindowDataLoader:
 
         try:
             for batch in self._batches():
-                if not hand_over(batch):
+                if not put(batch):
                     return
-            hand_over(None)
+            put(None)
         except BaseException as error:
-            hand_over(error)
+            put(error)

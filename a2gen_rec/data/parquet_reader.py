@@ -1,4 +1,8 @@
-"""Parquet row groups of user windows, read into flat columns and checked against the dataset card."""
+"""Reader of Parquet row groups of user windows.
+
+Decodes row groups into flat columns and checks them against the dataset card. Every violation of the format is reported
+here with file, row and field, before a model reads the data.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +23,14 @@ from a2gen_rec.errors import DataError
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group of a dataset file: ``first_row`` within the file and number of ``rows`` (windows)."""
+    """A row group of a dataset file.
+
+    Attributes:
+        file: Parquet file.
+        index: index of the row group in the file.
+        first_row: row of its first window in the file.
+        num_rows: number of windows.
+    """
 
     file: str
     index: int
@@ -28,13 +39,13 @@ class RowGroup:
 
 
 def read_feature_column(column: pa.ChunkedArray, feature: Feature, file: str) -> np.ndarray:
-    """The table rows in a feature's column of ``users.parquet`` or ``items.parquet``.
+    """Return the table rows in a feature's column of ``users.parquet`` or ``items.parquet``.
 
     Raises:
-        DataError: they are no integers, some are missing, or beyond the feature's table.
+        DataError: a row is not an integer, missing, or outside the feature's table.
     """
     if not pa.types.is_integer(column.type):
-        raise DataError(f"is {column.type}, not an integer", file=file, field=feature.name)
+        raise DataError(f"is {column.type}, expected an integer", file=file, field=feature.name)
     values: np.ndarray = column.to_numpy()
     if column.null_count or ((values < 0) | (values >= feature.cardinality)).any():
         raise DataError(f"id is not in [0, {feature.cardinality})", file=file, field=feature.name)
@@ -42,10 +53,10 @@ def read_feature_column(column: pa.ChunkedArray, feature: Feature, file: str) ->
 
 
 def read_table(file: str, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
-    """Read one of a dataset's small tables, or the columns and rows of it that are wanted.
+    """Read a small table of a dataset, or the given columns and the rows that match ``filters``.
 
     Raises:
-        DataError: it is not there, not Parquet, or lacks a column.
+        DataError: the file is missing, not Parquet, or lacks a column.
     """
     try:
         with g_pathmgr.open(file, "rb") as stream:
@@ -56,32 +67,32 @@ def read_table(file: str, columns: list[str] | None = None, filters: pc.Expressi
 
 
 def read_user_ids(dataset: Dataset, keys: np.ndarray) -> list[str]:
-    """Raw identifiers of users, given their keys; the key itself where the dataset does not have it.
+    """Return the raw identifiers of users by key; the key itself for unknown keys.
 
     Raises:
-        DataError: ``users.parquet`` is not there or breaks its contract.
+        DataError: ``users.parquet`` is missing or invalid.
     """
-    wanted = pa.array(keys, pa.int64())
-    table = read_table(dataset.users_file, ["user", "user_key"], pc.field("user_key").isin(wanted))
+    query = pa.array(keys, pa.int64())
+    table = read_table(dataset.users_file, ["user", "user_key"], pc.field("user_key").isin(query))
     name = dict(zip(table["user_key"].to_pylist(), table["user"].to_pylist(), strict=True))
-    return [name.get(key, str(key)) for key in wanted.to_pylist()]
+    return [name.get(key, str(key)) for key in query.to_pylist()]
 
 
 def read_row_groups(files: Sequence[str]) -> list[RowGroup]:
-    """All non-empty row groups of the files, in order.
+    """Return all non-empty row groups of the files in order.
 
     Raises:
-        DataError: a file is not (or no longer) Parquet.
+        DataError: a file is not a readable Parquet file.
     """
     groups = []
     for file in files:
         with _open_parquet(file) as parquet:
-            first = 0
-            for number in range(parquet.metadata.num_row_groups):
-                rows = parquet.metadata.row_group(number).num_rows
-                if rows:
-                    groups.append(RowGroup(file, number, first, rows))
-                first += rows
+            first_row = 0
+            for index in range(parquet.metadata.num_row_groups):
+                num_rows = parquet.metadata.row_group(index).num_rows
+                if num_rows:
+                    groups.append(RowGroup(file, index, first_row, num_rows))
+                first_row += num_rows
     return groups
 
 
@@ -89,17 +100,17 @@ def read_columns(groups: Sequence[RowGroup], card: DatasetCard, with_oracle: boo
     """Read and check row groups.
 
     Raises:
-        DataError: a file is truncated, a column is missing or of another type, an id, action code or time is out
-            of its range, or lists of one window differ in length.
+        DataError: a file is truncated, a column is missing or has another type, an id, action code or time is out of
+            range, or the lists of one window differ in length.
     """
     return WindowColumns.concat([_RowGroupReader(group, card, with_oracle).read() for group in groups])
 
 
 def read_user_windows(files: Sequence[str], card: DatasetCard, user: str) -> WindowColumns | None:
-    """All windows of one raw user identifier; None if there are none. Of other users it reads little but their names.
+    """Return all windows of one raw user identifier; None without windows. Reads only identifiers of other users.
 
     Raises:
-        DataError: as :func:`read_columns`.
+        DataError: as in :func:`read_columns`.
     """
     for file in files:
         rows = _find_user_rows(user, file)
@@ -107,10 +118,10 @@ def read_user_windows(files: Sequence[str], card: DatasetCard, user: str) -> Win
             continue
         parts = []
         for group in read_row_groups([file]):
-            own = rows[(rows >= group.first_row) & (rows < group.first_row + group.num_rows)] - group.first_row
-            if len(own):
-                parts.append(read_columns([group], card).take(own))
-        return WindowColumns.concat(parts)  # a split has all of a user's windows in one file
+            group_rows = rows[(rows >= group.first_row) & (rows < group.first_row + group.num_rows)] - group.first_row
+            if len(group_rows):
+                parts.append(read_columns([group], card).take(group_rows))
+        return WindowColumns.concat(parts)  # all windows of a user in a split are in one file
     return None
 
 
@@ -123,7 +134,7 @@ def _find_user_rows(user: str, file: str) -> np.ndarray:
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"cannot be read ({_first_line(error)})", file=file, field="user") from error
     if not pa.types.is_string(users.type):
-        raise DataError(f"is {users.type}, not string", file=file, field="user")
+        raise DataError(f"is {users.type}, expected string", file=file, field="user")
     return np.flatnonzero(pc.equal(users, user).fill_null(False).to_numpy())
 
 
@@ -135,7 +146,7 @@ def _open_parquet(file: str) -> pq.ParquetFile:
 
 
 class _RowGroupReader:
-    """One row group, column by column."""
+    """Reader of one row group, column by column."""
 
     def __init__(self, group: RowGroup, card: DatasetCard, with_oracle: bool) -> None:
         self.group, self.card = group, card
@@ -158,7 +169,7 @@ class _RowGroupReader:
         self.window_index = np.repeat(np.arange(len(lengths)), lengths)
         same_window = self.window_index[1:] == self.window_index[:-1]
         ordered = np.append(True, ~same_window | (ts_ms[1:] >= ts_ms[:-1]))[: len(ts_ms)]
-        self._check_impressions(ordered, "ts_ms", "runs backwards within the window")
+        self._check_impressions(ordered, "ts_ms", "must not decrease within the window")
         first_target = self._scalar("first_target")
         self._check((first_target >= 0) & (first_target <= lengths), "first_target", "is not in the window")
         action_starts, action_lengths, action = self._actions("action", pa.int64(), lengths)
@@ -168,13 +179,13 @@ class _RowGroupReader:
         self._check_offsets(action_starts, action_lengths, offset_s)
         dwell = self._impressions("dwell_s", pa.float32(), lengths)
         self._check_impressions(~((dwell < 0) | np.isinf(dwell)), "dwell_s", "time is negative or infinite")
-        longest = np.fmax.reduceat(offset_s, action_starts) if len(dwell) else dwell
+        last_offset_s = np.fmax.reduceat(offset_s, action_starts) if len(dwell) else dwell
         rows: dict[FeatureLevel, dict[str, np.ndarray]] = {level: {} for level in get_args(FeatureLevel)}
-        rows["context"] = rows["item"]  # both stay in the card's order
+        rows["context"] = rows["item"]  # both keep the card's order
         for feature in self.card.features:
-            of_user = feature.level == "user"
-            ids = self._scalar(feature.name) if of_user else self._impressions(feature.name, pa.int64(), lengths)
-            check = self._check if of_user else self._check_impressions
+            is_user_level = feature.level == "user"
+            ids = self._scalar(feature.name) if is_user_level else self._impressions(feature.name, pa.int64(), lengths)
+            check = self._check if is_user_level else self._check_impressions
             check((ids >= 0) & (ids < feature.cardinality), feature.name, f"id is not in [0, {feature.cardinality})")
             rows[feature.level][feature.name] = ids
         return WindowColumns(
@@ -187,7 +198,7 @@ class _RowGroupReader:
             session=rows["session"],
             outcome=rows["outcome"],
             ts_ms=ts_ms,
-            end_ms=impression_end_ms(ts_ms, np.fmax(dwell, longest)),
+            end_ms=impression_end_ms(ts_ms, np.fmax(dwell, last_offset_s)),
             labels=self._matrix(self.labels, lengths),
             objectives=self._matrix(self.objectives, lengths),
             oracle=self._matrix(self.oracle, lengths),
@@ -199,24 +210,24 @@ class _RowGroupReader:
 
     def _check_actions(self, starts: np.ndarray, lengths: np.ndarray, action: np.ndarray) -> None:
         last = len(self.card.actions) - 1
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        good = np.ones(len(lengths), bool)
-        good[owner[(action < 0) | (action > last)]] = False
-        self._check_impressions(good, "action", f"unknown action: code is not in [0, {last}]")
-        whole = "does not run from 'start' to 'exit'"
-        self._check_impressions(lengths >= 2, "action", whole)
-        self._check_impressions((action[starts] == 0) & (action[starts + lengths - 1] == last), "action", whole)
-        code = np.sort(owner * (last + 1) + action)
-        good = np.ones(len(lengths), bool)
-        good[code[1:][code[1:] == code[:-1]] // (last + 1)] = False
-        self._check_impressions(good, "action", "has an action twice")
+        impression = np.repeat(np.arange(len(lengths)), lengths)
+        is_valid = np.ones(len(lengths), bool)
+        is_valid[impression[(action < 0) | (action > last)]] = False
+        self._check_impressions(is_valid, "action", f"unknown action: code is not in [0, {last}]")
+        reason = "must begin with 'start' and end with 'exit'"
+        self._check_impressions(lengths >= 2, "action", reason)
+        self._check_impressions((action[starts] == 0) & (action[starts + lengths - 1] == last), "action", reason)
+        code = np.sort(impression * (last + 1) + action)
+        is_valid = np.ones(len(lengths), bool)
+        is_valid[code[1:][code[1:] == code[:-1]] // (last + 1)] = False
+        self._check_impressions(is_valid, "action", "contains an action twice")
 
     def _check_offsets(self, starts: np.ndarray, lengths: np.ndarray, offset_s: np.ndarray) -> None:
         name = "action_offset_s"
-        self._check_impressions(offset_s[starts] == 0, name, "'start' is not at 0 seconds")
-        good = np.ones(len(lengths), bool)
-        good[np.repeat(np.arange(len(lengths)), lengths)[(offset_s < 0) | np.isinf(offset_s)]] = False
-        self._check_impressions(good, name, "time is negative or infinite")
+        self._check_impressions(offset_s[starts] == 0, name, "'start' must be at 0 seconds")
+        is_valid = np.ones(len(lengths), bool)
+        is_valid[np.repeat(np.arange(len(lengths)), lengths)[(offset_s < 0) | np.isinf(offset_s)]] = False
+        self._check_impressions(is_valid, name, "time is negative or infinite")
 
     def _column(self, name: str) -> pa.Array:
         column = self.table[name]
@@ -225,58 +236,65 @@ class _RowGroupReader:
             raise self._error("is null", name, row)
         return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
-    def _values(self, array: pa.Array, name: str, kind: pa.DataType, *lengths: np.ndarray) -> np.ndarray:
-        """The values of a column as numpy; ``lengths`` of the lists around them, innermost first."""
+    def _values(self, array: pa.Array, name: str, dtype: pa.DataType, *lengths: np.ndarray) -> np.ndarray:
+        """Return the values of a column as numpy array.
+
+        Args:
+            array: flat values.
+            name: column name.
+            dtype: expected type.
+            lengths: lengths of the enclosing lists, innermost first.
+        """
         if array.null_count:
             row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
             for level in lengths:
                 row = int(np.searchsorted(np.cumsum(level), row, side="right"))
             raise self._error("has a null value", name, row)
         try:
-            return array.cast(kind).to_numpy(zero_copy_only=False)
+            return array.cast(dtype).to_numpy(zero_copy_only=False)
         except (pa.ArrowException, ValueError) as error:
-            raise self._error(f"is {array.type}, not {kind} ({_first_line(error)})", name, None) from error
+            raise self._error(f"is {array.type}, expected {dtype} ({_first_line(error)})", name, None) from error
 
     def _scalar(self, name: str) -> np.ndarray:
         return self._values(self._column(name), name, pa.int64())
 
     def _split(self, array: pa.Array, name: str) -> tuple[np.ndarray, np.ndarray, pa.Array]:
         if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
-            raise self._error(f"is {array.type}, not a list", name, None)
+            raise self._error(f"is {array.type}, expected a list", name, None)
         offsets = array.offsets.to_numpy().astype(np.int64)
         values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
         return offsets[:-1] - offsets[0], np.diff(offsets), values
 
-    def _list(self, name: str, kind: pa.DataType) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _list(self, name: str, dtype: pa.DataType) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         starts, lengths, values = self._split(self._column(name), name)
-        return starts, lengths, self._values(values, name, kind, lengths)
+        return starts, lengths, self._values(values, name, dtype, lengths)
 
-    def _impressions(self, name: str, kind: pa.DataType, lengths: np.ndarray) -> np.ndarray:
-        _, own, values = self._list(name, kind)
-        self._check(own == lengths, name, "differs in length from 'ts_ms'")
+    def _impressions(self, name: str, dtype: pa.DataType, lengths: np.ndarray) -> np.ndarray:
+        _, value_lengths, values = self._list(name, dtype)
+        self._check(value_lengths == lengths, name, "differs in length from 'ts_ms'")
         return values
 
-    def _actions(self, name: str, kind: pa.DataType, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        _, own, inner = self._split(self._column(name), name)
-        self._check(own == lengths, name, "differs in length from 'ts_ms'")
+    def _actions(self, name: str, dtype: pa.DataType, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        _, outer_lengths, inner = self._split(self._column(name), name)
+        self._check(outer_lengths == lengths, name, "differs in length from 'ts_ms'")
         starts, inner_lengths, values = self._split(inner, name)
-        return starts, inner_lengths, self._values(values, name, kind, inner_lengths, own)
+        return starts, inner_lengths, self._values(values, name, dtype, inner_lengths, outer_lengths)
 
     def _matrix(self, names: list[str], lengths: np.ndarray) -> np.ndarray:
         columns = [self._impressions(name, pa.float32(), lengths) for name in names]
         return np.stack(columns, axis=1) if columns else np.zeros((int(lengths.sum()), 0), np.float32)
 
-    def _check(self, good: np.ndarray, name: str, reason: str) -> None:
-        if not good.all():
-            raise self._error(reason, name, int(np.flatnonzero(~good)[0]))
+    def _check(self, is_valid: np.ndarray, name: str, reason: str) -> None:
+        if not is_valid.all():
+            raise self._error(reason, name, int(np.flatnonzero(~is_valid)[0]))
 
-    def _check_impressions(self, good: np.ndarray, name: str, reason: str) -> None:
-        if not good.all():
-            raise self._error(reason, name, int(self.window_index[np.flatnonzero(~good)[0]]))
+    def _check_impressions(self, is_valid: np.ndarray, name: str, reason: str) -> None:
+        if not is_valid.all():
+            raise self._error(reason, name, int(self.window_index[np.flatnonzero(~is_valid)[0]]))
 
     def _error(self, reason: str, name: str, row: int | None) -> DataError:
-        place = None if row is None else self.group.first_row + row
-        return DataError(reason, file=self.group.file, row=place, field=name)
+        file_row = None if row is None else self.group.first_row + row
+        return DataError(reason, file=self.group.file, row=file_row, field=name)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""DuckDB for ``prepare``: a bounded connection, quoting, and its errors in one line."""
+"""DuckDB helpers for ``prepare``: a connection with a memory limit, quoting, one-line errors."""
 
 import re
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from a2gen_rec.errors import DataError, UserError
 IntArray = npt.NDArray[np.int64]
 
 ROW_COLUMN = "row_"
-"""Prefix of the columns of impressions that hold a feature's table rows."""
+"""Column prefix of a feature's table rows in impressions."""
 
-# md5 and not DuckDB's own hash(), which may change between versions; the top bit is dropped to fit int64.
+# md5 because DuckDB's hash() may change between versions; the top bit is dropped to fit int64.
 STABLE_HASH_SQL = "(md5_number_lower({0}) >> 1)::BIGINT"
 
 
 def connect(memory_limit_gb: float, threads: int, spill: Path) -> duckdb.DuckDBPyConnection:
-    """A private in-memory database that spills to ``spill`` beyond ``memory_gb``; 0 threads takes all cores."""
+    """Open an in-memory database that spills to ``spill`` above ``memory_limit_gb``; 0 threads means all cores."""
     settings: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{memory_limit_gb:.3f}GB",
         "temp_directory": str(spill),
@@ -39,22 +39,22 @@ def connect(memory_limit_gb: float, threads: int, spill: Path) -> duckdb.DuckDBP
 
 
 def quote_identifier(name: str) -> str:
-    """A column or table name as SQL, whatever characters it has."""
+    """Quote a column or table name."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def quote_literal(value: object) -> str:
-    """A string as SQL."""
+    """Quote a string."""
     return "'" + str(value).replace("'", "''") + "'"
 
 
 def read_parquet_sql(*files: object) -> str:
-    """SQL relation of Parquet files or globs."""
+    """Return the SQL relation of Parquet files or globs."""
     return f"read_parquet([{', '.join(quote_literal(file) for file in files)}], hive_partitioning = false)"
 
 
 def fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
-    """The only row of a query that always has one, such as an aggregate."""
+    """Return the only row of a query with exactly one row, such as an aggregate."""
     (row,) = connection.execute(query).fetchall()
     return row
 
@@ -62,19 +62,19 @@ def fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
 def order_statistics(
     connection: duckdb.DuckDBPyConnection, relation: str, column: str, ranks: list[int], group_by: str = ""
 ) -> list[float]:
-    """Values at 1-based ``places`` of the column's known values, sorted (first ``by`` another column); out of core."""
+    """Return the column's known values at 1-based ``ranks``, sorted (first by ``group_by``), out of core."""
     known = f"{column} IS NOT NULL AND NOT isnan({column}::DOUBLE)"
     order = f"{group_by}, {column}" if group_by else column
     rows = connection.execute(
-        f"SELECT place, value FROM (SELECT {column} AS value, row_number() OVER (ORDER BY {order}) AS place"
-        f" FROM {relation} WHERE {known}) WHERE place IN ({', '.join(map(str, sorted(set(ranks))))})"
+        f"SELECT rank, value FROM (SELECT {column} AS value, row_number() OVER (ORDER BY {order}) AS rank"
+        f" FROM {relation} WHERE {known}) WHERE rank IN ({', '.join(map(str, sorted(set(ranks))))})"
     ).fetchall()
-    found = dict(rows)
-    return [found[place] for place in ranks]
+    values = dict(rows)
+    return [values[rank] for rank in ranks]
 
 
 def medians(connection: duckdb.DuckDBPyConnection, relation: str, column: str, group_by: str) -> dict[int, float]:
-    """Median of a column without NULL and NaN for every value of the column ``by``; sorts out of core."""
+    """Return the median of a column without NULL and NaN per value of ``group_by``; sorts out of core."""
     counts = connection.execute(f"SELECT {group_by}, count(*) FROM {relation} GROUP BY ALL ORDER BY ALL").fetchall()
     before, middle = 0, []
     for _, count in counts:
@@ -86,9 +86,9 @@ def medians(connection: duckdb.DuckDBPyConnection, relation: str, column: str, g
 
 
 def write_sorted(connection: duckdb.DuckDBPyConnection, query: str, file: Path, rows: int = 100_000) -> int:
-    """Stream a query with a total order into one Parquet file, in row groups of ``rows``; returns the row count.
+    """Stream a query with a total order to one Parquet file with ``rows`` rows per row group; return the row count.
 
-    DuckDB's own writer cuts row groups by thread; this one gives equal bytes for equal results.
+    DuckDB's writer splits row groups by thread. This one writes equal bytes for equal results.
     """
     reader = connection.sql(query).to_arrow_reader(rows)
     count = 0
@@ -102,47 +102,47 @@ def write_sorted(connection: duckdb.DuckDBPyConnection, query: str, file: Path, 
 
 @contextmanager
 def translate_errors(file: object) -> Iterator[None]:
-    """Turn DuckDB's errors on data into one-line errors of ours; ``file`` where DuckDB names none.
+    """Translate DuckDB errors to one-line errors; ``file`` is the fallback if DuckDB reports no file.
 
     Raises:
         DataError: a file cannot be parsed or a value cannot be converted.
-        UserError: memory or disk ran out.
+        UserError: out of memory or disk space.
     """
     try:
         yield
     except duckdb.OutOfMemoryException as error:
         raise UserError(
-            f"{file}: DuckDB ran out of its memory; raise memory_gb or partitions ({first_line(error)})"
+            f"{file}: DuckDB is out of memory; increase memory_limit_gb or num_partitions ({first_line(error)})"
         ) from error
     except duckdb.Error as error:
         raise to_data_error(error, file) from error
 
 
 def first_line(error: Exception) -> str:
-    """The first line of DuckDB's message, without the kind of error it begins with."""
+    """Return the first line of a DuckDB message without the error type at its start."""
     return re.sub(r"^[A-Z][\w ]* Error: ", "", str(error).strip().splitlines()[0])
 
 
 def to_data_error(error: duckdb.Error, file: object) -> DataError:
-    """Name file, line and column as far as DuckDB's message tells them."""
+    """Build an error with the file, line and column of DuckDB's message, if present."""
     text = str(error)
     line = re.search(r"CSV Error on Line: (\d+)", text)
     if line is None:
         return DataError(first_line(error), file=file)
-    named = re.search(r"^\s*file\s*=\s*(.+)$", text, re.MULTILINE)
+    file_line = re.search(r"^\s*file\s*=\s*(.+)$", text, re.MULTILINE)
     column = re.search(r'converting column "([^"]+)"', text)
     reason = re.search(r"(Could not convert .+?|Expected Number of Columns.+?)\.?$", text, re.MULTILINE)
     return DataError(
         reason[1] if reason else text.splitlines()[min(3, len(text.splitlines()) - 1)],
-        file=named[1].strip() if named else file,
+        file=file_line[1].strip() if file_line else file,
         row=int(line[1]),
         field=column[1] if column else None,
     )
 
 
 def is_first_of_user(impressions: pa.Table) -> npt.NDArray[np.bool_]:
-    """``(impressions,)`` whether a user's first impression, of impressions in order of user."""
+    """Return ``(impressions,)`` whether each is its user's first impression; the input is sorted by user."""
     user = impressions["user_id"]
-    new_user = np.ones(len(user), bool)
-    new_user[1:] = pc.not_equal(user[1:], user[:-1]).to_numpy()
-    return new_user
+    is_first = np.ones(len(user), bool)
+    is_first[1:] = pc.not_equal(user[1:], user[:-1]).to_numpy()
+    return is_first

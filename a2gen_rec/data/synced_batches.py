@@ -1,4 +1,4 @@
-"""Batches that all ranks take in step, though their data may run out at different times."""
+"""Batches in lockstep on all ranks, even if their data end at different times."""
 
 import time
 from collections import deque
@@ -15,7 +15,7 @@ from a2gen_rec.utils.distributed import all_reduce_sum, raise_on_all_ranks
 
 
 class IssuedBatch(NamedTuple):
-    """A batch handed out: windows of it on all ranks, global counts, and this rank's position after it."""
+    """An issued batch: number of windows on all ranks, global counts, and this rank's loader state after it."""
 
     num_windows: int
     counts: torch.Tensor
@@ -24,18 +24,23 @@ class IssuedBatch(NamedTuple):
 
 @dataclass
 class SynchronizedBatches(Iterator[WindowBatch]):
-    """One small all-reduce per batch agrees on whether to go on, and makes the batch's counts global.
+    """Batches with one small all-reduce each, which decides whether to continue and sums the counts of all ranks.
 
-    A rank without data left goes on with batches without targets until all have run out, so that every window is
-    used exactly once. An error in one rank's data is raised on all. Training pipelines take batches ahead of the
-    step that uses them: ``taken`` queues what each was, for the step to note when it is done.
+    A rank without data continues with batches without targets until all ranks are exhausted, so that every window is
+    used exactly once. An error in one rank's data is raised on all ranks. Training pipelines prefetch batches:
+    ``issued`` queues the metadata of every batch until its step is done.
 
     Attributes:
-        counts: number of a batch's counts.
-        stop: asked before each batch; one rank's yes ends the batches on all: ``stopped``.
-        exhausted: whether the batches ended because no rank had data left.
-        limit: most batches handed out; None for no bound.
+        batches: batches of this rank.
+        make_empty_batch: function that returns a batch without targets.
+        loader_state: state of this rank's loader after the last issued batch.
+        num_counts: number of counts per batch.
+        should_stop: called before each batch; True on one rank ends the batches on all ranks.
+        max_batches: remaining number of batches; None for no limit.
         wait_s: seconds spent waiting for the loader.
+        stopped: whether ``should_stop`` ended the batches.
+        exhausted: whether the batches ended because no rank had data left.
+        issued: metadata of the issued batches.
     """
 
     batches: Generator[WindowBatch, None, None]
@@ -52,34 +57,34 @@ class SynchronizedBatches(Iterator[WindowBatch]):
         self.issued: deque[IssuedBatch] = deque()
 
     def close(self) -> None:
-        """Let the loader's thread go, though batches may be left."""
+        """Stop the loader's thread, even if batches are left."""
         self.batches.close()
 
     def __next__(self) -> WindowBatch:
         if self.max_batches is not None and self.max_batches <= 0:
             raise StopIteration
-        began = time.perf_counter()
-        batch, failure = None, None
+        started = time.perf_counter()
+        batch, local_error = None, None
         try:
             batch = next(self.batches, None)
         except UserError as error:
-            failure = error
-        self.wait_s += time.perf_counter() - began
-        here = torch.zeros(4 + self.num_counts, dtype=torch.float64)
-        here[0], here[1], here[2] = batch is not None, self.should_stop(), failure is not None
+            local_error = error
+        self.wait_s += time.perf_counter() - started
+        local = torch.zeros(4 + self.num_counts, dtype=torch.float64)
+        local[0], local[1], local[2] = batch is not None, self.should_stop(), local_error is not None
         if batch is not None:
-            here[3], here[4:] = len(batch.lengths), batch.counts
-        everywhere = all_reduce_sum(here)
-        if everywhere[2]:
-            raise_on_all_ranks(failure)
-        self.stopped = bool(everywhere[1])
-        self.exhausted = not self.stopped and not everywhere[0]
+            local[3], local[4:] = len(batch.lengths), batch.counts
+        total = all_reduce_sum(local)
+        if total[2]:
+            raise_on_all_ranks(local_error)
+        self.stopped = bool(total[1])
+        self.exhausted = not self.stopped and not total[0]
         if self.stopped or self.exhausted:
             raise StopIteration
         if batch is not None and batch.loader_state is not None:
             self.loader_state = LoaderState(**batch.loader_state)
-        counts = everywhere[4:]
-        self.issued.append(IssuedBatch(int(everywhere[3]), counts, self.loader_state))
+        counts = total[4:]
+        self.issued.append(IssuedBatch(int(total[3]), counts, self.loader_state))
         if self.max_batches is not None:
             self.max_batches -= 1
         return replace(batch if batch is not None else self.make_empty_batch(), counts=counts)

@@ -1,6 +1,6 @@
-"""How raw feature values become table rows, learned from training impressions only. Row 0 is "unknown".
+"""Mappings of raw feature values to table rows, fitted on training impressions only. Row 0 is "unknown".
 
-Every mapping is a piece of SQL on a relation called ``raw``: :func:`encoded` puts the pieces together.
+Every mapping is an SQL expression on a relation with alias ``raw``; :func:`encode_relation` combines them.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,13 @@ DEFAULT_BUCKETS = 16
 
 @dataclass(frozen=True)
 class FeatureEncoding:
-    """A feature and the SQL of its rows: ``row`` is an expression on ``raw`` after ``join``."""
+    """A feature and the SQL of its rows.
+
+    Attributes:
+        feature: encoded feature.
+        row_sql: expression of the row on ``raw`` after ``join_sql``.
+        join_sql: join of the vocabulary; empty if unused.
+    """
 
     feature: Feature
     row_sql: str
@@ -34,74 +40,74 @@ class FeatureEncoding:
 
 
 def fit_encoding(
-    connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpec, min_count: int, folder: Path
+    connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpec, min_count: int, directory: Path
 ) -> FeatureEncoding:
-    """Learn a feature's rows from the relation ``train``; a vocabulary is written to ``folder``/NAME.parquet.
+    """Fit a feature's rows on the relation ``train``; write a vocabulary to ``directory``/NAME.parquet.
 
     Raises:
-        ConfigError: a hash feature without room for a row besides "unknown".
+        ConfigError: the size of a hash feature is below 2.
     """
     if spec.kind == "hash":
         return hash_encoding(spec)
     if spec.kind == "buckets":
         return bucket_encoding(connection, train, spec)
-    return vocabulary_encoding(connection, train, spec, min_count or spec.min_count, folder / f"{spec.name}.parquet")
+    return vocabulary_encoding(connection, train, spec, min_count or spec.min_count, directory / f"{spec.name}.parquet")
 
 
 def hash_encoding(spec: FeatureSpec) -> FeatureEncoding:
-    """Rows ``1 + hash % (size - 1)``: unbounded identifiers in a bounded table, with collisions."""
+    """Return rows ``1 + hash % (size - 1)``: unbounded identifiers in a fixed-size table, with collisions."""
     if spec.size < 2:
-        raise ConfigError(f"hash feature {spec.name!r} needs a size of at least 2, not {spec.size}")
+        raise ConfigError(f"hash feature {spec.name!r}: size {spec.size} must be at least 2")
     raw = f"raw.{quote_identifier(spec.name)}"
     row = f"coalesce(1 + {STABLE_HASH_SQL.format(raw)} % {spec.size - 1}, 0)"
     return FeatureEncoding(Feature(spec.name, spec.level, "hash", spec.size), row)
 
 
 def bucket_encoding(connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpec) -> FeatureEncoding:
-    """Row ``1 + number of edges <= value``; edges as given, or the distinct training quantiles."""
+    """Return rows ``1 + number of edges <= value`` with the edges of ``spec``, or distinct training quantiles."""
     column = quote_identifier(spec.name)
     edges = sorted({float(edge) for edge in spec.edges})
     if not edges:
         size = spec.size or DEFAULT_BUCKETS
         (count,) = fetch_one(connection, f"SELECT count(*) FROM {train} WHERE NOT isnan({column})")
-        places = [max(1, -(-count * part // size)) for part in range(1, size)] if count else []
-        edges = sorted(set(order_statistics(connection, train, column, places))) if places else []
+        ranks = [max(1, -(-count * part // size)) for part in range(1, size)] if count else []
+        edges = sorted(set(order_statistics(connection, train, column, ranks))) if ranks else []
     return bucketize(spec.name, spec.level, edges)
 
 
 def bucketize(name: str, level: FeatureLevel, edges: list[float]) -> FeatureEncoding:
-    """Row ``1 + number of edges <= value`` of sorted edges; row 0 of NULL and NaN."""
+    """Return rows ``1 + number of edges <= value`` for sorted edges; row 0 for NULL and NaN."""
     value = f"raw.{quote_identifier(name)}"
-    above = "".join(f" + ({value} >= {quote_literal(repr(edge))}::DOUBLE)::INT" for edge in edges)
-    row = f"(CASE WHEN {value} IS NULL OR isnan({value}) THEN 0 ELSE 1{above} END)::BIGINT"
+    edges_sql = "".join(f" + ({value} >= {quote_literal(repr(edge))}::DOUBLE)::INT" for edge in edges)
+    row = f"(CASE WHEN {value} IS NULL OR isnan({value}) THEN 0 ELSE 1{edges_sql} END)::BIGINT"
     return FeatureEncoding(Feature(name, level, "buckets", len(edges) + 2, edges), row)
 
 
 def vocabulary_encoding(
     connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpec, min_count: int, file: Path
 ) -> FeatureEncoding:
-    """Dense rows from 1 by falling training count, then by value; rare values share row 0."""
+    """Return dense rows from 1 by descending training count, then by value; rare values share row 0."""
     column, table = quote_identifier(spec.name), quote_identifier(f"vocabulary of {spec.name}")
-    bound = f"LIMIT {spec.size}" if spec.size else ""
-    kept = write_sorted(
+    limit = f"LIMIT {spec.size}" if spec.size else ""
+    num_values = write_sorted(
         connection,
         f"""SELECT value, row_number() OVER (ORDER BY count DESC, value) AS row, count
         FROM (SELECT {column} AS value, count(*) AS count FROM {train} WHERE {column} IS NOT NULL
-              GROUP BY ALL HAVING count(*) >= {min_count} ORDER BY count DESC, value {bound})
+              GROUP BY ALL HAVING count(*) >= {min_count} ORDER BY count DESC, value {limit})
         ORDER BY row""",
         file,
     )
     join = f"LEFT JOIN (SELECT value, row FROM {read_parquet_sql(file)}) AS {table} ON raw.{column} = {table}.value"
-    return vocabulary_lookup(Feature(spec.name, spec.level, "vocabulary", kept + 1), f"{table}.row", join)
+    return vocabulary_lookup(Feature(spec.name, spec.level, "vocabulary", num_values + 1), f"{table}.row", join)
 
 
 def vocabulary_lookup(feature: Feature, row: str, join: str = "") -> FeatureEncoding:
-    """What a vocabulary has: SQL of the value's ``row``, NULL where it is unknown."""
+    """Return the row of a vocabulary lookup; ``row`` is the SQL of the value's row, NULL if unknown."""
     return FeatureEncoding(feature, f"coalesce({row}, 0)", join)
 
 
 def encoding_from_card(feature: Feature, row: str) -> FeatureEncoding:
-    """The encoding that a feature of a dataset card was learned as; ``row``: as :func:`found` takes."""
+    """Return the fitted encoding of a feature of a dataset card; ``row`` as in :func:`vocabulary_lookup`."""
     if feature.kind == "hash":
         return hash_encoding(FeatureSpec(feature.name, feature.level, "hash", feature.cardinality))
     if feature.kind == "buckets":
@@ -112,7 +118,7 @@ def encoding_from_card(feature: Feature, row: str) -> FeatureEncoding:
 def encode_relation(
     relation: str, encodings: Sequence[FeatureEncoding], columns: Sequence[str], prefix: str = ""
 ) -> str:
-    """SQL of ``columns`` of ``relation`` (by its alias ``raw``) and every feature's row, named prefix + feature."""
-    rows = [f"{coding.row_sql} AS {quote_identifier(prefix + coding.feature.name)}" for coding in encodings]
-    joins = " ".join(coding.join_sql for coding in encodings if coding.join_sql)
+    """Return the SQL of ``columns`` of ``relation`` (alias ``raw``) and every feature's row, named prefix + feature."""
+    rows = [f"{encoding.row_sql} AS {quote_identifier(prefix + encoding.feature.name)}" for encoding in encodings]
+    joins = " ".join(encoding.join_sql for encoding in encodings if encoding.join_sql)
     return f"SELECT {', '.join([*columns, *rows])} FROM {relation} AS raw {joins}"

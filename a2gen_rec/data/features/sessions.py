@@ -1,6 +1,6 @@
-"""The session an impression falls into, as far as it is known when the impression begins [ours].
+"""Session features of an impression, known at its start [ours].
 
-A silence ends a session: the next impression opens another one.
+A gap longer than the session gap ends a session. The next impression starts a new session.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ GAP_EDGES_S = (1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 21_600.
 
 
 def session_features(with_feedback: bool) -> list[Feature]:
-    """Session features of a log with or without feedback ``levels``."""
+    """Return the session features of a log with or without feedback levels."""
     edges = {SESSION_POSITION: list(POSITION_EDGES), SESSION_GAP: list(GAP_EDGES_S)}
     features = [Feature(name, "session", "buckets", len(edges[name]) + 2, edges[name]) for name in edges]
     previous = Feature(PREVIOUS_FEEDBACK, "session", "code", len(FEEDBACK_LEVELS))
@@ -35,10 +35,12 @@ def session_features(with_feedback: bool) -> list[Feature]:
 
 
 def impression_end_ms(ts_ms: IntArray, last_offset_s: npt.NDArray[np.floating]) -> IntArray:
-    """``(impressions,)`` ends of impressions that began at ``ts_ms``.
+    """Return ``(impressions,)`` end times.
 
     Args:
-        latest_s: seconds to the latest thing known of each; NaN when nothing is, which makes the begin its end.
+        ts_ms: ``(impressions,)`` start times.
+        last_offset_s: ``(impressions,)`` seconds to the last recorded action or exit; NaN if none is recorded, which
+            makes the end equal to the start.
     """
     return ts_ms + np.rint(1000.0 * np.nan_to_num(last_offset_s, nan=0.0)).astype(np.int64)
 
@@ -52,28 +54,33 @@ def session_feature_rows(
     session_gap_s: float,
     first_position: int = 1,
 ) -> dict[str, IntArray]:
-    """Table rows of session features, for impressions in order of user and time; all arrays ``(impressions,)``.
+    """Return the table rows of session features, for impressions sorted by user and time.
 
-    The position counts from 1. The impression before tells its level only if it had ended.
+    The position counts from 1. The feedback of the previous impression is known only if that impression has ended.
 
     Args:
-        new_user: whether a user's first impression.
-        feedback: levels of the impressions themselves; of no account where no feature tells the level before.
-        session_gap_s: seconds between two begins beyond which a session ends.
-        first_position: of the first impression in its session.
+        features: session features to compute.
+        new_user: ``(impressions,)`` whether each is its user's first impression.
+        ts_ms: ``(impressions,)`` start times.
+        end_ms: ``(impressions,)`` end times.
+        feedback: ``(impressions,)`` feedback levels; unused without the feature ``previous_feedback``.
+        session_gap_s: maximum seconds between the starts of two impressions of one session.
+        first_position: position of the first impression in its session.
+
+    Returns:
+        Feature -> ``(impressions,)`` rows.
     """
     if not features:
         return {}
     edges = {feature.name: feature.boundaries for feature in features}
-    place = np.arange(len(ts_ms))
-    before = np.maximum(place - 1, 0)
-    gap_s = (ts_ms - ts_ms[before]) / 1000
+    previous = np.maximum(np.arange(len(ts_ms)) - 1, 0)
+    gap_s = (ts_ms - ts_ms[previous]) / 1000
     position = session_positions(new_user, ts_ms, session_gap_s, first_position)
-    ended = ~new_user & (gap_s > 0) & (end_ms[before] <= ts_ms)
+    has_ended = ~new_user & (gap_s > 0) & (end_ms[previous] <= ts_ms)
     rows = {
         SESSION_POSITION: 1 + np.searchsorted(edges[SESSION_POSITION], position, side="right"),
         SESSION_GAP: np.where(new_user, 0, 1 + np.searchsorted(edges[SESSION_GAP], gap_s, side="right")),
-        PREVIOUS_FEEDBACK: np.where(ended, feedback[before], UNKNOWN),
+        PREVIOUS_FEEDBACK: np.where(has_ended, feedback[previous], UNKNOWN),
     }
     return {feature.name: rows[feature.name] for feature in features}
 
@@ -81,23 +88,23 @@ def session_feature_rows(
 def session_positions(
     new_user: npt.NDArray[np.bool_], ts_ms: IntArray, session_gap_s: float, first_position: int = 1
 ) -> IntArray:
-    """``(impressions,)`` places in their sessions, from 1; arguments as :func:`session_rows` takes."""
-    place = np.arange(len(ts_ms))
-    opens = new_user.copy()
-    opens[1:] |= np.diff(ts_ms) / 1000 > session_gap_s
-    opened = np.maximum.accumulate(np.where(opens, place, 0))
-    return place - opened + np.where(opened == 0, first_position, 1)
+    """Return ``(impressions,)`` positions in the session, from 1; arguments as in :func:`session_feature_rows`."""
+    index = np.arange(len(ts_ms))
+    is_start = new_user.copy()
+    is_start[1:] |= np.diff(ts_ms) / 1000 > session_gap_s
+    session_start = np.maximum.accumulate(np.where(is_start, index, 0))
+    return index - session_start + np.where(session_start == 0, first_position, 1)
 
 
 def add_session_columns(impressions: pa.Table, features: Sequence[Feature], session_gap_s: float) -> pa.Table:
-    """Add ``row_<feature>`` columns to all impressions of some users, sorted by user and time (see ``windows.cut``)."""
+    """Add ``row_<feature>`` columns to impressions of complete users, sorted by user and time."""
     ts_ms = impressions["ts_ms"].to_numpy()
     times = [impressions[name].to_numpy() for name in impressions.column_names if name.startswith("at_")]
-    latest_s = reduce(np.fmax, times, impressions["dwell_s"].to_numpy())
+    last_offset_s = reduce(np.fmax, times, impressions["dwell_s"].to_numpy())
     level = ROW_COLUMN + FEEDBACK
     feedback = impressions[level].to_numpy() if level in impressions.column_names else np.zeros_like(ts_ms)
     rows = session_feature_rows(
-        features, is_first_of_user(impressions), ts_ms, impression_end_ms(ts_ms, latest_s), feedback, session_gap_s
+        features, is_first_of_user(impressions), ts_ms, impression_end_ms(ts_ms, last_offset_s), feedback, session_gap_s
     )
     for name, values in rows.items():
         impressions = impressions.append_column(ROW_COLUMN + name, pa.array(values))

@@ -1,7 +1,7 @@
-"""Raw log to dataset (``a2gen prepare``): stage, split, learn the tables' rows, cut windows.
+"""Raw log to dataset (``a2gen prepare``): staging, splits, feature encodings, windows.
 
-Every phase streams or works on one partition of the users at a time, so memory is bounded by
-``PrepareConfig.memory_gb`` and the largest partition, not by the log. The same input gives the same bytes.
+Every phase streams or processes one user partition at a time. Memory is therefore bounded by
+``PrepareConfig.memory_limit_gb`` and the largest partition, not by the log. The same input gives the same bytes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -43,33 +43,36 @@ def prepare(
     command: str = "",
     progress: bool = False,
 ) -> DatasetCard:
-    """Write the dataset of a raw log to the new folder ``out`` and return its card.
+    """Write the dataset of a raw log to the new directory ``out`` and return its card.
 
     Args:
-        source_name: one of ``sources.NAMES``.
-        raw: the log's file or folder, local or remote.
-        out: folder to create, local or remote; it appears only when complete.
-        spec: YAML file describing the columns, for the ``generic`` source.
-        command: what the user typed, kept in the card.
-        progress: show a bar for each phase.
+        source_name: one of ``sources.SOURCE_NAMES``.
+        raw: file or directory of the log, local or remote.
+        out: directory to create, local or remote; it appears only when complete.
+        config: limits, splits and resources.
+        spec: YAML file that describes the columns, for the source ``generic``.
+        command: command line, stored in the card.
+        progress: show a progress bar per phase.
 
     Raises:
-        ConfigError: a setting or the spec is impossible.
-        DataError: the log breaks its format, naming file, row, field and reason.
-        UserError: ``out`` is not empty or not writable, or memory ran out.
+        ConfigError: a setting or the spec is invalid.
+        DataError: the log is invalid; with file, row, field and reason.
+        UserError: ``out`` is not empty or not writable, or the memory limit is exceeded.
     """
     require_empty_dir(out)
     source = sources.open_source(source_name, paths.to_local_path(raw), spec)
     with translate_errors(raw):
-        facts = source.describe()
-    columns = StagedColumns.from_source(facts)
-    rule = splits.resolve_split_rule(facts, config)
-    with atomic_output_dir(out) as output, Progress(disable=not progress) as bars:
+        info = source.describe()
+    columns = StagedColumns.from_source(info)
+    rule = splits.resolve_split_rule(info, config)
+    with atomic_output_dir(out) as output, Progress(disable=not progress) as progress_bar:
         connection = connect(config.memory_limit_gb, config.threads, output.parent / "spill")
         try:
             with translate_errors(raw):
-                job = PreparePipeline(connection, source, facts, columns, rule, config, output, output.parent, bars)
-                card = job.run(command)
+                pipeline = PreparePipeline(
+                    connection, source, info, columns, rule, config, output, output.parent, progress_bar
+                )
+                card = pipeline.run(command)
         finally:
             connection.close()
         card.save(str(output))
@@ -78,7 +81,19 @@ def prepare(
 
 @dataclass
 class PreparePipeline:
-    """One run of ``prepare``: what its phases share."""
+    """State shared by the phases of ``prepare``.
+
+    Attributes:
+        connection: DuckDB connection.
+        source: raw log.
+        info: metadata of the raw log.
+        staged_columns: columns of staged impressions.
+        split_rule: rule of the splits.
+        config: limits, splits and resources.
+        output_dir: directory of the dataset.
+        scratch_dir: directory of temporary files.
+        progress: progress bars.
+    """
 
     connection: duckdb.DuckDBPyConnection
     source: Source
@@ -91,78 +106,80 @@ class PreparePipeline:
     progress: Progress
 
     def partition_file(self, number: int) -> Path:
+        """Return the file of a partition's clean impressions."""
         return self.scratch_dir / "clean" / f"part-{number:05d}.parquet"
 
     def run(self, command: str) -> DatasetCard:
-        facts = self.info
+        """Write all files except the card and return the card."""
+        info = self.info
         dropped = self.stage_log()
         split = self.split_column()
-        everything = f"(SELECT {split} FROM {read_parquet_sql(self.scratch_dir / 'clean' / '*.parquet')})"
-        train = f"(SELECT * FROM {everything} WHERE split = 0)"
-        medians = statistics.median_times(self.connection, train, facts.actions)
-        rule = feedback.fit_feedback_rule(self.connection, train, facts, medians.get(EXIT))
+        all_impressions = f"(SELECT {split} FROM {read_parquet_sql(self.scratch_dir / 'clean' / '*.parquet')})"
+        train = f"(SELECT * FROM {all_impressions} WHERE split = 0)"
+        medians = statistics.median_times(self.connection, train, info.actions)
+        rule = feedback.fit_feedback_rule(self.connection, train, info, medians.get(EXIT))
         objectives = feedback.derived_objectives(rule)
-        flags = {name: quote_identifier(f"label_{name}") for name in facts.labels}
+        flags = {name: quote_identifier(f"label_{name}") for name in info.labels}
         flags |= {name: quote_identifier(f"objective_{name}") for name in objectives}
-        levelled = feedback.add_feedback_columns(everything, rule)
-        counts = statistics.count_splits(self.connection, levelled, facts.actions, flags)
+        with_feedback = feedback.add_feedback_columns(all_impressions, rule)
+        counts = statistics.count_splits(self.connection, with_feedback, info.actions, flags)
         if not counts["train"].targets:
-            raise DataError("no impression is left to train on", file=facts.name)
-        levels = feedback.count_levels(self.connection, levelled, rule)
+            raise DataError("no training impressions", file=info.name)
+        levels = feedback.count_levels(self.connection, with_feedback, rule)
         encodings = self.fit_encodings(train)
-        self.write_items_and_users(everything, encodings, rule)
-        item = next(coding for coding in encodings if coding.feature.name == ITEM_ID)
-        train = f"(SELECT * FROM {levelled} WHERE split = 0)"
+        self.write_items_and_users(all_impressions, encodings, rule)
+        item_encoding = next(encoding for encoding in encodings if encoding.feature.name == ITEM_ID)
+        train = f"(SELECT * FROM {with_feedback} WHERE split = 0)"
         file = self.output_dir / ITEM_STATISTICS_FILE
-        statistics.write_item_statistics(self.connection, train, item, facts.actions, flags, file)
-        layout = WindowSpec(
+        statistics.write_item_statistics(self.connection, train, item_encoding, info.actions, flags, file)
+        window_spec = WindowSpec(
             [
-                *(coding.feature for coding in encodings),
-                *(session_features(with_feedback=rule is not None) if facts.has_elapsed_time else []),
-                *(coding.feature for coding in feedback.feedback_encodings(rule)),
+                *(encoding.feature for encoding in encodings),
+                *(session_features(with_feedback=rule is not None) if info.has_elapsed_time else []),
+                *(encoding.feature for encoding in feedback.feedback_encodings(rule)),
             ],
             self.staged_columns.actions,
             self.staged_columns.labels,
             objectives,
             self.staged_columns.oracle,
-            # One more than any target sees: the oldest one's gap to the impression before it is known too.
+            # One more than the history of a target, so that the gap before its oldest impression is known.
             self.config.max_history + 1 if self.config.max_history else 0,
             self.config.max_targets,
         )
-        windows = self.write_windows(split, encodings, layout, rule)
+        windows = self.write_windows(split, encodings, window_spec, rule)
         return DatasetCard(
-            name=facts.name,
-            actions=[START, *facts.actions, EXIT],
+            name=info.name,
+            actions=[START, *info.actions, EXIT],
             timed_actions=list(medians),
-            labels=list(facts.labels),
+            labels=list(info.labels),
             objectives=objectives,
-            features=list(layout.features),
+            features=list(window_spec.features),
             feedback=rule,
-            negative_actions=list(facts.negative_actions),
+            negative_actions=list(info.negative_actions),
             session_gap_s=SESSION_GAP_S,
             max_history=self.config.max_history,
             max_targets=self.config.max_targets,
-            has_calendar_time=facts.has_calendar_time,
+            has_calendar_time=info.has_calendar_time,
             splits={name: counts[name].to_summary(windows[name], levels[name]) for name in SPLITS},
             base_rate=counts["train"].base_rates(),
             median_time_s=medians,
-            oracle_columns=list(facts.oracle),
+            oracle_columns=list(info.oracle),
             dropped_rows=dropped,
             source={
-                "name": facts.name,
-                "licence": facts.licence,
-                "citation": facts.citation,
-                "url": facts.url,
+                "name": info.name,
+                "licence": info.licence,
+                "citation": info.citation,
+                "url": info.url,
             },
             command=command,
             time_features=list(self.staged_columns.calendar_features),
-            utc_offset_hours=facts.utc_offset_hours,
+            utc_offset_hours=info.utc_offset_hours,
         )
 
     def stage_log(self) -> dict[str, int]:
-        """Raw log to clean partitions on disk; returns the rows dropped, by reason."""
-        reading = self.progress.add_task("reading the log", total=None)
-        read, dropped = staging.partition_by_user(
+        """Write the raw log to clean partitions on disk; return the dropped rows by reason."""
+        task = self.progress.add_task("reading the log", total=None)
+        num_rows, dropped = staging.partition_by_user(
             self.connection,
             self.source.impressions(self.connection),
             self.staged_columns,
@@ -170,11 +187,11 @@ class PreparePipeline:
             self.config.num_partitions,
             self.scratch_dir / "raw",
         )
-        self.progress.update(reading, total=1, completed=1)
-        # A source whose rows are numbered by their place in the file needs that order; nothing below does.
+        self.progress.update(task, total=1, completed=1)
+        # Only sources that number rows by file position need the insertion order.
         self.connection.execute("SET preserve_insertion_order = false")
-        if read == sum(dropped.values()):
-            raise DataError(f"no usable impression in {read} rows {dropped or ''}".rstrip(), file=self.info.name)
+        if num_rows == sum(dropped.values()):
+            raise DataError(f"no usable impression in {num_rows} rows {dropped or ''}".rstrip(), file=self.info.name)
         duplicates = 0
         for number in self.track(range(self.config.num_partitions), "dropping duplicates"):
             partition = self.scratch_dir / "raw" / f"partition={number}"
@@ -184,7 +201,7 @@ class PreparePipeline:
         return {**dropped, "duplicate": duplicates} if duplicates else dropped
 
     def split_column(self) -> str:
-        """SELECT list of clean impressions with their split; a rule by time needs all of them to be staged."""
+        """Return the SELECT list of clean impressions with their split. All impressions must be staged."""
         if self.split_rule.method == "last":
             return "*"
         cleaned = read_parquet_sql(self.scratch_dir / "clean" / "*.parquet")
@@ -192,7 +209,7 @@ class PreparePipeline:
         return f"*, {boundaries.split_sql()} AS split"
 
     def fit_encodings(self, train: str) -> list[FeatureEncoding]:
-        """Every feature's rows, from training impressions; writes the vocabularies."""
+        """Fit every feature's encoding on training impressions and write the vocabularies."""
         return [
             encodings.fit_encoding(
                 self.connection, train, spec, self.min_count(spec.name), self.output_dir / VOCABULARY_DIR
@@ -204,18 +221,18 @@ class PreparePipeline:
         return 1 if feature in self.staged_columns.calendar_features else self.config.min_count
 
     def write_items_and_users(
-        self, everything: str, encodings: list[FeatureEncoding], rule: FeedbackRule | None
+        self, all_impressions: str, encodings: list[FeatureEncoding], rule: FeedbackRule | None
     ) -> None:
         duration_feature = rule.duration_feature if rule is not None else ""
         for level, file in self.track((("item", ITEMS_FILE), ("user", USERS_FILE)), "items and users"):
             statistics.write_entities(
-                self.connection, everything, encodings, level, self.output_dir / file, duration_feature
+                self.connection, all_impressions, encodings, level, self.output_dir / file, duration_feature
             )
 
     def write_windows(
-        self, split: str, encodings: list[FeatureEncoding], layout: WindowSpec, rule: FeedbackRule | None
+        self, split: str, encodings: list[FeatureEncoding], window_spec: WindowSpec, rule: FeedbackRule | None
     ) -> dict[str, int]:
-        """Partition by partition, the windows of every split; returns the windows written per split."""
+        """Write the windows of every split, partition by partition; return the number of windows per split."""
         columns = [
             "user_id",
             "user_key",
@@ -225,10 +242,10 @@ class PreparePipeline:
             *self.staged_columns.action_columns,
             *self.staged_columns.label_columns,
         ]
-        columns += [quote_identifier(f"objective_{name}") for name in layout.objectives]
+        columns += [quote_identifier(f"objective_{name}") for name in window_spec.objectives]
         encodings = [*encodings, *feedback.feedback_encodings(rule)]
-        session = [feature for feature in layout.features if feature.level == "session"]
-        written = dict.fromkeys(SPLITS, 0)
+        session_feature_list = [feature for feature in window_spec.features if feature.level == "session"]
+        num_windows = dict.fromkeys(SPLITS, 0)
         for name in SPLITS:
             (self.output_dir / name).mkdir()
         for number in self.track(range(self.config.num_partitions), "windows"):
@@ -238,19 +255,19 @@ class PreparePipeline:
             relation = feedback.add_feedback_columns(f"(SELECT {split} FROM {read_parquet_sql(file)})", rule)
             rows = encode_relation(relation, encodings, [f"raw.{column}" for column in columns], ROW_COLUMN)
             impressions = self.connection.sql(f"{rows} ORDER BY raw.user_id, raw.ts_ms, raw.item_id").to_arrow_table()
-            impressions = add_session_columns(impressions, session, SESSION_GAP_S)
+            impressions = add_session_columns(impressions, session_feature_list, SESSION_GAP_S)
             file.unlink()
             for code, name in enumerate(SPLITS):
                 target = self.output_dir / name / f"part-{number:05d}.parquet"
-                written[name] += write_row_groups(build_windows(impressions, layout, code), target)
-        return written
+                num_windows[name] += write_row_groups(build_windows(impressions, window_spec, code), target)
+        return num_windows
 
     def track(self, values: Iterable[T], phase: str) -> Iterator[T]:
         return iter(self.progress.track(list(values), description=phase))
 
 
 def write_row_groups(tables: Iterator[pa.Table], file: Path) -> int:
-    """Write tables as the row groups of one file, none where there is no table; returns the row count."""
+    """Write tables as row groups of one file, or no file without tables; return the number of rows."""
     first = next(tables, None)
     if first is None:
         return 0

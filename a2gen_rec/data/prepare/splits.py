@@ -1,6 +1,6 @@
-"""Which impressions train, validate and test: by the calendar for all users, or each user's last ones [ours].
+"""Split of impressions into training, validation and test: by time, or by each user's last impressions [ours].
 
-Both rules follow time within a user, so a user's impressions run train, valid, test without overlap.
+Both rules follow time within a user. A user's impressions are therefore in the order train, valid, test.
 """
 
 import re
@@ -19,21 +19,22 @@ DAY_MS = 86_400_000
 
 @dataclass(frozen=True)
 class TimeBoundaries:
-    """Begin (ms) of validation and of test."""
+    """Start times of the validation and test splits in milliseconds."""
 
     valid_ms: int
     test_ms: int
 
     def split_sql(self) -> str:
-        """SQL of the split's index in ``schema.SPLITS``."""
+        """Return the SQL of the split's index in ``schema.SPLITS``."""
         return f"(CASE WHEN ts_ms >= {self.test_ms} THEN 2 WHEN ts_ms >= {self.valid_ms} THEN 1 ELSE 0 END)::TINYINT"
 
 
 def resolve_split_rule(info: SourceInfo, config: PrepareConfig) -> SplitRule:
-    """The source's rule with what the user's settings replace; a boundary given makes any rule one by time.
+    """Return the source's rule with the overrides of ``config``; a boundary selects the method ``time``.
 
     Raises:
-        ConfigError: one boundary without the other, shares out of range, or a date for a log without calendar.
+        ConfigError: only one boundary is set, the fractions are out of range, or a boundary is a date but the log has
+            no calendar time.
     """
     rule = info.split
     if config.valid_start or config.test_start:
@@ -47,10 +48,11 @@ def resolve_split_rule(info: SourceInfo, config: PrepareConfig) -> SplitRule:
             test_fraction=config.test_fraction or rule.test_fraction,
         )
     if bool(rule.valid_start) != bool(rule.test_start):
-        raise ConfigError("valid_start and test_start must be given together")
+        raise ConfigError("valid_start and test_start must be set together")
     if rule.valid_fraction < 0 or rule.test_fraction < 0 or rule.valid_fraction + rule.test_fraction >= 1:
         raise ConfigError(
-            f"valid_fraction {rule.valid_fraction} and test_fraction {rule.test_fraction} must be shares below 1 in sum"
+            f"valid_fraction {rule.valid_fraction} and test_fraction {rule.test_fraction} must be at least 0 "
+            "and sum to less than 1"
         )
     for name, value in (("valid_start", rule.valid_start), ("test_start", rule.test_start)):
         if value and not value.isdigit() and not info.has_calendar_time:
@@ -61,14 +63,17 @@ def resolve_split_rule(info: SourceInfo, config: PrepareConfig) -> SplitRule:
 
 
 def boundary_ms(name: str, value: str, utc_offset_hours: float, end_ms: int) -> int:
-    """A boundary as epoch milliseconds.
+    """Return a boundary in epoch milliseconds.
 
     Args:
-        value: ISO date-time (local unless it names a zone), milliseconds, or ``-Nd``: the begin of the N-th last
-            local day of a log whose last impression begins at ``end_ms``.
+        name: name of the setting, for errors.
+        value: ISO datetime (local unless it contains a time zone), milliseconds, or ``-Nd``: the start of the N-th
+            last local day of the log.
+        utc_offset_hours: time zone of the log.
+        end_ms: start of the log's last impression.
 
     Raises:
-        ConfigError: none of these.
+        ConfigError: the value has none of these formats.
     """
     offset_ms = round(utc_offset_hours * 3_600_000)
     if re.fullmatch(r"\d+", value):
@@ -77,22 +82,22 @@ def boundary_ms(name: str, value: str, utc_offset_hours: float, end_ms: int) -> 
         midnight = (end_ms + offset_ms) // DAY_MS * DAY_MS - offset_ms
         return midnight - (int(last_days[1]) - 1) * DAY_MS
     try:
-        moment = datetime.fromisoformat(value)
+        time = datetime.fromisoformat(value)
     except ValueError:
-        raise ConfigError(f"{name} {value!r} is no ISO date-time, number of milliseconds, or -Nd") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC) - timedelta(milliseconds=offset_ms)
-    return round(moment.timestamp() * 1000)
+        raise ConfigError(f"{name} {value!r} is not an ISO datetime, a millisecond timestamp or -Nd") from None
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=UTC) - timedelta(milliseconds=offset_ms)
+    return round(time.timestamp() * 1000)
 
 
 def time_boundaries(
     connection: duckdb.DuckDBPyConnection, relation: str, rule: SplitRule, utc_offset_hours: float
 ) -> TimeBoundaries:
-    """Boundaries of a rule by time: as given, or the quantiles of ``ts_ms`` that its shares name.
+    """Return the boundaries of a rule by time: as set, or the quantiles of ``ts_ms`` for its fractions.
 
     Raises:
-        ConfigError: validation would not begin before test.
-        DataError: nothing would be left to train on.
+        ConfigError: validation starts after test.
+        DataError: no training impression is left.
     """
     count, first_ms, last_ms = fetch_one(connection, f"SELECT count(*), min(ts_ms), max(ts_ms) FROM {relation}")
     if rule.valid_start:
@@ -101,35 +106,34 @@ def time_boundaries(
     else:
         in_test = round(rule.test_fraction * count)
         in_valid = round(rule.valid_fraction * count)
-        # One place past the end stands for a split that takes nothing.
-        places = [count - in_test - in_valid + 1, count - in_test + 1]
-        inside = [place for place in places if place <= count]
-        values = order_statistics(connection, relation, "ts_ms", inside) if inside else []
+        # A rank of count + 1 means an empty split.
+        ranks = [rank for rank in (count - in_test - in_valid + 1, count - in_test + 1) if rank <= count]
+        values = order_statistics(connection, relation, "ts_ms", ranks) if ranks else []
         values += [last_ms + 1] * (2 - len(values))
         valid_ms, test_ms = int(values[0]), int(values[1])
     if valid_ms > test_ms:
         raise ConfigError(f"valid_start ({valid_ms} ms) must not be after test_start ({test_ms} ms)")
     if first_ms >= valid_ms:
-        raise DataError(f"no impression before {valid_ms} ms is left to train on", field="ts_ms")
+        raise DataError(f"no training impressions before {valid_ms} ms", field="ts_ms")
     return TimeBoundaries(valid_ms, test_ms)
 
 
 def split_by_user_tail(relation: str, rule: SplitRule) -> str:
-    """SQL relation with a ``split`` column: each user's last impressions test, those before them validate.
+    """Return the SQL relation with a ``split`` column: each user's last impressions are test, the ones before valid.
 
-    A user with ``n`` impressions gives ``max(1, round(share · n))`` to test and likewise to validation; users
-    with fewer than three only train.
+    A user with ``n`` impressions has ``max(1, round(fraction · n))`` test impressions and likewise validation
+    impressions. Users with fewer than three impressions have training impressions only.
     """
 
-    def taken(share: float) -> str:
-        return f"greatest(1, floor({share!r} * total + 0.5))" if share else "0"
+    def count(fraction: float) -> str:
+        return f"greatest(1, floor({fraction!r} * total + 0.5))" if fraction else "0"
 
     return f"""(
-        SELECT * EXCLUDE (place, total), (CASE
-            WHEN total < 3 OR place <= total - {taken(rule.test_fraction)} - {taken(rule.valid_fraction)} THEN 0
-            WHEN place <= total - {taken(rule.test_fraction)} THEN 1
+        SELECT * EXCLUDE (position, total), (CASE
+            WHEN total < 3 OR position <= total - {count(rule.test_fraction)} - {count(rule.valid_fraction)} THEN 0
+            WHEN position <= total - {count(rule.test_fraction)} THEN 1
             ELSE 2 END)::TINYINT AS split
         FROM (
-            SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY ts_ms, item_id) AS place,
+            SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY ts_ms, item_id) AS position,
                 count(*) OVER (PARTITION BY user_id) AS total
             FROM {relation}))"""

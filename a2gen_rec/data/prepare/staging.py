@@ -1,8 +1,8 @@
-"""From a source's relation to clean impressions on disk, spread over partitions by user.
+"""From a source's relation to clean impressions on disk, partitioned by user.
 
-Two passes, each bounded in memory: :func:`spread` writes every row of the source once, :func:`clean` drops one
-partition's drop_reason rows and duplicates. A clean impression has the source's columns (``sources/base.py``) with
-FLOAT times, ``user_key`` and no ``drop_reason``; with a rule by users' last impressions, ``split`` too.
+Two passes, each with bounded memory: :func:`partition_by_user` writes every row of the source once,
+:func:`deduplicate` drops the unusable rows and duplicates of one partition. A clean impression has the source's columns
+(``sources/base.py``) with FLOAT times, ``user_key`` and no ``drop_reason``. The split method ``last`` adds ``split``.
 """
 
 import shutil
@@ -52,12 +52,20 @@ RESERVED = frozenset(
     )
 )
 RESERVED_OUTCOMES = ("start", "exit", "padding", WATCH_TIME, "watch", "ensemble")
-"""Reserved among actions and labels: what else is predicted, or ranked by, under these names."""
+"""Reserved names of actions and labels: other predictions and sort keys use them."""
 
 
 @dataclass(frozen=True)
 class StagedColumns:
-    """Names of a relation's columns by role; ``calendar`` are the features this module computes from time."""
+    """Names of a relation's columns by role.
+
+    Attributes:
+        features: features, including calendar features.
+        actions: actions without ``start`` and ``exit``.
+        labels: impression labels.
+        oracle: actions and labels with a true probability.
+        calendar_features: features computed from time.
+    """
 
     features: tuple[FeatureSpec, ...]
     actions: tuple[str, ...]
@@ -67,26 +75,26 @@ class StagedColumns:
 
     @classmethod
     def from_source(cls, info: SourceInfo) -> "StagedColumns":
-        """Columns of a source, calendar features added.
+        """Return the columns of a source with calendar features.
 
         Raises:
-            DataError: a name is taken twice or reserved, or there is no ``item_id`` feature.
+            DataError: a name is duplicate or reserved, or the feature ``item_id`` is missing.
         """
-        own = [feature.name for feature in info.features]
-        calendar = tuple(name for name in CALENDAR_FEATURES if info.has_calendar_time and name not in own)
-        names = [*own, *calendar]
-        events = [*info.actions, *info.labels]
-        for name in names + events:
-            if name in RESERVED or (name in events and name in RESERVED_OUTCOMES):
-                raise DataError(f"the name {name!r} is reserved", field=name)
-        for taken in (names, events):
-            for name in taken:
-                if taken.count(name) > 1:
-                    raise DataError(f"the name {name!r} is taken twice", field=name)
+        source_names = [feature.name for feature in info.features]
+        calendar = tuple(name for name in CALENDAR_FEATURES if info.has_calendar_time and name not in source_names)
+        names = [*source_names, *calendar]
+        outcomes = [*info.actions, *info.labels]
+        for name in names + outcomes:
+            if name in RESERVED or (name in outcomes and name in RESERVED_OUTCOMES):
+                raise DataError(f"reserved name {name!r}", field=name)
+        for group in (names, outcomes):
+            for name in group:
+                if group.count(name) > 1:
+                    raise DataError(f"duplicate name {name!r}", field=name)
         if ITEM_ID not in names:
-            raise DataError(f"the source {info.name} declares no feature {ITEM_ID!r}", field=ITEM_ID)
+            raise DataError(f"source {info.name} has no feature {ITEM_ID!r}", field=ITEM_ID)
         if len(info.actions) > 100:
-            raise DataError(f"{len(info.actions)} actions are more than the format's 100", field="actions")
+            raise DataError(f"{len(info.actions)} actions; the maximum is 100", field="actions")
         features = (*info.features, *(FeatureSpec(name, "context") for name in calendar))
         return cls(features, info.actions, info.labels, info.oracle, calendar)
 
@@ -96,7 +104,7 @@ class StagedColumns:
 
     @property
     def label_columns(self) -> list[str]:
-        """Labels and true probabilities."""
+        """Columns of labels and true probabilities."""
         return [
             quote_identifier(name)
             for name in [f"label_{x}" for x in self.labels] + [f"oracle_{x}" for x in self.oracle]
@@ -104,9 +112,9 @@ class StagedColumns:
 
 
 def canonical_columns_sql(columns: StagedColumns, utc_offset_hours: float) -> list[str]:
-    """SELECT list that makes clean impressions of a source's relation.
+    """Return the SELECT list from a source's relation to clean impressions.
 
-    A dwell shorter than a recorded action inside the impression is raised to that action's time [ours].
+    A watch time shorter than a recorded action time in the impression is raised to that action's time [ours].
     """
     recorded = [f"CASE WHEN NOT isnan({at}) THEN {at} END" for at in columns.action_columns]
     dwell = "coalesce(dwell_s, 'nan'::DOUBLE)"
@@ -133,45 +141,47 @@ def partition_by_user(
     columns: StagedColumns,
     utc_offset_hours: float,
     num_partitions: int,
-    folder: Path,
+    directory: Path,
 ) -> tuple[int, dict[str, int]]:
-    """Write a source's rows to ``folder``/partition=P; returns rows read and drop_reason rows by reason."""
+    """Write a source's rows to ``directory``/partition=P; return the rows read and the unusable rows by reason."""
     select = canonical_columns_sql(columns, utc_offset_hours)
     missing = " ".join(f"WHEN {name} IS NULL THEN 'no {name}'" for name in ("user_id", "item_id", "ts_ms"))
     select.append(f"CASE WHEN drop_reason IS NOT NULL THEN drop_reason {missing} END AS drop_reason")
-    # DuckDB holds back so many rows per thread: the threshold bounds memory on machines of many cores.
+    # DuckDB buffers up to this many rows per thread: the threshold bounds memory on machines with many cores.
     connection.execute("SET partitioned_write_flush_threshold = 131072")
     connection.execute(
         f"COPY (SELECT *, user_key % {num_partitions} AS partition FROM (SELECT {', '.join(select)} FROM ({relation})))"
-        f" TO {quote_literal(folder)} (FORMAT parquet, PARTITION_BY (partition))"
+        f" TO {quote_literal(directory)} (FORMAT parquet, PARTITION_BY (partition))"
     )
-    if not folder.exists() or not any(folder.rglob("*.parquet")):
+    if not directory.exists() or not any(directory.rglob("*.parquet")):
         return 0, {}
-    written = read_parquet_sql(folder / "*" / "*.parquet")
+    written = read_parquet_sql(directory / "*" / "*.parquet")
     counts = connection.execute(f"SELECT drop_reason, count(*) FROM {written} GROUP BY ALL ORDER BY ALL").fetchall()
     return sum(count for _, count in counts), {reason: count for reason, count in counts if reason is not None}
 
 
 def deduplicate(
-    connection: duckdb.DuckDBPyConnection, folder: Path, columns: StagedColumns, rule: SplitRule, file: Path
+    connection: duckdb.DuckDBPyConnection, directory: Path, columns: StagedColumns, rule: SplitRule, file: Path
 ) -> int:
-    """Write one partition's good rows without duplicates to ``file``; returns the duplicates dropped.
+    """Write one partition's usable rows without duplicates to ``file``; return the number of duplicates.
 
-    Of several rows of one user, item and time, the one of longest dwell and of most actions stays. The
-    partition's folder is removed.
+    Of several rows with one user, item and time, the row with the longest watch time, then the most actions, is kept.
+    The partition's directory is removed.
     """
-    if not folder.exists():
+    if not directory.exists():
         return 0
-    good = f"(SELECT * EXCLUDE (drop_reason) FROM {read_parquet_sql(folder / '*.parquet')} WHERE drop_reason IS NULL)"
+    usable = (
+        f"(SELECT * EXCLUDE (drop_reason) FROM {read_parquet_sql(directory / '*.parquet')} WHERE drop_reason IS NULL)"
+    )
     features = [quote_identifier(feature.name) for feature in columns.features if feature.name not in IDENTIFIERS]
     preference = ["nullif(dwell_s, 'nan'::FLOAT)", *columns.action_columns, *columns.label_columns, *features]
     unique = f"""(
-        SELECT * FROM {good} QUALIFY 1 = row_number() OVER (
+        SELECT * FROM {usable} QUALIFY 1 = row_number() OVER (
             PARTITION BY user_id, ts_ms, item_id
             ORDER BY {", ".join(f"{name} DESC NULLS LAST" for name in preference)}))"""
     relation = split_by_user_tail(unique, rule) if rule.method == "last" else unique
     file.parent.mkdir(parents=True, exist_ok=True)
-    (before,) = fetch_one(connection, f"SELECT count(*) FROM {good}")
+    (before,) = fetch_one(connection, f"SELECT count(*) FROM {usable}")
     (after,) = fetch_one(connection, f"COPY (SELECT * FROM {relation}) TO {quote_literal(file)} (FORMAT parquet)")
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
     return before - after

@@ -1,4 +1,4 @@
-"""What the dataset card and the tables beside the windows tell: counts, rates and medians."""
+"""Counts, rates and medians of the dataset card, and the item and user tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,21 @@ from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
 from a2gen_rec.data.schema import EXIT, ITEM_ID, RAW_DURATION_COLUMN, SPLITS, SplitSummary
 from a2gen_rec.data.sql import fetch_one, order_statistics, quote_identifier, write_sorted
 
-# Few enough for a row group of several list columns to stay small, many enough to compress well.
+# Small enough for row groups of several list columns, large enough to compress well.
 ROW_GROUP_SIZE = 100_000
 
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """Targets of one split; ``known`` are targets whose flag is known."""
+    """Target counts of one split.
+
+    Attributes:
+        targets: number of targets.
+        first_ms: start of the first target; None without targets.
+        last_ms: start of the last target; None without targets.
+        positives: targets per positive action, label and objective.
+        num_known: targets per known action, label and objective.
+    """
 
     targets: int
     first_ms: int | None
@@ -28,7 +36,7 @@ class SplitCounts:
         return SplitSummary(windows, self.targets, self.first_ms, self.last_ms, self.positives, feedback)
 
     def base_rates(self) -> dict[str, float]:
-        """Share of targets with each action, and of those with a known flag that have it."""
+        """Return the share of positives among the targets with a known value, per action, label and objective."""
         return {
             name: positives / self.num_known[name] if self.num_known[name] else 0.0
             for name, positives in self.positives.items()
@@ -42,33 +50,39 @@ def action_time_column(action: str) -> str:
 def count_splits(
     connection: duckdb.DuckDBPyConnection, impressions: str, actions: Sequence[str], flags: Mapping[str, str]
 ) -> dict[str, SplitCounts]:
-    """Counts of every split of the relation ``impressions``, whose ``split`` is an index into ``SPLITS``.
+    """Count the targets of every split of the relation ``impressions``.
 
     Args:
-        flags: labels and objectives, and the SQL of their columns.
+        connection: DuckDB connection.
+        impressions: relation whose column ``split`` is an index into ``SPLITS``.
+        actions: actions to count.
+        flags: label or objective -> SQL of its column.
+
+    Returns:
+        Split name -> counts.
     """
     select = ["count(*)", "min(ts_ms)", "max(ts_ms)", *(f"count({action_time_column(name)})" for name in actions)]
     select += [f"coalesce(sum({column}), 0)::BIGINT" for column in flags.values()]
     select += [f"count({column})" for column in flags.values()]
     rows = connection.execute(f"SELECT split, {', '.join(select)} FROM {impressions} GROUP BY split").fetchall()
-    found = {}
+    counts = {}
     for split, targets, first_ms, last_ms, *numbers in rows:
-        happened, numbers = numbers[: len(actions)], numbers[len(actions) :]
+        occurred, numbers = numbers[: len(actions)], numbers[len(actions) :]
         positive, known = numbers[: len(flags)], numbers[len(flags) :]
-        found[SPLITS[split]] = SplitCounts(
+        counts[SPLITS[split]] = SplitCounts(
             targets=targets,
             first_ms=first_ms,
             last_ms=last_ms,
-            positives=dict(zip([*actions, *flags], [*happened, *positive], strict=True)),
+            positives=dict(zip([*actions, *flags], [*occurred, *positive], strict=True)),
             num_known={**dict.fromkeys(actions, targets), **dict(zip(flags, known, strict=True))},
         )
     zeros = dict.fromkeys([*actions, *flags], 0)
     empty = SplitCounts(0, None, None, zeros, zeros)
-    return {name: found.get(name, empty) for name in SPLITS}
+    return {name: counts.get(name, empty) for name in SPLITS}
 
 
 def median_times(connection: duckdb.DuckDBPyConnection, train: str, actions: Sequence[str]) -> dict[str, float]:
-    """Median offset (s) of every action, and of ``exit``, that has a recorded time on the relation ``train``."""
+    """Return the median offset (s) of every action and ``exit`` with recorded times in the relation ``train``."""
     columns = {action: action_time_column(action) for action in [*actions, EXIT]}
     known = [f"count(*) FILTER (NOT isnan({column}))" for column in columns.values()]
     counts = fetch_one(connection, f"SELECT {', '.join(known)} FROM {train}")
@@ -87,26 +101,31 @@ def write_entities(
     file: Path,
     duration_feature: str = "",
 ) -> int:
-    """Write every item (or user), one row each by raw identifier, with its latest features' rows; returns the count.
+    """Write one row per item or user with the rows of its latest features; return the number of rows.
 
-    Of several impressions at the latest moment each feature takes the greatest value, so the choice is total.
+    If several impressions have the latest time, every feature takes its maximum, which makes the result unique.
 
     Args:
-        length: feature of this level whose raw value is kept as ``RAW_LENGTH``; none if empty.
+        connection: DuckDB connection.
+        impressions: relation of impressions.
+        encodings: encodings of all features.
+        level: ``item`` or ``user``.
+        file: Parquet file to write, sorted by raw identifier.
+        duration_feature: feature of this level whose raw value is written as ``RAW_DURATION_COLUMN``; empty for none.
     """
     key, name, extra = (ITEM_ID, "item", []) if level == "item" else ("user_id", "user", ["user_key"])
-    own = [coding for coding in encodings if coding.feature.level == level]
-    features = [quote_identifier(coding.feature.name) for coding in own if coding.feature.name != key]
+    level_encodings = [encoding for encoding in encodings if encoding.feature.level == level]
+    features = [quote_identifier(x.feature.name) for x in level_encodings if x.feature.name != key]
     latest = "".join(f", max({column}) AS {column}" for column in [*extra, *features])
     relation = f"""(
         SELECT {key}{latest} FROM {impressions}
         JOIN (SELECT {key}, max(ts_ms) AS ts_ms FROM {impressions} GROUP BY ALL) USING ({key}, ts_ms)
         GROUP BY {key})"""
-    chosen = [f"raw.{key} AS {quote_identifier(name)}", *(f"raw.{column}" for column in extra)]
-    if duration_feature in (coding.feature.name for coding in own):
-        chosen.append(f"raw.{quote_identifier(duration_feature)} AS {RAW_DURATION_COLUMN}")
+    columns = [f"raw.{key} AS {quote_identifier(name)}", *(f"raw.{column}" for column in extra)]
+    if duration_feature in (encoding.feature.name for encoding in level_encodings):
+        columns.append(f"raw.{quote_identifier(duration_feature)} AS {RAW_DURATION_COLUMN}")
     return write_sorted(
-        connection, f"{encode_relation(relation, own, chosen)} ORDER BY raw.{key}", file, ROW_GROUP_SIZE
+        connection, f"{encode_relation(relation, level_encodings, columns)} ORDER BY raw.{key}", file, ROW_GROUP_SIZE
     )
 
 
@@ -118,13 +137,13 @@ def write_item_statistics(
     flags: Mapping[str, str],
     file: Path,
 ) -> None:
-    """Write training targets and positives per row of the item table, row 0 included where it occurs."""
-    counted = [f"count({action_time_column(name)}) AS {quote_identifier(name)}" for name in actions]
-    counted += [f"coalesce(sum({column}), 0)::BIGINT AS {quote_identifier(name)}" for name, column in flags.items()]
-    totals = "".join(f", {count}" for count in counted)
+    """Write training targets and positives per row of the item table, including row 0 if it occurs."""
+    counts = [f"count({action_time_column(name)}) AS {quote_identifier(name)}" for name in actions]
+    counts += [f"coalesce(sum({column}), 0)::BIGINT AS {quote_identifier(name)}" for name, column in flags.items()]
+    totals = "".join(f", {count}" for count in counts)
     per_item = f"(SELECT {ITEM_ID}, count(*) AS impressions{totals} FROM {train} GROUP BY {ITEM_ID})"
     names = ["impressions", *(quote_identifier(name) for name in [*actions, *flags])]
     rows = encode_relation(per_item, [item], [f"raw.{name}" for name in names], prefix="row_")
-    summed = ", ".join(f"sum({name})::BIGINT AS {name}" for name in names)
-    query = f"SELECT row_{ITEM_ID} AS {ITEM_ID}, {summed} FROM ({rows}) GROUP BY ALL ORDER BY {ITEM_ID}"
+    sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in names)
+    query = f"SELECT row_{ITEM_ID} AS {ITEM_ID}, {sums} FROM ({rows}) GROUP BY ALL ORDER BY {ITEM_ID}"
     write_sorted(connection, query, file, ROW_GROUP_SIZE)

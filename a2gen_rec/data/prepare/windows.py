@@ -1,4 +1,4 @@
-"""Cutting sorted impressions into user windows: index arithmetic on whole columns, no loop over rows."""
+"""Construction of user windows from sorted impressions by index arithmetic, without a loop over rows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,17 @@ from a2gen_rec.data.sql import ROW_COLUMN, IntArray, is_first_of_user
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """What of an impression enters a window, and how windows are cut.
+    """Contents and limits of windows.
 
     Attributes:
-        actions: the log's own actions in vocabulary order, without ``start`` and ``exit``.
-        history: most impressions before a window's first target.
-        max_targets: most targets of a window.
-        rows: windows of one table that :func:`cut` yields.
+        features: features of all levels.
+        actions: actions in vocabulary order, without ``start`` and ``exit``.
+        labels: impression labels.
+        objectives: objectives.
+        oracle: actions and labels with a true probability.
+        max_history: maximum impressions before a window's first target.
+        max_targets: maximum targets per window.
+        windows_per_table: windows per table of :func:`build_windows`.
     """
 
     features: Sequence[Feature]
@@ -36,7 +40,13 @@ class WindowSpec:
 
 @dataclass(frozen=True)
 class WindowBounds:
-    """Impressions ``begin:end`` of each window, its targets ``target:end``; int64 arrays of shape ``(windows,)``."""
+    """Impression ranges of windows; int64 arrays of shape ``(windows,)``.
+
+    Attributes:
+        start: first impression.
+        target: first target.
+        end: end of the window, exclusive.
+    """
 
     start: IntArray
     target: IntArray
@@ -50,121 +60,124 @@ def window_bounds(
     max_history: int,
     max_targets: int,
 ) -> WindowBounds:
-    """Where the windows of one split lie.
+    """Return the bounds of the windows of one split.
 
-    Each user's impressions of the split are cut into runs of at most ``max_targets``; the up to ``history``
-    impressions of the user just before a run, of whatever split, are its history.
+    Each user's impressions of the split are divided into runs of at most ``max_targets``. The history of a run is the
+    user's previous ``max_history`` impressions of any split.
 
     Args:
-        new_user: ``(impressions,)`` in order of user and time; whether a user's first impression.
+        new_user: ``(impressions,)`` sorted by user and time; whether each is its user's first impression.
         split: ``(impressions,)`` split of each, non-decreasing within a user.
-        wanted: the split to cut.
+        split_index: index of the split in ``schema.SPLITS``.
+        max_history: maximum impressions before the first target.
+        max_targets: maximum targets per window.
     """
-    changes = new_user.copy()
-    changes[1:] |= split[1:] != split[:-1]
-    run_begin = np.flatnonzero(changes)
-    run_end = np.append(run_begin[1:], len(split))
-    chosen = split[run_begin] == split_index
-    run_begin, run_end = run_begin[chosen], run_end[chosen]
+    is_run_start = new_user.copy()
+    is_run_start[1:] |= split[1:] != split[:-1]
+    run_start = np.flatnonzero(is_run_start)
+    run_end = np.append(run_start[1:], len(split))
+    selected = split[run_start] == split_index
+    run_start, run_end = run_start[selected], run_end[selected]
 
-    windows = -(-(run_end - run_begin) // max_targets)
-    target = np.repeat(run_begin, windows) + max_targets * jagged_positions(windows)[1]
+    windows = -(-(run_end - run_start) // max_targets)
+    target = np.repeat(run_start, windows) + max_targets * jagged_positions(windows)[1]
     end = np.minimum(target + max_targets, np.repeat(run_end, windows))
-    user_begin = np.flatnonzero(new_user)
-    user_of_target = np.searchsorted(user_begin, target, side="right") - 1
-    begin = np.maximum(user_begin[user_of_target], target - max_history)
-    return WindowBounds(begin, target, end)
+    user_start = np.flatnonzero(new_user)
+    target_user = np.searchsorted(user_start, target, side="right") - 1
+    start = np.maximum(user_start[target_user], target - max_history)
+    return WindowBounds(start, target, end)
 
 
 def action_lists(
     times: npt.NDArray[np.float32], occurred: npt.NDArray[np.bool_], dwell_s: pa.Array
 ) -> tuple[pa.Array, pa.Array]:
-    """Action codes and offsets of each impression, as list arrays: start, timed, untimed, exit.
+    """Return action codes and offsets of each impression as list arrays: start, timed, untimed, exit.
 
     Args:
-        times: ``(impressions, actions)`` seconds since begin, NaN when not recorded.
-        happened: ``(impressions, actions)`` whether the action happened at all.
-        dwell_s: ``(impressions,)`` offset of ``exit``, NaN when not recorded.
+        times: ``(impressions, actions)`` seconds since the start, NaN if not recorded.
+        occurred: ``(impressions, actions)`` whether the action occurred.
+        dwell_s: ``(impressions,)`` offset of ``exit``, NaN if not recorded.
 
     Returns:
         ``list<int8>`` and ``list<float>`` arrays of the same shape.
     """
     impressions, actions = occurred.shape
-    # NaN sorts last: actions that did not happen go behind those of unknown time; stable keeps vocabulary order.
-    place = np.where(occurred, np.where(np.isnan(times), np.inf, times), np.nan)
-    order = np.argsort(place, axis=1, kind="stable")
+    # NaN sorts last: absent actions follow actions with unknown time. A stable sort keeps vocabulary order.
+    sort_key = np.where(occurred, np.where(np.isnan(times), np.inf, times), np.nan)
+    order = np.argsort(sort_key, axis=1, kind="stable")
     count = occurred.sum(axis=1)
 
     codes = np.zeros((impressions, actions + 2), np.int8)
     offsets = np.zeros((impressions, actions + 2), np.float32)
     codes[:, 1:-1] = order + 1
     offsets[:, 1:-1] = np.take_along_axis(times, order, axis=1)
-    every = np.arange(impressions)
-    codes[every, count + 1] = actions + 1
-    offsets[every, count + 1] = dwell_s.to_numpy(zero_copy_only=False)
+    rows = np.arange(impressions)
+    codes[rows, count + 1] = actions + 1
+    offsets[rows, count + 1] = dwell_s.to_numpy(zero_copy_only=False)
 
-    real = np.arange(actions + 2) < (count + 2)[:, None]
+    is_token = np.arange(actions + 2) < (count + 2)[:, None]
     ends = pa.array(np.append(0, np.cumsum(count + 2)).astype(np.int32))
     return (
-        pa.ListArray.from_arrays(ends, pa.array(codes[real])),
-        pa.ListArray.from_arrays(ends, pa.array(offsets[real])),
+        pa.ListArray.from_arrays(ends, pa.array(codes[is_token])),
+        pa.ListArray.from_arrays(ends, pa.array(offsets[is_token])),
     )
 
 
 def build_windows(impressions: pa.Table, spec: WindowSpec, split_index: int) -> Iterator[pa.Table]:
-    """Tables of at most ``layout.rows`` windows of one split (``schema.py`` tells their columns).
+    """Yield tables of at most ``spec.windows_per_table`` windows of one split (columns: see ``schema.py``).
 
     Args:
-        impressions: sorted by user, time and item, with the columns ``user_id``, ``user_key``, ``ts_ms``,
+        impressions: impressions sorted by user, time and item, with the columns ``user_id``, ``user_key``, ``ts_ms``,
             ``dwell_s``, ``split``, ``at_*``, ``label_*``, ``objective_*``, ``oracle_*`` and ``row_<feature>``.
-        wanted: the split's index in ``schema.SPLITS``.
+        spec: contents and limits of the windows.
+        split_index: index of the split in ``schema.SPLITS``.
     """
     if not impressions.num_rows:
         return
     impressions = impressions.combine_chunks()
     split = impressions["split"].to_numpy()
-    found = window_bounds(is_first_of_user(impressions), split, split_index, spec.max_history, spec.max_targets)
-    for first in range(0, len(found.target), spec.windows_per_table):
+    bounds = window_bounds(is_first_of_user(impressions), split, split_index, spec.max_history, spec.max_targets)
+    for first in range(0, len(bounds.target), spec.windows_per_table):
         part = slice(first, first + spec.windows_per_table)
-        yield windows_table(impressions, spec, WindowBounds(found.start[part], found.target[part], found.end[part]))
+        yield windows_table(impressions, spec, WindowBounds(bounds.start[part], bounds.target[part], bounds.end[part]))
 
 
 def windows_table(impressions: pa.Table, spec: WindowSpec, bounds: WindowBounds) -> pa.Table:
-    """The windows ``at`` their bounds, one row each; user features are those of the first target."""
+    """Return one row per window; user features are those of the first target."""
     lengths = bounds.end - bounds.start
     index = concat_ranges(bounds.start, lengths)
-    inside = impressions.take(pa.array(index)).combine_chunks()
+    window_impressions = impressions.take(pa.array(index)).combine_chunks()
     users = impressions.select(
         ["user_id", "user_key", *(ROW_COLUMN + x.name for x in spec.features if x.level == "user")]
     ).take(pa.array(bounds.target))
     ends = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
 
     def column(name: str) -> pa.Array:
-        return inside[name].chunk(0)
+        return window_impressions[name].chunk(0)
 
-    def listed(values: pa.Array) -> pa.Array:
+    def to_list(values: pa.Array) -> pa.Array:
         return pa.ListArray.from_arrays(ends, values)
 
-    def known(name: str) -> pa.Array:
-        return listed(pc.fill_null(column(name), float("nan")))
+    def with_nan(name: str) -> pa.Array:
+        return to_list(pc.fill_null(column(name), float("nan")))
 
     at_columns = [column(f"at_{name}") for name in spec.actions]
     shape = (len(index), len(spec.actions))
     times = np.empty(shape, np.float32)
-    happened = np.empty(shape, bool)
-    for place, values in enumerate(at_columns):
-        times[:, place] = values.to_numpy(zero_copy_only=False)
-        happened[:, place] = values.is_valid().to_numpy(zero_copy_only=False)
-    codes, offsets = action_lists(times, happened, column("dwell_s"))
+    occurred = np.empty(shape, bool)
+    for code, values in enumerate(at_columns):
+        times[:, code] = values.to_numpy(zero_copy_only=False)
+        occurred[:, code] = values.is_valid().to_numpy(zero_copy_only=False)
+    codes, offsets = action_lists(times, occurred, column("dwell_s"))
 
-    named: dict[str, pa.Array | pa.ChunkedArray] = {"user": users["user_id"], "user_key": users["user_key"]}
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {"user": users["user_id"], "user_key": users["user_key"]}
     for feature in spec.features:
         raw = ROW_COLUMN + feature.name
-        named[feature.name] = users[raw] if feature.level == "user" else listed(column(raw))
-    named |= {"ts_ms": listed(column("ts_ms")), "dwell_s": listed(column("dwell_s"))}
-    named |= {"action": listed(codes), "action_offset_s": listed(offsets)}
-    named |= {f"label_{name}": known(f"label_{name}") for name in spec.labels}
-    named |= {f"objective_{name}": known(f"objective_{name}") for name in spec.objectives}
-    named |= {f"oracle_{name}": known(f"oracle_{name}") for name in spec.oracle}
-    named["first_target"] = pa.array((bounds.target - bounds.start).astype(np.int32))
-    return pa.table(named)
+        columns[feature.name] = users[raw] if feature.level == "user" else to_list(column(raw))
+    columns |= {"ts_ms": to_list(column("ts_ms")), "dwell_s": to_list(column("dwell_s"))}
+    columns |= {"action": to_list(codes), "action_offset_s": to_list(offsets)}
+    columns |= {f"label_{name}": with_nan(f"label_{name}") for name in spec.labels}
+    columns |= {f"objective_{name}": with_nan(f"objective_{name}") for name in spec.objectives}
+    columns |= {f"oracle_{name}": with_nan(f"oracle_{name}") for name in spec.oracle}
+    columns["first_target"] = pa.array((bounds.target - bounds.start).astype(np.int32))
+    return pa.table(columns)

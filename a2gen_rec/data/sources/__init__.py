@@ -1,4 +1,7 @@
-"""Raw logs that ``prepare`` reads: one module per public log, the simulator's, and one for your own."""
+"""Sources of raw logs for ``prepare``: public logs, simulated logs, and generic logs described by a YAML spec.
+
+May import ``data.schema``, ``data.sql``, ``simulation``, ``config``, ``utils`` and ``errors``.
+"""
 
 from collections.abc import Callable
 
@@ -13,28 +16,28 @@ from a2gen_rec.errors import ConfigError
 
 
 def open_source(name: str, raw: str, spec: str | None = None) -> Source:
-    """The source ``name`` at the local file or folder ``raw``; ``spec`` describes a generic log's columns.
+    """Open the source ``name`` at the local file or directory ``raw``; ``spec`` describes a generic log's columns.
 
     Raises:
-        ConfigError: no such source, or a spec missing or given in vain.
-        DataError: the raw files are not there.
+        ConfigError: unknown source, or a missing or superfluous spec.
+        DataError: the raw files are missing.
     """
     if name not in SOURCE_NAMES:
-        raise ConfigError(f"no source {name!r}; there are {', '.join(SOURCE_NAMES)}")
+        raise ConfigError(f"unknown source {name!r}; choose one of {', '.join(SOURCE_NAMES)}")
     if name == "generic":
         if spec is None:
-            raise ConfigError("the generic source needs --spec, a YAML file that describes the log's columns")
+            raise ConfigError("the source 'generic' requires --spec, a YAML file that describes the log's columns")
         return open_generic(raw, spec)
     if spec is not None:
-        raise ConfigError(f"--spec describes a generic log; the source {name!r} knows its own columns")
+        raise ConfigError(f"--spec applies to the source 'generic' only, not to {name!r}")
     if name == "simulated":
         from a2gen_rec.data.sources.simulated import Simulated
 
         return Simulated(raw)
-    known: dict[str, Callable[[str], Source]] = {
+    sources: dict[str, Callable[[str], Source]] = {
         "kuairand": KuaiRand,
         "jd": JD,
         "rec_tmall": RecTmall,
         "tenrec": Tenrec,
     }
-    return known[name](raw)
+    return sources[name](raw)

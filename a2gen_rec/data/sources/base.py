@@ -1,19 +1,19 @@
-"""What a source of raw logs offers to ``prepare``: one SQL relation in standard columns, and its own facts.
+"""Interface between sources of raw logs and ``prepare``: one SQL relation in standard columns, and source metadata.
 
 Columns of the relation, one row per impression (types are DuckDB's)::
 
     user_id   VARCHAR   raw user identifier
     item_id   VARCHAR   raw item identifier
-    ts_ms     BIGINT    begin of the impression
-    dwell_s   DOUBLE    watch time; NaN when not recorded
-    at_<action>     DOUBLE   NULL: did not happen; NaN: happened at an unknown time; else seconds since begin
-    label_<label>   DOUBLE   0, 1, or NULL when unknown
-    <feature>       VARCHAR for vocabulary and hash features, DOUBLE for buckets; NULL when missing
+    ts_ms     BIGINT    start of the impression
+    dwell_s   DOUBLE    watch time; NaN if not recorded
+    at_<action>     DOUBLE   NULL: did not occur; NaN: occurred at an unknown time; else seconds since the start
+    label_<label>   DOUBLE   0, 1, or NULL if unknown
+    <feature>       VARCHAR for vocabulary and hash features, DOUBLE for buckets; NULL if missing
     oracle_<name>   DOUBLE   true probability of an action or label (simulated logs only)
-    drop_reason   VARCHAR   why the row must be dropped, NULL for a good row
+    drop_reason     VARCHAR  reason why the row is unusable; NULL for a usable row
 
-Features ``user_id`` and ``item_id`` reuse the identifier columns. A source sees its raw files and DuckDB only:
-splits, vocabularies and windows are made by ``prepare``, the same for every log.
+The features ``user_id`` and ``item_id`` use the identifier columns. A source depends only on its raw files and DuckDB.
+``prepare`` creates splits, vocabularies and windows in the same way for every log.
 """
 
 from dataclasses import dataclass, field
@@ -26,13 +26,15 @@ from a2gen_rec.data.schema import FeatureSpec
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How impressions are divided into training, validation and test.
+    """Rule that divides impressions into training, validation and test.
 
     Attributes:
-        by: ``time`` cuts the calendar for all users; ``last`` takes each user's last impressions.
-        valid_start, test_start: boundaries for ``time`` (ISO in the log's time zone, milliseconds, or ``-2d``:
-            the begin of the log's last day but one); empty: by share.
-        valid_fraction, test_fraction: shares of impressions (``time``) or of each user's impressions (``last``).
+        method: ``time`` splits all users at two boundaries; ``last`` takes each user's last impressions.
+        valid_start: start of validation for ``time``: ISO datetime in the log's time zone, milliseconds, or ``-Nd``
+            (start of the log's N-th last day); empty to split by fraction.
+        test_start: start of test for ``time``, in the same formats.
+        valid_fraction: fraction of all impressions (``time``) or of each user's impressions (``last``).
+        test_fraction: fraction of all impressions (``time``) or of each user's impressions (``last``).
     """
 
     method: Literal["time", "last"] = "time"
@@ -44,16 +46,24 @@ class SplitRule:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What does not depend on the rows.
+    """Metadata of a source, independent of its rows.
 
     Attributes:
-        actions: the log's own actions in vocabulary order, without ``start`` and ``exit``.
-        labels: impression labels that are not acts.
-        duration: feature of kind ``buckets`` that holds the video's length in seconds; empty when there is none.
-        negative: those of the actions that are explicit negative feedback.
-        calendar: whether ``ts_ms`` is wall-clock time; adds the context features hour_of_day and day_of_week.
-        elapsed: whether differences of ``ts_ms`` are elapsed time, not order alone; adds the session features.
-        utc_offset_hours: the log's time zone, for those features and for split boundaries.
+        name: name of the source.
+        actions: actions in vocabulary order, without ``start`` and ``exit``.
+        features: features and their encodings.
+        labels: impression labels that are not actions.
+        duration_feature: feature of kind ``buckets`` that contains the video's duration in seconds; empty for none.
+        negative_actions: actions that are explicit negative feedback.
+        split: default split rule.
+        has_calendar_time: whether ``ts_ms`` is wall-clock time; adds the context features ``hour_of_day`` and
+            ``day_of_week``.
+        has_elapsed_time: whether differences of ``ts_ms`` are elapsed time, not only order; adds session features.
+        utc_offset_hours: time zone of the log, for calendar features and split boundaries.
+        oracle: actions and labels with a true probability.
+        licence: licence of the data.
+        citation: publication to cite.
+        url: home page of the data.
     """
 
     name: str
@@ -73,16 +83,20 @@ class SourceInfo:
 
 
 class Source(Protocol):
-    """One kind of raw log, at one place."""
+    """A raw log of one kind at one path."""
 
     def describe(self) -> SourceInfo:
-        """What the log offers. May look at file headers; raises DataError when files or columns are missing."""
+        """Return the metadata of the log. May read file headers.
+
+        Raises:
+            DataError: a file or column is missing.
+        """
         ...
 
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
-        """SQL of the relation above; may create temporary views and tables on ``connection`` first.
+        """Return the SQL of the relation above. May create temporary views and tables on ``connection``.
 
         Raises:
-            DataError: a file cannot be parsed, or a value breaks the format, naming file, row and field.
+            DataError: a file cannot be parsed or a value is invalid; with file, row and field.
         """
         ...

@@ -1,8 +1,8 @@
-"""From a log of single actions, each with its own time, to impressions [ours].
+"""Impressions from a log with one event per row [ours].
 
-A user's events on one item are one thread. An opening action opens an impression; what follows on the thread
-belongs to it until an idle gap passes or a closing action ends it. Opening again inside an open impression
-continues it; an action with no open impression is dropped.
+A user's events on one item form a thread. An open event starts an impression. Later events of the thread belong to it
+until an idle gap or a close event ends it. A repeated open event continues the impression. An action without an open
+impression is dropped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from a2gen_rec.data.sql import quote_identifier, quote_literal
 
 @dataclass(frozen=True)
 class SessionizationRules:
-    """What the values of the action column mean.
+    """Meaning of the values of the action column.
 
     Attributes:
-        opening: value that opens an impression.
-        actions: vocabulary name of an action to its value.
-        idle_gap_s: an impression closes when the thread is silent for longer.
-        closing: value that ends an impression and times its exit; empty: exits are not recorded.
+        open_event: value that starts an impression.
+        actions: action name -> value.
+        idle_gap_s: maximum seconds between two events of one impression.
+        close_event: value that ends an impression and sets the exit time; empty if exits are not recorded.
     """
 
     open_event: str
@@ -29,15 +29,15 @@ class SessionizationRules:
 
 
 def impressions_from_events(events: str, rules: SessionizationRules, features: Sequence[str]) -> str:
-    """SQL of impressions from the relation ``events`` (user_id, item_id, action, t_ms BIGINT and ``features``).
+    """Return the SQL of impressions from the relation ``events`` (user_id, item_id, action, t_ms and ``features``).
 
-    Features are taken at the opening; of several openings at that moment, the greatest value.
+    Features come from the open event; with several open events at that time, from the maximum value.
     """
-    # Events of one moment: the opening comes first, the closing last.
+    # Order of simultaneous events: open event first, close event last.
     values = [rules.open_event, *rules.actions.values()]
-    rank = " ".join(f"WHEN {quote_literal(value)} THEN {place}" for place, value in enumerate(values))
-    opens = f"action = {quote_literal(rules.open_event)}"
-    closed = f"lag(action) OVER thread = {quote_literal(rules.close_event)}" if rules.close_event else "false"
+    ranks = " ".join(f"WHEN {quote_literal(value)} THEN {rank}" for rank, value in enumerate(values))
+    is_open = f"action = {quote_literal(rules.open_event)}"
+    was_closed = f"lag(action) OVER thread = {quote_literal(rules.close_event)}" if rules.close_event else "false"
     at = "".join(
         f", (min(t_ms) FILTER (action = {quote_literal(value)}) - opened_ms) / 1000 AS {quote_identifier(f'at_{name}')}"
         for name, value in rules.actions.items()
@@ -47,24 +47,24 @@ def impressions_from_events(events: str, rules: SessionizationRules, features: S
         exit_s = f"(min(t_ms) FILTER (action = {quote_literal(rules.close_event)}) - opened_ms) / 1000"
         dwell = f"coalesce({exit_s}, {dwell})"
     columns = [quote_identifier(name) for name in features]
-    at_opening = "".join(f", max({name}) FILTER ({opens} AND t_ms = opened_ms) AS {name}" for name in columns)
+    open_values = "".join(f", max({name}) FILTER ({is_open} AND t_ms = opened_ms) AS {name}" for name in columns)
     no_actions = "".join(f", NULL AS {quote_identifier(f'at_{name}')}" for name in rules.actions)
-    listed = "".join(f", {name}" for name in columns)
+    feature_columns = "".join(f", {name}" for name in columns)
     return f"""
         WITH ranked AS (
-            SELECT *, CASE action {rank} ELSE {len(values)} END AS rank FROM {events}),
+            SELECT *, CASE action {ranks} ELSE {len(values)} END AS rank FROM {events}),
         threads AS (
-            SELECT *, coalesce({closed} OR t_ms - lag(t_ms) OVER thread > {round(rules.idle_gap_s * 1000)}, true)
-                AS begins
+            SELECT *, coalesce({was_closed} OR t_ms - lag(t_ms) OVER thread > {round(rules.idle_gap_s * 1000)}, true)
+                AS starts
             FROM ranked WINDOW thread AS (PARTITION BY user_id, item_id ORDER BY t_ms, rank)),
         segments AS (
-            SELECT *, sum(begins::INT) OVER (PARTITION BY user_id, item_id ORDER BY t_ms, rank
+            SELECT *, sum(starts::INT) OVER (PARTITION BY user_id, item_id ORDER BY t_ms, rank
                 ROWS UNBOUNDED PRECEDING) AS segment FROM threads),
         opened AS (
-            SELECT *, min(t_ms) FILTER ({opens}) OVER (PARTITION BY user_id, item_id, segment) AS opened_ms
+            SELECT *, min(t_ms) FILTER ({is_open}) OVER (PARTITION BY user_id, item_id, segment) AS opened_ms
             FROM segments)
-        SELECT user_id, item_id, opened_ms AS ts_ms, {dwell} AS dwell_s{at}{at_opening}, NULL AS drop_reason
+        SELECT user_id, item_id, opened_ms AS ts_ms, {dwell} AS dwell_s{at}{open_values}, NULL AS drop_reason
         FROM opened WHERE t_ms >= opened_ms GROUP BY user_id, item_id, segment, opened_ms
         UNION ALL
-        SELECT user_id, item_id, t_ms, 'nan'::DOUBLE{no_actions}{listed}, action || ' with no open impression'
+        SELECT user_id, item_id, t_ms, 'nan'::DOUBLE{no_actions}{feature_columns}, action || ' with no open impression'
         FROM opened WHERE opened_ms IS NULL OR t_ms < opened_ms"""

@@ -1,7 +1,7 @@
 """KuaiRand-Pure, -1K and -27K: short-video impressions of Kuaishou (Gao et al., CIKM 2022).
 
-Only the standard policy's logs are read; random-exposure logs (``log_random_*``) are another distribution.
-Feedback flags carry no time of their own, so every action but ``exit`` happens at an unknown time.
+Only logs of the standard policy are read; random-exposure logs (``log_random_*``) have another distribution. Feedback
+flags have no times: every action except ``exit`` occurs at an unknown time.
 """
 
 from pathlib import Path
@@ -27,12 +27,13 @@ USER_COLUMNS = (
     *(f"onehot_feat{number}" for number in range(18)),
 )
 VIDEO_COLUMNS = ("author_id", "video_type", "upload_type", "music_type")
-UNBOUNDED_COLUMNS = 2  # identifiers seen once train the unknown row, which new users and items will take
+UNBOUNDED_MIN_COUNT = 2
+"""Identifiers with one impression train the unknown row, which new users and items use."""
 NUMERIC_COLUMNS = ("time_ms", "play_time_ms", "duration_ms", *LABELS.values(), *(f"is_{name}" for name in ACTIONS))
 
 
 class KuaiRand:
-    """The official folder, or its ``data/``.
+    """The official directory, or its ``data/``.
 
     Raises:
         DataError: a file or a column is missing.
@@ -40,10 +41,10 @@ class KuaiRand:
 
     def __init__(self, raw: str) -> None:
         root = Path(raw)
-        folder = root / "data" if (root / "data").is_dir() else root
-        self.logs = find_files(folder, "log_standard_*.csv")
-        self.users = find_files(folder, "user_features_*.csv")
-        self.videos = find_files(folder, "video_features_basic_*.csv")
+        directory = root / "data" if (root / "data").is_dir() else root
+        self.logs = find_files(directory, "log_standard_*.csv")
+        self.users = find_files(directory, "user_features_*.csv")
+        self.videos = find_files(directory, "video_features_basic_*.csv")
         for files, columns in (
             (self.logs, ("user_id", "video_id", "tab", *NUMERIC_COLUMNS)),
             (self.users, ("user_id", *USER_COLUMNS)),
@@ -53,11 +54,11 @@ class KuaiRand:
                 require_columns(file, read_csv_sql([file]), columns)
 
     def describe(self) -> SourceInfo:
-        features = [FeatureSpec("user_id", "user", min_count=UNBOUNDED_COLUMNS)]
+        features = [FeatureSpec("user_id", "user", min_count=UNBOUNDED_MIN_COUNT)]
         features += [FeatureSpec(name, "user") for name in USER_COLUMNS]
-        features += [FeatureSpec("item_id", "item", min_count=UNBOUNDED_COLUMNS)]
+        features += [FeatureSpec("item_id", "item", min_count=UNBOUNDED_MIN_COUNT)]
         features += [
-            FeatureSpec(name, "item", min_count=UNBOUNDED_COLUMNS if name == "author_id" else 1)
+            FeatureSpec(name, "item", min_count=UNBOUNDED_MIN_COUNT if name == "author_id" else 1)
             for name in VIDEO_COLUMNS
         ]
         features += [

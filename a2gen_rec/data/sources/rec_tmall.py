@@ -1,7 +1,7 @@
 """Rec-Tmall: clicks, collects, carts and purchases on Tmall (Tianchi dataset 140281).
 
-A click opens an impression, half an hour of silence closes it (``events.py``). When a product page is left is not
-recorded, so ``exit`` has no time.
+A click starts an impression, an idle gap of half an hour ends it (``events.py``). The log does not record when a user
+leaves a product page: ``exit`` has no time.
 """
 
 import codecs
@@ -26,14 +26,14 @@ LOG_COLUMNS = ("item_id", "user_id", "action", "vtime")
 PRODUCT_COLUMNS = {"category": "category", "brand": "brand_id", "seller": "seller_id"}
 TIME_FORMATS = ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y-%m-%d %H:%M:%S")
 UTC_OFFSET_HOURS = 8
-CHUNK = 1 << 24
+CHUNK_BYTES = 1 << 24
 
 
 class RecTmall:
-    """The log's file, or a folder with ``*rec_tmall_log*`` files and, if there, ``*rec_tmall_product*`` files.
+    """The log's file, or a directory with ``*rec_tmall_log*`` files and optional ``*rec_tmall_product*`` files.
 
     Raises:
-        DataError: a file or a column is missing, or (when read) an action or time is unknown.
+        DataError: a file or column is missing, or (in :meth:`impressions`) an action or time is invalid.
     """
 
     def __init__(self, raw: str) -> None:
@@ -68,33 +68,39 @@ class RecTmall:
         relation = events.impressions_from_events(log, SESSIONIZATION_RULES, [])
         if not self.products:
             return relation
-        folder = Path(fetch_one(connection, "SELECT current_setting('temp_directory')")[0])
+        directory = Path(fetch_one(connection, "SELECT current_setting('temp_directory')")[0])
         products = read_csv_sql(
-            [transcode_to_utf8(file, folder) for file in self.products], "all_varchar = true, strict_mode = false"
+            [transcode_to_utf8(file, directory) for file in self.products], "all_varchar = true, strict_mode = false"
         )
-        wanted = "".join(
+        product_columns = "".join(
             f", any_value(nullif({column}, 'null') ORDER BY {column}) AS {name}"
             for name, column in PRODUCT_COLUMNS.items()
         )
-        return f"""SELECT seen.*, products.* EXCLUDE (id) FROM ({relation}) AS seen
-            LEFT JOIN (SELECT {ITEM_KEY} AS id{wanted} FROM {products} GROUP BY ALL) AS products
-            ON ltrim(seen.item_id, 'i') = products.id"""
+        return f"""SELECT impressions.*, products.* EXCLUDE (id) FROM ({relation}) AS impressions
+            LEFT JOIN (SELECT {ITEM_KEY} AS id{product_columns} FROM {products} GROUP BY ALL) AS products
+            ON ltrim(impressions.item_id, 'i') = products.id"""
 
     def check(self, connection: duckdb.DuckDBPyConnection, file: Path) -> None:
-        """Raise DataError for the first row with an action or time that is not the format's."""
+        """Check all rows.
+
+        Raises:
+            DataError: for the first row with an unknown action or invalid time.
+        """
         known = ", ".join(
             quote_literal(value) for value in (SESSIONIZATION_RULES.open_event, *SESSIONIZATION_RULES.actions.values())
         )
         connection.execute("SET preserve_insertion_order = true")
-        bad = connection.execute(
+        invalid = connection.execute(
             f"""SELECT row, action, vtime, {parse_time_sql("vtime")} FROM (
                 SELECT row_number() OVER () + 1 AS row, action, vtime FROM {read_csv_sql([file])})
             WHERE action IS NULL OR action NOT IN ({known}) OR {parse_time_sql("vtime")} IS NULL ORDER BY row LIMIT 1"""
         ).fetchall()
         connection.execute("SET preserve_insertion_order = false")
-        for row, action, time, understood in bad:
-            if understood is None:
-                raise DataError(f"{time!r} is no time like 2014/9/18 15:03", file=file, row=row, field="vtime")
+        for row, action, time, parsed_time in invalid:
+            if parsed_time is None:
+                raise DataError(
+                    f"invalid time {time!r}; expected e.g. 2014/9/18 15:03", file=file, row=row, field="vtime"
+                )
             raise DataError(f"unknown action {action!r}", file=file, row=row, field="action")
 
 
@@ -102,19 +108,19 @@ ITEM_KEY = "ltrim(item_id, 'i')"
 
 
 def parse_time_sql(column: str) -> str:
-    """SQL of a local time, NULL when it cannot be read."""
+    """Return the SQL of a local time, NULL for an invalid time."""
     return f"try_strptime({column}, [{', '.join(quote_literal(style) for style in TIME_FORMATS)}])"
 
 
-def transcode_to_utf8(file: Path, folder: Path) -> Path:
-    """A copy of a GB18030 file in UTF-8, written in chunks to ``folder``; bytes that are neither become U+FFFD."""
-    folder.mkdir(parents=True, exist_ok=True)
+def transcode_to_utf8(file: Path, directory: Path) -> Path:
+    """Copy a GB18030 file to ``directory`` in UTF-8, in chunks; invalid bytes become U+FFFD."""
+    directory.mkdir(parents=True, exist_ok=True)
     decoder = codecs.getincrementaldecoder("gb18030")(errors="replace")
     with (
         open(file, "rb") as source,
-        tempfile.NamedTemporaryFile("w", suffix=".csv", dir=folder, encoding="utf-8", delete=False) as target,
+        tempfile.NamedTemporaryFile("w", suffix=".csv", dir=directory, encoding="utf-8", delete=False) as target,
     ):
-        while chunk := source.read(CHUNK):
+        while chunk := source.read(CHUNK_BYTES):
             target.write(decoder.decode(chunk))
         target.write(decoder.decode(b"", final=True))
     return Path(target.name)

@@ -1,4 +1,4 @@
-"""The folder that ``a2gen simulate`` writes, as a source."""
+"""Source of logs written by ``a2gen simulate``."""
 
 import duckdb
 import pyarrow as pa
@@ -14,16 +14,16 @@ from a2gen_rec.utils import paths
 
 
 class Simulated:
-    """A simulated log in the folder ``raw``: see :func:`a2gen_rec.simulation.simulator.simulate` for its files."""
+    """A simulated log in the directory ``raw``: see :func:`a2gen_rec.simulation.simulator.simulate` for its files."""
 
     def __init__(self, raw: str) -> None:
         self.raw = raw
 
     def describe(self) -> SourceInfo:
-        """What the log offers; checks that the files and columns are there.
+        """Return the metadata of the log and check its files and columns.
 
         Raises:
-            DataError: a file or column is missing, or of another type.
+            DataError: a file or column is missing, or a column has another type.
         """
         self._files()
         return SourceInfo(
@@ -48,18 +48,18 @@ class Simulated:
         )
 
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
-        """SQL of the standard relation (:mod:`a2gen_rec.data.sources.base`); creates nothing on ``connection``.
+        """Return the SQL of the standard relation (:mod:`a2gen_rec.data.sources.base`).
 
         Raises:
-            DataError: a file or column is missing, or of another type.
+            DataError: a file or column is missing, or a column has another type.
         """
         users, items, parts = self._files()
-        at = ", ".join(f'i."{action}" AS "at_{action}"' for action in ACTIONS)
+        action_columns = ", ".join(f'i."{action}" AS "at_{action}"' for action in ACTIONS)
         oracle = ", ".join(f'i."true_{name}" AS "oracle_{name}"' for name in (*ACTIONS, LABEL_NAME))
         return f"""
             SELECT
                 CAST(i.user_id AS VARCHAR) AS user_id, CAST(i.item_id AS VARCHAR) AS item_id,
-                i.ts_ms, i.dwell_s, {at}, CAST(i."{LABEL_NAME}" AS DOUBLE) AS "label_{LABEL_NAME}",
+                i.ts_ms, i.dwell_s, {action_columns}, CAST(i."{LABEL_NAME}" AS DOUBLE) AS "label_{LABEL_NAME}",
                 CAST(u."group" AS VARCHAR) AS "group", u.age_band, u.activity_level,
                 CAST(v.author_id AS VARCHAR) AS author_id, CAST(v.category AS VARCHAR) AS category,
                 v.upload_type, v.duration_s, i.tab, {oracle},
@@ -73,28 +73,28 @@ class Simulated:
             LEFT JOIN {read_parquet_sql(items)} v ON v.item_id = i.item_id"""
 
     def _files(self) -> tuple[str, str, list[str]]:
-        """Local paths of the users', the items' and the impressions' files, their columns checked."""
-        folder = paths.join(self.raw, "impressions")
-        names = [name for name in paths.listdir(folder) if name.endswith(".parquet")]
+        """Return the local paths of the user, item and impression files after checking their columns."""
+        directory = paths.join(self.raw, "impressions")
+        names = [name for name in paths.listdir(directory) if name.endswith(".parquet")]
         if not names:
-            raise DataError("no *.parquet files; is this a folder that `a2gen simulate` wrote?", file=folder)
-        users = _checked(paths.join(self.raw, "users.parquet"), USER_SCHEMA)
-        items = _checked(paths.join(self.raw, "items.parquet"), ITEM_SCHEMA)
-        return users, items, [_checked(paths.join(folder, name), IMPRESSION_SCHEMA) for name in names]
+            raise DataError("no *.parquet files; is this an output directory of `a2gen simulate`?", file=directory)
+        users = _checked_local_path(paths.join(self.raw, "users.parquet"), USER_SCHEMA)
+        items = _checked_local_path(paths.join(self.raw, "items.parquet"), ITEM_SCHEMA)
+        return users, items, [_checked_local_path(paths.join(directory, name), IMPRESSION_SCHEMA) for name in names]
 
 
-def _checked(file: str, schema: pa.Schema) -> str:
+def _checked_local_path(file: str, schema: pa.Schema) -> str:
     if not paths.exists(file):
-        raise DataError("no such file; is this a folder that `a2gen simulate` wrote?", file=file)
+        raise DataError("file not found; is this an output directory of `a2gen simulate`?", file=file)
     local = paths.to_local_path(file)
     try:
-        found = pq.read_schema(local)
+        actual = pq.read_schema(local)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"not a Parquet file ({error})", file=file) from error
     for expected in schema:
-        if expected.name not in found.names:
-            raise DataError("no such column", file=file, field=expected.name)
-        if found.field(expected.name).type != expected.type:
-            reason = f"is {found.field(expected.name).type}, expected {expected.type}"
+        if expected.name not in actual.names:
+            raise DataError("column is missing", file=file, field=expected.name)
+        if actual.field(expected.name).type != expected.type:
+            reason = f"is {actual.field(expected.name).type}, expected {expected.type}"
             raise DataError(reason, file=file, field=expected.name)
     return local

@@ -1,4 +1,4 @@
-"""The YAML that describes a user's own log to the ``generic`` source (examples in ``configs/sources/``)."""
+"""YAML spec of a generic log (examples in ``configs/sources/``)."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ TimeUnit = Literal["ms", "s", "us", "timestamp"]
 
 @dataclass
 class FeatureColumn:
-    """A column that becomes a table; ``column`` is empty where it has the feature's name.
+    """A column that becomes a feature; ``column`` is empty if it equals the feature's name.
 
-    The other fields are those of ``sources.base.FeatureSpec``.
+    For the other fields see ``schema.FeatureSpec``.
     """
 
     name: str
@@ -33,7 +33,7 @@ class FeatureColumn:
 
 @dataclass
 class SplitSpec:
-    """``sources.base.SplitRule`` as YAML."""
+    """Fields of ``sources.base.SplitRule``."""
 
     method: Literal["time", "last"] = "time"
     valid_start: str = ""
@@ -44,16 +44,22 @@ class SplitSpec:
 
 @dataclass(kw_only=True)
 class LogSpec:
-    """What both kinds of log have.
+    """Fields of both kinds of logs.
 
     Attributes:
-        files: pattern of the log's files in the raw folder; all of one format, Parquet or CSV with a header.
-        time_unit: of the time column: numbers since 1970, or ``timestamp`` (text, or a Parquet timestamp).
-        utc_offset_hours: the log's time zone, which timestamps without a zone are in.
-        calendar: whether the times are wall-clock times; else they only order the rows.
-        features: ``user_id`` and ``item_id`` are added when they are not among them.
-        duration: feature of kind ``buckets`` that holds the video's length, in the unit of watch times.
-        negative: actions that are explicit negative feedback.
+        kind: one row per impression or one row per event.
+        name: name of the dataset.
+        files: pattern of the log's files in the raw directory; all in one format, Parquet or CSV with a header.
+        time_unit: unit of the time column: numbers since 1970, or ``timestamp`` (text or a Parquet timestamp).
+        utc_offset_hours: time zone of timestamps without a zone.
+        has_calendar_time: whether times are wall-clock times; otherwise they only order the rows.
+        features: features; ``user_id`` and ``item_id`` are added if missing.
+        duration_feature: feature of kind ``buckets`` that contains the video's duration, in the unit of watch times.
+        negative_actions: actions that are explicit negative feedback.
+        split: split rule.
+        licence: licence of the data.
+        citation: publication to cite.
+        url: home page of the data.
     """
 
     kind: Literal["impressions", "events"]
@@ -71,9 +77,9 @@ class LogSpec:
     url: str = ""
 
     def all_features(self) -> list[FeatureColumn]:
-        named = {feature.name for feature in self.features}
+        names = {feature.name for feature in self.features}
         identifiers = [FeatureColumn("user_id", "user", min_count=2), FeatureColumn(ITEM_ID, "item", min_count=2)]
-        return [feature for feature in identifiers if feature.name not in named] + self.features
+        return [feature for feature in identifiers if feature.name not in names] + self.features
 
     def describe(self, actions: list[str], labels: list[str]) -> SourceInfo:
         return SourceInfo(
@@ -105,9 +111,9 @@ class ImpressionColumns:
 
 @dataclass
 class ActionColumns:
-    """How an impression tells of an action: a 0/1 ``flag``, an ``offset_s`` since its begin (empty: did not happen).
+    """Columns of an action: a 0/1 ``flag``, an ``offset_s`` since the start (empty if the action did not occur).
 
-    With both, the flag decides whether it happened and the offset when, if known.
+    With both, the flag determines occurrence, and the offset the time, if known.
     """
 
     flag: str = ""
@@ -116,10 +122,13 @@ class ActionColumns:
 
 @dataclass(kw_only=True)
 class ImpressionsSpec(LogSpec):
-    """One row per exposure. ``actions`` and ``labels`` map names to columns, in vocabulary order.
+    """One row per impression.
 
     Attributes:
-        duration_unit: of watch times, of the offsets of actions and of the video's length.
+        columns: columns of user, item, time and watch time.
+        duration_unit: unit of watch times, action offsets and the video's duration.
+        actions: action -> columns, in vocabulary order.
+        labels: label -> column, in vocabulary order.
     """
 
     columns: ImpressionColumns
@@ -138,13 +147,15 @@ class EventColumns:
 
 @dataclass(kw_only=True)
 class EventsSpec(LogSpec):
-    """One row per action. ``actions`` maps names to values of the action column, in vocabulary order.
+    """One row per event.
 
     Attributes:
-        opening: value that opens an impression.
-        closing: value whose time is the exit; empty when the log has none.
-        ignored: values to pass over.
-        idle_gap_s: silence after which an impression is closed.
+        columns: columns of user, item, time and action.
+        open_event: value that starts an impression.
+        actions: action -> value of the action column, in vocabulary order.
+        close_event: value whose time is the exit; empty if the log has none.
+        ignored_events: values to skip.
+        idle_gap_s: maximum seconds between two events of one impression.
     """
 
     columns: EventColumns
@@ -159,12 +170,12 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
     """Read and check a spec.
 
     Raises:
-        ConfigError: not YAML, an unknown or missing key, or a value of the wrong type.
+        ConfigError: invalid YAML, an unknown or missing key, or a value of the wrong type.
     """
     try:
         raw = yaml.safe_load(paths.read_text(file))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{file}: invalid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: must be a mapping with `kind: impressions` or `kind: events`")
     kinds: dict[str, type[ImpressionsSpec] | type[EventsSpec]] = {
@@ -172,9 +183,9 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
         "events": EventsSpec,
     }
     if raw.get("kind") not in kinds:
-        raise ConfigError(f"{file}: kind is {raw.get('kind')!r}, must be 'impressions' or 'events'")
+        raise ConfigError(f"{file}: unknown kind {raw.get('kind')!r}; choose one of impressions, events")
     if isinstance(split := raw.get("split"), dict):
-        # YAML reads 2024-05-01 as a date and 1714521600000 as a number; boundaries are text.
+        # YAML parses 2024-05-01 as a date and 1714521600000 as a number; boundaries are text.
         split.update({key: str(split[key]) for key in ("valid_start", "test_start") if key in split})
     spec = parse_spec(kinds[raw["kind"]], raw, file)
     for feature in spec.features:
@@ -183,20 +194,18 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
         if feature.name == ITEM_ID and feature.level != "item":
             raise ConfigError(f"{file}: feature {ITEM_ID!r} must have level 'item'")
         if feature.name in ("user_id", ITEM_ID) and (feature.column or feature.kind == "buckets"):
-            raise ConfigError(f"{file}: feature {feature.name!r} takes its column from columns and has no buckets")
+            raise ConfigError(f"{file}: feature {feature.name!r} must not set column or kind buckets")
     if spec.duration_feature and not any(
         x.name == spec.duration_feature and x.kind == "buckets" for x in spec.features
     ):
-        raise ConfigError(
-            f"{file}: duration_feature {spec.duration_feature!r} must be one of the features, of kind buckets"
-        )
+        raise ConfigError(f"{file}: duration_feature {spec.duration_feature!r} must be a feature of kind buckets")
     for name in spec.negative_actions:
         if name not in spec.actions:
             raise ConfigError(f"{file}: negative_actions {name!r} must be one of the actions")
     if isinstance(spec, ImpressionsSpec):
         for name, action in spec.actions.items():
             if not (action.flag or action.offset_s):
-                raise ConfigError(f"{file}: action {name!r} needs a flag column, an offset_s column, or both")
+                raise ConfigError(f"{file}: action {name!r} requires flag, offset_s, or both")
     elif spec.idle_gap_s <= 0:
         raise ConfigError(f"{file}: idle_gap_s {spec.idle_gap_s} must be positive")
     else:
@@ -206,13 +215,17 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
             *([spec.close_event] if spec.close_event else []),
             *spec.ignored_events,
         ]
-        if twice := [value for value in values if values.count(value) > 1]:
-            raise ConfigError(f"{file}: the action value {twice[0]!r} has two meanings")
+        if duplicates := [value for value in values if values.count(value) > 1]:
+            raise ConfigError(f"{file}: duplicate action value {duplicates[0]!r}")
     return spec
 
 
 def parse_spec(kind: type[Any], raw: dict[str, Any], file: str) -> Any:
-    """Plain data as the dataclass ``kind``; ConfigError in one line when it does not fit."""
+    """Parse plain data as the dataclass ``kind``.
+
+    Raises:
+        ConfigError: the data do not match; in one line.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind)
     try:

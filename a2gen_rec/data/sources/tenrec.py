@@ -1,7 +1,7 @@
 """Tenrec: video feeds of QQ Browser and QQ Kandian (Yuan et al., NeurIPS 2022 Datasets and Benchmarks).
 
-The log has no times; rows are in order of exposure, so the row number stands for time. ``watching_times`` is
-feedback of the impression itself and is no input.
+The log has no times; rows are in order of exposure, and the row number replaces the time. ``watching_times`` is an
+outcome of the impression and not an input.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ FLAGS = ("click", *ACTIONS)
 
 
 class Tenrec:
-    """One file such as ``QB-video.csv``, ``QK-video.csv`` or ``ctr_data_1M.csv``, or a folder with one.
+    """One file such as ``QB-video.csv``, ``QK-video.csv`` or ``ctr_data_1M.csv``, or a directory with one file.
 
     Raises:
         DataError: there is not exactly one file, or a column is missing.
@@ -28,7 +28,7 @@ class Tenrec:
     def __init__(self, raw: str) -> None:
         files = [Path(raw)] if Path(raw).is_file() else find_files(Path(raw), "*.csv")
         if len(files) != 1:
-            raise DataError(f"has {len(files)} files *.csv; name the one to read", file=raw)
+            raise DataError(f"has {len(files)} files *.csv; pass the path of one file", file=raw)
         self.file = files[0]
         columns = ("user_id", "item_id", *FLAGS, "video_category", "gender", "age")
         require_columns(self.file, read_csv_sql(files), columns)

@@ -1,4 +1,4 @@
-"""From raw logs to whole datasets: what the card and the tables must say, and what errors must leave."""
+"""Raw logs to datasets: contents of the card and tables, and cleanup after errors."""
 
 import hashlib
 import math
@@ -38,7 +38,7 @@ SPEC = {
     "split": {"valid_start": "8", "test_start": "10"},
 }
 COLUMNS = ("user", "item", "ts", "dwell", "like", "comment", "click", "author", "length", "shop", "city")
-# Users a and b; training before 8 ms, test from 10 ms. The second row is the first one's duplicate.
+# Users a, b and c; training before 8 ms, test from 10 ms. The second row duplicates the first one.
 ROWS = [
     ("a", "i", 1, 5.0, 1, None, 1, "x", 9.0, "s", "k"),
     ("a", "i", 1, 5.0, 1, None, 1, "x", 9.0, "s", "k"),
@@ -101,15 +101,15 @@ def test_card_counts(prepared):
     assert (valid.windows, valid.targets, test.windows, test.targets) == (2, 2, 2, 2)
     assert valid.positives == {"like": 1, "comment": 1, "click": 2, "glance": 2, "effective": 0}
     assert test.positives == {"like": 1, "comment": 0, "click": 0, "glance": 2, "effective": 0}
-    # One click and one watch time of training are unknown.
+    # One click and one watch time in training are unknown.
     assert card.base_rate == {"like": 0.25, "comment": 0.5, "click": 1 / 3, "glance": 0.0, "effective": 2 / 3}
-    assert card.median_time_s == {"comment": 5.0, "exit": 5.0}  # exits 5, 7 (raised by the comment) and 3 s
+    assert card.median_time_s == {"comment": 5.0, "exit": 5.0}  # exits at 5, 7 (raised by the comment) and 3 s
 
 
 def test_features_are_learned_from_training_only(prepared):
     card, out = prepared
     assert {feature.name: feature for feature in card.features} == {
-        "user_id": Feature("user_id", "user", "vocabulary", 2),  # min_count 2 leaves a alone
+        "user_id": Feature("user_id", "user", "vocabulary", 2),  # min_count 2 keeps user a only
         "item_id": Feature("item_id", "item", "vocabulary", 3),
         "author": Feature("author", "item", "vocabulary", 2),
         "length": Feature("length", "item", "buckets", 4, [10.0, 20.0]),
@@ -169,26 +169,26 @@ def test_windows_by_hand(prepared):
     assert valid[1]["item_id"] == [1, 0]  # "new" was not in training
     test = windows(out, "test")
     assert [(row["user"], row["ts_ms"], row["first_target"]) for row in test] == [
-        ("a", [1, 2, 5, 9, 11], 4),  # the history of 3 and the impression before it
+        ("a", [1, 2, 5, 9, 11], 4),  # history of 3 and the impression before it
         ("c", [12], 0),
     ]
 
 
-def printed(card):
+def render_summary(card):
     console = Console(record=True, width=120, file=open("/dev/null", "w"))  # noqa: SIM115
     for table in summary_tables(card):
         console.print(table)
     return console.export_text()
 
 
-def test_summary_tells_the_counts(prepared):
-    text = printed(prepared[0])
+def test_summary_shows_counts(prepared):
+    text = render_summary(prepared[0])
     for part in ("dropped: duplicate", "kept as impressions", "33.33%", "item_id", "vocabulary"):
         assert part in text
     levels = [line.split() for line in text[text.index("feedback levels") : text.index("features")].splitlines()]
     assert ["unknown", "25.00%", "0.00%", "0.00%"] in levels
     assert ["glance", "0.00%", "100.00%", "100.00%"] in levels
-    assert not any(line[:1] == ["complete"] for line in levels)  # without lengths, none can be
+    assert not any(line[:1] == ["complete"] for line in levels)  # requires durations
 
 
 # --- feedback and sessions ---------------------------------------------------------------------------------------
@@ -204,24 +204,24 @@ WATCHED = {
     "split": {"valid_start": "10000000", "test_start": "20000000"},
 }
 WATCHED_COLUMNS = ("user", "item", "at", "dwell", "like", "hate", "length")
-# Watch times of training are 10, 1, 8 and 4 s, all of videos of 10 s: their median is 6 s.
+# Training watch times are 10, 1, 8 and 4 s, all for videos of 10 s; the median is 6 s.
 WATCHED_ROWS = [
-    ("u", "a", 0, 10.0, 0, 0, 10.0),  # to the end
+    ("u", "a", 0, 10.0, 0, 0, 10.0),  # complete
     ("u", "b", 20, 1.0, 0, 0, 10.0),
-    ("u", "c", 21, 8.0, 0, 1, 10.0),  # long, but hated
-    ("u", "d", 25, 4.0, 0, 0, 10.0),  # begins before c ends
-    ("u", "e", 3000, None, 1, 0, 10.0),  # in a new session
+    ("u", "c", 21, 8.0, 0, 1, 10.0),  # effective watch time, but hated
+    ("u", "d", 25, 4.0, 0, 0, 10.0),  # starts before c ends
+    ("u", "e", 3000, None, 1, 0, 10.0),  # new session
     ("u", "f", 10_000, 6.0, 0, 0, None),
     ("u", "g", 20_000, 2.0, 0, 0, 1.9),
 ]
 
 
-def watched(tmp_path, rows=WATCHED_ROWS, out="out", **change):
+def run_watched(tmp_path, rows=WATCHED_ROWS, out="out", **change):
     return run(tmp_path, WATCHED | change, PrepareConfig(num_partitions=2), rows, out, WATCHED_COLUMNS)
 
 
 def test_feedback_by_hand(tmp_path):
-    card, out = watched(tmp_path)
+    card, out = run_watched(tmp_path)
     assert card == DatasetCard.load(str(out))
     assert card.feedback == FeedbackRule(3.0, ["hate"], "length", [10.0], [6.0, 6.0, 6.0])
     assert card.negative_actions == ["hate"]
@@ -238,48 +238,48 @@ def test_feedback_by_hand(tmp_path):
     assert repr(window["objective_glance"]) == "[0.0, 1.0, 0.0, 0.0, nan, 0.0, 0.0]"
     assert repr(window["objective_effective"]) == "[1.0, 0.0, 1.0, 0.0, nan, 1.0, 1.0]"
     assert window["objective_negative"] == [0, 0, 1, 0, 0, 0, 0]
-    # The session goes on from split to split, but for silences of over half an hour; gaps of 20, 1, 4, 2975 s.
+    # Sessions continue across splits; gaps over half an hour end them. Gaps: 20, 1, 4, 2975 s.
     assert window["session_position"] == [1, 2, 3, 4, 1, 1, 1]
     assert window["session_gap"] == [0, 4, 2, 3, 9, 10, 10]
     assert window["previous_feedback"] == [0, 5, 2, 0, 3, 0, 4]
 
 
-def test_thresholds_see_training_targets_only(tmp_path):
-    card, _ = watched(tmp_path)
+def test_thresholds_use_training_targets_only(tmp_path):
+    card, _ = run_watched(tmp_path)
     later = [(*row[:3], 0.5 * row[2], 1, 1, 30.0) if row[2] >= 10_000 else row for row in WATCHED_ROWS]
-    other, _ = watched(tmp_path, [*later, ("v", "a", 15_000, 3.0, 1, 1, 5.0)], "other")
+    other, _ = run_watched(tmp_path, [*later, ("v", "a", 15_000, 3.0, 1, 1, 5.0)], "other")
     assert other.splits["valid"].feedback != card.splits["valid"].feedback
     for name in ("feedback", "features", "base_rate", "median_time_s"):
         assert getattr(other, name) == getattr(card, name)
-    trained = [(*row[:3], 9.0, *row[4:]) if row[1] == "b" else row for row in WATCHED_ROWS]
-    assert watched(tmp_path, trained, "trained")[0].feedback.median_watch_s == [8.5] * 3
+    changed = [(*row[:3], 9.0, *row[4:]) if row[1] == "b" else row for row in WATCHED_ROWS]
+    assert run_watched(tmp_path, changed, "changed")[0].feedback.median_watch_s == [8.5] * 3
 
 
-def test_without_lengths_or_negative_actions(tmp_path):
-    card, out = watched(tmp_path, duration_feature="", negative_actions=[])
+def test_feedback_without_durations_or_negative_actions(tmp_path):
+    card, out = run_watched(tmp_path, duration_feature="", negative_actions=[])
     assert card.feedback == FeedbackRule(3.0, [], "", [], [6.0])
     assert card.objectives == ["glance", "effective"]
     assert [feature.name for feature in card.features_at("outcome")] == ["feedback"]
     assert windows(out, "test")[0]["feedback"] == [4, 2, 4, 3, 0, 4, 2]
 
 
-def test_without_watch_times_there_are_no_levels(tmp_path):
+def test_no_feedback_levels_without_watch_times(tmp_path):
     card, _ = run(tmp_path, BARE, rows=log_of(7, 20), columns=BARE_COLUMNS)
     assert (card.feedback, card.objectives, card.features_at("outcome")) == (None, [], [])
     assert [feature.name for feature in card.features_at("session")] == ["session_position", "session_gap"]
     assert {name: split.feedback for name, split in card.splits.items()} == {name: {} for name in SPLITS}
-    assert "the log records no watch times" in printed(card)
+    assert "the log records no watch times" in render_summary(card)
 
 
-def test_negative_actions_are_told_apart_without_watch_times(tmp_path):
+def test_keeps_negative_actions_without_watch_times(tmp_path):
     columns = {name: column for name, column in WATCHED["columns"].items() if name != "dwell_s"}
-    card, out = watched(tmp_path, columns=columns)
+    card, out = run_watched(tmp_path, columns=columns)
     assert (card.feedback, card.objectives, card.negative_actions) == (None, [], ["hate"])
     assert DatasetCard.load(str(out)) == card
 
 
 def test_rejects_cards_with_unknown_negative_actions(tmp_path):
-    card, _ = watched(tmp_path)
+    card, _ = run_watched(tmp_path)
     raw = card.to_dict()
     with pytest.raises(DataError, match="field 'negative_actions': must be among the actions"):
         DatasetCard.from_dict(raw | {"negative_actions": ["loathe"]})
@@ -288,8 +288,8 @@ def test_rejects_cards_with_unknown_negative_actions(tmp_path):
         DatasetCard.from_dict(raw)
 
 
-def test_times_that_only_order_make_no_sessions(tmp_path):
-    card, out = watched(tmp_path, has_calendar_time=False)
+def test_no_session_features_without_elapsed_time(tmp_path):
+    card, out = run_watched(tmp_path, has_calendar_time=False)
     assert card.features_at("session") == []
     assert "session_gap" not in windows(out, "test")[0]
     assert windows(out, "test")[0]["feedback"] == [5, 2, 1, 3, 0, 4, 5]
@@ -299,7 +299,7 @@ def test_times_that_only_order_make_no_sessions(tmp_path):
 
 
 def log_of(users, impressions):
-    """Rows of a bare log: every user sees item ``n`` at time ``10 n``."""
+    """Return rows of a minimal log: every user has an impression of item ``n`` at time ``10 n``."""
     return [(f"u{user}", f"i{n}", 10 * n) for user in range(users) for n in range(impressions)]
 
 
@@ -314,17 +314,17 @@ def target_times(out, split):
     }
 
 
-def test_time_split_by_share_does_not_overlap(tmp_path):
+def test_time_split_by_fraction_does_not_overlap(tmp_path):
     spec = BARE | {"split": {"valid_fraction": 0.2, "test_fraction": 0.1}}
     card, out = run(tmp_path, spec, rows=log_of(7, 20), columns=BARE_COLUMNS)
     train, valid, test = (card.splits[name] for name in SPLITS)
     assert (train.targets, valid.targets, test.targets) == (7 * 14, 7 * 4, 7 * 2)
     assert train.last_ms < valid.first_ms <= valid.last_ms < test.first_ms
-    every = [target_times(out, name) for name in SPLITS]
-    assert [every[0]["u3"] + every[1]["u3"] + every[2]["u3"]] == [[10 * n for n in range(20)]]
+    times = [target_times(out, name) for name in SPLITS]
+    assert [times[0]["u3"] + times[1]["u3"] + times[2]["u3"]] == [[10 * n for n in range(20)]]
 
 
-def test_ties_at_a_boundary_stay_together(tmp_path):
+def test_ties_at_a_boundary_share_a_split(tmp_path):
     rows = [("u", f"i{n}", 0 if n < 3 else 50) for n in range(10)]
     card, _ = run(
         tmp_path, BARE | {"split": {"valid_fraction": 0.2, "test_fraction": 0.2}}, rows=rows, columns=BARE_COLUMNS
@@ -332,7 +332,7 @@ def test_ties_at_a_boundary_stay_together(tmp_path):
     assert [card.splits[name].targets for name in SPLITS] == [3, 0, 7]
 
 
-def test_last_split_takes_each_user_s_last(tmp_path):
+def test_last_split_takes_last_impressions_per_user(tmp_path):
     spec = BARE | {"split": {"method": "last", "valid_fraction": 0.1, "test_fraction": 0.25}}
     rows = [*log_of(1, 10), ("few", "i", 1), ("few", "j", 2), ("three", "i", 1), ("three", "j", 2), ("three", "k", 3)]
     _, out = run(tmp_path, spec, rows=rows, columns=BARE_COLUMNS)
@@ -342,18 +342,18 @@ def test_last_split_takes_each_user_s_last(tmp_path):
     assert test == {"u0": [70, 80, 90], "three": [3]}
 
 
-def test_settings_replace_the_source_s_rule(tmp_path):
+def test_settings_override_the_source_s_split(tmp_path):
     rows = [("u", f"i{day}", day * DAY_MS + 20 * HOUR_MS) for day in range(10)]
     spec = BARE | {"utc_offset_hours": 8}
-    given = PrepareConfig(num_partitions=1, valid_start="1970-01-04", test_start="1970-01-06 04:00")
-    card, _ = run(tmp_path, spec, given, rows, "given", BARE_COLUMNS)
-    # Day n's impression falls on 04:00 of the local day n + 2.
+    dates = PrepareConfig(num_partitions=1, valid_start="1970-01-04", test_start="1970-01-06 04:00")
+    card, _ = run(tmp_path, spec, dates, rows, "dates", BARE_COLUMNS)
+    # The impression of day n is at 04:00 of the local day n + 2.
     assert [card.splits[name].targets for name in SPLITS] == [2, 2, 6]
-    last = PrepareConfig(num_partitions=1, valid_start="-3d", test_start="-1d")
-    card, _ = run(tmp_path, spec, last, rows, "last", BARE_COLUMNS)
+    last_days = PrepareConfig(num_partitions=1, valid_start="-3d", test_start="-1d")
+    card, _ = run(tmp_path, spec, last_days, rows, "last", BARE_COLUMNS)
     assert [card.splits[name].targets for name in SPLITS] == [7, 2, 1]
-    shares = PrepareConfig(num_partitions=1, valid_fraction=0.3, test_fraction=0.2)
-    card, _ = run(tmp_path, spec, shares, rows, "shares", BARE_COLUMNS)
+    fractions = PrepareConfig(num_partitions=1, valid_fraction=0.3, test_fraction=0.2)
+    card, _ = run(tmp_path, spec, fractions, rows, "fractions", BARE_COLUMNS)
     assert [card.splits[name].targets for name in SPLITS] == [5, 3, 2]
 
 
@@ -375,21 +375,21 @@ def test_boundaries(value, offset_hours, expected):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"valid_start": "5"}, "must be given together"),
+        ({"valid_start": "5"}, "must be set together"),
         ({"valid_start": "9", "test_start": "5"}, "must not be after test_start"),
-        ({"valid_start": "soon", "test_start": "later"}, "'soon' is no ISO date-time"),
-        ({"valid_fraction": 0.6, "test_fraction": 0.5}, "must be shares below 1 in sum"),
+        ({"valid_start": "soon", "test_start": "later"}, "'soon' is not an ISO datetime"),
+        ({"valid_fraction": 0.6, "test_fraction": 0.5}, "must be at least 0 and sum to less than 1"),
         ({"num_partitions": 0}, "num_partitions 0 must be at least 1"),
         ({"memory_limit_gb": 0.0}, "memory_limit_gb 0.0 must be positive"),
     ],
 )
-def test_impossible_settings(tmp_path, change, message):
+def test_rejects_invalid_settings(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
         run(tmp_path, config=PrepareConfig(**({"num_partitions": 2} | change)))
     assert sorted(path.name for path in tmp_path.iterdir()) in ([], ["raw", "spec.yaml"])
 
 
-# --- the whole --------------------------------------------------------------------------------------------------
+# --- full datasets --------------------------------------------------------------------------------------------------
 
 
 def many_rows():
@@ -401,7 +401,7 @@ def many_rows():
     return rows
 
 
-def test_same_input_same_bytes(tmp_path):
+def test_same_input_gives_same_bytes(tmp_path):
     spec = SPEC | {"split": {"valid_fraction": 0.1, "test_fraction": 0.1}}
     rows = many_rows()
     run(tmp_path, spec, rows=rows, out="first")
@@ -411,7 +411,7 @@ def test_same_input_same_bytes(tmp_path):
     assert len(first) > 10
 
 
-def test_every_impression_is_a_target_once_whatever_the_partitions(tmp_path):
+def test_every_impression_is_a_target_once_for_any_number_of_partitions(tmp_path):
     spec = SPEC | {"split": {"valid_fraction": 0.1, "test_fraction": 0.1}}
     rows = many_rows()
     expected = sorted({(row[0], row[2]) for row in rows for _ in [row[1]]})
@@ -420,19 +420,19 @@ def test_every_impression_is_a_target_once_whatever_the_partitions(tmp_path):
         config = PrepareConfig(num_partitions=partitions, max_history=5, max_targets=4)
         card, out = run(tmp_path, spec, config, rows, f"out{partitions}")
         cards.append(card)
-        found = [
+        targets = [
             (row["user"], ts, item)
             for name in SPLITS
             for row in windows(out, name)
             for ts, item in list(zip(row["ts_ms"], row["item_id"], strict=True))[row["first_target"] :]
         ]
-        assert len(found) == len({(row[0], row[1], row[2]) for row in rows})
-        assert sorted({(user, ts) for user, ts, _ in found}) == expected
+        assert len(targets) == len({(row[0], row[1], row[2]) for row in rows})
+        assert sorted({(user, ts) for user, ts, _ in targets}) == expected
     assert cards[0].splits == cards[1].splits
     assert cards[0].features == cards[1].features
 
 
-def test_a_user_s_windows_lie_in_one_partition(tmp_path):
+def test_windows_of_a_user_are_in_one_partition(tmp_path):
     _, out = run(tmp_path, SPEC | {"split": {"valid_fraction": 0.1, "test_fraction": 0.1}}, rows=many_rows())
     for name in SPLITS:
         for file in (out / name).glob("*.parquet"):
@@ -440,7 +440,7 @@ def test_a_user_s_windows_lie_in_one_partition(tmp_path):
             assert {key % CONFIG.num_partitions for key in table["user_key"].to_pylist()} == {int(file.stem[-5:])}
 
 
-def test_impressions_of_one_moment_are_in_order_of_item(tmp_path):
+def test_simultaneous_impressions_are_sorted_by_item(tmp_path):
     rows = [("u", f"i{n * 7 % 40:02d}", 1) for n in range(40)]
     spec = BARE | {"features": [{"name": "item_id", "level": "item"}], "split": {"valid_start": "8", "test_start": "9"}}
     config = PrepareConfig(num_partitions=1)
@@ -448,7 +448,7 @@ def test_impressions_of_one_moment_are_in_order_of_item(tmp_path):
     assert windows(out, "train")[0]["item_id"] == list(range(1, 41))
 
 
-def test_of_duplicates_the_longest_stays(tmp_path):
+def test_keeps_the_longest_duplicate(tmp_path):
     columns = ("user", "item", "ts", "dwell")
     spec = BARE | {"columns": BARE["columns"] | {"dwell_s": "dwell"}, "split": {"valid_start": "8", "test_start": "9"}}
     rows = [("u", "i", 1, None), ("u", "i", 1, 2.0), ("u", "i", 1, 4.0), ("u", "j", 1, 3.0)]
@@ -457,7 +457,7 @@ def test_of_duplicates_the_longest_stays(tmp_path):
     assert windows(out, "train")[0]["dwell_s"] == [4.0, 3.0]
 
 
-def test_min_count_setting_replaces_the_source_s(tmp_path):
+def test_min_count_overrides_the_source(tmp_path):
     card, _ = run(tmp_path, config=PrepareConfig(num_partitions=1, min_count=3))
     cardinality = {feature.name: feature.cardinality for feature in card.features}
     assert (cardinality["item_id"], cardinality["user_id"], cardinality["hour_of_day"]) == (2, 2, 2)
@@ -466,24 +466,24 @@ def test_min_count_setting_replaces_the_source_s(tmp_path):
 # --- errors -----------------------------------------------------------------------------------------------------
 
 
-def test_a_filled_folder_is_refused(tmp_path):
+def test_rejects_a_non_empty_directory(tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("keep")
+    (tmp_path / "out" / "existing").write_text("keep")
     with pytest.raises(UserError, match="out: output directory is not empty"):
         run(tmp_path)
-    assert (tmp_path / "out" / "mine").read_text() == "keep"
+    assert (tmp_path / "out" / "existing").read_text() == "keep"
 
 
-def test_an_empty_folder_is_filled(tmp_path):
+def test_writes_to_an_empty_directory(tmp_path):
     (tmp_path / "out").mkdir()
     _, out = run(tmp_path)
     assert DatasetCard.load(str(out)).name == "generic"
 
 
 def test_errors_leave_nothing_behind(tmp_path):
-    bad = [*ROWS, ("a", "i", None, 5.0, 1, None, 1, "x", 9.0, "s", "k")]
+    invalid_rows = [*ROWS, ("a", "i", None, 5.0, 1, None, 1, "x", 9.0, "s", "k")]
     with pytest.raises(DataError, match=r"log.parquet, row 10, field 'ts': is missing"):
-        run(tmp_path, rows=bad, out="new/deep/out")
+        run(tmp_path, rows=invalid_rows, out="new/deep/out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "spec.yaml"]
 
 
@@ -500,44 +500,44 @@ def test_damaged_parquet_leaves_nothing_behind(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "spec.yaml"]
 
 
-def test_nothing_to_train_on(tmp_path):
-    with pytest.raises(DataError, match="no impression before 1 ms is left to train on"):
+def test_rejects_logs_without_training_impressions(tmp_path):
+    with pytest.raises(DataError, match="no training impressions before 1 ms"):
         run(tmp_path, config=PrepareConfig(valid_start="1", test_start="2"))
     with pytest.raises(UserError, match="not found"):
         prepare("jd", str(tmp_path / "nowhere"), str(tmp_path / "out"), CONFIG)
 
 
-def test_every_row_dropped(tmp_path):
+def test_rejects_logs_without_usable_rows(tmp_path):
     (tmp_path / "x_rec_tmall_log.csv").write_text("item_id,user_id,action,vtime\ni,u,cart,2014/9/18 9:00\n")
     with pytest.raises(DataError, match=r"no usable impression in 1 rows .*cart with no open impression"):
         prepare("rec_tmall", str(tmp_path), str(tmp_path / "out"), CONFIG)
     assert not (tmp_path / "out").exists()
 
 
-def test_empty_log(tmp_path):
+def test_rejects_empty_logs(tmp_path):
     header = "item_id,user_id,action,vtime\n"
     (tmp_path / "x_rec_tmall_log.csv").write_text(header)
     with pytest.raises(DataError, match="no usable impression in 0 rows"):
         prepare("rec_tmall", str(tmp_path), str(tmp_path / "out"), CONFIG)
 
 
-def test_reserved_and_repeated_names(tmp_path):
-    taken = SPEC | {"features": [*SPEC["features"], {"name": "author", "level": "item"}]}
-    with pytest.raises(DataError, match="the name 'author' is taken twice"):
-        run(tmp_path, taken)
+def test_rejects_reserved_and_duplicate_names(tmp_path):
+    duplicate = SPEC | {"features": [*SPEC["features"], {"name": "author", "level": "item"}]}
+    with pytest.raises(DataError, match="duplicate name 'author'"):
+        run(tmp_path, duplicate)
     reserved = SPEC | {"features": [{"name": "ts_ms", "level": "context", "column": "shop"}]}
-    with pytest.raises(DataError, match="the name 'ts_ms' is reserved"):
+    with pytest.raises(DataError, match="reserved name 'ts_ms'"):
         run(tmp_path, reserved)
     for name in ("glance", "effective", "negative", "watch_time", "watch", "ensemble"):
         for kind, column in (("labels", "click"), ("actions", {"flag": "like"})):
-            with pytest.raises(DataError, match=f"the name '{name}' is reserved"):
+            with pytest.raises(DataError, match=f"reserved name '{name}'"):
                 run(tmp_path, SPEC | {kind: {name: column}})
 
 
 # --- public samples ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not SAMPLES.exists(), reason="public samples are not here")
+@pytest.mark.skipif(not SAMPLES.exists(), reason="public samples not found")
 def test_jd_sample(tmp_path):
     card = prepare("jd", str(SAMPLES / "jd-micro-behaviors"), str(tmp_path / "out"), PrepareConfig(num_partitions=2))
     assert [card.splits[name].targets for name in SPLITS] == [37_045, 4_742, 4_742]
@@ -546,7 +546,7 @@ def test_jd_sample(tmp_path):
     assert not card.has_calendar_time
 
 
-@pytest.mark.skipif(not SAMPLES.exists(), reason="public samples are not here")
+@pytest.mark.skipif(not SAMPLES.exists(), reason="public samples not found")
 def test_kuairand_sample(tmp_path):
     card = prepare("kuairand", str(SAMPLES / "KuaiRand-Pure"), str(tmp_path / "out"), PrepareConfig(num_partitions=2))
     assert card.dropped_rows == {"duplicate": 4_739}

@@ -1,4 +1,4 @@
-"""Every source on a tiny log with rows computed by hand."""
+"""Every source on a small log with hand-computed rows."""
 
 import math
 from datetime import UTC, datetime
@@ -18,11 +18,11 @@ from a2gen_rec.data.sources.tenrec import Tenrec
 from a2gen_rec.errors import ConfigError, DataError
 from tests.helpers import CONFIGS, SAMPLES
 
-needs_samples = pytest.mark.skipif(not SAMPLES.exists(), reason="public samples are not here")
+needs_samples = pytest.mark.skipif(not SAMPLES.exists(), reason="public samples not found")
 
 
 def rows_of(source, tmp_path, order="user_id, ts_ms, item_id"):
-    """Rows of a source's relation as dicts; NaN becomes the string "nan" so that rows compare."""
+    """Return the rows of a source's relation as dicts; NaN becomes the string "nan" for comparison."""
     with duckdb.connect(config={"temp_directory": str(tmp_path / "spill")}) as connection:
         table = connection.sql(f"SELECT * FROM ({source.impressions(connection)}) ORDER BY {order}").to_arrow_table()
     rows = table.to_pylist()
@@ -32,12 +32,12 @@ def rows_of(source, tmp_path, order="user_id, ts_ms, item_id"):
     ]
 
 
-def picked(rows, *names):
+def select(rows, *names):
     return [tuple(row[name] for name in names) for row in rows]
 
 
-def utc_ms(*moment):
-    return round(datetime(*moment, tzinfo=UTC).timestamp() * 1000)
+def utc_ms(*time):
+    return round(datetime(*time, tzinfo=UTC).timestamp() * 1000)
 
 
 # --- kuairand ---------------------------------------------------------------------------------------------------
@@ -71,32 +71,32 @@ def kuairand(tmp_path):
 def test_kuairand_by_hand(kuairand, tmp_path):
     rows = rows_of(KuaiRand(str(kuairand)), tmp_path)
     names = ("user_id", "item_id", "ts_ms", "dwell_s", "at_profile_enter", "at_like", "at_hate", "label_click")
-    assert picked(rows, *names, "label_long_view", "duration", "tab", "drop_reason") == [
+    assert select(rows, *names, "label_long_view", "duration", "tab", "drop_reason") == [
         ("1", "10", 1000, 1.5, "nan", "nan", None, 1.0, 0.0, 20.0, "4", None),
         ("1", "11", 2000, 0.0, None, None, "nan", 0.0, 1.0, None, "1", None),
         ("2", "10", 3000, -0.005, None, None, None, 0.0, 0.0, 20.0, "1", "negative play time"),
     ]
-    assert picked(rows, "author_id", "tag", "upload_week", "music_type", "user_active_degree") == [
+    assert select(rows, "author_id", "tag", "upload_week", "music_type", "user_active_degree") == [
         ("77", "39", "2022-04-04", "9.0", "full_active"),
         ("78", None, "2022-04-11", None, "full_active"),
         ("77", "39", "2022-04-04", "9.0", None),
     ]
 
 
-def test_kuairand_root_or_data_folder(kuairand, tmp_path):
+def test_kuairand_root_or_data_directory(kuairand, tmp_path):
     root, data = KuaiRand(str(kuairand)), KuaiRand(str(kuairand / "data"))
     assert rows_of(root, tmp_path) == rows_of(data, tmp_path)
     assert root.describe().actions == KUAIRAND_ACTIONS
     assert root.describe().utc_offset_hours == 8
 
 
-def test_kuairand_names_what_is_missing(kuairand):
+def test_kuairand_reports_missing_files_and_columns(kuairand):
     log = kuairand / "data" / "log_standard_4_08_to_4_21_27k_part2.csv"
     log.write_text(log.read_text().replace("play_time_ms", "played"))
-    with pytest.raises(DataError, match=r"part2.csv, field 'play_time_ms': missing column"):
+    with pytest.raises(DataError, match=r"part2.csv, field 'play_time_ms': column is missing"):
         KuaiRand(str(kuairand))
     (kuairand / "data" / "user_features_27k.csv").unlink()
-    with pytest.raises(DataError, match=r"no file user_features_"):
+    with pytest.raises(DataError, match=r"no file matching user_features_"):
         KuaiRand(str(kuairand))
 
 
@@ -107,14 +107,14 @@ def test_jd_by_hand(tmp_path):
     file = tmp_path / "log"
     file.write_text("1+5+7+10+40 1+6+7+5+40 1+2+7+5+40 1+6+7+9+40 2+9+8+0+3 1+1+7+4+4\n\n3+10+8+2+2\n")
     rows = rows_of(JD(str(tmp_path)), tmp_path)
-    # Session 1: the page of product 1 (10+5+5+9 s), of product 2 (0 s) and of product 1 again; line 2 is empty.
-    assert picked(rows, "user_id", "item_id", "ts_ms", "dwell_s", "channel", "position", "category") == [
+    # Session 1: pages of product 1 (10+5+5+9 s), product 2 (0 s) and product 1 again; line 2 is empty.
+    assert select(rows, "user_id", "item_id", "ts_ms", "dwell_s", "channel", "position", "category") == [
         ("1", "1", 1, 40.0, "search", 1.0, "7"),
         ("1", "2", 29_002, 3.0, None, 2.0, "8"),
         ("1", "1", 29_003, 4.0, "home", 3.0, "7"),
         ("3", "3", 1, 2.0, None, 1.0, "8"),
     ]
-    assert picked(rows, "at_comments", "at_cart", "at_order", "drop_reason") == [
+    assert select(rows, "at_comments", "at_cart", "at_order", "drop_reason") == [
         (10, None, None, None),
         (None, 0, None, None),
         (None, None, None, None),
@@ -125,19 +125,19 @@ def test_jd_by_hand(tmp_path):
 @pytest.mark.parametrize(
     ("event", "message"),
     [
-        ("2+11+8+0+3", "field 'behaviour': event 2 has '11'"),
-        ("2+5+8+x+3", "field 'interval': event 2 has 'x'"),
-        ("2+5+8+0", r"field 'event': event 2 '2\+5\+8\+0' has 4 fields, not 5"),
+        ("2+11+8+0+3", "field 'behavior': event 2 has invalid value '11'"),
+        ("2+5+8+x+3", "field 'interval': event 2 has invalid value 'x'"),
+        ("2+5+8+0", r"field 'event': event 2 '2\+5\+8\+0' has 4 fields, expected 5"),
     ],
 )
-def test_jd_malformed_event(tmp_path, event, message):
+def test_jd_rejects_invalid_events(tmp_path, event, message):
     file = tmp_path / "log"
     file.write_text(f"1+5+7+10+40\n1+5+7+10+40 {event}\n")
     with pytest.raises(DataError, match=f"log, row 2, {message}"):
         rows_of(JD(str(file)), tmp_path)
 
 
-def test_jd_lines_end_either_way(tmp_path):
+def test_jd_reads_unix_and_dos_line_endings(tmp_path):
     unix, dos = tmp_path / "unix", tmp_path / "dos"
     unix.write_bytes(b"1+5+7+10+40\n\n2+5+7+1+1\n")
     dos.write_bytes(b"1+5+7+10+40\r\n\r\n2+5+7+1+1\r\n")
@@ -165,7 +165,7 @@ def test_rec_tmall_by_hand(tmp_path):
     )
     rows = rows_of(RecTmall(str(tmp_path)), tmp_path)
     names = ("item_id", "ts_ms", "at_collect", "at_cart", "at_alipay", "drop_reason")
-    assert picked(rows, *names) == [
+    assert select(rows, *names) == [
         ("i1", utc_ms(2014, 9, 18, 1), None, None, None, "cart with no open impression"),
         ("i1", utc_ms(2014, 9, 18, 7, 3), 2250.0, 2220.0, None, None),
         ("i2", utc_ms(2014, 9, 18, 7, 5), None, None, None, None),
@@ -173,18 +173,18 @@ def test_rec_tmall_by_hand(tmp_path):
         ("i1", utc_ms(2014, 9, 18, 8, 11), None, None, None, None),
     ]
     assert {row["dwell_s"] for row in rows} == {"nan"}
-    assert picked(rows, "category", "brand", "seller")[1] == ("2-7", None, "s1")
-    assert picked(rows, "category", "brand", "seller")[2] == (None, None, None)
+    assert select(rows, "category", "brand", "seller")[1] == ("2-7", None, "s1")
+    assert select(rows, "category", "brand", "seller")[2] == (None, None, None)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("i1,u1,buy,2014/9/18 9:00", "row 10, field 'action': unknown action 'buy'"),
-        ("i1,u1,click,yesterday", "row 10, field 'vtime': 'yesterday' is no time"),
+        ("i1,u1,click,yesterday", "row 10, field 'vtime': invalid time 'yesterday'"),
     ],
 )
-def test_rec_tmall_names_the_row(tmp_path, line, message):
+def test_rec_tmall_reports_the_row(tmp_path, line, message):
     file = tmp_path / "log.csv"
     file.write_text(TMALL + line + "\n")
     with pytest.raises(DataError, match=message):
@@ -202,7 +202,7 @@ def test_tenrec_by_hand(tmp_path):
     )
     rows = rows_of(Tenrec(str(file)), tmp_path, order="ts_ms")
     names = ("user_id", "item_id", "ts_ms", "at_like", "at_share", "at_follow", "label_click")
-    assert picked(rows, *names, "dwell_s", "video_category", "age") == [
+    assert select(rows, *names, "dwell_s", "video_category", "age") == [
         ("7", "3", 1000, "nan", None, None, 1.0, "nan", "2", "4"),
         ("7", "2", 2000, None, None, None, 0.0, "nan", "1", "4"),
         ("6", "3", 3000, None, "nan", "nan", 1.0, "nan", "2", "3"),
@@ -210,7 +210,7 @@ def test_tenrec_by_hand(tmp_path):
     assert "watching_times" not in rows[0]
 
 
-def test_tenrec_bad_value_names_row_and_field(tmp_path):
+def test_tenrec_reports_row_and_field(tmp_path):
     from a2gen_rec.data.sql import translate_errors
 
     file = tmp_path / "QB-video.csv"
@@ -258,7 +258,7 @@ def test_generic_impressions_by_hand(tmp_path):
     source = generic(tmp_path, IMPRESSIONS, HEADER + LINES)
     rows = rows_of(source, tmp_path)
     names = ("user_id", "item_id", "ts_ms", "dwell_s", "at_like", "at_comment", "at_follow", "label_click")
-    assert picked(rows, *names, "author", "length") == [
+    assert select(rows, *names, "author", "length") == [
         ("u", "v", 1500, 4.0, "nan", None, None, 1.0, "bob", 10.0),
         ("u", "w", 2000, None, None, 3.5, "nan", None, None, None),
         ("u", "x", 3000, 1.0, None, None, 0.5, 0.0, "eve", "nan"),
@@ -273,14 +273,14 @@ def test_generic_durations_in_milliseconds(tmp_path):
     spec = IMPRESSIONS | {"duration_unit": "ms"}
     in_ms = rows_of(generic(tmp_path, spec, HEADER + lines), tmp_path)
     names = ("ts_ms", "dwell_s", "at_like", "at_comment", "at_follow")
-    assert picked(in_ms, *names) == [
+    assert select(in_ms, *names) == [
         (1500, 4.0, "nan", None, None),
         (2000, None, None, 3.5, "nan"),
         (3000, 1.0, None, None, 0.5),
     ]
-    assert picked(in_ms, "length") == [(10.0,), (None,), ("nan",)], "a feature like any other keeps its unit"
+    assert select(in_ms, "length") == [(10.0,), (None,), ("nan",)], "without duration_feature the unit is unchanged"
     source = generic(tmp_path, spec | {"duration_feature": "length", "negative_actions": ["follow"]}, HEADER + lines)
-    assert picked(rows_of(source, tmp_path), "length") == [(0.01,), (None,), ("nan",)]
+    assert select(rows_of(source, tmp_path), "length") == [(0.01,), (None,), ("nan",)]
     assert (source.describe().duration_feature, source.describe().negative_actions) == ("length", ("follow",))
 
 
@@ -288,17 +288,17 @@ def test_generic_durations_in_milliseconds(tmp_path):
     ("line", "message"),
     [
         ("u,v,,4,1,,0,2,1,bob,10", "row 5, field 'at': is missing"),
-        ("u,v,nan,4,1,,0,2,1,bob,10", "row 5, field 'at': 'nan' is no time in s"),
-        ("u,v,1e300,4,1,,0,2,1,bob,10", "row 5, field 'at': '1e300' is no time in s"),
+        ("u,v,nan,4,1,,0,2,1,bob,10", "row 5, field 'at': 'nan' is not a time in s"),
+        ("u,v,1e300,4,1,,0,2,1,bob,10", "row 5, field 'at': '1e300' is not a time in s"),
         (",v,1,4,1,,0,2,1,bob,10", "row 5, field 'who': is missing"),
-        ("u,v,1,-4,1,,0,2,1,bob,10", "row 5, field 'watched': '-4' is not a duration"),
-        ("u,v,1,4,2,,0,2,1,bob,10", "row 5, field 'liked': '2' is neither 0 nor 1"),
-        ("u,v,1,4,1,soon,0,2,1,bob,10", "row 5, field 'comment_s': 'soon' is not a duration"),
-        ("u,v,1,4,1,,0,2,maybe,bob,10", "row 5, field 'clicked': 'maybe' is neither 0 nor 1"),
+        ("u,v,1,-4,1,,0,2,1,bob,10", "row 5, field 'watched': '-4' must be a number of at least 0"),
+        ("u,v,1,4,2,,0,2,1,bob,10", "row 5, field 'liked': '2' must be 0 or 1"),
+        ("u,v,1,4,1,soon,0,2,1,bob,10", "row 5, field 'comment_s': 'soon' must be a number of at least 0"),
+        ("u,v,1,4,1,,0,2,maybe,bob,10", "row 5, field 'clicked': 'maybe' must be 0 or 1"),
         ("u,v,1,4,1,,0,2,1,bob,long", "row 5, field 'length': 'long' is not a number"),
     ],
 )
-def test_generic_bad_values_name_file_row_and_field(tmp_path, line, message):
+def test_generic_reports_file_row_and_field(tmp_path, line, message):
     source = generic(tmp_path, IMPRESSIONS, HEADER + LINES + line + "\n")
     with pytest.raises(DataError, match=f"log.csv, {message}"):
         rows_of(source, tmp_path)
@@ -307,14 +307,14 @@ def test_generic_bad_values_name_file_row_and_field(tmp_path, line, message):
 def test_generic_parquet_row_numbers_and_nan_times(tmp_path):
     spec = {"kind": "impressions", "columns": {"user": "who", "item": "what", "time": "at"}}
     table = pa.table({"who": ["u"] * 3, "what": [1, 2, 3], "at": [1.0, math.nan, 3.0]})
-    with pytest.raises(DataError, match=r"log.parquet, row 2, field 'at': 'nan' is no time in ms"):
+    with pytest.raises(DataError, match=r"log.parquet, row 2, field 'at': 'nan' is not a time in ms"):
         rows_of(generic(tmp_path, spec, table, "log.parquet"), tmp_path)
 
 
 def test_generic_missing_column_and_truncated_parquet(tmp_path):
     spec = {"kind": "impressions", "columns": {"user": "who", "item": "what", "time": "when"}}
     table = pa.table({"who": ["u"], "what": [1], "at": [1]})
-    with pytest.raises(DataError, match=r"log.parquet, field 'when': missing column; there are who, what, at"):
+    with pytest.raises(DataError, match=r"log.parquet, field 'when': column is missing; found who, what, at"):
         generic(tmp_path, spec, table, "log.parquet")
     file = tmp_path / "log.parquet"
     file.write_bytes(file.read_bytes()[:-20])
@@ -328,9 +328,9 @@ def test_generic_local_and_zoned_timestamps(tmp_path):
     spec |= {"time_unit": "timestamp", "utc_offset_hours": 8}
     text = "who,what,at\nu,v,2024-05-01 08:00:00\nu,w,2024-05-01 08:00:00.250\n"
     start = utc_ms(2024, 5, 1)
-    assert picked(rows_of(generic(tmp_path, spec, text), tmp_path), "ts_ms") == [(start,), (start + 250,)]
+    assert select(rows_of(generic(tmp_path, spec, text), tmp_path), "ts_ms") == [(start,), (start + 250,)]
     zoned = pa.table({"who": ["u"], "what": ["v"], "at": pa.array([start], pa.timestamp("ms", "UTC"))})
-    assert picked(rows_of(generic(tmp_path, spec, zoned, "log.parquet"), tmp_path), "ts_ms") == [(start,)]
+    assert select(rows_of(generic(tmp_path, spec, zoned, "log.parquet"), tmp_path), "ts_ms") == [(start,)]
 
 
 EVENTS = {
@@ -360,7 +360,7 @@ u,w,9000,scroll,x
 
 def test_generic_events_by_hand(tmp_path):
     rows = rows_of(generic(tmp_path, EVENTS, EVENT_LINES), tmp_path)
-    assert picked(rows, "item_id", "ts_ms", "dwell_s", "at_like", "at_buy", "scene", "drop_reason") == [
+    assert select(rows, "item_id", "ts_ms", "dwell_s", "at_like", "at_buy", "scene", "drop_reason") == [
         ("v", 1000, 5.0, 2.0, None, "home", None),
         ("v", 7000, "nan", None, None, "x", "like with no open impression"),
         ("v", 8000, "nan", None, None, "list", None),
@@ -369,10 +369,10 @@ def test_generic_events_by_hand(tmp_path):
     ]
 
 
-def test_generic_events_silent_for_the_whole_gap_stay_open(tmp_path):
+def test_generic_events_within_the_idle_gap_stay_open(tmp_path):
     lines = "who,what,at,did,scene\nu,v,0,open,\nu,v,10000,like,\nu,v,20001,purchase,\n"
     rows = rows_of(generic(tmp_path, EVENTS, lines), tmp_path)
-    assert picked(rows, "ts_ms", "at_like", "drop_reason") == [
+    assert select(rows, "ts_ms", "at_like", "drop_reason") == [
         (0, 10.0, None),
         (20001, None, "purchase with no open impression"),
     ]
@@ -387,17 +387,17 @@ def test_generic_events_unknown_action(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "sessions"}, "kind is 'sessions', must be 'impressions' or 'events'"),
+        ({"kind": "sessions"}, "unknown kind 'sessions'; choose one of impressions, events"),
         ({"colour": 1}, "colour"),
         ({"columns": {"user": "who", "item": "what"}}, "columns.time"),
         ({"columns": {"user": "who", "item": "what", "time": "at", "size": "x"}}, "size"),
         ({"utc_offset_hours": "east"}, "utc_offset_hours"),
         ({"features": [{"name": "a", "level": "shop"}]}, "level"),
         ({"features": [{"name": "item_id", "level": "user"}]}, "must have level 'item'"),
-        ({"actions": {"like": {}}}, "action 'like' needs a flag column"),
+        ({"actions": {"like": {}}}, "action 'like' requires flag"),
         ({"split": {"method": "coin"}}, "method"),
-        ({"duration_feature": "age"}, "duration_feature 'age' must be one of the features, of kind buckets"),
-        ({"duration_feature": "author"}, "duration_feature 'author' must be one of the features, of kind buckets"),
+        ({"duration_feature": "age"}, "duration_feature 'age' must be a feature of kind buckets"),
+        ({"duration_feature": "author"}, "duration_feature 'author' must be a feature of kind buckets"),
         ({"negative_actions": ["like", "hate"]}, "negative_actions 'hate' must be one of the actions"),
         ({"features": [{"name": "a", "level": "outcome"}]}, "level"),
     ],
@@ -410,7 +410,7 @@ def test_generic_spec_errors_are_one_line(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", ""])
-def test_generic_spec_that_is_no_mapping(tmp_path, text):
+def test_generic_rejects_specs_that_are_not_mappings(tmp_path, text):
     with pytest.raises(ConfigError, match=r"spec.yaml: "):
         generic(tmp_path, text, HEADER + LINES)
 
@@ -435,38 +435,38 @@ def test_shipped_examples_are_valid_and_run(tmp_path, kind):
         expected = ("a", "b", 5000, None, 2.0, 4.0)
         names = ("user_id", "item_id", "ts_ms", "at_cart", "at_order", "dwell_s")
     source = open_source("generic", str(tmp_path), str(example))
-    assert picked(rows_of(source, tmp_path), *names) == [expected]
+    assert select(rows_of(source, tmp_path), *names) == [expected]
 
 
-# --- by name ----------------------------------------------------------------------------------------------------
+# --- open_source ----------------------------------------------------------------------------------------------------
 
 
-def test_open_source_refuses_what_it_cannot_use(tmp_path):
-    with pytest.raises(ConfigError, match="no source 'movielens'; there are kuairand, jd"):
+def test_open_source_rejects_unknown_sources_and_wrong_specs(tmp_path):
+    with pytest.raises(ConfigError, match="unknown source 'movielens'; choose one of kuairand, jd"):
         open_source("movielens", str(tmp_path))
-    with pytest.raises(ConfigError, match="needs --spec"):
+    with pytest.raises(ConfigError, match="requires --spec"):
         open_source("generic", str(tmp_path))
-    with pytest.raises(ConfigError, match="knows its own columns"):
+    with pytest.raises(ConfigError, match="applies to the source 'generic' only"):
         open_source("jd", str(tmp_path), "spec.yaml")
     for name in set(SOURCE_NAMES) - {"generic", "simulated"}:
-        with pytest.raises(DataError, match="no file"):
+        with pytest.raises(DataError, match="no file matching"):
             open_source(name, str(tmp_path))
 
 
 @needs_samples
 @pytest.mark.parametrize(
-    ("name", "folder", "good", "bad"),
+    ("name", "folder", "usable", "dropped"),
     [
         ("kuairand", "KuaiRand-Pure", 171_671, 0),
         ("jd", "jd-micro-behaviors", 46_529, 0),
         ("rec_tmall", "rec-tmall", 4_001, 17),
     ],
 )
-def test_public_samples(tmp_path, name, folder, good, bad):
+def test_public_samples(tmp_path, name, folder, usable, dropped):
     source = open_source(name, str(SAMPLES / folder))
     with duckdb.connect(config={"temp_directory": str(tmp_path / "spill")}) as connection:
         relation = source.impressions(connection)
-        found = connection.execute(
+        counts = connection.execute(
             f"SELECT count(*) - count(drop_reason), count(drop_reason) FROM ({relation})"
         ).fetchone()
-    assert found == (good, bad)
+    assert counts == (usable, dropped)
