@@ -365,7 +365,7 @@ def test_the_command_runs_processes_of_its_own(raw: Path, tmp_path: Path, capsys
         )
     assert ended.value.code == 1
     said = capsys.readouterr()
-    assert said.err == "a2gen: error: 1 run failed, as told above; the same command retries\n"
+    assert said.err == "a2gen: error: 1 run failed (see above); rerun the same command to retry them\n"
     assert "one · mmoe, seed 0: test AUC " in said.out
     assert "model needs 9" in said.out
     results = json.loads((out / "results.json").read_text())
