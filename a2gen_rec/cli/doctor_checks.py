@@ -195,7 +195,7 @@ def check_shared_memory(size: int | None) -> Check:
 
 
 def check_fbgemm_smoke_test(returncode: int, output: str) -> Check:
-    """Check the exit of the process that ran :func:`smoke_test_fbgemm`; a negative code is the signal that killed it."""
+    """Check the exit of the process of :func:`smoke_test_fbgemm`; a negative code is the signal that killed it."""
     name = "fbgemm lookup"
     if returncode == 0:
         return Check(name, "ok", "smoke test passed")
