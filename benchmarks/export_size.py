@@ -1,11 +1,11 @@
-"""How large is an exported model, by type and width of its tables, and what does int8 cost?
+"""How large is an exported model, by dtype and width of its tables, and how much AUC does int8 cost?
 
-A simulated world is prepared, models of several widths are trained a little, and each is exported with every type of
-tables. Sizes are those of all files of a folder, manifest included. What users and items are called and made of is the
-same in every export of a dataset, so the more it takes, the less int8 can save of the whole. All items are shown alike
-often: few impressions then show nearly all of them, and the catalogue is about as large as the world.
+A simulated log is prepared, models of several widths are trained for a few steps, and each is exported with every table
+dtype. A size is the total of all files of an export, manifest included. Identifiers and features of users and items are
+the same in every export of a dataset: the larger they are, the less int8 saves of the total. All items have equal
+popularity, so that few impressions cover nearly all of them, and the catalog has about as many items as were simulated.
 
-AUC is what `a2gen export` measures, of the run and of what was written. Exports in float32 must have the run's own.
+`a2gen export` measures the AUC of the run and of the export. A float32 export must have the AUC of its run.
 """
 
 import sys
@@ -16,43 +16,47 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from harness import Cell, Goal, Report, ReportTable, main
-from serving_fixture import CONFIG, a2gen
+from harness import CellValue, Goal, Report, ReportTable, main
+from serving_fixture import CONFIG_FILE, run_command
 
 from a2gen_rec.artifact.artifact import DENSE, ENTITY_TABLES, IDENTIFIERS, TABLES
 from a2gen_rec.artifact.manifest import MANIFEST, Manifest, read_manifest
 from a2gen_rec.artifact.quantized_tables import TableDtype
 from a2gen_rec.config import PrepareConfig, SimulateConfig
 from a2gen_rec.data.prepare.pipeline import prepare
+from a2gen_rec.data.schema import RAW_DURATION_COLUMN
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.simulation.simulator import simulate
 from a2gen_rec.utils.distributed import DistributedContext
 
-DIM, WANTED = 32, 30.0
-"""Width of tables of which an int8 export is to be at most so many percent of the float32 one."""
-MOST_LOST = 1e-3
-"""AUC that an action may lose."""
-VALID_SHARE, TEST_SHARE = 0.005, 0.02
-"""Of the impressions: enough to tell AUCs apart, few enough to be evaluated for every export."""
+GOAL_DIM, MAX_INT8_PERCENT = 32, 30.0
+"""Table width of the size goal, and maximum size of its int8 export in percent of the float32 export."""
+MAX_AUC_LOSS = 1e-3
+"""Maximum AUC loss of an action."""
+VALID_FRACTION, TEST_FRACTION = 0.005, 0.02
+"""Fractions of the impressions: enough to distinguish AUCs, few enough to evaluate for every export."""
 MIB = 2**20
 
 
 @dataclass
 class Settings:
-    """What is exported.
+    """Simulated log, models and exports.
 
     Attributes:
-        items, users, impressions_per_user: of the simulated world.
-        history: most impressions before a target.
+        items: simulated items.
+        users: simulated users.
+        impressions_per_user: simulated impressions of each user.
+        max_history: maximum impressions before a target.
         dims: widths of the tables.
-        dtypes: of the exported tables, float32 among them.
-        steps: of training.
+        dtypes: dtypes of the exported tables; must include fp32.
+        steps: training steps.
+        seed: random seed.
     """
 
     items: int = 400_000
     users: int = 40_000
     impressions_per_user: int = 50
-    history: int = 20
+    max_history: int = 20
     dims: list[int] = field(default_factory=lambda: [32, 64])
     dtypes: list[TableDtype] = field(default_factory=lambda: ["int8", "fp16", "fp32"])
     steps: int = 300
@@ -72,36 +76,38 @@ class Export:
     manifest: Manifest
 
     @property
-    def whole(self) -> int:
-        """Bytes of all files."""
-        return sum(self.parts.values())
+    def total_bytes(self) -> int:
+        """Total bytes of all files."""
+        return sum(self.bytes_by_part.values())
 
     @property
-    def parts(self) -> dict[str, int]:
-        """Bytes of each part of the folder."""
-        size = {name: each["bytes"] for name, each in self.manifest.files.items()}
-        vocabularies = sum(each for name, each in size.items() if name.startswith("vocabulary/"))
-        named = {"tables": size[TABLES], "dense": size[DENSE], "vocabularies": vocabularies}
-        named |= {f"{level}s": size[file] for level, file in ENTITY_TABLES.items()}
-        rest = sum(size.values()) - sum(named.values()) + (self.folder / MANIFEST).stat().st_size
-        return {**named, "rest": rest}
+    def bytes_by_part(self) -> dict[str, int]:
+        """Bytes of each part of the export."""
+        sizes = {name: entry["bytes"] for name, entry in self.manifest.files.items()}
+        vocabularies = sum(size for name, size in sizes.items() if name.startswith("vocabulary/"))
+        parts = {"tables": sizes[TABLES], "dense": sizes[DENSE], "vocabularies": vocabularies}
+        parts |= {f"{level}s": sizes[file] for level, file in ENTITY_TABLES.items()}
+        rest = sum(sizes.values()) - sum(parts.values()) + (self.folder / MANIFEST).stat().st_size
+        return {**parts, "rest": rest}
 
-    def lost(self) -> dict[str, float]:
-        """AUC lost of each action that happened often enough to tell."""
-        told = {
-            name: each for name, each in self.manifest.metrics["auc"].items() if each["within_tolerance"] is not None
+    def auc_loss(self) -> dict[str, float]:
+        """Return the AUC loss of each action with enough positives and negatives."""
+        auc = {
+            name: values
+            for name, values in self.manifest.metrics["auc"].items()
+            if values["within_tolerance"] is not None
         }
-        return {name: each["original"] - each["exported"] for name, each in told.items()}
+        return {name: values["original"] - values["exported"] for name, values in auc.items()}
 
 
 def measure(settings: Settings, process: DistributedContext) -> Report:
-    """Export every model as every type."""
-    _check(settings, process)
+    """Train a model of every width and export it with every dtype."""
+    _check_settings(settings, process)
     with tempfile.TemporaryDirectory(prefix="a2gen-export-size-") as scratch:
         folder = Path(scratch)
-        log, data = str(folder / "log"), str(folder / "data")
-        tell(f"simulating a world of {settings.items:,} items and {settings.users:,} users")
-        world = SimulateConfig(
+        raw, data = str(folder / "log"), str(folder / "data")
+        log(f"simulating {settings.items:,} items and {settings.users:,} users")
+        simulation = SimulateConfig(
             users=settings.users,
             items=settings.items,
             authors=max(1, settings.items // 5),
@@ -109,121 +115,142 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
             popularity_exponent=0.0,
             seed=settings.seed,
         )
-        simulate(log, world)
-        config = PrepareConfig(max_history=settings.history, valid_fraction=VALID_SHARE, test_fraction=TEST_SHARE)
-        prepare("simulated", log, data, config)
-        exports = [each for dim in settings.dims for each in exported(folder, data, dim, settings)]
-        check(exports)
-        return report(exports, settings)
+        simulate(raw, simulation)
+        config = PrepareConfig(
+            max_history=settings.max_history, valid_fraction=VALID_FRACTION, test_fraction=TEST_FRACTION
+        )
+        prepare("simulated", raw, data, config)
+        exports = [export for dim in settings.dims for export in train_and_export(folder, data, dim, settings)]
+        check_exports(exports)
+        return make_report(exports, settings)
 
 
-def _check(settings: Settings, process: DistributedContext) -> None:
+def _check_settings(settings: Settings, process: DistributedContext) -> None:
     if process.world_size > 1:
-        raise ConfigError(f"one process exports: measure it on one rank, not {process.world_size}")
+        raise ConfigError(f"exports run in one process: use one rank, not {process.world_size}")
     if not settings.dims or "fp32" not in settings.dtypes:
-        raise ConfigError("there must be a width of tables in dims, and fp32 in dtypes to compare with")
-    for name in ("items", "users", "impressions_per_user", "history", "steps"):
+        raise ConfigError("dims must not be empty, and dtypes must include fp32")
+    for name in ("items", "users", "impressions_per_user", "max_history", "steps"):
         if getattr(settings, name) < 1:
             raise ConfigError(f"{name} {getattr(settings, name)} must be at least 1")
 
 
-def exported(folder: Path, data: str, dim: int, settings: Settings) -> list[Export]:
-    """Train a model of one width and export it as every type."""
-    tell(f"width {dim}: training {settings.steps:,} steps, exporting")
+def train_and_export(folder: Path, data: str, dim: int, settings: Settings) -> list[Export]:
+    """Train a model of one width and export it with every dtype."""
+    log(f"width {dim}: training {settings.steps:,} steps, exporting")
     run = str(folder / f"run-{dim}")
-    bounds = [
+    options = [
         f"--train.max_steps={settings.steps}",
         f"--train.validation_interval={settings.steps}",
         "--train.epochs=1000",
     ]
-    a2gen(folder, "train", "--config", str(CONFIG), f"--model.dim={dim}", "--data", data, "--run", run, *bounds)
-    found = []
+    run_command(
+        folder, "train", "--config", str(CONFIG_FILE), f"--model.dim={dim}", "--data", data, "--run", run, *options
+    )
+    exports = []
     for dtype in settings.dtypes:
         out = folder / f"model-{dim}-{dtype}"
-        # Whatever it costs is to be measured.
-        a2gen(folder, "export", "--run", run, "--out", str(out), "--dtype", dtype, "--max-auc-drop", "1")
-        found.append(Export(dim, dtype, out, read_manifest(str(out))))
-    return found
+        # The export must succeed at any AUC loss.
+        run_command(folder, "export", "--run", run, "--out", str(out), "--dtype", dtype, "--max-auc-drop", "1")
+        exports.append(Export(dim, dtype, out, read_manifest(str(out))))
+    return exports
 
 
-def check(exports: list[Export]) -> None:
-    """Raise RuntimeError unless the exports differ in what they must, and exact tables cost nothing."""
-    for each in exports:
-        if each.dtype == "fp32" and (off := max(map(abs, each.lost().values()), default=0.0)) > 1e-6:
-            raise RuntimeError(f"the AUC of an export in float32 at width {each.dim} is off by {off:.2g}")
+def check_exports(exports: list[Export]) -> None:
+    """Check that float32 exports lose no AUC and that all exports have the same entity tables.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    for export in exports:
+        if export.dtype == "fp32" and (loss := max(map(abs, export.auc_loss().values()), default=0.0)) > 1e-6:
+            raise RuntimeError(
+                f"the AUC of the float32 export of width {export.dim} differs from the run by {loss:.2g}"
+            )
         for file in ENTITY_TABLES.values():
-            if each.manifest.files[file] != exports[0].manifest.files[file]:
+            if export.manifest.files[file] != exports[0].manifest.files[file]:
                 raise RuntimeError(f"exports of one dataset differ in {file}")
 
 
-def report(exports: list[Export], settings: Settings) -> Report:
-    """Tables, targets and figures of exports of one dataset."""
-    exact = {each.dim: each.whole for each in exports if each.dtype == "fp32"}
-    share = {(each.dim, each.dtype): 100 * each.whole / exact[each.dim] for each in exports}
-    targets, figures = [], {f"{dtype}_{dim}_percent": percent for (dim, dtype), percent in share.items()}
-    if (percent := share.get((DIM, "int8"))) is not None:
-        claim = f"{settings.items:,} items: int8 export of width {DIM}, of the float32 one"
-        targets.append(Goal(claim, f"at most {WANTED:g} %", f"{percent:.2f} %", percent <= WANTED))
-    coded = [each for each in exports if each.dtype == "int8"]
-    if lost := [value for each in coded for value in each.lost().values()]:
-        worst = max(lost)
-        targets.append(
-            Goal("int8: AUC lost by an action, at most", f"{MOST_LOST:g}", f"{worst:.2g}", worst <= MOST_LOST)
+def make_report(exports: list[Export], settings: Settings) -> Report:
+    """Build tables, goals and metrics from the exports of one dataset."""
+    fp32_bytes = {export.dim: export.total_bytes for export in exports if export.dtype == "fp32"}
+    percents = {(export.dim, export.dtype): 100 * export.total_bytes / fp32_bytes[export.dim] for export in exports}
+    goals, metrics = [], {f"{dtype}_{dim}_percent": percent for (dim, dtype), percent in percents.items()}
+    if (percent := percents.get((GOAL_DIM, "int8"))) is not None:
+        claim = f"{settings.items:,} items, width {GOAL_DIM}: int8 export relative to float32"
+        goals.append(Goal(claim, f"at most {MAX_INT8_PERCENT:g} %", f"{percent:.2f} %", percent <= MAX_INT8_PERCENT))
+    int8_exports = [export for export in exports if export.dtype == "int8"]
+    if losses := [loss for export in int8_exports for loss in export.auc_loss().values()]:
+        worst = max(losses)
+        goals.append(
+            Goal(
+                "int8: largest AUC loss of an action",
+                f"at most {MAX_AUC_LOSS:g}",
+                f"{worst:.2g}",
+                worst <= MAX_AUC_LOSS,
+            )
         )
-        figures["int8_auc_lost"] = worst
-    catalogue, columns = _catalogue(exports[0], settings)
-    return Report([_sizes(exports, share), catalogue, columns, *_costs(exports)], targets, figures)
+        metrics["int8_auc_loss"] = worst
+    catalog, columns = _catalog_tables(exports[0], settings)
+    return Report([_size_table(exports, percents), catalog, columns, *_auc_tables(exports)], goals, metrics)
 
 
-def _sizes(exports: list[Export], share: Mapping[tuple[int, TableDtype], float]) -> ReportTable:
-    names = list(exports[0].parts)
-    rows: list[list[Cell]] = []
-    for each in exports:
-        sizes = [each.whole, *each.parts.values()]
-        rows.append([each.dim, each.dtype, share[each.dim, each.dtype], *(size / MIB for size in sizes)])
-    columns = ["width", "tables as", "% of fp32", "whole MiB", *(f"{name} MiB" for name in names)]
-    note = "dense: all after the lookups, in float32; users, items: their names, and rows of what they are made of"
+def _size_table(exports: list[Export], percents: Mapping[tuple[int, TableDtype], float]) -> ReportTable:
+    names = list(exports[0].bytes_by_part)
+    rows: list[list[CellValue]] = []
+    for export in exports:
+        sizes = [export.total_bytes, *export.bytes_by_part.values()]
+        rows.append([export.dim, export.dtype, percents[export.dim, export.dtype], *(size / MIB for size in sizes)])
+    columns = ["width", "dtype", "% of fp32", "total MiB", *(f"{name} MiB" for name in names)]
+    note = "dense: float32 weights after the lookups; users, items: identifiers and feature rows"
     return ReportTable("Exports", columns, rows, note)
 
 
-def _catalogue(export: Export, settings: Settings) -> tuple[ReportTable, ReportTable]:
-    """How much users and items there are, and what each takes beside its row of a table."""
-    entries: list[list[Cell]] = []
-    columns: list[list[Cell]] = []
+def _catalog_tables(export: Export, settings: Settings) -> tuple[ReportTable, ReportTable]:
+    """Count users and items, and their bytes apart from table rows."""
+    entries: list[list[CellValue]] = []
+    columns: list[list[CellValue]] = []
     for level, simulated in (("item", settings.items), ("user", settings.users)):
         file = export.folder / ENTITY_TABLES[level]
         stored = pq.read_table(file, columns=[IDENTIFIERS[level]])
-        known, size = pc.sum(pc.greater(stored[0], 0)).as_py(), file.stat().st_size
-        entries.append([f"{level}s", simulated, len(stored), known, size / len(stored)])
-        described = pq.read_metadata(file)
-        for place, name in enumerate(described.schema.names):
-            groups = [described.row_group(number).column(place) for number in range(described.num_row_groups)]
-            columns.append([f"{level}s", name, sum(each.total_compressed_size for each in groups) / len(stored)])
-    note = "with a row: those that training has seen, each of which has a row of the table of its own"
-    names = ["", "simulated", "in the catalogue", "with a row", "bytes each"]
+        with_row, size = pc.sum(pc.greater(stored[0], 0)).as_py(), file.stat().st_size
+        entries.append([f"{level}s", simulated, len(stored), with_row, size / len(stored)])
+        metadata = pq.read_metadata(file)
+        for column, name in enumerate(metadata.schema.names):
+            chunks = [metadata.row_group(group).column(column) for group in range(metadata.num_row_groups)]
+            columns.append([f"{level}s", name, sum(chunk.total_compressed_size for chunk in chunks) / len(stored)])
+    note = "with a row: present in the training data, with a table row each"
+    names = ["entity", "simulated", "in the catalog", "with a row", "bytes per entity"]
     return (
-        ReportTable("Catalogue, the same in every export", names, entries, note),
-        ReportTable("Its columns", ["", "column", "bytes each"], columns, "raw_duration_s: raw duration of the video"),
+        ReportTable("Catalog, equal in all exports", names, entries, note),
+        ReportTable(
+            "Catalog columns",
+            ["entity", "column", "bytes per entity"],
+            columns,
+            f"{RAW_DURATION_COLUMN}: exact duration of a video",
+        ),
     )
 
 
-def _costs(exports: list[Export]) -> list[ReportTable]:
-    """Of each width, the AUC of every action and what of it each type of tables loses."""
+def _auc_tables(exports: list[Export]) -> list[ReportTable]:
+    """Build one table per width: the AUC of every action and its loss by dtype."""
     tables = []
-    for dim in dict.fromkeys(each.dim for each in exports):
-        own = [each for each in exports if each.dim == dim]
-        rows: list[list[Cell]] = []
-        for name, told in own[0].manifest.metrics["auc"].items():
-            lost = [each.lost().get(name) for each in own]
-            rows.append([name, told["positives"], told["original"], *lost])
-        columns = ["action", "positives", "AUC of the run", *(f"lost by {each.dtype}" for each in own)]
-        metrics = own[0].manifest.metrics
-        note = f"– where fewer than {metrics['least']} positives or negatives tell nothing; below 0 where it gains"
+    for dim in dict.fromkeys(export.dim for export in exports):
+        same_width = [export for export in exports if export.dim == dim]
+        rows: list[list[CellValue]] = []
+        metrics = same_width[0].manifest.metrics
+        for name, auc in metrics["auc"].items():
+            losses = [export.auc_loss().get(name) for export in same_width]
+            rows.append([name, auc["positives"], auc["original"], *losses])
+        columns = ["action", "positives", "AUC of the run", *(f"{export.dtype} loss" for export in same_width)]
+        note = f"–: fewer than {metrics['min_positives']} positives or negatives; negative: AUC gain"
         tables.append(ReportTable(f"Width {dim}: AUC of {metrics['targets']:,} targets", columns, rows, note))
     return tables
 
 
-def tell(line: str) -> None:
+def log(line: str) -> None:
+    """Print a progress line to stderr."""
     print(f"export_size: {line}", file=sys.stderr, flush=True)
 
 

@@ -1,6 +1,6 @@
-"""What every benchmark shares: its options, interleaved timing, and its results as tables and as JSON.
+"""Shared benchmark harness: command-line options, interleaved timing, and results as tables and JSON.
 
-A benchmark is a script with a dataclass of settings and a function that measures::
+A benchmark is a script with a settings dataclass and a measuring function::
 
     if __name__ == "__main__":
         main(__file__, __doc__, Settings, QUICK, measure)
@@ -31,45 +31,45 @@ from a2gen_rec.utils.distributed import DistributedContext, process_group
 from a2gen_rec.utils.environment import collect_env
 from a2gen_rec.utils.warning_filters import silence_known_warnings
 
-Cell = str | int | float | None
+CellValue = str | int | float | None
 Settings = TypeVar("Settings")
 
-WRITTEN = ("benchmarks/results", "benchmarks/RESULTS.md")
-"""What benchmarks write into the checkout."""
+GENERATED_PATHS = ("benchmarks/results", "benchmarks/RESULTS.md")
+"""Paths of the checkout that benchmarks write."""
 
 
 @dataclass
 class ReportTable:
-    """Rows to print; numbers as they are, units in the names of the columns."""
+    """Table of unrounded numbers, with units in the column names."""
 
     title: str
     columns: list[str]
-    rows: list[list[Cell]]
+    rows: list[list[CellValue]]
     note: str = ""
 
 
 @dataclass
 class Goal:
-    """A speed that the benchmark must show, and whether it did."""
+    """Required result of a benchmark, and whether the measurement met it."""
 
     claim: str
-    wanted: str
+    required: str
     measured: str
     met: bool
 
 
 @dataclass
 class Report:
-    """What a benchmark found. ``figures`` are single numbers for programs, at the top level of the JSON."""
+    """Results of a benchmark. ``metrics`` are single numbers for programs, also at the top level of the JSON."""
 
     tables: list[ReportTable]
-    targets: list[Goal] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
+    goals: list[Goal] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class Timing:
-    """Seconds of the repeated runs of one form."""
+    """Seconds of the repeated runs of one variant."""
 
     seconds: list[float]
 
@@ -90,54 +90,58 @@ class Timing:
 
 
 def interleave(
-    forms: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2, device: torch.device | None = None
+    variants: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2, device: torch.device | None = None
 ) -> dict[str, Timing]:
-    """Time several forms in turn, A B C A B C …, so that a machine whose speed drifts treats them alike.
+    """Time several variants in turn, A B C A B C …, so that drift of the machine's speed affects all equally.
 
     Args:
-        forms: name -> what to run once.
-        warmup: rounds that are not counted, first.
-        device: waited for before each clock reading, if it is CUDA.
+        variants: name -> callable of one run.
+        repeats: timed rounds.
+        warmup: untimed rounds before them.
+        device: CUDA device to synchronize before each clock reading.
 
     Raises:
-        ConfigError: nothing is to be timed.
+        ConfigError: ``repeats`` is below 1.
     """
     if repeats < 1:
         raise ConfigError(f"repeats {repeats} must be at least 1")
-    wait = torch.cuda.synchronize if device is not None and device.type == "cuda" else lambda: None
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
-    for turn in range(warmup + repeats):
-        for name, run in forms.items():
-            wait()
-            began = time.perf_counter()
+    synchronize = torch.cuda.synchronize if device is not None and device.type == "cuda" else lambda: None
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for round_index in range(warmup + repeats):
+        for name, run in variants.items():
+            synchronize()
+            start = time.perf_counter()
             run()
-            wait()
-            if turn >= warmup:
-                seconds[name].append(time.perf_counter() - began)
+            synchronize()
+            if round_index >= warmup:
+                seconds[name].append(time.perf_counter() - start)
     return {name: Timing(values) for name, values in seconds.items()}
 
 
 def main(
     script: str,
     question: str | None,
-    kind: type[Settings],
+    settings_type: type[Settings],
     quick: Mapping[str, Any],
     measure: Callable[[Settings, DistributedContext], Report],
 ) -> None:
-    """Read the command line, measure, print, and write JSON. Under torchrun, all ranks measure and the first reports.
+    """Parse the command line, measure, print, and write JSON. Under torchrun, all ranks measure and rank 0 reports.
 
-    What the user can mend ends with one line: exit code 1 for unusable input, 2 for unusable settings.
+    A user error prints one line and exits with code 1 for invalid input, 2 for invalid settings.
 
     Args:
-        script: the benchmark's file; question: what it answers, in its first line.
-        kind: dataclass of settings; ``quick``: values of some of them for ``--quick``.
+        script: file of the benchmark.
+        question: docstring of the benchmark; its first line is the question.
+        settings_type: dataclass of settings.
+        quick: settings that ``--quick`` overrides.
+        measure: function that runs the benchmark.
     """
     silence_known_warnings()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else torch's profiler announces every start and stop
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # silences the start and stop messages of torch's profiler
     name, question = Path(script).stem, (question or "").strip()
     try:
-        options = _options(name, question, kind, quick)
-        settings = kind(**{item.name: options[item.name] for item in fields(kind)})  # type: ignore[arg-type]
+        options = _parse_options(name, question, settings_type, quick)
+        settings = settings_type(**{item.name: options[item.name] for item in fields(settings_type)})  # type: ignore[arg-type]
         if options.json:
             paths.ensure_writable_dir(paths.dirname(options.json))
         with process_group(options.device) as process:
@@ -145,18 +149,18 @@ def main(
         if not process.is_main:
             return
         console = Console(highlight=False)
-        show(console if console.is_terminal else Console(highlight=False, width=120), question, report)
+        print_report(console if console.is_terminal else Console(highlight=False, width=120), question, report)
         if options.json:
             result = {
                 "benchmark": name,
                 "question": question,
-                "command": command(name, process.world_size),
+                "command": rerun_command(name, process.world_size),
                 "quick": options.quick,
                 "ranks": process.world_size,
                 "settings": asdict(settings),  # type: ignore[call-overload]
-                "machine": collect_env(process.device, WRITTEN),
+                "machine": collect_env(process.device, GENERATED_PATHS),
                 **asdict(report),
-                **report.figures,
+                **report.metrics,
             }
             paths.write_text(options.json, json.dumps(result, indent=1) + "\n")
     except UserError as error:
@@ -165,12 +169,12 @@ def main(
         sys.exit(error.exit_code)
 
 
-def _options(name: str, question: str, kind: type[Any], quick: Mapping[str, Any]) -> Namespace:
+def _parse_options(name: str, question: str, settings_type: type[Any], quick: Mapping[str, Any]) -> Namespace:
     parser = ArgumentParser(prog=f"{name}.py", description=question.partition("\n")[0], exit_on_error=False)
     parser.add_argument("--json", type=str, default="", help="also write the results to this file")
-    parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="where to run")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, a minute at most")
-    parser.add_class_arguments(kind)
+    parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="device to run on")
+    parser.add_argument("--quick", action="store_true", help="reduced sizes; takes at most a minute")
+    parser.add_class_arguments(settings_type)
     if "--quick" in sys.argv:
         parser.set_defaults(dict(quick))
     try:
@@ -179,26 +183,26 @@ def _options(name: str, question: str, kind: type[Any], quick: Mapping[str, Any]
         raise ConfigError(str(error)) from error
 
 
-def command(name: str, ranks: int) -> str:
-    """How to measure the same again, from the checkout's folder."""
-    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    known.add_argument("--json")
-    known.add_argument("--quick", action="append_const", const="--quick", default=[])
-    known.add_argument("--device", default="cpu")
-    given, others = known.parse_known_args(sys.argv[1:])
-    shared = [*given.quick, *(["--device", given.device] if given.device != "cpu" else [])]
+def rerun_command(name: str, ranks: int) -> str:
+    """Return the command that repeats the measurement, run from the checkout's directory."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--json")
+    parser.add_argument("--quick", action="append_const", const="--quick", default=[])
+    parser.add_argument("--device", default="cpu")
+    options, settings = parser.parse_known_args(sys.argv[1:])
+    shared = [*options.quick, *(["--device", options.device] if options.device != "cpu" else [])]
     if ranks == 1:
-        return shlex.join(["a2gen", "benchmark", name, *shared, *(["--", *others] if others else [])])
+        return shlex.join(["a2gen", "benchmark", name, *shared, *(["--", *settings] if settings else [])])
     job = ["torchx", "run", "-s", "local_cwd", "torchx_apps/benchmark.py:benchmark", "--name", name]
-    options = [*shared, *others]
-    return shlex.join([*job, "--ranks", str(ranks), *(["--", *options] if options else [])])
+    arguments = [*shared, *settings]
+    return shlex.join([*job, "--ranks", str(ranks), *(["--", *arguments] if arguments else [])])
 
 
-def show(console: Console, question: str, report: Report) -> None:
-    """Print a report."""
+def print_report(console: Console, question: str, report: Report) -> None:
+    """Print a report to a console."""
     console.print(f"[bold]{escape(question.splitlines()[0])}[/]")
     for table in report.tables:
-        shown = RichTable(
+        rich_table = RichTable(
             title=f"\n{escape(table.title)}",
             title_justify="left",
             caption=escape(table.note) or None,
@@ -207,28 +211,28 @@ def show(console: Console, question: str, report: Report) -> None:
             show_edge=False,
             pad_edge=False,
         )
-        for place, name in enumerate(table.columns):
-            if numeric(table, place):
-                widest = max(len(cell(row[place])) for row in table.rows)
-                shown.add_column(escape(name), justify="right", overflow="fold", min_width=widest)
+        for column, name in enumerate(table.columns):
+            if is_numeric(table, column):
+                width = max(len(format_cell(row[column])) for row in table.rows)
+                rich_table.add_column(escape(name), justify="right", overflow="fold", min_width=width)
             else:
-                shown.add_column(escape(name), overflow="fold")
+                rich_table.add_column(escape(name), overflow="fold")
         for row in table.rows:
-            shown.add_row(*(escape(cell(value)) for value in row))
-        console.print(shown)
-    for target in report.targets:
-        mark = "[green]met[/]" if target.met else "[red]missed[/]"
-        outcome = f"{target.claim}: wanted {target.wanted}, measured {target.measured}"
+            rich_table.add_row(*(escape(format_cell(value)) for value in row))
+        console.print(rich_table)
+    for goal in report.goals:
+        mark = "[green]met[/]" if goal.met else "[red]missed[/]"
+        outcome = f"{goal.claim}: required {goal.required}, measured {goal.measured}"
         console.print(f"{mark}  {escape(outcome)}")
 
 
-def numeric(table: ReportTable, place: int) -> bool:
-    """Whether a column holds numbers."""
-    return any(isinstance(row[place], int | float) for row in table.rows)
+def is_numeric(table: ReportTable, column: int) -> bool:
+    """Return whether a column contains numbers."""
+    return any(isinstance(row[column], int | float) for row in table.rows)
 
 
-def cell(value: Cell) -> str:
-    """A number with three significant digits or as many as it has before the point."""
+def format_cell(value: CellValue) -> str:
+    """Format a number with three significant digits, or all digits before the decimal point."""
     if value is None:
         return "–"
     if isinstance(value, float):

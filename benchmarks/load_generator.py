@@ -1,7 +1,7 @@
-"""Sends requests to a service over HTTP, at moments fixed beforehand or as fast as it answers.
+"""Load generator that sends HTTP requests at scheduled times (open loop) or as fast as the service answers.
 
-In an open loop, requests come as users do: whether or not the former ones have been answered. A process of its own, so
-that nothing else delays them; how late they were sent is recorded.
+In an open loop, requests arrive independently of previous responses, as real users do. The generator is a separate
+process, so that nothing else delays sending. It records the remaining delays.
 """
 
 import asyncio
@@ -22,76 +22,79 @@ import numpy as np
 import uvloop
 from load_traces import LOST, RANKED, Trace
 
-PATIENCE_S = 30.0
-"""For which an answer is waited for."""
-PAUSE_S = 0.05
-"""After which a refused caller of a closed loop comes again."""
+RESPONSE_TIMEOUT_S = 30.0
+"""Maximum time to wait for a response."""
+RETRY_DELAY_S = 0.05
+"""Delay before a client of a closed loop retries a rejected request."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is to be sent.
+    """Requests to send.
 
     Attributes:
-        phases: (requests per second, seconds) one after the other, as a Poisson process; of a closed loop only the
-            seconds count.
-        callers: of a closed loop, each of whom asks again when answered; 0 is an open loop.
+        host: host of the service.
+        port: port of the service.
+        path: route of the requests.
+        phases: consecutive (requests per second, seconds) of a Poisson process. A closed loop uses only the seconds.
+        concurrency: clients of a closed loop, each of which waits for its response; 0 is an open loop.
+        seed: random seed of the Poisson process.
     """
 
     host: str
     port: int
     path: str
     phases: Sequence[tuple[float, float]]
-    callers: int = 0
+    concurrency: int = 0
     seed: int = 0
 
 
 def poisson_times(phases: Sequence[tuple[float, float]], rng: np.random.Generator) -> np.ndarray:
-    """[requests] seconds since the begin, in order: a Poisson process whose rate changes from phase to phase."""
-    begins = itertools.accumulate((seconds for _, seconds in phases), initial=0.0)
-    drawn = [
-        begin + np.sort(rng.uniform(0, seconds, rng.poisson(rate * seconds)))
-        for begin, (rate, seconds) in zip(begins, phases, strict=False)
+    """Return sorted arrival times in seconds, [requests]: a Poisson process with a constant rate in each phase."""
+    starts = itertools.accumulate((seconds for _, seconds in phases), initial=0.0)
+    times = [
+        start + np.sort(rng.uniform(0, seconds, rng.poisson(rate * seconds)))
+        for start, (rate, seconds) in zip(starts, phases, strict=False)
     ]
-    return np.concatenate(drawn)
+    return np.concatenate(times)
 
 
-def run(load: Load, bodies: Sequence[bytes], scratch: Path) -> Trace:
-    """Send a load from a process of its own, which takes the bodies in turn.
+def run_load(load: Load, request_bodies: Sequence[bytes], scratch: Path) -> Trace:
+    """Send a load from a new process that cycles through the request bodies.
 
     Raises:
-        RuntimeError: that process failed.
+        RuntimeError: the process failed.
     """
     bodies_file, trace_file = scratch / "bodies", scratch / "trace.npz"
-    bodies_file.write_bytes(b"\n".join(bodies))
+    bodies_file.write_bytes(b"\n".join(request_bodies))
     command = [sys.executable, __file__, json.dumps(asdict(load)), str(bodies_file), str(trace_file)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            _, told = process.communicate()
+            _, errors = process.communicate()
         finally:
             process.kill()
     if process.returncode:
-        raise RuntimeError(f"the load generator failed: {told.strip()}")
+        raise RuntimeError(f"the load generator failed: {errors.strip()}")
     return Trace.read(trace_file)
 
 
 class _Connection(asyncio.Protocol):
-    """One request at a time, and when it was answered with what."""
+    """Connection with one request at a time; records the time and status of the response."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.answer: asyncio.Future[tuple[float, int]] | None = None
+        self.response: asyncio.Future[tuple[float, int]] | None = None
         self.parser: Any = None
         self.transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
 
-    def ask(self, request: bytes) -> "asyncio.Future[tuple[float, int]]":
-        self.answer = self.loop.create_future()
+    def send(self, request: bytes) -> "asyncio.Future[tuple[float, int]]":
+        self.response = self.loop.create_future()
         self.parser = httptools.HttpResponseParser(self)
         self.transport.write(request)
-        return self.answer
+        return self.response
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -100,74 +103,78 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
 
     def on_message_complete(self) -> None:
-        self._end(self.parser.get_status_code())
+        self._finish(self.parser.get_status_code())
         if not self.parser.should_keep_alive():
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(LOST)
+        self._finish(LOST)
 
-    def _end(self, status: int) -> None:
-        if self.answer is not None and not self.answer.done():
-            self.answer.set_result((time.perf_counter(), status))
+    def _finish(self, status: int) -> None:
+        if self.response is not None and not self.response.done():
+            self.response.set_result((time.perf_counter(), status))
 
 
 class _Sender:
-    """Sends requests over as many connections as are needed at once, the last used first."""
+    """Sends requests over a pool of connections, the most recently used first."""
 
     def __init__(self, load: Load, bodies: Sequence[bytes]) -> None:
         self.load, self.loop = load, asyncio.get_running_loop()
         head = f"POST {load.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         self.requests = [f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies]
-        self.began = time.perf_counter()  # the loop's own clock counts whole milliseconds
+        self.start = time.perf_counter()  # the event loop's clock has a resolution of milliseconds
         self.rows: list[tuple[float, float, float, int]] = []
         self._idle: list[_Connection] = []
 
     @property
     def now(self) -> float:
-        return time.perf_counter() - self.began
+        return time.perf_counter() - self.start
 
-    async def send(self, number: int, due: float) -> int:
-        """Send a request and wait for its answer, whose status is returned."""
+    async def send(self, number: int, due_s: float) -> int:
+        """Send a request, wait for the response, and return its status."""
         sent, connection = self.now, None
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(RESPONSE_TIMEOUT_S):
                 connection = await self._connection()
-                answered, status = await connection.ask(self.requests[number % len(self.requests)])
+                answered, status = await connection.send(self.requests[number % len(self.requests)])
             self._idle.append(connection)
         except OSError:  # TimeoutError included
             answered, status = time.perf_counter(), LOST
             if connection is not None:
                 connection.transport.abort()
-        self.rows.append((due, sent, answered - self.began, status))
+        self.rows.append((due_s, sent, answered - self.start, status))
         return status
 
     async def open_loop(self, times: np.ndarray) -> None:
-        sending: set[asyncio.Task[int]] = set()
+        """Send requests at scheduled times."""
+        tasks: set[asyncio.Task[int]] = set()
         for number, due in enumerate(times.tolist()):
-            while (early := due - self.now) > 0:  # timers are rounded, down too
-                await asyncio.sleep(early)
-            sending.add(task := self.loop.create_task(self.send(number, due)))
-            task.add_done_callback(sending.discard)
-        await asyncio.gather(*sending)
+            while (delay := due - self.now) > 0:  # timers may fire early
+                await asyncio.sleep(delay)
+            tasks.add(task := self.loop.create_task(self.send(number, due)))
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
 
     async def closed_loop(self, seconds: float) -> None:
+        """Send requests from concurrent clients, each waiting for its response."""
         numbers = itertools.count()
 
-        async def call() -> None:
+        async def client() -> None:
             while self.now < seconds:
                 if await self.send(next(numbers), self.now) != RANKED:
-                    await asyncio.sleep(PAUSE_S)
+                    await asyncio.sleep(RETRY_DELAY_S)
 
-        await asyncio.gather(*(call() for _ in range(self.load.callers)))
+        await asyncio.gather(*(client() for _ in range(self.load.concurrency)))
 
     async def _connection(self) -> _Connection:
         while self._idle:
             connection = self._idle.pop()
             if not connection.transport.is_closing():
                 return connection
-        _, made = await self.loop.create_connection(lambda: _Connection(self.loop), self.load.host, self.load.port)
-        return made
+        _, connection = await self.loop.create_connection(
+            lambda: _Connection(self.loop), self.load.host, self.load.port
+        )
+        return connection
 
 
 async def _send_all(load: Load, bodies: Sequence[bytes]) -> Trace:
@@ -176,7 +183,7 @@ async def _send_all(load: Load, bodies: Sequence[bytes]) -> Trace:
     gc.disable()
     sender = _Sender(load, bodies)
     loop: Coroutine[Any, Any, None]
-    loop = sender.closed_loop(sum(s for _, s in load.phases)) if load.callers else sender.open_loop(times)
+    loop = sender.closed_loop(sum(s for _, s in load.phases)) if load.concurrency else sender.open_loop(times)
     before = resource.getrusage(resource.RUSAGE_SELF)
     await loop
     after = resource.getrusage(resource.RUSAGE_SELF)
@@ -186,8 +193,8 @@ async def _send_all(load: Load, bodies: Sequence[bytes]) -> Trace:
 
 
 def main(load: str, bodies: str, trace: str) -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each request that waits has a connection
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))  # one connection per pending request
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_send_all(Load(**json.loads(load)), Path(bodies).read_bytes().split(b"\n"))).write(Path(trace))
 

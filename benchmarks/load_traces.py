@@ -1,4 +1,4 @@
-"""What became of requests that were due at moments fixed beforehand, and what that tells of a service."""
+"""Traces of scheduled requests, and the statistics of a service computed from them."""
 
 import math
 from dataclasses import dataclass
@@ -6,18 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-RANKED, REFUSED, EXPIRED, LOST = 200, 503, 504, 0
-"""Statuses: of HTTP, and of a request that got no answer."""
+RANKED, REJECTED, EXPIRED, LOST = 200, 503, 504, 0
+"""HTTP statuses, and the status of a request without a response."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One row per request, in the order they were due.
+    """One row per request, sorted by due time. All times are seconds since the start of the load.
 
     Attributes:
-        due: when each was to be sent, seconds since the begin; ``sent``, ``answered``: when it was, of the same clock.
-        status: of the answer.
-        cpu_s: processor time that sending and receiving took.
+        due: scheduled times.
+        sent: times of sending.
+        answered: times of the responses.
+        status: statuses of the responses.
+        cpu_s: CPU seconds of the load generator.
     """
 
     due: np.ndarray
@@ -28,19 +30,24 @@ class Trace:
 
     @classmethod
     def read(cls, file: Path) -> "Trace":
+        """Read a trace."""
         with np.load(file) as arrays:
             rows = {name: arrays[name] for name in ("due", "sent", "answered", "status")}
             return cls(**rows, cpu_s=float(arrays["cpu_s"]))
 
     def write(self, file: Path) -> None:
+        """Write a trace."""
         np.savez(file, due=self.due, sent=self.sent, answered=self.answered, status=self.status, cpu_s=self.cpu_s)
 
     def latency_ms(self, status: int = RANKED) -> np.ndarray:
-        """From when requests were due, so that one that had to wait for the sender counts too."""
+        """Return latencies since the due time, so that delays of the load generator count too."""
         return 1000 * (self.answered - self.due)[self.status == status]
 
-    def within_ms(self, q: float) -> float | None:
-        """In which ``q`` percent of all requests were ranked; infinite where so many were not, None without any."""
+    def ranked_within_ms(self, q: float) -> float | None:
+        """Return the latency within which ``q`` percent of all requests were ranked.
+
+        It is infinite if fewer were ranked, and None without requests.
+        """
         if not len(self.status):
             return None
         share = self.share(RANKED)
@@ -48,36 +55,39 @@ class Trace:
 
     @property
     def lag_ms(self) -> np.ndarray:
-        """How late each request was sent: the sender's fault, not the service's."""
+        """Delays of sending, caused by the load generator and not by the service."""
         return 1000 * (self.sent - self.due)
 
     def share(self, status: int) -> float:
+        """Return the fraction of requests with a status."""
         return float((self.status == status).mean()) if len(self.status) else 0.0
 
     @property
     def errors(self) -> int:
-        """Answers that no caller should have to expect."""
-        return int((~np.isin(self.status, (RANKED, REFUSED, EXPIRED))).sum())
+        """Number of responses other than rankings, rejections and timeouts."""
+        return int((~np.isin(self.status, (RANKED, REJECTED, EXPIRED))).sum())
 
     def ranked_per_s(self, seconds: float) -> float:
-        """Rankings over the ``seconds`` of the load, or over the time until the last answer if that is longer."""
+        """Return rankings per second over ``seconds``, or until the last response if that is later."""
         return float((self.status == RANKED).sum()) / float(self.answered.max(initial=seconds))
 
 
 def percentile(values: np.ndarray, q: float) -> float | None:
-    """None where there are no values."""
+    """Return a percentile, or None without values."""
     return float(np.percentile(values, q)) if len(values) else None
 
 
 def recovery_s(trace: Trace, since: float, limit_ms: float, window_s: float = 0.5) -> float | None:
-    """How long after ``since`` the first ``window_s`` begins in which all that is due is ranked within ``limit_ms``.
+    """Return the recovery time after ``since``.
+
+    Recovery is the start of the first ``window_s`` in which every due request is ranked within ``limit_ms``.
 
     Returns:
-        seconds; None where there is no such window before the last request is due.
+        Seconds after ``since``; None without such a window before the last request is due.
     """
     later = trace.due >= since
     late = (trace.status != RANKED) | (1000 * (trace.answered - trace.due) > limit_ms)
-    begins = np.concatenate([[since], trace.due[later & late]])
-    ends = np.append(begins[1:], trace.due[later].max(initial=since))
-    well = np.flatnonzero(ends - begins >= window_s)
-    return float(begins[well[0]] - since) if len(well) else None
+    starts = np.concatenate([[since], trace.due[later & late]])
+    ends = np.append(starts[1:], trace.due[later].max(initial=since))
+    recovered = np.flatnonzero(ends - starts >= window_s)
+    return float(starts[recovered[0]] - since) if len(recovered) else None

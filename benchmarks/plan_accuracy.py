@@ -1,11 +1,11 @@
-"""Do ranks take the memory that the sharding planner says?
+"""Does the memory of each rank match the sharding plan?
 
-Tables are planned, and then sharded as planned over processes of this machine, which look up as many rows as the plan
-expects, and update them. Beside the planned bytes of each rank stand
+Tables are planned and sharded over processes of this machine. Each process looks up and updates as many rows as the
+plan expects. The planned bytes of each rank are compared with
 
-- those of the tensors that the fused kernels hold: weights and optimizer states;
-- the growth of the process's memory from before the tables to after the step, buffers included (on CUDA: of what the
-  allocator has given out).
+- the bytes of the tensors in the fused kernels: weights and optimizer states;
+- the growth of the process's memory from before sharding to after the step, buffers included (on CUDA: allocated
+  memory).
 
 Under torchrun, the ranks are those of the job.
 """
@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
-from harness import Cell, Goal, Report, ReportTable, main
+from harness import CellValue, Goal, Report, ReportTable, main
 from torch import nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torchrec import JaggedTensor, KeyedJaggedTensor
@@ -40,17 +40,28 @@ from a2gen_rec.utils.warning_filters import silence_known_warnings
 
 MIB = 2**20
 TOLERANCE = 0.10
-KINDS: list[list[str]] = [["table_wise"], ["row_wise"], ["column_wise"], ["table_wise", "row_wise", "column_wise"]]
+SHARDING_TYPES: list[list[str]] = [
+    ["table_wise"],
+    ["row_wise"],
+    ["column_wise"],
+    ["table_wise", "row_wise", "column_wise"],
+]
 
 
 @dataclass
 class Settings:
-    """Sizes.
+    """Sizes of the tables and batches.
 
     Attributes:
-        ranks: processes; passed over under torchrun, where they are given.
-        items, users, authors, tags: rows of the tables; all of them take 4 × dim bytes a row, and 4 for its moment.
-        windows, impressions: of each rank's batch.
+        ranks: number of processes; ignored under torchrun.
+        items: rows of the item table. In fp32, a row takes 4 × dim bytes, and 4 for its optimizer state.
+        users: rows of the user table.
+        authors: rows of the author table.
+        tags: rows of the tag table.
+        dim: width of the tables.
+        windows: user windows of each rank's batch.
+        impressions: impressions of each rank's batch.
+        dtypes: data types of the table weights.
     """
 
     ranks: int = 2
@@ -69,35 +80,43 @@ QUICK = {"items": 1_500_000, "users": 1_000_000, "authors": 100_000, "tags": 10_
 
 @dataclass(frozen=True)
 class RankBytes:
-    """What a rank was planned to take and took: ``held`` for good, ``grown`` with what is in flight."""
+    """Planned and measured bytes of one rank.
 
-    planned_held: int
-    held: int
-    planned: int
-    grown: int
+    Attributes:
+        planned_tables: planned weights and optimizer states.
+        allocated_tables: weights and optimizer states in the fused kernels.
+        planned_total: planned total, buffers included.
+        process_growth: growth of the process's memory, buffers included.
+    """
+
+    planned_tables: int
+    allocated_tables: int
+    planned_total: int
+    process_growth: int
 
 
 def table_bytes(module: nn.Module) -> int:
-    """Bytes of all tensors that the fused kernels of a sharded module hold in this process."""
+    """Return the bytes of all tensors in the fused kernels of a sharded module in this process."""
     lookups = chain.from_iterable(
-        part._lookups for part in module.modules() if isinstance(part, ShardedEmbeddingCollection)
+        child._lookups for child in module.modules() if isinstance(child, ShardedEmbeddingCollection)
     )
-    parts = chain.from_iterable(lookup.modules() for lookup in lookups)
-    kernels = [part for part in parts if isinstance(part, SplitTableBatchedEmbeddingBagsCodegen)]
+    children = chain.from_iterable(lookup.modules() for lookup in lookups)
+    kernels = [child for child in children if isinstance(child, SplitTableBatchedEmbeddingBagsCodegen)]
     tensors = chain.from_iterable(chain(kernel.parameters(), kernel.buffers()) for kernel in kernels)
     storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
     return sum(storages.values())
 
 
 def process_bytes(device: torch.device) -> int:
-    """Memory of this process now."""
+    """Return the current resident memory of this process, on CUDA the allocated memory."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def problem(settings: Settings, types: list[str], dtype: str, process: DistributedContext) -> PlanningProblem:
+def make_problem(settings: Settings, types: list[str], dtype: str, process: DistributedContext) -> PlanningProblem:
+    """Build the planning problem of one sharding and dtype on this job's ranks."""
     features = {
         "user_id": PlannerFeature("user", settings.users),
         "item_id": PlannerFeature("item", settings.items, zipf_exponent=0.8),
@@ -113,14 +132,14 @@ def problem(settings: Settings, types: list[str], dtype: str, process: Distribut
     return PlanningProblem(workload_from_features(features, counts, config), cluster, config)
 
 
-def one_step(module: nn.Module, asked: PlanningProblem, process: DistributedContext) -> dict[str, JaggedTensor]:
-    """Look up and update as many rows of each table as the plan expects; what was looked up."""
+def run_step(module: nn.Module, problem: PlanningProblem, process: DistributedContext) -> dict[str, JaggedTensor]:
+    """Look up and update as many rows of each table as the plan expects; return the looked-up rows."""
     generator = torch.Generator().manual_seed(process.rank)
-    ids = [torch.randint(table.rows, (round(table.lookups),), generator=generator) for table in asked.workload.tables]
+    ids = [torch.randint(table.rows, (round(table.lookups),), generator=generator) for table in problem.workload.tables]
     batch = KeyedJaggedTensor(
-        keys=[table.name for table in asked.workload.tables],
+        keys=[table.name for table in problem.workload.tables],
         values=torch.cat(ids),
-        lengths=torch.tensor([len(own) for own in ids]),
+        lengths=torch.tensor([len(table_ids) for table_ids in ids]),
     ).to(process.device)
     rows = module(batch)
     torch.stack([jagged.values().sum() for jagged in rows.values()]).sum().backward()
@@ -128,59 +147,59 @@ def one_step(module: nn.Module, asked: PlanningProblem, process: DistributedCont
 
 
 def run_on_ranks(settings: Settings, process: DistributedContext) -> list[list[RankBytes]]:
-    """Plan, shard, step and compare on the ranks of this job, for every kind of plan; every rank gets all results."""
-    take(problem(settings, KINDS[0], settings.dtypes[0], process), process)  # what first use loads is no table's
+    """Measure all plans on the ranks of this job; every rank returns the results of all ranks."""
+    # Warm-up: memory of the first use belongs to no table.
+    measure_plan(make_problem(settings, SHARDING_TYPES[0], settings.dtypes[0], process), process)
     return [
-        all_gather_object(take(problem(settings, types, dtype, process), process))
+        all_gather_object(measure_plan(make_problem(settings, types, dtype, process), process))
         for dtype in settings.dtypes
-        for types in KINDS
+        for types in SHARDING_TYPES
     ]
 
 
-def take(asked: PlanningProblem, process: DistributedContext) -> RankBytes:
-    """Place the tables as planned, step once, and count."""
-    found = all_gather_object(make_plan(asked) if process.is_main else None)[0]
-    shards = [
-        shard for table in describe_plan(asked, found).tables for shard in table.shards if shard.rank == process.rank
-    ]
-    placement = SavedPlan.from_plan(found, asked).to_torchrec(process.device, process.local_world_size)
-    gc.collect()  # what was sharded before refers to itself
+def measure_plan(problem: PlanningProblem, process: DistributedContext) -> RankBytes:
+    """Shard the tables as planned, run one step, and count bytes."""
+    sharding_plan = all_gather_object(make_plan(problem) if process.is_main else None)[0]
+    tables = describe_plan(problem, sharding_plan).tables
+    shards = [shard for table in tables for shard in table.shards if shard.rank == process.rank]
+    placement = SavedPlan.from_plan(sharding_plan, problem).to_torchrec(process.device, process.local_world_size)
+    gc.collect()  # previously sharded modules are reference cycles
     before = process_bytes(process.device)
     module = DistributedModelParallel(
-        _Lookup(asked), device=process.device, plan=ShardingPlan({EMBEDDINGS: placement}), sharders=make_sharders()
+        _Lookup(problem), device=process.device, plan=ShardingPlan({EMBEDDINGS: placement}), sharders=make_sharders()
     )
-    rows = one_step(module, asked, process)
-    grown = process_bytes(process.device) - before
+    rows = run_step(module, problem, process)
+    growth = process_bytes(process.device) - before
     del rows
     return RankBytes(
-        planned_held=sum(shard.weights + shard.optimizer for shard in shards),
-        held=table_bytes(module),
-        planned=sum(shard.hbm + shard.ddr for shard in shards),
-        grown=grown,
+        planned_tables=sum(shard.weights + shard.optimizer for shard in shards),
+        allocated_tables=table_bytes(module),
+        planned_total=sum(shard.hbm + shard.ddr for shard in shards),
+        process_growth=growth,
     )
 
 
 class _Lookup(nn.Module):
-    """The planned tables, and nothing after them."""
+    """Model with only the planned tables."""
 
-    def __init__(self, asked: PlanningProblem) -> None:
+    def __init__(self, problem: PlanningProblem) -> None:
         super().__init__()
-        self.embeddings = meta_embeddings(asked)[EMBEDDINGS]
+        self.embeddings = meta_embeddings(problem)[EMBEDDINGS]
 
     def forward(self, batch: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         return self.embeddings(batch)
 
 
-def as_rank(settings: Settings, device: str) -> list[list[RankBytes]]:
-    """:func:`run_on_ranks` in a process that has just been started as a rank."""
+def rank_main(settings: Settings, device: str) -> list[list[RankBytes]]:
+    """Entry point of a new rank process: set up the process group and call :func:`run_on_ranks`."""
     silence_known_warnings()
     with process_group(device) as process:  # type: ignore[arg-type]
         torch.set_num_threads(1)
         return run_on_ranks(settings, process)
 
 
-def start(settings: Settings, process: DistributedContext) -> list[list[RankBytes]]:
-    """Compare on the ranks of this job, or on new processes of this machine."""
+def launch_ranks(settings: Settings, process: DistributedContext) -> list[list[RankBytes]]:
+    """Measure on the ranks of this job, or on new processes of this machine."""
     if dist.is_torchelastic_launched():
         return run_on_ranks(settings, process)
     launch = LaunchConfig(
@@ -193,42 +212,50 @@ def start(settings: Settings, process: DistributedContext) -> list[list[RankByte
         max_restarts=0,
         start_method="spawn",
     )
-    return elastic_launch(launch, as_rank)(settings, process.device.type)[0]
+    return elastic_launch(launch, rank_main)(settings, process.device.type)[0]
 
 
 def measure(settings: Settings, process: DistributedContext) -> Report:
-    rows: list[list[Cell]] = []
-    held, grown = [], []
-    cases = product(settings.dtypes, KINDS)
-    for (dtype, types), ranks in zip(cases, start(settings, process), strict=True):
-        for rank, found in enumerate(ranks):
-            ratios = [found.held / found.planned_held, found.grown / found.planned]
-            held.append(ratios[0])
-            grown.append(ratios[1])
-            sizes = [found.planned_held, found.held, found.planned, found.grown]
-            rows.append([types[0] if len(types) == 1 else "any", dtype, rank, *(size / MIB for size in sizes), *ratios])
-    worst = {"held": max(held, key=off), "grown": max(grown, key=off)}
-    columns = ["sharding", "dtype", "rank", "planned MiB", "held MiB", "with buffers MiB", "grown MiB"]
+    rows: list[list[CellValue]] = []
+    ratios: dict[str, list[float]] = {"tables": [], "process": []}
+    cases = product(settings.dtypes, SHARDING_TYPES)
+    for (dtype, types), ranks in zip(cases, launch_ranks(settings, process), strict=True):
+        for rank, measured in enumerate(ranks):
+            ratios["tables"].append(measured.allocated_tables / measured.planned_tables)
+            ratios["process"].append(measured.process_growth / measured.planned_total)
+            sizes = [
+                measured.planned_tables,
+                measured.allocated_tables,
+                measured.planned_total,
+                measured.process_growth,
+            ]
+            sharding = types[0] if len(types) == 1 else "any"
+            rows.append(
+                [sharding, dtype, rank, *(size / MIB for size in sizes), *(values[-1] for values in ratios.values())]
+            )
+    worst = {name: max(values, key=deviation) for name, values in ratios.items()}
+    columns = ["sharding", "dtype", "rank", "planned tables MiB", "allocated tables MiB", "planned total MiB"]
     table = ReportTable(
-        "Bytes of each rank, planned and taken",
-        [*columns, "held / planned", "grown / with buffers"],
+        "Planned and measured memory of each rank",
+        [*columns, "process growth MiB", "tables / planned", "process / planned"],
         rows,
-        "held: weights and optimizer states; grown: the process's memory, from before the tables to after a step.",
+        "tables: weights and optimizer states; process growth: from before sharding to after one step.",
     )
-    claims = {"held": "weights and optimizer states", "grown": "growth of the process"}
-    targets = [
+    claims = {"tables": "weights and optimizer states", "process": "growth of the process"}
+    goals = [
         Goal(
-            f"{claim} against the plan, furthest off",
+            f"{claim}: largest deviation from the plan",
             f"within {TOLERANCE:.0%}",
-            f"{worst[name]:.3f} of it",
-            off(worst[name]) <= TOLERANCE,
+            f"{worst[name]:.3f} × planned",
+            deviation(worst[name]) <= TOLERANCE,
         )
         for name, claim in claims.items()
     ]
-    return Report([table], targets, {f"{name}_over_planned": value for name, value in worst.items()})
+    return Report([table], goals, {f"{name}_over_planned": value for name, value in worst.items()})
 
 
-def off(ratio: float) -> float:
+def deviation(ratio: float) -> float:
+    """Return the distance of a ratio from 1."""
     return abs(ratio - 1)
 
 

@@ -1,8 +1,8 @@
-"""How fast does `a2gen prepare` make a dataset of a log, and how do its time and memory grow with the log?
+"""How fast is `a2gen prepare`, and how do its time and memory grow with the size of the log?
 
-Simulated logs of several sizes. The whole command is timed, from the start of its interpreter to its summary, and peak
-memory is the resident memory of its process. Before anything is timed, each dataset is checked: its targets and what
-its card says was dropped make up the log, and the loader's first windows of every split hold impressions of the log.
+The logs are simulated in several sizes. The time is that of the full command, from the start of the interpreter to the
+summary. Peak memory is the resident memory of the process. Before timing, each dataset is checked: its targets and the
+dropped rows of its card add up to the log, and the loader's first windows of every split contain impressions of the log.
 """
 
 import shutil
@@ -31,8 +31,8 @@ from a2gen_rec.utils.distributed import DistributedContext
 
 MIB = 2**20
 QUICK = {"impressions": [100_000, 1_000_000], "repeats": 2}
-# A process's peak begins anew with the program it executes; what its parent is told of it does not.
-PROGRAM = """
+# VmHWM restarts with each exec. The ru_maxrss that a parent reads includes the memory from before the exec.
+PEAK_MEMORY_PROGRAM = """
 from a2gen_rec.cli.main import main
 main()
 with open("/proc/self/status") as status:
@@ -42,18 +42,20 @@ with open("/proc/self/status") as status:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is prepared, and how.
+    """Sizes of the logs, and options of `a2gen prepare`.
 
     Attributes:
-        impressions: sizes of the logs, about.
-        impressions_per_user: their mean.
-        memory_gb, threads: as `a2gen prepare` takes them; 0 threads are all cores.
+        impressions: approximate sizes of the logs.
+        impressions_per_user: mean impressions of a user.
+        memory_limit_gb: memory limit of `a2gen prepare`.
+        threads: threads of `a2gen prepare`; 0 uses all cores.
         repeats: timed runs of each size.
+        seed: random seed.
     """
 
     impressions: Sequence[int] = (100_000, 1_000_000, 10_000_000)
     impressions_per_user: int = 100
-    memory_gb: float = PrepareConfig.memory_limit_gb
+    memory_limit_gb: float = PrepareConfig.memory_limit_gb
     threads: int = PrepareConfig.threads
     repeats: int = 3
     seed: int = 0
@@ -61,104 +63,115 @@ class Settings:
 
 @dataclass(frozen=True)
 class Preparation:
-    """One log, the dataset made of it, and the peak memory in MiB of every time it was made."""
+    """One log, its dataset, and the peak memory of each run in MiB."""
 
     log: Path
     dataset: Path
     peaks: list[float]
 
     def run(self, settings: Settings) -> None:
+        """Run `a2gen prepare` in a new process and record its peak memory."""
         shutil.rmtree(self.dataset, ignore_errors=True)
         arguments = ["prepare", "simulated", "--raw", str(self.log), "--out", str(self.dataset)]
-        bounds = ["--memory-limit-gb", str(settings.memory_gb), "--threads", str(settings.threads)]
-        done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments, *bounds], capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"a2gen prepare failed: {done.stderr.strip()}")
-        self.peaks.append(int(done.stdout.split()[-1]) / 1024)
+        limits = ["--memory-limit-gb", str(settings.memory_limit_gb), "--threads", str(settings.threads)]
+        completed = subprocess.run(
+            [sys.executable, "-c", PEAK_MEMORY_PROGRAM, *arguments, *limits], capture_output=True, text=True
+        )
+        if completed.returncode:
+            raise UserError(f"a2gen prepare failed: {completed.stderr.strip()}")
+        self.peaks.append(int(completed.stdout.split()[-1]) / 1024)
 
 
 def measure(settings: Settings, process: DistributedContext) -> Report:
     if process.world_size > 1:
-        raise ConfigError(f"preparation is one process: measure it on one rank, not {process.world_size}")
+        raise ConfigError(f"`a2gen prepare` runs in one process: use one rank, not {process.world_size}")
     logs = sorted(set(settings.impressions))
     if not logs or logs[0] < 1:
-        raise ConfigError(f"impressions {list(settings.impressions)} must be one positive number or more")
+        raise ConfigError(f"impressions {list(settings.impressions)} must be one or more positive numbers")
     with tempfile.TemporaryDirectory() as scratch:
         jobs = [Preparation(Path(scratch, f"log-{n}"), Path(scratch, f"dataset-{n}"), []) for n in logs]
         for job, impressions in zip(jobs, logs, strict=True):
             write_log(job.log, impressions, settings)
             job.run(settings)
-            check(job.log, job.dataset)
+            check_dataset(job.log, job.dataset)
             job.peaks.clear()
-        forms = {job.log.name: partial(job.run, settings) for job in jobs}
-        timings = list(interleave(forms, settings.repeats, warmup=0).values())
-        sizes = [rows(job.log) for job in jobs]
+        runs = {job.log.name: partial(job.run, settings) for job in jobs}
+        timings = list(interleave(runs, settings.repeats, warmup=0).values())
+        sizes = [count_rows(job.log) for job in jobs]
         stored = [sum(file.stat().st_size for file in job.dataset.rglob("*.parquet")) / MIB for job in jobs]
     peaks = [statistics.median(job.peaks) for job in jobs]
     speeds = [size / timing.median for size, timing in zip(sizes, timings, strict=True)]
     table = ReportTable(
-        title=f"a2gen prepare --memory-limit-gb {settings.memory_gb:g}",
-        columns=["impressions", "s median", "s p10", "s p90", "impressions/s", "peak MiB", "dataset MiB"],
+        title=f"a2gen prepare --memory-limit-gb {settings.memory_limit_gb:g}",
+        columns=["impressions", "median s", "p10 s", "p90 s", "impressions/s", "peak MiB", "dataset MiB"],
         rows=[
             [size, timing.median, timing.p10, timing.p90, speed, peak, volume]
             for size, timing, speed, peak, volume in zip(sizes, timings, speeds, peaks, stored, strict=True)
         ],
     )
-    figures = {"impressions_per_s": speeds[-1], "peak_mib": peaks[-1]}
+    metrics = {"impressions_per_s": speeds[-1], "peak_mib": peaks[-1]}
     if len(logs) > 1:
-        figures["time_exponent"] = exponent(sizes, [timing.median for timing in timings])
-        figures["memory_exponent"] = exponent(sizes, peaks)
+        metrics["time_exponent"] = growth_exponent(sizes, [timing.median for timing in timings])
+        metrics["memory_exponent"] = growth_exponent(sizes, peaks)
         table.note = (
-            f"Over these sizes, time grows like impressions^{figures['time_exponent']:.2f} "
-            f"and peak memory like impressions^{figures['memory_exponent']:.2f} (slopes of log-log fits)."
+            f"Time grows as impressions^{metrics['time_exponent']:.2f}, "
+            f"peak memory as impressions^{metrics['memory_exponent']:.2f} (slopes of log-log fits)."
         )
-    return Report([table], figures=figures)
+    return Report([table], metrics=metrics)
 
 
 def write_log(folder: Path, impressions: int, settings: Settings) -> None:
+    """Simulate a log with about ``impressions`` impressions."""
     users = max(1, impressions // settings.impressions_per_user)
     items = max(100, users // 2)
-    world = SimulateConfig(
+    config = SimulateConfig(
         users=users,
         items=items,
         authors=items // 5,
         impressions_per_user=settings.impressions_per_user,
         seed=settings.seed,
     )
-    simulate(str(folder), world)
+    simulate(str(folder), config)
 
 
-def rows(log: Path) -> int:
+def count_rows(log: Path) -> int:
+    """Return the number of impressions of a log."""
     return sum(pq.read_metadata(file).num_rows for file in log.glob("impressions/*.parquet"))
 
 
-def check(log: Path, dataset: Path) -> None:
-    """Raise RuntimeError unless the dataset holds the whole log and the loader reads the log's impressions from it."""
+def check_dataset(log: Path, dataset: Path) -> None:
+    """Check that the dataset accounts for the full log and that the loader reads impressions of the log.
+
+    Raises:
+        RuntimeError: it does not.
+    """
     prepared = Dataset.open(str(dataset))
     card = prepared.card
     targets = sum(split.targets for split in card.splits.values())
     dropped = sum(card.dropped_rows.values())
-    if targets + dropped != rows(log):
-        raise RuntimeError(f"{targets:,} targets and {dropped:,} dropped are not the log's {rows(log):,} impressions")
+    if targets + dropped != count_rows(log):
+        raise RuntimeError(
+            f"{targets:,} targets and {dropped:,} dropped rows do not add up to {count_rows(log):,} impressions"
+        )
     for split in SPLITS:
         stream = WindowDataset(prepared, split, LoaderConfig(), full_tables={}, shuffle=False)
-        read = impressions_of(next(iter(stream)), dataset / split)
-        known = pc.field("user_id").isin({user for user, _ in read})
-        logged = pq.read_table(log / "impressions", columns=["user_id", "ts_ms"], filters=known)
+        read = batch_impressions(next(iter(stream)), dataset / split)
+        users = pc.field("user_id").isin({user for user, _ in read})
+        logged = pq.read_table(log / "impressions", columns=["user_id", "ts_ms"], filters=users)
         if not read or not read <= set(zip(*logged.to_pydict().values(), strict=True)):
-            raise RuntimeError(f"the loader's first windows of {split} are not of the log")
+            raise RuntimeError(f"the first windows of {split} contain impressions that are not in the log")
 
 
-def impressions_of(batch: WindowBatch, split: Path) -> set[tuple[int, int]]:
-    """User and begin in ms of every impression of a batch, users as the log names them."""
+def batch_impressions(batch: WindowBatch, split: Path) -> set[tuple[int, int]]:
+    """Return the raw user id and the start time in ms of every impression of a batch."""
     windows = pq.read_table(split, columns=["user_key", "user"]).to_pydict()
-    user = dict(zip(windows["user_key"], map(int, windows["user"]), strict=True))
+    user_ids = dict(zip(windows["user_key"], map(int, windows["user"]), strict=True))
     keys = batch.user_key.repeat_interleave(batch.lengths).tolist()
-    return {(user[key], begin) for key, begin in zip(keys, batch.ts_ms.tolist(), strict=True)}
+    return {(user_ids[key], ts_ms) for key, ts_ms in zip(keys, batch.ts_ms.tolist(), strict=True)}
 
 
-def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Slope of the line through log(size), log(value)."""
+def growth_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Return the slope of the least-squares line through (log size, log value)."""
     slope, _ = np.polyfit(np.log(sizes), np.log(values), 1)
     return float(slope)
 

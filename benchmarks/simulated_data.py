@@ -1,4 +1,4 @@
-"""Simulated datasets for benchmarks, and variations of their windows."""
+"""Simulated datasets for benchmarks, and modified versions of their windows."""
 
 import tempfile
 from dataclasses import dataclass, replace
@@ -13,10 +13,10 @@ from a2gen_rec.data.schema import ITEM_ID, DatasetCard
 from a2gen_rec.errors import ConfigError
 
 _SCATTER = 2_654_435_761
-"""A prime larger than any table, so that multiplying by it permutes the rows."""
+"""Prime larger than any table; multiplication by it permutes the rows."""
 
 
-def simulated(
+def make_dataset(
     folder: str | Path,
     users: int,
     items: int,
@@ -25,12 +25,12 @@ def simulated(
     max_targets: int = 64,
     seed: int = 0,
 ) -> str:
-    """A dataset of a simulated log, in the new folder ``folder``, which is returned."""
-    # DuckDB reports leaks at the end of every process that multiprocessing starts: those need none of this.
+    """Simulate a log, prepare a dataset from it in the new directory ``folder``, and return ``folder``."""
+    # Imported here: DuckDB reports leaks at exit of multiprocessing children, which never call this function.
     from a2gen_rec.data.prepare.pipeline import prepare
     from a2gen_rec.simulation.simulator import simulate
 
-    world = SimulateConfig(
+    config = SimulateConfig(
         users=users,
         items=items,
         authors=max(1, items // 5),
@@ -39,18 +39,21 @@ def simulated(
     )
     with tempfile.TemporaryDirectory(dir=Path(folder).parent) as scratch:
         log = str(Path(scratch, "log"))
-        simulate(log, world)
+        simulate(log, config)
         prepare("simulated", log, str(folder), PrepareConfig(max_history=history, max_targets=max_targets))
     return str(folder)
 
 
 def zipf_ids(rows: int, count: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
-    """Ids whose frequencies fall as rank^-exponent, drawn from the continuous law between rank 1 and ``rows + 1``.
+    """Draw ids with frequency proportional to rank^-exponent, from the continuous law between rank 1 and ``rows + 1``.
 
-    The ranks are scattered over the table, as hashing scatters them: neighbours would share cache lines.
+    Ranks are scattered over the table as by hashing: adjacent rows would share cache lines.
 
     Args:
-        exponent: above 0 and not 1.
+        rows: rows of the table.
+        count: number of ids.
+        exponent: Zipf exponent, above 0 and not 1.
+        rng: random number generator.
 
     Returns:
         [count] int64 in [0, rows).
@@ -61,18 +64,18 @@ def zipf_ids(rows: int, count: int, exponent: float, rng: np.random.Generator) -
 
 
 @dataclass
-class World:
-    """Windows of a dataset, each with as many targets and at least as much history."""
+class WindowSample:
+    """Windows of a dataset with equal numbers of targets and a minimum history."""
 
     card: DatasetCard
     columns: WindowColumns
 
     @classmethod
-    def read(cls, dataset: str, windows: int, history: int, seed: int) -> "World":
-        """So many full training windows, drawn at random.
+    def from_dataset(cls, dataset: str, windows: int, history: int, seed: int) -> "WindowSample":
+        """Draw ``windows`` full training windows at random.
 
         Raises:
-            ConfigError: the dataset has not as many with that history.
+            ConfigError: the dataset has too few windows with ``history`` impressions of history.
         """
         card = DatasetCard.load(dataset)
         columns = read_columns(read_row_groups(sorted(map(str, Path(dataset, "train").iterdir()))), card)
@@ -80,27 +83,29 @@ class World:
         full = np.flatnonzero((columns.first_target > history) & (targets == card.max_targets))
         if len(full) < windows:
             raise ConfigError(
-                f"{len(full)} of the simulated windows have {history} impressions of history and "
-                f"{card.max_targets} targets, {windows} are needed; raise users or impressions_per_user"
+                f"only {len(full)} simulated windows have {history} impressions of history and "
+                f"{card.max_targets} targets, but {windows} are required; raise users or impressions_per_user"
             )
         return cls(card, columns.take(np.random.default_rng(seed).permutation(full)[:windows]))
 
-    def with_history(self, history: int) -> "World":
-        """The same targets with less history: so many impressions, and the one that the oldest one's gap needs."""
+    def with_history(self, max_history: int) -> "WindowSample":
+        """Keep the targets but only ``max_history`` impressions of history, and one more for the oldest gap."""
         columns = self.columns
-        cut = np.maximum(columns.first_target - history - 1, 0)
-        shorter = replace(
+        dropped = np.maximum(columns.first_target - max_history - 1, 0)
+        truncated = replace(
             columns,
-            starts=columns.starts + cut,
-            lengths=columns.lengths - cut,
-            first_target=columns.first_target - cut,
+            starts=columns.starts + dropped,
+            lengths=columns.lengths - dropped,
+            first_target=columns.first_target - dropped,
         )
-        return World(self.card, shorter)
+        return WindowSample(self.card, truncated)
 
-    def with_items(self, rows: int, exponent: float, seed: int) -> "World":
-        """The same windows with items of a table of so many rows, their frequencies those of :func:`zipf_ids`."""
+    def with_items(self, rows: int, exponent: float, seed: int) -> "WindowSample":
+        """Replace the items by ids of :func:`zipf_ids` from a table with ``rows`` rows."""
         ids = self.columns.impression_ids
         drawn = zipf_ids(rows, len(ids[ITEM_ID]), exponent, np.random.default_rng([seed, rows]))
-        features = [replace(part, cardinality=rows) if part.name == ITEM_ID else part for part in self.card.features]
+        features = [
+            replace(feature, cardinality=rows) if feature.name == ITEM_ID else feature for feature in self.card.features
+        ]
         columns = replace(self.columns, impression_ids={**ids, ITEM_ID: drawn})
-        return World(replace(self.card, features=features), columns)
+        return WindowSample(replace(self.card, features=features), columns)

@@ -1,4 +1,4 @@
-"""The stages of a training step, each timed by itself."""
+"""Timing of the individual stages of a training step."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ STAGES = ("data wait", "embedding", "communication", "forward", "backward", "opt
 
 
 class Stopwatch:
-    """Seconds per stage, summed over steps; waits for the device at both ends of a stage."""
+    """Seconds per stage, summed over steps. Synchronizes the device at both ends of a stage."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -20,10 +20,10 @@ class Stopwatch:
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         self._synchronize()
-        began = time.perf_counter()
+        start = time.perf_counter()
         yield
         self._synchronize()
-        self.seconds[stage] += time.perf_counter() - began
+        self.seconds[stage] += time.perf_counter() - start
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -31,11 +31,11 @@ class Stopwatch:
 
 
 def detached_leaf(tensor: Tensor) -> Tensor:
-    """The same values where the graph is cut: the backward pass stops here, and goes on by :func:`go_on`."""
+    """Return a leaf with the same values: the backward pass stops here; :func:`resume_backward` continues it."""
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 def resume_backward(tensors: Iterable[Tensor], leaves: Iterable[Tensor]) -> None:
-    """The backward pass from the ``tensors`` whose ``leaves`` it stopped at."""
-    pairs = [(tensor, cut.grad) for tensor, cut in zip(tensors, leaves, strict=True) if cut.grad is not None]
+    """Continue the backward pass from ``tensors``, given the gradients of their detached ``leaves``."""
+    pairs = [(tensor, leaf.grad) for tensor, leaf in zip(tensors, leaves, strict=True) if leaf.grad is not None]
     torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])

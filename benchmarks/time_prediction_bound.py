@@ -1,9 +1,9 @@
-"""How closely can anybody tell the times of actions in the simulated world before the video begins?
+"""What is the lower bound of the error of predicted action times on simulated data?
 
-Impressions of the world's own policy are let happen many times over. The median over one half of the repetitions is
-what a ranker would predict that knew everything about user and video but the dice; its mean absolute error over the
-other half, in log1p seconds, is the least that any ranker can reach. Beside it stand the video's own median and one
-median for all. Before anything is reported, the frequencies of the actions are held against their exact probabilities.
+Impressions of the simulator's policy are sampled many times. The median over one half of the samples is the prediction
+of a ranker that knows all parameters of the simulator. Its mean absolute error on the other half, in log1p seconds, is
+the lower bound for any ranker. The table also lists the median of each video and one global median. Before reporting,
+the sampled frequencies of the actions are compared with their exact probabilities.
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,20 @@ from a2gen_rec.simulation.simulator import build_simulated_world
 from a2gen_rec.utils.distributed import DistributedContext
 
 QUICK = {"impressions": 500, "draws": 1_000}
-FEWEST = 30  # repetitions with the action, for a median to be one
+MIN_OCCURRENCES = 30
+"""Samples with the action that an impression needs for its median to count."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What happens, and how often.
+    """Sizes of the simulation.
 
     Attributes:
-        impressions: distinct ones; draws: repetitions of each, half to learn from and half to measure on.
-        users, items: of the world; the others of its settings are those of `a2gen simulate`.
+        impressions: number of distinct impressions.
+        draws: samples of each impression; half fit the medians, half measure the errors.
+        users: simulated users; other settings are the defaults of `a2gen simulate`.
+        items: simulated items.
+        seed: random seed.
     """
 
     impressions: int = 2_000
@@ -40,51 +44,63 @@ class Settings:
 
 def measure(settings: Settings, process: DistributedContext) -> Report:
     if process.world_size > 1:
-        raise ConfigError(f"one process simulates: measure it on one rank, not {process.world_size}")
+        raise ConfigError(f"the simulation runs in one process: use one rank, not {process.world_size}")
     if settings.impressions < 1 or settings.draws < 4:
-        raise ConfigError(f"impressions {settings.impressions} and draws {settings.draws} must be at least 1 and 4")
+        raise ConfigError(
+            f"impressions {settings.impressions} must be at least 1 and draws {settings.draws} at least 4"
+        )
     world = build_simulated_world(SimulateConfig(users=settings.users, items=settings.items, seed=settings.seed))
     users, rng = sample_user_block(world.config, 0), np.random.default_rng(settings.seed)
     row = rng.integers(len(users.user_id), size=settings.impressions)
     item = world.policy.sample_items(users, row, rng.random(len(row)) < world.config.personalized_share, rng)
-    odds = viewing.segment_probabilities(world.config, world.base_logits, world.items, users, row, item)
-    learnt, held = (repeated(odds, settings.draws // 2, rng) for _ in range(2))
-    check(np.isfinite(learnt[:, :-1]), viewing.exact_marginals(odds).action)
+    probabilities = viewing.segment_probabilities(world.config, world.base_logits, world.items, users, row, item)
+    fit, held_out = (sample_times(probabilities, settings.draws // 2, rng) for _ in range(2))
+    check_frequencies(np.isfinite(fit[:, :-1]), viewing.exact_marginals(probabilities).action)
     names = [*ACTIONS, "exit"]
-    found = {name: errors(learnt[:, code], held[:, code], item) for code, name in enumerate(names)}
-    columns = ["time of", "median of user and video", "median of the video", "one median"]
-    note = "The first column is the bound: what is left is chance."
-    table = ReportTable("mean absolute error, log1p s", columns, [[name, *each] for name, each in found.items()], note)
-    return Report([table], figures={f"bound_{name}": bound for name, (bound, *_) in found.items()})
+    errors = {name: median_errors(fit[:, code], held_out[:, code], item) for code, name in enumerate(names)}
+    columns = ["action", "median per user and video", "median per video", "global median"]
+    note = "The first column of errors is the lower bound: the rest is random."
+    table = ReportTable(
+        "Mean absolute error of times, log1p s", columns, [[name, *row] for name, row in errors.items()], note
+    )
+    return Report([table], metrics={f"bound_{name}": bound for name, (bound, *_) in errors.items()})
 
 
-def repeated(odds: viewing.SegmentProbabilities, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """[draws, actions and exit, impressions] log1p seconds of what happens in repetitions; NaN where it does not."""
-    found = np.empty((draws, len(ACTIONS) + 1, odds.like.shape[1]), np.float32)
-    for each in found:
-        watched = viewing.sample_views(odds, rng)
-        each[:-1] = np.where(watched.offset_ms < 0, np.nan, np.log1p(np.maximum(watched.offset_ms, 0) / 1000))
-        each[-1] = np.log1p(watched.dwell_ms / 1000)
-    return found
+def sample_times(probabilities: viewing.SegmentProbabilities, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Sample log1p seconds of actions and exit, [draws, actions + 1, impressions]; NaN if an action does not occur."""
+    times = np.empty((draws, len(ACTIONS) + 1, probabilities.like.shape[1]), np.float32)
+    for sample in times:
+        views = viewing.sample_views(probabilities, rng)
+        sample[:-1] = np.where(views.offset_ms < 0, np.nan, np.log1p(np.maximum(views.offset_ms, 0) / 1000))
+        sample[-1] = np.log1p(views.dwell_ms / 1000)
+    return times
 
 
-def check(happened: np.ndarray, exact: np.ndarray) -> None:
-    """Refuse frequencies [draws, actions, impressions] that are not those of the exact probabilities."""
+def check_frequencies(occurred: np.ndarray, exact: np.ndarray) -> None:
+    """Compare sampled actions [draws, actions, impressions] with their exact probabilities [actions, impressions].
+
+    Raises:
+        UserError: the frequencies differ by more than 5 standard errors.
+    """
     expected = exact.mean(axis=1)
-    spread = np.sqrt((exact * (1 - exact)).mean(axis=1) / happened[:, 0].size)
-    if (np.abs(happened.mean(axis=(0, 2)) - expected) > 5 * spread).any():
-        raise UserError("the simulated frequencies of actions are not their exact probabilities")
+    standard_error = np.sqrt((exact * (1 - exact)).mean(axis=1) / occurred[:, 0].size)
+    if (np.abs(occurred.mean(axis=(0, 2)) - expected) > 5 * standard_error).any():
+        raise UserError("the simulated frequencies of actions differ from their exact probabilities")
 
 
-def errors(learnt: np.ndarray, held: np.ndarray, item: np.ndarray) -> list[float]:
-    """Mean absolute errors on ``held`` [draws, impressions] of medians over ``learnt``: own, of the item, of all."""
-    enough = np.isfinite(learnt).sum(axis=0) >= FEWEST
-    learnt, held, item = learnt[:, enough], held[:, enough], item[enough]
-    own = np.nanmedian(learnt, axis=0)
-    of_item = np.empty_like(own)
-    for each in np.unique(item):
-        of_item[item == each] = np.nanmedian(learnt[:, item == each])
-    return [float(np.nanmean(np.abs(held - told))) for told in (own, of_item, np.nanmedian(learnt))]
+def median_errors(fit: np.ndarray, held_out: np.ndarray, item: np.ndarray) -> list[float]:
+    """Return the mean absolute errors on ``held_out`` [draws, impressions] of three medians over ``fit``.
+
+    The medians are those per impression, per item, and over all.
+    """
+    enough = np.isfinite(fit).sum(axis=0) >= MIN_OCCURRENCES
+    fit, held_out, item = fit[:, enough], held_out[:, enough], item[enough]
+    per_impression = np.nanmedian(fit, axis=0)
+    per_item = np.empty_like(per_impression)
+    for item_id in np.unique(item):
+        per_item[item == item_id] = np.nanmedian(fit[:, item == item_id])
+    medians = (per_impression, per_item, np.nanmedian(fit))
+    return [float(np.nanmean(np.abs(held_out - median))) for median in medians]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How many target impressions a second does training take, and what does each lever bring?
+"""How many target impressions per second does training process, and how much does each optimization contribute?
 
-The same data and mathematics twice: user windows with factorized attention on sharded tables, as `a2gen train` runs
-them, and a pointwise reference, one padded history per target (benchmarks/reference). Every target has a full
-history. Losses and gradients are compared before anything is timed; then all forms train in turn, round after round,
-each on the same number of targets per round. A form first takes a few steps off the clock, so that batches made while
-it waited for its turn do not count in its favour.
+Two implementations of the same data and mathematics: user windows with factorized attention on sharded tables, as in
+`a2gen train`, and a pointwise reference with one padded history per target (benchmarks/reference). Every target has a
+full history. Losses and gradients are compared before timing. Then all variants train in turn, round after round, on the
+same number of targets per round. Each turn starts with a few untimed steps, so that batches prefetched during the other
+variants' turns do not count.
 
-The split of a step is timed stage by stage on a step without overlap, the graph cut where looked-up rows enter the
-dense part: embedding is the lookups, their backward pass and, where it is fused into that, the tables' update.
+Stages are timed on a step without overlap, with the graph detached where looked-up rows enter the dense part. The
+embedding stage includes the lookups, their backward pass and, if fused, the tables' update.
 """
 
 import math
@@ -23,14 +23,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-from harness import Goal, Report, ReportTable, main
-from optimizations import Optimizations, WindowTraining, whole_weights
-from reference.examples import build as build_examples
-from reference.examples import targets_of
-from reference.pointwise import PointwiseA2Gen, renamed
-from reference.pointwise import loss as reference_loss
-from reference.trainer import Pointwise
-from simulated_data import simulated
+from harness import CellValue, Goal, Report, ReportTable, main
+from optimizations import FULL, REFERENCE, VARIANTS, Optimizations, Variant, WindowTraining, full_state_dict
+from reference.comparison import check_loss, gradients, randomize_zeros, relative_error
+from reference.examples import build_examples, window_targets
+from reference.pointwise import PointwiseA2Gen, reference_loss, to_reference_names
+from reference.trainer import PointwiseTraining
+from simulated_data import make_dataset
 from stages import STAGES, Stopwatch
 from torch import Tensor
 
@@ -45,13 +44,13 @@ from a2gen_rec.models.embedding_tables import EmbeddingTables
 from a2gen_rec.models.factory import build_model
 from a2gen_rec.utils.distributed import DistributedContext
 
-LEAD = 6
-"""Steps before the clock starts: the batches that a loader and a pipeline hold ready."""
+WARMUP_STEPS = 6
+"""Untimed steps of each turn: the number of batches that a loader and a pipeline prefetch."""
 
-TURNS = 3
-"""Alternations of the two forms while steps are split."""
+STAGE_ROUNDS = 3
+"""Alternations of the two variants in the timing of stages."""
 
-SAME_LOSS, SAME_GRADIENT, SAME_IN_BF16 = 1e-5, 1e-4, 1e-2
+LOSS_TOLERANCE, GRADIENT_TOLERANCE, BF16_LOSS_TOLERANCE = 1e-5, 1e-4, 1e-2
 
 
 @dataclass
@@ -59,23 +58,29 @@ class Settings:
     """Sizes and repetitions.
 
     Attributes:
-        history: impressions that every target may look back on; dim, heads: of the model.
-        users, items, impressions_per_user: of the simulated log.
-        max_impressions: of a batch of windows; direct_impressions: the same where attention is direct.
-        batch_targets: of a batch of the reference.
-        targets: trained on per form and round, at the least.
-        repeats: rounds that count, after one that does not.
-        compile: measure torch.compile too, which takes a minute or two to compile.
+        history: history impressions of every target.
+        dim: width of the model.
+        num_heads: attention heads of the model.
+        users: simulated users.
+        items: simulated items.
+        impressions_per_user: simulated impressions of each user.
+        max_impressions: maximum impressions of a batch of windows.
+        max_reference_attention_impressions: the same with the reference attention.
+        batch_targets: targets of a batch of the pointwise reference.
+        targets: minimum targets per variant and round.
+        repeats: timed rounds, after one untimed round.
+        compile: whether to measure torch.compile, which takes a minute or two to compile.
+        seed: random seed.
     """
 
     history: int = 100
     dim: int = 32
-    heads: int = 4
+    num_heads: int = 4
     users: int = 400
     items: int = 20_000
     impressions_per_user: int = 300
     max_impressions: int = 4096
-    direct_impressions: int = 256
+    max_reference_attention_impressions: int = 256
     batch_targets: int = 64
     targets: int = 6144
     repeats: int = 5
@@ -91,36 +96,15 @@ class Settings:
 QUICK = {"users": 150, "targets": 1024, "repeats": 2, "compile": False}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One form in training: its name, its levers (the reference has none), and the place of the row it adds one to."""
-
-    name: str
-    levers: Optimizations | None
-    base: int
-
-
-ROWS = [
-    Row("pointwise reference", None, 0),
-    Row("+ one history per window", Optimizations(False, False, False, False, False), 0),
-    Row("+ factorized attention", Optimizations(True, False, False, False, False), 1),
-    Row("+ ragged action level", Optimizations(True, True, False, False, False), 2),
-    Row("+ deduplicated lookups", Optimizations(True, True, True, False, False), 3),
-    Row("+ sharded tables, fused update", Optimizations(True, True, True, True, False), 4),
-    Row("+ batches and lookups ahead: ours", Optimizations(), 5),
-    Row("ours in bf16", Optimizations(bf16=True), 6),
-    Row("ours, item level compiled", Optimizations(compiled=True), 6),
-]
-REFERENCE, OURS = 0, 6
-COMPILED = (
-    " torch.compile takes the item level alone: the other levels work on one piece per length of action sequences, and "
-    "would be compiled again for every new set of lengths."
+COMPILE_NOTE = (
+    " torch.compile applies to the item level only. The other levels process one piece per length of action sequences "
+    "and would be recompiled for every new set of lengths."
 )
 
 
 @dataclass
-class Work:
-    """Targets that a form trained on in one round, the seconds it took, and those of them spent waiting for data."""
+class RoundResult:
+    """Targets and seconds of one round of training, and the seconds of waiting for data."""
 
     targets: int
     seconds: float
@@ -128,27 +112,28 @@ class Work:
 
 
 @dataclass
-class Measured:
-    """A form, its rounds, and by how much its loss differs from the reference's, as a share of it."""
+class MeasuredVariant:
+    """Results of a variant. ``difference`` is the relative difference of its loss from that of the reference."""
 
-    row: Row
-    form: Pointwise | WindowTraining
+    variant: Variant
+    training: PointwiseTraining | WindowTraining
     difference: float
-    lookups: float
-    rounds: list[Work] = field(default_factory=list)
+    lookups_per_target: float
+    rounds: list[RoundResult] = field(default_factory=list)
 
     def rate(self, q: float = 50) -> float:
-        """Targets per second, the ``q``-th percentile of the rounds."""
-        return float(np.percentile([work.targets / work.seconds for work in self.rounds], q))
+        """Return targets per second, the ``q``-th percentile over rounds."""
+        return float(np.percentile([result.targets / result.seconds for result in self.rounds], q))
 
     @property
-    def wait_share(self) -> float:
-        return sum(work.wait_s for work in self.rounds) / sum(work.seconds for work in self.rounds)
+    def wait_fraction(self) -> float:
+        """Fraction of training time spent waiting for data."""
+        return sum(result.wait_s for result in self.rounds) / sum(result.seconds for result in self.rounds)
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all forms share; losses and gradients are compared on the windows ``rows`` of ``sample``."""
+class BenchmarkContext:
+    """Data and settings of all variants. Losses and gradients are compared on the windows ``rows`` of ``sample``."""
 
     data: str
     card: DatasetCard
@@ -158,41 +143,51 @@ class Setting:
     sample: WindowColumns
     rows: np.ndarray
 
-    def windows(self, levers: Optimizations, weights: dict[str, Tensor] | None = None) -> WindowTraining:
-        impressions = self.settings.max_impressions if levers.factorized else self.settings.direct_impressions
+    def window_training(self, optimizations: Optimizations, weights: dict[str, Tensor] | None = None) -> WindowTraining:
+        """Build the training on windows with some optimizations."""
+        impressions = (
+            self.settings.max_impressions
+            if optimizations.factorized
+            else self.settings.max_reference_attention_impressions
+        )
         config = replace(self.config, loader=LoaderConfig(max_impressions_per_batch=impressions))
-        return WindowTraining(self.data, self.card, config, self.process, levers, weights)
+        return WindowTraining(self.data, self.card, config, self.process, optimizations, weights)
 
-    def pointwise(self) -> Pointwise:
-        return Pointwise(self.data, self.card, self.config, self.process, self.settings.batch_targets)
+    def pointwise_training(self) -> PointwiseTraining:
+        """Build the training of the pointwise reference."""
+        return PointwiseTraining(self.data, self.card, self.config, self.process, self.settings.batch_targets)
 
 
 def measure(settings: Settings, process: DistributedContext) -> Report:
-    # The reference is the source's model, which has no such tower.
-    model = ModelConfig(dim=settings.dim, num_heads=settings.heads, max_history=settings.history, occurrence_head=False)
-    with dataset(settings, process) as data:
+    # The reference has no occurrence head.
+    model = ModelConfig(
+        dim=settings.dim, num_heads=settings.num_heads, max_history=settings.history, occurrence_head=False
+    )
+    with simulated_dataset(settings, process) as data:
         card = DatasetCard.load(data)
         files = sorted(str(file) for file in Path(data, "train").glob("*.parquet"))
         sample = read_columns(read_row_groups(files)[:1], card)
-        setting = Setting(data, card, Config(model=model), process, settings, sample, np.arange(min(3, len(sample))))
-        gradient = gradient_difference(setting)
-        measured = prepare_forms(setting)
+        context = BenchmarkContext(
+            data, card, Config(model=model), process, settings, sample, np.arange(min(3, len(sample)))
+        )
+        gradient_difference = max_gradient_difference(context)
+        measured = prepare_variants(context)
         try:
-            train_in_turn(measured, settings, process.device)
-            split = stage_split(setting)
+            train_interleaved(measured, settings, process.device)
+            stages = time_stages(context)
         finally:
-            for each in measured:
-                each.form.close()
-    return report(measured, split, gradient)
+            for variant in measured:
+                variant.training.close()
+    return make_report(measured, stages, gradient_difference)
 
 
 @contextmanager
-def dataset(settings: Settings, process: DistributedContext) -> Iterator[str]:
-    """A simulated dataset whose training targets all have a full history; the first rank makes it for all."""
+def simulated_dataset(settings: Settings, process: DistributedContext) -> Iterator[str]:
+    """Provide a simulated dataset whose training targets have full histories; rank 0 creates it."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = str(Path(scratch, "data"))
         if process.is_main:
-            simulated(
+            make_dataset(
                 folder,
                 settings.users,
                 settings.items,
@@ -200,10 +195,10 @@ def dataset(settings: Settings, process: DistributedContext) -> Iterator[str]:
                 settings.history,
                 seed=settings.seed,
             )
-            full = [keep_full_histories(file, settings.history) for file in Path(folder, "train").glob("*.parquet")]
-            if sum(full) < 8 * process.world_size:
+            kept = [keep_full_histories(file, settings.history) for file in Path(folder, "train").glob("*.parquet")]
+            if sum(kept) < 8 * process.world_size:
                 raise ConfigError(
-                    f"impressions_per_user {settings.impressions_per_user} or users {settings.users} are too few for "
+                    f"impressions_per_user {settings.impressions_per_user} or users {settings.users} is too small for "
                     f"histories of {settings.history}"
                 )
         shared = [folder]
@@ -213,7 +208,7 @@ def dataset(settings: Settings, process: DistributedContext) -> Iterator[str]:
 
 
 def keep_full_histories(file: Path, history: int) -> int:
-    """Keep of a file the windows whose targets all have that many impressions before them; returns how many."""
+    """Keep the windows of a file whose targets have ``history`` impressions before them; return their number."""
     windows = pq.read_table(file, filters=pc.field("first_target") >= history)
     file.unlink()
     if windows.num_rows:
@@ -221,199 +216,185 @@ def keep_full_histories(file: Path, history: int) -> int:
     return windows.num_rows
 
 
-def gradient_difference(setting: Setting) -> float:
-    """Largest difference of any parameter's gradient between A2Gen and the reference, as a share of its largest entry.
+def max_gradient_difference(context: BenchmarkContext) -> float:
+    """Return the maximum difference of a gradient between A2Gen and the reference, relative to its largest entry.
 
     Raises:
-        UserError: it is too large, or their losses differ.
+        UserError: the difference is too large, or the losses differ.
     """
-    card, config, device = setting.card, setting.config, setting.process.device
+    card, config, device = context.card, context.config, context.process.device
     torch.manual_seed(config.train.seed)
     model = build_model(card, config, device).to(device)
-    fill_zeros(model)
+    randomize_zeros(model)
     batch = collate(
-        setting.sample,
-        setting.rows,
+        context.sample,
+        context.rows,
         EmbeddingTables.from_card(card, config.model).full_tables,
         bucket_overhead=config.loader.bucket_overhead_tokens,
     ).to(device)
     loss, _ = Loss(config.loss)(model(batch), batch)
     loss.backward()
     reference = PointwiseA2Gen(card, config.model).to(device)
-    reference.load_state_dict(renamed(model.state_dict()))
-    targets = targets_of(setting.sample, setting.rows)
-    examples = build_examples(setting.sample, *targets, config.model.max_history).to(device)
+    reference.load_state_dict(to_reference_names(model.state_dict()))
+    targets = window_targets(context.sample, context.rows)
+    examples = build_examples(context.sample, *targets, config.model.max_history).to(device)
     expected = reference_loss(reference(examples), examples, config.loss)
     expected.backward()
-    check_loss("A2Gen", loss.item(), expected.item(), SAME_LOSS)
-    found, wanted = renamed(gradients(model)), gradients(reference)
-    largest = max(relative(found[name], gradient) for name, gradient in wanted.items())
-    if not largest <= SAME_GRADIENT:
-        raise UserError(f"A2Gen: gradients differ from the reference's by {largest:.1e} of their size")
-    return largest
-
-
-def fill_zeros(module: torch.nn.Module) -> None:
-    """Draw what begins at zero: it would hide the gradients, and the faults, of what comes before it."""
-    for parameter in module.parameters():
-        if not parameter.count_nonzero():
-            torch.nn.init.normal_(parameter, std=0.1)
-
-
-def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
-    """Of every parameter; zeros for those the loss does not depend on."""
-    return {
-        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        for name, parameter in module.named_parameters()
-    }
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
-
-
-def check_loss(name: str, found: float, expected: float, tolerance: float) -> float:
-    """The losses' relative difference.
-
-    Raises:
-        UserError: it is beyond ``tolerance``.
-    """
-    difference = abs(found - expected) / abs(expected)
-    if not difference <= tolerance:
-        raise UserError(f"{name}: loss {found:.7g} differs from {expected:.7g}; nothing was timed")
+    check_loss("A2Gen", loss.item(), expected.item(), LOSS_TOLERANCE)
+    actual, expected_gradients = to_reference_names(gradients(model)), gradients(reference)
+    difference = max(relative_error(actual[name], gradient) for name, gradient in expected_gradients.items())
+    if not difference <= GRADIENT_TOLERANCE:
+        raise UserError(f"A2Gen: gradients differ from the reference by a relative {difference:.1e}; nothing was timed")
     return difference
 
 
-def prepare_forms(setting: Setting) -> list[Measured]:
-    """All forms, begun at the same weights, each checked to give the reference's loss."""
-    seeded = setting.windows(Optimizations(ahead=False))
-    torch.manual_seed(setting.config.train.seed)
-    fill_zeros(seeded.model.ranker)
-    weights = whole_weights(seeded.model, setting.process)
-    measured: list[Measured] = []
+def prepare_variants(context: BenchmarkContext) -> list[MeasuredVariant]:
+    """Build all variants with the same initial weights and compare their losses with the reference."""
+    seeded = context.window_training(Optimizations(prefetch=False))
+    torch.manual_seed(context.config.train.seed)
+    randomize_zeros(seeded.model.ranker)
+    weights = full_state_dict(seeded.model, context.process)
+    measured: list[MeasuredVariant] = []
     expected = math.nan
-    for row in ROWS:
-        if row.levers is None:
-            form: Pointwise | WindowTraining = setting.pointwise()
-            form.model.load_state_dict(renamed(weights))
-            loss = expected = form.loss(setting.sample, setting.rows)
+    for variant in VARIANTS:
+        optimizations = variant.optimizations
+        if optimizations is None:
+            training: PointwiseTraining | WindowTraining = context.pointwise_training()
+            training.model.load_state_dict(to_reference_names(weights))
+            loss = expected = training.loss(context.sample, context.rows)
         else:
-            if row.levers.compiled and not setting.settings.compile:
+            if optimizations.compile_item_level and not context.settings.compile:
                 continue
-            form = setting.windows(row.levers, weights)
-            loss = form.loss(setting.sample, setting.rows)
-        tolerance = SAME_IN_BF16 if row.levers is not None and row.levers.bf16 else SAME_LOSS
-        measured.append(Measured(row, form, check_loss(row.name, loss, expected, tolerance), form.lookups(32)))
+            training = context.window_training(optimizations, weights)
+            loss = training.loss(context.sample, context.rows)
+        tolerance = BF16_LOSS_TOLERANCE if optimizations is not None and optimizations.bf16 else LOSS_TOLERANCE
+        difference = check_loss(variant.name, loss, expected, tolerance)
+        measured.append(MeasuredVariant(variant, training, difference, training.lookups_per_target(32)))
     return measured
 
 
-def train_in_turn(measured: list[Measured], settings: Settings, device: torch.device) -> None:
-    """Round after round, every form once; the first round does not count."""
-    for turn in range(1 + settings.repeats):
-        for each in measured:
-            work = train(each.form, settings.targets, device)
-            if turn:
-                each.rounds.append(work)
+def train_interleaved(measured: list[MeasuredVariant], settings: Settings, device: torch.device) -> None:
+    """Train every variant once per round; the first round is not timed."""
+    for round_index in range(1 + settings.repeats):
+        for variant in measured:
+            result = train_round(variant.training, settings.targets, device)
+            if round_index:
+                variant.rounds.append(result)
 
 
-def train(form: Pointwise | WindowTraining, targets: int, device: torch.device) -> Work:
-    """Train on at least so many targets."""
-    for _ in range(LEAD):
-        form.step()
+def train_round(training: PointwiseTraining | WindowTraining, targets: int, device: torch.device) -> RoundResult:
+    """Train on at least ``targets`` targets."""
+    for _ in range(WARMUP_STEPS):
+        training.step()
     synchronize(device)
-    began, waited, done = time.perf_counter(), form.wait_s, 0
+    start, wait_s, done = time.perf_counter(), training.wait_s, 0
     while done < targets:
-        done += form.step()
+        done += training.step()
     synchronize(device)
-    return Work(done, time.perf_counter() - began, form.wait_s - waited)
+    return RoundResult(done, time.perf_counter() - start, training.wait_s - wait_s)
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for a CUDA device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def stage_split(setting: Setting) -> dict[str, dict[str, float]]:
-    """Form -> stage -> milliseconds per 1,000 targets of steps without overlap, in turns."""
-    forms: dict[str, Pointwise | WindowTraining] = {
-        "reference": setting.pointwise(),
-        "ours": setting.windows(Optimizations()),
+def time_stages(context: BenchmarkContext) -> dict[str, dict[str, float]]:
+    """Return variant -> stage -> milliseconds per 1,000 targets, of interleaved steps without overlap."""
+    variants: dict[str, PointwiseTraining | WindowTraining] = {
+        "reference": context.pointwise_training(),
+        "A2Gen": context.window_training(Optimizations()),
     }
-    split = {name: dict.fromkeys(STAGES, 0.0) for name in forms}
-    done = dict.fromkeys(forms, 0)
+    seconds = {name: dict.fromkeys(STAGES, 0.0) for name in variants}
+    done = dict.fromkeys(variants, 0)
     try:
-        for turn in range(1 + TURNS):
-            for name, form in forms.items():
-                watch = Stopwatch(setting.process.device)
+        for round_index in range(1 + STAGE_ROUNDS):
+            for name, training in variants.items():
+                watch = Stopwatch(context.process.device)
                 targets = 0
-                while targets < setting.settings.targets // TURNS:
-                    targets += form.staged_step(watch)
-                if turn:
+                while targets < context.settings.targets // STAGE_ROUNDS:
+                    targets += training.staged_step(watch)
+                if round_index:
                     done[name] += targets
                     for stage in STAGES:
-                        split[name][stage] += watch.seconds[stage]
+                        seconds[name][stage] += watch.seconds[stage]
     finally:
-        for form in forms.values():
-            form.close()
+        for training in variants.values():
+            training.close()
     return {
-        name: {stage: 1e6 * seconds / done[name] for stage, seconds in stages.items()} for name, stages in split.items()
+        name: {stage: 1e6 * value / done[name] for stage, value in stages.items()} for name, stages in seconds.items()
     }
 
 
-def report(measured: list[Measured], split: dict[str, dict[str, float]], gradient: float) -> Report:
-    reference, ours = measured[REFERENCE], measured[OURS]
-    levers = ReportTable(
-        "Targets per second, one lever after another",
-        ["form", "targets/s", "p10", "p90", "× changed", "× reference", "lookups/target", "wait %", "loss error"],
-        [
-            [
-                each.row.name,
-                each.rate(),
-                each.rate(10),
-                each.rate(90),
-                each.rate() / measured[each.row.base].rate() if each is not reference else None,
-                each.rate() / reference.rate(),
-                each.lookups,
-                round(100 * each.wait_share, 1),
-                each.difference if each is not reference else None,
-            ]
-            for each in measured
-        ],
-        "Each + adds one lever to the row above; × changed: against the row with one lever less. Lookups are of items. "
-        "Loss error: relative, against the reference, before training; gradients of ours differ by at most "
-        f"{gradient:.0e} of a parameter's largest.{COMPILED if measured[-1].row is ROWS[-1] else ''}",
-    )
-    totals = {name: sum(stages.values()) for name, stages in split.items()}
-    stages = ReportTable(
-        "A step without overlap, stage by stage: milliseconds per 1,000 targets",
-        ["stage", *(column for name in split for column in (name, f"{name}, %"))],
-        [
-            [
-                stage,
-                *(
-                    round(value, 1)
-                    for name in split
-                    for value in (split[name][stage], 100 * split[name][stage] / totals[name])
-                ),
-            ]
-            for stage in STAGES
-        ],
-    )
-    ratio, lookups = ours.rate() / reference.rate(), reference.lookups / ours.lookups
-    figures = {
+def make_report(
+    measured: list[MeasuredVariant], stages: dict[str, dict[str, float]], gradient_difference: float
+) -> Report:
+    """Build the tables, goals and metrics."""
+    reference, full = measured[REFERENCE], measured[FULL]
+    ratio, lookup_ratio = full.rate() / reference.rate(), reference.lookups_per_target / full.lookups_per_target
+    metrics = {
         "ratio_vs_reference": ratio,
-        "targets_per_s": ours.rate(),
+        "targets_per_s": full.rate(),
         "reference_targets_per_s": reference.rate(),
-        "lookup_ratio": lookups,
-        "data_wait_share": ours.wait_share,
-        "gradient_difference": gradient,
+        "lookup_ratio": lookup_ratio,
+        "data_wait_fraction": full.wait_fraction,
+        "gradient_difference": gradient_difference,
     }
-    targets = [
-        Goal("Targets/s against the reference's", "≥ 10×", f"{ratio:.1f}×", ratio >= 10),
-        Goal("Item lookups per target, of the reference's", "≤ 1/20", f"1/{lookups:.0f}", lookups >= 20),
-        Goal("Share of training spent waiting for data", "< 5 %", f"{ours.wait_share:.1%}", ours.wait_share < 0.05),
+    goals = [
+        Goal("Targets/s relative to the reference", "≥ 10×", f"{ratio:.1f}×", ratio >= 10),
+        Goal(
+            "Item lookups per target relative to the reference", "≤ 1/20", f"1/{lookup_ratio:.0f}", lookup_ratio >= 20
+        ),
+        Goal("Fraction of time waiting for data", "< 5 %", f"{full.wait_fraction:.1%}", full.wait_fraction < 0.05),
     ]
-    return Report([levers, stages], targets, figures)
+    return Report([rate_table(measured, gradient_difference), stage_table(stages)], goals, metrics)
+
+
+def rate_table(measured: list[MeasuredVariant], gradient_difference: float) -> ReportTable:
+    reference = measured[REFERENCE]
+    columns = ["variant", "targets/s", "p10 targets/s", "p90 targets/s", "× previous", "× reference", "lookups/target"]
+    rows: list[list[CellValue]] = []
+    for result in measured:
+        is_reference = result is reference
+        rows.append(
+            [
+                result.variant.name,
+                result.rate(),
+                result.rate(10),
+                result.rate(90),
+                None if is_reference else result.rate() / measured[result.variant.base_index].rate(),
+                result.rate() / reference.rate(),
+                result.lookups_per_target,
+                round(100 * result.wait_fraction, 1),
+                None if is_reference else result.difference,
+            ]
+        )
+    note = (
+        "+: one optimization more than the row above; × previous: relative to the variant with one optimization less. "
+        "Lookups are those of items. Loss error: relative difference from the reference before training. Gradients "
+        f"differ by at most {gradient_difference:.0e} of a parameter's largest entry."
+    )
+    if measured[-1].variant is VARIANTS[-1]:
+        note += COMPILE_NOTE
+    return ReportTable("Targets per second by optimization", [*columns, "waiting %", "loss error"], rows, note)
+
+
+def stage_table(stages: dict[str, dict[str, float]]) -> ReportTable:
+    totals = {name: sum(times.values()) for name, times in stages.items()}
+    columns = ["stage", *(column for name in stages for column in (f"{name} ms", f"{name} %"))]
+    rows: list[list[CellValue]] = [
+        [
+            stage,
+            *(
+                round(value, 1)
+                for name, times in stages.items()
+                for value in (times[stage], 100 * times[stage] / totals[name])
+            ),
+        ]
+        for stage in STAGES
+    ]
+    return ReportTable("Stages of a step without overlap, ms per 1,000 targets", columns, rows)
 
 
 if __name__ == "__main__":

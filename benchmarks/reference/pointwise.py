@@ -1,8 +1,8 @@
-"""A2Gen the usual way: one padded history per target, plain embeddings, an attention matrix for each.
+"""Pointwise reference of A2Gen: one padded history, unsharded embeddings and one attention matrix per target.
 
-The same mathematics as ``a2gen_rec.models.a2gen`` and ``training.losses`` in their default configuration, written
-apart from them and without their levers. It takes over A2Gen's weights and gives the same loss and gradients, so it
-is both the oracle and what the speed is compared with.
+It implements the mathematics of ``a2gen_rec.models.a2gen`` and ``a2gen_rec.losses`` in their default configuration,
+independently and without optimizations. It loads A2Gen's weights and gives the same loss and gradients. It is the
+reference for both correctness and speed.
 """
 
 from collections.abc import Mapping
@@ -27,22 +27,26 @@ _NAMES = (
 )
 
 
-def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A2Gen's parameters (or their gradients), by the reference's names."""
-    named = {}
+def to_reference_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename A2Gen's parameters or gradients to the names of the reference."""
+    renamed = {}
     for name, value in weights.items():
-        for theirs, own in _NAMES:
-            name = own + name.removeprefix(theirs) if name.startswith(theirs) else name
-        named[name] = value
-    return named
+        for prefix, reference_prefix in _NAMES:
+            name = reference_prefix + name.removeprefix(prefix) if name.startswith(prefix) else name
+        renamed[name] = value
+    return renamed
 
 
 class Embedded(NamedTuple):
     """Looked-up rows of B examples.
 
     Attributes:
-        user: [B, d_user]; target: [B, d_item]; history: [B, n, d_item]; gap: [B, n, dim].
-        tokens: [B, n, L, 2·dim] past actions with their times; steps: [B, S, 2·dim] the target's own.
+        user: [B, d_user].
+        target: [B, d_item].
+        history: [B, n, d_item].
+        gap: [B, n, dim].
+        tokens: [B, n, L, 2·dim] actions of the history with their times.
+        steps: [B, S, 2·dim] actions of the target with their times.
     """
 
     user: Tensor
@@ -54,7 +58,13 @@ class Embedded(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """logits, time: [B, S, actions]; labels: [B, labels] logits."""
+    """Predictions for B examples.
+
+    Attributes:
+        logits: [B, S, actions] logits of the next action.
+        time: [B, S, actions] log1p seconds of the next action.
+        labels: [B, labels] logits.
+    """
 
     logits: Tensor
     time: Tensor
@@ -62,7 +72,7 @@ class Predictions(NamedTuple):
 
 
 class PointwiseA2Gen(nn.Module):
-    """The default configuration: explicit generator, free point times per action."""
+    """A2Gen in its default configuration: explicit generator, unconstrained point estimate of the time per action."""
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__()
@@ -96,7 +106,7 @@ class PointwiseA2Gen(nn.Module):
         return self.predict(self.embed(examples), examples)
 
     def embed(self, examples: Examples) -> Embedded:
-        """All lookups."""
+        """Look up all embedding rows."""
         offset, gap = self.config.max_action_time_s, self.config.max_gap_s
         return Embedded(
             user=self._rows(examples.user, self.user),
@@ -120,29 +130,29 @@ class PointwiseA2Gen(nn.Module):
         )
 
     def predict(self, rows: Embedded, examples: Examples) -> Predictions:
-        """Everything after the lookups."""
+        """Compute the predictions from looked-up rows."""
         context = self.context(rows, examples)
         hidden = self.generator(rows.steps, context)
-        # The first input step is ``start``: from it on, each emitted action cannot come again.
+        # The first input step is ``start``. No action, ``start`` included, occurs twice.
         emitted = F.one_hot(examples.step_action, self.actions).cumsum(1) > 0
         logits = self.next_action(hidden).masked_fill(emitted, -torch.inf)
         return Predictions(logits, self.next_time(hidden), self.labels(context))
 
     def context(self, rows: Embedded, examples: Examples) -> Tensor:
-        """[B, d_context] user, target and history: what the generator is given."""
-        count, n = examples.visible.shape
-        acted = self.action_level.pooled(
-            rows.tokens.flatten(0, 1), rows.history.flatten(0, 1), examples.token.flatten(0, 1)
+        """Return [B, d_context]: user, target and history vectors, the context of the generator."""
+        count, n = examples.history_mask.shape
+        actions = self.action_level.pool(
+            rows.tokens.flatten(0, 1), rows.history.flatten(0, 1), examples.token_mask.flatten(0, 1)
         )
-        past = torch.cat([rows.history, acted.view(count, n, -1), rows.gap], dim=-1)
-        history = self.item_level.pooled(past, rows.target, examples.visible, self._pair_bias(examples))
+        tokens = torch.cat([rows.history, actions.view(count, n, -1), rows.gap], dim=-1)
+        history = self.item_level.pool(tokens, rows.target, examples.history_mask, self._pair_bias(examples))
         return torch.cat([rows.user, rows.target, history], dim=-1)
 
     def _rows(self, ids: Mapping[str, Tensor], names: list[str]) -> Tensor:
         return torch.cat([self.tables[name](ids[name]) for name in names], dim=-1)
 
     def _pair_bias(self, examples: Examples) -> Tensor:
-        """[B, heads, n] what recency and shared item features add to the logits of each key."""
+        """Return [B, heads, n]: bias of each key's logits from recency and shared item features."""
         same = torch.stack(
             [
                 (examples.history[name] == examples.target[name][:, None]) & (examples.history[name] != 0)
@@ -153,15 +163,15 @@ class PointwiseA2Gen(nn.Module):
         recency = self.recency(self._bucket(examples.age_s, self.config.max_gap_s))
         return (recency + self.match(same.to(recency.dtype))).transpose(1, 2)
 
-    def _bucket(self, seconds: Tensor, largest: float) -> Tensor:
-        """0 for unknown times, then log-spaced up to ``largest``."""
-        top = torch.log1p(torch.tensor(largest, dtype=torch.float64)).item()
-        place = 1 + torch.floor(torch.log1p(seconds.clamp(min=0)) * ((self.config.time_buckets - 2) / top))
-        return place.clamp(max=self.config.time_buckets - 1).nan_to_num(0.0).long()
+    def _bucket(self, seconds: Tensor, max_seconds: float) -> Tensor:
+        """Return time buckets: 0 for unknown times, then log-spaced up to ``max_seconds``."""
+        log_max = torch.log1p(torch.tensor(max_seconds, dtype=torch.float64)).item()
+        bucket = 1 + torch.floor(torch.log1p(seconds.clamp(min=0)) * ((self.config.time_buckets - 2) / log_max))
+        return bucket.clamp(max=self.config.time_buckets - 1).nan_to_num(0.0).long()
 
 
 class ContextAttention(nn.Module):
-    """Context-aware attention (METHODS §2) with the block that follows."""
+    """Context-aware attention (METHODS §2) with its output block."""
 
     def __init__(self, d_sequence: int, d_context: int, config: ModelConfig) -> None:
         super().__init__()
@@ -178,40 +188,41 @@ class ContextAttention(nn.Module):
         self.block = _Block(dim, config.mlp_ratio, config.dropout)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Causal: x [m, n, d_sequence], context [m, d_context] -> [m, n, dim]."""
+        """Apply causal attention: x [m, n, d_sequence], context [m, d_context] -> [m, n, dim]."""
         s, c, gate = self._inputs(x, context)
         query, key, value = self._projections(s, c)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True) * gate[..., None, None]
         return self.block(self._project(mixed.transpose(1, 2)) + c[:, None] + s)
 
-    def pooled(self, x: Tensor, context: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Mean over the real positions ``mask`` [m, n]; ``bias`` [m, heads, n] on keys -> [m, dim]."""
+    def pool(self, x: Tensor, context: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return [m, dim]: mean over the positions in ``mask`` [m, n], with ``bias`` [m, heads, n] on keys."""
         s, c, gate = self._inputs(x, context)
         query, key, value = self._projections(s, c)
-        hidden = torch.zeros_like(mask, dtype=s.dtype).masked_fill(~mask, torch.finfo(s.dtype).min)[:, None]
-        on_keys = hidden if bias is None else bias + hidden
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=on_keys[:, :, None])
-        share = mask / mask.sum(1, keepdim=True).clamp(min=1)
-        mean = (share[:, None, None] @ attended).squeeze(2) * gate[..., None]
-        return self.block(self._project(mean) + c + (share[:, None] @ s).squeeze(1))
+        mask_bias = torch.zeros_like(mask, dtype=s.dtype).masked_fill(~mask, torch.finfo(s.dtype).min)[:, None]
+        key_bias = mask_bias if bias is None else bias + mask_bias
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=key_bias[:, :, None])
+        weights = mask / mask.sum(1, keepdim=True).clamp(min=1)
+        mean = (weights[:, None, None] @ attended).squeeze(2) * gate[..., None]
+        return self.block(self._project(mean) + c + (weights[:, None] @ s).squeeze(1))
 
     def _inputs(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.sequence(x), self.context(context), torch.softmax(self.gate(context), dim=-1)
 
     def _projections(self, s: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [m, heads, n, d_head]."""
-        asked = self.query_sequence(s) + self.query_context(c)[:, None]
+        """Return queries, keys and values, each [m, heads, n, d_head]."""
+        query = self.query_sequence(s) + self.query_context(c)[:, None]
         return tuple(
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (asked, self.key(s), self.value(s))
+            projection.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection in (query, self.key(s), self.value(s))
         )
 
     def _project(self, heads: Tensor) -> Tensor:
-        """[*, heads, d_head] -> [*, dim]"""
+        """Concatenate and project heads: [*, heads, d_head] -> [*, dim]."""
         return self.output(heads.flatten(-2))
 
 
 class _Block(nn.Module):
-    """LayerNorm → MLP with a residual around both."""
+    """LayerNorm and MLP with a residual connection."""
 
     def __init__(self, dim: int, ratio: float, dropout: float) -> None:
         super().__init__()
@@ -224,22 +235,22 @@ class _Block(nn.Module):
         return x + self.layers(x)
 
 
-def loss(predictions: Predictions, examples: Examples, config: LossConfig) -> Tensor:
-    """The weighted sum of the loss terms, each a mean over its own valid steps."""
-    step, label = examples.step, examples.label
+def reference_loss(predictions: Predictions, examples: Examples, config: LossConfig) -> Tensor:
+    """Return the weighted sum of the loss terms; each is a mean over its valid steps."""
+    step, label = examples.step_mask, examples.label
     action = F.cross_entropy(predictions.logits[step], label[step])
     time = predictions.time.gather(-1, label[..., None]).squeeze(-1)
     known = step & torch.isfinite(examples.label_time)
     error = (time - examples.label_time)[known]
     pairs = known[:, 1:] & known[:, :-1]
-    back = F.relu(time[:, :-1] - time[:, 1:])[pairs] ** config.order_power
-    labelled = torch.isfinite(examples.labels)
+    violation = F.relu(time[:, :-1] - time[:, 1:])[pairs] ** config.order_power
+    labeled = torch.isfinite(examples.labels)
     label_error = F.binary_cross_entropy_with_logits(
-        predictions.labels[labelled], examples.labels[labelled], reduction="sum"
+        predictions.labels[labeled], examples.labels[labeled], reduction="sum"
     )
     return (
         config.action_weight * action
         + config.time_weight * error.square().sum() / known.sum().clamp(min=1)
-        + config.order_weight * back.sum() / pairs.sum().clamp(min=1)
-        + config.label_weight * label_error / labelled.sum().clamp(min=1)
+        + config.order_weight * violation.sum() / pairs.sum().clamp(min=1)
+        + config.label_weight * label_error / labeled.sum().clamp(min=1)
     )

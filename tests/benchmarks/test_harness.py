@@ -8,27 +8,27 @@ from typing import Any
 
 import harness
 import pytest
-from harness import Goal, Report, ReportTable, Timing, cell, interleave, show
+from harness import Goal, Report, ReportTable, Timing, format_cell, interleave, print_report
 from rich.console import Console
 
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.utils.distributed import DistributedContext
 
 
-def test_forms_take_turns_and_warm_up_uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interleaves_variants_after_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
     now, order = [0.0], []
 
-    def form(name: str, *seconds: float) -> Callable[[], None]:
-        left = iter(seconds)
+    def variant(name: str, *seconds: float) -> Callable[[], None]:
+        durations = iter(seconds)
 
         def run() -> None:
             order.append(name)
-            now[0] += next(left)
+            now[0] += next(durations)
 
         return run
 
     monkeypatch.setattr(harness.time, "perf_counter", lambda: now[0])
-    timings = interleave({"a": form("a", 9, 1, 2, 3), "b": form("b", 8, 5, 6, 7)}, repeats=3, warmup=1)
+    timings = interleave({"a": variant("a", 9, 1, 2, 3), "b": variant("b", 8, 5, 6, 7)}, repeats=3, warmup=1)
     assert order == ["a", "b"] * 4
     assert {name: timing.seconds for name, timing in timings.items()} == {"a": [1, 2, 3], "b": [5, 6, 7]}
     with pytest.raises(ConfigError, match="repeats 0 must be at least 1"):
@@ -42,10 +42,11 @@ def test_percentiles() -> None:
 
 @dataclass
 class Settings:
-    """Of a benchmark that counts.
+    """Settings of a benchmark that counts.
 
     Attributes:
-        upto: last number; words: said by nobody.
+        upto: last number.
+        words: unused words.
     """
 
     upto: int = 100
@@ -67,7 +68,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     harness.main("somewhere/counting.py", "How far?\n\nBy counting.", Settings, {"upto": 7}, count)
 
 
-def test_results_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writes_json_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "new" / "counting.json"
     run(monkeypatch, "--quick", "--json", str(file), "--words", '["x y"]')
     result = json.loads(file.read_text())
@@ -80,14 +83,14 @@ def test_results_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         "ranks": 1,
         "settings": {"upto": 7, "words": ["x y"]},
         "tables": [{"title": "counted", "columns": ["last"], "rows": [[7]], "note": ""}],
-        "targets": [{"claim": "counts", "wanted": "≥ 1", "measured": "7", "met": True}],
-        "figures": {"ratio": 2.5},
+        "goals": [{"claim": "counts", "required": "≥ 1", "measured": "7", "met": True}],
+        "metrics": {"ratio": 2.5},
         "ratio": 2.5,
     }
     assert machine["cores"] >= 1
     assert machine["torch"] == harness.torch.__version__
     assert {"date", "commit", "cpu", "threads", "python", "torchrec", "fbgemm_gpu"} < set(machine)
-    assert "met  counts: wanted ≥ 1, measured 7" in capsys.readouterr().out
+    assert "met  counts: required ≥ 1, measured 7" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_results_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         (["--json", "{file}/x.json"], 1, "counting: error: {file}: cannot write to directory"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(
+def test_user_errors_are_one_line(
     arguments: list[str],
     code: int,
     message: str,
@@ -109,13 +112,13 @@ def test_what_a_user_can_mend_is_one_line(
 ) -> None:
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exited:
         run(monkeypatch, *(argument.format(file=file) for argument in arguments))
-    shown = capsys.readouterr()
-    assert ended.value.code == code
-    assert shown.err.startswith(message.format(file=file))
-    assert shown.err.count("\n") == 1
-    assert shown.out == ""
+    captured = capsys.readouterr()
+    assert exited.value.code == code
+    assert captured.err.startswith(message.format(file=file))
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
 
 
 @pytest.mark.parametrize(
@@ -127,36 +130,43 @@ def test_what_a_user_can_mend_is_one_line(
         (["--quick"], 2, "torchx run -s local_cwd torchx_apps/benchmark.py:benchmark --name x --ranks 2 -- --quick"),
     ],
 )
-def test_command_that_measures_again(
-    arguments: list[str], ranks: int, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rerun_command(arguments: list[str], ranks: int, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
-    assert harness.command("x", ranks) == command
+    assert harness.rerun_command("x", ranks) == command
 
 
-def shown(report: Report, width: int) -> str:
+def render(report: Report, width: int) -> str:
     out = io.StringIO()
-    show(Console(file=out, width=width, highlight=False), "How?", report)
+    print_report(Console(file=out, width=width, highlight=False), "How?", report)
     return out.getvalue()
 
 
-def test_wide_tables_keep_figures_whole_in_80_columns() -> None:
-    columns = ["the form that was measured", *(f"measure number {place} in seconds" for place in range(6))]
-    values: list[harness.Cell] = ["factorized [dim]", *range(1234560, 1234564), 0.5, None]
+def test_wide_tables_keep_numbers_unbroken_in_80_columns() -> None:
+    columns = ["name of the measured variant", *(f"measurement number {index} in seconds" for index in range(6))]
+    values: list[harness.CellValue] = ["factorized [dim]", *range(1234560, 1234564), 0.5, None]
     report = Report(
         [ReportTable("one [b] row", columns, [values], "note " * 30)],
         [Goal("as fast as [x]", "≥ 10", "9", False)],
     )
-    text = shown(report, 80)
+    text = render(report, 80)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
-    for whole in ("1,234,560", "1,234,563", "0.5", "–", "factorized", "[dim]", "one [b] row", "as fast as [x]: wanted"):
-        assert whole in text
+    for fragment in (
+        "1,234,560",
+        "1,234,563",
+        "0.5",
+        "–",
+        "factorized",
+        "[dim]",
+        "one [b] row",
+        "as fast as [x]: required",
+    ):
+        assert fragment in text
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "–"), ("a", "a"), (1234567, "1,234,567"), (0.012345, "0.0123"), (12.345, "12.3"), (1234.5, "1,234")],
 )
-def test_cells(value: Any, text: str) -> None:
-    assert cell(value) == text
+def test_formats_cells(value: Any, text: str) -> None:
+    assert format_cell(value) == text

@@ -1,28 +1,28 @@
-"""The latency benchmark on small requests, and that it refuses forms that differ."""
+"""The latency benchmark measures small requests and rejects variants that differ."""
 
 import pytest
 import torch
-from rank_latency import Answer, Settings, _check_equal, measure
+from rank_latency import Ranking, Settings, _check_equal, measure
 
 from a2gen_rec.nn.marginals import ActionMarginals
 from a2gen_rec.utils.distributed import process_group
 
 
-def answer(probability: float, remainder: float = 0.0) -> Answer:
+def ranking(probability: float, unexplored_mass: float = 0.0) -> Ranking:
     values = torch.full((3, 4), probability)
-    return Answer(torch.arange(3), ActionMarginals(values, torch.zeros(3, 4), torch.full((3,), remainder)))
+    return Ranking(torch.arange(3), ActionMarginals(values, torch.zeros(3, 4), torch.full((3,), unexplored_mass)))
 
 
-def test_every_form_is_timed() -> None:
-    threads = torch.get_num_threads()
+def test_times_every_variant() -> None:
+    num_threads = torch.get_num_threads()
     settings = Settings(
-        candidates=[5, 12], histories=[8], requests=2, slow_requests=1, users=20, steps=2, dim=8, heads=2
+        candidates=[5, 12], histories=[8], requests=2, slow_requests=1, users=20, steps=2, dim=8, num_heads=2
     )
     with process_group("cpu") as process:
         times, ratios = measure(settings, process).tables
-    torch.set_num_threads(threads)
-    forms = ["factorized", "cached", "whole tree", "direct attention", "direct", "pointwise"]
-    assert [row[:3] for row in times.rows] == [[count, 8, form] for count in (5, 12) for form in forms]
+    torch.set_num_threads(num_threads)
+    variants = ["factorized", "cached", "full tree", "reference attention", "reference", "pointwise"]
+    assert [row[:3] for row in times.rows] == [[count, 8, variant] for count in (5, 12) for variant in variants]
     assert all(isinstance(row[4], float) and row[4] > 0 for row in times.rows)
     assert [row[:2] for row in ratios.rows] == [[5, 8], [12, 8]]
 
@@ -30,14 +30,14 @@ def test_every_form_is_timed() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"cached": answer(0.3)},
-        {"direct": answer(0.6)},
-        {"factorized": answer(0.498, 0.0)},
-        {"factorized": answer(0.498, 0.002)},
+        {"cached": ranking(0.3)},
+        {"reference": ranking(0.6)},
+        {"factorized": ranking(0.498, 0.0)},
+        {"factorized": ranking(0.498, 0.002)},
     ],
 )
-def test_forms_that_differ_are_not_timed(wrong: dict[str, Answer]) -> None:
-    right = {name: answer(0.5) for name in ("factorized", "cached", "whole tree", "direct")}
-    _check_equal(right, 1e-3)
+def test_rejects_different_variants(wrong: dict[str, Ranking]) -> None:
+    equal = {name: ranking(0.5) for name in ("factorized", "cached", "full tree", "reference")}
+    _check_equal(equal, 1e-3)
     with pytest.raises(RuntimeError, match="differ"):
-        _check_equal(right | wrong, 1e-3)
+        _check_equal(equal | wrong, 1e-3)

@@ -1,4 +1,4 @@
-"""The training benchmark: its comparison can fail, its steps train, its report is complete."""
+"""The training benchmark detects differences, trains, and reports all variants."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +19,12 @@ from tests.helpers.distributed import on_ranks
 SETTINGS = train_throughput.Settings(
     history=6,
     dim=8,
-    heads=2,
+    num_heads=2,
     users=40,
     items=40,
     impressions_per_user=120,
     max_impressions=300,
-    direct_impressions=100,
+    max_reference_attention_impressions=100,
     batch_targets=16,
     targets=64,
     repeats=1,
@@ -36,40 +36,40 @@ def _measure(process: DistributedContext) -> Report:
     return train_throughput.measure(SETTINGS, process)
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_the_whole_benchmark(world: int, tmp_path: Path) -> None:
-    report = on_ranks(world, tmp_path, _measure)[0]
-    levers, stages = report.tables
-    assert [row[0] for row in levers.rows] == [row.name for row in train_throughput.ROWS[:-1]]
-    for row in levers.rows:
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_measures_all_variants(world_size: int, tmp_path: Path) -> None:
+    report = on_ranks(world_size, tmp_path, _measure)[0]
+    rates, stages = report.tables
+    assert [row[0] for row in rates.rows] == [variant.name for variant in train_throughput.VARIANTS[:-1]]
+    for row in rates.rows:
         assert row[1] > 0
-    reference, ours = levers.rows[train_throughput.REFERENCE], levers.rows[train_throughput.OURS]
-    assert report.figures["ratio_vs_reference"] == pytest.approx(ours[1] / reference[1])
-    assert reference[6] == pytest.approx(1 + SETTINGS.history, rel=0.1)  # few of a history's impressions are still on
-    assert report.figures["lookup_ratio"] == pytest.approx(reference[6] / ours[6])
+    reference, full = rates.rows[train_throughput.REFERENCE], rates.rows[train_throughput.FULL]
+    assert report.figures["ratio_vs_reference"] == pytest.approx(full[1] / reference[1])
+    assert reference[6] == pytest.approx(1 + SETTINGS.history, rel=0.1)  # few history impressions overlap the target
+    assert report.figures["lookup_ratio"] == pytest.approx(reference[6] / full[6])
     assert report.figures["gradient_difference"] <= 1e-4
     assert [row[0] for row in stages.rows] == list(STAGES)
-    for share in (2, 4):
-        assert sum(row[share] for row in stages.rows) == pytest.approx(100, abs=0.5)
+    for percent in (2, 4):
+        assert sum(row[percent] for row in stages.rows) == pytest.approx(100, abs=0.5)
 
 
 def _unequal(process: DistributedContext) -> str:
-    # A reference of other mathematics must not be timed against ours.
-    right = train_throughput.reference_loss
-    train_throughput.reference_loss = lambda *arguments: right(*arguments) * 1.001
+    # A reference with different results must not be timed.
+    correct = train_throughput.reference_loss
+    train_throughput.reference_loss = lambda *arguments: correct(*arguments) * 1.001
     with pytest.raises(UserError) as caught:
         train_throughput.measure(SETTINGS, process)
     return str(caught.value)
 
 
-def test_unequal_losses_are_not_timed(tmp_path: Path) -> None:
+def test_rejects_unequal_losses_before_timing(tmp_path: Path) -> None:
     assert "differs from" in on_ranks(1, tmp_path, _unequal)[0]
 
 
-def test_impossible_settings(tmp_path: Path) -> None:
+def test_rejects_invalid_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="targets 0"):
         replace(SETTINGS, targets=0)
-    assert "too few for histories of 1000" in on_ranks(1, tmp_path, _too_short)[0]
+    assert "too small for histories of 1000" in on_ranks(1, tmp_path, _too_short)[0]
 
 
 def _too_short(process: DistributedContext) -> str:
@@ -78,28 +78,30 @@ def _too_short(process: DistributedContext) -> str:
     return str(caught.value)
 
 
-def _staged_and_whole(process: DistributedContext, data: str) -> list[np.ndarray]:
-    """Dense parameters after three steps, whole and stage by stage."""
+def _staged_and_full(process: DistributedContext, data: str) -> list[np.ndarray]:
+    """Return the dense parameters after three full steps and after three staged steps."""
     config = small_config()
     config.loader.max_impressions_per_batch = 100
-    after = []
+    parameters = []
     for staged in (False, True):
-        form = WindowTraining(data, make_card(), config, process, Optimizations())
+        training = WindowTraining(data, make_card(), config, process, Optimizations())
         watch = Stopwatch(process.device)
         for _ in range(3):
             if staged:
-                form.staged_step(watch)
+                training.staged_step(watch)
             else:
-                form.step()
-        form.close()
+                training.step()
+        training.close()
         assert staged == (watch.seconds["forward"] > 0)
-        after.append(torch.cat([parameter.detach().flatten() for parameter in form.model.ranker.parameters()]).numpy())
-    return after
+        parameters.append(
+            torch.cat([parameter.detach().flatten() for parameter in training.model.ranker.parameters()]).numpy()
+        )
+    return parameters
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_staged_step_trains_like_a_whole_one(world: int, tmp_path: Path) -> None:
-    """Tables included: what they learnt shows in the dense gradients of the steps that follow."""
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_staged_step_equals_full_step(world_size: int, tmp_path: Path) -> None:
+    """Table updates are covered: they change the dense gradients of later steps."""
     data = write_dataset(tmp_path / "data", make_card())
-    for whole, staged in on_ranks(world, tmp_path, _staged_and_whole, str(data)):
-        np.testing.assert_allclose(staged, whole, rtol=1e-3, atol=1e-4)
+    for full, staged in on_ranks(world_size, tmp_path, _staged_and_full, str(data)):
+        np.testing.assert_allclose(staged, full, rtol=1e-3, atol=1e-4)

@@ -20,7 +20,7 @@ print("counted", *options)
 facts = ("cpu", "threads", "date", "commit", "python", "torch", "torchrec", "fbgemm_gpu")
 result = {
     "question": __doc__.strip(), "command": "", "quick": "--quick" in options, "ranks": 1, "settings": {"x": options},
-    "machine": dict.fromkeys(facts, "0") | {"device": "cpu", "cores": 1}, "tables": [], "targets": [],
+    "machine": dict.fromkeys(facts, "0") | {"device": "cpu", "cores": 1}, "tables": [], "goals": [],
 }
 with open(options[options.index("--json") + 1], "w") as file:
     json.dump(result, file)

@@ -1,4 +1,4 @@
-"""The peak of the memory that tensors take while something runs."""
+"""Peak tensor memory of a function call."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -9,9 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
-    """Most bytes of tensors alive at once during ``run``, above those alive before it.
+    """Return the peak bytes of live tensors during ``run``, above those live before it.
 
-    The profiler records every allocation on CPU; CUDA's allocator keeps its own peak.
+    On CPU, the profiler records every allocation. On CUDA, the allocator tracks the peak.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
