@@ -1,7 +1,7 @@
-"""What an ensemble has learned from each prediction, as curves of a few users: METHODS §6.
+"""Learned transforms of an ensemble, as curves for a few users: METHODS §6.
 
-A transform's offset is the user's own and the same for all values of an objective, so it does not order them. Curves
-are therefore drawn from the training lists' median on: what a prediction gains over a typical one.
+A transform's offset depends on the user only, so it does not affect the order of candidates. Curves are therefore
+relative to the median of the training lists: they show the gain of a prediction over a typical one.
 """
 
 import io
@@ -20,35 +20,37 @@ from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.models.ensemble.model import Ensemble, Objective
 from a2gen_rec.ranking.contributions import Unit
 
-if TYPE_CHECKING:  # drawing alone needs it
+if TYPE_CHECKING:  # only drawing needs matplotlib
     from matplotlib.axes import Axes
 
-# Contrast of 4 : 1 or more on white and on a dark page alike; the strokes tell users apart without colours.
-INK = "#787878"
-COLOURS = ("#0a84c1", "#cf6a00", "#0f9068", "#c0559f", "#8c7d10")
+# Contrast of at least 4:1 on white and dark pages; line styles distinguish users without color.
+TEXT_COLOR = "#787878"
+COLORS = ("#0a84c1", "#cf6a00", "#0f9068", "#c0559f", "#8c7d10")
 _STROKES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.5, 1.2)))
-_RANGE = (1, 99)  # percentiles of the training values that are drawn
+_RANGE = (1, 99)  # percentiles of the training predictions
 _BINS = 40
 
 
 @dataclass(frozen=True)
 class TransformCurves:
-    """What one objective adds to the scores of some users.
+    """Contribution of one objective to the scores of some users.
 
     Attributes:
-        objective: its name; higher_is_better: direction in which it is better; unit: of its prediction.
-        value: [points] rising, as the ensemble takes it: logit of a probability, or log1p seconds.
-        share: [users, points] weight · transform.
-        gain: [users, points] share less that at the median of the training values.
-        weight: [users]
-        seen: [bins] number of training values in even bins over the range of ``value``.
+        objective: Name of the objective.
+        higher_is_better: Direction of the objective.
+        unit: Unit of the prediction.
+        values: [points] ascending inputs of the ensemble: logits of probabilities, or log1p seconds.
+        contribution: [users, points] weight · transform.
+        gain: [users, points] contribution minus that at the median of the training predictions.
+        weight: [users] weight of the objective.
+        histogram: [bins] training predictions in equal bins over the range of ``values``.
     """
 
     objective: str
     higher_is_better: bool
     unit: Unit
-    value: np.ndarray
-    share: np.ndarray
+    values: np.ndarray
+    contribution: np.ndarray
     gain: np.ndarray
     weight: np.ndarray
     histogram: np.ndarray
@@ -58,117 +60,121 @@ class TransformCurves:
 def transform_curves(
     model: Ensemble,
     objectives: Sequence[Objective],
-    values: np.ndarray,
+    predictions: np.ndarray,
     events: Tensor,
     length: Tensor,
     context: Tensor,
-    seconds: Collection[str] = (WATCH_TIME,),
-    points: int = 201,
+    time_objectives: Collection[str] = (WATCH_TIME,),
+    num_points: int = 201,
 ) -> list[TransformCurves]:
-    """Curves of every objective, from the 1st to the 99th percentile of its values.
+    """Return the curves of each objective from the 1st to the 99th percentile of its predictions.
 
     Args:
-        objectives: the model's K.
-        values: [candidates, K] of the training lists.
-        events, length, context: [users, L, d_event], [users] and [users, 1, d_context], as the model takes them.
-        seconds: names of objectives that are log1p seconds; all others are logits of probabilities.
-        points: of each curve.
+        model: Ensemble.
+        objectives: The K objectives of the model.
+        predictions: [candidates, K] predictions of the training lists.
+        events: [users, L, d_event] recent history, as the model reads it.
+        length: [users] number of events.
+        context: [users, 1, d_context] context.
+        time_objectives: Names of objectives in log1p seconds; all others are logits of probabilities.
+        num_points: Points per curve.
 
     Raises:
-        DataError: there are no values.
+        DataError: There are no predictions.
     """
-    if not len(values):
-        raise DataError("no training values to draw transforms over")
-    low, middle, high = np.percentile(values.astype(np.float64), (_RANGE[0], 50, _RANGE[1]), axis=0)
-    narrow = high - low < 1e-3  # a constant prediction still has a transform around it
-    low, high = np.where(narrow, middle - 0.5, low), np.where(narrow, middle + 0.5, high)
-    grid = np.concatenate([np.linspace(low, high, points), middle[None]])
-    # Neither weights nor other objectives' transforms see a value: one pass sweeps all objectives at once.
-    swept = torch.from_numpy(grid).to(model.mean).expand(len(events), -1, -1)
-    output = model(swept, events, length, context)
-    share = (output.weight * output.transform).double().cpu().numpy()
+    if not len(predictions):
+        raise DataError("no training predictions to draw transforms from")
+    low, median, high = np.percentile(predictions.astype(np.float64), (_RANGE[0], 50, _RANGE[1]), axis=0)
+    narrow = high - low < 1e-3  # a constant prediction still has a transform nearby
+    low, high = np.where(narrow, median - 0.5, low), np.where(narrow, median + 0.5, high)
+    grid = np.concatenate([np.linspace(low, high, num_points), median[None]])
+    # A prediction affects neither weights nor other objectives' transforms: one pass covers all objectives.
+    inputs = torch.from_numpy(grid).to(model.mean).expand(len(events), -1, -1)
+    output = model(inputs, events, length, context)
+    contribution = (output.weight * output.transform).double().cpu().numpy()
     weight = output.weight[:, 0].double().cpu().numpy()
     return [
         TransformCurves(
             objective=objective.name,
             higher_is_better=objective.higher_is_better,
-            unit="s" if objective.name in seconds else "probability",
-            value=grid[:-1, k],
-            share=share[:, :-1, k],
-            gain=share[:, :-1, k] - share[:, -1:, k],
+            unit="s" if objective.name in time_objectives else "probability",
+            values=grid[:-1, k],
+            contribution=contribution[:, :-1, k],
+            gain=contribution[:, :-1, k] - contribution[:, -1:, k],
             weight=weight[:, k],
-            histogram=np.histogram(values[:, k], _BINS, (low[k], high[k]))[0],
+            histogram=np.histogram(predictions[:, k], _BINS, (low[k], high[k]))[0],
         )
         for k, objective in enumerate(objectives)
     ]
 
 
 def draw_transforms(curves: Sequence[TransformCurves], users: Sequence[str], file: str) -> None:
-    """Write a figure of one panel per objective, those that move scores most first; readable on light and dark pages.
+    """Write a figure with one panel per objective, sorted by effect on scores; readable on light and dark pages.
 
     Args:
-        curves: one or more objectives' of the same users; users: what the legend calls them.
-        file: its ending, ``.png`` or ``.svg``, is its format.
+        curves: Curves of one or more objectives for the same users.
+        users: Names of the users in the legend.
+        file: Output file; its extension, ``.png`` or ``.svg``, is the format.
 
     Raises:
-        UserError: another ending, no or too many users, or the place is not writable.
+        UserError: Another extension, no or too many users, or the file cannot be written.
     """
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures and may open windows
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures in memory and may open windows
 
-    form = file.rpartition(".")[2].lower()
-    if form not in ("png", "svg"):
-        raise UserError(f"{file}: a figure ends in .png or .svg")
-    if not 1 <= len(users) <= len(COLOURS):
-        raise UserError(f"transforms are drawn for 1 to {len(COLOURS)} users, not {len(users)}")
-    across = min(3, len(curves))
-    down = math.ceil(len(curves) / across)
-    figure = Figure(figsize=(max(3.2 * across, 5.0), 2.3 * down + 1.1), layout="constrained", facecolor="none")
-    # One scale for all: what hardly moves the score has to look like it.
-    panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
-    for panel, each in zip(panels, sort_by_range(curves), strict=False):
-        _draw(panel, each)
-    least, most = min(float(each.gain.min()) for each in curves), max(float(each.gain.max()) for each in curves)
-    span = most - least or 1.0
-    panels[0].set_ylim(least - 0.3 * span, most + 0.08 * span)  # the histograms stand below the curves
+    extension = file.rpartition(".")[2].lower()
+    if extension not in ("png", "svg"):
+        raise UserError(f"{file}: file extension must be .png or .svg")
+    if not 1 <= len(users) <= len(COLORS):
+        raise UserError(f"number of users must be from 1 to {len(COLORS)}, not {len(users)}")
+    num_columns = min(3, len(curves))
+    num_rows = math.ceil(len(curves) / num_columns)
+    figure = Figure(figsize=(max(3.2 * num_columns, 5.0), 2.3 * num_rows + 1.1), layout="constrained", facecolor="none")
+    # One scale for all panels, so that objectives with little effect on the score look flat.
+    panels = list(figure.subplots(num_rows, num_columns, squeeze=False, sharey=True).flat)
+    for panel, sorted_curves in zip(panels, sort_by_range(curves), strict=False):
+        _draw(panel, sorted_curves)
+    low, high = min(float(curve.gain.min()) for curve in curves), max(float(curve.gain.max()) for curve in curves)
+    span = high - low or 1.0
+    panels[0].set_ylim(low - 0.3 * span, high + 0.08 * span)  # the histograms are below the curves
     for panel in panels[len(curves) :]:
         panel.set_axis_off()
-    rows = math.ceil(len(users) / (across + 1))
+    legend_rows = math.ceil(len(users) / (num_columns + 1))
     legend = figure.legend(
         panels[0].lines[-len(users) :],
-        [str(place) for place in range(len(users))],  # the users' own below: a legend skips names that begin with "_"
+        [str(index) for index in range(len(users))],  # names are set below: a legend skips those that start with "_"
         loc="outside upper center",
-        ncols=math.ceil(len(users) / rows),
+        ncols=math.ceil(len(users) / legend_rows),
         frameon=False,
-        title="Learned transforms: what each prediction adds to a user's scores",  # the figure's own would overlap
+        title="Learned transforms: contribution of each prediction to a user's scores",  # the figure's title would overlap
         title_fontproperties={"size": 10, "weight": "bold"},
     )
-    legend.get_title().set_color(INK)
+    legend.get_title().set_color(TEXT_COLOR)
     for text, name in zip(legend.get_texts(), users, strict=True):
-        text.set(text=name, color=INK, fontsize=8.5, parse_math=False)
-    figure.supylabel("score gained over the median prediction", color=INK, fontsize=9)
-    units = {"probability": "predicted probability, on a logit scale", "s": "predicted seconds, on a log scale"}
-    figure.supxlabel("; ".join(dict.fromkeys(units[each.unit] for each in curves)), color=INK, fontsize=9)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=form, dpi=160)
+        text.set(text=name, color=TEXT_COLOR, fontsize=8.5, parse_math=False)
+    figure.supylabel("score gain over the median prediction", color=TEXT_COLOR, fontsize=9)
+    units = {"probability": "predicted probability (logit scale)", "s": "predicted seconds (log scale)"}
+    figure.supxlabel("; ".join(dict.fromkeys(units[curve.unit] for curve in curves)), color=TEXT_COLOR, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=extension, dpi=160)
     try:
         with g_pathmgr.open(file, "wb") as stream:
-            stream.write(drawn.getvalue())
+            stream.write(buffer.getvalue())
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror or error})") from error
 
 
 def sort_by_range(curves: Sequence[TransformCurves]) -> list[TransformCurves]:
-    """Those that move the score most first: by the users' mean of the largest gain less the smallest."""
-    return sorted(curves, key=lambda each: -float(np.ptp(each.gain, axis=1).mean()))
+    """Sort curves by their effect on the score: the mean over users of the range of gains, in descending order."""
+    return sorted(curves, key=lambda curve: -float(np.ptp(curve.gain, axis=1).mean()))
 
 
-def ticks(low: float, high: float, unit: Unit, most: int = 6) -> list[tuple[float, str]]:
-    """Round predictions between two values (logits or log1p seconds), well apart: where they are, and their text."""
-    apart = (high - low) / most
+def ticks(low: float, high: float, unit: Unit, max_ticks: int = 6) -> list[tuple[float, str]]:
+    """Return well-spaced ticks at round predictions between two values (logits or log1p seconds), with their texts."""
+    min_distance = (high - low) / max_ticks
     chosen: dict[float, str] = {}
-    for places in ((1,), (1, 3), (1, 2, 5), range(1, 10), np.arange(10, 100) / 10):
-        for position, text in _round(low, high, unit, places):
-            if all(abs(position - other) >= apart for other in chosen):
+    for leading in ((1,), (1, 3), (1, 2, 5), range(1, 10), np.arange(10, 100) / 10):
+        for position, text in _round_values(low, high, unit, leading):
+            if all(abs(position - other) >= min_distance for other in chosen):
                 chosen[position] = text
         if len(chosen) >= 3:
             break
@@ -178,39 +184,47 @@ def ticks(low: float, high: float, unit: Unit, most: int = 6) -> list[tuple[floa
 
 
 def _draw(panel: "Axes", curves: TransformCurves) -> None:
-    low, high = curves.value[0], curves.value[-1]
+    low, high = curves.values[0], curves.values[-1]
     edges = np.linspace(low, high, len(curves.histogram) + 1)
     heights = 0.2 * curves.histogram / max(curves.histogram.max(), 1)
     panel.bar(
-        edges[:-1], heights, np.diff(edges), align="edge", color=INK, alpha=0.3, transform=panel.get_xaxis_transform()
+        edges[:-1],
+        heights,
+        np.diff(edges),
+        align="edge",
+        color=TEXT_COLOR,
+        alpha=0.3,
+        transform=panel.get_xaxis_transform(),
     )
-    panel.axhline(0, color=INK, linewidth=0.6, alpha=0.6)
-    for gain, colour, stroke in zip(curves.gain, COLOURS, _STROKES, strict=False):
-        panel.plot(curves.value, gain, color=colour, linestyle=stroke, linewidth=1.6)
+    panel.axhline(0, color=TEXT_COLOR, linewidth=0.6, alpha=0.6)
+    for gain, color, line_style in zip(curves.gain, COLORS, _STROKES, strict=False):
+        panel.plot(curves.values, gain, color=color, linestyle=line_style, linewidth=1.6)
     panel.set_xlim(low, high)
-    marks = ticks(low, high, curves.unit)
-    panel.set_xticks([position for position, _ in marks], [text for _, text in marks])
+    x_ticks = ticks(low, high, curves.unit)
+    panel.set_xticks([position for position, _ in x_ticks], [text for _, text in x_ticks])
     panel.locator_params(axis="y", nbins=5)
     panel.set_facecolor("none")
-    panel.tick_params(colors=INK, labelsize=7.5, width=0.6, length=2.5)
+    panel.tick_params(colors=TEXT_COLOR, labelsize=7.5, width=0.6, length=2.5)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["bottom", "left"]].set(color=INK, linewidth=0.6)
-    panel.set_title(curves.objective, loc="left", pad=15, color=INK, fontsize=9, weight="bold", parse_math=False)
-    lightest, heaviest = (f"{weight:.2f}" for weight in (curves.weight.min(), curves.weight.max()))
-    about = f"weight {lightest}" if lightest == heaviest else f"weight {lightest}–{heaviest}"
-    about += "  ·  ↓ less is better" if not curves.higher_is_better else ""
-    panel.annotate(about, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", color=INK, fontsize=7.5)
+    panel.spines[["bottom", "left"]].set(color=TEXT_COLOR, linewidth=0.6)
+    panel.set_title(curves.objective, loc="left", pad=15, color=TEXT_COLOR, fontsize=9, weight="bold", parse_math=False)
+    min_weight, max_weight = (f"{weight:.2f}" for weight in (curves.weight.min(), curves.weight.max()))
+    caption = f"weight {min_weight}" if min_weight == max_weight else f"weight {min_weight}–{max_weight}"
+    caption += "  ·  ↓ lower is better" if not curves.higher_is_better else ""
+    panel.annotate(
+        caption, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", color=TEXT_COLOR, fontsize=7.5
+    )
 
 
-def _round(low: float, high: float, unit: Unit, places: Collection[float]) -> list[tuple[float, str]]:
-    """All of a · 10^b for leading digits ``places`` (of a probability, also 1 less that) between two values."""
-    numbers = [place * 10.0**power for power in range(-9, 7) for place in places]
+def _round_values(low: float, high: float, unit: Unit, leading: Collection[float]) -> list[tuple[float, str]]:
+    """Return all a · 10^b with a in ``leading`` (and 1 minus these for probabilities) between two values."""
+    numbers = [digit * 10.0**power for power in range(-9, 7) for digit in leading]
     if unit == "s":
-        found = [(math.log1p(number), number) for number in [0.0, *numbers] if number == 0 or number >= 1]
+        values = [(math.log1p(number), number) for number in [0.0, *numbers] if number == 0 or number >= 1]
     else:
-        chances = {round(p, 12) for number in [*numbers, 0.5] if number < 1 for p in (number, 1 - number)}
-        found = [(math.log(p / (1 - p)), p) for p in sorted(chances) if 0 < p < 1]
-    return [(position, _text(number, unit)) for position, number in found if low <= position <= high]
+        probabilities = {round(p, 12) for number in [*numbers, 0.5] if number < 1 for p in (number, 1 - number)}
+        values = [(math.log(p / (1 - p)), p) for p in sorted(probabilities) if 0 < p < 1]
+    return [(position, _text(number, unit)) for position, number in values if low <= position <= high]
 
 
 def _prediction(value: float, unit: Unit) -> float:
