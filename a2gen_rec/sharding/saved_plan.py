@@ -135,7 +135,7 @@ class SavedPlan:
         chosen = {}
         for name, table in self.tables.items():
             kind = (table.sharding, table.kernel)
-            option = next(each for each in plan.options[name] if (each.sharding_type, each.compute_kernel) == kind)
+            option = next(o for o in plan.options[name] if (o.sharding_type, o.compute_kernel) == kind)
             for shard, rank in zip(option.shards, table.ranks, strict=True):
                 shard.rank = rank
             chosen[name] = option

@@ -13,8 +13,8 @@ def test_imbalance() -> None:
 def test_alternatives_include_an_expensive_choice() -> None:
     table = plan_report().tables[0]
     most_expensive = table.options[-1]
-    shown = plan_summary.alternatives(replace(table, chosen=most_expensive), max_options=3)
-    assert shown == [table.options[0], table.options[1], most_expensive]
+    options = plan_summary.alternatives(replace(table, chosen=most_expensive), max_options=3)
+    assert options == [table.options[0], table.options[1], most_expensive]
     assert plan_summary.alternatives(table, max_options=3) == table.options[:3]
 
 

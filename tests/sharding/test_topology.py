@@ -29,7 +29,7 @@ GOOD = {
 
 
 def write_topology(folder: Path, **fields: object) -> str:
-    file = folder / "mine.yaml"
+    file = folder / "cluster.yaml"
     file.write_text(yaml.safe_dump({name: value for name, value in (GOOD | fields).items() if value != "absent"}))
     return str(file)
 
@@ -86,9 +86,9 @@ def test_rejects_invalid_fields(fields: dict, reason: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("text", ["just words", "- 1\n- 2", "a: [", ""])
 def test_rejects_other_files(text: str, tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
+    file = tmp_path / "cluster.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=r"mine\.yaml: not (a topology|YAML)") as caught:
+    with pytest.raises(ConfigError, match=r"cluster\.yaml: not (a topology|YAML)") as caught:
         Cluster.from_yaml(str(file))
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Filling the templates of pages and of Markdown that lie beside this module."""
+"""Rendering of the HTML and Markdown templates in this package."""
 
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -8,19 +8,22 @@ from jinja2 import Environment, StrictUndefined
 
 
 def render(name: str, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
-    """The template ``name`` with its values; one that is missing is an error.
+    """Return the rendered template. HTML values are escaped; Markdown templates escape with the filter ``md``.
 
-    Values are escaped in HTML; in Markdown the filter ``md`` does it.
+    Args:
+        name: Path of the template in this package.
+        filters: Further filters by name.
+        values: Values of the template; a missing value is an error.
     """
     environment = Environment(
         autoescape=name.endswith(".html.j2"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"md": plain_markdown, **(filters or {})}
+    environment.filters |= {"md": escape_markdown, **(filters or {})}
     template = files(__package__).joinpath(name).read_text(encoding="utf-8")
     return environment.from_string(template).render(**values)
 
 
-def plain_markdown(text: object) -> str:
-    """Text that Markdown shows as it is, on one line, in a table's cell too."""
+def escape_markdown(text: object) -> str:
+    """Escape text for Markdown, on one line, so that it can be in a table cell."""
     one_line = " ".join(str(text).split()).replace("&", "&amp;")
-    return "".join(f"\\{letter}" if letter in "\\`*_|<>[]" else letter for letter in one_line)
+    return "".join(f"\\{character}" if character in "\\`*_|<>[]" else character for character in one_line)

@@ -90,8 +90,8 @@ def test_report_of_a_complete_log_has_all_sections(tmp_path: Path) -> None:
     rate = train["positives"]["like"] / train["impressions"]
     assert f"like action {train['positives']['like']:,} {rate:.1%}" in page.text
     assert re.search(rf"\| like \| action \| {train['positives']['like']:,} \| {rate:.1%} \|", text)
-    most = numbers["sequences"]["most_frequent"][0]
-    assert f"{' → '.join(most['actions']) or 'none'} {most['count']:,}" in page.text
+    sequence = numbers["sequences"]["most_frequent"][0]
+    assert f"{' → '.join(sequence['actions']) or 'none'} {sequence['count']:,}" in page.text
     assert list(numbers["time_s"]) == ["like", "follow", "exit"]
 
 
