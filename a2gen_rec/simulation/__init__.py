@@ -1,0 +1,4 @@
+"""Simulated logs with known true probabilities (``a2gen simulate``).
+
+May import ``config``, ``utils`` and ``errors`` only.
+"""

@@ -1,7 +1,7 @@
-"""The simulated world: videos with segments and highlights, users with interests and habits, exposure [ours].
+"""Simulated items and users: videos with segments and highlights, users with interests, recommendation policy [ours].
 
-Every draw is made for a whole array at once. Items come from one generator of the seed; users come in blocks of
-:data:`BLOCK`, each with generators of its own, so a user is the same however many others are simulated.
+All values are drawn as full arrays. Items use one random generator of the seed. Users are sampled in blocks of
+:data:`USERS_PER_BLOCK` with separate generators: a user does not depend on the number of simulated users.
 """
 
 from dataclasses import dataclass
@@ -20,20 +20,22 @@ MAX_SEGMENTS = 8
 HOOK_DURATION_MS = 3_000
 LONG_VIEW_THRESHOLD_MS = 18_000
 
-# Streams of the seed: one number per purpose keeps them independent.
+# Independent random streams of the seed, one per purpose.
 ITEM_STREAM, GROUP_STREAM, USER_STREAM, IMPRESSION_STREAM, CALIBRATION_STREAM = range(5)
 
 
 @dataclass(frozen=True)
 class SimulatedItems:
-    """All videos. ``I`` items, ``K`` = :data:`SEGMENTS`; segment arrays are segment-major.
+    """All videos: ``I`` items, ``K`` = :data:`MAX_SEGMENTS`; segment arrays are segment-major.
 
     Attributes:
-        author, topic, upload_type: (I,) int; ``topic`` is the visible category.
+        author: (I,) int.
+        topic: (I,) int, the visible category.
+        upload_type: (I,) int.
         quality: (I,) float, log-odds.
-        popularity: (I,) float, share of exposures where interests do not count.
-        edges_ms: (K+1, I) int64, segment boundaries from 0 to the duration; absent segments have no length.
-            The first segment is the hook, :data:`HOOK_MS` long.
+        popularity: (I,) float, share of impressions that are not personalized.
+        edges_ms: (K+1, I) int64, segment boundaries from 0 to the duration; absent segments have zero duration. The
+            first segment is the hook with a duration of :data:`HOOK_DURATION_MS`.
         segment_topic: (K, I) int.
         highlight: (K, I) bool.
     """
@@ -54,15 +56,17 @@ class SimulatedItems:
 
 @dataclass(frozen=True)
 class SimulatedUsers:
-    """One block of users. ``U`` users, ``T`` topics.
+    """One block of users: ``U`` users, ``T`` topics, ``A`` actions.
 
     Attributes:
         user_id: (U,) int64.
-        group, age_band, activity_level: (U,) int, visible.
-        activity: (U,) float, expected impressions.
-        affinity: (U, T) float, interest in each topic; about 1.5 for the few loved ones, below 0 for the rest.
-        habit: (U, A) float, log-odds of each action of :data:`ACTIONS`.
-        impatience: (U,) float, log-odds of leaving.
+        group: (U,) int, visible.
+        age_band: (U,) int, visible.
+        activity_level: (U,) int, visible.
+        activity: (U,) float, expected number of impressions.
+        affinity: (U, T) float, interest per topic; about 1.5 for the few liked topics, below 0 for the others.
+        propensity: (U, A) float, log-odds per action of :data:`ACTIONS`.
+        leave_propensity: (U,) float, log-odds of leaving.
     """
 
     user_id: np.ndarray
@@ -76,9 +80,9 @@ class SimulatedUsers:
 
 
 def sample_item_catalog(config: SimulateConfig) -> SimulatedItems:
-    """Draw all videos of the world.
+    """Sample all videos.
 
-    Authors keep mostly to one topic; durations are log-normal, 5 to 180 s; every video has a highlight.
+    Most videos of an author share one topic. Durations are log-normal, 5 to 180 s. Every video has a highlight.
     """
     rng = np.random.default_rng([config.seed, ITEM_STREAM])
     count, topics = config.items, config.topics
@@ -119,7 +123,7 @@ def sample_item_catalog(config: SimulateConfig) -> SimulatedItems:
 
 
 def sample_user_block(config: SimulateConfig, block: int) -> SimulatedUsers:
-    """Draw the users of one block: ``block * BLOCK`` and on, at most :data:`BLOCK` of them."""
+    """Sample the users of one block: at most :data:`USERS_PER_BLOCK` users from ``block * USERS_PER_BLOCK``."""
     rng = np.random.default_rng([config.seed, GROUP_STREAM])
     num_preferred = max(1, config.topics // 3)
     preferred = rng.random((config.groups, config.topics)).argsort(axis=1) < num_preferred
@@ -130,7 +134,7 @@ def sample_user_block(config: SimulateConfig, block: int) -> SimulatedUsers:
     age_band = (group + rng.integers(3, size=USERS_PER_BLOCK)) % len(AGE_BANDS)
     activity = rng.gamma(2.0, 0.5, USERS_PER_BLOCK)
 
-    # The loved topics are a weighted draw without replacement (Gumbel top-k), mostly of the group's favourites.
+    # Liked topics are sampled without replacement (Gumbel top-k), mostly from the preferred topics of the group.
     weight = np.where(preferred[group], 0.8 / num_preferred, 0.2 / config.topics)
     perturbed_log_weight = np.log(weight) + rng.gumbel(size=(USERS_PER_BLOCK, config.topics))
     is_liked = (-perturbed_log_weight).argsort(axis=1).argsort(axis=1) < min(3, max(1, config.topics // 2))
@@ -157,12 +161,13 @@ def sample_user_block(config: SimulateConfig, block: int) -> SimulatedUsers:
 
 @dataclass(frozen=True)
 class RecommendationPolicy:
-    """What is shown to whom: items by popularity, or by popularity within a topic drawn by interest.
+    """Policy that selects items by popularity, or by popularity within a topic sampled by interest.
 
     Attributes:
-        order: (I,) items sorted by topic.
-        cumulative: (I,) running popularity in that order.
-        topic_begin, topic_mass: (T,) each topic's stretch of ``cumulative``.
+        items_by_topic: (I,) items sorted by topic.
+        popularity_cdf: (I,) cumulative popularity in this order.
+        topic_start: (T,) cumulative popularity before the topic.
+        topic_mass: (T,) popularity of the topic.
     """
 
     items_by_topic: np.ndarray
@@ -179,19 +184,21 @@ class RecommendationPolicy:
     def sample_items(
         self, users: SimulatedUsers, user_row: np.ndarray, by_interest: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """Items shown in ``N`` impressions.
+        """Sample the items of ``N`` impressions.
 
         Args:
-            row: (N,) int, row of the user in ``users``.
-            by_interest: (N,) bool.
+            users: block of users.
+            user_row: (N,) int, row of the user in ``users``.
+            by_interest: (N,) bool, whether the impression is personalized.
+            rng: random generator.
 
         Returns:
             (N,) int64 items.
         """
         weight = np.exp(1.2 * users.affinity) * (self.topic_mass > 0)
-        share = weight.cumsum(axis=1) / weight.sum(axis=1, keepdims=True)
-        pick, position = rng.random((2, len(user_row)))
-        topic = np.minimum((share[user_row] <= pick[:, None]).sum(axis=1), len(self.topic_mass) - 1)
-        within = self.topic_start[topic] + position * self.topic_mass[topic]
-        place = self.popularity_cdf.searchsorted(np.where(by_interest, within, position), side="right")
-        return self.items_by_topic[np.minimum(place, len(self.items_by_topic) - 1)]
+        topic_cdf = weight.cumsum(axis=1) / weight.sum(axis=1, keepdims=True)
+        topic_quantile, item_quantile = rng.random((2, len(user_row)))
+        topic = np.minimum((topic_cdf[user_row] <= topic_quantile[:, None]).sum(axis=1), len(self.topic_mass) - 1)
+        quantile_in_topic = self.topic_start[topic] + item_quantile * self.topic_mass[topic]
+        rank = self.popularity_cdf.searchsorted(np.where(by_interest, quantile_in_topic, item_quantile), side="right")
+        return self.items_by_topic[np.minimum(rank, len(self.items_by_topic) - 1)]

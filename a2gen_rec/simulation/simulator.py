@@ -1,15 +1,15 @@
-"""Simulated logs with known truth: the world, watched by its users, as Parquet files [ours].
+"""Simulated logs with known true probabilities, as Parquet files [ours].
 
 ::
 
-    users.parquet                what a platform knows of its users
-    items.parquet                what it knows of its videos
-    impressions/part-*.parquet   what happened, and the true probability that it would
-    simulation.yaml              the settings, the effects and the rates that came out
+    users.parquet                visible user features
+    items.parquet                visible video features
+    impressions/part-*.parquet   outcomes and their true probabilities
+    simulation.yaml              settings, effects and resulting rates
 
-Users are simulated in blocks of :data:`~a2gen_rec.simulation.population.BLOCK`, each with its own random generator: memory
-is bounded, a seed gives the same bytes again, ``chunk_users`` changes no row, and a larger number of users leaves the
-blocks that were full as they are.
+Users are simulated in blocks of :data:`~a2gen_rec.simulation.population.USERS_PER_BLOCK`, each with its own random
+generator. Memory is bounded, and a seed gives the same bytes again. ``users_per_file`` changes no row. A larger number
+of users leaves full blocks unchanged.
 """
 
 import math
@@ -57,9 +57,9 @@ LOG_END = datetime(2024, 3, 15, tzinfo=UTC)
 DAY_MS = 86_400_000
 SESSION_LENGTH = 12
 FOR_YOU_FRACTION = 0.75
-# Relative traffic per hour of the day.
+# Relative traffic per hour of day.
 HOUR_WEIGHTS = (5, 3, 2, 1, 1, 2, 4, 7, 8, 8, 9, 10, 13, 11, 9, 9, 10, 11, 13, 15, 18, 18, 14, 9)
-# Impressions worked on together: small enough for the processor's cache.
+# Impressions per chunk: small enough for the processor cache.
 PAIRS_PER_CHUNK = 8_192
 CALIBRATION_SAMPLE = 8_192
 CALIBRATION_STEPS = 100
@@ -95,21 +95,29 @@ IMPRESSION_SCHEMA = pa.schema(
 )
 
 EFFECTS = """\
-Segments on topics the user is interested in invite more actions and hold the user longer.
-Highlights on such topics do so more: actions cluster there.
-A like inside a highlight raises the chance of a later follow and of a later collect.
-A follow before any like makes the user watch longer from then on.
-A mismatch in the first three seconds makes the user skip.
-Users differ in habit (each action) and patience; age bands differ in habit.
-A user's group hints at the interests, the category is the main topic of the video's segments.
-The for_you tab shows items by interest and popularity, discover by popularity alone.
-Items may be shown to a user more than once; nothing else drifts or repeats over time.
+Segments on topics of interest to the user increase actions and watch time.
+Highlights on such topics increase both further: actions cluster there.
+A like inside a highlight increases the probability of a later follow and collect.
+A follow before any like increases the remaining watch time.
+An interest mismatch in the first three seconds increases leaving.
+Users differ in action propensity and leave propensity; age bands differ in action propensity.
+A user's group is correlated with the interests; the category is the main topic of the video's segments.
+The for_you tab selects items by interest and popularity, discover by popularity only.
+Items may recur for a user; there is no other drift or repetition over time.
 """
 
 
 @dataclass(frozen=True)
 class SimulationSummary:
-    """What was written; ``rates``: share of impressions per action, ``long_view`` and ``glance`` (under 3 s)."""
+    """Summary of a simulated log.
+
+    Attributes:
+        impressions: number of impressions.
+        users: number of users.
+        items: number of items.
+        rates: share of impressions per action, ``long_view`` and ``glance`` (under 3 s).
+        seconds: duration of the simulation.
+    """
 
     impressions: int
     users: int
@@ -120,7 +128,14 @@ class SimulationSummary:
 
 @dataclass(frozen=True)
 class SimulatedWorld:
-    """Everything of the world that is the same for all users."""
+    """Parts of the simulation that are shared by all users.
+
+    Attributes:
+        config: settings.
+        items: all videos.
+        policy: recommendation policy.
+        base_logits: calibrated base log-odds.
+    """
 
     config: SimulateConfig
     items: SimulatedItems
@@ -129,12 +144,12 @@ class SimulatedWorld:
 
 
 def build_simulated_world(config: SimulateConfig) -> SimulatedWorld:
-    """Draw the items and fit the base log-odds to the rates asked for.
+    """Sample the items and calibrate the base log-odds to the configured rates.
 
-    The fit is a damped fixed-point iteration on the exact probabilities of a sample of impressions.
+    The calibration is a damped fixed-point iteration on the exact probabilities of a sample of impressions.
 
     Raises:
-        ConfigError: a rate cannot be reached.
+        ConfigError: a rate is not reachable.
     """
     items = sample_item_catalog(config)
     policy = RecommendationPolicy.from_items(items, config.topics)
@@ -157,13 +172,13 @@ def build_simulated_world(config: SimulateConfig) -> SimulatedWorld:
         error = _log_odds(rates) - _log_odds(simulated_rates)
         if np.abs(error).max() < 1e-3:
             break
-        # More leaving makes fewer long views.
+        # A higher leave rate decreases the long-view rate.
         parameters += 0.5 * error * np.array([1.0] * (len(ACTIONS) + 1) + [-1.0])
     worst = int(np.abs(error).argmax())
     if not abs(error[worst]) < 0.02:
         name = (*ACTIONS, "glance", LABEL_NAME)[worst]
         raise ConfigError(
-            f"{name}_rate {rates[worst]} cannot be reached in this world (came to {simulated_rates[worst]:.3f})"
+            f"{name}_rate {rates[worst]} is not reachable with these settings (got {simulated_rates[worst]:.3f})"
         )
     return SimulatedWorld(config, items, policy, _base_logits(parameters))
 
@@ -179,25 +194,28 @@ def _log_odds(rate: np.ndarray) -> np.ndarray:
 def _session_times(
     is_session_start: np.ndarray, user: np.ndarray, duration_ms: np.ndarray, days: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Begin of each impression, ms: at its session's start, or when the one before it is over, if that is later.
+    """Return start times in ms: the session's start or the end of the previous impression, whichever is later.
 
     Args:
-        first: (N,) bool, first impression of a session; user: (N,) int, sorted, 0 and on;
-        lasts_ms: (N,) int64, time until the same session's next impression can begin.
+        is_session_start: (N,) bool, first impression of a session.
+        user: (N,) int, sorted, from 0.
+        duration_ms: (N,) int64, time until the next impression of the same session can start.
+        days: span of the log.
+        rng: random generator.
     """
     hour_cdf = np.cumsum(HOUR_WEIGHTS) / np.sum(HOUR_WEIGHTS)
     num_sessions = int(is_session_start.sum())
     hour = np.minimum(hour_cdf.searchsorted(rng.random(num_sessions)), 23)
     start = rng.integers(days, size=num_sessions) * DAY_MS + hour * (DAY_MS // 24)
     start += rng.integers(DAY_MS // 24, size=num_sessions)
-    # One stretch of time per user, longer than any log, makes sorting and running maxima keep to the user.
+    # A time offset per user, longer than any log, keeps sorting and running maxima within the user.
     user_stride = days * DAY_MS + int(np.bincount(user, weights=duration_ms).max())
     start = np.sort(start + user[is_session_start] * user_stride)
     elapsed = duration_ms.cumsum() - duration_ms
     earliest = np.full(len(user), np.iinfo(np.int64).min)
     earliest[is_session_start] = start - elapsed[is_session_start]
     start_ms = np.maximum.accumulate(earliest) + elapsed - user * user_stride
-    # A log that would run past its end begins earlier instead.
+    # A log that exceeds its end is shifted to an earlier start.
     span = np.zeros(user[-1] + 1, dtype=np.int64)
     np.maximum.at(span, user, start_ms + duration_ms)
     end_ms = int(LOG_END.timestamp() * 1000)
@@ -205,7 +223,7 @@ def _session_times(
 
 
 def simulate_block(simulated: SimulatedWorld, users: SimulatedUsers, block: int) -> pa.Table:
-    """All impressions of one block of users, by user and time; see :func:`simulate` for the columns."""
+    """Simulate all impressions of a block of users, sorted by user and time; columns as in :func:`simulate`."""
     config, rng = simulated.config, np.random.default_rng([simulated.config.seed, IMPRESSION_STREAM, block])
     count = np.maximum(rng.poisson(users.activity), 1)
     user_row = np.repeat(np.arange(len(count)), count)
@@ -272,7 +290,7 @@ def _item_table(items: SimulatedItems) -> pa.Table:
 
 
 def _write_log(folder: Path, simulated: SimulatedWorld, advance: Callable[[int], object]) -> dict[str, int]:
-    """Write all files of a log; counts of impressions and of what happened in them."""
+    """Write the Parquet files of a log; return the counts of impressions and outcomes."""
     config = simulated.config
     (folder / "impressions").mkdir()
     pq.write_table(_item_table(simulated.items), folder / "items.parquet", compression="zstd")
@@ -321,19 +339,21 @@ def _simulation_yaml(simulated: SimulatedWorld, counts: dict[str, int], rates: d
 
 
 def simulate(out: str, config: SimulateConfig, progress: bool = False) -> SimulationSummary:
-    """Simulate a log and write it to the folder ``out``, which must be absent or empty.
+    """Simulate a log and write it to the directory ``out``, which must be absent or empty.
 
-    ``impressions/part-*.parquet``, by user and time: ``user_id``, ``item_id``, ``ts_ms`` (begin), ``dwell_s``,
-    ``tab``, one column per action (seconds since the begin; NULL: did not happen), ``long_view`` (0 or 1, watched
+    ``impressions/part-*.parquet``, sorted by user and time: ``user_id``, ``item_id``, ``ts_ms`` (start), ``dwell_s``,
+    ``tab``, one column per action (seconds since the start; NULL if it did not occur), ``long_view`` (0 or 1, watched
     at least min(18 s, duration)), and ``true_<name>``, the exact probability of each action and of ``long_view``
-    given user and video. The files appear in ``out`` all at once, or not at all.
+    given user and video. ``out`` appears only when complete.
 
     Args:
-        progress: show a progress bar on the standard error stream.
+        out: output directory.
+        config: settings.
+        progress: show a progress bar on stderr.
 
     Raises:
-        UserError: ``out`` is not empty or cannot be written.
-        ConfigError: the rates asked for cannot be reached.
+        UserError: ``out`` is not empty or not writable.
+        ConfigError: a configured rate is not reachable.
     """
     started = time.monotonic()
     require_empty_dir(out)
@@ -353,6 +373,6 @@ def simulate(out: str, config: SimulateConfig, progress: bool = False) -> Simula
             rates = {name: counts[name] / counts["impressions"] for name in (*ACTIONS, LABEL_NAME, "glance")}
             paths.write_text(str(folder / SIMULATION_FILE), _simulation_yaml(simulated, counts, rates))
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"{out}: cannot write ({error.strerror or error})") from error
     seconds = time.monotonic() - started
     return SimulationSummary(counts["impressions"], config.users, config.items, rates, seconds)

@@ -1,15 +1,15 @@
-"""Watching one video: a process over its segments, sampled, and its exact marginal probabilities [ours].
+"""Viewing process over the segments of a video: sampling and exact marginal probabilities [ours].
 
-While a user is watching, each segment brings one Bernoulli draw per action not yet done and one for leaving. Draws
-of a segment depend on the user, the segment and the *state at the segment's start* only:
+While a user watches, each segment has one Bernoulli draw per remaining action and one for leaving. The draws of a
+segment depend only on the user, the segment and the *state at the segment's start*:
 
-- a **like inside a highlight** raises later follows and collects;
-- a **follow before any like** ("loyal") lowers leaving from then on.
+- a **like inside a highlight** increases later follows and collects;
+- a **follow before any like** ("loyal") decreases leaving afterwards.
 
-Times are uniform within the segment, and before the exit where the user leaves in it; of a like and a follow in
-the same segment either is first with probability one half. So the state is (like: no | plain | in a highlight) ×
-(follow: no | before the like | after it), eight reachable cells, and every probability is a forward recursion
-over at most :data:`SEGMENTS` segments. No Monte-Carlo is involved.
+Times are uniform within the segment, up to the exit if the user leaves in it. A like and a follow in one segment have
+either order with probability one half. The state is therefore (like: no | plain | in a highlight) × (follow: no |
+before the like | after it), with eight reachable cells. All probabilities follow from a forward recursion over at most
+:data:`MAX_SEGMENTS` segments, without Monte Carlo sampling.
 """
 
 from dataclasses import dataclass
@@ -27,17 +27,17 @@ from a2gen_rec.simulation.population import (
 
 LIKE, COMMENT, FOLLOW, COLLECT, FORWARD = range(len(ACTIONS))
 
-# Log-odds per unit of interest match and of a highlight's appeal, in ACTIONS order, and of leaving.
+# Log-odds per unit of interest match and of highlight appeal, in ACTIONS order, and for leaving.
 MATCH_WEIGHTS = (0.65, 0.60, 0.75, 0.75, 0.65)
 APPEAL_WEIGHTS = (0.60, 0.50, 0.60, 0.70, 0.50)
 LEAVE_MATCH_WEIGHT, LEAVE_APPEAL_WEIGHT, LEAVE_QUALITY_WEIGHT = 0.6, 0.5, 0.8
-# The first three seconds leave little time to act.
+# The hook of three seconds leaves little time for actions.
 HOOK_ACTION_LOGIT = -1.0
 
 
 @dataclass(frozen=True)
 class BaseLogits:
-    """Base log-odds per segment: each action's (A,), leaving in the hook, leaving later."""
+    """Base log-odds per segment: (A,) per action, leaving in the hook, leaving later."""
 
     action: np.ndarray
     glance: float
@@ -46,9 +46,9 @@ class BaseLogits:
 
 @dataclass(frozen=True)
 class SegmentProbabilities:
-    """Probabilities of a segment's draws for ``N`` impressions; all (K, N), absent segments 0.
+    """Probabilities of the draws per segment for ``N`` impressions; all (K, N), 0 for absent segments.
 
-    ``follow`` and ``collect`` hold (plain, after a like in a highlight), ``leave`` (plain, loyal).
+    ``follow`` and ``collect`` are pairs (plain, after a like in a highlight), ``leave`` is a pair (plain, loyal).
     """
 
     like: np.ndarray
@@ -66,7 +66,7 @@ class ExactMarginals:
     """Exact probabilities of ``N`` impressions.
 
     Attributes:
-        action: (A, N), that the action happens at all.
+        action: (A, N), probability of the action in the impression.
         long_view: (N,), watch time >= min(18 s, duration).
         glance: (N,), watch time < 3 s.
         log1p_watch: (N,), expected log1p of the watch time in seconds.
@@ -80,7 +80,12 @@ class ExactMarginals:
 
 @dataclass(frozen=True)
 class SampledViews:
-    """What happened: ``dwell_ms`` (N,) int64; ``offset_ms`` (A, N) int64, -1 where the action did not happen."""
+    """Sampled impressions.
+
+    Attributes:
+        dwell_ms: (N,) int64 watch time.
+        offset_ms: (A, N) int64 action time, -1 if the action did not occur.
+    """
 
     dwell_ms: np.ndarray
     offset_ms: np.ndarray
@@ -91,7 +96,7 @@ def _sigmoid(log_odds: np.ndarray) -> np.ndarray:
 
 
 def _shift_log_odds(probability: np.ndarray, shift: float) -> np.ndarray:
-    """The probability after adding ``shift`` to its log-odds."""
+    """Return the probability after adding ``shift`` to its log-odds."""
     factor = np.exp(shift)
     return probability * factor / (1.0 + probability * (factor - 1.0))
 
@@ -104,7 +109,7 @@ def segment_probabilities(
     user_row: np.ndarray,
     item: np.ndarray,
 ) -> SegmentProbabilities:
-    """Draw probabilities of ``N`` impressions: ``row`` (N,) of ``users`` meets ``item`` (N,)."""
+    """Return the draw probabilities of ``N`` impressions of ``user_row`` (N,) of ``users`` and ``item`` (N,)."""
     edges_ms = items.edges_ms[:, item]
     duration_s = np.diff(edges_ms, axis=0) / 1000.0
     is_present = duration_s > 0
@@ -138,14 +143,14 @@ def segment_probabilities(
 
 
 def long_view_threshold_ms(duration_ms: np.ndarray) -> np.ndarray:
-    """Watch time from which an impression is a long view: min(18 s, duration), in ms."""
+    """Return the minimum watch time of a long view: min(18 s, duration), in ms."""
     return np.minimum(duration_ms, LONG_VIEW_THRESHOLD_MS)
 
 
 def _advance_segment(
     mass: np.ndarray, like: np.ndarray, follow: tuple[np.ndarray, np.ndarray], highlight: np.ndarray
 ) -> np.ndarray:
-    """Mass (3, 3, N) over (like: no, plain, highlight) × (follow: no, before the like, after) past a segment."""
+    """Advance mass (3, 3, N) over (like: no, plain, highlight) × (follow: no, before like, after) past a segment."""
     none, loyal = mass[0, 0], mass[0, 1]
     plain, boosted = follow
     after = np.empty_like(mass)
@@ -161,7 +166,7 @@ def _advance_segment(
 
 
 def exact_marginals(probabilities: SegmentProbabilities) -> ExactMarginals:
-    """Marginal probabilities of everything random inside the impressions, by forward recursion."""
+    """Compute the marginal probabilities of all random outcomes by forward recursion."""
     segments, count = probabilities.like.shape
     mass = np.zeros((3, 3, count))
     mass[0, 0] = 1.0
@@ -179,7 +184,7 @@ def exact_marginals(probabilities: SegmentProbabilities) -> ExactMarginals:
         action[LIKE] += mass[0].sum(axis=0) * like
         action[FOLLOW] += (mass[0, 0] + mass[1, 0]) * follow[0] + mass[2, 0] * follow[1]
         action[COLLECT] += uncollected[:2].sum(axis=(0, 1)) * collect + uncollected[2].sum(axis=0) * boosted
-        # Comments and forwards depend on no state, so watching on and not having done them are independent.
+        # Comments and forwards do not depend on the state. Their absence is independent of continued watching.
         action[COMMENT] += watching * uncommented * comment
         action[FORWARD] += watching * unforwarded * forward
         uncommented *= 1 - comment
@@ -214,14 +219,14 @@ def exact_marginals(probabilities: SegmentProbabilities) -> ExactMarginals:
 
 
 def sample_views(probabilities: SegmentProbabilities, rng: np.random.Generator) -> SampledViews:
-    """Let the impressions happen once."""
+    """Sample every impression once."""
     segments, count = probabilities.like.shape
     offset = np.full((len(ACTIONS), count), np.inf)
     dwell = probabilities.edges_ms[-1].astype(np.float64)
     watching = np.arange(count)
     liked_highlight, loyal = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
     for k in range(segments):
-        # Impressions already left are dropped, so the cost follows what is still being watched.
+        # Finished impressions are dropped: the cost is proportional to the impressions still watched.
         start = probabilities.edges_ms[k, watching]
         is_boosted, is_loyal = liked_highlight[watching], loyal[watching]
         uniform = rng.random((len(ACTIONS) + 1, len(watching)))

@@ -1,4 +1,4 @@
-"""The simulated log: exact truth, the effects it promises, and the folder it becomes."""
+"""Simulated logs: exact probabilities, documented effects, output files and the source."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from a2gen_rec.simulation.population import ACTIONS, HOOK_DURATION_MS, sample_us
 from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, LABEL_NAME, build_simulated_world, simulate
 
 SMALL = SimulateConfig(users=1_200, items=300, authors=40, impressions_per_user=30, days=5)
-# Every effect large, everything frequent: a wrong recursion shows.
+# Large effects and frequent actions expose errors in the recursion.
 STRONG = replace(
     SMALL,
     **{"like_rate": 0.4, "follow_rate": 0.3, "collect_rate": 0.3, "comment_rate": 0.3, "forward_rate": 0.2},
@@ -49,80 +49,85 @@ def log(folder: Path) -> dict[str, np.ndarray]:
 
 def auc(positive: np.ndarray, score: np.ndarray) -> float:
     _, rank, count = np.unique(score, return_inverse=True, return_counts=True)
-    middle = (count.cumsum() - (count - 1) / 2)[rank]
+    mean_rank = (count.cumsum() - (count - 1) / 2)[rank]
     positives = int(positive.sum())
     pairs = positives * (len(positive) - positives)
-    return float((middle[positive].sum() - positives * (positives + 1) / 2) / pairs)
+    return float((mean_rank[positive].sum() - positives * (positives + 1) / 2) / pairs)
 
 
-def happened(log: dict[str, np.ndarray], name: str) -> np.ndarray:
+def occurred(log: dict[str, np.ndarray], name: str) -> np.ndarray:
     return log[name] > 0 if name == LABEL_NAME else ~np.isnan(log[name])
 
 
-# Watching: exact probabilities against the process itself
+# Viewing: exact probabilities against sampling
 
 
-def strong_odds(config: SimulateConfig, row: np.ndarray, item: np.ndarray) -> viewing.SegmentProbabilities:
-    world = build_simulated_world(STRONG)
+def strong_probabilities(config: SimulateConfig, row: np.ndarray, item: np.ndarray) -> viewing.SegmentProbabilities:
+    simulated = build_simulated_world(STRONG)
     return viewing.segment_probabilities(
-        config, world.base_logits, world.items, sample_user_block(STRONG, 0), row, item
+        config, simulated.base_logits, simulated.items, sample_user_block(STRONG, 0), row, item
     )
 
 
-def eventful_pair(effect: str) -> tuple[int, int]:
-    """A pair of user and item for which one of the effects of order matters most."""
+def most_affected_pair(effect: str) -> tuple[int, int]:
+    """Return the pair of user and item with the largest influence of an order effect."""
     rng = np.random.default_rng(5)
     row, item = rng.integers(1_000, size=4_000), rng.integers(STRONG.items, size=4_000)
-    full = viewing.exact_marginals(strong_odds(STRONG, row, item))
-    without = viewing.exact_marginals(strong_odds(replace(STRONG, **{effect: 0.0}), row, item))
+    full = viewing.exact_marginals(strong_probabilities(STRONG, row, item))
+    without = viewing.exact_marginals(strong_probabilities(replace(STRONG, **{effect: 0.0}), row, item))
     gain = full.action.sum(axis=0) - without.action.sum(axis=0) + full.log1p_watch - without.log1p_watch
     return int(row[gain.argmax()]), int(item[gain.argmax()])
 
 
 def test_exact_probabilities_equal_monte_carlo() -> None:
     repeats = 200_000
-    pairs = [eventful_pair("highlight_like_boost"), eventful_pair("follow_retention_boost"), (3, 10), (77, 200)]
+    pairs = [
+        most_affected_pair("highlight_like_boost"),
+        most_affected_pair("follow_retention_boost"),
+        (3, 10),
+        (77, 200),
+    ]
     rows, items = np.array(pairs).T
-    world_odds = strong_odds(STRONG, rows, items)
-    truth = viewing.exact_marginals(world_odds)
+    probabilities = strong_probabilities(STRONG, rows, items)
+    truth = viewing.exact_marginals(probabilities)
     for pair in range(len(rows)):
-        draws = strong_odds(STRONG, np.full(repeats, rows[pair]), np.full(repeats, items[pair]))
+        draws = strong_probabilities(STRONG, np.full(repeats, rows[pair]), np.full(repeats, items[pair]))
         watched = viewing.sample_views(draws, np.random.default_rng(pair))
         dwell_s = watched.dwell_ms / 1000.0
-        threshold = viewing.long_view_threshold_ms(world_odds.edges_ms[-1, pair])
+        threshold = viewing.long_view_threshold_ms(probabilities.edges_ms[-1, pair])
         found = [*(watched.offset_ms >= 0), watched.dwell_ms >= threshold, watched.dwell_ms < HOOK_DURATION_MS]
         expected = np.array([*truth.action[:, pair], truth.long_view[pair], truth.glance[pair]])
         deviation = np.sqrt(expected * (1 - expected) / repeats)
         z = (np.mean(found, axis=1) - expected) / deviation
         assert np.abs(z).max() < 4.5, dict(zip([*ACTIONS, LABEL_NAME, "glance"], z, strict=True))
         log1p = np.log1p(dwell_s)
-        # Watch times are cut to milliseconds, up to 1e-3 below the continuous ones.
+        # Watch times are truncated to milliseconds, up to 1e-3 s below the continuous ones.
         assert abs(log1p.mean() - truth.log1p_watch[pair]) < 4.5 * log1p.std() / np.sqrt(repeats) + 1e-3
 
 
-def test_monte_carlo_would_notice_either_effect_left_out() -> None:
+def test_monte_carlo_detects_missing_order_effects() -> None:
     noise = 0.5 / np.sqrt(200_000)
     for effect in ("highlight_like_boost", "follow_retention_boost"):
-        row, item = (np.array([value]) for value in eventful_pair(effect))
-        full = viewing.exact_marginals(strong_odds(STRONG, row, item))
-        without = viewing.exact_marginals(strong_odds(replace(STRONG, **{effect: 0.0}), row, item))
-        gained = full.action - without.action
+        row, item = (np.array([value]) for value in most_affected_pair(effect))
+        full = viewing.exact_marginals(strong_probabilities(STRONG, row, item))
+        without = viewing.exact_marginals(strong_probabilities(replace(STRONG, **{effect: 0.0}), row, item))
+        gain = full.action - without.action
         if effect == "follow_retention_boost":
             assert (full.long_view - without.long_view).item() > 20 * noise
         else:
-            assert gained[viewing.FOLLOW].item() > 20 * noise
-            assert gained[viewing.COLLECT].item() > 20 * noise
-            assert gained[viewing.COMMENT].item() == 0
+            assert gain[viewing.FOLLOW].item() > 20 * noise
+            assert gain[viewing.COLLECT].item() > 20 * noise
+            assert gain[viewing.COMMENT].item() == 0
 
 
-def test_probabilities_are_probabilities() -> None:
+def test_probabilities_are_in_the_unit_interval() -> None:
     rng = np.random.default_rng(1)
     row, item = rng.integers(1_000, size=2_000), rng.integers(STRONG.items, size=2_000)
     for config in (
         STRONG,
         replace(STRONG, highlight_like_boost=-10.0, follow_retention_boost=-10.0, interest_strength=10.0),
     ):
-        draws = strong_odds(config, row, item)
+        draws = strong_probabilities(config, row, item)
         truth = viewing.exact_marginals(draws)
         for values in (truth.action, truth.long_view, truth.glance):
             assert np.all((values >= -1e-12) & (values <= 1 + 1e-12))
@@ -130,26 +135,26 @@ def test_probabilities_are_probabilities() -> None:
         assert np.all(truth.log1p_watch <= np.log1p(draws.edges_ms[-1] / 1000))
 
 
-def watch_often(effect: str) -> tuple[viewing.SegmentProbabilities, viewing.SampledViews]:
-    row, item = (np.full(100_000, value) for value in eventful_pair(effect))
-    draws = strong_odds(STRONG, row, item)
+def sample_repeatedly(effect: str) -> tuple[viewing.SegmentProbabilities, viewing.SampledViews]:
+    row, item = (np.full(100_000, value) for value in most_affected_pair(effect))
+    draws = strong_probabilities(STRONG, row, item)
     return draws, viewing.sample_views(draws, np.random.default_rng(0))
 
 
-def test_a_like_in_a_highlight_raises_later_collects() -> None:
-    draws, watched = watch_often("highlight_like_boost")
+def test_like_in_a_highlight_increases_later_collects() -> None:
+    draws, watched = sample_repeatedly("highlight_like_boost")
     like, collect = watched.offset_ms[viewing.LIKE], watched.offset_ms[viewing.COLLECT]
     k = int(draws.highlight[:, 0].argmax())
     begin, end = draws.edges_ms[k, 0], draws.edges_ms[k + 1, 0]
-    # All watch on past the highlight without having collected: the like in it alone tells the groups apart.
-    open_still = (watched.dwell_ms > end) & ((collect < 0) | (collect >= end))
-    liked, not_liked = open_still & (like >= begin) & (like < end), open_still & ((like < 0) | (like >= end))
+    # Both groups watch past the highlight without a collect; they differ only in the like.
+    eligible = (watched.dwell_ms > end) & ((collect < 0) | (collect >= end))
+    liked, not_liked = eligible & (like >= begin) & (like < end), eligible & ((like < 0) | (like >= end))
     assert min(liked.sum(), not_liked.sum()) > 1_000
     assert (collect[liked] >= 0).mean() > (collect[not_liked] >= 0).mean() + 0.05
 
 
-def test_following_before_liking_lengthens_the_watching() -> None:
-    draws, watched = watch_often("follow_retention_boost")
+def test_follow_before_like_increases_watch_time() -> None:
+    draws, watched = sample_repeatedly("follow_retention_boost")
     like, follow = watched.offset_ms[viewing.LIKE], watched.offset_ms[viewing.FOLLOW]
     end = draws.edges_ms[2, 0]
     within = (like >= 0) & (follow >= 0) & (like < end) & (follow < end) & (watched.dwell_ms > end)
@@ -158,21 +163,21 @@ def test_following_before_liking_lengthens_the_watching() -> None:
     assert watched.dwell_ms[early].mean() > 1.1 * watched.dwell_ms[late].mean()
 
 
-def test_mismatch_makes_users_skip() -> None:
-    world, users = build_simulated_world(SMALL), sample_user_block(SMALL, 0)
+def test_mismatch_increases_glances() -> None:
+    simulated, users = build_simulated_world(SMALL), sample_user_block(SMALL, 0)
     item = np.repeat(np.arange(SMALL.items), len(users.user_id))
     row = np.tile(np.arange(len(users.user_id)), SMALL.items)
     truth = viewing.exact_marginals(
-        viewing.segment_probabilities(SMALL, world.base_logits, world.items, users, row, item)
+        viewing.segment_probabilities(SMALL, simulated.base_logits, simulated.items, users, row, item)
     )
-    match = users.affinity[row, world.items.topic[item]]
+    match = users.affinity[row, simulated.items.topic[item]]
     assert truth.glance[match < 0].mean() > truth.glance[match > 1].mean() + 0.25
 
 
 # The log
 
 
-def test_log_is_consistent_in_itself(log: dict[str, np.ndarray]) -> None:
+def test_log_is_consistent(log: dict[str, np.ndarray]) -> None:
     end_ms = int(simulator.LOG_END.timestamp() * 1000)
     same = np.diff(log["user_id"]) == 0
     gap_ms = np.diff(log["ts_ms"]) - np.round(log["dwell_s"][:-1] * 1000)
@@ -183,12 +188,12 @@ def test_log_is_consistent_in_itself(log: dict[str, np.ndarray]) -> None:
     assert np.all((log["dwell_s"] >= 0) & (log["dwell_s"] <= log["duration_s"]))
     assert (log["dwell_s"] == log["duration_s"]).mean() > 0.1
     for action in ACTIONS:
-        offset = log[action][happened(log, action)]
-        assert np.all((offset >= 0) & (offset <= log["dwell_s"][happened(log, action)]))
+        offset = log[action][occurred(log, action)]
+        assert np.all((offset >= 0) & (offset <= log["dwell_s"][occurred(log, action)]))
     assert np.array_equal(log[LABEL_NAME] > 0, log["dwell_s"] >= np.minimum(18.0, log["duration_s"]))
 
 
-def test_crowded_logs_do_not_run_past_their_end(tmp_path: Path) -> None:
+def test_dense_logs_end_on_time(tmp_path: Path) -> None:
     simulate(str(tmp_path / "log"), replace(SMALL, users=20, days=1, impressions_per_user=3_000))
     table = pq.read_table(tmp_path / "log" / "impressions")
     user, ts, dwell = (table[name].to_numpy() for name in ("user_id", "ts_ms", "dwell_s"))
@@ -196,43 +201,43 @@ def test_crowded_logs_do_not_run_past_their_end(tmp_path: Path) -> None:
     assert np.all((np.diff(ts) - np.round(1000 * dwell[:-1]))[np.diff(user) == 0] >= 200)
 
 
-def test_rates_and_truth_agree_with_what_happened(log: dict[str, np.ndarray]) -> None:
+def test_rates_and_true_probabilities_match_outcomes(log: dict[str, np.ndarray]) -> None:
     for name in (*ACTIONS, LABEL_NAME):
-        truth, observed = log[f"true_{name}"], happened(log, name)
+        truth, observed = log[f"true_{name}"], occurred(log, name)
         z = (observed.sum() - truth.sum()) / np.sqrt((truth * (1 - truth)).sum())
         assert abs(z) < 4.5, name
         assert truth.mean() == pytest.approx(getattr(SMALL, f"{name}_rate"), rel=0.15)
     assert (log["dwell_s"] < 3).mean() == pytest.approx(SMALL.glance_rate, rel=0.15)
 
 
-def test_signal_is_in_the_match_and_not_in_the_item(log: dict[str, np.ndarray]) -> None:
+def test_signal_depends_on_the_user_item_match(log: dict[str, np.ndarray]) -> None:
     train = log["ts_ms"] < np.quantile(log["ts_ms"], 0.8)
     for name in (*ACTIONS, LABEL_NAME):
-        observed, item = happened(log, name), log["item_id"]
+        observed, item = occurred(log, name), log["item_id"]
         positives = np.bincount(item[train], observed[train], SMALL.items)
-        shown = np.bincount(item[train], minlength=SMALL.items)
-        rate = (positives + 20 * observed[train].mean()) / (shown + 20)
+        impressions = np.bincount(item[train], minlength=SMALL.items)
+        rate = (positives + 20 * observed[train].mean()) / (impressions + 20)
         assert 0.78 < auc(observed[~train], log[f"true_{name}"][~train]) < 0.92, name
         assert auc(observed[~train], rate[item[~train]]) < 0.70, name
 
 
-def test_actions_cluster_in_highlights_the_user_cares_about(log: dict[str, np.ndarray]) -> None:
+def test_actions_cluster_in_highlights_of_interest(log: dict[str, np.ndarray]) -> None:
     items = build_simulated_world(SMALL).items
     affinity = np.concatenate([sample_user_block(SMALL, block).affinity for block in range(2)])
     item = log["item_id"]
     begin, end = items.edges_ms[:-1, item] / 1000, items.edges_ms[1:, item] / 1000
     interested = affinity[log["user_id"], items.segment_topic[:, item]] > 1
-    seen = np.clip(log["dwell_s"] - begin, 0, end - begin)
-    seen[0] = 0
-    acted = sum(((log[action] >= begin) & (log[action] < end)).astype(int) for action in ACTIONS)
+    watched = np.clip(log["dwell_s"] - begin, 0, end - begin)
+    watched[0] = 0
+    actions = sum(((log[action] >= begin) & (log[action] < end)).astype(int) for action in ACTIONS)
     inside, outside = interested & items.highlight[:, item], interested & ~items.highlight[:, item]
-    assert acted[inside].sum() / seen[inside].sum() > 1.3 * acted[outside].sum() / seen[outside].sum()
+    assert actions[inside].sum() / watched[inside].sum() > 1.3 * actions[outside].sum() / watched[outside].sum()
 
 
-# The folder
+# Output files
 
 
-def test_same_seed_same_bytes_other_seed_other_log(folder: Path, tmp_path: Path) -> None:
+def test_seed_determines_the_bytes(folder: Path, tmp_path: Path) -> None:
     simulate(str(tmp_path / "again"), SMALL)
     names = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
     assert len(names) == 4
@@ -242,57 +247,61 @@ def test_same_seed_same_bytes_other_seed_other_log(folder: Path, tmp_path: Path)
     assert (folder / "items.parquet").read_bytes() != (tmp_path / "other" / "items.parquet").read_bytes()
 
 
-def test_chunks_change_no_row_and_more_users_leave_full_blocks_alone(folder: Path, tmp_path: Path) -> None:
-    whole = pq.read_table(folder / "impressions")
+def test_rows_do_not_depend_on_file_size_or_number_of_users(folder: Path, tmp_path: Path) -> None:
+    full = pq.read_table(folder / "impressions")
     simulate(str(tmp_path / "chunked"), replace(SMALL, users_per_file=1_000))
     assert len(list((tmp_path / "chunked" / "impressions").iterdir())) == 2
-    assert pq.read_table(tmp_path / "chunked" / "impressions").equals(whole)
+    assert pq.read_table(tmp_path / "chunked" / "impressions").equals(full)
     simulate(str(tmp_path / "fewer"), replace(SMALL, users=1_000))
     fewer = pq.read_table(tmp_path / "fewer" / "impressions")
-    assert fewer.equals(whole.slice(0, fewer.num_rows))
-    assert whole["user_id"][fewer.num_rows].as_py() == 1_000
+    assert fewer.equals(full.slice(0, fewer.num_rows))
+    assert full["user_id"][fewer.num_rows].as_py() == 1_000
 
 
-def test_summary_and_world_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_summary_and_simulation_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     summary = simulate(str(tmp_path / "log"), replace(SMALL, users=50))
     assert capfd.readouterr() == ("", "")
     table = pq.read_table(tmp_path / "log" / "impressions")
-    world = yaml.safe_load((tmp_path / "log" / "simulation.yaml").read_text())
-    assert summary.impressions == world["impressions"] == table.num_rows
+    simulation = yaml.safe_load((tmp_path / "log" / "simulation.yaml").read_text())
+    assert summary.impressions == simulation["impressions"] == table.num_rows
     assert summary.rates["like"] * table.num_rows == pytest.approx(table.num_rows - table["like"].null_count)
-    assert world["settings"]["users"] == summary.users == pq.read_table(tmp_path / "log" / "users.parquet").num_rows
-    assert world["settings"]["items"] == summary.items == pq.read_table(tmp_path / "log" / "items.parquet").num_rows
-    simulate(str(tmp_path / "shown"), replace(SMALL, users=50), progress=True)
+    assert (
+        simulation["settings"]["users"] == summary.users == pq.read_table(tmp_path / "log" / "users.parquet").num_rows
+    )
+    assert (
+        simulation["settings"]["items"] == summary.items == pq.read_table(tmp_path / "log" / "items.parquet").num_rows
+    )
+    simulate(str(tmp_path / "with_progress"), replace(SMALL, users=50), progress=True)
     out, err = capfd.readouterr()
     assert out == ""
     assert "50/50" in err
 
 
-def test_a_world_of_one(tmp_path: Path) -> None:
+def test_single_user_and_item(tmp_path: Path) -> None:
     one = {"users": 1, "items": 1, "authors": 1, "topics": 1, "groups": 1, "impressions_per_user": 1, "days": 1}
     assert simulate(str(tmp_path / "log"), SimulateConfig(**one)).impressions >= 1
 
 
-def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
+def test_overwrites_nothing(folder: Path, tmp_path: Path) -> None:
     before = (folder / "simulation.yaml").read_bytes()
     with pytest.raises(UserError, match="not empty"):
         simulate(str(folder), replace(SMALL, users=10))
     assert (folder / "simulation.yaml").read_bytes() == before
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("existing")
     for out in ("file", "file/below"):
         with pytest.raises(UserError, match="file"):
             simulate(str(tmp_path / out), replace(SMALL, users=10))
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text() == "existing"
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
+def test_failure_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
     original = simulator.simulate_block
 
-    def fails(world: simulator.SimulatedWorld, users: simulator.SimulatedUsers, block: int) -> object:
+    def fails(simulated: simulator.SimulatedWorld, users: simulator.SimulatedUsers, block: int) -> object:
         if block == 1:
             raise failure
-        return original(world, users, block)
+        return original(simulated, users, block)
 
     monkeypatch.setattr(simulator, "simulate_block", fails)
     expected = UserError if isinstance(failure, OSError) else KeyboardInterrupt
@@ -301,9 +310,9 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rates_out_of_reach_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_unreachable_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulator, "CALIBRATION_STEPS", 1)
-    with pytest.raises(ConfigError, match=r"_rate .* cannot be reached"):
+    with pytest.raises(ConfigError, match=r"_rate .* is not reachable"):
         build_simulated_world(SMALL)
 
 
@@ -318,7 +327,7 @@ def test_rates_out_of_reach_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
         ("interest_strength", float("nan")),
     ],
 )
-def test_impossible_settings_are_refused(setting: str, value: float) -> None:
+def test_rejects_invalid_settings(setting: str, value: float) -> None:
     with pytest.raises(ConfigError, match=setting):
         SimulateConfig(**{setting: value})
 
@@ -326,27 +335,27 @@ def test_impossible_settings_are_refused(setting: str, value: float) -> None:
 # The source
 
 
-def test_source_offers_the_standard_relation(folder: Path, log: dict[str, np.ndarray]) -> None:
+def test_source_returns_the_standard_relation(folder: Path, log: dict[str, np.ndarray]) -> None:
     source = Simulated(str(folder))
-    facts = source.describe()
+    info = source.describe()
     connection = duckdb.connect()
     relation = connection.sql(source.impressions(connection))
     types = dict(zip(relation.columns, map(str, relation.types), strict=True))
     expected = {"user_id": "VARCHAR", "item_id": "VARCHAR", "ts_ms": "BIGINT", "dwell_s": "DOUBLE"}
-    expected |= {f"at_{action}": "DOUBLE" for action in facts.actions}
-    expected |= {f"label_{label}": "DOUBLE" for label in facts.labels}
-    expected |= {f"oracle_{name}": "DOUBLE" for name in facts.oracle}
-    expected |= {spec.name: "DOUBLE" if spec.kind == "buckets" else "VARCHAR" for spec in facts.features}
+    expected |= {f"at_{action}": "DOUBLE" for action in info.actions}
+    expected |= {f"label_{label}": "DOUBLE" for label in info.labels}
+    expected |= {f"oracle_{name}": "DOUBLE" for name in info.oracle}
+    expected |= {spec.name: "DOUBLE" if spec.kind == "buckets" else "VARCHAR" for spec in info.features}
     assert types == {**expected, "drop_reason": "VARCHAR"}
     rows = connection.sql(f"SELECT * FROM ({source.impressions(connection)}) ORDER BY user_id::INT, ts_ms").fetchnumpy()
     assert np.ma.count(rows["drop_reason"]) == 0
     assert np.array_equal(rows["item_id"].astype(int), log["item_id"])
     assert np.allclose(rows["oracle_follow"], log["true_follow"])
-    assert np.array_equal(~np.ma.getmaskarray(rows["at_follow"]), happened(log, "follow"))
+    assert np.array_equal(~np.ma.getmaskarray(rows["at_follow"]), occurred(log, "follow"))
     assert np.allclose(rows["duration_s"], log["duration_s"])
 
 
-def copied(folder: Path, target: Path) -> Path:
+def copy_log(folder: Path, target: Path) -> Path:
     for file in folder.rglob("*.parquet"):
         copy = target / file.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -355,8 +364,8 @@ def copied(folder: Path, target: Path) -> Path:
 
 
 @pytest.mark.parametrize("missing", ["users.parquet", "items.parquet", "impressions/part-00000.parquet"])
-def test_missing_and_broken_files_are_named(folder: Path, tmp_path: Path, missing: str) -> None:
-    raw = copied(folder, tmp_path / "raw")
+def test_reports_missing_and_corrupted_files(folder: Path, tmp_path: Path, missing: str) -> None:
+    raw = copy_log(folder, tmp_path / "raw")
     (raw / missing).write_bytes(b"not parquet")
     with pytest.raises(DataError, match=rf"{missing}: not a Parquet file"):
         Simulated(str(raw)).describe()
@@ -365,28 +374,28 @@ def test_missing_and_broken_files_are_named(folder: Path, tmp_path: Path, missin
         Simulated(str(raw)).describe()
 
 
-def test_missing_and_mistyped_columns_are_named(folder: Path, tmp_path: Path) -> None:
-    raw = copied(folder, tmp_path / "raw")
+def test_reports_missing_and_mistyped_columns(folder: Path, tmp_path: Path) -> None:
+    raw = copy_log(folder, tmp_path / "raw")
     part = raw / "impressions" / "part-00000.parquet"
     table = pq.read_table(part)
     pq.write_table(table.drop_columns(["true_like"]), part)
-    with pytest.raises(DataError, match=r"part-00000.parquet, field 'true_like': no such column"):
+    with pytest.raises(DataError, match=r"part-00000.parquet, field 'true_like': column is missing"):
         Simulated(str(raw)).describe()
-    place = table.column_names.index("dwell_s")
-    pq.write_table(table.set_column(place, "dwell_s", table["dwell_s"].cast("string")), part)
+    column = table.column_names.index("dwell_s")
+    pq.write_table(table.set_column(column, "dwell_s", table["dwell_s"].cast("string")), part)
     with pytest.raises(DataError, match=r"field 'dwell_s': is string, expected double"):
         Simulated(str(raw)).describe()
 
 
-def test_impressions_of_unknown_items_are_problems(folder: Path, tmp_path: Path) -> None:
-    raw = copied(folder, tmp_path / "raw")
+def test_impressions_of_unknown_items_are_dropped(folder: Path, tmp_path: Path) -> None:
+    raw = copy_log(folder, tmp_path / "raw")
     items = pq.read_table(raw / "items.parquet")
     pq.write_table(items.slice(0, 100), raw / "items.parquet")
     connection = duckdb.connect()
     source = Simulated(str(raw))
     query = f"SELECT count(*), count(drop_reason), min(drop_reason) FROM ({source.impressions(connection)})"
-    rows, problems, reason = connection.execute(query).fetchone() or (0, 0, "")
+    rows, num_dropped, reason = connection.execute(query).fetchone() or (0, 0, "")
     table = pq.read_table(folder / "impressions", schema=IMPRESSION_SCHEMA)
     assert rows == table.num_rows
-    assert problems == int((table["item_id"].to_numpy() >= 100).sum())
+    assert num_dropped == int((table["item_id"].to_numpy() >= 100).sum())
     assert reason == "item not in items.parquet"
