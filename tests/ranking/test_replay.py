@@ -1,4 +1,4 @@
-"""What is served equals what is evaluated: a log's impressions as events, its targets as requests."""
+"""Served predictions equal the evaluation's: impressions of a log as events, its targets as requests."""
 
 import dataclasses
 from bisect import bisect_right
@@ -22,8 +22,8 @@ from tests.helpers.service import fast_store
 
 
 @pytest.fixture(scope="module", params=[simulated_log, hashed_log])
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, str]:
-    """A log and its run's export in float32."""
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, str]:
+    """Return a log and the export of its run in float32."""
     folder = tmp_path_factory.mktemp("replay")
     log = request.param(folder)
     export_run(log.run, str(folder / "model"), "fp32")
@@ -31,7 +31,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def evaluated(log: Log) -> dict[tuple[str, int, int], dict[str, float]]:
-    """User, begin and item's row of every test target -> what the evaluation predicts, "watch" being log1p seconds."""
+    """Return the evaluation's predictions by (user, start time, item row); "watch" is in log1p seconds."""
     users = pq.read_table(f"{log.data}/users.parquet").to_pydict()
     name = dict(zip(users["user_key"], users["user"], strict=True))
     with load_run(log.run) as opened:
@@ -43,102 +43,102 @@ def evaluated(log: Log) -> dict[tuple[str, int, int], dict[str, float]]:
         user = [name[key] for key in batch.user_key[batch.target_window].tolist()]
         at = (batch.ts_ms[batch.target].tolist(), batch.ids("item_id")[batch.target].tolist())
         keys += zip(user, *at, strict=True)
-    told = [{each: row[column] for each, column in outcome_columns(card).items()} for row in found.probability]
+    probabilities = [{each: row[column] for each, column in outcome_columns(card).items()} for row in found.probability]
     watch = found.time[:, -1].tolist()
-    return {key: {**each, "watch": seconds} for key, each, seconds in zip(keys, told, watch, strict=True)}
+    return {key: {**each, "watch": seconds} for key, each, seconds in zip(keys, probabilities, watch, strict=True)}
 
 
 def context(impression: Impression) -> dict[str, object]:
     return {name: value for name, value in impression.features.items() if name not in ("shop", "length")}
 
 
-def test_events_then_requests_give_the_evaluation_s_predictions(world: tuple[Log, str]) -> None:
-    """The last events one by one, as a server gets them; those of half of the users late."""
-    log, folder = world
+def test_served_predictions_match_the_evaluation(exported: tuple[Log, str]) -> None:
+    """The latest events are added one by one, as in a service; for half of the users, late."""
+    log, folder = exported
     expected, ranker = evaluated(log), Ranker.load(folder)
     items = pq.read_table(f"{log.data}/items.parquet").to_pydict()
     row_of = dict(zip(items["item"], items["item_id"], strict=True))
     compared = 0
     for number, (user, impressions) in enumerate(sorted(log.impressions.items())[:12]):
-        targets = [place for place, each in enumerate(impressions) if (user, each.ts_ms, row_of[each.item]) in expected]
-        for place in targets[:2]:
-            past, now = impressions[:place], impressions[place]
+        targets = [index for index, each in enumerate(impressions) if (user, each.ts_ms, row_of[each.item]) in expected]
+        for index in targets[:2]:
+            past, now = impressions[:index], impressions[index]
             history = ranker.encode(past[:-3])
             for some in (past[-3:-2], past[-2:-1], past[-1:]) if number % 2 else (past[-1:], past[-3:-1]):
                 history = ranker.encode(some, history)
-            asked = RankQuery(user, [now.item], now.ts_ms, history, context=context(now))
-            (found,) = ranker.rank(asked).candidates
+            query = RankQuery(user, [now.item], now.ts_ms, history, context=context(now))
+            (found,) = ranker.rank(query).candidates
             target = expected[user, now.ts_ms, row_of[now.item]]
             for name, chance in found.probability.items():
-                assert chance == pytest.approx(target[name], abs=1e-5), (user, place, name)
+                assert chance == pytest.approx(target[name], abs=1e-5), (user, index, name)
             assert found.expected_watch_s is not None
             assert np.log1p(found.expected_watch_s) == pytest.approx(max(target["watch"], 0.0), abs=1e-5)
             compared += 1
     assert compared >= 8
 
 
-def test_a_raw_history_is_as_good_as_a_kept_one(world: tuple[Log, str]) -> None:
-    log, folder = world
+def test_raw_and_encoded_histories_are_equivalent(exported: tuple[Log, str]) -> None:
+    log, folder = exported
     ranker = Ranker.load(folder)
     user, impressions = max(log.impressions.items(), key=lambda each: len(each[1]))
     names = sorted({each.item for each in impressions})
-    kept = ranker.rank(RankQuery(user, names, history=ranker.encode(impressions)))
+    encoded = ranker.rank(RankQuery(user, names, history=ranker.encode(impressions)))
     raw = ranker.rank(RankQuery(user, names, history=impressions[::-1]))
-    assert raw == kept
-    # What had not begun does not matter.
+    assert raw == encoded
+    # Later impressions do not matter.
     now = impressions[-3].ts_ms - 1
     past = [each for each in impressions if each.ts_ms <= now]
     assert ranker.rank(RankQuery(user, names, now, impressions)) == ranker.rank(RankQuery(user, names, now, past))
 
 
-def test_an_impression_of_which_more_is_known_takes_its_own_place(world: tuple[Log, str]) -> None:
-    log, folder = world
+def test_updated_impressions_replace_earlier_ones(exported: tuple[Log, str]) -> None:
+    log, folder = exported
     ranker = Ranker.load(folder)
     _, impressions = max(log.impressions.items(), key=lambda each: len(each[1]))
-    begun = [dataclasses.replace(each, watch_s=None, actions=()) for each in impressions]
-    late, kept = ranker.encode(impressions, ranker.encode(begun)), ranker.encode(impressions)
-    assert late.items == kept.items
-    assert late.state_keys == kept.state_keys
-    for name, rows in kept.columns.session.items():
-        # Of the oldest one kept, the impression before it is gone, so what it was stays as it was told then.
+    started = [dataclasses.replace(each, watch_s=None, actions=()) for each in impressions]
+    late, encoded = ranker.encode(impressions, ranker.encode(started)), ranker.encode(impressions)
+    assert late.items == encoded.items
+    assert late.state_keys == encoded.state_keys
+    for name, rows in encoded.columns.session.items():
+        # The impression before the oldest one is gone, so the session features of the oldest one stay unchanged.
         assert late.columns.session[name][1:].tolist() == rows[1:].tolist()
 
 
-def test_a_moment_that_is_past_has_the_history_of_then(world: tuple[Log, str], tmp_path: Path) -> None:
-    """A user of whom far more has been recorded since; what is kept is kept."""
-    log, folder = world
+def test_earlier_query_time_uses_the_earlier_history(exported: tuple[Log, str], tmp_path: Path) -> None:
+    """A user with many later impressions; the cached history stays valid."""
+    log, folder = exported
     ranker, store = Ranker.load(folder), fast_store(tmp_path)
     user, impressions = max(log.impressions.items(), key=lambda each: len(each[1]))
     assert len(impressions) > 2 * ranker.card.max_history
     store.put(user, impressions).result(5)
-    histories = HistoryCache(ranker, store, 10**6)
-    for place in (len(impressions) - 2, len(impressions) // 2, 1):
-        now = impressions[place].ts_ms
+    cache = HistoryCache(ranker, store, 10**6)
+    for index in (len(impressions) - 2, len(impressions) // 2, 1):
+        now = impressions[index].ts_ms
         past = [each for each in impressions if each.ts_ms <= now]
-        asked = RankQuery(user, ["v"], now, past)
-        recorded = dataclasses.replace(asked, history=histories.get(user, now))
-        assert ranker.rank(recorded) == ranker.rank(asked)
-    assert histories.get(user, impressions[0].ts_ms - 1).up_to(impressions[0].ts_ms - 1).items == []
-    assert histories.get(user, impressions[-1].ts_ms) is histories.get(user)
-    assert histories.misses == 1
+        query = RankQuery(user, ["v"], now, past)
+        recorded = dataclasses.replace(query, history=cache.get(user, now))
+        assert ranker.rank(recorded) == ranker.rank(query)
+    assert cache.get(user, impressions[0].ts_ms - 1).up_to(impressions[0].ts_ms - 1).items == []
+    assert cache.get(user, impressions[-1].ts_ms) is cache.get(user)
+    assert cache.misses == 1
     store.close()
 
 
-def test_places_in_sessions_are_those_of_all_of_the_log_cold_and_warm(world: tuple[Log, str], tmp_path: Path) -> None:
-    """A session that is longer than what is read of it, after another one."""
-    ranker, store = Ranker.load(world[1]), fast_store(tmp_path)
+def test_session_positions_match_the_full_log(exported: tuple[Log, str], tmp_path: Path) -> None:
+    """A session longer than the impressions that are read, after another session."""
+    ranker, store = Ranker.load(exported[1]), fast_store(tmp_path)
     warm, last = HistoryCache(ranker, store, 10**6), ranker.card.max_history
-    begins = [10**12 + 1000 * number for number in range(60)]
-    begins += [begins[-1] + round(1000 * ranker.card.session_gap_s) + 1000 * number for number in range(1, 160)]
-    places = [*range(1, 61), *range(1, 160)]
-    rows = [1 + bisect_right(POSITION_EDGES, place) for place in places]
-    waiting = []
-    for count, begin in enumerate(begins, 1):
-        waiting.append(Impression("v", begin))
-        if count % 13 == 0 or count == len(begins):
-            store.put("u", waiting).result(5)
-            waiting = []
-            for histories in (warm, HistoryCache(ranker, store, 10**6)):
-                found = histories.get("u").columns.session[SESSION_POSITION]
+    times = [10**12 + 1000 * number for number in range(60)]
+    times += [times[-1] + round(1000 * ranker.card.session_gap_s) + 1000 * number for number in range(1, 160)]
+    positions = [*range(1, 61), *range(1, 160)]
+    rows = [1 + bisect_right(POSITION_EDGES, index) for index in positions]
+    pending = []
+    for count, ts_ms in enumerate(times, 1):
+        pending.append(Impression("v", ts_ms))
+        if count % 13 == 0 or count == len(times):
+            store.put("u", pending).result(5)
+            pending = []
+            for cache in (warm, HistoryCache(ranker, store, 10**6)):
+                found = cache.get("u").columns.session[SESSION_POSITION]
                 assert found[-last:].tolist() == rows[:count][-last:], count
     store.close()

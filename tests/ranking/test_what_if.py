@@ -1,4 +1,4 @@
-"""What a nudge is said to change is what the ranking would be, were that prediction another one."""
+"""What-if results equal the ranking with the changed prediction."""
 
 import math
 from dataclasses import replace
@@ -28,13 +28,13 @@ WINDOWS = 3
 NAMES = [objective.name for objective in prediction_objectives(CARD, TASKS)]
 
 
-def world(seed: int) -> tuple[Scorer, TargetPredictions, WindowBatch, list[RankingTask]]:
-    """A random ensemble and random predictions for the targets of random windows."""
+def random_case(seed: int) -> tuple[Scorer, TargetPredictions, WindowBatch, list[RankingTask]]:
+    """Return a random ensemble and random predictions for the targets of random windows."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     batch = collate(make_columns(CARD, WINDOWS, rng), np.arange(WINDOWS), {}, dedup=False, request_gap_s=WHOLE_WINDOW)
     targets, keys = len(batch.target_window), len(batch.history_index)
-    judged = TargetPredictions(
+    predictions = TargetPredictions(
         encoding=None,  # type: ignore[arg-type]
         probability=torch.rand(targets, len(NAMES) - 1),
         time=3 * torch.rand(targets, len(CARD.predicted_actions) + 1),
@@ -47,27 +47,27 @@ def world(seed: int) -> tuple[Scorer, TargetPredictions, WindowBatch, list[Ranki
     card: Any = SimpleNamespace(config=SimpleNamespace(max_history_events=4))
     ranker: Any = SimpleNamespace(objective_tasks=TASKS)
     counts = torch.bincount(batch.target_window, minlength=WINDOWS).tolist()
-    orders = []
+    tasks = []
     for count in counts:
         names = [f"i{number}" for number in range(count)]
         request = RankQuery("u", names, k=count, explain=True, include_timelines=False)
-        orders.append(RankingTask(CandidateItems(names, np.ones(count, bool), {}), ENSEMBLE, request))
-    return Scorer(CARD, ranker, (ensemble.eval(), card)), judged, batch, orders
+        tasks.append(RankingTask(CandidateItems(names, np.ones(count, bool), {}), ENSEMBLE, request))
+    return Scorer(CARD, ranker, (ensemble.eval(), card)), predictions, batch, tasks
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(NAMES), st.data())
-def test_a_nudge_is_the_ranking_of_another_prediction(seed: int, name: str, data: st.DataObject) -> None:
-    scorer, judged, batch, orders = world(seed)
+def test_what_if_equals_the_ranking_of_the_changed_prediction(seed: int, name: str, data: st.DataObject) -> None:
+    scorer, predictions, batch, tasks = random_case(seed)
     window = data.draw(st.integers(0, WINDOWS - 1))
-    at = data.draw(st.integers(0, len(orders[window].items.ids) - 1))
+    index = data.draw(st.integers(0, len(tasks[window].items.ids) - 1))
     changes = data.draw(st.lists(st.floats(-4, 4), min_size=1, max_size=4))
-    item = f"i{at}"
-    target = int((batch.target_window == window).nonzero()[at])
+    item = f"i{index}"
+    target = int((batch.target_window == window).nonzero()[index])
     with torch.no_grad():
-        answers = evaluate_what_if(WhatIf(item, name, changes), scorer, judged, batch, window, orders[window])
-        for change, answer in zip(changes, answers, strict=True):
-            probability, time = judged.probability.clone(), judged.time.clone()
+        results = evaluate_what_if(WhatIf(item, name, changes), scorer, predictions, batch, window, tasks[window])
+        for change, result in zip(changes, results, strict=True):
+            probability, time = predictions.probability.clone(), predictions.time.clone()
             if name == "watch_time":
                 time[target, -1] += change
                 expected = max(0.0, math.expm1(float(time[target, -1])))
@@ -75,53 +75,55 @@ def test_a_nudge_is_the_ranking_of_another_prediction(seed: int, name: str, data
                 odds = float(torch.logit(probability[target, NAMES.index(name)])) + change
                 expected = 1 / (1 + math.exp(-odds))
                 probability[target, NAMES.index(name)] = expected
-            otherwise = replace(judged, probability=probability, time=time)
-            listed = top_candidates(scorer, otherwise, batch, orders)[window]
-            (candidate,) = [each for each in listed if each.item == item]
+            changed = replace(predictions, probability=probability, time=time)
+            ranked = top_candidates(scorer, changed, batch, tasks)[window]
+            (candidate,) = [each for each in ranked if each.item == item]
             (part,) = [each for each in candidate.explanation if each.objective == name]
-            assert answer.change == change
-            assert answer.prediction == pytest.approx(expected, rel=1e-3, abs=1e-6)
-            assert answer.score == pytest.approx(candidate.score, rel=1e-3, abs=1e-4)
-            assert answer.contribution == pytest.approx(part.contribution, rel=1e-3, abs=1e-4)
-            ahead = sum(each.score > answer.score + 1e-4 for each in listed if each is not candidate)
-            behind = sum(each.score < answer.score - 1e-4 for each in listed if each is not candidate)
-            assert 1 + ahead <= answer.rank <= len(listed) - behind
+            assert result.change == change
+            assert result.prediction == pytest.approx(expected, rel=1e-3, abs=1e-6)
+            assert result.score == pytest.approx(candidate.score, rel=1e-3, abs=1e-4)
+            assert result.contribution == pytest.approx(part.contribution, rel=1e-3, abs=1e-4)
+            ahead = sum(each.score > result.score + 1e-4 for each in ranked if each is not candidate)
+            behind = sum(each.score < result.score - 1e-4 for each in ranked if each is not candidate)
+            assert 1 + ahead <= result.rank <= len(ranked) - behind
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6))
-def test_a_better_prediction_never_lowers_score_or_place(seed: int) -> None:
-    scorer, judged, batch, orders = world(seed)
+def test_better_predictions_never_lower_score_or_rank(seed: int) -> None:
+    scorer, predictions, batch, tasks = random_case(seed)
     changes = np.linspace(-6, 6, 25).tolist()
     for objective in scorer.objectives:
         with torch.no_grad():
-            answers = evaluate_what_if(WhatIf("i0", objective.name, changes), scorer, judged, batch, 0, orders[0])
-        rising = answers if objective.higher_is_better else answers[::-1]
+            results = evaluate_what_if(WhatIf("i0", objective.name, changes), scorer, predictions, batch, 0, tasks[0])
+        rising = results if objective.higher_is_better else results[::-1]
         assert all(np.diff([each.score for each in rising]) > -1e-5)
         assert all(np.diff([each.rank for each in rising]) <= 0)
-        assert all(np.diff([each.prediction for each in answers]) >= 0)
+        assert all(np.diff([each.prediction for each in results]) >= 0)
 
 
-def test_equals_keep_their_order_by_name() -> None:
-    """Without any change, a candidate among its doubles has the place that the list gives it."""
-    scorer, judged, batch, orders = next(made for made in map(world, range(99)) if len(made[3][0].items.ids) >= 3)
-    mine = batch.target_window == 0
-    for values in (judged.probability, judged.time, judged.context):
-        values[mine] = values[mine][:1].clone()
+def test_ties_are_ranked_by_name() -> None:
+    """Without a change, a candidate among equal ones has the rank of the list."""
+    scorer, predictions, batch, tasks = next(
+        case for case in map(random_case, range(99)) if len(case[3][0].items.ids) >= 3
+    )
+    is_target = batch.target_window == 0
+    for values in (predictions.probability, predictions.time, predictions.context):
+        values[is_target] = values[is_target][:1].clone()
     with torch.no_grad():
-        for place, item in enumerate(orders[0].items.ids, 1):
-            (answer,) = evaluate_what_if(WhatIf(item, "like", [0.0]), scorer, judged, batch, 0, orders[0])
-            assert answer.rank == place
+        for rank, item in enumerate(tasks[0].items.ids, 1):
+            (result,) = evaluate_what_if(WhatIf(item, "like", [0.0]), scorer, predictions, batch, 0, tasks[0])
+            assert result.rank == rank
 
 
 @pytest.mark.parametrize(
-    ("nudge", "by", "message"),
+    ("what_if", "sort_by", "message"),
     [
         (WhatIf("i1", "like", [1.0]), "watch", "requires sort_by ensemble, not watch"),
         (WhatIf("i9", "like", [1.0]), ENSEMBLE, "'i9' is not a candidate"),
         (WhatIf("i1", "likes", [1.0]), ENSEMBLE, "unknown objective 'likes'; choose one of like, comment"),
     ],
 )
-def test_a_nudge_that_fits_nothing_is_refused(nudge: WhatIf, by: str, message: str) -> None:
+def test_rejects_invalid_what_if_queries(what_if: WhatIf, sort_by: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_what_if(nudge, by, ["i1", "i2"], world(0)[0])
+        check_what_if(what_if, sort_by, ["i1", "i2"], random_case(0)[0])

@@ -1,4 +1,4 @@
-"""What the service answers over HTTP, and what it says of it in its log."""
+"""HTTP API: responses, errors, authentication, metrics and log."""
 
 import asyncio
 import copy
@@ -35,20 +35,20 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]
         yield service
 
 
-def seen(answer: Any) -> list[str]:
-    """Items of the history that a ranking rested on, in order."""
-    return [step["action"] for step in answer.json()["candidates"][0]["timeline"]]
+def history_items(response: Any) -> list[str]:
+    """Return the items of the history that a ranking used, in order."""
+    return [step["action"] for step in response.json()["candidates"][0]["timeline"]]
 
 
-def test_candidates_come_best_first(one: RunningService) -> None:
+def test_candidates_are_sorted(one: RunningService) -> None:
     @settings(max_examples=25, deadline=None)
     @given(
         st.text('ab/%"ü\0 ', min_size=1, max_size=9), st.lists(st.sampled_from(ITEMS), min_size=1), st.integers(1, 50)
     )
     def ranks(user: str, candidates: list[str], k: int) -> None:
-        answer = one.rank(user, candidates=candidates, k=k)
-        assert answer.status_code == 200, answer.text
-        body = answer.json()
+        response = one.rank(user, candidates=candidates, k=k)
+        assert response.status_code == 200, response.text
+        body = response.json()
         assert [each["item"] for each in body["candidates"]] == expected_order(user, candidates, k)
         assert (body["user"], body["num_candidates"], body["model_version"]) == (user, len(set(candidates)), "one")
         schema.RankResponse.model_validate(body)
@@ -56,18 +56,18 @@ def test_candidates_come_best_first(one: RunningService) -> None:
     ranks()
 
 
-def test_what_has_no_number_is_null(one: RunningService) -> None:
+def test_nan_is_null(one: RunningService) -> None:
     (best,) = one.rank(k=1).json()["candidates"]
     assert best["timeline_probability"] is None
     assert best["score"] is None
 
 
-def test_an_event_counts_in_the_next_ranking(one: RunningService) -> None:
+def test_events_count_in_the_next_ranking(one: RunningService) -> None:
     user = "reader/of own%20writes ü"
     for number in range(5):
         posted = one.post(user, {"item": f"v{number}", "ts_ms": 1000 * number})
         assert (posted.status_code, posted.json()) == (200, {"recorded": 1})
-        assert seen(one.rank(user)) == [f"v{each}" for each in range(number + 1)]
+        assert history_items(one.rank(user)) == [f"v{each}" for each in range(number + 1)]
     late = {
         "item": "late",
         "ts_ms": 500,
@@ -75,76 +75,80 @@ def test_an_event_counts_in_the_next_ranking(one: RunningService) -> None:
         "actions": [{"name": "like", "at_s": 1.5}],
         "features": {"tab": "a"},
     }
-    for _ in range(2):  # a retry changes nothing
+    for _ in range(2):  # a retry has no effect
         one.post(user, late)
-        assert seen(one.rank(user)) == ["v0", "late", "v1", "v2", "v3", "v4"]
+        assert history_items(one.rank(user)) == ["v0", "late", "v1", "v2", "v3", "v4"]
     assert one.rank(user).json()["fallbacks"] == []
-    told = one.client.get("/v1/users/reader%2Fof%20own%2520writes%20%C3%BC/history", params={"last": 5}).json()
-    assert [each["item"] for each in told["impressions"]] == ["late", "v1", "v2", "v3", "v4"], "the last five"
-    assert told["user"] == user
-    assert told["durations_s"] == {"v1": 1.0, "v2": 2.0, "v3": 3.0, "v4": 4.0}, "of the videos that the model knows"
+    response = one.client.get("/v1/users/reader%2Fof%20own%2520writes%20%C3%BC/history", params={"last": 5}).json()
+    assert [each["item"] for each in response["impressions"]] == ["late", "v1", "v2", "v3", "v4"], "the latest five"
+    assert response["user"] == user
+    assert response["durations_s"] == {"v1": 1.0, "v2": 2.0, "v3": 3.0, "v4": 4.0}, "for videos known to the model"
     assert user in one.client.get("/v1/users", params={"count": 100}).json()["users"]
-    assert told["impressions"][0] == {**late, "watch_s": 3.0}
-    again = one.rank(user, history=told["impressions"])
-    assert seen(again) == ["late", "v1", "v2", "v3", "v4"], "a history that is given is used as it is"
+    assert response["impressions"][0] == {**late, "watch_s": 3.0}
+    again = one.rank(user, history=response["impressions"])
+    assert history_items(again) == ["late", "v1", "v2", "v3", "v4"], (
+        "a history in the request replaces the recorded one"
+    )
     assert one.rank(user, history=[]).json()["fallbacks"] == ["empty_history"]
 
 
-def test_without_a_moment_it_is_now(one: RunningService) -> None:
-    def moment(user: str, **body: Any) -> int | None:
+def test_default_query_time_is_now(one: RunningService) -> None:
+    def query_time(user: str, **body: Any) -> int | None:
         assert one.rank(user, **body).status_code == 200
-        found: int | None = one.ranker.query_times[-1]
-        return found
+        value: int | None = one.ranker.query_times[-1]
+        return value
 
     for user in ("last seen long ago", "never seen"):
         if user != "never seen":
             one.post(user, {"item": "v1", "ts_ms": 10**12, "watch_s": 5})
         before = int(time.time() * 1000)
-        assert before <= (moment(user) or 0) <= time.time() * 1000
-        assert moment(user, now_ms=7) == 7
-        assert moment(user, history=[{"item": "v1", "ts_ms": 10**12}]) is None, "follows from the history given"
+        assert before <= (query_time(user) or 0) <= time.time() * 1000
+        assert query_time(user, now_ms=7) == 7
+        assert query_time(user, history=[{"item": "v1", "ts_ms": 10**12}]) is None, (
+            "derived from the history in the request"
+        )
     ahead = int(time.time() * 1000) + 3_600_000
     one.post("of another clock", {"item": "v1", "ts_ms": ahead})
-    assert moment("of another clock") == ahead, "it counts in the next ranking"
+    assert query_time("of another clock") == ahead, "it counts in the next ranking"
 
 
-def test_a_user_who_is_forgotten_has_no_past(one: RunningService) -> None:
+def test_deleted_user_has_no_history(one: RunningService) -> None:
     user = "to be/forgotten"
     path = "/v1/users/to%20be%2Fforgotten/history"
     for number in range(3):
         one.post(user, {"item": f"v{number}", "ts_ms": number})
-    assert seen(one.rank(user)) == ["v0", "v1", "v2"]
-    answer = one.client.delete(path)
-    assert (answer.status_code, answer.json()) == (200, {"num_deleted": 3})
+    assert history_items(one.rank(user)) == ["v0", "v1", "v2"]
+    response = one.client.delete(path)
+    assert (response.status_code, response.json()) == (200, {"num_deleted": 3})
     assert user not in one.service._model.backend.history_cache._entries
     assert one.client.get(path).json()["impressions"] == []
     assert user not in one.client.get("/v1/users", params={"count": 100}).json()["users"]
     assert one.rank(user).json()["fallbacks"] == ["empty_history"]
     for number in range(5, 8):
         one.post(user, {"item": f"v{number}", "ts_ms": number})
-    assert seen(one.rank(user)) == ["v5", "v6", "v7"]
+    assert history_items(one.rank(user)) == ["v5", "v6", "v7"]
     assert one.client.delete(path).json() == {"num_deleted": 3}
     assert one.client.delete(path).json() == {"num_deleted": 0}
 
 
-def test_a_category_that_is_a_number_is_recorded_as_the_number_it_is(one: RunningService) -> None:
+def test_numeric_categories_keep_their_type(one: RunningService) -> None:
     features = {"tab": 1, "speed": 1.0, "place": -(10**15), "city": "1"}
     one.post("counts", {"item": "v1", "ts_ms": 1, "features": features})
     (impression,) = one.client.get("/v1/users/counts/history").json()["impressions"]
     assert repr(impression["features"]) == repr(features)
 
 
-def test_impressions_of_one_request_are_recorded_all_or_none(one: RunningService) -> None:
+def test_events_are_recorded_atomically(one: RunningService) -> None:
     wrong = {"item": "v2", "ts_ms": 2, "actions": [{"name": "fly"}]}
-    answer = one.post("half", {"item": "v1", "ts_ms": 1}, wrong)
-    assert answer.status_code == 422
-    assert "unknown action 'fly'" in answer.json()["error"]["message"]
+    response = one.post("half", {"item": "v1", "ts_ms": 1}, wrong)
+    assert response.status_code == 422
+    assert "unknown action 'fly'" in response.json()["error"]["message"]
     assert one.client.get("/v1/users/half/history").json()["impressions"] == []
 
 
 IMPRESSION = {"item": "v", "ts_ms": 1}
 LATEST = schema.MAX_TIMESTAMP_MS
-REFUSED: list[tuple[str, dict[str, Any], str]] = [
+INVALID: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/rank", {"candidates": []}, "body.candidates: List should have at least 1 item"),
     ("/v1/rank", {"candidates": ["v"] * 2001}, "body.candidates: List should have at most 2000 items"),
     ("/v1/rank", {"candidates": [1] * 2000}, "body.candidates.0: Input should be a valid string"),
@@ -175,27 +179,25 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "fields", "why"), REFUSED)
-def test_what_cannot_be_is_refused_by_name_of_the_field(
-    one: RunningService, path: str, fields: dict[str, Any], why: str
-) -> None:
+@pytest.mark.parametrize(("path", "fields", "why"), INVALID)
+def test_rejects_invalid_fields_by_name(one: RunningService, path: str, fields: dict[str, Any], why: str) -> None:
     body = {"user": "u"} | ({"candidates": ["v"]} if path == "/v1/rank" else {"impressions": [IMPRESSION]}) | fields
-    answer = one.client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
-    assert answer.status_code == 422
-    error = schema.ErrorResponse.model_validate(answer.json()).error
+    response = one.client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+    error = schema.ErrorResponse.model_validate(response.json()).error
     assert error.code == "invalid_request"
     assert why in error.message
     assert len(error.message) < 600
-    assert error.request_id == answer.headers["x-request-id"]
+    assert error.request_id == response.headers["x-request-id"]
 
 
-def test_one_request_that_fails_fails_alone(one: RunningService) -> None:
-    answer = one.rank(candidates=["bad"])
-    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+def test_failed_request_affects_no_other(one: RunningService) -> None:
+    response = one.rank(candidates=["bad"])
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
     assert one.rank().status_code == 200
 
 
-def test_no_line_of_the_log_names_a_user_or_an_item(one: RunningService, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_contains_no_user_or_item(one: RunningService, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     user, item = "secret-user", "secret-item"
     statuses = [
@@ -212,34 +214,34 @@ def test_no_line_of_the_log_names_a_user_or_an_item(one: RunningService, caplog:
         one.client.post("/v1/rank", content=f'{{"user": "{user}"', headers={"Content-Type": "application/json"}),
     ]
     assert [each.status_code for each in statuses] == [200, 500, 504, 422, 422, 200, 422, 422, 200, 404, 400]
-    ours = [record.getMessage() for record in caplog.records if record.name.startswith(("a2gen_rec", "uvicorn"))]
-    lines = [line for line in ours if line.startswith(("GET", "POST"))]
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith(("a2gen_rec", "uvicorn"))]
+    lines = [line for line in messages if line.startswith(("GET", "POST"))]
     assert len(lines) == len(statuses)
     assert any(line.startswith("GET /v1/users/{user:path}/history 200 ") for line in lines)
     assert all(each.headers["x-request-id"] in line for each, line in zip(statuses, lines, strict=True))
-    assert any("KeyError" in line for line in ours), "the failure itself is told"
-    assert not [line for line in ours if "secret" in line]
+    assert any("KeyError" in line for line in messages), "the failure itself is logged"
+    assert not [line for line in messages if "secret" in line]
 
 
-def test_requests_keep_their_identifier_if_it_is_a_sane_one(one: RunningService) -> None:
-    def told(given: str) -> str:
-        return one.client.get("/healthz", headers={"X-Request-Id": given}).headers["x-request-id"]
+def test_valid_request_ids_are_kept(one: RunningService) -> None:
+    def request_id(value: str) -> str:
+        return one.client.get("/healthz", headers={"X-Request-Id": value}).headers["x-request-id"]
 
-    assert told("Trace-1.2_3") == "Trace-1.2_3"
-    assert told("a" * 65) != "a" * 65
-    assert told("two words") != "two words"
-
-
-def test_every_answer_is_guarded_in_the_browser(one: RunningService) -> None:
-    answers = [one.rank(), one.rank(k=0), one.client.get("/nothing"), one.rank(candidates=["bad"])]
-    for answer in answers:
-        assert answer.headers["content-security-policy"].startswith("default-src 'self';")
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["cache-control"] == "no-store"
-        assert "access-control-allow-origin" not in answer.headers
+    assert request_id("Trace-1.2_3") == "Trace-1.2_3"
+    assert request_id("a" * 65) != "a" * 65
+    assert request_id("two words") != "two words"
 
 
-def test_without_keys_no_page_of_another_site_gets_through(one: RunningService) -> None:
+def test_responses_have_security_headers(one: RunningService) -> None:
+    responses = [one.rank(), one.rank(k=0), one.client.get("/nothing"), one.rank(candidates=["bad"])]
+    for response in responses:
+        assert response.headers["content-security-policy"].startswith("default-src 'self';")
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["cache-control"] == "no-store"
+        assert "access-control-allow-origin" not in response.headers
+
+
+def test_without_keys_rejects_other_hosts_and_origins(one: RunningService) -> None:
     def status(**headers: str) -> int:
         return one.client.post("/v1/model/reload", headers=headers).status_code
 
@@ -258,7 +260,7 @@ def test_without_keys_no_page_of_another_site_gets_through(one: RunningService) 
     assert form.status_code == 415
 
 
-def test_with_keys_only_who_has_one_gets_through(locked: RunningService) -> None:
+def test_with_keys_requires_a_valid_one(locked: RunningService) -> None:
     def status(path: str, **headers: str | bytes) -> int:
         return locked.client.get(path, headers={"Authorization": "", **headers}).status_code
 
@@ -279,55 +281,60 @@ def test_with_keys_only_who_has_one_gets_through(locked: RunningService) -> None
     assert locked.rank().status_code == 200
 
 
-def test_the_model_is_told(one: RunningService) -> None:
-    told = schema.ModelResponse.model_validate(one.client.get("/v1/model").json())
-    assert (told.version, told.dataset, told.actions[0], told.actions[-1]) == ("one", "random", "start", "exit")
-    assert {feature.level for feature in told.features} <= {"user", "item", "context"}
-    assert (told.sample_users, told.sample_items) == (["u1", "u2"], ITEMS)
-    assert (told.sort_keys, told.session_gap_s) == (["like"], 25.0)
-    assert told.limits["candidates"] == 2000
+def test_model_info(one: RunningService) -> None:
+    response = schema.ModelResponse.model_validate(one.client.get("/v1/model").json())
+    assert (response.version, response.dataset, response.actions[0], response.actions[-1]) == (
+        "one",
+        "random",
+        "start",
+        "exit",
+    )
+    assert {feature.level for feature in response.features} <= {"user", "item", "context"}
+    assert (response.sample_users, response.sample_items) == (["u1", "u2"], ITEMS)
+    assert (response.sort_keys, response.session_gap_s) == (["like"], 25.0)
+    assert response.limits["candidates"] == 2000
 
 
-def test_figures_for_prometheus(one: RunningService) -> None:
-    def figures() -> dict[str, float]:
+def test_prometheus_metrics(one: RunningService) -> None:
+    def metrics() -> dict[str, float]:
         lines = one.client.get("/metrics").text.splitlines()
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
-    before = figures()
+    before = metrics()
     one.rank("figures")
     one.rank("figures", k=0)
     one.post("figures", IMPRESSION, IMPRESSION | {"ts_ms": 2})
-    after = figures()
+    after = metrics()
 
-    def rise(name: str) -> float:
+    def increase(name: str) -> float:
         return after[name] - before.get(name, 0)
 
-    assert rise('a2gen_request_seconds_count{route="/v1/rank",status="200"}') == 1
-    assert rise('a2gen_errors_total{code="invalid_request"}') == 1
-    assert rise("a2gen_impressions_total") == 2
-    assert rise('a2gen_degraded_rankings_total{kind="empty_history"}') == 1
-    assert rise("a2gen_batch_candidates_sum") == 5
-    assert rise("a2gen_queue_seconds_count") == 1
+    assert increase('a2gen_request_seconds_count{route="/v1/rank",status="200"}') == 1
+    assert increase('a2gen_errors_total{code="invalid_request"}') == 1
+    assert increase("a2gen_impressions_total") == 2
+    assert increase('a2gen_degraded_rankings_total{kind="empty_history"}') == 1
+    assert increase("a2gen_batch_candidates_sum") == 5
+    assert increase("a2gen_queue_seconds_count") == 1
     assert after["a2gen_queue_candidates"] == 0
     assert after['a2gen_model{version="one"}'] == 1
     assert not [name for name in after if "figures" in name]
 
 
-def test_the_examples_of_the_api_s_description_are_good_requests(one: RunningService, locked: RunningService) -> None:
-    described = one.client.get("/openapi.json").json()
+def test_openapi_examples_are_valid_requests(one: RunningService, locked: RunningService) -> None:
+    openapi = one.client.get("/openapi.json").json()
     for path, name in (("/v1/rank", "RankRequest"), ("/v1/events", "EventsRequest")):
-        (example,) = described["components"]["schemas"][name]["examples"]
+        (example,) = openapi["components"]["schemas"][name]["examples"]
         assert one.client.post(path, json=example).status_code == 200
-    assert "security" not in described["paths"]["/v1/rank"]["post"]
+    assert "security" not in openapi["paths"]["/v1/rank"]["post"]
     assert "security" in locked.client.get("/openapi.json").json()["paths"]["/v1/rank"]["post"]
 
 
-def test_a_page_of_the_package_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serves_the_page_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "index.html").write_text("<p>page")
     monkeypatch.setattr("a2gen_rec.serving.http.app.WEB", tmp_path)
     with running(tmp_path, KEYS) as service:
-        answer = service.client.get("/", headers={"Authorization": ""})
-        assert (answer.status_code, answer.text) == (200, "<p>page"), "it asks for the key itself"
+        response = service.client.get("/", headers={"Authorization": ""})
+        assert (response.status_code, response.text) == (200, "<p>page"), "the page itself asks for the key"
         assert service.client.get("/v1/nothing").json()["error"]["code"] == "not_found"
         assert service.client.get("/..%2f..%2fetc/passwd").status_code == 404
         assert service.rank().status_code == 200
@@ -349,18 +356,18 @@ def test_a_page_of_the_package_is_served(tmp_path: Path, monkeypatch: pytest.Mon
         b'{"user": "u1", "candidates": ["bad"]}',
     ],
 )
-def test_rankings_are_answered_as_the_described_route_would(one: RunningService, body: bytes) -> None:
-    direct = create_app(one.service)
-    assert isinstance(direct.app, _RankFastPath)
-    routed = copy.copy(direct)
-    routed.app = direct.app.app
+def test_fast_path_matches_the_documented_route(one: RunningService, body: bytes) -> None:
+    fast = create_app(one.service)
+    assert isinstance(fast.app, _RankFastPath)
+    routed = copy.copy(fast)
+    routed.app = fast.app.app
 
-    async def ask(app: RequestGuard) -> httpx.Response:
+    async def post(app: RequestGuard) -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             kind = {"Content-Type": "application/json", "X-Request-Id": "same"}
             return await client.post("/v1/rank", content=body, headers=kind)
 
-    found, expected = (asyncio.run(ask(app)) for app in (direct, routed))
-    assert (found.status_code, found.json()) == (expected.status_code, expected.json())
-    assert found.headers.items() == expected.headers.items()
+    actual, expected = (asyncio.run(post(app)) for app in (fast, routed))
+    assert (actual.status_code, actual.json()) == (expected.status_code, expected.json())
+    assert actual.headers.items() == expected.headers.items()

@@ -1,4 +1,4 @@
-"""`a2gen serve` as a process: what it prints, what its signals do, and what survives its death."""
+"""`a2gen serve` as a process: output, signals, errors and durability."""
 
 import logging
 import os
@@ -28,20 +28,20 @@ from tests.helpers.service import TIMEOUT_S, serve_process
 
 
 @pytest.fixture(autouse=True)
-def process_as_before() -> Iterator[None]:
-    """The command sets up the log and a signal of its process."""
-    hang_up = signal.getsignal(signal.SIGHUP)
+def restore_process_state() -> Iterator[None]:
+    """Restore the loggers and the signal handler that the command changes."""
+    handler = signal.getsignal(signal.SIGHUP)
     loggers = [logging.getLogger(name) for name in ("a2gen_rec.serving", "uvicorn.error")]
     before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
     yield
     for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
         logger.handlers[:], logger.propagate = handlers, propagate
         logger.setLevel(level)
-    signal.signal(signal.SIGHUP, hang_up)
+    signal.signal(signal.SIGHUP, handler)
 
 
-def test_every_acknowledged_event_survives_a_kill(tmp_path: Path) -> None:
-    """Eight clients post as fast as they can; the process is killed in the middle; it is started again."""
+def test_acknowledged_events_survive_sigkill(tmp_path: Path) -> None:
+    """Eight clients post continuously while the process is killed; then it is restarted."""
     arguments = ["--model", str(make_model(tmp_path / "model")), "--event-store", str(tmp_path / "e.db"), "--port", "0"]
     acknowledged: list[tuple[str, int]] = []
     with serve_process(*arguments) as (server, address), ThreadPoolExecutor(8) as threads:
@@ -52,31 +52,31 @@ def test_every_acknowledged_event_survives_a_kill(tmp_path: Path) -> None:
                 for number in range(10**6):
                     body = {"user": user, "impressions": [{"item": f"v{number}", "ts_ms": number}]}
                     try:
-                        answer = client.post("/v1/events", json=body)
+                        response = client.post("/v1/events", json=body)
                     except httpx.TransportError:
                         assert killed.is_set()
                         return
-                    assert answer.status_code == 200
+                    assert response.status_code == 200
                     acknowledged.append((user, number))
 
-        posting = [threads.submit(post_events, f"u{number}") for number in range(8)]
+        clients = [threads.submit(post_events, f"u{number}") for number in range(8)]
         while len(acknowledged) < 100:
             time.sleep(0.01)
         killed.set()
         server.kill()
-        for each in posting:
+        for each in clients:
             each.result(TIMEOUT_S)
     assert len({user for user, _ in acknowledged}) == 8
     with serve_process(*arguments) as (_, address), httpx.Client(base_url=address, timeout=TIMEOUT_S) as client:
         for user in {user for user, _ in acknowledged}:
-            told = client.get(f"/v1/users/{user}/history", params={"last": 1000}).json()["impressions"]
-            recorded = {each["ts_ms"] for each in told}
+            impressions = client.get(f"/v1/users/{user}/history", params={"last": 1000}).json()["impressions"]
+            recorded = {each["ts_ms"] for each in impressions}
             assert {number for name, number in acknowledged if name == user} <= recorded
             ranked = client.post("/v1/rank", json={"user": user, "candidates": ["v1"]}).json()
             assert ranked["history_length"] == min(len(recorded), make_card().max_history + SESSION_MARGIN)
 
 
-def test_the_signals_of_a_service(tmp_path: Path) -> None:
+def test_signals(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
     keys = tmp_path / "keys"
     keys.write_text("# ours\nsixteen-letters-or-more\n")
@@ -113,7 +113,7 @@ def test_the_signals_of_a_service(tmp_path: Path) -> None:
         server.send_signal(signal.SIGTERM)
         while client.get("/readyz").status_code == 200:
             time.sleep(0.02)
-        assert client.post("/v1/rank", json=slow).status_code == 200, "for a while, requests are taken still"
+        assert client.post("/v1/rank", json=slow).status_code == 200, "requests are accepted during the pre-stop delay"
         client.close()
         assert server.wait(TIMEOUT_S) == 0
         assert server.stderr is not None
@@ -126,16 +126,16 @@ def test_the_signals_of_a_service(tmp_path: Path) -> None:
         assert "Traceback" not in log
 
 
-def test_a_signal_while_the_model_is_loaded_does_no_harm(tmp_path: Path) -> None:
+def test_sighup_while_loading_is_ignored(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     os.mkfifo(model / "version")
 
-    def hang_up(started: subprocess.Popen[str]) -> None:
+    def send_sighup(started: subprocess.Popen[str]) -> None:
         pipe = None
         while pipe is None:
             assert started.poll() is None
-            with suppress(OSError):  # not read yet
+            with suppress(OSError):  # the model is not being read yet
                 pipe = os.open(model / "version", os.O_WRONLY | os.O_NONBLOCK)
             time.sleep(0.02)
         started.send_signal(signal.SIGHUP)
@@ -143,47 +143,49 @@ def test_a_signal_while_the_model_is_loaded_does_no_harm(tmp_path: Path) -> None
         os.close(pipe)
 
     arguments = ["--model", str(model), "--event-store", str(tmp_path / "e.db"), "--port", "0"]
-    with serve_process(*arguments, on_start=hang_up) as (_, address):
+    with serve_process(*arguments, on_start=send_sighup) as (_, address):
         assert httpx.get(f"{address}/v1/model").json()["version"] == "one"
 
 
-def test_what_keeps_a_service_from_starting_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_startup_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, store = str(make_model(tmp_path / "model")), str(tmp_path / "e.db")
 
-    def fails(*arguments: str) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as ended:
+    def error_of(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as exit_info:
             main(["serve", "--event-store", store, *arguments])
         error = capsys.readouterr().err
         assert error.count("\n") == 1, error
-        return int(ended.value.code or 0), error
+        return int(exit_info.value.code or 0), error
 
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        assert fails("--model", model, "--port", port) == (
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert error_of("--model", model, "--port", port) == (
             1,
             f"a2gen: error: cannot listen on 127.0.0.1 port {port} (Address already in use)\n",
         )
-    code, error = fails("--model", model, "--host", "0.0.0.0", "--port", "0")
+    code, error = error_of("--model", model, "--host", "0.0.0.0", "--port", "0")
     assert (code, error) == (
         2,
         "a2gen: error: binding to 0.0.0.0 requires --api-key-file\n",
     )
-    assert not os.path.exists(store), "nothing is left"
-    assert "no exported model found" in fails("--model", str(tmp_path / "none"), "--port", "0")[1]
-    assert "serve.max_batch_candidates 0 must be positive" in fails("--model", model, "--max-batch-candidates", "0")[1]
-    assert "serve.port 70000" in fails("--model", model, "--port", "70000")[1]
-    assert "cannot listen on nowhere.invalid" in fails("--model", model, "--host", "nowhere.invalid")[1]
+    assert not os.path.exists(store), "no store was created"
+    assert "no exported model found" in error_of("--model", str(tmp_path / "none"), "--port", "0")[1]
+    assert (
+        "serve.max_batch_candidates 0 must be positive" in error_of("--model", model, "--max-batch-candidates", "0")[1]
+    )
+    assert "serve.port 70000" in error_of("--model", model, "--port", "70000")[1]
+    assert "cannot listen on nowhere.invalid" in error_of("--model", model, "--host", "nowhere.invalid")[1]
 
 
-def test_keys_are_read_or_refused(tmp_path: Path) -> None:
+def test_read_keys(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("\n# comment\n0123456789abcdef\n  fedcba9876543210  \n")
     assert read_keys(str(file)) == ["0123456789abcdef", "fedcba9876543210"]
-    for wrong, why in (("\n# 0123456789abcdef", "no API key"), ("short", "at least 16"), ("ü" * 16, "ASCII")):
-        file.write_text(wrong)
-        with pytest.raises(UserError, match=why) as error:
+    for content, message in (("\n# 0123456789abcdef", "no API key"), ("short", "at least 16"), ("ü" * 16, "ASCII")):
+        file.write_text(content)
+        with pytest.raises(UserError, match=message) as error:
             read_keys(str(file))
-        assert wrong.strip() not in str(error.value) or not wrong.strip()
+        assert content.strip() not in str(error.value) or not content.strip()
     with pytest.raises(UserError, match="cannot be read"):
         read_keys(str(tmp_path / "none"))
 
@@ -195,8 +197,7 @@ def test_binding_to_all_interfaces_requires_keys() -> None:
         serve("model", ServeConfig(host="::", port=0), lambda _: None)
 
 
-def test_help_comes_without_the_service() -> None:
-    """Importing the command imports neither torch nor the web framework."""
+def test_help_imports_neither_torch_nor_the_web_framework() -> None:
     program = "import sys, a2gen_rec.cli; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "fastapi", "uvicorn", "pydantic", "sqlite3"} & set(loaded)

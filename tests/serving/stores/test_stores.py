@@ -1,4 +1,4 @@
-"""Impressions outlast the process, and are read as they were recorded."""
+"""Event stores: durability, atomic writes, incremental reads and deletion."""
 
 import os
 import sqlite3
@@ -36,7 +36,7 @@ appends = st.lists(st.tuples(st.sampled_from(["a", "b", "a b", "ü"]), st.lists(
 
 
 class FakeRedis:
-    """The few commands that are asked of Redis, as its documentation has them."""
+    """In-memory implementation of the Redis commands that the store uses."""
 
     def __init__(self) -> None:
         self.hashes: dict[str, dict[str, str]] = {}
@@ -70,36 +70,36 @@ class FakeRedis:
 
 class FakePipeline:
     def __init__(self, client: FakeRedis) -> None:
-        self.client, self.todo = client, list[Callable[[], Any]]()
+        self.client, self.commands = client, list[Callable[[], Any]]()
 
     def hset(self, name: str, mapping: dict[str, str]) -> None:
-        self.todo.append(lambda: self.client.hashes.setdefault(name, {}).update(mapping))
+        self.commands.append(lambda: self.client.hashes.setdefault(name, {}).update(mapping))
 
     def zadd(self, name: str, mapping: dict[str, float]) -> None:
-        self.todo.append(lambda: self.client.sets.setdefault(name, {}).update(mapping))
+        self.commands.append(lambda: self.client.sets.setdefault(name, {}).update(mapping))
 
     def hincrby(self, name: str, key: str, by: int) -> None:
         def add() -> None:
             content = self.client.hashes.setdefault(name, {})
             content[key] = str(int(content.get(key, 0)) + by)
 
-        self.todo.append(add)
+        self.commands.append(add)
 
     def hsetnx(self, name: str, key: str, value: str) -> None:
-        self.todo.append(lambda: self.client.hashes.setdefault(name, {}).setdefault(key, value))
+        self.commands.append(lambda: self.client.hashes.setdefault(name, {}).setdefault(key, value))
 
     def zcard(self, name: str) -> None:
-        self.todo.append(lambda: len(self.client.sets.get(name, {})))
+        self.commands.append(lambda: len(self.client.sets.get(name, {})))
 
     def delete(self, *names: str) -> None:
-        self.todo.append(
+        self.commands.append(
             lambda: [kind.pop(name, None) for kind in (self.client.hashes, self.client.sets) for name in names]
         )
 
     def execute(self) -> list[Any]:
         if self.client.fails:
             raise self.client.fails
-        return [each() for each in self.todo]
+        return [each() for each in self.commands]
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -111,31 +111,31 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventStore
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(appends, st.integers(1, 5))
-def test_the_last_impressions_are_read_as_recorded(store: EventStore, given: Any, last: int) -> None:
-    """Against a dictionary; and what has changed since a reading, with what was read then, is all there is to know."""
-    world = uuid.uuid4().hex  # users of this example
+def test_reads_match_a_reference_dictionary(store: EventStore, writes: Any, limit: int) -> None:
+    """An earlier read plus the version since then equals a full read."""
+    prefix = uuid.uuid4().hex  # users of this example
     expected: dict[str, dict[tuple[int, str], Impression]] = {}
-    seen: dict[str, tuple[int, dict[tuple[int, str], Impression]]] = {}
-    for name, recorded in given:
-        user = world + name
+    reads: dict[str, tuple[int, dict[tuple[int, str], Impression]]] = {}
+    for name, recorded in writes:
+        user = prefix + name
         store.put(user, recorded).result(5)
         expected.setdefault(user, {}).update({(each.ts_ms, each.item): each for each in recorded})
-        since, known = seen.get(user, (0, {}))
-        changes, fresh = store.get_recent(user, last, since)
-        assert changes > since
-        seen[user] = changes, known | {(each.ts_ms, each.item): each for each in fresh}
-        assert store.get_recent(user, last, changes) == (changes, [])
+        since, previous = reads.get(user, (0, {}))
+        version, new = store.get_recent(user, limit, since)
+        assert version > since
+        reads[user] = version, previous | {(each.ts_ms, each.item): each for each in new}
+        assert store.get_recent(user, limit, version) == (version, [])
     for user, content in expected.items():
-        newest = [content[key] for key in sorted(content)][-last:]
-        assert repr(store.get_recent(user, last)[1]) == repr(newest), "1 and 1.0 are two"
+        newest = [content[key] for key in sorted(content)][-limit:]
+        assert repr(store.get_recent(user, limit)[1]) == repr(newest), "1 and 1.0 differ"
         for until in (0, 3):
-            earlier = [content[key] for key in sorted(content) if key[0] <= until][-last:]
-            assert store.get_recent(user, last, until_ms=until)[1] == earlier
-        assert [seen[user][1][key] for key in sorted(seen[user][1])][-last:] == newest
-    assert store.get_recent("unheard of", last) == (0, [])
+            earlier = [content[key] for key in sorted(content) if key[0] <= until][-limit:]
+            assert store.get_recent(user, limit, until_ms=until)[1] == earlier
+        assert [reads[user][1][key] for key in sorted(reads[user][1])][-limit:] == newest
+    assert store.get_recent("unheard of", limit) == (0, [])
 
 
-def test_some_users_are_those_of_whom_something_is_recorded(store: EventStore) -> None:
+def test_sample_users(store: EventStore) -> None:
     assert store.sample_users(9) == []
     users = ["u2", "a:{b}", "u1", "ü"]
     for user in users * 2:
@@ -145,36 +145,36 @@ def test_some_users_are_those_of_whom_something_is_recorded(store: EventStore) -
     assert set(store.sample_users(3)) < set(users)
 
 
-def test_a_user_who_is_forgotten_begins_anew(store: EventStore) -> None:
+def test_deleted_user_starts_a_new_history(store: EventStore) -> None:
     user, other = "a:{b}", "a"
     for _ in range(3):
         recorded = [Impression("v1", 5, actions=[]), Impression("v2", 6, actions=[])]
         for each in (user, other):
             store.put(each, recorded).result(5)
-        former, _ = store.get_recent(user, 9)
+        previous, _ = store.get_recent(user, 9)
         assert store.delete_user(user).result(5) == 2
-        assert store.get_recent(user, 9) == store.get_recent(user, 9, former) == (0, [])
+        assert store.get_recent(user, 9) == store.get_recent(user, 9, previous) == (0, [])
         assert store.sample_users(9) == [other]
         assert store.delete_user(user).result(5) == 0
-        store.put(user, recorded[1:]).result(5)  # as many changes as before
-        changes, found = store.get_recent(user, 9, former)
-        assert found == recorded[1:]
-        assert changes != former
-        assert not is_successor(changes, former)
+        store.put(user, recorded[1:]).result(5)  # the same number of changes as before
+        version, impressions_read = store.get_recent(user, 9, previous)
+        assert impressions_read == recorded[1:]
+        assert version != previous
+        assert not is_successor(version, previous)
         store.delete_user(user).result(5)
     assert store.get_recent(other, 9)[1] == recorded
 
 
-def test_no_number_follows_that_of_a_past_which_is_gone() -> None:
+def test_versions_of_a_deleted_history_have_no_successor() -> None:
     before = new_version()
     assert is_successor(before + 2, before + 1)
-    assert is_successor(2, 1), "of stores made before users could be forgotten"
+    assert is_successor(2, 1), "versions of stores without deletions"
     assert not is_successor(0, 1)
     assert not is_successor(new_version() + 1, before + 1)
     assert not is_successor(before + 1, 1)
 
 
-def test_nothing_of_a_forgotten_user_is_left_in_the_file(tmp_path: Path) -> None:
+def test_deleted_content_is_removed_from_the_file(tmp_path: Path) -> None:
     file = tmp_path / "events.db"
     store = SqliteStore(str(file))
     for number in range(300):
@@ -194,12 +194,12 @@ def test_nothing_of_a_forgotten_user_is_left_in_the_file(tmp_path: Path) -> None
     store.close()
 
 
-def test_what_was_acknowledged_is_there_after_closing_and_opening(tmp_path: Path) -> None:
-    file = str(tmp_path / "made" / "events.db")
+def test_acknowledged_impressions_survive_reopening(tmp_path: Path) -> None:
+    file = str(tmp_path / "created" / "events.db")
     store = SqliteStore(file)
-    waiting = [store.put(f"u{number % 3}", [Impression(f"v{number}", number)]) for number in range(50)]
+    writes = [store.put(f"u{number % 3}", [Impression(f"v{number}", number)]) for number in range(50)]
     store.close()
-    assert all(each.done() and each.exception() is None for each in waiting), "closing records what waits"
+    assert all(each.done() and each.exception() is None for each in writes), "closing completes pending writes"
     with pytest.raises(StoreBusy):
         store.put("u0", [Impression("v", 0)])
     again = SqliteStore(file)
@@ -207,23 +207,23 @@ def test_what_was_acknowledged_is_there_after_closing_and_opening(tmp_path: Path
     again.close()
 
 
-def test_events_that_wait_share_a_commit(tmp_path: Path) -> None:
+def test_pending_writes_share_a_commit(tmp_path: Path) -> None:
     store = SqliteStore(str(tmp_path / "events.db"))
-    commits, held, began = [], threading.Event(), threading.Event()
+    commits, release, started = [], threading.Event(), threading.Event()
 
     def trace(statement: str) -> None:
         if statement == "COMMIT":
             commits.append(statement)
         if statement.startswith("BEGIN"):
-            began.set()
-            held.wait(5)
+            started.set()
+            release.wait(5)
 
     store._writer.set_trace_callback(trace)
     first = store.put("u", [Impression("v", 0)])
-    assert began.wait(5)
+    assert started.wait(5)
     others = [store.put("u", [Impression("v", number)]) for number in range(1, MAX_GROUP_COMMIT + 1)]
-    assert not first.done(), "nothing is acknowledged before it is committed"
-    held.set()
+    assert not first.done(), "acknowledged only after the commit"
+    release.set()
     wait([first, *others], 10)
     assert len(commits) == 2
     assert store._writer.execute("PRAGMA synchronous").fetchone() == (2,), "FULL"
@@ -231,53 +231,53 @@ def test_events_that_wait_share_a_commit(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_full_store_says_so_reads_on_and_records_again_once_there_is_room(tmp_path: Path) -> None:
+def test_full_store_stays_readable_and_recovers(tmp_path: Path) -> None:
     store = SqliteStore(str(tmp_path / "events.db"), max_pages=8)
     recorded = 0
     while (failed := store.put("u", [Impression("v" * 200, recorded)]).exception(5)) is None:
         recorded += 1
     assert isinstance(failed, StoreFull)
     assert recorded > 10
-    assert [each.ts_ms for each in store.get_recent("u", 99_999)[1]] == list(range(recorded)), "no half of an append"
+    assert [each.ts_ms for each in store.get_recent("u", 99_999)[1]] == list(range(recorded)), "writes are atomic"
     store._writer.execute("PRAGMA max_page_count = 1000")
     store.put("u", [Impression("v", recorded)]).result(5)
     assert len(store.get_recent("u", 99_999)[1]) == recorded + 1
     store.close()
 
 
-def test_what_is_no_store_is_refused_in_one_line(tmp_path: Path) -> None:
-    def refused(file: Path, why: str) -> None:
+def test_rejects_files_that_are_no_event_store(tmp_path: Path) -> None:
+    def check_rejected(file: Path, message: str) -> None:
         before = file.read_bytes() if file.is_file() else b""
-        with pytest.raises(UserError, match=why) as error:
+        with pytest.raises(UserError, match=message) as error:
             open_store(str(file))
         assert str(file) in str(error.value)
-        assert (file.read_bytes() if file.is_file() else b"") == before, "it stays as it is"
+        assert (file.read_bytes() if file.is_file() else b"") == before, "the file is unchanged"
 
     text = tmp_path / "text"
     text.write_text("no database " * 100)
-    refused(text, "not a database")
+    check_rejected(text, "not a database")
     other = tmp_path / "other.db"
     connection = sqlite3.connect(other)
     connection.execute("CREATE TABLE mine (x)")
     connection.close()
-    refused(other, "not an a2gen event store")
+    check_rejected(other, "not an a2gen event store")
     newer = tmp_path / "newer.db"
     SqliteStore(str(newer)).close()
     connection = sqlite3.connect(newer)
     connection.execute("PRAGMA user_version = 2")
     connection.close()
-    refused(newer, r"schema version 2 is newer than supported \(1\)")
-    refused(tmp_path, "cannot be used as an event store")
+    check_rejected(newer, r"schema version 2 is newer than supported \(1\)")
+    check_rejected(tmp_path, "cannot be used as an event store")
     with pytest.raises(UserError, match="must be a local file path"):
         open_store("s3://bucket/events")
     with pytest.raises(UserError, match="does not respond"):
         open_store("redis://127.0.0.1:1/0")
 
 
-def test_a_store_that_was_stopped_while_it_was_made_is_made_again(tmp_path: Path) -> None:
+def test_interrupted_creation_is_repeated(tmp_path: Path) -> None:
     file = tmp_path / "events.db"
     connection = sqlite3.connect(file)
-    connection.execute("PRAGMA journal_mode = WAL")  # which writes the file's first page
+    connection.execute("PRAGMA journal_mode = WAL")  # writes the first page of the file
     connection.close()
     assert file.stat().st_size > 0
     store = SqliteStore(str(file))
@@ -286,25 +286,25 @@ def test_a_store_that_was_stopped_while_it_was_made_is_made_again(tmp_path: Path
     store.close()
 
 
-def test_one_new_file_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
-    """Threads for processes: what locks a file lies between connections."""
+def test_concurrent_creation_of_one_file(tmp_path: Path) -> None:
+    """Threads stand for processes: SQLite locks files between connections."""
     for number in range(10):
-        file, together = str(tmp_path / f"{number}.db"), threading.Barrier(4)
+        file, barrier = str(tmp_path / f"{number}.db"), threading.Barrier(4)
 
-        def opened(file: str = file, together: threading.Barrier = together) -> SqliteStore:
-            together.wait(5)
+        def opened(file: str = file, barrier: threading.Barrier = barrier) -> SqliteStore:
+            barrier.wait(5)
             return SqliteStore(file)
 
         with ThreadPoolExecutor(4) as threads:
             stores = [each.result(10) for each in [threads.submit(opened) for _ in range(4)]]
-        for place, store in enumerate(stores):
-            store.put("u", [Impression("v", place)]).result(5)
+        for index, store in enumerate(stores):
+            store.put("u", [Impression("v", index)]).result(5)
         assert [each.ts_ms for each in stores[0].get_recent("u", 9)[1]] == [0, 1, 2, 3]
         for store in stores:
             store.close()
 
 
-def test_a_damaged_store_is_unavailable_without_naming_a_user(tmp_path: Path) -> None:
+def test_errors_of_a_damaged_store_name_no_user(tmp_path: Path) -> None:
     file = tmp_path / "events.db"
     store = SqliteStore(str(file))
     store.put("secret", [Impression("v", 0)]).result(5)
@@ -318,7 +318,7 @@ def test_a_damaged_store_is_unavailable_without_naming_a_user(tmp_path: Path) ->
     store.close()
 
 
-def test_redis_that_does_not_answer_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_circuit_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
     import redis
 
     now = 100.0
@@ -339,15 +339,17 @@ def test_redis_that_does_not_answer_is_left_alone_for_a_while(monkeypatch: pytes
     store.close()
 
 
-@pytest.mark.skipif("A2GEN_TEST_REDIS" not in os.environ, reason="no Redis: A2GEN_TEST_REDIS=redis://…")
+@pytest.mark.skipif(
+    "A2GEN_TEST_REDIS" not in os.environ, reason="set A2GEN_TEST_REDIS=redis://… to test with a real server"
+)
 def test_a_real_redis() -> None:
     store = open_store(os.environ["A2GEN_TEST_REDIS"])
     user = os.urandom(8).hex()
     store.put(user, [Impression("v1", 2, 1.5, [("like", None)], {"tab": "a"}), Impression("v0", 1)]).result(5)
     store.put(user, [Impression("v1", 2, 2.5)]).result(5)
-    changes, found = store.get_recent(user, 1)
-    assert found == [Impression("v1", 2, 2.5)]
-    assert store.get_recent(user, 9, changes) == (changes, [])
+    version, impressions_read = store.get_recent(user, 1)
+    assert impressions_read == [Impression("v1", 2, 2.5)]
+    assert store.get_recent(user, 9, version) == (version, [])
     assert store.delete_user(user).result(5) == 2
-    assert store.get_recent(user, 9, changes) == (0, [])
+    assert store.get_recent(user, 9, version) == (0, [])
     store.close()
