@@ -112,7 +112,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventStore
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(appends, st.integers(1, 5))
 def test_reads_match_a_reference_dictionary(store: EventStore, writes: Any, limit: int) -> None:
-    """An earlier read plus the version since then equals a full read."""
+    """An earlier read plus the changes since then equals a full read."""
     prefix = uuid.uuid4().hex  # users of this example
     expected: dict[str, dict[tuple[int, str], Impression]] = {}
     reads: dict[str, tuple[int, dict[tuple[int, str], Impression]]] = {}
