@@ -34,8 +34,14 @@ def connect(memory_limit_gb: float, threads: int, spill: Path) -> duckdb.DuckDBP
     if threads:
         settings["threads"] = threads
     connection = duckdb.connect(":memory:", config=settings)
-    connection.execute("SET enable_progress_bar = false")
+    disable_progress_bar(connection)
     return connection
+
+
+def disable_progress_bar(connection: duckdb.DuckDBPyConnection) -> None:
+    """Disable the progress bar. Jupyter without ipywidgets has none, and DuckDB refuses the setting there."""
+    if fetch_one(connection, "SELECT current_setting('enable_progress_bar')")[0]:
+        connection.execute("SET enable_progress_bar = false")
 
 
 def quote_identifier(name: str) -> str:

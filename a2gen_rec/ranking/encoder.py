@@ -24,7 +24,7 @@ from a2gen_rec.data.features.sessions import impression_end_ms
 from a2gen_rec.data.prepare import staging
 from a2gen_rec.data.prepare.windows import action_lists
 from a2gen_rec.data.schema import ITEM_ID, DatasetCard, Feature, FeatureSpec
-from a2gen_rec.data.sql import ROW_COLUMN, quote_identifier, quote_literal
+from a2gen_rec.data.sql import ROW_COLUMN, disable_progress_bar, quote_identifier, quote_literal
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.history import EncodedHistory, merge_histories
 from a2gen_rec.ranking.types import Impression, Value
@@ -52,7 +52,7 @@ class ImpressionEncoder:
     ) -> None:
         self.card, self.vocabularies, self.items, self.max_history = card, vocabularies, items, max_history
         self.connection = duckdb.connect(":memory:", config={"threads": 1, "enable_external_access": False})
-        self.connection.execute("SET enable_progress_bar = false")
+        disable_progress_bar(self.connection)
         self.from_time = card.time_features
         self.impression_features = [
             feature for feature in _raw_features(card, "item", "context") if feature.name != ITEM_ID
