@@ -68,7 +68,7 @@ def export_table(metrics: Mapping[str, Any]) -> Table:
     loss = metrics["loss"]
     caption = f"loss {loss['original']:.5f}, exported {loss['exported']:.5f}"
     if any(auc["within_tolerance"] is None for auc in metrics["auc"].values()):
-        caption += f"\n*: fewer than {metrics['least']} positives or negatives; exempt from the tolerance"
+        caption += f"\n*: fewer than {metrics['min_positives']} positives or negatives; exempt from the tolerance"
     table = new_table(f"exported model: {metrics['split']}, {metrics['targets']:,} targets", caption)
     table.add_column("", no_wrap=True)
     for header in ("positives", "AUC", "exported\nAUC", "change"):
