@@ -21,7 +21,7 @@ BIN := .venv/bin
 OUT := quickstart
 TORCHX := $(BIN)/torchx --log_level WARNING
 
-.PHONY: help install quickstart demo test lint types format benchmarks results clean distclean
+.PHONY: help install quickstart demo test lint types format docs benchmarks results clean distclean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-17s  %s\n", $$1, $$2 }'
@@ -90,14 +90,18 @@ benchmarks: $(STAMP)  ## run all benchmarks in full and write benchmarks/RESULTS
 	$(BIN)/a2gen benchmark all --out benchmarks/results
 	mv benchmarks/results/RESULTS.md benchmarks/RESULTS.md
 
+docs: $(STAMP)  ## regenerate references and build the documentation into ./site
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 results: OUT := experiments/main
-results: $(STAMP)  ## run the main experiment on the raw logs in RAW and write docs/results.md; takes hours
+results: $(STAMP)  ## run the main experiment on the raw logs in RAW and write docs/results/experiments.md; takes hours
 	@$(if $(RAW),,echo "RAW=DIR is required: the directory of the raw logs listed in configs/experiments/main.yaml" >&2; exit 1)
 	$(BIN)/a2gen experiment --suite configs/experiments/main.yaml --raw $(RAW) --out $(OUT) --jobs $(or $(JOBS),2)
-	$(BIN)/a2gen report experiment $(OUT) --markdown docs/results.md
+	$(BIN)/a2gen report experiment $(OUT) --markdown docs/results/experiments.md
 
 clean:  ## delete caches, build outputs and the quickstart's files
-	rm -rf $(OUT) build dist packaging/*/build *.egg-info packaging/*/*.egg-info .coverage htmlcov
+	rm -rf $(OUT) build dist site packaging/*/build *.egg-info packaging/*/*.egg-info .coverage htmlcov
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
