@@ -1,4 +1,4 @@
-"""Evaluate a run, with its ensemble if it has one."""
+"""Evaluation of a run, including its ensemble if it has one."""
 
 from dataclasses import replace
 from typing import Any
@@ -30,44 +30,49 @@ def evaluate_run(
     ensemble: str = "",
     predictions: str = "",
 ) -> dict[str, Any]:
-    """Evaluate a run's best checkpoint; rank 0 gets the result (see ``evaluate``), the others ``{}``.
+    """Evaluate a run's best checkpoint. Called by all ranks.
 
     Args:
-        ensemble: its folder; by default the run's own. Where there is one, ``lists`` has its list metrics.
-        predictions: Parquet file to write every target's to; none if empty.
+        run: Run directory.
+        split: Name of the split.
+        data: Dataset directory; empty for that of the run.
+        config: Settings of the evaluation.
+        device: Device of the model.
+        ensemble: Ensemble directory; by default that of the run, if any.
+        predictions: Parquet file for per-target predictions; empty for none.
+
+    Returns:
+        On rank 0, the result of :func:`evaluate` with ``run``, ``step`` and ``lists``, the list metrics of the ensemble
+        and its baselines (empty without an ensemble); on other ranks ``{}``.
     """
-    with load_run(run, data, device) as opened:
+    with load_run(run, data, device) as loaded:
         folder = ensemble or all_gather_object(default_ensemble_dir(run))[0]
-        compared = (
-            load_list_comparison(opened, run, folder, split) if folder else None
-        )  # an unfit one is told of at once
-        built, settings = opened.model, replace(opened.config, evaluate=config)
+        # First, so that an incompatible ensemble fails before the evaluation.
+        comparison = load_list_comparison(loaded, run, folder, split) if folder else None
+        model, settings = loaded.model, replace(loaded.config, evaluate=config)
         result = evaluate(
-            built.model_parallel,
-            built.model.ranker,
-            opened.dataset,
-            split,
-            settings,
-            opened.process,
-            predictions,
+            model.model_parallel, model.model.ranker, loaded.dataset, split, settings, loaded.process, predictions
         )
     if not result:
         return {}
-    # Out of the group: no rank waits for the first one's metrics.
-    lists = {} if compared is None else {"split": split, **measure_methods(*compared)}
-    return {**result, "run": run, "step": opened.step, "lists": lists}
+    # Outside the process group: list metrics on rank 0 may exceed the timeout of a collective.
+    lists = {} if comparison is None else {"split": split, **measure_methods(*comparison)}
+    return {**result, "run": run, "step": loaded.step, "lists": lists}
 
 
 def load_list_comparison(
-    opened: LoadedRun, run: str, folder: str, split: str
+    loaded: LoadedRun, run: str, folder: str, split: str
 ) -> tuple[dict[str, nn.Module], SessionLists, EnsembleCard] | None:
-    """A fitting ensemble and its baselines by name, the split's lists, and its card; None on ranks but the first.
+    """Load a compatible ensemble with its baselines, and the split's lists. Called by all ranks.
+
+    Returns:
+        Models by name, lists, and the ensemble's card; None on ranks other than 0.
 
     Raises:
-        UserError: there is no ensemble, a file of it is missing or damaged, or it is of another checkpoint.
+        UserError: The ensemble is missing, corrupted, or belongs to another checkpoint.
     """
     with sync_errors():
-        model, card = load_compatible_ensemble(opened, folder)
+        model, card = load_compatible_ensemble(loaded, folder)
         models = {UMRE: model, **load_baselines(folder, card)}
-    lists = cached_session_lists(opened, run, split, card.config)
+    lists = cached_session_lists(loaded, run, split, card.config)
     return None if lists is None else (models, lists, card)

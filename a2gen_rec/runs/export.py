@@ -1,7 +1,7 @@
-"""From a trained run to a folder that ``serving`` ranks with (``a2gen export``).
+"""Export of a trained run to a directory for ranking and serving (``a2gen export``).
 
-The exported model is read back and evaluated like the run before it is given out: what it costs in AUC is measured
-on what was written, by the evaluation's own path, and stands in its manifest.
+The exported model is loaded again and evaluated with the same code as the run before it is published. Its manifest
+records the change in AUC.
 """
 
 import platform
@@ -30,12 +30,18 @@ from a2gen_rec.utils import paths
 from a2gen_rec.utils.atomic_dir import atomic_output_dir, require_empty_dir
 
 MIN_POSITIVES = 100
-"""Positives and negatives of an action without which its AUC cannot tell a loss of a thousandth from chance."""
+"""Minimum number of positives and of negatives of an action; below it, an AUC drop of 0.001 is within noise."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export gave: the folder, its manifest, and its size in bytes."""
+    """Result of an export.
+
+    Attributes:
+        folder: Directory of the exported model.
+        manifest: Manifest of the exported model.
+        size_bytes: Total size of its files, in bytes.
+    """
 
     folder: str
     manifest: Manifest
@@ -47,75 +53,84 @@ def export_run(
     out: str,
     dtype: TableDtype = "int8",
     data: str = "",
-    tolerance: float = 1e-3,
+    max_auc_drop: float = 1e-3,
     ensemble: str = "",
     split: Literal["valid", "test"] = "test",
 ) -> ExportResult:
-    """Write a run's best checkpoint, its ensemble and all it knows of raw values to the new folder ``out``.
+    """Write a run's best checkpoint, its ensemble and the vocabularies to the new directory ``out``.
 
     Args:
-        dtype: of the tables looked up by id.
-        data: dataset folder; by default the run's own.
-        tolerance: most that the AUC of an action or label may fall by on ``split``; of those that have fewer than
-            ``LEAST`` positives or negatives there, it is only measured.
-        ensemble: its folder; by default the run's own, if it has one.
+        run: Run directory.
+        out: Output directory, must be empty or missing.
+        dtype: Data type of the tables looked up by id.
+        data: Dataset directory; by default that of the run.
+        max_auc_drop: Maximum drop of the AUC of an action or label on ``split``. Actions with fewer than
+            ``MIN_POSITIVES`` positives or negatives are measured but exempt.
+        ensemble: Ensemble directory; by default that of the run, if any.
+        split: Split of the evaluation.
 
     Raises:
-        ConfigError: the tolerance is negative.
-        UserError: no such run; ``out`` is not empty; the AUC falls by more than the tolerance. Nothing is left behind.
+        ConfigError: ``max_auc_drop`` is negative, or the job has several ranks.
+        UserError: The run does not exist, ``out`` is not empty, or the AUC drops too far. Nothing is left behind.
     """
-    if not tolerance >= 0:
-        raise ConfigError(f"--max-auc-drop {tolerance} must be at least 0")
+    if not max_auc_drop >= 0:
+        raise ConfigError(f"--max-auc-drop {max_auc_drop} must be at least 0")
     require_empty_dir(out)
-    with load_run(run, data, "cpu") as opened:
-        if opened.process.world_size > 1:
-            raise ConfigError("one process exports a model, however many trained it; run this without torchrun")
-        folder = ensemble or fit.default_ensemble_dir(run)
-        if folder:
-            fit.load_compatible_ensemble(opened, folder)
-        card, order = opened.card, export_permutation(opened.dataset)
-        before = _measured(opened, opened.model.model_parallel, opened.model.model.ranker, split)
-        with atomic_output_dir(out) as made:
+    with load_run(run, data, "cpu") as loaded:
+        if loaded.process.world_size > 1:
+            raise ConfigError("`a2gen export` is single-process; do not launch it with torchrun")
+        ensemble = ensemble or fit.default_ensemble_dir(run)
+        if ensemble:
+            fit.load_compatible_ensemble(loaded, ensemble)
+        card, permutation = loaded.card, export_permutation(loaded.dataset)
+        before = _evaluate(loaded, loaded.model.model_parallel, loaded.model.model.ranker, split)
+        with atomic_output_dir(out) as output:
             settings = ModelSettings(
-                opened.config.model,
-                opened.config.evaluate.max_unexplored_mass,
-                opened.config.loader.bucket_overhead_tokens,
+                loaded.config.model,
+                loaded.config.evaluate.max_unexplored_mass,
+                loaded.config.loader.bucket_overhead_tokens,
             )
-            write_model(made, card, settings, full_state_dict(opened.model.model), dtype, order)
-            write_vocabularies(made, opened.dataset, order)
-            if folder:
-                (made / ENSEMBLE).mkdir()
+            write_model(output, card, settings, full_state_dict(loaded.model.model), dtype, permutation)
+            write_vocabularies(output, loaded.dataset, permutation)
+            if ensemble:
+                (output / ENSEMBLE).mkdir()
                 for name in (CARD_FILE, WEIGHTS_FILE):
-                    shutil.copyfile(paths.to_local_path(paths.join(folder, name)), made / ENSEMBLE / name)
-            source = {"run": run, "step": opened.step, "checkpoint": opened.fingerprint, "dataset": card.name}
-            write_manifest(made, dtype, source, _versions(), {})
-            model = load_artifact(str(made)).model
-            for name, rows in order.items():  # the dataset's windows hold the dataset's rows
+                    shutil.copyfile(paths.to_local_path(paths.join(ensemble, name)), output / ENSEMBLE / name)
+            source = {"run": run, "step": loaded.step, "checkpoint": loaded.fingerprint, "dataset": card.name}
+            write_manifest(output, dtype, source, _versions(), {})
+            model = load_artifact(str(output)).model
+            for name, rows in permutation.items():  # the dataset's windows contain row numbers of the dataset
                 model.embeddings.permute_rows(name, torch.from_numpy(rows))
-            after = _measured(opened, ModelWithLoss(model, _loss(opened)), model.ranker, split)
-            metrics = compare_auc(before, after, tolerance)
+            after = _evaluate(loaded, ModelWithLoss(model, _loss(loaded)), model.ranker, split)
+            metrics = compare_auc(before, after, max_auc_drop)
             check_auc_drop(metrics, out)
-            manifest = write_manifest(made, dtype, source, _versions(), metrics)
+            manifest = write_manifest(output, dtype, source, _versions(), metrics)
     return ExportResult(out, manifest, sum(file["bytes"] for file in manifest.files.values()))
 
 
-def compare_auc(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float) -> dict[str, Any]:
-    """Loss, and AUC per action and label, of the original and of what was exported; arguments as ``evaluate`` gives."""
+def compare_auc(before: Mapping[str, Any], after: Mapping[str, Any], max_auc_drop: float) -> dict[str, Any]:
+    """Compare loss and AUC of the original and the exported model.
+
+    Args:
+        before: Evaluation of the original model (see :func:`evaluate`).
+        after: Evaluation of the exported model.
+        max_auc_drop: Maximum drop of the AUC.
+    """
     actions = {}
     for name, original in before["actions"].items():
         exported = after["actions"][name]["auc"]
         positives = original["positives"]
-        tells = MIN_POSITIVES <= positives <= before["targets"] - MIN_POSITIVES
+        has_enough = MIN_POSITIVES <= positives <= before["targets"] - MIN_POSITIVES
         actions[name] = {
             "original": original["auc"],
             "exported": exported,
             "positives": positives,
-            "within_tolerance": None if not tells else bool(original["auc"] - exported <= tolerance),
+            "within_tolerance": None if not has_enough else bool(original["auc"] - exported <= max_auc_drop),
         }
     return {
         "split": before["split"],
         "targets": before["targets"],
-        "tolerance": tolerance,
+        "tolerance": max_auc_drop,
         "min_positives": MIN_POSITIVES,
         "auc": actions,
         "loss": {"original": before["loss"]["total"], "exported": after["loss"]["total"]},
@@ -123,23 +138,23 @@ def compare_auc(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: 
 
 
 def check_auc_drop(metrics: Mapping[str, Any], out: str) -> None:
-    """Raise a UserError unless the AUC of each action that can tell has stayed within the tolerance."""
-    fell = {name: auc for name, auc in metrics["auc"].items() if auc["within_tolerance"] is False}
-    if fell:
-        told = ", ".join(f"{name} {auc['original']:.4f} -> {auc['exported']:.4f}" for name, auc in fell.items())
+    """Raise UserError if the AUC of an action with enough data drops by more than the tolerance."""
+    dropped = {name: auc for name, auc in metrics["auc"].items() if auc["within_tolerance"] is False}
+    if dropped:
+        changes = ", ".join(f"{name} {auc['original']:.4f} -> {auc['exported']:.4f}" for name, auc in dropped.items())
         raise UserError(
-            f"{out}: not written: on {metrics['split']} the AUC falls by more than --max-auc-drop {metrics['tolerance']:g}"
-            f" ({told}); export with --dtype fp16 or fp32"
+            f"{out}: not written: on {metrics['split']} the AUC drops by more than --max-auc-drop "
+            f"{metrics['tolerance']:g} ({changes}); export with --dtype fp16 or fp32"
         )
 
 
-def _measured(opened: LoadedRun, task: torch.nn.Module, ranker: Any, split: str) -> dict[str, Any]:
-    return evaluate(task, ranker, opened.dataset, split, opened.config, opened.process)
+def _evaluate(loaded: LoadedRun, task: torch.nn.Module, ranker: Any, split: str) -> dict[str, Any]:
+    return evaluate(task, ranker, loaded.dataset, split, loaded.config, loaded.process)
 
 
-def _loss(opened: LoadedRun) -> Loss:
-    """The run's own: what is learned of it is part of what is measured."""
-    return opened.model.model_parallel.module.loss
+def _loss(loaded: LoadedRun) -> Loss:
+    """Return the run's loss with its learned weights."""
+    return loaded.model.model_parallel.module.loss
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""An exported model's files, written: what is where is told in ``serving/artifact.py``, which reads them."""
+"""Writer of an exported model's files; :mod:`a2gen_rec.artifact.artifact` describes and reads them."""
 
 import os
 from collections.abc import Mapping
@@ -34,21 +34,21 @@ from a2gen_rec.runs.row_order import renumber_rows
 from a2gen_rec.utils import paths
 
 DICTIONARY_MIN_REPEATS = 50
-"""Occurrences of each value of a column, on average, from which a dictionary of them pays."""
+"""Minimum average number of occurrences per value for dictionary encoding of a column."""
 
 
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """A module's tensors, unsharded, on the CPU: those that this process has."""
+    """Return a module's tensors unsharded on the CPU, from the shards of this process."""
     from torch.distributed._shard.sharded_tensor import ShardedTensor
 
     state: dict[str, Tensor] = {}
     for name, value in module.state_dict().items():
         if isinstance(value, ShardedTensor):
-            whole = torch.empty(value.size(), dtype=value.dtype)
+            full = torch.empty(value.size(), dtype=value.dtype)
             for shard in value.local_shards():
-                at = zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
-                whole[tuple(slice(begin, begin + size) for begin, size in at)] = shard.tensor.cpu()
-            value = whole
+                ranges = zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
+                full[tuple(slice(start, start + size) for start, size in ranges)] = shard.tensor.cpu()
+            value = full
         state[name] = value.detach().cpu()
     return state
 
@@ -59,13 +59,17 @@ def write_model(
     settings: ModelSettings,
     state: Mapping[str, Tensor],
     dtype: TableDtype,
-    order: Mapping[str, np.ndarray],
+    permutation: Mapping[str, np.ndarray],
 ) -> None:
-    """Write configuration, card, tables and the dense part.
+    """Write settings, card, tables and the dense model.
 
     Args:
-        state: of a ``RankingModel``, whole tensors by name.
-        order: of tables whose rows are put in another order, as ``export_rows.row_order`` gives it.
+        folder: Output directory.
+        card: Dataset card.
+        settings: Settings of the model.
+        state: Full tensors of a :class:`RankingModel` by name.
+        dtype: Data type of the tables looked up by id.
+        permutation: Table -> row permutation, from :func:`export_permutation`.
     """
     paths.write_text(str(folder / SETTINGS), yaml.safe_dump(asdict(settings), sort_keys=False))
     card.save(str(folder))
@@ -78,22 +82,28 @@ def write_model(
             dense[f"table/{name}"] = weight.float().contiguous()
             continue
         for part, stored in quantize_rows(weight, dtype).named_buffers():
-            tables[f"{name}/{part}"] = stored[order[name]] if name in order else stored
+            tables[f"{name}/{part}"] = stored[permutation[name]] if name in permutation else stored
     save_file(tables, folder / TABLES)
     save_file(dense, folder / DENSE)
-    for file in (TABLES, DENSE):  # the library's own files are for their owner alone
+    for file in (TABLES, DENSE):  # safetensors creates files readable by their owner only
         os.chmod(folder / file, 0o644)
 
 
-def write_vocabularies(folder: Path, dataset: Dataset, order: Mapping[str, np.ndarray]) -> None:
-    """Copy what a dataset knows of raw values, in as few bytes as Parquet can; ``order`` as in :func:`write_model`."""
+def write_vocabularies(folder: Path, dataset: Dataset, permutation: Mapping[str, np.ndarray]) -> None:
+    """Copy vocabularies and entity tables of a dataset to compact Parquet files.
+
+    Args:
+        folder: Output directory.
+        dataset: Prepared dataset.
+        permutation: As in :func:`write_model`.
+    """
     card = dataset.card
     (folder / "vocabulary").mkdir()
     for feature in card.features:
         if has_vocabulary(feature):
             name = vocabulary_file(feature)
             table = read_table(paths.join(dataset.path, name), ["value", "row"])
-            _write_compact(renumber_rows(table, {"row": order[feature.name]}, "row"), folder / name)
+            _write_compact(renumber_rows(table, {"row": permutation[feature.name]}, "row"), folder / name)
     for level, name in ENTITY_TABLES.items():
         file = paths.join(dataset.path, name)
         table = read_table(file)
@@ -101,16 +111,16 @@ def write_vocabularies(folder: Path, dataset: Dataset, order: Mapping[str, np.nd
         for feature in features.values():
             if feature.name in table.column_names:
                 read_feature_column(table[feature.name], feature, file)
-        kept = [each for each in table.column_names if each in features or each in (level, RAW_DURATION_COLUMN)]
-        if RAW_DURATION_COLUMN in kept:
-            kept = [each for each in kept if each != duration_feature(card)]
-        _write_compact(renumber_rows(table.select(kept), order, IDENTIFIERS[level]), folder / name)
+        columns = [column for column in table.column_names if column in {*features, level, RAW_DURATION_COLUMN}]
+        if RAW_DURATION_COLUMN in columns:
+            columns = [column for column in columns if column != duration_feature(card)]
+        _write_compact(renumber_rows(table.select(columns), permutation, IDENTIFIERS[level]), folder / name)
 
 
 def _write_compact(table: pa.Table, file: Path) -> None:
-    """Parquet: dictionaries of values that recur; differences of sorted text, and of integers with hardly two alike."""
-    schema = pa.schema([_compact(field) for field in table.schema])
-    recurring = [name for name in table.column_names if _recurs(table[name])]
+    """Write Parquet with dictionaries for recurring values and delta encoding for sorted text and distinct integers."""
+    schema = pa.schema([_compact_field(field) for field in table.schema])
+    recurring = [name for name in table.column_names if _use_dictionary(table[name])]
     encodings = {
         field.name: "DELTA_BYTE_ARRAY" if pa.types.is_string(field.type) else "DELTA_BINARY_PACKED"
         for field in schema
@@ -122,12 +132,11 @@ def _write_compact(table: pa.Table, file: Path) -> None:
     )  # fmt: skip
 
 
-def _recurs(column: pa.ChunkedArray) -> bool:
-    # Of numbers without order Parquet has no better encoding, and falls back where a dictionary would grow large.
-    return pa.types.is_floating(column.type) or DICTIONARY_MIN_REPEATS * pc.count_distinct(column).as_py() <= len(
-        column
-    )
+def _use_dictionary(column: pa.ChunkedArray) -> bool:
+    if pa.types.is_floating(column.type):  # no better Parquet encoding; large dictionaries fall back to plain
+        return True
+    return DICTIONARY_MIN_REPEATS * pc.count_distinct(column).as_py() <= len(column)
 
 
-def _compact(field: pa.Field) -> pa.Field:
+def _compact_field(field: pa.Field) -> pa.Field:
     return pa.field(field.name, pa.int32()) if pa.types.is_integer(field.type) else field

@@ -1,4 +1,4 @@
-"""Ranking candidates for one user with a trained run (``a2gen rank --run``)."""
+"""Ranking of candidates for one user with a trained run (``a2gen rank --run``)."""
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from a2gen_rec.runs.next_window import append_candidates_now, empty_window, read
 from a2gen_rec.training.loaded_run import DeviceChoice, LoadedRun, load_run
 
 DEFAULT_CANDIDATES = 100
+"""Number of popular items ranked if no candidates are given."""
 
 
 def rank_run(
@@ -28,62 +29,72 @@ def rank_run(
     device: DeviceChoice = "auto",
     ensemble: str = "",
 ) -> RankedList:
-    """Rank candidates for a user by a run's best checkpoint, right after the user's last impression.
+    """Rank candidates for a user with a run's best checkpoint, right after the user's last impression.
 
     Args:
-        run: the run's folder.
-        user: raw identifier; one that the dataset does not have is ranked for without history.
-        candidates: file of raw item identifiers, one a line; by default the items most shown in training.
-        by: ``ensemble``, ``watch``, or an outcome; by default the first of these that there is. Where less is better
-            (glances, explicit negatives), the least likely come first.
-        top: how many of the best to return.
-        data: dataset folder; by default the run's own.
-        ensemble: its folder; by default the run's own, if it has one.
+        run: Run directory.
+        user: Raw identifier; a user unknown to the dataset is ranked without history.
+        candidates: File of raw item identifiers, one per line; by default the most frequent items in training.
+        sort_by: ``ensemble``, ``watch`` or an outcome; by default the first available. Outcomes where lower is better
+            (glances, explicit negatives) sort ascending.
+        k: Number of candidates to return.
+        data: Dataset directory; by default that of the run.
+        device: Device of the model.
+        ensemble: Ensemble directory; by default that of the run, if any.
 
     Raises:
-        UserError: no such run or file, no candidate, nothing of the name ``by``; the dataset breaks its contract; the
-            ensemble is of another checkpoint.
+        UserError: The run or file does not exist, there is no candidate, ``sort_by`` is unknown, the dataset violates
+            its contract, or the ensemble belongs to another checkpoint.
     """
-    wanted = read_candidates(candidates) if candidates else []
-    with load_run(run, data, device) as opened:
-        card = opened.card
-        fused = _ensemble(opened, run, ensemble)
-        sort_by = resolve_sort_key(card, sort_by, opened.model.model.ranker.objective_tasks, fused is not None)
-        items = (
-            find_candidate_items(opened.dataset, wanted)
-            if wanted
-            else popular_items(opened.dataset, DEFAULT_CANDIDATES)
+    item_ids = read_candidates(candidates) if candidates else []
+    with load_run(run, data, device) as loaded:
+        card = loaded.card
+        loaded_ensemble = _load_ensemble(loaded, run, ensemble)
+        sort_by = resolve_sort_key(
+            card, sort_by, loaded.model.model.ranker.objective_tasks, loaded_ensemble is not None
         )
-        window = read_latest_window(opened.dataset, user)
+        items = (
+            find_candidate_items(loaded.dataset, item_ids)
+            if item_ids
+            else popular_items(loaded.dataset, DEFAULT_CANDIDATES)
+        )
+        window = read_latest_window(loaded.dataset, user)
         history = empty_window(card) if window is None else window
-        seen = min(len(history.ts_ms), opened.model.model.ranker.max_history)
-        scorer = Scorer(card, opened.model.model.ranker, fused)
+        history_length = min(len(history.ts_ms), loaded.model.model.ranker.max_history)
+        scorer = Scorer(card, loaded.model.model.ranker, loaded_ensemble)
         columns = append_candidates_now(history, items, card)
         full_tables, bucket_overhead = (
-            opened.model.model.tables.full_tables,
-            opened.config.loader.bucket_overhead_tokens,
+            loaded.model.model.tables.full_tables,
+            loaded.config.loader.bucket_overhead_tokens,
         )
         batch = collate(
             columns, np.zeros(1, np.int64), full_tables, request_gap_s=WHOLE_WINDOW, bucket_overhead=bucket_overhead
         )
-        batch = batch.to(opened.process.device)
-        opened.model.model_parallel.eval()
+        batch = batch.to(loaded.process.device)
+        loaded.model.model_parallel.eval()
         with torch.no_grad():
-            looked_up = opened.model.model.embeddings(batch.sparse)
-            judged = predict_targets(looked_up, scorer.ranker, batch, opened.config.evaluate.max_unexplored_mass)
+            embeddings = loaded.model.model.embeddings(batch.sparse)
+            predictions = predict_targets(embeddings, scorer.ranker, batch, loaded.config.evaluate.max_unexplored_mass)
             (best,) = top_candidates(
-                scorer, judged, batch, [RankingTask(items, sort_by, RankQuery(user, items.ids, k=k, explain=True))]
+                scorer, predictions, batch, [RankingTask(items, sort_by, RankQuery(user, items.ids, k=k, explain=True))]
             )
     unknown = int((~items.is_known).sum())
     return RankedList(
-        user, window is not None, seen, sort_by, len(items.ids), unknown, best, sort_by in scorer.lower_is_better
+        user,
+        window is not None,
+        history_length,
+        sort_by,
+        len(items.ids),
+        unknown,
+        best,
+        sort_by in scorer.lower_is_better,
     )
 
 
-def _ensemble(opened: LoadedRun, run: str, folder: str) -> tuple[Ensemble, EnsembleCard] | None:
-    """The ensemble of a folder, or the run's own if it has one."""
+def _load_ensemble(loaded: LoadedRun, run: str, folder: str) -> tuple[Ensemble, EnsembleCard] | None:
+    """Load the ensemble of ``folder``, or the run's default ensemble if it has one."""
     folder = folder or fit.default_ensemble_dir(run)
     if not folder:
         return None
-    model, card = fit.load_compatible_ensemble(opened, folder)
-    return model.to(opened.process.device), card
+    model, card = fit.load_compatible_ensemble(loaded, folder)
+    return model.to(loaded.process.device), card

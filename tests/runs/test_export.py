@@ -64,7 +64,7 @@ def test_a_model_that_lost_too_much_leaves_nothing_behind(
     worse = compare_auc(measured(like=(0.9, 300)), measured(like=(0.8, 300)), 1e-3)
     with monkeypatch.context() as patch:
         patch.setattr(exporting, "compare_auc", lambda *_: worse)
-        assert "not written: on test the AUC falls by more than --max-auc-drop 0.001 (like 0.9000 -> 0.8000)" in told()
+        assert "not written: on test the AUC drops by more than --max-auc-drop 0.001 (like 0.9000 -> 0.8000)" in told()
     assert "--max-auc-drop -1.0 must be at least 0" in told("--max-auc-drop", "-1")
     assert json.loads((exported(run, out) / "manifest.json").read_text())["metrics"]["loss"]["original"] > 0
 
