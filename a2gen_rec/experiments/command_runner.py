@@ -1,4 +1,4 @@
-"""Commands of `a2gen` in processes of their own, several at a time, which end with this one."""
+"""Runner of ``a2gen`` commands in subprocesses that are terminated with this process."""
 
 import os
 import signal
@@ -12,7 +12,11 @@ from types import FrameType
 
 
 class CommandRunner:
-    """Runs commands, and stops those that run. Threads may share it."""
+    """Thread-safe runner of commands.
+
+    Attributes:
+        stopped: Whether :meth:`stop` was called.
+    """
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen] = set()
@@ -20,9 +24,9 @@ class CommandRunner:
         self.stopped = False
 
     def __call__(self, arguments: Sequence[str], log: str) -> int:
-        """Run ``a2gen`` with ``arguments``, its output at the end of the file ``log``; returns its exit code.
+        """Run ``a2gen`` with ``arguments`` on one thread and append its output to ``log``; return its exit code.
 
-        On one thread: as many at a time as the machine has cores is what makes the most of them.
+        One thread per command: throughput is highest with as many concurrent commands as cores.
         """
         environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
         environment["OMP_NUM_THREADS"] = "1"
@@ -46,7 +50,7 @@ class CommandRunner:
                     self._running.discard(process)
 
     def stop(self) -> None:
-        """Ask all that run to stop, which training does with a checkpoint, and start no more."""
+        """Terminate all running commands and start no more; training saves a checkpoint first."""
         with self._lock:
             self.stopped = True
             for process in self._running:
@@ -55,7 +59,7 @@ class CommandRunner:
 
 @contextmanager
 def sigterm_as_keyboard_interrupt() -> Iterator[None]:
-    """SIGTERM interrupts as Ctrl-C does, so that what was started is stopped too."""
+    """Translate SIGTERM to KeyboardInterrupt, so that subprocesses are stopped too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -63,8 +67,8 @@ def sigterm_as_keyboard_interrupt() -> Iterator[None]:
     def interrupt(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    previous_handler = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)

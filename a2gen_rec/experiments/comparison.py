@@ -1,4 +1,4 @@
-"""Models compared on a dataset: means over seeds, and differences over resampled users and seeds (METHODS §8)."""
+"""Comparison of models on a dataset: means over seeds, and bootstrap over users and seeds (METHODS §8)."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from a2gen_rec.experiments.bootstrap import p_value, percentile_interval, resamp
 from a2gen_rec.experiments.results import EvaluatedRun, ExperimentResults
 
 MIN_COUNT = 100
-"""Of positives, negatives or known times: an outcome with fewer would be the noise of a mean, and is left out."""
+"""Minimum number of positives, negatives or known times; outcomes with fewer would add noise to the means."""
 SCORE_METRICS = ("auc", "gauc", "ne", "calibration")
 TIME_METRICS = ("mae_log", "mae_s")
 REFERENCES = {
@@ -26,7 +26,7 @@ REFERENCES = {
 
 @dataclass(frozen=True)
 class MeanStd:
-    """A metric's mean and sample standard deviation over seeds; no deviation of a single one."""
+    """Mean and sample standard deviation of a metric over seeds; ``std`` is None for a single seed."""
 
     mean: float
     std: float | None
@@ -34,30 +34,35 @@ class MeanStd:
 
 @dataclass(frozen=True)
 class Difference:
-    """A model's metric less its reference's, 95 % interval and two-sided p-value over resampled users and seeds."""
+    """Difference of a metric to the reference model, with 95 % interval and two-sided p-value (bootstrap)."""
 
     value: float
     low: float
     high: float
     p: float
     p_is_bound: bool
-    """Whether 0 is passed in no resample: then p is at most that."""
+    """Whether all resampled differences have the same sign; ``p`` is then an upper bound."""
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class MetricsRow:
-    """A row of the comparison: a model, or a trivial reference.
+    """Row of the comparison: a model or a trivial baseline.
+
+    Means exclude outcomes with fewer than ``MIN_COUNT`` positives, negatives or known times.
 
     Attributes:
-        outcomes: action, label or objective -> ``OF_SCORE`` -> value; times: timed action -> ``OF_TIME`` -> value,
-            next_times: the same given the steps before each action, empty where that was not measured.
-        auc: mean over actions and labels; mae_log, mae_s: mean over timed actions, in log1p seconds and seconds; all
-            of them without what has fewer than ``LEAST``.
+        name: Name of the model or baseline.
+        outcomes: Action, label or objective -> metric of ``SCORE_METRICS`` -> value.
+        times: Timed action -> metric of ``TIME_METRICS`` -> value.
+        times_given_prefix: As ``times``, given the steps before each action; empty if not measured.
+        auc: Mean over actions and labels.
+        mae_log: Mean over timed actions, log1p seconds.
+        mae_s: Mean over timed actions, seconds.
     """
 
     name: str
@@ -71,15 +76,20 @@ class MetricsRow:
 
 @dataclass(frozen=True)
 class ModelResult(MetricsRow):
-    """A model over its seeds.
+    """Results of a model over its seeds.
 
     Attributes:
-        of: the model it is an ablation of, or empty; reference: what it is compared with, or empty.
-        overrides: what its settings differ in; seeds: of its runs.
-        auc_interval, mae_interval: 95 % interval of ``auc`` and ``mae_log`` over resampled users and seeds.
-        auc_difference, mae_difference: to the reference's.
-        targets_per_s: training speed of the fastest seed; seconds: median training time of those that trained in one
-            go; None where no seed tells.
+        ablation_of: Model of which this is an ablation; empty for none.
+        reference: Model of comparison; empty for none.
+        overrides: Settings that differ from those of the dataset.
+        seeds: Seeds of the runs.
+        auc_interval: 95 % bootstrap interval of ``auc``.
+        mae_interval: 95 % bootstrap interval of ``mae_log``.
+        auc_difference: Difference of ``auc`` to the reference.
+        mae_difference: Difference of ``mae_log`` to the reference.
+        parameters: Numbers of parameters, ``tables`` and ``dense``.
+        targets_per_s: Training speed of the fastest seed; None if unknown.
+        seconds: Median training time of uninterrupted runs; None if there are none.
     """
 
     ablation_of: str
@@ -96,9 +106,14 @@ class ModelResult(MetricsRow):
 
 
 class AveragedOutcomes(NamedTuple):
-    """What means are over: actions and labels, and timed actions, of which the test split has ``LEAST``.
+    """Outcomes that enter the means: actions, labels and timed actions with ``MIN_COUNT`` samples on test.
 
-    All of them where it has that many of none. ``left_out``: the others.
+    If no outcome has that many samples, all are used.
+
+    Attributes:
+        outcomes: Actions and labels that enter the mean AUC.
+        times: Timed actions that enter the mean MAE.
+        left_out: Other outcomes.
     """
 
     outcomes: list[str]
@@ -107,8 +122,9 @@ class AveragedOutcomes(NamedTuple):
 
     @classmethod
     def from_test(cls, test: Mapping[str, Any]) -> "AveragedOutcomes":
-        most = test["targets"] - MIN_COUNT
-        outcomes = [name for name, row in test["actions"].items() if MIN_COUNT <= row["positives"] <= most]
+        """Select outcomes by an evaluation on the test split."""
+        max_count = test["targets"] - MIN_COUNT
+        outcomes = [name for name, row in test["actions"].items() if MIN_COUNT <= row["positives"] <= max_count]
         times = [name for name, row in test["time"].items() if row["count"] >= MIN_COUNT]
         outcomes, times = outcomes or list(test["actions"]), times or list(test["time"])
         return cls(
@@ -118,12 +134,19 @@ class AveragedOutcomes(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """All models of a dataset, in the suite's order: the first is what the others are compared with.
+    """Comparison of all models on a dataset, in the suite's order; the first model is the reference of the others.
 
     Attributes:
-        targets: impressions of the test split, of so many ``users``.
-        scored: outcomes that all models predict; positives: of each; timed: action -> number of known times.
-        averaged: of those, what the means are over.
+        dataset: Name of the dataset.
+        targets: Impressions of the test split.
+        users: Users of the test split.
+        num_resamples: Number of bootstrap resamples.
+        scored: Outcomes that all models predict.
+        positives: Outcome -> number of positives.
+        timed: Timed action -> number of known times.
+        averaged: Outcomes that enter the means.
+        models: Results of the models.
+        references: Metrics of the trivial baselines.
     """
 
     dataset: str
@@ -139,16 +162,17 @@ class Comparison:
 
     @property
     def full_models(self) -> list[ModelResult]:
-        """The models that are no ablations."""
+        """Return the models that are not ablations."""
         return [model for model in self.models if not model.ablation_of]
 
     def model(self, name: str) -> ModelResult | None:
+        """Return a model by name; None if it is missing."""
         return next((model for model in self.models if model.name == name), None)
 
 
 @dataclass(frozen=True)
 class _Resampled:
-    """Mean AUC and mean MAE (log1p s) of a model in every resample [resamples], means over seeds drawn anew."""
+    """Mean AUC and mean MAE (log1p s) of a model in every resample [resamples], over resampled seeds."""
 
     auc: np.ndarray
     mae: np.ndarray
@@ -157,32 +181,35 @@ class _Resampled:
 def compare(
     results: ExperimentResults, dataset: str, num_resamples: int = 1000, log: Callable[[str], None] = lambda line: None
 ) -> Comparison:
-    """Compare the models of a recorded experiment on one of its datasets.
+    """Compare the models of an experiment on one dataset.
 
     Args:
-        tell: takes the name of each model before its predictions are resampled.
+        results: Results of the experiment.
+        dataset: Name of the dataset.
+        num_resamples: Number of bootstrap resamples.
+        log: Called with the name of each model before its predictions are resampled.
 
     Raises:
-        UserError: predictions cannot be read, or are not of the same users for all models.
+        UserError: Predictions cannot be read, or models were tested on different users.
     """
     runs = [run for run in results.runs if run.dataset == dataset]
     names = list(dict.fromkeys(run.model for run in runs))
     first = runs[0]
     users = np.unique(read_predictions(first.predictions)[0].user)
     weights, averaged = resample_weights(len(users), num_resamples), AveragedOutcomes.from_test(first.test)
-    drawn = {}
+    resampled = {}
     for number, name in enumerate(names):
         log(name)
         seeds = np.random.default_rng([number, num_resamples])
-        drawn[name] = _resample(results.runs_of(dataset, name), users, weights, averaged, seeds)
+        resampled[name] = _resample(results.runs_of(dataset, name), users, weights, averaged, seeds)
     scored = _scored(runs)
     models = []
     for name in names:
-        own = results.runs_of(dataset, name)
-        reference = own[0].ablation_of or names[0]
-        known = reference in names and reference != name
-        compared = results.runs_of(dataset, reference) if known else []
-        models.append(_model(own, scored, averaged, drawn, compared))
+        model_runs = results.runs_of(dataset, name)
+        reference = model_runs[0].ablation_of or names[0]
+        has_reference = reference in names and reference != name
+        reference_runs = results.runs_of(dataset, reference) if has_reference else []
+        models.append(_model(model_runs, scored, averaged, resampled, reference_runs))
     counts = {**first.test["objectives"], **first.test["actions"]}
     return Comparison(
         dataset=dataset,
@@ -199,7 +226,7 @@ def compare(
 
 
 def mean_std(values: Iterable[float | None]) -> MeanStd | None:
-    """Mean and deviation over seeds; None if any is unknown, or there are none."""
+    """Return mean and standard deviation over seeds; None if a value is unknown or there are none."""
     values = list(values)
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known or len(known) < len(values):
@@ -208,13 +235,13 @@ def mean_std(values: Iterable[float | None]) -> MeanStd | None:
 
 
 def mean_of(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], metric: str) -> float | None:
-    """Mean of a metric over those outcomes, or times, of an evaluation that have it."""
+    """Return the mean of a metric over the named rows of an evaluation that have it; None if there are none."""
     known = [rows[name][metric] for name in names if rows.get(name, {}).get(metric) is not None]
     return float(np.mean(known)) if known else None
 
 
 def _scored(runs: Sequence[EvaluatedRun]) -> list[str]:
-    """Actions and labels, and the objectives that all models predict."""
+    """Return actions, labels, and the objectives that all models predict."""
     first = runs[0].test
     shared = [
         name
@@ -228,30 +255,31 @@ def _model(
     runs: Sequence[EvaluatedRun],
     scored: Sequence[str],
     averaged: AveragedOutcomes,
-    drawn: Mapping[str, _Resampled],
-    compared: Sequence[EvaluatedRun],
+    resampled: Mapping[str, _Resampled],
+    reference_runs: Sequence[EvaluatedRun],
 ) -> ModelResult:
-    """The result of a model's ``runs``, compared with the runs of another, if any."""
-    tests, own = [run.test for run in runs], drawn[runs[0].model]
-    reference = compared[0].model if compared else ""
+    """Return the result of a model's ``runs``, with differences to ``reference_runs`` if there are any."""
+    tests, bootstrap = [run.test for run in runs], resampled[runs[0].model]
+    reference = reference_runs[0].model if reference_runs else ""
     speeds = [run.targets_per_s for run in runs if run.targets_per_s is not None]
     seconds = [run.seconds for run in runs if run.seconds is not None]
-    measured = _measured(runs[0].model, tests, scored, averaged)
+    row = _metrics_row(runs[0].model, tests, scored, averaged)
     differences: list[Difference | None] = [None, None]
-    if compared:
-        base, other = _measured(reference, [run.test for run in compared], scored, averaged), drawn[reference]
+    if reference_runs:
+        reference_row = _metrics_row(reference, [run.test for run in reference_runs], scored, averaged)
+        other = resampled[reference]
         differences = [
-            _difference(measured.auc, base.auc, own.auc - other.auc),
-            _difference(measured.mae_log, base.mae_log, own.mae - other.mae),
+            _difference(row.auc, reference_row.auc, bootstrap.auc - other.auc),
+            _difference(row.mae_log, reference_row.mae_log, bootstrap.mae - other.mae),
         ]
     return ModelResult(
-        **vars(measured),
+        **vars(row),
         ablation_of=runs[0].ablation_of,
         reference=reference,
         overrides=runs[0].overrides,
         seeds=tuple(run.seed for run in runs),
-        auc_interval=percentile_interval(own.auc),
-        mae_interval=percentile_interval(own.mae),
+        auc_interval=percentile_interval(bootstrap.auc),
+        mae_interval=percentile_interval(bootstrap.mae),
         auc_difference=differences[0],
         mae_difference=differences[1],
         parameters=runs[0].parameters,
@@ -260,16 +288,16 @@ def _model(
     )
 
 
-def _measured(
+def _metrics_row(
     name: str, tests: Sequence[Mapping[str, Any]], scored: Sequence[str], averaged: AveragedOutcomes
 ) -> MetricsRow:
     outcomes = [{**test["objectives"], **test["actions"]} for test in tests]
-    given = [test.get("time_given_prefix", {}) for test in tests]
+    given_prefix = [test.get("time_given_prefix", {}) for test in tests]
     return MetricsRow(
         name=name,
         outcomes=_by_metric(outcomes, scored, SCORE_METRICS),
         times=_by_metric([test["time"] for test in tests], list(tests[0]["time"]), TIME_METRICS),
-        times_given_prefix=_by_metric(given, list(given[0]), TIME_METRICS),
+        times_given_prefix=_by_metric(given_prefix, list(given_prefix[0]), TIME_METRICS),
         auc=mean_std(mean_of(test["actions"], averaged.outcomes, "auc") for test in tests),
         mae_log=mean_std(mean_of(test["time"], averaged.times, "mae_log") for test in tests),
         mae_s=mean_std(mean_of(test["time"], averaged.times, "mae_s") for test in tests),
@@ -286,27 +314,27 @@ def _by_metric(
 
 
 def _references(test: Mapping[str, Any], scored: Sequence[str], averaged: AveragedOutcomes) -> list[MetricsRow]:
-    """The trivial references of an evaluation, which are the same for all models."""
-    found = []
+    """Return the metrics of the trivial baselines, which are the same for all models."""
+    references = []
     for key, name in REFERENCES.items():
         rows = test["reference"].get(key)
         if rows:
             empty: dict[str, Any] = {"actions": {}, "objectives": {}, "time": {}}
             rows = empty | {"time" if key == "median_time" else "actions": rows}
-            found.append(_measured(name, [rows], scored, averaged))
-    return found
+            references.append(_metrics_row(name, [rows], scored, averaged))
+    return references
 
 
-def _same_sign(drawn: np.ndarray) -> bool:
-    known = drawn[np.isfinite(drawn)]
+def _same_sign(differences: np.ndarray) -> bool:
+    known = differences[np.isfinite(differences)]
     return bool((known > 0).all() or (known < 0).all())
 
 
-def _difference(own: MeanStd | None, other: MeanStd | None, drawn: np.ndarray) -> Difference | None:
-    around, p = percentile_interval(drawn), p_value(drawn)
-    if own is None or other is None or around is None or p is None:
+def _difference(value: MeanStd | None, reference: MeanStd | None, differences: np.ndarray) -> Difference | None:
+    interval, p = percentile_interval(differences), p_value(differences)
+    if value is None or reference is None or interval is None or p is None:
         return None
-    return Difference(own.mean - other.mean, *around, p, _same_sign(drawn))
+    return Difference(value.mean - reference.mean, *interval, p, _same_sign(differences))
 
 
 def _resample(
@@ -316,27 +344,27 @@ def _resample(
     averaged: AveragedOutcomes,
     rng: np.random.Generator,
 ) -> _Resampled:
-    """Seeds are drawn with replacement too: another training is as good a sample as other users."""
-    found = [_resample_run(run, users, weights, averaged) for run in runs]
+    """Resample users and seeds, both with replacement: training runs are samples as users are."""
+    by_seed = [_resample_run(run, users, weights, averaged) for run in runs]
     seeds = rng.integers(len(runs), size=(len(runs), weights.shape[1]))
 
-    def mean(of_seeds: list[np.ndarray]) -> np.ndarray:
-        return np.take_along_axis(np.array(of_seeds), seeds, axis=0).mean(0)
+    def mean(values: list[np.ndarray]) -> np.ndarray:
+        return np.take_along_axis(np.array(values), seeds, axis=0).mean(0)
 
-    return _Resampled(mean([each.auc for each in found]), mean([each.mae for each in found]))
+    return _Resampled(mean([run.auc for run in by_seed]), mean([run.mae for run in by_seed]))
 
 
 def _resample_run(run: EvaluatedRun, users: np.ndarray, weights: np.ndarray, averaged: AveragedOutcomes) -> _Resampled:
     predictions, names = read_predictions(run.predictions)
     user = np.searchsorted(users, predictions.user)
     if not np.array_equal(np.unique(predictions.user), users):
-        raise DataError("is of other users than the other predictions of its dataset", file=run.predictions)
+        raise DataError("users differ from those of the dataset's other predictions", file=run.predictions)
     aucs = []
     for name in averaged.outcomes:
         column = names.index(name)
-        score, happened = predictions.probability[:, column], predictions.occurred[:, column]
-        known = np.isfinite(score) & np.isfinite(happened)
-        aucs.append(weighted_auc(score[known], happened[known], user[known], weights))
+        score, occurred = predictions.probability[:, column], predictions.occurred[:, column]
+        known = np.isfinite(score) & np.isfinite(occurred)
+        aucs.append(weighted_auc(score[known], occurred[known], user[known], weights))
     maes = []
     for name in averaged.times:
         error = np.abs(predictions.time[:, names.index(name)] - predictions.observed_time[:, names.index(name)])
@@ -346,7 +374,7 @@ def _resample_run(run: EvaluatedRun, users: np.ndarray, weights: np.ndarray, ave
 
 
 def _mean_known(parts: Sequence[np.ndarray], resamples: int) -> np.ndarray:
-    """Mean over outcomes [resamples]; those that a resample lacks positives of are left out of it."""
+    """Return the mean over outcomes [resamples]; outcomes that are NaN in a resample are excluded from it."""
     values = np.array(parts).reshape(len(parts), resamples)
     known = np.isfinite(values)
     count = known.sum(0)

@@ -1,4 +1,4 @@
-"""What is kept of a finished training run, to compare it by."""
+"""Summary of a finished training run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,22 +17,27 @@ from a2gen_rec.training.trainer import is_finished
 from a2gen_rec.utils import paths
 
 THROUGHPUT_TAG = "speed/targets_per_s"
+"""TensorBoard tag of the training speed."""
 
 
 def summarize_run(folder: str, config: Config) -> dict[str, Any]:
-    """The facts of the run in ``folder``: its best step, the validation there, its size and speed.
+    """Return best step, its validation metrics, number of parameters and training speed of a run.
+
+    Args:
+        folder: Run directory.
+        config: Resolved configuration.
 
     Raises:
-        UserError: it was stopped before its end, or has made no validation.
+        UserError: There is no checkpoint, training did not finish, or there are no validation results.
     """
     latest = RunDir(folder).latest_checkpoint()
     if latest is None:
-        raise UserError(f"{folder}: no checkpoint was made")
+        raise UserError(f"{folder}: no checkpoint found")
     if not is_finished(checkpoint.TrainState.read(latest), config.train):
-        raise UserError(f"{folder}: was stopped before its end")
+        raise UserError(f"{folder}: training did not finish")
     state = checkpoint.TrainState.read(checkpoint.best(folder))
     if not state.metrics:
-        raise UserError(f"{folder}: made no validation")
+        raise UserError(f"{folder}: no validation results")
     card = DatasetCard.from_dict(state.card, folder)
     return {
         "step": state.step,
@@ -43,7 +48,7 @@ def summarize_run(folder: str, config: Config) -> dict[str, Any]:
 
 
 def count_parameters(card: DatasetCard, config: Config) -> dict[str, int]:
-    """How many there are in the embedding ``tables`` and in the ``dense`` part."""
+    """Return the number of parameters of the embedding ``tables`` and of the ``dense`` model."""
     model = build_model(card, config, torch.device("meta"))
     return {
         "tables": sum(p.numel() for p in model.embeddings.parameters()),
@@ -52,18 +57,18 @@ def count_parameters(card: DatasetCard, config: Config) -> dict[str, int]:
 
 
 def read_throughput(folder: str) -> float | None:
-    """Median training speed over the intervals that were logged; None where none was."""
+    """Return the median training speed over logged intervals; None if nothing was logged."""
     logged = read_scalars(folder, [THROUGHPUT_TAG])[THROUGHPUT_TAG]
     return float(np.median([value for _, value in logged])) if logged else None
 
 
 def read_scalars(folder: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """What the run in ``folder`` logged under ``names``: steps and values, none where it logged nothing."""
-    found: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
+    """Return (step, value) pairs of TensorBoard scalars of the run in ``folder``; empty lists for missing tags."""
+    scalars: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
     tensorboard = RunDir(folder).tensorboard
     if paths.exists(tensorboard):
         events = EventAccumulator(tensorboard, size_guidance={"scalars": 0}, purge_orphaned_data=False)
         events.Reload()
         for name in set(names) & set(events.Tags()["scalars"]):
-            found[name] = [(event.step, float(event.value)) for event in events.Scalars(name)]
-    return found
+            scalars[name] = [(event.step, float(event.value)) for event in events.Scalars(name)]
+    return scalars

@@ -1,4 +1,4 @@
-"""What `a2gen experiment` left in a folder, read for a report."""
+"""Reader of the results of ``a2gen experiment``."""
 
 import json
 from dataclasses import dataclass
@@ -11,14 +11,21 @@ from a2gen_rec.utils import paths
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run with its evaluation on the test split.
+    """Run with its evaluation on the test split.
 
     Attributes:
-        of: the model whose ablation it is; empty if it is none.
-        overrides: what its settings differ in from the dataset's; test: as ``training.evaluate.evaluate`` returns it.
-        predictions, folder: where its predictions, and all else of it, are.
-        targets_per_s: training speed; None if it was too short to tell. seconds: of training; None if it was resumed.
-        commit: of the code that trained it; empty if unknown.
+        dataset: Name of the dataset.
+        model: Name of the model.
+        ablation_of: Model of which this is an ablation; empty for none.
+        seed: Random seed of training.
+        overrides: Settings that differ from those of the dataset.
+        test: Result of :func:`a2gen_rec.evaluation.evaluate.evaluate`.
+        predictions: Parquet file of predictions.
+        folder: Run directory.
+        parameters: Numbers of parameters, ``tables`` and ``dense``.
+        targets_per_s: Training speed; None if nothing was logged.
+        seconds: Duration of training; None if it was resumed.
+        commit: Git commit of the training; empty if unknown.
     """
 
     dataset: str
@@ -37,7 +44,7 @@ class EvaluatedRun:
 
 @dataclass(frozen=True)
 class ExperimentResults:
-    """An experiment: its tested runs in the suite's order, and the rest of ``results.json`` as it is there."""
+    """Experiment with its tested runs in the suite's order; other attributes are those of ``results.json``."""
 
     folder: str
     suite: dict[str, Any]
@@ -49,33 +56,33 @@ class ExperimentResults:
 
     @property
     def datasets(self) -> list[str]:
-        """Those with a tested run, in the suite's order."""
-        there = {run.dataset for run in self.runs}
-        return [dataset["name"] for dataset in self.suite["datasets"] if dataset["name"] in there]
+        """Return names of datasets with a tested run, in the suite's order."""
+        tested = {run.dataset for run in self.runs}
+        return [dataset["name"] for dataset in self.suite["datasets"] if dataset["name"] in tested]
 
     @property
     def models(self) -> list[dict[str, Any]]:
-        """Models and then ablations: ``name``, ``overrides``, ``of``."""
+        """Return models, then ablations, with ``name``, ``overrides`` and ``ablation_of``."""
         return list(self.suite["models"])
 
     def runs_of(self, dataset: str, model: str) -> list[EvaluatedRun]:
-        """The runs of a model on a dataset, one per seed."""
+        """Return the runs of a model on a dataset, one per seed."""
         return [run for run in self.runs if (run.dataset, run.model) == (dataset, model)]
 
 
 def read_experiment(folder: str) -> ExperimentResults:
-    """The experiment in ``folder``.
+    """Read the experiment in ``folder``.
 
     Raises:
-        UserError: there is none, it has no tested run, or a file of it cannot be read.
-        DataError: a file of it is not what `a2gen experiment` writes.
+        UserError: There is no experiment or no tested run, or a file cannot be read.
+        DataError: A file has an unexpected format.
     """
     file = paths.join(folder, RESULTS_FILE)
     if not paths.exists(file):
-        raise UserError(f"{folder}: has no {RESULTS_FILE}; `a2gen experiment --out {folder}` writes it")
+        raise UserError(f"{folder}: no {RESULTS_FILE} found; run `a2gen experiment --out {folder}` first")
     raw = _json(file)
     try:
-        recorded = ExperimentResults(
+        results = ExperimentResults(
             folder=folder,
             suite={**raw["suite"], "models": [_model(model) for model in raw["suite"]["models"]]},
             machine=dict(raw["machine"]),
@@ -84,14 +91,14 @@ def read_experiment(folder: str) -> ExperimentResults:
             runs=[_run(run, folder) for run in raw["runs"]],
             failed=[{name: failure[name] for name in ("phase", "run", "error")} for failure in raw["failed"]],
         )
-        known = [model["name"] for model in recorded.models]
-        recorded.runs.sort(key=lambda run: (known.index(run.model), run.seed))
-        datasets = recorded.datasets
+        known = [model["name"] for model in results.models]
+        results.runs.sort(key=lambda run: (known.index(run.model), run.seed))
+        datasets = results.datasets
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"is not an experiment's results ({_reason(error)})", file=file) from error
+        raise DataError(f"not a results file of an experiment ({_reason(error)})", file=file) from error
     if not datasets:
-        raise UserError(f"{file}: no run has been tested yet; the same `a2gen experiment` goes on with it")
-    return recorded
+        raise UserError(f"{file}: no run has been tested yet; rerun the same `a2gen experiment` to continue")
+    return results
 
 
 def _model(raw: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +110,7 @@ def _run(raw: dict[str, Any], folder: str) -> EvaluatedRun:
     test = _json(file)
     for name in ("targets", "actions", "time", "objectives", "reference"):
         if not isinstance(test, dict) or name not in test:
-            raise DataError(f"is not an evaluation ({name!r} is missing)", file=file)
+            raise DataError(f"not an evaluation ({name!r} is missing)", file=file)
     return EvaluatedRun(
         dataset=raw["dataset"],
         model=raw["model"],
@@ -124,7 +131,7 @@ def _json(file: str) -> Any:
     try:
         return json.loads(paths.read_text(file))
     except ValueError as error:
-        raise DataError(f"is not JSON ({error})", file=file) from error
+        raise DataError(f"invalid JSON ({error})", file=file) from error
 
 
 def _reason(error: Exception) -> str:

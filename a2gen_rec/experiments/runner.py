@@ -1,18 +1,17 @@
-"""Running a suite: tune every model, train what was chosen with every seed, then test.
+"""Runner of a suite: tune every model, train the best settings with every seed, then test.
 
 ::
 
-    OUT/data/jd/                                dataset made of a raw log, if the suite names one; jd.json says how
-    OUT/runs/jd/ple/seed-0-1a2b3c4d/            a run: settings.yaml, log.txt, checkpoints; when it is finished
+    OUT/data/jd/                                prepared dataset if the suite names a log; jd.json has its settings
+    OUT/runs/jd/ple/seed-0-1a2b3c4d/            run: settings.yaml, log.txt, checkpoints; when it is finished
         record.json                             its validation, size and speed
-        test.json, test.parquet                 its evaluation and predictions, if it was chosen
-    OUT/best_settings.json                      what tuning chose, written before anything is tested
-    OUT/results.json                            all of it
+        test.json, test.parquet                 its evaluation and predictions, if it has the best settings
+    OUT/best_settings.json                      best settings of tuning, written before any test
+    OUT/results.json                            all results
 
-A run's folder is named after its seed and a digest of its settings, defaults too, and dataset: whatever a suite asks
-for that is there already is not done again, and what was begun is resumed. That other code would train it otherwise is
-not noticed, but its record has the commit. The test split is read in the last phase only, once
-all that depends on validation is decided.
+A run directory is named by its seed and a digest of its dataset and settings, defaults included. Existing results are
+reused and unfinished runs resumed. Code changes do not invalidate results; each record stores its git commit. The test
+split is read in the last phase only, after all decisions on validation.
 """
 
 import fcntl
@@ -41,21 +40,26 @@ from a2gen_rec.utils.distributed import select_device
 from a2gen_rec.utils.environment import collect_env
 
 RunCommand = Callable[[Sequence[str], str], int]
-"""Runs ``a2gen`` with arguments, its output at the end of a file, to an exit code."""
+"""Function that runs ``a2gen`` with arguments, appends its output to a file and returns the exit code."""
 
 BEST_SETTINGS_FILE, RESULTS_FILE = "best_settings.json", "results.json"
-DEFAULT_NUM_SEQUENCES = 12  # that a test looks at, unless its settings say
+DEFAULT_NUM_SEQUENCES = 12  # reported by a test unless its settings have a number
 RECORD_FILE, TEST_FILE, PREDICTIONS_FILE = "record.json", "test.json", "test.parquet"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run.
+    """Training run.
 
     Attributes:
-        overrides: what its settings differ in from the dataset's, but for the seed.
-        settings: all of them, nested as in a file; config: the same, checked.
-        folder: where it is kept.
+        dataset: Name of the dataset.
+        data: Dataset directory.
+        model: Model.
+        seed: Random seed of training.
+        overrides: Settings that differ from those of the dataset, without the seed.
+        settings: All settings, nested as in a file.
+        config: Checked configuration of ``settings``.
+        folder: Run directory.
     """
 
     dataset: str
@@ -69,17 +73,23 @@ class Run:
 
     @property
     def title(self) -> str:
+        """Return the name in progress lines."""
         return f"{self.dataset} · {self.model.name}, seed {self.seed}"
 
     def identity(self) -> dict[str, Any]:
-        """What tells it apart, for the results."""
+        """Return the identifying entries of the results."""
         names = {"dataset": self.dataset, "model": self.model.name, "ablation_of": self.model.ablation_of or None}
         return {**names, "seed": self.seed, "overrides": self.overrides}
 
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """A dataset's folder, and its card without the command that made it: what tells it from others."""
+    """Prepared dataset.
+
+    Attributes:
+        folder: Dataset directory.
+        card: Card without the command, which identifies the data.
+    """
 
     folder: str
     card: dict[str, Any]
@@ -87,7 +97,7 @@ class PreparedDataset:
 
 @dataclass(frozen=True)
 class Failure:
-    """What could not be done, and why."""
+    """Failed step of an experiment."""
 
     phase: str
     run: dict[str, Any]
@@ -95,15 +105,19 @@ class Failure:
 
 
 class Experiment:
-    """A suite in a folder.
+    """Experiment: a suite with its output directory.
 
     Args:
-        out: local folder of everything that is made; raw: folder that the suite's data and logs are relative to.
-        jobs: commands run at a time.
-        tell: takes lines of progress; launch: see ``Launch``, by default processes of their own.
-        command: what was typed, for the results.
+        suite: Suite to run.
+        out: Local output directory.
+        raw: Directory that paths of data and logs are relative to.
+        jobs: Number of concurrent commands.
+        log: Called with lines of progress.
+        run_command: Runner of commands; by default :class:`CommandRunner`.
+        command: Command line, for the results.
 
     Raises:
+        ConfigError: ``jobs`` < 1.
         UserError: ``out`` is not writable, or not local.
     """
 
@@ -120,7 +134,7 @@ class Experiment:
         if jobs < 1:
             raise ConfigError(f"--jobs {jobs} must be at least 1")
         if not paths.is_local(out):
-            raise UserError(f"{out}: must be a local folder")
+            raise UserError(f"{out}: must be a local directory")
         paths.ensure_writable_dir(out)
         self.suite, self.out, self.raw, self.jobs, self.log = suite, out, raw, jobs, log
         self.machine, self.command = collect_env(select_device("auto")), command
@@ -129,7 +143,7 @@ class Experiment:
         self.failures: list[Failure] = []
 
     def run(self) -> dict[str, Any]:
-        """Do what is not done yet; returns what ``results.json`` holds."""
+        """Run all missing steps and return the content of ``results.json``."""
         with sigterm_as_keyboard_interrupt(), self._lock():
             self.failures = []
             data = self._datasets()
@@ -165,37 +179,42 @@ class Experiment:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Two experiments in one folder would train the same runs, and each overwrite what the other has found."""
+        """Lock the output directory: concurrent experiments would train the same runs and overwrite results."""
         with Path(self.out, "lock").open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however that ends
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
             except OSError as error:
-                raise UserError(f"{self.out}: another `a2gen experiment` is at work here") from error
+                raise UserError(f"{self.out}: locked by another `a2gen experiment`") from error
             yield
 
     def _datasets(self) -> dict[str, PreparedDataset]:
-        """The datasets; those that are not there are made, one at a time."""
-        found = {}
+        """Return the datasets by name, after preparing missing ones one at a time."""
+        prepared = {}
         for dataset in self.suite.datasets:
             try:
                 folder = self._dataset(dataset)
                 card = DatasetCard.load(folder).to_dict()
-                found[dataset.name] = PreparedDataset(folder, {name: card[name] for name in card if name != "command"})
+                prepared[dataset.name] = PreparedDataset(
+                    folder, {name: card[name] for name in card if name != "command"}
+                )
             except UserError as error:
                 self._record_failure("data", {"dataset": dataset.name}, dataset.name, error)
-        return found
+        return prepared
 
     def _dataset(self, dataset: Dataset) -> str:
         if dataset.data:
             return paths.abspath(paths.resolve_relative(self.raw, dataset.data))
         folder = paths.abspath(paths.join(self.out, "data", dataset.name))
-        how, asked = f"{folder}.json", json.dumps(dataset.preparation, indent=1, default=str) + "\n"
+        settings_file, settings = f"{folder}.json", json.dumps(dataset.preparation, indent=1, default=str) + "\n"
         if paths.exists(folder):
-            if paths.exists(how) and paths.read_text(how) != asked:
-                raise UserError(f"{folder}: was made otherwise, as {how} has it; remove both, or give another --out")
+            if paths.exists(settings_file) and paths.read_text(settings_file) != settings:
+                raise UserError(
+                    f"{folder}: was prepared with other settings (see {settings_file}); "
+                    "remove both or choose another --out"
+                )
             return folder
         paths.ensure_writable_dir(paths.dirname(folder))
-        paths.write_text(how, asked)
+        paths.write_text(settings_file, settings)
         log, source, raw = f"{folder}.txt", dataset.source, paths.resolve_relative(self.raw, dataset.raw)
         if dataset.simulate is not None:
             source, raw = "simulated", f"{folder}-log"
@@ -207,11 +226,11 @@ class Experiment:
         return folder
 
     def _trials(self, data: dict[str, PreparedDataset]) -> dict[tuple[str, str], list[Run]]:
-        """By dataset and model; an ablation has none, and without tuning nor has a model."""
+        """Return trials by dataset and model; empty for a model without tuning."""
         seed = self.suite.seeds[0]
         return {
             (dataset.name, model.name): [
-                self._run(dataset, data[dataset.name], model, seed, tried) for tried in self.suite.trials(model)
+                self._run(dataset, data[dataset.name], model, seed, trial) for trial in self.suite.trials(model)
             ]
             for dataset in self.suite.datasets
             for model in self.suite.models
@@ -219,18 +238,19 @@ class Experiment:
         }
 
     def _select_best(self, trials: dict[tuple[str, str], list[Run]]) -> dict[str, dict[str, Overrides]]:
-        """What was best on validation, by dataset and model; nothing where no trial came to its end."""
-        chosen: dict[str, dict[str, Overrides]] = {}
+        """Select the best settings by dataset and model; a model without a finished trial is left out."""
+        best_settings: dict[str, dict[str, Overrides]] = {}
         for (dataset, model), runs in trials.items():
-            of = chosen.setdefault(dataset, {})
-            done = [run for run in runs if self._exists(run, RECORD_FILE)]
+            of_dataset = best_settings.setdefault(dataset, {})
+            finished = [run for run in runs if self._exists(run, RECORD_FILE)]
             if not runs:
-                of[model] = {}
-            elif done:
-                best = max(done, key=self._score)
-                of[model] = {name: best.overrides[name] for name in best.overrides if name not in best.model.overrides}
-        self._write(BEST_SETTINGS_FILE, chosen)
-        return chosen
+                of_dataset[model] = {}
+            elif finished:
+                best = max(finished, key=self._score)
+                overrides = best.overrides
+                of_dataset[model] = {name: overrides[name] for name in overrides if name not in best.model.overrides}
+        self._write(BEST_SETTINGS_FILE, best_settings)
+        return best_settings
 
     def _score(self, run: Run) -> float:
         assert self.suite.tuning is not None
@@ -238,44 +258,47 @@ class Experiment:
         return float(metrics[select]) if select == "auc" else -float(metrics[select])
 
     def _run(self, dataset: Dataset, data: PreparedDataset, model: Model, seed: int, tuned: Overrides) -> Run:
-        overrides = tuned | model.overrides  # an ablation of what was tuned is one
+        overrides = tuned | model.overrides  # an ablation may override tuned settings
         settings = merge_overrides(dataset.settings, overrides | {"train.seed": seed})
         config = config_from_dict(settings)
-        text = json.dumps([asdict(config), data.card], sort_keys=True, default=str)  # defaults change with the code
+        text = json.dumps(
+            [asdict(config), data.card], sort_keys=True, default=str
+        )  # includes defaults, which may change with the code
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        place = (dataset.name, model.name.replace(" ", "-"), f"seed-{seed}-{digest}")
-        folder = paths.join(self.out, "runs", *place)
+        parts = (dataset.name, model.name.replace(" ", "-"), f"seed-{seed}-{digest}")
+        folder = paths.join(self.out, "runs", *parts)
         return Run(dataset.name, data.folder, model, seed, overrides, settings, config, folder)
 
     def _run_all(self, phase: str, work: Callable[[Run], str], runs: Sequence[Run]) -> None:
-        """Work through runs, several at a time; one that fails is noted and stops no other."""
-        runs = list({run.folder: run for run in runs}.values())  # a chosen trial is the first seed's run
-        done = RECORD_FILE if phase != "test" else TEST_FILE
-        left = [run for run in runs if not self._exists(run, done)]
-        if not left:
+        """Process runs concurrently; a failure is recorded and does not stop other runs."""
+        runs = list({run.folder: run for run in runs}.values())  # the best trial is also the run of the first seed
+        result_file = RECORD_FILE if phase != "test" else TEST_FILE
+        remaining = [run for run in runs if not self._exists(run, result_file)]
+        if not remaining:
             return
-        kept = f", {len(runs) - len(left)} of them done before" if len(left) < len(runs) else ""
-        self.log(f"{phase}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}{kept}")
-        count = iter(range(len(runs) - len(left) + 1, len(runs) + 1))
+        done = len(runs) - len(remaining)
+        reused = f", {done} already done" if done else ""
+        self.log(f"{phase}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}{reused}")
+        count = iter(range(done + 1, len(runs) + 1))
 
         def attempt(run: Run) -> None:
             try:
                 line = work(run)
             except UserError as error:
-                if not self.command_runner.stopped:  # else it was stopped, and did not fail
+                if not self.command_runner.stopped:  # otherwise it was stopped, not failed
                     self._record_failure(phase, run.identity() | {"folder": self._relative(run)}, run.title, error)
             else:
                 self.log(f"[{next(count)}/{len(runs)}] {run.title}: {line}")
 
         if self.jobs == 1:
-            for run in left:
+            for run in remaining:
                 attempt(run)
             return
         with ThreadPoolExecutor(self.jobs) as pool:
-            started = [pool.submit(attempt, run) for run in left]
+            futures = [pool.submit(attempt, run) for run in remaining]
             try:
-                for each in as_completed(started):
-                    each.result()
+                for future in as_completed(futures):
+                    future.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.command_runner.stop()
@@ -286,18 +309,18 @@ class Experiment:
         file = paths.join(run.folder, "settings.yaml")
         paths.write_text(file, yaml.safe_dump(run.settings, sort_keys=False))
         resumed = paths.exists(RunDir(run.folder).checkpoints)
-        began = time.monotonic()
+        start = time.monotonic()
         command = ["train", "--config", file, "--data", run.data, "--run", run.folder]
         self._command(command, paths.join(run.folder, "log.txt"))
-        seconds = time.monotonic() - began
-        facts = summarize_run(run.folder, run.config) | {"seconds": round(seconds, 1), "resumed": resumed}
-        record = run.identity() | facts | {"jobs": self.jobs, "machine": self.machine}
+        seconds = time.monotonic() - start
+        summary = summarize_run(run.folder, run.config) | {"seconds": round(seconds, 1), "resumed": resumed}
+        record = run.identity() | summary | {"jobs": self.jobs, "machine": self.machine}
         paths.write_text(paths.join(run.folder, RECORD_FILE), json.dumps(record, indent=1) + "\n")
-        metrics = facts["validation"]
+        metrics = summary["validation"]
         return f"validation AUC {metrics['auc']:.4f}, loss {metrics['loss']:.4f}, {seconds:.0f} s{_tuned_settings(run)}"
 
     def _test(self, run: Run) -> str:
-        # The predictions are written first: a result without them would be taken for finished.
+        # `a2gen evaluate` writes predictions before the result, whose presence marks the test as finished.
         result, predictions = (paths.join(run.folder, name) for name in (TEST_FILE, PREDICTIONS_FILE))
         config = run.config
         command = ["evaluate", "--run", run.folder, "--data", run.data, "--split", "test"]
@@ -310,19 +333,19 @@ class Experiment:
         return f"test AUC {sum(aucs) / max(len(aucs), 1):.4f}"
 
     def _command(self, arguments: Sequence[str], log: str) -> None:
-        """Run a command of `a2gen`.
+        """Run an ``a2gen`` command.
 
         Raises:
-            UserError: it failed, with the last line it left.
+            UserError: It failed; the message has the last line of its output.
         """
         code = self.run_command(arguments, log)
         if code:
             lines = [line.strip() for line in paths.read_text(log).splitlines() if line.strip()]
-            last = lines[-1].removeprefix("a2gen: error: ") if lines else "it said nothing"
-            raise UserError(f"a2gen {arguments[0]} ended with exit code {code}: {last}; see {log}")
+            last = lines[-1].removeprefix("a2gen: error: ") if lines else "no output"
+            raise UserError(f"a2gen {arguments[0]} exited with code {code}: {last}; see {log}")
 
     def _record(self, run: Run) -> dict[str, Any]:
-        """What is known of a finished run, with files relative to the experiment's folder."""
+        """Return the record of a finished run, with files relative to the output directory."""
         record: dict[str, Any] = json.loads(paths.read_text(paths.join(run.folder, RECORD_FILE)))
         folder = self._relative(run)
         files = {"folder": folder}
@@ -346,7 +369,7 @@ class Experiment:
 
 
 def _cli_arguments(settings: Mapping[str, Any]) -> Iterable[str]:
-    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    return [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def _tuned_settings(run: Run) -> str:

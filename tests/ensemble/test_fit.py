@@ -110,7 +110,7 @@ def measured(world: World, split: str = "valid", **options: str) -> dict[str, An
     return evaluate_run(str(world.run), split, "", EvaluateConfig(max_unexplored_mass=0.5), **options)
 
 
-def test_what_is_loaded_is_what_was_trained(world: World) -> None:
+def test_loads_the_trained_ensemble(world: World) -> None:
     model, card = load_ensemble(str(world.folder))
     assert card == world.trained.card
     assert [objective.name for objective in card.objectives] == SINGLE
@@ -124,7 +124,7 @@ def test_what_is_loaded_is_what_was_trained(world: World) -> None:
     assert world.progress.scored == [(split, done, 2) for split in ("train", "valid") for done in range(3)]
 
 
-def test_a_loaded_ensemble_and_its_baselines_measure_what_training_reported(world: World) -> None:
+def test_loaded_ensemble_and_baselines_reproduce_reported_metrics(world: World) -> None:
     """Of the same lists all is equal to the last bit, also what was trained beside the ensemble."""
     result = measured(world)
     assert result["targets"] == len(world.trained.valid.item)
@@ -137,7 +137,7 @@ def test_a_loaded_ensemble_and_its_baselines_measure_what_training_reported(worl
     assert other["lists"]["methods"] != result["lists"]["methods"]
 
 
-def test_every_baseline_is_kept_with_what_it_learned(world: World) -> None:
+def test_baselines_are_saved_with_their_parameters(world: World) -> None:
     """Loaded into others, they score otherwise than untrained ones."""
     card, lists = world.trained.card, world.trained.valid
     for name in BASELINES:
@@ -147,7 +147,7 @@ def test_every_baseline_is_kept_with_what_it_learned(world: World) -> None:
         assert not np.allclose(score_lists(fresh, lists), before), name
 
 
-def test_the_formula_takes_probabilities_as_they_are_and_watch_times_by_their_spread(world: World) -> None:
+def test_formula_normalizes_watch_times_only(world: World) -> None:
     formula = build_untrained(world.trained.card)["formula"]
     load_baseline(str(world.folder), "formula", formula)
     centre, scale = mean_std(world.trained.train)
@@ -156,7 +156,7 @@ def test_the_formula_takes_probabilities_as_they_are_and_watch_times_by_their_sp
     assert formula.scale.tolist() == [1.0] * 6 + [scale[6].item()]
 
 
-def test_without_an_ensemble_evaluation_has_no_lists(
+def test_evaluation_without_ensemble_has_no_list_metrics(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = tmp_path / "moved"
@@ -177,7 +177,7 @@ def refused(world: World, folder: Path, message: str) -> None:
     assert not torch.distributed.is_initialized()
 
 
-def test_an_ensemble_of_other_predictions_is_refused(world: World, tmp_path: Path) -> None:
+def test_rejects_incompatible_ensembles(world: World, tmp_path: Path) -> None:
     """Another step, other directions or another training."""
     model, card = load_ensemble(str(world.folder))
     refused(world, tmp_path / "none", "none: no ensemble here")
@@ -194,7 +194,7 @@ def test_an_ensemble_of_other_predictions_is_refused(world: World, tmp_path: Pat
     refused(world, tmp_path / "again", "again: ensemble belongs to another run, runs/other; run")
 
 
-def test_a_checkpoint_is_told_from_others_of_its_step(world: World, tmp_path: Path) -> None:
+def test_fingerprint_identifies_a_checkpoint(world: World, tmp_path: Path) -> None:
     """Also from one by the same command; not by where it lies or what is noted beside its tensors."""
     mine = checkpoint.best(str(world.run))
     moved = shutil.copytree(mine, tmp_path / "moved")
@@ -224,7 +224,7 @@ def _to_compare(process: DistributedContext, run: Path, folder: Path) -> str:
     return ""
 
 
-def test_all_ranks_are_told_of_a_missing_baseline(world: World, tmp_path: Path) -> None:
+def test_all_ranks_report_a_missing_baseline(world: World, tmp_path: Path) -> None:
     """None is left waiting for the one that reads it."""
     folder = Path(shutil.copytree(world.folder, tmp_path / "ensemble"))
     (folder / "baseline-mlp.safetensors").unlink()
@@ -232,7 +232,7 @@ def test_all_ranks_are_told_of_a_missing_baseline(world: World, tmp_path: Path) 
     assert first == second == f"{folder}/baseline-mlp.safetensors: not found"
 
 
-def test_lists_are_measured_when_no_rank_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_metrics_are_computed_outside_the_process_group(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = fit.measure_methods
 
     def measured_alone(*given: Any) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def test_lists_are_measured_when_no_rank_waits(world: World, monkeypatch: pytest
     assert measured(world)["lists"] == world.trained.card.metrics
 
 
-def test_what_cannot_be_trained_is_refused_before_scoring(world: World, tmp_path: Path) -> None:
+def test_rejects_invalid_training_before_scoring(world: World, tmp_path: Path) -> None:
     def fails(error: type[UserError], message: str, out: Path, config: EnsembleConfig = CONFIG) -> None:
         progress = RecordingCallback()
         with pytest.raises(error, match=message) as caught:
@@ -264,7 +264,7 @@ def test_what_cannot_be_trained_is_refused_before_scoring(world: World, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_scores_are_those_of_the_data_and_of_how_they_were_made(world: World, tmp_path: Path) -> None:
+def test_cached_scores_depend_on_the_dataset(world: World, tmp_path: Path) -> None:
     """Another dataset of the same shape is measured too, beside the scores of the first; what is there is not made."""
     scored = world.run / "scores"
     there = {path.name for path in scored.iterdir()}
@@ -289,7 +289,7 @@ def test_scores_are_those_of_the_data_and_of_how_they_were_made(world: World, tm
         train_ensemble(str(world.run), str(tmp_path / "out"), CONFIG, RecordingCallback(), str(other))
 
 
-def test_scores_of_other_settings_are_made_anew(world: World) -> None:
+def test_cached_scores_depend_on_the_settings(world: World) -> None:
     folders = []
     with load_run(str(world.run)) as opened, pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "score_session_lists", lambda *given: folders.append(given[2]))
@@ -305,7 +305,9 @@ def test_scores_of_other_settings_are_made_anew(world: World) -> None:
     assert len(set(folders)) == 6
 
 
-def test_a_failure_leaves_what_was_there(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_training_keeps_the_previous_ensemble(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = Path(shutil.copytree(world.folder, tmp_path / "ensemble"))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
@@ -320,7 +322,7 @@ def test_a_failure_leaves_what_was_there(world: World, tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["ensemble"]
 
 
-def test_falls_are_told_and_a_picture_that_fails_is_one_line(
+def test_reports_monotonicity_violations_and_a_failed_chart(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The dataset of random windows has no table of users to name them by; the ensemble is told of before."""
@@ -340,7 +342,7 @@ def test_falls_are_told_and_a_picture_that_fails_is_one_line(
     assert line.startswith(f"a2gen: error: {world.data}/users.parquet: cannot be read")
 
 
-def test_the_card_is_plain_yaml(world: World) -> None:
+def test_card_is_plain_yaml(world: World) -> None:
     raw = yaml.safe_load((world.folder / "ensemble.yaml").read_text())
     assert sum(raw["behavior_weights"].values()) == pytest.approx(1)
     assert raw["config"]["hidden_dims"] == [6, 4]
@@ -369,7 +371,7 @@ ROWS = st.integers(0, 10_000)
 
 @settings(max_examples=150, deadline=None)
 @given(ROWS, st.lists(VALUES, min_size=7, max_size=7), st.integers(0, 6), st.floats(0, 32, width=32))
-def test_what_gets_better_never_ranks_lower(
+def test_improving_an_objective_never_lowers_the_score(
     world: World, exact: Ensemble, row: int, values: list[float], k: int, step: float
 ) -> None:
     value = torch.tensor([values, values])
@@ -388,7 +390,7 @@ def test_what_gets_better_never_ranks_lower(
     st.integers(0, 6),
     st.lists(st.integers(-40, 40), min_size=1, max_size=8, unique=True),
 )
-def test_one_objective_orders_where_the_others_are_equal(
+def test_one_objective_determines_the_order_if_others_are_equal(
     world: World, exact: Ensemble, row: int, values: list[float], k: int, tenths: list[int]
 ) -> None:
     value = torch.tensor(values).repeat(len(tenths), 1)
@@ -399,7 +401,9 @@ def test_one_objective_orders_where_the_others_are_equal(
 
 @settings(max_examples=60, deadline=None)
 @given(ROWS, st.sampled_from([-1e4, -16.0, 0.0, 16.0, 1e4]), st.integers(1, 5), st.booleans())
-def test_extreme_equal_lone_and_new(world: World, row: int, value: float, candidates: int, new: bool) -> None:
+def test_scores_of_extreme_equal_and_single_candidates_and_new_users(
+    world: World, row: int, value: float, candidates: int, new: bool
+) -> None:
     """Float32 as served: equal candidates have equal scores, weights are shares, whoever the user is."""
     model = world.trained.model
     batch = world.trained.valid.batch(np.array([row % len(world.trained.valid)]))

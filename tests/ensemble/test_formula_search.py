@@ -34,7 +34,7 @@ def tune(trials: int, seed: int = 0, measure: Callable[[Tensor], float] | None =
     return tune_formula(value, measure or agreement, LESS, torch.zeros(K), torch.ones(K), trials, seed)
 
 
-def test_tuning_finds_a_planted_order() -> None:
+def test_finds_a_planted_order() -> None:
     value, measure = planted()
     tuned = tune(100)
     start = PowerFormula(torch.ones(K), torch.ones(K), LESS, torch.zeros(K), torch.ones(K))
@@ -42,7 +42,7 @@ def test_tuning_finds_a_planted_order() -> None:
     assert tuned.measure == measure(tuned.formula.score(value)) > 0.9
 
 
-def test_tuning_is_its_seeds_and_more_trials_never_hurt_what_came_first() -> None:
+def test_is_deterministic_and_more_trials_never_hurt() -> None:
     """One trial is the start. The best is never worse than any trial seen."""
     seen: list[float] = []
     _, measure = planted()
@@ -63,7 +63,7 @@ def test_tuning_is_its_seeds_and_more_trials_never_hurt_what_came_first() -> Non
     assert only.formula.exponent.tolist() == [1, -1, 1]
 
 
-def test_the_second_half_of_trials_is_near_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_half_of_trials_is_near_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     nears: list[Tensor | None] = []
     drawn, measures = [torch.ones(2, K)], []
     _, measure = planted()
@@ -80,7 +80,7 @@ def test_the_second_half_of_trials_is_near_the_best_so_far(monkeypatch: pytest.M
         assert near is drawn[measures.index(max(measures[:trial]))]
 
 
-def test_drawn_formulas_cover_their_ranges_and_stay_near_when_asked() -> None:
+def test_random_formulas_cover_their_ranges_or_stay_near() -> None:
     rng = torch.Generator().manual_seed(0)
     drawn = torch.stack([random_formula(rng, 2) for _ in range(2000)]).log10()
     low, high = torch.tensor([-1.0, -2.0]), torch.tensor([4.0, 1.0])
@@ -94,7 +94,7 @@ def test_drawn_formulas_cover_their_ranges_and_stay_near_when_asked() -> None:
     assert moved[:, 1].min() >= 0.01 * (1 - 1e-5)
 
 
-def test_searches_that_find_nothing_are_refused() -> None:
+def test_rejects_searches_without_a_result() -> None:
     with pytest.raises(ConfigError, match="num_trials 0 must be at least 1"):
         tune(0)
     with pytest.raises(UserError, match="none of 3 formulas"):

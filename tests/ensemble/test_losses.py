@@ -53,7 +53,7 @@ def slow(name: str, score: Tensor, relevance: Tensor, valid: Tensor) -> list[Ten
     return terms
 
 
-def test_relevance_is_the_weighted_sum_of_the_labels() -> None:
+def test_relevance_is_the_weighted_sum_of_labels() -> None:
     labels = torch.tensor([[[1, 0], [1, 1], [0, 0]]])
     expected = torch.tensor([[0.75, 1.0, 0.0]])
     torch.testing.assert_close(combined_relevance(labels, torch.tensor([0.75, 0.25])), expected)
@@ -79,7 +79,7 @@ def test_losses_and_gradients_equal_loops(name: str, seed: int, candidates: int)
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 @pytest.mark.parametrize("garbage", [torch.inf, torch.nan, 1e30])
-def test_padding_changes_nothing(name: str, garbage: float) -> None:
+def test_padding_has_no_effect(name: str, garbage: float) -> None:
     score, relevance, valid = lists(3)
     dirty_score = score.detach().masked_fill(~valid, garbage).requires_grad_()
     dirty = LOSSES[name](dirty_score, relevance.masked_fill(~valid, garbage), valid)
@@ -91,14 +91,14 @@ def test_padding_changes_nothing(name: str, garbage: float) -> None:
     assert torch.equal(gradient, torch.autograd.grad(clean.total, score)[0])
 
 
-def test_large_scores_stay_finite() -> None:
+def test_large_scores_give_finite_losses() -> None:
     relevance, valid = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
     for name, expected in (("listwise", 2000.0), ("pairwise", 2000.0)):
         loss = LOSSES[name](torch.tensor([[-1000.0, 1000.0]]), relevance, valid)
         assert loss.total == pytest.approx(expected)
 
 
-def test_a_behaviour_that_fell_weighs_more() -> None:
+def test_pareto_raises_the_weight_of_a_behavior_that_fell() -> None:
     weights, before = np.array([0.5, 0.3, 0.2]), np.array([0.6, 0.5, 0.8])
     after = np.array([0.54, 0.55, 0.8])
     moved = update_pareto_weights(weights, before, after, step_size=2.0, bounds=(0.01, 1.0))
@@ -106,7 +106,7 @@ def test_a_behaviour_that_fell_weighs_more() -> None:
     np.testing.assert_allclose(moved, np.array(raw) / sum(raw))
 
 
-def test_rebalancing_is_clipped_and_forgives_missing_aucs() -> None:
+def test_pareto_weights_are_clipped_and_ignore_missing_aucs() -> None:
     weights, before = np.array([0.6, 0.3, 0.1]), np.array([0.5, np.nan, 0.9])
     moved = update_pareto_weights(weights, before, np.array([0.1, 0.7, 0.999]), step_size=50.0, bounds=(0.05, 0.9))
     np.testing.assert_allclose(moved, np.array([0.9, 0.3, 0.05]) / 1.25)
@@ -114,7 +114,7 @@ def test_rebalancing_is_clipped_and_forgives_missing_aucs() -> None:
     np.testing.assert_allclose(unchanged, weights)
 
 
-def test_gradient_products_are_those_of_the_gradients() -> None:
+def test_gram_matrix_equals_products_of_gradients() -> None:
     a, b, unused = (torch.randn(shape, requires_grad=True) for shape in ((2, 3), (4,), (2,)))
     losses = [(a * 2).sum() + b.square().sum(), b.sum() * 3]
     length, total = b.square().sum().item(), b.sum().item()
@@ -139,7 +139,7 @@ def products(*gradients: list[float]) -> np.ndarray:
         ([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 4.0]], [16 / 21, 4 / 21, 1 / 21]),  # ∝ 1 / |g|²
     ],
 )
-def test_min_norm_weights_of_hand_cases(gradients: list[list[float]], weights: list[float]) -> None:
+def test_min_norm_weights_of_known_cases(gradients: list[list[float]], weights: list[float]) -> None:
     np.testing.assert_allclose(min_norm_weights(products(*gradients)), weights, atol=1e-8)
 
 
@@ -170,14 +170,14 @@ def test_min_norm_weights_equal_brute_force(m: int, width: int, seed: int, bound
     assert slope[shrinks].max(initial=-np.inf) <= slope.min() + 1e-6 * gram.diagonal().max()
 
 
-def test_bounds_hold_back_the_weights() -> None:
+def test_bounds_limit_the_weights() -> None:
     gram = products([2.0, 0.0], [0.0, 1.0])  # [0.2, 0.8] without bounds
     for least, expected in (([0.1, 0.1], [0.2, 0.8]), ([0.4, 0.1], [0.4, 0.6]), ([0.7, 0.3], [0.7, 0.3])):
         found = bounded_min_norm_weights(gram, np.array(least), np.array([0.9, 0.1]))
         np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
-def test_losses_without_a_gradient_keep_a_share_and_take_no_other_s() -> None:
+def test_losses_without_gradient_keep_their_weight() -> None:
     """[0.2, 0.8] between the two that have one, whatever the third had, and next to that what it had."""
     gram, none = products([2.0, 0.0], [0.0, 1.0], [0.0, 0.0]), np.zeros(3)
     for before, expected in (
@@ -193,7 +193,7 @@ def test_losses_without_a_gradient_keep_a_share_and_take_no_other_s() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(m=st.integers(2, 4), seed=st.integers(0, 9999), scale=st.sampled_from([0.0, 0.5, 1.0]))
-def test_bounds_hold_where_a_loss_has_no_gradient(m: int, seed: int, scale: float) -> None:
+def test_bounds_hold_for_losses_without_gradient(m: int, seed: int, scale: float) -> None:
     """And the mixture of the others is the shortest of those with its weight in all: no small exchange shortens it."""
     rng = np.random.default_rng(seed)
     gradients = rng.normal(size=(m, 3))
@@ -212,6 +212,6 @@ def test_bounds_hold_where_a_loss_has_no_gradient(m: int, seed: int, scale: floa
 
 
 @pytest.mark.parametrize("least", [[0.7, 0.4], [-0.1, 0.5]])
-def test_impossible_bounds_are_refused(least: list[float]) -> None:
+def test_rejects_infeasible_bounds(least: list[float]) -> None:
     with pytest.raises(ConfigError, match=r"minimum weights .* must be at least 0"):
         bounded_min_norm_weights(np.eye(2), np.array(least), np.ones(2) / 2)

@@ -165,7 +165,9 @@ def same(one: SessionLists, other: SessionLists, rtol: float = 0.0, atol: float 
 
 
 @pytest.mark.parametrize("gap_s", [0.0, 12.0, WHOLE_WINDOW])
-def test_lists_equal_candidates_asked_one_by_one(gap_s: float, world: World, opened: LoadedRun, tmp_path: Path) -> None:
+def test_lists_equal_single_candidate_predictions(
+    gap_s: float, world: World, opened: LoadedRun, tmp_path: Path
+) -> None:
     found = score_lists.score_session_lists(opened, "valid", str(tmp_path), EVENTS, gap_s)
     assert found is not None
     assert found.objectives == ("like", "comment", "follow", "click", "glance", "effective", "watch_time")
@@ -200,7 +202,7 @@ def test_lists_equal_candidates_asked_one_by_one(gap_s: float, world: World, ope
     assert found.predictions.std(0).min() > 1e-3, "predictions must differ for this to tell anything"
 
 
-def test_events_that_began_at_the_list_s_own_moment_are_no_past(world: World, opened: LoadedRun) -> None:
+def test_events_at_the_query_time_are_excluded(world: World, opened: LoadedRun) -> None:
     """Nor are those that end later, while those that end right then are."""
     columns = of_split(world)
     window = int(np.flatnonzero(columns.first_target >= 3)[0])
@@ -218,7 +220,7 @@ def test_events_that_began_at_the_list_s_own_moment_are_no_past(world: World, op
         assert length.tolist() == [len(expected)]
 
 
-def test_of_what_less_is_better() -> None:
+def test_directions_of_objectives() -> None:
     card = replace(
         CARD,
         objectives=["glance", "effective", "negative"],
@@ -242,7 +244,7 @@ def test_of_what_less_is_better() -> None:
     )
 
 
-def test_certain_outcomes_have_finite_values() -> None:
+def test_certain_outcomes_have_finite_logits() -> None:
     """Sums of float32 probabilities may be more than 1."""
     chance = torch.tensor([[0.0, 1.0, 1 + 1e-6, 0.5, 1e-3]])
     judged = TargetPredictions(None, chance, torch.tensor([[2.0]]), None, None, None)  # type: ignore[arg-type]
@@ -261,7 +263,7 @@ def _scored(process: DistributedContext, world: World, folder: Path) -> SessionL
     return score_lists.score_session_lists(opened, "valid", str(folder), EVENTS, 12.0)
 
 
-def test_two_ranks_score_the_lists_of_one_in_its_order(world: World, opened: LoadedRun, tmp_path: Path) -> None:
+def test_two_ranks_equal_one_rank(world: World, opened: LoadedRun, tmp_path: Path) -> None:
     """One file's only row group leaves a rank without data."""
     one = score_lists.score_session_lists(opened, "valid", str(tmp_path / "one"), EVENTS, 12.0)
     first, second = on_ranks(2, tmp_path, _scored, world, tmp_path / "two")
@@ -269,7 +271,7 @@ def test_two_ranks_score_the_lists_of_one_in_its_order(world: World, opened: Loa
     same(first, one, rtol=1e-3, atol=1e-3)
 
 
-def test_scoring_that_was_killed_goes_on(
+def test_scoring_resumes_after_interruption(
     world: World, opened: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed while the second file is moved into place: what was half done is made again, the rest is not."""
@@ -302,7 +304,7 @@ def test_scoring_that_was_killed_goes_on(
     assert len(made) == 1, "all is there"
 
 
-def test_damaged_scores_and_absent_windows_end_with_one_line(world: World, opened: LoadedRun, tmp_path: Path) -> None:
+def test_reports_corrupted_scores_and_missing_windows(world: World, opened: LoadedRun, tmp_path: Path) -> None:
     score_lists.score_session_lists(opened, "valid", str(tmp_path / "scores"), EVENTS, 12.0)
     file = tmp_path / "scores" / "part-00001.parquet"
     file.write_bytes(file.read_bytes()[:-100])

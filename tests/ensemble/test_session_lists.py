@@ -46,7 +46,7 @@ def assert_same(one: SessionLists, other: SessionLists) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("n", [0, 1, 7])
-def test_what_is_written_is_read(n: int, dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_and_read_round_trip(n: int, dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ROW_GROUP_SIZE", 3)  # several row groups
     lists = make(n, dtype=dtype)
     write_lists(f"{tmp_path}/a.parquet", lists)
@@ -54,14 +54,14 @@ def test_what_is_written_is_read(n: int, dtype: type, tmp_path: Path, monkeypatc
     assert [file.name for file in tmp_path.iterdir()] == ["a.parquet"]
 
 
-def test_lists_without_any_event_are_read(tmp_path: Path) -> None:
+def test_round_trip_without_events(tmp_path: Path) -> None:
     lists = make()
     lists = replace(lists, events_length=np.zeros_like(lists.length), events=lists.events[:0])
     write_lists(f"{tmp_path}/a.parquet", lists)
     assert_same(read_lists([f"{tmp_path}/a.parquet"]), lists)
 
 
-def test_files_are_one_row_per_list(tmp_path: Path) -> None:
+def test_files_have_one_row_per_list(tmp_path: Path) -> None:
     lists = make()
     write_lists(f"{tmp_path}/a.parquet", lists)
     table = pq.read_table(tmp_path / "a.parquet")
@@ -76,7 +76,7 @@ def test_files_are_one_row_per_list(tmp_path: Path) -> None:
         first += length
 
 
-def test_files_follow_one_another(tmp_path: Path) -> None:
+def test_reads_files_in_order(tmp_path: Path) -> None:
     parts = [make(3, 1), make(0, 2), make(4, 3)]
     files = [f"{tmp_path}/{number}.parquet" for number in range(3)]
     for file, part in zip(files, parts, strict=True):
@@ -113,7 +113,7 @@ def test_batches_equal_loops() -> None:
     assert np.isnan(batch.label).any()
 
 
-def test_padding_by_list_undoes_itself() -> None:
+def test_padding_is_invertible() -> None:
     lists = make(9, 5)
     padded = lists.pad(lists.predictions)
     assert padded.shape == (9, lists.length.max(), 2)
@@ -121,7 +121,7 @@ def test_padding_by_list_undoes_itself() -> None:
     assert np.isnan(padded[~lists.mask]).all()
 
 
-def test_batches_hold_every_list_once_in_a_seeded_order_of_little_padding() -> None:
+def test_batches_contain_each_list_once_with_little_padding() -> None:
     lists = make(2000, longest=100)
     batches = [list(batch_indices(lists, 16, np.random.default_rng(seed))) for seed in (0, 0, 1)]
     batches.append(list(batch_indices(lists, 16)))
@@ -136,7 +136,7 @@ def test_batches_hold_every_list_once_in_a_seeded_order_of_little_padding() -> N
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3  # no order from short to long
 
 
-def test_centre_and_scale_are_mean_and_deviation_and_never_zero() -> None:
+def test_mean_std_replaces_zero_deviation() -> None:
     lists = make(50)
     lists.predictions[:, 1] = 3.3
     centre, scale = mean_std(lists)
@@ -168,7 +168,7 @@ BROKEN: dict[str, tuple[Callable[[SessionLists], SessionLists], str]] = {
 
 
 @pytest.mark.parametrize("name", sorted(BROKEN))
-def test_lists_that_break_the_contract_are_not_written(name: str, tmp_path: Path) -> None:
+def test_rejects_writing_invalid_lists(name: str, tmp_path: Path) -> None:
     change, reason = BROKEN[name]
     with pytest.raises(DataError, match=f"a.parquet.*({reason})"):
         write_lists(f"{tmp_path}/a.parquet", change(make()))
@@ -215,7 +215,7 @@ DAMAGED: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
 
 
 @pytest.mark.parametrize("name", sorted(DAMAGED))
-def test_files_that_break_the_contract_are_named(name: str, tmp_path: Path) -> None:
+def test_rejects_invalid_files(name: str, tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     write_lists(str(file), make())
     change, reason = DAMAGED[name]
@@ -224,7 +224,7 @@ def test_files_that_break_the_contract_are_named(name: str, tmp_path: Path) -> N
         read_lists([str(file)])
 
 
-def test_truncated_absent_and_differing_files_are_named(tmp_path: Path) -> None:
+def test_rejects_truncated_missing_and_inconsistent_files(tmp_path: Path) -> None:
     whole, other = tmp_path / "a.parquet", tmp_path / "b.parquet"
     write_lists(str(whole), make())
     other.write_bytes(whole.read_bytes()[:-30])
@@ -239,7 +239,7 @@ def test_truncated_absent_and_differing_files_are_named(tmp_path: Path) -> None:
         read_lists([])
 
 
-def test_two_who_write_the_same_file_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_writers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One begins and ends while the other is half done."""
     file, table, lists, others = tmp_path / "a.parquet", module._table, make(seed=1), [make(seed=2)]
 
@@ -255,7 +255,7 @@ def test_two_who_write_the_same_file_do_not_mix(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.parquet"
     write_lists(str(file), make())
     before = file.read_bytes()

@@ -76,7 +76,7 @@ def ndcg(scores: np.ndarray, lists: SessionLists = TEST) -> float:
     return found
 
 
-def test_a_trained_ensemble_beats_every_single_score(trained: Ensemble) -> None:
+def test_ensemble_beats_every_single_score(trained: Ensemble) -> None:
     """By telling the groups apart; and it never falls, on the lists it was not trained on, as far as float32 tells."""
     fused = ndcg(score_lists(trained, TEST))
     singles = [ndcg(sign * TEST.predictions[:, k]) for k in range(3) for sign in (1, -1)]
@@ -94,7 +94,7 @@ def test_a_trained_ensemble_beats_every_single_score(trained: Ensemble) -> None:
         assert torch.equal(after.weight, before.weight)
 
 
-def test_a_trained_ensemble_orders_by_one_objective_where_the_others_are_equal(trained: Ensemble) -> None:
+def test_ensemble_orders_by_one_objective_if_others_are_equal(trained: Ensemble) -> None:
     exact, batch = copy.deepcopy(trained).double(), TEST.batch(np.arange(50))
     for k, objective in enumerate(OBJECTIVES):
         value = batch.predictions[:, :1].expand_as(batch.predictions).clone()
@@ -105,7 +105,7 @@ def test_a_trained_ensemble_orders_by_one_objective_where_the_others_are_equal(t
         assert (score[:, :, None] > score[:, None])[ahead].all()
 
 
-def test_a_trained_ensemble_scores_what_is_extreme_equal_alone_or_new(trained: Ensemble) -> None:
+def test_ensemble_scores_extreme_equal_single_and_new_candidates(trained: Ensemble) -> None:
     for value in (torch.zeros(2, 5, 3), torch.full((2, 5, 3), 16.0), torch.full((2, 1, 3), -16.0)):
         context = torch.zeros(2, value.shape[1], 2)
         output = trained(value, torch.zeros(2, 0, 2), torch.zeros(2, dtype=torch.long), context)
@@ -117,7 +117,7 @@ def test_a_trained_ensemble_scores_what_is_extreme_equal_alone_or_new(trained: E
 
 @pytest.mark.parametrize("loss", ["pointwise", "listwise", "pairwise"])
 @pytest.mark.parametrize("strategy", ["fixed", "pareto", "min_norm", "pareto_efficient"])
-def test_every_loss_and_strategy_learns(loss: str, strategy: str) -> None:
+def test_every_loss_and_weighting_learns(loss: str, strategy: str) -> None:
     config = replace(SMALL, loss=loss, weighting=strategy, reweight_interval=3, min_weight=0.1)  # type: ignore[arg-type]
     seen: list[EpochResult] = []
     model, history = fit_ensemble(OBJECTIVES, TRAIN, VALID, config, seen.append)
@@ -131,7 +131,7 @@ def test_every_loss_and_strategy_learns(loss: str, strategy: str) -> None:
     assert (seen[0].weights == seen[-1].weights) is (strategy == "fixed")
 
 
-def test_baselines_are_trained_by_the_same_loop() -> None:
+def test_baselines_use_the_same_training_loop() -> None:
     """The linear one finds what everyone wants, the one with a weight per session the groups too."""
     standardise = Standardize([False, True, False], *mean_std(TRAIN))
     torch.manual_seed(0)
@@ -145,7 +145,7 @@ def test_baselines_are_trained_by_the_same_loop() -> None:
     assert min(scores) > alone + 0.02
 
 
-def test_the_same_seed_gives_the_same_model_and_another_another() -> None:
+def test_training_is_deterministic_per_seed() -> None:
     config = replace(SMALL, epochs=2)
     torch.manual_seed(5)
     models = [fit_ensemble(OBJECTIVES, TRAIN, VALID, replace(config, seed=seed))[0] for seed in (3, 3, 4)]
@@ -159,7 +159,7 @@ def test_the_same_seed_gives_the_same_model_and_another_another() -> None:
     assert not np.array_equal(first, other)
 
 
-def test_scores_do_not_depend_on_the_batches(trained: Ensemble) -> None:
+def test_scores_are_independent_of_batching(trained: Ensemble) -> None:
     whole = score_lists(trained, TEST, 1000)
     np.testing.assert_allclose(score_lists(trained, TEST, 7), whole, atol=1e-5)
     one = TEST.select(np.array([4]))
@@ -193,7 +193,7 @@ def scripted(
     monkeypatch.setattr(trainer, "measure_lists", measure)
 
 
-def test_training_stops_after_its_patience_and_keeps_the_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_restores_the_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Recorder()
     scripted(monkeypatch, model, [0.3, 0.5, 0.5, 0.4, 0.9], [[0.5, 0.5]])
     history = fit(model, TRAIN, VALID, replace(SMALL, epochs=5, patience=2))
@@ -204,7 +204,7 @@ def test_training_stops_after_its_patience_and_keeps_the_best_epoch(monkeypatch:
     assert not model.training
 
 
-def test_pareto_raises_the_weight_of_what_fell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pareto_raises_the_weight_of_a_behavior_that_fell(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Recorder()
     scripted(monkeypatch, model, [0.1, 0.2, 0.3, 0.4], [[0.6, 0.5], [0.6, 0.4], [0.6, None], [0.7, 0.5]])
     config = replace(SMALL, weighting="pareto", pareto_step_size=2.0, behavior_weights={"like": 3.0, "share": 1.0})
@@ -215,7 +215,7 @@ def test_pareto_raises_the_weight_of_what_fell(monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(weights[3], weights[2])  # nothing known of one, no change of the other
 
 
-def test_weights_by_gradients_are_those_of_the_behaviours_losses() -> None:
+def test_min_norm_weights_use_gradients_of_behavior_losses() -> None:
     """One batch, before any step: gradients of each behaviour's squared error by the parameters, by hand."""
     model = LogisticRegression(Standardize([False, True, False], *mean_std(TRAIN)))
     config = replace(SMALL, loss="pointwise", weighting="min_norm", epochs=1, batch_size=len(TRAIN))
@@ -228,7 +228,7 @@ def test_weights_by_gradients_are_those_of_the_behaviours_losses() -> None:
     np.testing.assert_allclose(list(epoch.weights.values()), expected, rtol=1e-4)
 
 
-def test_a_mixture_of_squared_errors_steps_as_their_combined_relevance() -> None:
+def test_weighted_squared_errors_equal_combined_relevance() -> None:
     rng = torch.Generator().manual_seed(0)
     score = torch.randn(3, 4, generator=rng, requires_grad=True)
     labels, weights = (torch.rand(3, 4, 2, generator=rng) < 0.4).float(), torch.tensor([0.3, 0.7])
@@ -238,7 +238,7 @@ def test_a_mixture_of_squared_errors_steps_as_their_combined_relevance() -> None
     torch.testing.assert_close(*(torch.autograd.grad(loss, score)[0] for loss in (mixture, combined)))
 
 
-def test_weights_of_behaviours_from_their_rates() -> None:
+def test_initial_weights_follow_from_rates() -> None:
     lists = TRAIN.select(np.arange(20))
     lists.label[:] = 0
     lists.label[:64, 0] = 1
@@ -258,7 +258,7 @@ def test_weights_of_behaviours_from_their_rates() -> None:
 
 @pytest.mark.parametrize("strategy", ["min_norm", "pareto_efficient"])
 @pytest.mark.parametrize("loss", ["listwise", "pairwise"])
-def test_a_behaviour_without_a_positive_in_the_batch_leaves_others_to_learn_from(strategy: str, loss: str) -> None:
+def test_learns_if_a_batch_has_no_positive_of_a_behavior(strategy: str, loss: str) -> None:
     """Its gradient is zero: the shortest mixture would be that of nothing."""
     lists = replace(TRAIN, label=TRAIN.label.copy())
     lists.label[:, 1] = 0
@@ -275,7 +275,7 @@ def test_a_behaviour_without_a_positive_in_the_batch_leaves_others_to_learn_from
 
 @pytest.mark.parametrize("strategy", ["fixed", "min_norm"])
 @pytest.mark.parametrize("loss", ["pointwise", "pairwise", "listwise"])
-def test_candidates_of_which_nothing_is_known_are_no_negatives(loss: str, strategy: str) -> None:
+def test_candidates_without_known_labels_are_not_negatives(loss: str, strategy: str) -> None:
     """Point- and pairwise, the lists without them teach the same; listwise, lists in which they are negatives do."""
     known = np.random.default_rng(0).random(len(TRAIN.item)) < 0.6
     starts = np.cumsum(TRAIN.length) - TRAIN.length
@@ -296,7 +296,7 @@ def test_candidates_of_which_nothing_is_known_are_no_negatives(loss: str, strate
     assert losses[0] != pytest.approx(losses[2], rel=0.02)
 
 
-def test_what_is_known_of_one_behaviour_counts_beside_what_is_unknown_of_another() -> None:
+def test_known_labels_count_if_others_are_unknown() -> None:
     """An unknown share is no relevance to the combined loss where the like is known."""
     unknown, none = TRAIN.label.copy(), TRAIN.label.copy()
     unknown[::3, 1], none[::3, 1] = np.nan, 0
@@ -330,14 +330,14 @@ def test_what_is_known_of_one_behaviour_counts_beside_what_is_unknown_of_another
         (replace(TRAIN, objectives=("a", "b", "c")), VALID, {}, ConfigError, r"the lists have objectives \['a'"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused(
+def test_rejects_invalid_lists_and_settings(
     train: SessionLists, valid: SessionLists, changes: dict[str, object], error: type[UserError], reason: str
 ) -> None:
     with pytest.raises(error, match=reason):
         fit_ensemble(OBJECTIVES, train, valid, replace(SMALL, **changes))  # type: ignore[arg-type]
 
 
-def test_a_loss_that_is_not_finite_is_told() -> None:
+def test_reports_a_non_finite_loss() -> None:
     model = Recorder()
     model.weight.data.fill_(torch.inf)
     with pytest.raises(UserError, match=r"loss is nan; decrease ensemble\.lr"):
@@ -355,7 +355,7 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
         ({"behavior_weights": {"like": -1.0}}, r"ensemble\.behavior_weights\.like -1\.0 must be positive"),
     ],
 )
-def test_impossible_settings_are_refused(changes: dict[str, object], reason: str) -> None:
+def test_rejects_invalid_settings(changes: dict[str, object], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         EnsembleConfig(**changes)  # type: ignore[arg-type]
 
@@ -374,7 +374,7 @@ CARD = EnsembleCard(
 )
 
 
-def test_an_ensemble_is_loaded_as_it_was_saved(trained: Ensemble, tmp_path: Path) -> None:
+def test_save_and_load_round_trip(trained: Ensemble, tmp_path: Path) -> None:
     folder = f"{tmp_path}/deep/ensemble/"
     standardise = Standardize([False, True, False], *mean_std(TRAIN))
     baseline = SessionWeightedFusion(standardise, 2, 2, dim=4)
@@ -393,7 +393,7 @@ def test_an_ensemble_is_loaded_as_it_was_saved(trained: Ensemble, tmp_path: Path
     }
 
 
-def test_a_newer_ensemble_takes_the_place_of_the_older_whole(trained: Ensemble, tmp_path: Path) -> None:
+def test_saving_replaces_the_previous_ensemble(trained: Ensemble, tmp_path: Path) -> None:
     folder = f"{tmp_path}/ensemble"
     save_ensemble(folder, trained, CARD, {"old": LogisticRegression(Standardize([False], *torch.ones(2, 1)))})
     newer = copy.deepcopy(trained)
@@ -406,7 +406,7 @@ def test_a_newer_ensemble_takes_the_place_of_the_older_whole(trained: Ensemble, 
     assert os.listdir(tmp_path) == ["ensemble"]
 
 
-def test_a_failed_save_leaves_what_was_there(
+def test_failed_save_keeps_the_previous_ensemble(
     trained: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = f"{tmp_path}/ensemble"
@@ -424,14 +424,14 @@ def test_a_failed_save_leaves_what_was_there(
         assert os.listdir(tmp_path) == ["ensemble"]
 
 
-def test_a_folder_of_something_else_is_left_alone(trained: Ensemble, tmp_path: Path) -> None:
+def test_rejects_a_directory_with_other_files(trained: Ensemble, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds no ensemble"):
         save_ensemble(str(tmp_path), trained, CARD)
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
-def test_missing_and_damaged_ensembles_are_told_in_one_line(trained: Ensemble, tmp_path: Path) -> None:
+def test_rejects_missing_and_corrupted_ensembles(trained: Ensemble, tmp_path: Path) -> None:
     folder = tmp_path / "ensemble"
     with pytest.raises(UserError, match=r"no ensemble here"):
         load_ensemble(str(folder))

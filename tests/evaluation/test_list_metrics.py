@@ -1,4 +1,4 @@
-"""List metrics against every order of ties written out, one list and one pair at a time."""
+"""List metrics against enumerated orders of ties, per list and pair."""
 
 import math
 from itertools import pairwise, permutations
@@ -49,17 +49,17 @@ CANDIDATES = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(CANDIDATES, max_size=4), st.integers(1, 8))
-def test_top_k_equals_all_orders_of_ties(rows: list, k: int) -> None:
+def test_top_k_equals_mean_over_orders_of_ties(rows: list, k: int) -> None:
     width = max(map(len, rows), default=0)
-    scores, label, valid = (
+    scores, label, mask = (
         np.full((len(rows), width), 9.0),
         np.ones((len(rows), width)),
         np.zeros((len(rows), width), bool),
     )
     for i, row in enumerate(rows):
         for c, candidate in enumerate(row):
-            scores[i, c], label[i, c], valid[i, c] = candidate
-    hits, ndcg = hr_and_ndcg(scores, label, valid, k)
+            scores[i, c], label[i, c], mask[i, c] = candidate
+    hits, ndcg = hr_and_ndcg(scores, label, mask, k)
     assert hits.shape == ndcg.shape == (len(rows),)
     for i, row in enumerate(rows):
         known = [(score, y) for score, y, there in row if there and not math.isnan(y)]
@@ -70,7 +70,7 @@ def test_top_k_equals_all_orders_of_ties(rows: list, k: int) -> None:
             assert (hits[i], ndcg[i]) == pytest.approx(expected, abs=1e-12)
 
 
-def test_top_k_by_hand() -> None:
+def test_top_k_of_a_known_case() -> None:
     scores = np.array([[0.1, 0.9, 0.5, 0.7], [1, 1, 1, 1], [4, 3, 2, 1]], np.float32)
     label = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0]])
     hits, ndcg = hr_and_ndcg(scores, label, np.ones((3, 4), bool), 3)
@@ -81,35 +81,35 @@ def test_top_k_by_hand() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_a_constant_score_gets_what_a_random_one_gets_on_average(k: int) -> None:
+def test_constant_score_equals_mean_of_random_scores(k: int) -> None:
     """Whatever order the log has: here all positives come first."""
     rng = np.random.default_rng(0)
     label = np.zeros((4000, 7))
     label[:, :2] = 1
-    valid = np.arange(7) < rng.integers(3, 8, (4000, 1))
-    tied = hr_and_ndcg(np.zeros((4000, 7)), label, valid, k)
-    drawn = hr_and_ndcg(rng.random((4000, 7)), label, valid, k)
+    mask = np.arange(7) < rng.integers(3, 8, (4000, 1))
+    tied = hr_and_ndcg(np.zeros((4000, 7)), label, mask, k)
+    drawn = hr_and_ndcg(rng.random((4000, 7)), label, mask, k)
     for one, other in zip(tied, drawn, strict=True):
         assert one.mean() == pytest.approx(other.mean(), abs=4 * other.std() / 4000**0.5)
         assert one.std() < other.std()
 
 
 def data(seed: int = 0, n: int = 60, width: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Scores with ties, labels of two behaviours with unknown ones, lists of 0 .. ``width`` candidates, 20 users."""
+    """Scores with ties, labels of two behaviors with unknown ones, lists of 0 .. ``width`` candidates, 20 users."""
     rng = np.random.default_rng(seed)
     labels = np.where(rng.random((n, width, 2)) < 0.1, np.nan, rng.random((n, width, 2)) < [0.3, 0.08])
-    valid = np.arange(width) < rng.integers(0, width + 1, (n, 1))
-    return rng.integers(0, 5, (n, width)) / 4, labels, valid, rng.integers(0, 20, n) + 2**40
+    mask = np.arange(width) < rng.integers(0, width + 1, (n, 1))
+    return rng.integers(0, 5, (n, width)) / 4, labels, mask, rng.integers(0, 20, n) + 2**40
 
 
-def test_everything_for_a_score_equals_loops() -> None:
-    scores, labels, valid, users = data()
-    got = list_metrics(scores, labels, valid, users, 3, ["like", "follow"], reference=np.array([0.1, 0.2]))
+def test_list_metrics_equal_loops() -> None:
+    scores, labels, mask, users = data()
+    got = list_metrics(scores, labels, mask, users, 3, ["like", "follow"], reference=np.array([0.1, 0.2]))
     for m, name in enumerate(["like", "follow"]):
         per_list, positives = [], 0
         pairs: dict[int, list] = {}
         for i in range(len(scores)):
-            known = [c for c in range(valid.shape[1]) if valid[i, c] and not math.isnan(labels[i, c, m])]
+            known = [c for c in range(mask.shape[1]) if mask[i, c] and not math.isnan(labels[i, c, m])]
             positives += sum(labels[i, c, m] for c in known)
             value = slow_top_k([scores[i, c] for c in known], [labels[i, c, m] for c in known], 3)
             if value is not None:
@@ -134,20 +134,20 @@ def test_everything_for_a_score_equals_loops() -> None:
         assert got[metric] == pytest.approx(sum(behaviour[metric] for behaviour in each) / 2)
     like, follow = (behaviour["ndcg"] for behaviour in each)
     assert got["hypervolume"] == pytest.approx((like - 0.1) * (follow - 0.2))
-    lengths = [row.sum() for row in valid if row.any()]
+    lengths = [row.sum() for row in mask if row.any()]
     assert got["lists"] == len(lengths)
     assert got["mean_length"] == pytest.approx(sum(lengths) / len(lengths))
 
 
-def test_padding_and_order_within_lists_change_nothing() -> None:
-    scores, labels, valid, users = data()
-    base = list_metrics(scores, labels, valid, users, 3, ["like", "follow"])
+def test_padding_and_order_within_lists_have_no_effect() -> None:
+    scores, labels, mask, users = data()
+    base = list_metrics(scores, labels, mask, users, 3, ["like", "follow"])
     shuffled = np.random.default_rng(1).permutation(10)
     garbage = np.full((60, 2), np.nan)
     wider = (
-        np.hstack([np.where(valid, scores, np.nan), garbage])[:, shuffled],
+        np.hstack([np.where(mask, scores, np.nan), garbage])[:, shuffled],
         np.concatenate([labels, np.ones((60, 2, 2))], 1)[:, shuffled],
-        np.hstack([valid, np.zeros((60, 2), bool)])[:, shuffled],
+        np.hstack([mask, np.zeros((60, 2), bool)])[:, shuffled],
     )
     again = list_metrics(*wider, users, 3, ["like", "follow"])
     for name, metrics in base.pop("behaviors").items():
@@ -156,10 +156,10 @@ def test_padding_and_order_within_lists_change_nothing() -> None:
     assert again == pytest.approx(base, abs=1e-12)
 
 
-def test_what_cannot_be_measured_is_none_and_left_out_of_means() -> None:
-    scores, labels, valid, users = data()
+def test_undefined_metrics_are_none_and_excluded_from_means() -> None:
+    scores, labels, mask, users = data()
     labels[..., 1] = 0
-    got = list_metrics(scores, labels, valid, users, 3, ["like", "follow"])
+    got = list_metrics(scores, labels, mask, users, 3, ["like", "follow"])
     assert got["behaviors"]["follow"] == {"hr": None, "ndcg": None, "uauc": None, "lists": 0, "positives": 0}
     assert got["ndcg"] == got["hypervolume"] == got["behaviors"]["like"]["ndcg"]
     nothing = list_metrics(np.zeros((0, 0)), np.zeros((0, 0, 1)), np.zeros((0, 0), bool), np.zeros(0, int), 3, ["like"])
@@ -167,13 +167,13 @@ def test_what_cannot_be_measured_is_none_and_left_out_of_means() -> None:
     assert {nothing[key] for key in ("hr", "ndcg", "uauc", "hypervolume", "mean_length")} == {None}
 
 
-def test_uauc_weighs_users_alike() -> None:
+def test_uauc_weights_users_equally() -> None:
     """One user of four candidates in two lists, all pairs wrong; one of two, right: half, whatever their sizes."""
     scores, label = np.array([[2, 1], [4, 3], [1, 2]]), np.array([[0, 1], [0, 0], [0, 1]])
-    valid, users = np.ones((3, 2), bool), np.array([7, 7, 9])
-    assert uauc(scores, label, valid, users) == 0.5
-    assert uauc(scores, label, valid & (users == 9)[:, None], users) == 1.0
-    assert uauc(scores, np.zeros((3, 2)), valid, users) is None
+    mask, users = np.ones((3, 2), bool), np.array([7, 7, 9])
+    assert uauc(scores, label, mask, users) == 0.5
+    assert uauc(scores, label, mask & (users == 9)[:, None], users) == 1.0
+    assert uauc(scores, np.zeros((3, 2)), mask, users) is None
 
 
 def test_hypervolume_rewards_balance_over_the_reference() -> None:
@@ -183,10 +183,10 @@ def test_hypervolume_rewards_balance_over_the_reference() -> None:
     assert hypervolume(np.array([0.9, 0.2]), 0.2) == hypervolume(np.array([0.1, 0.1]), 0.2) == 0
 
 
-def test_unusable_input_is_refused() -> None:
-    scores, labels, valid, users = data()
-    scores[np.nonzero(valid)[0][0], 0] = np.nan
-    with pytest.raises(DataError, match=rf"1 of {valid.sum()} candidates"):
-        list_metrics(scores, labels, valid, users, 3, ["like", "follow"])
+def test_rejects_invalid_input() -> None:
+    scores, labels, mask, users = data()
+    scores[np.nonzero(mask)[0][0], 0] = np.nan
+    with pytest.raises(DataError, match=rf"1 of {mask.sum()} candidates"):
+        list_metrics(scores, labels, mask, users, 3, ["like", "follow"])
     with pytest.raises(ConfigError, match="k 0 must be at least 1"):
-        hr_and_ndcg(scores, labels[..., 0], valid, 0)
+        hr_and_ndcg(scores, labels[..., 0], mask, 0)

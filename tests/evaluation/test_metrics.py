@@ -1,4 +1,4 @@
-"""Ranking metrics against pairs counted one by one and against torchmetrics."""
+"""Metrics against counted pairs and torchmetrics."""
 
 import math
 
@@ -106,7 +106,7 @@ def test_row_order_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("labels", [[], [0, 0, 0], [1, 1, 1]])
-def test_one_class_alone_has_no_ranking(labels: list) -> None:
+def test_metrics_of_one_class_are_none(labels: list) -> None:
     scores, y = np.linspace(0.1, 0.9, len(labels)), np.array(labels, np.float32)
     assert auc(scores, y) is None
     assert gauc(scores, y, np.zeros(len(y), np.int64)) is None
@@ -117,7 +117,7 @@ def test_one_class_alone_has_no_ranking(labels: list) -> None:
 
 @given(st.integers(2, 500).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1))))
 @settings(deadline=None)
-def test_predicting_the_base_rate_has_normalised_entropy_one(sizes: tuple[int, int]) -> None:
+def test_normalized_entropy_of_the_base_rate_is_one(sizes: tuple[int, int]) -> None:
     n, positive = sizes
     labels = (np.arange(n) < positive).astype(np.float32)
     rate = np.full(n, positive / n)
@@ -126,7 +126,7 @@ def test_predicting_the_base_rate_has_normalised_entropy_one(sizes: tuple[int, i
     assert auc(rate, labels) == 0.5
 
 
-def test_normalised_entropy_equals_its_definition() -> None:
+def test_normalized_entropy_equals_its_definition() -> None:
     rng = np.random.default_rng(0)
     labels, scores = (rng.random(200) < 0.3).astype(np.float32), rng.random(200)
     rate = labels.mean()
@@ -137,7 +137,7 @@ def test_normalised_entropy_equals_its_definition() -> None:
     assert normalized_entropy(0.2 + 0.6 * labels, labels) < 1
 
 
-def test_certain_predictions_have_finite_normalised_entropy() -> None:
+def test_normalized_entropy_of_certain_predictions_is_finite() -> None:
     labels = np.array([0, 1, 1, 0], np.float32)
     assert normalized_entropy(labels, labels) == pytest.approx(0, abs=1e-5)
     wrong = normalized_entropy(1 - labels, labels)
@@ -157,7 +157,7 @@ def test_float32_scores_are_summed_in_float64() -> None:
     assert calibration(scores, labels) == pytest.approx(np.float32(0.1) / 0.1, rel=1e-6)
 
 
-def test_binary_metrics_leave_out_what_is_unknown() -> None:
+def test_binary_metrics_exclude_unknown_rows() -> None:
     rng = np.random.default_rng(3)
     scores, labels = rng.random(300), (rng.random(300) < 0.4).astype(np.float32)
     users = rng.integers(0, 12, 300)
@@ -178,7 +178,7 @@ def test_binary_metrics_leave_out_what_is_unknown() -> None:
     assert got["auc"] != auc(scores, labels)
 
 
-def test_binary_metrics_of_nothing() -> None:
+def test_binary_metrics_of_empty_input() -> None:
     nothing = np.full(4, np.nan)
     for scores, labels in ((nothing, np.ones(4)), (np.ones(4) / 2, nothing), (nothing[:0], nothing[:0])):
         got = binary_metrics(scores, labels, np.arange(len(scores)))
@@ -198,7 +198,7 @@ def test_time_metrics_equal_loops() -> None:
     assert got["rank_correlation"] == pytest.approx(theirs.item(), abs=1e-6)
 
 
-def test_time_metrics_of_nothing() -> None:
+def test_time_metrics_of_empty_input() -> None:
     nothing = np.full(3, np.nan)
     for predicted, actual in ((nothing, np.ones(3)), (np.ones(3), nothing), (nothing[:0], nothing[:0])):
         assert time_metrics(predicted, actual) == {
@@ -229,7 +229,7 @@ def test_rank_correlation_equals_pairs(rows: list) -> None:
     assert got == (None if expected is None else pytest.approx(expected, abs=1e-9))
 
 
-def test_rank_correlation_equals_torchmetrics_and_knows_order_alone() -> None:
+def test_rank_correlation_equals_torchmetrics_and_depends_on_order_only() -> None:
     rng = np.random.default_rng(5)
     a = rng.normal(size=5000)
     b = np.round(a + rng.normal(size=5000), 1)  # with ties

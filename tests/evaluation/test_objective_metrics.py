@@ -1,4 +1,4 @@
-"""What is measured of objectives and watch time, on predictions made by hand."""
+"""Metrics of objectives and watch time on small known predictions."""
 
 import json
 from collections.abc import Sequence
@@ -124,10 +124,10 @@ def test_objectives_of_generator_and_head() -> None:
     assert found["negative"]["agreement"] == pytest.approx(spearman(any_of_both, of_head))
 
 
-def test_groups_of_lengths() -> None:
+def test_groups_by_duration() -> None:
     found = report()["by_duration"]
     assert [(group["from_s"], group["to_s"]) for group in found] == [(None, 10), (10, 20), (20, 40), (40, None)]
-    assert [group["targets"] for group in found] == [2, 1, 1, 1], "of unknown length is none"
+    assert [group["targets"] for group in found] == [2, 1, 1, 1], "no group for unknown durations"
     assert [group["glance"]["rate"] for group in found] == [0.5, 0.0, None, 0.0]
     assert [group["glance"]["generator"]["auc"] for group in found] == [0.0, None, None, None]
     assert [group["glance"]["head"]["auc"] for group in found] == [0.0, None, None, None]
@@ -137,7 +137,7 @@ def test_groups_of_lengths() -> None:
     assert [group["watch_time"]["head"]["count"] for group in found] == [2, 1, 0, 1]
 
 
-def test_without_heads_the_generator_alone_is_measured() -> None:
+def test_without_heads_only_the_generator_is_measured() -> None:
     found, full = report(predictions(heads=False)), report()
     assert found["objectives"] == {}
     assert list(found["generator_vs_head"]) == list(full["generator_vs_head"])
@@ -159,48 +159,50 @@ def test_without_watch_times_objectives_remain() -> None:
     assert report(predictions(card=nothing), nothing) == {"objectives": {}, "generator_vs_head": {}, "by_duration": []}
 
 
-@pytest.mark.parametrize("duration", ["", "length of another name"])
-def test_without_lengths_one_watch_time_is_usual(duration: str) -> None:
-    """A log may tell no lengths, and a card not have the feature that told them."""
+@pytest.mark.parametrize("duration", ["", "unknown feature"])
+def test_without_durations_there_is_one_median_watch_time(duration: str) -> None:
+    """A log may have no durations, and a card may lack the duration feature."""
     rule = replace(CARD.feedback, duration_feature=duration, duration_edges_s=[], median_watch_s=[9.0])
     found = report(card=replace(CARD, feedback=rule))
     assert found["by_duration"] == []
-    # Watched 30 and 6 s effectively; 2, 4 and 1 s not: compared with the same 9 s.
+    # Effective views of 30 and 6 s, others of 2, 4 and 1 s; all are compared with 9 s.
     assert found["generator_vs_head"]["effective"]["generator"]["auc"] == 1.0
 
 
 @pytest.mark.parametrize(
-    ("edges", "medians", "least"),
+    ("edges", "medians", "expected"),
     [
-        # Of unknown length the usual; middles of 5, 15, 30 and 40 s fall between the rule's edges.
+        # Unknown duration: the median; bucket midpoints of 5, 15, 30 and 40 s fall between the rule's edges.
         ([12.0, 35.0], [9.0, 4.0, 8.0, 20.0], [9.0, 4.0, 8.0, 8.0, 20.0]),
-        # A video of 5 s is watched whole in less than the usual 7 s, one of 15 s in less than 18.
+        # A video of 5 s is shorter than the median of 7 s, one of 15 s shorter than 18 s.
         ([10.0], [9.0, 7.0, 18.0], [9.0, 5.0, 15.0, 18.0, 18.0]),
-        # What is usual may be a glance, which no effective view is.
+        # The median may be a glance, which is not an effective view.
         ([], [2.0, 1.5], [3.0, 3.0, 3.0, 3.0, 3.0]),
     ],
 )
-def test_what_an_effective_view_takes(edges: list[float], medians: list[float], least: list[float]) -> None:
+def test_minimum_watch_time_of_an_effective_view(
+    edges: list[float], medians: list[float], expected: list[float]
+) -> None:
     rule = replace(CARD.feedback, duration_edges_s=edges, median_watch_s=medians)
     made = replace(predictions(), duration_bucket=np.arange(5))
-    assert _median_watch_s(made, replace(CARD, feedback=rule)).tolist() == least
+    assert _median_watch_s(made, replace(CARD, feedback=rule)).tolist() == expected
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
-def test_equal_groups_part_all_places_in_order(counts: list[int]) -> None:
+def test_equal_groups_partition_all_buckets_in_order(counts: list[int]) -> None:
     groups = _equal_groups(np.array(counts))
     sizes = [sum(counts[first:last]) for first, last in groups]
-    assert sum(sizes) == sum(counts), "all that is there is in a group"
+    assert sum(sizes) == sum(counts), "groups contain all counts"
     assert all(sizes)
     assert len(groups) <= DURATION_GROUPS
     assert all(a[1] <= b[0] for a, b in pairwise(groups))
-    # Both its ends are as near as places allow to where they should be.
+    # Both ends are as close to the quantiles as the buckets allow.
     assert all(size <= sum(counts) / DURATION_GROUPS + max(counts) for size in sizes)
 
 
-def test_equal_groups_of_equal_places() -> None:
+def test_equal_groups_of_equal_counts() -> None:
     assert _equal_groups(np.full(16, 7)) == [(place, place + 2) for place in range(0, 16, 2)]
     jitter = np.tile([7, 6, 5, 6, 7], 4)[:16]
-    assert _equal_groups(jitter) == _equal_groups(np.full(16, 7)), "a place hardly too few is no reason for one more"
+    assert _equal_groups(jitter) == _equal_groups(np.full(16, 7)), "small differences do not shift the ranges"
     assert _equal_groups(np.array([1, 0, 3])) == [(0, 1), (1, 3)]
     assert _equal_groups(np.zeros(4, int)) == []

@@ -1,4 +1,4 @@
-"""Predictions on disk are those that were measured."""
+"""Round trip of predictions, and metrics computed from the file."""
 
 import json
 from dataclasses import fields, replace
@@ -20,7 +20,7 @@ from tests.helpers.cards import make_card, small_config, write_dataset
 CARD = make_card()
 
 
-def made(oracle: list[str]) -> Predictions:
+def make_predictions(oracle: list[str]) -> Predictions:
     rng = np.random.default_rng(0)
     outcomes = len(outcome_columns(CARD))
 
@@ -43,9 +43,9 @@ def made(oracle: list[str]) -> Predictions:
 
 
 @pytest.mark.parametrize("oracle", [[], ["like", "click"]])
-def test_what_is_written_is_read(oracle: list[str], tmp_path: Path) -> None:
+def test_write_and_read_round_trip(oracle: list[str], tmp_path: Path) -> None:
     card, file = replace(CARD, oracle_columns=oracle), tmp_path / "test.parquet"
-    before = made(oracle)
+    before = make_predictions(oracle)
     write_predictions(str(file), before, card)
     after, names = read_predictions(str(file))
     assert names == [*CARD.actions[1:], *CARD.labels, *CARD.objectives]
@@ -54,31 +54,31 @@ def test_what_is_written_is_read(oracle: list[str], tmp_path: Path) -> None:
         assert left.dtype == right.dtype
         np.testing.assert_array_equal(left, right)
     assert list(tmp_path.iterdir()) == [file]
-    plain = pq.read_table(file)
-    np.testing.assert_array_equal(plain["probability_click"].to_numpy(), before.probability[:, names.index("click")])
-    np.testing.assert_array_equal(plain["observed_time_exit"].to_numpy(), before.observed_time[:, 3])
+    table = pq.read_table(file)
+    np.testing.assert_array_equal(table["probability_click"].to_numpy(), before.probability[:, names.index("click")])
+    np.testing.assert_array_equal(table["observed_time_exit"].to_numpy(), before.observed_time[:, 3])
 
 
-def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
+def test_rejects_other_and_missing_files(tmp_path: Path) -> None:
     other = tmp_path / "other.parquet"
     pq.write_table(pa.table({"user": [1]}), other)
     with pytest.raises(DataError, match="not a prediction file"):
         read_predictions(str(other))
     older = tmp_path / "older.parquet"
-    write_predictions(str(older), made([]), CARD)
+    write_predictions(str(older), make_predictions([]), CARD)
     pq.write_table(pq.read_table(older).drop_columns(["time_given_prefix_like"]), older)
     with pytest.raises(DataError, match=r"time_given_prefix_like.* column is missing"):
         read_predictions(str(older))
     with pytest.raises(DataError, match="cannot be read"):
         read_predictions(str(tmp_path / "nothing.parquet"))
     with pytest.raises(UserError, match="cannot be written"):
-        write_predictions(str(tmp_path / "no" / "folder.parquet"), made([]), CARD)
+        write_predictions(str(tmp_path / "no" / "folder.parquet"), make_predictions([]), CARD)
 
 
 @pytest.mark.parametrize(
     "model", [{}, {"generator": "independent_heads", "predict_objectives": True}, {"name": "mmoe"}]
 )
-def test_the_evaluation_can_be_made_again_from_the_file(model: dict, tmp_path: Path) -> None:
+def test_evaluation_is_reproducible_from_the_file(model: dict, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", CARD, windows=20)
     config = small_config(**model)
     config.train.max_steps = 2
@@ -91,7 +91,7 @@ def test_the_evaluation_can_be_made_again_from_the_file(model: dict, tmp_path: P
     predictions, _ = read_predictions(str(file))
     assert len(predictions.user) == measured["targets"]
     assert action_metrics(predictions, predictions.probability, CARD) == measured["actions"]
-    # The loss is over the same steps, each told those before it.
+    # The loss is over the same steps, given the preceding steps.
     errors = np.abs(predictions.time_given_prefix - predictions.observed_time)
     assert np.nanmean(errors) == pytest.approx(measured["loss"]["time"], rel=1e-5)
     found = [(row["mae_log"], row["count"]) for row in measured["time_given_prefix"].values()]

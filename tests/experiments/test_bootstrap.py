@@ -1,4 +1,4 @@
-"""Weighted metrics of resampled users against the plain metrics of their rows, repeated one by one."""
+"""Weighted metrics of resampled users against unweighted metrics of repeated rows."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ def direct(values: np.ndarray, user: np.ndarray, weights: np.ndarray) -> np.ndar
     distinct=st.sampled_from([1, 3, 1000]),
     rate=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
 )
-def test_a_weighted_auc_is_that_of_repeated_rows(seed: int, n: int, users: int, distinct: int, rate: float) -> None:
+def test_weighted_auc_equals_auc_of_repeated_rows(seed: int, n: int, users: int, distinct: int, rate: float) -> None:
     """With ties of one class and of both, and resamples that lack a class."""
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, distinct, n).astype(np.float32)
@@ -41,7 +41,7 @@ def test_a_weighted_auc_is_that_of_repeated_rows(seed: int, n: int, users: int, 
         assert math.isnan(found) if wanted is None else found == pytest.approx(wanted, abs=1e-12)
 
 
-def test_every_pattern_of_ties_of_four_rows() -> None:
+def test_all_tie_patterns_of_four_rows() -> None:
     """Runs that are summed at once may end at a tie of both classes, or begin there."""
     weights = np.array([[1, 0, 3], [1, 2, 0], [1, 1, 1], [1, 3, 2]], np.float32)
     for scores in itertools.product(range(3), repeat=4):
@@ -52,7 +52,7 @@ def test_every_pattern_of_ties_of_four_rows() -> None:
                 assert math.isnan(found[column]) if wanted is None else found[column] == pytest.approx(wanted)
 
 
-def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_size_has_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=300).round(1), (rng.random(300) < 0.2).astype(np.float32)
     user, weights = rng.integers(0, 40, 300), resample_weights(40, 50)
@@ -61,7 +61,7 @@ def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_array_equal(weighted_auc(scores, labels, user, weights), whole)
 
 
-def test_a_weighted_mean_is_that_of_repeated_rows() -> None:
+def test_weighted_mean_equals_mean_of_repeated_rows() -> None:
     rng = np.random.default_rng(1)
     values, user = rng.normal(size=30), rng.integers(0, 6, 30)
     weights = resample_weights(7, 30)  # the last user has no row
@@ -70,7 +70,7 @@ def test_a_weighted_mean_is_that_of_repeated_rows() -> None:
     assert np.isnan(weighted_mean(values[:0], user[:0], weights)).all()
 
 
-def test_every_resample_draws_as_many_users_as_there_are() -> None:
+def test_every_resample_draws_the_number_of_users() -> None:
     weights = resample_weights(30, 400)
     assert (weights.sum(0) == 30).all()
     assert (resample_weights(30, 400) == weights).all()
@@ -80,7 +80,7 @@ def test_every_resample_draws_as_many_users_as_there_are() -> None:
     assert weights.var() == pytest.approx(29 / 30, rel=0.05)
 
 
-def test_intervals_cover_as_often_as_they_say() -> None:
+def test_intervals_have_nominal_coverage() -> None:
     """Of a mean over users who differ, whose rows do not: resampling rows would take them for far more certain."""
     rng = np.random.default_rng(2)
     covered = 0

@@ -1,4 +1,4 @@
-"""The numbers of a report against plain ones, made run by run and user by user."""
+"""Comparison of models against a direct computation per run and user."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ EMPTY = {
     "runs": [],
     "failed": [],
 }
-ROWS = ["like", "comment", "follow", "click"]  # actions and label, as the card has them
+ROWS = ["like", "comment", "follow", "click"]  # actions and label, in the order of the card
 
 
 def compared(folder: Path, resamples: int = 60, dataset: str = "one") -> Comparison:
@@ -32,9 +32,9 @@ def compared(folder: Path, resamples: int = 60, dataset: str = "one") -> Compari
 
 def test_means_and_deviations_are_over_seeds(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, seeds=(0, 1, 2))
-    recorded, found = read_experiment(str(folder)), compared(folder)
+    results, found = read_experiment(str(folder)), compared(folder)
     for model in found.models:
-        tests = [run.test for run in recorded.runs_of("one", model.name)]
+        tests = [run.test for run in results.runs_of("one", model.name)]
         assert model.seeds == (0, 1, 2)
         for name in [*ROWS, "glance", "effective"]:
             for metric in ("auc", "gauc", "ne", "calibration"):
@@ -49,25 +49,25 @@ def test_means_and_deviations_are_over_seeds(tmp_path: Path) -> None:
         assert model.mae_s.mean == pytest.approx(np.mean(seconds))
         assert model.times_given_prefix["follow"]["mae_log"] == MeanStd(0.25, 0.0)
     assert found.scored == [*ROWS, "glance", "effective"]
-    assert found.positives["like"] == recorded.runs[0].test["actions"]["like"]["positives"]
+    assert found.positives["like"] == results.runs[0].test["actions"]["like"]["positives"]
     assert list(found.timed) == ["like", "follow", "exit"]
     assert [row.name for row in found.references] == ["item's rate in training", "median time in training"]
     assert found.references[0].auc == MeanStd(pytest.approx(0.55), None)
     assert found.references[1].mae_log == MeanStd(pytest.approx(0.9), None)
 
 
-def test_rare_outcomes_and_times_are_left_out_of_means() -> None:
+def test_means_exclude_rare_outcomes_and_times() -> None:
     actions = {"like": {"positives": 100}, "hate": {"positives": 99}, "click": {"positives": 901}}
     time = {"like": {"count": 100}, "hate": {"count": 99}, "exit": {"count": 1000}}
     test = {"targets": 1000, "actions": actions, "time": time}
     assert AveragedOutcomes.from_test(test) == (["like"], ["like", "exit"], ["hate", "click"])
     few = {name: {"positives": 3} for name in actions}
     assert AveragedOutcomes.from_test(test | {"actions": few}) == (list(actions), ["like", "exit"], []), (
-        "there is nothing else"
+        "no outcome has enough samples"
     )
 
 
-def test_speed_is_the_fastest_seeds_and_resumed_runs_tell_no_time(tmp_path: Path) -> None:
+def test_speed_is_the_maximum_and_excludes_time_of_resumed_runs(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, seeds=(0, 1, 2))
     file = folder / "results.json"
     results = json.loads(file.read_text())
@@ -78,15 +78,15 @@ def test_speed_is_the_fastest_seeds_and_resumed_runs_tell_no_time(tmp_path: Path
     assert [(model.targets_per_s, model.seconds) for model in compared(folder).models] == [(300.0, 4.0), (600.0, None)]
 
 
-def test_differences_are_those_of_the_same_resampled_users(tmp_path: Path) -> None:
-    """Row by row: the rows of every drawn user, as often as drawn; plain AUC; a mean over actions, then drawn seeds."""
+def test_differences_use_the_same_resampled_users(tmp_path: Path) -> None:
+    """Reference: rows of every drawn user, repeated per draw; AUC; mean over actions, then over drawn seeds."""
     folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, seeds=(0, 1))
-    recorded, found = read_experiment(str(folder)), compared(folder, resamples=30)
+    results, found = read_experiment(str(folder)), compared(folder, resamples=30)
     weights = resample_weights(found.users, 30)
     drawn_auc, drawn_mae = np.zeros((2, 30)), np.zeros((2, 30))
     for place, name in enumerate(("a2gen", "mmoe")):
         seeds = np.random.default_rng([place, 30]).integers(2, size=(2, 30))
-        for seed, run in enumerate(recorded.runs_of("one", name)):
+        for seed, run in enumerate(results.runs_of("one", name)):
             times = (seeds == seed).sum(0) / 2
             predictions, names = read_predictions(run.predictions)
             users = sorted(set(predictions.user.tolist()))
@@ -120,8 +120,8 @@ def test_differences_are_those_of_the_same_resampled_users(tmp_path: Path) -> No
     assert other.auc_difference.value < 0
 
 
-def test_an_action_without_positives_in_a_resample_is_left_out_of_it(tmp_path: Path) -> None:
-    """One user alone has a like: resamples without that user have the mean of the other actions."""
+def test_resamples_exclude_actions_without_positives(tmp_path: Path) -> None:
+    """A single user has a like; resamples without that user average the other actions."""
     folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3})
     for run in read_experiment(str(folder)).runs:
         predictions, _ = read_predictions(run.predictions)
@@ -134,7 +134,7 @@ def test_an_action_without_positives_in_a_resample_is_left_out_of_it(tmp_path: P
         assert np.isfinite(model.auc_interval).all()
 
 
-def test_an_ablation_is_compared_with_its_model(tmp_path: Path) -> None:
+def test_ablations_are_compared_with_their_model(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path, {"mmoe": 0.3, "a2gen": 1.0}, {"plain": 0.5})
     file = folder / "results.json"
     file.write_text(file.read_text().replace('"ablation_of": "mmoe"', '"ablation_of": "a2gen"'))
@@ -147,7 +147,7 @@ def test_an_ablation_is_compared_with_its_model(tmp_path: Path) -> None:
     assert [model.name for model in found.full_models] == ["mmoe", "a2gen"]
 
 
-def test_without_its_model_an_ablation_has_no_difference(tmp_path: Path) -> None:
+def test_ablation_without_its_model_has_no_difference(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, {"plain": 0.5})
     file = folder / "results.json"
     results = json.loads(file.read_text())
@@ -158,7 +158,7 @@ def test_without_its_model_an_ablation_has_no_difference(tmp_path: Path) -> None
     assert all(model.auc_difference is None for model in found.models)
 
 
-def test_one_seed_has_no_deviation_and_a_log_without_times_no_errors(tmp_path: Path) -> None:
+def test_one_seed_without_times_has_no_deviation_and_no_mae(tmp_path: Path) -> None:
     found = compared(write_experiment(tmp_path, {"a2gen": 1.0}, card=plain_card()))
     (model,) = found.models
     assert model.auc is not None
@@ -167,7 +167,7 @@ def test_one_seed_has_no_deviation_and_a_log_without_times_no_errors(tmp_path: P
     assert found.scored == ["like", "comment", "follow"]
 
 
-def test_objectives_that_a_model_lacks_are_left_out(tmp_path: Path) -> None:
+def test_objectives_missing_in_a_model_are_left_out(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3})
     file = folder / "runs/one/1/test.json"
     test = json.loads(file.read_text())
@@ -176,16 +176,16 @@ def test_objectives_that_a_model_lacks_are_left_out(tmp_path: Path) -> None:
     assert compared(folder).scored == [*ROWS, "effective"]
 
 
-def test_predictions_of_other_users_are_refused(tmp_path: Path) -> None:
+def test_rejects_predictions_of_other_users(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3})
     predictions = make_predictions(CARD, 1.0, 0)
     file = read_experiment(str(folder)).runs[1].predictions
     write_predictions(file, replace(predictions, user=predictions.user + 1), CARD)
-    with pytest.raises(DataError, match=f"{file}: is of other users"):
+    with pytest.raises(DataError, match=f"{file}: users differ"):
         compared(folder)
 
 
-def test_an_unknown_value_of_a_seed_makes_the_mean_unknown() -> None:
+def test_mean_is_unknown_if_a_seed_is_unknown() -> None:
     assert mean_std([1.0, 3.0]) == MeanStd(2.0, pytest.approx(2**0.5))
     assert mean_std([1.0, None]) is mean_std([]) is mean_std([float("nan")]) is None
 
@@ -193,16 +193,16 @@ def test_an_unknown_value_of_a_seed_makes_the_mean_unknown() -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{", "is not JSON"),
-        ("[]", "is not an experiment's results"),
-        ('{"suite": {}}', "is not an experiment's results ('models' is missing)"),
+        ("{", "invalid JSON"),
+        ("[]", "not a results file of an experiment"),
+        ('{"suite": {}}', "not a results file of an experiment ('models' is missing)"),
         (json.dumps(EMPTY | {"runs": [{}]}), "'test' is missing"),
         (json.dumps(EMPTY | {"failed": [{}]}), "'phase' is missing"),
-        (json.dumps(EMPTY | {"runs": 3}), "is not an experiment's results"),
+        (json.dumps(EMPTY | {"runs": 3}), "not a results file of an experiment"),
         (json.dumps(EMPTY), "no run has been tested"),
     ],
 )
-def test_results_that_are_none_are_named(content: str, says: str, tmp_path: Path) -> None:
+def test_rejects_invalid_results(content: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(UserError) as raised:
         read_experiment(str(tmp_path))
@@ -210,10 +210,10 @@ def test_results_that_are_none_are_named(content: str, says: str, tmp_path: Path
     assert says in str(raised.value)
 
 
-def test_a_folder_without_results_and_a_broken_evaluation_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no results\.json"):
+def test_rejects_missing_results_and_invalid_evaluations(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no results\.json found"):
         read_experiment(str(tmp_path))
     folder = write_experiment(tmp_path / "made", {"a2gen": 1.0})
     (folder / "runs/one/0/test.json").write_text("{}")
-    with pytest.raises(DataError, match=r"runs/one/0/test\.json: is not an evaluation \('targets' is missing\)"):
+    with pytest.raises(DataError, match=r"runs/one/0/test\.json: not an evaluation \('targets' is missing\)"):
         read_experiment(str(folder))

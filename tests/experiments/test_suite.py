@@ -1,4 +1,4 @@
-"""What a suite says, and what it must not."""
+"""Parsing and validation of suites."""
 
 import copy
 from itertools import product
@@ -13,7 +13,7 @@ from a2gen_rec.experiments.suite import merge_overrides, read_suite
 from tests.helpers import CONFIGS
 
 SHIPPED = CONFIGS / "experiments"
-GOOD: dict[str, Any] = {
+SUITE: dict[str, Any] = {
     "datasets": {
         "shop": {"source": "jd", "raw": "log", "config": "base.yaml", "prepare": {"max_history": 9}},
         "mine": {"data": "folder", "settings": {"train.epochs": 1}, "ablations": False},
@@ -37,21 +37,21 @@ def file(tmp_path: Path) -> Path:
 
 
 def changed(where: str, value: Any) -> dict[str, Any]:
-    """The good suite with one place changed; ``...`` takes it out."""
-    suite = copy.deepcopy(GOOD)
+    """Return the valid suite with one entry changed; ``...`` deletes it."""
+    suite = copy.deepcopy(SUITE)
     *parents, last = where.split("/")
-    at = suite
+    node = suite
     for name in parents:
-        at = at[name]
+        node = node[name]
     if value is ...:
-        del at[last]
+        del node[last]
     else:
-        at[last] = value
+        node[last] = value
     return suite
 
 
-def test_what_a_suite_says(file: Path) -> None:
-    file.write_text(yaml.safe_dump(GOOD, sort_keys=False))
+def test_reads_a_suite(file: Path) -> None:
+    file.write_text(yaml.safe_dump(SUITE, sort_keys=False))
     suite = read_suite(str(file))
     shop, mine, world = suite.datasets
     assert shop.settings == {"model": {"dim": 16}, "loss": {"objective_weights": {"glance": 0.5}}}
@@ -71,32 +71,34 @@ def test_what_a_suite_says(file: Path) -> None:
     ]
 
 
-def test_every_model_is_tried_as_often_with_different_settings_of_its_space(file: Path) -> None:
-    file.write_text(yaml.safe_dump(GOOD))
+def test_trials_are_distinct_and_equally_many_per_model(file: Path) -> None:
+    file.write_text(yaml.safe_dump(SUITE))
     suite = read_suite(str(file))
     a2gen, ple, ablation = ([tuple(sorted(each.items())) for each in suite.trials(model)] for model in suite.models)
     assert ablation == []
     assert len(set(a2gen)) == len(a2gen) == len(set(ple)) == len(ple) == 4
-    whole = {
+    full_space = {
         (("model.dropout", dropout), ("optim.dense_lr", lr)) for lr, dropout in product([0.1, 0.2, 0.3], [0.0, 0.5])
     }
-    assert set(a2gen) < whole
+    assert set(a2gen) < full_space
     assert {name for each in ple for name, _ in each} == {"optim.dense_lr", "model.dropout", "model.task_experts"}
-    assert suite.trials(suite.models[0]) == read_suite(str(file)).trials(suite.models[0]), "drawn by the suite's seed"
+    assert suite.trials(suite.models[0]) == read_suite(str(file)).trials(suite.models[0]), (
+        "trials are determined by the suite's seed"
+    )
 
-    tuning = GOOD["tuning"] | {
+    tuning = SUITE["tuning"] | {
         "search": "grid",
         "trials": 6,
         "per_model_space": {"a2gen": {"optim.dense_lr": [1.0, 2.0, 3.0]}},
     }
-    file.write_text(yaml.safe_dump(GOOD | {"tuning": tuning}))
+    file.write_text(yaml.safe_dump(SUITE | {"tuning": tuning}))
     suite = read_suite(str(file))
     found = [tuple(sorted(each.items())) for each in suite.trials(suite.models[1])]
     assert len(found) == 6
-    assert set(found) == whole
+    assert set(found) == full_space
 
 
-def test_without_tuning_nothing_is_tried(file: Path) -> None:
+def test_without_tuning_there_are_no_trials(file: Path) -> None:
     file.write_text(yaml.safe_dump(changed("tuning", ...)))
     suite = read_suite(str(file))
     assert [suite.trials(model) for model in suite.models] == [[], [], []]
@@ -105,33 +107,33 @@ def test_without_tuning_nothing_is_tried(file: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "value", "named"),
     [
-        ("seed", [1], "'seed' is none of datasets, models"),
+        ("seed", [1], "unknown key 'seed'; choose one of datasets, models"),
         ("datasets", {}, "datasets: is empty"),
         ("datasets", ..., "datasets is missing"),
-        ("datasets/mine/data", ..., "datasets, mine: must have one of data"),
-        ("datasets/shop/raw", ..., "datasets, shop: source and raw go together"),
-        ("datasets/mine/raws", "x", "datasets, mine: 'raws' is none of"),
-        ("datasets/mine/data", 3, "datasets, mine: data 3 must be text"),
+        ("datasets/mine/data", ..., "datasets, mine: must have exactly one of data"),
+        ("datasets/shop/raw", ..., "datasets, shop: source and raw require each other"),
+        ("datasets/mine/raws", "x", "datasets, mine: unknown key 'raws'; choose one of"),
+        ("datasets/mine/data", 3, "datasets, mine: data 3 must be a string"),
         ("datasets/mine/ablations", "no", "datasets, mine: ablations 'no' must be one of true, false"),
-        ("datasets/a:b", {"data": "x"}, "datasets: 'a:b' cannot be a name"),
-        ("datasets/..", {"data": "x"}, "datasets: '..' cannot be a name"),
+        ("datasets/a:b", {"data": "x"}, "datasets: invalid name 'a:b': use letters"),
+        ("datasets/..", {"data": "x"}, "datasets: invalid name '..': use letters"),
         ("datasets/mine/settings", {"epochs": 1}, "mine, settings: 'epochs' must be a setting's full name"),
-        ("datasets/shop/prepare", {"histry": 1}, "shop, prepare: 'histry' is none of"),
+        ("datasets/shop/prepare", {"histry": 1}, "shop, prepare: unknown key 'histry'; choose one of"),
         ("datasets/world/simulate", {"users": 0}, "world, simulate: users 0 must be at least 1"),
         ("models/ple", ["ple"], "models, ple: must map names to values"),
         ("models/ple", {"model.nmae": "ple"}, "ple on shop: Group 'model' does not accept option 'nmae'"),
         ("models/ple", {"modle.name": "ple"}, "ple on shop: unknown section 'modle'"),
         ("models/ple", {"model.dim": 30}, "ple on shop: model.dim 30 must be"),
         ("models/ple", {"train.seed": 1}, "models, ple: train.seed is set by the suite's seeds"),
-        ("models/ple", {"model.dropout": 0.1}, "tuning: model.dropout is tuned, and set by model 'ple'"),
-        ("ablations", {"hstu": {"x": {}}}, "ablations: 'hstu' is none of the models"),
-        ("ablations/a2gen/ple", {}, "ablations, a2gen: 'ple' is the name of another model"),
-        ("seeds", [0, 0], "seeds: must be a list of different whole numbers"),
+        ("models/ple", {"model.dropout": 0.1}, "tuning: model.dropout is both tuned and set by model 'ple'"),
+        ("ablations", {"hstu": {"x": {}}}, "ablations: unknown model 'hstu'"),
+        ("ablations/a2gen/ple", {}, "ablations, a2gen: duplicate name 'ple'"),
+        ("seeds", [0, 0], "seeds: must be a list of distinct non-negative integers"),
         ("seeds", [], "seeds: must be a list"),
         ("seeds", [True], "seeds: must be a list"),
         ("seeds", 3, "seeds: must be a list"),
         ("tuning/trials", 7, "tuning: trials 7: the space of model 'a2gen' has 6 combinations"),
-        ("tuning/trials", 0, "tuning: trials 0 must be a whole number of at least 1"),
+        ("tuning/trials", 0, "tuning: trials 0 must be an integer of at least 1"),
         ("tuning/search", "grid", "tuning: trials 4: the space of model 'a2gen' has 6 combinations"),
         ("tuning/search", "bayes", "tuning: search 'bayes' must be one of random, grid"),
         ("tuning/space/model.dropout", 0.1, "tuning, space: model.dropout must list the values to try, not 0.1"),
@@ -139,11 +141,11 @@ def test_without_tuning_nothing_is_tried(file: Path) -> None:
         (
             "tuning/per_model_space",
             {"no gate": {"model.num_layers": [1]}},
-            "tuning, per_model_space: 'no gate' is none of the models",
+            "tuning, per_model_space: unknown model 'no gate'",
         ),
     ],
 )
-def test_what_cannot_be_used_is_named_in_one_line(where: str, value: Any, named: str, file: Path) -> None:
+def test_rejects_invalid_entries_in_one_line(where: str, value: Any, named: str, file: Path) -> None:
     suite = changed(where, value)
     file.write_text(yaml.safe_dump(suite, sort_keys=False))
     with pytest.raises(ConfigError) as caught:
@@ -155,13 +157,13 @@ def test_what_cannot_be_used_is_named_in_one_line(where: str, value: Any, named:
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "datasets: [\n", "", "3"])
-def test_what_is_no_suite_at_all(text: str, file: Path) -> None:
+def test_rejects_files_that_are_not_a_suite(text: str, file: Path) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"suite\.yaml: "):
         read_suite(str(file))
 
 
-def test_settings_are_laid_over_each_other() -> None:
+def test_overrides_are_merged() -> None:
     base = {"model": {"dim": 8}, "loss": {"objective_weights": {"glance": 1.0}}}
     merged = merge_overrides(base, {"model.num_heads": 2, "loss.objective_weights.effective": 0.5, "train.seed": 4})
     assert merged == {
@@ -169,10 +171,10 @@ def test_settings_are_laid_over_each_other() -> None:
         "loss": {"objective_weights": {"glance": 1.0, "effective": 0.5}},
         "train": {"seed": 4},
     }
-    assert base == {"model": {"dim": 8}, "loss": {"objective_weights": {"glance": 1.0}}}, "what lies below stays"
+    assert base == {"model": {"dim": 8}, "loss": {"objective_weights": {"glance": 1.0}}}, "the base is unchanged"
 
 
-def test_shipped_suites_can_be_run() -> None:
+def test_shipped_suites_are_valid() -> None:
     main, quick = (read_suite(str(SHIPPED / name)) for name in ("main.yaml", "quick.yaml"))
     assert [model.name for model in main.models if not model.ablation_of] == [
         "a2gen",

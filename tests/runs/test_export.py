@@ -20,7 +20,7 @@ def measured(**auc: tuple[float | None, int]) -> dict:
     return {"split": "test", "targets": 1000, "actions": actions, "loss": {"total": 1.5}}
 
 
-def test_a_fall_counts_where_enough_happened_to_tell() -> None:
+def test_auc_drop_counts_only_with_enough_positives() -> None:
     before = measured(like=(0.8, 300), rare=(0.8, 99), usual=(0.8, 950), none=(None, 0))
     after = measured(like=(0.7992, 300), rare=(0.5, 99), usual=(0.5, 950), none=(None, 0))
     metrics = compare_auc(before, after, 1e-3)
@@ -37,7 +37,7 @@ def test_a_fall_counts_where_enough_happened_to_tell() -> None:
     check_auc_drop(compare_auc(after, before, 0.0), "out")  # better is never worse
 
 
-def test_a_model_that_lost_too_much_leaves_nothing_behind(
+def test_failed_export_leaves_nothing_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = make_card()

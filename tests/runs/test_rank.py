@@ -121,7 +121,7 @@ def predictions(model: RankingModel, columns: WindowColumns, candidates: bool) -
     ],
 )
 @pytest.mark.parametrize("length", [0, 9])
-def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: int) -> None:
+def test_candidates_in_one_window_equal_one_window_each(variant: dict, length: int) -> None:
     model, items = model_of(small_config(**variant)), some_items(np.arange(1, 7))
     history = one_window(length) if length else empty_window(CARD)
     together = predictions(model, append_candidates_now(history, items, CARD), candidates=True)
@@ -133,7 +133,7 @@ def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: i
     assert together[:, 1:-1].std(0).max() > 1e-2, "candidates must differ"
 
 
-def test_as_targets_of_a_sequence_later_candidates_would_lose_the_history() -> None:
+def test_consecutive_targets_would_lose_the_history() -> None:
     columns = append_candidates_now(one_window(9), some_items(np.arange(1, 7)), CARD)
     model = model_of(small_config())
     same = torch.isclose(predictions(model, columns, True), predictions(model, columns, False)).all(1)
@@ -141,7 +141,7 @@ def test_as_targets_of_a_sequence_later_candidates_would_lose_the_history() -> N
     assert same.tolist() == [True] + [False] * 5
 
 
-def test_what_stands_for_the_candidates_actions_is_never_read() -> None:
+def test_placeholder_actions_of_candidates_are_not_read() -> None:
     history, model = one_window(9), model_of(small_config())
     columns = append_candidates_now(history, some_items(np.arange(1, 7)), CARD)
     count, past = 6, len(history.action)
@@ -158,7 +158,7 @@ def test_what_stands_for_the_candidates_actions_is_never_read() -> None:
     torch.testing.assert_close(predictions(model, columns, True), predictions(model, other, True))
 
 
-def test_candidates_come_after_all_of_the_window_in_its_last_context() -> None:
+def test_candidates_follow_the_window_in_its_last_context() -> None:
     history = one_window(9)
     columns = append_candidates_now(history, some_items(np.array([5, 6])), CARD)
     tab, item = history.impression_ids["tab"], history.impression_ids["item_id"]
@@ -174,7 +174,7 @@ def test_candidates_come_after_all_of_the_window_in_its_last_context() -> None:
     assert np.isnan(columns.objectives[9:]).all()
 
 
-def test_candidates_stand_at_the_end_of_the_user_s_session() -> None:
+def test_candidates_extend_the_last_session() -> None:
     """The card's sessions end after 25 s; positions are told apart at 2 and 4, gaps at 5, 10 and 20 s."""
     history = one_window(9)
     lasts = history.end_ms - history.ts_ms
@@ -194,7 +194,7 @@ def test_candidates_stand_at_the_end_of_the_user_s_session() -> None:
     assert [rows.tolist() for rows in unseen.session.values()] == [[1, 1], [0, 0], [0, 0]]
 
 
-def test_rank_equals_the_model_asked_for_each_candidate_alone(world: World, tmp_path: Path) -> None:
+def test_rank_equals_single_candidate_predictions(world: World, tmp_path: Path) -> None:
     found = ranked(world, tmp_path / "items", "item-3\n\n  item-7 \nitem-3\nnobody knows\nitem-12\n")
     assert [found.user, found.user_known, found.sort_by, found.unknown_items] == [world.user, True, "watch", 1]
     assert found.history_length == CARD.max_history
@@ -234,7 +234,7 @@ def _check_alone(opened: LoadedRun, candidate: ScoredCandidate, rows: np.ndarray
     assert 0 < candidate.timeline_probability < 1
 
 
-def test_timelines_are_sequences_with_seconds_where_logs_record_them() -> None:
+def test_timelines_have_seconds_for_timed_actions() -> None:
     nan = float("nan")
     decoded = DecodedSequences(
         action=torch.tensor([[[2, 1, 4], [4, -1, -1]], [[4, -1, -1], [1, 4, -1]]]),
@@ -250,7 +250,7 @@ def test_timelines_are_sequences_with_seconds_where_logs_record_them() -> None:
     assert second == ([start, ("exit", 0.0)], pytest.approx(0.5))
 
 
-def test_an_unknown_user_has_no_history_and_popular_items(world: World) -> None:
+def test_unknown_user_gets_popular_items_without_history(world: World) -> None:
     found = rank_run(str(world.run), "nobody", sort_by="like", k=100)
     assert [found.user_known, found.history_length, found.sort_by, found.unknown_items] == [False, 0, "like", 0]
     statistics = pq.read_table(world.data / "item_statistics.parquet").to_pydict()
@@ -261,19 +261,19 @@ def test_an_unknown_user_has_no_history_and_popular_items(world: World) -> None:
     assert likes[0] > likes[-1]
 
 
-def test_the_history_matters(world: World, tmp_path: Path) -> None:
+def test_history_changes_the_ranking(world: World, tmp_path: Path) -> None:
     known = ranked(world, tmp_path / "items", "item-3")
     unknown = ranked(world, tmp_path / "items", "item-3", user="nobody")
     assert known.candidates[0].probability != unknown.candidates[0].probability
 
 
-def test_only_the_best_are_returned(world: World) -> None:
+def test_returns_the_top_k(world: World) -> None:
     everyone, few = rank_run(str(world.run), world.user, k=100), rank_run(str(world.run), world.user, k=3)
     assert few.candidates == everyone.candidates[:3]
     assert few.num_candidates == len(everyone.candidates) > 3
 
 
-def test_popular_items_are_the_most_shown(tmp_path: Path) -> None:
+def test_popular_items_have_the_most_impressions(tmp_path: Path) -> None:
     statistics = {"item_id": [0, 1, 2, 3, 4], "impressions": [99, 5, 7, 7, 1]}
     items = {"item": ["a", "b", "c", "d", "e", "f"], "item_id": [4, 3, 2, 3, 1, 0], "author_id": [1, 2, 3, 4, 5, 6]}
     pq.write_table(pa.table(statistics), tmp_path / "item_statistics.parquet")
@@ -301,7 +301,7 @@ def _write_user(folder: Path, user: str, begins: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("last", "begins"), [("test", [500, 300]), ("valid", [200, 900, 300]), ("train", [100])])
-def test_the_latest_window_of_the_latest_split(tmp_path: Path, last: str, begins: list[int]) -> None:
+def test_reads_the_latest_window_of_the_latest_split(tmp_path: Path, last: str, begins: list[int]) -> None:
     for split in SPLITS[: SPLITS.index(last)]:
         _write_user(tmp_path / split, "ann", [1000])
     _write_user(tmp_path / last, "ann", begins)
@@ -315,7 +315,7 @@ def test_the_latest_window_of_the_latest_split(tmp_path: Path, last: str, begins
     assert read_latest_window(Dataset(str(tmp_path), CARD), "an") is None
 
 
-def test_unknown_items_get_row_zero(world: World) -> None:
+def test_unknown_items_have_row_zero(world: World) -> None:
     found = find_candidate_items(Dataset(str(world.data), CARD), ["item-9", "?", "item-4"])
     assert found.is_known.tolist() == [True, False, True]
     assert found.rows["item_id"].tolist() == [9, 0, 4]
@@ -331,14 +331,14 @@ def test_unknown_items_get_row_zero(world: World) -> None:
         ({"data": "absent"}, "absent/dataset.yaml: dataset card not found"),
     ],
 )
-def test_unusable_settings_end_with_a_clear_line(world: World, options: dict, message: str) -> None:
+def test_reports_invalid_settings_in_one_line(world: World, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
         rank_run(**{"run": str(world.run), "user": world.user, **options})
     assert "\n" not in str(raised.value)
     assert not torch.distributed.is_initialized()
 
 
-def test_no_candidates_end_with_a_clear_line(world: World, tmp_path: Path) -> None:
+def test_reports_missing_candidates_in_one_line(world: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="items: no candidates"):
         ranked(world, tmp_path / "items", " \n\n")
 
@@ -362,9 +362,7 @@ def _large_id(file: Path) -> None:
         (_large_id, r"items.parquet, field 'author_id': id is not in \[0, 9\)"),
     ],
 )
-def test_a_damaged_item_table_ends_with_a_clear_line(
-    world: World, tmp_path: Path, damage: object, message: str
-) -> None:
+def test_reports_a_corrupted_item_table_in_one_line(world: World, tmp_path: Path, damage: object, message: str) -> None:
     file = tmp_path / "items.parquet"
     file.write_bytes((world.data / "items.parquet").read_bytes())
     damage(file)
@@ -373,7 +371,7 @@ def test_a_damaged_item_table_ends_with_a_clear_line(
     assert "\n" not in str(raised.value)
 
 
-def test_without_watch_times_the_first_action_orders(tmp_path: Path) -> None:
+def test_without_watch_times_the_first_action_is_the_sort_key(tmp_path: Path) -> None:
     def card(**change: object) -> DatasetCard:
         return dataclasses.replace(CARD, timed_actions=["like"], **change)
 
@@ -442,7 +440,7 @@ def alone_score(
     return float(scored.score)
 
 
-def test_the_run_s_ensemble_orders_by_default(fused: World, tmp_path: Path) -> None:
+def test_sorts_by_the_ensemble_by_default(fused: World, tmp_path: Path) -> None:
     """As it scores each candidate alone."""
     found = ranked(fused, tmp_path / "items", "\n".join(f"item-{row}" for row in range(1, 13)))
     scores = [candidate.score for candidate in found.candidates]
@@ -455,7 +453,7 @@ def test_the_run_s_ensemble_orders_by_default(fused: World, tmp_path: Path) -> N
     assert scores == pytest.approx(alone, rel=1e-4, abs=1e-5)
 
 
-def test_shares_of_the_score_add_up(fused: World) -> None:
+def test_contributions_sum_to_the_score(fused: World) -> None:
     for user in (fused.user, "nobody"):
         for candidate in rank_run(str(fused.run), user, k=5).candidates:
             parts = candidate.explanation
@@ -469,7 +467,7 @@ def test_shares_of_the_score_add_up(fused: World) -> None:
 
 
 @pytest.mark.parametrize("by", ["watch", *OUTCOMES])
-def test_other_orders_are_there_too_and_have_scores(by: str, fused: World) -> None:
+def test_sorts_by_outcomes_with_ensemble_scores(by: str, fused: World) -> None:
     """Where less is better, those with the least come first."""
     everyone = rank_run(str(fused.run), fused.user, sort_by=by, k=100)
     found = rank_run(str(fused.run), fused.user, sort_by=by, k=7)
@@ -481,7 +479,7 @@ def test_other_orders_are_there_too_and_have_scores(by: str, fused: World) -> No
     assert (found.sort_by, found.ascending) == (by, by == "glance")
 
 
-def test_an_ensemble_elsewhere_or_of_another_checkpoint(world: World, fused: World, tmp_path: Path) -> None:
+def test_uses_another_directory_and_rejects_another_checkpoint(world: World, fused: World, tmp_path: Path) -> None:
     folder = tmp_path / "elsewhere"
     model, card = load_ensemble(str(fused.run / "ensemble"))
     save_ensemble(str(folder), model, card)
@@ -495,13 +493,13 @@ def test_an_ensemble_elsewhere_or_of_another_checkpoint(world: World, fused: Wor
         rank_run(str(world.run), "nobody", sort_by="ensemble")
 
 
-def test_explanations_on_the_terminal(world: World, fused: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_explanations(world: World, fused: World, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["rank", "--user", "nobody", "--k", "2", "--explain", "--run"]
     main([*asked, str(fused.run)])
     text = capsys.readouterr().out
     best = rank_run(str(fused.run), "nobody", k=1).candidates[0]
     assert "by ensemble score" in text
-    assert "why this order" in text
+    assert "score contributions" in text
     assert f"{best.score:+.4f}" in text
     main([*asked, str(fused.run), "--sort-by", "ensemble"])
     assert capsys.readouterr().out == text
@@ -518,7 +516,7 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
     return line
 
 
-def test_other_orders_than_the_ensemble_s_are_not_explained(
+def test_rejects_explanations_of_other_sort_keys(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which is told before anything is read of the run, or of the dataset where there is no ensemble."""

@@ -30,7 +30,7 @@ def card_of(kind: str) -> DatasetCard:
     return replace(make_card(), features=[Feature("item_id", "item", kind, 6)])  # type: ignore[arg-type]
 
 
-def test_names_with_a_row_count_it_up_and_the_others_follow(tmp_path: Path) -> None:
+def test_rows_with_a_value_come_first_in_order(tmp_path: Path) -> None:
     pq.write_table(ITEMS, tmp_path / "items.parquet")
     order = export_permutation(Dataset(str(tmp_path), card_of("vocabulary")))
     assert {name: rows.tolist() for name, rows in order.items()} == {"item_id": [0, 3, 1, 2, 4, 5]}
@@ -42,7 +42,7 @@ def test_names_with_a_row_count_it_up_and_the_others_follow(tmp_path: Path) -> N
     assert renumber_rows(ITEMS, author, "item_id").to_pydict() == expected
 
 
-def test_values_of_a_vocabulary_are_put_in_order(tmp_path: Path) -> None:
+def test_vocabulary_rows_are_sorted_by_value(tmp_path: Path) -> None:
     (tmp_path / "vocabulary").mkdir()
     known = pa.table({"value": ["c", "a", "b"], "row": [1, 2, 3], "count": [5, 4, 3]})
     pq.write_table(known, tmp_path / "vocabulary" / "author_id.parquet")
@@ -51,14 +51,14 @@ def test_values_of_a_vocabulary_are_put_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("rows", "order"), [([2, 1, 2], [0, 2, 1, 3, 4, 5]), ([0, 0], [0, 1, 2, 3, 4, 5]), ([], None)])
-def test_every_row_has_one_place(tmp_path: Path, rows: list[int], order: list[int] | None) -> None:
+def test_permutation_is_complete(tmp_path: Path, rows: list[int], order: list[int] | None) -> None:
     pq.write_table(pa.table({"item_id": pa.array(rows, pa.int64())}), tmp_path / "items.parquet")
     (found,) = export_permutation(Dataset(str(tmp_path), card_of("vocabulary"))).values()
     assert found.tolist() == (order or list(range(6)))
 
 
 @pytest.mark.parametrize("column", [{"item_id": [6]}, {"item_id": [None]}, {"item_id": ["1"]}, {"item": ["a"]}])
-def test_a_catalogue_without_its_rows_is_refused(tmp_path: Path, column: dict[str, list[object]]) -> None:
+def test_rejects_an_entity_table_without_rows(tmp_path: Path, column: dict[str, list[object]]) -> None:
     pq.write_table(pa.table(column), tmp_path / "items.parquet")
     with pytest.raises(DataError, match=r"items.parquet.*item_id"):
         export_permutation(Dataset(str(tmp_path), card_of("vocabulary")))
@@ -81,7 +81,7 @@ def trained_tables(log: Log) -> tuple[DatasetCard, dict[str, torch.Tensor]]:
         return opened.card, tables
 
 
-def test_rows_of_every_table_are_those_of_the_dataset_in_another_order(world: tuple[Log, Path]) -> None:
+def test_exported_tables_are_permuted_dataset_tables(world: tuple[Log, Path]) -> None:
     card, trained = trained_tables(world[0])
     moved = set()
     for name, table in load_file(world[1] / "tables.safetensors").items():
@@ -94,7 +94,7 @@ def test_rows_of_every_table_are_those_of_the_dataset_in_another_order(world: tu
     assert len(moved) > len(vocabularies) / 2
 
 
-def test_what_has_a_name_keeps_its_embedding(world: tuple[Log, Path]) -> None:
+def test_raw_values_keep_their_embeddings(world: tuple[Log, Path]) -> None:
     log, model = world
     card, trained = trained_tables(log)
     tables = load_file(model / "tables.safetensors")
@@ -124,7 +124,7 @@ def test_what_has_a_name_keeps_its_embedding(world: tuple[Log, Path]) -> None:
             assert rows == theirs[f"{level}_id"]
 
 
-def test_buckets_of_lengths_follow_from_the_lengths(world: tuple[Log, Path]) -> None:
+def test_duration_buckets_follow_from_durations(world: tuple[Log, Path]) -> None:
     log, model = world
     catalogue, items = Ranker.load(str(model))._items, pq.read_table(f"{log.data}/items.parquet").to_pydict()
     (feature,) = {"duration_s", "length"} & items.keys()
@@ -145,7 +145,7 @@ def test_buckets_of_lengths_follow_from_the_lengths(world: tuple[Log, Path]) -> 
         assert read.rows[feature].tolist() == rows
 
 
-def test_what_is_measured_of_exact_tables_is_the_run_s_own(world: tuple[Log, Path]) -> None:
+def test_fp32_export_reproduces_the_metrics_of_the_run(world: tuple[Log, Path]) -> None:
     metrics = json.loads((world[1] / "manifest.json").read_text())["metrics"]
     assert metrics["loss"]["exported"] == pytest.approx(metrics["loss"]["original"], rel=1e-6)
     told = [auc for auc in metrics["auc"].values() if auc["original"] is not None]

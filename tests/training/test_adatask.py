@@ -35,7 +35,7 @@ def loss_of_tasks(matrix: Tensor, step: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 5.0])
-def test_three_steps_of_two_tasks_equal_loops_over_numbers(clip_norm: float) -> None:
+def test_three_steps_of_two_tasks_equal_loops(clip_norm: float) -> None:
     start = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
     matrix = torch.nn.Parameter(start.clone())
     optimizer = TaskAdam([matrix], 2, lr=0.1, weight_decay=0.2, max_grad_norm=clip_norm)
@@ -67,7 +67,7 @@ def test_three_steps_of_two_tasks_equal_loops_over_numbers(clip_norm: float) -> 
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
-def test_of_one_task_it_is_adamw(clip_norm: float) -> None:
+def test_with_one_task_it_equals_adamw(clip_norm: float) -> None:
     found = []
     for ours in (True, False):
         torch.manual_seed(0)
@@ -98,7 +98,7 @@ def config_of(tasks: str = "adatask", sharding: str = "row_wise", **model: Any) 
 
 @pytest.mark.parametrize("name", ["mmoe", "ple", "hstu"])
 @pytest.mark.parametrize("objectives", [False, True])
-def test_losses_of_towers_sum_to_the_loss_and_reach_their_own_tower_only(name: str, objectives: bool) -> None:
+def test_task_losses_sum_to_the_loss_and_reach_one_tower_each(name: str, objectives: bool) -> None:
     config = small_config(name=name, predict_objectives=objectives)
     config.loss = LossConfig(action_weight=0.7, time_weight=0.3, label_weight=2.0, default_objective_weight=1.5)
     torch.manual_seed(0)
@@ -204,7 +204,7 @@ def plain(dataset: str, config: Config, before: dict[str, Tensor], steps: int) -
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_sharded_steps_equal_plain_loops(ranks: int, dataset: Path, begun: Path, tmp_path: Path) -> None:
+def test_sharded_steps_equal_reference_loops(ranks: int, dataset: Path, begun: Path, tmp_path: Path) -> None:
     """Rows and dense parameters after three steps, each task with moments of its own, over one rank and two."""
     config, out = config_of(name="ple"), tmp_path / "out"
     on_ranks(ranks, tmp_path, run, str(dataset), config, str(begun), 0, 3, str(out))
@@ -217,7 +217,7 @@ def test_sharded_steps_equal_plain_loops(ranks: int, dataset: Path, begun: Path,
     assert not [n for n, value in found.items() if n.endswith("weight") and torch.equal(value, before[n])]
 
 
-def test_states_of_tasks_go_on_under_another_plan_and_world(dataset: Path, begun: Path, tmp_path: Path) -> None:
+def test_task_states_resume_under_another_plan_and_world_size(dataset: Path, begun: Path, tmp_path: Path) -> None:
     config, other = config_of(name="ple"), config_of(name="ple", sharding="table_wise")
     straight, half, rest = tmp_path / "straight", tmp_path / "half", tmp_path / "rest"
     on_ranks(1, tmp_path, run, str(dataset), config, str(begun), 0, 4, str(straight))
@@ -243,7 +243,7 @@ def test_states_of_tasks_go_on_under_another_plan_and_world(dataset: Path, begun
         ({"sparse_weight_decay": 0.1}, {"name": "ple"}, {}, "optim.sparse_weight_decay"),
     ],
 )
-def test_what_adatask_cannot_do_is_refused(optim: dict, model: dict, loss: dict, named: str) -> None:
+def test_rejects_unsupported_settings(optim: dict, model: dict, loss: dict, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         Config(model=ModelConfig(**model), loss=LossConfig(**loss), optim=OptimConfig(multitask="adatask", **optim))
     Config(
@@ -251,7 +251,7 @@ def test_what_adatask_cannot_do_is_refused(optim: dict, model: dict, loss: dict,
     )
 
 
-def test_joint_moments_are_not_taken_for_those_of_tasks(tmp_path: Path) -> None:
+def test_rejects_a_checkpoint_of_joint_training(tmp_path: Path) -> None:
     saved = checkpoint.TrainState(1, 0, [], None, None, 0, asdict(config_of("joint", name="ple")), "", CARD.to_dict())
     with pytest.raises(UserError, match=r"optim\.multitask=joint"):
         checkpoint.check_compatible(saved, asdict(config_of(name="ple")), CARD.to_dict(), str(tmp_path))

@@ -39,7 +39,7 @@ def toy(points: Tensor, best: Tensor) -> tuple[list[Tensor], Callable[[int], Non
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_weights_are_those_of_loops_over_all_trials(count: int, seed: int) -> None:
+def test_greedy_weights_equal_loops_over_all_trials(count: int, seed: int) -> None:
     rng = torch.Generator().manual_seed(seed)
     points = torch.randn(count, 2, generator=rng, dtype=torch.float64)
     best = 0.3 * torch.randn(2, generator=rng, dtype=torch.float64)
@@ -68,7 +68,7 @@ def test_weights_are_those_of_loops_over_all_trials(count: int, seed: int) -> No
     assert measure() <= min(scores) + 1e-12
 
 
-def test_a_known_best_mixture_is_found_and_what_is_equal_stays() -> None:
+def test_finds_a_known_mixture_and_keeps_equal_values_exact() -> None:
     points = torch.tensor([[0.0, 7.1], [1.0, 7.1], [50.0, 7.1]], dtype=torch.float64)
     tensors, load, measure = toy(points, torch.tensor([3 / 8, 7.1], dtype=torch.float64))  # 0.6 to 1: 0.625 and 0.375
     scores = [float((point - torch.tensor([3 / 8, 7.1])).square().sum()) for point in points]
@@ -103,7 +103,7 @@ def tensors(place: str, scratch: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("tasks", ["joint", "adatask"])
-def test_merged_is_the_mixture_of_branches_trained_by_their_own_weights(
+def test_merges_branches_trained_with_their_weights(
     tasks: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen: list[dict[int, float]] = []
@@ -132,7 +132,7 @@ def test_merged_is_the_mixture_of_branches_trained_by_their_own_weights(
     assert moved == [[True] * 7, [True] * 4 + [False] * 3, [False] * 4 + [True] * 3]
 
 
-def test_merging_never_ends_worse_than_the_best_branch_and_runs_open(data: Path, tmp_path: Path) -> None:
+def test_merged_runs_load_and_are_no_worse_than_the_best_branch(data: Path, tmp_path: Path) -> None:
     run, config = tmp_path / "run", config_of(epochs=3, every=2, keep_latest_k=0)
     metrics = train(config, str(data), str(run))
     rounds = sorted(path.name for path in (run / "branches").iterdir())
@@ -151,7 +151,7 @@ def test_merging_never_ends_worse_than_the_best_branch_and_runs_open(data: Path,
         assert opened.config.train.forkmerge == config.train.forkmerge
 
 
-def test_what_was_killed_goes_on_within_its_branch(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_job_resumes_within_its_branch(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(epochs=2)
     train(config, str(data), str(tmp_path / "whole"))
     fit, fits = Trainer.fit, []
@@ -193,7 +193,7 @@ def job(process: DistributedContext, config: Config, data: str, run: str) -> tup
 
 
 @pytest.mark.parametrize("monitor", ["loss", "auc"])
-def test_two_ranks_merge_alike_and_no_worse_than_their_best_branch(monitor: str, data: Path, tmp_path: Path) -> None:
+def test_two_ranks_agree_and_are_no_worse_than_the_best_branch(monitor: str, data: Path, tmp_path: Path) -> None:
     config = config_of(monitor=monitor)
     one, two = on_ranks(2, tmp_path, job, config, str(data), str(tmp_path / "run"))
     assert one == two
@@ -203,7 +203,7 @@ def test_two_ranks_merge_alike_and_no_worse_than_their_best_branch(monitor: str,
     assert value <= min(scores) + 1e-6
 
 
-def test_weights_of_terms_and_objectives_take_the_place_of_the_losses_own() -> None:
+def test_branch_weights_replace_terms_and_objectives() -> None:
     loss = LossConfig(time_weight=0.5, objective_weights={"glance": 2.0})
     found = with_weights(loss, {"time_weight": 0.0, "effective": 3.0})
     assert found == replace(loss, time_weight=0.0, objective_weights={"glance": 2.0, "effective": 3.0})
@@ -219,12 +219,12 @@ def test_weights_of_terms_and_objectives_take_the_place_of_the_losses_own() -> N
         ({"branch_loss_weights": [{}, {"order_power": 1.0}]}, "order_power"),
     ],
 )
-def test_what_cannot_be_forked_is_refused(settings: dict, named: str) -> None:
+def test_rejects_invalid_branches(settings: dict, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         ForkMergeConfig(**settings)
 
 
-def test_learned_weights_and_unknown_objectives_are_refused(data: Path, tmp_path: Path) -> None:
+def test_rejects_learned_weights_and_unknown_objectives(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"loss\.uncertainty"):
         Config(
             loss=LossConfig(uncertainty_weighting=True),

@@ -137,7 +137,7 @@ def weight_decay(process: DistributedContext, config: Config) -> dict[str, float
     }
 
 
-def test_learned_weights_of_losses_do_not_decay(tmp_path: Path) -> None:
+def test_learned_loss_weights_do_not_decay(tmp_path: Path) -> None:
     config = config_of(predict_objectives=True, uncertainty=True)
     config.optim.weight_decay = 0.25
     (decay,) = on_ranks(1, tmp_path, weight_decay, config)
@@ -146,7 +146,7 @@ def test_learned_weights_of_losses_do_not_decay(tmp_path: Path) -> None:
     assert "model.ranker.objectives.last_bias" in decay
 
 
-def test_a_checkpoint_goes_on_under_another_plan_and_world(dataset: Path, tmp_path: Path) -> None:
+def test_resumes_under_another_plan_and_world_size(dataset: Path, tmp_path: Path) -> None:
     rowwise, tablewise = config_of("row_wise"), config_of("table_wise")
     saved = tmp_path / "saved"
     ((_, kinds), _) = on_ranks(2, tmp_path, run, str(dataset), rowwise, "", 0, 5, str(saved))
