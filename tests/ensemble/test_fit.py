@@ -1,4 +1,4 @@
-"""The ensemble from a run to its folder and back, and its guarantees once trained on the run's own lists."""
+"""Training, saving and loading of a run's ensemble, and guarantees of the trained ensemble."""
 
 import copy
 import re
@@ -85,7 +85,7 @@ class World:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors this small cost more in handing out to threads than in computing."""
+    """For tensors this small, threads cost more than they save."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -125,7 +125,7 @@ def test_loads_the_trained_ensemble(world: World) -> None:
 
 
 def test_loaded_ensemble_and_baselines_reproduce_reported_metrics(world: World) -> None:
-    """Of the same lists all is equal to the last bit, also what was trained beside the ensemble."""
+    """On the same lists, all metrics are exactly equal, including those of the baselines."""
     result = measured(world)
     assert result["targets"] == len(world.trained.valid.item)
     assert result["lists"] == world.trained.card.metrics
@@ -138,7 +138,7 @@ def test_loaded_ensemble_and_baselines_reproduce_reported_metrics(world: World) 
 
 
 def test_baselines_are_saved_with_their_parameters(world: World) -> None:
-    """Loaded into others, they score otherwise than untrained ones."""
+    """Loaded baselines differ from untrained ones."""
     card, lists = world.trained.card, world.trained.valid
     for name in BASELINES:
         fresh = build_untrained(card)[name]
@@ -150,10 +150,10 @@ def test_baselines_are_saved_with_their_parameters(world: World) -> None:
 def test_formula_normalizes_watch_times_only(world: World) -> None:
     formula = build_untrained(world.trained.card)["formula"]
     load_baseline(str(world.folder), "formula", formula)
-    centre, scale = mean_std(world.trained.train)
+    mean, std = mean_std(world.trained.train)
     assert isinstance(formula, PowerFormula)
-    assert formula.mean.tolist() == [0.0] * 6 + [centre[6].item()]
-    assert formula.scale.tolist() == [1.0] * 6 + [scale[6].item()]
+    assert formula.mean.tolist() == [0.0] * 6 + [mean[6].item()]
+    assert formula.scale.tolist() == [1.0] * 6 + [std[6].item()]
 
 
 def test_evaluation_without_ensemble_has_no_list_metrics(
@@ -168,7 +168,7 @@ def test_evaluation_without_ensemble_has_no_list_metrics(
 
 
 def refused(world: World, folder: Path, message: str) -> None:
-    """One line, and before the long way through the split."""
+    """Assert a one-line error before the evaluation of the split."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("too late"))
         with pytest.raises(UserError, match=message) as caught:
@@ -178,7 +178,7 @@ def refused(world: World, folder: Path, message: str) -> None:
 
 
 def test_rejects_incompatible_ensembles(world: World, tmp_path: Path) -> None:
-    """Another step, other directions or another training."""
+    """Another step, other directions, or another run."""
     model, card = load_ensemble(str(world.folder))
     refused(world, tmp_path / "none", "none: no ensemble here")
     save_ensemble(str(tmp_path / "step"), model, replace(card, step=4))
@@ -195,14 +195,14 @@ def test_rejects_incompatible_ensembles(world: World, tmp_path: Path) -> None:
 
 
 def test_fingerprint_identifies_a_checkpoint(world: World, tmp_path: Path) -> None:
-    """Also from one by the same command; not by where it lies or what is noted beside its tensors."""
-    mine = checkpoint.best(str(world.run))
-    moved = shutil.copytree(mine, tmp_path / "moved")
+    """It differs from a checkpoint of the same command, and is independent of path and ``state.json``."""
+    original = checkpoint.best(str(world.run))
+    moved = shutil.copytree(original, tmp_path / "moved")
     (moved / "state.json").write_text("{}")
-    assert checkpoint.fingerprint(str(moved)) == checkpoint.fingerprint(mine) == world.trained.card.checkpoint
-    with load_run(str(world.run)) as opened:
-        state = checkpoint.TrainState.read(mine)
-        checkpoint.save(str(tmp_path / "run"), opened.model, state, keep_latest_k=0)
+    assert checkpoint.fingerprint(str(moved)) == checkpoint.fingerprint(original) == world.trained.card.checkpoint
+    with load_run(str(world.run)) as loaded:
+        state = checkpoint.TrainState.read(original)
+        checkpoint.save(str(tmp_path / "run"), loaded.model, state, keep_latest_k=0)
     again = checkpoint.fingerprint(checkpoint.best(str(tmp_path / "run")))
     assert again != world.trained.card.checkpoint
     (moved / ".metadata").unlink()
@@ -211,21 +211,21 @@ def test_fingerprint_identifies_a_checkpoint(world: World, tmp_path: Path) -> No
 
 
 def _to_compare(process: DistributedContext, run: Path, folder: Path) -> str:
-    """What one rank is told."""
-    state = checkpoint.TrainState.read(place := checkpoint.best(str(run)))
+    """Return the error of one rank."""
+    state = checkpoint.TrainState.read(path := checkpoint.best(str(run)))
     config = restore_config(state.config)
     built = build_training_model(CARD, config, process)
-    checkpoint.load(place, built, with_optimizer=False)
-    opened = LoadedRun(built, config, CARD, state.data, process, state.step, checkpoint.fingerprint(place))
+    checkpoint.load(path, built, with_optimizer=False)
+    loaded = LoadedRun(built, config, CARD, state.data, process, state.step, checkpoint.fingerprint(path))
     try:
-        evaluation.load_list_comparison(opened, str(run), str(folder), "valid")
+        evaluation.load_list_comparison(loaded, str(run), str(folder), "valid")
     except UserError as error:
         return str(error)
     return ""
 
 
 def test_all_ranks_report_a_missing_baseline(world: World, tmp_path: Path) -> None:
-    """None is left waiting for the one that reads it."""
+    """No rank waits for rank 0, which reads the file."""
     folder = Path(shutil.copytree(world.folder, tmp_path / "ensemble"))
     (folder / "baseline-mlp.safetensors").unlink()
     first, second = on_ranks(2, tmp_path, _to_compare, world.run, folder)
@@ -265,16 +265,16 @@ def test_rejects_invalid_training_before_scoring(world: World, tmp_path: Path) -
 
 
 def test_cached_scores_depend_on_the_dataset(world: World, tmp_path: Path) -> None:
-    """Another dataset of the same shape is measured too, beside the scores of the first; what is there is not made."""
+    """Scores of another dataset are cached next to those of the first; cached scores are reused."""
     scored = world.run / "scores"
-    there = {path.name for path in scored.iterdir()}
+    existing = {path.name for path in scored.iterdir()}
     assert measured(world)["lists"] == world.trained.card.metrics
-    assert {path.name for path in scored.iterdir()} == there
+    assert {path.name for path in scored.iterdir()} == existing
     other = write_dataset(tmp_path / "other", CARD, windows=30, files=1, seed=1)
     result = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_unexplored_mass=0.5))
     assert result["lists"]["lists"] > 10
     assert result["lists"]["methods"] != world.trained.card.metrics["methods"]
-    (made,) = {path.name for path in scored.iterdir()} - there
+    (made,) = {path.name for path in scored.iterdir()} - existing
     assert re.fullmatch(r"step-00000006-[0-9a-f]{12}", made)
     again = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_unexplored_mass=0.5))
     assert again == result
@@ -291,16 +291,20 @@ def test_cached_scores_depend_on_the_dataset(world: World, tmp_path: Path) -> No
 
 def test_cached_scores_depend_on_the_settings(world: World) -> None:
     folders = []
-    with load_run(str(world.run)) as opened, pytest.MonkeyPatch.context() as patch:
+    with load_run(str(world.run)) as loaded, pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "score_session_lists", lambda *given: folders.append(given[2]))
-        ways = [(opened, CONFIG), (opened, replace(CONFIG, epochs=9)), (opened, replace(CONFIG, max_history_events=2))]
-        ways += [(opened, replace(CONFIG, session_gap_s=7.0)), (replace(opened, fingerprint="0" * 12), CONFIG)]
-        bounded = copy.deepcopy(opened.config)
+        variants = [
+            (loaded, CONFIG),
+            (loaded, replace(CONFIG, epochs=9)),
+            (loaded, replace(CONFIG, max_history_events=2)),
+        ]
+        variants += [(loaded, replace(CONFIG, session_gap_s=7.0)), (replace(loaded, fingerprint="0" * 12), CONFIG)]
+        bounded = copy.deepcopy(loaded.config)
         bounded.evaluate.max_unexplored_mass = 0.5
-        for each, config in [*ways, (replace(opened, config=bounded), CONFIG)]:
+        for each, config in [*variants, (replace(loaded, config=bounded), CONFIG)]:
             fit.cached_session_lists(each, str(world.run), "valid", config)
         patch.setattr(fit, "SCORES_FORMAT_VERSION", 0)
-        fit.cached_session_lists(opened, str(world.run), "valid", CONFIG)
+        fit.cached_session_lists(loaded, str(world.run), "valid", CONFIG)
     assert folders[0] == folders[1]
     assert len(set(folders)) == 6
 
@@ -325,20 +329,20 @@ def test_failed_training_keeps_the_previous_ensemble(
 def test_reports_monotonicity_violations_and_a_failed_chart(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The dataset of random windows has no table of users to name them by; the ensemble is told of before."""
+    """The dataset has no user table for the chart; the ensemble is reported before that error."""
     falls = dict.fromkeys(SINGLE, 0.0) | {"glance": 2.5e-4, "like": 9e-7}
     made = replace(world.trained, card=replace(world.trained.card, max_monotonicity_violation=falls))
     monkeypatch.setattr(fit, "train_ensemble", lambda *_: made)
     with pytest.raises(SystemExit) as left:
         main(["ensemble", "train", "--run", str(world.run)])
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     assert left.value.code == 1
-    assert told.out.splitlines()[-2:] == [
+    assert output.out.splitlines()[-2:] == [
         "the transform of glance decreases by up to 2.5e-04: decrease lr or increase quadrature_degree",
         f"ensemble: {world.folder}",
     ]
-    assert "decrease lr" not in "\n".join(told.out.splitlines()[:-2])
-    (line,) = told.err.splitlines()
+    assert "decrease lr" not in "\n".join(output.out.splitlines()[:-2])
+    (line,) = output.err.splitlines()
     assert line.startswith(f"a2gen: error: {world.data}/users.parquet: cannot be read")
 
 
@@ -348,18 +352,18 @@ def test_card_is_plain_yaml(world: World) -> None:
     assert raw["config"]["hidden_dims"] == [6, 4]
 
 
-# --- guarantees of the trained ensemble, on the lists it was trained and validated on ---------------------------
+# --- guarantees of the trained ensemble on its training and validation lists -------------------------------------
 
 
 @pytest.fixture(scope="module")
 def exact(world: World) -> Ensemble:
-    """In float64: rounding aside, nothing may be the least bit wrong."""
+    """Ensemble in float64, in which guarantees hold up to rounding."""
     assert max_monotonicity_violations(world.trained.model, world.trained.train).max() == 0
     return copy.deepcopy(world.trained.model).double()
 
 
 def scored(exact: Ensemble, world: World, row: int, z: torch.Tensor) -> torch.Tensor:
-    """Scores of values [C, K], in units of their own spread, as the candidates of a validation list's first context."""
+    """Return scores of standardized predictions [C, K] in the first context of a validation list."""
     batch = world.trained.valid.batch(np.array([row % len(world.trained.valid)]))
     value = exact.mean + exact.scale * z.double()
     return exact(value[None], batch.events, batch.length, batch.context[:, :1]).score[0].detach()
@@ -404,7 +408,7 @@ def test_one_objective_determines_the_order_if_others_are_equal(
 def test_scores_of_extreme_equal_and_single_candidates_and_new_users(
     world: World, row: int, value: float, candidates: int, new: bool
 ) -> None:
-    """Float32 as served: equal candidates have equal scores, weights are shares, whoever the user is."""
+    """In float32 as in serving, equal candidates have equal scores and weights sum to 1, for any user."""
     model = world.trained.model
     batch = world.trained.valid.batch(np.array([row % len(world.trained.valid)]))
     events, length = (batch.events[:, :0], batch.length * 0) if new else (batch.events, batch.length)

@@ -1,4 +1,4 @@
-"""Losses against loops over lists and pairs, behaviours' weights against hand cases and brute force."""
+"""Losses against loops over lists and pairs, behavior weights against known cases and brute_force force."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ LOSSES = {"pointwise": pointwise, "listwise": listwise, "pairwise": pairwise}
 
 
 def lists(seed: int, n: int = 4, candidates: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, relevances with ties and zeros, and lists padded to nothing and up to all."""
+    """Return scores, relevances with ties and zeros, and a mask with empty to full lists."""
     rng = torch.Generator().manual_seed(seed)
     score = torch.randn(n, candidates, generator=rng, dtype=torch.float64)
     labels = torch.rand(n, candidates, 2, generator=rng) < 0.3
@@ -35,10 +35,10 @@ def lists(seed: int, n: int = 4, candidates: int = 5) -> tuple[Tensor, Tensor, T
     return score.requires_grad_(), relevance, torch.arange(candidates) < size[:, None]
 
 
-def slow(name: str, score: Tensor, relevance: Tensor, valid: Tensor) -> list[Tensor]:
-    """Every term of the loss, one list after the other, padding cut off."""
+def reference_terms(name: str, score: Tensor, relevance: Tensor, mask: Tensor) -> list[Tensor]:
+    """Return every term of the loss, list by list, without padding."""
     terms = []
-    for s, r, inside in zip(score, relevance, valid, strict=True):
+    for s, r, inside in zip(score, relevance, mask, strict=True):
         s, r = s[inside], r[inside]
         if name == "pointwise":
             terms += [(a - b) ** 2 for a, b in zip(s, r, strict=True)]
@@ -62,9 +62,9 @@ def test_relevance_is_the_weighted_sum_of_labels() -> None:
 @settings(max_examples=40, deadline=None)
 @given(name=st.sampled_from(sorted(LOSSES)), seed=st.integers(0, 999), candidates=st.integers(1, 6))
 def test_losses_and_gradients_equal_loops(name: str, seed: int, candidates: int) -> None:
-    score, relevance, valid = lists(seed, candidates=candidates)
-    loss, terms = LOSSES[name](score, relevance, valid), slow(name, score, relevance, valid)
-    count = float(relevance[valid].sum()) if name == "listwise" else len(terms)
+    score, relevance, mask = lists(seed, candidates=candidates)
+    loss, terms = LOSSES[name](score, relevance, mask), reference_terms(name, score, relevance, mask)
+    count = float(relevance[mask].sum()) if name == "listwise" else len(terms)
     assert float(loss.count) == pytest.approx(count)
     (fast,) = torch.autograd.grad(loss.total, score, materialize_grads=True)
     if not terms:
@@ -80,11 +80,11 @@ def test_losses_and_gradients_equal_loops(name: str, seed: int, candidates: int)
 @pytest.mark.parametrize("name", sorted(LOSSES))
 @pytest.mark.parametrize("garbage", [torch.inf, torch.nan, 1e30])
 def test_padding_has_no_effect(name: str, garbage: float) -> None:
-    score, relevance, valid = lists(3)
-    dirty_score = score.detach().masked_fill(~valid, garbage).requires_grad_()
-    dirty = LOSSES[name](dirty_score, relevance.masked_fill(~valid, garbage), valid)
-    clean = LOSSES[name](score, relevance, valid)
-    assert 0 < valid.sum() < valid.numel()
+    score, relevance, mask = lists(3)
+    dirty_score = score.detach().masked_fill(~mask, garbage).requires_grad_()
+    dirty = LOSSES[name](dirty_score, relevance.masked_fill(~mask, garbage), mask)
+    clean = LOSSES[name](score, relevance, mask)
+    assert 0 < mask.sum() < mask.numel()
     assert dirty.total == clean.total
     assert dirty.count == clean.count
     gradient = torch.autograd.grad(dirty.total, dirty_score)[0]
@@ -92,9 +92,9 @@ def test_padding_has_no_effect(name: str, garbage: float) -> None:
 
 
 def test_large_scores_give_finite_losses() -> None:
-    relevance, valid = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
+    relevance, mask = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
     for name, expected in (("listwise", 2000.0), ("pairwise", 2000.0)):
-        loss = LOSSES[name](torch.tensor([[-1000.0, 1000.0]]), relevance, valid)
+        loss = LOSSES[name](torch.tensor([[-1000.0, 1000.0]]), relevance, mask)
         assert loss.total == pytest.approx(expected)
 
 
@@ -132,8 +132,8 @@ def products(*gradients: list[float]) -> np.ndarray:
     [
         ([[1.0, 0.0], [0.0, 1.0]], [0.5, 0.5]),
         ([[2.0, 0.0], [0.0, 1.0]], [0.2, 0.8]),  # (|b|² − a·b) / |a − b|²
-        ([[1.0, 1.0], [3.0, 1.0]], [1.0, 0.0]),  # the shorter one, where the other points beyond it
-        ([[1.0, 0.0], [-3.0, 0.0]], [0.75, 0.25]),  # opposed: they cancel
+        ([[1.0, 1.0], [3.0, 1.0]], [1.0, 0.0]),  # the shorter one if the other extends beyond it
+        ([[1.0, 0.0], [-3.0, 0.0]], [0.75, 0.25]),  # opposite directions cancel
         ([[1.0, 2.0], [1.0, 2.0]], [0.5, 0.5]),
         ([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], [1 / 3, 1 / 3, 1 / 3]),
         ([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 4.0]], [16 / 21, 4 / 21, 1 / 21]),  # ∝ 1 / |g|²
@@ -143,12 +143,12 @@ def test_min_norm_weights_of_known_cases(gradients: list[list[float]], weights: 
     np.testing.assert_allclose(min_norm_weights(products(*gradients)), weights, atol=1e-8)
 
 
-def brute(gram: np.ndarray, least: np.ndarray, parts: int) -> float:
-    """Shortest length on a grid over all weights of sum 1 with each at least its bound."""
-    m, free = len(gram), 1 - least.sum()
+def brute_force(gram: np.ndarray, min_weights: np.ndarray, parts: int) -> float:
+    """Return the minimum squared norm on a grid of all weights of sum 1 within the bounds."""
+    m, free = len(gram), 1 - min_weights.sum()
     cuts = itertools.combinations(range(parts + m - 1), m - 1)
     bars = np.array([(-1, *cut, parts + m - 1) for cut in cuts])
-    weights = least + free * (np.diff(bars, axis=1) - 1) / parts
+    weights = min_weights + free * (np.diff(bars, axis=1) - 1) / parts
     return float(np.einsum("ni,ij,nj->n", weights, gram, weights).min())
 
 
@@ -158,27 +158,27 @@ def test_min_norm_weights_equal_brute_force(m: int, width: int, seed: int, bound
     rng = np.random.default_rng(seed)
     gradients = rng.normal(size=(m, width)) * rng.lognormal(0, 1, (m, 1))
     gram = gradients @ gradients.T
-    least = rng.dirichlet(np.ones(m)) * rng.random() if bounded else np.zeros(m)
-    weights = bounded_min_norm_weights(gram, least, np.full(m, 1 / m)) if bounded else min_norm_weights(gram)
+    min_weights = rng.dirichlet(np.ones(m)) * rng.random() if bounded else np.zeros(m)
+    weights = bounded_min_norm_weights(gram, min_weights, np.full(m, 1 / m)) if bounded else min_norm_weights(gram)
     assert weights.sum() == pytest.approx(1)
-    assert (weights >= least - 1e-12).all()
-    length, best = weights @ gram @ weights, brute(gram, least, 40)
+    assert (weights >= min_weights - 1e-12).all()
+    length, best = weights @ gram @ weights, brute_force(gram, min_weights, 40)
     assert length <= best + 1e-8 * gram.diagonal().max()
-    # Optimal: no weight that may still shrink has a steeper slope than any other (Karush, Kuhn, Tucker).
+    # Karush–Kuhn–Tucker: no weight above its bound has a larger slope than any other.
     slope = gram @ weights
-    shrinks = weights > least + 1e-6
+    shrinks = weights > min_weights + 1e-6
     assert slope[shrinks].max(initial=-np.inf) <= slope.min() + 1e-6 * gram.diagonal().max()
 
 
 def test_bounds_limit_the_weights() -> None:
     gram = products([2.0, 0.0], [0.0, 1.0])  # [0.2, 0.8] without bounds
-    for least, expected in (([0.1, 0.1], [0.2, 0.8]), ([0.4, 0.1], [0.4, 0.6]), ([0.7, 0.3], [0.7, 0.3])):
-        found = bounded_min_norm_weights(gram, np.array(least), np.array([0.9, 0.1]))
+    for min_weights, expected in (([0.1, 0.1], [0.2, 0.8]), ([0.4, 0.1], [0.4, 0.6]), ([0.7, 0.3], [0.7, 0.3])):
+        found = bounded_min_norm_weights(gram, np.array(min_weights), np.array([0.9, 0.1]))
         np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
 def test_losses_without_gradient_keep_their_weight() -> None:
-    """[0.2, 0.8] between the two that have one, whatever the third had, and next to that what it had."""
+    """The two losses with a gradient get [0.2, 0.8]; the third keeps its weight before normalization."""
     gram, none = products([2.0, 0.0], [0.0, 1.0], [0.0, 0.0]), np.zeros(3)
     for before, expected in (
         ([0.3, 0.3, 0.4], [0.2, 0.8, 0.4]),
@@ -194,24 +194,24 @@ def test_losses_without_gradient_keep_their_weight() -> None:
 @settings(max_examples=60, deadline=None)
 @given(m=st.integers(2, 4), seed=st.integers(0, 9999), scale=st.sampled_from([0.0, 0.5, 1.0]))
 def test_bounds_hold_for_losses_without_gradient(m: int, seed: int, scale: float) -> None:
-    """And the mixture of the others is the shortest of those with its weight in all: no small exchange shortens it."""
+    """The combination of the other losses is optimal: no small exchange of weight shortens it."""
     rng = np.random.default_rng(seed)
     gradients = rng.normal(size=(m, 3))
     gradients[rng.integers(m)] = 0
-    gram, least, before = (
+    gram, min_weights, before = (
         gradients @ gradients.T,
         rng.dirichlet(np.ones(m)) * scale * (1 - 1e-12),
         rng.dirichlet(np.ones(m)),
     )
-    weights = bounded_min_norm_weights(gram, least, before)
+    weights = bounded_min_norm_weights(gram, min_weights, before)
     assert weights.sum() == pytest.approx(1)
-    assert (weights >= least - 1e-12).all()
-    there = gram.diagonal() > 0
-    slope, shrinks = gram @ weights, there & (weights > least + 1e-6)
-    assert slope[shrinks].max(initial=-np.inf) <= slope[there].min() + 1e-6 * gram.diagonal().max()
+    assert (weights >= min_weights - 1e-12).all()
+    nonzero = gram.diagonal() > 0
+    slope, shrinks = gram @ weights, nonzero & (weights > min_weights + 1e-6)
+    assert slope[shrinks].max(initial=-np.inf) <= slope[nonzero].min() + 1e-6 * gram.diagonal().max()
 
 
-@pytest.mark.parametrize("least", [[0.7, 0.4], [-0.1, 0.5]])
-def test_rejects_infeasible_bounds(least: list[float]) -> None:
-    with pytest.raises(ConfigError, match=r"minimum weights .* must be at least 0"):
-        bounded_min_norm_weights(np.eye(2), np.array(least), np.ones(2) / 2)
+@pytest.mark.parametrize("min_weights", [[0.7, 0.4], [-0.1, 0.5]])
+def test_rejects_infeasible_bounds(min_weights: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"minimum weights .* must be at min_weights 0"):
+        bounded_min_norm_weights(np.eye(2), np.array(min_weights), np.ones(2) / 2)

@@ -1,4 +1,4 @@
-"""Session lists as a run scores them, against loops over lists and candidates with a window for each."""
+"""Scored session lists against loops over lists and candidates, with one window per candidate."""
 
 import re
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from tests.helpers.cards import full_tables, make_card, small_config, write_data
 from tests.helpers.distributed import on_ranks
 
 CARD = make_card()
-BEHAVIOURS = ("like", "comment", "follow", "click", "effective")
+BEHAVIORS = ("like", "comment", "follow", "click", "effective")
 EVENTS = 4
 
 
@@ -39,7 +39,7 @@ class World:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors this small cost more in handing out to threads than in computing."""
+    """For tensors this small, threads cost more than they save."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,7 +48,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A run far from its start, on a dataset one of whose files has a single row group."""
+    """A trained run; one file of its dataset has a single row group."""
     folder = tmp_path_factory.mktemp("scores")
     data, run = write_dataset(folder / "data", CARD, windows=24, files=2), folder / "run"
     single = data / "valid" / "part-00001.parquet"
@@ -62,7 +62,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def opened(world: World) -> Iterator[LoadedRun]:
+def loaded(world: World) -> Iterator[LoadedRun]:
     with load_run(str(world.run)) as found:
         yield found
 
@@ -70,30 +70,30 @@ def opened(world: World) -> Iterator[LoadedRun]:
 CONTEXT = [feature.name for feature in CARD.features_at("context")]
 
 
-def of_split(world: World, split: str = "valid") -> WindowColumns:
+def split_columns(world: World, split: str = "valid") -> WindowColumns:
     return read_columns(read_row_groups([str(file) for file in sorted((world.data / split).iterdir())]), CARD)
 
 
 def requests(columns: WindowColumns, gap_s: float) -> Iterator[tuple[int, list[int]]]:
-    """Window and targets of each list."""
+    """Yield window and targets of each list."""
     for window in range(len(columns)):
         start = int(columns.starts[window])
         members: list[int] = []
-        for place in range(start + int(columns.first_target[window]), start + int(columns.lengths[window])):
-            if members and columns.ts_ms[place] - columns.ts_ms[place - 1] > 1000 * gap_s:
+        for position in range(start + int(columns.first_target[window]), start + int(columns.lengths[window])):
+            if members and columns.ts_ms[position] - columns.ts_ms[position - 1] > 1000 * gap_s:
                 yield window, members
                 members = []
-            members.append(place)
+            members.append(position)
         yield window, members
 
 
 def alone(columns: WindowColumns, window: int, first: int, target: int) -> WindowColumns:
-    """One window: the impressions before ``first``, then ``target`` as if it were shown at that moment instead."""
+    """Return one window: impressions before ``first``, then ``target`` renamed to the query time."""
     flat = np.append(np.arange(columns.starts[window], first), target)
     lengths = columns.action_lengths[flat]
     tokens = concat_ranges(columns.action_starts[flat], lengths)
 
-    def at_moment(rows: np.ndarray) -> np.ndarray:
+    def at_query_time(rows: np.ndarray) -> np.ndarray:
         return np.append(rows[flat[:-1]], rows[first])
 
     return WindowColumns(
@@ -103,11 +103,12 @@ def alone(columns: WindowColumns, window: int, first: int, target: int) -> Windo
         lengths=np.array([len(flat)]),
         user_ids={name: rows[[window]] for name, rows in columns.user_ids.items()},
         impression_ids={
-            name: at_moment(rows) if name in CONTEXT else rows[flat] for name, rows in columns.impression_ids.items()
+            name: at_query_time(rows) if name in CONTEXT else rows[flat]
+            for name, rows in columns.impression_ids.items()
         },
-        session={name: at_moment(rows) for name, rows in columns.session.items()},
+        session={name: at_query_time(rows) for name, rows in columns.session.items()},
         outcome={name: rows[flat] for name, rows in columns.outcome.items()},
-        ts_ms=at_moment(columns.ts_ms),
+        ts_ms=at_query_time(columns.ts_ms),
         end_ms=columns.end_ms[flat],
         labels=columns.labels[flat],
         objectives=columns.objectives[flat],
@@ -119,43 +120,43 @@ def alone(columns: WindowColumns, window: int, first: int, target: int) -> Windo
     )
 
 
-def asked_alone(opened: LoadedRun, columns: WindowColumns) -> tuple[np.ndarray, WindowBatch]:
-    """Values of the one target of one window, by the model's ordinary forward pass."""
-    batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, opened.config))
-    opened.model.model_parallel.eval()
+def predict_alone(loaded: LoadedRun, columns: WindowColumns) -> tuple[np.ndarray, WindowBatch]:
+    """Return predictions of a window's only target from the model's forward pass."""
+    batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, loaded.config))
+    loaded.model.model_parallel.eval()
     with torch.no_grad():
-        _, (_, output) = opened.model.model_parallel(batch)
-        what = opened.model.model.ranker.marginals(output, 0.0)
+        _, (_, output) = loaded.model.model_parallel(batch)
+        marginals = loaded.model.model.ranker.marginals(output, 0.0)
     heads = torch.cat([output.label_logits, output.objective_logits], 1)
-    return torch.cat([what.probability[:, 1:-1].logit(), heads, what.time[:, -1:]], 1)[0].numpy(), batch
+    return torch.cat([marginals.probability[:, 1:-1].logit(), heads, marginals.time[:, -1:]], 1)[0].numpy(), batch
 
 
 @torch.no_grad()
-def embedded(opened: LoadedRun, batch: WindowBatch) -> tuple[np.ndarray, np.ndarray]:
-    """What the last impression shows, and [impressions before it, 2·dim] item and action vectors of those."""
-    rows = opened.model.model.embeddings(batch.sparse)
-    places = {name: rows[name].values()[batch.row_index[name]] for name in ("item_id", "author_id", "tab")}
-    actions = opened.model.model.ranker.encode_actions(rows, batch)
-    return torch.cat([each[-1] for each in places.values()]).numpy(), torch.cat(
-        [places["item_id"][:-1], actions], 1
+def embed(loaded: LoadedRun, batch: WindowBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Return the context of the last impression, and [earlier impressions, 2·dim] item and action embeddings."""
+    rows = loaded.model.model.embeddings(batch.sparse)
+    embeddings = {name: rows[name].values()[batch.row_index[name]] for name in ("item_id", "author_id", "tab")}
+    actions = loaded.model.model.ranker.encode_actions(rows, batch)
+    return torch.cat([each[-1] for each in embeddings.values()]).numpy(), torch.cat(
+        [embeddings["item_id"][:-1], actions], 1
     ).numpy()
 
 
-def happened(columns: WindowColumns, place: int) -> list[float]:
-    codes = columns.action[columns.action_starts[place] :][: columns.action_lengths[place]]
-    events = [float(CARD.actions.index(name) in codes) for name in BEHAVIOURS[:3]]
-    return [*events, float(columns.labels[place, 0]), float(columns.objectives[place, 1])]
+def observed_labels(columns: WindowColumns, position: int) -> list[float]:
+    codes = columns.action[columns.action_starts[position] :][: columns.action_lengths[position]]
+    events = [float(CARD.actions.index(name) in codes) for name in BEHAVIORS[:3]]
+    return [*events, float(columns.labels[position, 0]), float(columns.objectives[position, 1])]
 
 
 def slices(found: SessionLists) -> Iterator[tuple[slice, slice]]:
-    """Each list's candidates and events."""
+    """Yield slices of candidates and events of each list."""
     candidate, event = np.cumsum([0, *found.length]), np.cumsum([0, *found.events_length])
     for row in range(len(found)):
         yield slice(candidate[row], candidate[row + 1]), slice(event[row], event[row + 1])
 
 
 def same(one: SessionLists, other: SessionLists, rtol: float = 0.0, atol: float = 0.0) -> None:
-    """Equal but for the rounding of what the model computes."""
+    """Assert equality up to rounding of model outputs."""
     for field in fields(SessionLists):
         values = [getattr(each, field.name) for each in (one, other)]
         if field.name in ("predictions", "context", "events"):
@@ -166,13 +167,13 @@ def same(one: SessionLists, other: SessionLists, rtol: float = 0.0, atol: float 
 
 @pytest.mark.parametrize("gap_s", [0.0, 12.0, WHOLE_WINDOW])
 def test_lists_equal_single_candidate_predictions(
-    gap_s: float, world: World, opened: LoadedRun, tmp_path: Path
+    gap_s: float, world: World, loaded: LoadedRun, tmp_path: Path
 ) -> None:
-    found = score_lists.score_session_lists(opened, "valid", str(tmp_path), EVENTS, gap_s)
+    found = score_lists.score_session_lists(loaded, "valid", str(tmp_path), EVENTS, gap_s)
     assert found is not None
     assert found.objectives == ("like", "comment", "follow", "click", "glance", "effective", "watch_time")
-    assert found.behaviors == BEHAVIOURS
-    columns = of_split(world)
+    assert found.behaviors == BEHAVIORS
+    columns = split_columns(world)
     rows = {(int(user), int(ts)): row for row, (user, ts) in enumerate(zip(found.user, found.ts_ms, strict=True))}
     parts = list(slices(found))
     numbers = {"long": 0, "no event": 0, "unended": 0}
@@ -183,12 +184,14 @@ def test_lists_equal_single_candidate_predictions(
         row = rows[int(columns.user_key[window]), int(now)]
         candidates, events = parts[row]
         assert found.item[candidates].tolist() == columns.impression_ids["item_id"][members].tolist()
-        for place, target in enumerate(members):
-            value, batch = asked_alone(opened, alone(columns, window, first, target))
-            shown, past = embedded(opened, batch)
-            np.testing.assert_allclose(found.predictions[candidates][place], value, rtol=1e-4, atol=1e-4)
-            np.testing.assert_allclose(found.context[candidates][place], shown, rtol=1e-3, atol=1e-3)
-            assert found.label[candidates][place].tolist() == pytest.approx(happened(columns, target), nan_ok=True)
+        for position, target in enumerate(members):
+            value, batch = predict_alone(loaded, alone(columns, window, first, target))
+            shown, past = embed(loaded, batch)
+            np.testing.assert_allclose(found.predictions[candidates][position], value, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(found.context[candidates][position], shown, rtol=1e-3, atol=1e-3)
+            assert found.label[candidates][position].tolist() == pytest.approx(
+                observed_labels(columns, target), nan_ok=True
+            )
         before = range(int(columns.starts[window]), first)
         ended = [each - before.start for each in before if columns.end_ms[each] <= now and columns.ts_ms[each] < now]
         recent = [each for each in ended if each >= len(before) - EVENTS]
@@ -199,12 +202,12 @@ def test_lists_equal_single_candidate_predictions(
     assert numbers["no event"] > 3
     assert numbers["unended"] > 3
     assert (numbers["long"] > 3) is (gap_s > 0)
-    assert found.predictions.std(0).min() > 1e-3, "predictions must differ for this to tell anything"
+    assert found.predictions.std(0).min() > 1e-3, "predictions must differ for a meaningful comparison"
 
 
-def test_events_at_the_query_time_are_excluded(world: World, opened: LoadedRun) -> None:
-    """Nor are those that end later, while those that end right then are."""
-    columns = of_split(world)
+def test_events_at_the_query_time_are_excluded(world: World, loaded: LoadedRun) -> None:
+    """Events that end later are excluded; events that end at the query time are included."""
+    columns = split_columns(world)
     window = int(np.flatnonzero(columns.first_target >= 3)[0])
     start = int(columns.starts[window])
     first = start + int(columns.first_target[window])
@@ -213,7 +216,7 @@ def test_events_at_the_query_time_are_excluded(world: World, opened: LoadedRun) 
     ts_ms[first - 1] = end_ms[first - 1] = now
     end_ms[first - 2], end_ms[first - 3] = now + 1, now
     moved = replace(columns, ts_ms=ts_ms, end_ms=end_ms)
-    batch = collate(moved, np.array([window]), full_tables(CARD, opened.config), request_gap_s=WHOLE_WINDOW)
+    batch = collate(moved, np.array([window]), full_tables(CARD, loaded.config), request_gap_s=WHOLE_WINDOW)
     for most, expected in ((0, []), (2, []), (3, [first - 3 - start])):
         key, length = recent_events(batch, torch.tensor([0]), most)
         assert batch.history_index[key].tolist() == expected
@@ -227,92 +230,90 @@ def test_directions_of_objectives() -> None:
         feedback=FeedbackRule(3.0, ["comment"], "length", [10.0], [9.0, 5.0, 12.0]),
         negative_actions=["comment"],
     )
-    less = {"glance", "negative", "comment"}
+    lower_is_better = {"glance", "negative", "comment"}
     found = prediction_objectives(card, ("glance", "effective", "negative", "watch_time"))
     assert [objective.name for objective in found] == [
         *("like", "comment", "follow", "click", "glance", "effective", "negative", "watch_time")
-    ], "the order of a run's values; the watch time is one, whatever predicts it"
-    assert {objective.name for objective in found if not objective.higher_is_better} == less
-    assert not less & set(score_lists.behavior_names(card)), "nobody is to be shown what is disliked"
+    ], "order of a run's predictions, with a single watch time"
+    assert {objective.name for objective in found if not objective.higher_is_better} == lower_is_better
+    assert not lower_is_better & set(score_lists.behavior_names(card)), "negative outcomes are not behaviors"
     untimed = replace(CARD, timed_actions=["like"], feedback=None, objectives=[])
     assert [each.name for each in prediction_objectives(untimed, ())] == ["like", "comment", "follow", "click"]
     assert score_lists.behavior_names(untimed) == ("like", "comment", "follow", "click")
     disliked = replace(untimed, negative_actions=["follow"])
     assert [each.name for each in prediction_objectives(disliked, ()) if not each.higher_is_better] == ["follow"]
-    assert score_lists.behavior_names(disliked) == ("like", "comment", "click"), (
-        "also where no watch time tells of feedback"
-    )
+    assert score_lists.behavior_names(disliked) == ("like", "comment", "click"), "also without watch times"
 
 
 def test_certain_outcomes_have_finite_logits() -> None:
-    """Sums of float32 probabilities may be more than 1."""
-    chance = torch.tensor([[0.0, 1.0, 1 + 1e-6, 0.5, 1e-3]])
-    judged = TargetPredictions(None, chance, torch.tensor([[2.0]]), None, None, None)  # type: ignore[arg-type]
-    value = judged.ensemble_inputs(with_watch_time=True)[0].tolist()
+    """Sums of float32 probabilities may exceed 1."""
+    probability = torch.tensor([[0.0, 1.0, 1 + 1e-6, 0.5, 1e-3]])
+    predictions = TargetPredictions(None, probability, torch.tensor([[2.0]]), None, None, None)  # type: ignore[arg-type]
+    value = predictions.ensemble_inputs(with_watch_time=True)[0].tolist()
     assert value[:3] == pytest.approx([-16.118, 16.118, 16.118], abs=1e-3)
     assert value[3:] == pytest.approx([0.0, np.log(1e-3 / 0.999), 2.0])
-    assert judged.ensemble_inputs(with_watch_time=False).shape == (1, 5)
+    assert predictions.ensemble_inputs(with_watch_time=False).shape == (1, 5)
 
 
 def _scored(process: DistributedContext, world: World, folder: Path) -> SessionLists | None:
-    state = checkpoint.TrainState.read(place := checkpoint.best(str(world.run)))
+    state = checkpoint.TrainState.read(position := checkpoint.best(str(world.run)))
     config = restore_config(state.config)
     built = build_training_model(CARD, config, process)
-    checkpoint.load(place, built, with_optimizer=False)
-    opened = LoadedRun(built, config, CARD, state.data, process, state.step, checkpoint.fingerprint(place))
-    return score_lists.score_session_lists(opened, "valid", str(folder), EVENTS, 12.0)
+    checkpoint.load(position, built, with_optimizer=False)
+    loaded = LoadedRun(built, config, CARD, state.data, process, state.step, checkpoint.fingerprint(position))
+    return score_lists.score_session_lists(loaded, "valid", str(folder), EVENTS, 12.0)
 
 
-def test_two_ranks_equal_one_rank(world: World, opened: LoadedRun, tmp_path: Path) -> None:
-    """One file's only row group leaves a rank without data."""
-    one = score_lists.score_session_lists(opened, "valid", str(tmp_path / "one"), EVENTS, 12.0)
+def test_two_ranks_equal_one_rank(world: World, loaded: LoadedRun, tmp_path: Path) -> None:
+    """A file with a single row group leaves one rank without data."""
+    one = score_lists.score_session_lists(loaded, "valid", str(tmp_path / "one"), EVENTS, 12.0)
     first, second = on_ranks(2, tmp_path, _scored, world, tmp_path / "two")
-    assert second is None, "rank 0 gets them"
+    assert second is None, "only rank 0 gets the lists"
     same(first, one, rtol=1e-3, atol=1e-3)
 
 
 def test_scoring_resumes_after_interruption(
-    world: World, opened: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, loaded: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed while the second file is moved into place: what was half done is made again, the rest is not."""
-    whole_lists = score_lists.score_session_lists(opened, "valid", str(tmp_path / "whole"), EVENTS, 12.0)
-    folder, moved, made = tmp_path / "killed", [], []
+    """Interrupted while renaming the second file: only that file is scored again."""
+    full_lists = score_lists.score_session_lists(loaded, "valid", str(tmp_path / "whole"), EVENTS, 12.0)
+    folder, renamed, made = tmp_path / "interrupted", [], []
 
-    def killed(source: str, target: str) -> None:
-        if moved:
+    def interrupted(source: str, target: str) -> None:
+        if renamed:
             raise KeyboardInterrupt
-        moved.append(target)
+        renamed.append(target)
         Path(source).rename(target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(session_lists.os, "replace", killed)
+        patch.setattr(session_lists.os, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            score_lists.score_session_lists(opened, "valid", str(folder), EVENTS, 12.0)
+            score_lists.score_session_lists(loaded, "valid", str(folder), EVENTS, 12.0)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["part-00000.parquet", names[1]]
     assert re.fullmatch(r"part-00001\.parquet\.[0-9a-f]{8}\.writing", names[1])
     score_file = score_lists._score_file
     monkeypatch.setattr(score_lists, "_score_file", lambda *given: made.append(given[2]) or score_file(*given))
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     again = score_lists.score_session_lists(
-        opened, "valid", str(folder), EVENTS, 12.0, lambda *counts: told.append(counts)
+        loaded, "valid", str(folder), EVENTS, 12.0, lambda *counts: progress.append(counts)
     )
     assert [Path(file).name for file in made] == ["part-00001.parquet"]
-    assert told == [(0, 2), (1, 2), (2, 2)]
-    same(again, whole_lists)
-    score_lists.score_session_lists(opened, "valid", str(folder), EVENTS, 12.0)
-    assert len(made) == 1, "all is there"
+    assert progress == [(0, 2), (1, 2), (2, 2)]
+    same(again, full_lists)
+    score_lists.score_session_lists(loaded, "valid", str(folder), EVENTS, 12.0)
+    assert len(made) == 1, "all files are cached"
 
 
-def test_reports_corrupted_scores_and_missing_windows(world: World, opened: LoadedRun, tmp_path: Path) -> None:
-    score_lists.score_session_lists(opened, "valid", str(tmp_path / "scores"), EVENTS, 12.0)
+def test_reports_corrupted_scores_and_missing_windows(world: World, loaded: LoadedRun, tmp_path: Path) -> None:
+    score_lists.score_session_lists(loaded, "valid", str(tmp_path / "scores"), EVENTS, 12.0)
     file = tmp_path / "scores" / "part-00001.parquet"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"part-00001.parquet: cannot be read") as caught:
-        score_lists.score_session_lists(opened, "valid", str(tmp_path / "scores"), EVENTS, 12.0)
+        score_lists.score_session_lists(loaded, "valid", str(tmp_path / "scores"), EVENTS, 12.0)
     assert "\n" not in str(caught.value)
     (tmp_path / "empty" / "valid").mkdir(parents=True)
     with pytest.raises(UserError, match="split 'valid' has no windows"):
         score_lists.score_session_lists(
-            replace(opened, data=str(tmp_path / "empty")), "valid", str(tmp_path / "x"), EVENTS, 12.0
+            replace(loaded, data=str(tmp_path / "empty")), "valid", str(tmp_path / "x"), EVENTS, 12.0
         )

@@ -1,4 +1,4 @@
-"""Session lists: what is written is read, batches against loops, and what breaks the contract is named."""
+"""Session lists: round trip, batches against loops, and validation."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -17,10 +17,10 @@ from a2gen_rec.errors import DataError, UserError
 NAMES = [field.name for field in fields(SessionLists)]
 
 
-def make(n: int = 7, seed: int = 0, dtype: type = np.float16, longest: int = 5) -> SessionLists:
-    """Lists of 1 .. ``longest`` candidates after 0 .. 4 events, some labels unknown."""
+def make(n: int = 7, seed: int = 0, dtype: type = np.float16, max_length: int = 5) -> SessionLists:
+    """Return lists of 1 .. ``max_length`` candidates and 0 .. 4 events, with some unknown labels."""
     rng = np.random.default_rng(seed)
-    length, events = rng.integers(1, longest + 1, n), rng.integers(0, 5, n)
+    length, events = rng.integers(1, max_length + 1, n), rng.integers(0, 5, n)
     candidates = int(length.sum())
     return SessionLists(
         objectives=("like", "watch time"),
@@ -81,35 +81,35 @@ def test_reads_files_in_order(tmp_path: Path) -> None:
     files = [f"{tmp_path}/{number}.parquet" for number in range(3)]
     for file, part in zip(files, parts, strict=True):
         write_lists(file, part)
-    together = read_lists(files)
-    assert_same(together, concatenate(parts))
-    assert_same(together.select(np.array([3, 4, 5, 6])), parts[2])
-    assert_same(together.select(np.array([], np.int64)), make(0))
+    combined = read_lists(files)
+    assert_same(combined, concatenate(parts))
+    assert_same(combined.select(np.array([3, 4, 5, 6])), parts[2])
+    assert_same(combined.select(np.array([], np.int64)), make(0))
 
 
 def test_batches_equal_loops() -> None:
     lists, rows = make(9, 4), np.array([5, 0, 8])
     batch = lists.batch(rows)
     starts, events_starts = (np.append(0, np.cumsum(each)) for each in (lists.length, lists.events_length))
-    longest, most = lists.length[rows].max(), lists.events_length[rows].max()
-    places = []
-    assert batch.mask.shape == (3, longest)
-    assert batch.events.shape == (3, most, 3)
+    max_length, max_events = lists.length[rows].max(), lists.events_length[rows].max()
+    indices = []
+    assert batch.mask.shape == (3, max_length)
+    assert batch.events.shape == (3, max_events, 3)
     for i, row in enumerate(rows):
         inside = slice(starts[row], starts[row + 1])
         length, events_length = lists.length[row], lists.events_length[row]
-        places += range(starts[row], starts[row + 1])
-        assert batch.mask[i].tolist() == [True] * length + [False] * (longest - length)
+        indices += range(starts[row], starts[row + 1])
+        assert batch.mask[i].tolist() == [True] * length + [False] * (max_length - length)
         for name in ("predictions", "label", "context"):
-            padded, own = getattr(batch, name)[i], getattr(lists, name)[inside].astype(np.float32)
-            np.testing.assert_array_equal(padded[:length], own)
+            padded, expected = getattr(batch, name)[i], getattr(lists, name)[inside].astype(np.float32)
+            np.testing.assert_array_equal(padded[:length], expected)
             assert not padded[length:].any()
             assert padded.dtype == torch.float32
         events = lists.events[events_starts[row] : events_starts[row + 1]]
         np.testing.assert_array_equal(batch.events[i, :events_length], events.astype(np.float32))
         assert not batch.events[i, events_length:].any()
         assert batch.length[i] == events_length
-    assert batch.candidate_index.tolist() == places
+    assert batch.candidate_index.tolist() == indices
     assert np.isnan(batch.label).any()
 
 
@@ -122,7 +122,7 @@ def test_padding_is_invertible() -> None:
 
 
 def test_batches_contain_each_list_once_with_little_padding() -> None:
-    lists = make(2000, longest=100)
+    lists = make(2000, max_length=100)
     batches = [list(batch_indices(lists, 16, np.random.default_rng(seed))) for seed in (0, 0, 1)]
     batches.append(list(batch_indices(lists, 16)))
     for each in batches:
@@ -132,22 +132,22 @@ def test_batches_contain_each_list_once_with_little_padding() -> None:
         assert slots < 1.1 * lists.length.sum()
     assert np.array_equal(np.concatenate(batches[0]), np.concatenate(batches[1]))
     assert not np.array_equal(np.concatenate(batches[0]), np.concatenate(batches[2]))
-    longest = np.array([lists.length[rows].max() for rows in batches[0]])
-    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3  # no order from short to long
+    max_length = np.array([lists.length[rows].max() for rows in batches[0]])
+    assert abs(np.corrcoef(max_length, np.arange(len(max_length)))[0, 1]) < 0.3  # no trend from short to long
 
 
 def test_mean_std_replaces_zero_deviation() -> None:
     lists = make(50)
     lists.predictions[:, 1] = 3.3
-    centre, scale = mean_std(lists)
-    torch.testing.assert_close(centre, torch.tensor([lists.predictions[:, 0].mean(dtype=float), 3.3]).float())
-    torch.testing.assert_close(scale, torch.tensor([lists.predictions[:, 0].std(dtype=float), 1.0]).float())
+    mean, std = mean_std(lists)
+    torch.testing.assert_close(mean, torch.tensor([lists.predictions[:, 0].mean(dtype=float), 3.3]).float())
+    torch.testing.assert_close(std, torch.tensor([lists.predictions[:, 0].std(dtype=float), 1.0]).float())
 
 
-def changed(name: str, place: tuple[int, ...], number: float) -> Callable[[SessionLists], SessionLists]:
+def changed(name: str, index: tuple[int, ...], number: float) -> Callable[[SessionLists], SessionLists]:
     def change(lists: SessionLists) -> SessionLists:
         array = getattr(lists, name).copy()
-        array[place] = number
+        array[index] = number
         return replace(lists, **{name: array})
 
     return change
@@ -225,22 +225,22 @@ def test_rejects_invalid_files(name: str, tmp_path: Path) -> None:
 
 
 def test_rejects_truncated_missing_and_inconsistent_files(tmp_path: Path) -> None:
-    whole, other = tmp_path / "a.parquet", tmp_path / "b.parquet"
-    write_lists(str(whole), make())
-    other.write_bytes(whole.read_bytes()[:-30])
+    full, other = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    write_lists(str(full), make())
+    other.write_bytes(full.read_bytes()[:-30])
     with pytest.raises(DataError, match=r"b\.parquet: cannot be read"):
-        read_lists([str(whole), str(other)])
+        read_lists([str(full), str(other)])
     with pytest.raises(DataError, match=r"c\.parquet: cannot be read"):
         read_lists([f"{tmp_path}/c.parquet"])
     write_lists(str(other), replace(make(), behaviors=("like", "follow", "collect")))
     with pytest.raises(DataError, match=r"b.parquet: objectives, behaviors or widths differ from .*a.parquet"):
-        read_lists([str(whole), str(other)])
+        read_lists([str(full), str(other)])
     with pytest.raises(DataError, match="no session list file"):
         read_lists([])
 
 
 def test_concurrent_writers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One begins and ends while the other is half done."""
+    """One writer starts and finishes while the other is writing."""
     file, table, lists, others = tmp_path / "a.parquet", module._table, make(seed=1), [make(seed=2)]
 
     def interrupted(part: SessionLists) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Training of the ensemble on lists of known truth, its strategies by hand, and the folder it is kept in."""
+"""Training of the ensemble on simulated lists, weightings on known cases, and saving."""
 
 import copy
 import itertools
@@ -36,9 +36,9 @@ SMALL = EnsembleConfig(lr=0.02, epochs=4, patience=0, batch_size=32, dim=4, hidd
 
 
 def world(seed: int, n: int = 600) -> SessionLists:
-    """Two groups of users, told apart by their noisy events alone: one likes long watching, the other short.
+    """Simulate two user groups, distinguishable by noisy events: one prefers long watch times, the other short ones.
 
-    Everyone likes what has a high value of ``like`` and shares, seldom, what has a low one of ``glance``.
+    All users like candidates with a high ``like`` prediction and rarely share those with a low ``glance`` prediction.
     """
     rng = np.random.default_rng(seed)
     length, events_length = rng.integers(4, 13, n), rng.integers(2, 9, n)
@@ -77,11 +77,11 @@ def ndcg(scores: np.ndarray, lists: SessionLists = TEST) -> float:
 
 
 def test_ensemble_beats_every_single_score(trained: Ensemble) -> None:
-    """By telling the groups apart; and it never falls, on the lists it was not trained on, as far as float32 tells."""
-    fused = ndcg(score_lists(trained, TEST))
+    """It distinguishes the groups, and its score is monotonic on unseen lists within float32 rounding."""
+    ensemble_ndcg = ndcg(score_lists(trained, TEST))
     singles = [ndcg(sign * TEST.predictions[:, k]) for k in range(3) for sign in (1, -1)]
     fixed = ndcg(TEST.predictions[:, 0] / 0.5 - TEST.predictions[:, 1])
-    assert fused > max(*singles, fixed) + 0.03
+    assert ensemble_ndcg > max(*singles, fixed) + 0.03
     assert max_monotonicity_violations(trained, TEST).max() == 0
     batch = TEST.batch(np.arange(100))
     before = trained(batch.predictions, batch.events, batch.length, batch.context)
@@ -116,27 +116,27 @@ def test_ensemble_scores_extreme_equal_single_and_new_candidates(trained: Ensemb
 
 
 @pytest.mark.parametrize("loss", ["pointwise", "listwise", "pairwise"])
-@pytest.mark.parametrize("strategy", ["fixed", "pareto", "min_norm", "pareto_efficient"])
-def test_every_loss_and_weighting_learns(loss: str, strategy: str) -> None:
-    config = replace(SMALL, loss=loss, weighting=strategy, reweight_interval=3, min_weight=0.1)  # type: ignore[arg-type]
-    seen: list[EpochResult] = []
-    model, history = fit_ensemble(OBJECTIVES, TRAIN, VALID, config, seen.append)
-    assert seen == history.epochs
-    assert len(seen) == 4
+@pytest.mark.parametrize("weighting", ["fixed", "pareto", "min_norm", "pareto_efficient"])
+def test_every_loss_and_weighting_learns(loss: str, weighting: str) -> None:
+    config = replace(SMALL, loss=loss, weighting=weighting, reweight_interval=3, min_weight=0.1)  # type: ignore[arg-type]
+    values: list[EpochResult] = []
+    model, history = fit_ensemble(OBJECTIVES, TRAIN, VALID, config, values.append)
+    assert values == history.epochs
+    assert len(values) == 4
     assert ndcg(score_lists(model, VALID), VALID) > ndcg(np.zeros(len(VALID.item)), VALID) + 0.1
-    for epoch in seen:
+    for epoch in values:
         assert list(epoch.weights) == ["like", "share"]
         assert sum(epoch.weights.values()) == pytest.approx(1)
-        assert min(epoch.weights.values()) >= (0.1 if strategy == "pareto_efficient" else 0)
-    assert (seen[0].weights == seen[-1].weights) is (strategy == "fixed")
+        assert min(epoch.weights.values()) >= (0.1 if weighting == "pareto_efficient" else 0)
+    assert (values[0].weights == values[-1].weights) is (weighting == "fixed")
 
 
 def test_baselines_use_the_same_training_loop() -> None:
-    """The linear one finds what everyone wants, the one with a weight per session the groups too."""
-    standardise = Standardize([False, True, False], *mean_std(TRAIN))
+    """Logistic regression learns common preferences, session weights also those of the groups."""
+    standardize = Standardize([False, True, False], *mean_std(TRAIN))
     torch.manual_seed(0)
     scores = []
-    for model in (LogisticRegression(standardise), SessionWeightedFusion(standardise, 2, 2, dim=4)):
+    for model in (LogisticRegression(standardize), SessionWeightedFusion(standardize, 2, 2, dim=4)):
         before = ndcg(score_lists(model, TEST))
         fit(model, TRAIN, VALID, SMALL)
         scores.append(ndcg(score_lists(model, TEST)))
@@ -154,26 +154,26 @@ def test_training_is_deterministic_per_seed() -> None:
     expected = torch.rand(1)
     torch.manual_seed(5)
     fit_ensemble(OBJECTIVES, TRAIN, VALID, replace(config, epochs=1))
-    assert torch.equal(torch.rand(1), expected)  # the caller's own random numbers go on as they were
+    assert torch.equal(torch.rand(1), expected)  # the caller's random state is unchanged
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
 def test_scores_are_independent_of_batching(trained: Ensemble) -> None:
-    whole = score_lists(trained, TEST, 1000)
-    np.testing.assert_allclose(score_lists(trained, TEST, 7), whole, atol=1e-5)
+    full = score_lists(trained, TEST, 1000)
+    np.testing.assert_allclose(score_lists(trained, TEST, 7), full, atol=1e-5)
     one = TEST.select(np.array([4]))
     start = TEST.length[:4].sum()
-    np.testing.assert_allclose(score_lists(trained, one), whole[start : start + TEST.length[4]], atol=1e-5)
+    np.testing.assert_allclose(score_lists(trained, one), full[start : start + TEST.length[4]], atol=1e-5)
 
 
 class Recorder(nn.Module):
-    """A score of one parameter, and what it was at each validation."""
+    """Score with one parameter that records its value at each validation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
-        self.seen: list[float] = []
+        self.values: list[float] = []
 
     def forward(self, value: Tensor, events: Tensor, length: Tensor, context: Tensor) -> Tensor:
         return value[..., 0] * self.weight
@@ -182,12 +182,12 @@ class Recorder(nn.Module):
 def scripted(
     monkeypatch: pytest.MonkeyPatch, model: Recorder, ndcgs: list[float], uaucs: list[list[float | None]]
 ) -> None:
-    """Validation says what the script has for each epoch."""
+    """Replace validation by scripted metrics per epoch."""
 
-    def measure(scores: np.ndarray, lists: SessionLists, k: int, behaviours: list[str]) -> dict[str, object]:
-        epoch = len(model.seen)
-        model.seen.append(model.weight.item())
-        each = zip(behaviours, uaucs[epoch % len(uaucs)], strict=True)
+    def measure(scores: np.ndarray, lists: SessionLists, k: int, behaviors: list[str]) -> dict[str, object]:
+        epoch = len(model.values)
+        model.values.append(model.weight.item())
+        each = zip(behaviors, uaucs[epoch % len(uaucs)], strict=True)
         return {"ndcg": ndcgs[epoch], "behaviors": {name: {"uauc": value} for name, value in each}}
 
     monkeypatch.setattr(trainer, "measure_lists", measure)
@@ -199,8 +199,8 @@ def test_early_stopping_restores_the_best_epoch(monkeypatch: pytest.MonkeyPatch)
     history = fit(model, TRAIN, VALID, replace(SMALL, epochs=5, patience=2))
     assert len(history.epochs) == 4
     assert history.best_epoch == 1
-    assert model.weight.item() == model.seen[1]
-    assert len(set(model.seen)) == 4
+    assert model.weight.item() == model.values[1]
+    assert len(set(model.values)) == 4
     assert not model.training
 
 
@@ -212,11 +212,11 @@ def test_pareto_raises_the_weight_of_a_behavior_that_fell(monkeypatch: pytest.Mo
     moved = 0.25 * np.exp(2.0 * 0.2)
     expected = [[0.75, 0.25], [0.75, 0.25], [0.75 / (0.75 + moved), moved / (0.75 + moved)]]
     np.testing.assert_allclose(weights[:3], expected)
-    np.testing.assert_allclose(weights[3], weights[2])  # nothing known of one, no change of the other
+    np.testing.assert_allclose(weights[3], weights[2])  # an unknown UAUC leaves the weights unchanged
 
 
 def test_min_norm_weights_use_gradients_of_behavior_losses() -> None:
-    """One batch, before any step: gradients of each behaviour's squared error by the parameters, by hand."""
+    """One batch before any step: gradients of each behavior's squared error, computed directly."""
     model = LogisticRegression(Standardize([False, True, False], *mean_std(TRAIN)))
     config = replace(SMALL, loss="pointwise", weighting="min_norm", epochs=1, batch_size=len(TRAIN))
     z = model.standardize(torch.from_numpy(TRAIN.predictions))
@@ -256,37 +256,37 @@ def test_initial_weights_follow_from_rates() -> None:
     assert (names, weights.tolist()) == (["share", "like"], [0.75, 0.25])
 
 
-@pytest.mark.parametrize("strategy", ["min_norm", "pareto_efficient"])
+@pytest.mark.parametrize("weighting", ["min_norm", "pareto_efficient"])
 @pytest.mark.parametrize("loss", ["listwise", "pairwise"])
-def test_learns_if_a_batch_has_no_positive_of_a_behavior(strategy: str, loss: str) -> None:
-    """Its gradient is zero: the shortest mixture would be that of nothing."""
+def test_learns_if_a_batch_has_no_positive_of_a_behavior(weighting: str, loss: str) -> None:
+    """Its gradient is zero, so the unrestricted minimum norm would be zero."""
     lists = replace(TRAIN, label=TRAIN.label.copy())
     lists.label[:, 1] = 0
     lists.label[0, 1] = 1
     model = LogisticRegression(Standardize([False, True, False], *mean_std(TRAIN)))
     config = replace(
-        SMALL, loss=loss, weighting=strategy, epochs=1, batch_size=16, weight_decay=0.0, reweight_interval=1
+        SMALL, loss=loss, weighting=weighting, epochs=1, batch_size=16, weight_decay=0.0, reweight_interval=1
     )
     config = replace(config, behavior_weights={"like": 1.0, "share": 3.0}, min_weight=0.1)
     (epoch,) = fit(model, lists, VALID, config).epochs
-    assert epoch.weights["like"] > 0.8, "37 batches of 38 have no share"
+    assert epoch.weights["like"] > 0.8, "37 of 38 batches have no share"
     assert epoch.metrics["behaviors"]["like"]["ndcg"] > ndcg(np.zeros(len(VALID.item)), VALID) + 0.1
 
 
-@pytest.mark.parametrize("strategy", ["fixed", "min_norm"])
+@pytest.mark.parametrize("weighting", ["fixed", "min_norm"])
 @pytest.mark.parametrize("loss", ["pointwise", "pairwise", "listwise"])
-def test_candidates_without_known_labels_are_not_negatives(loss: str, strategy: str) -> None:
-    """Point- and pairwise, the lists without them teach the same; listwise, lists in which they are negatives do."""
+def test_candidates_without_known_labels_are_not_negatives(loss: str, weighting: str) -> None:
+    """Pointwise and pairwise losses equal those without them; the listwise loss equals that with negative labels."""
     known = np.random.default_rng(0).random(len(TRAIN.item)) < 0.6
     starts = np.cumsum(TRAIN.length) - TRAIN.length
-    known[starts] = True  # lists have one candidate or more
+    known[starts] = True  # lists have at least one candidate
     unknown = replace(TRAIN, label=np.where(known[:, None], TRAIN.label, np.nan).astype(np.float32))
     negative = replace(TRAIN, label=np.nan_to_num(unknown.label))
     names = ("item", "predictions", "label", "context")
     without = {name: getattr(TRAIN, name)[known] for name in names}
     without = replace(TRAIN, length=np.add.reduceat(known, starts), **without)
     same, other = (negative, without) if loss == "listwise" else (without, negative)
-    config = replace(SMALL, loss=loss, weighting=strategy, epochs=3, batch_size=len(TRAIN), lr=0.05)  # type: ignore[arg-type]
+    config = replace(SMALL, loss=loss, weighting=weighting, epochs=3, batch_size=len(TRAIN), lr=0.05)  # type: ignore[arg-type]
     config = replace(config, behavior_weights={"like": 1.0, "share": 1.0})
     losses = []
     for lists in (unknown, same, other):
@@ -297,7 +297,7 @@ def test_candidates_without_known_labels_are_not_negatives(loss: str, strategy: 
 
 
 def test_known_labels_count_if_others_are_unknown() -> None:
-    """An unknown share is no relevance to the combined loss where the like is known."""
+    """An unknown share contributes no relevance if the like is known."""
     unknown, none = TRAIN.label.copy(), TRAIN.label.copy()
     unknown[::3, 1], none[::3, 1] = np.nan, 0
     config = replace(SMALL, loss="pointwise", weighting="fixed", epochs=1, behavior_weights={"like": 1.0, "share": 1.0})
@@ -376,8 +376,8 @@ CARD = EnsembleCard(
 
 def test_save_and_load_round_trip(trained: Ensemble, tmp_path: Path) -> None:
     folder = f"{tmp_path}/deep/ensemble/"
-    standardise = Standardize([False, True, False], *mean_std(TRAIN))
-    baseline = SessionWeightedFusion(standardise, 2, 2, dim=4)
+    standardize = Standardize([False, True, False], *mean_std(TRAIN))
+    baseline = SessionWeightedFusion(standardize, 2, 2, dim=4)
     save_ensemble(folder, trained, CARD, {"session": baseline})
     model, card = load_ensemble(folder)
     assert card == CARD

@@ -1,4 +1,4 @@
-"""What an export compares, and what it refuses."""
+"""Comparison of exported and original models, and rejected exports."""
 
 import json
 from pathlib import Path
@@ -15,14 +15,14 @@ from a2gen_rec.training.entrypoint import train
 from tests.helpers.cards import make_card, small_config, write_dataset
 
 
-def measured(**auc: tuple[float | None, int]) -> dict:
+def evaluation(**auc: tuple[float | None, int]) -> dict:
     actions = {name: {"auc": value, "positives": positives} for name, (value, positives) in auc.items()}
     return {"split": "test", "targets": 1000, "actions": actions, "loss": {"total": 1.5}}
 
 
 def test_auc_drop_counts_only_with_enough_positives() -> None:
-    before = measured(like=(0.8, 300), rare=(0.8, 99), usual=(0.8, 950), none=(None, 0))
-    after = measured(like=(0.7992, 300), rare=(0.5, 99), usual=(0.5, 950), none=(None, 0))
+    before = evaluation(like=(0.8, 300), rare=(0.8, 99), usual=(0.8, 950), none=(None, 0))
+    after = evaluation(like=(0.7992, 300), rare=(0.5, 99), usual=(0.5, 950), none=(None, 0))
     metrics = compare_auc(before, after, 1e-3)
     assert {name: auc["within_tolerance"] for name, auc in metrics["auc"].items()} == {
         "like": True,
@@ -31,10 +31,12 @@ def test_auc_drop_counts_only_with_enough_positives() -> None:
         "none": None,
     }
     check_auc_drop(metrics, "out")
-    worse = compare_auc(before, measured(like=(0.7988, 300), rare=(0.8, 99), usual=(0.8, 950), none=(None, 0)), 1e-3)
+    worse_metrics = compare_auc(
+        before, evaluation(like=(0.7988, 300), rare=(0.8, 99), usual=(0.8, 950), none=(None, 0)), 1e-3
+    )
     with pytest.raises(UserError, match=r"out: not written: on test .* 0.001 \(like 0.8000 -> 0.7988\)"):
-        check_auc_drop(worse, "out")
-    check_auc_drop(compare_auc(after, before, 0.0), "out")  # better is never worse
+        check_auc_drop(worse_metrics, "out")
+    check_auc_drop(compare_auc(after, before, 0.0), "out")  # an improvement is accepted
 
 
 def test_failed_export_leaves_nothing_behind(
@@ -46,26 +48,29 @@ def test_failed_export_leaves_nothing_behind(
     config.train.max_steps, config.loader.prefetch, config.train.log_interval = 2, False, 0
     train(config, str(data), str(run))
 
-    def told(*options: str) -> str:
+    def error_line(*options: str) -> str:
         with pytest.raises(SystemExit):
             main(["export", "--run", str(run), "--out", str(out), *options])
         (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("a2gen: error"))
         assert not out.parent.exists()
         return line
 
-    # A dataset without the tables of raw values cannot be served.
-    assert "users.parquet: cannot be read" in told()
+    # A dataset without entity tables cannot be exported.
+    assert "users.parquet: cannot be read" in error_line()
     users = pa.table({"user": ["a"], "user_key": [1], "user_id": [1], "group": [1]})
     pq.write_table(users, data / "users.parquet")
-    assert "vocabulary/group.parquet: cannot be read" in told()
+    assert "vocabulary/group.parquet: cannot be read" in error_line()
     (data / "vocabulary").mkdir()
     for name in ("group", "tab"):
         pq.write_table(pa.table({"value": ["x"], "row": [1]}), data / "vocabulary" / f"{name}.parquet")
-    worse = compare_auc(measured(like=(0.9, 300)), measured(like=(0.8, 300)), 1e-3)
+    worse_metrics = compare_auc(evaluation(like=(0.9, 300)), evaluation(like=(0.8, 300)), 1e-3)
     with monkeypatch.context() as patch:
-        patch.setattr(exporting, "compare_auc", lambda *_: worse)
-        assert "not written: on test the AUC drops by more than --max-auc-drop 0.001 (like 0.9000 -> 0.8000)" in told()
-    assert "--max-auc-drop -1.0 must be at least 0" in told("--max-auc-drop", "-1")
+        patch.setattr(exporting, "compare_auc", lambda *_: worse_metrics)
+        assert (
+            "not written: on test the AUC drops by more than --max-auc-drop 0.001 (like 0.9000 -> 0.8000)"
+            in error_line()
+        )
+    assert "--max-auc-drop -1.0 must be at least 0" in error_line("--max-auc-drop", "-1")
     assert json.loads((exported(run, out) / "manifest.json").read_text())["metrics"]["loss"]["original"] > 0
 
 

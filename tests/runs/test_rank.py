@@ -46,7 +46,7 @@ class World:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors this small cost more in handing out to threads than in computing."""
+    """For tensors this small, threads cost more than they save."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -84,17 +84,17 @@ def one_window(length: int, seed: int = 1) -> WindowColumns:
     return columns.take(np.flatnonzero(columns.lengths == length)[:1])
 
 
-def model_of(config: Config) -> RankingModel:
+def make_model(config: Config) -> RankingModel:
     torch.manual_seed(0)
     model = build_model(CARD, config, torch.device("cpu"))
-    for parameter in model.parameters():  # far from the symmetric start, so that everything matters
+    for parameter in model.parameters():  # random values, so that every parameter matters
         torch.nn.init.normal_(parameter, std=0.5)
     return model.eval()
 
 
 @torch.no_grad()
 def predictions(model: RankingModel, columns: WindowColumns, candidates: bool) -> torch.Tensor:
-    """Everything a ranking is made of, one row per target."""
+    """Return all outputs that enter a ranking, one row per target."""
     output = model(
         collate(
             columns,
@@ -103,14 +103,14 @@ def predictions(model: RankingModel, columns: WindowColumns, candidates: bool) -
             request_gap_s=WHOLE_WINDOW if candidates else None,
         )
     )
-    what, best = model.ranker.marginals(output, max_error=0.1), model.ranker.decode(output, 4)
-    time = torch.full((len(what.time), len(CARD.actions)), torch.nan)
+    marginals, best = model.ranker.marginals(output, max_error=0.1), model.ranker.decode(output, 4)
+    time = torch.full((len(marginals.time), len(CARD.actions)), torch.nan)
     time[:, : best.time.shape[2]] = best.time[:, 0]
-    times = torch.nan_to_num(torch.cat([what.time, time], 1), nan=-1.0)
-    return torch.cat([what.probability, output.label_logits, best.log_probability[:, :1], times], 1)
+    times = torch.nan_to_num(torch.cat([marginals.time, time], 1), nan=-1.0)
+    return torch.cat([marginals.probability, output.label_logits, best.log_probability[:, :1], times], 1)
 
 
-# History shorter than, equal to and longer than what the window has.
+# Maximum history shorter than, equal to and longer than the window.
 @pytest.mark.parametrize(
     "variant",
     [
@@ -122,27 +122,27 @@ def predictions(model: RankingModel, columns: WindowColumns, candidates: bool) -
 )
 @pytest.mark.parametrize("length", [0, 9])
 def test_candidates_in_one_window_equal_one_window_each(variant: dict, length: int) -> None:
-    model, items = model_of(small_config(**variant)), some_items(np.arange(1, 7))
+    model, items = make_model(small_config(**variant)), some_items(np.arange(1, 7))
     history = one_window(length) if length else empty_window(CARD)
-    together = predictions(model, append_candidates_now(history, items, CARD), candidates=True)
+    joint = predictions(model, append_candidates_now(history, items, CARD), candidates=True)
     alone = [
         predictions(model, append_candidates_now(history, some_items(np.array([row])), CARD), candidates=False)
         for row in range(1, 7)
     ]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
-    assert together[:, 1:-1].std(0).max() > 1e-2, "candidates must differ"
+    torch.testing.assert_close(joint, torch.cat(alone), rtol=1e-5, atol=1e-5)
+    assert joint[:, 1:-1].std(0).max() > 1e-2, "candidates must differ"
 
 
 def test_consecutive_targets_would_lose_the_history() -> None:
     columns = append_candidates_now(one_window(9), some_items(np.arange(1, 7)), CARD)
-    model = model_of(small_config())
+    model = make_model(small_config())
     same = torch.isclose(predictions(model, columns, True), predictions(model, columns, False)).all(1)
-    # The last 6 of 9 past impressions are seen; the first candidate has them all right before it.
+    # The model reads the last 6 of 9 impressions; only the first candidate directly follows them.
     assert same.tolist() == [True] + [False] * 5
 
 
 def test_placeholder_actions_of_candidates_are_not_read() -> None:
-    history, model = one_window(9), model_of(small_config())
+    history, model = one_window(9), make_model(small_config())
     columns = append_candidates_now(history, some_items(np.arange(1, 7)), CARD)
     count, past = 6, len(history.action)
     lengths = np.append(history.action_lengths, np.full(count, 4))
@@ -175,7 +175,7 @@ def test_candidates_follow_the_window_in_its_last_context() -> None:
 
 
 def test_candidates_extend_the_last_session() -> None:
-    """The card's sessions end after 25 s; positions are told apart at 2 and 4, gaps at 5, 10 and 20 s."""
+    """Sessions end after a gap of 25 s; buckets have edges 2 and 4 for positions, 5, 10 and 20 s for gaps."""
     history = one_window(9)
     lasts = history.end_ms - history.ts_ms
 
@@ -187,7 +187,7 @@ def test_candidates_extend_the_last_session() -> None:
 
     last = int(history.outcome["feedback"][-1])
     assert last
-    # The last impression takes 7 s, and the request comes a second later.
+    # The last impression takes 7 s; the request is one second later.
     assert session([9] * 8) == [[3, 3], [2, 2], [last, last]]
     assert session([9] * 7 + [26]) == [[2, 2], [2, 2], [last, last]]
     unseen = append_candidates_now(empty_window(CARD), some_items(np.array([5, 6])), CARD)
@@ -208,27 +208,27 @@ def test_rank_equals_single_candidate_predictions(world: World, tmp_path: Path) 
         (c.expected_watch_s for c in found.candidates), reverse=True
     )
     table = pq.read_table(world.data / "items.parquet").to_pydict()
-    with load_run(str(world.run)) as opened:
+    with load_run(str(world.run)) as loaded:
         for candidate in found.candidates:
-            at = table["item"].index(candidate.item) if candidate.known else None
-            rows = [0, 0] if at is None else [table["item_id"][at], table["author_id"][at]]
-            _check_alone(opened, candidate, np.array(rows), world)
+            index = table["item"].index(candidate.item) if candidate.known else None
+            rows = [0, 0] if index is None else [table["item_id"][index], table["author_id"][index]]
+            _check_alone(loaded, candidate, np.array(rows), world)
 
 
-def _check_alone(opened: LoadedRun, candidate: ScoredCandidate, rows: np.ndarray, world: World) -> None:
-    """The candidate as the only target of a window, through the ordinary batch."""
+def _check_alone(loaded: LoadedRun, candidate: ScoredCandidate, rows: np.ndarray, world: World) -> None:
+    """Compare a candidate with the only target of a window in an ordinary batch."""
     window = read_latest_window(Dataset(str(world.data), CARD), world.user)
     alone = CandidateItems([candidate.item], np.array([candidate.known]), {"item_id": rows[:1], "author_id": rows[1:]})
     columns = append_candidates_now(window, alone, CARD)
-    batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, opened.config))
-    opened.model.model_parallel.eval()
+    batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, loaded.config))
+    loaded.model.model_parallel.eval()
     with torch.no_grad():
-        _, (_, output) = opened.model.model_parallel(batch)
-    what = opened.model.model.ranker.marginals(output, opened.config.evaluate.max_unexplored_mass)
-    expected = [*what.probability[0, 1:-1].tolist(), output.label_logits[0, 0].sigmoid().item()]
+        _, (_, output) = loaded.model.model_parallel(batch)
+    marginals = loaded.model.model.ranker.marginals(output, loaded.config.evaluate.max_unexplored_mass)
+    expected = [*marginals.probability[0, 1:-1].tolist(), output.label_logits[0, 0].sigmoid().item()]
     assert list(candidate.probability) == NAMES
     np.testing.assert_allclose(list(candidate.probability.values()), expected, atol=1e-5)
-    assert candidate.expected_watch_s == pytest.approx(what.time[0, -1].expm1().item(), rel=1e-4)
+    assert candidate.expected_watch_s == pytest.approx(marginals.time[0, -1].expm1().item(), rel=1e-4)
     names, seconds = zip(*candidate.timeline, strict=True)
     assert (names[0], seconds[0], names[-1]) == ("start", 0.0, "exit")
     assert 0 < candidate.timeline_probability < 1
@@ -254,8 +254,8 @@ def test_unknown_user_gets_popular_items_without_history(world: World) -> None:
     found = rank_run(str(world.run), "nobody", sort_by="like", k=100)
     assert [found.user_known, found.history_length, found.sort_by, found.unknown_items] == [False, 0, "like", 0]
     statistics = pq.read_table(world.data / "item_statistics.parquet").to_pydict()
-    shown = {f"item-{row}" for row in statistics["item_id"] if row}
-    assert {candidate.item for candidate in found.candidates} == shown
+    known_items = {f"item-{row}" for row in statistics["item_id"] if row}
+    assert {candidate.item for candidate in found.candidates} == known_items
     likes = [candidate.probability["like"] for candidate in found.candidates]
     assert likes == sorted(likes, reverse=True)
     assert likes[0] > likes[-1]
@@ -268,9 +268,9 @@ def test_history_changes_the_ranking(world: World, tmp_path: Path) -> None:
 
 
 def test_returns_the_top_k(world: World) -> None:
-    everyone, few = rank_run(str(world.run), world.user, k=100), rank_run(str(world.run), world.user, k=3)
-    assert few.candidates == everyone.candidates[:3]
-    assert few.num_candidates == len(everyone.candidates) > 3
+    all_ranked, few = rank_run(str(world.run), world.user, k=100), rank_run(str(world.run), world.user, k=3)
+    assert few.candidates == all_ranked.candidates[:3]
+    assert few.num_candidates == len(all_ranked.candidates) > 3
 
 
 def test_popular_items_have_the_most_impressions(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_popular_items_have_the_most_impressions(tmp_path: Path) -> None:
 
 
 def _write_user(folder: Path, user: str, begins: list[int]) -> None:
-    """A file whose windows belong to others, but for some of ``user`` that begin at ``begins`` (1000 s)."""
+    """Write windows of other users and of ``user`` with starts ``begins`` (in 1000 s)."""
     columns = make_columns(CARD, 40, np.random.default_rng(0))
     where = np.array([3, 22, 35])[: len(begins)]
     shift = np.zeros(len(columns), np.int64)
@@ -349,8 +349,8 @@ def _drop_column(file: Path) -> None:
 
 def _large_id(file: Path) -> None:
     table = pq.read_table(file)
-    place = table.column_names.index("author_id")
-    pq.write_table(table.set_column(place, "author_id", pa.array([9] * len(table))), file)
+    index = table.column_names.index("author_id")
+    pq.write_table(table.set_column(index, "author_id", pa.array([9] * len(table))), file)
 
 
 @pytest.mark.parametrize(
@@ -399,9 +399,9 @@ class Silent:
 
 
 @pytest.fixture(scope="module")
-def fused(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A run that predicts objectives and has an ensemble, on the same dataset."""
-    run = tmp_path_factory.mktemp("fused") / "run"
+def with_ensemble(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Run with objectives and an ensemble on the same dataset."""
+    run = tmp_path_factory.mktemp("with_ensemble") / "run"
     config = small_config(predict_objectives=True)
     config.train.max_steps, config.loader.prefetch, config.train.log_interval = 5, False, 0
     config.loader.max_impressions_per_batch, config.evaluate.max_unexplored_mass = 60, 0.0
@@ -415,111 +415,117 @@ def fused(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def alone_score(
-    opened: LoadedRun, model: Ensemble, card: EnsembleCard, candidate: ScoredCandidate, world: World
+    loaded: LoadedRun, model: Ensemble, card: EnsembleCard, candidate: ScoredCandidate, world: World
 ) -> float:
-    """The ensemble asked for one candidate, with values and events of the model's ordinary forward pass."""
+    """Return the ensemble score of one candidate from the model's forward pass."""
     table = pq.read_table(world.data / "items.parquet").to_pydict()
     at = table["item"].index(candidate.item)
     rows = {name: np.array([table[name][at]]) for name in ("item_id", "author_id")}
     window = read_latest_window(Dataset(str(world.data), CARD), world.user)
     columns = append_candidates_now(window, CandidateItems([candidate.item], np.ones(1, bool), rows), CARD)
-    batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, opened.config))
-    opened.model.model_parallel.eval()
+    batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, loaded.config))
+    loaded.model.model_parallel.eval()
     with torch.no_grad():
-        _, (_, output) = opened.model.model_parallel(batch)
-        ranker = opened.model.model.ranker
-        what = ranker.marginals(output, 0.0)
+        _, (_, output) = loaded.model.model_parallel(batch)
+        ranker = loaded.model.model.ranker
+        marginals = ranker.marginals(output, 0.0)
         heads = torch.cat([output.label_logits, output.objective_logits], 1)
-        value = torch.cat([what.probability[:, 1:-1].logit(), heads, what.time[:, -1:]], 1)
-        looked_up = opened.model.model.embeddings(batch.sparse)
-        shown = {name: looked_up[name].values()[batch.row_index[name]] for name in ("item_id", "author_id", "tab")}
-        past = torch.cat([shown["item_id"][:-1], ranker.encode_actions(looked_up, batch)], 1)[-EVENTS:]
-        context = torch.cat([each[-1] for each in shown.values()])
+        value = torch.cat([marginals.probability[:, 1:-1].logit(), heads, marginals.time[:, -1:]], 1)
+        looked_up = loaded.model.model.embeddings(batch.sparse)
+        known_items = {
+            name: looked_up[name].values()[batch.row_index[name]] for name in ("item_id", "author_id", "tab")
+        }
+        past = torch.cat([known_items["item_id"][:-1], ranker.encode_actions(looked_up, batch)], 1)[-EVENTS:]
+        context = torch.cat([each[-1] for each in known_items.values()])
         scored = model(value[None], past[None], torch.tensor([len(past)]), context[None, None])
     assert [objective.name for objective in card.objectives] == [*OUTCOMES, "watch_time"]
     return float(scored.score)
 
 
-def test_sorts_by_the_ensemble_by_default(fused: World, tmp_path: Path) -> None:
-    """As it scores each candidate alone."""
-    found = ranked(fused, tmp_path / "items", "\n".join(f"item-{row}" for row in range(1, 13)))
+def test_sorts_by_the_ensemble_by_default(with_ensemble: World, tmp_path: Path) -> None:
+    """Scores equal those of single candidates."""
+    found = ranked(with_ensemble, tmp_path / "items", "\n".join(f"item-{row}" for row in range(1, 13)))
     scores = [candidate.score for candidate in found.candidates]
     assert found.sort_by == "ensemble"
     assert scores == sorted(scores, reverse=True)
     assert scores[0] > scores[-1] + 1e-3
-    model, card = load_ensemble(str(fused.run / "ensemble"))
-    with load_run(str(fused.run)) as opened:
-        alone = [alone_score(opened, model, card, candidate, fused) for candidate in found.candidates]
+    model, card = load_ensemble(str(with_ensemble.run / "ensemble"))
+    with load_run(str(with_ensemble.run)) as loaded:
+        alone = [alone_score(loaded, model, card, candidate, with_ensemble) for candidate in found.candidates]
     assert scores == pytest.approx(alone, rel=1e-4, abs=1e-5)
 
 
-def test_contributions_sum_to_the_score(fused: World) -> None:
-    for user in (fused.user, "nobody"):
-        for candidate in rank_run(str(fused.run), user, k=5).candidates:
+def test_contributions_sum_to_the_score(with_ensemble: World) -> None:
+    for user in (with_ensemble.user, "nobody"):
+        for candidate in rank_run(str(with_ensemble.run), user, k=5).candidates:
             parts = candidate.explanation
             assert [part.objective for part in parts] == [*OUTCOMES, "watch_time"]
             assert [part.higher_is_better for part in parts] == [True] * 4 + [False, True, True]
             assert sum(part.contribution for part in parts) == pytest.approx(candidate.score, rel=1e-5, abs=1e-6)
             assert sum(part.weight for part in parts) == pytest.approx(1, rel=1e-5)
-            told = {part.objective: part.prediction for part in parts if part.unit == "probability"}
-            assert told == candidate.probability
+            output = {part.objective: part.prediction for part in parts if part.unit == "probability"}
+            assert output == candidate.probability
             assert (parts[-1].unit, parts[-1].prediction) == ("s", candidate.expected_watch_s)
 
 
 @pytest.mark.parametrize("by", ["watch", *OUTCOMES])
-def test_sorts_by_outcomes_with_ensemble_scores(by: str, fused: World) -> None:
-    """Where less is better, those with the least come first."""
-    everyone = rank_run(str(fused.run), fused.user, sort_by=by, k=100)
-    found = rank_run(str(fused.run), fused.user, sort_by=by, k=7)
-    assert [candidate.item for candidate in found.candidates] == [each.item for each in everyone.candidates[:7]]
-    values = [each.expected_watch_s if by == "watch" else each.probability[by] for each in everyone.candidates]
+def test_sorts_by_outcomes_with_ensemble_scores(by: str, with_ensemble: World) -> None:
+    """Outcomes where lower is better sort ascending."""
+    all_ranked = rank_run(str(with_ensemble.run), with_ensemble.user, sort_by=by, k=100)
+    found = rank_run(str(with_ensemble.run), with_ensemble.user, sort_by=by, k=7)
+    assert [candidate.item for candidate in found.candidates] == [each.item for each in all_ranked.candidates[:7]]
+    values = [each.expected_watch_s if by == "watch" else each.probability[by] for each in all_ranked.candidates]
     assert values == sorted(values, reverse=by != "glance")
     assert values[0] != values[-1]
     assert np.isfinite([candidate.score for candidate in found.candidates]).all()
     assert (found.sort_by, found.ascending) == (by, by == "glance")
 
 
-def test_uses_another_directory_and_rejects_another_checkpoint(world: World, fused: World, tmp_path: Path) -> None:
+def test_uses_another_directory_and_rejects_another_checkpoint(
+    world: World, with_ensemble: World, tmp_path: Path
+) -> None:
     folder = tmp_path / "elsewhere"
-    model, card = load_ensemble(str(fused.run / "ensemble"))
+    model, card = load_ensemble(str(with_ensemble.run / "ensemble"))
     save_ensemble(str(folder), model, card)
-    assert rank_run(str(fused.run), "nobody", ensemble=str(folder)) == rank_run(str(fused.run), "nobody")
+    assert rank_run(str(with_ensemble.run), "nobody", ensemble=str(folder)) == rank_run(
+        str(with_ensemble.run), "nobody"
+    )
     with pytest.raises(UserError, match=r"elsewhere: ensemble was trained on .*, which has different outputs"):
         rank_run(str(world.run), "nobody", ensemble=str(folder))
     save_ensemble(str(folder), model, dataclasses.replace(card, step=2))
     with pytest.raises(UserError, match=r"ensemble was trained on step 2 of .*, best checkpoint is step 5"):
-        rank_run(str(fused.run), "nobody", ensemble=str(folder))
-    with pytest.raises(UserError, match="cannot sort by ensemble: the run has none"):
+        rank_run(str(with_ensemble.run), "nobody", ensemble=str(folder))
+    with pytest.raises(UserError, match="cannot rank by ensemble: the run has none"):
         rank_run(str(world.run), "nobody", sort_by="ensemble")
 
 
-def test_prints_explanations(world: World, fused: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_explanations(world: World, with_ensemble: World, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["rank", "--user", "nobody", "--k", "2", "--explain", "--run"]
-    main([*asked, str(fused.run)])
+    main([*asked, str(with_ensemble.run)])
     text = capsys.readouterr().out
-    best = rank_run(str(fused.run), "nobody", k=1).candidates[0]
+    best = rank_run(str(with_ensemble.run), "nobody", k=1).candidates[0]
     assert "by ensemble score" in text
     assert "score contributions" in text
     assert f"{best.score:+.4f}" in text
-    main([*asked, str(fused.run), "--sort-by", "ensemble"])
+    main([*asked, str(with_ensemble.run), "--sort-by", "ensemble"])
     assert capsys.readouterr().out == text
 
 
 def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    """The one line that ``a2gen rank --explain`` ends with."""
+    """Return the error line of ``a2gen rank --explain``."""
     with pytest.raises(SystemExit) as left:
         main(["rank", "--user", "nobody", "--explain", *options])
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     assert left.value.code == 2
-    assert told.out == ""
-    (line,) = told.err.splitlines()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
     return line
 
 
 def test_rejects_explanations_of_other_sort_keys(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which is told before anything is read of the run, or of the dataset where there is no ensemble."""
+    """The error precedes reading the run, or the dataset if there is no ensemble."""
     line = refused(capsys, "--run", "absent", "--sort-by", "watch")
     assert line.endswith("--explain requires --sort-by ensemble, not watch")
     monkeypatch.setattr(run_ranking, "popular_items", lambda *_: pytest.fail("too late"))

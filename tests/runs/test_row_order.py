@@ -1,4 +1,4 @@
-"""Rows of exported tables follow the names, and are still the dataset's rows of these names."""
+"""Rows of exported tables are sorted by raw value and keep their embeddings."""
 
 import json
 from dataclasses import replace
@@ -26,17 +26,17 @@ from tests.helpers.logs import Log, hashed_log, simulated_log
 ITEMS = pa.table({"item": ["a", "b", "c", "d", "e"], "item_id": [3, 0, 1, 0, 2], "author_id": [5, 6, 7, 8, 1]})
 
 
-def card_of(kind: str) -> DatasetCard:
+def make_item_card(kind: str) -> DatasetCard:
     return replace(make_card(), features=[Feature("item_id", "item", kind, 6)])  # type: ignore[arg-type]
 
 
 def test_rows_with_a_value_come_first_in_order(tmp_path: Path) -> None:
     pq.write_table(ITEMS, tmp_path / "items.parquet")
-    order = export_permutation(Dataset(str(tmp_path), card_of("vocabulary")))
-    assert {name: rows.tolist() for name, rows in order.items()} == {"item_id": [0, 3, 1, 2, 4, 5]}
+    permutation = export_permutation(Dataset(str(tmp_path), make_item_card("vocabulary")))
+    assert {name: rows.tolist() for name, rows in permutation.items()} == {"item_id": [0, 3, 1, 2, 4, 5]}
     expected = {"item": ["a", "c", "e", "b", "d"], "item_id": [1, 2, 3, 0, 0], "author_id": [5, 7, 1, 6, 8]}
-    assert renumber_rows(ITEMS, order, "item_id").to_pydict() == expected
-    assert export_permutation(Dataset(str(tmp_path), card_of("hash"))) == {}
+    assert renumber_rows(ITEMS, permutation, "item_id").to_pydict() == expected
+    assert export_permutation(Dataset(str(tmp_path), make_item_card("hash"))) == {}
     author = {"author_id": np.array([0, 8, 7, 6, 5, 4, 3, 2, 1])}
     expected = ITEMS.to_pydict() | {"author_id": [4, 3, 2, 1, 8]}
     assert renumber_rows(ITEMS, author, "item_id").to_pydict() == expected
@@ -50,18 +50,20 @@ def test_vocabulary_rows_are_sorted_by_value(tmp_path: Path) -> None:
     assert export_permutation(Dataset(str(tmp_path), card))["author_id"].tolist() == [0, 2, 3, 1]
 
 
-@pytest.mark.parametrize(("rows", "order"), [([2, 1, 2], [0, 2, 1, 3, 4, 5]), ([0, 0], [0, 1, 2, 3, 4, 5]), ([], None)])
-def test_permutation_is_complete(tmp_path: Path, rows: list[int], order: list[int] | None) -> None:
+@pytest.mark.parametrize(
+    ("rows", "permutation"), [([2, 1, 2], [0, 2, 1, 3, 4, 5]), ([0, 0], [0, 1, 2, 3, 4, 5]), ([], None)]
+)
+def test_permutation_is_complete(tmp_path: Path, rows: list[int], permutation: list[int] | None) -> None:
     pq.write_table(pa.table({"item_id": pa.array(rows, pa.int64())}), tmp_path / "items.parquet")
-    (found,) = export_permutation(Dataset(str(tmp_path), card_of("vocabulary"))).values()
-    assert found.tolist() == (order or list(range(6)))
+    (found,) = export_permutation(Dataset(str(tmp_path), make_item_card("vocabulary"))).values()
+    assert found.tolist() == (permutation or list(range(6)))
 
 
 @pytest.mark.parametrize("column", [{"item_id": [6]}, {"item_id": [None]}, {"item_id": ["1"]}, {"item": ["a"]}])
 def test_rejects_an_entity_table_without_rows(tmp_path: Path, column: dict[str, list[object]]) -> None:
     pq.write_table(pa.table(column), tmp_path / "items.parquet")
     with pytest.raises(DataError, match=r"items.parquet.*item_id"):
-        export_permutation(Dataset(str(tmp_path), card_of("vocabulary")))
+        export_permutation(Dataset(str(tmp_path), make_item_card("vocabulary")))
 
 
 @pytest.fixture(scope="module", params=[simulated_log, hashed_log])
@@ -73,25 +75,25 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def trained_tables(log: Log) -> tuple[DatasetCard, dict[str, torch.Tensor]]:
-    with load_run(log.run) as opened:
+    with load_run(log.run) as loaded:
         tables = {
             name.removeprefix("embeddings.embeddings.").removesuffix(".weight"): value.float()
-            for name, value in full_state_dict(opened.model.model).items()
+            for name, value in full_state_dict(loaded.model.model).items()
         }
-        return opened.card, tables
+        return loaded.card, tables
 
 
 def test_exported_tables_are_permuted_dataset_tables(world: tuple[Log, Path]) -> None:
     card, trained = trained_tables(world[0])
-    moved = set()
+    permuted = set()
     for name, table in load_file(world[1] / "tables.safetensors").items():
         feature = name.removesuffix("/values")
         assert torch.equal(table[0], trained[feature][0]), feature
         assert sorted(map(tuple, table.tolist())) == sorted(map(tuple, trained[feature].tolist())), feature
-        moved |= set() if torch.equal(table, trained[feature]) else {feature}
+        permuted |= set() if torch.equal(table, trained[feature]) else {feature}
     vocabularies = {feature.name for feature in card.features if feature.kind == "vocabulary"}
-    assert moved <= vocabularies
-    assert len(moved) > len(vocabularies) / 2
+    assert permuted <= vocabularies
+    assert len(permuted) > len(vocabularies) / 2
 
 
 def test_raw_values_keep_their_embeddings(world: tuple[Log, Path]) -> None:
@@ -100,28 +102,28 @@ def test_raw_values_keep_their_embeddings(world: tuple[Log, Path]) -> None:
     tables = load_file(model / "tables.safetensors")
     kind = {feature.name: feature.kind for feature in card.features}
 
-    def same(feature: str, mine: list[int], theirs: list[int]) -> None:
-        assert torch.equal(tables[f"{feature}/values"][mine], trained[feature][theirs]), feature
+    def same(feature: str, exported: list[int], original: list[int]) -> None:
+        assert torch.equal(tables[f"{feature}/values"][exported], trained[feature][original]), feature
 
     for file in sorted((model / "vocabulary").iterdir()):
-        mine, theirs = (pq.read_table(f"{folder}/vocabulary/{file.name}") for folder in (model, log.data))
-        rows = dict(zip(theirs["value"].to_pylist(), theirs["row"].to_pylist(), strict=True))
-        assert mine["value"].to_pylist() == sorted(rows)
-        assert mine["row"].to_pylist() == list(range(1, len(rows) + 1))
-        same(file.stem, mine["row"].to_pylist(), [rows[value] for value in mine["value"].to_pylist()])
+        exported, original = (pq.read_table(f"{folder}/vocabulary/{file.name}") for folder in (model, log.data))
+        rows = dict(zip(original["value"].to_pylist(), original["row"].to_pylist(), strict=True))
+        assert exported["value"].to_pylist() == sorted(rows)
+        assert exported["row"].to_pylist() == list(range(1, len(rows) + 1))
+        same(file.stem, exported["row"].to_pylist(), [rows[value] for value in exported["value"].to_pylist()])
     for level in ("user", "item"):
-        mine, theirs = (pq.read_table(f"{folder}/{level}s.parquet").to_pydict() for folder in (model, log.data))
-        assert sorted(mine[level]) == theirs[level]
-        place = {name: number for number, name in enumerate(theirs[level])}
-        for feature in mine.keys() & kind.keys():
-            same(feature, mine[feature], [theirs[feature][place[name]] for name in mine[level]])
-        rows = mine[f"{level}_id"]
+        exported, original = (pq.read_table(f"{folder}/{level}s.parquet").to_pydict() for folder in (model, log.data))
+        assert sorted(exported[level]) == original[level]
+        place = {name: number for number, name in enumerate(original[level])}
+        for feature in exported.keys() & kind.keys():
+            same(feature, exported[feature], [original[feature][place[name]] for name in exported[level]])
+        rows = exported[f"{level}_id"]
         if kind[f"{level}_id"] == "vocabulary":
             known = sum(row > 0 for row in rows)
             assert rows == [*range(1, known + 1), *[0] * (len(rows) - known)]
-            assert mine[level][:known] == sorted(mine[level][:known])
+            assert exported[level][:known] == sorted(exported[level][:known])
         else:
-            assert rows == theirs[f"{level}_id"]
+            assert rows == original[f"{level}_id"]
 
 
 def test_duration_buckets_follow_from_durations(world: tuple[Log, Path]) -> None:
@@ -133,7 +135,9 @@ def test_duration_buckets_follow_from_durations(world: tuple[Log, Path]) -> None
     card = DatasetCard.load(log.data)
     (spec,) = (each for each in card.features if each.name == feature)
     assert catalogue.rows[feature].dtype == np.int32
-    known = EntityIndex.read(f"{log.data}/items.parquet", "item", card.features_at("item"))  # as format 1 has it
+    known = EntityIndex.read(
+        f"{log.data}/items.parquet", "item", card.features_at("item")
+    )  # with a stored bucket, as in format 1
     assert known.items(items["item"]).rows[feature].tolist() == items[feature]
     edges = np.array([*spec.boundaries, np.nextafter(spec.boundaries[0], 0)])
     pq.write_table(
@@ -148,6 +152,6 @@ def test_duration_buckets_follow_from_durations(world: tuple[Log, Path]) -> None
 def test_fp32_export_reproduces_the_metrics_of_the_run(world: tuple[Log, Path]) -> None:
     metrics = json.loads((world[1] / "manifest.json").read_text())["metrics"]
     assert metrics["loss"]["exported"] == pytest.approx(metrics["loss"]["original"], rel=1e-6)
-    told = [auc for auc in metrics["auc"].values() if auc["original"] is not None]
-    assert told
-    assert all(auc["exported"] == pytest.approx(auc["original"], abs=1e-6) for auc in told)
+    measured = [auc for auc in metrics["auc"].values() if auc["original"] is not None]
+    assert measured
+    assert all(auc["exported"] == pytest.approx(auc["original"], abs=1e-6) for auc in measured)

@@ -1,4 +1,4 @@
-"""AdaTask against plain loops over tasks, steps and rows, and against what it is of one task."""
+"""AdaTask against loops over tasks, steps and rows, and against AdamW for one task."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,8 +27,8 @@ CARD = make_card(labels=("click", "long_view"))
 TOWERS = 3 + 2 + 3  # events, labels, times; with objectives, 2 more
 
 
-def loss_of_tasks(matrix: Tensor, step: int) -> list[Tensor]:
-    """Two tasks on one matrix, of gradients that differ a hundredfold and mostly in direction."""
+def task_losses_of_matrix(matrix: Tensor, step: int) -> list[Tensor]:
+    """Return losses of two tasks on one matrix with gradients of very different size and direction."""
     x = torch.sin(torch.arange(6, dtype=matrix.dtype).view(3, 2) + step)
     y = matrix @ x
     return [100 * (y[0] - 1).square().sum(), (y[1] * y[0] + step).square().sum()]
@@ -42,7 +42,7 @@ def test_three_steps_of_two_tasks_equal_loops(clip_norm: float) -> None:
     expected = start.clone()
     mean, square = np.zeros((2, 6)), np.zeros((2, 6))
     for step in range(1, 4):
-        for task, loss in enumerate(loss_of_tasks(matrix, step)):
+        for task, loss in enumerate(task_losses_of_matrix(matrix, step)):
             loss.backward(retain_graph=True)
             optimizer.collect_gradients(task)
         optimizer.step()
@@ -50,7 +50,7 @@ def test_three_steps_of_two_tasks_equal_loops(clip_norm: float) -> None:
         slow = expected.clone().requires_grad_()
         gradients = [
             torch.autograd.grad(loss, slow, retain_graph=True)[0].flatten().numpy()
-            for loss in loss_of_tasks(slow, step)
+            for loss in task_losses_of_matrix(slow, step)
         ]
         after = expected.flatten().numpy() * (1 - 0.1 * 0.2)
         for task in range(2):
@@ -73,23 +73,23 @@ def test_with_one_task_it_equals_adamw(clip_norm: float) -> None:
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.GELU(), torch.nn.Linear(5, 1))
         x, y = torch.randn(20, 4), 10 * torch.randn(20, 1)
-        kind = TaskAdam(model.parameters(), 1, 0.01, 0.1, clip_norm) if ours else None
-        plain = torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.1)
+        task_adam = TaskAdam(model.parameters(), 1, 0.01, 0.1, clip_norm) if ours else None
+        adamw = torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.1)
         for _ in range(10):
-            plain.zero_grad()
+            adamw.zero_grad()
             (model(x) - y).square().mean().backward()
-            if kind is not None:
-                kind.collect_gradients(0)
-                kind.step()
+            if task_adam is not None:
+                task_adam.collect_gradients(0)
+                task_adam.step()
                 continue
             if clip_norm:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-            plain.step()
+            adamw.step()
         found.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach())
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
 
 
-def config_of(tasks: str = "adatask", sharding: str = "row_wise", **model: Any) -> Config:
+def make_config(tasks: str = "adatask", sharding: str = "row_wise", **model: Any) -> Config:
     config = small_config(**model)
     config.optim = OptimConfig(multitask=tasks, sparse_lr=0.1, dense_lr=0.01)  # type: ignore[arg-type]
     config.sharding.sharding_types = [sharding]  # type: ignore[list-item]
@@ -119,8 +119,8 @@ def test_task_losses_sum_to_the_loss_and_reach_one_tower_each(name: str, objecti
         assert weight.flatten(1).any(1).nonzero().flatten().tolist() == [tower]
 
 
-def part_of_batch(dataset: str, config: Config, step: int, rank: int = 0, world: int = 1) -> WindowBatch:
-    """A rank's part of a global batch of 16 windows."""
+def rank_batch(dataset: str, config: Config, step: int, rank: int = 0, world: int = 1) -> WindowBatch:
+    """Return a rank's part of a global batch of 16 windows."""
     files = sorted(str(file) for file in Path(dataset, "train").iterdir())
     columns = read_columns(read_row_groups(files), CARD)
     rows = np.random.default_rng(step).permutation(len(columns))[:16]
@@ -136,7 +136,7 @@ def run(
         checkpoint.load(RunDir(source).checkpoint(first), built)
     for step in range(first, last):
         built.optimizer.zero_grad()
-        batch = part_of_batch(dataset, config, step, process.rank, process.world_size)
+        batch = rank_batch(dataset, config, step, process.rank, process.world_size)
         loss, _ = built.model_parallel(replace(batch, counts=all_reduce_sum(batch.counts.clone())))
         built.backward(loss)
         built.optimizer.step()
@@ -146,7 +146,7 @@ def run(
 
 
 def tensors(run: Path, step: int, scratch: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint but the random states and the states last put before a pass."""
+    """Return tensors of a checkpoint, without random states and without the currently loaded task state."""
     found = checkpoint_tensors(RunDir(str(run)).checkpoint(step), scratch / f"{run.name}-{step}.pt")
     return {name: value for name, value in found.items() if "rng" not in name and not name.endswith("momentum1")}
 
@@ -157,15 +157,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def begun(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of PLE, saved before its first step."""
-    folder = tmp_path_factory.mktemp("begun") / "begin"
-    on_ranks(1, folder.parent, run, str(dataset), config_of(name="ple"), "", 0, 0, str(folder))
+def initial(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PLE run saved before its first step."""
+    folder = tmp_path_factory.mktemp("initial") / "begin"
+    on_ranks(1, folder.parent, run, str(dataset), make_config(name="ple"), "", 0, 0, str(folder))
     return folder
 
 
-def plain(dataset: str, config: Config, before: dict[str, Tensor], steps: int) -> dict[str, Tensor]:
-    """The same steps, unsharded, of tables as dense gradients and loops over tasks and rows show them."""
+def reference_steps(dataset: str, config: Config, before: dict[str, Tensor], steps: int) -> dict[str, Tensor]:
+    """Return parameters after the same steps, unsharded, with dense gradients and loops over tasks and rows."""
     model = build_model(CARD, config, torch.device("cpu"))
     model.load_state_dict(
         {name.removeprefix("/model/model."): value for name, value in before.items() if "/model/" in name}
@@ -176,8 +176,8 @@ def plain(dataset: str, config: Config, before: dict[str, Tensor], steps: int) -
     moments = {name: torch.zeros(towers, len(table)) for name, table in tables.items()}
     optimizers = [torch.optim.Adam(dense, config.optim.dense_lr) for _ in range(towers)]
     for step in range(steps):
-        batch = part_of_batch(dataset, config, step)
-        losses = task_losses(model(batch), batch, config.loss, tasks, model.ranker.timed_actions)
+        batch = rank_batch(dataset, config, step)
+        losses = task_losses(model(batch), batch, config.loss, tasks, model.ranker.timed_action)
         parts = [*tables.values(), *dense]
         gradients = [torch.autograd.grad(loss, parts, retain_graph=True, allow_unused=True) for loss in losses]
         begin = [parameter.detach().clone() for parameter in dense]
@@ -204,12 +204,12 @@ def plain(dataset: str, config: Config, before: dict[str, Tensor], steps: int) -
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_sharded_steps_equal_reference_loops(ranks: int, dataset: Path, begun: Path, tmp_path: Path) -> None:
-    """Rows and dense parameters after three steps, each task with moments of its own, over one rank and two."""
-    config, out = config_of(name="ple"), tmp_path / "out"
-    on_ranks(ranks, tmp_path, run, str(dataset), config, str(begun), 0, 3, str(out))
-    before = tensors(begun, 0, tmp_path)
-    expected = plain(str(dataset), config, before, 3)
+def test_sharded_steps_equal_reference_loops(ranks: int, dataset: Path, initial: Path, tmp_path: Path) -> None:
+    """Tables and dense parameters after three steps with moments per task, on one and two ranks."""
+    config, out = make_config(name="ple"), tmp_path / "out"
+    on_ranks(ranks, tmp_path, run, str(dataset), config, str(initial), 0, 3, str(out))
+    before = tensors(initial, 0, tmp_path)
+    expected = reference_steps(str(dataset), config, before, 3)
     found = {name: value for name, value in tensors(out, 3, tmp_path).items() if "/model/" in name}
     assert found.keys() == expected.keys()
     for name, value in found.items():
@@ -217,11 +217,11 @@ def test_sharded_steps_equal_reference_loops(ranks: int, dataset: Path, begun: P
     assert not [n for n, value in found.items() if n.endswith("weight") and torch.equal(value, before[n])]
 
 
-def test_task_states_resume_under_another_plan_and_world_size(dataset: Path, begun: Path, tmp_path: Path) -> None:
-    config, other = config_of(name="ple"), config_of(name="ple", sharding="table_wise")
+def test_task_states_resume_under_another_plan_and_world_size(dataset: Path, initial: Path, tmp_path: Path) -> None:
+    config, other = make_config(name="ple"), make_config(name="ple", sharding="table_wise")
     straight, half, rest = tmp_path / "straight", tmp_path / "half", tmp_path / "rest"
-    on_ranks(1, tmp_path, run, str(dataset), config, str(begun), 0, 4, str(straight))
-    on_ranks(2, tmp_path, run, str(dataset), config, str(begun), 0, 2, str(half))
+    on_ranks(1, tmp_path, run, str(dataset), config, str(initial), 0, 4, str(straight))
+    on_ranks(2, tmp_path, run, str(dataset), config, str(initial), 0, 2, str(half))
     kinds = on_ranks(1, tmp_path, run, str(dataset), other, str(half), 2, 4, str(rest))
     assert set(kinds[0]) == {"table_wise"}
     left, right = tensors(straight, 4, tmp_path), tensors(rest, 4, tmp_path)
@@ -229,7 +229,7 @@ def test_task_states_resume_under_another_plan_and_world_size(dataset: Path, beg
     states = [name for name in left if "states_per_task" in name]
     assert len(states) == TOWERS * sum("embeddings" in name and "/model/" in name for name in left)
     rows = torch.stack([left[name] for name in states if "item_id" in name])
-    assert (rows[0] != rows[-1]).any(), "tasks must have states of their own"
+    assert (rows[0] != rows[-1]).any(), "tasks must have separate states"
     for name, value in left.items():
         torch.testing.assert_close(value, right[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -252,7 +252,7 @@ def test_rejects_unsupported_settings(optim: dict, model: dict, loss: dict, name
 
 
 def test_rejects_a_checkpoint_of_joint_training(tmp_path: Path) -> None:
-    saved = checkpoint.TrainState(1, 0, [], None, None, 0, asdict(config_of("joint", name="ple")), "", CARD.to_dict())
+    saved = checkpoint.TrainState(1, 0, [], None, None, 0, asdict(make_config("joint", name="ple")), "", CARD.to_dict())
     with pytest.raises(UserError, match=r"optim\.multitask=joint"):
-        checkpoint.check_compatible(saved, asdict(config_of(name="ple")), CARD.to_dict(), str(tmp_path))
-    checkpoint.check_compatible(saved, asdict(config_of("joint", name="ple")), CARD.to_dict(), str(tmp_path))
+        checkpoint.check_compatible(saved, asdict(make_config(name="ple")), CARD.to_dict(), str(tmp_path))
+    checkpoint.check_compatible(saved, asdict(make_config("joint", name="ple")), CARD.to_dict(), str(tmp_path))

@@ -1,4 +1,4 @@
-"""ForkMerge: the greedy search against loops over numbers, and jobs whose branches and mixtures are looked into."""
+"""ForkMerge: greedy search against loops, and jobs with inspected branches and merges."""
 
 import shutil
 from collections.abc import Callable
@@ -27,7 +27,7 @@ BRANCHES: list[dict[str, float]] = [{}, {"time_weight": 0.0}, {"action_weight": 
 
 
 def toy(points: Tensor, best: Tensor) -> tuple[list[Tensor], Callable[[int], None], Callable[[], float]]:
-    """Parameters [2] in two tensors, branches at ``points``, scored by their squared distance from ``best``."""
+    """Return parameters [2] in two tensors, with branches at ``points`` scored by squared distance from ``best``."""
     tensors = [torch.full((1,), torch.nan, dtype=torch.float64) for _ in range(2)]
 
     def load(branch: int) -> None:
@@ -76,18 +76,18 @@ def test_finds_a_known_mixture_and_keeps_equal_values_exact() -> None:
     assert found == pytest.approx({0: 0.625, 1: 0.375, 2: 0.0})
     merge_parameters({**found, 2: 0.0}, load, tensors)
     assert tensors[0].item() == pytest.approx(3 / 8)
-    assert tensors[1].item() == points[0, 1].item(), "to the bit"
+    assert tensors[1].item() == points[0, 1].item(), "equal values stay exact"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without a test split: nothing may ask for it."""
+    """Dataset without a test split, which training must not read."""
     folder = write_dataset(tmp_path_factory.mktemp("dataset") / "data", CARD, windows=20)
     shutil.rmtree(folder / "test")
     return folder
 
 
-def config_of(epochs: int = 1, every: int = 1, tasks: str = "joint", **settings: Any) -> Config:
+def make_config(epochs: int = 1, every: int = 1, tasks: str = "joint", **settings: Any) -> Config:
     config = small_config(name="ple", dropout=0.1)
     config.optim = OptimConfig(dense_lr=0.02, warmup_steps=0, weight_decay=0.0, multitask=tasks)  # type: ignore[arg-type]
     config.loader.max_impressions_per_batch = 150
@@ -97,7 +97,7 @@ def config_of(epochs: int = 1, every: int = 1, tasks: str = "joint", **settings:
 
 
 def tensors(place: str, scratch: Path) -> dict[str, Tensor]:
-    """All of a checkpoint's but the random states."""
+    """Return all tensors of a checkpoint except random states."""
     found = checkpoint_tensors(place, scratch / f"{abs(hash(place))}.pt")
     return {name: value for name, value in found.items() if "rng" not in name}
 
@@ -106,74 +106,74 @@ def tensors(place: str, scratch: Path) -> dict[str, Tensor]:
 def test_merges_branches_trained_with_their_weights(
     tasks: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen: list[dict[int, float]] = []
+    weights_used: list[dict[int, float]] = []
 
     def search(*args: Any) -> dict[int, float]:
-        chosen.append(greedy_weights(*args))
-        chosen[-1] = {0: 0.5, 1: 0.2, 2: 0.3}  # whatever validation says: all three are to be seen
-        return chosen[-1]
+        weights_used.append(greedy_weights(*args))
+        weights_used[-1] = {0: 0.5, 1: 0.2, 2: 0.3}  # fixed weights, so that all three branches contribute
+        return weights_used[-1]
 
     monkeypatch.setattr(forkmerge, "greedy_weights", search)
     monkeypatch.setattr(checkpoint, "delete_all", lambda run: None)
     run = tmp_path / "run"
-    train(config_of(tasks=tasks), str(data), str(run))
-    places = [RunDir(str(run / "branches" / "step-00000000" / str(i))).latest_checkpoint() or "" for i in range(3)]
-    branches = [tensors(place, tmp_path) for place in places]
+    train(make_config(tasks=tasks), str(data), str(run))
+    checkpoints = [RunDir(str(run / "branches" / "step-00000000" / str(i))).latest_checkpoint() or "" for i in range(3)]
+    branches = [tensors(place, tmp_path) for place in checkpoints]
     merged = tensors(RunDir(str(run)).latest_checkpoint() or "", tmp_path)
-    assert len(chosen) == 1
+    assert len(weights_used) == 1
     for name, value in merged.items():
-        expected = sum(weight * branches[branch][name].double() for branch, weight in chosen[0].items())
+        expected = sum(weight * branches[branch][name].double() for branch, weight in weights_used[0].items())
         torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
     steps = [name for name in merged if name.endswith("step")]
     assert steps
     assert all(torch.equal(merged[name], branches[0][name]) for name in steps)
-    # Towers: 3 events, 1 label, 3 times. What a branch leaves out has stayed at its start, 0.
+    # Towers: 3 actions, 1 label, 3 times. Towers with zero loss weight keep their initial value, 0.
     moved = [branch["/model/model.ranker.towers.last.weight"].flatten(1).any(1).tolist() for branch in branches]
     assert moved == [[True] * 7, [True] * 4 + [False] * 3, [False] * 4 + [True] * 3]
 
 
 def test_merged_runs_load_and_are_no_worse_than_the_best_branch(data: Path, tmp_path: Path) -> None:
-    run, config = tmp_path / "run", config_of(epochs=3, every=2, keep_latest_k=0)
+    run, config = tmp_path / "run", make_config(epochs=3, every=2, keep_latest_k=0)
     metrics = train(config, str(data), str(run))
     rounds = sorted(path.name for path in (run / "branches").iterdir())
-    places = sorted(path.name for path in (run / "checkpoints").iterdir())
+    checkpoints = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert rounds[0] == "step-00000000"
-    assert rounds[1:] == places[:-1], "two rounds, the second of the epoch that is left"
+    assert rounds[1:] == checkpoints[:-1], "two rounds, the second with the remaining epoch"
     state = checkpoint.TrainState.read(RunDir(str(run)).latest_checkpoint() or "")
     assert state.loader_states[0].epoch == 3
     assert state.metrics == metrics
     assert state.best == min(
-        checkpoint.TrainState.read(str(run / "checkpoints" / place)).metrics["loss"] for place in places
+        checkpoint.TrainState.read(str(run / "checkpoints" / place)).metrics["loss"] for place in checkpoints
     )
-    assert not list((run / "branches").rglob("*.distcp")), "branches' parameters are not kept"
-    assert train(config, str(data), str(run)) == metrics, "nothing is left to be done"
+    assert not list((run / "branches").rglob("*.distcp")), "branch checkpoints are deleted"
+    assert train(config, str(data), str(run)) == metrics, "training is already complete"
     with load_run(str(run)) as opened:
         assert opened.config.train.forkmerge == config.train.forkmerge
 
 
 def test_interrupted_job_resumes_within_its_branch(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(epochs=2)
+    config = make_config(epochs=2)
     train(config, str(data), str(tmp_path / "whole"))
     fit, fits = Trainer.fit, []
 
-    def killed(self: Trainer, until_epoch: int | None = None) -> dict[str, float]:
+    def interrupted(self: Trainer, until_epoch: int | None = None) -> dict[str, float]:
         fits.append((self.run, self.state.step))
-        if len(fits) == 5:  # the second round's second branch
+        if len(fits) == 5:  # second branch of the second round
             raise KeyboardInterrupt
         return fit(self, until_epoch)
 
-    monkeypatch.setattr(Trainer, "fit", killed)
-    run = str(tmp_path / "killed")
+    monkeypatch.setattr(Trainer, "fit", interrupted)
+    run = str(tmp_path / "interrupted")
     with pytest.raises(KeyboardInterrupt):
         train(config, str(data), run)
     before = len(fits)
     train(config, str(data), run)
     (first, step), (second, begun), *_ = fits[before:]
     assert first.endswith("/0")
-    assert step == 2 * begun, "the first branch was done"
+    assert step == 2 * begun, "the first branch was complete"
     assert second.endswith("/1")
     left, right = (
-        tensors(RunDir(str(tmp_path / name)).latest_checkpoint() or "", tmp_path) for name in ("whole", "killed")
+        tensors(RunDir(str(tmp_path / name)).latest_checkpoint() or "", tmp_path) for name in ("whole", "interrupted")
     )
     assert left.keys() == right.keys()
     for name, value in left.items():
@@ -184,17 +184,17 @@ def job(process: DistributedContext, config: Config, data: str, run: str) -> tup
     scores: list[float] = []
     search = forkmerge.greedy_weights
 
-    def seen(found: list[float], *args: Any) -> dict[int, float]:
+    def record(found: list[float], *args: Any) -> dict[int, float]:
         scores.extend(found)
         return search(found, *args)
 
-    forkmerge.greedy_weights = seen
+    forkmerge.greedy_weights = record
     return fork_and_merge(config, data, run, process), scores
 
 
 @pytest.mark.parametrize("monitor", ["loss", "auc"])
 def test_two_ranks_agree_and_are_no_worse_than_the_best_branch(monitor: str, data: Path, tmp_path: Path) -> None:
-    config = config_of(monitor=monitor)
+    config = make_config(monitor=monitor)
     one, two = on_ranks(2, tmp_path, job, config, str(data), str(tmp_path / "run"))
     assert one == two
     metrics, scores = one
@@ -230,7 +230,7 @@ def test_rejects_learned_weights_and_unknown_objectives(data: Path, tmp_path: Pa
             loss=LossConfig(uncertainty_weighting=True),
             train=TrainConfig(forkmerge=ForkMergeConfig(merge_interval_epochs=1)),
         )
-    config = config_of()
+    config = make_config()
     config.train.forkmerge.branch_loss_weights = [{"tme": 0.0}, {}]
     with pytest.raises(ConfigError, match="tme"):
         train(config, str(data), str(tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""Sharded training: the number of ranks and the sharding plan change nothing but where rows live."""
+"""Sharded training: results are independent of the number of ranks and the sharding plan."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("dataset") / "data", CARD)
 
 
-def config_of(sharding: str = "row_wise", uncertainty: bool = False, **model: object) -> Config:
+def make_config(sharding: str = "row_wise", uncertainty: bool = False, **model: object) -> Config:
     config = small_config(**model)
     config.loss.uncertainty_weighting = uncertainty
     config.sharding.sharding_types = [sharding]  # type: ignore[list-item]
@@ -43,7 +43,7 @@ def state_of(config: Config, step: int) -> checkpoint.TrainState:
 def steps(
     built: TrainingModel, process: DistributedContext, dataset: str, config: Config, first: int, last: int
 ) -> list[float]:
-    """Global losses of optimizer steps on global batches of 16 windows, dealt out to the ranks."""
+    """Global losses of optimizer steps on global batches of 16 windows, split over ranks."""
     card = DatasetCard.load(dataset)
     files = sorted(str(file) for file in Path(dataset, "train").iterdir())
     columns = read_columns(read_row_groups(files), card)
@@ -76,7 +76,7 @@ def run(
 
 
 def tensors(run: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint but the random states."""
+    """Return all tensors of a checkpoint except random states."""
     found = checkpoint_tensors(RunDir(str(run)).checkpoint(step), scratch / f"{run.name}-{step}.pt")
     return {name: value for name, value in found.items() if not name.startswith("/rng")}
 
@@ -103,15 +103,15 @@ def tensors(run: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
     ],
 )
 def test_one_and_two_ranks_reach_the_same_parameters(variant: dict, dataset: Path, tmp_path: Path) -> None:
-    config = config_of(**variant)
-    steps = 10  # enough to learn; rounding, which layers of norms and gates amplify at every step, is still small
+    config = make_config(**variant)
+    steps = 10  # enough to learn, few enough that rounding amplified by norms and gates stays small
     begin, one, two = tmp_path / "begin", tmp_path / "one", tmp_path / "two"
     on_ranks(1, tmp_path, run, str(dataset), config, "", 0, 0, str(begin))
     (single,) = on_ranks(1, tmp_path, run, str(dataset), config, str(begin), 0, steps, str(one))
     double = on_ranks(2, tmp_path, run, str(dataset), config, str(begin), 0, steps, str(two))
     assert double[0][0] == double[1][0]
     assert single[0] == pytest.approx(double[0][0], rel=1e-5)
-    assert single[0][-1] < single[0][0], "it must learn something, or nothing is compared"
+    assert single[0][-1] < single[0][0], "training must make progress for a meaningful comparison"
     left, right = tensors(one, steps, tmp_path), tensors(two, steps, tmp_path)
     start = tensors(begin, 0, tmp_path)
     assert left.keys() == right.keys()
@@ -138,7 +138,7 @@ def weight_decay(process: DistributedContext, config: Config) -> dict[str, float
 
 
 def test_learned_loss_weights_do_not_decay(tmp_path: Path) -> None:
-    config = config_of(predict_objectives=True, uncertainty=True)
+    config = make_config(predict_objectives=True, uncertainty=True)
     config.optim.weight_decay = 0.25
     (decay,) = on_ranks(1, tmp_path, weight_decay, config)
     assert decay.pop("loss.uncertainty_weighting.log_variance") == 0.0
@@ -147,7 +147,7 @@ def test_learned_loss_weights_do_not_decay(tmp_path: Path) -> None:
 
 
 def test_resumes_under_another_plan_and_world_size(dataset: Path, tmp_path: Path) -> None:
-    rowwise, tablewise = config_of("row_wise"), config_of("table_wise")
+    rowwise, tablewise = make_config("row_wise"), make_config("table_wise")
     saved = tmp_path / "saved"
     ((_, kinds), _) = on_ranks(2, tmp_path, run, str(dataset), rowwise, "", 0, 5, str(saved))
     assert set(kinds) == {"row_wise"}
