@@ -112,7 +112,7 @@ def test_task_losses_sum_to_the_loss_and_reach_one_tower_each(name: str, objecti
     joint = total_loss(
         term_means(loss_sums(output, batch, config.loss), batch.counts, is_generative=False), config.loss, tasks
     )
-    assert len(losses) == model.ranker.outputs == TOWERS + 2 * objectives
+    assert len(losses) == model.ranker.num_towers == TOWERS + 2 * objectives
     torch.testing.assert_close(losses.sum(), joint)
     for tower, loss in enumerate(losses):
         (weight,) = torch.autograd.grad(loss, [model.ranker.towers.last.weight], retain_graph=True)
@@ -172,7 +172,7 @@ def reference_steps(dataset: str, config: Config, before: dict[str, Tensor], ste
     )
     tables = {name: parameter for name, parameter in model.named_parameters() if name.startswith("embeddings")}
     dense = [parameter for name, parameter in model.named_parameters() if name not in tables]
-    towers, tasks = model.ranker.outputs, model.ranker.objective_tasks
+    towers, tasks = model.ranker.num_towers, model.ranker.objective_tasks
     moments = {name: torch.zeros(towers, len(table)) for name, table in tables.items()}
     optimizers = [torch.optim.Adam(dense, config.optim.dense_lr) for _ in range(towers)]
     for step in range(steps):
