@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.nn.attention import ContextAwareAttention
+from a2gen_rec.nn.attention import AttentionConfig, ContextAwareAttention
 from a2gen_rec.utils.distributed import DistributedContext
 
 VARIANTS = ("factorized", "SDPA", "reference")
@@ -94,7 +94,7 @@ class Workload:
     def forward(self, variant: str) -> Tensor:
         if variant == "SDPA":
             return pool_with_sdpa(self.attention, self.x, self.context, self.mask)
-        return self.attention.pool(self.x, self.context, self.mask, form=variant)  # type: ignore[arg-type]
+        return self.attention.pool(self.x, self.context, self.mask, impl=variant)  # type: ignore[arg-type]
 
     def forward_backward(self, variant: str) -> list[Tensor]:
         """Return the output and all gradients."""
@@ -135,7 +135,9 @@ def pool_with_sdpa(attention: ContextAwareAttention, x: Tensor, context: Tensor,
 
 def measure(settings: Settings, process: DistributedContext) -> Report:
     torch.manual_seed(settings.seed)
-    attention = ContextAwareAttention(settings.dim, settings.dim, settings.dim, settings.heads).to(process.device)
+    attention = ContextAwareAttention(settings.dim, settings.dim, AttentionConfig(settings.dim, settings.heads)).to(
+        process.device
+    )
     measurements = [
         measure_size(attention, contexts, history, settings, process.device)
         for contexts in settings.contexts

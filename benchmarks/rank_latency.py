@@ -137,9 +137,9 @@ class RankerVariants:
             states: cached action states.
         """
         encoder = self.ranker.encoder
-        encoder.form = attention_impl
+        encoder.impl = attention_impl
         targets = self.model.encode(self.batch(request), states)
-        encoder.form = "factorized"
+        encoder.impl = "factorized"
         return _to_ranking(self.ranker.marginals(targets, self.max_error if max_error is None else max_error))
 
     def pointwise(self, request: Request) -> Ranking:

@@ -107,22 +107,16 @@ class A2GenRanker(HierarchicalRanker[A2GenEncoding]):
         generators: dict[str, type[Generator]] = {"explicit": ExplicitGenerator, "implicit": ImplicitGenerator}
         generator = generators[config.generator](
             self.d_context,
-            config.dim,
-            config.num_heads,
+            self._attention_config(),
             len(card.actions),
-            residual=config.residual,
-            mlp_ratio=config.mlp_ratio,
             time_head=config.time_head,
             time_distribution=config.time_distribution,
             time_per_action=config.time_per_action,
             max_offset_s=config.max_action_time_s,
-            dropout=config.dropout,
-            context_query=config.context_in_query,
-            head_gate=config.use_head_gate,
         )
         rate = torch.tensor([0.0, *(card.base_rate[name] for name in card.predicted_actions), 1.0])
-        seconds = [card.median_time_s.get(name, float("nan")) for name in card.actions]
-        generator.init_from_statistics(rate / rate.sum(), torch.log1p(torch.tensor(seconds)))
+        median_s = [card.median_time_s.get(name, float("nan")) for name in card.actions]
+        generator.init_from_statistics(rate / rate.sum(), torch.log1p(torch.tensor(median_s)))
         return generator
 
     def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> A2GenOutput:
@@ -159,13 +153,15 @@ class A2GenRanker(HierarchicalRanker[A2GenEncoding]):
             tables = StepEmbeddings(rows[ACTION].values(), rows[TIME].values())
             self.token_table = self.generator.precompute_tokens(tables, self._feeds_back_time)
 
-    def marginals(self, targets: A2GenEncoding, max_error: float) -> ActionMarginals:
+    def marginals(self, targets: A2GenEncoding, max_unexplored_mass: float) -> ActionMarginals:
         """Return the probability and expected time of each action.
 
         With an occurrence head, the probability is the mean in log-odds of the head's and the generator's.
         """
         tables, timed = targets.tables, self._feeds_back_time
-        marginals = action_marginals(self.generator, targets.context, tables, timed, max_error, self.token_table)
+        marginals = action_marginals(
+            self.generator, targets.context, tables, timed, max_unexplored_mass, self.token_table
+        )
         return marginals if targets.occurrence is None else targets.occurrence.blend_with(marginals)
 
     def decode(self, targets: A2GenEncoding, width: int) -> DecodedSequences:

@@ -148,12 +148,12 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
             rows: Looked-up rows of the full tables.
         """
 
-    def marginals(self, targets: EncodingT, max_error: float) -> ActionMarginals:
+    def marginals(self, targets: EncodingT, max_unexplored_mass: float) -> ActionMarginals:
         """Return the probability and expected time of each action in ``targets``.
 
         Args:
             targets: Result of :meth:`encode`.
-            max_error: Upper bound on the unexplored mass of every target.
+            max_unexplored_mass: Upper bound on the unexplored mass of every target.
         """
         raise NotImplementedError
 

@@ -10,6 +10,7 @@ from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import EFFECTIVE, EXIT, FEEDBACK, GLANCE, NEGATIVE, UNKNOWN, WATCH_TIME, DatasetCard
 from a2gen_rec.models.base import BaseRanker, EncodingT, TargetEncoding
+from a2gen_rec.nn.attention import AttentionConfig
 from a2gen_rec.nn.encoder import FeedbackViews, HierarchicalEncoder
 from a2gen_rec.nn.objectives import MultiObjectiveHead
 from a2gen_rec.utils.jagged import jagged_to_padded_dense
@@ -25,21 +26,15 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
         dim = config.dim
         self.encoder = HierarchicalEncoder(
             self.d_item,
-            dim,
-            config.num_heads,
-            config.residual,
-            config.mlp_ratio,
+            self._attention_config(),
             config.time_buckets if config.recency_bias else 0,
             len(self.features["item"]) if config.match_bias else 0,
             config.attention_impl,
-            config.dropout,
             self.d_session,
             self.d_outcome,
             self._views(),
             config.action_pooling,
             config.item_pooling,
-            config.context_in_query,
-            config.use_head_gate,
         )
         self.generator = self._make_generator(card)
         self.objective_tasks, self.label_count = objective_tasks(card, config), len(card.labels)
@@ -63,6 +58,19 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
         if self.objectives is not None:
             self.objectives.init_output_bias(rates, math.log1p(card.median_time_s.get(EXIT, math.nan)))
         self.dropout = nn.Dropout(config.dropout)
+
+    def _attention_config(self) -> AttentionConfig:
+        """Return the hyper-parameters that encoder and generator share."""
+        config = self.config
+        return AttentionConfig(
+            config.dim,
+            config.num_heads,
+            config.residual,
+            config.mlp_ratio,
+            config.dropout,
+            config.context_in_query,
+            config.use_head_gate,
+        )
 
     def _make_generator(self, card: DatasetCard) -> nn.Module:
         """Return the predictor of actions and times from [n, d_context], initialized to the card's rates and times."""

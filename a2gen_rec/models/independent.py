@@ -36,6 +36,6 @@ class IndependentHeadsRanker(HierarchicalRanker[TowerOutput]):
         events, times = self.generator(predicted.context).tensor_split([len(self.is_timed) - 2], dim=1)
         return TowerOutput(**vars(predicted), event_logits=events, time=scatter_timed(times, self.is_timed))
 
-    def marginals(self, targets: TowerOutput, max_error: float) -> ActionMarginals:
+    def marginals(self, targets: TowerOutput, max_unexplored_mass: float) -> ActionMarginals:
         """Return the heads' predictions; the unexplored mass is 0."""
         return tower_marginals(targets, self.is_timed)

@@ -74,7 +74,7 @@ def predict_targets(
     rows: dict[str, JaggedTensor],
     ranker: BaseRanker[Any],
     batch: WindowBatch,
-    max_error: float,
+    max_unexplored_mass: float,
     actions: Tensor | None = None,
 ) -> TargetPredictions:
     """Return predictions for a batch's targets, and the other inputs of an ensemble.
@@ -83,13 +83,13 @@ def predict_targets(
         rows: Looked-up rows of every table.
         ranker: Ranker that makes the predictions.
         batch: Targets and their history.
-        max_error: Upper bound on the unexplored mass of every target.
+        max_unexplored_mass: Upper bound on the unexplored mass of every target.
         actions: Result of :meth:`BaseRanker.encode_actions`, if computed before.
     """
     if actions is None:
         actions = ranker.encode_actions(rows, batch)
     encoding = ranker.encode(rows, batch, actions)
-    marginals = ranker.marginals(encoding, max_error)
+    marginals = ranker.marginals(encoding, max_unexplored_mass)
     probabilities = [
         marginals.probability[:, 1:-1],
         encoding.label_logits.sigmoid(),

@@ -1,8 +1,8 @@
-"""Actions of an impression as a set: which of them came first is told by nothing [ours].
+"""Canonical order of an impression's actions, which removes the information which action came first [ours].
 
-What carries order are the actions' times, and the sequence in which a generator emits them. Both are set right here:
-actions take the vocabulary's order, in which ``start`` is first and ``exit`` last, and recorded times are dealt to
-them in that order, earliest first.
+Order is contained in the actions' times and in the sequence in which a generator emits them. Both are canonicalized
+here: actions are sorted by the vocabulary, with ``start`` first and ``exit`` last, and the recorded times are assigned
+to them in that order, earliest first.
 """
 
 import torch
@@ -10,35 +10,39 @@ from torch import Tensor
 
 
 def sequence_ids(action: Tensor) -> Tensor:
-    """[tokens] number of the sequence that each token of ``action`` [tokens] is in; each begins with ``start``."""
+    """Return [tokens] the sequence that each token of ``action`` [tokens] belongs to; sequences begin with ``start``."""
     return (action == 0).cumsum(0) - 1
 
 
-def sort_by_vocabulary(action: Tensor, owner: Tensor, actions: int) -> Tensor:
-    """[tokens] the places of the tokens, sequence by sequence, in the order of their codes.
+def sort_by_vocabulary(action: Tensor, sequence: Tensor, num_actions: int) -> Tensor:
+    """Return the permutation [tokens] that sorts the tokens of each sequence by code.
 
     Args:
-        action: [tokens] codes below ``actions``, each at most once in a sequence; owner: [tokens] ascending.
+        action: [tokens] codes below ``num_actions``, each at most once in a sequence.
+        sequence: [tokens] sequence of each token, ascending.
+        num_actions: Size of the vocabulary.
     """
-    return torch.argsort(owner * actions + action)
+    return torch.argsort(sequence * num_actions + action)
 
 
-def canonicalize_order(action: Tensor, offset_s: Tensor, actions: int) -> tuple[Tensor, Tensor]:
-    """What happened and at what times, but not which action came first.
+def canonicalize_order(action: Tensor, offset_s: Tensor, num_actions: int) -> tuple[Tensor, Tensor]:
+    """Return the actions and times in canonical order, independent of which action came first.
 
-    An action whose time is missing keeps a missing time; ``start`` and ``exit`` keep theirs.
+    An action without a time keeps a missing time; ``start`` and ``exit`` keep theirs.
 
     Args:
-        action, offset_s: [tokens] of sequences one after another; actions: size of the vocabulary.
+        action: [tokens] codes of concatenated sequences.
+        offset_s: [tokens] seconds; NaN if missing.
+        num_actions: Size of the vocabulary.
 
     Returns:
-        The same codes and times, [tokens] each, in the vocabulary's order.
+        The same codes and times, [tokens] each, sorted by the vocabulary.
     """
-    owner = sequence_ids(action)
-    place = sort_by_vocabulary(action, owner, actions)
-    action, offset_s = action[place], offset_s[place]
-    between = torch.isfinite(offset_s) & (action > 0) & (action < actions - 1)
-    at = between.nonzero().squeeze(1)
-    ascending = torch.argsort(offset_s[at], stable=True)
-    ascending = ascending[torch.argsort(owner[at][ascending], stable=True)]
-    return action, offset_s.index_copy(0, at, offset_s[at][ascending])
+    sequence = sequence_ids(action)
+    order = sort_by_vocabulary(action, sequence, num_actions)
+    action, offset_s = action[order], offset_s[order]
+    is_inner = torch.isfinite(offset_s) & (action > 0) & (action < num_actions - 1)
+    index = is_inner.nonzero().squeeze(1)
+    ascending = torch.argsort(offset_s[index], stable=True)
+    ascending = ascending[torch.argsort(sequence[index][ascending], stable=True)]
+    return action, offset_s.index_copy(0, index, offset_s[index][ascending])

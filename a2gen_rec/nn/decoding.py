@@ -1,4 +1,4 @@
-"""Generating action sequences step by step (METHODS §4)."""
+"""Step-by-step generation of action sequences (METHODS §4)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +17,7 @@ class DecodedSequences:
     Attributes:
         action: [n, width, steps] codes up to and including ``exit``; -1 beyond it.
         time: [n, width, steps] log1p seconds; NaN beyond ``exit``.
-        log_probability: [n, width] of the whole sequence; -inf where there are fewer sequences than ``width``.
+        log_probability: [n, width] of the full sequence; -inf if a context has fewer than ``width`` sequences.
     """
 
     action: Tensor
@@ -38,30 +38,35 @@ def decode(
     """Generate action sequences with cached attention.
 
     Args:
-        context: [n, d_context]; width: sequences per context (1 for ``greedy``).
-        rng: source of randomness for ``sample``.
+        generator: Trained generator.
+        context: [n, d_context].
+        tables: Full small tables.
+        timed: [actions] bool, whether an emitted action is read with its time.
+        strategy: Search strategy.
+        width: Sequences per context; 1 for ``greedy``.
+        rng: Random generator for ``sample``.
     """
     if strategy == "greedy":
         width = 1
-    n, actions = len(context), generator.actions
+    n, num_actions = len(context), generator.num_actions
     context = context.repeat_interleave(width, 0)
     score = context.new_zeros(n, width)
     if strategy == "beam":
-        score[:, 1:] = -torch.inf  # all beams start alike: only one may count
-    reader = _StepPredictor(generator, context, tables, timed)
+        score[:, 1:] = -torch.inf  # all beams start equal: only one may count
+    predictor = _StepPredictor(generator, context, tables, timed)
     history_action: list[Tensor] = []
     history_time: list[Tensor] = []
     done = torch.zeros(n * width, dtype=torch.bool, device=context.device)
-    stop = F.one_hot(torch.tensor(actions - 1, device=context.device), actions).bool()
-    for place in range(generator.max_steps):
-        steps = reader.predict(place)
-        # A finished sequence goes on with a free `exit`, which keeps it one candidate among the beams.
+    stop = F.one_hot(torch.tensor(num_actions - 1, device=context.device), num_actions).bool()
+    for step in range(generator.max_steps):
+        steps = predictor.predict(step)
+        # A finished sequence continues with `exit` at no cost, which keeps it one candidate among the beams.
         log_p = torch.log_softmax(steps.logits, -1)
-        log_p = torch.where(done[:, None], torch.where(stop, 0.0, -torch.inf), log_p).view(n, width, actions)
+        log_p = torch.where(done[:, None], torch.where(stop, 0.0, -torch.inf), log_p).view(n, width, num_actions)
         if strategy == "beam":
             score, best = (score[..., None] + log_p).flatten(1).topk(width)
-            parent = (best // actions + torch.arange(n, device=best.device)[:, None] * width).flatten()
-            action = (best % actions).flatten()
+            parent = (best // num_actions + torch.arange(n, device=best.device)[:, None] * width).flatten()
+            action = (best % num_actions).flatten()
         else:
             flat = log_p.flatten(0, 1)
             chosen = (
@@ -75,8 +80,8 @@ def decode(
         was_done = done[parent]
         history_action = [h[parent] for h in history_action] + [action.masked_fill(was_done, -1)]
         history_time = [h[parent] for h in history_time] + [time.masked_fill(was_done, torch.nan)]
-        reader.advance(parent, action, time)
-        done = was_done | (action == actions - 1)
+        predictor.advance(parent, action, time)
+        done = was_done | (action == num_actions - 1)
         if done.all():
             break
     order = score.argsort(1, descending=True)
@@ -90,28 +95,28 @@ def decode(
 
 
 class _StepPredictor:
-    """The next step's predictions of many growing prefixes, for either form of generator."""
+    """Predictions of the next step of many prefixes, for either form of generator."""
 
     def __init__(self, generator: Generator, context: Tensor, tables: StepEmbeddings, timed: Tensor) -> None:
         self.generator = generator
         self.action = torch.zeros(len(context), dtype=torch.long, device=context.device)
         self.time = context.new_zeros(len(context))
-        self.emitted = torch.zeros(len(context), generator.actions, dtype=torch.bool, device=context.device)
+        self.emitted = torch.zeros(len(context), generator.num_actions, dtype=torch.bool, device=context.device)
         if isinstance(generator, ExplicitGenerator):
             self.state, self.tokens = generator.init_state(context), generator.precompute_tokens(tables, timed)
         elif isinstance(generator, ImplicitGenerator):
             self.draft, _ = generator.predict(context, generator.max_steps)
 
-    def predict(self, place: int) -> StepPredictions:
+    def predict(self, step: int) -> StepPredictions:
         generator = self.generator
         if isinstance(generator, ExplicitGenerator):
             steps, self.state = generator.step(self.action, self.time, self.state, self.tokens)
             return steps
         scale = self.draft.log_scale
         return StepPredictions(
-            self.draft.logits[:, place].masked_fill(self.emitted, -torch.inf),
-            self.draft.time[:, place],
-            None if scale is None else scale[:, place],
+            self.draft.logits[:, step].masked_fill(self.emitted, -torch.inf),
+            self.draft.time[:, step],
+            None if scale is None else scale[:, step],
         )
 
     def advance(self, parent: Tensor, action: Tensor, time: Tensor) -> None:
@@ -119,5 +124,5 @@ class _StepPredictor:
         if isinstance(self.generator, ExplicitGenerator):
             self.state = self.state.select(parent).advance_time(time)
         else:
-            self.emitted = self.emitted[parent] | F.one_hot(action, self.generator.actions).bool()
-            self.emitted[:, -1] = False  # a finished sequence goes on with `exit`
+            self.emitted = self.emitted[parent] | F.one_hot(action, self.generator.num_actions).bool()
+            self.emitted[:, -1] = False  # a finished sequence continues with `exit`

@@ -1,8 +1,8 @@
-"""Whether and when each action happens, and the likeliest sequences: a generator read as a whole (METHODS §4 [ours]).
+"""Marginal probabilities and times of actions, and most probable sequences, of a generator (METHODS §4 [ours]).
 
-Ranking needs the probability that an action happens at all, which no teacher-forced logit tells. For the explicit
-form it is summed over the tree of emitted prefixes, of which those that make up at most a bound of the probability are
-not followed to their end, but taken to go on as their siblings do; for the implicit form it is in closed form.
+Ranking needs the probability that an action occurs at all, which no teacher-forced logit gives. For the explicit form
+it is summed over the tree of emitted prefixes. Prefixes are pruned up to a bound on their total probability; pruned
+prefixes are extrapolated from their siblings. For the implicit form it has a closed form.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,15 @@ from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerat
 
 @dataclass(frozen=True)
 class PrefixLevel:
-    """The prefixes of one length that were followed.
+    """Explored prefixes of one length.
 
     Attributes:
-        owner: [prefixes] context, ascending; parent: [prefixes] place in the level before.
-        action, time: [prefixes] code of what each ends with, and its log1p seconds.
-        end, end_time: [prefixes] probability of the sequence that ends right after, and log1p seconds of its end.
+        owner: [prefixes] context, ascending.
+        parent: [prefixes] row in the previous level.
+        action: [prefixes] code of the prefix's last action.
+        time: [prefixes] log1p seconds of the prefix's last action.
+        end: [prefixes] probability of the sequence that ends right after the prefix.
+        end_time: [prefixes] log1p seconds of its end.
     """
 
     owner: Tensor
@@ -37,15 +40,15 @@ class PrefixLevel:
 
 @dataclass(frozen=True)
 class ActionMarginals:
-    """What is expected to happen in n impressions.
+    """Expected actions in n impressions, marginal over sequences.
 
     Attributes:
-        probability: [n, actions] that the action happens; ``start`` is 1. As sequences tell it, off by at most
-            ``remainder``, and by far less than that: see :func:`_gone_on`.
-        time: [n, actions] expected log1p seconds given that it happens, 0 for ``start``; NaN where nothing that was
-            followed has it.
-        remainder: [n] probability of the sequences that were not followed to their end.
-        tree: the prefixes that were followed, those of one step more each; none where it is not told by a tree.
+        probability: [n, actions] that the action occurs; 1 for ``start``. The error is at most ``unexplored_mass`` and
+            typically far smaller, see :func:`_extrapolate_pruned`.
+        time: [n, actions] expected log1p seconds given that the action occurs, 0 for ``start``; NaN if no explored
+            sequence contains it.
+        unexplored_mass: [n] total probability of the pruned sequences.
+        prefix_tree: Explored prefixes by length; empty if computed in closed form.
     """
 
     probability: Tensor
@@ -60,31 +63,33 @@ def action_marginals(
     context: Tensor,
     tables: StepEmbeddings,
     timed: Tensor,
-    max_error: float = 1e-3,
+    max_unexplored_mass: float = 1e-3,
     tokens: TokenTable | None = None,
 ) -> ActionMarginals:
-    """Probability and expected time of every action.
+    """Return the probability and expected time of every action.
 
     Args:
+        generator: Trained generator.
         context: [n, d_context].
-        timed: [actions] bool, whether the log records the action's time; else it is read as missing once emitted.
-        max_error: explicit form: bound on every ``remainder``; 0 expands the whole tree.
-        tokens: of :meth:`ExplicitGenerator.tokens`, if they are known already.
+        tables: Full small tables.
+        timed: [actions] bool, whether an emitted action is read with its time; otherwise its time is read as missing.
+        max_unexplored_mass: Upper bound on every unexplored mass in the explicit form; 0 expands the full tree.
+        tokens: Result of :meth:`ExplicitGenerator.precompute_tokens`, if computed before.
     """
     if isinstance(generator, ImplicitGenerator):
         return _closed_form(generator, context)
     assert isinstance(generator, ExplicitGenerator)
     tokens = generator.precompute_tokens(tables, timed) if tokens is None else tokens
-    return _expand_tree(generator, context, tokens, timed, max_error)
+    return _expand_tree(generator, context, tokens, timed, max_unexplored_mass)
 
 
 def _expand_tree(
-    generator: ExplicitGenerator, context: Tensor, tokens: TokenTable, timed: Tensor, max_error: float
+    generator: ExplicitGenerator, context: Tensor, tokens: TokenTable, timed: Tensor, max_unexplored_mass: float
 ) -> ActionMarginals:
-    """Level by level. Of n children at one level, those below 1/n of what a context need not have followed are left."""
-    n, actions = len(context), generator.actions
-    sums = context.new_zeros(n, 2 * actions + 1)
-    probability, time_mass, remainder = sums[:, :actions], sums[:, actions:-1], sums[:, -1]
+    """Expand the tree level by level; of n children, those below 1/n of the context's remaining budget are pruned."""
+    n, num_actions = len(context), generator.num_actions
+    sums = context.new_zeros(n, 2 * num_actions + 1)
+    probability, time_mass, unexplored_mass = sums[:, :num_actions], sums[:, num_actions:-1], sums[:, -1]
     owner = torch.arange(n, device=context.device)
     mass = context.new_ones(n)
     parent, action = owner, torch.zeros_like(owner)
@@ -93,58 +98,64 @@ def _expand_tree(
     tree = []
     while len(owner):
         steps, state = generator.step(action, time, state, tokens)
-        share = small_softmax(steps.logits)
-        # Every sequence through a child contains its action, so a child counts whether or not it is followed.
-        child = mass[:, None] * share
-        # Copies: views would keep whole levels.
+        conditional = small_softmax(steps.logits)
+        # Every sequence through a child contains its action, so the child counts whether or not it is pruned.
+        child = mass[:, None] * conditional
+        # Clones: views would keep full levels in memory.
         tree.append(PrefixLevel(owner, parent, action, time, child[:, -1].clone(), steps.time[:, -1].clone()))
-        after = child.clone()
-        after[:, -1] = 0  # exit ends a sequence
-        mass_left = context.new_zeros(n).index_add_(0, owner, after.sum(1))
-        children = torch.bincount(owner, minlength=n) * (actions - 1 - len(tree))
-        budget = max_error - remainder
-        # Once none need be followed any more, none is.
-        least = torch.where(mass_left > budget, budget / children.clamp(min=1), torch.inf)
-        follow = after > least.index_select(0, owner)[:, None]
-        left = after.masked_fill(follow, 0)
-        rest, rest_time, all_left = _extrapolate_pruned(share, steps.time, left, timed)
-        counted = [child + rest, torch.addcmul(child * steps.time, rest, rest_time), all_left]
+        open_mass = child.clone()
+        open_mass[:, -1] = 0  # exit ends a sequence
+        context_mass = context.new_zeros(n).index_add_(0, owner, open_mass.sum(1))
+        num_children = torch.bincount(owner, minlength=n) * (num_actions - 1 - len(tree))
+        budget = max_unexplored_mass - unexplored_mass
+        # If the budget covers the whole level, all of it is pruned.
+        threshold = torch.where(context_mass > budget, budget / num_children.clamp(min=1), torch.inf)
+        explored = open_mass > threshold.index_select(0, owner)[:, None]
+        pruned = open_mass.masked_fill(explored, 0)
+        rest, rest_time, pruned_mass = _extrapolate_pruned(conditional, steps.time, pruned, timed)
+        counted = [child + rest, torch.addcmul(child * steps.time, rest, rest_time), pruned_mass]
         sums.index_add_(0, owner, torch.cat(counted, dim=1))
-        flat = follow.flatten().nonzero().squeeze(1)
-        parent, action = flat // actions, flat % actions
-        mass, time = (each.flatten().index_select(0, flat) for each in (child, steps.time))
+        flat = explored.flatten().nonzero().squeeze(1)
+        parent, action = flat // num_actions, flat % num_actions
+        mass, time = (values.flatten().index_select(0, flat) for values in (child, steps.time))
         state = state.select(parent).advance_time(time)
         owner = owner.index_select(0, parent)
     probability[:, 0] = 1
     expected = time_mass / probability.masked_fill(probability == 0, torch.nan)
-    return ActionMarginals(probability, expected, remainder, tree)
+    return ActionMarginals(probability, expected, unexplored_mass, tree)
 
 
-def _extrapolate_pruned(share: Tensor, time: Tensor, left: Tensor, timed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What children that are not followed are taken to go on with: their siblings, with the shares and at the times
-    that the prefix has for them, but not before the children's mean time; and ``exit``, for certain.
+def _extrapolate_pruned(
+    conditional: Tensor, time: Tensor, pruned: Tensor, timed: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the assumed continuations of pruned children.
+
+    A pruned child continues with its siblings, at the probabilities and times that the prefix has for them, but not
+    before the pruned children's mean time; and with ``exit``, with probability 1.
 
     Args:
-        share, time: [prefixes, actions] probability given the prefix, and log1p seconds, of each child.
-        left: [prefixes, actions] probability of the children that are not followed, else 0; none of them is ``exit``.
-        timed: [actions] bool, whether an action's times mean anything.
+        conditional: [prefixes, actions] probability of each child given the prefix.
+        time: [prefixes, actions] log1p seconds of each child.
+        pruned: [prefixes, actions] probability of the pruned children, else 0; 0 for ``exit``.
+        timed: [actions] bool, whether the log records the action's time.
 
     Returns:
-        [prefixes, actions] probability that each action comes after such a child, and its log1p seconds; and
-        [prefixes, 1] probability of such a child.
+        [prefixes, actions] probability that each action follows a pruned child; [prefixes, actions] its log1p seconds;
+        [prefixes, 1] total probability of the pruned children.
     """
-    all_left = left.sum(1, keepdim=True)
-    # A child that is all but certain has next to no siblings to go on with.
-    each = left / (1 - share).clamp(min=1e-3)
-    rest = share * (each.sum(1, keepdim=True) - each)
-    rest[:, -1:] = all_left
-    known = left * timed
-    left_at = (known * time).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny)
-    return rest, torch.maximum(time, left_at), all_left
+    pruned_mass = pruned.sum(1, keepdim=True)
+    # An almost certain child has almost no siblings to continue with.
+    odds = pruned / (1 - conditional).clamp(min=1e-3)
+    rest = conditional * (odds.sum(1, keepdim=True) - odds)
+    rest[:, -1:] = pruned_mass
+    known = pruned * timed
+    floor = torch.finfo(pruned.dtype).tiny
+    pruned_time = (known * time).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=floor)
+    return rest, torch.maximum(time, pruned_time), pruned_mass
 
 
 def _closed_form(generator: ImplicitGenerator, context: Tensor) -> ActionMarginals:
-    """``P(a) = Σ_i p_i(a) Π_{j<i} (1 − p_j(a) − p_j(exit))``, the steps being independent given the context."""
+    """Return ``P(a) = Σ_i p_i(a) Π_{j<i} (1 − p_j(a) − p_j(exit))``; steps are independent given the context."""
     steps, _ = generator.predict(context, generator.max_steps)
     p = torch.softmax(steps.logits, dim=-1)
     p_exit = p[..., -1:]
@@ -159,47 +170,51 @@ def _closed_form(generator: ImplicitGenerator, context: Tensor) -> ActionMargina
 
 
 def top_sequences(marginals: ActionMarginals, contexts: Tensor, width: int) -> DecodedSequences:
-    """The most probable sequences of a tree in single or double precision, told on the CPU. One that is not told, of
-    those not followed to their end, has at most the probability of the ``remainder``.
+    """Return the most probable sequences of the prefix tree, on CPU, in single or double precision.
+
+    A pruned sequence missing here has probability at most ``unexplored_mass``.
 
     Args:
-        contexts: [n] distinct ones, whose sequences are told; width: most of each.
+        marginals: Marginals with a prefix tree.
+        contexts: [n] distinct contexts.
+        width: Maximum number of sequences per context.
     """
-    # In numpy, whose calls cost a fraction of torch's: there are many, on few sequences.
+    # In numpy, whose calls cost a fraction of torch's: there are many calls on few sequences.
     tree = [{field: part.cpu().numpy() for field, part in vars(level).items()} for level in marginals.prefix_tree]
     n, last = len(contexts), marginals.probability.shape[1] - 1
     sizes = np.array([len(level["owner"]) for level in tree])
-    firsts = np.cumsum(sizes) - sizes
+    offsets = np.cumsum(sizes) - sizes
     owner, action, time, end, end_time = (
         np.concatenate([level[field] for level in tree]) for field in ("owner", "action", "time", "end", "end_time")
     )
-    # The first level stays where it is.
-    parent = np.concatenate([tree[0]["parent"], *(tree[at]["parent"] + firsts[at - 1] for at in range(1, len(tree)))])
+    # Parents as rows of the concatenated levels; the first level has no previous one.
+    parents = [tree[0]["parent"], *(tree[i]["parent"] + offsets[i - 1] for i in range(1, len(tree)))]
+    parent = np.concatenate(parents)
 
-    # The prefixes whose ends are told, context by context.
-    place = np.full(len(marginals.probability), -1)
-    place[contexts.cpu().numpy()] = np.arange(n)
-    leaf = np.flatnonzero(place[owner] >= 0)
-    leaf = leaf[np.lexsort((-end[leaf], place[owner[leaf]]))]
-    row = place[owner[leaf]]
+    # Last prefixes of the returned sequences, grouped by context, most probable first.
+    context_row = np.full(len(marginals.probability), -1)
+    context_row[contexts.cpu().numpy()] = np.arange(n)
+    leaf = np.flatnonzero(context_row[owner] >= 0)
+    leaf = leaf[np.lexsort((-end[leaf], context_row[owner[leaf]]))]
+    row = context_row[owner[leaf]]
     rank = np.arange(len(row)) - np.searchsorted(row, row)
-    kept = rank < width
-    leaf, slot = leaf[kept], (row[kept], rank[kept])
+    in_width = rank < width
+    leaf, slot = leaf[in_width], (row[in_width], rank[in_width])
 
-    # From their last step back to their first.
-    at, back = leaf, []
+    # Prefixes from the last step back to the first.
+    current, backwards = leaf, []
     for _ in tree[1:]:
-        back.append(at)
-        at = parent[at]
-    back.append(at)
+        backwards.append(current)
+        current = parent[current]
+    backwards.append(current)
     length = np.repeat(np.arange(len(tree)), sizes)[leaf][:, None]
     step = np.arange(len(tree))
-    prefix = np.take_along_axis(np.stack(back, 1), (length - 1 - step).clip(min=0), 1)
-    steps = n, width, len(tree)
-    codes, times = np.full(steps, -1), np.full(steps, np.nan, time.dtype)
+    prefix = np.take_along_axis(np.stack(backwards, 1), (length - 1 - step).clip(min=0), 1)
+    shape = n, width, len(tree)
+    codes, times = np.full(shape, -1), np.full(shape, np.nan, time.dtype)
     codes[slot] = np.where(step < length, action[prefix], np.where(step == length, last, -1))
     times[slot] = np.where(step < length, time[prefix], np.where(step == length, end_time[leaf][:, None], np.nan))
-    chance = np.full(steps[:2], -np.inf, end.dtype)
+    log_probability = np.full(shape[:2], -np.inf, end.dtype)
     with np.errstate(divide="ignore"):
-        chance[slot] = np.log(end[leaf])
-    return DecodedSequences(torch.from_numpy(codes), torch.from_numpy(times), torch.from_numpy(chance))
+        log_probability[slot] = np.log(end[leaf])
+    return DecodedSequences(torch.from_numpy(codes), torch.from_numpy(times), torch.from_numpy(log_probability))

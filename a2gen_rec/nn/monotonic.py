@@ -1,11 +1,11 @@
 """Unconstrained monotonic network (UMNN): METHODS §6 after UMRE, arXiv 2508.07613; Wehenkel & Louppe, arXiv 1908.05164.
 
-A positive rate of change is integrated, so the transform rises with its input whatever the weights::
+The transform integrates a positive derivative, so it increases with its input for any weights::
 
     t(p, h) = ∫_0^p f(τ, h) dτ + b(h)      f = ELU(MLP([τ ‖ h])) + 1 + 1e-4 > 0
 
-The integral is a Clenshaw–Curtis quadrature, one node after the other, and its backward pass (Leibniz) evaluates
-the nodes again: ``∂t/∂p = f(p, h)``, the other gradients are a quadrature of f's own. Memory is that of one node.
+The integral is a Clenshaw–Curtis quadrature, one node after the other. Its backward pass (Leibniz) evaluates the nodes
+again: ``∂t/∂p = f(p, h)``, and the other gradients are a quadrature of f's gradients. Memory is that of one node.
 """
 
 import math
@@ -23,16 +23,16 @@ _MIN_DERIVATIVE = 1e-4
 
 
 class MonotonicTransform(nn.Module):
-    """One UMNN per objective, all of them at once.
+    """One UMNN per objective, evaluated together.
 
-    The rise with ``p`` is that of the exact integral. The quadrature keeps it where it resolves f, which smooth
-    hidden units (SiLU [ours]) see to, and rounding keeps it up to a few units in the last place of the result.
+    The exact integral increases with ``p``. The quadrature does where it resolves f, which smooth hidden units (SiLU
+    [ours]) ensure; rounding preserves the order up to a few units in the last place of the result.
 
     Args:
-        objectives: number K of transforms.
-        d_context: width of the context h.
-        hidden: widths of the hidden layers, one or more.
-        degree: the quadrature is exact where f is a polynomial in τ of at most this degree; one node more.
+        num_objectives: Number K of transforms.
+        d_context: Width of the context h.
+        hidden_dims: Widths of the hidden layers, one or more.
+        degree: The quadrature is exact for f polynomial in τ of at most this degree; it has ``degree`` + 1 nodes.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class MonotonicTransform(nn.Module):
     ) -> None:
         super().__init__()
         self.degree = degree
-        # The first layer is linear in [τ ‖ h]: the part of h is computed once for all nodes.
+        # The first layer is linear in [τ ‖ h]: its part for h is computed once for all nodes.
         self.context = nn.Linear(d_context, num_objectives * hidden_dims[0])
         self.input = nn.Parameter(_uniform(num_objectives, hidden_dims[0], 1, fan_in=1 + d_context))
         widths = [*hidden_dims, 1]
@@ -51,7 +51,7 @@ class MonotonicTransform(nn.Module):
         self.offset = nn.Linear(d_context, num_objectives)
 
     def forward(self, p: Tensor, h: Tensor) -> Tensor:
-        """Transforms of every candidate's objectives, in the parameters' precision even under autocast.
+        """Return the transforms of every candidate's objectives, in the parameters' precision even under autocast.
 
         Args:
             p: [n, C, K] objectives in [0, 1].
@@ -71,13 +71,13 @@ class MonotonicTransform(nn.Module):
 
 @cache
 def clenshaw_curtis(degree: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Nodes and weights of the Clenshaw–Curtis rule on [0, 1].
+    """Return the nodes and weights of the Clenshaw–Curtis rule on [0, 1].
 
     Args:
-        degree: n ≥ 1; the rule is exact for polynomials up to it.
+        degree: n ≥ 1; the rule is exact for polynomials up to this degree.
 
     Returns:
-        n + 1 nodes from 0 to 1, and their n + 1 positive weights of sum 1.
+        n + 1 nodes from 0 to 1, and their n + 1 positive weights, which sum to 1.
     """
     angles = [math.pi * j / degree for j in range(degree + 1)]
     weights = []
@@ -90,7 +90,7 @@ def clenshaw_curtis(degree: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 class _Integral(torch.autograd.Function):
-    """∫_0^p f(τ) dτ; arguments as for :func:`_rate`, after the quadrature's degree."""
+    """∫_0^p f(τ) dτ; arguments are the quadrature's degree, then those of :func:`_derivative`."""
 
     @staticmethod
     def forward(ctx: Any, degree: int, p: Tensor, *inputs: Tensor) -> Tensor:
@@ -107,25 +107,27 @@ class _Integral(torch.autograd.Function):
         p, *inputs = ctx.saved_tensors
         with torch.autocast(p.device.type, enabled=False):
             grad_p = grad * _derivative(p, *inputs) if ctx.needs_input_grad[1] else None
-            leaves = [each.detach().requires_grad_() for each in inputs]
-            totals = [torch.zeros_like(each) for each in inputs]
+            leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+            totals = [torch.zeros_like(tensor) for tensor in inputs]
             grad = grad * p
             for node, weight in zip(*clenshaw_curtis(ctx.degree), strict=True):
                 with torch.enable_grad():
-                    rate = _derivative(p * node, *leaves)
-                for total, part in zip(totals, torch.autograd.grad(rate, leaves, grad), strict=True):
+                    derivative = _derivative(p * node, *leaves)
+                for total, part in zip(totals, torch.autograd.grad(derivative, leaves, grad), strict=True):
                     total.add_(part, alpha=weight)
         return None, grad_p, *totals
 
 
 def _derivative(tau: Tensor, context: Tensor, weight: Tensor, *layers: Tensor) -> Tensor:
-    """f of all objectives.
+    """Return f of all objectives.
 
-    Candidates come last: layers of a few units are then products of a small matrix and long rows.
+    Candidates are the last axis: layers of a few units are then products of a small matrix and long rows.
 
     Args:
-        tau: [K, 1, n, C]; context: [K, hidden, n, C or 1] the first layer's part of h; weight: [K, hidden, 1].
-        layers: weight [K, out, in] and bias [K, out, 1] of each further layer.
+        tau: [K, 1, n, C].
+        context: [K, hidden, n, C or 1] first layer's part for h.
+        weight: [K, hidden, 1] first layer's weight of τ.
+        layers: Weight [K, out, in] and bias [K, out, 1] of each further layer.
 
     Returns:
         [K, 1, n, C]
@@ -137,5 +139,5 @@ def _derivative(tau: Tensor, context: Tensor, weight: Tensor, *layers: Tensor) -
 
 
 def _uniform(*shape: int, fan_in: int) -> Tensor:
-    """Uniform in ±1/√fan_in, as ``nn.Linear`` begins."""
+    """Return uniform values in ±1/√fan_in, the initialization of ``nn.Linear``."""
     return torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5)

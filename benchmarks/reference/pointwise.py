@@ -86,8 +86,8 @@ class PointwiseA2Gen(nn.Module):
         self.tables = nn.ModuleDict({name: nn.Embedding(count, dim) for name, count in rows.items()})
         d_item, d_user = dim * len(self.item), dim * len(self.user)
         d_context = d_user + d_item + dim
-        self.action_level = ContextAttention(2 * dim, d_item, config)
-        self.item_level = ContextAttention(d_item + 2 * dim, d_item, config)
+        self.action_pooling = ContextAttention(2 * dim, d_item, config)
+        self.item_pooling = ContextAttention(d_item + 2 * dim, d_item, config)
         self.generator = ContextAttention(2 * dim, d_context, config)
         self.recency = nn.Embedding(buckets, heads)
         self.match = nn.Linear(len(self.matched), heads, bias=False)
@@ -141,11 +141,11 @@ class PointwiseA2Gen(nn.Module):
     def context(self, rows: Embedded, examples: Examples) -> Tensor:
         """Return [B, d_context]: user, target and history vectors, the context of the generator."""
         count, n = examples.history_mask.shape
-        actions = self.action_level.pool(
+        actions = self.action_pooling.pool(
             rows.tokens.flatten(0, 1), rows.history.flatten(0, 1), examples.token_mask.flatten(0, 1)
         )
         tokens = torch.cat([rows.history, actions.view(count, n, -1), rows.gap], dim=-1)
-        history = self.item_level.pool(tokens, rows.target, examples.history_mask, self._pair_bias(examples))
+        history = self.item_pooling.pool(tokens, rows.target, examples.history_mask, self._pair_bias(examples))
         return torch.cat([rows.user, rows.target, history], dim=-1)
 
     def _rows(self, ids: Mapping[str, Tensor], names: list[str]) -> Tensor:

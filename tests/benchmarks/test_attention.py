@@ -9,7 +9,7 @@ from torch import Tensor
 
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.nn import attention as nn_attention
-from a2gen_rec.nn.attention import ContextAwareAttention
+from a2gen_rec.nn.attention import AttentionConfig, ContextAwareAttention
 from a2gen_rec.utils.distributed import DistributedContext
 
 SINGLE = DistributedContext(0, 1, 1, torch.device("cpu"))
@@ -63,7 +63,7 @@ def test_rejects_sdpa_without_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gradients_do_not_accumulate() -> None:
-    workload = Workload(ContextAwareAttention(8, 8, 8, 2), contexts=5, history=4, device=SINGLE.device)
+    workload = Workload(ContextAwareAttention(8, 8, AttentionConfig(8, 2)), contexts=5, history=4, device=SINGLE.device)
     first, second = workload.forward_backward("reference"), workload.forward_backward("reference")
     assert len(first) == 3 + sum(1 for _ in workload.attention.parameters())
     for left, right in zip(first, second, strict=True):

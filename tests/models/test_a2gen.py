@@ -87,8 +87,8 @@ def test_chances_are_between_those_of_the_sequences_and_of_the_tower() -> None:
     config, columns = small_config(), make_columns(CARD, 6, np.random.default_rng(3))
     model = build_double(CARD, config).eval()
     output = forward(model, make_batch(CARD, columns, config, np.arange(6)))
-    generated = model.ranker.marginals(dataclasses.replace(output, occurrence=None), max_error=0.0)
-    both = model.ranker.marginals(output, max_error=0.0)
+    generated = model.ranker.marginals(dataclasses.replace(output, occurrence=None), max_unexplored_mass=0.0)
+    both = model.ranker.marginals(output, max_unexplored_mass=0.0)
     told = torch.sigmoid(model.ranker.occurrence_head(output.context))
     torch.testing.assert_close(output.occurrence.logits.sigmoid(), told)
     odds = (generated.probability / (1 - generated.probability))[:, 1:-1] * told / (1 - told)
@@ -129,8 +129,8 @@ def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, colum
 
 def test_factorized_and_direct_models_agree_with_gradients(columns: WindowColumns) -> None:
     results = []
-    for form in ("factorized", "reference"):
-        config = small_config(attention_impl=form)
+    for impl in ("factorized", "reference"):
+        config = small_config(attention_impl=impl)
         model = build_double(CARD, config)
         batch = make_batch(CARD, columns, config, np.arange(12))
         loss, _ = Loss(config.loss)(forward(model, batch), batch)
@@ -170,10 +170,10 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
         torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("form", ["factorized", "reference"])
-def test_no_target_sees_itself_or_what_had_not_ended(form: str, columns: WindowColumns) -> None:
+@pytest.mark.parametrize("impl", ["factorized", "reference"])
+def test_no_target_sees_itself_or_what_had_not_ended(impl: str, columns: WindowColumns) -> None:
     """Perturbing actions and ids of impressions a target must not see leaves its predictions alone."""
-    config = small_config(attention_impl=form, max_history=3)
+    config = small_config(attention_impl=impl, max_history=3)
     model = build_double(CARD, config)
     rng = np.random.default_rng(0)
     compared = changed = 0

@@ -121,7 +121,7 @@ def test_training_and_reading_go_through_the_same_prefixes(switch: dict, columns
             )
             action, time = torch.tensor([label]), steps.time[:, label]
         place += length
-    what = ranker.marginals(output, max_error=0.0)
+    what = ranker.marginals(output, max_unexplored_mass=0.0)
     assert what.unexplored_mass.abs().max() < 1e-12
     torch.testing.assert_close(what.probability[:, -1], torch.ones_like(what.probability[:, -1]))
 

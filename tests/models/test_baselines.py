@@ -36,7 +36,7 @@ VARIANTS = [
 def predictions(model: RankingModel, batch: WindowBatch) -> Tensor:
     """Everything predicted of a target, one row per target."""
     output = forward(model, batch)
-    what = model.ranker.marginals(output, max_error=0.0)
+    what = model.ranker.marginals(output, max_unexplored_mass=0.0)
     heads = [output.label_logits, output.objective_logits, output.context]
     return torch.cat([output.event_logits, torch.nan_to_num(what.time), *heads], 1)
 
@@ -162,7 +162,7 @@ def test_predictions_start_at_base_rates_and_median_times(name: str, columns: Wi
     config = small_config(name=name, **EVERYTHING)
     model = build_model(card, config, torch.device("cpu"))
     output = model(make_batch(CARD, columns, config))
-    what = model.ranker.marginals(output, max_error=0.0)
+    what = model.ranker.marginals(output, max_unexplored_mass=0.0)
     expected = torch.tensor([1.0, *list(rates.values())[:3], 1.0]).expand_as(what.probability)
     torch.testing.assert_close(what.probability, expected)
     torch.testing.assert_close(output.label_logits.sigmoid(), torch.full_like(output.label_logits, 0.6))

@@ -75,12 +75,12 @@ def appears_otherwise(columns: WindowColumns, which: np.ndarray) -> WindowColumn
     return dataclasses.replace(columns, impression_ids=other(columns.impression_ids), session=other(columns.session))
 
 
-@pytest.mark.parametrize("form", ["factorized", "reference"])
+@pytest.mark.parametrize("impl", ["factorized", "reference"])
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_no_target_sees_what_happens_in_it_or_after_it(switch: str, form: str, columns: WindowColumns) -> None:
-    """Bit-equal but for the factorized form's rounding: its scale is that of all keys that any target sees."""
-    rounding = {"rtol": 1e-10, "atol": 1e-12} if form == "factorized" else {"rtol": 0, "atol": 0}
-    config = small_config(attention_impl=form, max_history=3, **SWITCHES[switch])
+def test_no_target_sees_what_happens_in_it_or_after_it(switch: str, impl: str, columns: WindowColumns) -> None:
+    """Bit-equal but for the factorized impl's rounding: its scale is that of all keys that any target sees."""
+    rounding = {"rtol": 1e-10, "atol": 1e-12} if impl == "factorized" else {"rtol": 0, "atol": 0}
+    config = small_config(attention_impl=impl, max_history=3, **SWITCHES[switch])
     model, rng = build_double(CARD, config, randomize=True), np.random.default_rng(0)
     before = predictions(model, make_batch(CARD, columns, config))
     window = np.repeat(np.arange(len(columns)), columns.lengths)
@@ -155,8 +155,8 @@ def test_views_part_what_pleased_from_what_did_not(feedback: str, columns: Windo
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_factorized_and_direct_models_agree_with_gradients(switch: str, columns: WindowColumns) -> None:
     results = []
-    for form in ("factorized", "reference"):
-        config = small_config(attention_impl=form, **SWITCHES[switch])
+    for impl in ("factorized", "reference"):
+        config = small_config(attention_impl=impl, **SWITCHES[switch])
         model = build_double(CARD, config, randomize=True)
         batch = make_batch(CARD, columns, config)
         loss, _ = Loss(config.loss, tasks=model.ranker.objective_tasks)(forward(model, batch), batch)
@@ -185,7 +185,7 @@ def test_a_log_without_watch_times_does_without_feedback(feedback: str, columns:
     for variant in ({"feedback_encoding": feedback, "predict_objectives": True}, {}):
         config = small_config(session_features=True, **variant)
         model = build_double(card, config, randomize=True)
-        assert not isinstance(model.ranker.encoder.item_level, DualViewAttention)
+        assert not isinstance(model.ranker.encoder.item_pooling, DualViewAttention)
         assert model.ranker.objective_tasks == ()
         found.append({"output": predictions(model, make_batch(card, world, config)), **model.state_dict()})
     assert list(found[0]) == list(found[1])
@@ -196,7 +196,7 @@ def test_a_log_without_lengths_has_levels_but_no_ratio(columns: WindowColumns) -
     card, world = bare(CARD, columns, "watch_ratio")
     config = small_config(feedback_encoding="dual_view", **EVERYTHING)
     model = build_double(card, config, randomize=True)
-    assert isinstance(model.ranker.encoder.item_level, DualViewAttention)
+    assert isinstance(model.ranker.encoder.item_pooling, DualViewAttention)
     assert predictions(model, make_batch(card, world, config)).isfinite().all()
 
 

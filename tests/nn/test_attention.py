@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.nn.attention import (
+    AttentionConfig,
     AttentionImpl,
     ContextAwareAttention,
     pooled_attention_weights,
@@ -21,7 +22,7 @@ MASKS = ["random", "ragged", "sliding", "ended", "full"]
 
 def build(residual: str = "context", mlp_ratio: float = 0.0, scale: float = 1.0) -> ContextAwareAttention:
     """A float64 CAM of which nothing starts at zero; ``scale`` multiplies what makes its logits."""
-    cam = ContextAwareAttention(D_X, D_C, DIM, HEADS, residual, mlp_ratio).double()
+    cam = ContextAwareAttention(D_X, D_C, AttentionConfig(DIM, HEADS, residual, mlp_ratio)).double()
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in cam.parameters():
@@ -130,7 +131,7 @@ def test_factorized_equals_direct_with_gradients(kind: str, residual: str, biase
     bias = bias.to(dtype).requires_grad_() if biased else None
     leaves = [x, context, *cam.parameters()] + ([bias] if biased else [])
     both = [
-        with_gradients(cam.pool(x, context, mask_of(kind), bias, form), leaves) for form in ("factorized", "reference")
+        with_gradients(cam.pool(x, context, mask_of(kind), bias, impl), leaves) for impl in ("factorized", "reference")
     ]
     rtol, atol = (1e-9, 1e-9) if dtype == torch.float64 else (1e-4, 1e-5)
     assert_equal(*both, rtol, atol)
@@ -138,16 +139,16 @@ def test_factorized_equals_direct_with_gradients(kind: str, residual: str, biase
 
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("residual", ["context", "both"])
-@pytest.mark.parametrize("form", ["factorized", "reference"])
+@pytest.mark.parametrize("impl", ["factorized", "reference"])
 @pytest.mark.parametrize("mlp_ratio", [0.0, 1.5])
-def test_pooled_equals_the_formulas(kind: str, residual: str, form: str, mlp_ratio: float) -> None:
+def test_pooled_equals_the_formulas(kind: str, residual: str, impl: str, mlp_ratio: float) -> None:
     cam = build(residual, mlp_ratio)
     x, context = inputs()
     bias = torch.randn(M, HEADS, T, N, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     mask = mask_of(kind)
     for extra in (None, bias):
         expected = naive_pooled(cam, x, context, mask, extra)
-        torch.testing.assert_close(cam.pool(x, context, mask, extra, form), expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(cam.pool(x, context, mask, extra, impl), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -173,8 +174,8 @@ def test_pooled_is_the_mean_of_forward_where_all_is_visible() -> None:
     x, context = inputs()
     for t in range(T):
         mean = cam(x, context[:, t]).mean(1)
-        for form in ("factorized", "reference"):
-            pooled = cam.pool(x, context, mask_of("full"), form=form)[:, t]
+        for impl in ("factorized", "reference"):
+            pooled = cam.pool(x, context, mask_of("full"), impl=impl)[:, t]
             torch.testing.assert_close(pooled, mean, rtol=1e-9, atol=1e-9)
 
 
@@ -191,7 +192,7 @@ def logits_of(cam: ContextAwareAttention, x: Tensor, context: Tensor) -> tuple[T
 
 
 def log_denominators(shared: Tensor, asked: Tensor, mask: Tensor) -> Tensor:
-    """log of the factorized form's D [m, heads, T, n], which its float arithmetic cannot hold when it is small."""
+    """log of the factorized impl's D [m, heads, T, n], which its float arithmetic cannot hold when it is small."""
     visible = mask[:, None].expand(asked.shape)
     shared = shared - shared.masked_fill(~mask.any(1)[:, None, None], -torch.inf).amax(-1, keepdim=True)
     asked = asked.masked_fill(~visible, -torch.inf)
@@ -214,7 +215,7 @@ def test_huge_logits_stay_finite_and_equal_the_direct_form(kind: str, residual: 
         assert lost.sum() > 5, "hardly a denominator underflows: nothing would be tested"
         assert not lost.all(), "all denominators underflow: the two branches would not be mixed"
     leaves = [x, context, *cam.parameters()]
-    both = [with_gradients(cam.pool(x, context, mask, form=form), leaves) for form in ("factorized", "reference")]
+    both = [with_gradients(cam.pool(x, context, mask, impl=impl), leaves) for impl in ("factorized", "reference")]
     # Saturated logits have no gradient of their own; the rounding left of it is multiplied by the weights' scale.
     assert_equal(*both, rtol=1e-8, atol=1e-8)
 
@@ -239,23 +240,23 @@ def test_denominators_crossing_the_floor(dtype: torch.dtype) -> None:
     assert ((naive_f.masked_fill(~mask[:, None], 0) @ naive_e.mT) == 0).any(), "nothing underflows"
 
     values = []
-    for form in get_args(AttentionImpl):
+    for impl in get_args(AttentionImpl):
         leaves = [shared.clone().requires_grad_(), asked.clone().requires_grad_()]
-        values.append(with_gradients(pooled_attention_weights(leaves[:1], leaves[1], mask, form)[0], leaves))
+        values.append(with_gradients(pooled_attention_weights(leaves[:1], leaves[1], mask, impl)[0], leaves))
     rtol, atol = (1e-9, 1e-10) if dtype == torch.float64 else (2e-3, 2e-4)
     assert_equal(*values, rtol, atol)
 
 
-@pytest.mark.parametrize("form", ["factorized", "reference"])
+@pytest.mark.parametrize("impl", ["factorized", "reference"])
 @pytest.mark.parametrize("kind", ["random", "sliding", "full"])
 @pytest.mark.parametrize("scale", [1.0, 700.0])
-def test_logits_that_contexts_ask_alike_are_each_as_if_alone(form: AttentionImpl, kind: str, scale: float) -> None:
+def test_logits_that_contexts_ask_alike_are_each_as_if_alone(impl: AttentionImpl, kind: str, scale: float) -> None:
     shared, asked = logits_of(build(scale=scale), *inputs())
     several, mask = [shared, shared.flip(2), 0.5 * shared], mask_of(kind)
     leaves = [*several, asked]
     for leaf in leaves:
         leaf.detach_().requires_grad_()
-    together = torch.stack(pooled_attention_weights(several, asked, mask, form))
+    together = torch.stack(pooled_attention_weights(several, asked, mask, impl))
     alone = torch.stack([reference_weights(each, asked, mask) for each in several])
     weigh = torch.randn(alone.shape, generator=torch.Generator().manual_seed(3), dtype=alone.dtype)
     found = [together, *torch.autograd.grad((together * weigh).sum(), leaves)]
@@ -274,42 +275,42 @@ def test_narrow_values_are_weighted_as_by_a_product() -> None:
         torch.testing.assert_close(weighted_sum(weights, values), weights @ values, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["factorized", "reference"])
+@pytest.mark.parametrize("impl", ["factorized", "reference"])
 @pytest.mark.parametrize("scale", [1.0, 700.0])
-def test_one_mask_for_all_contexts_is_each_contexts_own(form: str, scale: float) -> None:
+def test_one_mask_for_all_contexts_is_each_contexts_own(impl: str, scale: float) -> None:
     cam, (x, context) = build(scale=scale), inputs()
     own = mask_of("random")[:, :1] | (torch.arange(N) == 0)
-    one, each = (cam.pool(x, context, mask, form=form) for mask in (own, own.expand(M, T, N)))
+    one, each = (cam.pool(x, context, mask, impl=impl) for mask in (own, own.expand(M, T, N)))
     torch.testing.assert_close(one, each, rtol=1e-12, atol=1e-12 * scale)
 
 
-@pytest.mark.parametrize("form", ["factorized", "reference"])
-def test_weights_are_a_mean_of_distributions(form: str) -> None:
+@pytest.mark.parametrize("impl", ["factorized", "reference"])
+def test_weights_are_a_mean_of_distributions(impl: str) -> None:
     cam = build(scale=30.0)
     mask = mask_of("random")
     shared, asked = logits_of(cam, *inputs())
-    (weights,) = pooled_attention_weights([shared], asked, mask, form)
+    (weights,) = pooled_attention_weights([shared], asked, mask, impl)
     assert (weights >= 0).all()
     seen = mask.any(-1)[:, None].expand(M, HEADS, T)
     torch.testing.assert_close(weights.sum(-1), seen.double(), rtol=1e-9, atol=1e-9)
     assert not weights.masked_select(~mask[:, None].expand_as(weights)).any()
 
 
-@pytest.mark.parametrize("form", ["factorized", "reference"])
+@pytest.mark.parametrize("impl", ["factorized", "reference"])
 @pytest.mark.parametrize("residual", ["context", "both"])
 @pytest.mark.parametrize("scale", [1.0, 700.0])
-def test_a_context_that_sees_nothing_gives_the_residual(form: str, residual: str, scale: float) -> None:
+def test_a_context_that_sees_nothing_gives_the_residual(impl: str, residual: str, scale: float) -> None:
     cam = build(residual, scale=scale)
     x, context = (part.requires_grad_() for part in inputs())
     mask = mask_of("random")
     mask[1] = False
     assert not mask[0, 2].any()
-    out = cam.pool(x, context, mask, form=form)
+    out = cam.pool(x, context, mask, impl=impl)
     assert torch.equal(out[1], cam.context(context)[1])
     assert torch.equal(out[0, 2], cam.context(context)[0, 2])
     leaves = [x, context, *cam.parameters()]
     assert all(part.isfinite().all() for part in with_gradients(out, leaves))
-    blind = torch.autograd.grad(cam.pool(x, context, mask, form=form)[1].square().sum(), x)[0]
+    blind = torch.autograd.grad(cam.pool(x, context, mask, impl=impl)[1].square().sum(), x)[0]
     assert not blind.any(), "what is not seen has no gradient"
 
 
@@ -323,23 +324,23 @@ def test_positions_without_a_key_give_the_residual() -> None:
     assert all(part.isfinite().all() for part in with_gradients(out, [x, context, *cam.parameters()]))
 
 
-@pytest.mark.parametrize("form", ["factorized", "reference"])
+@pytest.mark.parametrize("impl", ["factorized", "reference"])
 @pytest.mark.parametrize("residual", ["context", "both"])
-def test_padding_changes_nothing(form: str, residual: str) -> None:
+def test_padding_changes_nothing(impl: str, residual: str) -> None:
     """Junk in padded tokens, more padding, and each sequence alone without any give the same."""
     cam = build(residual)
     x, context = inputs()
     lengths = [N, 4, 2]
     mask = mask_of("random") & (torch.arange(N) < torch.tensor(lengths)[:, None])[:, None]
-    together = cam.pool(x, context, mask, form=form)
+    together = cam.pool(x, context, mask, impl=impl)
     junk = x.clone()
     for m, length in enumerate(lengths):
         junk[m, length:] = 1e3
-        alone = cam.pool(x[m : m + 1, :length], context[m : m + 1], mask[m : m + 1, :, :length], form=form)
+        alone = cam.pool(x[m : m + 1, :length], context[m : m + 1], mask[m : m + 1, :, :length], impl=impl)
         torch.testing.assert_close(together[m : m + 1], alone, rtol=1e-9, atol=1e-9)
     junk = torch.cat([junk, torch.full((M, 3, D_X), -50.0, dtype=torch.float64)], dim=1)
     wider = torch.cat([mask, torch.zeros(M, T, 3, dtype=torch.bool)], dim=2)
-    torch.testing.assert_close(cam.pool(junk, context, wider, form=form), together, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(cam.pool(junk, context, wider, impl=impl), together, rtol=1e-9, atol=1e-9)
 
     whole = torch.arange(N) < torch.tensor(lengths)[:, None]
     padded = cam(x, context[:, 0], whole)

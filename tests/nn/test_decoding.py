@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from a2gen_rec.nn.attention import AttentionConfig
 from a2gen_rec.nn.decoding import DecodedSequences, decode
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings
 from a2gen_rec.nn.marginals import action_marginals, top_sequences
@@ -43,7 +44,8 @@ class Sequence(NamedTuple):
 def make(form: type[Generator], events: int = 3, sharp: float = 1.0, **options: Any) -> World:
     """Random weights and contexts; the logits of first steps spread by ``sharp``. The second event is not timed."""
     actions = events + 2
-    generator = form(D_CONTEXT, DIM, 2, actions, max_offset_s=100.0, **options).double()
+    attention = {name: options.pop(name) for name in ("residual", "mlp_ratio") if name in options}
+    generator = form(D_CONTEXT, AttentionConfig(DIM, 2, **attention), actions, max_offset_s=100.0, **options).double()
     torch.manual_seed(12)
     for parameter in generator.parameters():
         torch.nn.init.normal_(parameter, std=0.35)
@@ -130,7 +132,7 @@ def assert_same(got: Sequence, expected: Sequence) -> None:
 @pytest.mark.parametrize("options", VARIANTS)
 def test_tree_equals_enumeration(options: dict) -> None:
     world = make(ExplicitGenerator, events=4, **options)
-    got = action_marginals(*world, max_error=0.0)
+    got = action_marginals(*world, max_unexplored_mass=0.0)
     assert got.probability.shape == got.time.shape == (CONTEXTS, 6)
     assert not got.unexplored_mass.any()
     for n in range(CONTEXTS):
@@ -146,38 +148,45 @@ def test_tree_equals_enumeration(options: dict) -> None:
 def test_the_tree_feeds_times_back(name: str) -> None:
     """What is emitted, and that an unrecorded time is emitted as missing, changes the predictions that follow."""
     world = make(ExplicitGenerator)
-    before = action_marginals(*world, max_error=0.0).probability
+    before = action_marginals(*world, max_unexplored_mass=0.0).probability
     if name == "missing":
-        after = action_marginals(*world._replace(timed=torch.ones_like(world.timed)), max_error=0.0).probability
+        after = action_marginals(
+            *world._replace(timed=torch.ones_like(world.timed)), max_unexplored_mass=0.0
+        ).probability
     else:
         with torch.no_grad():
             world.generator.heads.time.bias.add_(3.0)
-        after = action_marginals(*world, max_error=0.0).probability
+        after = action_marginals(*world, max_unexplored_mass=0.0).probability
     assert ((before - after).abs().amax(1) > 1e-6).all()
 
 
 @pytest.mark.parametrize("sharp", [0.3, 1.0, 4.0])
-@pytest.mark.parametrize("max_error", [0.0, 1e-6, 1e-4, 1e-3, 0.01, 0.1, 0.3])
-def test_what_is_pruned_is_accounted_for_and_bounded(sharp: float, max_error: float) -> None:
+@pytest.mark.parametrize("max_unexplored_mass", [0.0, 1e-6, 1e-4, 1e-3, 0.01, 0.1, 0.3])
+def test_what_is_pruned_is_accounted_for_and_bounded(sharp: float, max_unexplored_mass: float) -> None:
     world = make(ExplicitGenerator, events=4, sharp=sharp)
-    exact, pruned = action_marginals(*world, max_error=0.0), action_marginals(*world, max_error=max_error)
+    exact, pruned = (
+        action_marginals(*world, max_unexplored_mass=0.0),
+        action_marginals(*world, max_unexplored_mass=max_unexplored_mass),
+    )
     ends = pruned.probability[:, [0, -1]]
     torch.testing.assert_close(ends, torch.ones_like(ends), rtol=0, atol=1e-12)
     error = (exact.probability - pruned.probability).abs()
     assert (error <= pruned.unexplored_mass[:, None] + 1e-12).all()
-    assert (pruned.unexplored_mass <= max_error + 1e-12).all()
-    if max_error >= 0.3:
+    assert (pruned.unexplored_mass <= max_unexplored_mass + 1e-12).all()
+    if max_unexplored_mass >= 0.3:
         assert (pruned.unexplored_mass > 0).any()
         assert (error > 1e-6).any()
         assert error[:, 1:-1].mean() < 0.1 * pruned.unexplored_mass.mean(), "what is not followed is told well"
 
 
-@pytest.mark.parametrize("max_error", [20.0, 1.0])  # all that is left may be lost: it is, however it is spread
-def test_what_is_not_followed_goes_on_as_its_siblings_do(max_error: float) -> None:
+@pytest.mark.parametrize(
+    "max_unexplored_mass", [20.0, 1.0]
+)  # all that is left may be lost: it is, however it is spread
+def test_what_is_not_followed_goes_on_as_its_siblings_do(max_unexplored_mass: float) -> None:
     """With the first step alone, two events come in either order: the second with its share of what the first leaves,
     at its own time but not before the first, as far as times are known."""
     world = make(ExplicitGenerator, events=2)
-    pruned = action_marginals(*world, max_error=max_error)
+    pruned = action_marginals(*world, max_unexplored_mass=max_unexplored_mass)
     for n in range(CONTEXTS):
         log_p, at = next_step(world, n, (), ())
         _, one, two, end = (math.exp(value) for value in log_p)
@@ -194,7 +203,7 @@ def test_an_impossible_action_has_no_time(form: type[Generator]) -> None:
     world = make(form)
     with torch.no_grad():
         world.generator.heads.action.bias[2] = -1e6
-    got = action_marginals(*world, max_error=0.0)
+    got = action_marginals(*world, max_unexplored_mass=0.0)
     assert not got.probability[:, 2].any()
     assert got.time[:, 2].isnan().all()
     assert got.time[:, [1, 3, 4]].isfinite().all()
@@ -209,7 +218,7 @@ def test_implicit_closed_form_equals_independent_draws(options: dict) -> None:
     with torch.no_grad():
         steps, _ = generator.predict(world.context, generator.max_steps)
     p, times = torch.softmax(steps.logits, -1), steps.time
-    got = action_marginals(*world, max_error=0.1)
+    got = action_marginals(*world, max_unexplored_mass=0.1)
     for n in range(CONTEXTS):
         mass, time_mass, endless = [0.0] * 5, [0.0] * 5, 0.0
         for draw in itertools.product(range(1, 5), repeat=generator.max_steps):
@@ -282,7 +291,7 @@ def test_a_beam_of_one_is_greedy(form: type[Generator], options: dict) -> None:
 @pytest.mark.parametrize("width", [1, 7, 20])
 def test_the_likeliest_of_a_whole_tree_are_the_enumeration_in_order(options: dict, width: int) -> None:
     world, contexts = make(ExplicitGenerator, **options), [2, 0]
-    decoded = top_sequences(action_marginals(*world, max_error=0.0), torch.tensor(contexts), width)
+    decoded = top_sequences(action_marginals(*world, max_unexplored_mass=0.0), torch.tensor(contexts), width)
     assert decoded.log_probability.shape == (2, width)
     for n, context in enumerate(contexts):
         expected = enumerate_all(world, context)
@@ -293,10 +302,10 @@ def test_the_likeliest_of_a_whole_tree_are_the_enumeration_in_order(options: dic
         assert (decoded.log_probability[n, len(expected) :] == -torch.inf).all()
 
 
-@pytest.mark.parametrize("max_error", [0.5, 0.1, 0.01])
-def test_no_sequence_that_a_pruned_tree_leaves_out_is_likelier_than_its_remainder(max_error: float) -> None:
+@pytest.mark.parametrize("max_unexplored_mass", [0.5, 0.1, 0.01])
+def test_no_sequence_that_a_pruned_tree_leaves_out_is_likelier_than_its_remainder(max_unexplored_mass: float) -> None:
     world = make(ExplicitGenerator, events=4, sharp=2.0)
-    what = action_marginals(*world, max_error=max_error)
+    what = action_marginals(*world, max_unexplored_mass=max_unexplored_mass)
     decoded = top_sequences(what, torch.arange(CONTEXTS), 70)
     for n in range(CONTEXTS):
         known = {sequence.action: sequence for sequence in enumerate_all(world, n)}
@@ -361,10 +370,10 @@ def test_no_action_comes_twice_and_exit_comes_last(form: type[Generator], strate
 @pytest.mark.parametrize("form", FORMS)
 def test_contexts_do_not_touch_each_other(form: type[Generator]) -> None:
     world = make(form, events=4)
-    together = decode(*world, strategy="beam", width=6), action_marginals(*world, max_error=0.01)
+    together = decode(*world, strategy="beam", width=6), action_marginals(*world, max_unexplored_mass=0.01)
     for n in range(CONTEXTS):
         one = world._replace(context=world.context[n : n + 1])
-        alone = decode(*one, strategy="beam", width=6), action_marginals(*one, max_error=0.01)
+        alone = decode(*one, strategy="beam", width=6), action_marginals(*one, max_unexplored_mass=0.01)
         for k in range(6):
             assert_same(sequence_of(together[0], n, k), sequence_of(alone[0], 0, k))
         for name in ("probability", "time", "unexplored_mass"):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from a2gen_rec.nn.attention import AttentionConfig
 from a2gen_rec.nn.encoder import HierarchicalEncoder, WindowLayout, log_bucketize
 from a2gen_rec.utils.jagged import LengthBuckets, jagged_positions
 
@@ -51,8 +52,8 @@ def test_buckets_keep_the_shape() -> None:
     assert bucket.shape == (2, 2)
 
 
-def build(residual: str, form: str, mlp_ratio: float = 1.0) -> HierarchicalEncoder:
-    encoder = HierarchicalEncoder(6, 4, 2, residual, mlp_ratio, recency_buckets=5, match_features=3, form=form).double()
+def build(residual: str, impl: str, mlp_ratio: float = 1.0) -> HierarchicalEncoder:
+    encoder = HierarchicalEncoder(6, AttentionConfig(4, 2, residual, mlp_ratio), 5, 3, impl).double()
     torch.manual_seed(0)
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -63,7 +64,7 @@ def build(residual: str, form: str, mlp_ratio: float = 1.0) -> HierarchicalEncod
 @pytest.mark.parametrize("mlp_ratio", [0.0, 1.0])
 def test_action_level_equals_one_impression_at_a_time(residual: str, mlp_ratio: float) -> None:
     encoder = build(residual, "factorized", mlp_ratio)
-    cam = encoder.action_level
+    cam = encoder.action_pooling
     lengths = [2, 4, 2, 3, 5, 2]
     tokens = torch.randn(sum(lengths), 8, dtype=torch.float64)
     item = torch.randn(len(lengths), 6, dtype=torch.float64)
@@ -73,11 +74,11 @@ def test_action_level_equals_one_impression_at_a_time(residual: str, mlp_ratio: 
     torch.testing.assert_close(got, block(torch.stack(expected)), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("form", ["factorized", "reference"])
+@pytest.mark.parametrize("impl", ["factorized", "reference"])
 @pytest.mark.parametrize("residual", ["context", "both"])
-def test_item_level_equals_one_target_at_a_time(form: str, residual: str) -> None:
+def test_item_level_equals_one_target_at_a_time(impl: str, residual: str) -> None:
     """Each target alone with the impressions it sees: no padding, no other window, no other target."""
-    encoder = build(residual, form)
+    encoder = build(residual, impl)
     rng = torch.Generator().manual_seed(1)
     lengths, targets = torch.tensor([5, 2, 7]), torch.tensor([2, 1, 3])
     row, column = jagged_positions(lengths)
@@ -105,8 +106,8 @@ def test_item_level_equals_one_target_at_a_time(form: str, residual: str) -> Non
         bias = (encoder.recency(recency[w, place, column[seen]]) + encoder.match(shared)).T[None, :, None]
         everything = torch.ones(1, 1, len(seen), dtype=torch.bool)
         expected.append(
-            encoder.item_level.pool(x, target[None, t : t + 1], everything, bias, "reference")[0, 0]
+            encoder.item_pooling.pool(x, target[None, t : t + 1], everything, bias, "reference")[0, 0]
             if seen
-            else encoder.item_level.block(encoder.item_level.context(target[t]))
+            else encoder.item_pooling.block(encoder.item_pooling.context(target[t]))
         )
     torch.testing.assert_close(got, torch.stack(expected), rtol=1e-9, atol=1e-9)

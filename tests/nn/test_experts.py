@@ -67,9 +67,9 @@ def level_by_loops(level: CustomizedGateControl, common: Tensor, each: list[Tens
         rows = slice(e * DIM, (e + 1) * DIM)
         shared.append(F.gelu(level.shared_experts.weight[rows] @ common + level.shared_experts.bias[rows]))
     for k in range(TASKS):
-        for e in range(level.own):
-            weight = level.own_experts.weight[k][:, e * DIM : (e + 1) * DIM]
-            own[k].append(F.gelu(each[k] @ weight + level.own_experts.bias[k, 0, e * DIM : (e + 1) * DIM]))
+        for e in range(level.task_specific):
+            weight = level.task_experts.weight[k][:, e * DIM : (e + 1) * DIM]
+            own[k].append(F.gelu(each[k] @ weight + level.task_experts.bias[k, 0, e * DIM : (e + 1) * DIM]))
     mixed = [mix(of_task(level.gates, k, each[k]), shared + own[k]) for k in range(TASKS)]
     if level.shared_gate is None:
         return common, mixed
@@ -77,9 +77,9 @@ def level_by_loops(level: CustomizedGateControl, common: Tensor, each: list[Tens
     return mix(level.shared_gate(common), everyone), mixed
 
 
-@pytest.mark.parametrize(("shared", "own"), [(2, 2), (1, 1), (3, 0), (0, 2)])
-def test_ple_equals_loops(shared: int, own: int) -> None:
-    module, context = double(PLE(D, DIM, TASKS, shared, own)), inputs(TARGETS, D)
+@pytest.mark.parametrize(("shared", "task_specific"), [(2, 2), (1, 1), (3, 0), (0, 2)])
+def test_ple_equals_loops(shared: int, task_specific: int) -> None:
+    module, context = double(PLE(D, DIM, TASKS, shared, task_specific)), inputs(TARGETS, D)
     assert len(module.levels) == 2
     rows = []
     for c in context:
@@ -96,7 +96,7 @@ def test_a_task_s_own_experts_matter_to_others_through_the_shared_path_of_the_ne
     for level, reaches_others in ((0, True), (1, False)):
         before = module(context)
         with torch.no_grad():
-            module.levels[level].own_experts.weight[1] += 1.0
+            module.levels[level].task_experts.weight[1] += 1.0
         moved = (module(context) != before).flatten(2).any(2).any(0)
         assert moved.tolist() == [reaches_others, True, reaches_others]
 

@@ -1,4 +1,4 @@
-"""Feedback views against METHODS §5 written out one context at a time, and the fast form against the direct one."""
+"""Feedback views against METHODS §5 written out one context at a time, and the fast impl against the direct one."""
 
 import math
 
@@ -8,15 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from a2gen_rec.nn.attention import AttentionConfig
 from a2gen_rec.nn.feedback import DualViewAttention
 
 M, N, T, HEADS, D_X, D_C, DIM = 3, 8, 6, 2, 5, 6, 8
 FORMS = ["factorized", "reference"]
 
 
-def build(residual: str = "context", mlp_ratio: float = 0.0, whole: bool = False) -> DualViewAttention:
+def build(residual: str = "context", mlp_ratio: float = 0.0, include_full_history: bool = False) -> DualViewAttention:
     """A float64 module of which nothing starts at zero."""
-    module = DualViewAttention(D_X, D_C, DIM, HEADS, residual, mlp_ratio, include_full_history=whole).double()
+    module = DualViewAttention(
+        D_X, D_C, AttentionConfig(DIM, HEADS, residual, mlp_ratio), include_full_history
+    ).double()
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -77,7 +80,7 @@ def naive(module: DualViewAttention, *, x: Tensor, context: Tensor, mask: Tensor
             liked, disliked = v["positive"], v["negative"]
             gate = 1 / (1 + torch.exp(-module.gate.weight @ torch.cat([c, liked, disliked]) - module.gate.bias))
             parts = [liked, gate * disliked, liked * e, disliked * e]
-            parts += [pooled(seen, cam.value.weight)] if module.whole else []
+            parts += [pooled(seen, cam.value.weight)] if module.include_full_history else []
             row = module.project.weight @ torch.cat(parts) + e
             if cam.residual == "both" and seen:
                 row = row + s[seen].mean(0)
@@ -92,10 +95,10 @@ def with_gradients(output: Tensor, leaves: list[Tensor]) -> list[Tensor]:
 
 
 def both_forms(module: DualViewAttention, case: dict[str, Tensor]) -> list[list[Tensor]]:
-    """Output and gradients of every input and parameter, of the factorized and the direct form."""
+    """Output and gradients of every input and parameter, of the factorized and the direct impl."""
     named = {name: part.requires_grad_() if part.is_floating_point() else part for name, part in case.items()}
     leaves = [part for part in named.values() if part.requires_grad] + list(module.parameters())
-    return [with_gradients(module(**named, form=form), leaves) for form in FORMS]
+    return [with_gradients(module(**named, impl=impl), leaves) for impl in FORMS]
 
 
 def assert_equal(fast: list[Tensor], slow: list[Tensor], tolerance: float) -> None:
@@ -105,23 +108,23 @@ def assert_equal(fast: list[Tensor], slow: list[Tensor], tolerance: float) -> No
         torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("include_full_history", [True, False])
 @pytest.mark.parametrize(("residual", "mlp_ratio"), [("context", 0.0), ("both", 0.0), ("both", 1.5)])
-def test_equals_the_formulas(form: str, whole: bool, residual: str, mlp_ratio: float) -> None:
-    module, case = build(residual, mlp_ratio, whole), inputs()
-    torch.testing.assert_close(module(**case, form=form), naive(module, **case), rtol=1e-9, atol=1e-9)
+def test_equals_the_formulas(impl: str, include_full_history: bool, residual: str, mlp_ratio: float) -> None:
+    module, case = build(residual, mlp_ratio, include_full_history), inputs()
+    torch.testing.assert_close(module(**case, impl=impl), naive(module, **case), rtol=1e-9, atol=1e-9)
 
 
 @given(st.integers(0, 3), st.integers(0, 7), st.integers(0, 5), st.integers(0, 1000), st.booleans())
 @settings(deadline=None, max_examples=60)
-def test_factorized_equals_direct_with_gradients(m: int, n: int, t: int, seed: int, whole: bool) -> None:
-    assert_equal(*both_forms(build("both", 1.5, whole), inputs(m, n, t, seed)), 1e-9)
+def test_factorized_equals_direct_with_gradients(m: int, n: int, t: int, seed: int, include_full_history: bool) -> None:
+    assert_equal(*both_forms(build("both", 1.5, include_full_history), inputs(m, n, t, seed)), 1e-9)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_every_parameter_learns_in_float32_too(whole: bool) -> None:
-    module, case = build("both", 1.5, whole), inputs()
+@pytest.mark.parametrize("include_full_history", [True, False])
+def test_every_parameter_learns_in_float32_too(include_full_history: bool) -> None:
+    module, case = build("both", 1.5, include_full_history), inputs()
     slow = both_forms(module, case)[1]
     assert all(part.any() for part in slow)
     single = {name: part.detach().float() if part.is_floating_point() else part for name, part in case.items()}
@@ -136,7 +139,7 @@ def test_views_of_any_distance_stay_exact(dtype: torch.dtype) -> None:
 
     The margins run past where the exponentials of the other view, or all the denominators of it, are zero.
     """
-    module = build("both", whole=False).to(dtype)
+    module = build("both", include_full_history=False).to(dtype)
     case = inputs()
     case = {name: part.to(dtype) if part.is_floating_point() else part for name, part in case.items()}
     near = module(**case)
@@ -149,9 +152,9 @@ def test_views_of_any_distance_stay_exact(dtype: torch.dtype) -> None:
         torch.testing.assert_close(fast[0], near, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("impl", FORMS)
 @pytest.mark.parametrize("residual", ["context", "both"])
-def test_an_empty_view_is_zero(form: str, residual: str) -> None:
+def test_an_empty_view_is_zero(impl: str, residual: str) -> None:
     """Only contexts that see something of a view depend on its value map; those that see nothing, on neither."""
     module, case = build(residual), inputs()
     parts = {"positive": module.cam.value.weight, "negative": module.negative_value.weight}
@@ -159,41 +162,46 @@ def test_an_empty_view_is_zero(form: str, residual: str) -> None:
         reached = (case["mask"] & case[name][:, None]).any(-1)
         assert reached.any()
         assert not reached.all()
-        out = module(**case, form=form)
+        out = module(**case, impl=impl)
         for m, t in (~reached).nonzero().tolist():
             (gradient,) = torch.autograd.grad(out[m, t].square().sum(), value, retain_graph=True)
             assert not gradient.any()
         for m, t in reached.nonzero().tolist():
             (gradient,) = torch.autograd.grad(out[m, t].square().sum(), value, retain_graph=True)
             assert gradient.any()
-    blind = module(**case, form=form)[0]
+    blind = module(**case, impl=impl)[0]
     residuals = module.cam.context(case["context"][0])
     assert torch.equal(blind[0], residuals[0])
     if residual == "both":
         seen = case["mask"][0, 3]
         residuals = residuals + module.cam.sequence(case["x"][0, seen]).mean(0)
     torch.testing.assert_close(blind[3], residuals[3], rtol=1e-12, atol=1e-12)
-    assert all(part.isfinite().all() for form in both_forms(module, case) for part in form)
+    assert all(part.isfinite().all() for impl in both_forms(module, case) for part in impl)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("whole", [True, False])
-def test_what_is_in_neither_view_is_seen_by_the_whole_only(form: str, whole: bool) -> None:
-    module, case = build("context", whole=whole), inputs()
+@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("include_full_history", [True, False])
+def test_what_is_in_neither_view_is_seen_by_the_whole_only(impl: str, include_full_history: bool) -> None:
+    module, case = build("context", include_full_history=include_full_history), inputs()
     neither = ~(case["positive"] | case["negative"])
     moved = {**case, "x": torch.where(neither[..., None], 3.0, case["x"])}
-    before, after = module(**case, form=form), module(**moved, form=form)
+    before, after = module(**case, impl=impl), module(**moved, impl=impl)
     touched = (case["mask"] & neither[:, None]).any(-1)
     assert touched.any()
     torch.testing.assert_close(before[~touched], after[~touched], rtol=1e-9, atol=1e-9)
-    assert torch.isclose(before, after, rtol=1e-9, atol=1e-9).all(-1)[touched].logical_xor(torch.tensor(whole)).all()
+    assert (
+        torch.isclose(before, after, rtol=1e-9, atol=1e-9)
+        .all(-1)[touched]
+        .logical_xor(torch.tensor(include_full_history))
+        .all()
+    )
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("whole", [True, False])
-def test_order_and_padding_change_nothing(form: str, whole: bool) -> None:
-    module, case = build("both", whole=whole), inputs()
-    expected = module(**case, form=form)
+@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("include_full_history", [True, False])
+def test_order_and_padding_change_nothing(impl: str, include_full_history: bool) -> None:
+    module, case = build("both", include_full_history=include_full_history), inputs()
+    expected = module(**case, impl=impl)
     pad = torch.full((M, 3, D_X), 50.0, dtype=torch.float64)
     order = torch.randperm(N + 3, generator=torch.Generator().manual_seed(1))
     changed = {
@@ -204,7 +212,7 @@ def test_order_and_padding_change_nothing(form: str, whole: bool) -> None:
         "positive": torch.cat([case["positive"], torch.tensor([[True, False, False]] * M)], dim=1)[:, order],
         "negative": torch.cat([case["negative"], torch.tensor([[False, True, False]] * M)], dim=1)[:, order],
     }
-    torch.testing.assert_close(module(**changed, form=form), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(module(**changed, impl=impl), expected, rtol=1e-9, atol=1e-9)
 
 
 def with_gate(value: float) -> DualViewAttention:

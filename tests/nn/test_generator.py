@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from a2gen_rec.nn.attention import AttentionConfig
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, StepPredictions
 from a2gen_rec.utils.jagged import LengthBuckets
 
@@ -21,7 +22,8 @@ HEADS = [
 
 
 def build(form: type[Generator], **options: Any) -> Any:
-    generator = form(D_CONTEXT, DIM, 2, ACTIONS, max_offset_s=100.0, **options).double()
+    attention = {name: options.pop(name) for name in ("residual", "mlp_ratio") if name in options}
+    generator = form(D_CONTEXT, AttentionConfig(DIM, 2, **attention), ACTIONS, max_offset_s=100.0, **options).double()
     torch.manual_seed(4)
     for parameter in generator.parameters():
         torch.nn.init.normal_(parameter, std=0.35)
@@ -273,7 +275,7 @@ def test_implicit_steps_differ_because_of_their_embeddings() -> None:
 
 def test_fresh_implicit_steps_already_differ() -> None:
     torch.manual_seed(0)
-    generator = ImplicitGenerator(D_CONTEXT, DIM, 2, ACTIONS)
+    generator = ImplicitGenerator(D_CONTEXT, AttentionConfig(DIM, 2), ACTIONS)
     assert generator.step_embedding.shape == (ACTIONS - 1, DIM)
     _, context = tables_and_context()
     steps, _ = generator.predict(context.float(), generator.max_steps)

@@ -33,7 +33,7 @@ def together(predicted: ObjectivePredictions) -> Tensor:
 
 def naive(module: MultiObjectiveHead, context: Tensor) -> Tensor:
     """[targets, tasks], one target, one task and one expert at a time."""
-    width = module.shared + module.own
+    width = module.shared + module.task_specific
     rows = []
     for c in context:
         x = F.layer_norm(c, (D,), module.norm.weight, module.norm.bias)
@@ -43,8 +43,11 @@ def naive(module: MultiObjectiveHead, context: Tensor) -> Tensor:
             return F.gelu(module.experts.weight[rows] @ x + module.experts.bias[rows])
 
         row = []
-        for k in range(module.tasks):
-            mine = [*range(module.shared), *(module.shared + k * module.own + o for o in range(module.own))]
+        for k in range(module.num_tasks):
+            mine = [
+                *range(module.shared),
+                *(module.shared + k * module.task_specific + o for o in range(module.task_specific)),
+            ]
             part = slice(k * width, (k + 1) * width)
             scores = torch.exp(module.gates.weight[part] @ x + module.gates.bias[part])
             mixed = sum(score / scores.sum() * expert(e) for score, e in zip(scores, mine, strict=True))
@@ -62,7 +65,7 @@ def test_equals_loops_with_gradients(objectives: int, watch_time: bool, shared: 
     assert predicted.logits.shape == (TARGETS, objectives)
     assert (predicted.watch_time is not None) is watch_time
     leaves = [context, *module.parameters()]
-    weight = torch.linspace(-1, 2, module.tasks)
+    weight = torch.linspace(-1, 2, module.num_tasks)
     values = [
         [each, *torch.autograd.grad((each * weight).square().sum(), leaves)]
         for each in (together(predicted), naive(module, context))
@@ -70,13 +73,13 @@ def test_equals_loops_with_gradients(objectives: int, watch_time: bool, shared: 
     for fast, slow in zip(*values, strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
     assert all(gradient.any() for gradient in values[0][1:])
-    assert together(module(contexts(0).detach())).shape == (0, module.tasks)
+    assert together(module(contexts(0).detach())).shape == (0, module.num_tasks)
 
 
 def test_own_experts_learn_of_their_own_task_and_shared_ones_of_all() -> None:
     module, context = build(), contexts()
     predicted = together(module(context))
-    for task in range(module.tasks):
+    for task in range(module.num_tasks):
         (gradient,) = torch.autograd.grad(predicted[:, task].sum(), module.experts.weight, retain_graph=True)
         reached = gradient.unflatten(0, (-1, DIM)).flatten(1).any(1)
         mine = {0, 1, 2 + 2 * task, 3 + 2 * task}
@@ -88,7 +91,7 @@ def test_a_saturated_gate_takes_one_expert() -> None:
     module, context = build(), contexts()
     with torch.no_grad():
         module.gates.weight.zero_()
-        module.gates.bias.copy_(torch.tensor([1e4, 0.0, 0.0, 0.0]).repeat(module.tasks))
+        module.gates.bias.copy_(torch.tensor([1e4, 0.0, 0.0, 0.0]).repeat(module.num_tasks))
     expected = together(module(context))
     with torch.no_grad():
         module.experts.weight[DIM:] = 100.0

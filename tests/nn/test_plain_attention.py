@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from a2gen_rec.nn.attention import ContextAwareAttention, MeanPooling
+from a2gen_rec.nn.attention import AttentionConfig, ContextAwareAttention, MeanPooling
 from a2gen_rec.nn.encoder import HierarchicalEncoder, WindowLayout
 from a2gen_rec.utils.jagged import LengthBuckets, jagged_positions
 
@@ -13,7 +13,7 @@ DIM, HEADS = 8, 2
 
 def build(**switches: bool) -> ContextAwareAttention:
     torch.manual_seed(0)
-    return ContextAwareAttention(5, 3, DIM, HEADS, **switches).double()
+    return ContextAwareAttention(5, 3, AttentionConfig(DIM, HEADS, **switches)).double()
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -34,9 +34,9 @@ def test_without_query_and_gate_it_is_multi_head_attention_beside_the_context() 
     torch.testing.assert_close(cam(x, context, mask), expected)
 
 
-@pytest.mark.parametrize("form", ["factorized", "reference"])
+@pytest.mark.parametrize("impl", ["factorized", "reference"])
 @pytest.mark.parametrize(("removed", "kept"), [("context_query", "head_gate"), ("head_gate", "context_query")])
-def test_each_switch_removes_one_thing(form: str, removed: str, kept: str) -> None:
+def test_each_switch_removes_one_thing(impl: str, removed: str, kept: str) -> None:
     """As the whole CAM is when the weights of the one thing tell nothing; and that thing has none left."""
     cam, without = build(), build(**{removed: False})
     names = {"context_query": "query_context.weight", "head_gate": "gate.weight"}
@@ -52,12 +52,12 @@ def test_each_switch_removes_one_thing(form: str, removed: str, kept: str) -> No
     without.load_state_dict(shared)
     x, context = random(2, 4, 5), random(2, 3, 3)
     mask = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(3)) < 0.6
-    torch.testing.assert_close(without.pool(x, context, mask, form=form), cam.pool(x, context, mask, form=form))
+    torch.testing.assert_close(without.pool(x, context, mask, impl=impl), cam.pool(x, context, mask, impl=impl))
     torch.testing.assert_close(without(x, context[:, 0]), cam(x, context[:, 0]))
 
 
 def test_mean_pooling_by_hand() -> None:
-    pooling = MeanPooling(3, 4).double()
+    pooling = MeanPooling(3, AttentionConfig(4, 2)).double()
     x, mask = random(1, 4, 3), torch.tensor([[[True, False, True, False], [False] * 4, [True] * 4]])
     expected = torch.stack([(x[0, 0] + x[0, 2]) / 2, 0 * x[0, 0], x[0].mean(0)]) @ pooling.sequence.weight.T
     torch.testing.assert_close(pooling(x, mask)[0], expected)
@@ -68,14 +68,20 @@ def test_levels_of_means(views: str) -> None:
     """Action level: the mean over an impression's real tokens. Item level: that over what each target sees."""
     torch.manual_seed(0)
     encoder = HierarchicalEncoder(
-        6, 4, 2, mlp_ratio=1.0, recency_buckets=5, match_features=1, views=views, action_level="mean", item_level="mean"
+        6,
+        AttentionConfig(4, 2, mlp_ratio=1.0),
+        recency_buckets=5,
+        match_features=1,
+        views=views,
+        action_pooling="mean",
+        item_pooling="mean",
     ).double()
-    assert {name.split(".")[0] for name, _ in encoder.named_parameters()} == {"action_level", "item_level"}
+    assert {name.split(".")[0] for name, _ in encoder.named_parameters()} == {"action_pooling", "item_pooling"}
     lengths = [2, 4, 3]
     tokens, item = random(sum(lengths), 8), random(3, 6)
     groups = LengthBuckets.from_lengths(torch.tensor(lengths), bucket_overhead=100)
     actions = encoder.encode_actions(tokens, item, groups)
-    level = encoder.action_level
+    level = encoder.action_pooling
     means = torch.stack([part.mean(0) for part in tokens.split(lengths)])
     torch.testing.assert_close(actions, level.block(level.sequence(means)))
 
@@ -85,15 +91,15 @@ def test_levels_of_means(views: str) -> None:
     layout = WindowLayout(row, column, (2, 2), target_row, target_column, (2, 2), visible)
     gap, target = random(3, 4), random(3, 6)
     got = encoder(item, actions, gap, target, layout)
-    x = encoder.item_level.sequence(torch.cat([item, actions, gap], dim=1))
-    torch.testing.assert_close(got, encoder.item_level.block(torch.stack([x[0], (x[0] + x[1]) / 2, x[2]])))
+    x = encoder.item_pooling.sequence(torch.cat([item, actions, gap], dim=1))
+    torch.testing.assert_close(got, encoder.item_pooling.block(torch.stack([x[0], (x[0] + x[1]) / 2, x[2]])))
 
 
 def test_without_an_action_level_nothing_of_the_actions_is_read() -> None:
-    encoder = HierarchicalEncoder(6, 4, 2, action_level="none")
+    encoder = HierarchicalEncoder(6, AttentionConfig(4, 2), action_pooling="none")
     found = encoder.encode_actions(
         torch.randn(5, 8), torch.randn(2, 6), LengthBuckets.from_lengths(torch.tensor([2, 3]))
     )
     assert torch.equal(found, torch.zeros(2, 4))
-    assert encoder.item_level.sequence.in_features == 6 + 4
-    assert not any(name.startswith("action_level") for name, _ in encoder.named_parameters())
+    assert encoder.item_pooling.sequence.in_features == 6 + 4
+    assert not any(name.startswith("action_pooling") for name, _ in encoder.named_parameters())

@@ -103,7 +103,7 @@ def predictions(model: RankingModel, columns: WindowColumns, candidates: bool) -
             request_gap_s=WHOLE_WINDOW if candidates else None,
         )
     )
-    marginals, best = model.ranker.marginals(output, max_error=0.1), model.ranker.decode(output, 4)
+    marginals, best = model.ranker.marginals(output, max_unexplored_mass=0.1), model.ranker.decode(output, 4)
     time = torch.full((len(marginals.time), len(CARD.actions)), torch.nan)
     time[:, : best.time.shape[2]] = best.time[:, 0]
     times = torch.nan_to_num(torch.cat([marginals.time, time], 1), nan=-1.0)

@@ -90,7 +90,7 @@ class TowerRanker(BaseRanker[TowerOutput]):
             mean, self._action_tokens(rows, batch), batch.history_index[:, None], per_token=False
         )
 
-    def marginals(self, targets: TowerOutput, max_error: float) -> ActionMarginals:
+    def marginals(self, targets: TowerOutput, max_unexplored_mass: float) -> ActionMarginals:
         """Return the towers' predictions; the unexplored mass is 0."""
         return tower_marginals(targets, self.is_timed)
 
