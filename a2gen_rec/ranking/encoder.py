@@ -69,13 +69,15 @@ class ImpressionEncoder:
         """Encode impressions and append them to a history; see :meth:`Ranker.encode`."""
         self.validate(impressions)
         previous = self.empty_history() if after is None else after
-        latest = {(each.ts_ms, each.item): each for each in impressions}
+        latest = {(impression.ts_ms, impression.item): impression for impression in impressions}
         if not latest:
             return previous
         ordered = [latest[key] for key in sorted(latest)]
         columns = self._columns(ordered)
         no_positions = np.zeros(len(ordered), np.int64)
-        new = EncodedHistory(columns, [each.item for each in ordered], _action_state_keys(columns), no_positions)
+        new = EncodedHistory(
+            columns, [impression.item for impression in ordered], _action_state_keys(columns), no_positions
+        )
         return merge_histories(previous, new, self.card, self.max_history)
 
     def empty_history(self) -> EncodedHistory:
@@ -103,19 +105,19 @@ class ImpressionEncoder:
     def validate(self, impressions: Sequence[Impression]) -> None:
         """Raise a UserError for the first impression that does not match the dataset."""
         actions = set(self.card.predicted_actions)
-        for each in impressions:
-            location = f"impression of {each.item!r} at {each.ts_ms}"
-            names = [name for name, _ in each.actions]
+        for impression in impressions:
+            location = f"impression of {impression.item!r} at {impression.ts_ms}"
+            names = [name for name, _ in impression.actions]
             for name in names:
                 if name not in actions:
                     choices = ", ".join(self.card.predicted_actions)
                     raise UserError(f"{location}: unknown action {name!r}; choose one of {choices}")
             if len(set(names)) < len(names):
                 raise UserError(f"{location}: duplicate action")
-            times = [seconds for _, seconds in each.actions] + [each.watch_s]
+            times = [seconds for _, seconds in impression.actions] + [impression.watch_s]
             if any(seconds is not None and not 0 <= seconds < math.inf for seconds in times):
                 raise UserError(f"{location}: times must be at least 0 seconds")
-            _validate_values(each.features, self.raw_impression_features, location)
+            _validate_values(impression.features, self.raw_impression_features, location)
 
     def _by_name(self, features: Sequence[Feature]) -> dict[str, Feature]:
         """Return the features that are not computed from time, by name."""
@@ -134,8 +136,8 @@ class ImpressionEncoder:
             selected = [features[name] for name in values] + from_time
             relation = _relation([("ts_ms", "BIGINT"), *_raw_columns(selected, self.from_time)])
             computed = [
-                f"{calendar_feature(each.name, self.card.utc_offset_hours)} AS {quote_identifier(each.name)}"
-                for each in from_time
+                f"{calendar_feature(feature.name, self.card.utc_offset_hours)} AS {quote_identifier(feature.name)}"
+                for feature in from_time
             ]
             with_time = f"(SELECT {', '.join(['*', *computed])} FROM ({relation}))"
             query = encode_relation(with_time, self._encodings(selected), ["raw.ts_ms"])
@@ -152,25 +154,26 @@ class ImpressionEncoder:
 
     def _columns(self, impressions: Sequence[Impression]) -> WindowColumns:
         """Return one window per impression, in order, with empty session features."""
-        items = self.items.lookup([each.item for each in impressions])
+        items = self.items.lookup([impression.item for impression in impressions])
         rule = self.card.feedback
         arguments: list[list[Any]] = [
-            [each.ts_ms for each in impressions],
-            [each.watch_s for each in impressions],
+            [impression.ts_ms for impression in impressions],
+            [impression.watch_s for impression in impressions],
         ]
         action_times = [
-            {name: math.nan if seconds is None else seconds for name, seconds in each.actions} for each in impressions
+            {name: math.nan if seconds is None else seconds for name, seconds in impression.actions}
+            for impression in impressions
         ]
         arguments += [[times.get(name) for times in action_times] for name in self.card.predicted_actions]
         for feature in self.impression_features:
             if feature.name in self.from_time:
                 continue
-            raw = [each.features.get(feature.name) for each in impressions]
+            raw = [impression.features.get(feature.name) for impression in impressions]
             if rule is not None and feature.name == rule.duration_feature and len(self.items.duration_s):
                 durations = self.items.duration_s[items]
                 raw = [
-                    value if feature.name in each.features else float(duration)
-                    for value, each, duration in zip(raw, impressions, durations, strict=True)
+                    value if feature.name in impression.features else float(duration)
+                    for value, impression, duration in zip(raw, impressions, durations, strict=True)
                 ]
             arguments += self._arguments(feature, raw)
         rows = self._run(self._query, arguments)
@@ -184,12 +187,12 @@ class ImpressionEncoder:
         for feature in self.impression_features:
             encoded = rows[ROW_COLUMN + feature.name].astype(np.int64)
             if feature.level == "item":
-                is_given = np.array([feature.name in each.features for each in impressions])
+                is_given = np.array([feature.name in impression.features for impression in impressions])
                 encoded = np.where(is_given, encoded, ids[feature.name])
             ids[feature.name] = encoded
         times = [rows[f"at_{name}"] for name in card.predicted_actions]
-        occurred = np.stack([~np.ma.getmaskarray(each) for each in times], 1) if times else np.zeros((count, 0), bool)
-        seconds = [np.ma.filled(each, np.nan).astype(np.float32) for each in times]
+        occurred = np.stack([~np.ma.getmaskarray(time) for time in times], 1) if times else np.zeros((count, 0), bool)
+        seconds = [np.ma.filled(time, np.nan).astype(np.float32) for time in times]
         dwell = np.ma.filled(rows["dwell_s"], np.nan).astype(np.float32)
         offsets = np.stack(seconds, 1) if times else np.zeros((count, 0), np.float32)
         codes, offset_s = action_lists(offsets, occurred, pa.array(dwell))
@@ -203,7 +206,10 @@ class ImpressionEncoder:
             user_ids={},
             impression_ids={feature.name: ids[feature.name] for feature in _raw_features(card, "item", "context")},
             session={feature.name: 0 * one for feature in card.features_at("session")},
-            outcome={each.name: rows[ROW_COLUMN + each.name].astype(np.int64) for each in card.features_at("outcome")},
+            outcome={
+                feature.name: rows[ROW_COLUMN + feature.name].astype(np.int64)
+                for feature in card.features_at("outcome")
+            },
             ts_ms=ts_ms,
             end_ms=impression_end_ms(ts_ms, reduce(np.fmax, seconds, dwell)),
             labels=np.full((count, len(card.labels)), np.nan, np.float32),

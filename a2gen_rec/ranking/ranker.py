@@ -83,7 +83,7 @@ class Ranker:
             self.validate(request)
         histories = [self._history(request) for request in requests]
         tasks = [self._task(request) for request in requests]
-        windows = [self._window(*each) for each in zip(requests, histories, tasks, strict=True)]
+        windows = [self._window(*inputs) for inputs in zip(requests, histories, tasks, strict=True)]
         columns = WindowColumns.concat(windows)
         state_keys = [key for history in histories for key in history.state_keys]
         rows, missing = self._action_cache.lookup(state_keys)
@@ -118,7 +118,7 @@ class Ranker:
                 sort_by=task.sort_by,
                 num_candidates=len(task.items.ids),
                 unknown_items=int((~task.items.is_known).sum()),
-                candidates=[replace(each, duration_s=self.duration_s(each.item)) for each in candidates],
+                candidates=[replace(candidate, duration_s=self.duration_s(candidate.item)) for candidate in candidates],
                 ascending=task.sort_by in self._scorer.lower_is_better,
                 model_version=self.version,
                 what_if=what_if,
@@ -195,7 +195,7 @@ class Ranker:
     def _history(self, request: RankQuery) -> EncodedHistory:
         history, now = request.history, request.now_ms
         if not isinstance(history, EncodedHistory):
-            return self.encode([each for each in history if now is None or each.ts_ms <= now])
+            return self.encode([impression for impression in history if now is None or impression.ts_ms <= now])
         return history if now is None else history.up_to(now)
 
     def _task(self, request: RankQuery) -> RankingTask:

@@ -212,6 +212,6 @@ def _record(users: Iterator[tuple[str, list[Impression]]], store: EventStore) ->
         pending.append(store.put(user, impressions))
         num_users += 1
         num_impressions += len(impressions)
-    for each in pending:
-        each.result()
+    for future in pending:
+        future.result()
     return BackfillResult(num_users, num_impressions)

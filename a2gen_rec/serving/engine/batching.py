@@ -146,21 +146,21 @@ class DynamicBatcher(Generic[Job, Result]):
     def _run(self) -> None:
         self.on_thread_start()
         while batch := self._next_batch():
-            now, size = time.monotonic(), sum(each.size for each in batch)
-            self.observe([now - each.enqueued_s for each in batch], size)
+            now, size = time.monotonic(), sum(queued_job.size for queued_job in batch)
+            self.observe([now - queued_job.enqueued_s for queued_job in batch], size)
             results: Sequence[Result | Exception]
             try:
-                results = self.process_batch([each.job for each in batch])
+                results = self.process_batch([queued_job.job for queued_job in batch])
             except Exception as error:
                 results = [error] * len(batch)
             with self._changed:
                 self._throughput.update(size, time.monotonic() - now)
                 self._running -= size
-            for each, result in zip(batch, results, strict=True):
+            for queued_job, result in zip(batch, results, strict=True):
                 if isinstance(result, Exception):
-                    each.future.set_exception(result)
+                    queued_job.future.set_exception(result)
                 else:
-                    each.future.set_result(result)
+                    queued_job.future.set_result(result)
 
     def _next_batch(self) -> list[_QueuedJob[Job, Result]]:
         """Return the next jobs, marked as running; none once the queue is closed and empty."""

@@ -99,7 +99,7 @@ class HistoryCache:
             return self.ranker.encode(impressions, after)
         except UserError:
             # Written while another model was served, whose log has more actions or features.
-            return self.ranker.encode([each for each in impressions if self._is_valid(each)], after)
+            return self.ranker.encode([impression for impression in impressions if self._is_valid(impression)], after)
 
     def _is_valid(self, impression: Impression) -> bool:
         try:
@@ -127,7 +127,7 @@ def size_bytes(value: Any) -> int:
     if isinstance(value, str | bytes):
         return len(value) + 56
     if isinstance(value, dict):
-        return 64 + sum(size_bytes(each) for each in value.values())
+        return 64 + sum(size_bytes(item) for item in value.values())
     if isinstance(value, list):
-        return 56 + sum(8 + size_bytes(each) for each in value)
+        return 56 + sum(8 + size_bytes(item) for item in value)
     return 64 + sum(size_bytes(getattr(value, field.name)) for field in fields(value))

@@ -64,15 +64,16 @@ class InProcessBackend:
     def rank(self, jobs: Sequence[RankJob]) -> list[RankResult | Exception]:
         """Return the result or error of each job."""
         prepared = [self._prepare(job) for job in jobs]
-        ranked = iter(_rank_each([each[0] for each in prepared if not isinstance(each, Exception)], self.ranker))
+        requests = [job[0] for job in prepared if not isinstance(job, Exception)]
+        ranked = iter(_rank_each(requests, self.ranker))
         results: list[RankResult | Exception] = []
-        for each in prepared:
-            if isinstance(each, Exception):
-                results.append(each)
+        for job in prepared:
+            if isinstance(job, Exception):
+                results.append(job)
                 continue
             result = next(ranked)
             if isinstance(result, RankedList):
-                results.append(RankResult(result, [*result.fallbacks, *each[1]]))
+                results.append(RankResult(result, [*result.fallbacks, *job[1]]))
             else:
                 results.append(result)
         return results

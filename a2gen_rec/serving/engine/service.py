@@ -117,7 +117,7 @@ class RankingService:
             UserError: An impression does not match the model's dataset, or its time is too far in the future.
             StoreError: The impressions are not stored.
         """
-        if any(each.ts_ms > now_ms() + MAX_CLOCK_SKEW_MS for each in impressions):
+        if any(impression.ts_ms > now_ms() + MAX_CLOCK_SKEW_MS for impression in impressions):
             raise UserError("ts_ms is more than one day in the future; it must be milliseconds since 1970")
         self.ranker.validate(RankQuery(user, ["any"], history=impressions))
         await asyncio.wrap_future(self.store.put(user, impressions))
@@ -205,8 +205,8 @@ class RankingService:
             results = self._model.backend.rank(jobs)
         except WorkerDied:  # the model was replaced just now
             results = self._model.backend.rank(jobs)
-        for each in results:
-            for kind in each.fallbacks if isinstance(each, RankResult) else []:
+        for result in results:
+            for kind in result.fallbacks if isinstance(result, RankResult) else []:
                 self.metrics.degraded_rankings.labels(kind).inc()
         return results
 

@@ -264,8 +264,9 @@ def _worker_main(
     pipe: Connection, index: int, load: Callable[[str, int], "Ranker"], model_dir: str, config: ServeConfig
 ) -> None:
     """Execute calls until the other end of the pipe is closed."""
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # terminals and supervisors send them to all processes
-        signal.signal(each, signal.SIG_IGN)
+    # Terminals and supervisors send these signals to all processes.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     silence_known_warnings()
     configure_logging()
     lower_thread_priority()
@@ -282,7 +283,7 @@ def _worker_main(
             while True:
                 name, arguments = pipe.recv()
                 result = getattr(backend, name)(*arguments)
-                reply = [_picklable_error(each) for each in result] if isinstance(result, list) else result
+                reply = [_picklable_error(item) for item in result] if isinstance(result, list) else result
                 pipe.send((reply, backend.cache_counts()))
         store.close()
     os._exit(0)  # nothing is left to clean up, and some extensions print errors at exit

@@ -113,7 +113,7 @@ def _routes(service: RankingService) -> APIRouter:
     @routes.post("/events", response_model=schema.EventsResponse, responses=_errors(507))
     async def events(body: schema.EventsRequest) -> Response:
         """Record impressions of a user. Once acknowledged, they survive a crash and count in the next ranking."""
-        await service.record_impressions(body.user, [each.to_impression() for each in body.impressions])
+        await service.record_impressions(body.user, [impression.to_impression() for impression in body.impressions])
         return _json({"recorded": len(body.impressions)})
 
     @routes.get("/users/{user:path}/history", response_model=schema.HistoryResponse)
@@ -123,11 +123,11 @@ def _routes(service: RankingService) -> APIRouter:
     ) -> Response:
         """Return the most recent recorded impressions of a user, oldest first."""
         impressions = await service.get_history(user, last)
-        durations = {each.item: service.ranker.duration_s(each.item) for each in impressions}
+        durations = {impression.item: service.ranker.duration_s(impression.item) for impression in impressions}
         return _json(
             {
                 "user": user,
-                "impressions": [schema.ImpressionSchema.from_impression(each) for each in impressions],
+                "impressions": [schema.ImpressionSchema.from_impression(impression) for impression in impressions],
                 "durations_s": {item: duration for item, duration in durations.items() if duration is not None},
             }
         )
@@ -212,7 +212,7 @@ def _parse_rank_request(body: bytes) -> schema.RankRequest:
         return schema.RankRequest.model_validate(_parse_json(body), from_attributes=True)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in errors]) from error
+        raise RequestValidationError([{**details, "loc": ("body", *details["loc"])} for details in errors]) from error
 
 
 async def _rank(service: RankingService, body: schema.RankRequest, receive: Receive) -> Response:
@@ -276,7 +276,9 @@ def _model_info(service: RankingService) -> dict[str, Any]:
         "objectives": card.objectives,
         "negative_actions": card.negative_actions,
         "features": [
-            {"name": each.name, "level": each.level, "kind": each.kind} for each in raw if each.name not in from_time
+            {"name": feature.name, "level": feature.level, "kind": feature.kind}
+            for feature in raw
+            if feature.name not in from_time
         ],
         "sort_keys": ranker.sort_keys,
         "session_gap_s": card.session_gap_s,
@@ -345,7 +347,8 @@ def _format_validation_errors(error: RequestValidationError) -> str:
     """Return the fields and rules of validation errors, without the offending values."""
     errors = error.errors()
     messages = [
-        f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in errors[:MAX_REPORTED_ERRORS]
+        f"{'.'.join(str(part) for part in error_details['loc'])}: {error_details['msg']}"
+        for error_details in errors[:MAX_REPORTED_ERRORS]
     ]
     more = [f"and {len(errors) - MAX_REPORTED_ERRORS} more"] if len(errors) > MAX_REPORTED_ERRORS else []
     return "; ".join([*messages, *more])

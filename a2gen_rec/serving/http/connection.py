@@ -50,7 +50,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._pending, self._has_headers = 0, True
         self._stop_header_timer()
         super().on_headers_complete()
-        self._cycles = [*(each for each in self._cycles if not each.response_complete), self.cycle]
+        self._cycles = [*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle]
         if len(self.pipeline) > MAX_PIPELINED_REQUESTS:
             self.transport.abort()
 

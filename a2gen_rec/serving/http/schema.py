@@ -170,7 +170,7 @@ class RankRequest(_RequestModel):
             user=self.user,
             candidates=self.candidates,
             now_ms=self.now_ms,
-            history=[each.to_impression() for each in self.history or []],
+            history=[impression.to_impression() for impression in self.history or []],
             user_features=self.user_features,
             context=self.context,
             k=self.k,
@@ -365,8 +365,8 @@ def rank_response(ranked: RankedList, fallbacks: list[str]) -> dict[str, Any]:
         "unknown_items": ranked.unknown_items,
         "fallbacks": fallbacks,
         "model_version": ranked.model_version,
-        "candidates": [_candidate(each) for each in ranked.candidates],
-        "what_if": [asdict(each) for each in ranked.what_if],
+        "candidates": [_candidate(candidate) for candidate in ranked.candidates],
+        "what_if": [asdict(result) for result in ranked.what_if],
     }
 
 
@@ -385,7 +385,7 @@ def _candidate(candidate: ScoredCandidate) -> dict[str, Any]:
         "sequences": sequences,
         "expected_time_s": candidate.expected_time_s,
         "duration_s": candidate.duration_s,
-        "explanation": [_contribution(each) for each in candidate.explanation],
+        "explanation": [_contribution(contribution) for contribution in candidate.explanation],
     }
 
 

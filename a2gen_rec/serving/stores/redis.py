@@ -96,10 +96,10 @@ class RedisStore:
 
     def _write(self, user: str, impressions: Sequence[Impression]) -> None:
         order, contents = _keys(user)
-        members = {f"{each.ts_ms}:{each.item}": each for each in impressions}
+        members = {f"{impression.ts_ms}:{impression.item}": impression for impression in impressions}
         transaction = self._client.pipeline(transaction=True)
-        transaction.hset(contents, mapping={member: serialize(each) for member, each in members.items()})
-        transaction.zadd(order, {member: each.ts_ms for member, each in members.items()})
+        transaction.hset(contents, mapping={member: serialize(impression) for member, impression in members.items()})
+        transaction.zadd(order, {member: impression.ts_ms for member, impression in members.items()})
         transaction.hsetnx(contents, VERSION_FIELD, str(new_version()))
         transaction.hincrby(contents, VERSION_FIELD, 1)
         transaction.execute()

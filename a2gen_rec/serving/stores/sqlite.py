@@ -97,7 +97,9 @@ class SqliteStore:
 
     def put(self, user: str, impressions: Sequence[Impression]) -> "Future[None]":
         """See :class:`~a2gen_rec.serving.stores.base.EventStore`."""
-        return self._submit(user, [(each.ts_ms, each.item, serialize(each)) for each in impressions])
+        return self._submit(
+            user, [(impression.ts_ms, impression.item, serialize(impression)) for impression in impressions]
+        )
 
     def delete_user(self, user: str) -> "Future[int]":
         """See :class:`~a2gen_rec.serving.stores.base.EventStore`; the deleted content is overwritten in the file."""
@@ -156,7 +158,7 @@ class SqliteStore:
                 while len(tasks) < MAX_GROUP_COMMIT:
                     tasks.append(self._queue.get_nowait())
             is_open = None not in tasks
-            self._commit([each for each in tasks if each is not None])
+            self._commit([task for task in tasks if task is not None])
         with suppress(sqlite3.Error):
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._writer.close()
