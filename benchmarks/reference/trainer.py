@@ -122,7 +122,7 @@ class PointwiseTraining:
         """Return the looked-up item ids per target, without padding."""
         lookups = targets = 0
         for _, examples in zip(range(batches), self.dataset, strict=False):
-            lookups += int(examples.visible.sum()) + len(examples)
+            lookups += int(examples.history_mask.sum()) + len(examples)
             targets += len(examples)
         return lookups / targets
 

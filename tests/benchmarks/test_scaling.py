@@ -68,7 +68,7 @@ def test_measures_all_sweeps(single_process: DistributedContext) -> None:
 
 
 def test_labels_oversubscribed_ranks(monkeypatch: pytest.MonkeyPatch, single_process: DistributedContext) -> None:
-    monkeypatch.setattr(scaling, "cores", lambda: 2)
+    monkeypatch.setattr(scaling, "num_cores", lambda: 2)
     results = {ranks: [[RankResult(ranks, 1, [0.5], [2.0, 4.0, 4.0], {}, 100)]] for ranks in (2, 4)}
     for rounds in results.values():
         rounds[0][0].sent = scaling.Counter({"all-to-all": 2000, "all-reduce": 500})
