@@ -43,7 +43,7 @@ def a2gen_loss(a2gen: RankingModel, columns: WindowColumns, card: DatasetCard, c
 def test_equal_loss_and_gradients(card: DatasetCard, seed: int) -> None:
     config = small_config(max_gap_s=100.0, occurrence_head=False)  # spreads the history over recency buckets
     config.loss = LossConfig(order_weight=1.5, time_weight=0.7, order_power=1.5)
-    columns = make_columns(card, 12, np.random.default_rng(seed), longest=14)  # longer than max_history
+    columns = make_columns(card, 12, np.random.default_rng(seed), max_length=14)  # longer than max_history
     a2gen = make_model(card, config)
     expected = a2gen_loss(a2gen, columns, card, config)
     expected.backward()
@@ -64,7 +64,7 @@ def test_equal_loss_and_gradients(card: DatasetCard, seed: int) -> None:
 def test_examples_contain_only_visible_history() -> None:
     """The history of a target has every visible impression once, and no other."""
     card = CARDS[0]
-    columns = make_columns(card, 12, np.random.default_rng(5), longest=14)
+    columns = make_columns(card, 12, np.random.default_rng(5), max_length=14)
     window, position = window_targets(columns, np.arange(12))
     examples = build_examples(columns, window, position, 6)
     for row, (w, p) in enumerate(zip(window, position, strict=True)):
@@ -88,7 +88,7 @@ def test_examples_contain_only_visible_history() -> None:
 def test_target_without_history() -> None:
     """The history vector depends only on the context, not on padding, and is not NaN."""
     card, config = CARDS[0], small_config(occurrence_head=False)
-    columns = make_columns(card, 6, np.random.default_rng(1), longest=1)
+    columns = make_columns(card, 6, np.random.default_rng(1), max_length=1)
     columns = dataclasses.replace(columns, first_target=np.zeros(6, np.int64))
     a2gen = make_model(card, config)
     reference = PointwiseA2Gen(card, config.model)

@@ -1,4 +1,4 @@
-"""Collation against plain Python over windows, impressions and actions."""
+"""Collation against a reference with Python loops over windows, impressions and actions."""
 
 import dataclasses
 import itertools
@@ -16,9 +16,9 @@ from a2gen_rec.utils.jagged import LengthBuckets
 from tests.helpers.cards import full_tables, make_card, make_columns, small_config
 
 CARD = make_card(labels=("click", "long_view"))
-WHOLE = full_tables(CARD, small_config())
-WHOLE_NUMBERS = ("user_key", "lengths", "first_target", "ts_ms", "end_ms", "action", "target")
-WHOLE_NUMBERS += (
+FULL_TABLES = full_tables(CARD, small_config())
+INTEGER_FIELDS = ("user_key", "lengths", "first_target", "ts_ms", "end_ms", "action", "target")
+INTEGER_FIELDS += (
     "history_index",
     "history_window",
     "history_column",
@@ -30,8 +30,8 @@ WHOLE_NUMBERS += (
     "step_token",
     "step_label",
 )
-FRACTIONS = ("offset_s", "step_time", "labels", "objectives", "watch_s", "oracle")
-LOOKED_UP = [feature.name for level in ("user", "item", "context") for feature in CARD.features_at(level)]
+FLOAT_FIELDS = ("offset_s", "step_time", "labels", "objectives", "watch_s", "oracle")
+LOOKUP_FEATURES = [feature.name for level in ("user", "item", "context") for feature in CARD.features_at(level)]
 ROWS = {
     "all": np.arange(20),
     "some, in any order": np.array([7, 3, 19, 0, 11]),
@@ -44,19 +44,23 @@ ROWS = {
 def columns() -> WindowColumns:
     """Windows with missing times, unknown labels and true probabilities."""
     rng = np.random.default_rng(8)
-    made = make_columns(CARD, 20, rng)
-    labels = np.where(rng.random(made.labels.shape) < 0.3, np.nan, made.labels).astype(np.float32)
-    return dataclasses.replace(made, labels=labels, oracle=rng.random((len(made.ts_ms), 3)).astype(np.float32))
+    columns = make_columns(CARD, 20, rng)
+    labels = np.where(rng.random(columns.labels.shape) < 0.3, np.nan, columns.labels).astype(np.float32)
+    return dataclasses.replace(columns, labels=labels, oracle=rng.random((len(columns.ts_ms), 3)).astype(np.float32))
 
 
-def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, gap_s: float | None = None) -> dict:
-    """Every field of a batch, gathered one value at a time."""
-    out: dict[str, list[Any]] = {name: [] for name in (*WHOLE_NUMBERS, *FRACTIONS, "history_buckets", "target_buckets")}
-    ids: dict[str, list[int]] = {name: [] for name in LOOKED_UP}
+def collate_reference(
+    columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, gap_s: float | None = None
+) -> dict:
+    """Collect every field of a batch one value at a time."""
+    out: dict[str, list[Any]] = {
+        name: [] for name in (*INTEGER_FIELDS, *FLOAT_FIELDS, "history_buckets", "target_buckets")
+    }
+    ids: dict[str, list[int]] = {name: [] for name in LOOKUP_FEATURES}
     session: dict[str, list[int]] = {feature.name: [] for feature in CARD.features_at("session")}
     outcome: dict[str, list[int]] = {feature.name: [] for feature in CARD.features_at("outcome")}
     counts = dict.fromkeys(count_names(CARD), 0)
-    for place, row in enumerate(rows):
+    for window, row in enumerate(rows):
         length = int(columns.lengths[row])
         first = int(columns.first_target[row]) if with_targets else length
         out["user_key"].append(int(columns.user_key[row]))
@@ -64,12 +68,12 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ga
         out["first_target"].append(first)
         for name, values in columns.user_ids.items():
             ids[name].append(int(values[row]))
-        begin_ms = columns.ts_ms[int(columns.starts[row]) :]
-        judged = []  # column of the impression at whose begin each target is judged
+        start_ms = columns.ts_ms[int(columns.starts[row]) :]
+        query_columns = []  # position of the impression at the query time of each target
         for column in range(first, length):
-            apart = column == first or gap_s is None or begin_ms[column] - begin_ms[column - 1] > 1000 * gap_s
-            judged.append(column if apart else judged[-1])
-        seen = max(judged, default=0)
+            is_new_request = column == first or gap_s is None or start_ms[column] - start_ms[column - 1] > 1000 * gap_s
+            query_columns.append(column if is_new_request else query_columns[-1])
+        num_history = max(query_columns, default=0)
         for column in range(length):
             flat = int(columns.starts[row]) + column
             for name in ("ts_ms", "end_ms"):
@@ -78,33 +82,36 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ga
                 ids[name].append(int(values[flat]))
             for name, values in columns.session.items():
                 session[name].append(int(values[flat]))
-            begin, many = int(columns.action_starts[flat]), int(columns.action_lengths[flat])
-            codes, times = columns.action[begin : begin + many].tolist(), columns.offset_s[begin : begin + many]
-            if column < seen:
+            first_token, num_tokens = int(columns.action_starts[flat]), int(columns.action_lengths[flat])
+            codes, times = (
+                columns.action[first_token : first_token + num_tokens].tolist(),
+                columns.offset_s[first_token : first_token + num_tokens],
+            )
+            if column < num_history:
                 out["history_index"].append(len(out["ts_ms"]) - 1)
-                out["history_window"].append(place)
+                out["history_window"].append(window)
                 out["history_column"].append(column)
-                out["history_token"] += range(len(out["action"]), len(out["action"]) + many)
-                out["history_buckets"].append(many)
+                out["history_token"] += range(len(out["action"]), len(out["action"]) + num_tokens)
+                out["history_buckets"].append(num_tokens)
                 for name, values in columns.outcome.items():
                     outcome[name].append(int(values[flat]))
             if column >= first:
                 out["target"].append(len(out["ts_ms"]) - 1)
-                out["target_window"].append(place)
+                out["target_window"].append(window)
                 out["target_column"].append(column - first)
-                out["history_end"].append(judged[column - first])
-                out["query_index"].append(len(out["ts_ms"]) - 1 - column + judged[column - first])
+                out["history_end"].append(query_columns[column - first])
+                out["query_index"].append(len(out["ts_ms"]) - 1 - column + query_columns[column - first])
                 out["watch_s"].append(times[-1])
                 out["labels"].append(columns.labels[flat].tolist())
                 out["objectives"].append(columns.objectives[flat].tolist())
                 out["oracle"].append(columns.oracle[flat].tolist())
-                out["step_token"] += range(len(out["action"]), len(out["action"]) + many - 1)
+                out["step_token"] += range(len(out["action"]), len(out["action"]) + num_tokens - 1)
                 out["step_label"] += codes[1:]
                 out["step_time"] += [math.log1p(t) for t in times[1:]]
-                out["target_buckets"].append(many - 1)
+                out["target_buckets"].append(num_tokens - 1)
                 known = [not math.isnan(t) for t in times[1:]]
                 counts["targets"] += 1
-                counts["steps"] += many - 1
+                counts["steps"] += num_tokens - 1
                 counts["timed_steps"] += sum(known)
                 counts["ordered_pairs"] += sum(a and b for a, b in itertools.pairwise(known))
                 counts["labels"] += sum(not math.isnan(label) for label in columns.labels[flat])
@@ -116,37 +123,37 @@ def slow(columns: WindowColumns, rows: np.ndarray, with_targets: bool = True, ga
     return {**out, "ids": ids, "session": session, "outcome": outcome, "counts": list(counts.values())}
 
 
-def looked_up(batch: WindowBatch) -> dict[str, list[int]]:
-    """The ids that each occurrence finds through the batch's lookups."""
-    return {name: batch.ids(name).tolist() for name in LOOKED_UP}
+def looked_up_ids(batch: WindowBatch) -> dict[str, list[int]]:
+    """Return the ids of every occurrence through the batch's lookups."""
+    return {name: batch.ids(name).tolist() for name in LOOKUP_FEATURES}
 
 
-def assert_groups(groups: LengthBuckets, lengths: list[int]) -> None:
+def assert_buckets(buckets: LengthBuckets, lengths: list[int]) -> None:
     expected = LengthBuckets.from_lengths(torch.tensor(lengths, dtype=torch.int64))
-    assert groups.sizes == expected.sizes
+    assert buckets.sizes == expected.sizes
     for name in ("order", "inverse", "lengths", "token_order", "token_inverse"):
-        assert torch.equal(getattr(groups, name), getattr(expected, name))
+        assert torch.equal(getattr(buckets, name), getattr(expected, name))
 
 
 def assert_batch(batch: WindowBatch, expected: dict) -> None:
-    for name in WHOLE_NUMBERS:
+    for name in INTEGER_FIELDS:
         value = getattr(batch, name)
         assert value.dtype == torch.int64
         assert value.tolist() == expected[name], name
-    for name in FRACTIONS:
+    for name in FLOAT_FIELDS:
         width = () if name in ("offset_s", "step_time", "watch_s") else (-1,)
         value = np.array(expected[name], np.float32)
         got = getattr(batch, name)
         assert got.dtype == torch.float32
         np.testing.assert_allclose(got.numpy(), value.reshape(len(value), *width) if value.size else got, rtol=1e-6)
         assert len(got) == len(value)
-    assert looked_up(batch) == expected["ids"]
+    assert looked_up_ids(batch) == expected["ids"]
     for name in ("session", "outcome"):
         rows = getattr(batch, name)
         assert {feature: values.tolist() for feature, values in rows.items()} == expected[name]
         assert {values.dtype for values in rows.values()} == {torch.int64}
-    assert_groups(batch.history_buckets, expected["history_buckets"])
-    assert_groups(batch.target_buckets, expected["target_buckets"])
+    assert_buckets(batch.history_buckets, expected["history_buckets"])
+    assert_buckets(batch.target_buckets, expected["target_buckets"])
     assert batch.counts.tolist() == expected["counts"]
     keys = [expected["history_window"].count(window) for window in range(len(expected["lengths"]))]
     assert batch.history_shape == (len(expected["lengths"]), max(1, *keys))
@@ -158,13 +165,13 @@ def assert_batch(batch: WindowBatch, expected: dict) -> None:
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("dedup", [True, False])
 @pytest.mark.parametrize("gap_s", [None, 0.0, 15.0, WHOLE_WINDOW])
-def test_collate_equals_loops(rows: np.ndarray, dedup: bool, gap_s: float | None, columns: WindowColumns) -> None:
-    batch = collate(columns, rows, WHOLE, dedup, request_gap_s=gap_s)
-    assert_batch(batch, slow(columns, rows, gap_s=gap_s))
+def test_collate_equals_reference(rows: np.ndarray, dedup: bool, gap_s: float | None, columns: WindowColumns) -> None:
+    batch = collate(columns, rows, FULL_TABLES, dedup, request_gap_s=gap_s)
+    assert_batch(batch, collate_reference(columns, rows, gap_s=gap_s))
 
 
-def test_the_world_has_what_the_loops_must_show(columns: WindowColumns) -> None:
-    expected = slow(columns, np.arange(20))
+def test_random_columns_cover_all_cases(columns: WindowColumns) -> None:
+    expected = collate_reference(columns, np.arange(20))
     targets, steps, timed, pairs, labels, *objectives, watched = expected["counts"]
     assert 0 < pairs < timed < steps
     assert 0 < labels < 2 * targets
@@ -173,10 +180,10 @@ def test_the_world_has_what_the_loops_must_show(columns: WindowColumns) -> None:
     assert len(set(expected["target_buckets"])) > 2
 
 
-def test_without_targets_all_is_history(columns: WindowColumns) -> None:
+def test_without_targets_all_impressions_are_history(columns: WindowColumns) -> None:
     rows = np.array([3, 8])
-    batch = collate(columns, rows, WHOLE, include_targets=False)
-    assert_batch(batch, slow(columns, rows, with_targets=False))
+    batch = collate(columns, rows, FULL_TABLES, include_targets=False)
+    assert_batch(batch, collate_reference(columns, rows, with_targets=False))
     assert not batch.counts.any()
     assert torch.equal(batch.first_target, batch.lengths)
     assert batch.labels.shape == batch.objectives.shape == (0, 2)
@@ -184,70 +191,70 @@ def test_without_targets_all_is_history(columns: WindowColumns) -> None:
 
 
 @pytest.mark.parametrize("dedup", [True, False])
-def test_lookups_are_one_bag_per_feature_and_the_whole_tables(dedup: bool, columns: WindowColumns) -> None:
-    batch = collate(columns, np.arange(20), WHOLE, dedup)
-    assert batch.sparse.keys() == LOOKED_UP + list(WHOLE)
+def test_lookups_are_one_bag_per_feature_and_full_tables(dedup: bool, columns: WindowColumns) -> None:
+    batch = collate(columns, np.arange(20), FULL_TABLES, dedup)
+    assert batch.sparse.keys() == LOOKUP_FEATURES + list(FULL_TABLES)
     assert batch.sparse.stride() == 1
-    for name, rows in WHOLE.items():
+    for name, rows in FULL_TABLES.items():
         assert batch.sparse[name].values().tolist() == list(range(rows))
-    for name in LOOKED_UP:
+    for name in LOOKUP_FEATURES:
         values, ids = batch.sparse[name].values(), batch.ids(name)
         assert torch.equal(values[batch.lookup_rows(name, torch.arange(len(ids)))], ids)
         if dedup:
             assert len(values.unique()) == len(values)
-            place = batch.row_index[name]
-            assert sorted(set(place.tolist())) == list(range(len(values))), "nothing is looked up in vain"
+            index = batch.row_index[name]
+            assert sorted(set(index.tolist())) == list(range(len(values))), "every looked-up row is used"
         else:
             assert name not in batch.row_index
 
 
-def test_dedup_looks_up_less_but_the_same(columns: WindowColumns) -> None:
-    with_dedup, without = (collate(columns, np.arange(20), WHOLE, dedup) for dedup in (True, False))
-    assert looked_up(with_dedup) == looked_up(without)
+def test_dedup_looks_up_fewer_rows_with_equal_ids(columns: WindowColumns) -> None:
+    with_dedup, without = (collate(columns, np.arange(20), FULL_TABLES, dedup) for dedup in (True, False))
+    assert looked_up_ids(with_dedup) == looked_up_ids(without)
     assert len(with_dedup.sparse.values()) < len(without.sparse.values())
 
 
-@pytest.mark.parametrize("acted", [[], [0], [4, 1, 7], list(range(9))])
-def test_actions_of_some_keys_are_theirs_in_a_batch_of_all(acted: list[int], columns: WindowColumns) -> None:
+@pytest.mark.parametrize("subset", [[], [0], [4, 1, 7], list(range(9))])
+def test_token_history_selects_tokens_of_the_full_batch(subset: list[int], columns: WindowColumns) -> None:
     rows = np.array([7, 3, 19, 0, 11])
-    whole_batch = collate(columns, rows, WHOLE, request_gap_s=WHOLE_WINDOW)
-    some = collate(
+    full_batch = collate(columns, rows, FULL_TABLES, request_gap_s=WHOLE_WINDOW)
+    partial = collate(
         columns,
         rows,
-        WHOLE,
+        FULL_TABLES,
         request_gap_s=WHOLE_WINDOW,
-        token_history=np.array(acted, np.int64),
+        token_history=np.array(subset, np.int64),
         include_outcomes=False,
     )
-    assert torch.equal(some.history_index, whole_batch.history_index)
-    lengths = whole_batch.history_buckets.lengths[whole_batch.history_buckets.inverse]
-    tokens = whole_batch.history_token.split(lengths.tolist())
-    assert some.history_token.tolist() == [token for key in acted for token in tokens[key].tolist()]
-    assert some.history_buckets.lengths[some.history_buckets.inverse].tolist() == lengths[acted].tolist()
+    assert torch.equal(partial.history_index, full_batch.history_index)
+    lengths = full_batch.history_buckets.lengths[full_batch.history_buckets.inverse]
+    tokens = full_batch.history_token.split(lengths.tolist())
+    assert partial.history_token.tolist() == [token for index in subset for token in tokens[index].tolist()]
+    assert partial.history_buckets.lengths[partial.history_buckets.inverse].tolist() == lengths[subset].tolist()
     for name in ("step_token", "labels", "counts"):
-        assert not getattr(some, name).numel()
+        assert not getattr(partial, name).numel()
 
 
 def tensors(batch: WindowBatch) -> dict[str, Tensor]:
-    """Every tensor of a batch by a name of its own."""
-    found: dict[str, Tensor] = {
+    """Return every tensor of a batch by unique name."""
+    tensors_by_name: dict[str, Tensor] = {
         f"{field}.{name}": value
         for field in ("row_index", "session", "outcome")
         for name, value in getattr(batch, field).items()
     }
-    found |= {"sparse.values": batch.sparse.values(), "sparse.lengths": batch.sparse.lengths()}
+    tensors_by_name |= {"sparse.values": batch.sparse.values(), "sparse.lengths": batch.sparse.lengths()}
     for field in dataclasses.fields(batch):
         value = getattr(batch, field.name)
         if isinstance(value, Tensor):
-            found[field.name] = value
+            tensors_by_name[field.name] = value
         elif isinstance(value, LengthBuckets):
             for part in ("order", "inverse", "lengths", "token_order", "token_inverse"):
-                found[f"{field.name}.{part}"] = getattr(value, part)
-    return found
+                tensors_by_name[f"{field.name}.{part}"] = getattr(value, part)
+    return tensors_by_name
 
 
 def test_to_moves_every_tensor_and_keeps_the_rest(columns: WindowColumns) -> None:
-    batch = dataclasses.replace(collate(columns, np.arange(5), WHOLE), loader_state={"epoch": 3})
+    batch = dataclasses.replace(collate(columns, np.arange(5), FULL_TABLES), loader_state={"epoch": 3})
     moved = batch.to(torch.device("meta"))
     assert tensors(moved).keys() == tensors(batch).keys()
     assert {value.device.type for value in tensors(moved).values()} == {"meta"}
@@ -260,7 +267,7 @@ def test_to_moves_every_tensor_and_keeps_the_rest(columns: WindowColumns) -> Non
 
 
 def test_record_stream_reaches_every_tensor(columns: WindowColumns, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = collate(columns, np.arange(5), WHOLE)
+    batch = collate(columns, np.arange(5), FULL_TABLES)
     recorded: list[int] = []
     monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: recorded.append(self.data_ptr()))
     batch.record_stream(object())

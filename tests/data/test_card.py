@@ -1,4 +1,4 @@
-"""A dataset card is read as it was written, or refused: its numbers become SQL where the model is served."""
+"""Dataset cards: round trip and rejection of invalid numbers, which become SQL in the service."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from tests.helpers.cards import make_card
 SQL = "0::DOUBLE OR EXISTS (FROM read_text('/etc/hostname')) OR 0"
 
 
-def test_a_card_is_read_as_it_was_written() -> None:
+def test_round_trip() -> None:
     assert DatasetCard.from_dict(make_card().to_dict()) == make_card()
 
 
-@pytest.mark.parametrize("wrong", [SQL, None, [1.0]])
+@pytest.mark.parametrize("invalid", [SQL, None, [1.0]])
 @pytest.mark.parametrize(
-    "place",
+    "path",
     [
         ("feedback", "glance_s"),
         ("feedback", "duration_edges_s", 0),
@@ -28,19 +28,19 @@ def test_a_card_is_read_as_it_was_written() -> None:
         ("session_gap_s",),
     ],
 )
-def test_what_is_no_number_is_refused(place: tuple[Any, ...], wrong: Any) -> None:
+def test_rejects_values_that_are_not_numbers(path: tuple[Any, ...], invalid: Any) -> None:
     raw = make_card().to_dict()
     holder: Any = raw
-    for step in place[:-1]:
+    for step in path[:-1]:
         holder = holder[step]
-    holder[place[-1]] = wrong
+    holder[path[-1]] = invalid
     with pytest.raises(DataError, match="invalid dataset card"):
         DatasetCard.from_dict(raw)
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_what_sql_could_not_compare_with_is_refused(wrong: float) -> None:
+@pytest.mark.parametrize("invalid", [float("nan"), float("inf")])
+def test_rejects_numbers_that_are_not_finite(invalid: float) -> None:
     raw = make_card().to_dict()
-    raw["feedback"]["median_watch_s"][1] = wrong
+    raw["feedback"]["median_watch_s"][1] = invalid
     with pytest.raises(DataError, match="is not finite"):
         DatasetCard.from_dict(raw)

@@ -1,4 +1,4 @@
-"""The stream of batches: every window once, on any number of ranks, and from any position on exactly the rest."""
+"""Batches cover every window once on any number of ranks; a loader state resumes with exactly the remaining batches."""
 
 import dataclasses
 import itertools
@@ -21,8 +21,8 @@ from a2gen_rec.models.embedding_tables import EmbeddingTables
 from tests.helpers.cards import full_tables, make_card, make_columns, small_config, to_table
 
 CARD = make_card()
-WHOLE = full_tables(CARD, small_config())
-FILES, WINDOWS, GROUP = 3, 44, 12  # four row groups a file, the last of eight windows
+FULL_TABLES = full_tables(CARD, small_config())
+FILES, WINDOWS, GROUP_SIZE = 3, 44, 12  # four row groups per file, the last with eight windows
 SMALL = LoaderConfig(max_impressions_per_batch=48, max_windows_per_batch=7, shuffle_buffer_size=20, prefetch=False)
 
 
@@ -35,17 +35,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     for file in range(FILES):
         columns = make_columns(CARD, WINDOWS, rng)
         columns = dataclasses.replace(columns, user_key=np.arange(WINDOWS) + file * WINDOWS)
-        pq.write_table(to_table(columns, CARD), folder / f"part-{file}.parquet", row_group_size=GROUP)
+        pq.write_table(to_table(columns, CARD), folder / f"part-{file}.parquet", row_group_size=GROUP_SIZE)
     return str(folder.parent)
 
 
-def stream(dataset: str, config: LoaderConfig = SMALL, **options: object) -> WindowDataset:
-    return WindowDataset(Dataset(dataset, CARD), "train", config, WHOLE, **options)
+def make_dataset(dataset: str, config: LoaderConfig = SMALL, **options: object) -> WindowDataset:
+    return WindowDataset(Dataset(dataset, CARD), "train", config, FULL_TABLES, **options)
 
 
-def at(made: WindowDataset, position: LoaderState) -> WindowDataset:
-    made.state = position
-    return made
+def with_state(window_dataset: WindowDataset, state: LoaderState) -> WindowDataset:
+    window_dataset.state = state
+    return window_dataset
 
 
 def windows(batches: Iterable[WindowBatch]) -> list[list[int]]:
@@ -56,17 +56,19 @@ def flat(batches: Iterable[WindowBatch]) -> list[int]:
     return list(itertools.chain.from_iterable(windows(batches)))
 
 
-ALL = list(range(FILES * WINDOWS))
+ALL_WINDOWS = list(range(FILES * WINDOWS))
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 5, 15])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 15])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_every_window_once_and_ranks_disjoint(world: int, shuffle: bool, dataset: str) -> None:
-    ranks = [flat(stream(dataset, rank=rank, world_size=world, shuffle=shuffle)) for rank in range(world)]
-    assert sorted(itertools.chain.from_iterable(ranks)) == ALL
-    groups = len(stream(dataset).groups)
+def test_ranks_cover_every_window_once(world_size: int, shuffle: bool, dataset: str) -> None:
+    ranks = [
+        flat(make_dataset(dataset, rank=rank, world_size=world_size, shuffle=shuffle)) for rank in range(world_size)
+    ]
+    assert sorted(itertools.chain.from_iterable(ranks)) == ALL_WINDOWS
+    groups = len(make_dataset(dataset).groups)
     assert groups == 12
-    assert sum(not rank for rank in ranks) == max(0, world - groups)
+    assert sum(not rank for rank in ranks) == max(0, world_size - groups)
 
 
 @pytest.mark.parametrize(
@@ -80,45 +82,45 @@ def test_every_window_once_and_ranks_disjoint(world: int, shuffle: bool, dataset
     ],
 )
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_batches_keep_their_bounds_and_fill_them(config: LoaderConfig, shuffle: bool, dataset: str) -> None:
-    batches = list(stream(dataset, config, shuffle=shuffle))
-    assert sorted(flat(batches)) == ALL
+def test_batches_respect_and_use_their_limits(config: LoaderConfig, shuffle: bool, dataset: str) -> None:
+    batches = list(make_dataset(dataset, config, shuffle=shuffle))
+    assert sorted(flat(batches)) == ALL_WINDOWS
     for batch in batches:
-        many, longest = len(batch.lengths), int(batch.lengths.max())
-        assert many <= config.max_windows_per_batch
-        assert many * longest <= config.max_impressions_per_batch or many == 1
+        size, max_length = len(batch.lengths), int(batch.lengths.max())
+        assert size <= config.max_windows_per_batch
+        assert size * max_length <= config.max_impressions_per_batch or size == 1
     if config.max_impressions_per_batch == config.max_windows_per_batch * 10:
         assert len(batches) == 1
     if config.max_impressions_per_batch == 1:
-        assert len(batches) == len(ALL)
+        assert len(batches) == len(ALL_WINDOWS)
     if config is SMALL:
         assert any(len(batch.lengths) > 1 for batch in batches)
 
 
-def test_no_batch_could_have_been_larger(dataset: str) -> None:
+def test_batches_are_maximal(dataset: str) -> None:
     config = LoaderConfig(max_impressions_per_batch=40, max_windows_per_batch=9, shuffle_buffer_size=10_000)
-    batches = list(stream(dataset, config, shuffle=False))
+    batches = list(make_dataset(dataset, config, shuffle=False))
     full = set()
-    for batch, after in itertools.pairwise(batches):
-        many, next_length = len(batch.lengths), int(after.lengths.min())
-        full.add(many * int(batch.lengths.max()) == 40)
-        assert many == 9 or (many + 1) * next_length > 40
-    assert full == {True, False}, "some batches reach the bound exactly"
+    for batch, next_batch in itertools.pairwise(batches):
+        size, next_length = len(batch.lengths), int(next_batch.lengths.min())
+        full.add(size * int(batch.lengths.max()) == 40)
+        assert size == 9 or (size + 1) * next_length > 40
+    assert full == {True, False}, "some batches reach the limit exactly"
 
 
 def test_batches_hold_windows_of_similar_length(dataset: str) -> None:
-    """Within a buffer batches do not overlap in length, so that padding is small."""
+    """Lengths of a buffer's batches do not overlap, which limits padding."""
     config = LoaderConfig(max_impressions_per_batch=60, max_windows_per_batch=100, shuffle_buffer_size=10_000)
-    spans = sorted((int(b.lengths.min()), int(b.lengths.max())) for b in stream(dataset, config))
+    spans = sorted((int(b.lengths.min()), int(b.lengths.max())) for b in make_dataset(dataset, config))
     assert len(spans) > 5
-    for (_, end), (begin, _) in itertools.pairwise(spans):
-        assert end <= begin
+    for (_, end), (start, _) in itertools.pairwise(spans):
+        assert end <= start
 
 
-def test_order_is_of_seed_and_epoch_alone(dataset: str) -> None:
+def test_order_depends_on_seed_and_epoch_only(dataset: str) -> None:
     def order(seed: int, epoch: int, rank: int = 0) -> list[list[int]]:
-        made = stream(dataset, seed=seed, rank=rank, world_size=2)
-        return windows(at(made, LoaderState(epoch=epoch, world_size=2)))
+        window_dataset = make_dataset(dataset, seed=seed, rank=rank, world_size=2)
+        return windows(with_state(window_dataset, LoaderState(epoch=epoch, world_size=2)))
 
     torch.manual_seed(1)
     first = order(0, 0)
@@ -132,49 +134,56 @@ def test_order_is_of_seed_and_epoch_alone(dataset: str) -> None:
     assert {tuple(o[0]) for o in others} != {tuple(first[0])}
 
 
-def test_windows_of_one_row_group_are_shuffled_too(tmp_path: Path) -> None:
+def test_windows_within_a_row_group_are_shuffled(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     columns = make_columns(CARD, 40, np.random.default_rng(0))
     pq.write_table(to_table(columns, CARD), tmp_path / "train" / "part.parquet")
     orders = [
-        windows(at(stream(str(tmp_path), seed=seed), LoaderState(epoch=epoch)))
+        windows(with_state(make_dataset(str(tmp_path), seed=seed), LoaderState(epoch=epoch)))
         for seed, epoch in ((0, 0), (0, 1), (1, 0))
     ]
     for left, right in itertools.combinations(orders, 2):
         assert left != right
-        assert {frozenset(batch) for batch in left} != {frozenset(batch) for batch in right}, "not batches alone"
+        assert {frozenset(batch) for batch in left} != {frozenset(batch) for batch in right}, (
+            "batches differ in content, not only in order"
+        )
 
 
-def test_row_groups_change_places_between_epochs(dataset: str) -> None:
-    """Which rank sees a window differs by epoch, not only when."""
-    seen = [set(flat(at(stream(dataset, world_size=3), LoaderState(epoch=epoch, world_size=3)))) for epoch in range(3)]
-    assert seen[0] != seen[1] != seen[2]
+def test_row_groups_change_ranks_between_epochs(dataset: str) -> None:
+    """The assignment of windows to ranks differs by epoch, not only their order."""
+    rank_windows = [
+        set(flat(with_state(make_dataset(dataset, world_size=3), LoaderState(epoch=epoch, world_size=3))))
+        for epoch in range(3)
+    ]
+    assert rank_windows[0] != rank_windows[1] != rank_windows[2]
 
 
 def test_without_shuffling_buffers_come_in_file_order(dataset: str) -> None:
     for epoch in (0, 1):
-        keys = flat(at(stream(dataset, shuffle=False), LoaderState(epoch=epoch)))
-        # Row groups of 12, 12, 12, 8 windows: a buffer ends where the 20th, 40th, .. window has been passed.
+        keys = flat(with_state(make_dataset(dataset, shuffle=False), LoaderState(epoch=epoch)))
+        # Row groups of 12, 12, 12, 8 windows: a buffer ends after the row group with the 20th, 40th, .. window.
         buffers: dict[int, list[int]] = {}
         for group, end in enumerate(np.cumsum([12, 12, 12, 8] * FILES)):
             first = group // 4 * WINDOWS + group % 4 * 12
             buffers.setdefault((end - 1) // 20, []).extend(range(first, first + (8 if group % 4 == 3 else 12)))
-        place = 0
+        start = 0
         for members in buffers.values():
-            assert sorted(keys[place : place + len(members)]) == members
-            place += len(members)
+            assert sorted(keys[start : start + len(members)]) == members
+            start += len(members)
 
 
-@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2), (0, 2)])
-def test_restarting_after_any_batch_gives_exactly_the_rest(rank: int, world: int, dataset: str) -> None:
-    made = stream(dataset, rank=rank, world_size=world, seed=4)
-    begin = LoaderState(epoch=2, world_size=world)
-    batches = list(at(made, begin))
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2), (0, 2)])
+def test_resumes_exactly_after_any_batch(rank: int, world_size: int, dataset: str) -> None:
+    window_dataset = make_dataset(dataset, rank=rank, world_size=world_size, seed=4)
+    start = LoaderState(epoch=2, world_size=world_size)
+    batches = list(with_state(window_dataset, start))
     assert len(batches) > 10
-    assert windows(at(stream(dataset, rank=rank, world_size=world, seed=4), begin)) == windows(batches)
+    assert windows(with_state(make_dataset(dataset, rank=rank, world_size=world_size, seed=4), start)) == windows(
+        batches
+    )
     for done in range(len(batches)):
-        position = LoaderState(**batches[done].loader_state)
-        rest = list(at(stream(dataset, rank=rank, world_size=world, seed=4), position))
+        state = LoaderState(**batches[done].loader_state)
+        rest = list(with_state(make_dataset(dataset, rank=rank, world_size=world_size, seed=4), state))
         assert windows(rest) == windows(batches[done + 1 :])
         for again, before in zip(rest, batches[done + 1 :], strict=True):
             assert again.loader_state == before.loader_state
@@ -183,44 +192,44 @@ def test_restarting_after_any_batch_gives_exactly_the_rest(rank: int, world: int
     assert len({tuple(batch.loader_state.items()) for batch in batches}) == len(batches)
 
 
-@pytest.mark.parametrize("background", [True, False])
-def test_a_loader_restarts_exactly_though_it_had_prefetched(background: bool, dataset: str) -> None:
-    expected = list(at(stream(dataset, seed=1), LoaderState(epoch=1)))
-    loader = WindowDataLoader(stream(dataset, seed=1), background)
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_resumes_exactly_after_prefetching(prefetch: bool, dataset: str) -> None:
+    expected = list(with_state(make_dataset(dataset, seed=1), LoaderState(epoch=1)))
+    loader = WindowDataLoader(make_dataset(dataset, seed=1), prefetch)
     assert windows(loader.iter_epoch(LoaderState(epoch=1))) == windows(expected)
     for done in (1, 6, len(expected)):
         interrupted = loader.iter_epoch(LoaderState(epoch=1))
         taken = list(itertools.islice(interrupted, done))
         assert windows(taken) == windows(expected[:done])
-        position = LoaderState(**taken[-1].loader_state)
-        del interrupted  # batches made in advance are lost with it
-        rest = list(WindowDataLoader(stream(dataset, seed=1), background).iter_epoch(position))
+        state = LoaderState(**taken[-1].loader_state)
+        del interrupted  # discards prefetched batches
+        rest = list(WindowDataLoader(make_dataset(dataset, seed=1), prefetch).iter_epoch(state))
         assert windows(rest) == windows(expected[done:])
         for again, before in zip(rest, expected[done:], strict=True):
             assert again.loader_state == before.loader_state
             assert torch.equal(again.offset_s.nan_to_num(-1), before.offset_s.nan_to_num(-1))
 
 
-@pytest.mark.parametrize("background", [True, False])
-def test_loading_leaves_the_random_numbers_of_the_model_alone(background: bool, dataset: str) -> None:
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_loading_does_not_change_the_global_random_state(prefetch: bool, dataset: str) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    next(WindowDataLoader(stream(dataset), background).iter_epoch(LoaderState()))
+    next(WindowDataLoader(make_dataset(dataset), prefetch).iter_epoch(LoaderState()))
     assert torch.equal(torch.rand(3), expected)
 
 
-# Another number of ranks --------------------------------------------------------------------------------------------
+# Change of the number of ranks --------------------------------------------------------------------------------------------
 
 
-def consume(streams: list[Iterator[WindowBatch]], starts: list[LoaderState], batches: list[int]) -> tuple[list, list]:
-    """Take so many batches on each rank: the windows taken, and each rank's position after them."""
-    taken, positions = [], []
-    for batches_of, start, many in zip(streams, starts, batches, strict=True):
-        own = list(itertools.islice(batches_of, many))
-        taken += flat(own)
-        positions.append(LoaderState(**own[-1].loader_state) if own else start)
-    return taken, positions
+def take_batches(ranks: list[Iterator[WindowBatch]], starts: list[LoaderState], counts: list[int]) -> tuple[list, list]:
+    """Take some batches on each rank; return their windows and each rank's loader state."""
+    taken, states = [], []
+    for rank, start, count in zip(ranks, starts, counts, strict=True):
+        batches = list(itertools.islice(rank, count))
+        taken += flat(batches)
+        states.append(LoaderState(**batches[-1].loader_state) if batches else start)
+    return taken, states
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.lists(st.integers(0, 30), min_size=4, max_size=4), st.integers(0, 9))
@@ -228,70 +237,70 @@ def consume(streams: list[Iterator[WindowBatch]], starts: list[LoaderState], bat
 def test_no_window_is_lost_when_ranks_change(
     dataset: str, before: int, after: int, batches: list[int], seed: int
 ) -> None:
-    def ranks(world: int, positions: list[LoaderState]) -> list[Iterator[WindowBatch]]:
+    def ranks(world_size: int, states: list[LoaderState]) -> list[Iterator[WindowBatch]]:
         return [
-            iter(at(stream(dataset, rank=rank, world_size=world, seed=seed), position))
-            for rank, position in enumerate(positions)
+            iter(with_state(make_dataset(dataset, rank=rank, world_size=world_size, seed=seed), state))
+            for rank, state in enumerate(states)
         ]
 
-    begin = [LoaderState(epoch=1, world_size=before)] * before
-    taken, saved = consume(ranks(before, begin), begin, batches[:before])
+    start = [LoaderState(epoch=1, world_size=before)] * before
+    taken, saved = take_batches(ranks(before, start), start, batches[:before])
     merged = LoaderState.reshard(saved, after)
     assert len(merged) == after
     rest = flat(itertools.chain.from_iterable(ranks(after, merged)))
-    assert set(taken) | set(rest) == set(ALL)
-    assert len(rest) == len(set(rest)), "no window twice after the change"
+    assert set(taken) | set(rest) == set(ALL_WINDOWS)
+    assert len(rest) == len(set(rest)), "no window repeats after the change"
     if before == after:
-        assert sorted(taken + rest) == ALL
+        assert sorted(taken + rest) == ALL_WINDOWS
         return
-    assert all(position.world_size == after and position.epoch == 1 for position in merged)
+    assert all(state.world_size == after and state.epoch == 1 for state in merged)
 
-    # A second change, in the middle of what was left over.
-    more, saved = consume(ranks(after, merged), merged, [4] * after)
+    # A second change in the middle of the remaining windows.
+    more, saved = take_batches(ranks(after, merged), merged, [4] * after)
     rest = flat(itertools.chain.from_iterable(ranks(before, LoaderState.reshard(saved, before))))
-    assert set(taken) | set(more) | set(rest) == set(ALL)
+    assert set(taken) | set(more) | set(rest) == set(ALL_WINDOWS)
 
 
-def test_what_all_ranks_have_finished_is_not_read_again(dataset: str) -> None:
-    begin = [LoaderState(world_size=2)] * 2
-    streams = [stream(dataset, rank=rank, world_size=2) for rank in range(2)]
-    nearly_all = [len(windows(own)) - 1 for own in streams]
-    taken, saved = consume([iter(own) for own in streams], begin, nearly_all)
+def test_consumed_row_groups_are_not_read_again(dataset: str) -> None:
+    start = [LoaderState(world_size=2)] * 2
+    ranks = [make_dataset(dataset, rank=rank, world_size=2) for rank in range(2)]
+    counts = [len(windows(rank)) - 1 for rank in ranks]
+    taken, saved = take_batches([iter(rank) for rank in ranks], start, counts)
     [merged] = LoaderState.reshard(saved, 1)
-    # A buffer has at most two of the twelve row groups here, and each rank had begun its last one.
+    # A buffer has at most two of the twelve row groups, and each rank has started its last buffer.
     assert merged.groups_consumed >= 8
-    rest = flat(at(stream(dataset), merged))
-    assert len(rest) <= 4 * GROUP
-    assert set(taken) | set(rest) == set(ALL)
+    rest = flat(with_state(make_dataset(dataset), merged))
+    assert len(rest) <= 4 * GROUP_SIZE
+    assert set(taken) | set(rest) == set(ALL_WINDOWS)
 
 
-def test_the_same_ranks_go_on_as_they_are() -> None:
+def test_reshard_keeps_states_of_the_same_ranks() -> None:
     saved = [LoaderState(2, 2, 4, 1, 3, 2), LoaderState(2, 2, 4, 2, 0, 4)]
     assert LoaderState.reshard(saved, 2) == saved
     assert LoaderState.reshard(saved, 3) == [LoaderState(epoch=2, world_size=3, groups_consumed=8)] * 3
 
 
-# What else a stream does --------------------------------------------------------------------------------------------
+# Other behavior --------------------------------------------------------------------------------------------
 
 
-def test_an_empty_batch_has_no_targets_and_all_features(dataset: str) -> None:
+def test_empty_batch_has_all_features_and_no_targets(dataset: str) -> None:
     for rank in (0, 14):
-        batch = stream(dataset, rank=rank, world_size=15).empty_batch
+        batch = make_dataset(dataset, rank=rank, world_size=15).empty_batch
         assert not len(batch.target)
         assert not batch.counts.any()
         assert batch.sparse.keys() == list(EmbeddingTables.from_card(CARD, small_config().model).rows)
 
 
-def test_configuration_reaches_the_batches(dataset: str) -> None:
-    deduplicated, plain = (
-        next(iter(stream(dataset, dataclasses.replace(SMALL, deduplicate_ids=dedup)))) for dedup in (True, False)
+def test_applies_the_configuration(dataset: str) -> None:
+    deduplicated, full = (
+        next(iter(make_dataset(dataset, dataclasses.replace(SMALL, deduplicate_ids=dedup)))) for dedup in (True, False)
     )
-    assert torch.equal(deduplicated.user_key, plain.user_key)
-    assert len(deduplicated.sparse.values()) < len(plain.sparse.values())
+    assert torch.equal(deduplicated.user_key, full.user_key)
+    assert len(deduplicated.sparse.values()) < len(full.sparse.values())
 
 
 @pytest.mark.parametrize("content", ["nothing", "other files", "no folder", "no windows"])
-def test_an_empty_split_is_named(content: str, tmp_path: Path) -> None:
+def test_reports_empty_splits(content: str, tmp_path: Path) -> None:
     folder = tmp_path / "train"
     if content != "no folder":
         folder.mkdir()
@@ -301,20 +310,20 @@ def test_an_empty_split_is_named(content: str, tmp_path: Path) -> None:
         table = to_table(make_columns(CARD, 2, np.random.default_rng(0)), CARD)
         pq.write_table(table.slice(0, 0), folder / "part.parquet")
     with pytest.raises(DataError, match="has no windows") as caught:
-        stream(str(tmp_path))
+        make_dataset(str(tmp_path))
     assert str(caught.value) == f"{folder}: split 'train' has no windows"
 
 
-@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("prefetch", [True, False])
 @pytest.mark.parametrize("damage", ["truncated", "bad id"])
-def test_bad_data_are_named_wherever_the_batch_is_made(background: bool, damage: str, tmp_path: Path) -> None:
+def test_reports_invalid_data_with_and_without_prefetching(prefetch: bool, damage: str, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     file = tmp_path / "train" / "part.parquet"
     columns = make_columns(CARD, 60, np.random.default_rng(0))
     columns.user_ids["group"][33] = 4 if damage == "bad id" else 0
     pq.write_table(to_table(columns, CARD), file, row_group_size=20)
     config = LoaderConfig(max_windows_per_batch=5, shuffle_buffer_size=1)
-    loader = WindowDataLoader(stream(str(tmp_path), config, shuffle=False), background)
+    loader = WindowDataLoader(make_dataset(str(tmp_path), config, shuffle=False), prefetch)
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-100])
     taken = []

@@ -1,4 +1,4 @@
-"""Small random worlds for the tests: cards, window columns, datasets on disk."""
+"""Small random test data: cards, window columns, datasets on disk."""
 
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from a2gen_rec.models.embedding_tables import EmbeddingTables
 from tests.helpers.random_card import ACTIONS, make_card  # noqa: F401  -- re-exported
 
 
-def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, longest: int = 10) -> WindowColumns:
-    """Random windows that keep the contract: overlapping impressions, missing times, windows without history."""
-    lengths = rng.integers(1, longest + 1, windows)
+def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, max_length: int = 10) -> WindowColumns:
+    """Return random valid windows with overlapping impressions, missing times and windows without history."""
+    lengths = rng.integers(1, max_length + 1, windows)
     total = int(lengths.sum())
     window = np.repeat(np.arange(windows), lengths)
     first_target = np.array([rng.integers(0, n) for n in lengths], dtype=np.int64)
@@ -25,21 +25,21 @@ def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, long
     ts_ms = np.cumsum(step) + window * 10**9
     actions, offsets, dwell = [], [], []
     for _ in range(total):
-        done = np.flatnonzero(rng.random(len(card.actions) - 2) < 0.4) + 1
-        rng.shuffle(done)
-        times = np.sort(rng.random(len(done)) * 10)
-        times[np.array([card.actions[a] not in card.timed_actions for a in done], dtype=bool)] = np.nan
+        codes = np.flatnonzero(rng.random(len(card.actions) - 2) < 0.4) + 1
+        rng.shuffle(codes)
+        times = np.sort(rng.random(len(codes)) * 10)
+        times[np.array([card.actions[a] not in card.timed_actions for a in codes], dtype=bool)] = np.nan
         dwell.append(10 + rng.random() * 20 if rng.random() < 0.9 else np.nan)
-        actions.append(np.concatenate([[0], done, [len(card.actions) - 1]]))
+        actions.append(np.concatenate([[0], codes, [len(card.actions) - 1]]))
         offsets.append(np.concatenate([[0.0], times, [dwell[-1]]]))
     action_lengths = np.array([len(a) for a in actions], dtype=np.int64)
-    longest_s = np.array([np.nanmax(o) for o in offsets])
+    last_offset_s = np.array([np.nanmax(o) for o in offsets])
     user = {f.name: rng.integers(0, f.cardinality, windows) for f in card.features_at("user")}
-    shown = [*card.features_at("item"), *card.features_at("context")]
-    ids = {f.name: rng.integers(0, f.cardinality, total) for f in shown}
+    impression_features = [*card.features_at("item"), *card.features_at("context")]
+    ids = {f.name: rng.integers(0, f.cardinality, total) for f in impression_features}
     labels = (rng.random((total, len(card.labels))) < 0.5).astype(np.float32)
-    (own,) = rng.spawn(1)
-    objectives = own.choice(np.array([0, 1, np.nan], np.float32), (total, len(card.objectives)))
+    (derived_rng,) = rng.spawn(1)
+    objectives = derived_rng.choice(np.array([0, 1, np.nan], np.float32), (total, len(card.objectives)))
     return WindowColumns(
         user_key=rng.integers(0, 2**40, windows),
         first_target=first_target,
@@ -47,10 +47,10 @@ def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, long
         lengths=lengths,
         user_ids=user,
         impression_ids=ids,
-        session={f.name: own.integers(0, f.cardinality, total) for f in card.features_at("session")},
-        outcome={f.name: own.integers(0, f.cardinality, total) for f in card.features_at("outcome")},
+        session={f.name: derived_rng.integers(0, f.cardinality, total) for f in card.features_at("session")},
+        outcome={f.name: derived_rng.integers(0, f.cardinality, total) for f in card.features_at("outcome")},
         ts_ms=ts_ms,
-        end_ms=ts_ms + np.rint(1000 * longest_s).astype(np.int64),
+        end_ms=ts_ms + np.rint(1000 * last_offset_s).astype(np.int64),
         labels=labels,
         objectives=objectives,
         oracle=np.zeros((total, 0), np.float32),
@@ -70,21 +70,21 @@ def full_tables(card: DatasetCard, config: Config) -> dict[str, int]:
 
 
 def write_dataset(folder: Path, card: DatasetCard, windows: int = 60, files: int = 3, seed: int = 0) -> Path:
-    """A dataset on disk, every split of the same kind of random windows."""
+    """Write a dataset of random windows, with equally distributed splits."""
     rng = np.random.default_rng(seed)
-    made = {split: [make_columns(card, windows, rng) for _ in range(files)] for split in SPLITS}
-    for split, parts in made.items():
+    columns_by_split = {split: [make_columns(card, windows, rng) for _ in range(files)] for split in SPLITS}
+    for split, parts in columns_by_split.items():
         (folder / split).mkdir(parents=True)
         for file, columns in enumerate(parts):
             pq.write_table(to_table(columns, card), folder / split / f"part-{file:05d}.parquet", row_group_size=20)
     pq.write_table(items(card, rng), folder / "items.parquet")
-    pq.write_table(item_statistics(made["train"], card), folder / "item_statistics.parquet")
+    pq.write_table(item_statistics(columns_by_split["train"], card), folder / "item_statistics.parquet")
     card.save(str(folder))
     return folder
 
 
 def items(card: DatasetCard, rng: np.random.Generator) -> pa.Table:
-    """Every item of the table but row 0, named "item-ROW", with random other features."""
+    """Return every item of the table except row 0, named "item-ROW", with random other features."""
     features = {feature.name: feature.cardinality for feature in card.features_at("item")}
     rows = np.arange(1, features["item_id"])
     table = {name: rng.integers(0, size, len(rows)) for name, size in features.items()}
@@ -92,20 +92,20 @@ def items(card: DatasetCard, rng: np.random.Generator) -> pa.Table:
 
 
 def item_statistics(parts: list[WindowColumns], card: DatasetCard) -> pa.Table:
-    """Targets and positives per row of the item table that has any."""
+    """Return targets and positives per row of the item table with targets."""
     names = [*card.actions[1:-1], *card.labels, *card.objectives]
-    item, counted = [], []
+    item, counts = [], []
     for columns in parts:
         window = np.repeat(np.arange(len(columns)), columns.lengths)
         target = np.arange(len(window)) - columns.starts[window] >= columns.first_target[window]
-        happened = np.zeros((len(window), len(card.actions)), np.int64)
-        happened[np.repeat(np.arange(len(window)), columns.action_lengths), columns.action] = 1
-        positives = np.concatenate([happened[:, 1:-1], columns.labels == 1, columns.objectives == 1], axis=1)
+        occurred = np.zeros((len(window), len(card.actions)), np.int64)
+        occurred[np.repeat(np.arange(len(window)), columns.action_lengths), columns.action] = 1
+        positives = np.concatenate([occurred[:, 1:-1], columns.labels == 1, columns.objectives == 1], axis=1)
         item.append(columns.impression_ids["item_id"][target])
-        counted.append(np.insert(positives[target], 0, 1, axis=1))
-    rows, owner = np.unique(np.concatenate(item), return_inverse=True)
+        counts.append(np.insert(positives[target], 0, 1, axis=1))
+    rows, row_index = np.unique(np.concatenate(item), return_inverse=True)
     sums = np.zeros((len(rows), 1 + len(names)), np.int64)
-    np.add.at(sums, owner, np.concatenate(counted))
+    np.add.at(sums, row_index, np.concatenate(counts))
     return pa.table({"item_id": rows} | dict(zip(["impressions", *names], sums.T, strict=True)))
 
 
@@ -138,7 +138,7 @@ def to_table(columns: WindowColumns, card: DatasetCard) -> pa.Table:
 
 
 def checkpoint_tensors(checkpoint: str | Path, scratch: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, whole, by name; ``scratch`` is a file to write."""
+    """Return all full tensors of a checkpoint by name; ``scratch`` is a temporary file."""
     dcp_to_torch_save(str(checkpoint), str(scratch))
     flat: dict[str, torch.Tensor] = {}
 

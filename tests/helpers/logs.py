@@ -1,4 +1,4 @@
-"""Small logs as they are replayed through serving: a run trained a little on each, and its raw impressions."""
+"""Small logs for replays through ranking and serving: a briefly trained run and the raw impressions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,13 @@ SPEC = {
 
 @dataclass(frozen=True)
 class Log:
-    """A dataset, a run on it, and the raw impressions of every user in order of time and item."""
+    """A dataset, a run and raw impressions.
+
+    Attributes:
+        data: dataset directory.
+        run: run directory.
+        impressions: user -> raw impressions sorted by time and item.
+    """
 
     data: str
     run: str
@@ -47,27 +53,29 @@ class Log:
 
 
 def hashed_log(folder: Path, seed: int = 0) -> Log:
-    """Identifiers that share rows, a zone of half hours, actions without times, categories that are numbers, values
-    missing and unseen, and impressions that begin together, are not over when the next begins, or are of unknown watch
-    time."""
+    """Create a log with edge cases.
+
+    Identifiers share rows, the time zone has half hours, actions lack times, categories are numbers, and values are
+    missing or unknown. Impressions start simultaneously, overlap, or have unknown watch times.
+    """
     rng = np.random.default_rng(seed)
     count, items = 700, 60
     item, user = rng.integers(0, items, count), rng.integers(0, 25, count)
-    shop, length = rng.integers(0, 12, items), np.where(rng.random(items) < 0.2, np.nan, rng.uniform(2, 60, items))
+    shop, duration = rng.integers(0, 12, items), np.where(rng.random(items) < 0.2, np.nan, rng.uniform(2, 60, items))
     dwell = np.where(rng.random(count) < 0.15, np.nan, rng.exponential(15, count))
     comment = np.where(rng.random(count) < 0.2, rng.uniform(0, 20, count), np.nan)
     columns = {
-        "user": [f"u{each}" for each in user],
-        "item": [f"i{each}" for each in item],
+        "user": [f"u{number}" for number in user],
+        "item": [f"i{number}" for number in item],
         "ts": 10**12 + np.cumsum(rng.choice([0, 900, 20_000, 900_000, 4_000_000], count, p=[0.1, 0.3, 0.3, 0.2, 0.1])),
         "dwell": dwell,
         "like": (rng.random(count) < 0.3).astype(int),
         "comment": pa.array(comment, from_pandas=True),
         "hate": (rng.random(count) < 0.1).astype(int),
-        "city": [f"c{each % 5}" for each in user],
-        "shop": [None if shop[each] == 0 else f"s{shop[each]}" for each in item],
-        "length": pa.array(length[item], from_pandas=True),
-        "tab": [int(each) if each < 40 else None for each in rng.geometric(0.2, count)],
+        "city": [f"c{number % 5}" for number in user],
+        "shop": [None if shop[number] == 0 else f"s{shop[number]}" for number in item],
+        "length": pa.array(duration[item], from_pandas=True),
+        "tab": [int(tab) if tab < 40 else None for tab in rng.geometric(0.2, count)],
         "speed": rng.choice([0.5, 1.0, 1.5, 3.0], count),
         "network": rng.choice(["wifi", "4g", "5g"], count),
     }
@@ -80,34 +88,34 @@ def hashed_log(folder: Path, seed: int = 0) -> Log:
     raw: dict[str, dict[tuple, Impression]] = {}
     for row in table.to_pylist():
         flags = [(name, None) for name in ("like", "hate") if row[name]]
-        acts = [*flags, *([("comment", row["comment"])] if row["comment"] is not None else [])]
+        actions = [*flags, *([("comment", row["comment"])] if row["comment"] is not None else [])]
         watch = None if np.isnan(row["dwell"]) else row["dwell"]
         features = {name: row[name] for name in ("tab", "speed", "network")}
-        if row["ts"] % 2:  # told anew instead of taken from the catalogue
+        if row["ts"] % 2:  # passed explicitly instead of read from the item index
             features |= {"shop": row["shop"], "length": row["length"]}
-        each = Impression(row["item"], row["ts"], watch, acts, features)
-        raw.setdefault(row["user"], {})[each.ts_ms, each.item] = each
-    return _trained(folder, {user: [rows[key] for key in sorted(rows)] for user, rows in raw.items()})
+        impression = Impression(row["item"], row["ts"], watch, actions, features)
+        raw.setdefault(row["user"], {})[impression.ts_ms, impression.item] = impression
+    return _train_run(folder, {user: [rows[key] for key in sorted(rows)] for user, rows in raw.items()})
 
 
 def simulated_log(folder: Path) -> Log:
-    """The simulated log, whose actions all have times."""
-    world = SimulateConfig(users=30, items=60, authors=12, impressions_per_user=40, seed=1)
-    simulate(str(folder / "raw"), world)
+    """Create a simulated log, in which all actions have times."""
+    config = SimulateConfig(users=30, items=60, authors=12, impressions_per_user=40, seed=1)
+    simulate(str(folder / "raw"), config)
     config = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=12, max_targets=5)
     card = prepare("simulated", str(folder / "raw"), str(folder / "data"), config)
-    actions = ", ".join(f'"{name}"' for name in card.predicted_actions)
-    query = f"SELECT user_id, item_id, ts_ms, dwell_s, tab, {actions} FROM '{folder}/raw/impressions/*.parquet'"
+    action_columns = ", ".join(f'"{name}"' for name in card.predicted_actions)
+    query = f"SELECT user_id, item_id, ts_ms, dwell_s, tab, {action_columns} FROM '{folder}/raw/impressions/*.parquet'"
     raw: dict[str, list[Impression]] = {}
     for user, item, ts_ms, dwell, tab, *times in sorted(duckdb.sql(query).fetchall(), key=lambda row: str(row[1])):
-        acts = [(name, at) for name, at in zip(card.predicted_actions, times, strict=True) if at is not None]
-        raw.setdefault(str(user), []).append(Impression(str(item), ts_ms, dwell, acts, {"tab": tab}))
-    ordered = {user: sorted(rows, key=lambda each: each.ts_ms) for user, rows in raw.items()}
-    return _trained(folder, ordered)
+        actions = [(name, time) for name, time in zip(card.predicted_actions, times, strict=True) if time is not None]
+        raw.setdefault(str(user), []).append(Impression(str(item), ts_ms, dwell, actions, {"tab": tab}))
+    ordered = {user: sorted(rows, key=lambda impression: impression.ts_ms) for user, rows in raw.items()}
+    return _train_run(folder, ordered)
 
 
-def _trained(folder: Path, impressions: dict[str, list[Impression]]) -> Log:
-    """Trained far from the symmetric start, so that everything matters."""
+def _train_run(folder: Path, impressions: dict[str, list[Impression]]) -> Log:
+    """Train far from the symmetric initial values, so that every input affects the predictions."""
     config = small_config(feedback_encoding="dual_view_full", session_features=True, predict_objectives=True)
     config.train.max_steps, config.loader.prefetch, config.train.log_interval = 6, False, 0
     config.optim.dense_lr, config.optim.sparse_lr, config.evaluate.max_unexplored_mass = 0.03, 0.3, 0.0

@@ -1,4 +1,4 @@
-"""Windows against a per-user oracle written with plain loops."""
+"""Windows against a per-user reference with Python loops."""
 
 import math
 
@@ -35,7 +35,7 @@ users = st.lists(st.lists(impression, min_size=1, max_size=12), max_size=6)
 
 
 def rows_of(drawn):
-    """Drawn users as sorted impressions that keep the staged contract."""
+    """Return the drawn users as sorted staged impressions."""
     rows = []
     for user, impressions in enumerate(drawn):
         splits = sorted(one["split"] for one in impressions)
@@ -62,7 +62,7 @@ def table_of(rows):
 
 
 def sequence(row):
-    """Actions of one impression in order, the slow way."""
+    """Return the ordered actions of one impression (reference)."""
     timed, untimed = [], []
     for code, name in enumerate(ACTIONS, start=1):
         at = row[f"at_{name}"]
@@ -72,20 +72,20 @@ def sequence(row):
     return [0, *(code for _, code in ordered), len(ACTIONS) + 1], [0.0, *(at for at, _ in ordered), row["dwell_s"]]
 
 
-def oracle(rows, wanted, history, max_targets):
+def reference_windows(rows, split, max_history, max_targets):
     windows = []
     for user in sorted({row["user_id"] for row in rows}):
-        own = [row for row in rows if row["user_id"] == user]
-        places = [place for place, row in enumerate(own) if row["split"] == wanted]
-        for start in range(0, len(places), max_targets):
-            first, last = places[start], places[min(start + max_targets, len(places)) - 1]
-            begin = max(0, first - history)
-            inside = own[begin : last + 1]
+        user_rows = [row for row in rows if row["user_id"] == user]
+        indices = [index for index, row in enumerate(user_rows) if row["split"] == split]
+        for start in range(0, len(indices), max_targets):
+            first, last = indices[start], indices[min(start + max_targets, len(indices)) - 1]
+            window_start = max(0, first - max_history)
+            inside = user_rows[window_start : last + 1]
             windows.append(
                 {
                     "user": user,
-                    "user_key": own[0]["user_key"],
-                    "country": own[first]["row_country"],
+                    "user_key": user_rows[0]["user_key"],
+                    "country": user_rows[first]["row_country"],
                     "item_id": [row["row_item_id"] for row in inside],
                     "tab": [row["row_tab"] for row in inside],
                     "ts_ms": [row["ts_ms"] for row in inside],
@@ -96,7 +96,7 @@ def oracle(rows, wanted, history, max_targets):
                         name: [math.nan if row[name] is None else row[name] for row in inside]
                         for name in ("label_click", "objective_glance")
                     },
-                    "first_target": first - begin,
+                    "first_target": first - window_start,
                 }
             )
     return windows
@@ -104,26 +104,26 @@ def oracle(rows, wanted, history, max_targets):
 
 @settings(max_examples=60, deadline=None)
 @given(users, st.integers(0, 5), st.integers(1, 4), st.integers(1, 3))
-def test_windows_equal_the_oracle(drawn, history, max_targets, rows_per_table):
+def test_windows_equal_the_reference(drawn, max_history, max_targets, windows_per_table):
     rows = rows_of(drawn)
-    layout = WindowSpec(FEATURES, ACTIONS, ("click",), ("glance",), (), history, max_targets, rows_per_table)
+    spec = WindowSpec(FEATURES, ACTIONS, ("click",), ("glance",), (), max_history, max_targets, windows_per_table)
     targets = 0
-    for wanted in range(3):
-        tables = list(build_windows(table_of(rows), layout, wanted))
-        assert all(0 < table.num_rows <= rows_per_table for table in tables)
-        found = [window for table in tables for window in table.to_pylist()]
-        assert repr(found) == repr(oracle(rows, wanted, history, max_targets))  # repr: nan equals nan
-        targets += sum(len(window["item_id"]) - window["first_target"] for window in found)
+    for split in range(3):
+        tables = list(build_windows(table_of(rows), spec, split))
+        assert all(0 < table.num_rows <= windows_per_table for table in tables)
+        windows = [window for table in tables for window in table.to_pylist()]
+        assert repr(windows) == repr(reference_windows(rows, split, max_history, max_targets))  # repr: nan equals nan
+        targets += sum(len(window["item_id"]) - window["first_target"] for window in windows)
     assert targets == len(rows)
 
 
-def test_columns_have_the_contract_s_types():
+def test_columns_have_the_types_of_the_format():
     row = {"user_id": "u", "user_key": 1, "split": 0, "ts_ms": 5, "dwell_s": 2.0, "row_item_id": 1}
     row |= {"row_tab": 2, "row_country": 3, "label_click": None, "objective_glance": None} | {
         f"at_{name}": None for name in ACTIONS
     }
-    layout = WindowSpec(FEATURES, ACTIONS, ("click",), ("glance",), (), 10, 10)
-    (table,) = build_windows(table_of([row]), layout, 0)
+    spec = WindowSpec(FEATURES, ACTIONS, ("click",), ("glance",), (), 10, 10)
+    (table,) = build_windows(table_of([row]), spec, 0)
     assert table.schema == pa.schema(
         [
             ("user", pa.string()),
@@ -151,15 +151,15 @@ def test_bounds_of_one_user_across_splits():
     assert list(zip(test.start, test.target, test.end, strict=True)) == [(5, 7, 8)]
 
 
-def test_actions_known_times_first_then_unknown_in_vocabulary_order():
+def test_timed_actions_precede_untimed_actions_in_vocabulary_order():
     nan = math.nan
     times = np.array([[nan, 7.0, 3.0, nan], [2.0, 2.0, nan, nan], [nan, nan, nan, nan]], np.float32)
-    happened = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
-    codes, offset = action_lists(times, happened, pa.array([9.0, nan, 4.0], pa.float32()))
+    occurred = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
+    codes, offset = action_lists(times, occurred, pa.array([9.0, nan, 4.0], pa.float32()))
     assert codes.to_pylist() == [[0, 3, 2, 1, 5], [0, 1, 2, 5], [0, 5]]
     assert repr(offset.to_pylist()) == repr([[0.0, 3.0, 7.0, nan, 9.0], [0.0, 2.0, 2.0, nan], [0.0, 4.0]])
 
 
-def test_nothing_to_cut():
-    layout = WindowSpec(FEATURES, ACTIONS, ("click",), ("glance",), (), 10, 10)
-    assert list(build_windows(table_of([]), layout, 0)) == []
+def test_no_windows_without_impressions():
+    spec = WindowSpec(FEATURES, ACTIONS, ("click",), ("glance",), (), 10, 10)
+    assert list(build_windows(table_of([]), spec, 0)) == []
