@@ -213,5 +213,5 @@ def test_bounds_hold_for_losses_without_gradient(m: int, seed: int, scale: float
 
 @pytest.mark.parametrize("min_weights", [[0.7, 0.4], [-0.1, 0.5]])
 def test_rejects_infeasible_bounds(min_weights: list[float]) -> None:
-    with pytest.raises(ConfigError, match=r"minimum weights .* must be at min_weights 0"):
+    with pytest.raises(ConfigError, match=r"minimum weights .* must be at least 0"):
         bounded_min_norm_weights(np.eye(2), np.array(min_weights), np.ones(2) / 2)

@@ -495,7 +495,7 @@ def test_uses_another_directory_and_rejects_another_checkpoint(
     save_ensemble(str(folder), model, dataclasses.replace(card, step=2))
     with pytest.raises(UserError, match=r"ensemble was trained on step 2 of .*, best checkpoint is step 5"):
         rank_run(str(with_ensemble.run), "nobody", ensemble=str(folder))
-    with pytest.raises(UserError, match="cannot rank by ensemble: the run has none"):
+    with pytest.raises(UserError, match="cannot sort by ensemble: the run has none"):
         rank_run(str(world.run), "nobody", sort_by="ensemble")
 
 

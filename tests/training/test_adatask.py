@@ -177,7 +177,7 @@ def reference_steps(dataset: str, config: Config, before: dict[str, Tensor], ste
     optimizers = [torch.optim.Adam(dense, config.optim.dense_lr) for _ in range(towers)]
     for step in range(steps):
         batch = rank_batch(dataset, config, step)
-        losses = task_losses(model(batch), batch, config.loss, tasks, model.ranker.timed_action)
+        losses = task_losses(model(batch), batch, config.loss, tasks, model.ranker.timed_actions)
         parts = [*tables.values(), *dense]
         gradients = [torch.autograd.grad(loss, parts, retain_graph=True, allow_unused=True) for loss in losses]
         begin = [parameter.detach().clone() for parameter in dense]
