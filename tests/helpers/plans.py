@@ -42,12 +42,12 @@ def plan_report(world_size: int = 64, ranks_per_host: int = 8, device: str = "cu
     )
 
 
-def infeasible_report(world: int = 8, ranks_per_host: int = 8) -> PlanReport:
+def infeasible_report(world_size: int = 8, ranks_per_host: int = 8) -> PlanReport:
     """Return a report of tables that do not fit, with suggested changes."""
     return PlanReport(
         cluster="h200_1x8",
         device="cuda",
-        world_size=world,
+        world_size=world_size,
         ranks_per_host=ranks_per_host,
         fits=False,
         cost=Cost(0.0, 0.0, 0.0, 0.0),
@@ -72,10 +72,10 @@ def renamed(report: PlanReport, names: dict[str, str]) -> PlanReport:
     return replace(report, tables=tables, unplaced=unplaced)
 
 
-def _table(name: str, rows: int, world: int, first_rank: int, device: str) -> TablePlan:
+def _table(name: str, rows: int, world_size: int, first_rank: int, device: str) -> TablePlan:
     dim, row_wise = 64, rows > 10**6
     weights, optimizer, lookups = rows * dim * 4, rows * 4, min(float(rows), 40_000.0)
-    parts = world if row_wise else 1
+    parts = world_size if row_wise else 1
     buffers = int(lookups) * dim * 8
     cost = Cost(*(lookups / parts * seconds for seconds in (2e-5, 8e-5, 4e-5, 9e-5)))
     memory = "hbm" if device == "cuda" else "ddr"
@@ -90,7 +90,7 @@ def _table(name: str, rows: int, world: int, first_rank: int, device: str) -> Ta
     step = -(-rows // parts)
     shards = [
         Shard(
-            (first_rank + part) % world,
+            (first_rank + part) % world_size,
             (part * step, min(rows, (part + 1) * step)),
             (0, dim),
             chosen.hbm,

@@ -64,7 +64,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def export_table(metrics: Mapping[str, Any]) -> Table:
-    """Return the AUC of a run and of its exported model (keys: ``runs.export.compared``)."""
+    """Return the AUC of a run and of its exported model (keys: ``runs.export.compare_auc``)."""
     loss = metrics["loss"]
     caption = f"loss {loss['original']:.5f}, exported {loss['exported']:.5f}"
     if any(auc["within_tolerance"] is None for auc in metrics["auc"].values()):
@@ -230,7 +230,7 @@ def _times_table(result: Mapping[str, Any]) -> Table:
 def _generator_vs_head_table(comparisons: Mapping[str, Any]) -> Table:
     """Return watch time and objectives, one row per metric; the head's column only if the model has the head."""
     has_head = any("head" in metrics for metrics in comparisons.values())
-    caption = "generator: expectation over its sequences"
+    caption = "generator: expectation over its sequences and occurrence predictions"
     if has_head:
         caption += "\nagreement: rank correlation of both predictions\nbold: the better of the two"
     table = new_table("watch time and objectives", caption)

@@ -8,7 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from a2gen_rec.reporting.console.evaluation import evaluation_summary_tables, evaluation_tables, gap_closed
+from a2gen_rec.reporting.console.evaluation import (
+    evaluation_summary_tables,
+    evaluation_tables,
+    export_table,
+    gap_closed,
+)
 
 
 def rendered(tables: Sequence[Table | Text], color: bool = False, width: int = 100) -> str:
@@ -233,6 +238,16 @@ def test_summary_fits_one_screen(count: int) -> None:
     assert row(text, names[-1]), "the most frequent outcomes are kept"
     assert ("15 of 63 outcomes" in " ".join(text.split())) == (count == 60)
     assert ("8 of 60 actions" in " ".join(text.split())) == (count == 60)
+
+
+def test_export_table_marks_actions_exempt_from_the_tolerance() -> None:
+    like = {"original": 0.65, "exported": 0.6499, "positives": 1234, "within_tolerance": True}
+    hate = {"original": None, "exported": None, "positives": 2, "within_tolerance": None}
+    metrics = {"split": "test", "targets": 98_765, "min_positives": 100, "auc": {"like": like, "hate": hate}}
+    text = rendered([export_table(metrics | {"loss": {"original": 1.0, "exported": 1.00001}})])
+    assert row(text, "like") == "like 1,234 0.6500 0.6499 -0.00010"
+    assert row(text, "hate") == "hate * 2 – – –"
+    assert "fewer than 100 positives or negatives; exempt" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def overview(comparison: Comparison) -> ComparisonTable:
     seeds = max((len(model.seeds) for model in comparison.full_models), default=1)
     note = (f"Mean ± standard deviation over {seeds} seeds" if seeds > 1 else "One seed") + ". Bold: best model."
     note += f" {_averaged(comparison)}"
-    note += f" Small: 95% intervals over {comparison.num_resamples:,} resamples of the {comparison.users:,} users"
+    note += f" Second line: 95% intervals over {comparison.num_resamples:,} resamples of the {comparison.users:,} users"
     note += ", paired for differences" if several else ""
     note += ", and of the seeds" if seeds > 1 else ""
     note += f"; {BEST_MARK}: the interval excludes 0." if several else "."
@@ -280,7 +280,7 @@ def _averaged(comparison: Comparison) -> str:
     """Describe the outcomes that means include."""
     text = "Means are over actions and labels" + (", of times over timed actions" if comparison.timed else "")
     if left := comparison.averaged.left_out:
-        text += f", without {', '.join(left)}, which occur fewer than {MIN_COUNT} times in the test split"
+        text += f", without {', '.join(left)} (fewer than {MIN_COUNT} occurrences in the test split)"
     return f"{text}."
 
 

@@ -8,19 +8,19 @@ from a2gen_rec.reporting.pages.plan import charts
 from a2gen_rec.sharding.report import Cost, Shard
 from tests.helpers.plans import infeasible_report, plan_report
 
-COLOURS = {5: "q0", 10**6: "q0", 10**9: "q3"}
+COLORS = {5: "q0", 10**6: "q0", 10**9: "q3"}
 
 
-@given(st.lists(st.sampled_from([0, *COLOURS]), min_size=1, max_size=200))
+@given(st.lists(st.sampled_from([0, *COLORS]), min_size=1, max_size=200))
 def test_placement_colors_each_rank_by_its_bytes(rank_bytes: list[int]) -> None:
-    world = len(rank_bytes)
+    world_size = len(rank_bytes)
     zero = Cost(0.0, 0.0, 0.0, 0.0)
     shards = [Shard(rank, (0, 1), (0, 1), bytes_, 0, zero) for rank, bytes_ in enumerate(rank_bytes)]
-    bars = charts.placement_row(replace(plan_report().tables[0], shards=shards), world).bars
+    bars = charts.placement_row(replace(plan_report().tables[0], shards=shards), world_size).bars
     for rank, bytes_ in enumerate(rank_bytes):
-        middle = (rank + 0.5) / world * 100
+        middle = (rank + 0.5) / world_size * 100
         over = [bar.style.split()[0] for bar in bars if bar.x <= middle <= bar.x + bar.width]
-        assert over == ([COLOURS[bytes_]] if bytes_ else [])
+        assert over == ([COLORS[bytes_]] if bytes_ else [])
 
 
 def test_shards_on_one_rank_are_summed() -> None:
@@ -29,13 +29,13 @@ def test_shards_on_one_rank_are_summed() -> None:
     assert charts.placement_row(twice, 64).bars[0].title == "tag, rank 2: 93.0 MB"
 
 
-@pytest.mark.parametrize("world", [8, 512])
-def test_memory_bars_have_the_height_of_their_bytes(world: int) -> None:
-    report = plan_report(world)
+@pytest.mark.parametrize("world_size", [8, 512])
+def test_memory_bars_have_the_height_of_their_bytes(world_size: int) -> None:
+    report = plan_report(world_size)
     bars = charts.memory_chart(report, "hbm").bars
     max_bytes = max(max(rank.hbm, rank.hbm_free) for rank in report.ranks)
     for rank in report.ranks:
-        middle = (rank.rank + 0.5) / world * 100
+        middle = (rank.rank + 0.5) / world_size * 100
         free, used = (bar for bar in bars if bar.x <= middle <= bar.x + bar.width)
         assert (free.style, used.style) == ("free", "used")
         assert free.height == pytest.approx(rank.hbm_free / max_bytes * charts.HEIGHT)
@@ -44,7 +44,7 @@ def test_memory_bars_have_the_height_of_their_bytes(world: int) -> None:
 
 
 def test_equal_neighbours_share_a_bar_with_many_ranks() -> None:
-    few, many = (charts.memory_chart(plan_report(world), "hbm").bars for world in (64, 512))
+    few, many = (charts.memory_chart(plan_report(world_size), "hbm").bars for world_size in (64, 512))
     assert len(few) == 2 * 64
     assert len(many) < 20
 
