@@ -348,9 +348,9 @@ def test_runs_the_quick_suite(tmp_path: Path) -> None:
     main(["report", "experiment", str(tmp_path / "out"), "--bootstrap-resamples", "10"])
     page = (tmp_path / "out" / "report.html").read_text()
     for output in (
-        "small: what the ablations cost",
+        "small: ablations",
         "small: generated action sequences",
-        "What tuning chose",
+        "Best settings",
         "oracle",
     ):
         assert output in page

@@ -269,5 +269,5 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             main(["report", "experiment", str(tmp_path), *arguments])
         assert error.value.code == code
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith(f"a2gen: error: {tmp_path}/results.json: is not an experiment's results")
+    assert first.startswith(f"a2gen: error: {tmp_path}/results.json: not a results file of an experiment")
     assert second == "a2gen: error: --bootstrap-resamples 0 must be at least 1"
