@@ -23,7 +23,7 @@ from a2gen_rec.serving.engine.workers import WorkerDied, WorkerPool
 from a2gen_rec.serving.stores.sqlite import SqliteStore
 from a2gen_rec.utils.malloc import disable_tcache_in_children
 from tests.helpers.fake_ranker import ITEMS, CrashingRanker, FakeRanker, SlowRanker, expected_order, make_model
-from tests.helpers.service import RunningService, TIMEOUT_S, running, serve_process, wait_until
+from tests.helpers.service import TIMEOUT_S, RunningService, running, serve_process, wait_until
 
 TCACHE_OFF = "glibc.malloc.tcache_count=0"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.service import RunningService, TIMEOUT_S, post_request, running, send_raw
+from tests.helpers.service import TIMEOUT_S, RunningService, post_request, running, send_raw
 
 HISTORY = b"GET /v1/users/long/history?last=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = post_request(b"", b"Transfer-Encoding: chunked")
