@@ -289,19 +289,19 @@ def _item_table(items: SimulatedItems) -> pa.Table:
     )
 
 
-def _write_log(folder: Path, simulated: SimulatedWorld, advance: Callable[[int], object]) -> dict[str, int]:
+def _write_log(directory: Path, simulated: SimulatedWorld, advance: Callable[[int], object]) -> dict[str, int]:
     """Write the Parquet files of a log; return the counts of impressions and outcomes."""
     config = simulated.config
-    (folder / "impressions").mkdir()
-    pq.write_table(_item_table(simulated.items), folder / "items.parquet", compression="zstd")
+    (directory / "impressions").mkdir()
+    pq.write_table(_item_table(simulated.items), directory / "items.parquet", compression="zstd")
     counts: Counter[str] = Counter()
-    blocks = math.ceil(config.users / USERS_PER_BLOCK)
+    num_blocks = math.ceil(config.users / USERS_PER_BLOCK)
     blocks_per_part = math.ceil(config.users_per_file / USERS_PER_BLOCK)
-    with pq.ParquetWriter(folder / "users.parquet", USER_SCHEMA, compression="zstd") as users_file:
-        for part, begin in enumerate(range(0, blocks, blocks_per_part)):
-            file = folder / "impressions" / f"part-{part:05d}.parquet"
+    with pq.ParquetWriter(directory / "users.parquet", USER_SCHEMA, compression="zstd") as users_file:
+        for part, first_block in enumerate(range(0, num_blocks, blocks_per_part)):
+            file = directory / "impressions" / f"part-{part:05d}.parquet"
             with pq.ParquetWriter(file, IMPRESSION_SCHEMA, compression="zstd") as impressions_file:
-                for block in range(begin, min(begin + blocks_per_part, blocks)):
+                for block in range(first_block, min(first_block + blocks_per_part, num_blocks)):
                     users = sample_user_block(config, block)
                     table = simulate_block(simulated, users, block)
                     users_file.write_table(_user_table(users))
@@ -316,11 +316,11 @@ def _write_log(folder: Path, simulated: SimulatedWorld, advance: Callable[[int],
 
 def _simulation_yaml(simulated: SimulatedWorld, counts: dict[str, int], rates: dict[str, float]) -> str:
     base = simulated.base_logits
-    begin = LOG_END - timedelta(days=simulated.config.days)
+    start = LOG_END - timedelta(days=simulated.config.days)
     return yaml.safe_dump(
         {
             "settings": asdict(simulated.config),
-            "period": [begin.isoformat(), LOG_END.isoformat()],
+            "period": [start.isoformat(), LOG_END.isoformat()],
             "users": simulated.config.users,
             "items": simulated.config.items,
             "impressions": counts["impressions"],
@@ -367,11 +367,11 @@ def simulate(out: str, config: SimulateConfig, progress: bool = False) -> Simula
         disable=not progress,
     )
     try:
-        with atomic_output_dir(out) as folder, progress_bar:
+        with atomic_output_dir(out) as directory, progress_bar:
             task = progress_bar.add_task("", total=config.users)
-            counts = _write_log(folder, simulated, partial(progress_bar.advance, task))
+            counts = _write_log(directory, simulated, partial(progress_bar.advance, task))
             rates = {name: counts[name] / counts["impressions"] for name in (*ACTIONS, LABEL_NAME, "glance")}
-            paths.write_text(str(folder / SIMULATION_FILE), _simulation_yaml(simulated, counts, rates))
+            paths.write_text(str(directory / SIMULATION_FILE), _simulation_yaml(simulated, counts, rates))
     except OSError as error:
         raise UserError(f"{out}: cannot write ({error.strerror or error})") from error
     seconds = time.monotonic() - started
