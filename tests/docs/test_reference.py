@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 
 import pytest
+import yaml
 
 from tests.helpers import REPOSITORY
 
@@ -45,6 +46,16 @@ def test_links_lead_to_files(name: str) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (REPOSITORY / name).read_text())
     missing = [link for link in links if not link.startswith("../../actions") and not (REPOSITORY / link).exists()]
     assert not missing
+
+
+def test_repository_files_are_valid_yaml() -> None:
+    files = [
+        *(REPOSITORY / ".github").rglob("*.yml"),
+        REPOSITORY / "CITATION.cff",
+        REPOSITORY / ".pre-commit-config.yaml",
+    ]
+    assert len(files) > 6
+    assert all(yaml.safe_load(file.read_text()) for file in files)
 
 
 def test_failure_codes_of_the_service_are_documented() -> None:
