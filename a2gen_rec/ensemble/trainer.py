@@ -266,7 +266,7 @@ def _train_epoch(
 
 def _score(model: nn.Module, batch: ListBatch) -> Tensor:
     more = (
-        {"valid": batch.mask} if isinstance(model, SessionWeightedFusion) else {}
+        {"mask": batch.mask} if isinstance(model, SessionWeightedFusion) else {}
     )  # the only model that reads full lists
     output = model(batch.predictions, batch.events, batch.length, batch.context, **more)
     score: Tensor = output if isinstance(output, Tensor) else output.score

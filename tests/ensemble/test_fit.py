@@ -259,8 +259,8 @@ def test_rejects_invalid_training_before_scoring(world: World, tmp_path: Path) -
     )
     fails(ConfigError, "behavior_weights.glance: ", tmp_path, replace(CONFIG, behavior_weights={"glance": 1}))
     (tmp_path / "mine").write_text("")
-    fails(UserError, "is there and holds no ensemble", tmp_path)
-    fails(UserError, "mine: ensemble cannot be written .Not a dir", tmp_path / "mine")
+    fails(UserError, "exists but is not an ensemble directory", tmp_path)
+    fails(UserError, "mine: cannot write the ensemble .Not a dir", tmp_path / "mine")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 

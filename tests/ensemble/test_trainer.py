@@ -418,7 +418,7 @@ def test_failed_save_keeps_the_previous_ensemble(
     for target, name in ((io, "save"), (io.paths, "move_into_place")):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, full)
-            with pytest.raises(UserError, match=r"ensemble cannot be written .*No space left"):
+            with pytest.raises(UserError, match=r"cannot write the ensemble .*No space left"):
                 save_ensemble(folder, trained, replace(CARD, step=240))
         assert load_ensemble(folder)[1] == CARD
         assert os.listdir(tmp_path) == ["ensemble"]
@@ -426,7 +426,7 @@ def test_failed_save_keeps_the_previous_ensemble(
 
 def test_rejects_a_directory_with_other_files(trained: Ensemble, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds no ensemble"):
+    with pytest.raises(UserError, match="not an ensemble directory"):
         save_ensemble(str(tmp_path), trained, CARD)
     assert os.listdir(tmp_path) == ["notes.txt"]
 
@@ -455,12 +455,12 @@ def test_rejects_missing_and_corrupted_ensembles(trained: Ensemble, tmp_path: Pa
     card.write_text(text)
     for part in (tensors[:-50], tensors[:5], b"", b"nonsense" * 100):
         weights.write_bytes(part)
-        with pytest.raises(UserError, match=r"ensemble\.safetensors: does not fit its card or is damaged") as caught:
+        with pytest.raises(UserError, match=r"ensemble\.safetensors: incompatible with its config, or corrupted") as caught:
             load_ensemble(str(folder))
         assert "\n" not in str(caught.value)
     weights.write_bytes(tensors)
     card.write_text(text.replace("dim: 4", "dim: 8"))
-    with pytest.raises(UserError, match=r"ensemble\.safetensors: does not fit its card .*size mismatch"):
+    with pytest.raises(UserError, match=r"ensemble\.safetensors: incompatible with its config, or corrupted .*size mismatch"):
         load_ensemble(str(folder))
     weights.unlink()
     with pytest.raises(UserError, match=r"ensemble\.safetensors: not found"):

@@ -1,13 +1,14 @@
-"""What the ensemble is compared with: other ways to one score from many objectives, METHODS §6.
+"""Baselines of the ensemble: other methods that combine many objectives into one score, METHODS §6.
 
-Each is called as the ensemble is, ``(value, events, length, context)``, and gives scores [n, C]:
+All have the ensemble's signature ``(value, events, length, context)`` and return scores [n, C]:
 
-- value: [n, C, K] logits of probabilities, or whatever rises with an objective, such as the log of a watch time.
-- events: [n, L, d_event] the user's recent past, oldest first, padded at the end; length: [n] int64, 0 .. L.
+- value: [n, C, K] logits of probabilities, and monotonic functions of other objectives, such as the log of a watch time.
+- events: [n, L, d_event] the user's recent events, oldest first, padded at the end.
+- length: [n] int64 number of events, 0 .. L.
 - context: [n, C, d_context] of each candidate, or [n, 1, d_context] shared by a request's candidates.
 
-Padded candidates and events change nothing for the others, and all is float32 even under autocast. Only
-:class:`SessionWeights` looks at a list as a whole, and so must be told which candidates are padded.
+Padded candidates and events do not affect the others, and everything is float32 even under autocast. Only
+:class:`SessionWeightedFusion` depends on the full list and therefore takes a mask of the real candidates.
 """
 
 from collections.abc import Sequence
@@ -17,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.models.ensemble.model import UserHistoryEncoder
+from a2gen_rec.models.ensemble.model import UserHistoryEncoder, check_normalization
 
 
 class SingleScore(nn.Module):
-    """One objective alone, as it is: the ranker that has no ensemble.
+    """Score by one objective alone, as a ranker without an ensemble.
 
     Args:
-        k: index of the objective.
-        higher_is_better: whether a higher value ranks first.
+        index: Index of the objective.
+        higher_is_better: Whether a higher value ranks first.
     """
 
     def __init__(self, index: int, higher_is_better: bool = True) -> None:
@@ -38,19 +39,20 @@ class SingleScore(nn.Module):
 
 
 class PowerFormula(nn.Module):
-    """Π_k (1 + α_k p_k)^{±β_k}, as tuned by hand, by its logarithm; objectives of which less is better divide.
+    """Logarithm of Π_k (1 + α_k p_k)^{±β_k}, the usual hand-tuned formula; lower-is-better objectives divide.
 
-    p = σ((value − centre) / scale); that objectives divide is ours. With α p ≪ 1 an objective
-    counts by its size, with α p ≫ 1 by its ratios.
+    p = σ((value − mean) / scale). Division by objectives is ours. With α p ≪ 1 the score depends on an objective's
+    differences, with α p ≫ 1 on its ratios.
 
     Args:
-        alpha, beta: [K] ≥ 0: the score then never falls where an objective gets better.
-        less: [K], whether less is better.
-        centre, scale: [K], scale > 0: 0 and 1 for logits, which are then their probabilities; the values' own for what
-            is no probability.
+        alpha: [K] ≥ 0; with ``beta`` ≥ 0, the score never decreases when an objective improves.
+        beta: [K] ≥ 0.
+        lower_is_better: Whether lower is better, for each of the K objectives.
+        mean: [K]; 0 for logits, so that p is their probability, and the mean of other values.
+        scale: [K] > 0; 1 for logits and the scale of other values.
 
     Raises:
-        ConfigError: a number out of its range, or lengths that differ.
+        ConfigError: A number out of its range, or lengths that differ.
     """
 
     alpha: Tensor
@@ -63,13 +65,13 @@ class PowerFormula(nn.Module):
     ) -> None:
         super().__init__()
         _check(lower_is_better, mean, scale)
-        if not all(
-            len(each) == len(lower_is_better) and each.isfinite().all() and (each >= 0).all() for each in (alpha, beta)
-        ):
-            raise ConfigError(
-                f"a formula needs α and β ≥ 0 of {len(lower_is_better)} objectives, not {alpha} and {beta}"
-            )
-        self.register_buffer("alpha", alpha.float().clone())  # buffers are written by load_state_dict: never share
+        num_objectives = len(lower_is_better)
+        for exponents in (alpha, beta):
+            if not (len(exponents) == num_objectives and exponents.isfinite().all() and (exponents >= 0).all()):
+                raise ConfigError(f"a formula needs α and β ≥ 0 of {num_objectives} objectives, not {alpha} and {beta}")
+        self.register_buffer(
+            "alpha", alpha.float().clone()
+        )  # load_state_dict writes buffers in place: never share them
         self.register_buffer("exponent", beta.float() * _direction(lower_is_better))
         self.register_buffer("mean", mean.float().clone())
         self.register_buffer("scale", scale.float().clone())
@@ -78,19 +80,21 @@ class PowerFormula(nn.Module):
         return self.score(value)
 
     def score(self, value: Tensor) -> Tensor:
-        """Logarithm of the product: values [..., K] -> [...]."""
+        """Return the logarithm of the product: values [..., K] -> [...]."""
         p = torch.sigmoid((value.to(self.mean.dtype) - self.mean) / self.scale)
         return (self.exponent * torch.log1p(self.alpha * p)).sum(-1)
 
 
 class Standardize(nn.Module):
-    """Values in units of their own spread, turned so that more is better: ±(value − centre) / scale.
+    """Standardized values with the sign of their direction: ±(value − mean) / scale, so that higher is better.
 
     Args:
-        less: [K], whether less is better; centre, scale: [K], scale > 0.
+        lower_is_better: Whether lower is better, for each of the K objectives.
+        mean: [K].
+        scale: [K] > 0.
 
     Raises:
-        ConfigError: a number out of its range, or lengths that differ.
+        ConfigError: A number out of its range, or lengths that differ.
     """
 
     mean: Tensor
@@ -99,7 +103,7 @@ class Standardize(nn.Module):
     def __init__(self, lower_is_better: Sequence[bool], mean: Tensor, scale: Tensor) -> None:
         super().__init__()
         _check(lower_is_better, mean, scale)
-        self.objectives = len(lower_is_better)
+        self.num_objectives = len(lower_is_better)
         self.register_buffer("mean", mean.float().clone())
         self.register_buffer("scale", scale.float() * _direction(lower_is_better).to(scale.device))
 
@@ -108,12 +112,12 @@ class Standardize(nn.Module):
 
 
 class LogisticRegression(nn.Module):
-    """Linear in the standardised values; the score is the logit. It begins with equal weights."""
+    """Linear model of the standardized values, whose score is the logit; initial weights are equal."""
 
     def __init__(self, standardize: Standardize) -> None:
         super().__init__()
         self.standardize = standardize
-        self.weight = nn.Parameter(torch.full((standardize.objectives,), 1 / standardize.objectives))
+        self.weight = nn.Parameter(torch.full((standardize.num_objectives,), 1 / standardize.num_objectives))
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, value: Tensor, events: Tensor, length: Tensor, context: Tensor) -> Tensor:
@@ -121,13 +125,14 @@ class LogisticRegression(nn.Module):
 
 
 class MLPFusion(nn.Module):
-    """An MLP on ``[standardised values ‖ context ‖ user]``: it may do anything, also fall where an objective rises.
+    """MLP on ``[standardized values ‖ context ‖ user]``, without any monotonicity constraint.
 
     Args:
-        standardise: of the K objectives.
-        d_event, d_context: widths of a history event and of the context.
-        dim: width of the user vector.
-        hidden: widths of the hidden layers.
+        standardize: Standardization of the K objectives.
+        d_event: Width of a history event.
+        d_context: Width of the context.
+        dim: Width of the user vector.
+        hidden_dims: Widths of the hidden layers.
     """
 
     def __init__(
@@ -141,7 +146,7 @@ class MLPFusion(nn.Module):
         super().__init__()
         self.standardize = standardize
         self.history = UserHistoryEncoder(d_event, dim)
-        widths = pairwise([standardize.objectives + d_context + dim, *hidden_dims, 1])
+        widths = pairwise([standardize.num_objectives + d_context + dim, *hidden_dims, 1])
         layers = [layer for fan_in, out in widths for layer in (nn.Linear(fan_in, out), nn.SiLU())]
         self.mlp = nn.Sequential(*layers[:-1])
 
@@ -149,61 +154,60 @@ class MLPFusion(nn.Module):
         with torch.autocast(value.device.type, enabled=False):
             z = self.standardize(value)
             user = self.history(events.to(z.dtype), length)[:, None]
-            parts = [each.to(z.dtype).expand(-1, z.shape[1], -1) for each in (context, user)]
+            parts = [tensor.to(z.dtype).expand(-1, z.shape[1], -1) for tensor in (context, user)]
             score: Tensor = self.mlp(torch.cat([z, *parts], dim=-1))
             return score.squeeze(-1)
 
 
 class SessionWeightedFusion(nn.Module):
-    """s = g Σ_k w_k z_k + b: standardised values z weighed by what the user is after in this session, after IntEL.
+    """s = g Σ_k w_k z_k + b: standardized values z, weighted by the user's intent in this session, after IntEL.
 
-    One w per list, softmax of a linear map of ``[user ‖ mean z of the list ‖ mean context of the list]``. The learned
-    g > 0 and b order nothing: they let a score of unit spread meet the loss's own, which w would be bent for otherwise.
+    One w per list is the softmax of a linear map of ``[user ‖ mean z of the list ‖ mean context of the list]``. The
+    learned g > 0 and b do not affect the order: they match a score of unit scale to the loss, which would otherwise
+    distort w.
 
-    Source: IntEL, arXiv 2304.07450, whose weights differ between a list's items too; one per list is ours.
+    Source: IntEL, arXiv 2304.07450, whose weights also differ between a list's items; one per list is ours.
 
     Args:
-        standardise: of the K objectives.
-        d_event, d_context: widths of a history event and of the context.
-        dim: width of the user vector.
+        standardize: Standardization of the K objectives.
+        d_event: Width of a history event.
+        d_context: Width of the context.
+        dim: Width of the user vector.
     """
 
     def __init__(self, standardize: Standardize, d_event: int, d_context: int, dim: int = 32) -> None:
         super().__init__()
         self.standardize = standardize
         self.history = UserHistoryEncoder(d_event, dim)
-        self.query = nn.Linear(dim + standardize.objectives + d_context, standardize.objectives)
+        self.query = nn.Linear(dim + standardize.num_objectives + d_context, standardize.num_objectives)
         self.log_gain = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(
-        self, value: Tensor, events: Tensor, length: Tensor, context: Tensor, valid: Tensor | None = None
+        self, value: Tensor, events: Tensor, length: Tensor, context: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Scores; ``valid`` [n, C] bool tells candidates from padding, without it all are candidates."""
+        """Return scores; ``mask`` [n, C] bool marks real candidates, by default all."""
         z = self.standardize(value)
-        weight = self.weights(z, events, length, context, valid)
+        weight = self.weights(z, events, length, context, mask)
         return self.log_gain.exp() * (z * weight[:, None]).sum(-1) + self.bias
 
-    def weights(
-        self, z: Tensor, events: Tensor, length: Tensor, context: Tensor, valid: Tensor | None = None
-    ) -> Tensor:
-        """[n, K] of each list, non-negative, of sum 1, from its standardised values [n, C, K]."""
+    def weights(self, z: Tensor, events: Tensor, length: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the weights [n, K] of each list, non-negative with sum 1, from its standardized values [n, C, K]."""
         with torch.autocast(z.device.type, enabled=False):
-            inside = z.new_ones(z.shape[:2]) if valid is None else valid.to(z.dtype)
-            share = (inside / inside.sum(-1, keepdim=True).clamp(min=1))[:, :, None]
+            is_real = z.new_ones(z.shape[:2]) if mask is None else mask.to(z.dtype)
+            share = (is_real / is_real.sum(-1, keepdim=True).clamp(min=1))[:, :, None]
             parts = [self.history(events.to(z.dtype), length), (z * share).sum(1)]
             parts.append((context.to(z.dtype).expand(-1, z.shape[1], -1) * share).sum(1))
             return torch.softmax(self.query(torch.cat(parts, dim=-1)), dim=-1)
 
 
 def _direction(lower_is_better: Sequence[bool]) -> Tensor:
-    return torch.tensor([-1.0 if each else 1.0 for each in lower_is_better])
+    return torch.tensor([-1.0 if is_lower else 1.0 for is_lower in lower_is_better])
 
 
 def _check(lower_is_better: Sequence[bool], mean: Tensor, scale: Tensor) -> None:
     if not len(lower_is_better) == len(mean) == len(scale):
         raise ConfigError(
-            f"{len(lower_is_better)} objectives need as many centres and scales, not {len(mean)}, {len(scale)}"
+            f"{len(lower_is_better)} objectives need as many means and scales, not {len(mean)}, {len(scale)}"
         )
-    if not (mean.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
-        raise ConfigError(f"centres {mean.tolist()} and scales {scale.tolist()} must be finite, scales positive")
+    check_normalization(mean, scale)

@@ -1,7 +1,7 @@
-"""A trained ensemble on disk: what it is, in YAML, and its weights, in safetensors: reading one runs no code.
+"""Files of a trained ensemble: its card in YAML and its weights in safetensors; loading executes no code.
 
-The folder holds ``ensemble.yaml``, ``ensemble.safetensors`` and, of what the ensemble was compared with,
-``baseline-NAME.safetensors``. It is written beside its place and moved there whole.
+The directory contains ``ensemble.yaml``, ``ensemble.safetensors`` and a ``baseline-NAME.safetensors`` per baseline.
+It is written to a temporary directory and moved into place, so that it is complete or absent.
 """
 
 import os
@@ -26,17 +26,20 @@ _FORMAT = 3
 
 @dataclass(frozen=True)
 class EnsembleCard:
-    """All of a trained ensemble but its weights.
+    """Description of a trained ensemble without its weights.
 
     Attributes:
-        objectives: in the order of the values; behaviours: it was trained for -> ω at the end of the best epoch.
-        d_event, d_context: widths it takes.
-        config: it was trained with.
-        run, step: the training run and checkpoint of the ranker whose predictions it combines.
-        checkpoint: the digest that tells that checkpoint from others of the step, see :func:`checkpoint.digest`.
-        largest_fall: objective -> see :meth:`Ensemble.largest_fall`.
-        metrics: whatever was measured, plain data.
-        format: of the folder.
+        objectives: Objectives in the order of the values.
+        behavior_weights: Behavior that the ensemble was trained for -> its weight ω after the best epoch.
+        d_event: Width of a history event.
+        d_context: Width of the candidate's context.
+        config: Configuration of the training.
+        run: Training run of the ranker whose predictions the ensemble combines.
+        step: Step of the ranker's checkpoint.
+        checkpoint: Digest that distinguishes the checkpoint from others of the step, see :func:`checkpoint.digest`.
+        max_monotonicity_violation: Objective -> see :meth:`Ensemble.max_monotonicity_violation`.
+        metrics: Evaluation results as plain data.
+        format: Format version of the directory.
     """
 
     objectives: list[Objective]
@@ -52,7 +55,7 @@ class EnsembleCard:
     format: int = _FORMAT
 
     def build(self) -> Ensemble:
-        """An ensemble of this shape, untrained."""
+        """Return an untrained ensemble of this shape."""
         config = self.config
         return Ensemble(
             self.objectives, self.d_event, self.d_context, config.dim, config.hidden_dims, config.quadrature_degree
@@ -60,42 +63,49 @@ class EnsembleCard:
 
     @classmethod
     def read(cls, folder: str) -> "EnsembleCard":
-        """The card in a folder.
+        """Read the card of a directory.
 
         Raises:
-            UserError: there is none, or it is damaged or of another version.
+            UserError: The card is missing, corrupted or in another format version.
         """
         file = paths.join(folder, CARD_FILE)
         if not paths.exists(file):
-            raise UserError(f"{folder}: no ensemble here ({CARD_FILE} is missing)")
+            raise UserError(f"{folder}: no ensemble here ({CARD_FILE} not found)")
         try:
             raw = paths.read_yaml(file)
             if raw["format"] != _FORMAT:
-                raise UserError(f"{file}: is of format {raw['format']}, this version reads {_FORMAT}")
-            objectives = [Objective(**each) for each in raw["objectives"]]
+                raise UserError(f"{file}: unsupported format version {raw['format']}, expected {_FORMAT}")
+            objectives = [Objective(**objective) for objective in raw["objectives"]]
             return cls(**{**raw, "objectives": objectives, "config": EnsembleConfig(**raw["config"])})
         except (TypeError, KeyError, AttributeError, ConfigError) as error:
-            raise UserError(f"{file}: not an ensemble's card ({error})") from error
+            raise UserError(f"{file}: not an ensemble card ({error})") from error
 
 
 def check_output_dir(output_dir: str) -> None:
-    """Raise a UserError if something else than an ensemble is there, which an ensemble would replace."""
+    """Check that an ensemble can be written to a directory.
+
+    Raises:
+        UserError: The directory is not readable, or contains something other than an ensemble.
+    """
     try:
         occupied = paths.listdir(output_dir) and not paths.exists(paths.join(output_dir, CARD_FILE))
     except OSError as error:
-        raise UserError(f"{output_dir}: ensemble cannot be written ({error.strerror or error})") from error
+        raise UserError(f"{output_dir}: cannot write the ensemble ({error.strerror or error})") from error
     if occupied:
-        raise UserError(f"{output_dir}: is there and holds no ensemble; give another folder")
+        raise UserError(f"{output_dir}: exists but is not an ensemble directory")
 
 
 def save_ensemble(folder: str, model: Ensemble, card: EnsembleCard, baselines: Mapping[str, nn.Module] = {}) -> None:
-    """Write an ensemble to a folder, in place of one that is there.
+    """Write an ensemble to a directory and replace an ensemble that is there.
 
     Args:
-        card: of the model; baselines: name -> module, whose state is kept beside.
+        folder: Output directory.
+        model: Trained ensemble.
+        card: Card of the model.
+        baselines: Name -> baseline whose weights are stored in addition.
 
     Raises:
-        UserError: the folder cannot be written, or is there and holds no ensemble.
+        UserError: The directory cannot be written, or exists but is not an ensemble directory.
     """
     check_output_dir(folder)
     local = paths.is_local(folder)
@@ -103,31 +113,32 @@ def save_ensemble(folder: str, model: Ensemble, card: EnsembleCard, baselines: M
     try:
         if local:
             os.makedirs(paths.dirname(folder), exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".ensemble-", dir=paths.dirname(folder) if local else None) as work:
-            beside, before = f"{work}/new", f"{work}/before"
-            os.mkdir(beside)
-            _save(model, f"{beside}/{WEIGHTS_FILE}")
+        parent = paths.dirname(folder) if local else None
+        with tempfile.TemporaryDirectory(prefix=".ensemble-", dir=parent) as temporary:
+            new, previous = f"{temporary}/new", f"{temporary}/previous"
+            os.mkdir(new)
+            _save(model, f"{new}/{WEIGHTS_FILE}")
             for name, module in baselines.items():
-                _save(module, f"{beside}/{_baseline(name)}")
-            paths.write_text(f"{beside}/{CARD_FILE}", yaml.safe_dump(asdict(card), sort_keys=False))
+                _save(module, f"{new}/{_baseline_file(name)}")
+            paths.write_text(f"{new}/{CARD_FILE}", yaml.safe_dump(asdict(card), sort_keys=False))
             if local and os.path.isdir(folder):
-                os.rename(folder, before)
+                os.rename(folder, previous)
             try:
-                paths.move_into_place(beside, folder)
+                paths.move_into_place(new, folder)
             except OSError:
-                if os.path.isdir(before):
-                    os.rename(before, folder)
+                if os.path.isdir(previous):
+                    os.rename(previous, folder)
                 raise
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{folder}: ensemble cannot be written ({reason})") from error
+        raise UserError(f"{folder}: cannot write the ensemble ({reason})") from error
 
 
 def load_ensemble(folder: str) -> tuple[Ensemble, EnsembleCard]:
-    """An ensemble, ready to score on the CPU, and its card.
+    """Return an ensemble on CPU in evaluation mode, and its card.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: The ensemble is missing or corrupted.
     """
     card = EnsembleCard.read(folder)
     model = card.build()
@@ -136,21 +147,21 @@ def load_ensemble(folder: str) -> tuple[Ensemble, EnsembleCard]:
 
 
 def load_baseline(folder: str, name: str, module: nn.Module) -> None:
-    """Fill a module of the same shape with the state it was saved with.
+    """Load the stored weights of a baseline into a module of the same shape.
 
     Raises:
-        UserError: it is missing or damaged, or of another shape.
+        UserError: The weights are missing, corrupted or of another shape.
     """
-    _load(module, paths.join(folder, _baseline(name)))
+    _load(module, paths.join(folder, _baseline_file(name)))
 
 
-def _baseline(name: str) -> str:
+def _baseline_file(name: str) -> str:
     return f"baseline-{name}.safetensors"
 
 
 def _save(module: nn.Module, file: str) -> None:
-    data = save({name: each.detach().cpu().contiguous() for name, each in module.state_dict().items()})
-    with open(file, "wb") as stream:  # the library's own files are for their owner alone
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
+    with open(file, "wb") as stream:  # files written by safetensors itself are readable by their owner only
         stream.write(data)
 
 
@@ -159,5 +170,7 @@ def _load(module: nn.Module, file: str) -> None:
         module.load_state_dict(load_file(paths.to_local_path(file)))
     except (SafetensorError, OSError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"{file}: does not fit its card or is damaged ({lines[-1] if lines else error})") from error
+        raise UserError(
+            f"{file}: incompatible with its config, or corrupted ({lines[-1] if lines else error})"
+        ) from error
     module.eval()

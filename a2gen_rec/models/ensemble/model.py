@@ -1,11 +1,11 @@
 """One score from many objectives: METHODS §6 after UMRE, arXiv 2508.07613.
 
     s = Σ_k w_k t_k(u_k, h)      w = softmax over objectives, from the user and the candidate's context alone
-    u_k = σ((v_k − centre_k) / scale_k)
+    u_k = σ((v_k − mean_k) / scale_k)
 
-Every t_k rises with its u_k, u_k with the value v_k, and the weights are non-negative and do not see the values, so
-s rises with every v_k. Values are logits of probabilities: those of a rare action lie far from 0, and as they are
-would leave most of [0, 1] unused, so centre and scale are the values' own, of the training lists [ours].
+Every t_k increases with its u_k, and u_k with the value v_k. The weights are non-negative and independent of the
+values, so s increases with every v_k. Values are logits of probabilities. Those of a rare action are far from 0 and,
+without normalization, would leave most of [0, 1] unused, so mean and scale are those of the training lists [ours].
 """
 
 import copy
@@ -35,13 +35,13 @@ class Objective:
 
 @dataclass(frozen=True)
 class EnsembleOutput:
-    """Scores, and what they are made of.
+    """Scores and their parts.
 
     Attributes:
         score: [n, C] Σ_k weight · transform; higher ranks first.
-        transform: [n, C, K] of each objective, falling with the value where less is better.
-        weight: [n, C, K] non-negative, of sum 1 over K.
-        user: [n, dim] from the history.
+        transform: [n, C, K] of each objective, decreasing in the value if lower is better.
+        weight: [n, C, K] non-negative; sums to 1 over K.
+        user_embedding: [n, dim] from the history.
     """
 
     score: Tensor
@@ -51,11 +51,11 @@ class EnsembleOutput:
 
 
 class UserHistoryEncoder(nn.Module):
-    """A user's recent past as one vector: a GRU over the events, after UMRE's light ranking model.
+    """GRU that encodes a user's recent events as one vector, after UMRE's light ranking model.
 
     Args:
-        d_event: width of an event's vector, of what was shown and what the user did.
-        dim: width of the user's.
+        d_event: Width of an event's vector, of the item and the user's actions.
+        dim: Width of the user's vector.
     """
 
     def __init__(self, d_event: int, dim: int) -> None:
@@ -64,10 +64,11 @@ class UserHistoryEncoder(nn.Module):
         self.start = nn.Parameter(torch.zeros(dim))
 
     def forward(self, events: Tensor, length: Tensor) -> Tensor:
-        """The state after the last event; the learned state it begins with where there is none.
+        """Return the state after the last event, or the learned initial state without any event.
 
         Args:
-            events: [n, L, d_event] oldest first, padded at the end; length: [n] int64 number of events, 0 .. L.
+            events: [n, L, d_event] oldest first, padded at the end.
+            length: [n] int64 number of events, 0 .. L.
 
         Returns:
             [n, dim]
@@ -80,20 +81,23 @@ class UserHistoryEncoder(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Light history model, personalised monotonic transforms and their weights; float32 even under autocast.
+    """Light history model, personalized monotonic transforms and their weights; float32 even under autocast.
 
     Args:
-        objectives: K ≥ 1, of distinct names.
-        d_event: width of a history event's vector.
-        d_context: width of the candidate's context.
-        dim: width of the user vector and of the objectives' embeddings.
-        hidden, degree: of :class:`MonotonicTransform`.
+        objectives: K ≥ 1 objectives with distinct names.
+        d_event: Width of a history event's vector.
+        d_context: Width of the candidate's context.
+        dim: Width of the user vector and of the objectives' embeddings.
+        hidden_dims: As in :class:`MonotonicTransform`.
+        degree: As in :class:`MonotonicTransform`.
 
     Attributes:
-        centre, scale: [K] saved with the weights; 0 and 1, which make of a logit its probability, until ``squash``.
+        mean: [K] mean of the values, saved with the weights; 0 until :meth:`set_normalization`.
+        scale: [K] scale of the values, saved with the weights; 1 until :meth:`set_normalization`, so that a logit
+            becomes its probability.
 
     Raises:
-        ConfigError: no objective, or a name twice.
+        ConfigError: No objective, or a duplicate name.
     """
 
     lower_is_better: Tensor
@@ -112,42 +116,41 @@ class Ensemble(nn.Module):
         super().__init__()
         names = [objective.name for objective in objectives]
         if not names or len(set(names)) < len(names):
-            raise ConfigError(f"an ensemble needs one or more objectives of distinct names, not {names}")
+            raise ConfigError(f"an ensemble needs one or more objectives with distinct names, not {names}")
         self.history = UserHistoryEncoder(d_event, dim)
         self.query = nn.Linear(dim + d_context, dim)
-        # Equal weights to begin with: drawn at random, they are soon all on one objective, and hard to win back.
+        # Initial weights are equal: drawn at random, they soon concentrate on one objective and hardly recover.
         nn.init.zeros_(self.query.weight)
         nn.init.zeros_(self.query.bias)
         self.objective = nn.Parameter(torch.randn(len(names), dim))
         self.transform = MonotonicTransform(len(names), dim + d_context, hidden_dims, degree)
-        less = torch.tensor([not objective.higher_is_better for objective in objectives])
-        self.register_buffer("lower_is_better", less, persistent=False)
+        lower_is_better = torch.tensor([not objective.higher_is_better for objective in objectives])
+        self.register_buffer("lower_is_better", lower_is_better, persistent=False)
         self.register_buffer("mean", torch.zeros(len(names)))
         self.register_buffer("scale", torch.ones(len(names)))
 
     def set_normalization(self, mean: Tensor, scale: Tensor) -> None:
-        """Set the centre and scale [K] of the objectives' values.
+        """Set the mean and scale [K] that normalize the objectives' values.
 
         Raises:
-            ConfigError: one is not finite, or a scale not positive: the score would not rise with that objective.
+            ConfigError: A value is not finite or a scale not positive, and the score would not increase with it.
         """
-        if not (mean.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
-            raise ConfigError(f"centres {mean.tolist()} and scales {scale.tolist()} must be finite, scales positive")
+        check_normalization(mean, scale)
         self.mean.copy_(mean)
         self.scale.copy_(scale)
 
     def forward(self, value: Tensor, events: Tensor, length: Tensor, context: Tensor) -> EnsembleOutput:
-        """Scores of every request's candidates. Padded candidates and events change nothing for the others.
+        """Return the scores of every request's candidates; padded candidates and events do not affect the others.
 
         Args:
-            value: [n, C, K] predictions, finite: logits of probabilities, and whatever rises with the others, such as
-                the log of a watch time.
-            events: [n, L, d_event] the user's recent past, oldest first, padded at the end.
+            value: [n, C, K] finite predictions: logits of probabilities, and monotonic functions of other objectives,
+                such as the log of a watch time.
+            events: [n, L, d_event] the user's recent events, oldest first, padded at the end.
             length: [n] int64 number of events, 0 .. L.
             context: [n, C, d_context] of each candidate, or [n, 1, d_context] shared by a request's candidates.
         """
         with torch.autocast(value.device.type, enabled=False):
-            value, events, context = (each.to(self.objective.dtype) for each in (value, events, context))
+            value, events, context = (tensor.to(self.objective.dtype) for tensor in (value, events, context))
             user = self.history(events, length)
             h = self._context(user, context)
             logits = self.query(h) @ self.objective.T / self.objective.shape[1] ** 0.5
@@ -158,27 +161,39 @@ class Ensemble(nn.Module):
 
     @torch.no_grad()
     def max_monotonicity_violation(self, events: Tensor, length: Tensor, context: Tensor, points: int = 257) -> Tensor:
-        """How far from monotonic the transforms are for the given users and candidates.
+        """Return the largest decrease of each transform for the given users and candidates.
 
-        The exact integral never falls; its quadrature may where it does not resolve the rate of change. Measured in
-        float64, which leaves the quadrature's error alone.
+        The exact integral never decreases; its quadrature may where it does not resolve the derivative. The result is
+        computed in float64, so that it contains only the quadrature's error.
 
         Args:
-            events, length, context: as ``forward`` takes.
-            points: of an even grid on [0, 1].
+            events: As in :meth:`forward`.
+            length: As in :meth:`forward`.
+            context: As in :meth:`forward`.
+            points: Number of points of an even grid on [0, 1].
 
         Returns:
-            [K] float64: largest fall of each transform from one grid point to the next; 0 where none falls.
+            [K] float64, the largest decrease from one grid point to the next; 0 if there is none.
         """
         exact = copy.deepcopy(self).double()
         h = exact._context(exact.history(events.double(), length), context.double()).flatten(0, 1)
         grid = torch.linspace(0, 1, points, dtype=torch.float64, device=h.device)
-        most = grid.new_zeros(len(self.lower_is_better))
-        for part in h.split(256):
-            transform = exact.transform(grid[:, None].expand(len(part), -1, len(most)), part[:, None])
-            most = torch.maximum(most, -transform.diff(dim=1).amin((0, 1)))
-        return most
+        violation = grid.new_zeros(len(self.lower_is_better))
+        for chunk in h.split(256):
+            transform = exact.transform(grid[:, None].expand(len(chunk), -1, len(violation)), chunk[:, None])
+            violation = torch.maximum(violation, -transform.diff(dim=1).amin((0, 1)))
+        return violation
 
     def _context(self, user: Tensor, context: Tensor) -> Tensor:
-        """h: [n, C, dim + d_context] of user [n, dim] and context [n, C, d_context]."""
+        """Return h, [n, C, dim + d_context], from user [n, dim] and context [n, C, d_context]."""
         return torch.cat([user[:, None].expand(-1, context.shape[1], -1), context], dim=-1)
+
+
+def check_normalization(mean: Tensor, scale: Tensor) -> None:
+    """Check that mean and scale are finite and the scale positive.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    if not (mean.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
+        raise ConfigError(f"means {mean.tolist()} and scales {scale.tolist()} must be finite, scales positive")
