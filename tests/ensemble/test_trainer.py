@@ -455,12 +455,16 @@ def test_rejects_missing_and_corrupted_ensembles(trained: Ensemble, tmp_path: Pa
     card.write_text(text)
     for part in (tensors[:-50], tensors[:5], b"", b"nonsense" * 100):
         weights.write_bytes(part)
-        with pytest.raises(UserError, match=r"ensemble\.safetensors: incompatible with its config, or corrupted") as caught:
+        with pytest.raises(
+            UserError, match=r"ensemble\.safetensors: incompatible with its config, or corrupted"
+        ) as caught:
             load_ensemble(str(folder))
         assert "\n" not in str(caught.value)
     weights.write_bytes(tensors)
     card.write_text(text.replace("dim: 4", "dim: 8"))
-    with pytest.raises(UserError, match=r"ensemble\.safetensors: incompatible with its config, or corrupted .*size mismatch"):
+    with pytest.raises(
+        UserError, match=r"ensemble\.safetensors: incompatible with its config, or corrupted .*size mismatch"
+    ):
         load_ensemble(str(folder))
     weights.unlink()
     with pytest.raises(UserError, match=r"ensemble\.safetensors: not found"):
