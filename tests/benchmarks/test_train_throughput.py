@@ -44,10 +44,10 @@ def test_measures_all_variants(world_size: int, tmp_path: Path) -> None:
     for row in rates.rows:
         assert row[1] > 0
     reference, full = rates.rows[train_throughput.REFERENCE], rates.rows[train_throughput.FULL]
-    assert report.figures["ratio_vs_reference"] == pytest.approx(full[1] / reference[1])
+    assert report.metrics["ratio_vs_reference"] == pytest.approx(full[1] / reference[1])
     assert reference[6] == pytest.approx(1 + SETTINGS.history, rel=0.1)  # few history impressions overlap the target
-    assert report.figures["lookup_ratio"] == pytest.approx(reference[6] / full[6])
-    assert report.figures["gradient_difference"] <= 1e-4
+    assert report.metrics["lookup_ratio"] == pytest.approx(reference[6] / full[6])
+    assert report.metrics["gradient_difference"] <= 1e-4
     assert [row[0] for row in stages.rows] == list(STAGES)
     for percent in (2, 4):
         assert sum(row[percent] for row in stages.rows) == pytest.approx(100, abs=0.5)
