@@ -48,14 +48,14 @@ CONFIGS = [
 
 @pytest.fixture(scope="module")
 def columns() -> WindowColumns:
-    """Windows with missing times and unknown labels."""
+    """Return windows with missing times and unknown labels."""
     rng = np.random.default_rng(2)
-    made = make_columns(CARD, 9, rng)
-    labels = np.where(rng.random(made.labels.shape) < 0.4, np.nan, made.labels).astype(np.float32)
-    return dataclasses.replace(made, labels=labels)
+    generated = make_columns(CARD, 9, rng)
+    labels = np.where(rng.random(generated.labels.shape) < 0.4, np.nan, generated.labels).astype(np.float32)
+    return dataclasses.replace(generated, labels=labels)
 
 
-def batch_of(columns: WindowColumns, rows: range = range(9)) -> WindowBatch:
+def make_batch(columns: WindowColumns, rows: range = range(9)) -> WindowBatch:
     batch = collate(columns, np.array(rows), WHOLE)
     return dataclasses.replace(batch, offset_s=batch.offset_s.double(), watch_s=batch.watch_s.double())
 
@@ -63,7 +63,7 @@ def batch_of(columns: WindowColumns, rows: range = range(9)) -> WindowBatch:
 def output_for(
     batch: WindowBatch, lognormal: bool = False, draft: bool = False, seed: int = 0, tasks: tuple[str, ...] = ()
 ) -> A2GenOutput:
-    """Random float64 predictions with gradients; ``start`` is impossible, as generators have it."""
+    """Return random float64 predictions with gradients; ``start`` is impossible, as in generators."""
     objectives = sum(task != "watch_time" for task in tasks)
     rng = torch.Generator().manual_seed(seed)
 
@@ -96,16 +96,16 @@ def leaves(output: A2GenOutput) -> list[Tensor]:
 
 
 def slow_sums(output: A2GenOutput, columns: WindowColumns, config: LossConfig, rows: range = range(9)) -> list[Tensor]:
-    """The terms, one impression and one step at a time, from the columns themselves."""
+    """Return the terms, computed with one impression and one step at a time from the columns."""
     tasks = [*CARD.objectives[: output.objective_logits.shape[1]], *(["watch_time"] * (output.watch_time is not None))]
     sums = {name: torch.zeros((), dtype=torch.float64) for name in term_names(tasks)}
     step = target = 0
     for row in rows:
-        for place in range(int(columns.first_target[row]), int(columns.lengths[row])):
-            impression = int(columns.starts[row]) + place
-            begin = int(columns.action_starts[impression])
+        for position in range(int(columns.first_target[row]), int(columns.lengths[row])):
+            impression = int(columns.starts[row]) + position
+            start = int(columns.action_starts[impression])
             previous = None
-            for token in range(begin + 1, begin + int(columns.action_lengths[impression])):
+            for token in range(start + 1, start + int(columns.action_lengths[impression])):
                 label, seconds = int(columns.action[token]), float(columns.offset_s[token])
                 for prefix, steps in (("", output.steps), ("draft_", output.draft)):
                     if steps is None:
@@ -125,7 +125,7 @@ def slow_sums(output: A2GenOutput, columns: WindowColumns, config: LossConfig, r
                 if previous is not None and now is not None and now < previous:
                     sums["order"] = sums["order"] + (previous - now) ** config.order_power
                 previous, step = now, step + 1
-            happened = columns.action[begin : begin + int(columns.action_lengths[impression])].tolist()
+            happened = columns.action[start : start + int(columns.action_lengths[impression])].tolist()
             for event in range(1, ACTIONS - 1) if output.occurrence is not None else ():
                 p = 1 / (1 + torch.exp(-output.occurrence.logits[target, event - 1]))
                 loss = -torch.log(p if event in happened else 1 - p)
@@ -138,14 +138,16 @@ def slow_sums(output: A2GenOutput, columns: WindowColumns, config: LossConfig, r
                 value = seconds if name == "watch_time" else columns.objectives[impression, tasks.index(name)]
                 if math.isnan(value):
                     continue
-                if name == "watch_time":  # the time of the last token, which is the exit
+                if name == "watch_time":  # the time of the last token, ``exit``
                     error = output.watch_time[target] - math.log(1 + value)
                     sums[name] = sums[name] + (error**2 if config.time_loss == "mse" else abs(error))
                 else:
                     p = 1 / (1 + torch.exp(-output.objective_logits[target, tasks.index(name)]))
                     sums[name] = sums[name] - torch.log(p if value else 1 - p)
             target += 1
-    assert (step, target) == (len(output.steps.logits), len(output.label_logits)), "the world was walked as it was made"
+    assert (step, target) == (len(output.steps.logits), len(output.label_logits)), (
+        "the loops must cover all steps and targets"
+    )
     return list(sums.values())
 
 
@@ -156,32 +158,34 @@ def slow_sums(output: A2GenOutput, columns: WindowColumns, config: LossConfig, r
 def test_terms_and_gradients_equal_loops(
     config: LossConfig, lognormal: bool, draft: bool, tasks: tuple[str, ...], columns: WindowColumns
 ) -> None:
-    batch = batch_of(columns)
+    batch = make_batch(columns)
     output = output_for(batch, lognormal, draft, tasks=tasks)
-    fast, slow = loss_sums(output, batch, config), torch.stack(slow_sums(output, columns, config))
-    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
+    fast, reference = loss_sums(output, batch, config), torch.stack(slow_sums(output, columns, config))
+    torch.testing.assert_close(fast, reference, rtol=1e-9, atol=1e-9)
     assert (fast != 0).tolist() == [True] * 4 + [draft] * 3 + [True] * len(tasks)
     weight = torch.arange(1.0, len(TERM_NAMES) + len(tasks) + 1, dtype=torch.float64)
     gradients = [
         torch.autograd.grad(weight @ sums, leaves(output), materialize_grads=True, retain_graph=True)
-        for sums in (fast, slow)
+        for sums in (fast, reference)
     ]
     for left, right in zip(*gradients, strict=True):
         assert left.isfinite().all()
         torch.testing.assert_close(left, right.nan_to_num(0), rtol=1e-9, atol=1e-9)
 
 
-def test_the_world_has_what_the_loops_must_show(columns: WindowColumns) -> None:
-    batch = batch_of(columns)
+def test_data_covers_all_cases(columns: WindowColumns) -> None:
+    batch = make_batch(columns)
     assert all(values.isnan().any() for values in (batch.step_time, batch.labels, batch.watch_s))
     assert batch.objectives.isnan().any(0).all()
-    both = batch.step_time[1:].isfinite() & batch.step_time[:-1].isfinite()
-    assert both.sum() > batch.counts[COUNT_NAMES.index("ordered_pairs")] > 0, "known times of two targets touch"
+    both_timed = batch.step_time[1:].isfinite() & batch.step_time[:-1].isfinite()
+    assert both_timed.sum() > batch.counts[COUNT_NAMES.index("ordered_pairs")] > 0, (
+        "known times of two targets must be adjacent"
+    )
 
 
 @pytest.mark.parametrize("lognormal", [True, False])
-def test_what_is_unknown_has_no_say(lognormal: bool, columns: WindowColumns) -> None:
-    batch = batch_of(columns)
+def test_unknown_values_have_no_effect(lognormal: bool, columns: WindowColumns) -> None:
+    batch = make_batch(columns)
     output = output_for(batch, lognormal, draft=True, tasks=TASKS)
     before = loss_sums(output, batch, LossConfig())
     unknown = batch.step_time.isnan()
@@ -210,14 +214,14 @@ def test_what_is_unknown_has_no_say(lognormal: bool, columns: WindowColumns) -> 
     assert torch.equal(watch == 0, watch_unknown)
 
 
-def test_nothing_known_is_no_loss(columns: WindowColumns) -> None:
+def test_unknown_values_give_zero_loss(columns: WindowColumns) -> None:
     unknown = dataclasses.replace(
         columns,
         offset_s=np.full_like(columns.offset_s, np.nan),
         labels=np.full_like(columns.labels, np.nan),
         objectives=np.full_like(columns.objectives, np.nan),
     )
-    batch = batch_of(unknown)
+    batch = make_batch(unknown)
     output = output_for(batch, tasks=TASKS)
     terms = term_means(loss_sums(output, batch, LossConfig()), batch.counts)
     assert terms[0] > 0
@@ -227,8 +231,8 @@ def test_nothing_known_is_no_loss(columns: WindowColumns) -> None:
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
-def test_order_punishes_only_what_runs_backwards(power: float, columns: WindowColumns) -> None:
-    batch = batch_of(columns)
+def test_order_term_penalizes_only_decreasing_times(power: float, columns: WindowColumns) -> None:
+    batch = make_batch(columns)
     output = output_for(batch)
     config = LossConfig(order_power=power)
     order = TERM_NAMES.index("order")
@@ -237,30 +241,30 @@ def test_order_punishes_only_what_runs_backwards(power: float, columns: WindowCo
         rising = rising.clone().requires_grad_()
         sums = loss_sums(dataclasses.replace(output, steps=output.steps._replace(time=rising)), batch, config)
         pairs = batch.counts[COUNT_NAMES.index("ordered_pairs")]
-        assert sums[order] == (pairs if punished else 0), "each pair runs back by one"
+        assert sums[order] == (pairs if punished else 0), "each pair decreases by one"
         (gradient,) = torch.autograd.grad(sums[order], rising)
         assert gradient.isfinite().all()
         assert gradient.any().item() is punished
 
 
-def test_lognormal_error_is_the_likelihood_of_the_distribution(columns: WindowColumns) -> None:
-    batch = batch_of(columns)
+def test_lognormal_loss_is_negative_log_likelihood(columns: WindowColumns) -> None:
+    batch = make_batch(columns)
     output = output_for(batch, lognormal=True)
     known = batch.step_time.isfinite()
     row, label = known.nonzero().squeeze(1), batch.step_label[known]
     location, scale = output.steps.time[row, label], output.steps.log_scale[row, label].exp()
     seconds = torch.expm1(batch.step_time[known])
-    # The density of 1 + seconds, without the Jacobian and the constant, which no parameter changes.
+    # The density of 1 + seconds, without the Jacobian and the constant, which depend on no parameter.
     likelihood = torch.distributions.LogNormal(location, scale).log_prob(1 + seconds) + torch.log1p(seconds)
     expected = -(likelihood + 0.5 * math.log(2 * math.pi)).sum()
-    got = loss_sums(output, batch, LossConfig())[TERM_NAMES.index("time")]
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    actual = loss_sums(output, batch, LossConfig())[TERM_NAMES.index("time")]
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
     normal = torch.distributions.Normal(location, scale).log_prob(batch.step_time[known])
-    torch.testing.assert_close(got, -(normal + 0.5 * math.log(2 * math.pi)).sum(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(actual, -(normal + 0.5 * math.log(2 * math.pi)).sum(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("tasks", [(), TASKS, TASKS[:2]])
-def test_means_are_over_each_terms_own_count(tasks: tuple[str, ...]) -> None:
+def test_each_term_is_divided_by_its_count(tasks: tuple[str, ...]) -> None:
     terms = len(TERM_NAMES) + len(tasks)
     sums = torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 61.0, 47.0, 53.0, 59.0], dtype=torch.float64)
     counts = torch.tensor([17.0, 19.0, 23.0, 29.0, 31.0, 37.0, 41.0, 43.0], dtype=torch.float64)
@@ -277,47 +281,47 @@ def test_means_are_over_each_terms_own_count(tasks: tuple[str, ...]) -> None:
     )
     expected = [2 / 19, 3 / 23, 5 / 29, 7 / 31, 11 / 19, 13 / 23, 61 / 17, 47 / 37, 53 / 41, 59 / 43]
     assert term_means(sums[:terms], counts).tolist() == pytest.approx(expected[:terms], rel=1e-12)
-    assert not term_means(torch.zeros(terms), torch.zeros(8)).any(), "nothing to count is no loss, not NaN"
+    assert not term_means(torch.zeros(terms), torch.zeros(8)).any(), "a count of 0 must give a loss of 0, not NaN"
 
 
-def test_means_of_parts_make_the_mean_of_the_whole(columns: WindowColumns) -> None:
+def test_sums_and_counts_add_up(columns: WindowColumns) -> None:
     """Sums and counts add up over batches and ranks."""
     config, parts = LossConfig(), (range(4), range(4, 9))
     sums, counts = torch.zeros(10, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
     outputs = []
     for seed, rows in enumerate(parts):
-        batch = batch_of(columns, rows)
+        batch = make_batch(columns, rows)
         outputs.append(output_for(batch, draft=True, seed=seed, tasks=TASKS))
         sums, counts = sums + loss_sums(outputs[-1], batch, config), counts + batch.counts
-    whole_batch = batch_of(columns)
+    whole_batch = make_batch(columns)
     assert torch.equal(whole_batch.counts, counts)
-    slow = [slow_sums(output, columns, config, rows) for output, rows in zip(outputs, parts, strict=True)]
-    expected = torch.stack([torch.stack(part) for part in slow]).sum(0)
+    reference = [slow_sums(output, columns, config, rows) for output, rows in zip(outputs, parts, strict=True)]
+    expected = torch.stack([torch.stack(part) for part in reference]).sum(0)
     torch.testing.assert_close(term_means(sums, counts), term_means(expected, whole_batch.counts), rtol=1e-9, atol=1e-9)
 
 
-def test_total_weighs_every_term() -> None:
+def test_total_loss_weights_every_term() -> None:
     config = LossConfig(
         action_weight=2.0, time_weight=3.0, order_weight=5.0, label_weight=7.0, draft_weight=0.5, occurrence_weight=11.0
     )
     weights = [2.0, 3.0, 5.0, 7.0, 0.5, 1.5, 11.0]
-    for place, weight in enumerate(weights):
+    for position, weight in enumerate(weights):
         terms = torch.zeros(len(TERM_NAMES), dtype=torch.float64)
-        terms[place] = 10.0
+        terms[position] = 10.0
         assert total_loss(terms, config).item() == pytest.approx(10 * weight)
     assert total_loss(torch.ones(7), LossConfig()).item() == pytest.approx(1 + 1 + 0.1 + 1 + 3 * 0.1)
 
 
-def test_total_weighs_objectives_alike_but_for_those_named() -> None:
+def test_total_loss_uses_objective_weights() -> None:
     config = LossConfig(default_objective_weight=3.0, objective_weights={"effective": 0.5, "watch_time": 0.0})
-    for place, weight in enumerate([3.0, 0.5, 0.0]):
+    for position, weight in enumerate([3.0, 0.5, 0.0]):
         terms = torch.zeros(len(TERM_NAMES) + len(TASKS), dtype=torch.float64)
-        terms[len(TERM_NAMES) + place] = 10.0
+        terms[len(TERM_NAMES) + position] = 10.0
         assert total_loss(terms, config, TASKS).item() == pytest.approx(10 * weight)
     assert total_loss(torch.ones(10), LossConfig(), TASKS).item() == pytest.approx(3.4 + 3)
 
 
-def test_the_weight_of_an_objective_that_is_not_predicted_is_refused() -> None:
+def test_rejects_weight_of_unknown_objective() -> None:
     validate_objective_weights(LossConfig(objective_weights={"glance": 0.5, "watch_time": 2.0}), TASKS)
     validate_objective_weights(LossConfig(), ())
     with pytest.raises(ConfigError) as caught:
@@ -330,7 +334,7 @@ def test_the_weight_of_an_objective_that_is_not_predicted_is_refused() -> None:
 
 
 def uncertain(config: LossConfig, world: int = 1, tasks: tuple[str, ...] = TASKS) -> Loss:
-    """A loss that has learned its weights."""
+    """Return a loss with learned weights."""
     loss = Loss(dataclasses.replace(config, uncertainty_weighting=True), world, tasks).double()
     with torch.no_grad():
         loss.uncertainty_weighting.log_variance.copy_(torch.tensor(LEARNED[: 1 + len(tasks)], dtype=torch.float64))
@@ -339,10 +343,10 @@ def uncertain(config: LossConfig, world: int = 1, tasks: tuple[str, ...] = TASKS
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("tasks", [(), TASKS, TASKS[:2]])
-def test_uncertainty_weighs_labels_and_objectives_and_nothing_else(
+def test_uncertainty_weights_only_labels_and_objectives(
     config: LossConfig, tasks: tuple[str, ...], columns: WindowColumns
 ) -> None:
-    batch = batch_of(columns)
+    batch = make_batch(columns)
     output = output_for(batch, draft=True, tasks=tasks)
     loss = uncertain(config, tasks=tasks)
     value, (sums, _) = loss(output, batch)
@@ -359,7 +363,7 @@ def test_uncertainty_weighs_labels_and_objectives_and_nothing_else(
     assert {name: len(p) for name, p in loss.named_parameters()} == {
         "uncertainty_weighting.log_variance": 1 + len(tasks)
     }
-    # What validation goes by: the sums, and the weights of the configuration.
+    # Validation uses the sums and the configured weights.
     plain_value, (plain_sums, _) = Loss(config, tasks=tasks)(output, batch)
     assert torch.equal(sums, plain_sums)
     torch.testing.assert_close(
@@ -367,8 +371,8 @@ def test_uncertainty_weighs_labels_and_objectives_and_nothing_else(
     )
 
 
-def together(outputs: list[A2GenOutput]) -> A2GenOutput:
-    """Outputs of batches as the output of one batch of all their windows."""
+def joint(outputs: list[A2GenOutput]) -> A2GenOutput:
+    """Concatenate the outputs of batches to that of one batch of all windows."""
 
     def joined(parts: list[Tensor]) -> Tensor:
         return torch.cat([part.detach() for part in parts]).requires_grad_()
@@ -387,15 +391,15 @@ def together(outputs: list[A2GenOutput]) -> A2GenOutput:
 
 
 @pytest.mark.parametrize("uncertainty", [False, True])
-def test_gradients_averaged_over_ranks_are_those_of_one(uncertainty: bool, columns: WindowColumns) -> None:
-    """Each rank has its own windows and the global counts; data parallelism averages what they make of them."""
+def test_gradients_averaged_over_ranks_equal_one_rank(uncertainty: bool, columns: WindowColumns) -> None:
+    """Each rank has its windows and the global counts; data parallelism averages the gradients."""
     make = uncertain if uncertainty else Loss
-    batches = [batch_of(columns, rows) for rows in (range(4), range(4, 9))]
+    batches = [make_batch(columns, rows) for rows in (range(4), range(4, 9))]
     counts = sum(batch.counts for batch in batches)
     outputs = [output_for(batch, draft=True, seed=seed, tasks=TASKS) for seed, batch in enumerate(batches)]
-    of_one, whole_output = make(CONFIGS[2], 1, tasks=TASKS), together(outputs)
+    of_one, whole_output = make(CONFIGS[2], 1, tasks=TASKS), joint(outputs)
     of_ranks = [make(CONFIGS[2], 2, tasks=TASKS) for _ in batches]
-    one, _ = of_one(whole_output, batch_of(columns))
+    one, _ = of_one(whole_output, make_batch(columns))
     values = [
         loss(output, dataclasses.replace(batch, counts=counts))[0]
         for loss, output, batch in zip(of_ranks, outputs, batches, strict=True)
@@ -407,15 +411,15 @@ def test_gradients_averaged_over_ranks_are_those_of_one(uncertainty: bool, colum
         torch.testing.assert_close(
             torch.cat([leaves(output)[at].grad for output in outputs]), leaf.grad, rtol=1e-9, atol=1e-9
         )
-    for own, *parts in zip(of_one.parameters(), *(loss.parameters() for loss in of_ranks), strict=True):
-        torch.testing.assert_close(sum(part.grad for part in parts), own.grad, rtol=1e-9, atol=1e-9)
+    for single, *parts in zip(of_one.parameters(), *(loss.parameters() for loss in of_ranks), strict=True):
+        torch.testing.assert_close(sum(part.grad for part in parts), single.grad, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_the_loss_module_differentiates_the_weighted_means(world: int, columns: WindowColumns) -> None:
+def test_loss_module_returns_weighted_means(world: int, columns: WindowColumns) -> None:
     config = CONFIGS[2]
-    batch = batch_of(columns)
-    counts = batch.counts * 2  # as if other ranks had as much
+    batch = make_batch(columns)
+    counts = batch.counts * 2  # as if another rank had the same counts
     batch = dataclasses.replace(batch, counts=counts)
     output = output_for(batch, draft=True)
     loss, (sums, same) = Loss(config, world)(output, batch)
@@ -429,12 +433,12 @@ def test_the_loss_module_differentiates_the_weighted_means(world: int, columns: 
 
 def test_float32_stays_float32(columns: WindowColumns) -> None:
     batch = collate(columns, np.arange(9), WHOLE)
-    made = output_for(batch, tasks=TASKS)
-    steps = StepPredictions(*(None if part is None else part.detach().float() for part in made.steps))
+    generated = output_for(batch, tasks=TASKS)
+    steps = StepPredictions(*(None if part is None else part.detach().float() for part in generated.steps))
     heads = ("label_logits", "objective_logits", "watch_time", "context")
-    output = dataclasses.replace(made, steps=steps, **{name: getattr(made, name).float() for name in heads})
+    output = dataclasses.replace(generated, steps=steps, **{name: getattr(generated, name).float() for name in heads})
     sums = loss_sums(output, batch, LossConfig())
     assert sums.dtype == term_means(sums, batch.counts).dtype == torch.float32
     torch.testing.assert_close(
-        sums.double(), loss_sums(made, batch_of(columns), LossConfig()).detach(), rtol=1e-5, atol=1e-4
+        sums.double(), loss_sums(generated, make_batch(columns), LossConfig()).detach(), rtol=1e-5, atol=1e-4
     )

@@ -1,4 +1,4 @@
-"""Losses of objectives against loops over what is known; uncertainty weights against hand-computed values."""
+"""Losses of objectives against loops over known values; uncertainty weights against hand-computed values."""
 
 import math
 
@@ -19,7 +19,9 @@ def predictions() -> tuple[Tensor, Tensor]:
     return logits.double().requires_grad_(), time.double().requires_grad_()
 
 
-def slow(logits: Tensor, time: Tensor, labels: Tensor, watch_s: Tensor, error: str) -> tuple[list[Tensor], list[int]]:
+def reference(
+    logits: Tensor, time: Tensor, labels: Tensor, watch_s: Tensor, error: str
+) -> tuple[list[Tensor], list[int]]:
     sums, counts = [logits.sum() * 0 for _ in range(4)], [0] * 4
     for row in range(len(labels)):
         for k, label in enumerate(labels[row].tolist()):
@@ -38,7 +40,7 @@ def slow(logits: Tensor, time: Tensor, labels: Tensor, watch_s: Tensor, error: s
 def test_sums_counts_and_gradients_equal_loops(error: str) -> None:
     logits, time = predictions()
     sums, counts = objective_losses(logits, time, LABELS, WATCH_S.double(), error)
-    expected, expected_counts = slow(logits, time, LABELS, WATCH_S.double(), error)
+    expected, expected_counts = reference(logits, time, LABELS, WATCH_S.double(), error)
     assert counts.tolist() == expected_counts == [3, 3, 0, 3]
     torch.testing.assert_close(sums, torch.stack(expected), rtol=1e-9, atol=1e-9)
     weight = torch.tensor([1.0, 2.0, 3.0, 5.0], dtype=torch.float64)
@@ -51,7 +53,7 @@ def test_sums_counts_and_gradients_equal_loops(error: str) -> None:
         torch.testing.assert_close(fast, right, rtol=1e-9, atol=1e-9)
 
 
-def test_under_autocast_watch_times_keep_the_precision_of_the_log() -> None:
+def test_watch_time_loss_keeps_float32_under_autocast() -> None:
     """Autocast's 8 bits would round both the seconds and the sum over a batch."""
     watch_s = torch.linspace(0, 100, 1000)
     predicted = torch.log1p(watch_s + 1).bfloat16()
@@ -61,20 +63,20 @@ def test_under_autocast_watch_times_keep_the_precision_of_the_log() -> None:
     torch.testing.assert_close(sums.double(), exact[None], rtol=1e-5, atol=0)
 
 
-def test_without_watch_time_the_objectives_remain() -> None:
+def test_objectives_without_watch_time() -> None:
     logits, time = predictions()
     sums, counts = objective_losses(logits, None, LABELS, WATCH_S)
-    whole, whole_counts = objective_losses(logits, time, LABELS, WATCH_S.double())
-    assert torch.equal(sums, whole[:3])
+    total, whole_counts = objective_losses(logits, time, LABELS, WATCH_S.double())
+    assert torch.equal(sums, total[:3])
     assert torch.equal(counts, whole_counts[:3])
 
 
-def test_parts_add_up_and_no_targets_are_nothing() -> None:
+def test_sums_add_up_and_are_zero_without_targets() -> None:
     logits, time = predictions()
     parts = [objective_losses(logits[a:b], time[a:b], LABELS[a:b], WATCH_S[a:b]) for a, b in ((0, 1), (1, 1), (1, 4))]
-    whole = objective_losses(logits, time, LABELS, WATCH_S)
-    torch.testing.assert_close(sum(part[0] for part in parts), whole[0], rtol=1e-12, atol=1e-12)
-    assert torch.equal(sum(part[1] for part in parts), whole[1])
+    total = objective_losses(logits, time, LABELS, WATCH_S)
+    torch.testing.assert_close(sum(part[0] for part in parts), total[0], rtol=1e-12, atol=1e-12)
+    assert torch.equal(sum(part[1] for part in parts), total[1])
     assert not parts[1][0].any()
 
 
@@ -85,7 +87,7 @@ def weights(world_size: int = 1) -> UncertaintyWeighting:
     return module
 
 
-def test_uncertainty_weights_by_hand() -> None:
+def test_uncertainty_weights_hand_computed() -> None:
     """L = (3, 8, 5) at variances (1, 2, ½): weights 1, ½·½ and 2, penalties 0, ½ log 2 and −½ log 2."""
     module = weights()
     terms = torch.tensor([3.0, 8.0, 5.0], dtype=torch.float64, requires_grad=True)
@@ -96,7 +98,7 @@ def test_uncertainty_weights_by_hand() -> None:
     assert of_s.tolist() == pytest.approx([0.5 - 3.0, 0.5 - 2.0, 0.5 - 10.0])
 
 
-def test_uncertainty_settles_at_the_variance_of_the_error() -> None:
+def test_uncertainty_converges_to_error_variance() -> None:
     """For a squared error the learned e^s is its mean; for a likelihood term twice its mean."""
     module = UncertaintyWeighting([True, False]).double()
     terms = torch.tensor([0.3, 0.7], dtype=torch.float64)
@@ -112,21 +114,21 @@ def test_uncertainty_settles_at_the_variance_of_the_error() -> None:
     assert module.log_variance.exp().tolist() == pytest.approx([0.3, 1.4], rel=1e-6)
 
 
-def test_a_term_without_anything_known_moves_nothing() -> None:
+def test_term_without_known_values_has_no_effect() -> None:
     module = weights()
     loss = module(torch.tensor([3.0, 0.0, 5.0], dtype=torch.float64), torch.tensor([4.0, 0.0, 2.0]))
     (gradient,) = torch.autograd.grad(loss, module.log_variance)
     assert gradient.ne(0).tolist() == [True, False, True]
 
 
-def test_ranks_together_make_the_loss_of_one() -> None:
-    """Each rank has its sums over the global counts; the penalty is shared out with them."""
+def test_ranks_sum_to_the_loss_of_one_rank() -> None:
+    """Each rank has its sums divided by the global counts; the penalty is divided by the number of ranks."""
     counts = torch.tensor([7.0, 5.0, 2.0])
     parts = torch.tensor([[1.0, 5.0, 2.0], [2.0, 3.0, 3.0]], dtype=torch.float64)
     one, two = weights(), weights(world_size=2)
-    whole = one(parts.sum(0), counts)
+    total = one(parts.sum(0), counts)
     shared = sum(two(part, counts) for part in parts)
-    torch.testing.assert_close(shared, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shared, total, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
-        torch.autograd.grad(shared, two.log_variance), torch.autograd.grad(whole, one.log_variance)
+        torch.autograd.grad(shared, two.log_variance), torch.autograd.grad(total, one.log_variance)
     )

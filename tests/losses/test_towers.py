@@ -1,4 +1,4 @@
-"""Losses of towers against loops over impressions, and their means over any split of a batch."""
+"""Losses of towers against loops over impressions, and their means over splits of a batch."""
 
 import dataclasses
 import math
@@ -26,40 +26,40 @@ def columns() -> WindowColumns:
     return make_columns(CARD, 9, np.random.default_rng(2))
 
 
-def batch_of(columns: WindowColumns, rows: np.ndarray) -> WindowBatch:
+def make_batch(columns: WindowColumns, rows: np.ndarray) -> WindowBatch:
     batch = collate(columns, rows, full_tables(CARD, small_config()))
     return dataclasses.replace(batch, offset_s=batch.offset_s.double())
 
 
 def output_for(batch: WindowBatch, objectives: int = 0) -> TowerOutput:
-    """Predictions that a target's place in the data makes, whatever batch it is in."""
+    """Return predictions that depend on the target's position in the data, not on its batch."""
     n = len(batch.target)
     seed = batch.ts_ms[batch.target, None].double() % 1000 / 100
 
-    def made(width: int, shift: float) -> Tensor:
+    def generated(width: int, shift: float) -> Tensor:
         return torch.sin(seed + shift + torch.arange(width)).requires_grad_()
 
     return TowerOutput(
         context=torch.zeros(n, 3, dtype=torch.float64),
-        label_logits=made(2, 0.1),
-        objective_logits=made(objectives, 0.2),
+        label_logits=generated(2, 0.1),
+        objective_logits=generated(objectives, 0.2),
         watch_time=None,
-        event_logits=made(ACTIONS - 2, 0.3),
-        time=made(ACTIONS, 0.4),
+        event_logits=generated(ACTIONS - 2, 0.3),
+        time=generated(ACTIONS, 0.4),
     )
 
 
 @pytest.mark.parametrize("error", ["mse", "mae"])
 def test_sums_equal_loops(error: str, columns: WindowColumns) -> None:
-    batch = batch_of(columns, np.arange(9))
+    batch = make_batch(columns, np.arange(9))
     output = output_for(batch)
     logits, time = output.event_logits.detach(), output.time.detach()
     events, times, timed, target = 0.0, 0.0, 0, 0
     for row in range(9):
-        for place in range(int(columns.first_target[row]), int(columns.lengths[row])):
-            impression = int(columns.starts[row]) + place
-            begin = int(columns.action_starts[impression])
-            tokens = range(begin + 1, begin + int(columns.action_lengths[impression]))
+        for position in range(int(columns.first_target[row]), int(columns.lengths[row])):
+            impression = int(columns.starts[row]) + position
+            start = int(columns.action_starts[impression])
+            tokens = range(start + 1, start + int(columns.action_lengths[impression]))
             did = {int(columns.action[token]): float(columns.offset_s[token]) for token in tokens}
             for code in range(1, ACTIONS - 1):
                 p = 1 / (1 + math.exp(-float(logits[target, code - 1])))
@@ -70,8 +70,8 @@ def test_sums_equal_loops(error: str, columns: WindowColumns) -> None:
                     times += difference**2 if error == "mse" else abs(difference)
                     timed += 1
             target += 1
-    found = [towers.sum() for towers in tower_loss_sums(output.event_logits, output.time, batch, error)]
-    assert [each.item() for each in found] == pytest.approx([events, times], rel=1e-6)
+    results = [towers.sum() for towers in tower_loss_sums(output.event_logits, output.time, batch, error)]
+    assert [one.item() for one in results] == pytest.approx([events, times], rel=1e-6)
     terms = term_means(loss_sums(output, batch, LossConfig(time_loss=error)), batch.counts, is_generative=False)
     expected = dict.fromkeys(TERM_NAMES, 0.0) | {"action": events / target, "time": times / timed}
     for name, value in zip(TERM_NAMES, terms.tolist(), strict=True):
@@ -79,8 +79,8 @@ def test_sums_equal_loops(error: str, columns: WindowColumns) -> None:
             assert value == pytest.approx(expected[name], rel=1e-6), name
 
 
-def test_gradients_reach_known_times_of_what_happened_and_no_others(columns: WindowColumns) -> None:
-    batch = batch_of(columns, np.arange(9))
+def test_gradients_reach_only_known_times_of_occurred_actions(columns: WindowColumns) -> None:
+    batch = make_batch(columns, np.arange(9))
     output = output_for(batch)
     events, times = tower_loss_sums(output.event_logits, output.time, batch)
     (events.sum() + times.sum()).backward()
@@ -92,13 +92,13 @@ def test_gradients_reach_known_times_of_what_happened_and_no_others(columns: Win
 
 
 @pytest.mark.parametrize("uncertainty", [False, True])
-def test_ranks_add_up_to_the_whole_batch(uncertainty: bool, columns: WindowColumns) -> None:
+def test_ranks_sum_to_the_full_batch(uncertainty: bool, columns: WindowColumns) -> None:
     config, tasks = LossConfig(uncertainty_weighting=uncertainty), ("glance", "effective")
-    everything = batch_of(columns, np.arange(9))
+    everything = make_batch(columns, np.arange(9))
     whole_loss, (whole_sums, _) = Loss(config, 1, tasks)(output_for(everything, 2), everything)
     parts = []
     for rows in (np.arange(2), np.arange(2, 9)):
-        batch = dataclasses.replace(batch_of(columns, rows), counts=everything.counts)
+        batch = dataclasses.replace(make_batch(columns, rows), counts=everything.counts)
         parts.append(Loss(config, 2, tasks)(output_for(batch, 2), batch))
     torch.testing.assert_close(torch.stack([loss for loss, _ in parts]).mean(), whole_loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(sum(sums for _, (sums, _) in parts), whole_sums, rtol=1e-12, atol=0)
@@ -110,16 +110,16 @@ def test_ranks_add_up_to_the_whole_batch(uncertainty: bool, columns: WindowColum
         assert torch.equal(steps[1:], mean[1:])
 
 
-def test_steps_belong_to_their_targets(columns: WindowColumns) -> None:
-    batch = batch_of(columns, np.arange(9))
-    lengths = [int(columns.action_lengths[place]) - 1 for place in _targets(columns)]
+def test_step_target_index(columns: WindowColumns) -> None:
+    batch = make_batch(columns, np.arange(9))
+    lengths = [int(columns.action_lengths[position]) - 1 for position in _targets(columns)]
     assert batch.step_target_index.tolist() == [owner for owner, length in enumerate(lengths) for _ in range(length)]
 
 
 def _targets(columns: WindowColumns) -> list[int]:
-    """Impressions that are targets, in order."""
+    """Return the impressions that are targets, in order."""
     return [
-        int(columns.starts[row]) + place
+        int(columns.starts[row]) + position
         for row in range(len(columns))
-        for place in range(int(columns.first_target[row]), int(columns.lengths[row]))
+        for position in range(int(columns.first_target[row]), int(columns.lengths[row]))
     ]

@@ -1,4 +1,4 @@
-"""The whole model on one process, unsharded and in float64."""
+"""The full A2Gen model on one process, without sharding, in float64."""
 
 import dataclasses
 
@@ -48,7 +48,7 @@ def columns() -> WindowColumns:
     return make_columns(CARD, 12, np.random.default_rng(3))
 
 
-def test_what_is_settled_changes_nothing_and_ends_with_training(columns: WindowColumns) -> None:
+def test_token_table_has_no_effect_and_is_dropped_by_training(columns: WindowColumns) -> None:
     model, config = build_double(CARD, small_config()), small_config()
     batch = make_batch(CARD, columns, config, np.arange(4))
     ranker = model.ranker.eval()
@@ -63,43 +63,47 @@ def test_what_is_settled_changes_nothing_and_ends_with_training(columns: WindowC
     torch.testing.assert_close(all_predictions(model, output), expected, rtol=0, atol=0)
     with torch.no_grad():
         ranker.token_table.projected.mul_(2)
-    assert not torch.allclose(all_predictions(model, output), expected), "it is read"
+    assert not torch.allclose(all_predictions(model, output), expected), "the token table must be used"
     ranker.train()
     torch.testing.assert_close(all_predictions(model, output), expected, rtol=0, atol=0)
 
 
-def test_what_moments_tell_is_told_once_for_all_candidates_of_a_request(columns: WindowColumns) -> None:
+def test_pad_queries_pads_once_per_request(columns: WindowColumns) -> None:
     none = dataclasses.replace(columns, first_target=columns.first_target.copy())
-    none.first_target[2] = columns.lengths[2]  # nothing is asked of this window
-    for world in (columns, none):
-        batch = make_batch(CARD, world, small_config(), np.arange(5), request_gap_s=WHOLE_WINDOW)
+    none.first_target[2] = columns.lengths[2]  # this window has no target
+    for case in (columns, none):
+        batch = make_batch(CARD, case, small_config(), np.arange(5), request_gap_s=WHOLE_WINDOW)
         values = 1 + batch.query_index.float()
         expected = torch.zeros(5, 1)
         for window in range(5):
-            mine = values[batch.target_window == window]
-            expected[window] = mine[0] if len(mine) else 0.0
+            window_values = values[batch.target_window == window]
+            expected[window] = window_values[0] if len(window_values) else 0.0
         assert torch.equal(pad_queries(batch, values), expected)
         each = dataclasses.replace(batch, single_query_time=False)
         assert torch.equal(pad_queries(each, values), pad_targets(batch, values))
 
 
-def test_chances_are_between_those_of_the_sequences_and_of_the_tower() -> None:
+def test_occurrence_head_is_blended_in_log_odds() -> None:
     config, columns = small_config(), make_columns(CARD, 6, np.random.default_rng(3))
     model = build_double(CARD, config).eval()
     output = forward(model, make_batch(CARD, columns, config, np.arange(6)))
     generated = model.ranker.marginals(dataclasses.replace(output, occurrence=None), max_unexplored_mass=0.0)
-    both = model.ranker.marginals(output, max_unexplored_mass=0.0)
-    told = torch.sigmoid(model.ranker.occurrence_head(output.context))
-    torch.testing.assert_close(output.occurrence.logits.sigmoid(), told)
-    odds = (generated.probability / (1 - generated.probability))[:, 1:-1] * told / (1 - told)
-    torch.testing.assert_close((both.probability / (1 - both.probability))[:, 1:-1], odds.sqrt(), rtol=1e-6, atol=0)
-    assert torch.equal(both.probability[:, [0, -1]], generated.probability[:, [0, -1]]), "start and exit are certain"
-    assert torch.equal(both.time, generated.time)
+    blended = model.ranker.marginals(output, max_unexplored_mass=0.0)
+    predicted = torch.sigmoid(model.ranker.occurrence_head(output.context))
+    torch.testing.assert_close(output.occurrence.logits.sigmoid(), predicted)
+    odds = (generated.probability / (1 - generated.probability))[:, 1:-1] * predicted / (1 - predicted)
+    torch.testing.assert_close(
+        (blended.probability / (1 - blended.probability))[:, 1:-1], odds.sqrt(), rtol=1e-6, atol=0
+    )
+    assert torch.equal(blended.probability[:, [0, -1]], generated.probability[:, [0, -1]]), (
+        "start and exit must be unchanged"
+    )
+    assert torch.equal(blended.time, generated.time)
     plain = small_config(occurrence_head=False)
     assert forward(build_double(CARD, plain), make_batch(CARD, columns, plain, np.arange(6))).occurrence is None
 
 
-def test_the_tower_of_occurrence_begins_at_the_base_rates() -> None:
+def test_occurrence_head_starts_at_base_rates() -> None:
     made = build_model(CARD, small_config(), torch.device("cpu"))
     context = torch.randn(3, made.ranker.d_context)
     rates = torch.tensor([CARD.base_rate[name] for name in CARD.predicted_actions])
@@ -109,25 +113,25 @@ def test_the_tower_of_occurrence_begins_at_the_base_rates() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, columns: WindowColumns) -> None:
+def test_batch_composition_padding_and_dedup_have_no_effect(variant: dict, columns: WindowColumns) -> None:
     config = small_config(**variant)
     model = build_double(CARD, config)
-    together = all_predictions(model, forward(model, make_batch(CARD, columns, config, np.arange(12))))
+    joint = all_predictions(model, forward(model, make_batch(CARD, columns, config, np.arange(12))))
     backwards = all_predictions(
         model, forward(model, make_batch(CARD, columns, config, np.arange(12)[::-1].copy(), dedup=False))
     )
     padded = all_predictions(
         model, forward(model, make_batch(CARD, columns, config, np.arange(12), bucket_overhead=10**9))
     )
-    alone = [
+    single = [
         all_predictions(model, forward(model, make_batch(CARD, columns, config, np.array([row])))) for row in range(12)
     ]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(backwards, torch.cat(alone[::-1]), rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(padded, together, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(joint, torch.cat(single), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(backwards, torch.cat(single[::-1]), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(padded, joint, rtol=1e-9, atol=1e-11)
 
 
-def test_factorized_and_direct_models_agree_with_gradients(columns: WindowColumns) -> None:
+def test_factorized_equals_reference_model_with_gradients(columns: WindowColumns) -> None:
     results = []
     for impl in ("factorized", "reference"):
         config = small_config(attention_impl=impl)
@@ -142,7 +146,7 @@ def test_factorized_and_direct_models_agree_with_gradients(columns: WindowColumn
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumns) -> None:
-    """The windowed batch gives each target the loss and gradient it has as the only target of its window.
+    """A target has the same loss and gradient in a batch of windows as alone in its window.
 
     Its action sequences share padded groups, those of the single targets do not.
     """
@@ -158,10 +162,10 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
 
     singles = []
     for row in rows:
-        for place in range(columns.first_target[row], columns.lengths[row]):
+        for position in range(columns.first_target[row], columns.lengths[row]):
             first = columns.first_target.copy()
             lengths = columns.lengths.copy()
-            first[row], lengths[row] = place, place + 1
+            first[row], lengths[row] = position, position + 1
             one = dataclasses.replace(columns, first_target=first, lengths=lengths)
             singles.append(make_batch(CARD, one, config, np.array([row])))
     for left, right in zip(
@@ -171,64 +175,64 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
 
 
 @pytest.mark.parametrize("impl", ["factorized", "reference"])
-def test_no_target_sees_itself_or_what_had_not_ended(impl: str, columns: WindowColumns) -> None:
-    """Perturbing actions and ids of impressions a target must not see leaves its predictions alone."""
+def test_targets_see_only_ended_impressions(impl: str, columns: WindowColumns) -> None:
+    """Changing actions and ids of impressions that a target must not see has no effect on its predictions."""
     config = small_config(attention_impl=impl, max_history=3)
     model = build_double(CARD, config)
     rng = np.random.default_rng(0)
     compared = changed = 0
     for row in range(len(columns)):
         start, n = columns.starts[row], columns.lengths[row]
-        for place in range(columns.first_target[row], n):
-            now = columns.ts_ms[start + place]
-            places = np.arange(n)
-            hidden = (places >= place) | (places < place - 3)
+        for position in range(columns.first_target[row], n):
+            now = columns.ts_ms[start + position]
+            positions = np.arange(n)
+            hidden = (positions >= position) | (positions < position - 3)
             hidden |= (columns.end_ms[start : start + n] > now) | (columns.ts_ms[start : start + n] >= now)
             first = columns.first_target.copy()
-            first[row] = place
+            first[row] = position
             base = dataclasses.replace(columns, first_target=first)
 
-            def first_of(columns: WindowColumns, row: int = row) -> torch.Tensor:
+            def predict_first(columns: WindowColumns, row: int = row) -> torch.Tensor:
                 return all_predictions(model, forward(model, make_batch(CARD, columns, config, np.array([row]))))[0]
 
-            before = first_of(base)
+            before = predict_first(base)
             torch.testing.assert_close(
-                before, first_of(change_impressions(CARD, base, start + places[hidden], start + place, rng))
+                before, predict_first(change_impressions(CARD, base, start + positions[hidden], start + position, rng))
             )
             compared += 1
             if not hidden.all():
-                seen = change_impressions(CARD, base, start + places[~hidden], start + place, rng)
-                changed += int(not torch.allclose(before, first_of(seen)))
+                visible = change_impressions(CARD, base, start + positions[~hidden], start + position, rng)
+                changed += int(not torch.allclose(before, predict_first(visible)))
     assert compared > 30
-    assert changed > 10, "what a target may see must matter"
+    assert changed > 10, "visible impressions must have an effect"
 
 
 @pytest.mark.parametrize(
     "variant", [{}, {"generator": "implicit"}, {"attention_impl": "reference", "recency_bias": False}]
 )
-def test_switched_off_session_outcome_and_objectives_are_left_alone(variant: dict, columns: WindowColumns) -> None:
-    """A dataset with them gives the parameters, predictions, loss and gradients of the same one without."""
+def test_unused_session_outcome_and_objectives_have_no_effect(variant: dict, columns: WindowColumns) -> None:
+    """A dataset with them has the same parameters, predictions, loss and gradients as without."""
     inputs = [feature for feature in CARD.features if feature.level not in ("session", "outcome")]
     bare = dataclasses.replace(CARD, features=inputs, objectives=[], feedback=None)
     plain = dataclasses.replace(columns, session={}, outcome={}, objectives=columns.objectives[:, :0])
     config = small_config(**variant)
-    found = []
-    for card, world in ((CARD, columns), (bare, plain)):
+    runs = []
+    for card, case in ((CARD, columns), (bare, plain)):
         torch.manual_seed(0)
         model = build_model(card, config, torch.device("cpu"))
-        batch = collate(world, np.arange(12), full_tables(card, config))
+        batch = collate(case, np.arange(12), full_tables(card, config))
         loss, (_, output) = Loss(config.loss, tasks=model.ranker.objective_tasks)(model(batch), batch)
         loss.backward()
         gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
-        found.append(
+        runs.append(
             {"loss": loss.detach(), "output": all_predictions(model, output), **model.state_dict(), **gradients}
         )
-    assert list(found[0]) == list(found[1])
-    for name, value in found[0].items():
-        assert torch.equal(value, found[1][name]), name
+    assert list(runs[0]) == list(runs[1])
+    for name, value in runs[0].items():
+        assert torch.equal(value, runs[1][name]), name
 
 
-def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(columns: WindowColumns) -> None:
+def test_batch_without_targets_has_zero_loss_and_all_gradients(columns: WindowColumns) -> None:
     for variant in VARIANTS:
         config = small_config(**variant)
         model = build_double(CARD, config)
@@ -241,7 +245,7 @@ def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(columns:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_bfloat16_is_float32_but_for_rounding(variant: dict, columns: WindowColumns) -> None:
+def test_bfloat16_equals_float32_up_to_rounding(variant: dict, columns: WindowColumns) -> None:
     config = small_config(**variant)
     model = build_double(CARD, config).float()
     batch = make_batch(CARD, columns, config, np.arange(12))

@@ -1,4 +1,4 @@
-"""What each ablation of A2Gen no longer reads, and that everything else goes on."""
+"""Inputs that each ablation of A2Gen ignores, and independence of everything else."""
 
 import dataclasses
 import math
@@ -34,7 +34,7 @@ def run(columns: WindowColumns, config: Config) -> tuple[RankingModel, WindowBat
 
 
 def redone(columns: WindowColumns, history: bool, change: str) -> WindowColumns:
-    """Other actions inside the impressions that are (or are never) history: all but how long they took.
+    """Change the actions inside the impressions that are (or are never) history, except their durations.
 
     Args:
         change: ``times`` of the actions, whose ``pairing`` with the times that there are, or the ``actions``.
@@ -43,15 +43,15 @@ def redone(columns: WindowColumns, history: bool, change: str) -> WindowColumns:
     offset, action = columns.offset_s.copy(), columns.action.copy()
     window = np.repeat(np.arange(len(columns)), columns.lengths)
     last = columns.starts[window] + columns.lengths[window] - 1 == np.arange(len(window))
-    for place in np.flatnonzero(last != history):
-        begin = columns.action_starts[place] + 1
-        end = begin + columns.action_lengths[place] - 2
+    for position in np.flatnonzero(last != history):
+        start = columns.action_starts[position] + 1
+        end = start + columns.action_lengths[position] - 2
         if change == "times":
-            offset[begin:end] = np.sort(rng.random(end - begin) * 9)
+            offset[start:end] = np.sort(rng.random(end - start) * 9)
         elif change == "pairing":
-            action[begin:end] = action[begin:end][::-1]
+            action[start:end] = action[start:end][::-1]
         else:
-            action[begin:end] = rng.permutation(np.arange(1, len(CARD.actions) - 1))[: end - begin]
+            action[start:end] = rng.permutation(np.arange(1, len(CARD.actions) - 1))[: end - start]
     return dataclasses.replace(columns, offset_s=offset, action=action)
 
 
@@ -65,103 +65,105 @@ def redone(columns: WindowColumns, history: bool, change: str) -> WindowColumns:
         ({"action_pooling": "none"}, "actions"),
     ],
 )
-def test_the_past_is_read_without(switch: dict, change: str, name: str, columns: WindowColumns) -> None:
+def test_history_is_encoded_without_ablated_input(switch: dict, change: str, name: str, columns: WindowColumns) -> None:
     if name == "mmoe" and "action_pooling" in switch:
-        pytest.skip("of A2Gen alone")
+        pytest.skip("A2Gen only")
     contexts = {}
     for on in (True, False):
         config = small_config(name=name, **EVERYTHING, **({} if on else switch))
         contexts[on] = [run(past, config)[2].context for past in (columns, redone(columns, True, change))]
     torch.testing.assert_close(*contexts[False], rtol=1e-9, atol=1e-11)
-    # The mean of a baseline tells actions and times, but never which belongs to which.
+    # The mean of a baseline contains actions and times, but not their pairing.
     assert torch.allclose(*contexts[True]) == (name == "mmoe" and change == "pairing")
 
 
 @pytest.mark.parametrize("generator", ["explicit", "implicit"])
-def test_without_order_the_loss_of_actions_is_that_of_a_set(generator: str, columns: WindowColumns) -> None:
+def test_without_order_action_loss_is_order_independent(generator: str, columns: WindowColumns) -> None:
     losses = {}
     for on in (True, False):
         config = small_config(generator=generator, use_action_order=on)
-        for done in (columns, redone(columns, False, "pairing")):
-            _, batch, output = run(done, config)
+        for changed_columns in (columns, redone(columns, False, "pairing")):
+            _, batch, output = run(changed_columns, config)
             losses.setdefault(on, []).append(loss_sums(output, batch, config.loss)[0])
     torch.testing.assert_close(*losses[False], rtol=1e-12, atol=0)
     assert not torch.allclose(*losses[True])
 
 
 @pytest.mark.parametrize("switch", ["use_action_times", "use_action_order"])
-def test_without_times_emitted_actions_are_read_without(switch: str, columns: WindowColumns) -> None:
+def test_without_times_emitted_times_are_ignored(switch: str, columns: WindowColumns) -> None:
     config = small_config(**{switch: False})
-    outputs = [run(done, config)[2] for done in (columns, redone(columns, False, "times"))]
+    outputs = [run(changed_columns, config)[2] for changed_columns in (columns, redone(columns, False, "times"))]
     assert torch.equal(outputs[0].steps.logits, outputs[1].steps.logits)
     assert torch.equal(outputs[0].steps.time, outputs[1].steps.time)
 
 
 @pytest.mark.parametrize("switch", [{"use_action_times": False}, {"use_action_order": False}])
-def test_training_and_reading_go_through_the_same_prefixes(switch: dict, columns: WindowColumns) -> None:
-    """Teacher-forced predictions at the labels are those of stepping through the sequence as ranking does."""
+def test_training_and_decoding_use_the_same_prefixes(switch: dict, columns: WindowColumns) -> None:
+    """Teacher-forced predictions at the labels equal those of stepwise decoding along them."""
     config = small_config(**switch)
     model, batch, output = run(columns, config)
     assert isinstance(output, A2GenOutput)
     ranker = model.ranker
     assert isinstance(ranker, A2GenRanker)
-    place = 0
+    position = 0
     for target, length in enumerate(batch_steps(batch)):
-        labels = batch.step_label[place : place + length].tolist()
+        labels = batch.step_label[position : position + length].tolist()
         walked = sorted(labels) if "use_action_order" in switch else labels
         state = ranker.generator.init_state(output.context[target : target + 1])
         tokens = ranker.generator.precompute_tokens(output.tables, torch.zeros_like(ranker.is_timed))
         action, time = torch.tensor([0]), torch.zeros(1, dtype=torch.float64)
         for label in walked:
             steps, state = ranker.generator.step(action, time, state, tokens)
-            at = place + labels.index(label)
+            at = position + labels.index(label)
             torch.testing.assert_close(output.steps.time[at, label], steps.time[0, label])
             torch.testing.assert_close(
                 torch.log_softmax(output.steps.logits[at], 0)[label], torch.log_softmax(steps.logits[0], 0)[label]
             )
             action, time = torch.tensor([label]), steps.time[:, label]
-        place += length
-    what = ranker.marginals(output, max_unexplored_mass=0.0)
-    assert what.unexplored_mass.abs().max() < 1e-12
-    torch.testing.assert_close(what.probability[:, -1], torch.ones_like(what.probability[:, -1]))
+        position += length
+    marginals = ranker.marginals(output, max_unexplored_mass=0.0)
+    assert marginals.unexplored_mass.abs().max() < 1e-12
+    torch.testing.assert_close(marginals.probability[:, -1], torch.ones_like(marginals.probability[:, -1]))
 
 
 def batch_steps(batch: WindowBatch) -> list[int]:
-    """Steps of each target."""
+    """Return the number of steps of each target."""
     return torch.bincount((batch.action[batch.step_token] == 0).cumsum(0) - 1).tolist()
 
 
-def test_independent_heads_stand_on_the_encoder_of_the_whole(columns: WindowColumns) -> None:
+def test_independent_heads_use_the_encoder_of_a2gen(columns: WindowColumns) -> None:
     config = small_config(generator="independent_heads", **EVERYTHING)
     model, batch, output = run(columns, config)
     ranker = model.ranker
     assert isinstance(ranker, IndependentHeadsRanker)
     assert not ranker.is_generative
     assert isinstance(output, TowerOutput)
-    own = build_model(CARD, small_config(occurrence_head=False, **EVERYTHING)).ranker
-    shapes = {name: value.shape for name, value in own.state_dict().items() if not name.startswith("generator.")}
-    found = {name: value.shape for name, value in ranker.state_dict().items() if not name.startswith("generator.")}
-    assert found == shapes, "encoder, labels and objectives are those of A2Gen"
+    task_specific = build_model(CARD, small_config(occurrence_head=False, **EVERYTHING)).ranker
+    shapes = {
+        name: value.shape for name, value in task_specific.state_dict().items() if not name.startswith("generator.")
+    }
+    results = {name: value.shape for name, value in ranker.state_dict().items() if not name.startswith("generator.")}
+    assert results == shapes, "encoder, labels and objectives must be those of A2Gen"
     assert output.watch_time is not None
-    assert ranker.objective_tasks == own.objective_tasks
+    assert ranker.objective_tasks == task_specific.objective_tasks
 
-    what = ranker.marginals(output, 0.0)
-    torch.testing.assert_close(what.probability[:, 1:-1], output.event_logits.sigmoid())
-    assert bool((what.unexplored_mass == 0).all())
+    marginals = ranker.marginals(output, 0.0)
+    torch.testing.assert_close(marginals.probability[:, 1:-1], output.event_logits.sigmoid())
+    assert bool((marginals.unexplored_mass == 0).all())
     other = run(redone(columns, False, "actions"), config)[2]
-    assert torch.equal(other.event_logits, output.event_logits), "what happens in a target tells nothing of it"
+    assert torch.equal(other.event_logits, output.event_logits), "predictions must not depend on the target's actions"
 
     loss, _ = Loss(config.loss, tasks=ranker.objective_tasks)(output, batch)
     loss.backward()
     assert not [name for name, p in ranker.named_parameters() if p.grad is None]
 
 
-def test_independent_heads_begin_at_base_rates_and_medians(columns: WindowColumns) -> None:
+def test_independent_heads_start_at_base_rates_and_median_times(columns: WindowColumns) -> None:
     card = dataclasses.replace(make_card(), base_rate=CARD.base_rate | {"like": 0.1, "comment": 0.02})
     model = build_model(card, small_config(generator="independent_heads"), torch.device("cpu"))
     batch = collate(columns, np.arange(5), full_tables(card, small_config()))
-    what = model.ranker.marginals(model(batch), 0.0)
-    expected = torch.tensor([1, 0.1, 0.02, 0.3, 1]).expand_as(what.probability)
-    torch.testing.assert_close(what.probability, expected, rtol=1e-5, atol=0)
-    expected = torch.log1p(torch.tensor([0, 5, math.nan, 5, 5])).expand_as(what.time)
-    torch.testing.assert_close(what.time, expected, rtol=1e-5, atol=0, equal_nan=True)
+    marginals = model.ranker.marginals(model(batch), 0.0)
+    expected = torch.tensor([1, 0.1, 0.02, 0.3, 1]).expand_as(marginals.probability)
+    torch.testing.assert_close(marginals.probability, expected, rtol=1e-5, atol=0)
+    expected = torch.log1p(torch.tensor([0, 5, math.nan, 5, 5])).expand_as(marginals.time)
+    torch.testing.assert_close(marginals.time, expected, rtol=1e-5, atol=0, equal_nan=True)

@@ -1,4 +1,4 @@
-"""Baseline rankers on one process and in float64: the properties that A2Gen has."""
+"""Baseline rankers on one process in float64, with the same properties as A2Gen."""
 
 import dataclasses
 
@@ -34,11 +34,11 @@ VARIANTS = [
 
 @torch.no_grad()
 def predictions(model: RankingModel, batch: WindowBatch) -> Tensor:
-    """Everything predicted of a target, one row per target."""
+    """Return all predictions, one row per target."""
     output = forward(model, batch)
-    what = model.ranker.marginals(output, max_unexplored_mass=0.0)
+    marginals = model.ranker.marginals(output, max_unexplored_mass=0.0)
     heads = [output.label_logits, output.objective_logits, output.context]
-    return torch.cat([output.event_logits, torch.nan_to_num(what.time), *heads], 1)
+    return torch.cat([output.event_logits, torch.nan_to_num(marginals.time), *heads], 1)
 
 
 @pytest.fixture(scope="module")
@@ -48,69 +48,71 @@ def columns() -> WindowColumns:
 
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("switches", [{}, EVERYTHING])
-def test_no_target_sees_itself_or_what_had_not_ended_or_lies_before_its_history(
-    name: str, switches: dict, columns: WindowColumns
-) -> None:
-    config = small_config(name=name, max_history=3, num_layers=1, **switches)  # more layers of hstu reach further back
+def test_targets_see_only_ended_impressions_of_their_history(name: str, switches: dict, columns: WindowColumns) -> None:
+    config = small_config(
+        name=name, max_history=3, num_layers=1, **switches
+    )  # further layers of hstu reach further back
     model, rng = build_double(CARD, config, randomize=True), np.random.default_rng(0)
     compared = changed = 0
     for row in range(len(columns)):
         start, n = columns.starts[row], columns.lengths[row]
-        for place in range(columns.first_target[row], n):
-            now, places = columns.ts_ms[start + place], np.arange(n)
-            hidden = (places >= place) | (places < place - 3)
+        for position in range(columns.first_target[row], n):
+            now, positions = columns.ts_ms[start + position], np.arange(n)
+            hidden = (positions >= position) | (positions < position - 3)
             hidden |= (columns.end_ms[start : start + n] > now) | (columns.ts_ms[start : start + n] >= now)
             first = columns.first_target.copy()
-            first[row] = place
+            first[row] = position
             base, one = dataclasses.replace(columns, first_target=first), np.array([row])
             before = predictions(model, make_batch(CARD, base, config, one))[0]
-            unseen = change_impressions(CARD, base, start + places[hidden], start + place, rng)
-            torch.testing.assert_close(predictions(model, make_batch(CARD, unseen, config, one))[0], before)
+            hidden_changed = change_impressions(CARD, base, start + positions[hidden], start + position, rng)
+            torch.testing.assert_close(predictions(model, make_batch(CARD, hidden_changed, config, one))[0], before)
             compared += 1
-            for other in places[~hidden]:
-                seen = change_impressions(CARD, base, start + np.array([other]), start + place, rng)
-                after = predictions(model, make_batch(CARD, seen, config, one))[0]
-                assert not torch.allclose(after, before, rtol=1e-9, atol=1e-9), "what a target may see must matter"
+            for other in positions[~hidden]:
+                visible = change_impressions(CARD, base, start + np.array([other]), start + position, rng)
+                after = predictions(model, make_batch(CARD, visible, config, one))[0]
+                assert not torch.allclose(after, before, rtol=1e-9, atol=1e-9), (
+                    "visible impressions must have an effect"
+                )
                 changed += 1
     assert compared > 30
     assert changed > 20
 
 
-def test_nothing_that_had_not_ended_reaches_a_target_through_the_layers_of_hstu(columns: WindowColumns) -> None:
-    """States are shared by all targets of a window, among them targets that saw what another one must not."""
+def test_hstu_layers_do_not_leak_unfinished_impressions(columns: WindowColumns) -> None:
+    """Targets of a window share states, although some of them see impressions that others must not see."""
     config = small_config(name="hstu", num_layers=3, max_history=4, **EVERYTHING)
     model, rng = build_double(CARD, config, randomize=True), np.random.default_rng(0)
     before, first = predictions(model, make_batch(CARD, columns, config)), 0
     changed = 0
     for row in range(len(columns)):
-        start, places = columns.starts[row], np.arange(columns.lengths[row])
-        for target, place in enumerate(places[columns.first_target[row] :], start=first):
-            now = columns.ts_ms[start + place]
-            hidden = (places >= place) | (columns.end_ms[start + places] > now)
-            unseen = change_impressions(CARD, columns, start + places[hidden], start + place, rng)
-            after = predictions(model, make_batch(CARD, unseen, config))
+        start, positions = columns.starts[row], np.arange(columns.lengths[row])
+        for target, position in enumerate(positions[columns.first_target[row] :], start=first):
+            now = columns.ts_ms[start + position]
+            hidden = (positions >= position) | (columns.end_ms[start + positions] > now)
+            hidden_changed = change_impressions(CARD, columns, start + positions[hidden], start + position, rng)
+            after = predictions(model, make_batch(CARD, hidden_changed, config))
             assert torch.equal(after[target], before[target])
             changed += int((after != before).any(1).sum())
-        first += len(places) - columns.first_target[row]
-    assert changed > 20, "other targets see what this one does not"
+        first += len(positions) - columns.first_target[row]
+    assert changed > 20, "other targets must see the hidden impressions"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_batch_composition_padding_and_dedup_change_nothing(variant: dict, columns: WindowColumns) -> None:
+def test_batch_composition_padding_and_dedup_have_no_effect(variant: dict, columns: WindowColumns) -> None:
     config = small_config(**variant)
     model = build_double(CARD, config, randomize=True)
-    together = predictions(model, make_batch(CARD, columns, config))
+    joint = predictions(model, make_batch(CARD, columns, config))
     backwards = predictions(model, make_batch(CARD, columns, config, np.arange(12)[::-1].copy(), dedup=False))
     padded = predictions(model, make_batch(CARD, columns, config, bucket_overhead=10**9))
-    alone = [predictions(model, make_batch(CARD, columns, config, np.array([row]))) for row in range(12)]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(backwards, torch.cat(alone[::-1]), rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(padded, together, rtol=1e-9, atol=1e-11)
+    single = [predictions(model, make_batch(CARD, columns, config, np.array([row]))) for row in range(12)]
+    torch.testing.assert_close(joint, torch.cat(single), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(backwards, torch.cat(single[::-1]), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(padded, joint, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumns) -> None:
-    """The windowed batch gives the loss and gradient of a window for each target, cut right before all it can see.
+    """A batch of windows has the loss and gradients of one window per target, cut to the impressions it can see.
 
     That is its history, and again that of the impressions in it for every further layer of hstu. Windows carry one
     impression more, for the gap of the first one seen.
@@ -127,10 +129,10 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
 
     singles = []
     for row in range(len(columns)):
-        for place in range(columns.first_target[row], columns.lengths[row]):
-            cut = max(place - reach - 1, 0)
+        for position in range(columns.first_target[row], columns.lengths[row]):
+            cut = max(position - reach - 1, 0)
             first, starts, lengths = columns.first_target.copy(), columns.starts.copy(), columns.lengths.copy()
-            first[row], starts[row], lengths[row] = place - cut, starts[row] + cut, place + 1 - cut
+            first[row], starts[row], lengths[row] = position - cut, starts[row] + cut, position + 1 - cut
             one = dataclasses.replace(columns, first_target=first, starts=starts, lengths=lengths)
             singles.append(make_batch(CARD, one, config, np.array([row])))
     for left, right in zip(run([make_batch(CARD, columns, config, bucket_overhead=20)]), run(singles), strict=True):
@@ -139,10 +141,10 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("length", [0, 9])
-def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: int) -> None:
+def test_candidates_in_one_window_equal_one_window_each(variant: dict, length: int) -> None:
     config = small_config(**variant)
-    model, made = build_double(CARD, config, randomize=True), make_columns(CARD, 40, np.random.default_rng(1))
-    history = made.take(np.flatnonzero(made.lengths == length)[:1]) if length else empty_window(CARD)
+    model, generated = build_double(CARD, config, randomize=True), make_columns(CARD, 40, np.random.default_rng(1))
+    history = generated.take(np.flatnonzero(generated.lengths == length)[:1]) if length else empty_window(CARD)
 
     def ranked(rows: np.ndarray) -> Tensor:
         items = CandidateItems([""] * len(rows), np.ones(len(rows), bool), {"item_id": rows, "author_id": rows * 7 % 9})
@@ -150,9 +152,9 @@ def test_candidates_of_one_window_equal_one_window_each(variant: dict, length: i
             model, make_batch(CARD, append_candidates_now(history, items, CARD), config, request_gap_s=WHOLE_WINDOW)
         )
 
-    together = ranked(np.arange(1, 7))
-    torch.testing.assert_close(together, torch.cat([ranked(np.array([row])) for row in range(1, 7)]))
-    assert together[:, :3].std(0).min() > 1e-3, "candidates must differ"
+    joint = ranked(np.arange(1, 7))
+    torch.testing.assert_close(joint, torch.cat([ranked(np.array([row])) for row in range(1, 7)]))
+    assert joint[:, :3].std(0).min() > 1e-3, "candidates must differ"
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -162,39 +164,37 @@ def test_predictions_start_at_base_rates_and_median_times(name: str, columns: Wi
     config = small_config(name=name, **EVERYTHING)
     model = build_model(card, config, torch.device("cpu"))
     output = model(make_batch(CARD, columns, config))
-    what = model.ranker.marginals(output, max_unexplored_mass=0.0)
-    expected = torch.tensor([1.0, *list(rates.values())[:3], 1.0]).expand_as(what.probability)
-    torch.testing.assert_close(what.probability, expected)
+    marginals = model.ranker.marginals(output, max_unexplored_mass=0.0)
+    expected = torch.tensor([1.0, *list(rates.values())[:3], 1.0]).expand_as(marginals.probability)
+    torch.testing.assert_close(marginals.probability, expected)
     torch.testing.assert_close(output.label_logits.sigmoid(), torch.full_like(output.label_logits, 0.6))
     torch.testing.assert_close(output.objective_logits.sigmoid()[0], torch.tensor([0.4, 0.5]))
-    seconds = torch.tensor([0.0, 4.0, torch.nan, 0.0, 20.0])  # comments' times are not recorded, follows' unknown
-    torch.testing.assert_close(what.time, torch.log1p(seconds).expand_as(what.time), equal_nan=True)
-    assert not what.unexplored_mass.any()
+    seconds = torch.tensor([0.0, 4.0, torch.nan, 0.0, 20.0])  # comments have no recorded times, follows no median
+    torch.testing.assert_close(marginals.time, torch.log1p(seconds).expand_as(marginals.time), equal_nan=True)
+    assert not marginals.unexplored_mass.any()
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_a_few_steps_lower_every_term_of_the_loss(name: str, columns: WindowColumns) -> None:
+def test_training_reduces_every_loss_term(name: str, columns: WindowColumns) -> None:
     config = small_config(name=name, **EVERYTHING)
     torch.manual_seed(0)
     model = build_model(CARD, config, torch.device("cpu"))
     loss, batch = Loss(config.loss, tasks=model.ranker.objective_tasks), make_batch(CARD, columns, config)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    found = []
+    results = []
     for _ in range(40):
         optimizer.zero_grad()
         value, (sums, _) = loss(model(batch), batch)
         value.backward()
         optimizer.step()
-        found.append(term_means(sums, batch.counts, is_generative=False))
-    action, time, order, label, draft_action, draft_time, *occurrence, glance, effective = found[-1] / found[0]
+        results.append(term_means(sums, batch.counts, is_generative=False))
+    action, time, order, label, draft_action, draft_time, *occurrence, glance, effective = results[-1] / results[0]
     assert max(action, time, label, glance, effective) < 0.6
-    assert torch.stack([order, draft_action, draft_time, *occurrence]).isnan().all(), (
-        "what only a generator has is 0 throughout"
-    )
+    assert torch.stack([order, draft_action, draft_time, *occurrence]).isnan().all(), "terms of the generator must be 0"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(variant: dict, columns: WindowColumns) -> None:
+def test_batch_without_targets_has_zero_loss_and_all_gradients(variant: dict, columns: WindowColumns) -> None:
     config = small_config(**variant)
     model = build_double(CARD, config, randomize=True)
     batch = make_batch(CARD, columns, config, np.arange(3), include_targets=False)
@@ -205,7 +205,7 @@ def test_a_batch_without_targets_has_zero_loss_and_gradients_everywhere(variant:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_bfloat16_is_float32_but_for_rounding(variant: dict, columns: WindowColumns) -> None:
+def test_bfloat16_equals_float32_up_to_rounding(variant: dict, columns: WindowColumns) -> None:
     config = small_config(**variant)
     model, batch = build_double(CARD, config, randomize=True).float(), make_batch(CARD, columns, config)
     losses = []
@@ -219,7 +219,7 @@ def test_bfloat16_is_float32_but_for_rounding(variant: dict, columns: WindowColu
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_unknown_items_match_nothing_and_the_same_known_ones_do(name: str, columns: WindowColumns) -> None:
+def test_match_bias_ignores_unknown_items(name: str, columns: WindowColumns) -> None:
     config = small_config(name=name)
     model = build_double(CARD, config, randomize=True)
     weights = [p for n, p in model.named_parameters() if n.endswith("match.weight")]
@@ -238,31 +238,31 @@ def test_unknown_items_match_nothing_and_the_same_known_ones_do(name: str, colum
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_known_actions_give_the_predictions_of_actions_encoded_anew(name: str, columns: WindowColumns) -> None:
+def test_cached_actions_give_equal_predictions(name: str, columns: WindowColumns) -> None:
     config = small_config(name=name)
     torch.manual_seed(0)
     model, batch = build_model(CARD, config, torch.device("cpu")), make_batch(CARD, columns, config)
     rows = model.embeddings(batch.sparse)
     actions = model.ranker.encode_actions(rows, batch)
     assert actions.shape == (len(batch.history_index), 16)
-    for place, key in enumerate(batch.history_index.tolist()):
+    for position, key in enumerate(batch.history_index.tolist()):
         begin = int(columns.action_starts[key])
         action = columns.action[begin : begin + columns.action_lengths[key]]
         embedded = model.embeddings.embeddings["action"].weight[torch.from_numpy(action)]
-        torch.testing.assert_close(actions[place, 8:], embedded.mean(0))
+        torch.testing.assert_close(actions[position, 8:], embedded.mean(0))
     assert torch.equal(model.encode(batch, actions).context, model(batch).context)
     assert not torch.equal(model.encode(batch, actions + 1).context, model(batch).context)
 
 
-def test_names_lead_to_their_rankers_and_a2gen_is_the_default(columns: WindowColumns) -> None:
-    found = {name: type(build_model(CARD, small_config(name=name)).ranker) for name in RANKERS}
-    assert found == RANKERS
+def test_factory_builds_named_rankers_and_a2gen_by_default(columns: WindowColumns) -> None:
+    results = {name: type(build_model(CARD, small_config(name=name)).ranker) for name in RANKERS}
+    assert results == RANKERS
     assert [name for name, kind in RANKERS.items() if kind.is_generative] == ["a2gen"]
     config = small_config()
     torch.manual_seed(0)
     named = build_model(CARD, config)
     torch.manual_seed(0)
-    own = RankingModel(CARD, config, A2GenRanker)
+    expected = RankingModel(CARD, config, A2GenRanker)
     assert type(named.ranker) is A2GenRanker
-    assert list(named.state_dict()) == list(own.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(named.parameters(), own.parameters(), strict=True))
+    assert list(named.state_dict()) == list(expected.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(named.parameters(), expected.parameters(), strict=True))

@@ -1,4 +1,4 @@
-"""Feedback, session and objectives in the whole model, on one process and in float64."""
+"""Feedback, session features and objectives in the full model, on one process in float64."""
 
 import dataclasses
 
@@ -40,12 +40,12 @@ def columns() -> WindowColumns:
 
 @torch.no_grad()
 def predictions(model: RankingModel, batch: WindowBatch) -> Tensor:
-    """Everything predicted of a target before it happens, one row per target."""
+    """Return all predictions before the target's actions, one row per target."""
     return all_predictions(model, forward(model, batch))
 
 
-def happens_otherwise(columns: WindowColumns, which: np.ndarray, rng: np.random.Generator) -> WindowColumns:
-    """Other actions, times, feedback, labels and objectives in the impressions ``which`` [impressions] bool."""
+def change_outcomes(columns: WindowColumns, which: np.ndarray, rng: np.random.Generator) -> WindowColumns:
+    """Change actions, times, outcomes, labels and objectives of the impressions ``which`` [impressions] bool."""
     token = np.repeat(which, columns.action_lengths)
     inner = token & (columns.action > 0) & (columns.action < len(CARD.actions) - 1)
     action, offset_s = columns.action.copy(), columns.offset_s.copy()
@@ -66,8 +66,8 @@ def happens_otherwise(columns: WindowColumns, which: np.ndarray, rng: np.random.
     )
 
 
-def appears_otherwise(columns: WindowColumns, which: np.ndarray) -> WindowColumns:
-    """Another item in another moment of its session in the impressions ``which`` [impressions] bool."""
+def change_features(columns: WindowColumns, which: np.ndarray) -> WindowColumns:
+    """Change item and session features of the impressions ``which`` [impressions] bool."""
 
     def other(ids: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: np.where(which, (rows + 1) % SIZES[name], rows) for name, rows in ids.items()}
@@ -77,21 +77,23 @@ def appears_otherwise(columns: WindowColumns, which: np.ndarray) -> WindowColumn
 
 @pytest.mark.parametrize("impl", ["factorized", "reference"])
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_no_target_sees_what_happens_in_it_or_after_it(switch: str, impl: str, columns: WindowColumns) -> None:
-    """Bit-equal but for the factorized impl's rounding: its scale is that of all keys that any target sees."""
+def test_targets_do_not_see_their_own_or_later_outcomes(switch: str, impl: str, columns: WindowColumns) -> None:
+    """Bit-equal, except for rounding of the factorization, whose scale depends on the keys of all targets."""
     rounding = {"rtol": 1e-10, "atol": 1e-12} if impl == "factorized" else {"rtol": 0, "atol": 0}
     config = small_config(attention_impl=impl, max_history=3, **SWITCHES[switch])
     model, rng = build_double(CARD, config, randomize=True), np.random.default_rng(0)
     before = predictions(model, make_batch(CARD, columns, config))
     window = np.repeat(np.arange(len(columns)), columns.lengths)
-    place = np.arange(len(window))
-    column = place - columns.starts[window]
-    targets = place[column >= columns.first_target[window]]
+    position = np.arange(len(window))
+    column = position - columns.starts[window]
+    targets = position[column >= columns.first_target[window]]
     for row, target in enumerate(targets):
-        mine = window == window[target]
-        unseen = mine & ((place >= target) | (columns.end_ms > columns.ts_ms[target]) | (place < target - 3))
-        changed = happens_otherwise(columns, unseen, rng)
-        changed = appears_otherwise(changed, unseen & (place != target))
+        same_window = window == window[target]
+        hidden_changed = same_window & (
+            (position >= target) | (columns.end_ms > columns.ts_ms[target]) | (position < target - 3)
+        )
+        changed = change_outcomes(columns, hidden_changed, rng)
+        changed = change_features(changed, hidden_changed & (position != target))
         after = predictions(model, make_batch(CARD, changed, config))
         torch.testing.assert_close(after[row], before[row], **rounding)
         assert torch.equal(after[window[targets] != window[target]], before[window[targets] != window[target]])
@@ -99,7 +101,7 @@ def test_no_target_sees_what_happens_in_it_or_after_it(switch: str, impl: str, c
 
 
 @pytest.mark.parametrize("switch", ["off", *SWITCHES])
-def test_past_outcomes_and_the_session_matter_where_they_are_read(switch: str, columns: WindowColumns) -> None:
+def test_outcomes_and_session_features_affect_predictions_if_used(switch: str, columns: WindowColumns) -> None:
     variant = SWITCHES.get(switch, {})
     config = small_config(**variant)
     model = build_double(CARD, config, randomize=True)
@@ -109,7 +111,7 @@ def test_past_outcomes_and_the_session_matter_where_they_are_read(switch: str, c
 
     def moved(field: str, name: str) -> Tensor:
         rows = getattr(columns, field)
-        # From one view into another or none, whatever it was: levels go round by two.
+        # Shifted by two levels, every impression moves to another view or out of the views.
         other = {name: (rows[name] + 2) % SIZES[name]}
         changed = predictions(model, make_batch(CARD, dataclasses.replace(columns, **{field: rows | other}), config))
         return (changed != before).any(1)
@@ -123,13 +125,13 @@ def test_past_outcomes_and_the_session_matter_where_they_are_read(switch: str, c
     assert 5 < seeing.sum() < len(seeing)
     other = dataclasses.replace(columns, labels=1 - columns.labels, objectives=1 - columns.objectives)
     assert torch.equal(predictions(model, make_batch(CARD, other, config)), before), (
-        "labels and objectives are no input"
+        "labels and objectives must not be inputs"
     )
 
 
 @pytest.mark.parametrize("feedback", ["tokens", "dual_view", "dual_view_full"])
-def test_views_part_what_pleased_from_what_did_not(feedback: str, columns: WindowColumns) -> None:
-    """With one embedding for all levels, only views can tell levels apart, and only as far as they part them."""
+def test_views_distinguish_feedback_levels(feedback: str, columns: WindowColumns) -> None:
+    """With one embedding for all levels, only views distinguish levels, and only those of different views."""
     config = small_config(feedback_encoding=feedback)
     model = build_double(CARD, config, randomize=True)
     with torch.no_grad():
@@ -147,13 +149,13 @@ def test_views_part_what_pleased_from_what_did_not(feedback: str, columns: Windo
     views = [{NEGATIVE, GLANCE}, {UNKNOWN, PARTIAL}, {EFFECTIVE, COMPLETE}]
     for first in range(len(FEEDBACK_LEVELS)):
         for second in range(len(FEEDBACK_LEVELS)):
-            together = any({first, second} <= view for view in views)
+            joint = any({first, second} <= view for view in views)
             same = torch.equal(of(np.where(levels == first, second, levels)), before)
-            assert same is (together or feedback == "tokens"), (FEEDBACK_LEVELS[first], FEEDBACK_LEVELS[second])
+            assert same is (joint or feedback == "tokens"), (FEEDBACK_LEVELS[first], FEEDBACK_LEVELS[second])
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_factorized_and_direct_models_agree_with_gradients(switch: str, columns: WindowColumns) -> None:
+def test_factorized_equals_reference_model_with_gradients(switch: str, columns: WindowColumns) -> None:
     results = []
     for impl in ("factorized", "reference"):
         config = small_config(attention_impl=impl, **SWITCHES[switch])
@@ -167,40 +169,40 @@ def test_factorized_and_direct_models_agree_with_gradients(switch: str, columns:
 
 
 def bare(card: DatasetCard, columns: WindowColumns, *names: str) -> tuple[DatasetCard, WindowColumns]:
-    """Without the features of these names, in card and columns."""
+    """Return card and columns without the features of these names."""
     features = [feature for feature in card.features if feature.name not in names]
     session, outcome = (
-        {name: rows for name, rows in each.items() if name not in names} for each in (columns.session, columns.outcome)
+        {name: rows for name, rows in one.items() if name not in names} for one in (columns.session, columns.outcome)
     )
     return dataclasses.replace(card, features=features), dataclasses.replace(columns, session=session, outcome=outcome)
 
 
 @pytest.mark.parametrize("feedback", ["tokens", "dual_view", "dual_view_full"])
-def test_a_log_without_watch_times_does_without_feedback(feedback: str, columns: WindowColumns) -> None:
-    """Every switch on is then the same model as the session alone."""
-    card, world = bare(CARD, columns, "previous_feedback", "feedback", "watch_ratio")
+def test_feedback_is_ignored_without_watch_times(feedback: str, columns: WindowColumns) -> None:
+    """With all options on, the model then equals that with session features alone."""
+    card, data = bare(CARD, columns, "previous_feedback", "feedback", "watch_ratio")
     card = dataclasses.replace(card, feedback=None, objectives=[], timed_actions=["like", "follow"])
-    world = dataclasses.replace(world, objectives=columns.objectives[:, :0])
-    found = []
+    data = dataclasses.replace(data, objectives=columns.objectives[:, :0])
+    runs = []
     for variant in ({"feedback_encoding": feedback, "predict_objectives": True}, {}):
         config = small_config(session_features=True, **variant)
         model = build_double(card, config, randomize=True)
         assert not isinstance(model.ranker.encoder.item_pooling, DualViewAttention)
         assert model.ranker.objective_tasks == ()
-        found.append({"output": predictions(model, make_batch(card, world, config)), **model.state_dict()})
-    assert list(found[0]) == list(found[1])
-    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+        runs.append({"output": predictions(model, make_batch(card, data, config)), **model.state_dict()})
+    assert list(runs[0]) == list(runs[1])
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
 
 
-def test_a_log_without_lengths_has_levels_but_no_ratio(columns: WindowColumns) -> None:
-    card, world = bare(CARD, columns, "watch_ratio")
+def test_log_without_durations_has_levels_but_no_watch_ratio(columns: WindowColumns) -> None:
+    card, data = bare(CARD, columns, "watch_ratio")
     config = small_config(feedback_encoding="dual_view", **EVERYTHING)
     model = build_double(card, config, randomize=True)
     assert isinstance(model.ranker.encoder.item_pooling, DualViewAttention)
-    assert predictions(model, make_batch(card, world, config)).isfinite().all()
+    assert predictions(model, make_batch(card, data, config)).isfinite().all()
 
 
-def test_tasks_are_what_the_log_tells() -> None:
+def test_objective_tasks_follow_the_card() -> None:
     on, off = (small_config(predict_objectives=objectives).model for objectives in (True, False))
     untimed = dataclasses.replace(CARD, timed_actions=["like"])
     plain = dataclasses.replace(CARD, objectives=[])
@@ -212,15 +214,15 @@ def test_tasks_are_what_the_log_tells() -> None:
 
 @pytest.mark.parametrize("labels", [(), ("click", "long_view")])
 @pytest.mark.parametrize("timed", [("like",), ("like", "exit")])
-def test_before_training_heads_tell_base_rates_and_the_median(labels: tuple, timed: tuple) -> None:
+def test_initial_outputs_are_base_rates_and_median_time(labels: tuple, timed: tuple) -> None:
     card = make_card(labels, timed)
     names = [*labels, *card.objectives]
     card = dataclasses.replace(card, base_rate=card.base_rate | {n: 0.1 * (i + 1) for i, n in enumerate(names)})
-    world = make_columns(card, 5, np.random.default_rng(0))
+    data = make_columns(card, 5, np.random.default_rng(0))
     config = small_config(predict_objectives=True)
     torch.manual_seed(0)
     model = build_model(card, config, torch.device("cpu")).double()
-    output = forward(model, make_batch(card, world, config))
+    output = forward(model, make_batch(card, data, config))
     chances = torch.cat([output.label_logits, output.objective_logits], 1).sigmoid()
     expected = torch.tensor([card.base_rate[name] for name in names]).double().expand_as(chances)
     torch.testing.assert_close(chances, expected, rtol=1e-5, atol=1e-6)
@@ -233,20 +235,20 @@ def test_before_training_heads_tell_base_rates_and_the_median(labels: tuple, tim
 
 
 def as_requests(columns: WindowColumns, gap_s: float) -> WindowColumns:
-    """Every target in a window of its own: the history before its request, then itself at the request's moment."""
+    """Return one window per target: the history before its request, then the target at query time."""
     members: list[np.ndarray] = []
     moments = []
     for row in range(len(columns)):
         start, first = int(columns.starts[row]), int(columns.first_target[row])
         opens = start + first
-        for place in range(start + first, start + int(columns.lengths[row])):
-            if place > start + first and columns.ts_ms[place] - columns.ts_ms[place - 1] > 1000 * gap_s:
-                opens = place
-            members.append(np.append(np.arange(start, opens), place))
+        for position in range(start + first, start + int(columns.lengths[row])):
+            if position > start + first and columns.ts_ms[position] - columns.ts_ms[position - 1] > 1000 * gap_s:
+                opens = position
+            members.append(np.append(np.arange(start, opens), position))
             moments.append((row, opens))
-    windows, opens_at = (np.array(each) for each in zip(*moments, strict=True))
+    windows, opens_at = (np.array(one) for one in zip(*moments, strict=True))
     context = {feature.name for feature in CARD.features_at("context")}
-    lengths = np.array([len(each) for each in members])
+    lengths = np.array([len(one) for one in members])
     flat, last = np.concatenate(members), np.cumsum(lengths) - 1
     action_lengths = columns.action_lengths[flat]
     tokens = concat_ranges(columns.action_starts[flat], action_lengths)
@@ -281,33 +283,33 @@ def as_requests(columns: WindowColumns, gap_s: float) -> WindowColumns:
 
 @pytest.mark.parametrize("gap_s", [0.0, 12.0, 25.0, WHOLE_WINDOW])
 @pytest.mark.parametrize("switch", ["off", "session", "all of it"])
-def test_targets_of_a_request_equal_candidates_alone_at_its_moment(
+def test_targets_of_a_request_equal_single_candidates_at_query_time(
     switch: str, gap_s: float, columns: WindowColumns
 ) -> None:
     config = small_config(max_history=4, **SWITCHES.get(switch, {}))
     model = build_double(CARD, config, randomize=True)
-    together = predictions(model, make_batch(CARD, columns, config, request_gap_s=gap_s))
-    alone = predictions(model, make_batch(CARD, as_requests(columns, gap_s), config))
-    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-10)
-    each = torch.isclose(together, predictions(model, make_batch(CARD, columns, config)), rtol=1e-9, atol=1e-10).all(1)
-    assert each.all().item() is (gap_s == 0), "judged at the request's moment, not at their own"
+    joint = predictions(model, make_batch(CARD, columns, config, request_gap_s=gap_s))
+    single = predictions(model, make_batch(CARD, as_requests(columns, gap_s), config))
+    torch.testing.assert_close(joint, single, rtol=1e-9, atol=1e-10)
+    one = torch.isclose(joint, predictions(model, make_batch(CARD, columns, config)), rtol=1e-9, atol=1e-10).all(1)
+    assert one.all().item() is (gap_s == 0), "targets must be encoded at query time, not at their own"
 
 
 @pytest.mark.parametrize("uncertainty", [False, True])
-def test_a_few_steps_with_everything_on_lower_the_loss(uncertainty: bool, columns: WindowColumns) -> None:
+def test_training_with_all_options_reduces_the_loss(uncertainty: bool, columns: WindowColumns) -> None:
     config = small_config(feedback_encoding="dual_view_full", **EVERYTHING)
     config.loss = LossConfig(uncertainty_weighting=uncertainty)
     torch.manual_seed(0)
     model = build_model(CARD, config, torch.device("cpu"))
     loss, batch = Loss(config.loss, tasks=model.ranker.objective_tasks), make_batch(CARD, columns, config)
     optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], 0.01)
-    found = []
+    runs = []
     for _ in range(40):
         optimizer.zero_grad()
         value, (sums, _) = loss(model(batch), batch)
         value.backward()
         optimizer.step()
-        found.append(term_means(sums, batch.counts))
-    first, last = (total_loss(terms, config.loss, model.ranker.objective_tasks) for terms in (found[0], found[-1]))
+        runs.append(term_means(sums, batch.counts))
+    first, last = (total_loss(terms, config.loss, model.ranker.objective_tasks) for terms in (runs[0], runs[-1]))
     assert last < 0.7 * first
-    assert (found[-1][6:] < 0.9 * found[0][6:]).all(), "every objective learns"
+    assert (runs[-1][6:] < 0.9 * runs[0][6:]).all(), "every objective must improve"

@@ -1,4 +1,4 @@
-"""Time buckets, and the two levels of the encoder against one impression and one target at a time."""
+"""Time buckets, and both levels of the encoder against one impression and one target at a time."""
 
 import math
 
@@ -18,34 +18,34 @@ LARGEST = st.floats(1, 1e7)
 
 @given(SECONDS, SECONDS, BUCKETS, LARGEST)
 @settings(deadline=None)
-def test_buckets_are_monotone_and_bounded(a: float, b: float, buckets: int, largest: float) -> None:
+def test_buckets_are_monotonic_and_bounded(a: float, b: float, buckets: int, max_seconds: float) -> None:
     for dtype in (torch.float32, torch.float64):
-        low, high = log_bucketize(torch.tensor([min(a, b), max(a, b)], dtype=dtype), buckets, largest).tolist()
+        low, high = log_bucketize(torch.tensor([min(a, b), max(a, b)], dtype=dtype), buckets, max_seconds).tolist()
         assert 1 <= low <= high <= buckets - 1
 
 
 @given(BUCKETS, LARGEST)
 @settings(deadline=None)
-def test_missing_zero_and_beyond(buckets: int, largest: float) -> None:
-    seconds = torch.tensor([math.nan, 0.0, -3.0, largest * 1.001 + 0.001, 1e30, math.inf])
-    assert log_bucketize(seconds, buckets, largest).tolist() == [0, 1, 1, buckets - 1, buckets - 1, buckets - 1]
-    half_a_bucket = 0.5 * math.log1p(largest) / (buckets - 2)
-    just_below = torch.tensor(math.expm1(math.log1p(largest) - half_a_bucket), dtype=torch.float64)
-    assert log_bucketize(just_below, buckets, largest) == buckets - 2
+def test_buckets_of_missing_zero_and_large_times(buckets: int, max_seconds: float) -> None:
+    seconds = torch.tensor([math.nan, 0.0, -3.0, max_seconds * 1.001 + 0.001, 1e30, math.inf])
+    assert log_bucketize(seconds, buckets, max_seconds).tolist() == [0, 1, 1, buckets - 1, buckets - 1, buckets - 1]
+    half_a_bucket = 0.5 * math.log1p(max_seconds) / (buckets - 2)
+    just_below = torch.tensor(math.expm1(math.log1p(max_seconds) - half_a_bucket), dtype=torch.float64)
+    assert log_bucketize(just_below, buckets, max_seconds) == buckets - 2
 
 
 @given(SECONDS, BUCKETS, LARGEST)
 @settings(deadline=None)
-def test_buckets_are_equally_wide_in_log1p(seconds: float, buckets: int, largest: float) -> None:
-    width = math.log1p(largest) / (buckets - 2)
-    place = math.log1p(seconds) / width
-    expected = min(1 + math.floor(place), buckets - 1) if math.isfinite(place) else buckets - 1
-    got = log_bucketize(torch.tensor(seconds, dtype=torch.float64), buckets, largest).item()
-    near_an_edge = math.isfinite(place) and abs(place - round(place)) < 1e-9 * max(1, place)
-    assert got == expected or (near_an_edge and abs(got - expected) == 1)
+def test_buckets_have_equal_width_in_log1p(seconds: float, buckets: int, max_seconds: float) -> None:
+    width = math.log1p(max_seconds) / (buckets - 2)
+    position = math.log1p(seconds) / width
+    expected = min(1 + math.floor(position), buckets - 1) if math.isfinite(position) else buckets - 1
+    actual = log_bucketize(torch.tensor(seconds, dtype=torch.float64), buckets, max_seconds).item()
+    near_an_edge = math.isfinite(position) and abs(position - round(position)) < 1e-9 * max(1, position)
+    assert actual == expected or (near_an_edge and abs(actual - expected) == 1)
 
 
-def test_buckets_keep_the_shape() -> None:
+def test_buckets_keep_shape() -> None:
     seconds = torch.tensor([[0.0, math.nan], [5.0, 1e9]])
     bucket = log_bucketize(seconds, 16, 100.0)
     assert bucket.dtype == torch.int64
@@ -68,16 +68,16 @@ def test_action_level_equals_one_impression_at_a_time(residual: str, mlp_ratio: 
     lengths = [2, 4, 2, 3, 5, 2]
     tokens = torch.randn(sum(lengths), 8, dtype=torch.float64)
     item = torch.randn(len(lengths), 6, dtype=torch.float64)
-    got = encoder.encode_actions(tokens, item, LengthBuckets.from_lengths(torch.tensor(lengths)))
-    block, cam.block = cam.block, torch.nn.Identity()  # it follows the mean over positions
+    actual = encoder.encode_actions(tokens, item, LengthBuckets.from_lengths(torch.tensor(lengths)))
+    block, cam.block = cam.block, torch.nn.Identity()  # applied after the mean over positions
     expected = [cam(x[None], c[None])[0].mean(0) for x, c in zip(tokens.split(lengths), item, strict=True)]
-    torch.testing.assert_close(got, block(torch.stack(expected)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(actual, block(torch.stack(expected)), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("impl", ["factorized", "reference"])
 @pytest.mark.parametrize("residual", ["context", "both"])
 def test_item_level_equals_one_target_at_a_time(impl: str, residual: str) -> None:
-    """Each target alone with the impressions it sees: no padding, no other window, no other target."""
+    """Encode each target alone with its visible impressions: no padding, no other window, no other target."""
     encoder = build(residual, impl)
     rng = torch.Generator().manual_seed(1)
     lengths, targets = torch.tensor([5, 2, 7]), torch.tensor([2, 1, 3])
@@ -96,18 +96,18 @@ def test_item_level_equals_one_target_at_a_time(impl: str, residual: str) -> Non
     matches = torch.rand(3, 3, 3, 7, generator=rng) < 0.5
 
     layout = WindowLayout(row, column, (3, 7), target_row, target_column, (3, 3), visible, recency, matches)
-    got = encoder(item, actions, gap, target, layout)
+    actual = encoder(item, actions, gap, target, layout)
     expected = []
     for t in range(len(target)):
-        w, place = int(target_row[t]), int(target_column[t])
-        seen = [i for i in range(impressions) if row[i] == w and visible[w, place, column[i]]]
+        w, position = int(target_row[t]), int(target_column[t])
+        seen = [i for i in range(impressions) if row[i] == w and visible[w, position, column[i]]]
         x = torch.cat([item[seen], actions[seen], gap[seen]], dim=1)[None]
-        shared = matches[w, :, place, column[seen]].T.double()
-        bias = (encoder.recency(recency[w, place, column[seen]]) + encoder.match(shared)).T[None, :, None]
+        shared = matches[w, :, position, column[seen]].T.double()
+        bias = (encoder.recency(recency[w, position, column[seen]]) + encoder.match(shared)).T[None, :, None]
         everything = torch.ones(1, 1, len(seen), dtype=torch.bool)
         expected.append(
             encoder.item_pooling.pool(x, target[None, t : t + 1], everything, bias, "reference")[0, 0]
             if seen
             else encoder.item_pooling.block(encoder.item_pooling.context(target[t]))
         )
-    torch.testing.assert_close(got, torch.stack(expected), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-9, atol=1e-9)

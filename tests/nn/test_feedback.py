@@ -1,4 +1,4 @@
-"""Feedback views against METHODS §5 written out one context at a time, and the fast impl against the direct one."""
+"""Feedback views against loops over the formulas of METHODS §5, and both implementations against each other."""
 
 import math
 
@@ -16,7 +16,7 @@ FORMS = ["factorized", "reference"]
 
 
 def build(residual: str = "context", mlp_ratio: float = 0.0, include_full_history: bool = False) -> DualViewAttention:
-    """A float64 module of which nothing starts at zero."""
+    """Return a float64 module without zero parameters."""
     module = DualViewAttention(
         D_X, D_C, AttentionConfig(DIM, HEADS, residual, mlp_ratio), include_full_history
     ).double()
@@ -28,7 +28,7 @@ def build(residual: str = "context", mlp_ratio: float = 0.0, include_full_histor
 
 
 def inputs(m: int = M, n: int = N, t: int = T, seed: int = 0) -> dict[str, Tensor]:
-    """Random windows. Of the usual shape, context 0 of window 0 sees nothing; 1 sees one view, 2 the other, 3 neither.
+    """Return random windows. In window 0, context 0 sees nothing, 1 one view, 2 the other view, 3 no view.
 
     Window 1 has no negative impression, window 2 has all in one view or the other.
     """
@@ -47,8 +47,8 @@ def inputs(m: int = M, n: int = N, t: int = T, seed: int = 0) -> dict[str, Tenso
     return {"x": x, "context": context, "mask": mask, "positive": view == 1, "negative": view == 2, "bias": bias}
 
 
-def naive(module: DualViewAttention, *, x: Tensor, context: Tensor, mask: Tensor, **views: Tensor) -> Tensor:
-    """The formulas with one window, one context, one view, one query and one head at a time."""
+def reference(module: DualViewAttention, *, x: Tensor, context: Tensor, mask: Tensor, **views: Tensor) -> Tensor:
+    """Evaluate the formulas with one window, context, view, query and head at a time."""
     cam, d = module.cam, DIM // HEADS
     w_q = torch.cat([cam.query_sequence.weight, cam.query_context.weight], dim=1)
     rows = []
@@ -95,7 +95,7 @@ def with_gradients(output: Tensor, leaves: list[Tensor]) -> list[Tensor]:
 
 
 def both_forms(module: DualViewAttention, case: dict[str, Tensor]) -> list[list[Tensor]]:
-    """Output and gradients of every input and parameter, of the factorized and the direct impl."""
+    """Return the output and all gradients of the factorized and the reference implementation."""
     named = {name: part.requires_grad_() if part.is_floating_point() else part for name, part in case.items()}
     leaves = [part for part in named.values() if part.requires_grad] + list(module.parameters())
     return [with_gradients(module(**named, impl=impl), leaves) for impl in FORMS]
@@ -111,19 +111,21 @@ def assert_equal(fast: list[Tensor], slow: list[Tensor], tolerance: float) -> No
 @pytest.mark.parametrize("impl", FORMS)
 @pytest.mark.parametrize("include_full_history", [True, False])
 @pytest.mark.parametrize(("residual", "mlp_ratio"), [("context", 0.0), ("both", 0.0), ("both", 1.5)])
-def test_equals_the_formulas(impl: str, include_full_history: bool, residual: str, mlp_ratio: float) -> None:
+def test_equals_formulas(impl: str, include_full_history: bool, residual: str, mlp_ratio: float) -> None:
     module, case = build(residual, mlp_ratio, include_full_history), inputs()
-    torch.testing.assert_close(module(**case, impl=impl), naive(module, **case), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(module(**case, impl=impl), reference(module, **case), rtol=1e-9, atol=1e-9)
 
 
 @given(st.integers(0, 3), st.integers(0, 7), st.integers(0, 5), st.integers(0, 1000), st.booleans())
 @settings(deadline=None, max_examples=60)
-def test_factorized_equals_direct_with_gradients(m: int, n: int, t: int, seed: int, include_full_history: bool) -> None:
+def test_factorized_equals_reference_with_gradients(
+    m: int, n: int, t: int, seed: int, include_full_history: bool
+) -> None:
     assert_equal(*both_forms(build("both", 1.5, include_full_history), inputs(m, n, t, seed)), 1e-9)
 
 
 @pytest.mark.parametrize("include_full_history", [True, False])
-def test_every_parameter_learns_in_float32_too(include_full_history: bool) -> None:
+def test_every_parameter_has_gradient_in_float32(include_full_history: bool) -> None:
     module, case = build("both", 1.5, include_full_history), inputs()
     slow = both_forms(module, case)[1]
     assert all(part.any() for part in slow)
@@ -134,8 +136,8 @@ def test_every_parameter_learns_in_float32_too(include_full_history: bool) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_views_of_any_distance_stay_exact(dtype: torch.dtype) -> None:
-    """A context may favour one view over the other by any margin: within the other nothing changes.
+def test_any_margin_between_views_is_exact(dtype: torch.dtype) -> None:
+    """A context may prefer one view over the other by any margin without any effect within the other.
 
     The margins run past where the exponentials of the other view, or all the denominators of it, are zero.
     """
@@ -154,8 +156,8 @@ def test_views_of_any_distance_stay_exact(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("impl", FORMS)
 @pytest.mark.parametrize("residual", ["context", "both"])
-def test_an_empty_view_is_zero(impl: str, residual: str) -> None:
-    """Only contexts that see something of a view depend on its value map; those that see nothing, on neither."""
+def test_empty_view_is_zero(impl: str, residual: str) -> None:
+    """Only contexts that see a view depend on its value projection."""
     module, case = build(residual), inputs()
     parts = {"positive": module.cam.value.weight, "negative": module.negative_value.weight}
     for name, value in parts.items():
@@ -181,7 +183,7 @@ def test_an_empty_view_is_zero(impl: str, residual: str) -> None:
 
 @pytest.mark.parametrize("impl", FORMS)
 @pytest.mark.parametrize("include_full_history", [True, False])
-def test_what_is_in_neither_view_is_seen_by_the_whole_only(impl: str, include_full_history: bool) -> None:
+def test_impressions_of_neither_view_affect_only_full_history(impl: str, include_full_history: bool) -> None:
     module, case = build("context", include_full_history=include_full_history), inputs()
     neither = ~(case["positive"] | case["negative"])
     moved = {**case, "x": torch.where(neither[..., None], 3.0, case["x"])}
@@ -199,7 +201,7 @@ def test_what_is_in_neither_view_is_seen_by_the_whole_only(impl: str, include_fu
 
 @pytest.mark.parametrize("impl", FORMS)
 @pytest.mark.parametrize("include_full_history", [True, False])
-def test_order_and_padding_change_nothing(impl: str, include_full_history: bool) -> None:
+def test_order_and_padding_have_no_effect(impl: str, include_full_history: bool) -> None:
     module, case = build("both", include_full_history=include_full_history), inputs()
     expected = module(**case, impl=impl)
     pad = torch.full((M, 3, D_X), 50.0, dtype=torch.float64)
@@ -223,7 +225,7 @@ def with_gate(value: float) -> DualViewAttention:
     return module
 
 
-def test_a_shut_gate_leaves_the_negative_view_its_interaction_only() -> None:
+def test_closed_gate_keeps_only_interaction_of_negative_view() -> None:
     module, case = with_gate(-1e4), inputs()
     expected = module(**case)
     with torch.no_grad():
@@ -237,8 +239,8 @@ def test_a_shut_gate_leaves_the_negative_view_its_interaction_only() -> None:
     assert not torch.equal(cut, expected)
 
 
-def test_behind_an_open_gate_the_views_are_alike() -> None:
-    """Exchanging the views with their value maps and columns of the projection changes nothing."""
+def test_views_are_symmetric_with_open_gate() -> None:
+    """Swapping the views with their value projections and columns of the output projection has no effect."""
     module, case = with_gate(1e4), inputs()
     expected = module(**case)
     swapped = {**case, "positive": case["negative"], "negative": case["positive"]}

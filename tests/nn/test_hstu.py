@@ -1,4 +1,4 @@
-"""HSTU against one row and one head at a time, and what reaches a target through many layers."""
+"""HSTU against one row and one head at a time, and the receptive field of targets through many layers."""
 
 import dataclasses
 
@@ -21,14 +21,14 @@ def build(layers: int, buckets: int = BUCKETS, features: int = FEATURES) -> HSTU
     return module
 
 
-def world() -> tuple[Tensor, Tensor, SequenceLayout]:
+def make_inputs() -> tuple[Tensor, Tensor, SequenceLayout]:
     rng = torch.Generator().manual_seed(0)
     place = torch.cat([torch.arange(N).expand(M, N), torch.randint(N + 1, (M, K), generator=rng)], dim=1)
     distance = place[..., None] - torch.arange(N)
-    seen = (distance > 0) & (torch.rand(M, N + K, N, generator=rng) < 0.4)
-    seen[1, N:] = False
+    visible = (distance > 0) & (torch.rand(M, N + K, N, generator=rng) < 0.4)
+    visible[1, N:] = False
     layout = SequenceLayout(
-        attention_mask=seen,
+        attention_mask=visible,
         distance=distance.clamp(min=0),
         time_bucket=torch.randint(BUCKETS, (M, N + K, N), generator=rng),
         matches=torch.rand(M, FEATURES, N + K, N, generator=rng) < 0.5,
@@ -38,7 +38,7 @@ def world() -> tuple[Tensor, Tensor, SequenceLayout]:
 
 
 def unit(layer: HSTULayer, x: list[Tensor], row: int, bias: list[Tensor | None]) -> Tensor:
-    """The paper's equations for one row of a sequence ``x``: ``bias`` [heads] of each key, None where none is seen."""
+    """Evaluate the paper's equations for one row of ``x``; ``bias``: [heads] of each key, None where masked."""
 
     def parts(token: Tensor) -> tuple[Tensor, ...]:
         normed = F.layer_norm(token, (DIM,), layer.norm.weight, layer.norm.bias)
@@ -59,8 +59,8 @@ def unit(layer: HSTULayer, x: list[Tensor], row: int, bias: list[Tensor | None])
 
 
 def by_loops(module: HSTU, past: Tensor, target: Tensor, layout: SequenceLayout) -> Tensor:
-    """Every window as a plain list of tokens, one row at a time."""
-    found = []
+    """Encode every window as a list of tokens, one row at a time."""
+    results = []
     for m in range(M):
         x = [*past[m], *target[m]]
         for layer in module.layers:
@@ -78,28 +78,28 @@ def by_loops(module: HSTU, past: Tensor, target: Tensor, layout: SequenceLayout)
                     bias[key] = extra
                 after.append(unit(layer, x, row, bias))
             x = after
-        found.append(torch.stack(x[N:]))
-    return torch.stack(found)
+        results.append(torch.stack(x[N:]))
+    return torch.stack(results)
 
 
 @pytest.mark.parametrize(("layers", "buckets", "features"), [(1, BUCKETS, FEATURES), (3, BUCKETS, FEATURES), (2, 0, 0)])
 def test_equals_loops_with_gradients(layers: int, buckets: int, features: int) -> None:
-    module, (past, target, layout) = build(layers, buckets, features), world()
+    module, (past, target, layout) = build(layers, buckets, features), make_inputs()
     if not buckets:
         layout = dataclasses.replace(layout, time_bucket=None, matches=None)
     past.requires_grad_(), target.requires_grad_()
-    found, expected = module(past, target, layout), by_loops(module, past, target, layout)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    wanted = [past, target, *module.parameters()]
-    left, right = (torch.autograd.grad(each.square().sum(), wanted) for each in (found, expected))
+    results, expected = module(past, target, layout), by_loops(module, past, target, layout)
+    torch.testing.assert_close(results, expected, rtol=1e-10, atol=1e-10)
+    inputs = [past, target, *module.parameters()]
+    left, right = (torch.autograd.grad(one.square().sum(), inputs) for one in (results, expected))
     for a, b in zip(left, right, strict=True):
         assert a.any()
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_a_past_impression_matters_where_steps_from_seen_to_seen_lead_to_it(layers: int) -> None:
-    module, (past, target, layout) = build(layers), world()
+def test_receptive_field_grows_by_layers(layers: int) -> None:
+    module, (past, target, layout) = build(layers), make_inputs()
     before = module(past, target, layout)
     step = layout.attention_mask[:, :N].double() + torch.eye(N, dtype=torch.float64)
     reached = layout.attention_mask[:, N:].double() @ torch.linalg.matrix_power(step, layers - 1) > 0
@@ -107,12 +107,12 @@ def test_a_past_impression_matters_where_steps_from_seen_to_seen_lead_to_it(laye
     assert not reached.all()
     for place in range(N):
         moved = past.clone()
-        moved[:, place, 0] += 1.0  # a shift of all entries would be lost in the norm
+        moved[:, place, 0] += 1.0  # the norm would cancel a shift of all entries
         assert torch.equal((module(moved, target, layout) != before).any(-1), reached[..., place])
 
 
-def test_targets_do_not_see_one_another() -> None:
-    module, (past, target, layout) = build(3), world()
+def test_targets_are_independent() -> None:
+    module, (past, target, layout) = build(3), make_inputs()
     before = module(past, target, layout)
     others = torch.randn_like(target)
     others[:, 1] = target[:, 1]
@@ -121,39 +121,39 @@ def test_targets_do_not_see_one_another() -> None:
     assert (after[:, [0, 2, 3]] != before[:, [0, 2, 3]]).any(-1).all()
 
 
-def test_more_places_than_are_taken_change_nothing() -> None:
-    """As in a batch with a longer window: places that nobody sees come last, of the past and of the targets."""
-    module, (past, target, layout) = build(2), world()
+def test_padding_has_no_effect() -> None:
+    """Masked positions at the end of history and targets, as in a batch with a longer window, have no effect."""
+    module, (past, target, layout) = build(2), make_inputs()
 
-    def longer(of_pairs: Tensor | None) -> Tensor:
-        assert of_pairs is not None
-        of_past, of_targets = F.pad(of_pairs, (0, 3)).split([N, K], dim=-2)
-        return torch.cat([F.pad(of_past, (0, 0, 0, 3)), F.pad(of_targets, (0, 0, 0, 2))], dim=-2)
+    def longer(pair_values: Tensor | None) -> Tensor:
+        assert pair_values is not None
+        history_part, target_part = F.pad(pair_values, (0, 3)).split([N, K], dim=-2)
+        return torch.cat([F.pad(history_part, (0, 0, 0, 3)), F.pad(target_part, (0, 0, 0, 2))], dim=-2)
 
     more = SequenceLayout(
         longer(layout.attention_mask), longer(layout.distance), longer(layout.time_bucket), longer(layout.matches)
     )
-    found = module(F.pad(past, (0, 0, 0, 3), value=0.5), F.pad(target, (0, 0, 0, 2), value=0.5), more)
-    torch.testing.assert_close(found[:, :K], module(past, target, layout), rtol=1e-12, atol=1e-12)
+    results = module(F.pad(past, (0, 0, 0, 3), value=0.5), F.pad(target, (0, 0, 0, 2), value=0.5), more)
+    torch.testing.assert_close(results[:, :K], module(past, target, layout), rtol=1e-12, atol=1e-12)
 
 
-def test_intensity_reaches_the_output() -> None:
-    """Twice the same past is not the same as once, as it would be under a softmax."""
+def test_output_depends_on_number_of_matches() -> None:
+    """Repeating the history changes the output, unlike under a softmax."""
     layer = build(1).layers[0]
     with torch.no_grad():
         layer.position.zero_(), layer.recency.weight.zero_(), layer.match.weight.zero_()
-    past, target, layout = world()
+    past, target, layout = make_inputs()
     x = torch.cat([past[:1, :1].expand(M, N, -1), target], dim=1)
 
     def seeing(count: int) -> Tensor:
-        seen = torch.arange(N).expand(M, K, N) < count
-        return layer(x, dataclasses.replace(layout.target_rows(), attention_mask=seen))
+        visible = torch.arange(N).expand(M, K, N) < count
+        return layer(x, dataclasses.replace(layout.target_rows(), attention_mask=visible))
 
     assert not torch.allclose(seeing(1), seeing(2), atol=1e-3)
 
 
-def test_begins_as_a_sum_over_what_is_seen() -> None:
-    """Until something is learnt, all that is seen counts alike, wherever it stands."""
+def test_initialization_sums_over_visible_history() -> None:
+    """At initialization all visible impressions have equal weight, whatever their position."""
     torch.manual_seed(0)
     layer = HSTULayer(32, 4, LENGTH).double()
     x = torch.randn(50, N + 1, 32, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The monotonic network against in-graph quadrature, one plain MLP per objective."""
+"""The monotonic network against in-graph quadrature with one MLP per objective."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def make(objectives: int = 3, seed: int = 0, scale: float = 1.0, **options: obje
 
 
 def slow_rate(module: MonotonicTransform, k: int, tau: Tensor, h: Tensor) -> Tensor:
-    """f_k of [...] at contexts [..., D]: the MLP of the concatenation, as it is written."""
+    """Return f_k of [...] at contexts [..., D] by an MLP on the concatenation."""
     hidden = module.input.shape[1]
     rows = slice(k * hidden, (k + 1) * hidden)
     first = torch.cat([module.input[k], module.context.weight[rows]], dim=1)
@@ -37,7 +37,7 @@ def slow_rate(module: MonotonicTransform, k: int, tau: Tensor, h: Tensor) -> Ten
 
 
 def slow(module: MonotonicTransform, p: Tensor, h: Tensor) -> Tensor:
-    """All nodes of all objectives within the graph."""
+    """Evaluate all nodes of all objectives within the graph."""
     h = h.expand(*p.shape[:2], -1)
     nodes, weights = (torch.tensor(part, dtype=p.dtype) for part in clenshaw_curtis(module.degree))
     transforms = []
@@ -65,7 +65,7 @@ def gradients(module: MonotonicTransform, out: Tensor, p: Tensor, h: Tensor) -> 
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 4, 7, 31, 32])
-def test_the_quadrature_is_exact_up_to_its_degree_and_not_beyond(degree: int) -> None:
+def test_quadrature_is_exact_up_to_its_degree(degree: int) -> None:
     nodes, weights = (np.array(part) for part in clenshaw_curtis(degree))
     errors = [abs(weights @ nodes**power - 1 / (power + 1)) for power in range(degree + 3)]
     assert max(errors[: degree + 1]) < 1e-15
@@ -74,7 +74,7 @@ def test_the_quadrature_is_exact_up_to_its_degree_and_not_beyond(degree: int) ->
     assert weights.min() > 0
 
 
-def test_the_quadrature_of_degree_two_is_simpsons() -> None:
+def test_quadrature_of_degree_two_is_simpsons_rule() -> None:
     nodes, weights = clenshaw_curtis(2)
     np.testing.assert_allclose(nodes, [0, 0.5, 1], atol=1e-16)
     np.testing.assert_allclose(weights, [1 / 6, 4 / 6, 1 / 6])
@@ -94,19 +94,19 @@ def test_transforms_and_gradients_equal_in_graph_quadrature(
 ) -> None:
     module = make(objectives, seed, scale=2.0, hidden_dims=hidden)
     p, h = inputs(n, candidates, objectives, shared, seed)
-    fast, direct = module(p, h), slow(module, p, h)
-    torch.testing.assert_close(fast, direct, rtol=1e-12, atol=1e-12)
-    (by_p, *fast_gradients), (_, *others) = gradients(module, fast, p, h), gradients(module, direct, p, h)
+    fast, reference = module(p, h), slow(module, p, h)
+    torch.testing.assert_close(fast, reference, rtol=1e-12, atol=1e-12)
+    (by_p, *fast_gradients), (_, *others) = gradients(module, fast, p, h), gradients(module, reference, p, h)
     for one, other in zip(fast_gradients, others, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-    # By Leibniz the slope by p is the rate itself, not the slope of the quadrature.
+    # By Leibniz, ∂t/∂p is the derivative itself, not the derivative of the quadrature.
     contexts = h.expand(-1, candidates, -1)
     rates = torch.stack([slow_rate(module, k, p[..., k], contexts) for k in range(objectives)], dim=-1)
     torch.testing.assert_close(by_p, rates * slopes(fast), rtol=1e-9, atol=1e-9)
 
 
-def test_transforms_equal_the_integral() -> None:
-    """By another rule of more nodes; the kink in the slope of f, where ELU turns linear, leaves some 1e-8."""
+def test_transforms_equal_integral() -> None:
+    """Compare with another rule of more nodes; the kink of f', where ELU becomes linear, leaves about 1e-8."""
     module = make(2, scale=2.0)
     p, h = inputs(3, 4, 2, shared=False)
     x, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(80))
@@ -142,7 +142,7 @@ def _saved_bytes(call: object, *arguments: Tensor) -> int:
 
 
 def _peak_bytes(call: object, *arguments: Tensor) -> int:
-    """Most bytes allocated at any time of forward and backward."""
+    """Return the peak number of bytes allocated in forward and backward."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call(*arguments).sum().backward()  # type: ignore[operator]
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -150,7 +150,7 @@ def _peak_bytes(call: object, *arguments: Tensor) -> int:
     return int(np.cumsum([event.nbytes() for event in events]).max())
 
 
-def test_memory_does_not_grow_with_the_nodes() -> None:
+def test_memory_is_independent_of_number_of_nodes() -> None:
     few, many = make(4, degree=4), make(4, degree=32)
     p, h = inputs(2, 300, 4, shared=False)
     assert _saved_bytes(many, p, h) == _saved_bytes(few, p, h)
@@ -158,7 +158,7 @@ def test_memory_does_not_grow_with_the_nodes() -> None:
     assert _peak_bytes(lambda p, h: slow(many, p, h), p, h) > 4 * _peak_bytes(lambda p, h: slow(few, p, h), p, h)
 
 
-def test_autocast_changes_nothing() -> None:
+def test_autocast_has_no_effect() -> None:
     module = make().float()
     p, h = (part.detach().float().requires_grad_() for part in inputs(2, 6, 3, shared=True))
     plain = module(p, h)
@@ -166,7 +166,7 @@ def test_autocast_changes_nothing() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert (h @ h.transpose(1, 2)).dtype == torch.bfloat16
         out = module(p, h)
-        # The nodes are evaluated again, in float32 even where the backward pass, too, runs under autocast.
+        # The backward pass evaluates the nodes again, in float32 even under autocast.
         inside = torch.autograd.grad(out, integrand, slopes(plain), retain_graph=True)
     assert out.dtype == torch.float32
     assert torch.equal(out, plain)
@@ -174,7 +174,7 @@ def test_autocast_changes_nothing() -> None:
     assert all(map(torch.equal, gradients(module, out, p, h), gradients(module, plain, p, h)))
 
 
-def test_inputs_of_less_precision_are_computed_in_float32() -> None:
+def test_half_precision_inputs_are_computed_in_float32() -> None:
     module = make().float()
     p, h = (part.detach().bfloat16() for part in inputs(2, 6, 3, shared=True))
     out = module(p, h)
@@ -182,7 +182,7 @@ def test_inputs_of_less_precision_are_computed_in_float32() -> None:
     assert torch.equal(out, module(p.float(), h.float()))
 
 
-def test_an_objective_sees_no_other_and_a_candidate_neither() -> None:
+def test_objectives_and_candidates_are_independent() -> None:
     module = make()
     p, h = inputs(2, 4, 3, shared=False)
     before = module(p, h)
@@ -198,12 +198,12 @@ def test_an_objective_sees_no_other_and_a_candidate_neither() -> None:
     seed=st.integers(0, 999),
     scale=st.sampled_from([0.3, 1.0, 3.0]),
 )
-def test_transforms_rise_strictly(scores: list[float], seed: int, scale: float) -> None:
-    """In float64 for any two numbers float32 can tell apart; in float32 as far as its rounding can show it."""
+def test_transforms_are_strictly_increasing(scores: list[float], seed: int, scale: float) -> None:
+    """In float64 for any two distinct float32 numbers; in float32 up to its rounding."""
     module = make(3, seed, scale)
     h = torch.randn(1, 1, D, dtype=torch.float64)
     p = torch.tensor(sorted({0.0, *scores, 1.0}), dtype=torch.float64)
-    p = p[(p == 0) | (p > 1e-6)]  # a rise of less is lost in the offset
+    p = p[(p == 0) | (p > 1e-6)]  # smaller increases are below the offset's precision
     p = p[None, :, None].expand(1, -1, 3)
     with torch.no_grad():
         out = module(p, h)
@@ -214,7 +214,7 @@ def test_transforms_rise_strictly(scores: list[float], seed: int, scale: float) 
     assert (single.diff(dim=1) > -rounding).all()
 
 
-def test_equal_scores_have_equal_transforms_and_zero_has_the_offset() -> None:
+def test_equal_inputs_have_equal_transforms_and_zero_gives_offset() -> None:
     module = make().float()
     h = torch.randn(1, 1, D)
     p = torch.tensor([0.0, 1.0, 0.37])[None, :, None].repeat(1, 333, 3)

@@ -1,4 +1,4 @@
-"""Target attention against one target at a time through PyTorch's own attention."""
+"""Target attention against PyTorch's attention with one target at a time."""
 
 import torch
 from torch import Tensor, nn
@@ -31,18 +31,18 @@ def test_equals_one_target_at_a_time() -> None:
     recency = torch.randint(6, (3, 3, 7), generator=rng)
     matches = torch.rand(3, 2, 3, 7, generator=rng) < 0.5
     layout = WindowLayout(row, column, (3, 7), target_row, target_column, (3, 3), visible, recency, matches)
-    found = module(tokens, target, layout)
+    results = module(tokens, target, layout)
     for t in range(6):
-        w, place = int(target_row[t]), int(target_column[t])
-        seen = [i for i in range(14) if row[i] == w and visible[w, place, column[i]]]
+        w, position = int(target_row[t]), int(target_column[t])
+        seen = [i for i in range(14) if row[i] == w and visible[w, position, column[i]]]
         if not seen:
-            assert not found[t].any()
+            assert not results[t].any()
             continue
         x = tokens[seen]
         query = module.query(target[t]).view(HEADS, 1, -1)
         key, value = (of(x).view(len(seen), HEADS, -1).transpose(0, 1) for of in (module.key, module.value))
-        shared = matches[w, :, place, column[seen]].T.double()
-        bias = (module.recency(recency[w, place, column[seen]]) + module.match(shared)).T[:, None]
+        shared = matches[w, :, position, column[seen]].T.double()
+        bias = (module.recency(recency[w, position, column[seen]]) + module.match(shared)).T[:, None]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        torch.testing.assert_close(found[t], module.output(attended.flatten()), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(results[t], module.output(attended.flatten()), rtol=1e-9, atol=1e-9)
     assert not visible[0, 1].any()

@@ -1,4 +1,4 @@
-"""Baselines of the ensemble: cases by hand, the order they must keep, and what may not change it."""
+"""Baselines of the ensemble: hand-computed cases, monotonicity and independence."""
 
 import math
 from collections.abc import Callable
@@ -66,12 +66,12 @@ def call(model: nn.Module, data: Inputs, valid: Tensor | None = None) -> Tensor:
 
 
 @pytest.mark.parametrize(("higher_is_better", "sign"), [(True, 1), (False, -1)])
-def test_a_single_score_is_the_objective_itself(higher_is_better: bool, sign: int) -> None:
+def test_single_score_is_the_objective(higher_is_better: bool, sign: int) -> None:
     data = inputs()
     assert torch.equal(SingleScore(2, higher_is_better)(*data), sign * data[0][..., 2])
 
 
-def test_a_formula_by_hand() -> None:
+def test_formula_hand_computed() -> None:
     """p = 1/2, 1/4 and 4/5; the second divides: 3² · 3^-1 · 9^½ = 9."""
     value = MEAN + SCALE * torch.tensor([0.0, -math.log(3), math.log(4)])
     model = formula([4.0, 8.0, 10.0], [2.0, 1.0, 0.5])
@@ -79,7 +79,7 @@ def test_a_formula_by_hand() -> None:
     assert model(value[None, None], *inputs(n=1)[1:]).item() == pytest.approx(math.log(9), rel=1e-6)
 
 
-def test_a_formulas_probability_is_the_logits_own() -> None:
+def test_formula_uses_probability_of_logits() -> None:
     model = PowerFormula(torch.tensor([1.0]), torch.tensor([1.0]), [False], torch.zeros(1), torch.ones(1))
     value = torch.tensor([[-16.0], [-3.0], [0.0], [16.0]])
     expected = [math.log1p(1 / (1 + math.exp(-x))) for x in value.flatten().tolist()]
@@ -87,8 +87,8 @@ def test_a_formulas_probability_is_the_logits_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["single", "formula", "session"])
-def test_raising_an_objective_moves_only_its_candidate_and_the_right_way(name: str) -> None:
-    """All else equal; within a list, as a session's weights are of the whole list's values."""
+def test_raising_an_objective_moves_only_its_candidate_in_its_direction(name: str) -> None:
+    """All else equal; within a list, as session weights depend on the full list's values."""
     model = make(name).requires_grad_(False)
     value, *rest = inputs(candidates=2)
     value[:, 1] = value[:, 0]
@@ -100,10 +100,12 @@ def test_raising_an_objective_moves_only_its_candidate_and_the_right_way(name: s
         assert (ahead > 0).all() if name != "single" or k == 1 else (ahead == 0).all()
 
 
-def test_logistic_regression_is_linear_in_standardised_values() -> None:
+def test_logistic_regression_is_linear_in_standardized_values() -> None:
     model = LogisticRegression(standardize())
     value = MEAN + SCALE * torch.tensor([1.0, 2.0, -3.0])
-    assert model(value[None, None], *inputs(n=1)[1:]).item() == pytest.approx((1 - 2 - 3) / 3)  # it begins alike
+    assert model(value[None, None], *inputs(n=1)[1:]).item() == pytest.approx(
+        (1 - 2 - 3) / 3
+    )  # initial weights are equal
     with torch.no_grad():
         model.weight.copy_(torch.tensor([2.0, 0.5, -1.0]))
         model.bias.fill_(0.25)
@@ -137,7 +139,7 @@ def test_mlp_and_session_weights_equal_loops(shared: bool) -> None:
 
 @every_baseline
 @pytest.mark.parametrize("shared", [False, True])
-def test_padding_changes_nothing_for_the_others(name: str, shared: bool) -> None:
+def test_padding_does_not_affect_real_candidates(name: str, shared: bool) -> None:
     model = make(name)
     value, events, length, context = data = inputs(shared=shared)
     base = call(model, data)
@@ -150,7 +152,9 @@ def test_padding_changes_nothing_for_the_others(name: str, shared: bool) -> None
     valid = (torch.arange(7) < 4).expand(len(value), -1)
     torch.testing.assert_close(call(model, (more, longer, length, others), valid)[:, :4], base)
     if isinstance(model, SessionWeightedFusion):
-        assert not torch.allclose(model(more, longer, length, others)[:, :4], base)  # unless it is told
+        assert not torch.allclose(
+            model(more, longer, length, others)[:, :4], base
+        )  # without the mask padding has an effect
 
 
 @every_baseline
@@ -177,7 +181,7 @@ def test_autocast_and_half_precision_inputs_keep_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "session"])
-def test_user_and_context_matter_to_their_own_list_alone(name: str) -> None:
+def test_user_and_context_affect_only_their_list(name: str) -> None:
     model, (value, events, length, context) = make(name), inputs()
     length[1] = 3
     base = call(model, (value, events, length, context))
@@ -189,29 +193,29 @@ def test_user_and_context_matter_to_their_own_list_alone(name: str) -> None:
         assert torch.equal(score[[0, 2, 3, 4]], base[[0, 2, 3, 4]])
 
 
-def test_session_weights_learn_whom_to_please_by_what() -> None:
-    """Users of one kind want the first objective, of the other the last: no fixed weights can please both."""
+def test_session_weights_adapt_to_users() -> None:
+    """One group of users prefers the first objective, the other the last: no fixed weights fit both."""
     torch.manual_seed(0)
     value, events, length, context = inputs(1, n=400, candidates=6)
     length[:] = 3
     first = events[:, :, 0].mean(1) > 0
     z = (value - MEAN) / SCALE
-    wanted = torch.where(first[:, None], z[..., 0], z[..., 2]).argmax(-1)
+    best = torch.where(first[:, None], z[..., 0], z[..., 2]).argmax(-1)
 
     def fit(model: nn.Module) -> float:
         optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
         for _ in range(80):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(value, events, length, context), wanted).backward()
+            nn.functional.cross_entropy(model(value, events, length, context), best).backward()
             optimizer.step()
-        return (model(value, events, length, context).argmax(-1) == wanted).float().mean().item()
+        return (model(value, events, length, context).argmax(-1) == best).float().mean().item()
 
     assert fit(LogisticRegression(standardize())) < 0.7
     assert fit(SessionWeightedFusion(standardize(), D_EVENT, D_CONTEXT, dim=8)) > 0.85
 
 
 @every_baseline
-def test_state_is_saved_and_belongs_to_one_model(name: str) -> None:
+def test_state_dict_is_complete_and_not_shared(name: str) -> None:
     model, other = make(name), make(name, seed=1)
     data = inputs()
     other.load_state_dict(model.state_dict())
@@ -225,7 +229,7 @@ def test_state_is_saved_and_belongs_to_one_model(name: str) -> None:
     assert torch.equal(given, torch.ones(K))
 
 
-def test_unusable_settings_are_refused() -> None:
+def test_rejects_invalid_settings() -> None:
     one = torch.ones(K)
     with pytest.raises(ConfigError, match="scales positive"):
         Standardize(LOWER_IS_BETTER, one, 0 * one)

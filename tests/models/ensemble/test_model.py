@@ -1,4 +1,4 @@
-"""The ensemble against loops over requests and candidates, and its guarantees on random and trained models."""
+"""The ensemble against loops over requests and candidates, and its guarantees for random and trained models."""
 
 import copy
 import math
@@ -42,21 +42,21 @@ def inputs(seed: int = 0, n: int = 4, candidates: int = 5, longest: int = 7, sha
     return value, events, length, torch.randn(n, 1 if shared else candidates, D_CONTEXT, generator=rng)
 
 
-def relevance_of(value: Tensor) -> Tensor:
-    """[n, C] of labels that like the first objective and dislike the second."""
+def make_relevance(value: Tensor) -> Tensor:
+    """Return labels [n, C] that increase with the first objective and decrease with the second."""
     return combined_relevance(torch.stack([value[..., 0] > 0, value[..., 1] < -1], dim=-1), torch.tensor([0.7, 0.3]))
 
 
 def trained(loss: str, seed: int = 0) -> Ensemble:
-    """A few steps."""
+    """Train for a few steps."""
     model = make(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     for step in range(30):
         value, *rest = inputs(step, n=16)
-        everyone = torch.ones(value.shape[:2], dtype=torch.bool)
+        mask = torch.ones(value.shape[:2], dtype=torch.bool)
         objective = {"pointwise": pointwise, "listwise": listwise}[loss]
         optimizer.zero_grad()
-        objective(model(value, *rest).score, relevance_of(value), everyone).mean.backward()
+        objective(model(value, *rest).score, make_relevance(value), mask).mean.backward()
         optimizer.step()
     return model.requires_grad_(False)
 
@@ -71,12 +71,12 @@ EXACT = {name: copy.deepcopy(model).double() for name, model in MODELS.items()}
 
 
 def rounding(output: EnsembleOutput) -> Tensor:
-    """What float32 may move a score by: a few units in the last place of its largest term."""
+    """Return the float32 rounding error of a score: a few units in the last place of its largest term."""
     return 8 * torch.finfo(torch.float32).eps * output.transform.abs().amax(-1)
 
 
 def slow_user(model: Ensemble, events: Tensor) -> Tensor:
-    """events [length, d_event] -> [dim], one GRU cell after the other."""
+    """events [length, d_event] -> [dim], by one GRU cell per event."""
     gru, state = model.history.gru, model.history.start
     for event in events:
         x = F.linear(event, gru.weight_ih_l0, gru.bias_ih_l0).chunk(3)
@@ -108,13 +108,13 @@ def test_scores_equal_loops_over_unpadded_requests(shared: bool) -> None:
             torch.testing.assert_close(out.transform[i, c], transform)
             torch.testing.assert_close(out.weight[i, c], weight)
             scores.append(weight @ transform)
-    direct = torch.stack(scores).view(out.score.shape)
-    torch.testing.assert_close(out.score, direct)
+    reference = torch.stack(scores).view(out.score.shape)
+    torch.testing.assert_close(out.score, reference)
     parameters = list(model.parameters())
-    slope = torch.linspace(-1, 2, direct.numel(), dtype=direct.dtype).view(direct.shape)
+    slope = torch.linspace(-1, 2, reference.numel(), dtype=reference.dtype).view(reference.shape)
     for one, other in zip(
         torch.autograd.grad(out.score, parameters, slope),
-        torch.autograd.grad(direct, parameters, slope),
+        torch.autograd.grad(reference, parameters, slope),
         strict=True,
     ):
         torch.testing.assert_close(one, other)
@@ -132,7 +132,7 @@ numbers = st.one_of(st.sampled_from([-1e4, -16.0, 0.0, 1e-6, 16.0, 1e4]), st.flo
 
 @settings(max_examples=100, deadline=None)
 @given(**requests, objective=st.integers(0, K - 1), low=numbers, high=numbers)
-def test_raising_an_objective_never_lowers_its_candidates_score(
+def test_raising_an_objective_never_lowers_its_score(
     name: str,
     seed: int,
     candidates: int,
@@ -142,32 +142,32 @@ def test_raising_an_objective_never_lowers_its_candidates_score(
     low: float,
     high: float,
 ) -> None:
-    """And lowers it where less is better; the other candidates' scores stay, to the bit."""
+    """It lowers the score if lower is better; the other candidates' scores are bit-equal."""
     low, high = min(low, high), max(low, high)
     value, *rest = inputs(seed, 2, candidates, longest, shared)
-    place = (1, seed % candidates, objective)
+    position = (1, seed % candidates, objective)
     for model in (MODELS[name], EXACT[name]):
         outputs = []
         entering = []
         for number in (low, high):
-            value[place] = number
+            value[position] = number
             outputs.append(model(value, *rest))
             z = (number - model.mean[objective].double()) / model.scale[objective].double()
             entering.append(torch.sigmoid(z).item())
         before, after = outputs
         rise = after.score - before.score
-        gain = rise[place[:2]] * (1 if HIGHER_IS_BETTER[objective] else -1)
-        # Smaller rises are left to the transform's own test: the other objectives' terms hide them.
-        seen = before.score.dtype == torch.float64 and entering[1] - entering[0] > 1e-6
-        assert gain > 0 if seen else gain >= -rounding(before)[place[:2]]
-        rise[place[:2]] = 0
+        gain = rise[position[:2]] * (1 if HIGHER_IS_BETTER[objective] else -1)
+        # The test of the transform covers smaller increases: here the other objectives' terms hide them.
+        visible = before.score.dtype == torch.float64 and entering[1] - entering[0] > 1e-6
+        assert gain > 0 if visible else gain >= -rounding(before)[position[:2]]
+        rise[position[:2]] = 0
         assert (rise == 0).all()
         assert torch.equal(before.weight, after.weight)
 
 
 @settings(max_examples=50, deadline=None)
 @given(**requests, objective=st.integers(0, K - 1))
-def test_candidates_that_differ_in_one_objective_are_ranked_by_it(
+def test_candidates_that_differ_in_one_objective_are_sorted_by_it(
     name: str,
     seed: int,
     candidates: int,
@@ -189,7 +189,7 @@ def test_candidates_that_differ_in_one_objective_are_ranked_by_it(
 
 @settings(max_examples=50, deadline=None)
 @given(**requests, extreme=st.sampled_from([-16.0, 0.0, 16.0, 1e30]))
-def test_weights_are_a_distribution_and_scores_a_mean_of_transforms(
+def test_weights_sum_to_one_and_scores_are_means_of_transforms(
     name: str,
     seed: int,
     candidates: int,
@@ -197,7 +197,7 @@ def test_weights_are_a_distribution_and_scores_a_mean_of_transforms(
     shared: bool,
     extreme: float,
 ) -> None:
-    """Also of extreme and equal predictions, one candidate, and users without history."""
+    """Includes extreme and equal predictions, single candidates, and users without history."""
     value, events, length, context = inputs(seed, 3, candidates, longest, shared)
     value[0] = extreme
     output = MODELS[name](value, events, length, context)
@@ -212,7 +212,7 @@ def test_weights_are_a_distribution_and_scores_a_mean_of_transforms(
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_padding_changes_nothing_for_the_others(shared: bool) -> None:
+def test_padding_does_not_affect_real_candidates(shared: bool) -> None:
     model = make(scale=2.0)
     value, events, length, context = inputs(shared=shared)
     base = model(value, events, length, context)
@@ -234,10 +234,10 @@ def test_padding_changes_nothing_for_the_others(shared: bool) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_everything_is_learned_and_personal() -> None:
+def test_all_parameters_learn_and_user_and_context_matter() -> None:
     """Every parameter has a gradient, and user and context each move weights and transforms."""
     model = make()
-    torch.nn.init.normal_(model.query.weight, std=0.1)  # weights begin equal
+    torch.nn.init.normal_(model.query.weight, std=0.1)  # initial weights are equal
     value, events, length, context = inputs()
     length[1] = 5
     base = model(value, events, length, context)
@@ -251,17 +251,17 @@ def test_everything_is_learned_and_personal() -> None:
     assert torch.equal(model(value, events, length, context).score[0], base.score[0])
 
 
-def test_a_trained_ensemble_weighs_what_was_relevant() -> None:
+def test_training_weights_relevant_objectives() -> None:
     value, *rest = inputs(500, n=50, candidates=20)
-    relevance, everyone = relevance_of(value), torch.ones(value.shape[:2], dtype=torch.bool)
+    relevance, mask = make_relevance(value), torch.ones(value.shape[:2], dtype=torch.bool)
     fitted, fresh = (
-        pointwise(model(value, *rest).score, relevance, everyone).mean for model in (MODELS["pointwise"], make())
+        pointwise(model(value, *rest).score, relevance, mask).mean for model in (MODELS["pointwise"], make())
     )
     assert fitted < 0.5 * relevance.var() < fresh
 
 
-def test_a_trained_ensemble_never_falls_where_an_objective_gets_better() -> None:
-    """Over a fine grid, for users with and without history; the tolerance is float32's, see :func:`rounding`."""
+def test_trained_ensemble_is_monotonic() -> None:
+    """On a fine grid, for users with and without history; the tolerance is that of float32, see :func:`rounding`."""
     _, events, length, context = inputs(7, n=20, candidates=400, shared=True)
     for name in ("pointwise", "listwise"):
         for k, higher_is_better in enumerate(HIGHER_IS_BETTER):
@@ -272,8 +272,8 @@ def test_a_trained_ensemble_never_falls_where_an_objective_gets_better() -> None
             assert (output.score[:, -1] > output.score[:, 0]).all()
 
 
-def test_largest_fall_is_that_of_the_quadrature() -> None:
-    """Too few nodes for steep rates of change: found; enough of them: nothing left."""
+def test_max_monotonicity_violation_measures_the_quadrature() -> None:
+    """Too few nodes for steep derivatives violate monotonicity; enough nodes do not."""
     _, events, length, context = inputs(2)
     model = make(1, scale=4.0)
     model.transform.degree = 2
@@ -295,8 +295,8 @@ def test_largest_fall_is_that_of_the_quadrature() -> None:
     assert model.objective.dtype == torch.float32
 
 
-def test_values_enter_by_their_own_centre_and_scale() -> None:
-    """An ensemble of values shifted and stretched, with centre and scale alike, is the same ensemble."""
+def test_values_are_normalized_by_mean_and_scale() -> None:
+    """Shifted and scaled values with equally shifted and scaled normalization have equal scores."""
     model, other = make(3), make(3)
     value, *rest = inputs()
     shift, stretch = torch.tensor([-6.0, 2.0, 0.5]), torch.tensor([0.1, 3.0, 1.0])
@@ -306,12 +306,12 @@ def test_values_enter_by_their_own_centre_and_scale() -> None:
 
 
 @pytest.mark.parametrize(("centre", "scale"), [(0.0, 0.0), (0.0, -1.0), (math.nan, 1.0), (0.0, math.inf)])
-def test_a_scale_that_would_turn_or_flatten_objectives_is_refused(centre: float, scale: float) -> None:
+def test_rejects_invalid_normalization(centre: float, scale: float) -> None:
     with pytest.raises(ConfigError, match="must be finite, scales positive"):
         make().set_normalization(torch.full((K,), centre), torch.tensor([1.0, 1.0, scale]))
 
 
-def test_autocast_changes_nothing() -> None:
+def test_autocast_has_no_effect() -> None:
     model, data = make(), inputs()
     with torch.autocast("cpu", torch.bfloat16):
         inside = model(*data)
@@ -323,11 +323,11 @@ def test_autocast_changes_nothing() -> None:
     ("objectives", "reason"),
     [([], "one or more"), ([Objective("like"), Objective("like", False)], "distinct names")],
 )
-def test_unusable_objectives_are_refused(objectives: list[Objective], reason: str) -> None:
+def test_rejects_invalid_objectives(objectives: list[Objective], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         Ensemble(objectives, D_EVENT, D_CONTEXT)
 
 
-def test_an_unknown_direction_is_refused() -> None:
+def test_rejects_non_boolean_direction() -> None:
     with pytest.raises(ConfigError, match=r"'glance'.*higher_is_better.*'most'"):
         Objective("glance", "most")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""CAM without what the context does in it, against PyTorch's attention and plain means."""
+"""CAM without context query and gate against PyTorch's attention, and mean pooling."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def test_without_query_and_gate_it_is_multi_head_attention_beside_the_context() -> None:
+def test_without_query_and_gate_equals_multi_head_attention_plus_context() -> None:
     cam = build(context_query=False, head_gate=False)
     x, context = random(3, 6, 5), random(3, 3)
     mask = torch.rand(3, 6, generator=torch.Generator().manual_seed(2)) < 0.7
@@ -36,15 +36,15 @@ def test_without_query_and_gate_it_is_multi_head_attention_beside_the_context() 
 
 @pytest.mark.parametrize("impl", ["factorized", "reference"])
 @pytest.mark.parametrize(("removed", "kept"), [("context_query", "head_gate"), ("head_gate", "context_query")])
-def test_each_switch_removes_one_thing(impl: str, removed: str, kept: str) -> None:
-    """As the whole CAM is when the weights of the one thing tell nothing; and that thing has none left."""
+def test_each_option_removes_one_part(impl: str, removed: str, kept: str) -> None:
+    """The result equals that of the full CAM with neutral weights of that part, whose parameters are gone."""
     cam, without = build(), build(**{removed: False})
     names = {"context_query": "query_context.weight", "head_gate": "gate.weight"}
     state = cam.state_dict()
     assert set(state) - set(without.state_dict()) == {names[removed]}
     state[names[removed]].zero_()
     if removed == "head_gate":
-        state["output.weight"] *= HEADS  # an even gate is a mean of the heads, none is their sum
+        state["output.weight"] *= HEADS  # a uniform gate averages the heads, no gate sums them
     cam.load_state_dict(state)
     shared = {name: value for name, value in state.items() if name != names[removed]}
     if removed == "head_gate":
@@ -56,7 +56,7 @@ def test_each_switch_removes_one_thing(impl: str, removed: str, kept: str) -> No
     torch.testing.assert_close(without(x, context[:, 0]), cam(x, context[:, 0]))
 
 
-def test_mean_pooling_by_hand() -> None:
+def test_mean_pooling_hand_computed() -> None:
     pooling = MeanPooling(3, AttentionConfig(4, 2)).double()
     x, mask = random(1, 4, 3), torch.tensor([[[True, False, True, False], [False] * 4, [True] * 4]])
     expected = torch.stack([(x[0, 0] + x[0, 2]) / 2, 0 * x[0, 0], x[0].mean(0)]) @ pooling.sequence.weight.T
@@ -64,8 +64,8 @@ def test_mean_pooling_by_hand() -> None:
 
 
 @pytest.mark.parametrize("views", ["none", "dual_view_full"])
-def test_levels_of_means(views: str) -> None:
-    """Action level: the mean over an impression's real tokens. Item level: that over what each target sees."""
+def test_mean_action_and_item_pooling(views: str) -> None:
+    """Action level: mean over an impression's tokens. Item level: mean over each target's visible impressions."""
     torch.manual_seed(0)
     encoder = HierarchicalEncoder(
         6,
@@ -79,8 +79,8 @@ def test_levels_of_means(views: str) -> None:
     assert {name.split(".")[0] for name, _ in encoder.named_parameters()} == {"action_pooling", "item_pooling"}
     lengths = [2, 4, 3]
     tokens, item = random(sum(lengths), 8), random(3, 6)
-    groups = LengthBuckets.from_lengths(torch.tensor(lengths), bucket_overhead=100)
-    actions = encoder.encode_actions(tokens, item, groups)
+    buckets = LengthBuckets.from_lengths(torch.tensor(lengths), bucket_overhead=100)
+    actions = encoder.encode_actions(tokens, item, buckets)
     level = encoder.action_pooling
     means = torch.stack([part.mean(0) for part in tokens.split(lengths)])
     torch.testing.assert_close(actions, level.block(level.sequence(means)))
@@ -90,16 +90,16 @@ def test_levels_of_means(views: str) -> None:
     visible = torch.tensor([[[True, False], [True, True]], [[True, False], [False, False]]])
     layout = WindowLayout(row, column, (2, 2), target_row, target_column, (2, 2), visible)
     gap, target = random(3, 4), random(3, 6)
-    got = encoder(item, actions, gap, target, layout)
+    actual = encoder(item, actions, gap, target, layout)
     x = encoder.item_pooling.sequence(torch.cat([item, actions, gap], dim=1))
-    torch.testing.assert_close(got, encoder.item_pooling.block(torch.stack([x[0], (x[0] + x[1]) / 2, x[2]])))
+    torch.testing.assert_close(actual, encoder.item_pooling.block(torch.stack([x[0], (x[0] + x[1]) / 2, x[2]])))
 
 
-def test_without_an_action_level_nothing_of_the_actions_is_read() -> None:
+def test_without_action_pooling_actions_are_ignored() -> None:
     encoder = HierarchicalEncoder(6, AttentionConfig(4, 2), action_pooling="none")
-    found = encoder.encode_actions(
+    results = encoder.encode_actions(
         torch.randn(5, 8), torch.randn(2, 6), LengthBuckets.from_lengths(torch.tensor([2, 3]))
     )
-    assert torch.equal(found, torch.zeros(2, 4))
+    assert torch.equal(results, torch.zeros(2, 4))
     assert encoder.item_pooling.sequence.in_features == 6 + 4
     assert not any(name.startswith("action_pooling") for name, _ in encoder.named_parameters())
