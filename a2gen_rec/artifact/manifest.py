@@ -25,7 +25,7 @@ class Manifest:
     Attributes:
         files: Path within the directory -> ``{"bytes": …, "sha256": …}``.
         dtype: Data type of the tables looked up by id.
-        source: Run, step and digest of the checkpoint, and the name of the dataset.
+        source: Run, step and digest of the checkpoint, and name and digest of the dataset.
         versions: Versions of the software that wrote it.
         metrics: Metrics of the exported and of the original model.
         version: Version of the model, twelve hexadecimal digits.

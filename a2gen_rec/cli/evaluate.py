@@ -57,5 +57,7 @@ def run(args: Namespace) -> None:
     for table in tables:
         console.print(table)
     console.print(f"run: {args.run}{'' if args.full else '; --full prints all tables'}", soft_wrap=True)
+    if result["data_digest"] != result["training_data_digest"]:
+        console.print(f"data: {result['data']}; the run was trained on other data", soft_wrap=True)
     if args.json:
         paths.write_text(args.json, json.dumps(result, indent=1) + "\n")

@@ -44,7 +44,7 @@ from a2gen_rec.utils import paths
 
 START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 CARD_FILE = "dataset.yaml"
 ITEM_ID = "item_id"
 
@@ -156,6 +156,7 @@ class DatasetCard:
         format_version: version of this format.
         time_features: context features computed from ``ts_ms`` in the time zone of ``utc_offset_hours``.
         utc_offset_hours: time zone of the log.
+        data_digest: digest of all files except the card, see :func:`a2gen_rec.data.dataset.compute_data_digest`.
     """
 
     name: str
@@ -180,6 +181,7 @@ class DatasetCard:
     format_version: int = FORMAT_VERSION
     time_features: list[str] = field(default_factory=list)
     utc_offset_hours: float = 0.0
+    data_digest: str = ""
 
     @property
     def predicted_actions(self) -> list[str]:
@@ -191,6 +193,12 @@ class DatasetCard:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def data_identity(self) -> dict[str, Any]:
+        """Return the card without the command; equal for equal data, wherever and however often it was prepared."""
+        card = self.to_dict()
+        del card["command"]
+        return card
 
     def save(self, dataset: str) -> None:
         text = yaml.safe_dump(self.to_dict(), sort_keys=False, width=100, allow_unicode=True)
@@ -213,7 +221,8 @@ class DatasetCard:
             features = [_validate_feature(Feature(**feature)) for feature in raw["features"]]
             splits = {name: SplitSummary(**split) for name, split in raw["splits"].items()}
             feedback = None if raw["feedback"] is None else _validate_rule(FeedbackRule(**raw["feedback"]))
-            card = cls(**{**raw, "features": features, "splits": splits, "feedback": feedback})
+            digest = str(raw["data_digest"])
+            card = cls(**{**raw, "features": features, "splits": splits, "feedback": feedback, "data_digest": digest})
             card = replace(
                 card, session_gap_s=float(card.session_gap_s), utc_offset_hours=_finite_float(card.utc_offset_hours)
             )

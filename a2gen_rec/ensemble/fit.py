@@ -92,7 +92,7 @@ def cached_session_lists(
 ) -> SessionLists | None:
     """Return the scored session lists of a split, from the run's cache if present. Called by all ranks.
 
-    The cache has one directory per checkpoint, dataset and list settings.
+    The cache has one directory per checkpoint, content of the dataset and list settings.
 
     Returns:
         The lists on rank 0, None on the others.
@@ -102,14 +102,14 @@ def cached_session_lists(
     """
     max_events, gap_s = config.max_history_events, config.session_gap_s or loaded.card.session_gap_s
     with sync_errors():
-        data = {"data": paths.abspath(loaded.data), "card": DatasetCard.load(loaded.data).to_dict()}
+        data = {"path": paths.abspath(loaded.data), **DatasetCard.load(loaded.data).data_identity()}
     settings = {
         "max_unexplored_mass": loaded.config.evaluate.max_unexplored_mass,
         "max_events": max_events,
         "gap_s": gap_s,
         "version": SCORES_FORMAT_VERSION,
     }
-    key = json.dumps({**data, **settings, "checkpoint": loaded.fingerprint}, sort_keys=True)
+    key = json.dumps({"data": data, **settings, "checkpoint": loaded.fingerprint}, sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     folder = paths.join(RunDir(run).scores, f"step-{loaded.step:08d}-{digest}")
     split_progress = None if progress is None else partial(progress, split)
@@ -184,6 +184,7 @@ def _train(
         run=run,
         step=loaded.step,
         checkpoint=loaded.fingerprint,
+        data_digest=loaded.data_digest,
         max_monotonicity_violation=dict(zip(train.objectives, violations.tolist(), strict=True)),
     )
     models: dict[str, nn.Module] = {UMRE: model.cpu(), **fit_baselines(card, train, valid, device, callback)}

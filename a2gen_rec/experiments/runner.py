@@ -193,10 +193,7 @@ class Experiment:
         for dataset in self.suite.datasets:
             try:
                 folder = self._dataset(dataset)
-                card = DatasetCard.load(folder).to_dict()
-                prepared[dataset.name] = PreparedDataset(
-                    folder, {name: card[name] for name in card if name != "command"}
-                )
+                prepared[dataset.name] = PreparedDataset(folder, DatasetCard.load(folder).data_identity())
             except UserError as error:
                 self._record_failure("data", {"dataset": dataset.name}, dataset.name, error)
         return prepared

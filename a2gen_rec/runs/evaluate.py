@@ -42,8 +42,9 @@ def evaluate_run(
         predictions: Parquet file for per-target predictions; empty for none.
 
     Returns:
-        On rank 0, the result of :func:`evaluate` with ``run``, ``step`` and ``lists``, the list metrics of the ensemble
-        and its baselines (empty without an ensemble); on other ranks ``{}``.
+        On rank 0, the result of :func:`evaluate` with ``run``, ``step``, ``data``, the digests of the data and of the
+        training data, and ``lists``, the list metrics of the ensemble and its baselines (empty without an ensemble); on
+        other ranks ``{}``.
     """
     with load_run(run, data, device) as loaded:
         folder = ensemble or all_gather_object(default_ensemble_dir(run))[0]
@@ -57,7 +58,12 @@ def evaluate_run(
         return {}
     # Outside the process group: list metrics on rank 0 may exceed the timeout of a collective.
     lists = {} if comparison is None else {"split": split, **measure_methods(*comparison)}
-    return {**result, "run": run, "step": loaded.step, "lists": lists}
+    data_keys = {
+        "data": loaded.data,
+        "data_digest": loaded.data_digest,
+        "training_data_digest": loaded.card.data_digest,
+    }
+    return {**result, "run": run, "step": loaded.step, **data_keys, "lists": lists}
 
 
 def load_list_comparison(

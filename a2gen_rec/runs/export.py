@@ -96,7 +96,13 @@ def export_run(
                 (output / ENSEMBLE).mkdir()
                 for name in (CARD_FILE, WEIGHTS_FILE):
                     shutil.copyfile(paths.to_local_path(paths.join(ensemble, name)), output / ENSEMBLE / name)
-            source = {"run": run, "step": loaded.step, "checkpoint": loaded.fingerprint, "dataset": card.name}
+            source = {
+                "run": run,
+                "step": loaded.step,
+                "checkpoint": loaded.fingerprint,
+                "dataset": card.name,
+                "data_digest": loaded.data_digest,
+            }
             write_manifest(output, dtype, source, _versions(), {})
             model = load_artifact(str(output)).model
             for name, rows in permutation.items():  # the dataset's windows contain row numbers of the dataset

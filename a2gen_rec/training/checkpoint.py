@@ -195,7 +195,7 @@ def check_compatible(saved: TrainState, config: dict[str, Any], card: dict[str, 
     """Check that training can resume from a checkpoint under ``config`` on the dataset of ``card``.
 
     Raises:
-        UserError: Naming the first setting that differs.
+        UserError: Naming the first setting that differs, or that the data differ.
     """
     default = asdict(ModelConfig())
     for name, value in config["model"].items():
@@ -215,14 +215,16 @@ def check_compatible(saved: TrainState, config: dict[str, Any], card: dict[str, 
     for name in ("actions", "labels", "objectives", "timed_actions", "features"):
         if saved.card.get(name) != card[name]:
             raise UserError(f"{run}: was trained on a dataset with other {name}; prepare it with the same settings")
+    if saved.card["data_digest"] != card["data_digest"]:
+        raise UserError(
+            f"{run}: was trained on other data (data_digest {saved.card['data_digest']}, now {card['data_digest']}); "
+            "restore them, or choose another --run"
+        )
     if saved.windows:  # within an epoch, loader states count batches
         for section, name in _BATCH_ORDER_SETTINGS:
             before, now = saved.config[section][name], config[section][name]
             if before != now:
                 raise UserError(f"{run}: cannot change {section}.{name} ({before} -> {now}) in the middle of an epoch")
-        for name in ("splits", "max_history", "max_targets"):
-            if saved.card[name] != card[name]:
-                raise UserError(f"{run}: cannot change the dataset (other {name}) in the middle of an epoch")
 
 
 def state_tensors(model: TrainingModel, with_optimizer: bool = True) -> dict[str, Any]:

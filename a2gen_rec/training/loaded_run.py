@@ -28,6 +28,7 @@ class LoadedRun:
         process: Process group and device of this rank.
         step: Step of the checkpoint.
         fingerprint: Identifier of the checkpoint's tensors, see :func:`checkpoint.fingerprint`.
+        data_digest: Digest of the dataset in ``data``; another than that of ``card`` for other data than the training's.
     """
 
     model: TrainingModel
@@ -37,6 +38,7 @@ class LoadedRun:
     process: DistributedContext
     step: int
     fingerprint: str
+    data_digest: str = ""
 
     @property
     def dataset(self) -> Dataset:
@@ -73,7 +75,7 @@ def load_run(run: str, data: str = "", device: DeviceChoice = "auto") -> Iterato
             config.sharding.compute_kernels = ["fused"]
         model = build_training_model(card, config, process)
         checkpoint.load(path, model, with_optimizer=False)
-        yield LoadedRun(model, config, card, data, process, state.step, fingerprint)
+        yield LoadedRun(model, config, card, data, process, state.step, fingerprint, current_card.data_digest)
 
 
 def restore_config(saved: dict[str, Any]) -> Config:

@@ -1,5 +1,7 @@
 """Dataset cards: round trip and rejection of invalid numbers, which become SQL in the service."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,4 +45,23 @@ def test_rejects_numbers_that_are_not_finite(invalid: float) -> None:
     raw = make_card().to_dict()
     raw["feedback"]["median_watch_s"][1] = invalid
     with pytest.raises(DataError, match="is not finite"):
+        DatasetCard.from_dict(raw)
+
+
+def test_the_command_is_no_part_of_the_identity() -> None:
+    card = replace(make_card(), data_digest="1e5")  # must stay text in YAML
+    assert replace(card, command="a2gen prepare").data_identity() == card.data_identity()
+    assert replace(card, data_digest="2").data_identity() != card.data_identity()
+
+
+def test_round_trip_of_the_digest(tmp_path: Path) -> None:
+    card = replace(make_card(), data_digest="12345678")
+    card.save(str(tmp_path))
+    assert DatasetCard.load(str(tmp_path)) == card
+
+
+def test_rejects_a_card_without_digest() -> None:
+    raw = make_card().to_dict()
+    del raw["data_digest"]
+    with pytest.raises(DataError, match=r"invalid dataset card .'data_digest'"):
         DatasetCard.from_dict(raw)

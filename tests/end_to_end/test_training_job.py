@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from a2gen_rec.cli.main import main
+from a2gen_rec.data.dataset import compute_data_digest
 from a2gen_rec.data.schema import DatasetCard
 from tests.helpers.cards import checkpoint_tensors, make_card, write_dataset
 
@@ -280,6 +281,34 @@ def test_rejects_a_checkpoint_of_another_model(
     message = train(capsys, dataset, run, "--loss.uncertainty-weighting", "true")
     assert "checkpoint was trained with loss.uncertainty_weighting=False" in message
     assert sorted(path.name for path in run.rglob("*")) == before
+
+
+def test_resumes_on_the_same_data_only(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Labels mended with the same counts: no resumption; an evaluation states the digest of its data."""
+    run, same = tmp_path / "run", Path(shutil.copytree(dataset, tmp_path / "same"))
+    main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max-steps", "2"])
+    mended = Path(shutil.copytree(dataset, tmp_path / "mended"))
+    for split in ("train", "test"):
+        file = mended / split / "part-00000.parquet"
+        labels = pq.read_table(file)["label_click"].to_pylist()
+        rewrite(file, {"label_click": [[1 - label for label in window] for window in labels]})
+    digests = [DatasetCard.load(str(dataset)).data_digest, compute_data_digest(mended)]
+    replace(CARD, data_digest=digests[1]).save(str(mended))
+    content = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    message = train(capsys, mended, run, "--train.max-steps", "4")
+    assert f"was trained on other data (data_digest {digests[0]}, now {digests[1]})" in message
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == content
+
+    results = []
+    for data in (dataset, mended, same):
+        capsys.readouterr()
+        main(["evaluate", "--run", str(run), "--data", str(data), "--json", str(tmp_path / "result.json")])
+        results.append(json.loads((tmp_path / "result.json").read_text()))
+        assert ("the run was trained on other data" in capsys.readouterr().out) == (data == mended)
+    assert [result["data_digest"] for result in results] == [*digests, digests[0]]
+    assert {result["training_data_digest"] for result in results} == {digests[0]}
+    assert results[0]["actions"]["click"]["auc"] != results[1]["actions"]["click"]["auc"]
+    main(["train", "--data", str(same), "--run", str(run), *SMALL, "--train.max-steps", "4"])
 
 
 def test_rejects_a_damaged_checkpoint(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

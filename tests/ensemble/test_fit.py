@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from a2gen_rec.cli.main import main
 from a2gen_rec.config import EnsembleConfig, EvaluateConfig
+from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.ensemble import fit
 from a2gen_rec.ensemble.fit import TrainedEnsemble, default_ensemble_dir, train_ensemble
 from a2gen_rec.ensemble.fit_baselines import build_untrained
@@ -281,9 +282,10 @@ def test_cached_scores_depend_on_the_dataset(world: World, tmp_path: Path) -> No
     same_place = write_dataset(tmp_path / "prepared_again" / "other", CARD, windows=30, files=1, seed=2)
     shutil.rmtree(other)
     same_place.rename(other)
-    replace(CARD, dropped_rows={"duplicate": 1}).save(str(other))
+    assert DatasetCard.load(str(other)).splits == CARD.splits, "only the digest shows that the data differ"
     renewed = evaluate_run(str(world.run), "valid", str(other), EvaluateConfig(max_unexplored_mass=0.5))
     assert renewed["lists"]["methods"] != result["lists"]["methods"]
+    assert len({renewed["data_digest"], result["data_digest"], result["training_data_digest"]}) == 3
     replace(CARD, objectives=["glance"]).save(str(other))
     with pytest.raises(UserError, match="other: objectives differ from those of run"):
         train_ensemble(str(world.run), str(tmp_path / "out"), CONFIG, RecordingCallback(), str(other))

@@ -1,5 +1,6 @@
 """Small random test data: cards, window columns, datasets on disk."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.data.dataset import compute_data_digest
 from a2gen_rec.data.schema import SPLITS, DatasetCard
 from a2gen_rec.models.embedding_tables import EmbeddingTables
 from tests.helpers.random_card import ACTIONS, make_card  # noqa: F401  -- re-exported
@@ -70,7 +72,7 @@ def full_tables(card: DatasetCard, config: Config) -> dict[str, int]:
 
 
 def write_dataset(folder: Path, card: DatasetCard, windows: int = 60, files: int = 3, seed: int = 0) -> Path:
-    """Write a dataset of random windows, with equally distributed splits."""
+    """Write a dataset of random windows, with equally distributed splits; its card has the digest of its files."""
     rng = np.random.default_rng(seed)
     columns_by_split = {split: [make_columns(card, windows, rng) for _ in range(files)] for split in SPLITS}
     for split, parts in columns_by_split.items():
@@ -79,7 +81,7 @@ def write_dataset(folder: Path, card: DatasetCard, windows: int = 60, files: int
             pq.write_table(to_table(columns, card), folder / split / f"part-{file:05d}.parquet", row_group_size=20)
     pq.write_table(items(card, rng), folder / "items.parquet")
     pq.write_table(item_statistics(columns_by_split["train"], card), folder / "item_statistics.parquet")
-    card.save(str(folder))
+    replace(card, data_digest=compute_data_digest(folder)).save(str(folder))
     return folder
 
 

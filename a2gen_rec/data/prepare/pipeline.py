@@ -17,7 +17,13 @@ from rich.progress import Progress
 
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data import sources
-from a2gen_rec.data.dataset import ITEM_STATISTICS_FILE, ITEMS_FILE, USERS_FILE, VOCABULARY_DIR
+from a2gen_rec.data.dataset import (
+    ITEM_STATISTICS_FILE,
+    ITEMS_FILE,
+    USERS_FILE,
+    VOCABULARY_DIR,
+    compute_data_digest,
+)
 from a2gen_rec.data.features import encodings, feedback
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
 from a2gen_rec.data.features.sessions import SESSION_GAP_S, add_session_columns, session_features
@@ -174,6 +180,7 @@ class PreparePipeline:
             command=command,
             time_features=list(self.staged_columns.calendar_features),
             utc_offset_hours=info.utc_offset_hours,
+            data_digest=compute_data_digest(self.output_dir),
         )
 
     def stage_log(self) -> dict[str, int]:

@@ -21,7 +21,7 @@ from a2gen_rec.models.ensemble.model import Ensemble, Objective
 from a2gen_rec.utils import paths
 
 CARD_FILE, WEIGHTS_FILE = "ensemble.yaml", "ensemble.safetensors"
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class EnsembleCard:
         run: Training run of the ranker whose predictions the ensemble combines.
         step: Step of the ranker's checkpoint.
         checkpoint: Digest that distinguishes the checkpoint from others of the step, see :func:`checkpoint.digest`.
+        data_digest: Digest of the dataset that the ensemble was trained on.
         max_monotonicity_violation: Objective -> see :meth:`Ensemble.max_monotonicity_violation`.
         metrics: Evaluation results as plain data.
         format: Format version of the directory.
@@ -50,6 +51,7 @@ class EnsembleCard:
     run: str
     step: int
     checkpoint: str
+    data_digest: str = ""
     max_monotonicity_violation: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     format: int = _FORMAT

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -409,6 +410,20 @@ def test_same_input_gives_same_bytes(tmp_path):
     first, second = digest(tmp_path / "first"), digest(tmp_path / "second")
     assert first == second
     assert len(first) > 10
+
+
+def test_mended_labels_with_the_same_counts_change_only_the_digest(tmp_path):
+    spec = SPEC | {"split": {"valid_fraction": 0.1, "test_fraction": 0.1}}
+    rows = [list(row) for row in many_rows()]
+    first, _ = run(tmp_path, spec, rows=rows, out="first")
+    click = COLUMNS.index("click")
+    one, zero = (next(row for row in rows if row[2] < 30_000 and row[click] == value) for value in (1, 0))
+    one[click], zero[click] = 0, 1
+    second, _ = run(tmp_path, spec, rows=rows, out="second")
+    assert replace(second, data_digest=first.data_digest) == first
+    assert second.data_digest != first.data_digest
+    again, _ = run(tmp_path, spec, rows=rows[::-1], out="elsewhere")
+    assert again == second
 
 
 def test_every_impression_is_a_target_once_for_any_number_of_partitions(tmp_path):
