@@ -16,7 +16,7 @@ from a2gen_rec.errors import DataError, UserError
 
 IntArray = npt.NDArray[np.int64]
 
-ROW_COLUMN = "row_"
+ROW_COLUMN = "row of "
 """Column prefix of a feature's table rows in impressions."""
 
 # md5 because DuckDB's hash() may change between versions; the top bit is dropped to fit int64.

@@ -12,7 +12,7 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard, FeatureLevel
-from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, EmbeddingTables, is_used_by
+from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, EmbeddingTables, is_used_by, module_key
 from a2gen_rec.nn.canonical_order import canonicalize_order
 from a2gen_rec.nn.decoding import DecodedSequences
 from a2gen_rec.nn.encoder import WindowLayout, log_bucketize
@@ -279,7 +279,7 @@ class RankingModel(nn.Module):
             device=device,
             tables=[
                 EmbeddingConfig(
-                    name=name,
+                    name=module_key(name),
                     embedding_dim=config.model.dim,
                     num_embeddings=rows,
                     feature_names=[name],

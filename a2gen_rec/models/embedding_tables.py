@@ -12,6 +12,19 @@ ACTION, TIME, GAP = "action", "time_bucket", "gap_bucket"
 DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 """Value of ``sharding.dtype`` -> data type of the table weights."""
 
+_KEY_PREFIX = "table_"
+
+
+def module_key(table: str) -> str:
+    """Return the key of a table among submodules. The prefix keeps names such as ``type`` apart from the attributes
+    of ``torch.nn.Module``, which a ``ModuleDict`` rejects as keys."""
+    return _KEY_PREFIX + table
+
+
+def table_of_key(key: str) -> str:
+    """Return the table of a key from :func:`module_key`."""
+    return key.removeprefix(_KEY_PREFIX)
+
 
 @dataclass(frozen=True)
 class EmbeddingTables:

@@ -238,13 +238,13 @@ class ImpressionEncoder:
         ]
         features = _raw_columns(self.impression_features, self.from_time)
         lookups = [quote_identifier(name) for name, _ in features if name.startswith(LOOKUP_SQL)]
-        canonical = [*staging.canonical_columns_sql(columns, card.utc_offset_hours), *lookups, "row_index"]
+        canonical = [*staging.canonical_columns_sql(columns, card.utc_offset_hours), *lookups, '"row index"']
         relation = _relation([*raw, *features])
-        numbered = f"(SELECT *, '' AS user_id, '' AS item_id, row_number() OVER () AS row_index FROM ({relation}))"
+        numbered = f"(SELECT *, '' AS user_id, '' AS item_id, row_number() OVER () AS \"row index\" FROM ({relation}))"
         with_feedback = feedback.add_feedback_columns(f"(SELECT {', '.join(canonical)} FROM {numbered})", card.feedback)
         encodings = [*self._encodings(self.impression_features), *feedback.feedback_encodings(card.feedback)]
         kept = ["raw.ts_ms", "raw.dwell_s", *(f"raw.{name}" for name in columns.action_columns)]
-        return f"{encode_relation(with_feedback, encodings, kept, ROW_COLUMN)} ORDER BY raw.row_index"
+        return f'{encode_relation(with_feedback, encodings, kept, ROW_COLUMN)} ORDER BY raw."row index"'
 
     def _encodings(self, features: Sequence[Feature]) -> list[FeatureEncoding]:
         return [encodings.encoding_from_card(feature, self._vocabulary_row_sql(feature)) for feature in features]
@@ -275,7 +275,7 @@ class ImpressionEncoder:
             raise UserError(f"impression cannot be encoded ({str(error).splitlines()[0]})") from error
 
 
-LOOKUP_SQL = "row of "
+LOOKUP_SQL = "looked-up row of "
 """Prefix of the columns of vocabulary rows looked up in advance."""
 
 

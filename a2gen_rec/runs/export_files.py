@@ -29,7 +29,7 @@ from a2gen_rec.artifact.quantized_tables import TableDtype, quantize_rows
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.parquet_reader import read_feature_column, read_table
 from a2gen_rec.data.schema import RAW_DURATION_COLUMN, DatasetCard
-from a2gen_rec.models.embedding_tables import EmbeddingTables
+from a2gen_rec.models.embedding_tables import EmbeddingTables, module_key
 from a2gen_rec.runs.row_order import renumber_rows
 from a2gen_rec.utils import paths
 
@@ -77,7 +77,7 @@ def write_model(
     tables: dict[str, Tensor] = {}
     dense = {name: value.contiguous() for name, value in state.items() if name.startswith("ranker.")}
     for name in embedding_tables.rows:
-        weight = state[f"embeddings.embeddings.{name}.weight"]
+        weight = state[f"embeddings.embeddings.{module_key(name)}.weight"]
         if name in embedding_tables.full_tables:
             dense[f"table/{name}"] = weight.float().contiguous()
             continue

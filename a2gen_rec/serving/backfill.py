@@ -140,7 +140,7 @@ def latest_impressions(
                 for number in track(range(partitions), "impressions", disable=not progress):
                     file = folder / f"part-{number:05d}.parquet"
                     staging.deduplicate(
-                        connection, partitioned / f"partition={number}", columns, SplitRule(method="time"), file
+                        connection, staging.partition_dir(partitioned, number), columns, SplitRule(method="time"), file
                     )
                     if file.exists():
                         rows = _latest_rows(connection, file, columns, features, max_impressions)

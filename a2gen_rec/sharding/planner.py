@@ -33,7 +33,7 @@ from torchrec.optim import RowWiseAdagrad
 
 from a2gen_rec.config import Config
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.models.embedding_tables import DTYPES
+from a2gen_rec.models.embedding_tables import DTYPES, module_key, table_of_key
 from a2gen_rec.sharding.topology import GB, Cluster
 from a2gen_rec.sharding.workload import Workload
 
@@ -132,7 +132,9 @@ def make_plan(problem: PlanningProblem) -> Plan:
         planner.plan(meta_embeddings(problem), make_sharders())
     except PlannerError as error:
         raise _infeasible_error(problem, enumerator) from error
-    return Plan({option.name: option for option in best.plan}, enumerator.options_by_table, enumerator.topology)
+    return Plan(
+        {table_of_key(option.name): option for option in best.plan}, enumerator.options_by_table, enumerator.topology
+    )
 
 
 def enumerate_options(problem: PlanningProblem) -> Plan:
@@ -169,7 +171,7 @@ class _Enumerator(EmbeddingEnumerator):
     def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
         by_table = defaultdict(list)
         for option in super().enumerate(module, sharders):
-            by_table[option.name].append(option)
+            by_table[table_of_key(option.name)].append(option)
         for options in by_table.values():
             options.sort(key=lambda option: (option.sharding_type, option.compute_kernel))
         self.options_by_table = dict(by_table)
@@ -230,7 +232,7 @@ def meta_embeddings(problem: PlanningProblem) -> nn.ModuleDict:
         device=torch.device("meta"),
         tables=[
             EmbeddingConfig(
-                name=table.name,
+                name=module_key(table.name),
                 embedding_dim=config.model.dim,
                 num_embeddings=table.rows,
                 feature_names=[table.name],
@@ -251,7 +253,7 @@ def _constraints(problem: PlanningProblem) -> dict[str, ParameterConstraints]:
     """
     sharding, cached = problem.config.sharding, "fused_uvm_caching" in problem.config.sharding.compute_kernels
     return {
-        table.name: ParameterConstraints(
+        module_key(table.name): ParameterConstraints(
             sharding_types=list(sharding.sharding_types),
             compute_kernels=list(sharding.compute_kernels),
             min_partition=column_width(problem.config.model.dim, problem.cluster.ranks),

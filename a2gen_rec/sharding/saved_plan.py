@@ -30,6 +30,7 @@ from torchrec.modules.embedding_configs import DataType
 
 from a2gen_rec.config import ShardingConfig
 from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.sharding.planner import Plan, PlanningProblem, column_width, enumerate_options
 from a2gen_rec.utils import paths
 
@@ -150,7 +151,7 @@ class SavedPlan:
                 for (offset, size), rank in zip(table.shards, table.ranks, strict=True)
             ]
             cached = table.kernel == "fused_uvm_caching"
-            plan[name] = ParameterSharding(
+            plan[module_key(name)] = ParameterSharding(
                 sharding_type=table.sharding,
                 compute_kernel=table.kernel,
                 ranks=list(table.ranks),

@@ -14,6 +14,7 @@ import numpy as np
 from a2gen_rec.config import Config, PlannerFeature, WorkloadConfig
 from a2gen_rec.data.features.feedback import outcome_features
 from a2gen_rec.data.features.sessions import session_features
+from a2gen_rec.data.names import check_names
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.embedding_tables import EmbeddingTables
@@ -110,9 +111,11 @@ def workload_from_features(
 
     Raises:
         ConfigError: The description is incomplete.
+        DataError: ``prepare`` would reject the name of a feature.
     """
     if not features:
         raise ConfigError("no tables to plan: pass --data, or a --config with `features` as in configs/scale/")
+    check_names(features)
     for name in ("windows_per_batch", "impressions_per_batch", "targets_per_batch", "num_actions"):
         if not getattr(workload, name):
             raise ConfigError(f"workload.{name} is required without --data")
@@ -144,8 +147,6 @@ def _workload(
         )
         for name, feature in features.items()
     ]
-    if clash := full_rows.keys() & features.keys():
-        raise ConfigError(f"features: {min(clash)!r} is the name of a built-in table of the model; rename the feature")
     tables += [
         TableWorkload(name, rows, float(rows), zipf_exponent=0.0, dedup=False) for name, rows in full_rows.items()
     ]

@@ -30,8 +30,8 @@ from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import all_gather_object, sync_errors
 
 STATE_FILE = "state.json"
-FORMAT_VERSION = 2
-"""Format of ``state.json``."""
+FORMAT_VERSION = 3
+"""Format of ``state.json`` and of the tensors' names."""
 
 _BATCH_ORDER_SETTINGS = (
     ("loader", "max_impressions_per_batch"),

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from a2gen_rec.config import LossConfig, ModelConfig
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.models.embedding_tables import EmbeddingTables
+from a2gen_rec.models.embedding_tables import EmbeddingTables, module_key
 
 _NAMES = (
-    ("embeddings.embeddings.", "tables."),
+    (f"embeddings.embeddings.{module_key('')}", "tables."),
     ("ranker.encoder.", ""),
     ("ranker.generator.attention.", "generator."),
     ("ranker.generator.heads.action.", "next_action."),

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from a2gen_rec.cli.main import main
 from a2gen_rec.data.dataset import Dataset
+from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.ranking.ranker import Ranker
 from a2gen_rec.ranking.types import RankQuery
 from a2gen_rec.runs.export import export_run
@@ -75,7 +76,7 @@ def test_exported_tables_equal_the_sharded_tables(exported: tuple[Log, str, str]
     trained = checkpoint_tensors(checkpoint.best(run), tmp_path / "full.pt")
     exported_tables = load_file(f"{model}/tables.safetensors")
     for name in ("user_id", "item_id", "author_id"):
-        (weight,) = (value for key, value in trained.items() if key.endswith(f"embeddings.{name}.weight"))
+        (weight,) = (value for key, value in trained.items() if key.endswith(f"embeddings.{module_key(name)}.weight"))
         assert torch.equal(exported_tables[f"{name}/values"], weight[order[name]]), name
 
 

@@ -13,6 +13,7 @@ from a2gen_rec.data.batch import WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.base import RankingModel
+from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.models.factory import build_model
 from tests.helpers.cards import full_tables
 
@@ -47,7 +48,9 @@ def lookup(model: RankingModel, batch: WindowBatch) -> dict[str, JaggedTensor]:
     rows = {}
     for name in batch.sparse.keys():  # noqa: SIM118 - not a mapping
         ids = batch.sparse[name]
-        rows[name] = JaggedTensor(model.embeddings.embeddings[name].weight[ids.values()], lengths=ids.lengths())
+        rows[name] = JaggedTensor(
+            model.embeddings.embeddings[module_key(name)].weight[ids.values()], lengths=ids.lengths()
+        )
     return rows
 
 

@@ -11,6 +11,7 @@ from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.losses.loss import Loss, loss_sums, term_means, total_loss
 from a2gen_rec.models.base import pad_queries, pad_targets
+from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.models.factory import build_model
 from tests.helpers.cards import full_tables, make_card, make_columns, small_config
 from tests.helpers.models import all_predictions, build_double, change_impressions, forward, make_batch
@@ -55,7 +56,7 @@ def test_token_table_has_no_effect_and_is_dropped_by_training(columns: WindowCol
     output = forward(model, batch)
     expected = all_predictions(model, output)
     small = {
-        name: JaggedTensor(model.embeddings.embeddings[name].weight, lengths=torch.tensor([rows]))
+        name: JaggedTensor(model.embeddings.embeddings[module_key(name)].weight, lengths=torch.tensor([rows]))
         for name, rows in full_tables(CARD, config).items()
     }
     ranker.cache_token_table(small)

@@ -12,6 +12,7 @@ from a2gen_rec.data.columns import CandidateItems, WindowColumns
 from a2gen_rec.losses.loss import Loss, loss_sums, term_means, total_loss
 from a2gen_rec.models.a2gen import A2GenRanker
 from a2gen_rec.models.base import RankingModel
+from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.models.factory import RANKERS, build_model
 from a2gen_rec.runs.next_window import append_candidates_now, empty_window
 from tests.helpers.cards import make_card, make_columns, small_config
@@ -248,7 +249,7 @@ def test_cached_actions_give_equal_predictions(name: str, columns: WindowColumns
     for position, key in enumerate(batch.history_index.tolist()):
         begin = int(columns.action_starts[key])
         action = columns.action[begin : begin + columns.action_lengths[key]]
-        embedded = model.embeddings.embeddings["action"].weight[torch.from_numpy(action)]
+        embedded = model.embeddings.embeddings[module_key("action")].weight[torch.from_numpy(action)]
         torch.testing.assert_close(actions[position, 8:], embedded.mean(0))
     assert torch.equal(model.encode(batch, actions).context, model(batch).context)
     assert not torch.equal(model.encode(batch, actions + 1).context, model(batch).context)

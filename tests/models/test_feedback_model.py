@@ -13,6 +13,7 @@ from a2gen_rec.data.columns import WindowColumns, concat_ranges
 from a2gen_rec.data.schema import COMPLETE, EFFECTIVE, FEEDBACK_LEVELS, GLANCE, NEGATIVE, PARTIAL, UNKNOWN, DatasetCard
 from a2gen_rec.losses.loss import Loss, term_means, total_loss
 from a2gen_rec.models.base import RankingModel
+from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.models.factory import build_model
 from a2gen_rec.models.hierarchical import objective_tasks
 from a2gen_rec.nn.feedback import DualViewAttention
@@ -136,7 +137,7 @@ def test_views_distinguish_feedback_levels(feedback: str, columns: WindowColumns
     model = build_double(CARD, config, randomize=True)
     with torch.no_grad():
         for name in ("feedback", "watch_ratio"):
-            table = model.embeddings.embeddings[name].weight
+            table = model.embeddings.embeddings[module_key(name)].weight
             table.copy_(table[:1].expand_as(table))
     rng = np.random.default_rng(0)
     levels = rng.integers(0, len(FEEDBACK_LEVELS), len(columns.ts_ms))

@@ -15,6 +15,7 @@ from a2gen_rec.artifact.entity_index import EntityIndex
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.schema import DatasetCard, Feature
 from a2gen_rec.errors import DataError
+from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.ranking.ranker import Ranker
 from a2gen_rec.runs.export import export_run
 from a2gen_rec.runs.export_files import full_state_dict
@@ -77,7 +78,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def trained_tables(log: Log) -> tuple[DatasetCard, dict[str, torch.Tensor]]:
     with load_run(log.run) as loaded:
         tables = {
-            name.removeprefix("embeddings.embeddings.").removesuffix(".weight"): value.float()
+            name.removeprefix(f"embeddings.embeddings.{module_key('')}").removesuffix(".weight"): value.float()
             for name, value in full_state_dict(loaded.model.model).items()
         }
         return loaded.card, tables

@@ -10,6 +10,7 @@ import yaml
 from torchrec.distributed.planner.planners import to_sharding_plan
 
 from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.sharding.planner import EMBEDDINGS, Plan, PlanningProblem, make_plan
 from a2gen_rec.sharding.report_builder import describe_plan
 from a2gen_rec.sharding.saved_plan import SavedPlan
@@ -52,8 +53,8 @@ def test_cached_tables_keep_their_load_factor() -> None:
     case = problem(replace(HOST, hbm_gb=3.0), compute_kernels=["fused", "fused_uvm_caching"], cache_load_factor=0.1)
     ours = SavedPlan.from_plan(make_plan(case), case).to_torchrec(torch.device("cuda"), 4)
     caches = {name: table.cache_params for name, table in ours.items()}
-    assert caches["item_id"].load_factor == 0.1
-    assert caches["city"] is None
+    assert caches[module_key("item_id")].load_factor == 0.1
+    assert caches[module_key("city")] is None
 
 
 def test_round_trip_preserves_the_plan_and_its_report(tmp_path: Path) -> None:

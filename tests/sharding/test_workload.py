@@ -10,8 +10,10 @@ from a2gen_rec.config import PlannerFeature, WorkloadConfig
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import WindowDataset
 from a2gen_rec.data.schema import SplitSummary
-from a2gen_rec.errors import ConfigError
+from a2gen_rec.errors import ConfigError, DataError
 from a2gen_rec.models.embedding_tables import EmbeddingTables
+from a2gen_rec.sharding.planner import PlanningProblem, make_plan
+from a2gen_rec.sharding.topology import Cluster
 from a2gen_rec.sharding.workload import expected_unique, workload_from_dataset, workload_from_features
 from tests.helpers.cards import full_tables, make_card, small_config, write_dataset
 
@@ -89,13 +91,21 @@ def test_plans_session_and_outcome_tables_that_the_model_uses(switches: dict, na
         assert not table.dedup
 
 
-def test_rejects_a_feature_named_like_a_used_session_table() -> None:
-    features = FEATURES | {"session_gap": PlannerFeature("item", 9)}
-    assert len(workload_from_features(features, COUNTS, small_config()).tables) == 6
-    with pytest.raises(
-        ConfigError, match="'session_gap' is the name of a built-in table of the model; rename the feature"
-    ):
-        workload_from_features(features, COUNTS, small_config(session_features=True))
+@pytest.mark.parametrize(
+    "name", ["session_gap", "action", "Time_Bucket", "", "a.b", "a/b", "..", "label_click", "ITEM_ID"]
+)
+def test_rejects_names_that_prepare_rejects(name: str) -> None:
+    with pytest.raises(DataError, match=r"reserved name|name is empty|invalid name"):
+        workload_from_features(FEATURES | {name: PlannerFeature("item", 9)}, COUNTS, small_config())
+
+
+def test_plans_features_named_like_module_attributes() -> None:
+    names = ["type", "training", "forward", "to", "keys", "items"]
+    features = FEATURES | {name: PlannerFeature("item", 9) for name in names}
+    workload = workload_from_features(features, COUNTS, small_config())
+    cluster = Cluster("laptop", "cpu", 2, 2, ddr_gb=8.0, ddr_gbps=40.0, intra_host_gbps=20.0, inter_host_gbps=1.0)
+    plan = make_plan(PlanningProblem(workload, cluster, small_config()))
+    assert [name for name in plan.chosen if name in names] == names
 
 
 @pytest.mark.parametrize("switches", [{}, {"session_features": True, "feedback_encoding": "dual_view"}])
@@ -132,5 +142,3 @@ def test_rejects_an_incomplete_description() -> None:
         workload_from_features(FEATURES, replace(COUNTS, targets_per_batch=0), small_config())
     with pytest.raises(ConfigError, match="no tables to plan"):
         workload_from_features({}, COUNTS, small_config())
-    with pytest.raises(ConfigError, match="'action' is the name of a built-in table"):
-        workload_from_features({"action": PlannerFeature("user", 3)}, COUNTS, small_config())

@@ -97,7 +97,7 @@ def session_positions(
 
 
 def add_session_columns(impressions: pa.Table, features: Sequence[Feature], session_gap_s: float) -> pa.Table:
-    """Add ``row_<feature>`` columns to impressions of complete users, sorted by user and time."""
+    """Add ``row of <feature>`` columns to impressions of complete users, sorted by user and time."""
     ts_ms = impressions["ts_ms"].to_numpy()
     times = [impressions[name].to_numpy() for name in impressions.column_names if name.startswith("at_")]
     last_offset_s = reduce(np.fmax, times, impressions["dwell_s"].to_numpy())

@@ -201,7 +201,7 @@ class PreparePipeline:
             raise DataError(f"no usable impression in {num_rows} rows {dropped or ''}".rstrip(), file=self.info.name)
         duplicates = 0
         for number in self.track(range(self.config.num_partitions), "dropping duplicates"):
-            partition = self.scratch_dir / "raw" / f"partition={number}"
+            partition = staging.partition_dir(self.scratch_dir / "raw", number)
             duplicates += staging.deduplicate(
                 self.connection, partition, self.staged_columns, self.split_rule, self.partition_file(number)
             )

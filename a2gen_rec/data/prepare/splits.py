@@ -126,14 +126,15 @@ def split_by_user_tail(relation: str, rule: SplitRule) -> str:
     """
 
     def count(fraction: float) -> str:
-        return f"greatest(1, floor({fraction!r} * total + 0.5))" if fraction else "0"
+        return f'greatest(1, floor({fraction!r} * "impressions of user" + 0.5))' if fraction else "0"
 
     return f"""(
-        SELECT * EXCLUDE (position, total), (CASE
-            WHEN total < 3 OR position <= total - {count(rule.test_fraction)} - {count(rule.valid_fraction)} THEN 0
-            WHEN position <= total - {count(rule.test_fraction)} THEN 1
+        SELECT * EXCLUDE ("position in user", "impressions of user"), (CASE
+            WHEN "impressions of user" < 3 OR "position in user" <= "impressions of user"
+                - {count(rule.test_fraction)} - {count(rule.valid_fraction)} THEN 0
+            WHEN "position in user" <= "impressions of user" - {count(rule.test_fraction)} THEN 1
             ELSE 2 END)::TINYINT AS split
         FROM (
-            SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY ts_ms, item_id) AS position,
-                count(*) OVER (PARTITION BY user_id) AS total
+            SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY ts_ms, item_id) AS "position in user",
+                count(*) OVER (PARTITION BY user_id) AS "impressions of user"
             FROM {relation}))"""

@@ -12,47 +12,14 @@ from pathlib import Path
 import duckdb
 
 from a2gen_rec.data.features.calendar import CALENDAR_FEATURES, calendar_feature
+from a2gen_rec.data.names import IDENTIFIERS, check_names
 from a2gen_rec.data.prepare.splits import split_by_user_tail
-from a2gen_rec.data.schema import (
-    FEEDBACK,
-    ITEM_ID,
-    OBJECTIVES,
-    PREVIOUS_FEEDBACK,
-    RAW_DURATION_COLUMN,
-    SESSION_GAP,
-    SESSION_POSITION,
-    WATCH_RATIO,
-    WATCH_TIME,
-    FeatureSpec,
-)
+from a2gen_rec.data.schema import ITEM_ID, FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sql import STABLE_HASH_SQL, fetch_one, quote_identifier, quote_literal, read_parquet_sql
 from a2gen_rec.errors import DataError
 
-IDENTIFIERS = ("user_id", ITEM_ID)
-RESERVED = frozenset(
-    (
-        "user",
-        "user_key",
-        "ts_ms",
-        "dwell_s",
-        "action",
-        "action_offset_s",
-        "first_target",
-        "split",
-        "drop_reason",
-        "impressions",
-        SESSION_POSITION,
-        SESSION_GAP,
-        PREVIOUS_FEEDBACK,
-        FEEDBACK,
-        WATCH_RATIO,
-        RAW_DURATION_COLUMN,
-        *OBJECTIVES,
-    )
-)
-RESERVED_OUTCOMES = ("start", "exit", "padding", WATCH_TIME, "watch", "ensemble")
-"""Reserved names of actions and labels: other predictions and sort keys use them."""
+PARTITION = "user partition"
 
 
 @dataclass(frozen=True)
@@ -78,19 +45,13 @@ class StagedColumns:
         """Return the columns of a source with calendar features.
 
         Raises:
-            DataError: a name is duplicate or reserved, or the feature ``item_id`` is missing.
+            DataError: a name is malformed, duplicate or reserved (:mod:`a2gen_rec.data.names`), or the feature
+                ``item_id`` is missing.
         """
         source_names = [feature.name for feature in info.features]
         calendar = tuple(name for name in CALENDAR_FEATURES if info.has_calendar_time and name not in source_names)
         names = [*source_names, *calendar]
-        outcomes = [*info.actions, *info.labels]
-        for name in names + outcomes:
-            if name in RESERVED or (name in outcomes and name in RESERVED_OUTCOMES):
-                raise DataError(f"reserved name {name!r}", field=name)
-        for group in (names, outcomes):
-            for name in group:
-                if group.count(name) > 1:
-                    raise DataError(f"duplicate name {name!r}", field=name)
+        check_names(names, [*info.actions, *info.labels])
         if ITEM_ID not in names:
             raise DataError(f"source {info.name} has no feature {ITEM_ID!r}", field=ITEM_ID)
         if len(info.actions) > 100:
@@ -143,21 +104,31 @@ def partition_by_user(
     num_partitions: int,
     directory: Path,
 ) -> tuple[int, dict[str, int]]:
-    """Write a source's rows to ``directory``/partition=P; return the rows read and the unusable rows by reason."""
+    """Write a source's rows to ``directory`` by partition (:func:`partition_dir`).
+
+    Returns:
+        Number of rows read, and unusable rows by reason.
+    """
     select = canonical_columns_sql(columns, utc_offset_hours)
     missing = " ".join(f"WHEN {name} IS NULL THEN 'no {name}'" for name in ("user_id", "item_id", "ts_ms"))
     select.append(f"CASE WHEN drop_reason IS NOT NULL THEN drop_reason {missing} END AS drop_reason")
     # DuckDB buffers up to this many rows per thread: the threshold bounds memory on machines with many cores.
     connection.execute("SET partitioned_write_flush_threshold = 131072")
     connection.execute(
-        f"COPY (SELECT *, user_key % {num_partitions} AS partition FROM (SELECT {', '.join(select)} FROM ({relation})))"
-        f" TO {quote_literal(directory)} (FORMAT parquet, PARTITION_BY (partition))"
+        f'COPY (SELECT *, user_key % {num_partitions} AS "{PARTITION}"'
+        f" FROM (SELECT {', '.join(select)} FROM ({relation})))"
+        f' TO {quote_literal(directory)} (FORMAT parquet, PARTITION_BY ("{PARTITION}"))'
     )
     if not directory.exists() or not any(directory.rglob("*.parquet")):
         return 0, {}
     written = read_parquet_sql(directory / "*" / "*.parquet")
     counts = connection.execute(f"SELECT drop_reason, count(*) FROM {written} GROUP BY ALL ORDER BY ALL").fetchall()
     return sum(count for _, count in counts), {reason: count for reason, count in counts if reason is not None}
+
+
+def partition_dir(directory: Path, number: int) -> Path:
+    """Return the directory of a partition's rows; DuckDB percent-encodes the name of the column."""
+    return directory / f"{PARTITION.replace(' ', '%20')}={number}"
 
 
 def deduplicate(

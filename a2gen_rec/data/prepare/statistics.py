@@ -8,7 +8,7 @@ import duckdb
 
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
 from a2gen_rec.data.schema import EXIT, ITEM_ID, RAW_DURATION_COLUMN, SPLITS, SplitSummary
-from a2gen_rec.data.sql import fetch_one, order_statistics, quote_identifier, write_sorted
+from a2gen_rec.data.sql import ROW_COLUMN, fetch_one, order_statistics, quote_identifier, write_sorted
 
 # Small enough for row groups of several list columns, large enough to compress well.
 ROW_GROUP_SIZE = 100_000
@@ -143,7 +143,7 @@ def write_item_statistics(
     totals = "".join(f", {count}" for count in counts)
     per_item = f"(SELECT {ITEM_ID}, count(*) AS impressions{totals} FROM {train} GROUP BY {ITEM_ID})"
     names = ["impressions", *(quote_identifier(name) for name in [*actions, *flags])]
-    rows = encode_relation(per_item, [item], [f"raw.{name}" for name in names], prefix="row_")
+    rows = encode_relation(per_item, [item], [f"raw.{name}" for name in names], ROW_COLUMN)
     sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in names)
-    query = f"SELECT row_{ITEM_ID} AS {ITEM_ID}, {sums} FROM ({rows}) GROUP BY ALL ORDER BY {ITEM_ID}"
+    query = f'SELECT "{ROW_COLUMN}{ITEM_ID}" AS {ITEM_ID}, {sums} FROM ({rows}) GROUP BY ALL ORDER BY {ITEM_ID}'
     write_sorted(connection, query, file, ROW_GROUP_SIZE)

@@ -128,7 +128,7 @@ def build_windows(impressions: pa.Table, spec: WindowSpec, split_index: int) -> 
 
     Args:
         impressions: impressions sorted by user, time and item, with the columns ``user_id``, ``user_key``, ``ts_ms``,
-            ``dwell_s``, ``split``, ``at_*``, ``label_*``, ``objective_*``, ``oracle_*`` and ``row_<feature>``.
+            ``dwell_s``, ``split``, ``at_*``, ``label_*``, ``objective_*``, ``oracle_*`` and ``row of <feature>``.
         spec: contents and limits of the windows.
         split_index: index of the split in ``schema.SPLITS``.
     """

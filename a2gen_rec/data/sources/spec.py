@@ -7,6 +7,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from a2gen_rec.data.names import check_feature_columns
 from a2gen_rec.data.schema import ITEM_ID, FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.errors import ConfigError
@@ -136,6 +137,13 @@ class ImpressionsSpec(LogSpec):
     actions: dict[str, ActionColumns] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
 
+    def outcome_columns(self) -> dict[str, str]:
+        """Return the meaning of every raw column of an outcome."""
+        columns = {column: f"label {name!r}" for name, column in self.labels.items()}
+        for name, action in self.actions.items():
+            columns |= {column: f"action {name!r}" for column in (action.flag, action.offset_s) if column}
+        return columns | ({self.columns.dwell_s: "watch time"} if self.columns.dwell_s else {})
+
 
 @dataclass
 class EventColumns:
@@ -171,6 +179,7 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
 
     Raises:
         ConfigError: invalid YAML, an unknown or missing key, or a value of the wrong type.
+        DataError: a feature reads an outcome of its own impression.
     """
     try:
         raw = yaml.safe_load(paths.read_text(file))
@@ -203,6 +212,7 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
         if name not in spec.actions:
             raise ConfigError(f"{file}: negative_actions {name!r} must be one of the actions")
     if isinstance(spec, ImpressionsSpec):
+        check_feature_columns({x.name: x.column or x.name for x in spec.features}, spec.outcome_columns(), file)
         for name, action in spec.actions.items():
             if not (action.flag or action.offset_s):
                 raise ConfigError(f"{file}: action {name!r} requires flag, offset_s, or both")

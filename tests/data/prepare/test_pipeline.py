@@ -547,6 +547,24 @@ def test_rejects_reserved_and_duplicate_names(tmp_path):
         for kind, column in (("labels", "click"), ("actions", {"flag": "like"})):
             with pytest.raises(DataError, match=f"reserved name '{name}'"):
                 run(tmp_path, SPEC | {kind: {name: column}})
+    only_case = SPEC | {"actions": {"like": {"flag": "like"}, "Like": {"offset_s": "comment"}}}
+    with pytest.raises(DataError, match="duplicate name 'Like': differs from 'like' only in case"):
+        run(tmp_path, only_case)
+    calendar = SPEC | {"features": [*SPEC["features"], {"name": "Hour_of_day", "level": "context", "column": "shop"}]}
+    with pytest.raises(DataError, match="differs from 'Hour_of_day' only in case"):
+        run(tmp_path, calendar)
+
+
+@pytest.mark.parametrize(
+    ("column", "meaning"),
+    [("dwell", "watch time"), ("Dwell", "watch time"), ("like", "action 'like'"), ("comment", "action 'comment'"),
+     ("CLICK", "label 'click'")],
+)  # fmt: skip
+def test_rejects_features_that_read_an_outcome(tmp_path, column, meaning):
+    spec = SPEC | {"features": [*SPEC["features"], {"name": "x", "level": "context", "column": column}]}
+    with pytest.raises(DataError, match=f"spec.yaml, field 'x': column '{column}' is the {meaning} of the same"):
+        run(tmp_path, spec)
+    assert not (tmp_path / "out").exists()
 
 
 # --- public samples ---------------------------------------------------------------------------------------------

@@ -26,9 +26,9 @@ impression = st.fixed_dictionaries(
         "label_click": st.one_of(st.none(), st.sampled_from([0.0, 1.0])),
         "objective_glance": st.one_of(st.none(), st.sampled_from([0.0, 1.0])),
         "split": st.integers(0, 2),
-        "row_item_id": st.integers(0, 98),
-        "row_tab": st.integers(0, 8),
-        "row_country": st.integers(0, 8),
+        "row of item_id": st.integers(0, 98),
+        "row of tab": st.integers(0, 8),
+        "row of country": st.integers(0, 8),
     }
 )
 users = st.lists(st.lists(impression, min_size=1, max_size=12), max_size=6)
@@ -52,7 +52,7 @@ def rows_of(drawn):
 
 def table_of(rows):
     floats = ["dwell_s", "label_click", "objective_glance", *(f"at_{name}" for name in ACTIONS)]
-    integers = ["user_key", "ts_ms", "row_item_id", "row_tab", "row_country"]
+    integers = ["user_key", "ts_ms", "row of item_id", "row of tab", "row of country"]
     schema = pa.schema(
         [("user_id", pa.string()), ("split", pa.int8())]
         + [(name, pa.float32()) for name in floats]
@@ -85,9 +85,9 @@ def reference_windows(rows, split, max_history, max_targets):
                 {
                     "user": user,
                     "user_key": user_rows[0]["user_key"],
-                    "country": user_rows[first]["row_country"],
-                    "item_id": [row["row_item_id"] for row in inside],
-                    "tab": [row["row_tab"] for row in inside],
+                    "country": user_rows[first]["row of country"],
+                    "item_id": [row["row of item_id"] for row in inside],
+                    "tab": [row["row of tab"] for row in inside],
                     "ts_ms": [row["ts_ms"] for row in inside],
                     "dwell_s": [row["dwell_s"] for row in inside],
                     "action": [sequence(row)[0] for row in inside],
@@ -118,8 +118,8 @@ def test_windows_equal_the_reference(drawn, max_history, max_targets, windows_pe
 
 
 def test_columns_have_the_types_of_the_format():
-    row = {"user_id": "u", "user_key": 1, "split": 0, "ts_ms": 5, "dwell_s": 2.0, "row_item_id": 1}
-    row |= {"row_tab": 2, "row_country": 3, "label_click": None, "objective_glance": None} | {
+    row = {"user_id": "u", "user_key": 1, "split": 0, "ts_ms": 5, "dwell_s": 2.0, "row of item_id": 1}
+    row |= {"row of tab": 2, "row of country": 3, "label_click": None, "objective_glance": None} | {
         f"at_{name}": None for name in ACTIONS
     }
     spec = WindowSpec(FEATURES, ACTIONS, ("click",), ("glance",), (), 10, 10)
