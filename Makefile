@@ -21,10 +21,10 @@ BIN := .venv/bin
 OUT := quickstart
 TORCHX := $(BIN)/torchx --log_level WARNING
 
-.PHONY: help install quickstart demo test lint types format docs benchmarks results clean distclean
+.PHONY: help install quickstart demo test test-fast test-all lint types format docs benchmarks results clean distclean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-17s  %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-17s  %s\n", $$1, $$2 }'
 
 install: $(STAMP)  ## install into .venv; CUDA=1 on a machine with CUDA
 
@@ -70,9 +70,20 @@ $(OUT)/model/manifest.json: $(OUT)/evaluation.json
 $(OUT)/evaluation.json:  # written last by the quickstart
 	@$(MAKE) quickstart
 
+# A file's tests stay on one process, which builds their datasets and runs once.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile
+
 test: export OMP_NUM_THREADS := 1
-test: lint types  ## lint, check types and run all tests with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+test: lint types  ## lint, check types and run all tests in JOBS processes (2)
+	$(PYTEST)
+
+test-fast: export OMP_NUM_THREADS := 1
+test-fast: $(STAMP)  ## run the tests without processes, training or browser, in about a minute
+	$(PYTEST) -m "not processes and not training and not browser"
+
+test-all: export OMP_NUM_THREADS := 1
+test-all: lint types  ## as test, with coverage and many more examples per property
+	$(PYTEST) --cov --cov-report=term:skip-covered --hypothesis-profile=thorough
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .

@@ -7,6 +7,8 @@ import pytest
 
 import a2gen_rec
 
+pytestmark = pytest.mark.processes
+
 
 def loaded_modules(code: str) -> set[str]:
     """Return the modules that a new interpreter has loaded after ``code``."""

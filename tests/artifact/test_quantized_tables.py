@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchrec import KeyedJaggedTensor
 
 from a2gen_rec.artifact.quantized_tables import QuantizedEmbeddings, quantize_rows
+from tests.helpers.properties import examples
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(rows=st.integers(1, 40), scale=st.sampled_from([1e-3, 0.05, 1.0, 100.0]), seed=st.integers(0, 2**31))
 def test_int8_error_is_at_most_half_a_step(rows: int, scale: float, seed: int) -> None:
     weight = scale * torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed))

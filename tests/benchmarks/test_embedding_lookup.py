@@ -11,6 +11,8 @@ from a2gen_rec.errors import ConfigError
 from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.distributed import on_ranks
 
+pytestmark = pytest.mark.processes
+
 TINY = Settings(rows=[50, 300], dims=[8], lookups=64, repeats=1)
 
 

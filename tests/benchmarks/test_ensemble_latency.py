@@ -12,6 +12,8 @@ from torch import Tensor
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.utils.distributed import DistributedContext
 
+pytestmark = pytest.mark.training
+
 CPU = torch.device("cpu")
 SINGLE = DistributedContext(0, 1, 1, CPU)
 SIZES = {"objectives": [2, 3], "d_context": 6, "history_length": 3, "d_history_item": 4, "dim": 4, "hidden": [5, 3]}

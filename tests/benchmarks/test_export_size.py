@@ -15,6 +15,8 @@ from a2gen_rec.artifact.manifest import Manifest
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.utils.distributed import DistributedContext
 
+pytestmark = pytest.mark.training
+
 SINGLE = DistributedContext(0, 1, 1, torch.device("cpu"))
 TINY = Settings(items=300, users=60, impressions_per_user=40, dims=[8], dtypes=["int8", "fp32"], steps=2)
 

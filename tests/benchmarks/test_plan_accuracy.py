@@ -6,6 +6,8 @@ from plan_accuracy import SHARDING_TYPES, RankBytes, Settings, measure
 
 from a2gen_rec.utils.distributed import DistributedContext, process_group
 
+pytestmark = pytest.mark.processes
+
 TINY = Settings(items=20_000, users=10_000, authors=3_000, tags=500, dim=32, windows=8, impressions=88, dtypes=["fp32"])
 
 

@@ -7,6 +7,8 @@ from rank_latency import Ranking, Settings, _check_equal, measure
 from a2gen_rec.nn.marginals import ActionMarginals
 from a2gen_rec.utils.distributed import process_group
 
+pytestmark = pytest.mark.training
+
 
 def ranking(probability: float, unexplored_mass: float = 0.0) -> Ranking:
     values = torch.full((3, 4), probability)

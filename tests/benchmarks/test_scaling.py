@@ -24,6 +24,8 @@ from a2gen_rec.errors import ConfigError
 from a2gen_rec.utils.distributed import DistributedContext, process_group
 from tests.helpers.distributed import on_ranks
 
+pytestmark = pytest.mark.processes
+
 SIZES = {
     "ranks": [1, 2],
     "rows": [60, 500],

@@ -36,6 +36,8 @@ from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.ranking.types import RankedList, RankQuery, ScoredCandidate
 from a2gen_rec.utils.distributed import DistributedContext
 
+pytestmark = pytest.mark.processes
+
 SINGLE = DistributedContext(0, 1, 1, torch.device("cpu"))
 
 

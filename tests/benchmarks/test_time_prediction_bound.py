@@ -7,6 +7,8 @@ from time_prediction_bound import Settings, check_frequencies, measure, median_e
 from a2gen_rec.errors import UserError
 from a2gen_rec.utils.distributed import process_group
 
+pytestmark = pytest.mark.training
+
 
 def test_errors_of_known_distributions() -> None:
     """Times are uniform around the impression's center: the error of the center is a quarter of the width."""

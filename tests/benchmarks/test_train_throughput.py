@@ -16,6 +16,8 @@ from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.cards import make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
+pytestmark = pytest.mark.processes
+
 SETTINGS = train_throughput.Settings(
     history=6,
     dim=8,

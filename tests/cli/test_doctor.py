@@ -12,6 +12,8 @@ from rich.console import Console
 from a2gen_rec.cli import doctor_checks
 from a2gen_rec.utils.warning_filters import silence_known_warnings
 
+pytestmark = pytest.mark.processes
+
 GIB = 2**30
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.data.columns import WindowColumns, concat_ranges
@@ -157,7 +157,6 @@ def test_read_user_windows_returns_all_windows_of_one_user(tmp_path: Path) -> No
 
 
 @given(st.lists(st.tuples(st.integers(-5, 50), st.integers(0, 4))))
-@settings(deadline=None)
 def test_concat_ranges(pieces: list[tuple[int, int]]) -> None:
     starts, lengths = (np.array([piece[i] for piece in pieces], dtype=np.int64) for i in (0, 1))
     expected = [value for start, length in pieces for value in range(start, start + length)]

@@ -4,11 +4,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.data.dataset import compute_data_digest
 from a2gen_rec.data.schema import CARD_FILE
+from tests.helpers.properties import examples
 
 names = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(lambda parts: "/".join([*parts, "file"]))
 trees = st.dictionaries(names, st.binary(max_size=6), max_size=4)
@@ -21,7 +22,7 @@ def write(folder: Path, tree: dict[str, bytes]) -> Path:
     return folder
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(trees, trees)
 def test_digests_are_equal_exactly_for_equal_files(first: dict[str, bytes], second: dict[str, bytes]) -> None:
     with tempfile.TemporaryDirectory() as scratch:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.config import LoaderConfig
@@ -19,6 +19,7 @@ from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.errors import DataError
 from a2gen_rec.models.embedding_tables import EmbeddingTables
 from tests.helpers.cards import full_tables, make_card, make_columns, small_config, to_table
+from tests.helpers.properties import examples
 
 CARD = make_card()
 FULL_TABLES = full_tables(CARD, small_config())
@@ -233,7 +234,7 @@ def take_batches(ranks: list[Iterator[WindowBatch]], starts: list[LoaderState], 
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.lists(st.integers(0, 30), min_size=4, max_size=4), st.integers(0, 9))
-@settings(deadline=None, max_examples=25)
+@examples(25)
 def test_no_window_is_lost_when_ranks_change(
     dataset: str, before: int, after: int, batches: list[int], seed: int
 ) -> None:

@@ -21,6 +21,8 @@ from a2gen_rec.cli.main import COMMANDS, main
 from tests.helpers import REPOSITORY
 from tests.helpers.service import running
 
+pytestmark = pytest.mark.processes
+
 QUICKSTART = REPOSITORY / "docs" / "getting-started" / "quickstart.md"
 NOTEBOOK = REPOSITORY / "docs" / "tutorials" / "explore-a-run.ipynb"
 PAGES = [

@@ -17,6 +17,8 @@ from a2gen_rec.training.loaded_run import load_run
 from a2gen_rec.training.run_dir import RunDir
 from tests.helpers.cards import make_card, small_config, write_dataset
 
+pytestmark = pytest.mark.training
+
 CARD = make_card()
 SMALL = [
     "--model.dim",

@@ -20,6 +20,8 @@ from a2gen_rec.training import checkpoint
 from tests.helpers.cards import checkpoint_tensors
 from tests.helpers.logs import Log, simulated_log
 
+pytestmark = pytest.mark.processes
+
 LAUNCH = [
     sys.executable,
     "-m",

@@ -11,6 +11,8 @@ from iopath.common.file_io import g_pathmgr
 from a2gen_rec.cli.main import main
 from tests.helpers.storage import PREFIX, DirectoryStorage
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture(scope="module")
 def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

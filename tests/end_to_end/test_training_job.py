@@ -21,6 +21,8 @@ from a2gen_rec.data.dataset import compute_data_digest
 from a2gen_rec.data.schema import DatasetCard
 from tests.helpers.cards import checkpoint_tensors, make_card, write_dataset
 
+pytestmark = pytest.mark.processes
+
 SMALL = [
     "--model.dim",
     "8",

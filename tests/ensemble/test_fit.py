@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.cli.main import main
@@ -37,6 +37,9 @@ from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.cards import make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
+from tests.helpers.properties import examples
+
+pytestmark = pytest.mark.training
 
 CARD = make_card()
 CONFIG = EnsembleConfig(
@@ -375,7 +378,7 @@ VALUES = st.floats(-30, 30, width=32)
 ROWS = st.integers(0, 10_000)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(ROWS, st.lists(VALUES, min_size=7, max_size=7), st.integers(0, 6), st.floats(0, 32, width=32))
 def test_improving_an_objective_never_lowers_the_score(
     world: World, exact: Ensemble, row: int, values: list[float], k: int, step: float
@@ -389,7 +392,7 @@ def test_improving_an_objective_never_lowers_the_score(
         assert after > before
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     ROWS,
     st.lists(VALUES, min_size=7, max_size=7),
@@ -405,7 +408,7 @@ def test_one_objective_determines_the_order_if_others_are_equal(
     assert scored(exact, world, row, value).argsort().tolist() == key.argsort().tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(ROWS, st.sampled_from([-1e4, -16.0, 0.0, 16.0, 1e4]), st.integers(1, 5), st.booleans())
 def test_scores_of_extreme_equal_and_single_candidates_and_new_users(
     world: World, row: int, value: float, candidates: int, new: bool

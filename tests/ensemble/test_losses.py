@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from a2gen_rec.ensemble.losses import (
     update_pareto_weights,
 )
 from a2gen_rec.errors import ConfigError
+from tests.helpers.properties import examples
 
 LOSSES = {"pointwise": pointwise, "listwise": listwise, "pairwise": pairwise}
 
@@ -59,7 +60,7 @@ def test_relevance_is_the_weighted_sum_of_labels() -> None:
     torch.testing.assert_close(combined_relevance(labels, torch.tensor([0.75, 0.25])), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(name=st.sampled_from(sorted(LOSSES)), seed=st.integers(0, 999), candidates=st.integers(1, 6))
 def test_losses_and_gradients_equal_loops(name: str, seed: int, candidates: int) -> None:
     score, relevance, mask = lists(seed, candidates=candidates)
@@ -152,7 +153,7 @@ def brute_force(gram: np.ndarray, min_weights: np.ndarray, parts: int) -> float:
     return float(np.einsum("ni,ij,nj->n", weights, gram, weights).min())
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(m=st.integers(1, 4), width=st.integers(1, 5), seed=st.integers(0, 9999), bounded=st.booleans())
 def test_min_norm_weights_equal_brute_force(m: int, width: int, seed: int, bounded: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -191,7 +192,7 @@ def test_losses_without_gradient_keep_their_weight() -> None:
     np.testing.assert_array_equal(bounded_min_norm_weights(np.zeros((3, 3)), none, before), before)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(m=st.integers(2, 4), seed=st.integers(0, 9999), scale=st.sampled_from([0.0, 0.5, 1.0]))
 def test_bounds_hold_for_losses_without_gradient(m: int, seed: int, scale: float) -> None:
     """The combination of the other losses is optimal: no small exchange of weight shortens it."""

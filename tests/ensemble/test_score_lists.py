@@ -26,6 +26,8 @@ from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.cards import full_tables, make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
+pytestmark = pytest.mark.training
+
 CARD = make_card()
 BEHAVIORS = ("like", "comment", "follow", "click", "effective")
 EVENTS = 4

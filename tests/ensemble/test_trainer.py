@@ -31,6 +31,8 @@ from a2gen_rec.models.ensemble.baselines import LogisticRegression, SessionWeigh
 from a2gen_rec.models.ensemble.io import EnsembleCard, load_baseline, load_ensemble, save_ensemble
 from a2gen_rec.models.ensemble.model import Ensemble, Objective
 
+pytestmark = pytest.mark.training
+
 OBJECTIVES = [Objective("like"), Objective("glance", False), Objective("watch_time")]
 SMALL = EnsembleConfig(lr=0.02, epochs=4, patience=0, batch_size=32, dim=4, hidden_dims=[8, 4], quadrature_degree=8)
 

@@ -5,11 +5,12 @@ from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.errors import ConfigError, DataError
 from a2gen_rec.evaluation.list_metrics import hr_and_ndcg, hypervolume, list_metrics, uauc
+from tests.helpers.properties import examples
 
 NAN = math.nan
 
@@ -47,7 +48,7 @@ CANDIDATES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(CANDIDATES, max_size=4), st.integers(1, 8))
 def test_top_k_equals_mean_over_orders_of_ties(rows: list, k: int) -> None:
     width = max(map(len, rows), default=0)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.functional.regression import spearman_corrcoef
@@ -42,7 +42,6 @@ def pairwise_auc(scores: list[float], labels: list[float]) -> float | None:
 
 
 @given(ROWS)
-@settings(deadline=None)
 def test_grouped_auc_equals_pairs(rows: list) -> None:
     scores, labels, groups = arrays(rows)
     values, sizes = grouped_auc(scores, labels, groups)
@@ -63,7 +62,6 @@ def test_grouped_auc_equals_pairs(rows: list) -> None:
 
 
 @given(ROWS)
-@settings(deadline=None)
 def test_auc_equals_pairs_and_torchmetrics(rows: list) -> None:
     scores, labels, _ = arrays(rows)
     expected = pairwise_auc(scores.tolist(), labels.tolist())
@@ -116,7 +114,6 @@ def test_metrics_of_one_class_are_none(labels: list) -> None:
 
 
 @given(st.integers(2, 500).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1))))
-@settings(deadline=None)
 def test_normalized_entropy_of_the_base_rate_is_one(sizes: tuple[int, int]) -> None:
     n, positive = sizes
     labels = (np.arange(n) < positive).astype(np.float32)
@@ -221,7 +218,6 @@ def by_pairs(a: list[float], b: list[float]) -> float | None:
 
 
 @given(st.lists(st.tuples(SCORES, SCORES), max_size=30))
-@settings(deadline=None)
 def test_rank_correlation_equals_pairs(rows: list) -> None:
     a, b = [x for x, _ in rows], [y for _, y in rows]
     expected = by_pairs(a, b)

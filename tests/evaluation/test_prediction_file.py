@@ -17,6 +17,8 @@ from a2gen_rec.evaluation.prediction_file import read_predictions, write_predict
 from a2gen_rec.training.entrypoint import train
 from tests.helpers.cards import make_card, small_config, write_dataset
 
+pytestmark = pytest.mark.training
+
 CARD = make_card()
 
 

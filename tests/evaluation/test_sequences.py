@@ -17,6 +17,8 @@ from a2gen_rec.runs.evaluate import evaluate_run
 from a2gen_rec.training.entrypoint import train
 from tests.helpers.cards import make_card, make_columns, small_config, write_dataset
 
+pytestmark = pytest.mark.training
+
 CARD = make_card()  # three actions besides start and exit: 16 sequences, the number of beams
 ALL = 16
 

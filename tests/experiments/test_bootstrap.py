@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.evaluation.metrics import auc
@@ -18,7 +18,6 @@ def direct(values: np.ndarray, user: np.ndarray, weights: np.ndarray) -> np.ndar
     return np.concatenate([values[user == one] for one in range(len(weights)) for _ in range(int(weights[one]))])
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     n=st.integers(1, 40),

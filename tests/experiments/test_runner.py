@@ -22,6 +22,8 @@ from a2gen_rec.training.checkpoint import FORMAT_VERSION
 from tests.helpers import CONFIGS
 from tests.helpers.cards import make_card, write_dataset
 
+pytestmark = pytest.mark.processes
+
 CARD = make_card()
 TINY = {
     "model.dim": 8,

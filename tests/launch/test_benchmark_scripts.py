@@ -9,6 +9,8 @@ import pytest
 from a2gen_rec.cli.main import main
 from a2gen_rec.launch import benchmark_scripts
 
+pytestmark = pytest.mark.processes
+
 MEASURING = """
 '''How far?
 

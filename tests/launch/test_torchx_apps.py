@@ -17,6 +17,8 @@ from a2gen_rec.errors import ConfigError
 from a2gen_rec.launch.app_def import JobResources, ResourceError
 from tests.helpers import REPOSITORY
 
+pytestmark = pytest.mark.processes
+
 APPS = REPOSITORY / "torchx_apps"
 TRAIN, EVALUATE = f"{APPS}/train.py:train", f"{APPS}/evaluate.py:evaluate"
 BENCHMARK = f"{APPS}/benchmark.py:benchmark"

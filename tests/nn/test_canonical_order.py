@@ -5,10 +5,11 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.nn.canonical_order import canonicalize_order, sequence_ids, sort_by_vocabulary
+from tests.helpers.properties import examples
 
 ACTIONS = 7
 INNER = st.lists(st.tuples(st.integers(1, ACTIONS - 2), st.floats(0, 100, width=32) | st.just(math.nan)), max_size=5)
@@ -32,7 +33,7 @@ def times(offset_s: torch.Tensor) -> list[Counter]:
 
 
 @given(IMPRESSIONS, st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_canonical_form_removes_order_and_pairing(impressions: list, random: object) -> None:
     """The result does not depend on which action has which time; codes, times and missing times are preserved."""
     action, offset_s = flat(impressions)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.nn.attention import AttentionConfig
@@ -17,7 +17,6 @@ LARGEST = st.floats(1, 1e7)
 
 
 @given(SECONDS, SECONDS, BUCKETS, LARGEST)
-@settings(deadline=None)
 def test_buckets_are_monotonic_and_bounded(a: float, b: float, buckets: int, max_seconds: float) -> None:
     for dtype in (torch.float32, torch.float64):
         low, high = log_bucketize(torch.tensor([min(a, b), max(a, b)], dtype=dtype), buckets, max_seconds).tolist()
@@ -25,7 +24,6 @@ def test_buckets_are_monotonic_and_bounded(a: float, b: float, buckets: int, max
 
 
 @given(BUCKETS, LARGEST)
-@settings(deadline=None)
 def test_buckets_of_missing_zero_and_large_times(buckets: int, max_seconds: float) -> None:
     seconds = torch.tensor([math.nan, 0.0, -3.0, max_seconds * 1.001 + 0.001, 1e30, math.inf])
     assert log_bucketize(seconds, buckets, max_seconds).tolist() == [0, 1, 1, buckets - 1, buckets - 1, buckets - 1]
@@ -35,7 +33,6 @@ def test_buckets_of_missing_zero_and_large_times(buckets: int, max_seconds: floa
 
 
 @given(SECONDS, BUCKETS, LARGEST)
-@settings(deadline=None)
 def test_buckets_have_equal_width_in_log1p(seconds: float, buckets: int, max_seconds: float) -> None:
     width = math.log1p(max_seconds) / (buckets - 2)
     position = math.log1p(seconds) / width

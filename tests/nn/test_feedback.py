@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from a2gen_rec.nn.attention import AttentionConfig
 from a2gen_rec.nn.feedback import DualViewAttention
+from tests.helpers.properties import examples
 
 M, N, T, HEADS, D_X, D_C, DIM = 3, 8, 6, 2, 5, 6, 8
 FORMS = ["factorized", "reference"]
@@ -117,7 +118,7 @@ def test_equals_formulas(impl: str, include_full_history: bool, residual: str, m
 
 
 @given(st.integers(0, 3), st.integers(0, 7), st.integers(0, 5), st.integers(0, 1000), st.booleans())
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_factorized_equals_reference_with_gradients(
     m: int, n: int, t: int, seed: int, include_full_history: bool
 ) -> None:

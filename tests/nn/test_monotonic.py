@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from a2gen_rec.nn.monotonic import MonotonicTransform, clenshaw_curtis
+from tests.helpers.properties import examples
 
 D = 5
 
@@ -80,7 +81,7 @@ def test_quadrature_of_degree_two_is_simpsons_rule() -> None:
     np.testing.assert_allclose(weights, [1 / 6, 4 / 6, 1 / 6])
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     n=st.integers(1, 3),
     candidates=st.integers(0, 4),
@@ -192,7 +193,7 @@ def test_objectives_and_candidates_are_independent() -> None:
     assert differs.nonzero().tolist() == [[1, 2, 1]]
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     scores=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12),
     seed=st.integers(0, 999),

@@ -20,6 +20,8 @@ from a2gen_rec.ranking.types import Impression, RankedList, RankQuery
 from a2gen_rec.runs.export import export_run
 from tests.helpers.logs import Log, hashed_log
 
+pytestmark = pytest.mark.training
+
 NAMES = [f"i{number}" for number in range(12)]
 
 

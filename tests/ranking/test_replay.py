@@ -20,6 +20,8 @@ from a2gen_rec.training.loaded_run import load_run
 from tests.helpers.logs import Log, hashed_log, simulated_log
 from tests.helpers.service import fast_store
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture(scope="module", params=[simulated_log, hashed_log])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, str]:

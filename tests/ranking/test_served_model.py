@@ -13,6 +13,8 @@ from a2gen_rec.serving.http import schema
 from tests.helpers.logs import hashed_log
 from tests.helpers.service import running
 
+pytestmark = pytest.mark.training
+
 
 def test_service_matches_the_ranker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     today = 10**12 + 10**11

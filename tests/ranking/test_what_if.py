@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
@@ -20,6 +20,7 @@ from a2gen_rec.ranking.selection import ENSEMBLE, RankingTask, Scorer, top_candi
 from a2gen_rec.ranking.types import RankQuery, WhatIf
 from a2gen_rec.ranking.what_if import check_what_if, evaluate_what_if
 from tests.helpers.cards import make_columns
+from tests.helpers.properties import examples
 from tests.helpers.random_card import make_card
 
 CARD = make_card()
@@ -55,7 +56,7 @@ def random_case(seed: int) -> tuple[Scorer, TargetPredictions, WindowBatch, list
     return Scorer(CARD, ranker, (ensemble.eval(), card)), predictions, batch, tasks
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.integers(0, 10**6), st.sampled_from(NAMES), st.data())
 def test_what_if_equals_the_ranking_of_the_changed_prediction(seed: int, name: str, data: st.DataObject) -> None:
     scorer, predictions, batch, tasks = random_case(seed)
@@ -88,7 +89,7 @@ def test_what_if_equals_the_ranking_of_the_changed_prediction(seed: int, name: s
             assert 1 + ahead <= result.rank <= len(ranked) - behind
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(st.integers(0, 10**6))
 def test_better_predictions_never_lower_score_or_rank(seed: int) -> None:
     scorer, predictions, batch, tasks = random_case(seed)

@@ -14,6 +14,8 @@ from a2gen_rec.runs.export import check_auc_drop, compare_auc
 from a2gen_rec.training.entrypoint import train
 from tests.helpers.cards import make_card, small_config, write_dataset
 
+pytestmark = pytest.mark.training
+
 
 def evaluation(**auc: tuple[float | None, int]) -> dict:
     actions = {name: {"auc": value, "positives": positives} for name, (value, positives) in auc.items()}

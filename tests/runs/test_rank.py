@@ -33,6 +33,8 @@ from a2gen_rec.training.entrypoint import train
 from a2gen_rec.training.loaded_run import LoadedRun, load_run
 from tests.helpers.cards import full_tables, make_card, make_columns, small_config, to_table, write_dataset
 
+pytestmark = pytest.mark.training
+
 CARD = make_card()
 NAMES = ["like", "comment", "follow", "click"]
 

@@ -24,6 +24,8 @@ from a2gen_rec.training.loaded_run import load_run
 from tests.helpers.cards import make_card
 from tests.helpers.logs import Log, hashed_log, simulated_log
 
+pytestmark = pytest.mark.training
+
 ITEMS = pa.table({"item": ["a", "b", "c", "d", "e"], "item_id": [3, 0, 1, 0, 2], "author_id": [5, 6, 7, 8, 1]})
 
 

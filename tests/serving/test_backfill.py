@@ -23,6 +23,8 @@ from a2gen_rec.serving.engine.history_cache import SESSION_MARGIN
 from a2gen_rec.serving.stores.factory import open_store
 from tests.helpers.logs import SPEC, Log, hashed_log, simulated_log
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Log]:

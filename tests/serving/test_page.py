@@ -12,6 +12,8 @@ from tests.helpers.browser import PageMonitor, PageRanker, chromium
 from tests.helpers.fake_ranker import ITEMS, make_model
 from tests.helpers.service import RunningService, running
 
+pytestmark = pytest.mark.browser
+
 KEY = "a-key-of-sixteen-characters"
 WATCH_TIMES = [4.0, 10.0, 20.0]
 START_MS = 1_700_000_000_000

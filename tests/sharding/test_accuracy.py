@@ -24,6 +24,8 @@ from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.cards import full_tables, make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
+pytestmark = pytest.mark.processes
+
 KINDS = {"user_id": "row_wise", "item_id": "column_wise", "author_id": "table_wise", "tab": "column_wise"}
 
 

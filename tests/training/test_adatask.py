@@ -23,6 +23,8 @@ from a2gen_rec.utils.distributed import DistributedContext, all_reduce_sum
 from tests.helpers.cards import checkpoint_tensors, full_tables, make_card, make_columns, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
+pytestmark = pytest.mark.processes
+
 CARD = make_card(labels=("click", "long_view"))
 TOWERS = 3 + 2 + 3  # events, labels, times; with objectives, 2 more
 

@@ -22,6 +22,8 @@ from a2gen_rec.utils.distributed import DistributedContext
 from tests.helpers.cards import checkpoint_tensors, make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
+pytestmark = pytest.mark.processes
+
 CARD = make_card()
 BRANCHES: list[dict[str, float]] = [{}, {"time_weight": 0.0}, {"action_weight": 0.0, "label_weight": 0.0}]
 

@@ -19,6 +19,8 @@ from a2gen_rec.utils.distributed import DistributedContext, all_reduce_sum
 from tests.helpers.cards import checkpoint_tensors, full_tables, make_card, small_config, write_dataset
 from tests.helpers.distributed import on_ranks
 
+pytestmark = pytest.mark.processes
+
 CARD = make_card()
 
 

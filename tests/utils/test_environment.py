@@ -7,6 +7,8 @@ import pytest
 
 from a2gen_rec.utils import environment
 
+pytestmark = pytest.mark.processes
+
 
 def test_only_changed_code_makes_the_revision_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:

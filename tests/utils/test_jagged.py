@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -23,7 +23,6 @@ def sequences(values: Tensor, lengths: list[int]) -> list[Tensor]:
 
 
 @given(LENGTHS, COSTS)
-@settings(deadline=None)
 def test_buckets_sort_by_length_and_pad_with_the_last_token(lengths: list[int], cost: int) -> None:
     buckets = bucket(lengths, cost)
     assert sorted(buckets.order.tolist()) == list(range(len(lengths)))
@@ -40,7 +39,6 @@ def test_buckets_sort_by_length_and_pad_with_the_last_token(lengths: list[int], 
 
 
 @given(LENGTHS, COSTS)
-@settings(deadline=None)
 def test_buckets_have_minimum_cost(lengths: list[int], cost: int) -> None:
     distinct = sorted(set(lengths) - {0})
     counts = [lengths.count(length) for length in distinct]
@@ -62,7 +60,6 @@ def test_buckets_have_minimum_cost(lengths: list[int], cost: int) -> None:
 
 
 @given(LENGTHS, COSTS)
-@settings(deadline=None)
 def test_apply_equals_one_sequence_at_a_time(lengths: list[int], cost: int) -> None:
     rng = torch.Generator().manual_seed(len(lengths))
     tokens = torch.randn(sum(lengths), 3, generator=rng, dtype=torch.float64)
@@ -130,7 +127,6 @@ def test_to_keeps_all_tensors() -> None:
 
 
 @given(LENGTHS)
-@settings(deadline=None)
 def test_positions_and_padding(lengths: list[int]) -> None:
     row, column = jagged_positions(torch.tensor(lengths, dtype=torch.int64))
     assert list(zip(row.tolist(), column.tolist(), strict=True)) == [

@@ -8,7 +8,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from a2gen_rec.data.features import feedback
@@ -25,6 +25,7 @@ from a2gen_rec.data.schema import (
     FeedbackRule,
 )
 from a2gen_rec.data.sources.base import SourceInfo
+from tests.helpers.properties import examples
 
 NAN, INF = math.nan, math.inf
 RULE = FeedbackRule(3.0, ["hate", "report"], "long", [10.0, 20.5], [6.0, 2.0, 8.0, 12.5])
@@ -67,7 +68,7 @@ durations = st.sampled_from([None, NAN, INF, 0.0, -1.0, 1.9, 5.1, 9.99, 10.0, 20
 occurrences = st.sampled_from([None, None, None, NAN, 0.0, 4.0])
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.lists(st.tuples(seconds, durations, occurrences, occurrences, st.integers(0, 2)), min_size=1, max_size=30),
     st.booleans(),

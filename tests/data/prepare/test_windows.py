@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.data.prepare.windows import WindowSpec, action_lists, build_windows, window_bounds
 from a2gen_rec.data.schema import Feature
+from tests.helpers.properties import examples
 
 ACTIONS = ("like", "comment", "follow")
 FEATURES = (
@@ -102,7 +103,7 @@ def reference_windows(rows, split, max_history, max_targets):
     return windows
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(users, st.integers(0, 5), st.integers(1, 4), st.integers(1, 3))
 def test_windows_equal_the_reference(drawn, max_history, max_targets, windows_per_table):
     rows = rows_of(drawn)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from a2gen_rec.ensemble.losses import combined_relevance, listwise, pointwise
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.ensemble.model import Ensemble, EnsembleOutput, Objective
+from tests.helpers.properties import examples
 
 D_EVENT, D_CONTEXT = 6, 5
 HIGHER_IS_BETTER = [True, False, True]
@@ -130,7 +131,7 @@ requests = {
 numbers = st.one_of(st.sampled_from([-1e4, -16.0, 0.0, 1e-6, 16.0, 1e4]), st.floats(-16, 16, width=32))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(**requests, objective=st.integers(0, K - 1), low=numbers, high=numbers)
 def test_raising_an_objective_never_lowers_its_score(
     name: str,
@@ -165,7 +166,7 @@ def test_raising_an_objective_never_lowers_its_score(
         assert torch.equal(before.weight, after.weight)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(**requests, objective=st.integers(0, K - 1))
 def test_candidates_that_differ_in_one_objective_are_sorted_by_it(
     name: str,
@@ -187,7 +188,7 @@ def test_candidates_that_differ_in_one_objective_are_sorted_by_it(
         assert torch.allclose(output.score[row, :, None].expand_as(tied)[tied], output.score[row].expand_as(tied)[tied])
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(**requests, extreme=st.sampled_from([-16.0, 0.0, 16.0, 1e30]))
 def test_weights_sum_to_one_and_scores_are_means_of_transforms(
     name: str,

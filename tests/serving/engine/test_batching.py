@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.serving.engine.batching import DeadlineExceeded, DynamicBatcher, QueueFull
+from tests.helpers.properties import examples
 
 
 class BlockingWork:
@@ -59,7 +60,7 @@ def slow(jobs: list[int]) -> list[int]:
     return jobs
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.lists(st.tuples(st.integers(-1, 99), st.integers(1, 60)), max_size=30), st.sampled_from([0.0, 0.002]))
 def test_each_job_gets_its_result_in_bounded_batches(jobs: list[tuple[int, int]], wait_s: float) -> None:
     sizes, processed = [], []

@@ -6,7 +6,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from a2gen_rec.ranking.types import Impression
@@ -14,6 +14,7 @@ from a2gen_rec.serving.engine.history_cache import SESSION_MARGIN, HistoryCache,
 from a2gen_rec.serving.stores.base import StoreUnavailable
 from a2gen_rec.serving.stores.sqlite import SqliteStore
 from tests.helpers.fake_ranker import FakeRanker
+from tests.helpers.properties import examples
 from tests.helpers.service import fast_store
 
 events = st.lists(st.integers(0, 99), min_size=1, max_size=50)
@@ -27,7 +28,7 @@ def store(tmp_path: Path) -> Any:
     store.close()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps, st.sampled_from([0, 4000, 10**6]))
 def test_history_matches_the_store_for_any_cache_size(store: SqliteStore, operations: Any, max_bytes: int) -> None:
     """Writes (lists of times), reads (None) and deletions in any order, with all, some or no histories cached."""

@@ -15,6 +15,8 @@ from a2gen_rec.serving.stores.sqlite import SqliteStore
 from tests.helpers.fake_ranker import ITEMS, expected_order, make_model
 from tests.helpers.service import TIMEOUT_S, fast_store, post_request, running, wait_until
 
+pytestmark = pytest.mark.processes
+
 
 class Gate:
     """Blocks a ranker's batches until ``open`` is set."""

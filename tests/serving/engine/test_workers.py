@@ -25,6 +25,8 @@ from a2gen_rec.utils.malloc import disable_tcache_in_children
 from tests.helpers.fake_ranker import ITEMS, CrashingRanker, FakeRanker, SlowRanker, expected_order, make_model
 from tests.helpers.service import TIMEOUT_S, RunningService, running, serve_process, wait_until
 
+pytestmark = pytest.mark.processes
+
 TCACHE_OFF = "glibc.malloc.tcache_count=0"
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.serving.http import schema
 from a2gen_rec.serving.http.app import _RankFastPath, create_app
 from a2gen_rec.serving.http.guard import RequestGuard
 from tests.helpers.fake_ranker import ITEMS, expected_order
+from tests.helpers.properties import examples
 from tests.helpers.service import RunningService, running
 
 KEYS = ["first-key-of-the-service", "second-key-of-the-service"]
@@ -41,7 +42,7 @@ def history_items(response: Any) -> list[str]:
 
 
 def test_candidates_are_sorted(one: RunningService) -> None:
-    @settings(max_examples=25, deadline=None)
+    @examples(25)
     @given(
         st.text('ab/%"ü\0 ', min_size=1, max_size=9), st.lists(st.sampled_from(ITEMS), min_size=1), st.integers(1, 50)
     )

@@ -12,6 +12,8 @@ import pytest
 
 from tests.helpers.service import TIMEOUT_S, RunningService, post_request, running, send_raw
 
+pytestmark = pytest.mark.processes
+
 HISTORY = b"GET /v1/users/long/history?last=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = post_request(b"", b"Transfer-Encoding: chunked")
 ENDLESS_BYTES = 32 * 2**20

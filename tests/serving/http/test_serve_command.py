@@ -26,6 +26,8 @@ from tests.helpers.fake_ranker import make_model
 from tests.helpers.random_card import make_card
 from tests.helpers.service import TIMEOUT_S, serve_process
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(autouse=True)
 def restore_process_state() -> Iterator[None]:

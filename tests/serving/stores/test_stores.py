@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from a2gen_rec.errors import UserError
@@ -20,6 +20,7 @@ from a2gen_rec.serving.stores.base import EventStore, StoreBusy, StoreFull, Stor
 from a2gen_rec.serving.stores.factory import open_store
 from a2gen_rec.serving.stores.redis import RedisStore
 from a2gen_rec.serving.stores.sqlite import MAX_GROUP_COMMIT, SqliteStore
+from tests.helpers.properties import examples
 from tests.helpers.service import fast_store
 
 seconds = st.none() | st.floats(0, 1e6)
@@ -109,7 +110,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventStore
     opened.close()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(appends, st.integers(1, 5))
 def test_reads_match_a_reference_dictionary(store: EventStore, writes: Any, limit: int) -> None:
     """An earlier read plus the changes since then equals a full read."""

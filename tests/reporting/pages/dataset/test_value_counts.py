@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from a2gen_rec.reporting.pages.dataset.value_counts import ValueCounts, log_histogram
@@ -17,7 +17,6 @@ def value_counts(values: list[float]) -> ValueCounts:
     return ValueCounts(distinct, count)
 
 
-@settings(deadline=None)
 @given(numbers, st.floats(0.001, 1.0))
 def test_statistics_equal_numpy(values: list[float], share: float) -> None:
     distribution = value_counts(values)
@@ -32,7 +31,6 @@ def test_statistics_equal_numpy(values: list[float], share: float) -> None:
     assert (summary["count"], summary["min"], summary["max"]) == (len(values), min(values), max(values))
 
 
-@settings(deadline=None)
 @given(numbers)
 @example([9_999_999.999999998])
 def test_each_value_is_in_its_bin(values: list[float]) -> None:

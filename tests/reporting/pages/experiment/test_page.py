@@ -19,6 +19,8 @@ from a2gen_rec.experiments.results import read_experiment
 from a2gen_rec.reporting.pages.experiment.page import ReportFiles, write_experiment_report
 from tests.helpers.experiments import CARD, plain_card, write_experiment
 
+pytestmark = pytest.mark.training
+
 TWO = {"a2gen": 1.0, "mmoe": 0.3}
 TUNING = {
     "trials": 4,
