@@ -145,12 +145,12 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
     ]
     matmul = matmul_flops_per_s(process.device)
     exponents = {variant: growth_exponents(measurements, variant) for variant in VARIANTS}
-    largest = measurements[-1]
+    full_size = measurements[-1]
     metrics = {
-        "peak_mib_factorized": largest.peak["factorized"] / MIB,
-        "ratio_vs_sdpa": largest.forward_backward["SDPA"].median / largest.forward_backward["factorized"].median,
+        "peak_mib_factorized": full_size.peak["factorized"] / MIB,
+        "ratio_vs_sdpa": full_size.forward_backward["SDPA"].median / full_size.forward_backward["factorized"].median,
         "matmul_gflops_per_s": matmul / 1e9,
-        "matmul_share": largest.flops / largest.forward_backward["factorized"].median / matmul,
+        "matmul_share": full_size.flops / full_size.forward_backward["factorized"].median / matmul,
     }
     with_reference = [size for size in measurements if "reference" in size.forward_backward]
     if with_reference:

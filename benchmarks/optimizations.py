@@ -25,7 +25,7 @@ from a2gen_rec.models.factory import build_model
 from a2gen_rec.training.build import ModelWithLoss, build_training_model
 from a2gen_rec.utils.distributed import DistributedContext
 
-PAD_TO_LONGEST = 10**9
+PAD_TO_MAX = 10**9
 """Bucket overhead in tokens that pads all action sequences to the longest."""
 
 
@@ -110,7 +110,7 @@ class WindowTraining:
                 config.loader,
                 deduplicate_ids=optimizations.deduplicate,
                 prefetch=optimizations.prefetch,
-                bucket_overhead_tokens=config.loader.bucket_overhead_tokens if optimizations.jagged else PAD_TO_LONGEST,
+                bucket_overhead_tokens=config.loader.bucket_overhead_tokens if optimizations.jagged else PAD_TO_MAX,
             ),
         )
         self.config, self.process, self.optimizations = config, process, optimizations

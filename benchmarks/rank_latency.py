@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from a2gen_rec.config import Config, ModelConfig
-from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import CandidateItems, WindowColumns
 from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.data.schema import DatasetCard
@@ -62,7 +62,7 @@ class Settings:
         histories: lengths of the history of a request.
         dim: width of the model.
         num_heads: attention heads of the model.
-        max_error: bound on the probability of unexplored action sequences.
+        max_unexplored_mass: bound on the probability of unexplored action sequences.
         requests: timed requests of the fast variants at every size, within ``seconds``; at least 50 are required for a
             99th percentile.
         slow_requests: timed requests of the other variants.
@@ -78,7 +78,7 @@ class Settings:
     histories: list[int] = field(default_factory=lambda: [50, 100, 500])
     dim: int = 32
     num_heads: int = 4
-    max_error: float = 0.03
+    max_unexplored_mass: float = 0.03
     requests: int = 200
     slow_requests: int = 3
     seconds: float = 8.0
@@ -111,9 +111,9 @@ class Ranking:
 class RankerVariants:
     """Ranking variants with the weights of one trained model."""
 
-    def __init__(self, trainer: Trainer, max_error: float) -> None:
+    def __init__(self, trainer: Trainer, max_unexplored_mass: float) -> None:
         self.card, self.config, self.device = trainer.card, trainer.config, trainer.process.device
-        self.max_error = max_error
+        self.max_unexplored_mass = max_unexplored_mass
         trainer.training_model.model_parallel.eval()
         self.model = trainer.training_model.model
         self.ranker: Any = self.model.ranker  # Any: A2Gen's submodules are called directly
@@ -125,7 +125,7 @@ class RankerVariants:
         self,
         request: Request,
         attention_impl: str = "factorized",
-        max_error: float | None = None,
+        max_unexplored_mass: float | None = None,
         states: Tensor | None = None,
     ) -> Ranking:
         """Rank by the model.
@@ -133,14 +133,16 @@ class RankerVariants:
         Args:
             request: request to rank.
             attention_impl: implementation of the item-level attention.
-            max_error: error bound; default: the benchmark's setting.
+            max_unexplored_mass: error bound; default: the benchmark's setting.
             states: cached action states.
         """
         encoder = self.ranker.encoder
         encoder.impl = attention_impl
         targets = self.model.encode(self.batch(request), states)
         encoder.impl = "factorized"
-        return _to_ranking(self.ranker.marginals(targets, self.max_error if max_error is None else max_error))
+        if max_unexplored_mass is None:
+            max_unexplored_mass = self.max_unexplored_mass
+        return _to_ranking(self.ranker.marginals(targets, max_unexplored_mass))
 
     def pointwise(self, request: Request) -> Ranking:
         """Rank by the pointwise reference."""
@@ -148,7 +150,10 @@ class RankerVariants:
         context = self.reference.context(self.reference.embed(examples), examples)
         weights = self.reference.state_dict()
         tables = StepEmbeddings(weights[f"tables.{ACTION}.weight"], weights[f"tables.{TIME}.weight"])
-        return _to_ranking(action_marginals(ranker.generator, context, tables, ranker._feeds_back_time, self.max_error))
+        marginals = action_marginals(
+            ranker.generator, context, tables, ranker._feeds_back_time, self.max_unexplored_mass
+        )
+        return _to_ranking(marginals)
 
     def batch(self, request: Request) -> WindowBatch:
         """Collate a request as one window whose targets are the candidates."""
@@ -158,7 +163,7 @@ class RankerVariants:
             columns,
             np.zeros(1, np.int64),
             tables,
-            request_gap_s=WHOLE_WINDOW,
+            request_gap_s=FULL_WINDOW,
             bucket_overhead=loader.bucket_overhead_tokens,
         )
         return batch.to(self.device)
@@ -206,7 +211,7 @@ def _train_model(
     trainer = Trainer(config, data, str(scratch / "run"), process)
     trainer.fit()
     files = [str(file) for file in Path(data, "train").glob("*.parquet")]
-    return RankerVariants(trainer, settings.max_error), read_columns(read_row_groups(files), trainer.card)
+    return RankerVariants(trainer, settings.max_unexplored_mass), read_columns(read_row_groups(files), trainer.card)
 
 
 def _measure_size(
@@ -219,7 +224,7 @@ def _measure_size(
     runs: dict[str, Callable[[int], Ranking]] = {
         "factorized": lambda index: variants.rank(requests[index]),
         "cached": lambda index: variants.rank(requests[index], states=states[index]),
-        "full tree": lambda index: variants.rank(requests[index], max_error=0.0),
+        "full tree": lambda index: variants.rank(requests[index], max_unexplored_mass=0.0),
     }
     if count * history**2 * settings.num_heads * 4 <= settings.max_reference_gib * GIB:
         runs |= {
@@ -227,7 +232,7 @@ def _measure_size(
             "reference": lambda index: variants.rank(requests[index], "reference", 0.0),
             "pointwise": lambda index: variants.pointwise(requests[index]),
         }
-    _check_equal({name: run(0) for name, run in runs.items()}, settings.max_error)
+    _check_equal({name: run(0) for name, run in runs.items()}, settings.max_unexplored_mass)
     return _time_variants(runs, settings, variants.device)
 
 
@@ -271,7 +276,7 @@ def _to_ranking(marginals: ActionMarginals) -> Ranking:
     return Ranking(marginals.time[:, -1].argsort(descending=True), marginals)
 
 
-def _check_equal(rankings: dict[str, Ranking], max_error: float) -> None:
+def _check_equal(rankings: dict[str, Ranking], max_unexplored_mass: float) -> None:
     """Check that all variants are within the error bound, and equal if they explore the same tree.
 
     Raises:
@@ -281,12 +286,12 @@ def _check_equal(rankings: dict[str, Ranking], max_error: float) -> None:
     exact, bounded = rankings["full tree"].marginals.probability, rankings["factorized"].marginals
     for name, ranking in rankings.items():
         error = float((exact - ranking.marginals.probability).abs().max())
-        if error > min(float(ranking.marginals.unexplored_mass.max()), max_error) + rounding:
+        if error > min(float(ranking.marginals.unexplored_mass.max()), max_unexplored_mass) + rounding:
             raise RuntimeError(f"{name} differs from the exact probabilities by {error}")
     for name in rankings.keys() & {"cached", "reference attention", "pointwise"}:
         # Rounding may move a sequence across the exploration bound; the change is at most the mass of the sequence.
         error = float((rankings[name].marginals.probability - bounded.probability).abs().max())
-        if error > max_error / 5:
+        if error > max_unexplored_mass / 5:
             raise RuntimeError(f"{name} differs from the factorized probabilities by {error}")
 
 
@@ -332,7 +337,8 @@ def _make_report(timings_by_size: dict[tuple[int, int], dict[str, Timing]], sett
             "Latency of a request",
             ["candidates", "history", "variant", "p10 ms", "p50 ms", "p90 ms", "p99 ms", "requests"],
             rows,
-            f"error of probabilities at most {settings.max_error}, 0 with the full tree; –: no p99 from fewer than 50 requests",
+            f"error of probabilities at most {settings.max_unexplored_mass}, 0 with the full tree; "
+            "–: no p99 from fewer than 50 requests",
         ),
         ReportTable(
             "Latency relative to the factorized variant",
@@ -356,7 +362,7 @@ def _make_report(timings_by_size: dict[tuple[int, int], dict[str, Timing]], sett
         Goal(f"{size}: p99", "under 2 × p50", f"{p99 / p50:.2f} × p50", p99 < 2 * p50),
     ]
     metrics = {f"ratio_vs_{name.replace(' ', '_')}": value for name, value in ratio.items()}
-    metrics |= {"p50_ms": p50, "p99_ms": p99, "error_bound": settings.max_error}
+    metrics |= {"p50_ms": p50, "p99_ms": p99, "error_bound": settings.max_unexplored_mass}
     return Report(tables, goals, metrics)
 
 

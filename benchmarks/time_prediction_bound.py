@@ -49,11 +49,13 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
         raise ConfigError(
             f"impressions {settings.impressions} must be at least 1 and draws {settings.draws} at least 4"
         )
-    world = build_simulated_world(SimulateConfig(users=settings.users, items=settings.items, seed=settings.seed))
-    users, rng = sample_user_block(world.config, 0), np.random.default_rng(settings.seed)
+    simulated = build_simulated_world(SimulateConfig(users=settings.users, items=settings.items, seed=settings.seed))
+    users, rng = sample_user_block(simulated.config, 0), np.random.default_rng(settings.seed)
     row = rng.integers(len(users.user_id), size=settings.impressions)
-    item = world.policy.sample_items(users, row, rng.random(len(row)) < world.config.personalized_share, rng)
-    probabilities = viewing.segment_probabilities(world.config, world.base_logits, world.items, users, row, item)
+    item = simulated.policy.sample_items(users, row, rng.random(len(row)) < simulated.config.personalized_share, rng)
+    probabilities = viewing.segment_probabilities(
+        simulated.config, simulated.base_logits, simulated.items, users, row, item
+    )
     fit, held_out = (sample_times(probabilities, settings.draws // 2, rng) for _ in range(2))
     check_frequencies(np.isfinite(fit[:, :-1]), viewing.exact_marginals(probabilities).action)
     names = [*ACTIONS, "exit"]

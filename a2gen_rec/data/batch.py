@@ -22,7 +22,7 @@ from a2gen_rec.utils.jagged import LengthBuckets
 
 COUNT_NAMES = ("targets", "steps", "timed_steps", "ordered_pairs", "labels")
 
-WHOLE_WINDOW = math.inf
+FULL_WINDOW = math.inf
 """Value of ``request_gap_s``: all targets of a window are candidates of one request."""
 
 
@@ -259,7 +259,7 @@ def collate(
         outcome={name: torch.from_numpy(rows[flat[history_index]]) for name, rows in columns.outcome.items()},
         history_shape=(len(rows), int(history_count.max(initial=1))),
         target_shape=(len(rows), int(target_count.max(initial=0))),
-        single_query_time=request_gap_s == WHOLE_WINDOW,
+        single_query_time=request_gap_s == FULL_WINDOW,
         **outcomes,
     )
 

@@ -123,15 +123,15 @@ def min_norm_weights(gram: np.ndarray, tolerance: float = 1e-10, max_steps: int 
         [M] non-negative weights.
     """
     weights = np.full(len(gram), 1 / len(gram))
-    largest = gram.diagonal().max()
+    max_diagonal = gram.diagonal().max()
     for _ in range(max_steps):
         slope = gram @ weights
         best, worst = int(slope.argmin()), int(np.where(weights > 0, slope, -np.inf).argmax())
-        if slope[worst] - slope[best] <= tolerance * largest:
+        if slope[worst] - slope[best] <= tolerance * max_diagonal:
             break
         curvature = gram[best, best] + gram[worst, worst] - 2 * gram[best, worst]
         # For nearly equal gradients the curvature is rounding error and could be zero or negative.
-        curvature = max(curvature, np.finfo(np.float64).eps * largest)
+        curvature = max(curvature, np.finfo(np.float64).eps * max_diagonal)
         step = min(weights[worst], (slope[worst] - slope[best]) / curvature)
         weights[[best, worst]] += step, -step
     return weights

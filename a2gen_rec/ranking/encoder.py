@@ -187,8 +187,8 @@ class ImpressionEncoder:
         for feature in self.impression_features:
             encoded = rows[ROW_COLUMN + feature.name].astype(np.int64)
             if feature.level == "item":
-                is_given = np.array([feature.name in impression.features for impression in impressions])
-                encoded = np.where(is_given, encoded, ids[feature.name])
+                is_present = np.array([feature.name in impression.features for impression in impressions])
+                encoded = np.where(is_present, encoded, ids[feature.name])
             ids[feature.name] = encoded
         times = [rows[f"at_{name}"] for name in card.predicted_actions]
         occurred = np.stack([~np.ma.getmaskarray(time) for time in times], 1) if times else np.zeros((count, 0), bool)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrec import JaggedTensor
 
 from a2gen_rec.artifact.artifact import Artifact, load_artifact
-from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
@@ -93,7 +93,7 @@ class Ranker:
                 np.arange(len(windows)),
                 {},  # full tables are always present, whether looked up or not
                 dedup=False,
-                request_gap_s=WHOLE_WINDOW,
+                request_gap_s=FULL_WINDOW,
                 bucket_overhead=self._settings.bucket_overhead_tokens,
                 include_outcomes=False,
                 token_history=np.array(missing, np.int64),

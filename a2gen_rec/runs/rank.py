@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from a2gen_rec.data.batch import WHOLE_WINDOW, collate
+from a2gen_rec.data.batch import FULL_WINDOW, collate
 from a2gen_rec.data.items import find_candidate_items, popular_items
 from a2gen_rec.ensemble import fit
 from a2gen_rec.models.ensemble.io import EnsembleCard
@@ -68,7 +68,7 @@ def rank_run(
             loaded.config.loader.bucket_overhead_tokens,
         )
         batch = collate(
-            columns, np.zeros(1, np.int64), full_tables, request_gap_s=WHOLE_WINDOW, bucket_overhead=bucket_overhead
+            columns, np.zeros(1, np.int64), full_tables, request_gap_s=FULL_WINDOW, bucket_overhead=bucket_overhead
         )
         batch = batch.to(loaded.process.device)
         loaded.model.model_parallel.eval()

@@ -203,7 +203,7 @@ def exact_marginals(probabilities: SegmentProbabilities) -> ExactMarginals:
     start, end = probabilities.edges_ms[:-1], probabilities.edges_ms[1:]
     duration_ms = np.maximum(end - start, 1)
 
-    def at_least(time_ms: np.ndarray | int) -> np.ndarray:
+    def survival(time_ms: np.ndarray | int) -> np.ndarray:
         return completed + (leave_mass * np.clip((end - time_ms) / duration_ms, 0.0, 1.0)).sum(axis=0)
 
     # The mean of log1p over a segment is a difference of its integral, (1+x) log(1+x) - x.
@@ -212,8 +212,8 @@ def exact_marginals(probabilities: SegmentProbabilities) -> ExactMarginals:
     mean_log1p = np.diff(integral, axis=0) / (duration_ms / 1000.0)
     return ExactMarginals(
         action=action,
-        long_view=at_least(long_view_threshold_ms(probabilities.edges_ms[-1])),
-        glance=1.0 - at_least(HOOK_DURATION_MS),
+        long_view=survival(long_view_threshold_ms(probabilities.edges_ms[-1])),
+        glance=1.0 - survival(HOOK_DURATION_MS),
         log1p_watch=completed * np.log1p(seconds[-1]) + (leave_mass * mean_log1p).sum(axis=0),
     )
 

@@ -15,6 +15,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from a2gen_rec.config import Config, OptimConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import ConfigError
 from a2gen_rec.losses.loss import Loss, validate_objective_weights
 from a2gen_rec.models.base import RankingModel, TargetEncoding
 from a2gen_rec.models.factory import build_model
@@ -81,16 +82,19 @@ def build_training_model(
         sharding_plan: Sharding plan; by default that of ``config.sharding.plan_file``, or a new one.
 
     Raises:
+        ConfigError: ``optim.multitask`` is ``adatask``, but the model has no tower per task.
         UserError: The tables do not fit the cluster, or the saved plan is incompatible.
     """
     torch.manual_seed(config.train.seed)
     model = build_model(card, config, device=torch.device("meta"))
+    has_task_losses = config.optim.multitask == "adatask"
+    if has_task_losses and not model.ranker.num_towers:
+        raise ConfigError(f"optim.multitask adatask: model {config.model.name} has no tower per task")
     apply_optimizer_in_backward(
         TABLE_OPTIMIZERS[config.optim.sparse_optimizer], model.embeddings.parameters(), _table_options(config.optim)
     )
     tasks = model.ranker.objective_tasks
     validate_objective_weights(config.loss, tasks)
-    has_task_losses = config.optim.multitask == "adatask" and model.ranker.num_towers > 0
     timed_actions = model.ranker.timed_actions if has_task_losses else None
     task = ModelWithLoss(model, Loss(config.loss, process.world_size, tasks, timed_actions))
     if sharding_plan is None:

@@ -42,7 +42,7 @@ def atomic_output_dir(out: str) -> Iterator[Path]:
         output = scratch / "output"
         output.mkdir()
         yield output
-        paths.move_into_place(str(output), out)
+        paths.move_dir(str(output), out)
         published = True
     except OSError as error:  # e.g. the disk is full
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error

@@ -85,13 +85,13 @@ def read_yaml(path: str) -> Any:
     """Return the content of a YAML file.
 
     Raises:
-        ConfigError: The file is not YAML.
+        ConfigError: The file is not valid YAML.
         UserError: The file cannot be read.
     """
     try:
         return yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{path}: invalid YAML ({' '.join(str(error).split())})") from error
 
 
 def write_text(path: str, text: str) -> None:
@@ -136,7 +136,7 @@ def ensure_writable_dir(path: str) -> None:
         raise UserError(f"{path}: cannot write to directory ({error.strerror or error})") from error
 
 
-def move_into_place(local: str, target: str) -> None:
+def move_dir(local: str, target: str) -> None:
     """Move a finished local directory to ``target``: by renaming if both are local, else by copying its files."""
     if is_local(target):
         Path(target).parent.mkdir(parents=True, exist_ok=True)

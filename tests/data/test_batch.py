@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate, count_names
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate, count_names
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.utils.jagged import LengthBuckets
 from tests.helpers.cards import full_tables, make_card, make_columns, small_config
@@ -164,7 +164,7 @@ def assert_batch(batch: WindowBatch, expected: dict) -> None:
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("dedup", [True, False])
-@pytest.mark.parametrize("gap_s", [None, 0.0, 15.0, WHOLE_WINDOW])
+@pytest.mark.parametrize("gap_s", [None, 0.0, 15.0, FULL_WINDOW])
 def test_collate_equals_reference(rows: np.ndarray, dedup: bool, gap_s: float | None, columns: WindowColumns) -> None:
     batch = collate(columns, rows, FULL_TABLES, dedup, request_gap_s=gap_s)
     assert_batch(batch, collate_reference(columns, rows, gap_s=gap_s))
@@ -217,12 +217,12 @@ def test_dedup_looks_up_fewer_rows_with_equal_ids(columns: WindowColumns) -> Non
 @pytest.mark.parametrize("subset", [[], [0], [4, 1, 7], list(range(9))])
 def test_token_history_selects_tokens_of_the_full_batch(subset: list[int], columns: WindowColumns) -> None:
     rows = np.array([7, 3, 19, 0, 11])
-    full_batch = collate(columns, rows, FULL_TABLES, request_gap_s=WHOLE_WINDOW)
+    full_batch = collate(columns, rows, FULL_TABLES, request_gap_s=FULL_WINDOW)
     partial = collate(
         columns,
         rows,
         FULL_TABLES,
-        request_gap_s=WHOLE_WINDOW,
+        request_gap_s=FULL_WINDOW,
         token_history=np.array(subset, np.int64),
         include_outcomes=False,
     )

@@ -184,7 +184,7 @@ def refused(world: World, folder: Path, message: str) -> None:
 def test_rejects_incompatible_ensembles(world: World, tmp_path: Path) -> None:
     """Another step, other directions, or another run."""
     model, card = load_ensemble(str(world.folder))
-    refused(world, tmp_path / "none", "none: no ensemble here")
+    refused(world, tmp_path / "none", "none: not an ensemble directory")
     save_ensemble(str(tmp_path / "step"), model, replace(card, step=4))
     refused(
         world,

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns, concat_ranges
 from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.data.schema import FeedbackRule
@@ -167,7 +167,7 @@ def same(one: SessionLists, other: SessionLists, rtol: float = 0.0, atol: float 
             np.testing.assert_array_equal(*values)
 
 
-@pytest.mark.parametrize("gap_s", [0.0, 12.0, WHOLE_WINDOW])
+@pytest.mark.parametrize("gap_s", [0.0, 12.0, FULL_WINDOW])
 def test_lists_equal_single_candidate_predictions(
     gap_s: float, world: World, loaded: LoadedRun, tmp_path: Path
 ) -> None:
@@ -218,7 +218,7 @@ def test_events_at_the_query_time_are_excluded(world: World, loaded: LoadedRun) 
     ts_ms[first - 1] = end_ms[first - 1] = now
     end_ms[first - 2], end_ms[first - 3] = now + 1, now
     moved = replace(columns, ts_ms=ts_ms, end_ms=end_ms)
-    batch = collate(moved, np.array([window]), full_tables(CARD, loaded.config), request_gap_s=WHOLE_WINDOW)
+    batch = collate(moved, np.array([window]), full_tables(CARD, loaded.config), request_gap_s=FULL_WINDOW)
     for most, expected in ((0, []), (2, []), (3, [first - 3 - start])):
         key, length = recent_events(batch, torch.tensor([0]), most)
         assert batch.history_index[key].tolist() == expected

@@ -417,7 +417,7 @@ def test_failed_save_keeps_the_previous_ensemble(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for target, name in ((io, "save"), (io.paths, "move_into_place")):
+    for target, name in ((io, "save"), (io.paths, "move_dir")):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, full)
             with pytest.raises(UserError, match=r"cannot write the ensemble .*No space left"):
@@ -435,7 +435,7 @@ def test_rejects_a_directory_with_other_files(trained: Ensemble, tmp_path: Path)
 
 def test_rejects_missing_and_corrupted_ensembles(trained: Ensemble, tmp_path: Path) -> None:
     folder = tmp_path / "ensemble"
-    with pytest.raises(UserError, match=r"no ensemble here"):
+    with pytest.raises(UserError, match=r"not an ensemble directory"):
         load_ensemble(str(folder))
     save_ensemble(str(folder), trained, CARD)
     card, weights = folder / "ensemble.yaml", folder / "ensemble.safetensors"

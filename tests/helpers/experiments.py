@@ -1,4 +1,4 @@
-"""Experiments made up for tests of their report: `results.json` with evaluations and predictions."""
+"""Synthetic experiments for tests of the report: `results.json` with evaluations and predictions."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,25 +20,25 @@ MACHINE |= dict.fromkeys(("python", "torch", "torchrec", "fbgemm_gpu"), "1.0")
 
 
 def make_predictions(card: DatasetCard, skill: float, seed: int, rows: int = 300, users: int = 40) -> Predictions:
-    """The same users and outcomes for all seeds; predictions that are better with ``skill``."""
-    world, rng = np.random.default_rng(7), np.random.default_rng(seed)
+    """Return predictions whose accuracy grows with ``skill``; users and outcomes are the same for all seeds."""
+    outcome_rng, rng = np.random.default_rng(7), np.random.default_rng(seed)
     outcomes, actions = len(outcome_columns(card)), len(card.actions) - 1
-    chance = world.uniform(0.05, 0.6, (rows, outcomes))
-    happened = (world.random((rows, outcomes)) < chance).astype(np.float32)
-    happened[:, actions - 1] = 1  # all exit
-    actual = np.where(happened[:, :actions] > 0, world.gamma(4, 0.5, (rows, actions)), np.nan)
-    for place, name in enumerate(card.actions[1:]):
-        actual[:, place] = np.where(name in card.timed_actions, actual[:, place], np.nan)
+    chance = outcome_rng.uniform(0.05, 0.6, (rows, outcomes))
+    occurred = (outcome_rng.random((rows, outcomes)) < chance).astype(np.float32)
+    occurred[:, actions - 1] = 1  # all exit
+    observed_time = np.where(occurred[:, :actions] > 0, outcome_rng.gamma(4, 0.5, (rows, actions)), np.nan)
+    for column, name in enumerate(card.actions[1:]):
+        observed_time[:, column] = np.where(name in card.timed_actions, observed_time[:, column], np.nan)
     logit = skill * np.log(chance / (1 - chance)) + rng.normal(size=chance.shape)
     return Predictions(
-        user=world.integers(0, users, rows) * 10**6,
-        item=world.integers(0, 40, rows),
+        user=outcome_rng.integers(0, users, rows) * 10**6,
+        item=outcome_rng.integers(0, 40, rows),
         duration_bucket=np.zeros(rows, np.int64),
         probability=(1 / (1 + np.exp(-logit))).astype(np.float32),
-        occurred=happened,
-        time=(2 + (1 / (1 + skill)) * rng.normal(size=actual.shape)).astype(np.float32),
-        observed_time=actual.astype(np.float32),
-        time_given_prefix=actual.astype(np.float32) + 0.25,
+        occurred=occurred,
+        time=(2 + (1 / (1 + skill)) * rng.normal(size=observed_time.shape)).astype(np.float32),
+        observed_time=observed_time.astype(np.float32),
+        time_given_prefix=observed_time.astype(np.float32) + 0.25,
         watch_time=np.full(rows, np.nan, np.float32),
         oracle=chance[:, : len(card.oracle_columns)].astype(np.float32),
         unexplored_mass=np.zeros(rows, np.float32),
@@ -46,7 +46,7 @@ def make_predictions(card: DatasetCard, skill: float, seed: int, rows: int = 300
 
 
 def measure(predictions: Predictions, card: DatasetCard) -> dict[str, Any]:
-    """What `a2gen evaluate` says of them, as far as a report reads it."""
+    """Return the metrics of `a2gen evaluate` that a report reads."""
     names = outcome_columns(card)
 
     def score(name: str) -> dict[str, Any]:
@@ -88,10 +88,16 @@ def write_experiment(
     card: DatasetCard = CARD,
     **more: Any,
 ) -> Path:
-    """An experiment of models and ablations (of the first model) with so much skill each.
+    """Write an experiment and return its directory.
 
     Args:
-        more: replaces or adds to what ``results.json`` has.
+        folder: Directory of the experiment.
+        models: Model -> skill of its predictions.
+        ablations: Ablation of the first model -> skill of its predictions.
+        seeds: Seeds of every model.
+        datasets: Names of the datasets.
+        card: Card of every dataset.
+        more: Keys of ``results.json`` to add or replace.
     """
     first = next(iter(models))
     suite_models = [{"name": name, "overrides": {}, "ablation_of": ""} for name in models]
@@ -102,12 +108,12 @@ def write_experiment(
     for dataset in datasets:
         for model in suite_models:
             for seed in seeds:
-                place = f"runs/{dataset}/{len(runs)}"
-                (folder / place).mkdir(parents=True)
+                run_dir = f"runs/{dataset}/{len(runs)}"
+                (folder / run_dir).mkdir(parents=True)
                 skill = {**models, **(ablations or {})}[model["name"]]
                 predictions = make_predictions(card, skill, seed=len(runs))
-                write_predictions(str(folder / place / "test.parquet"), predictions, card)
-                (folder / place / "test.json").write_text(json.dumps(measure(predictions, card)))
+                write_predictions(str(folder / run_dir / "test.parquet"), predictions, card)
+                (folder / run_dir / "test.json").write_text(json.dumps(measure(predictions, card)))
                 runs.append(
                     {
                         "dataset": dataset,
@@ -120,9 +126,9 @@ def write_experiment(
                         "seconds": 3.0 + len(runs),
                         "resumed": False,
                         "machine": MACHINE,
-                        "folder": place,
-                        "test": f"{place}/test.json",
-                        "predictions": f"{place}/test.parquet",
+                        "folder": run_dir,
+                        "test": f"{run_dir}/test.json",
+                        "predictions": f"{run_dir}/test.parquet",
                     }
                 )
     results = {
@@ -144,5 +150,5 @@ def write_experiment(
 
 
 def plain_card() -> DatasetCard:
-    """A log without times, labels and objectives."""
+    """Return the card of a log without times, labels and objectives."""
     return replace(CARD, timed_actions=[], labels=[], objectives=[])

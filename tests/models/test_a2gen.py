@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchrec import JaggedTensor
 
-from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.losses.loss import Loss, loss_sums, term_means, total_loss
 from a2gen_rec.models.base import pad_queries, pad_targets
@@ -73,7 +73,7 @@ def test_pad_queries_pads_once_per_request(columns: WindowColumns) -> None:
     none = dataclasses.replace(columns, first_target=columns.first_target.copy())
     none.first_target[2] = columns.lengths[2]  # this window has no target
     for case in (columns, none):
-        batch = make_batch(CARD, case, small_config(), np.arange(5), request_gap_s=WHOLE_WINDOW)
+        batch = make_batch(CARD, case, small_config(), np.arange(5), request_gap_s=FULL_WINDOW)
         values = 1 + batch.query_index.float()
         expected = torch.zeros(5, 1)
         for window in range(5):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch
 from a2gen_rec.data.columns import CandidateItems, WindowColumns
 from a2gen_rec.losses.loss import Loss, loss_sums, term_means, total_loss
 from a2gen_rec.models.a2gen import A2GenRanker
@@ -150,7 +150,7 @@ def test_candidates_in_one_window_equal_one_window_each(variant: dict, length: i
     def ranked(rows: np.ndarray) -> Tensor:
         items = CandidateItems([""] * len(rows), np.ones(len(rows), bool), {"item_id": rows, "author_id": rows * 7 % 9})
         return predictions(
-            model, make_batch(CARD, append_candidates_now(history, items, CARD), config, request_gap_s=WHOLE_WINDOW)
+            model, make_batch(CARD, append_candidates_now(history, items, CARD), config, request_gap_s=FULL_WINDOW)
         )
 
     joint = ranked(np.arange(1, 7))

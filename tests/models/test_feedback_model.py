@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.config import LossConfig
-from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch
 from a2gen_rec.data.columns import WindowColumns, concat_ranges
 from a2gen_rec.data.schema import COMPLETE, EFFECTIVE, FEEDBACK_LEVELS, GLANCE, NEGATIVE, PARTIAL, UNKNOWN, DatasetCard
 from a2gen_rec.losses.loss import Loss, term_means, total_loss
@@ -282,7 +282,7 @@ def as_requests(columns: WindowColumns, gap_s: float) -> WindowColumns:
     )
 
 
-@pytest.mark.parametrize("gap_s", [0.0, 12.0, 25.0, WHOLE_WINDOW])
+@pytest.mark.parametrize("gap_s", [0.0, 12.0, 25.0, FULL_WINDOW])
 @pytest.mark.parametrize("switch", ["off", "session", "all of it"])
 def test_targets_of_a_request_equal_single_candidates_at_query_time(
     switch: str, gap_s: float, columns: WindowColumns

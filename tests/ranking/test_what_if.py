@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2gen_rec.data.batch import WHOLE_WINDOW, WindowBatch, collate
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import CandidateItems
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.ensemble.model import Ensemble
@@ -33,7 +33,7 @@ def random_case(seed: int) -> tuple[Scorer, TargetPredictions, WindowBatch, list
     """Return a random ensemble and random predictions for the targets of random windows."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    batch = collate(make_columns(CARD, WINDOWS, rng), np.arange(WINDOWS), {}, dedup=False, request_gap_s=WHOLE_WINDOW)
+    batch = collate(make_columns(CARD, WINDOWS, rng), np.arange(WINDOWS), {}, dedup=False, request_gap_s=FULL_WINDOW)
     targets, keys = len(batch.target_window), len(batch.history_index)
     predictions = TargetPredictions(
         encoding=None,  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import torch
 
 from a2gen_rec.cli.main import main
 from a2gen_rec.config import Config, EnsembleConfig
-from a2gen_rec.data.batch import WHOLE_WINDOW, collate
+from a2gen_rec.data.batch import FULL_WINDOW, collate
 from a2gen_rec.data.columns import CandidateItems, WindowColumns
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.items import find_candidate_items, popular_items
@@ -102,7 +102,7 @@ def predictions(model: RankingModel, columns: WindowColumns, candidates: bool) -
             columns,
             np.arange(len(columns)),
             full_tables(CARD, small_config()),
-            request_gap_s=WHOLE_WINDOW if candidates else None,
+            request_gap_s=FULL_WINDOW if candidates else None,
         )
     )
     marginals, best = model.ranker.marginals(output, max_unexplored_mass=0.1), model.ranker.decode(output, 4)

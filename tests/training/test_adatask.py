@@ -240,6 +240,7 @@ def test_task_states_resume_under_another_plan_and_world_size(dataset: Path, ini
     ("optim", "model", "loss", "named"),
     [
         ({}, {}, {}, "model.name"),
+        ({}, {"generator": "independent_heads"}, {}, "model.name"),
         ({}, {"name": "ple"}, {"uncertainty_weighting": True}, "loss.uncertainty_weighting"),
         ({"dense_optimizer": "adam", "weight_decay": 0.1}, {"name": "ple"}, {}, "optim.dense_optimizer must be adamw"),
         ({"sparse_weight_decay": 0.1}, {"name": "ple"}, {}, "optim.sparse_weight_decay"),
@@ -251,6 +252,14 @@ def test_rejects_unsupported_settings(optim: dict, model: dict, loss: dict, name
     Config(
         model=ModelConfig(name="hstu"), optim=OptimConfig(multitask="adatask", dense_optimizer="adam", weight_decay=0.0)
     )
+
+
+@pytest.mark.parametrize("generator", ["explicit", "independent_heads"])
+def test_build_rejects_models_without_task_towers(generator: str) -> None:
+    config = small_config(generator=generator)
+    config.optim.multitask = "adatask"  # after the check of Config
+    with pytest.raises(ConfigError, match=r"optim\.multitask adatask: model a2gen has no tower per task"):
+        build_training_model(CARD, config, DistributedContext(0, 1, 1, torch.device("cpu")))
 
 
 def test_rejects_a_checkpoint_of_joint_training(tmp_path: Path) -> None:

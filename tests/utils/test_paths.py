@@ -151,7 +151,7 @@ def test_move_into_place(before: str, location: tuple[str, Path], tmp_path: Path
     name = "new/data" if before == "below absent" else "data"
     if before == "empty":
         (folder / "data").mkdir()
-    paths.move_into_place(str(source), paths.join(base, *name.split("/")))
+    paths.move_dir(str(source), paths.join(base, *name.split("/")))
     target = folder / name
     assert {path.relative_to(target).as_posix() for path in target.rglob("*")} == {
         "card.yaml",

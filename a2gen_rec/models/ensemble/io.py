@@ -72,7 +72,7 @@ class EnsembleCard:
         """
         file = paths.join(folder, CARD_FILE)
         if not paths.exists(file):
-            raise UserError(f"{folder}: no ensemble here ({CARD_FILE} not found)")
+            raise UserError(f"{folder}: not an ensemble directory ({CARD_FILE} not found)")
         try:
             raw = paths.read_yaml(file)
             if raw["format"] != _FORMAT:
@@ -80,7 +80,7 @@ class EnsembleCard:
             objectives = [Objective(**objective) for objective in raw["objectives"]]
             return cls(**{**raw, "objectives": objectives, "config": EnsembleConfig(**raw["config"])})
         except (TypeError, KeyError, AttributeError, ConfigError) as error:
-            raise UserError(f"{file}: not an ensemble card ({error})") from error
+            raise UserError(f"{file}: invalid ensemble card ({error})") from error
 
 
 def check_output_dir(output_dir: str) -> None:
@@ -126,7 +126,7 @@ def save_ensemble(folder: str, model: Ensemble, card: EnsembleCard, baselines: M
             if local and os.path.isdir(folder):
                 os.rename(folder, previous)
             try:
-                paths.move_into_place(new, folder)
+                paths.move_dir(new, folder)
             except OSError:
                 if os.path.isdir(previous):
                     os.rename(previous, folder)

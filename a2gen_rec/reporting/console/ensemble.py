@@ -136,11 +136,11 @@ def _block(rank: int, candidates: Sequence[HasExplanation], digits: int) -> list
     rows[3][1].stylize("bold")
     if rank + 1 < len(candidates):
         other = candidates[rank + 1]
-        leads = [a.contribution - b.contribution for a, b in zip(parts, other.explanation, strict=True)]
-        lead = format_signed(candidate.score - other.score, digits)
-        rows.append(row(f"  lead over {rank + 2}", lead, [format_signed(value, digits) for value in leads]))
-        if max(leads) > 0:
-            rows[-1][2 + leads.index(max(leads))].stylize(HIGHLIGHT)
+        margins = [a.contribution - b.contribution for a, b in zip(parts, other.explanation, strict=True)]
+        margin = format_signed(candidate.score - other.score, digits)
+        rows.append(row(f"  lead over {rank + 2}", margin, [format_signed(value, digits) for value in margins]))
+        if max(margins) > 0:
+            rows[-1][2 + margins.index(max(margins))].stylize(HIGHLIGHT)
     return rows
 
 

@@ -146,8 +146,8 @@ def _ensemble_summary(lists: Mapping[str, Any]) -> Text:
     line = Text(f"\nensemble: NDCG@{lists['k']} ")
     known = [(name, other["mean"]["ndcg"]) for name, other in others if other["mean"]["ndcg"] is not None]
     best = max(known, key=lambda pair: pair[1], default=None)
-    better = ndcg is not None and best is not None and ndcg > best[1]
-    line.append(f"{format_decimals(ndcg, 4)} ({ensemble})", style=HIGHLIGHT if better else "")
+    is_better = ndcg is not None and best is not None and ndcg > best[1]
+    line.append(f"{format_decimals(ndcg, 4)} ({ensemble})", style=HIGHLIGHT if is_better else "")
     if best is not None:
         line.append(f" · best alternative: {best[1]:.4f} ({best[0]})")
     line.append(f" · {lists['lists']:,} lists", style="dim")
@@ -288,5 +288,5 @@ def _compared(
 ) -> Text:
     """Return a metric, highlighted if it is better than the reference's."""
     value, other = metrics[metric], reference.get(metric)
-    better = value is not None and other is not None and (value > other if higher_is_better else value < other)
-    return Text(format_decimals(value, digits), style=HIGHLIGHT if better else "")
+    is_better = value is not None and other is not None and (value > other if higher_is_better else value < other)
+    return Text(format_decimals(value, digits), style=HIGHLIGHT if is_better else "")

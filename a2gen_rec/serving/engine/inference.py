@@ -65,7 +65,7 @@ class InProcessBackend:
         """Return the result or error of each job."""
         prepared = [self._prepare(job) for job in jobs]
         requests = [job[0] for job in prepared if not isinstance(job, Exception)]
-        ranked = iter(_rank_each(requests, self.ranker))
+        ranked = iter(_rank_or_retry(requests, self.ranker))
         results: list[RankResult | Exception] = []
         for job in prepared:
             if isinstance(job, Exception):
@@ -133,7 +133,7 @@ def _query_time(request: RankQuery, history: "EncodedHistory") -> int:
     return max(now_ms(), int(history.ts_ms[-1])) if len(history) else now_ms()
 
 
-def _rank_each(requests: list[RankQuery], ranker: "Ranker") -> Sequence[RankedList | Exception]:
+def _rank_or_retry(requests: list[RankQuery], ranker: "Ranker") -> Sequence[RankedList | Exception]:
     """Return the results in order. If a batch fails, its requests are retried one by one, so that only invalid ones
     fail."""
     if not requests:
@@ -143,4 +143,4 @@ def _rank_each(requests: list[RankQuery], ranker: "Ranker") -> Sequence[RankedLi
     except Exception as error:
         if len(requests) == 1:
             return [error]
-        return [result for request in requests for result in _rank_each([request], ranker)]
+        return [result for request in requests for result in _rank_or_retry([request], ranker)]

@@ -86,7 +86,7 @@ def further_tables(comparison: Comparison) -> list[ComparisonTable]:
     if comparison.timed:
         tables.append(times(comparison, "mae_s", "Time MAE, seconds", 2))
     if any(model.times_given_prefix for model in comparison.full_models):
-        tables.append(next_times(comparison))
+        tables.append(conditional_times(comparison))
     return [*tables, costs(comparison)]
 
 
@@ -146,15 +146,15 @@ def times(comparison: Comparison, metric: str, title: str, digits: int) -> Compa
     return ComparisonTable(table.title, table.columns, [*table.rows, Row("known times", counts, True)], table.note)
 
 
-def _mae_given_prefix(row: MetricsRow, name: str) -> MeanStd | None:
+def _conditional_mae(row: MetricsRow, name: str) -> MeanStd | None:
     return row.times_given_prefix.get(name, {}).get("mae_log")
 
 
-def next_times(comparison: Comparison) -> ComparisonTable:
+def conditional_times(comparison: Comparison) -> ComparisonTable:
     """Return time errors given the preceding actions. No value is marked best, because only generators use them."""
     models: Sequence[MetricsRow] = comparison.models
     columns = [
-        (name, _column([], models, lambda row, name=name: _mae_given_prefix(row, name), lowest, 4))  # type: ignore[misc]
+        (name, _column([], models, lambda row, name=name: _conditional_mae(row, name), lowest, 4))  # type: ignore[misc]
         for name in comparison.timed
     ]
     note = (
