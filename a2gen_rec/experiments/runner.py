@@ -2,7 +2,8 @@
 
 ::
 
-    OUT/data/jd/                                prepared dataset if the suite names a log; jd.json has its settings
+    OUT/data/jd/                                prepared dataset if the suite names a log
+    OUT/data/jd.json                            its settings, and path, files and spec of the log
     OUT/runs/jd/ple/seed-0-1a2b3c4d/            run: settings.yaml, log.txt, checkpoints; when it is finished
         record.json                             its validation, size and speed
         test.json, test.parquet                 its evaluation and predictions, if it has the best settings
@@ -10,7 +11,8 @@
     OUT/results.json                            all results
 
 A run directory is named by its seed and a digest of its dataset and settings, defaults included. Existing results are
-reused and unfinished runs resumed. Code changes do not invalidate results; each record stores its git commit. The test
+reused and unfinished runs resumed. A dataset whose log, spec or settings changed is an error; prepared again with equal
+content, it keeps its runs. Code changes do not invalidate results; each record stores its git commit. The test
 split is read in the last phase only, after all decisions on validation.
 """
 
@@ -32,6 +34,7 @@ from a2gen_rec.config.parse import config_from_dict
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.experiments.command_runner import CommandRunner, sigterm_as_keyboard_interrupt
+from a2gen_rec.experiments.log_state import differing, read_log_state
 from a2gen_rec.experiments.records import summarize_run
 from a2gen_rec.experiments.suite import Dataset, Model, Overrides, Suite, merge_overrides
 from a2gen_rec.training.run_dir import RunDir
@@ -88,7 +91,7 @@ class PreparedDataset:
 
     Attributes:
         folder: Dataset directory.
-        card: Card without the command, which identifies the data.
+        card: :meth:`DatasetCard.data_identity` of its card.
     """
 
     folder: str
@@ -202,19 +205,20 @@ class Experiment:
         if dataset.data:
             return paths.abspath(paths.resolve_relative(self.raw, dataset.data))
         folder = paths.abspath(paths.join(self.out, "data", dataset.name))
-        settings_file, settings = f"{folder}.json", json.dumps(dataset.preparation, indent=1, default=str) + "\n"
+        settings_file, preparation = f"{folder}.json", dataset.preparation
+        log, source, raw = f"{folder}.txt", dataset.source, paths.resolve_relative(self.raw, dataset.raw)
+        if dataset.simulate is None:
+            preparation |= read_log_state(raw, dataset.spec, self.out)
+        settings = json.dumps(preparation, indent=1, default=str) + "\n"
         if paths.exists(folder):
-            if paths.exists(settings_file) and paths.read_text(settings_file) != settings:
-                raise UserError(
-                    f"{folder}: was prepared with other settings (see {settings_file}); "
-                    "remove both or choose another --out"
-                )
+            if paths.exists(settings_file):
+                _check_preparation(folder, settings_file, json.loads(settings))
             return folder
         paths.ensure_writable_dir(paths.dirname(folder))
         paths.write_text(settings_file, settings)
-        log, source, raw = f"{folder}.txt", dataset.source, paths.resolve_relative(self.raw, dataset.raw)
         if dataset.simulate is not None:
-            source, raw = "simulated", f"{folder}-log"
+            digest = hashlib.sha256(json.dumps(dataset.simulate, default=str).encode()).hexdigest()[:8]
+            source, raw = "simulated", f"{folder}-log-{digest}"
             if not paths.exists(raw):
                 self._command(["simulate", "--out", raw, *_cli_arguments(dataset.simulate)], log)
         spec = ["--spec", dataset.spec] if dataset.spec else []
@@ -363,6 +367,19 @@ class Experiment:
 
     def _write(self, name: str, content: Any) -> None:
         paths.write_text(paths.join(self.out, name), json.dumps(content, indent=1) + "\n")
+
+
+def _check_preparation(folder: str, settings_file: str, settings: dict[str, Any]) -> None:
+    """Raise UserError if the dataset in ``folder`` was prepared with other settings or from another log."""
+    try:
+        keys = differing(json.loads(paths.read_text(settings_file)), settings)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{settings_file}: not the settings of a dataset ({error}); remove it and {folder}") from error
+    if keys:
+        raise UserError(
+            f"{folder}: was prepared with other settings (see {settings_file}; {', '.join(keys)}); "
+            "remove both or choose another --out"
+        )
 
 
 def _cli_arguments(settings: Mapping[str, Any]) -> Iterable[str]:
