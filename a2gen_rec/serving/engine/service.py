@@ -123,15 +123,19 @@ class RankingService:
         await asyncio.wrap_future(self.store.put(user, impressions))
         self.metrics.impressions.inc(len(impressions))
 
-    async def delete_history(self, user: str) -> int:
-        """Delete all impressions of a user and return their number. None counts in requests that start afterwards.
+    async def delete_history(self, user: str) -> tuple[int, bool | None]:
+        """Delete all impressions of a user. None counts in requests that start afterwards.
+
+        Returns:
+            The number of impressions, and whether all deleted content is overwritten in the store's files, None if
+            unknown.
 
         Raises:
             StoreError: The impressions are not deleted.
         """
         count = await asyncio.wrap_future(self.store.delete_user(user))
         await asyncio.to_thread(self._model.backend.evict_history, user)
-        return count
+        return count, self.store.is_overwritten
 
     async def get_history(self, user: str, limit: int) -> list[Impression]:
         """Return the most recent impressions of a user, oldest first.

@@ -137,7 +137,8 @@ def _routes(service: RankingService) -> APIRouter:
         user: Annotated[str, Path(min_length=1, max_length=schema.MAX_ID_LENGTH)],
     ) -> Response:
         """Delete all impressions of a user. Once acknowledged, the deletion is durable; no ranking uses them."""
-        return _json({"num_deleted": await service.delete_history(user)})
+        num_deleted, is_overwritten = await service.delete_history(user)
+        return _json({"num_deleted": num_deleted, "overwritten": is_overwritten})
 
     @routes.get("/users", response_model=schema.UsersResponse)
     async def users(count: Annotated[int, Query(ge=1, le=MAX_USERS)] = SAMPLE_USERS) -> Response:
@@ -173,6 +174,7 @@ def _probes(service: RankingService) -> APIRouter:
             raise service_unavailable("draining", "the service is shutting down")
         if not service.is_ready:
             raise _worker_died()
+        await asyncio.to_thread(service.store.check)
         return _json({"status": "ready"})
 
     @probes.get("/metrics", response_class=PlainTextResponse, responses=_errors(401))

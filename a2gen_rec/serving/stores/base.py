@@ -50,6 +50,7 @@ class EventStore(Protocol):
 
         Returns:
             A future of the number of impressions, done once the deletion is durable, or that fails with a StoreError.
+            :attr:`is_overwritten` reports when nothing of them is left in the database's files.
 
         Raises:
             StoreBusy: Too many pending writes; retry later.
@@ -82,6 +83,19 @@ class EventStore(Protocol):
 
         Raises:
             StoreUnavailable: The read failed.
+        """
+        ...
+
+    @property
+    def is_overwritten(self) -> bool | None:
+        """Whether all deleted content is overwritten in the database's files; None if the store cannot know."""
+        ...
+
+    def check(self) -> None:
+        """Raise an error if writes would be lost: the database's files were moved, removed, replaced or overwritten.
+
+        Raises:
+            StoreUnavailable: They were.
         """
         ...
 

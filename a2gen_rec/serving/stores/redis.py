@@ -78,6 +78,14 @@ class RedisStore:
         _, keys = self._call(lambda: self._client.scan(0, match=f"{before}*{after}", count=SCAN_COUNT))
         return sorted(key.removeprefix(before).removesuffix(after) for key in keys)[:count]
 
+    @property
+    def is_overwritten(self) -> None:
+        """See :class:`~a2gen_rec.serving.stores.base.EventStore`; unknown, because Redis rewrites its files later."""
+        return None
+
+    def check(self) -> None:
+        """See :class:`~a2gen_rec.serving.stores.base.EventStore`; does nothing, because Redis owns its files."""
+
     def close(self) -> None:
         """See :class:`~a2gen_rec.serving.stores.base.EventStore`."""
         self._threads.shutdown()

@@ -2,9 +2,16 @@
 
 Every commit waits for the disk (``synchronous=FULL``), which takes milliseconds. A single thread therefore writes, and
 commits all writes that arrived during the previous commit in one transaction.
+
+Nothing is acknowledged unless the files at the path are those that SQLite has open. Deleted content remains in the
+write-ahead log until a checkpoint, which waits for the transactions of other readers. No write waits for it: the
+checkpoint is tried after each commit and at each tick until it succeeds.
 """
 
+import logging
+import os
 import queue
+import secrets
 import sqlite3
 import threading
 import time
@@ -27,13 +34,16 @@ from a2gen_rec.serving.stores.base import (
     new_version,
     serialize,
 )
+from a2gen_rec.serving.stores.sqlite_files import StoreFiles, StoreOverwritten
 
 APPLICATION_ID = 0xA26E  # in the file header, to identify event stores
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_PENDING_WRITES = 4096
 MAX_GROUP_COMMIT = 512
 BUSY_TIMEOUT_S = 5.0
 """Seconds to wait for another process that writes to the same file."""
+TICK_S = 1.0
+"""Seconds after which an idle store checks its files, and tries to overwrite deleted content."""
 
 _TABLES = (
     """
@@ -46,6 +56,7 @@ CREATE TABLE impressions (
     PRIMARY KEY (user, ts_ms, item)
 ) WITHOUT ROWID""",
     "CREATE TABLE users (user TEXT PRIMARY KEY, changes INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE store (id TEXT NOT NULL, commits INTEGER NOT NULL)",  # one row, see sqlite_files.py
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
@@ -53,6 +64,7 @@ _GET_VERSION = "SELECT changes FROM users WHERE user = ?"
 _NEXT_VERSION = (
     "INSERT INTO users VALUES (?, ? + 1) ON CONFLICT (user) DO UPDATE SET changes = changes + 1 RETURNING changes"
 )
+_COUNT_COMMIT = "UPDATE store SET commits = commits + 1"
 _WRITE = "INSERT OR REPLACE INTO impressions VALUES (?, ?, ?, ?, ?)"
 # The limit is applied before the filter by version, so that the cost does not grow with the history.
 _GET_RECENT = """
@@ -60,6 +72,8 @@ SELECT item, ts_ms, content
 FROM (SELECT * FROM impressions WHERE user = ? AND ts_ms <= ? ORDER BY ts_ms DESC, item DESC LIMIT ?)
 WHERE change > ? ORDER BY ts_ms, item
 """
+
+log = logging.getLogger(__name__)
 
 
 class _Task(NamedTuple):
@@ -89,6 +103,10 @@ class SqliteStore:
             self._writer.execute(f"PRAGMA max_page_count = {max_pages}")
         self._reader = _connect(file)
         self._reader.execute("PRAGMA query_only = 1")
+        self._is_available = True
+        self._is_overwritten = False
+        self._empty_log(None)  # may contain deleted content of a previous process, or the tables
+        self._files = _identify(self._writer, file)
         self._read_lock = threading.Lock()
         self._queue: queue.Queue[_Task | None] = queue.Queue(MAX_PENDING_WRITES)
         self._closed = False
@@ -102,13 +120,23 @@ class SqliteStore:
         )
 
     def delete_user(self, user: str) -> "Future[int]":
-        """See :class:`~a2gen_rec.serving.stores.base.EventStore`; the deleted content is overwritten in the file."""
+        """See :class:`~a2gen_rec.serving.stores.base.EventStore`."""
         return self._submit(user, None)
+
+    @property
+    def is_overwritten(self) -> bool:
+        """See :class:`~a2gen_rec.serving.stores.base.EventStore`; false while other readers keep the log in use."""
+        return self._is_overwritten
+
+    def check(self) -> None:
+        """See :class:`~a2gen_rec.serving.stores.base.EventStore`."""
+        self._files.check()
 
     def get_recent(
         self, user: str, limit: int, since_version: int = 0, until_ms: int = MAX_TIMESTAMP_MS
     ) -> tuple[int, list[Impression]]:
         """See :class:`~a2gen_rec.serving.stores.base.EventStore`."""
+        self._files.check()
         try:
             with self._read_lock:
                 # The version is read first: a change between the two reads is read again next time, not missed.
@@ -123,6 +151,7 @@ class SqliteStore:
 
     def sample_users(self, count: int) -> list[str]:
         """See :class:`~a2gen_rec.serving.stores.base.EventStore`; the first ones by name."""
+        self._files.check()
         try:
             with self._read_lock:
                 rows = self._reader.execute("SELECT user FROM users ORDER BY user LIMIT ?", [count]).fetchall()
@@ -153,41 +182,91 @@ class SqliteStore:
     def _write_until_closed(self) -> None:
         is_open = True
         while is_open:
-            tasks = [self._queue.get()]
+            tasks: list[_Task | None] = []
             with suppress(queue.Empty):
+                tasks.append(self._queue.get(timeout=TICK_S))
                 while len(tasks) < MAX_GROUP_COMMIT:
                     tasks.append(self._queue.get_nowait())
             is_open = None not in tasks
             self._commit([task for task in tasks if task is not None])
-        with suppress(sqlite3.Error):
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._writer.close()
+        self._close_writer()
 
     def _commit(self, tasks: list[_Task]) -> None:
         failed: StoreError | None = None
         results: list[int | None] = []
         try:
-            self._writer.execute("BEGIN IMMEDIATE")
-            for user, rows, _ in tasks:
-                if rows is None:
-                    results.append(self._delete(user))
-                else:
-                    self._write(user, rows)
-                    results.append(None)
-            self._writer.execute("COMMIT")
-            if any(rows is None for _, rows, _ in tasks):
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log still contains the deleted content
+            self._files.check()
+            if tasks:
+                results = self._write_all(tasks)
+                self._files.check()  # moved meanwhile: nothing is acknowledged
         except sqlite3.Error as error:
             failed = _translate_error(error)
             with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                 self._writer.execute("ROLLBACK")
-        for index, task in enumerate(tasks):
-            if not task.future.set_running_or_notify_cancel():
-                continue
-            if failed is None:
-                task.future.set_result(results[index])
+        except StoreUnavailable as error:
+            failed = error
+        self._log_availability(failed)
+        deletions = [index for index, task in enumerate(tasks) if task.rows is None]
+        _resolve([task for task in tasks if task.rows is not None], [], failed)
+        self._is_overwritten &= not deletions
+        if not self._is_overwritten or isinstance(failed, StoreUnavailable):
+            self._empty_log(failed)
+        _resolve([tasks[index] for index in deletions], [results[index] for index in deletions if results], failed)
+
+    def _write_all(self, tasks: list[_Task]) -> list[int | None]:
+        """Write in one transaction; return the number of deleted impressions of each deletion."""
+        results: list[int | None] = []
+        self._writer.execute("BEGIN IMMEDIATE")
+        for user, rows, _ in tasks:
+            if rows is None:
+                results.append(self._delete(user))
             else:
-                task.future.set_exception(failed)
+                self._write(user, rows)
+                results.append(None)
+        self._writer.execute(_COUNT_COMMIT)
+        self._writer.execute("COMMIT")
+        return results
+
+    def _empty_log(self, failed: StoreError | None) -> None:
+        """Try to copy the log into the database file and to truncate it, without waiting for readers.
+
+        This overwrites deleted content. It also completes a file that was moved, and keeps the log from being applied
+        to its replacement; but the log of a file that was overwritten must not be copied into it.
+        """
+        if isinstance(failed, StoreOverwritten):
+            return
+        with suppress(sqlite3.Error):
+            self._writer.execute("PRAGMA busy_timeout = 0")
+            try:
+                ((is_busy, _, _),) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._is_overwritten = not is_busy and failed is None
+            finally:
+                self._writer.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_TIMEOUT_S)}")
+
+    def _close_writer(self) -> None:
+        is_overwritten = self._is_file_overwritten()
+        if is_overwritten:
+            time.sleep(TICK_S)  # in which another process would finish copying its log
+            is_overwritten = self._is_file_overwritten()
+        if is_overwritten:
+            with suppress(OSError):
+                os.truncate(self._files.log, 0)  # otherwise SQLite would copy the log into the new content
+        else:
+            self._empty_log(None)
+        self._writer.close()
+
+    def _is_file_overwritten(self) -> bool:
+        try:
+            self._files.check()
+        except StoreUnavailable as error:
+            return isinstance(error, StoreOverwritten)
+        return False
+
+    def _log_availability(self, failed: StoreError | None) -> None:
+        is_available = not isinstance(failed, StoreUnavailable)
+        if is_available != self._is_available:
+            self._is_available = is_available
+            log.error("%s", failed) if failed else log.warning("event store available again")
 
     def _write(self, user: str, rows: list[tuple[int, str, str]]) -> None:
         (version,) = self._writer.execute(_NEXT_VERSION, [user, new_version()]).fetchone()
@@ -228,10 +307,11 @@ def _create_schema(connection: sqlite3.Connection, file: str) -> None:
     if application == tables == 0:
         for statement in _TABLES:
             connection.execute(statement)
+        connection.execute("INSERT INTO store VALUES (?, 0)", [secrets.token_hex(8)])
     elif application != APPLICATION_ID:
         raise UserError(f"{file}: not an a2gen event store")
-    elif version > SCHEMA_VERSION:
-        raise UserError(f"{file}: schema version {version} is newer than supported ({SCHEMA_VERSION})")
+    elif version != SCHEMA_VERSION:
+        raise UserError(f"{file}: unsupported schema version {version}, expected {SCHEMA_VERSION}")
     connection.execute("COMMIT")
 
 
@@ -246,6 +326,29 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > until:
                 raise
             time.sleep(0.01)
+
+
+def _identify(connection: sqlite3.Connection, file: str) -> StoreFiles:
+    """Return the identity of the open files; closes the connection on failure."""
+    try:
+        (store_id,) = connection.execute("SELECT id FROM store").fetchone()
+        files = StoreFiles(file, store_id)
+        files.check()
+    except (OSError, sqlite3.Error, StoreUnavailable) as error:
+        connection.close()
+        raise UserError(f"{file}: cannot be used as an event store ({error})") from error
+    return files
+
+
+def _resolve(tasks: Sequence[_Task], results: Sequence[Any], failed: StoreError | None) -> None:
+    """Complete the futures of writes; ``results`` may be empty."""
+    for index, task in enumerate(tasks):
+        if not task.future.set_running_or_notify_cancel():
+            continue
+        if failed is None:
+            task.future.set_result(results[index] if results else None)
+        else:
+            task.future.set_exception(failed)
 
 
 def _translate_error(error: sqlite3.Error) -> StoreError:

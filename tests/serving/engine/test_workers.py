@@ -105,7 +105,7 @@ def test_events_and_deletions_take_effect_in_all_workers(two_workers: RunningSer
         with ThreadPoolExecutor(4) as threads:
             rankings = list(threads.map(lambda _: service.rank("u1").json(), range(4)))
         assert {each["history_length"] for each in rankings} == {index + 1}
-    assert service.client.delete("/v1/users/u1/history").json() == {"num_deleted": 6}
+    assert service.client.delete("/v1/users/u1/history").json() == {"num_deleted": 6, "overwritten": True}
     assert service.rank("u1").json()["history_length"] == 0
     assert pool(service).cache_counts()["history_cache_bytes"] == before
 

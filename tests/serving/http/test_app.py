@@ -120,7 +120,7 @@ def test_deleted_user_has_no_history(one: RunningService) -> None:
         one.post(user, {"item": f"v{number}", "ts_ms": number})
     assert history_items(one.rank(user)) == ["v0", "v1", "v2"]
     response = one.client.delete(path)
-    assert (response.status_code, response.json()) == (200, {"num_deleted": 3})
+    assert (response.status_code, response.json()) == (200, {"num_deleted": 3, "overwritten": True})
     assert user not in one.service._model.backend.history_cache._entries
     assert one.client.get(path).json()["impressions"] == []
     assert user not in one.client.get("/v1/users", params={"count": 100}).json()["users"]
@@ -128,8 +128,8 @@ def test_deleted_user_has_no_history(one: RunningService) -> None:
     for number in range(5, 8):
         one.post(user, {"item": f"v{number}", "ts_ms": number})
     assert history_items(one.rank(user)) == ["v5", "v6", "v7"]
-    assert one.client.delete(path).json() == {"num_deleted": 3}
-    assert one.client.delete(path).json() == {"num_deleted": 0}
+    assert one.client.delete(path).json() == {"num_deleted": 3, "overwritten": True}
+    assert one.client.delete(path).json() == {"num_deleted": 0, "overwritten": True}
 
 
 def test_numeric_categories_keep_their_type(one: RunningService) -> None:

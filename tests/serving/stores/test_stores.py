@@ -265,9 +265,9 @@ def test_rejects_files_that_are_no_event_store(tmp_path: Path) -> None:
     newer = tmp_path / "newer.db"
     SqliteStore(str(newer)).close()
     connection = sqlite3.connect(newer)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
-    check_rejected(newer, r"schema version 2 is newer than supported \(1\)")
+    check_rejected(newer, "unsupported schema version 3, expected 2")
     check_rejected(tmp_path, "cannot be used as an event store")
     with pytest.raises(UserError, match="must be a local file path"):
         open_store("s3://bucket/events")
