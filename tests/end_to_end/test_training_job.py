@@ -229,7 +229,7 @@ def test_rejects_a_missing_column(broken: Path, tmp_path: Path, capsys: pytest.C
     ("column", "value", "reason"),
     [
         ("item_id", 40, "id is not in [0, 40)"),
-        ("action_offset_s", float("nan"), "'start' is not at 0 seconds"),
+        ("action_offset_s", float("nan"), "'start' must be at 0 seconds"),
         ("action", 9, "unknown action"),
     ],
 )
