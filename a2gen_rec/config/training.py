@@ -122,7 +122,8 @@ class TrainConfig:
     patience: int = 2
     """Number of validations without improvement before early stopping; 0 disables early stopping."""
     monitor: Literal["loss", "auc"] = "loss"
-    """Validation metric that selects the best checkpoint and triggers early stopping."""
+    """Validation metric that selects the best checkpoint and triggers early stopping. ``auc`` is the mean over actions
+    and labels, or over objectives for logs without either; the loss is used if none has positives and negatives."""
     checkpoint_interval: int = 0
     """Checkpointing interval in steps; 0 saves once per epoch."""
     keep_latest_k: int = 2

@@ -256,7 +256,7 @@ class Experiment:
     def _score(self, run: Run) -> float:
         assert self.suite.tuning is not None
         metrics, select = self._record(run)["validation"], self.suite.tuning.select
-        return float(metrics[select]) if select == "auc" else -float(metrics[select])
+        return float(metrics["auc"]) if select == "auc" and "auc" in metrics else -float(metrics["loss"])
 
     def _run(self, dataset: Dataset, data: PreparedDataset, model: Model, seed: int, tuned: Overrides) -> Run:
         overrides = tuned | model.overrides  # an ablation may override tuned settings

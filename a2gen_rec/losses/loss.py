@@ -1,7 +1,8 @@
 """Training losses as functions of (output, batch): METHODS §4.
 
 Every term is a sum over its own valid steps. Division by the counts of the global batch makes the mean independent
-of the number of ranks.
+of the number of ranks. Outcomes without positives in training are ignored: their error says nothing about
+learning, but could dominate a validation loss.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,6 +37,8 @@ _TERMS: dict[str, tuple[str, Callable[[LossConfig], float]]] = {
 TERM_NAMES = tuple(_TERMS)
 """Terms of every loss; the terms of the model's objectives follow. Rankers without a generator use only ``action``
 (whether each action occurs), ``time`` and ``label``; their other terms are 0."""
+_IGNORED = -1
+"""Label of steps that no loss uses."""
 _COUNT_INDEX = tuple(COUNT_NAMES.index(count) for count, _ in _TERMS.values())
 
 
@@ -61,18 +64,20 @@ def loss_sums(output: RankerOutput, batch: WindowBatch, config: LossConfig) -> T
 
 @loss_sums.register
 def _generator_loss_sums(output: A2GenOutput, batch: WindowBatch, config: LossConfig) -> Tensor:
-    label, time = batch.step_label, batch.step_time
+    label, time = _trained_steps(output, batch)
     order, zero = _order_sum(output, batch, config.order_power), output.context.sum() * 0
     draft = (zero, zero) if output.draft is None else _step_sums(output.draft, label, time, config)
     steps = _step_sums(output.steps, label, time, config)
-    occurrence = zero if output.occurrence is None else _occurrence_sum(output.occurrence, batch)
+    occurrence = (
+        zero if output.occurrence is None else _occurrence_sum(output.occurrence, batch, _trained_actions(output))
+    )
     return _join_terms(output, batch, config, steps, order, draft, occurrence)
 
 
 @loss_sums.register
 def _tower_loss_sums(output: TowerOutput, batch: WindowBatch, config: LossConfig) -> Tensor:
     zero = output.context.sum() * 0
-    events, times = tower_loss_sums(output.event_logits, output.time, batch, config.time_loss)
+    events, times = tower_loss_sums(output.event_logits, output.time, batch, config.time_loss, _trained_actions(output))
     return _join_terms(output, batch, config, (events.sum(), times.sum()), zero, (zero, zero), zero)
 
 
@@ -86,13 +91,12 @@ def _join_terms(
     occurrence: Tensor,
 ) -> Tensor:
     """Return [terms]: the given sums, and those of labels and objectives, which all outputs share."""
-    labels = _label_sums(output.label_logits, batch.labels).sum()
+    labels = _label_sums(output, batch).sum()
     terms = torch.stack([*steps, order, labels, *draft, occurrence])
-    num_objectives = output.objective_logits.shape[1]
     objectives, _ = objective_losses(
         output.objective_logits,
         output.watch_time,
-        batch.objectives[:, :num_objectives],
+        _trained_objectives(output, batch),
         batch.watch_s,
         config.time_loss,
     )
@@ -112,10 +116,10 @@ def task_losses(
         [towers] weighted means: of events, labels, objectives, then times.
     """
     num_objectives = output.objective_logits.shape[1]
-    events, times = tower_loss_sums(output.event_logits, output.time, batch, config.time_loss)
-    labels = _label_sums(output.label_logits, batch.labels)
+    events, times = tower_loss_sums(output.event_logits, output.time, batch, config.time_loss, _trained_actions(output))
+    labels = _label_sums(output, batch)
     objectives, _ = objective_losses(
-        output.objective_logits, None, batch.objectives[:, :num_objectives], batch.watch_s, config.time_loss
+        output.objective_logits, None, _trained_objectives(output, batch), batch.watch_s, config.time_loss
     )
     counts = term_counts(len(TERM_NAMES) + num_objectives, batch.counts, is_generative=False)
     weight = events.new_tensor(_weights(config, tasks)) / counts.clamp(min=1).to(events)
@@ -212,7 +216,8 @@ def _weights(config: LossConfig, tasks: Sequence[str]) -> list[float]:
 
 
 def _step_sums(steps: StepPredictions, label: Tensor, time: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
-    action = F.cross_entropy(steps.logits, label, reduction="sum")
+    action = F.cross_entropy(steps.logits, label, reduction="sum", ignore_index=_IGNORED)
+    label = label.clamp(min=0)  # ignored steps have no time either
     known = torch.isfinite(time)
     error = _gather_label(steps.time, label) - torch.where(known, time, 0)
     if steps.log_scale is not None:
@@ -232,14 +237,38 @@ def _order_sum(output: A2GenOutput, batch: WindowBatch, power: float) -> Tensor:
     return torch.where(batch.timed_pairs & (decrease > 0), decrease.clamp(min=smallest) ** power, 0).sum()
 
 
-def _occurrence_sum(occurrence: OccurrenceHeadOutput, batch: WindowBatch) -> Tensor:
+def _occurrence_sum(occurrence: OccurrenceHeadOutput, batch: WindowBatch, trained: Tensor | None) -> Tensor:
     """Return Σ over targets and actions of the binary cross-entropy, in units of the action's own entropy."""
     occurred, _ = target_outcomes(batch, len(occurrence.entropy) + 2)
-    return (occurrence_bce(occurrence.logits, occurred) / occurrence.entropy).sum()
+    return (occurrence_bce(occurrence.logits, occurred, trained) / occurrence.entropy).sum()
 
 
-def _label_sums(logits: Tensor, labels: Tensor) -> Tensor:
+def _trained_actions(output: RankerOutput) -> Tensor | None:
+    return None if output.trained is None else output.trained.actions
+
+
+def _trained_steps(output: RankerOutput, batch: WindowBatch) -> tuple[Tensor, Tensor]:
+    """Return labels [steps] and log1p seconds [steps]; steps of untrained actions have label -1 and no time."""
+    label, time = batch.step_label, batch.step_time
+    if output.trained is None:
+        return label, time
+    untrained = ~output.trained.actions[label]
+    return label.masked_fill(untrained, _IGNORED), time.masked_fill(untrained, torch.nan)
+
+
+def _trained_objectives(output: RankerOutput, batch: WindowBatch) -> Tensor:
+    """Return the values [targets, predicted objectives], NaN for untrained objectives."""
+    count = output.objective_logits.shape[1]
+    values = batch.objectives[:, :count]
+    return values if output.trained is None else values.masked_fill(~output.trained.objectives[:count], torch.nan)
+
+
+def _label_sums(output: RankerOutput, batch: WindowBatch) -> Tensor:
+    """Return the cross-entropy [labels] of every label, summed over targets with a known value."""
+    logits, labels = output.label_logits, batch.labels
     known = torch.isfinite(labels)
+    if output.trained is not None:
+        known = known & output.trained.labels
     target = torch.where(known, labels, 0).to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return torch.where(known, losses, 0).sum(0)

@@ -133,7 +133,7 @@ class A2GenRanker(HierarchicalRanker[A2GenEncoding]):
         if order is not None:  # each label is predicted once in either order; losses expect it at its original step
             inverse = order.argsort()
             steps, draft = steps.select(inverse), None if draft is None else draft.select(inverse)
-        return A2GenOutput(**vars(encoding), steps=steps, draft=draft)
+        return A2GenOutput(**vars(encoding), steps=steps, draft=draft, trained=self.trained_outcomes)
 
     def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> A2GenEncoding:
         encoding = self._predict(self._context(rows, batch, actions))

@@ -1,7 +1,7 @@
 """Base of all rankers: embedding tables to be sharded, and the features of targets and their history."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args
 
@@ -18,6 +18,20 @@ from a2gen_rec.nn.decoding import DecodedSequences
 from a2gen_rec.nn.encoder import WindowLayout, log_bucketize
 from a2gen_rec.nn.marginals import ActionMarginals
 from a2gen_rec.utils.jagged import jagged_to_padded_dense
+
+
+class TrainedOutcomes(NamedTuple):
+    """Whether each outcome has positives in training; the others cannot be learned, and losses ignore them [ours].
+
+    Attributes:
+        actions: [actions] bool; true for ``start`` and ``exit``.
+        labels: [labels] bool.
+        objectives: [objectives] bool, without watch time.
+    """
+
+    actions: Tensor
+    labels: Tensor
+    objectives: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,9 +57,11 @@ class RankerOutput(TargetEncoding):
 
     Attributes:
         is_generative: Whether a generator made the predictions of actions, step by step.
+        trained: Outcomes with positives in training; None if all have some.
     """
 
     is_generative: ClassVar[bool]
+    trained: TrainedOutcomes | None = field(default=None, kw_only=True)
 
     def step_times(self, batch: WindowBatch) -> Tensor:
         """Return the predicted time of each observed step, [steps] log1p seconds, given the steps before it."""
@@ -93,12 +109,14 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         features: Names of the features that the ranker uses, by level.
         objective_tasks: Objectives that the ranker predicts in addition to actions and labels.
         is_timed: [actions] bool, whether the log records the action's time.
+        has_positives: [1 + outcomes] bool, true, then whether each action, label and objective has positives in training.
     """
 
     is_generative: bool = False
     num_towers: int = 0
     objective_tasks: tuple[str, ...]
     is_timed: Tensor
+    has_positives: Tensor
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__()
@@ -117,11 +135,24 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         self.d_context = d_user + self.d_target + config.dim
         timed = torch.tensor([name in card.timed_actions for name in card.actions])
         self.register_buffer("is_timed", timed, persistent=False)
+        outcomes = [*card.predicted_actions, *card.labels, *card.objectives]
+        positives = torch.tensor([True, *(card.base_rate[name] > 0 for name in outcomes)])
+        self.register_buffer("has_positives", positives, persistent=False)
+        self._outcome_counts = [len(card.predicted_actions), len(card.labels), len(card.objectives)]
+        self._all_have_positives = bool(positives.all())
 
     @property
     def timed_actions(self) -> Tensor:
         """Codes [times] of the actions whose time the log records."""
         return self.is_timed.nonzero().squeeze(1)
+
+    @property
+    def trained_outcomes(self) -> TrainedOutcomes | None:
+        """Outcomes with positives in training; None if all have some."""
+        if self._all_have_positives:
+            return None
+        true, actions, labels, objectives = self.has_positives.split([1, *self._outcome_counts])
+        return TrainedOutcomes(torch.cat([true, actions, true]), labels, objectives)
 
     def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> RankerOutput:
         """Return the predictions that the losses need, given the looked-up rows of every table."""

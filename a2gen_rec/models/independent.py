@@ -34,7 +34,12 @@ class IndependentHeadsRanker(HierarchicalRanker[TowerOutput]):
     def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> TowerOutput:
         predicted = self._predict(self._context(rows, batch, actions))
         events, times = self.generator(predicted.context).tensor_split([len(self.is_timed) - 2], dim=1)
-        return TowerOutput(**vars(predicted), event_logits=events, time=scatter_timed(times, self.is_timed))
+        return TowerOutput(
+            **vars(predicted),
+            event_logits=events,
+            time=scatter_timed(times, self.is_timed),
+            trained=self.trained_outcomes,
+        )
 
     def marginals(self, targets: TowerOutput, max_unexplored_mass: float) -> ActionMarginals:
         """Return the heads' predictions; the unexplored mass is 0."""

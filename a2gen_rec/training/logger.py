@@ -109,7 +109,8 @@ class TrainingLogger:
             for name, value in metrics.items():
                 self.writer.add_scalar(f"valid/{name}", value, step)
         mark = " (best so far)" if is_best else ""
-        self.info(f"step {step}: validation loss {metrics['loss']:.4f}, mean AUC {metrics['auc']:.4f}{mark}")
+        mean_auc = f", mean AUC {metrics['auc']:.4f}" if "auc" in metrics else ""
+        self.info(f"step {step}: validation loss {metrics['loss']:.4f}{mean_auc}{mark}")
 
     def info(self, line: str) -> None:
         """Print a line on rank 0."""

@@ -20,7 +20,8 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.data.synced_batches import SynchronizedBatches
 from a2gen_rec.errors import UserError
 from a2gen_rec.evaluation.evaluate import action_metrics, evaluation_batches
-from a2gen_rec.evaluation.predict import predict
+from a2gen_rec.evaluation.objective_metrics import objective_metrics
+from a2gen_rec.evaluation.predict import outcome_columns, predict
 from a2gen_rec.losses.loss import term_means, term_names, total_loss, validate_objective_weights
 from a2gen_rec.models.base import TargetEncoding
 from a2gen_rec.models.embedding_tables import EmbeddingTables
@@ -215,7 +216,11 @@ class Trainer:
         self.record_validation(metrics, progress)
 
     def validate(self) -> dict[str, float]:
-        """Metrics on validation, on all ranks."""
+        """Return metrics on validation, on all ranks.
+
+        ``auc`` is the mean over actions and labels, or over predicted objectives if the log has neither. It is missing
+        if none of them has both classes.
+        """
         batches = evaluation_batches(self.dataset, "valid", self.config, self.process, with_oracle=False)
         predictions, sums = predict(
             self.training_model.model_parallel,
@@ -230,13 +235,18 @@ class Trainer:
             metrics["loss"] = float(total_loss(terms, self.config.loss, self.tasks))
             metrics |= self._metric_names(terms)
             scores = action_metrics(predictions, predictions.probability, self.card)
+            if not scores:
+                scores = objective_metrics(predictions, outcome_columns(self.card), self.card)["objectives"]
             aucs = {f"auc/{name}": row["auc"] for name, row in scores.items() if row["auc"] is not None}
-            metrics |= aucs | {"auc": sum(aucs.values()) / max(len(aucs), 1)}
+            metrics |= aucs | ({"auc": sum(aucs.values()) / len(aucs)} if aucs else {})
         return all_gather_object(metrics)[0]
 
     def monitored_value(self, metrics: dict[str, float]) -> float:
-        """Return the value that early stopping and the best checkpoint use; lower is better."""
-        return metrics["loss"] if self.config.train.monitor == "loss" else -metrics["auc"]
+        """Return the value that early stopping and the best checkpoint use; lower is better.
+
+        Without any AUC (no outcome has both classes), it is the loss whatever ``train.monitor`` is.
+        """
+        return -metrics["auc"] if self.config.train.monitor == "auc" and "auc" in metrics else metrics["loss"]
 
     def record_validation(self, metrics: dict[str, float], progress: TrainingLogger) -> None:
         """Record validation metrics of the current step."""

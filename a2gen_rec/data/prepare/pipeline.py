@@ -119,7 +119,8 @@ class PreparePipeline:
         """Write all files except the card and return the card."""
         info = self.info
         dropped = self.stage_log()
-        split = self.split_column()
+        boundaries = self.split_boundaries()
+        split = "*" if boundaries is None else f"*, {boundaries.split_sql()} AS split"
         all_impressions = f"(SELECT {split} FROM {read_parquet_sql(self.scratch_dir / 'clean' / '*.parquet')})"
         train = f"(SELECT * FROM {all_impressions} WHERE split = 0)"
         medians = statistics.median_times(self.connection, train, info.actions)
@@ -131,6 +132,7 @@ class PreparePipeline:
         counts = statistics.count_splits(self.connection, with_feedback, info.actions, flags)
         if not counts["train"].targets:
             raise DataError("no training impressions", file=info.name)
+        splits.check_not_empty(self.split_rule, info, counts, boundaries)
         levels = feedback.count_levels(self.connection, with_feedback, rule)
         encodings = self.fit_encodings(train)
         self.write_items_and_users(all_impressions, encodings, rule)
@@ -207,13 +209,12 @@ class PreparePipeline:
             )
         return {**dropped, "duplicate": duplicates} if duplicates else dropped
 
-    def split_column(self) -> str:
-        """Return the SELECT list of clean impressions with their split. All impressions must be staged."""
+    def split_boundaries(self) -> splits.TimeBoundaries | None:
+        """Return the boundaries of splits by time, None for other rules. All impressions must be staged."""
         if self.split_rule.method == "last":
-            return "*"
+            return None
         cleaned = read_parquet_sql(self.scratch_dir / "clean" / "*.parquet")
-        boundaries = splits.time_boundaries(self.connection, cleaned, self.split_rule, self.info.utc_offset_hours)
-        return f"*, {boundaries.split_sql()} AS split"
+        return splits.time_boundaries(self.connection, cleaned, self.split_rule, self.info)
 
     def fit_encodings(self, train: str) -> list[FeatureEncoding]:
         """Fit every feature's encoding on training impressions and write the vocabularies."""

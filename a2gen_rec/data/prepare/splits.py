@@ -4,12 +4,14 @@ Both rules follow time within a user. A user's impressions are therefore in the 
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import duckdb
 
 from a2gen_rec.config import PrepareConfig
+from a2gen_rec.data.prepare.statistics import SplitCounts
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sql import fetch_one, order_statistics
 from a2gen_rec.errors import ConfigError, DataError
@@ -58,25 +60,26 @@ def resolve_split_rule(info: SourceInfo, config: PrepareConfig) -> SplitRule:
         if value and not value.isdigit() and not info.has_calendar_time:
             raise ConfigError(f"{name} {value!r} is a date, but {info.name} has no calendar time")
         if value:
-            boundary_ms(name, value, info.utc_offset_hours, end_ms=0)
+            boundary_ms(name, value, info.utc_offset_hours, end_ms=0, has_calendar_time=info.has_calendar_time)
     return rule
 
 
-def boundary_ms(name: str, value: str, utc_offset_hours: float, end_ms: int) -> int:
+def boundary_ms(name: str, value: str, utc_offset_hours: float, end_ms: int, has_calendar_time: bool = True) -> int:
     """Return a boundary in epoch milliseconds.
 
     Args:
         name: name of the setting, for errors.
-        value: ISO datetime (local unless it contains a time zone), milliseconds, or ``-Nd``: the start of the N-th
+        value: ISO datetime (local unless it contains a time zone; 20240520 is a date), milliseconds, or ``-Nd``: the start of the N-th
             last local day of the log.
         utc_offset_hours: time zone of the log.
         end_ms: start of the log's last impression.
+        has_calendar_time: whether the log has calendar time; otherwise all digits are milliseconds.
 
     Raises:
         ConfigError: the value has none of these formats.
     """
     offset_ms = round(utc_offset_hours * 3_600_000)
-    if re.fullmatch(r"\d+", value):
+    if re.fullmatch(r"\d+", value) and not (has_calendar_time and _is_compact_date(value)):
         return int(value)
     if last_days := re.fullmatch(r"-(\d+)d", value):
         midnight = (end_ms + offset_ms) // DAY_MS * DAY_MS - offset_ms
@@ -90,8 +93,13 @@ def boundary_ms(name: str, value: str, utc_offset_hours: float, end_ms: int) -> 
     return round(time.timestamp() * 1000)
 
 
+def _is_compact_date(value: str) -> bool:
+    """Return whether digits are a date such as 20240520 rather than milliseconds, which would be hours after 1970."""
+    return len(value) == 8 and value[:2] in ("19", "20") and "01" <= value[4:6] <= "12" and "01" <= value[6:] <= "31"
+
+
 def time_boundaries(
-    connection: duckdb.DuckDBPyConnection, relation: str, rule: SplitRule, utc_offset_hours: float
+    connection: duckdb.DuckDBPyConnection, relation: str, rule: SplitRule, info: SourceInfo
 ) -> TimeBoundaries:
     """Return the boundaries of a rule by time: as set, or the quantiles of ``ts_ms`` for its fractions.
 
@@ -100,9 +108,13 @@ def time_boundaries(
         DataError: no training impression is left.
     """
     count, first_ms, last_ms = fetch_one(connection, f"SELECT count(*), min(ts_ms), max(ts_ms) FROM {relation}")
+
+    def boundary(name: str, value: str) -> int:
+        return boundary_ms(name, value, info.utc_offset_hours, last_ms, info.has_calendar_time)
+
     if rule.valid_start:
-        valid_ms = boundary_ms("valid_start", rule.valid_start, utc_offset_hours, last_ms)
-        test_ms = boundary_ms("test_start", rule.test_start, utc_offset_hours, last_ms)
+        valid_ms = boundary("valid_start", rule.valid_start)
+        test_ms = boundary("test_start", rule.test_start)
     else:
         in_test = round(rule.test_fraction * count)
         in_valid = round(rule.valid_fraction * count)
@@ -116,6 +128,40 @@ def time_boundaries(
     if first_ms >= valid_ms:
         raise DataError(f"no training impressions before {valid_ms} ms", field="ts_ms")
     return TimeBoundaries(valid_ms, test_ms)
+
+
+def check_not_empty(
+    rule: SplitRule, info: SourceInfo, counts: Mapping[str, SplitCounts], boundaries: TimeBoundaries | None
+) -> None:
+    """Check that every split has impressions, unless its fraction is 0.
+
+    Args:
+        rule: rule of the splits.
+        info: metadata of the log.
+        counts: split -> counts of its impressions.
+        boundaries: boundaries of a rule by time; None for each user's last impressions.
+
+    Raises:
+        DataError: a split is empty; with the reason and the settings to change.
+    """
+    fractions = {"train": 1.0, "valid": rule.valid_fraction, "test": rule.test_fraction}
+    empty = [name for name in counts if not counts[name].targets and (rule.valid_start or fractions[name])]
+    if not empty:
+        return
+    if boundaries is None:
+        reason = "no user has the 3 impressions that a split of each user's last ones needs; set"
+    else:
+        first_ms = min(split.first_ms for split in counts.values() if split.first_ms is not None)
+        last_ms = max(split.last_ms for split in counts.values() if split.last_ms is not None)
+        first, last, valid, test = (
+            datetime.fromtimestamp(ms / 1000, UTC).isoformat() if info.has_calendar_time else f"{ms} ms"
+            for ms in (first_ms, last_ms, boundaries.valid_ms, boundaries.test_ms)
+        )
+        reason = f"impressions start from {first} to {last}, validation begins at {valid}, test at {test}; "
+        reason += "set other" if rule.valid_start else "there are too few of them, or too many at one time; set"
+    raise DataError(
+        f"no impressions in split {' and '.join(empty)}: {reason} --valid-start and --test-start", file=info.name
+    )
 
 
 def split_by_user_tail(relation: str, rule: SplitRule) -> str:

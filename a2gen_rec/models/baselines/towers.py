@@ -75,7 +75,15 @@ class TowerRanker(BaseRanker[TowerOutput]):
         history = self._history(inputs, self.encode_actions(rows, batch) if actions is None else actions, batch)
         context = self.dropout(inputs.context(history))
         events, labels, objectives, times = self.towers(self.mixture(context)).tensor_split(self.split_indices, dim=1)
-        return TowerOutput(context, labels, objectives, None, events, scatter_timed(times, self.is_timed))
+        return TowerOutput(
+            context,
+            labels,
+            objectives,
+            None,
+            events,
+            scatter_timed(times, self.is_timed),
+            trained=self.trained_outcomes,
+        )
 
     def encode_actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """Return [keys, 2·dim] mean time and action embeddings of the actions inside each impression."""

@@ -326,11 +326,39 @@ def test_time_split_by_fraction_does_not_overlap(tmp_path):
 
 
 def test_ties_at_a_boundary_share_a_split(tmp_path):
-    rows = [("u", f"i{n}", 0 if n < 3 else 50) for n in range(10)]
+    rows = [("u", f"i{n}", 0 if n < 3 else 50 if n < 8 else 60) for n in range(10)]
     card, _ = run(
         tmp_path, BARE | {"split": {"valid_fraction": 0.2, "test_fraction": 0.2}}, rows=rows, columns=BARE_COLUMNS
     )
-    assert [card.splits[name].targets for name in SPLITS] == [3, 0, 7]
+    assert [card.splits[name].targets for name in SPLITS] == [3, 5, 2]
+
+
+DAYS = [("u", f"i{n}", day * DAY_MS) for n, day in enumerate([0] * 3 + [1] * 7)]
+FAR = [*((f"u{n % 3}", f"i{n}", n * DAY_MS) for n in range(9)), ("u", "i", 47_700 * DAY_MS)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "split", "reason"),
+    [
+        (DAYS, {"valid_fraction": 0.2, "test_fraction": 0.2}, "no impressions in split valid: impressions start from "
+         "1970-01-01T00:00:00.00:00 to 1970-01-02T00:00:00.00:00, validation begins at .*"
+         "too many at one time; set --valid-start and --test-start"),
+        (FAR, {"valid_start": "-2d", "test_start": "-1d"}, "in split valid: .* to 2100-.*; set other --valid-start"),
+        (FAR, {"valid_start": "2200-01-01", "test_start": "2201-01-01"}, "in split valid and test: .* begins at 2200-"),
+        ([("a", "i", 1), ("b", "i", 2), ("b", "j", 3)], {"method": "last"}, "no user has the 3 impressions .* set --val"),
+        ([("u", f"i{n}", n) for n in range(4)], {}, "in split valid and test: .*too few"),
+    ],
+)  # fmt: skip
+def test_rejects_empty_splits(tmp_path, rows, split, reason):
+    with pytest.raises(DataError, match=reason):
+        run(tmp_path, BARE | {"split": split}, rows=rows, columns=BARE_COLUMNS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fraction_of_0_may_leave_a_split_empty(tmp_path):
+    spec = BARE | {"split": {"valid_fraction": 0.5, "test_fraction": 0.0}}
+    card, _ = run(tmp_path, spec, rows=[("u", f"i{n}", n) for n in range(4)], columns=BARE_COLUMNS)
+    assert [card.splits[name].targets for name in SPLITS] == [2, 2, 0]
 
 
 def test_last_split_takes_last_impressions_per_user(tmp_path):
@@ -365,12 +393,18 @@ def test_settings_override_the_source_s_split(tmp_path):
         ("1970-01-02 08:00", 8, DAY_MS),
         ("1970-01-02T00:00:00+00:00", 8, DAY_MS),
         ("123", 8, 123),
+        ("19700103", 8, 2 * DAY_MS - 8 * HOUR_MS),
+        ("20241350", 0, 20_241_350),
         ("-1d", 0, 4 * DAY_MS),
         ("-2d", 8, 3 * DAY_MS - 8 * HOUR_MS),
     ],
 )
 def test_boundaries(value, offset_hours, expected):
     assert boundary_ms("test_start", value, offset_hours, end_ms=4 * DAY_MS + HOUR_MS) == expected
+
+
+def test_digits_are_no_date_without_calendar_time():
+    assert boundary_ms("test_start", "20240520", 0, end_ms=0, has_calendar_time=False) == 20_240_520
 
 
 @pytest.mark.parametrize(
@@ -456,7 +490,7 @@ def test_windows_of_a_user_are_in_one_partition(tmp_path):
 
 
 def test_simultaneous_impressions_are_sorted_by_item(tmp_path):
-    rows = [("u", f"i{n * 7 % 40:02d}", 1) for n in range(40)]
+    rows = [*(("u", f"i{n * 7 % 40:02d}", 1) for n in range(40)), ("u", "j", 8), ("u", "j", 9)]
     spec = BARE | {"features": [{"name": "item_id", "level": "item"}], "split": {"valid_start": "8", "test_start": "9"}}
     config = PrepareConfig(num_partitions=1)
     _, out = run(tmp_path, spec, config, rows, columns=BARE_COLUMNS)
@@ -467,6 +501,7 @@ def test_keeps_the_longest_duplicate(tmp_path):
     columns = ("user", "item", "ts", "dwell")
     spec = BARE | {"columns": BARE["columns"] | {"dwell_s": "dwell"}, "split": {"valid_start": "8", "test_start": "9"}}
     rows = [("u", "i", 1, None), ("u", "i", 1, 2.0), ("u", "i", 1, 4.0), ("u", "j", 1, 3.0)]
+    rows += [("u", "j", 8, 1.0), ("u", "j", 9, 1.0)]
     card, out = run(tmp_path, spec, rows=rows, columns=columns)
     assert card.dropped_rows == {"duplicate": 2}
     assert windows(out, "train")[0]["dwell_s"] == [4.0, 3.0]
