@@ -2,7 +2,7 @@
 
 Row groups are permuted per epoch and assigned to ranks round-robin. Each rank reads a buffer of row groups at a time,
 shuffles its windows and forms batches of similar length. No other state exists. A loader state of a few small numbers
-therefore restores the stream exactly, whatever number of batches was prefetched.
+therefore restores the stream exactly, independent of the number of prefetched batches.
 """
 
 import queue

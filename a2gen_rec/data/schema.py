@@ -195,7 +195,7 @@ class DatasetCard:
         return asdict(self)
 
     def data_identity(self) -> dict[str, Any]:
-        """Return the card without the command; equal for equal data, wherever and however often it was prepared."""
+        """Return the card without the command; equal for equal data in every prepared copy."""
         card = self.to_dict()
         del card["command"]
         return card

@@ -79,7 +79,7 @@ class ModelResult(MetricsRow):
     """Results of a model over its seeds.
 
     Attributes:
-        ablation_of: Model of which this is an ablation; empty for none.
+        ablation_of: Full model of an ablation; empty for full models.
         reference: Model of comparison; empty for none.
         overrides: Settings that differ from those of the dataset.
         seeds: Seeds of the runs.

@@ -16,7 +16,7 @@ class EvaluatedRun:
     Attributes:
         dataset: Name of the dataset.
         model: Name of the model.
-        ablation_of: Model of which this is an ablation; empty for none.
+        ablation_of: Full model of an ablation; empty for full models.
         seed: Random seed of training.
         overrides: Settings that differ from those of the dataset.
         test: Result of :func:`a2gen_rec.evaluation.evaluate.evaluate`.

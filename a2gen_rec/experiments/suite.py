@@ -77,7 +77,7 @@ class Model:
     Attributes:
         name: Name of the model.
         overrides: Settings that differ.
-        ablation_of: Model of which this is an ablation; empty for none.
+        ablation_of: Full model of an ablation; empty for full models.
     """
 
     name: str

@@ -255,7 +255,7 @@ class FeedForward(nn.Module):
 
 
 class MeanPooling(nn.Module):
-    """Masked mean instead of attention: all positions have equal weight, whatever the context.
+    """Masked mean instead of attention: all positions have equal weight, independent of the context.
 
     Args:
         d_sequence: Width of the sequence's tokens.

@@ -202,14 +202,14 @@ def check_compatible(saved: TrainState, config: dict[str, Any], card: dict[str, 
         before = saved.config["model"].get(name, default[name])  # settings added after the checkpoint was saved
         if before != value and name not in ("attention_impl", "dropout", "embedding_init_scale"):
             raise UserError(
-                f"{run}: checkpoint has model.{name}={before} but the config says {value}; "
+                f"{run}: checkpoint has model.{name}={before} but the config has {value}; "
                 "use the same model, or another --run"
             )
     for section, name in (("optim", "sparse_optimizer"), ("optim", "multitask"), ("loss", "uncertainty_weighting")):
         before, now = saved.config[section][name], config[section][name]
         if before != now:
             raise UserError(
-                f"{run}: checkpoint was trained with {section}.{name}={before} but the config says {now}; "
+                f"{run}: checkpoint was trained with {section}.{name}={before} but the config has {now}; "
                 "optimizer states are incompatible"
             )
     for name in ("actions", "labels", "objectives", "timed_actions", "features"):

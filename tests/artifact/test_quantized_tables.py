@@ -16,10 +16,10 @@ def test_int8_error_is_at_most_half_a_step(rows: int, scale: float, seed: int) -
     weight = scale * torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed))
     weight[0] = 0
     table = quantize_rows(weight, "int8")
-    largest = weight.abs().amax(1, keepdim=True)
+    max_abs = weight.abs().amax(1, keepdim=True)
     # Half a step of the scale rounded to float16; this rounding clips the largest value by up to an eighth of a step.
     coarse = 2**-25 * 127  # for scales below the precision of float16
-    assert ((table(torch.arange(rows)) - weight).abs() <= 0.63 * largest / 127 + coarse).all()
+    assert ((table(torch.arange(rows)) - weight).abs() <= 0.63 * max_abs / 127 + coarse).all()
     assert not table(torch.zeros(1, dtype=torch.long)).any()
 
 
@@ -38,7 +38,7 @@ def test_looks_up_rows_by_id(dtype: str) -> None:
     rows = {name: len(table) for name, table in weight.items()}
     tables = QuantizedEmbeddings(rows, lambda name: quantize_rows(weight[name], dtype), {"small": small})  # type: ignore[arg-type]
     ids = {"tab": torch.tensor([4, 0]), "small": torch.arange(3), "item.id": torch.tensor([3, 19, 3, 0])}
-    lengths = torch.tensor([len(each) for each in ids.values()])
+    lengths = torch.tensor([len(part) for part in ids.values()])
     looked_up = tables(KeyedJaggedTensor([*ids], torch.cat([*ids.values()]), lengths=lengths))
     for name, table in weight.items():
         expected = table[ids[name]]

@@ -98,11 +98,11 @@ def run_page(page: Path, known: list[list[str]], port: int = 0) -> None:
             exec(compile(block.text, str(page), "exec"), namespace)
         elif block.runs and block.text.startswith("curl "):
             script = block.text.replace("localhost:8000", f"localhost:{port}")
-            shown = subprocess.run(
+            response = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=True
             )
-            assert shown.stdout, f"{script}: no response"
-            assert '"error"' not in shown.stdout
+            assert response.stdout, f"{script}: no response"
+            assert '"error"' not in response.stdout
         elif block.runs:
             for argv in commands(block):
                 if argv not in known:

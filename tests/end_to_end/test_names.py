@@ -71,7 +71,7 @@ def run(folder: Path, features: list[str], actions: list[str], labels: list[str]
     config.train.max_steps, config.loader.prefetch, config.train.log_interval = 1, False, 0
     train(config, str(folder / "data"), str(folder / "run"))
     export_run(str(folder / "run"), str(folder / "model"), max_auc_drop=1.0)
-    assert {p for each in rank_run(str(folder / "run"), "u1").candidates for p in each.probability} >= {
+    assert {p for candidate in rank_run(str(folder / "run"), "u1").candidates for p in candidate.probability} >= {
         *actions,
         *labels,
     }

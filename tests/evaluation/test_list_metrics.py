@@ -16,7 +16,7 @@ NAN = math.nan
 
 
 def orders(scores: list[float]) -> list[list[int]]:
-    """Every order of candidates that the scores allow."""
+    """Return all orders of the candidates by descending score."""
     return [
         list(order)
         for order in permutations(range(len(scores)))
@@ -25,15 +25,15 @@ def orders(scores: list[float]) -> list[list[int]]:
 
 
 def slow_top_k(scores: list[float], labels: list[float], k: int) -> tuple[float, float] | None:
-    """HR@k and NDCG@k of one list of known labels, averaged over :func:`orders`."""
+    """Return HR@k and NDCG@k of one list of known labels, averaged over :func:`orders`."""
     if len(set(labels)) < 2:
         return None
     best = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, int(sum(labels))) + 1))
     hits, gains = [], []
     for order in orders(scores):
-        shown = [labels[c] for c in order[:k]]
-        hits.append(float(any(shown)))
-        gains.append(sum(y / math.log2(rank + 1) for rank, y in enumerate(shown, 1)) / best)
+        top_labels = [labels[c] for c in order[:k]]
+        hits.append(float(any(top_labels)))
+        gains.append(sum(y / math.log2(rank + 1) for rank, y in enumerate(top_labels, 1)) / best)
     return sum(hits) / len(hits), sum(gains) / len(gains)
 
 
@@ -76,14 +76,14 @@ def test_top_k_of_a_known_case() -> None:
     label = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0]])
     hits, ndcg = hr_and_ndcg(scores, label, np.ones((3, 4), bool), 3)
     third = 1 / math.log2(4)
-    # Ranked 0 0 1 1; one positive anywhere among four, so in each of three places by a chance of 1/4; the best order.
+    # Ranked 0 0 1 1; one positive anywhere among four, so at each of three ranks with probability 1/4; the best order.
     np.testing.assert_allclose(hits, [1, 3 / 4, 1])
     np.testing.assert_allclose(ndcg, [third / (1 + 1 / math.log2(3)), (1 + 1 / math.log2(3) + third) / 4, 1])
 
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_constant_score_equals_mean_of_random_scores(k: int) -> None:
-    """Whatever order the log has: here all positives come first."""
+    """The order of the log has no effect; here all positives come first."""
     rng = np.random.default_rng(0)
     label = np.zeros((4000, 7))
     label[:, :2] = 1
@@ -96,7 +96,7 @@ def test_constant_score_equals_mean_of_random_scores(k: int) -> None:
 
 
 def data(seed: int = 0, n: int = 60, width: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Scores with ties, labels of two behaviors with unknown ones, lists of 0 .. ``width`` candidates, 20 users."""
+    """Return scores with ties, partly unknown labels of two behaviors, masks of 0 .. ``width`` candidates and 20 users."""
     rng = np.random.default_rng(seed)
     labels = np.where(rng.random((n, width, 2)) < 0.1, np.nan, rng.random((n, width, 2)) < [0.3, 0.08])
     mask = np.arange(width) < rng.integers(0, width + 1, (n, 1))
@@ -117,8 +117,8 @@ def test_list_metrics_equal_loops() -> None:
                 per_list.append(value)
             pairs.setdefault(int(users[i]), []).extend((scores[i, c], labels[i, c, m]) for c in known)
         aucs = []
-        for own in pairs.values():
-            wins = [(p > q) + (p == q) / 2 for p, y in own if y for q, z in own if not z]
+        for user_pairs in pairs.values():
+            wins = [(p > q) + (p == q) / 2 for p, y in user_pairs if y for q, z in user_pairs if not z]
             if wins:
                 aucs.append(sum(wins) / len(wins))
         assert 0 < len(per_list) < 60
@@ -130,10 +130,10 @@ def test_list_metrics_equal_loops() -> None:
             "lists": len(per_list),
             "positives": positives,
         }
-    each = got["behaviors"].values()
+    behaviors = got["behaviors"].values()
     for metric in ("hr", "ndcg", "uauc"):
-        assert got[metric] == pytest.approx(sum(behaviour[metric] for behaviour in each) / 2)
-    like, follow = (behaviour["ndcg"] for behaviour in each)
+        assert got[metric] == pytest.approx(sum(behavior[metric] for behavior in behaviors) / 2)
+    like, follow = (behavior["ndcg"] for behavior in behaviors)
     assert got["hypervolume"] == pytest.approx((like - 0.1) * (follow - 0.2))
     lengths = [row.sum() for row in mask if row.any()]
     assert got["lists"] == len(lengths)
@@ -169,7 +169,7 @@ def test_undefined_metrics_are_none_and_excluded_from_means() -> None:
 
 
 def test_uauc_weights_users_equally() -> None:
-    """One user of four candidates in two lists, all pairs wrong; one of two, right: half, whatever their sizes."""
+    """One user with four candidates and all pairs wrong, one with two candidates and the pair right: mean 1/2."""
     scores, label = np.array([[2, 1], [4, 3], [1, 2]]), np.array([[0, 1], [0, 0], [0, 1]])
     mask, users = np.ones((3, 2), bool), np.array([7, 7, 9])
     assert uauc(scores, label, mask, users) == 0.5

@@ -47,10 +47,10 @@ def test_grouped_auc_equals_pairs(rows: list) -> None:
     values, sizes = grouped_auc(scores, labels, groups)
     expected = []
     for group in sorted(set(groups.tolist())):
-        own = [(s, y) for s, y, g in rows if g == group]
-        value = pairwise_auc([s for s, _ in own], [y for _, y in own])
+        group_rows = [(s, y) for s, y, g in rows if g == group]
+        value = pairwise_auc([s for s, _ in group_rows], [y for _, y in group_rows])
         if value is not None:
-            expected.append((value, len(own)))
+            expected.append((value, len(group_rows)))
     assert values.tolist() == pytest.approx([value for value, _ in expected], abs=1e-12)
     assert sizes.tolist() == [size for _, size in expected]
 
@@ -83,9 +83,9 @@ def test_auc_of_many_rows_equals_torchmetrics() -> None:
     users = rng.integers(-(2**40), 2**40, 500)[rng.integers(0, 500, 20_000)]
     values = []
     for user in np.unique(users):
-        own = users == user
-        if 0 < labels[own].sum() < own.sum():
-            values.append((pairwise_auc(scores[own].tolist(), labels[own].tolist()), own.sum()))
+        is_user = users == user
+        if 0 < labels[is_user].sum() < is_user.sum():
+            values.append((pairwise_auc(scores[is_user].tolist(), labels[is_user].tolist()), is_user.sum()))
     assert 100 < len(values) < 500
     expected = sum(v * n for v, n in values) / sum(n for _, n in values)
     assert gauc(scores, labels, users) == pytest.approx(expected, abs=1e-12)

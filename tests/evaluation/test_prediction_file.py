@@ -96,8 +96,8 @@ def test_evaluation_is_reproducible_from_the_file(model: dict, tmp_path: Path) -
     # The loss is over the same steps, given the preceding steps.
     errors = np.abs(predictions.time_given_prefix - predictions.observed_time)
     assert np.nanmean(errors) == pytest.approx(measured["loss"]["time"], rel=1e-5)
-    found = [(row["mae_log"], row["count"]) for row in measured["time_given_prefix"].values()]
-    assert sum(mae * count for mae, count in found) / sum(count for _, count in found) == pytest.approx(
+    maes = [(row["mae_log"], row["count"]) for row in measured["time_given_prefix"].values()]
+    assert sum(mae * count for mae, count in maes) / sum(count for _, count in maes) == pytest.approx(
         np.nanmean(errors), rel=1e-5
     )
     reads_steps = not model

@@ -98,7 +98,7 @@ def test_without_action_order_sequences_are_sorted_by_code(data: Path, tmp_path:
     run = train_run(data, tmp_path / "run", use_action_order=False)
     rows = evaluate_sequences(run, ALL)["sequences"]["most_frequent"]
     codes = [[CARD.actions.index(name) for name in row["actions"]] for row in rows]
-    assert codes == [sorted(each) for each in codes]
+    assert codes == [sorted(row) for row in codes]
     assert len(rows) == 8
 
 

@@ -45,7 +45,7 @@ class PageRanker(FakeRanker):
         sort_by, items = request.sort_by or self.sort_keys[0], set(request.candidates)
         candidates = sorted(
             (self._candidate(request, item, len(history)) for item in items),
-            key=lambda each: (-_sort_value(each, sort_by), each.item),
+            key=lambda candidate: (-_sort_value(candidate, sort_by), candidate.item),
         )
         return RankedList(
             user=request.user,
@@ -82,7 +82,7 @@ class PageRanker(FakeRanker):
             probabilities,
             watch_s,
             *(sequences[0] if sequences else ([], math.nan)),
-            score=sum(each.contribution for each in explanation) if explanation else math.nan,
+            score=sum(part.contribution for part in explanation) if explanation else math.nan,
             explanation=explanation if request.explain else [],
             expected_time_s=time_s,
             sequences=sequences[: request.num_sequences],
@@ -106,7 +106,7 @@ def _what_if(request: RankQuery, candidates: list[ScoredCandidate]) -> list[What
     if request.what_if is None:
         return []
     item, name = request.what_if.item, request.what_if.objective
-    candidate = next(each for each in candidates if each.item == item)
+    candidate = next(candidate for candidate in candidates if candidate.item == item)
     watch_s = candidate.expected_watch_s or 0.0
     before = _contribution(name, watch_s if name == "watch_time" else candidate.probability[name])
     results = []
@@ -117,7 +117,7 @@ def _what_if(request: RankQuery, candidates: list[ScoredCandidate]) -> list[What
             odds = before.prediction / (1 - before.prediction) * math.exp(change)
             after = _contribution(name, odds / (1 + odds))
         score = candidate.score - before.contribution + after.contribution
-        ahead = sum(each.score > score for each in candidates if each is not candidate)
+        ahead = sum(other.score > score for other in candidates if other is not candidate)
         results.append(WhatIfResult(change, after.prediction, after.contribution, score, 1 + ahead))
     return results
 
@@ -162,4 +162,4 @@ class PageMonitor:
 
     def ignore_status(self, status: int) -> None:
         """Drop the console errors that browsers log for an error response."""
-        self.errors = [each for each in self.errors if f"status of {status}" not in each and "net::ERR" not in each]
+        self.errors = [error for error in self.errors if f"status of {status}" not in error and "net::ERR" not in error]

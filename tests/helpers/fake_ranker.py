@@ -73,7 +73,7 @@ class FakeRanker:
     def encode(self, impressions: Sequence[Impression], after: FakeHistory | None = None) -> FakeHistory:
         self._validate(impressions)
         self.encoded += len(impressions)
-        new = {f"{each.ts_ms:020d} {each.item}": each.item for each in impressions}
+        new = {f"{impression.ts_ms:020d} {impression.item}": impression.item for impression in impressions}
         return FakeHistory(dict(sorted({**(after.item_at if after else {}), **new}.items())))
 
     def sample_users(self, count: int) -> list[str]:
@@ -94,10 +94,10 @@ class FakeRanker:
         return CacheStats(1, 2, 3, 4)
 
     def _validate(self, impressions: Sequence[Impression]) -> None:
-        for each in impressions:
-            for name, _ in each.actions:
+        for impression in impressions:
+            for name, _ in impression.actions:
                 if name not in self.card.predicted_actions:
-                    raise UserError(f"impression of {each.item!r}: unknown action {name!r}")
+                    raise UserError(f"impression of {impression.item!r}: unknown action {name!r}")
 
     def _ranked(self, request: RankQuery) -> RankedList:
         history: Any = request.history

@@ -80,8 +80,8 @@ def test_pad_queries_pads_once_per_request(columns: WindowColumns) -> None:
             window_values = values[batch.target_window == window]
             expected[window] = window_values[0] if len(window_values) else 0.0
         assert torch.equal(pad_queries(batch, values), expected)
-        each = dataclasses.replace(batch, single_query_time=False)
-        assert torch.equal(pad_queries(each, values), pad_targets(batch, values))
+        per_target = dataclasses.replace(batch, single_query_time=False)
+        assert torch.equal(pad_queries(per_target, values), pad_targets(batch, values))
 
 
 def test_occurrence_head_is_blended_in_log_odds() -> None:
@@ -105,12 +105,12 @@ def test_occurrence_head_is_blended_in_log_odds() -> None:
 
 
 def test_occurrence_head_starts_at_base_rates() -> None:
-    made = build_model(CARD, small_config(), torch.device("cpu"))
-    context = torch.randn(3, made.ranker.d_context)
+    model = build_model(CARD, small_config(), torch.device("cpu"))
+    context = torch.randn(3, model.ranker.d_context)
     rates = torch.tensor([CARD.base_rate[name] for name in CARD.predicted_actions])
-    torch.testing.assert_close(made.ranker.occurrence_head(context).sigmoid(), rates.expand(3, -1))
+    torch.testing.assert_close(model.ranker.occurrence_head(context).sigmoid(), rates.expand(3, -1))
     entropy = torch.distributions.Bernoulli(rates).entropy()
-    torch.testing.assert_close(made.ranker.event_entropy, entropy)
+    torch.testing.assert_close(model.ranker.event_entropy, entropy)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -247,8 +247,8 @@ def test_cached_actions_give_equal_predictions(name: str, columns: WindowColumns
     actions = model.ranker.encode_actions(rows, batch)
     assert actions.shape == (len(batch.history_index), 16)
     for position, key in enumerate(batch.history_index.tolist()):
-        begin = int(columns.action_starts[key])
-        action = columns.action[begin : begin + columns.action_lengths[key]]
+        start = int(columns.action_starts[key])
+        action = columns.action[start : start + columns.action_lengths[key]]
         embedded = model.embeddings.embeddings[module_key("action")].weight[torch.from_numpy(action)]
         torch.testing.assert_close(actions[position, 8:], embedded.mean(0))
     assert torch.equal(model.encode(batch, actions).context, model(batch).context)

@@ -94,13 +94,13 @@ def reference(
     return out
 
 
-def naive_pooled(cam: ContextAwareAttention, x: Tensor, context: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+def reference_pool(cam: ContextAwareAttention, x: Tensor, context: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
     rows = []
     for m in range(len(x)):
         for t in range(context.shape[1]):
-            seen = mask[m, t].nonzero().flatten().tolist()
-            each = reference(cam, x[m], context[m, t], [seen] * N, None if bias is None else bias[m, :, t])
-            pooled = sum(each[i] for i in seen) / len(seen) if seen else cam.context(context[m, t])
+            visible = mask[m, t].nonzero().flatten().tolist()
+            outputs = reference(cam, x[m], context[m, t], [visible] * N, None if bias is None else bias[m, :, t])
+            pooled = sum(outputs[i] for i in visible) / len(visible) if visible else cam.context(context[m, t])
             rows.append(pooled)
     return cam.block(torch.stack(rows)).view(len(x), -1, DIM)
 
@@ -148,7 +148,7 @@ def test_pool_equals_formulas(kind: str, residual: str, impl: str, mlp_ratio: fl
     bias = torch.randn(M, HEADS, T, N, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     mask = make_mask(kind)
     for extra in (None, bias):
-        expected = naive_pooled(cam, x, context, mask, extra)
+        expected = reference_pool(cam, x, context, mask, extra)
         torch.testing.assert_close(cam.pool(x, context, mask, extra, impl), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -234,11 +234,11 @@ def test_denominators_around_the_floor(dtype: torch.dtype) -> None:
     mask = torch.ones(len(margins), 2, 3, dtype=torch.bool)
     mask[:, 1, 2] = False
 
-    naive_e, naive_f = (
+    shared_exp, context_exp = (
         torch.exp(shared - shared.amax(-1, keepdim=True)),
         torch.exp(context_logits - context_logits.amax(-1, keepdim=True)),
     )
-    assert ((naive_f.masked_fill(~mask[:, None], 0) @ naive_e.mT) == 0).any(), "nothing underflows"
+    assert ((context_exp.masked_fill(~mask[:, None], 0) @ shared_exp.mT) == 0).any(), "nothing underflows"
 
     values = []
     for impl in get_args(AttentionImpl):
@@ -258,7 +258,7 @@ def test_several_shared_logits_equal_one_at_a_time(impl: AttentionImpl, kind: st
     for leaf in leaves:
         leaf.detach_().requires_grad_()
     joint = torch.stack(pooled_attention_weights(several, context_logits, mask, impl))
-    single = torch.stack([reference_weights(each, context_logits, mask) for each in several])
+    single = torch.stack([reference_weights(logits, context_logits, mask) for logits in several])
     weigh = torch.randn(single.shape, generator=torch.Generator().manual_seed(3), dtype=single.dtype)
     results = [joint, *torch.autograd.grad((joint * weigh).sum(), leaves)]
     expected = [single, *torch.autograd.grad((single * weigh).sum(), leaves)]
@@ -281,8 +281,8 @@ def test_weighted_sum_equals_matrix_product() -> None:
 def test_shared_mask_equals_repeated_mask(impl: str, scale: float) -> None:
     cam, (x, context) = build(scale=scale), inputs()
     shared_mask = make_mask("random")[:, :1] | (torch.arange(N) == 0)
-    one, each = (cam.pool(x, context, mask, impl=impl) for mask in (shared_mask, shared_mask.expand(M, T, N)))
-    torch.testing.assert_close(one, each, rtol=1e-12, atol=1e-12 * scale)
+    shared, repeated = (cam.pool(x, context, mask, impl=impl) for mask in (shared_mask, shared_mask.expand(M, T, N)))
+    torch.testing.assert_close(shared, repeated, rtol=1e-12, atol=1e-12 * scale)
 
 
 @pytest.mark.parametrize("impl", ["factorized", "reference"])
@@ -292,8 +292,8 @@ def test_weights_are_a_mean_of_distributions(impl: str) -> None:
     shared, context_logits = get_logits(cam, *inputs())
     (weights,) = pooled_attention_weights([shared], context_logits, mask, impl)
     assert (weights >= 0).all()
-    seen = mask.any(-1)[:, None].expand(M, HEADS, T)
-    torch.testing.assert_close(weights.sum(-1), seen.double(), rtol=1e-9, atol=1e-9)
+    has_keys = mask.any(-1)[:, None].expand(M, HEADS, T)
+    torch.testing.assert_close(weights.sum(-1), has_keys.double(), rtol=1e-9, atol=1e-9)
     assert not weights.masked_select(~mask[:, None].expand_as(weights)).any()
 
 
@@ -356,10 +356,10 @@ def test_decode_step_equals_causal_forward(residual: str, mlp_ratio: float) -> N
     cam = build(residual, mlp_ratio)
     x, context = inputs(contexts=None)
     expected = cam(x, context, causal=True)
-    seen: Tensor | None = None
+    kv: Tensor | None = None
     for i in range(N):
-        out, seen = cam.decode_step(cam.project_tokens(x[:, i]), cam.project_context(context), seen)
-        assert seen.shape == (i + 1, M, 2 * DIM)
+        out, kv = cam.decode_step(cam.project_tokens(x[:, i]), cam.project_context(context), kv)
+        assert kv.shape == (i + 1, M, 2 * DIM)
         torch.testing.assert_close(out, expected[:, i], rtol=1e-9, atol=1e-9)
 
 

@@ -17,7 +17,7 @@ from a2gen_rec.nn.marginals import action_marginals, top_sequences
 from a2gen_rec.utils.jagged import LengthBuckets
 
 DIM, D_CONTEXT, BUCKETS, CONTEXTS = 8, 5, 7, 3
-FORMS = [ExplicitGenerator, ImplicitGenerator]
+GENERATORS = [ExplicitGenerator, ImplicitGenerator]
 VARIANTS = [
     {},
     {"time_head": "monotonic"},
@@ -200,7 +200,7 @@ def test_pruned_prefixes_are_extrapolated_from_siblings(max_unexplored_mass: flo
         assert pruned.unexplored_mass[n].item() == pytest.approx(one + two) == 1 - end
 
 
-@pytest.mark.parametrize("generator_class", FORMS)
+@pytest.mark.parametrize("generator_class", GENERATORS)
 def test_impossible_action_has_no_time(generator_class: type[Generator]) -> None:
     setup = make(generator_class)
     with torch.no_grad():
@@ -239,7 +239,7 @@ def test_implicit_closed_form_equals_independent_sampling(options: dict) -> None
     )
 
 
-@pytest.mark.parametrize("generator_class", FORMS)
+@pytest.mark.parametrize("generator_class", GENERATORS)
 @pytest.mark.parametrize("options", VARIANTS)
 def test_greedy_equals_recomputation(generator_class: type[Generator], options: dict) -> None:
     setup = make(generator_class, events=4, **options)
@@ -253,7 +253,7 @@ def test_greedy_equals_recomputation(generator_class: type[Generator], options: 
         assert_same(get_sequence(decoded, n, 0), Sequence(action, time, total))
 
 
-@pytest.mark.parametrize("generator_class", FORMS)
+@pytest.mark.parametrize("generator_class", GENERATORS)
 @pytest.mark.parametrize("options", VARIANTS)
 @pytest.mark.parametrize("width", [16, 21])
 def test_wide_beam_equals_enumeration(generator_class: type[Generator], options: dict, width: int) -> None:
@@ -268,7 +268,7 @@ def test_wide_beam_equals_enumeration(generator_class: type[Generator], options:
         assert (decoded.log_probability[n, 16:] == -torch.inf).all()
 
 
-@pytest.mark.parametrize("generator_class", FORMS)
+@pytest.mark.parametrize("generator_class", GENERATORS)
 def test_narrow_beam_returns_sorted_valid_sequences(generator_class: type[Generator]) -> None:
     setup = make(generator_class, events=4)
     decoded = decode(*setup, strategy="beam", width=5)
@@ -281,7 +281,7 @@ def test_narrow_beam_returns_sorted_valid_sequences(generator_class: type[Genera
             assert_same(sequence, known[sequence.action])
 
 
-@pytest.mark.parametrize("generator_class", FORMS)
+@pytest.mark.parametrize("generator_class", GENERATORS)
 @pytest.mark.parametrize("options", VARIANTS)
 def test_beam_of_width_one_is_greedy(generator_class: type[Generator], options: dict) -> None:
     setup = make(generator_class, events=4, **options)
@@ -319,12 +319,12 @@ def test_missing_sequences_are_bounded_by_unexplored_mass(max_unexplored_mass: f
         for sequence in returned:
             assert_same(sequence, known[sequence.action])
         left_out = [
-            math.exp(s.log_p) for action, s in known.items() if action not in {each.action for each in returned}
+            math.exp(s.log_p) for action, s in known.items() if action not in {sequence.action for sequence in returned}
         ]
         assert sum(left_out) == pytest.approx(marginals.unexplored_mass[n].item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("generator_class", FORMS)
+@pytest.mark.parametrize("generator_class", GENERATORS)
 def test_sample_frequencies_match_probabilities(generator_class: type[Generator]) -> None:
     setup, draws = make(generator_class, sharp=0.5), 4_000
     rng = torch.Generator().manual_seed(0)
@@ -353,7 +353,7 @@ def test_sampling_is_reproducible() -> None:
     assert draws[0].shape != draws[2].shape or not torch.equal(draws[0], draws[2])
 
 
-@pytest.mark.parametrize("generator_class", FORMS)
+@pytest.mark.parametrize("generator_class", GENERATORS)
 @pytest.mark.parametrize("strategy", ["greedy", "sample", "beam"])
 @pytest.mark.parametrize("sharp", [0.1, 5.0])
 def test_actions_are_distinct_and_exit_is_last(generator_class: type[Generator], strategy: Any, sharp: float) -> None:
@@ -373,7 +373,7 @@ def test_actions_are_distinct_and_exit_is_last(generator_class: type[Generator],
             assert time[length:].isnan().all()
 
 
-@pytest.mark.parametrize("generator_class", FORMS)
+@pytest.mark.parametrize("generator_class", GENERATORS)
 def test_contexts_are_independent(generator_class: type[Generator]) -> None:
     setup = make(generator_class, events=4)
     joint = decode(*setup, strategy="beam", width=6), action_marginals(*setup, max_unexplored_mass=0.01)
@@ -387,7 +387,7 @@ def test_contexts_are_independent(generator_class: type[Generator]) -> None:
 
 
 def test_no_contexts_give_empty_results() -> None:
-    for generator_class in FORMS:
+    for generator_class in GENERATORS:
         setup = make(generator_class)
         nothing = action_marginals(setup.generator, setup.context[:0], setup.tables, setup.timed)
         assert nothing.probability.shape == nothing.time.shape == (0, 5)

@@ -13,17 +13,17 @@ from a2gen_rec.utils.jagged import LengthBuckets, jagged_positions
 
 SECONDS = st.floats(0, 1e9) | st.sampled_from([0.0, 1.0, 59.999, 60.0, 14_400.0, math.inf])
 BUCKETS = st.integers(4, 128)
-LARGEST = st.floats(1, 1e7)
+MAX_S = st.floats(1, 1e7)
 
 
-@given(SECONDS, SECONDS, BUCKETS, LARGEST)
+@given(SECONDS, SECONDS, BUCKETS, MAX_S)
 def test_buckets_are_monotonic_and_bounded(a: float, b: float, buckets: int, max_seconds: float) -> None:
     for dtype in (torch.float32, torch.float64):
         low, high = log_bucketize(torch.tensor([min(a, b), max(a, b)], dtype=dtype), buckets, max_seconds).tolist()
         assert 1 <= low <= high <= buckets - 1
 
 
-@given(BUCKETS, LARGEST)
+@given(BUCKETS, MAX_S)
 def test_buckets_of_missing_zero_and_large_times(buckets: int, max_seconds: float) -> None:
     seconds = torch.tensor([math.nan, 0.0, -3.0, max_seconds * 1.001 + 0.001, 1e30, math.inf])
     assert log_bucketize(seconds, buckets, max_seconds).tolist() == [0, 1, 1, buckets - 1, buckets - 1, buckets - 1]
@@ -32,7 +32,7 @@ def test_buckets_of_missing_zero_and_large_times(buckets: int, max_seconds: floa
     assert log_bucketize(just_below, buckets, max_seconds) == buckets - 2
 
 
-@given(SECONDS, BUCKETS, LARGEST)
+@given(SECONDS, BUCKETS, MAX_S)
 def test_buckets_have_equal_width_in_log1p(seconds: float, buckets: int, max_seconds: float) -> None:
     width = math.log1p(max_seconds) / (buckets - 2)
     position = math.log1p(seconds) / width
@@ -97,14 +97,14 @@ def test_item_level_equals_one_target_at_a_time(impl: str, residual: str) -> Non
     expected = []
     for t in range(len(target)):
         w, position = int(target_row[t]), int(target_column[t])
-        seen = [i for i in range(impressions) if row[i] == w and visible[w, position, column[i]]]
-        x = torch.cat([item[seen], actions[seen], gap[seen]], dim=1)[None]
-        shared = matches[w, :, position, column[seen]].T.double()
-        bias = (encoder.recency(recency[w, position, column[seen]]) + encoder.match(shared)).T[None, :, None]
-        everything = torch.ones(1, 1, len(seen), dtype=torch.bool)
+        visible_columns = [i for i in range(impressions) if row[i] == w and visible[w, position, column[i]]]
+        x = torch.cat([item[visible_columns], actions[visible_columns], gap[visible_columns]], dim=1)[None]
+        shared = matches[w, :, position, column[visible_columns]].T.double()
+        bias = (encoder.recency(recency[w, position, column[visible_columns]]) + encoder.match(shared)).T[None, :, None]
+        everything = torch.ones(1, 1, len(visible_columns), dtype=torch.bool)
         expected.append(
             encoder.item_pooling.pool(x, target[None, t : t + 1], everything, bias, "reference")[0, 0]
-            if seen
+            if visible_columns
             else encoder.item_pooling.block(encoder.item_pooling.context(target[t]))
         )
     torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-9, atol=1e-9)

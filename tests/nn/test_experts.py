@@ -62,18 +62,18 @@ def test_mmoe_equals_loops(experts: int) -> None:
 
 def level_by_loops(level: CustomizedGateControl, common: Tensor, one: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Return the shared path [d] and the tasks' paths, each [d], of one target."""
-    shared, own = [], [[] for _ in range(TASKS)]
+    shared, task_experts = [], [[] for _ in range(TASKS)]
     for e in range(level.shared):
         rows = slice(e * DIM, (e + 1) * DIM)
         shared.append(F.gelu(level.shared_experts.weight[rows] @ common + level.shared_experts.bias[rows]))
     for k in range(TASKS):
         for e in range(level.task_specific):
             weight = level.task_experts.weight[k][:, e * DIM : (e + 1) * DIM]
-            own[k].append(F.gelu(one[k] @ weight + level.task_experts.bias[k, 0, e * DIM : (e + 1) * DIM]))
-    mixed = [mix(task_slice(level.gates, k, one[k]), shared + own[k]) for k in range(TASKS)]
+            task_experts[k].append(F.gelu(one[k] @ weight + level.task_experts.bias[k, 0, e * DIM : (e + 1) * DIM]))
+    mixed = [mix(task_slice(level.gates, k, one[k]), shared + task_experts[k]) for k in range(TASKS)]
     if level.shared_gate is None:
         return common, mixed
-    all_experts = shared + [expert for of_one in own for expert in of_one]
+    all_experts = shared + [expert for experts in task_experts for expert in experts]
     return mix(level.shared_gate(common), all_experts), mixed
 
 

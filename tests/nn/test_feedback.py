@@ -13,7 +13,7 @@ from a2gen_rec.nn.feedback import DualViewAttention
 from tests.helpers.properties import examples
 
 M, N, T, HEADS, D_X, D_C, DIM = 3, 8, 6, 2, 5, 6, 8
-FORMS = ["factorized", "reference"]
+IMPLS = ["factorized", "reference"]
 
 
 def build(residual: str = "context", mlp_ratio: float = 0.0, include_full_history: bool = False) -> DualViewAttention:
@@ -57,7 +57,7 @@ def reference(module: DualViewAttention, *, x: Tensor, context: Tensor, mask: Te
         for t in range(context.shape[1]):
             c = context[m, t]
             s, e = x[m] @ cam.sequence.weight.T, cam.context.weight @ c
-            seen = mask[m, t].nonzero().flatten().tolist()
+            visible_keys = mask[m, t].nonzero().flatten().tolist()
 
             def pooled(
                 visible: list[int], value: Tensor, m: int = m, t: int = t, s: Tensor = s, e: Tensor = e, c: Tensor = c
@@ -77,14 +77,14 @@ def reference(module: DualViewAttention, *, x: Tensor, context: Tensor, mask: Te
                 return total
 
             maps = {"positive": cam.value.weight, "negative": module.negative_value.weight}
-            v = {name: pooled([j for j in seen if views[name][m, j]], value) for name, value in maps.items()}
+            v = {name: pooled([j for j in visible_keys if views[name][m, j]], value) for name, value in maps.items()}
             liked, disliked = v["positive"], v["negative"]
             gate = 1 / (1 + torch.exp(-module.gate.weight @ torch.cat([c, liked, disliked]) - module.gate.bias))
             parts = [liked, gate * disliked, liked * e, disliked * e]
-            parts += [pooled(seen, cam.value.weight)] if module.include_full_history else []
+            parts += [pooled(visible_keys, cam.value.weight)] if module.include_full_history else []
             row = module.project.weight @ torch.cat(parts) + e
-            if cam.residual == "both" and seen:
-                row = row + s[seen].mean(0)
+            if cam.residual == "both" and visible_keys:
+                row = row + s[visible_keys].mean(0)
             rows.append(row)
     return cam.block(torch.stack(rows)).view(len(x), -1, DIM)
 
@@ -95,11 +95,11 @@ def with_gradients(output: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     return [output.detach(), *torch.autograd.grad(objective, leaves, materialize_grads=True)]
 
 
-def both_forms(module: DualViewAttention, case: dict[str, Tensor]) -> list[list[Tensor]]:
+def both_impls(module: DualViewAttention, case: dict[str, Tensor]) -> list[list[Tensor]]:
     """Return the output and all gradients of the factorized and the reference implementation."""
     named = {name: part.requires_grad_() if part.is_floating_point() else part for name, part in case.items()}
     leaves = [part for part in named.values() if part.requires_grad] + list(module.parameters())
-    return [with_gradients(module(**named, impl=impl), leaves) for impl in FORMS]
+    return [with_gradients(module(**named, impl=impl), leaves) for impl in IMPLS]
 
 
 def assert_equal(fast: list[Tensor], slow: list[Tensor], tolerance: float) -> None:
@@ -109,7 +109,7 @@ def assert_equal(fast: list[Tensor], slow: list[Tensor], tolerance: float) -> No
         torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("include_full_history", [True, False])
 @pytest.mark.parametrize(("residual", "mlp_ratio"), [("context", 0.0), ("both", 0.0), ("both", 1.5)])
 def test_equals_formulas(impl: str, include_full_history: bool, residual: str, mlp_ratio: float) -> None:
@@ -122,16 +122,16 @@ def test_equals_formulas(impl: str, include_full_history: bool, residual: str, m
 def test_factorized_equals_reference_with_gradients(
     m: int, n: int, t: int, seed: int, include_full_history: bool
 ) -> None:
-    assert_equal(*both_forms(build("both", 1.5, include_full_history), inputs(m, n, t, seed)), 1e-9)
+    assert_equal(*both_impls(build("both", 1.5, include_full_history), inputs(m, n, t, seed)), 1e-9)
 
 
 @pytest.mark.parametrize("include_full_history", [True, False])
 def test_every_parameter_has_gradient_in_float32(include_full_history: bool) -> None:
     module, case = build("both", 1.5, include_full_history), inputs()
-    slow = both_forms(module, case)[1]
+    slow = both_impls(module, case)[1]
     assert all(part.any() for part in slow)
     single = {name: part.detach().float() if part.is_floating_point() else part for name, part in case.items()}
-    fast = both_forms(module.float(), single)[0]
+    fast = both_impls(module.float(), single)[0]
     assert all(part.dtype == torch.float32 for part in fast)
     assert_equal([part.double() for part in fast], slow, 1e-4)
 
@@ -150,12 +150,12 @@ def test_any_margin_between_views_is_exact(dtype: torch.dtype) -> None:
         far = case["bias"].detach() - margin * case["negative"][:, None, None]
         assert (torch.exp(far.amin(-1) - far.amax(-1)) == 0).any() or margin < 800
         moved = {**case, "bias": far}
-        fast, slow = both_forms(module, moved)
+        fast, slow = both_impls(module, moved)
         assert_equal(fast, slow, 1e-9 if dtype == torch.float64 else 5e-3)
         torch.testing.assert_close(fast[0], near, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("residual", ["context", "both"])
 def test_empty_view_is_zero(impl: str, residual: str) -> None:
     """Only contexts that see a view depend on its value projection."""
@@ -176,13 +176,13 @@ def test_empty_view_is_zero(impl: str, residual: str) -> None:
     residuals = module.cam.context(case["context"][0])
     assert torch.equal(blind[0], residuals[0])
     if residual == "both":
-        seen = case["mask"][0, 3]
-        residuals = residuals + module.cam.sequence(case["x"][0, seen]).mean(0)
+        visible = case["mask"][0, 3]
+        residuals = residuals + module.cam.sequence(case["x"][0, visible]).mean(0)
     torch.testing.assert_close(blind[3], residuals[3], rtol=1e-12, atol=1e-12)
-    assert all(part.isfinite().all() for impl in both_forms(module, case) for part in impl)
+    assert all(part.isfinite().all() for impl in both_impls(module, case) for part in impl)
 
 
-@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("include_full_history", [True, False])
 def test_impressions_of_neither_view_affect_only_full_history(impl: str, include_full_history: bool) -> None:
     module, case = build("context", include_full_history=include_full_history), inputs()
@@ -200,7 +200,7 @@ def test_impressions_of_neither_view_affect_only_full_history(impl: str, include
     )
 
 
-@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("include_full_history", [True, False])
 def test_order_and_padding_have_no_effect(impl: str, include_full_history: bool) -> None:
     module, case = build("both", include_full_history=include_full_history), inputs()

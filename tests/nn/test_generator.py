@@ -1,4 +1,4 @@
-"""The action-sequence generator: dependencies of each step, and its forms against each other."""
+"""The action-sequence generator: dependencies of each step, explicit and implicit."""
 
 import itertools
 import math
@@ -103,13 +103,13 @@ def test_steps_are_independent_of_later_steps(options: dict) -> None:
 def test_steps_depend_on_all_earlier_steps(changed_input: str, time_head: str) -> None:
     generator = build(ExplicitGenerator, time_head=time_head)
     tables, context = tables_and_context()
-    given = dict(zip(("action", "offset", "label"), sequences()[:3], strict=True))
+    inputs = dict(zip(("action", "offset", "label"), sequences()[:3], strict=True))
     buckets = sequences()[3]
     _, position = positions()
-    before, _ = generator(*given.values(), context, buckets, tables)
-    for changed_place in range(3):
-        changed = {name: values.clone() for name, values in given.items()}
-        which = position == changed_place
+    before, _ = generator(*inputs.values(), context, buckets, tables)
+    for changed_index in range(3):
+        changed = {name: values.clone() for name, values in inputs.items()}
+        which = position == changed_index
         changed[changed_input][which] = {
             "action": changed["action"][which] % (ACTIONS - 2) + 1,
             "offset": other_times(changed["offset"][which]),
@@ -118,9 +118,9 @@ def test_steps_depend_on_all_earlier_steps(changed_input: str, time_head: str) -
         after, _ = generator(*changed.values(), context, buckets, tables)
         # Only the monotonic head uses labels, and only those of earlier steps.
         reads = (
-            position >= changed_place
+            position >= changed_index
             if changed_input != "label"
-            else (position > changed_place) & (time_head == "monotonic")
+            else (position > changed_index) & (time_head == "monotonic")
         )
         different = ((after.time - before.time).abs() > 1e-9).any(1)
         assert torch.equal(different, reads)

@@ -23,8 +23,8 @@ def build(layers: int, buckets: int = BUCKETS, features: int = FEATURES) -> HSTU
 
 def make_inputs() -> tuple[Tensor, Tensor, SequenceLayout]:
     rng = torch.Generator().manual_seed(0)
-    place = torch.cat([torch.arange(N).expand(M, N), torch.randint(N + 1, (M, K), generator=rng)], dim=1)
-    distance = place[..., None] - torch.arange(N)
+    index = torch.cat([torch.arange(N).expand(M, N), torch.randint(N + 1, (M, K), generator=rng)], dim=1)
+    distance = index[..., None] - torch.arange(N)
     visible = (distance > 0) & (torch.rand(M, N + K, N, generator=rng) < 0.4)
     visible[1, N:] = False
     layout = SequenceLayout(
@@ -105,10 +105,10 @@ def test_receptive_field_grows_by_layers(layers: int) -> None:
     reached = layout.attention_mask[:, N:].double() @ torch.linalg.matrix_power(step, layers - 1) > 0
     assert reached.any()
     assert not reached.all()
-    for place in range(N):
+    for index in range(N):
         moved = past.clone()
-        moved[:, place, 0] += 1.0  # the norm would cancel a shift of all entries
-        assert torch.equal((module(moved, target, layout) != before).any(-1), reached[..., place])
+        moved[:, index, 0] += 1.0  # the norm would cancel a shift of all entries
+        assert torch.equal((module(moved, target, layout) != before).any(-1), reached[..., index])
 
 
 def test_targets_are_independent() -> None:

@@ -223,5 +223,5 @@ def test_equal_inputs_have_equal_transforms_and_zero_gives_offset() -> None:
     for value in range(3):
         assert len(out[0, value::3].unique(dim=0)) == 1
     torch.testing.assert_close(out[0, 0], module.offset(h)[0, 0])
-    least, most = out[0, 0], out[0, 1]
-    assert (most > least).all()
+    at_zero, at_one = out[0, 0], out[0, 1]
+    assert (at_one > at_zero).all()

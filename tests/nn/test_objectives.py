@@ -12,9 +12,9 @@ from a2gen_rec.nn.objectives import MultiObjectiveHead, ObjectivePredictions
 D, DIM, TARGETS = 6, 4, 5
 
 
-def build(objectives: int = 3, watch_time: bool = True, shared: int = 2, own: int = 2) -> MultiObjectiveHead:
+def build(objectives: int = 3, watch_time: bool = True, shared: int = 2, task_experts: int = 2) -> MultiObjectiveHead:
     """Return a float64 head without zero parameters."""
-    module = MultiObjectiveHead(D, DIM, objectives, watch_time, shared, own, tower_ratio=1.5).double()
+    module = MultiObjectiveHead(D, DIM, objectives, watch_time, shared, task_experts, tower_ratio=1.5).double()
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -58,9 +58,9 @@ def reference(module: MultiObjectiveHead, context: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("objectives", "watch_time"), [(3, True), (3, False), (1, False), (0, True)])
-@pytest.mark.parametrize(("shared", "own"), [(2, 2), (1, 1), (3, 0), (0, 2)])
-def test_equals_loops_with_gradients(objectives: int, watch_time: bool, shared: int, own: int) -> None:
-    module, context = build(objectives, watch_time, shared, own), contexts()
+@pytest.mark.parametrize(("shared", "task_experts"), [(2, 2), (1, 1), (3, 0), (0, 2)])
+def test_equals_loops_with_gradients(objectives: int, watch_time: bool, shared: int, task_experts: int) -> None:
+    module, context = build(objectives, watch_time, shared, task_experts), contexts()
     predicted = module(context)
     assert predicted.logits.shape == (TARGETS, objectives)
     assert (predicted.watch_time is not None) is watch_time

@@ -34,15 +34,15 @@ def test_equals_one_target_at_a_time() -> None:
     results = module(tokens, target, layout)
     for t in range(6):
         w, position = int(target_row[t]), int(target_column[t])
-        seen = [i for i in range(14) if row[i] == w and visible[w, position, column[i]]]
-        if not seen:
+        keys = [i for i in range(14) if row[i] == w and visible[w, position, column[i]]]
+        if not keys:
             assert not results[t].any()
             continue
-        x = tokens[seen]
+        x = tokens[keys]
         query = module.query(target[t]).view(HEADS, 1, -1)
-        key, value = (of(x).view(len(seen), HEADS, -1).transpose(0, 1) for of in (module.key, module.value))
-        shared = matches[w, :, position, column[seen]].T.double()
-        bias = (module.recency(recency[w, position, column[seen]]) + module.match(shared)).T[:, None]
+        key, value = (of(x).view(len(keys), HEADS, -1).transpose(0, 1) for of in (module.key, module.value))
+        shared = matches[w, :, position, column[keys]].T.double()
+        bias = (module.recency(recency[w, position, column[keys]]) + module.match(shared)).T[:, None]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         torch.testing.assert_close(results[t], module.output(attended.flatten()), rtol=1e-9, atol=1e-9)
     assert not visible[0, 1].any()

@@ -45,7 +45,7 @@ def make_request(ranker: Ranker, log: Log, user: str = "u1", **options: object) 
 
 def assert_same(one: RankedList, other: RankedList, within: float) -> None:
     """Check that two lists are equal up to rounding."""
-    assert [each.item for each in one.candidates] == [each.item for each in other.candidates]
+    assert [candidate.item for candidate in one.candidates] == [candidate.item for candidate in other.candidates]
     for a, b in zip(one.candidates, other.candidates, strict=True):
         assert list(a.probability.values()) == pytest.approx(list(b.probability.values()), abs=within)
         assert a.expected_watch_s == pytest.approx(b.expected_watch_s, rel=10 * within, abs=10 * within)
@@ -64,7 +64,7 @@ def test_order_and_duplicates_of_candidates_do_not_matter(exported: tuple[Log, s
     assert ranker.rank(dataclasses.replace(request, k=1000)) == expected
     few = ranker.rank(dataclasses.replace(request, k=3))
     assert few.candidates == expected.candidates[:3]
-    seconds = [each.expected_watch_s for each in expected.candidates]
+    seconds = [candidate.expected_watch_s for candidate in expected.candidates]
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[0] != seconds[-1]
 
@@ -82,10 +82,10 @@ def test_requests_of_a_batch_are_independent(exported: tuple[Log, str], ranker: 
         RankQuery("nobody", ["i3", "?"], now_ms=10**12),
         dataclasses.replace(make_request(ranker, log, "u3"), sort_by="hate", include_timelines=False),
     ]
-    alone = [ranker.rank(each) for each in requests]
+    alone = [ranker.rank(request) for request in requests]
     for one, other in zip(ranker.rank_batch(requests), alone, strict=True):
         assert_same(one, other, 1e-6)
-    assert [len(each.candidates) for each in alone] == [12, 2, 2, 12]
+    assert [len(ranking.candidates) for ranking in alone] == [12, 2, 2, 12]
     assert alone[3].ascending
     assert not alone[3].candidates[0].timeline
     assert ranker.rank_batch([]) == []
@@ -123,15 +123,15 @@ def test_unknown_users_and_items_use_row_zero(exported: tuple[Log, str], ranker:
     ranking = ranker.rank(request)
     assert ranking.fallbacks == ("unknown_user", "unknown_items", "empty_history")
     assert (ranking.history_length, ranking.unknown_items, ranking.model_version) == (0, 2, ranker.version)
-    by_name = {each.item: each for each in ranking.candidates}
+    by_name = {candidate.item: candidate for candidate in ranking.candidates}
     assert by_name["?"].probability == by_name["??"].probability != by_name["i1"].probability
     assert [by_name[name].known for name in ("?", "i1")] == [False, True]
     assert_same(
         ranker.rank(dataclasses.replace(request, user="someone")), dataclasses.replace(ranking, user="someone"), 0.0
     )
     city = pq.read_table(f"{log.data}/vocabulary/city.parquet")["value"][0].as_py()
-    given = ranker.rank(dataclasses.replace(request, user_features={"city": city}))
-    assert given.candidates[0].probability != ranking.candidates[0].probability
+    with_city = ranker.rank(dataclasses.replace(request, user_features={"city": city}))
+    assert with_city.candidates[0].probability != ranking.candidates[0].probability
     known = ranker.rank(make_request(ranker, log))
     assert known.fallbacks == ()
     assert known.history_length == 9  # the limit of the model, not the length in the log
@@ -248,7 +248,7 @@ def test_exported_model_ranks_on_the_command_line(
     main(["rank", "--model", exported[1], "--user", "nobody", "--candidates", str(tmp_path / "items"), "--k", "3"])
     output = capsys.readouterr().out
     best = Ranker.load(exported[1]).rank(RankQuery("nobody", NAMES, k=3))
-    assert all(each.item in output for each in best.candidates)
+    assert all(candidate.item in output for candidate in best.candidates)
     assert "user not in the dataset" in output
     (tmp_path / "CURRENT").write_text("model\n")
     (tmp_path / "model").symlink_to(exported[1])

@@ -39,15 +39,19 @@ def evaluated(log: Log) -> dict[tuple[str, int, int], dict[str, float]]:
     with load_run(log.run) as opened:
         card, config, built = opened.card, opened.config, opened.model
         batches = list(evaluation_batches(opened.dataset, "test", config, opened.process))
-        found, _ = predict(built.model_parallel, built.model.ranker, batches, card, config.evaluate.max_unexplored_mass)
+        predictions, _ = predict(
+            built.model_parallel, built.model.ranker, batches, card, config.evaluate.max_unexplored_mass
+        )
     keys: list[tuple[str, int, int]] = []
     for batch in batches:
         user = [name[key] for key in batch.user_key[batch.target_window].tolist()]
         at = (batch.ts_ms[batch.target].tolist(), batch.ids("item_id")[batch.target].tolist())
         keys += zip(user, *at, strict=True)
-    probabilities = [{each: row[column] for each, column in outcome_columns(card).items()} for row in found.probability]
-    watch = found.time[:, -1].tolist()
-    return {key: {**each, "watch": seconds} for key, each, seconds in zip(keys, probabilities, watch, strict=True)}
+    probabilities = [
+        {name: row[column] for name, column in outcome_columns(card).items()} for row in predictions.probability
+    ]
+    watch = predictions.time[:, -1].tolist()
+    return {key: {**row, "watch": seconds} for key, row, seconds in zip(keys, probabilities, watch, strict=True)}
 
 
 def context(impression: Impression) -> dict[str, object]:
@@ -62,19 +66,23 @@ def test_served_predictions_match_the_evaluation(exported: tuple[Log, str]) -> N
     row_of = dict(zip(items["item"], items["item_id"], strict=True))
     compared = 0
     for number, (user, impressions) in enumerate(sorted(log.impressions.items())[:12]):
-        targets = [index for index, each in enumerate(impressions) if (user, each.ts_ms, row_of[each.item]) in expected]
+        targets = [
+            index
+            for index, impression in enumerate(impressions)
+            if (user, impression.ts_ms, row_of[impression.item]) in expected
+        ]
         for index in targets[:2]:
             past, now = impressions[:index], impressions[index]
             history = ranker.encode(past[:-3])
             for some in (past[-3:-2], past[-2:-1], past[-1:]) if number % 2 else (past[-1:], past[-3:-1]):
                 history = ranker.encode(some, history)
             query = RankQuery(user, [now.item], now.ts_ms, history, context=context(now))
-            (found,) = ranker.rank(query).candidates
+            (candidate,) = ranker.rank(query).candidates
             target = expected[user, now.ts_ms, row_of[now.item]]
-            for name, chance in found.probability.items():
+            for name, chance in candidate.probability.items():
                 assert chance == pytest.approx(target[name], abs=1e-5), (user, index, name)
-            assert found.expected_watch_s is not None
-            assert np.log1p(found.expected_watch_s) == pytest.approx(max(target["watch"], 0.0), abs=1e-5)
+            assert candidate.expected_watch_s is not None
+            assert np.log1p(candidate.expected_watch_s) == pytest.approx(max(target["watch"], 0.0), abs=1e-5)
             compared += 1
     assert compared >= 8
 
@@ -82,22 +90,22 @@ def test_served_predictions_match_the_evaluation(exported: tuple[Log, str]) -> N
 def test_raw_and_encoded_histories_are_equivalent(exported: tuple[Log, str]) -> None:
     log, folder = exported
     ranker = Ranker.load(folder)
-    user, impressions = max(log.impressions.items(), key=lambda each: len(each[1]))
-    names = sorted({each.item for each in impressions})
+    user, impressions = max(log.impressions.items(), key=lambda entry: len(entry[1]))
+    names = sorted({impression.item for impression in impressions})
     encoded = ranker.rank(RankQuery(user, names, history=ranker.encode(impressions)))
     raw = ranker.rank(RankQuery(user, names, history=impressions[::-1]))
     assert raw == encoded
     # Later impressions do not matter.
     now = impressions[-3].ts_ms - 1
-    past = [each for each in impressions if each.ts_ms <= now]
+    past = [impression for impression in impressions if impression.ts_ms <= now]
     assert ranker.rank(RankQuery(user, names, now, impressions)) == ranker.rank(RankQuery(user, names, now, past))
 
 
 def test_updated_impressions_replace_earlier_ones(exported: tuple[Log, str]) -> None:
     log, folder = exported
     ranker = Ranker.load(folder)
-    _, impressions = max(log.impressions.items(), key=lambda each: len(each[1]))
-    started = [dataclasses.replace(each, watch_s=None, actions=()) for each in impressions]
+    _, impressions = max(log.impressions.items(), key=lambda entry: len(entry[1]))
+    started = [dataclasses.replace(impression, watch_s=None, actions=()) for impression in impressions]
     late, encoded = ranker.encode(impressions, ranker.encode(started)), ranker.encode(impressions)
     assert late.items == encoded.items
     assert late.state_keys == encoded.state_keys
@@ -110,13 +118,13 @@ def test_earlier_query_time_uses_the_earlier_history(exported: tuple[Log, str], 
     """A user with many later impressions; the cached history stays valid."""
     log, folder = exported
     ranker, store = Ranker.load(folder), fast_store(tmp_path)
-    user, impressions = max(log.impressions.items(), key=lambda each: len(each[1]))
+    user, impressions = max(log.impressions.items(), key=lambda entry: len(entry[1]))
     assert len(impressions) > 2 * ranker.card.max_history
     store.put(user, impressions).result(5)
     cache = HistoryCache(ranker, store, 10**6)
     for index in (len(impressions) - 2, len(impressions) // 2, 1):
         now = impressions[index].ts_ms
-        past = [each for each in impressions if each.ts_ms <= now]
+        past = [impression for impression in impressions if impression.ts_ms <= now]
         query = RankQuery(user, ["v"], now, past)
         recorded = dataclasses.replace(query, history=cache.get(user, now))
         assert ranker.rank(recorded) == ranker.rank(query)
@@ -141,6 +149,6 @@ def test_session_positions_match_the_full_log(exported: tuple[Log, str], tmp_pat
             store.put("u", pending).result(5)
             pending = []
             for cache in (warm, HistoryCache(ranker, store, 10**6)):
-                found = cache.get("u").columns.session[SESSION_POSITION]
-                assert found[-last:].tolist() == rows[:count][-last:], count
+                positions_read = cache.get("u").columns.session[SESSION_POSITION]
+                assert positions_read[-last:].tolist() == rows[:count][-last:], count
     store.close()

@@ -26,8 +26,8 @@ def test_service_matches_the_ranker(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with running(tmp_path, model=tmp_path / "export", load=Ranker.load) as service:
         for user, impressions in sorted(log.impressions.items())[:4]:
             # One by one, then the rest at once and late.
-            for each in [impressions[-1:], impressions[:3], *([one] for one in impressions[3:6]), impressions[6:-1]]:
-                bodies = [schema.ImpressionSchema.from_impression(one).model_dump() for one in each]
+            for batch in [impressions[-1:], impressions[:3], *([one] for one in impressions[3:6]), impressions[6:-1]]:
+                bodies = [schema.ImpressionSchema.from_impression(impression).model_dump() for impression in batch]
                 assert not bodies or service.post(user, *bodies).status_code == 200
                 context = {name: impressions[-1].features[name] for name in ("tab", "speed", "network")}
                 response = service.rank(user, candidates=items, context=context)
@@ -37,7 +37,7 @@ def test_service_matches_the_ranker(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             # At an earlier query time, with more later impressions than a service caches.
             now = impressions[4].ts_ms
             assert len(impressions) > 4 + ranker.max_history
-            then = RankQuery(user, items, now, [each for each in impressions if each.ts_ms <= now])
+            then = RankQuery(user, items, now, [impression for impression in impressions if impression.ts_ms <= now])
             assert_matches(service.rank(user, candidates=items, now_ms=now).json(), ranker.rank(then))
         assert service.client.get("/v1/model").json()["version"] == ranker.version
 
@@ -49,8 +49,8 @@ def assert_matches(body: dict[str, Any], expected: RankedList) -> None:
 
 
 def without_predictions(body: dict[str, Any]) -> dict[str, Any]:
-    return {**body, "candidates": [(each["item"], each["known"]) for each in body["candidates"]]}
+    return {**body, "candidates": [(candidate["item"], candidate["known"]) for candidate in body["candidates"]]}
 
 
 def probabilities(body: dict[str, Any]) -> list[float]:
-    return [chance for each in body["candidates"] for _, chance in sorted(each["probability"].items())]
+    return [chance for candidate in body["candidates"] for _, chance in sorted(candidate["probability"].items())]

@@ -78,14 +78,14 @@ def test_what_if_equals_the_ranking_of_the_changed_prediction(seed: int, name: s
                 probability[target, NAMES.index(name)] = expected
             changed = replace(predictions, probability=probability, time=time)
             ranked = top_candidates(scorer, changed, batch, tasks)[window]
-            (candidate,) = [each for each in ranked if each.item == item]
-            (part,) = [each for each in candidate.explanation if each.objective == name]
+            (candidate,) = [candidate for candidate in ranked if candidate.item == item]
+            (part,) = [part for part in candidate.explanation if part.objective == name]
             assert result.change == change
             assert result.prediction == pytest.approx(expected, rel=1e-3, abs=1e-6)
             assert result.score == pytest.approx(candidate.score, rel=1e-3, abs=1e-4)
             assert result.contribution == pytest.approx(part.contribution, rel=1e-3, abs=1e-4)
-            ahead = sum(each.score > result.score + 1e-4 for each in ranked if each is not candidate)
-            behind = sum(each.score < result.score - 1e-4 for each in ranked if each is not candidate)
+            ahead = sum(other.score > result.score + 1e-4 for other in ranked if other is not candidate)
+            behind = sum(other.score < result.score - 1e-4 for other in ranked if other is not candidate)
             assert 1 + ahead <= result.rank <= len(ranked) - behind
 
 
@@ -98,9 +98,9 @@ def test_better_predictions_never_lower_score_or_rank(seed: int) -> None:
         with torch.no_grad():
             results = evaluate_what_if(WhatIf("i0", objective.name, changes), scorer, predictions, batch, 0, tasks[0])
         rising = results if objective.higher_is_better else results[::-1]
-        assert all(np.diff([each.score for each in rising]) > -1e-5)
-        assert all(np.diff([each.rank for each in rising]) <= 0)
-        assert all(np.diff([each.prediction for each in results]) >= 0)
+        assert all(np.diff([result.score for result in rising]) > -1e-5)
+        assert all(np.diff([result.rank for result in rising]) <= 0)
+        assert all(np.diff([result.prediction for result in results]) >= 0)
 
 
 def test_ties_are_ranked_by_name() -> None:

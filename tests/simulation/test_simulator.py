@@ -95,10 +95,10 @@ def test_exact_probabilities_equal_monte_carlo() -> None:
         watched = viewing.sample_views(draws, np.random.default_rng(pair))
         dwell_s = watched.dwell_ms / 1000.0
         threshold = viewing.long_view_threshold_ms(probabilities.edges_ms[-1, pair])
-        found = [*(watched.offset_ms >= 0), watched.dwell_ms >= threshold, watched.dwell_ms < HOOK_DURATION_MS]
+        sampled = [*(watched.offset_ms >= 0), watched.dwell_ms >= threshold, watched.dwell_ms < HOOK_DURATION_MS]
         expected = np.array([*truth.action[:, pair], truth.long_view[pair], truth.glance[pair]])
         deviation = np.sqrt(expected * (1 - expected) / repeats)
-        z = (np.mean(found, axis=1) - expected) / deviation
+        z = (np.mean(sampled, axis=1) - expected) / deviation
         assert np.abs(z).max() < 4.5, dict(zip([*ACTIONS, LABEL_NAME, "glance"], z, strict=True))
         log1p = np.log1p(dwell_s)
         # Watch times are truncated to milliseconds, up to 1e-3 s below the continuous ones.
@@ -145,10 +145,10 @@ def test_like_in_a_highlight_increases_later_collects() -> None:
     draws, watched = sample_repeatedly("highlight_like_boost")
     like, collect = watched.offset_ms[viewing.LIKE], watched.offset_ms[viewing.COLLECT]
     k = int(draws.highlight[:, 0].argmax())
-    begin, end = draws.edges_ms[k, 0], draws.edges_ms[k + 1, 0]
+    start, end = draws.edges_ms[k, 0], draws.edges_ms[k + 1, 0]
     # Both groups watch past the highlight without a collect; they differ only in the like.
     eligible = (watched.dwell_ms > end) & ((collect < 0) | (collect >= end))
-    liked, not_liked = eligible & (like >= begin) & (like < end), eligible & ((like < 0) | (like >= end))
+    liked, not_liked = eligible & (like >= start) & (like < end), eligible & ((like < 0) | (like >= end))
     assert min(liked.sum(), not_liked.sum()) > 1_000
     assert (collect[liked] >= 0).mean() > (collect[not_liked] >= 0).mean() + 0.05
 
@@ -225,11 +225,11 @@ def test_actions_cluster_in_highlights_of_interest(log: dict[str, np.ndarray]) -
     items = build_simulated_world(SMALL).items
     affinity = np.concatenate([sample_user_block(SMALL, block).affinity for block in range(2)])
     item = log["item_id"]
-    begin, end = items.edges_ms[:-1, item] / 1000, items.edges_ms[1:, item] / 1000
+    start, end = items.edges_ms[:-1, item] / 1000, items.edges_ms[1:, item] / 1000
     interested = affinity[log["user_id"], items.segment_topic[:, item]] > 1
-    watched = np.clip(log["dwell_s"] - begin, 0, end - begin)
+    watched = np.clip(log["dwell_s"] - start, 0, end - start)
     watched[0] = 0
-    actions = sum(((log[action] >= begin) & (log[action] < end)).astype(int) for action in ACTIONS)
+    actions = sum(((log[action] >= start) & (log[action] < end)).astype(int) for action in ACTIONS)
     inside, outside = interested & items.highlight[:, item], interested & ~items.highlight[:, item]
     assert actions[inside].sum() / watched[inside].sum() > 1.3 * actions[outside].sum() / watched[outside].sum()
 

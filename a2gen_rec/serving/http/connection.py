@@ -1,4 +1,4 @@
-"""HTTP connections: uvicorn's protocol with bounds on time and memory, whatever a client sends or fails to send."""
+"""HTTP connections: uvicorn's protocol with bounds on time and memory for any client behavior."""
 
 import asyncio
 from typing import Any

@@ -52,11 +52,11 @@ def make(name: str, seed: int = 0) -> nn.Module:
     return model
 
 
-def inputs(seed: int = 0, n: int = 5, candidates: int = 4, longest: int = 3, shared: bool = False) -> Inputs:
+def inputs(seed: int = 0, n: int = 5, candidates: int = 4, max_length: int = 3, shared: bool = False) -> Inputs:
     rng = torch.Generator().manual_seed(seed)
     value = MEAN + SCALE * torch.randn(n, candidates, K, generator=rng)
-    events = torch.randn(n, longest, D_EVENT, generator=rng)
-    length = torch.randint(0, longest + 1, (n,), generator=rng)
+    events = torch.randn(n, max_length, D_EVENT, generator=rng)
+    length = torch.randint(0, max_length + 1, (n,), generator=rng)
     length[0] = 0
     return value, events, length, torch.randn(n, 1 if shared else candidates, D_CONTEXT, generator=rng)
 
@@ -119,7 +119,7 @@ def test_mlp_and_session_weights_equal_loops(shared: bool) -> None:
     mlp, session = (make(name).double() for name in ("mlp", "session"))
     doubled = (value.double(), events.double(), length, context.double())
     scores, weighed, weights = mlp(*doubled), session(*doubled, valid), []
-    sign = torch.tensor([-1.0 if less else 1.0 for less in LOWER_IS_BETTER])
+    sign = torch.tensor([-1.0 if lower_is_better else 1.0 for lower_is_better in LOWER_IS_BETTER])
     z = (sign * (value - MEAN) / SCALE).double()
     for i in range(len(value)):
         inside = [c for c in range(4) if valid[i, c]]
@@ -128,7 +128,7 @@ def test_mlp_and_session_weights_equal_loops(shared: bool) -> None:
         for c in range(4):
             torch.testing.assert_close(scores[i, c], mlp.mlp(torch.cat([z[i, c], of[c], user]))[0])
         user = session.history(doubled[1][i : i + 1, : length[i]], length[i : i + 1])[0]
-        mean_z, mean_context = (sum(each[c] for c in inside) / len(inside) for each in (z[i], of))
+        mean_z, mean_context = (sum(rows[c] for c in inside) / len(inside) for rows in (z[i], of))
         logits = session.query(torch.cat([user, mean_z, mean_context]))
         weights.append(torch.exp(logits) / torch.exp(logits).sum())
         for c in range(4):
@@ -160,7 +160,7 @@ def test_padding_does_not_affect_real_candidates(name: str, shared: bool) -> Non
 @every_baseline
 def test_lists_of_one_candidate_and_users_without_history(name: str) -> None:
     model = make(name)
-    for data in (inputs(candidates=1), inputs(longest=0), inputs(candidates=1, longest=0, shared=True)):
+    for data in (inputs(candidates=1), inputs(max_length=0), inputs(candidates=1, max_length=0, shared=True)):
         score = call(model, data)
         assert score.shape == data[0].shape[:2]
         assert score.dtype == torch.float32
@@ -224,9 +224,9 @@ def test_state_dict_is_complete_and_not_shared(name: str) -> None:
         for state in other.state_dict().values():
             state.add_(1)
     assert torch.equal(MEAN, torch.tensor([-2.0, -4.0, 3.0]))
-    given = torch.ones(K)
-    PowerFormula(given, given, LOWER_IS_BETTER, MEAN, SCALE).alpha.add_(1)
-    assert torch.equal(given, torch.ones(K))
+    ones = torch.ones(K)
+    PowerFormula(ones, ones, LOWER_IS_BETTER, MEAN, SCALE).alpha.add_(1)
+    assert torch.equal(ones, torch.ones(K))
 
 
 def test_rejects_invalid_settings() -> None:

@@ -34,11 +34,11 @@ def make(seed: int = 0, scale: float = 1.0) -> Ensemble:
     return model
 
 
-def inputs(seed: int = 0, n: int = 4, candidates: int = 5, longest: int = 7, shared: bool = False) -> Inputs:
+def inputs(seed: int = 0, n: int = 4, candidates: int = 5, max_length: int = 7, shared: bool = False) -> Inputs:
     rng = torch.Generator().manual_seed(seed)
     value = 2 * torch.randn(n, candidates, K, generator=rng)
-    events = torch.randn(n, longest, D_EVENT, generator=rng)
-    length = torch.randint(0, longest + 1, (n,), generator=rng)
+    events = torch.randn(n, max_length, D_EVENT, generator=rng)
+    length = torch.randint(0, max_length + 1, (n,), generator=rng)
     length[0] = 0
     return value, events, length, torch.randn(n, 1 if shared else candidates, D_CONTEXT, generator=rng)
 
@@ -125,7 +125,7 @@ requests = {
     "name": st.sampled_from(sorted(MODELS)),
     "seed": st.integers(0, 9999),
     "candidates": st.integers(1, 6),
-    "longest": st.integers(0, 4),
+    "max_length": st.integers(0, 4),
     "shared": st.booleans(),
 }
 numbers = st.one_of(st.sampled_from([-1e4, -16.0, 0.0, 1e-6, 16.0, 1e4]), st.floats(-16, 16, width=32))
@@ -137,7 +137,7 @@ def test_raising_an_objective_never_lowers_its_score(
     name: str,
     seed: int,
     candidates: int,
-    longest: int,
+    max_length: int,
     shared: bool,
     objective: int,
     low: float,
@@ -145,7 +145,7 @@ def test_raising_an_objective_never_lowers_its_score(
 ) -> None:
     """It lowers the score if lower is better; the other candidates' scores are bit-equal."""
     low, high = min(low, high), max(low, high)
-    value, *rest = inputs(seed, 2, candidates, longest, shared)
+    value, *rest = inputs(seed, 2, candidates, max_length, shared)
     position = (1, seed % candidates, objective)
     for model in (MODELS[name], EXACT[name]):
         outputs = []
@@ -172,11 +172,11 @@ def test_candidates_that_differ_in_one_objective_are_sorted_by_it(
     name: str,
     seed: int,
     candidates: int,
-    longest: int,
+    max_length: int,
     shared: bool,
     objective: int,
 ) -> None:
-    value, events, length, context = inputs(seed, 2, candidates, longest, shared)
+    value, events, length, context = inputs(seed, 2, candidates, max_length, shared)
     others = value[:, :1].expand(-1, candidates, -1).clone()
     others[..., objective] = (value[..., objective] * 100).round() / 100  # with ties
     output = EXACT[name](others, events, length, context[:, :1])
@@ -194,12 +194,12 @@ def test_weights_sum_to_one_and_scores_are_means_of_transforms(
     name: str,
     seed: int,
     candidates: int,
-    longest: int,
+    max_length: int,
     shared: bool,
     extreme: float,
 ) -> None:
     """Includes extreme and equal predictions, single candidates, and users without history."""
-    value, events, length, context = inputs(seed, 3, candidates, longest, shared)
+    value, events, length, context = inputs(seed, 3, candidates, max_length, shared)
     value[0] = extreme
     output = MODELS[name](value, events, length, context)
     assert output.score.shape == (3, candidates)
@@ -306,10 +306,10 @@ def test_values_are_normalized_by_mean_and_scale() -> None:
     assert {"mean", "scale"} <= set(model.state_dict())
 
 
-@pytest.mark.parametrize(("centre", "scale"), [(0.0, 0.0), (0.0, -1.0), (math.nan, 1.0), (0.0, math.inf)])
-def test_rejects_invalid_normalization(centre: float, scale: float) -> None:
+@pytest.mark.parametrize(("center", "scale"), [(0.0, 0.0), (0.0, -1.0), (math.nan, 1.0), (0.0, math.inf)])
+def test_rejects_invalid_normalization(center: float, scale: float) -> None:
     with pytest.raises(ConfigError, match="must be finite, scales positive"):
-        make().set_normalization(torch.full((K,), centre), torch.tensor([1.0, 1.0, scale]))
+        make().set_normalization(torch.full((K,), center), torch.tensor([1.0, 1.0, scale]))
 
 
 def test_autocast_has_no_effect() -> None:
