@@ -1,9 +1,12 @@
 """Settings of the ranking service."""
 
+import re
 from dataclasses import dataclass
 
 from a2gen_rec.config.checks import NON_NEGATIVE, POSITIVE, check_fields
 from a2gen_rec.errors import ConfigError
+
+ROOT_PATH = re.compile(r"((/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+)?")
 
 
 @dataclass
@@ -14,6 +17,9 @@ class ServeConfig:
     """Address to listen on; an address that other machines can reach requires an API key."""
     port: int = 8000
     """Port to listen on; 0 selects a free port."""
+    root_path: str = ""
+    """Path prefix under which a reverse proxy serves the service, for example /ranking. It is removed from request paths;
+    paths without it are accepted too."""
     event_store: str = "a2gen-events.db"
     """Event store: a SQLite file, created if absent, or redis://HOST:PORT/NUMBER."""
     api_key_file: str = ""
@@ -56,6 +62,11 @@ class ServeConfig:
         check_fields("serve", self, *NON_NEGATIVE, *non_negative)
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"serve.port {self.port} must be from 0 to 65535")
+        if not ROOT_PATH.fullmatch(self.root_path) or self.root_path.split("/")[1:2] == ["v1"]:
+            raise ConfigError(
+                f"serve.root_path {self.root_path!r} must be empty or like /ranking: starting with / but not with /v1, "
+                "ending without /, of letters, digits, dots, underscores, tildes and hyphens"
+            )
 
     @property
     def history_cache_bytes(self) -> int:

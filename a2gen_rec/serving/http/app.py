@@ -1,9 +1,8 @@
-"""HTTP application: routes, and the mapping of exceptions to error responses."""
+"""HTTP application: the routes of the service and the files of the page."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 from importlib.resources import files
 from types import SimpleNamespace
 from typing import Annotated, Any, TypeVar
@@ -17,38 +16,28 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
-from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from a2gen_rec import __version__
-from a2gen_rec.errors import UserError
-from a2gen_rec.serving.engine.batching import DeadlineExceeded, QueueFull
-from a2gen_rec.serving.engine.service import ModelLoadError, RankingService
-from a2gen_rec.serving.engine.workers import WorkerDied
+from a2gen_rec.serving.engine.service import RankingService
 from a2gen_rec.serving.http import schema
-from a2gen_rec.serving.http.errors import INTERNAL_ERROR, ApiError, service_unavailable
+from a2gen_rec.serving.http.errors import (
+    ERRORS,
+    ApiError,
+    add_error_handlers,
+    queue_full,
+    service_unavailable,
+    to_api_error,
+    worker_died,
+)
 from a2gen_rec.serving.http.guard import ClientDisconnected, RequestGuard
-from a2gen_rec.serving.stores.base import StoreBusy, StoreError, StoreFull
+from a2gen_rec.serving.http.serialization import rank_response
 
 WEB = files("a2gen_rec.serving").joinpath("web")
 """Directory of the package that is served next to the routes; its ``index.html`` is the page."""
 SAMPLE_USERS, SAMPLE_ITEMS = 8, 40
 MAX_USERS = 100
 RANK = ("POST", "/v1/rank")
-MAX_REPORTED_ERRORS = 3
-"""Maximum number of validation errors in a message."""
-
-ERRORS = (
-    HTTPException,
-    RequestValidationError,
-    UserError,
-    ModelLoadError,
-    QueueFull,
-    DeadlineExceeded,
-    WorkerDied,
-    StoreError,
-)
-"""Exceptions whose message is returned to the caller."""
 
 ResponseT = TypeVar("ResponseT")
 
@@ -66,6 +55,7 @@ def create_app(service: RankingService, keys: Sequence[str] = ()) -> RequestGuar
         yield
         await service.close()
 
+    config = service.config
     app = FastAPI(
         title="a2gen",
         version=__version__,
@@ -74,22 +64,23 @@ def create_app(service: RankingService, keys: Sequence[str] = ()) -> RequestGuar
         docs_url=None,  # FastAPI's pages load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
+        servers=[{"url": config.root_path}] if config.root_path else None,
         responses=_errors(400, 403, 408, 413, 415, 421, 422, 500, 503),
     )
     schemes = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-Api-Key", auto_error=False))]
     app.include_router(_routes(service), dependencies=schemes if keys else [], responses=_errors(401) if keys else {})
     app.include_router(_probes(service))
     if WEB.joinpath("index.html").is_file():
-        app.mount("/", StaticFiles(directory=str(WEB), html=True), name="web")
-    _add_errors(app, service)
-    config = service.config
+        # Not a mount, which would match the paths of all routes with other methods: 404 instead of 405.
+        app.router.default = StaticFiles(directory=str(WEB), html=True)
+    add_error_handlers(app, service.metrics)
 
     def check_admission(method: str, path: str) -> ApiError | None:
         if (method, path) != RANK:
             return None
         if not service.is_ready:
-            return _worker_died()
-        return _queue_full() if service.batcher.is_full else None
+            return worker_died()
+        return queue_full() if service.batcher.is_full else None
 
     return RequestGuard(
         _RankFastPath(app, service),
@@ -97,6 +88,7 @@ def create_app(service: RankingService, keys: Sequence[str] = ()) -> RequestGuar
         max_body=1024 * config.max_body_kb,
         read_timeout_s=config.read_timeout_s,
         max_requests=config.max_concurrent_requests,
+        root_path=config.root_path,
         metrics=service.metrics,
         admission_check=check_admission,
     )
@@ -173,7 +165,7 @@ def _probes(service: RankingService) -> APIRouter:
         if service.draining:
             raise service_unavailable("draining", "the service is shutting down")
         if not service.is_ready:
-            raise _worker_died()
+            raise worker_died()
         await asyncio.to_thread(service.store.check)
         return _json({"status": "ready"})
 
@@ -202,7 +194,7 @@ class _RankFastPath:
         try:
             response = await _rank(self.service, _parse_rank_request(message["body"]), receive)
         except ERRORS as error:
-            raise _to_api_error(error) from error
+            raise to_api_error(error) from error
         await response(scope, receive, send)
 
 
@@ -221,7 +213,7 @@ async def _rank(service: RankingService, body: schema.RankRequest, receive: Rece
     timeout_s = (body.timeout_ms or service.config.default_timeout_ms) / 1000
     ranking = service.rank(body.to_query(), body.history is None, timeout_s)
     result = await _cancel_on_disconnect(receive, ranking)
-    return _json(schema.rank_response(result.ranked, result.fallbacks))
+    return _json(rank_response(result.ranked, result.fallbacks))
 
 
 class _JsonRequest(Request):
@@ -295,65 +287,6 @@ def _model_info(service: RankingService) -> dict[str, Any]:
         "sample_users": ranker.sample_users(SAMPLE_USERS),
         "sample_items": ranker.sample_items(SAMPLE_ITEMS),
     }
-
-
-def _add_errors(app: FastAPI, service: RankingService) -> None:
-    def handle(request: Request, error: Exception) -> Response:
-        api_error = _to_api_error(error)
-        service.metrics.errors.labels(api_error.code).inc()
-        return api_error.response(request.state.request_id)
-
-    def handle_unexpected(request: Request, error: Exception) -> Response:
-        return INTERNAL_ERROR.response(request.state.request_id)  # the guard, which also receives it, logs it
-
-    for kind in ERRORS:
-        app.add_exception_handler(kind, handle)
-    app.add_exception_handler(Exception, handle_unexpected)
-
-
-def _to_api_error(error: Exception) -> ApiError:
-    match error:
-        case ApiError():
-            return error
-        case HTTPException():
-            code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-            return ApiError(error.status_code, code, error.detail)
-        case RequestValidationError():
-            return ApiError(422, "invalid_request", _format_validation_errors(error))
-        case UserError():
-            return ApiError(422, "invalid_request", " ".join(str(error).split()))
-        case QueueFull():
-            return _queue_full()
-        case WorkerDied():
-            return _worker_died()
-        case DeadlineExceeded():
-            return ApiError(504, "timeout", "deadline exceeded")
-        case StoreFull():
-            return ApiError(507, "store_full", str(error))
-        case StoreBusy():
-            return service_unavailable("store_busy", str(error))
-        case ModelLoadError():
-            return ApiError(409, "model_rejected", " ".join(str(error).split()))
-    return service_unavailable("store_unavailable", str(error))
-
-
-def _queue_full() -> ApiError:
-    return service_unavailable("overloaded", "the ranking queue is full")
-
-
-def _worker_died() -> ApiError:
-    return service_unavailable("worker_died", "a ranking worker died and is being restarted")
-
-
-def _format_validation_errors(error: RequestValidationError) -> str:
-    """Return the fields and rules of validation errors, without the offending values."""
-    errors = error.errors()
-    messages = [
-        f"{'.'.join(str(part) for part in error_details['loc'])}: {error_details['msg']}"
-        for error_details in errors[:MAX_REPORTED_ERRORS]
-    ]
-    more = [f"and {len(errors) - MAX_REPORTED_ERRORS} more"] if len(errors) > MAX_REPORTED_ERRORS else []
-    return "; ".join([*messages, *more])
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from urllib.parse import SplitResult, urlsplit
 
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from a2gen_rec.serving.http.errors import INTERNAL_ERROR, ApiError, service_unavailable
@@ -22,7 +23,20 @@ from a2gen_rec.serving.metrics import Metrics
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 MAX_DISCARD_FACTOR = 8
 """Multiple of the body limit that is read and discarded, so that the client receives the error response."""
+HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[^][@/?#\\:,\s]*)(:\d*)?")
+SINGLE_HEADERS = (
+    b"host",
+    b"origin",
+    b"authorization",
+    b"x-api-key",
+    b"content-type",
+    b"content-encoding",
+    b"transfer-encoding",
+)
+"""Headers that decide about access or parsing. With two of them, a proxy may have decided by the other one."""
 PROBE_PATHS = {"/healthz", "/readyz", "/metrics"}
+MAX_QUOTED = 32
+"""Maximum characters of a header in a message."""
 CLIENT_CLOSED_REQUEST = 499
 """Logged instead of a status if the client disconnected before the response."""
 
@@ -55,6 +69,7 @@ class RequestGuard:
         read_timeout_s: Maximum seconds to receive a request body.
         max_requests: Maximum number of concurrent requests.
         metrics: Metrics of the service.
+        root_path: Prefix that is removed from paths.
         admission_check: Returns the error for a method and path before the body is read; None accepts the request.
     """
 
@@ -66,10 +81,11 @@ class RequestGuard:
         read_timeout_s: float,
         max_requests: int,
         metrics: Metrics,
+        root_path: str = "",
         admission_check: Callable[[str, str], ApiError | None] = lambda method, path: None,
     ) -> None:
         self.app, self.metrics, self.admission_check = app, metrics, admission_check
-        self.keys = keys
+        self.keys, self.root_path = keys, root_path
         self.max_body, self.read_timeout_s, self.max_requests = max_body, read_timeout_s, max_requests
         self.in_progress = 0
 
@@ -77,7 +93,9 @@ class RequestGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, headers = time.perf_counter(), dict(scope["headers"])
+        start, headers, method = time.perf_counter(), dict(scope["headers"]), scope["method"]
+        # A copy: the server must still see HEAD, for which it sends no body.
+        scope = dict(scope, method="GET" if method == "HEAD" else method, path=self._remove_root(scope["path"]))
         client_id = headers.get(b"x-request-id", b"")
         request_id = client_id.decode() if REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
@@ -96,6 +114,9 @@ class RequestGuard:
         self.in_progress += 1
         try:
             self._check(scope, headers)
+            if self.root_path and scope["path"] == self.root_path:
+                await RedirectResponse(f"{self.root_path}/", 308)(scope, receive, send_with_headers)
+                return
             body = await self._read_body(headers, receive)
             await self.app(scope, _replay(body, receive), send_with_headers)
         except ApiError as error:
@@ -111,16 +132,30 @@ class RequestGuard:
             self.in_progress -= 1
             seconds, route = time.perf_counter() - start, getattr(scope.get("route"), "path", "other")
             self.metrics.request_seconds.labels(route, str(status)).observe(seconds)
-            access_log.info("%s %s %d %.1f ms %s", scope["method"], route, status, 1000 * seconds, request_id)
+            access_log.info("%s %s %d %.1f ms %s", method, route, status, 1000 * seconds, request_id)
+
+    def _remove_root(self, path: str) -> str:
+        return path[len(self.root_path) :] if path.startswith(f"{self.root_path}/") else path
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Raise an ApiError for a request that is rejected before its body is read."""
         path, host = scope["path"], _split(b"//" + headers.get(b"host", b""))
-        if not self.keys and not _is_local(host.hostname or ""):
-            raise ApiError(421, "unknown_host", "without an API key only localhost may connect")
+        names = [name for name, _ in scope["headers"]]
+        for name in SINGLE_HEADERS:
+            if names.count(name) > 1:
+                raise ApiError(400, "invalid_header", f"duplicate header {name.decode().title()}")
+        if b"host" in headers:
+            if not self.keys and not _is_local(host.hostname or ""):
+                raise ApiError(421, "unknown_host", "without an API key only localhost may connect")
+            if not HOST.fullmatch(headers[b"host"]):
+                raise ApiError(400, "invalid_header", "invalid header Host")
+        elif scope["http_version"] != "1.0" or path not in PROBE_PATHS:  # some monitors send HTTP/1.0 without Host
+            raise ApiError(400, "invalid_header", "missing header Host")
         origin = headers.get(b"origin")
         if origin is not None and _split(origin).netloc != host.netloc:
-            raise ApiError(403, "cross_origin", "cross-origin requests are rejected")
+            raise ApiError(
+                403, "cross_origin", "the headers Origin and Host differ; a reverse proxy must forward Host unchanged"
+            )
         if self.keys and (path.startswith("/v1/") or path == "/metrics") and not self._has_key(headers):
             raise ApiError(
                 401, "unauthorized", "missing or invalid API key; send Authorization: Bearer KEY, or X-Api-Key: KEY"
@@ -167,6 +202,13 @@ class RequestGuard:
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if size and kind != b"application/json":
             raise ApiError(415, "not_json", "the request body must be JSON with content type application/json")
+        for name, supported in ((b"content-encoding", b"identity"), (b"transfer-encoding", b"chunked")):
+            encoding = headers.get(name, b"").strip().lower()
+            if size and encoding not in (b"", supported):
+                reason = f"unsupported {name.decode().title()} {encoding[:MAX_QUOTED].decode('latin-1')!r}"
+                raise ApiError(
+                    415, "encoded", f"{reason}; send the body uncompressed", headers={"Accept-Encoding": "identity"}
+                )
         return b"".join(parts)
 
 

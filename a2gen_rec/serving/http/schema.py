@@ -1,6 +1,5 @@
-"""Request and response models of the HTTP API, and their conversion from and to the types of ranking."""
+"""Request and response models of the HTTP API, and the conversion of requests to the types of ranking."""
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import (
@@ -13,16 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from a2gen_rec.ranking.contributions import Contribution
-from a2gen_rec.ranking.types import (
-    MAX_SEQUENCES,
-    Impression,
-    RankedList,
-    RankQuery,
-    ScoredCandidate,
-    Timeline,
-    WhatIf,
-)
+from a2gen_rec.ranking.types import MAX_SEQUENCES, Impression, RankQuery, WhatIf
 
 MAX_CANDIDATES = 2000
 MAX_IMPRESSIONS = 1000
@@ -356,55 +346,3 @@ class ErrorResponse(BaseModel):
     """Body of all error responses."""
 
     error: ErrorDetail
-
-
-def rank_response(ranked: RankedList, fallbacks: list[str]) -> dict[str, Any]:
-    """Return the content of a :class:`RankResponse`, with NaN in place of null."""
-    return {
-        "user": ranked.user,
-        "user_known": ranked.user_known,
-        "history_length": ranked.history_length,
-        "sort_by": ranked.sort_by,
-        "ascending": ranked.ascending,
-        "num_candidates": ranked.num_candidates,
-        "unknown_items": ranked.unknown_items,
-        "fallbacks": fallbacks,
-        "model_version": ranked.model_version,
-        "candidates": [_candidate(candidate) for candidate in ranked.candidates],
-        "what_if": [asdict(result) for result in ranked.what_if],
-    }
-
-
-def _candidate(candidate: ScoredCandidate) -> dict[str, Any]:
-    sequences = [
-        {"probability": probability, "steps": _steps(timeline)} for timeline, probability in candidate.sequences
-    ]
-    return {
-        "item": candidate.item,
-        "known": candidate.known,
-        "score": candidate.score,
-        "probability": candidate.probability,
-        "expected_watch_s": candidate.expected_watch_s,
-        "timeline": _steps(candidate.timeline),
-        "timeline_probability": candidate.timeline_probability,
-        "sequences": sequences,
-        "expected_time_s": candidate.expected_time_s,
-        "duration_s": candidate.duration_s,
-        "explanation": [_contribution(contribution) for contribution in candidate.explanation],
-    }
-
-
-def _steps(timeline: Timeline) -> list[dict[str, Any]]:
-    return [{"action": action, "at_s": at_s} for action, at_s in timeline]
-
-
-def _contribution(contribution: Contribution) -> dict[str, Any]:
-    return {
-        "objective": contribution.objective,
-        "higher_is_better": contribution.higher_is_better,
-        "prediction": contribution.prediction,
-        "unit": contribution.unit,
-        "transform": contribution.transform,
-        "weight": contribution.weight,
-        "contribution": contribution.contribution,
-    }

@@ -1,4 +1,5 @@
-// Client of the HTTP API, with error messages for the reader.
+// Client of the HTTP API, with error messages for the reader. Paths are relative to the page, which a proxy may serve
+// under a prefix.
 
 const KEY = "a2gen-api-key";
 const TIMEOUT_MS = 20_000;
@@ -17,11 +18,11 @@ export const key = {
   remove: () => sessionStorage.removeItem(KEY),
 };
 
-export const model = () => request("/v1/model");
-export const users = async () => (await request("/v1/users?count=8")).users;
-export const history = (user, last) => request(`/v1/users/${encodeURIComponent(user)}/history?last=${last}`);
-export const rank = (body) => request("/v1/rank", body);
-export const record = (user, impression) => request("/v1/events", { user, impressions: [impression] });
+export const model = () => request("v1/model");
+export const users = async () => (await request("v1/users?count=8")).users;
+export const history = (user, last) => request(`v1/users/${encodeURIComponent(user)}/history?last=${last}`);
+export const rank = (body) => request("v1/rank", body);
+export const record = (user, impression) => request("v1/events", { user, impressions: [impression] });
 
 async function request(path, body) {
   const headers = {};
@@ -29,7 +30,7 @@ async function request(path, body) {
   if (body) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, {
+    response = await fetch(new URL(path, document.baseURI), {
       method: body ? "POST" : "GET",
       headers,
       body: body && JSON.stringify(body),
