@@ -367,6 +367,7 @@ def test_service_reports_deletions_that_are_not_overwritten(folder: Path) -> Non
         assert not holds(folder, b"secret")
 
 
+@pytest.mark.processes
 def test_worker_processes_notice_a_moved_file(tmp_path: Path) -> None:
     file = tmp_path / "e.db"
     arguments = ["--model", str(make_model(tmp_path / "model")), "--event-store", str(file), "--port", "0"]
