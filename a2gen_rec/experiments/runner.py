@@ -16,15 +16,13 @@ content, it keeps its runs. Code changes do not invalidate results; each record 
 split is read in the last phase only, after all decisions on validation.
 """
 
-import fcntl
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -41,6 +39,7 @@ from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import select_device
 from a2gen_rec.utils.environment import collect_env
+from a2gen_rec.utils.file_lock import exclusive_file_lock
 
 RunCommand = Callable[[Sequence[str], str], int]
 """Function that runs ``a2gen`` with arguments, appends its output to a file and returns the exit code."""
@@ -183,11 +182,13 @@ class Experiment:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Lock the output directory: concurrent experiments would train the same runs and overwrite results."""
-        with Path(self.out, "lock").open("w") as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
-            except OSError as error:
+                stack.enter_context(exclusive_file_lock(paths.join(self.out, "lock")))
+            except BlockingIOError as error:
                 raise UserError(f"{self.out}: locked by another `a2gen experiment`") from error
+            except OSError as error:
+                raise UserError(f"{self.out}: cannot be locked ({error.strerror or error})") from error
             yield
 
     def _datasets(self) -> dict[str, PreparedDataset]:

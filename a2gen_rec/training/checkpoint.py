@@ -8,6 +8,7 @@ A checkpoint is written to a temporary directory and renamed, so every directory
 import hashlib
 import json
 import pickle
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from a2gen_rec.errors import UserError
 from a2gen_rec.training.build import TrainingModel
 from a2gen_rec.training.dcp_storage import IOPathReader, IOPathWriter
 from a2gen_rec.training.run_dir import RunDir
+from a2gen_rec.training.run_lock import RunLock
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import all_gather_object, sync_errors
 
@@ -120,32 +122,40 @@ def fingerprint(checkpoint: str) -> str:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
-def save(run: str, model: TrainingModel, state: TrainState, keep_latest_k: int) -> None:
+def save(run: str, model: TrainingModel, state: TrainState, keep_latest_k: int, lock: RunLock | None = None) -> None:
     """Write a checkpoint, then remove all but the latest ``keep_latest_k`` and the best. Called by all ranks.
 
     If the step is already saved, its tensors, which are the same, are kept and only its state is rewritten.
 
     Args:
         keep_latest_k: Number of latest checkpoints to keep; 0 keeps all.
+        lock: Lock of the run on rank 0; None if nothing else writes the run.
 
     Raises:
-        UserError: The run directory cannot be written.
+        UserError: The run directory cannot be written, or another training took over the run.
     """
     run_dir = RunDir(run)
     target = run_dir.checkpoint(state.step)
-    temporary = f"{target}.writing"
     is_main = dist.get_rank() == 0
     text = json.dumps(asdict(state), indent=1)
-    exists = all_gather_object(paths.exists(target))[0]
+    with sync_errors():
+        if lock is not None:
+            lock.check()
+    exists, token = all_gather_object((paths.exists(target), secrets.token_hex(4)))[0]
+    temporary = f"{target}.{token}.writing"
     if not exists:
         with sync_errors(), _translate_errors(temporary):
             if is_main:
-                _remove(temporary)
+                for name in paths.listdir(run_dir.checkpoints):
+                    if name.endswith(".writing"):  # of a killed training
+                        _remove(paths.join(run_dir.checkpoints, name))
                 g_pathmgr.mkdirs(temporary)
         with _translate_errors(temporary):
             dcp.save(state_tensors(model), storage_writer=IOPathWriter(temporary))
     with sync_errors(), _translate_errors(temporary):
         if is_main:
+            if lock is not None:
+                lock.check()
             paths.write_text(paths.join(target if exists else temporary, STATE_FILE), text)
             if not exists:
                 g_pathmgr.mv(temporary, target)

@@ -16,6 +16,7 @@ from a2gen_rec.config import Config, LossConfig
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.logger import TrainingLogger
 from a2gen_rec.training.run_dir import RunDir
+from a2gen_rec.training.run_lock import RunLock
 from a2gen_rec.training.trainer import Trainer, is_finished
 from a2gen_rec.utils.distributed import DistributedContext, sync_errors
 
@@ -23,7 +24,9 @@ WEIGHT_GRID = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Trial weights of a branch, relative to the mean weight of the branches merged so far; 0 needs no trial."""
 
 
-def fork_and_merge(config: Config, data: str, run: str, process: DistributedContext) -> dict[str, float]:
+def fork_and_merge(
+    config: Config, data: str, run: str, process: DistributedContext, lock: RunLock | None = None
+) -> dict[str, float]:
     """Train a run with ``config.train.forkmerge``, or resume it. Called by all ranks.
 
     Returns:
@@ -49,12 +52,13 @@ def fork_and_merge(config: Config, data: str, run: str, process: DistributedCont
                 resume_from=RunDir(folder).latest_checkpoint() or start,
                 loss=with_weights(config.loss, weights),
                 log_prefix=f"branch {i + 1} of {len(folders)}, ",
+                lock=lock,
             )
             branch.fit(until_epoch=epoch + settings.merge_interval_epochs)
             if branch.stopped:
                 return {} if start_state is None else start_state.metrics
             del branch  # frees memory before the next branch allocates the same amount
-        _merge(config, data, run, process, folders, start_state)
+        _merge(config, data, run, process, lock, folders, start_state)
 
 
 def with_weights(loss: LossConfig, weights: dict[str, float]) -> LossConfig:
@@ -124,12 +128,13 @@ def _merge(
     data: str,
     run: str,
     process: DistributedContext,
+    lock: RunLock | None,
     folders: list[str],
     start_state: checkpoint.TrainState | None,
 ) -> None:
     """Save the merged branches as the run's next checkpoint."""
     checkpoints = [RunDir(folder).latest_checkpoint() or "" for folder in folders]
-    merged = Trainer(config, data, run, process, resume_from=checkpoints[-1], log_prefix="merging, ")
+    merged = Trainer(config, data, run, process, resume_from=checkpoints[-1], log_prefix="merging, ", lock=lock)
     parameters = checkpoint.state_tensors(merged.training_model, with_optimizer=False)
     full_state = checkpoint.state_tensors(merged.training_model)
 

@@ -21,6 +21,11 @@ class RunDir:
         return paths.join(self.path, "config.yaml")
 
     @property
+    def lock_file(self) -> str:
+        """File that exists while the run is trained."""
+        return paths.join(self.path, "lock")
+
+    @property
     def checkpoints(self) -> str:
         """Directory of all checkpoints."""
         return paths.join(self.path, "checkpoints")

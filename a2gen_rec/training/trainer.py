@@ -30,6 +30,7 @@ from a2gen_rec.training.adatask import TaskPipeline
 from a2gen_rec.training.build import build_training_model, set_lr_scale
 from a2gen_rec.training.logger import TrainingLogger
 from a2gen_rec.training.run_dir import RunDir
+from a2gen_rec.training.run_lock import RunLock
 from a2gen_rec.utils.distributed import DistributedContext, all_gather_object, all_reduce_sum, sync_errors
 
 
@@ -44,6 +45,7 @@ class Trainer:
         resume_from: Checkpoint to start from; by default the run's latest.
         loss: Loss weights for training; validation always uses ``config.loss``.
         log_prefix: Text before the first log line.
+        lock: Lock of the run, checked at every checkpoint; on rank 0.
 
     Attributes:
         stopped: Whether a signal stopped training.
@@ -62,9 +64,10 @@ class Trainer:
         resume_from: str | None = None,
         loss: LossConfig | None = None,
         log_prefix: str = "",
+        lock: RunLock | None = None,
     ) -> None:
         self.config, self.data, self.run, self.process, self.log_prefix = config, data, run, process, log_prefix
-        self.stopped = False
+        self.lock, self.stopped = lock, False
         with sync_errors():
             self.card = _load_card(data, config)
             self.dataset = Dataset(data, self.card)
@@ -282,7 +285,7 @@ class Trainer:
         """Write a checkpoint. Called by all ranks."""
         self.state.loader_states = all_gather_object(self.loader_state)
         self.state.config = asdict(self.config)
-        checkpoint.save(self.run, self.training_model, self.state, self.config.train.keep_latest_k)
+        checkpoint.save(self.run, self.training_model, self.state, self.config.train.keep_latest_k, self.lock)
 
     def _next_epoch(self) -> None:
         self.loader_state = LoaderState(epoch=self.loader_state.epoch + 1, world_size=self.process.world_size)

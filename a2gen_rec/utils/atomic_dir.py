@@ -42,6 +42,7 @@ def atomic_output_dir(out: str) -> Iterator[Path]:
         output = scratch / "output"
         output.mkdir()
         yield output
+        require_empty_dir(out)  # another process may have written it by now
         paths.move_dir(str(output), out)
         published = True
     except OSError as error:  # e.g. the disk is full

@@ -137,12 +137,14 @@ def ensure_writable_dir(path: str) -> None:
 
 
 def move_dir(local: str, target: str) -> None:
-    """Move a finished local directory to ``target``: by renaming if both are local, else by copying its files."""
+    """Move a finished local directory to ``target``, missing or empty: a local one by renaming, else by copying files.
+
+    Raises:
+        OSError: A local ``target`` is not empty, or on another file system.
+    """
     if is_local(target):
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        if Path(target).is_dir() and not any(Path(target).iterdir()):
-            Path(target).rmdir()
-        shutil.move(local, target)
+        os.rename(local, target)  # atomic; unlike shutil.move, it never moves into a directory made by another process
         return
     for file in sorted(Path(local).rglob("*")):
         relative = file.relative_to(local).as_posix()

@@ -167,7 +167,7 @@ def test_move_into_place(before: str, location: tuple[str, Path], tmp_path: Path
 
 def test_dataset_is_read_from_local_and_remote_paths(storage: Path) -> None:
     card = make_card()
-    write_dataset(storage / "data", card, windows=15, files=2)
+    card = DatasetCard.load(str(write_dataset(storage / "data", card, windows=15, files=2)))
     config = LoaderConfig(max_impressions_per_batch=40, prefetch=False)
     keys = []
     for dataset in (str(storage / "data"), f"{PREFIX}data"):
