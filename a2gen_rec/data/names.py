@@ -68,11 +68,11 @@ def check_names(features: Iterable[str], outcomes: Iterable[str] = ()) -> None:
     _check_group(outcomes, RESERVED_OUTCOMES)
 
 
-def check_feature_columns(features: Mapping[str, str], outcomes: Mapping[str, str], file: str) -> None:
+def check_feature_columns(features: Iterable[tuple[str, str]], outcomes: Mapping[str, str], file: str) -> None:
     """Check that no feature is read from an outcome of its own impression.
 
     Args:
-        features: feature -> raw column.
+        features: pairs of a feature and one of its raw columns.
         outcomes: raw column -> meaning, such as "watch time".
         file: spec of the log, for errors.
 
@@ -80,7 +80,7 @@ def check_feature_columns(features: Mapping[str, str], outcomes: Mapping[str, st
         DataError: a feature and an outcome have the same column, regardless of case.
     """
     meanings = {column.casefold(): meaning for column, meaning in outcomes.items()}
-    for name, column in features.items():
+    for name, column in features:
         if meaning := meanings.get(column.casefold()):
             raise DataError(
                 f"column {column!r} is the {meaning} of the same impression, not an input", file=file, field=name

@@ -39,12 +39,13 @@ from typing import Any, Literal
 
 import yaml
 
+from a2gen_rec.data.time_zone import TimeZone
 from a2gen_rec.errors import DataError
 from a2gen_rec.utils import paths
 
 START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 CARD_FILE = "dataset.yaml"
 ITEM_ID = "item_id"
 
@@ -154,8 +155,9 @@ class DatasetCard:
         source: name, licence, citation and URL of the source.
         command: command that prepared the dataset.
         format_version: version of this format.
-        time_features: context features computed from ``ts_ms`` in the time zone of ``utc_offset_hours``.
-        utc_offset_hours: time zone of the log.
+        time_features: context features computed from ``ts_ms`` in the log's time zone.
+        utc_offset_hours: time zone of the log as a fixed offset.
+        time_zone: IANA name of the log's time zone; empty for a fixed offset.
         data_digest: digest of all files except the card, see :func:`a2gen_rec.data.dataset.compute_data_digest`.
     """
 
@@ -181,7 +183,13 @@ class DatasetCard:
     format_version: int = FORMAT_VERSION
     time_features: list[str] = field(default_factory=list)
     utc_offset_hours: float = 0.0
+    time_zone: str = ""
     data_digest: str = ""
+
+    @property
+    def zone(self) -> TimeZone:
+        """Time zone of the log."""
+        return TimeZone(self.time_zone, self.utc_offset_hours)
 
     @property
     def predicted_actions(self) -> list[str]:
@@ -226,6 +234,7 @@ class DatasetCard:
             card = replace(
                 card, session_gap_s=float(card.session_gap_s), utc_offset_hours=_finite_float(card.utc_offset_hours)
             )
+            _ = card.zone
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"invalid dataset card ({error})", file=file) from error
         if len(card.actions) < 2 or card.actions[0] != START or card.actions[-1] != EXIT:

@@ -30,6 +30,8 @@ def connect(memory_limit_gb: float, threads: int, spill: Path) -> duckdb.DuckDBP
         "temp_directory": str(spill),
         "preserve_insertion_order": False,
         "autoinstall_known_extensions": False,
+        # No result may depend on the time zone of the machine.
+        "TimeZone": "UTC",
     }
     if threads:
         settings["threads"] = threads
@@ -54,9 +56,19 @@ def quote_literal(value: object) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
-def read_parquet_sql(*files: object) -> str:
-    """Return the SQL relation of Parquet files or globs."""
-    return f"read_parquet([{', '.join(quote_literal(file) for file in files)}], hive_partitioning = false)"
+def quote_path(file: object, pattern: str = "") -> str:
+    """Quote a path, and a pattern of files below it.
+
+    DuckDB 2.0.1 reads ``[``, ``*`` and ``?`` in a path as a pattern, even where a file has this name.
+    """
+    escaped = re.sub(r"([\[*?])", r"[\1]", str(file))
+    return quote_literal(f"{escaped}/{pattern}" if pattern else escaped)
+
+
+def read_parquet_sql(*files: object, pattern: str = "") -> str:
+    """Return the SQL relation of Parquet files, or of the files that match ``pattern`` in a directory."""
+    paths = ", ".join(quote_path(file, pattern) for file in files)
+    return f"read_parquet([{paths}], hive_partitioning = false)"
 
 
 def fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:

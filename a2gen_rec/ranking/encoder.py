@@ -25,6 +25,8 @@ from a2gen_rec.data.prepare import staging
 from a2gen_rec.data.prepare.windows import action_lists
 from a2gen_rec.data.schema import ITEM_ID, DatasetCard, Feature, FeatureSpec
 from a2gen_rec.data.sql import ROW_COLUMN, disable_progress_bar, quote_identifier, quote_literal
+from a2gen_rec.data.text import value_text
+from a2gen_rec.data.time_zone import QUARTER_HOUR_MS
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.history import EncodedHistory, merge_histories
 from a2gen_rec.ranking.types import Impression, Value
@@ -54,6 +56,7 @@ class ImpressionEncoder:
         self.connection = duckdb.connect(":memory:", config={"threads": 1, "enable_external_access": False})
         disable_progress_bar(self.connection)
         self.from_time = card.time_features
+        self.zone = card.zone
         self.impression_features = [
             feature for feature in _raw_features(card, "item", "context") if feature.name != ITEM_ID
         ]
@@ -88,10 +91,8 @@ class ImpressionEncoder:
         """Return the rows of the given context features and of those computed from time."""
         if not values and not self.from_time:
             return {}
-        hour_ms = 3_600_000
-        offset_ms = round(self.card.utc_offset_hours * hour_ms)
-        # Features computed from time change at most once per hour.
-        return self._rows_of(values, self.raw_context_features, (now_ms + offset_ms) // hour_ms * hour_ms - offset_ms)
+        # Features computed from time change at most once per quarter of an hour.
+        return self._rows_of(values, self.raw_context_features, now_ms // QUARTER_HOUR_MS * QUARTER_HOUR_MS)
 
     def user(self, values: Mapping[str, Value]) -> dict[str, int]:
         """Return the rows of the given user features."""
@@ -136,7 +137,7 @@ class ImpressionEncoder:
             selected = [features[name] for name in values] + from_time
             relation = _relation([("ts_ms", "BIGINT"), *_raw_columns(selected, self.from_time)])
             computed = [
-                f"{calendar_feature(feature.name, self.card.utc_offset_hours)} AS {quote_identifier(feature.name)}"
+                f"{calendar_feature(feature.name, self.zone)} AS {quote_identifier(feature.name)}"
                 for feature in from_time
             ]
             with_time = f"(SELECT {', '.join(['*', *computed])} FROM ({relation}))"
@@ -238,7 +239,7 @@ class ImpressionEncoder:
         ]
         features = _raw_columns(self.impression_features, self.from_time)
         lookups = [quote_identifier(name) for name, _ in features if name.startswith(LOOKUP_SQL)]
-        canonical = [*staging.canonical_columns_sql(columns, card.utc_offset_hours), *lookups, '"row index"']
+        canonical = [*staging.canonical_columns_sql(columns, self.zone), *lookups, '"row index"']
         relation = _relation([*raw, *features])
         numbered = f"(SELECT *, '' AS user_id, '' AS item_id, row_number() OVER () AS \"row index\" FROM ({relation}))"
         with_feedback = feedback.add_feedback_columns(f"(SELECT {', '.join(canonical)} FROM {numbered})", card.feedback)
@@ -262,7 +263,7 @@ class ImpressionEncoder:
         """Return a feature's raw values as the parameters of its columns, see :func:`_raw_columns`."""
         if feature.kind == "buckets":
             return [[None if value is None else float(value) for value in raw]]
-        values = [None if value is None else str(value) for value in raw]
+        values = [None if value is None else value_text(value) for value in raw]
         if feature.kind == "hash":
             return [values]
         vocabulary = self.vocabularies[feature.name]

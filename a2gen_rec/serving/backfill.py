@@ -133,7 +133,7 @@ def latest_impressions(
                 relation = source.impressions(connection)
                 partitioned = folder / "raw"
                 num_rows, dropped = staging.partition_by_user(
-                    connection, relation, columns, facts.utc_offset_hours, partitions, partitioned
+                    connection, relation, columns, facts, partitions, partitioned
                 )
                 if num_rows == sum(dropped.values()):
                     raise DataError(f"no usable impression in {num_rows} rows", file=raw)

@@ -121,7 +121,7 @@ class PreparePipeline:
         dropped = self.stage_log()
         boundaries = self.split_boundaries()
         split = "*" if boundaries is None else f"*, {boundaries.split_sql()} AS split"
-        all_impressions = f"(SELECT {split} FROM {read_parquet_sql(self.scratch_dir / 'clean' / '*.parquet')})"
+        all_impressions = f"(SELECT {split} FROM {read_parquet_sql(self.scratch_dir / 'clean', pattern='*.parquet')})"
         train = f"(SELECT * FROM {all_impressions} WHERE split = 0)"
         medians = statistics.median_times(self.connection, train, info.actions)
         rule = feedback.fit_feedback_rule(self.connection, train, info, medians.get(EXIT))
@@ -181,7 +181,8 @@ class PreparePipeline:
             },
             command=command,
             time_features=list(self.staged_columns.calendar_features),
-            utc_offset_hours=info.utc_offset_hours,
+            utc_offset_hours=info.time_zone.utc_offset_hours,
+            time_zone=info.time_zone.name,
             data_digest=compute_data_digest(self.output_dir),
         )
 
@@ -192,7 +193,7 @@ class PreparePipeline:
             self.connection,
             self.source.impressions(self.connection),
             self.staged_columns,
-            self.info.utc_offset_hours,
+            self.info,
             self.config.num_partitions,
             self.scratch_dir / "raw",
         )
@@ -213,7 +214,7 @@ class PreparePipeline:
         """Return the boundaries of splits by time, None for other rules. All impressions must be staged."""
         if self.split_rule.method == "last":
             return None
-        cleaned = read_parquet_sql(self.scratch_dir / "clean" / "*.parquet")
+        cleaned = read_parquet_sql(self.scratch_dir / "clean", pattern="*.parquet")
         return splits.time_boundaries(self.connection, cleaned, self.split_rule, self.info)
 
     def fit_encodings(self, train: str) -> list[FeatureEncoding]:

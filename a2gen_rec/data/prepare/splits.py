@@ -6,7 +6,7 @@ Both rules follow time within a user. A user's impressions are therefore in the 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import duckdb
 
@@ -14,9 +14,8 @@ from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data.prepare.statistics import SplitCounts
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sql import fetch_one, order_statistics
+from a2gen_rec.data.time_zone import MIN_CALENDAR_MS
 from a2gen_rec.errors import ConfigError, DataError
-
-DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -60,37 +59,35 @@ def resolve_split_rule(info: SourceInfo, config: PrepareConfig) -> SplitRule:
         if value and not value.isdigit() and not info.has_calendar_time:
             raise ConfigError(f"{name} {value!r} is a date, but {info.name} has no calendar time")
         if value:
-            boundary_ms(name, value, info.utc_offset_hours, end_ms=0, has_calendar_time=info.has_calendar_time)
+            boundary_ms(name, value, info, end_ms=0)
     return rule
 
 
-def boundary_ms(name: str, value: str, utc_offset_hours: float, end_ms: int, has_calendar_time: bool = True) -> int:
+def boundary_ms(name: str, value: str, info: SourceInfo, end_ms: int) -> int:
     """Return a boundary in epoch milliseconds.
 
     Args:
         name: name of the setting, for errors.
-        value: ISO datetime (local unless it contains a time zone; 20240520 is a date), milliseconds, or ``-Nd``: the start of the N-th
-            last local day of the log.
-        utc_offset_hours: time zone of the log.
+        value: ISO datetime (local unless it contains a time zone; 20240520 is a date), milliseconds, or ``-Nd``: the
+            start of the N-th last local day of the log.
+        info: metadata of the log: its time zone, and whether it has calendar time.
         end_ms: start of the log's last impression.
-        has_calendar_time: whether the log has calendar time; otherwise all digits are milliseconds.
 
     Raises:
         ConfigError: the value has none of these formats.
     """
-    offset_ms = round(utc_offset_hours * 3_600_000)
-    if re.fullmatch(r"\d+", value) and not (has_calendar_time and _is_compact_date(value)):
+    if re.fullmatch(r"\d+", value) and not (info.has_calendar_time and _is_compact_date(value)):
+        if info.has_calendar_time and int(value) < MIN_CALENDAR_MS:
+            reason = "is a number of milliseconds before the year 2000; write a date such as 2024-05-20"
+            raise ConfigError(f"{name} {value!r} {reason}")
         return int(value)
-    if last_days := re.fullmatch(r"-(\d+)d", value):
-        midnight = (end_ms + offset_ms) // DAY_MS * DAY_MS - offset_ms
-        return midnight - (int(last_days[1]) - 1) * DAY_MS
+    if last_days := re.fullmatch(r"-([1-9]\d{0,5})d", value):
+        return info.time_zone.start_of_day_ms(end_ms, int(last_days[1]) - 1)
     try:
         time = datetime.fromisoformat(value)
     except ValueError:
         raise ConfigError(f"{name} {value!r} is not an ISO datetime, a millisecond timestamp or -Nd") from None
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=UTC) - timedelta(milliseconds=offset_ms)
-    return round(time.timestamp() * 1000)
+    return info.time_zone.to_utc_ms(time)
 
 
 def _is_compact_date(value: str) -> bool:
@@ -110,7 +107,7 @@ def time_boundaries(
     count, first_ms, last_ms = fetch_one(connection, f"SELECT count(*), min(ts_ms), max(ts_ms) FROM {relation}")
 
     def boundary(name: str, value: str) -> int:
-        return boundary_ms(name, value, info.utc_offset_hours, last_ms, info.has_calendar_time)
+        return boundary_ms(name, value, info, last_ms)
 
     if rule.valid_start:
         valid_ms = boundary("valid_start", rule.valid_start)

@@ -17,6 +17,7 @@ from a2gen_rec.data.prepare.splits import split_by_user_tail
 from a2gen_rec.data.schema import ITEM_ID, FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sql import STABLE_HASH_SQL, fetch_one, quote_identifier, quote_literal, read_parquet_sql
+from a2gen_rec.data.time_zone import MIN_CALENDAR_MS, TimeZone
 from a2gen_rec.errors import DataError
 
 PARTITION = "user partition"
@@ -72,7 +73,7 @@ class StagedColumns:
         ]
 
 
-def canonical_columns_sql(columns: StagedColumns, utc_offset_hours: float) -> list[str]:
+def canonical_columns_sql(columns: StagedColumns, zone: TimeZone) -> list[str]:
     """Return the SELECT list from a source's relation to clean impressions.
 
     A watch time shorter than a recorded action time in the impression is raised to that action's time [ours].
@@ -90,7 +91,7 @@ def canonical_columns_sql(columns: StagedColumns, utc_offset_hours: float) -> li
     for feature in columns.features:
         name = quote_identifier(feature.name)
         if feature.name in columns.calendar_features:
-            select.append(f"{calendar_feature(feature.name, utc_offset_hours)} AS {name}")
+            select.append(f"{calendar_feature(feature.name, zone)} AS {name}")
         elif feature.name not in IDENTIFIERS:
             select.append(f"{name}::{'DOUBLE' if feature.kind == 'buckets' else 'VARCHAR'} AS {name}")
     return select
@@ -100,7 +101,7 @@ def partition_by_user(
     connection: duckdb.DuckDBPyConnection,
     relation: str,
     columns: StagedColumns,
-    utc_offset_hours: float,
+    info: SourceInfo,
     num_partitions: int,
     directory: Path,
 ) -> tuple[int, dict[str, int]]:
@@ -108,8 +109,11 @@ def partition_by_user(
 
     Returns:
         Number of rows read, and unusable rows by reason.
+
+    Raises:
+        DataError: a usable impression of a log with a calendar starts before the year 2000.
     """
-    select = canonical_columns_sql(columns, utc_offset_hours)
+    select = canonical_columns_sql(columns, info.time_zone)
     missing = " ".join(f"WHEN {name} IS NULL THEN 'no {name}'" for name in ("user_id", "item_id", "ts_ms"))
     select.append(f"CASE WHEN drop_reason IS NOT NULL THEN drop_reason {missing} END AS drop_reason")
     # DuckDB buffers up to this many rows per thread: the threshold bounds memory on machines with many cores.
@@ -121,9 +125,14 @@ def partition_by_user(
     )
     if not directory.exists() or not any(directory.rglob("*.parquet")):
         return 0, {}
-    written = read_parquet_sql(directory / "*" / "*.parquet")
-    counts = connection.execute(f"SELECT drop_reason, count(*) FROM {written} GROUP BY ALL ORDER BY ALL").fetchall()
-    return sum(count for _, count in counts), {reason: count for reason, count in counts if reason is not None}
+    written = read_parquet_sql(directory, pattern="*/*.parquet")
+    counts = connection.execute(
+        f"SELECT drop_reason, count(*), min(ts_ms) FROM {written} GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    for reason, _, first_ms in counts:
+        if reason is None and info.has_calendar_time and first_ms < MIN_CALENDAR_MS:
+            raise DataError(f"{first_ms} ms is before the year 2000", file=info.name, field="ts_ms")
+    return sum(count for _, count, _ in counts), {reason: count for reason, count, _ in counts if reason is not None}
 
 
 def partition_dir(directory: Path, number: int) -> Path:
@@ -141,9 +150,7 @@ def deduplicate(
     """
     if not directory.exists():
         return 0
-    usable = (
-        f"(SELECT * EXCLUDE (drop_reason) FROM {read_parquet_sql(directory / '*.parquet')} WHERE drop_reason IS NULL)"
-    )
+    usable = f"(SELECT * EXCLUDE (drop_reason) FROM {read_parquet_sql(directory, pattern='*.parquet')} WHERE drop_reason IS NULL)"
     features = [quote_identifier(feature.name) for feature in columns.features if feature.name not in IDENTIFIERS]
     preference = ["nullif(dwell_s, 'nan'::FLOAT)", *columns.action_columns, *columns.label_columns, *features]
     unique = f"""(

@@ -22,6 +22,7 @@ from typing import Literal, Protocol
 import duckdb
 
 from a2gen_rec.data.schema import FeatureSpec
+from a2gen_rec.data.time_zone import UTC_ZONE, TimeZone
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class SourceInfo:
         has_calendar_time: whether ``ts_ms`` is wall-clock time; adds the context features ``hour_of_day`` and
             ``day_of_week``.
         has_elapsed_time: whether differences of ``ts_ms`` are elapsed time, not only order; adds session features.
-        utc_offset_hours: time zone of the log, for calendar features and split boundaries.
+        time_zone: time zone of the log, for calendar features and split boundaries.
         oracle: actions and labels with a true probability.
         licence: licence of the data.
         citation: publication to cite.
@@ -75,7 +76,7 @@ class SourceInfo:
     split: SplitRule = field(default_factory=SplitRule)
     has_calendar_time: bool = True
     has_elapsed_time: bool = True
-    utc_offset_hours: float = 0.0
+    time_zone: TimeZone = UTC_ZONE
     oracle: tuple[str, ...] = ()
     licence: str = ""
     citation: str = ""

@@ -1,34 +1,29 @@
 """Generic log in Parquet or CSV, described by a YAML spec: one row per impression or one row per event."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
 
 from a2gen_rec.data.sources import events
 from a2gen_rec.data.sources.base import Source, SourceInfo
-from a2gen_rec.data.sources.files import find_files, read_csv_sql, require_columns
-from a2gen_rec.data.sources.spec import EventsSpec, FeatureColumn, ImpressionsSpec, LogSpec, load_spec
-from a2gen_rec.data.sql import fetch_one, quote_identifier, quote_literal, translate_errors
-from a2gen_rec.errors import ConfigError, DataError
+from a2gen_rec.data.sources.files import RawFiles, find_files
+from a2gen_rec.data.sources.spec import (
+    ActionColumns,
+    ColumnNames,
+    EventsSpec,
+    FeatureColumn,
+    ImpressionsSpec,
+    LogSpec,
+    as_list,
+    load_spec,
+)
+from a2gen_rec.data.sources.times import time_ms
+from a2gen_rec.data.sources.values import Check, Column, Value, duration, flag, identifier, missing, number, text
+from a2gen_rec.data.sql import quote_literal
 
-# A time after the year 9999 indicates a wrong unit, and its milliseconds may overflow.
-MAX_TIMESTAMP_MS = 253_402_300_800_000
-
-
-@dataclass(frozen=True)
-class ColumnCheck:
-    """Check of one column.
-
-    Attributes:
-        column: checked column.
-        violation_sql: condition of an invalid row.
-        reason: text of the error.
-    """
-
-    column: str
-    violation_sql: str
-    reason: str
+IDENTIFIERS = ("user_id", "item_id")
 
 
 def open_generic(raw: str, spec_file: str) -> Source:
@@ -44,120 +39,33 @@ def open_generic(raw: str, spec_file: str) -> Source:
     return EventsLog(raw, spec)
 
 
-class LogFiles:
-    """Files of a log with checks of their rows."""
-
-    def __init__(self, raw: str, spec: LogSpec, required: list[str]) -> None:
-        path = Path(raw)
-        self.files = [path] if path.is_file() else find_files(path, spec.files)
-        parquet = {file.suffix == ".parquet" for file in self.files}
-        if len(parquet) > 1:
-            raise ConfigError(f"{raw}: files {spec.files!r} match both Parquet and CSV; use a pattern for one format")
-        self.is_parquet = parquet.pop()
-        for file in self.files:
-            require_columns(file, self.relation([file]), required)
-
-    def relation(self, files: list[Path]) -> str:
-        """Return the SQL of the raw rows. Parquet rows have a column ``row``, their 1-based number in the file."""
-        if self.is_parquet:
-            file_list = ", ".join(quote_literal(file) for file in files)
-            options = "union_by_name = true, hive_partitioning = false, file_row_number = true"
-            return (
-                f"(SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS row"
-                f" FROM read_parquet([{file_list}], {options}))"
-            )
-        return read_csv_sql(files)
-
-    def with_row_numbers(self, file: Path) -> str:
-        """Return the SQL of the raw rows with ``row``, their 1-based line in a CSV file or row in a Parquet file."""
-        if self.is_parquet:
-            return self.relation([file])
-        return f"(SELECT *, row_number() OVER () + 1 AS row FROM {read_csv_sql([file])})"
-
-    def check(self, connection: duckdb.DuckDBPyConnection, checks: list[ColumnCheck]) -> None:
-        """Check all files.
-
-        Raises:
-            DataError: for the first row of the first file with a violation.
-        """
-        violations = " ".join(f"WHEN {check.violation_sql} THEN {index}" for index, check in enumerate(checks))
-        values = ", ".join(f"{quote_identifier(check.column)}::VARCHAR" for check in checks)
-        connection.execute("SET preserve_insertion_order = true")
-        for file in self.files:
-            with translate_errors(file):
-                rows = connection.execute(
-                    f"""SELECT row, violation, [{values}] FROM (
-                        SELECT *, CASE {violations} END AS violation FROM {self.with_row_numbers(file)})
-                    WHERE violation IS NOT NULL ORDER BY row LIMIT 1"""
-                ).fetchall()
-            for row, index, row_values in rows:
-                value, check = row_values[index], checks[index]
-                reason = f"{value!r} {check.reason}" if value is not None else "is missing"
-                raise DataError(reason, file=file, row=row, field=check.column)
-        connection.execute("SET preserve_insertion_order = false")
-
-    def time_ms(self, connection: duckdb.DuckDBPyConnection, column: str, spec: LogSpec) -> str:
-        """Return the SQL of a time column in epoch milliseconds; NULL for an invalid time."""
-        name = quote_identifier(column)
-        factor = {"ms": "", "s": " * 1000", "us": " / 1000"}
-        if spec.time_unit != "timestamp":
-            number = f"TRY_CAST({name} AS DOUBLE){factor[spec.time_unit]}"
-            # Integer microseconds exceed the 53 bits of a DOUBLE only after the year 2255.
-            return f"(CASE WHEN abs({number}) < {MAX_TIMESTAMP_MS} THEN TRY_CAST(round({number}) AS BIGINT) END)"
-        (type_name,) = fetch_one(connection, f"SELECT any_value(typeof({name})) FROM {self.relation(self.files[:1])}")
-        if type_name == "TIMESTAMP WITH TIME ZONE":
-            return f"epoch_ms({name})"
-        return f"(epoch_ms(TRY_CAST({name} AS TIMESTAMP)) - {round(spec.utc_offset_hours * 3_600_000)})"
+def open_files(raw: str, spec: LogSpec, required: Sequence[ColumnNames]) -> RawFiles:
+    """Return the files of a log, which have the ``required`` columns and those of features."""
+    path = Path(raw)
+    files = [path] if path.is_file() else find_files(path, spec.files)
+    columns = [as_list(names) for names in required if names]
+    columns += [feature.columns for feature in spec.features if feature.name not in IDENTIFIERS]
+    return RawFiles(files, columns, spec.dialect, spec.partition_columns)
 
 
-def cast_number_sql(column: str) -> str:
-    """Return the SQL of a column as DOUBLE; true and false are 1 and 0; NULL for other values."""
-    name = quote_identifier(column)
-    return f"coalesce(TRY_CAST({name} AS DOUBLE), TRY_CAST(TRY_CAST({name}::VARCHAR AS BOOLEAN) AS DOUBLE))"
+def pick(columns: Mapping[str, Column], names: ColumnNames) -> list[Column]:
+    """Return the columns that the files have, in the spec's order."""
+    return [columns[name] for name in as_list(names) if name in columns]
 
 
-def check_flag(column: str) -> ColumnCheck:
-    name = quote_identifier(column)
-    violation = f"{name} IS NOT NULL AND NOT coalesce({cast_number_sql(column)} IN (0, 1), false)"
-    return ColumnCheck(column, violation, "must be 0 or 1")
+def feature_values(columns: Mapping[str, Column], spec: LogSpec) -> dict[str, Value]:
+    """Return feature -> raw value, without identifiers."""
+    return {
+        feature.name: _feature_value(pick(columns, feature.columns), feature, spec)
+        for feature in spec.features
+        if feature.name not in IDENTIFIERS
+    }
 
 
-def check_duration(column: str) -> ColumnCheck:
-    """Check for a non-negative number; NULL and NaN (not recorded) are allowed."""
-    name = quote_identifier(column)
-    number = cast_number_sql(column)
-    is_duration = f"coalesce({number} >= 0 AND {number} <> 'inf'::DOUBLE, false)"
-    return ColumnCheck(column, f"{name} IS NOT NULL AND NOT {is_duration}", "must be a number of at least 0")
-
-
-def check_present(column: str) -> ColumnCheck:
-    return ColumnCheck(column, f"{quote_identifier(column)} IS NULL", "is missing")
-
-
-def feature_expressions(features: list[FeatureColumn]) -> dict[str, str]:
-    """Return feature name -> SQL of its raw value, without identifiers."""
-    select = {}
-    for feature in features:
-        column = feature.column or feature.name
-        if feature.name not in ("user_id", "item_id"):
-            is_number = feature.kind == "buckets"
-            select[feature.name] = cast_number_sql(column) if is_number else f"{quote_identifier(column)}::VARCHAR"
-    return select
-
-
-def feature_columns(features: list[FeatureColumn]) -> list[str]:
-    return [x.column or x.name for x in features if x.name not in ("user_id", "item_id")]
-
-
-def feature_checks(features: list[FeatureColumn]) -> list[ColumnCheck]:
-    """Return checks that bucketed features are numbers."""
-    columns = [x.column or x.name for x in features if x.kind == "buckets"]
-    return [
-        ColumnCheck(
-            name, f"{quote_identifier(name)} IS NOT NULL AND {cast_number_sql(name)} IS NULL", "is not a number"
-        )
-        for name in columns
-    ]
+def _feature_value(columns: list[Column], feature: FeatureColumn, spec: LogSpec) -> Value:
+    if feature.kind != "buckets":
+        return text(columns)
+    return duration(columns, spec.duration_unit) if feature.name == spec.duration_feature else number(columns)
 
 
 class ImpressionsLog:
@@ -166,43 +74,39 @@ class ImpressionsLog:
     def __init__(self, raw: str, spec: ImpressionsSpec) -> None:
         self.spec = spec
         columns = spec.columns
-        action_columns = [name for action in spec.actions.values() for name in (action.flag, action.offset_s) if name]
-        required = [columns.user, columns.item, columns.time, *([columns.dwell_s] if columns.dwell_s else [])]
-        required += [*action_columns, *spec.labels.values(), *feature_columns(spec.features)]
-        self.files = LogFiles(raw, spec, required)
+        required = [columns.user, columns.item, columns.time, columns.dwell, columns.dwell_s, *spec.labels.values()]
+        for action in spec.actions.values():
+            required += [action.flag, action.offset, action.offset_s]
+        self.files = open_files(raw, spec, required)
 
     def describe(self) -> SourceInfo:
         return self.spec.describe(list(self.spec.actions), list(self.spec.labels))
 
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
-        spec, columns = self.spec, self.spec.columns
-        time = self.files.time_ms(connection, columns.time, spec)
-        checks = [check_present(columns.user), check_present(columns.item)]
-        checks += [ColumnCheck(columns.time, f"{time} IS NULL", f"is not a time in {spec.time_unit}")]
-        checks += [check_duration(columns.dwell_s)] if columns.dwell_s else []
-        scale = "" if spec.duration_unit == "s" else " / 1000"
-        select = {"dwell_s": f"{cast_number_sql(columns.dwell_s)}{scale}" if columns.dwell_s else "'nan'::DOUBLE"}
-        for name, action in spec.actions.items():
-            checks += [check_flag(action.flag)] if action.flag else []
-            checks += [check_duration(action.offset_s)] if action.offset_s else []
-            offset = f"({cast_number_sql(action.offset_s)}{scale})" if action.offset_s else "NULL"
-            if action.flag:
-                select[f"at_{name}"] = (
-                    f"CASE WHEN {cast_number_sql(action.flag)} = 1 THEN coalesce({offset}, 'nan'::DOUBLE) END"
-                )
-            else:
-                select[f"at_{name}"] = f"CASE WHEN NOT isnan({offset}) THEN {offset} END"
-        for name, column in spec.labels.items():
-            checks.append(check_flag(column))
-            select[f"label_{name}"] = cast_number_sql(column)
-        self.files.check(connection, checks + feature_checks(spec.features))
-        select |= feature_expressions(spec.features)
-        if spec.duration_feature:
-            select[spec.duration_feature] += scale
-        expressions = "".join(f", {value} AS {quote_identifier(name)}" for name, value in select.items())
-        return f"""SELECT {quote_identifier(columns.user)}::VARCHAR AS user_id,
-            {quote_identifier(columns.item)}::VARCHAR AS item_id, {time} AS ts_ms{expressions}, NULL AS drop_reason
-            FROM {self.files.relation(self.files.files)}"""
+        return self.files.relation(connection, self._values)
+
+    def _values(self, columns: Mapping[str, Column]) -> dict[str, Value]:
+        spec, names = self.spec, self.spec.columns
+        dwell = pick(columns, names.dwell or names.dwell_s)
+        return {
+            "user_id": identifier(pick(columns, names.user)),
+            "item_id": identifier(pick(columns, names.item)),
+            "ts_ms": time_ms(pick(columns, names.time), spec.time_format),
+            "dwell_s": duration(dwell, spec.duration_unit) if dwell else Value("'nan'::DOUBLE"),
+            **{f"at_{name}": self._action_value(columns, action) for name, action in spec.actions.items()},
+            **{f"label_{name}": flag(pick(columns, label)) for name, label in spec.labels.items()},
+            **feature_values(columns, spec),
+            "drop_reason": Value("NULL::VARCHAR"),
+        }
+
+    def _action_value(self, columns: Mapping[str, Column], action: ActionColumns) -> Value:
+        offset = pick(columns, action.offset or action.offset_s)
+        time_s = duration(offset, self.spec.duration_unit) if offset else Value("NULL::DOUBLE")
+        if not action.flag:
+            return replace(time_s, sql=f"CASE WHEN NOT isnan({time_s.sql}) THEN {time_s.sql} END")
+        occurred = flag(pick(columns, action.flag))
+        sql = f"CASE WHEN {occurred.sql} = 1 THEN coalesce({time_s.sql}, 'nan'::DOUBLE) END"
+        return Value(sql, (*occurred.checks, *time_s.checks))
 
 
 class EventsLog:
@@ -211,27 +115,35 @@ class EventsLog:
     def __init__(self, raw: str, spec: EventsSpec) -> None:
         self.spec = spec
         columns = spec.columns
-        required = [columns.user, columns.item, columns.time, columns.action, *feature_columns(spec.features)]
-        self.files = LogFiles(raw, spec, required)
+        self.files = open_files(raw, spec, [columns.user, columns.item, columns.time, columns.action])
 
     def describe(self) -> SourceInfo:
         return self.spec.describe(list(self.spec.actions), [])
 
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
-        spec, columns = self.spec, self.spec.columns
-        action = f"{quote_identifier(columns.action)}::VARCHAR"
+        spec = self.spec
         used_events = [spec.open_event, *spec.actions.values(), *([spec.close_event] if spec.close_event else [])]
-        known = ", ".join(quote_literal(value) for value in [*used_events, *spec.ignored_events])
-        time = self.files.time_ms(connection, columns.time, spec)
-        checks = [check_present(name) for name in (columns.user, columns.item, columns.action)]
-        checks += [ColumnCheck(columns.time, f"{time} IS NULL", f"is not a time in {spec.time_unit}")]
-        checks += [ColumnCheck(columns.action, f"{action} NOT IN ({known})", "is an unknown action")]
-        self.files.check(connection, checks + feature_checks(spec.features))
-        select = feature_expressions(spec.features)
-        expressions = "".join(f", {value} AS {quote_identifier(name)}" for name, value in select.items())
-        log = f"""(SELECT {quote_identifier(columns.user)}::VARCHAR AS user_id,
-            {quote_identifier(columns.item)}::VARCHAR AS item_id,
-            {action} AS action, {time} AS t_ms{expressions} FROM {self.files.relation(self.files.files)}
-            WHERE {action} IN ({", ".join(quote_literal(value) for value in used_events)}))"""
+        used = ", ".join(quote_literal(value) for value in used_events)
+        log = f"(SELECT * FROM ({self.files.relation(connection, self._values)}) WHERE action IN ({used}))"
         rules = events.SessionizationRules(spec.open_event, spec.actions, spec.idle_gap_s, spec.close_event)
-        return events.impressions_from_events(log, rules, list(select))
+        features = [feature.name for feature in spec.features if feature.name not in IDENTIFIERS]
+        return events.impressions_from_events(log, rules, features)
+
+    def _values(self, columns: Mapping[str, Column]) -> dict[str, Value]:
+        spec, names = self.spec, self.spec.columns
+        return {
+            "user_id": identifier(pick(columns, names.user)),
+            "item_id": identifier(pick(columns, names.item)),
+            "action": self._action_value(pick(columns, names.action)),
+            "t_ms": time_ms(pick(columns, names.time), spec.time_format),
+            **feature_values(columns, spec),
+        }
+
+    def _action_value(self, columns: list[Column]) -> Value:
+        spec = self.spec
+        known = [spec.open_event, *spec.actions.values(), spec.close_event, *spec.ignored_events]
+        action = text(columns)
+        is_unknown = f"{action.sql} NOT IN ({', '.join(quote_literal(value) for value in known if value)})"
+        name = columns[0].name
+        checks = (missing(columns, action.sql), Check(name, is_unknown, action.sql, "is an unknown action"))
+        return replace(action, checks=(*action.checks, *checks))

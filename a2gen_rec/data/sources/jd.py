@@ -14,7 +14,7 @@ import duckdb
 from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sources.files import find_files
-from a2gen_rec.data.sql import quote_literal
+from a2gen_rec.data.sql import quote_literal, quote_path
 from a2gen_rec.errors import DataError
 
 CHANNELS = {1: "home", 2: "list", 3: "sale", 4: "cart_page", 5: "search"}
@@ -58,9 +58,9 @@ class JD:
         # Line numbers need the file's order. With CRLF, DuckDB also reads LF and counts empty lines of both once.
         connection.execute("SET preserve_insertion_order = true")
         lines = f"""(
-            SELECT row_number() OVER () AS session, trim(line) AS line FROM read_csv({quote_literal(self.file)},
+            SELECT row_number() OVER () AS session, trim(line) AS line FROM read_csv({quote_path(self.file)}, hive_partitioning = false,
                 columns = {{'line': 'VARCHAR'}}, header = false, delim = '\x1f', quote = '', escape = '',
-                auto_detect = false, strict_mode = false, new_line = '\\r\\n', max_line_size = 16777216))"""
+                comment = '', auto_detect = false, strict_mode = false, new_line = '\\r\\n', max_line_size = 16777216))"""
         tokens = f"""(
             SELECT session, unnest(events) AS token, generate_subscripts(events, 1) AS event_index
             FROM (SELECT session, regexp_split_to_array(line, '\\s+') AS events FROM {lines} WHERE line <> ''))"""

@@ -4,14 +4,18 @@ Only logs of the standard policy are read; random-exposure logs (``log_random_*`
 flags have no times: every action except ``exit`` occurs at an unknown time.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
 
 from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
-from a2gen_rec.data.sources.files import find_files, read_csv_sql, require_columns
+from a2gen_rec.data.sources.files import RawFiles, find_files
+from a2gen_rec.data.sources.times import TimeFormat, time_ms
+from a2gen_rec.data.sources.values import MAX_DURATION_S, Column, Value, flag, identifier, number, text
 from a2gen_rec.data.sql import quote_identifier
+from a2gen_rec.data.time_zone import TimeZone
 
 ACTIONS = ("profile_enter", "like", "follow", "comment", "forward", "hate")
 LABELS = {"click": "is_click", "long_view": "long_view"}
@@ -29,7 +33,7 @@ USER_COLUMNS = (
 VIDEO_COLUMNS = ("author_id", "video_type", "upload_type", "music_type")
 UNBOUNDED_MIN_COUNT = 2
 """Identifiers with one impression train the unknown row, which new users and items use."""
-NUMERIC_COLUMNS = ("time_ms", "play_time_ms", "duration_ms", *LABELS.values(), *(f"is_{name}" for name in ACTIONS))
+FLAGS = (*LABELS.values(), *(f"is_{name}" for name in ACTIONS))
 
 
 class KuaiRand:
@@ -42,16 +46,13 @@ class KuaiRand:
     def __init__(self, raw: str) -> None:
         root = Path(raw)
         directory = root / "data" if (root / "data").is_dir() else root
-        self.logs = find_files(directory, "log_standard_*.csv")
-        self.users = find_files(directory, "user_features_*.csv")
-        self.videos = find_files(directory, "video_features_basic_*.csv")
-        for files, columns in (
-            (self.logs, ("user_id", "video_id", "tab", *NUMERIC_COLUMNS)),
-            (self.users, ("user_id", *USER_COLUMNS)),
-            (self.videos, ("video_id", *VIDEO_COLUMNS, "upload_dt", "tag")),
-        ):
-            for file in files:
-                require_columns(file, read_csv_sql([file]), columns)
+        logs = find_files(directory, "log_standard_*.csv")
+        users = find_files(directory, "user_features_*.csv")
+        videos = find_files(directory, "video_features_basic_*.csv")
+        times = ("time_ms", "play_time_ms", "duration_ms")
+        self.logs = RawFiles(logs, ("user_id", "video_id", "tab", *times, *FLAGS))
+        self.users = RawFiles(users, ("user_id", *USER_COLUMNS))
+        self.videos = RawFiles(videos, ("video_id", *VIDEO_COLUMNS, "upload_dt", "tag"))
 
     def describe(self) -> SourceInfo:
         features = [FeatureSpec("user_id", "user", min_count=UNBOUNDED_MIN_COUNT)]
@@ -75,7 +76,7 @@ class KuaiRand:
             negative_actions=("hate",),
             features=tuple(features),
             split=SplitRule(valid_start="-2d", test_start="-1d"),
-            utc_offset_hours=8,
+            time_zone=TimeZone(utc_offset_hours=8),
             licence="CC BY-SA 4.0",
             citation="Gao et al., KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed "
             "Videos, CIKM 2022",
@@ -83,20 +84,43 @@ class KuaiRand:
         )
 
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
-        numbers = "{" + ", ".join(f"'{name}': 'BIGINT'" for name in NUMERIC_COLUMNS) + "}"
-        log = read_csv_sql(self.logs, f"types = {numbers}, auto_detect = true, sample_size = 1000")
+        log = self.logs.relation(connection, _log_values)
+        users = self.users.relation(connection, _user_values)
+        videos = self.videos.relation(connection, _video_values)
+        self.users.check_unique(connection, users, "user_id")
+        self.videos.check_unique(connection, videos, "video_id")
         actions = ", ".join(f"CASE WHEN log.is_{name} = 1 THEN 'nan'::DOUBLE END AS at_{name}" for name in ACTIONS)
-        labels = ", ".join(f"log.{column}::DOUBLE AS label_{name}" for name, column in LABELS.items())
+        labels = ", ".join(f"log.{column} AS label_{name}" for name, column in LABELS.items())
         user = ", ".join(f"users.{quote_identifier(name)}" for name in USER_COLUMNS)
         video = ", ".join(f"videos.{quote_identifier(name)}" for name in VIDEO_COLUMNS)
         return f"""
-            SELECT log.user_id::VARCHAR AS user_id, log.video_id::VARCHAR AS item_id, log.time_ms AS ts_ms,
+            SELECT log.user_id, log.video_id AS item_id, log.time_ms AS ts_ms,
                 log.play_time_ms / 1000 AS dwell_s, {actions}, {labels}, {user}, {video},
                 split_part(videos.tag, ',', 1) AS tag,
                 date_trunc('week', TRY_CAST(videos.upload_dt AS DATE))::DATE::VARCHAR AS upload_week,
-                CASE WHEN log.duration_ms > 0 THEN log.duration_ms / 1000 END AS duration,
-                log.tab::VARCHAR AS tab,
+                CASE WHEN log.duration_ms > 0 THEN log.duration_ms / 1000 END AS duration, log.tab,
                 CASE WHEN log.play_time_ms < 0 THEN 'negative play time' END AS drop_reason
-            FROM {log} AS log
-            LEFT JOIN {read_csv_sql(self.users)} AS users ON log.user_id::VARCHAR = users.user_id
-            LEFT JOIN {read_csv_sql(self.videos)} AS videos ON log.video_id::VARCHAR = videos.video_id"""
+            FROM ({log}) AS log
+            LEFT JOIN ({users}) AS users ON log.user_id = users.user_id
+            LEFT JOIN ({videos}) AS videos ON log.video_id = videos.video_id"""
+
+
+def _log_values(columns: Mapping[str, Column]) -> dict[str, Value]:
+    return {
+        "user_id": identifier([columns["user_id"]]),
+        "video_id": identifier([columns["video_id"]]),
+        "time_ms": time_ms([columns["time_ms"]], TimeFormat("ms")),
+        "play_time_ms": number([columns["play_time_ms"]], max_value=1000 * MAX_DURATION_S),
+        "duration_ms": number([columns["duration_ms"]], max_value=1000 * MAX_DURATION_S),
+        "tab": text([columns["tab"]]),
+        **{name: flag([columns[name]]) for name in FLAGS},
+    }
+
+
+def _user_values(columns: Mapping[str, Column]) -> dict[str, Value]:
+    return {"user_id": identifier([columns["user_id"]])} | {name: text([columns[name]]) for name in USER_COLUMNS}
+
+
+def _video_values(columns: Mapping[str, Column]) -> dict[str, Value]:
+    names = (*VIDEO_COLUMNS, "upload_dt", "tag")
+    return {"video_id": identifier([columns["video_id"]])} | {name: text([columns[name]]) for name in names}

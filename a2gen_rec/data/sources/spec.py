@@ -1,6 +1,7 @@
 """YAML spec of a generic log (examples in ``configs/sources/``)."""
 
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,10 +11,20 @@ from jsonargparse import ArgumentError, ArgumentParser
 from a2gen_rec.data.names import check_feature_columns
 from a2gen_rec.data.schema import ITEM_ID, FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
+from a2gen_rec.data.sources.formats import CsvDialect
+from a2gen_rec.data.sources.times import TimeFormat, TimeUnit
+from a2gen_rec.data.sources.values import MAX_DURATION_S
+from a2gen_rec.data.time_zone import TimeZone
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.utils import paths
 
-TimeUnit = Literal["ms", "s", "us", "timestamp"]
+ColumnNames = str | list[str]
+"""A column, or several columns of which the first that is not missing counts; a file has at least one of them."""
+
+
+def as_list(names: ColumnNames) -> list[str]:
+    """Return the given column names; none for an empty name."""
+    return [name for name in ([names] if isinstance(names, str) else names) if name]
 
 
 @dataclass
@@ -25,11 +36,15 @@ class FeatureColumn:
 
     name: str
     level: Literal["user", "item", "context"]
-    column: str = ""
+    column: ColumnNames = ""
     kind: Literal["vocabulary", "hash", "buckets"] = "vocabulary"
     size: int = 0
     min_count: int = 1
     edges: list[float] = field(default_factory=list)
+
+    @property
+    def columns(self) -> list[str]:
+        return as_list(self.column) or [self.name]
 
 
 @dataclass
@@ -50,9 +65,16 @@ class LogSpec:
     Attributes:
         kind: one row per impression or one row per event.
         name: name of the dataset.
-        files: pattern of the log's files in the raw directory; all in one format, Parquet or CSV with a header.
-        time_unit: unit of the time column: numbers since 1970, or ``timestamp`` (text or a Parquet timestamp).
-        utc_offset_hours: time zone of timestamps without a zone.
+        files: pattern of the log's files in the raw directory: Parquet, or CSV with a header, by their content.
+        partition_columns: names of ``name=value`` folders that are columns; other folder names do not matter.
+        delimiter: character between CSV values.
+        quote: character around CSV values; empty if values are never quoted.
+        escape: character before a quote in a quoted CSV value.
+        time_unit: unit of the time column's numbers since 1970, or ``timestamp`` for text.
+        duration_unit: unit of watch times, action offsets and the video's duration.
+        utc_offset_hours: time zone of the log as a fixed offset.
+        time_zone: time zone of the log as an IANA name such as ``Asia/Shanghai``, instead of ``utc_offset_hours``.
+        zoneless_timestamps: whether timestamps without a zone are ``local`` (the default) or in ``utc``.
         has_calendar_time: whether times are wall-clock times; otherwise they only order the rows.
         features: features; ``user_id`` and ``item_id`` are added if missing.
         duration_feature: feature of kind ``buckets`` that contains the video's duration, in the unit of watch times.
@@ -66,8 +88,15 @@ class LogSpec:
     kind: Literal["impressions", "events"]
     name: str = "generic"
     files: str = "*"
+    partition_columns: list[str] = field(default_factory=list)
+    delimiter: str = ","
+    quote: str = '"'
+    escape: str = '"'
     time_unit: TimeUnit = "ms"
+    duration_unit: Literal["s", "ms"] = "s"
     utc_offset_hours: float = 0.0
+    time_zone: str = ""
+    zoneless_timestamps: Literal["local", "utc"] | None = None
     has_calendar_time: bool = True
     features: list[FeatureColumn] = field(default_factory=list)
     duration_feature: str = ""
@@ -76,6 +105,18 @@ class LogSpec:
     licence: str = ""
     citation: str = ""
     url: str = ""
+
+    @property
+    def zone(self) -> TimeZone:
+        return TimeZone(self.time_zone, self.utc_offset_hours)
+
+    @property
+    def time_format(self) -> TimeFormat:
+        return TimeFormat(self.time_unit, self.zone, self.zoneless_timestamps, self.has_calendar_time)
+
+    @property
+    def dialect(self) -> CsvDialect:
+        return CsvDialect(self.delimiter, self.quote, self.escape)
 
     def all_features(self) -> list[FeatureColumn]:
         names = {feature.name for feature in self.features}
@@ -95,7 +136,7 @@ class LogSpec:
             split=SplitRule(**vars(self.split)),
             has_calendar_time=self.has_calendar_time,
             has_elapsed_time=self.has_calendar_time,
-            utc_offset_hours=self.utc_offset_hours,
+            time_zone=self.zone,
             licence=self.licence,
             citation=self.citation,
             url=self.url,
@@ -104,21 +145,26 @@ class LogSpec:
 
 @dataclass
 class ImpressionColumns:
-    user: str
-    item: str
-    time: str
-    dwell_s: str = ""
+    """Columns of an impression; the watch time is in ``duration_unit`` (``dwell``) or in seconds (``dwell_s``)."""
+
+    user: ColumnNames
+    item: ColumnNames
+    time: ColumnNames
+    dwell: ColumnNames = ""
+    dwell_s: ColumnNames = ""
 
 
 @dataclass
 class ActionColumns:
-    """Columns of an action: a 0/1 ``flag``, an ``offset_s`` since the start (empty if the action did not occur).
+    """Columns of an action: a 0/1 ``flag``, and the time since the start (empty if the action did not occur).
 
-    With both, the flag determines occurrence, and the offset the time, if known.
+    The time is in ``duration_unit`` (``offset``) or in seconds (``offset_s``). With a flag, the flag determines
+    occurrence, and the offset the time, if known.
     """
 
-    flag: str = ""
-    offset_s: str = ""
+    flag: ColumnNames = ""
+    offset: ColumnNames = ""
+    offset_s: ColumnNames = ""
 
 
 @dataclass(kw_only=True)
@@ -127,30 +173,30 @@ class ImpressionsSpec(LogSpec):
 
     Attributes:
         columns: columns of user, item, time and watch time.
-        duration_unit: unit of watch times, action offsets and the video's duration.
         actions: action -> columns, in vocabulary order.
         labels: label -> column, in vocabulary order.
     """
 
     columns: ImpressionColumns
-    duration_unit: Literal["s", "ms"] = "s"
     actions: dict[str, ActionColumns] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, ColumnNames] = field(default_factory=dict)
 
     def outcome_columns(self) -> dict[str, str]:
         """Return the meaning of every raw column of an outcome."""
-        columns = {column: f"label {name!r}" for name, column in self.labels.items()}
+        columns = {x: f"label {name!r}" for name, label in self.labels.items() for x in as_list(label)}
         for name, action in self.actions.items():
-            columns |= {column: f"action {name!r}" for column in (action.flag, action.offset_s) if column}
-        return columns | ({self.columns.dwell_s: "watch time"} if self.columns.dwell_s else {})
+            names = (action.flag, action.offset, action.offset_s)
+            columns |= {column: f"action {name!r}" for each in names for column in as_list(each)}
+        dwell = (self.columns.dwell, self.columns.dwell_s)
+        return columns | {column: "watch time" for each in dwell for column in as_list(each)}
 
 
 @dataclass
 class EventColumns:
-    user: str
-    item: str
-    time: str
-    action: str
+    user: ColumnNames
+    item: ColumnNames
+    time: ColumnNames
+    action: ColumnNames
 
 
 @dataclass(kw_only=True)
@@ -178,11 +224,12 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
     """Read and check a spec.
 
     Raises:
-        ConfigError: invalid YAML, an unknown or missing key, or a value of the wrong type.
+        ConfigError: invalid YAML, an unknown or missing key, a value of the wrong type, or keys that contradict.
         DataError: a feature reads an outcome of its own impression.
     """
     try:
-        raw = yaml.safe_load(paths.read_text(file))
+        # Every scalar is text, and the spec's types decide: an action may be named yes, and a boundary is a date.
+        raw = yaml.load(paths.read_text(file), yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: invalid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
@@ -193,41 +240,74 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
     }
     if raw.get("kind") not in kinds:
         raise ConfigError(f"{file}: unknown kind {raw.get('kind')!r}; choose one of impressions, events")
-    if isinstance(split := raw.get("split"), dict):
-        # YAML parses 2024-05-01 as a date and 1714521600000 as a number; boundaries are text.
-        split.update({key: str(split[key]) for key in ("valid_start", "test_start") if key in split})
+    if "time_zone" in raw and "utc_offset_hours" in raw:
+        raise ConfigError(f"{file}: time_zone and utc_offset_hours exclude each other; remove one of them")
     spec = parse_spec(kinds[raw["kind"]], raw, file)
+    try:
+        _check_spec(spec)
+        if isinstance(spec, ImpressionsSpec):
+            _check_impressions_spec(spec)
+            columns = [(feature.name, column) for feature in spec.features for column in feature.columns]
+            check_feature_columns(columns, spec.outcome_columns(), file)
+        else:
+            _check_events_spec(spec)
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    return spec
+
+
+def _check_spec(spec: LogSpec) -> None:
+    _ = spec.zone
+    separators = {"delimiter": spec.delimiter, "quote": spec.quote, "escape": spec.escape}
+    for key, value in separators.items():
+        if len(value.encode()) > 1 or value in ("\r", "\n") or (not value and (key == "delimiter" or spec.quote)):
+            raise ValueError(f"{key} {value!r} must be one ASCII character")
+    if spec.delimiter in (spec.quote, spec.escape):
+        raise ValueError(f"delimiter {spec.delimiter!r} must differ from quote and escape")
     for feature in spec.features:
         if feature.name == "user_id" and feature.level != "user":
-            raise ConfigError(f"{file}: feature 'user_id' must have level 'user'")
+            raise ValueError("feature 'user_id' must have level 'user'")
         if feature.name == ITEM_ID and feature.level != "item":
-            raise ConfigError(f"{file}: feature {ITEM_ID!r} must have level 'item'")
+            raise ValueError(f"feature {ITEM_ID!r} must have level 'item'")
         if feature.name in ("user_id", ITEM_ID) and (feature.column or feature.kind == "buckets"):
-            raise ConfigError(f"{file}: feature {feature.name!r} must not set column or kind buckets")
+            raise ValueError(f"feature {feature.name!r} must not set column or kind buckets")
     if spec.duration_feature and not any(
         x.name == spec.duration_feature and x.kind == "buckets" for x in spec.features
     ):
-        raise ConfigError(f"{file}: duration_feature {spec.duration_feature!r} must be a feature of kind buckets")
-    for name in spec.negative_actions:
-        if name not in spec.actions:
-            raise ConfigError(f"{file}: negative_actions {name!r} must be one of the actions")
-    if isinstance(spec, ImpressionsSpec):
-        check_feature_columns({x.name: x.column or x.name for x in spec.features}, spec.outcome_columns(), file)
-        for name, action in spec.actions.items():
-            if not (action.flag or action.offset_s):
-                raise ConfigError(f"{file}: action {name!r} requires flag, offset_s, or both")
-    elif spec.idle_gap_s <= 0:
-        raise ConfigError(f"{file}: idle_gap_s {spec.idle_gap_s} must be positive")
-    else:
-        values = [
-            spec.open_event,
-            *spec.actions.values(),
-            *([spec.close_event] if spec.close_event else []),
-            *spec.ignored_events,
-        ]
-        if duplicates := [value for value in values if values.count(value) > 1]:
-            raise ConfigError(f"{file}: duplicate action value {duplicates[0]!r}")
-    return spec
+        raise ValueError(f"duration_feature {spec.duration_feature!r} must be a feature of kind buckets")
+
+
+def _check_impressions_spec(spec: ImpressionsSpec) -> None:
+    _check_unit("columns", "dwell", spec.columns.dwell, spec.columns.dwell_s, spec.duration_unit)
+    for name, action in spec.actions.items():
+        _check_unit(f"action {name!r}", "offset", action.offset, action.offset_s, spec.duration_unit)
+        if not (action.flag or action.offset or action.offset_s):
+            raise ValueError(f"action {name!r} requires flag, offset, or both")
+    _check_negative_actions(spec.negative_actions, spec.actions)
+
+
+def _check_events_spec(spec: EventsSpec) -> None:
+    _check_negative_actions(spec.negative_actions, spec.actions)
+    if not 0 < spec.idle_gap_s <= MAX_DURATION_S:
+        raise ValueError(f"idle_gap_s {spec.idle_gap_s} must be positive and at most {MAX_DURATION_S}")
+    values = [spec.open_event, *spec.actions.values(), spec.close_event, *spec.ignored_events]
+    values = [value for value in values if value]
+    if duplicates := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"duplicate action value {duplicates[0]!r}")
+
+
+def _check_unit(location: str, key: str, in_unit: ColumnNames, in_seconds: ColumnNames, unit: str) -> None:
+    """Check that the unit of a duration is stated once."""
+    if in_unit and in_seconds:
+        raise ValueError(f"{location}: {key} and {key}_s exclude each other; remove one of them")
+    if in_seconds and unit != "s":
+        raise ValueError(f"{location}: {key}_s is in seconds, but duration_unit is {unit}; write {key} instead")
+
+
+def _check_negative_actions(negative_actions: list[str], actions: Collection[str]) -> None:
+    for name in negative_actions:
+        if name not in actions:
+            raise ValueError(f"negative_actions {name!r} must be one of the actions")
 
 
 def parse_spec(kind: type[Any], raw: dict[str, Any], file: str) -> Any:

@@ -4,18 +4,21 @@ The log has no times; rows are in order of exposure, and the row number replaces
 outcome of the impression and not an input.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
 
 from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
-from a2gen_rec.data.sources.files import find_files, read_csv_sql, require_columns
+from a2gen_rec.data.sources.files import RawFiles, find_files
+from a2gen_rec.data.sources.values import Column, Value, count, identifier, text
 from a2gen_rec.data.sql import quote_identifier
 from a2gen_rec.errors import DataError
 
 ACTIONS = ("like", "share", "follow")
 FLAGS = ("click", *ACTIONS)
+FEATURES = ("gender", "age", "video_category")
 
 
 class Tenrec:
@@ -29,9 +32,7 @@ class Tenrec:
         files = [Path(raw)] if Path(raw).is_file() else find_files(Path(raw), "*.csv")
         if len(files) != 1:
             raise DataError(f"has {len(files)} files *.csv; pass the path of one file", file=raw)
-        self.file = files[0]
-        columns = ("user_id", "item_id", *FLAGS, "video_category", "gender", "age")
-        require_columns(self.file, read_csv_sql(files), columns)
+        self.file = RawFiles(files, ("user_id", "item_id", *FLAGS, *FEATURES))
 
     def describe(self) -> SourceInfo:
         return SourceInfo(
@@ -55,13 +56,21 @@ class Tenrec:
         )
 
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
+        log = self.file.relation(connection, _values)
         connection.execute("SET preserve_insertion_order = true")
-        types = ", ".join(f"'{name}': 'INTEGER'" for name in FLAGS)
-        text = ", ".join(f"'{name}': 'VARCHAR'" for name in ("user_id", "item_id", "video_category", "gender", "age"))
         actions = ", ".join(
             f"CASE WHEN {quote_identifier(name)} > 0 THEN 'nan'::DOUBLE END AS at_{name}" for name in ACTIONS
         )
         return f"""
             SELECT user_id, item_id, row_number() OVER () * 1000 AS ts_ms, 'nan'::DOUBLE AS dwell_s, {actions},
-                (click > 0)::INT::DOUBLE AS label_click, gender, age, video_category, NULL AS drop_reason
-            FROM {read_csv_sql([self.file], f"types = {{{types}, {text}}}")}"""
+                (click > 0)::INT::DOUBLE AS label_click, {", ".join(FEATURES)}, NULL AS drop_reason
+            FROM ({log})"""
+
+
+def _values(columns: Mapping[str, Column]) -> dict[str, Value]:
+    return {
+        "user_id": identifier([columns["user_id"]]),
+        "item_id": identifier([columns["item_id"]]),
+        **{name: count([columns[name]]) for name in FLAGS},
+        **{name: text([columns[name]]) for name in FEATURES},
+    }

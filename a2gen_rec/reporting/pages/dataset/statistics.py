@@ -174,7 +174,7 @@ def write_targets(connection: duckdb.DuckDBPyConnection, dataset: Dataset, scrat
         query = targets_relation(read_parquet_sql(paths.to_local_path(file)), code, dataset.card)
         with translate_errors(file):
             connection.execute(f"COPY ({query}) TO {quote_literal(scratch / f'{index}.parquet')} (FORMAT parquet)")
-    targets = read_parquet_sql(scratch / "*.parquet")
+    targets = read_parquet_sql(scratch, pattern="*.parquet")
     if not files or not fetch_one(connection, f"SELECT count(*) FROM {targets} WHERE split = 0")[0]:
         raise DataError("no training impressions", file=dataset.path)
     return targets
