@@ -16,12 +16,16 @@ from a2gen_rec.data.features.sessions import GAP_EDGES_S, POSITION_EDGES
 from a2gen_rec.data.prepare.pipeline import prepare
 from a2gen_rec.data.prepare.splits import boundary_ms
 from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature, FeedbackRule
+from a2gen_rec.data.sources.base import SourceInfo
+from a2gen_rec.data.time_zone import TimeZone
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.reporting.console.dataset import summary_tables
 from tests.helpers import SAMPLES
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
+EPOCH_MS = 1_767_225_600_000
+"""Thursday, 1 January 2026: zero of the times below."""
 CONFIG = PrepareConfig(num_partitions=3, threads=2, memory_limit_gb=0.5, max_history=3, max_targets=2)
 
 SPEC = {
@@ -55,14 +59,23 @@ ROWS = [
 
 def write_log(folder, rows=ROWS, columns=COLUMNS):
     folder.mkdir(exist_ok=True)
-    table = pa.table({name: list(values) for name, values in zip(columns, zip(*rows, strict=True), strict=True)})
+    values = dict(zip(columns, zip(*rows, strict=True), strict=True))
+    shifts = {"ts": EPOCH_MS, "at": EPOCH_MS // 1000}
+    table = pa.table(
+        {
+            name: [None if x is None else x + shifts[name] for x in values[name]] if name in shifts else values[name]
+            for name in values
+        }
+    )
     pq.write_table(table, folder / "log.parquet")
     return folder
 
 
 def run(tmp_path, spec=SPEC, config=CONFIG, rows=ROWS, out="out", columns=COLUMNS):
     raw = write_log(tmp_path / "raw", rows, columns)
-    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    split = spec.get("split", {})
+    shifted = {key: str(int(value) + EPOCH_MS) if str(value).isdigit() else value for key, value in split.items()}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec | {"split": shifted}, sort_keys=False))
     card = prepare("generic", str(raw), str(tmp_path / out), config, str(tmp_path / "spec.yaml"), "a2gen prepare …")
     return card, tmp_path / out
 
@@ -70,6 +83,8 @@ def run(tmp_path, spec=SPEC, config=CONFIG, rows=ROWS, out="out", columns=COLUMN
 def windows(out, split):
     files = sorted((out / split).glob("part-*.parquet"))
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    for row in rows:
+        row["ts_ms"] = [ts_ms - EPOCH_MS for ts_ms in row["ts_ms"]]
     return sorted(rows, key=lambda row: (row["user"], row["ts_ms"][row["first_target"]]))
 
 
@@ -97,7 +112,8 @@ def test_card_counts(prepared):
     assert card.dropped_rows == {"duplicate": 1}
     assert card.command == "a2gen prepare …"
     train, valid, test = (card.splits[name] for name in SPLITS)
-    assert (train.windows, train.targets, train.first_ms, train.last_ms) == (3, 4, 1, 5)
+    assert (train.windows, train.targets) == (3, 4)
+    assert (train.first_ms, train.last_ms) == (EPOCH_MS + 1, EPOCH_MS + 5)
     assert train.positives == {"like": 1, "comment": 2, "click": 1, "glance": 0, "effective": 2}
     assert (valid.windows, valid.targets, test.windows, test.targets) == (2, 2, 2, 2)
     assert valid.positives == {"like": 1, "comment": 1, "click": 2, "glance": 2, "effective": 0}
@@ -343,7 +359,7 @@ FAR = [*((f"u{n % 3}", f"i{n}", n * DAY_MS) for n in range(9)), ("u", "i", 47_70
         (DAYS, {"valid_fraction": 0.2, "test_fraction": 0.2}, "no impressions in split valid: impressions start from "
          "1970-01-01T00:00:00.00:00 to 1970-01-02T00:00:00.00:00, validation begins at .*"
          "too many at one time; set --valid-start and --test-start"),
-        (FAR, {"valid_start": "-2d", "test_start": "-1d"}, "in split valid: .* to 2100-.*; set other --valid-start"),
+        (FAR, {"valid_start": "-2d", "test_start": "-1d"}, "in split valid: .* to 2156-.*; set other --valid-start"),
         (FAR, {"valid_start": "2200-01-01", "test_start": "2201-01-01"}, "in split valid and test: .* begins at 2200-"),
         ([("a", "i", 1), ("b", "i", 2), ("b", "j", 3)], {"method": "last"}, "no user has the 3 impressions .* set --val"),
         ([("u", f"i{n}", n) for n in range(4)], {}, "in split valid and test: .*too few"),
@@ -374,7 +390,7 @@ def test_last_split_takes_last_impressions_per_user(tmp_path):
 def test_settings_override_the_source_s_split(tmp_path):
     rows = [("u", f"i{day}", day * DAY_MS + 20 * HOUR_MS) for day in range(10)]
     spec = BARE | {"utc_offset_hours": 8}
-    dates = PrepareConfig(num_partitions=1, valid_start="1970-01-04", test_start="1970-01-06 04:00")
+    dates = PrepareConfig(num_partitions=1, valid_start="2026-01-04", test_start="2026-01-06 04:00")
     card, _ = run(tmp_path, spec, dates, rows, "dates", BARE_COLUMNS)
     # The impression of day n is at 04:00 of the local day n + 2.
     assert [card.splits[name].targets for name in SPLITS] == [2, 2, 6]
@@ -389,29 +405,37 @@ def test_settings_override_the_source_s_split(tmp_path):
 @pytest.mark.parametrize(
     ("value", "offset_hours", "expected"),
     [
-        ("1970-01-02", 0, DAY_MS),
-        ("1970-01-02 08:00", 8, DAY_MS),
-        ("1970-01-02T00:00:00+00:00", 8, DAY_MS),
-        ("123", 8, 123),
-        ("19700103", 8, 2 * DAY_MS - 8 * HOUR_MS),
-        ("20241350", 0, 20_241_350),
+        ("2026-01-02", 0, DAY_MS),
+        ("2026-01-02 08:00", 8, DAY_MS),
+        ("2026-01-02T00:00:00+00:00", 8, DAY_MS),
+        (str(EPOCH_MS + 123), 8, 123),
+        ("20260103", 8, 2 * DAY_MS - 8 * HOUR_MS),
         ("-1d", 0, 4 * DAY_MS),
         ("-2d", 8, 3 * DAY_MS - 8 * HOUR_MS),
     ],
 )
 def test_boundaries(value, offset_hours, expected):
-    assert boundary_ms("test_start", value, offset_hours, end_ms=4 * DAY_MS + HOUR_MS) == expected
+    info = SourceInfo("log", (), (), time_zone=TimeZone(utc_offset_hours=offset_hours))
+    end_ms = EPOCH_MS + 4 * DAY_MS + HOUR_MS
+    assert boundary_ms("test_start", value, info, end_ms) == EPOCH_MS + expected
 
 
 def test_digits_are_no_date_without_calendar_time():
-    assert boundary_ms("test_start", "20240520", 0, end_ms=0, has_calendar_time=False) == 20_240_520
+    info = SourceInfo("log", (), (), has_calendar_time=False)
+    assert boundary_ms("test_start", "20240520", info, end_ms=0) == 20_240_520
+
+
+@pytest.mark.parametrize("value", ["20241350", "0", "1714521600"])
+def test_boundaries_of_a_calendar_are_not_before_2000(value):
+    with pytest.raises(ConfigError, match=rf"test_start '{value}' is a number of milliseconds before the year 2000"):
+        boundary_ms("test_start", value, SourceInfo("log", (), ()), end_ms=0)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"valid_start": "5"}, "must be set together"),
-        ({"valid_start": "9", "test_start": "5"}, "must not be after test_start"),
+        ({"valid_start": "2026-01-09", "test_start": "2026-01-05"}, "must not be after test_start"),
         ({"valid_start": "soon", "test_start": "later"}, "'soon' is not an ISO datetime"),
         ({"valid_fraction": 0.6, "test_fraction": 0.5}, "must be at least 0 and sum to less than 1"),
         ({"num_partitions": 0}, "num_partitions 0 must be at least 1"),
@@ -543,7 +567,7 @@ def test_damaged_parquet_leaves_nothing_behind(tmp_path):
     content = bytearray(file.read_bytes())
     content[100:2000] = bytes(1900)
     file.write_bytes(bytes(content))
-    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(SPEC))
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(SPEC | {"split": {"method": "last"}}))
     with pytest.raises(DataError, match=r"log.parquet") as caught:
         prepare("generic", str(raw), str(tmp_path / "out"), CONFIG, str(tmp_path / "spec.yaml"))
     assert "\n" not in str(caught.value)
@@ -551,8 +575,8 @@ def test_damaged_parquet_leaves_nothing_behind(tmp_path):
 
 
 def test_rejects_logs_without_training_impressions(tmp_path):
-    with pytest.raises(DataError, match="no training impressions before 1 ms"):
-        run(tmp_path, config=PrepareConfig(valid_start="1", test_start="2"))
+    with pytest.raises(DataError, match=r"no training impressions before \d+ ms"):
+        run(tmp_path, config=PrepareConfig(valid_start="2025-12-01", test_start="2025-12-02"))
     with pytest.raises(UserError, match="not found"):
         prepare("jd", str(tmp_path / "nowhere"), str(tmp_path / "out"), CONFIG)
 
