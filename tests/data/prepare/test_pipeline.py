@@ -357,7 +357,7 @@ FAR = [*((f"u{n % 3}", f"i{n}", n * DAY_MS) for n in range(9)), ("u", "i", 47_70
     ("rows", "split", "reason"),
     [
         (DAYS, {"valid_fraction": 0.2, "test_fraction": 0.2}, "no impressions in split valid: impressions start from "
-         "1970-01-01T00:00:00.00:00 to 1970-01-02T00:00:00.00:00, validation begins at .*"
+         "2026-01-01T00:00:00.00:00 to 2026-01-02T00:00:00.00:00, validation begins at .*"
          "too many at one time; set --valid-start and --test-start"),
         (FAR, {"valid_start": "-2d", "test_start": "-1d"}, "in split valid: .* to 2156-.*; set other --valid-start"),
         (FAR, {"valid_start": "2200-01-01", "test_start": "2201-01-01"}, "in split valid and test: .* begins at 2200-"),
