@@ -87,7 +87,7 @@ def test_trains_evaluates_and_ranks_baselines(name: str, data: Path, tmp_path: P
         candidate.timeline == [] and math.isnan(candidate.timeline_probability) for candidate in ranking.candidates
     )
 
-    with pytest.raises(UserError, match=rf"checkpoint has model\.name={name} but the config says a2gen"):
+    with pytest.raises(UserError, match=rf"checkpoint has model\.name={name} but the config has a2gen"):
         train(small_config(), str(data), str(run))
 
 

@@ -272,7 +272,7 @@ def test_rejects_a_checkpoint_of_another_model(
     main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max-steps", "2"])
     before = sorted(path.name for path in run.rglob("*"))
     message = train(capsys, dataset, run, "--model.dim", "16")
-    assert "checkpoint has model.dim=8 but the config says 16" in message
+    assert "checkpoint has model.dim=8 but the config has 16" in message
     other = replace(CARD, features=[replace(f, cardinality=f.cardinality + 1) for f in CARD.features])
     changed = Path(shutil.copytree(dataset, tmp_path / "changed"))
     DatasetCard.save(other, str(changed))

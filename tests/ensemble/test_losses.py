@@ -174,8 +174,8 @@ def test_min_norm_weights_equal_brute_force(m: int, width: int, seed: int, bound
 def test_bounds_limit_the_weights() -> None:
     gram = products([2.0, 0.0], [0.0, 1.0])  # [0.2, 0.8] without bounds
     for min_weights, expected in (([0.1, 0.1], [0.2, 0.8]), ([0.4, 0.1], [0.4, 0.6]), ([0.7, 0.3], [0.7, 0.3])):
-        found = bounded_min_norm_weights(gram, np.array(min_weights), np.array([0.9, 0.1]))
-        np.testing.assert_allclose(found, expected, atol=1e-8)
+        weights = bounded_min_norm_weights(gram, np.array(min_weights), np.array([0.9, 0.1]))
+        np.testing.assert_allclose(weights, expected, atol=1e-8)
 
 
 def test_losses_without_gradient_keep_their_weight() -> None:
@@ -186,8 +186,8 @@ def test_losses_without_gradient_keep_their_weight() -> None:
         ([0, 0, 1], [0.2, 0.8, 1]),
         ([1, 0, 0], [0.2, 0.8, 0]),
     ):
-        found = bounded_min_norm_weights(gram, none, np.array(before, float))
-        np.testing.assert_allclose(found, np.array(expected) / sum(expected), atol=1e-8)
+        weights = bounded_min_norm_weights(gram, none, np.array(before, float))
+        np.testing.assert_allclose(weights, np.array(expected) / sum(expected), atol=1e-8)
     before = np.array([0.5, 0.1, 0.4])
     np.testing.assert_array_equal(bounded_min_norm_weights(np.zeros((3, 3)), none, before), before)
 

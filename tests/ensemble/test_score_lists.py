@@ -34,7 +34,7 @@ EVENTS = 4
 
 
 @dataclass(frozen=True)
-class World:
+class TrainedRun:
     data: Path
     run: Path
 
@@ -49,7 +49,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """A trained run; one file of its dataset has a single row group."""
     folder = tmp_path_factory.mktemp("scores")
     data, run = write_dataset(folder / "data", CARD, windows=24, files=2), folder / "run"
@@ -60,20 +60,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     config.optim.dense_lr, config.optim.sparse_lr = 0.05, 0.3
     config.loader.max_impressions_per_batch, config.evaluate.max_unexplored_mass = 60, 0.0
     train(config, str(data), str(run))
-    return World(data, run)
+    return TrainedRun(data, run)
 
 
 @pytest.fixture(scope="module")
-def loaded(world: World) -> Iterator[LoadedRun]:
-    with load_run(str(world.run)) as found:
-        yield found
+def loaded(trained_run: TrainedRun) -> Iterator[LoadedRun]:
+    with load_run(str(trained_run.run)) as loaded:
+        yield loaded
 
 
 CONTEXT = [feature.name for feature in CARD.features_at("context")]
 
 
-def split_columns(world: World, split: str = "valid") -> WindowColumns:
-    return read_columns(read_row_groups([str(file) for file in sorted((world.data / split).iterdir())]), CARD)
+def split_columns(trained_run: TrainedRun, split: str = "valid") -> WindowColumns:
+    return read_columns(read_row_groups([str(file) for file in sorted((trained_run.data / split).iterdir())]), CARD)
 
 
 def requests(columns: WindowColumns, gap_s: float) -> Iterator[tuple[int, list[int]]]:
@@ -139,7 +139,7 @@ def embed(loaded: LoadedRun, batch: WindowBatch) -> tuple[np.ndarray, np.ndarray
     rows = loaded.model.model.embeddings(batch.sparse)
     embeddings = {name: rows[name].values()[batch.row_index[name]] for name in ("item_id", "author_id", "tab")}
     actions = loaded.model.model.ranker.encode_actions(rows, batch)
-    return torch.cat([each[-1] for each in embeddings.values()]).numpy(), torch.cat(
+    return torch.cat([values[-1] for values in embeddings.values()]).numpy(), torch.cat(
         [embeddings["item_id"][:-1], actions], 1
     ).numpy()
 
@@ -150,17 +150,17 @@ def observed_labels(columns: WindowColumns, position: int) -> list[float]:
     return [*events, float(columns.labels[position, 0]), float(columns.objectives[position, 1])]
 
 
-def slices(found: SessionLists) -> Iterator[tuple[slice, slice]]:
+def slices(lists: SessionLists) -> Iterator[tuple[slice, slice]]:
     """Yield slices of candidates and events of each list."""
-    candidate, event = np.cumsum([0, *found.length]), np.cumsum([0, *found.events_length])
-    for row in range(len(found)):
+    candidate, event = np.cumsum([0, *lists.length]), np.cumsum([0, *lists.events_length])
+    for row in range(len(lists)):
         yield slice(candidate[row], candidate[row + 1]), slice(event[row], event[row + 1])
 
 
 def same(one: SessionLists, other: SessionLists, rtol: float = 0.0, atol: float = 0.0) -> None:
     """Assert equality up to rounding of model outputs."""
     for field in fields(SessionLists):
-        values = [getattr(each, field.name) for each in (one, other)]
+        values = [getattr(lists, field.name) for lists in (one, other)]
         if field.name in ("predictions", "context", "events"):
             np.testing.assert_allclose(*values, rtol=rtol, atol=atol)
         else:
@@ -169,47 +169,49 @@ def same(one: SessionLists, other: SessionLists, rtol: float = 0.0, atol: float 
 
 @pytest.mark.parametrize("gap_s", [0.0, 12.0, FULL_WINDOW])
 def test_lists_equal_single_candidate_predictions(
-    gap_s: float, world: World, loaded: LoadedRun, tmp_path: Path
+    gap_s: float, trained_run: TrainedRun, loaded: LoadedRun, tmp_path: Path
 ) -> None:
-    found = score_lists.score_session_lists(loaded, "valid", str(tmp_path), EVENTS, gap_s)
-    assert found is not None
-    assert found.objectives == ("like", "comment", "follow", "click", "glance", "effective", "watch_time")
-    assert found.behaviors == BEHAVIORS
-    columns = split_columns(world)
-    rows = {(int(user), int(ts)): row for row, (user, ts) in enumerate(zip(found.user, found.ts_ms, strict=True))}
-    parts = list(slices(found))
+    lists = score_lists.score_session_lists(loaded, "valid", str(tmp_path), EVENTS, gap_s)
+    assert lists is not None
+    assert lists.objectives == ("like", "comment", "follow", "click", "glance", "effective", "watch_time")
+    assert lists.behaviors == BEHAVIORS
+    columns = split_columns(trained_run)
+    rows = {(int(user), int(ts)): row for row, (user, ts) in enumerate(zip(lists.user, lists.ts_ms, strict=True))}
+    parts = list(slices(lists))
     numbers = {"long": 0, "no event": 0, "unended": 0}
     expected = list(requests(columns, gap_s))
-    assert len(expected) == len(found) == len(rows)
+    assert len(expected) == len(lists) == len(rows)
     for window, members in expected:
         first, now = members[0], columns.ts_ms[members[0]]
         row = rows[int(columns.user_key[window]), int(now)]
         candidates, events = parts[row]
-        assert found.item[candidates].tolist() == columns.impression_ids["item_id"][members].tolist()
+        assert lists.item[candidates].tolist() == columns.impression_ids["item_id"][members].tolist()
         for position, target in enumerate(members):
             value, batch = predict_alone(loaded, alone(columns, window, first, target))
-            shown, past = embed(loaded, batch)
-            np.testing.assert_allclose(found.predictions[candidates][position], value, rtol=1e-4, atol=1e-4)
-            np.testing.assert_allclose(found.context[candidates][position], shown, rtol=1e-3, atol=1e-3)
-            assert found.label[candidates][position].tolist() == pytest.approx(
+            context, past = embed(loaded, batch)
+            np.testing.assert_allclose(lists.predictions[candidates][position], value, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(lists.context[candidates][position], context, rtol=1e-3, atol=1e-3)
+            assert lists.label[candidates][position].tolist() == pytest.approx(
                 observed_labels(columns, target), nan_ok=True
             )
         before = range(int(columns.starts[window]), first)
-        ended = [each - before.start for each in before if columns.end_ms[each] <= now and columns.ts_ms[each] < now]
-        recent = [each for each in ended if each >= len(before) - EVENTS]
-        np.testing.assert_allclose(found.events[events], past[recent], rtol=1e-3, atol=1e-3)
+        ended = [
+            index - before.start for index in before if columns.end_ms[index] <= now and columns.ts_ms[index] < now
+        ]
+        recent = [index for index in ended if index >= len(before) - EVENTS]
+        np.testing.assert_allclose(lists.events[events], past[recent], rtol=1e-3, atol=1e-3)
         numbers["long"] += len(members) > 1
         numbers["no event"] += not recent
         numbers["unended"] += len(recent) < min(len(before), EVENTS)
     assert numbers["no event"] > 3
     assert numbers["unended"] > 3
     assert (numbers["long"] > 3) is (gap_s > 0)
-    assert found.predictions.std(0).min() > 1e-3, "predictions must differ for a meaningful comparison"
+    assert lists.predictions.std(0).min() > 1e-3, "predictions must differ for a meaningful comparison"
 
 
-def test_events_at_the_query_time_are_excluded(world: World, loaded: LoadedRun) -> None:
+def test_events_at_the_query_time_are_excluded(trained_run: TrainedRun, loaded: LoadedRun) -> None:
     """Events that end later are excluded; events that end at the query time are included."""
-    columns = split_columns(world)
+    columns = split_columns(trained_run)
     window = int(np.flatnonzero(columns.first_target >= 3)[0])
     start = int(columns.starts[window])
     first = start + int(columns.first_target[window])
@@ -219,8 +221,8 @@ def test_events_at_the_query_time_are_excluded(world: World, loaded: LoadedRun) 
     end_ms[first - 2], end_ms[first - 3] = now + 1, now
     moved = replace(columns, ts_ms=ts_ms, end_ms=end_ms)
     batch = collate(moved, np.array([window]), full_tables(CARD, loaded.config), request_gap_s=FULL_WINDOW)
-    for most, expected in ((0, []), (2, []), (3, [first - 3 - start])):
-        key, length = recent_events(batch, torch.tensor([0]), most)
+    for max_events, expected in ((0, []), (2, []), (3, [first - 3 - start])):
+        key, length = recent_events(batch, torch.tensor([0]), max_events)
         assert batch.history_index[key].tolist() == expected
         assert length.tolist() == [len(expected)]
 
@@ -233,17 +235,24 @@ def test_directions_of_objectives() -> None:
         negative_actions=["comment"],
     )
     lower_is_better = {"glance", "negative", "comment"}
-    found = prediction_objectives(card, ("glance", "effective", "negative", "watch_time"))
-    assert [objective.name for objective in found] == [
+    objectives = prediction_objectives(card, ("glance", "effective", "negative", "watch_time"))
+    assert [objective.name for objective in objectives] == [
         *("like", "comment", "follow", "click", "glance", "effective", "negative", "watch_time")
     ], "order of a run's predictions, with a single watch time"
-    assert {objective.name for objective in found if not objective.higher_is_better} == lower_is_better
+    assert {objective.name for objective in objectives if not objective.higher_is_better} == lower_is_better
     assert not lower_is_better & set(score_lists.behavior_names(card)), "negative outcomes are not behaviors"
     untimed = replace(CARD, timed_actions=["like"], feedback=None, objectives=[])
-    assert [each.name for each in prediction_objectives(untimed, ())] == ["like", "comment", "follow", "click"]
+    assert [objective.name for objective in prediction_objectives(untimed, ())] == [
+        "like",
+        "comment",
+        "follow",
+        "click",
+    ]
     assert score_lists.behavior_names(untimed) == ("like", "comment", "follow", "click")
     disliked = replace(untimed, negative_actions=["follow"])
-    assert [each.name for each in prediction_objectives(disliked, ()) if not each.higher_is_better] == ["follow"]
+    assert [objective.name for objective in prediction_objectives(disliked, ()) if not objective.higher_is_better] == [
+        "follow"
+    ]
     assert score_lists.behavior_names(disliked) == ("like", "comment", "click"), "also without watch times"
 
 
@@ -257,8 +266,8 @@ def test_certain_outcomes_have_finite_logits() -> None:
     assert predictions.ensemble_inputs(with_watch_time=False).shape == (1, 5)
 
 
-def _scored(process: DistributedContext, world: World, folder: Path) -> SessionLists | None:
-    state = checkpoint.TrainState.read(position := checkpoint.best(str(world.run)))
+def _scored(process: DistributedContext, trained_run: TrainedRun, folder: Path) -> SessionLists | None:
+    state = checkpoint.TrainState.read(position := checkpoint.best(str(trained_run.run)))
     config = restore_config(state.config)
     built = build_training_model(CARD, config, process)
     checkpoint.load(position, built, with_optimizer=False)
@@ -266,20 +275,20 @@ def _scored(process: DistributedContext, world: World, folder: Path) -> SessionL
     return score_lists.score_session_lists(loaded, "valid", str(folder), EVENTS, 12.0)
 
 
-def test_two_ranks_equal_one_rank(world: World, loaded: LoadedRun, tmp_path: Path) -> None:
+def test_two_ranks_equal_one_rank(trained_run: TrainedRun, loaded: LoadedRun, tmp_path: Path) -> None:
     """A file with a single row group leaves one rank without data."""
     one = score_lists.score_session_lists(loaded, "valid", str(tmp_path / "one"), EVENTS, 12.0)
-    first, second = on_ranks(2, tmp_path, _scored, world, tmp_path / "two")
+    first, second = on_ranks(2, tmp_path, _scored, trained_run, tmp_path / "two")
     assert second is None, "only rank 0 gets the lists"
     same(first, one, rtol=1e-3, atol=1e-3)
 
 
 def test_scoring_resumes_after_interruption(
-    world: World, loaded: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_run: TrainedRun, loaded: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted while renaming the second file: only that file is scored again."""
     full_lists = score_lists.score_session_lists(loaded, "valid", str(tmp_path / "whole"), EVENTS, 12.0)
-    folder, renamed, made = tmp_path / "interrupted", [], []
+    folder, renamed, scored_files = tmp_path / "interrupted", [], []
 
     def interrupted(source: str, target: str) -> None:
         if renamed:
@@ -295,19 +304,21 @@ def test_scoring_resumes_after_interruption(
     assert names == ["part-00000.parquet", names[1]]
     assert re.fullmatch(r"part-00001\.parquet\.[0-9a-f]{8}\.writing", names[1])
     score_file = score_lists._score_file
-    monkeypatch.setattr(score_lists, "_score_file", lambda *given: made.append(given[2]) or score_file(*given))
+    monkeypatch.setattr(score_lists, "_score_file", lambda *args: scored_files.append(args[2]) or score_file(*args))
     progress: list[tuple[int, int]] = []
     again = score_lists.score_session_lists(
         loaded, "valid", str(folder), EVENTS, 12.0, lambda *counts: progress.append(counts)
     )
-    assert [Path(file).name for file in made] == ["part-00001.parquet"]
+    assert [Path(file).name for file in scored_files] == ["part-00001.parquet"]
     assert progress == [(0, 2), (1, 2), (2, 2)]
     same(again, full_lists)
     score_lists.score_session_lists(loaded, "valid", str(folder), EVENTS, 12.0)
-    assert len(made) == 1, "all files are cached"
+    assert len(scored_files) == 1, "all files are cached"
 
 
-def test_reports_corrupted_scores_and_missing_windows(world: World, loaded: LoadedRun, tmp_path: Path) -> None:
+def test_reports_corrupted_scores_and_missing_windows(
+    trained_run: TrainedRun, loaded: LoadedRun, tmp_path: Path
+) -> None:
     score_lists.score_session_lists(loaded, "valid", str(tmp_path / "scores"), EVENTS, 12.0)
     file = tmp_path / "scores" / "part-00001.parquet"
     file.write_bytes(file.read_bytes()[:-100])

@@ -90,7 +90,7 @@ def test_reads_files_in_order(tmp_path: Path) -> None:
 def test_batches_equal_loops() -> None:
     lists, rows = make(9, 4), np.array([5, 0, 8])
     batch = lists.batch(rows)
-    starts, events_starts = (np.append(0, np.cumsum(each)) for each in (lists.length, lists.events_length))
+    starts, events_starts = (np.append(0, np.cumsum(lengths)) for lengths in (lists.length, lists.events_length))
     max_length, max_events = lists.length[rows].max(), lists.events_length[rows].max()
     indices = []
     assert batch.mask.shape == (3, max_length)
@@ -125,10 +125,10 @@ def test_batches_contain_each_list_once_with_little_padding() -> None:
     lists = make(2000, max_length=100)
     batches = [list(batch_indices(lists, 16, np.random.default_rng(seed))) for seed in (0, 0, 1)]
     batches.append(list(batch_indices(lists, 16)))
-    for each in batches:
-        assert sorted(np.concatenate(each)) == list(range(2000))
-        assert max(len(rows) for rows in each) == 16
-        slots = sum(len(rows) * lists.length[rows].max() for rows in each)
+    for index_batches in batches:
+        assert sorted(np.concatenate(index_batches)) == list(range(2000))
+        assert max(len(rows) for rows in index_batches) == 16
+        slots = sum(len(rows) * lists.length[rows].max() for rows in index_batches)
         assert slots < 1.1 * lists.length.sum()
     assert np.array_equal(np.concatenate(batches[0]), np.concatenate(batches[1]))
     assert not np.array_equal(np.concatenate(batches[0]), np.concatenate(batches[2]))

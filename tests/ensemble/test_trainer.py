@@ -37,7 +37,7 @@ OBJECTIVES = [Objective("like"), Objective("glance", False), Objective("watch_ti
 SMALL = EnsembleConfig(lr=0.02, epochs=4, patience=0, batch_size=32, dim=4, hidden_dims=[8, 4], quadrature_degree=8)
 
 
-def world(seed: int, n: int = 600) -> SessionLists:
+def simulated_lists(seed: int, n: int = 600) -> SessionLists:
     """Simulate two user groups, distinguishable by noisy events: one prefers long watch times, the other short ones.
 
     All users like candidates with a high ``like`` prediction and rarely share those with a low ``glance`` prediction.
@@ -64,7 +64,7 @@ def world(seed: int, n: int = 600) -> SessionLists:
     )
 
 
-TRAIN, VALID, TEST = world(0), world(1, 300), world(2, 600)
+TRAIN, VALID, TEST = simulated_lists(0), simulated_lists(1, 300), simulated_lists(2, 600)
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,9 @@ def trained() -> Ensemble:
 
 
 def ndcg(scores: np.ndarray, lists: SessionLists = TEST) -> float:
-    found = measure_lists(scores, lists, SMALL.top_k)["ndcg"]
-    assert found is not None
-    return found
+    value = measure_lists(scores, lists, SMALL.top_k)["ndcg"]
+    assert value is not None
+    return value
 
 
 def test_ensemble_beats_every_single_score(trained: Ensemble) -> None:
@@ -189,8 +189,8 @@ def scripted(
     def measure(scores: np.ndarray, lists: SessionLists, k: int, behaviors: list[str]) -> dict[str, object]:
         epoch = len(model.values)
         model.values.append(model.weight.item())
-        each = zip(behaviors, uaucs[epoch % len(uaucs)], strict=True)
-        return {"ndcg": ndcgs[epoch], "behaviors": {name: {"uauc": value} for name, value in each}}
+        behavior_uaucs = zip(behaviors, uaucs[epoch % len(uaucs)], strict=True)
+        return {"ndcg": ndcgs[epoch], "behaviors": {name: {"uauc": value} for name, value in behavior_uaucs}}
 
     monkeypatch.setattr(trainer, "measure_lists", measure)
 
@@ -303,7 +303,7 @@ def test_known_labels_count_if_others_are_unknown() -> None:
     unknown, none = TRAIN.label.copy(), TRAIN.label.copy()
     unknown[::3, 1], none[::3, 1] = np.nan, 0
     config = replace(SMALL, loss="pointwise", weighting="fixed", epochs=1, behavior_weights={"like": 1.0, "share": 1.0})
-    models = [fit_ensemble(OBJECTIVES, replace(TRAIN, label=each), VALID, config)[0] for each in (unknown, none)]
+    models = [fit_ensemble(OBJECTIVES, replace(TRAIN, label=labels), VALID, config)[0] for labels in (unknown, none)]
     one, other = (score_lists(model, VALID) for model in models)
     assert np.array_equal(one, other)
 
@@ -441,7 +441,7 @@ def test_rejects_missing_and_corrupted_ensembles(trained: Ensemble, tmp_path: Pa
     card, weights = folder / "ensemble.yaml", folder / "ensemble.safetensors"
     text, tensors = card.read_text(), weights.read_bytes()
     for damaged in (
-        text.replace("format: 3", "format: 2"),
+        text.replace("format: 4", "format: 3"),
         text.replace("checkpoint:", "point:"),
         text.replace("step:", "stride:"),
         text.replace("higher_is_better: false", "higher_is_better: least"),

@@ -31,13 +31,13 @@ def test_weighted_auc_equals_auc_of_repeated_rows(seed: int, n: int, users: int,
     scores = rng.integers(0, distinct, n).astype(np.float32)
     labels = (rng.random(n) < rate).astype(np.float32)
     user, weights = rng.integers(0, users, n), resample_weights(users, 20, seed)
-    for column, found in enumerate(weighted_auc(scores, labels, user, weights)):
+    for column, value in enumerate(weighted_auc(scores, labels, user, weights)):
         drawn = weights[:, column]
         if drawn[user].sum() == 0:
-            assert math.isnan(found)
+            assert math.isnan(value)
             continue
-        wanted = auc(direct(scores, user, drawn), direct(labels, user, drawn))
-        assert math.isnan(found) if wanted is None else found == pytest.approx(wanted, abs=1e-12)
+        expected = auc(direct(scores, user, drawn), direct(labels, user, drawn))
+        assert math.isnan(value) if expected is None else value == pytest.approx(expected, abs=1e-12)
 
 
 def test_all_tie_patterns_of_four_rows() -> None:
@@ -45,27 +45,27 @@ def test_all_tie_patterns_of_four_rows() -> None:
     weights = np.array([[1, 0, 3], [1, 2, 0], [1, 1, 1], [1, 3, 2]], np.float32)
     for scores in itertools.product(range(3), repeat=4):
         for labels in itertools.product((0.0, 1.0), repeat=4):
-            found = weighted_auc(np.array(scores), np.array(labels), np.arange(4), weights)
+            values = weighted_auc(np.array(scores), np.array(labels), np.arange(4), weights)
             for column, drawn in enumerate(weights.T.astype(int)):
-                wanted = auc(np.repeat(scores, drawn), np.repeat(labels, drawn))
-                assert math.isnan(found[column]) if wanted is None else found[column] == pytest.approx(wanted)
+                expected = auc(np.repeat(scores, drawn), np.repeat(labels, drawn))
+                assert math.isnan(values[column]) if expected is None else values[column] == pytest.approx(expected)
 
 
 def test_block_size_has_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=300).round(1), (rng.random(300) < 0.2).astype(np.float32)
     user, weights = rng.integers(0, 40, 300), resample_weights(40, 50)
-    whole = weighted_auc(scores, labels, user, weights)
+    full = weighted_auc(scores, labels, user, weights)
     monkeypatch.setattr(bootstrap, "_BLOCK", 1)
-    np.testing.assert_array_equal(weighted_auc(scores, labels, user, weights), whole)
+    np.testing.assert_array_equal(weighted_auc(scores, labels, user, weights), full)
 
 
 def test_weighted_mean_equals_mean_of_repeated_rows() -> None:
     rng = np.random.default_rng(1)
     values, user = rng.normal(size=30), rng.integers(0, 6, 30)
     weights = resample_weights(7, 30)  # the last user has no row
-    for column, found in enumerate(weighted_mean(values, user, weights)):
-        assert found == pytest.approx(direct(values, user, weights[:, column]).mean())
+    for column, mean in enumerate(weighted_mean(values, user, weights)):
+        assert mean == pytest.approx(direct(values, user, weights[:, column]).mean())
     assert np.isnan(weighted_mean(values[:0], user[:0], weights)).all()
 
 

@@ -32,8 +32,8 @@ def compared(folder: Path, resamples: int = 60, dataset: str = "one") -> Compari
 
 def test_means_and_deviations_are_over_seeds(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, seeds=(0, 1, 2))
-    results, found = read_experiment(str(folder)), compared(folder)
-    for model in found.models:
+    results, comparison = read_experiment(str(folder)), compared(folder)
+    for model in comparison.models:
         tests = [run.test for run in results.runs_of("one", model.name)]
         assert model.seeds == (0, 1, 2)
         for name in [*ROWS, "glance", "effective"]:
@@ -42,18 +42,18 @@ def test_means_and_deviations_are_over_seeds(tmp_path: Path) -> None:
                 assert model.outcomes[name][metric] == MeanStd(
                     pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1))
                 )
-        means = [np.mean([test["actions"][name]["auc"] for name in found.averaged.outcomes]) for test in tests]
+        means = [np.mean([test["actions"][name]["auc"] for name in comparison.averaged.outcomes]) for test in tests]
         assert model.auc == MeanStd(pytest.approx(np.mean(means)), pytest.approx(np.std(means, ddof=1)))
-        seconds = [np.mean([test["time"][name]["mae_s"] for name in found.averaged.times]) for test in tests]
+        seconds = [np.mean([test["time"][name]["mae_s"] for name in comparison.averaged.times]) for test in tests]
         assert model.mae_s is not None
         assert model.mae_s.mean == pytest.approx(np.mean(seconds))
         assert model.times_given_prefix["follow"]["mae_log"] == MeanStd(0.25, 0.0)
-    assert found.scored == [*ROWS, "glance", "effective"]
-    assert found.positives["like"] == results.runs[0].test["actions"]["like"]["positives"]
-    assert list(found.timed) == ["like", "follow", "exit"]
-    assert [row.name for row in found.references] == ["item's rate in training", "median time in training"]
-    assert found.references[0].auc == MeanStd(pytest.approx(0.55), None)
-    assert found.references[1].mae_log == MeanStd(pytest.approx(0.9), None)
+    assert comparison.scored == [*ROWS, "glance", "effective"]
+    assert comparison.positives["like"] == results.runs[0].test["actions"]["like"]["positives"]
+    assert list(comparison.timed) == ["like", "follow", "exit"]
+    assert [row.name for row in comparison.references] == ["item's rate in training", "median time in training"]
+    assert comparison.references[0].auc == MeanStd(pytest.approx(0.55), None)
+    assert comparison.references[1].mae_log == MeanStd(pytest.approx(0.9), None)
 
 
 def test_means_exclude_rare_outcomes_and_times() -> None:
@@ -81,11 +81,11 @@ def test_speed_is_the_maximum_and_excludes_time_of_resumed_runs(tmp_path: Path) 
 def test_differences_use_the_same_resampled_users(tmp_path: Path) -> None:
     """Reference: rows of every drawn user, repeated per draw; AUC; mean over actions, then over drawn seeds."""
     folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, seeds=(0, 1))
-    results, found = read_experiment(str(folder)), compared(folder, resamples=30)
-    weights = resample_weights(found.users, 30)
+    results, comparison = read_experiment(str(folder)), compared(folder, resamples=30)
+    weights = resample_weights(comparison.users, 30)
     drawn_auc, drawn_mae = np.zeros((2, 30)), np.zeros((2, 30))
-    for place, name in enumerate(("a2gen", "mmoe")):
-        seeds = np.random.default_rng([place, 30]).integers(2, size=(2, 30))
+    for index, name in enumerate(("a2gen", "mmoe")):
+        seeds = np.random.default_rng([index, 30]).integers(2, size=(2, 30))
         for seed, run in enumerate(results.runs_of("one", name)):
             times = (seeds == seed).sum(0) / 2
             predictions, names = read_predictions(run.predictions)
@@ -94,21 +94,21 @@ def test_differences_use_the_same_resampled_users(tmp_path: Path) -> None:
                 drawn = zip(users, weights[:, column].astype(int), strict=True)
                 rows = np.concatenate([np.flatnonzero(predictions.user == user) for user, n in drawn for _ in range(n)])
                 aucs = [
-                    auc(predictions.probability[rows, names.index(each)], predictions.occurred[rows, names.index(each)])
-                    for each in found.averaged.outcomes
+                    auc(predictions.probability[rows, names.index(name)], predictions.occurred[rows, names.index(name)])
+                    for name in comparison.averaged.outcomes
                 ]
-                drawn_auc[place, column] += np.mean([each for each in aucs if each is not None]) * times[column]
+                drawn_auc[index, column] += np.mean([value for value in aucs if value is not None]) * times[column]
                 errors = [
                     np.abs(
-                        predictions.time[rows, names.index(each)] - predictions.observed_time[rows, names.index(each)]
+                        predictions.time[rows, names.index(name)] - predictions.observed_time[rows, names.index(name)]
                     )
-                    for each in found.averaged.times
+                    for name in comparison.averaged.times
                 ]
-                drawn_mae[place, column] += np.mean([np.nanmean(each) for each in errors]) * times[column]
-    for place, model in enumerate(found.models):
-        assert model.auc_interval == pytest.approx(tuple(np.quantile(drawn_auc[place], [0.025, 0.975])))
-        assert model.mae_interval == pytest.approx(tuple(np.quantile(drawn_mae[place], [0.025, 0.975])), rel=1e-5)
-    first, other = found.models
+                drawn_mae[index, column] += np.mean([np.nanmean(error) for error in errors]) * times[column]
+    for index, model in enumerate(comparison.models):
+        assert model.auc_interval == pytest.approx(tuple(np.quantile(drawn_auc[index], [0.025, 0.975])))
+        assert model.mae_interval == pytest.approx(tuple(np.quantile(drawn_mae[index], [0.025, 0.975])), rel=1e-5)
+    first, other = comparison.models
     assert first.auc_difference is first.mae_difference is None
     assert other.auc_difference is not None
     around = (other.auc_difference.low, other.auc_difference.high)
@@ -138,13 +138,13 @@ def test_ablations_are_compared_with_their_model(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path, {"mmoe": 0.3, "a2gen": 1.0}, {"plain": 0.5})
     file = folder / "results.json"
     file.write_text(file.read_text().replace('"ablation_of": "mmoe"', '"ablation_of": "a2gen"'))
-    found = compared(folder)
-    assert [(model.name, model.ablation_of, model.reference) for model in found.models] == [
+    comparison = compared(folder)
+    assert [(model.name, model.ablation_of, model.reference) for model in comparison.models] == [
         ("mmoe", "", ""),
         ("a2gen", "", "mmoe"),
         ("plain", "a2gen", "a2gen"),
     ]
-    assert [model.name for model in found.full_models] == ["mmoe", "a2gen"]
+    assert [model.name for model in comparison.full_models] == ["mmoe", "a2gen"]
 
 
 def test_ablation_without_its_model_has_no_difference(tmp_path: Path) -> None:
@@ -153,18 +153,18 @@ def test_ablation_without_its_model_has_no_difference(tmp_path: Path) -> None:
     results = json.loads(file.read_text())
     results["runs"] = [run for run in results["runs"] if run["model"] != "a2gen"]
     file.write_text(json.dumps(results))
-    found = compared(folder)
-    assert [(model.name, model.reference) for model in found.models] == [("mmoe", ""), ("plain", "")]
-    assert all(model.auc_difference is None for model in found.models)
+    comparison = compared(folder)
+    assert [(model.name, model.reference) for model in comparison.models] == [("mmoe", ""), ("plain", "")]
+    assert all(model.auc_difference is None for model in comparison.models)
 
 
 def test_one_seed_without_times_has_no_deviation_and_no_mae(tmp_path: Path) -> None:
-    found = compared(write_experiment(tmp_path, {"a2gen": 1.0}, card=plain_card()))
-    (model,) = found.models
+    comparison = compared(write_experiment(tmp_path, {"a2gen": 1.0}, card=plain_card()))
+    (model,) = comparison.models
     assert model.auc is not None
     assert model.auc.std is None
-    assert (model.mae_log, model.mae_interval, found.timed) == (None, None, {})
-    assert found.scored == ["like", "comment", "follow"]
+    assert (model.mae_log, model.mae_interval, comparison.timed) == (None, None, {})
+    assert comparison.scored == ["like", "comment", "follow"]
 
 
 def test_objectives_missing_in_a_model_are_left_out(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_mean_is_unknown_if_a_seed_is_unknown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ("{", "invalid JSON"),
         ("[]", "not a results file of an experiment"),
@@ -202,12 +202,12 @@ def test_mean_is_unknown_if_a_seed_is_unknown() -> None:
         (json.dumps(EMPTY), "no run has been tested"),
     ],
 )
-def test_rejects_invalid_results(content: str, says: str, tmp_path: Path) -> None:
+def test_rejects_invalid_results(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(UserError) as raised:
         read_experiment(str(tmp_path))
     assert str(raised.value).startswith(f"{tmp_path}/results.json: ")
-    assert says in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_rejects_missing_results_and_invalid_evaluations(tmp_path: Path) -> None:

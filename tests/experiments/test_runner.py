@@ -254,7 +254,7 @@ def test_retrains_on_changed_data(raw: Path, tmp_path: Path) -> None:
 def test_failures_are_reported_and_do_not_stop_other_runs(jobs: int, raw: Path, tmp_path: Path) -> None:
     commands = FakeCommands(fail_train="one/mmoe", fail_evaluate="two/no-gate/seed-6")
     results, lines = run_experiment(write_suite(tmp_path), tmp_path, raw, commands, jobs)
-    failed = [(each["phase"], each["run"]["dataset"], each["run"]["model"]) for each in results["failed"]]
+    failed = [(entry["phase"], entry["run"]["dataset"], entry["run"]["model"]) for entry in results["failed"]]
     assert failed == [("tuning", "one", "mmoe")] * 2 + [("test", "two", "no gate")]
     assert "a2gen train exited with code 1: it broke; see " in results["failed"][0]["error"]
     assert any("one · mmoe, seed 5 failed: a2gen train exited" in line for line in lines)
@@ -297,7 +297,7 @@ def test_a_missing_dataset_fails_alone(raw: Path, tmp_path: Path) -> None:
     results, lines = run_experiment(
         write_suite(tmp_path, SUITE | {"datasets": datasets}), tmp_path, raw, FakeCommands()
     )
-    assert [each["run"] for each in results["failed"]] == [{"dataset": "three"}]
+    assert [entry["run"] for entry in results["failed"]] == [{"dataset": "three"}]
     assert {row["dataset"] for row in results["runs"]} == {"one"}
     assert any(line.startswith("data of three failed: ") for line in lines)
 

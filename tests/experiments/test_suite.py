@@ -16,8 +16,8 @@ SHIPPED = CONFIGS / "experiments"
 SUITE: dict[str, Any] = {
     "datasets": {
         "shop": {"source": "jd", "raw": "log", "config": "base.yaml", "prepare": {"max_history": 9}},
-        "mine": {"data": "folder", "settings": {"train.epochs": 1}, "ablations": False},
-        "world": {"simulate": None},
+        "local": {"data": "folder", "settings": {"train.epochs": 1}, "ablations": False},
+        "simulated": {"simulate": None},
     },
     "models": {"a2gen": None, "ple": {"model.name": "ple"}},
     "ablations": {"a2gen": {"no gate": {"model.use_head_gate": False}}},
@@ -53,11 +53,11 @@ def changed(where: str, value: Any) -> dict[str, Any]:
 def test_reads_a_suite(file: Path) -> None:
     file.write_text(yaml.safe_dump(SUITE, sort_keys=False))
     suite = read_suite(str(file))
-    shop, mine, world = suite.datasets
+    shop, local, simulated = suite.datasets
     assert shop.settings == {"model": {"dim": 16}, "loss": {"objective_weights": {"glance": 0.5}}}
     assert (shop.source, shop.raw, shop.prepare) == ("jd", "log", {"max_history": 9})
-    assert (mine.data, mine.settings, mine.simulate) == ("folder", {"train": {"epochs": 1}}, None)
-    assert world.simulate == {}
+    assert (local.data, local.settings, local.simulate) == ("folder", {"train": {"epochs": 1}}, None)
+    assert simulated.simulate == {}
     assert [(model.name, model.ablation_of, model.overrides) for model in suite.models] == [
         ("a2gen", "", {}),
         ("ple", "", {"model.name": "ple"}),
@@ -74,14 +74,14 @@ def test_reads_a_suite(file: Path) -> None:
 def test_trials_are_distinct_and_equally_many_per_model(file: Path) -> None:
     file.write_text(yaml.safe_dump(SUITE))
     suite = read_suite(str(file))
-    a2gen, ple, ablation = ([tuple(sorted(each.items())) for each in suite.trials(model)] for model in suite.models)
+    a2gen, ple, ablation = ([tuple(sorted(trial.items())) for trial in suite.trials(model)] for model in suite.models)
     assert ablation == []
     assert len(set(a2gen)) == len(a2gen) == len(set(ple)) == len(ple) == 4
     full_space = {
         (("model.dropout", dropout), ("optim.dense_lr", lr)) for lr, dropout in product([0.1, 0.2, 0.3], [0.0, 0.5])
     }
     assert set(a2gen) < full_space
-    assert {name for each in ple for name, _ in each} == {"optim.dense_lr", "model.dropout", "model.task_experts"}
+    assert {name for trial in ple for name, _ in trial} == {"optim.dense_lr", "model.dropout", "model.task_experts"}
     assert suite.trials(suite.models[0]) == read_suite(str(file)).trials(suite.models[0]), (
         "trials are determined by the suite's seed"
     )
@@ -93,9 +93,9 @@ def test_trials_are_distinct_and_equally_many_per_model(file: Path) -> None:
     }
     file.write_text(yaml.safe_dump(SUITE | {"tuning": tuning}))
     suite = read_suite(str(file))
-    found = [tuple(sorted(each.items())) for each in suite.trials(suite.models[1])]
-    assert len(found) == 6
-    assert set(found) == full_space
+    trials = [tuple(sorted(trial.items())) for trial in suite.trials(suite.models[1])]
+    assert len(trials) == 6
+    assert set(trials) == full_space
 
 
 def test_without_tuning_there_are_no_trials(file: Path) -> None:
@@ -110,16 +110,16 @@ def test_without_tuning_there_are_no_trials(file: Path) -> None:
         ("seed", [1], "unknown key 'seed'; choose one of datasets, models"),
         ("datasets", {}, "datasets: is empty"),
         ("datasets", ..., "datasets is missing"),
-        ("datasets/mine/data", ..., "datasets, mine: must have exactly one of data"),
+        ("datasets/local/data", ..., "datasets, local: must have exactly one of data"),
         ("datasets/shop/raw", ..., "datasets, shop: source and raw require each other"),
-        ("datasets/mine/raws", "x", "datasets, mine: unknown key 'raws'; choose one of"),
-        ("datasets/mine/data", 3, "datasets, mine: data 3 must be a string"),
-        ("datasets/mine/ablations", "no", "datasets, mine: ablations 'no' must be one of true, false"),
+        ("datasets/local/raws", "x", "datasets, local: unknown key 'raws'; choose one of"),
+        ("datasets/local/data", 3, "datasets, local: data 3 must be a string"),
+        ("datasets/local/ablations", "no", "datasets, local: ablations 'no' must be one of true, false"),
         ("datasets/a:b", {"data": "x"}, "datasets: invalid name 'a:b': use letters"),
         ("datasets/..", {"data": "x"}, "datasets: invalid name '..': use letters"),
-        ("datasets/mine/settings", {"epochs": 1}, "mine, settings: 'epochs' must be a setting's full name"),
+        ("datasets/local/settings", {"epochs": 1}, "local, settings: 'epochs' must be a setting's full name"),
         ("datasets/shop/prepare", {"histry": 1}, "shop, prepare: unknown key 'histry'; choose one of"),
-        ("datasets/world/simulate", {"users": 0}, "world, simulate: users 0 must be at least 1"),
+        ("datasets/simulated/simulate", {"users": 0}, "simulated, simulate: users 0 must be at least 1"),
         ("models/ple", ["ple"], "models, ple: must map names to values"),
         ("models/ple", {"model.nmae": "ple"}, "ple on shop: Group 'model' does not accept option 'nmae'"),
         ("models/ple", {"modle.name": "ple"}, "ple on shop: unknown section 'modle'"),

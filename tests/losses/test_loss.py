@@ -30,7 +30,7 @@ ACTIONS = len(CARD.actions)
 TASKS = ("glance", "effective", "watch_time")
 LEARNED = [0.3, -0.2, 0.7, -0.4]  # log variances of labels and objectives
 ENTROPY = torch.linspace(0.1, 0.6, ACTIONS - 2, dtype=torch.float64)
-WHOLE = full_tables(CARD, small_config())
+FULL_TABLES = full_tables(CARD, small_config())
 CONFIGS = [
     LossConfig(),
     LossConfig(time_loss="mae", order_power=1.0),
@@ -56,7 +56,7 @@ def columns() -> WindowColumns:
 
 
 def make_batch(columns: WindowColumns, rows: range = range(9)) -> WindowBatch:
-    batch = collate(columns, np.array(rows), WHOLE)
+    batch = collate(columns, np.array(rows), FULL_TABLES)
     return dataclasses.replace(batch, offset_s=batch.offset_s.double(), watch_s=batch.watch_s.double())
 
 
@@ -117,18 +117,18 @@ def slow_sums(output: A2GenOutput, columns: WindowColumns, config: LossConfig, r
                     error = steps.time[step, label] - math.log(1 + seconds)
                     if steps.log_scale is not None:
                         log_scale = steps.log_scale[step, label]
-                        each = error**2 / (2 * torch.exp(log_scale) ** 2) + log_scale
+                        time_loss = error**2 / (2 * torch.exp(log_scale) ** 2) + log_scale
                     else:
-                        each = error**2 if config.time_loss == "mse" else abs(error)
-                    sums[f"{prefix}time"] = sums[f"{prefix}time"] + each
+                        time_loss = error**2 if config.time_loss == "mse" else abs(error)
+                    sums[f"{prefix}time"] = sums[f"{prefix}time"] + time_loss
                 now = None if math.isnan(seconds) else output.steps.time[step, label]
                 if previous is not None and now is not None and now < previous:
                     sums["order"] = sums["order"] + (previous - now) ** config.order_power
                 previous, step = now, step + 1
-            happened = columns.action[start : start + int(columns.action_lengths[impression])].tolist()
+            actions = columns.action[start : start + int(columns.action_lengths[impression])].tolist()
             for event in range(1, ACTIONS - 1) if output.occurrence is not None else ():
                 p = 1 / (1 + torch.exp(-output.occurrence.logits[target, event - 1]))
-                loss = -torch.log(p if event in happened else 1 - p)
+                loss = -torch.log(p if event in actions else 1 - p)
                 sums["occurrence"] = sums["occurrence"] + loss / ENTROPY[event - 1]
             for i, value in enumerate(columns.labels[impression].tolist()):
                 if not math.isnan(value):
@@ -293,11 +293,11 @@ def test_sums_and_counts_add_up(columns: WindowColumns) -> None:
         batch = make_batch(columns, rows)
         outputs.append(output_for(batch, draft=True, seed=seed, tasks=TASKS))
         sums, counts = sums + loss_sums(outputs[-1], batch, config), counts + batch.counts
-    whole_batch = make_batch(columns)
-    assert torch.equal(whole_batch.counts, counts)
+    full_batch = make_batch(columns)
+    assert torch.equal(full_batch.counts, counts)
     reference = [slow_sums(output, columns, config, rows) for output, rows in zip(outputs, parts, strict=True)]
     expected = torch.stack([torch.stack(part) for part in reference]).sum(0)
-    torch.testing.assert_close(term_means(sums, counts), term_means(expected, whole_batch.counts), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(term_means(sums, counts), term_means(expected, full_batch.counts), rtol=1e-9, atol=1e-9)
 
 
 def test_total_loss_weights_every_term() -> None:
@@ -333,9 +333,9 @@ def test_rejects_weight_of_unknown_objective() -> None:
         validate_objective_weights(LossConfig(objective_weights={"glance": 0.5}), ())
 
 
-def uncertain(config: LossConfig, world: int = 1, tasks: tuple[str, ...] = TASKS) -> Loss:
+def uncertain(config: LossConfig, world_size: int = 1, tasks: tuple[str, ...] = TASKS) -> Loss:
     """Return a loss with learned weights."""
-    loss = Loss(dataclasses.replace(config, uncertainty_weighting=True), world, tasks).double()
+    loss = Loss(dataclasses.replace(config, uncertainty_weighting=True), world_size, tasks).double()
     with torch.no_grad():
         loss.uncertainty_weighting.log_variance.copy_(torch.tensor(LEARNED[: 1 + len(tasks)], dtype=torch.float64))
     return loss
@@ -397,9 +397,9 @@ def test_gradients_averaged_over_ranks_equal_one_rank(uncertainty: bool, columns
     batches = [make_batch(columns, rows) for rows in (range(4), range(4, 9))]
     counts = sum(batch.counts for batch in batches)
     outputs = [output_for(batch, draft=True, seed=seed, tasks=TASKS) for seed, batch in enumerate(batches)]
-    of_one, whole_output = make(CONFIGS[2], 1, tasks=TASKS), joint(outputs)
+    of_one, full_output = make(CONFIGS[2], 1, tasks=TASKS), joint(outputs)
     of_ranks = [make(CONFIGS[2], 2, tasks=TASKS) for _ in batches]
-    one, _ = of_one(whole_output, make_batch(columns))
+    one, _ = of_one(full_output, make_batch(columns))
     values = [
         loss(output, dataclasses.replace(batch, counts=counts))[0]
         for loss, output, batch in zip(of_ranks, outputs, batches, strict=True)
@@ -407,7 +407,7 @@ def test_gradients_averaged_over_ranks_equal_one_rank(uncertainty: bool, columns
     (sum(values) / 2).backward()
     one.backward()
     torch.testing.assert_close(sum(values) / 2, one, rtol=1e-9, atol=1e-9)
-    for at, leaf in enumerate(leaves(whole_output)):
+    for at, leaf in enumerate(leaves(full_output)):
         torch.testing.assert_close(
             torch.cat([leaves(output)[at].grad for output in outputs]), leaf.grad, rtol=1e-9, atol=1e-9
         )
@@ -415,15 +415,15 @@ def test_gradients_averaged_over_ranks_equal_one_rank(uncertainty: bool, columns
         torch.testing.assert_close(sum(part.grad for part in parts), single.grad, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("world", [1, 3])
-def test_loss_module_returns_weighted_means(world: int, columns: WindowColumns) -> None:
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_loss_module_returns_weighted_means(world_size: int, columns: WindowColumns) -> None:
     config = CONFIGS[2]
     batch = make_batch(columns)
     counts = batch.counts * 2  # as if another rank had the same counts
     batch = dataclasses.replace(batch, counts=counts)
     output = output_for(batch, draft=True)
-    loss, (sums, same) = Loss(config, world)(output, batch)
-    expected = total_loss(term_means(torch.stack(slow_sums(output, columns, config)), counts), config) * world
+    loss, (sums, same) = Loss(config, world_size)(output, batch)
+    expected = total_loss(term_means(torch.stack(slow_sums(output, columns, config)), counts), config) * world_size
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
     assert same is output
     assert not sums.requires_grad
@@ -432,7 +432,7 @@ def test_loss_module_returns_weighted_means(world: int, columns: WindowColumns) 
 
 
 def test_float32_stays_float32(columns: WindowColumns) -> None:
-    batch = collate(columns, np.arange(9), WHOLE)
+    batch = collate(columns, np.arange(9), FULL_TABLES)
     generated = output_for(batch, tasks=TASKS)
     steps = StepPredictions(*(None if part is None else part.detach().float() for part in generated.steps))
     heads = ("label_logits", "objective_logits", "watch_time", "context")

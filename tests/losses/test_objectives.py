@@ -66,9 +66,9 @@ def test_watch_time_loss_keeps_float32_under_autocast() -> None:
 def test_objectives_without_watch_time() -> None:
     logits, time = predictions()
     sums, counts = objective_losses(logits, None, LABELS, WATCH_S)
-    total, whole_counts = objective_losses(logits, time, LABELS, WATCH_S.double())
+    total, full_counts = objective_losses(logits, time, LABELS, WATCH_S.double())
     assert torch.equal(sums, total[:3])
-    assert torch.equal(counts, whole_counts[:3])
+    assert torch.equal(counts, full_counts[:3])
 
 
 def test_sums_add_up_and_are_zero_without_targets() -> None:

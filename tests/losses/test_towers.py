@@ -84,28 +84,28 @@ def test_gradients_reach_only_known_times_of_occurred_actions(columns: WindowCol
     output = output_for(batch)
     events, times = tower_loss_sums(output.event_logits, output.time, batch)
     (events.sum() + times.sum()).backward()
-    happened, time = target_outcomes(batch, ACTIONS)
+    occurred, time = target_outcomes(batch, ACTIONS)
     assert output.event_logits.grad.all()
     assert torch.equal(output.time.grad != 0, time.isfinite())
-    assert (time.isfinite() <= (happened == 1)).all()
-    assert (happened[:, -1] == 1).all()
+    assert (time.isfinite() <= (occurred == 1)).all()
+    assert (occurred[:, -1] == 1).all()
 
 
 @pytest.mark.parametrize("uncertainty", [False, True])
 def test_ranks_sum_to_the_full_batch(uncertainty: bool, columns: WindowColumns) -> None:
     config, tasks = LossConfig(uncertainty_weighting=uncertainty), ("glance", "effective")
     everything = make_batch(columns, np.arange(9))
-    whole_loss, (whole_sums, _) = Loss(config, 1, tasks)(output_for(everything, 2), everything)
+    full_loss, (full_sums, _) = Loss(config, 1, tasks)(output_for(everything, 2), everything)
     parts = []
     for rows in (np.arange(2), np.arange(2, 9)):
         batch = dataclasses.replace(make_batch(columns, rows), counts=everything.counts)
         parts.append(Loss(config, 2, tasks)(output_for(batch, 2), batch))
-    torch.testing.assert_close(torch.stack([loss for loss, _ in parts]).mean(), whole_loss, rtol=1e-12, atol=0)
-    torch.testing.assert_close(sum(sums for _, (sums, _) in parts), whole_sums, rtol=1e-12, atol=0)
+    torch.testing.assert_close(torch.stack([loss for loss, _ in parts]).mean(), full_loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(sum(sums for _, (sums, _) in parts), full_sums, rtol=1e-12, atol=0)
     if not uncertainty:
-        mean = term_means(whole_sums, everything.counts, is_generative=False)
-        torch.testing.assert_close(total_loss(mean, config, tasks), whole_loss.detach())
-        steps = term_means(whole_sums, everything.counts)
+        mean = term_means(full_sums, everything.counts, is_generative=False)
+        torch.testing.assert_close(total_loss(mean, config, tasks), full_loss.detach())
+        steps = term_means(full_sums, everything.counts)
         assert steps[0] * everything.counts[1] == pytest.approx(float(mean[0] * everything.counts[0]))
         assert torch.equal(steps[1:], mean[1:])
 

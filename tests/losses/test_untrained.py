@@ -35,7 +35,7 @@ def outputs(model: dict, zero: tuple[str, ...]):
         models.append(build_double(replace(card, base_rate=rates), config))
     models[1].load_state_dict(models[0].state_dict())
     batch = make_batch(card, columns, config)
-    return card, [forward(each, batch) for each in models], batch
+    return card, [forward(model, batch) for model in models], batch
 
 
 @pytest.mark.parametrize("model", MODELS)

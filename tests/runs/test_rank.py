@@ -40,7 +40,7 @@ NAMES = ["like", "comment", "follow", "click"]
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
+class TrainedRun:
     data: Path
     run: Path
     user: str  # has a window in the test split
@@ -56,7 +56,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     folder = tmp_path_factory.mktemp("rank")
     data, run = write_dataset(folder / "data", CARD, windows=25), folder / "run"
     config = small_config()
@@ -66,12 +66,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     train(config, str(data), str(run))
     table = pq.read_table(data / "test" / "part-00001.parquet")
     lengths = table["ts_ms"].combine_chunks().value_lengths().to_numpy()
-    return World(data, run, table["user"][int(np.flatnonzero(lengths > CARD.max_history)[0])].as_py())
+    return TrainedRun(data, run, table["user"][int(np.flatnonzero(lengths > CARD.max_history)[0])].as_py())
 
 
-def ranked(world: World, file: Path, lines: str, **options: str) -> RankedList:
+def ranked(trained_run: TrainedRun, file: Path, lines: str, **options: str) -> RankedList:
     file.write_text(lines)
-    return rank_run(str(world.run), options.pop("user", world.user), str(file), **options)
+    return rank_run(str(trained_run.run), options.pop("user", trained_run.user), str(file), **options)
 
 
 def some_items(rows: np.ndarray) -> CandidateItems:
@@ -196,30 +196,35 @@ def test_candidates_extend_the_last_session() -> None:
     assert [rows.tolist() for rows in unseen.session.values()] == [[1, 1], [0, 0], [0, 0]]
 
 
-def test_rank_equals_single_candidate_predictions(world: World, tmp_path: Path) -> None:
-    found = ranked(world, tmp_path / "items", "item-3\n\n  item-7 \nitem-3\nnobody knows\nitem-12\n")
-    assert [found.user, found.user_known, found.sort_by, found.unknown_items] == [world.user, True, "watch", 1]
-    assert found.history_length == CARD.max_history
-    assert {c.item: c.known for c in found.candidates} == {
+def test_rank_equals_single_candidate_predictions(trained_run: TrainedRun, tmp_path: Path) -> None:
+    ranking = ranked(trained_run, tmp_path / "items", "item-3\n\n  item-7 \nitem-3\nnobody knows\nitem-12\n")
+    assert [ranking.user, ranking.user_known, ranking.sort_by, ranking.unknown_items] == [
+        trained_run.user,
+        True,
+        "watch",
+        1,
+    ]
+    assert ranking.history_length == CARD.max_history
+    assert {c.item: c.known for c in ranking.candidates} == {
         "item-3": True,
         "item-7": True,
         "item-12": True,
         "nobody knows": False,
     }
-    assert [c.expected_watch_s for c in found.candidates] == sorted(
-        (c.expected_watch_s for c in found.candidates), reverse=True
+    assert [c.expected_watch_s for c in ranking.candidates] == sorted(
+        (c.expected_watch_s for c in ranking.candidates), reverse=True
     )
-    table = pq.read_table(world.data / "items.parquet").to_pydict()
-    with load_run(str(world.run)) as loaded:
-        for candidate in found.candidates:
+    table = pq.read_table(trained_run.data / "items.parquet").to_pydict()
+    with load_run(str(trained_run.run)) as loaded:
+        for candidate in ranking.candidates:
             index = table["item"].index(candidate.item) if candidate.known else None
             rows = [0, 0] if index is None else [table["item_id"][index], table["author_id"][index]]
-            _check_alone(loaded, candidate, np.array(rows), world)
+            _check_alone(loaded, candidate, np.array(rows), trained_run)
 
 
-def _check_alone(loaded: LoadedRun, candidate: ScoredCandidate, rows: np.ndarray, world: World) -> None:
+def _check_alone(loaded: LoadedRun, candidate: ScoredCandidate, rows: np.ndarray, trained_run: TrainedRun) -> None:
     """Compare a candidate with the only target of a window in an ordinary batch."""
-    window = read_latest_window(Dataset(str(world.data), CARD), world.user)
+    window = read_latest_window(Dataset(str(trained_run.data), CARD), trained_run.user)
     alone = CandidateItems([candidate.item], np.array([candidate.known]), {"item_id": rows[:1], "author_id": rows[1:]})
     columns = append_candidates_now(window, alone, CARD)
     batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, loaded.config))
@@ -252,25 +257,28 @@ def test_timelines_have_seconds_for_timed_actions() -> None:
     assert second == ([start, ("exit", 0.0)], pytest.approx(0.5))
 
 
-def test_unknown_user_gets_popular_items_without_history(world: World) -> None:
-    found = rank_run(str(world.run), "nobody", sort_by="like", k=100)
-    assert [found.user_known, found.history_length, found.sort_by, found.unknown_items] == [False, 0, "like", 0]
-    statistics = pq.read_table(world.data / "item_statistics.parquet").to_pydict()
+def test_unknown_user_gets_popular_items_without_history(trained_run: TrainedRun) -> None:
+    ranking = rank_run(str(trained_run.run), "nobody", sort_by="like", k=100)
+    assert [ranking.user_known, ranking.history_length, ranking.sort_by, ranking.unknown_items] == [False, 0, "like", 0]
+    statistics = pq.read_table(trained_run.data / "item_statistics.parquet").to_pydict()
     known_items = {f"item-{row}" for row in statistics["item_id"] if row}
-    assert {candidate.item for candidate in found.candidates} == known_items
-    likes = [candidate.probability["like"] for candidate in found.candidates]
+    assert {candidate.item for candidate in ranking.candidates} == known_items
+    likes = [candidate.probability["like"] for candidate in ranking.candidates]
     assert likes == sorted(likes, reverse=True)
     assert likes[0] > likes[-1]
 
 
-def test_history_changes_the_ranking(world: World, tmp_path: Path) -> None:
-    known = ranked(world, tmp_path / "items", "item-3")
-    unknown = ranked(world, tmp_path / "items", "item-3", user="nobody")
+def test_history_changes_the_ranking(trained_run: TrainedRun, tmp_path: Path) -> None:
+    known = ranked(trained_run, tmp_path / "items", "item-3")
+    unknown = ranked(trained_run, tmp_path / "items", "item-3", user="nobody")
     assert known.candidates[0].probability != unknown.candidates[0].probability
 
 
-def test_returns_the_top_k(world: World) -> None:
-    all_ranked, few = rank_run(str(world.run), world.user, k=100), rank_run(str(world.run), world.user, k=3)
+def test_returns_the_top_k(trained_run: TrainedRun) -> None:
+    all_ranked, few = (
+        rank_run(str(trained_run.run), trained_run.user, k=100),
+        rank_run(str(trained_run.run), trained_run.user, k=3),
+    )
     assert few.candidates == all_ranked.candidates[:3]
     assert few.num_candidates == len(all_ranked.candidates) > 3
 
@@ -280,18 +288,18 @@ def test_popular_items_have_the_most_impressions(tmp_path: Path) -> None:
     items = {"item": ["a", "b", "c", "d", "e", "f"], "item_id": [4, 3, 2, 3, 1, 0], "author_id": [1, 2, 3, 4, 5, 6]}
     pq.write_table(pa.table(statistics), tmp_path / "item_statistics.parquet")
     pq.write_table(pa.table(items), tmp_path / "items.parquet")
-    found = popular_items(Dataset(str(tmp_path), CARD), 4)
-    assert found.ids == ["c", "b", "d", "e"]  # b and d share a row
-    assert found.rows["author_id"].tolist() == [3, 2, 4, 5]
+    popular = popular_items(Dataset(str(tmp_path), CARD), 4)
+    assert popular.ids == ["c", "b", "d", "e"]  # b and d share a row
+    assert popular.rows["author_id"].tolist() == [3, 2, 4, 5]
     assert popular_items(Dataset(str(tmp_path), CARD), 2).ids == ["c", "b"]
 
 
-def _write_user(folder: Path, user: str, begins: list[int]) -> None:
-    """Write windows of other users and of ``user`` with starts ``begins`` (in 1000 s)."""
+def _write_user(folder: Path, user: str, starts: list[int]) -> None:
+    """Write windows of other users and of ``user`` with starts ``starts`` (in 1000 s)."""
     columns = make_columns(CARD, 40, np.random.default_rng(0))
-    where = np.array([3, 22, 35])[: len(begins)]
+    where = np.array([3, 22, 35])[: len(starts)]
     shift = np.zeros(len(columns), np.int64)
-    shift[where] = np.array(begins) * 1_000_000 - columns.ts_ms[columns.starts[where]]
+    shift[where] = np.array(starts) * 1_000_000 - columns.ts_ms[columns.starts[where]]
     moved = columns.ts_ms + np.repeat(shift, columns.lengths)
     table = to_table(dataclasses.replace(columns, ts_ms=moved), CARD)
     users = np.array(table["user"].to_pylist(), dtype=object)
@@ -302,26 +310,26 @@ def _write_user(folder: Path, user: str, begins: list[int]) -> None:
     )
 
 
-@pytest.mark.parametrize(("last", "begins"), [("test", [500, 300]), ("valid", [200, 900, 300]), ("train", [100])])
-def test_reads_the_latest_window_of_the_latest_split(tmp_path: Path, last: str, begins: list[int]) -> None:
+@pytest.mark.parametrize(("last", "starts"), [("test", [500, 300]), ("valid", [200, 900, 300]), ("train", [100])])
+def test_reads_the_latest_window_of_the_latest_split(tmp_path: Path, last: str, starts: list[int]) -> None:
     for split in SPLITS[: SPLITS.index(last)]:
         _write_user(tmp_path / split, "ann", [1000])
-    _write_user(tmp_path / last, "ann", begins)
+    _write_user(tmp_path / last, "ann", starts)
     for split in SPLITS[SPLITS.index(last) + 1 :]:
         _write_user(tmp_path / split, "bob", [10])
     window = read_latest_window(Dataset(str(tmp_path), CARD), "ann")
     assert window is not None
-    assert window.ts_ms[0] == max(begins) * 1_000_000
+    assert window.ts_ms[0] == max(starts) * 1_000_000
     assert len(window) == 1
     assert len(window.ts_ms) == window.lengths[0]
     assert read_latest_window(Dataset(str(tmp_path), CARD), "an") is None
 
 
-def test_unknown_items_have_row_zero(world: World) -> None:
-    found = find_candidate_items(Dataset(str(world.data), CARD), ["item-9", "?", "item-4"])
-    assert found.is_known.tolist() == [True, False, True]
-    assert found.rows["item_id"].tolist() == [9, 0, 4]
-    assert found.rows["author_id"][1] == 0
+def test_unknown_items_have_row_zero(trained_run: TrainedRun) -> None:
+    candidates = find_candidate_items(Dataset(str(trained_run.data), CARD), ["item-9", "?", "item-4"])
+    assert candidates.is_known.tolist() == [True, False, True]
+    assert candidates.rows["item_id"].tolist() == [9, 0, 4]
+    assert candidates.rows["author_id"][1] == 0
 
 
 @pytest.mark.parametrize(
@@ -333,16 +341,16 @@ def test_unknown_items_have_row_zero(world: World) -> None:
         ({"data": "absent"}, "absent/dataset.yaml: dataset card not found"),
     ],
 )
-def test_reports_invalid_settings_in_one_line(world: World, options: dict, message: str) -> None:
+def test_reports_invalid_settings_in_one_line(trained_run: TrainedRun, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
-        rank_run(**{"run": str(world.run), "user": world.user, **options})
+        rank_run(**{"run": str(trained_run.run), "user": trained_run.user, **options})
     assert "\n" not in str(raised.value)
     assert not torch.distributed.is_initialized()
 
 
-def test_reports_missing_candidates_in_one_line(world: World, tmp_path: Path) -> None:
+def test_reports_missing_candidates_in_one_line(trained_run: TrainedRun, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="items: no candidates"):
-        ranked(world, tmp_path / "items", " \n\n")
+        ranked(trained_run, tmp_path / "items", " \n\n")
 
 
 def _drop_column(file: Path) -> None:
@@ -364,9 +372,11 @@ def _large_id(file: Path) -> None:
         (_large_id, r"items.parquet, field 'author_id': id is not in \[0, 9\)"),
     ],
 )
-def test_reports_a_corrupted_item_table_in_one_line(world: World, tmp_path: Path, damage: object, message: str) -> None:
+def test_reports_a_corrupted_item_table_in_one_line(
+    trained_run: TrainedRun, tmp_path: Path, damage: object, message: str
+) -> None:
     file = tmp_path / "items.parquet"
-    file.write_bytes((world.data / "items.parquet").read_bytes())
+    file.write_bytes((trained_run.data / "items.parquet").read_bytes())
     damage(file)
     with pytest.raises(DataError, match=message) as raised:
         find_candidate_items(Dataset(str(tmp_path), CARD), ["item-1"])
@@ -401,29 +411,29 @@ class Silent:
 
 
 @pytest.fixture(scope="module")
-def with_ensemble(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+def with_ensemble(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """Run with objectives and an ensemble on the same dataset."""
     run = tmp_path_factory.mktemp("with_ensemble") / "run"
     config = small_config(predict_objectives=True)
     config.train.max_steps, config.loader.prefetch, config.train.log_interval = 5, False, 0
     config.loader.max_impressions_per_batch, config.evaluate.max_unexplored_mass = 60, 0.0
     config.optim.dense_lr, config.optim.sparse_lr = 0.05, 0.3
-    train(config, str(world.data), str(run))
+    train(config, str(trained_run.data), str(run))
     settings = EnsembleConfig(
         epochs=2, lr=0.05, dim=4, hidden_dims=[4], quadrature_degree=8, max_history_events=EVENTS, formula_trials=2
     )
     assert train_ensemble(str(run), str(run / "ensemble"), settings, Silent()) is not None
-    return dataclasses.replace(world, run=run)
+    return dataclasses.replace(trained_run, run=run)
 
 
 def alone_score(
-    loaded: LoadedRun, model: Ensemble, card: EnsembleCard, candidate: ScoredCandidate, world: World
+    loaded: LoadedRun, model: Ensemble, card: EnsembleCard, candidate: ScoredCandidate, trained_run: TrainedRun
 ) -> float:
     """Return the ensemble score of one candidate from the model's forward pass."""
-    table = pq.read_table(world.data / "items.parquet").to_pydict()
+    table = pq.read_table(trained_run.data / "items.parquet").to_pydict()
     at = table["item"].index(candidate.item)
     rows = {name: np.array([table[name][at]]) for name in ("item_id", "author_id")}
-    window = read_latest_window(Dataset(str(world.data), CARD), world.user)
+    window = read_latest_window(Dataset(str(trained_run.data), CARD), trained_run.user)
     columns = append_candidates_now(window, CandidateItems([candidate.item], np.ones(1, bool), rows), CARD)
     batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, loaded.config))
     loaded.model.model_parallel.eval()
@@ -438,26 +448,26 @@ def alone_score(
             name: looked_up[name].values()[batch.row_index[name]] for name in ("item_id", "author_id", "tab")
         }
         past = torch.cat([known_items["item_id"][:-1], ranker.encode_actions(looked_up, batch)], 1)[-EVENTS:]
-        context = torch.cat([each[-1] for each in known_items.values()])
+        context = torch.cat([values[-1] for values in known_items.values()])
         scored = model(value[None], past[None], torch.tensor([len(past)]), context[None, None])
     assert [objective.name for objective in card.objectives] == [*OUTCOMES, "watch_time"]
     return float(scored.score)
 
 
-def test_sorts_by_the_ensemble_by_default(with_ensemble: World, tmp_path: Path) -> None:
+def test_sorts_by_the_ensemble_by_default(with_ensemble: TrainedRun, tmp_path: Path) -> None:
     """Scores equal those of single candidates."""
-    found = ranked(with_ensemble, tmp_path / "items", "\n".join(f"item-{row}" for row in range(1, 13)))
-    scores = [candidate.score for candidate in found.candidates]
-    assert found.sort_by == "ensemble"
+    ranking = ranked(with_ensemble, tmp_path / "items", "\n".join(f"item-{row}" for row in range(1, 13)))
+    scores = [candidate.score for candidate in ranking.candidates]
+    assert ranking.sort_by == "ensemble"
     assert scores == sorted(scores, reverse=True)
     assert scores[0] > scores[-1] + 1e-3
     model, card = load_ensemble(str(with_ensemble.run / "ensemble"))
     with load_run(str(with_ensemble.run)) as loaded:
-        alone = [alone_score(loaded, model, card, candidate, with_ensemble) for candidate in found.candidates]
+        alone = [alone_score(loaded, model, card, candidate, with_ensemble) for candidate in ranking.candidates]
     assert scores == pytest.approx(alone, rel=1e-4, abs=1e-5)
 
 
-def test_contributions_sum_to_the_score(with_ensemble: World) -> None:
+def test_contributions_sum_to_the_score(with_ensemble: TrainedRun) -> None:
     for user in (with_ensemble.user, "nobody"):
         for candidate in rank_run(str(with_ensemble.run), user, k=5).candidates:
             parts = candidate.explanation
@@ -471,20 +481,25 @@ def test_contributions_sum_to_the_score(with_ensemble: World) -> None:
 
 
 @pytest.mark.parametrize("by", ["watch", *OUTCOMES])
-def test_sorts_by_outcomes_with_ensemble_scores(by: str, with_ensemble: World) -> None:
+def test_sorts_by_outcomes_with_ensemble_scores(by: str, with_ensemble: TrainedRun) -> None:
     """Outcomes where lower is better sort ascending."""
     all_ranked = rank_run(str(with_ensemble.run), with_ensemble.user, sort_by=by, k=100)
-    found = rank_run(str(with_ensemble.run), with_ensemble.user, sort_by=by, k=7)
-    assert [candidate.item for candidate in found.candidates] == [each.item for each in all_ranked.candidates[:7]]
-    values = [each.expected_watch_s if by == "watch" else each.probability[by] for each in all_ranked.candidates]
+    top = rank_run(str(with_ensemble.run), with_ensemble.user, sort_by=by, k=7)
+    assert [candidate.item for candidate in top.candidates] == [
+        candidate.item for candidate in all_ranked.candidates[:7]
+    ]
+    values = [
+        candidate.expected_watch_s if by == "watch" else candidate.probability[by]
+        for candidate in all_ranked.candidates
+    ]
     assert values == sorted(values, reverse=by != "glance")
     assert values[0] != values[-1]
-    assert np.isfinite([candidate.score for candidate in found.candidates]).all()
-    assert (found.sort_by, found.ascending) == (by, by == "glance")
+    assert np.isfinite([candidate.score for candidate in top.candidates]).all()
+    assert (top.sort_by, top.ascending) == (by, by == "glance")
 
 
 def test_uses_another_directory_and_rejects_another_checkpoint(
-    world: World, with_ensemble: World, tmp_path: Path
+    trained_run: TrainedRun, with_ensemble: TrainedRun, tmp_path: Path
 ) -> None:
     folder = tmp_path / "elsewhere"
     model, card = load_ensemble(str(with_ensemble.run / "ensemble"))
@@ -493,23 +508,25 @@ def test_uses_another_directory_and_rejects_another_checkpoint(
         str(with_ensemble.run), "nobody"
     )
     with pytest.raises(UserError, match=r"elsewhere: ensemble was trained on .*, which has different outputs"):
-        rank_run(str(world.run), "nobody", ensemble=str(folder))
+        rank_run(str(trained_run.run), "nobody", ensemble=str(folder))
     save_ensemble(str(folder), model, dataclasses.replace(card, step=2))
     with pytest.raises(UserError, match=r"ensemble was trained on step 2 of .*, best checkpoint is step 5"):
         rank_run(str(with_ensemble.run), "nobody", ensemble=str(folder))
     with pytest.raises(UserError, match="cannot sort by ensemble: the run has none"):
-        rank_run(str(world.run), "nobody", sort_by="ensemble")
+        rank_run(str(trained_run.run), "nobody", sort_by="ensemble")
 
 
-def test_prints_explanations(world: World, with_ensemble: World, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["rank", "--user", "nobody", "--k", "2", "--explain", "--run"]
-    main([*asked, str(with_ensemble.run)])
+def test_prints_explanations(
+    trained_run: TrainedRun, with_ensemble: TrainedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["rank", "--user", "nobody", "--k", "2", "--explain", "--run"]
+    main([*command, str(with_ensemble.run)])
     text = capsys.readouterr().out
     best = rank_run(str(with_ensemble.run), "nobody", k=1).candidates[0]
     assert "by ensemble score" in text
     assert "score contributions" in text
     assert f"{best.score:+.4f}" in text
-    main([*asked, str(with_ensemble.run), "--sort-by", "ensemble"])
+    main([*command, str(with_ensemble.run), "--sort-by", "ensemble"])
     assert capsys.readouterr().out == text
 
 
@@ -525,11 +542,11 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
 
 
 def test_rejects_explanations_of_other_sort_keys(
-    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained_run: TrainedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error precedes reading the run, or the dataset if there is no ensemble."""
     line = refused(capsys, "--run", "absent", "--sort-by", "watch")
     assert line.endswith("--explain requires --sort-by ensemble, not watch")
     monkeypatch.setattr(run_ranking, "popular_items", lambda *_: pytest.fail("too late"))
-    line = refused(capsys, "--run", str(world.run))
+    line = refused(capsys, "--run", str(trained_run.run))
     assert line.endswith("cannot sort by ensemble: the run has none; train one with `a2gen ensemble train`")

@@ -58,8 +58,8 @@ def test_vocabulary_rows_are_sorted_by_value(tmp_path: Path) -> None:
 )
 def test_permutation_is_complete(tmp_path: Path, rows: list[int], permutation: list[int] | None) -> None:
     pq.write_table(pa.table({"item_id": pa.array(rows, pa.int64())}), tmp_path / "items.parquet")
-    (found,) = export_permutation(Dataset(str(tmp_path), make_item_card("vocabulary"))).values()
-    assert found.tolist() == (permutation or list(range(6)))
+    (row_order,) = export_permutation(Dataset(str(tmp_path), make_item_card("vocabulary"))).values()
+    assert row_order.tolist() == (permutation or list(range(6)))
 
 
 @pytest.mark.parametrize("column", [{"item_id": [6]}, {"item_id": [None]}, {"item_id": ["1"]}, {"item": ["a"]}])
@@ -70,7 +70,7 @@ def test_rejects_an_entity_table_without_rows(tmp_path: Path, column: dict[str, 
 
 
 @pytest.fixture(scope="module", params=[simulated_log, hashed_log])
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, Path]:
+def exported_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, Path]:
     folder = tmp_path_factory.mktemp("rows")
     log = request.param(folder)
     export_run(log.run, str(folder / "model"), "fp32")
@@ -86,10 +86,10 @@ def trained_tables(log: Log) -> tuple[DatasetCard, dict[str, torch.Tensor]]:
         return loaded.card, tables
 
 
-def test_exported_tables_are_permuted_dataset_tables(world: tuple[Log, Path]) -> None:
-    card, trained = trained_tables(world[0])
+def test_exported_tables_are_permuted_dataset_tables(exported_run: tuple[Log, Path]) -> None:
+    card, trained = trained_tables(exported_run[0])
     permuted = set()
-    for name, table in load_file(world[1] / "tables.safetensors").items():
+    for name, table in load_file(exported_run[1] / "tables.safetensors").items():
         feature = name.removesuffix("/values")
         assert torch.equal(table[0], trained[feature][0]), feature
         assert sorted(map(tuple, table.tolist())) == sorted(map(tuple, trained[feature].tolist())), feature
@@ -99,8 +99,8 @@ def test_exported_tables_are_permuted_dataset_tables(world: tuple[Log, Path]) ->
     assert len(permuted) > len(vocabularies) / 2
 
 
-def test_raw_values_keep_their_embeddings(world: tuple[Log, Path]) -> None:
-    log, model = world
+def test_raw_values_keep_their_embeddings(exported_run: tuple[Log, Path]) -> None:
+    log, model = exported_run
     card, trained = trained_tables(log)
     tables = load_file(model / "tables.safetensors")
     kind = {feature.name: feature.kind for feature in card.features}
@@ -117,9 +117,9 @@ def test_raw_values_keep_their_embeddings(world: tuple[Log, Path]) -> None:
     for level in ("user", "item"):
         exported, original = (pq.read_table(f"{folder}/{level}s.parquet").to_pydict() for folder in (model, log.data))
         assert sorted(exported[level]) == original[level]
-        place = {name: number for number, name in enumerate(original[level])}
+        row_of = {name: number for number, name in enumerate(original[level])}
         for feature in exported.keys() & kind.keys():
-            same(feature, exported[feature], [original[feature][place[name]] for name in exported[level]])
+            same(feature, exported[feature], [original[feature][row_of[name]] for name in exported[level]])
         rows = exported[f"{level}_id"]
         if kind[f"{level}_id"] == "vocabulary":
             known = sum(row > 0 for row in rows)
@@ -129,14 +129,14 @@ def test_raw_values_keep_their_embeddings(world: tuple[Log, Path]) -> None:
             assert rows == original[f"{level}_id"]
 
 
-def test_duration_buckets_follow_from_durations(world: tuple[Log, Path]) -> None:
-    log, model = world
+def test_duration_buckets_follow_from_durations(exported_run: tuple[Log, Path]) -> None:
+    log, model = exported_run
     catalogue, items = Ranker.load(str(model))._items, pq.read_table(f"{log.data}/items.parquet").to_pydict()
     (feature,) = {"duration_s", "length"} & items.keys()
     assert feature not in pq.read_schema(model / "items.parquet").names
     assert catalogue.items([*items["item"], "?"]).rows[feature].tolist() == [*items[feature], 0]
     card = DatasetCard.load(log.data)
-    (spec,) = (each for each in card.features if each.name == feature)
+    (spec,) = (other for other in card.features if other.name == feature)
     assert catalogue.rows[feature].dtype == np.int32
     known = EntityIndex.read(
         f"{log.data}/items.parquet", "item", card.features_at("item")
@@ -152,8 +152,8 @@ def test_duration_buckets_follow_from_durations(world: tuple[Log, Path]) -> None
         assert read.rows[feature].tolist() == rows
 
 
-def test_fp32_export_reproduces_the_metrics_of_the_run(world: tuple[Log, Path]) -> None:
-    metrics = json.loads((world[1] / "manifest.json").read_text())["metrics"]
+def test_fp32_export_reproduces_the_metrics_of_the_run(exported_run: tuple[Log, Path]) -> None:
+    metrics = json.loads((exported_run[1] / "manifest.json").read_text())["metrics"]
     assert metrics["loss"]["exported"] == pytest.approx(metrics["loss"]["original"], rel=1e-6)
     measured = [auc for auc in metrics["auc"].values() if auc["original"] is not None]
     assert measured

@@ -70,7 +70,7 @@ def test_three_steps_of_two_tasks_equal_loops(clip_norm: float) -> None:
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_with_one_task_it_equals_adamw(clip_norm: float) -> None:
-    found = []
+    results = []
     for ours in (True, False):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.GELU(), torch.nn.Linear(5, 1))
@@ -87,8 +87,8 @@ def test_with_one_task_it_equals_adamw(clip_norm: float) -> None:
             if clip_norm:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
             adamw.step()
-        found.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach())
-    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+        results.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach())
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
 def make_config(tasks: str = "adatask", sharding: str = "row_wise", **model: Any) -> Config:
@@ -121,12 +121,12 @@ def test_task_losses_sum_to_the_loss_and_reach_one_tower_each(name: str, objecti
         assert weight.flatten(1).any(1).nonzero().flatten().tolist() == [tower]
 
 
-def rank_batch(dataset: str, config: Config, step: int, rank: int = 0, world: int = 1) -> WindowBatch:
+def rank_batch(dataset: str, config: Config, step: int, rank: int = 0, world_size: int = 1) -> WindowBatch:
     """Return a rank's part of a global batch of 16 windows."""
     files = sorted(str(file) for file in Path(dataset, "train").iterdir())
     columns = read_columns(read_row_groups(files), CARD)
     rows = np.random.default_rng(step).permutation(len(columns))[:16]
-    return collate(columns, rows[rank::world], full_tables(CARD, config))
+    return collate(columns, rows[rank::world_size], full_tables(CARD, config))
 
 
 def run(
@@ -149,8 +149,8 @@ def run(
 
 def tensors(run: Path, step: int, scratch: Path) -> dict[str, Tensor]:
     """Return tensors of a checkpoint, without random states and without the currently loaded task state."""
-    found = checkpoint_tensors(RunDir(str(run)).checkpoint(step), scratch / f"{run.name}-{step}.pt")
-    return {name: value for name, value in found.items() if "rng" not in name and not name.endswith("momentum1")}
+    saved = checkpoint_tensors(RunDir(str(run)).checkpoint(step), scratch / f"{run.name}-{step}.pt")
+    return {name: value for name, value in saved.items() if "rng" not in name and not name.endswith("momentum1")}
 
 
 @pytest.fixture(scope="module")
@@ -182,25 +182,27 @@ def reference_steps(dataset: str, config: Config, before: dict[str, Tensor], ste
         losses = task_losses(model(batch), batch, config.loss, tasks, model.ranker.timed_actions)
         parts = [*tables.values(), *dense]
         gradients = [torch.autograd.grad(loss, parts, retain_graph=True, allow_unused=True) for loss in losses]
-        begin = [parameter.detach().clone() for parameter in dense]
+        initial_values = [parameter.detach().clone() for parameter in dense]
         moved = [torch.zeros_like(parameter) for parameter in dense]
         with torch.no_grad():
-            for task, found in enumerate(gradients):
-                for (name, table), gradient in zip(tables.items(), found, strict=False):
+            for task, task_gradients in enumerate(gradients):
+                for (name, table), gradient in zip(tables.items(), task_gradients, strict=False):
                     for row in range(len(table)):
                         if gradient is not None and gradient[row].any():
                             moments[name][task, row] += gradient[row].square().mean()
                             table[row] -= (
                                 config.optim.sparse_lr * gradient[row] / (moments[name][task, row].sqrt() + 1e-8)
                             )
-                for parameter, gradient, start in zip(dense, found[len(tables) :], begin, strict=True):
+                for parameter, gradient, start in zip(
+                    dense, task_gradients[len(tables) :], initial_values, strict=True
+                ):
                     parameter.copy_(start)
                     parameter.grad = torch.zeros_like(start) if gradient is None else gradient.clone()
                 torch.nn.utils.clip_grad_norm_(dense, config.optim.max_grad_norm)
                 optimizers[task].step()
-                for total_move, parameter, start in zip(moved, dense, begin, strict=True):
+                for total_move, parameter, start in zip(moved, dense, initial_values, strict=True):
                     total_move += parameter - start
-            for parameter, start, move in zip(dense, begin, moved, strict=True):
+            for parameter, start, move in zip(dense, initial_values, moved, strict=True):
                 parameter.copy_(start * (1 - config.optim.dense_lr * config.optim.weight_decay) + move)
     return {f"/model/model.{name}": value for name, value in model.state_dict().items()}
 
@@ -212,11 +214,11 @@ def test_sharded_steps_equal_reference_loops(ranks: int, dataset: Path, initial:
     on_ranks(ranks, tmp_path, run, str(dataset), config, str(initial), 0, 3, str(out))
     before = tensors(initial, 0, tmp_path)
     expected = reference_steps(str(dataset), config, before, 3)
-    found = {name: value for name, value in tensors(out, 3, tmp_path).items() if "/model/" in name}
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
+    trained = {name: value for name, value in tensors(out, 3, tmp_path).items() if "/model/" in name}
+    assert trained.keys() == expected.keys()
+    for name, value in trained.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    assert not [n for n, value in found.items() if n.endswith("weight") and torch.equal(value, before[n])]
+    assert not [n for n, value in trained.items() if n.endswith("weight") and torch.equal(value, before[n])]
 
 
 def test_task_states_resume_under_another_plan_and_world_size(dataset: Path, initial: Path, tmp_path: Path) -> None:

@@ -63,9 +63,9 @@ def test_greedy_weights_equal_loops_over_all_trials(count: int, seed: int) -> No
         expected = min(trials, key=lambda trial: trial[0])[1]
 
     tensors, load, measure = toy(points, best)
-    found = greedy_weights(scores, load, tensors, measure)
-    assert [found[branch] for branch in range(count)] == pytest.approx([w / sum(expected) for w in expected])
-    merge_parameters(found, load, tensors)
+    weights = greedy_weights(scores, load, tensors, measure)
+    assert [weights[branch] for branch in range(count)] == pytest.approx([w / sum(expected) for w in expected])
+    merge_parameters(weights, load, tensors)
     assert measure() == pytest.approx(score(expected))
     assert measure() <= min(scores) + 1e-12
 
@@ -74,9 +74,9 @@ def test_finds_a_known_mixture_and_keeps_equal_values_exact() -> None:
     points = torch.tensor([[0.0, 7.1], [1.0, 7.1], [50.0, 7.1]], dtype=torch.float64)
     tensors, load, measure = toy(points, torch.tensor([3 / 8, 7.1], dtype=torch.float64))  # 0.6 to 1: 0.625 and 0.375
     scores = [float((point - torch.tensor([3 / 8, 7.1])).square().sum()) for point in points]
-    found = greedy_weights(scores, load, tensors, measure)
-    assert found == pytest.approx({0: 0.625, 1: 0.375, 2: 0.0})
-    merge_parameters({**found, 2: 0.0}, load, tensors)
+    weights = greedy_weights(scores, load, tensors, measure)
+    assert weights == pytest.approx({0: 0.625, 1: 0.375, 2: 0.0})
+    merge_parameters({**weights, 2: 0.0}, load, tensors)
     assert tensors[0].item() == pytest.approx(3 / 8)
     assert tensors[1].item() == points[0, 1].item(), "equal values stay exact"
 
@@ -98,10 +98,10 @@ def make_config(epochs: int = 1, every: int = 1, tasks: str = "joint", **setting
     return config
 
 
-def tensors(place: str, scratch: Path) -> dict[str, Tensor]:
+def tensors(checkpoint_dir: str, scratch: Path) -> dict[str, Tensor]:
     """Return all tensors of a checkpoint except random states."""
-    found = checkpoint_tensors(place, scratch / f"{abs(hash(place))}.pt")
-    return {name: value for name, value in found.items() if "rng" not in name}
+    saved = checkpoint_tensors(checkpoint_dir, scratch / f"{abs(hash(checkpoint_dir))}.pt")
+    return {name: value for name, value in saved.items() if "rng" not in name}
 
 
 @pytest.mark.parametrize("tasks", ["joint", "adatask"])
@@ -120,7 +120,7 @@ def test_merges_branches_trained_with_their_weights(
     run = tmp_path / "run"
     train(make_config(tasks=tasks), str(data), str(run))
     checkpoints = [RunDir(str(run / "branches" / "step-00000000" / str(i))).latest_checkpoint() or "" for i in range(3)]
-    branches = [tensors(place, tmp_path) for place in checkpoints]
+    branches = [tensors(path, tmp_path) for path in checkpoints]
     merged = tensors(RunDir(str(run)).latest_checkpoint() or "", tmp_path)
     assert len(weights_used) == 1
     for name, value in merged.items():
@@ -145,7 +145,7 @@ def test_merged_runs_load_and_are_no_worse_than_the_best_branch(data: Path, tmp_
     assert state.loader_states[0].epoch == 3
     assert state.metrics == metrics
     assert state.best == min(
-        checkpoint.TrainState.read(str(run / "checkpoints" / place)).metrics["loss"] for place in checkpoints
+        checkpoint.TrainState.read(str(run / "checkpoints" / name)).metrics["loss"] for name in checkpoints
     )
     assert not list((run / "branches").rglob("*.distcp")), "branch checkpoints are deleted"
     assert train(config, str(data), str(run)) == metrics, "training is already complete"
@@ -170,9 +170,9 @@ def test_interrupted_job_resumes_within_its_branch(data: Path, tmp_path: Path, m
         train(config, str(data), run)
     before = len(fits)
     train(config, str(data), run)
-    (first, step), (second, begun), *_ = fits[before:]
+    (first, step), (second, start_step), *_ = fits[before:]
     assert first.endswith("/0")
-    assert step == 2 * begun, "the first branch was complete"
+    assert step == 2 * start_step, "the first branch was complete"
     assert second.endswith("/1")
     left, right = (
         tensors(RunDir(str(tmp_path / name)).latest_checkpoint() or "", tmp_path) for name in ("whole", "interrupted")
@@ -186,9 +186,9 @@ def job(process: DistributedContext, config: Config, data: str, run: str) -> tup
     scores: list[float] = []
     search = forkmerge.greedy_weights
 
-    def record(found: list[float], *args: Any) -> dict[int, float]:
-        scores.extend(found)
-        return search(found, *args)
+    def record(branch_scores: list[float], *args: Any) -> dict[int, float]:
+        scores.extend(branch_scores)
+        return search(branch_scores, *args)
 
     forkmerge.greedy_weights = record
     return fork_and_merge(config, data, run, process), scores
@@ -207,8 +207,8 @@ def test_two_ranks_agree_and_are_no_worse_than_the_best_branch(monitor: str, dat
 
 def test_branch_weights_replace_terms_and_objectives() -> None:
     loss = LossConfig(time_weight=0.5, objective_weights={"glance": 2.0})
-    found = with_weights(loss, {"time_weight": 0.0, "effective": 3.0})
-    assert found == replace(loss, time_weight=0.0, objective_weights={"glance": 2.0, "effective": 3.0})
+    changed = with_weights(loss, {"time_weight": 0.0, "effective": 3.0})
+    assert changed == replace(loss, time_weight=0.0, objective_weights={"glance": 2.0, "effective": 3.0})
     assert with_weights(loss, {}) == loss
 
 

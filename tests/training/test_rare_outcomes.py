@@ -81,9 +81,9 @@ def test_logs_without_actions_monitor_objectives_or_the_loss(
     state = run(tmp_path / "bare", [], "auc", dwell, **model)
     assert {name for name in state.metrics if name.startswith("auc/")} == aucs
     assert ("auc" in state.metrics) == bool(aucs)
-    shown = capsys.readouterr().err
-    assert "validation loss" in shown
-    assert ("mean AUC" in shown) == bool(aucs)
+    output = capsys.readouterr().err
+    assert "validation loss" in output
+    assert ("mean AUC" in output) == bool(aucs)
     best = json.loads(Path(checkpoint.best(str(tmp_path / "bare" / "run")), "state.json").read_text())
     expected = -best["metrics"]["auc"] if aucs else best["metrics"]["loss"]
     assert best["best"] == expected

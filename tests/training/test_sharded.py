@@ -79,8 +79,8 @@ def run(
 
 def tensors(run: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of a checkpoint except random states."""
-    found = checkpoint_tensors(RunDir(str(run)).checkpoint(step), scratch / f"{run.name}-{step}.pt")
-    return {name: value for name, value in found.items() if not name.startswith("/rng")}
+    saved = checkpoint_tensors(RunDir(str(run)).checkpoint(step), scratch / f"{run.name}-{step}.pt")
+    return {name: value for name, value in saved.items() if not name.startswith("/rng")}
 
 
 @pytest.mark.parametrize(
@@ -107,15 +107,15 @@ def tensors(run: Path, step: int, scratch: Path) -> dict[str, torch.Tensor]:
 def test_one_and_two_ranks_reach_the_same_parameters(variant: dict, dataset: Path, tmp_path: Path) -> None:
     config = make_config(**variant)
     steps = 10  # enough to learn, few enough that rounding amplified by norms and gates stays small
-    begin, one, two = tmp_path / "begin", tmp_path / "one", tmp_path / "two"
-    on_ranks(1, tmp_path, run, str(dataset), config, "", 0, 0, str(begin))
-    (single,) = on_ranks(1, tmp_path, run, str(dataset), config, str(begin), 0, steps, str(one))
-    double = on_ranks(2, tmp_path, run, str(dataset), config, str(begin), 0, steps, str(two))
+    initial, one, two = tmp_path / "begin", tmp_path / "one", tmp_path / "two"
+    on_ranks(1, tmp_path, run, str(dataset), config, "", 0, 0, str(initial))
+    (single,) = on_ranks(1, tmp_path, run, str(dataset), config, str(initial), 0, steps, str(one))
+    double = on_ranks(2, tmp_path, run, str(dataset), config, str(initial), 0, steps, str(two))
     assert double[0][0] == double[1][0]
     assert single[0] == pytest.approx(double[0][0], rel=1e-5)
     assert single[0][-1] < single[0][0], "training must make progress for a meaningful comparison"
     left, right = tensors(one, steps, tmp_path), tensors(two, steps, tmp_path)
-    start = tensors(begin, 0, tmp_path)
+    start = tensors(initial, 0, tmp_path)
     assert left.keys() == right.keys()
     for name, value in left.items():
         torch.testing.assert_close(value, right[name], rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
