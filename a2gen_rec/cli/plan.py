@@ -53,7 +53,7 @@ def run(args: Namespace) -> int:
     from a2gen_rec.cli import plan_report
     from a2gen_rec.reporting.console import plan
     from a2gen_rec.reporting.pages.plan import page
-    from a2gen_rec.sharding.planner import PlanningProblem
+    from a2gen_rec.sharding.planner import PlanningProblem, precision_warning
     from a2gen_rec.sharding.saved_plan import SavedPlan
     from a2gen_rec.utils import paths
 
@@ -73,6 +73,8 @@ def run(args: Namespace) -> int:
         problem = PlanningProblem(workload, plan_report.read_cluster(args.topology, args.ranks, config), config)
         clusters = plan_report.read_sweep(args.sweep, problem.cluster) if args.sweep else []
         report, best_plan = plan_report.plan_and_report(problem)
+        if warning := precision_warning(problem.cluster.device, config.sharding.dtype):
+            console.print(f"warning: {warning}", soft_wrap=True)
         plan.print_plan(console, report)
         swept = plan_report.sweep(problem, clusters)
         if swept:
@@ -81,6 +83,9 @@ def run(args: Namespace) -> int:
             paths.write_text(args.html, page.render_plan_page(report, swept))
         if args.save and best_plan is not None:
             SavedPlan.from_plan(best_plan, problem).save(args.save)
+        elif args.save and paths.exists(args.save):
+            paths.remove(args.save)  # the plan of a former command does not fit either
+            console.print(f"{args.save}: removed, as no plan fits", soft_wrap=True)
         result = {**report.to_dict(), "sweep": [swept_report.to_dict() for swept_report in swept]}
         fits = report.fits
     if args.json:

@@ -8,6 +8,7 @@ Rule = tuple[str, Callable[[float], bool]]
 
 POSITIVE: Rule = ("positive", lambda value: value > 0)
 NON_NEGATIVE: Rule = ("at least 0", lambda value: value >= 0)
+SEED: Rule = ("from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32)
 
 
 def check_fields(section: str, values: object, rule: str, predicate: Callable[[float], bool], *names: str) -> None:

@@ -71,8 +71,8 @@ class SimulateConfig:
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
-        if self.seed < 0:
-            raise ConfigError(f"seed {self.seed} must be at least 0")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed {self.seed} must be from 0 to 2^32 - 1")
         for name in ("like_rate", "comment_rate", "follow_rate", "collect_rate", "forward_rate"):
             if not 0 < getattr(self, name) <= 0.5:
                 raise ConfigError(f"{name} {getattr(self, name)} must be above 0 and at most 0.5")

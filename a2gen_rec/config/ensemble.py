@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from a2gen_rec.config.checks import NON_NEGATIVE, POSITIVE, check_fields
+from a2gen_rec.config.checks import NON_NEGATIVE, POSITIVE, SEED, check_fields
 from a2gen_rec.errors import ConfigError
 
 
@@ -79,9 +79,9 @@ class EnsembleConfig:
             "patience",
             "max_history_events",
             "session_gap_s",
-            "seed",
         )
         check_fields("ensemble", self, *NON_NEGATIVE, *non_negative)
+        check_fields("ensemble", self, *SEED, "seed")
         if not self.min_weight < self.max_weight <= 1:
             raise ConfigError(
                 f"ensemble.max_weight {self.max_weight} must be above ensemble.min_weight "

@@ -1,10 +1,14 @@
 """Settings of table placement, and descriptions of tables and batches for planning without data."""
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
 from a2gen_rec.config.checks import NON_NEGATIVE, POSITIVE, check_fields
 from a2gen_rec.errors import ConfigError
+
+MAX_HBM_GB, MAX_DDR_GB = 2_000.0, 20_000.0
+"""Maximum memory per rank in GB; larger numbers are bytes or MiB."""
 
 
 @dataclass
@@ -37,7 +41,9 @@ class ShardingConfig:
         if not self.compute_kernels:
             raise ConfigError("sharding.compute_kernels must name at least one kernel")
         check_fields("sharding", self, "in (0, 1)", lambda value: 0 < value < 1, "cache_load_factor")
-        check_fields("sharding", self, *NON_NEGATIVE, "hbm_gb", "ddr_gb")
+        for name, limit in (("hbm_gb", MAX_HBM_GB), ("ddr_gb", MAX_DDR_GB)):
+            rule = f"from 0 to {limit:,.0f} GB (10^9 bytes) per rank"
+            check_fields("sharding", self, rule, lambda value, limit=limit: 0 <= value <= limit, name)  # type: ignore[misc]
         check_fields("sharding", self, "in [0, 1)", lambda value: 0 <= value < 1, "storage_reservation")
 
 
@@ -62,7 +68,7 @@ class WorkloadConfig:
     """Batch of one rank, for ``a2gen plan`` without ``--data``; with data, the loader's limits determine it."""
 
     windows_per_batch: int = 0
-    """Expected number of windows in a batch."""
+    """Expected number of windows in a batch; each has at least one target."""
     impressions_per_batch: int = 0
     """Expected number of impressions in a batch, history and targets together."""
     targets_per_batch: int = 0
@@ -73,3 +79,8 @@ class WorkloadConfig:
     def __post_init__(self) -> None:
         names = ("windows_per_batch", "impressions_per_batch", "targets_per_batch", "num_actions")
         check_fields("workload", self, *NON_NEGATIVE, *names)
+        sizes = ("windows_per_batch", "targets_per_batch", "impressions_per_batch")
+        for smaller, larger in itertools.pairwise(sizes):
+            low, high = getattr(self, smaller), getattr(self, larger)
+            if low > high > 0:
+                raise ConfigError(f"workload.{smaller} {low} must be at most workload.{larger} {high}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from a2gen_rec.config.checks import NON_NEGATIVE, POSITIVE, check_fields
+from a2gen_rec.config.checks import NON_NEGATIVE, POSITIVE, SEED, check_fields
 from a2gen_rec.config.model import LossConfig, ModelConfig, loss_weights
 from a2gen_rec.config.sharding import ShardingConfig
 from a2gen_rec.errors import ConfigError
@@ -48,7 +48,8 @@ class OptimConfig:
     sparse_lr: float = 0.05
     """Peak learning rate of the embedding tables."""
     sparse_weight_decay: float = 0.0
-    """Weight decay of the embedding tables."""
+    """Decoupled weight decay of the embedding rows that a step looks up: they shrink by the factor 1 − learning rate ×
+    decay. Only for ``rowwise_adagrad``."""
     warmup_steps: int = 50
     """Number of steps of linear learning-rate warm-up."""
     lr_decay: Literal["none", "linear", "cosine"] = "cosine"
@@ -68,6 +69,11 @@ class OptimConfig:
         check_fields("optim", self, "in [0, 1]", lambda value: 0 <= value <= 1, "min_lr_ratio")
         names = ("weight_decay", "sparse_weight_decay", "warmup_steps", "max_grad_norm")
         check_fields("optim", self, *NON_NEGATIVE, *names)
+        if self.sparse_weight_decay and self.sparse_optimizer != "rowwise_adagrad":
+            raise ConfigError(
+                f"optim.sparse_weight_decay {self.sparse_weight_decay} must be 0 with optim.sparse_optimizer "
+                f"{self.sparse_optimizer}, which does not implement it"
+            )
         if self.multitask == "adatask":
             # L2 decay is a gradient that belongs to no task. AdamW's decay is not a gradient.
             if self.dense_optimizer == "adam" and self.weight_decay:
@@ -143,7 +149,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields("train", self, *POSITIVE, "epochs")
         names = ("max_steps", "validation_interval", "patience", "checkpoint_interval", "keep_latest_k")
-        check_fields("train", self, *NON_NEGATIVE, *names, "seed", "log_interval")
+        check_fields("train", self, *NON_NEGATIVE, *names, "log_interval")
+        check_fields("train", self, *SEED, "seed")
 
 
 @dataclass

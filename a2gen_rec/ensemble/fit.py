@@ -67,7 +67,8 @@ def train_ensemble(
         device: Device of the ranker and of training.
 
     Raises:
-        ConfigError: ``behavior_weights`` names a behavior that the dataset does not have.
+        ConfigError: ``behavior_weights`` names a behavior that the dataset does not have, or ``min_weight`` is too
+            large for the number of behaviors.
         UserError: The run does not exist, its dataset has no lists, or ``out`` is not an ensemble directory.
     """
     with load_run(run, data, device) as loaded:
@@ -158,6 +159,14 @@ def _check_behaviors(loaded: LoadedRun, config: EnsembleConfig) -> None:
     for name in config.behavior_weights:
         if name not in available:
             raise ConfigError(f"ensemble.behavior_weights.{name}: unknown behavior; choose from {', '.join(available)}")
+    # Without configured weights, only behaviors with positives get one.
+    positives = loaded.card.splits["train"].positives
+    trained = list(config.behavior_weights) or [name for name in available if positives.get(name)] or list(available)
+    if config.weighting == "pareto_efficient" and config.min_weight * len(trained) > 1:
+        raise ConfigError(
+            f"ensemble.min_weight {config.min_weight} must be at most 1 / {len(trained)}: {len(trained)} behaviors are "
+            f"trained ({', '.join(trained)})"
+        )
 
 
 def _train(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 from torchrec import EmbeddingCollection, EmbeddingConfig
@@ -100,9 +101,25 @@ class InfeasiblePlanError(UserError):
         return UserError, (str(self),)  # other ranks receive the message only
 
 
-def make_sharders() -> list[ModuleSharder[nn.Module]]:
-    """Return the sharders of all shardable modules: the embedding collection."""
-    return [EmbeddingCollectionSharder()]
+def make_sharders(sparse_weight_decay: bool = False) -> list[ModuleSharder[nn.Module]]:
+    """Return the sharders of all shardable modules: the embedding collection.
+
+    Args:
+        sparse_weight_decay: Decay looked-up rows by the optimizer's ``weight_decay``. TorchRec 1.8 and 1.9 ignore it
+            without a mode, and implement modes for row-wise Adagrad only.
+    """
+    fused = {"weight_decay_mode": WeightDecayMode.DECOUPLE} if sparse_weight_decay else None
+    return [EmbeddingCollectionSharder(fused_params=fused)]
+
+
+def precision_warning(device: str, dtype: str) -> str:
+    """Return one line about lost updates of fp16 tables; empty if none are lost."""
+    if device != "cpu" or dtype != "fp16":
+        return ""
+    return (
+        "sharding.dtype fp16 on CPU rounds every update to the nearest value and loses updates smaller than half a "
+        "unit in the last place; use fp32"
+    )
 
 
 def make_plan(problem: PlanningProblem) -> Plan:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torchrec.distributed.planner.types import ShardingOption, Storage
 
-from a2gen_rec.sharding.planner import InfeasiblePlanError, Plan, PlanningProblem, make_plan
+from a2gen_rec.sharding.planner import InfeasiblePlanError, Plan, PlanningProblem, make_plan, precision_warning
 from a2gen_rec.sharding.report import Remedy, UnplacedTable
 from a2gen_rec.sharding.topology import Cluster
 from a2gen_rec.sharding.workload import TableWorkload
@@ -65,7 +65,7 @@ def _on_this_hardware(problem: PlanningProblem) -> Iterator[Remedy]:
     if problem.cluster.device == "cuda" and CACHED_KERNEL not in sharding.compute_kernels:
         options = ["--sharding.compute-kernels", f"[{','.join(kernels)}]"]
         changes.append(("large tables in host memory, cached on the GPU", options, {"compute_kernels": kernels}))
-    if sharding.dtype == "fp32":
+    if sharding.dtype == "fp32" and not precision_warning(problem.cluster.device, "fp16"):
         changes.append(("fp16 weights", ["--sharding.dtype", "fp16"], {"dtype": "fp16"}))
     remedies = [remedy for change in changes if (remedy := _with_settings(problem, *change)) is not None]
     yield from remedies

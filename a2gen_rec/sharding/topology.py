@@ -2,6 +2,7 @@
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import PurePath
 
@@ -10,10 +11,20 @@ from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner.types import HardwareConfig, KernelConfig, TopologyFactory, TrainerConfig
 
 from a2gen_rec.config import ShardingConfig
+from a2gen_rec.config.sharding import MAX_DDR_GB, MAX_HBM_GB
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.utils import paths
 
 GB = 10**9
+MAX_RANKS = 16_384
+_LIMITS = {
+    "ranks": (MAX_RANKS, "ranks"),
+    "hbm_gb": (MAX_HBM_GB, "GB (10^9 bytes) per rank"),
+    "ddr_gb": (MAX_DDR_GB, "GB (10^9 bytes) per rank"),
+    "hbm_gbps": (100_000, "GB/s per rank"),
+    **dict.fromkeys(("ddr_gbps", "intra_host_gbps", "inter_host_gbps", "hbm_to_ddr_gbps"), (10_000, "GB/s per rank")),
+}
+"""Limits that reject other units."""
 
 # The ratios between bandwidths decide a plan, and they differ little between machines of one kind. Processes without
 # stated bandwidths use those of configs/topologies/h100_1x8.yaml and laptop.yaml.
@@ -70,6 +81,10 @@ class Cluster:
             checked = field.type in (int, float) and (field.default is MISSING or self.device == "cuda")
             if checked and not 0 < value < math.inf:
                 raise ConfigError(f"{self.name}: field {field.name!r}: {value} must be positive and finite")
+            if (limit := _LIMITS.get(field.name)) is not None and value > limit[0]:
+                raise ConfigError(
+                    f"{self.name}: field {field.name!r}: {value} must be at most {limit[0]:,.0f} {limit[1]}"
+                )
         if self.ranks > self.ranks_per_host and self.ranks % self.ranks_per_host:
             raise ConfigError(f"{self.name}: {self.ranks} ranks do not fill hosts of {self.ranks_per_host}")
 
@@ -121,6 +136,7 @@ class Cluster:
         if not isinstance(raw, dict):
             raise ConfigError(f"{file}: not a topology; expected a mapping of fields such as 'device' and 'ranks'")
         known = {field.name: field for field in fields(cls) if field.name != "name"}
+        raw = dict(raw)
         for name in raw:
             if name not in known:
                 raise ConfigError(f"{file}: unknown field {name!r}; choose one of {', '.join(known)}")
@@ -130,6 +146,9 @@ class Cluster:
                     raise ConfigError(f"{file}: field {name!r} is missing")
                 continue
             value, types = raw[name], (int, float) if field.type is float else field.type
+            if field.type is float and isinstance(value, str):  # YAML 1.1 reads 3.35e3 as text
+                with suppress(ValueError):
+                    value = raw[name] = float(value)
             if not isinstance(value, types) or isinstance(value, bool):  # type: ignore[arg-type]
                 kind = {str: "a string", int: "an integer", float: "a number"}[field.type]  # type: ignore[index]
                 raise ConfigError(f"{file}: field {name!r}: {value!r} must be {kind}")

@@ -109,7 +109,7 @@ def build_training_model(
         task,
         device=process.device,
         plan=sharding_plan,
-        sharders=make_sharders(),
+        sharders=make_sharders(config.optim.sparse_weight_decay > 0),
         init_data_parallel=not has_task_losses,  # DDP averages gradients in a single backward pass only
     )
     if not has_task_losses:

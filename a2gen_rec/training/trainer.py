@@ -25,6 +25,7 @@ from a2gen_rec.evaluation.predict import outcome_columns, predict
 from a2gen_rec.losses.loss import term_means, term_names, total_loss, validate_objective_weights
 from a2gen_rec.models.base import TargetEncoding
 from a2gen_rec.models.embedding_tables import EmbeddingTables
+from a2gen_rec.sharding.planner import precision_warning
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.adatask import TaskPipeline
 from a2gen_rec.training.build import build_training_model, set_lr_scale
@@ -120,6 +121,8 @@ class Trainer:
                 self.log_prefix,
             ) as progress,
         ):
+            if not resumed_at and (warning := precision_warning(self.process.device.type, self.config.sharding.dtype)):
+                progress.info(f"warning: {warning}")
             if until_epoch is None and is_finished(self.state, config):
                 progress.info("training is already complete; increase epochs or max_steps to continue")
             while self.loader_state.epoch < epochs and not self._done():

@@ -94,6 +94,18 @@ def read_yaml(path: str) -> Any:
         raise ConfigError(f"{path}: invalid YAML ({' '.join(str(error).split())})") from error
 
 
+def remove(file: str) -> None:
+    """Remove a file.
+
+    Raises:
+        UserError: The file cannot be removed.
+    """
+    try:
+        g_pathmgr.rm(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be removed ({error.strerror or error})") from error
+
+
 def write_text(path: str, text: str) -> None:
     """Write a file; a local one atomically, through a temporary file next to it.
 

@@ -74,7 +74,11 @@ def test_writes_all_output_files(config: str, tmp_path: Path) -> None:
 def test_saves_no_plan_if_tables_do_not_fit(config: str, tmp_path: Path) -> None:
     save = tmp_path / "plan.yaml"
     small = ["--config", config, "--topology", topology("laptop"), "--sharding.ddr-gb", "0.001"]
-    assert exit_code(*small, "--save", str(save), "--json", str(tmp_path / "no.json")) == 1
+    for existing in (False, True):
+        if existing:
+            save.write_text("the plan of a former command")
+        assert exit_code(*small, "--save", str(save), "--json", str(tmp_path / "no.json")) == 1
+        assert not save.exists()
     assert not save.exists()
     assert not json.loads((tmp_path / "no.json").read_text())["fits"]
 

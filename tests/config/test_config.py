@@ -2,16 +2,19 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from a2gen_rec.config import (
     Config,
+    EnsembleConfig,
     ForkMergeConfig,
     LoaderConfig,
     LossConfig,
     ModelConfig,
+    OptimConfig,
     PlannerFeature,
     PrepareConfig,
     ShardingConfig,
@@ -165,3 +168,27 @@ def test_config_from_dict_rejects_invalid_settings(settings: dict, expected: str
         config_from_dict(settings)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: ShardingConfig(hbm_gb=85_899_345_920),
+            r"sharding.hbm_gb .* from 0 to 2,000 GB \(10\^9 bytes\) per rank",
+        ),
+        (lambda: ShardingConfig(ddr_gb=262_144), "sharding.ddr_gb .* from 0 to 20,000 GB"),
+        (lambda: WorkloadConfig(8, 100, 200, 5), "workload.targets_per_batch 200 must be at most workload.impressions"),
+        (lambda: WorkloadConfig(80, 100, 20, 5), "workload.windows_per_batch 80 must be at most workload.targets"),
+        (lambda: TrainConfig(seed=2**64), r"train.seed 18446744073709551616 must be from 0 to 2\^32 - 1"),
+        (lambda: EnsembleConfig(seed=2**40), "ensemble.seed 1099511627776 must be from 0 to"),
+        (
+            lambda: OptimConfig(sparse_weight_decay=0.1, sparse_optimizer="sgd"),
+            "sparse_weight_decay 0.1 must be 0 with",
+        ),
+        (lambda: OptimConfig(sparse_weight_decay=0.1, sparse_optimizer="adagrad"), "must be 0 with"),
+    ],
+)
+def test_rejects_numbers_out_of_range(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()

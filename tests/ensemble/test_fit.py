@@ -265,6 +265,8 @@ def test_rejects_invalid_training_before_scoring(ensemble_run: EnsembleRun, tmp_
         tmp_path,
         replace(CONFIG, behavior_weights={"likes": 1}),
     )
+    too_large = replace(CONFIG, weighting="pareto_efficient", min_weight=0.6)
+    fails(ConfigError, r"ensemble.min_weight 0.6 must be at most 1 / \d+: ", tmp_path, too_large)
     fails(ConfigError, "behavior_weights.glance: ", tmp_path, replace(CONFIG, behavior_weights={"glance": 1}))
     (tmp_path / "mine").write_text("")
     fails(UserError, "exists but is not an ensemble directory", tmp_path)

@@ -148,6 +148,35 @@ def test_learned_loss_weights_do_not_decay(tmp_path: Path) -> None:
     assert "model.ranker.objectives.last_bias" in decay
 
 
+def decayed_rows(process: DistributedContext, dataset: str, config: Config) -> tuple[np.ndarray, np.ndarray, set[int]]:
+    """Return the item table before and after a step with zero gradients, and the looked-up rows."""
+    built = build_training_model(CARD, config, process)
+    columns = read_columns(read_row_groups(sorted(str(file) for file in Path(dataset, "train").iterdir())), CARD)
+    batch = collate(columns, np.arange(3), full_tables(CARD, config))
+    name = next(name for name in built.model.state_dict() if name.endswith("table_item_id.weight"))
+
+    def table() -> np.ndarray:
+        (shard,) = built.model.state_dict()[name].local_shards()
+        return shard.tensor.numpy().copy()
+
+    before = table()
+    loss, _ = built.model_parallel(batch)
+    (loss * 0).backward()
+    built.optimizer.step()
+    return before, table(), set(batch.sparse["item_id"].values().tolist())
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_looked_up_rows_decay(decay: float, dataset: Path, tmp_path: Path) -> None:
+    config = make_config()
+    config.optim.sparse_weight_decay, config.optim.sparse_lr = decay, 0.1
+    ((before, after, rows),) = on_ranks(1, tmp_path, decayed_rows, str(dataset), config)
+    assert 0 < len(rows) < len(before)
+    factor = np.ones((len(before), 1), np.float32)
+    factor[sorted(rows)] = 1 - 0.1 * decay
+    np.testing.assert_allclose(after, before * factor, rtol=1e-6)
+
+
 def test_resumes_under_another_plan_and_world_size(dataset: Path, tmp_path: Path) -> None:
     rowwise, tablewise = make_config("row_wise"), make_config("table_wise")
     saved = tmp_path / "saved"
