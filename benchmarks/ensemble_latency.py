@@ -1,6 +1,6 @@
 """How long does the ensemble take to score one request, and how accurate is its quadrature?
 
-A request consists of one user's recent history, and the context and predicted objectives of the candidates. The response
+A request has one user's recent history, and the context and predicted objectives of the candidates. The response
 is the candidates sorted by score. Embedding lookups and the prediction of the objectives are not included. Weights are
 random: the time does not depend on them. The quadrature error is reported for several:
 

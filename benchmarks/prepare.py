@@ -2,7 +2,7 @@
 
 The logs are simulated in several sizes. The time is that of the full command, from the start of the interpreter to the
 summary. Peak memory is the resident memory of the process. Before timing, each dataset is checked: its targets and the
-dropped rows of its card add up to the log, and the loader's first windows of every split contain impressions of the log.
+dropped rows of its card add up to the log, and the loader's first windows of every split are of the log.
 """
 
 import shutil

@@ -315,8 +315,8 @@ def sweep_ranks(
     columns = ["ranks", "threads", "targets/s", "p10 targets/s", "p90 targets/s", "speed-up"]
     columns += ["all-to-all kB/target", "all-reduce kB/target", "loss"]
     note = (
-        f"{settings.windows} windows with {settings.history} history impressions per step over all ranks; {num_cores()} cores; "
-        f"threads per rank; loss after {settings.steps} steps, checked to be equal before timing."
+        f"{settings.windows} windows with {settings.history} history impressions per step over all ranks; "
+        f"{num_cores()} cores; threads per rank; loss after {settings.steps} steps, checked to be equal before timing."
     )
     return ReportTable("Ranks: the same steps", columns, rows, note), metrics
 
@@ -343,8 +343,8 @@ def sweep_rows(sample: WindowSample, settings: Settings, process: DistributedCon
         table.append([rows, gib, distinct, *step_ms(timing, settings), timing.median / timings[str(kept[0][0])].median])
     columns = ["item rows", "GiB per rank", "distinct items", "ms/step", "p10 ms", "p90 ms", "× fewest rows"]
     note = (
-        f"Dimension {settings.rows_dim}, float32, one optimizer value per row, at most {settings.memory_gib:g} GiB in total; "
-        f"Zipf exponent {settings.zipf:g}; distinct items per rank and step."
+        f"Dimension {settings.rows_dim}, float32, one optimizer value per row, at most {settings.memory_gib:g} GiB in "
+        f"total; Zipf exponent {settings.zipf:g}; distinct items per rank and step."
     )
     if skipped:
         note += f" Skipped: {', '.join(skipped)}."

@@ -1,7 +1,7 @@
 """What are the latency and throughput of `a2gen serve`, and how does it behave under overload?
 
 Requests arrive as a Poisson process, independently of previous responses. Latency counts from the due time of a request
-and thus includes all queueing. Loads are multiples of the saturation throughput, which is measured with a few clients in
+and thus includes all queueing. Loads are multiples of the saturation throughput, measured with a few clients in
 a closed loop. Load generator and service are processes of one machine and share its cores. The histories are recorded
 over HTTP first, and responses are compared with the model.
 

@@ -2,7 +2,7 @@
 
 Two implementations of the same data and mathematics: user windows with factorized attention on sharded tables, as in
 `a2gen train`, and a pointwise reference with one padded history per target (benchmarks/reference). Every target has a
-full history. Losses and gradients are compared before timing. Then all variants train in turn, round after round, on the
+full history. Losses and gradients are compared before timing. Then all variants train in turn, round by round, on the
 same number of targets per round. Each turn starts with a few untimed steps, so that batches prefetched during the other
 variants' turns do not count.
 

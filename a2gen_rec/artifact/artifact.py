@@ -84,7 +84,7 @@ class Artifact:
         ensemble: Ensemble with its card, if any.
         users: Users of the dataset.
         items: Items of the dataset.
-        vocabularies: Vocabulary feature -> raw value -> row, without identifiers, which ``users`` and ``items`` contain.
+        vocabularies: Vocabulary feature -> raw value -> row, without identifiers (see ``users``, ``items``).
     """
 
     manifest: Manifest
@@ -101,7 +101,7 @@ def load_artifact(model_dir: str) -> Artifact:
     """Read and check an exported model.
 
     Raises:
-        UserError: A file is missing, truncated, corrupted or incompatible with the others, or the format is unsupported.
+        UserError: A file is missing, truncated, corrupted or incompatible, or the format is unsupported.
     """
     manifest = read_manifest(model_dir)
     settings, card = _read_settings(paths.join(model_dir, SETTINGS)), DatasetCard.load(model_dir)

@@ -1,7 +1,7 @@
 """Embedding tables for serving: quantized by row; a batch dequantizes only the rows that it looks up.
 
 A row of int8 codes has one float16 scale and no offset: embedding rows are roughly symmetric, and a float16 offset
-would enlarge a table of width 32 by 6 %. With fbgemm's two float32 values (``FloatToFused8BitRowwiseQuantized``) a table
+would enlarge a table of width 32 by 6 %. With fbgemm's two float32 values (``FloatToFused8BitRowwiseQuantized``) it
 would take 31 % of its float32 size instead of 27 %.
 """
 

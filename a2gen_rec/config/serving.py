@@ -18,7 +18,7 @@ class ServeConfig:
     port: int = 8000
     """Port to listen on; 0 selects a free port."""
     root_path: str = ""
-    """Path prefix under which a reverse proxy serves the service, for example /ranking. It is removed from request paths;
+    """Path prefix under which a reverse proxy serves the service, for example /ranking. Removed from request paths;
     paths without it are accepted too."""
     event_store: str = "a2gen-events.db"
     """Event store: a SQLite file, created if absent, or redis://HOST:PORT/NUMBER."""

@@ -147,7 +147,7 @@ def term_counts(num_terms: int, counts: Tensor, is_generative: bool = True) -> T
 
 
 def total_loss(terms: Tensor, config: LossConfig, tasks: Sequence[str] = ()) -> Tensor:
-    """Return the weighted sum of the terms [terms]; those after :data:`TERM_NAMES` belong to the objectives ``tasks``."""
+    """Return the weighted sum of the terms [terms]; those after :data:`TERM_NAMES` are the objectives ``tasks``."""
     return (terms * terms.new_tensor(_weights(config, tasks))).sum()  # autocast would round a matrix product
 
 

@@ -109,7 +109,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         features: Names of the features that the ranker uses, by level.
         objective_tasks: Objectives that the ranker predicts in addition to actions and labels.
         is_timed: [actions] bool, whether the log records the action's time.
-        has_positives: [1 + outcomes] bool, true, then whether each action, label and objective has positives in training.
+        has_positives: [1 + outcomes] bool: true, then whether an action, label or objective has training positives.
     """
 
     is_generative: bool = False

@@ -348,7 +348,7 @@ def factorized_weights(shared_logits: Sequence[Tensor], context_logits: Tensor, 
 
 
 def _reference_pairs(shared_logits: Tensor, context_logits: Tensor, mask: Tensor, pairs: Tensor) -> Tensor:
-    """Return the contribution [m, heads, T, n] of unmasked (context, query) ``pairs`` [m, heads, T, n] to the weights."""
+    """Return the contribution [m, heads, T, n] of unmasked (context, query) ``pairs``, same shape, to the weights."""
     b, h, t, i = pairs.nonzero(as_tuple=True)
     mask_row = t if mask.shape[1] > 1 else torch.zeros_like(t)
     logits = mask_logits(shared_logits[b, h, i] + context_logits[b, h, t], mask[b, mask_row])

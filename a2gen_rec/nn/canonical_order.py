@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def sequence_ids(action: Tensor) -> Tensor:
-    """Return [tokens] the sequence that each token of ``action`` [tokens] belongs to; sequences begin with ``start``."""
+    """Return [tokens] the sequence of each token of ``action`` [tokens]; sequences begin with ``start``."""
     return (action == 0).cumsum(0) - 1
 
 

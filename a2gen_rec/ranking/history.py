@@ -11,7 +11,7 @@ from a2gen_rec.data.schema import FEEDBACK, UNKNOWN, DatasetCard
 
 @dataclass(frozen=True)
 class EncodedHistory:
-    """Encoded impressions of one user, oldest first: immutable, created by ``Ranker.encode``, valid for that model only.
+    """Encoded impressions of one user, oldest first: immutable, made by ``Ranker.encode``, valid for that model only.
 
     Only the most recent impressions that the model can use are kept, so the size stays bounded however often a caller
     appends.

@@ -145,7 +145,7 @@ def draw_transforms(curves: Sequence[TransformCurves], users: Sequence[str], fil
         loc="outside upper center",
         ncols=math.ceil(len(users) / legend_rows),
         frameon=False,
-        title="Learned transforms: contribution of each prediction to a user's scores",  # the figure's title would overlap
+        title="Learned transforms: contribution of each prediction to a user's scores",  # a figure title would overlap
         title_fontproperties={"size": 10, "weight": "bold"},
     )
     legend.get_title().set_color(TEXT_COLOR)

@@ -52,7 +52,7 @@ def _unplaced_table(table: TableWorkload, options: list[ShardingOption], free: S
 def find_remedies(
     problem: PlanningProblem, failure: InfeasiblePlanError, unplaced: list[UnplacedTable]
 ) -> list[Remedy]:
-    """Return changes with which all tables fit: on this hardware by estimated time, then more ranks, then fewer rows."""
+    """Return changes with which all tables fit: this hardware by estimated time, then more ranks, then fewer rows."""
     same_hardware = sorted(_on_this_hardware(problem), key=lambda remedy: remedy.cost_ms)
     return [*same_hardware, *_more_ranks(problem, failure), *_fewer_rows(problem, [table.table for table in unplaced])]
 

@@ -28,7 +28,7 @@ class LoadedRun:
         process: Process group and device of this rank.
         step: Step of the checkpoint.
         fingerprint: Identifier of the checkpoint's tensors, see :func:`checkpoint.fingerprint`.
-        data_digest: Digest of the dataset in ``data``; another than that of ``card`` for other data than the training's.
+        data_digest: Digest of the dataset in ``data``; differs from that of ``card`` for data of another digest.
     """
 
     model: TrainingModel

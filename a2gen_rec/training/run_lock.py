@@ -39,7 +39,7 @@ class RunLock:
         """Raise UserError if the run is not owned any more."""
         if not self.is_held():
             raise UserError(
-                f"{self.run}: another `a2gen train` took over this run, or it was removed; this one stops without saving"
+                f"{self.run}: another `a2gen train` took over this run, or it was removed; stopping without saving"
             )
 
 

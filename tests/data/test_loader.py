@@ -220,7 +220,7 @@ def test_loading_does_not_change_the_global_random_state(prefetch: bool, dataset
     assert torch.equal(torch.rand(3), expected)
 
 
-# Change of the number of ranks --------------------------------------------------------------------------------------------
+# Change of the number of ranks ----------------------------------------------------------------------------------------
 
 
 def take_batches(ranks: list[Iterator[WindowBatch]], starts: list[LoaderState], counts: list[int]) -> tuple[list, list]:

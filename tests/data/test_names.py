@@ -16,23 +16,66 @@ NAMES = st.one_of(st.text(max_size=8), SIMILAR, st.sampled_from(["ts_ms", "Dwell
 
 @pytest.mark.parametrize(
     "name",
-    ["type", "training", "forward", "to", "row", "broken", "partition", "place", "total", "position", "problem",
-     "value", "count", "rank", "items", "like", "user_id", "item_id", "watch", "hour_of_day", "用户年龄", "größe", "7_days",
-     "a-b", "_x", "yes", "null", "1e3"],
-)  # fmt: skip
+    [
+        "type",
+        "training",
+        "forward",
+        "to",
+        "row",
+        "broken",
+        "partition",
+        "place",
+        "total",
+        "position",
+        "problem",
+        "value",
+        "count",
+        "rank",
+        "items",
+        "like",
+        "user_id",
+        "item_id",
+        "watch",
+        "hour_of_day",
+        "用户年龄",
+        "größe",
+        "7_days",
+        "a-b",
+        "_x",
+        "yes",
+        "null",
+        "1e3",
+    ],
+)
 def test_accepts_names_of_features(name: str) -> None:
     check_names([name])
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("", "name is empty"), ("a.b", "invalid name 'a.b'"), ("a/b", "invalid name"), ("..", "invalid name"),
-     ("../x", "invalid name"), ("a b", "invalid name"), (" a", "invalid name"), ("a\n", "invalid name"),
-     ("-a", "not begin with '-'"), ("a\x00", "invalid name"), ("x" * 129, "name of 129 bytes"),
-     ("Ts_Ms", "reserved name 'Ts_Ms'"), ("Dwell_s", "reserved name"), ("ITEM", "reserved name"),
-     ("User_ID", "reserved name"), ("Time_bucket", "reserved name"), ("Label_click", "must not begin with 'label_'"),
-     ("at_like", "must not begin with 'at_'"), ("Objective_glance", "must not begin"), ("oracle_like", "must not begin")],
-)  # fmt: skip
+    [
+        ("", "name is empty"),
+        ("a.b", "invalid name 'a.b'"),
+        ("a/b", "invalid name"),
+        ("..", "invalid name"),
+        ("../x", "invalid name"),
+        ("a b", "invalid name"),
+        (" a", "invalid name"),
+        ("a\n", "invalid name"),
+        ("-a", "not begin with '-'"),
+        ("a\x00", "invalid name"),
+        ("x" * 129, "name of 129 bytes"),
+        ("Ts_Ms", "reserved name 'Ts_Ms'"),
+        ("Dwell_s", "reserved name"),
+        ("ITEM", "reserved name"),
+        ("User_ID", "reserved name"),
+        ("Time_bucket", "reserved name"),
+        ("Label_click", "must not begin with 'label_'"),
+        ("at_like", "must not begin with 'at_'"),
+        ("Objective_glance", "must not begin"),
+        ("oracle_like", "must not begin"),
+    ],
+)
 def test_rejects_names(name: str, reason: str) -> None:
     with pytest.raises(DataError, match=re.escape(reason)):
         check_names([name])

@@ -96,7 +96,7 @@ def test_constant_score_equals_mean_of_random_scores(k: int) -> None:
 
 
 def data(seed: int = 0, n: int = 60, width: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return scores with ties, partly unknown labels of two behaviors, masks of 0 .. ``width`` candidates and 20 users."""
+    """Return tied scores, partly unknown labels of two behaviors, masks of 0 .. ``width`` candidates and 20 users."""
     rng = np.random.default_rng(seed)
     labels = np.where(rng.random((n, width, 2)) < 0.1, np.nan, rng.random((n, width, 2)) < [0.3, 0.08])
     mask = np.arange(width) < rng.integers(0, width + 1, (n, 1))

@@ -150,7 +150,8 @@ def deduplicate(
     """
     if not directory.exists():
         return 0
-    usable = f"(SELECT * EXCLUDE (drop_reason) FROM {read_parquet_sql(directory, pattern='*.parquet')} WHERE drop_reason IS NULL)"
+    staged = read_parquet_sql(directory, pattern="*.parquet")
+    usable = f"(SELECT * EXCLUDE (drop_reason) FROM {staged} WHERE drop_reason IS NULL)"
     features = [quote_identifier(feature.name) for feature in columns.features if feature.name not in IDENTIFIERS]
     preference = ["nullif(dwell_s, 'nan'::FLOAT)", *columns.action_columns, *columns.label_columns, *features]
     unique = f"""(

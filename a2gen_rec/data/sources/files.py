@@ -25,8 +25,8 @@ Convert = Callable[[Columns], dict[str, Value]]
 def find_files(directory: Path, pattern: str) -> list[Path]:
     """Return the files of a directory that match ``pattern``, sorted.
 
-    Names that begin with ``_`` or ``.`` are skipped, unless the pattern begins so: Spark and Hive write ``_SUCCESS`` and
-    checksums next to their data.
+    Names that begin with ``_`` or ``.`` are skipped, unless the pattern begins so: Spark and Hive write ``_SUCCESS``
+    and checksums next to their data.
 
     Raises:
         DataError: no file matches.

@@ -58,9 +58,10 @@ class JD:
         # Line numbers need the file's order. With CRLF, DuckDB also reads LF and counts empty lines of both once.
         connection.execute("SET preserve_insertion_order = true")
         lines = f"""(
-            SELECT row_number() OVER () AS session, trim(line) AS line FROM read_csv({quote_path(self.file)}, hive_partitioning = false,
-                columns = {{'line': 'VARCHAR'}}, header = false, delim = '\x1f', quote = '', escape = '',
-                comment = '', auto_detect = false, strict_mode = false, new_line = '\\r\\n', max_line_size = 16777216))"""
+            SELECT row_number() OVER () AS session, trim(line) AS line FROM read_csv(
+                {quote_path(self.file)}, hive_partitioning = false, columns = {{'line': 'VARCHAR'}}, header = false, delim = '\x1f', quote = '', escape = '',
+                comment = '', auto_detect = false, strict_mode = false,
+                new_line = '\\r\\n', max_line_size = 16777216))"""
         tokens = f"""(
             SELECT session, unnest(events) AS token, generate_subscripts(events, 1) AS event_index
             FROM (SELECT session, regexp_split_to_array(line, '\\s+') AS events FROM {lines} WHERE line <> ''))"""

@@ -1,4 +1,4 @@
 """Baseline rankers with one tower per task: MMoE, PLE and HSTU.
 
-May import ``models.base``, ``nn`` and lower layers; ``models.factory``, ``models.independent`` and ``losses`` import it.
+May import ``models.base``, ``nn`` and lower layers. Imported by ``models.factory``, ``models.independent``, ``losses``.
 """

@@ -2,7 +2,7 @@
 
 All have the ensemble's signature ``(value, events, length, context)`` and return scores [n, C]:
 
-- value: [n, C, K] logits of probabilities, and monotonic functions of other objectives, such as the log of a watch time.
+- value: [n, C, K] logits of probabilities, and monotonic functions of others, such as the log of a watch time.
 - events: [n, L, d_event] the user's recent events, oldest first, padded at the end.
 - length: [n] int64 number of events, 0 .. L.
 - context: [n, C, d_context] of each candidate, or [n, 1, d_context] shared by a request's candidates.

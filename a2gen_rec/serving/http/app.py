@@ -178,7 +178,7 @@ def _probes(service: RankingService) -> APIRouter:
 
 
 class _RankFastPath:
-    """Fast path for rankings around FastAPI's layers, with the same result. FastAPI only documents the route: nearly all
+    """Fast path for rankings around FastAPI's layers, with the same result. FastAPI only documents the route: most
     requests are rankings, and its layers take more time of the event loop than parsing and response."""
 
     def __init__(self, app: FastAPI, service: RankingService) -> None:

@@ -1,4 +1,4 @@
-"""Error responses: an HTTP status, a code for programs and a message for people; and the mapping of exceptions to them."""
+"""Error responses (an HTTP status, a code for programs, a message for people) and the exceptions mapped to them."""
 
 import json
 from collections.abc import Mapping

@@ -361,7 +361,7 @@ FAR = [*((f"u{n % 3}", f"i{n}", n * DAY_MS) for n in range(9)), ("u", "i", 47_70
          "too many at one time; set --valid-start and --test-start"),
         (FAR, {"valid_start": "-2d", "test_start": "-1d"}, "in split valid: .* to 2156-.*; set other --valid-start"),
         (FAR, {"valid_start": "2200-01-01", "test_start": "2201-01-01"}, "in split valid and test: .* begins at 2200-"),
-        ([("a", "i", 1), ("b", "i", 2), ("b", "j", 3)], {"method": "last"}, "no user has the 3 impressions .* set --val"),
+        ([("a", "i", 1), ("b", "i", 2), ("b", "j", 3)], {"method": "last"}, "no user has the 3 impressions .* set --v"),
         ([("u", f"i{n}", n) for n in range(4)], {}, "in split valid and test: .*too few"),
     ],
 )  # fmt: skip

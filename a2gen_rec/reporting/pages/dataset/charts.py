@@ -152,7 +152,7 @@ def position_chart(times: Mapping[str, ValueCounts], bins: int = 20) -> Figure:
 
 
 def pair_cells(title: str, names: Sequence[str], values: np.ndarray, texts: np.ndarray) -> Figure:
-    """Return a heat map of pairs of actions; ``values`` and ``texts`` [actions, actions], NaN for cells without color."""
+    """Return a heat map of pairs of actions; ``values`` and ``texts`` [actions, actions], NaN leaves a cell blank."""
     max_length = max(map(len, names))
     figure = new_figure(
         title, 1.3 + 0.085 * max_length + 0.62 * len(names), 1.0 + 0.05 * max_length + 0.36 * len(names)

@@ -389,8 +389,8 @@ def sessions(statistics: DataStatistics) -> Section:
     )
     return Section(
         title,
-        f"A session ends if the next impression starts more than {format_duration(session_gap_s)} later, and at the end "
-        "of the training split.",
+        f"A session ends if the next impression starts more than {format_duration(session_gap_s)} later, and at the "
+        "end of the training split.",
         [(charts.session_charts(gaps, per_session, session_gap_s), caption)],
         [StatisticsTable(["", *SUMMARY_COLUMNS], rows)],
     )

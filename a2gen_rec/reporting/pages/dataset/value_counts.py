@@ -35,7 +35,7 @@ class ValueCounts:
         return self._at(max(1, math.ceil(share * self.total)))
 
     def top_share(self, share: float) -> float:
-        """Return the part of the sum of all values that the largest ``share`` of them contributes; NaN if the sum is 0."""
+        """Return the part of the sum that the largest ``share`` of all values contributes; NaN if the sum is 0."""
         total = float(self.values @ self.counts)
         if not total:
             return math.nan

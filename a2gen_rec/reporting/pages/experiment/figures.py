@@ -69,8 +69,8 @@ def ablation_chart(comparison: Comparison) -> Chart | None:
         panel.tick_params(axis="y", length=0, labelcolor=charts.TEXT_COLOR)
     caption = (
         f"Difference of each ablation to the full model ({', '.join(sorted(full_names))}), with 95% intervals over "
-        f"{comparison.num_resamples:,} resamples of users. Filled: the interval excludes 0; hollow: it includes 0, and the "
-        "difference is not significant. Ablations with the largest loss of AUC are on top."
+        f"{comparison.num_resamples:,} resamples of users. Filled: the interval excludes 0; hollow: it includes 0, and "
+        "the difference is not significant. Ablations with the largest loss of AUC are on top."
     )
     return Chart("ablations", title, caption, figure)
 
@@ -107,9 +107,9 @@ def calibration_chart(
     counts = [curve.count for curves in predictions for curve in curves.calibration.values()]
     count = float(np.median(np.concatenate(counts)))
     caption = (
-        f"Rates in bins with equal numbers of predictions of all seeds, about {count:,.0f} per bin, on log scales. On the "
-        "diagonal, predicted and observed rates are equal; below it, predictions are too high. Bins without positives "
-        "are omitted."
+        f"Rates in bins with equal numbers of predictions of all seeds, about {count:,.0f} per bin, on log scales. On "
+        "the diagonal, predicted and observed rates are equal; below it, predictions are too high. Bins without "
+        "positives are omitted."
     )
     return Chart("calibration", title, caption, figure)
 
@@ -138,9 +138,9 @@ def times_chart(dataset: str, predictions: Sequence[PredictionCurves], styles: M
         charts.log_axis(panel.xaxis)
     _model_legend(figure, [curves.model for curves in predictions], styles, marks)
     caption = (
-        "Cumulative share of the action's occurrences (their number is in parentheses) by time. A model predicts a single "
-        "typical time, so its curve is steeper than the observed one. The position of the curve at 50% shows whether a "
-        "model predicts too early or too late."
+        "Cumulative share of the action's occurrences (their number is in parentheses) by time. A model predicts a "
+        "single typical time, so its curve is steeper than the observed one. The position of the curve at 50% "
+        "shows whether a model predicts too early or too late."
     )
     return Chart("times", title, caption, figure)
 
@@ -188,8 +188,8 @@ def sequences_chart(
     distinct, targets = first["distinct"]["observed"], first["targets"]
     caption = (
         f"The {len(rows)} most frequent of {distinct:,} observed sequences, of {targets:,} impressions{sampling}. "
-        f"Expected: mean probability of exactly this sequence. The beams cover {covered:.1%} of the probability; sequences "
-        "outside count as 0. A point on its bar means that expected and observed frequencies are equal."
+        f"Expected: mean probability of exactly this sequence. The beams cover {covered:.1%} of the probability; "
+        "sequences outside count as 0. A point on its bar means that expected and observed frequencies are equal."
     )
     return Chart("sequences", title, caption, figure)
 
@@ -236,8 +236,8 @@ def cost_chart(comparison: Comparison, styles: Mapping[str, LineStyle]) -> Chart
     charts.log_axis(panel.xaxis)
     _model_legend(figure, [model.name for model in models], styles, has_line=False)
     caption = (
-        "Higher is better; further right is cheaper to train. Bars: 95% intervals over resampled users. They overlap more "
-        "than the paired differences above suggest."
+        "Higher is better; further right is cheaper to train. Bars: 95% intervals over resampled users. They overlap "
+        "more than the paired differences above suggest."
     )
     return Chart("cost", title, caption, figure)
 

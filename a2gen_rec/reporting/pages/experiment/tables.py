@@ -158,8 +158,8 @@ def conditional_times(comparison: Comparison) -> ComparisonTable:
         for name in comparison.timed
     ]
     note = (
-        "Error of the next action's time, given the preceding actions and their times. Models without a generator do not "
-        "use them; their values are those of the unconditional prediction."
+        "Error of the next action's time, given the preceding actions and their times. Models without a generator do "
+        "not use them; their values are those of the unconditional prediction."
     )
     return _table("Time MAE given the preceding actions, log1p s", columns, models, len(models), note)
 
@@ -196,8 +196,8 @@ def costs(comparison: Comparison) -> ComparisonTable:
         ("training, s", [Cell(MISSING if row.seconds is None else f"{row.seconds:,.0f}") for row in rows]),
     ]
     note = (
-        "Speed of the fastest seed, and median time of the runs that were not resumed. Concurrent runs and other load on "
-        "the machine slow training down, so these are orders of magnitude."
+        "Speed of the fastest seed, and median time of the runs that were not resumed. Concurrent runs and other load "
+        "on the machine slow training down, so these are orders of magnitude."
     )
     return _table("Cost", columns, rows, len(rows), note)
 

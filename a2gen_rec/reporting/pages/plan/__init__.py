@@ -1,1 +1,4 @@
-"""The page of a sharding plan: shapes of its charts, template, rendering. May import ``sharding.report`` and ``reporting``."""
+"""The page of a sharding plan: chart geometry, template, rendering.
+
+May import ``sharding.report`` and ``reporting``.
+"""

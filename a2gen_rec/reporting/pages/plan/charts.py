@@ -120,8 +120,8 @@ def memory_chart(report: PlanReport, kind: str) -> MemoryChart:
             bars.append(Bar(x, width, style, title, HEIGHT * (1 - value / top), HEIGHT * value / top))
     fullest = fullest_rank(report, kind).rank
     description = (
-        f"{kind.upper()}: rank {fullest} is the fullest with {format_bytes(used[fullest])} of {format_bytes(free[fullest])}, "
-        f"{imbalance(used):.2f} times the mean"
+        f"{kind.upper()}: rank {fullest} is fullest with {format_bytes(used[fullest])} of "
+        f"{format_bytes(free[fullest])}, {imbalance(used):.2f} times the mean"
     )
     ticks = [Tick(HEIGHT * (1 - end / top), strip_zeros(format_bytes(end))) for end in _axis(top)]
     return MemoryChart(kind.upper(), bars, ticks, description)
