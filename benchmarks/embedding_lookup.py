@@ -178,7 +178,8 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
             results += [
                 measure_table(rows, dim, distribution, settings, process) for distribution in ("uniform", "Zipf")
             ]
-    note = f"{settings.lookups:,} lookups per rank and batch, {process.world_size} rank(s); Zipf exponent {settings.zipf:g}."
+    note = f"{settings.lookups:,} lookups per rank and batch, {process.world_size} rank(s); "
+    note += f"Zipf exponent {settings.zipf:g}."
     if skipped:
         note += f" Skipped, more than {settings.memory_gib:g} GiB: {', '.join(skipped)}."
     tables = [

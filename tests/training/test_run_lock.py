@@ -101,10 +101,7 @@ def test_an_earlier_training_of_a_remote_run_stops_without_saving(
 
     monkeypatch.setattr(Trainer, "validate", take_over)
     line = fails(capsys, data, "memtest://run")
-    assert (
-        "memtest://run: another `a2gen train` took over this run, or it was removed; this one stops without saving"
-        in line
-    )
+    assert "memtest://run: another `a2gen train` took over this run, or it was removed; stopping without saving" in line
     assert (remote / "run" / "lock").read_text() == "process 1 elsewhere"
     assert sorted(path.name for path in (remote / "run" / "checkpoints").iterdir()) == ["step-00000002"]
     train(data, "memtest://run")

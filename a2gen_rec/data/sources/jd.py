@@ -59,8 +59,9 @@ class JD:
         connection.execute("SET preserve_insertion_order = true")
         lines = f"""(
             SELECT row_number() OVER () AS session, trim(line) AS line FROM read_csv(
-                {quote_path(self.file)}, hive_partitioning = false, columns = {{'line': 'VARCHAR'}}, header = false, delim = '\x1f', quote = '', escape = '',
-                comment = '', auto_detect = false, strict_mode = false,
+                {quote_path(self.file)}, hive_partitioning = false, columns = {{'line': 'VARCHAR'}},
+                header = false, delim = '\x1f', quote = '', escape = '', comment = '',
+                auto_detect = false, strict_mode = false,
                 new_line = '\\r\\n', max_line_size = 16777216))"""
         tokens = f"""(
             SELECT session, unnest(events) AS token, generate_subscripts(events, 1) AS event_index

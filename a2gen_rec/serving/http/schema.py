@@ -282,8 +282,8 @@ class DeleteHistoryResponse(BaseModel):
     num_deleted: int = Field(description="Number of deleted impressions.")
     overwritten: bool | None = Field(
         description="Whether deleted content is overwritten in the files of the event store. False: deleted, but not "
-        "yet overwritten, because another program reads the file; the service retries, and a repeated request returns the "
-        "current state. Null: unknown, for Redis."
+        "yet overwritten, because another program reads the file; the service retries, and a repeated request returns "
+        "the current state. Null: unknown, for Redis."
     )
 
 
