@@ -1,5 +1,6 @@
 """The documented configurations of nginx and Caddy, with the real servers where they are installed."""
 
+import os
 import re
 import shutil
 import socket
@@ -39,8 +40,9 @@ def nginx_command(folder: Path, port: int, upstream: int) -> list[str]:
     location = documented("nginx").replace("127.0.0.1:8000", f"127.0.0.1:{upstream}")
     temporary = [f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")]
     config = folder / "nginx.conf"
+    user = "user root;" if os.getuid() == 0 else ""  # otherwise its workers cannot write to the folder
     config.write_text(
-        f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; events {{}}\n"
+        f"{user} daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; events {{}}\n"
         f"http {{ access_log off; {' '.join(temporary)}\n"
         f"server {{ listen 127.0.0.1:{port};\n{location}}} }}\n"
     )
