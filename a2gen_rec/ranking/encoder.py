@@ -30,6 +30,7 @@ from a2gen_rec.data.time_zone import QUARTER_HOUR_MS
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.history import EncodedHistory, merge_histories
 from a2gen_rec.ranking.types import Impression, Value
+from a2gen_rec.ranking.window import check_time
 
 SQL_TYPES = {"buckets": "DOUBLE", "vocabulary": "VARCHAR", "hash": "VARCHAR"}
 CACHE_SIZE = 4096
@@ -119,6 +120,7 @@ class ImpressionEncoder:
             if any(seconds is not None and not 0 <= seconds < math.inf for seconds in times):
                 raise UserError(f"{location}: times must be at least 0 seconds")
             _validate_values(impression.features, self.raw_impression_features, location)
+            check_time(impression.ts_ms, f"impression of {impression.item!r}: ts_ms", self.card.has_calendar_time)
 
     def _by_name(self, features: Sequence[Feature]) -> dict[str, Feature]:
         """Return the features that are not computed from time, by name."""

@@ -22,7 +22,7 @@ from a2gen_rec.ranking.history import EncodedHistory, session_features_at
 from a2gen_rec.ranking.selection import RankingTask, Scorer, resolve_sort_key, sort_keys, top_candidates
 from a2gen_rec.ranking.types import CacheStats, Impression, RankedList, RankQuery
 from a2gen_rec.ranking.what_if import check_what_if, evaluate_what_if
-from a2gen_rec.ranking.window import next_timestamp
+from a2gen_rec.ranking.window import check_time, next_timestamp
 from a2gen_rec.utils.malloc import retain_freed_memory
 
 CACHE_BYTES = 256 * 2**20
@@ -67,7 +67,7 @@ class Ranker:
         """Return the top candidates of one request.
 
         Raises:
-            UserError: No candidates, or an unknown action, feature or sort key.
+            UserError: No candidates, an unknown action, feature or sort key, or a time in another unit.
         """
         return self.rank_batch([request])[0]
 
@@ -134,6 +134,8 @@ class Ranker:
             raise UserError("request: no candidates")
         if request.k < 1:
             raise UserError(f"request: k {request.k} must be at least 1")
+        if request.now_ms is not None:
+            check_time(request.now_ms, "request: now_ms", self.card.has_calendar_time)
         sort_by = self._sort_by(request)
         if request.what_if is not None:
             check_what_if(request.what_if, sort_by, request.candidates, self._scorer)
@@ -152,7 +154,7 @@ class Ranker:
             after: Previously encoded history of the same user; it is not modified.
 
         Raises:
-            UserError: Unknown action or feature, duplicate action, or negative time.
+            UserError: Unknown action or feature, duplicate action, negative time, or a time in another unit.
         """
         return self._encoder.encode(impressions, after)
 

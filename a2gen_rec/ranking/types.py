@@ -30,7 +30,8 @@ class Impression:
 
     Attributes:
         item: Raw item identifier.
-        ts_ms: Start of the impression, milliseconds since 1970.
+        ts_ms: Start of the impression, milliseconds since 1970, in 2000 or later. The origin is arbitrary, and so are
+            the years, if the log has no calendar time.
         watch_s: Watch time in seconds; None if not recorded or if the impression is still open.
         actions: (name, seconds since the start) pairs, None for an unknown time. Names are the dataset's actions
             except ``start`` and ``exit``; each at most once, in any order.
@@ -87,7 +88,7 @@ class RankQuery:
     Attributes:
         user: Raw user identifier; unknown users have row 0 of the user table.
         candidates: Raw item identifiers, at least one; duplicates are ranked once.
-        now_ms: Query time in milliseconds since 1970. None is one second after the end of the last impression in the
+        now_ms: Query time in milliseconds, like the times of impressions. None is one second after the end of the last impression in the
             history, or the current time without history. A service uses the current time with its stored history.
         history: Past impressions of the user, encoded (:meth:`Ranker.encode`) or raw, in any order; impressions after
             ``now_ms`` are dropped.

@@ -1,10 +1,11 @@
-"""Query times and candidate files.
+"""Times of queries and impressions, and candidate files.
 
 A request becomes one window whose targets are alternatives at the same query time. The history is encoded once, and the
 factorized attention (METHODS §2.1) evaluates all candidates together.
 """
 
 import time
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from a2gen_rec.errors import UserError
@@ -12,6 +13,11 @@ from a2gen_rec.utils import paths
 
 if TYPE_CHECKING:
     from a2gen_rec.data.columns import WindowColumns
+
+MIN_CALENDAR_MS = 946_684_800_000
+"""Start of the year 2000. Every moment until the year 9999 is earlier than this when it is given in seconds."""
+MAX_TIMESTAMP_MS = 253_402_300_799_999
+"""End of the year 9999, where calendars end. Every moment since 1978 is later than this when it is in microseconds."""
 
 
 def read_candidates(file: str) -> list[str]:
@@ -30,6 +36,26 @@ def read_candidates(file: str) -> list[str]:
 def next_timestamp(history: "WindowColumns") -> int:
     """Return one second after the last end of one window's impressions, or the current time without any."""
     return int(history.end_ms.max()) + 1000 if len(history.ts_ms) else now_ms()
+
+
+def check_time(ts_ms: int, name: str, has_calendar_time: bool) -> None:
+    """Check that a time is in milliseconds, not in another unit.
+
+    Args:
+        ts_ms: The time.
+        name: Its name in error messages.
+        has_calendar_time: Whether times are milliseconds since 1970; otherwise their origin is arbitrary.
+
+    Raises:
+        UserError: The time is no integer, later than the year 9999, or with a calendar earlier than the year 2000.
+    """
+    if not isinstance(ts_ms, Integral) or isinstance(ts_ms, bool):
+        raise UserError(f"{name} must be an integer, not {ts_ms!r}")
+    if ts_ms > MAX_TIMESTAMP_MS:
+        raise UserError(f"{name} {ts_ms} is after the year 9999; expected milliseconds, not microseconds")
+    if has_calendar_time and ts_ms < MIN_CALENDAR_MS:
+        unit = ", not seconds" if 1000 * ts_ms >= MIN_CALENDAR_MS else ""
+        raise UserError(f"{name} {ts_ms} is before the year 2000; expected milliseconds since 1970{unit}")
 
 
 def now_ms() -> int:

@@ -4,12 +4,13 @@ import os
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.types import CacheStats, Impression, RankedList, RankQuery, ScoredCandidate
+from a2gen_rec.ranking.window import check_time
 from tests.helpers.random_card import make_card
 
 ITEMS = [f"v{number}" for number in range(40)]
@@ -40,7 +41,7 @@ class FakeRanker:
     version: str
     delay_s: float = 0.2
     max_history: int = 10**6
-    card: Any = field(default_factory=make_card)
+    card: Any = field(default_factory=lambda: replace(make_card(), has_calendar_time=False))
     batches: list[list[str]] = field(default_factory=list)
     query_times: list[int | None] = field(default_factory=list)
     encoded: int = 0
@@ -65,6 +66,8 @@ class FakeRanker:
         return [self._ranked(request) for request in requests]
 
     def validate(self, request: RankQuery) -> None:
+        if request.now_ms is not None:
+            check_time(request.now_ms, "request: now_ms", self.card.has_calendar_time)
         if request.user_features:
             raise UserError(f"request: unknown user feature {next(iter(request.user_features))!r}")
         if not isinstance(request.history, FakeHistory):
@@ -95,6 +98,7 @@ class FakeRanker:
 
     def _validate(self, impressions: Sequence[Impression]) -> None:
         for impression in impressions:
+            check_time(impression.ts_ms, f"impression of {impression.item!r}: ts_ms", self.card.has_calendar_time)
             for name, _ in impression.actions:
                 if name not in self.card.predicted_actions:
                     raise UserError(f"impression of {impression.item!r}: unknown action {name!r}")

@@ -157,7 +157,7 @@ def test_default_query_time_without_history_is_now(ranker: Ranker, monkeypatch: 
     monkeypatch.setattr("a2gen_rec.ranking.window.now_ms", lambda: now)
     request = RankQuery("nobody", NAMES)
     assert ranker.rank(request) == ranker.rank(dataclasses.replace(request, now_ms=now))
-    assert ranker.rank(request).candidates != ranker.rank(dataclasses.replace(request, now_ms=0)).candidates
+    assert ranker.rank(request).candidates != ranker.rank(dataclasses.replace(request, now_ms=10**12)).candidates
 
 
 @pytest.mark.parametrize(
@@ -178,6 +178,20 @@ def test_default_query_time_without_history_is_now(ranker: Ranker, monkeypatch: 
         ({"history": [Impression("i1", 5, actions=[("like", 1.0), ("like", 2.0)])]}, "duplicate action"),
         ({"history": [Impression("i1", 5, watch_s=-1.0)]}, "times must be at least 0 seconds"),
         ({"history": [Impression("i1", 5, features={"item_id": "i2"})]}, "unknown feature 'item_id'"),
+        (
+            {"history": [Impression("i1", 1_796_060_043)]},
+            "impression of 'i1': ts_ms 1796060043 is before the year 2000; expected milliseconds since 1970, not seconds",
+        ),
+        ({"history": [Impression("i1", 0)]}, "ts_ms 0 is before the year 2000; expected milliseconds since 1970$"),
+        ({"history": [Impression("i1", -(10**12))]}, "ts_ms -1000000000000 is before the year 2000"),
+        ({"history": [Impression("i1", 946_684_799_999)]}, "ts_ms 946684799999 is before the year 2000"),
+        ({"history": [Impression("i1", 1_796_060_043_000_000)]}, "after the year 9999; expected .* not microseconds"),
+        ({"history": [Impression("i1", 1_796_060_043_000.5)]}, "ts_ms must be an integer, not 1796060043000.5"),
+        ({"history": [Impression("i1", True)]}, "ts_ms must be an integer, not True"),
+        ({"history": [Impression("i1", "1796060043000")]}, "ts_ms must be an integer, not '1796060043000'"),
+        ({"now_ms": 1_796_060_043}, "request: now_ms 1796060043 is before the year 2000; .* not seconds"),
+        ({"now_ms": 1_796_060_043_000_000_000}, "request: now_ms 1796060043000000000 is after the year 9999"),
+        ({"now_ms": 1_796_060_043.5}, "request: now_ms must be an integer, not 1796060043.5"),
     ],
 )
 def test_rejects_invalid_requests(ranker: Ranker, change: dict, message: str) -> None:

@@ -10,8 +10,9 @@ from a2gen_rec.ranking.ranker import Ranker
 from a2gen_rec.ranking.types import RankedList, RankQuery
 from a2gen_rec.runs.export import export_run
 from a2gen_rec.serving.http import schema
+from a2gen_rec.serving.http.serialization import rank_response
 from tests.helpers.logs import hashed_log
-from tests.helpers.service import running
+from tests.helpers.service import RunningService, running
 
 pytestmark = pytest.mark.training
 
@@ -40,10 +41,29 @@ def test_service_matches_the_ranker(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             then = RankQuery(user, items, now, [impression for impression in impressions if impression.ts_ms <= now])
             assert_matches(service.rank(user, candidates=items, now_ms=now).json(), ranker.rank(then))
         assert service.client.get("/v1/model").json()["version"] == ranker.version
+        check_times_in_other_units(service, items)
+
+
+def check_times_in_other_units(service: RunningService, items: list[str]) -> None:
+    user, now_s = "careless", 1_714_521_600
+    past = [{"item": items[0], "ts_ms": 1000 * now_s}]
+    assert service.post(user, *past).status_code == 200
+    for wrong in (now_s, now_s * 10**6, 0, 946_684_799_999):
+        impression = {"item": items[0], "ts_ms": wrong}
+        for response, field in (
+            (service.post(user, *past, impression), "ts_ms"),
+            (service.rank(user, candidates=items, history=[impression]), "ts_ms"),
+            (service.rank(user, candidates=items, now_ms=wrong), "now_ms"),
+            (service.rank(user, candidates=items, now_ms=wrong, history=past), "now_ms"),
+        ):
+            assert response.status_code == 422
+            assert field in response.json()["error"]["message"]
+    history = service.client.get(f"/v1/users/{user}/history").json()["impressions"]
+    assert [each["ts_ms"] for each in history] == [1000 * now_s]
 
 
 def assert_matches(body: dict[str, Any], expected: RankedList) -> None:
-    reference = from_json(to_json(schema.rank_response(expected, list(expected.fallbacks)), inf_nan_mode="null"))
+    reference = from_json(to_json(rank_response(expected, list(expected.fallbacks)), inf_nan_mode="null"))
     assert without_predictions(body) == without_predictions(reference)
     assert probabilities(body) == pytest.approx(probabilities(reference), abs=1e-5)
 

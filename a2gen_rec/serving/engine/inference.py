@@ -56,7 +56,7 @@ class InProcessBackend:
 
     def __init__(self, ranker: "Ranker", store: EventStore, history_cache_bytes: int) -> None:
         self.ranker = ranker
-        history = ranker.encode([Impression("", 0)])
+        history = ranker.encode([Impression("", now_ms())])
         ranker.rank(RankQuery("", ranker.sample_items(WARMUP_ITEMS) or [""], history=history))
         self.history_cache = HistoryCache(ranker, store, history_cache_bytes)
         freeze_gc()

@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from a2gen_rec.ranking.types import MAX_SEQUENCES, Impression, RankQuery, WhatIf
+from a2gen_rec.ranking.window import MAX_TIMESTAMP_MS
 
 MAX_CANDIDATES = 2000
 MAX_IMPRESSIONS = 1000
@@ -22,7 +23,6 @@ MAX_WHAT_IF_CHANGE = 20.0
 MAX_ID_LENGTH = 256
 MAX_VALUE_LENGTH = 1024
 MAX_WATCH_S = 1e7
-MAX_TIMESTAMP_MS = 253_402_300_799_999  # the end of the year 9999, where calendars end
 MAX_TIMEOUT_MS = 60_000
 
 
@@ -68,7 +68,10 @@ class ImpressionSchema(_RequestModel):
     """One item shown to the user, with the user's actions."""
 
     item: Identifier
-    ts_ms: TimestampMs = Field(description="Start time in milliseconds since 1970.")
+    ts_ms: TimestampMs = Field(
+        description="Start time in milliseconds since 1970, in 2000 or later; of any origin if the model's log has no "
+        "calendar time."
+    )
     watch_s: Seconds | None = Field(
         None, description="Watch time in seconds; null if unknown, or if the impression is still open."
     )
@@ -132,7 +135,7 @@ class RankRequest(_RequestModel):
     )
     now_ms: TimestampMs | None = Field(
         None,
-        description="Query time in milliseconds since 1970; null is now, or with `history` one second after the end of "
+        description="Query time in milliseconds like `ts_ms`; null is now, or with `history` one second after the end of "
         "its last impression.",
     )
     history: Impressions | None = Field(
