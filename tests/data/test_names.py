@@ -97,7 +97,7 @@ def test_valid_names_are_distinct_columns(names: list[str]) -> None:
     except DataError:
         return
     assert all(len(name.encode()) <= MAX_NAME_BYTES for name in names)
-    own = ["user", "ts_ms", "dwell_s", "at_like", "label_click", "row of x", "split"]
-    columns = ", ".join(f'1 AS "{name}"' for name in [*names, *own])
+    reserved = ["user", "ts_ms", "dwell_s", "at_like", "label_click", "row of x", "split"]
+    columns = ", ".join(f'1 AS "{name}"' for name in [*names, *reserved])
     described = duckdb.sql(f"SELECT * FROM (SELECT * FROM (SELECT {columns}))").columns
-    assert described == [*names, *own], "DuckDB renames duplicates"
+    assert described == [*names, *reserved], "DuckDB renames duplicates"

@@ -58,7 +58,9 @@ def test_latest_impressions_of_every_user(simulated: tuple[Path, Log], last: int
     items = {str(row["item_id"]): row for row in pq.read_table(folder / "raw" / "items.parquet").to_pylist()}
     for user, past in latest.items():
         expected = log.impressions[user][-last:]
-        assert [(each.item, each.ts_ms) for each in past] == [(each.item, each.ts_ms) for each in expected]
+        assert [(impression.item, impression.ts_ms) for impression in past] == [
+            (impression.item, impression.ts_ms) for impression in expected
+        ]
         for actual, reference in zip(past, expected, strict=True):
             assert actual.watch_s == pytest.approx(reference.watch_s)
             assert dict(actual.actions) == pytest.approx(dict(reference.actions))
@@ -92,12 +94,14 @@ def test_backfilled_histories_match_events(
     max_impressions = ranker.card.max_history + SESSION_MARGIN
     for _ in range(2):
         main(["backfill", "generic", *arguments])
-        sums = sum(min(len(each), max_impressions) for each in log.impressions.values())
+        sums = sum(min(len(impressions), max_impressions) for impressions in log.impressions.values())
         assert capsys.readouterr().out.endswith(f"{location}: {sums:,} impressions of {len(log.impressions)} users\n")
         store = open_store(location)
         for user, impressions in log.impressions.items():
             _, recorded = store.get_recent(user, 1000)
-            assert [each.ts_ms for each in recorded] == [each.ts_ms for each in impressions[-max_impressions:]]
+            assert [impression.ts_ms for impression in recorded] == [
+                impression.ts_ms for impression in impressions[-max_impressions:]
+            ]
             actual, reference = ranker.encode(recorded), ranker.encode(impressions[-max_impressions:])
             assert actual.items == reference.items
             assert actual.state_keys == reference.state_keys
@@ -125,7 +129,9 @@ def test_limits_pending_writes(hashed: tuple[Path, Log], tmp_path: Path, monkeyp
     assert result.users == len(log.impressions)
     assert result.impressions == sum(map(len, recorded.values()))
     for user, impressions in log.impressions.items():
-        assert [each.ts_ms for each in recorded[user]] == [each.ts_ms for each in impressions[-4:]]
+        assert [impression.ts_ms for impression in recorded[user]] == [
+            impression.ts_ms for impression in impressions[-4:]
+        ]
 
 
 @pytest.mark.parametrize(

@@ -108,17 +108,19 @@ def test_list_and_explanation_match_the_response(opened: Callable, serve: Callab
     rank_for(page, "u1")
     expected = response_of(serve(), "u1")
     best = expected["candidates"]
-    assert items(page) == [each["item"] for each in best]
-    assert texts(page, "#list .value") == [f"{each['score']:.3f}".replace("-", "−") for each in best]
+    assert items(page) == [candidate["item"] for candidate in best]
+    assert texts(page, "#list .value") == [f"{candidate['score']:.3f}".replace("-", "−") for candidate in best]
     assert "40 candidates ranked by ensemble score" in page.locator("#status").inner_text()
-    shown = dict(zip(texts(page, ".parts tbody th .named"), texts(page, ".parts tbody td.strong"), strict=True))
-    contributions = {each["objective"].replace("_", " "): each["contribution"] for each in best[0]["explanation"]}
-    assert shown == {name: f"{value:+.3f}".replace("-", "−") for name, value in contributions.items()}
+    contributions_on_page = dict(
+        zip(texts(page, ".parts tbody th .named"), texts(page, ".parts tbody td.strong"), strict=True)
+    )
+    contributions = {part["objective"].replace("_", " "): part["contribution"] for part in best[0]["explanation"]}
+    assert contributions_on_page == {name: f"{value:+.3f}".replace("-", "−") for name, value in contributions.items()}
     assert len(texts(page, ".sequences li")) == len(best[0]["sequences"]) == 3
     like, exit_ = best[0]["expected_time_s"]["like"], best[0]["expected_time_s"]["exit"]
     strip, diamond = box(page, ".over.hue0"), box(page, ".over.hue0 b")
     end = box(page, ".over.hue-exit b")
-    centers = [each["x"] + each["width"] / 2 - strip["x"] for each in (diamond, end)]
+    centers = [box["x"] + box["width"] / 2 - strip["x"] for box in (diamond, end)]
     assert centers[0] / centers[1] == pytest.approx(like / exit_, rel=0.02), "times share one axis from 0"
 
 
@@ -163,14 +165,14 @@ def test_adding_an_impression_shows_rank_changes(opened: Callable, serve: Callab
         "after the last impression and a pause"
     )
     after = response_of(serve(), "mover", k=30)["candidates"]
-    index_before = {each["item"]: index for index, each in enumerate(before)}
+    index_before = {candidate["item"]: index for index, candidate in enumerate(before)}
     expected = []
-    for index, each in enumerate(after):
-        up = index_before.get(each["item"], -1) - index
-        is_new = each["item"] not in index_before
+    for index, candidate in enumerate(after):
+        up = index_before.get(candidate["item"], -1) - index
+        is_new = candidate["item"] not in index_before
         expected.append("new" if is_new else "= same rank" if not up else f"▲{up} up" if up > 0 else f"▼{-up} down")
     assert texts(page, "#list .move") == expected
-    assert {each[0] for each in expected} >= set("▲▼n")
+    assert {text[0] for text in expected} >= set("▲▼n")
     rows = page.locator("#history .timeline")
     expect(rows).to_have_count(4)
     page.get_by_role("button", name="Stop comparing").click()
@@ -180,7 +182,7 @@ def test_adding_an_impression_shows_rank_changes(opened: Callable, serve: Callab
 def test_what_if_moves_the_candidate_to_its_rank(opened: Callable, serve: Callable[..., RunningService]) -> None:
     page, _ = opened()
     rank_for(page, "u1")
-    ranked = [each["item"] for each in response_of(serve(), "u1")["candidates"]]
+    ranked = [candidate["item"] for candidate in response_of(serve(), "u1")["candidates"]]
     page.locator("#list button").nth(4).click()
     slider = page.get_by_label("Prediction, lower or higher")
     expect(slider).to_be_enabled()
@@ -216,10 +218,10 @@ def test_query_time_is_one_second_after_the_last_impression(
     page.on("request", lambda request: bodies.append(request.post_data_json) if "/v1/rank" in request.url else None)
     rank_for(page, "long ago")
     after = START_MS + 2 * 20_000 + 3_600_000 + 20_000 + 1000
-    assert {each["now_ms"] for each in bodies if each["user"] == "long ago"} == {after}
+    assert {body["now_ms"] for body in bodies if body["user"] == "long ago"} == {after}
     page.locator("#what-if-slider").fill("1")
     expect(page.locator("#details")).to_contain_text("Reset to the prediction")
-    queries = {(each["now_ms"], "what_if" in each) for each in bodies if each["user"] == "long ago"}
+    queries = {(body["now_ms"], "what_if" in body) for body in bodies if body["user"] == "long ago"}
     assert queries == {(after, False), (after, True)}
     rank_for(page, "no history")
     assert abs(bodies[-1]["now_ms"] - time.time() * 1000) < 3_600_000
@@ -384,7 +386,7 @@ def test_page_adapts_to_missing_model_outputs(
     page, _ = opened(version, width=1000)
     page.locator("#list button").first.click()
     expect(page.locator("#details")).to_contain_text(message)
-    assert items(page) == [each["item"] for each in response_of(serve(version), "u1")["candidates"]]
+    assert items(page) == [candidate["item"] for candidate in response_of(serve(version), "u1")["candidates"]]
     assert page.locator("#what-if-slider").count() == (0 if "ensemble" in version else 1)
 
 
@@ -417,8 +419,8 @@ def test_package_contains_the_page_without_inline_code() -> None:
     html = WEB.joinpath("index.html").read_text()
     assert "style=" not in html
     assert html.count("<script") == html.count('<script type="module" src=') == 1
-    modules = [each for each in WEB.joinpath("js").iterdir() if each.name.endswith(".js")]
-    source = "".join(each.read_text() for each in modules)
+    modules = [file for file in WEB.joinpath("js").iterdir() if file.name.endswith(".js")]
+    source = "".join(file.read_text() for file in modules)
     for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "localStorage"):
         assert forbidden not in source
     pyproject = (REPOSITORY / "pyproject.toml").read_text()

@@ -47,7 +47,7 @@ def test_history_matches_the_store_for_any_cache_size(store: SqliteStore, operat
         elif times == "delete":  # possibly by another service
             assert store.delete_user(user).result(5) == len(expected.pop(user, ()))
         else:
-            store.put(user, [Impression("v", each) for each in times]).result(5)
+            store.put(user, [Impression("v", ts_ms) for ts_ms in times]).result(5)
             expected.setdefault(user, set()).update(times)
     assert cache.bytes == sum(entry.bytes for entry in cache._entries.values())
 
@@ -56,7 +56,7 @@ def test_only_new_impressions_are_encoded(store: SqliteStore) -> None:
     ranker: Any = FakeRanker("one")
     cache = HistoryCache(ranker, store, 10**6)
     bound = ranker.card.max_history + SESSION_MARGIN
-    store.put("u", [Impression("v", each) for each in range(200)]).result(5)
+    store.put("u", [Impression("v", ts_ms) for ts_ms in range(200)]).result(5)
     assert len(cache.get("u")) == bound == ranker.encoded
     assert cache.get("u") is cache.get("u")
     assert ranker.encoded == bound
@@ -97,5 +97,5 @@ def test_reports_store_failures(store: SqliteStore) -> None:
 
 def test_size_grows_linearly_with_the_history() -> None:
     ranker = FakeRanker("one")
-    sizes = [size_bytes(ranker.encode([Impression("v", each) for each in range(count)])) for count in (0, 10, 20)]
+    sizes = [size_bytes(ranker.encode([Impression("v", ts_ms) for ts_ms in range(count)])) for count in (0, 10, 20)]
     assert sizes[2] - sizes[1] == sizes[1] - sizes[0] > 500

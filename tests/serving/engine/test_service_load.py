@@ -45,7 +45,7 @@ def test_requests_share_batches(tmp_path: Path) -> None:
         for user, response in responses.items():
             ranking = response.result(TIMEOUT_S).json()
             assert ranking["user"] == user
-            assert [each["item"] for each in ranking["candidates"]] == expected_order(user, candidates[user])
+            assert [candidate["item"] for candidate in ranking["candidates"]] == expected_order(user, candidates[user])
         assert first.result(TIMEOUT_S).status_code == 200
         batches = service.ranker.batches[1:]
         assert sorted(user for batch in batches for user in batch) == sorted(users)
@@ -58,12 +58,12 @@ def test_failed_request_affects_no_other_of_its_batch(tmp_path: Path) -> None:
         first = threads.submit(service.rank, "first")
         assert gate.started.wait(TIMEOUT_S)
         pending = [
-            threads.submit(service.rank, f"u{each}", candidates=["bad"] if each == 3 else ["v"]) for each in range(6)
+            threads.submit(service.rank, f"u{index}", candidates=["bad"] if index == 3 else ["v"]) for index in range(6)
         ]
         wait_until(lambda: service.service.batcher.queued == 6)
         gate.open.set()
         assert first.result(TIMEOUT_S).status_code == 200
-        assert [each.result(TIMEOUT_S).status_code for each in pending] == [200, 200, 200, 500, 200, 200]
+        assert [future.result(TIMEOUT_S).status_code for future in pending] == [200, 200, 200, 500, 200, 200]
 
 
 def test_full_queue_rejects_rankings_only(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_full_queue_rejects_rankings_only(tmp_path: Path) -> None:
         assert service.client.get("/healthz").status_code == 200
         assert 'a2gen_errors_total{code="overloaded"} 2.0' in service.client.get("/metrics").text
         gate.open.set()
-        assert [each.result(TIMEOUT_S).status_code for each in pending] == [200] * 3
+        assert [future.result(TIMEOUT_S).status_code for future in pending] == [200] * 3
         assert service.rank("u9").status_code == 200
 
 
@@ -96,7 +96,7 @@ def test_rejects_too_many_concurrent_requests_except_probes(tmp_path: Path) -> N
         assert service.rank("u9").status_code == 503
         assert service.client.get("/healthz").status_code == 200
         gate.open.set()
-        assert [each.result(TIMEOUT_S).status_code for each in pending] == [200] * 3
+        assert [future.result(TIMEOUT_S).status_code for future in pending] == [200] * 3
 
 
 def test_expired_requests_get_504_and_are_not_ranked(tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def test_reload_swaps_the_model_between_batches(tmp_path: Path) -> None:
         swapped = len(responses)
         wait_until(lambda: len(responses) > swapped + 20)
         end.set()
-        for each in clients:
-            each.result(TIMEOUT_S)
+        for future in clients:
+            future.result(TIMEOUT_S)
         assert service.client.post("/v1/model/reload").json()["swapped"] is False
         assert 'a2gen_model{version="two"} 1.0' in service.client.get("/metrics").text
     assert after.json()["model_version"] == "two"
@@ -152,7 +152,7 @@ def test_reload_swaps_the_model_between_batches(tmp_path: Path) -> None:
     model_versions = []
     for response in responses:
         body = response.json()
-        models = {name for each in body["candidates"] for name in each["probability"]} - {"like"}
+        models = {name for candidate in body["candidates"] for name in candidate["probability"]} - {"like"}
         assert models == {body["model_version"]}, "one model per response"
         assert body["history_length"] == 1, "recorded impressions are kept"
         model_versions.append(body["model_version"])
@@ -231,7 +231,7 @@ def test_shutdown_completes_requests_in_progress(tmp_path: Path) -> None:
         with pytest.raises(httpx.ConnectError), httpx.Client() as late:
             late.get(f"{service.client.base_url}/healthz")
         gate.open.set()
-        assert [each.result(TIMEOUT_S).status_code for each in pending] == [200] * 5
+        assert [future.result(TIMEOUT_S).status_code for future in pending] == [200] * 5
 
 
 def test_shutdown_drops_incomplete_requests(tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ def test_exported_model_ranks_as_in_one_process(tmp_path: Path) -> None:
             expected = ranker.rank(RankQuery(user, items, now[user], log.impressions[user]))
             for response in repeated:
                 candidates = response.result().json()["candidates"]
-                assert [each["item"] for each in candidates] == [each.item for each in expected.candidates]
+                assert [candidate["item"] for candidate in candidates] == [
+                    candidate.item for candidate in expected.candidates
+                ]
                 for candidate, reference in zip(candidates, expected.candidates, strict=True):
                     assert candidate["probability"] == pytest.approx(reference.probability, abs=1e-5)
         counts = pool(service).cache_counts()
@@ -104,7 +106,7 @@ def test_events_and_deletions_take_effect_in_all_workers(two_workers: RunningSer
         assert service.post("u1", {"item": f"v{index}", "ts_ms": 1000 + index}).status_code == 200
         with ThreadPoolExecutor(4) as threads:
             rankings = list(threads.map(lambda _: service.rank("u1").json(), range(4)))
-        assert {each["history_length"] for each in rankings} == {index + 1}
+        assert {ranking["history_length"] for ranking in rankings} == {index + 1}
     assert service.client.delete("/v1/users/u1/history").json() == {"num_deleted": 6, "overwritten": True}
     assert service.rank("u1").json()["history_length"] == 0
     assert pool(service).cache_counts()["history_cache_bytes"] == before
@@ -166,9 +168,9 @@ def test_killed_worker_is_restarted_while_the_other_ranks(tmp_path: Path) -> Non
             both = [threads.submit(service.rank, "u1", candidates=["slow", "v1"]) for _ in range(2)]
             wait_until(lambda: service.service.batcher._running == 4)
             os.kill(killed, signal.SIGKILL)
-            statuses = sorted(each.result(TIMEOUT_S).status_code for each in both)
+            statuses = sorted(future.result(TIMEOUT_S).status_code for future in both)
         assert statuses == [200, 503]
-        failed = next(each.result() for each in both if each.result().status_code == 503)
+        failed = next(future.result() for future in both if future.result().status_code == 503)
         assert failed.json()["error"]["code"] == "worker_died"
         assert failed.headers["Retry-After"]
         assert service.rank().status_code == 200, "at least the other worker ranks"
@@ -235,10 +237,10 @@ def test_close_kills_a_hanging_worker(tmp_path: Path, monkeypatch: pytest.Monkey
     job = RankJob(RankQuery("u1", ITEMS[:3]), use_stored_history=False)
     with ThreadPoolExecutor(2) as threads:
         both = [threads.submit(workers.rank, [job]) for _ in range(2)]
-        wait_until(lambda: any(each.done() for each in both) and workers._workers[0]._lock.locked())
+        wait_until(lambda: any(future.done() for future in both) and workers._workers[0]._lock.locked())
         workers.close()
         assert not any(process.is_alive() for process in processes)
-        assert sum(each.exception() is None for each in both) == 1
+        assert sum(future.exception() is None for future in both) == 1
     with pytest.raises(WorkerDied):
         workers.rank([job])
 
@@ -262,8 +264,8 @@ def test_reload_drops_no_request(tmp_path: Path) -> None:
                 assert (reloaded["version"], reloaded["swapped"]) == (version, True)
                 wait_until(lambda version=version: versions[-1] == (200, version))
             stop.set()
-            for each in clients:
-                each.result(TIMEOUT_S)
+            for future in clients:
+                future.result(TIMEOUT_S)
         assert {status for status, _ in versions} == {200}
         assert not any(map(is_alive, previous))
         current = pids(service)
@@ -299,7 +301,7 @@ def test_workers_exit_with_their_service(number: int, tmp_path: Path) -> None:
         workers = [int(pid) for pid in children.stdout.split()]
         assert len(workers) >= 2
         response = httpx.post(f"{address}/v1/rank", json={"user": "u1", "candidates": ITEMS[:5]}, timeout=TIMEOUT_S)
-        assert [each["item"] for each in response.json()["candidates"]] == expected_order("u1", ITEMS[:5])
+        assert [candidate["item"] for candidate in response.json()["candidates"]] == expected_order("u1", ITEMS[:5])
         for pid in workers:  # a terminal sends Ctrl-C to all processes; workers leave it to the service
             if number != signal.SIGKILL:
                 os.kill(pid, number)
@@ -317,5 +319,5 @@ def test_service_with_a_fake_ranker_imports_no_torch() -> None:
         "import tests.helpers.fake_ranker, tests.helpers.service\n"
         "print([name for name in ('torch', 'torchrec', 'fbgemm_gpu') if name in sys.modules])\n"
     )
-    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout == "[]\n"
+    process = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout == "[]\n"

@@ -50,7 +50,7 @@ def test_candidates_are_sorted(one: RunningService) -> None:
         response = one.rank(user, candidates=candidates, k=k)
         assert response.status_code == 200, response.text
         body = response.json()
-        assert [each["item"] for each in body["candidates"]] == expected_order(user, candidates, k)
+        assert [candidate["item"] for candidate in body["candidates"]] == expected_order(user, candidates, k)
         assert (body["user"], body["num_candidates"], body["model_version"]) == (user, len(set(candidates)), "one")
         schema.RankResponse.model_validate(body)
 
@@ -68,7 +68,7 @@ def test_events_count_in_the_next_ranking(one: RunningService) -> None:
     for number in range(5):
         posted = one.post(user, {"item": f"v{number}", "ts_ms": 1000 * number})
         assert (posted.status_code, posted.json()) == (200, {"recorded": 1})
-        assert history_items(one.rank(user)) == [f"v{each}" for each in range(number + 1)]
+        assert history_items(one.rank(user)) == [f"v{index}" for index in range(number + 1)]
     late = {
         "item": "late",
         "ts_ms": 500,
@@ -81,7 +81,9 @@ def test_events_count_in_the_next_ranking(one: RunningService) -> None:
         assert history_items(one.rank(user)) == ["v0", "late", "v1", "v2", "v3", "v4"]
     assert one.rank(user).json()["fallbacks"] == []
     response = one.client.get("/v1/users/reader%2Fof%20own%2520writes%20%C3%BC/history", params={"last": 5}).json()
-    assert [each["item"] for each in response["impressions"]] == ["late", "v1", "v2", "v3", "v4"], "the latest five"
+    assert [impression["item"] for impression in response["impressions"]] == ["late", "v1", "v2", "v3", "v4"], (
+        "the latest five"
+    )
     assert response["user"] == user
     assert response["durations_s"] == {"v1": 1.0, "v2": 2.0, "v3": 3.0, "v4": 4.0}, "for videos known to the model"
     assert user in one.client.get("/v1/users", params={"count": 100}).json()["users"]
@@ -214,12 +216,12 @@ def test_log_contains_no_user_or_item(one: RunningService, caplog: pytest.LogCap
         one.client.get(f"/{user}"),
         one.client.post("/v1/rank", content=f'{{"user": "{user}"', headers={"Content-Type": "application/json"}),
     ]
-    assert [each.status_code for each in statuses] == [200, 500, 504, 422, 422, 200, 422, 422, 200, 404, 400]
+    assert [response.status_code for response in statuses] == [200, 500, 504, 422, 422, 200, 422, 422, 200, 404, 400]
     messages = [record.getMessage() for record in caplog.records if record.name.startswith(("a2gen_rec", "uvicorn"))]
     lines = [line for line in messages if line.startswith(("GET", "POST"))]
     assert len(lines) == len(statuses)
     assert any(line.startswith("GET /v1/users/{user:path}/history 200 ") for line in lines)
-    assert all(each.headers["x-request-id"] in line for each, line in zip(statuses, lines, strict=True))
+    assert all(response.headers["x-request-id"] in line for response, line in zip(statuses, lines, strict=True))
     assert any("KeyError" in line for line in messages), "the failure itself is logged"
     assert not [line for line in messages if "secret" in line]
 

@@ -50,7 +50,7 @@ def reset(connection: socket.socket) -> None:
 def test_disconnects_clients_that_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("a2gen_rec.serving.http.connection.WRITE_STALL_TIMEOUT_S", 0.5)
     with running(tmp_path, max_concurrent_requests=3) as service, ExitStack() as connections:
-        service.post("long", *({"item": "v" * 256, "ts_ms": each} for each in range(1000)))
+        service.post("long", *({"item": "v" * 256, "ts_ms": ts_ms} for ts_ms in range(1000)))
         for _ in range(3):
             connections.enter_context(connect_idle(service)).sendall(HISTORY * 60)
         wait_for_status(service, 503)
@@ -64,7 +64,7 @@ def test_disconnects_clients_that_never_read(tmp_path: Path, monkeypatch: pytest
 def test_slow_reader_gets_all_responses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("a2gen_rec.serving.http.connection.WRITE_STALL_TIMEOUT_S", TIMEOUT_S)
     with running(tmp_path, max_concurrent_requests=1) as service:
-        service.post("long", *({"item": "v" * 256, "ts_ms": each} for each in range(1000)))
+        service.post("long", *({"item": "v" * 256, "ts_ms": ts_ms} for ts_ms in range(1000)))
         with connect_idle(service) as late:
             late.sendall(HISTORY * 59 + HISTORY.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
             wait_for_status(service, 503)
@@ -82,10 +82,10 @@ def test_early_disconnect_is_no_error(one: RunningService, caplog: pytest.LogCap
         time.sleep(0.005)
     reset(connection)
     assert one.rank(candidates=["slow"]).status_code == 200, "after the abandoned request"
-    while not (lines := [each for each in caplog.messages if each.startswith("POST /v1/rank 499 ")]):
+    while not (lines := [message for message in caplog.messages if message.startswith("POST /v1/rank 499 ")]):
         time.sleep(0.005)
     assert len(lines) == 1
-    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 ENDLESS = {
@@ -111,7 +111,7 @@ def test_aborts_endless_input(one: RunningService, name: str) -> None:
 
 
 def test_accepts_large_headers(one: RunningService) -> None:
-    lines = b"".join(b"X-%d: %s\r\n" % (each, b"x" * 1000) for each in range(60))
+    lines = b"".join(b"X-%d: %s\r\n" % (index, b"x" * 1000) for index in range(60))
     probe = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + lines
     for split in (1, len(probe) // 2, len(probe)):
         with socket.create_connection(one.address, timeout=10) as connection:

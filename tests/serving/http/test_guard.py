@@ -142,7 +142,7 @@ def test_missing_headers_close_the_connection(tmp_path: Path, monkeypatch: pytes
 def test_generated_requests_conform_to_openapi(one: RunningService) -> None:
     """Valid and invalid requests of every route: none causes a server error."""
     openapi = schemathesis.openapi.from_url(f"{one.client.base_url}/openapi.json")
-    operations = [each.ok() for each in openapi.get_all_operations()]
+    operations = [operation.ok() for operation in openapi.get_all_operations()]
     assert len(operations) == 10
     for mode, count in ((GenerationMode.POSITIVE, 10), (GenerationMode.NEGATIVE, 20)):
         for operation in operations:

@@ -66,13 +66,13 @@ def test_acknowledged_events_survive_sigkill(tmp_path: Path) -> None:
             time.sleep(0.01)
         killed.set()
         server.kill()
-        for each in clients:
-            each.result(TIMEOUT_S)
+        for future in clients:
+            future.result(TIMEOUT_S)
     assert len({user for user, _ in acknowledged}) == 8
     with serve_process(*arguments) as (_, address), httpx.Client(base_url=address, timeout=TIMEOUT_S) as client:
         for user in {user for user, _ in acknowledged}:
             impressions = client.get(f"/v1/users/{user}/history", params={"last": 1000}).json()["impressions"]
-            recorded = {each["ts_ms"] for each in impressions}
+            recorded = {impression["ts_ms"] for impression in impressions}
             assert {number for name, number in acknowledged if name == user} <= recorded
             ranked = client.post("/v1/rank", json={"user": user, "candidates": ["v1"]}).json()
             assert ranked["history_length"] == min(len(recorded), make_card().max_history + SESSION_MARGIN)

@@ -100,7 +100,7 @@ class FakePipeline:
     def execute(self) -> list[Any]:
         if self.client.fails:
             raise self.client.fails
-        return [each() for each in self.commands]
+        return [command() for command in self.commands]
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -120,11 +120,13 @@ def test_reads_match_a_reference_dictionary(store: EventStore, writes: Any, limi
     for name, recorded in writes:
         user = prefix + name
         store.put(user, recorded).result(5)
-        expected.setdefault(user, {}).update({(each.ts_ms, each.item): each for each in recorded})
+        expected.setdefault(user, {}).update(
+            {(impression.ts_ms, impression.item): impression for impression in recorded}
+        )
         since, previous = reads.get(user, (0, {}))
         version, new = store.get_recent(user, limit, since)
         assert version > since
-        reads[user] = version, previous | {(each.ts_ms, each.item): each for each in new}
+        reads[user] = version, previous | {(impression.ts_ms, impression.item): impression for impression in new}
         assert store.get_recent(user, limit, version) == (version, [])
     for user, content in expected.items():
         newest = [content[key] for key in sorted(content)][-limit:]
@@ -150,8 +152,8 @@ def test_deleted_user_starts_a_new_history(store: EventStore) -> None:
     user, other = "a:{b}", "a"
     for _ in range(3):
         recorded = [Impression("v1", 5, actions=[]), Impression("v2", 6, actions=[])]
-        for each in (user, other):
-            store.put(each, recorded).result(5)
+        for name in (user, other):
+            store.put(name, recorded).result(5)
         previous, _ = store.get_recent(user, 9)
         assert store.delete_user(user).result(5) == 2
         assert store.get_recent(user, 9) == store.get_recent(user, 9, previous) == (0, [])
@@ -200,7 +202,7 @@ def test_acknowledged_impressions_survive_reopening(tmp_path: Path) -> None:
     store = SqliteStore(file)
     writes = [store.put(f"u{number % 3}", [Impression(f"v{number}", number)]) for number in range(50)]
     store.close()
-    assert all(each.done() and each.exception() is None for each in writes), "closing completes pending writes"
+    assert all(write.done() and write.exception() is None for write in writes), "closing completes pending writes"
     with pytest.raises(StoreBusy):
         store.put("u0", [Impression("v", 0)])
     again = SqliteStore(file)
@@ -239,7 +241,9 @@ def test_full_store_stays_readable_and_recovers(tmp_path: Path) -> None:
         recorded += 1
     assert isinstance(failed, StoreFull)
     assert recorded > 10
-    assert [each.ts_ms for each in store.get_recent("u", 99_999)[1]] == list(range(recorded)), "writes are atomic"
+    assert [impression.ts_ms for impression in store.get_recent("u", 99_999)[1]] == list(range(recorded)), (
+        "writes are atomic"
+    )
     store._writer.execute("PRAGMA max_page_count = 1000")
     store.put("u", [Impression("v", recorded)]).result(5)
     assert len(store.get_recent("u", 99_999)[1]) == recorded + 1
@@ -283,7 +287,7 @@ def test_interrupted_creation_is_repeated(tmp_path: Path) -> None:
     assert file.stat().st_size > 0
     store = SqliteStore(str(file))
     store.put("u", [Impression("v", 1)]).result(5)
-    assert [each.ts_ms for each in store.get_recent("u", 9)[1]] == [1]
+    assert [impression.ts_ms for impression in store.get_recent("u", 9)[1]] == [1]
     store.close()
 
 
@@ -297,10 +301,10 @@ def test_concurrent_creation_of_one_file(tmp_path: Path) -> None:
             return SqliteStore(file)
 
         with ThreadPoolExecutor(4) as threads:
-            stores = [each.result(10) for each in [threads.submit(opened) for _ in range(4)]]
+            stores = [future.result(10) for future in [threads.submit(opened) for _ in range(4)]]
         for index, store in enumerate(stores):
             store.put("u", [Impression("v", index)]).result(5)
-        assert [each.ts_ms for each in stores[0].get_recent("u", 9)[1]] == [0, 1, 2, 3]
+        assert [impression.ts_ms for impression in stores[0].get_recent("u", 9)[1]] == [0, 1, 2, 3]
         for store in stores:
             store.close()
 
