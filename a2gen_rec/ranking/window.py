@@ -8,16 +8,12 @@ import time
 from numbers import Integral
 from typing import TYPE_CHECKING
 
+from a2gen_rec.data.time_zone import MAX_TIMESTAMP_MS, MIN_CALENDAR_MS
 from a2gen_rec.errors import UserError
 from a2gen_rec.utils import paths
 
 if TYPE_CHECKING:
     from a2gen_rec.data.columns import WindowColumns
-
-MIN_CALENDAR_MS = 946_684_800_000
-"""Start of the year 2000. Every moment until the year 9999 is earlier than this when it is given in seconds."""
-MAX_TIMESTAMP_MS = 253_402_300_799_999
-"""End of the year 9999, where calendars end. Every moment since 1978 is later than this when it is in microseconds."""
 
 
 def read_candidates(file: str) -> list[str]:
@@ -41,6 +37,8 @@ def next_timestamp(history: "WindowColumns") -> int:
 def check_time(ts_ms: int, name: str, has_calendar_time: bool) -> None:
     """Check that a time is in milliseconds, not in another unit.
 
+    With a calendar, no moment from 2000 to 9999 passes in seconds or microseconds.
+
     Args:
         ts_ms: The time.
         name: Its name in error messages.
@@ -51,7 +49,7 @@ def check_time(ts_ms: int, name: str, has_calendar_time: bool) -> None:
     """
     if not isinstance(ts_ms, Integral) or isinstance(ts_ms, bool):
         raise UserError(f"{name} must be an integer, not {ts_ms!r}")
-    if ts_ms > MAX_TIMESTAMP_MS:
+    if ts_ms >= MAX_TIMESTAMP_MS:
         raise UserError(f"{name} {ts_ms} is after the year 9999; expected milliseconds, not microseconds")
     if has_calendar_time and ts_ms < MIN_CALENDAR_MS:
         unit = ", not seconds" if 1000 * ts_ms >= MIN_CALENDAR_MS else ""

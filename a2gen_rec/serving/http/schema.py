@@ -12,8 +12,8 @@ from pydantic import (
     model_validator,
 )
 
+from a2gen_rec.data import time_zone
 from a2gen_rec.ranking.types import MAX_SEQUENCES, Impression, RankQuery, WhatIf
-from a2gen_rec.ranking.window import MAX_TIMESTAMP_MS
 
 MAX_CANDIDATES = 2000
 MAX_IMPRESSIONS = 1000
@@ -23,6 +23,7 @@ MAX_WHAT_IF_CHANGE = 20.0
 MAX_ID_LENGTH = 256
 MAX_VALUE_LENGTH = 1024
 MAX_WATCH_S = 1e7
+MAX_TIMESTAMP_MS = time_zone.MAX_TIMESTAMP_MS - 1
 MAX_TIMEOUT_MS = 60_000
 
 
