@@ -22,6 +22,8 @@ def parser() -> ArgumentParser:
 
 
 def run(args: Namespace) -> None:
+    from rich.text import Text
+
     from a2gen_rec.data.prepare.pipeline import prepare
     from a2gen_rec.reporting.console.dataset import summary_tables
 
@@ -30,5 +32,5 @@ def run(args: Namespace) -> None:
     card = prepare(args.source, args.raw, args.out, config, args.spec, command, progress=True)
     console = new_console()
     for table in summary_tables(card):
-        console.print(table)
+        console.print(table, soft_wrap=isinstance(table, Text))
     console.print(f"dataset: {args.out}", soft_wrap=True)

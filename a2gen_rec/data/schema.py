@@ -131,6 +131,38 @@ class FeedbackRule:
 
 
 @dataclass(frozen=True)
+class EntityShare:
+    """The most frequent user or item of a log.
+
+    Attributes:
+        id: raw identifier.
+        share: share of all impressions.
+        distinct: number of users or items.
+    """
+
+    id: str
+    share: float
+    distinct: int
+
+
+@dataclass(frozen=True)
+class DataQuality:
+    """Measurements of all impressions that reveal mistakes in a log or its spec.
+
+    Attributes:
+        most_frequent_user: user with the most impressions.
+        most_frequent_item: item with the most impressions.
+        missing_share: feature -> share of impressions without a value.
+        median_duration_s: median duration of the impressions' videos; None if the log has none.
+    """
+
+    most_frequent_user: EntityShare
+    most_frequent_item: EntityShare
+    missing_share: dict[str, float]
+    median_duration_s: float | None
+
+
+@dataclass(frozen=True)
 class DatasetCard:
     """Metadata of a prepared dataset. Times are in seconds; rates and medians come from training targets only.
 
@@ -159,6 +191,7 @@ class DatasetCard:
         utc_offset_hours: time zone of the log as a fixed offset.
         time_zone: IANA name of the log's time zone; empty for a fixed offset.
         data_digest: digest of all files except the card, see :func:`a2gen_rec.data.dataset.compute_data_digest`.
+        quality: measurements that reveal mistakes; None if they are unknown.
     """
 
     name: str
@@ -185,6 +218,7 @@ class DatasetCard:
     utc_offset_hours: float = 0.0
     time_zone: str = ""
     data_digest: str = ""
+    quality: DataQuality | None = None
 
     @property
     def zone(self) -> TimeZone:
@@ -229,8 +263,20 @@ class DatasetCard:
             features = [_validate_feature(Feature(**feature)) for feature in raw["features"]]
             splits = {name: SplitSummary(**split) for name, split in raw["splits"].items()}
             feedback = None if raw["feedback"] is None else _validate_rule(FeedbackRule(**raw["feedback"]))
-            digest = str(raw["data_digest"])
-            card = cls(**{**raw, "features": features, "splits": splits, "feedback": feedback, "data_digest": digest})
+            digest, quality = str(raw["data_digest"]), raw.get("quality")
+            if quality is not None:
+                users, items = (EntityShare(**quality[f"most_frequent_{name}"]) for name in ("user", "item"))
+                quality = DataQuality(**{**quality, "most_frequent_user": users, "most_frequent_item": items})
+            card = cls(
+                **{
+                    **raw,
+                    "features": features,
+                    "splits": splits,
+                    "feedback": feedback,
+                    "data_digest": digest,
+                    "quality": quality,
+                }
+            )
             card = replace(
                 card, session_gap_s=float(card.session_gap_s), utc_offset_hours=_finite_float(card.utc_offset_hours)
             )

@@ -28,6 +28,7 @@ from a2gen_rec.data.features import encodings, feedback
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
 from a2gen_rec.data.features.sessions import SESSION_GAP_S, add_session_columns, session_features
 from a2gen_rec.data.prepare import splits, staging, statistics
+from a2gen_rec.data.prepare.quality import measure_quality
 from a2gen_rec.data.prepare.staging import StagedColumns
 from a2gen_rec.data.prepare.windows import WindowSpec, build_windows
 from a2gen_rec.data.schema import EXIT, ITEM_ID, SPLITS, START, DatasetCard, FeedbackRule
@@ -133,6 +134,7 @@ class PreparePipeline:
         if not counts["train"].targets:
             raise DataError("no training impressions", file=info.name)
         splits.check_not_empty(self.split_rule, info, counts, boundaries)
+        quality = measure_quality(self.connection, all_impressions, self.staged_columns.features, info.duration_feature)
         levels = feedback.count_levels(self.connection, with_feedback, rule)
         encodings = self.fit_encodings(train)
         self.write_items_and_users(all_impressions, encodings, rule)
@@ -184,6 +186,7 @@ class PreparePipeline:
             utc_offset_hours=info.time_zone.utc_offset_hours,
             time_zone=info.time_zone.name,
             data_digest=compute_data_digest(self.output_dir),
+            quality=quality,
         )
 
     def stage_log(self) -> dict[str, int]:

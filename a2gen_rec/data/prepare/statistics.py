@@ -7,6 +7,7 @@ from pathlib import Path
 import duckdb
 
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
+from a2gen_rec.data.prepare.quality import known_sql
 from a2gen_rec.data.schema import EXIT, ITEM_ID, RAW_DURATION_COLUMN, SPLITS, SplitSummary
 from a2gen_rec.data.sql import ROW_COLUMN, fetch_one, order_statistics, quote_identifier, write_sorted
 
@@ -101,7 +102,7 @@ def write_entities(
     file: Path,
     duration_feature: str = "",
 ) -> int:
-    """Write one row per item or user with the rows of its latest features; return the number of rows.
+    """Write one row per item or user with the rows of each feature's latest known value; return the number of rows.
 
     If several impressions have the latest time, every feature takes its maximum, which makes the result unique.
 
@@ -115,12 +116,12 @@ def write_entities(
     """
     key, name, extra = (ITEM_ID, "item", []) if level == "item" else ("user_id", "user", ["user_key"])
     level_encodings = [encoding for encoding in encodings if encoding.feature.level == level]
-    features = [quote_identifier(x.feature.name) for x in level_encodings if x.feature.name != key]
-    latest = "".join(f", max({column}) AS {column}" for column in [*extra, *features])
-    relation = f"""(
-        SELECT {key}{latest} FROM {impressions}
-        JOIN (SELECT {key}, max(ts_ms) AS ts_ms FROM {impressions} GROUP BY ALL) USING ({key}, ts_ms)
-        GROUP BY {key})"""
+    latest = "".join(f", max({column}) AS {column}" for column in extra)
+    for feature in (x.feature for x in level_encodings if x.feature.name != key):
+        column = quote_identifier(feature.name)
+        last = f"max({{'ts_ms': ts_ms, 'value': {column}}}) FILTER ({known_sql(column, feature.kind)})"
+        latest += f", ({last}).value AS {column}"
+    relation = f"(SELECT {key}{latest} FROM {impressions} GROUP BY {key})"
     columns = [f"raw.{key} AS {quote_identifier(name)}", *(f"raw.{column}" for column in extra)]
     if duration_feature in (encoding.feature.name for encoding in level_encodings):
         columns.append(f"raw.{quote_identifier(duration_feature)} AS {RAW_DURATION_COLUMN}")

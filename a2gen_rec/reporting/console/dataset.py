@@ -1,15 +1,77 @@
 """A dataset card as terminal tables."""
 
-from rich.table import Table
+import time
 
-from a2gen_rec.data.schema import EXIT, FEEDBACK_LEVELS, SPLITS, DatasetCard
+from rich.table import Table
+from rich.text import Text
+
+from a2gen_rec.data.schema import EXIT, FEEDBACK_LEVELS, SPLITS, DataQuality, DatasetCard
 from a2gen_rec.reporting.console.tables import new_numeric_table
 from a2gen_rec.reporting.formatting import MISSING, format_utc
 
+YEAR_2000_MS = 946_684_800_000
+MAX_DUPLICATE_SHARE = 0.05
+MAX_ENTITY_SHARE, MIN_DOMINANCE = 0.05, 3.0
+"""Share of impressions, and its ratio to the mean share, above which one user or item is conspicuous."""
+MAX_MISSING_SHARE = 0.95
 
-def summary_tables(card: DatasetCard) -> list[Table | str]:
-    """Return rows read and dropped, splits, positives per action, feedback levels, and features."""
-    return [rows_table(card), splits_table(card), actions_table(card), feedback_table(card), features_table(card)]
+
+def summary_tables(card: DatasetCard) -> list[Table | str | Text]:
+    """Return rows read and dropped, splits, positives per action, feedback levels, features, and warnings."""
+    tables: list[Table | str | Text] = [
+        rows_table(card),
+        splits_table(card),
+        actions_table(card),
+        feedback_table(card),
+        features_table(card),
+    ]
+    return [*tables, *(Text(f"warning: {line}") for line in warnings(card, time.time()))]
+
+
+def warnings(card: DatasetCard, now_s: float) -> list[str]:
+    """Return one line for every sign of a mistake in the log or its spec.
+
+    Args:
+        card: dataset card.
+        now_s: current time in seconds since 1970.
+    """
+    lines = []
+    times = [ms for split in card.splits.values() for ms in (split.first_ms, split.last_ms) if ms is not None]
+    if card.has_calendar_time and times:
+        if min(times) < YEAR_2000_MS:
+            lines.append(f"the first impression starts at {format_utc(min(times))}: check time_unit")
+        if max(times) > 1000 * now_s:
+            lines.append(f"the last impression starts at {format_utc(max(times))}, after now: check time_unit")
+    kept = sum(split.targets for split in card.splits.values())
+    duplicates = card.dropped_rows.get("duplicate", 0)
+    if duplicates > MAX_DUPLICATE_SHARE * (kept + duplicates):
+        share = duplicates / (kept + duplicates)
+        lines.append(f"{share:.1%} of the usable rows are duplicates (same user, item and time)")
+    for name in [*card.predicted_actions, *card.labels]:
+        empty = [split for split in SPLITS if card.splits[split].targets and not card.splits[split].positives[name]]
+        if empty:
+            lines.append(f"{name} has no positives in {' and '.join(empty)}")
+    return lines if card.quality is None else lines + quality_warnings(card, card.quality)
+
+
+def quality_warnings(card: DatasetCard, quality: DataQuality) -> list[str]:
+    """Return the warnings of measurements over all impressions."""
+    lines = []
+    for kind, entity in (("user", quality.most_frequent_user), ("item", quality.most_frequent_item)):
+        # Among few entities, a large share is natural.
+        if entity.share > MAX_ENTITY_SHARE and entity.share * entity.distinct > MIN_DOMINANCE:
+            lines.append(f"{kind} {entity.id!r} has {entity.share:.1%} of all impressions: is it a placeholder?")
+    for name, share in quality.missing_share.items():
+        if share > MAX_MISSING_SHARE:
+            lines.append(f"feature {name} is missing in {share:.1%} of all impressions")
+    if quality.median_duration_s is not None:
+        for name, seconds in card.median_time_s.items():
+            if seconds > quality.median_duration_s:
+                lines.append(
+                    f"the median time of {name}, {seconds:.4g} s, exceeds the median duration of videos, "
+                    f"{quality.median_duration_s:.4g} s: check duration_unit"
+                )
+    return lines
 
 
 def rows_table(card: DatasetCard) -> Table:

@@ -166,6 +166,32 @@ def test_items_users_and_statistics(prepared):
     ]
 
 
+def test_items_and_users_have_the_latest_known_values(tmp_path):
+    nan = math.nan
+    #        user item ts dwell like comment click author length shop city
+    rows = [
+        ("a", "i", 1, 1.0, 0, None, 0, "x", 15.0, "s", "k"),
+        ("a", "j", 2, 1.0, 0, None, 0, "x", nan, None, "k"),
+        ("a", "i", 3, 1.0, 0, None, 0, "y", nan, None, None),
+        ("a", "i", 9, 1.0, 0, None, 0, None, None, None, None),
+        ("a", "j", 11, 1.0, 0, None, 0, None, 25.0, None, None),
+        ("b", "j", 11, 2.0, 0, None, 0, None, None, None, None),
+        ("b", "i", 4, 1.0, 0, None, 0, "y", nan, None, None),
+        ("b", "j", 5, 1.0, 0, None, 0, "x", nan, None, None),
+    ]
+    spec = SPEC | {"features": [*SPEC["features"][:1], *({**x, "min_count": 1} for x in SPEC["features"][1:4]),
+                                {"name": "city", "level": "user"}]}  # fmt: skip
+    _, out = run(tmp_path, spec, rows=rows)
+    items = {row["item"]: row for row in pq.read_table(out / "items.parquet").to_pylist()}
+    authors = {row["value"]: row["row"] for row in pq.read_table(out / "vocabulary" / "author.parquet").to_pylist()}
+    assert (items["i"]["author"], items["j"]["author"]) == (authors["y"], authors["x"])
+    assert (items["i"]["length"], items["j"]["length"]) == (2, 3)
+    assert items["i"]["shop"] > 0
+    assert items["j"]["shop"] == 0, "no value is known"
+    users = {row["user"]: row["city"] for row in pq.read_table(out / "users.parquet").to_pylist()}
+    assert users == {"a": 1, "b": 0}
+
+
 def test_windows_by_hand(prepared):
     _, out = prepared
     first, second, third = windows(out, "train")
