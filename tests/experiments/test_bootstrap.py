@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from a2gen_rec.evaluation.metrics import auc
 from a2gen_rec.experiments import bootstrap
 from a2gen_rec.experiments.bootstrap import p_value, percentile_interval, resample_weights, weighted_auc, weighted_mean
+from a2gen_rec.experiments.comparison import MIN_USERS
 
 
 def direct(values: np.ndarray, user: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -102,3 +103,18 @@ def test_intervals_and_p_values_of_known_resamples() -> None:
     assert p_value(values + 100) == pytest.approx(2 / 102)
     assert p_value(np.zeros(9)) == 1
     assert percentile_interval(np.full(3, math.nan)) is p_value(np.full(3, math.nan)) is None
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("users", "low", "high"), [(2, 0.45, 0.53), (5, 0.13, 0.21), (20, 0.05, 0.12), (50, 0.04, 0.09)]
+)
+def test_false_positives_of_intervals_over_noise(users: int, low: float, high: float, spread: float) -> None:
+    """Means of noise over users with equal and with very different numbers of impressions."""
+    rng, weights = np.random.default_rng(3), resample_weights(users, 500).astype(float)
+    impressions = np.ceil(rng.lognormal(3, spread, (1500, users)))
+    totals = rng.normal(size=(1500, users)) * impressions
+    intervals = [percentile_interval(values) for values in (totals @ weights) / (impressions @ weights)]
+    rate = np.mean([interval is not None and not interval[0] <= 0 <= interval[1] for interval in intervals])
+    assert low <= rate <= high
+    assert (rate <= 0.12) == (users >= MIN_USERS)

@@ -134,6 +134,47 @@ def test_resamples_exclude_actions_without_positives(tmp_path: Path) -> None:
         assert np.isfinite(model.auc_interval).all()
 
 
+@pytest.mark.parametrize(("users", "testable"), [(2, False), (5, False), (19, False), (20, True), (40, True)])
+def test_no_test_of_differences_over_few_users(users: int, testable: bool, tmp_path: Path) -> None:
+    found = compared(write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, {"plain": 0.1}, users=users))
+    assert found.users == users
+    _, *others = found.models
+    for model in others:
+        for difference in (model.auc_difference, model.mae_difference):
+            assert difference is not None
+            assert 0.8 * users <= difference.users <= users
+            assert difference.testable == testable
+            assert difference.significant == (testable and (difference.low > 0 or difference.high < 0))
+    assert any(model.auc_difference.significant for model in others if model.auc_difference) == testable
+
+
+@pytest.mark.parametrize("behind", [19, 20])
+@pytest.mark.parametrize("kind", ["positives", "negatives", "times"])
+def test_few_users_behind_one_outcome_prevent_a_test(kind: str, behind: int, tmp_path: Path) -> None:
+    """Positives, negatives or known times of one averaged outcome are from a few of 40 users."""
+    folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3})
+    results = read_experiment(str(folder))
+    averaged = AveragedOutcomes.from_test(results.runs[0].test)
+    for run in results.runs:
+        predictions, names = read_predictions(run.predictions)
+        row = np.unique(predictions.user, return_inverse=True)[1]
+        if kind == "times":
+            column = names.index(averaged.times[0])
+            predictions.observed_time[:, column] = np.where(row < behind, 1.0, np.nan)
+        else:
+            column, label = names.index(averaged.outcomes[0]), float(kind == "positives")
+            predictions.occurred[:, column] = np.where(row < behind, label, 1 - label)
+        write_predictions(run.predictions, predictions, CARD)
+    model = compared(folder).models[1]
+    auc, mae = model.auc_difference, model.mae_difference
+    assert auc is not None
+    assert mae is not None
+    if kind == "times":
+        assert (auc.testable, mae.users, mae.testable) == (True, behind, behind >= 20)
+    else:
+        assert (auc.users, auc.testable, mae.testable) == (behind, behind >= 20, True)
+
+
 def test_ablations_are_compared_with_their_model(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path, {"mmoe": 0.3, "a2gen": 1.0}, {"plain": 0.5})
     file = folder / "results.json"

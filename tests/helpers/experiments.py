@@ -86,6 +86,7 @@ def write_experiment(
     seeds: Sequence[int] = (0,),
     datasets: Sequence[str] = ("one",),
     card: DatasetCard = CARD,
+    users: int = 40,
     **more: Any,
 ) -> Path:
     """Write an experiment and return its directory.
@@ -97,6 +98,7 @@ def write_experiment(
         seeds: Seeds of every model.
         datasets: Names of the datasets.
         card: Card of every dataset.
+        users: Number of users.
         more: Keys of ``results.json`` to add or replace.
     """
     first = next(iter(models))
@@ -111,7 +113,7 @@ def write_experiment(
                 run_dir = f"runs/{dataset}/{len(runs)}"
                 (folder / run_dir).mkdir(parents=True)
                 skill = {**models, **(ablations or {})}[model["name"]]
-                predictions = make_predictions(card, skill, seed=len(runs))
+                predictions = make_predictions(card, skill, seed=len(runs), users=users)
                 write_predictions(str(folder / run_dir / "test.parquet"), predictions, card)
                 (folder / run_dir / "test.json").write_text(json.dumps(measure(predictions, card)))
                 runs.append(

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from a2gen_rec.experiments.comparison import Comparison, Difference, ModelResult
+from a2gen_rec.experiments.comparison import MIN_USERS, Comparison, Difference, ModelResult
 from a2gen_rec.experiments.curves import QUANTILES, LearningCurve, PredictionCurves
 from a2gen_rec.reporting import charts
 
@@ -69,8 +69,9 @@ def ablation_chart(comparison: Comparison) -> Chart | None:
         panel.tick_params(axis="y", length=0, labelcolor=charts.TEXT_COLOR)
     caption = (
         f"Difference of each ablation to the full model ({', '.join(sorted(full_names))}), with 95% intervals over "
-        f"{comparison.num_resamples:,} resamples of users. Filled: the interval excludes 0; hollow: it includes 0, and "
-        "the difference is not significant. Ablations with the largest loss of AUC are on top."
+        f"{comparison.num_resamples:,} resamples of users. Filled: the interval excludes 0; hollow: it includes 0, or "
+        f"covers fewer than {MIN_USERS} users, and the difference is not significant. "
+        "Ablations with the largest loss of AUC are on top."
     )
     return Chart("ablations", title, caption, figure)
 

@@ -172,6 +172,24 @@ def test_tables_show_results_and_mark_the_best(tmp_path: Path) -> None:
         assert min(rows, key=lambda text: abs(np.log(float(text)))) in parsed.best
 
 
+@pytest.mark.parametrize(("users", "testable"), [(2, False), (19, False), (40, True)])
+def test_few_users_have_no_star_and_no_p_value(
+    users: int, testable: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_experiment(tmp_path, TWO, {"plain": 0.1}, users=users)
+    page, markdown, _ = write_report(folder, num_resamples=200)
+    cells = [cell for name in ("Overview", "Ablations") for row in Page(page).tables[name] for cell in row]
+    assert any("*" in cell for cell in cells) == testable
+    assert any("p =" in cell or "p ≤" in cell for cell in cells) == testable
+    for text in (page, markdown):
+        assert ("Differences over fewer than 20 users of an outcome have no" in text) != testable
+    capsys.readouterr()
+    main(["report", "experiment", str(folder), "--bootstrap-resamples", "50"])
+    numbers = re.findall(r"[-+−]0[.][0-9]{4}[*]?", capsys.readouterr().out)
+    assert numbers
+    assert any(number.endswith("*") for number in numbers) == testable
+
+
 @pytest.mark.parametrize("models", [{"a2gen": 1.0}, {"mmoe": 0.5, "ple": 0.4}])
 @pytest.mark.parametrize("card", [plain_card(), replace(CARD, oracle_columns=["like"])], ids=["plain", "oracle"])
 def test_report_of_a_minimal_suite(models: dict[str, float], card: Any, tmp_path: Path) -> None:
