@@ -402,7 +402,8 @@ def _resample_run(run: EvaluatedRun, users: np.ndarray, weights: np.ndarray, ave
         known = np.isfinite(error)
         maes.append(weighted_mean(error[known], user[known], weights))
         mae_users = min(mae_users, _count(user[known]))
-    return _Resampled(*(_mean_known(parts, weights.shape[1]) for parts in (aucs, maes)), auc_users, mae_users)
+    auc, mae = (_mean_known(parts, weights.shape[1]) for parts in (aucs, maes))
+    return _Resampled(auc, mae, auc_users, mae_users)
 
 
 def _count(user: np.ndarray) -> int:
