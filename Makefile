@@ -104,6 +104,7 @@ benchmarks: $(STAMP)  ## run all benchmarks in full and write benchmarks/RESULTS
 docs: $(STAMP)  ## regenerate references and build the documentation into ./site
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation is in $(CURDIR)/site/index.html"
 
 results: OUT := experiments/main
 results: $(STAMP)  ## run the main experiment on the raw logs in RAW and write docs/results/experiments.md; takes hours

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from a2gen_rec.config.parser_errors import parser_error_text
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import DistributedContext, process_group
@@ -180,7 +181,7 @@ def _parse_options(name: str, question: str, settings_type: type[Any], quick: Ma
     try:
         return parser.parse_args()
     except ArgumentError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(parser_error_text(error)) from error
 
 
 def rerun_command(name: str, ranks: int) -> str:

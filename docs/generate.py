@@ -55,7 +55,7 @@ def generate(root: Path) -> dict[str, str | bytes]:
 
 def command_page() -> str:
     """``--help`` of every command, without the settings that the configuration page lists."""
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "88"
     sections = [field.name for field in dataclasses.fields(config.Config)]
     parts = [HEADER + "# Command line\n\nEvery option may be written with hyphens or underscores.\n"]
     for name, command in COMMANDS.items():

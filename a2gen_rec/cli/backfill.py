@@ -11,7 +11,7 @@ from a2gen_rec.config.data import SOURCE_NAMES
 
 def parser() -> ArgumentParser:
     command = build_parser("Load each user's latest impressions from a raw log into an event store.")
-    command.add_argument("source", type=Literal[SOURCE_NAMES], help=f"kind of raw log: {', '.join(SOURCE_NAMES)}")
+    command.add_argument("source", type=Literal[SOURCE_NAMES], help="kind of raw log")
     command.add_argument("--raw", type=str, required=True, help="file or directory of the log, local or remote")
     command.add_argument("--model", type=str, required=True, help="exported model, as for `a2gen serve`")
     command.add_argument(

@@ -1,8 +1,10 @@
 """Entry point of ``a2gen``: select the command, parse its arguments, report its errors."""
 
 import argparse
+import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -27,7 +29,8 @@ from a2gen_rec.cli import (
     simulate,
     train,
 )
-from a2gen_rec.cli.options import HelpFormatter, normalize_option_names
+from a2gen_rec.cli.options import HelpFormatter, hyphenated, normalize_option_names
+from a2gen_rec.config.parser_errors import parser_error_text
 from a2gen_rec.errors import ConfigError, UserError
 
 
@@ -84,10 +87,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(argv: list[str]) -> int:
     parser, parsers = _parsers()
+    _check_command(argv)
     try:
         args = parser.parse_args(_split_benchmark_args(_load_saved_config(_normalized(argv, parsers))))
     except (ArgumentError, ConfigError) as error:
-        raise ConfigError(_first_line(error)) from error
+        raise ConfigError(_error_text(error, argv, parsers)) from error
     name = args.subcommand
     args = args[name]
     if name in GROUPS:
@@ -95,14 +99,18 @@ def _run(argv: list[str]) -> int:
     try:
         args = parsers[name].instantiate(args)
     except (ArgumentError, ValueError) as error:
-        raise ConfigError(_first_line(error)) from error
+        raise ConfigError(parser_error_text(error)) from error
     return int(COMMANDS[name].run(args) or 0)
 
 
 def _normalized(argv: list[str], parsers: dict[str, ArgumentParser]) -> list[str]:
     """Return the arguments with underscores in the names of the command's options."""
-    name = " ".join(argv[: 2 if argv[:1] and argv[0] in GROUPS else 1])
+    name = _command_name(argv)
     return normalize_option_names(argv, parsers[name]) if name in parsers else argv
+
+
+def _command_name(argv: list[str]) -> str:
+    return " ".join(argv[: 2 if argv[:1] and argv[0] in GROUPS else 1])
 
 
 def _load_saved_config(argv: list[str]) -> list[str]:
@@ -135,9 +143,10 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     parser = ArgumentParser(
         prog="a2gen",
         description="Short-video ranking from action sequences: A2Gen on TorchRec-sharded embedding tables.",
-        version=f"a2gen {__version__}",
+        version=__version__,
         formatter_class=HelpFormatter,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parsers = {name: command.parser() for name, command in COMMANDS.items()}
     subcommands = {"": _add_subcommands(parser)}
@@ -146,15 +155,48 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         if group not in subcommands:
             group_parser = ArgumentParser(description=GROUPS[group], exit_on_error=False)
             subcommands[""].add_subcommand(group, group_parser, help=GROUPS[group])
+            group_parser.prog = f"a2gen {group}"
             subcommands[group] = _add_subcommands(group_parser)
         subcommands[group].add_subcommand(last, command, help=command.description)
+        command.prog = f"a2gen {name}"
     return parser, parsers
 
 
 def _add_subcommands(parser: ArgumentParser) -> Any:
-    return parser.add_subcommands(dest="subcommand", title="commands", metavar="COMMAND")
+    return parser.add_subcommands(
+        dest="subcommand",
+        title="commands",
+        description="`COMMAND --help` describes a command.",
+        metavar="COMMAND",
+    )
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)
+def _check_command(argv: list[str]) -> None:
+    """Check that the arguments start with a command or an option of the main parser.
+
+    Raises:
+        ConfigError: The command is missing or unknown.
+    """
+    group = argv[0] if argv and argv[0] in GROUPS else ""
+    names = list(
+        dict.fromkeys(name.removeprefix(f"{group} ").split()[0] for name in COMMANDS if name.startswith(group))
+    )
+    word = "".join(argv[1:2] if group else argv[:1])
+    if not word.startswith("-") and word not in names:
+        problem = f"unknown command {word!r}" if word else f"{group or 'a2gen'} requires a command"
+        raise ConfigError(f"{problem}; choose one of {', '.join(names)}")
+
+
+def _error_text(error: BaseException, argv: list[str], parsers: dict[str, ArgumentParser]) -> str:
+    """Return the error with names of options as on the command line, and with the most similar option."""
+    text = parser_error_text(error)
+    name = _command_name(argv)
+    options = parsers[name]._option_string_actions if name in parsers else {}
+    head, _, missing = text.partition("required, but missing: ")
+    if missing and not head:
+        names = [full.removeprefix(name.replace(" ", ".") + ".") for full in missing.split(", ")]
+        return f"required, but missing: {', '.join(hyphenated(f'--{n}') if f'--{n}' in options else n for n in names)}"
+    if match := re.match(r"unrecognized arguments: (--[^\s=]+)", text):
+        similar = difflib.get_close_matches(match[1].replace("-", "_").replace("__", "--", 1), options, 1, 0.8)
+        return text + "".join(f"; did you mean {hyphenated(option)}?" for option in similar)
+    return text

@@ -5,8 +5,9 @@ both spellings.
 """
 
 import copy
+import re
 import textwrap
-from argparse import Action
+from argparse import Action, _SubParsersAction
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -27,8 +28,12 @@ class CommandParser(ArgumentParser):
 class HelpFormatter(DefaultHelpFormatter):
     """Help with hyphens in option names that keeps the lines of descriptions and usages.
 
+    Headings fit the width. The details of an option omit empty defaults, and types that its choices repeat.
     Subcommands use the main parser's formatter.
     """
+
+    def start_section(self, heading: str | None) -> None:
+        super().start_section("\n".join(textwrap.wrap((heading or "").replace("``", "`"), self._width - 1)))
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines = text.splitlines()
@@ -41,6 +46,21 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def _format_action_invocation(self, action: Action) -> str:
         return str(super()._format_action_invocation(_hyphenated(action)))
+
+    def _format_action(self, action: Action) -> str:
+        if not isinstance(action, _SubParsersAction):
+            return str(super()._format_action(action))
+        return "".join(self._format_action(command) for command in action._get_subactions())
+
+    def _get_help_string(self, action: Action) -> str:
+        if "--print_config" in action.option_strings:
+            return "Print the resulting configuration and exit. Flags: skip_default, skip_unset."
+        text = str(super()._get_help_string(action))
+        if str(self._get_type_str(action)).startswith("Literal["):
+            text = re.sub(r", type: %\(type\)s|type: %\(type\)s(, )?", "", text)
+        if action.default in ("", None):
+            text = re.sub(r"(, )?default: %\(default\)s", "", text)
+        return text.removesuffix(" ()")
 
     def _expand_help(self, action: Action) -> str:
         return str(super()._expand_help(action)).replace("``", "`")
@@ -85,5 +105,10 @@ def _hyphenated(action: Action) -> Action:
     if not any("_" in name for name in action.option_strings):
         return action
     displayed = copy.copy(action)
-    displayed.option_strings = [name.replace("_", "-") for name in action.option_strings]
+    displayed.option_strings = [hyphenated(name) for name in action.option_strings]
     return displayed
+
+
+def hyphenated(name: str) -> str:
+    """Return the name of an option as the help shows it."""
+    return name.replace("_", "-")

@@ -14,7 +14,8 @@ from a2gen_rec.errors import ConfigError
 def parser() -> ArgumentParser:
     command = build_parser(
         "Check whether embedding tables fit a cluster, and how to shard them. Needs neither the cluster nor a GPU.",
-        usage="a2gen plan --config FILE --topology FILE [--data DIR] [--sweep ranks=8,16] [--html PAGE] [--save PLAN]\n"
+        usage="a2gen plan --config FILE --topology FILE [--data DIR] [--sweep ranks=8,16]\n"
+        "                  [--html PAGE] [--save PLAN] [--SECTION.SETTING VALUE ...]\n"
         "       a2gen plan --config FILE [--data DIR] --compare A.yaml B.yaml",
     )
     add_config_file(command)

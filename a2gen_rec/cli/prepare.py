@@ -13,7 +13,7 @@ from a2gen_rec.config.data import SOURCE_NAMES
 
 def parser() -> ArgumentParser:
     command = build_parser("Build a dataset of user windows from a raw log.")
-    command.add_argument("source", type=Literal[SOURCE_NAMES], help=f"kind of raw log: {', '.join(SOURCE_NAMES)}")
+    command.add_argument("source", type=Literal[SOURCE_NAMES], help="kind of raw log")
     command.add_argument("--raw", type=str, required=True, help="file or directory of the log, local or remote")
     command.add_argument("--out", type=str, required=True, help="output directory; must be new or empty")
     command.add_argument("--spec", type=str, default=None, help="YAML that describes a 'generic' log")

@@ -7,6 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from a2gen_rec.config.parser_errors import parser_error_text
 from a2gen_rec.config.training import Config
 from a2gen_rec.errors import ConfigError
 
@@ -39,8 +40,7 @@ def config_from_dict(settings: Mapping[str, Any]) -> Config:
     try:
         return config_from_args(parser.instantiate(parser.parse_object(dict(settings))))
     except (ArgumentError, ValueError, TypeError) as error:
-        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(" ".join(lines)) from error
+        raise ConfigError(parser_error_text(error)) from error
 
 
 @cache

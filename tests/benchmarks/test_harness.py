@@ -97,7 +97,7 @@ def test_writes_json_result(
     ("arguments", "code", "message"),
     [
         (["--upto", "-1"], 1, "counting: error: upto: negative\n"),
-        (["--upto", "far"], 2, 'counting: error: Parser key "upto"'),
+        (["--upto", "far"], 2, "counting: error: upto: must be an integer, not 'far'"),
         (["--unknown", "1"], 2, "counting: error: unrecognized arguments: --unknown 1\n"),
         (["--json", "{file}/x.json"], 1, "counting: error: {file}: cannot write to directory"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from a2gen_rec import __version__
 from a2gen_rec import config as config_package
 from a2gen_rec.cli import main as cli
 from a2gen_rec.cli.main import COMMANDS, GROUPS, main
@@ -140,6 +141,29 @@ def test_help_shows_no_underscore_options(command: str, capsys: pytest.CaptureFi
     assert re.findall(r"(?<![\w.])--[\w.-]*_[\w.-]*", text) == []
 
 
+@pytest.mark.parametrize("command", [*COMMANDS, *GROUPS])
+def test_help_is_narrow_and_without_redundant_details(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    text = help_text(capsys, command)
+    assert re.search(rf"^usage: a2gen {command}\s", text)
+    assert [line for line in text.splitlines() if len(line) > 100 and "[ITEM,...]" not in line] == []
+    for redundant in ("(type: Literal", "default: )", "default: null", "()", "``", "[options]"):
+        assert redundant not in text
+
+
+def test_main_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_text(capsys, "")
+    assert re.findall(r"^  ([a-z]+) ", text, re.MULTILINE) == list(dict.fromkeys(name.split()[0] for name in COMMANDS))
+
+
+def test_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"a2gen {__version__}\n"
+
+
 CONFIGS_OF_COMMANDS = [
     *(("train", section) for section in TRAIN_SECTIONS.values()),
     ("train", ForkMergeConfig),
@@ -182,14 +206,20 @@ def test_help_of_plan_names_the_fields_of_a_feature(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
-        (["report"], "report.subcommand"),
-        (["report", "nothing"], "invalid choice: 'nothing'"),
-        (["ensemble"], "ensemble.subcommand"),
-        (["train-ensemble"], "invalid choice: 'train-ensemble'"),
+        (["report"], "report requires a command; choose one of experiment, dataset"),
+        (["report", "nothing"], "unknown command 'nothing'; choose one of experiment, dataset"),
+        (["ensemble"], "ensemble requires a command"),
+        (["train-ensemble"], "unknown command 'train-ensemble'"),
         (["rank", "--user", "u"], "exactly one of --run and --model is required"),
         (["rank", "--user", "u", "--run", "r", "--by", "watch"], "--by"),
-        (["train", "--run", "r", "--model.num-headz", "2"], "num-headz"),
-        ([], "subcommand"),
+        (["train", "--run", "r", "--model.num-headz", "2"], "num-headz 2; did you mean --model.num-heads?"),
+        (["train", "--run", "r", "--train.epoch", "2"], "--train.epoch 2; did you mean --train.epochs?"),
+        (["train", "--run", "r", "--train.epochs", "two"], "train.epochs: must be an integer, not 'two'"),
+        (["evaluate", "--run", "r", "--split", "all"], "split: unknown value 'all'; choose one of train, valid, test"),
+        (["export"], "required, but missing: --run, --out"),
+        (["ensemble", "train"], "required, but missing: --run"),
+        (["prepare", "--raw", "r", "--out", "o"], "required, but missing: source"),
+        ([], "a2gen requires a command; choose one of simulate, prepare"),
     ],
 )
 def test_invalid_commands_exit_with_2(argv: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:

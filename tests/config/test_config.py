@@ -158,7 +158,7 @@ def test_config_from_dict() -> None:
     [
         ({"modle": {}}, "unknown section 'modle'; choose one of model, loss"),
         ({"model": 3}, "model must be a mapping of settings, not 3"),
-        ({"model": {"dmi": 3}}, "'dmi'"),
+        ({"model": {"dmi": 3}}, "'model.dmi'"),
         ({"model": {"dim": "wide"}}, "model.dim"),
         ({"model": {"dim": 30}}, "model.dim 30 must be"),
     ],

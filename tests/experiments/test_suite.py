@@ -121,7 +121,7 @@ def test_without_tuning_there_are_no_trials(file: Path) -> None:
         ("datasets/shop/prepare", {"histry": 1}, "shop, prepare: unknown key 'histry'; choose one of"),
         ("datasets/simulated/simulate", {"users": 0}, "simulated, simulate: users 0 must be at least 1"),
         ("models/ple", ["ple"], "models, ple: must map names to values"),
-        ("models/ple", {"model.nmae": "ple"}, "ple on shop: Group 'model' does not accept option 'nmae'"),
+        ("models/ple", {"model.nmae": "ple"}, "ple on shop: unknown setting 'model.nmae'"),
         ("models/ple", {"modle.name": "ple"}, "ple on shop: unknown section 'modle'"),
         ("models/ple", {"model.dim": 30}, "ple on shop: model.dim 30 must be"),
         ("models/ple", {"train.seed": 1}, "models, ple: train.seed is set by the suite's seeds"),

@@ -145,5 +145,6 @@ class EventsLog:
         action = text(columns)
         is_unknown = f"{action.sql} NOT IN ({', '.join(quote_literal(value) for value in known if value)})"
         name = columns[0].name
-        checks = (missing(columns, action.sql), Check(name, is_unknown, action.sql, "is an unknown action"))
+        reason = "is an unknown action; add it to actions or ignored_events"
+        checks = (missing(columns, action.sql), Check(name, is_unknown, action.sql, reason))
         return replace(action, checks=(*action.checks, *checks))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from a2gen_rec.config.parser_errors import parser_error_text
 from a2gen_rec.data.names import check_feature_columns
 from a2gen_rec.data.schema import ITEM_ID, FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
@@ -324,4 +325,4 @@ def parse_spec(kind: type[Any], raw: dict[str, Any], file: str) -> Any:
             warnings.simplefilter("ignore")
             return kind(**vars(parser.instantiate_classes(parser.parse_object(raw))))
     except ArgumentError as error:
-        raise ConfigError(f"{file}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{file}: {parser_error_text(error)}") from error
