@@ -37,9 +37,9 @@ def test_setting(settings: dict[str, Any], text: str) -> None:
     ("change", "text"),
     [
         ({"columns": {"user": "u"}}, "required, but missing: columns.item, columns.time"),
-        ({"colums": {}}, "unknown key 'colums'"),
+        ({"colums": "u"}, "unknown key 'colums'"),
         ({"actions": {"like": "liked"}}, "actions: must be a mapping, not 'liked'"),
-        ({"time_unit": "h"}, "time_unit: unknown value 'h'; choose one of ms, s, us, timestamp"),
+        ({"time_unit": "h"}, "time_unit: unknown value 'h'; choose one of s, ms, us, ns, timestamp"),
         (
             {"features": [{"name": "city", "level": "place"}]},
             "features.level: unknown value 'place'; choose one of user, item, context",
