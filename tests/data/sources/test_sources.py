@@ -392,7 +392,10 @@ def test_generic_events_within_the_idle_gap_stay_open(tmp_path):
 
 def test_generic_events_unknown_action(tmp_path):
     source = generic(tmp_path, EVENTS, EVENT_LINES + "u,w,1714521609000,dance,x\n")
-    with pytest.raises(DataError, match=r"log.csv, row 13, field 'did': 'dance' is an unknown action; add it to actions or ignored_events"):
+    with pytest.raises(
+        DataError,
+        match=r"log.csv, row 13, field 'did': 'dance' is an unknown action; add it to actions or ignored_events",
+    ):
         rows_of(source, tmp_path)
 
 
