@@ -24,6 +24,7 @@ from a2gen_rec.ranking.types import CacheStats, Impression, RankedList, RankQuer
 from a2gen_rec.ranking.what_if import check_what_if, evaluate_what_if
 from a2gen_rec.ranking.window import check_time, next_timestamp
 from a2gen_rec.utils.malloc import retain_freed_memory
+from a2gen_rec.utils.warning_filters import silence_known_warnings
 
 CACHE_BYTES = 256 * 2**20
 
@@ -61,6 +62,7 @@ class Ranker:
         if threads:
             torch.set_num_threads(threads)
         retain_freed_memory()
+        silence_known_warnings()
         return cls(load_artifact(model_dir), cache_bytes)
 
     def rank(self, request: RankQuery) -> RankedList:

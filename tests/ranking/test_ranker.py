@@ -38,6 +38,13 @@ def ranker(exported: tuple[Log, str]) -> Ranker:
     return Ranker.load(exported[1])
 
 
+def test_first_ranking_in_a_program_prints_nothing(exported: tuple[Log, str]) -> None:
+    program = "import sys, a2gen_rec as a2; a2.Ranker.load(sys.argv[1]).rank(a2.RankQuery('u1', ['i1'], k=1))"
+    command = [sys.executable, "-c", program, exported[1]]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("", "")
+
+
 def make_request(ranker: Ranker, log: Log, user: str = "u1", **options: object) -> RankQuery:
     history = ranker.encode(log.impressions[user])
     return RankQuery(user, NAMES, **{"history": history, "k": len(NAMES), **options})  # type: ignore[arg-type]
