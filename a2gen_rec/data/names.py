@@ -31,6 +31,7 @@ RESERVED = frozenset(
         "item",
         "user_key",
         "ts_ms",
+        "t_ms",
         "dwell_s",
         "action",
         "action_offset_s",

@@ -191,6 +191,7 @@ class PlanReport:
         ranks: Load of each rank; empty if the tables do not fit.
         unplaced: Tables that do not fit.
         remedies: Changes with which all tables fit.
+        search_is_complete: Whether the search for remedies ended before its limit of time.
         planning_s: Seconds of planning.
     """
 
@@ -206,6 +207,7 @@ class PlanReport:
     unplaced: list[UnplacedTable] = field(default_factory=list)
     remedies: list[Remedy] = field(default_factory=list)
     planning_s: float = 0.0
+    search_is_complete: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

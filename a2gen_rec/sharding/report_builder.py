@@ -16,7 +16,7 @@ from a2gen_rec.sharding.planner import (
     non_empty_shards,
     optimizer_bytes,
 )
-from a2gen_rec.sharding.remedies import find_remedies, unplaced_tables
+from a2gen_rec.sharding.remedies import RemedySearch
 from a2gen_rec.sharding.report import Cost, Option, PlanReport, RankPlan, Shard, StepTraffic, TablePlan
 from a2gen_rec.sharding.workload import TableWorkload
 
@@ -36,8 +36,10 @@ def plan_and_describe(problem: PlanningProblem, with_remedies: bool = True) -> t
     except InfeasiblePlanError as failure:
         report = replace(_empty(problem), planning_s=time.perf_counter() - start)
         if with_remedies:
-            unplaced = unplaced_tables(problem, failure)
-            report = replace(report, unplaced=unplaced, remedies=find_remedies(problem, failure, unplaced))
+            search = RemedySearch(problem, failure, report.planning_s)
+            unplaced = search.unplaced_tables()
+            remedies, is_complete = search.remedies(unplaced)
+            report = replace(report, unplaced=unplaced, remedies=remedies, search_is_complete=is_complete)
         return report, None
     return replace(describe_plan(problem, result), planning_s=time.perf_counter() - start), result
 

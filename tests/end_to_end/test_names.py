@@ -95,6 +95,35 @@ def test_names_of_helpers_and_modules_work(
     assert (card.predicted_actions, card.labels) == (actions, labels)
 
 
+def test_names_of_helpers_of_event_logs_work(tmp_path: Path) -> None:
+    features = ["rank", "starts", "segment", "opened_ms", "opened", "row", "number", "violation", "thread", "events"]
+    rows, users = 60, 5
+    columns: dict[str, object] = {
+        "u": [f"u{n % users}" for n in range(rows)],
+        "i": [f"i{n // (2 * users)}" for n in range(rows)],
+        "t": [1_700_000_000_000 + 1000 * n for n in range(rows)],
+        "a": ["open" if n // users % 2 == 0 else "Row" for n in range(rows)],
+    }
+    columns |= {name: [f"{name}{n % 3}" for n in range(rows)] for name in features}
+    spec = {
+        "kind": "events",
+        "columns": {"user": "u", "item": "i", "time": "t", "action": "a"},
+        "open_event": "open",
+        "actions": {"Row": "Row"},
+        "features": [{"name": name, "level": LEVELS[n % 3]} for n, name in enumerate(features)],
+        "split": {"valid_fraction": 0.2, "test_fraction": 0.2},
+    }
+    (tmp_path / "raw").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "raw" / "log.parquet")
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    card = prepare("generic", str(tmp_path / "raw"), str(tmp_path / "data"), CONFIG, str(tmp_path / "spec.yaml"))
+    assert sum(split.targets for split in card.splits.values()) == rows / 2
+    assert sum(split.positives["Row"] for split in card.splits.values()) == rows / 2
+    assert {
+        feature.name: feature.cardinality for feature in card.features if feature.name in features
+    } == dict.fromkeys(features, 4)
+
+
 NAMES = st.lists(
     st.text(st.characters(codec="utf-8", categories=["L", "N", "Pc", "Pd"]), min_size=1, max_size=12), max_size=5
 )

@@ -1,11 +1,14 @@
 """Tables that do not fit, and remedies: applying each remedy makes all tables fit."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from a2gen_rec.sharding.planner import PlanningProblem
+from a2gen_rec.sharding import remedies
+from a2gen_rec.sharding.planner import InfeasiblePlanError, Plan, PlanningProblem, make_plan
+from a2gen_rec.sharding.remedies import RemedySearch
 from a2gen_rec.sharding.report import PlanReport, Remedy
 from a2gen_rec.sharding.report_builder import plan_and_describe
 from tests.helpers.planning_problems import HOST, cpu_cluster, problem
@@ -100,3 +103,39 @@ def test_suggests_no_remedy_that_does_not_help() -> None:
     assert report.unplaced
     assert not [remedy for remedy in report.remedies if not plan_report(apply_remedy(problem(), remedy)).fits]
     assert "4,096" not in str(report.remedies)
+
+
+def test_search_is_limited_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each plan takes a simulated second: the search ends within its limit and keeps what it has found."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(remedies, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    plan = remedies.make_plan
+
+    def slow_plan(case: PlanningProblem) -> Plan:
+        clock.now += 1.0
+        return plan(case)
+
+    monkeypatch.setattr(remedies, "make_plan", slow_plan)
+    case = problem(replace(HOST, hbm_gb=3.0))
+    with pytest.raises(InfeasiblePlanError) as failure:
+        make_plan(case)
+    found = []
+    for max_s in (0.5, 2.5, 3.5, 100.0):
+        clock.now = 0.0
+        search = RemedySearch(case, failure.value, plan_s=1.0, max_s=max_s, _start=0.0)
+        unplaced = search.unplaced_tables()
+        changes, is_complete = search.remedies(unplaced)
+        assert [table.table for table in unplaced] == ["item_id"]
+        assert clock.now <= max_s or max_s == 100.0
+        assert is_complete == (max_s == 100.0)
+        found.append(len(changes))
+    assert found == sorted(found)
+    assert (found[0], found[-1]) == (0, 4)
+
+
+def test_a_search_needs_few_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = problem(replace(HOST, hbm_gb=3.0))
+    plan, plans = remedies.make_plan, []
+    monkeypatch.setattr(remedies, "make_plan", lambda case: (plans.append(case), plan(case))[1])
+    assert len(plan_report(case).remedies) == 4
+    assert len(plans) <= 8, "bisection from total memory, not from all rows"

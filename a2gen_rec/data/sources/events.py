@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from a2gen_rec.data.sql import quote_identifier, quote_literal
 
+OPENED = '"start of impression"'
+
 
 @dataclass(frozen=True)
 class SessionizationRules:
@@ -39,32 +41,32 @@ def impressions_from_events(events: str, rules: SessionizationRules, features: S
     is_open = f"action = {quote_literal(rules.open_event)}"
     was_closed = f"lag(action) OVER thread = {quote_literal(rules.close_event)}" if rules.close_event else "false"
     at = "".join(
-        f", (min(t_ms) FILTER (action = {quote_literal(value)}) - opened_ms) / 1000 AS {quote_identifier(f'at_{name}')}"
+        f", (min(t_ms) FILTER (action = {quote_literal(value)}) - {OPENED}) / 1000 AS {quote_identifier(f'at_{name}')}"
         for name, value in rules.actions.items()
     )
     dwell = "'nan'::DOUBLE"
     if rules.close_event:
-        exit_s = f"(min(t_ms) FILTER (action = {quote_literal(rules.close_event)}) - opened_ms) / 1000"
+        exit_s = f"(min(t_ms) FILTER (action = {quote_literal(rules.close_event)}) - {OPENED}) / 1000"
         dwell = f"coalesce({exit_s}, {dwell})"
     columns = [quote_identifier(name) for name in features]
-    open_values = "".join(f", max({name}) FILTER ({is_open} AND t_ms = opened_ms) AS {name}" for name in columns)
+    open_values = "".join(f", max({name}) FILTER ({is_open} AND t_ms = {OPENED}) AS {name}" for name in columns)
     no_actions = "".join(f", NULL AS {quote_identifier(f'at_{name}')}" for name in rules.actions)
     feature_columns = "".join(f", {name}" for name in columns)
     return f"""
         WITH ranked AS (
-            SELECT *, CASE action {ranks} ELSE {len(values)} END AS rank FROM {events}),
+            SELECT *, CASE action {ranks} ELSE {len(values)} END AS "rank of event" FROM {events}),
         threads AS (
             SELECT *, coalesce({was_closed} OR t_ms - lag(t_ms) OVER thread > {round(rules.idle_gap_s * 1000)}, true)
-                AS starts
-            FROM ranked WINDOW thread AS (PARTITION BY user_id, item_id ORDER BY t_ms, rank)),
+                AS "starts impression"
+            FROM ranked WINDOW thread AS (PARTITION BY user_id, item_id ORDER BY t_ms, "rank of event")),
         segments AS (
-            SELECT *, sum(starts::INT) OVER (PARTITION BY user_id, item_id ORDER BY t_ms, rank
-                ROWS UNBOUNDED PRECEDING) AS segment FROM threads),
+            SELECT *, sum("starts impression"::INT) OVER (PARTITION BY user_id, item_id ORDER BY t_ms, "rank of event"
+                ROWS UNBOUNDED PRECEDING) AS "segment of thread" FROM threads),
         opened AS (
-            SELECT *, min(t_ms) FILTER ({is_open}) OVER (PARTITION BY user_id, item_id, segment) AS opened_ms
+            SELECT *, min(t_ms) FILTER ({is_open}) OVER (PARTITION BY user_id, item_id, "segment of thread") AS {OPENED}
             FROM segments)
-        SELECT user_id, item_id, opened_ms AS ts_ms, {dwell} AS dwell_s{at}{open_values}, NULL AS drop_reason
-        FROM opened WHERE t_ms >= opened_ms GROUP BY user_id, item_id, segment, opened_ms
+        SELECT user_id, item_id, {OPENED} AS ts_ms, {dwell} AS dwell_s{at}{open_values}, NULL AS drop_reason
+        FROM opened WHERE t_ms >= {OPENED} GROUP BY user_id, item_id, "segment of thread", {OPENED}
         UNION ALL
         SELECT user_id, item_id, t_ms, 'nan'::DOUBLE{no_actions}{feature_columns}, action || ' with no open impression'
-        FROM opened WHERE opened_ms IS NULL OR t_ms < opened_ms"""
+        FROM opened WHERE {OPENED} IS NULL OR t_ms < {OPENED}"""

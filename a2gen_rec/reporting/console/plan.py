@@ -27,6 +27,8 @@ def print_plan(console: Console, report: PlanReport) -> None:
     if not report.fits:
         console.print(planned)
         console.print(Group(_unplaced_table(report), _remedies_table(report)))
+        if not report.search_is_complete:
+            console.print("the search for changes reached its limit of time: there may be more")
         return
     console.print(f"embedding tables: about {format_ms(report.cost.total)} ms per step on the slowest rank · {planned}")
     ranks = _ranks_table(report) if len(report.ranks) <= MAX_LISTED_RANKS else _rank_extremes_table(report)
