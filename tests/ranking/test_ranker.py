@@ -187,7 +187,8 @@ def test_default_query_time_without_history_is_now(ranker: Ranker, monkeypatch: 
         ({"history": [Impression("i1", 5, features={"item_id": "i2"})]}, "unknown feature 'item_id'"),
         (
             {"history": [Impression("i1", 1_796_060_043)]},
-            "impression of 'i1': ts_ms 1796060043 is before the year 2000; expected milliseconds since 1970, not seconds",
+            "impression of 'i1': ts_ms 1796060043 is before the year 2000; "
+            "expected milliseconds since 1970, not seconds",
         ),
         ({"history": [Impression("i1", 0)]}, "ts_ms 0 is before the year 2000; expected milliseconds since 1970$"),
         ({"history": [Impression("i1", -(10**12))]}, "ts_ms -1000000000000 is before the year 2000"),

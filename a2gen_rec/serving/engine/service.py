@@ -114,8 +114,8 @@ class RankingService:
         """Store impressions of a user. They count in all requests that start after the return.
 
         Raises:
-            UserError: An impression does not match the model's dataset, or its time is in another unit or too far in the
-                future.
+            UserError: An impression does not match the model's dataset, or its time is in another unit or too far in
+                the future.
             StoreError: The impressions are not stored.
         """
         if any(impression.ts_ms > now_ms() + MAX_CLOCK_SKEW_MS for impression in impressions):

@@ -136,8 +136,8 @@ class RankRequest(_RequestModel):
     )
     now_ms: TimestampMs | None = Field(
         None,
-        description="Query time in milliseconds like `ts_ms`; null is now, or with `history` one second after the end of "
-        "its last impression.",
+        description="Query time in milliseconds like `ts_ms`; null is now, or with `history` one second after the end "
+        "of its last impression.",
     )
     history: Impressions | None = Field(
         None, description="Past impressions in any order; null uses the recorded history."
