@@ -88,8 +88,9 @@ class RankQuery:
     Attributes:
         user: Raw user identifier; unknown users have row 0 of the user table.
         candidates: Raw item identifiers, at least one; duplicates are ranked once.
-        now_ms: Query time in milliseconds, like the times of impressions. None is one second after the
-            end of the last impression in the history, or the current time without history. A service uses the current time with its stored history.
+        now_ms: Query time in milliseconds, like the times of impressions. None is one second after the end of the last
+            impression in the history, or the current time without history. A service uses the current time with its
+            stored history.
         history: Past impressions of the user, encoded (:meth:`Ranker.encode`) or raw, in any order; impressions after
             ``now_ms`` are dropped.
         user_features: Raw values by feature name that override the model's.
