@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.data.csv_errors import first_line, to_data_error
+from a2gen_rec.errors import UserError
 
 IntArray = npt.NDArray[np.int64]
 
@@ -134,28 +135,6 @@ def translate_errors(file: object) -> Iterator[None]:
         ) from error
     except duckdb.Error as error:
         raise to_data_error(error, file) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a DuckDB message without the error type at its start."""
-    return re.sub(r"^[A-Z][\w ]* Error: ", "", str(error).strip().splitlines()[0])
-
-
-def to_data_error(error: duckdb.Error, file: object) -> DataError:
-    """Build an error with the file, line and column of DuckDB's message, if present."""
-    text = str(error)
-    line = re.search(r"CSV Error on Line: (\d+)", text)
-    if line is None:
-        return DataError(first_line(error), file=file)
-    file_line = re.search(r"^\s*file\s*=\s*(.+)$", text, re.MULTILINE)
-    column = re.search(r'converting column "([^"]+)"', text)
-    reason = re.search(r"(Could not convert .+?|Expected Number of Columns.+?)\.?$", text, re.MULTILINE)
-    return DataError(
-        reason[1] if reason else text.splitlines()[min(3, len(text.splitlines()) - 1)],
-        file=file_line[1].strip() if file_line else file,
-        row=int(line[1]),
-        field=column[1] if column else None,
-    )
 
 
 def is_first_of_user(impressions: pa.Table) -> npt.NDArray[np.bool_]:

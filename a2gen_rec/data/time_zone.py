@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import duckdb
 
@@ -55,7 +55,7 @@ class TimeZone:
         return f"({utc_ms} + {self._offset_ms})"
 
     def utc_ms_sql(self, local: str) -> str:
-        """Return the SQL of milliseconds in UTC (BIGINT) from a local TIMESTAMP.
+        """Return the SQL of milliseconds in UTC (BIGINT) from a local TIMESTAMP of whole milliseconds.
 
         Where clocks go back, a local time that occurs twice is the second one; where they go forward, a local time
         that does not occur is as much later.
@@ -67,8 +67,9 @@ class TimeZone:
     def to_utc_ms(self, time: datetime) -> int:
         """Return a datetime in milliseconds; it is local unless it contains a time zone."""
         if time.tzinfo is not None:
-            return round(time.timestamp() * 1000)
-        return _query(f"SELECT {self.utc_ms_sql(f'TIMESTAMP {quote_literal(time.isoformat(chr(32)))}')}")
+            return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+        local_ms = (time - datetime(1970, 1, 1)) // timedelta(milliseconds=1)
+        return _query(f"SELECT {self.utc_ms_sql(f'epoch_ms({local_ms}::BIGINT)')}")
 
     def start_of_day_ms(self, utc_ms: int, days_before: int) -> int:
         """Return the start of the local day that is ``days_before`` days before the day of ``utc_ms``."""

@@ -13,12 +13,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from a2gen_rec.data.csv_errors import compression_of, open_bytes
 from a2gen_rec.data.sql import quote_literal, quote_path
 from a2gen_rec.errors import DataError
 
 HEADER_BYTES = 1 << 20
 """Maximum bytes of a CSV file's first line."""
-COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 UNSUPPORTED = {
     b"PARE": "encrypted Parquet",
     b"BZh": "bzip2",
@@ -114,9 +114,8 @@ def _parquet_format(file: Path) -> FileFormat:
 
 
 def _csv_format(file: Path, start: bytes, dialect: CsvDialect) -> FileFormat:
-    compression = next((name for magic, name in COMPRESSIONS.items() if start.startswith(magic)), "none")
     try:
-        with pa.input_stream(file, compression=None if compression == "none" else compression) as stream:
+        with open_bytes(file) as stream:
             head = stream.read(HEADER_BYTES)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"cannot be read ({str(error).splitlines()[0]})", file=file) from error
@@ -125,7 +124,7 @@ def _csv_format(file: Path, start: bytes, dialect: CsvDialect) -> FileFormat:
         raise DataError("the first line must contain the names of the columns", file=file, row=1)
     if any(re.search(r"[\ud800-\udfff\0]", name) for name in names):
         raise DataError("is not UTF-8", file=file, row=1)
-    return FileFormat(names, compression)
+    return FileFormat(names, compression_of(start))
 
 
 def _header(text: str, dialect: CsvDialect) -> tuple[str, ...]:

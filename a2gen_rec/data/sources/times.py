@@ -77,10 +77,14 @@ def _milliseconds(column: Column, style: TimeFormat) -> str:
     """Return the SQL of a column's milliseconds: an integer type, NULL for an invalid time."""
     kind, x = column.type_name, column.plain_sql
     if kind.startswith("TIMESTAMP") and ("TIME ZONE" in kind or "TZ" in kind):
-        # DuckDB 2.0.1: epoch_ms() does not accept TIMESTAMPTZ_NS, the type of pandas' timestamps.
-        return f"epoch_ms({_finite(f'{x}::TIMESTAMPTZ')})"
+        return _timestamp_ms(x, kind)
     if kind.startswith("TIMESTAMP") or kind == "DATE":
-        return _zoneless_ms(column, style)
+        if column.is_utc_by_format and style.zoneless is None and not style.zone.is_utc:
+            reason = (
+                "has the Parquet type INT96, which Spark writes in UTC; set zoneless_timestamps to utc, or to local"
+            )
+            raise column.error(reason)
+        return _zoneless_ms(_timestamp_ms(x, kind), style)
     if column.is_text:
         return _text_ms(x, style) if style.unit == "timestamp" else _number_text_ms(x, style.unit)
     is_integer = kind in INTEGER_TYPES or (kind.startswith("DECIMAL") and kind.endswith(",0)"))
@@ -118,22 +122,22 @@ def _text_ms(x: str, style: TimeFormat) -> str:
     spaceless = f"regexp_replace(trim({x}), '(:[0-9.]+)\\s+([+-])', '\\1\\2')"
     zoned = f"TRY_CAST(regexp_replace({spaceless}, 'z$', 'Z') AS TIMESTAMPTZ)"
     has_zone = f"regexp_matches(trim({x}), '{_ZONE_PATTERN}')"
-    local = _finite(f"TRY_CAST({x} AS TIMESTAMP)")
-    zoneless = f"epoch_ms({local})" if style.zoneless == "utc" else style.zone.utc_ms_sql(local)
-    return f"CASE WHEN {has_zone} THEN epoch_ms({_finite(zoned)}) ELSE {zoneless} END"
+    zoneless = _zoneless_ms(_timestamp_ms(f"TRY_CAST({x} AS TIMESTAMP)"), style)
+    return f"CASE WHEN {has_zone} THEN {_timestamp_ms(zoned)} ELSE {zoneless} END"
 
 
-def _zoneless_ms(column: Column, style: TimeFormat) -> str:
-    if column.is_utc_by_format and style.zoneless is None and not style.zone.is_utc:
-        raise column.error(
-            "has the Parquet type INT96, which Spark writes in UTC; set zoneless_timestamps to utc, or to local"
-        )
-    local = _finite(f"{column.sql}::TIMESTAMP")
-    return f"epoch_ms({local})" if style.zoneless == "utc" else style.zone.utc_ms_sql(local)
+def _timestamp_ms(timestamp: str, type_name: str = "TIMESTAMP") -> str:
+    """Return the SQL of the millisecond in which a timestamp since 1970 lies; in local time if it has no zone.
+
+    DuckDB 2.0.1: epoch_ms() and casts round to the nearest unit, and epoch_ms() does not accept TIMESTAMPTZ_NS.
+    """
+    if "_NS" in type_name:
+        return f"(epoch_ns({timestamp}) // 1000000)"
+    return f"(epoch_us({timestamp}{'::TIMESTAMP' if type_name == 'DATE' else ''}) // 1000)"
 
 
-def _finite(timestamp: str) -> str:
-    return f"CASE WHEN isfinite({timestamp}) THEN {timestamp} END"
+def _zoneless_ms(local_ms: str, style: TimeFormat) -> str:
+    return local_ms if style.zoneless == "utc" else style.zone.utc_ms_sql(f"epoch_ms({local_ms})")
 
 
 def _suggestion(value: str) -> str:
