@@ -11,7 +11,10 @@ from a2gen_rec.errors import DataError
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of a file -> compression."""
 CHUNK_BYTES = 1 << 20
-_REASONS = r"^(Could not convert .+?|Expected Number of Columns.+?|Value with unterminated quote found|Maximum line size.+?)\.?$"
+_REASONS = (
+    r"^(Could not convert .+?|Expected Number of Columns.+?"
+    r"|Value with unterminated quote found|Maximum line size.+?)\.?$"
+)
 _OTHER_ENDINGS = {b"\n": rb"\r\n?", b"\r\n": rb"(?<!\r)\n|\r(?!\n)", b"\r": rb"\r?\n"}
 """Line ending of a file -> pattern of the others."""
 
