@@ -127,7 +127,7 @@ def test_a_removed_or_replaced_run_is_not_written(tmp_path: Path) -> None:
         with lock_run(str(run)) as second:
             second.check()
             assert not first.is_held()
-        with pytest.raises(UserError, match="or it was removed; this one stops without saving"):
+        with pytest.raises(UserError, match="or it was removed; stopping without saving"):
             first.check()
 
 

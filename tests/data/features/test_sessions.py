@@ -17,6 +17,7 @@ from a2gen_rec.data.features.sessions import (
     session_features,
 )
 from a2gen_rec.data.schema import PREVIOUS_FEEDBACK, SESSION_GAP, SESSION_POSITION, UNKNOWN
+from a2gen_rec.data.sql import ROW_COLUMN
 
 SESSION_GAP_S = 5.0
 FEATURES = session_features(with_feedback=True)
@@ -77,9 +78,9 @@ def test_end_is_the_last_recorded_time() -> None:
     # One user with a start after one second: only impressions of at most one second have ended.
     ts_ms = np.array([0, 1000, 5000, 5001], np.int64)
     table = table.append_column("user_id", pa.array(["u"] * 4)).append_column("ts_ms", pa.array(ts_ms))
-    table = table.append_column("row_feedback", pa.array([2, 3, 4, 5], pa.int64()))
+    table = table.append_column(ROW_COLUMN + "feedback", pa.array([2, 3, 4, 5], pa.int64()))
     actual = add_session_columns(table, FEATURES, SESSION_GAP_S)
-    assert actual["row_previous_feedback"].to_pylist() == [0, 0, 3, 4]
+    assert actual[ROW_COLUMN + "previous_feedback"].to_pylist() == [0, 0, 3, 4]
     assert actual["row_session_position"].to_pylist() == [1, 2, 3, 4]
     assert actual.column_names[:-3] == table.column_names
     assert impression_end_ms(ts_ms, np.array([2.0, 3.5, nan, 2.0], np.float32)).tolist() == [2000, 4500, 5000, 7001]
