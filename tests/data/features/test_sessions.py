@@ -81,6 +81,6 @@ def test_end_is_the_last_recorded_time() -> None:
     table = table.append_column(ROW_COLUMN + "feedback", pa.array([2, 3, 4, 5], pa.int64()))
     actual = add_session_columns(table, FEATURES, SESSION_GAP_S)
     assert actual[ROW_COLUMN + "previous_feedback"].to_pylist() == [0, 0, 3, 4]
-    assert actual["row_session_position"].to_pylist() == [1, 2, 3, 4]
+    assert actual[ROW_COLUMN + "session_position"].to_pylist() == [1, 2, 3, 4]
     assert actual.column_names[:-3] == table.column_names
     assert impression_end_ms(ts_ms, np.array([2.0, 3.5, nan, 2.0], np.float32)).tolist() == [2000, 4500, 5000, 7001]
