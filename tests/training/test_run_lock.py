@@ -89,7 +89,7 @@ def test_the_last_training_owns_a_remote_run(remote: Path) -> None:
 def test_an_earlier_training_of_a_remote_run_stops_without_saving(
     data: str, remote: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first training loses the run between two checkpoints; the next training goes on from its last one."""
+    """The first training loses the run between two checkpoints; the next training continues from its last one."""
     validate = Trainer.validate
 
     def take_over(trainer: Trainer) -> dict[str, float]:

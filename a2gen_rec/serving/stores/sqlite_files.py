@@ -29,7 +29,7 @@ class StoreFiles:
 
     Device and inode identify the files. Programs that write into an existing file, like ``cp``, keep both. Size and
     modification time reveal those; they also change when SQLite copies the log into the file. The row of the table
-    ``store`` tells the two apart: the file's identifier stays, and its number of commits never decreases.
+    ``store`` distinguishes the two: the file's identifier stays, and its number of commits never decreases.
 
     Args:
         file: Path of the database, which is open and has a write-ahead log.
