@@ -11,6 +11,7 @@ from pathlib import Path
 
 import duckdb
 
+from a2gen_rec.data.csv_errors import compression_of
 from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sources.files import find_files
@@ -57,11 +58,13 @@ class JD:
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
         # Line numbers need the file's order. With CRLF, DuckDB also reads LF and counts empty lines of both once.
         connection.execute("SET preserve_insertion_order = true")
+        with open(self.file, "rb") as stream:
+            compression = compression_of(stream.read(4))
         lines = f"""(
             SELECT row_number() OVER () AS session, trim(line) AS line FROM read_csv(
                 {quote_path(self.file)}, hive_partitioning = false, columns = {{'line': 'VARCHAR'}},
                 header = false, delim = '\x1f', quote = '', escape = '', comment = '',
-                auto_detect = false, strict_mode = false,
+                auto_detect = false, strict_mode = false, compression = {quote_literal(compression)},
                 new_line = '\\r\\n', max_line_size = 16777216))"""
         tokens = f"""(
             SELECT session, unnest(events) AS token, generate_subscripts(events, 1) AS event_index

@@ -2,23 +2,21 @@
 
 import csv
 import gzip
-import hashlib
 import io
 import random
-from decimal import Decimal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data.prepare.pipeline import prepare
 from a2gen_rec.data.sources.kuairand import FLAGS, USER_COLUMNS, VIDEO_COLUMNS
 from a2gen_rec.errors import DataError, UserError
-from tests.helpers.raw_logs import START_MS, machine_time_zone, read_log, write_files
+from tests.helpers.properties import examples
+from tests.helpers.raw_logs import START_MS, read_log, write_files
+from tests.helpers.stored import MACHINE_ZONES, file_digests, prepare_stored, stored_files, total_rows
 
 COLUMNS = ("user", "item", "ts", "dwell", "like", "shop")
 SPEC = {
@@ -33,7 +31,6 @@ SPEC = {
     ],
     "split": {"valid_fraction": 0.2, "test_fraction": 0.2},
 }
-CONFIG = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5)
 # --- conservation -------------------------------------------------------------------------------------------------
 
 VALUES = st.text(st.sampled_from("ab1,;\"'#\\ \t\n|é="), min_size=1, max_size=6)
@@ -89,7 +86,7 @@ LINES = st.lists(
 
 
 @given(LINES)
-@settings(max_examples=150)
+@examples(150)
 def test_every_line_is_read_or_named(tmp_path_factory, lines):
     text = "user,item,ts,dwell,like\n" + "".join(lines)
     try:
@@ -103,21 +100,15 @@ def test_every_line_is_read_or_named(tmp_path_factory, lines):
     assert "\n" not in reason
 
 
-def total_rows(folder, source, raw, spec=None):
-    """Return the rows of a dataset: impressions, dropped rows and duplicates."""
-    card = prepare(source, str(raw), str(folder / "out"), CONFIG, spec and str(spec))
-    return sum(split.targets for split in card.splits.values()) + sum(card.dropped_rows.values())
-
-
 @given(st.randoms(use_true_random=False), st.integers(20, 60))
-@settings(max_examples=8)
+@examples(8)
 def test_sources_conserve_rows(tmp_path_factory, rng, count):
     folder = tmp_path_factory.mktemp("sources")
     ids = [(rng.randrange(4), rng.randrange(6), rng.randrange(9)) for _ in range(count)]
     tenrec = "user_id,item_id,click,follow,like,share,video_category,watching_times,gender,age\n"
     tenrec += "".join(f"{user},{item},1,0,{item % 2},0,2,9,1,4\n" for user, item, _ in ids)
     raw = write_files(folder / "tenrec", {"QB-video.csv": tenrec})
-    assert total_rows(folder / "a", "tenrec", raw) == count
+    assert total_rows(prepare_stored(folder / "a", "tenrec", raw)) == count
     header = ["user_id", "video_id", "tab", "time_ms", "play_time_ms", "duration_ms", *FLAGS]
     log = [
         [str(x) for x in (user, item, 1, START_MS + time, 100 - time * 15, 2000, *[0] * len(FLAGS))]
@@ -136,7 +127,7 @@ def test_sources_conserve_rows(tmp_path_factory, rng, count):
     except UserError as error:
         reason = str(error)
     else:
-        assert sum(split.targets for split in card.splits.values()) + sum(card.dropped_rows.values()) == count
+        assert total_rows(card) == count
         return
     assert "split" in reason or "no training impressions" in reason
 
@@ -170,26 +161,10 @@ TYPES = {
 }
 
 
-def array(values, kind):
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
-        return pa.array([None if value is None else str(value) for value in values], pa.string()).cast(kind)
-    if pa.types.is_decimal(kind):
-        return pa.array([None if value is None else Decimal(str(value)) for value in values], kind)
-    plain = pa.array(values)
-    return plain.cast(kind) if not pa.types.is_timestamp(kind) else plain.cast(pa.timestamp("ms", "UTC")).cast(kind)
-
-
 def digest(folder, files, machine="UTC"):
     """Return the digest of the dataset of some files."""
-    raw = write_files(folder / "raw", files)
-    (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC))
-    with machine_time_zone(machine):
-        prepare("generic", str(raw), str(folder / "out"), CONFIG, str(folder / "spec.yaml"))
-    return {
-        file.relative_to(folder / "out").as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted((folder / "out").rglob("*"))
-        if file.is_file()
-    }
+    prepare_stored(folder, "generic", write_files(folder / "raw", files), SPEC, machine)
+    return file_digests(folder / "out")
 
 
 @pytest.fixture(scope="module")
@@ -200,39 +175,7 @@ def expected_digest(tmp_path_factory):
     )
 
 
-@st.composite
-def stored_files(draw):
-    """Draw files that store the rows of the log."""
-    rows = draw(st.permutations(log_rows()))
-    cuts = sorted(draw(st.lists(st.integers(0, len(rows)), max_size=4)))
-    files = {}
-    for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(rows)], strict=True)):
-        part = rows[start:end]
-        order = draw(st.permutations(COLUMNS))
-        columns = dict(zip(COLUMNS, zip(*part, strict=True), strict=True)) if part else dict.fromkeys(COLUMNS, ())
-        folder = draw(st.sampled_from(["", "user=9/", "ts=2020-01-01/", "a[1]/", "z/like=5/"]))
-        name = (
-            f"{folder}{draw(st.sampled_from('abcxyz'))}{number}{draw(st.sampled_from(['', '.csv', '.parquet', '.gz']))}"
-        )
-        if draw(st.booleans()):
-            table = pa.table({name: array(columns[name], draw(st.sampled_from(TYPES[name]))) for name in order})
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression=draw(st.sampled_from(["none", "snappy", "zstd", "gzip"])))
-            files[name] = sink.getvalue().to_pybytes()
-        else:
-            stream = io.StringIO(newline="")
-            writer = csv.writer(stream, quoting=draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])))
-            writer.writerow(order)
-            writer.writerows(
-                ["" if value is None else value for value in row]
-                for row in zip(*(columns[name] for name in order), strict=True)
-            )
-            content = stream.getvalue().encode()
-            files[name] = gzip.compress(content) if draw(st.booleans()) else content
-    return files
-
-
-@given(files=stored_files(), machine=st.sampled_from(["UTC", "Asia/Shanghai", "America/New_York"]))
-@settings(max_examples=25)
+@given(files=stored_files(log_rows(), TYPES), machine=MACHINE_ZONES)
+@examples(25)
 def test_storage_changes_no_byte(tmp_path_factory, expected_digest, files, machine):
     assert digest(tmp_path_factory.mktemp("stored"), files, machine) == expected_digest
