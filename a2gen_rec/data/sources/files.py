@@ -123,16 +123,6 @@ class RawFiles:
             for group, each in zip(self.groups, values, strict=True)
         )
 
-    def check_unique(self, connection: duckdb.DuckDBPyConnection, relation: str, key: str) -> None:
-        """Check that rows to join have different keys: impressions would multiply.
-
-        Raises:
-            DataError: for a key of several rows.
-        """
-        query = f"SELECT {key} FROM ({relation}) GROUP BY {key} HAVING count(*) > 1 ORDER BY {key} LIMIT 1"
-        for (value,) in connection.execute(query).fetchall():
-            raise DataError(f"{value!r} occurs in several rows", file=", ".join(self.files), field=key)
-
     def _check(self, connection: duckdb.DuckDBPyConnection, checks: list[list[Check]]) -> None:
         """Find files with violations in one query, then the row in the first of these files."""
         queries = [
@@ -149,6 +139,17 @@ class RawFiles:
             file = min((file for (file,) in found), key=self.files.index)
             index = next(index for index, group in enumerate(self.groups) if file in group.files)
             raise _row_error(connection, self.groups[index], file, checks[index])
+
+
+def check_unique(connection: duckdb.DuckDBPyConnection, relation: str, key: str, files: Sequence[str]) -> None:
+    """Check that rows to join have different keys: impressions would multiply.
+
+    Raises:
+        DataError: for a key of several rows.
+    """
+    query = f"SELECT {key} FROM ({relation}) GROUP BY {key} HAVING count(*) > 1 ORDER BY {key} LIMIT 1"
+    for (value,) in connection.execute(query).fetchall():
+        raise DataError(f"{value!r} occurs in several rows", file=", ".join(files), field=key)
 
 
 def _row_error(

@@ -11,7 +11,7 @@ import duckdb
 
 from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
-from a2gen_rec.data.sources.files import RawFiles, find_files
+from a2gen_rec.data.sources.files import RawFiles, check_unique, find_files
 from a2gen_rec.data.sources.times import TimeFormat, time_ms
 from a2gen_rec.data.sources.values import MAX_DURATION_S, Column, Value, flag, identifier, number, text
 from a2gen_rec.data.sql import quote_identifier
@@ -87,8 +87,8 @@ class KuaiRand:
         log = self.logs.relation(connection, _log_values)
         users = self.users.relation(connection, _user_values)
         videos = self.videos.relation(connection, _video_values)
-        self.users.check_unique(connection, users, "user_id")
-        self.videos.check_unique(connection, videos, "video_id")
+        check_unique(connection, users, "user_id", self.users.files)
+        check_unique(connection, videos, "video_id", self.videos.files)
         actions = ", ".join(f"CASE WHEN log.is_{name} = 1 THEN 'nan'::DOUBLE END AS at_{name}" for name in ACTIONS)
         labels = ", ".join(f"log.{column} AS label_{name}" for name, column in LABELS.items())
         user = ", ".join(f"users.{quote_identifier(name)}" for name in USER_COLUMNS)

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 
 from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo
+from a2gen_rec.data.sources.files import check_unique
 from a2gen_rec.data.sql import read_parquet_sql
 from a2gen_rec.errors import DataError
 from a2gen_rec.simulation.population import ACTIONS
@@ -51,9 +52,11 @@ class Simulated:
         """Return the SQL of the standard relation (:mod:`a2gen_rec.data.sources.base`).
 
         Raises:
-            DataError: a file or column is missing, or a column has another type.
+            DataError: a file or column is missing, a column has another type, or users or items occur several times.
         """
         users, items, parts = self._files()
+        for file, key in ((users, "user_id"), (items, "item_id")):
+            check_unique(connection, f"FROM {read_parquet_sql(file)}", key, [file])
         action_columns = ", ".join(f'i."{action}" AS "at_{action}"' for action in ACTIONS)
         oracle = ", ".join(f'i."true_{name}" AS "oracle_{name}"' for name in (*ACTIONS, LABEL_NAME))
         return f"""
