@@ -31,6 +31,25 @@ def open_bytes(file: object) -> BinaryIO:
     return pa.input_stream(str(file), compression=None if compression == "none" else compression)
 
 
+def check_complete(file: object) -> None:
+    """Check that a compressed file does not end early; its rows are then not known.
+
+    DuckDB 2.0.1 reads an incomplete zstd file up to its end without an error, and reports an incomplete gzip file.
+
+    Raises:
+        DataError: the file is incomplete or cannot be decompressed.
+    """
+    with open(str(file), "rb") as stream:
+        if compression_of(stream.read(4)) != "zstd":
+            return
+    try:
+        with open_bytes(file) as stream:
+            while stream.read(CHUNK_BYTES):
+                pass
+    except OSError as error:
+        raise DataError(f"cannot be read ({first_line(error)})", file=file) from error
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of a DuckDB message without the error type at its start."""
     return re.sub(r"^[A-Z][\w ]* Error: ", "", str(error).strip().splitlines()[0])
@@ -58,10 +77,9 @@ def _line_ending_error(file: object) -> DataError:
     """Return the error of the first line that ends unlike the lines before it, which DuckDB 2.0.1 cannot read."""
     row, usual, rest = 1, b"", b""
     with open_bytes(file) as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            chunk = rest + chunk
+        while chunk := rest + (more := stream.read(CHUNK_BYTES)):
             # An ending may continue in the next chunk.
-            chunk, rest = (chunk[:-1], chunk[-1:]) if chunk.endswith(b"\r") else (chunk, b"")
+            chunk, rest = (chunk[:-1], chunk[-1:]) if more and chunk.endswith(b"\r") else (chunk, b"")
             usual = usual or next(iter(re.findall(rb"\r\n|\n|\r", chunk)), b"")
             if usual and (other := re.search(_OTHER_ENDINGS[usual], chunk)):
                 row += chunk[: other.start()].count(usual)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from a2gen_rec.data.csv_errors import compression_of, open_bytes
+from a2gen_rec.data.csv_errors import check_complete, compression_of, open_bytes
 from a2gen_rec.data.sql import quote_literal, quote_path
 from a2gen_rec.errors import DataError
 
@@ -119,6 +119,7 @@ def _csv_format(file: Path, start: bytes, dialect: CsvDialect) -> FileFormat:
             head = stream.read(HEADER_BYTES)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"cannot be read ({str(error).splitlines()[0]})", file=file) from error
+    check_complete(file)
     names = _header(head.decode("utf-8-sig", "surrogateescape"), dialect)
     if not any(names):
         raise DataError("the first line must contain the names of the columns", file=file, row=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.csv_errors import compression_of
+from a2gen_rec.data.csv_errors import check_complete, compression_of
 from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sources.files import find_files
@@ -58,6 +58,7 @@ class JD:
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
         # Line numbers need the file's order. With CRLF, DuckDB also reads LF and counts empty lines of both once.
         connection.execute("SET preserve_insertion_order = true")
+        check_complete(self.file)
         with open(self.file, "rb") as stream:
             compression = compression_of(stream.read(4))
         lines = f"""(

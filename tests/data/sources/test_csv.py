@@ -1,6 +1,7 @@
 """CSV files: every line is read by the rules of the spec, or an error names file and row."""
 
 import gzip
+import random
 
 import pyarrow as pa
 import pytest
@@ -128,6 +129,8 @@ def test_mixed_line_endings_name_the_row(tmp_path):
         read_log(tmp_path, {"log.csv": text})
     with pytest.raises(DataError, match=r"log.csv, row 2: ends with \\n, unlike the rows before it"):
         read_log(tmp_path, {"log.csv": HEADER.replace("\n", "\r\n") + lines(2)})
+    with pytest.raises(DataError, match=r"log.csv, row 4: ends with \\r, unlike the rows before it"):
+        read_log(tmp_path, {"log.csv": HEADER + lines(2) + line(2) + "\r"})
 
 
 @pytest.mark.parametrize(
@@ -154,6 +157,23 @@ def test_unreadable_files(tmp_path, content, message):
     with pytest.raises(DataError, match=message) as caught:
         read_log(tmp_path, {"log.csv": content})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("codec", "message"),
+    [
+        ("zstd", r"cannot be read \(Truncated compressed stream"),
+        ("gzip", "Unexpected end of GZIP stream|cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("fraction", [0.3, 0.999])
+def test_incomplete_compressed_files(tmp_path, codec, message, fraction):
+    rng = random.Random(1)
+    text = HEADER + "".join(line(number, user=f"u{rng.random()}") + "\n" for number in range(30_000))
+    content = pa.compress(text.encode(), codec=codec, asbytes=True)
+    with pytest.raises(DataError, match=message) as caught:
+        read_log(tmp_path, {"log.csv": content[: int(len(content) * fraction)]})
+    assert "log.csv" in str(caught.value)
 
 
 def test_format_by_content(tmp_path):
