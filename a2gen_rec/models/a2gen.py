@@ -28,6 +28,9 @@ from a2gen_rec.nn.marginals import ActionMarginals, action_marginals
 
 MIN_BASE_RATE = 1e-4
 """Lower bound on the base rates that scale the losses of actions."""
+MIN_OUTCOMES = 100
+"""Positives, and negatives, in training that estimate the unit of an action's loss. The unit of an action with fewer is
+that of an action with so many: otherwise, few positives in validation would outweigh all other actions."""
 PROBABILITY_EPS = (1e-6, 1 - 1e-4)
 """Clamp of probabilities before their log-odds; close to 1, single precision has few digits left."""
 
@@ -38,8 +41,8 @@ class OccurrenceHeadOutput:
 
     Attributes:
         logits: [targets, events].
-        entropy: [events] entropy of the actions' base rates, in nats. The loss is measured in units of it, so that
-            rare actions train the context as much as common ones.
+        entropy: [events] entropy of the actions' base rates, in nats (:func:`loss_units`). The loss is measured in units
+            of it, so that rare actions train the context as much as common ones.
     """
 
     logits: Tensor
@@ -83,6 +86,18 @@ class A2GenOutput(A2GenEncoding, RankerOutput):
         return self.steps.time.gather(1, batch.step_label[:, None]).squeeze(1)
 
 
+def loss_units(rate: Tensor, num_targets: int) -> Tensor:
+    """Return the entropies [events] of base rates, each at least that of ``MIN_OUTCOMES`` positives or negatives.
+
+    Args:
+        rate: [events] base rates in training.
+        num_targets: Number of training targets.
+    """
+    smallest = min(MIN_OUTCOMES / max(num_targets, 1), 0.5)
+    rate = rate.clamp(smallest, 1 - smallest)
+    return -(rate * rate.log() + (1 - rate) * (1 - rate).log())
+
+
 class A2GenRanker(HierarchicalRanker[A2GenEncoding]):
     """Dense part of A2Gen, after the lookups."""
 
@@ -97,8 +112,7 @@ class A2GenRanker(HierarchicalRanker[A2GenEncoding]):
         rate = torch.tensor([card.base_rate[name] for name in card.predicted_actions]).clamp(
             MIN_BASE_RATE, 1 - MIN_BASE_RATE
         )
-        entropy = -(rate * rate.log() + (1 - rate) * (1 - rate).log())
-        self.register_buffer("event_entropy", entropy, persistent=False)
+        self.register_buffer("event_entropy", loss_units(rate, card.splits["train"].targets), persistent=False)
         has_head = bool(card.predicted_actions) and config.occurrence_head
         self.occurrence_head = self._tower(self.d_context, torch.logit(rate)) if has_head else None
 

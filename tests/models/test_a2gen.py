@@ -10,6 +10,7 @@ from torchrec import JaggedTensor
 from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.losses.loss import Loss, loss_sums, term_means, total_loss
+from a2gen_rec.models.a2gen import loss_units
 from a2gen_rec.models.base import pad_queries, pad_targets
 from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.models.factory import build_model
@@ -105,12 +106,29 @@ def test_occurrence_head_is_blended_in_log_odds() -> None:
 
 
 def test_occurrence_head_starts_at_base_rates() -> None:
-    model = build_model(CARD, small_config(), torch.device("cpu"))
+    splits = {name: dataclasses.replace(split, targets=100_000) for name, split in CARD.splits.items()}
+    model = build_model(dataclasses.replace(CARD, splits=splits), small_config(), torch.device("cpu"))
     context = torch.randn(3, model.ranker.d_context)
     rates = torch.tensor([CARD.base_rate[name] for name in CARD.predicted_actions])
     torch.testing.assert_close(model.ranker.occurrence_head(context).sigmoid(), rates.expand(3, -1))
     entropy = torch.distributions.Bernoulli(rates).entropy()
     torch.testing.assert_close(model.ranker.event_entropy, entropy)
+
+
+@pytest.mark.parametrize("count", [1, 3, 30])
+def test_units_of_rare_actions_are_bounded(count: int) -> None:
+    targets = 2_400
+    rates = torch.tensor([count / targets, 100 / targets, 0.3, 1 - count / targets], dtype=torch.float64)
+    entropy = -(rates * rates.log() + (1 - rates) * (1 - rates).log())
+    units = loss_units(rates, targets)
+    assert units[0] == units[1] == pytest.approx(float(units[3]))
+    torch.testing.assert_close(units[1:3], entropy[1:3], rtol=0, atol=0, msg="units of other actions must not change")
+    # A head that predicts the training rate, on 300 targets with 8 positives.
+    share = torch.tensor(8 / 300, dtype=torch.float64)
+    error = -(share * rates[0].log() + (1 - share) * (1 - rates[0]).log())
+    assert error / units[0] < 2
+    if count < 30:
+        assert error / entropy[0] > 10, "without a bound, the action would outweigh all others"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
