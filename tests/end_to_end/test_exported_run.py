@@ -1,7 +1,5 @@
 """A run of two ranks with an ensemble, exported by one process: the exported model equals the trained one."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,20 +16,11 @@ from a2gen_rec.runs.rank import rank_run
 from a2gen_rec.runs.row_order import export_permutation
 from a2gen_rec.training import checkpoint
 from tests.helpers.cards import checkpoint_tensors
+from tests.helpers.distributed import CommandJob
 from tests.helpers.logs import Log, simulated_log
 
 pytestmark = pytest.mark.processes
 
-LAUNCH = [
-    sys.executable,
-    "-m",
-    "a2gen_rec.launch.torchrun",
-    "--standalone",
-    "--nnodes=1",
-    "--nproc_per_node=2",
-    "-m",
-    "--",
-]
 ENSEMBLE = {
     "epochs": 2,
     "dim": 4,
@@ -65,8 +54,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, str, str]:
     """The log, the run of two ranks, and its export in float32."""
     folder = tmp_path_factory.mktemp("exported_run")
     log, run = simulated_log(folder), str(folder / "two")
-    command = [*LAUNCH, "a2gen_rec.cli", "train", "--data", log.data, "--run", run, *options(OPTIONS)]
-    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    arguments = ["train", "--data", log.data, "--run", run, *options(OPTIONS)]
+    codes, output = CommandJob(2, folder / "output.log", arguments).wait()
+    assert codes == [0, 0], output
     main(["ensemble", "train", "--run", run, *options(ENSEMBLE)])
     export_run(run, str(folder / "model"), "fp32")
     return log, run, str(folder / "model")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from a2gen_rec.cli.main import main
 from a2gen_rec.data.dataset import compute_data_digest
 from a2gen_rec.data.schema import DatasetCard
 from tests.helpers.cards import checkpoint_tensors, make_card, write_dataset
+from tests.helpers.distributed import CommandJob
 
 pytestmark = pytest.mark.processes
 
@@ -47,11 +49,12 @@ def broken(dataset: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(dataset, tmp_path / "broken"))
 
 
-def start(ranks: int, data: Path, run: Path, *options: str) -> subprocess.Popen[str]:
-    return start_command(ranks, "train", "--data", str(data), "--run", str(run), *SMALL, *options)
+def train_arguments(data: Path, run: Path, *options: str) -> list[str]:
+    return ["train", "--data", str(data), "--run", str(run), *SMALL, *options]
 
 
-def start_command(ranks: int, *arguments: str) -> subprocess.Popen[str]:
+def start(ranks: int, *arguments: str) -> subprocess.Popen[str]:
+    """Start a command in an interpreter, or under torchrun."""
     launcher = ["-m", "a2gen_rec.launch.torchrun", "--standalone", "--nnodes=1", f"--nproc_per_node={ranks}"]
     command = [sys.executable, *(launcher if ranks > 1 else []), "-m", *(["--"] if ranks > 1 else [])]
     command += ["a2gen_rec.cli", *arguments]
@@ -71,27 +74,24 @@ def finish(job: subprocess.Popen[str]) -> str:
     return output
 
 
+def run_ranks(ranks: int, output: Path, *arguments: str) -> str:
+    """Run a command on forked ranks and return its output."""
+    codes, text = CommandJob(ranks, output, arguments).wait()
+    assert codes == [0] * ranks, text
+    return text
+
+
 def checkpoints(run: Path) -> list[str]:
     folder = run / "checkpoints"
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[-1].isdigit()) if folder.exists() else []
 
 
-def wait_for_checkpoint(run: Path, job: subprocess.Popen[str]) -> None:
+def wait_for_checkpoint(run: Path, is_running: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 90
     while not checkpoints(run):
-        assert job.poll() is None, job.communicate()[0]
+        assert is_running(), "the job ended without a checkpoint"
         assert time.monotonic() < deadline, "no checkpoint within 90 seconds"
         time.sleep(0.005)
-
-
-def kill_all(run: Path) -> None:
-    """Send SIGKILL to every process of a job: torchrun and its ranks, each in a separate process group."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(run) in (process / "cmdline").read_text():
-                os.kill(int(process.name), signal.SIGKILL)
-        except OSError:
-            continue
 
 
 def tensors(run: Path, scratch: Path) -> dict[str, torch.Tensor]:
@@ -102,14 +102,15 @@ def test_resumes_exactly_after_sigkill(dataset: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of an epoch; dropout tests the random states, two ranks test the loader states."""
     options = ["--train.epochs", "4", "--train.checkpoint-interval", "3", "--model.dropout", "0.2"]
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    finish(start(2, dataset, uninterrupted, *options))
-    job = start(2, dataset, killed, *options)
-    wait_for_checkpoint(killed, job)
-    kill_all(killed)
-    job.communicate()
+    run_ranks(2, tmp_path / "uninterrupted.log", *train_arguments(dataset, uninterrupted, *options))
+    arguments = train_arguments(dataset, killed, *options)
+    job = CommandJob(2, tmp_path / "killed.log", arguments)
+    wait_for_checkpoint(killed, lambda: job.is_running)
+    job.send_signal(signal.SIGKILL)
+    assert job.wait()[0] == [-signal.SIGKILL] * 2
     last = checkpoints(killed)[-1]
     assert last < checkpoints(uninterrupted)[-1], "the job must be killed before it ends"
-    output = finish(start(2, dataset, killed, *options))
+    output = run_ranks(2, tmp_path / "resumed.log", *arguments)
     assert f"resuming at step {int(last[5:])}" in output
     left, right = tensors(uninterrupted, tmp_path / "uninterrupted.pt"), tensors(killed, tmp_path / "killed.pt")
     assert left.keys() == right.keys()
@@ -122,17 +123,18 @@ def test_resumes_exactly_after_sigkill(dataset: Path, tmp_path: Path) -> None:
 def test_saves_and_exits_on_a_stop_request_and_resumes(
     ranks: int, number: signal.Signals, dataset: Path, tmp_path: Path
 ) -> None:
+    """Two ranks run under torchrun, which gets the signal."""
     run = tmp_path / "run"
-    job = start(
-        ranks, dataset, run, "--train.epochs", "200", "--train.patience", "0", "--train.checkpoint-interval", "7"
-    )
-    wait_for_checkpoint(run, job)
+    options = ["--train.epochs", "200", "--train.patience", "0", "--train.checkpoint-interval", "7"]
+    job = start(ranks, *train_arguments(dataset, run, *options))
+    wait_for_checkpoint(run, lambda: job.poll() is None)
     job.send_signal(number)
     output = finish(job)
     assert "stop requested; checkpoint saved at step" in output
     step = int(checkpoints(run)[-1][5:])
     assert f"checkpoint saved at step {step}" in output
-    resumed = finish(start(ranks, dataset, run, "--train.max-steps", str(step + 2), "--train.patience", "0"))
+    options = ["--train.max-steps", str(step + 2), "--train.patience", "0"]
+    resumed = run_ranks(ranks, tmp_path / "resumed.log", *train_arguments(dataset, run, *options))
     assert f"resuming at step {step}" in resumed
     assert int(checkpoints(run)[-1][5:]) == step + 2
 
@@ -143,7 +145,8 @@ def test_evaluation_on_two_ranks_equals_one(dataset: Path, tmp_path: Path) -> No
     main(["train", "--data", str(dataset), "--run", str(run), *SMALL, "--train.max-steps", "5"])
     for ranks in (1, 2):
         file = tmp_path / f"{ranks}.json"
-        finish(start_command(ranks, "evaluate", "--run", str(run), "--split", "test", "--json", str(file)))
+        evaluate = ["evaluate", "--run", str(run), "--split", "test", "--json", str(file)]
+        run_ranks(ranks, tmp_path / f"{ranks}.log", *evaluate)
         results.append(json.loads(file.read_text()))
     one, two = results
     assert one["targets"] == two["targets"] > 100
@@ -165,7 +168,7 @@ def test_ensemble_trained_on_two_ranks_is_evaluated_on_one(broken: Path, tmp_pat
     pq.write_table(pa.table(no_users), broken / "users.parquet")
     main(["train", "--data", str(broken), "--run", str(run), *SMALL, "--train.max-steps", "5"])
     small = ["--epochs", "2", "--dim", "4", "--quadrature-degree", "8", "--formula-trials", "4"]
-    output = finish(start_command(2, "ensemble", "train", "--run", str(run), *small))
+    output = run_ranks(2, tmp_path / "ensemble.log", "ensemble", "train", "--run", str(run), *small)
     assert output.count("ensemble: ") == output.count("scoring train: 0 of 3 files") == 1
     reported = yaml.safe_load((run / "ensemble" / "ensemble.yaml").read_text())["metrics"]
     shutil.rmtree(run / "scores")
@@ -343,7 +346,7 @@ def test_two_ranks_print_an_error_once(broken: Path, tmp_path: Path) -> None:
         values = pq.read_table(file)["item_id"].to_pylist()
         values[30][0] = 77
         rewrite(file, {"item_id": values})
-    job = start(2, broken, tmp_path / "run")
+    job = start(2, *train_arguments(broken, tmp_path / "run"))
     output, _ = job.communicate(timeout=600)
     assert job.returncode == 1
     assert output.count("a2gen: error: ") == 1, output
@@ -353,9 +356,9 @@ def test_two_ranks_print_an_error_once(broken: Path, tmp_path: Path) -> None:
 
 
 def test_rejects_tables_that_do_not_fit(dataset: Path, tmp_path: Path) -> None:
-    job = start(2, dataset, tmp_path / "run", "--sharding.ddr-gb", "0.000001")
-    output, _ = job.communicate(timeout=600)
-    assert job.returncode == 1
+    arguments = train_arguments(dataset, tmp_path / "run", "--sharding.ddr-gb", "0.000001")
+    codes, output = CommandJob(2, tmp_path / "output.log", arguments).wait()
+    assert codes == [1, 1]
     assert output.count("a2gen: error: the embedding tables do not fit on 2 rank(s)") == 1, output
     assert "Traceback" not in output
 

@@ -1,14 +1,29 @@
-"""Run a function on several ranks of a gloo group, one process each."""
+"""Run functions and commands on several ranks, one forked process each.
+
+The ranks are forked from a process that has imported torch and the training code once. torchrun starts an interpreter
+per rank and one for itself, which cost about four seconds of CPU each.
+"""
 
 import multiprocessing
 import os
+import signal
+import socket
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["a2gen_rec.training.trainer", "tests.helpers.cards"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "a2gen_rec.training.entrypoint",
+        "a2gen_rec.runs.evaluate",
+        "a2gen_rec.ensemble.fit",
+        "a2gen_rec.cli.main",
+        "tests.helpers.cards",
+    ]
+)
 
 
 def on_ranks(world_size: int, folder: Path, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -56,3 +71,65 @@ def _worker(rank: int, world_size: int, store: str, queue: Any, function: Callab
     queue.close()
     queue.join_thread()
     os._exit(0)  # a failed rank must not wait for its group
+
+
+class CommandJob:
+    """A running ``a2gen`` command on one or more ranks, with the ranks' environment variables of torchrun.
+
+    Args:
+        world_size: Number of ranks.
+        output: File of the output of all ranks; must not exist.
+        arguments: Arguments of the command.
+    """
+
+    def __init__(self, world_size: int, output: Path, arguments: Sequence[str]) -> None:
+        self._output = output
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._ranks = []
+        for rank in range(world_size):
+            environment = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": world_size,
+                "LOCAL_WORLD_SIZE": world_size,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            arguments_of_rank = (str(output), environment if world_size > 1 else {}, list(arguments))
+            self._ranks.append(_CONTEXT.Process(target=_run_command, args=arguments_of_rank, daemon=True))
+            self._ranks[-1].start()
+
+    @property
+    def is_running(self) -> bool:
+        return all(rank.is_alive() for rank in self._ranks)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        for rank in self._ranks:
+            os.kill(rank.pid, number)
+
+    def wait(self, timeout_s: float = 120) -> tuple[list[int], str]:
+        """Wait for all ranks, kill those that exceed the timeout, and return the exit codes and the output."""
+        try:
+            for rank in self._ranks:
+                rank.join(timeout_s)
+        finally:
+            for rank in self._ranks:
+                rank.kill()
+        for rank in self._ranks:
+            rank.join()
+        return [rank.exitcode for rank in self._ranks], self._output.read_text() if self._output.exists() else ""
+
+
+def _run_command(output: str, environment: dict[str, object], arguments: list[str]) -> None:
+    import torch
+
+    from a2gen_rec.cli.main import main
+
+    torch.set_num_threads(1)
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(descriptor, stream.fileno())
+    main(arguments)
