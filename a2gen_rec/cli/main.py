@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Protocol
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -86,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> int:
-    parser, parsers = _parsers()
+    name = _command_name(argv)
+    parser, parsers = _parsers(name if name in COMMANDS else "")
     _check_command(argv)
     try:
         args = parser.parse_args(_split_benchmark_args(_load_saved_config(_normalized(argv, parsers))))
@@ -138,8 +140,9 @@ def _split_benchmark_args(argv: list[str]) -> list[str]:
     return [*argv[:end], "--options", json.dumps(argv[end + 1 :])]
 
 
-def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """Return the main parser and the parsers of all commands by name."""
+@cache
+def _parsers(command: str = "") -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """Return the main parser and the parsers of its commands by name: only of ``command``, or of all if it is empty."""
     parser = ArgumentParser(
         prog="a2gen",
         description="Short-video ranking from action sequences: A2Gen on TorchRec-sharded embedding tables.",
@@ -148,17 +151,17 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parsers = {name: command.parser() for name, command in COMMANDS.items()}
+    parsers = {name: module.parser() for name, module in COMMANDS.items() if command in ("", name)}
     subcommands = {"": _add_subcommands(parser)}
-    for name, command in parsers.items():
+    for name, subparser in parsers.items():
         group, _, last = name.rpartition(" ")
         if group not in subcommands:
             group_parser = ArgumentParser(description=GROUPS[group], exit_on_error=False)
             subcommands[""].add_subcommand(group, group_parser, help=GROUPS[group])
             group_parser.prog = f"a2gen {group}"
             subcommands[group] = _add_subcommands(group_parser)
-        subcommands[group].add_subcommand(last, command, help=command.description)
-        command.prog = f"a2gen {name}"
+        subcommands[group].add_subcommand(last, subparser, help=subparser.description)
+        subparser.prog = f"a2gen {name}"
     return parser, parsers
 
 

@@ -1,8 +1,9 @@
 """Parsing of settings from the command line and YAML files: the sections of :class:`Config`, typed and checked."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -36,11 +37,27 @@ def config_from_dict(settings: Mapping[str, Any]) -> Config:
             raise ConfigError(f"unknown section {name!r}; choose one of {', '.join(known)}")
         if not isinstance(values, Mapping):
             raise ConfigError(f"{name} must be a mapping of settings, not {values!r}")
-    parser = _parser()
     try:
-        return config_from_args(parser.instantiate(parser.parse_object(dict(settings))))
+        return copy.deepcopy(_parse(_Settings(settings)))
     except (ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(parser_error_text(error)) from error
+
+
+class _Settings(dict[str, Any]):
+    """Nested settings that are equal if they are written equally; ``True``, ``1`` and ``1.0`` are not."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(self))
+
+    def __eq__(self, other: object) -> bool:
+        return repr(self) == repr(other)
+
+
+@lru_cache(maxsize=256)
+def _parse(settings: _Settings) -> Config:
+    """Parse settings once: an experiment has the same ones in many places, and parsing takes tens of milliseconds."""
+    parser = _parser()
+    return config_from_args(parser.instantiate(parser.parse_object(dict(settings))))
 
 
 @cache

@@ -12,6 +12,7 @@ import torch
 from export_size import Export, Settings, check_exports, make_report, measure
 
 from a2gen_rec.artifact.manifest import Manifest
+from a2gen_rec.cli.main import main
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.utils.distributed import DistributedContext
 
@@ -24,6 +25,7 @@ TINY = Settings(items=300, users=60, impressions_per_user=40, dims=[8], dtypes=[
 def test_sizes_match_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = SimpleNamespace(TemporaryDirectory=lambda prefix: nullcontext(str(tmp_path)))
     monkeypatch.setattr(export_size, "tempfile", scratch)
+    monkeypatch.setattr(export_size, "run_command", lambda folder, *arguments: main(arguments))
     result = measure(TINY, SINGLE)
     sizes, catalog, columns, auc = result.tables
     total = {}

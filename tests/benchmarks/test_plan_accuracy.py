@@ -5,6 +5,7 @@ import pytest
 from plan_accuracy import SHARDING_TYPES, RankBytes, Settings, measure
 
 from a2gen_rec.utils.distributed import DistributedContext, process_group
+from tests.helpers.distributed import fork_launched_ranks
 
 pytestmark = pytest.mark.processes
 
@@ -17,7 +18,8 @@ def single_process() -> Iterator[DistributedContext]:
         yield process
 
 
-def test_two_ranks_allocate_planned_bytes(single_process: DistributedContext) -> None:
+def test_two_ranks_allocate_planned_bytes(single_process: DistributedContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_launched_ranks(monkeypatch, plan_accuracy)
     report = measure(TINY, single_process)
     (table,) = report.tables
     assert len(table.rows) == 2 * len(SHARDING_TYPES)

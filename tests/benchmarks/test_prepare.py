@@ -18,7 +18,7 @@ SINGLE = DistributedContext(0, 1, 1, torch.device("cpu"))
 
 def test_measures_logs() -> None:
     ballast = np.ones(2**26)  # 512 MiB of this process, which must not count
-    report = measure(Settings([3_000, 1_000], impressions_per_user=20, repeats=2), SINGLE)
+    report = measure(Settings([3_000, 1_000], impressions_per_user=20, repeats=1), SINGLE)
     (table,) = report.tables
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     sizes = [row["impressions"] for row in rows]

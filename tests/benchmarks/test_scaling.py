@@ -22,7 +22,7 @@ from simulated_data import make_dataset
 from a2gen_rec.config import Config
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.utils.distributed import DistributedContext, process_group
-from tests.helpers.distributed import on_ranks
+from tests.helpers.distributed import fork_launched_ranks, on_ranks
 
 pytestmark = pytest.mark.processes
 
@@ -54,7 +54,8 @@ def single_process() -> Iterator[DistributedContext]:
         yield process
 
 
-def test_measures_all_sweeps(single_process: DistributedContext) -> None:
+def test_measures_all_sweeps(single_process: DistributedContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_launched_ranks(monkeypatch, scaling)
     report = measure(TINY, single_process)
     ranks, rows, histories = report.tables
     for table in report.tables:

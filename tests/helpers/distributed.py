@@ -12,7 +12,10 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -71,6 +74,14 @@ def _worker(rank: int, world_size: int, store: str, queue: Any, function: Callab
     queue.close()
     queue.join_thread()
     os._exit(0)  # a failed rank must not wait for its group
+
+
+def fork_launched_ranks(monkeypatch: pytest.MonkeyPatch, benchmark: ModuleType) -> None:
+    """Let a benchmark fork the ranks that it launches instead of starting an interpreter for each."""
+    launch_config = benchmark.LaunchConfig
+    monkeypatch.setattr(
+        benchmark, "LaunchConfig", lambda **settings: launch_config(**settings | {"start_method": "forkserver"})
+    )
 
 
 class CommandJob:
