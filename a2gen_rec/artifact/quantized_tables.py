@@ -14,9 +14,20 @@ import torch
 from torch import Tensor, nn
 from torchrec import JaggedTensor, KeyedJaggedTensor
 
+from a2gen_rec.errors import UserError
+
 TableDtype = Literal["int8", "fp16", "fp32"]
 _CHUNK = 2**18
 """Rows quantized at a time, so that a huge table needs no second float32 copy."""
+
+
+_FP16_MAX = torch.finfo(torch.float16).max
+_MAX_MAGNITUDE: dict[TableDtype, float] = {
+    "int8": 127 * _FP16_MAX,
+    "fp16": _FP16_MAX,
+    "fp32": torch.finfo(torch.float32).max,
+}
+"""Largest magnitude that a storage format represents; larger values would become infinite, or NaN."""
 
 
 class QuantizedTable(nn.Module):
@@ -56,6 +67,22 @@ class QuantizedTable(nn.Module):
         self.values[first:end] = rows.values
         if self.scale is not None and rows.scale is not None:
             self.scale[first:end] = rows.scale
+
+
+def check_representable(name: str, weight: Tensor, dtype: TableDtype) -> None:
+    """Check that the values of the table ``name`` [rows, dim] are finite and in the range of ``dtype``.
+
+    Raises:
+        UserError: A value is NaN, infinite or too large.
+    """
+    peaks = torch.cat([part.abs().amax(1) for part in weight.split(_CHUNK)])  # NaN if a value of the row is
+    for limit, reason in (
+        (_MAX_MAGNITUDE["fp32"], "are not finite; the training has diverged"),
+        (_MAX_MAGNITUDE[dtype], f"exceed {_MAX_MAGNITUDE[dtype]:g}, the limit of {dtype}; export with --dtype fp32"),
+    ):
+        rows = (~(peaks <= limit)).nonzero().squeeze(1)
+        if len(rows):
+            raise UserError(f"table {name!r}: {len(rows)} of {len(weight)} rows {reason} (first: row {int(rows[0])})")
 
 
 def quantize_rows(weight: Tensor, dtype: TableDtype) -> QuantizedTable:

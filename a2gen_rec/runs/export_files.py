@@ -25,10 +25,11 @@ from a2gen_rec.artifact.artifact import (
     has_vocabulary,
     vocabulary_file,
 )
-from a2gen_rec.artifact.quantized_tables import TableDtype, quantize_rows
+from a2gen_rec.artifact.quantized_tables import TableDtype, check_representable, quantize_rows
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.parquet_reader import read_feature_column, read_table
 from a2gen_rec.data.schema import RAW_DURATION_COLUMN, DatasetCard
+from a2gen_rec.errors import UserError
 from a2gen_rec.models.embedding_tables import EmbeddingTables, module_key
 from a2gen_rec.runs.row_order import renumber_rows
 from a2gen_rec.utils import paths
@@ -70,14 +71,21 @@ def write_model(
         state: Full tensors of a :class:`RankingModel` by name.
         dtype: Data type of the tables looked up by id.
         permutation: Table -> row permutation, from :func:`export_permutation`.
+
+    Raises:
+        UserError: A parameter is not finite, or out of the range of ``dtype``.
     """
     paths.write_text(str(folder / SETTINGS), yaml.safe_dump(asdict(settings), sort_keys=False))
     card.save(str(folder))
     embedding_tables = EmbeddingTables.from_card(card, settings.model)
     tables: dict[str, Tensor] = {}
     dense = {name: value.contiguous() for name, value in state.items() if name.startswith("ranker.")}
+    for name, value in dense.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"parameter {name!r} is not finite; the training has diverged")
     for name in embedding_tables.rows:
         weight = state[f"embeddings.embeddings.{module_key(name)}.weight"]
+        check_representable(name, weight, "fp32" if name in embedding_tables.full_tables else dtype)
         if name in embedding_tables.full_tables:
             dense[f"table/{name}"] = weight.float().contiguous()
             continue

@@ -1,12 +1,15 @@
 """Quantized tables: error bounds and sizes."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torchrec import KeyedJaggedTensor
 
-from a2gen_rec.artifact.quantized_tables import QuantizedEmbeddings, quantize_rows
+from a2gen_rec.artifact.quantized_tables import QuantizedEmbeddings, check_representable, quantize_rows
+from a2gen_rec.errors import UserError
 from tests.helpers.properties import examples
 
 
@@ -21,6 +24,30 @@ def test_int8_error_is_at_most_half_a_step(rows: int, scale: float, seed: int) -
     coarse = 2**-25 * 127  # for scales below the precision of float16
     assert ((table(torch.arange(rows)) - weight).abs() <= 0.63 * max_abs / 127 + coarse).all()
     assert not table(torch.zeros(1, dtype=torch.long)).any()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp16", "fp32"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_rejects_rows_that_are_not_finite(dtype: str, value: float) -> None:
+    weight = torch.randn(40, 8)
+    check_representable("item_id", weight, dtype)  # type: ignore[arg-type]
+    weight[[7, 30], 3] = value
+    message = r"^table 'item_id': 2 of 40 rows are not finite; the training has diverged \(first: row 7\)$"
+    with pytest.raises(UserError, match=message):
+        check_representable("item_id", weight, dtype)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("int8", 8.31e6), ("fp16", 65504.0), ("fp32", 3.4e38)])
+def test_rejects_values_out_of_range(dtype: str, limit: float) -> None:
+    weight = torch.full((3, 2), limit)
+    check_representable("t", weight, dtype)  # type: ignore[arg-type]
+    stored = quantize_rows(weight, dtype)  # type: ignore[arg-type]
+    torch.testing.assert_close(stored(torch.arange(3)), weight, rtol=0.01, atol=0)
+    weight[2, 1] *= -1.01
+    if dtype == "fp32":
+        return
+    with pytest.raises(UserError, match=rf"table 't': 1 of 3 rows exceed .*, the limit of {dtype}; export .* fp32"):
+        check_representable("t", weight, dtype)  # type: ignore[arg-type]
 
 
 def test_size_in_bytes() -> None:

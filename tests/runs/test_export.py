@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from a2gen_rec.cli.main import main
 from a2gen_rec.errors import UserError
@@ -72,6 +73,16 @@ def test_failed_export_leaves_nothing_behind(
             "not written: on test the AUC drops by more than --max-auc-drop 0.001 (like 0.9000 -> 0.8000)"
             in error_line()
         )
+    with monkeypatch.context() as patch:
+        state = exporting.full_state_dict
+
+        def broken_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+            tensors = {name: value.clone() for name, value in state(module).items()}
+            next(value for name, value in tensors.items() if "item_id" in name)[5, 0] = torch.nan
+            return tensors
+
+        patch.setattr(exporting, "full_state_dict", broken_state)
+        assert "rows are not finite; the training has diverged (first: row 5)" in error_line()
     assert "--max-auc-drop -1.0 must be at least 0" in error_line("--max-auc-drop", "-1")
     assert json.loads((exported(run, out) / "manifest.json").read_text())["metrics"]["loss"]["original"] > 0
 
