@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.options import CommandParser
+from a2gen_rec.cli.options import CommandParser, ConfigFileAction
 from a2gen_rec.config import EnsembleConfig, EvaluateConfig, PrepareConfig, ServeConfig, SimulateConfig
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def add_device(parser: ArgumentParser) -> None:
 
 
 def add_config_file(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help="YAML of settings; later arguments override it")
+    parser.add_argument("--config", action=ConfigFileAction, help="YAML of settings; later arguments override it")
 
 
 def add_run(parser: ArgumentParser, purpose: str, required: bool = True) -> None:

@@ -123,13 +123,13 @@ def _load_saved_config(argv: list[str]) -> list[str]:
     if argv[:1] not in (["train"], ["plan"]):
         return argv
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
+    parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--run")
     known, others = parser.parse_known_args(argv[1:])
     run = ["--run", known.run] if known.run else []
     saved = RunDir(known.run).config_file if known.run else ""
-    config = known.config or (saved if saved and paths.exists(saved) else "")
-    return [argv[0], *(["--config", paths.to_local_path(config)] if config else []), *run, *others]
+    files = known.config or ([saved] if saved and paths.exists(saved) else [])
+    return [argv[0], *(word for file in files for word in ("--config", paths.to_local_path(file))), *run, *others]
 
 
 def _split_benchmark_args(argv: list[str]) -> list[str]:

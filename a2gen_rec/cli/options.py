@@ -11,7 +11,7 @@ from argparse import Action, _SubParsersAction
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 set_parsing_settings(
     docstring_parse_attribute_docstrings=True
@@ -23,6 +23,22 @@ class CommandParser(ArgumentParser):
 
     def add_argument(self, *names: Any, **settings: Any) -> Any:
         return super().add_argument(*(_underscored(name) if _is_option(name) else name for name in names), **settings)
+
+
+class ConfigFileAction(ActionConfigFile):
+    """Option of a YAML file of settings, whose mappings are merged with those of earlier files and options.
+
+    jsonargparse 4.53: a mapping in a later file, such as weights by name, replaces the mapping of an earlier file, although
+    the fields of a section are merged.
+    """
+
+    @staticmethod
+    def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
+        earlier = {name: setting for name, setting in cfg.items() if isinstance(setting, dict)}
+        ActionConfigFile.apply_config(parser, cfg, dest, value)
+        for name, setting in earlier.items():
+            if isinstance(later := cfg.get(name), dict):
+                cfg[name] = {**setting, **later}
 
 
 class HelpFormatter(DefaultHelpFormatter):

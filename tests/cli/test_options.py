@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from a2gen_rec import __version__
 from a2gen_rec import config as config_package
@@ -236,3 +237,22 @@ def test_experiment_reports_missing_results(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main(["report", "experiment", str(tmp_path)])
     assert capsys.readouterr().err.startswith(f"a2gen: error: {tmp_path}")
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_config_files_are_merged(capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str) -> None:
+    (tmp_path / "a.yaml").write_text("model: {dim: 24}\nloss: {objective_weights: {glance: 2, effective: 1}}\n")
+    (tmp_path / "b.yaml").write_text("model: {num_heads: 2}\nloss: {objective_weights: {effective: 3, long_view: 4}}\n")
+    files = [word for name in ("a.yaml", "b.yaml") for word in ("--config", str(tmp_path / name))]
+    run = ["--run", str(tmp_path / "run")] if command == "train" else []
+    settings = yaml.safe_load(settings_of(capsys, command, *files, *run, "--loss.objective-weights.glance", "5"))
+    assert (settings["model"]["dim"], settings["model"]["num_heads"]) == (24, 2)
+    assert settings["loss"]["objective_weights"] == {"glance": 5, "effective": 3, "long_view": 4}
+
+
+def test_weights_of_behaviors_are_merged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("behavior_weights: {like: 2, follow: 1}\ntop_k: 7\n")
+    (tmp_path / "b.yaml").write_text("behavior_weights: {follow: 3}\n")
+    files = [word for name in ("a.yaml", "b.yaml") for word in ("--config", str(tmp_path / name))]
+    settings = yaml.safe_load(settings_of(capsys, "ensemble", "train", "--run", "run", *files))
+    assert (settings["behavior_weights"], settings["top_k"]) == ({"like": 2, "follow": 3}, 7)
