@@ -28,6 +28,7 @@ from a2gen_rec.data.sql import ROW_COLUMN, disable_progress_bar, quote_identifie
 from a2gen_rec.data.text import value_text
 from a2gen_rec.data.time_zone import QUARTER_HOUR_MS
 from a2gen_rec.errors import UserError
+from a2gen_rec.ranking.checks import check_identifier, is_number, shown
 from a2gen_rec.ranking.history import EncodedHistory, merge_histories
 from a2gen_rec.ranking.types import Impression, Value
 from a2gen_rec.ranking.window import check_time
@@ -108,7 +109,8 @@ class ImpressionEncoder:
         """Raise a UserError for the first impression that does not match the dataset."""
         actions = set(self.card.predicted_actions)
         for impression in impressions:
-            location = f"impression of {impression.item!r} at {impression.ts_ms}"
+            check_identifier(impression.item, "item of an impression")
+            location = f"impression of {impression.item!r} at {shown(impression.ts_ms)}"
             names = [name for name, _ in impression.actions]
             for name in names:
                 if name not in actions:
@@ -117,8 +119,9 @@ class ImpressionEncoder:
             if len(set(names)) < len(names):
                 raise UserError(f"{location}: duplicate action")
             times = [seconds for _, seconds in impression.actions] + [impression.watch_s]
-            if any(seconds is not None and not 0 <= seconds < math.inf for seconds in times):
-                raise UserError(f"{location}: times must be at least 0 seconds")
+            for seconds in times:
+                if seconds is not None and not (is_number(seconds) and 0 <= seconds < math.inf):
+                    raise UserError(f"{location}: times must be at least 0 seconds, not {shown(seconds)}")
             _validate_values(impression.features, self.raw_impression_features, location)
             check_time(impression.ts_ms, f"impression of {impression.item!r}: ts_ms", self.card.has_calendar_time)
 
@@ -161,10 +164,11 @@ class ImpressionEncoder:
         rule = self.card.feedback
         arguments: list[list[Any]] = [
             [impression.ts_ms for impression in impressions],
-            [impression.watch_s for impression in impressions],
+            # float: DuckDB 2.0.1 does not accept numpy's numbers.
+            [None if impression.watch_s is None else float(impression.watch_s) for impression in impressions],
         ]
         action_times = [
-            {name: math.nan if seconds is None else seconds for name, seconds in impression.actions}
+            {name: math.nan if seconds is None else float(seconds) for name, seconds in impression.actions}
             for impression in impressions
         ]
         arguments += [[times.get(name) for times in action_times] for name in self.card.predicted_actions]
@@ -324,4 +328,4 @@ def _validate_values(values: Mapping[str, Value], features: Mapping[str, Feature
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (is_number or (isinstance(value, str) and features[name].kind != "buckets")):
             kind = "number" if features[name].kind == "buckets" else "text"
-            raise UserError(f"{location}: feature {name!r} must be a {kind}, not {value!r}")
+            raise UserError(f"{location}: feature {name!r} must be a {kind}, not {shown(value)}")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.scoring import predict_targets
 from a2gen_rec.ranking.action_cache import ActionStateCache
+from a2gen_rec.ranking.checks import check_identifier, check_identifiers, shown
 from a2gen_rec.ranking.encoder import ImpressionEncoder
 from a2gen_rec.ranking.history import EncodedHistory, session_features_at
 from a2gen_rec.ranking.selection import RankingTask, Scorer, resolve_sort_key, sort_keys, top_candidates
@@ -132,10 +134,12 @@ class Ranker:
 
     def validate(self, request: RankQuery) -> None:
         """Raise the error that :meth:`rank` would raise, at low cost: for servers that batch requests of many users."""
+        check_identifier(request.user, "request: user")
+        check_identifiers(request.candidates, "request: candidates")
         if not request.candidates:
             raise UserError("request: no candidates")
-        if request.k < 1:
-            raise UserError(f"request: k {request.k} must be at least 1")
+        if not isinstance(request.k, Integral) or request.k < 1:
+            raise UserError(f"request: k {shown(request.k)} must be a whole number of at least 1")
         if request.now_ms is not None:
             check_time(request.now_ms, "request: now_ms", self.card.has_calendar_time)
         sort_by = self._sort_by(request)

@@ -1,5 +1,6 @@
 """What-if queries: re-run the ensemble with one predicted objective of one candidate changed."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +9,7 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import EXIT, WATCH_TIME
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.scoring import TargetPredictions
+from a2gen_rec.ranking.checks import is_number, shown
 from a2gen_rec.ranking.selection import ENSEMBLE, RankingTask, Scorer, ensemble_history
 from a2gen_rec.ranking.types import WhatIf, WhatIfResult
 
@@ -21,6 +23,9 @@ def check_what_if(what_if: WhatIf, sort_by: str, candidates: Sequence[str], scor
     names = [objective.name for objective in scorer.objectives]
     if what_if.objective not in names:
         raise UserError(f"what_if: unknown objective {what_if.objective!r}; choose one of {', '.join(names)}")
+    for change in what_if.changes:
+        if not is_number(change) or not math.isfinite(change):
+            raise UserError(f"what_if: change {shown(change)} must be a finite number")
 
 
 def evaluate_what_if(

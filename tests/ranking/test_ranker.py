@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -167,11 +168,35 @@ def test_default_query_time_without_history_is_now(ranker: Ranker, monkeypatch: 
     assert ranker.rank(request).candidates != ranker.rank(dataclasses.replace(request, now_ms=10**12)).candidates
 
 
+MASKED = np.ma.array([1.0, 2.0], mask=[True, False])
+T = 1_700_000_000_000
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"candidates": []}, "no candidates"),
-        ({"k": 0}, "k 0 must be at least 1"),
+        ({"candidates": np.array(["i1", "i2"])}, r"candidates must be a list of texts, not array\(\['i1', 'i2'\]"),
+        ({"candidates": "i1"}, "candidates must be a list of texts, not 'i1'"),
+        ({"candidates": ["i1", math.nan]}, "candidates must be a text, not nan"),
+        ({"candidates": ["i1", np.ma.masked]}, "candidates must be a text, not masked"),
+        ({"candidates": ["i1", 2]}, "candidates must be a text, not 2"),
+        ({"user": 3}, "user must be a text, not 3"),
+        ({"user": math.nan}, "user must be a text, not nan"),
+        ({"k": 0}, "k 0 must be a whole number of at least 1"),
+        ({"k": math.nan}, "k nan must be a whole number of at least 1"),
+        ({"context": {"speed": np.ma.masked}}, "'speed' must be a number, not masked"),
+        ({"context": {"speed": MASKED}}, r"'speed' must be a number, not masked_array\(data="),
+        ({"user_features": {"city": np.zeros(99)}}, r"'city' must be a text, not array\(\[0\., .*…$"),
+        ({"history": [Impression("i1", T, watch_s=MASKED)]}, r"at least 0 seconds, not masked_array\(data="),
+        ({"history": [Impression("i1", T, watch_s=math.nan)]}, "times must be at least 0 seconds, not nan"),
+        ({"history": [Impression("i1", T, watch_s="4")]}, "times must be at least 0 seconds, not '4'"),
+        ({"history": [Impression("i1", T, watch_s=True)]}, "times must be at least 0 seconds, not True"),
+        ({"history": [Impression("i1", T, actions=[("like", MASKED)])]}, r"0 seconds, not masked_array\("),
+        ({"history": [Impression("i1", T, actions=[("like", np.ma.masked)])]}, "0 seconds, not masked"),
+        ({"history": [Impression(math.nan, T)]}, "item of an impression must be a text, not nan"),
+        ({"history": [Impression(np.ma.masked, T)]}, "item of an impression must be a text, not masked"),
+        ({"history": [Impression("i1", MASKED)]}, r"ts_ms must be an integer, not masked_array\(data="),
         ({"sort_by": "likes"}, "unknown sort key 'likes'"),
         ({"context": {"tabs": "a"}}, "unknown feature 'tabs'; available: tab, speed, network"),
         ({"context": {"hour_of_day": "3"}}, "unknown feature 'hour_of_day'"),
@@ -206,6 +231,19 @@ def test_rejects_invalid_requests(ranker: Ranker, change: dict, message: str) ->
     with pytest.raises(UserError, match=message) as raised:
         ranker.rank_batch([RankQuery("u1", NAMES), dataclasses.replace(RankQuery("u1", NAMES), **change)])
     assert "\n" not in str(raised.value)
+
+
+def test_numbers_of_numpy_and_missing_features(ranker: Ranker) -> None:
+    def encoded(number: type, speed: float | None) -> dict:
+        features = {"speed": speed, "tab": speed}
+        impression = Impression("i1", T, watch_s=number(3), actions=[("like", number(2))], features=features)
+        columns = ranker.encode([impression]).columns
+        return {name: getattr(columns, name).tolist() for name in ("action", "offset_s", "end_ms")} | {
+            name: rows.tolist() for name, rows in columns.impression_ids.items()
+        }
+
+    # As in a log, NaN is a missing feature.
+    assert encoded(float, None) == encoded(np.float32, math.nan) == encoded(np.int64, np.float64("nan"))
 
 
 def truncate(file: Path) -> None:
