@@ -13,6 +13,7 @@ from typing import Any
 
 from a2gen_rec.errors import UserError
 from a2gen_rec.utils import paths
+from a2gen_rec.utils.digest import hex_digest
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 3
@@ -64,11 +65,12 @@ def read_manifest(model_dir: str) -> Manifest:
     """Read the manifest of a directory and check the directory against it.
 
     Raises:
-        UserError: The manifest is missing, corrupted or of an unsupported format; or a file is missing, truncated or
-            corrupted.
+        UserError: The directory is missing; the manifest is missing, corrupted or of an unsupported format; or a file
+            is missing, truncated or corrupted.
     """
     file = paths.join(model_dir, MANIFEST)
     if not paths.exists(file):
+        paths.require_dir(model_dir)
         raise UserError(f"{model_dir}: no exported model found ({MANIFEST} is missing)")
     try:
         raw = json.loads(paths.read_text(file))
@@ -105,4 +107,4 @@ def _describe_file(file: str) -> dict[str, Any]:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return hex_digest(json.dumps(content, sort_keys=True), 12)

@@ -1,5 +1,6 @@
 """Parsers, settings and console shared by the commands."""
 
+import os
 from dataclasses import fields
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -50,6 +51,11 @@ def new_console() -> "Console":
 
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=100)
+
+
+def is_main_rank() -> bool:
+    """Return whether this process is rank 0 of its job, which prints for all ranks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def print_line(line: str) -> None:

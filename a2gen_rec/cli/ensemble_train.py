@@ -1,6 +1,7 @@
 """``a2gen ensemble train``: train an ensemble of a run's predictions."""
 
 from collections.abc import Mapping
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -12,6 +13,7 @@ from a2gen_rec.cli.common import (
     add_run,
     build_parser,
     config_from_args,
+    is_main_rank,
     new_console,
 )
 from a2gen_rec.config import EnsembleConfig
@@ -55,7 +57,8 @@ def run(args: Namespace) -> None:
 
     out = args.out or RunDir(args.run).ensemble
     config = config_from_args(EnsembleConfig, args)
-    trained = train_ensemble(args.run, out, config, _ConsoleProgress(), args.data, args.device)
+    with _ConsoleProgress() as progress:
+        trained = train_ensemble(args.run, out, config, progress, args.data, args.device)
     if trained is None:
         return
     console = new_console()
@@ -99,17 +102,31 @@ def _transform_curves(trained: "TrainedEnsemble") -> "tuple[list[TransformCurves
 
 
 class _ConsoleProgress:
-    """Progress lines on the standard error stream of rank 0."""
+    """Progress on the standard error stream of rank 0: a bar while scoring, on a terminal, and lines."""
 
     def __init__(self) -> None:
-        import os
-
         from rich.console import Console
+        from rich.progress import Progress
 
-        self.console = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+        self.console = Console(stderr=True, highlight=False, quiet=not is_main_rank())
+        is_hidden = self.console.quiet or not self.console.is_terminal
+        self.bars = Progress(console=self.console, transient=True, disable=is_hidden)
+
+    def __enter__(self) -> "_ConsoleProgress":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bars.stop()
 
     def on_scoring(self, split: str, done: int, files: int) -> None:
-        self._print(f"scoring {split}: {done} of {files} files")
+        if not self.bars.task_ids:
+            self.bars.start()
+            self.bars.add_task(f"scoring {split}", total=files)
+        self.bars.update(self.bars.task_ids[0], completed=done)
+        if done == files:
+            self.bars.stop()
+            self.bars.remove_task(self.bars.task_ids[0])
+            self._print(f"scored {split}: {files} {'file' if files == 1 else 'files'}")
 
     def on_fit_start(self, name: str) -> None:
         self._print(f"training {name}")

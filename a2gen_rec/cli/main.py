@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -30,6 +29,8 @@ from a2gen_rec.cli import (
     simulate,
     train,
 )
+from a2gen_rec.cli.common import is_main_rank
+from a2gen_rec.cli.config_file import name_config_file
 from a2gen_rec.cli.options import HelpFormatter, hyphenated, normalize_option_names
 from a2gen_rec.config.parser_errors import parser_error_text
 from a2gen_rec.errors import ConfigError, UserError
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         # All ranks of a job raise the same error; rank 0 prints it.
-        if os.environ.get("RANK", "0") == "0":
+        if is_main_rank():
             print(f"a2gen: error: {' '.join(str(error).split())}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
@@ -90,19 +91,35 @@ def _run(argv: list[str]) -> int:
     name = _command_name(argv)
     parser, parsers = _parsers(name if name in COMMANDS else "")
     _check_command(argv)
+    argv = _load_saved_config(argv)
     try:
-        args = parser.parse_args(_split_benchmark_args(_load_saved_config(_normalized(argv, parsers))))
+        args = parser.parse_args(_split_benchmark_args(_normalized(argv, parsers)))
     except (ArgumentError, ConfigError) as error:
-        raise ConfigError(_error_text(error, argv, parsers)) from error
+        raise ConfigError(name_config_file(_error_text(error, argv, parsers), argv)) from error
     name = args.subcommand
     args = args[name]
     if name in GROUPS:
         name, args = f"{name} {args.subcommand}", args[args.subcommand]
     try:
-        args = parsers[name].instantiate(args)
+        args = _instantiated(args, parsers[name])
+        return int(COMMANDS[name].run(args) or 0)
+    except ConfigError as error:
+        raise ConfigError(name_config_file(str(error), argv)) from error
+
+
+def _instantiated(args: Namespace, parser: ArgumentParser) -> Namespace:
+    """Return the arguments with settings as dataclasses.
+
+    Raises:
+        ConfigError: A section is not a mapping, as with ``model: 3`` in a file, or a setting is out of range.
+    """
+    for name in parser.groups or {}:
+        if not isinstance(args.get(name, Namespace()), Namespace):
+            raise ConfigError(f"{name}: must be a mapping of settings, not {args[name]!r}")
+    try:
+        return parser.instantiate(args)
     except (ArgumentError, ValueError) as error:
         raise ConfigError(parser_error_text(error)) from error
-    return int(COMMANDS[name].run(args) or 0)
 
 
 def _normalized(argv: list[str], parsers: dict[str, ArgumentParser]) -> list[str]:

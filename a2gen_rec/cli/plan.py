@@ -1,19 +1,38 @@
 """``a2gen plan``: check whether the embedding tables fit a cluster, and how to shard them."""
 
+import argparse
 import json
+from dataclasses import fields
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from a2gen_rec.cli.common import add_config_file, build_parser, new_console
-from a2gen_rec.config import PlannerFeature, WorkloadConfig
+from a2gen_rec.config import Config, PlannerFeature, WorkloadConfig
 from a2gen_rec.config.parse import add_config_arguments, config_from_args
 from a2gen_rec.errors import ConfigError
+
+PLANNER_SETTINGS = (
+    "model.dim",
+    "model.feedback_encoding",
+    "model.session_features",
+    "model.time_buckets",
+    "loader.deduplicate_ids",
+    "loader.max_impressions_per_batch",
+    "loader.max_windows_per_batch",
+    "optim.sparse_lr",
+    "optim.sparse_optimizer",
+    "sharding.",
+)
+"""Prefixes of the settings of :class:`Config` that change a plan."""
+
+_SECTIONS = [section.name for section in fields(Config)]
 
 
 def parser() -> ArgumentParser:
     command = build_parser(
-        "Check whether embedding tables fit a cluster, and how to shard them. Needs neither the cluster nor a GPU.",
+        "Check whether embedding tables fit a cluster, and how to shard them. Needs neither the cluster nor a GPU.\n"
+        "Accepts all settings of `a2gen train`, and lists those that change the plan.",
         usage="a2gen plan --config FILE --topology FILE [--data DIR] [--sweep ranks=8,16]\n"
         "                  [--html PAGE] [--save PLAN] [--SECTION.SETTING VALUE ...]\n"
         "       a2gen plan --config FILE [--data DIR] --compare A.yaml B.yaml",
@@ -44,6 +63,10 @@ def parser() -> ArgumentParser:
     )
     command.add_argument("--workload", type=WorkloadConfig, default=WorkloadConfig())
     add_config_arguments(command)
+    for action in command._actions:
+        section = action.dest.partition(".")[0]
+        if section in _SECTIONS and not action.dest.startswith(PLANNER_SETTINGS):
+            action.help = argparse.SUPPRESS
     return command
 
 

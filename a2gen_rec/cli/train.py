@@ -1,8 +1,11 @@
 """``a2gen train``: train a model on one rank or on all ranks of a job."""
 
+import shlex
+
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import add_config_file, build_parser
+from a2gen_rec.cli.common import add_config_file, build_parser, is_main_rank, print_line
+from a2gen_rec.config import TrainConfig
 from a2gen_rec.config.parse import add_config_arguments, config_from_args
 from a2gen_rec.errors import ConfigError
 
@@ -33,3 +36,21 @@ def run(args: Namespace) -> None:
     if args.plan:
         config.sharding.plan_file = paths.abspath(args.plan)
     train(config, args.data, args.run)
+    if is_main_rank() and (line := _next_step(args.run, config.train)):
+        print_line(line)
+
+
+def _next_step(run: str, config: TrainConfig) -> str:
+    """Return the state of a run and the command that follows; empty without a checkpoint."""
+    from a2gen_rec.training.checkpoint import TrainState, best
+    from a2gen_rec.training.run_dir import RunDir
+    from a2gen_rec.training.trainer import is_finished
+
+    latest = RunDir(run).latest_checkpoint()
+    if latest is None:
+        return ""
+    state = TrainState.read(latest)
+    if not is_finished(state, config):
+        return f"{run}: stopped at step {state.step}; to resume: {shlex.join(['a2gen', 'train', '--run', run])}"
+    step = TrainState.read(best(run)).step
+    return f"{run}: best checkpoint is step {step}; to evaluate: {shlex.join(['a2gen', 'evaluate', '--run', run])}"

@@ -6,7 +6,7 @@ from typing import BinaryIO
 import duckdb
 import pyarrow as pa
 
-from a2gen_rec.errors import DataError
+from a2gen_rec.errors import DataError, first_line
 
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of a file -> compression."""
@@ -48,11 +48,6 @@ def check_complete(file: object) -> None:
                 pass
     except OSError as error:
         raise DataError(f"cannot be read ({first_line(error)})", file=file) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a DuckDB message without the error type at its start."""
-    return re.sub(r"^[A-Z][\w ]* Error: ", "", str(error).strip().splitlines()[0])
 
 
 def to_data_error(error: duckdb.Error, file: object) -> DataError:

@@ -18,7 +18,7 @@ from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.features.sessions import impression_end_ms
 from a2gen_rec.data.schema import DatasetCard, Feature, FeatureLevel
-from a2gen_rec.errors import DataError
+from a2gen_rec.errors import DataError, first_line
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_table(file: str, columns: list[str] | None = None, filters: pc.Expressi
         with g_pathmgr.open(file, "rb") as stream:
             return pq.read_table(stream, columns=columns, filters=filters, use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        reason = getattr(error, "strerror", None) or _first_line(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(f"cannot be read ({reason})", file=file) from error
 
 
@@ -132,7 +132,7 @@ def _find_user_rows(user: str, file: str) -> np.ndarray:
         except KeyError as error:
             raise DataError("column is missing", file=file, field="user") from error
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"cannot be read ({_first_line(error)})", file=file, field="user") from error
+            raise DataError(f"cannot be read ({first_line(error)})", file=file, field="user") from error
     if not pa.types.is_string(users.type):
         raise DataError(f"is {users.type}, expected string", file=file, field="user")
     return np.flatnonzero(pc.equal(users, user).fill_null(False).to_numpy())
@@ -142,7 +142,7 @@ def _open_parquet(file: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(g_pathmgr.open(file, "rb"))
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"not a readable Parquet file ({_first_line(error)})", file=file) from error
+        raise DataError(f"not a readable Parquet file ({first_line(error)})", file=file) from error
 
 
 class _RowGroupReader:
@@ -162,7 +162,7 @@ class _RowGroupReader:
             try:
                 self.table = parquet.read_row_group(group.index, columns=names, use_threads=False).combine_chunks()
             except (pa.ArrowException, OSError) as error:
-                raise DataError(f"cannot be read ({_first_line(error)})", file=group.file) from error
+                raise DataError(f"cannot be read ({first_line(error)})", file=group.file) from error
 
     def read(self) -> WindowColumns:
         starts, lengths, ts_ms = self._list("ts_ms", pa.int64())
@@ -253,7 +253,7 @@ class _RowGroupReader:
         try:
             return array.cast(dtype).to_numpy(zero_copy_only=False)
         except (pa.ArrowException, ValueError) as error:
-            raise self._error(f"is {array.type}, expected {dtype} ({_first_line(error)})", name, None) from error
+            raise self._error(f"is {array.type}, expected {dtype} ({first_line(error)})", name, None) from error
 
     def _scalar(self, name: str) -> np.ndarray:
         return self._values(self._column(name), name, pa.int64())
@@ -295,7 +295,3 @@ class _RowGroupReader:
     def _error(self, reason: str, name: str, row: int | None) -> DataError:
         file_row = None if row is None else self.group.first_row + row
         return DataError(reason, file=self.group.file, row=file_row, field=name)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -295,9 +295,11 @@ class DatasetCard:
 
         Raises:
             DataError: the card is missing or invalid.
+            UserError: the directory does not exist.
         """
         file = paths.join(dataset, CARD_FILE)
         if not paths.exists(file):
+            paths.require_dir(dataset)
             raise DataError("dataset card not found; run `a2gen prepare` first", file=file)
         try:
             raw = yaml.safe_load(paths.read_text(file))

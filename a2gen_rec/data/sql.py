@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from a2gen_rec.data.csv_errors import first_line, to_data_error
-from a2gen_rec.errors import UserError
+from a2gen_rec.data.csv_errors import to_data_error
+from a2gen_rec.errors import UserError, first_line
 
 IntArray = npt.NDArray[np.int64]
 

@@ -1,6 +1,5 @@
 """Training of a run's ensemble and its comparison with the baselines (METHODS §6)."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from a2gen_rec.models.scoring import prediction_objectives
 from a2gen_rec.training.loaded_run import DeviceChoice, LoadedRun, load_run
 from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils import paths
+from a2gen_rec.utils.digest import hex_digest
 from a2gen_rec.utils.distributed import sync_errors
 
 UMRE = "UMRE"
@@ -111,8 +111,7 @@ def cached_session_lists(
         "version": SCORES_FORMAT_VERSION,
     }
     key = json.dumps({"data": data, **settings, "checkpoint": loaded.fingerprint}, sort_keys=True)
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    folder = paths.join(RunDir(run).scores, f"step-{loaded.step:08d}-{digest}")
+    folder = paths.join(RunDir(run).scores, f"step-{loaded.step:08d}-{hex_digest(key, 12)}")
     split_progress = None if progress is None else partial(progress, split)
     return score_session_lists(loaded, split, paths.join(folder, split), max_events, gap_s, split_progress)
 

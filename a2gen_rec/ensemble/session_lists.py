@@ -6,10 +6,7 @@ behaviors and the widths of vectors are in the schema metadata.
 """
 
 import json
-import os
-import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,7 +18,7 @@ from iopath.common.file_io import g_pathmgr
 from torch import Tensor
 
 from a2gen_rec.data.columns import concat_ranges
-from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.errors import DataError, first_line
 from a2gen_rec.utils import paths
 
 FORMAT_VERSION = 2
@@ -183,27 +180,16 @@ def mean_std(lists: SessionLists) -> tuple[Tensor, Tensor]:
 
 
 def write_lists(file: str, lists: SessionLists) -> None:
-    """Write lists to one Parquet file; a local file is written to a temporary file and renamed.
-
-    If several processes write the same file, the last one wins.
+    """Write lists to one Parquet file as :func:`paths.atomic_writer`.
 
     Raises:
         DataError: The lists violate the contract of :class:`SessionLists`.
         UserError: The file cannot be written.
     """
     _check(lists, file)
-    temporary = f"{file}.{secrets.token_hex(4)}.writing" if paths.is_local(file) else file
-    try:
-        with g_pathmgr.open(temporary, "wb") as stream, pq.ParquetWriter(stream, _schema(lists), **_ENCODING) as writer:
-            for first in range(0, len(lists), _ROW_GROUP_SIZE):
-                writer.write_table(_table(lists.select(np.arange(first, min(first + _ROW_GROUP_SIZE, len(lists))))))
-        if temporary != file:
-            os.replace(temporary, file)
-    except OSError as error:
-        if temporary != file:
-            with suppress(OSError):
-                os.remove(temporary)
-        raise UserError(f"{file}: cannot be written ({error.strerror or error})") from error
+    with paths.atomic_writer(file) as stream, pq.ParquetWriter(stream, _schema(lists), **_ENCODING) as writer:
+        for first in range(0, len(lists), _ROW_GROUP_SIZE):
+            writer.write_table(_table(lists.select(np.arange(first, min(first + _ROW_GROUP_SIZE, len(lists))))))
 
 
 def read_lists(files: Sequence[str]) -> SessionLists:
@@ -299,7 +285,7 @@ def _read(file: str) -> Iterator[SessionLists]:
                 _check(lists, file)
                 yield lists
     except (pa.ArrowException, OSError) as error:
-        reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(f"cannot be read ({reason}); delete it to create it again", file=file) from error
 
 

@@ -7,17 +7,14 @@ see :class:`Predictions`. The schema metadata lists the outcomes in order. Match
 """
 
 import json
-import os
-from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from iopath.common.file_io import g_pathmgr
 
 from a2gen_rec.data.parquet_reader import read_table
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.errors import DataError
 from a2gen_rec.evaluation.predict import Predictions, outcome_columns
 from a2gen_rec.utils import paths
 
@@ -35,7 +32,7 @@ _COLUMNS = ("user", "item", "duration_bucket", "watch_time", "unexplored_mass")
 
 
 def write_predictions(file: str, predictions: Predictions, card: DatasetCard) -> None:
-    """Write the predictions of a split; a local file is written to a temporary file and renamed.
+    """Write the predictions of a split as :func:`paths.atomic_writer`.
 
     Raises:
         UserError: The file cannot be written.
@@ -46,17 +43,8 @@ def write_predictions(file: str, predictions: Predictions, card: DatasetCard) ->
         values = getattr(predictions, field)
         columns |= {f"{field}_{name}": values[:, column] for column, name in enumerate(names[kind])}
     table = pa.table(columns).replace_schema_metadata({_NAMES: json.dumps(names)})
-    temporary = f"{file}.writing" if paths.is_local(file) else file
-    try:
-        with g_pathmgr.open(temporary, "wb") as stream:
-            pq.write_table(table, stream, compression="zstd")
-        if temporary != file:
-            os.replace(temporary, file)
-    except OSError as error:
-        if temporary != file:
-            with suppress(OSError):
-                os.remove(temporary)
-        raise UserError(f"{file}: cannot be written ({error.strerror or error})") from error
+    with paths.atomic_writer(file) as stream:
+        pq.write_table(table, stream, compression="zstd")
 
 
 def read_predictions(file: str) -> tuple[Predictions, list[str]]:

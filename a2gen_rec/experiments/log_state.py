@@ -1,6 +1,5 @@
 """State of a raw log from which a dataset was prepared: resolved path, files, and digest of its spec."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,6 +8,7 @@ from typing import Any
 
 from a2gen_rec.errors import UserError
 from a2gen_rec.utils import paths
+from a2gen_rec.utils.digest import hex_digest
 
 
 def read_log_state(raw: str, spec: str, exclude: str) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def read_log_state(raw: str, spec: str, exclude: str) -> dict[str, Any]:
     Raises:
         UserError: The spec or the log cannot be read.
     """
-    digest = hashlib.sha256(paths.read_text(spec).encode()).hexdigest()[:16] if spec else ""
+    digest = hex_digest(paths.read_text(spec), 16) if spec else ""
     if not paths.is_local(raw):
         names: list[str] = []
         with suppress(NotImplementedError):  # iopath's HTTP storage cannot list

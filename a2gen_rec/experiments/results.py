@@ -79,6 +79,7 @@ def read_experiment(folder: str) -> ExperimentResults:
     """
     file = paths.join(folder, RESULTS_FILE)
     if not paths.exists(file):
+        paths.require_dir(folder)
         raise UserError(f"{folder}: no {RESULTS_FILE} found; run `a2gen experiment --out {folder}` first")
     raw = _json(file)
     try:

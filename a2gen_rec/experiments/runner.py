@@ -16,7 +16,6 @@ content, it keeps its runs. Code changes do not invalidate results; each record 
 split is read in the last phase only, after all decisions on validation.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from a2gen_rec.experiments.records import summarize_run
 from a2gen_rec.experiments.suite import Dataset, Model, Overrides, Suite, merge_overrides
 from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils import paths
+from a2gen_rec.utils.digest import hex_digest
 from a2gen_rec.utils.distributed import select_device
 from a2gen_rec.utils.environment import collect_env
 from a2gen_rec.utils.file_lock import exclusive_file_lock
@@ -218,7 +218,7 @@ class Experiment:
         paths.ensure_writable_dir(paths.dirname(folder))
         paths.write_text(settings_file, settings)
         if dataset.simulate is not None:
-            digest = hashlib.sha256(json.dumps(dataset.simulate, default=str).encode()).hexdigest()[:8]
+            digest = hex_digest(json.dumps(dataset.simulate, default=str), 8)
             source, raw = "simulated", f"{folder}-log-{digest}"
             if not paths.exists(raw):
                 self._command(["simulate", "--out", raw, *_cli_arguments(dataset.simulate)], log)
@@ -266,8 +266,7 @@ class Experiment:
         text = json.dumps(
             [asdict(config), data.card], sort_keys=True, default=str
         )  # includes defaults, which may change with the code
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        parts = (dataset.name, model.name.replace(" ", "-"), f"seed-{seed}-{digest}")
+        parts = (dataset.name, model.name.replace(" ", "-"), f"seed-{seed}-{hex_digest(text, 8)}")
         folder = paths.join(self.out, "runs", *parts)
         return Run(dataset.name, data.folder, model, seed, overrides, settings, config, folder)
 

@@ -5,7 +5,6 @@ sets for its background. Text stays text. Call ``new_figure``, then ``style_axes
 or ``to_standalone_svg``.
 """
 
-import hashlib
 import io
 import math
 import re
@@ -24,6 +23,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from a2gen_rec.reporting.formatting import format_axis_value
+from a2gen_rec.utils.digest import hex_digest
 
 # Placeholders are nearly black; black itself is the default and absent from the SVG.
 PAGE, TEXT_COLOR, MUTED, GRID_COLOR, PANEL = (f"#01010{n}" for n in range(1, 6))
@@ -222,7 +222,7 @@ def _render(figure: Figure) -> ElementTree.Element:
 def _isolate(root: ElementTree.Element) -> None:
     """Replace placeholder colors by variables, strip tag namespaces, and make ids unique within the page."""
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', ElementTree.tostring(root, encoding="unicode")))
-    prefix = "c" + hashlib.sha256(ElementTree.tostring(root)).hexdigest()[:8] + "-"
+    prefix = "c" + hex_digest(ElementTree.tostring(root), 8) + "-"
     placeholders = re.compile("|".join(_PLACEHOLDERS))
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]

@@ -5,7 +5,6 @@ both optimizers, random states) and ``state.json`` (loader states, progress, met
 A checkpoint is written to a temporary directory and renamed, so every directory of that name is complete.
 """
 
-import hashlib
 import json
 import pickle
 import secrets
@@ -29,6 +28,7 @@ from a2gen_rec.training.dcp_storage import IOPathReader, IOPathWriter
 from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.training.run_lock import RunLock
 from a2gen_rec.utils import paths
+from a2gen_rec.utils.digest import hex_digest
 from a2gen_rec.utils.distributed import all_gather_object, sync_errors
 
 STATE_FILE = "state.json"
@@ -95,10 +95,11 @@ def best(run: str) -> str:
     """Return the checkpoint with the best validation metric, or the latest if none was validated.
 
     Raises:
-        UserError: The run has no checkpoint.
+        UserError: The run does not exist or has no checkpoint.
     """
     latest = RunDir(run).latest_checkpoint()
     if latest is None:
+        paths.require_dir(run)
         raise UserError(f"{run}: no checkpoint in this run directory")
     step = TrainState.read(latest).best_step
     checkpoint = latest if step is None else RunDir(run).checkpoint(step)
@@ -117,7 +118,7 @@ def fingerprint(checkpoint: str) -> str:
     file = paths.join(checkpoint, ".metadata")
     try:
         with g_pathmgr.open(file, "rb") as stream:
-            return hashlib.sha256(stream.read()).hexdigest()[:12]
+            return hex_digest(stream.read(), 12)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
 

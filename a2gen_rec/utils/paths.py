@@ -5,10 +5,12 @@ Register a custom storage once (``from iopath.common.file_io import g_pathmgr``;
 """
 
 import os
+import secrets
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from iopath.common.file_io import g_pathmgr
@@ -57,6 +59,14 @@ def listdir(path: str) -> list[str]:
     return sorted(g_pathmgr.ls(str(path))) if g_pathmgr.exists(str(path)) else []
 
 
+def require_dir(path: str) -> None:
+    """Raise UserError if ``path`` does not exist or is a file."""
+    if not exists(path):
+        raise UserError(f"{path}: directory not found")
+    if g_pathmgr.isfile(str(path)):
+        raise UserError(f"{path}: is a file, not a directory")
+
+
 def to_local_path(path: str) -> str:
     """Return a local path with the content of ``path``: the path itself if it is local, else a copy.
 
@@ -90,6 +100,10 @@ def read_yaml(path: str) -> Any:
     """
     try:
         return yaml.safe_load(read_text(path))
+    except yaml.MarkedYAMLError as error:
+        mark, reason = error.problem_mark, error.problem
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        raise ConfigError(f"{path}: invalid YAML ({where}{reason})") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: invalid YAML ({' '.join(str(error).split())})") from error
 
@@ -107,27 +121,38 @@ def remove(file: str) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    """Write a file; a local one atomically, through a temporary file next to it.
+    """Write a file as :func:`atomic_writer`.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    with atomic_writer(path) as stream:
+        stream.write(text.encode())
+
+
+@contextmanager
+def atomic_writer(path: str) -> Iterator[IO[bytes]]:
+    """Yield a binary stream whose content becomes the file ``path`` when the block succeeds.
+
+    A local file is written under a temporary name next to it and renamed. If several processes write the same file,
+    the last one wins. A remote file is written directly.
 
     Raises:
         UserError: The file cannot be written.
     """
     path = str(path)
+    temporary = f"{path}.{secrets.token_hex(4)}.writing" if is_local(path) else path
     try:
-        if is_local(path):
-            temporary = f"{path}.writing"
-            try:
-                with open(temporary, "w", encoding="utf-8") as file:
-                    file.write(text)
-                os.replace(temporary, path)
-            except OSError:
-                with suppress(OSError):
-                    os.remove(temporary)
-                raise
-        else:
-            with g_pathmgr.open(path, "w") as file:
-                file.write(text)
-    except OSError as error:
+        with g_pathmgr.open(temporary, "wb") as stream:
+            yield stream
+        if temporary != path:
+            os.replace(temporary, path)
+    except BaseException as error:
+        if temporary != path:
+            with suppress(OSError):
+                os.remove(temporary)
+        if not isinstance(error, OSError):
+            raise
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from a2gen_rec.cli.main import main
+from a2gen_rec.cli.plan import PLANNER_SETTINGS
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.models.embedding_tables import EmbeddingTables
 from a2gen_rec.sharding.saved_plan import SavedPlan
@@ -187,3 +188,17 @@ def test_run_opens_where_its_plan_does_not_apply(tmp_path: Path) -> None:
         state.write_text(json.dumps(saved))
     main(["evaluate", "--run", run, "--split", "valid", "--device", "cpu", "--json", str(out)])
     assert json.loads(out.read_text())["targets"] > 0
+
+
+def test_help_lists_the_settings_that_change_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["plan", "--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    for setting in PLANNER_SETTINGS:
+        assert f"  --{setting.replace('_', '-')}" in text
+    for setting in ("--train.", "--evaluate.", "--loss.", "--model.num-heads", "--loader.prefetch", "--model CONFIG"):
+        assert setting not in text
+    with pytest.raises(SystemExit) as exit_info:
+        main(["plan", "--train.epochs", "0"])
+    assert "train.epochs 0 must be positive" in capsys.readouterr().err, "other settings are read and checked"

@@ -80,7 +80,7 @@ def running(
     location = getattr(store, "file", "")  # worker processes open the store by its path
     service = RankingService(
         str(model),
-        store,
+        lambda: store,
         ServeConfig(**{"default_timeout_ms": TIMEOUT_S * 1000, "event_store": location, **settings}),
         load,
     )

@@ -326,9 +326,9 @@ def test_unknown_items_have_row_zero(trained_run: TrainedRun) -> None:
     ("options", "message"),
     [
         ({"sort_by": "likes"}, "unknown sort key 'likes'; choose one of watch, like, comment, follow, click"),
-        ({"run": "absent"}, "absent: no checkpoint in this run directory"),
+        ({"run": "absent"}, "absent: directory not found"),
         ({"candidates": "absent"}, "absent: cannot be read"),
-        ({"data": "absent"}, "absent/dataset.yaml: dataset card not found"),
+        ({"data": "absent"}, "absent: directory not found"),
     ],
 )
 def test_reports_invalid_settings_in_one_line(trained_run: TrainedRun, options: dict, message: str) -> None:

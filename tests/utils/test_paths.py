@@ -140,6 +140,33 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
 
 
+def test_atomic_writer(location: tuple[str, Path]) -> None:
+    base, folder = location
+    file = paths.join(base, "part.bin")
+    with paths.atomic_writer(file) as stream:
+        stream.write(b"old")
+    assert (folder / "part.bin").read_bytes() == b"old"
+    with pytest.raises(UserError, match=r"part\.bin: cannot be written \(No space left"), paths.atomic_writer(file):
+        raise OSError(28, "No space left on device")
+    assert paths.listdir(base) == ["part.bin"]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
+def test_interrupted_writer_keeps_the_old_file(tmp_path: Path, error: BaseException) -> None:
+    file = tmp_path / "part.bin"
+    file.write_bytes(b"old")
+
+    def write() -> None:
+        with paths.atomic_writer(str(file)) as stream:
+            stream.write(b"new")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["part.bin"]
+
+
 @pytest.mark.parametrize("before", ["absent", "empty", "below absent"])
 def test_move_into_place(before: str, location: tuple[str, Path], tmp_path: Path) -> None:
     base, folder = location
@@ -180,7 +207,7 @@ def test_dataset_is_read_from_local_and_remote_paths(storage: Path) -> None:
     assert sum(map(len, keys[0])) == 30
     with pytest.raises(DataError, match="memtest://data/nosuch: split 'nosuch' has no windows"):
         WindowDataset(Dataset(f"{PREFIX}data", card), "nosuch", config, {})
-    with pytest.raises(DataError, match=r"memtest://nothing/dataset\.yaml: dataset card not found"):
+    with pytest.raises(UserError, match="memtest://nothing: directory not found"):
         DatasetCard.load(f"{PREFIX}nothing")
 
 

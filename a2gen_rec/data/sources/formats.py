@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from a2gen_rec.data.csv_errors import check_complete, compression_of, open_bytes
 from a2gen_rec.data.sql import quote_literal, quote_path
-from a2gen_rec.errors import DataError
+from a2gen_rec.errors import DataError, first_line
 
 HEADER_BYTES = 1 << 20
 """Maximum bytes of a CSV file's first line."""
@@ -105,7 +105,7 @@ def _parquet_format(file: Path) -> FileFormat:
     try:
         schema = pq.read_metadata(file).schema
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"is not a complete Parquet file ({str(error).splitlines()[0]})", file=file) from error
+        raise DataError(f"is not a complete Parquet file ({first_line(error)})", file=file) from error
     # The text's first line contains the address of the object.
     text = str(schema).split("\n", 1)[1]
     columns = [schema.column(index) for index in range(len(schema))]
@@ -118,7 +118,7 @@ def _csv_format(file: Path, start: bytes, dialect: CsvDialect) -> FileFormat:
         with open_bytes(file) as stream:
             head = stream.read(HEADER_BYTES)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot be read ({str(error).splitlines()[0]})", file=file) from error
+        raise DataError(f"cannot be read ({first_line(error)})", file=file) from error
     check_complete(file)
     names = _header(head.decode("utf-8-sig", "surrogateescape"), dialect)
     if not any(names):

@@ -72,6 +72,7 @@ class EnsembleCard:
         """
         file = paths.join(folder, CARD_FILE)
         if not paths.exists(file):
+            paths.require_dir(folder)
             raise UserError(f"{folder}: not an ensemble directory ({CARD_FILE} not found)")
         try:
             raw = paths.read_yaml(file)

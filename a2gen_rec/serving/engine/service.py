@@ -52,17 +52,17 @@ class RankingService:
 
     Args:
         model: Model directory, a symlink to one, or a directory whose ``CURRENT`` file names one.
-        store: Event store.
+        open_store: Opens the event store, once the model is loaded: a missing model creates no store.
         config: Settings.
         load: Function like :func:`load_ranker`.
         metrics: Metrics of the service.
 
     Raises:
-        UserError: The model cannot be used.
+        UserError: The model or the store cannot be used.
     """
 
     model: str
-    store: EventStore
+    open_store: Callable[[], EventStore]
     config: ServeConfig = field(default_factory=ServeConfig)
     load: Callable[[str, int], "Ranker"] = load_ranker
     metrics: Metrics = field(default_factory=Metrics)
@@ -71,7 +71,13 @@ class RankingService:
 
     def __post_init__(self) -> None:
         config = self.config
-        self._model = self._prepare(*self._load())
+        model_dir, ranker = self._load()
+        self.store = self.open_store()
+        try:
+            self._model = self._prepare(model_dir, ranker)
+        except BaseException:
+            self.store.close()
+            raise
         self.metrics.set_model_version(self.ranker.version)
         self.batcher: DynamicBatcher[RankJob, RankResult] = DynamicBatcher(
             self._rank_batch,

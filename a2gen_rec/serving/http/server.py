@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 import uvloop
@@ -81,12 +82,7 @@ def serve(model: str, config: ServeConfig, log: Callable[[str], None]) -> None:
         address = listening.getsockname()
         if not keys and not ipaddress.ip_address(address[0]).is_loopback:
             raise ConfigError(f"binding to {config.host} requires --api-key-file")
-        store = open_store(config.event_store)
-        try:
-            service = RankingService(model, store, config)
-        except BaseException:
-            store.close()
-            raise
+        service = RankingService(model, partial(open_store, config.event_store), config)
         _raise_fd_limit()
         sys.setswitchinterval(THREAD_SWITCH_INTERVAL_S)
         host = f"[{address[0]}]" if ":" in address[0] else address[0]

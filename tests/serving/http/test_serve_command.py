@@ -170,8 +170,10 @@ def test_startup_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         2,
         "a2gen: error: binding to 0.0.0.0 requires --api-key-file\n",
     )
+    missing, other = str(tmp_path / "none"), str(tmp_path)
+    assert f"{missing}: directory not found" in error_of("--model", missing, "--port", "0")[1]
+    assert f"{other}: no exported model found" in error_of("--model", other, "--port", "0")[1]
     assert not os.path.exists(store), "no store was created"
-    assert "no exported model found" in error_of("--model", str(tmp_path / "none"), "--port", "0")[1]
     assert (
         "serve.max_batch_candidates 0 must be positive" in error_of("--model", model, "--max-batch-candidates", "0")[1]
     )
