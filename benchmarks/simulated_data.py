@@ -1,16 +1,22 @@
 """Simulated datasets for benchmarks, and modified versions of their windows."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch.distributed as dist
 
 from a2gen_rec.config import PrepareConfig, SimulateConfig
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.data.schema import ITEM_ID, DatasetCard
 from a2gen_rec.errors import ConfigError
+from a2gen_rec.utils.distributed import DistributedContext
 
 _SCATTER = 2_654_435_761
 """Prime larger than any table; multiplication by it permutes the rows."""
@@ -42,6 +48,40 @@ def make_dataset(
         simulate(log, config)
         prepare("simulated", log, str(folder), PrepareConfig(max_history=history, max_targets=max_targets))
     return str(folder)
+
+
+@contextmanager
+def shared_full_history_dataset(
+    process: DistributedContext, users: int, items: int, impressions_per_user: int, history: int, seed: int
+) -> Iterator[str]:
+    """Provide a simulated dataset whose training targets have full histories; rank 0 creates it for all ranks.
+
+    Raises:
+        ConfigError: too few windows have ``history`` impressions of history.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = str(Path(scratch, "data"))
+        if process.is_main:
+            make_dataset(folder, users, items, impressions_per_user, history, seed=seed)
+            kept = [keep_full_histories(file, history) for file in Path(folder, "train").glob("*.parquet")]
+            if sum(kept) < 8 * process.world_size:
+                raise ConfigError(
+                    f"impressions_per_user {impressions_per_user} or users {users} is too small for "
+                    f"histories of {history}"
+                )
+        shared = [folder]
+        dist.broadcast_object_list(shared, src=0)
+        yield shared[0]
+        dist.barrier()
+
+
+def keep_full_histories(file: Path, history: int) -> int:
+    """Keep the windows of a file whose targets have ``history`` impressions before them; return their number."""
+    windows = pq.read_table(file, filters=pc.field("first_target") >= history)
+    file.unlink()
+    if windows.num_rows:
+        pq.write_table(windows, file, row_group_size=64)
+    return windows.num_rows
 
 
 def zipf_ids(rows: int, count: int, exponent: float, rng: np.random.Generator) -> np.ndarray:

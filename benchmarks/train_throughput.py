@@ -11,25 +11,19 @@ embedding stage includes the lookups, their backward pass and, if fused, the tab
 """
 
 import math
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-import torch.distributed as dist
 from harness import CellValue, Goal, Report, ReportTable, main
 from optimizations import FULL, REFERENCE, VARIANTS, Optimizations, Variant, WindowTraining, full_state_dict
 from reference.comparison import check_loss, gradients, randomize_zeros, relative_error
 from reference.examples import build_examples, window_targets
 from reference.pointwise import PointwiseA2Gen, reference_loss, to_reference_names
 from reference.trainer import PointwiseTraining
-from simulated_data import make_dataset
+from simulated_data import shared_full_history_dataset
 from stages import STAGES, Stopwatch
 from torch import Tensor
 
@@ -163,7 +157,9 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
     model = ModelConfig(
         dim=settings.dim, num_heads=settings.num_heads, max_history=settings.history, occurrence_head=False
     )
-    with simulated_dataset(settings, process) as data:
+    with shared_full_history_dataset(
+        process, settings.users, settings.items, settings.impressions_per_user, settings.history, settings.seed
+    ) as data:
         card = DatasetCard.load(data)
         files = sorted(str(file) for file in Path(data, "train").glob("*.parquet"))
         sample = read_columns(read_row_groups(files)[:1], card)
@@ -179,41 +175,6 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
             for variant in measured:
                 variant.training.close()
     return make_report(measured, stages, gradient_difference)
-
-
-@contextmanager
-def simulated_dataset(settings: Settings, process: DistributedContext) -> Iterator[str]:
-    """Provide a simulated dataset whose training targets have full histories; rank 0 creates it."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = str(Path(scratch, "data"))
-        if process.is_main:
-            make_dataset(
-                folder,
-                settings.users,
-                settings.items,
-                settings.impressions_per_user,
-                settings.history,
-                seed=settings.seed,
-            )
-            kept = [keep_full_histories(file, settings.history) for file in Path(folder, "train").glob("*.parquet")]
-            if sum(kept) < 8 * process.world_size:
-                raise ConfigError(
-                    f"impressions_per_user {settings.impressions_per_user} or users {settings.users} is too small for "
-                    f"histories of {settings.history}"
-                )
-        shared = [folder]
-        dist.broadcast_object_list(shared, src=0)
-        yield shared[0]
-        dist.barrier()
-
-
-def keep_full_histories(file: Path, history: int) -> int:
-    """Keep the windows of a file whose targets have ``history`` impressions before them; return their number."""
-    windows = pq.read_table(file, filters=pc.field("first_target") >= history)
-    file.unlink()
-    if windows.num_rows:
-        pq.write_table(windows, file, row_group_size=64)
-    return windows.num_rows
 
 
 def max_gradient_difference(context: BenchmarkContext) -> float:

@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 
 class CommandRunner:
@@ -72,3 +73,8 @@ def sigterm_as_keyboard_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
+
+
+def cli_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings by name as options of a command."""
+    return [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]

@@ -3,17 +3,15 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from a2gen_rec.errors import DataError
 from a2gen_rec.evaluation.prediction_file import read_predictions
-from a2gen_rec.experiments.bootstrap import p_value, percentile_interval, resample_weights, weighted_auc, weighted_mean
+from a2gen_rec.experiments.bootstrap import p_value, percentile_interval, resample_weights
+from a2gen_rec.experiments.resampling import AveragedOutcomes, Resampled, resample
 from a2gen_rec.experiments.results import EvaluatedRun, ExperimentResults
 
-MIN_COUNT = 100
-"""Minimum number of positives, negatives or known times; outcomes with fewer would add noise to the means."""
 MIN_USERS = 20
 """Minimum number of users behind every averaged outcome for a test of a difference. Over fewer users, resampling is too
 sure: intervals of pure noise exclude 0 in 49% of cases with 2 users, 16% with 5, 12% with 8, 7% with 20."""
@@ -46,7 +44,7 @@ class Difference:
     p_is_bound: bool
     """Whether all resampled differences have the same sign; ``p`` is then an upper bound."""
     users: int
-    """Minimum number of users behind an averaged outcome, see :class:`_Resampled`."""
+    """Minimum number of users behind an averaged outcome, see :class:`Resampled`."""
 
     @property
     def testable(self) -> bool:
@@ -115,33 +113,6 @@ class ModelResult(MetricsRow):
     seconds: float | None
 
 
-class AveragedOutcomes(NamedTuple):
-    """Outcomes that enter the means: actions, labels and timed actions with ``MIN_COUNT`` samples on test.
-
-    If no outcome has that many samples, all are used.
-
-    Attributes:
-        outcomes: Actions and labels that enter the mean AUC.
-        times: Timed actions that enter the mean MAE.
-        left_out: Other outcomes.
-    """
-
-    outcomes: list[str]
-    times: list[str]
-    left_out: list[str]
-
-    @classmethod
-    def from_test(cls, test: Mapping[str, Any]) -> "AveragedOutcomes":
-        """Select outcomes by an evaluation on the test split."""
-        max_count = test["targets"] - MIN_COUNT
-        outcomes = [name for name, row in test["actions"].items() if MIN_COUNT <= row["positives"] <= max_count]
-        times = [name for name, row in test["time"].items() if row["count"] >= MIN_COUNT]
-        outcomes, times = outcomes or list(test["actions"]), times or list(test["time"])
-        return cls(
-            outcomes, times, [name for name in {**test["actions"], **test["time"]} if name not in outcomes + times]
-        )
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Comparison of all models on a dataset, in the suite's order; the first model is the reference of the others.
@@ -180,23 +151,6 @@ class Comparison:
         return next((model for model in self.models if model.name == name), None)
 
 
-@dataclass(frozen=True)
-class _Resampled:
-    """Mean AUC and mean MAE (log1p s) of a model in every resample [resamples], over resampled seeds.
-
-    Attributes:
-        auc: Mean AUC.
-        mae: Mean MAE.
-        auc_users: Minimum over outcomes of the users with positives, and of the users with negatives.
-        mae_users: Minimum over timed actions of the users with known times.
-    """
-
-    auc: np.ndarray
-    mae: np.ndarray
-    auc_users: int
-    mae_users: int
-
-
 def compare(
     results: ExperimentResults, dataset: str, num_resamples: int = 1000, log: Callable[[str], None] = lambda line: None
 ) -> Comparison:
@@ -220,7 +174,7 @@ def compare(
     for number, name in enumerate(names):
         log(name)
         seeds = np.random.default_rng([number, num_resamples])
-        resampled[name] = _resample(results.runs_of(dataset, name), users, weights, averaged, seeds)
+        resampled[name] = resample(results.runs_of(dataset, name), users, weights, averaged, seeds)
     scored = _scored(runs)
     models = []
     for name in names:
@@ -274,7 +228,7 @@ def _model(
     runs: Sequence[EvaluatedRun],
     scored: Sequence[str],
     averaged: AveragedOutcomes,
-    resampled: Mapping[str, _Resampled],
+    resampled: Mapping[str, Resampled],
     reference_runs: Sequence[EvaluatedRun],
 ) -> ModelResult:
     """Return the result of a model's ``runs``, with differences to ``reference_runs`` if there are any."""
@@ -360,59 +314,3 @@ def _difference(
     if value is None or reference is None or interval is None or p is None:
         return None
     return Difference(value.mean - reference.mean, *interval, p, _same_sign(differences), users)
-
-
-def _resample(
-    runs: Sequence[EvaluatedRun],
-    users: np.ndarray,
-    weights: np.ndarray,
-    averaged: AveragedOutcomes,
-    rng: np.random.Generator,
-) -> _Resampled:
-    """Resample users and seeds, both with replacement: training runs are samples as users are."""
-    by_seed = [_resample_run(run, users, weights, averaged) for run in runs]
-    seeds = rng.integers(len(runs), size=(len(runs), weights.shape[1]))
-
-    def mean(values: list[np.ndarray]) -> np.ndarray:
-        return np.take_along_axis(np.array(values), seeds, axis=0).mean(0)
-
-    return _Resampled(
-        mean([run.auc for run in by_seed]),
-        mean([run.mae for run in by_seed]),
-        min(run.auc_users for run in by_seed),
-        min(run.mae_users for run in by_seed),
-    )
-
-
-def _resample_run(run: EvaluatedRun, users: np.ndarray, weights: np.ndarray, averaged: AveragedOutcomes) -> _Resampled:
-    predictions, names = read_predictions(run.predictions)
-    user = np.searchsorted(users, predictions.user)
-    if not np.array_equal(np.unique(predictions.user), users):
-        raise DataError("users differ from those of the dataset's other predictions", file=run.predictions)
-    aucs, maes = [], []
-    auc_users = mae_users = len(users)
-    for name in averaged.outcomes:
-        column = names.index(name)
-        score, occurred = predictions.probability[:, column], predictions.occurred[:, column]
-        known = np.isfinite(score) & np.isfinite(occurred)
-        aucs.append(weighted_auc(score[known], occurred[known], user[known], weights))
-        auc_users = min(auc_users, *(_count(user[known & (occurred == label)]) for label in (0, 1)))
-    for name in averaged.times:
-        error = np.abs(predictions.time[:, names.index(name)] - predictions.observed_time[:, names.index(name)])
-        known = np.isfinite(error)
-        maes.append(weighted_mean(error[known], user[known], weights))
-        mae_users = min(mae_users, _count(user[known]))
-    auc, mae = (_mean_known(parts, weights.shape[1]) for parts in (aucs, maes))
-    return _Resampled(auc, mae, auc_users, mae_users)
-
-
-def _count(user: np.ndarray) -> int:
-    return len(np.unique(user))
-
-
-def _mean_known(parts: Sequence[np.ndarray], resamples: int) -> np.ndarray:
-    """Return the mean over outcomes [resamples]; outcomes that are NaN in a resample are excluded from it."""
-    values = np.array(parts).reshape(len(parts), resamples)
-    known = np.isfinite(values)
-    count = known.sum(0)
-    return np.where(known, values, 0).sum(0) / np.where(count > 0, count, math.nan)

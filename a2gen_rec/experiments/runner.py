@@ -18,7 +18,7 @@ split is read in the last phase only, after all decisions on validation.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -30,8 +30,8 @@ from a2gen_rec.config import Config
 from a2gen_rec.config.parse import config_from_dict
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.experiments.command_runner import CommandRunner, sigterm_as_keyboard_interrupt
-from a2gen_rec.experiments.log_state import differing, read_log_state
+from a2gen_rec.experiments.command_runner import CommandRunner, cli_arguments, sigterm_as_keyboard_interrupt
+from a2gen_rec.experiments.datasets import PreparedDataset, prepare_dataset
 from a2gen_rec.experiments.records import summarize_run
 from a2gen_rec.experiments.suite import Dataset, Model, Overrides, Suite, merge_overrides
 from a2gen_rec.training.run_dir import RunDir
@@ -82,19 +82,6 @@ class Run:
         """Return the identifying entries of the results."""
         names = {"dataset": self.dataset, "model": self.model.name, "ablation_of": self.model.ablation_of or None}
         return {**names, "seed": self.seed, "overrides": self.overrides}
-
-
-@dataclass(frozen=True)
-class PreparedDataset:
-    """Prepared dataset.
-
-    Attributes:
-        folder: Dataset directory.
-        card: :meth:`DatasetCard.data_identity` of its card.
-    """
-
-    folder: str
-    card: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -196,36 +183,11 @@ class Experiment:
         prepared = {}
         for dataset in self.suite.datasets:
             try:
-                folder = self._dataset(dataset)
+                folder = prepare_dataset(dataset, self.raw, self.out, self._command, self.log)
                 prepared[dataset.name] = PreparedDataset(folder, DatasetCard.load(folder).data_identity())
             except UserError as error:
                 self._record_failure("data", {"dataset": dataset.name}, dataset.name, error)
         return prepared
-
-    def _dataset(self, dataset: Dataset) -> str:
-        if dataset.data:
-            return paths.abspath(paths.resolve_relative(self.raw, dataset.data))
-        folder = paths.abspath(paths.join(self.out, "data", dataset.name))
-        settings_file, preparation = f"{folder}.json", dataset.preparation
-        log, source, raw = f"{folder}.txt", dataset.source, paths.resolve_relative(self.raw, dataset.raw)
-        if dataset.simulate is None:
-            preparation |= read_log_state(raw, dataset.spec, self.out)
-        settings = json.dumps(preparation, indent=1, default=str) + "\n"
-        if paths.exists(folder):
-            if paths.exists(settings_file):
-                _check_preparation(folder, settings_file, json.loads(settings))
-            return folder
-        paths.ensure_writable_dir(paths.dirname(folder))
-        paths.write_text(settings_file, settings)
-        if dataset.simulate is not None:
-            digest = hex_digest(json.dumps(dataset.simulate, default=str), 8)
-            source, raw = "simulated", f"{folder}-log-{digest}"
-            if not paths.exists(raw):
-                self._command(["simulate", "--out", raw, *_cli_arguments(dataset.simulate)], log)
-        spec = ["--spec", dataset.spec] if dataset.spec else []
-        self.log(f"preparing {dataset.name}")
-        self._command(["prepare", source, "--raw", raw, "--out", folder, *spec, *_cli_arguments(dataset.prepare)], log)
-        return folder
 
     def _trials(self, data: dict[str, PreparedDataset]) -> dict[tuple[str, str], list[Run]]:
         """Return trials by dataset and model; empty for a model without tuning."""
@@ -329,7 +291,7 @@ class Experiment:
         settings = vars(config.evaluate) | {
             "num_top_sequences": config.evaluate.num_top_sequences or DEFAULT_NUM_SEQUENCES
         }
-        self._command([*command, *_cli_arguments(settings)], paths.join(run.folder, "log.txt"))
+        self._command([*command, *cli_arguments(settings)], paths.join(run.folder, "log.txt"))
         aucs = [row["auc"] for row in json.loads(paths.read_text(result))["actions"].values() if row["auc"] is not None]
         return f"test AUC {sum(aucs) / max(len(aucs), 1):.4f}"
 
@@ -367,23 +329,6 @@ class Experiment:
 
     def _write(self, name: str, content: Any) -> None:
         paths.write_text(paths.join(self.out, name), json.dumps(content, indent=1) + "\n")
-
-
-def _check_preparation(folder: str, settings_file: str, settings: dict[str, Any]) -> None:
-    """Raise UserError if the dataset in ``folder`` was prepared with other settings or from another log."""
-    try:
-        keys = differing(json.loads(paths.read_text(settings_file)), settings)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{settings_file}: not the settings of a dataset ({error}); remove it and {folder}") from error
-    if keys:
-        raise UserError(
-            f"{folder}: was prepared with other settings (see {settings_file}; {', '.join(keys)}); "
-            "remove both or choose another --out"
-        )
-
-
-def _cli_arguments(settings: Mapping[str, Any]) -> Iterable[str]:
-    return [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def _tuned_settings(run: Run) -> str:

@@ -11,7 +11,8 @@ from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.evaluation.metrics import auc
 from a2gen_rec.evaluation.prediction_file import read_predictions, write_predictions
 from a2gen_rec.experiments.bootstrap import resample_weights
-from a2gen_rec.experiments.comparison import AveragedOutcomes, Comparison, MeanStd, compare, mean_std
+from a2gen_rec.experiments.comparison import Comparison, MeanStd, compare, mean_std
+from a2gen_rec.experiments.resampling import AveragedOutcomes
 from a2gen_rec.experiments.results import read_experiment
 from tests.helpers.experiments import CARD, make_predictions, plain_card, write_experiment
 

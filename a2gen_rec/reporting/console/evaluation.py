@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from a2gen_rec.data.schema import WATCH_TIME
-from a2gen_rec.reporting.console.tables import HIGHLIGHT, new_table
+from a2gen_rec.reporting.console.tables import HIGHLIGHT, new_metrics_table, new_table
 from a2gen_rec.reporting.formatting import MISSING, format_decimals, format_range
 
 MAX_OUTCOME_ROWS = 15
@@ -44,7 +44,7 @@ def evaluation_summary_tables(result: Mapping[str, Any]) -> list[Table | Text]:
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
     """Return all tables of an evaluation (keys: ``evaluation.evaluate.evaluate``).
 
-    Actions and labels are always present. Objectives, times, generator against head, and groups of videos by duration
+    Actions and labels are always present. The oracle, objectives, times, generator against head, and groups of videos by duration
     are present if the result has them.
 
     Values better than a trivial baseline are highlighted. The baseline of actions and labels is the item's smoothed
@@ -52,6 +52,8 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
     highlighted too.
     """
     tables = [_actions_table(result)]
+    if result["reference"].get("oracle"):
+        tables.append(_oracle_table(result))
     if result["objectives"]:
         tables.append(_objectives_table(result["objectives"]))
     if result["time"]:
@@ -59,7 +61,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
     if result["generator_vs_head"]:
         tables.append(_generator_vs_head_table(result["generator_vs_head"]))
     if result["by_duration"]:
-        tables.append(_durations_table(result["by_duration"]))
+        tables += _durations_tables(result["by_duration"])
     return tables
 
 
@@ -69,10 +71,8 @@ def export_table(metrics: Mapping[str, Any]) -> Table:
     caption = f"loss {loss['original']:.5f}, exported {loss['exported']:.5f}"
     if any(auc["within_tolerance"] is None for auc in metrics["auc"].values()):
         caption += f"\n*: fewer than {metrics['min_positives']} positives or negatives; exempt from the tolerance"
-    table = new_table(f"exported model: {metrics['split']}, {metrics['targets']:,} targets", caption)
-    table.add_column("", no_wrap=True)
-    for header in ("positives", "AUC", "exported\nAUC", "change"):
-        table.add_column(header, justify="right")
+    title = f"exported model: {metrics['split']}, {metrics['targets']:,} targets"
+    table = new_metrics_table(title, caption, "positives", "AUC", "exported\nAUC", "change")
     for name, auc in metrics["auc"].items():
         original, exported = auc["original"], auc["exported"]
         change = MISSING if original is None or exported is None else f"{exported - original:+.5f}"
@@ -96,11 +96,9 @@ def _outcomes_summary(result: Mapping[str, Any]) -> Table:
     caption = "bold: better than the item's rate in training data"
     if len(rows) < len(outcomes):
         caption += f"\n{len(rows)} of {len(outcomes)} outcomes, those with most positives"
-    table = new_table(f"{result['split']}: {result['targets']:,} targets, loss {result['loss']['total']:.4f}", caption)
+    title = f"{result['split']}: {result['targets']:,} targets, loss {result['loss']['total']:.4f}"
+    table = new_metrics_table(title, caption, "positives", "AUC", "GAUC", "normalized\nentropy", "calibration")
     last_action = [name for name in rows if name in result["actions"]][-1:]
-    table.add_column("", no_wrap=True)
-    for header in ("positives", "AUC", "GAUC", "normalized\nentropy", "calibration"):
-        table.add_column(header, justify="right", no_wrap=True)
     for name in rows:
         metrics, reference = outcomes[name], baseline.get(name, {})
         table.add_row(
@@ -122,10 +120,8 @@ def _times_summary(result: Mapping[str, Any]) -> Table:
     caption = "bold: better than the median of the training data"
     if len(rows) < len(times):
         caption += f"\n{len(rows)} of {len(times)} actions, the most frequent"
-    table = new_table("times: mean absolute error (MAE)", caption)
-    table.add_column("", no_wrap=True)
-    for header in ("count", "MAE,\nlog1p s", "median's\nMAE", "MAE,\nseconds", "median's\nMAE"):
-        table.add_column(header, justify="right", no_wrap=True)
+    headers = ("count", "MAE,\nlog1p s", "median's\nMAE", "MAE,\nseconds", "median's\nMAE")
+    table = new_metrics_table("times: mean absolute error (MAE)", caption, *headers)
     for name in rows:
         metrics, reference = times[name], median.get(name, {})
         table.add_row(
@@ -162,26 +158,33 @@ def _most_frequent(metrics: Mapping[str, Mapping[str, Any]], count: str, max_row
 
 def _actions_table(result: Mapping[str, Any]) -> Table:
     item_rate = result["reference"]["item_rate"]
-    oracle = result["reference"].get("oracle", {})
-    table = new_table(f"actions and labels: {result['split']}, {result['targets']:,} targets", _caption(result))
-    table.add_column("", no_wrap=True)
-    headers = ["posi-\ntives", "AUC", "item-rate\nAUC"]
-    headers += ["oracle\nAUC", "gap\nclosed"] if oracle else []
-    for header in [*headers, "GAUC", "NE", "calib-\nration"]:
-        table.add_column(header, justify="right")
+    title = f"actions and labels: {result['split']}, {result['targets']:,} targets"
+    headers = ("positives", "AUC", "item-rate\nAUC", "GAUC", "NE", "calibration")
+    table = new_metrics_table(title, _caption(result), *headers)
     for name, metrics in result["actions"].items():
-        baseline, bound = item_rate.get(name, {}), oracle.get(name, {})
-        cells: list[Text | str] = [
+        baseline = item_rate.get(name, {})
+        table.add_row(
+            Text(name),
             f"{metrics['positives']:,}",
             _compared(metrics, baseline, "auc", higher_is_better=True),
             format_decimals(baseline.get("auc"), 4),
-        ]
-        if oracle:
-            closed = gap_closed(metrics["auc"], baseline.get("auc"), bound.get("auc"))
-            cells += [format_decimals(bound.get("auc"), 4), MISSING if closed is None else f"{closed:.0%}"]
-        cells.append(_compared(metrics, baseline, "gauc", higher_is_better=True))
-        cells.append(_compared(metrics, baseline, "ne", higher_is_better=False))
-        table.add_row(Text(name), *cells, format_decimals(metrics["calibration"], 3))
+            _compared(metrics, baseline, "gauc", higher_is_better=True),
+            _compared(metrics, baseline, "ne", higher_is_better=False),
+            format_decimals(metrics["calibration"], 3),
+        )
+    return table
+
+
+def _oracle_table(result: Mapping[str, Any]) -> Table:
+    """Return the AUC next to that of the true probabilities of a simulated log."""
+    item_rate, oracle = result["reference"]["item_rate"], result["reference"]["oracle"]
+    caption = "gap closed: share of the distance from the item's rate to the oracle"
+    table = new_metrics_table("oracle: true probabilities", caption, "item-rate AUC", "AUC", "oracle AUC", "gap closed")
+    for name, metrics in result["actions"].items():
+        aucs = [item_rate.get(name, {}).get("auc"), metrics["auc"], oracle.get(name, {}).get("auc")]
+        closed = gap_closed(aucs[1], aucs[0], aucs[2])
+        cells = [*(format_decimals(auc, 4) for auc in aucs), MISSING if closed is None else f"{closed:.0%}"]
+        table.add_row(Text(name), *cells)
     return table
 
 
@@ -195,10 +198,7 @@ def _caption(result: Mapping[str, Any]) -> str:
 
 
 def _objectives_table(objectives: Mapping[str, Any]) -> Table:
-    table = new_table("objectives")
-    table.add_column("", no_wrap=True)
-    for header in ("posi-\ntives", "AUC", "GAUC", "NE", "calib-\nration"):
-        table.add_column(header, justify="right")
+    table = new_metrics_table("objectives", "", "positives", "AUC", "GAUC", "NE", "calibration")
     for name, metrics in objectives.items():
         cells = (format_decimals(metrics[metric], 4) for metric in ("auc", "gauc", "ne"))
         table.add_row(Text(name), f"{metrics['positives']:,}", *cells, format_decimals(metrics["calibration"], 3))
@@ -208,11 +208,8 @@ def _objectives_table(objectives: Mapping[str, Any]) -> Table:
 def _times_table(result: Mapping[str, Any]) -> Table:
     median = result["reference"].get("median_time", {})
     caption = "bold: better than the training median\nnext: given the preceding actions"
-    table = new_table("times: mean absolute error", caption)
-    table.add_column("", no_wrap=True)
-    headers = ["count", "log1p s", "next,\nlog1p s", "median's\nlog1p s", "seconds", "median's\nseconds"]
-    for header in headers:
-        table.add_column(header, justify="right")
+    headers = ("count", "log1p s", "next,\nlog1p s", "median's\nlog1p s", "seconds", "median's\nseconds")
+    table = new_metrics_table("times: mean absolute error", caption, *headers)
     for name, metrics in result["time"].items():
         baseline = median.get(name, {})
         table.add_row(
@@ -247,27 +244,29 @@ def _generator_vs_head_table(comparisons: Mapping[str, Any]) -> Table:
     return table
 
 
-def _durations_table(groups: Sequence[Mapping[str, Any]]) -> Table:
-    """Return glances and watch time per group of videos of similar duration."""
+def _durations_tables(groups: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Return glances, if known, and watch time per group of videos of similar duration."""
     has_head = any("head" in group["watch_time"] for group in groups)
-    has_glances = any("glance" in group for group in groups)
-    table = new_table("by video duration", "bold: the better of generator and head" if has_head else "")
-    headers = ["duration", "targets"]
-    headers += ["glances", "glance\nAUC", *(["head's\nAUC"] if has_head else [])] if has_glances else []
-    headers += ["watch MAE\nlog1p s", *(["head's\nlog1p s"] if has_head else [])]
-    headers += ["watch MAE\nseconds", *(["head's\nseconds"] if has_head else [])]
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
-    for group in groups:
-        cells: list[Text | str] = [format_range(group["from_s"], group["to_s"], " s"), f"{group['targets']:,}"]
-        if has_glances:
+    caption = "bold: the better of generator and head" if has_head else ""
+    named_groups = [(format_range(group["from_s"], group["to_s"], " s"), group) for group in groups]
+    tables = []
+    if any("glance" in group for group in groups):
+        headers = ["targets", "glances", "AUC", *(["head's AUC"] if has_head else [])]
+        tables.append(new_metrics_table("glances by video duration", caption, *headers))
+        for name, group in named_groups:
             glance = group["glance"]
-            cells.append(MISSING if glance["rate"] is None else f"{glance['rate']:.1%}")
-            cells += _side_by_side(glance, "auc", 4, True, has_head)
-        for metric, digits in (("mae_log", 4), ("mae_s", 2)):
-            cells += _side_by_side(group["watch_time"], metric, digits, False, has_head)
-        table.add_row(*cells)
-    return table
+            rate = MISSING if glance["rate"] is None else f"{glance['rate']:.1%}"
+            cells = _side_by_side(glance, "auc", 4, True, has_head)
+            tables[-1].add_row(name, f"{group['targets']:,}", rate, *cells)
+    headers = ["targets", "MAE,\nlog1p s", *(["head's MAE,\nlog1p s"] if has_head else [])]
+    headers += ["MAE,\nseconds", *(["head's MAE,\nseconds"] if has_head else [])]
+    tables.append(new_metrics_table("watch time by video duration", caption, *headers))
+    for name, group in named_groups:
+        watch_time = group["watch_time"]
+        cells = _side_by_side(watch_time, "mae_log", 4, False, has_head)
+        cells += _side_by_side(watch_time, "mae_s", 2, False, has_head)
+        tables[-1].add_row(name, f"{group['targets']:,}", *cells)
+    return tables
 
 
 def _side_by_side(

@@ -21,6 +21,15 @@ def new_table(title: str, caption: str = "") -> Table:
     )
 
 
+def new_metrics_table(title: str, caption: str, *headers: str) -> Table:
+    """Return an empty table with names in the first column and right-aligned metrics under ``headers``."""
+    table = new_table(title, caption)
+    table.add_column("", no_wrap=True)
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    return table
+
+
 def new_numeric_table(title: str, *columns: str) -> Table:
     """Return an empty table with text in the first column and numbers in the others."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)

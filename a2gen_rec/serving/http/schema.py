@@ -79,7 +79,11 @@ class ImpressionSchema(_RequestModel):
     actions: list[ActionSchema] = Field(
         [], max_length=MAX_FEATURES, fail_fast=True, description="Each action at most once, in any order."
     )
-    features: Values = Field({}, description="Raw context features, and item features that override the model's.")
+    features: Values = Field(
+        {},
+        description="Raw context features, and item features that override the model's; the video's duration in "
+        "seconds.",
+    )
 
     def to_impression(self) -> Impression:
         actions = [(action.name, action.at_s) for action in self.actions]
@@ -315,7 +319,9 @@ class ModelResponse(BaseModel):
     labels: list[str]
     objectives: list[str]
     negative_actions: list[str] = Field(description="Actions where a lower probability is better.")
-    features: list[FeatureInfo] = Field(description="Raw features accepted in requests and impressions.")
+    features: list[FeatureInfo] = Field(
+        description="Raw features accepted in requests and impressions; the video's duration in seconds."
+    )
     sort_keys: list[str] = Field(description="Values of `sort_by`, the default first.")
     session_gap_s: float = Field(description="Seconds between impressions after which a new session starts.")
     max_history: int = Field(description="Maximum number of past impressions used.")

@@ -1,25 +1,14 @@
-import io
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
 
 from a2gen_rec.ranking.contributions import Contribution
 from a2gen_rec.reporting.console.ensemble import explanation_tables, list_metrics_tables
+from tests.helpers.console import rendered
 
 BOLD_GREEN = "\x1b[1;32m"
-
-
-def rendered(tables: list[Table], color: bool = False, width: int = 100) -> str:
-    out = io.StringIO()
-    color_system = "standard" if color else None
-    console = Console(file=out, width=width, highlight=False, force_terminal=color, color_system=color_system)
-    for table in tables:
-        console.print(table)
-    return out.getvalue()
 
 
 def rows(text: str, name: str) -> list[str]:

@@ -1,12 +1,7 @@
-import io
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from a2gen_rec.reporting.console.evaluation import (
     evaluation_summary_tables,
@@ -14,20 +9,7 @@ from a2gen_rec.reporting.console.evaluation import (
     export_table,
     gap_closed,
 )
-
-
-def rendered(tables: Sequence[Table | Text], color: bool = False, width: int = 100) -> str:
-    out = io.StringIO()
-    color_system = "standard" if color else None
-    console = Console(file=out, width=width, highlight=False, force_terminal=color, color_system=color_system)
-    for table in tables:
-        console.print(table)
-    return out.getvalue()
-
-
-def row(text: str, name: str) -> str:
-    """The line that starts with ``name``, with runs of spaces collapsed."""
-    return next(" ".join(line.split()) for line in text.splitlines() if line.split()[:1] == [name])
+from tests.helpers.console import rendered, row
 
 
 def metrics(auc: float | None, gauc: float | None = None, ne: float | None = None) -> dict[str, Any]:
@@ -99,28 +81,35 @@ def with_watch_time(heads: bool = True) -> dict[str, Any]:
 
 def test_actions_next_to_their_baselines() -> None:
     text = rendered(evaluation_tables(result())[:1])
-    assert row(text, "like") == "like 1,234 0.6500 0.6000 0.8000 25% 0.5500 0.9600 1.025"
-    assert row(text, "long_view") == "long_view 1,234 0.6000 0.7000 – – 0.4000 1.0000 1.025"
-    assert row(text, "hate") == "hate 1,234 – – – – – – 1.025"
+    assert row(text, "like") == "like 1,234 0.6500 0.6000 0.5500 0.9600 1.025"
+    assert row(text, "long_view") == "long_view 1,234 0.6000 0.7000 0.4000 1.0000 1.025"
+    assert row(text, "hate") == "hate 1,234 – – – – 1.025"
     for text_part in ("test, 98,765 targets", "loss 1.2346", "violations 1.23%", "mean 1.5e-05, max 2.5e-03"):
         assert text_part in text
 
 
-def test_oracle_columns_are_optional() -> None:
+def test_oracle_table() -> None:
+    text = rendered(evaluation_tables(result())[1:2])
+    assert row(text, "like") == "like 0.6000 0.6500 0.8000 25%"
+    assert row(text, "long_view") == "long_view 0.7000 0.6000 – –"
+    assert row(text, "hate") == "hate – – – –"
+
+
+def test_oracle_table_is_optional() -> None:
     text = rendered(evaluation_tables(result(oracle=False)))
     assert "oracle" not in text
-    assert "gap" not in text
+    assert "gap closed" not in text
     assert row(text, "like") == "like 1,234 0.6500 0.6000 0.5500 0.9600 1.025"
 
 
 def test_times_next_to_the_median() -> None:
-    text = rendered(evaluation_tables(result())[1:])
+    text = rendered(evaluation_tables(result())[2:])
     assert row(text, "like") == "like 4,321 0.5123 0.4567 0.6000 5.50 4.00"
     assert row(text, "exit") == "exit 0 – – – – –"
 
 
 def test_times_table_is_optional() -> None:
-    assert len(evaluation_tables(result() | {"time": {}})) == 1
+    assert len(evaluation_tables(result() | {"time": {}})) == 2
 
 
 def test_highlights_only_values_better_than_their_baseline() -> None:
@@ -132,14 +121,14 @@ def test_highlights_only_values_better_than_their_baseline() -> None:
 
 
 def test_objectives_table() -> None:
-    text = rendered(evaluation_tables(with_watch_time())[1:2])
+    text = rendered(evaluation_tables(with_watch_time())[2:3])
     assert "objectives" in text
     assert row(text, "glance") == "glance 1,234 0.7000 0.6000 0.9000 1.025"
     assert row(text, "negative") == "negative 1,234 – – – 1.025"
 
 
 def test_compares_generator_and_head_side_by_side() -> None:
-    text = rendered(evaluation_tables(with_watch_time())[3:4])
+    text = rendered(evaluation_tables(with_watch_time())[4:5])
     assert row(text, "watch_time") == "watch_time rank correlation 0.4400 0.4400 0.9321"
     assert row(text, "MAE,") == "MAE, log1p s 0.6100 0.6000"
     assert "MAE, seconds 6.10 6.00" in " ".join(text.split())
@@ -148,36 +137,37 @@ def test_compares_generator_and_head_side_by_side() -> None:
 
 
 def test_glances_and_watch_time_by_duration() -> None:
-    text = rendered(evaluation_tables(with_watch_time())[4:])
-    measured = "1,234 12.3% 0.6400 0.6500 0.5000 0.4000 5.00 4.00"
-    assert row(text, "<") == f"< 7.12 s {measured}"
-    assert row(text, "7.12–10") == f"7.12–10 s {measured}"
-    assert row(text, "10–1,211") == f"10–1,211 s {measured}"
-    assert row(text, "≥") == "≥ 1,211 s 1,234 – – 0.6500 0.5000 0.4000 5.00 4.00"
+    glances, watch_time = (rendered([table]) for table in evaluation_tables(with_watch_time())[5:])
+    assert row(glances, "≥") == "≥ 1,211 s 1,234 – – 0.6500"
+    assert row(watch_time, "≥") == "≥ 1,211 s 1,234 0.5000 0.4000 5.00 4.00"
+    for group in ("< 7.12 s", "7.12–10 s", "10–1,211 s"):
+        assert row(glances, group.split()[0]) == f"{group} 1,234 12.3% 0.6400 0.6500"
+        assert row(watch_time, group.split()[0]) == f"{group} 1,234 0.5000 0.4000 5.00 4.00"
 
 
 def test_head_columns_are_optional() -> None:
     tables = evaluation_tables(with_watch_time(heads=False))
-    assert len(tables) == 4
-    text = rendered(tables[2:])
+    assert len(tables) == 6
+    text = rendered(tables[3:])
     assert "head" not in text
     assert "agreement" not in text
     assert row(text, "watch_time") == "watch_time rank correlation 0.4400"
     assert row(text, "glance") == "glance AUC 0.7123"
-    assert row(text, "<") == "< 7.12 s 1,234 12.3% 0.6400 0.5000 5.00"
+    assert row(text, "<") == "< 7.12 s 1,234 12.3% 0.6400"
+    assert row(rendered(tables[-1:]), "<") == "< 7.12 s 1,234 0.5000 5.00"
 
 
 def test_durations_without_glances_have_watch_time_only() -> None:
     evaluation = with_watch_time()
     for group in evaluation["by_duration"]:
         del group["glance"]
-    text = rendered(evaluation_tables(evaluation)[4:])
+    text = rendered(evaluation_tables(evaluation)[5:])
     assert "AUC" not in text
     assert row(text, "<") == "< 7.12 s 1,234 0.5000 0.4000 5.00 4.00"
 
 
 def test_highlights_the_better_of_generator_and_head() -> None:
-    text = rendered(evaluation_tables(with_watch_time())[3:], color=True)
+    text = rendered(evaluation_tables(with_watch_time())[4:], color=True)
     values = ("0.7123", "0.7000", "0.6100", "0.6000", "0.5500", "0.4400", "0.6500", "0.6400", "0.4000")
     assert {value for value in values if f"{value}\x1b" in text} == {"0.7123", "0.6000", "0.6500", "0.4000"}
 
@@ -264,14 +254,14 @@ def test_gap_closed(model: float | None, baseline: float | None, oracle: float |
     assert gap_closed(model, baseline, oracle) == (None if closed is None else pytest.approx(closed))
 
 
-def test_tables_fit_a_hundred_columns() -> None:
+def test_tables_fit_eighty_columns() -> None:
     names = ["profile_enter", "like", "follow", "comment", "forward", "hate", "click", "long_view"]
     many = result() | {"actions": dict.fromkeys(names, metrics(0.65, 0.55, 0.96) | {"positives": 123_456_789})}
-    assert "…" not in rendered(evaluation_tables(many))
+    assert "…" not in rendered(evaluation_tables(many), width=80)
     wide = with_watch_time()
     wide["by_duration"] = [
         group | {"from_s": 1e5, "to_s": 2e5, "targets": 123_456_789} for group in wide["by_duration"]
     ]
-    text = rendered(evaluation_tables(wide))
+    text = rendered(evaluation_tables(wide), width=80)
     assert "…" not in text
-    assert " ".join(text.split()).count("100,000–200,000 s 123,456,789") == 4, "no cell is wrapped"
+    assert " ".join(text.split()).count("100,000–200,000 s 123,456,789") == 8, "no cell is wrapped"

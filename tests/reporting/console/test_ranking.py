@@ -1,28 +1,12 @@
-import io
 import math
 import re
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
-from rich.table import Table
 
 from a2gen_rec.ranking.types import RankedList, ScoredCandidate
 from a2gen_rec.reporting.console.ranking import ranking_tables
-
-
-def rendered(tables: list[Table], color: bool = False, width: int = 100) -> str:
-    out = io.StringIO()
-    color_system = "standard" if color else None
-    console = Console(file=out, width=width, highlight=False, force_terminal=color, color_system=color_system)
-    for table in tables:
-        console.print(table)
-    return out.getvalue()
-
-
-def row(text: str, name: str) -> str:
-    """The line that starts with ``name``, with runs of spaces collapsed."""
-    return next(" ".join(line.split()) for line in text.splitlines() if line.split()[:1] == [name])
+from tests.helpers.console import rendered, row
 
 
 def candidate(item: str, known: bool = True, watch: float | None = 17.6) -> ScoredCandidate:

@@ -8,7 +8,6 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from a2gen_rec.experiments.comparison import (
-    MIN_COUNT,
     MIN_USERS,
     Comparison,
     Difference,
@@ -16,6 +15,7 @@ from a2gen_rec.experiments.comparison import (
     MetricsRow,
     ModelResult,
 )
+from a2gen_rec.experiments.resampling import MIN_COUNT
 from a2gen_rec.reporting.console.tables import HIGHLIGHT, new_table
 from a2gen_rec.reporting.formatting import MISSING, format_decimals, format_signed
 
