@@ -51,7 +51,10 @@ def test_all_files_are_on_remote_storage(trained: Path) -> None:
 
 def test_resumes_a_finished_run_with_its_settings(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["train", "--run", "memtest://run", "--train.max-steps", "14"])
-    assert "resuming at step 12" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "resuming at step 12" in printed.err
+    assert "memtest://run: best checkpoint is step " in printed.out
+    assert "to evaluate: a2gen evaluate --run memtest://run" in printed.out
     assert (trained / "run" / "checkpoints" / "step-00000014").exists()
 
 
