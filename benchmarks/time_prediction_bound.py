@@ -15,7 +15,7 @@ from a2gen_rec.config import SimulateConfig
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.simulation import viewing
 from a2gen_rec.simulation.population import ACTIONS, sample_user_block
-from a2gen_rec.simulation.simulator import build_simulated_world
+from a2gen_rec.simulation.simulator import build_simulation
 from a2gen_rec.utils.distributed import DistributedContext
 
 QUICK = {"impressions": 500, "draws": 1_000}
@@ -49,7 +49,7 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
         raise ConfigError(
             f"impressions {settings.impressions} must be at least 1 and draws {settings.draws} at least 4"
         )
-    simulated = build_simulated_world(SimulateConfig(users=settings.users, items=settings.items, seed=settings.seed))
+    simulated = build_simulation(SimulateConfig(users=settings.users, items=settings.items, seed=settings.seed))
     users, rng = sample_user_block(simulated.config, 0), np.random.default_rng(settings.seed)
     row = rng.integers(len(users.user_id), size=settings.impressions)
     item = simulated.policy.sample_items(users, row, rng.random(len(row)) < simulated.config.personalized_share, rng)

@@ -6,14 +6,14 @@ from typing import TypeGuard
 
 from a2gen_rec.errors import UserError
 
-MAX_SHOWN = 60
+MAX_VALUE_LENGTH = 60
 """Maximum characters of a value in an error."""
 
 
-def shown(value: object) -> str:
+def value_text(value: object) -> str:
     """Return a value's text for an error: one line, even of an array."""
     text = " ".join(repr(value).split())
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 1]}…"
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -28,7 +28,7 @@ def check_identifier(value: object, name: str) -> None:
         UserError: It is not text.
     """
     if not isinstance(value, str):
-        raise UserError(f"{name} must be a text, not {shown(value)}")
+        raise UserError(f"{name} must be a text, not {value_text(value)}")
 
 
 def check_identifiers(values: object, name: str) -> None:
@@ -38,6 +38,6 @@ def check_identifiers(values: object, name: str) -> None:
         UserError: They are not.
     """
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise UserError(f"{name} must be a list of texts, not {shown(values)}")
+        raise UserError(f"{name} must be a list of texts, not {value_text(values)}")
     for value in values:
         check_identifier(value, name)

@@ -28,7 +28,7 @@ from a2gen_rec.data.sql import ROW_COLUMN, disable_progress_bar, quote_identifie
 from a2gen_rec.data.text import value_text
 from a2gen_rec.data.time_zone import QUARTER_HOUR_MS
 from a2gen_rec.errors import UserError
-from a2gen_rec.ranking.checks import check_identifier, is_number, shown
+from a2gen_rec.ranking.checks import check_identifier, is_number, value_text
 from a2gen_rec.ranking.history import EncodedHistory, merge_histories
 from a2gen_rec.ranking.types import Impression, Value
 from a2gen_rec.ranking.window import check_time
@@ -110,7 +110,7 @@ class ImpressionEncoder:
         actions = set(self.card.predicted_actions)
         for impression in impressions:
             check_identifier(impression.item, "item of an impression")
-            location = f"impression of {impression.item!r} at {shown(impression.ts_ms)}"
+            location = f"impression of {impression.item!r} at {value_text(impression.ts_ms)}"
             names = [name for name, _ in impression.actions]
             for name in names:
                 if name not in actions:
@@ -121,7 +121,7 @@ class ImpressionEncoder:
             times = [seconds for _, seconds in impression.actions] + [impression.watch_s]
             for seconds in times:
                 if seconds is not None and not (is_number(seconds) and 0 <= seconds < math.inf):
-                    raise UserError(f"{location}: times must be at least 0 seconds, not {shown(seconds)}")
+                    raise UserError(f"{location}: times must be at least 0 seconds, not {value_text(seconds)}")
             _validate_values(impression.features, self.raw_impression_features, location)
             check_time(impression.ts_ms, f"impression of {impression.item!r}: ts_ms", self.card.has_calendar_time)
 
@@ -328,4 +328,4 @@ def _validate_values(values: Mapping[str, Value], features: Mapping[str, Feature
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (is_number or (isinstance(value, str) and features[name].kind != "buckets")):
             kind = "number" if features[name].kind == "buckets" else "text"
-            raise UserError(f"{location}: feature {name!r} must be a {kind}, not {shown(value)}")
+            raise UserError(f"{location}: feature {name!r} must be a {kind}, not {value_text(value)}")

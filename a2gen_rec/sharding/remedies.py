@@ -67,9 +67,9 @@ class RemedySearch:
             (fewer_rows, self._fewer_rows([table.table for table in unplaced])),
         )
         is_complete = True
-        for found, search in searches:
+        for remedies, search in searches:
             try:
-                found.extend(search)
+                remedies.extend(search)
             except SearchTimeoutError:
                 is_complete = False
         same_hardware.sort(key=lambda remedy: remedy.cost_ms)
@@ -126,12 +126,12 @@ class RemedySearch:
             changes.append(("large tables in host memory, cached on the GPU", options, {"compute_kernels": kernels}))
         if sharding.dtype == "fp32" and not precision_warning(problem.cluster.device, "fp16"):
             changes.append(("fp16 weights", ["--sharding.dtype", "fp16"], {"dtype": "fp16"}))
-        found = False
+        one_is_enough = False
         for name, options, settings in changes:
             if (remedy := self._with_settings(name, options, settings)) is not None:
-                found = True
+                one_is_enough = True
                 yield remedy
-        if not found and len(changes) == 2:
+        if not one_is_enough and len(changes) == 2:
             (kernel_change, options, settings), (dtype_change, dtype_options, dtype_settings) = changes
             both = self._with_settings(
                 f"{dtype_change}, {kernel_change}", [*options, *dtype_options], settings | dtype_settings

@@ -127,7 +127,7 @@ class SimulationSummary:
 
 
 @dataclass(frozen=True)
-class SimulatedWorld:
+class Simulation:
     """Parts of the simulation that are shared by all users.
 
     Attributes:
@@ -143,7 +143,7 @@ class SimulatedWorld:
     base_logits: viewing.BaseLogits
 
 
-def build_simulated_world(config: SimulateConfig) -> SimulatedWorld:
+def build_simulation(config: SimulateConfig) -> Simulation:
     """Sample the items and calibrate the base log-odds to the configured rates.
 
     The calibration is a damped fixed-point iteration on the exact probabilities of a sample of impressions.
@@ -180,7 +180,7 @@ def build_simulated_world(config: SimulateConfig) -> SimulatedWorld:
         raise ConfigError(
             f"{name}_rate {rates[worst]} is not reachable with these settings (got {simulated_rates[worst]:.3f})"
         )
-    return SimulatedWorld(config, items, policy, _base_logits(parameters))
+    return Simulation(config, items, policy, _base_logits(parameters))
 
 
 def _base_logits(values: np.ndarray) -> viewing.BaseLogits:
@@ -222,7 +222,7 @@ def _session_times(
     return end_ms - days * DAY_MS + start_ms - np.maximum(span - days * DAY_MS, 0)[user]
 
 
-def simulate_block(simulated: SimulatedWorld, users: SimulatedUsers, block: int) -> pa.Table:
+def simulate_block(simulated: Simulation, users: SimulatedUsers, block: int) -> pa.Table:
     """Simulate all impressions of a block of users, sorted by user and time; columns as in :func:`simulate`."""
     config, rng = simulated.config, np.random.default_rng([simulated.config.seed, IMPRESSION_STREAM, block])
     count = np.maximum(rng.poisson(users.activity), 1)
@@ -289,7 +289,7 @@ def _item_table(items: SimulatedItems) -> pa.Table:
     )
 
 
-def _write_log(directory: Path, simulated: SimulatedWorld, advance: Callable[[int], object]) -> dict[str, int]:
+def _write_log(directory: Path, simulated: Simulation, advance: Callable[[int], object]) -> dict[str, int]:
     """Write the Parquet files of a log; return the counts of impressions and outcomes."""
     config = simulated.config
     (directory / "impressions").mkdir()
@@ -314,7 +314,7 @@ def _write_log(directory: Path, simulated: SimulatedWorld, advance: Callable[[in
     return dict(counts)
 
 
-def _simulation_yaml(simulated: SimulatedWorld, counts: dict[str, int], rates: dict[str, float]) -> str:
+def _simulation_yaml(simulated: Simulation, counts: dict[str, int], rates: dict[str, float]) -> str:
     base = simulated.base_logits
     start = LOG_END - timedelta(days=simulated.config.days)
     return yaml.safe_dump(
@@ -357,7 +357,7 @@ def simulate(out: str, config: SimulateConfig, progress: bool = False) -> Simula
     """
     started = time.monotonic()
     require_empty_dir(out)
-    simulated = build_simulated_world(config)
+    simulated = build_simulation(config)
     progress_bar = Progress(
         TextColumn("simulating users"),
         BarColumn(),

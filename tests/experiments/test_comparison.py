@@ -137,9 +137,9 @@ def test_resamples_exclude_actions_without_positives(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("users", "testable"), [(2, False), (5, False), (19, False), (20, True), (40, True)])
 def test_no_test_of_differences_over_few_users(users: int, testable: bool, tmp_path: Path) -> None:
-    found = compared(write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, {"plain": 0.1}, users=users))
-    assert found.users == users
-    _, *others = found.models
+    comparison = compared(write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, {"plain": 0.1}, users=users))
+    assert comparison.users == users
+    _, *others = comparison.models
     for model in others:
         for difference in (model.auc_difference, model.mae_difference):
             assert difference is not None

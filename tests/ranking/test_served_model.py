@@ -59,7 +59,7 @@ def check_times_in_other_units(service: RunningService, items: list[str]) -> Non
             assert response.status_code == 422
             assert field in response.json()["error"]["message"]
     history = service.client.get(f"/v1/users/{user}/history").json()["impressions"]
-    assert [each["ts_ms"] for each in history] == [1000 * now_s]
+    assert [impression["ts_ms"] for impression in history] == [1000 * now_s]
 
 
 def assert_matches(body: dict[str, Any], expected: RankedList) -> None:

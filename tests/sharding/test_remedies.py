@@ -119,7 +119,7 @@ def test_search_is_limited_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     case = problem(replace(HOST, hbm_gb=3.0))
     with pytest.raises(InfeasiblePlanError) as failure:
         make_plan(case)
-    found = []
+    counts = []
     for max_s in (0.5, 2.5, 3.5, 100.0):
         clock.now = 0.0
         search = RemedySearch(case, failure.value, plan_s=1.0, max_s=max_s, _start=0.0)
@@ -128,9 +128,9 @@ def test_search_is_limited_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [table.table for table in unplaced] == ["item_id"]
         assert clock.now <= max_s or max_s == 100.0
         assert is_complete == (max_s == 100.0)
-        found.append(len(changes))
-    assert found == sorted(found)
-    assert (found[0], found[-1]) == (0, 4)
+        counts.append(len(changes))
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, 4)
 
 
 def test_a_search_needs_few_plans(monkeypatch: pytest.MonkeyPatch) -> None:

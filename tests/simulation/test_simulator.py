@@ -14,7 +14,7 @@ from a2gen_rec.data.sources.simulated import Simulated
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.simulation import simulator, viewing
 from a2gen_rec.simulation.population import ACTIONS, HOOK_DURATION_MS, sample_user_block
-from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, LABEL_NAME, build_simulated_world, simulate
+from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, LABEL_NAME, build_simulation, simulate
 
 SMALL = SimulateConfig(users=1_200, items=300, authors=40, impressions_per_user=30, days=5)
 # Large effects and frequent actions expose errors in the recursion.
@@ -63,7 +63,7 @@ def occurred(log: dict[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def strong_probabilities(config: SimulateConfig, row: np.ndarray, item: np.ndarray) -> viewing.SegmentProbabilities:
-    simulated = build_simulated_world(STRONG)
+    simulated = build_simulation(STRONG)
     return viewing.segment_probabilities(
         config, simulated.base_logits, simulated.items, sample_user_block(STRONG, 0), row, item
     )
@@ -164,7 +164,7 @@ def test_follow_before_like_increases_watch_time() -> None:
 
 
 def test_mismatch_increases_glances() -> None:
-    simulated, users = build_simulated_world(SMALL), sample_user_block(SMALL, 0)
+    simulated, users = build_simulation(SMALL), sample_user_block(SMALL, 0)
     item = np.repeat(np.arange(SMALL.items), len(users.user_id))
     row = np.tile(np.arange(len(users.user_id)), SMALL.items)
     truth = viewing.exact_marginals(
@@ -222,7 +222,7 @@ def test_signal_depends_on_the_user_item_match(log: dict[str, np.ndarray]) -> No
 
 
 def test_actions_cluster_in_highlights_of_interest(log: dict[str, np.ndarray]) -> None:
-    items = build_simulated_world(SMALL).items
+    items = build_simulation(SMALL).items
     affinity = np.concatenate([sample_user_block(SMALL, block).affinity for block in range(2)])
     item = log["item_id"]
     start, end = items.edges_ms[:-1, item] / 1000, items.edges_ms[1:, item] / 1000
@@ -298,7 +298,7 @@ def test_overwrites_nothing(folder: Path, tmp_path: Path) -> None:
 def test_failure_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
     original = simulator.simulate_block
 
-    def fails(simulated: simulator.SimulatedWorld, users: simulator.SimulatedUsers, block: int) -> object:
+    def fails(simulated: simulator.Simulation, users: simulator.SimulatedUsers, block: int) -> object:
         if block == 1:
             raise failure
         return original(simulated, users, block)
@@ -313,7 +313,7 @@ def test_failure_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_rejects_unreachable_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulator, "CALIBRATION_STEPS", 1)
     with pytest.raises(ConfigError, match=r"_rate .* is not reachable"):
-        build_simulated_world(SMALL)
+        build_simulation(SMALL)
 
 
 @pytest.mark.parametrize(

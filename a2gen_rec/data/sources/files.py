@@ -116,11 +116,11 @@ class RawFiles:
             DataError: for the first invalid row of the first file with one, or a column of an unsuitable type.
         """
         values = [convert(group.columns) for group in self.groups]
-        self._check(connection, [[check for value in each.values() for check in value.checks] for each in values])
+        self._check(connection, [[check for value in columns.values() for check in value.checks] for columns in values])
         return " UNION ALL ".join(
-            f"SELECT {', '.join(f'{value.sql} AS {quote_identifier(name)}' for name, value in each.items())}"
+            f"SELECT {', '.join(f'{value.sql} AS {quote_identifier(name)}' for name, value in columns.items())}"
             f" FROM {group.rows()}"
-            for group, each in zip(self.groups, values, strict=True)
+            for group, columns in zip(self.groups, values, strict=True)
         )
 
     def _check(self, connection: duckdb.DuckDBPyConnection, checks: list[list[Check]]) -> None:
@@ -134,9 +134,9 @@ class RawFiles:
         if not queries:
             return
         with translate_errors(self.files[0]):
-            found = connection.execute(f"SELECT DISTINCT * FROM ({' UNION ALL '.join(queries)})").fetchall()
-        if found:
-            file = min((file for (file,) in found), key=self.files.index)
+            invalid_files = connection.execute(f"SELECT DISTINCT * FROM ({' UNION ALL '.join(queries)})").fetchall()
+        if invalid_files:
+            file = min((file for (file,) in invalid_files), key=self.files.index)
             index = next(index for index, group in enumerate(self.groups) if file in group.files)
             raise _row_error(connection, self.groups[index], file, checks[index])
 

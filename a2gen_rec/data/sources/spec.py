@@ -187,9 +187,9 @@ class ImpressionsSpec(LogSpec):
         columns = {x: f"label {name!r}" for name, label in self.labels.items() for x in as_list(label)}
         for name, action in self.actions.items():
             names = (action.flag, action.offset, action.offset_s)
-            columns |= {column: f"action {name!r}" for each in names for column in as_list(each)}
+            columns |= {column: f"action {name!r}" for keys in names for column in as_list(keys)}
         dwell = (self.columns.dwell, self.columns.dwell_s)
-        return columns | {column: "watch time" for each in dwell for column in as_list(each)}
+        return columns | {column: "watch time" for keys in dwell for column in as_list(keys)}
 
 
 @dataclass

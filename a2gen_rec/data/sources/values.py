@@ -83,7 +83,7 @@ def text(columns: Sequence[Column]) -> Value:
 def identifier(columns: Sequence[Column]) -> Value:
     """Return identifiers: VARCHAR; checks that they are present, and that numbers are whole."""
     sql = coalesce([text_sql(x.plain_sql, x.type_name) for x in columns])
-    return Value(sql, (*column_checks(columns, _exact_text, _whole), missing(columns, sql)))
+    return Value(sql, (*column_checks(columns, _exact_text, _is_integral), missing(columns, sql)))
 
 
 def number(columns: Sequence[Column], max_value: float | None = None) -> Value:
@@ -177,7 +177,7 @@ def _exact_text(column: Column) -> Check | None:
     return Check(column.name, violation, column.sql, reason)
 
 
-def _whole(column: Column) -> Check | None:
+def _is_integral(column: Column) -> Check | None:
     if column.type_name not in EXACT_INTEGERS and not column.type_name.startswith("DECIMAL"):
         return None
     return Check(column.name, f"{column.sql} <> trunc({column.sql})", column.sql, "must be a whole number or text")

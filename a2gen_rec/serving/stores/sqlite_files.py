@@ -60,7 +60,7 @@ class StoreFiles:
         """
         try:
             stats = [os.stat(path) for path in self._paths]
-            if [_inode(each) for each in stats] != self._inodes:
+            if [_inode(stat) for stat in stats] != self._inodes:
                 raise StoreUnavailable("a file of the event store was replaced; restart the service")
             if _written(stats[0]) != self._valid:
                 with self._lock:  # so that no older number of commits is compared with a newer one

@@ -38,7 +38,7 @@ class CountingConnection:
 @pytest.fixture
 def queries(monkeypatch):
     """Return the queries of all connections of a2gen prepare."""
-    found = []
+    executed = []
     connect = pipeline.connect
 
     class Duckdb:
@@ -47,11 +47,11 @@ def queries(monkeypatch):
 
         @staticmethod
         def connect(*arguments, **options):
-            return CountingConnection(duckdb.connect(*arguments, **options), found)
+            return CountingConnection(duckdb.connect(*arguments, **options), executed)
 
     monkeypatch.setattr(files, "duckdb", Duckdb)
-    monkeypatch.setattr(pipeline, "connect", lambda *arguments: CountingConnection(connect(*arguments), found))
-    return found
+    monkeypatch.setattr(pipeline, "connect", lambda *arguments: CountingConnection(connect(*arguments), executed))
+    return executed
 
 
 def log_of(count, kind):

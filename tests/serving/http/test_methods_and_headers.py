@@ -60,8 +60,8 @@ DUPLICATES = {
 @pytest.mark.parametrize("path", ["/v1/rank", "/healthz"])
 def test_rejects_duplicate_headers(locked: RunningService, name: str, path: str) -> None:
     headers = {"Host": ("localhost",), "X-Api-Key": (KEYS[0],), "Content-Type": ("application/json",)}
-    headers = {each: values for each, values in headers.items() if each.lower() != name.lower()}
-    lines = b"".join(header_lines(each, *values) for each, values in (headers | {name: DUPLICATES[name]}).items())
+    headers = {key: values for key, values in headers.items() if key.lower() != name.lower()}
+    lines = b"".join(header_lines(key, *values) for key, values in (headers | {name: DUPLICATES[name]}).items())
     start = f"POST {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {len(BODY)}\r\n".encode()
     status, response = send_raw(locked.address, start + lines + b"\r\n" + BODY)
     assert status == 400
@@ -180,14 +180,14 @@ def test_accepted_requests_are_unambiguous(
     status, _ = send_raw(locked.address, start + lines + b"\r\n" + BODY)
     assert status < 500
     if status == 200:
-        given = dict(headers)
+        sent = dict(headers)
         assert len([name for name, _ in headers if not name.startswith(("X-Request", "X-Other"))]) == len(
-            {name for name in given if not name.startswith(("X-Request", "X-Other"))}
+            {name for name in sent if not name.startswith(("X-Request", "X-Other"))}
         )
-        assert "Host" in given
-        assert given["Content-Type"] == "application/json"
-        assert given.get("Origin") in (None, f"http://{given['Host']}", "") or given["Host"] == ""
-        assert KEYS[0] in (given.get("X-Api-Key"), given.get("Authorization", "")[7:])
+        assert "Host" in sent
+        assert sent["Content-Type"] == "application/json"
+        assert sent.get("Origin") in (None, f"http://{sent['Host']}", "") or sent["Host"] == ""
+        assert KEYS[0] in (sent.get("X-Api-Key"), sent.get("Authorization", "")[7:])
 
 
 @pytest.mark.parametrize("prefix", ["/a/rec", ""])

@@ -116,7 +116,10 @@ def test_proxied_requests_keep_users_apart(client: httpx.Client, service: Runnin
     for number, user in enumerate(USERS):
         path = f"v1/users/{''.join(f'%{byte:02X}' for byte in user.encode())}/history"
         history = client.get(path).json()
-        assert (history["user"], [each["item"] for each in history["impressions"]]) == (user, [f"v{number}"])
+        assert (history["user"], [impression["item"] for impression in history["impressions"]]) == (
+            user,
+            [f"v{number}"],
+        )
         assert client.delete(path).json()["num_deleted"] == 1
     assert service.client.get("/v1/users").json()["users"] == []
 

@@ -29,8 +29,8 @@ def remove(file: Path, backup: Path) -> None:
 
 
 def remove_all(file: Path, backup: Path) -> None:
-    for each in file.parent.glob(f"{file.name}*"):
-        each.unlink()
+    for path in file.parent.glob(f"{file.name}*"):
+        path.unlink()
 
 
 def remove_log(file: Path, backup: Path) -> None:
@@ -169,12 +169,12 @@ def test_moved_file_contains_all_acknowledged_impressions(folder: Path, change: 
         store.check()
     store.close()
     moved = next(
-        each
-        for each in (file.with_name("events.db.1"), folder.with_name("moved") / file.name, file)
-        if each.exists() and each.stat().st_size
+        path
+        for path in (file.with_name("events.db.1"), folder.with_name("moved") / file.name, file)
+        if path.exists() and path.stat().st_size
     )
     again = SqliteStore(str(moved))
-    assert [each.item for each in again.get_recent("u", 9)[1]] == ["before", "after"]
+    assert [impression.item for impression in again.get_recent("u", 9)[1]] == ["before", "after"]
     assert len(again.sample_users(99)) == 51
     again.close()
 
@@ -188,11 +188,11 @@ def test_store_is_available_again_once_its_file_is_back(folder: Path, caplog: py
         store.put("u", [Impression("lost", 3)]).result(5)
     aside.rename(file)
     store.put("u", [Impression("recorded", 4)]).result(5)
-    assert [each.item for each in store.get_recent("u", 9)[1]] == ["before", "after", "recorded"]
+    assert [impression.item for impression in store.get_recent("u", 9)[1]] == ["before", "after", "recorded"]
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
     store.close()
     again = SqliteStore(str(file))
-    assert [each.item for each in again.get_recent("u", 9)[1]] == ["before", "after", "recorded"]
+    assert [impression.item for impression in again.get_recent("u", 9)[1]] == ["before", "after", "recorded"]
     again.close()
 
 
@@ -269,13 +269,13 @@ def test_every_acknowledged_impression_survives(tmp_path_factory: pytest.TempPat
     store.close()
     if acknowledged:
         again = SqliteStore(str(file))
-        recorded = {each.ts_ms for each in again.get_recent("new", 99)[1]}
+        recorded = {impression.ts_ms for impression in again.get_recent("new", 99)[1]}
         assert set(acknowledged) <= recorded
         again.close()
 
 
 def holds(folder: Path, text: bytes) -> bool:
-    return any(text in each.read_bytes() for each in folder.glob("events.db*"))
+    return any(text in path.read_bytes() for path in folder.glob("events.db*"))
 
 
 @pytest.fixture
