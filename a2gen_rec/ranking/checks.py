@@ -10,7 +10,7 @@ MAX_VALUE_LENGTH = 60
 """Maximum characters of a value in an error."""
 
 
-def value_text(value: object) -> str:
+def describe_value(value: object) -> str:
     """Return a value's text for an error: one line, even of an array."""
     text = " ".join(repr(value).split())
     return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 1]}…"
@@ -28,7 +28,7 @@ def check_identifier(value: object, name: str) -> None:
         UserError: It is not text.
     """
     if not isinstance(value, str):
-        raise UserError(f"{name} must be a text, not {value_text(value)}")
+        raise UserError(f"{name} must be a text, not {describe_value(value)}")
 
 
 def check_identifiers(values: object, name: str) -> None:
@@ -38,6 +38,6 @@ def check_identifiers(values: object, name: str) -> None:
         UserError: They are not.
     """
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise UserError(f"{name} must be a list of texts, not {value_text(values)}")
+        raise UserError(f"{name} must be a list of texts, not {describe_value(values)}")
     for value in values:
         check_identifier(value, name)

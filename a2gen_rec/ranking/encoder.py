@@ -25,10 +25,9 @@ from a2gen_rec.data.prepare import staging
 from a2gen_rec.data.prepare.windows import action_lists
 from a2gen_rec.data.schema import ITEM_ID, DatasetCard, Feature, FeatureSpec
 from a2gen_rec.data.sql import ROW_COLUMN, disable_progress_bar, quote_identifier, quote_literal
-from a2gen_rec.data.text import value_text
 from a2gen_rec.data.time_zone import QUARTER_HOUR_MS
 from a2gen_rec.errors import UserError
-from a2gen_rec.ranking.checks import check_identifier, is_number, value_text
+from a2gen_rec.ranking.checks import check_identifier, describe_value, is_number
 from a2gen_rec.ranking.history import EncodedHistory, merge_histories
 from a2gen_rec.ranking.types import Impression, Value
 from a2gen_rec.ranking.window import check_time
@@ -110,7 +109,7 @@ class ImpressionEncoder:
         actions = set(self.card.predicted_actions)
         for impression in impressions:
             check_identifier(impression.item, "item of an impression")
-            location = f"impression of {impression.item!r} at {value_text(impression.ts_ms)}"
+            location = f"impression of {impression.item!r} at {describe_value(impression.ts_ms)}"
             names = [name for name, _ in impression.actions]
             for name in names:
                 if name not in actions:
@@ -121,7 +120,7 @@ class ImpressionEncoder:
             times = [seconds for _, seconds in impression.actions] + [impression.watch_s]
             for seconds in times:
                 if seconds is not None and not (is_number(seconds) and 0 <= seconds < math.inf):
-                    raise UserError(f"{location}: times must be at least 0 seconds, not {value_text(seconds)}")
+                    raise UserError(f"{location}: times must be at least 0 seconds, not {describe_value(seconds)}")
             _validate_values(impression.features, self.raw_impression_features, location)
             check_time(impression.ts_ms, f"impression of {impression.item!r}: ts_ms", self.card.has_calendar_time)
 
@@ -269,7 +268,7 @@ class ImpressionEncoder:
         """Return a feature's raw values as the parameters of its columns, see :func:`_raw_columns`."""
         if feature.kind == "buckets":
             return [[None if value is None else float(value) for value in raw]]
-        values = [None if value is None else value_text(value) for value in raw]
+        values = [None if value is None else describe_value(value) for value in raw]
         if feature.kind == "hash":
             return [values]
         vocabulary = self.vocabularies[feature.name]
@@ -328,4 +327,4 @@ def _validate_values(values: Mapping[str, Value], features: Mapping[str, Feature
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (is_number or (isinstance(value, str) and features[name].kind != "buckets")):
             kind = "number" if features[name].kind == "buckets" else "text"
-            raise UserError(f"{location}: feature {name!r} must be a {kind}, not {value_text(value)}")
+            raise UserError(f"{location}: feature {name!r} must be a {kind}, not {describe_value(value)}")

@@ -18,7 +18,7 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.scoring import predict_targets
 from a2gen_rec.ranking.action_cache import ActionStateCache
-from a2gen_rec.ranking.checks import check_identifier, check_identifiers, value_text
+from a2gen_rec.ranking.checks import check_identifier, check_identifiers, describe_value
 from a2gen_rec.ranking.encoder import ImpressionEncoder
 from a2gen_rec.ranking.history import EncodedHistory, session_features_at
 from a2gen_rec.ranking.selection import RankingTask, Scorer, resolve_sort_key, sort_keys, top_candidates
@@ -139,7 +139,7 @@ class Ranker:
         if not request.candidates:
             raise UserError("request: no candidates")
         if not isinstance(request.k, Integral) or request.k < 1:
-            raise UserError(f"request: k {value_text(request.k)} must be a whole number of at least 1")
+            raise UserError(f"request: k {describe_value(request.k)} must be a whole number of at least 1")
         if request.now_ms is not None:
             check_time(request.now_ms, "request: now_ms", self.card.has_calendar_time)
         sort_by = self._sort_by(request)

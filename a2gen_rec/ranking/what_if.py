@@ -9,7 +9,7 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import EXIT, WATCH_TIME
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.scoring import TargetPredictions
-from a2gen_rec.ranking.checks import is_number, value_text
+from a2gen_rec.ranking.checks import describe_value, is_number
 from a2gen_rec.ranking.selection import ENSEMBLE, RankingTask, Scorer, ensemble_history
 from a2gen_rec.ranking.types import WhatIf, WhatIfResult
 
@@ -25,7 +25,7 @@ def check_what_if(what_if: WhatIf, sort_by: str, candidates: Sequence[str], scor
         raise UserError(f"what_if: unknown objective {what_if.objective!r}; choose one of {', '.join(names)}")
     for change in what_if.changes:
         if not is_number(change) or not math.isfinite(change):
-            raise UserError(f"what_if: change {value_text(change)} must be a finite number")
+            raise UserError(f"what_if: change {describe_value(change)} must be a finite number")
 
 
 def evaluate_what_if(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from a2gen_rec.data.time_zone import MAX_TIMESTAMP_MS, MIN_CALENDAR_MS
 from a2gen_rec.errors import UserError
-from a2gen_rec.ranking.checks import value_text
+from a2gen_rec.ranking.checks import describe_value
 from a2gen_rec.utils import paths
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def check_time(ts_ms: int, name: str, has_calendar_time: bool) -> None:
         UserError: The time is no integer, later than the year 9999, or with a calendar earlier than the year 2000.
     """
     if not isinstance(ts_ms, Integral) or isinstance(ts_ms, bool):
-        raise UserError(f"{name} must be an integer, not {value_text(ts_ms)}")
+        raise UserError(f"{name} must be an integer, not {describe_value(ts_ms)}")
     if ts_ms >= MAX_TIMESTAMP_MS:
         raise UserError(f"{name} {ts_ms} is after the year 9999; expected milliseconds, not microseconds")
     if has_calendar_time and ts_ms < MIN_CALENDAR_MS:

@@ -8,6 +8,9 @@ from types import ModuleType
 import pytest
 import yaml
 
+from a2gen_rec.artifact import manifest
+from a2gen_rec.data import schema
+from a2gen_rec.serving.stores import sqlite
 from tests.helpers import REPOSITORY
 
 
@@ -68,3 +71,15 @@ def test_failure_codes_of_the_service_are_documented() -> None:
     )
     assert len(codes) > 10
     assert not {code for code in codes if f"`{code}`" not in table}
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("dataset-format.md", f"`format_version` is {schema.FORMAT_VERSION};"),
+        ("export-format.md", f"`format` is {manifest.FORMAT_VERSION};"),
+        ("event-store.md", f"schema version {sqlite.SCHEMA_VERSION} (`user_version`)"),
+    ],
+)
+def test_pages_have_the_current_format_versions(page: str, text: str) -> None:
+    assert text in " ".join((REPOSITORY / "docs" / "reference" / page).read_text().split())
