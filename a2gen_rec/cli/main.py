@@ -27,6 +27,7 @@ from a2gen_rec.cli import (
     report_experiment,
     serve,
     simulate,
+    spec,
     train,
 )
 from a2gen_rec.cli.common import is_main_rank
@@ -46,6 +47,7 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Command] = {
     "simulate": simulate,
+    "spec": spec,
     "prepare": prepare,
     "train": train,
     "ensemble train": ensemble_train,

@@ -121,9 +121,13 @@ def _text_ms(x: str, style: TimeFormat) -> str:
     """
     spaceless = f"regexp_replace(trim({x}), '(:[0-9.]+)\\s+([+-])', '\\1\\2')"
     zoned = f"TRY_CAST(regexp_replace({spaceless}, 'z$', 'Z') AS TIMESTAMPTZ)"
-    has_zone = f"regexp_matches(trim({x}), '{_ZONE_PATTERN}')"
     zoneless = _zoneless_ms(_timestamp_ms(f"TRY_CAST({x} AS TIMESTAMP)"), style)
-    return f"CASE WHEN {has_zone} THEN {_timestamp_ms(zoned)} ELSE {zoneless} END"
+    return f"CASE WHEN {has_zone_sql(x)} THEN {_timestamp_ms(zoned)} ELSE {zoneless} END"
+
+
+def has_zone_sql(x: str) -> str:
+    """Return the SQL of whether a text contains an offset or a time zone after the time of day."""
+    return f"regexp_matches(trim({x}), '{_ZONE_PATTERN}')"
 
 
 def _timestamp_ms(timestamp: str, type_name: str = "TIMESTAMP") -> str:

@@ -1,6 +1,7 @@
 """A dataset card as terminal tables."""
 
 import time
+from collections.abc import Mapping
 
 from rich.table import Table
 from rich.text import Text
@@ -18,8 +19,9 @@ MAX_MISSING_SHARE = 0.95
 
 def summary_tables(card: DatasetCard) -> list[Table | str | Text]:
     """Return rows read and dropped, splits, positives per action, feedback levels, features, and warnings."""
+    kept = sum(split.targets for split in card.splits.values())
     tables: list[Table | str | Text] = [
-        rows_table(card),
+        rows_table(card.name, kept, card.dropped_rows),
         splits_table(card),
         actions_table(card),
         feedback_table(card),
@@ -74,12 +76,11 @@ def quality_warnings(card: DatasetCard, quality: DataQuality) -> list[str]:
     return lines
 
 
-def rows_table(card: DatasetCard) -> Table:
-    kept = sum(split.targets for split in card.splits.values())
-    table = new_numeric_table(f"{card.name}: rows", "rows", "count")
-    table.add_row("read", f"{kept + sum(card.dropped_rows.values()):,}")
-    for reason, count in card.dropped_rows.items():
-        table.add_row(f"dropped: {reason}", f"{count:,}")
+def rows_table(name: str, kept: int, dropped: Mapping[str, int]) -> Table:
+    table = new_numeric_table(f"{name}: rows", "rows", "count")
+    table.add_row("read", f"{kept + sum(dropped.values()):,}")
+    for reason, count in dropped.items():
+        table.add_row(Text(f"dropped: {reason}"), f"{count:,}")
     table.add_row("kept as impressions", f"{kept:,}")
     return table
 

@@ -1,0 +1,153 @@
+"""Features of a proposed spec: columns that may be known before the impression, with level and encoding."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from a2gen_rec.data.names import check_names
+from a2gen_rec.data.sources.proposal import words
+from a2gen_rec.data.sources.proposal.profiles import ColumnProfile, LogProfile, Variation
+from a2gen_rec.data.sources.proposal.roles import Roles
+from a2gen_rec.errors import DataError
+
+MAX_TEXT_LENGTH = 40
+"""Mean number of characters from which a text is free text, not a category."""
+MAX_CATEGORIES = 50
+"""Number of values from which numbers such as counts and sizes become buckets."""
+UNIQUE_SHARE = 0.9
+"""Share of distinct values from which a column identifies its rows, items or users."""
+MIN_UNIQUE = 20
+UNBOUNDED = 1000
+"""Number of values from which rare values share a row."""
+Level = Literal["user", "item", "context"]
+
+
+@dataclass(frozen=True)
+class ProposedFeature:
+    """A feature, and the evidence for its level."""
+
+    name: str
+    column: ColumnProfile
+    level: Level
+    evidence: str
+    is_bucketed: bool
+
+    @property
+    def min_count(self) -> int:
+        return 2 if self.column.distinct > UNBOUNDED and not self.is_bucketed else 1
+
+
+def propose_features(profile: LogProfile, roles: Roles, user: str, item: str) -> list[ProposedFeature]:
+    """Return the features; the reasons of other columns are added to ``roles.unused``.
+
+    Args:
+        profile: columns of the log.
+        roles: meaning of the columns.
+        user: SQL of users; empty if unknown.
+        item: SQL of items; empty if unknown.
+    """
+    columns = []
+    # Readers and the check of the spec compare names without case.
+    used = {name.casefold() for name in roles.used() - ({roles.duration.name} if roles.duration else set())}
+    for column in profile.columns.values():
+        if column.name.casefold() in used or column.name in roles.unused:
+            continue
+        reason = _unusable(column)
+        if not reason and column.distinct > MIN_UNIQUE and not (user and item):
+            reason = "may be the user or the item"
+        if reason:
+            roles.unused[column.name] = reason
+        else:
+            columns.append(column)
+    by_item = profile.variations(item, columns) if item else {}
+    by_user = profile.variations(user, columns) if user else {}
+    features: list[ProposedFeature] = []
+    for column in columns:
+        level, evidence = _level(column, by_item.get(column.name), by_user.get(column.name))
+        entities = {"item": roles.item, "user": roles.user, "context": []}[level]
+        groups = entities[0].distinct if entities else profile.rows
+        is_duration = column is roles.duration
+        if not is_duration and (reason := _unsuitable(column, level, groups)):
+            roles.unused[column.name] = reason
+            continue
+        name = valid_name("duration" if is_duration else column.name, [feature.name for feature in features])
+        features.append(ProposedFeature(name, column, level, evidence, is_duration or _is_quantity(column)))
+    return features
+
+
+def valid_name(column: str, taken: list[str], is_outcome: bool = False) -> str:
+    """Return a valid, unused name that is similar to a column's name."""
+    plain = "".join(x if x.isalnum() or x in "_-" else "_" for x in column).strip("-_")[:40] or "column"
+    names = [column, plain, f"column_{plain}", *(f"column_{plain}_{number}" for number in range(2, len(taken) + 3))]
+    return next(name for name in names if _is_valid(name, taken, is_outcome))
+
+
+def _is_valid(name: str, taken: list[str], is_outcome: bool) -> bool:
+    names = [*taken, name]
+    try:
+        check_names([] if is_outcome else ["user_id", "item_id", *names], names if is_outcome else [])
+    except DataError:
+        return False
+    return True
+
+
+def _unusable(column: ColumnProfile) -> str:
+    """Return why a column cannot be a feature of any level; empty if it can."""
+    if column.is_constant:
+        return "has one value"
+    if not column.in_all_files:
+        return "is not in every file"
+    if column.length > MAX_TEXT_LENGTH:
+        return "is free text"
+    if column.is_time or any(kind.startswith(("TIMESTAMP", "DATE", "TIME")) for kind in column.types):
+        return "is a time"
+    return ""
+
+
+def _unsuitable(column: ColumnProfile, level: Level, groups: int) -> str:
+    """Return why a column is not proposed at its level; empty if it is.
+
+    Args:
+        column: the column.
+        level: level of the feature.
+        groups: number of items, users or rows.
+    """
+    if column.distinct > MIN_UNIQUE and column.distinct >= UNIQUE_SHARE * groups and not _is_quantity(column):
+        return f"has another value for almost every {'row' if level == 'context' else level}"
+    parts = set(words.words(column.name))
+    outcomes = words.WATCHES | words.WEAK_WATCHES | words.ACTION_OF.keys() | words.LABELS | words.SHARES
+    if level == "context" and parts & outcomes:
+        return "may be an outcome of the impression: as a feature it would reveal the target"
+    if level == "context" and column.is_flag:
+        return "0 or 1: add it to actions or labels if it is an outcome, or to features if it is known before"
+    return ""
+
+
+def _level(column: ColumnProfile, by_item: Variation | None, by_user: Variation | None) -> tuple[Level, str]:
+    """Return the level at which a column is constant, of two the one with more evidence; else the context."""
+    item_groups = by_item.groups if by_item and by_item.is_constant else 0
+    user_groups = by_user.groups if by_user and by_user.is_constant else 0
+    if item_groups >= user_groups and by_item and item_groups:
+        return "item", _evidence(by_item, "items")
+    if by_user and user_groups:
+        return "user", _evidence(by_user, "users")
+    if not (by_item and by_item.groups) and not (by_user and by_user.groups):
+        return "context", "guess: no item and no user has several rows"
+    return "context", "varies within items and users"
+
+
+def _evidence(variation: Variation, entities: str) -> str:
+    exceptions = f", except {variation.varying:,}" if variation.varying else ""
+    return f"one value in each of {variation.groups:,} {entities}{exceptions}"
+
+
+def _is_quantity(column: ColumnProfile) -> bool:
+    """Return whether a column is a number whose order has a meaning, rather than the number of a category."""
+    if not column.is_number or column.is_flag:
+        return False
+    parts = set(words.words(column.name))
+    if parts & words.ID_WORDS:
+        return False
+    has_fractions = column.whole < column.numbers
+    if parts & words.DURATIONS:
+        return True
+    return (has_fractions and column.distinct > 10) or (column.distinct > MAX_CATEGORIES and bool(parts & words.SIZES))
