@@ -220,7 +220,7 @@ def test_help_of_plan_names_the_fields_of_a_feature(capsys: pytest.CaptureFixtur
         (["export"], "required, but missing: --run, --out"),
         (["ensemble", "train"], "required, but missing: --run"),
         (["prepare", "--raw", "r", "--out", "o"], "required, but missing: source"),
-        ([], "a2gen requires a command; choose one of simulate, prepare"),
+        ([], "a2gen requires a command; choose one of simulate, spec, prepare"),
     ],
 )
 def test_invalid_commands_exit_with_2(argv: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:

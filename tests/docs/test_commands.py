@@ -34,6 +34,7 @@ BLOCK = re.compile(
 )
 SMALL = {
     "simulate": "--users 40 --items 50 --impressions-per-user 20",
+    "spec": "--threads 1",
     "prepare": "--num-partitions 1 --threads 1",
     "train": "--train.max-steps 3 --train.validation-interval 3 --model.dim 16",
     "ensemble train": "--epochs 1 --formula-trials 2",
