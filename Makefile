@@ -70,9 +70,11 @@ $(OUT)/model/manifest.json: $(OUT)/evaluation.json
 $(OUT)/evaluation.json:  # written last by the quickstart
 	@$(MAKE) quickstart
 
-# A file's tests stay on one process, which builds their datasets and runs once.
-PYTEST := $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile
+# A file's tests stay on one process, which builds their datasets and runs once. Files start in the order of conftest.py.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
+# Tests start about a hundred interpreters: bytecode is cached, even if the environment forbids it.
+test test-fast test-all: export PYTHONDONTWRITEBYTECODE :=
 test: export OMP_NUM_THREADS := 1
 test: lint types  ## lint, check types and run all tests in JOBS processes (2)
 	$(PYTEST)

@@ -1,10 +1,16 @@
-"""Test settings: one thread per process, and Hypothesis profiles.
+"""Test settings: one thread per process, Hypothesis profiles, and the order of files.
 
 ``default`` runs on every change. ``thorough`` (``make test-all``) draws many more examples per property.
 """
 
+import gc
+import os
+
+import pytest
 import torch
 from hypothesis import settings
+
+from tests.helpers import shared
 
 # The tensors of tests are tiny: distributing them over threads costs far more than it saves.
 torch.set_num_threads(1)
@@ -12,3 +18,43 @@ torch.set_num_threads(1)
 settings.register_profile("default", deadline=None)
 settings.register_profile("thorough", deadline=None, max_examples=400)
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Set the directory that all processes share: the parent of each process's directory under pytest-xdist."""
+    folder = tmp_path_factory.getbasetemp()
+    shared.directory = folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder
+
+
+LONG_FILES = (
+    "end_to_end/test_training_job",
+    "serving/engine/test_workers",
+    "docs/test_commands",
+    "benchmarks/test_train_throughput",
+    "experiments/test_runner",
+    "training/test_forkmerge",
+    "training/test_sharded",
+    "benchmarks/test_scaling",
+    "reporting/pages/experiment/test_page",
+    "serving/test_page",
+)
+"""Files of ten and more seconds."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, so that two processes end at about the same time."""
+    files = [item.nodeid.partition(".py::")[0].removeprefix("tests/") for item in items]
+    order = {file: len(LONG_FILES) + 1 for file in files}
+    for file, item in zip(files, items, strict=True):
+        if any(item.get_closest_marker(name) for name in ("processes", "browser", "training")):
+            order[file] = len(LONG_FILES)
+    order |= {file: index for index, file in enumerate(LONG_FILES)}
+    items[:] = [item for _, item in sorted(zip(files, items, strict=True), key=lambda pair: order[pair[0]])]
+
+
+def pytest_collection_finish() -> None:
+    """Exclude modules and collected tests from garbage collection, which would traverse them all the time."""
+    gc.collect()
+    gc.freeze()

@@ -5,11 +5,13 @@ sets for its background. Text stays text. Call ``new_figure``, then ``style_axes
 or ``to_standalone_svg``.
 """
 
+import copy
 import io
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 from xml.etree import ElementTree
 
 import matplotlib
@@ -199,12 +201,21 @@ def to_standalone_svg(figure: Figure) -> str:
 
 
 def _render(figure: Figure) -> ElementTree.Element:
+    """Return the drawing of a figure. It is drawn once, although a report has it in the page and as a file."""
+    if figure not in _drawings:
+        _drawings[figure] = _draw(figure)
+    return copy.deepcopy(_drawings[figure])
+
+
+_drawings: WeakKeyDictionary[Figure, ElementTree.Element] = WeakKeyDictionary()
+
+
+def _draw(figure: Figure) -> ElementTree.Element:
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a name with "$" is not a formula
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "a2gen", "path.simplify": True}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    figure.set_layout_engine("none")  # a second layout would differ slightly
     source = ElementTree.fromstring(stream.getvalue())
     root = ElementTree.Element("svg", {"class": "chart", "role": "img", "aria-label": str(figure.get_label())})
     width, height = (f"{72 * inches:.0f}" for inches in figure.get_size_inches())

@@ -28,13 +28,14 @@ SETTINGS = train_throughput.Settings(
     max_impressions=300,
     max_reference_attention_impressions=100,
     batch_targets=16,
-    targets=64,
+    targets=32,
     repeats=1,
     compile=False,
 )
 
 
 def _measure(process: DistributedContext) -> Report:
+    train_throughput.WARMUP_STEPS = train_throughput.STAGE_ROUNDS = 1
     return train_throughput.measure(SETTINGS, process)
 
 

@@ -1,5 +1,11 @@
-"""Small logs for replays through ranking and serving: a briefly trained run and the raw impressions."""
+"""Small logs for replays through ranking and serving: a briefly trained run and the raw impressions.
 
+A log is created once per test session, by the first of pytest-xdist's processes that needs it. Tests get copies.
+"""
+
+import pickle
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +21,7 @@ from a2gen_rec.ranking.types import Impression
 from a2gen_rec.simulation.simulator import simulate
 from a2gen_rec.training.entrypoint import train
 from tests.helpers.cards import small_config
+from tests.helpers.shared import locked
 
 SPEC = {
     "kind": "impressions",
@@ -52,13 +59,35 @@ class Log:
     impressions: dict[str, list[Impression]]
 
 
-def hashed_log(folder: Path, seed: int = 0) -> Log:
-    """Create a log with edge cases.
+def hashed_log(folder: Path) -> Log:
+    """Create a log with edge cases in an empty or new directory.
 
     Identifiers share rows, the time zone has half hours, actions lack times, categories are numbers, and values are
     missing or unknown. Impressions start simultaneously, overlap, or have unknown watch times.
     """
-    rng = np.random.default_rng(seed)
+    return _copy_shared(folder, "hashed", _create_hashed_log)
+
+
+def simulated_log(folder: Path) -> Log:
+    """Create a simulated log, in which all actions have times, in an empty or new directory."""
+    return _copy_shared(folder, "simulated", _create_simulated_log)
+
+
+def _copy_shared(folder: Path, name: str, create: Callable[[Path], Log]) -> Log:
+    """Copy a log into ``folder`` after creating it if no process of the session has."""
+    with locked(f"{name}-log") as shared:
+        pickled = shared.with_suffix(".pickle")
+        if not pickled.exists():
+            pickled.write_bytes(pickle.dumps(create(shared).impressions))
+    shutil.copytree(shared, folder, dirs_exist_ok=True)
+    for file in (folder / "run").rglob("*"):
+        if file.suffix in (".yaml", ".json"):  # the run names its dataset
+            file.write_text(file.read_text().replace(str(shared), str(folder)))
+    return Log(str(folder / "data"), str(folder / "run"), pickle.loads(pickled.read_bytes()))
+
+
+def _create_hashed_log(folder: Path) -> Log:
+    rng = np.random.default_rng(0)
     count, items = 700, 60
     item, user = rng.integers(0, items, count), rng.integers(0, 25, count)
     shop, duration = rng.integers(0, 12, items), np.where(rng.random(items) < 0.2, np.nan, rng.uniform(2, 60, items))
@@ -98,8 +127,7 @@ def hashed_log(folder: Path, seed: int = 0) -> Log:
     return _train_run(folder, {user: [rows[key] for key in sorted(rows)] for user, rows in raw.items()})
 
 
-def simulated_log(folder: Path) -> Log:
-    """Create a simulated log, in which all actions have times."""
+def _create_simulated_log(folder: Path) -> Log:
     config = SimulateConfig(users=30, items=60, authors=12, impressions_per_user=40, seed=1)
     simulate(str(folder / "raw"), config)
     config = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=12, max_targets=5)

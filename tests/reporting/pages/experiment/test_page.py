@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from a2gen_rec.cli.main import main
 from a2gen_rec.evaluation.prediction_file import read_predictions
 from a2gen_rec.experiments.curves import calibration_curve, learning_curve, predicted_curves
 from a2gen_rec.experiments.results import read_experiment
+from a2gen_rec.reporting import charts
 from a2gen_rec.reporting.pages.experiment.page import ReportFiles, write_experiment_report
 from tests.helpers.experiments import CARD, plain_card, write_experiment
 
@@ -82,6 +84,12 @@ def write_report(folder: Path, **options: Any) -> tuple[str, str, ReportFiles]:
     return Path(report.files[0]).read_text(), Path(report.files[1]).read_text(), report
 
 
+@pytest.fixture
+def empty_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave charts empty in tests of tables: drawing takes nearly all of a report's time."""
+    monkeypatch.setattr(charts, "_draw", lambda figure: ElementTree.Element("svg"))
+
+
 def add_sequences(folder: Path) -> None:
     """Add sequences to the evaluations of the first model."""
     for run in read_experiment(str(folder)).runs_of("one", "a2gen"):
@@ -146,6 +154,7 @@ def test_report_of_a_full_experiment(tmp_path: Path) -> None:
     assert markdown.count("\n## ") == 3
 
 
+@pytest.mark.usefixtures("empty_drawings")
 def test_tables_show_results_and_mark_the_best(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path, TWO, seeds=(0, 1))
     page, markdown, report = write_report(folder, num_resamples=200)
@@ -172,6 +181,7 @@ def test_tables_show_results_and_mark_the_best(tmp_path: Path) -> None:
         assert min(rows, key=lambda text: abs(np.log(float(text)))) in parsed.best
 
 
+@pytest.mark.usefixtures("empty_drawings")
 @pytest.mark.parametrize(("users", "testable"), [(2, False), (19, False), (40, True)])
 def test_few_users_have_no_star_and_no_p_value(
     users: int, testable: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -257,6 +267,7 @@ def test_learning_curves_aggregate_seeds_by_validation(tmp_path: Path) -> None:
     np.testing.assert_allclose(curve.max, [0.6, 0.7, 0.8])
 
 
+@pytest.mark.usefixtures("empty_drawings")
 def test_command_prints_a_table_and_the_report_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_experiment(tmp_path / "experiment", TWO)
     results = tmp_path / "docs" / "results.md"
