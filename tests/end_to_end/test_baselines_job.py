@@ -15,21 +15,12 @@ from a2gen_rec.training.checkpoint import TrainState
 from a2gen_rec.training.entrypoint import train
 from a2gen_rec.training.loaded_run import load_run
 from a2gen_rec.training.run_dir import RunDir
-from tests.helpers.cards import make_card, small_config, write_dataset
+from tests.helpers.cards import SMALL_MODEL_OPTIONS, make_card, small_config, write_dataset
 
 pytestmark = pytest.mark.training
 
 CARD = make_card()
-SMALL = [
-    "--model.dim",
-    "8",
-    "--model.num-heads",
-    "2",
-    "--model.time-buckets",
-    "8",
-    "--loader.max-impressions-per-batch",
-    "200",
-]
+SMALL = [*SMALL_MODEL_OPTIONS, "--loader.max-impressions-per-batch", "200"]
 FEATURES = [
     "--model.feedback-encoding",
     "dual_view_full",

@@ -20,7 +20,7 @@ from a2gen_rec.ranking.types import Impression, RankQuery
 from a2gen_rec.runs.export import export_run
 from a2gen_rec.runs.rank import rank_run
 from a2gen_rec.training.entrypoint import train
-from tests.helpers.cards import small_config
+from tests.helpers.cards import short_training
 
 CONFIG = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=4, max_targets=3)
 LEVELS = ("item", "context", "user")
@@ -67,8 +67,7 @@ def run(folder: Path, features: list[str], actions: list[str], labels: list[str]
     """Prepare, train one step, export and rank."""
     raw = str(write_log(folder / "raw", features, actions, labels, method))
     card = prepare("generic", raw, str(folder / "data"), CONFIG, str(folder / "spec.yaml"))
-    config = small_config(feedback_encoding="tokens", session_features=True, predict_objectives=True)
-    config.train.max_steps, config.loader.prefetch, config.train.log_interval = 1, False, 0
+    config = short_training(1, feedback_encoding="tokens", session_features=True, predict_objectives=True)
     train(config, str(folder / "data"), str(folder / "run"))
     export_run(str(folder / "run"), str(folder / "model"), max_auc_drop=1.0)
     assert {p for candidate in rank_run(str(folder / "run"), "u1").candidates for p in candidate.probability} >= {

@@ -20,21 +20,12 @@ import yaml
 from a2gen_rec.cli.main import main
 from a2gen_rec.data.dataset import compute_data_digest
 from a2gen_rec.data.schema import DatasetCard
-from tests.helpers.cards import checkpoint_tensors, make_card, write_dataset
+from tests.helpers.cards import SMALL_MODEL_OPTIONS, checkpoint_tensors, make_card, write_dataset
 from tests.helpers.distributed import CommandJob
 
 pytestmark = pytest.mark.processes
 
-SMALL = [
-    "--model.dim",
-    "8",
-    "--model.num-heads",
-    "2",
-    "--model.time-buckets",
-    "8",
-    "--loader.max-impressions-per-batch",
-    "100",
-]
+SMALL = [*SMALL_MODEL_OPTIONS, "--loader.max-impressions-per-batch", "100"]
 CARD = make_card()
 
 

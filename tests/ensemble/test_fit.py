@@ -34,7 +34,7 @@ from a2gen_rec.training.entrypoint import train
 from a2gen_rec.training.loaded_run import LoadedRun, load_run, restore_config
 from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils.distributed import DistributedContext
-from tests.helpers.cards import make_card, small_config, write_dataset
+from tests.helpers.cards import make_card, short_training, write_dataset
 from tests.helpers.distributed import on_ranks
 from tests.helpers.properties import examples
 
@@ -90,8 +90,7 @@ class EnsembleRun:
 def ensemble_run(tmp_path_factory: pytest.TempPathFactory) -> EnsembleRun:
     folder = tmp_path_factory.mktemp("ensemble_run")
     data, run, progress = write_dataset(folder / "data", CARD, windows=40, files=2), folder / "run", RecordingCallback()
-    config = small_config(predict_objectives=True)
-    config.train.max_steps, config.loader.prefetch, config.train.log_interval = 6, False, 0
+    config = short_training(6, predict_objectives=True)
     config.optim.dense_lr, config.optim.sparse_lr, config.evaluate.max_unexplored_mass = 0.05, 0.3, 0.01
     config.loader.max_impressions_per_batch = 60
     train(config, str(data), str(run))

@@ -23,7 +23,7 @@ from a2gen_rec.training.entrypoint import train
 from a2gen_rec.training.loaded_run import LoadedRun, load_run, restore_config
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import DistributedContext
-from tests.helpers.cards import full_tables, make_card, small_config, write_dataset
+from tests.helpers.cards import full_tables, make_card, short_training, write_dataset
 from tests.helpers.distributed import on_ranks
 
 pytestmark = pytest.mark.training
@@ -46,8 +46,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     data, run = write_dataset(folder / "data", CARD, windows=24, files=2), folder / "run"
     single = data / "valid" / "part-00001.parquet"
     pq.write_table(pq.read_table(single), single)
-    config = small_config(feedback_encoding="dual_view", session_features=True, predict_objectives=True)
-    config.train.max_steps, config.loader.prefetch, config.train.log_interval = 6, False, 0
+    config = short_training(6, feedback_encoding="dual_view", session_features=True, predict_objectives=True)
     config.optim.dense_lr, config.optim.sparse_lr = 0.05, 0.3
     config.loader.max_impressions_per_batch, config.evaluate.max_unexplored_mass = 60, 0.0
     train(config, str(data), str(run))

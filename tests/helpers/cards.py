@@ -67,6 +67,17 @@ def small_config(**model: object) -> Config:
     return Config(model=ModelConfig(**{"dim": 8, "num_heads": 2, "time_buckets": 8, **model}))
 
 
+SMALL_MODEL_OPTIONS = ["--model.dim", "8", "--model.num-heads", "2", "--model.time-buckets", "8"]
+"""Options of the model of :func:`small_config`."""
+
+
+def short_training(steps: int, **model: object) -> Config:
+    """Return :func:`small_config` for a training of some steps, without prefetching and logs of steps."""
+    config = small_config(**model)
+    config.train.max_steps, config.loader.prefetch, config.train.log_interval = steps, False, 0
+    return config
+
+
 def full_tables(card: DatasetCard, config: Config) -> dict[str, int]:
     return EmbeddingTables.from_card(card, config.model).full_tables
 

@@ -13,7 +13,7 @@ from a2gen_rec.errors import UserError
 from a2gen_rec.runs import export as exporting
 from a2gen_rec.runs.export import check_auc_drop, compare_auc
 from a2gen_rec.training.entrypoint import train
-from tests.helpers.cards import make_card, small_config, write_dataset
+from tests.helpers.cards import make_card, short_training, write_dataset
 
 pytestmark = pytest.mark.training
 
@@ -47,8 +47,7 @@ def test_failed_export_leaves_nothing_behind(
 ) -> None:
     card = make_card()
     data, run, out = write_dataset(tmp_path / "data", card, windows=25), tmp_path / "run", tmp_path / "new" / "model"
-    config = small_config()
-    config.train.max_steps, config.loader.prefetch, config.train.log_interval = 2, False, 0
+    config = short_training(2)
     train(config, str(data), str(run))
 
     def error_line(*options: str) -> str:

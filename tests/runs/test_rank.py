@@ -30,7 +30,15 @@ from a2gen_rec.runs.next_window import append_candidates_now, empty_window, read
 from a2gen_rec.runs.rank import rank_run
 from a2gen_rec.training.entrypoint import train
 from a2gen_rec.training.loaded_run import LoadedRun, load_run
-from tests.helpers.cards import full_tables, make_card, make_columns, small_config, to_table, write_dataset
+from tests.helpers.cards import (
+    full_tables,
+    make_card,
+    make_columns,
+    short_training,
+    small_config,
+    to_table,
+    write_dataset,
+)
 
 pytestmark = pytest.mark.training
 
@@ -49,8 +57,7 @@ class TrainedRun:
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     folder = tmp_path_factory.mktemp("rank")
     data, run = write_dataset(folder / "data", CARD, windows=25), folder / "run"
-    config = small_config()
-    config.train.max_steps, config.loader.prefetch, config.train.log_interval = 5, False, 0
+    config = short_training(5)
     config.optim.dense_lr = 0.02
     config.loader.max_impressions_per_batch, config.evaluate.max_unexplored_mass = 200, 0.05
     train(config, str(data), str(run))
@@ -404,8 +411,7 @@ class Silent:
 def with_ensemble(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """Run with objectives and an ensemble on the same dataset."""
     run = tmp_path_factory.mktemp("with_ensemble") / "run"
-    config = small_config(predict_objectives=True)
-    config.train.max_steps, config.loader.prefetch, config.train.log_interval = 5, False, 0
+    config = short_training(5, predict_objectives=True)
     config.loader.max_impressions_per_batch, config.evaluate.max_unexplored_mass = 60, 0.0
     config.optim.dense_lr, config.optim.sparse_lr = 0.05, 0.3
     train(config, str(trained_run.data), str(run))
