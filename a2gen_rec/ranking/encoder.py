@@ -25,6 +25,7 @@ from a2gen_rec.data.prepare import staging
 from a2gen_rec.data.prepare.windows import action_lists
 from a2gen_rec.data.schema import ITEM_ID, DatasetCard, Feature, FeatureSpec
 from a2gen_rec.data.sql import ROW_COLUMN, disable_progress_bar, quote_identifier, quote_literal
+from a2gen_rec.data.text import value_text
 from a2gen_rec.data.time_zone import QUARTER_HOUR_MS
 from a2gen_rec.errors import UserError
 from a2gen_rec.ranking.checks import check_identifier, describe_value, is_number
@@ -268,7 +269,7 @@ class ImpressionEncoder:
         """Return a feature's raw values as the parameters of its columns, see :func:`_raw_columns`."""
         if feature.kind == "buckets":
             return [[None if value is None else float(value) for value in raw]]
-        values = [None if value is None else describe_value(value) for value in raw]
+        values = [None if value is None else value_text(value) for value in raw]
         if feature.kind == "hash":
             return [values]
         vocabulary = self.vocabularies[feature.name]
