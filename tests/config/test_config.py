@@ -145,6 +145,15 @@ def test_errors_name_the_location() -> None:
     assert str(DataError("is bad")) == "is bad"
 
 
+def test_configs_of_equal_settings_are_independent() -> None:
+    first = config_from_dict({"optim": {"dense_lr": 1}})
+    first.optim.dense_lr = 0.5
+    first.model.max_history = 3
+    assert config_from_dict({"optim": {"dense_lr": 1}}) == Config(optim=OptimConfig(dense_lr=1.0))
+    with pytest.raises(ConfigError, match="dense_lr"):
+        config_from_dict({"optim": {"dense_lr": True}})
+
+
 def test_config_from_dict() -> None:
     config = config_from_dict(
         {"model": {"dim": 16, "action_pooling": "none"}, "loss": {"objective_weights": {"glance": 0.5}}}
