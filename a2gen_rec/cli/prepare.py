@@ -54,5 +54,6 @@ def _show_sample(args: Namespace, config: PrepareConfig) -> None:
     if args.out:
         raise ConfigError("--sample writes nothing; remove --out")
     console = new_console()
-    for table in sample_tables(sample_log(args.source, args.raw, config, args.sample, args.spec)):
+    sample = sample_log(args.source, args.raw, config, args.sample, args.spec, progress=True)
+    for table in sample_tables(sample):
         console.print(table)

@@ -39,7 +39,12 @@ class LogSample:
 
 
 def sample_log(
-    source_name: str, raw: str, config: PrepareConfig, num_impressions: int, spec: str | None = None
+    source_name: str,
+    raw: str,
+    config: PrepareConfig,
+    num_impressions: int,
+    spec: str | None = None,
+    progress: bool = False,
 ) -> LogSample:
     """Read and clean a whole log as ``prepare`` does, in a temporary directory.
 
@@ -49,6 +54,7 @@ def sample_log(
         config: limits and resources.
         num_impressions: maximum number of impressions to return.
         spec: YAML file that describes the columns, for the source ``generic``.
+        progress: show a progress bar per phase.
 
     Raises:
         ConfigError: a setting or the spec is invalid.
@@ -62,11 +68,11 @@ def sample_log(
         info = source.describe()
     columns = StagedColumns.from_source(info)
     rule = splits.resolve_split_rule(info, config)
-    with tempfile.TemporaryDirectory(prefix="a2gen-sample-") as scratch, Progress(disable=True) as progress:
+    with tempfile.TemporaryDirectory(prefix="a2gen-sample-") as scratch, Progress(disable=not progress) as bars:
         directory = Path(scratch)
         connection = connect(config.memory_limit_gb, config.threads, directory / "spill")
         with connection, translate_errors(raw):
-            pipeline = PreparePipeline(connection, source, info, columns, rule, config, directory, directory, progress)
+            pipeline = PreparePipeline(connection, source, info, columns, rule, config, directory, directory, bars)
             dropped = pipeline.stage_log()
             clean = read_parquet_sql(directory / "clean", pattern="*.parquet")
             (kept,) = fetch_one(connection, f"SELECT count(*) FROM {clean}")

@@ -132,6 +132,22 @@ LOGS: dict[str, tuple[Mapping[str, Content], dict[str, Any]]] = {
             "actions": {"add_to_cart": "add_to_cart", "purchase": "purchase"},
         },
     ),
+    "events with durations": (
+        {
+            "log.csv": table(
+                event=lambda row: ["show", "show", "Add to Cart"][row % 3],
+                video_duration=lambda row: 20_000 + row % 11,
+                dwell_ms=lambda row: row,
+            )
+        },
+        {
+            "kind": "events",
+            "open_event": "show",
+            "actions": {"Add_to_Cart": "Add to Cart"},
+            "duration_unit": "ms",
+            "duration_feature": "duration",
+        },
+    ),
     "codes of events": (
         {"log.csv": table(behavior_type=lambda row: [1, 1, 1, 2, 3][row % 5], category=lambda row: row % 11 // 4)},
         {
@@ -286,6 +302,20 @@ def test_guesses_are_marked_as_guesses(tmp_path: Path) -> None:
 def test_timestamps_without_zone_are_noted(tmp_path: Path) -> None:
     text = propose(tmp_path, LOGS["events"][0])[0].text
     assert "happened_at has no time zone and is read as local time of this zone" in " ".join(text.split())
+
+
+def test_dates_without_time_of_day_are_noted(tmp_path: Path) -> None:
+    columns = {"time": lambda row: f"{8 + row % 9:02d}:30", "date": lambda row: f"2024-05-{1 + row // 9:02d}"}
+    proposal, keys = propose(tmp_path, {"log.csv": table(**columns)})
+    assert keys["columns"]["time"] == "date"
+    assert "check: date has no time of day" in proposal.text
+    assert "time: is text such as '08:30', which is not read as a time" in proposal.text
+
+
+def test_times_in_an_unknown_format_are_named(tmp_path: Path) -> None:
+    proposal, keys = propose(tmp_path, {"log.csv": table(time=lambda row: f"{1 + row % 28:02d}/05/2024 10:00")})
+    assert (proposal.missing, keys["features"]) == (("time",), [])
+    assert "time: is text such as '01/05/2024 10:00', which is not read as a time" in proposal.text
 
 
 def test_outcomes_are_no_features(tmp_path: Path) -> None:

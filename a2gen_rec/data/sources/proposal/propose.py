@@ -25,6 +25,7 @@ from a2gen_rec.utils import paths
 TODO = "TODO"
 MAX_ACTIONS = 100
 """Maximum number of actions of a dataset."""
+DAY_MS = 86_400_000
 MAX_LISTED = 12
 """Maximum number of files or columns in a comment."""
 
@@ -145,6 +146,8 @@ class _Writer:
         text.add("utc_offset_hours: 0")
         if time.is_utc_by_format:
             text.add("zoneless_timestamps: utc", f"{time.name} has the Parquet type INT96, which Spark writes in UTC")
+        if roles.time_unit == "timestamp" and not self.profile.count(f"m{time.index} % {DAY_MS} <> 0"):
+            text.note(f"check: {time.name} has no time of day, so that a user's impressions of a day have no order")
         before = (
             f"t{time.index} IS NOT NULL AND NOT coalesce({_ms_sql(time, roles.time_unit)} >= {MIN_CALENDAR_MS}, false)"
         )

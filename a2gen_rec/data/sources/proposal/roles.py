@@ -113,8 +113,8 @@ def guess_roles(profile: LogProfile) -> Roles:
     columns = [column for column in columns if column.name not in roles.used() | roles.unused.keys()]
     flags = [column for column in columns if column.is_flag and words.action_of(column.name)]
     roles.event = None if flags else _event_column(profile, columns)
+    _guess_durations(columns, roles)
     if roles.event is None:
-        _guess_durations(columns, roles)
         _guess_outcomes([x for x in columns if x.name not in roles.used() | roles.unused.keys()], roles)
     return roles
 
@@ -160,6 +160,8 @@ def _guess_time(profile: LogProfile, columns: list[ColumnProfile], roles: Roles)
             continue
         if column in calendar or (parts & words.DAYS and not parts & words.COUNTS):
             roles.unused[column.name] = "another time; hour_of_day and day_of_week come from the time column"
+        elif time_score(column.name) >= 30 and not column.numbers:
+            roles.unused[column.name] = f"is text such as {column.example!r}, which is not read as a time"
 
 
 def _guess_order(columns: list[ColumnProfile], roles: Roles) -> None:
@@ -195,16 +197,21 @@ def _event_column(profile: LogProfile, columns: list[ColumnProfile]) -> ColumnPr
 def _guess_durations(columns: list[ColumnProfile], roles: Roles) -> None:
     numbers = [x for x in columns if x.is_number and not x.is_flag and not epoch_unit(x) and x.in_all_files]
     watches = sorted((x for x in numbers if _watch_score(x.name) > 0), key=lambda x: -_watch_score(x.name))
-    if watches and not watches[0].negative:
+    if watches and not watches[0].negative and roles.event is None:
         roles.dwell = watches[0]
     for column in watches:
         if column is not roles.dwell:
             reason = "is sometimes negative, which no watch time is" if column.negative else ""
-            roles.unused[column.name] = reason or "looks like an outcome of the impression"
+            other = "looks like an outcome of the impression"
+            if roles.event is not None:
+                other = "watch times of a log of events come from close_event"
+            roles.unused[column.name] = reason or other
     durations = [x for x in numbers if _is_duration(x.name) and not x.negative]
     offsets = [
         x for x in numbers if words.action_of(x.name) and set(words.words(x.name)) & (words.OFFSETS | {*words.UNITS})
     ]
+    if roles.event is not None:
+        offsets = []
     timed = [column for column in (roles.dwell, *durations[:1], *offsets) if column is not None]
     if not timed:
         return
