@@ -13,37 +13,41 @@ _KEY = re.compile(r"(?:unknown (?:setting|key) ')?(\w[\w.]*)")
 
 
 def name_config_file(text: str, argv: Sequence[str]) -> str:
-    """Return an error with the ``--config`` file in front if the file sets the key that the error names.
+    """Return an error with the ``--config`` file in front whose content it is about.
 
     Args:
         text: Error of one line that starts with the key, such as ``train.epochs: must be an integer``.
-        argv: Arguments of the command. Of a key in both, the error has the value of the file or of the argument.
+        argv: Arguments of the command. Of files and an option that set the same key, the error has the value of one.
     """
-    file = _config_file(argv)
-    if not file:
-        return text
-    if not paths.exists(file):
-        return f"{file}: not found"
-    try:
-        settings = paths.read_yaml(file)
-    except UserError as error:
-        return str(error)
-    if not isinstance(settings, Mapping) or text.startswith("Unexpected config"):
-        return f"{file}: must be a mapping of settings"
     match = _KEY.match(text)
     key = match[1] if match else ""
     keys = [key, key.partition(".")[2]]  # range checks of commands without sections name one, as in ``serve.port``
     options = [f"--{hyphenated(key)}" for key in keys]
     is_overridden = any(hyphenated(word.partition("=")[0]) in options for word in argv)
-    values = [value for key in keys for value in _values(settings, key)]
-    return f"{file}: {text}" if any(not is_overridden or _mentions(text, value) for value in values) else text
+    setting_key = []
+    for file in _config_files(argv):
+        if not paths.exists(file):
+            return f"{file}: not found"
+        try:
+            settings = paths.read_yaml(file)
+        except UserError as error:
+            return str(error)
+        if not isinstance(settings, Mapping):
+            return f"{file}: must be a mapping of settings"
+        values = [value for key in keys for value in _values(settings, key)]
+        setting_key += [(file, any(_mentions(text, value) for value in values))] if values else []
+    mentioned = [file for file, is_mentioned in setting_key if is_mentioned]
+    files = mentioned or [file for file, _ in setting_key if not is_overridden]
+    return f"{files[-1]}: {text}" if files else text
 
 
-def _config_file(argv: Sequence[str]) -> str:
-    """Return the value of the last ``--config``; empty without one."""
-    values = [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
-    values += [value for word, value in pairwise(argv) if word == "--config"]
-    return values[-1] if values else ""
+def _config_files(argv: Sequence[str]) -> list[str]:
+    """Return the values of ``--config``, in order."""
+    return [
+        word.removeprefix("--config=") if word.startswith("--config=") else value
+        for word, value in pairwise([*argv, ""])
+        if word == "--config" or word.startswith("--config=")
+    ]
 
 
 def _values(settings: Any, key: str) -> list[Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import add_config_file, build_parser, new_console
+from a2gen_rec.cli.common import add_config_file, new_console
+from a2gen_rec.cli.options import CommandParser
 from a2gen_rec.config import Config, PlannerFeature, WorkloadConfig
 from a2gen_rec.config.parse import add_config_arguments, config_from_args
 from a2gen_rec.errors import ConfigError
@@ -29,13 +30,33 @@ PLANNER_SETTINGS = (
 _SECTIONS = [section.name for section in fields(Config)]
 
 
+class PlanParser(CommandParser):
+    """Parser whose help omits the settings that do not change a plan."""
+
+    def format_help(self) -> str:
+        hidden = [
+            action
+            for action in self._actions
+            if action.dest.partition(".")[0] in _SECTIONS and not action.dest.startswith(PLANNER_SETTINGS)
+        ]
+        texts = [action.help for action in hidden]
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            return str(super().format_help())
+        finally:
+            for action, text in zip(hidden, texts, strict=True):
+                action.help = text
+
+
 def parser() -> ArgumentParser:
-    command = build_parser(
-        "Check whether embedding tables fit a cluster, and how to shard them. Needs neither the cluster nor a GPU.\n"
+    command = PlanParser(
+        description="Check whether embedding tables fit a cluster, and how to shard them. Needs neither the cluster nor a GPU.\n"
         "Accepts all settings of `a2gen train`, and lists those that change the plan.",
         usage="a2gen plan --config FILE --topology FILE [--data DIR] [--sweep ranks=8,16]\n"
         "                  [--html PAGE] [--save PLAN] [--SECTION.SETTING VALUE ...]\n"
         "       a2gen plan --config FILE [--data DIR] --compare A.yaml B.yaml",
+        exit_on_error=False,
     )
     add_config_file(command)
     command.add_argument("--data", type=str, default="", help="dataset directory; replaces `features`")
@@ -63,10 +84,6 @@ def parser() -> ArgumentParser:
     )
     command.add_argument("--workload", type=WorkloadConfig, default=WorkloadConfig())
     add_config_arguments(command)
-    for action in command._actions:
-        section = action.dest.partition(".")[0]
-        if section in _SECTIONS and not action.dest.startswith(PLANNER_SETTINGS):
-            action.help = argparse.SUPPRESS
     return command
 
 

@@ -81,3 +81,16 @@ def test_errors_of_options_do_not_name_the_file(
 ) -> None:
     file.write_text(content)
     assert error_of(capsys, *command, "--config", str(file), *option).startswith(reason)
+
+
+def test_names_the_file_at_fault_among_several(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("train: {epochs: 2}\nmodel: {dim: 7}")
+    Path("other.yaml").write_text("train: {epochs: -1}")
+    first, other = ["--config", str(file)], ["--config", "other.yaml"]
+    assert error_of(capsys, *TRAIN, *other, *first).startswith(f"{file}: model.dim 7 must be")
+    file.write_text("train: {epochs: many}")
+    for files in ([*first, *other], [*other, *first]):
+        assert error_of(capsys, *TRAIN, *files).startswith(f"{file}: train.epochs: must be an integer, not 'many'")
+    file.write_text("train: {epochs: 2}")
+    assert error_of(capsys, *TRAIN, *first, *other).startswith("other.yaml: train.epochs -1 must be positive")
+    assert error_of(capsys, *TRAIN, *other, *first, "--train.epochs", "-3").startswith("train.epochs -3 must be")
