@@ -3,6 +3,9 @@
 The logs are simulated in several sizes. The time is that of the full command, from the start of the interpreter to the
 summary. Peak memory is the resident memory of the process. Before timing, each dataset is checked: its targets and the
 dropped rows of its card add up to the log, and the loader's first windows of every split are of the log.
+
+Another log is stored as one file and as many small files. The difference in time, divided by the number of files, is the
+cost of a file. Both datasets are equal.
 """
 
 import shutil
@@ -18,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from harness import Report, ReportTable, interleave, main
+from harness import Goal, Report, ReportTable, interleave, main
+from many_files import FORMATS, ROWS_PER_FILE, SPEC, make_rows, write_files
 
 from a2gen_rec.config import LoaderConfig, PrepareConfig, SimulateConfig
 from a2gen_rec.data.batch import WindowBatch
@@ -30,7 +34,8 @@ from a2gen_rec.simulation.simulator import simulate
 from a2gen_rec.utils.distributed import DistributedContext
 
 MIB = 2**20
-QUICK = {"impressions": [100_000, 1_000_000], "repeats": 2}
+MAX_MS_PER_FILE = 2.0
+QUICK = {"impressions": [100_000, 1_000_000], "files": 1_000, "repeats": 2}
 # VmHWM restarts with each exec. The ru_maxrss that a parent reads includes the memory from before the exec.
 PEAK_MEMORY_PROGRAM = """
 from a2gen_rec.cli.main import main
@@ -47,6 +52,7 @@ class Settings:
     Attributes:
         impressions: approximate sizes of the logs.
         impressions_per_user: mean impressions of a user.
+        files: number of files of the log of many small files; 0 for none.
         memory_limit_gb: memory limit of `a2gen prepare`.
         threads: threads of `a2gen prepare`; 0 uses all cores.
         repeats: timed runs of each size.
@@ -55,6 +61,7 @@ class Settings:
 
     impressions: Sequence[int] = (100_000, 1_000_000, 10_000_000)
     impressions_per_user: int = 100
+    files: int = 10_000
     memory_limit_gb: float = PrepareConfig.memory_limit_gb
     threads: int = PrepareConfig.threads
     repeats: int = 3
@@ -63,16 +70,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Preparation:
-    """One log, its dataset, and the peak memory of each run in MiB."""
+    """One log, its dataset, the peak memory of each run in MiB, and the arguments of its source."""
 
     log: Path
     dataset: Path
     peaks: list[float]
+    source: Sequence[str] = ("simulated",)
 
     def run(self, settings: Settings) -> None:
         """Run `a2gen prepare` in a new process and record its peak memory."""
         shutil.rmtree(self.dataset, ignore_errors=True)
-        arguments = ["prepare", "simulated", "--raw", str(self.log), "--out", str(self.dataset)]
+        arguments = ["prepare", *self.source, "--raw", str(self.log), "--out", str(self.dataset)]
         limits = ["--memory-limit-gb", str(settings.memory_limit_gb), "--threads", str(settings.threads)]
         completed = subprocess.run(
             [sys.executable, "-c", PEAK_MEMORY_PROGRAM, *arguments, *limits], capture_output=True, text=True
@@ -117,7 +125,47 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
             f"Time grows as impressions^{metrics['time_exponent']:.2f}, "
             f"peak memory as impressions^{metrics['memory_exponent']:.2f} (slopes of log-log fits)."
         )
-    return Report([table], metrics=metrics)
+    report = Report([table], metrics=metrics)
+    if settings.files:
+        measure_files(settings, report)
+    return report
+
+
+def measure_files(settings: Settings, report: Report) -> None:
+    """Add the time per file of a log of many small files to the report."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, rows = Path(scratch), make_rows(settings.files * ROWS_PER_FILE, settings.seed)
+        (folder / "spec.yaml").write_text(SPEC)
+        source = ("generic", "--spec", str(folder / "spec.yaml"))
+        jobs = {}
+        for file_format in FORMATS:
+            for count in (1, settings.files):
+                log, dataset = (folder / f"{kind}-{file_format}-{count}" for kind in ("log", "dataset"))
+                write_files(log, rows, count, file_format)
+                jobs[file_format, count] = Preparation(log, dataset, [], source)
+        runs = {f"{file_format} {count}": partial(job.run, settings) for (file_format, count), job in jobs.items()}
+        timings = interleave(runs, settings.repeats, warmup=0)
+        contents = {name: window_bytes(job.dataset) for name, job in jobs.items()}
+    if any(content != contents[FORMATS[0], 1] for content in contents.values()):
+        raise RuntimeError("the datasets of equal rows differ")
+    table = ReportTable(
+        title=f"{len(rows):,} impressions in {settings.files:,} files",
+        columns=["format", "1 file: median s", f"{settings.files:,} files: median s", "ms per file", "peak MiB"],
+        rows=[],
+    )
+    for file_format in FORMATS:
+        one, many = (timings[f"{file_format} {count}"].median for count in (1, settings.files))
+        ms = 1000 * (many - one) / settings.files
+        table.rows.append([file_format, one, many, ms, statistics.median(jobs[file_format, settings.files].peaks)])
+        claim = f"a small {file_format} file costs little"
+        report.goals.append(Goal(claim, f"under {MAX_MS_PER_FILE:g} ms", f"{ms:.2f} ms", ms < MAX_MS_PER_FILE))
+        report.metrics[f"{file_format}_ms_per_file"] = ms
+    report.tables.append(table)
+
+
+def window_bytes(dataset: Path) -> dict[str, bytes]:
+    """Return the windows' files of a dataset by name."""
+    return {file.relative_to(dataset).as_posix(): file.read_bytes() for file in sorted(dataset.glob("*/*.parquet"))}
 
 
 def write_log(folder: Path, impressions: int, settings: Settings) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from a2gen_rec.evaluation.prediction_file import read_predictions
-from a2gen_rec.experiments.bootstrap import p_value, percentile_interval, resample_weights
+from a2gen_rec.experiments.bootstrap import add_seed_error, p_value, percentile_interval, resample_weights
 from a2gen_rec.experiments.resampling import AveragedOutcomes, Resampled, resample
 from a2gen_rec.experiments.results import EvaluatedRun, ExperimentResults
 
@@ -171,10 +171,9 @@ def compare(
     users = np.unique(read_predictions(first.predictions)[0].user)
     weights, averaged = resample_weights(len(users), num_resamples), AveragedOutcomes.from_test(first.test)
     resampled = {}
-    for number, name in enumerate(names):
+    for name in names:
         log(name)
-        seeds = np.random.default_rng([number, num_resamples])
-        resampled[name] = resample(results.runs_of(dataset, name), users, weights, averaged, seeds)
+        resampled[name] = resample(results.runs_of(dataset, name), users, weights, averaged)
     scored = _scored(runs)
     models = []
     for name in names:
@@ -243,10 +242,10 @@ def _model(
         other = resampled[reference]
         differences = [
             _difference(
-                row.auc, reference_row.auc, bootstrap.auc - other.auc, min(bootstrap.auc_users, other.auc_users)
+                row.auc, reference_row.auc, bootstrap.auc, other.auc, min(bootstrap.auc_users, other.auc_users)
             ),
             _difference(
-                row.mae_log, reference_row.mae_log, bootstrap.mae - other.mae, min(bootstrap.mae_users, other.mae_users)
+                row.mae_log, reference_row.mae_log, bootstrap.mae, other.mae, min(bootstrap.mae_users, other.mae_users)
             ),
         ]
     return ModelResult(
@@ -255,8 +254,8 @@ def _model(
         reference=reference,
         overrides=runs[0].overrides,
         seeds=tuple(run.seed for run in runs),
-        auc_interval=percentile_interval(bootstrap.auc),
-        mae_interval=percentile_interval(bootstrap.mae),
+        auc_interval=percentile_interval(_with_seed_error(bootstrap.auc)),
+        mae_interval=percentile_interval(_with_seed_error(bootstrap.mae)),
         auc_difference=differences[0],
         mae_difference=differences[1],
         parameters=runs[0].parameters,
@@ -307,9 +306,17 @@ def _same_sign(differences: np.ndarray) -> bool:
     return bool((known > 0).all() or (known < 0).all())
 
 
+def _with_seed_error(runs: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:
+    """Return the mean over runs [resamples], or the difference to that of another model, with the error of the seeds."""
+    samples = [runs] if other is None else [runs, other]
+    values = runs.mean(0) if other is None else runs.mean(0) - other.mean(0)
+    return add_seed_error(values, samples, np.random.default_rng(len(samples)))
+
+
 def _difference(
-    value: MeanStd | None, reference: MeanStd | None, differences: np.ndarray, users: int
+    value: MeanStd | None, reference: MeanStd | None, runs: np.ndarray, reference_runs: np.ndarray, users: int
 ) -> Difference | None:
+    differences = _with_seed_error(runs, reference_runs)
     interval, p = percentile_interval(differences), p_value(differences)
     if value is None or reference is None or interval is None or p is None:
         return None

@@ -1,4 +1,4 @@
-"""Bootstrap of a model's mean metrics over users and seeds."""
+"""Bootstrap of the mean metrics of a model's runs over users."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -45,11 +45,11 @@ class AveragedOutcomes(NamedTuple):
 
 @dataclass(frozen=True)
 class Resampled:
-    """Mean AUC and mean MAE (log1p s) of a model in every resample [resamples], over resampled seeds.
+    """Mean AUC and mean MAE (log1p s) of a model's runs in every resample of users.
 
     Attributes:
-        auc: Mean AUC.
-        mae: Mean MAE.
+        auc: [runs, resamples] mean AUC over outcomes.
+        mae: [runs, resamples] mean MAE over timed actions.
         auc_users: Minimum over outcomes of the users with positives, and of the users with negatives.
         mae_users: Minimum over timed actions of the users with known times.
     """
@@ -61,22 +61,13 @@ class Resampled:
 
 
 def resample(
-    runs: Sequence[EvaluatedRun],
-    users: np.ndarray,
-    weights: np.ndarray,
-    averaged: AveragedOutcomes,
-    rng: np.random.Generator,
+    runs: Sequence[EvaluatedRun], users: np.ndarray, weights: np.ndarray, averaged: AveragedOutcomes
 ) -> Resampled:
-    """Resample users and seeds, both with replacement: training runs are samples as users are."""
+    """Return the metrics of all runs of a model in the resamples of users with ``weights`` [users, resamples]."""
     by_seed = [_resample_run(run, users, weights, averaged) for run in runs]
-    seeds = rng.integers(len(runs), size=(len(runs), weights.shape[1]))
-
-    def mean(values: list[np.ndarray]) -> np.ndarray:
-        return np.take_along_axis(np.array(values), seeds, axis=0).mean(0)
-
     return Resampled(
-        mean([run.auc for run in by_seed]),
-        mean([run.mae for run in by_seed]),
+        np.concatenate([run.auc for run in by_seed]),
+        np.concatenate([run.mae for run in by_seed]),
         min(run.auc_users for run in by_seed),
         min(run.mae_users for run in by_seed),
     )
@@ -101,7 +92,7 @@ def _resample_run(run: EvaluatedRun, users: np.ndarray, weights: np.ndarray, ave
         maes.append(weighted_mean(error[known], user[known], weights))
         mae_users = min(mae_users, _count(user[known]))
     auc, mae = (_mean_known(parts, weights.shape[1]) for parts in (aucs, maes))
-    return Resampled(auc, mae, auc_users, mae_users)
+    return Resampled(auc[None], mae[None], auc_users, mae_users)
 
 
 def _count(user: np.ndarray) -> int:

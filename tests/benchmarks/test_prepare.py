@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,8 @@ import prepare
 import pyarrow.parquet as pq
 import pytest
 import torch
-from prepare import Settings, check_dataset, growth_exponent, measure
+from harness import Report
+from prepare import Settings, check_dataset, growth_exponent, measure, measure_files
 
 from a2gen_rec.config import PrepareConfig, SimulateConfig
 from a2gen_rec.data.prepare.pipeline import prepare as make_dataset
@@ -18,7 +20,7 @@ SINGLE = DistributedContext(0, 1, 1, torch.device("cpu"))
 
 def test_measures_logs() -> None:
     ballast = np.ones(2**26)  # 512 MiB of this process, which must not count
-    report = measure(Settings([3_000, 1_000], impressions_per_user=20, repeats=1), SINGLE)
+    report = measure(Settings([3_000, 1_000], impressions_per_user=20, files=0, repeats=1), SINGLE)
     (table,) = report.tables
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     sizes = [row["impressions"] for row in rows]
@@ -32,6 +34,24 @@ def test_measures_logs() -> None:
     assert report.metrics["time_exponent"] == pytest.approx(
         np.log(rows[1]["median s"] / rows[0]["median s"]) / np.log(sizes[1] / sizes[0])
     )
+
+
+def test_measures_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(self: prepare.Preparation, settings: Settings) -> None:
+        shutil.rmtree(self.dataset, ignore_errors=True)
+        _, _, spec = self.source
+        make_dataset("generic", str(self.log), str(self.dataset), PrepareConfig(num_partitions=2), spec)
+        self.peaks.append(float(len(list(self.log.iterdir()))))
+
+    monkeypatch.setattr(prepare.Preparation, "run", run)
+    report = Report([])
+    measure_files(Settings(files=30, repeats=1), report)
+    (table,) = report.tables
+    assert [row[0] for row in table.rows] == ["csv", "parquet"]
+    for (file_format, one, many, ms, peak), goal in zip(table.rows, report.goals, strict=True):
+        assert ms == pytest.approx(1000 * (many - one) / 30) == report.metrics[f"{file_format}_ms_per_file"]
+        assert peak == 30
+        assert goal.met == (ms < 2)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from a2gen_rec.evaluation.metrics import auc
 from a2gen_rec.experiments import bootstrap
-from a2gen_rec.experiments.bootstrap import p_value, percentile_interval, resample_weights, weighted_auc, weighted_mean
+from a2gen_rec.experiments.bootstrap import (
+    add_seed_error,
+    p_value,
+    percentile_interval,
+    resample_weights,
+    weighted_auc,
+    weighted_mean,
+)
 from a2gen_rec.experiments.comparison import MIN_USERS
 
 
@@ -118,3 +125,38 @@ def test_false_positives_of_intervals_over_noise(users: int, low: float, high: f
     rate = np.mean([interval is not None and not interval[0] <= 0 <= interval[1] for interval in intervals])
     assert low <= rate <= high
     assert (rate <= 0.12) == (users >= MIN_USERS)
+
+
+def excludes_zero(rng: np.random.Generator, runs: tuple[int, int], user_std: float, seed_std: float) -> bool:
+    """Return whether the interval of two equal models excludes 0: noise of shared users and of every training run."""
+    users, resamples = 60, 400
+    weights = rng.multinomial(users, np.full(users, 1 / users), resamples).T / users
+    by_user = rng.normal(0, user_std * math.sqrt(users), (2, users)) @ weights
+    models = [values + rng.normal(0, seed_std, (count, 1)) for values, count in zip(by_user, runs, strict=True)]
+    differences = add_seed_error(models[0].mean(0) - models[1].mean(0), models, rng)
+    low, high = percentile_interval(differences) or (math.nan, math.nan)
+    return not low <= 0 <= high
+
+
+@pytest.mark.parametrize("runs", [(3, 3), (3, 5)])
+@pytest.mark.parametrize(("user_std", "seed_std"), [(0.05, 1.0), (0.7, 1.0), (1.0, 0.05)])
+def test_intervals_over_few_seeds_cover_noise(runs: tuple[int, int], user_std: float, seed_std: float) -> None:
+    """With 3 runs drawn with replacement instead, up to 21% of the intervals exclude 0."""
+    rng = np.random.default_rng(7)
+    share = np.mean([excludes_zero(rng, runs, user_std, seed_std) for _ in range(400)])
+    assert 0.005 <= share <= 0.085
+
+
+def test_error_of_seeds() -> None:
+    rng, values = np.random.default_rng(0), np.zeros(20_000)
+    one, equal = np.ones((1, 20_000)), np.ones((3, 20_000))
+    assert add_seed_error(values, [one, one], rng) is values, "a single run has no known error"
+    assert (add_seed_error(values, [equal, one], rng) == 0).all(), "equal runs have no error"
+    three = np.array([[-1.0], [0.0], [1.0]]) * equal
+    error = add_seed_error(values, [three], rng)
+    # Student's t with 2 degrees of freedom: 4.303 is its 97.5% quantile.
+    assert np.quantile(error, 0.975) == pytest.approx(4.303 * math.sqrt(1 / 3), rel=0.1)
+    both = add_seed_error(values, [three, 2 + three], rng)
+    assert np.quantile(both, 0.975) == pytest.approx(2.776 * math.sqrt(2 / 3), rel=0.1)  # 4 degrees of freedom
+    three[:, 0] = math.nan
+    assert np.isnan(add_seed_error(values, [three], rng)).sum() == 1

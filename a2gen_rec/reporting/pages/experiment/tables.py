@@ -117,7 +117,7 @@ def overview(comparison: Comparison) -> ComparisonTable:
     note += f" {_averaged(comparison)}"
     note += f" Second line: 95% intervals over {comparison.num_resamples:,} resamples of the {comparison.users:,} users"
     note += ", paired for differences" if several else ""
-    note += ", and of the seeds" if seeds > 1 else ""
+    note += ", with the error of the mean over seeds (Welch's t)" if seeds > 1 else ""
     note += f"; {BEST_MARK}: the interval excludes 0. {_reliability(comparison.full_models)}" if several else "."
     return _table("Overview", columns, rows, len(models), note)
 
@@ -314,8 +314,8 @@ def _reliability(models: Sequence[ModelResult]) -> str:
     """Describe how far intervals of differences can be trusted."""
     differences = [difference for model in models for difference in (model.auc_difference, model.mae_difference)]
     text = (
-        "Intervals are too narrow over few users or seeds: between equal models, they exclude 0 in 5% of cases with "
-        "many, in 7% to 10% with 20 users, and in up to 21% with 3 seeds."
+        "Intervals are too narrow over few users: between equal models, they exclude 0 in 5% of cases with many, and in "
+        "7% to 10% with 20 users."
     )
     if any(difference is not None and not difference.testable for difference in differences):
         text += f" Differences over fewer than {MIN_USERS} users of an outcome have no {BEST_MARK} and no p-value."

@@ -156,7 +156,7 @@ def test_report_of_a_full_experiment(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("empty_drawings")
 def test_tables_show_results_and_mark_the_best(tmp_path: Path) -> None:
-    folder = write_experiment(tmp_path, TWO, seeds=(0, 1))
+    folder = write_experiment(tmp_path, TWO, seeds=(0, 1, 2))
     page, markdown, report = write_report(folder, num_resamples=200)
     (comparison,) = report.comparisons
     a2gen, mmoe = comparison.models
