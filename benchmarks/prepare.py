@@ -4,8 +4,8 @@ The logs are simulated in several sizes. The time is that of the full command, f
 summary. Peak memory is the resident memory of the process. Before timing, each dataset is checked: its targets and the
 dropped rows of its card add up to the log, and the loader's first windows of every split are of the log.
 
-Another log is stored as one file and as many small files. The difference in time, divided by the number of files, is the
-cost of a file. Both datasets are equal.
+Another log is stored as one file and as many small files. The difference in time, divided by the number of files, is
+the cost of a file. Both datasets are equal.
 """
 
 import shutil

@@ -28,8 +28,8 @@ class CommandParser(ArgumentParser):
 class ConfigFileAction(ActionConfigFile):
     """Option of a YAML file of settings, whose mappings are merged with those of earlier files and options.
 
-    jsonargparse 4.53: a mapping in a later file, such as weights by name, replaces the mapping of an earlier file, although
-    the fields of a section are merged.
+    jsonargparse 4.53: a mapping in a later file, such as weights by name, replaces the mapping of an earlier file,
+    although the fields of a section are merged.
     """
 
     @staticmethod

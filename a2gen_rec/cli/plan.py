@@ -51,7 +51,8 @@ class PlanParser(CommandParser):
 
 def parser() -> ArgumentParser:
     command = PlanParser(
-        description="Check whether embedding tables fit a cluster, and how to shard them. Needs neither the cluster nor a GPU.\n"
+        description="Check whether embedding tables fit a cluster, and how to shard them. "
+        "Needs neither the cluster nor a GPU.\n"
         "Accepts all settings of `a2gen train`, and lists those that change the plan.",
         usage="a2gen plan --config FILE --topology FILE [--data DIR] [--sweep ranks=8,16]\n"
         "                  [--html PAGE] [--save PLAN] [--SECTION.SETTING VALUE ...]\n"

@@ -307,7 +307,7 @@ def _same_sign(differences: np.ndarray) -> bool:
 
 
 def _with_seed_error(runs: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:
-    """Return the mean over runs [resamples], or the difference to that of another model, with the error of the seeds."""
+    """Return the mean over runs [resamples], or the difference to another model's, with the error of the seeds."""
     samples = [runs] if other is None else [runs, other]
     values = runs.mean(0) if other is None else runs.mean(0) - other.mean(0)
     return add_seed_error(values, samples, np.random.default_rng(len(samples)))

@@ -41,8 +41,8 @@ class OccurrenceHeadOutput:
 
     Attributes:
         logits: [targets, events].
-        entropy: [events] entropy of the actions' base rates, in nats (:func:`loss_units`). The loss is measured in units
-            of it, so that rare actions train the context as much as common ones.
+        entropy: [events] entropy of the actions' base rates, in nats (:func:`loss_units`). The loss is measured in
+            units of it, so that rare actions train the context as much as common ones.
     """
 
     logits: Tensor

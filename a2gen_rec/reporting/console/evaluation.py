@@ -44,8 +44,8 @@ def evaluation_summary_tables(result: Mapping[str, Any]) -> list[Table | Text]:
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
     """Return all tables of an evaluation (keys: ``evaluation.evaluate.evaluate``).
 
-    Actions and labels are always present. The oracle, objectives, times, generator against head, and groups of videos by duration
-    are present if the result has them.
+    Actions and labels are always present. The oracle, objectives, times, generator against head, and groups of videos
+    by duration are present if the result has them.
 
     Values better than a trivial baseline are highlighted. The baseline of actions and labels is the item's smoothed
     rate in training data, that of times the median of the training data. The better of generator and head is

@@ -314,8 +314,8 @@ def _reliability(models: Sequence[ModelResult]) -> str:
     """Describe how far intervals of differences can be trusted."""
     differences = [difference for model in models for difference in (model.auc_difference, model.mae_difference)]
     text = (
-        "Intervals are too narrow over few users: between equal models, they exclude 0 in 5% of cases with many, and in "
-        "7% to 10% with 20 users."
+        "Intervals are too narrow over few users: between equal models, they exclude 0 in 5% of cases with many, and "
+        "in 7% to 10% with 20 users."
     )
     if any(difference is not None and not difference.testable for difference in differences):
         text += f" Differences over fewer than {MIN_USERS} users of an outcome have no {BEST_MARK} and no p-value."
