@@ -173,7 +173,9 @@ def refused(ensemble_run: EnsembleRun, folder: Path, message: str) -> None:
 def test_rejects_incompatible_ensembles(ensemble_run: EnsembleRun, tmp_path: Path) -> None:
     """Another step, other directions, or another run."""
     model, card = load_ensemble(str(ensemble_run.folder))
-    refused(ensemble_run, tmp_path / "none", "none: not an ensemble directory")
+    refused(ensemble_run, tmp_path / "none", "none: directory not found")
+    (tmp_path / "empty").mkdir()
+    refused(ensemble_run, tmp_path / "empty", "empty: not an ensemble directory")
     save_ensemble(str(tmp_path / "step"), model, replace(card, step=4))
     refused(
         ensemble_run,
