@@ -435,7 +435,7 @@ def test_rejects_a_directory_with_other_files(trained: Ensemble, tmp_path: Path)
 
 def test_rejects_missing_and_corrupted_ensembles(trained: Ensemble, tmp_path: Path) -> None:
     folder = tmp_path / "ensemble"
-    with pytest.raises(UserError, match=r"not an ensemble directory"):
+    with pytest.raises(UserError, match=r"ensemble: directory not found"):
         load_ensemble(str(folder))
     save_ensemble(str(folder), trained, CARD)
     card, weights = folder / "ensemble.yaml", folder / "ensemble.safetensors"
