@@ -184,13 +184,11 @@ def _event_column(profile: LogProfile, columns: list[ColumnProfile]) -> ColumnPr
     if named:
         # Of "event" and "event_source", the shorter name.
         return min(named, key=lambda column: (len(words.words(column.name)), column.index))
-    for column in few:
-        values = profile.connection.execute(
-            f"SELECT DISTINCT t{column.index} FROM {profile.relation} WHERE t{column.index} IS NOT NULL"
-        ).fetchall()
-        known = [value for (value,) in values if words.action_of(value) or set(words.words(value)) & {*words.OPENS}]
+    texts = [column for column in few if not column.is_number]
+    for column, values in profile.values(texts).items():
+        known = [value for value in values if words.action_of(value) or set(words.words(value)) & {*words.OPENS}]
         if len(known) >= 2 and 2 * len(known) >= len(values):
-            return column
+            return profile.columns[column]
     return None
 
 
