@@ -84,6 +84,7 @@ def test_exported_model_ranks_as_in_one_process(tmp_path: Path) -> None:
         for user, repeated in responses.items():
             expected = ranker.rank(RankQuery(user, items, now[user], log.impressions[user]))
             for response in repeated:
+                assert response.result().status_code == 200, response.result().text
                 candidates = response.result().json()["candidates"]
                 assert [candidate["item"] for candidate in candidates] == [
                     candidate.item for candidate in expected.candidates
