@@ -1,13 +1,21 @@
 """DuckDB's errors on raw files as one line with file, row and field."""
 
+import csv
+import io
 import re
-from typing import BinaryIO
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import BinaryIO, TextIO
 
 import duckdb
 import pyarrow as pa
 
 from a2gen_rec.errors import DataError, first_line
 
+MAX_FIELD_BYTES = 1 << 25
+"""Maximum bytes of one value when lines are counted; DuckDB accepts 2 MB a line."""
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of a file -> compression."""
 CHUNK_BYTES = 1 << 20
@@ -17,6 +25,37 @@ _REASONS = (
 )
 _OTHER_ENDINGS = {b"\n": rb"\r\n?", b"\r\n": rb"(?<!\r)\n|\r(?!\n)", b"\r": rb"\r?\n"}
 """Line ending of a file -> pattern of the others."""
+
+
+@dataclass(frozen=True)
+class CsvDialect:
+    """Separators of CSV values; an empty quote means that values are never quoted."""
+
+    delimiter: str = ","
+    quote: str = '"'
+    escape: str = '"'
+    strict: bool = True
+    """Whether quotes inside of values and further columns are errors."""
+
+    def records(self, text: TextIO, skip_spaces: bool = False) -> "csv._reader":
+        """Return Python's reader of records, with ``line_num``; an empty line is an empty record.
+
+        Args:
+            text: text of a file, opened with ``newline=""``.
+            skip_spaces: whether a quoted value may begin with spaces, as in DuckDB.
+        """
+        return csv.reader(
+            text,
+            delimiter=self.delimiter,
+            quotechar=self.quote or None,
+            quoting=csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE,
+            doublequote=self.escape == self.quote,
+            escapechar=(self.escape or None) if self.escape != self.quote else None,
+            skipinitialspace=skip_spaces,
+        )
+
+
+STANDARD_DIALECT = CsvDialect()
 
 
 def compression_of(start: bytes) -> str:
@@ -50,11 +89,40 @@ def check_complete(file: object) -> None:
         raise DataError(f"cannot be read ({first_line(error)})", file=file) from error
 
 
+def line_of_record(file: object, dialect: CsvDialect, number: int, with_empty: bool) -> int:
+    """Return the line, from 1, in which a record starts: quoted values may contain line endings.
+
+    The file is read again up to this line, in bounded memory.
+
+    Args:
+        file: path of the CSV file.
+        dialect: its separators.
+        number: number of the record from 1, which is that of the first line.
+        with_empty: whether empty lines count as records. DuckDB 2.0.1 counts them in errors, but returns no rows.
+    """
+    limit = csv.field_size_limit(MAX_FIELD_BYTES)
+    try:
+        with open_bytes(file) as stream, io.TextIOWrapper(stream, "latin-1", newline="") as text:
+            records = dialect.records(text, skip_spaces=True)
+            counted: Iterator[list[str]] = records if with_empty else filter(None, records)
+            deque(islice(counted, number - 1), 0)
+            line = records.line_num + 1
+            if not with_empty:
+                while next(records, None) == []:
+                    line = records.line_num + 1
+            return line
+    except csv.Error:
+        return number
+    finally:
+        csv.field_size_limit(limit)
+
+
 def to_data_error(error: duckdb.Error, file: object) -> DataError:
     """Return an error with the file, line and column of DuckDB's message, if present; ``file`` is the fallback."""
     text = str(error)
-    file_line = re.search(r"^\s*file\s*=\s*(.+)$", text, re.MULTILINE)
-    named = file_line[1].strip() if file_line else file
+    # The last lines, since the invalid row is part of the text.
+    settings = dict(re.findall(r"^  (file|delimiter|quote|escape) = (.+?)(?: \(Set By User\))?$", text, re.MULTILINE))
+    named = settings.get("file", file)
     if "state machine reached an invalid state" in text:
         return _line_ending_error(named)
     line = re.search(r"CSV Error on Line: (\d+)", text)
@@ -65,7 +133,11 @@ def to_data_error(error: duckdb.Error, file: object) -> DataError:
     message = reason[1] if reason else "is not valid CSV"
     if "Invalid unicode" in text:
         message = "is not UTF-8"
-    return DataError(message, file=named, row=int(line[1]), field=column[1] if column else None)
+    number, row = int(line[1]), int(line[1])
+    if "delimiter" in settings:
+        values = [settings.get(name, "").replace("(empty)", "") for name in ("delimiter", "quote", "escape")]
+        row = line_of_record(named, CsvDialect(*values), number, with_empty=True)
+    return DataError(message, file=named, row=row, field=column[1] if column else None)
 
 
 def _line_ending_error(file: object) -> DataError:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.sources.formats import STANDARD_DIALECT, CsvDialect, FileFormat, read_format
+from a2gen_rec.data.csv_errors import STANDARD_DIALECT, CsvDialect, line_of_record
+from a2gen_rec.data.sources.formats import FileFormat, read_format
 from a2gen_rec.data.sources.values import Check, Column, Value
 from a2gen_rec.data.sql import fetch_one, quote_identifier, quote_literal, translate_errors
 from a2gen_rec.errors import DataError
@@ -158,18 +159,20 @@ def _row_error(
     """Return the error of the first violation in a file: line of a CSV file, or row of a Parquet file."""
     violations = " ".join(f"WHEN {check.violation_sql} THEN {index}" for index, check in enumerate(checks))
     values = ", ".join(f"({check.value_sql})::VARCHAR" for check in checks)
-    before_first = 0 if group.format.is_parquet else 1
     connection.execute("SET preserve_insertion_order = true")
     with translate_errors(file):
         number, violation, row_values = fetch_one(
             connection,
             f"""SELECT number, violation, texts FROM (
-                SELECT row_number() OVER () + {before_first} AS number, CASE {violations} END AS violation,
+                SELECT row_number() OVER () AS number, CASE {violations} END AS violation,
                     [{values}] AS texts FROM {group.rows(file)})
             WHERE violation IS NOT NULL ORDER BY number LIMIT 1""",
         )
     connection.execute("SET preserve_insertion_order = false")
     check = checks[violation]
+    if not group.format.is_parquet:
+        # One more than the row: the first record is the header.
+        number = line_of_record(file, group.dialect, number + 1, with_empty=False)
     return DataError(check.message(row_values[violation]), file=file, row=number, field=check.field)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from a2gen_rec.data.csv_errors import check_complete, compression_of, open_bytes
+from a2gen_rec.data.csv_errors import CsvDialect, check_complete, compression_of, open_bytes
 from a2gen_rec.data.sql import quote_literal, quote_path
 from a2gen_rec.errors import DataError, first_line
 
@@ -28,21 +28,11 @@ UNSUPPORTED = {
     b"ARROW1": "Arrow IPC",
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
+    b"\xfd7zXZ": "xz",
+    b"\x04\x22\x4d\x18": "LZ4",
+    b"{": "JSON",
+    b"[": "JSON",
 }
-
-
-@dataclass(frozen=True)
-class CsvDialect:
-    """Separators of CSV values; an empty quote means that values are never quoted."""
-
-    delimiter: str = ","
-    quote: str = '"'
-    escape: str = '"'
-    strict: bool = True
-    """Whether quotes inside of values and further columns are errors."""
-
-
-STANDARD_DIALECT = CsvDialect()
 
 
 @dataclass(frozen=True)
@@ -130,14 +120,7 @@ def _csv_format(file: Path, start: bytes, dialect: CsvDialect) -> FileFormat:
 
 def _header(text: str, dialect: CsvDialect) -> tuple[str, ...]:
     """Return the fields of the first record."""
-    records = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=dialect.delimiter,
-        quotechar=dialect.quote or None,
-        quoting=csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
-        doublequote=dialect.escape == dialect.quote,
-        escapechar=dialect.escape if dialect.escape != dialect.quote else None,
-    )
+    records = dialect.records(io.StringIO(text, newline=""))
     try:
         return tuple(next(records, ()))
     except csv.Error:

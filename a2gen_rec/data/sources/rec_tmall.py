@@ -11,11 +11,11 @@ from pathlib import Path
 
 import duckdb
 
+from a2gen_rec.data.csv_errors import CsvDialect
 from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.data.sources import events
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sources.files import RawFiles, find_files
-from a2gen_rec.data.sources.formats import CsvDialect
 from a2gen_rec.data.sources.times import checked_time
 from a2gen_rec.data.sources.values import Check, Column, Value, identifier, missing, text
 from a2gen_rec.data.sql import fetch_one, quote_literal

@@ -9,10 +9,10 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from a2gen_rec.config.parser_errors import parser_error_text
+from a2gen_rec.data.csv_errors import CsvDialect
 from a2gen_rec.data.names import check_feature_columns
 from a2gen_rec.data.schema import ITEM_ID, FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
-from a2gen_rec.data.sources.formats import CsvDialect
 from a2gen_rec.data.sources.times import TimeFormat, TimeUnit
 from a2gen_rec.data.sources.values import MAX_DURATION_S
 from a2gen_rec.data.time_zone import TimeZone

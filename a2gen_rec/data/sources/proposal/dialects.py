@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from a2gen_rec.data.csv_errors import open_bytes
-from a2gen_rec.data.sources.formats import CsvDialect
+from a2gen_rec.data.csv_errors import CsvDialect, open_bytes
 
 HEAD_BYTES = 1 << 18
 HEAD_RECORDS = 200

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import duckdb
 
+from a2gen_rec.data.csv_errors import STANDARD_DIALECT, CsvDialect
 from a2gen_rec.data.sources.files import RawFiles, find_files
-from a2gen_rec.data.sources.formats import STANDARD_DIALECT, CsvDialect, read_format
+from a2gen_rec.data.sources.formats import read_format
 from a2gen_rec.data.sources.proposal.dialects import guess_dialects, looks_like_values
 from a2gen_rec.data.sources.proposal.profiles import LogProfile
 from a2gen_rec.data.sources.proposal.roles import name_score

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from a2gen_rec.data.sources.formats import STANDARD_DIALECT, CsvDialect
+from a2gen_rec.data.csv_errors import STANDARD_DIALECT, CsvDialect
 from a2gen_rec.data.sources.proposal import words
 from a2gen_rec.data.sources.proposal.features import propose_features, valid_name
 from a2gen_rec.data.sources.proposal.logs import LogFiles, find_log_files, read_profile
