@@ -7,12 +7,15 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 import duckdb
 import pyarrow as pa
 
 from a2gen_rec.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 MAX_FIELD_BYTES = 1 << 25
 """Maximum bytes of one value when lines are counted; DuckDB accepts 2 MB a line."""
@@ -37,7 +40,7 @@ class CsvDialect:
     strict: bool = True
     """Whether quotes inside of values and further columns are errors."""
 
-    def records(self, text: TextIO, skip_spaces: bool = False) -> "csv._reader":
+    def records(self, text: TextIO, skip_spaces: bool = False) -> "Reader":
         """Return Python's reader of records, with ``line_num``; an empty line is an empty record.
 
         Args:

@@ -1,13 +1,17 @@
 """Text of identifiers and categories: one value has one text, whatever its physical type.
 
-Logs store the number 500 as an integer, a float (pandas, where another row has no value), a decimal (Spark) or text.
-:func:`text_sql` converts columns of a log, :func:`value_text` values of a request; both return "500".
+Logs store the number 500 as an integer, a float (pandas, where another row has no value), a decimal (Spark) or text,
+in CSV also as the text of a float ("500.0"). :func:`text_sql` converts columns of a log, :func:`value_text` values of
+a request; both return "500".
 """
 
 import re
 
 EXACT_INTEGERS = {"FLOAT": 1 << 24, "DOUBLE": 1 << 53}
 """Floating-point type -> start of the integers that it cannot distinguish."""
+
+WHOLE_FLOAT = r"(0|-?[1-9][0-9]{0,14})\.0"
+"""Text of a whole number as a float, as pandas writes it to CSV; larger ones are not exact."""
 
 
 def is_nested(type_name: str) -> bool:
@@ -34,7 +38,10 @@ def text_sql(column: str, type_name: str) -> str:
     if type_name.startswith("DECIMAL"):
         text = f"{column}::VARCHAR"
         return text if type_name.endswith(",0)") else f"regexp_replace({text}, '\\.?0*$', '')"
-    return f"nullif({column}::VARCHAR, '')"
+    if type_name not in ("VARCHAR", "BLOB"):
+        return f"{column}::VARCHAR"
+    is_whole = f"ends_with({column}, '.0') AND regexp_full_match({column}, '{WHOLE_FLOAT}')"
+    return f"CASE WHEN {is_whole} THEN {column}[:-3] ELSE nullif({column}, '') END"
 
 
 def value_text(value: str | float) -> str | None:
@@ -44,4 +51,5 @@ def value_text(value: str | float) -> str | None:
             return None
         if value.is_integer() and abs(value) < EXACT_INTEGERS["DOUBLE"]:
             return str(int(value))
-    return str(value) or None
+    text = str(value)
+    return (text[:-2] if re.fullmatch(WHOLE_FLOAT, text) else text) or None

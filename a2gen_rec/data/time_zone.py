@@ -3,6 +3,7 @@
 ``prepare`` and the service compute local time by the same SQL; DuckDB contains the rules of IANA time zones.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -16,6 +17,8 @@ MAX_TIMESTAMP_MS = 253_402_300_800_000
 """Start of the year 10000: a later time indicates a wrong unit, and its milliseconds may overflow."""
 QUARTER_HOUR_MS = 900_000
 """Local time of every zone since 2000 differs from UTC by a multiple of this."""
+UNIQUE_ABBREVIATIONS = frozenset(("UTC", "GMT", "UCT", "PRC", "ROC", "ROK", "EET", "MET", "WET"))
+"""IANA names of three letters that mean one zone; CST is a zone of America, China and Cuba."""
 _HOUR_MS = 3_600_000
 
 
@@ -39,6 +42,8 @@ class TimeZone:
             raise ValueError(f"time_zone {self.name} and utc_offset_hours {self.utc_offset_hours} exclude each other")
         if not (-12 <= self.utc_offset_hours <= 14 and self.utc_offset_hours * 4 % 1 == 0):
             raise ValueError(f"utc_offset_hours {self.utc_offset_hours} must be from -12 to 14, in quarters of an hour")
+        if re.fullmatch("[A-Z]{3}", self.name) and self.name not in UNIQUE_ABBREVIATIONS:
+            raise ValueError(f"time_zone {self.name!r} may be several zones; use an IANA name such as Asia/Shanghai")
         if self.name and not _query(
             f"SELECT count(*) FROM pg_timezone_names() WHERE name = {quote_literal(self.name)}"
         ):

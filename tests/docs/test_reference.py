@@ -83,3 +83,9 @@ def test_failure_codes_of_the_service_are_documented() -> None:
 )
 def test_pages_have_the_current_format_versions(page: str, text: str) -> None:
     assert text in " ".join((REPOSITORY / "docs" / "reference" / page).read_text().split())
+
+
+def test_page_of_findings_lists_all_scripts():
+    folder = REPOSITORY / "findings"
+    listed = re.findall(r"\]\(([\w.-]+\.sh)\)", (folder / "README.md").read_text())
+    assert sorted(listed) == sorted(file.name for file in folder.glob("*.sh"))

@@ -15,6 +15,7 @@ from a2gen_rec.data.schema import ITEM_ID, FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sources.times import TimeFormat, TimeUnit
 from a2gen_rec.data.sources.values import MAX_DURATION_S
+from a2gen_rec.data.text import value_text
 from a2gen_rec.data.time_zone import TimeZone
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.utils import paths
@@ -220,6 +221,12 @@ class EventsSpec(LogSpec):
     ignored_events: list[str] = field(default_factory=list)
     idle_gap_s: float = 1800.0
 
+    def __post_init__(self) -> None:
+        # Values of the action column are compared as text, of which one value has one.
+        self.open_event, self.close_event = (value_text(x) or "" for x in (self.open_event, self.close_event))
+        self.actions = {name: value_text(value) or "" for name, value in self.actions.items()}
+        self.ignored_events = [value_text(value) or "" for value in self.ignored_events]
+
 
 def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
     """Read and check a spec.
@@ -291,9 +298,10 @@ def _check_events_spec(spec: EventsSpec) -> None:
     _check_negative_actions(spec.negative_actions, spec.actions)
     if not 0 < spec.idle_gap_s <= MAX_DURATION_S:
         raise ValueError(f"idle_gap_s {spec.idle_gap_s} must be positive and at most {MAX_DURATION_S}")
+    if not spec.open_event:
+        raise ValueError("open_event is empty")
     values = [spec.open_event, *spec.actions.values(), spec.close_event, *spec.ignored_events]
-    values = [value for value in values if value]
-    if duplicates := [value for value in values if values.count(value) > 1]:
+    if duplicates := [value for value in values if value and values.count(value) > 1]:
         raise ValueError(f"duplicate action value {duplicates[0]!r}")
 
 

@@ -3,6 +3,7 @@
 A moment has one millisecond, the one it lies in, whatever unit, time zone and physical type the log stores it in.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,9 @@ UNITS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 INTEGER_TYPES = tuple(
     f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 )
+# Letters after the time of day that name several zones: CST is a zone of America, China and Cuba.
+_ABBREVIATION = r"[\s\d]([A-Za-z]{2,5})$"
+_UTC_NAMES = ("UTC", "GMT")
 # Text after the time of day: an offset, or the name of a zone.
 _ZONE_PATTERN = r"^[^:]*\d:\d{1,2}(?::\d{1,2}(?:\.\d*)?)?\s*[^\s\d:.].*$"
 
@@ -60,7 +64,12 @@ def checked_time(
         violation = f"{is_present_sql(column.plain_sql, column.type_name)} AND {ms_of[column]} IS NULL"
         if column.type_name in EXACT_INTEGERS:
             violation = f"isnan({column.sql}) OR {violation}"
-        return Check(column.name, violation, column.sql, lambda value: f"{value!r} {reason}{_suggestion(value)}")
+        return Check(
+            column.name,
+            violation,
+            column.sql,
+            lambda value: f"{value!r} {reason}{_ambiguity(value) or _suggestion(value)}",
+        )
 
     def is_recent(column: Column) -> Check | None:
         violation = f"{ms_of[column]} < {MIN_CALENDAR_MS}"
@@ -120,7 +129,10 @@ def _text_ms(x: str, style: TimeFormat) -> str:
     DuckDB 2.0.1: a cast to TIMESTAMP ignores everything after the time of day.
     """
     spaceless = f"regexp_replace(trim({x}), '(:[0-9.]+)\\s+([+-])', '\\1\\2')"
-    zoned = f"TRY_CAST(regexp_replace({spaceless}, 'z$', 'Z') AS TIMESTAMPTZ)"
+    is_ambiguous = (
+        f"upper(regexp_extract(trim({x}), '{_ABBREVIATION}', 1)) NOT IN ('', {', '.join(map(repr, _UTC_NAMES))})"
+    )
+    zoned = f"(CASE WHEN NOT {is_ambiguous} THEN TRY_CAST(regexp_replace({spaceless}, 'z$', 'Z') AS TIMESTAMPTZ) END)"
     zoneless = _zoneless_ms(_timestamp_ms(f"TRY_CAST({x} AS TIMESTAMP)"), style)
     return f"CASE WHEN {has_zone_sql(x)} THEN {_timestamp_ms(zoned)} ELSE {zoneless} END"
 
@@ -142,6 +154,14 @@ def _timestamp_ms(timestamp: str, type_name: str = "TIMESTAMP") -> str:
 
 def _zoneless_ms(local_ms: str, style: TimeFormat) -> str:
     return local_ms if style.zoneless == "utc" else style.zone.utc_ms_sql(f"epoch_ms({local_ms})")
+
+
+def _ambiguity(value: str) -> str:
+    """Return that a text ends with an abbreviation of time zones, if it does."""
+    match = re.search(_ABBREVIATION, value.strip())
+    if match is None or match[1].upper() in (*_UTC_NAMES, "AM", "PM"):
+        return ""
+    return f"; {match[1]} may be several time zones, write an offset such as +08:00"
 
 
 def _suggestion(value: str) -> str:

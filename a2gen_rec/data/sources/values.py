@@ -11,6 +11,8 @@ from a2gen_rec.errors import DataError
 
 MAX_DURATION_S = 10**9
 """Longer durations (30 years) indicate a wrong unit, and the end of their impression may overflow."""
+_INEXACT_FLOAT = r"-?[0-9]+\.[0-9]*[eE][+-]?[0-9]+|-?[0-9]{16,}\.0+"
+"""Text of a float in scientific notation (spreadsheets, Spark), or beyond the exact whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,10 @@ def _exact_text(column: Column) -> Check | None:
 
 
 def _is_integral(column: Column) -> Check | None:
+    if column.is_text:
+        x = column.plain_sql
+        violation = f"contains({x}, '.') AND regexp_full_match({x}, '{_INEXACT_FLOAT}')"
+        return Check(column.name, violation, column.sql, "is the text of a float, which may merge whole numbers")
     if column.type_name not in EXACT_INTEGERS and not column.type_name.startswith("DECIMAL"):
         return None
     return Check(column.name, f"{column.sql} <> trunc({column.sql})", column.sql, "must be a whole number or text")

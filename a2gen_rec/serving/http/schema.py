@@ -38,7 +38,7 @@ Identifier = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LE
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Text = Annotated[str, StringConstraints(max_length=MAX_VALUE_LENGTH)]
 Int = Annotated[int, Field(ge=-(10**15), le=10**15)]
-"""Integers are kept apart from floats: as categories, 1 and 1.0 differ."""
+"""Integers are kept apart from floats, which merge whole numbers from 2^53."""
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]
 Values = Annotated[
     dict[Name, Text | Int | Number | None], BeforeValidator(_limit_fields), Field(max_length=MAX_FEATURES)

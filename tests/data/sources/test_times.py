@@ -74,6 +74,8 @@ def test_zoneless_timestamps(tmp_path, machine):
         ("2024-05-01T00:00:00Z", START_MS),
         ("2024-05-01T00:00:00z", START_MS),
         ("2024-05-01 00:00:00 UTC", START_MS),
+        ("2024-05-01 08:00:00 GMT+8", START_MS),
+        ("2024-05-01 08:00:00 UTC+08:00", START_MS),
         ("2024-05-01T08:00:00+08:00", START_MS),
         ("2024-05-01 08:00:00 +08", START_MS),
         ("2024-05-01 08:00+0800", START_MS),
@@ -109,6 +111,15 @@ def test_texts_that_are_no_times_of_this_century(tmp_path, text):
     reason = r"(is not a time in timestamp|is before the year 2000)"
     with pytest.raises(DataError, match=rf"0.csv, row 3, field 'ts': .*{reason}"):
         times(tmp_path, ["2024-05-01", text], time_unit="timestamp")
+
+
+@pytest.mark.parametrize("zone", ["CST", "EST", "PST", "IST", "cst", "EDT", "JST"])
+def test_abbreviations_of_several_zones(tmp_path, zone):
+    reason = rf"is not a time in timestamp; {zone} may be several time zones, write an offset such as \+08:00"
+    with pytest.raises(DataError, match=rf"0.csv, row 2, field 'ts': .*{reason}"):
+        times(tmp_path, [f"2024-05-01 00:00:00 {zone}"], time_unit="timestamp")
+    with pytest.raises(ConfigError, match=f"time_zone '{zone}' may be several zones|unknown time_zone '{zone}'"):
+        times(tmp_path, ["2024-05-01"], time_unit="timestamp", time_zone=zone)
 
 
 def int96(folder, name="log.parquet"):
