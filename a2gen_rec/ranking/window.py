@@ -4,6 +4,7 @@ A request becomes one window whose targets are alternatives at the same query ti
 factorized attention (METHODS §2.1) evaluates all candidates together.
 """
 
+import io
 import time
 from numbers import Integral
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ def read_candidates(file: str) -> list[str]:
     Raises:
         UserError: The file cannot be read or contains no identifier.
     """
-    lines = (line.strip() for line in paths.read_text(file).splitlines())
+    lines = (line.strip() for line in io.StringIO(paths.read_text(file), newline=None))
     candidates = list(dict.fromkeys(line for line in lines if line))
     if not candidates:
         raise UserError(f"{file}: no candidates; expected one raw item identifier per line")

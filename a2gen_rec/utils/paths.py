@@ -79,14 +79,14 @@ def to_local_path(path: str) -> str:
 
 
 def read_text(path: str) -> str:
-    """Return the text of a file.
+    """Return the text of a file in UTF-8, whatever the machine's locale, without a byte order mark.
 
     Raises:
         UserError: The file does not exist, is unreadable or not UTF-8.
     """
     try:
-        with g_pathmgr.open(str(path), "r") as file:
-            return file.read()
+        with g_pathmgr.open(str(path), "rb") as file:
+            return str(file.read(), "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 

@@ -14,7 +14,7 @@ from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data.prepare.statistics import SplitCounts
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sql import fetch_one, order_statistics
-from a2gen_rec.data.time_zone import MIN_CALENDAR_MS
+from a2gen_rec.data.time_zone import MAX_TIMESTAMP_MS, MIN_CALENDAR_MS
 from a2gen_rec.errors import ConfigError, DataError
 
 
@@ -80,6 +80,8 @@ def boundary_ms(name: str, value: str, info: SourceInfo, end_ms: int) -> int:
         if info.has_calendar_time and int(value) < MIN_CALENDAR_MS:
             reason = "is a number of milliseconds before the year 2000; write a date such as 2024-05-20"
             raise ConfigError(f"{name} {value!r} {reason}")
+        if info.has_calendar_time and int(value) >= MAX_TIMESTAMP_MS:
+            raise ConfigError(f"{name} {value!r} is after the year 9999; expected milliseconds, not microseconds")
         return int(value)
     if last_days := re.fullmatch(r"-([1-9]\d{0,5})d", value):
         return info.time_zone.start_of_day_ms(end_ms, int(last_days[1]) - 1)
@@ -123,7 +125,8 @@ def time_boundaries(
     if valid_ms > test_ms:
         raise ConfigError(f"valid_start ({valid_ms} ms) must not be after test_start ({test_ms} ms)")
     if first_ms >= valid_ms:
-        raise DataError(f"no training impressions before {valid_ms} ms", field="ts_ms")
+        reason = f"no training impressions before {valid_ms} ms, the start of validation: they start from {first_ms} ms"
+        raise DataError(f"{reason} to {last_ms} ms; set --valid-start and --test-start", file=info.name, field="ts_ms")
     return TimeBoundaries(valid_ms, test_ms)
 
 

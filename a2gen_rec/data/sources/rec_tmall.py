@@ -10,16 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
-from a2gen_rec.data.csv_errors import CsvDialect
+from a2gen_rec.data.csv_errors import CsvDialect, open_bytes
 from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.data.sources import events
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sources.files import RawFiles, find_files
 from a2gen_rec.data.sources.times import checked_time
 from a2gen_rec.data.sources.values import Check, Column, Value, identifier, missing, text
-from a2gen_rec.data.sql import fetch_one, quote_literal
+from a2gen_rec.data.sql import fetch_one, quote_literal, translate_errors
 from a2gen_rec.data.time_zone import TimeZone
+from a2gen_rec.errors import DataError, first_line
 
 SESSIONIZATION_RULES = events.SessionizationRules(
     open_event="click",
@@ -68,17 +70,32 @@ class RecTmall:
         if not self.products:
             return relation
         directory = Path(fetch_one(connection, "SELECT current_setting('temp_directory')")[0])
-        copies = [transcode_to_utf8(file, directory) for file in self.products]
-        # Titles contain quotes.
-        products = RawFiles(copies, ("item_id", *PRODUCT_COLUMNS.values()), CsvDialect(strict=False))
-        product_columns = "".join(
-            f", any_value(nullif({column}, 'null') ORDER BY {column}) AS {name}"
-            for name, column in PRODUCT_COLUMNS.items()
-        )
+        copies = {str(transcode_to_utf8(file, directory)): str(file) for file in self.products}
+        try:
+            # Titles contain quotes.
+            products = RawFiles(
+                list(map(Path, copies)), ("item_id", *PRODUCT_COLUMNS.values()), CsvDialect(strict=False)
+            )
+            product_columns = "".join(
+                f", any_value(nullif({column}, 'null') ORDER BY {column}) AS {name}"
+                for name, column in PRODUCT_COLUMNS.items()
+            )
+            with translate_errors(self.products[0]):
+                # A table: errors of the copies occur here, where the names of the files are known.
+                connection.execute(
+                    f"""CREATE OR REPLACE TEMP TABLE products AS SELECT ltrim(item_id, 'i') AS id{product_columns}
+                    FROM ({products.relation(connection, _product_values)}) GROUP BY ALL"""
+                )
+        except DataError as error:
+            text = str(error)
+            for copy, file in copies.items():
+                text = text.replace(copy, file)
+            raise DataError(text) from error
+        finally:
+            for copy in copies:
+                Path(copy).unlink()
         return f"""SELECT impressions.*, products.* EXCLUDE (id) FROM ({relation}) AS impressions
-            LEFT JOIN (SELECT ltrim(item_id, 'i') AS id{product_columns} 
-                FROM ({products.relation(connection, _product_values)}) GROUP BY ALL) AS products
-            ON ltrim(impressions.item_id, 'i') = products.id"""
+            LEFT JOIN products ON ltrim(impressions.item_id, 'i') = products.id"""
 
 
 def _log_values(columns: Mapping[str, Column]) -> dict[str, Value]:
@@ -101,12 +118,19 @@ def _product_values(columns: Mapping[str, Column]) -> dict[str, Value]:
 
 
 def transcode_to_utf8(file: Path, directory: Path) -> Path:
-    """Copy a GB18030 file to ``directory`` in UTF-8, in chunks; invalid bytes become U+FFFD."""
+    """Copy a GB18030 file, possibly compressed, to ``directory`` in UTF-8; invalid bytes become U+FFFD.
+
+    Raises:
+        DataError: a compressed file is incomplete.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     decoder = codecs.getincrementaldecoder("gb18030")(errors="replace")
     copy = Path(tempfile.mkdtemp(dir=directory), file.name)
-    with open(file, "rb") as source, open(copy, "w", encoding="utf-8", newline="") as target:
-        while chunk := source.read(CHUNK_BYTES):
-            target.write(decoder.decode(chunk))
-        target.write(decoder.decode(b"", final=True))
+    try:
+        with open_bytes(file) as source, open(copy, "w", encoding="utf-8", newline="") as target:
+            while chunk := source.read(CHUNK_BYTES):
+                target.write(decoder.decode(chunk))
+            target.write(decoder.decode(b"", final=True))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot be read ({first_line(error)})", file=file) from error
     return copy

@@ -1,5 +1,6 @@
 """YAML spec of a generic log (examples in ``configs/sources/``)."""
 
+import math
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -273,6 +274,12 @@ def _check_spec(spec: LogSpec) -> None:
     if spec.delimiter in (spec.quote, spec.escape):
         raise ValueError(f"delimiter {spec.delimiter!r} must differ from quote and escape")
     for feature in spec.features:
+        if feature.size < 0 or feature.min_count < 0:
+            raise ValueError(f"feature {feature.name!r}: size and min_count must be at least 0")
+        if feature.edges and feature.kind != "buckets":
+            raise ValueError(f"feature {feature.name!r}: edges require kind buckets")
+        if not all(map(math.isfinite, feature.edges)) or feature.edges != sorted(set(feature.edges)):
+            raise ValueError(f"feature {feature.name!r}: edges {feature.edges} must be finite and ascending")
         if feature.name == "user_id" and feature.level != "user":
             raise ValueError("feature 'user_id' must have level 'user'")
         if feature.name == ITEM_ID and feature.level != "item":
@@ -298,8 +305,9 @@ def _check_events_spec(spec: EventsSpec) -> None:
     _check_negative_actions(spec.negative_actions, spec.actions)
     if not 0 < spec.idle_gap_s <= MAX_DURATION_S:
         raise ValueError(f"idle_gap_s {spec.idle_gap_s} must be positive and at most {MAX_DURATION_S}")
-    if not spec.open_event:
-        raise ValueError("open_event is empty")
+    for key, value in {"open_event": spec.open_event, **{f"action {x!r}": y for x, y in spec.actions.items()}}.items():
+        if not value:
+            raise ValueError(f"{key} is empty; it must be a value of the action column")
     values = [spec.open_event, *spec.actions.values(), spec.close_event, *spec.ignored_events]
     if duplicates := [value for value in values if value and values.count(value) > 1]:
         raise ValueError(f"duplicate action value {duplicates[0]!r}")

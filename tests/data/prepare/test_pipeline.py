@@ -457,6 +457,15 @@ def test_boundaries_of_a_calendar_are_not_before_2000(value):
         boundary_ms("test_start", value, SourceInfo("log", (), ()), end_ms=0)
 
 
+def test_boundaries_in_microseconds():
+    with pytest.raises(
+        ConfigError, match="valid_start '1714694400000000' is after the year 9999; expected milliseconds"
+    ):
+        boundary_ms("valid_start", "1714694400000000", SourceInfo("log", (), ()), end_ms=0)
+    order = SourceInfo("log", (), (), has_calendar_time=False)
+    assert boundary_ms("valid_start", "1714694400000000", order, end_ms=0) == 1_714_694_400_000_000
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -270,6 +270,22 @@ def test_units_are_stated_once(tmp_path):
     assert row["dwell_s"] == 0.0125
 
 
+@pytest.mark.parametrize(
+    ("feature", "reason"),
+    [
+        ({"size": -1}, "size and min_count must be at least 0"),
+        ({"min_count": -1}, "size and min_count must be at least 0"),
+        ({"edges": [1.0]}, "edges require kind buckets"),
+        ({"kind": "buckets", "edges": [2.0, 1.0]}, r"edges \[2.0, 1.0\] must be finite and ascending"),
+        ({"kind": "buckets", "edges": [1.0, 1.0]}, "must be finite and ascending"),
+        ({"kind": "buckets", "edges": [float("nan")]}, "must be"),
+    ],
+)
+def test_settings_of_features(tmp_path, feature, reason):
+    with pytest.raises(ConfigError, match=rf"spec.yaml: .*{reason}"):
+        read_log(tmp_path, {}, features=[{"name": "q", "level": "item", **feature}])
+
+
 def test_yaml_words_and_numbers_are_text(tmp_path):
     (tmp_path / "spec.yaml").write_text(
         "kind: impressions\nfiles: '*'\ncolumns: {user: user, item: item, time: ts}\n"

@@ -1,6 +1,8 @@
 """Every source on a small log with hand-computed rows."""
 
+import gzip
 import math
+import re
 from datetime import UTC, datetime
 
 import duckdb
@@ -190,6 +192,30 @@ def test_rec_tmall_reports_the_row(tmp_path, line, message):
     file.write_text(TMALL + line + "\n")
     with pytest.raises(DataError, match=message):
         rows_of(RecTmall(str(file)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("products", "message"),
+    [
+        (b"1,t,5,6,7\n2,t\n", "row 3: Expected Number of Columns: 5 Found: 2"),
+        (gzip.compress(b"1,t,5,6,7\n" * 99, mtime=0)[:-9], "cannot be read"),
+    ],
+)
+def test_rec_tmall_names_the_file_of_products(tmp_path, products, message):
+    (tmp_path / "x_rec_tmall_log.csv").write_text(TMALL)
+    header = b"" if products.startswith(b"\x1f") else b"item_id,title,category,brand_id,seller_id\n"
+    file = tmp_path / "x_rec_tmall_product.csv"
+    file.write_bytes(header + products)
+    with pytest.raises(DataError, match=re.escape(str(file)) + f".*{message}"):
+        rows_of(RecTmall(str(tmp_path)), tmp_path)
+
+
+def test_rec_tmall_reads_compressed_products(tmp_path):
+    (tmp_path / "x_rec_tmall_log.csv").write_text(TMALL)
+    text = "item_id,title,category,brand_id,seller_id\ni1,连衣裙,5,6.0,s1\n"
+    (tmp_path / "x_rec_tmall_product.csv.gz").write_bytes(gzip.compress(text.encode("gb18030"), mtime=0))
+    rows = rows_of(RecTmall(str(tmp_path)), tmp_path)
+    assert select(rows, "category", "brand", "seller")[1] == ("5", "6", "s1")
 
 
 # --- tenrec -----------------------------------------------------------------------------------------------------
