@@ -50,8 +50,9 @@ def prepare_dataset(
         preparation |= read_log_state(raw, dataset.spec, out)
     settings = json.dumps(preparation, indent=1, default=str) + "\n"
     if paths.exists(folder):
-        if paths.exists(settings_file):
-            _check_preparation(folder, settings_file, json.loads(settings))
+        if not paths.exists(settings_file):
+            raise UserError(f"{folder}: {settings_file} is missing, so its settings are unknown; remove the directory")
+        _check_preparation(folder, settings_file, json.loads(settings))
         return folder
     paths.ensure_writable_dir(paths.dirname(folder))
     paths.write_text(settings_file, settings)

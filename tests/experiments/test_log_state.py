@@ -132,6 +132,15 @@ def test_damaged_settings_are_one_line(logs: Path) -> None:
         assert f"{logs}/out/data/one.json: not the settings of a dataset" in failed["error"]
 
 
+def test_a_dataset_without_settings_is_not_reused(logs: Path) -> None:
+    run(logs)
+    (logs / "out/data/one.json").unlink()
+    results, commands = run(logs)
+    (failed,) = results["failed"]
+    assert f"{logs}/out/data/one: {logs}/out/data/one.json is missing" in failed["error"]
+    assert commands.calls == []
+
+
 def test_other_simulated_logs_are_not_reused(tmp_path: Path) -> None:
     """Removing the dataset and its settings suffices; the log of the earlier settings is left alone."""
     raws = []
