@@ -79,6 +79,7 @@ class WorkloadConfig:
     def __post_init__(self) -> None:
         names = ("windows_per_batch", "impressions_per_batch", "targets_per_batch", "num_actions")
         check_fields("workload", self, *NON_NEGATIVE, *names)
+        check_fields("workload", self, "at most 10^9", lambda value: value <= 10**9, *names)
         sizes = ("windows_per_batch", "targets_per_batch", "impressions_per_batch")
         for smaller, larger in itertools.pairwise(sizes):
             low, high = getattr(self, smaller), getattr(self, larger)

@@ -91,15 +91,40 @@ def read_text(path: str) -> str:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def read_yaml(path: str) -> Any:
+class _UniqueKeys:
+    """Mixin of YAML loaders that rejects a mapping with a key twice, of which PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
+                keys.add(key.value)
+        return super().construct_mapping(node, deep)  # type: ignore[misc, no-any-return]
+
+
+class _SafeLoader(_UniqueKeys, yaml.SafeLoader):
+    """Loader of numbers, booleans and text."""
+
+
+class _TextLoader(_UniqueKeys, yaml.BaseLoader):
+    """Loader of every scalar as text."""
+
+
+def read_yaml(path: str, as_text: bool = False) -> Any:
     """Return the content of a YAML file.
 
+    Args:
+        path: Path of the file.
+        as_text: Whether every scalar is text, such as ``yes`` and ``2024-05-01``.
+
     Raises:
-        ConfigError: The file is not valid YAML.
+        ConfigError: The file is not valid YAML, or a mapping has a key twice.
         UserError: The file cannot be read.
     """
     try:
-        return yaml.safe_load(read_text(path))
+        return yaml.load(read_text(path), _TextLoader if as_text else _SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark, reason = error.problem_mark, error.problem
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""

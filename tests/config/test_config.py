@@ -60,6 +60,7 @@ INVALID: list[tuple[type, dict[str, Any], str]] = [
     (PlannerFeature, {"level": "user", "rows": 0}, "rows 0"),
     (PlannerFeature, {"level": "user", "rows": 1, "zipf_exponent": -0.1}, "zipf_exponent -0.1"),
     (WorkloadConfig, {"windows_per_batch": -1}, "workload.windows_per_batch -1"),
+    (WorkloadConfig, {"impressions_per_batch": 10**18}, "workload.impressions_per_batch 1000000000000000000"),
     (PrepareConfig, {"max_history": -1}, "max_history -1"),
     (PrepareConfig, {"memory_limit_gb": 0.0}, "memory_limit_gb 0.0"),
     (SimulateConfig, {"users": 0}, "users 0"),

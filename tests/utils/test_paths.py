@@ -11,7 +11,7 @@ from a2gen_rec.config import LoaderConfig
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.errors import DataError, UserError
+from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.utils import paths
 from tests.helpers.cards import full_tables, make_card, small_config, write_dataset
 from tests.helpers.storage import PREFIX, DirectoryStorage
@@ -239,3 +239,15 @@ def test_resolve_relative() -> None:
     assert paths.resolve_relative("some/folder", "/file") == "/file"
     assert paths.resolve_relative("some/folder", "s3://bucket/file") == "s3://bucket/file"
     assert paths.resolve_relative("s3://bucket", "file") == "s3://bucket/file"
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_yaml_with_a_key_twice(tmp_path, as_text):
+    file = tmp_path / "a.yaml"
+    file.write_text("a: {b: 1, c: yes}\nb: 2\n")
+    expected = {"a": {"b": "1", "c": "yes"}, "b": "2"} if as_text else {"a": {"b": 1, "c": True}, "b": 2}
+    assert paths.read_yaml(str(file), as_text) == expected
+    for text, where in (("a: 1\nb: 2\na: 3\n", "line 3, column 1"), ("a: {b: 1, b: 1}\n", "line 1, column 11")):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=rf"a.yaml: invalid YAML \({where}: duplicate key '[ab]'\)"):
+            paths.read_yaml(str(file), as_text)

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from a2gen_rec.config.parser_errors import parser_error_text
@@ -236,11 +235,8 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
         ConfigError: invalid YAML, an unknown or missing key, a value of the wrong type, or keys that contradict.
         DataError: a feature reads an outcome of its own impression.
     """
-    try:
-        # Every scalar is text, and the spec's types decide: an action may be named yes, and a boundary is a date.
-        raw = yaml.load(paths.read_text(file), yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: invalid YAML ({' '.join(str(error).split())})") from error
+    # Every scalar is text, and the spec's types decide: an action may be named yes, and a boundary is a date.
+    raw = paths.read_yaml(file, as_text=True)
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: must be a mapping with `kind: impressions` or `kind: events`")
     kinds: dict[str, type[ImpressionsSpec] | type[EventsSpec]] = {
