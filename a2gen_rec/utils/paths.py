@@ -101,7 +101,7 @@ class _UniqueKeys:
                 if key.value in keys:
                     raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
                 keys.add(key.value)
-        return super().construct_mapping(node, deep)  # type: ignore[misc, no-any-return]
+        return super().construct_mapping(node, deep)  # type: ignore[misc]
 
 
 class _SafeLoader(_UniqueKeys, yaml.SafeLoader):
