@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from a2gen_rec.data.columns import CandidateItems
-from a2gen_rec.data.parquet_reader import read_feature_column, read_table
-from a2gen_rec.data.schema import RAW_DURATION_COLUMN, Feature
+from a2gen_rec.data.parquet_reader import read_feature_column, read_statistics, read_table
+from a2gen_rec.data.schema import RAW_DURATION_COLUMN, STATISTICS_COLUMN, Feature
 from a2gen_rec.errors import DataError
 
 
@@ -20,14 +20,23 @@ class EntityIndex:
         index_of: Raw identifier -> index.
         rows: Feature -> [entities + 1] table rows; 0 at the last index.
         duration_s: [entities + 1] raw durations of videos in seconds, NaN if unknown; empty for users.
+        statistics: [entities + 1, statistics] float16; 0 at the last index.
     """
 
     index_of: dict[str, int]
     rows: dict[str, np.ndarray]
     duration_s: np.ndarray
+    statistics: np.ndarray
 
     @classmethod
-    def read(cls, file: str, id_column: str, features: Sequence[Feature], duration_feature: str = "") -> "EntityIndex":
+    def read(
+        cls,
+        file: str,
+        id_column: str,
+        features: Sequence[Feature],
+        duration_feature: str = "",
+        num_statistics: int = 0,
+    ) -> "EntityIndex":
         """Read ``users.parquet`` or ``items.parquet``.
 
         Args:
@@ -35,6 +44,7 @@ class EntityIndex:
             id_column: Column of the raw identifiers.
             features: Features to read.
             duration_feature: Feature whose rows are computed from the raw durations, if the file has them.
+            num_statistics: Number of statistics per entity.
 
         Raises:
             DataError: The file cannot be read or violates its format.
@@ -54,8 +64,13 @@ class EntityIndex:
                 raise DataError("column is missing", file=file, field=feature.name)
         if id_column not in table.column_names:
             raise DataError("column is missing", file=file, field=id_column)
+        if num_statistics and STATISTICS_COLUMN not in table.column_names:
+            raise DataError("column is missing", file=file, field=STATISTICS_COLUMN)
+        statistics = np.zeros((len(table) + 1, num_statistics), np.float16)
+        if num_statistics:
+            statistics[:-1] = read_statistics(table[STATISTICS_COLUMN], num_statistics, file)
         ids = table[id_column].to_pylist()
-        return cls(dict(zip(ids, range(len(ids)), strict=True)), rows, duration)
+        return cls(dict(zip(ids, range(len(ids)), strict=True)), rows, duration, statistics)
 
     def lookup(self, ids: Sequence[str]) -> np.ndarray:
         """Return [ids] int64 indices; -1, the last index, for unknown ones."""
@@ -65,7 +80,7 @@ class EntityIndex:
     def items(self, ids: Sequence[str]) -> CandidateItems:
         """Return candidate items; unknown ones have row 0 of every feature."""
         indices = self.lookup(ids)
-        return CandidateItems(list(ids), indices >= 0, self.rows_at(indices))
+        return CandidateItems(list(ids), indices >= 0, self.rows_at(indices), self.statistics[indices])
 
     def rows_at(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Return feature -> [indices] int64 rows."""

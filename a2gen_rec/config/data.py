@@ -113,6 +113,8 @@ class PrepareConfig:
     """Fraction of impressions in the validation split, if no boundary is given."""
     test_fraction: float = 0.0
     """Fraction of impressions in the test split, if no boundary is given."""
+    statistics: bool = True
+    """Compute statistics of the values of item features: impressions, rates and mean times before the target's day."""
     num_partitions: int = 16
     """Number of files per split; windows are partitioned by a hash of the user."""
     memory_limit_gb: float = 2.0

@@ -51,6 +51,8 @@ class ModelConfig:
     """Feedback inputs. ``tokens`` adds feedback level and watch ratio to history tokens. ``dual_view`` also attends
     separately to positively and negatively received impressions. ``dual_view_full`` adds a third view over all of
     them. Disabled for logs without watch times."""
+    statistics: bool = True
+    """Add the dataset's statistics of item feature values, and statistics of the user's own history, to targets."""
     session_features: bool = False
     """Add session position, gap and level of the previous impression to history tokens and targets."""
     predict_objectives: bool = False

@@ -59,6 +59,8 @@ class WindowBatch(Pipelineable):
         session: feature -> [impressions] int64 table rows. Tables of session and outcome features are small and
             therefore not in ``sparse``.
         outcome: feature -> [history] int64 table rows; limited to impressions visible to targets.
+        statistics: [targets, statistics] float32.
+        history_labels: [history, labels] float32, NaN if unknown.
         step_token: [steps] token of every input step of the targets (all except ``exit``); the label is the next
             token.
         target_buckets: targets grouped by number of steps.
@@ -95,6 +97,8 @@ class WindowBatch(Pipelineable):
     query_index: Tensor
     session: dict[str, Tensor]
     outcome: dict[str, Tensor]
+    statistics: Tensor
+    history_labels: Tensor
     step_token: Tensor
     target_buckets: LengthBuckets
     labels: Tensor
@@ -257,6 +261,10 @@ def collate(
         query_index=torch.from_numpy(query_index),
         session={name: torch.from_numpy(rows[flat]) for name, rows in columns.session.items()},
         outcome={name: torch.from_numpy(rows[flat[history_index]]) for name, rows in columns.outcome.items()},
+        statistics=torch.from_numpy(
+            columns.statistics[concat_ranges(columns.target_starts[rows], target_count)]
+        ).float(),
+        history_labels=torch.from_numpy(columns.labels[flat[history_index]]),
         history_shape=(len(rows), int(history_count.max(initial=1))),
         target_shape=(len(rows), int(target_count.max(initial=0))),
         single_query_time=request_gap_s == FULL_WINDOW,

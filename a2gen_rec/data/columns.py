@@ -25,6 +25,7 @@ _IMPRESSION_FIELDS = (
     "action_lengths",
 )
 _TOKEN_FIELDS = ("action", "offset_s")
+_TARGET_FIELDS = ("statistics",)
 
 
 def concat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -46,11 +47,13 @@ class CandidateItems:
         ids: raw identifiers, [items].
         is_known: [items] bool, whether the dataset has the item.
         rows: item feature -> [items] table rows.
+        statistics: [items, statistics] float16.
     """
 
     ids: list[str]
     is_known: np.ndarray
     rows: dict[str, np.ndarray]
+    statistics: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class WindowColumns:
         action_lengths: [impressions] int64 number of tokens.
         action: [tokens] int64 action codes.
         offset_s: [tokens] float32 seconds since the start of the impression.
+        target_starts: [windows] int64 index of the window's first target among all targets.
+        statistics: [targets, statistics] float16.
     """
 
     user_key: np.ndarray
@@ -94,6 +99,8 @@ class WindowColumns:
     action_lengths: np.ndarray
     action: np.ndarray
     offset_s: np.ndarray
+    target_starts: np.ndarray
+    statistics: np.ndarray
 
     @classmethod
     def empty(cls, card: DatasetCard) -> "WindowColumns":
@@ -111,6 +118,7 @@ class WindowColumns:
                 "objectives": np.zeros((0, len(card.objectives)), np.float32),
                 "oracle": np.zeros((0, 0), np.float32),
                 "offset_s": np.zeros(0, np.float32),
+                "statistics": np.zeros((0, len(card.statistics)), np.float16),
             }
         )
 
@@ -119,7 +127,7 @@ class WindowColumns:
         """Concatenate the windows of at least one part."""
         if len(parts) == 1:
             return parts[0]
-        names = (*_WINDOW_FIELDS, *_IMPRESSION_FIELDS, *_TOKEN_FIELDS)
+        names = (*_WINDOW_FIELDS, *_IMPRESSION_FIELDS, *_TOKEN_FIELDS, *_TARGET_FIELDS)
         return cls._with_starts(
             {
                 name: _map(lambda *arrays: np.concatenate(arrays), *(getattr(part, name) for part in parts))
@@ -134,7 +142,13 @@ class WindowColumns:
         """Return copies of the windows ``rows`` [windows] (int64)."""
         impressions = concat_ranges(self.starts[rows], self.lengths[rows])
         tokens = concat_ranges(self.action_starts[impressions], self.action_lengths[impressions])
-        axes = ((_WINDOW_FIELDS, rows), (_IMPRESSION_FIELDS, impressions), (_TOKEN_FIELDS, tokens))
+        targets = concat_ranges(self.target_starts[rows], (self.lengths - self.first_target)[rows])
+        axes = (
+            (_WINDOW_FIELDS, rows),
+            (_IMPRESSION_FIELDS, impressions),
+            (_TOKEN_FIELDS, tokens),
+            (_TARGET_FIELDS, targets),
+        )
         return self._with_starts(
             {
                 name: _map(lambda values, index=index: values[index], getattr(self, name))
@@ -194,6 +208,8 @@ class WindowColumns:
             action_lengths=action_lengths,
             action=np.concatenate([self.action, np.tile([0, len(card.actions) - 1], count)]),
             offset_s=np.concatenate([self.offset_s, np.tile(np.array([0, np.nan], np.float32), count)]),
+            target_starts=np.zeros(1, np.int64),
+            statistics=items.statistics,
         )
 
     @classmethod
@@ -203,6 +219,7 @@ class WindowColumns:
             **fields,
             starts=_exclusive_sum(fields["lengths"]),
             action_starts=_exclusive_sum(fields["action_lengths"]),
+            target_starts=_exclusive_sum(fields["lengths"] - fields["first_target"]),
         )
 
 

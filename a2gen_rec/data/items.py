@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 
 from a2gen_rec.data.columns import CandidateItems
 from a2gen_rec.data.dataset import Dataset
-from a2gen_rec.data.parquet_reader import read_feature_column, read_table
-from a2gen_rec.data.schema import ITEM_ID
+from a2gen_rec.data.parquet_reader import read_feature_column, read_statistics, read_table
+from a2gen_rec.data.schema import ITEM_ID, STATISTICS_COLUMN
 from a2gen_rec.errors import DataError
 
 
@@ -28,7 +28,9 @@ def find_candidate_items(dataset: Dataset, ids: Sequence[str]) -> CandidateItems
     for feature in dataset.card.features_at("item"):
         rows[feature.name] = np.zeros(len(ids), np.int64)
         rows[feature.name][is_known] = table[feature.name].to_numpy()[known_index]
-    return CandidateItems(list(ids), is_known, rows)
+    statistics = np.zeros((len(ids), len(dataset.card.statistics)), np.float16)
+    statistics[is_known] = _statistics(dataset, table)[known_index]
+    return CandidateItems(list(ids), is_known, rows, statistics)
 
 
 def popular_items(dataset: Dataset, count: int) -> CandidateItems:
@@ -49,14 +51,23 @@ def popular_items(dataset: Dataset, count: int) -> CandidateItems:
         raise DataError("no item has training impressions; pass --candidates", file=file)
     table = table.take(order)
     rows = {feature.name: table[feature.name].to_numpy() for feature in dataset.card.features_at("item")}
-    return CandidateItems(table["item"].to_pylist(), np.ones(len(order), bool), rows)
+    return CandidateItems(table["item"].to_pylist(), np.ones(len(order), bool), rows, _statistics(dataset, table))
+
+
+def _statistics(dataset: Dataset, items: pa.Table) -> np.ndarray:
+    """Return [items, statistics] float16 of rows of ``items.parquet``."""
+    count = len(dataset.card.statistics)
+    if not count:
+        return np.zeros((len(items), 0), np.float16)
+    return read_statistics(items[STATISTICS_COLUMN], count, dataset.items_file)
 
 
 def _read_items(dataset: Dataset, filters: pc.Expression) -> pa.Table:
     """Read rows of ``items.parquet`` and check their ids against the card."""
     file = dataset.items_file
     features = dataset.card.features_at("item")
-    table = read_table(file, ["item", *(feature.name for feature in features)], filters)
+    statistics = [STATISTICS_COLUMN] if dataset.card.statistics else []
+    table = read_table(file, ["item", *(feature.name for feature in features), *statistics], filters)
     for feature in features:
         read_feature_column(table[feature.name], feature, file)
     return table

@@ -17,7 +17,7 @@ from iopath.common.file_io import g_pathmgr
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.features.sessions import impression_end_ms
-from a2gen_rec.data.schema import DatasetCard, Feature, FeatureLevel
+from a2gen_rec.data.schema import STATISTICS_COLUMN, DatasetCard, Feature, FeatureLevel
 from a2gen_rec.errors import DataError, first_line
 
 
@@ -50,6 +50,22 @@ def read_feature_column(column: pa.ChunkedArray, feature: Feature, file: str) ->
     if column.null_count or ((values < 0) | (values >= feature.cardinality)).any():
         raise DataError(f"id is not in [0, {feature.cardinality})", file=file, field=feature.name)
     return values
+
+
+def read_statistics(column: pa.ChunkedArray, num_statistics: int, file: str) -> np.ndarray:
+    """Return [rows, statistics] float16 of the column ``statistics`` of ``items.parquet``.
+
+    Raises:
+        DataError: a row does not have ``num_statistics`` finite values.
+    """
+    column = column.combine_chunks()
+    if not pa.types.is_list(column.type) or not pa.types.is_floating(column.type.value_type):
+        raise DataError(f"is {column.type}, expected a list of numbers", file=file, field=STATISTICS_COLUMN)
+    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float16)
+    lengths = np.diff(column.offsets.to_numpy())
+    if column.null_count or (lengths != num_statistics).any() or not np.isfinite(values).all():
+        raise DataError(f"must contain {num_statistics} finite values", file=file, field=STATISTICS_COLUMN)
+    return values.reshape(-1, num_statistics)
 
 
 def read_table(file: str, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
@@ -155,6 +171,7 @@ class _RowGroupReader:
         self.oracle = [f"oracle_{name}" for name in card.oracle_columns] if with_oracle else []
         names = ["user_key", "first_target", "ts_ms", "dwell_s", "action", "action_offset_s"]
         names += [feature.name for feature in card.features] + self.labels + self.objectives + self.oracle
+        names += [STATISTICS_COLUMN] if card.statistics else []
         with _open_parquet(group.file) as parquet:
             for name in names:
                 if name not in parquet.schema_arrow.names:
@@ -188,6 +205,7 @@ class _RowGroupReader:
             check = self._check if is_user_level else self._check_impressions
             check((ids >= 0) & (ids < feature.cardinality), feature.name, f"id is not in [0, {feature.cardinality})")
             rows[feature.level][feature.name] = ids
+        num_targets = lengths - first_target
         return WindowColumns(
             user_key=self._scalar("user_key"),
             first_target=first_target,
@@ -206,7 +224,21 @@ class _RowGroupReader:
             action_lengths=action_lengths,
             action=action,
             offset_s=offset_s,
+            target_starts=np.cumsum(num_targets) - num_targets,
+            statistics=self._statistics(num_targets),
         )
+
+    def _statistics(self, num_targets: np.ndarray) -> np.ndarray:
+        """Return [targets, statistics]."""
+        count = len(self.card.statistics)
+        if not count:
+            return np.zeros((int(num_targets.sum()), 0), np.float16)
+        _, lengths, values = self._list(STATISTICS_COLUMN, pa.float16())
+        self._check(lengths == count * num_targets, STATISTICS_COLUMN, f"must contain {count} values per target")
+        is_valid = np.ones(len(lengths), bool)
+        is_valid[np.repeat(np.arange(len(lengths)), lengths)[~np.isfinite(values)]] = False
+        self._check(is_valid, STATISTICS_COLUMN, "value is not finite")
+        return values.reshape(-1, count)
 
     def _check_actions(self, starts: np.ndarray, lengths: np.ndarray, action: np.ndarray) -> None:
         last = len(self.card.actions) - 1

@@ -24,6 +24,7 @@ A window contains impressions of one user in time order: history first, then tar
     objective_<name> list<float>     0, 1, or NaN if unknown
     oracle_<action>  list<float>     true probability, simulated data only
     first_target     int32           index of the first target; earlier impressions are history only
+    statistics       list<float16>   statistics of the targets, row by row, in the card's order; absent without any
 
 Row 0 of every table is "unknown": values that are missing, rare or absent in the training data.
 
@@ -45,7 +46,7 @@ from a2gen_rec.utils import paths
 
 START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 CARD_FILE = "dataset.yaml"
 ITEM_ID = "item_id"
 
@@ -53,6 +54,8 @@ SESSION_POSITION, SESSION_GAP, PREVIOUS_FEEDBACK = "session_position", "session_
 FEEDBACK, WATCH_RATIO = "feedback", "watch_ratio"
 RAW_DURATION_COLUMN = "raw_duration_s"
 """Column of ``items.parquet``: raw duration of the video, if the feedback levels depend on it."""
+STATISTICS_COLUMN = "statistics"
+"""Column of windows and ``items.parquet`` with the statistics of the card."""
 OBJECTIVES = ("glance", "effective", "negative")
 WATCH_TIME = "watch_time"
 """Predicted watch time of a log that records watch times, in addition to the objectives."""
@@ -63,6 +66,7 @@ UNKNOWN, NEGATIVE, GLANCE, PARTIAL, EFFECTIVE, COMPLETE = range(len(FEEDBACK_LEV
 
 FeatureLevel = Literal["user", "item", "context", "session", "outcome"]
 FeatureKind = Literal["vocabulary", "hash", "buckets", "code"]
+StatisticKind = Literal["count", "rate", "mean"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,25 @@ class Feature:
     kind: FeatureKind
     cardinality: int
     boundaries: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number that summarizes earlier impressions with the same value of an item feature.
+
+    Attributes:
+        feature: item feature.
+        outcome: ``impressions``; an action, label or objective; ``watch_time``; or ``time_`` + action.
+        kind: ``count`` is log1p of the number of impressions, ``rate`` the log ratio of the smoothed share of positives
+            to the training share, ``mean`` the difference of smoothed mean log1p seconds from the training mean. A
+            value without earlier impressions has 0.
+        prior: training share of positives, or training mean of log1p seconds; 0 for ``count``.
+    """
+
+    feature: str
+    outcome: str
+    kind: StatisticKind
+    prior: float
 
 
 @dataclass(frozen=True)
@@ -192,6 +215,7 @@ class DatasetCard:
         time_zone: IANA name of the log's time zone; empty for a fixed offset.
         data_digest: digest of all files except the card, see :func:`a2gen_rec.data.dataset.compute_data_digest`.
         quality: measurements that reveal mistakes; None if they are unknown.
+        statistics: statistics of item feature values, model inputs of targets.
     """
 
     name: str
@@ -219,6 +243,7 @@ class DatasetCard:
     time_zone: str = ""
     data_digest: str = ""
     quality: DataQuality | None = None
+    statistics: list[Statistic] = field(default_factory=list)
 
     @property
     def zone(self) -> TimeZone:
@@ -275,6 +300,7 @@ class DatasetCard:
                     "feedback": feedback,
                     "data_digest": digest,
                     "quality": quality,
+                    "statistics": [Statistic(**statistic) for statistic in raw.get("statistics", [])],
                 }
             )
             card = replace(

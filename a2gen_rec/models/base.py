@@ -13,6 +13,7 @@ from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard, FeatureLevel
 from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, EmbeddingTables, is_used_by, module_key
+from a2gen_rec.models.history_statistics import HistoryStatistics, NumericInputs
 from a2gen_rec.nn.canonical_order import canonicalize_order
 from a2gen_rec.nn.decoding import DecodedSequences
 from a2gen_rec.nn.encoder import WindowLayout, log_bucketize
@@ -78,6 +79,7 @@ class FeatureEmbeddings(NamedTuple):
         outcome: [keys, d_outcome] of the outcome features.
         target: [targets, d_target] item, context and session features of the targets.
         user: [targets, d_user] of the user features.
+        numbers: [targets, d_numbers] of the statistics; no columns without any.
     """
 
     item: Tensor
@@ -86,14 +88,15 @@ class FeatureEmbeddings(NamedTuple):
     outcome: Tensor
     target: Tensor
     user: Tensor
+    numbers: Tensor
 
     def side_features(self) -> Tensor:
         """Return [keys, dim + d_session + d_outcome], the features of an impression besides its item and actions."""
         return torch.cat([self.gap, self.session, self.outcome], dim=-1)
 
     def context(self, history: Tensor) -> Tensor:
-        """Return [targets, d_context] ``[user ‖ target ‖ history]`` for history vectors [targets, dim]."""
-        return torch.cat([self.user, self.target, history], dim=-1)
+        """Return [targets, d_context] ``[user ‖ target ‖ numbers ‖ history]`` for history vectors [targets, dim]."""
+        return torch.cat([self.user, self.target, self.numbers, history], dim=-1)
 
 
 EncodingT = TypeVar("EncodingT", bound=TargetEncoding)
@@ -133,6 +136,12 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         self._item_widths = [d_item, d_context]
         self.d_target = self.d_item + d_session
         self.d_context = d_user + self.d_target + config.dim
+        self.history_statistics = self.numbers = None
+        if config.statistics:
+            self.history_statistics = HistoryStatistics(card, len(self.features["item"]))
+            num_inputs = len(card.statistics) + self.history_statistics.num_statistics
+            self.numbers = NumericInputs(num_inputs, 2 * config.dim, config.dropout)
+            self.d_context += 2 * config.dim
         timed = torch.tensor([name in card.timed_actions for name in card.actions])
         self.register_buffer("is_timed", timed, persistent=False)
         outcomes = [*card.predicted_actions, *card.labels, *card.objectives]
@@ -200,7 +209,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         """Return [keys, d_item] embeddings of the history's item and context features."""
         return self._embed_features(_values(rows), batch, "item", "context").index_select(0, batch.history_index)
 
-    def _embed(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> FeatureEmbeddings:
+    def _embed(self, rows: dict[str, JaggedTensor], batch: WindowBatch, layout: WindowLayout) -> FeatureEmbeddings:
         looked_up = _values(rows)
         item = self._embed_features(looked_up, batch, "item", "context")
         gap = looked_up[GAP].index_select(
@@ -218,7 +227,13 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
             outcome=_embed_from_full_tables(looked_up, batch.outcome, gap),
             target=torch.cat([target, session.index_select(0, batch.query_index)], dim=-1),
             user=user,
+            numbers=self._numbers(batch, layout, target),
         )
+
+    def _numbers(self, batch: WindowBatch, layout: WindowLayout, like: Tensor) -> Tensor:
+        if self.numbers is None:
+            return like[:, :0]
+        return self.numbers(torch.cat([batch.statistics, self.history_statistics(batch, layout)], dim=1))
 
     def _action_tokens(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """Return [key tokens, 2·dim] ``[time-bucket ‖ action]`` embeddings of the history, concatenated over keys."""
@@ -264,7 +279,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
             seconds = (now - start).float() / 1000
             recency = log_bucketize(seconds, self.config.time_buckets, self.config.max_gap_s)
         matches = None
-        if self.config.match_bias:
+        if self.config.match_bias or self.config.statistics:
             ids = stack_ids(batch, self.features["item"])
             matches = feature_matches(pad_targets(batch, ids[batch.target]), pad_history(batch, ids, 0))
         return WindowLayout(

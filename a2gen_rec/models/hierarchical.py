@@ -82,10 +82,10 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
 
     def _context(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None) -> Tensor:
         """Return [targets, d_context] contexts after dropout; ``actions`` as in :meth:`encode`."""
-        inputs = self._embed(rows, batch)
+        layout = self._layout(batch, *self._view_masks(batch))
+        inputs = self._embed(rows, batch, layout)
         if actions is None:
             actions = self._encode_actions(rows, batch, inputs.item)
-        layout = self._layout(batch, *self._view_masks(batch))
         return self.dropout(
             inputs.context(self.encoder(inputs.item, actions, inputs.side_features(), inputs.target, layout))
         )

@@ -122,6 +122,10 @@ class ImpressionEncoder:
             for seconds in times:
                 if seconds is not None and not (is_number(seconds) and 0 <= seconds < math.inf):
                     raise UserError(f"{location}: times must be at least 0 seconds, not {describe_value(seconds)}")
+            for name in impression.labels:
+                if name not in self.card.labels:
+                    choices = ", ".join(self.card.labels) or "none"
+                    raise UserError(f"{location}: unknown label {name!r}; available: {choices}")
             _validate_values(impression.features, self.raw_impression_features, location)
             check_time(impression.ts_ms, f"impression of {impression.item!r}: ts_ms", self.card.has_calendar_time)
 
@@ -219,13 +223,18 @@ class ImpressionEncoder:
             },
             ts_ms=ts_ms,
             end_ms=impression_end_ms(ts_ms, reduce(np.fmax, seconds, dwell)),
-            labels=np.full((count, len(card.labels)), np.nan, np.float32),
+            labels=np.array(
+                [[impression.labels.get(name, np.nan) for name in card.labels] for impression in impressions],
+                np.float32,
+            ).reshape(count, len(card.labels)),
             objectives=np.full((count, len(card.objectives)), np.nan, np.float32),
             oracle=np.zeros((count, 0), np.float32),
             action_starts=np.cumsum(action_lengths) - action_lengths,
             action_lengths=action_lengths,
             action=codes.values.to_numpy().astype(np.int64),
             offset_s=offset_s.values.to_numpy(),
+            target_starts=0 * one,
+            statistics=np.zeros((0, len(card.statistics)), np.float16),
         )
 
     def _impressions_query(self) -> str:

@@ -37,6 +37,7 @@ class Impression:
             except ``start`` and ``exit``; each at most once, in any order.
         features: Raw values by feature name: context features (except those computed from time), and item features
             that override the model's. Missing context features have no value.
+        labels: Label -> whether it was set, such as ``long_view``; missing if unknown.
     """
 
     item: str
@@ -44,6 +45,7 @@ class Impression:
     watch_s: float | None = None
     actions: Sequence[tuple[str, float | None]] = ()
     features: Mapping[str, Value] = field(default_factory=dict)
+    labels: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from a2gen_rec.artifact.artifact import (
 from a2gen_rec.artifact.quantized_tables import TableDtype, check_representable, quantize_rows
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.parquet_reader import read_feature_column, read_table
-from a2gen_rec.data.schema import RAW_DURATION_COLUMN, DatasetCard
+from a2gen_rec.data.schema import RAW_DURATION_COLUMN, STATISTICS_COLUMN, DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.embedding_tables import EmbeddingTables, module_key
 from a2gen_rec.runs.row_order import renumber_rows
@@ -119,7 +119,11 @@ def write_vocabularies(folder: Path, dataset: Dataset, permutation: Mapping[str,
         for feature in features.values():
             if feature.name in table.column_names:
                 read_feature_column(table[feature.name], feature, file)
-        columns = [column for column in table.column_names if column in {*features, level, RAW_DURATION_COLUMN}]
+        columns = [
+            column
+            for column in table.column_names
+            if column in {*features, level, RAW_DURATION_COLUMN, STATISTICS_COLUMN}
+        ]
         if RAW_DURATION_COLUMN in columns:
             columns = [column for column in columns if column != duration_feature(card)]
         _write_compact(renumber_rows(table.select(columns), permutation, IDENTIFIERS[level]), folder / name)
@@ -128,23 +132,28 @@ def write_vocabularies(folder: Path, dataset: Dataset, permutation: Mapping[str,
 def _write_compact(table: pa.Table, file: Path) -> None:
     """Write Parquet with dictionaries for recurring values and delta encoding for sorted text and distinct integers."""
     schema = pa.schema([_compact_field(field) for field in table.schema])
+    table = table.cast(schema)
     recurring = [name for name in table.column_names if _use_dictionary(table[name])]
     encodings = {
         field.name: "DELTA_BYTE_ARRAY" if pa.types.is_string(field.type) else "DELTA_BINARY_PACKED"
         for field in schema
-        if field.name not in recurring and not pa.types.is_boolean(field.type)
+        if field.name not in recurring and (pa.types.is_integer(field.type) or pa.types.is_string(field.type))
     }
     pq.write_table(
-        table.cast(schema), file, compression="zstd", compression_level=9, use_dictionary=recurring,
+        table, file, compression="zstd", compression_level=9, use_dictionary=recurring,
         column_encoding=encodings, write_statistics=False,
     )  # fmt: skip
 
 
 def _use_dictionary(column: pa.ChunkedArray) -> bool:
+    if pa.types.is_list(column.type):
+        return False
     if pa.types.is_floating(column.type):  # no better Parquet encoding; large dictionaries fall back to plain
         return True
     return DICTIONARY_MIN_REPEATS * pc.count_distinct(column).as_py() <= len(column)
 
 
 def _compact_field(field: pa.Field) -> pa.Field:
+    if pa.types.is_list(field.type):  # statistics, read as half precision everywhere
+        return pa.field(field.name, pa.list_(pa.float16()))
     return pa.field(field.name, pa.int32()) if pa.types.is_integer(field.type) else field

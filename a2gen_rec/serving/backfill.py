@@ -179,7 +179,8 @@ def _latest_rows(
     """Return the latest rows of every user of a cleaned partition, user by user, oldest first."""
     # Via text: the shortest decimal that identifies a FLOAT; a plain cast would add digits of its rounding error.
     seconds = [f"{name}::VARCHAR::DOUBLE AS {name}" for name in ("dwell_s", *columns.action_columns)]
-    selected = ["user_id", ITEM_ID, "ts_ms", *seconds, *(quote_identifier(name) for name in features)]
+    labels = [quote_identifier(f"label_{name}") for name in columns.labels]
+    selected = ["user_id", ITEM_ID, "ts_ms", *seconds, *labels, *(quote_identifier(name) for name in features)]
     reader = connection.sql(f"""
         SELECT {", ".join(selected)} FROM {read_parquet_sql(file)}
         QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY ts_ms DESC, {ITEM_ID} DESC) <= {max_impressions}
@@ -195,6 +196,9 @@ def _impression(row: Row, facts: SourceInfo, features: Sequence[str]) -> Impress
         watch_s=_none_if_nan(row["dwell_s"]),
         actions=[(name, _none_if_nan(time_s)) for name, time_s in times.items() if time_s is not None],
         features={name: _none_if_nan(row[name]) for name in features},
+        labels={
+            name: bool(row[f"label_{name}"]) for name in facts.labels if _none_if_nan(row[f"label_{name}"]) is not None
+        },
     )
 
 

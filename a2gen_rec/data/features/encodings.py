@@ -116,9 +116,16 @@ def encoding_from_card(feature: Feature, row: str) -> FeatureEncoding:
 
 
 def encode_relation(
-    relation: str, encodings: Sequence[FeatureEncoding], columns: Sequence[str], prefix: str = ""
+    relation: str,
+    encodings: Sequence[FeatureEncoding],
+    columns: Sequence[str],
+    prefix: str = "",
+    joins: Sequence[str] = (),
 ) -> str:
-    """Return the SQL of ``columns`` of ``relation`` (alias ``raw``) and every feature's row, named prefix + feature."""
+    """Return the SQL of ``columns`` of ``relation`` (alias ``raw``) and every feature's row, named prefix + feature.
+
+    ``joins`` are further joins that ``columns`` need.
+    """
     rows = [f"{encoding.row_sql} AS {quote_identifier(prefix + encoding.feature.name)}" for encoding in encodings]
-    joins = " ".join(encoding.join_sql for encoding in encodings if encoding.join_sql)
-    return f"SELECT {', '.join([*columns, *rows])} FROM {relation} AS raw {joins}"
+    all_joins = [*(encoding.join_sql for encoding in encodings if encoding.join_sql), *joins]
+    return f"SELECT {', '.join([*columns, *rows])} FROM {relation} AS raw {' '.join(all_joins)}"

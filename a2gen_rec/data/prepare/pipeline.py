@@ -4,7 +4,7 @@ Every phase streams or processes one user partition at a time. Memory is therefo
 ``PrepareConfig.memory_limit_gb`` and the largest partition, not by the log. The same input gives the same bytes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -28,9 +28,10 @@ from a2gen_rec.data.features import encodings, feedback
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
 from a2gen_rec.data.features.sessions import SESSION_GAP_S, add_session_columns, session_features
 from a2gen_rec.data.prepare import splits, staging, statistics
+from a2gen_rec.data.prepare.point_in_time import PERIOD, STATISTIC, PointInTime, fit_outcomes, period_sql
 from a2gen_rec.data.prepare.quality import measure_quality
 from a2gen_rec.data.prepare.staging import StagedColumns
-from a2gen_rec.data.prepare.windows import WindowSpec, build_windows
+from a2gen_rec.data.prepare.windows import WindowSpec, build_windows, stack_statistics
 from a2gen_rec.data.schema import EXIT, ITEM_ID, SPLITS, START, DatasetCard, FeedbackRule
 from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
 from a2gen_rec.data.sql import ROW_COLUMN, connect, quote_identifier, read_parquet_sql, translate_errors
@@ -137,9 +138,10 @@ class PreparePipeline:
         quality = measure_quality(self.connection, all_impressions, self.staged_columns.features, info.duration_feature)
         levels = feedback.count_levels(self.connection, with_feedback, rule)
         encodings = self.fit_encodings(train)
-        self.write_items_and_users(all_impressions, encodings, rule)
-        item_encoding = next(encoding for encoding in encodings if encoding.feature.name == ITEM_ID)
         train = f"(SELECT * FROM {with_feedback} WHERE split = 0)"
+        point_in_time = self.point_in_time(with_feedback, train, flags, list(medians), encodings)
+        self.write_items_and_users(all_impressions, encodings, rule, point_in_time)
+        item_encoding = next(encoding for encoding in encodings if encoding.feature.name == ITEM_ID)
         file = self.output_dir / ITEM_STATISTICS_FILE
         statistics.write_item_statistics(self.connection, train, item_encoding, info.actions, flags, file)
         window_spec = WindowSpec(
@@ -156,7 +158,7 @@ class PreparePipeline:
             self.config.max_history + 1 if self.config.max_history else 0,
             self.config.max_targets,
         )
-        windows = self.write_windows(split, encodings, window_spec, rule)
+        windows = self.write_windows(split, encodings, window_spec, rule, point_in_time)
         return DatasetCard(
             name=info.name,
             actions=[START, *info.actions, EXIT],
@@ -187,6 +189,7 @@ class PreparePipeline:
             time_zone=info.time_zone.name,
             data_digest=compute_data_digest(self.output_dir),
             quality=quality,
+            statistics=point_in_time.statistics,
         )
 
     def stage_log(self) -> dict[str, int]:
@@ -232,17 +235,57 @@ class PreparePipeline:
     def min_count(self, feature: str) -> int:
         return 1 if feature in self.staged_columns.calendar_features else self.config.min_count
 
+    def point_in_time(
+        self,
+        impressions: str,
+        train: str,
+        flags: Mapping[str, str],
+        timed_actions: list[str],
+        encodings: list[FeatureEncoding],
+    ) -> PointInTime:
+        """Compute the statistics of the values of all item features."""
+        features = [encoding for encoding in encodings if encoding.feature.level == "item"]
+        outcomes = fit_outcomes(self.connection, train, self.info.actions, flags, timed_actions)
+        return PointInTime(
+            self.connection,
+            impressions,
+            self.track(features if self.config.statistics else [], "statistics"),
+            outcomes,
+            self.period,
+            self.info.has_calendar_time,
+            self.scratch_dir / "statistics",
+        )
+
+    @property
+    def period(self) -> str:
+        return period_sql(self.info.has_calendar_time, self.info.time_zone)
+
     def write_items_and_users(
-        self, all_impressions: str, encodings: list[FeatureEncoding], rule: FeedbackRule | None
+        self,
+        all_impressions: str,
+        encodings: list[FeatureEncoding],
+        rule: FeedbackRule | None,
+        point_in_time: PointInTime,
     ) -> None:
         duration_feature = rule.duration_feature if rule is not None else ""
         for level, file in self.track((("item", ITEMS_FILE), ("user", USERS_FILE)), "items and users"):
             statistics.write_entities(
-                self.connection, all_impressions, encodings, level, self.output_dir / file, duration_feature
+                self.connection,
+                all_impressions,
+                encodings,
+                level,
+                self.output_dir / file,
+                duration_feature,
+                point_in_time if level == "item" else None,
             )
 
     def write_windows(
-        self, split: str, encodings: list[FeatureEncoding], window_spec: WindowSpec, rule: FeedbackRule | None
+        self,
+        split: str,
+        encodings: list[FeatureEncoding],
+        window_spec: WindowSpec,
+        rule: FeedbackRule | None,
+        point_in_time: PointInTime,
     ) -> dict[str, int]:
         """Write the windows of every split, partition by partition; return the number of windows per split."""
         columns = [
@@ -265,8 +308,12 @@ class PreparePipeline:
             if not file.exists():
                 continue
             relation = feedback.add_feedback_columns(f"(SELECT {split} FROM {read_parquet_sql(file)})", rule)
-            rows = encode_relation(relation, encodings, [f"raw.{column}" for column in columns], ROW_COLUMN)
+            with_period = f'(SELECT *, {self.period} AS "{PERIOD}" FROM {relation})'
+            selected = [f"raw.{column}" for column in columns]
+            selected += [f'{value} AS "{STATISTIC}{number}"' for number, value in enumerate(point_in_time.values)]
+            rows = encode_relation(with_period, encodings, selected, ROW_COLUMN, point_in_time.joins())
             impressions = self.connection.sql(f"{rows} ORDER BY raw.user_id, raw.ts_ms, raw.item_id").to_arrow_table()
+            impressions = stack_statistics(impressions, point_in_time.num_columns)
             impressions = add_session_columns(impressions, session_feature_list, SESSION_GAP_S)
             file.unlink()
             for code, name in enumerate(SPLITS):

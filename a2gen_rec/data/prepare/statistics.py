@@ -7,8 +7,9 @@ from pathlib import Path
 import duckdb
 
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
+from a2gen_rec.data.prepare.point_in_time import PointInTime, action_time_column
 from a2gen_rec.data.prepare.quality import known_sql
-from a2gen_rec.data.schema import EXIT, ITEM_ID, RAW_DURATION_COLUMN, SPLITS, SplitSummary
+from a2gen_rec.data.schema import EXIT, ITEM_ID, RAW_DURATION_COLUMN, SPLITS, STATISTICS_COLUMN, SplitSummary
 from a2gen_rec.data.sql import ROW_COLUMN, fetch_one, order_statistics, quote_identifier, write_sorted
 
 # Small enough for row groups of several list columns, large enough to compress well.
@@ -42,10 +43,6 @@ class SplitCounts:
             name: positives / self.num_known[name] if self.num_known[name] else 0.0
             for name, positives in self.positives.items()
         }
-
-
-def action_time_column(action: str) -> str:
-    return "dwell_s" if action == EXIT else quote_identifier(f"at_{action}")
 
 
 def count_splits(
@@ -101,6 +98,7 @@ def write_entities(
     level: str,
     file: Path,
     duration_feature: str = "",
+    statistics: PointInTime | None = None,
 ) -> int:
     """Write one row per item or user with the rows of each feature's latest known value; return the number of rows.
 
@@ -113,6 +111,7 @@ def write_entities(
         level: ``item`` or ``user``.
         file: Parquet file to write, sorted by raw identifier.
         duration_feature: feature of this level whose raw value is written as ``RAW_DURATION_COLUMN``; empty for none.
+        statistics: statistics after the log, written as ``statistics``; None for none.
     """
     key, name, extra = (ITEM_ID, "item", []) if level == "item" else ("user_id", "user", ["user_key"])
     level_encodings = [encoding for encoding in encodings if encoding.feature.level == level]
@@ -125,9 +124,12 @@ def write_entities(
     columns = [f"raw.{key} AS {quote_identifier(name)}", *(f"raw.{column}" for column in extra)]
     if duration_feature in (encoding.feature.name for encoding in level_encodings):
         columns.append(f"raw.{quote_identifier(duration_feature)} AS {RAW_DURATION_COLUMN}")
-    return write_sorted(
-        connection, f"{encode_relation(relation, level_encodings, columns)} ORDER BY raw.{key}", file, ROW_GROUP_SIZE
-    )
+    joins = []
+    if statistics is not None and statistics.num_columns:
+        joins = statistics.joins(latest=True)
+        columns.append(f"[{', '.join(statistics.values)}] AS {STATISTICS_COLUMN}")
+    query = encode_relation(relation, level_encodings, columns, joins=joins)
+    return write_sorted(connection, f"{query} ORDER BY raw.{key}", file, ROW_GROUP_SIZE)
 
 
 def write_item_statistics(

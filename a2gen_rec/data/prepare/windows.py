@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from a2gen_rec.data.columns import concat_ranges, jagged_positions
-from a2gen_rec.data.schema import Feature
+from a2gen_rec.data.prepare.point_in_time import STATISTIC
+from a2gen_rec.data.schema import STATISTICS_COLUMN, Feature
 from a2gen_rec.data.sql import ROW_COLUMN, IntArray, is_first_of_user
 
 
@@ -123,6 +124,18 @@ def action_lists(
     )
 
 
+def stack_statistics(impressions: pa.Table, count: int) -> pa.Table:
+    """Replace the columns ``STATISTIC`` + number by one column of ``count`` half-precision values per impression."""
+    if not count:
+        return impressions
+    names = [f"{STATISTIC}{number}" for number in range(count)]
+    matrix = np.empty((impressions.num_rows, count), np.float16)
+    for number, name in enumerate(names):
+        matrix[:, number] = impressions[name].to_numpy()
+    values = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), count)
+    return impressions.drop_columns(names).append_column(STATISTICS_COLUMN, values)
+
+
 def build_windows(impressions: pa.Table, spec: WindowSpec, split_index: int) -> Iterator[pa.Table]:
     """Yield tables of at most ``spec.windows_per_table`` windows of one split (columns: see ``schema.py``).
 
@@ -146,7 +159,9 @@ def windows_table(impressions: pa.Table, spec: WindowSpec, bounds: WindowBounds)
     """Return one row per window; user features are those of the first target."""
     lengths = bounds.end - bounds.start
     index = concat_ranges(bounds.start, lengths)
-    window_impressions = impressions.take(pa.array(index)).combine_chunks()
+    has_statistics = STATISTICS_COLUMN in impressions.column_names
+    without_statistics = impressions.drop_columns([STATISTICS_COLUMN]) if has_statistics else impressions
+    window_impressions = without_statistics.take(pa.array(index)).combine_chunks()
     users = impressions.select(
         ["user_id", "user_key", *(ROW_COLUMN + x.name for x in spec.features if x.level == "user")]
     ).take(pa.array(bounds.target))
@@ -180,4 +195,10 @@ def windows_table(impressions: pa.Table, spec: WindowSpec, bounds: WindowBounds)
     columns |= {f"objective_{name}": with_nan(f"objective_{name}") for name in spec.objectives}
     columns |= {f"oracle_{name}": with_nan(f"oracle_{name}") for name in spec.oracle}
     columns["first_target"] = pa.array((bounds.target - bounds.start).astype(np.int32))
+    if has_statistics:
+        targets = bounds.end - bounds.target
+        values = impressions[STATISTICS_COLUMN].take(pa.array(concat_ranges(bounds.target, targets))).combine_chunks()
+        width = values.type.list_size
+        ends = pa.array(np.append(0, np.cumsum(targets * width)).astype(np.int32))
+        columns[STATISTICS_COLUMN] = pa.ListArray.from_arrays(ends, values.flatten())
     return pa.table(columns)

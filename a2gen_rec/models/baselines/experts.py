@@ -8,6 +8,7 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.base import FeatureEmbeddings
 from a2gen_rec.models.baselines.towers import TowerRanker
+from a2gen_rec.nn.encoder import WindowLayout
 from a2gen_rec.nn.experts import PLE, MMoE
 from a2gen_rec.nn.target_attention import TargetAttention
 
@@ -26,9 +27,9 @@ class TargetAttentionRanker(TowerRanker):
             len(self.features["item"]) if config.match_bias else 0,
         )
 
-    def _history(self, inputs: FeatureEmbeddings, actions: Tensor, batch: WindowBatch) -> Tensor:
+    def _history(self, inputs: FeatureEmbeddings, actions: Tensor, batch: WindowBatch, layout: WindowLayout) -> Tensor:
         tokens = torch.cat([inputs.item, actions, inputs.side_features()], dim=-1)
-        return self.attention(tokens, inputs.target, self._layout(batch))
+        return self.attention(tokens, inputs.target, layout)
 
 
 class MMoERanker(TargetAttentionRanker):

@@ -15,7 +15,7 @@ from a2gen_rec.models.base import (
     stack_ids,
 )
 from a2gen_rec.models.baselines.towers import TowerRanker
-from a2gen_rec.nn.encoder import log_bucketize
+from a2gen_rec.nn.encoder import WindowLayout, log_bucketize
 from a2gen_rec.nn.experts import MMoE
 from a2gen_rec.nn.hstu import HSTU, SequenceLayout
 from a2gen_rec.utils.jagged import jagged_to_padded_dense, padded_dense_to_jagged
@@ -47,7 +47,7 @@ class HSTURanker(TowerRanker):
         )
         self.mixture = MMoE(self.d_context, config.dim, self.num_towers, config.num_experts)
 
-    def _history(self, inputs: FeatureEmbeddings, actions: Tensor, batch: WindowBatch) -> Tensor:
+    def _history(self, inputs: FeatureEmbeddings, actions: Tensor, batch: WindowBatch, layout: WindowLayout) -> Tensor:
         shared = torch.cat([inputs.item, inputs.session], dim=-1)
         history_only = torch.cat([actions, inputs.gap, inputs.outcome], dim=-1)
         history = jagged_to_padded_dense(

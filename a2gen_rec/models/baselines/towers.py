@@ -16,6 +16,7 @@ from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.base import BaseRanker, FeatureEmbeddings, RankerOutput
+from a2gen_rec.nn.encoder import WindowLayout
 from a2gen_rec.nn.experts import TaskTowers
 from a2gen_rec.nn.marginals import ActionMarginals
 
@@ -71,8 +72,10 @@ class TowerRanker(BaseRanker[TowerOutput]):
         return self.encode(rows, batch)
 
     def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> TowerOutput:
-        inputs = self._embed(rows, batch)
-        history = self._history(inputs, self.encode_actions(rows, batch) if actions is None else actions, batch)
+        layout = self._layout(batch)
+        inputs = self._embed(rows, batch, layout)
+        actions = self.encode_actions(rows, batch) if actions is None else actions
+        history = self._history(inputs, actions, batch, layout)
         context = self.dropout(inputs.context(history))
         events, labels, objectives, times = self.towers(self.mixture(context)).tensor_split(self.split_indices, dim=1)
         return TowerOutput(
@@ -102,7 +105,7 @@ class TowerRanker(BaseRanker[TowerOutput]):
         """Return the towers' predictions; the unexplored mass is 0."""
         return tower_marginals(targets, self.is_timed)
 
-    def _history(self, inputs: FeatureEmbeddings, actions: Tensor, batch: WindowBatch) -> Tensor:
+    def _history(self, inputs: FeatureEmbeddings, actions: Tensor, batch: WindowBatch, layout: WindowLayout) -> Tensor:
         """Return [targets, dim] history vectors, given the encoded actions [keys, 2·dim]."""
         raise NotImplementedError
 

@@ -84,10 +84,13 @@ class ImpressionSchema(_RequestModel):
         description="Raw context features, and item features that override the model's; the video's duration in "
         "seconds.",
     )
+    labels: dict[Name, bool] = Field(
+        {}, max_length=MAX_FEATURES, description="The model's labels and whether each was set; omit unknown ones."
+    )
 
     def to_impression(self) -> Impression:
         actions = [(action.name, action.at_s) for action in self.actions]
-        return Impression(self.item, self.ts_ms, self.watch_s, actions, self.features)
+        return Impression(self.item, self.ts_ms, self.watch_s, actions, self.features, self.labels)
 
     @classmethod
     def from_impression(cls, impression: Impression) -> "ImpressionSchema":
@@ -97,6 +100,7 @@ class ImpressionSchema(_RequestModel):
             watch_s=impression.watch_s,
             actions=[ActionSchema.model_construct(name=name, at_s=at_s) for name, at_s in impression.actions],
             features=dict(impression.features),
+            labels=dict(impression.labels),
         )
 
 

@@ -120,6 +120,7 @@ def serialize(impression: Impression) -> str:
         "watch_s": impression.watch_s,
         "actions": [[name, seconds] for name, seconds in impression.actions],
         "features": dict(impression.features),
+        "labels": dict(impression.labels),
     }
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
@@ -128,4 +129,4 @@ def deserialize(item: str, ts_ms: int, text: str) -> Impression:
     """Return the impression of an item, a time and the JSON content."""
     content = json.loads(text)
     actions = [(name, seconds) for name, seconds in content["actions"]]
-    return Impression(item, ts_ms, content["watch_s"], actions, content["features"])
+    return Impression(item, ts_ms, content["watch_s"], actions, content["features"], content["labels"])
