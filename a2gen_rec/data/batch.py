@@ -237,6 +237,7 @@ def collate(
     else:
         outcomes = _empty_outcomes()
 
+    statistics_index = concat_ranges(columns.target_starts[rows], target_count)
     ids = {name: values[rows] for name, values in columns.user_ids.items()}
     ids |= {name: values[flat] for name, values in columns.impression_ids.items()}
     sparse, row_index = _build_sparse(ids, full_tables, dedup)
@@ -261,9 +262,7 @@ def collate(
         query_index=torch.from_numpy(query_index),
         session={name: torch.from_numpy(rows[flat]) for name, rows in columns.session.items()},
         outcome={name: torch.from_numpy(rows[flat[history_index]]) for name, rows in columns.outcome.items()},
-        statistics=torch.from_numpy(
-            columns.statistics[concat_ranges(columns.target_starts[rows], target_count)]
-        ).float(),
+        statistics=torch.from_numpy(columns.statistics[statistics_index]).float(),
         history_labels=torch.from_numpy(columns.labels[flat[history_index]]),
         history_shape=(len(rows), int(history_count.max(initial=1))),
         target_shape=(len(rows), int(target_count.max(initial=0))),

@@ -231,7 +231,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         )
 
     def _numbers(self, batch: WindowBatch, layout: WindowLayout, like: Tensor) -> Tensor:
-        if self.numbers is None:
+        if self.numbers is None or self.history_statistics is None:
             return like[:, :0]
         return self.numbers(torch.cat([batch.statistics, self.history_statistics(batch, layout)], dim=1))
 

@@ -224,8 +224,7 @@ class ImpressionEncoder:
             ts_ms=ts_ms,
             end_ms=impression_end_ms(ts_ms, reduce(np.fmax, seconds, dwell)),
             labels=np.array(
-                [[impression.labels.get(name, np.nan) for name in card.labels] for impression in impressions],
-                np.float32,
+                [[each.labels.get(name, np.nan) for name in card.labels] for each in impressions], np.float32
             ).reshape(count, len(card.labels)),
             objectives=np.full((count, len(card.objectives)), np.nan, np.float32),
             oracle=np.zeros((count, 0), np.float32),

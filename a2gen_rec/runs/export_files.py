@@ -119,11 +119,8 @@ def write_vocabularies(folder: Path, dataset: Dataset, permutation: Mapping[str,
         for feature in features.values():
             if feature.name in table.column_names:
                 read_feature_column(table[feature.name], feature, file)
-        columns = [
-            column
-            for column in table.column_names
-            if column in {*features, level, RAW_DURATION_COLUMN, STATISTICS_COLUMN}
-        ]
+        exported = {*features, level, RAW_DURATION_COLUMN, STATISTICS_COLUMN}
+        columns = [column for column in table.column_names if column in exported]
         if RAW_DURATION_COLUMN in columns:
             columns = [column for column in columns if column != duration_feature(card)]
         _write_compact(renumber_rows(table.select(columns), permutation, IDENTIFIERS[level]), folder / name)

@@ -190,15 +190,14 @@ def _latest_rows(
 
 def _impression(row: Row, facts: SourceInfo, features: Sequence[str]) -> Impression:
     times = {name: row[f"at_{name}"] for name in facts.actions}
+    labels = {name: _none_if_nan(row[f"label_{name}"]) for name in facts.labels}
     return Impression(
         item=row[ITEM_ID],
         ts_ms=row["ts_ms"],
         watch_s=_none_if_nan(row["dwell_s"]),
         actions=[(name, _none_if_nan(time_s)) for name, time_s in times.items() if time_s is not None],
         features={name: _none_if_nan(row[name]) for name in features},
-        labels={
-            name: bool(row[f"label_{name}"]) for name in facts.labels if _none_if_nan(row[f"label_{name}"]) is not None
-        },
+        labels={name: bool(value) for name, value in labels.items() if value is not None},
     )
 
 

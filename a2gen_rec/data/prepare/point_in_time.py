@@ -77,11 +77,12 @@ def fit_outcomes(
         flags: label or objective -> its column.
         timed_actions: actions with recorded times, including ``exit``.
     """
-    candidates: list[tuple[str, StatisticKind, str, str]] = []
-    for action in actions:
-        candidates.append((action, "rate", f"count({action_time_column(action)})", "count(*)"))
-    for name, column in flags.items():
-        candidates.append((name, "rate", f"coalesce(sum({column}), 0)::BIGINT", f"count({column})"))
+    candidates: list[tuple[str, StatisticKind, str, str]] = [
+        (action, "rate", f"count({action_time_column(action)})", "count(*)") for action in actions
+    ]
+    candidates += [
+        (name, "rate", f"coalesce(sum({column}), 0)::BIGINT", f"count({column})") for name, column in flags.items()
+    ]
     for action in timed_actions:
         time = action_time_column(action)
         known = f"{time} IS NOT NULL AND NOT isnan({time})"
@@ -94,9 +95,8 @@ def fit_outcomes(
     outcomes = []
     for (name, kind, total_sql, count_sql), total, count in zip(candidates, sums[::2], sums[1::2], strict=True):
         if total and count:
-            outcomes.append(
-                Outcome(name, kind, total_sql, count_sql, total / count / (TIME_UNIT if kind == "mean" else 1))
-            )
+            unit = TIME_UNIT if kind == "mean" else 1
+            outcomes.append(Outcome(name, kind, total_sql, count_sql, total / unit / count))
     return outcomes
 
 
@@ -169,13 +169,11 @@ class PointInTime:
         joins = []
         for number, encoding in enumerate(self.encodings):
             alias, table = self._alias(number), read_parquet_sql(self._file(number))
-            period = "IS NULL" if latest else f"= raw.{quote_identifier(PERIOD)}"
-            # DuckDB joins by hash only on equality; the filter on the table keeps the join one.
             source = f"(SELECT * FROM {table} WHERE period IS {'' if latest else 'NOT '}NULL)"
             condition = f"{alias}.key = {_key_sql(encoding)}"
-            joins.append(
-                f"LEFT JOIN {source} AS {alias} ON {condition}" + ("" if latest else f" AND {alias}.period {period}")
-            )
+            if not latest:
+                condition += f" AND {alias}.period = raw.{quote_identifier(PERIOD)}"
+            joins.append(f"LEFT JOIN {source} AS {alias} ON {condition}")
         return joins
 
     def _alias(self, number: int) -> str:
