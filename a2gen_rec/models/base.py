@@ -233,7 +233,9 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
     def _numbers(self, batch: WindowBatch, layout: WindowLayout, like: Tensor) -> Tensor:
         if self.numbers is None or self.history_statistics is None:
             return like[:, :0]
-        return self.numbers(torch.cat([batch.statistics, self.history_statistics(batch, layout)], dim=1))
+        numbers = torch.cat([batch.statistics, self.history_statistics(batch, layout)], dim=1)
+        projected: Tensor = self.numbers(numbers)
+        return projected
 
     def _action_tokens(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """Return [key tokens, 2·dim] ``[time-bucket ‖ action]`` embeddings of the history, concatenated over keys."""

@@ -56,8 +56,10 @@ class HistoryStatistics(nn.Module):
         """Return [targets, statistics]."""
         masks = self._groups(batch, layout)  # [windows, groups, max targets, max keys]
         values = jagged_to_padded_dense(self._outcomes(batch), layout.row, layout.column, layout.shape)
-        sums = (masks.flatten(1, 2) @ values).unflatten(1, masks.shape[1:3])  # [windows, groups, max targets, values]
+        with torch.autocast(values.device.type, enabled=False):  # half precision counts exactly up to 256 only
+            sums = (masks.flatten(1, 2) @ values).unflatten(1, masks.shape[1:3])
         rates, times = len(self.rate_prior), len(self.time_prior)
+        # Each [windows, groups, max targets, values].
         n, positives, known, total, timed = sums.split([1, rates, rates, times, times], dim=-1)
         own_rate = (positives[:, :1] + PRIOR_WEIGHT * self.rate_prior) / (known[:, :1] + PRIOR_WEIGHT)
         own_time = (total[:, :1] + PRIOR_WEIGHT * self.time_prior) / (timed[:, :1] + PRIOR_WEIGHT)
@@ -119,4 +121,6 @@ class NumericInputs(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, num_inputs] -> [n, width]"""
-        return self.output(self.dropout(F.gelu(self.hidden(x))))
+        hidden = F.gelu(self.hidden(x.to(self.hidden.weight.dtype)))
+        projected: Tensor = self.output(self.dropout(hidden))
+        return projected

@@ -42,6 +42,7 @@ def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, max_
     labels = (rng.random((total, len(card.labels))) < 0.5).astype(np.float32)
     (derived_rng,) = rng.spawn(1)
     objectives = derived_rng.choice(np.array([0, 1, np.nan], np.float32), (total, len(card.objectives)))
+    num_targets = lengths - first_target
     return WindowColumns(
         user_key=rng.integers(0, 2**40, windows),
         first_target=first_target,
@@ -60,6 +61,8 @@ def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, max_
         action_lengths=action_lengths,
         action=np.concatenate(actions).astype(np.int64),
         offset_s=np.concatenate(offsets).astype(np.float32),
+        target_starts=np.cumsum(num_targets) - num_targets,
+        statistics=derived_rng.normal(size=(int(num_targets.sum()), len(card.statistics))).astype(np.float16),
     )
 
 
@@ -101,6 +104,8 @@ def items(card: DatasetCard, rng: np.random.Generator) -> pa.Table:
     features = {feature.name: feature.cardinality for feature in card.features_at("item")}
     rows = np.arange(1, features["item_id"])
     table = {name: rng.integers(0, size, len(rows)) for name, size in features.items()}
+    statistics = [list(values) for values in rng.normal(size=(len(rows), len(card.statistics))).astype(np.float32)]
+    table["statistics"] = pa.array(statistics, pa.list_(pa.float32()))
     return pa.table({"item": [f"item-{row}" for row in rows]} | table | {"item_id": rows})
 
 
@@ -147,6 +152,8 @@ def to_table(columns: WindowColumns, card: DatasetCard) -> pa.Table:
         data |= {name: per_impression(values) for name, values in rows.items()}
     data |= {f"objective_{name}": per_impression(columns.objectives[:, i]) for i, name in enumerate(card.objectives)}
     data |= {f"label_{name}": per_impression(columns.labels[:, i]) for i, name in enumerate(card.labels)}
+    ends = np.append(columns.target_starts, len(columns.statistics)) * len(card.statistics)
+    data["statistics"] = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(columns.statistics.ravel()))
     return pa.table(data)
 
 

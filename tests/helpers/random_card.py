@@ -1,6 +1,6 @@
 """Dataset card of the random test datasets; imports no torch."""
 
-from a2gen_rec.data.schema import FEEDBACK_LEVELS, SPLITS, DatasetCard, Feature, FeedbackRule, SplitSummary
+from a2gen_rec.data.schema import FEEDBACK_LEVELS, SPLITS, DatasetCard, Feature, FeedbackRule, SplitSummary, Statistic
 
 ACTIONS = ["start", "like", "comment", "follow", "exit"]
 
@@ -42,4 +42,9 @@ def make_card(labels: tuple[str, ...] = ("click",), timed: tuple[str, ...] = ("l
         dropped_rows={},
         source={"name": "random"},
         command="",
+        statistics=[
+            Statistic("item_id", "impressions", "count", 0.0),
+            Statistic("item_id", "like", "rate", 0.3),
+            Statistic("author_id", "watch_time", "mean", 1.8),
+        ],
     )
