@@ -52,7 +52,12 @@ class ModelConfig:
     separately to positively and negatively received impressions. ``dual_view_full`` adds a third view over all of
     them. Disabled for logs without watch times."""
     statistics: bool = True
-    """Add the dataset's statistics of item feature values, and statistics of the user's own history, to targets."""
+    """Add the dataset's statistics of item feature values, and statistics of the user's own history, to targets.
+    They summarize actions, times and feedback whatever the settings of the sequence are."""
+    id_dropout: float = 0.0
+    """Share of the looked-up identifiers that training replaces by row 0, "unknown". It applies to user and item
+    tables of at least 1,000 rows, and to the vectors only: matches of history and target still use the identifiers.
+    It keeps a model from memorizing identifiers and trains row 0, which new users and videos use. [ours]"""
     session_features: bool = False
     """Add session position, gap and level of the previous impression to history tokens and targets."""
     predict_objectives: bool = False
@@ -105,7 +110,7 @@ class ModelConfig:
                 f"model.dim {self.dim} must be a positive multiple of 4 and of model.num_heads {self.num_heads}"
             )
         check_fields("model", self, "at least 4", lambda value: value >= 4, "time_buckets")
-        check_fields("model", self, "in [0, 1)", lambda value: 0 <= value < 1, "dropout")
+        check_fields("model", self, "in [0, 1)", lambda value: 0 <= value < 1, "dropout", "id_dropout")
         check_fields("model", self, *NON_NEGATIVE, "embedding_init_scale", "max_history", "mlp_ratio")
         check_fields("model", self, *NON_NEGATIVE, "shared_experts", "task_experts")
         if self.shared_experts + self.task_experts == 0:

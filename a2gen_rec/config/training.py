@@ -196,6 +196,8 @@ class Config:
                 "train.forkmerge.merge_interval_epochs: ForkMerge cannot be combined with loss.uncertainty_weighting: "
                 "branches differ in the loss weights it would learn"
             )
+        if self.model.id_dropout and not self.loader.deduplicate_ids:
+            raise ConfigError("model.id_dropout: loader.deduplicate_ids must be on; it looks up row 0 in every batch")
         if self.optim.multitask == "adatask":
             if self.model.name == "a2gen":
                 raise ConfigError("optim.multitask adatask: model.name must be one with a tower per task, not a2gen")

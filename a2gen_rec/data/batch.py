@@ -37,7 +37,8 @@ class WindowBatch(Pipelineable):
 
     Attributes:
         sparse: ids to look up, one bag per feature (stride 1); distinct ids if deduplicated.
-        row_index: feature -> [windows] (user level) or [impressions] index into the looked-up rows, used by
+        row_index: feature -> [windows] (user level) or [impressions] index into the looked-up rows, of which the first
+            is row 0, used by
             :meth:`lookup_rows` and :meth:`expand_rows`. Empty without deduplication: rows then are in this order.
         user_key: [windows] int64 hash of the user.
         lengths: [windows] number of impressions.
@@ -341,8 +342,9 @@ def _build_sparse(
     for name, occurrences in ids.items():
         distinct = occurrences
         if dedup:
-            unique, row_index[name] = torch.unique(torch.from_numpy(occurrences), return_inverse=True)
-            distinct = unique.numpy()
+            # Row 0, "unknown", is always looked up, and first: identifier dropout needs its vector.
+            unique, index = torch.unique(torch.from_numpy(np.append(occurrences, 0)), return_inverse=True)
+            distinct, row_index[name] = unique.numpy(), index[:-1]
         values.append(distinct)
     values += [np.arange(rows) for rows in full_tables.values()]
     sparse = KeyedJaggedTensor(

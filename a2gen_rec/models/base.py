@@ -20,6 +20,9 @@ from a2gen_rec.nn.encoder import WindowLayout, log_bucketize
 from a2gen_rec.nn.marginals import ActionMarginals
 from a2gen_rec.utils.jagged import jagged_to_padded_dense
 
+MIN_DROPOUT_ROWS = 1000
+"""Minimum number of rows of a table with identifier dropout."""
+
 
 class TrainedOutcomes(NamedTuple):
     """Whether each outcome has positives in training; the others cannot be learned, and losses ignore them [ours].
@@ -110,6 +113,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         num_towers: Number of task towers; 0 for rankers without one tower per task.
         max_history: Maximum number of impressions before a target in its history.
         features: Names of the features that the ranker uses, by level.
+        dropped_ids: Features with identifier dropout.
         objective_tasks: Objectives that the ranker predicts in addition to actions and labels.
         is_timed: [actions] bool, whether the log records the action's time.
         has_positives: [1 + outcomes] bool: true, then whether an action, label or objective has training positives.
@@ -132,6 +136,11 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         d_user, d_item, d_context, d_session, d_outcome = (
             config.dim * len(self.features[level]) for level in get_args(FeatureLevel)
         )
+        self.dropped_ids = {
+            feature.name
+            for feature in card.features
+            if config.id_dropout and feature.level in ("user", "item") and feature.cardinality >= MIN_DROPOUT_ROWS
+        }
         self.d_item, self.d_session, self.d_outcome = d_item + d_context, d_session, d_outcome
         self._item_widths = [d_item, d_context]
         self.d_target = self.d_item + d_session
@@ -250,7 +259,14 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
     def _embed_features(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: FeatureLevel) -> Tensor:
         """Return [windows or impressions, d] concatenated rows of the levels' features (windows for the user level)."""
         names = [name for level in levels for name in self.features[level]]
-        return torch.cat([batch.expand_rows(name, looked_up[name]) for name in names], dim=-1)
+        return torch.cat([batch.expand_rows(name, self._drop_ids(name, looked_up[name], batch)) for name in names], -1)
+
+    def _drop_ids(self, feature: str, rows: Tensor, batch: WindowBatch) -> Tensor:
+        """Return looked-up rows, of which training replaces a random share by the first one, "unknown"."""
+        if not self.training or feature not in self.dropped_ids or feature not in batch.row_index:
+            return rows
+        dropped = torch.rand(len(rows), 1, device=rows.device) < self.config.id_dropout
+        return torch.where(dropped, rows[:1], rows)
 
     def _target_items(self, embeddings: Tensor, batch: WindowBatch) -> Tensor:
         """Return [targets, d_item] of the targets, given item and context features [impressions, d_item]."""

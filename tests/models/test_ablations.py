@@ -20,7 +20,13 @@ from tests.helpers.cards import full_tables, make_card, make_columns, small_conf
 from tests.helpers.models import build_double, forward, make_batch
 
 CARD = make_card(timed=("like", "comment", "follow", "exit"))
-EVERYTHING = {"feedback_encoding": "dual_view_full", "session_features": True, "predict_objectives": True}
+# Statistics summarize actions and times whatever the sequence contains.
+EVERYTHING = {
+    "feedback_encoding": "dual_view_full",
+    "session_features": True,
+    "predict_objectives": True,
+    "statistics": False,
+}
 
 
 @pytest.fixture
