@@ -242,7 +242,9 @@ def _draw_request(
     """Draw ``history`` impressions of a random user and random candidates."""
     window = columns.take(rng.choice(np.flatnonzero(columns.lengths >= history), 1))
     rows = {feature.name: rng.integers(1, feature.cardinality, count) for feature in card.features_at("item")}
-    return Request(_truncate_history(window, history), CandidateItems([""] * count, np.ones(count, bool), rows))
+    statistics = rng.normal(size=(count, len(card.statistics))).astype(np.float16)
+    items = CandidateItems([""] * count, np.ones(count, bool), rows, statistics)
+    return Request(_truncate_history(window, history), items)
 
 
 def _truncate_history(window: WindowColumns, history: int) -> WindowColumns:

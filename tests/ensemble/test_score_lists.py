@@ -88,6 +88,7 @@ def alone(columns: WindowColumns, window: int, first: int, target: int) -> Windo
     def at_query_time(rows: np.ndarray) -> np.ndarray:
         return np.append(rows[flat[:-1]], rows[first])
 
+    target_row = columns.target_starts[window] + target - columns.starts[window] - columns.first_target[window]
     return WindowColumns(
         user_key=columns.user_key[[window]],
         first_target=np.array([len(flat) - 1]),
@@ -109,6 +110,8 @@ def alone(columns: WindowColumns, window: int, first: int, target: int) -> Windo
         action_lengths=lengths,
         action=columns.action[tokens],
         offset_s=columns.offset_s[tokens],
+        target_starts=np.zeros(1, np.int64),
+        statistics=columns.statistics[target_row][None],
     )
 
 

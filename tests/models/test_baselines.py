@@ -148,7 +148,9 @@ def test_candidates_in_one_window_equal_one_window_each(variant: dict, length: i
     history = generated.take(np.flatnonzero(generated.lengths == length)[:1]) if length else empty_window(CARD)
 
     def ranked(rows: np.ndarray) -> Tensor:
-        items = CandidateItems([""] * len(rows), np.ones(len(rows), bool), {"item_id": rows, "author_id": rows * 7 % 9})
+        ids = {"item_id": rows, "author_id": rows * 7 % 9}
+        statistics = np.random.default_rng(2).normal(size=(10, len(CARD.statistics))).astype(np.float16)[rows]
+        items = CandidateItems([""] * len(rows), np.ones(len(rows), bool), ids, statistics)
         return predictions(
             model, make_batch(CARD, append_candidates_now(history, items, CARD), config, request_gap_s=FULL_WINDOW)
         )

@@ -259,6 +259,8 @@ def as_requests(columns: WindowColumns, gap_s: float) -> WindowColumns:
         taken[last] = rows[opens_at]
         return taken
 
+    first_targets = (columns.starts + columns.first_target)[windows]
+    target_rows = columns.target_starts[windows] + flat[last] - first_targets
     return WindowColumns(
         user_key=columns.user_key[windows],
         first_target=lengths - 1,
@@ -279,6 +281,8 @@ def as_requests(columns: WindowColumns, gap_s: float) -> WindowColumns:
         action_lengths=action_lengths,
         action=columns.action[tokens],
         offset_s=columns.offset_s[tokens],
+        target_starts=np.arange(len(windows)),
+        statistics=columns.statistics[target_rows],
     )
 
 

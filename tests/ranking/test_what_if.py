@@ -52,7 +52,9 @@ def random_case(seed: int) -> tuple[Scorer, TargetPredictions, WindowBatch, list
     for count in counts:
         names = [f"i{number}" for number in range(count)]
         request = RankQuery("u", names, k=count, explain=True, include_timelines=False)
-        tasks.append(RankingTask(CandidateItems(names, np.ones(count, bool), {}), ENSEMBLE, request))
+        tasks.append(
+            RankingTask(CandidateItems(names, np.ones(count, bool), {}, np.zeros((count, 0))), ENSEMBLE, request)
+        )
     return Scorer(CARD, ranker, (ensemble.eval(), card)), predictions, batch, tasks
 
 

@@ -72,10 +72,9 @@ def ranked(trained_run: TrainedRun, file: Path, lines: str, **options: str) -> R
 
 
 def some_items(rows: np.ndarray) -> CandidateItems:
-    authors = rows * 7 % 9
-    return CandidateItems(
-        [f"item-{row}" for row in rows], np.ones(len(rows), bool), {"item_id": rows, "author_id": authors}
-    )
+    ids = {"item_id": rows, "author_id": rows * 7 % 9}
+    statistics = np.random.default_rng(3).normal(size=(50, len(CARD.statistics))).astype(np.float16)[rows]
+    return CandidateItems([f"item-{row}" for row in rows], np.ones(len(rows), bool), ids, statistics)
 
 
 def one_window(length: int, seed: int = 1) -> WindowColumns:
@@ -216,13 +215,17 @@ def test_rank_equals_single_candidate_predictions(trained_run: TrainedRun, tmp_p
         for candidate in ranking.candidates:
             index = table["item"].index(candidate.item) if candidate.known else None
             rows = [0, 0] if index is None else [table["item_id"][index], table["author_id"][index]]
-            _check_alone(loaded, candidate, np.array(rows), trained_run)
+            statistics = np.zeros(len(CARD.statistics)) if index is None else table["statistics"][index]
+            _check_alone(loaded, candidate, np.array(rows), np.array([statistics], np.float16), trained_run)
 
 
-def _check_alone(loaded: LoadedRun, candidate: ScoredCandidate, rows: np.ndarray, trained_run: TrainedRun) -> None:
+def _check_alone(
+    loaded: LoadedRun, candidate: ScoredCandidate, rows: np.ndarray, statistics: np.ndarray, trained_run: TrainedRun
+) -> None:
     """Compare a candidate with the only target of a window in an ordinary batch."""
     window = read_latest_window(Dataset(str(trained_run.data), CARD), trained_run.user)
-    alone = CandidateItems([candidate.item], np.array([candidate.known]), {"item_id": rows[:1], "author_id": rows[1:]})
+    ids = {"item_id": rows[:1], "author_id": rows[1:]}
+    alone = CandidateItems([candidate.item], np.array([candidate.known]), ids, statistics)
     columns = append_candidates_now(window, alone, CARD)
     batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, loaded.config))
     loaded.model.model_parallel.eval()
@@ -430,7 +433,8 @@ def alone_score(
     at = table["item"].index(candidate.item)
     rows = {name: np.array([table[name][at]]) for name in ("item_id", "author_id")}
     window = read_latest_window(Dataset(str(trained_run.data), CARD), trained_run.user)
-    columns = append_candidates_now(window, CandidateItems([candidate.item], np.ones(1, bool), rows), CARD)
+    statistics = np.array([table["statistics"][at]], np.float16)
+    columns = append_candidates_now(window, CandidateItems([candidate.item], np.ones(1, bool), rows, statistics), CARD)
     batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, loaded.config))
     loaded.model.model_parallel.eval()
     with torch.no_grad():

@@ -4,7 +4,7 @@ import json
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Any, Protocol
 
 from a2gen_rec.ranking.types import Impression
 
@@ -116,12 +116,13 @@ def is_successor(version: int, previous: int) -> bool:
 
 def serialize(impression: Impression) -> str:
     """Return the JSON content of an impression, without its item and time."""
-    content = {
+    content: dict[str, Any] = {
         "watch_s": impression.watch_s,
         "actions": [[name, seconds] for name, seconds in impression.actions],
         "features": dict(impression.features),
-        "labels": dict(impression.labels),
     }
+    if impression.labels:
+        content["labels"] = dict(impression.labels)
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
@@ -129,4 +130,4 @@ def deserialize(item: str, ts_ms: int, text: str) -> Impression:
     """Return the impression of an item, a time and the JSON content."""
     content = json.loads(text)
     actions = [(name, seconds) for name, seconds in content["actions"]]
-    return Impression(item, ts_ms, content["watch_s"], actions, content["features"], content["labels"])
+    return Impression(item, ts_ms, content["watch_s"], actions, content["features"], content.get("labels", {}))

@@ -37,7 +37,7 @@ from a2gen_rec.serving.stores.base import (
 from a2gen_rec.serving.stores.sqlite_files import StoreFiles, StoreOverwritten
 
 APPLICATION_ID = 0xA26E  # in the file header, to identify event stores
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 2
 MAX_PENDING_WRITES = 4096
 MAX_GROUP_COMMIT = 512
 BUSY_TIMEOUT_S = 5.0
