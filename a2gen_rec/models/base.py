@@ -11,7 +11,7 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor
 
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard, FeatureLevel
+from a2gen_rec.data.schema import FEEDBACK, DatasetCard, FeatureLevel
 from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, EmbeddingTables, is_used_by, module_key
 from a2gen_rec.models.history_statistics import HistoryStatistics, NumericInputs
 from a2gen_rec.nn.canonical_order import canonicalize_order
@@ -147,7 +147,9 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         self.d_context = d_user + self.d_target + config.dim
         self.history_statistics = self.numbers = None
         if config.statistics:
-            self.history_statistics = HistoryStatistics(card, len(self.features["item"]))
+            self.history_statistics = HistoryStatistics(
+                card, len(self.features["item"]), FEEDBACK in self.features["outcome"]
+            )
             num_inputs = len(card.statistics) + self.history_statistics.num_statistics
             self.numbers = NumericInputs(num_inputs, 2 * config.dim, config.dropout)
             self.d_context += 2 * config.dim

@@ -28,23 +28,26 @@ class HistoryStatistics(nn.Module):
     Args:
         card: Dataset card.
         num_features: Number of item features.
+        use_feedback: Whether the feedback levels of the history are inputs.
     """
 
     rate_prior: Tensor
     time_prior: Tensor
     is_timed: Tensor
 
-    def __init__(self, card: DatasetCard, num_features: int) -> None:
+    def __init__(self, card: DatasetCard, num_features: int, use_feedback: bool) -> None:
         super().__init__()
         self.num_actions = len(card.actions)
-        self.has_feedback = any(feature.name == FEEDBACK for feature in card.features)
+        self.use_feedback = use_feedback
         rates = [card.base_rate[name] for name in [*card.predicted_actions, *card.labels]]
-        if self.has_feedback:
+        if self.use_feedback:
             rates += [card.base_rate.get(name, 0.0) for name in ("glance", "effective", "negative")]
         timed = [name for name in card.actions if name in card.timed_actions]
         self.register_buffer("rate_prior", torch.tensor(rates).clamp(min=1e-4), persistent=False)
         self.register_buffer(
-            "time_prior", torch.log1p(torch.tensor([card.median_time_s[name] for name in timed])), persistent=False
+            "time_prior",
+            torch.log1p(torch.tensor([card.median_time_s.get(name, 0.0) for name in timed])),
+            persistent=False,
         )
         self.register_buffer(
             "is_timed", torch.tensor([name in card.timed_actions for name in card.actions]), persistent=False
@@ -95,7 +98,7 @@ class HistoryStatistics(nn.Module):
         labels = batch.history_labels
         outcomes = [occurred[:, 1:-1], labels.nan_to_num()]
         known = [torch.ones_like(occurred[:, 1:-1]), torch.isfinite(labels)]
-        if self.has_feedback:
+        if self.use_feedback:
             level = batch.outcome[FEEDBACK][:, None]
             outcomes.append(torch.cat([level == GLANCE, level >= EFFECTIVE, level == NEGATIVE], dim=1))
             known.append((level != UNKNOWN).expand(-1, 3))

@@ -133,11 +133,14 @@ def _create_simulated_log(folder: Path) -> Log:
     config = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=12, max_targets=5)
     card = prepare("simulated", str(folder / "raw"), str(folder / "data"), config)
     action_columns = ", ".join(f'"{name}"' for name in card.predicted_actions)
-    query = f"SELECT user_id, item_id, ts_ms, dwell_s, tab, {action_columns} FROM '{folder}/raw/impressions/*.parquet'"
+    query = f"SELECT user_id, item_id, ts_ms, dwell_s, tab, long_view, {action_columns} FROM '{folder}/raw/impressions/*.parquet'"
     raw: dict[str, list[Impression]] = {}
-    for user, item, ts_ms, dwell, tab, *times in sorted(duckdb.sql(query).fetchall(), key=lambda row: str(row[1])):
+    for user, item, ts_ms, dwell, tab, long_view, *times in sorted(
+        duckdb.sql(query).fetchall(), key=lambda row: str(row[1])
+    ):
         actions = [(name, time) for name, time in zip(card.predicted_actions, times, strict=True) if time is not None]
-        raw.setdefault(str(user), []).append(Impression(str(item), ts_ms, dwell, actions, {"tab": tab}))
+        labels = {"long_view": bool(long_view)}
+        raw.setdefault(str(user), []).append(Impression(str(item), ts_ms, dwell, actions, {"tab": tab}, labels))
     ordered = {user: sorted(rows, key=lambda impression: impression.ts_ms) for user, rows in raw.items()}
     return _train_run(folder, ordered)
 

@@ -185,7 +185,8 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
             first = columns.first_target.copy()
             lengths = columns.lengths.copy()
             first[row], lengths[row] = position, position + 1
-            one = dataclasses.replace(columns, first_target=first, lengths=lengths)
+            target_starts = columns.target_starts + first - columns.first_target
+            one = dataclasses.replace(columns, first_target=first, lengths=lengths, target_starts=target_starts)
             singles.append(make_batch(CARD, one, config, np.array([row])))
     for left, right in zip(
         run([make_batch(CARD, columns, config, rows, bucket_overhead=20)]), run(singles), strict=True

@@ -134,7 +134,10 @@ def test_windows_equal_one_target_at_a_time(variant: dict, columns: WindowColumn
             cut = max(position - reach - 1, 0)
             first, starts, lengths = columns.first_target.copy(), columns.starts.copy(), columns.lengths.copy()
             first[row], starts[row], lengths[row] = position - cut, starts[row] + cut, position + 1 - cut
-            one = dataclasses.replace(columns, first_target=first, starts=starts, lengths=lengths)
+            target_starts = columns.target_starts + position - columns.first_target
+            one = dataclasses.replace(
+                columns, first_target=first, starts=starts, lengths=lengths, target_starts=target_starts
+            )
             singles.append(make_batch(CARD, one, config, np.array([row])))
     for left, right in zip(run([make_batch(CARD, columns, config, bucket_overhead=20)]), run(singles), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)

@@ -52,7 +52,7 @@ def expected(
     ids = columns.impression_ids
     groups = [visible, visible[-RECENT:]]
     groups += [[i for i in visible if ids[name][i] == ids[name][target] != 0] for name in ITEM_FEATURES]
-    module = HistoryStatistics(card, len(ITEM_FEATURES))
+    module = HistoryStatistics(card, len(ITEM_FEATURES), True)
     own: tuple[list[float], list[float]] = ([], [])
     result = []
     for number, group in enumerate(groups):
@@ -76,7 +76,7 @@ def expected(
 def compute(batch: WindowBatch) -> torch.Tensor:
     ranker = build_double(CARD, CONFIG).ranker
     with torch.no_grad():
-        return HistoryStatistics(CARD, len(ITEM_FEATURES))(batch, ranker._layout(batch))
+        return HistoryStatistics(CARD, len(ITEM_FEATURES), True)(batch, ranker._layout(batch))
 
 
 @pytest.mark.parametrize("gap_s", [None, 20.0, FULL_WINDOW])
@@ -84,7 +84,7 @@ def test_equals_the_oracle(gap_s: float | None) -> None:
     columns = make_columns(CARD, 40, np.random.default_rng(0), max_length=14)
     batch = make_batch(CARD, columns, CONFIG, request_gap_s=gap_s)
     actual = compute(batch).numpy()
-    assert actual.shape == (len(batch.target), HistoryStatistics(CARD, len(ITEM_FEATURES)).num_statistics)
+    assert actual.shape == (len(batch.target), HistoryStatistics(CARD, len(ITEM_FEATURES), True).num_statistics)
     nonzero = 0
     for row, (window, target, query) in enumerate(
         zip(batch.target_window.tolist(), batch.target.tolist(), batch.query_index.tolist(), strict=True)

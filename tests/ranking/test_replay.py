@@ -3,10 +3,12 @@
 import dataclasses
 from bisect import bisect_right
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from a2gen_rec.data.features.sessions import POSITION_EDGES
 from a2gen_rec.data.schema import SESSION_POSITION
@@ -32,8 +34,11 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return log, str(folder / "model")
 
 
-def evaluated(log: Log) -> dict[tuple[str, int, int], dict[str, float]]:
-    """Return the evaluation's predictions by (user, start time, item row); "watch" is in log1p seconds."""
+def evaluated(log: Log) -> dict[tuple[str, int, int], dict[str, Any]]:
+    """Return the evaluation's predictions by (user, start time, item row); "watch" is in log1p seconds.
+
+    ``statistics`` are those of the target, as of the start of its day.
+    """
     users = pq.read_table(f"{log.data}/users.parquet").to_pydict()
     name = dict(zip(users["user_key"], users["user"], strict=True))
     with load_run(log.run) as opened:
@@ -50,8 +55,11 @@ def evaluated(log: Log) -> dict[tuple[str, int, int], dict[str, float]]:
     probabilities = [
         {name: row[column] for name, column in outcome_columns(card).items()} for row in predictions.probability
     ]
-    watch = predictions.time[:, -1].tolist()
-    return {key: {**row, "watch": seconds} for key, row, seconds in zip(keys, probabilities, watch, strict=True)}
+    rows = zip(predictions.time[:, -1].tolist(), torch.cat([batch.statistics for batch in batches]), strict=True)
+    return {
+        key: {**row, "watch": seconds, "statistics": statistics.numpy()}
+        for key, row, (seconds, statistics) in zip(keys, probabilities, rows, strict=True)
+    }
 
 
 def context(impression: Impression) -> dict[str, object]:
@@ -76,9 +84,11 @@ def test_served_predictions_match_the_evaluation(exported: tuple[Log, str]) -> N
             history = ranker.encode(past[:-3])
             for some in (past[-3:-2], past[-2:-1], past[-1:]) if number % 2 else (past[-1:], past[-3:-1]):
                 history = ranker.encode(some, history)
+            target = expected[user, now.ts_ms, row_of[now.item]]
+            # The export has the statistics after the log, the target those before its day.
+            ranker._items.statistics[ranker._items.index_of[now.item]] = target["statistics"]
             query = RankQuery(user, [now.item], now.ts_ms, history, context=context(now))
             (candidate,) = ranker.rank(query).candidates
-            target = expected[user, now.ts_ms, row_of[now.item]]
             for name, chance in candidate.probability.items():
                 assert chance == pytest.approx(target[name], abs=1e-5), (user, index, name)
             assert candidate.expected_watch_s is not None

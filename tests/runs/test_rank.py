@@ -286,11 +286,13 @@ def test_returns_the_top_k(trained_run: TrainedRun) -> None:
 def test_popular_items_have_the_most_impressions(tmp_path: Path) -> None:
     statistics = {"item_id": [0, 1, 2, 3, 4], "impressions": [99, 5, 7, 7, 1]}
     items = {"item": ["a", "b", "c", "d", "e", "f"], "item_id": [4, 3, 2, 3, 1, 0], "author_id": [1, 2, 3, 4, 5, 6]}
+    items["statistics"] = [[float(number), 0.0, 1.0] for number in range(6)]
     pq.write_table(pa.table(statistics), tmp_path / "item_statistics.parquet")
     pq.write_table(pa.table(items), tmp_path / "items.parquet")
     popular = popular_items(Dataset(str(tmp_path), CARD), 4)
     assert popular.ids == ["c", "b", "d", "e"]  # b and d share a row
     assert popular.rows["author_id"].tolist() == [3, 2, 4, 5]
+    assert popular.statistics[:, 0].tolist() == [2, 1, 3, 4]
     assert popular_items(Dataset(str(tmp_path), CARD), 2).ids == ["c", "b"]
 
 
