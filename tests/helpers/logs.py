@@ -133,7 +133,9 @@ def _create_simulated_log(folder: Path) -> Log:
     config = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=12, max_targets=5)
     card = prepare("simulated", str(folder / "raw"), str(folder / "data"), config)
     action_columns = ", ".join(f'"{name}"' for name in card.predicted_actions)
-    query = f"SELECT user_id, item_id, ts_ms, dwell_s, tab, long_view, {action_columns} FROM '{folder}/raw/impressions/*.parquet'"
+    columns = f"user_id, item_id, ts_ms, dwell_s, tab, long_view, {action_columns}"
+    query = f"SELECT {columns} FROM '{folder}/raw/impressions/*.parquet'"
+    rows = sorted(duckdb.sql(query).fetchall(), key=lambda row: str(row[1]))
     raw: dict[str, list[Impression]] = {}
     for user, item, ts_ms, dwell, tab, long_view, *times in sorted(
         duckdb.sql(query).fetchall(), key=lambda row: str(row[1])
