@@ -137,13 +137,11 @@ def _create_simulated_log(folder: Path) -> Log:
     query = f"SELECT {columns} FROM '{folder}/raw/impressions/*.parquet'"
     rows = sorted(duckdb.sql(query).fetchall(), key=lambda row: str(row[1]))
     raw: dict[str, list[Impression]] = {}
-    for user, item, ts_ms, dwell, tab, long_view, *times in sorted(
-        duckdb.sql(query).fetchall(), key=lambda row: str(row[1])
-    ):
+    for user, item, ts_ms, dwell, tab, long_view, *times in rows:
         actions = [(name, time) for name, time in zip(card.predicted_actions, times, strict=True) if time is not None]
         labels = {"long_view": bool(long_view)}
         raw.setdefault(str(user), []).append(Impression(str(item), ts_ms, dwell, actions, {"tab": tab}, labels))
-    ordered = {user: sorted(rows, key=lambda impression: impression.ts_ms) for user, rows in raw.items()}
+    ordered = {user: sorted(past, key=lambda impression: impression.ts_ms) for user, past in raw.items()}
     return _train_run(folder, ordered)
 
 
