@@ -100,6 +100,8 @@ def run(args: Namespace) -> int:
     from a2gen_rec.utils import paths
 
     config, console = config_from_args(args), new_console()
+    if config.model.name == "gbdt":
+        raise ConfigError("model.name gbdt has no embedding tables to plan")
     single_plan_options = [name for name in ("ranks", "sweep", "html", "save") if args[name]]
     if args.compare and single_plan_options:
         raise ConfigError(f"--{single_plan_options[0]} cannot be combined with --compare")

@@ -35,6 +35,13 @@ def run(args: Namespace) -> None:
         raise ConfigError("--data is missing: the dataset directory from `a2gen prepare`")
     if args.plan:
         config.sharding.plan_file = paths.abspath(args.plan)
+    if config.model.name == "gbdt":
+        from a2gen_rec.gbdt.fit import train_gbdt
+
+        if args.plan:
+            raise ConfigError("--plan: model.name gbdt has no embedding tables")
+        train_gbdt(config, args.data, args.run)
+        return
     train(config, args.data, args.run)
     if is_main_rank() and (line := _next_step(args.run, config.train)):
         print_line(line)

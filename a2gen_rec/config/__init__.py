@@ -6,6 +6,7 @@ field is documented by the string below it. Units are in the names (``_s`` secon
 
 from a2gen_rec.config.data import PrepareConfig, SimulateConfig
 from a2gen_rec.config.ensemble import EnsembleConfig
+from a2gen_rec.config.gbdt import GBDTConfig
 from a2gen_rec.config.model import LossConfig, ModelConfig
 from a2gen_rec.config.serving import ServeConfig
 from a2gen_rec.config.sharding import PlannerFeature, ShardingConfig, WorkloadConfig
@@ -16,6 +17,7 @@ __all__ = [
     "EnsembleConfig",
     "EvaluateConfig",
     "ForkMergeConfig",
+    "GBDTConfig",
     "LoaderConfig",
     "LossConfig",
     "ModelConfig",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from a2gen_rec.config.checks import NON_NEGATIVE, POSITIVE, SEED, check_fields
+from a2gen_rec.config.gbdt import GBDTConfig
 from a2gen_rec.config.model import LossConfig, ModelConfig, loss_weights
 from a2gen_rec.config.sharding import ShardingConfig
 from a2gen_rec.errors import ConfigError
@@ -189,8 +190,12 @@ class Config:
     """Settings of the training run."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Evaluation of predictions."""
+    gbdt: GBDTConfig = field(default_factory=GBDTConfig)
+    """Gradient boosted trees of ``model.name: gbdt``; other models ignore them."""
 
     def __post_init__(self) -> None:
+        if self.model.name == "gbdt" and self.train.forkmerge.merge_interval_epochs:
+            raise ConfigError("train.forkmerge.merge_interval_epochs: ForkMerge cannot train model.name gbdt")
         if self.train.forkmerge.merge_interval_epochs and self.loss.uncertainty_weighting:
             raise ConfigError(
                 "train.forkmerge.merge_interval_epochs: ForkMerge cannot be combined with loss.uncertainty_weighting: "
@@ -199,8 +204,10 @@ class Config:
         if self.model.id_dropout and not self.loader.deduplicate_ids:
             raise ConfigError("model.id_dropout: loader.deduplicate_ids must be on; it looks up row 0 in every batch")
         if self.optim.multitask == "adatask":
-            if self.model.name == "a2gen":
-                raise ConfigError("optim.multitask adatask: model.name must be one with a tower per task, not a2gen")
+            if self.model.name in ("a2gen", "gbdt"):
+                raise ConfigError(
+                    f"optim.multitask adatask: model.name must be one with a tower per task, not {self.model.name}"
+                )
             if self.loss.uncertainty_weighting:
                 raise ConfigError(
                     "optim.multitask adatask: loss.uncertainty_weighting must be off, tasks are balanced by their steps"

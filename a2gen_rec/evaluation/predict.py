@@ -93,7 +93,7 @@ def predict(
     """
     was_training = task.training
     task.eval()
-    device = next(ranker.parameters()).device
+    device = ranker.is_timed.device  # boosters have no parameters
     parts: list[Predictions] = []
     sums = torch.zeros(len(term_names(ranker.objective_tasks)), dtype=torch.float64)
     order_violations = torch.zeros(1, dtype=torch.float64)

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from a2gen_rec.config import Config
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
+from a2gen_rec.gbdt.files import read_record
 from a2gen_rec.models.factory import build_model
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.run_dir import RunDir
@@ -23,6 +24,8 @@ THROUGHPUT_TAG = "speed/targets_per_s"
 def summarize_run(folder: str, config: Config) -> dict[str, Any]:
     """Return best step, its validation metrics, number of parameters and training speed of a run.
 
+    A run of ``model.name gbdt`` has its number of trees as step, no speed, and the ``importance`` of its columns.
+
     Args:
         folder: Run directory.
         config: Resolved configuration.
@@ -30,6 +33,8 @@ def summarize_run(folder: str, config: Config) -> dict[str, Any]:
     Raises:
         UserError: There is no checkpoint, training did not finish, or there are no validation results.
     """
+    if config.model.name == "gbdt":
+        return _summarize_gbdt(folder)
     latest = RunDir(folder).latest_checkpoint()
     if latest is None:
         raise UserError(f"{folder}: no checkpoint found")
@@ -44,6 +49,19 @@ def summarize_run(folder: str, config: Config) -> dict[str, Any]:
         "validation": state.metrics,
         "parameters": count_parameters(card, config),
         "targets_per_s": read_throughput(folder),
+    }
+
+
+def _summarize_gbdt(folder: str) -> dict[str, Any]:
+    if not paths.exists(RunDir(folder).gbdt_file):
+        raise UserError(f"{folder}: training did not finish")
+    record = read_record(folder)
+    return {
+        "step": record.trees,
+        "validation": record.metrics,
+        "parameters": {"tables": 0, "dense": record.num_parameters},
+        "targets_per_s": None,
+        "importance": record.importance,
     }
 
 

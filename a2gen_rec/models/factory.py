@@ -6,6 +6,7 @@ import torch
 
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.a2gen import A2GenRanker
 from a2gen_rec.models.base import BaseRanker, RankingModel
 from a2gen_rec.models.baselines.experts import MMoERanker, PLERanker
@@ -26,6 +27,12 @@ def build_model(card: DatasetCard, config: Config, device: torch.device | None =
 
 
 def ranker_class(config: ModelConfig) -> type[BaseRanker[Any]]:
-    """Return the class of the configured ranker, the model without its tables."""
+    """Return the class of the configured ranker, the model without its tables.
+
+    Raises:
+        ConfigError: The model has no tables.
+    """
+    if config.name not in RANKERS:
+        raise ConfigError(f"model.name {config.name} has no embedding tables; use `a2gen train` and `a2gen evaluate`")
     ranker = RANKERS[config.name]
     return IndependentHeadsRanker if ranker is A2GenRanker and config.generator == "independent_heads" else ranker

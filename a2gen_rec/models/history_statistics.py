@@ -5,12 +5,14 @@ counted, and training and serving compute the same numbers from the same history
 user's own, the user's own to the training rates, so that they add up [ours].
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import EFFECTIVE, FEEDBACK, GLANCE, NEGATIVE, UNKNOWN, DatasetCard
+from a2gen_rec.data.schema import EFFECTIVE, FEEDBACK, GLANCE, NEGATIVE, OBJECTIVES, UNKNOWN, DatasetCard
 from a2gen_rec.nn.encoder import WindowLayout
 from a2gen_rec.utils.jagged import jagged_to_padded_dense, padded_dense_to_jagged
 
@@ -39,10 +41,12 @@ class HistoryStatistics(nn.Module):
         super().__init__()
         self.num_actions = len(card.actions)
         self.use_feedback = use_feedback
-        rates = [card.base_rate[name] for name in [*card.predicted_actions, *card.labels]]
+        self.rate_names = [*card.predicted_actions, *card.labels]
+        rates = [card.base_rate[name] for name in self.rate_names]
         if self.use_feedback:
-            rates += [card.base_rate.get(name, 0.0) for name in ("glance", "effective", "negative")]
-        timed = [name for name in card.actions if name in card.timed_actions]
+            self.rate_names += OBJECTIVES
+            rates += [card.base_rate.get(name, 0.0) for name in OBJECTIVES]
+        self.time_names = timed = [name for name in card.actions if name in card.timed_actions]
         self.register_buffer("rate_prior", torch.tensor(rates).clamp(min=1e-4), persistent=False)
         self.register_buffer(
             "time_prior",
@@ -55,10 +59,16 @@ class HistoryStatistics(nn.Module):
         self.num_groups = 2 + num_features
         self.num_statistics = self.num_groups * (1 + len(rates) + len(timed))
 
+    def names(self, features: Sequence[str]) -> list[str]:
+        """Return the names of the statistics, given those of the item features."""
+        groups = ["history", f"latest {RECENT}", *(f"history of {feature}" for feature in features)]
+        values = ["impressions", *self.rate_names, *(f"time of {name}" for name in self.time_names)]
+        return [f"{group}: {value}" for group in groups for value in values]
+
     def forward(self, batch: WindowBatch, layout: WindowLayout) -> Tensor:
         """Return [targets, statistics]."""
         masks = self._groups(batch, layout)  # [windows, groups, max targets, max keys]
-        values = jagged_to_padded_dense(self._outcomes(batch), layout.row, layout.column, layout.shape)
+        values = jagged_to_padded_dense(self.outcomes(batch), layout.row, layout.column, layout.shape)
         with torch.autocast(values.device.type, enabled=False):  # half precision counts exactly up to 256 only
             sums = (masks.flatten(1, 2) @ values).unflatten(1, masks.shape[1:3])
         rates, times = len(self.rate_prior), len(self.time_prior)
@@ -85,8 +95,11 @@ class HistoryStatistics(nn.Module):
             groups = [group.expand(shape) for group in groups] + [layout.matches & visible]
         return torch.cat(groups, dim=1).float()
 
-    def _outcomes(self, batch: WindowBatch) -> Tensor:
-        """Return [keys, values]: one, rates' outcomes, whether known, log1p seconds, whether known."""
+    def outcomes(self, batch: WindowBatch) -> Tensor:
+        """Return [keys, values]: one, rates' outcomes, whether known, log1p seconds, whether known.
+
+        Rates' outcomes have the names ``rate_names``, times those of ``time_names``; unknown values are 0.
+        """
         is_start = batch.action == 0
         impression = is_start.cumsum(0) - 1
         n = len(batch.ts_ms)

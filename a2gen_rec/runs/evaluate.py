@@ -15,9 +15,13 @@ from a2gen_rec.ensemble.fit import (
 )
 from a2gen_rec.ensemble.fit_baselines import load_baselines
 from a2gen_rec.ensemble.session_lists import SessionLists
+from a2gen_rec.errors import UserError
 from a2gen_rec.evaluation.evaluate import evaluate
+from a2gen_rec.gbdt.evaluate import evaluate_gbdt
 from a2gen_rec.models.ensemble.io import EnsembleCard
 from a2gen_rec.training.loaded_run import DeviceChoice, LoadedRun, load_run
+from a2gen_rec.training.run_dir import RunDir
+from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import all_gather_object, sync_errors
 
 
@@ -46,6 +50,10 @@ def evaluate_run(
         training data, and ``lists``, the list metrics of the ensemble and its baselines (empty without an ensemble); on
         other ranks ``{}``.
     """
+    if paths.exists(RunDir(run).gbdt_file):
+        if ensemble:
+            raise UserError(f"{run}: --ensemble: model.name gbdt supports no ensemble")
+        return evaluate_gbdt(run, split, data, config, predictions)
     with load_run(run, data, device) as loaded:
         folder = ensemble or all_gather_object(default_ensemble_dir(run))[0]
         # First, so that an incompatible ensemble fails before the evaluation.

@@ -8,6 +8,7 @@ import yaml
 
 from a2gen_rec.config import Config
 from a2gen_rec.training.forkmerge import fork_and_merge
+from a2gen_rec.training.loaded_run import reject_gbdt
 from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.training.run_lock import lock_run
 from a2gen_rec.training.trainer import Trainer
@@ -25,6 +26,8 @@ def train(config: Config, data: str, run: str) -> dict[str, Any]:
     with process_group(config.train.device) as process, ExitStack() as stack:
         with sync_errors():
             lock = stack.enter_context(lock_run(run)) if process.is_main else None
+        with sync_errors():
+            reject_gbdt(run)
         trainer = Trainer(config, data, run, process, lock=lock)
         with sync_errors():
             if process.is_main:

@@ -11,6 +11,8 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.build import TrainingModel, build_training_model
+from a2gen_rec.training.run_dir import RunDir
+from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import DistributedContext, process_group
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
@@ -58,15 +60,13 @@ def load_run(run: str, data: str = "", device: DeviceChoice = "auto") -> Iterato
     Raises:
         UserError: There is no checkpoint, or it is incompatible with the dataset.
     """
+    reject_gbdt(run)
     path = checkpoint.best(run)
     state, fingerprint = checkpoint.TrainState.read(path), checkpoint.fingerprint(path)
     config = restore_config(state.config)
     data = data or state.data
     card = DatasetCard.from_dict(state.card, f"{path}/{checkpoint.STATE_FILE}")
-    current_card = DatasetCard.load(data)
-    for name in ("actions", "labels", "objectives", "timed_actions", "features"):
-        if getattr(current_card, name) != getattr(card, name):
-            raise UserError(f"{data}: {name} differ from those of run {run}")
+    current_card = load_matching_card(data, card, run)
     config.sharding.hbm_gb = config.sharding.ddr_gb = 0.0  # limits of the training machines
     config.sharding.plan_file = ""
     config.optim.multitask = "joint"  # no training, hence no optimizer states per task
@@ -76,6 +76,27 @@ def load_run(run: str, data: str = "", device: DeviceChoice = "auto") -> Iterato
         model = build_training_model(card, config, process)
         checkpoint.load(path, model, with_optimizer=False)
         yield LoadedRun(model, config, card, data, process, state.step, fingerprint, current_card.data_digest)
+
+
+def load_matching_card(data: str, card: DatasetCard, run: str) -> DatasetCard:
+    """Return the card of the dataset in ``data``, which has the inputs and outcomes of the run's ``card``.
+
+    Raises:
+        UserError: Naming the first that differs.
+    """
+    current = DatasetCard.load(data)
+    for name in ("actions", "labels", "objectives", "timed_actions", "features"):
+        if getattr(current, name) != getattr(card, name):
+            raise UserError(f"{data}: {name} differ from those of run {run}")
+    return current
+
+
+def reject_gbdt(run: str) -> None:
+    """Raise UserError for a run of ``model.name: gbdt``, which has neither checkpoints nor embedding tables."""
+    if paths.exists(RunDir(run).gbdt_file):
+        raise UserError(
+            f"{run}: is a run of model.name gbdt, which only `a2gen evaluate` and `a2gen experiment` support"
+        )
 
 
 def restore_config(saved: dict[str, Any]) -> Config:

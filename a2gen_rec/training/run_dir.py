@@ -31,6 +31,16 @@ class RunDir:
         return paths.join(self.path, "checkpoints")
 
     @property
+    def gbdt_file(self) -> str:
+        """Settings, metrics and outcomes of a finished run of ``model.name: gbdt``; other runs have none."""
+        return paths.join(self.path, "gbdt.json")
+
+    @property
+    def boosters(self) -> str:
+        """Directory of the boosters of a run of ``model.name: gbdt``, one text file per outcome."""
+        return paths.join(self.path, "boosters")
+
+    @property
     def tensorboard(self) -> str:
         """Directory of the TensorBoard event files."""
         return paths.join(self.path, "tensorboard")

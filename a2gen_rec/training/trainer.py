@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import FrameType
@@ -21,7 +21,7 @@ from a2gen_rec.data.synced_batches import SynchronizedBatches
 from a2gen_rec.errors import UserError
 from a2gen_rec.evaluation.evaluate import action_metrics, evaluation_batches
 from a2gen_rec.evaluation.objective_metrics import objective_metrics
-from a2gen_rec.evaluation.predict import outcome_columns, predict
+from a2gen_rec.evaluation.predict import EvaluationSums, Predictions, outcome_columns, predict
 from a2gen_rec.losses.loss import term_means, term_names, total_loss, validate_objective_weights
 from a2gen_rec.models.base import TargetEncoding
 from a2gen_rec.models.embedding_tables import EmbeddingTables
@@ -70,7 +70,7 @@ class Trainer:
         self.config, self.data, self.run, self.process, self.log_prefix = config, data, run, process, log_prefix
         self.lock, self.stopped = lock, False
         with sync_errors():
-            self.card = _load_card(data, config)
+            self.card = load_card(data, config)
             self.dataset = Dataset(data, self.card)
             self.train_windows = WindowDataset(
                 self.dataset,
@@ -222,11 +222,7 @@ class Trainer:
         self.record_validation(metrics, progress)
 
     def validate(self) -> dict[str, float]:
-        """Return metrics on validation, on all ranks.
-
-        ``auc`` is the mean over actions and labels, or over predicted objectives if the log has neither. It is missing
-        if none of them has both classes.
-        """
+        """Return :func:`validation_metrics`, on all ranks."""
         batches = evaluation_batches(self.dataset, "valid", self.config, self.process, with_oracle=False)
         predictions, sums = predict(
             self.training_model.model_parallel,
@@ -237,14 +233,7 @@ class Trainer:
         )
         metrics = {}
         if self.process.is_main:
-            terms = term_means(sums.loss, sums.counts, sums.is_generative)
-            metrics["loss"] = float(total_loss(terms, self.config.loss, self.tasks))
-            metrics |= self._metric_names(terms)
-            scores = action_metrics(predictions, predictions.probability, self.card)
-            if not scores:
-                scores = objective_metrics(predictions, outcome_columns(self.card), self.card)["objectives"]
-            aucs = {f"auc/{name}": row["auc"] for name, row in scores.items() if row["auc"] is not None}
-            metrics |= aucs | ({"auc": sum(aucs.values()) / len(aucs)} if aucs else {})
+            metrics = validation_metrics(predictions, sums, self.card, self.config, self.tasks)
         return all_gather_object(metrics)[0]
 
     def monitored_value(self, metrics: dict[str, float]) -> float:
@@ -276,13 +265,9 @@ class Trainer:
             )
         progress.log(
             self.state.step,
-            {"loss": loss, **self._metric_names(terms)},
+            {"loss": loss, **_loss_terms(terms, self.tasks)},
             self._learning_rate(),
         )
-
-    def _metric_names(self, terms: torch.Tensor) -> dict[str, float]:
-        names = term_names(self.tasks)
-        return {f"loss/{name}": value for name, value in zip(names, terms.tolist(), strict=True)}
 
     def save(self) -> None:
         """Write a checkpoint. Called by all ranks."""
@@ -312,6 +297,27 @@ class Trainer:
         )
 
 
+def validation_metrics(
+    predictions: Predictions, sums: EvaluationSums, card: DatasetCard, config: Config, tasks: Sequence[str]
+) -> dict[str, float]:
+    """Return ``loss``, its terms, ``auc`` and the AUC of every outcome.
+
+    ``auc`` is the mean over actions and labels, or over predicted objectives if the log has neither. It is missing
+    if none of them has both classes.
+    """
+    terms = term_means(sums.loss, sums.counts, sums.is_generative)
+    metrics = {"loss": float(total_loss(terms, config.loss, tasks)), **_loss_terms(terms, tasks)}
+    scores = action_metrics(predictions, predictions.probability, card)
+    if not scores:
+        scores = objective_metrics(predictions, outcome_columns(card), card)["objectives"]
+    aucs = {f"auc/{name}": row["auc"] for name, row in scores.items() if row["auc"] is not None}
+    return metrics | aucs | ({"auc": sum(aucs.values()) / len(aucs)} if aucs else {})
+
+
+def _loss_terms(terms: torch.Tensor, tasks: Sequence[str]) -> dict[str, float]:
+    return {f"loss/{name}": value for name, value in zip(term_names(tasks), terms.tolist(), strict=True)}
+
+
 def is_finished(state: checkpoint.TrainState, config: TrainConfig) -> bool:
     """Return whether training is complete: last epoch on all ranks, last step, or early stopping."""
     return all(loader.epoch >= config.epochs for loader in state.loader_states) or _should_stop(state, config)
@@ -322,7 +328,7 @@ def _should_stop(state: checkpoint.TrainState, config: TrainConfig) -> bool:
     return out_of_patience or bool(config.max_steps and state.step >= config.max_steps)
 
 
-def _load_card(data: str, config: Config) -> DatasetCard:
+def load_card(data: str, config: Config) -> DatasetCard:
     """Return the dataset card if the dataset suits the configuration."""
     card = DatasetCard.load(data)
     if config.model.max_history > card.max_history:
