@@ -98,6 +98,7 @@ class ModelResult(MetricsRow):
         parameters: Numbers of parameters, ``tables`` and ``dense``.
         targets_per_s: Training speed of the fastest seed; None if unknown.
         seconds: Median training time of uninterrupted runs; None if there are none.
+        importance: Column -> mean share of gain over seeds, of a gradient boosted model; empty for others.
     """
 
     ablation_of: str
@@ -111,6 +112,7 @@ class ModelResult(MetricsRow):
     parameters: dict[str, int]
     targets_per_s: float | None
     seconds: float | None
+    importance: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,15 @@ def _model(
         parameters=runs[0].parameters,
         targets_per_s=max(speeds, default=None),
         seconds=float(np.median(seconds)) if seconds else None,
+        importance=_mean_importance(runs),
     )
+
+
+def _mean_importance(runs: Sequence[EvaluatedRun]) -> dict[str, float]:
+    """Return the mean share of gain of every column, descending."""
+    names = dict.fromkeys(name for run in runs for name in run.importance)
+    mean = {name: float(np.mean([run.importance.get(name, 0.0) for run in runs])) for name in names}
+    return dict(sorted(mean.items(), key=lambda item: -item[1]))
 
 
 def _metrics_row(

@@ -26,6 +26,7 @@ class EvaluatedRun:
         targets_per_s: Training speed; None if nothing was logged.
         seconds: Duration of training; None if it was resumed.
         commit: Git commit of the training; empty if unknown.
+        importance: Column -> share of gain, of a gradient boosted model; empty for others.
     """
 
     dataset: str
@@ -40,6 +41,7 @@ class EvaluatedRun:
     targets_per_s: float | None
     seconds: float | None
     commit: str
+    importance: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def _run(raw: dict[str, Any], folder: str) -> EvaluatedRun:
         targets_per_s=raw["targets_per_s"],
         seconds=None if raw["resumed"] else float(raw["seconds"]),
         commit=raw["machine"]["commit"] or "",
+        importance={name: float(share) for name, share in raw.get("importance", {}).items()},
     )
 
 

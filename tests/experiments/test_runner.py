@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -32,6 +33,7 @@ TINY = {
     "loader.max_impressions_per_batch": 200,
     "train.max_steps": 3,
 }
+TINY_TREES = {"gbdt.min_positives": 5, "gbdt.min_child_samples": 5, "gbdt.max_trees": 20}
 SUITE: dict[str, Any] = {
     "datasets": {"one": {"data": "one", "settings": TINY}, "two": {"data": "two", "settings": TINY}},
     "models": {"a2gen": {}, "mmoe": {"model.name": "mmoe"}},
@@ -325,13 +327,13 @@ def test_runs_the_quick_suite(tmp_path: Path) -> None:
     small = content["datasets"]["small"]
     small["simulate"] = {"users": 40, "items": 20, "impressions_per_user": 15}
     small["config"] = str(file.parents[1] / "simulated.yaml")
-    small["settings"] = TINY
+    small["settings"] = TINY | TINY_TREES
     suite = write_suite(tmp_path, content)
     lines: list[str] = []
     results = Experiment(suite, str(tmp_path / "out"), log=lines.append, run_command=run_in_process).run()
     assert results["failed"] == [], lines
     assert {(row["model"], row["seed"]) for row in results["runs"]} == {
-        (model, seed) for model in ("a2gen", "mmoe", "plain attention") for seed in (0, 1)
+        (model, seed) for model in ("a2gen", "mmoe", "gbdt", "plain attention") for seed in (0, 1)
     }
     for row in results["runs"]:
         measured = json.loads((tmp_path / "out" / row["test"]).read_text())
@@ -339,8 +341,12 @@ def test_runs_the_quick_suite(tmp_path: Path) -> None:
         assert measured["split"] == "test"
         assert measured["targets"] == len(predictions.user) > 0
         assert 0 < row["validation"]["auc"] < 1
-        assert row["step"] == 3
-        assert ("sequences" in measured) == (row["model"] != "mmoe")
+        assert row["step"] > 3 if row["model"] == "gbdt" else row["step"] == 3
+        assert ("sequences" in measured) == (row["model"] not in ("mmoe", "gbdt"))
+        assert bool(row.get("importance")) == (row["model"] == "gbdt")
+        first, _ = read_predictions(str(tmp_path / "out" / results["runs"][0]["predictions"]))
+        for name in ("user", "item", "occurred", "observed_time"):
+            np.testing.assert_array_equal(getattr(predictions, name), getattr(first, name))
     again = FakeCommands()
     assert (
         Experiment(suite, str(tmp_path / "out"), log=lines.append, run_command=again).run()["runs"] == results["runs"]
@@ -352,6 +358,7 @@ def test_runs_the_quick_suite(tmp_path: Path) -> None:
     for output in (
         "small: ablations",
         "small: generated action sequences",
+        "Columns of gbdt by gain",
         "Best settings",
         "oracle",
     ):

@@ -184,6 +184,7 @@ def test_shipped_suites_are_valid() -> None:
         "adatask",
         "forkmerge",
         "hstu",
+        "gbdt",
     ]
     assert [dataset.name for dataset in main.datasets] == ["simulated", "kuairand", "jd", "rec_tmall"]
     assert len(main.seeds) >= 3

@@ -21,6 +21,7 @@ from a2gen_rec.reporting.formatting import MISSING, format_decimals, format_sign
 
 BEST_MARK = "*"
 """Mark of a difference whose interval excludes 0."""
+_MAX_COLUMNS = 20  # in the table of a gradient boosted model's columns
 SortKey = Callable[[float], float]
 """Key that is smallest for the best value."""
 
@@ -95,6 +96,7 @@ def further_tables(comparison: Comparison) -> list[ComparisonTable]:
         tables.append(times(comparison, "mae_s", "Time MAE, seconds", 2))
     if any(model.times_given_prefix for model in comparison.full_models):
         tables.append(conditional_times(comparison))
+    tables += [importance(model) for model in comparison.full_models if model.importance]
     return [*tables, costs(comparison)]
 
 
@@ -191,6 +193,17 @@ def ablations(comparison: Comparison) -> ComparisonTable:
         f"interval excludes 0. {_reliability(models)}"
     )
     return _table("Ablations", columns, models, len(models), note, ("change",))
+
+
+def importance(model: ModelResult) -> ComparisonTable:
+    """Return the columns of a gradient boosted model with the largest gain."""
+    top = list(model.importance.items())[:_MAX_COLUMNS]
+    note = (
+        f"Share of the gain of all splits, mean over outcomes and seeds; the {len(top)} largest of "
+        f"{len(model.importance)} columns with a split."
+    )
+    rows = [Row(name, [Cell(f"{share:.1%}")]) for name, share in top]
+    return ComparisonTable(f"Columns of {model.name} by gain", ["share of gain"], rows, note)
 
 
 def costs(comparison: Comparison) -> ComparisonTable:
