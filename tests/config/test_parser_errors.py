@@ -22,7 +22,7 @@ SPEC: dict[str, Any] = {
     ("settings", "text"),
     [
         ({"train": {"epochs": "many"}}, "train.epochs: must be an integer, not 'many'"),
-        ({"model": {"name": "tree"}}, "model.name: unknown value 'tree'; choose one of a2gen, mmoe, ple, hstu"),
+        ({"model": {"name": "tree"}}, "model.name: unknown value 'tree'; choose one of a2gen, mmoe, ple, hstu, gbdt"),
         ({"train": {"epoch": 3}}, "unknown setting 'train.epoch'"),
         ({"loss": {"objective_weights": {"glance": "x"}}}, "loss.objective_weights: must be a number, not 'x'"),
     ],
