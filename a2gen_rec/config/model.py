@@ -86,7 +86,7 @@ class ModelConfig:
     max_gap_s: float = 2_592_000.0
     """Gap between impressions in seconds from which all gaps share the last bucket."""
     dropout: float = 0.0
-    """Dropout rate of the generator's context and inside every feed-forward block."""
+    """Dropout rate of the generator's context, inside every feed-forward block, and of tokens and layers of ``hstu``."""
     tower_mlp_ratio: float = 2.0
     """Hidden width of label and objective towers and of ``independent_heads``, as a multiple of ``dim``."""
     use_action_times: bool = True

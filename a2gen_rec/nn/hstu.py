@@ -59,6 +59,8 @@ class HSTU(nn.Module):
         max_history: N, maximum attended distance.
         time_buckets: Number of time buckets; 0 for no time bias.
         match_features: As in :class:`HierarchicalEncoder` [ours].
+        dropout: Dropout rate of the tokens, and of every layer's gated attention before its output projection, as in
+            the source's code.
     """
 
     def __init__(
@@ -69,14 +71,19 @@ class HSTU(nn.Module):
         max_history: int,
         time_buckets: int = 0,
         match_features: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            HSTULayer(dim, num_heads, max_history, time_buckets, match_features) for _ in range(num_layers)
+            HSTULayer(dim, num_heads, max_history, time_buckets, match_features, dropout) for _ in range(num_layers)
         )
 
     def forward(self, history: Tensor, target: Tensor, layout: SequenceLayout) -> Tensor:
-        """Encode targets together with their history.
+        """Encode targets together with their history. Outputs have unit norm, as in the source's public experiments.
+
+        Without it, a history of unit variance per entry dominates the norm over the context that all towers share:
+        embeddings, which start near zero, are then learned late.
 
         Args:
             history: [m, n, dim] tokens of the history.
@@ -86,18 +93,24 @@ class HSTU(nn.Module):
         Returns:
             [m, k, dim]
         """
-        x = torch.cat([history, target], dim=1)
+        x = self.dropout(torch.cat([history, target], dim=1))
         for layer in self.layers[:-1]:
             x = layer(x, layout)
         last: Tensor = self.layers[-1](x, layout.target_rows())  # the last layer's history rows are unused
-        return last
+        return F.normalize(last, dim=-1)
 
 
 class HSTULayer(nn.Module):
     """One unit; arguments as in :class:`HSTU`."""
 
     def __init__(
-        self, dim: int, num_heads: int, max_history: int, time_buckets: int = 0, match_features: int = 0
+        self,
+        dim: int,
+        num_heads: int,
+        max_history: int,
+        time_buckets: int = 0,
+        match_features: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_heads, self.max_history = num_heads, max_history
@@ -106,6 +119,7 @@ class HSTULayer(nn.Module):
         self.position = nn.Parameter(torch.ones(num_heads, max_history + 1))  # by distance; 0 is the row itself
         self.recency, self.match = make_pair_biases(time_buckets, match_features, num_heads)
         self.attended_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(dim, dim)
         for layer in (self.project, self.output):
             nn.init.xavier_uniform_(layer.weight)
@@ -135,4 +149,4 @@ class HSTULayer(nn.Module):
         self_weight = F.silu((query * key)[:, :, first:].sum(-1) + self.position[:, :1])
         attended = weights @ value[:, :, :keys] + self_weight[..., None] * value[:, :, first:]
         mean = attended.transpose(1, 2).flatten(-2) / self.max_history
-        return x[:, first:] + self.output(self.attended_norm(mean) * gate[:, first:])
+        return x[:, first:] + self.output(self.dropout(self.attended_norm(mean) * gate[:, first:]))

@@ -78,7 +78,7 @@ def by_loops(module: HSTU, past: Tensor, target: Tensor, layout: SequenceLayout)
                     bias[key] = extra
                 after.append(unit(layer, x, row, bias))
             x = after
-        results.append(torch.stack(x[N:]))
+        results.append(torch.stack([row / row.norm() for row in x[N:]]))
     return torch.stack(results)
 
 
@@ -91,7 +91,7 @@ def test_equals_loops_with_gradients(layers: int, buckets: int, features: int) -
     results, expected = module(past, target, layout), by_loops(module, past, target, layout)
     torch.testing.assert_close(results, expected, rtol=1e-10, atol=1e-10)
     inputs = [past, target, *module.parameters()]
-    left, right = (torch.autograd.grad(one.square().sum(), inputs) for one in (results, expected))
+    left, right = (torch.autograd.grad(one.pow(3).sum(), inputs) for one in (results, expected))
     for a, b in zip(left, right, strict=True):
         assert a.any()
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
@@ -165,3 +165,23 @@ def test_initialization_sums_over_visible_history() -> None:
 
     before, moved, other = added(x[:, :N]), added(x[:, :N].flip(1)), added(torch.randn_like(x[:, :N]))
     assert (moved - before).square().mean() < 0.01 * (other - before).square().mean()
+
+
+def test_outputs_have_unit_norm_whatever_the_scale_of_tokens() -> None:
+    module, (past, target, layout) = build(2), make_inputs()
+    for scale in (0.01, 1, 100):
+        norm = module(scale * past, scale * target, layout).norm(dim=-1)
+        torch.testing.assert_close(norm, torch.ones_like(norm))
+
+
+def test_dropout_applies_to_tokens_and_every_layer_in_training_only() -> None:
+    past, target, layout = make_inputs()
+    module = HSTU(DIM, HEADS, 2, LENGTH, BUCKETS, FEATURES, dropout=0.5).double()
+    plain = HSTU(DIM, HEADS, 2, LENGTH, BUCKETS, FEATURES).double()
+    plain.load_state_dict(module.state_dict())
+    assert not torch.equal(module(past, target, layout), module(past, target, layout))
+    torch.testing.assert_close(module.eval()(past, target, layout), plain(past, target, layout))
+    for dropout in (module.dropout, *(layer.dropout for layer in module.layers)):
+        dropout.train()
+        assert not torch.equal(module(past, target, layout), module(past, target, layout))
+        dropout.eval()

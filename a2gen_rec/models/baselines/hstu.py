@@ -28,7 +28,7 @@ class HSTURanker(TowerRanker):
     ``max_history`` that had ended before its start. One layer therefore reaches the same impressions as A2Gen, and L
     layers reach L · ``max_history`` impressions back, limited by the window.
 
-    Dropout is applied to the context, as in every baseline; the source also applies it in the layers.
+    Dropout is applied to tokens and layers as in the source's code, and to the context as in every baseline.
     """
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
@@ -44,6 +44,7 @@ class HSTURanker(TowerRanker):
             self.max_history,
             config.time_buckets if config.recency_bias else 0,
             len(self.features["item"]) if config.match_bias else 0,
+            config.dropout,
         )
         self.mixture = MMoE(self.d_context, config.dim, self.num_towers, config.num_experts)
 
