@@ -29,7 +29,7 @@ class GBDTConfig:
     """Fraction of the impressions that each tree is fitted to."""
     lambda_l2: float = 10.0
     """L2 regularization of the leaf values."""
-    max_cardinality: int = 10_000
+    max_cardinality: int = 1_000
     """Maximum number of table rows of a feature that becomes a column. Larger identifiers enter through their
     statistics only."""
     min_positives: int = 50
