@@ -17,7 +17,7 @@ class GBDTConfig:
     """Maximum number of leaves of a tree."""
     learning_rate: float = 0.03
     """Shrinkage of every tree."""
-    max_trees: int = 600
+    max_trees: int = 1_000
     """Maximum number of trees per outcome."""
     patience: int = 40
     """Number of trees without improvement on validation before early stopping."""
