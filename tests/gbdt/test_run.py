@@ -153,6 +153,15 @@ def test_settings_that_do_not_apply_are_refused(
     assert "supports no ensemble" in error
 
 
+def test_several_ranks_are_refused(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    new = ["train", "--data", str(data), "--run", str(tmp_path / "run"), "--model.name", "gbdt"]
+    assert "model.name gbdt trains on one rank, not on 2" in error_of(new, capsys)
+    assert "model.name gbdt is evaluated on one rank, not on 2" in error_of(["evaluate", "--run", str(run)], capsys)
+
+
 def test_missing_lightgbm_is_one_line(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
