@@ -22,8 +22,9 @@ class ModelConfig:
     name: Literal["a2gen", "mmoe", "ple", "hstu", "gbdt"] = "a2gen"
     """Model: ``a2gen``, or a baseline. ``mmoe`` and ``ple`` are mixtures of experts over target attention. ``hstu``
     stacks gated pointwise attention layers over the impression sequence. ``gbdt`` is gradient boosted trees on flat
-    rows (section ``gbdt``). It reads only ``max_history``, ``statistics``, ``session_features`` and
-    ``predict_objectives`` of this section, and supports only `a2gen train`, `a2gen evaluate` and `a2gen experiment`."""
+    rows (section ``gbdt``). It reads only ``max_history``, ``statistics``, ``session_features``,
+    ``predict_objectives`` and whether ``feedback_encoding`` is ``none`` of this section, and supports only `a2gen train`,
+    `a2gen evaluate` and `a2gen experiment`."""
     dim: int = 32
     """Width of every embedding and hidden vector; a multiple of 4 and of ``num_heads``."""
     embedding_init_scale: float = 0.05

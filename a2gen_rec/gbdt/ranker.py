@@ -65,7 +65,7 @@ class GBDTRanker(BaseRanker[TowerOutput]):
         occurrences = [*card.predicted_actions, *card.labels, *self.objective_tasks]
         rates = torch.logit(torch.tensor([card.base_rate[name] for name in occurrences]), eps=1e-4).tolist()
         times = [name for name in card.actions if name in card.timed_actions]
-        medians = [float(np.nan_to_num(np.log1p(card.median_time_s[name]))) for name in times]
+        medians = [float(np.nan_to_num(np.log1p(card.median_time_s.get(name, 0.0)))) for name in times]
         self.tasks = [
             *(Task(name, "occurrence", value) for name, value in zip(occurrences, rates, strict=True)),
             *(Task(name, "time", value) for name, value in zip(times, medians, strict=True)),

@@ -15,7 +15,7 @@ from a2gen_rec.models.history_statistics import PRIOR_WEIGHT, RECENT
 from tests.helpers.cards import full_tables, make_card, make_columns, small_config
 
 CARD = make_card()
-CONFIG = small_config(session_features=True)
+CONFIG = small_config(session_features=True, feedback_encoding="tokens")
 RATES = [*CARD.predicted_actions, *CARD.labels, "glance", "effective", "negative"]
 TIMES = [name for name in CARD.actions if name in CARD.timed_actions]
 ITEM_FEATURES = ["item_id", "author_id"]
@@ -164,6 +164,7 @@ def test_columns_follow_the_settings(statistics: bool) -> None:
     ranker = GBDTRanker(CARD, config)
     assert ranker.columns[:3] == ["group", "author_id", "tab"], "user_id and item_id have more rows"
     assert "session_gap" not in ranker.columns
+    assert "latest 1: glance" not in ranker.columns, "feedback_encoding is none"
     assert ("item_id: like" in ranker.columns) == ("history: like" in ranker.columns) == statistics
     assert "latest 1: like" in ranker.columns
     batch = collate(make_columns(CARD, 3, np.random.default_rng(0)), np.arange(3), full_tables(CARD, config))
