@@ -217,7 +217,8 @@ def _catalog_tables(export: Export, settings: Settings) -> tuple[ReportTable, Re
         with_row, size = pc.sum(pc.greater(stored[0], 0)).as_py(), file.stat().st_size
         entries.append([f"{level}s", simulated, len(stored), with_row, size / len(stored)])
         metadata = pq.read_metadata(file)
-        for column, name in enumerate(metadata.schema.names):
+        for column in range(metadata.num_columns):
+            name = metadata.schema.column(column).path.split(".")[0]  # "statistics.list.element" of a list
             chunks = [metadata.row_group(group).column(column) for group in range(metadata.num_row_groups)]
             columns.append([f"{level}s", name, sum(chunk.total_compressed_size for chunk in chunks) / len(stored)])
     note = "with a row: present in the training data, with a table row each"

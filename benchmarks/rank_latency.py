@@ -203,8 +203,9 @@ def _train_model(
     history: int, settings: Settings, process: DistributedContext, scratch: Path
 ) -> tuple[RankerVariants, WindowColumns]:
     """Train a model on histories of one length; return its variants and the windows for drawing requests."""
-    # The reference has no occurrence head.
-    config = Config(model=ModelConfig(dim=settings.dim, num_heads=settings.num_heads, occurrence_head=False))
+    # The reference has neither an occurrence head nor statistics.
+    model = ModelConfig(dim=settings.dim, num_heads=settings.num_heads, occurrence_head=False, statistics=False)
+    config = Config(model=model)
     config.loader.prefetch, config.train.seed = False, settings.seed
     config.train.epochs, config.train.max_steps, config.train.validation_interval = 1000, settings.steps, settings.steps
     data = make_dataset(scratch / "data", settings.users, 5000, history + 60, history, seed=settings.seed)

@@ -153,9 +153,13 @@ class BenchmarkContext:
 
 
 def measure(settings: Settings, process: DistributedContext) -> Report:
-    # The reference has no occurrence head.
+    # The reference has neither an occurrence head nor statistics.
     model = ModelConfig(
-        dim=settings.dim, num_heads=settings.num_heads, max_history=settings.history, occurrence_head=False
+        dim=settings.dim,
+        num_heads=settings.num_heads,
+        max_history=settings.history,
+        occurrence_head=False,
+        statistics=False,
     )
     with shared_full_history_dataset(
         process, settings.users, settings.items, settings.impressions_per_user, settings.history, settings.seed

@@ -23,8 +23,8 @@ class ModelConfig:
     """Model: ``a2gen``, or a baseline. ``mmoe`` and ``ple`` are mixtures of experts over target attention. ``hstu``
     stacks gated pointwise attention layers over the impression sequence. ``gbdt`` is gradient boosted trees on flat
     rows (section ``gbdt``). It reads only ``max_history``, ``statistics``, ``session_features``,
-    ``predict_objectives`` and whether ``feedback_encoding`` is ``none`` of this section, and supports only `a2gen train`,
-    `a2gen evaluate` and `a2gen experiment`."""
+    ``predict_objectives`` and whether ``feedback_encoding`` is ``none`` of this section, and supports only
+    `a2gen train`, `a2gen evaluate` and `a2gen experiment`."""
     dim: int = 32
     """Width of every embedding and hidden vector; a multiple of 4 and of ``num_heads``."""
     embedding_init_scale: float = 0.05
@@ -87,7 +87,8 @@ class ModelConfig:
     max_gap_s: float = 2_592_000.0
     """Gap between impressions in seconds from which all gaps share the last bucket."""
     dropout: float = 0.0
-    """Dropout rate of the generator's context, inside every feed-forward block, and of tokens and layers of ``hstu``."""
+    """Dropout rate of the generator's context, inside every feed-forward block, and of tokens and layers of
+    ``hstu``."""
     tower_mlp_ratio: float = 2.0
     """Hidden width of label and objective towers and of ``independent_heads``, as a multiple of ``dim``."""
     use_action_times: bool = True

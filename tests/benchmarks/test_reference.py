@@ -41,7 +41,9 @@ def a2gen_loss(a2gen: RankingModel, columns: WindowColumns, card: DatasetCard, c
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("card", CARDS)
 def test_equal_loss_and_gradients(card: DatasetCard, seed: int) -> None:
-    config = small_config(max_gap_s=100.0, occurrence_head=False)  # spreads the history over recency buckets
+    config = small_config(
+        max_gap_s=100.0, occurrence_head=False, statistics=False
+    )  # spreads the history over recency buckets
     config.loss = LossConfig(order_weight=1.5, time_weight=0.7, order_power=1.5)
     columns = make_columns(card, 12, np.random.default_rng(seed), max_length=14)  # longer than max_history
     a2gen = make_model(card, config)
@@ -87,7 +89,7 @@ def test_examples_contain_only_visible_history() -> None:
 
 def test_target_without_history() -> None:
     """The history vector depends only on the context, not on padding, and is not NaN."""
-    card, config = CARDS[0], small_config(occurrence_head=False)
+    card, config = CARDS[0], small_config(occurrence_head=False, statistics=False)
     columns = make_columns(card, 6, np.random.default_rng(1), max_length=1)
     columns = dataclasses.replace(columns, first_target=np.zeros(6, np.int64))
     a2gen = make_model(card, config)
