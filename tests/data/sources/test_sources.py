@@ -80,9 +80,9 @@ def test_kuairand_by_hand(kuairand, tmp_path):
         ("2", "10", 1650880803000, -0.005, None, None, None, 0.0, 0.0, 20.0, "1", "negative play time"),
     ]
     assert select(rows, "author_id", "tag", "upload_week", "music_type", "user_active_degree") == [
-        ("77", "39", "2022-04-04", "9.0", "full_active"),
+        ("77", "39", "2022-04-04", "9", "full_active"),
         ("78", None, "2022-04-11", None, "full_active"),
-        ("77", "39", "2022-04-04", "9.0", None),
+        ("77", "39", "2022-04-04", "9", None),
     ]
 
 
