@@ -243,8 +243,9 @@ def _draw_request(
     """Draw ``history`` impressions of a random user and random candidates."""
     window = columns.take(rng.choice(np.flatnonzero(columns.lengths >= history), 1))
     rows = {feature.name: rng.integers(1, feature.cardinality, count) for feature in card.features_at("item")}
-    statistics = rng.normal(size=(count, len(card.statistics))).astype(np.float16)
-    items = CandidateItems([""] * count, np.ones(count, bool), rows, statistics)
+    statistics = np.zeros((count, len(card.statistics)), np.float16)
+    numbers = np.zeros((count, len(card.numbers_at("item"))), np.float32)
+    items = CandidateItems([""] * count, np.ones(count, bool), rows, statistics, numbers)
     return Request(_truncate_history(window, history), items)
 
 

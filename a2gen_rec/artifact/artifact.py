@@ -8,7 +8,7 @@
     tables.safetensors          tables looked up by id: NAME/values and, for int8 codes, NAME/scale
     dense.safetensors           dense parameters (ranker/…), and small tables that every batch reads in full
     vocabulary/FEATURE.parquet  raw ``value`` to table ``row``, except identifiers
-    users.parquet, items.parquet   raw identifiers and the rows of their features; durations and statistics of videos
+    users.parquet, items.parquet   raw identifiers, rows of features and numbers; durations and statistics of videos
     ensemble/                   see ``models/ensemble/io.py``; absent without an ensemble
 
 All rows refer to the tables in this directory, which are not sorted by frequency as the dataset's are. Vocabulary rows
@@ -113,13 +113,16 @@ def load_artifact(model_dir: str) -> Artifact:
         card=card,
         model=model,
         ensemble=ensemble,
-        users=EntityIndex.read(paths.join(model_dir, USERS), "user", card.features_at("user")),
+        users=EntityIndex.read(
+            paths.join(model_dir, USERS), "user", card.features_at("user"), numbers=card.numbers_at("user")
+        ),
         items=EntityIndex.read(
             paths.join(model_dir, ITEMS),
             "item",
             card.features_at("item"),
             duration_feature(card),
             len(card.statistics),
+            card.numbers_at("item"),
         ),
         vocabularies={
             feature.name: _read_vocabulary(paths.join(model_dir, vocabulary_file(feature)), feature)

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from a2gen_rec.data.columns import CandidateItems
-from a2gen_rec.data.parquet_reader import read_feature_column, read_statistics, read_table
+from a2gen_rec.data.inputs import Number
+from a2gen_rec.data.parquet_reader import read_feature_column, read_numbers, read_statistics, read_table
 from a2gen_rec.data.schema import RAW_DURATION_COLUMN, STATISTICS_COLUMN, Feature
 from a2gen_rec.errors import DataError
 
@@ -21,12 +22,14 @@ class EntityIndex:
         rows: Feature -> [entities + 1] table rows; 0 at the last index.
         duration_s: [entities + 1] raw durations of videos in seconds, NaN if unknown; empty for users.
         statistics: [entities + 1, statistics] float16; 0 at the last index.
+        numbers: [entities + 1, numbers] float32; NaN at the last index, or if missing.
     """
 
     index_of: dict[str, int]
     rows: dict[str, np.ndarray]
     duration_s: np.ndarray
     statistics: np.ndarray
+    numbers: np.ndarray
 
     @classmethod
     def read(
@@ -36,6 +39,7 @@ class EntityIndex:
         features: Sequence[Feature],
         duration_feature: str = "",
         num_statistics: int = 0,
+        numbers: Sequence[Number] = (),
     ) -> "EntityIndex":
         """Read ``users.parquet`` or ``items.parquet``.
 
@@ -45,6 +49,7 @@ class EntityIndex:
             features: Features to read.
             duration_feature: Feature whose rows are computed from the raw durations, if the file has them.
             num_statistics: Number of statistics per entity.
+            numbers: Numbers to read.
 
         Raises:
             DataError: The file cannot be read or violates its format.
@@ -69,8 +74,10 @@ class EntityIndex:
         statistics = np.zeros((len(table) + 1, num_statistics), np.float16)
         if num_statistics:
             statistics[:-1] = read_statistics(table[STATISTICS_COLUMN], num_statistics, file)
+        values = np.full((len(table) + 1, len(numbers)), np.nan, np.float32)
+        values[:-1] = read_numbers(table, numbers, file)
         ids = table[id_column].to_pylist()
-        return cls(dict(zip(ids, range(len(ids)), strict=True)), rows, duration, statistics)
+        return cls(dict(zip(ids, range(len(ids)), strict=True)), rows, duration, statistics, values)
 
     def lookup(self, ids: Sequence[str]) -> np.ndarray:
         """Return [ids] int64 indices; -1, the last index, for unknown ones."""
@@ -78,9 +85,10 @@ class EntityIndex:
         return np.array([get(raw_id, -1) for raw_id in ids], np.int64)
 
     def items(self, ids: Sequence[str]) -> CandidateItems:
-        """Return candidate items; unknown ones have row 0 of every feature."""
+        """Return candidate items; unknown ones have row 0 of every feature and no number."""
         indices = self.lookup(ids)
-        return CandidateItems(list(ids), indices >= 0, self.rows_at(indices), self.statistics[indices])
+        rows, statistics, numbers = self.rows_at(indices), self.statistics[indices], self.numbers[indices]
+        return CandidateItems(list(ids), indices >= 0, rows, statistics, numbers)
 
     def rows_at(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Return feature -> [indices] int64 rows."""

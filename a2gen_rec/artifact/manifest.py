@@ -16,7 +16,7 @@ from a2gen_rec.utils import paths
 from a2gen_rec.utils.digest import hex_digest
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)

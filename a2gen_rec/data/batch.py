@@ -61,6 +61,8 @@ class WindowBatch(Pipelineable):
             therefore not in ``sparse``.
         outcome: feature -> [history] int64 table rows; limited to impressions visible to targets.
         statistics: [targets, statistics] float32.
+        user_numbers: [windows, user numbers] float32, NaN if missing.
+        numbers: [impressions, item and context numbers] float32, NaN if missing.
         history_labels: [history, labels] float32, NaN if unknown.
         step_token: [steps] token of every input step of the targets (all except ``exit``); the label is the next
             token.
@@ -99,6 +101,8 @@ class WindowBatch(Pipelineable):
     session: dict[str, Tensor]
     outcome: dict[str, Tensor]
     statistics: Tensor
+    user_numbers: Tensor
+    numbers: Tensor
     history_labels: Tensor
     step_token: Tensor
     target_buckets: LengthBuckets
@@ -264,6 +268,8 @@ def collate(
         session={name: torch.from_numpy(rows[flat]) for name, rows in columns.session.items()},
         outcome={name: torch.from_numpy(rows[flat[history_index]]) for name, rows in columns.outcome.items()},
         statistics=torch.from_numpy(columns.statistics[statistics_index]).float(),
+        user_numbers=torch.from_numpy(columns.user_numbers[rows]),
+        numbers=torch.from_numpy(columns.numbers[flat]),
         history_labels=torch.from_numpy(columns.labels[flat[history_index]]),
         history_shape=(len(rows), int(history_count.max(initial=1))),
         target_shape=(len(rows), int(target_count.max(initial=0))),

@@ -12,9 +12,10 @@ import numpy as np
 
 from a2gen_rec.data.schema import UNKNOWN, DatasetCard
 
-_WINDOW_FIELDS = ("user_key", "first_target", "lengths", "user_ids")
+_WINDOW_FIELDS = ("user_key", "first_target", "lengths", "user_ids", "user_numbers")
 _IMPRESSION_FIELDS = (
     "impression_ids",
+    "numbers",
     "session",
     "outcome",
     "ts_ms",
@@ -48,12 +49,14 @@ class CandidateItems:
         is_known: [items] bool, whether the dataset has the item.
         rows: item feature -> [items] table rows.
         statistics: [items, statistics] float16.
+        numbers: [items, item numbers] float32, NaN if missing.
     """
 
     ids: list[str]
     is_known: np.ndarray
     rows: dict[str, np.ndarray]
     statistics: np.ndarray
+    numbers: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class WindowColumns:
         offset_s: [tokens] float32 seconds since the start of the impression.
         target_starts: [windows] int64 index of the window's first target among all targets.
         statistics: [targets, statistics] float16.
+        user_numbers: [windows, user numbers] float32, NaN if missing.
+        numbers: [impressions, item and context numbers] float32, NaN if missing.
     """
 
     user_key: np.ndarray
@@ -101,6 +106,8 @@ class WindowColumns:
     offset_s: np.ndarray
     target_starts: np.ndarray
     statistics: np.ndarray
+    user_numbers: np.ndarray
+    numbers: np.ndarray
 
     @classmethod
     def empty(cls, card: DatasetCard) -> "WindowColumns":
@@ -119,6 +126,8 @@ class WindowColumns:
                 "oracle": np.zeros((0, 0), np.float32),
                 "offset_s": np.zeros(0, np.float32),
                 "statistics": np.zeros((0, len(card.statistics)), np.float16),
+                "user_numbers": np.zeros((0, len(card.numbers_at("user"))), np.float32),
+                "numbers": np.zeros((0, len(card.numbers_at("item", "context"))), np.float32),
             }
         )
 
@@ -162,7 +171,7 @@ class WindowColumns:
         items: CandidateItems,
         card: DatasetCard,
         now_ms: int,
-        context: Mapping[str, int],
+        context: Mapping[str, float],
         session: Mapping[str, int],
     ) -> "WindowColumns":
         """Append every item to this single window as an impression at one query time.
@@ -173,8 +182,8 @@ class WindowColumns:
             items: candidates to append.
             card: dataset card.
             now_ms: query time.
-            context: context feature -> row at the query time. A missing feature keeps the row of the last
-                impression, or row 0 without history [ours].
+            context: context feature -> row, and context number -> standardized value, at the query time. A missing one
+                has that of the last impression; without history it is unknown [ours].
             session: session feature -> row at the query time.
         """
         num_history, count = len(self.ts_ms), len(items.ids)
@@ -190,6 +199,12 @@ class WindowColumns:
             )
             for feature in card.features_at("context")
         }
+        last_numbers = self.numbers[-1] if num_history else np.full(self.numbers.shape[1], np.nan, np.float32)
+        contexts = [
+            context.get(number.name, last_numbers[items.numbers.shape[1] + index])
+            for index, number in enumerate(card.numbers_at("context"))
+        ]
+        numbers = np.concatenate([items.numbers, np.tile(np.array(contexts, np.float32), (count, 1))], axis=1)
         action_lengths = extend(self.action_lengths, 2)
         return replace(
             self,
@@ -210,6 +225,7 @@ class WindowColumns:
             offset_s=np.concatenate([self.offset_s, np.tile(np.array([0, np.nan], np.float32), count)]),
             target_starts=np.zeros(1, np.int64),
             statistics=items.statistics,
+            numbers=np.concatenate([self.numbers, numbers]),
         )
 
     @classmethod

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from a2gen_rec.data.columns import CandidateItems
 from a2gen_rec.data.dataset import Dataset
-from a2gen_rec.data.parquet_reader import read_feature_column, read_statistics, read_table
+from a2gen_rec.data.parquet_reader import read_feature_column, read_numbers, read_statistics, read_table
 from a2gen_rec.data.schema import ITEM_ID, STATISTICS_COLUMN
 from a2gen_rec.errors import DataError
 
@@ -30,7 +30,9 @@ def find_candidate_items(dataset: Dataset, ids: Sequence[str]) -> CandidateItems
         rows[feature.name][is_known] = table[feature.name].to_numpy()[known_index]
     statistics = np.zeros((len(ids), len(dataset.card.statistics)), np.float16)
     statistics[is_known] = _statistics(dataset, table)[known_index]
-    return CandidateItems(list(ids), is_known, rows, statistics)
+    numbers = np.full((len(ids), len(dataset.card.numbers_at("item"))), np.nan, np.float32)
+    numbers[is_known] = _numbers(dataset, table)[known_index]
+    return CandidateItems(list(ids), is_known, rows, statistics, numbers)
 
 
 def popular_items(dataset: Dataset, count: int) -> CandidateItems:
@@ -51,7 +53,9 @@ def popular_items(dataset: Dataset, count: int) -> CandidateItems:
         raise DataError("no item has training impressions; pass --candidates", file=file)
     table = table.take(order)
     rows = {feature.name: table[feature.name].to_numpy() for feature in dataset.card.features_at("item")}
-    return CandidateItems(table["item"].to_pylist(), np.ones(len(order), bool), rows, _statistics(dataset, table))
+    is_known = np.ones(len(order), bool)
+    statistics_of_items, numbers = _statistics(dataset, table), _numbers(dataset, table)
+    return CandidateItems(table["item"].to_pylist(), is_known, rows, statistics_of_items, numbers)
 
 
 def _statistics(dataset: Dataset, items: pa.Table) -> np.ndarray:
@@ -62,12 +66,18 @@ def _statistics(dataset: Dataset, items: pa.Table) -> np.ndarray:
     return read_statistics(items[STATISTICS_COLUMN], count, dataset.items_file)
 
 
+def _numbers(dataset: Dataset, items: pa.Table) -> np.ndarray:
+    """Return [items, item numbers] float32 of rows of ``items.parquet``."""
+    return read_numbers(items, dataset.card.numbers_at("item"), dataset.items_file)
+
+
 def _read_items(dataset: Dataset, filters: pc.Expression) -> pa.Table:
     """Read rows of ``items.parquet`` and check their ids against the card."""
     file = dataset.items_file
     features = dataset.card.features_at("item")
     statistics = [STATISTICS_COLUMN] if dataset.card.statistics else []
-    table = read_table(file, ["item", *(feature.name for feature in features), *statistics], filters)
+    names = [*(feature.name for feature in features), *(number.name for number in dataset.card.numbers_at("item"))]
+    table = read_table(file, ["item", *names, *statistics], filters)
     for feature in features:
         read_feature_column(table[feature.name], feature, file)
     return table

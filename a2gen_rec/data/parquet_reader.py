@@ -17,6 +17,7 @@ from iopath.common.file_io import g_pathmgr
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.features.sessions import impression_end_ms
+from a2gen_rec.data.inputs import Number
 from a2gen_rec.data.schema import STATISTICS_COLUMN, DatasetCard, Feature, FeatureLevel
 from a2gen_rec.errors import DataError, first_line
 
@@ -66,6 +67,25 @@ def read_statistics(column: pa.ChunkedArray, num_statistics: int, file: str) -> 
     if column.null_count or (lengths != num_statistics).any() or not np.isfinite(values).all():
         raise DataError(f"must contain {num_statistics} finite values", file=file, field=STATISTICS_COLUMN)
     return values.reshape(-1, num_statistics)
+
+
+def read_numbers(table: pa.Table, numbers: Sequence[Number], file: str) -> np.ndarray:
+    """Return [rows, numbers] float32 of rows of ``users.parquet`` or ``items.parquet``.
+
+    Raises:
+        DataError: a column is missing, or a value is not a number, null or infinite.
+    """
+    values = np.zeros((len(table), len(numbers)), np.float32)
+    for index, number in enumerate(numbers):
+        if number.name not in table.column_names:
+            raise DataError("column is missing", file=file, field=number.name)
+        column = table[number.name]
+        if not pa.types.is_floating(column.type):
+            raise DataError(f"is {column.type}, expected a number", file=file, field=number.name)
+        values[:, index] = column.to_numpy()
+        if column.null_count or np.isinf(values[:, index]).any():
+            raise DataError("value is null or infinite", file=file, field=number.name)
+    return values
 
 
 def read_table(file: str, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
@@ -170,7 +190,7 @@ class _RowGroupReader:
         self.objectives = [f"objective_{name}" for name in card.objectives]
         self.oracle = [f"oracle_{name}" for name in card.oracle_columns] if with_oracle else []
         names = ["user_key", "first_target", "ts_ms", "dwell_s", "action", "action_offset_s"]
-        names += [feature.name for feature in card.features] + self.labels + self.objectives + self.oracle
+        names += [each.name for each in card.inputs] + self.labels + self.objectives + self.oracle
         names += [STATISTICS_COLUMN] if card.statistics else []
         with _open_parquet(group.file) as parquet:
             for name in names:
@@ -226,7 +246,22 @@ class _RowGroupReader:
             offset_s=offset_s,
             target_starts=np.cumsum(num_targets) - num_targets,
             statistics=self._statistics(num_targets),
+            user_numbers=self._numbers(lengths, "user"),
+            numbers=self._numbers(lengths, "item", "context"),
         )
+
+    def _numbers(self, lengths: np.ndarray, *levels: FeatureLevel) -> np.ndarray:
+        """Return [windows, numbers] of the user level, or [impressions, numbers]."""
+        is_user, columns = levels == ("user",), []
+        for number in self.card.numbers_at(*levels):
+            name, dtype = number.name, pa.float32()
+            values = (
+                self._values(self._column(name), name, dtype) if is_user else self._impressions(name, dtype, lengths)
+            )
+            (self._check if is_user else self._check_impressions)(~np.isinf(values), name, "value is infinite")
+            columns.append(values)
+        count = len(lengths) if is_user else int(lengths.sum())
+        return np.stack(columns, axis=1) if columns else np.zeros((count, 0), np.float32)
 
     def _statistics(self, num_targets: np.ndarray) -> np.ndarray:
         """Return [targets, statistics]."""

@@ -4,8 +4,8 @@ A prepared dataset is a directory::
 
     dataset.yaml                 dataset card (this module)
     train/ valid/ test/*.parquet one row per user window
-    items.parquet                per item: raw ``item`` (string), item feature rows, raw duration
-    users.parquet                per user: raw ``user`` (string), ``user_key``, user feature rows
+    items.parquet                per item: raw ``item`` (string), item feature rows and numbers, raw duration
+    users.parquet                per user: raw ``user`` (string), ``user_key``, user feature rows and numbers
     item_statistics.parquet      training impressions and positives per ``item_id`` row
     vocabulary/FEATURE.parquet   raw ``value`` (string) -> table ``row`` (int64), for vocabulary features
 
@@ -16,6 +16,8 @@ A window contains impressions of one user in time order: history first, then tar
     <user feature>   int64           row in the feature's table
     <item feature>   list<int64>     one per impression; ``item_id`` is always present
     <context, session or outcome feature> list<int64>    one per impression
+    <user number>    float           standardized value, NaN if missing
+    <item or context number> list<float> one standardized value per impression, NaN if missing
     ts_ms            list<int64>     start of the impression
     dwell_s          list<float>     watch time, NaN if not recorded
     action           list<list<int8>>    codes into ``actions``: start first, exit last
@@ -40,13 +42,14 @@ from typing import Any, Literal
 
 import yaml
 
+from a2gen_rec.data.inputs import Number
 from a2gen_rec.data.time_zone import TimeZone
 from a2gen_rec.errors import DataError
 from a2gen_rec.utils import paths
 
 START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 CARD_FILE = "dataset.yaml"
 ITEM_ID = "item_id"
 
@@ -66,6 +69,9 @@ UNKNOWN, NEGATIVE, GLANCE, PARTIAL, EFFECTIVE, COMPLETE = range(len(FEEDBACK_LEV
 
 FeatureLevel = Literal["user", "item", "context", "session", "outcome"]
 FeatureKind = Literal["vocabulary", "hash", "buckets", "code"]
+InputKind = FeatureKind | Literal["number"]
+NUMERIC_KINDS = ("buckets", "number")
+"""Kinds of inputs whose raw values are numbers."""
 StatisticKind = Literal["count", "rate", "mean"]
 
 
@@ -86,6 +92,9 @@ class Feature:
     kind: FeatureKind
     cardinality: int
     boundaries: list[float] = field(default_factory=list)
+
+
+Input = Feature | Number
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,7 @@ class DatasetCard:
         timed_actions: actions with recorded times (including ``exit`` if watch times are recorded).
         labels: impression labels that are not actions; predicted in addition to the sequence.
         objectives: further 0/1 outcomes of an impression, derived from watch time and negative actions.
-        features: model inputs.
+        features: categorical model inputs.
         feedback: rule of feedback levels and objectives; None if the log records no watch times.
         negative_actions: actions that are explicit negative feedback.
         session_gap_s: maximum seconds between the starts of two impressions of one session.
@@ -216,6 +225,7 @@ class DatasetCard:
         data_digest: digest of all files except the card, see :func:`a2gen_rec.data.dataset.compute_data_digest`.
         quality: measurements that reveal mistakes; None if they are unknown.
         statistics: statistics of item feature values, model inputs of targets.
+        numbers: numeric model inputs.
     """
 
     name: str
@@ -244,6 +254,7 @@ class DatasetCard:
     data_digest: str = ""
     quality: DataQuality | None = None
     statistics: list[Statistic] = field(default_factory=list)
+    numbers: list[Number] = field(default_factory=list)
 
     @property
     def zone(self) -> TimeZone:
@@ -257,6 +268,15 @@ class DatasetCard:
 
     def features_at(self, level: FeatureLevel) -> list[Feature]:
         return [feature for feature in self.features if feature.level == level]
+
+    @property
+    def inputs(self) -> list[Input]:
+        """All model inputs that describe a user, an item or an impression."""
+        return [*self.features, *self.numbers]
+
+    def numbers_at(self, *levels: FeatureLevel) -> list[Number]:
+        """Return the numbers of some levels, level by level."""
+        return [number for level in levels for number in self.numbers if number.level == level]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -300,7 +320,8 @@ class DatasetCard:
                     "feedback": feedback,
                     "data_digest": digest,
                     "quality": quality,
-                    "statistics": [Statistic(**statistic) for statistic in raw.get("statistics", [])],
+                    "statistics": [Statistic(**statistic) for statistic in raw["statistics"]],
+                    "numbers": [Number(**number).validated() for number in raw["numbers"]],
                 }
             )
             card = replace(
@@ -359,12 +380,12 @@ def _finite_float(value: float) -> float:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """A raw column that becomes a table.
+    """A raw column that becomes a model input.
 
     Attributes:
         name: feature name.
         level: entity that the feature describes.
-        kind: mapping of values to table rows.
+        kind: mapping of values to table rows, or ``number`` for a standardized number without a table.
         size: ``hash``: table rows, including row 0 ("unknown"). ``buckets``: number of quantile buckets.
             ``vocabulary``: maximum number of values (the most frequent ones are kept), 0 for no limit.
         min_count: minimum training count of a vocabulary value; rarer values share row 0.
@@ -373,7 +394,7 @@ class FeatureSpec:
 
     name: str
     level: FeatureLevel
-    kind: FeatureKind = "vocabulary"
+    kind: InputKind = "vocabulary"
     size: int = 0
     min_count: int = 1
     edges: tuple[float, ...] = ()

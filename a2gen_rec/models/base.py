@@ -14,6 +14,7 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import FEEDBACK, DatasetCard, FeatureLevel
 from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, EmbeddingTables, is_used_by, module_key
 from a2gen_rec.models.history_statistics import HistoryStatistics, NumericInputs
+from a2gen_rec.models.inputs import LevelInputs
 from a2gen_rec.nn.canonical_order import canonicalize_order
 from a2gen_rec.nn.decoding import DecodedSequences
 from a2gen_rec.nn.encoder import WindowLayout, log_bucketize
@@ -76,12 +77,12 @@ class FeatureEmbeddings(NamedTuple):
     """Concatenated embeddings of a batch.
 
     Attributes:
-        item: [keys, d_item] item and context features of the impressions in the history.
+        item: [keys, d_item] item and context inputs of the impressions in the history.
         gap: [keys, dim] of the time since the previous impression.
         session: [keys, d_session] of the session features.
         outcome: [keys, d_outcome] of the outcome features.
-        target: [targets, d_target] item, context and session features of the targets.
-        user: [targets, d_user] of the user features.
+        target: [targets, d_target] item, context and session inputs of the targets.
+        user: [targets, d_user] of the user inputs.
         numbers: [targets, d_numbers] of the statistics; no columns without any.
     """
 
@@ -133,14 +134,14 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
             level: [feature.name for feature in card.features_at(level) if is_used_by(config, feature)]
             for level in get_args(FeatureLevel)
         }
-        d_user, d_item, d_context, d_session, d_outcome = (
-            config.dim * len(self.features[level]) for level in get_args(FeatureLevel)
-        )
         self.dropped_ids = {
             feature.name
             for feature in card.features
             if config.id_dropout and feature.level in ("user", "item") and feature.cardinality >= MIN_DROPOUT_ROWS
         }
+        self.inputs = LevelInputs(card, self.features, config.dim)
+        d_user, d_item, d_context = (self.inputs.widths[level] for level in ("user", "item", "context"))
+        d_session, d_outcome = (config.dim * len(self.features[level]) for level in ("session", "outcome"))
         self.d_item, self.d_session, self.d_outcome = d_item + d_context, d_session, d_outcome
         self._item_widths = [d_item, d_context]
         self.d_target = self.d_item + d_session
@@ -217,7 +218,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         return self._target_items(self._embed_features(_values(rows), batch, "item", "context"), batch)
 
     def history_item_embeddings(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
-        """Return [keys, d_item] embeddings of the history's item and context features."""
+        """Return [keys, d_item] embeddings of the history's item and context inputs."""
         return self._embed_features(_values(rows), batch, "item", "context").index_select(0, batch.history_index)
 
     def _embed(self, rows: dict[str, JaggedTensor], batch: WindowBatch, layout: WindowLayout) -> FeatureEmbeddings:
@@ -229,7 +230,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         session = _embed_from_full_tables(looked_up, batch.session, item)
         target = self._target_items(item, batch)
         user = target[:, :0]
-        if self.features["user"]:
+        if self.inputs.widths["user"]:
             user = self._embed_features(looked_up, batch, "user").index_select(0, batch.target_window)
         return FeatureEmbeddings(
             item=item.index_select(0, batch.history_index),
@@ -259,9 +260,11 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         return torch.cat([time, rows[ACTION].values()[action]], dim=-1)
 
     def _embed_features(self, looked_up: dict[str, Tensor], batch: WindowBatch, *levels: FeatureLevel) -> Tensor:
-        """Return [windows or impressions, d] concatenated rows of the levels' features (windows for the user level)."""
+        """Return [windows or impressions, d] inputs of the levels (windows for the user level)."""
         names = [name for level in levels for name in self.features[level]]
-        return torch.cat([batch.expand_rows(name, self._drop_ids(name, looked_up[name], batch)) for name in names], -1)
+        rows = {name: self._drop_ids(name, looked_up[name], batch) for name in names}
+        embedded: Tensor = self.inputs(rows, batch, *levels)
+        return embedded
 
     def _drop_ids(self, feature: str, rows: Tensor, batch: WindowBatch) -> Tensor:
         """Return looked-up rows, of which training replaces a random share by the first one, "unknown"."""
@@ -271,7 +274,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         return torch.where(dropped, rows[:1], rows)
 
     def _target_items(self, embeddings: Tensor, batch: WindowBatch) -> Tensor:
-        """Return [targets, d_item] of the targets, given item and context features [impressions, d_item]."""
+        """Return [targets, d_item] of the targets, given item and context inputs [impressions, d_item]."""
         # Context comes from query time: the hour or tab of a later impression would reveal that the user stayed.
         item, context = embeddings.split(self._item_widths, dim=-1)
         return torch.cat([item.index_select(0, batch.target), context.index_select(0, batch.query_index)], dim=-1)

@@ -20,10 +20,12 @@ from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.features import encodings, feedback
 from a2gen_rec.data.features.calendar import calendar_feature
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
+from a2gen_rec.data.features.numbers import number_encoding
 from a2gen_rec.data.features.sessions import impression_end_ms
+from a2gen_rec.data.inputs import Number
 from a2gen_rec.data.prepare import staging
 from a2gen_rec.data.prepare.windows import action_lists
-from a2gen_rec.data.schema import ITEM_ID, DatasetCard, Feature, FeatureSpec
+from a2gen_rec.data.schema import ITEM_ID, NUMERIC_KINDS, DatasetCard, Feature, FeatureSpec, Input
 from a2gen_rec.data.sql import ROW_COLUMN, disable_progress_bar, quote_identifier, quote_literal
 from a2gen_rec.data.text import value_text
 from a2gen_rec.data.time_zone import QUARTER_HOUR_MS
@@ -33,7 +35,7 @@ from a2gen_rec.ranking.history import EncodedHistory, merge_histories
 from a2gen_rec.ranking.types import Impression, Value
 from a2gen_rec.ranking.window import check_time
 
-SQL_TYPES = {"buckets": "DOUBLE", "vocabulary": "VARCHAR", "hash": "VARCHAR"}
+SQL_TYPES = {"buckets": "DOUBLE", "number": "DOUBLE", "vocabulary": "VARCHAR", "hash": "VARCHAR"}
 CACHE_SIZE = 4096
 """Maximum number of cached sets of raw values with their rows; requests repeat the same sets."""
 
@@ -62,13 +64,15 @@ class ImpressionEncoder:
         self.impression_features = [
             feature for feature in _raw_features(card, "item", "context") if feature.name != ITEM_ID
         ]
+        self.impression_numbers = card.numbers_at("item", "context")
+        impression_inputs: list[Input] = [*self.impression_features, *self.impression_numbers]
         self.context_features = _raw_features(card, "context")
-        self.raw_impression_features = self._by_name(self.impression_features)
-        self.raw_context_features = self._by_name(self.context_features)
-        users = _raw_features(card, "user")
+        self.raw_impression_features = self._by_name(impression_inputs)
+        self.raw_context_features = self._by_name([*self.context_features, *card.numbers_at("context")])
+        users: list[Input] = [*_raw_features(card, "user"), *card.numbers_at("user")]
         self.raw_user_features = {feature.name: feature for feature in users if feature.name != IDENTIFIERS["user"]}
         self._query = self._impressions_query()
-        self._row_cache: dict[tuple[object, ...], dict[str, int]] = {}
+        self._row_cache: dict[tuple[object, ...], dict[str, float]] = {}
 
     def encode(self, impressions: Sequence[Impression], after: EncodedHistory | None = None) -> EncodedHistory:
         """Encode impressions and append them to a history; see :meth:`Ranker.encode`."""
@@ -89,15 +93,15 @@ class ImpressionEncoder:
         """Return the history of a user without impressions."""
         return EncodedHistory(WindowColumns.empty(self.card), [], [], np.zeros(0, np.int64))
 
-    def context(self, now_ms: int, values: Mapping[str, Value]) -> dict[str, int]:
-        """Return the rows of the given context features and of those computed from time."""
+    def context(self, now_ms: int, values: Mapping[str, Value]) -> dict[str, float]:
+        """Return rows and standardized numbers of the given context, and rows of features computed from time."""
         if not values and not self.from_time:
             return {}
         # Features computed from time change at most once per quarter of an hour.
         return self._rows_of(values, self.raw_context_features, now_ms // QUARTER_HOUR_MS * QUARTER_HOUR_MS)
 
-    def user(self, values: Mapping[str, Value]) -> dict[str, int]:
-        """Return the rows of the given user features."""
+    def user(self, values: Mapping[str, Value]) -> dict[str, float]:
+        """Return the rows of the given user features, and standardized numbers."""
         return self._rows_of(values, self.raw_user_features, None) if values else {}
 
     def validate_values(self, context: Mapping[str, Value], user: Mapping[str, Value]) -> None:
@@ -129,34 +133,35 @@ class ImpressionEncoder:
             _validate_values(impression.features, self.raw_impression_features, location)
             check_time(impression.ts_ms, f"impression of {impression.item!r}: ts_ms", self.card.has_calendar_time)
 
-    def _by_name(self, features: Sequence[Feature]) -> dict[str, Feature]:
+    def _by_name(self, features: Sequence[Input]) -> dict[str, Input]:
         """Return the features that are not computed from time, by name."""
         return {feature.name: feature for feature in features if feature.name not in self.from_time}
 
     def _rows_of(
-        self, values: Mapping[str, Value], features: Mapping[str, Feature], ts_ms: int | None
-    ) -> dict[str, int]:
-        """Return the rows of raw values and, given a time, of the features computed from it."""
+        self, values: Mapping[str, Value], features: Mapping[str, Input], ts_ms: int | None
+    ) -> dict[str, float]:
+        """Return rows and numbers of raw values and, given a time, rows of the features computed from it."""
         key = (ts_ms, *sorted((name, repr(value)) for name, value in values.items()))
         cached = self._row_cache.get(key)
         if cached is None:
             from_time = [
                 feature for feature in self.context_features if feature.name in self.from_time and ts_ms is not None
             ]
-            selected = [features[name] for name in values] + from_time
+            selected: list[Input] = [*(features[name] for name in values), *from_time]
+            numbers = [number_encoding(each) for each in selected if isinstance(each, Number)]
             relation = _relation([("ts_ms", "BIGINT"), *_raw_columns(selected, self.from_time)])
             computed = [
                 f"{calendar_feature(feature.name, self.zone)} AS {quote_identifier(feature.name)}"
                 for feature in from_time
             ]
             with_time = f"(SELECT {', '.join(['*', *computed])} FROM ({relation}))"
-            query = encode_relation(with_time, self._encodings(selected), ["raw.ts_ms"])
+            query = encode_relation(with_time, self._encodings(selected), ["raw.ts_ms"], numbers=numbers)
             arguments = [[ts_ms]]
             for feature in selected:
                 if feature.name not in self.from_time:
                     arguments += self._arguments(feature, [values[feature.name]])
             rows = self._run(query, arguments)
-            cached = {feature.name: int(rows[feature.name][0]) for feature in selected}
+            cached = {feature.name: rows[feature.name][0].item() for feature in selected}
             if len(self._row_cache) >= CACHE_SIZE:
                 self._row_cache.clear()
             self._row_cache[key] = cached
@@ -176,10 +181,8 @@ class ImpressionEncoder:
             for impression in impressions
         ]
         arguments += [[times.get(name) for times in action_times] for name in self.card.predicted_actions]
-        for feature in self.impression_features:
-            if feature.name in self.from_time:
-                continue
-            raw = [impression.features.get(feature.name) for impression in impressions]
+        for feature in self.raw_impression_features.values():
+            raw: Sequence[Value] = [impression.features.get(feature.name) for impression in impressions]
             if rule is not None and feature.name == rule.duration_feature and len(self.items.duration_s):
                 durations = self.items.duration_s[items]
                 raw = [
@@ -198,9 +201,15 @@ class ImpressionEncoder:
         for feature in self.impression_features:
             encoded = rows[ROW_COLUMN + feature.name].astype(np.int64)
             if feature.level == "item":
-                is_present = np.array([feature.name in impression.features for impression in impressions])
-                encoded = np.where(is_present, encoded, ids[feature.name])
+                encoded = np.where(_is_present(feature, impressions), encoded, ids[feature.name])
             ids[feature.name] = encoded
+        numbers = self.items.numbers[items]
+        numbers = np.concatenate([numbers, np.zeros((count, len(card.numbers_at("context"))), np.float32)], axis=1)
+        for column, number in enumerate(self.impression_numbers):
+            encoded = rows[ROW_COLUMN + number.name]
+            if number.level == "item":
+                encoded = np.where(_is_present(number, impressions), encoded, numbers[:, column])
+            numbers[:, column] = encoded
         times = [rows[f"at_{name}"] for name in card.predicted_actions]
         occurred = np.stack([~np.ma.getmaskarray(time) for time in times], 1) if times else np.zeros((count, 0), bool)
         seconds = [np.ma.filled(time, np.nan).astype(np.float32) for time in times]
@@ -234,13 +243,16 @@ class ImpressionEncoder:
             offset_s=offset_s.values.to_numpy(),
             target_starts=0 * one,
             statistics=np.zeros((0, len(card.statistics)), np.float16),
+            user_numbers=np.zeros((count, len(card.numbers_at("user"))), np.float32),
+            numbers=numbers,
         )
 
     def _impressions_query(self) -> str:
         """Return the SQL of the rows of impressions; its parameters are one list of values per raw column."""
         card = self.card
+        inputs: list[Input] = [*self.impression_features, *self.impression_numbers]
         columns = staging.StagedColumns(
-            tuple(FeatureSpec(feature.name, feature.level, feature.kind) for feature in self.impression_features),
+            tuple(FeatureSpec(each.name, each.level, each.kind) for each in inputs),
             tuple(card.predicted_actions),
             (),
             (),
@@ -251,7 +263,7 @@ class ImpressionEncoder:
             ("dwell_s", "DOUBLE"),
             *((f"at_{name}", "DOUBLE") for name in card.predicted_actions),
         ]
-        features = _raw_columns(self.impression_features, self.from_time)
+        features = _raw_columns(list(self.raw_impression_features.values()), self.from_time)
         lookups = [quote_identifier(name) for name, _ in features if name.startswith(LOOKUP_SQL)]
         canonical = [*staging.canonical_columns_sql(columns, self.zone), *lookups, '"row index"']
         relation = _relation([*raw, *features])
@@ -259,10 +271,16 @@ class ImpressionEncoder:
         with_feedback = feedback.add_feedback_columns(f"(SELECT {', '.join(canonical)} FROM {numbered})", card.feedback)
         encodings = [*self._encodings(self.impression_features), *feedback.feedback_encodings(card.feedback)]
         kept = ["raw.ts_ms", "raw.dwell_s", *(f"raw.{name}" for name in columns.action_columns)]
-        return f'{encode_relation(with_feedback, encodings, kept, ROW_COLUMN)} ORDER BY raw."row index"'
+        numbers = [number_encoding(number) for number in self.impression_numbers]
+        encoded = encode_relation(with_feedback, encodings, kept, ROW_COLUMN, numbers=numbers)
+        return f'{encoded} ORDER BY raw."row index"'
 
-    def _encodings(self, features: Sequence[Feature]) -> list[FeatureEncoding]:
-        return [encodings.encoding_from_card(feature, self._vocabulary_row_sql(feature)) for feature in features]
+    def _encodings(self, features: Sequence[Input]) -> list[FeatureEncoding]:
+        return [
+            encodings.encoding_from_card(feature, self._vocabulary_row_sql(feature))
+            for feature in features
+            if isinstance(feature, Feature)
+        ]
 
     def _vocabulary_row_sql(self, feature: Feature) -> str:
         """Return the SQL of a vocabulary row: a column of rows looked up in advance, or a CASE expression for the few
@@ -273,9 +291,9 @@ class ImpressionEncoder:
         cases = " ".join(f"WHEN {quote_literal(value)} THEN {row}" for value, row in vocabulary)
         return f"CASE raw.{quote_identifier(feature.name)} {cases} END" if cases else "NULL"
 
-    def _arguments(self, feature: Feature, raw: Sequence[Value]) -> list[list[Any]]:
+    def _arguments(self, feature: Input, raw: Sequence[Value]) -> list[list[Any]]:
         """Return a feature's raw values as the parameters of its columns, see :func:`_raw_columns`."""
-        if feature.kind == "buckets":
+        if feature.kind in NUMERIC_KINDS:
             return [[None if value is None else float(value) for value in raw]]
         values = [None if value is None else value_text(value) for value in raw]
         if feature.kind == "hash":
@@ -295,12 +313,12 @@ LOOKUP_SQL = "looked-up row of "
 
 
 def _action_state_keys(columns: WindowColumns) -> list[bytes]:
-    """Return the keys of action-level states: digests of item rows and actions, on which alone the states depend."""
+    """Return the keys of action-level states: digests of all that the states depend on."""
     ids = np.stack(list(columns.impression_ids.values()), 1)
     ends = np.cumsum(columns.action_lengths)
     keys = []
-    for row, start, end in zip(ids, ends - columns.action_lengths, ends, strict=True):
-        content = (row, columns.action[start:end], columns.offset_s[start:end])
+    for row, numbers, start, end in zip(ids, columns.numbers, ends - columns.action_lengths, ends, strict=True):
+        content = (row, numbers, columns.action[start:end], columns.offset_s[start:end])
         keys.append(blake2b(b"".join(part.tobytes() for part in content), digest_size=16).digest())
     return keys
 
@@ -310,7 +328,12 @@ def _raw_features(card: DatasetCard, *levels: Any) -> list[Feature]:
     return [feature for feature in card.features if feature.level in levels]
 
 
-def _raw_columns(features: Sequence[Feature], from_time: Sequence[str]) -> list[tuple[str, str]]:
+def _is_present(feature: Input, impressions: Sequence[Impression]) -> np.ndarray:
+    """Return [impressions] bool, whether an impression has its own value of a feature."""
+    return np.array([feature.name in impression.features for impression in impressions])
+
+
+def _raw_columns(features: Sequence[Input], from_time: Sequence[str]) -> list[tuple[str, str]]:
     """Return name and SQL type of the columns of raw values; vocabulary features have a second column of rows."""
     columns = []
     for feature in features:
@@ -328,12 +351,13 @@ def _relation(columns: Sequence[tuple[str, str]]) -> str:
     return f"SELECT {', '.join(lists)}"
 
 
-def _validate_values(values: Mapping[str, Value], features: Mapping[str, Feature], location: str) -> None:
+def _validate_values(values: Mapping[str, Value], features: Mapping[str, Input], location: str) -> None:
     for name, value in values.items():
         if name not in features:
             choices = ", ".join(features) or "none"
             raise UserError(f"{location}: unknown feature {name!r}; available: {choices}")
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (is_number or (isinstance(value, str) and features[name].kind != "buckets")):
-            kind = "number" if features[name].kind == "buckets" else "text"
+        is_numeric = features[name].kind in NUMERIC_KINDS
+        if value is not None and not (is_number or (isinstance(value, str) and not is_numeric)):
+            kind = "number" if is_numeric else "text"
             raise UserError(f"{location}: feature {name!r} must be a {kind}, not {describe_value(value)}")

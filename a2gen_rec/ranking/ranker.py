@@ -219,9 +219,13 @@ class Ranker:
     def _window(self, request: RankQuery, history: EncodedHistory, task: RankingTask) -> WindowColumns:
         """Return the request as one window: the user's history, then the candidates."""
         one, length = np.zeros(1, np.int64), len(history)
-        user = self._users.rows_at(self._users.lookup([request.user])) | {
-            name: np.array([row]) for name, row in self._encoder.user(request.user_features).items()
+        index, given = self._users.lookup([request.user]), self._encoder.user(request.user_features)
+        user = {
+            name: np.array([given[name]]) if name in given else row for name, row in self._users.rows_at(index).items()
         }
+        numbers = self._users.numbers[index]
+        for column, number in enumerate(self.card.numbers_at("user")):
+            numbers[:, column] = given.get(number.name, numbers[0, column])
         columns = replace(
             history.columns,
             user_key=one,
@@ -229,6 +233,7 @@ class Ranker:
             starts=one,
             lengths=np.array([length]),
             user_ids=user,
+            user_numbers=numbers,
         )
         now = next_timestamp(columns) if request.now_ms is None else request.now_ms
         context = self._encoder.context(now, request.context)

@@ -119,7 +119,8 @@ def write_vocabularies(folder: Path, dataset: Dataset, permutation: Mapping[str,
         for feature in features.values():
             if feature.name in table.column_names:
                 read_feature_column(table[feature.name], feature, file)
-        exported = {*features, level, RAW_DURATION_COLUMN, STATISTICS_COLUMN}
+        numbers = (number.name for number in card.numbers if number.level == level)
+        exported = {*features, *numbers, level, RAW_DURATION_COLUMN, STATISTICS_COLUMN}
         columns = [column for column in table.column_names if column in exported]
         if RAW_DURATION_COLUMN in columns:
             columns = [column for column in columns if column != duration_feature(card)]

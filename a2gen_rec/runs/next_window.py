@@ -39,7 +39,16 @@ def empty_window(card: DatasetCard) -> WindowColumns:
     """Return one window of an unknown user without impressions."""
     one = np.zeros(1, np.int64)
     users = {feature.name: one for feature in card.features_at("user")}
-    return replace(WindowColumns.empty(card), user_key=one, first_target=one, starts=one, lengths=one, user_ids=users)
+    numbers = np.full((1, len(card.numbers_at("user"))), np.nan, np.float32)
+    return replace(
+        WindowColumns.empty(card),
+        user_key=one,
+        first_target=one,
+        starts=one,
+        lengths=one,
+        user_ids=users,
+        user_numbers=numbers,
+    )
 
 
 def _session(history: WindowColumns, now: int, card: DatasetCard) -> dict[str, int]:

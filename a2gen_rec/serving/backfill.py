@@ -160,7 +160,7 @@ def _features(facts: SourceInfo, card: DatasetCard) -> list[str]:
     if unknown:
         raise DataError(f"the model has no action {min(unknown)!r}; was it trained on another kind of log?")
     from_time = card.time_features
-    inputs = [feature.name for feature in card.features if feature.level in ("item", "context")]
+    inputs = [each.name for each in card.inputs if each.level in ("item", "context")]
     required = [name for name in inputs if name not in from_time and name != ITEM_ID]
     available = {feature.name for feature in facts.features}
     for name in required:

@@ -63,7 +63,15 @@ def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, max_
         offset_s=np.concatenate(offsets).astype(np.float32),
         target_starts=np.cumsum(num_targets) - num_targets,
         statistics=derived_rng.normal(size=(int(num_targets.sum()), len(card.statistics))).astype(np.float16),
+        user_numbers=random_numbers(windows, len(card.numbers_at("user")), derived_rng),
+        numbers=random_numbers(total, len(card.numbers_at("item", "context")), derived_rng),
     )
+
+
+def random_numbers(rows: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return [rows, count] standardized numbers, of which some are missing."""
+    values = rng.normal(size=(rows, count)).astype(np.float32)
+    return np.where(rng.random(values.shape) < 0.2, np.float32(np.nan), values)
 
 
 def small_config(**model: object) -> Config:
@@ -104,6 +112,10 @@ def items(card: DatasetCard, rng: np.random.Generator) -> pa.Table:
     features = {feature.name: feature.cardinality for feature in card.features_at("item")}
     rows = np.arange(1, features["item_id"])
     table = {name: rng.integers(0, size, len(rows)) for name, size in features.items()}
+    for number, values in zip(
+        card.numbers_at("item"), random_numbers(len(rows), len(card.numbers_at("item")), rng).T, strict=True
+    ):
+        table[number.name] = values
     statistics = [list(values) for values in rng.normal(size=(len(rows), len(card.statistics))).astype(np.float32)]
     table["statistics"] = pa.array(statistics, pa.list_(pa.float32()))
     return pa.table({"item": [f"item-{row}" for row in rows]} | table | {"item_id": rows})
@@ -150,6 +162,10 @@ def to_table(columns: WindowColumns, card: DatasetCard) -> pa.Table:
     data |= columns.user_ids
     for rows in (columns.impression_ids, columns.session, columns.outcome):
         data |= {name: per_impression(values) for name, values in rows.items()}
+    for index, number in enumerate(card.numbers_at("user")):
+        data[number.name] = columns.user_numbers[:, index]
+    for index, number in enumerate(card.numbers_at("item", "context")):
+        data[number.name] = per_impression(columns.numbers[:, index])
     data |= {f"objective_{name}": per_impression(columns.objectives[:, i]) for i, name in enumerate(card.objectives)}
     data |= {f"label_{name}": per_impression(columns.labels[:, i]) for i, name in enumerate(card.labels)}
     ends = np.append(columns.target_starts, len(columns.statistics)) * len(card.statistics)

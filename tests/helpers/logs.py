@@ -37,11 +37,17 @@ SPEC = {
         {"name": "tab", "level": "context", "min_count": 2},
         {"name": "speed", "level": "context", "kind": "buckets", "edges": [1, 2]},
         {"name": "network", "level": "context", "kind": "hash", "size": 5},
+        {"name": "age", "level": "user", "kind": "number"},
+        {"name": "views", "level": "item", "kind": "number"},
+        {"name": "battery", "level": "context", "kind": "number"},
     ],
     "duration_feature": "length",
     "negative_actions": ["hate"],
     "split": {"valid_fraction": 0.15, "test_fraction": 0.2},
 }
+
+
+ITEM_FEATURES = ("shop", "length", "views")
 
 
 @dataclass(frozen=True)
@@ -107,21 +113,25 @@ def _create_hashed_log(folder: Path) -> Log:
         "tab": [int(tab) if tab < 40 else None for tab in rng.geometric(0.2, count)],
         "speed": rng.choice([0.5, 1.0, 1.5, 3.0], count),
         "network": rng.choice(["wifi", "4g", "5g"], count),
+        "age": [None if number % 6 == 0 else 20 + number for number in user],
+        "views": [None if number % 7 == 0 else float(number**3) for number in item],
+        "battery": pa.array(np.where(rng.random(count) < 0.2, np.nan, rng.uniform(0, 1, count)), from_pandas=True),
     }
     (folder / "raw").mkdir(parents=True)
     table = pa.table(columns)
     pq.write_table(table, folder / "raw" / "log.parquet")
     (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
     config = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=9, max_targets=3)
+    config.statistics = False  # those of a service are later than a target's
     prepare("generic", str(folder / "raw"), str(folder / "data"), config, str(folder / "spec.yaml"))
     raw: dict[str, dict[tuple, Impression]] = {}
     for row in table.to_pylist():
         flags = [(name, None) for name in ("like", "hate") if row[name]]
         actions = [*flags, *([("comment", row["comment"])] if row["comment"] is not None else [])]
         watch = None if np.isnan(row["dwell"]) else row["dwell"]
-        features = {name: row[name] for name in ("tab", "speed", "network")}
+        features = {name: row[name] for name in ("tab", "speed", "network", "battery")}
         if row["ts"] % 2:  # passed explicitly instead of read from the item index
-            features |= {"shop": row["shop"], "length": row["length"]}
+            features |= {name: row[name] for name in ITEM_FEATURES}
         impression = Impression(row["item"], row["ts"], watch, actions, features)
         raw.setdefault(row["user"], {})[impression.ts_ms, impression.item] = impression
     return _train_run(folder, {user: [rows[key] for key in sorted(rows)] for user, rows in raw.items()})
@@ -130,7 +140,9 @@ def _create_hashed_log(folder: Path) -> Log:
 def _create_simulated_log(folder: Path) -> Log:
     config = SimulateConfig(users=30, items=60, authors=12, impressions_per_user=40, seed=1)
     simulate(str(folder / "raw"), config)
-    config = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=12, max_targets=5)
+    config = PrepareConfig(
+        num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=12, max_targets=5, statistics=False
+    )
     card = prepare("simulated", str(folder / "raw"), str(folder / "data"), config)
     action_columns = ", ".join(f'"{name}"' for name in card.predicted_actions)
     columns = f"user_id, item_id, ts_ms, dwell_s, tab, long_view, {action_columns}"

@@ -1,5 +1,6 @@
 """Dataset card of the random test datasets; imports no torch."""
 
+from a2gen_rec.data.inputs import Number
 from a2gen_rec.data.schema import FEEDBACK_LEVELS, SPLITS, DatasetCard, Feature, FeedbackRule, SplitSummary, Statistic
 
 ACTIONS = ["start", "like", "comment", "follow", "exit"]
@@ -46,5 +47,11 @@ def make_card(labels: tuple[str, ...] = ("click",), timed: tuple[str, ...] = ("l
             Statistic("item_id", "impressions", "count", 0.0),
             Statistic("item_id", "like", "rate", 0.3),
             Statistic("author_id", "watch_time", "mean", 1.8),
+        ],
+        numbers=[
+            Number("age", "user", "none", 30.0, 10.0),
+            Number("price", "item", "log1p", 2.0, 1.5),
+            Number("quality", "item", "none", 0.0, 1.0),
+            Number("battery", "context", "none", 50.0, 20.0),
         ],
     )

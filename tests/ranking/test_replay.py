@@ -19,7 +19,7 @@ from a2gen_rec.ranking.types import Impression, RankQuery
 from a2gen_rec.runs.export import export_run
 from a2gen_rec.serving.engine.history_cache import HistoryCache
 from a2gen_rec.training.loaded_run import load_run
-from tests.helpers.logs import Log, hashed_log, simulated_log
+from tests.helpers.logs import ITEM_FEATURES, Log, hashed_log, simulated_log
 from tests.helpers.service import fast_store
 
 pytestmark = pytest.mark.training
@@ -63,7 +63,7 @@ def evaluated(log: Log) -> dict[tuple[str, int, int], dict[str, Any]]:
 
 
 def context(impression: Impression) -> dict[str, object]:
-    return {name: value for name, value in impression.features.items() if name not in ("shop", "length")}
+    return {name: value for name, value in impression.features.items() if name not in ITEM_FEATURES}
 
 
 def test_served_predictions_match_the_evaluation(exported: tuple[Log, str]) -> None:

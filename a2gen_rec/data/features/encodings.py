@@ -9,6 +9,7 @@ from pathlib import Path
 
 import duckdb
 
+from a2gen_rec.data.features.numbers import NumberEncoding
 from a2gen_rec.data.schema import Feature, FeatureLevel, FeatureSpec
 from a2gen_rec.data.sql import (
     STABLE_HASH_SQL,
@@ -121,11 +122,19 @@ def encode_relation(
     columns: Sequence[str],
     prefix: str = "",
     joins: Sequence[str] = (),
+    numbers: Sequence[NumberEncoding] = (),
 ) -> str:
-    """Return the SQL of ``columns`` of ``relation`` (alias ``raw``) and every feature's row, named prefix + feature.
+    """Return the SQL of ``columns`` of ``relation`` (alias ``raw``), every feature's row and every number's value.
 
-    ``joins`` are further joins that ``columns`` need.
+    Args:
+        relation: relation with raw values.
+        encodings: encodings of features.
+        columns: further columns, on ``raw``.
+        prefix: prefix of the names of rows and values.
+        joins: further joins that ``columns`` need.
+        numbers: encodings of numbers.
     """
     rows = [f"{encoding.row_sql} AS {quote_identifier(prefix + encoding.feature.name)}" for encoding in encodings]
+    rows += [f"{encoding.value_sql} AS {quote_identifier(prefix + encoding.number.name)}" for encoding in numbers]
     all_joins = [*(encoding.join_sql for encoding in encodings if encoding.join_sql), *joins]
     return f"SELECT {', '.join([*columns, *rows])} FROM {relation} AS raw {' '.join(all_joins)}"

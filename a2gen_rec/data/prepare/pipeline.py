@@ -26,6 +26,7 @@ from a2gen_rec.data.dataset import (
 )
 from a2gen_rec.data.features import encodings, feedback
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
+from a2gen_rec.data.features.numbers import NumberEncoding, fit_number
 from a2gen_rec.data.features.sessions import SESSION_GAP_S, add_session_columns, session_features
 from a2gen_rec.data.prepare import splits, staging, statistics
 from a2gen_rec.data.prepare.point_in_time import PERIOD, STATISTIC, PointInTime, fit_outcomes, period_sql
@@ -137,10 +138,10 @@ class PreparePipeline:
         splits.check_not_empty(self.split_rule, info, counts, boundaries)
         quality = measure_quality(self.connection, all_impressions, self.staged_columns.features, info.duration_feature)
         levels = feedback.count_levels(self.connection, with_feedback, rule)
-        encodings = self.fit_encodings(train)
+        encodings, numbers = self.fit_encodings(train), self.fit_numbers(train)
         train = f"(SELECT * FROM {with_feedback} WHERE split = 0)"
         point_in_time = self.point_in_time(with_feedback, train, flags, list(medians), encodings)
-        self.write_items_and_users(all_impressions, encodings, rule, point_in_time)
+        self.write_items_and_users(all_impressions, encodings, numbers, rule, point_in_time)
         item_encoding = next(encoding for encoding in encodings if encoding.feature.name == ITEM_ID)
         file = self.output_dir / ITEM_STATISTICS_FILE
         statistics.write_item_statistics(self.connection, train, item_encoding, info.actions, flags, file)
@@ -157,8 +158,9 @@ class PreparePipeline:
             # One more than the history of a target, so that the gap before its oldest impression is known.
             self.config.max_history + 1 if self.config.max_history else 0,
             self.config.max_targets,
+            numbers=[encoding.number for encoding in numbers],
         )
-        windows = self.write_windows(split, encodings, window_spec, rule, point_in_time)
+        windows = self.write_windows(split, encodings, numbers, window_spec, rule, point_in_time)
         return DatasetCard(
             name=info.name,
             actions=[START, *info.actions, EXIT],
@@ -190,6 +192,7 @@ class PreparePipeline:
             data_digest=compute_data_digest(self.output_dir),
             quality=quality,
             statistics=point_in_time.statistics,
+            numbers=list(window_spec.numbers),
         )
 
     def stage_log(self) -> dict[str, int]:
@@ -230,7 +233,13 @@ class PreparePipeline:
                 self.connection, train, spec, self.min_count(spec.name), self.output_dir / VOCABULARY_DIR
             )
             for spec in self.track(self.staged_columns.features, "vocabularies")
+            if spec.kind != "number"
         ]
+
+    def fit_numbers(self, train: str) -> list[NumberEncoding]:
+        """Fit the standardization of every number on training impressions."""
+        specs = [spec for spec in self.staged_columns.features if spec.kind == "number"]
+        return [fit_number(self.connection, train, spec) for spec in self.track(specs, "numbers")]
 
     def min_count(self, feature: str) -> int:
         return 1 if feature in self.staged_columns.calendar_features else self.config.min_count
@@ -264,6 +273,7 @@ class PreparePipeline:
         self,
         all_impressions: str,
         encodings: list[FeatureEncoding],
+        numbers: list[NumberEncoding],
         rule: FeedbackRule | None,
         point_in_time: PointInTime,
     ) -> None:
@@ -277,12 +287,14 @@ class PreparePipeline:
                 self.output_dir / file,
                 duration_feature,
                 point_in_time if level == "item" else None,
+                numbers,
             )
 
     def write_windows(
         self,
         split: str,
         encodings: list[FeatureEncoding],
+        numbers: list[NumberEncoding],
         window_spec: WindowSpec,
         rule: FeedbackRule | None,
         point_in_time: PointInTime,
@@ -311,7 +323,7 @@ class PreparePipeline:
             with_period = f'(SELECT *, {self.period} AS "{PERIOD}" FROM {relation})'
             selected = [f"raw.{column}" for column in columns]
             selected += [f'{value} AS "{STATISTIC}{number}"' for number, value in enumerate(point_in_time.values)]
-            rows = encode_relation(with_period, encodings, selected, ROW_COLUMN, point_in_time.joins())
+            rows = encode_relation(with_period, encodings, selected, ROW_COLUMN, point_in_time.joins(), numbers)
             impressions = self.connection.sql(f"{rows} ORDER BY raw.user_id, raw.ts_ms, raw.item_id").to_arrow_table()
             impressions = stack_statistics(impressions, point_in_time.num_columns)
             impressions = add_session_columns(impressions, session_feature_list, SESSION_GAP_S)

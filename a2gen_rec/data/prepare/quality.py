@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import duckdb
 
 from a2gen_rec.data.names import IDENTIFIERS
-from a2gen_rec.data.schema import ITEM_ID, DataQuality, EntityShare, FeatureSpec
+from a2gen_rec.data.schema import ITEM_ID, NUMERIC_KINDS, DataQuality, EntityShare, FeatureSpec
 from a2gen_rec.data.sql import fetch_one, order_statistics, quote_identifier
 
 
@@ -44,7 +44,7 @@ def measure_quality(
 
 def known_sql(column: str, kind: str) -> str:
     """Return the condition that a feature's raw value is known."""
-    return f"{column} IS NOT NULL" + (f" AND NOT isnan({column})" if kind == "buckets" else "")
+    return f"{column} IS NOT NULL" + (f" AND NOT isnan({column})" if kind in NUMERIC_KINDS else "")
 
 
 def most_frequent(connection: duckdb.DuckDBPyConnection, impressions: str, column: str, total: int) -> EntityShare:

@@ -14,7 +14,7 @@ import duckdb
 from a2gen_rec.data.features.calendar import CALENDAR_FEATURES, calendar_feature
 from a2gen_rec.data.names import IDENTIFIERS, check_names
 from a2gen_rec.data.prepare.splits import split_by_user_tail
-from a2gen_rec.data.schema import ITEM_ID, FeatureSpec
+from a2gen_rec.data.schema import ITEM_ID, NUMERIC_KINDS, FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sql import STABLE_HASH_SQL, fetch_one, quote_identifier, quote_literal, read_parquet_sql
 from a2gen_rec.data.time_zone import MIN_CALENDAR_MS, TimeZone
@@ -93,7 +93,7 @@ def canonical_columns_sql(columns: StagedColumns, zone: TimeZone) -> list[str]:
         if feature.name in columns.calendar_features:
             select.append(f"{calendar_feature(feature.name, zone)} AS {name}")
         elif feature.name not in IDENTIFIERS:
-            select.append(f"{name}::{'DOUBLE' if feature.kind == 'buckets' else 'VARCHAR'} AS {name}")
+            select.append(f"{name}::{'DOUBLE' if feature.kind in NUMERIC_KINDS else 'VARCHAR'} AS {name}")
     return select
 
 

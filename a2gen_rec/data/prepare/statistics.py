@@ -7,6 +7,7 @@ from pathlib import Path
 import duckdb
 
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
+from a2gen_rec.data.features.numbers import NumberEncoding
 from a2gen_rec.data.prepare.point_in_time import PointInTime, action_time_column
 from a2gen_rec.data.prepare.quality import known_sql
 from a2gen_rec.data.schema import EXIT, ITEM_ID, RAW_DURATION_COLUMN, SPLITS, STATISTICS_COLUMN, SplitSummary
@@ -99,8 +100,9 @@ def write_entities(
     file: Path,
     duration_feature: str = "",
     statistics: PointInTime | None = None,
+    numbers: Sequence[NumberEncoding] = (),
 ) -> int:
-    """Write one row per item or user with the rows of each feature's latest known value; return the number of rows.
+    """Write one row per item or user with the latest known value of each feature and number; return the row count.
 
     If several impressions have the latest time, every feature takes its maximum, which makes the result unique.
 
@@ -112,13 +114,17 @@ def write_entities(
         file: Parquet file to write, sorted by raw identifier.
         duration_feature: feature of this level whose raw value is written as ``RAW_DURATION_COLUMN``; empty for none.
         statistics: statistics after the log, written as ``statistics``; None for none.
+        numbers: encodings of all numbers.
     """
     key, name, extra = (ITEM_ID, "item", []) if level == "item" else ("user_id", "user", ["user_key"])
     level_encodings = [encoding for encoding in encodings if encoding.feature.level == level]
     latest = "".join(f", max({column}) AS {column}" for column in extra)
-    for feature in (x.feature for x in level_encodings if x.feature.name != key):
-        column = quote_identifier(feature.name)
-        last = f"max({{'ts_ms': ts_ms, 'value': {column}}}) FILTER ({known_sql(column, feature.kind)})"
+    level_numbers = [encoding for encoding in numbers if encoding.number.level == level]
+    kinds = {x.feature.name: str(x.feature.kind) for x in level_encodings if x.feature.name != key}
+    kinds |= {x.number.name: "number" for x in level_numbers}
+    for feature, kind in kinds.items():
+        column = quote_identifier(feature)
+        last = f"max({{'ts_ms': ts_ms, 'value': {column}}}) FILTER ({known_sql(column, kind)})"
         latest += f", ({last}).value AS {column}"
     relation = f"(SELECT {key}{latest} FROM {impressions} GROUP BY {key})"
     columns = [f"raw.{key} AS {quote_identifier(name)}", *(f"raw.{column}" for column in extra)]
@@ -128,7 +134,7 @@ def write_entities(
     if statistics is not None and statistics.num_columns:
         joins = statistics.joins(latest=True)
         columns.append(f"[{', '.join(statistics.values)}] AS {STATISTICS_COLUMN}")
-    query = encode_relation(relation, level_encodings, columns, joins=joins)
+    query = encode_relation(relation, level_encodings, columns, joins=joins, numbers=level_numbers)
     return write_sorted(connection, f"{query} ORDER BY raw.{key}", file, ROW_GROUP_SIZE)
 
 

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from a2gen_rec.data.columns import concat_ranges, jagged_positions
+from a2gen_rec.data.inputs import Number
 from a2gen_rec.data.prepare.point_in_time import STATISTIC
-from a2gen_rec.data.schema import STATISTICS_COLUMN, Feature
+from a2gen_rec.data.schema import STATISTICS_COLUMN, Feature, Input
 from a2gen_rec.data.sql import ROW_COLUMN, IntArray, is_first_of_user
 
 
@@ -27,6 +28,7 @@ class WindowSpec:
         max_history: maximum impressions before a window's first target.
         max_targets: maximum targets per window.
         windows_per_table: windows per table of :func:`build_windows`.
+        numbers: numbers of all levels.
     """
 
     features: Sequence[Feature]
@@ -37,6 +39,7 @@ class WindowSpec:
     max_history: int
     max_targets: int
     windows_per_table: int = 512
+    numbers: Sequence[Number] = ()
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,9 @@ def windows_table(impressions: pa.Table, spec: WindowSpec, bounds: WindowBounds)
     has_statistics = STATISTICS_COLUMN in impressions.column_names
     without_statistics = impressions.drop_columns([STATISTICS_COLUMN]) if has_statistics else impressions
     window_impressions = without_statistics.take(pa.array(index)).combine_chunks()
+    inputs: list[Input] = [*spec.features, *spec.numbers]
     users = impressions.select(
-        ["user_id", "user_key", *(ROW_COLUMN + x.name for x in spec.features if x.level == "user")]
+        ["user_id", "user_key", *(ROW_COLUMN + x.name for x in inputs if x.level == "user")]
     ).take(pa.array(bounds.target))
     ends = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
 
@@ -186,9 +190,9 @@ def windows_table(impressions: pa.Table, spec: WindowSpec, bounds: WindowBounds)
     codes, offsets = action_lists(times, occurred, column("dwell_s"))
 
     columns: dict[str, pa.Array | pa.ChunkedArray] = {"user": users["user_id"], "user_key": users["user_key"]}
-    for feature in spec.features:
-        raw = ROW_COLUMN + feature.name
-        columns[feature.name] = users[raw] if feature.level == "user" else to_list(column(raw))
+    for each in inputs:
+        raw = ROW_COLUMN + each.name
+        columns[each.name] = users[raw] if each.level == "user" else to_list(column(raw))
     columns |= {"ts_ms": to_list(column("ts_ms")), "dwell_s": to_list(column("dwell_s"))}
     columns |= {"action": to_list(codes), "action_offset_s": to_list(offsets)}
     columns |= {f"label_{name}": with_nan(f"label_{name}") for name in spec.labels}

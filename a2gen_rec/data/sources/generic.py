@@ -20,7 +20,18 @@ from a2gen_rec.data.sources.spec import (
     load_spec,
 )
 from a2gen_rec.data.sources.times import time_ms
-from a2gen_rec.data.sources.values import Check, Column, Value, duration, flag, identifier, missing, number, text
+from a2gen_rec.data.sources.values import (
+    Check,
+    Column,
+    Value,
+    duration,
+    finite_number,
+    flag,
+    identifier,
+    missing,
+    number,
+    text,
+)
 from a2gen_rec.data.sql import quote_literal
 
 IDENTIFIERS = ("user_id", "item_id")
@@ -63,6 +74,8 @@ def feature_values(columns: Mapping[str, Column], spec: LogSpec) -> dict[str, Va
 
 
 def _feature_value(columns: list[Column], feature: FeatureColumn, spec: LogSpec) -> Value:
+    if feature.kind == "number":
+        return finite_number(columns)
     if feature.kind != "buckets":
         return text(columns)
     return duration(columns, spec.duration_unit) if feature.name == spec.duration_feature else number(columns)

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from a2gen_rec.config.parser_errors import parser_error_text
 from a2gen_rec.data.csv_errors import CsvDialect
 from a2gen_rec.data.names import check_feature_columns
-from a2gen_rec.data.schema import ITEM_ID, FeatureSpec
+from a2gen_rec.data.schema import ITEM_ID, NUMERIC_KINDS, FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sources.times import TimeFormat, TimeUnit
 from a2gen_rec.data.sources.values import MAX_DURATION_S
@@ -39,7 +39,7 @@ class FeatureColumn:
     name: str
     level: Literal["user", "item", "context"]
     column: ColumnNames = ""
-    kind: Literal["vocabulary", "hash", "buckets"] = "vocabulary"
+    kind: Literal["vocabulary", "hash", "buckets", "number"] = "vocabulary"
     size: int = 0
     min_count: int = 1
     edges: list[float] = field(default_factory=list)
@@ -280,8 +280,8 @@ def _check_spec(spec: LogSpec) -> None:
             raise ValueError("feature 'user_id' must have level 'user'")
         if feature.name == ITEM_ID and feature.level != "item":
             raise ValueError(f"feature {ITEM_ID!r} must have level 'item'")
-        if feature.name in ("user_id", ITEM_ID) and (feature.column or feature.kind == "buckets"):
-            raise ValueError(f"feature {feature.name!r} must not set column or kind buckets")
+        if feature.name in ("user_id", ITEM_ID) and (feature.column or feature.kind in NUMERIC_KINDS):
+            raise ValueError(f"feature {feature.name!r} must not set column or kind {feature.kind}")
     if spec.duration_feature and not any(
         x.name == spec.duration_feature and x.kind == "buckets" for x in spec.features
     ):

@@ -100,6 +100,15 @@ def number(columns: Sequence[Column], max_value: float | None = None) -> Value:
     return Value(coalesce([_number_sql(x) for x in columns]), column_checks(columns, _is_number, not_larger))
 
 
+def finite_number(columns: Sequence[Column]) -> Value:
+    """Return numbers as :func:`number` does; checks that they are finite."""
+
+    def is_finite(column: Column) -> Check:
+        return Check(column.name, f"isinf({_number_sql(column)})", column.sql, "is not finite")
+
+    return Value(coalesce([_number_sql(x) for x in columns]), column_checks(columns, _is_number, is_finite))
+
+
 def duration(columns: Sequence[Column], unit: str) -> Value:
     """Return seconds: DOUBLE, NULL or NaN if missing; checks that they are from 0 to ``MAX_DURATION_S``."""
     units_per_s = {"s": 1, "ms": 1000}[unit]

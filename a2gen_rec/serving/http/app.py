@@ -259,7 +259,7 @@ async def _cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, Resp
 
 def _model_info(service: RankingService) -> dict[str, Any]:
     card, config, ranker = service.ranker.card, service.config, service.ranker
-    raw = [feature for feature in card.features if feature.level in ("user", "item", "context")]
+    raw = [feature for feature in card.inputs if feature.level in ("user", "item", "context")]
     from_time = card.time_features
     return {
         "version": ranker.version,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+from a2gen_rec.data.inputs import Number
 from a2gen_rec.data.schema import EXIT
 from a2gen_rec.reporting.formatting import (
     MISSING,
@@ -26,6 +27,7 @@ def sections(statistics: DataStatistics) -> list[Section]:
     """Return all sections in order. A section without data states the reason in one sentence."""
     return [
         splits(statistics),
+        inputs(statistics),
         action_rates(statistics),
         activity(statistics),
         action_times(statistics),
@@ -35,6 +37,23 @@ def sections(statistics: DataStatistics) -> list[Section]:
         skip_rates(statistics),
         sessions(statistics),
     ]
+
+
+def inputs(statistics: DataStatistics) -> Section:
+    """Model inputs: tables of features, standardization of numbers, and shares of missing values."""
+    card = statistics.card
+    missing = card.quality.missing_share if card.quality is not None else {}
+    rows = []
+    for each in card.inputs:
+        share = format_percent(missing[each.name]) if each.name in missing else MISSING
+        is_number = isinstance(each, Number)
+        size = MISSING if is_number else f"{each.cardinality:,}"
+        scale = f"{each.transform}, {each.mean:.4g} ± {each.std:.4g}" if is_number else MISSING
+        rows.append([each.name, each.level, each.kind, size, scale, share])
+    columns = ["input", "level", "kind", "rows", "transform, mean ± std", "missing"]
+    text = "Inputs of the models; a feature has a table of embeddings, a number is standardized on training data."
+    table = StatisticsTable(columns, rows, text_columns=("level", "kind", "transform, mean ± std"))
+    return Section("Inputs", text, tables=[table])
 
 
 def splits(statistics: DataStatistics) -> Section:

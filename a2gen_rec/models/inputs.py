@@ -1,0 +1,55 @@
+"""Features and numbers of users, items and contexts as one vector per level; all rankers share it."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.schema import DatasetCard, FeatureLevel
+
+INPUT_LEVELS: tuple[FeatureLevel, ...] = ("user", "item", "context")
+
+
+class LevelInputs(nn.Module):
+    """Inputs of each level: concatenated embeddings of the features, then a linear map of the numbers.
+
+    A number has two inputs, its standardized value and whether it is missing; the value of a missing one is 0.
+
+    Args:
+        card: Dataset card.
+        features: Level -> names of the features that the ranker uses.
+        dim: Width of an embedding, and of the map of all numbers of a level.
+
+    Attributes:
+        widths: Level -> width of its inputs.
+    """
+
+    def __init__(self, card: DatasetCard, features: Mapping[FeatureLevel, Sequence[str]], dim: int) -> None:
+        super().__init__()
+        self.features = {level: list(features[level]) for level in INPUT_LEVELS}
+        self.counts = {level: len(card.numbers_at(level)) for level in INPUT_LEVELS}
+        self.numbers = nn.ModuleDict(
+            {level: nn.Linear(2 * count, dim, bias=False) for level, count in self.counts.items() if count}
+        )
+        self.widths = {level: dim * (len(self.features[level]) + (self.counts[level] > 0)) for level in INPUT_LEVELS}
+
+    def forward(self, looked_up: Mapping[str, Tensor], batch: WindowBatch, *levels: FeatureLevel) -> Tensor:
+        """Return [windows or impressions, d] inputs of the levels, level by level; windows for the user level."""
+        parts = []
+        for level in levels:
+            parts += [batch.expand_rows(name, looked_up[name]) for name in self.features[level]]
+            if level in self.numbers:
+                parts.append(self.numbers[level](self._numbers(batch, level)))
+        return torch.cat(parts, dim=-1)
+
+    def _numbers(self, batch: WindowBatch, level: FeatureLevel) -> Tensor:
+        """Return [windows or impressions, 2 * numbers] values and whether they are missing."""
+        if level == "user":
+            values = batch.user_numbers
+        else:
+            item, context = batch.numbers.split([self.counts["item"], self.counts["context"]], dim=1)
+            values = item if level == "item" else context
+        missing = torch.isnan(values)
+        values = torch.cat([values.masked_fill(missing, 0), missing.to(values.dtype)], dim=1)
+        return values.to(next(self.numbers.parameters()).dtype)
