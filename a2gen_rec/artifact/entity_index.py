@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import CandidateItems
 from a2gen_rec.data.inputs import Number
-from a2gen_rec.data.parquet_reader import read_feature_column, read_numbers, read_statistics, read_table
+from a2gen_rec.data.parquet_reader import read_bags, read_feature_column, read_numbers, read_statistics, read_table
 from a2gen_rec.data.schema import RAW_DURATION_COLUMN, STATISTICS_COLUMN, Feature
 from a2gen_rec.errors import DataError
 
@@ -23,6 +24,7 @@ class EntityIndex:
         duration_s: [entities + 1] raw durations of videos in seconds, NaN if unknown; empty for users.
         statistics: [entities + 1, statistics] float16; 0 at the last index.
         numbers: [entities + 1, numbers] float32; NaN at the last index, or if missing.
+        bags: Multi-valued feature -> [entities + 1] table rows; row 0 at the last index.
     """
 
     index_of: dict[str, int]
@@ -30,6 +32,7 @@ class EntityIndex:
     duration_s: np.ndarray
     statistics: np.ndarray
     numbers: np.ndarray
+    bags: dict[str, Bags]
 
     @classmethod
     def read(
@@ -59,9 +62,11 @@ class EntityIndex:
         if RAW_DURATION_COLUMN in table.column_names:
             known = table[RAW_DURATION_COLUMN].cast(pa.float64()).to_numpy(zero_copy_only=False)
             duration = np.append(known, np.nan)
-        rows = {}
+        rows, bags = {}, {}
         for feature in features:
-            if feature.name == duration_feature and len(duration):
+            if feature.multi_valued:
+                bags[feature.name] = Bags.concat([read_bags(table, feature, file), Bags.unknown(1)])
+            elif feature.name == duration_feature and len(duration):
                 rows[feature.name] = _duration_buckets(duration, feature)
             elif feature.name in table.column_names:
                 rows[feature.name] = _rows(table[feature.name], feature, file)
@@ -77,7 +82,7 @@ class EntityIndex:
         values = np.full((len(table) + 1, len(numbers)), np.nan, np.float32)
         values[:-1] = read_numbers(table, numbers, file)
         ids = table[id_column].to_pylist()
-        return cls(dict(zip(ids, range(len(ids)), strict=True)), rows, duration, statistics, values)
+        return cls(dict(zip(ids, range(len(ids)), strict=True)), rows, duration, statistics, values, bags)
 
     def lookup(self, ids: Sequence[str]) -> np.ndarray:
         """Return [ids] int64 indices; -1, the last index, for unknown ones."""
@@ -88,7 +93,11 @@ class EntityIndex:
         """Return candidate items; unknown ones have row 0 of every feature and no number."""
         indices = self.lookup(ids)
         rows, statistics, numbers = self.rows_at(indices), self.statistics[indices], self.numbers[indices]
-        return CandidateItems(list(ids), indices >= 0, rows, statistics, numbers)
+        return CandidateItems(list(ids), indices >= 0, rows, statistics, numbers, self.bags_at(indices))
+
+    def bags_at(self, indices: np.ndarray) -> dict[str, Bags]:
+        """Return multi-valued feature -> [indices] table rows."""
+        return {name: bags[indices] for name, bags in self.bags.items()}
 
     def rows_at(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Return feature -> [indices] int64 rows."""

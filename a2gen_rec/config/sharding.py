@@ -57,9 +57,12 @@ class PlannerFeature:
     """Number of table rows, row 0 ("unknown") included."""
     zipf_exponent: float = 0.0
     """Zipf exponent of the id frequencies; 0 is uniform, the worst case for distinct ids."""
+    mean_values: float = 1.0
+    """Mean number of ids per window or impression; above 1 for multi-valued features."""
 
     def __post_init__(self) -> None:
         check_fields("feature", self, *POSITIVE, "rows")
+        check_fields("feature", self, "at least 1", lambda value: value >= 1, "mean_values")
         check_fields("feature", self, "in [0, 4]", lambda value: 0 <= value <= 4, "zipf_exponent")
 
 

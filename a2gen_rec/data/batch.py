@@ -16,6 +16,7 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import WindowColumns, concat_ranges, jagged_positions
 from a2gen_rec.data.schema import WATCH_TIME, DatasetCard
 from a2gen_rec.utils.jagged import LengthBuckets
@@ -29,6 +30,50 @@ FULL_WINDOW = math.inf
 def count_names(card: DatasetCard) -> tuple[str, ...]:
     """Return the names of a batch's counts: ``COUNT_NAMES``, then targets with a known objective or watch time."""
     return (*COUNT_NAMES, *card.objectives, WATCH_TIME)
+
+
+@dataclass(frozen=True)
+class BagTensors:
+    """Bags of one multi-valued feature; their ids are in the batch.
+
+    Attributes:
+        offsets: [bags] int64 first value.
+        bag: [values] int64 bag of each value.
+        weights: [values] float32 weights that sum to 1 in each bag.
+        max_length: maximum number of values of a bag.
+    """
+
+    offsets: Tensor
+    bag: Tensor
+    weights: Tensor
+    max_length: int
+
+    @classmethod
+    def from_bags(cls, bags: Bags) -> "BagTensors":
+        index = np.repeat(np.arange(len(bags)), bags.lengths)
+        totals = np.bincount(index, weights=bags.weights, minlength=len(bags))
+        weights = (bags.weights / totals[index]).astype(np.float32)
+        offsets = np.cumsum(bags.lengths) - bags.lengths
+        longest = int(bags.lengths.max(initial=1))
+        return cls(torch.from_numpy(offsets), torch.from_numpy(index), torch.from_numpy(weights), longest)
+
+    def to_dense(self, ids: Tensor) -> Tensor:
+        """Return [bags, max_length] of the ids [values], padded with 0."""
+        column = torch.arange(len(ids), device=ids.device) - self.offsets[self.bag]
+        return ids.new_zeros(len(self.offsets), self.max_length).index_put((self.bag, column), ids)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "BagTensors":
+        return self._map_tensors(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "BagTensors":
+        return self._map_tensors(lambda part: part.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        for part in (self.offsets, self.bag, self.weights):
+            part.record_stream(stream)
+
+    def _map_tensors(self, function: Callable[[Tensor], Tensor]) -> "BagTensors":
+        return BagTensors(function(self.offsets), function(self.bag), function(self.weights), self.max_length)
 
 
 @dataclass
@@ -61,6 +106,8 @@ class WindowBatch(Pipelineable):
             therefore not in ``sparse``.
         outcome: feature -> [history] int64 table rows; limited to impressions visible to targets.
         statistics: [targets, statistics] float32.
+        bags: multi-valued feature -> its bags. Such a feature has a bag of ids per window or impression in ``sparse``,
+            concatenated, and ``row_index`` has one index per value.
         user_numbers: [windows, user numbers] float32, NaN if missing.
         numbers: [impressions, item and context numbers] float32, NaN if missing.
         history_labels: [history, labels] float32, NaN if unknown.
@@ -101,6 +148,7 @@ class WindowBatch(Pipelineable):
     session: dict[str, Tensor]
     outcome: dict[str, Tensor]
     statistics: Tensor
+    bags: dict[str, BagTensors]
     user_numbers: Tensor
     numbers: Tensor
     history_labels: Tensor
@@ -159,7 +207,7 @@ class WindowBatch(Pipelineable):
         return rows.index_select(0, self.row_index[feature]) if feature in self.row_index else rows
 
     def ids(self, feature: str) -> Tensor:
-        """Return the table rows of a feature, [windows] or [impressions]."""
+        """Return the table rows of a feature, [windows] or [impressions], or [values] of all its bags."""
         key, offsets = self.sparse.keys().index(feature), self.sparse.offset_per_key()
         return self.expand_rows(feature, self.sparse.values()[offsets[key] : offsets[key + 1]])
 
@@ -182,7 +230,7 @@ class WindowBatch(Pipelineable):
             value = getattr(self, item.name)
             if isinstance(value, Tensor | KeyedJaggedTensor | LengthBuckets):
                 changed[item.name] = function(value)
-            elif item.name in ("row_index", "session", "outcome"):
+            elif item.name in ("row_index", "session", "outcome", "bags"):
                 changed[item.name] = {name: function(part) for name, part in value.items()}
         return replace(self, **changed)
 
@@ -245,6 +293,9 @@ def collate(
     statistics_index = concat_ranges(columns.target_starts[rows], target_count)
     ids = {name: values[rows] for name, values in columns.user_ids.items()}
     ids |= {name: values[flat] for name, values in columns.impression_ids.items()}
+    bags = {name: values[rows] for name, values in columns.user_bags.items()}
+    bags |= {name: values[flat] for name, values in columns.impression_bags.items()}
+    ids |= {name: values.ids for name, values in bags.items()}
     sparse, row_index = _build_sparse(ids, full_tables, dedup)
     return WindowBatch(
         sparse=sparse,
@@ -268,6 +319,7 @@ def collate(
         session={name: torch.from_numpy(rows[flat]) for name, rows in columns.session.items()},
         outcome={name: torch.from_numpy(rows[flat[history_index]]) for name, rows in columns.outcome.items()},
         statistics=torch.from_numpy(columns.statistics[statistics_index]).float(),
+        bags={name: BagTensors.from_bags(values) for name, values in bags.items()},
         user_numbers=torch.from_numpy(columns.user_numbers[rows]),
         numbers=torch.from_numpy(columns.numbers[flat]),
         history_labels=torch.from_numpy(columns.labels[flat[history_index]]),

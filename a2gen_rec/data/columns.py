@@ -5,16 +5,18 @@ loops over rows. ``parquet_reader.py`` checks the values against the dataset car
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.schema import UNKNOWN, DatasetCard
 
-_WINDOW_FIELDS = ("user_key", "first_target", "lengths", "user_ids", "user_numbers")
+_WINDOW_FIELDS = ("user_key", "first_target", "lengths", "user_ids", "user_bags", "user_numbers")
 _IMPRESSION_FIELDS = (
     "impression_ids",
+    "impression_bags",
     "numbers",
     "session",
     "outcome",
@@ -50,6 +52,7 @@ class CandidateItems:
         rows: item feature -> [items] table rows.
         statistics: [items, statistics] float16.
         numbers: [items, item numbers] float32, NaN if missing.
+        bags: multi-valued item feature -> [items] table rows.
     """
 
     ids: list[str]
@@ -57,6 +60,7 @@ class CandidateItems:
     rows: dict[str, np.ndarray]
     statistics: np.ndarray
     numbers: np.ndarray
+    bags: dict[str, Bags] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class WindowColumns:
         statistics: [targets, statistics] float16.
         user_numbers: [windows, user numbers] float32, NaN if missing.
         numbers: [impressions, item and context numbers] float32, NaN if missing.
+        user_bags: multi-valued user feature -> [windows] table rows.
+        impression_bags: multi-valued item or context feature -> [impressions] table rows.
     """
 
     user_key: np.ndarray
@@ -108,16 +114,20 @@ class WindowColumns:
     statistics: np.ndarray
     user_numbers: np.ndarray
     numbers: np.ndarray
+    user_bags: dict[str, Bags] = field(default_factory=dict)
+    impression_bags: dict[str, Bags] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, card: DatasetCard) -> "WindowColumns":
         """Return zero windows. Features keep the card's order, as in the loader."""
         none = np.zeros(0, np.int64)
-        impression_ids = [feature for feature in card.features if feature.level in ("item", "context")]
+        impression_ids = [x for x in card.features if x.level in ("item", "context") and not x.multi_valued]
         return cls._with_starts(
             dict.fromkeys((*_WINDOW_FIELDS, *_IMPRESSION_FIELDS, *_TOKEN_FIELDS), none)
             | {
                 "user_ids": {},
+                "user_bags": {},
+                "impression_bags": {feature.name: Bags.unknown(0) for feature in card.bags_at("item", "context")},
                 "impression_ids": {feature.name: none for feature in impression_ids},
                 "session": {feature.name: none for feature in card.features_at("session")},
                 "outcome": {feature.name: none for feature in card.features_at("outcome")},
@@ -137,12 +147,7 @@ class WindowColumns:
         if len(parts) == 1:
             return parts[0]
         names = (*_WINDOW_FIELDS, *_IMPRESSION_FIELDS, *_TOKEN_FIELDS, *_TARGET_FIELDS)
-        return cls._with_starts(
-            {
-                name: _map(lambda *arrays: np.concatenate(arrays), *(getattr(part, name) for part in parts))
-                for name in names
-            }
-        )
+        return cls._with_starts({name: _map(_concatenate, *(getattr(part, name) for part in parts)) for name in names})
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -171,7 +176,7 @@ class WindowColumns:
         items: CandidateItems,
         card: DatasetCard,
         now_ms: int,
-        context: Mapping[str, float],
+        context: Mapping[str, float | Bags],
         session: Mapping[str, int],
     ) -> "WindowColumns":
         """Append every item to this single window as an impression at one query time.
@@ -182,13 +187,13 @@ class WindowColumns:
             items: candidates to append.
             card: dataset card.
             now_ms: query time.
-            context: context feature -> row, and context number -> standardized value, at the query time. A missing one
-                has that of the last impression; without history it is unknown [ours].
+            context: context feature -> row or bag, and context number -> standardized value, at the query time. A
+                missing one has that of the last impression; without history it is unknown [ours].
             session: session feature -> row at the query time.
         """
         num_history, count = len(self.ts_ms), len(items.ids)
 
-        def extend(history: np.ndarray, value: float) -> np.ndarray:
+        def extend(history: np.ndarray, value: Any) -> np.ndarray:
             return np.concatenate([history, np.full((count, *history.shape[1:]), value, history.dtype)])
 
         item_ids = {name: np.concatenate([self.impression_ids[name], rows]) for name, rows in items.rows.items()}
@@ -198,7 +203,15 @@ class WindowColumns:
                 context.get(feature.name, self.impression_ids[feature.name][-1] if num_history else 0),
             )
             for feature in card.features_at("context")
+            if not feature.multi_valued
         }
+        bags = {name: Bags.concat([self.impression_bags[name], rows]) for name, rows in items.bags.items()}
+        for feature in card.bags_at("context"):
+            history = self.impression_bags[feature.name]
+            last = history[np.array([-1])] if num_history else Bags.unknown(1)
+            bag = context.get(feature.name, last)
+            assert isinstance(bag, Bags)
+            bags[feature.name] = Bags.concat([history, bag[np.zeros(count, np.int64)]])
         last_numbers = self.numbers[-1] if num_history else np.full(self.numbers.shape[1], np.nan, np.float32)
         contexts = [
             context.get(number.name, last_numbers[items.numbers.shape[1] + index])
@@ -212,6 +225,7 @@ class WindowColumns:
             starts=np.zeros(1, np.int64),
             lengths=np.array([num_history + count]),
             impression_ids=item_ids | context_ids,
+            impression_bags=bags,
             session={name: extend(self.session[name], row) for name, row in session.items()},
             outcome={name: extend(rows, UNKNOWN) for name, rows in self.outcome.items()},
             ts_ms=extend(self.ts_ms, now_ms),
@@ -243,7 +257,11 @@ def _exclusive_sum(lengths: np.ndarray) -> np.ndarray:
     return np.cumsum(lengths) - lengths
 
 
-def _map(function: Callable[..., np.ndarray], *fields: Any) -> Any:
+def _concatenate(*parts: Any) -> Any:
+    return Bags.concat(parts) if isinstance(parts[0], Bags) else np.concatenate(parts)
+
+
+def _map(function: Callable[..., Any], *fields: Any) -> Any:
     """Apply ``function`` to one field of several columns: to the arrays, or per feature to those of dictionaries."""
     if isinstance(fields[0], dict):
         return {name: function(*(field[name] for field in fields)) for name in fields[0]}

@@ -6,9 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import CandidateItems
 from a2gen_rec.data.dataset import Dataset
-from a2gen_rec.data.parquet_reader import read_feature_column, read_numbers, read_statistics, read_table
+from a2gen_rec.data.features.bags import WEIGHTS_COLUMN
+from a2gen_rec.data.parquet_reader import read_bags, read_feature_column, read_numbers, read_statistics, read_table
 from a2gen_rec.data.schema import ITEM_ID, STATISTICS_COLUMN
 from a2gen_rec.errors import DataError
 
@@ -25,14 +27,21 @@ def find_candidate_items(dataset: Dataset, ids: Sequence[str]) -> CandidateItems
     is_known = table_index.is_valid().to_numpy(zero_copy_only=False)
     known_index = table_index.filter(table_index.is_valid()).to_numpy()
     rows = {}
+    bags = {}
     for feature in dataset.card.features_at("item"):
+        if feature.multi_valued:
+            known = Bags.concat([read_bags(table, feature, dataset.items_file), Bags.unknown(1)])
+            index = np.full(len(ids), len(known) - 1)
+            index[is_known] = known_index
+            bags[feature.name] = known[index]
+            continue
         rows[feature.name] = np.zeros(len(ids), np.int64)
         rows[feature.name][is_known] = table[feature.name].to_numpy()[known_index]
     statistics = np.zeros((len(ids), len(dataset.card.statistics)), np.float16)
     statistics[is_known] = _statistics(dataset, table)[known_index]
     numbers = np.full((len(ids), len(dataset.card.numbers_at("item"))), np.nan, np.float32)
     numbers[is_known] = _numbers(dataset, table)[known_index]
-    return CandidateItems(list(ids), is_known, rows, statistics, numbers)
+    return CandidateItems(list(ids), is_known, rows, statistics, numbers, bags)
 
 
 def popular_items(dataset: Dataset, count: int) -> CandidateItems:
@@ -52,10 +61,12 @@ def popular_items(dataset: Dataset, count: int) -> CandidateItems:
     if not len(order):
         raise DataError("no item has training impressions; pass --candidates", file=file)
     table = table.take(order)
-    rows = {feature.name: table[feature.name].to_numpy() for feature in dataset.card.features_at("item")}
+    features = dataset.card.features_at("item")
+    rows = {feature.name: table[feature.name].to_numpy() for feature in features if not feature.multi_valued}
+    bags = {x.name: read_bags(table, x, dataset.items_file) for x in features if x.multi_valued}
     is_known = np.ones(len(order), bool)
     statistics_of_items, numbers = _statistics(dataset, table), _numbers(dataset, table)
-    return CandidateItems(table["item"].to_pylist(), is_known, rows, statistics_of_items, numbers)
+    return CandidateItems(table["item"].to_pylist(), is_known, rows, statistics_of_items, numbers, bags)
 
 
 def _statistics(dataset: Dataset, items: pa.Table) -> np.ndarray:
@@ -77,7 +88,9 @@ def _read_items(dataset: Dataset, filters: pc.Expression) -> pa.Table:
     features = dataset.card.features_at("item")
     statistics = [STATISTICS_COLUMN] if dataset.card.statistics else []
     names = [*(feature.name for feature in features), *(number.name for number in dataset.card.numbers_at("item"))]
+    names += [WEIGHTS_COLUMN + feature.name for feature in features if feature.weighted]
     table = read_table(file, ["item", *names, *statistics], filters)
     for feature in features:
-        read_feature_column(table[feature.name], feature, file)
+        if not feature.multi_valued:
+            read_feature_column(table[feature.name], feature, file)
     return table

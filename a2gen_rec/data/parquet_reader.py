@@ -14,8 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
+from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.dataset import Dataset
+from a2gen_rec.data.features.bags import WEIGHTS_COLUMN
 from a2gen_rec.data.features.sessions import impression_end_ms
 from a2gen_rec.data.inputs import Number
 from a2gen_rec.data.schema import STATISTICS_COLUMN, DatasetCard, Feature, FeatureLevel
@@ -67,6 +69,31 @@ def read_statistics(column: pa.ChunkedArray, num_statistics: int, file: str) -> 
     if column.null_count or (lengths != num_statistics).any() or not np.isfinite(values).all():
         raise DataError(f"must contain {num_statistics} finite values", file=file, field=STATISTICS_COLUMN)
     return values.reshape(-1, num_statistics)
+
+
+def read_bags(table: pa.Table, feature: Feature, file: str) -> Bags:
+    """Return the bags of a multi-valued feature in ``users.parquet`` or ``items.parquet``.
+
+    Raises:
+        DataError: a column is missing or no list of numbers, or a row or weight is out of range.
+    """
+    names = [feature.name, *([WEIGHTS_COLUMN + feature.name] if feature.weighted else [])]
+    parts = []
+    for name, is_type in zip(names, (pa.types.is_integer, pa.types.is_floating), strict=False):
+        if name not in table.column_names:
+            raise DataError("column is missing", file=file, field=name)
+        column = table[name].combine_chunks()
+        if not pa.types.is_list(column.type) or not is_type(column.type.value_type):
+            raise DataError(f"is {column.type}, expected a list of numbers", file=file, field=name)
+        parts.append((np.diff(column.offsets.to_numpy()).astype(np.int64), column.flatten().to_numpy()))
+    (lengths, ids), (weight_lengths, weights) = parts[0], parts[-1]
+    if not feature.weighted:
+        weights = np.ones(len(ids), np.float32)
+    is_valid = (lengths > 0).all() and ((ids >= 0) & (ids < feature.cardinality)).all()
+    if not is_valid or not (lengths == weight_lengths).all() or not (weights > 0).all():
+        reason = f"must contain ids in [0, {feature.cardinality}), and as many positive weights"
+        raise DataError(reason, file=file, field=feature.name)
+    return Bags(lengths, ids.astype(np.int64), weights.astype(np.float32))
 
 
 def read_numbers(table: pa.Table, numbers: Sequence[Number], file: str) -> np.ndarray:
@@ -190,7 +217,9 @@ class _RowGroupReader:
         self.objectives = [f"objective_{name}" for name in card.objectives]
         self.oracle = [f"oracle_{name}" for name in card.oracle_columns] if with_oracle else []
         names = ["user_key", "first_target", "ts_ms", "dwell_s", "action", "action_offset_s"]
-        names += [each.name for each in card.inputs] + self.labels + self.objectives + self.oracle
+        names += [each.name for each in card.inputs]
+        names += [WEIGHTS_COLUMN + feature.name for feature in card.features if feature.weighted]
+        names += self.labels + self.objectives + self.oracle
         names += [STATISTICS_COLUMN] if card.statistics else []
         with _open_parquet(group.file) as parquet:
             for name in names:
@@ -220,6 +249,8 @@ class _RowGroupReader:
         rows: dict[FeatureLevel, dict[str, np.ndarray]] = {level: {} for level in get_args(FeatureLevel)}
         rows["context"] = rows["item"]  # both keep the card's order
         for feature in self.card.features:
+            if feature.multi_valued:
+                continue
             is_user_level = feature.level == "user"
             ids = self._scalar(feature.name) if is_user_level else self._impressions(feature.name, pa.int64(), lengths)
             check = self._check if is_user_level else self._check_impressions
@@ -248,7 +279,35 @@ class _RowGroupReader:
             statistics=self._statistics(num_targets),
             user_numbers=self._numbers(lengths, "user"),
             numbers=self._numbers(lengths, "item", "context"),
+            user_bags={feature.name: self._bags(feature, lengths) for feature in self.card.bags_at("user")},
+            impression_bags={
+                feature.name: self._bags(feature, lengths) for feature in self.card.bags_at("item", "context")
+            },
         )
+
+    def _bags(self, feature: Feature, lengths: np.ndarray) -> Bags:
+        """Return the bags of the windows (user level) or impressions."""
+        is_user, name = feature.level == "user", feature.name
+        check = self._check if is_user else self._check_impressions
+
+        def read(name: str, dtype: pa.DataType) -> tuple[np.ndarray, np.ndarray]:
+            _, counts, values = self._list(name, dtype) if is_user else self._actions(name, dtype, lengths)
+            return counts, values
+
+        counts, ids = read(name, pa.int64())
+        check(counts > 0, name, "list is empty")
+        weights_name, weights = WEIGHTS_COLUMN + name, np.ones(len(ids), np.float32)
+        if feature.weighted:
+            weight_counts, weights = read(weights_name, pa.float32())
+            check(weight_counts == counts, weights_name, f"differs in length from {name!r}")
+        starts = np.cumsum(counts) - counts
+        if len(ids):
+            lowest, highest = np.minimum.reduceat(ids, starts), np.maximum.reduceat(ids, starts)
+            reason = f"id is not in [0, {feature.cardinality})"
+            check((lowest >= 0) & (highest < feature.cardinality), name, reason)
+            is_valid = np.minimum.reduceat((weights > 0) & np.isfinite(weights), starts)
+            check(is_valid, weights_name, "weight is not positive")
+        return Bags(counts, ids, weights)
 
     def _numbers(self, lengths: np.ndarray, *levels: FeatureLevel) -> np.ndarray:
         """Return [windows, numbers] of the user level, or [impressions, numbers]."""

@@ -17,6 +17,7 @@ A window contains impressions of one user in time order: history first, then tar
     <item feature>   list<int64>     one per impression; ``item_id`` is always present
     <context, session or outcome feature> list<int64>    one per impression
     <user number>    float           standardized value, NaN if missing
+    <multi-valued feature> list<int64> or list<list<int64>>  rows, at least one, and "weights of <feature>" if weighted
     <item or context number> list<float> one standardized value per impression, NaN if missing
     ts_ms            list<int64>     start of the impression
     dwell_s          list<float>     watch time, NaN if not recorded
@@ -85,6 +86,9 @@ class Feature:
         kind: mapping of values to rows. ``code``: values are rows, such as feedback levels.
         cardinality: number of table rows, including row 0 ("unknown").
         boundaries: for ``buckets``, sorted inner edges; row ``1 + number of edges <= value``.
+        multi_valued: whether an entity has a list of values.
+        weighted: whether the values of a list have weights.
+        mean_values: mean number of values of training impressions.
     """
 
     name: str
@@ -92,6 +96,9 @@ class Feature:
     kind: FeatureKind
     cardinality: int
     boundaries: list[float] = field(default_factory=list)
+    multi_valued: bool = False
+    weighted: bool = False
+    mean_values: float = 1.0
 
 
 Input = Feature | Number
@@ -269,6 +276,10 @@ class DatasetCard:
     def features_at(self, level: FeatureLevel) -> list[Feature]:
         return [feature for feature in self.features if feature.level == level]
 
+    def bags_at(self, *levels: FeatureLevel) -> list[Feature]:
+        """Return the multi-valued features of some levels."""
+        return [feature for feature in self.features if feature.level in levels and feature.multi_valued]
+
     @property
     def inputs(self) -> list[Input]:
         """All model inputs that describe a user, an item or an impression."""
@@ -390,6 +401,8 @@ class FeatureSpec:
             ``vocabulary``: maximum number of values (the most frequent ones are kept), 0 for no limit.
         min_count: minimum training count of a vocabulary value; rarer values share row 0.
         edges: for ``buckets``, inner edges; empty for training quantiles.
+        multi_valued: whether an entity has a list of values; kinds ``vocabulary`` and ``hash``.
+        weighted: whether the values of a list have weights.
     """
 
     name: str
@@ -398,3 +411,5 @@ class FeatureSpec:
     size: int = 0
     min_count: int = 1
     edges: tuple[float, ...] = ()
+    multi_valued: bool = False
+    weighted: bool = False

@@ -1,6 +1,6 @@
 """Base of all rankers: embedding tables to be sharded, and the features of targets and their history."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args
@@ -15,6 +15,7 @@ from a2gen_rec.data.schema import FEEDBACK, DatasetCard, FeatureLevel
 from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, EmbeddingTables, is_used_by, module_key
 from a2gen_rec.models.history_statistics import HistoryStatistics, NumericInputs
 from a2gen_rec.models.inputs import LevelInputs
+from a2gen_rec.models.matches import item_matches
 from a2gen_rec.nn.canonical_order import canonicalize_order
 from a2gen_rec.nn.decoding import DecodedSequences
 from a2gen_rec.nn.encoder import WindowLayout, log_bucketize
@@ -303,8 +304,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
             recency = log_bucketize(seconds, self.config.time_buckets, self.config.max_gap_s)
         matches = None
         if self.config.match_bias or self.config.statistics:
-            ids = stack_ids(batch, self.features["item"])
-            matches = feature_matches(pad_targets(batch, ids[batch.target]), pad_history(batch, ids, 0))
+            matches = item_matches(batch, self.features["item"])
         return WindowLayout(
             batch.history_window,
             batch.history_column,
@@ -374,24 +374,6 @@ def pad_history(batch: WindowBatch, values: Tensor, fill: int) -> Tensor:
     return jagged_to_padded_dense(
         values[batch.history_index], batch.history_window, batch.history_column, batch.history_shape, fill
     )
-
-
-def stack_ids(batch: WindowBatch, features: Sequence[str]) -> Tensor:
-    """Return the table rows [impressions, features] of the features."""
-    return torch.stack([batch.ids(name) for name in features], dim=-1)
-
-
-def feature_matches(rows: Tensor, history: Tensor) -> Tensor:
-    """Return [windows, features, rows, max keys] bool, whether a row and an impression of the history share a feature.
-
-    Args:
-        rows: [windows, rows, features] table rows. Row 0, an unknown value, matches nothing.
-        history: [windows, max keys, features] table rows.
-    """
-    known = rows.masked_fill(rows == 0, -1)
-    # Contiguous copies: comparing along a strided axis is several times slower on CPU.
-    known, history = (ids.movedim(-1, 1).contiguous() for ids in (known, history))
-    return known[..., None] == history[:, :, None]
 
 
 def pad_targets(batch: WindowBatch, values: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard, FeatureLevel
@@ -13,6 +14,8 @@ INPUT_LEVELS: tuple[FeatureLevel, ...] = ("user", "item", "context")
 
 class LevelInputs(nn.Module):
     """Inputs of each level: concatenated embeddings of the features, then a linear map of the numbers.
+
+    The embedding of a multi-valued feature is the weighted mean of its values' embeddings.
 
     A number has two inputs, its standardized value and whether it is missing; the value of a missing one is 0.
 
@@ -38,7 +41,7 @@ class LevelInputs(nn.Module):
         """Return [windows or impressions, d] inputs of the levels, level by level; windows for the user level."""
         parts = []
         for level in levels:
-            parts += [batch.expand_rows(name, looked_up[name]) for name in self.features[level]]
+            parts += [_embed(name, looked_up[name], batch) for name in self.features[level]]
             if level in self.numbers:
                 parts.append(self.numbers[level](self._numbers(batch, level)))
         return torch.cat(parts, dim=-1)
@@ -53,3 +56,14 @@ class LevelInputs(nn.Module):
         missing = torch.isnan(values)
         values = torch.cat([values.masked_fill(missing, 0), missing.to(values.dtype)], dim=1)
         return values.to(next(self.numbers.parameters()).dtype)
+
+
+def _embed(feature: str, rows: Tensor, batch: WindowBatch) -> Tensor:
+    """Return the embeddings [windows or impressions, dim] of a feature, given its looked-up rows."""
+    if feature not in batch.bags:
+        return batch.expand_rows(feature, rows)
+    bag = batch.bags[feature]
+    index = batch.row_index.get(feature)
+    if index is None:
+        index = torch.arange(len(rows), device=rows.device)
+    return F.embedding_bag(index, rows, bag.offsets, mode="sum", per_sample_weights=bag.weights.to(rows.dtype))

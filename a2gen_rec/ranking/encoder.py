@@ -16,8 +16,10 @@ import pyarrow as pa
 
 from a2gen_rec.artifact.artifact import IDENTIFIERS
 from a2gen_rec.artifact.entity_index import EntityIndex
+from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.features import encodings, feedback
+from a2gen_rec.data.features.bags import ROWS_TYPE, WEIGHTS_COLUMN
 from a2gen_rec.data.features.calendar import calendar_feature
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
 from a2gen_rec.data.features.numbers import number_encoding
@@ -30,12 +32,14 @@ from a2gen_rec.data.sql import ROW_COLUMN, disable_progress_bar, quote_identifie
 from a2gen_rec.data.text import value_text
 from a2gen_rec.data.time_zone import QUARTER_HOUR_MS
 from a2gen_rec.errors import UserError
+from a2gen_rec.ranking.bag_values import bag_entries, bags_of_rows, check_bag, known_rows
 from a2gen_rec.ranking.checks import check_identifier, describe_value, is_number
 from a2gen_rec.ranking.history import EncodedHistory, merge_histories
 from a2gen_rec.ranking.types import Impression, Value
 from a2gen_rec.ranking.window import check_time
 
-SQL_TYPES = {"buckets": "DOUBLE", "number": "DOUBLE", "vocabulary": "VARCHAR", "hash": "VARCHAR"}
+EncodedValue = float | Bags
+"""Row, standardized number, or bag of rows of one value."""
 CACHE_SIZE = 4096
 """Maximum number of cached sets of raw values with their rows; requests repeat the same sets."""
 
@@ -72,7 +76,7 @@ class ImpressionEncoder:
         users: list[Input] = [*_raw_features(card, "user"), *card.numbers_at("user")]
         self.raw_user_features = {feature.name: feature for feature in users if feature.name != IDENTIFIERS["user"]}
         self._query = self._impressions_query()
-        self._row_cache: dict[tuple[object, ...], dict[str, float]] = {}
+        self._row_cache: dict[tuple[object, ...], dict[str, EncodedValue]] = {}
 
     def encode(self, impressions: Sequence[Impression], after: EncodedHistory | None = None) -> EncodedHistory:
         """Encode impressions and append them to a history; see :meth:`Ranker.encode`."""
@@ -93,14 +97,14 @@ class ImpressionEncoder:
         """Return the history of a user without impressions."""
         return EncodedHistory(WindowColumns.empty(self.card), [], [], np.zeros(0, np.int64))
 
-    def context(self, now_ms: int, values: Mapping[str, Value]) -> dict[str, float]:
+    def context(self, now_ms: int, values: Mapping[str, Value]) -> dict[str, EncodedValue]:
         """Return rows and standardized numbers of the given context, and rows of features computed from time."""
         if not values and not self.from_time:
             return {}
         # Features computed from time change at most once per quarter of an hour.
         return self._rows_of(values, self.raw_context_features, now_ms // QUARTER_HOUR_MS * QUARTER_HOUR_MS)
 
-    def user(self, values: Mapping[str, Value]) -> dict[str, float]:
+    def user(self, values: Mapping[str, Value]) -> dict[str, EncodedValue]:
         """Return the rows of the given user features, and standardized numbers."""
         return self._rows_of(values, self.raw_user_features, None) if values else {}
 
@@ -139,7 +143,7 @@ class ImpressionEncoder:
 
     def _rows_of(
         self, values: Mapping[str, Value], features: Mapping[str, Input], ts_ms: int | None
-    ) -> dict[str, float]:
+    ) -> dict[str, EncodedValue]:
         """Return rows and numbers of raw values and, given a time, rows of the features computed from it."""
         key = (ts_ms, *sorted((name, repr(value)) for name, value in values.items()))
         cached = self._row_cache.get(key)
@@ -161,7 +165,7 @@ class ImpressionEncoder:
                 if feature.name not in self.from_time:
                     arguments += self._arguments(feature, [values[feature.name]])
             rows = self._run(query, arguments)
-            cached = {feature.name: rows[feature.name][0].item() for feature in selected}
+            cached = {each.name: _bags(rows, each) if _is_bag(each) else rows[each.name][0].item() for each in selected}
             if len(self._row_cache) >= CACHE_SIZE:
                 self._row_cache.clear()
             self._row_cache[key] = cached
@@ -197,8 +201,15 @@ class ImpressionEncoder:
         self, impressions: Sequence[Impression], items: np.ndarray, rows: Mapping[str, np.ndarray]
     ) -> WindowColumns:
         card, count = self.card, len(impressions)
-        ids = self.items.rows_at(items)
+        ids, bags = self.items.rows_at(items), self.items.bags_at(items)
         for feature in self.impression_features:
+            if feature.multi_valued:
+                encoded_bags = _bags(rows, feature, ROW_COLUMN)
+                if feature.level == "item":
+                    index = np.arange(count) + np.where(_is_present(feature, impressions), 0, count)
+                    encoded_bags = Bags.concat([encoded_bags, bags[feature.name]])[index]
+                bags[feature.name] = encoded_bags
+                continue
             encoded = rows[ROW_COLUMN + feature.name].astype(np.int64)
             if feature.level == "item":
                 encoded = np.where(_is_present(feature, impressions), encoded, ids[feature.name])
@@ -224,7 +235,12 @@ class ImpressionEncoder:
             starts=np.arange(count),
             lengths=one,
             user_ids={},
-            impression_ids={feature.name: ids[feature.name] for feature in _raw_features(card, "item", "context")},
+            impression_ids={
+                feature.name: ids[feature.name]
+                for feature in _raw_features(card, "item", "context")
+                if not feature.multi_valued
+            },
+            impression_bags={feature.name: bags[feature.name] for feature in card.bags_at("item", "context")},
             session={feature.name: 0 * one for feature in card.features_at("session")},
             outcome={
                 feature.name: rows[ROW_COLUMN + feature.name].astype(np.int64)
@@ -243,6 +259,7 @@ class ImpressionEncoder:
             offset_s=offset_s.values.to_numpy(),
             target_starts=0 * one,
             statistics=np.zeros((0, len(card.statistics)), np.float16),
+            user_bags={feature.name: Bags.unknown(count) for feature in card.bags_at("user")},
             user_numbers=np.zeros((count, len(card.numbers_at("user"))), np.float32),
             numbers=numbers,
         )
@@ -252,7 +269,7 @@ class ImpressionEncoder:
         card = self.card
         inputs: list[Input] = [*self.impression_features, *self.impression_numbers]
         columns = staging.StagedColumns(
-            tuple(FeatureSpec(each.name, each.level, each.kind) for each in inputs),
+            tuple(FeatureSpec(each.name, each.level, each.kind, multi_valued=_is_bag(each)) for each in inputs),
             tuple(card.predicted_actions),
             (),
             (),
@@ -291,8 +308,14 @@ class ImpressionEncoder:
         cases = " ".join(f"WHEN {quote_literal(value)} THEN {row}" for value, row in vocabulary)
         return f"CASE raw.{quote_identifier(feature.name)} {cases} END" if cases else "NULL"
 
-    def _arguments(self, feature: Input, raw: Sequence[Value]) -> list[list[Any]]:
+    def _arguments(self, feature: Input, raw: Sequence[Any]) -> list[list[Any]]:
         """Return a feature's raw values as the parameters of its columns, see :func:`_raw_columns`."""
+        if _is_bag(feature):
+            entries = [bag_entries(value) for value in raw]
+            if feature.kind == "hash":
+                return [entries]
+            rows = self.vocabularies[feature.name]
+            return [entries, [known_rows(values, rows) for values in entries]]
         if feature.kind in NUMERIC_KINDS:
             return [[None if value is None else float(value) for value in raw]]
         values = [None if value is None else value_text(value) for value in raw]
@@ -317,8 +340,13 @@ def _action_state_keys(columns: WindowColumns) -> list[bytes]:
     ids = np.stack(list(columns.impression_ids.values()), 1)
     ends = np.cumsum(columns.action_lengths)
     keys = []
-    for row, numbers, start, end in zip(ids, columns.numbers, ends - columns.action_lengths, ends, strict=True):
-        content = (row, numbers, columns.action[start:end], columns.offset_s[start:end])
+    bags = [(bag, np.append(0, np.cumsum(bag.lengths))) for bag in columns.impression_bags.values()]
+    keys: list[bytes] = []
+    for index, (start, end) in enumerate(zip(ends - columns.action_lengths, ends, strict=True)):
+        content = [ids[index], columns.numbers[index], columns.action[start:end], columns.offset_s[start:end]]
+        for bag, edges in bags:
+            values = slice(edges[index], edges[index + 1])
+            content += [bag.lengths[index : index + 1], bag.ids[values], bag.weights[values]]
         keys.append(blake2b(b"".join(part.tobytes() for part in content), digest_size=16).digest())
     return keys
 
@@ -326,6 +354,15 @@ def _action_state_keys(columns: WindowColumns) -> list[bytes]:
 def _raw_features(card: DatasetCard, *levels: Any) -> list[Feature]:
     """Return the features of some levels in the card's order, as in the loader."""
     return [feature for feature in card.features if feature.level in levels]
+
+
+def _is_bag(feature: Input) -> bool:
+    return isinstance(feature, Feature) and feature.multi_valued
+
+
+def _bags(rows: Mapping[str, np.ndarray], feature: Input, prefix: str = "") -> Bags:
+    """Return the bags of a multi-valued feature from the columns of a query."""
+    return bags_of_rows(rows[prefix + feature.name], rows.get(prefix + WEIGHTS_COLUMN + feature.name))
 
 
 def _is_present(feature: Input, impressions: Sequence[Impression]) -> np.ndarray:
@@ -339,9 +376,9 @@ def _raw_columns(features: Sequence[Input], from_time: Sequence[str]) -> list[tu
     for feature in features:
         if feature.name in from_time:
             continue
-        columns.append((feature.name, SQL_TYPES[feature.kind]))
+        columns.append((feature.name, staging.raw_type(feature.kind, _is_bag(feature))))
         if feature.kind == "vocabulary":
-            columns.append((LOOKUP_SQL + feature.name, "BIGINT"))
+            columns.append((LOOKUP_SQL + feature.name, ROWS_TYPE if _is_bag(feature) else "BIGINT"))
     return columns
 
 
@@ -356,6 +393,9 @@ def _validate_values(values: Mapping[str, Value], features: Mapping[str, Input],
         if name not in features:
             choices = ", ".join(features) or "none"
             raise UserError(f"{location}: unknown feature {name!r}; available: {choices}")
+        if _is_bag(features[name]):
+            check_bag(value, f"{location}: feature {name!r}")
+            continue
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         is_numeric = features[name].kind in NUMERIC_KINDS
         if value is not None and not (is_number or (isinstance(value, str) and not is_numeric)):

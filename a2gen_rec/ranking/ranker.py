@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrec import JaggedTensor
 
 from a2gen_rec.artifact.artifact import Artifact, load_artifact
+from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.schema import DatasetCard
@@ -223,6 +224,8 @@ class Ranker:
         user = {
             name: np.array([given[name]]) if name in given else row for name, row in self._users.rows_at(index).items()
         }
+        bags = self._users.bags_at(index)
+        bags |= {name: value for name, value in given.items() if isinstance(value, Bags)}
         numbers = self._users.numbers[index]
         for column, number in enumerate(self.card.numbers_at("user")):
             numbers[:, column] = given.get(number.name, numbers[0, column])
@@ -234,6 +237,7 @@ class Ranker:
             lengths=np.array([length]),
             user_ids=user,
             user_numbers=numbers,
+            user_bags=bags,
         )
         now = next_timestamp(columns) if request.now_ms is None else request.now_ms
         context = self._encoder.context(now, request.context)

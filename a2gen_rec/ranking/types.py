@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 MAX_SEQUENCES = 8
 """Maximum number of action sequences returned per candidate."""
 
-Value = str | int | float | None
-"""Raw value: text or number for vocabulary and hash features, number for bucket features, None if missing. Categories
-are compared as text: 1 as "1" and 1.0 as "1.0"."""
+Scalar = str | int | float | None
+Value = Scalar | Sequence[str | int | float] | Mapping[str, float]
+"""Raw value: text or number for vocabulary and hash features, number for bucket features and numbers, None if missing.
+The value of a multi-valued feature is a list, or a mapping of texts to weights. Categories are compared as text: 1 as
+"1" and 1.0 as "1.0"."""
 Timeline = list[tuple[str, float | None]]
 """Actions in order, with seconds since the start of the impression; None if the log records no such times."""
 

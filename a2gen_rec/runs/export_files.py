@@ -27,7 +27,8 @@ from a2gen_rec.artifact.artifact import (
 )
 from a2gen_rec.artifact.quantized_tables import TableDtype, check_representable, quantize_rows
 from a2gen_rec.data.dataset import Dataset
-from a2gen_rec.data.parquet_reader import read_feature_column, read_table
+from a2gen_rec.data.features.bags import WEIGHTS_COLUMN
+from a2gen_rec.data.parquet_reader import read_bags, read_feature_column, read_table
 from a2gen_rec.data.schema import RAW_DURATION_COLUMN, STATISTICS_COLUMN, DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.embedding_tables import EmbeddingTables, module_key
@@ -117,10 +118,13 @@ def write_vocabularies(folder: Path, dataset: Dataset, permutation: Mapping[str,
         table = read_table(file)
         features = {feature.name: feature for feature in card.features if feature.level == level}
         for feature in features.values():
-            if feature.name in table.column_names:
+            if feature.multi_valued:
+                read_bags(table, feature, file)
+            elif feature.name in table.column_names:
                 read_feature_column(table[feature.name], feature, file)
+        weights = (WEIGHTS_COLUMN + name for name, feature in features.items() if feature.weighted)
         numbers = (number.name for number in card.numbers if number.level == level)
-        exported = {*features, *numbers, level, RAW_DURATION_COLUMN, STATISTICS_COLUMN}
+        exported = {*features, *weights, *numbers, level, RAW_DURATION_COLUMN, STATISTICS_COLUMN}
         columns = [column for column in table.column_names if column in exported]
         if RAW_DURATION_COLUMN in columns:
             columns = [column for column in columns if column != duration_feature(card)]
@@ -152,6 +156,8 @@ def _use_dictionary(column: pa.ChunkedArray) -> bool:
 
 
 def _compact_field(field: pa.Field) -> pa.Field:
-    if pa.types.is_list(field.type):  # statistics, read as half precision everywhere
+    if field.name == STATISTICS_COLUMN:  # read as half precision everywhere
         return pa.field(field.name, pa.list_(pa.float16()))
+    if pa.types.is_list(field.type):
+        return pa.field(field.name, pa.list_(_compact_field(field.type.value_field)))
     return pa.field(field.name, pa.int32()) if pa.types.is_integer(field.type) else field

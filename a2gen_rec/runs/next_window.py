@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import CandidateItems, WindowColumns
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.features.sessions import session_feature_rows
@@ -38,7 +39,7 @@ def read_latest_window(dataset: Dataset, user: str) -> WindowColumns | None:
 def empty_window(card: DatasetCard) -> WindowColumns:
     """Return one window of an unknown user without impressions."""
     one = np.zeros(1, np.int64)
-    users = {feature.name: one for feature in card.features_at("user")}
+    users = {feature.name: one for feature in card.features_at("user") if not feature.multi_valued}
     numbers = np.full((1, len(card.numbers_at("user"))), np.nan, np.float32)
     return replace(
         WindowColumns.empty(card),
@@ -48,6 +49,7 @@ def empty_window(card: DatasetCard) -> WindowColumns:
         lengths=one,
         user_ids=users,
         user_numbers=numbers,
+        user_bags={feature.name: Bags.unknown(1) for feature in card.bags_at("user")},
     )
 
 

@@ -53,6 +53,12 @@ def renumber_rows(table: pa.Table, permutation: Mapping[str, np.ndarray], key: s
         if name in permutation:
             exported = np.empty_like(permutation[name])
             exported[permutation[name]] = np.arange(len(exported))
-            table = table.set_column(index, name, pa.array(exported[table[name].to_numpy()]))
+            column = table[name].combine_chunks()
+            if pa.types.is_list(column.type):
+                rows = pa.array(exported[column.flatten().to_numpy()])
+                column = pa.ListArray.from_arrays(column.offsets, rows)
+            else:
+                column = pa.array(exported[column.to_numpy()])
+            table = table.set_column(index, name, column)
     rows = table[key].to_numpy()
     return table.take(np.lexsort([rows, rows == 0])) if key in permutation else table

@@ -196,9 +196,18 @@ def _impression(row: Row, facts: SourceInfo, features: Sequence[str]) -> Impress
         ts_ms=row["ts_ms"],
         watch_s=_none_if_nan(row["dwell_s"]),
         actions=[(name, _none_if_nan(time_s)) for name, time_s in times.items() if time_s is not None],
-        features={name: _none_if_nan(row[name]) for name in features},
+        features={name: _request_value(row[name]) for name in features},
         labels={name: bool(value) for name, value in labels.items() if value is not None},
     )
+
+
+def _request_value(value: Any) -> Any:
+    """Return a raw value as in a request: lists of equal weights as lists, others as mappings of texts to weights."""
+    if not isinstance(value, list):
+        return _none_if_nan(value)
+    if all(each["weight"] == 1 for each in value):
+        return [each["value"] for each in value]
+    return {each["value"]: each["weight"] for each in value}
 
 
 def _none_if_nan(value: Any) -> Any:

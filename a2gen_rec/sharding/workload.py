@@ -1,7 +1,8 @@
 """Workload of one rank in a training step: the number of distinct ids that it looks up in each table.
 
 The loader deduplicates the ids of a batch. A table's workload is therefore the expected number of distinct values
-among the batch's windows (user features) or impressions (other features). For independent draws with probability
+among the
+values of the batch's windows (user features) or impressions (other features). For independent draws with probability
 p_k of value k, that number is Σ_k 1 − (1 − p_k)^draws.
 """
 
@@ -98,7 +99,9 @@ def workload_from_dataset(card: DatasetCard, config: Config) -> Workload:
     windows = max(1.0, impressions / window_size)
     tables = EmbeddingTables.from_card(card, config.model)
     features = {
-        feature.name: PlannerFeature("user" if feature.level == "user" else "item", feature.cardinality)
+        feature.name: PlannerFeature(
+            "user" if feature.level == "user" else "item", feature.cardinality, mean_values=feature.mean_values
+        )
         for feature in tables.id_features
     }
     return _workload(features, tables.full_tables, windows, impressions, windows * targets, config)
@@ -141,7 +144,7 @@ def _workload(
         TableWorkload(
             name,
             feature.rows,
-            windows if feature.level == "user" else impressions,
+            (windows if feature.level == "user" else impressions) * feature.mean_values,
             feature.zipf_exponent,
             config.loader.deduplicate_ids,
         )

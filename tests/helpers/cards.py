@@ -10,11 +10,12 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from a2gen_rec.config import Config, ModelConfig
+from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.dataset import compute_data_digest
-from a2gen_rec.data.schema import SPLITS, DatasetCard
+from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature
 from a2gen_rec.models.embedding_tables import EmbeddingTables
-from tests.helpers.random_card import ACTIONS, make_card  # noqa: F401  -- re-exported
+from tests.helpers.random_card import ACTIONS, make_card, make_rich_card  # noqa: F401  -- re-exported
 
 
 def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, max_length: int = 10) -> WindowColumns:
@@ -36,9 +37,9 @@ def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, max_
         offsets.append(np.concatenate([[0.0], times, [dwell[-1]]]))
     action_lengths = np.array([len(a) for a in actions], dtype=np.int64)
     last_offset_s = np.array([np.nanmax(o) for o in offsets])
-    user = {f.name: rng.integers(0, f.cardinality, windows) for f in card.features_at("user")}
+    user = {f.name: rng.integers(0, f.cardinality, windows) for f in card.features_at("user") if not f.multi_valued}
     impression_features = [*card.features_at("item"), *card.features_at("context")]
-    ids = {f.name: rng.integers(0, f.cardinality, total) for f in impression_features}
+    ids = {f.name: rng.integers(0, f.cardinality, total) for f in impression_features if not f.multi_valued}
     labels = (rng.random((total, len(card.labels))) < 0.5).astype(np.float32)
     (derived_rng,) = rng.spawn(1)
     objectives = derived_rng.choice(np.array([0, 1, np.nan], np.float32), (total, len(card.objectives)))
@@ -63,9 +64,19 @@ def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, max_
         offset_s=np.concatenate(offsets).astype(np.float32),
         target_starts=np.cumsum(num_targets) - num_targets,
         statistics=derived_rng.normal(size=(int(num_targets.sum()), len(card.statistics))).astype(np.float16),
+        user_bags={f.name: random_bags(f, windows, derived_rng) for f in card.bags_at("user")},
+        impression_bags={f.name: random_bags(f, total, derived_rng) for f in card.bags_at("item", "context")},
         user_numbers=random_numbers(windows, len(card.numbers_at("user")), derived_rng),
         numbers=random_numbers(total, len(card.numbers_at("item", "context")), derived_rng),
     )
+
+
+def random_bags(feature: Feature, count: int, rng: np.random.Generator) -> Bags:
+    """Return bags of 1 to 3 distinct rows."""
+    lengths = rng.integers(1, 4, count)
+    ids = [np.sort(rng.choice(feature.cardinality, length, replace=False)) for length in lengths]
+    weights = rng.uniform(0.5, 2, lengths.sum()) if feature.weighted else np.ones(lengths.sum())
+    return Bags(lengths, np.concatenate(ids), weights.astype(np.float32))
 
 
 def random_numbers(rows: int, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -109,7 +120,7 @@ def write_dataset(folder: Path, card: DatasetCard, windows: int = 60, files: int
 
 def items(card: DatasetCard, rng: np.random.Generator) -> pa.Table:
     """Return every item of the table except row 0, named "item-ROW", with random other features."""
-    features = {feature.name: feature.cardinality for feature in card.features_at("item")}
+    features = {feature.name: feature.cardinality for feature in card.features_at("item") if not feature.multi_valued}
     rows = np.arange(1, features["item_id"])
     table = {name: rng.integers(0, size, len(rows)) for name, size in features.items()}
     for number, values in zip(

@@ -40,6 +40,10 @@ SPEC = {
         {"name": "age", "level": "user", "kind": "number"},
         {"name": "views", "level": "item", "kind": "number"},
         {"name": "battery", "level": "context", "kind": "number"},
+        {"name": "hobbies", "level": "user", "multi_valued": True, "delimiter": "|"},
+        {"name": "tags", "level": "item", "multi_valued": True, "weights": "tag_weights"},
+        {"name": "topics", "level": "item", "kind": "hash", "size": 6, "multi_valued": True},
+        {"name": "moods", "level": "context", "multi_valued": True, "min_count": 2},
     ],
     "duration_feature": "length",
     "negative_actions": ["hate"],
@@ -47,7 +51,7 @@ SPEC = {
 }
 
 
-ITEM_FEATURES = ("shop", "length", "views")
+ITEM_FEATURES = ("shop", "length", "views", "tags", "topics")
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,11 @@ def _create_hashed_log(folder: Path) -> Log:
         "network": rng.choice(["wifi", "4g", "5g"], count),
         "age": [None if number % 6 == 0 else 20 + number for number in user],
         "views": [None if number % 7 == 0 else float(number**3) for number in item],
+        "hobbies": [("|".join(f"h{k}" for k in range(number % 4)) or None) for number in user],
+        "tags": [[f"t{k}" for k in range(number % 5)] for number in item],
+        "tag_weights": [[0.5 + k for k in range(number % 5)] for number in item],
+        "topics": [None if number % 8 == 0 else [number % 3, 10 + number % 4] for number in item],
+        "moods": [[f"m{k}" for k in rng.integers(0, 9, size)] for size in rng.integers(0, 4, count)],
         "battery": pa.array(np.where(rng.random(count) < 0.2, np.nan, rng.uniform(0, 1, count)), from_pandas=True),
     }
     (folder / "raw").mkdir(parents=True)
@@ -129,9 +138,10 @@ def _create_hashed_log(folder: Path) -> Log:
         flags = [(name, None) for name in ("like", "hate") if row[name]]
         actions = [*flags, *([("comment", row["comment"])] if row["comment"] is not None else [])]
         watch = None if np.isnan(row["dwell"]) else row["dwell"]
-        features = {name: row[name] for name in ("tab", "speed", "network", "battery")}
+        features = {name: row[name] for name in ("tab", "speed", "network", "battery", "moods")}
         if row["ts"] % 2:  # passed explicitly instead of read from the item index
-            features |= {name: row[name] for name in ITEM_FEATURES}
+            features |= {name: row[name] for name in ITEM_FEATURES if name != "tags"}
+            features["tags"] = dict(zip(row["tags"], row["tag_weights"], strict=True))
         impression = Impression(row["item"], row["ts"], watch, actions, features)
         raw.setdefault(row["user"], {})[impression.ts_ms, impression.item] = impression
     return _train_run(folder, {user: [rows[key] for key in sorted(rows)] for user, rows in raw.items()})

@@ -1,5 +1,7 @@
 """Dataset card of the random test datasets; imports no torch."""
 
+from dataclasses import replace
+
 from a2gen_rec.data.inputs import Number
 from a2gen_rec.data.schema import FEEDBACK_LEVELS, SPLITS, DatasetCard, Feature, FeedbackRule, SplitSummary, Statistic
 
@@ -48,10 +50,22 @@ def make_card(labels: tuple[str, ...] = ("click",), timed: tuple[str, ...] = ("l
             Statistic("item_id", "like", "rate", 0.3),
             Statistic("author_id", "watch_time", "mean", 1.8),
         ],
-        numbers=[
-            Number("age", "user", "none", 30.0, 10.0),
-            Number("price", "item", "log1p", 2.0, 1.5),
-            Number("quality", "item", "none", 0.0, 1.0),
-            Number("battery", "context", "none", 50.0, 20.0),
-        ],
     )
+
+
+def make_rich_card() -> DatasetCard:
+    """Return a card with numbers and multi-valued features of every level."""
+    card = make_card()
+    bags = [
+        Feature("hobbies", "user", "vocabulary", 7, multi_valued=True),
+        Feature("tags", "item", "vocabulary", 12, multi_valued=True, weighted=True),
+        Feature("topics", "item", "hash", 6, multi_valued=True),
+        Feature("moods", "context", "vocabulary", 5, multi_valued=True),
+    ]
+    numbers = [
+        Number("age", "user", "none", 30.0, 10.0),
+        Number("price", "item", "log1p", 2.0, 1.5),
+        Number("quality", "item", "none", 0.0, 1.0),
+        Number("battery", "context", "none", 50.0, 20.0),
+    ]
+    return replace(card, features=[*card.features, *bags], numbers=numbers)

@@ -4,11 +4,12 @@ Every mapping is an SQL expression on a relation with alias ``raw``; :func:`enco
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
 
+from a2gen_rec.data.features import bags
 from a2gen_rec.data.features.numbers import NumberEncoding
 from a2gen_rec.data.schema import Feature, FeatureLevel, FeatureSpec
 from a2gen_rec.data.sql import (
@@ -23,6 +24,8 @@ from a2gen_rec.data.sql import (
 from a2gen_rec.errors import ConfigError
 
 DEFAULT_BUCKETS = 16
+RELATION = '"relation of the encoding"'
+"""Placeholder of the encoded relation in the SQL of a join."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class FeatureEncoding:
 
     Attributes:
         feature: encoded feature.
-        row_sql: expression of the row on ``raw`` after ``join_sql``.
-        join_sql: join of the vocabulary; empty if unused.
+        row_sql: expression of the row on ``raw`` after ``join_sql``; of multi-valued features, of ``bags.ROWS_TYPE``.
+        join_sql: join of the vocabulary, with the placeholder ``RELATION``; empty if unused.
     """
 
     feature: Feature
@@ -49,7 +52,10 @@ def fit_encoding(
         ConfigError: the size of a hash feature is below 2.
     """
     if spec.kind == "hash":
-        return hash_encoding(spec)
+        encoding = hash_encoding(spec)
+        if not spec.multi_valued:
+            return encoding
+        return replace(encoding, feature=replace(encoding.feature, mean_values=mean_values(connection, train, spec)))
     if spec.kind == "buckets":
         return bucket_encoding(connection, train, spec)
     return vocabulary_encoding(connection, train, spec, min_count or spec.min_count, directory / f"{spec.name}.parquet")
@@ -60,6 +66,9 @@ def hash_encoding(spec: FeatureSpec) -> FeatureEncoding:
     if spec.size < 2:
         raise ConfigError(f"hash feature {spec.name!r}: size {spec.size} must be at least 2")
     raw = f"raw.{quote_identifier(spec.name)}"
+    if spec.multi_valued:
+        feature = Feature(spec.name, spec.level, "hash", spec.size, multi_valued=True, weighted=spec.weighted)
+        return FeatureEncoding(feature, bags.hashed_rows_sql(raw, spec.size))
     row = f"coalesce(1 + {STABLE_HASH_SQL.format(raw)} % {spec.size - 1}, 0)"
     return FeatureEncoding(Feature(spec.name, spec.level, "hash", spec.size), row)
 
@@ -90,30 +99,63 @@ def vocabulary_encoding(
     """Return dense rows from 1 by descending training count, then by value; rare values share row 0."""
     column, table = quote_identifier(spec.name), quote_identifier(f"vocabulary of {spec.name}")
     limit = f"LIMIT {spec.size}" if spec.size else ""
+    values = f"SELECT {column} AS value FROM {train}"
+    if spec.multi_valued:
+        values = f"SELECT unnest({column}).value AS value FROM {train}"
     num_values = write_sorted(
         connection,
         f"""SELECT value, row_number() OVER (ORDER BY count DESC, value) AS row, count
-        FROM (SELECT {column} AS value, count(*) AS count FROM {train} WHERE {column} IS NOT NULL
+        FROM (SELECT value, count(*) AS count FROM ({values}) WHERE value IS NOT NULL
               GROUP BY ALL HAVING count(*) >= {min_count} ORDER BY count DESC, value {limit})
         ORDER BY row""",
         file,
     )
+    if spec.multi_valued:
+        mean = mean_values(connection, train, spec)
+        feature = Feature(
+            spec.name, spec.level, "vocabulary", num_values + 1, [], True, weighted=spec.weighted, mean_values=mean
+        )
+        join = bags.vocabulary_join_sql(column, RELATION, read_parquet_sql(file), table)
+        return vocabulary_lookup(feature, f"{table}.entries", join)
     join = f"LEFT JOIN (SELECT value, row FROM {read_parquet_sql(file)}) AS {table} ON raw.{column} = {table}.value"
     return vocabulary_lookup(Feature(spec.name, spec.level, "vocabulary", num_values + 1), f"{table}.row", join)
 
 
 def vocabulary_lookup(feature: Feature, row: str, join: str = "") -> FeatureEncoding:
-    """Return the row of a vocabulary lookup; ``row`` is the SQL of the value's row, NULL if unknown."""
+    """Return the row of a vocabulary lookup; ``row`` is the SQL of the value's row, NULL if unknown.
+
+    For a multi-valued feature, ``row`` is the SQL of the known rows (``bags.ROWS_TYPE``), which may be NULL or empty.
+    """
+    if feature.multi_valued:
+        return FeatureEncoding(feature, bags.known_rows_sql(row), join)
     return FeatureEncoding(feature, f"coalesce({row}, 0)", join)
 
 
 def encoding_from_card(feature: Feature, row: str) -> FeatureEncoding:
     """Return the fitted encoding of a feature of a dataset card; ``row`` as in :func:`vocabulary_lookup`."""
     if feature.kind == "hash":
-        return hash_encoding(FeatureSpec(feature.name, feature.level, "hash", feature.cardinality))
+        return hash_encoding(_hash_spec(feature))
     if feature.kind == "buckets":
         return bucketize(feature.name, feature.level, feature.boundaries)
     return vocabulary_lookup(feature, row)
+
+
+def _hash_spec(feature: Feature) -> FeatureSpec:
+    return FeatureSpec(
+        feature.name,
+        feature.level,
+        "hash",
+        feature.cardinality,
+        multi_valued=feature.multi_valued,
+        weighted=feature.weighted,
+    )
+
+
+def mean_values(connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpec) -> float:
+    """Return the mean number of values of a multi-valued feature, at least 1: an unknown value counts."""
+    length = f"greatest(1, coalesce(len({quote_identifier(spec.name)}), 0))"
+    total, count = fetch_one(connection, f"SELECT coalesce(sum({length}), 0)::BIGINT, count(*) FROM {train}")
+    return float(total / count) if count else 1.0
 
 
 def encode_relation(
@@ -134,7 +176,14 @@ def encode_relation(
         joins: further joins that ``columns`` need.
         numbers: encodings of numbers.
     """
-    rows = [f"{encoding.row_sql} AS {quote_identifier(prefix + encoding.feature.name)}" for encoding in encodings]
+    rows = []
+    for encoding in encodings:
+        feature, row = encoding.feature, encoding.row_sql
+        if feature.multi_valued:
+            rows += bags.columns_sql(row, feature.name, prefix, feature.weighted)
+        else:
+            rows.append(f"{row} AS {quote_identifier(prefix + feature.name)}")
     rows += [f"{encoding.value_sql} AS {quote_identifier(prefix + encoding.number.name)}" for encoding in numbers]
-    all_joins = [*(encoding.join_sql for encoding in encodings if encoding.join_sql), *joins]
+    lookups = (encoding.join_sql.replace(RELATION, relation) for encoding in encodings if encoding.join_sql)
+    all_joins = [*lookups, *joins]
     return f"SELECT {', '.join([*columns, *rows])} FROM {relation} AS raw {' '.join(all_joins)}"

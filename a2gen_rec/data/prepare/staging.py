@@ -11,6 +11,7 @@ from pathlib import Path
 
 import duckdb
 
+from a2gen_rec.data.features.bags import VALUES_TYPE
 from a2gen_rec.data.features.calendar import CALENDAR_FEATURES, calendar_feature
 from a2gen_rec.data.names import IDENTIFIERS, check_names
 from a2gen_rec.data.prepare.splits import split_by_user_tail
@@ -73,6 +74,13 @@ class StagedColumns:
         ]
 
 
+def raw_type(kind: str, multi_valued: bool) -> str:
+    """Return the DuckDB type of raw values."""
+    if multi_valued:
+        return VALUES_TYPE
+    return "DOUBLE" if kind in NUMERIC_KINDS else "VARCHAR"
+
+
 def canonical_columns_sql(columns: StagedColumns, zone: TimeZone) -> list[str]:
     """Return the SELECT list from a source's relation to clean impressions.
 
@@ -93,7 +101,7 @@ def canonical_columns_sql(columns: StagedColumns, zone: TimeZone) -> list[str]:
         if feature.name in columns.calendar_features:
             select.append(f"{calendar_feature(feature.name, zone)} AS {name}")
         elif feature.name not in IDENTIFIERS:
-            select.append(f"{name}::{'DOUBLE' if feature.kind in NUMERIC_KINDS else 'VARCHAR'} AS {name}")
+            select.append(f"{name}::{raw_type(feature.kind, feature.multi_valued)} AS {name}")
     return select
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from a2gen_rec.data.columns import concat_ranges, jagged_positions
+from a2gen_rec.data.features.bags import WEIGHTS_COLUMN
 from a2gen_rec.data.inputs import Number
 from a2gen_rec.data.prepare.point_in_time import STATISTIC
 from a2gen_rec.data.schema import STATISTICS_COLUMN, Feature, Input
@@ -166,8 +167,10 @@ def windows_table(impressions: pa.Table, spec: WindowSpec, bounds: WindowBounds)
     without_statistics = impressions.drop_columns([STATISTICS_COLUMN]) if has_statistics else impressions
     window_impressions = without_statistics.take(pa.array(index)).combine_chunks()
     inputs: list[Input] = [*spec.features, *spec.numbers]
+    names = [(each.level, each.name) for each in inputs]
+    names += [(x.level, WEIGHTS_COLUMN + x.name) for x in spec.features if x.weighted]
     users = impressions.select(
-        ["user_id", "user_key", *(ROW_COLUMN + x.name for x in inputs if x.level == "user")]
+        ["user_id", "user_key", *(ROW_COLUMN + name for level, name in names if level == "user")]
     ).take(pa.array(bounds.target))
     ends = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
 
@@ -190,9 +193,8 @@ def windows_table(impressions: pa.Table, spec: WindowSpec, bounds: WindowBounds)
     codes, offsets = action_lists(times, occurred, column("dwell_s"))
 
     columns: dict[str, pa.Array | pa.ChunkedArray] = {"user": users["user_id"], "user_key": users["user_key"]}
-    for each in inputs:
-        raw = ROW_COLUMN + each.name
-        columns[each.name] = users[raw] if each.level == "user" else to_list(column(raw))
+    for level, name in names:
+        columns[name] = users[ROW_COLUMN + name] if level == "user" else to_list(column(ROW_COLUMN + name))
     columns |= {"ts_ms": to_list(column("ts_ms")), "dwell_s": to_list(column("dwell_s"))}
     columns |= {"action": to_list(codes), "action_offset_s": to_list(offsets)}
     columns |= {f"label_{name}": with_nan(f"label_{name}") for name in spec.labels}

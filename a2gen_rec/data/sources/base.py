@@ -8,7 +8,8 @@ Columns of the relation, one row per impression (types are DuckDB's)::
     dwell_s   DOUBLE    watch time; NaN if not recorded
     at_<action>     DOUBLE   NULL: did not occur; NaN: occurred at an unknown time; else seconds since the start
     label_<label>   DOUBLE   0, 1, or NULL if unknown
-    <feature>       VARCHAR for vocabulary and hash features, DOUBLE for buckets and numbers; NULL if missing
+    <feature>       VARCHAR for vocabulary and hash features, DOUBLE for buckets and numbers; NULL if missing;
+                             for multi-valued features VALUES_TYPE of ``features/bags.py``
     oracle_<name>   DOUBLE   true probability of an action or label (simulated logs only)
     drop_reason     VARCHAR  reason why the row is unusable; NULL for a usable row
 

@@ -9,6 +9,7 @@ import duckdb
 from a2gen_rec.data.sources import events
 from a2gen_rec.data.sources.base import Source, SourceInfo
 from a2gen_rec.data.sources.files import RawFiles, find_files
+from a2gen_rec.data.sources.lists import value_lists
 from a2gen_rec.data.sources.spec import (
     ActionColumns,
     ColumnNames,
@@ -56,6 +57,7 @@ def open_files(raw: str, spec: LogSpec, required: Sequence[ColumnNames]) -> RawF
     files = [path] if path.is_file() else find_files(path, spec.files)
     columns = [as_list(names) for names in required if names]
     columns += [feature.columns for feature in spec.features if feature.name not in IDENTIFIERS]
+    columns += [as_list(feature.weights) for feature in spec.features if feature.weights]
     return RawFiles(files, columns, spec.dialect, spec.partition_columns)
 
 
@@ -67,13 +69,16 @@ def pick(columns: Mapping[str, Column], names: ColumnNames) -> list[Column]:
 def feature_values(columns: Mapping[str, Column], spec: LogSpec) -> dict[str, Value]:
     """Return feature -> raw value, without identifiers."""
     return {
-        feature.name: _feature_value(pick(columns, feature.columns), feature, spec)
+        feature.name: _feature_value(columns, feature, spec)
         for feature in spec.features
         if feature.name not in IDENTIFIERS
     }
 
 
-def _feature_value(columns: list[Column], feature: FeatureColumn, spec: LogSpec) -> Value:
+def _feature_value(raw: Mapping[str, Column], feature: FeatureColumn, spec: LogSpec) -> Value:
+    columns = pick(raw, feature.columns)
+    if feature.multi_valued:
+        return value_lists(columns, feature.delimiter, pick(raw, feature.weights))
     if feature.kind == "number":
         return finite_number(columns)
     if feature.kind != "buckets":

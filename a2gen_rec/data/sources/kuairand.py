@@ -12,6 +12,7 @@ import duckdb
 from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sources.files import RawFiles, check_unique, find_files
+from a2gen_rec.data.sources.lists import value_lists
 from a2gen_rec.data.sources.times import TimeFormat, time_ms
 from a2gen_rec.data.sources.values import MAX_DURATION_S, Column, Value, flag, identifier, number, text
 from a2gen_rec.data.sql import quote_identifier
@@ -63,7 +64,7 @@ class KuaiRand:
             for name in VIDEO_COLUMNS
         ]
         features += [
-            FeatureSpec("tag", "item"),
+            FeatureSpec("tag", "item", multi_valued=True),
             FeatureSpec("upload_week", "item"),
             FeatureSpec("duration", "item", "buckets", size=32),
             FeatureSpec("tab", "context"),
@@ -96,7 +97,7 @@ class KuaiRand:
         return f"""
             SELECT log.user_id, log.video_id AS item_id, log.time_ms AS ts_ms,
                 log.play_time_ms / 1000 AS dwell_s, {actions}, {labels}, {user}, {video},
-                split_part(videos.tag, ',', 1) AS tag,
+                videos.tag,
                 date_trunc('week', TRY_CAST(videos.upload_dt AS DATE))::DATE::VARCHAR AS upload_week,
                 CASE WHEN log.duration_ms > 0 THEN log.duration_ms / 1000 END AS duration, log.tab,
                 CASE WHEN log.play_time_ms < 0 THEN 'negative play time' END AS drop_reason
@@ -122,5 +123,5 @@ def _user_values(columns: Mapping[str, Column]) -> dict[str, Value]:
 
 
 def _video_values(columns: Mapping[str, Column]) -> dict[str, Value]:
-    names = (*VIDEO_COLUMNS, "upload_dt", "tag")
-    return {"video_id": identifier([columns["video_id"]])} | {name: text([columns[name]]) for name in names}
+    values = {"video_id": identifier([columns["video_id"]]), "tag": value_lists([columns["tag"]], ",")}
+    return values | {name: text([columns[name]]) for name in (*VIDEO_COLUMNS, "upload_dt")}

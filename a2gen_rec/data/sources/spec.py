@@ -33,7 +33,8 @@ def as_list(names: ColumnNames) -> list[str]:
 class FeatureColumn:
     """A column that becomes a feature; ``column`` is empty if it equals the feature's name.
 
-    For the other fields see ``schema.FeatureSpec``.
+    For the other fields see ``schema.FeatureSpec``. The values of a multi-valued feature are a list, or text with a
+    ``delimiter``; ``weights`` is a column of the same form.
     """
 
     name: str
@@ -43,6 +44,9 @@ class FeatureColumn:
     size: int = 0
     min_count: int = 1
     edges: list[float] = field(default_factory=list)
+    multi_valued: bool = False
+    delimiter: str = ""
+    weights: ColumnNames = ""
 
     @property
     def columns(self) -> list[str]:
@@ -131,7 +135,10 @@ class LogSpec:
             actions=tuple(actions),
             labels=tuple(labels),
             features=tuple(
-                FeatureSpec(x.name, x.level, x.kind, x.size, x.min_count, tuple(x.edges)) for x in self.all_features()
+                FeatureSpec(
+                    x.name, x.level, x.kind, x.size, x.min_count, tuple(x.edges), x.multi_valued, bool(x.weights)
+                )
+                for x in self.all_features()
             ),
             duration_feature=self.duration_feature,
             negative_actions=tuple(self.negative_actions),
@@ -252,7 +259,11 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
         _check_spec(spec)
         if isinstance(spec, ImpressionsSpec):
             _check_impressions_spec(spec)
-            columns = [(feature.name, column) for feature in spec.features for column in feature.columns]
+            columns = [
+                (feature.name, column)
+                for feature in spec.features
+                for column in (*feature.columns, *as_list(feature.weights))
+            ]
             check_feature_columns(columns, spec.outcome_columns(), file)
         else:
             _check_events_spec(spec)
@@ -282,6 +293,10 @@ def _check_spec(spec: LogSpec) -> None:
             raise ValueError(f"feature {ITEM_ID!r} must have level 'item'")
         if feature.name in ("user_id", ITEM_ID) and (feature.column or feature.kind in NUMERIC_KINDS):
             raise ValueError(f"feature {feature.name!r} must not set column or kind {feature.kind}")
+        if feature.multi_valued and (feature.kind in NUMERIC_KINDS or feature.name in ("user_id", ITEM_ID)):
+            raise ValueError(f"feature {feature.name!r} must not be multi_valued")
+        if not feature.multi_valued and (feature.delimiter or feature.weights):
+            raise ValueError(f"feature {feature.name!r}: delimiter and weights require multi_valued")
     if spec.duration_feature and not any(
         x.name == spec.duration_feature and x.kind == "buckets" for x in spec.features
     ):

@@ -6,15 +6,9 @@ from torch import Tensor, nn
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.models.base import (
-    FeatureEmbeddings,
-    feature_matches,
-    history_intervals,
-    pad_history,
-    pad_targets,
-    stack_ids,
-)
+from a2gen_rec.models.base import FeatureEmbeddings, history_intervals, pad_targets
 from a2gen_rec.models.baselines.towers import TowerRanker
+from a2gen_rec.models.matches import item_matches
 from a2gen_rec.nn.encoder import WindowLayout, log_bucketize
 from a2gen_rec.nn.experts import MMoE
 from a2gen_rec.nn.hstu import HSTU, SequenceLayout
@@ -76,9 +70,7 @@ class HSTURanker(TowerRanker):
             time_bucket = log_bucketize((now - start).float() / 1000, self.config.time_buckets, self.config.max_gap_s)
         matches = None
         if self.config.match_bias:
-            ids = stack_ids(batch, self.features["item"])
-            history = pad_history(batch, ids, 0)
-            matches = feature_matches(torch.cat([history, pad_targets(batch, ids[batch.target])], dim=1), history)
+            matches = item_matches(batch, self.features["item"], with_history=True)
         return SequenceLayout(
             attention_mask=(distance > 0) & (distance <= self.max_history) & (start < now) & (end <= now),
             distance=distance.clamp(0, self.max_history),

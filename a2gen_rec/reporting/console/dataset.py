@@ -127,7 +127,8 @@ def feedback_table(card: DatasetCard) -> Table | str:
 def features_table(card: DatasetCard) -> Table:
     table = new_numeric_table("features", "feature", "level", "kind", "rows")
     for feature in card.features:
-        table.add_row(feature.name, feature.level, feature.kind, f"{feature.cardinality:,}")
+        kind = f"{feature.kind}, list" if feature.multi_valued else feature.kind
+        table.add_row(feature.name, feature.level, kind, f"{feature.cardinality:,}")
     for number in card.numbers:
         table.add_row(number.name, number.level, number.kind, MISSING)
     return table

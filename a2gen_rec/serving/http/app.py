@@ -19,6 +19,7 @@ from pydantic_core import from_json, to_json
 from starlette.types import Receive, Scope, Send
 
 from a2gen_rec import __version__
+from a2gen_rec.data.schema import Feature
 from a2gen_rec.serving.engine.service import RankingService
 from a2gen_rec.serving.http import schema
 from a2gen_rec.serving.http.errors import (
@@ -270,7 +271,12 @@ def _model_info(service: RankingService) -> dict[str, Any]:
         "objectives": card.objectives,
         "negative_actions": card.negative_actions,
         "features": [
-            {"name": feature.name, "level": feature.level, "kind": feature.kind}
+            {
+                "name": feature.name,
+                "level": feature.level,
+                "kind": feature.kind,
+                "multi_valued": isinstance(feature, Feature) and feature.multi_valued,
+            }
             for feature in raw
             if feature.name not in from_time
         ],

@@ -22,6 +22,7 @@ MAX_WHAT_IF_CHANGES = 101
 MAX_WHAT_IF_CHANGE = 20.0
 MAX_ID_LENGTH = 256
 MAX_VALUE_LENGTH = 1024
+MAX_VALUES = 64
 MAX_WATCH_S = 1e7
 MAX_TIMESTAMP_MS = time_zone.MAX_TIMESTAMP_MS - 1
 MAX_TIMEOUT_MS = 60_000
@@ -40,8 +41,11 @@ Text = Annotated[str, StringConstraints(max_length=MAX_VALUE_LENGTH)]
 Int = Annotated[int, Field(ge=-(10**15), le=10**15)]
 """Integers are kept apart from floats, which merge whole numbers from 2^53."""
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]
+Scalar = Text | Int | Number
+Texts = Annotated[list[Scalar], Field(max_length=MAX_VALUES, fail_fast=True)]
+Weights = Annotated[dict[Text, Annotated[float, Field(ge=0, le=1e15)]], Field(max_length=MAX_VALUES)]
 Values = Annotated[
-    dict[Name, Text | Int | Number | None], BeforeValidator(_limit_fields), Field(max_length=MAX_FEATURES)
+    dict[Name, Scalar | Texts | Weights | None], BeforeValidator(_limit_fields), Field(max_length=MAX_FEATURES)
 ]
 Seconds = Annotated[float, Field(ge=0, le=MAX_WATCH_S)]
 TimestampMs = Annotated[int, Field(ge=0, le=MAX_TIMESTAMP_MS)]
@@ -310,7 +314,8 @@ class FeatureInfo(BaseModel):
 
     name: str
     level: str
-    kind: str
+    kind: str = Field(description="Kind of the raw value; `number` and `buckets` are numbers.")
+    multi_valued: bool = Field(description="Whether the value is a list, or an object of texts with weights.")
 
 
 class ModelResponse(BaseModel):

@@ -79,10 +79,11 @@ def test_kuairand_by_hand(kuairand, tmp_path):
         ("1", "11", 1650880802000, 0.0, None, None, "nan", 0.0, 1.0, None, "1", None),
         ("2", "10", 1650880803000, -0.005, None, None, None, 0.0, 0.0, 20.0, "1", "negative play time"),
     ]
+    tags = [{"value": "39", "weight": 1.0}, {"value": "68", "weight": 1.0}]
     assert select(rows, "author_id", "tag", "upload_week", "music_type", "user_active_degree") == [
-        ("77", "39", "2022-04-04", "9", "full_active"),
+        ("77", tags, "2022-04-04", "9", "full_active"),
         ("78", None, "2022-04-11", None, "full_active"),
-        ("77", "39", "2022-04-04", "9", None),
+        ("77", tags, "2022-04-04", "9", None),
     ]
 
 
@@ -464,6 +465,7 @@ def test_shipped_examples_are_valid_and_run(tmp_path, kind):
             {"user_id": [1], "video_id": [2], "begin_ms": [START_MS], "watch_seconds": [4.0], "is_like": [True]}
             | {"comment_after_s": [2.5], "is_follow": [1], "follow_after_s": [math.nan], "is_click": [0]}
             | {"author_id": [7], "duration_s": [9.5], "screen_height": [720], "scene": ["a"], "country": ["b"]}
+            | {"likes_so_far": [3], "tags": ["x|y"], "tag_weights": ["1|2"]}
         )
         pq.write_table(table, tmp_path / "log.parquet")
         expected = ("1", "2", START_MS, "nan", 2.5, "nan")

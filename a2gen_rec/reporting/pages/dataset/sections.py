@@ -46,10 +46,14 @@ def inputs(statistics: DataStatistics) -> Section:
     rows = []
     for each in card.inputs:
         share = format_percent(missing[each.name]) if each.name in missing else MISSING
-        is_number = isinstance(each, Number)
-        size = MISSING if is_number else f"{each.cardinality:,}"
-        scale = f"{each.transform}, {each.mean:.4g} ± {each.std:.4g}" if is_number else MISSING
-        rows.append([each.name, each.level, each.kind, size, scale, share])
+        size, scale, kind = MISSING, MISSING, str(each.kind)
+        if isinstance(each, Number):
+            scale = f"{each.transform}, {each.mean:.4g} ± {each.std:.4g}"
+        else:
+            size = f"{each.cardinality:,}"
+            if each.multi_valued:
+                kind += f", {each.mean_values:.2f} values on average"
+        rows.append([each.name, each.level, kind, size, scale, share])
     columns = ["input", "level", "kind", "rows", "transform, mean ± std", "missing"]
     text = "Inputs of the models; a feature has a table of embeddings, a number is standardized on training data."
     table = StatisticsTable(columns, rows, text_columns=("level", "kind", "transform, mean ± std"))
