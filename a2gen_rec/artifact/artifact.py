@@ -9,6 +9,7 @@
     dense.safetensors           dense parameters (ranker/…), and small tables that every batch reads in full
     vocabulary/FEATURE.parquet  raw ``value`` to table ``row``, except identifiers
     users.parquet, items.parquet   raw identifiers, rows of features and numbers; durations and statistics of videos
+    vectors.safetensors         vectors of items, in the order of items.parquet: as tables; absent without any
     ensemble/                   see ``models/ensemble/io.py``; absent without an ensemble
 
 All rows refer to the tables in this directory, which are not sorted by frequency as the dataset's are. Vocabulary rows
@@ -31,6 +32,7 @@ from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.parquet_reader import read_table
 from a2gen_rec.data.schema import ITEM_ID, DatasetCard, Feature
+from a2gen_rec.data.vectors import VectorTable, VectorTables
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.models.base import BaseRanker, TargetEncoding
 from a2gen_rec.models.embedding_tables import EmbeddingTables
@@ -41,6 +43,7 @@ from a2gen_rec.utils import paths
 
 SETTINGS, TABLES, DENSE = "model.yaml", "tables.safetensors", "dense.safetensors"
 USERS, ITEMS, ENSEMBLE = "users.parquet", "items.parquet", "ensemble"
+VECTORS = "vectors.safetensors"
 ENTITY_TABLES = {"user": USERS, "item": ITEMS}
 IDENTIFIERS = {"user": "user_id", "item": ITEM_ID}
 
@@ -84,6 +87,7 @@ class Artifact:
         ensemble: Ensemble with its card, if any.
         users: Users of the dataset.
         items: Items of the dataset.
+        vectors: Vectors of the items.
         vocabularies: Vocabulary feature -> raw value -> row, without identifiers (see ``users``, ``items``).
     """
 
@@ -95,6 +99,7 @@ class Artifact:
     users: EntityIndex
     items: EntityIndex
     vocabularies: dict[str, dict[str, int]]
+    vectors: VectorTables
 
 
 def load_artifact(model_dir: str) -> Artifact:
@@ -129,6 +134,7 @@ def load_artifact(model_dir: str) -> Artifact:
             for feature in card.features
             if has_vocabulary(feature)
         },
+        vectors=_read_vectors(paths.join(model_dir, VECTORS), card),
     )
 
 
@@ -192,6 +198,26 @@ def _read_tables(
             return table
 
         return QuantizedEmbeddings(rows, read, full)
+
+
+def _read_vectors(file: str, card: DatasetCard) -> dict[str, VectorTable]:
+    """Read the vectors of the items.
+
+    Raises:
+        UserError: The file is missing, or has other vectors than the dataset card.
+    """
+    if not card.vectors:
+        return {}
+    try:
+        stored, tables = _read_tensors(file), {}
+        for vector in card.vectors:
+            values, scale = stored[f"{vector.name}/values"].numpy(), stored.get(f"{vector.name}/scale")
+            if values.ndim != 2 or values.shape[1] != vector.width:
+                raise ValueError(f"vector {vector.name!r} does not have the width of the dataset card")
+            tables[vector.name] = VectorTable(values, None if scale is None else scale.numpy())
+        return tables
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{file}: incompatible with its dataset card, or corrupted ({error})") from error
 
 
 def _read_tensors(file: str) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ class EntityIndex:
         """Return candidate items; unknown ones have row 0 of every feature and no number."""
         indices = self.lookup(ids)
         rows, statistics, numbers = self.rows_at(indices), self.statistics[indices], self.numbers[indices]
-        return CandidateItems(list(ids), indices >= 0, rows, statistics, numbers, self.bags_at(indices))
+        return CandidateItems(list(ids), indices >= 0, rows, statistics, numbers, self.bags_at(indices), indices)
 
     def bags_at(self, indices: np.ndarray) -> dict[str, Bags]:
         """Return multi-valued feature -> [indices] table rows."""

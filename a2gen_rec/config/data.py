@@ -1,5 +1,6 @@
 """Settings of data generation: simulation and preparation."""
 
+import math
 from dataclasses import dataclass
 
 from a2gen_rec.errors import ConfigError
@@ -65,12 +66,19 @@ class SimulateConfig:
     """Effect of a follow before a like: lowers the probability of leaving afterwards."""
     hook_penalty: float = 1.2
     """Effect of a topic mismatch in the first three seconds."""
+    vectors: int = 0
+    """Width of the videos' content vectors: noisy projections of topics and quality; 0 for none."""
+    vector_noise: float = 0.5
+    """Standard deviation of the noise of content vectors, relative to their signal."""
 
     def __post_init__(self) -> None:
         sizes = ("users", "items", "authors", "topics", "groups", "impressions_per_user", "days", "users_per_file")
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("vectors", "vector_noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least 0")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed {self.seed} must be from 0 to 2^32 - 1")
         for name in ("like_rate", "comment_rate", "follow_rate", "collect_rate", "forward_rate"):

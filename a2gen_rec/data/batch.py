@@ -19,6 +19,7 @@ from torchrec.streamable import Pipelineable
 from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import WindowColumns, concat_ranges, jagged_positions
 from a2gen_rec.data.schema import WATCH_TIME, DatasetCard
+from a2gen_rec.data.vectors import VectorTables
 from a2gen_rec.utils.jagged import LengthBuckets
 
 COUNT_NAMES = ("targets", "steps", "timed_steps", "ordered_pairs", "labels")
@@ -108,6 +109,8 @@ class WindowBatch(Pipelineable):
         statistics: [targets, statistics] float32.
         bags: multi-valued feature -> its bags. Such a feature has a bag of ids per window or impression in ``sparse``,
             concatenated, and ``row_index`` has one index per value.
+        vectors: name -> [distinct items, width] float32 vectors of items, NaN if missing.
+        vector_index: [impressions] index of the impression's item in ``vectors``; empty without vectors.
         user_numbers: [windows, user numbers] float32, NaN if missing.
         numbers: [impressions, item and context numbers] float32, NaN if missing.
         history_labels: [history, labels] float32, NaN if unknown.
@@ -149,6 +152,8 @@ class WindowBatch(Pipelineable):
     outcome: dict[str, Tensor]
     statistics: Tensor
     bags: dict[str, BagTensors]
+    vectors: dict[str, Tensor]
+    vector_index: Tensor
     user_numbers: Tensor
     numbers: Tensor
     history_labels: Tensor
@@ -230,7 +235,7 @@ class WindowBatch(Pipelineable):
             value = getattr(self, item.name)
             if isinstance(value, Tensor | KeyedJaggedTensor | LengthBuckets):
                 changed[item.name] = function(value)
-            elif item.name in ("row_index", "session", "outcome", "bags"):
+            elif item.name in ("row_index", "session", "outcome", "bags", "vectors"):
                 changed[item.name] = {name: function(part) for name, part in value.items()}
         return replace(self, **changed)
 
@@ -245,6 +250,7 @@ def collate(
     bucket_overhead: int = 0,
     include_outcomes: bool = True,
     token_history: np.ndarray | None = None,
+    vectors: VectorTables | None = None,
 ) -> WindowBatch:
     """Build a batch of the windows ``rows`` [windows] (int64) without a Python loop over windows.
 
@@ -260,6 +266,7 @@ def collate(
         include_outcomes: if False, outcomes of the targets and ``counts`` are empty.
         token_history: [subset] positions among the history impressions. ``history_token`` and ``history_buckets``
             then contain this subset only; None for all.
+        vectors: vectors of the items.
     """
     # A request's arrays are small, and numpy calls cost a fraction of torch calls.
     lengths = columns.lengths[rows]
@@ -293,6 +300,9 @@ def collate(
     statistics_index = concat_ranges(columns.target_starts[rows], target_count)
     ids = {name: values[rows] for name, values in columns.user_ids.items()}
     ids |= {name: values[flat] for name, values in columns.impression_ids.items()}
+    items, vector_index = (
+        np.unique(columns.item_index[flat], return_inverse=True) if vectors else (np.zeros(0, np.int64),) * 2
+    )
     bags = {name: values[rows] for name, values in columns.user_bags.items()}
     bags |= {name: values[flat] for name, values in columns.impression_bags.items()}
     ids |= {name: values.ids for name, values in bags.items()}
@@ -320,6 +330,8 @@ def collate(
         outcome={name: torch.from_numpy(rows[flat[history_index]]) for name, rows in columns.outcome.items()},
         statistics=torch.from_numpy(columns.statistics[statistics_index]).float(),
         bags={name: BagTensors.from_bags(values) for name, values in bags.items()},
+        vectors={name: torch.from_numpy(table.lookup(items)) for name, table in (vectors or {}).items()},
+        vector_index=torch.from_numpy(vector_index),
         user_numbers=torch.from_numpy(columns.user_numbers[rows]),
         numbers=torch.from_numpy(columns.numbers[flat]),
         history_labels=torch.from_numpy(columns.labels[flat[history_index]]),

@@ -17,6 +17,7 @@ _WINDOW_FIELDS = ("user_key", "first_target", "lengths", "user_ids", "user_bags"
 _IMPRESSION_FIELDS = (
     "impression_ids",
     "impression_bags",
+    "item_index",
     "numbers",
     "session",
     "outcome",
@@ -53,6 +54,7 @@ class CandidateItems:
         statistics: [items, statistics] float16.
         numbers: [items, item numbers] float32, NaN if missing.
         bags: multi-valued item feature -> [items] table rows.
+        index: [items] int64 index of the items' vectors, -1 for unknown items; None without vectors.
     """
 
     ids: list[str]
@@ -61,6 +63,7 @@ class CandidateItems:
     statistics: np.ndarray
     numbers: np.ndarray
     bags: dict[str, Bags] = field(default_factory=dict)
+    index: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class WindowColumns:
         numbers: [impressions, item and context numbers] float32, NaN if missing.
         user_bags: multi-valued user feature -> [windows] table rows.
         impression_bags: multi-valued item or context feature -> [impressions] table rows.
+        item_index: [impressions] int64 index of the items' vectors, -1 without one.
     """
 
     user_key: np.ndarray
@@ -116,6 +120,7 @@ class WindowColumns:
     numbers: np.ndarray
     user_bags: dict[str, Bags] = field(default_factory=dict)
     impression_bags: dict[str, Bags] = field(default_factory=dict)
+    item_index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def empty(cls, card: DatasetCard) -> "WindowColumns":
@@ -226,6 +231,7 @@ class WindowColumns:
             lengths=np.array([num_history + count]),
             impression_ids=item_ids | context_ids,
             impression_bags=bags,
+            item_index=np.concatenate([self.item_index, np.full(count, -1) if items.index is None else items.index]),
             session={name: extend(self.session[name], row) for name, row in session.items()},
             outcome={name: extend(rows, UNKNOWN) for name, rows in self.outcome.items()},
             ts_ms=extend(self.ts_ms, now_ms),

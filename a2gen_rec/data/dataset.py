@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from a2gen_rec.data.schema import CARD_FILE, DatasetCard
+from a2gen_rec.data.vectors import VectorTables, open_vectors
 from a2gen_rec.utils import paths
 
 ITEMS_FILE = "items.parquet"
@@ -20,10 +21,12 @@ class Dataset:
     Attributes:
         path: dataset directory.
         card: dataset card. A trained run uses the card of its checkpoint.
+        vectors: vectors to use instead of those in the directory, as an exported model stores them; None for those.
     """
 
     path: str
     card: DatasetCard
+    vectors: VectorTables | None = None
 
     @classmethod
     def open(cls, path: str) -> "Dataset":
@@ -33,6 +36,14 @@ class Dataset:
             DataError: the card is missing or invalid.
         """
         return cls(path, DatasetCard.load(path))
+
+    def open_vectors(self) -> VectorTables:
+        """Return the vectors of the items.
+
+        Raises:
+            DataError: a file is missing or invalid.
+        """
+        return open_vectors(self.path, self.card.vectors) if self.vectors is None else self.vectors
 
     @property
     def items_file(self) -> str:

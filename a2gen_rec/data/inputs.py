@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from operator import index
 from typing import ClassVar, Literal
 
 Level = Literal["user", "item", "context", "session", "outcome"]
@@ -40,3 +41,31 @@ class Number:
         if self.transform not in ("none", "log1p") or not math.isfinite(mean) or not 0 < std < math.inf:
             raise ValueError(f"number {self.name!r}: invalid transform, mean or standard deviation")
         return replace(self, mean=mean, std=std)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A vector that describes an item, such as an embedding of its content; never trained.
+
+    Attributes:
+        name: name of the vector.
+        width: number of elements.
+        rms: root mean square of all elements; models divide by it.
+    """
+
+    kind: ClassVar[Literal["vector"]] = "vector"
+    level: ClassVar[Level] = "item"
+    name: str
+    width: int
+    rms: float
+
+    def validated(self) -> "Vector":
+        """Return the vector after a check of its fields.
+
+        Raises:
+            ValueError: a field is invalid.
+        """
+        width, rms = index(self.width), float(self.rms)
+        if width < 1 or not 0 < rms < math.inf:
+            raise ValueError(f"vector {self.name!r}: invalid width or root mean square")
+        return replace(self, width=width, rms=rms)

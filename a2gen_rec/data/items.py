@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from a2gen_rec.data.bag_sql import WEIGHTS_COLUMN
 from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import CandidateItems
 from a2gen_rec.data.dataset import Dataset
-from a2gen_rec.data.features.bags import WEIGHTS_COLUMN
 from a2gen_rec.data.parquet_reader import read_bags, read_feature_column, read_numbers, read_statistics, read_table
 from a2gen_rec.data.schema import ITEM_ID, STATISTICS_COLUMN
 from a2gen_rec.errors import DataError
@@ -41,7 +41,7 @@ def find_candidate_items(dataset: Dataset, ids: Sequence[str]) -> CandidateItems
     statistics[is_known] = _statistics(dataset, table)[known_index]
     numbers = np.full((len(ids), len(dataset.card.numbers_at("item"))), np.nan, np.float32)
     numbers[is_known] = _numbers(dataset, table)[known_index]
-    return CandidateItems(list(ids), is_known, rows, statistics, numbers, bags)
+    return CandidateItems(list(ids), is_known, rows, statistics, numbers, bags, _indices(dataset, query))
 
 
 def popular_items(dataset: Dataset, count: int) -> CandidateItems:
@@ -66,7 +66,8 @@ def popular_items(dataset: Dataset, count: int) -> CandidateItems:
     bags = {x.name: read_bags(table, x, dataset.items_file) for x in features if x.multi_valued}
     is_known = np.ones(len(order), bool)
     statistics_of_items, numbers = _statistics(dataset, table), _numbers(dataset, table)
-    return CandidateItems(table["item"].to_pylist(), is_known, rows, statistics_of_items, numbers, bags)
+    index = _indices(dataset, table["item"].combine_chunks())
+    return CandidateItems(table["item"].to_pylist(), is_known, rows, statistics_of_items, numbers, bags, index)
 
 
 def _statistics(dataset: Dataset, items: pa.Table) -> np.ndarray:
@@ -75,6 +76,14 @@ def _statistics(dataset: Dataset, items: pa.Table) -> np.ndarray:
     if not count:
         return np.zeros((len(items), 0), np.float16)
     return read_statistics(items[STATISTICS_COLUMN], count, dataset.items_file)
+
+
+def _indices(dataset: Dataset, ids: pa.Array) -> np.ndarray | None:
+    """Return [items] rows of ``items.parquet``, -1 for unknown items; None without vectors."""
+    if not dataset.card.vectors:
+        return None
+    items = read_table(dataset.items_file, ["item"])["item"].combine_chunks()
+    return pc.fill_null(pc.index_in(ids, items), -1).to_numpy().astype(np.int64)
 
 
 def _numbers(dataset: Dataset, items: pa.Table) -> np.ndarray:

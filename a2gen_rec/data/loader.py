@@ -97,6 +97,7 @@ class WindowDataset(IterableDataset[WindowBatch]):
         self.card, self.config, self.full_tables = dataset.card, config, dict(full_tables)
         self.rank, self.world_size, self.seed, self.shuffle = rank, world_size, seed, shuffle
         self.with_oracle, self.request_gap_s = with_oracle, request_gap_s
+        self.vectors = dataset.open_vectors()
         self.groups = read_row_groups([file] if file else dataset.files(split))
         if not self.groups:
             raise DataError(f"split {split!r} has no windows", file=dataset.split_dir(split))
@@ -117,6 +118,7 @@ class WindowDataset(IterableDataset[WindowBatch]):
                     self.config.deduplicate_ids,
                     request_gap_s=self.request_gap_s,
                     bucket_overhead=self.config.bucket_overhead_tokens,
+                    vectors=self.vectors,
                 )
                 is_last = index == len(batches) - 1
                 batch.loader_state = asdict(
@@ -137,7 +139,8 @@ class WindowDataset(IterableDataset[WindowBatch]):
         """Batch without targets, used by a rank without data while other ranks still have data."""
         columns = read_columns(self.groups[:1], self.card, self.with_oracle)
         shortest = np.argsort(columns.lengths)[:1]
-        return collate(columns, shortest, self.full_tables, self.config.deduplicate_ids, include_targets=False)
+        dedup = self.config.deduplicate_ids
+        return collate(columns, shortest, self.full_tables, dedup, include_targets=False, vectors=self.vectors)
 
     @property
     def num_windows(self) -> int:

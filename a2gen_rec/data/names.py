@@ -11,12 +11,14 @@ from a2gen_rec.data.schema import (
     EXIT,
     FEEDBACK,
     ITEM_ID,
+    ITEM_INDEX,
     OBJECTIVES,
     PREVIOUS_FEEDBACK,
     RAW_DURATION_COLUMN,
     SESSION_GAP,
     SESSION_POSITION,
     START,
+    STATISTICS_COLUMN,
     WATCH_RATIO,
     WATCH_TIME,
 )
@@ -47,6 +49,8 @@ RESERVED = frozenset(
         FEEDBACK,
         WATCH_RATIO,
         RAW_DURATION_COLUMN,
+        STATISTICS_COLUMN,
+        ITEM_INDEX,
         *OBJECTIVES,
     )
 )

@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
+from a2gen_rec.data.bag_sql import WEIGHTS_COLUMN
 from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.dataset import Dataset
-from a2gen_rec.data.features.bags import WEIGHTS_COLUMN
 from a2gen_rec.data.features.sessions import impression_end_ms
 from a2gen_rec.data.inputs import Number
-from a2gen_rec.data.schema import STATISTICS_COLUMN, DatasetCard, Feature, FeatureLevel
+from a2gen_rec.data.schema import ITEM_INDEX, STATISTICS_COLUMN, DatasetCard, Feature, FeatureLevel
 from a2gen_rec.errors import DataError, first_line
 
 
@@ -218,6 +218,7 @@ class _RowGroupReader:
         self.oracle = [f"oracle_{name}" for name in card.oracle_columns] if with_oracle else []
         names = ["user_key", "first_target", "ts_ms", "dwell_s", "action", "action_offset_s"]
         names += [each.name for each in card.inputs]
+        names += [ITEM_INDEX] if card.vectors else []
         names += [WEIGHTS_COLUMN + feature.name for feature in card.features if feature.weighted]
         names += self.labels + self.objectives + self.oracle
         names += [STATISTICS_COLUMN] if card.statistics else []
@@ -279,11 +280,20 @@ class _RowGroupReader:
             statistics=self._statistics(num_targets),
             user_numbers=self._numbers(lengths, "user"),
             numbers=self._numbers(lengths, "item", "context"),
+            item_index=self._item_index(lengths),
             user_bags={feature.name: self._bags(feature, lengths) for feature in self.card.bags_at("user")},
             impression_bags={
                 feature.name: self._bags(feature, lengths) for feature in self.card.bags_at("item", "context")
             },
         )
+
+    def _item_index(self, lengths: np.ndarray) -> np.ndarray:
+        """Return [impressions] indices of the items' vectors; -1 without vectors."""
+        if not self.card.vectors:
+            return np.full(int(lengths.sum()), -1)
+        index = self._impressions(ITEM_INDEX, pa.int64(), lengths)
+        self._check_impressions(index >= 0, ITEM_INDEX, "is negative")
+        return index
 
     def _bags(self, feature: Feature, lengths: np.ndarray) -> Bags:
         """Return the bags of the windows (user level) or impressions."""

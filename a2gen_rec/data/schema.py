@@ -7,6 +7,7 @@ A prepared dataset is a directory::
     items.parquet                per item: raw ``item`` (string), item feature rows and numbers, raw duration
     users.parquet                per user: raw ``user`` (string), ``user_key``, user feature rows and numbers
     item_statistics.parquet      training impressions and positives per ``item_id`` row
+    vectors/NAME.npy             per item, in the order of items.parquet: vector (float16), NaN if missing
     vocabulary/FEATURE.parquet   raw ``value`` (string) -> table ``row`` (int64), for vocabulary features
 
 A window contains impressions of one user in time order: history first, then targets. Columns of a window::
@@ -27,6 +28,7 @@ A window contains impressions of one user in time order: history first, then tar
     objective_<name> list<float>     0, 1, or NaN if unknown
     oracle_<action>  list<float>     true probability, simulated data only
     first_target     int32           index of the first target; earlier impressions are history only
+    item_index       list<int64>     row of items.parquet of each impression; absent without vectors
     statistics       list<float16>   statistics of the targets, row by row, in the card's order; absent without any
 
 Row 0 of every table is "unknown": values that are missing, rare or absent in the training data.
@@ -43,7 +45,7 @@ from typing import Any, Literal
 
 import yaml
 
-from a2gen_rec.data.inputs import Number
+from a2gen_rec.data.inputs import Number, Vector
 from a2gen_rec.data.time_zone import TimeZone
 from a2gen_rec.errors import DataError
 from a2gen_rec.utils import paths
@@ -58,6 +60,8 @@ SESSION_POSITION, SESSION_GAP, PREVIOUS_FEEDBACK = "session_position", "session_
 FEEDBACK, WATCH_RATIO = "feedback", "watch_ratio"
 RAW_DURATION_COLUMN = "raw_duration_s"
 """Column of ``items.parquet``: raw duration of the video, if the feedback levels depend on it."""
+ITEM_INDEX = "item_index"
+"""Column of windows with the rows of ``items.parquet``."""
 STATISTICS_COLUMN = "statistics"
 """Column of windows and ``items.parquet`` with the statistics of the card."""
 OBJECTIVES = ("glance", "effective", "negative")
@@ -233,6 +237,7 @@ class DatasetCard:
         quality: measurements that reveal mistakes; None if they are unknown.
         statistics: statistics of item feature values, model inputs of targets.
         numbers: numeric model inputs.
+        vectors: vectors of items, model inputs.
     """
 
     name: str
@@ -262,6 +267,7 @@ class DatasetCard:
     quality: DataQuality | None = None
     statistics: list[Statistic] = field(default_factory=list)
     numbers: list[Number] = field(default_factory=list)
+    vectors: list[Vector] = field(default_factory=list)
 
     @property
     def zone(self) -> TimeZone:
@@ -332,6 +338,7 @@ class DatasetCard:
                     "data_digest": digest,
                     "quality": quality,
                     "statistics": [Statistic(**statistic) for statistic in raw["statistics"]],
+                    "vectors": [Vector(**vector).validated() for vector in raw["vectors"]],
                     "numbers": [Number(**number).validated() for number in raw["numbers"]],
                 }
             )

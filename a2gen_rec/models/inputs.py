@@ -8,12 +8,13 @@ from torch.nn import functional as F
 
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard, FeatureLevel
+from a2gen_rec.models.embedding_tables import module_key
 
 INPUT_LEVELS: tuple[FeatureLevel, ...] = ("user", "item", "context")
 
 
 class LevelInputs(nn.Module):
-    """Inputs of each level: concatenated embeddings of the features, then a linear map of the numbers.
+    """Inputs of each level: concatenated embeddings of the features, a linear map of the numbers, and one per vector.
 
     The embedding of a multi-valued feature is the weighted mean of its values' embeddings.
 
@@ -35,7 +36,12 @@ class LevelInputs(nn.Module):
         self.numbers = nn.ModuleDict(
             {level: nn.Linear(2 * count, dim, bias=False) for level, count in self.counts.items() if count}
         )
+        self.rms = {vector.name: vector.rms for vector in card.vectors}
+        self.vectors = nn.ModuleDict(
+            {module_key(vector.name): nn.Linear(vector.width + 1, dim, bias=False) for vector in card.vectors}
+        )
         self.widths = {level: dim * (len(self.features[level]) + (self.counts[level] > 0)) for level in INPUT_LEVELS}
+        self.widths["item"] += dim * len(card.vectors)
 
     def forward(self, looked_up: Mapping[str, Tensor], batch: WindowBatch, *levels: FeatureLevel) -> Tensor:
         """Return [windows or impressions, d] inputs of the levels, level by level; windows for the user level."""
@@ -44,7 +50,18 @@ class LevelInputs(nn.Module):
             parts += [_embed(name, looked_up[name], batch) for name in self.features[level]]
             if level in self.numbers:
                 parts.append(self.numbers[level](self._numbers(batch, level)))
+            if level == "item":
+                parts += [self._vector(name, batch) for name in self.rms]
         return torch.cat(parts, dim=-1)
+
+    def _vector(self, name: str, batch: WindowBatch) -> Tensor:
+        """Return [impressions, dim] of the items' vectors and of whether they are missing."""
+        layer = self.vectors[module_key(name)]
+        values = batch.vectors[name] / self.rms[name]
+        missing = torch.isnan(values[:, :1])
+        inputs = torch.cat([values.masked_fill(missing, 0), missing.to(values.dtype)], dim=1)
+        projected: Tensor = layer(inputs.to(next(layer.parameters()).dtype))
+        return projected.index_select(0, batch.vector_index)
 
     def _numbers(self, batch: WindowBatch, level: FeatureLevel) -> Tensor:
         """Return [windows or impressions, 2 * numbers] values and whether they are missing."""

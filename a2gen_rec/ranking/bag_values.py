@@ -33,7 +33,7 @@ def check_bag(value: object, name: str) -> None:
 
 
 def bag_entries(value: Any) -> list[dict[str, Any]] | None:
-    """Return a checked value as ``bags.VALUES_TYPE``, as sources do; None if it is missing or empty."""
+    """Return a checked value as ``bag_sql.VALUES_TYPE``, as sources do; None if it is missing or empty."""
     if value is None:
         return None
     if isinstance(value, Mapping):
@@ -44,7 +44,7 @@ def bag_entries(value: Any) -> list[dict[str, Any]] | None:
 
 
 def known_rows(entries: Sequence[Mapping[str, Any]] | None, rows: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return the entries with a row in the vocabulary ``rows`` as ``bags.ROWS_TYPE``."""
+    """Return the entries with a row in the vocabulary ``rows`` as ``bag_sql.ROWS_TYPE``."""
     return [
         {"row": rows[entry["value"]], "weight": entry["weight"]} for entry in entries or () if entry["value"] in rows
     ]

@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from a2gen_rec.artifact.artifact import IDENTIFIERS
 from a2gen_rec.artifact.entity_index import EntityIndex
+from a2gen_rec.data.bag_sql import ROWS_TYPE, WEIGHTS_COLUMN
 from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.features import encodings, feedback
-from a2gen_rec.data.features.bags import ROWS_TYPE, WEIGHTS_COLUMN
 from a2gen_rec.data.features.calendar import calendar_feature
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
 from a2gen_rec.data.features.numbers import number_encoding
@@ -259,6 +259,7 @@ class ImpressionEncoder:
             offset_s=offset_s.values.to_numpy(),
             target_starts=0 * one,
             statistics=np.zeros((0, len(card.statistics)), np.float16),
+            item_index=items,
             user_bags={feature.name: Bags.unknown(count) for feature in card.bags_at("user")},
             user_numbers=np.zeros((count, len(card.numbers_at("user"))), np.float32),
             numbers=numbers,
@@ -339,11 +340,16 @@ def _action_state_keys(columns: WindowColumns) -> list[bytes]:
     """Return the keys of action-level states: digests of all that the states depend on."""
     ids = np.stack(list(columns.impression_ids.values()), 1)
     ends = np.cumsum(columns.action_lengths)
-    keys = []
     bags = [(bag, np.append(0, np.cumsum(bag.lengths))) for bag in columns.impression_bags.values()]
     keys: list[bytes] = []
     for index, (start, end) in enumerate(zip(ends - columns.action_lengths, ends, strict=True)):
-        content = [ids[index], columns.numbers[index], columns.action[start:end], columns.offset_s[start:end]]
+        content = [
+            ids[index],
+            columns.item_index[index : index + 1],
+            columns.numbers[index],
+            columns.action[start:end],
+            columns.offset_s[start:end],
+        ]
         for bag, edges in bags:
             values = slice(edges[index], edges[index + 1])
             content += [bag.lengths[index : index + 1], bag.ids[values], bag.weights[values]]

@@ -44,6 +44,7 @@ class Ranker:
         self.card: DatasetCard = artifact.card
         self.version = artifact.manifest.version
         self._users, self._items = artifact.users, artifact.items
+        self._vectors = artifact.vectors
         self._model, self._settings = artifact.model, artifact.settings
         self._scorer = Scorer(artifact.card, artifact.model.ranker, artifact.ensemble)
         self._encoder = ImpressionEncoder(artifact.card, artifact.vocabularies, artifact.items, self.max_history)
@@ -102,6 +103,7 @@ class Ranker:
                 bucket_overhead=self._settings.bucket_overhead_tokens,
                 include_outcomes=False,
                 token_history=np.array(missing, np.int64),
+                vectors=self._vectors,
             )
             embeddings = self._model.embeddings(batch.sparse)
             action_states = self._action_states(embeddings, batch, state_keys, rows, missing)

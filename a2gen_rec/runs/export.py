@@ -7,16 +7,19 @@ records the change in AUC.
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
 
 from a2gen_rec import __version__
-from a2gen_rec.artifact.artifact import ENSEMBLE, ModelSettings, load_artifact
+from a2gen_rec.artifact.artifact import ENSEMBLE, Artifact, ModelSettings, load_artifact
 from a2gen_rec.artifact.manifest import Manifest, write_manifest
 from a2gen_rec.artifact.quantized_tables import TableDtype
+from a2gen_rec.data.dataset import Dataset
+from a2gen_rec.data.parquet_reader import read_table
+from a2gen_rec.data.vectors import VectorTable
 from a2gen_rec.ensemble import fit
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.evaluation.evaluate import evaluate
@@ -91,7 +94,7 @@ def export_run(
                 loaded.config.loader.bucket_overhead_tokens,
             )
             write_model(output, card, settings, full_state_dict(loaded.model.model), dtype, permutation)
-            write_vocabularies(output, loaded.dataset, permutation)
+            write_vocabularies(output, loaded.dataset, permutation, dtype)
             if ensemble:
                 (output / ENSEMBLE).mkdir()
                 for name in (CARD_FILE, WEIGHTS_FILE):
@@ -104,10 +107,13 @@ def export_run(
                 "data_digest": loaded.data_digest,
             }
             write_manifest(output, dtype, source, _versions(), {})
-            model = load_artifact(str(output)).model
+            artifact = load_artifact(str(output))
+            model = artifact.model
             for name, rows in permutation.items():  # the dataset's windows contain row numbers of the dataset
                 model.embeddings.permute_rows(name, torch.from_numpy(rows))
-            after = _evaluate(loaded, ModelWithLoss(model, _loss(loaded)), model.ranker, split)
+            dataset = replace(loaded.dataset, vectors=_stored_vectors(artifact, loaded.dataset))
+            task = ModelWithLoss(model, _loss(loaded))
+            after = evaluate(task, model.ranker, dataset, split, loaded.config, loaded.process)
             metrics = compare_auc(before, after, max_auc_drop)
             check_auc_drop(metrics, out)
             manifest = write_manifest(output, dtype, source, _versions(), metrics)
@@ -152,6 +158,17 @@ def check_auc_drop(metrics: Mapping[str, Any], out: str) -> None:
             f"{out}: not written: on {metrics['split']} the AUC drops by more than --max-auc-drop "
             f"{metrics['tolerance']:g} ({changes}); export with --dtype fp16 or fp32"
         )
+
+
+def _stored_vectors(artifact: Artifact, dataset: Dataset) -> dict[str, VectorTable]:
+    """Return the exported vectors in the order of the dataset's items."""
+    if not artifact.vectors:
+        return {}
+    order = artifact.items.lookup(read_table(dataset.items_file, ["item"])["item"].to_pylist())
+    return {
+        name: VectorTable(table.values[order], None if table.scale is None else table.scale[order])
+        for name, table in artifact.vectors.items()
+    }
 
 
 def _evaluate(loaded: LoadedRun, task: torch.nn.Module, ranker: Any, split: str) -> dict[str, Any]:

@@ -20,16 +20,17 @@ from a2gen_rec.artifact.artifact import (
     IDENTIFIERS,
     SETTINGS,
     TABLES,
+    VECTORS,
     ModelSettings,
     duration_feature,
     has_vocabulary,
     vocabulary_file,
 )
 from a2gen_rec.artifact.quantized_tables import TableDtype, check_representable, quantize_rows
+from a2gen_rec.data.bag_sql import WEIGHTS_COLUMN
 from a2gen_rec.data.dataset import Dataset
-from a2gen_rec.data.features.bags import WEIGHTS_COLUMN
 from a2gen_rec.data.parquet_reader import read_bags, read_feature_column, read_table
-from a2gen_rec.data.schema import RAW_DURATION_COLUMN, STATISTICS_COLUMN, DatasetCard
+from a2gen_rec.data.schema import ITEM_INDEX, RAW_DURATION_COLUMN, STATISTICS_COLUMN, DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.embedding_tables import EmbeddingTables, module_key
 from a2gen_rec.runs.row_order import renumber_rows
@@ -98,13 +99,16 @@ def write_model(
         os.chmod(folder / file, 0o644)
 
 
-def write_vocabularies(folder: Path, dataset: Dataset, permutation: Mapping[str, np.ndarray]) -> None:
+def write_vocabularies(
+    folder: Path, dataset: Dataset, permutation: Mapping[str, np.ndarray], dtype: TableDtype = "int8"
+) -> None:
     """Copy vocabularies and entity tables of a dataset to compact Parquet files.
 
     Args:
         folder: Output directory.
         dataset: Prepared dataset.
         permutation: As in :func:`write_model`.
+        dtype: Data type of the vectors.
     """
     card = dataset.card
     (folder / "vocabulary").mkdir()
@@ -128,7 +132,23 @@ def write_vocabularies(folder: Path, dataset: Dataset, permutation: Mapping[str,
         columns = [column for column in table.column_names if column in exported]
         if RAW_DURATION_COLUMN in columns:
             columns = [column for column in columns if column != duration_feature(card)]
-        _write_compact(renumber_rows(table.select(columns), permutation, IDENTIFIERS[level]), folder / name)
+        selected = table.select(columns).append_column(ITEM_INDEX, pa.array(np.arange(len(table))))
+        exported_table = renumber_rows(selected, permutation, IDENTIFIERS[level])
+        _write_compact(exported_table.drop_columns([ITEM_INDEX]), folder / name)
+        if level == "item" and card.vectors:
+            write_vectors(folder, dataset, exported_table[ITEM_INDEX].to_numpy(), dtype)
+
+
+def write_vectors(folder: Path, dataset: Dataset, order: np.ndarray, dtype: TableDtype) -> None:
+    """Write the vectors of the items in the order [items] of the exported item file."""
+    tensors: dict[str, Tensor] = {}
+    for name, table in dataset.open_vectors().items():
+        values = torch.from_numpy(np.asarray(table.values)[order])
+        # Float16 is the precision of a dataset. An item without a vector has the scale NaN.
+        stored = quantize_rows(values, "fp16" if dtype == "fp32" else dtype)
+        tensors |= {f"{name}/{part}": tensor for part, tensor in stored.named_buffers()}
+    save_file(tensors, folder / VECTORS)
+    os.chmod(folder / VECTORS, 0o644)
 
 
 def _write_compact(table: pa.Table, file: Path) -> None:

@@ -68,7 +68,12 @@ def rank_run(
             loaded.config.loader.bucket_overhead_tokens,
         )
         batch = collate(
-            columns, np.zeros(1, np.int64), full_tables, request_gap_s=FULL_WINDOW, bucket_overhead=bucket_overhead
+            columns,
+            np.zeros(1, np.int64),
+            full_tables,
+            request_gap_s=FULL_WINDOW,
+            bucket_overhead=bucket_overhead,
+            vectors=loaded.dataset.open_vectors(),
         )
         batch = batch.to(loaded.process.device)
         loaded.model.model_parallel.eval()

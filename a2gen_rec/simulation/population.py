@@ -21,7 +21,7 @@ HOOK_DURATION_MS = 3_000
 LONG_VIEW_THRESHOLD_MS = 18_000
 
 # Independent random streams of the seed, one per purpose.
-ITEM_STREAM, GROUP_STREAM, USER_STREAM, IMPRESSION_STREAM, CALIBRATION_STREAM = range(5)
+ITEM_STREAM, GROUP_STREAM, USER_STREAM, IMPRESSION_STREAM, CALIBRATION_STREAM, VECTOR_STREAM = range(6)
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,22 @@ def sample_item_catalog(config: SimulateConfig) -> SimulatedItems:
         segment_topic=segment_topic,
         highlight=highlight & present,
     )
+
+
+def sample_content_vectors(config: SimulateConfig, items: SimulatedItems) -> np.ndarray:
+    """Return (I, ``config.vectors``) float32 content vectors: noisy projections of the topic mixture and the quality.
+
+    The mixture weighs the topics of the segments by their durations. No model input but these vectors has it.
+    """
+    rng = np.random.default_rng([config.seed, VECTOR_STREAM])
+    count = len(items.topic)
+    duration_ms = np.diff(items.edges_ms, axis=0)
+    content = np.zeros((count, config.topics + 1))
+    np.add.at(content, (np.arange(count)[None, :], items.segment_topic), duration_ms / items.duration_ms)
+    content[:, -1] = items.quality
+    signal = content @ rng.standard_normal((config.topics + 1, config.vectors))
+    noise = config.vector_noise * signal.std() * rng.standard_normal(signal.shape)
+    return (signal + noise).astype(np.float32)
 
 
 def sample_user_block(config: SimulateConfig, block: int) -> SimulatedUsers:

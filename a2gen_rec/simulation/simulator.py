@@ -4,6 +4,7 @@
 
     users.parquet                visible user features
     items.parquet                visible video features
+    vectors.parquet              content vectors of videos, if any
     impressions/part-*.parquet   outcomes and their true probabilities
     simulation.yaml              settings, effects and resulting rates
 
@@ -45,6 +46,7 @@ from a2gen_rec.simulation.population import (
     RecommendationPolicy,
     SimulatedItems,
     SimulatedUsers,
+    sample_content_vectors,
     sample_item_catalog,
     sample_user_block,
 )
@@ -52,6 +54,7 @@ from a2gen_rec.utils import paths
 from a2gen_rec.utils.atomic_dir import atomic_output_dir, require_empty_dir
 
 SIMULATION_FILE = "simulation.yaml"
+VECTORS_FILE = "vectors.parquet"
 LABEL_NAME = "long_view"
 LOG_END = datetime(2024, 3, 15, tzinfo=UTC)
 DAY_MS = 86_400_000
@@ -294,6 +297,11 @@ def _write_log(directory: Path, simulated: Simulation, advance: Callable[[int], 
     config = simulated.config
     (directory / "impressions").mkdir()
     pq.write_table(_item_table(simulated.items), directory / "items.parquet", compression="zstd")
+    if config.vectors:
+        vectors = sample_content_vectors(config, simulated.items)
+        values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), config.vectors)
+        table = pa.table({"item_id": np.arange(len(vectors)), "vector": values})
+        pq.write_table(table, directory / VECTORS_FILE, compression="zstd")
     counts: Counter[str] = Counter()
     num_blocks = math.ceil(config.users / USERS_PER_BLOCK)
     blocks_per_part = math.ceil(config.users_per_file / USERS_PER_BLOCK)

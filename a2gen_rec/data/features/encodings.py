@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.features import bags
+from a2gen_rec.data import bag_sql
 from a2gen_rec.data.features.numbers import NumberEncoding
 from a2gen_rec.data.schema import Feature, FeatureLevel, FeatureSpec
 from a2gen_rec.data.sql import (
@@ -34,7 +34,7 @@ class FeatureEncoding:
 
     Attributes:
         feature: encoded feature.
-        row_sql: expression of the row on ``raw`` after ``join_sql``; of multi-valued features, of ``bags.ROWS_TYPE``.
+        row_sql: expression of the row on ``raw`` after ``join_sql``; of multi-valued features, of ``bag_sql.ROWS_TYPE``.
         join_sql: join of the vocabulary, with the placeholder ``RELATION``; empty if unused.
     """
 
@@ -68,7 +68,7 @@ def hash_encoding(spec: FeatureSpec) -> FeatureEncoding:
     raw = f"raw.{quote_identifier(spec.name)}"
     if spec.multi_valued:
         feature = Feature(spec.name, spec.level, "hash", spec.size, multi_valued=True, weighted=spec.weighted)
-        return FeatureEncoding(feature, bags.hashed_rows_sql(raw, spec.size))
+        return FeatureEncoding(feature, bag_sql.hashed_rows_sql(raw, spec.size))
     row = f"coalesce(1 + {STABLE_HASH_SQL.format(raw)} % {spec.size - 1}, 0)"
     return FeatureEncoding(Feature(spec.name, spec.level, "hash", spec.size), row)
 
@@ -115,7 +115,7 @@ def vocabulary_encoding(
         feature = Feature(
             spec.name, spec.level, "vocabulary", num_values + 1, [], True, weighted=spec.weighted, mean_values=mean
         )
-        join = bags.vocabulary_join_sql(column, RELATION, read_parquet_sql(file), table)
+        join = bag_sql.vocabulary_join_sql(column, RELATION, read_parquet_sql(file), table)
         return vocabulary_lookup(feature, f"{table}.entries", join)
     join = f"LEFT JOIN (SELECT value, row FROM {read_parquet_sql(file)}) AS {table} ON raw.{column} = {table}.value"
     return vocabulary_lookup(Feature(spec.name, spec.level, "vocabulary", num_values + 1), f"{table}.row", join)
@@ -124,10 +124,10 @@ def vocabulary_encoding(
 def vocabulary_lookup(feature: Feature, row: str, join: str = "") -> FeatureEncoding:
     """Return the row of a vocabulary lookup; ``row`` is the SQL of the value's row, NULL if unknown.
 
-    For a multi-valued feature, ``row`` is the SQL of the known rows (``bags.ROWS_TYPE``), which may be NULL or empty.
+    For a multi-valued feature, ``row`` is the SQL of the known rows (``bag_sql.ROWS_TYPE``), which may be NULL or empty.
     """
     if feature.multi_valued:
-        return FeatureEncoding(feature, bags.known_rows_sql(row), join)
+        return FeatureEncoding(feature, bag_sql.known_rows_sql(row), join)
     return FeatureEncoding(feature, f"coalesce({row}, 0)", join)
 
 
@@ -180,7 +180,7 @@ def encode_relation(
     for encoding in encodings:
         feature, row = encoding.feature, encoding.row_sql
         if feature.multi_valued:
-            rows += bags.columns_sql(row, feature.name, prefix, feature.weighted)
+            rows += bag_sql.columns_sql(row, feature.name, prefix, feature.weighted)
         else:
             rows.append(f"{row} AS {quote_identifier(prefix + feature.name)}")
     rows += [f"{encoding.value_sql} AS {quote_identifier(prefix + encoding.number.name)}" for encoding in numbers]

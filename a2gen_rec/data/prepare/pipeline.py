@@ -33,9 +33,10 @@ from a2gen_rec.data.prepare.point_in_time import PERIOD, STATISTIC, PointInTime,
 from a2gen_rec.data.prepare.quality import measure_quality
 from a2gen_rec.data.prepare.staging import StagedColumns
 from a2gen_rec.data.prepare.windows import WindowSpec, build_windows, stack_statistics
-from a2gen_rec.data.schema import EXIT, ITEM_ID, SPLITS, START, DatasetCard, FeedbackRule
+from a2gen_rec.data.schema import EXIT, ITEM_ID, ITEM_INDEX, SPLITS, START, DatasetCard, FeedbackRule
 from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
-from a2gen_rec.data.sql import ROW_COLUMN, connect, quote_identifier, read_parquet_sql, translate_errors
+from a2gen_rec.data.sql import ROW_COLUMN, connect, quote_identifier, quote_literal, read_parquet_sql, translate_errors
+from a2gen_rec.data.vectors import write_vectors
 from a2gen_rec.errors import DataError
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.atomic_dir import atomic_output_dir, require_empty_dir
@@ -141,7 +142,19 @@ class PreparePipeline:
         encodings, numbers = self.fit_encodings(train), self.fit_numbers(train)
         train = f"(SELECT * FROM {with_feedback} WHERE split = 0)"
         point_in_time = self.point_in_time(with_feedback, train, flags, list(medians), encodings)
-        self.write_items_and_users(all_impressions, encodings, numbers, rule, point_in_time)
+        vectors = {vector.name: vector.relation(self.connection) for vector in info.vectors}
+        self.write_items_and_users(all_impressions, encodings, numbers, rule, point_in_time, vectors)
+        card_vectors = [
+            write_vectors(
+                self.connection,
+                vectors[vector.name],
+                vector.name,
+                vector.width,
+                self.output_dir / ITEMS_FILE,
+                self.output_dir,
+            )
+            for vector in self.track(info.vectors, "vectors")
+        ]
         item_encoding = next(encoding for encoding in encodings if encoding.feature.name == ITEM_ID)
         file = self.output_dir / ITEM_STATISTICS_FILE
         statistics.write_item_statistics(self.connection, train, item_encoding, info.actions, flags, file)
@@ -159,6 +172,7 @@ class PreparePipeline:
             self.config.max_history + 1 if self.config.max_history else 0,
             self.config.max_targets,
             numbers=[encoding.number for encoding in numbers],
+            has_vectors=bool(vectors),
         )
         windows = self.write_windows(split, encodings, numbers, window_spec, rule, point_in_time)
         return DatasetCard(
@@ -193,6 +207,7 @@ class PreparePipeline:
             quality=quality,
             statistics=point_in_time.statistics,
             numbers=list(window_spec.numbers),
+            vectors=card_vectors,
         )
 
     def stage_log(self) -> dict[str, int]:
@@ -276,7 +291,9 @@ class PreparePipeline:
         numbers: list[NumberEncoding],
         rule: FeedbackRule | None,
         point_in_time: PointInTime,
+        vectors: Mapping[str, str],
     ) -> None:
+        with_vector = " UNION ".join(f"SELECT item_id FROM ({relation})" for relation in vectors.values())
         duration_feature = rule.duration_feature if rule is not None else ""
         for level, file in self.track((("item", ITEMS_FILE), ("user", USERS_FILE)), "items and users"):
             statistics.write_entities(
@@ -288,6 +305,7 @@ class PreparePipeline:
                 duration_feature,
                 point_in_time if level == "item" else None,
                 numbers,
+                with_vector if level == "item" else "",
             )
 
     def write_windows(
@@ -323,7 +341,12 @@ class PreparePipeline:
             with_period = f'(SELECT *, {self.period} AS "{PERIOD}" FROM {relation})'
             selected = [f"raw.{column}" for column in columns]
             selected += [f'{value} AS "{STATISTIC}{number}"' for number, value in enumerate(point_in_time.values)]
-            rows = encode_relation(with_period, encodings, selected, ROW_COLUMN, point_in_time.joins(), numbers)
+            joins = point_in_time.joins()
+            if window_spec.has_vectors:
+                items = f"read_parquet([{quote_literal(self.output_dir / ITEMS_FILE)}], file_row_number = true)"
+                joins.append(f'LEFT JOIN {items} AS "items of vectors" ON raw.item_id = "items of vectors".item')
+                selected.append(f'"items of vectors".file_row_number AS "{ROW_COLUMN}{ITEM_INDEX}"')
+            rows = encode_relation(with_period, encodings, selected, ROW_COLUMN, joins, numbers)
             impressions = self.connection.sql(f"{rows} ORDER BY raw.user_id, raw.ts_ms, raw.item_id").to_arrow_table()
             impressions = stack_statistics(impressions, point_in_time.num_columns)
             impressions = add_session_columns(impressions, session_feature_list, SESSION_GAP_S)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.features.bags import VALUES_TYPE
+from a2gen_rec.data.bag_sql import VALUES_TYPE
 from a2gen_rec.data.features.calendar import CALENDAR_FEATURES, calendar_feature
 from a2gen_rec.data.names import IDENTIFIERS, check_names
 from a2gen_rec.data.prepare.splits import split_by_user_tail
@@ -52,7 +52,7 @@ class StagedColumns:
         """
         source_names = [feature.name for feature in info.features]
         calendar = tuple(name for name in CALENDAR_FEATURES if info.has_calendar_time and name not in source_names)
-        names = [*source_names, *calendar]
+        names = [*source_names, *calendar, *(vector.name for vector in info.vectors)]
         check_names(names, [*info.actions, *info.labels])
         if ITEM_ID not in names:
             raise DataError(f"source {info.name} has no feature {ITEM_ID!r}", field=ITEM_ID)

@@ -101,6 +101,7 @@ def write_entities(
     duration_feature: str = "",
     statistics: PointInTime | None = None,
     numbers: Sequence[NumberEncoding] = (),
+    further: str = "",
 ) -> int:
     """Write one row per item or user with the latest known value of each feature and number; return the row count.
 
@@ -115,6 +116,7 @@ def write_entities(
         duration_feature: feature of this level whose raw value is written as ``RAW_DURATION_COLUMN``; empty for none.
         statistics: statistics after the log, written as ``statistics``; None for none.
         numbers: encodings of all numbers.
+        further: relation of identifiers to write even without impressions; empty for none.
     """
     key, name, extra = (ITEM_ID, "item", []) if level == "item" else ("user_id", "user", ["user_key"])
     level_encodings = [encoding for encoding in encodings if encoding.feature.level == level]
@@ -126,7 +128,11 @@ def write_entities(
         column = quote_identifier(feature)
         last = f"max({{'ts_ms': ts_ms, 'value': {column}}}) FILTER ({known_sql(column, kind)})"
         latest += f", ({last}).value AS {column}"
-    relation = f"(SELECT {key}{latest} FROM {impressions} GROUP BY {key})"
+    relation = f"SELECT {key}{latest} FROM {impressions} GROUP BY {key}"
+    if further:
+        unseen = f"SELECT DISTINCT {key} FROM ({further}) WHERE {key} IS NOT NULL"
+        relation += f" UNION ALL BY NAME ({unseen} AND {key} NOT IN (SELECT {key} FROM {impressions}))"
+    relation = f"({relation})"
     columns = [f"raw.{key} AS {quote_identifier(name)}", *(f"raw.{column}" for column in extra)]
     if duration_feature in (encoding.feature.name for encoding in level_encodings):
         columns.append(f"raw.{quote_identifier(duration_feature)} AS {RAW_DURATION_COLUMN}")

@@ -8,11 +8,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from a2gen_rec.data.bag_sql import WEIGHTS_COLUMN
 from a2gen_rec.data.columns import concat_ranges, jagged_positions
-from a2gen_rec.data.features.bags import WEIGHTS_COLUMN
 from a2gen_rec.data.inputs import Number
 from a2gen_rec.data.prepare.point_in_time import STATISTIC
-from a2gen_rec.data.schema import STATISTICS_COLUMN, Feature, Input
+from a2gen_rec.data.schema import ITEM_INDEX, STATISTICS_COLUMN, Feature, Input
 from a2gen_rec.data.sql import ROW_COLUMN, IntArray, is_first_of_user
 
 
@@ -30,6 +30,7 @@ class WindowSpec:
         max_targets: maximum targets per window.
         windows_per_table: windows per table of :func:`build_windows`.
         numbers: numbers of all levels.
+        has_vectors: whether impressions have the row of their item.
     """
 
     features: Sequence[Feature]
@@ -41,6 +42,7 @@ class WindowSpec:
     max_targets: int
     windows_per_table: int = 512
     numbers: Sequence[Number] = ()
+    has_vectors: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ def windows_table(impressions: pa.Table, spec: WindowSpec, bounds: WindowBounds)
     window_impressions = without_statistics.take(pa.array(index)).combine_chunks()
     inputs: list[Input] = [*spec.features, *spec.numbers]
     names = [(each.level, each.name) for each in inputs]
+    names += [("item", ITEM_INDEX)] if spec.has_vectors else []
     names += [(x.level, WEIGHTS_COLUMN + x.name) for x in spec.features if x.weighted]
     users = impressions.select(
         ["user_id", "user_key", *(ROW_COLUMN + name for level, name in names if level == "user")]

@@ -9,7 +9,7 @@ Columns of the relation, one row per impression (types are DuckDB's)::
     at_<action>     DOUBLE   NULL: did not occur; NaN: occurred at an unknown time; else seconds since the start
     label_<label>   DOUBLE   0, 1, or NULL if unknown
     <feature>       VARCHAR for vocabulary and hash features, DOUBLE for buckets and numbers; NULL if missing;
-                             for multi-valued features VALUES_TYPE of ``features/bags.py``
+                             for multi-valued features VALUES_TYPE of ``bag_sql.py``
     oracle_<name>   DOUBLE   true probability of an action or label (simulated logs only)
     drop_reason     VARCHAR  reason why the row is unusable; NULL for a usable row
 
@@ -17,6 +17,7 @@ The features ``user_id`` and ``item_id`` use the identifier columns. A source de
 ``prepare`` creates splits, vocabularies and windows in the same way for every log.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -47,6 +48,22 @@ class SplitRule:
 
 
 @dataclass(frozen=True)
+class VectorSource:
+    """Vectors of items in a source.
+
+    Attributes:
+        name: name of the vector.
+        width: number of elements.
+        relation: function that returns the SQL of ``item_id`` (VARCHAR) and ``vector`` (a list of numbers), each item
+            once, also items without impressions. Raises DataError like :meth:`Source.impressions`.
+    """
+
+    name: str
+    width: int
+    relation: Callable[[duckdb.DuckDBPyConnection], str]
+
+
+@dataclass(frozen=True)
 class SourceInfo:
     """Metadata of a source, independent of its rows.
 
@@ -63,6 +80,7 @@ class SourceInfo:
         has_elapsed_time: whether differences of ``ts_ms`` are elapsed time, not only order; adds session features.
         time_zone: time zone of the log, for calendar features and split boundaries.
         oracle: actions and labels with a true probability.
+        vectors: vectors of items.
         licence: licence of the data.
         citation: publication to cite.
         url: home page of the data.
@@ -79,6 +97,7 @@ class SourceInfo:
     has_elapsed_time: bool = True
     time_zone: TimeZone = UTC_ZONE
     oracle: tuple[str, ...] = ()
+    vectors: tuple[VectorSource, ...] = ()
     licence: str = ""
     citation: str = ""
     url: str = ""

@@ -33,7 +33,9 @@ from a2gen_rec.data.sources.values import (
     number,
     text,
 )
+from a2gen_rec.data.sources.vectors import side_files, vector_sources
 from a2gen_rec.data.sql import quote_literal
+from a2gen_rec.errors import DataError
 
 IDENTIFIERS = ("user_id", "item_id")
 
@@ -54,8 +56,12 @@ def open_generic(raw: str, spec_file: str) -> Source:
 def open_files(raw: str, spec: LogSpec, required: Sequence[ColumnNames]) -> RawFiles:
     """Return the files of a log, which have the ``required`` columns and those of features."""
     path = Path(raw)
-    files = [path] if path.is_file() else find_files(path, spec.files)
-    columns = [as_list(names) for names in required if names]
+    side = {file for files in side_files(path, spec).values() for file in files}
+    files = [path] if path.is_file() else [file for file in find_files(path, spec.files) if file not in side]
+    if not files:
+        raise DataError(f"no file matching {spec.files} other than vectors", file=path)
+    columns = [vector.columns for vector in spec.vectors if not vector.file]
+    columns += [as_list(names) for names in required if names]
     columns += [feature.columns for feature in spec.features if feature.name not in IDENTIFIERS]
     columns += [as_list(feature.weights) for feature in spec.features if feature.weights]
     return RawFiles(files, columns, spec.dialect, spec.partition_columns)
@@ -96,9 +102,11 @@ class ImpressionsLog:
         for action in spec.actions.values():
             required += [action.flag, action.offset, action.offset_s]
         self.files = open_files(raw, spec, required)
+        self.vectors = vector_sources(Path(raw), spec, self.files, columns.item, columns.time)
 
     def describe(self) -> SourceInfo:
-        return self.spec.describe(list(self.spec.actions), list(self.spec.labels))
+        info = self.spec.describe(list(self.spec.actions), list(self.spec.labels))
+        return replace(info, vectors=self.vectors)
 
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
         return self.files.relation(connection, self._values)
@@ -134,9 +142,10 @@ class EventsLog:
         self.spec = spec
         columns = spec.columns
         self.files = open_files(raw, spec, [columns.user, columns.item, columns.time, columns.action])
+        self.vectors = vector_sources(Path(raw), spec, self.files, columns.item, columns.time)
 
     def describe(self) -> SourceInfo:
-        return self.spec.describe(list(self.spec.actions), [])
+        return replace(self.spec.describe(list(self.spec.actions), []), vectors=self.vectors)
 
     def impressions(self, connection: duckdb.DuckDBPyConnection) -> str:
         spec = self.spec

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 
-from a2gen_rec.data.features.bags import values_sql
+from a2gen_rec.data.bag_sql import values_sql
 from a2gen_rec.data.sources.values import Check, Column, Value, coalesce
 from a2gen_rec.data.sql import quote_literal
 from a2gen_rec.data.text import EXACT_INTEGERS, is_nested, text_sql
@@ -12,7 +12,7 @@ Split = Callable[[Column], str]
 
 
 def value_lists(columns: Sequence[Column], delimiter: str, weights: Sequence[Column] = ()) -> Value:
-    """Return lists of values (``bags.VALUES_TYPE``).
+    """Return lists of values (``bag_sql.VALUES_TYPE``).
 
     Args:
         columns: columns of the values, of which the first that is not missing counts.
@@ -22,11 +22,11 @@ def value_lists(columns: Sequence[Column], delimiter: str, weights: Sequence[Col
     Raises:
         DataError: a column is neither a list of scalars nor text with a delimiter.
     """
-    values = coalesce([_texts(column, delimiter) for column in columns])
+    values = coalesce([text_lists(column, delimiter) for column in columns])
     checks = [check for column in columns for check in _exact(column)]
     if not weights:
         return Value(values_sql(values), tuple(checks))
-    texts = coalesce([_texts(column, delimiter) for column in weights])
+    texts = coalesce([text_lists(column, delimiter) for column in weights])
     numbers = f"list_transform({texts}, lambda x: TRY_CAST(x AS DOUBLE))"
     name, value = weights[0].name, weights[0].sql
     invalid = f"len(list_filter({numbers}, lambda x: coalesce(x < 0 OR NOT isfinite(x), true))) > 0"
@@ -36,7 +36,7 @@ def value_lists(columns: Sequence[Column], delimiter: str, weights: Sequence[Col
     return Value(values_sql(values, numbers), tuple(checks))
 
 
-def _texts(column: Column, delimiter: str) -> str:
+def text_lists(column: Column, delimiter: str) -> str:
     """Return the SQL of a column as list of text; NULL if it is missing."""
     element = re.fullmatch(r"(.*)\[\d*\]", column.type_name)
     if element:

@@ -5,12 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from a2gen_rec.data.schema import FeatureSpec
-from a2gen_rec.data.sources.base import SourceInfo
+from a2gen_rec.data.sources.base import SourceInfo, VectorSource
 from a2gen_rec.data.sources.files import check_unique
 from a2gen_rec.data.sql import read_parquet_sql
 from a2gen_rec.errors import DataError
 from a2gen_rec.simulation.population import ACTIONS
-from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, ITEM_SCHEMA, LABEL_NAME, USER_SCHEMA
+from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, ITEM_SCHEMA, LABEL_NAME, USER_SCHEMA, VECTORS_FILE
 from a2gen_rec.utils import paths
 
 
@@ -45,6 +45,7 @@ class Simulated:
                 FeatureSpec("duration_s", "item", kind="buckets", size=16),
                 FeatureSpec("tab", "context"),
             ),
+            vectors=self._vectors(),
             licence="made by a2gen simulate; no rights reserved",
         )
 
@@ -74,6 +75,15 @@ class Simulated:
             FROM {read_parquet_sql(*parts)} i
             LEFT JOIN {read_parquet_sql(users)} u ON u.user_id = i.user_id
             LEFT JOIN {read_parquet_sql(items)} v ON v.item_id = i.item_id"""
+
+    def _vectors(self) -> tuple[VectorSource, ...]:
+        """Return the content vectors, if the log has any."""
+        file = paths.join(self.raw, VECTORS_FILE)
+        if not paths.exists(file):
+            return ()
+        width = pq.read_schema(paths.to_local_path(file)).field("vector").type.list_size
+        query = f"SELECT item_id::VARCHAR AS item_id, vector FROM {read_parquet_sql(paths.to_local_path(file))}"
+        return (VectorSource("content", width, lambda _: query),)
 
     def _files(self) -> tuple[str, str, list[str]]:
         """Return the local paths of the user, item and impression files after checking their columns."""

@@ -54,6 +54,31 @@ class FeatureColumn:
 
 
 @dataclass
+class VectorSpec:
+    """A vector of items, such as an embedding of their content.
+
+    Attributes:
+        name: name of the vector.
+        width: number of elements.
+        column: column of the vectors, lists or text with a ``delimiter``; empty if it equals the name.
+        file: pattern of side files in the raw directory, one row per item; empty for a column of the log.
+        item: column of the item in the side files.
+        delimiter: text between the elements of a text column.
+    """
+
+    name: str
+    width: int
+    column: ColumnNames = ""
+    file: str = ""
+    item: str = ""
+    delimiter: str = ""
+
+    @property
+    def columns(self) -> list[str]:
+        return as_list(self.column) or [self.name]
+
+
+@dataclass
 class SplitSpec:
     """Fields of ``sources.base.SplitRule``."""
 
@@ -83,6 +108,7 @@ class LogSpec:
         zoneless_timestamps: whether timestamps without a zone are ``local`` (the default) or in ``utc``.
         has_calendar_time: whether times are wall-clock times; otherwise they only order the rows.
         features: features; ``user_id`` and ``item_id`` are added if missing.
+        vectors: vectors of items.
         duration_feature: feature of kind ``buckets`` that contains the video's duration, in the unit of watch times.
         negative_actions: actions that are explicit negative feedback.
         split: split rule.
@@ -105,6 +131,7 @@ class LogSpec:
     zoneless_timestamps: Literal["local", "utc"] | None = None
     has_calendar_time: bool = True
     features: list[FeatureColumn] = field(default_factory=list)
+    vectors: list[VectorSpec] = field(default_factory=list)
     duration_feature: str = ""
     negative_actions: list[str] = field(default_factory=list)
     split: SplitSpec = field(default_factory=SplitSpec)
@@ -274,6 +301,11 @@ def load_spec(file: str) -> ImpressionsSpec | EventsSpec:
 
 def _check_spec(spec: LogSpec) -> None:
     _ = spec.zone
+    for vector in spec.vectors:
+        if vector.width < 1:
+            raise ValueError(f"vector {vector.name!r}: width {vector.width} must be at least 1")
+        if bool(vector.file) != bool(vector.item):
+            raise ValueError(f"vector {vector.name!r}: file and item require each other")
     separators = {"delimiter": spec.delimiter, "quote": spec.quote, "escape": spec.escape}
     for key, value in separators.items():
         if len(value.encode()) > 1 or value in ("\r", "\n") or (not value and (key == "delimiter" or spec.quote)):

@@ -131,4 +131,6 @@ def features_table(card: DatasetCard) -> Table:
         table.add_row(feature.name, feature.level, kind, f"{feature.cardinality:,}")
     for number in card.numbers:
         table.add_row(number.name, number.level, number.kind, MISSING)
+    for vector in card.vectors:
+        table.add_row(vector.name, vector.level, f"{vector.kind} of width {vector.width}", MISSING)
     return table

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from a2gen_rec.config import Config, LoaderConfig, PrepareConfig
+from a2gen_rec.data.bag_sql import VALUES_TYPE
 from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.dataset import Dataset
-from a2gen_rec.data.features.bags import VALUES_TYPE
 from a2gen_rec.data.features.encodings import hash_encoding
 from a2gen_rec.data.items import find_candidate_items
 from a2gen_rec.data.loader import WindowDataset

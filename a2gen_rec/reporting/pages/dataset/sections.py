@@ -54,8 +54,14 @@ def inputs(statistics: DataStatistics) -> Section:
             if each.multi_valued:
                 kind += f", {each.mean_values:.2f} values on average"
         rows.append([each.name, each.level, kind, size, scale, share])
+    for vector in card.vectors:
+        scale = f"root mean square {vector.rms:.4g}"
+        rows.append([vector.name, vector.level, f"vector of width {vector.width}", MISSING, scale, MISSING])
     columns = ["input", "level", "kind", "rows", "transform, mean ± std", "missing"]
-    text = "Inputs of the models; a feature has a table of embeddings, a number is standardized on training data."
+    text = (
+        "Inputs of the models. A feature has a table of embeddings. A number is standardized on training data. A vector "
+        "is never trained."
+    )
     table = StatisticsTable(columns, rows, text_columns=("level", "kind", "transform, mean ± std"))
     return Section("Inputs", text, tables=[table])
 
