@@ -112,6 +112,9 @@ def alone(columns: WindowColumns, window: int, first: int, target: int) -> Windo
         offset_s=columns.offset_s[tokens],
         target_starts=np.zeros(1, np.int64),
         statistics=columns.statistics[target_row][None],
+        user_numbers=columns.user_numbers[[window]],
+        numbers=columns.numbers[flat],
+        item_index=columns.item_index[flat],
     )
 
 

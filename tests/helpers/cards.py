@@ -14,6 +14,7 @@ from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.dataset import compute_data_digest
 from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature
+from a2gen_rec.data.vectors import VectorTable
 from a2gen_rec.models.embedding_tables import EmbeddingTables
 from tests.helpers.random_card import ACTIONS, make_card, make_rich_card  # noqa: F401  -- re-exported
 
@@ -66,9 +67,24 @@ def make_columns(card: DatasetCard, windows: int, rng: np.random.Generator, max_
         statistics=derived_rng.normal(size=(int(num_targets.sum()), len(card.statistics))).astype(np.float16),
         user_bags={f.name: random_bags(f, windows, derived_rng) for f in card.bags_at("user")},
         impression_bags={f.name: random_bags(f, total, derived_rng) for f in card.bags_at("item", "context")},
+        item_index=derived_rng.integers(0, NUM_VECTORS, total) if card.vectors else np.full(total, -1),
         user_numbers=random_numbers(windows, len(card.numbers_at("user")), derived_rng),
         numbers=random_numbers(total, len(card.numbers_at("item", "context")), derived_rng),
     )
+
+
+NUM_VECTORS = 20
+"""Number of items with vectors."""
+
+
+def random_vectors(card: DatasetCard, rng: np.random.Generator) -> dict[str, VectorTable]:
+    """Return vectors, of which some are missing."""
+    tables = {}
+    for vector in card.vectors:
+        values = rng.normal(size=(NUM_VECTORS, vector.width)).astype(np.float16)
+        values[::7] = np.nan
+        tables[vector.name] = VectorTable(values)
+    return tables
 
 
 def random_bags(feature: Feature, count: int, rng: np.random.Generator) -> Bags:

@@ -45,6 +45,7 @@ SPEC = {
         {"name": "topics", "level": "item", "kind": "hash", "size": 6, "multi_valued": True},
         {"name": "moods", "level": "context", "multi_valued": True, "min_count": 2},
     ],
+    "vectors": [{"name": "content", "width": 4, "file": "v.parquet", "item": "id"}],
     "duration_feature": "length",
     "negative_actions": ["hate"],
     "split": {"valid_fraction": 0.15, "test_fraction": 0.2},
@@ -129,6 +130,10 @@ def _create_hashed_log(folder: Path) -> Log:
     (folder / "raw").mkdir(parents=True)
     table = pa.table(columns)
     pq.write_table(table, folder / "raw" / "log.parquet")
+    vectors = np.random.default_rng(1).normal(size=(50, 4)).tolist()  # ten items have none
+    pq.write_table(
+        pa.table({"id": [f"i{number}" for number in range(50)], "content": vectors}), folder / "raw" / "v.parquet"
+    )
     (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
     config = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=9, max_targets=3)
     config.statistics = False  # those of a service are later than a target's
@@ -148,7 +153,7 @@ def _create_hashed_log(folder: Path) -> Log:
 
 
 def _create_simulated_log(folder: Path) -> Log:
-    config = SimulateConfig(users=30, items=60, authors=12, impressions_per_user=40, seed=1)
+    config = SimulateConfig(users=30, items=60, authors=12, impressions_per_user=40, seed=1, vectors=6)
     simulate(str(folder / "raw"), config)
     config = PrepareConfig(
         num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=12, max_targets=5, statistics=False

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from a2gen_rec.data.inputs import Number
+from a2gen_rec.data.inputs import Number, Vector
 from a2gen_rec.data.schema import FEEDBACK_LEVELS, SPLITS, DatasetCard, Feature, FeedbackRule, SplitSummary, Statistic
 
 ACTIONS = ["start", "like", "comment", "follow", "exit"]
@@ -54,7 +54,7 @@ def make_card(labels: tuple[str, ...] = ("click",), timed: tuple[str, ...] = ("l
 
 
 def make_rich_card() -> DatasetCard:
-    """Return a card with numbers and multi-valued features of every level."""
+    """Return a card with numbers and multi-valued features of every level, and a vector."""
     card = make_card()
     bags = [
         Feature("hobbies", "user", "vocabulary", 7, multi_valued=True),
@@ -68,4 +68,5 @@ def make_rich_card() -> DatasetCard:
         Number("quality", "item", "none", 0.0, 1.0),
         Number("battery", "context", "none", 50.0, 20.0),
     ]
-    return replace(card, features=[*card.features, *bags], numbers=numbers)
+    vectors = [Vector("content", 5, 2.0)]
+    return replace(card, features=[*card.features, *bags], numbers=numbers, vectors=vectors)

@@ -153,7 +153,7 @@ def test_candidates_in_one_window_equal_one_window_each(variant: dict, length: i
     def ranked(rows: np.ndarray) -> Tensor:
         ids = {"item_id": rows, "author_id": rows * 7 % 9}
         statistics = np.random.default_rng(2).normal(size=(10, len(CARD.statistics))).astype(np.float16)[rows]
-        items = CandidateItems([""] * len(rows), np.ones(len(rows), bool), ids, statistics)
+        items = CandidateItems([""] * len(rows), np.ones(len(rows), bool), ids, statistics, np.zeros((len(rows), 0)))
         return predictions(
             model, make_batch(CARD, append_candidates_now(history, items, CARD), config, request_gap_s=FULL_WINDOW)
         )

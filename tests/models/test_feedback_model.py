@@ -284,6 +284,9 @@ def as_requests(columns: WindowColumns, gap_s: float) -> WindowColumns:
         offset_s=columns.offset_s[tokens],
         target_starts=np.arange(len(windows)),
         statistics=columns.statistics[target_rows],
+        user_numbers=columns.user_numbers[windows],
+        numbers=columns.numbers[flat],
+        item_index=columns.item_index[flat],
     )
 
 

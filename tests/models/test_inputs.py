@@ -1,4 +1,4 @@
-"""Numbers and multi-valued features in every model."""
+"""Numbers, multi-valued features and vectors in every model."""
 
 import dataclasses
 
@@ -9,14 +9,16 @@ from torch import Tensor
 
 from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import WindowColumns
+from a2gen_rec.data.vectors import VectorTable
 from a2gen_rec.losses.loss import Loss
 from a2gen_rec.models.base import RankingModel
 from a2gen_rec.models.inputs import _embed
 from a2gen_rec.models.matches import item_matches
-from tests.helpers.cards import make_columns, make_rich_card, small_config
+from tests.helpers.cards import make_columns, make_rich_card, random_vectors, small_config
 from tests.helpers.models import all_predictions, build_double, forward, lookup, make_batch
 
 CARD = make_rich_card()
+VECTORS = random_vectors(CARD, np.random.default_rng(5))
 MODELS = ["a2gen", "mmoe", "ple", "hstu"]
 
 
@@ -26,7 +28,7 @@ def columns() -> WindowColumns:
 
 
 def predictions(model: RankingModel, columns: WindowColumns, **options: object) -> Tensor:
-    batch = make_batch(CARD, columns, small_config(), **options)
+    batch = make_batch(CARD, columns, small_config(), **{"vectors": VECTORS, **options})
     with torch.no_grad():
         return all_predictions(model, forward(model, batch))
 
@@ -47,7 +49,11 @@ def test_every_input_changes_predictions(name: str, columns: WindowColumns) -> N
             unknown = {**getattr(columns, field), feature: Bags.unknown(len(bags))}
             changed[feature, 0.0] = dataclasses.replace(columns, **{field: unknown})
     results = {key: predictions(model, variant) for key, variant in changed.items()}
-    assert len(results) == 11
+    doubled = {name: VectorTable(2 * table.values) for name, table in VECTORS.items()}
+    results["content", 2.0] = predictions(model, columns, vectors=doubled)
+    missing = dataclasses.replace(columns, item_index=np.full_like(columns.item_index, -1))
+    results["content", np.nan] = predictions(model, missing)
+    assert len(results) == 13
     for key, result in results.items():
         assert not torch.allclose(result, before, atol=1e-6), key
     assert not torch.allclose(results["price", 0.0], results["price", np.nan], atol=1e-6)  # missing is not the mean
@@ -68,7 +74,7 @@ def test_batches_and_deduplication_have_no_effect(name: str, columns: WindowColu
 def test_every_parameter_is_trained(name: str, columns: WindowColumns) -> None:
     config = small_config(name=name)
     model = build_double(CARD, config, randomize=True)
-    batch = make_batch(CARD, columns, config)
+    batch = make_batch(CARD, columns, config, vectors=VECTORS)
     loss = Loss(config.loss, 1, model.ranker.objective_tasks, None).double()
     total = loss(forward(model, batch), batch)
     (total if isinstance(total, Tensor) else total[0]).backward()

@@ -53,7 +53,7 @@ def random_case(seed: int) -> tuple[Scorer, TargetPredictions, WindowBatch, list
         names = [f"i{number}" for number in range(count)]
         request = RankQuery("u", names, k=count, explain=True, include_timelines=False)
         tasks.append(
-            RankingTask(CandidateItems(names, np.ones(count, bool), {}, np.zeros((count, 0))), ENSEMBLE, request)
+            RankingTask(CandidateItems(names, np.ones(count, bool), {}, *[np.zeros((count, 0))] * 2), ENSEMBLE, request)
         )
     return Scorer(CARD, ranker, (ensemble.eval(), card)), predictions, batch, tasks
 

@@ -74,7 +74,9 @@ def ranked(trained_run: TrainedRun, file: Path, lines: str, **options: str) -> R
 def some_items(rows: np.ndarray) -> CandidateItems:
     ids = {"item_id": rows, "author_id": rows * 7 % 9}
     statistics = np.random.default_rng(3).normal(size=(50, len(CARD.statistics))).astype(np.float16)[rows]
-    return CandidateItems([f"item-{row}" for row in rows], np.ones(len(rows), bool), ids, statistics)
+    return CandidateItems(
+        [f"item-{row}" for row in rows], np.ones(len(rows), bool), ids, statistics, np.zeros((len(rows), 0))
+    )
 
 
 def one_window(length: int, seed: int = 1) -> WindowColumns:
@@ -225,7 +227,7 @@ def _check_alone(
     """Compare a candidate with the only target of a window in an ordinary batch."""
     window = read_latest_window(Dataset(str(trained_run.data), CARD), trained_run.user)
     ids = {"item_id": rows[:1], "author_id": rows[1:]}
-    alone = CandidateItems([candidate.item], np.array([candidate.known]), ids, statistics)
+    alone = CandidateItems([candidate.item], np.array([candidate.known]), ids, statistics, np.zeros((1, 0)))
     columns = append_candidates_now(window, alone, CARD)
     batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, loaded.config))
     loaded.model.model_parallel.eval()
@@ -436,7 +438,8 @@ def alone_score(
     rows = {name: np.array([table[name][at]]) for name in ("item_id", "author_id")}
     window = read_latest_window(Dataset(str(trained_run.data), CARD), trained_run.user)
     statistics = np.array([table["statistics"][at]], np.float16)
-    columns = append_candidates_now(window, CandidateItems([candidate.item], np.ones(1, bool), rows, statistics), CARD)
+    items = CandidateItems([candidate.item], np.ones(1, bool), rows, statistics, np.zeros((1, 0)))
+    columns = append_candidates_now(window, items, CARD)
     batch = collate(columns, np.zeros(1, np.int64), full_tables(CARD, loaded.config))
     loaded.model.model_parallel.eval()
     with torch.no_grad():

@@ -34,7 +34,7 @@ class FeatureEncoding:
 
     Attributes:
         feature: encoded feature.
-        row_sql: expression of the row on ``raw`` after ``join_sql``; of multi-valued features, of ``bag_sql.ROWS_TYPE``.
+        row_sql: expression of the row on ``raw`` after ``join_sql``; for multi-valued features ``bag_sql.ROWS_TYPE``.
         join_sql: join of the vocabulary, with the placeholder ``RELATION``; empty if unused.
     """
 
@@ -124,7 +124,7 @@ def vocabulary_encoding(
 def vocabulary_lookup(feature: Feature, row: str, join: str = "") -> FeatureEncoding:
     """Return the row of a vocabulary lookup; ``row`` is the SQL of the value's row, NULL if unknown.
 
-    For a multi-valued feature, ``row`` is the SQL of the known rows (``bag_sql.ROWS_TYPE``), which may be NULL or empty.
+    For a multi-valued feature, ``row`` is the SQL of known rows (``bag_sql.ROWS_TYPE``), which may be NULL or empty.
     """
     if feature.multi_valued:
         return FeatureEncoding(feature, bag_sql.known_rows_sql(row), join)

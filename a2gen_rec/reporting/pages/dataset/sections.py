@@ -59,8 +59,8 @@ def inputs(statistics: DataStatistics) -> Section:
         rows.append([vector.name, vector.level, f"vector of width {vector.width}", MISSING, scale, MISSING])
     columns = ["input", "level", "kind", "rows", "transform, mean ± std", "missing"]
     text = (
-        "Inputs of the models. A feature has a table of embeddings. A number is standardized on training data. A vector "
-        "is never trained."
+        "Inputs of the models. A feature has a table of embeddings. A number is standardized on training data. A "
+        "vector is never trained."
     )
     table = StatisticsTable(columns, rows, text_columns=("level", "kind", "transform, mean ± std"))
     return Section("Inputs", text, tables=[table])
