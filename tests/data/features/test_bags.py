@@ -78,7 +78,7 @@ def test_every_value_reaches_the_loader(tmp_path):
         raw = f"(SELECT ?::{VALUES_TYPE} AS topics) AS raw"
         query = f'SELECT list_transform({encoding.row_sql}, lambda x: x."row") FROM {raw}'
         entries = [{"value": value, "weight": 1.0} for value in sorted({str(value) for value in values or []})]
-        return duckdb.execute(query, [entries or None]).fetchone()[0]
+        return duckdb.connect().execute(query, [entries or None]).fetchall()[0][0]
 
     def known(name, values, weights):
         pairs = sorted(

@@ -81,7 +81,7 @@ def read(out: Path) -> tuple[Page, str, dict]:
 
 def test_report_of_a_complete_log_has_all_sections(tmp_path: Path) -> None:
     page, text, numbers = report(tmp_path, full_card())
-    assert page.tags.count("h2") == 9
+    assert page.tags.count("h2") == 10
     assert page.tags.count("svg") == 8
     assert "Not available" not in page.text
     assert "Not available" not in text
