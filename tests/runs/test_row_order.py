@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,7 @@ def test_raw_values_keep_their_embeddings(exported_run: tuple[Log, Path]) -> Non
     card, trained = trained_tables(log)
     tables = load_file(model / "tables.safetensors")
     kind = {feature.name: feature.kind for feature in card.features}
+    bags = {feature.name for feature in card.features if feature.multi_valued}
 
     def same(feature: str, exported: list[int], original: list[int]) -> None:
         assert torch.equal(tables[f"{feature}/values"][exported], trained[feature][original]), feature
@@ -119,7 +121,8 @@ def test_raw_values_keep_their_embeddings(exported_run: tuple[Log, Path]) -> Non
         assert sorted(exported[level]) == original[level]
         row_of = {name: number for number, name in enumerate(original[level])}
         for feature in exported.keys() & kind.keys():
-            same(feature, exported[feature], [original[feature][row_of[name]] for name in exported[level]])
+            rows = [exported[feature], [original[feature][row_of[name]] for name in exported[level]]]
+            same(feature, *([list(chain.from_iterable(lists)) for lists in rows] if feature in bags else rows))
         rows = exported[f"{level}_id"]
         if kind[f"{level}_id"] == "vocabulary":
             known = sum(row > 0 for row in rows)
