@@ -75,6 +75,7 @@ def test_events_count_in_the_next_ranking(one: RunningService) -> None:
         "watch_s": 3,
         "actions": [{"name": "like", "at_s": 1.5}],
         "features": {"tab": "a"},
+        "labels": {},
     }
     for _ in range(2):  # a retry has no effect
         one.post(user, late)

@@ -49,7 +49,8 @@ def targets(folder: Path, split: str) -> list[dict[str, Any]]:
     for file in sorted((folder / split).glob("*.parquet")):
         for window in pq.read_table(file).to_pylist():
             for index in range(window["first_target"], len(window["ts_ms"])):
-                row = {name: value[index] for name, value in window.items() if isinstance(value, list)}
+                lists = {name: value for name, value in window.items() if isinstance(value, list)}
+                row = {name: value[index] for name, value in lists.items() if name != "statistics"}
                 rows.append(row | {"user": window["user_key"]})
     return rows
 
