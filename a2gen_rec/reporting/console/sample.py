@@ -96,9 +96,17 @@ def _labels(row: dict[str, Any], labels: tuple[str, ...]) -> str:
     return ", ".join(f"{name}={value:g}" for name, value in known.items())
 
 
+def _list(values: list[dict[str, Any]]) -> str:
+    """Return the values of a multi-valued feature, with weights other than 1."""
+    texts = (x["value"] if x["weight"] == 1 else f"{x['value']}:{x['weight']:g}" for x in values)
+    return f"[{', '.join(texts)}]"
+
+
 def _value(value: Any) -> str:
     if value is None:
         return MISSING
+    if isinstance(value, list):
+        return _list(value)
     if isinstance(value, float):
         return MISSING if math.isnan(value) else f"{value:.6g}"
     return str(value)
