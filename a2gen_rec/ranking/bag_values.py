@@ -37,7 +37,7 @@ def bag_entries(value: Any) -> list[dict[str, Any]] | None:
     if value is None:
         return None
     if isinstance(value, Mapping):
-        weights = {text: float(weight) for text, weight in value.items() if text and weight > 0}
+        weights = {text: float(weight) for key, weight in value.items() if (text := value_text(key)) and weight > 0}
     else:
         weights = {text: 1.0 for each in value if (text := value_text(each))}
     return [{"value": text, "weight": weights[text]} for text in sorted(weights)] or None

@@ -48,7 +48,7 @@ def text_lists(column: Column, delimiter: str) -> str:
     if not delimiter:
         raise column.error("is text: set the delimiter of its values")
     parts = f"string_split(nullif({column.plain_sql}, ''), {quote_literal(delimiter)})"
-    return f"list_transform({parts}, lambda x: trim(x))"
+    return f"list_transform({parts}, lambda x: {text_sql('trim(x)', 'VARCHAR')})"
 
 
 def _exact(column: Column) -> list[Check]:
