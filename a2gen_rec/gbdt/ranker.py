@@ -72,20 +72,31 @@ class GBDTRanker(BaseRanker[TowerOutput]):
         ]
         self._counts = [len(card.predicted_actions), len(card.labels), len(self.objective_tasks), len(times)]
         statistics = [f"{statistic.feature}: {statistic.outcome}" for statistic in card.statistics]
+        self._num_item_numbers = len(card.numbers_at("item"))
         self.columns = [
             *(name for level in _LEVELS for name in self.columns_by_level[level]),
+            *(number.name for level in _LEVELS for number in card.numbers_at(level)),
+            *(f"{vector.name} {index}" for vector in card.vectors for index in range(vector.width)),
             *self.features["session"],
             *([*statistics, *self.history_statistics.names(self.features["item"])] if self.has_statistics else []),
             *latest_columns(self.history_statistics, self.features["item"]),
         ]
 
     def rows(self, batch: WindowBatch) -> Tensor:
-        """Return [targets, columns] float32: table rows of small features, statistics, and the latest impressions.
+        """Return [targets, columns] float32: table rows of small features, numbers, vectors, statistics, and latest
+        impressions. A multi-valued feature has the row of its first value.
 
         Everything is known at the query time: outcomes are those of visible impressions.
         """
         indices = {"user": batch.target_window, "item": batch.target, "context": batch.query_index}
-        parts = [batch.ids(name)[indices[level]][:, None] for level in _LEVELS for name in self.columns_by_level[level]]
+        parts = [
+            _first_rows(batch, name)[indices[level]][:, None]
+            for level in _LEVELS
+            for name in self.columns_by_level[level]
+        ]
+        item, context = batch.numbers.tensor_split([self._num_item_numbers], dim=1)
+        parts += [batch.user_numbers[batch.target_window], item[batch.target], context[batch.query_index]]
+        parts += [values[batch.vector_index[batch.target]] for values in batch.vectors.values()]
         parts += [batch.session[name][batch.query_index][:, None] for name in self.features["session"]]
         layout = self._layout(batch)
         if self.has_statistics:
@@ -126,3 +137,9 @@ class GBDTModel(nn.Module):
 
     def forward(self, batch: WindowBatch) -> TowerOutput:
         return self.ranker({}, batch)
+
+
+def _first_rows(batch: WindowBatch, feature: str) -> Tensor:
+    """Return the table rows of a feature, [windows] or [impressions]; of the first value of a multi-valued one."""
+    ids = batch.ids(feature)
+    return ids[batch.bags[feature].offsets] if feature in batch.bags else ids

@@ -12,7 +12,14 @@ from a2gen_rec.data.schema import EFFECTIVE, GLANCE, NEGATIVE, UNKNOWN
 from a2gen_rec.gbdt.ranker import GBDTRanker
 from a2gen_rec.gbdt.rows import NUM_LATEST
 from a2gen_rec.models.history_statistics import PRIOR_WEIGHT, RECENT
-from tests.helpers.cards import full_tables, make_card, make_columns, small_config
+from tests.helpers.cards import (
+    full_tables,
+    make_card,
+    make_columns,
+    make_rich_card,
+    random_vectors,
+    small_config,
+)
 
 CARD = make_card()
 CONFIG = small_config(session_features=True, feedback_encoding="tokens")
@@ -103,6 +110,31 @@ def test_equals_loops_over_impressions() -> None:
             index += 1
     assert index == len(rows)
     assert np.isfinite(rows[:, ranker.columns.index("latest 3: like")]).any()
+
+
+def test_rows_contain_numbers_vectors_and_first_values() -> None:
+    card = make_rich_card()
+    columns = make_columns(card, 20, np.random.default_rng(5))
+    ranker = GBDTRanker(card, CONFIG)
+    vectors = random_vectors(card, np.random.default_rng(6))
+    batch = collate(columns, np.arange(len(columns)), full_tables(card, CONFIG), vectors=vectors)
+    rows = ranker.rows(batch).numpy()
+    assert rows.shape == (len(batch.target), len(ranker.columns))
+
+    def column(name: str) -> np.ndarray:
+        return rows[:, ranker.columns.index(name)]
+
+    target, query = batch.target.numpy(), batch.query_index.numpy()
+    for level, index in (("item", target), ("context", query)):
+        names = [number.name for number in card.numbers_at(level)]
+        first = 0 if level == "item" else len(card.numbers_at("item"))
+        for position, name in enumerate(names, first):
+            np.testing.assert_array_equal(column(name), batch.numbers.numpy()[index, position])
+    bags = columns.impression_bags["tags"]
+    flat = [bags[np.array([impression])].ids[0] for impression in target]
+    np.testing.assert_array_equal(column("tags"), flat)
+    vector = batch.vectors["content"].numpy()[batch.vector_index.numpy()[target]]
+    np.testing.assert_array_equal(column("content 2"), vector[:, 2])
 
 
 def test_reads_neither_outcomes_of_the_target_nor_later_impressions() -> None:

@@ -136,7 +136,6 @@ def _create_hashed_log(folder: Path) -> Log:
     )
     (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
     config = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=9, max_targets=3)
-    config.statistics = False  # those of a service are later than a target's
     prepare("generic", str(folder / "raw"), str(folder / "data"), config, str(folder / "spec.yaml"))
     raw: dict[str, dict[tuple, Impression]] = {}
     for row in table.to_pylist():
@@ -155,9 +154,7 @@ def _create_hashed_log(folder: Path) -> Log:
 def _create_simulated_log(folder: Path) -> Log:
     config = SimulateConfig(users=30, items=60, authors=12, impressions_per_user=40, seed=1, vectors=6)
     simulate(str(folder / "raw"), config)
-    config = PrepareConfig(
-        num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=12, max_targets=5, statistics=False
-    )
+    config = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5, max_history=12, max_targets=5)
     card = prepare("simulated", str(folder / "raw"), str(folder / "data"), config)
     action_columns = ", ".join(f'"{name}"' for name in card.predicted_actions)
     columns = f"user_id, item_id, ts_ms, dwell_s, tab, long_view, {action_columns}"
