@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import schemathesis
+
+# Imported here and not by its first use: CPython 3.11.7 can fail to parse a module while other threads run.
+import schemathesis.specs.openapi.schemas
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode, checks
 
