@@ -81,7 +81,7 @@ def parser() -> ArgumentParser:
         "--features",
         type=dict[str, PlannerFeature],
         default={},
-        help="features to plan without --data, by name: level, rows, zipf_exponent",
+        help="features to plan without --data, by name: level, rows, zipf_exponent, mean_values",
     )
     command.add_argument("--workload", type=WorkloadConfig, default=WorkloadConfig())
     add_config_arguments(command)
