@@ -4,8 +4,8 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import build_parser
-from a2gen_rec.config import PrepareConfig, ServeConfig
+from a2gen_rec.cli.common import add_duckdb_options, build_parser
+from a2gen_rec.config import ServeConfig
 from a2gen_rec.config.data import SOURCE_NAMES
 
 
@@ -21,12 +21,7 @@ def parser() -> ArgumentParser:
         "--max-impressions", type=int, default=0, help="maximum number of impressions per user; 0: as the model reads"
     )
     command.add_argument("--spec", type=str, default=None, help="YAML that describes a 'generic' log")
-    command.add_argument(
-        "--memory-limit-gb", type=float, default=PrepareConfig.memory_limit_gb, help="memory limit of DuckDB in GB"
-    )
-    command.add_argument(
-        "--threads", type=int, default=PrepareConfig.threads, help="number of DuckDB threads; 0 uses all cores"
-    )
+    add_duckdb_options(command)
     return command
 
 

@@ -41,6 +41,15 @@ def add_ensemble(parser: ArgumentParser) -> None:
     parser.add_argument("--ensemble", type=str, default="", help="ensemble directory; default: the run's, if any")
 
 
+def add_duckdb_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory-limit-gb", type=float, default=PrepareConfig.memory_limit_gb, help="memory limit of DuckDB in GB"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=PrepareConfig.threads, help="number of DuckDB threads; 0 uses all cores"
+    )
+
+
 def config_from_args(config_class: type[ConfigT], args: Namespace) -> ConfigT:
     return config_class(**{field.name: args[field.name] for field in fields(config_class)})
 

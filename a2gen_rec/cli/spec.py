@@ -4,7 +4,7 @@ import shlex
 
 from jsonargparse import ArgumentParser, Namespace
 
-from a2gen_rec.cli.common import build_parser
+from a2gen_rec.cli.common import add_duckdb_options, build_parser
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.errors import UserError
 
@@ -17,12 +17,7 @@ def parser() -> ArgumentParser:
         "--raw", type=str, required=True, help="file or directory of the log, local or remote: CSV or Parquet"
     )
     command.add_argument("--out", type=str, default="", help="file to write; must not exist; default: standard output")
-    command.add_argument(
-        "--memory-limit-gb", type=float, default=PrepareConfig.memory_limit_gb, help="memory limit of DuckDB in GB"
-    )
-    command.add_argument(
-        "--threads", type=int, default=PrepareConfig.threads, help="number of DuckDB threads; 0 uses all cores"
-    )
+    add_duckdb_options(command)
     return command
 
 

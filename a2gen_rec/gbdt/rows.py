@@ -7,7 +7,7 @@ from torch import Tensor
 
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.models.base import history_intervals, pad_queries
-from a2gen_rec.models.history_statistics import HistoryStatistics
+from a2gen_rec.models.history_statistics import HistoryStatistics, visible_from_each
 from a2gen_rec.nn.encoder import WindowLayout
 from a2gen_rec.utils.jagged import jagged_to_padded_dense, padded_dense_to_jagged
 
@@ -42,8 +42,7 @@ def latest_rows(batch: WindowBatch, layout: WindowLayout, statistics: HistorySta
     start, _ = history_intervals(batch)
     now = pad_queries(batch, batch.ts_ms[batch.query_index])
     visible = layout.attention_mask  # [windows, max targets, max keys]
-    # The k-th latest visible impression has k visible ones from it on.
-    remaining = visible.flip(-1).cumsum(-1).flip(-1)
+    remaining = visible_from_each(visible)
     window = torch.arange(len(visible))[:, None]
     parts = []
     for number in range(1, NUM_LATEST + 1):

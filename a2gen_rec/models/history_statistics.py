@@ -87,9 +87,7 @@ class HistoryStatistics(nn.Module):
     def _groups(self, batch: WindowBatch, layout: WindowLayout) -> Tensor:
         """Return [windows, groups, max targets, max keys] float masks of the impressions of each group."""
         visible = layout.attention_mask[:, None]
-        # The latest visible impressions: at most RECENT visible ones from each on.
-        remaining = visible.flip(-1).cumsum(-1).flip(-1)
-        groups = [visible, visible & (remaining <= RECENT)]
+        groups = [visible, visible & (visible_from_each(visible) <= RECENT)]
         if layout.matches is not None:
             shape = (-1, -1, layout.matches.shape[2], -1)
             groups = [group.expand(shape) for group in groups] + [layout.matches & visible]
@@ -118,6 +116,15 @@ class HistoryStatistics(nn.Module):
         is_known = torch.isfinite(seconds)
         times = torch.log1p(seconds.nan_to_num())
         return torch.cat([torch.ones_like(occurred[:, :1]), *outcomes, *known, times, is_known], dim=1).float()
+
+
+def visible_from_each(visible: Tensor) -> Tensor:
+    """Return [*, max keys] int64 number of visible keys from each on; 1 at the latest visible one.
+
+    Args:
+        visible: [*, max keys] bool.
+    """
+    return visible.flip(-1).cumsum(-1).flip(-1)
 
 
 class NumericInputs(nn.Module):
