@@ -307,6 +307,24 @@ def test_identifiers_are_rendered_as_text(opened: Callable, serve: Callable[...,
     expect(page.get_by_label("Fallbacks used")).to_contain_text("4 of 4 candidates")
 
 
+def test_entries_are_kept_while_users_are_loaded(browser: Browser, serve: Callable[..., RunningService]) -> None:
+    page = browser.new_page()
+    held: list[Route] = []
+    page.route("**/v1/users*", lambda route: held.append(route))
+    page.goto(f"http://127.0.0.1:{serve().address[1]}/")
+    page.locator("#request summary").click()
+    page.get_by_label("Item identifiers").fill("v3\nv4")
+    rank_for(page, "early")
+    assert sorted(items(page)) == ["v3", "v4"]
+    with page.expect_response("**/v1/users*"):
+        held[0].continue_()
+    expect(page.locator("#user-suggestions button").first).to_be_visible()
+    expect(page.locator("#history-title")).to_have_text("History of early")
+    assert page.get_by_label("Item identifiers").input_value() == "v3\nv4"
+    assert sorted(items(page)) == ["v3", "v4"]
+    page.close()
+
+
 def test_api_key_is_requested_and_kept_in_the_tab(opened: Callable) -> None:
     page, monitor = opened("full", KEY)
     field = page.locator("#key")

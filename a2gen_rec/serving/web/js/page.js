@@ -28,23 +28,25 @@ const state = {
 };
 
 async function start() {
-  state.card = await api.model();
-  $("key-form").hidden = true;
-  $("request").hidden = false;
-  document.querySelector("main").hidden = false;
-  $("remove-key").hidden = !api.key.get();
-  // Recorded users are only suggestions; if the store fails, the model's sample users remain.
-  const recorded = await api.users().catch(() => []);
-  const card = state.card;
+  const card = (state.card = await api.model());
   setNames([...card.actions.slice(1, -1), ...card.labels, ...card.objectives, "watch_time"]);
   $("model").replaceChildren(id(card.dataset), " · model ", id(card.version));
   const sortKeys = card.sort_keys.map((name) => el("option", { value: name }, name.replaceAll("_", " ")));
   $("sort-by").replaceChildren(...sortKeys);
-  $("candidates").value = card.sample_items.join("\n");
+  $("candidates").value ||= card.sample_items.join("\n");
   $("candidates").dispatchEvent(new Event("input"));
   $("k").max = card.limits.candidates;
-  suggestUsers([...new Set([...recorded, ...card.sample_users])].slice(0, 8), new Set(recorded));
   createForm(card, addImpression);
+  // The form is shown with its values in it: what a person enters from here on is not overwritten.
+  $("key-form").hidden = true;
+  $("request").hidden = false;
+  document.querySelector("main").hidden = false;
+  $("remove-key").hidden = !api.key.get();
+  const { turn } = state;
+  // Recorded users are only suggestions; if the store fails, the model's sample users remain.
+  const recorded = await api.users().catch(() => []);
+  suggestUsers([...new Set([...recorded, ...card.sample_users])].slice(0, 8), new Set(recorded));
+  if (turn !== state.turn) return; // the person has ranked meanwhile
   $("user").value ||= recorded[0] ?? card.sample_users[0] ?? "";
   if ($("user").value && $("candidates").value) await rankForm();
   else setStatus("Enter a user and candidates.");
