@@ -16,7 +16,7 @@ from a2gen_rec.utils import paths
 from a2gen_rec.utils.digest import hex_digest
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Manifest:
     Attributes:
         files: Path within the directory -> ``{"bytes": …, "sha256": …}``.
         dtype: Data type of the tables looked up by id.
-        source: Run, step and digest of the checkpoint, and name and digest of the dataset.
+        source: Run, step and digest of the checkpoint; name, digest and lineage of the dataset; lineage of the
+            training data.
         versions: Versions of the software that wrote it.
         metrics: Metrics of the exported and of the original model.
         version: Version of the model, twelve hexadecimal digits.

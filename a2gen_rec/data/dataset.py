@@ -1,10 +1,8 @@
-"""A prepared dataset on disk: its card, the paths of its files and the digest of their content."""
+"""A prepared dataset on disk: its card and the paths of its files."""
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
-from a2gen_rec.data.schema import CARD_FILE, DatasetCard
+from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.data.vectors import VectorTables, open_vectors
 from a2gen_rec.utils import paths
 
@@ -64,17 +62,3 @@ class Dataset:
         """Return the Parquet files of a split in name order; none if the split is missing."""
         directory = self.split_dir(split)
         return [paths.join(directory, name) for name in paths.listdir(directory) if name.endswith(".parquet")]
-
-
-def compute_data_digest(folder: Path) -> str:
-    """Return 32 hexadecimal digits that identify names and content of all files of a local dataset except its card.
-
-    They depend neither on the folder's name nor on the machine. Files are read in blocks.
-    """
-    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    digest = hashlib.blake2b(digest_size=16)
-    for name in names:
-        if name != CARD_FILE:
-            with (folder / name).open("rb") as file:
-                digest.update(name.encode() + b"\0" + hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()

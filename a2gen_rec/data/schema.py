@@ -45,6 +45,7 @@ from typing import Any, Literal
 
 import yaml
 
+from a2gen_rec.data.identity import DataIdentity
 from a2gen_rec.data.inputs import Number, Vector
 from a2gen_rec.data.time_zone import TimeZone
 from a2gen_rec.errors import DataError
@@ -52,7 +53,7 @@ from a2gen_rec.utils import paths
 
 START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 CARD_FILE = "dataset.yaml"
 ITEM_ID = "item_id"
 
@@ -233,7 +234,7 @@ class DatasetCard:
         time_features: context features computed from ``ts_ms`` in the log's time zone.
         utc_offset_hours: time zone of the log as a fixed offset.
         time_zone: IANA name of the log's time zone; empty for a fixed offset.
-        data_digest: digest of all files except the card, see :func:`a2gen_rec.data.dataset.compute_data_digest`.
+        identity: lineage of the dataset, with the digest of all files except the card, and digests of its inputs.
         quality: measurements that reveal mistakes; None if they are unknown.
         statistics: statistics of item feature values, model inputs of targets.
         numbers: numeric model inputs.
@@ -263,7 +264,7 @@ class DatasetCard:
     time_features: list[str] = field(default_factory=list)
     utc_offset_hours: float = 0.0
     time_zone: str = ""
-    data_digest: str = ""
+    identity: DataIdentity = field(default_factory=DataIdentity)
     quality: DataQuality | None = None
     statistics: list[Statistic] = field(default_factory=list)
     numbers: list[Number] = field(default_factory=list)
@@ -298,8 +299,8 @@ class DatasetCard:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def data_identity(self) -> dict[str, Any]:
-        """Return the card without the command; equal for equal data in every prepared copy."""
+    def without_command(self) -> dict[str, Any]:
+        """Return plain data that are equal in every copy of a dataset, whatever command prepared it."""
         card = self.to_dict()
         del card["command"]
         return card
@@ -325,7 +326,7 @@ class DatasetCard:
             features = [_validate_feature(Feature(**feature)) for feature in raw["features"]]
             splits = {name: SplitSummary(**split) for name, split in raw["splits"].items()}
             feedback = None if raw["feedback"] is None else _validate_rule(FeedbackRule(**raw["feedback"]))
-            digest, quality = str(raw["data_digest"]), raw.get("quality")
+            quality = raw.get("quality")
             if quality is not None:
                 users, items = (EntityShare(**quality[f"most_frequent_{name}"]) for name in ("user", "item"))
                 quality = DataQuality(**{**quality, "most_frequent_user": users, "most_frequent_item": items})
@@ -335,7 +336,7 @@ class DatasetCard:
                     "features": features,
                     "splits": splits,
                     "feedback": feedback,
-                    "data_digest": digest,
+                    "identity": DataIdentity.from_dict(raw["identity"]),
                     "quality": quality,
                     "statistics": [Statistic(**statistic) for statistic in raw["statistics"]],
                     "vectors": [Vector(**vector).validated() for vector in raw["vectors"]],

@@ -103,7 +103,7 @@ def cached_session_lists(
     """
     max_events, gap_s = config.max_history_events, config.session_gap_s or loaded.card.session_gap_s
     with sync_errors():
-        data = {"path": paths.abspath(loaded.data), **DatasetCard.load(loaded.data).data_identity()}
+        data = {"path": paths.abspath(loaded.data), **DatasetCard.load(loaded.data).without_command()}
     settings = {
         "max_unexplored_mass": loaded.config.evaluate.max_unexplored_mass,
         "max_events": max_events,
@@ -192,7 +192,7 @@ def _train(
         run=run,
         step=loaded.step,
         checkpoint=loaded.fingerprint,
-        data_digest=loaded.data_digest,
+        lineage=loaded.identity.lineage,
         max_monotonicity_violation=dict(zip(train.objectives, violations.tolist(), strict=True)),
     )
     models: dict[str, nn.Module] = {UMRE: model.cpu(), **fit_baselines(card, train, valid, device, callback)}

@@ -19,7 +19,7 @@ class PreparedDataset:
 
     Attributes:
         folder: Dataset directory.
-        card: :meth:`DatasetCard.data_identity` of its card.
+        card: :meth:`DatasetCard.without_command` of its card.
     """
 
     folder: str

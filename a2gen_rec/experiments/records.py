@@ -43,7 +43,7 @@ def summarize_run(folder: str, config: Config) -> dict[str, Any]:
     state = checkpoint.TrainState.read(checkpoint.best(folder))
     if not state.metrics:
         raise UserError(f"{folder}: no validation results")
-    card = DatasetCard.from_dict(state.card, folder)
+    card = state.dataset_card(folder)
     return {
         "step": state.step,
         "validation": state.metrics,

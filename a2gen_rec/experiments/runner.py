@@ -184,7 +184,7 @@ class Experiment:
         for dataset in self.suite.datasets:
             try:
                 folder = prepare_dataset(dataset, self.raw, self.out, self._command, self.log)
-                prepared[dataset.name] = PreparedDataset(folder, DatasetCard.load(folder).data_identity())
+                prepared[dataset.name] = PreparedDataset(folder, DatasetCard.load(folder).without_command())
             except UserError as error:
                 self._record_failure("data", {"dataset": dataset.name}, dataset.name, error)
         return prepared

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from a2gen_rec.config import EvaluateConfig
+from a2gen_rec.data.compatibility import load_compatible_card
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
@@ -12,7 +13,7 @@ from a2gen_rec.gbdt.files import read_boosters, read_record
 from a2gen_rec.gbdt.ranker import GBDTModel, GBDTRanker
 from a2gen_rec.losses.loss import Loss
 from a2gen_rec.training.build import ModelWithLoss
-from a2gen_rec.training.loaded_run import load_matching_card, restore_config
+from a2gen_rec.training.loaded_run import restore_config
 from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils.distributed import process_group
 
@@ -37,7 +38,7 @@ def evaluate_gbdt(run: str, split: str, data: str, config: EvaluateConfig, predi
     record = read_record(run)
     settings, data = replace(restore_config(record.config), evaluate=config), data or record.data
     card = DatasetCard.from_dict(record.card, RunDir(run).gbdt_file)
-    current = load_matching_card(data, card, run)
+    current = load_compatible_card(data, card, run)
     ranker = GBDTRanker(card, settings, read_boosters(run, record))
     model = ModelWithLoss(GBDTModel(ranker), Loss(settings.loss, 1, ranker.objective_tasks))
     with process_group("cpu") as process:
@@ -45,5 +46,8 @@ def evaluate_gbdt(run: str, split: str, data: str, config: EvaluateConfig, predi
             raise ConfigError(f"model.name gbdt is evaluated on one rank, not on {process.world_size}")
         result = evaluate(model, ranker, Dataset(data, card), split, settings, process, predictions)
     keys = {"run": run, "step": record.trees, "data": data}
-    digests = {"data_digest": current.data_digest, "training_data_digest": card.data_digest}
+    digests = {
+        "data_digest": current.identity.data_digest,
+        "training_data_digest": card.identity.data_digest,
+    }
     return {**result, **keys, **digests, "lists": {}}

@@ -13,6 +13,7 @@ import yaml
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.compatibility import check_same_data
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import WindowDataset
 from a2gen_rec.data.schema import DatasetCard
@@ -66,8 +67,9 @@ def train_gbdt(config: Config, data: str, run: str) -> GBDTRecord:
             if run_dir.latest_checkpoint() is not None:
                 raise UserError(f"{run}: has checkpoints of another model; choose another --run")
             if paths.exists(run_dir.gbdt_file):
+                record = _check_same(read_record(run), config, card, data, run)
                 print("training is already complete", flush=True)
-                return _check_same(read_record(run), config, card, run)
+                return record
             ranker = GBDTRanker(card, config)
             validate_objective_weights(config.loss, ranker.objective_tasks)
             paths.write_text(run_dir.config_file, yaml.safe_dump({"data": data, **asdict(config)}, sort_keys=False))
@@ -189,15 +191,17 @@ def _validate(ranker: GBDTRanker, dataset: Dataset, config: Config, process: Dis
     return validation_metrics(predictions, sums, dataset.card, config, ranker.objective_tasks)
 
 
-def _check_same(record: GBDTRecord, config: Config, card: DatasetCard, run: str) -> GBDTRecord:
+def _check_same(record: GBDTRecord, config: Config, card: DatasetCard, data: str, run: str) -> GBDTRecord:
     """Return the record of a finished run if it was trained with these settings on these data."""
     for section, values in json.loads(json.dumps(asdict(config))).items():
         for name, value in values.items():
             before = record.config[section].get(name)
             if before != value and section != "evaluate" and not (_is_nan(before) and _is_nan(value)):
                 raise UserError(f"{run}: was trained with {section}.{name}={before}, not {value}; choose another --run")
-    if record.card["data_digest"] != card.data_digest:
-        raise UserError(f"{run}: was trained on other data; choose another --run")
+    trained = DatasetCard.from_dict(record.card, RunDir(run).gbdt_file)
+    check_same_data(card, trained, data, run)
+    if card.identity != trained.identity:
+        raise UserError(f"{run}: does not continue with a later increment, {data}; choose another --run")
     return record
 
 

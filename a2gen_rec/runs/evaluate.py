@@ -68,8 +68,8 @@ def evaluate_run(
     lists = {} if comparison is None else {"split": split, **measure_methods(*comparison)}
     data_keys = {
         "data": loaded.data,
-        "data_digest": loaded.data_digest,
-        "training_data_digest": loaded.card.data_digest,
+        "data_digest": loaded.identity.data_digest,
+        "training_data_digest": loaded.card.identity.data_digest,
     }
     return {**result, "run": run, "step": loaded.step, **data_keys, "lists": lists}
 

@@ -85,7 +85,7 @@ def export_run(
         ensemble = ensemble or fit.default_ensemble_dir(run)
         if ensemble:
             fit.load_compatible_ensemble(loaded, ensemble)
-        card, permutation = loaded.card, export_permutation(loaded.dataset)
+        card, permutation = loaded.dataset.card, export_permutation(loaded.dataset)
         before = _evaluate(loaded, loaded.model.model_parallel, loaded.model.model.ranker, split)
         with atomic_output_dir(out) as output:
             settings = ModelSettings(
@@ -104,7 +104,9 @@ def export_run(
                 "step": loaded.step,
                 "checkpoint": loaded.fingerprint,
                 "dataset": card.name,
-                "data_digest": loaded.data_digest,
+                "data_digest": loaded.identity.data_digest,
+                "lineage": loaded.identity.lineage,
+                "training_lineage": loaded.card.identity.lineage,
             }
             write_manifest(output, dtype, source, _versions(), {})
             artifact = load_artifact(str(output))

@@ -18,6 +18,7 @@ from typing import Any
 import duckdb
 from rich.progress import track
 
+from a2gen_rec.artifact.artifact import ITEMS
 from a2gen_rec.artifact.manifest import read_manifest
 from a2gen_rec.artifact.model_dir import resolve_model_dir
 from a2gen_rec.config import PrepareConfig
@@ -26,7 +27,7 @@ from a2gen_rec.data.prepare import staging
 from a2gen_rec.data.prepare.staging import StagedColumns
 from a2gen_rec.data.schema import ITEM_ID, DatasetCard
 from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
-from a2gen_rec.data.sql import connect, quote_identifier, read_parquet_sql, translate_errors
+from a2gen_rec.data.sql import connect, fetch_one, quote_identifier, read_parquet_sql, translate_errors
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.ranking.types import Impression
 from a2gen_rec.serving.engine.history_cache import SESSION_MARGIN
@@ -85,11 +86,19 @@ def backfill(
     card = DatasetCard.load(model_dir)
     source = sources.open_source(source_name, paths.to_local_path(raw), spec)
     users = latest_impressions(
-        source, raw, card, max_impressions or card.max_history + SESSION_MARGIN, memory_gb, threads, progress
+        source,
+        raw,
+        card,
+        max_impressions or card.max_history + SESSION_MARGIN,
+        memory_gb,
+        threads,
+        progress,
+        paths.join(model_dir, ITEMS),
     )
+    first = next(users)  # before the store is created: errors of the log leave nothing behind
     event_store = open_store(store)
     try:
-        return _record(users, event_store)
+        return _record(chain([first], users), event_store)
     except StoreError as error:
         raise UserError(
             f"{store}: {error}; already recorded impressions are kept, rerun the command to continue"
@@ -106,6 +115,7 @@ def latest_impressions(
     memory_gb: float = PrepareConfig.memory_limit_gb,
     threads: int = PrepareConfig.threads,
     progress: bool = False,
+    known_items: str = "",
 ) -> Iterator[tuple[str, list[Impression]]]:
     """Yield every user of a log with the latest impressions, oldest first; memory is bounded as in ``prepare``.
 
@@ -117,9 +127,10 @@ def latest_impressions(
         memory_gb: See :func:`backfill`.
         threads: See :func:`backfill`.
         progress: Show a progress bar.
+        known_items: Item file of the model, of which the log must contain an item; empty for no check.
 
     Raises:
-        DataError: The log has an invalid format, or lacks inputs of the model.
+        DataError: The log has an invalid format, lacks inputs of the model, or has none of its items.
         UserError: Memory or disk ran out.
     """
     with translate_errors(raw):
@@ -137,6 +148,8 @@ def latest_impressions(
                 )
                 if num_rows == sum(dropped.values()):
                     raise DataError(f"no usable impression in {num_rows} rows", file=raw)
+                if known_items:
+                    _check_known_items(connection, partitioned, known_items, raw)
                 for number in track(range(partitions), "impressions", disable=not progress):
                     file = folder / f"part-{number:05d}.parquet"
                     staging.deduplicate(
@@ -162,11 +175,23 @@ def _features(facts: SourceInfo, card: DatasetCard) -> list[str]:
     from_time = card.time_features
     inputs = [each.name for each in card.inputs if each.level in ("item", "context")]
     required = [name for name in inputs if name not in from_time and name != ITEM_ID]
-    available = {feature.name for feature in facts.features}
+    available, expected = {each.name: each for each in facts.features}, {each.name: each for each in card.inputs}
     for name in required:
         if name not in available:
             raise DataError(f"required by the model but missing from the log {facts.name}", field=name)
+        kind = available[name].kind
+        if kind != expected[name].kind:
+            raise DataError(f"is of kind {kind} in the log, but {expected[name].kind} in the model", field=name)
     return required
+
+
+def _check_known_items(connection: duckdb.DuckDBPyConnection, staged: Path, known_items: str, raw: str) -> None:
+    """Raise DataError if the model knows no item of a staged log: it is another log, or has other identifiers."""
+    log = f"SELECT DISTINCT {ITEM_ID} FROM {read_parquet_sql(staged, pattern='*/*.parquet')} WHERE drop_reason IS NULL"
+    known = f"SELECT item FROM {read_parquet_sql(paths.to_local_path(known_items))}"
+    count, num_known = fetch_one(connection, f"SELECT count(*), count(*) FILTER ({ITEM_ID} IN ({known})) FROM ({log})")
+    if not num_known:
+        raise DataError(f"none of its {count:,} items is known to the model ({known_items})", file=raw, field=ITEM_ID)
 
 
 def _latest_rows(

@@ -2,7 +2,7 @@
 
 Every sharding type cuts a table into equal blocks; the last ones may be smaller or empty::
 
-    format_version: 2
+    format_version: 3
     cluster: h200_64x8
     world_size: 512
     dim: 64
@@ -18,7 +18,7 @@ Every sharding type cuts a table into equal blocks; the last ones may be smaller
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,12 +29,13 @@ from torchrec.distributed.types import CacheParams, EmbeddingModuleShardingPlan,
 from torchrec.modules.embedding_configs import DataType
 
 from a2gen_rec.config import ShardingConfig
+from a2gen_rec.data.identity import DataIdentity
 from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.sharding.planner import Plan, PlanningProblem, column_width, enumerate_options
 from a2gen_rec.utils import paths
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ALL_RANKS = "all"  # one block per rank, in order
 KERNELS = ("fused", "fused_uvm", "fused_uvm_caching")
 
@@ -90,6 +91,7 @@ class SavedPlan:
         dtype: Dtype of the weights.
         cache_load_factor: Cached share of the rows of tables with kernel ``fused_uvm_caching``.
         tables: Placement by table.
+        identity: Identity of the dataset that was planned for; empty for described features.
     """
 
     cluster: str
@@ -98,6 +100,7 @@ class SavedPlan:
     dtype: str
     cache_load_factor: float
     tables: Mapping[str, TablePlacement]
+    identity: DataIdentity = field(default_factory=DataIdentity)
 
     @classmethod
     def from_plan(cls, plan: Plan, problem: PlanningProblem) -> "SavedPlan":
@@ -119,6 +122,7 @@ class SavedPlan:
                 )
                 for name, option in plan.chosen.items()
             },
+            identity=problem.workload.identity,
         )
 
     def apply(self, problem: PlanningProblem, file: str) -> Plan:
@@ -203,7 +207,7 @@ class SavedPlan:
                 for name, table in raw["tables"].items()
             }
             fields = {name: value for name, value in raw.items() if name != "format_version"}
-            plan = cls(**{**fields, "tables": tables})
+            plan = cls(**{**fields, "tables": tables, "identity": DataIdentity.from_dict(raw["identity"])})
             for name, table in tables.items():
                 if not table.covers_table(plan.dim, plan.world_size):
                     reason = "blocks, kernel and ranks do not cover the table"
@@ -233,6 +237,12 @@ class SavedPlan:
                     f"{file}: plan was made for {planned.get(name, 'no')} {name}, this job has "
                     f"{expected.get(name, 'none')}; re-plan, or pass --sharding.plan-file ''"
                 )
+        identity = problem.workload.identity
+        if self.identity.lineage and identity.lineage and (difference := identity.difference(self.identity)):
+            raise UserError(
+                f"{file}: plan was made for another lineage than this job's data: {difference}; "
+                "re-plan, or pass --sharding.plan-file ''"
+            )
         for name, table in self.tables.items():
             if problem.cluster.device == "cpu" and table.kernel != "fused":
                 raise UserError(f"{file}: table {name} has kernel {table.kernel}, which is not available on CPU")

@@ -7,7 +7,7 @@ p_k of value k, that number is Σ_k 1 − (1 − p_k)^draws.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from a2gen_rec.config import Config, PlannerFeature, WorkloadConfig
 from a2gen_rec.data.features.feedback import outcome_features
 from a2gen_rec.data.features.sessions import session_features
+from a2gen_rec.data.identity import DataIdentity
 from a2gen_rec.data.names import check_names
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
@@ -65,12 +66,14 @@ class Workload:
         windows_per_batch: Windows per batch.
         impressions_per_batch: Impressions per batch, history and targets together.
         targets_per_batch: Targets per batch.
+        identity: Identity of the dataset; empty for described features.
     """
 
     tables: tuple[TableWorkload, ...]
     windows_per_batch: float
     impressions_per_batch: float
     targets_per_batch: float
+    identity: DataIdentity = field(default_factory=DataIdentity)
 
     def with_rows(self, rows: Mapping[str, int]) -> "Workload":
         """Return the workload with other numbers of rows for the named tables.
@@ -104,7 +107,8 @@ def workload_from_dataset(card: DatasetCard, config: Config) -> Workload:
         )
         for feature in tables.id_features
     }
-    return _workload(features, tables.full_tables, windows, impressions, windows * targets, config)
+    workload = _workload(features, tables.full_tables, windows, impressions, windows * targets, config)
+    return replace(workload, identity=card.identity)
 
 
 def workload_from_features(

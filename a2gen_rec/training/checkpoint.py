@@ -21,7 +21,9 @@ from iopath.common.file_io import g_pathmgr
 from torch.distributed.checkpoint.api import CheckpointException
 
 from a2gen_rec.config import ModelConfig
+from a2gen_rec.data.compatibility import check_same_data
 from a2gen_rec.data.loader import LoaderState
+from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.training.build import TrainingModel
 from a2gen_rec.training.dcp_storage import IOPathReader, IOPathWriter
@@ -34,6 +36,13 @@ from a2gen_rec.utils.distributed import all_gather_object, sync_errors
 STATE_FILE = "state.json"
 FORMAT_VERSION = 3
 """Format of ``state.json`` and of the tensors' names."""
+
+_STATE_SETTINGS = (
+    ("sharding", "dtype"),
+    ("optim", "sparse_optimizer"),
+    ("optim", "multitask"),
+    ("loss", "uncertainty_weighting"),
+)  # settings that determine the type or presence of tensors in a checkpoint
 
 _BATCH_ORDER_SETTINGS = (
     ("loader", "max_impressions_per_batch"),
@@ -72,6 +81,10 @@ class TrainState:
     card: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    def dataset_card(self, file: str) -> DatasetCard:
+        """Return the card of the training data; ``file`` is the source of the state, for messages."""
+        return DatasetCard.from_dict(self.card, file)
 
     @classmethod
     def read(cls, checkpoint: str) -> "TrainState":
@@ -202,11 +215,11 @@ def load(checkpoint: str, model: TrainingModel, with_optimizer: bool = True) -> 
             torch.cuda.set_rng_state(rng[f"cuda_{_rng_key()}"])
 
 
-def check_compatible(saved: TrainState, config: dict[str, Any], card: dict[str, Any], run: str) -> None:
-    """Check that training can resume from a checkpoint under ``config`` on the dataset of ``card``.
+def check_compatible(saved: TrainState, config: dict[str, Any], card: DatasetCard, data: str, run: str) -> None:
+    """Check that training can resume from a checkpoint under ``config`` on the dataset ``data`` with the card ``card``.
 
     Raises:
-        UserError: Naming the first setting that differs, or that the data differ.
+        UserError: Naming the first setting that differs, or the first difference of the data.
     """
     default = asdict(ModelConfig())
     for name, value in config["model"].items():
@@ -216,21 +229,17 @@ def check_compatible(saved: TrainState, config: dict[str, Any], card: dict[str, 
                 f"{run}: checkpoint has model.{name}={before} but the config has {value}; "
                 "use the same model, or another --run"
             )
-    for section, name in (("optim", "sparse_optimizer"), ("optim", "multitask"), ("loss", "uncertainty_weighting")):
+    for section, name in _STATE_SETTINGS:
         before, now = saved.config[section][name], config[section][name]
         if before != now:
             raise UserError(
                 f"{run}: checkpoint was trained with {section}.{name}={before} but the config has {now}; "
-                "optimizer states are incompatible"
+                "its tensors are incompatible"
             )
-    for name in ("actions", "labels", "objectives", "timed_actions", "features"):
-        if saved.card.get(name) != card[name]:
-            raise UserError(f"{run}: was trained on a dataset with other {name}; prepare it with the same settings")
-    if saved.card["data_digest"] != card["data_digest"]:
-        raise UserError(
-            f"{run}: was trained on other data (data_digest {saved.card['data_digest']}, now {card['data_digest']}); "
-            "restore them, or choose another --run"
-        )
+    trained = saved.dataset_card(run)
+    check_same_data(card, trained, data, run)
+    if saved.windows and card.identity != trained.identity:
+        raise UserError(f"{run}: cannot change to a later increment, {data}, in the middle of an epoch")
     if saved.windows:  # within an epoch, loader states count batches
         for section, name in _BATCH_ORDER_SETTINGS:
             before, now = saved.config[section][name], config[section][name]

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from a2gen_rec.config import Config
+from a2gen_rec.data.compatibility import load_compatible_card
 from a2gen_rec.data.dataset import Dataset
+from a2gen_rec.data.identity import DataIdentity
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.training import checkpoint
@@ -30,7 +32,7 @@ class LoadedRun:
         process: Process group and device of this rank.
         step: Step of the checkpoint.
         fingerprint: Identifier of the checkpoint's tensors, see :func:`checkpoint.fingerprint`.
-        data_digest: Digest of the dataset in ``data``; differs from that of ``card`` for data of another digest.
+        identity: Identity of the dataset in ``data``; that of ``card`` for the training data.
     """
 
     model: TrainingModel
@@ -40,12 +42,12 @@ class LoadedRun:
     process: DistributedContext
     step: int
     fingerprint: str
-    data_digest: str = ""
+    identity: DataIdentity = field(default_factory=DataIdentity)
 
     @property
     def dataset(self) -> Dataset:
-        """The dataset, with the card of the checkpoint."""
-        return Dataset(self.data, self.card)
+        """The dataset, with the card of the checkpoint except for the identity of the data."""
+        return Dataset(self.data, replace(self.card, identity=self.identity))
 
 
 @contextmanager
@@ -65,8 +67,8 @@ def load_run(run: str, data: str = "", device: DeviceChoice = "auto") -> Iterato
     state, fingerprint = checkpoint.TrainState.read(path), checkpoint.fingerprint(path)
     config = restore_config(state.config)
     data = data or state.data
-    card = DatasetCard.from_dict(state.card, f"{path}/{checkpoint.STATE_FILE}")
-    current_card = load_matching_card(data, card, run)
+    card = state.dataset_card(path)
+    identity = load_compatible_card(data, card, run).identity
     config.sharding.hbm_gb = config.sharding.ddr_gb = 0.0  # limits of the training machines
     config.sharding.plan_file = ""
     config.optim.multitask = "joint"  # no training, hence no optimizer states per task
@@ -75,20 +77,7 @@ def load_run(run: str, data: str = "", device: DeviceChoice = "auto") -> Iterato
             config.sharding.compute_kernels = ["fused"]
         model = build_training_model(card, config, process)
         checkpoint.load(path, model, with_optimizer=False)
-        yield LoadedRun(model, config, card, data, process, state.step, fingerprint, current_card.data_digest)
-
-
-def load_matching_card(data: str, card: DatasetCard, run: str) -> DatasetCard:
-    """Return the card of the dataset in ``data``, which has the inputs and outcomes of the run's ``card``.
-
-    Raises:
-        UserError: Naming the first that differs.
-    """
-    current = DatasetCard.load(data)
-    for name in ("actions", "labels", "objectives", "timed_actions", "features"):
-        if getattr(current, name) != getattr(card, name):
-            raise UserError(f"{data}: {name} differ from those of run {run}")
-    return current
+        yield LoadedRun(model, config, card, data, process, state.step, fingerprint, identity)
 
 
 def reject_gbdt(run: str) -> None:

@@ -84,7 +84,10 @@ class Trainer:
             start = resume_from or RunDir(run).latest_checkpoint()
             self.state = self._initial_state() if start is None else checkpoint.TrainState.read(start)
             if start is not None:
-                checkpoint.check_compatible(self.state, asdict(config), self.card.to_dict(), run)
+                checkpoint.check_compatible(self.state, asdict(config), self.card, data, run)
+                if self.card.identity != self.state.dataset_card(start).identity:  # metrics of other impressions
+                    self.state.best = self.state.best_step = None
+                    self.state.validations_since_best = 0
         self.state.data, self.state.card = data, self.card.to_dict()
         self.training_model = build_training_model(self.card, config, process)
         self.tasks = self.training_model.model.ranker.objective_tasks

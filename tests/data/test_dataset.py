@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2gen_rec.data.dataset import compute_data_digest
+from a2gen_rec.data.digests import compute_data_digest
 from a2gen_rec.data.schema import CARD_FILE
 from tests.helpers.properties import examples
 

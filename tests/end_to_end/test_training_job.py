@@ -18,9 +18,8 @@ import torch
 import yaml
 
 from a2gen_rec.cli.main import main
-from a2gen_rec.data.dataset import compute_data_digest
 from a2gen_rec.data.schema import DatasetCard
-from tests.helpers.cards import SMALL_MODEL_OPTIONS, checkpoint_tensors, make_card, write_dataset
+from tests.helpers.cards import SMALL_MODEL_OPTIONS, checkpoint_tensors, make_card, save_card, write_dataset
 from tests.helpers.distributed import CommandJob
 
 pytestmark = pytest.mark.processes
@@ -269,13 +268,15 @@ def test_rejects_a_checkpoint_of_another_model(
     assert "checkpoint has model.dim=8 but the config has 16" in message
     other = replace(CARD, features=[replace(f, cardinality=f.cardinality + 1) for f in CARD.features])
     changed = Path(shutil.copytree(dataset, tmp_path / "changed"))
-    DatasetCard.save(other, str(changed))
-    assert "other features" in train(capsys, changed, run)
+    save_card(changed, other)
+    assert "another lineage than run" in train(capsys, changed, run)
     for changes in ({"objectives": ["glance"]}, {"timed_actions": ["like", "exit"]}):
-        DatasetCard.save(replace(CARD, **changes), str(changed))
-        assert f"other {next(iter(changes))}" in train(capsys, changed, run)
+        save_card(changed, replace(CARD, **changes))
+        assert f"{next(iter(changes))} differ from those of run" in train(capsys, changed, run)
     message = train(capsys, dataset, run, "--loss.uncertainty-weighting", "true")
     assert "checkpoint was trained with loss.uncertainty_weighting=False" in message
+    message = train(capsys, dataset, run, "--sharding.dtype", "fp16")
+    assert "checkpoint was trained with sharding.dtype=fp32 but the config has fp16" in message
     assert sorted(path.name for path in run.rglob("*")) == before
 
 
@@ -288,8 +289,8 @@ def test_resumes_on_the_same_data_only(dataset: Path, tmp_path: Path, capsys: py
         file = mended / split / "part-00000.parquet"
         labels = pq.read_table(file)["label_click"].to_pylist()
         rewrite(file, {"label_click": [[1 - label for label in window] for window in labels]})
-    digests = [DatasetCard.load(str(dataset)).data_digest, compute_data_digest(mended)]
-    replace(CARD, data_digest=digests[1]).save(str(mended))
+    save_card(mended, CARD)
+    digests = [DatasetCard.load(str(folder)).identity.data_digest for folder in (dataset, mended)]
     content = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     message = train(capsys, mended, run, "--train.max-steps", "4")
     assert f"was trained on other data (data_digest {digests[0]}, now {digests[1]})" in message

@@ -59,7 +59,7 @@ def test_evaluates_like_other_models(run: Path, data: Path, tmp_path: Path) -> N
     assert set(result["objectives"]) == set(card.objectives)
     assert set(result["time"]) == set(card.timed_actions)
     assert result["step"] == record.trees > 0
-    assert result["data_digest"] == result["training_data_digest"] == card.data_digest
+    assert result["data_digest"] == result["training_data_digest"] == card.identity.data_digest
     for name, row in result["actions"].items():
         if row["auc"] is not None:
             assert row["auc"] == pytest.approx(record.metrics[f"auc/{name}"], abs=1e-6), "the files hold the boosters"

@@ -12,7 +12,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.data.dataset import compute_data_digest
+from a2gen_rec.data.digests import compute_data_digest, input_digests
+from a2gen_rec.data.identity import DataIdentity
 from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature
 from a2gen_rec.data.vectors import VectorTable
 from a2gen_rec.models.embedding_tables import EmbeddingTables
@@ -130,8 +131,20 @@ def write_dataset(folder: Path, card: DatasetCard, windows: int = 60, files: int
             pq.write_table(to_table(columns, card), folder / split / f"part-{file:05d}.parquet", row_group_size=20)
     pq.write_table(items(card, rng), folder / "items.parquet")
     pq.write_table(item_statistics(columns_by_split["train"], card), folder / "item_statistics.parquet")
-    replace(card, data_digest=compute_data_digest(folder)).save(str(folder))
+    save_card(folder, card)
     return folder
+
+
+def save_card(folder: Path, card: DatasetCard, **vocabularies: str) -> None:
+    """Save the card of a dataset with its identity as the data of a single log.
+
+    Args:
+        folder: folder of the dataset.
+        card: card of the dataset.
+        vocabularies: feature -> digest of its vocabulary, which random datasets lack; equal in all by default.
+    """
+    identity = DataIdentity([compute_data_digest(folder)], input_digests(card, vocabularies))
+    replace(card, identity=identity).save(str(folder))
 
 
 def items(card: DatasetCard, rng: np.random.Generator) -> pa.Table:

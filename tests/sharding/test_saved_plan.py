@@ -103,7 +103,7 @@ def test_rejects_a_plan_for_another_problem(other: Any, difference: str) -> None
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        ({"format_version": 1}, "unsupported format version 1, expected 2"),
+        ({"format_version": 1}, "unsupported format version 1, expected 3"),
         ({"world_size": "many"}, "not a sharding plan"),
         ({"world_size": 0}, "not a sharding plan"),
         ({"dim": 0}, "not a sharding plan"),

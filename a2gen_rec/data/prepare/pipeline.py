@@ -5,7 +5,7 @@ Every phase streams or processes one user partition at a time. Memory is therefo
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -22,8 +22,8 @@ from a2gen_rec.data.dataset import (
     ITEMS_FILE,
     USERS_FILE,
     VOCABULARY_DIR,
-    compute_data_digest,
 )
+from a2gen_rec.data.digests import identify_dataset
 from a2gen_rec.data.features import encodings, feedback
 from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
 from a2gen_rec.data.features.numbers import NumberEncoding, fit_number
@@ -175,7 +175,7 @@ class PreparePipeline:
             has_vectors=bool(vectors),
         )
         windows = self.write_windows(split, encodings, numbers, window_spec, rule, point_in_time)
-        return DatasetCard(
+        card = DatasetCard(
             name=info.name,
             actions=[START, *info.actions, EXIT],
             timed_actions=list(medians),
@@ -203,12 +203,12 @@ class PreparePipeline:
             time_features=list(self.staged_columns.calendar_features),
             utc_offset_hours=info.time_zone.utc_offset_hours,
             time_zone=info.time_zone.name,
-            data_digest=compute_data_digest(self.output_dir),
             quality=quality,
             statistics=point_in_time.statistics,
             numbers=list(window_spec.numbers),
             vectors=card_vectors,
         )
+        return replace(card, identity=identify_dataset(card, self.output_dir))
 
     def stage_log(self) -> dict[str, int]:
         """Write the raw log to clean partitions on disk; return the dropped rows by reason."""

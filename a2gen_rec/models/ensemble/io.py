@@ -21,7 +21,7 @@ from a2gen_rec.models.ensemble.model import Ensemble, Objective
 from a2gen_rec.utils import paths
 
 CARD_FILE, WEIGHTS_FILE = "ensemble.yaml", "ensemble.safetensors"
-_FORMAT = 4
+_FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class EnsembleCard:
         run: Training run of the ranker whose predictions the ensemble combines.
         step: Step of the ranker's checkpoint.
         checkpoint: Digest that distinguishes the checkpoint from others of the step, see :func:`checkpoint.digest`.
-        data_digest: Digest of the dataset that the ensemble was trained on.
+        lineage: Lineage of the dataset that the ensemble was trained on.
         max_monotonicity_violation: Objective -> see :meth:`Ensemble.max_monotonicity_violation`.
         metrics: Evaluation results as plain data.
         format: Format version of the directory.
@@ -51,7 +51,7 @@ class EnsembleCard:
     run: str
     step: int
     checkpoint: str
-    data_digest: str = ""
+    lineage: list[str] = field(default_factory=list)
     max_monotonicity_violation: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     format: int = _FORMAT
