@@ -273,7 +273,7 @@ def change_dtype(file: Path) -> None:
         ("vocabulary/tab.parquet", flip, "vocabulary/tab.parquet: corrupted"),
         ("dataset.yaml", truncate, "dataset.yaml: size is"),
         ("manifest.json", truncate, "manifest.json: invalid manifest"),
-        ("manifest.json", other_format, "manifest.json: unsupported format version 2, expected 4"),
+        ("manifest.json", other_format, "manifest.json: unsupported format version 2, expected 5"),
         ("manifest.json", change_dtype, "manifest.json: corrupted"),
         ("manifest.json", Path.unlink, "no exported model found"),
     ],
