@@ -441,7 +441,7 @@ def test_rejects_missing_and_corrupted_ensembles(trained: Ensemble, tmp_path: Pa
     card, weights = folder / "ensemble.yaml", folder / "ensemble.safetensors"
     text, tensors = card.read_text(), weights.read_bytes()
     for damaged in (
-        text.replace("format: 4", "format: 3"),
+        text.replace("format: 5", "format: 4"),
         text.replace("checkpoint:", "point:"),
         text.replace("step:", "stride:"),
         text.replace("higher_is_better: false", "higher_is_better: least"),

@@ -268,4 +268,4 @@ def test_rejects_a_checkpoint_of_joint_training(tmp_path: Path) -> None:
     saved = checkpoint.TrainState(1, 0, [], None, None, 0, asdict(make_config("joint", name="ple")), "", CARD.to_dict())
     with pytest.raises(UserError, match=r"optim\.multitask=joint"):
         checkpoint.check_compatible(saved, asdict(make_config(name="ple")), CARD, "data", str(tmp_path))
-    checkpoint.check_compatible(saved, asdict(make_config("joint", name="ple")), CARD.to_dict(), str(tmp_path))
+    checkpoint.check_compatible(saved, asdict(make_config("joint", name="ple")), CARD, "data", str(tmp_path))
