@@ -11,6 +11,7 @@ from torch import Tensor
 
 from a2gen_rec.config import Config, LossConfig, ModelConfig, OptimConfig
 from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.identity import DataIdentity
 from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.losses.loss import loss_sums, task_losses, term_means, total_loss
@@ -265,7 +266,8 @@ def test_build_rejects_models_without_task_towers(generator: str) -> None:
 
 
 def test_rejects_a_checkpoint_of_joint_training(tmp_path: Path) -> None:
-    saved = checkpoint.TrainState(1, 0, [], None, None, 0, asdict(make_config("joint", name="ple")), "", CARD.to_dict())
+    card, joint = replace(CARD, identity=DataIdentity(["0"])), asdict(make_config("joint", name="ple"))
+    saved = checkpoint.TrainState(1, 0, [], None, None, 0, joint, "", card.to_dict())
     with pytest.raises(UserError, match=r"optim\.multitask=joint"):
-        checkpoint.check_compatible(saved, asdict(make_config(name="ple")), CARD, "data", str(tmp_path))
-    checkpoint.check_compatible(saved, asdict(make_config("joint", name="ple")), CARD, "data", str(tmp_path))
+        checkpoint.check_compatible(saved, asdict(make_config(name="ple")), card, "data", str(tmp_path))
+    checkpoint.check_compatible(saved, joint, card, "data", str(tmp_path))
