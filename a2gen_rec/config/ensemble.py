@@ -32,7 +32,7 @@ class EnsembleConfig:
     """Upper bound of ω before normalization."""
     reweight_interval: int = 10
     """Interval in batches between updates of ω from the losses' gradients."""
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Learning rate of AdamW."""
     weight_decay: float = 0.1
     """Weight decay of AdamW."""

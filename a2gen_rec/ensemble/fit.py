@@ -18,6 +18,7 @@ from a2gen_rec.ensemble.trainer import (
     ProgressCallback,
     fit_ensemble,
     max_monotonicity_violations,
+    mean_weight_entropy,
     measure_lists,
     score_lists,
 )
@@ -202,15 +203,17 @@ def _train(
 
 
 def measure_methods(models: dict[str, nn.Module], lists: SessionLists, card: EnsembleCard) -> dict[str, Any]:
-    """Return list metrics per method over the trained behaviors."""
+    """Return list metrics per method over the trained behaviors, and the mean entropy of the ensemble's weights."""
     names, k = list(card.behavior_weights), card.config.top_k
     methods = {name: measure_lists(score_lists(model, lists), lists, k, names) for name, model in models.items()}
-    ensemble = methods[UMRE]
+    ensemble, umre = methods[UMRE], models[UMRE]
+    assert isinstance(umre, Ensemble)
     return {
         "k": k,
         "lists": ensemble["lists"],
         "mean_length": ensemble["mean_length"],
         "behaviors": names,
+        "weight_entropy": mean_weight_entropy(umre, lists),
         "methods": {
             method: {
                 "behaviors": metrics["behaviors"],

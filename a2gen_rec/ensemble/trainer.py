@@ -1,6 +1,7 @@
 """Training of the ensemble and its baselines on session lists (METHODS §6)."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,6 +27,9 @@ from a2gen_rec.models.ensemble.baselines import SessionWeightedFusion
 from a2gen_rec.models.ensemble.model import Ensemble, Objective
 
 _LOSSES = {"pointwise": pointwise, "listwise": listwise, "pairwise": pairwise}
+
+_INITIAL_GAIN = {"pointwise": 1.0, "listwise": 8.0, "pairwise": 8.0}
+"""Initial range of the scores: that of the relevance, or close to that learned on the simulated log (about 10)."""
 
 SCALE_STDS = 2.0
 """Scale of an objective in standard deviations; at a smaller scale the best candidates would all be near 1."""
@@ -155,7 +159,8 @@ def fit_ensemble(
     d_context, d_event = train.widths
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = Ensemble(objectives, d_event, d_context, config.dim, config.hidden_dims, config.quadrature_degree)
+        gain = _INITIAL_GAIN[config.loss]
+        model = Ensemble(objectives, d_event, d_context, config.dim, config.hidden_dims, config.quadrature_degree, gain)
     if len(train):
         mean, std = mean_std(train)
         model.set_normalization(mean, SCALE_STDS * std)
@@ -216,6 +221,17 @@ def score_lists(model: nn.Module, lists: SessionLists, batch_lists: int = 256) -
         scores[batch.candidate_index.cpu().numpy()] = _score(model, batch)[batch.mask].cpu().numpy()
     model.train(was_training)
     return scores
+
+
+@torch.no_grad()
+def mean_weight_entropy(model: Ensemble, lists: SessionLists, batch_lists: int = 256) -> float:
+    """Return the mean over candidates of :attr:`EnsembleOutput.weight_entropy`; NaN without candidates."""
+    total = 0.0
+    for rows in batch_indices(lists, batch_lists):
+        batch = lists.batch(rows).to(model.mean.device)
+        output = model(batch.predictions, batch.events, batch.length, batch.context)
+        total += output.weight_entropy[batch.mask].double().sum().item()
+    return total / len(lists.item) if len(lists.item) else math.nan
 
 
 def _train_epoch(

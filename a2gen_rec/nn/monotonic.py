@@ -2,10 +2,14 @@
 
 The transform integrates a positive derivative, so it increases with its input for any weights::
 
-    t(p, h) = ∫_0^p f(τ, h) dτ + b(h)      f = ELU(MLP([τ ‖ h])) + 1 + 1e-4 > 0
+    t(p, h) = ∫_0^p f(τ, h) dτ / ∫_0^1 f(τ, h) dτ      f = ELU(MLP([τ ‖ h])) + 1 + 1e-4 > 0
 
-The integral is a Clenshaw–Curtis quadrature, one node after the other. Its backward pass (Leibniz) evaluates the nodes
-again: ``∂t/∂p = f(p, h)``, and the other gradients are a quadrature of f's gradients. Memory is that of one node.
+It rises from 0 at p = 0 to 1 at p = 1 [ours]. Without the division, the slope of a transform and its weight in a sum scale
+each other: gradients of both grow with the other, and all weight soon concentrates on one or two transforms.
+
+An integral is a Clenshaw–Curtis quadrature, one node after the other. Its backward pass (Leibniz) evaluates the nodes
+again: the derivative by p is ``f(p, h)``, and the other gradients are a quadrature of f's gradients. Memory is that of
+one node.
 """
 
 import math
@@ -48,7 +52,6 @@ class MonotonicTransform(nn.Module):
         for fan_in, out in pairwise(widths):
             self.layers.append(_uniform(num_objectives, out, fan_in, fan_in=fan_in))
             self.layers.append(_uniform(num_objectives, out, 1, fan_in=fan_in))
-        self.offset = nn.Linear(d_context, num_objectives)
 
     def forward(self, p: Tensor, h: Tensor) -> Tensor:
         """Return the transforms of every candidate's objectives, in the parameters' precision even under autocast.
@@ -65,8 +68,12 @@ class MonotonicTransform(nn.Module):
             scores = p.permute(2, 0, 1).unsqueeze(1).contiguous()
             context = torch.addmm(self.context.bias[:, None], self.context.weight, h.flatten(0, 1).T)
             context = context.view(*self.input.shape[:2], *h.shape[:2])
-            integral: Tensor = _Integral.apply(self.degree, scores, context, self.input, *self.layers)
-            return integral.squeeze(1).permute(1, 2, 0) + self.offset(h)
+            parameters = (context, self.input, *self.layers)
+            ones = scores.new_ones(context.shape[0], 1, *h.shape[:2])
+            share: Tensor = _Integral.apply(self.degree, scores, *parameters) / _Integral.apply(
+                self.degree, ones, *parameters
+            )
+            return share.squeeze(1).permute(1, 2, 0)
 
 
 @cache

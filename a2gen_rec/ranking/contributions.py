@@ -1,5 +1,7 @@
 """Score contributions of the ensemble's objectives."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,3 +32,12 @@ class Contribution:
     def contribution(self) -> float:
         """Signed contribution to the score: weight · transform."""
         return self.weight * self.transform
+
+
+def weight_entropy(explanation: Sequence[Contribution]) -> float:
+    """Return the entropy of the objectives' weights, divided by that of equal weights.
+
+    It is 0 if one objective has all the weight, and 1 if all have the same.
+    """
+    entropy = -math.fsum(part.weight * math.log(part.weight) for part in explanation if part.weight > 0)
+    return entropy / math.log(max(len(explanation), 2))

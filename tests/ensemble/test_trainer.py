@@ -22,6 +22,7 @@ from a2gen_rec.ensemble.trainer import (
     fit_ensemble,
     initial_behavior_weights,
     max_monotonicity_violations,
+    mean_weight_entropy,
     measure_lists,
     score_lists,
 )
@@ -94,6 +95,27 @@ def test_ensemble_beats_every_single_score(trained: Ensemble) -> None:
         after = trained(value, batch.events, batch.length, batch.context)
         assert (after.score >= before.score - slack).all()
         assert torch.equal(after.weight, before.weight)
+
+
+def correlated_lists(seed: int, n: int = 300) -> SessionLists:
+    """Return lists whose predictions are equally good, with independent errors."""
+    lists = simulated_lists(seed, n)
+    rng = np.random.default_rng(seed)
+    preference = rng.normal(size=(len(lists.item), 1))
+    predictions = preference + 0.5 * rng.normal(size=(len(lists.item), 3))
+    label = rng.random((len(lists.item), 2)) < 1 / (1 + np.exp(2 - 2 * preference))
+    return replace(lists, predictions=predictions.astype(np.float32), label=label.astype(np.float32))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_equally_good_objectives_share_the_weight(seed: int) -> None:
+    """Weights do not concentrate on objectives that only the random seed prefers."""
+    train, valid = correlated_lists(3), correlated_lists(4, 100)
+    objectives = [replace(objective, higher_is_better=True) for objective in OBJECTIVES]
+    model, _ = fit_ensemble(objectives, train, valid, replace(SMALL, epochs=6, seed=seed))
+    assert mean_weight_entropy(model, valid) > 0.95
+    alone = max(ndcg(valid.predictions[:, k], valid) for k in range(3))
+    assert ndcg(score_lists(model, valid), valid) > alone + 0.01
 
 
 def test_ensemble_orders_by_one_objective_if_others_are_equal(trained: Ensemble) -> None:

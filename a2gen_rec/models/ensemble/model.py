@@ -1,14 +1,22 @@
 """One score from many objectives: METHODS §6 after UMRE, arXiv 2508.07613.
 
-    s = Σ_k w_k t_k(u_k, h)      w = softmax over objectives, from the user and the candidate's context alone
-    u_k = σ((v_k − mean_k) / scale_k)
+    s = Σ_k w_k t_k      t_k = g T_k(u_k, h) + b(user)      w = softmax(a_k + q(h)·e_k), independent of the values
+    u_k = σ((v_k − mean_k) / scale_k)      h = [user ‖ context] / √width
 
 Every t_k increases with its u_k, and u_k with the value v_k. The weights are non-negative and independent of the
 values, so s increases with every v_k. Values are logits of probabilities. Those of a rare action are far from 0 and,
 without normalization, would leave most of [0, 1] unused, so mean and scale are those of the training lists [ours].
+
+The UMNN T_k rises from 0 to 1, so that all transforms have one range, the learned gain g, and a weight is an objective's
+share of the score's range [ours]. Training starts from equal weights and transforms for all users and candidates [ours].
+The offset b depends on the user alone [ours]: in the paper it depends on the candidate and the objective too. Offsets of
+candidates order them whatever their predictions, fit the training lists and do not generalize; drawn at random, they
+outweigh the predictions at first, and the weights concentrate on the objectives whose offsets are least harmful. Adam
+moves each parameter by about the learning rate, whatever its worth; the division by √width limits how fast h acts [ours].
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,6 +56,12 @@ class EnsembleOutput:
     transform: Tensor
     weight: Tensor
     user_embedding: Tensor
+
+    @property
+    def weight_entropy(self) -> Tensor:
+        """[n, C] entropy of the weights, divided by that of equal weights: 0 for one objective, 1 for all alike."""
+        entropy = torch.special.entr(self.weight).sum(-1)
+        return entropy / math.log(max(self.weight.shape[-1], 2))
 
 
 class UserHistoryEncoder(nn.Module):
@@ -90,6 +104,7 @@ class Ensemble(nn.Module):
         dim: Width of the user vector and of the objectives' embeddings.
         hidden_dims: As in :class:`MonotonicTransform`.
         degree: As in :class:`MonotonicTransform`.
+        gain: Initial range > 0 of the transforms.
 
     Attributes:
         mean: [K] mean of the values, saved with the weights; 0 until :meth:`set_normalization`.
@@ -112,18 +127,22 @@ class Ensemble(nn.Module):
         dim: int = 32,
         hidden_dims: Sequence[int] = (16, 8),
         degree: int = 32,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         names = [objective.name for objective in objectives]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"an ensemble needs one or more objectives with distinct names, not {names}")
         self.history = UserHistoryEncoder(d_event, dim)
-        self.query = nn.Linear(dim + d_context, dim)
-        # Initial weights are equal: drawn at random, they soon concentrate on one objective and hardly recover.
-        nn.init.zeros_(self.query.weight)
-        nn.init.zeros_(self.query.bias)
+        self.query = nn.Linear(dim + d_context, dim, bias=False)
         self.objective = nn.Parameter(torch.randn(len(names), dim))
+        self.prior = nn.Parameter(torch.zeros(len(names)))
         self.transform = MonotonicTransform(len(names), dim + d_context, hidden_dims, degree)
+        self.log_gain = nn.Parameter(torch.tensor(math.log(gain)))
+        self.offset = nn.Linear(dim, 1)
+        nn.init.zeros_(self.offset.bias)
+        for personal in (self.query, self.transform.context, self.offset):
+            nn.init.zeros_(personal.weight)
         lower_is_better = torch.tensor([not objective.higher_is_better for objective in objectives])
         self.register_buffer("lower_is_better", lower_is_better, persistent=False)
         self.register_buffer("mean", torch.zeros(len(names)))
@@ -153,10 +172,11 @@ class Ensemble(nn.Module):
             value, events, context = (tensor.to(self.objective.dtype) for tensor in (value, events, context))
             user = self.history(events, length)
             h = self._context(user, context)
-            logits = self.query(h) @ self.objective.T / self.objective.shape[1] ** 0.5
+            logits = self.prior + self.query(h) @ self.objective.T / self.objective.shape[1] ** 0.5
             weight = torch.softmax(logits, dim=-1).expand_as(value)
             z = (value - self.mean) / self.scale
-            transform = self.transform(torch.sigmoid(torch.where(self.lower_is_better, -z, z)), h)
+            share = self.transform(torch.sigmoid(torch.where(self.lower_is_better, -z, z)), h)
+            transform = self.log_gain.exp() * share + self.offset(user)[:, None]
             return EnsembleOutput((weight * transform).sum(-1), transform, weight, user)
 
     @torch.no_grad()
@@ -180,13 +200,16 @@ class Ensemble(nn.Module):
         grid = torch.linspace(0, 1, points, dtype=torch.float64, device=h.device)
         violation = grid.new_zeros(len(self.lower_is_better))
         for chunk in h.split(256):
-            transform = exact.transform(grid[:, None].expand(len(chunk), -1, len(violation)), chunk[:, None])
+            transform = exact.log_gain.exp() * exact.transform(
+                grid[:, None].expand(len(chunk), -1, len(violation)), chunk[:, None]
+            )
             violation = torch.maximum(violation, -transform.diff(dim=1).amin((0, 1)))
         return violation
 
     def _context(self, user: Tensor, context: Tensor) -> Tensor:
         """Return h, [n, C, dim + d_context], from user [n, dim] and context [n, C, d_context]."""
-        return torch.cat([user[:, None].expand(-1, context.shape[1], -1), context], dim=-1)
+        h = torch.cat([user[:, None].expand(-1, context.shape[1], -1), context], dim=-1)
+        return h / h.shape[-1] ** 0.5
 
 
 def check_normalization(mean: Tensor, scale: Tensor) -> None:

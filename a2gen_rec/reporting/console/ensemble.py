@@ -8,6 +8,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from a2gen_rec.ranking.contributions import weight_entropy
 from a2gen_rec.reporting.console.tables import HIGHLIGHT, new_table
 from a2gen_rec.reporting.formatting import MISSING, format_metric, format_percent, format_seconds, format_signed
 
@@ -33,14 +34,16 @@ def list_metrics_tables(result: Mapping[str, Any]) -> list[Table]:
     """Return tables of NDCG, HR and user AUC with one row per method; the best of each column is highlighted.
 
     Args:
-        result: ``k``, number of ``lists`` and their ``mean_length``, names ``behaviors``, and ``methods``: name ->
-            ``behaviors`` (name -> ``ndcg``, ``hr``, ``uauc``, ``lists``, ``positives``), ``mean`` (``ndcg``, ``hr``,
-            ``uauc``) and ``hypervolume``. A metric that is undefined is None.
+        result: ``k``, number of ``lists`` and their ``mean_length``, names ``behaviors``, the ensemble's
+            ``weight_entropy``, and ``methods``: name -> ``behaviors`` (name -> ``ndcg``, ``hr``, ``uauc``, ``lists``,
+            ``positives``), ``mean`` (``ndcg``, ``hr``, ``uauc``) and ``hypervolume``. A metric that is undefined is
+            None.
     """
     k, mean_length = result["k"], result["mean_length"]
     candidates = MISSING if mean_length is None else f"{mean_length:.1f}"
     ndcg = f"{result['lists']:,} lists of {candidates} candidates on average · bold: best\n"
-    ndcg += "lists: those with a positive and a negative; hypervolume: over the NDCG of all behaviors"
+    ndcg += "lists: those with a positive and a negative; hypervolume: over the NDCG of all behaviors\n"
+    ndcg += f"entropy of the ensemble's weights: {result['weight_entropy']:.2f} (0: one objective, 1: equal weights)"
     title = f"session lists, {result['split']}" if "split" in result else "session lists"
     hr = f"share of lists with a positive among the first {k}; lists of {k} or fewer always count"
     uauc = "mean over users of the AUC of all their candidates"
@@ -68,9 +71,11 @@ def explanation_tables(candidates: Sequence[HasExplanation]) -> list[Table]:
     rows = [row for block in blocks for row in block]
     widths = [1 + max(_width(cell) for cell in column) for column in zip(*rows, ["", "score", *headers], strict=True)]
     available = _WIDTH - min(widths[0], _LABEL_WIDTH + 1) - widths[1]
+    entropies = [weight_entropy(candidate.explanation) for candidate in candidates]
+    entropy = f"mean entropy of weights: {sum(entropies) / len(entropies):.2f} (0: one objective, 1: equal weights)"
     tables: list[Table] = []
     for columns in _column_groups(widths[2:], available):
-        caption = "score: sum of products · bold: largest lead"
+        caption = f"score: sum of products · bold: largest lead\n{entropy}"
         caption += "\n↓ lower is better" if any(not objectives[k].higher_is_better for k in columns) else ""
         table = _dense_table("score contributions, continued" if tables else "score contributions", caption)
         table.add_column("", overflow="fold", max_width=_LABEL_WIDTH)

@@ -136,7 +136,7 @@ def _times_summary(result: Mapping[str, Any]) -> Table:
 
 
 def _ensemble_summary(lists: Mapping[str, Any]) -> Text:
-    """Return the mean NDCG of the first method, the ensemble, and of the best other method."""
+    """Return the mean NDCG of the first method, the ensemble, and of the best other method, then the weights' entropy."""
     (ensemble, metrics), *others = lists["methods"].items()
     ndcg = metrics["mean"]["ndcg"]
     line = Text(f"\nensemble: NDCG@{lists['k']} ")
@@ -147,6 +147,8 @@ def _ensemble_summary(lists: Mapping[str, Any]) -> Text:
     if best is not None:
         line.append(f" · best alternative: {best[1]:.4f} ({best[0]})")
     line.append(f" · {lists['lists']:,} lists", style="dim")
+    entropy = f"mean entropy of weights: {lists['weight_entropy']:.2f} (0: one objective, 1: equal weights)"
+    line.append(f"\n{entropy}", style="dim")
     return line
 
 

@@ -27,8 +27,11 @@ def make(seed: int = 0, scale: float = 1.0) -> Ensemble:
     torch.manual_seed(seed)
     model = Ensemble(OBJECTIVES, D_EVENT, D_CONTEXT, dim=4, hidden_dims=(6, 5))
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(scale)
+        for personal in (model.query, model.transform.context, model.offset):
+            personal.weight.normal_(std=0.5)  # an untrained ensemble treats all users and candidates alike
+        model.prior.normal_()
+        for name, parameter in model.named_parameters():
+            parameter.mul_(1 if name == "log_gain" else scale)
         model.history.start.normal_()
     model.set_normalization(torch.tensor([-0.5, 0.3, 1.0]), torch.tensor([0.8, 1.5, 2.0]))
     return model
@@ -99,12 +102,15 @@ def test_scores_equal_loops_over_unpadded_requests(shared: bool) -> None:
         user = slow_user(model, events[i, : length[i]])
         torch.testing.assert_close(out.user_embedding[i], user)
         for c in range(value.shape[1]):
-            h = torch.cat([user, context[i, 0 if shared else c]])
-            query = F.linear(h, model.query.weight, model.query.bias)
-            shares = torch.stack([torch.exp(query @ model.objective[k] / math.sqrt(4)) for k in range(K)])
+            h = torch.cat([user, context[i, 0 if shared else c]]) / math.sqrt(4 + D_CONTEXT)
+            query = F.linear(h, model.query.weight)
+            shares = torch.stack(
+                [torch.exp(model.prior[k] + query @ model.objective[k] / math.sqrt(4)) for k in range(K)]
+            )
             p = [1 / (1 + math.exp((m - v) / s)) for v, m, s in zip(value[i, c], model.mean, model.scale, strict=True)]
             entering = torch.tensor([p[0], 1 - p[1], p[2]], dtype=torch.float64)
-            transform = model.transform(entering[None, None], h[None, None])[0, 0]
+            transform = model.log_gain.exp() * model.transform(entering[None, None], h[None, None])[0, 0]
+            transform = transform + model.offset(user)
             weight = shares / shares.sum()
             torch.testing.assert_close(out.transform[i, c], transform)
             torch.testing.assert_close(out.weight[i, c], weight)
@@ -238,7 +244,6 @@ def test_padding_does_not_affect_real_candidates(shared: bool) -> None:
 def test_all_parameters_learn_and_user_and_context_matter() -> None:
     """Every parameter has a gradient, and user and context each move weights and transforms."""
     model = make()
-    torch.nn.init.normal_(model.query.weight, std=0.1)  # initial weights are equal
     value, events, length, context = inputs()
     length[1] = 5
     base = model(value, events, length, context)
@@ -250,6 +255,25 @@ def test_all_parameters_learn_and_user_and_context_matter() -> None:
         assert (other.weight[1] != base.weight[1]).any(-1).all()
         assert (other.transform[1] != base.transform[1]).any(-1).all()
     assert torch.equal(model(value, events, length, context).score[0], base.score[0])
+
+
+def test_untrained_ensemble_treats_users_and_candidates_alike() -> None:
+    """All weights are equal, and only predictions affect the score."""
+    torch.manual_seed(1)
+    model = Ensemble(OBJECTIVES, D_EVENT, D_CONTEXT)
+    value, *rest = inputs()
+    output = model(value[:1, :1].expand_as(value), *rest)
+    torch.testing.assert_close(output.weight, torch.full_like(output.weight, 1 / K))
+    torch.testing.assert_close(output.score, output.score[:1, :1].expand_as(output.score))
+
+
+def test_all_transforms_have_the_same_range() -> None:
+    """The range is the gain; only then are weights comparable between objectives."""
+    for name, model in EXACT.items():
+        _, *rest = inputs(3)
+        low, high = (model(torch.where(model.lower_is_better, -v, v).expand(4, 5, K), *rest) for v in (-1e4, 1e4))
+        rise = (high.transform - low.transform).detach()
+        torch.testing.assert_close(rise, model.log_gain.exp().expand_as(rise), msg=name)
 
 
 def test_training_weights_relevant_objectives() -> None:
@@ -285,9 +309,10 @@ def test_max_monotonicity_violation_measures_the_quadrature() -> None:
     for i in range(len(events)):
         for c in range(context.shape[1]):
             h = torch.cat([user[i], context[i, c].double()])[None, None]
-            before = exact.transform(torch.zeros(1, 1, K), h)[0, 0]
+            h = h / math.sqrt(h.shape[-1])
+            before = exact.log_gain.exp() * exact.transform(torch.zeros(1, 1, K), h)[0, 0]
             for step in range(1, 65):
-                after = exact.transform(torch.full((1, 1, K), step / 64), h)[0, 0]
+                after = exact.log_gain.exp() * exact.transform(torch.full((1, 1, K), step / 64), h)[0, 0]
                 slow, before = torch.maximum(slow, before - after), after
     assert fall.max() > 1e-3
     torch.testing.assert_close(fall, slow.detach())

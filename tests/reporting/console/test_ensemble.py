@@ -2,9 +2,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 from rich.cells import cell_len
 
-from a2gen_rec.ranking.contributions import Contribution
+from a2gen_rec.models.ensemble.model import EnsembleOutput
+from a2gen_rec.ranking.contributions import Contribution, weight_entropy
 from a2gen_rec.reporting.console.ensemble import explanation_tables, list_metrics_tables
 from tests.helpers.console import rendered
 
@@ -31,7 +33,8 @@ MORE = {"ndcg": 0.0, "hr": 0.1, "uauc": 0.2}
 
 
 def result(**methods: dict[str, Any]) -> dict[str, Any]:
-    return {"k": 3, "lists": 98_765, "mean_length": 6.13, "behaviors": ["like", "share"], "methods": methods}
+    numbers = {"k": 3, "lists": 98_765, "mean_length": 6.13, "weight_entropy": 0.876}
+    return numbers | {"behaviors": ["like", "share"], "methods": methods}
 
 
 def test_one_table_per_metric_with_one_row_per_method() -> None:
@@ -45,6 +48,7 @@ def test_one_table_per_metric_with_one_row_per_method() -> None:
     assert rows(uauc, "formula") == ["formula 0.7000 0.7000 –"]
     assert "NDCG@3" in ndcg
     assert "98,765 lists of 6.1 candidates" in " ".join(ndcg.split())
+    assert "entropy of the ensemble's weights: 0.88" in " ".join(ndcg.split())
     assert "HR@3" in hr
     assert "of 3 or fewer" in " ".join(hr.split())
     assert "user AUC" in uauc
@@ -79,6 +83,18 @@ def test_empty_result_has_empty_tables() -> None:
 
 def test_contribution_is_weight_times_transform() -> None:
     assert Contribution("like", True, 0.1, -2.0, 0.25).contribution == -0.5
+
+
+@pytest.mark.parametrize(
+    ("weights", "entropy"), [([1.0], 0), ([1.0, 0.0, 0.0], 0), ([0.25] * 4, 1), ([0.5, 0.25, 0.25], 0.946395)]
+)
+def test_weight_entropy(weights: list[float], entropy: float) -> None:
+    """The same for explanations and for the ensemble's output."""
+    parts = [Contribution(f"objective_{k}", True, 0.1, 1.0, weight) for k, weight in enumerate(weights)]
+    assert weight_entropy(parts) == pytest.approx(entropy)
+    empty = torch.zeros(1, 1)
+    output = EnsembleOutput(empty, empty, torch.tensor([[weights]]), empty)
+    assert output.weight_entropy.tolist() == [[pytest.approx(entropy)]]
 
 
 @dataclass(frozen=True)
@@ -118,6 +134,7 @@ def test_explains_an_order() -> None:
         "lead over 2 +0.270 +0.400 -0.030 -0.100",
         "lead over 3 +0.820 +0.600 +0.180 +0.040",
     ]
+    assert "mean entropy of weights: 0.94 (0: one objective, 1: equal weights)" in " ".join(text.split())
     assert "negative↓" in text
     assert "lower is better" in text
 

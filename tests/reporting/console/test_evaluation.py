@@ -174,7 +174,7 @@ def test_highlights_the_better_of_generator_and_head() -> None:
 
 def session_lists(**ndcg: float | None) -> dict[str, Any]:
     methods = {name: {"mean": {"ndcg": value}} for name, value in ndcg.items()}
-    return {"k": 10, "lists": 4321, "methods": methods}
+    return {"k": 10, "lists": 4321, "weight_entropy": 0.876, "methods": methods}
 
 
 def test_summary_has_one_row_per_outcome_and_time() -> None:
@@ -192,9 +192,10 @@ def test_summary_has_one_row_per_outcome_and_time() -> None:
 
 def test_summary_compares_the_ensemble_with_the_best_alternative() -> None:
     lists = session_lists(UMRE=0.61234, formula=0.6, logistic=0.605, single=None)
-    line = rendered(evaluation_summary_tables(result() | {"lists": lists})).splitlines()[-1]
+    line, entropy = rendered(evaluation_summary_tables(result() | {"lists": lists})).splitlines()[-2:]
+    assert entropy == "mean entropy of weights: 0.88 (0: one objective, 1: equal weights)"
     assert line == "ensemble: NDCG@10 0.6123 (UMRE) · best alternative: 0.6050 (logistic) · 4,321 lists"
-    alone = rendered(evaluation_summary_tables(result() | {"lists": session_lists(UMRE=None)})).splitlines()[-1]
+    alone = rendered(evaluation_summary_tables(result() | {"lists": session_lists(UMRE=None)})).splitlines()[-2]
     assert alone == "ensemble: NDCG@10 – (UMRE) · 4,321 lists"
 
 
