@@ -38,6 +38,10 @@ class InGraphTransform(nn.Module):
         self.transform = transform
 
     def forward(self, p: Tensor, h: Tensor) -> Tensor:
+        full = self._integral(p.new_ones(h.shape[0], h.shape[1], p.shape[2]), h)
+        return self._integral(p, h) / full
+
+    def _integral(self, p: Tensor, h: Tensor) -> Tensor:
         transform = self.transform
         nodes, weights = (p.new_tensor(part) for part in clenshaw_curtis(transform.degree))
         tau = (p.permute(2, 0, 1)[..., None] * nodes).unsqueeze(1)  # [K, 1, n, C, nodes]
@@ -47,8 +51,7 @@ class InGraphTransform(nn.Module):
         for matrix, bias in zip(layers[::2], layers[1::2], strict=True):
             x = torch.baddbmm(bias, matrix, F.silu(x).flatten(2)).unflatten(2, tau.shape[2:])
         rate = (F.elu(x) + (1 + 1e-4)).squeeze(1)
-        integral: Tensor = p * (rate @ weights).permute(1, 2, 0) + transform.offset(h)
-        return integral
+        return p * (rate @ weights).permute(1, 2, 0)
 
 
 def in_graph(model: Ensemble) -> Ensemble:

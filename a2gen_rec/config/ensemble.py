@@ -46,7 +46,7 @@ class EnsembleConfig:
     """Width of the user vector and of the objectives' embeddings."""
     hidden_dims: list[int] = field(default_factory=lambda: [8])
     """Hidden widths of the networks that model the transforms' derivatives."""
-    quadrature_degree: int = 32
+    quadrature_degree: int = 16
     """Degree of the quadrature that integrates the transforms."""
     max_history_events: int = 20
     """Maximum number of most recent user events that the ensemble reads."""

@@ -4,8 +4,8 @@ The transform integrates a positive derivative, so it increases with its input f
 
     t(p, h) = ∫_0^p f(τ, h) dτ / ∫_0^1 f(τ, h) dτ      f = ELU(MLP([τ ‖ h])) + 1 + 1e-4 > 0
 
-It rises from 0 at p = 0 to 1 at p = 1 [ours]. Without the division, the slope of a transform and its weight in a sum scale
-each other: gradients of both grow with the other, and all weight soon concentrates on one or two transforms.
+It rises from 0 at p = 0 to 1 at p = 1 [ours]. Without the division, the slope of a transform and its weight in a sum
+are interchangeable. The gradient of each grows with the other, and all weight soon is on one or two transforms.
 
 An integral is a Clenshaw–Curtis quadrature, one node after the other. Its backward pass (Leibniz) evaluates the nodes
 again: the derivative by p is ``f(p, h)``, and the other gradients are a quadrature of f's gradients. Memory is that of

@@ -1,18 +1,22 @@
 """One score from many objectives: METHODS §6 after UMRE, arXiv 2508.07613.
 
-    s = Σ_k w_k t_k      t_k = g T_k(u_k, h) + b(user)      w = softmax(a_k + q(h)·e_k), independent of the values
-    u_k = σ((v_k − mean_k) / scale_k)      h = [user ‖ context] / √width
+    s = Σ_k w_k t_k                        w = softmax over k of a_k + q(h)·e_k, independent of the values
+    t_k = g T_k(u_k, h) + b(user)          h = [user ‖ context] / √width
+    u_k = σ((v_k − mean_k) / scale_k)
 
 Every t_k increases with its u_k, and u_k with the value v_k. The weights are non-negative and independent of the
 values, so s increases with every v_k. Values are logits of probabilities. Those of a rare action are far from 0 and,
 without normalization, would leave most of [0, 1] unused, so mean and scale are those of the training lists [ours].
 
-The UMNN T_k rises from 0 to 1, so that all transforms have one range, the learned gain g, and a weight is an objective's
-share of the score's range [ours]. Training starts from equal weights and transforms for all users and candidates [ours].
-The offset b depends on the user alone [ours]: in the paper it depends on the candidate and the objective too. Offsets of
-candidates order them whatever their predictions, fit the training lists and do not generalize; drawn at random, they
-outweigh the predictions at first, and the weights concentrate on the objectives whose offsets are least harmful. Adam
-moves each parameter by about the learning rate, whatever its worth; the division by √width limits how fast h acts [ours].
+The UMNN T_k rises from 0 to 1, so that all transforms have one range, the learned gain g. A weight is then an
+objective's share of the score's range [ours]. Training starts from equal weights and equal transforms for all [ours].
+
+The offset b depends on the user alone [ours]; the paper's depends on the candidate and the objective too. Offsets of
+candidates order them whatever their predictions; they fit the training lists and do not generalize. Drawn at random,
+they outweigh the predictions at first, and weights concentrate on the objectives with the least harmful offsets.
+
+Adam moves each parameter by about the learning rate, even without a signal. The division by √width limits how fast the
+score follows h [ours].
 """
 
 import copy

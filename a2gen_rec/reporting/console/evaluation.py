@@ -136,7 +136,7 @@ def _times_summary(result: Mapping[str, Any]) -> Table:
 
 
 def _ensemble_summary(lists: Mapping[str, Any]) -> Text:
-    """Return the mean NDCG of the first method, the ensemble, and of the best other method, then the weights' entropy."""
+    """Return the mean NDCG of the first method, the ensemble, and of the best other one, and its weights' entropy."""
     (ensemble, metrics), *others = lists["methods"].items()
     ndcg = metrics["mean"]["ndcg"]
     line = Text(f"\nensemble: NDCG@{lists['k']} ")
