@@ -57,6 +57,12 @@ class ModelConfig:
     statistics: bool = True
     """Add the dataset's statistics of item feature values, and statistics of the user's own history, to targets.
     They summarize actions, times and feedback whatever the settings of the sequence are."""
+    wide_dim: int = 64
+    """Hidden width of the wide part: one small network per outcome on statistics, numbers, vectors, small features and
+    the latest impressions, the inputs of ``gbdt``. Predictions are means of both parts. 0 or ``statistics: false``
+    removes it. The ``mmoe``, ``ple`` and ``hstu`` baselines have none. [ours]"""
+    wide_dropout: float = 0.0
+    """Dropout rate of the wide part."""
     id_dropout: float = 0.0
     """Share of the looked-up identifiers that training replaces by row 0, "unknown". It applies to user and item
     tables of at least 1,000 rows, and to the vectors only: matches of history and target still use the identifiers.
@@ -114,8 +120,8 @@ class ModelConfig:
                 f"model.dim {self.dim} must be a positive multiple of 4 and of model.num_heads {self.num_heads}"
             )
         check_fields("model", self, "at least 4", lambda value: value >= 4, "time_buckets")
-        check_fields("model", self, "in [0, 1)", lambda value: 0 <= value < 1, "dropout", "id_dropout")
-        check_fields("model", self, *NON_NEGATIVE, "embedding_init_scale", "max_history", "mlp_ratio")
+        check_fields("model", self, "in [0, 1)", lambda value: 0 <= value < 1, "dropout", "wide_dropout", "id_dropout")
+        check_fields("model", self, *NON_NEGATIVE, "embedding_init_scale", "max_history", "mlp_ratio", "wide_dim")
         check_fields("model", self, *NON_NEGATIVE, "shared_experts", "task_experts")
         if self.shared_experts + self.task_experts == 0:
             raise ConfigError("model.shared_experts + model.task_experts must be at least 1")
@@ -142,6 +148,8 @@ class LossConfig:
     """Weight of the implicit generator's losses on its draft."""
     occurrence_weight: float = field(default=0.1, metadata=WEIGHT)
     """Weight of the occurrence head's loss, in units of each action's entropy."""
+    wide_weight: float = field(default=1.0, metadata=WEIGHT)
+    """Weight of the wide part's losses: the sum over its outcomes and times."""
     label_weight: float = field(default=1.0, metadata=WEIGHT)
     """Weight of the impression labels' binary cross-entropy."""
     default_objective_weight: float = field(default=1.0, metadata=WEIGHT)

@@ -126,7 +126,7 @@ def _batch_predictions(
     def to_numpy(values: Tensor) -> np.ndarray:
         return values.cpu().numpy()
 
-    probabilities = [output.label_logits.sigmoid(), output.objective_logits.sigmoid()]
+    probabilities = [output.label_probability, output.objective_probability]
     if not output.objective_logits.shape[1]:
         probabilities[1] = torch.full_like(batch.objectives, torch.nan)
     duration_feature = card.feedback.duration_feature if card.feedback is not None else ""

@@ -11,14 +11,12 @@ from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard, FeatureLevel
-from a2gen_rec.gbdt.rows import latest_columns, latest_rows
+from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.base import BaseRanker
 from a2gen_rec.models.baselines.towers import TowerOutput, tower_marginals
+from a2gen_rec.models.flat_inputs import FlatInputs
 from a2gen_rec.models.history_statistics import HistoryStatistics
 from a2gen_rec.nn.marginals import ActionMarginals
-
-_LEVELS: tuple[FeatureLevel, ...] = ("user", "item", "context")
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,8 @@ class GBDTRanker(BaseRanker[TowerOutput]):
         # Outcomes of the latest impressions are those of the history statistics, so these always exist.
         super().__init__(card, replace(config.model, statistics=True, recency_bias=False))
         self.numbers = None
-        self.has_statistics = config.model.statistics
         self.boosters, self.threads = dict(boosters or {}), config.gbdt.threads
         self.objective_tasks = tuple(card.objectives) if config.model.predict_objectives else ()
-        small = {feature.name for feature in card.features if feature.cardinality <= config.gbdt.max_cardinality}
-        self.columns_by_level = {level: [name for name in self.features[level] if name in small] for level in _LEVELS}
         occurrences = [*card.predicted_actions, *card.labels, *self.objective_tasks]
         rates = torch.logit(torch.tensor([card.base_rate[name] for name in occurrences]), eps=1e-4).tolist()
         times = [name for name in card.actions if name in card.timed_actions]
@@ -71,38 +66,15 @@ class GBDTRanker(BaseRanker[TowerOutput]):
             *(Task(name, "time", value) for name, value in zip(times, medians, strict=True)),
         ]
         self._counts = [len(card.predicted_actions), len(card.labels), len(self.objective_tasks), len(times)]
-        statistics = [f"{statistic.feature}: {statistic.outcome}" for statistic in card.statistics]
-        self._num_item_numbers = len(card.numbers_at("item"))
-        self.columns = [
-            *(name for level in _LEVELS for name in self.columns_by_level[level]),
-            *(number.name for level in _LEVELS for number in card.numbers_at(level)),
-            *(f"{vector.name} {index}" for vector in card.vectors for index in range(vector.width)),
-            *self.features["session"],
-            *([*statistics, *self.history_statistics.names(self.features["item"])] if self.has_statistics else []),
-            *latest_columns(self.history_statistics, self.features["item"]),
-        ]
+        self.flat_inputs = FlatInputs(
+            card, self.features, self.history_statistics, config.gbdt.max_cardinality, config.model.statistics
+        )
+        self.columns = self.flat_inputs.columns
 
     def rows(self, batch: WindowBatch) -> Tensor:
-        """Return [targets, columns] float32: table rows of small features, numbers, vectors, statistics, and latest
-        impressions. A multi-valued feature has the row of its first value.
-
-        Everything is known at the query time: outcomes are those of visible impressions.
-        """
-        indices = {"user": batch.target_window, "item": batch.target, "context": batch.query_index}
-        parts = [
-            _first_rows(batch, name)[indices[level]][:, None]
-            for level in _LEVELS
-            for name in self.columns_by_level[level]
-        ]
-        item, context = batch.numbers.tensor_split([self._num_item_numbers], dim=1)
-        parts += [batch.user_numbers[batch.target_window], item[batch.target], context[batch.query_index]]
-        parts += [values[batch.vector_index[batch.target]] for values in batch.vectors.values()]
-        parts += [batch.session[name][batch.query_index][:, None] for name in self.features["session"]]
+        """Return [targets, columns] float32, :class:`FlatInputs`."""
         layout = self._layout(batch)
-        if self.has_statistics:
-            parts += [batch.statistics, self.history_statistics(batch, layout)]
-        parts.append(latest_rows(batch, layout, self.history_statistics))
-        return torch.cat([part.float() for part in parts], dim=1)
+        return self.flat_inputs(batch, layout, self.history_statistics(batch, layout))
 
     def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> TowerOutput:
         return self.encode(rows, batch)
@@ -137,9 +109,3 @@ class GBDTModel(nn.Module):
 
     def forward(self, batch: WindowBatch) -> TowerOutput:
         return self.ranker({}, batch)
-
-
-def _first_rows(batch: WindowBatch, feature: str) -> Tensor:
-    """Return the table rows of a feature, [windows] or [impressions]; of the first value of a multi-valued one."""
-    ids = batch.ids(feature)
-    return ids[batch.bags[feature].offsets] if feature in batch.bags else ids

@@ -32,6 +32,7 @@ _TERMS: dict[str, tuple[str, Callable[[LossConfig], float]]] = {
     "draft_action": ("steps", lambda config: config.draft_weight),
     "draft_time": ("timed_steps", lambda config: config.draft_weight * config.time_weight),
     "occurrence": ("targets", lambda config: config.occurrence_weight),
+    "wide": ("targets", lambda config: config.wide_weight),
 }
 """Term -> (count that the term is a mean over, weight of the term)."""
 TERM_NAMES = tuple(_TERMS)
@@ -92,7 +93,7 @@ def _join_terms(
 ) -> Tensor:
     """Return [terms]: the given sums, and those of labels and objectives, which all outputs share."""
     labels = _label_sums(output, batch).sum()
-    terms = torch.stack([*steps, order, labels, *draft, occurrence])
+    terms = torch.stack([*steps, order, labels, *draft, occurrence, _wide_sum(output, batch, config)])
     objectives, _ = objective_losses(
         output.objective_logits,
         output.watch_time,
@@ -243,6 +244,17 @@ def _occurrence_sum(occurrence: OccurrenceHeadOutput, batch: WindowBatch, traine
     return (occurrence_bce(occurrence.logits, occurred, trained) / occurrence.entropy).sum()
 
 
+def _wide_sum(output: RankerOutput, batch: WindowBatch, config: LossConfig) -> Tensor:
+    """Return the sum over targets of all losses of the wide part."""
+    wide = output.wide
+    if wide is None:
+        return output.context.sum() * 0
+    events, times = tower_loss_sums(wide.event_logits, wide.time, batch, config.time_loss, _trained_actions(output))
+    labels = _binary_sums(wide.label_logits, batch.labels, None if output.trained is None else output.trained.labels)
+    objectives = _binary_sums(wide.objective_logits, _trained_objectives(output, batch))
+    return events.sum() + times.sum() + labels.sum() + objectives.sum()
+
+
 def _trained_actions(output: RankerOutput) -> Tensor | None:
     return None if output.trained is None else output.trained.actions
 
@@ -265,11 +277,15 @@ def _trained_objectives(output: RankerOutput, batch: WindowBatch) -> Tensor:
 
 def _label_sums(output: RankerOutput, batch: WindowBatch) -> Tensor:
     """Return the cross-entropy [labels] of every label, summed over targets with a known value."""
-    logits, labels = output.label_logits, batch.labels
-    known = torch.isfinite(labels)
-    if output.trained is not None:
-        known = known & output.trained.labels
-    target = torch.where(known, labels, 0).to(logits.dtype)
+    return _binary_sums(output.label_logits, batch.labels, None if output.trained is None else output.trained.labels)
+
+
+def _binary_sums(logits: Tensor, outcomes: Tensor, trained: Tensor | None = None) -> Tensor:
+    """Return the cross-entropy [outcomes] of ``logits`` [targets, outcomes], summed over targets with a known value."""
+    known = torch.isfinite(outcomes)
+    if trained is not None:
+        known = known & trained
+    target = torch.where(known, outcomes, 0).to(logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return torch.where(known, losses, 0).sum(0)
 

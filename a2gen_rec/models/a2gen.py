@@ -1,7 +1,7 @@
 """A2Gen: encoder, generator and heads as one ranker (arXiv 2604.25834, METHODS §2–4)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -24,15 +24,13 @@ from a2gen_rec.nn.generator import (
     StepPredictions,
     TokenTable,
 )
-from a2gen_rec.nn.marginals import ActionMarginals, action_marginals
+from a2gen_rec.nn.marginals import ActionMarginals, action_marginals, mean_log_odds
 
 MIN_BASE_RATE = 1e-4
 """Lower bound on the base rates that scale the losses of actions."""
 MIN_OUTCOMES = 100
 """Positives, and negatives, in training that estimate the unit of an action's loss. The unit of an action with fewer is
 that of an action with so many: otherwise, few positives in validation would outweigh all other actions."""
-PROBABILITY_EPS = (1e-6, 1 - 1e-4)
-"""Clamp of probabilities before their log-odds; close to 1, single precision has few digits left."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,6 @@ class OccurrenceHeadOutput:
 
     logits: Tensor
     entropy: Tensor
-
-    def blend_with(self, marginals: ActionMarginals) -> ActionMarginals:
-        """Return the mean, in log-odds, of these predictions and a generator's; its unexplored mass is unchanged."""
-        logits = torch.logit(marginals.probability[:, 1:-1].clamp(*PROBABILITY_EPS))
-        occurs = torch.sigmoid((logits + self.logits) / 2)
-        probability = torch.cat([marginals.probability[:, :1], occurs, marginals.probability[:, -1:]], dim=1)
-        return replace(marginals, probability=probability)
 
 
 @dataclass(frozen=True)
@@ -150,7 +141,7 @@ class A2GenRanker(HierarchicalRanker[A2GenEncoding]):
         return A2GenOutput(**vars(encoding), steps=steps, draft=draft, trained=self.trained_outcomes)
 
     def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> A2GenEncoding:
-        encoding = self._predict(self._context(rows, batch, actions))
+        encoding = self._predict(*self._context(rows, batch, actions))
         occurrence = None
         if self.occurrence_head is not None:
             occurrence = OccurrenceHeadOutput(self.occurrence_head(encoding.context), self.event_entropy)
@@ -170,13 +161,16 @@ class A2GenRanker(HierarchicalRanker[A2GenEncoding]):
     def marginals(self, targets: A2GenEncoding, max_unexplored_mass: float) -> ActionMarginals:
         """Return the probability and expected time of each action.
 
-        With an occurrence head, the probability is the mean in log-odds of the head's and the generator's.
+        With an occurrence head, the probability is the mean in log-odds of the head's and the generator's. With a wide
+        part, probabilities and times are means of these and the wide part's.
         """
         tables, timed = targets.tables, self._feeds_back_time
         marginals = action_marginals(
             self.generator, targets.context, tables, timed, max_unexplored_mass, self.token_table
         )
-        return marginals if targets.occurrence is None else targets.occurrence.blend_with(marginals)
+        if targets.occurrence is not None:
+            marginals = mean_log_odds(marginals, targets.occurrence.logits)
+        return marginals if targets.wide is None else targets.wide.blend_with(marginals, self.is_timed)
 
     def decode(self, targets: A2GenEncoding, width: int) -> DecodedSequences:
         return decode(self.generator, targets.context, targets.tables, self._feeds_back_time, "beam", width)

@@ -16,11 +16,12 @@ from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, Embeddi
 from a2gen_rec.models.history_statistics import HistoryStatistics, NumericInputs
 from a2gen_rec.models.inputs import LevelInputs
 from a2gen_rec.models.matches import item_matches
+from a2gen_rec.models.padding import history_intervals, pad_queries, seconds_since_previous
+from a2gen_rec.models.wide_towers import WidePredictions
 from a2gen_rec.nn.canonical_order import canonicalize_order
 from a2gen_rec.nn.decoding import DecodedSequences
 from a2gen_rec.nn.encoder import WindowLayout, log_bucketize
 from a2gen_rec.nn.marginals import ActionMarginals
-from a2gen_rec.utils.jagged import jagged_to_padded_dense
 
 MIN_DROPOUT_ROWS = 1000
 """Minimum number of rows of a table with identifier dropout."""
@@ -49,12 +50,26 @@ class TargetEncoding:
         label_logits: [targets, labels].
         objective_logits: [targets, objectives]; no columns if objectives are not predicted.
         watch_time: [targets] log1p seconds; None unless a separate head predicts it.
+        wide: Predictions of the wide part; None without one.
     """
 
     context: Tensor
     label_logits: Tensor
     objective_logits: Tensor
     watch_time: Tensor | None
+    wide: WidePredictions | None = field(default=None, kw_only=True)
+
+    @property
+    def label_probability(self) -> Tensor:
+        """[targets, labels], of the mean log-odds of both parts."""
+        logits = self.label_logits
+        return (logits if self.wide is None else (logits + self.wide.label_logits) / 2).sigmoid()
+
+    @property
+    def objective_probability(self) -> Tensor:
+        """[targets, objectives], of the mean log-odds of both parts."""
+        logits = self.objective_logits
+        return (logits if self.wide is None else (logits + self.wide.objective_logits) / 2).sigmoid()
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,7 @@ class FeatureEmbeddings(NamedTuple):
         target: [targets, d_target] item, context and session inputs of the targets.
         user: [targets, d_user] of the user inputs.
         numbers: [targets, d_numbers] of the statistics; no columns without any.
+        history_statistics: [targets, statistics] of the user's own history; no columns without any.
     """
 
     item: Tensor
@@ -94,6 +110,7 @@ class FeatureEmbeddings(NamedTuple):
     target: Tensor
     user: Tensor
     numbers: Tensor
+    history_statistics: Tensor
 
     def side_features(self) -> Tensor:
         """Return [keys, dim + d_session + d_outcome], the features of an impression besides its item and actions."""
@@ -233,6 +250,10 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         user = target[:, :0]
         if self.inputs.widths["user"]:
             user = self._embed_features(looked_up, batch, "user").index_select(0, batch.target_window)
+        numbers = statistics = target[:, :0]
+        if self.numbers is not None and self.history_statistics is not None:
+            statistics = self.history_statistics(batch, layout)
+            numbers = self.numbers(torch.cat([batch.statistics, statistics], dim=1))
         return FeatureEmbeddings(
             item=item.index_select(0, batch.history_index),
             gap=gap,
@@ -240,15 +261,9 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
             outcome=_embed_from_full_tables(looked_up, batch.outcome, gap),
             target=torch.cat([target, session.index_select(0, batch.query_index)], dim=-1),
             user=user,
-            numbers=self._numbers(batch, layout, target),
+            numbers=numbers,
+            history_statistics=statistics,
         )
-
-    def _numbers(self, batch: WindowBatch, layout: WindowLayout, like: Tensor) -> Tensor:
-        if self.numbers is None or self.history_statistics is None:
-            return like[:, :0]
-        numbers = torch.cat([batch.statistics, self.history_statistics(batch, layout)], dim=1)
-        projected: Tensor = self.numbers(numbers)
-        return projected
 
     def _action_tokens(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> Tensor:
         """Return [key tokens, 2·dim] ``[time-bucket ‖ action]`` embeddings of the history, concatenated over keys."""
@@ -367,48 +382,6 @@ class RankingModel(nn.Module):
     def encode(self, batch: WindowBatch, actions: Tensor | None = None) -> TargetEncoding:
         """Encode targets without their actions, see :meth:`BaseRanker.encode`."""
         return self.ranker.encode(self.embeddings(batch.sparse), batch, actions)
-
-
-def pad_history(batch: WindowBatch, values: Tensor, fill: int) -> Tensor:
-    """Return [windows, max keys, *d] values of the history, padded with ``fill``; ``values``: [impressions, *d]."""
-    return jagged_to_padded_dense(
-        values[batch.history_index], batch.history_window, batch.history_column, batch.history_shape, fill
-    )
-
-
-def pad_targets(batch: WindowBatch, values: Tensor) -> Tensor:
-    """Return [windows, max targets, *d] values of the targets, padded with zeros; ``values``: [targets, *d]."""
-    return jagged_to_padded_dense(values, batch.target_window, batch.target_column, batch.target_shape)
-
-
-def pad_queries(batch: WindowBatch, values: Tensor) -> Tensor:
-    """Pad values that depend only on the targets' query times.
-
-    Args:
-        batch: Targets.
-        values: [targets, *d], equal for targets of one window if they share a query time.
-
-    Returns:
-        [windows, max targets, *d]; [windows, 1, *d] if the targets of each window share one query time.
-    """
-    if not batch.single_query_time:
-        return pad_targets(batch, values)
-    first = (batch.target_column == 0).nonzero().squeeze(1)
-    return jagged_to_padded_dense(
-        values[first], batch.target_window[first], batch.target_column[first], (batch.target_shape[0], 1)
-    )
-
-
-def history_intervals(batch: WindowBatch) -> tuple[Tensor, Tensor]:
-    """Return [windows, max keys] start and end in ms of the history's impressions; padding never ends."""
-    return pad_history(batch, batch.ts_ms, 0), pad_history(batch, batch.end_ms, torch.iinfo(torch.int64).max)
-
-
-def seconds_since_previous(batch: WindowBatch) -> Tensor:
-    """Return [keys] seconds since the previous impression of the window; NaN for the first."""
-    start = batch.ts_ms[batch.history_index]
-    seconds = torch.diff(start, prepend=start[:1]).float() / 1000
-    return seconds.masked_fill(batch.history_column == 0, torch.nan)
 
 
 def _values(rows: dict[str, JaggedTensor]) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import EFFECTIVE, EXIT, FEEDBACK, GLANCE, NEGATIVE, UNKNOWN, WATCH_TIME, DatasetCard
 from a2gen_rec.models.base import BaseRanker, EncodingT, TargetEncoding
+from a2gen_rec.models.flat_inputs import FlatInputs
+from a2gen_rec.models.wide_towers import MAX_CARDINALITY, WidePredictions, WideTowers
 from a2gen_rec.nn.attention import AttentionConfig
 from a2gen_rec.nn.encoder import FeedbackViews, HierarchicalEncoder
 from a2gen_rec.nn.objectives import MultiObjectiveHead
@@ -58,6 +60,11 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
         if self.objectives is not None:
             self.objectives.init_output_bias(rates, math.log1p(card.median_time_s.get(EXIT, math.nan)))
         self.dropout = nn.Dropout(config.dropout)
+        self.flat_inputs = self.wide = None
+        if self.history_statistics is not None and config.wide_dim:
+            self.flat_inputs = FlatInputs(card, self.features, self.history_statistics, MAX_CARDINALITY)
+            objectives = card.objectives if self.objective_tasks else ()
+            self.wide = WideTowers(card, self.flat_inputs, objectives, config.wide_dim, config.wide_dropout)
 
     def _attention_config(self) -> AttentionConfig:
         """Return the hyper-parameters that encoder and generator share."""
@@ -80,24 +87,30 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
         """Return [keys, dim] encoded actions inside the impressions of the history; independent of any target."""
         return self._encode_actions(rows, batch, self.history_item_embeddings(rows, batch))
 
-    def _context(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None) -> Tensor:
-        """Return [targets, d_context] contexts after dropout; ``actions`` as in :meth:`encode`."""
+    def _context(
+        self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None
+    ) -> tuple[Tensor, WidePredictions | None]:
+        """Return [targets, d_context] contexts after dropout, and the wide part's predictions; ``actions`` as in
+        :meth:`encode`."""
         layout = self._layout(batch, *self._view_masks(batch))
         inputs = self._embed(rows, batch, layout)
         if actions is None:
             actions = self._encode_actions(rows, batch, inputs.item)
-        return self.dropout(
-            inputs.context(self.encoder(inputs.item, actions, inputs.side_features(), inputs.target, layout))
-        )
+        history = self.encoder(inputs.item, actions, inputs.side_features(), inputs.target, layout)
+        wide = None
+        if self.wide is not None and self.flat_inputs is not None:
+            wide = self.wide(self.flat_inputs(batch, layout, inputs.history_statistics))
+        return self.dropout(inputs.context(history)), wide
 
-    def _predict(self, context: Tensor) -> TargetEncoding:
+    def _predict(self, context: Tensor, wide: WidePredictions | None) -> TargetEncoding:
         """Return the predicted labels and objectives of targets, given their ``context``."""
         empty = context[:, :0]
         if self.objectives is None:
-            return TargetEncoding(context, empty if self.labels is None else self.labels(context), empty, None)
+            labels = empty if self.labels is None else self.labels(context)
+            return TargetEncoding(context, labels, empty, None, wide=wide)
         predicted = self.objectives(context)
         labels, objectives = predicted.logits.tensor_split([self.label_count], dim=1)
-        return TargetEncoding(context, labels, objectives, predicted.watch_time)
+        return TargetEncoding(context, labels, objectives, predicted.watch_time, wide=wide)
 
     def _encode_actions(self, rows: dict[str, JaggedTensor], batch: WindowBatch, item: Tensor) -> Tensor:
         return self.encoder.encode_actions(self._action_tokens(rows, batch), item, batch.history_buckets)

@@ -10,9 +10,9 @@ from torchrec import JaggedTensor
 
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.models.baselines.towers import TowerOutput, scatter_timed, tower_marginals
+from a2gen_rec.models.baselines.towers import TowerOutput, tower_marginals
 from a2gen_rec.models.hierarchical import HierarchicalRanker
-from a2gen_rec.nn.experts import SharedBottom, TaskTowers
+from a2gen_rec.nn.experts import SharedBottom, TaskTowers, scatter_timed
 from a2gen_rec.nn.marginals import ActionMarginals
 
 
@@ -32,7 +32,7 @@ class IndependentHeadsRanker(HierarchicalRanker[TowerOutput]):
         return self.encode(rows, batch)
 
     def encode(self, rows: dict[str, JaggedTensor], batch: WindowBatch, actions: Tensor | None = None) -> TowerOutput:
-        predicted = self._predict(self._context(rows, batch, actions))
+        predicted = self._predict(*self._context(rows, batch, actions))
         events, times = self.generator(predicted.context).tensor_split([len(self.is_timed) - 2], dim=1)
         return TowerOutput(
             **vars(predicted),
@@ -42,5 +42,6 @@ class IndependentHeadsRanker(HierarchicalRanker[TowerOutput]):
         )
 
     def marginals(self, targets: TowerOutput, max_unexplored_mass: float) -> ActionMarginals:
-        """Return the heads' predictions; the unexplored mass is 0."""
-        return tower_marginals(targets, self.is_timed)
+        """Return the heads' predictions, or their mean with the wide part's; the unexplored mass is 0."""
+        marginals = tower_marginals(targets, self.is_timed)
+        return marginals if targets.wide is None else targets.wide.blend_with(marginals, self.is_timed)

@@ -92,8 +92,8 @@ def predict_targets(
     marginals = ranker.marginals(encoding, max_unexplored_mass)
     probabilities = [
         marginals.probability[:, 1:-1],
-        encoding.label_logits.sigmoid(),
-        encoding.objective_logits.sigmoid(),
+        encoding.label_probability,
+        encoding.objective_probability,
     ]
     item = rows[ITEM_ID].values()[batch.lookup_rows(ITEM_ID, batch.history_index)]
     return TargetPredictions(

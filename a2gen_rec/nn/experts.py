@@ -174,3 +174,8 @@ class TaskTowers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[n, tasks, dim] -> [n, tasks]"""
         return self.last(self.dropout(F.gelu(self.hidden(x)))).squeeze(-1)
+
+
+def scatter_timed(times: Tensor, is_timed: Tensor) -> Tensor:
+    """Return [n, actions] with the times [n, timed actions] where ``is_timed`` [actions], 0 elsewhere."""
+    return times.new_zeros(len(times), len(is_timed)).masked_scatter(is_timed, times)

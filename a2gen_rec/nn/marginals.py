@@ -6,7 +6,7 @@ prefixes are extrapolated from their siblings. For the implicit form it has a cl
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from a2gen_rec.nn.attention import small_softmax
 from a2gen_rec.nn.decoding import DecodedSequences
 from a2gen_rec.nn.generator import ExplicitGenerator, Generator, ImplicitGenerator, StepEmbeddings, TokenTable
+
+PROBABILITY_EPS = (1e-6, 1 - 1e-4)
+"""Clamp of probabilities before their log-odds; close to 1, single precision has few digits left."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,16 @@ class ActionMarginals:
     time: Tensor
     unexplored_mass: Tensor
     prefix_tree: Sequence[PrefixLevel] = ()
+
+
+def mean_log_odds(marginals: ActionMarginals, logits: Tensor) -> ActionMarginals:
+    """Return marginals with the mean, in log-odds, of their probabilities and ``logits`` [n, events].
+
+    Events are the actions without ``start`` and ``exit``. The unexplored mass is unchanged.
+    """
+    probability = marginals.probability
+    events = (torch.logit(probability[:, 1:-1].clamp(*PROBABILITY_EPS)) + logits) / 2
+    return replace(marginals, probability=torch.cat([probability[:, :1], events.sigmoid(), probability[:, -1:]], dim=1))
 
 
 @torch.no_grad()

@@ -103,10 +103,19 @@ def random_numbers(rows: int, count: int, rng: np.random.Generator) -> np.ndarra
 
 
 def small_config(**model: object) -> Config:
-    return Config(model=ModelConfig(**{"dim": 8, "num_heads": 2, "time_buckets": 8, **model}))
+    return Config(model=ModelConfig(**{"dim": 8, "num_heads": 2, "time_buckets": 8, "wide_dim": 4, **model}))
 
 
-SMALL_MODEL_OPTIONS = ["--model.dim", "8", "--model.num-heads", "2", "--model.time-buckets", "8"]
+SMALL_MODEL_OPTIONS = [
+    "--model.dim",
+    "8",
+    "--model.num-heads",
+    "2",
+    "--model.time-buckets",
+    "8",
+    "--model.wide-dim",
+    "4",
+]
 """Options of the model of :func:`small_config`."""
 
 

@@ -62,7 +62,7 @@ def forward(model: RankingModel, batch: WindowBatch) -> Any:
 def all_predictions(model: RankingModel, output: Any) -> Tensor:
     """Return every prediction that ranking uses and the context, one row per target."""
     marginals = model.ranker.marginals(output, max_unexplored_mass=0.0)
-    heads = [output.label_logits, output.objective_logits]
+    heads = [output.label_logits, output.objective_logits, output.label_probability, output.objective_probability]
     heads += [] if output.watch_time is None else [output.watch_time[:, None]]
     return torch.cat([marginals.probability, torch.nan_to_num(marginals.time), *heads, output.context], 1)
 

@@ -22,6 +22,7 @@ from a2gen_rec.losses.loss import (
     validate_objective_weights,
 )
 from a2gen_rec.models.a2gen import A2GenOutput, OccurrenceHeadOutput
+from a2gen_rec.models.wide_towers import WidePredictions
 from a2gen_rec.nn.generator import StepEmbeddings, StepPredictions
 from tests.helpers.cards import full_tables, make_card, make_columns, small_config
 
@@ -86,12 +87,15 @@ def output_for(
         steps=steps(),
         draft=steps() if draft else None,
         occurrence=OccurrenceHeadOutput(random(len(batch.target), ACTIONS - 2), ENTROPY) if draft else None,
+        wide=WidePredictions(*(random(len(batch.target), n) for n in (ACTIONS - 2, 2, objectives, ACTIONS)))
+        if draft
+        else None,
     )
 
 
 def leaves(output: A2GenOutput) -> list[Tensor]:
     parts = [*output.steps, *(output.draft or ()), output.label_logits, output.objective_logits, output.watch_time]
-    parts.append(None if output.occurrence is None else output.occurrence.logits)
+    parts += [None if output.occurrence is None else output.occurrence.logits, *(output.wide or ())]
     return [part for part in parts if part is not None]
 
 
@@ -144,11 +148,36 @@ def slow_sums(output: A2GenOutput, columns: WindowColumns, config: LossConfig, r
                 else:
                     p = 1 / (1 + torch.exp(-output.objective_logits[target, tasks.index(name)]))
                     sums[name] = sums[name] - torch.log(p if value else 1 - p)
+            if output.wide is not None:
+                sums["wide"] = sums["wide"] + slow_wide_loss(output.wide, columns, impression, target, tasks, config)
             target += 1
     assert (step, target) == (len(output.steps.logits), len(output.label_logits)), (
         "the loops must cover all steps and targets"
     )
     return list(sums.values())
+
+
+def slow_wide_loss(
+    wide: WidePredictions, columns: WindowColumns, impression: int, target: int, tasks: list[str], config: LossConfig
+) -> Tensor:
+    """Return the wide part's loss of one target, outcome by outcome."""
+    first = int(columns.action_starts[impression])
+    tokens = range(first, first + int(columns.action_lengths[impression]))
+    seconds = {int(columns.action[token]): float(columns.offset_s[token]) for token in tokens}
+    binary = [(wide.event_logits[target, event - 1], float(event in seconds)) for event in range(1, ACTIONS - 1)]
+    binary += list(zip(wide.label_logits[target], columns.labels[impression].tolist(), strict=True))
+    objectives = columns.objectives[impression, : sum(task != "watch_time" for task in tasks)]
+    binary += list(zip(wide.objective_logits[target], objectives.tolist(), strict=True))
+    loss = torch.zeros((), dtype=torch.float64)
+    for logit, value in binary:
+        if not math.isnan(value):
+            p = 1 / (1 + torch.exp(-logit))
+            loss = loss - torch.log(p if value else 1 - p)
+    for action, value in seconds.items():
+        if action and not math.isnan(value):
+            error = wide.time[target, action] - math.log(1 + value)
+            loss = loss + (error**2 if config.time_loss == "mse" else abs(error))
+    return loss
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -162,7 +191,7 @@ def test_terms_and_gradients_equal_loops(
     output = output_for(batch, lognormal, draft, tasks=tasks)
     fast, reference = loss_sums(output, batch, config), torch.stack(slow_sums(output, columns, config))
     torch.testing.assert_close(fast, reference, rtol=1e-9, atol=1e-9)
-    assert (fast != 0).tolist() == [True] * 4 + [draft] * 3 + [True] * len(tasks)
+    assert (fast != 0).tolist() == [True] * 4 + [draft] * 4 + [True] * len(tasks)
     weight = torch.arange(1.0, len(TERM_NAMES) + len(tasks) + 1, dtype=torch.float64)
     gradients = [
         torch.autograd.grad(weight @ sums, leaves(output), materialize_grads=True, retain_graph=True)
@@ -266,7 +295,7 @@ def test_lognormal_loss_is_negative_log_likelihood(columns: WindowColumns) -> No
 @pytest.mark.parametrize("tasks", [(), TASKS, TASKS[:2]])
 def test_each_term_is_divided_by_its_count(tasks: tuple[str, ...]) -> None:
     terms = len(TERM_NAMES) + len(tasks)
-    sums = torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 61.0, 47.0, 53.0, 59.0], dtype=torch.float64)
+    sums = torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 61.0, 67.0, 47.0, 53.0, 59.0], dtype=torch.float64)
     counts = torch.tensor([17.0, 19.0, 23.0, 29.0, 31.0, 37.0, 41.0, 43.0], dtype=torch.float64)
     assert count_names(CARD) == ("targets", "steps", "timed_steps", "ordered_pairs", "labels", *TASKS)
     assert term_names(tasks) == (
@@ -277,9 +306,10 @@ def test_each_term_is_divided_by_its_count(tasks: tuple[str, ...]) -> None:
         "draft_action",
         "draft_time",
         "occurrence",
+        "wide",
         *tasks,
     )
-    expected = [2 / 19, 3 / 23, 5 / 29, 7 / 31, 11 / 19, 13 / 23, 61 / 17, 47 / 37, 53 / 41, 59 / 43]
+    expected = [2 / 19, 3 / 23, 5 / 29, 7 / 31, 11 / 19, 13 / 23, 61 / 17, 67 / 17, 47 / 37, 53 / 41, 59 / 43]
     assert term_means(sums[:terms], counts).tolist() == pytest.approx(expected[:terms], rel=1e-12)
     assert not term_means(torch.zeros(terms), torch.zeros(8)).any(), "a count of 0 must give a loss of 0, not NaN"
 
@@ -287,7 +317,7 @@ def test_each_term_is_divided_by_its_count(tasks: tuple[str, ...]) -> None:
 def test_sums_and_counts_add_up(columns: WindowColumns) -> None:
     """Sums and counts add up over batches and ranks."""
     config, parts = LossConfig(), (range(4), range(4, 9))
-    sums, counts = torch.zeros(10, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
+    sums, counts = torch.zeros(11, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
     outputs = []
     for seed, rows in enumerate(parts):
         batch = make_batch(columns, rows)
@@ -302,14 +332,20 @@ def test_sums_and_counts_add_up(columns: WindowColumns) -> None:
 
 def test_total_loss_weights_every_term() -> None:
     config = LossConfig(
-        action_weight=2.0, time_weight=3.0, order_weight=5.0, label_weight=7.0, draft_weight=0.5, occurrence_weight=11.0
+        action_weight=2.0,
+        time_weight=3.0,
+        order_weight=5.0,
+        label_weight=7.0,
+        draft_weight=0.5,
+        occurrence_weight=11.0,
+        wide_weight=13.0,
     )
-    weights = [2.0, 3.0, 5.0, 7.0, 0.5, 1.5, 11.0]
+    weights = [2.0, 3.0, 5.0, 7.0, 0.5, 1.5, 11.0, 13.0]
     for position, weight in enumerate(weights):
         terms = torch.zeros(len(TERM_NAMES), dtype=torch.float64)
         terms[position] = 10.0
         assert total_loss(terms, config).item() == pytest.approx(10 * weight)
-    assert total_loss(torch.ones(7), LossConfig()).item() == pytest.approx(1 + 1 + 0.1 + 1 + 3 * 0.1)
+    assert total_loss(torch.ones(8), LossConfig()).item() == pytest.approx(1 + 1 + 0.1 + 1 + 3 * 0.1 + 1)
 
 
 def test_total_loss_uses_objective_weights() -> None:
@@ -318,7 +354,7 @@ def test_total_loss_uses_objective_weights() -> None:
         terms = torch.zeros(len(TERM_NAMES) + len(TASKS), dtype=torch.float64)
         terms[len(TERM_NAMES) + position] = 10.0
         assert total_loss(terms, config, TASKS).item() == pytest.approx(10 * weight)
-    assert total_loss(torch.ones(10), LossConfig(), TASKS).item() == pytest.approx(3.4 + 3)
+    assert total_loss(torch.ones(11), LossConfig(), TASKS).item() == pytest.approx(4.4 + 3)
 
 
 def test_rejects_weight_of_unknown_objective() -> None:
@@ -350,12 +386,12 @@ def test_uncertainty_weights_only_labels_and_objectives(
     output = output_for(batch, draft=True, tasks=tasks)
     loss = uncertain(config, tasks=tasks)
     value, (sums, _) = loss(output, batch)
-    action, time, order, label, draft_action, draft_time, happens, *objectives = term_means(
+    action, time, order, label, draft_action, draft_time, happens, wide, *objectives = term_means(
         torch.stack(slow_sums(output, columns, config)), batch.counts
     )
     expected = config.action_weight * action + config.time_weight * time + config.order_weight * order
     expected = expected + config.draft_weight * (draft_action + config.time_weight * draft_time)
-    expected = expected + config.occurrence_weight * happens
+    expected = expected + config.occurrence_weight * happens + config.wide_weight * wide
     for name, term, s in zip(("label", *tasks), [label, *objectives], LEARNED, strict=False):
         halved = name == "watch_time" and config.time_loss == "mse"
         expected = expected + (0.5 if halved else 1.0) * math.exp(-s) * term + s / 2
@@ -387,6 +423,7 @@ def joint(outputs: list[A2GenOutput]) -> A2GenOutput:
         steps=steps([output.steps for output in outputs]),
         draft=steps([output.draft for output in outputs]),
         occurrence=OccurrenceHeadOutput(joined([output.occurrence.logits for output in outputs]), ENTROPY),
+        wide=WidePredictions(*map(joined, zip(*(output.wide for output in outputs), strict=True))),
     )
 
 

@@ -11,9 +11,9 @@ from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.losses.loss import Loss, loss_sums, term_means, total_loss
 from a2gen_rec.models.a2gen import loss_units
-from a2gen_rec.models.base import pad_queries, pad_targets
 from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.models.factory import build_model
+from a2gen_rec.models.padding import pad_queries, pad_targets
 from tests.helpers.cards import full_tables, make_card, make_columns, small_config
 from tests.helpers.models import all_predictions, build_double, change_impressions, forward, make_batch
 
@@ -86,7 +86,7 @@ def test_pad_queries_pads_once_per_request(columns: WindowColumns) -> None:
 
 
 def test_occurrence_head_is_blended_in_log_odds() -> None:
-    config, columns = small_config(), make_columns(CARD, 6, np.random.default_rng(3))
+    config, columns = small_config(wide_dim=0), make_columns(CARD, 6, np.random.default_rng(3))
     model = build_double(CARD, config).eval()
     output = forward(model, make_batch(CARD, columns, config, np.arange(6)))
     generated = model.ranker.marginals(dataclasses.replace(output, occurrence=None), max_unexplored_mass=0.0)

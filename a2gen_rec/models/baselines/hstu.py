@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
-from a2gen_rec.models.base import FeatureEmbeddings, history_intervals, pad_targets
+from a2gen_rec.models.base import FeatureEmbeddings
 from a2gen_rec.models.baselines.towers import TowerRanker
 from a2gen_rec.models.matches import item_matches
+from a2gen_rec.models.padding import history_intervals, pad_targets
 from a2gen_rec.nn.encoder import WindowLayout, log_bucketize
 from a2gen_rec.nn.experts import MMoE
 from a2gen_rec.nn.hstu import HSTU, SequenceLayout

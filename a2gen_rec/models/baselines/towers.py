@@ -17,7 +17,7 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.base import BaseRanker, FeatureEmbeddings, RankerOutput
 from a2gen_rec.nn.encoder import WindowLayout
-from a2gen_rec.nn.experts import TaskTowers
+from a2gen_rec.nn.experts import TaskTowers, scatter_timed
 from a2gen_rec.nn.marginals import ActionMarginals
 
 
@@ -108,11 +108,6 @@ class TowerRanker(BaseRanker[TowerOutput]):
     def _history(self, inputs: FeatureEmbeddings, actions: Tensor, batch: WindowBatch, layout: WindowLayout) -> Tensor:
         """Return [targets, dim] history vectors, given the encoded actions [keys, 2·dim]."""
         raise NotImplementedError
-
-
-def scatter_timed(times: Tensor, is_timed: Tensor) -> Tensor:
-    """Return [n, actions] with the times [n, timed actions] where ``is_timed`` [actions], 0 elsewhere."""
-    return times.new_zeros(len(times), len(is_timed)).masked_scatter(is_timed, times)
 
 
 def tower_marginals(targets: TowerOutput, is_timed: Tensor) -> ActionMarginals:

@@ -10,7 +10,7 @@ from a2gen_rec.data.batch import collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.schema import EFFECTIVE, GLANCE, NEGATIVE, UNKNOWN
 from a2gen_rec.gbdt.ranker import GBDTRanker
-from a2gen_rec.gbdt.rows import NUM_LATEST
+from a2gen_rec.models.flat_inputs import NUM_LATEST
 from a2gen_rec.models.history_statistics import PRIOR_WEIGHT, RECENT
 from tests.helpers.cards import (
     full_tables,
@@ -86,9 +86,9 @@ def oracle_row(columns: WindowColumns, window: int, position: int, target: int) 
             row[f"{group}: {name}"] = value - reference[name] if is_time else math.log(value / reference[name])
     for number in range(1, NUM_LATEST + 1):
         latest = visible[-number] if len(visible) >= number else None
-        values = dict.fromkeys([*prior, "seconds before", *(f"same {name}" for name in ITEM_FEATURES)], math.nan)
+        values = dict.fromkeys([*prior, "time since", *(f"same {name}" for name in ITEM_FEATURES)], math.nan)
         if latest is not None:
-            values = outcomes(columns, latest) | {"seconds before": (now - columns.ts_ms[latest]) / 1000}
+            values = outcomes(columns, latest) | {"time since": math.log1p((now - columns.ts_ms[latest]) / 1000)}
             values |= {f"same {name}": float(is_same(name, latest)) for name in ITEM_FEATURES}
         row |= {f"latest {number}: {name}": value for name, value in values.items()}
     return row

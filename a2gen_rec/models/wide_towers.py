@@ -1,0 +1,102 @@
+"""Wide part: one small network per outcome on flat inputs, next to the deep part (Wide & Deep, DLRS 2016) [ours].
+
+The outcomes share no layer, so a frequent one cannot displace a rare one, and large identifiers are no inputs, so
+nothing is memorized. Both parts are trained by losses of their own, and predictions are means of both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.models.flat_inputs import FlatInputs
+from a2gen_rec.nn.experts import TaskTowers, scatter_timed
+from a2gen_rec.nn.marginals import ActionMarginals, mean_log_odds
+
+D_SMALL = 8
+"""Width of the embedding of a small feature."""
+MAX_CARDINALITY = 1_000
+"""Maximum number of table rows of a small feature."""
+MAX_INPUT = 10.0
+"""Bound on inputs after scaling."""
+
+
+class WidePredictions(NamedTuple):
+    """Predictions of the wide part.
+
+    Attributes:
+        event_logits: [targets, events] of each action's occurrence, without ``start`` and ``exit``.
+        label_logits: [targets, labels].
+        objective_logits: [targets, objectives]; no columns if objectives are not predicted.
+        time: [targets, actions] log1p seconds given that the action occurs; 0 if the log does not record it.
+    """
+
+    event_logits: Tensor
+    label_logits: Tensor
+    objective_logits: Tensor
+    time: Tensor
+
+    def blend_with(self, marginals: ActionMarginals, is_timed: Tensor) -> ActionMarginals:
+        """Return the mean of these predictions and ``marginals``: of log-odds, and of times in log1p seconds.
+
+        Args:
+            marginals: Predictions of the deep part.
+            is_timed: [actions] bool, whether the log records the action's time; other times are not changed.
+        """
+        other = marginals.time
+        time = torch.where(torch.isnan(other), self.time, (other + self.time) / 2)
+        return replace(mean_log_odds(marginals, self.event_logits), time=torch.where(is_timed, time, other))
+
+
+class WideTowers(nn.Module):
+    """One network with two hidden layers per outcome, on flat rows.
+
+    Args:
+        card: Dataset card.
+        inputs: Columns of the flat rows.
+        objectives: Predicted objectives, without the watch time.
+        hidden_dim: Width of the hidden layers of each outcome.
+        dropout: Dropout rate after each hidden layer.
+    """
+
+    is_timed: Tensor
+    scale: Tensor
+    first_rows: Tensor
+
+    def __init__(
+        self, card: DatasetCard, inputs: FlatInputs, objectives: Sequence[str], hidden_dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        timed = torch.tensor([name in card.timed_actions for name in card.actions])
+        occurrences = [*card.predicted_actions, *card.labels, *objectives]
+        self.counts = [len(card.predicted_actions), len(card.labels), len(objectives), int(timed.sum())]
+        self.num_small, self.num_optional = len(inputs.cardinalities), inputs.num_optional
+        sizes = torch.tensor([0, *inputs.cardinalities])
+        self.register_buffer("first_rows", sizes.cumsum(0)[:-1], persistent=False)
+        self.register_buffer("scale", torch.tensor(inputs.scales), persistent=False)
+        self.register_buffer("is_timed", timed, persistent=False)
+        self.small = nn.Embedding(max(int(sizes.sum()), 1), D_SMALL)
+        nn.init.normal_(self.small.weight, std=D_SMALL**-0.5)
+        width = self.num_small * D_SMALL + len(inputs.scales) + self.num_optional
+        self.first = nn.Linear(width, sum(self.counts) * hidden_dim)
+        self.towers = TaskTowers(sum(self.counts), hidden_dim, hidden_dim, dropout)
+        self.dropout = nn.Dropout(dropout)
+        rates = torch.tensor([card.base_rate[name] for name in occurrences])
+        seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
+        self.towers.init_output_bias(torch.cat([torch.logit(rates, eps=1e-4), torch.log1p(seconds[timed])]))
+
+    def forward(self, rows: Tensor) -> WidePredictions:
+        """Return predictions for flat rows [targets, columns]."""
+        ids, values = rows.tensor_split([self.num_small], dim=1)
+        small = self.small(ids.long() + self.first_rows).flatten(1)
+        missing = torch.isnan(values[:, : self.num_optional])
+        scaled = (values.nan_to_num() * self.scale).clamp(-MAX_INPUT, MAX_INPUT)
+        dtype = self.first.weight.dtype
+        hidden = F.gelu(self.first(torch.cat([small, scaled.to(dtype), missing.to(dtype)], dim=1)))
+        hidden = self.dropout(hidden).unflatten(1, (sum(self.counts), -1))
+        events, labels, objectives, times = self.towers(hidden).split(self.counts, dim=1)
+        return WidePredictions(events, labels, objectives, scatter_timed(times, self.is_timed))
