@@ -23,8 +23,8 @@ from a2gen_rec.nn.decoding import DecodedSequences
 from a2gen_rec.nn.encoder import WindowLayout, log_bucketize
 from a2gen_rec.nn.marginals import ActionMarginals
 
-MIN_DROPOUT_ROWS = 1000
-"""Minimum number of rows of a table with identifier dropout."""
+MIN_ID_ROWS = 1000
+"""Minimum number of table rows of an identifier: a feature whose vectors can be memorized."""
 
 
 class TrainedOutcomes(NamedTuple):
@@ -155,7 +155,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         self.dropped_ids = {
             feature.name
             for feature in card.features
-            if config.id_dropout and feature.level in ("user", "item") and feature.cardinality >= MIN_DROPOUT_ROWS
+            if config.id_dropout and feature.level in ("user", "item") and feature.cardinality >= MIN_ID_ROWS
         }
         self.inputs = LevelInputs(card, self.features, config.dim)
         d_user, d_item, d_context = (self.inputs.widths[level] for level in ("user", "item", "context"))

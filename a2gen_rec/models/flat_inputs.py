@@ -20,19 +20,18 @@ _TIME_SCALE = 0.2
 
 
 class FlatInputs:
-    """Columns of one flat row per target: everything that is known at its query time, except large identifiers.
+    """Columns of one flat row per target: what is known at its query time, as numbers.
 
     Args:
         card: Dataset card.
         features: Names of the features that the ranker uses, by level.
         statistics: Statistics of the user's own history; they define the outcomes of the latest impressions.
-        max_cardinality: Maximum number of table rows of a feature that becomes a column.
+        max_cardinality: Maximum number of table rows of a feature whose row is a column; 0 for none.
         use_statistics: Whether the statistics are columns.
 
     Attributes:
         columns: Names of the columns: table rows of small features, numbers, vectors, session features, latest
             impressions, statistics.
-        cardinalities: Number of table rows of each small feature.
         num_optional: Number of columns after the table rows whose value may be missing.
         scales: Factor of each column after the table rows that brings it to about unit variance.
     """
@@ -51,7 +50,6 @@ class FlatInputs:
         }
         self.session, self.statistics, self.use_statistics = list(features["session"]), statistics, use_statistics
         self.num_item_numbers = len(card.numbers_at("item"))
-        self.cardinalities = [sizes[name] for level in INPUT_LEVELS for name in self.small[level]]
         optional = [
             *(number.name for level in INPUT_LEVELS for number in card.numbers_at(level)),
             *(f"{vector.name} {index}" for vector in card.vectors for index in range(vector.width)),

@@ -9,9 +9,9 @@ from torchrec import JaggedTensor
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import EFFECTIVE, EXIT, FEEDBACK, GLANCE, NEGATIVE, UNKNOWN, WATCH_TIME, DatasetCard
-from a2gen_rec.models.base import BaseRanker, EncodingT, TargetEncoding
+from a2gen_rec.models.base import MIN_ID_ROWS, BaseRanker, EncodingT, TargetEncoding
 from a2gen_rec.models.flat_inputs import FlatInputs
-from a2gen_rec.models.wide_towers import MAX_CARDINALITY, WidePredictions, WideTowers
+from a2gen_rec.models.wide_towers import WidePredictions, WideTowers
 from a2gen_rec.nn.attention import AttentionConfig
 from a2gen_rec.nn.encoder import FeedbackViews, HierarchicalEncoder
 from a2gen_rec.nn.objectives import MultiObjectiveHead
@@ -22,6 +22,7 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
     """Encoder, label head and objective head. Subclasses add the ``generator``, which predicts actions and times."""
 
     generator: nn.Module
+    small_columns: Tensor
 
     def __init__(self, card: DatasetCard, config: ModelConfig) -> None:
         super().__init__(card, config)
@@ -61,10 +62,17 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
             self.objectives.init_output_bias(rates, math.log1p(card.median_time_s.get(EXIT, math.nan)))
         self.dropout = nn.Dropout(config.dropout)
         self.flat_inputs = self.wide = None
-        if self.history_statistics is not None and config.wide_dim:
-            self.flat_inputs = FlatInputs(card, self.features, self.history_statistics, MAX_CARDINALITY)
+        has_outcomes = bool(card.predicted_actions or card.labels or self.objective_tasks or card.timed_actions)
+        if self.history_statistics is not None and config.wide_dim and has_outcomes:
+            self.flat_inputs = FlatInputs(card, self.features, self.history_statistics, max_cardinality=0)
+            small = self.inputs.columns(
+                {feature.name for feature in card.features if feature.cardinality < MIN_ID_ROWS}
+            )
+            self.register_buffer("small_columns", torch.tensor(small, dtype=torch.int64), persistent=False)
             objectives = card.objectives if self.objective_tasks else ()
-            self.wide = WideTowers(card, self.flat_inputs, objectives, config.wide_dim, config.wide_dropout)
+            self.wide = WideTowers(
+                card, self.flat_inputs, len(small), dim, objectives, config.wide_dim, config.wide_dropout
+            )
 
     def _attention_config(self) -> AttentionConfig:
         """Return the hyper-parameters that encoder and generator share."""
@@ -99,7 +107,9 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
         history = self.encoder(inputs.item, actions, inputs.side_features(), inputs.target, layout)
         wide = None
         if self.wide is not None and self.flat_inputs is not None:
-            wide = self.wide(self.flat_inputs(batch, layout, inputs.history_statistics))
+            embeddings = torch.cat([inputs.user, inputs.target], dim=1).unflatten(1, (-1, self.config.dim))
+            values = self.flat_inputs(batch, layout, inputs.history_statistics)
+            wide = self.wide(values, embeddings.index_select(1, self.small_columns))
         return self.dropout(inputs.context(history)), wide
 
     def _predict(self, context: Tensor, wide: WidePredictions | None) -> TargetEncoding:

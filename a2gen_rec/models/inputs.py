@@ -1,6 +1,6 @@
 """Features and numbers of users, items and contexts as one vector per level; all rankers share it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class LevelInputs(nn.Module):
 
     def __init__(self, card: DatasetCard, features: Mapping[FeatureLevel, Sequence[str]], dim: int) -> None:
         super().__init__()
+        self.dim = dim
         self.features = {level: list(features[level]) for level in INPUT_LEVELS}
         self.counts = {level: len(card.numbers_at(level)) for level in INPUT_LEVELS}
         self.numbers = nn.ModuleDict(
@@ -53,6 +54,14 @@ class LevelInputs(nn.Module):
             if level == "item":
                 parts += [self._vector(name, batch) for name in self.rms]
         return torch.cat(parts, dim=-1)
+
+    def columns(self, features: Collection[str]) -> list[int]:
+        """Return the positions of features among the embeddings of all levels, in units of the embeddings' width."""
+        positions, first = [], 0
+        for level in INPUT_LEVELS:
+            positions += [first + index for index, name in enumerate(self.features[level]) if name in features]
+            first += self.widths[level] // self.dim
+        return positions
 
     def _vector(self, name: str, batch: WindowBatch) -> Tensor:
         """Return [impressions, dim] of the items' vectors and of whether they are missing."""

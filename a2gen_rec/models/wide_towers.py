@@ -1,7 +1,7 @@
 """Wide part: one small network per outcome on flat inputs, next to the deep part (Wide & Deep, DLRS 2016) [ours].
 
-The outcomes share no layer, so a frequent one cannot displace a rare one, and large identifiers are no inputs, so
-nothing is memorized. Both parts are trained by losses of their own, and predictions are means of both.
+The outcomes share no hidden layer, so a frequent one cannot displace a rare one. Large identifiers are no inputs, so
+they cannot be memorized. Both parts are trained by losses of their own, and predictions are means of both.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,11 @@ from torch.nn import functional as F
 
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.flat_inputs import FlatInputs
-from a2gen_rec.nn.experts import TaskTowers, scatter_timed
+from a2gen_rec.nn.experts import TaskLinear, TaskTowers, scatter_timed
 from a2gen_rec.nn.marginals import ActionMarginals, mean_log_odds
 
 D_SMALL = 8
-"""Width of the embedding of a small feature."""
-MAX_CARDINALITY = 1_000
-"""Maximum number of table rows of a small feature."""
+"""Width of the projected embedding of a small feature."""
 MAX_INPUT = 10.0
 """Bound on inputs after scaling."""
 
@@ -53,11 +51,13 @@ class WidePredictions(NamedTuple):
 
 
 class WideTowers(nn.Module):
-    """One network with two hidden layers per outcome, on flat rows.
+    """One network with two hidden layers per outcome, on flat rows and embeddings of small features.
 
     Args:
         card: Dataset card.
-        inputs: Columns of the flat rows.
+        inputs: Columns of the flat rows, without table rows.
+        num_small: Number of small features.
+        dim: Width of an embedding.
         objectives: Predicted objectives, without the watch time.
         hidden_dim: Width of the hidden layers of each outcome.
         dropout: Dropout rate after each hidden layer.
@@ -65,23 +65,26 @@ class WideTowers(nn.Module):
 
     is_timed: Tensor
     scale: Tensor
-    first_rows: Tensor
 
     def __init__(
-        self, card: DatasetCard, inputs: FlatInputs, objectives: Sequence[str], hidden_dim: int, dropout: float
+        self,
+        card: DatasetCard,
+        inputs: FlatInputs,
+        num_small: int,
+        dim: int,
+        objectives: Sequence[str],
+        hidden_dim: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         timed = torch.tensor([name in card.timed_actions for name in card.actions])
         occurrences = [*card.predicted_actions, *card.labels, *objectives]
         self.counts = [len(card.predicted_actions), len(card.labels), len(objectives), int(timed.sum())]
-        self.num_small, self.num_optional = len(inputs.cardinalities), inputs.num_optional
-        sizes = torch.tensor([0, *inputs.cardinalities])
-        self.register_buffer("first_rows", sizes.cumsum(0)[:-1], persistent=False)
+        self.num_optional = inputs.num_optional
         self.register_buffer("scale", torch.tensor(inputs.scales), persistent=False)
         self.register_buffer("is_timed", timed, persistent=False)
-        self.small = nn.Embedding(max(int(sizes.sum()), 1), D_SMALL)
-        nn.init.normal_(self.small.weight, std=D_SMALL**-0.5)
-        width = self.num_small * D_SMALL + len(inputs.scales) + self.num_optional
+        self.small = TaskLinear(num_small, dim, D_SMALL)
+        width = num_small * D_SMALL + len(inputs.scales) + self.num_optional
         self.first = nn.Linear(width, sum(self.counts) * hidden_dim)
         self.towers = TaskTowers(sum(self.counts), hidden_dim, hidden_dim, dropout)
         self.dropout = nn.Dropout(dropout)
@@ -89,10 +92,14 @@ class WideTowers(nn.Module):
         seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
         self.towers.init_output_bias(torch.cat([torch.logit(rates, eps=1e-4), torch.log1p(seconds[timed])]))
 
-    def forward(self, rows: Tensor) -> WidePredictions:
-        """Return predictions for flat rows [targets, columns]."""
-        ids, values = rows.tensor_split([self.num_small], dim=1)
-        small = self.small(ids.long() + self.first_rows).flatten(1)
+    def forward(self, values: Tensor, embeddings: Tensor) -> WidePredictions:
+        """Return predictions of targets.
+
+        Args:
+            values: [targets, columns] flat rows; NaN where a value is missing.
+            embeddings: [targets, small features, dim].
+        """
+        small = self.small(embeddings).flatten(1)
         missing = torch.isnan(values[:, : self.num_optional])
         scaled = (values.nan_to_num() * self.scale).clamp(-MAX_INPUT, MAX_INPUT)
         dtype = self.first.weight.dtype

@@ -125,7 +125,7 @@ def predict_alone(loaded: LoadedRun, columns: WindowColumns) -> tuple[np.ndarray
     with torch.no_grad():
         _, (_, output) = loaded.model.model_parallel(batch)
         marginals = loaded.model.model.ranker.marginals(output, 0.0)
-    heads = torch.cat([output.label_logits, output.objective_logits], 1)
+    heads = torch.cat([output.label_probability, output.objective_probability], 1).logit()
     return torch.cat([marginals.probability[:, 1:-1].logit(), heads, marginals.time[:, -1:]], 1)[0].numpy(), batch
 
 

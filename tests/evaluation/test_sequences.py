@@ -57,7 +57,7 @@ def test_observed_sequences_equal_the_columns() -> None:
 
 def test_expected_frequencies_sum_to_action_probabilities(data: Path, tmp_path: Path) -> None:
     """Reference: the fully expanded prefix tree."""
-    result = evaluate_sequences(train_run(data, tmp_path / "run", occurrence_head=False), ALL)
+    result = evaluate_sequences(train_run(data, tmp_path / "run", occurrence_head=False, wide_dim=0), ALL)
     report = result["sequences"]
     assert report["targets"] == result["targets"]
     assert report["stride"] == 1

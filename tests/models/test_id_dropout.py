@@ -16,7 +16,7 @@ CARD = make_card()
 
 @pytest.fixture
 def columns(monkeypatch: pytest.MonkeyPatch) -> WindowColumns:
-    monkeypatch.setattr(base, "MIN_DROPOUT_ROWS", 30)  # user_id and item_id, not author_id
+    monkeypatch.setattr(base, "MIN_ID_ROWS", 30)  # user_id and item_id, not author_id
     return make_columns(CARD, 6, np.random.default_rng(0))
 
 

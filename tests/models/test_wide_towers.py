@@ -56,7 +56,7 @@ def test_a_time_that_only_the_wide_part_predicts() -> None:
 
 
 def test_outcomes_share_no_parameter() -> None:
-    """The gradient of one outcome's tower reaches no hidden unit of another's."""
+    """The gradient of one outcome's prediction reaches no hidden unit of another's."""
     model = randomized()
     wide, hidden = model.ranker.wide, CONFIG.model.wide_dim
     output = forward(model, make_batch(CARD, COLUMNS, CONFIG)).wide

@@ -107,7 +107,7 @@ def predictions(model: RankingModel, columns: WindowColumns, candidates: bool) -
     time = torch.full((len(marginals.time), len(CARD.actions)), torch.nan)
     time[:, : best.time.shape[2]] = best.time[:, 0]
     times = torch.nan_to_num(torch.cat([marginals.time, time], 1), nan=-1.0)
-    return torch.cat([marginals.probability, output.label_logits, best.log_probability[:, :1], times], 1)
+    return torch.cat([marginals.probability, output.label_probability, best.log_probability[:, :1], times], 1)
 
 
 # Maximum history shorter than, equal to and longer than the window.
@@ -234,7 +234,7 @@ def _check_alone(
     with torch.no_grad():
         _, (_, output) = loaded.model.model_parallel(batch)
     marginals = loaded.model.model.ranker.marginals(output, loaded.config.evaluate.max_unexplored_mass)
-    expected = [*marginals.probability[0, 1:-1].tolist(), output.label_logits[0, 0].sigmoid().item()]
+    expected = [*marginals.probability[0, 1:-1].tolist(), output.label_probability[0, 0].item()]
     assert list(candidate.probability) == NAMES
     np.testing.assert_allclose(list(candidate.probability.values()), expected, atol=1e-5)
     assert candidate.expected_watch_s == pytest.approx(marginals.time[0, -1].expm1().item(), rel=1e-4)
@@ -446,7 +446,7 @@ def alone_score(
         _, (_, output) = loaded.model.model_parallel(batch)
         ranker = loaded.model.model.ranker
         marginals = ranker.marginals(output, 0.0)
-        heads = torch.cat([output.label_logits, output.objective_logits], 1)
+        heads = torch.cat([output.label_probability, output.objective_probability], 1).logit()
         value = torch.cat([marginals.probability[:, 1:-1].logit(), heads, marginals.time[:, -1:]], 1)
         looked_up = loaded.model.model.embeddings(batch.sparse)
         known_items = {
