@@ -30,8 +30,8 @@ class Predictions:
         occurred: [n, outcomes], 0, 1 or NaN if unknown.
         time: [n, actions] predicted log1p seconds.
         observed_time: [n, actions] log1p seconds, NaN if unknown.
-        time_given_prefix: [n, actions] as ``time``, for actions that occurred, given the preceding steps. Towers of
-            baselines read no steps, so their values equal ``time``.
+        time_given_prefix: [n, actions] as ``time``, for actions that occurred, given the preceding steps, without the
+            wide part. Towers of baselines read no steps, so their values equal ``time``.
         watch_time: [n] log1p seconds of the watch-time head, NaN without a prediction.
         oracle: [n, oracle columns] true probabilities.
         unexplored_mass: [n] total probability of pruned sequence prefixes.

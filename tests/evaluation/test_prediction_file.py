@@ -78,7 +78,7 @@ def test_rejects_other_and_missing_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [{}, {"generator": "independent_heads", "predict_objectives": True}, {"name": "mmoe"}]
+    "model", [{}, {"generator": "independent_heads", "predict_objectives": True, "wide_dim": 0}, {"name": "mmoe"}]
 )
 def test_evaluation_is_reproducible_from_the_file(model: dict, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", CARD, windows=20)

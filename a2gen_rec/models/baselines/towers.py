@@ -35,8 +35,7 @@ class TowerOutput(RankerOutput):
     time: Tensor
 
     def step_times(self, batch: WindowBatch) -> Tensor:
-        time = self.time if self.wide is None else (self.time + self.wide.time) / 2
-        return time[batch.step_target_index].gather(1, batch.step_label[:, None]).squeeze(1)
+        return self.time[batch.step_target_index].gather(1, batch.step_label[:, None]).squeeze(1)
 
 
 class TowerRanker(BaseRanker[TowerOutput]):
