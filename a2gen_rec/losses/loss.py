@@ -16,7 +16,7 @@ from a2gen_rec.config import LossConfig
 from a2gen_rec.data.batch import COUNT_NAMES, WindowBatch
 from a2gen_rec.data.schema import WATCH_TIME
 from a2gen_rec.errors import ConfigError
-from a2gen_rec.losses.objectives import UncertaintyWeighting, objective_losses
+from a2gen_rec.losses.objectives import UncertaintyWeighting, binary_loss_sums, objective_losses
 from a2gen_rec.losses.targets import target_outcomes
 from a2gen_rec.losses.towers import occurrence_bce, tower_loss_sums
 from a2gen_rec.models.a2gen import A2GenOutput, OccurrenceHeadOutput
@@ -250,8 +250,8 @@ def _wide_sum(output: RankerOutput, batch: WindowBatch, config: LossConfig) -> T
     if wide is None:
         return output.context.sum() * 0
     events, times = tower_loss_sums(wide.event_logits, wide.time, batch, config.time_loss, _trained_actions(output))
-    labels = _binary_sums(wide.label_logits, batch.labels, None if output.trained is None else output.trained.labels)
-    objectives = _binary_sums(wide.objective_logits, _trained_objectives(output, batch))
+    labels = binary_loss_sums(wide.label_logits, _trained_labels(output, batch))
+    objectives = binary_loss_sums(wide.objective_logits, _trained_objectives(output, batch))
     return events.sum() + times.sum() + labels.sum() + objectives.sum()
 
 
@@ -277,17 +277,12 @@ def _trained_objectives(output: RankerOutput, batch: WindowBatch) -> Tensor:
 
 def _label_sums(output: RankerOutput, batch: WindowBatch) -> Tensor:
     """Return the cross-entropy [labels] of every label, summed over targets with a known value."""
-    return _binary_sums(output.label_logits, batch.labels, None if output.trained is None else output.trained.labels)
+    return binary_loss_sums(output.label_logits, _trained_labels(output, batch))
 
 
-def _binary_sums(logits: Tensor, outcomes: Tensor, trained: Tensor | None = None) -> Tensor:
-    """Return the cross-entropy [outcomes] of ``logits`` [targets, outcomes], summed over targets with a known value."""
-    known = torch.isfinite(outcomes)
-    if trained is not None:
-        known = known & trained
-    target = torch.where(known, outcomes, 0).to(logits.dtype)
-    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return torch.where(known, losses, 0).sum(0)
+def _trained_labels(output: RankerOutput, batch: WindowBatch) -> Tensor:
+    """Return the values [targets, labels], NaN for untrained labels."""
+    return batch.labels if output.trained is None else batch.labels.masked_fill(~output.trained.labels, torch.nan)
 
 
 def _gather_label(values: Tensor, label: Tensor) -> Tensor:

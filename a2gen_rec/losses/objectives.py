@@ -11,6 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def binary_loss_sums(logits: Tensor, outcomes: Tensor) -> Tensor:
+    """Return the binary cross-entropy [outcomes], summed over targets with a known outcome.
+
+    Args:
+        logits: [targets, outcomes].
+        outcomes: [targets, outcomes] 0 or 1; NaN if unknown.
+    """
+    known = torch.isfinite(outcomes)
+    target = torch.where(known, outcomes, 0).to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return torch.where(known, losses, 0).sum(0)
+
+
 def objective_losses(
     logits: Tensor,
     watch_time: Tensor | None,
@@ -30,10 +43,7 @@ def objective_losses(
     Returns:
         Sums and counts over known values, each [terms]: one per objective, then one for a predicted watch time.
     """
-    known = torch.isfinite(labels)
-    target = torch.where(known, labels, 0).to(logits.dtype)
-    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    sums, counts = torch.where(known, losses, 0).sum(0), known.sum(0)
+    sums, counts = binary_loss_sums(logits, labels), torch.isfinite(labels).sum(0)
     if watch_time is None:
         return sums, counts
     known = torch.isfinite(watch_s)
