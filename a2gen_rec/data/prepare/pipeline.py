@@ -29,10 +29,10 @@ from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
 from a2gen_rec.data.features.numbers import NumberEncoding, fit_number
 from a2gen_rec.data.features.sessions import SESSION_GAP_S, add_session_columns, session_features
 from a2gen_rec.data.prepare import splits, staging, statistics
-from a2gen_rec.data.prepare.point_in_time import PERIOD, STATISTIC, PointInTime, fit_outcomes, period_sql
+from a2gen_rec.data.prepare.point_in_time import PERIOD, PointInTime, fit_outcomes, period_sql
 from a2gen_rec.data.prepare.quality import measure_quality
 from a2gen_rec.data.prepare.staging import StagedColumns
-from a2gen_rec.data.prepare.windows import WindowSpec, build_windows, stack_statistics
+from a2gen_rec.data.prepare.windows import WindowSpec, build_windows
 from a2gen_rec.data.schema import EXIT, ITEM_ID, ITEM_INDEX, SPLITS, START, DatasetCard, FeedbackRule
 from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
 from a2gen_rec.data.sql import ROW_COLUMN, connect, quote_identifier, quote_literal, read_parquet_sql, translate_errors
@@ -268,17 +268,19 @@ class PreparePipeline:
         encodings: list[FeatureEncoding],
     ) -> PointInTime:
         """Compute the statistics of the values of all item features."""
-        features = [encoding for encoding in encodings if encoding.feature.level == "item"]
-        outcomes = fit_outcomes(self.connection, train, self.info.actions, flags, timed_actions)
-        return PointInTime(
+        task = self.progress.add_task("statistics", total=None)
+        features = [x for x in encodings if x.feature.level == "item"] if self.config.statistics else []
+        statistics = PointInTime(
             self.connection,
             impressions,
-            self.track(features if self.config.statistics else [], "statistics"),
-            outcomes,
+            features,
+            fit_outcomes(self.connection, train, self.info.actions, flags, timed_actions) if features else [],
             self.period,
             self.info.has_calendar_time,
             self.scratch_dir / "statistics",
         )
+        self.progress.update(task, total=1, completed=1)
+        return statistics
 
     @property
     def period(self) -> str:
@@ -340,7 +342,7 @@ class PreparePipeline:
             relation = feedback.add_feedback_columns(f"(SELECT {split} FROM {read_parquet_sql(file)})", rule)
             with_period = f'(SELECT *, {self.period} AS "{PERIOD}" FROM {relation})'
             selected = [f"raw.{column}" for column in columns]
-            selected += [f'{value} AS "{STATISTIC}{number}"' for number, value in enumerate(point_in_time.values)]
+            selected += point_in_time.positions
             joins = point_in_time.joins()
             if window_spec.has_vectors:
                 items = f"read_parquet([{quote_literal(self.output_dir / ITEMS_FILE)}], file_row_number = true)"
@@ -348,7 +350,7 @@ class PreparePipeline:
                 selected.append(f'"items of vectors".file_row_number AS "{ROW_COLUMN}{ITEM_INDEX}"')
             rows = encode_relation(with_period, encodings, selected, ROW_COLUMN, joins, numbers)
             impressions = self.connection.sql(f"{rows} ORDER BY raw.user_id, raw.ts_ms, raw.item_id").to_arrow_table()
-            impressions = stack_statistics(impressions, point_in_time.num_columns)
+            impressions = point_in_time.append_values(impressions)
             impressions = add_session_columns(impressions, session_feature_list, SESSION_GAP_S)
             file.unlink()
             for code, name in enumerate(SPLITS):

@@ -10,22 +10,25 @@ topic. The value at a target depends only on impressions of earlier *periods*, n
 The sums are integers, so the result does not depend on the order of rows or threads.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from a2gen_rec.data.features.encodings import FeatureEncoding
-from a2gen_rec.data.schema import EXIT, WATCH_TIME, Statistic, StatisticKind
-from a2gen_rec.data.sql import fetch_one, quote_identifier, quote_literal, read_parquet_sql
+from a2gen_rec.data.schema import EXIT, STATISTICS_COLUMN, WATCH_TIME, Statistic, StatisticKind
+from a2gen_rec.data.sql import fetch_one, quote_identifier, quote_literal, quote_path, read_parquet_sql
 from a2gen_rec.data.time_zone import TimeZone
 
 PRIOR_WEIGHT = 5.0
 """Weight of the training mean in every rate and mean, in impressions."""
 NUM_FOLDS = 5
 """Number of folds of users in a log without a calendar."""
-PERIOD, STATISTIC = "statistics period", "statistic "
+PERIOD, POSITION = "statistics period", "position of statistics "
 DAY_MS = 86_400_000
 TIME_UNIT = 10_000
 """Inverse resolution of log1p seconds in the integer sums."""
@@ -103,10 +106,14 @@ def fit_outcomes(
 class PointInTime:
     """Statistics of one log, by feature value and period.
 
+    One scan sums the impressions by the values of all features and by period. Every feature's statistics are then
+    sums of these sums, in one Parquet table per feature. Windows read them by position from a memory-mapped matrix, so
+    that no query joins or sorts their values.
+
     Args:
         connection: DuckDB connection.
         impressions: relation of all impressions with the column ``split``.
-        encodings: encodings of the item features.
+        encodings: encodings of the item features; empty for no statistics.
         outcomes: outcomes to summarize.
         period: SQL of the period.
         has_calendar_time: whether periods are days.
@@ -117,23 +124,24 @@ class PointInTime:
         self,
         connection: duckdb.DuckDBPyConnection,
         impressions: str,
-        encodings: Iterable[FeatureEncoding],
+        encodings: Sequence[FeatureEncoding],
         outcomes: Sequence[Outcome],
         period: str,
         has_calendar_time: bool,
         directory: Path,
     ) -> None:
-        self.outcomes, self.period, self.has_calendar_time, self.directory = (
-            outcomes,
-            period,
-            has_calendar_time,
-            directory,
-        )
-        self.encodings: list[FeatureEncoding] = []
+        self.encodings, self.outcomes, self.directory = encodings, outcomes, directory
+        aggregates = dict.fromkeys(["count(*)", *(sql for x in outcomes for sql in (x.sum_sql, x.count_sql))])
+        self._sums = {aggregate: f"sum{number}" for number, aggregate in enumerate(aggregates)}
+        if not encodings:
+            return
         directory.mkdir()
-        for number, encoding in enumerate(encodings):
-            connection.execute(self._totals_query(impressions, encoding, number))
-            self.encodings.append(encoding)
+        totals = directory / "totals.parquet"
+        connection.execute(self._totals_query(impressions, period, totals))
+        for number in range(len(encodings)):
+            connection.execute(self._statistics_query(totals, number, has_calendar_time))
+            self._write_values(number)
+        totals.unlink()
 
     @property
     def statistics(self) -> list[Statistic]:
@@ -148,58 +156,76 @@ class PointInTime:
         ]
 
     @property
-    def num_columns(self) -> int:
-        return len(self.encodings) * (1 + len(self.outcomes))
-
-    @property
-    def values(self) -> list[str]:
-        """SQL of the statistics after :meth:`joins`; 0 without any earlier impression."""
-        width = 1 + len(self.outcomes)
+    def positions(self) -> list[str]:
+        """SQL of the columns that :meth:`append_values` reads, after :meth:`joins`."""
         return [
-            f"coalesce({self._alias(number // width)}.s{number % width}, 0::FLOAT)"
-            for number in range(self.num_columns)
+            f"coalesce({_alias(number)}.file_row_number, -1) AS {quote_identifier(POSITION + str(number))}"
+            for number in range(len(self.encodings))
         ]
 
-    def joins(self, latest: bool = False) -> list[str]:
-        """Return the joins of the statistics to a relation ``raw`` with the features' raw values.
+    @property
+    def latest_values(self) -> list[str]:
+        """SQL of the statistics after the last period, after :meth:`latest_joins`; 0 without any impression."""
+        return [
+            f"coalesce({_alias(number)}.s{column}, 0::FLOAT)"
+            for number in range(len(self.encodings))
+            for column in range(1 + len(self.outcomes))
+        ]
 
-        Args:
-            latest: join the statistics after the last period instead of those at the column ``PERIOD``.
-        """
-        joins = []
-        for number, encoding in enumerate(self.encodings):
-            alias, table = self._alias(number), read_parquet_sql(self._file(number))
-            source = f"(SELECT * FROM {table} WHERE period IS {'' if latest else 'NOT '}NULL)"
-            condition = f"{alias}.key = {_key_sql(encoding)}"
-            if not latest:
-                condition += f" AND {alias}.period = raw.{quote_identifier(PERIOD)}"
-            joins.append(f"LEFT JOIN {source} AS {alias} ON {condition}")
-        return joins
+    def joins(self) -> list[str]:
+        """Return the joins of positions to a relation ``raw`` with the features' raw values and ``PERIOD``."""
+        period = f"raw.{quote_identifier(PERIOD)}"
+        return [
+            f"{self._join_sql(number, 'period IS NOT NULL')} AND {_alias(number)}.period = {period}"
+            for number in range(len(self.encodings))
+        ]
 
-    def _alias(self, number: int) -> str:
-        return quote_identifier(f"statistics {number}")
+    def latest_joins(self) -> list[str]:
+        """Return the joins of the statistics after the last period to a relation ``raw`` with raw values."""
+        return [self._join_sql(number, "period IS NULL") for number in range(len(self.encodings))]
 
-    def _file(self, number: int) -> Path:
+    def append_values(self, impressions: pa.Table) -> pa.Table:
+        """Replace the columns ``positions`` by one column of half-precision statistics, a list per impression."""
+        if not self.encodings:
+            return impressions
+        width = 1 + len(self.outcomes)
+        values = np.empty((impressions.num_rows, len(self.encodings), width), np.float16)
+        names = [f"{POSITION}{number}" for number in range(len(self.encodings))]
+        for number, name in enumerate(names):
+            matrix = np.memmap(self._values_file(number), np.float16, "r").reshape(-1, width)
+            values[:, number] = matrix[impressions[name].to_numpy()]
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), len(self.encodings) * width)
+        return impressions.drop_columns(names).append_column(STATISTICS_COLUMN, lists)
+
+    def _join_sql(self, number: int, condition: str) -> str:
+        table = f"read_parquet([{quote_path(self._table_file(number))}], file_row_number = true)"
+        key = f"{_alias(number)}.key = {_key_sql(self.encodings[number])}"
+        return f"LEFT JOIN (SELECT * FROM {table} WHERE {condition}) AS {_alias(number)} ON {key}"
+
+    def _table_file(self, number: int) -> Path:
         return self.directory / f"{number}.parquet"
 
-    def _totals_query(self, impressions: str, encoding: FeatureEncoding, number: int) -> str:
+    def _values_file(self, number: int) -> Path:
+        return self.directory / f"{number}.float16"
+
+    def _totals_query(self, impressions: str, period: str, file: Path) -> str:
+        """Return the statement that writes the sums of impressions with equal values of all features and period."""
+        keys = [f"{_key_sql(encoding)} AS key{number}" for number, encoding in enumerate(self.encodings)]
+        sums = [f"{aggregate} AS {name}" for aggregate, name in self._sums.items()]
+        return f"""COPY (
+            SELECT {", ".join([*keys, f"{period} AS period", *sums])} FROM {impressions} AS raw GROUP BY ALL
+        ) TO {quote_literal(file)} (FORMAT parquet)"""
+
+    def _statistics_query(self, totals: Path, number: int, has_calendar_time: bool) -> str:
         """Return the statement that writes a feature's statistics per period, and those after the last (NULL)."""
-        sums = ", ".join(
-            f"{outcome.sum_sql} AS t{index}, {outcome.count_sql} AS c{index}"
-            for index, outcome in enumerate(self.outcomes)
-        )
-        names = ["n", *(f"{part}{index}" for index in range(len(self.outcomes)) for part in "tc")]
-        separator = ", " if sums else ""
-        totals = (
-            f"SELECT {_key_sql(encoding)} AS key, {self.period} AS period, count(*) AS n{separator}{sums}"
-            f" FROM {impressions} AS raw GROUP BY ALL"
-        )
-        if self.has_calendar_time:
+        names = list(self._sums.values())
+        sums = ", ".join(f"sum({x})::BIGINT AS {x}" for x in names)
+        if has_calendar_time:
             before = ", ".join(f"coalesce(sum({x}) OVER earlier, 0)::BIGINT AS {x}" for x in names)
             window = (
                 "WINDOW earlier AS (PARTITION BY key ORDER BY period ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
             )
-            final = ", ".join(f"sum({x})::BIGINT AS {x}" for x in names)
+            final = sums
         else:
             is_train = f"period < {NUM_FOLDS}"
             before = ", ".join(
@@ -209,15 +235,31 @@ class PointInTime:
             )
             window = ""
             final = ", ".join(f"coalesce(sum({x}) FILTER ({is_train}), 0)::BIGINT AS {x}" for x in names)
-        values = ["ln(1 + n)::FLOAT AS s0"]
+        values = [f"ln(1 + {names[0]})::FLOAT AS s0"]
         for index, outcome in enumerate(self.outcomes, start=1):
-            values.append(f"{_smoothed_sql(outcome, f't{index - 1}', f'c{index - 1}')}::FLOAT AS s{index}")
+            value = _smoothed_sql(outcome, self._sums[outcome.sum_sql], self._sums[outcome.count_sql])
+            values.append(f"{value}::FLOAT AS s{index}")
         return f"""COPY (
-            WITH totals AS (SELECT * FROM ({totals}) WHERE key IS NOT NULL),
-            sums AS (SELECT key, period, {before} FROM totals {window} 
+            WITH totals AS (
+                SELECT key{number} AS key, period, {sums} FROM {read_parquet_sql(totals)}
+                WHERE key{number} IS NOT NULL GROUP BY ALL),
+            sums AS (SELECT key, period, {before} FROM totals {window}
                 UNION ALL SELECT key, NULL AS period, {final} FROM totals GROUP BY key)
             SELECT key, period, {", ".join(values)} FROM sums
-        ) TO {quote_literal(self._file(number))} (FORMAT parquet)"""
+        ) TO {quote_literal(self._table_file(number))} (FORMAT parquet)"""
+
+    def _write_values(self, number: int) -> None:
+        """Write a feature's statistics as a half-precision matrix in the order of its table; a last row of zeros."""
+        names = [f"s{column}" for column in range(1 + len(self.outcomes))]
+        with pq.ParquetFile(self._table_file(number)) as table, self._values_file(number).open("wb") as file:
+            for group in range(table.num_row_groups):
+                columns = table.read_row_group(group, names, use_threads=False).columns
+                file.write(np.stack([column.to_numpy().astype(np.float16) for column in columns], axis=1).tobytes())
+            file.write(np.zeros(len(names), np.float16).tobytes())
+
+
+def _alias(number: int) -> str:
+    return quote_identifier(f"statistics {number}")
 
 
 def _key_sql(encoding: FeatureEncoding) -> str:

@@ -137,9 +137,9 @@ def write_entities(
     if duration_feature in (encoding.feature.name for encoding in level_encodings):
         columns.append(f"raw.{quote_identifier(duration_feature)} AS {RAW_DURATION_COLUMN}")
     joins = []
-    if statistics is not None and statistics.num_columns:
-        joins = statistics.joins(latest=True)
-        columns.append(f"[{', '.join(statistics.values)}] AS {STATISTICS_COLUMN}")
+    if statistics is not None and statistics.encodings:
+        joins = statistics.latest_joins()
+        columns.append(f"[{', '.join(statistics.latest_values)}] AS {STATISTICS_COLUMN}")
     query = encode_relation(relation, level_encodings, columns, joins=joins, numbers=level_numbers)
     return write_sorted(connection, f"{query} ORDER BY raw.{key}", file, ROW_GROUP_SIZE)
 

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from a2gen_rec.data.bag_sql import WEIGHTS_COLUMN
 from a2gen_rec.data.columns import concat_ranges, jagged_positions
 from a2gen_rec.data.inputs import Number
-from a2gen_rec.data.prepare.point_in_time import STATISTIC
 from a2gen_rec.data.schema import ITEM_INDEX, STATISTICS_COLUMN, Feature, Input
 from a2gen_rec.data.sql import ROW_COLUMN, IntArray, is_first_of_user
 
@@ -128,18 +127,6 @@ def action_lists(
         pa.ListArray.from_arrays(ends, pa.array(codes[is_token])),
         pa.ListArray.from_arrays(ends, pa.array(offsets[is_token])),
     )
-
-
-def stack_statistics(impressions: pa.Table, count: int) -> pa.Table:
-    """Replace the columns ``STATISTIC`` + number by one column of ``count`` half-precision values per impression."""
-    if not count:
-        return impressions
-    names = [f"{STATISTIC}{number}" for number in range(count)]
-    matrix = np.empty((impressions.num_rows, count), np.float16)
-    for number, name in enumerate(names):
-        matrix[:, number] = impressions[name].to_numpy()
-    values = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), count)
-    return impressions.drop_columns(names).append_column(STATISTICS_COLUMN, values)
 
 
 def build_windows(impressions: pa.Table, spec: WindowSpec, split_index: int) -> Iterator[pa.Table]:
