@@ -57,7 +57,7 @@ class ModelConfig:
     statistics: bool = True
     """Add the dataset's statistics of item feature values, and statistics of the user's own history, to targets.
     They summarize actions, times and feedback whatever the settings of the sequence are."""
-    wide_dim: int = 64
+    wide_dim: int = 32
     """Hidden width of the wide part: one small network per outcome on statistics, numbers, vectors, small features and
     the latest impressions, the inputs of ``gbdt``. Predictions are means of both parts. 0 or ``statistics: false``
     removes it. The ``mmoe``, ``ple`` and ``hstu`` baselines have none. [ours]"""

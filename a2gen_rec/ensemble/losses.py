@@ -126,7 +126,7 @@ def min_norm_weights(gram: np.ndarray, tolerance: float = 1e-10, max_steps: int 
     max_diagonal = gram.diagonal().max()
     for _ in range(max_steps):
         slope = gram @ weights
-        best, worst = int(slope.argmin()), int(np.where(weights > 0, slope, -np.inf).argmax())
+        best, worst = int(slope.argmin()), int(np.argmax(np.where(weights > 0, slope, -np.inf)))
         if slope[worst] - slope[best] <= tolerance * max_diagonal:
             break
         curvature = gram[best, best] + gram[worst, worst] - 2 * gram[best, worst]

@@ -13,6 +13,7 @@ from a2gen_rec.models.base import MIN_ID_ROWS, BaseRanker, EncodingT, TargetEnco
 from a2gen_rec.models.flat_inputs import FlatInputs
 from a2gen_rec.models.wide_towers import WidePredictions, WideTowers
 from a2gen_rec.nn.attention import AttentionConfig
+from a2gen_rec.nn.dropout import Dropout
 from a2gen_rec.nn.encoder import FeedbackViews, HierarchicalEncoder
 from a2gen_rec.nn.objectives import MultiObjectiveHead
 from a2gen_rec.utils.jagged import jagged_to_padded_dense
@@ -60,7 +61,7 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
         )
         if self.objectives is not None:
             self.objectives.init_output_bias(rates, math.log1p(card.median_time_s.get(EXIT, math.nan)))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.flat_inputs = self.wide = None
         has_outcomes = bool(card.predicted_actions or card.labels or self.objective_tasks or card.timed_actions)
         if self.history_statistics is not None and config.wide_dim and has_outcomes:
@@ -146,7 +147,7 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
         with torch.no_grad():
             last.bias.copy_(initial_output)
         first = nn.Linear(d_context, hidden)
-        return nn.Sequential(nn.LayerNorm(d_context), first, nn.GELU(), nn.Dropout(self.config.dropout), last)
+        return nn.Sequential(nn.LayerNorm(d_context), first, nn.GELU(), Dropout(self.config.dropout), last)
 
 
 def objective_tasks(card: DatasetCard, config: ModelConfig) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import EFFECTIVE, FEEDBACK, GLANCE, NEGATIVE, OBJECTIVES, UNKNOWN, DatasetCard
+from a2gen_rec.nn.dropout import Dropout
 from a2gen_rec.nn.encoder import WindowLayout
 from a2gen_rec.utils.jagged import jagged_to_padded_dense, padded_dense_to_jagged
 
@@ -139,7 +140,7 @@ class NumericInputs(nn.Module):
     def __init__(self, num_inputs: int, width: int, dropout: float) -> None:
         super().__init__()
         self.hidden = nn.Linear(num_inputs, 2 * width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Wide part: one small network per outcome on flat inputs, next to the deep part (Wide & Deep, DLRS 2016) [ours].
 
-The outcomes share no hidden layer, so a frequent one cannot displace a rare one. Large identifiers are no inputs, so
-they cannot be memorized. Both parts are trained by losses of their own, and predictions are means of both.
+The outcomes share no hidden layer, only a linear projection, so a frequent one cannot displace a rare one. Large
+identifiers are no inputs, so they cannot be memorized. Both parts are trained by losses of their own, and predictions
+are means of both.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.flat_inputs import FlatInputs
-from a2gen_rec.nn.experts import TaskLinear, TaskTowers, scatter_timed
+from a2gen_rec.nn.dropout import Dropout
+from a2gen_rec.nn.experts import TaskLinear, scatter_timed
 from a2gen_rec.nn.marginals import ActionMarginals, mean_log_odds
 
 D_SMALL = 8
@@ -85,12 +87,17 @@ class WideTowers(nn.Module):
         self.register_buffer("is_timed", timed, persistent=False)
         self.small = TaskLinear(num_small, dim, D_SMALL)
         width = num_small * D_SMALL + len(inputs.scales) + self.num_optional
-        self.first = nn.Linear(width, sum(self.counts) * hidden_dim)
-        self.towers = TaskTowers(sum(self.counts), hidden_dim, hidden_dim, dropout)
-        self.dropout = nn.Dropout(dropout)
+        # Cheaper than a first layer on all columns, and equally good on KuaiRand.
+        self.project = nn.Linear(width, 4 * hidden_dim, bias=False)
+        self.first = nn.Linear(4 * hidden_dim, sum(self.counts) * hidden_dim)
+        self.second = TaskLinear(sum(self.counts), hidden_dim, hidden_dim)
+        self.last = TaskLinear(sum(self.counts), hidden_dim, 1)
+        self.dropout = Dropout(dropout)
         rates = torch.tensor([card.base_rate[name] for name in occurrences])
         seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
-        self.towers.init_output_bias(torch.cat([torch.logit(rates, eps=1e-4), torch.log1p(seconds[timed])]))
+        nn.init.zeros_(self.last.weight)
+        with torch.no_grad():
+            self.last.bias.copy_(torch.cat([torch.logit(rates, eps=1e-4), torch.log1p(seconds[timed])])[:, None, None])
 
     def forward(self, values: Tensor, embeddings: Tensor) -> WidePredictions:
         """Return predictions of targets.
@@ -103,7 +110,8 @@ class WideTowers(nn.Module):
         missing = torch.isnan(values[:, : self.num_optional])
         scaled = (values.nan_to_num() * self.scale).clamp(-MAX_INPUT, MAX_INPUT)
         dtype = self.first.weight.dtype
-        hidden = F.gelu(self.first(torch.cat([small, scaled.to(dtype), missing.to(dtype)], dim=1)))
-        hidden = self.dropout(hidden).unflatten(1, (sum(self.counts), -1))
-        events, labels, objectives, times = self.towers(hidden).split(self.counts, dim=1)
+        projected = self.project(torch.cat([small, scaled.to(dtype), missing.to(dtype)], dim=1))
+        hidden = self.dropout(F.relu(self.first(projected))).unflatten(1, (sum(self.counts), -1))
+        hidden = self.dropout(F.relu(self.second(hidden)))
+        events, labels, objectives, times = self.last(hidden).squeeze(-1).split(self.counts, dim=1)
         return WidePredictions(events, labels, objectives, scatter_timed(times, self.is_timed))

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from a2gen_rec.nn.dropout import Dropout
+
 Residual = Literal["context", "both"]
 AttentionImpl = Literal["factorized", "reference"]
 
@@ -247,7 +249,7 @@ class FeedForward(nn.Module):
         super().__init__()
         hidden = int(dim * ratio)
         self.layers = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
+            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, dim)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from a2gen_rec.nn.attention import small_softmax
+from a2gen_rec.nn.dropout import Dropout
 
 
 class TaskLinear(nn.Module):
@@ -162,7 +163,7 @@ class TaskTowers(nn.Module):
     def __init__(self, num_tasks: int, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.hidden = TaskLinear(num_tasks, dim, hidden_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.last = TaskLinear(num_tasks, hidden_dim, 1)
 
     @torch.no_grad()

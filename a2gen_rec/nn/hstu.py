@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from a2gen_rec.nn.dropout import Dropout
 from a2gen_rec.nn.encoder import make_pair_biases, pair_bias
 
 
@@ -74,7 +75,7 @@ class HSTU(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             HSTULayer(dim, num_heads, max_history, time_buckets, match_features, dropout) for _ in range(num_layers)
         )
@@ -119,7 +120,7 @@ class HSTULayer(nn.Module):
         self.position = nn.Parameter(torch.ones(num_heads, max_history + 1))  # by distance; 0 is the row itself
         self.recency, self.match = make_pair_biases(time_buckets, match_features, num_heads)
         self.attended_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(dim, dim)
         for layer in (self.project, self.output):
             nn.init.xavier_uniform_(layer.weight)

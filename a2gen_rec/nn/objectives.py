@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from a2gen_rec.nn.attention import small_softmax
+from a2gen_rec.nn.dropout import Dropout
 
 
 class ObjectivePredictions(NamedTuple):
@@ -63,7 +64,7 @@ class MultiObjectiveHead(nn.Module):
         self.tower_bias = nn.Parameter(_uniform(num_tasks, 1, hidden_dim, fan_in=dim))
         self.last_weight = nn.Parameter(_uniform(num_tasks, hidden_dim, 1, fan_in=hidden_dim))
         self.last_bias = nn.Parameter(_uniform(num_tasks, 1, 1, fan_in=hidden_dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @torch.no_grad()
     def init_output_bias(self, rate: Tensor, watch_time: float = float("nan")) -> None:

@@ -212,7 +212,7 @@ def _session_times(
     start = rng.integers(days, size=num_sessions) * DAY_MS + hour * (DAY_MS // 24)
     start += rng.integers(DAY_MS // 24, size=num_sessions)
     # A time offset per user, longer than any log, keeps sorting and running maxima within the user.
-    user_stride = days * DAY_MS + int(np.bincount(user, weights=duration_ms).max())
+    user_stride = days * DAY_MS + int(np.max(np.bincount(user, weights=duration_ms)))
     start = np.sort(start + user[is_session_start] * user_stride)
     elapsed = duration_ms.cumsum() - duration_ms
     earliest = np.full(len(user), np.iinfo(np.int64).min)

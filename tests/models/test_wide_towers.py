@@ -64,7 +64,7 @@ def test_outcomes_share_no_parameter() -> None:
     assert outcomes.shape[1] >= 5
     for outcome in range(outcomes.shape[1]):
         first, towers = torch.autograd.grad(
-            outcomes[:, outcome].sum(), [wide.first.weight, wide.towers.hidden.weight], retain_graph=True
+            outcomes[:, outcome].sum(), [wide.first.weight, wide.second.weight], retain_graph=True
         )
         reached = first.unflatten(0, (-1, hidden)).flatten(1).abs().sum(1) > 0
         assert reached.nonzero().flatten().tolist() == [outcome]
@@ -98,7 +98,7 @@ def test_starts_at_base_rates_whatever_is_missing() -> None:
     output = model(batch).wide
     rates = torch.tensor([card.base_rate[name] for name in card.predicted_actions]).clamp(1e-4, 1 - 1e-4)
     torch.testing.assert_close(output.event_logits.sigmoid(), rates.expand_as(output.event_logits))
-    model.ranker.wide.towers.last.weight.normal_()
+    model.ranker.wide.last.weight.normal_()
     assert model(batch).wide.event_logits.isfinite().all()
     missing = dataclasses.replace(
         batch, numbers=torch.full_like(batch.numbers, torch.nan), user_numbers=batch.user_numbers * torch.nan

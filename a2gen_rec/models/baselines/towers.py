@@ -16,6 +16,7 @@ from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.base import BaseRanker, FeatureEmbeddings, RankerOutput
+from a2gen_rec.nn.dropout import Dropout
 from a2gen_rec.nn.encoder import WindowLayout
 from a2gen_rec.nn.experts import TaskTowers, scatter_timed
 from a2gen_rec.nn.marginals import ActionMarginals
@@ -61,7 +62,7 @@ class TowerRanker(BaseRanker[TowerOutput]):
         )
         self.num_towers = self.split_indices[-1] + times
         self.towers = TaskTowers(self.num_towers, config.dim, int(config.dim * config.tower_mlp_ratio), config.dropout)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         rate = torch.tensor(
             [card.base_rate[name] for name in [*card.predicted_actions, *card.labels, *self.objective_tasks]]
         )

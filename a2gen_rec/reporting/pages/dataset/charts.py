@@ -103,7 +103,7 @@ def histogram(
         return
     edges, count = log_histogram(distribution)
     density = count / np.diff(np.log10(edges))
-    axes.bar(edges[:-1], density / density.max(), np.diff(edges), align="edge", color=SERIES[0], alpha=0.55)
+    axes.bar(edges[:-1], density / np.max(density), np.diff(edges), align="edge", color=SERIES[0], alpha=0.55)
     for value, name in [(distribution.median, ""), *marks]:
         if edges[0] <= value <= edges[-1]:
             axes.axvline(
