@@ -195,7 +195,7 @@ class RecommendationPolicy:
     def from_items(cls, items: SimulatedItems, topics: int) -> "RecommendationPolicy":
         order = items.topic.argsort(kind="stable")
         mass = np.bincount(items.topic, weights=items.popularity, minlength=topics)
-        return cls(order, np.cumsum(items.popularity[order]), mass.cumsum() - mass, mass)
+        return cls(order, np.cumsum(items.popularity[order]), np.cumsum(mass) - mass, mass)
 
     def sample_items(
         self, users: SimulatedUsers, user_row: np.ndarray, by_interest: np.ndarray, rng: np.random.Generator
