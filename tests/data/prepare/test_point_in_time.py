@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data.dataset import ITEMS_FILE
+from a2gen_rec.data.features.encodings import hash_encoding
 from a2gen_rec.data.prepare.pipeline import prepare
-from a2gen_rec.data.prepare.point_in_time import NUM_FOLDS, PRIOR_WEIGHT
-from a2gen_rec.data.schema import SPLITS, DatasetCard
+from a2gen_rec.data.prepare.point_in_time import NUM_FOLDS, PERIOD, PRIOR_WEIGHT, PointInTime, period_sql
+from a2gen_rec.data.schema import SPLITS, DatasetCard, FeatureSpec
+from a2gen_rec.data.sql import connect
+from a2gen_rec.data.time_zone import TimeZone
 
 DAY_MS, ZONE_MS = 86_400_000, 8 * 3_600_000
 FIRST_MS = 1_700_006_400_000 - ZONE_MS  # midnight of the log's time zone
@@ -216,3 +220,24 @@ def test_no_statistics_on_request(tmp_path):
     prepare("generic", str(folder), str(tmp_path / "without"), config, str(folder / "spec.yaml"))
     assert DatasetCard.load(str(tmp_path / "without")).statistics == []
     assert "statistics" not in pq.read_table(tmp_path / "without" / ITEMS_FILE).column_names
+
+
+def test_positions_across_row_groups(tmp_path):
+    """Each impression reads its item's row of a table that is longer than one row group."""
+    days = "SELECT item, 0 AS day FROM items, range(item % 7) UNION ALL SELECT item, 1 AS day FROM items"
+    connection = connect(1.0, 2, tmp_path / "spill")
+    connection.execute(
+        f"""CREATE TABLE log AS WITH items AS (SELECT range AS item FROM range(150000))
+        SELECT item::VARCHAR AS item_id, day * {DAY_MS} AS ts_ms FROM ({days})"""
+    )
+    encoding = hash_encoding(FeatureSpec("item_id", "item", "hash", size=2))
+    period = period_sql(has_calendar_time=True, zone=TimeZone())
+    statistics = PointInTime(connection, "log", [encoding], [], period, True, tmp_path / "statistics")
+    with_period = f'(SELECT *, {period} AS "{PERIOD}" FROM log)'
+    (position,), (join,) = statistics.positions, statistics.joins()
+    rows = connection.sql(f"SELECT item_id, ts_ms, {position} FROM {with_period} AS raw {join}").to_arrow_table()
+    assert pq.ParquetFile(tmp_path / "statistics" / "0.parquet").num_row_groups > 1
+    table = statistics.append_values(rows)
+    earlier = np.where(table["ts_ms"].to_numpy() > 0, table["item_id"].cast(pa.int64()).to_numpy() % 7, 0)
+    values = table["statistics"].combine_chunks().flatten().to_numpy()
+    np.testing.assert_array_equal(values, np.log1p(earlier.astype(np.float32)).astype(np.float16))
