@@ -52,9 +52,10 @@ def measure(settings: Settings, process: DistributedContext) -> Report:
     simulated = build_simulation(SimulateConfig(users=settings.users, items=settings.items, seed=settings.seed))
     users, rng = sample_user_block(simulated.config, 0), np.random.default_rng(settings.seed)
     row = rng.integers(len(users.user_id), size=settings.impressions)
-    item = simulated.policy.sample_items(users, row, rng.random(len(row)) < simulated.config.personalized_share, rng)
+    by_interest = rng.random(len(row)) < simulated.config.personalized_share
+    item = simulated.catalog.policies[0].sample_items(users, row, by_interest, rng)
     probabilities = viewing.segment_probabilities(
-        simulated.config, simulated.base_logits, simulated.items, users, row, item
+        simulated.config, simulated.base_logits, simulated.catalog.items, users, row, item
     )
     fit, held_out = (sample_times(probabilities, settings.draws // 2, rng) for _ in range(2))
     check_frequencies(np.isfinite(fit[:, :-1]), viewing.exact_marginals(probabilities).action)

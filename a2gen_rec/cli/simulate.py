@@ -20,3 +20,5 @@ def run(args: Namespace) -> None:
     rates = ", ".join(f"{name} {rate:.1%}" for name, rate in summary.rates.items())
     print(f"{summary.impressions:,} impressions of {summary.users:,} users on {summary.items:,} items in {args.out}")
     print(f"rates: {rates}")
+    if summary.days:
+        print(f"days: {len(summary.days)} folders, {summary.days[0]} to {summary.days[-1]}")

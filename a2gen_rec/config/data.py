@@ -7,6 +7,8 @@ from a2gen_rec.errors import ConfigError
 
 SOURCE_NAMES = ("kuairand", "jd", "rec_tmall", "tenrec", "simulated", "generic")
 """Kinds of raw logs that can be prepared."""
+MAX_SIMULATED_DAYS = 366
+"""Maximum number of days of a simulated log: two files per day are open at once."""
 
 
 @dataclass
@@ -17,9 +19,9 @@ class SimulateConfig:
     """
 
     users: int = 2_000
-    """Number of users."""
+    """Number of users; in a log of several days, the number on each day."""
     items: int = 1_000
-    """Number of videos."""
+    """Number of videos; in a log of several days, the mean number on a day."""
     authors: int = 200
     """Number of authors."""
     topics: int = 12
@@ -27,9 +29,24 @@ class SimulateConfig:
     groups: int = 8
     """Number of user groups; members of a group tend to share favourite topics."""
     impressions_per_user: int = 100
-    """Mean number of impressions per user; users differ."""
-    days: int = 14
-    """Time span of the log in days."""
+    """Mean number of impressions per user in a static log; users differ."""
+    span_days: int = 14
+    """Time span of a static log in days."""
+    days: int = 1
+    """Number of days. Above 1, videos, tastes and users change every midnight, and each day has its own folder. 1 gives
+    a static log, to which the settings per day do not apply."""
+    impressions_per_day: float = 8.0
+    """Mean number of impressions per user and day; users differ."""
+    births_per_day: float = 0.05
+    """Number of videos born per day as a fraction of ``items``. The same fraction of the videos retires."""
+    popularity_half_life: float = 3.0
+    """Half-life of a video's popularity in days."""
+    topic_drift: float = 0.15
+    """Standard deviation of the daily change of a topic's log popularity."""
+    taste_drift: float = 0.1
+    """Probability per day that a user trades one of three favourite topics for another one."""
+    new_users_per_day: float = 0.03
+    """Fraction of users who leave per day; as many new users arrive."""
     seed: int = 0
     """Random seed of the simulation."""
     users_per_file: int = 2_000
@@ -72,8 +89,8 @@ class SimulateConfig:
     """Standard deviation of the noise of content vectors, relative to their signal."""
 
     def __post_init__(self) -> None:
-        sizes = ("users", "items", "authors", "topics", "groups", "impressions_per_user", "days", "users_per_file")
-        for name in sizes:
+        sizes = ("users", "items", "authors", "topics", "groups", "impressions_per_user", "users_per_file")
+        for name in (*sizes, "span_days", "days"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
         for name in ("vectors", "vector_noise"):
@@ -81,6 +98,15 @@ class SimulateConfig:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 0")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed {self.seed} must be from 0 to 2^32 - 1")
+        if self.days > MAX_SIMULATED_DAYS:
+            raise ConfigError(f"days {self.days} must be at most {MAX_SIMULATED_DAYS}")
+        if not 0 < self.impressions_per_day < math.inf:
+            raise ConfigError(f"impressions_per_day {self.impressions_per_day} must be above 0")
+        if not self.popularity_half_life > 0:
+            raise ConfigError(f"popularity_half_life {self.popularity_half_life} must be above 0")
+        for name in ("births_per_day", "taste_drift", "new_users_per_day"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must be in [0, 1]")
         for name in ("like_rate", "comment_rate", "follow_rate", "collect_rate", "forward_rate"):
             if not 0 < getattr(self, name) <= 0.5:
                 raise ConfigError(f"{name} {getattr(self, name)} must be above 0 and at most 0.5")
@@ -94,12 +120,18 @@ class SimulateConfig:
             "user_propensity_std",
             "item_quality_std",
             "highlight_strength",
+            "topic_drift",
         ):
             if not 0 <= getattr(self, name) <= 10:
                 raise ConfigError(f"{name} {getattr(self, name)} must be in [0, 10]")
         for name in ("highlight_like_boost", "follow_retention_boost", "hook_penalty"):
             if not -10 <= getattr(self, name) <= 10:
                 raise ConfigError(f"{name} {getattr(self, name)} must be in [-10, 10]")
+
+    @property
+    def num_births(self) -> int:
+        """Number of videos born on each day after the first."""
+        return round(self.births_per_day * self.items)
 
 
 @dataclass

@@ -1,63 +1,41 @@
-"""Simulated logs with known true probabilities, as Parquet files [ours].
-
-::
-
-    users.parquet                visible user features
-    items.parquet                visible video features
-    vectors.parquet              content vectors of videos, if any
-    impressions/part-*.parquet   outcomes and their true probabilities
-    simulation.yaml              settings, effects and resulting rates
+"""Simulation of impressions and logs [ours].
 
 Users are simulated in blocks of :data:`~a2gen_rec.simulation.population.USERS_PER_BLOCK`, each with its own random
-generator. Memory is bounded, and a seed gives the same bytes again. ``users_per_file`` changes no row. A larger number
-of users leaves full blocks unchanged.
+generator per day. Memory is bounded, and a seed gives the same bytes again. ``users_per_file`` changes no row. A larger
+number of users leaves full blocks unchanged, a larger number of days leaves earlier days unchanged.
 """
 
 import math
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from a2gen_rec.config import SimulateConfig
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.simulation import viewing
+from a2gen_rec.simulation import log_files, viewing
+from a2gen_rec.simulation.log_files import DAY_MS, IMPRESSION_SCHEMA, LABEL_NAME
 from a2gen_rec.simulation.population import (
     ACTIONS,
-    ACTIVITY_LEVELS,
-    AGE_BANDS,
     CALIBRATION_STREAM,
-    HOOK_DURATION_MS,
     IMPRESSION_STREAM,
-    TABS,
-    UPLOAD_TYPES,
     USERS_PER_BLOCK,
-    RecommendationPolicy,
-    SimulatedItems,
     SimulatedUsers,
-    sample_content_vectors,
-    sample_item_catalog,
     sample_user_block,
 )
+from a2gen_rec.simulation.world import Catalog, block_days, build_catalog
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.atomic_dir import atomic_output_dir, require_empty_dir
 
-SIMULATION_FILE = "simulation.yaml"
-VECTORS_FILE = "vectors.parquet"
-LABEL_NAME = "long_view"
-LOG_END = datetime(2024, 3, 15, tzinfo=UTC)
-DAY_MS = 86_400_000
 SESSION_LENGTH = 12
 FOR_YOU_FRACTION = 0.75
 # Relative traffic per hour of day.
@@ -67,48 +45,6 @@ PAIRS_PER_CHUNK = 8_192
 CALIBRATION_SAMPLE = 8_192
 CALIBRATION_STEPS = 100
 
-USER_SCHEMA = pa.schema(
-    {
-        "user_id": pa.int64(),
-        "group": pa.int64(),
-        "age_band": pa.string(),
-        "activity_level": pa.string(),
-    }
-)
-ITEM_SCHEMA = pa.schema(
-    {
-        "item_id": pa.int64(),
-        "author_id": pa.int64(),
-        "category": pa.int64(),
-        "upload_type": pa.string(),
-        "duration_s": pa.float64(),
-    }
-)
-IMPRESSION_SCHEMA = pa.schema(
-    {
-        "user_id": pa.int64(),
-        "item_id": pa.int64(),
-        "ts_ms": pa.int64(),
-        "dwell_s": pa.float64(),
-        "tab": pa.string(),
-        **{action: pa.float64() for action in ACTIONS},
-        LABEL_NAME: pa.int8(),
-        **{f"true_{name}": pa.float64() for name in (*ACTIONS, LABEL_NAME)},
-    }
-)
-
-EFFECTS = """\
-Segments on topics of interest to the user increase actions and watch time.
-Highlights on such topics increase both further: actions cluster there.
-A like inside a highlight increases the probability of a later follow and collect.
-A follow before any like increases the remaining watch time.
-An interest mismatch in the first three seconds increases leaving.
-Users differ in action propensity and leave propensity; age bands differ in action propensity.
-A user's group is correlated with the interests; the category is the main topic of the video's segments.
-The for_you tab selects items by interest and popularity, discover by popularity only.
-Items may recur for a user; there is no other drift or repetition over time.
-"""
-
 
 @dataclass(frozen=True)
 class SimulationSummary:
@@ -116,9 +52,10 @@ class SimulationSummary:
 
     Attributes:
         impressions: number of impressions.
-        users: number of users.
-        items: number of items.
+        users: number of users on all days.
+        items: number of items on all days.
         rates: share of impressions per action, ``long_view`` and ``glance`` (under 3 s).
+        days: folders of the days; empty for a static log.
         seconds: duration of the simulation.
     """
 
@@ -126,6 +63,7 @@ class SimulationSummary:
     users: int
     items: int
     rates: dict[str, float]
+    days: tuple[str, ...]
     seconds: float
 
 
@@ -135,31 +73,29 @@ class Simulation:
 
     Attributes:
         config: settings.
-        items: all videos.
-        policy: recommendation policy.
+        catalog: all videos, and the recommendation policy of each day.
         base_logits: calibrated base log-odds.
     """
 
     config: SimulateConfig
-    items: SimulatedItems
-    policy: RecommendationPolicy
+    catalog: Catalog
     base_logits: viewing.BaseLogits
 
 
 def build_simulation(config: SimulateConfig) -> Simulation:
     """Sample the items and calibrate the base log-odds to the configured rates.
 
-    The calibration is a damped fixed-point iteration on the exact probabilities of a sample of impressions.
+    The calibration is a damped fixed-point iteration on the exact probabilities of a sample of the first day's
+    impressions.
 
     Raises:
         ConfigError: a rate is not reachable.
     """
-    items = sample_item_catalog(config)
-    policy = RecommendationPolicy.from_items(items, config.topics)
+    catalog = build_catalog(config)
     users = sample_user_block(replace(config, users=USERS_PER_BLOCK), 0)
     rng = np.random.default_rng([config.seed, CALIBRATION_STREAM])
     user_row = rng.choice(len(users.user_id), CALIBRATION_SAMPLE, p=users.activity / users.activity.sum())
-    item = policy.sample_items(
+    item = catalog.policies[0].sample_items(
         users, user_row, rng.random(CALIBRATION_SAMPLE) < FOR_YOU_FRACTION * config.personalized_share, rng
     )
 
@@ -167,7 +103,7 @@ def build_simulation(config: SimulateConfig) -> Simulation:
     parameters = np.array([*_log_odds(rates[:-2] / 3), -1.0, -1.5])
     for _ in range(CALIBRATION_STEPS):
         marginals = viewing.exact_marginals(
-            viewing.segment_probabilities(config, _base_logits(parameters), items, users, user_row, item)
+            viewing.segment_probabilities(config, _base_logits(parameters), catalog.items, users, user_row, item)
         )
         simulated_rates = np.array(
             [*marginals.action.mean(axis=1), marginals.glance.mean(), marginals.long_view.mean()]
@@ -183,7 +119,7 @@ def build_simulation(config: SimulateConfig) -> Simulation:
         raise ConfigError(
             f"{name}_rate {rates[worst]} is not reachable with these settings (got {simulated_rates[worst]:.3f})"
         )
-    return Simulation(config, items, policy, _base_logits(parameters))
+    return Simulation(config, catalog, _base_logits(parameters))
 
 
 def _base_logits(values: np.ndarray) -> viewing.BaseLogits:
@@ -197,13 +133,15 @@ def _log_odds(rate: np.ndarray) -> np.ndarray:
 def _session_times(
     is_session_start: np.ndarray, user: np.ndarray, duration_ms: np.ndarray, days: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return start times in ms: the session's start or the end of the previous impression, whichever is later.
+    """Return start times in ms since the start of the log or day.
+
+    An impression starts at the session's start or the end of the previous impression, whichever is later.
 
     Args:
         is_session_start: (N,) bool, first impression of a session.
-        user: (N,) int, sorted, from 0.
+        user: (N,) int, sorted, at least 0.
         duration_ms: (N,) int64, time until the next impression of the same session can start.
-        days: span of the log.
+        days: span in days.
         rng: random generator.
     """
     hour_cdf = np.cumsum(HOUR_WEIGHTS) / np.sum(HOUR_WEIGHTS)
@@ -221,129 +159,94 @@ def _session_times(
     # A log that exceeds its end is shifted to an earlier start.
     span = np.zeros(user[-1] + 1, dtype=np.int64)
     np.maximum.at(span, user, start_ms + duration_ms)
-    end_ms = int(LOG_END.timestamp() * 1000)
-    return end_ms - days * DAY_MS + start_ms - np.maximum(span - days * DAY_MS, 0)[user]
+    return start_ms - np.maximum(span - days * DAY_MS, 0)[user]
 
 
-def simulate_block(simulated: Simulation, users: SimulatedUsers, block: int) -> pa.Table:
-    """Simulate all impressions of a block of users, sorted by user and time; columns as in :func:`simulate`."""
-    config, rng = simulated.config, np.random.default_rng([simulated.config.seed, IMPRESSION_STREAM, block])
-    count = np.maximum(rng.poisson(users.activity), 1)
+def simulate_block(simulated: Simulation, users: SimulatedUsers, block: int, day: int = 0) -> pa.Table:
+    """Simulate the impressions of a block of users on a day, or of a static log.
+
+    Returns:
+        Columns as in :func:`simulate`, sorted by user and time.
+    """
+    config, items, policy = simulated.config, simulated.catalog.items, simulated.catalog.policies[day]
+    rng = np.random.default_rng([config.seed, IMPRESSION_STREAM, block, day])
+    # Everyone has an impression on the day of arrival.
+    count = np.maximum(rng.poisson(users.activity), users.arrival_day == day)
+    if not count.any():
+        return IMPRESSION_SCHEMA.empty_table()
     user_row = np.repeat(np.arange(len(count)), count)
     is_session_start = rng.random(len(user_row)) < 1 / SESSION_LENGTH
-    is_session_start[count.cumsum() - count] = True
+    is_session_start[(count.cumsum() - count)[count > 0]] = True
     tab = (rng.random(int(is_session_start.sum())) >= FOR_YOU_FRACTION).astype(np.int8)[is_session_start.cumsum() - 1]
     by_interest = (tab == 0) & (rng.random(len(user_row)) < config.personalized_share)
 
     item = np.empty(len(user_row), dtype=np.int64)
     dwell_ms = np.empty(len(user_row), dtype=np.int64)
     offset_ms = np.empty((len(ACTIONS), len(user_row)), dtype=np.int64)
-    true_action = np.empty((len(ACTIONS), len(user_row)))
-    true_long_view = np.empty(len(user_row))
+    true_probabilities = np.empty((len(ACTIONS) + 1, len(user_row)))
     for start in range(0, len(user_row), PAIRS_PER_CHUNK):
         part = slice(start, start + PAIRS_PER_CHUNK)
-        item[part] = simulated.policy.sample_items(users, user_row[part], by_interest[part], rng)
+        item[part] = policy.sample_items(users, user_row[part], by_interest[part], rng)
         probabilities = viewing.segment_probabilities(
-            config, simulated.base_logits, simulated.items, users, user_row[part], item[part]
+            config, simulated.base_logits, items, users, user_row[part], item[part]
         )
         marginals = viewing.exact_marginals(probabilities)
         views = viewing.sample_views(probabilities, rng)
         dwell_ms[part], offset_ms[:, part] = views.dwell_ms, views.offset_ms
-        true_action[:, part], true_long_view[part] = marginals.action, marginals.long_view
+        true_probabilities[:-1, part], true_probabilities[-1, part] = marginals.action, marginals.long_view
 
     gap_ms = rng.integers(200, 2_000, size=len(user_row))
-    ts_ms = _session_times(is_session_start, user_row, dwell_ms + gap_ms, config.days, rng)
-    long_view = dwell_ms >= viewing.long_view_threshold_ms(simulated.items.duration_ms[item])
-    action_s = [pa.array(ms / 1000.0, mask=ms < 0) for ms in offset_ms]
-    return pa.Table.from_arrays(
-        [
-            *map(pa.array, (users.user_id[user_row], item, ts_ms, dwell_ms / 1000.0)),
-            _decode(TABS, tab),
-            *action_s,
-            *map(pa.array, (long_view.astype(np.int8), *true_action, true_long_view)),
-        ],
-        schema=IMPRESSION_SCHEMA,
+    begin, end = log_files.day_period(config, day)
+    elapsed_ms = _session_times(is_session_start, user_row, dwell_ms + gap_ms, (end - begin).days, rng)
+    table = log_files.impression_table(
+        user_id=users.user_id[user_row],
+        item=item,
+        ts_ms=int(begin.timestamp() * 1000) + elapsed_ms,
+        tab=tab,
+        duration_ms=items.duration_ms[item],
+        views=viewing.SampledViews(dwell_ms, offset_ms),
+        true_probabilities=true_probabilities,
     )
+    # A user's impressions of one day that exceed 24 hours would begin on an earlier day.
+    return table.filter(pa.array(elapsed_ms >= 0)) if config.days > 1 and elapsed_ms.min() < 0 else table
 
 
-def _decode(names: tuple[str, ...], codes: np.ndarray) -> pa.Array:
-    return pa.array(names).take(pa.array(codes))
+def _write_log(directory: Path, simulated: Simulation, advance: Callable[[int], object]) -> list[Counter[str]]:
+    """Write the Parquet files of a log.
 
-
-def _user_table(users: SimulatedUsers) -> pa.Table:
-    return pa.Table.from_arrays(
-        [
-            *map(pa.array, (users.user_id, users.group)),
-            _decode(AGE_BANDS, users.age_band),
-            _decode(ACTIVITY_LEVELS, users.activity_level),
-        ],
-        schema=USER_SCHEMA,
-    )
-
-
-def _item_table(items: SimulatedItems) -> pa.Table:
-    return pa.Table.from_arrays(
-        [
-            *map(pa.array, (np.arange(len(items.topic)), items.author, items.topic)),
-            _decode(UPLOAD_TYPES, items.upload_type),
-            pa.array(items.duration_ms / 1000.0),
-        ],
-        schema=ITEM_SCHEMA,
-    )
-
-
-def _write_log(directory: Path, simulated: Simulation, advance: Callable[[int], object]) -> dict[str, int]:
-    """Write the Parquet files of a log; return the counts of impressions and outcomes."""
-    config = simulated.config
-    (directory / "impressions").mkdir()
-    pq.write_table(_item_table(simulated.items), directory / "items.parquet", compression="zstd")
-    if config.vectors:
-        vectors = sample_content_vectors(config, simulated.items)
-        values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), config.vectors)
-        table = pa.table({"item_id": np.arange(len(vectors)), "vector": values})
-        pq.write_table(table, directory / VECTORS_FILE, compression="zstd")
-    counts: Counter[str] = Counter()
+    Returns:
+        Counts of each day, as in :func:`a2gen_rec.simulation.log_files.simulation_yaml`.
+    """
+    config, catalog = simulated.config, simulated.catalog
+    folders = [directory / name for name in log_files.day_names(config)]
+    vectors = log_files.content_vectors(config)
+    for day, folder in enumerate(folders):
+        (folder / log_files.IMPRESSIONS_DIR).mkdir(parents=True)
+        log_files.write_items(folder, config, catalog, day, vectors)
+    counts: list[Counter[str]] = [Counter() for _ in folders]
     num_blocks = math.ceil(config.users / USERS_PER_BLOCK)
     blocks_per_part = math.ceil(config.users_per_file / USERS_PER_BLOCK)
-    with pq.ParquetWriter(directory / "users.parquet", USER_SCHEMA, compression="zstd") as users_file:
+
+    def open_files(stack: ExitStack, name: str, schema: pa.Schema) -> list[pq.ParquetWriter]:
+        writers = (pq.ParquetWriter(folder / name, schema, compression="zstd") for folder in folders)
+        return [stack.enter_context(writer) for writer in writers]
+
+    with ExitStack() as log_stack:
+        user_files = open_files(log_stack, log_files.USERS_FILE, log_files.user_schema(config))
         for part, first_block in enumerate(range(0, num_blocks, blocks_per_part)):
-            file = directory / "impressions" / f"part-{part:05d}.parquet"
-            with pq.ParquetWriter(file, IMPRESSION_SCHEMA, compression="zstd") as impressions_file:
+            with ExitStack() as part_stack:
+                name = f"{log_files.IMPRESSIONS_DIR}/part-{part:05d}.parquet"
+                impression_files = open_files(part_stack, name, IMPRESSION_SCHEMA)
                 for block in range(first_block, min(first_block + blocks_per_part, num_blocks)):
-                    users = sample_user_block(config, block)
-                    table = simulate_block(simulated, users, block)
-                    users_file.write_table(_user_table(users))
-                    impressions_file.write_table(table)
-                    counts["impressions"] += table.num_rows
-                    counts.update({action: table.num_rows - table[action].null_count for action in ACTIONS})
-                    counts[LABEL_NAME] += pc.sum(table[LABEL_NAME]).as_py()
-                    counts["glance"] += pc.sum(pc.less(table["dwell_s"], HOOK_DURATION_MS / 1000)).as_py()
-                    advance(len(users.user_id))
-    return dict(counts)
-
-
-def _simulation_yaml(simulated: Simulation, counts: dict[str, int], rates: dict[str, float]) -> str:
-    base = simulated.base_logits
-    start = LOG_END - timedelta(days=simulated.config.days)
-    return yaml.safe_dump(
-        {
-            "settings": asdict(simulated.config),
-            "period": [start.isoformat(), LOG_END.isoformat()],
-            "users": simulated.config.users,
-            "items": simulated.config.items,
-            "impressions": counts["impressions"],
-            "rates": {name: round(rate, 6) for name, rate in rates.items()},
-            "base_log_odds": {
-                **{action: round(float(value), 6) for action, value in zip(ACTIONS, base.action, strict=True)},
-                "glance": round(base.glance, 6),
-                "leave": round(base.leave, 6),
-            },
-            "long_view": "watched at least min(18 s, duration)",
-            "effects": EFFECTS.splitlines(),
-        },
-        sort_keys=False,
-        width=120,
-    )
+                    for day, users in enumerate(block_days(config, catalog, block)):
+                        table = simulate_block(simulated, users, block, day)
+                        user_files[day].write_table(log_files.user_table(config, users))
+                        impression_files[day].write_table(table)
+                        counts[day] += log_files.count_outcomes(table)
+                        counts[day]["users"] += len(users.user_id)
+                        counts[day]["new_users"] += int((users.arrival_day == day).sum())
+                        advance(len(users.user_id))
+    return counts
 
 
 def simulate(out: str, config: SimulateConfig, progress: bool = False) -> SimulationSummary:
@@ -352,7 +255,8 @@ def simulate(out: str, config: SimulateConfig, progress: bool = False) -> Simula
     ``impressions/part-*.parquet``, sorted by user and time: ``user_id``, ``item_id``, ``ts_ms`` (start), ``dwell_s``,
     ``tab``, one column per action (seconds since the start; NULL if it did not occur), ``long_view`` (0 or 1, watched
     at least min(18 s, duration)), and ``true_<name>``, the exact probability of each action and of ``long_view``
-    given user and video. ``out`` appears only when complete.
+    given user and video on that day. ``out`` appears only when complete. See :mod:`a2gen_rec.simulation.log_files` for
+    the folders of days and the other files.
 
     Args:
         out: output directory.
@@ -367,7 +271,7 @@ def simulate(out: str, config: SimulateConfig, progress: bool = False) -> Simula
     require_empty_dir(out)
     simulated = build_simulation(config)
     progress_bar = Progress(
-        TextColumn("simulating users"),
+        TextColumn("simulating users" if config.days == 1 else "simulating days of users"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -376,11 +280,18 @@ def simulate(out: str, config: SimulateConfig, progress: bool = False) -> Simula
     )
     try:
         with atomic_output_dir(out) as directory, progress_bar:
-            task = progress_bar.add_task("", total=config.users)
+            task = progress_bar.add_task("", total=config.users * config.days)
             counts = _write_log(directory, simulated, partial(progress_bar.advance, task))
-            rates = {name: counts[name] / counts["impressions"] for name in (*ACTIONS, LABEL_NAME, "glance")}
-            paths.write_text(str(directory / SIMULATION_FILE), _simulation_yaml(simulated, counts, rates))
+            text = log_files.simulation_yaml(config, simulated.catalog, simulated.base_logits, counts)
+            paths.write_text(str(directory / log_files.SIMULATION_FILE), text)
     except OSError as error:
         raise UserError(f"{out}: cannot write ({error.strerror or error})") from error
-    seconds = time.monotonic() - started
-    return SimulationSummary(counts["impressions"], config.users, config.items, rates, seconds)
+    total = sum(counts, Counter())
+    return SimulationSummary(
+        impressions=total["impressions"],
+        users=total["new_users"],
+        items=len(simulated.catalog.birth_day),
+        rates=log_files.outcome_rates(total),
+        days=tuple(filter(None, log_files.day_names(config))),
+        seconds=time.monotonic() - started,
+    )

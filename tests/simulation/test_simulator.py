@@ -13,10 +13,11 @@ from a2gen_rec.config import SimulateConfig
 from a2gen_rec.data.sources.simulated import Simulated
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.simulation import simulator, viewing
+from a2gen_rec.simulation.log_files import IMPRESSION_SCHEMA, LABEL_NAME, LOG_END
 from a2gen_rec.simulation.population import ACTIONS, HOOK_DURATION_MS, sample_user_block
-from a2gen_rec.simulation.simulator import IMPRESSION_SCHEMA, LABEL_NAME, build_simulation, simulate
+from a2gen_rec.simulation.simulator import build_simulation, simulate
 
-SMALL = SimulateConfig(users=1_200, items=300, authors=40, impressions_per_user=30, days=5)
+SMALL = SimulateConfig(users=1_200, items=300, authors=40, impressions_per_user=30, span_days=5)
 # Large effects and frequent actions expose errors in the recursion.
 STRONG = replace(
     SMALL,
@@ -65,7 +66,7 @@ def occurred(log: dict[str, np.ndarray], name: str) -> np.ndarray:
 def strong_probabilities(config: SimulateConfig, row: np.ndarray, item: np.ndarray) -> viewing.SegmentProbabilities:
     simulated = build_simulation(STRONG)
     return viewing.segment_probabilities(
-        config, simulated.base_logits, simulated.items, sample_user_block(STRONG, 0), row, item
+        config, simulated.base_logits, simulated.catalog.items, sample_user_block(STRONG, 0), row, item
     )
 
 
@@ -168,9 +169,9 @@ def test_mismatch_increases_glances() -> None:
     item = np.repeat(np.arange(SMALL.items), len(users.user_id))
     row = np.tile(np.arange(len(users.user_id)), SMALL.items)
     truth = viewing.exact_marginals(
-        viewing.segment_probabilities(SMALL, simulated.base_logits, simulated.items, users, row, item)
+        viewing.segment_probabilities(SMALL, simulated.base_logits, simulated.catalog.items, users, row, item)
     )
-    match = users.affinity[row, simulated.items.topic[item]]
+    match = users.affinity[row, simulated.catalog.items.topic[item]]
     assert truth.glance[match < 0].mean() > truth.glance[match > 1].mean() + 0.25
 
 
@@ -178,13 +179,13 @@ def test_mismatch_increases_glances() -> None:
 
 
 def test_log_is_consistent(log: dict[str, np.ndarray]) -> None:
-    end_ms = int(simulator.LOG_END.timestamp() * 1000)
+    end_ms = int(LOG_END.timestamp() * 1000)
     same = np.diff(log["user_id"]) == 0
     gap_ms = np.diff(log["ts_ms"]) - np.round(log["dwell_s"][:-1] * 1000)
     assert np.all(np.diff(log["user_id"]) >= 0)
     assert gap_ms[same].min() >= 200
     assert log["ts_ms"].max() + 1000 * log["dwell_s"][log["ts_ms"].argmax()] <= end_ms
-    assert log["ts_ms"].min() > end_ms - (SMALL.days + 1) * 86_400_000
+    assert log["ts_ms"].min() > end_ms - (SMALL.span_days + 1) * 86_400_000
     assert np.all((log["dwell_s"] >= 0) & (log["dwell_s"] <= log["duration_s"]))
     assert (log["dwell_s"] == log["duration_s"]).mean() > 0.1
     for action in ACTIONS:
@@ -194,10 +195,10 @@ def test_log_is_consistent(log: dict[str, np.ndarray]) -> None:
 
 
 def test_dense_logs_end_on_time(tmp_path: Path) -> None:
-    simulate(str(tmp_path / "log"), replace(SMALL, users=20, days=1, impressions_per_user=3_000))
+    simulate(str(tmp_path / "log"), replace(SMALL, users=20, span_days=1, impressions_per_user=3_000))
     table = pq.read_table(tmp_path / "log" / "impressions")
     user, ts, dwell = (table[name].to_numpy() for name in ("user_id", "ts_ms", "dwell_s"))
-    assert (ts + 1000 * dwell).max() <= simulator.LOG_END.timestamp() * 1000
+    assert (ts + 1000 * dwell).max() <= LOG_END.timestamp() * 1000
     assert np.all((np.diff(ts) - np.round(1000 * dwell[:-1]))[np.diff(user) == 0] >= 200)
 
 
@@ -222,7 +223,7 @@ def test_signal_depends_on_the_user_item_match(log: dict[str, np.ndarray]) -> No
 
 
 def test_actions_cluster_in_highlights_of_interest(log: dict[str, np.ndarray]) -> None:
-    items = build_simulation(SMALL).items
+    items = build_simulation(SMALL).catalog.items
     affinity = np.concatenate([sample_user_block(SMALL, block).affinity for block in range(2)])
     item = log["item_id"]
     start, end = items.edges_ms[:-1, item] / 1000, items.edges_ms[1:, item] / 1000
@@ -278,7 +279,7 @@ def test_summary_and_simulation_file(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 def test_single_user_and_item(tmp_path: Path) -> None:
-    one = {"users": 1, "items": 1, "authors": 1, "topics": 1, "groups": 1, "impressions_per_user": 1, "days": 1}
+    one = {"users": 1, "items": 1, "authors": 1, "topics": 1, "groups": 1, "impressions_per_user": 1, "span_days": 1}
     assert simulate(str(tmp_path / "log"), SimulateConfig(**one)).impressions >= 1
 
 
@@ -298,10 +299,10 @@ def test_overwrites_nothing(folder: Path, tmp_path: Path) -> None:
 def test_failure_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
     original = simulator.simulate_block
 
-    def fails(simulated: simulator.Simulation, users: simulator.SimulatedUsers, block: int) -> object:
+    def fails(simulated: simulator.Simulation, users: simulator.SimulatedUsers, block: int, day: int) -> object:
         if block == 1:
             raise failure
-        return original(simulated, users, block)
+        return original(simulated, users, block, day)
 
     monkeypatch.setattr(simulator, "simulate_block", fails)
     expected = UserError if isinstance(failure, OSError) else KeyboardInterrupt
