@@ -249,6 +249,32 @@ LOGS: dict[str, tuple[Mapping[str, Content], dict[str, Any]]] = {
         },
         {"features": []},
     ),
+    "lists": (
+        {
+            "log.parquet": timestamps(pa.timestamp("ms"))
+            .append_column("tags", pa.array([[f"t{row % 11}", "b"][: 1 + row % 11 % 2] for row in range(200)]))
+            .append_column("scenes", pa.array([[row % 3, row % 4] for row in range(200)]))
+            .append_column("embedding", pa.array([[row % 11 / 7, 0.5, -1.0] for row in range(200)]))
+            .append_column("clicks_by_hour", pa.array([[float(row), 1.0] for row in range(200)]))
+            .append_column("scores", pa.array([[0.5] * (row % 3) for row in range(200)]))
+        },
+        {
+            "features": [
+                {"name": "tags", "level": "item", "min_count": "2", "multi_valued": "true"},
+                {"name": "scenes", "level": "context", "min_count": "2", "multi_valued": "true"},
+            ],
+            "vectors": [{"name": "embedding", "width": "3"}],
+        },
+    ),
+    "text with a delimiter": (
+        {"log.csv": table(tag=lambda row: f"a|{row % 7}" if row % 5 else "b", place=lambda row: f"x|{row % 3}")},
+        {
+            "features": [
+                {"name": "tag", "level": "context", "multi_valued": "true", "delimiter": "|"},
+                {"name": "place", "level": "context"},
+            ]
+        },
+    ),
     "names like YAML": (
         {"log.csv": table(**{"yes": lambda row: row % 3, "a: b": lambda row: row % 5, "#c": lambda row: row % 2 + 4})},
         {

@@ -1,11 +1,12 @@
 """Features of a proposed spec: columns that may be known before the impression, with level and encoding."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from a2gen_rec.data.names import check_names
 from a2gen_rec.data.sources.proposal import words
-from a2gen_rec.data.sources.proposal.profiles import ColumnProfile, LogProfile, Variation
+from a2gen_rec.data.sources.proposal.levels import Level, level_of
+from a2gen_rec.data.sources.proposal.lists import delimiter_of
+from a2gen_rec.data.sources.proposal.profiles import ColumnProfile, LogProfile
 from a2gen_rec.data.sources.proposal.roles import Roles
 from a2gen_rec.errors import DataError
 
@@ -18,18 +19,18 @@ UNIQUE_SHARE = 0.9
 MIN_UNIQUE = 20
 UNBOUNDED = 1000
 """Number of values from which rare values share a row."""
-Level = Literal["user", "item", "context"]
 
 
 @dataclass(frozen=True)
 class ProposedFeature:
-    """A feature, and the evidence for its level."""
+    """A feature, and the evidence for its level; with a delimiter, it is multi-valued."""
 
     name: str
     column: ColumnProfile
     level: Level
     evidence: str
     is_bucketed: bool
+    delimiter: str = ""
 
     @property
     def min_count(self) -> int:
@@ -62,7 +63,7 @@ def propose_features(profile: LogProfile, roles: Roles, user: str, item: str) ->
     by_user = profile.variations(user, columns) if user else {}
     features: list[ProposedFeature] = []
     for column in columns:
-        level, evidence = _level(column, by_item.get(column.name), by_user.get(column.name))
+        level, evidence = level_of(by_item.get(column.name), by_user.get(column.name))
         entities = {"item": roles.item, "user": roles.user, "context": []}[level]
         groups = entities[0].distinct if entities else profile.rows
         is_duration = column is roles.duration
@@ -70,7 +71,9 @@ def propose_features(profile: LogProfile, roles: Roles, user: str, item: str) ->
             roles.unused[column.name] = reason
             continue
         name = valid_name("duration" if is_duration else column.name, [feature.name for feature in features])
-        features.append(ProposedFeature(name, column, level, evidence, is_duration or _is_quantity(column)))
+        is_bucketed = is_duration or _is_quantity(column)
+        delimiter = "" if is_bucketed else delimiter_of(profile, column)
+        features.append(ProposedFeature(name, column, level, evidence, is_bucketed, delimiter))
     return features
 
 
@@ -120,24 +123,6 @@ def _unsuitable(column: ColumnProfile, level: Level, groups: int) -> str:
     if level == "context" and column.is_flag:
         return "0 or 1: add it to actions or labels if it is an outcome, or to features if it is known before"
     return ""
-
-
-def _level(column: ColumnProfile, by_item: Variation | None, by_user: Variation | None) -> tuple[Level, str]:
-    """Return the level at which a column is constant, of two the one with more evidence; else the context."""
-    item_groups = by_item.groups if by_item and by_item.is_constant else 0
-    user_groups = by_user.groups if by_user and by_user.is_constant else 0
-    if item_groups >= user_groups and by_item and item_groups:
-        return "item", _evidence(by_item, "items")
-    if by_user and user_groups:
-        return "user", _evidence(by_user, "users")
-    if not (by_item and by_item.groups) and not (by_user and by_user.groups):
-        return "context", "guess: no item and no user has several rows"
-    return "context", "varies within items and users"
-
-
-def _evidence(variation: Variation, entities: str) -> str:
-    exceptions = f", except {variation.varying:,}" if variation.varying else ""
-    return f"one value in each of {variation.groups:,} {entities}{exceptions}"
 
 
 def _is_quantity(column: ColumnProfile) -> bool:

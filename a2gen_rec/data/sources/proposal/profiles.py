@@ -3,12 +3,14 @@
 Types come from all rows, not from a sample. Only the levels of features are measured on a sample of users or items.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import duckdb
 
 from a2gen_rec.data.sources.files import RawFiles
+from a2gen_rec.data.sources.lists import text_lists
 from a2gen_rec.data.sources.times import INTEGER_TYPES, TimeFormat, has_zone_sql, time_ms
 from a2gen_rec.data.sources.values import Column, Value, number, text
 from a2gen_rec.data.sql import fetch_one, quote_literal, translate_errors
@@ -100,6 +102,29 @@ class ColumnProfile:
 
 
 @dataclass(frozen=True)
+class ListProfile:
+    """Statistics of a column of lists.
+
+    Attributes:
+        index: position among the list columns of the relation.
+        name: name in the files.
+        element: DuckDB type of the elements; of several, the first.
+        in_all_files: whether every file has the column.
+        min_length: smallest number of elements; 0 without lists.
+        max_length: largest number of elements.
+        is_constant: whether there is at most one list.
+    """
+
+    index: int
+    name: str
+    element: str
+    in_all_files: bool
+    min_length: int
+    max_length: int
+    is_constant: bool
+
+
+@dataclass(frozen=True)
 class Variation:
     """Number of items (or users) with several values of a column, and of those in which the values differ."""
 
@@ -120,6 +145,11 @@ class LogProfile:
         files: files of the log.
         partitions: names of folders ``name=value`` that are columns.
 
+    Attributes:
+        columns: single-valued columns by name.
+        lists: columns of lists of single values.
+        nested: names of columns of other nested types.
+
     Raises:
         DataError: a file cannot be parsed.
     """
@@ -128,12 +158,15 @@ class LogProfile:
         self.connection, self.files = connection, files
         names = dict.fromkeys(name for group in files.groups for name in group.columns)
         columns = {name: [group.columns[name] for group in files.groups if name in group.columns] for name in names}
-        self.nested = [name for name in names if any(is_nested(column.type_name) for column in columns[name])]
-        self.names = [name for name in names if name not in self.nested]
+        nested = [name for name in names if any(is_nested(column.type_name) for column in columns[name])]
+        self.names = [name for name in names if name not in nested]
+        self._lists = [name for name in nested if all(list_element(column.type_name) for column in columns[name])]
+        self.nested = [name for name in nested if name not in self._lists]
         with translate_errors(files.files[0]):
             self.relation = f"({files.relation(connection, self._values)})"
             queries = ", ".join(part for index in range(len(self.names)) for part in _aggregates(index))
             self.rows, *numbers = fetch_one(connection, f"SELECT count(*), {queries} FROM {self.relation}")
+            self.lists = self._list_profiles(columns)
         size = len(_aggregates(0))
         self.columns = {
             name: ColumnProfile(
@@ -198,6 +231,32 @@ class LogProfile:
         pairs = zip(numbers[::2], numbers[1::2], strict=True)
         return {column.name: Variation(*pair) for column, pair in zip(columns, pairs, strict=True)}
 
+    def list_variation(self, key: str, column: ListProfile) -> Variation:
+        """Return how a column of lists varies within the values of ``key``, in a sample of these values."""
+        x = f"l{column.index}"
+        groups = f"SELECT count({x}) > 1 AS s, count({x}) > 1 AND min({x}) <> max({x}) AS v"
+        query = f"SELECT count_if(s), count_if(v) FROM ({groups} FROM {self.sample_sql(key)} GROUP BY {key})"
+        return Variation(*fetch_one(self.connection, query))
+
+    def _list_profiles(self, columns: Mapping[str, Sequence[Column]]) -> list[ListProfile]:
+        if not self._lists:
+            return []
+        lengths = ", ".join(
+            f"coalesce(min(len({x})), 0), coalesce(max(len({x})), 0), coalesce(min({x}) = max({x}), true)"
+            for x in (f"l{index}" for index in range(len(self._lists)))
+        )
+        numbers = fetch_one(self.connection, f"SELECT {lengths} FROM {self.relation}")
+        return [
+            ListProfile(
+                index,
+                name,
+                list_element(columns[name][0].type_name),
+                len(columns[name]) == len(self.files.groups),
+                *numbers[3 * index : 3 * index + 3],
+            )
+            for index, name in enumerate(self._lists)
+        ]
+
     def sample_sql(self, key: str) -> str:
         """Return the SQL of all rows of a share of the values of ``key``."""
         share = max(1, self.rows // SAMPLE_ROWS)
@@ -212,7 +271,16 @@ class LogProfile:
             values[f"t{index}"] = Value(text([column]).sql if column else "NULL::VARCHAR")
             values[f"n{index}"] = Value(_number_sql(column) if column else "NULL::DOUBLE")
             values[f"m{index}"] = Value(_time_sql(column) if column else "NULL::BIGINT")
+        for index, name in enumerate(self._lists):
+            column = columns.get(name)
+            values[f"l{index}"] = Value(text_lists(column, "") if column else "NULL::VARCHAR[]")
         return values
+
+
+def list_element(type_name: str) -> str:
+    """Return the type of the elements of a DuckDB type; empty for other types than lists of single values."""
+    element = re.fullmatch(r"(.*)\[\d*\]", type_name)
+    return "" if element is None or is_nested(element[1]) else element[1]
 
 
 def _number_sql(column: Column) -> str:

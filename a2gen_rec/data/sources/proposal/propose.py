@@ -11,6 +11,7 @@ from typing import Any
 from a2gen_rec.data.csv_errors import STANDARD_DIALECT, CsvDialect
 from a2gen_rec.data.sources.proposal import words
 from a2gen_rec.data.sources.proposal.features import propose_features, valid_name
+from a2gen_rec.data.sources.proposal.lists import propose_lists
 from a2gen_rec.data.sources.proposal.logs import LogFiles, find_log_files, read_profile
 from a2gen_rec.data.sources.proposal.profiles import ColumnProfile, LogProfile
 from a2gen_rec.data.sources.proposal.roles import format_number, guess_roles
@@ -76,6 +77,7 @@ class _Writer:
         self.roles = guess_roles(profile)
         self.user, self.item = _first_sql(self.roles.user), _first_sql(self.roles.item)
         self.features = propose_features(profile, self.roles, self.user, self.item)
+        self.lists, self.unused_lists = propose_lists(profile, self.user, self.item)
 
     def write(self) -> Proposal:
         roles, text = self.roles, self.text
@@ -257,7 +259,8 @@ class _Writer:
         text.blank()
         if self.features:
             text.note("user_id and item_id are added. Keep only features that are known before the impression starts.")
-        text.add("features:" if self.features else "features: []")
+        text.add("features:" if self.features or any(not each.width for each in self.lists) else "features: []")
+        taken = [feature.name for feature in self.features]
         for feature in self.features:
             keys: dict[str, Any] = {"name": feature.name}
             if feature.column.name != feature.name:
@@ -267,10 +270,29 @@ class _Writer:
                 keys |= {"kind": "buckets", "size": 16}
             elif feature.min_count > 1:
                 keys["min_count"] = feature.min_count
+            if feature.delimiter:
+                keys |= {"multi_valued": True, "delimiter": feature.delimiter}
             text.add(f"  - {scalar(keys)}", f"{feature.evidence}; about {feature.column.distinct:,} values")
+        for each in self.lists:
+            if not each.width:
+                name = valid_name(each.name, taken)
+                taken.append(name)
+                column = {} if name == each.name else {"column": each.name}
+                keys = {"name": name, **column, "level": each.level, "min_count": 2, "multi_valued": True}
+                text.add(f"  - {scalar(keys)}", f"lists; {each.evidence}")
         duration = [feature.name for feature in self.features if feature.column is roles.duration]
         if duration:
             text.add(f"duration_feature: {scalar(duration[0])}", "guess: duration of the video")
+        vectors = [each for each in self.lists if each.width]
+        if vectors:
+            text.add("vectors:")
+        for each in vectors:
+            name = valid_name(each.name, taken)
+            taken.append(name)
+            column = {} if name == each.name else {"column": each.name}
+            text.add(
+                f"  - {scalar({'name': name, 'width': each.width, **column})}", f"lists of numbers; {each.evidence}"
+            )
 
     def _write_split(self) -> None:
         text, method = self.text, "time" if self.roles.has_calendar else "last"
@@ -281,7 +303,7 @@ class _Writer:
 
     def _write_unused(self) -> None:
         unused = dict(self.roles.unused)
-        unused |= dict.fromkeys(self.profile.nested, "has a nested type")
+        unused |= self.unused_lists | dict.fromkeys(self.profile.nested, "has a nested type")
         unused |= dict.fromkeys(self._duplicate_names(), "occurs twice")
         if unused:
             self.text.blank()

@@ -42,6 +42,8 @@ UNITS = {
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), "s"),
     **dict.fromkeys(("ms", "msec", "millis", "millisecond", "milliseconds"), "ms"),
 }
+LISTS = _set("tag tags hashtag hashtags topic topics keyword keywords genre genres category categories")
+"""Nouns of columns whose text may have several values."""
 COUNTS = _set("count cnt num number counts total")
 SHARES = _set("ratio rate percent percentage pct progress completion rating")
 SIZES = COUNTS | SHARES | LENGTHS_OF_TIME | WATCHES

@@ -50,7 +50,7 @@ def scalar(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(map(scalar, value)) + "]"
     if not isinstance(value, str):
-        return str(value)
+        return str(value).lower() if isinstance(value, bool) else str(value)
     # In a list in flow style, so that its separators are quoted as well; in double quotes, line breaks are escapes.
     style = None if value.isprintable() else '"'
     text = yaml.safe_dump([value], default_flow_style=True, default_style=style, allow_unicode=True, width=10**9)
