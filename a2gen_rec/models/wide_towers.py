@@ -111,7 +111,7 @@ class WideTowers(nn.Module):
         scaled = (values.nan_to_num() * self.scale).clamp(-MAX_INPUT, MAX_INPUT)
         dtype = self.first.weight.dtype
         projected = self.project(torch.cat([small, scaled.to(dtype), missing.to(dtype)], dim=1))
-        hidden = self.dropout(F.relu(self.first(projected))).unflatten(1, (sum(self.counts), -1))
-        hidden = self.dropout(F.relu(self.second(hidden)))
+        hidden = self.dropout(F.gelu(self.first(projected))).unflatten(1, (sum(self.counts), -1))
+        hidden = self.dropout(F.gelu(self.second(hidden)))
         events, labels, objectives, times = self.last(hidden).squeeze(-1).split(self.counts, dim=1)
         return WidePredictions(events, labels, objectives, scatter_timed(times, self.is_timed))
