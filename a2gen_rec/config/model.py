@@ -62,7 +62,7 @@ class ModelConfig:
     the latest impressions, the inputs of ``gbdt``. Predictions are means of both parts. 0 or ``statistics: false``
     removes it. The ``mmoe``, ``ple`` and ``hstu`` baselines have none. [ours]"""
     wide_dropout: float = 0.0
-    """Dropout rate of the wide part."""
+    """Dropout rate of the wide part, except of its times."""
     id_dropout: float = 0.0
     """Share of the looked-up identifiers that training replaces by row 0, "unknown". It applies to user and item
     tables of at least 1,000 rows, and to the vectors only: matches of history and target still use the identifiers.

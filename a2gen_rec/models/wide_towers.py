@@ -62,7 +62,7 @@ class WideTowers(nn.Module):
         dim: Width of an embedding.
         objectives: Predicted objectives, without the watch time.
         hidden_dim: Width of the hidden layers of each outcome.
-        dropout: Dropout rate after each hidden layer.
+        dropout: Dropout rate after each hidden layer, except for times.
     """
 
     is_timed: Tensor
@@ -111,7 +111,17 @@ class WideTowers(nn.Module):
         scaled = (values.nan_to_num() * self.scale).clamp(-MAX_INPUT, MAX_INPUT)
         dtype = self.first.weight.dtype
         projected = self.project(torch.cat([small, scaled.to(dtype), missing.to(dtype)], dim=1))
-        hidden = self.dropout(F.gelu(self.first(projected))).unflatten(1, (sum(self.counts), -1))
-        hidden = self.dropout(F.gelu(self.second(hidden)))
+        hidden = self._drop(F.gelu(self.first(projected)).unflatten(1, (sum(self.counts), -1)))
+        hidden = self._drop(F.gelu(self.second(hidden)))
         events, labels, objectives, times = self.last(hidden).squeeze(-1).split(self.counts, dim=1)
         return WidePredictions(events, labels, objectives, scatter_timed(times, self.is_timed))
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        """Return hidden values [targets, outcomes, dim] after dropout, except those of times.
+
+        On KuaiRand, dropout raised the error of this part's watch time by 2% without helping the other outcomes.
+        """
+        if not self.training:
+            return hidden
+        occurrences, times = hidden.split([sum(self.counts[:-1]), self.counts[-1]], dim=1)
+        return torch.cat([self.dropout(occurrences), times], dim=1)

@@ -89,6 +89,17 @@ def test_the_wide_part_is_trained_by_its_own_loss() -> None:
 
 
 @torch.no_grad()
+def test_dropout_changes_no_time() -> None:
+    config = small_config(predict_objectives=True, wide_dropout=0.5)
+    model = build_double(CARD, config, randomize=True).train()
+    batch = make_batch(CARD, COLUMNS, config)
+    first, second = forward(model, batch).wide, forward(model, batch).wide
+    assert torch.equal(first.time, second.time)
+    for name in ("event_logits", "label_logits", "objective_logits"):
+        assert not torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+@torch.no_grad()
 def test_starts_at_base_rates_whatever_is_missing() -> None:
     card = make_rich_card()
     config = small_config(predict_objectives=True)

@@ -33,7 +33,16 @@ from a2gen_rec.data.prepare.point_in_time import PERIOD, PointInTime, fit_outcom
 from a2gen_rec.data.prepare.quality import measure_quality
 from a2gen_rec.data.prepare.staging import StagedColumns
 from a2gen_rec.data.prepare.windows import WindowSpec, build_windows
-from a2gen_rec.data.schema import EXIT, ITEM_ID, ITEM_INDEX, SPLITS, START, DatasetCard, FeedbackRule
+from a2gen_rec.data.schema import (
+    EXIT,
+    ITEM_ID,
+    ITEM_INDEX,
+    SPLITS,
+    START,
+    STATISTICS_COLUMN,
+    DatasetCard,
+    FeedbackRule,
+)
 from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
 from a2gen_rec.data.sql import ROW_COLUMN, connect, quote_identifier, quote_literal, read_parquet_sql, translate_errors
 from a2gen_rec.data.vectors import write_vectors
@@ -368,8 +377,18 @@ def write_row_groups(tables: Iterator[pa.Table], file: Path) -> int:
     if first is None:
         return 0
     rows = 0
-    with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
+    # Statistics repeat little: without a dictionary, they take half the size and a fifth of the time to read.
+    dictionary = [_leaf(column) for column in first.schema if column.name != STATISTICS_COLUMN]
+    with pq.ParquetWriter(file, first.schema, compression="zstd", use_dictionary=dictionary) as writer:
         for table in chain([first], tables):
             writer.write_table(table)
             rows += table.num_rows
     return rows
+
+
+def _leaf(column: pa.Field) -> str:
+    """Return the Parquet path of a column of values, lists, or lists of lists."""
+    path, kind = column.name, column.type
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        path, kind = f"{path}.list.element", kind.value_type
+    return path

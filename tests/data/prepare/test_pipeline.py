@@ -505,6 +505,17 @@ def test_same_input_gives_same_bytes(tmp_path):
     assert len(first) > 10
 
 
+def test_all_columns_but_statistics_have_a_dictionary(prepared):
+    file = next((prepared[1] / "train").glob("*.parquet"))
+    group = pq.read_metadata(file).row_group(0)
+    without = [
+        column.path_in_schema
+        for column in map(group.column, range(group.num_columns))
+        if "RLE_DICTIONARY" not in column.encodings
+    ]
+    assert without == ["statistics.list.element"]
+
+
 def test_mended_labels_with_the_same_counts_change_only_the_digest(tmp_path):
     spec = SPEC | {"split": {"valid_fraction": 0.1, "test_fraction": 0.1}}
     rows = [list(row) for row in many_rows()]
