@@ -1,5 +1,6 @@
 """Plain data of a sharding plan, written by the report builder and read by tables, pages and JSON."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,9 +18,8 @@ class Cost:
 
     def __post_init__(self) -> None:
         parts = self.forward_compute, self.forward_comms, self.backward_compute, self.backward_comms, self.prefetch
-        object.__setattr__(
-            self, "total", sum(parts)
-        )  # the class is frozen; a field, not a property, so that JSON contains it
+        # fsum, as sum rounds differently from Python 3.12 on. A field of a frozen class, so that JSON contains it.
+        object.__setattr__(self, "total", math.fsum(parts))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def test_prints_a_feasible_plan() -> None:
     assert memory == "item_id 2.56 TB 40.0 GB 1.31 GB 40.6 GB 40,000"
     assert cost == "item_id 0.013 0.050 0.025 0.056 0.144"
     assert options == "item_id row_wise, fused 64 40.6 GB 0.144 chosen"
-    assert rows(text, "column_wise, fused")[0] == "column_wise, fused 2 1.28 TB 0.287 too large"
+    assert rows(text, "column_wise, fused")[0] == "column_wise, fused 2 1.28 TB 0.288 too large"
     assert rows(text, "table_row_wise, fused_uvm_caching")[0].endswith("0.575 4.00")
     assert rows(text, "5.25") == ["5.25 2.73 kB 42 B 1.34 kB 1.34 kB"]
     assert rows(text, "slowest rank") == ["slowest rank 0.825 3.30 1.65 3.71 9.49"]

@@ -19,7 +19,7 @@ from a2gen_rec.serving.http.app import _RankFastPath, create_app
 from a2gen_rec.serving.http.guard import RequestGuard
 from tests.helpers.fake_ranker import ITEMS, expected_order
 from tests.helpers.properties import examples
-from tests.helpers.service import RunningService, running
+from tests.helpers.service import RunningService, running, wait_until
 
 KEYS = ["first-key-of-the-service", "second-key-of-the-service"]
 
@@ -218,9 +218,15 @@ def test_log_contains_no_user_or_item(one: RunningService, caplog: pytest.LogCap
         one.client.post("/v1/rank", content=f'{{"user": "{user}"', headers={"Content-Type": "application/json"}),
     ]
     assert [response.status_code for response in statuses] == [200, 500, 504, 422, 422, 200, 422, 422, 200, 404, 400]
-    messages = [record.getMessage() for record in caplog.records if record.name.startswith(("a2gen_rec", "uvicorn"))]
+
+    def logged() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name.startswith(("a2gen_rec", "uvicorn"))]
+
+    wait_until(
+        lambda: sum(line.startswith(("GET", "POST")) for line in logged()) == len(statuses)
+    )  # after the response
+    messages = logged()
     lines = [line for line in messages if line.startswith(("GET", "POST"))]
-    assert len(lines) == len(statuses)
     assert any(line.startswith("GET /v1/users/{user:path}/history 200 ") for line in lines)
     assert all(response.headers["x-request-id"] in line for response, line in zip(statuses, lines, strict=True))
     assert any("KeyError" in line for line in messages), "the failure itself is logged"

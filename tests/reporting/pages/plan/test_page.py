@@ -72,7 +72,7 @@ def test_page_shows_figures_of_a_feasible_plan() -> None:
     assert "9.49 ms estimated per step" in text
     assert "HBM, fullest rank 41% 48.8 GB of 120 GB" in text
     assert "item_id 10 billion 64 fp32 row_wise fused 64 2.56 TB 40.0 GB 1.31 GB 40,000" in text
-    assert "column_wise fused 2 1.28 TB 0.287 too large" in text
+    assert "column_wise fused 2 1.28 TB 0.288 too large" in text
     assert "row_wise fused 64 40.6 GB 0.144 ● chosen" in text
     assert "exchanged per target impression 2.73 kB ids 42 B, rows 1.34 kB, gradients 1.34 kB" in text
     assert "tag, rank 2: 46.5 MB" in text
