@@ -50,6 +50,6 @@ def tower_loss_sums(
     known = torch.isfinite(observed_time)
     if trained is not None:
         known = known & trained
-    error = time - torch.where(known, observed_time, 0).to(time.dtype)
+    error = time - torch.where(known, observed_time, 0)  # float32 even if predicted under autocast
     losses = error.square() if time_loss == "mse" else error.abs()
     return occurrence_bce(logits, occurred, trained), torch.where(known, losses, 0).sum(0)

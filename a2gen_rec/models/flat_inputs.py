@@ -17,6 +17,7 @@ NUM_LATEST = 3
 """Number of latest visible impressions with columns of their own."""
 _TIME_SCALE = 0.2
 """Scale of log1p seconds since an impression."""
+_STATISTIC_SCALES = {"count": 0.5, "rate": 1.5, "mean": 4.0}
 
 
 class FlatInputs:
@@ -61,10 +62,15 @@ class FlatInputs:
         history = statistics.names(features["item"])
         small = [name for level in INPUT_LEVELS for name in self.small[level]]
         self.columns = [*small, *optional, *([*names, *history] if use_statistics else [])]
-        self.scales = [_TIME_SCALE if name.endswith(": time since") else 1.0 for name in optional]
+        latest = latest_columns(statistics, features["item"])
+        self.scales = [1.0] * sum(len(card.numbers_at(level)) for level in INPUT_LEVELS)
+        self.scales += [1 / vector.rms for vector in card.vectors for _ in range(vector.width)]
+        self.scales += [4 / sizes[name] for name in self.session]
+        self.scales += [_TIME_SCALE if name.endswith(": time since") else 1.0 for name in latest]
         if use_statistics:
-            self.scales += [_scale(name, 0.5, 1.5, 4.0) for name in names]
-            self.scales += [_scale(name, 1.0, 3.0, 6.0) for name in history]
+            self.scales += [_STATISTIC_SCALES[statistic.kind] for statistic in card.statistics]
+            group = [1.0, *(3.0 for _ in statistics.rate_names), *(6.0 for _ in statistics.time_names)]
+            self.scales += group * statistics.num_groups
 
     def __call__(self, batch: WindowBatch, layout: WindowLayout, history: Tensor) -> Tensor:
         """Return [targets, columns] float32 rows; NaN where a value is missing.
@@ -88,12 +94,6 @@ class FlatInputs:
         if self.use_statistics:
             parts += [batch.statistics, history]
         return torch.cat([part.float() for part in parts], dim=1)
-
-
-def _scale(column: str, impressions: float, rate: float, time: float) -> float:
-    """Return the scale of a statistic: of a count, a rate or a mean time."""
-    outcome = column.split(": ", 1)[1]
-    return impressions if outcome == "impressions" else time if "time" in outcome else rate
 
 
 def latest_columns(statistics: HistoryStatistics, features: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ def item_matches(batch: WindowBatch, features: Sequence[str], with_history: bool
 
     Args:
         batch: Targets and their history.
-        features: Item features; the result has the single-valued ones first.
+        features: Item features.
         with_history: Whether the history's impressions precede the targets as rows.
     """
 
@@ -39,7 +39,16 @@ def item_matches(batch: WindowBatch, features: Sequence[str], with_history: bool
                 for j in range(keys.shape[-1])
             ]
             matches.append(torch.stack(pairs).any(0))
-    return torch.cat(matches, dim=1)
+    if len(matches) == 1:
+        return matches[0]
+    by_name = dict(zip([*single, *(name for name in features if name in batch.bags)], _columns(matches), strict=True))
+    return torch.cat([by_name[name] for name in features], dim=1)
+
+
+def _columns(matches: Sequence[Tensor]) -> list[Tensor]:
+    """Return the matches of each feature, [windows, 1, rows, max keys]."""
+    first, *others = matches
+    return [*first.split(1, dim=1), *(match if match.ndim == 4 else match[:, None] for match in others)]
 
 
 def feature_matches(rows: Tensor, history: Tensor) -> Tensor:

@@ -85,19 +85,17 @@ class WideTowers(nn.Module):
         self.num_optional = inputs.num_optional
         self.register_buffer("scale", torch.tensor(inputs.scales), persistent=False)
         self.register_buffer("is_timed", timed, persistent=False)
-        self.small = TaskLinear(num_small, dim, D_SMALL)
+        self.small = nn.Linear(dim, D_SMALL, bias=False)
         width = num_small * D_SMALL + len(inputs.scales) + self.num_optional
         # Cheaper than a first layer on all columns, and equally good on KuaiRand.
         self.project = nn.Linear(width, 4 * hidden_dim, bias=False)
         self.first = nn.Linear(4 * hidden_dim, sum(self.counts) * hidden_dim)
         self.second = TaskLinear(sum(self.counts), hidden_dim, hidden_dim)
-        self.last = TaskLinear(sum(self.counts), hidden_dim, 1)
+        self.last = nn.Parameter(torch.zeros(sum(self.counts), hidden_dim))
         self.dropout = Dropout(dropout)
         rates = torch.tensor([card.base_rate[name] for name in occurrences])
         seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
-        nn.init.zeros_(self.last.weight)
-        with torch.no_grad():
-            self.last.bias.copy_(torch.cat([torch.logit(rates, eps=1e-4), torch.log1p(seconds[timed])])[:, None, None])
+        self.bias = nn.Parameter(torch.cat([torch.logit(rates, eps=1e-4), torch.log1p(seconds[timed])]))
 
     def forward(self, values: Tensor, embeddings: Tensor) -> WidePredictions:
         """Return predictions of targets.
@@ -113,7 +111,9 @@ class WideTowers(nn.Module):
         projected = self.project(torch.cat([small, scaled.to(dtype), missing.to(dtype)], dim=1))
         hidden = self._drop(F.gelu(self.first(projected)).unflatten(1, (sum(self.counts), -1)))
         hidden = self._drop(F.gelu(self.second(hidden)))
-        events, labels, objectives, times = self.last(hidden).squeeze(-1).split(self.counts, dim=1)
+        # On CPU, faster than a batched product with one column.
+        predicted = (hidden * self.last).sum(-1) + self.bias
+        events, labels, objectives, times = predicted.split(self.counts, dim=1)
         return WidePredictions(events, labels, objectives, scatter_timed(times, self.is_timed))
 
     def _drop(self, hidden: Tensor) -> Tensor:

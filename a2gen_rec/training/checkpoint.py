@@ -34,9 +34,11 @@ from a2gen_rec.utils.digest import hex_digest
 from a2gen_rec.utils.distributed import all_gather_object, sync_errors
 
 STATE_FILE = "state.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Format of ``state.json`` and of the tensors' names."""
 
+_MODEL_EXCEPTIONS = ("attention_impl", "dropout", "wide_dropout", "id_dropout", "embedding_init_scale")
+"""Settings of the model that no tensor depends on."""
 _STATE_SETTINGS = (
     ("sharding", "dtype"),
     ("optim", "sparse_optimizer"),
@@ -224,7 +226,7 @@ def check_compatible(saved: TrainState, config: dict[str, Any], card: DatasetCar
     default = asdict(ModelConfig())
     for name, value in config["model"].items():
         before = saved.config["model"].get(name, default[name])  # settings added after the checkpoint was saved
-        if before != value and name not in ("attention_impl", "dropout", "embedding_init_scale"):
+        if before != value and name not in _MODEL_EXCEPTIONS:
             raise UserError(
                 f"{run}: checkpoint has model.{name}={before} but the config has {value}; "
                 "use the same model, or another --run"

@@ -109,7 +109,7 @@ def test_starts_at_base_rates_whatever_is_missing() -> None:
     output = model(batch).wide
     rates = torch.tensor([card.base_rate[name] for name in card.predicted_actions]).clamp(1e-4, 1 - 1e-4)
     torch.testing.assert_close(output.event_logits.sigmoid(), rates.expand_as(output.event_logits))
-    model.ranker.wide.last.weight.normal_()
+    model.ranker.wide.last.normal_()
     assert model(batch).wide.event_logits.isfinite().all()
     missing = dataclasses.replace(
         batch, numbers=torch.full_like(batch.numbers, torch.nan), user_numbers=batch.user_numbers * torch.nan

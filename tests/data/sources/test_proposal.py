@@ -255,7 +255,8 @@ LOGS: dict[str, tuple[Mapping[str, Content], dict[str, Any]]] = {
             .append_column("tags", pa.array([[f"t{row % 11}", "b"][: 1 + row % 11 % 2] for row in range(200)]))
             .append_column("scenes", pa.array([[row % 3, row % 4] for row in range(200)]))
             .append_column("embedding", pa.array([[row % 11 / 7, 0.5, -1.0] for row in range(200)]))
-            .append_column("clicks_by_hour", pa.array([[float(row), 1.0] for row in range(200)]))
+            .append_column("clicks", pa.array([[row % 3] for row in range(200)]))
+            .append_column("weather", pa.array([[float(row), 1.0] for row in range(200)]))
             .append_column("scores", pa.array([[0.5] * (row % 3) for row in range(200)]))
         },
         {
@@ -267,10 +268,17 @@ LOGS: dict[str, tuple[Mapping[str, Content], dict[str, Any]]] = {
         },
     ),
     "text with a delimiter": (
-        {"log.csv": table(tag=lambda row: f"a|{row % 7}" if row % 5 else "b", place=lambda row: f"x|{row % 3}")},
+        {
+            "log.csv": table(
+                tag=lambda row: f"a|{row % 7}" if row % 5 else "b",
+                keywords=lambda row: ";".join(f"word number {row + x}" for x in range(5)),
+                place=lambda row: f"x|{row % 3}",
+            )
+        },
         {
             "features": [
                 {"name": "tag", "level": "context", "multi_valued": "true", "delimiter": "|"},
+                {"name": "keywords", "level": "context", "multi_valued": "true", "delimiter": ";"},
                 {"name": "place", "level": "context"},
             ]
         },

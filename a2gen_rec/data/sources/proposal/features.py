@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from a2gen_rec.data.names import check_names
 from a2gen_rec.data.sources.proposal import words
 from a2gen_rec.data.sources.proposal.levels import Level, level_of
-from a2gen_rec.data.sources.proposal.lists import delimiter_of
+from a2gen_rec.data.sources.proposal.lists import MAY_BE_OUTCOME, delimiter_of
 from a2gen_rec.data.sources.proposal.profiles import ColumnProfile, LogProfile
 from a2gen_rec.data.sources.proposal.roles import Roles
 from a2gen_rec.errors import DataError
@@ -46,13 +46,15 @@ def propose_features(profile: LogProfile, roles: Roles, user: str, item: str) ->
         user: SQL of users; empty if unknown.
         item: SQL of items; empty if unknown.
     """
-    columns = []
+    columns, delimiters = [], dict[str, str]()
     # Readers and the check of the spec compare names without case.
     used = {name.casefold() for name in roles.used() - ({roles.duration.name} if roles.duration else set())}
     for column in profile.columns.values():
         if column.name.casefold() in used or column.name in roles.unused:
             continue
-        reason = _unusable(column)
+        if delimiter := delimiter_of(profile, column):
+            delimiters[column.name] = delimiter
+        reason = _unusable(column, column.name in delimiters)
         if not reason and column.distinct > MIN_UNIQUE and not (user and item):
             reason = "may be the user or the item"
         if reason:
@@ -67,12 +69,12 @@ def propose_features(profile: LogProfile, roles: Roles, user: str, item: str) ->
         entities = {"item": roles.item, "user": roles.user, "context": []}[level]
         groups = entities[0].distinct if entities else profile.rows
         is_duration = column is roles.duration
-        if not is_duration and (reason := _unsuitable(column, level, groups)):
+        if not is_duration and (reason := _unsuitable(column, level, groups, column.name in delimiters)):
             roles.unused[column.name] = reason
             continue
         name = valid_name("duration" if is_duration else column.name, [feature.name for feature in features])
         is_bucketed = is_duration or _is_quantity(column)
-        delimiter = "" if is_bucketed else delimiter_of(profile, column)
+        delimiter = delimiters.get(column.name, "")
         features.append(ProposedFeature(name, column, level, evidence, is_bucketed, delimiter))
     return features
 
@@ -93,33 +95,33 @@ def _is_valid(name: str, taken: list[str], is_outcome: bool) -> bool:
     return True
 
 
-def _unusable(column: ColumnProfile) -> str:
+def _unusable(column: ColumnProfile, is_list: bool) -> str:
     """Return why a column cannot be a feature of any level; empty if it can."""
     if column.is_constant:
         return "has one value"
     if not column.in_all_files:
         return "is not in every file"
-    if column.length > MAX_TEXT_LENGTH:
+    if column.length > MAX_TEXT_LENGTH and not is_list:
         return "is free text"
     if column.is_time or any(kind.startswith(("TIMESTAMP", "DATE", "TIME")) for kind in column.types):
         return "is a time"
     return ""
 
 
-def _unsuitable(column: ColumnProfile, level: Level, groups: int) -> str:
+def _unsuitable(column: ColumnProfile, level: Level, groups: int, is_list: bool) -> str:
     """Return why a column is not proposed at its level; empty if it is.
 
     Args:
         column: the column.
         level: level of the feature.
         groups: number of items, users or rows.
+        is_list: whether its text has several values.
     """
-    if column.distinct > MIN_UNIQUE and column.distinct >= UNIQUE_SHARE * groups and not _is_quantity(column):
+    is_unique = column.distinct > MIN_UNIQUE and column.distinct >= UNIQUE_SHARE * groups
+    if is_unique and not is_list and not _is_quantity(column):
         return f"has another value for almost every {'row' if level == 'context' else level}"
-    parts = set(words.words(column.name))
-    outcomes = words.WATCHES | words.WEAK_WATCHES | words.ACTION_OF.keys() | words.LABELS | words.SHARES
-    if level == "context" and parts & outcomes:
-        return "may be an outcome of the impression: as a feature it would reveal the target"
+    if level == "context" and words.may_be_outcome(column.name):
+        return MAY_BE_OUTCOME
     if level == "context" and column.is_flag:
         return "0 or 1: add it to actions or labels if it is an outcome, or to features if it is known before"
     return ""

@@ -6,6 +6,7 @@ from a2gen_rec.data.sources.proposal import words
 from a2gen_rec.data.sources.proposal.levels import Level, level_of
 from a2gen_rec.data.sources.proposal.profiles import ColumnProfile, LogProfile
 
+MAY_BE_OUTCOME = "may be an outcome of the impression: as a feature it would reveal the target"
 DELIMITERS = ("|", ";", ",")
 MIN_DELIMITED = 0.01
 """Minimum share of values with the delimiter."""
@@ -49,12 +50,14 @@ def propose_lists(profile: LogProfile, user: str, item: str) -> tuple[list[Propo
             unused[column.name] = "has one value"
         elif not column.in_all_files:
             unused[column.name] = "is not in every file"
+        elif level == "context" and words.may_be_outcome(column.name):
+            unused[column.name] = MAY_BE_OUTCOME
         elif not is_numeric:
             proposed.append(ProposedList(column.name, level, evidence, 0))
         elif column.min_length != column.max_length:
             unused[column.name] = f"has {column.min_length:,} to {column.max_length:,} numbers, so that it is no vector"
         elif level != "item":
-            unused[column.name] = "is a list of numbers that varies within items; only items have vectors"
+            unused[column.name] = "is a list of numbers, but does not belong to an item; only items have vectors"
         else:
             proposed.append(ProposedList(column.name, level, evidence, column.max_length))
     return proposed, unused

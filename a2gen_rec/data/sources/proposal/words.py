@@ -113,3 +113,8 @@ def unit_of(name: str) -> str:
 def action_of(name: str) -> str:
     """Return the action that a name contains; empty if there is none."""
     return next((ACTION_OF[word] for word in words(name) if word in ACTION_OF), "")
+
+
+def may_be_outcome(name: str) -> bool:
+    """Return whether a column's name suggests an outcome of the impression."""
+    return bool(set(words(name)) & (WATCHES | WEAK_WATCHES | ACTION_OF.keys() | LABELS | SHARES))
