@@ -51,18 +51,18 @@ class FlatInputs:
         }
         self.session, self.statistics, self.use_statistics = list(features["session"]), statistics, use_statistics
         self.num_item_numbers = len(card.numbers_at("item"))
+        latest = latest_columns(statistics, features["item"])
         optional = [
             *(number.name for level in INPUT_LEVELS for number in card.numbers_at(level)),
             *(f"{vector.name} {index}" for vector in card.vectors for index in range(vector.width)),
             *self.session,
-            *latest_columns(statistics, features["item"]),
+            *latest,
         ]
         self.num_optional = len(optional)
         names = [f"{statistic.feature}: {statistic.outcome}" for statistic in card.statistics]
         history = statistics.names(features["item"])
         small = [name for level in INPUT_LEVELS for name in self.small[level]]
         self.columns = [*small, *optional, *([*names, *history] if use_statistics else [])]
-        latest = latest_columns(statistics, features["item"])
         self.scales = [1.0] * sum(len(card.numbers_at(level)) for level in INPUT_LEVELS)
         self.scales += [1 / vector.rms for vector in card.vectors for _ in range(vector.width)]
         self.scales += [4 / sizes[name] for name in self.session]

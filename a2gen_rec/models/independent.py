@@ -4,7 +4,6 @@ This is the ablation of the generator [ours]: each action's occurrence and time 
 other actions. Encoder, labels and objectives are those of A2Gen.
 """
 
-import torch
 from torch import Tensor, nn
 from torchrec import JaggedTensor
 
@@ -12,6 +11,7 @@ from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.baselines.towers import TowerOutput, tower_marginals
 from a2gen_rec.models.hierarchical import HierarchicalRanker
+from a2gen_rec.models.initial_outputs import initial_outputs
 from a2gen_rec.nn.experts import SharedBottom, TaskTowers, scatter_timed
 from a2gen_rec.nn.marginals import ActionMarginals
 
@@ -23,9 +23,7 @@ class IndependentHeadsRanker(HierarchicalRanker[TowerOutput]):
         config = self.config
         outputs = len(card.predicted_actions) + int(self.is_timed.sum())
         towers = TaskTowers(outputs, config.dim, int(config.dim * config.tower_mlp_ratio), config.dropout)
-        rate = torch.tensor([card.base_rate[name] for name in card.predicted_actions])
-        seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
-        towers.init_output_bias(torch.cat([torch.logit(rate, eps=1e-4), torch.log1p(seconds[self.is_timed])]))
+        towers.init_output_bias(initial_outputs(card, card.predicted_actions))
         return nn.Sequential(SharedBottom(self.d_context, config.dim, outputs), towers)
 
     def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> TowerOutput:

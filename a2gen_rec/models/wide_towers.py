@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.flat_inputs import FlatInputs
+from a2gen_rec.models.initial_outputs import initial_outputs
 from a2gen_rec.nn.dropout import Dropout
 from a2gen_rec.nn.experts import TaskLinear, scatter_timed
 from a2gen_rec.nn.marginals import ActionMarginals, mean_log_odds
@@ -93,9 +94,7 @@ class WideTowers(nn.Module):
         self.second = TaskLinear(sum(self.counts), hidden_dim, hidden_dim)
         self.last = nn.Parameter(torch.zeros(sum(self.counts), hidden_dim))
         self.dropout = Dropout(dropout)
-        rates = torch.tensor([card.base_rate[name] for name in occurrences])
-        seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
-        self.bias = nn.Parameter(torch.cat([torch.logit(rates, eps=1e-4), torch.log1p(seconds[timed])]))
+        self.bias = nn.Parameter(initial_outputs(card, occurrences))
 
     def forward(self, values: Tensor, embeddings: Tensor) -> WidePredictions:
         """Return predictions of targets.

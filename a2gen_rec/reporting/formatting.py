@@ -127,3 +127,8 @@ def _three_digits(number: float) -> str:
 
 def _range_end(seconds: float) -> str:
     return f"{seconds:.3g}" if seconds < 100 else f"{seconds:,.0f}"
+
+
+def format_weight_entropy(entropy: float) -> str:
+    """Return the entropy of an ensemble's weights with its scale."""
+    return f"{entropy:.2f} (0: one objective, 1: equal weights)"

@@ -142,7 +142,7 @@ def test_a_later_increment_is_accepted_and_an_earlier_one_refused() -> None:
 
 
 def test_a_later_increment_has_the_shapes_of_the_run() -> None:
-    """Until tables can grow, and whatever the lineage says about values."""
+    """Other table sizes, statistics or orders are refused: tables cannot grow yet."""
     trained = identified(CARD, "a")
     for change, difference in (
         (with_feature("item_id", cardinality=41), "item_id has 41 rows, but 40 in run run"),

@@ -16,6 +16,7 @@ from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.base import BaseRanker, FeatureEmbeddings, RankerOutput
+from a2gen_rec.models.initial_outputs import initial_outputs
 from a2gen_rec.nn.dropout import Dropout
 from a2gen_rec.nn.encoder import WindowLayout
 from a2gen_rec.nn.experts import TaskTowers, scatter_timed
@@ -63,11 +64,8 @@ class TowerRanker(BaseRanker[TowerOutput]):
         self.num_towers = self.split_indices[-1] + times
         self.towers = TaskTowers(self.num_towers, config.dim, int(config.dim * config.tower_mlp_ratio), config.dropout)
         self.dropout = Dropout(config.dropout)
-        rate = torch.tensor(
-            [card.base_rate[name] for name in [*card.predicted_actions, *card.labels, *self.objective_tasks]]
-        )
-        seconds = torch.tensor([card.median_time_s.get(name, 0.0) for name in card.actions]).nan_to_num()
-        self.towers.init_output_bias(torch.cat([torch.logit(rate, eps=1e-4), torch.log1p(seconds[self.is_timed])]))
+        occurrences = [*card.predicted_actions, *card.labels, *self.objective_tasks]
+        self.towers.init_output_bias(initial_outputs(card, occurrences))
 
     def forward(self, rows: dict[str, JaggedTensor], batch: WindowBatch) -> TowerOutput:
         return self.encode(rows, batch)

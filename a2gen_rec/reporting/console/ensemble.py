@@ -10,7 +10,14 @@ from rich.text import Text
 
 from a2gen_rec.ranking.contributions import weight_entropy
 from a2gen_rec.reporting.console.tables import HIGHLIGHT, new_table
-from a2gen_rec.reporting.formatting import MISSING, format_metric, format_percent, format_seconds, format_signed
+from a2gen_rec.reporting.formatting import (
+    MISSING,
+    format_metric,
+    format_percent,
+    format_seconds,
+    format_signed,
+    format_weight_entropy,
+)
 
 if TYPE_CHECKING:  # tables do not need torch
     from a2gen_rec.ranking.contributions import Contribution
@@ -43,7 +50,7 @@ def list_metrics_tables(result: Mapping[str, Any]) -> list[Table]:
     candidates = MISSING if mean_length is None else f"{mean_length:.1f}"
     ndcg = f"{result['lists']:,} lists of {candidates} candidates on average · bold: best\n"
     ndcg += "lists: those with a positive and a negative; hypervolume: over the NDCG of all behaviors\n"
-    ndcg += f"entropy of the ensemble's weights: {result['weight_entropy']:.2f} (0: one objective, 1: equal weights)"
+    ndcg += f"entropy of the ensemble's weights: {format_weight_entropy(result['weight_entropy'])}"
     title = f"session lists, {result['split']}" if "split" in result else "session lists"
     hr = f"share of lists with a positive among the first {k}; lists of {k} or fewer always count"
     uauc = "mean over users of the AUC of all their candidates"
@@ -72,7 +79,7 @@ def explanation_tables(candidates: Sequence[HasExplanation]) -> list[Table]:
     widths = [1 + max(_width(cell) for cell in column) for column in zip(*rows, ["", "score", *headers], strict=True)]
     available = _WIDTH - min(widths[0], _LABEL_WIDTH + 1) - widths[1]
     entropies = [weight_entropy(candidate.explanation) for candidate in candidates]
-    entropy = f"mean entropy of weights: {sum(entropies) / len(entropies):.2f} (0: one objective, 1: equal weights)"
+    entropy = f"mean entropy of weights: {format_weight_entropy(sum(entropies) / len(entropies))}"
     tables: list[Table] = []
     for columns in _column_groups(widths[2:], available):
         caption = f"score: sum of products · bold: largest lead\n{entropy}"

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from a2gen_rec.data.schema import WATCH_TIME
 from a2gen_rec.reporting.console.tables import HIGHLIGHT, new_metrics_table, new_table
-from a2gen_rec.reporting.formatting import MISSING, format_decimals, format_range
+from a2gen_rec.reporting.formatting import MISSING, format_decimals, format_range, format_weight_entropy
 
 MAX_OUTCOME_ROWS = 15
 MAX_TIME_ROWS = 8
@@ -147,7 +147,7 @@ def _ensemble_summary(lists: Mapping[str, Any]) -> Text:
     if best is not None:
         line.append(f" · best alternative: {best[1]:.4f} ({best[0]})")
     line.append(f" · {lists['lists']:,} lists", style="dim")
-    entropy = f"mean entropy of weights: {lists['weight_entropy']:.2f} (0: one objective, 1: equal weights)"
+    entropy = f"mean entropy of weights: {format_weight_entropy(lists['weight_entropy'])}"
     line.append(f"\n{entropy}", style="dim")
     return line
 
