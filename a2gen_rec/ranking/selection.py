@@ -123,13 +123,13 @@ def top_candidates(
     for targets, task in zip(top_targets, tasks, strict=True):
         probabilities = predictions.probability[targets].tolist()
         times = torch.expm1(predictions.time[targets]).clamp(min=0).tolist()
-        scores = [math.nan] * len(targets) if output is None else output.score[targets].tolist()
+        scores = [None] * len(targets) if output is None else output.score[targets].tolist()
         candidates = []
         for index, seconds, probability, score in zip(
             (targets - first).tolist(), times, probabilities, scores, strict=True
         ):
             sequences = next(per_target) if task.request.include_timelines else []
-            timeline: tuple[Timeline, float] = sequences[0] if sequences else ([], math.nan)
+            timeline: tuple[Timeline, float | None] = sequences[0] if sequences else ([], None)
             expected = _expected_times(seconds, scorer.card)
             candidates.append(
                 ScoredCandidate(

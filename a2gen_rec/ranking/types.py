@@ -4,7 +4,6 @@ Values are raw, as in the log: identifiers and categories as text, numbers as nu
 imports no torch.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -136,8 +135,8 @@ class ScoredCandidate:
             impression, None for actions without recorded times. Empty if the model generates no sequences. It is the
             maximum over explored sequences; all unexplored ones together have at most probability
             ``evaluate.max_unexplored_mass``.
-        timeline_probability: Probability of that action sequence; NaN without one.
-        score: Ensemble score, the sum of the ``explanation``'s contributions; NaN without an ensemble.
+        timeline_probability: Probability of that action sequence; None without one.
+        score: Ensemble score, the sum of the ``explanation``'s contributions; None without an ensemble.
         explanation: Contributions to the score; empty without an ensemble.
         expected_time_s: Expected seconds since the start of the impression of every action and ``exit``, given that it
             occurs; None if the log does not record its times.
@@ -151,8 +150,8 @@ class ScoredCandidate:
     probability: dict[str, float]
     expected_watch_s: float | None
     timeline: Timeline
-    timeline_probability: float
-    score: float = math.nan
+    timeline_probability: float | None = None
+    score: float | None = None
     explanation: list[Contribution] = field(default_factory=list)
     expected_time_s: dict[str, float | None] = field(default_factory=dict)
     sequences: list[tuple[Timeline, float]] = field(default_factory=list)

@@ -371,7 +371,7 @@ def test_terminates_service_after_errors(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def fake_ranker(items: list[str], probability: float = 0.5, history: int = 4) -> Any:
-    candidates = [ScoredCandidate(item, True, {"like": probability}, None, [], float("nan")) for item in items]
+    candidates = [ScoredCandidate(item, True, {"like": probability}, None, []) for item in items]
     fixed: dict[str, Any] = {
         "user": "u",
         "user_known": True,

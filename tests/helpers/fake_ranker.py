@@ -123,7 +123,6 @@ class FakeRanker:
                     {"like": probability(request.user, item), self.version: 1.0},
                     None,
                     timeline,
-                    float("nan"),
                 )
                 for item in ranked[: request.k]
             ],

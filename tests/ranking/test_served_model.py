@@ -63,7 +63,7 @@ def check_times_in_other_units(service: RunningService, items: list[str]) -> Non
 
 
 def assert_matches(body: dict[str, Any], expected: RankedList) -> None:
-    reference = from_json(to_json(rank_response(expected, list(expected.fallbacks)), inf_nan_mode="null"))
+    reference = from_json(to_json(rank_response(expected, list(expected.fallbacks))))
     assert without_predictions(body) == without_predictions(reference)
     assert probabilities(body) == pytest.approx(probabilities(reference), abs=1e-5)
 

@@ -27,12 +27,10 @@ _LABEL_WIDTH = 14  # of the first column; longer identifiers are folded
 
 
 class HasExplanation(Protocol):
-    """A ranked candidate: raw identifier, score, and the contribution of each objective in the same order for all."""
+    """A ranked candidate: raw identifier, and the contribution of each objective in the same order for all."""
 
     @property
     def item(self) -> str: ...
-    @property
-    def score(self) -> float: ...
     @property
     def explanation(self) -> Sequence["Contribution"]: ...
 
@@ -71,7 +69,7 @@ def explanation_tables(candidates: Sequence[HasExplanation]) -> list[Table]:
     """
     if not candidates:
         return []
-    digits = _num_decimals([one.score - other.score for one, other in pairwise(candidates)])
+    digits = _num_decimals([one - other for one, other in pairwise(map(_score, candidates))])
     blocks = [_block(rank, candidates, digits) for rank in range(len(candidates))]
     objectives = candidates[0].explanation
     headers = [Text(part.objective.replace("_", "_\n") + ("" if part.higher_is_better else "↓")) for part in objectives]
@@ -140,7 +138,7 @@ def _block(rank: int, candidates: Sequence[HasExplanation], digits: int) -> list
         row("  × weight", "", [f"{part.weight:.{digits}f}" for part in parts], "dim"),
         row(
             "  = product",
-            format_signed(candidate.score, digits),
+            format_signed(_score(candidate), digits),
             [format_signed(part.contribution, digits) for part in parts],
         ),
     ]
@@ -149,11 +147,15 @@ def _block(rank: int, candidates: Sequence[HasExplanation], digits: int) -> list
     if rank + 1 < len(candidates):
         other = candidates[rank + 1]
         margins = [a.contribution - b.contribution for a, b in zip(parts, other.explanation, strict=True)]
-        margin = format_signed(candidate.score - other.score, digits)
+        margin = format_signed(_score(candidate) - _score(other), digits)
         rows.append(row(f"  lead over {rank + 2}", margin, [format_signed(value, digits) for value in margins]))
         if max(margins) > 0:
             rows[-1][2 + margins.index(max(margins))].stylize(HIGHLIGHT)
     return rows
+
+
+def _score(candidate: HasExplanation) -> float:
+    return sum(part.contribution for part in candidate.explanation)
 
 
 def _dense_table(title: str, caption: str) -> Table:

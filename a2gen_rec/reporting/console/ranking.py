@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from a2gen_rec.reporting.console.tables import new_table
-from a2gen_rec.reporting.formatting import format_probability, format_seconds
+from a2gen_rec.reporting.formatting import MISSING, format_probability, format_seconds
 
 if TYPE_CHECKING:  # tables do not need torch
     from a2gen_rec.ranking.types import RankedList, ScoredCandidate
@@ -50,7 +50,7 @@ def _candidates_table(ranking: "RankedList", names: Sequence[str], table: Table,
     if has_timeline:
         table.add_column("timeline", overflow="fold")
     for rank, candidate in enumerate(ranking.candidates, start=1):
-        row: list[Text | str] = [f"{candidate.score:+.4f}"] if has_score else []
+        row: list[Text | str] = [_score(candidate)] if has_score else []
         row += [format_probability(candidate.probability[name]) for name in names]
         row += [format_seconds(candidate.expected_watch_s)] if has_watch else []
         row += [_timeline(candidate)] if has_timeline else []
@@ -72,7 +72,13 @@ def _item(candidate: "ScoredCandidate") -> Text:
     return Text(candidate.item) if candidate.known else Text.assemble(candidate.item, (" ?", "bold yellow"))
 
 
+def _score(candidate: "ScoredCandidate") -> str:
+    return MISSING if candidate.score is None else f"{candidate.score:+.4f}"
+
+
 def _timeline(candidate: "ScoredCandidate") -> Text:
+    if candidate.timeline_probability is None:
+        return Text(MISSING)
     steps = [name if time is None else f"{name}@{_offset(time)}" for name, time in candidate.timeline]
     return Text.assemble(" → ".join(steps), (f" ({candidate.timeline_probability:.0%})", "dim"))
 

@@ -8,7 +8,7 @@ from a2gen_rec.ranking.types import RankedList, ScoredCandidate, Timeline
 
 
 def rank_response(ranked: RankedList, fallbacks: list[str]) -> dict[str, Any]:
-    """Return the content of a :class:`~a2gen_rec.serving.http.schema.RankResponse`, with NaN in place of null."""
+    """Return the content of a :class:`~a2gen_rec.serving.http.schema.RankResponse`."""
     return {
         "user": ranked.user,
         "user_known": ranked.user_known,

@@ -102,10 +102,6 @@ class Candidate:
     item: str
     explanation: list[Contribution]
 
-    @property
-    def score(self) -> float:
-        return sum(part.contribution for part in self.explanation)
-
 
 def candidate(item: str, like: float, negative: float, watch: float) -> Candidate:
     """Return a candidate with these transforms."""

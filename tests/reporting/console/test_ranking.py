@@ -1,4 +1,3 @@
-import math
 import re
 from dataclasses import replace
 
@@ -56,11 +55,13 @@ def test_sort_key_is_underlined(by: str, header: str) -> None:
 
 
 def test_ranking_without_sequences_has_no_timelines() -> None:
-    no_timeline = replace(candidate("a"), timeline=[], timeline_probability=math.nan)
+    no_timeline = replace(candidate("a"), timeline=[], timeline_probability=None)
     text = rendered(ranking_tables(RankedList("u", True, 57, "watch", 1, 0, [no_timeline])))
     assert row(text, "1").split() == ["1", "a", "12.3%", "0.46%", "18s"]
     assert "timeline" not in text
-    assert "nan" not in text
+    assert "None" not in text
+    both = rendered(ranking_tables(RankedList("u", True, 57, "watch", 2, 0, [candidate("b"), no_timeline])))
+    assert row(both, "2").split() == ["2", "a", "12.3%", "0.46%", "18s", "–"]
 
 
 def test_tables_fit_a_hundred_columns() -> None:

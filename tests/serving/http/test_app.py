@@ -57,7 +57,7 @@ def test_candidates_are_sorted(one: RunningService) -> None:
     ranks()
 
 
-def test_nan_is_null(one: RunningService) -> None:
+def test_missing_scores_are_null(one: RunningService) -> None:
     (best,) = one.rank(k=1).json()["candidates"]
     assert best["timeline_probability"] is None
     assert best["score"] is None
