@@ -24,6 +24,11 @@ ROW_COLUMN = "row of "
 STABLE_HASH_SQL = "(md5_number_lower({0}) >> 1)::BIGINT"
 
 
+NAN_OPTION = "can_have_nan = true"
+"""Option of ``read_parquet``. Parquet's statistics ignore NaN: without the option, DuckDB 2.0.1 takes ``isnan`` of a
+column with statistics and without NULL for false."""
+
+
 def connect(memory_limit_gb: float, threads: int, spill: Path) -> duckdb.DuckDBPyConnection:
     """Open an in-memory database that spills to ``spill`` above ``memory_limit_gb``; 0 threads means all cores."""
     settings: dict[str, str | bool | int | float | list[str]] = {
@@ -69,7 +74,7 @@ def quote_path(file: object, pattern: str = "") -> str:
 def read_parquet_sql(*files: object, pattern: str = "") -> str:
     """Return the SQL relation of Parquet files, or of the files that match ``pattern`` in a directory."""
     paths = ", ".join(quote_path(file, pattern) for file in files)
-    return f"read_parquet([{paths}], hive_partitioning = false)"
+    return f"read_parquet([{paths}], hive_partitioning = false, {NAN_OPTION})"
 
 
 def fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:

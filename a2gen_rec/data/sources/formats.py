@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from a2gen_rec.data.csv_errors import CsvDialect, check_complete, compression_of, open_bytes
-from a2gen_rec.data.sql import quote_literal, quote_path
+from a2gen_rec.data.sql import NAN_OPTION, quote_literal, quote_path
 from a2gen_rec.errors import DataError, first_line
 
 HEADER_BYTES = 1 << 20
@@ -65,7 +65,7 @@ class FileFormat:
         """
         options = "hive_partitioning = false" + (f", filename = {quote_literal(filename)}" if filename else "")
         if self.is_parquet:
-            return f"read_parquet([{', '.join(map(quote_path, files))}], {options})"
+            return f"read_parquet([{', '.join(map(quote_path, files))}], {options}, {NAN_OPTION})"
         columns = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(len(self.names)))
         return (
             f"read_csv([{', '.join(map(quote_path, files))}], {options}, auto_detect = false, header = false, skip = 1,"

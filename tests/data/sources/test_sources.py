@@ -20,6 +20,7 @@ from a2gen_rec.data.sources.tenrec import Tenrec
 from a2gen_rec.data.time_zone import TimeZone
 from a2gen_rec.errors import ConfigError, DataError
 from tests.helpers import CONFIGS, SAMPLES
+from tests.helpers.raw_logs import read_log
 
 needs_samples = pytest.mark.skipif(not SAMPLES.exists(), reason="public samples not found")
 
@@ -348,6 +349,23 @@ def test_generic_parquet_row_numbers_and_nan_times(tmp_path):
     table = pa.table({"who": ["u"] * 3, "what": [1, 2, 3], "at": [START_MS + 1.0, math.nan, START_MS + 3.0]})
     with pytest.raises(DataError, match=r"log.parquet, row 2, field 'at': 'nan' is not a time in ms"):
         rows_of(generic(tmp_path, spec, table, "log.parquet"), tmp_path)
+
+
+def test_nan_without_null_is_missing(tmp_path):
+    """A Parquet column with NaN and without NULL: its statistics do not reveal the NaN."""
+    nan = math.nan
+    columns = {"dwell": [1.0, nan, 7.0], "comment": [nan, 2.0, 0.5], "length": [3.0, 9.0, nan]}
+    assert not any(pa.array(values).null_count for values in columns.values())
+    times = {"user": ["a", "b", "c"], "item": ["i"] * 3, "ts": [START_MS, START_MS + 1, START_MS + 2]}
+    length = {"name": "length", "level": "item", "kind": "buckets", "edges": [5]}
+    rows = read_log(
+        tmp_path,
+        {"log.parquet": pa.table(times | columns)},
+        actions={"comment": {"offset_s": "comment"}},
+        features=[{"name": "item_id", "level": "item"}, length],
+    )
+    assert [row["at_comment"] for row in rows] == [None, 2.0, 0.5]
+    assert [row["dwell_s"] for row in rows] == [1.0, "nan", 7.0]
 
 
 def test_generic_missing_column_and_truncated_parquet(tmp_path):
