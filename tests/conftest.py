@@ -7,17 +7,24 @@ import gc
 import os
 
 import pytest
-import torch
 from hypothesis import settings
 
 from tests.helpers import shared
 
-# The tensors of tests are tiny: distributing them over threads costs far more than it saves.
-torch.set_num_threads(1)
-
 settings.register_profile("default", deadline=None)
 settings.register_profile("thorough", deadline=None, max_examples=400)
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Compute on one thread: the tensors of tests are tiny, and distributing them costs far more than it saves.
+
+    The process that distributes tests under pytest-xdist imports this module, but no torch.
+    """
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,25 +43,36 @@ def train_arguments(data: Path, run: Path, *options: str) -> list[str]:
     return ["train", "--data", str(data), "--run", str(run), *SMALL, *options]
 
 
-def start(ranks: int, *arguments: str) -> subprocess.Popen[str]:
-    """Start a command in an interpreter, or under torchrun."""
-    launcher = ["-m", "a2gen_rec.launch.torchrun", "--standalone", "--nnodes=1", f"--nproc_per_node={ranks}"]
-    command = [sys.executable, *(launcher if ranks > 1 else []), "-m", *(["--"] if ranks > 1 else [])]
-    command += ["a2gen_rec.cli", *arguments]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
+class LaunchedJob:
+    """A command in an interpreter of its own, or in several under torchrun; the counterpart of CommandJob."""
+
+    def __init__(self, ranks: int, output: Path, arguments: Sequence[str]) -> None:
+        launcher = ["-m", "a2gen_rec.launch.torchrun", "--standalone", "--nnodes=1", f"--nproc_per_node={ranks}"]
+        command = [sys.executable, *(launcher if ranks > 1 else []), "-m", *(["--"] if ranks > 1 else [])]
+        self._output = output
+        with output.open("wb") as file:
+            self._process = subprocess.Popen(
+                [*command, "a2gen_rec.cli", *arguments],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> tuple[list[int], str]:
+        return [self._process.wait(600)], self._output.read_text()
 
 
-def finish(job: subprocess.Popen[str]) -> str:
-    output, _ = job.communicate(timeout=600)
-    assert job.returncode == 0, output
-    return output
+JOBS = [CommandJob, pytest.param(LaunchedJob, marks=pytest.mark.thorough)]
+"""Jobs of forked ranks, which start faster, and of interpreters under torchrun."""
+Job = CommandJob | LaunchedJob
 
 
 def run_ranks(ranks: int, output: Path, *arguments: str) -> str:
@@ -109,17 +120,19 @@ def test_resumes_exactly_after_sigkill(dataset: Path, tmp_path: Path) -> None:
         assert torch.equal(value, right[name]), name
 
 
+@pytest.mark.parametrize("start", JOBS)
 @pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_saves_and_exits_on_a_stop_request_and_resumes(
-    ranks: int, number: signal.Signals, dataset: Path, tmp_path: Path
+    ranks: int, number: signal.Signals, start: type[Job], dataset: Path, tmp_path: Path
 ) -> None:
-    """Two ranks run under torchrun, which gets the signal."""
+    """All ranks get the signal, under torchrun from torchrun."""
     run = tmp_path / "run"
     options = ["--train.epochs", "200", "--train.patience", "0", "--train.checkpoint-interval", "7"]
-    job = start(ranks, *train_arguments(dataset, run, *options))
-    wait_for_checkpoint(run, lambda: job.poll() is None)
+    job = start(ranks, tmp_path / "stopped.log", train_arguments(dataset, run, *options))
+    wait_for_checkpoint(run, lambda: job.is_running)
     job.send_signal(number)
-    output = finish(job)
+    codes, output = job.wait()
+    assert set(codes) == {0}, output
     assert "stop requested; checkpoint saved at step" in output
     step = int(checkpoints(run)[-1][5:])
     assert f"checkpoint saved at step {step}" in output
@@ -332,15 +345,15 @@ def test_invalid_settings_exit_with_2(dataset: Path, tmp_path: Path, capsys: pyt
     assert not (tmp_path / "run").exists()
 
 
-def test_two_ranks_print_an_error_once(broken: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", JOBS)
+def test_two_ranks_print_an_error_once(start: type[Job], broken: Path, tmp_path: Path) -> None:
     """An invalid row that one rank reads ends the job with one error line and no traceback."""
     for file in (broken / "train").iterdir():
         values = pq.read_table(file)["item_id"].to_pylist()
         values[30][0] = 77
         rewrite(file, {"item_id": values})
-    job = start(2, *train_arguments(broken, tmp_path / "run"))
-    output, _ = job.communicate(timeout=600)
-    assert job.returncode == 1
+    codes, output = start(2, tmp_path / "output.log", train_arguments(broken, tmp_path / "run")).wait()
+    assert set(codes) == {1}
     assert output.count("a2gen: error: ") == 1, output
     assert "row 30, field 'item_id': id is not in [0, 40)" in output
     assert "Traceback" not in output

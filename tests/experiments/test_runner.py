@@ -5,6 +5,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from a2gen_rec.experiments.suite import Suite, read_suite
 from a2gen_rec.training.checkpoint import FORMAT_VERSION
 from tests.helpers import CONFIGS
 from tests.helpers.cards import make_card, write_dataset
+from tests.helpers.distributed import CommandJob
 
 pytestmark = pytest.mark.processes
 
@@ -367,8 +369,19 @@ def test_runs_the_quick_suite(tmp_path: Path) -> None:
         assert (tmp_path / "out" / picture).exists()
 
 
-def test_command_line_runs_subprocesses(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def run_forked(self: CommandRunner, arguments: Sequence[str], log: str) -> int:
+    """Run ``a2gen`` in a forked process, which starts faster than an interpreter."""
+    (code,), _ = CommandJob(1, Path(log), arguments).wait()
+    return code
+
+
+@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.thorough)])
+def test_command_line_runs_subprocesses(
+    forked: bool, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One model, one seed; training fails on the second dataset."""
+    if forked:
+        monkeypatch.setattr(CommandRunner, "__call__", run_forked)
     content = SUITE | {"models": {"mmoe": {"model.name": "mmoe"}}, "seeds": [0]}
     for name in ("ablations", "tuning"):
         content.pop(name)

@@ -262,3 +262,4 @@ def test_failing_rank_fails_the_job(job_dir: Path) -> None:
     done = torchx(job_dir, "--code", "3", "--hosts", "1", "--ranks", "2")
     assert done.returncode == 1
     assert "failed with exit code 3" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -39,11 +39,30 @@ def ranker(exported: tuple[Log, str]) -> Ranker:
     return Ranker.load(exported[1])
 
 
-def test_first_ranking_in_a_program_prints_nothing(exported: tuple[Log, str]) -> None:
-    program = "import sys, a2gen_rec as a2; a2.Ranker.load(sys.argv[1]).rank(a2.RankQuery('u1', ['i1'], k=1))"
-    command = [sys.executable, "-c", program, exported[1]]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (result.stdout, result.stderr) == ("", "")
+PROGRAM = """
+import sys, a2gen_rec as a2
+a2.Ranker.load(sys.argv[1]).rank(a2.RankQuery("u1", ["i1"], k=1))
+print("ranked")
+print("ranked", file=sys.stderr)
+import pkgutil, importlib, a2gen_rec.ranking as ranking, a2gen_rec.serving as serving
+for package in (ranking, serving):
+    for each in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(each.name)
+print([name for name in sys.modules if name.startswith("a2gen_rec.training")])
+import torch.distributed as dist; print(dist.is_initialized())
+"""
+"""Ranks, then imports all modules of ranking and serving."""
+
+
+@pytest.fixture(scope="module")
+def program(exported: tuple[Log, str]) -> subprocess.CompletedProcess[str]:
+    """The output of a program that ranks in a new interpreter."""
+    command = [sys.executable, "-c", PROGRAM, exported[1]]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def test_first_ranking_in_a_program_prints_nothing(program: subprocess.CompletedProcess[str]) -> None:
+    assert (program.stdout.partition("ranked\n")[0], program.stderr.partition("ranked\n")[0]) == ("", "")
 
 
 def make_request(ranker: Ranker, log: Log, user: str = "u1", **options: object) -> RankQuery:
@@ -288,17 +307,8 @@ def test_rejects_corrupted_models(
     assert "\n" not in str(raised.value)
 
 
-def test_serving_imports_no_training_code() -> None:
-    code = (
-        "import sys, pkgutil, importlib, a2gen_rec.ranking as ranking, a2gen_rec.serving as serving\n"
-        "for package in (ranking, serving):\n"
-        "    for each in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
-        "        importlib.import_module(each.name)\n"
-        "print([name for name in sys.modules if name.startswith('a2gen_rec.training')])\n"
-        "import torch.distributed as dist; print(dist.is_initialized())\n"
-    )
-    output = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert output.stdout.split("\n")[:2] == ["[]", "False"]
+def test_serving_imports_no_training_code(program: subprocess.CompletedProcess[str]) -> None:
+    assert program.stdout.splitlines() == ["ranked", "[]", "False"]
 
 
 def test_exported_model_ranks_on_the_command_line(

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -65,13 +66,19 @@ def trained(loss: str, seed: int = 0) -> Ensemble:
     return model.requires_grad_(False)
 
 
-MODELS = {
-    "random": make().requires_grad_(False),
-    "random, large weights": make(1, scale=2.5).requires_grad_(False),
-    "pointwise": trained("pointwise"),
-    "listwise": trained("listwise"),
-}
-EXACT = {name: copy.deepcopy(model).double() for name, model in MODELS.items()}
+MODELS = ("random", "random, large weights", "pointwise", "listwise")
+
+
+@cache
+def float32(name: str) -> Ensemble:
+    """Return a model of ``MODELS``, built on first use."""
+    model = trained(name) if name in MODELS[2:] else make() if name == "random" else make(1, scale=2.5)
+    return model.requires_grad_(False)
+
+
+@cache
+def float64(name: str) -> Ensemble:
+    return copy.deepcopy(float32(name)).double()
 
 
 def rounding(output: EnsembleOutput) -> Tensor:
@@ -153,7 +160,7 @@ def test_raising_an_objective_never_lowers_its_score(
     low, high = min(low, high), max(low, high)
     value, *rest = inputs(seed, 2, candidates, max_length, shared)
     position = (1, seed % candidates, objective)
-    for model in (MODELS[name], EXACT[name]):
+    for model in (float32(name), float64(name)):
         outputs = []
         entering = []
         for number in (low, high):
@@ -185,7 +192,7 @@ def test_candidates_that_differ_in_one_objective_are_sorted_by_it(
     value, events, length, context = inputs(seed, 2, candidates, max_length, shared)
     others = value[:, :1].expand(-1, candidates, -1).clone()
     others[..., objective] = (value[..., objective] * 100).round() / 100  # with ties
-    output = EXACT[name](others, events, length, context[:, :1])
+    output = float64(name)(others, events, length, context[:, :1])
     key = others[..., objective] * (1 if HIGHER_IS_BETTER[objective] else -1)
     for row in range(2):
         ahead = key[row, :, None] > key[row]
@@ -207,7 +214,7 @@ def test_weights_sum_to_one_and_scores_are_means_of_transforms(
     """Includes extreme and equal predictions, single candidates, and users without history."""
     value, events, length, context = inputs(seed, 3, candidates, max_length, shared)
     value[0] = extreme
-    output = MODELS[name](value, events, length, context)
+    output = float32(name)(value, events, length, context)
     assert output.score.shape == (3, candidates)
     assert output.score.isfinite().all()
     assert output.weight.shape == output.transform.shape == value.shape
@@ -269,7 +276,8 @@ def test_untrained_ensemble_treats_users_and_candidates_alike() -> None:
 
 def test_all_transforms_have_the_same_range() -> None:
     """The range is the gain; only then are weights comparable between objectives."""
-    for name, model in EXACT.items():
+    for name in MODELS:
+        model = float64(name)
         _, *rest = inputs(3)
         low, high = (model(torch.where(model.lower_is_better, -v, v).expand(4, 5, K), *rest) for v in (-1e4, 1e4))
         rise = (high.transform - low.transform).detach()
@@ -280,7 +288,7 @@ def test_training_weights_relevant_objectives() -> None:
     value, *rest = inputs(500, n=50, candidates=20)
     relevance, mask = make_relevance(value), torch.ones(value.shape[:2], dtype=torch.bool)
     fitted, fresh = (
-        pointwise(model(value, *rest).score, relevance, mask).mean for model in (MODELS["pointwise"], make())
+        pointwise(model(value, *rest).score, relevance, mask).mean for model in (float32("pointwise"), make())
     )
     assert fitted < 0.5 * relevance.var() < fresh
 
@@ -292,7 +300,7 @@ def test_trained_ensemble_is_monotonic() -> None:
         for k, higher_is_better in enumerate(HIGHER_IS_BETTER):
             value = inputs(8, n=20, candidates=1)[0].repeat(1, 400, 1)
             value[..., k] = torch.linspace(-8, 8, 400) * (1 if higher_is_better else -1)
-            output = MODELS[name](value, events, length, context)
+            output = float32(name)(value, events, length, context)
             assert (output.score.diff(dim=1) >= -rounding(output)[:, 1:]).all()
             assert (output.score[:, -1] > output.score[:, 0]).all()
 
