@@ -234,7 +234,7 @@ def take_batches(ranks: list[Iterator[WindowBatch]], starts: list[LoaderState], 
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.lists(st.integers(0, 30), min_size=4, max_size=4), st.integers(0, 9))
-@examples(25)
+@examples(10, thorough=100)
 def test_no_window_is_lost_when_ranks_change(
     dataset: str, before: int, after: int, batches: list[int], seed: int
 ) -> None:

@@ -13,6 +13,7 @@ from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.data.time_zone import QUARTER_HOUR_MS, TimeZone
 from a2gen_rec.errors import DataError
 from tests.helpers.cards import make_card
+from tests.helpers.properties import examples
 from tests.helpers.raw_logs import machine_time_zone
 
 NAMES = (
@@ -31,6 +32,7 @@ def to_ms(moment):
 
 
 @given(MOMENTS, st.sampled_from(NAMES), st.sampled_from(["UTC", "America/Los_Angeles"]))
+@examples(30, thorough=400)
 def test_calendar_features_of_named_zones(moment, name, machine):
     local = moment.astimezone(ZoneInfo(name))
     zone, ts_ms = TimeZone(name), to_ms(moment)
@@ -42,6 +44,7 @@ def test_calendar_features_of_named_zones(moment, name, machine):
 
 
 @given(MOMENTS, st.sampled_from(NAMES))
+@examples(30, thorough=400)
 def test_local_times_of_named_zones(moment, name):
     local = moment.astimezone(ZoneInfo(name)).replace(tzinfo=None)
     first, second = (local.replace(tzinfo=ZoneInfo(name), fold=fold) for fold in (0, 1))

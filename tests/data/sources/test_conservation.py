@@ -49,6 +49,7 @@ RECORDS = st.lists(
     delimiter=st.sampled_from(",;\t|"),
     compress=st.booleans(),
 )
+@examples(30, thorough=400)
 def test_valid_csv_is_read_completely(tmp_path_factory, records, quoting, newline, delimiter, compress):
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, quoting=quoting, lineterminator=newline, delimiter=delimiter)
@@ -87,7 +88,7 @@ LINES = st.lists(
 
 
 @given(LINES)
-@examples(150)
+@examples(40, thorough=600)
 def test_every_line_is_read_or_named(tmp_path_factory, lines):
     text = "user,item,ts,dwell,like\n" + "".join(lines)
     try:
@@ -102,7 +103,7 @@ def test_every_line_is_read_or_named(tmp_path_factory, lines):
 
 
 @given(st.randoms(use_true_random=False), st.integers(20, 60))
-@examples(8)
+@examples(3, thorough=32)
 def test_sources_conserve_rows(tmp_path_factory, rng, count):
     folder = tmp_path_factory.mktemp("sources")
     ids = [(rng.randrange(4), rng.randrange(6), rng.randrange(9)) for _ in range(count)]
@@ -177,6 +178,6 @@ def expected_digest(tmp_path_factory):
 
 
 @given(files=stored_files(log_rows(), TYPES), machine=MACHINE_ZONES)
-@examples(25)
+@examples(8, thorough=100)
 def test_storage_changes_no_byte(tmp_path_factory, expected_digest, files, machine):
     assert digest(tmp_path_factory.mktemp("stored"), files, machine) == expected_digest

@@ -108,7 +108,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
-@examples(25)
+@examples(10, thorough=100)
 def test_every_event_is_in_one_impression_or_dropped(tmp_path_factory, events):
     table = pa.table(dict(zip(EVENT_COLUMNS, [*zip(*events, strict=True), ["x"] * len(events)], strict=True)))
     rows = read_log(tmp_path_factory.mktemp("events"), {"log": table}, **SPEC)
@@ -135,7 +135,7 @@ def tmall_time(ms):
         max_size=25,
     )
 )
-@examples(20)
+@examples(10, thorough=80)
 def test_every_event_of_rec_tmall_is_in_one_impression_or_dropped(tmp_path_factory, events):
     folder = tmp_path_factory.mktemp("tmall")
     lines = [f"{item},{user},{action},{tmall_time(ms)}\n" for user, item, ms, action in events]
@@ -191,7 +191,7 @@ def expected_events(tmp_path_factory):
 
 
 @given(files=stored_files(event_rows(), EVENT_TYPES), machine=MACHINE_ZONES)
-@examples(10)
+@examples(5, thorough=40)
 def test_storage_of_events_changes_no_byte(tmp_path_factory, expected_events, files, machine):
     folder = tmp_path_factory.mktemp("stored")
     prepare_stored(folder, "generic", write_files(folder / "raw", files), SPEC, machine)
@@ -231,7 +231,7 @@ def expected_tmall(tmp_path_factory):
     products=st.permutations(PRODUCTS.splitlines()[1:]),
     machine=MACHINE_ZONES,
 )
-@examples(8)
+@examples(4, thorough=32)
 def test_storage_of_rec_tmall_changes_no_byte(tmp_path_factory, expected_tmall, files, products, machine):
     folder = tmp_path_factory.mktemp("user_id=3")
     text = "\n".join([PRODUCTS.splitlines()[0], *products])

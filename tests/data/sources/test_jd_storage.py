@@ -82,7 +82,7 @@ def expected_digests(tmp_path_factory):
     machine=MACHINE_ZONES,
     data=st.data(),
 )
-@examples(8)
+@examples(4, thorough=32)
 def test_storage_changes_no_byte(tmp_path_factory, expected_digests, name, content, as_folder, machine, data):
     folder = tmp_path_factory.mktemp("stored")
     file = folder / "raw" / name

@@ -551,7 +551,7 @@ CELLS = st.sampled_from(
 ) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=5)
 
 
-@examples(25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@examples(12, thorough=100, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.data())
 def test_every_proposal_is_a_valid_spec_of_the_log(data: st.DataObject) -> None:
     names = data.draw(st.lists(NAMES, min_size=1, max_size=6, unique=True))

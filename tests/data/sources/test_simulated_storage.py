@@ -32,7 +32,7 @@ def rows_and_types(table):
 
 
 @given(data=st.data(), machine=MACHINE_ZONES)
-@examples(6)
+@examples(3, thorough=24)
 def test_storage_changes_no_byte(tmp_path_factory, log, data, machine):
     tables, expected = log
     folder = tmp_path_factory.mktemp("stored")

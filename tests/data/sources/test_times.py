@@ -7,13 +7,14 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data.prepare.pipeline import prepare
 from a2gen_rec.data.sources.values import MAX_DURATION_S
 from a2gen_rec.errors import ConfigError, DataError
+from tests.helpers.properties import examples
 from tests.helpers.raw_logs import SPEC, START_MS, machine_time_zone, read_log, write_files
 
 PER_MS = {"s": 0.001, "ms": 1, "us": 1000, "ns": 1_000_000}
@@ -21,8 +22,8 @@ ZONES = ("UTC", "Asia/Shanghai", "America/St_Johns")
 PLAIN = {"columns": {"user": "user", "item": "item", "time": "ts"}, "actions": {}}
 
 
-def times(folder, *values, **spec):
-    """Return the milliseconds of one file per array or list of texts."""
+def read_times(folder, *values, **spec):
+    """Return the rows of one file per array or list of texts; an item is the index of its value."""
     files = {}
     for number, array in enumerate(values):
         count = len(array)
@@ -31,7 +32,22 @@ def times(folder, *values, **spec):
         else:
             rows = "".join(f"u,{index},{text}\n" for index, text in enumerate(array))
             files[f"{number}.csv"] = f"user,item,ts\n{rows}"
-    return [row["ts_ms"] for row in read_log(folder, files, **PLAIN, **spec)]
+    return read_log(folder, files, **PLAIN, **spec)
+
+
+def times(folder, *values, **spec):
+    """Return the milliseconds of one file per array or list of texts."""
+    return [row["ts_ms"] for row in read_times(folder, *values, **spec)]
+
+
+def times_by_index(folder, *values, **spec):
+    """Return the set of milliseconds of each index, in all arrays and lists of texts."""
+    read = [set() for _ in values[0]]
+    rows = read_times(folder, *values, **spec)
+    assert len(rows) == len(values) * len(read)
+    for row in rows:
+        read[int(row["item_id"])].add(row["ts_ms"])
+    return read
 
 
 def moment(text):
@@ -151,38 +167,43 @@ INTEGERS = (pa.int64(), pa.uint64(), pa.decimal128(20, 0))
 REALS = (pa.float64(), pa.decimal128(38, 6))
 
 
+MOMENTS_MS = st.integers(946_684_800_000, 4_102_444_800_000)
+
+
 @given(
-    ms=st.integers(946_684_800_000, 4_102_444_800_000),
+    moments=st.lists(MOMENTS_MS, min_size=5, max_size=15),
     unit=st.sampled_from(sorted(PER_MS)),
     spec=st.sampled_from([{}, {"utc_offset_hours": -3.5}, {"time_zone": "Europe/Berlin"}]),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_numbers_of_every_unit_and_type(tmp_path_factory, ms, unit, spec):
+@examples(20)
+def test_numbers_of_every_unit_and_type(tmp_path_factory, moments, unit, spec):
     folder = tmp_path_factory.mktemp("times")
     if unit == "s":
-        ms -= ms % 1000
-    number = int(ms * PER_MS[unit]) if unit != "s" else ms // 1000
-    arrays = [pa.array([number]).cast(kind, safe=False) for kind in (*INTEGERS, pa.float64())] + [
-        [str(number)],
-        [f"{number}.0"],
+        moments = [ms - ms % 1000 for ms in moments]
+    numbers = [int(ms * PER_MS[unit]) if unit != "s" else ms // 1000 for ms in moments]
+    arrays = [pa.array(numbers).cast(kind, safe=False) for kind in (*INTEGERS, pa.float64())] + [
+        [str(number) for number in numbers],
+        [f"{number}.0" for number in numbers],
     ]
-    assert set(times(folder, *arrays, time_unit=unit, **spec)) == {ms}
+    assert times_by_index(folder, *arrays, time_unit=unit, **spec) == [{ms} for ms in moments]
 
 
-@given(ms=st.integers(946_684_800_000, 4_102_444_800_000), micros=st.integers(0, 999))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_fractions_of_a_millisecond(tmp_path_factory, ms, micros):
+@given(st.lists(st.tuples(MOMENTS_MS, st.integers(0, 999)), min_size=10, max_size=30))
+@examples(10)
+def test_fractions_of_a_millisecond(tmp_path_factory, moments):
     folder = tmp_path_factory.mktemp("times")
-    us = ms * 1000 + micros
-    stamp = pa.array([us], pa.timestamp("us"))
-    exact = [pa.array([us * 1000], pa.timestamp("ns")), pa.array([us * 1000 + 999], pa.timestamp("ns", "UTC"))]
-    text = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)).isoformat()
-    assert set(times(folder / "timestamp", stamp, *exact, [text], time_unit="timestamp")) == {ms}
-    seconds = f"{us // 10**6}.{us % 10**6:06}"
-    arrays = [[seconds], pa.array([us / 1e6])]
-    assert set(times(folder / "s", *arrays, time_unit="s")) == {ms}
-    assert set(times(folder / "us", [str(us)], pa.array([us]), pa.array([float(us)]), time_unit="us")) == {ms}
-    assert set(times(folder / "ns", [str(us * 1000)], pa.array([us * 1000]), time_unit="ns")) == {ms}
+    expected = [{ms} for ms, _ in moments]
+    us = [ms * 1000 + micros for ms, micros in moments]
+    ns = [value * 1000 for value in us]
+    stamp = pa.array(us, pa.timestamp("us"))
+    exact = [pa.array(ns, pa.timestamp("ns")), pa.array([value + 999 for value in ns], pa.timestamp("ns", "UTC"))]
+    texts = [(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=value)).isoformat() for value in us]
+    assert times_by_index(folder / "timestamp", stamp, *exact, texts, time_unit="timestamp") == expected
+    seconds = [f"{value // 10**6}.{value % 10**6:06}" for value in us]
+    assert times_by_index(folder / "s", seconds, pa.array([value / 1e6 for value in us]), time_unit="s") == expected
+    arrays = [[str(value) for value in us], pa.array(us), pa.array([float(value) for value in us])]
+    assert times_by_index(folder / "us", *arrays, time_unit="us") == expected
+    assert times_by_index(folder / "ns", [str(value) for value in ns], pa.array(ns), time_unit="ns") == expected
 
 
 @pytest.mark.parametrize(
