@@ -139,8 +139,18 @@ def test_ensemble_scores_extreme_equal_single_and_new_candidates(trained: Ensemb
         assert (output.weight >= 0).all()
 
 
-@pytest.mark.parametrize("loss", ["pointwise", "listwise", "pairwise"])
-@pytest.mark.parametrize("weighting", ["fixed", "pareto", "min_norm", "pareto_efficient"])
+LOSSES = ("pointwise", "listwise", "pairwise")
+WEIGHTINGS = ("fixed", "pareto", "min_norm", "pareto_efficient")
+
+
+@pytest.mark.parametrize(
+    ("loss", "weighting"),
+    [
+        pytest.param(loss, weighting, marks=[] if row == column % 3 else pytest.mark.thorough)
+        for row, loss in enumerate(LOSSES)
+        for column, weighting in enumerate(WEIGHTINGS)
+    ],
+)
 def test_every_loss_and_weighting_learns(loss: str, weighting: str) -> None:
     config = replace(SMALL, loss=loss, weighting=weighting, reweight_interval=3, min_weight=0.1)  # type: ignore[arg-type]
     values: list[EpochResult] = []
