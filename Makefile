@@ -21,7 +21,7 @@ BIN := .venv/bin
 OUT := quickstart
 TORCHX := $(BIN)/torchx --log_level WARNING
 
-.PHONY: help install quickstart demo test test-fast test-all lint types format docs benchmarks results clean distclean
+.PHONY: help install quickstart demo test pytest test-fast test-all lint types format docs benchmarks results clean distclean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-17s  %s\n", $$1, $$2 }'
@@ -71,20 +71,24 @@ $(OUT)/evaluation.json:  # written last by the quickstart
 	@$(MAKE) quickstart
 
 # A file's tests stay on one process, which builds their datasets and runs once. Files start in the order of conftest.py.
-PYTEST := $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
+# One process more than cores, because tests wait for processes, browsers and timeouts.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
 
 # Tests start about a hundred interpreters: bytecode is cached, even if the environment forbids it.
-test test-fast test-all: export PYTHONDONTWRITEBYTECODE :=
-test: export OMP_NUM_THREADS := 1
-test: lint types  ## lint, check types and run all tests in JOBS processes (2)
-	$(PYTEST)
+pytest test-fast test-all: export PYTHONDONTWRITEBYTECODE :=
+test: lint  ## lint, check types and run the tests in JOBS processes (3)
+	@$(MAKE) --jobs=2 types pytest
+
+pytest: export OMP_NUM_THREADS := 1
+pytest: $(STAMP)
+	$(PYTEST) -m "not thorough"
 
 test-fast: export OMP_NUM_THREADS := 1
 test-fast: $(STAMP)  ## run the tests without processes, training or browser, in about a minute
-	$(PYTEST) -m "not processes and not training and not browser"
+	$(PYTEST) -m "not processes and not training and not browser and not thorough"
 
 test-all: export OMP_NUM_THREADS := 1
-test-all: lint types  ## as test, with coverage and many more examples per property
+test-all: lint types  ## all tests with coverage, in all combinations and with many more examples per property
 	$(PYTEST) --cov --cov-report=term:skip-covered --hypothesis-profile=thorough
 
 lint: $(STAMP)  ## check style and formatting

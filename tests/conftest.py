@@ -5,6 +5,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -35,23 +36,33 @@ def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 LONG_FILES = (
-    "end_to_end/test_training_job",
     "serving/engine/test_workers",
+    "end_to_end/test_training_job",
     "docs/test_commands",
-    "benchmarks/test_train_throughput",
-    "experiments/test_runner",
-    "training/test_forkmerge",
-    "training/test_sharded",
-    "benchmarks/test_scaling",
-    "reporting/pages/experiment/test_page",
     "serving/test_page",
+    "training/test_forkmerge",
+    "experiments/test_runner",
+    "training/test_sharded",
+    "benchmarks/test_train_throughput",
+    "benchmarks/test_scaling",
+    "benchmarks/test_prepare",
+    "data/sources/test_proposal",
+    "data/sources/test_times",
+    "data/sources/test_conservation",
+    "data/prepare/test_pipeline",
+    "simulation/test_simulator",
+    "models/test_feedback_model",
+    "ensemble/test_trainer",
+    "ranking/test_ranker",
+    "reporting/pages/experiment/test_page",
+    "reporting/pages/dataset/test_page",
 )
-"""Files of ten and more seconds."""
+"""Files of ten and more seconds, those that wait most first."""
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest files first, so that two processes end at about the same time."""
+    """Start the longest files first, so that the processes end at about the same time."""
     files = [item.nodeid.partition(".py::")[0].removeprefix("tests/") for item in items]
     order = {file: len(LONG_FILES) + 1 for file in files}
     for file, item in zip(files, items, strict=True):
@@ -61,7 +72,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for _, item in sorted(zip(files, items, strict=True), key=lambda pair: order[pair[0]])]
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
     """Exclude modules and collected tests from garbage collection, which would traverse them all the time."""
-    gc.collect()
-    gc.freeze()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
