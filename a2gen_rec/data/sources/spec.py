@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -376,8 +377,7 @@ def parse_spec(kind: type[Any], raw: dict[str, Any], file: str) -> Any:
     Raises:
         ConfigError: the data do not match; in one line.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind)
+    parser = _parser(kind)
     try:
         with warnings.catch_warnings():
             # Renamed to `instantiate` in jsonargparse 4.49; both names exist until 5.
@@ -385,3 +385,10 @@ def parse_spec(kind: type[Any], raw: dict[str, Any], file: str) -> Any:
             return kind(**vars(parser.instantiate_classes(parser.parse_object(raw))))
     except ArgumentError as error:
         raise ConfigError(f"{file}: {parser_error_text(error)}") from error
+
+
+@cache
+def _parser(kind: type[Any]) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    return parser
