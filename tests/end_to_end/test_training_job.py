@@ -101,7 +101,7 @@ def tensors(run: Path, scratch: Path) -> dict[str, torch.Tensor]:
 
 def test_resumes_exactly_after_sigkill(dataset: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of an epoch; dropout tests the random states, two ranks test the loader states."""
-    options = ["--train.epochs", "4", "--train.checkpoint-interval", "3", "--model.dropout", "0.2"]
+    options = ["--train.epochs", "2", "--train.checkpoint-interval", "3", "--model.dropout", "0.2"]
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
     run_ranks(2, tmp_path / "uninterrupted.log", *train_arguments(dataset, uninterrupted, *options))
     arguments = train_arguments(dataset, killed, *options)

@@ -377,7 +377,7 @@ def parse_spec(kind: type[Any], raw: dict[str, Any], file: str) -> Any:
     Raises:
         ConfigError: the data do not match; in one line.
     """
-    parser = _parser(kind)
+    parser = _parser(kind)  # type: ignore[arg-type]  # mypy: a class is not hashable
     try:
         with warnings.catch_warnings():
             # Renamed to `instantiate` in jsonargparse 4.49; both names exist until 5.
