@@ -22,7 +22,7 @@ class ModelConfig:
     name: Literal["a2gen", "mmoe", "ple", "hstu", "gbdt"] = "a2gen"
     """Model: ``a2gen``, or a baseline. ``mmoe`` and ``ple`` are mixtures of experts over target attention. ``hstu``
     stacks gated pointwise attention layers over the impression sequence. ``gbdt`` is gradient boosted trees on flat
-    rows (section ``gbdt``). It reads only ``max_history``, ``statistics``, ``session_features``,
+    rows (section ``gbdt``). It reads only ``max_history``, ``statistics``, ``excluded_inputs``, ``session_features``,
     ``predict_objectives`` and whether ``feedback_encoding`` is ``none`` of this section, and supports only
     `a2gen train`, `a2gen evaluate` and `a2gen experiment`."""
     dim: int = 32
@@ -67,6 +67,9 @@ class ModelConfig:
     """Share of the looked-up identifiers that training replaces by row 0, "unknown". It applies to user and item
     tables of at least 1,000 rows, and to the vectors only: matches of history and target still use the identifiers.
     It keeps a model from memorizing identifiers and trains row 0, which new users and videos use. [ours]"""
+    excluded_inputs: list[str] = field(default_factory=list)
+    """Names of features, numbers and vectors of the dataset that the model does not read, to measure what an input is
+    worth. Statistics of an excluded feature are excluded as well; its table remains, unread."""
     session_features: bool = False
     """Add session position, gap and level of the previous impression to history tokens and targets."""
     predict_objectives: bool = False

@@ -67,7 +67,7 @@ class GBDTRanker(BaseRanker[TowerOutput]):
         ]
         self._counts = [len(card.predicted_actions), len(card.labels), len(self.objective_tasks), len(times)]
         self.flat_inputs = FlatInputs(
-            card, self.features, self.history_statistics, config.gbdt.max_cardinality, config.model.statistics
+            card, self.used, self.history_statistics, config.gbdt.max_cardinality, config.model.statistics
         )
         self.columns = self.flat_inputs.columns
 

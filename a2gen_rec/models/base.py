@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.schema import FEEDBACK, DatasetCard, FeatureLevel
-from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, EmbeddingTables, is_used_by, module_key
+from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, EmbeddingTables, module_key
 from a2gen_rec.models.history_statistics import HistoryStatistics, NumericInputs
-from a2gen_rec.models.inputs import LevelInputs
+from a2gen_rec.models.inputs import LevelInputs, UsedInputs
 from a2gen_rec.models.matches import item_matches
 from a2gen_rec.models.padding import history_intervals, pad_queries, seconds_since_previous
 from a2gen_rec.models.wide_towers import WidePredictions
@@ -131,7 +131,8 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         is_generative: Whether the ranker predicts action sequences, which :meth:`decode` returns.
         num_towers: Number of task towers; 0 for rankers without one tower per task.
         max_history: Maximum number of impressions before a target in its history.
-        features: Names of the features that the ranker uses, by level.
+        used: Inputs that the ranker reads.
+        features: Names of their features, by level.
         dropped_ids: Features with identifier dropout.
         objective_tasks: Objectives that the ranker predicts in addition to actions and labels.
         is_timed: [actions] bool, whether the log records the action's time.
@@ -148,16 +149,14 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         super().__init__()
         self.config = config
         self.max_history = config.max_history or card.max_history
-        self.features = {
-            level: [feature.name for feature in card.features_at(level) if is_used_by(config, feature)]
-            for level in get_args(FeatureLevel)
-        }
+        self.used = UsedInputs.from_card(card, config)
+        self.features = self.used.features
         self.dropped_ids = {
             feature.name
             for feature in card.features
             if config.id_dropout and feature.level in ("user", "item") and feature.cardinality >= MIN_ID_ROWS
         }
-        self.inputs = LevelInputs(card, self.features, config.dim)
+        self.inputs = LevelInputs(self.used, config.dim)
         d_user, d_item, d_context = (self.inputs.widths[level] for level in ("user", "item", "context"))
         d_session, d_outcome = (config.dim * len(self.features[level]) for level in ("session", "outcome"))
         self.d_item, self.d_session, self.d_outcome = d_item + d_context, d_session, d_outcome
@@ -169,7 +168,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
             self.history_statistics = HistoryStatistics(
                 card, len(self.features["item"]), FEEDBACK in self.features["outcome"]
             )
-            num_inputs = len(card.statistics) + self.history_statistics.num_statistics
+            num_inputs = len(self.used.statistics) + self.history_statistics.num_statistics
             self.numbers = NumericInputs(num_inputs, 2 * config.dim, config.dropout)
             self.d_context += 2 * config.dim
         timed = torch.tensor([name in card.timed_actions for name in card.actions])
@@ -253,7 +252,7 @@ class BaseRanker(nn.Module, Generic[EncodingT]):
         numbers = statistics = target[:, :0]
         if self.numbers is not None and self.history_statistics is not None:
             statistics = self.history_statistics(batch, layout)
-            numbers = self.numbers(torch.cat([batch.statistics, statistics], dim=1))
+            numbers = self.numbers(torch.cat([self.used.read_statistics(batch), statistics], dim=1))
         return FeatureEmbeddings(
             item=item.index_select(0, batch.history_index),
             gap=gap,

@@ -67,6 +67,8 @@ class EmbeddingTables:
 
 def is_used_by(config: ModelConfig, feature: Feature) -> bool:
     """Return whether a model of this configuration uses the feature."""
+    if feature.name in config.excluded_inputs:
+        return False
     if feature.level == "session":
         return config.session_features
     return feature.level != "outcome" or config.feedback_encoding != "none"

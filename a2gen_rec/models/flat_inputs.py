@@ -1,14 +1,14 @@
 """Targets as flat rows: inputs of the wide towers and of boosted trees [ours]."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard, FeatureLevel
+from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.history_statistics import HistoryStatistics, visible_from_each
-from a2gen_rec.models.inputs import INPUT_LEVELS
+from a2gen_rec.models.inputs import INPUT_LEVELS, UsedInputs
 from a2gen_rec.models.padding import history_intervals, pad_queries
 from a2gen_rec.nn.encoder import WindowLayout
 from a2gen_rec.utils.jagged import jagged_to_padded_dense, padded_dense_to_jagged
@@ -25,7 +25,7 @@ class FlatInputs:
 
     Args:
         card: Dataset card.
-        features: Names of the features that the ranker uses, by level.
+        used: Inputs that the ranker reads.
         statistics: Statistics of the user's own history; they define the outcomes of the latest impressions.
         max_cardinality: Maximum number of table rows of a feature whose row is a column; 0 for none.
         use_statistics: Whether the statistics are columns.
@@ -40,35 +40,36 @@ class FlatInputs:
     def __init__(
         self,
         card: DatasetCard,
-        features: Mapping[FeatureLevel, Sequence[str]],
+        used: UsedInputs,
         statistics: HistoryStatistics,
         max_cardinality: int,
         use_statistics: bool = True,
     ) -> None:
         sizes = {feature.name: feature.cardinality for feature in card.features}
         self.small = {
-            level: [name for name in features[level] if sizes[name] <= max_cardinality] for level in INPUT_LEVELS
+            level: [name for name in used.features[level] if sizes[name] <= max_cardinality] for level in INPUT_LEVELS
         }
-        self.session, self.statistics, self.use_statistics = list(features["session"]), statistics, use_statistics
-        self.num_item_numbers = len(card.numbers_at("item"))
-        latest = latest_columns(statistics, features["item"])
+        self.used, self.statistics, self.use_statistics = used, statistics, use_statistics
+        self.session = used.features["session"]
+        latest = latest_columns(statistics, used.features["item"])
+        numbers = [number.name for level in INPUT_LEVELS for number in used.numbers[level]]
         optional = [
-            *(number.name for level in INPUT_LEVELS for number in card.numbers_at(level)),
-            *(f"{vector.name} {index}" for vector in card.vectors for index in range(vector.width)),
+            *numbers,
+            *(f"{vector.name} {index}" for vector in used.vectors for index in range(vector.width)),
             *self.session,
             *latest,
         ]
         self.num_optional = len(optional)
-        names = [f"{statistic.feature}: {statistic.outcome}" for statistic in card.statistics]
-        history = statistics.names(features["item"])
+        names = [f"{statistic.feature}: {statistic.outcome}" for statistic in used.statistics]
+        history = statistics.names(used.features["item"])
         small = [name for level in INPUT_LEVELS for name in self.small[level]]
         self.columns = [*small, *optional, *([*names, *history] if use_statistics else [])]
-        self.scales = [1.0] * sum(len(card.numbers_at(level)) for level in INPUT_LEVELS)
-        self.scales += [1 / vector.rms for vector in card.vectors for _ in range(vector.width)]
+        self.scales = [1.0] * len(numbers)
+        self.scales += [1 / vector.rms for vector in used.vectors for _ in range(vector.width)]
         self.scales += [4 / sizes[name] for name in self.session]
         self.scales += [_TIME_SCALE if name.endswith(": time since") else 1.0 for name in latest]
         if use_statistics:
-            self.scales += [_STATISTIC_SCALES[statistic.kind] for statistic in card.statistics]
+            self.scales += [_STATISTIC_SCALES[statistic.kind] for statistic in used.statistics]
             group = [1.0, *(3.0 for _ in statistics.rate_names), *(6.0 for _ in statistics.time_names)]
             self.scales += group * statistics.num_groups
 
@@ -86,13 +87,12 @@ class FlatInputs:
         parts = [
             _first_rows(batch, name)[index[level]][:, None] for level in INPUT_LEVELS for name in self.small[level]
         ]
-        item, context = batch.numbers.tensor_split([self.num_item_numbers], dim=1)
-        parts += [batch.user_numbers[batch.target_window], item[batch.target], context[batch.query_index]]
-        parts += [values[batch.vector_index[batch.target]] for values in batch.vectors.values()]
+        parts += [self.used.read_numbers(batch, level)[index[level]] for level in INPUT_LEVELS]
+        parts += [batch.vectors[vector.name][batch.vector_index[batch.target]] for vector in self.used.vectors]
         parts += [batch.session[name][batch.query_index][:, None] for name in self.session]
         parts.append(latest_rows(batch, layout, self.statistics))
         if self.use_statistics:
-            parts += [batch.statistics, history]
+            parts += [self.used.read_statistics(batch), history]
         return torch.cat([part.float() for part in parts], dim=1)
 
 

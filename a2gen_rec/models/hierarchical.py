@@ -74,7 +74,7 @@ class HierarchicalRanker(BaseRanker[EncodingT]):
         self.flat_inputs = self.wide = None
         has_outcomes = bool(card.predicted_actions or card.labels or self.objective_tasks or card.timed_actions)
         if self.history_statistics is not None and config.wide_dim and has_outcomes:
-            self.flat_inputs = FlatInputs(card, self.features, self.history_statistics, max_cardinality=0)
+            self.flat_inputs = FlatInputs(card, self.used, self.history_statistics, max_cardinality=0)
             small = self.inputs.columns(
                 {feature.name for feature in card.features if feature.cardinality < MIN_ID_ROWS}
             )

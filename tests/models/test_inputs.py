@@ -10,6 +10,7 @@ from torch import Tensor
 from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.vectors import VectorTable
+from a2gen_rec.errors import ConfigError
 from a2gen_rec.losses.loss import Loss
 from a2gen_rec.models.base import RankingModel
 from a2gen_rec.models.inputs import _embed
@@ -33,10 +34,8 @@ def predictions(model: RankingModel, columns: WindowColumns, **options: object) 
         return all_predictions(model, forward(model, batch))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_input_changes_predictions(name: str, columns: WindowColumns) -> None:
-    model = build_double(CARD, small_config(name=name), randomize=True).eval()
-    before = predictions(model, columns)
+def changed_predictions(model: RankingModel, columns: WindowColumns) -> dict[tuple[str, float], Tensor]:
+    """Return the predictions after a change of each number, multi-valued feature and vector: (input, change) -> them"""
     changed = {}
     for index, number in enumerate(CARD.numbers_at("item", "context")):
         for value in (np.nan, 0.0):
@@ -54,9 +53,49 @@ def test_every_input_changes_predictions(name: str, columns: WindowColumns) -> N
     missing = dataclasses.replace(columns, item_index=np.full_like(columns.item_index, -1))
     results["content", np.nan] = predictions(model, missing)
     assert len(results) == 13
+    return results
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_input_changes_predictions(name: str, columns: WindowColumns) -> None:
+    model = build_double(CARD, small_config(name=name), randomize=True).eval()
+    before, results = predictions(model, columns), changed_predictions(model, columns)
     for key, result in results.items():
         assert not torch.allclose(result, before, atol=1e-6), key
     assert not torch.allclose(results["price", 0.0], results["price", np.nan], atol=1e-6)  # missing is not the mean
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_excluded_inputs_change_no_prediction(name: str, columns: WindowColumns) -> None:
+    excluded = ["price", "tags", "content", "hobbies"]
+    model = build_double(CARD, small_config(name=name, excluded_inputs=excluded), randomize=True).eval()
+    before = predictions(model, columns)
+    for (changed, value), result in changed_predictions(model, columns).items():
+        assert torch.allclose(result, before, atol=1e-6) == (changed in excluded), (changed, value)
+
+
+def test_statistics_of_excluded_features(columns: WindowColumns) -> None:
+    positions = {statistic.feature: index for index, statistic in enumerate(CARD.statistics)}
+    excluded, other = sorted(positions)[:2]
+    model = build_double(CARD, small_config(excluded_inputs=[excluded]), randomize=True).eval()
+    before = predictions(model, columns)
+    for feature in (excluded, other):
+        values = columns.statistics.copy()
+        values[:, positions[feature]] += 1
+        result = predictions(model, dataclasses.replace(columns, statistics=values))
+        assert torch.allclose(result, before, atol=1e-6) == (feature == excluded)
+
+
+@pytest.mark.parametrize(
+    ("excluded", "message"),
+    [
+        (["colour"], "the dataset has no input 'colour', only user_id"),
+        ([feature.name for feature in CARD.features_at("item")], "excludes all item features"),
+    ],
+)
+def test_rejects_excluded_inputs(excluded: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_double(CARD, small_config(excluded_inputs=excluded))
 
 
 @pytest.mark.parametrize("name", MODELS)
