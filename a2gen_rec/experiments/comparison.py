@@ -1,20 +1,18 @@
 """Comparison of models on a dataset: means over seeds, and bootstrap over users and seeds (METHODS §8)."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from a2gen_rec.evaluation.prediction_file import read_predictions
-from a2gen_rec.experiments.bootstrap import add_seed_error, p_value, percentile_interval, resample_weights
+from a2gen_rec.experiments.bootstrap import percentile_interval, resample_weights
+from a2gen_rec.experiments.differences import Difference, MeanStd, difference_of, mean_std, with_seed_error
+from a2gen_rec.experiments.item_subsets import ItemSubset, item_subsets
 from a2gen_rec.experiments.resampling import AveragedOutcomes, Resampled, resample
 from a2gen_rec.experiments.results import EvaluatedRun, ExperimentResults
 
-MIN_USERS = 20
-"""Minimum number of users behind every averaged outcome for a test of a difference. Over fewer users, resampling is too
-sure: intervals of pure noise exclude 0 in 49% of cases with 2 users, 16% with 5, 12% with 8, 7% with 20."""
 SCORE_METRICS = ("auc", "gauc", "ne", "calibration")
 TIME_METRICS = ("mae_log", "mae_s")
 REFERENCES = {
@@ -23,38 +21,6 @@ REFERENCES = {
     "base_rate": "base rate",
     "median_time": "median time in training",
 }
-
-
-@dataclass(frozen=True)
-class MeanStd:
-    """Mean and sample standard deviation of a metric over seeds; ``std`` is None for a single seed."""
-
-    mean: float
-    std: float | None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Difference of a metric to the reference model, with 95 % interval and two-sided p-value (bootstrap)."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-    p_is_bound: bool
-    """Whether all resampled differences have the same sign; ``p`` is then an upper bound."""
-    users: int
-    """Minimum number of users behind an averaged outcome, see :class:`Resampled`."""
-
-    @property
-    def testable(self) -> bool:
-        """Whether there are enough users for a test: otherwise, ``p`` and ``significant`` have no meaning."""
-        return self.users >= MIN_USERS
-
-    @property
-    def significant(self) -> bool:
-        """Whether there are enough users and the interval excludes 0."""
-        return self.testable and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -130,6 +96,7 @@ class Comparison:
         averaged: Outcomes that enter the means.
         models: Results of the models.
         references: Metrics of the trivial baselines.
+        subsets: Comparisons on new and on known items; empty without enough impressions of both.
     """
 
     dataset: str
@@ -142,6 +109,7 @@ class Comparison:
     averaged: AveragedOutcomes
     models: list[ModelResult]
     references: list[MetricsRow]
+    subsets: list[ItemSubset]
 
     @property
     def full_models(self) -> list[ModelResult]:
@@ -177,13 +145,13 @@ def compare(
         log(name)
         resampled[name] = resample(results.runs_of(dataset, name), users, weights, averaged)
     scored = _scored(runs)
-    models = []
-    for name in names:
-        model_runs = results.runs_of(dataset, name)
-        reference = model_runs[0].ablation_of or names[0]
-        has_reference = reference in names and reference != name
-        reference_runs = results.runs_of(dataset, reference) if has_reference else []
-        models.append(_model(model_runs, scored, averaged, resampled, reference_runs))
+    runs_by_name = {name: results.runs_of(dataset, name) for name in names}
+    references = {name: model_runs[0].ablation_of or names[0] for name, model_runs in runs_by_name.items()}
+    references = {name: other for name, other in references.items() if other in names and other != name}
+    models = [
+        _model(model_runs, scored, averaged, resampled, runs_by_name.get(references.get(name, ""), []))
+        for name, model_runs in runs_by_name.items()
+    ]
     counts = {**first.test["objectives"], **first.test["actions"]}
     return Comparison(
         dataset=dataset,
@@ -196,16 +164,8 @@ def compare(
         averaged=averaged,
         models=models,
         references=_references(first.test, scored, averaged),
+        subsets=item_subsets(runs_by_name, references, users, weights),
     )
-
-
-def mean_std(values: Iterable[float | None]) -> MeanStd | None:
-    """Return mean and standard deviation over seeds; None if a value is unknown or there are none."""
-    values = list(values)
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    if not known or len(known) < len(values):
-        return None
-    return MeanStd(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None)
 
 
 def mean_of(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], metric: str) -> float | None:
@@ -243,10 +203,10 @@ def _model(
         reference_row = _metrics_row(reference, [run.test for run in reference_runs], scored, averaged)
         other = resampled[reference]
         differences = [
-            _difference(
+            difference_of(
                 row.auc, reference_row.auc, bootstrap.auc, other.auc, min(bootstrap.auc_users, other.auc_users)
             ),
-            _difference(
+            difference_of(
                 row.mae_log, reference_row.mae_log, bootstrap.mae, other.mae, min(bootstrap.mae_users, other.mae_users)
             ),
         ]
@@ -256,8 +216,8 @@ def _model(
         reference=reference,
         overrides=runs[0].overrides,
         seeds=tuple(run.seed for run in runs),
-        auc_interval=percentile_interval(_with_seed_error(bootstrap.auc)),
-        mae_interval=percentile_interval(_with_seed_error(bootstrap.mae)),
+        auc_interval=percentile_interval(with_seed_error(bootstrap.auc)),
+        mae_interval=percentile_interval(with_seed_error(bootstrap.mae)),
         auc_difference=differences[0],
         mae_difference=differences[1],
         parameters=runs[0].parameters,
@@ -309,25 +269,3 @@ def _references(test: Mapping[str, Any], scored: Sequence[str], averaged: Averag
             rows = empty | {"time" if key == "median_time" else "actions": rows}
             references.append(_metrics_row(name, [rows], scored, averaged))
     return references
-
-
-def _same_sign(differences: np.ndarray) -> bool:
-    known = differences[np.isfinite(differences)]
-    return bool((known > 0).all() or (known < 0).all())
-
-
-def _with_seed_error(runs: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:
-    """Return the mean over runs [resamples], or the difference to another model's, with the error of the seeds."""
-    samples = [runs] if other is None else [runs, other]
-    values = runs.mean(0) if other is None else runs.mean(0) - other.mean(0)
-    return add_seed_error(values, samples, np.random.default_rng(len(samples)))
-
-
-def _difference(
-    value: MeanStd | None, reference: MeanStd | None, runs: np.ndarray, reference_runs: np.ndarray, users: int
-) -> Difference | None:
-    differences = _with_seed_error(runs, reference_runs)
-    interval, p = percentile_interval(differences), p_value(differences)
-    if value is None or reference is None or interval is None or p is None:
-        return None
-    return Difference(value.mean - reference.mean, *interval, p, _same_sign(differences), users)

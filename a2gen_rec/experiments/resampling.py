@@ -1,13 +1,14 @@
 """Bootstrap of the mean metrics of a model's runs over users."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from a2gen_rec.errors import DataError
+from a2gen_rec.evaluation.predict import Predictions
 from a2gen_rec.evaluation.prediction_file import read_predictions
 from a2gen_rec.experiments.bootstrap import weighted_auc, weighted_mean
 from a2gen_rec.experiments.results import EvaluatedRun
@@ -61,10 +62,22 @@ class Resampled:
 
 
 def resample(
-    runs: Sequence[EvaluatedRun], users: np.ndarray, weights: np.ndarray, averaged: AveragedOutcomes
+    runs: Sequence[EvaluatedRun],
+    users: np.ndarray,
+    weights: np.ndarray,
+    averaged: AveragedOutcomes,
+    is_included: Callable[[Predictions], np.ndarray] | None = None,
 ) -> Resampled:
-    """Return the metrics of all runs of a model in the resamples of users with ``weights`` [users, resamples]."""
-    by_seed = [_resample_run(run, users, weights, averaged) for run in runs]
+    """Return the metrics of all runs of a model in resamples of users.
+
+    Args:
+        runs: Runs of the model.
+        users: [users] keys of the split, ascending.
+        weights: [users, resamples] number of draws of each user.
+        averaged: Outcomes that enter the means.
+        is_included: Returns whether [n] each prediction counts; by default, all do.
+    """
+    by_seed = [_resample_run(run, users, weights, averaged, is_included) for run in runs]
     return Resampled(
         np.concatenate([run.auc for run in by_seed]),
         np.concatenate([run.mae for run in by_seed]),
@@ -73,22 +86,29 @@ def resample(
     )
 
 
-def _resample_run(run: EvaluatedRun, users: np.ndarray, weights: np.ndarray, averaged: AveragedOutcomes) -> Resampled:
+def _resample_run(
+    run: EvaluatedRun,
+    users: np.ndarray,
+    weights: np.ndarray,
+    averaged: AveragedOutcomes,
+    is_included: Callable[[Predictions], np.ndarray] | None,
+) -> Resampled:
     predictions, names = read_predictions(run.predictions)
     user = np.searchsorted(users, predictions.user)
     if not np.array_equal(np.unique(predictions.user), users):
         raise DataError("users differ from those of the dataset's other predictions", file=run.predictions)
+    included = np.ones(len(user), bool) if is_included is None else is_included(predictions)
     aucs, maes = [], []
     auc_users = mae_users = len(users)
     for name in averaged.outcomes:
         column = names.index(name)
         score, occurred = predictions.probability[:, column], predictions.occurred[:, column]
-        known = np.isfinite(score) & np.isfinite(occurred)
+        known = included & np.isfinite(score) & np.isfinite(occurred)
         aucs.append(weighted_auc(score[known], occurred[known], user[known], weights))
         auc_users = min(auc_users, *(_count(user[known & (occurred == label)]) for label in (0, 1)))
     for name in averaged.times:
         error = np.abs(predictions.time[:, names.index(name)] - predictions.observed_time[:, names.index(name)])
-        known = np.isfinite(error)
+        known = included & np.isfinite(error)
         maes.append(weighted_mean(error[known], user[known], weights))
         mae_users = min(mae_users, _count(user[known]))
     auc, mae = (_mean_known(parts, weights.shape[1]) for parts in (aucs, maes))

@@ -18,7 +18,7 @@ from a2gen_rec.experiments.bootstrap import (
     weighted_auc,
     weighted_mean,
 )
-from a2gen_rec.experiments.comparison import MIN_USERS
+from a2gen_rec.experiments.differences import MIN_USERS
 
 
 def direct(values: np.ndarray, user: np.ndarray, weights: np.ndarray) -> np.ndarray:

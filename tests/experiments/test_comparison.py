@@ -11,9 +11,11 @@ from a2gen_rec.errors import DataError, UserError
 from a2gen_rec.evaluation.metrics import auc
 from a2gen_rec.evaluation.prediction_file import read_predictions, write_predictions
 from a2gen_rec.experiments.bootstrap import resample_weights
-from a2gen_rec.experiments.comparison import Comparison, MeanStd, compare, mean_std
+from a2gen_rec.experiments.comparison import Comparison, compare
+from a2gen_rec.experiments.differences import MeanStd, mean_std
 from a2gen_rec.experiments.resampling import AveragedOutcomes
 from a2gen_rec.experiments.results import read_experiment
+from a2gen_rec.reporting.pages.experiment.tables import dataset_tables
 from tests.helpers.experiments import CARD, make_predictions, plain_card, write_experiment
 
 EMPTY = {
@@ -257,3 +259,40 @@ def test_rejects_missing_results_and_invalid_evaluations(tmp_path: Path) -> None
     (folder / "runs/one/0/test.json").write_text("{}")
     with pytest.raises(DataError, match=r"runs/one/0/test\.json: not an evaluation \('targets' is missing\)"):
         read_experiment(str(folder))
+
+
+def test_new_and_known_items(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, {"a2gen": 1.0, "mmoe": 0.3}, seeds=(0, 1, 2), new_items=0.5)
+    results, comparison = read_experiment(str(folder)), compared(folder)
+    new, known = comparison.subsets
+    assert (new.is_new, known.is_new, new.targets + known.targets) == (True, False, comparison.targets)
+    for subset in (new, known):
+        for row, model in zip(subset.rows, ("a2gen", "mmoe"), strict=True):
+            means, errors = [], []
+            for run in results.runs_of("one", model):
+                predictions, names = read_predictions(run.predictions)
+                included = (predictions.item == 0) == subset.is_new
+                assert included.sum() == subset.targets
+                columns = [names.index(name) for name in subset.averaged.outcomes]
+                means.append(
+                    np.mean(
+                        [auc(predictions.probability[included, i], predictions.occurred[included, i]) for i in columns]
+                    )
+                )
+                timed = [names.index(name) for name in subset.averaged.times]
+                error = np.abs(predictions.time - predictions.observed_time)[included]
+                errors.append(np.mean([np.nanmean(error[:, i]) for i in timed]))
+            assert row.auc is not None
+            assert row.mae_log is not None
+            assert row.auc.mean == pytest.approx(np.mean(means))
+            assert row.mae_log.mean == pytest.approx(np.mean(errors), rel=1e-5)
+        difference = subset.rows[1].auc_difference
+        assert subset.rows[0].auc_difference is None
+        assert difference is not None
+        assert difference.low < difference.value < difference.high < 0
+    titles = [table.title for table in dataset_tables(comparison)]
+    assert titles[-2:] == ["New items", "Known items"]
+
+
+def test_no_subsets_with_few_new_items(tmp_path: Path) -> None:
+    assert compared(write_experiment(tmp_path, {"a2gen": 1.0}, new_items=0.1)).subsets == []

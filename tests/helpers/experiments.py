@@ -19,8 +19,10 @@ MACHINE = {"date": "today", "commit": "", "device": "cpu", "cpu": "fast", "cores
 MACHINE |= dict.fromkeys(("python", "torch", "torchrec", "fbgemm_gpu"), "1.0")
 
 
-def make_predictions(card: DatasetCard, skill: float, seed: int, rows: int = 300, users: int = 40) -> Predictions:
-    """Return predictions whose accuracy grows with ``skill``; users and outcomes are the same for all seeds."""
+def make_predictions(
+    card: DatasetCard, skill: float, seed: int, rows: int = 300, users: int = 40, new_items: float = 0.0
+) -> Predictions:
+    """Return predictions whose accuracy grows with ``skill``; users, items and outcomes are the same for all seeds."""
     outcome_rng, rng = np.random.default_rng(7), np.random.default_rng(seed)
     outcomes, actions = len(outcome_columns(card)), len(card.actions) - 1
     chance = outcome_rng.uniform(0.05, 0.6, (rows, outcomes))
@@ -32,7 +34,7 @@ def make_predictions(card: DatasetCard, skill: float, seed: int, rows: int = 300
     logit = skill * np.log(chance / (1 - chance)) + rng.normal(size=chance.shape)
     return Predictions(
         user=outcome_rng.integers(0, users, rows) * 10**6,
-        item=outcome_rng.integers(0, 40, rows),
+        item=np.where(outcome_rng.random(rows) < new_items, 0, outcome_rng.integers(1, 40, rows)),
         duration_bucket=np.zeros(rows, np.int64),
         probability=(1 / (1 + np.exp(-logit))).astype(np.float32),
         occurred=occurred,
@@ -87,6 +89,7 @@ def write_experiment(
     datasets: Sequence[str] = ("one",),
     card: DatasetCard = CARD,
     users: int = 40,
+    new_items: float = 0.0,
     **more: Any,
 ) -> Path:
     """Write an experiment and return its directory.
@@ -99,6 +102,7 @@ def write_experiment(
         datasets: Names of the datasets.
         card: Card of every dataset.
         users: Number of users.
+        new_items: Share of impressions of new items.
         more: Keys of ``results.json`` to add or replace.
     """
     first = next(iter(models))
@@ -113,7 +117,7 @@ def write_experiment(
                 run_dir = f"runs/{dataset}/{len(runs)}"
                 (folder / run_dir).mkdir(parents=True)
                 skill = {**models, **(ablations or {})}[model["name"]]
-                predictions = make_predictions(card, skill, seed=len(runs), users=users)
+                predictions = make_predictions(card, skill, seed=len(runs), users=users, new_items=new_items)
                 write_predictions(str(folder / run_dir / "test.parquet"), predictions, card)
                 (folder / run_dir / "test.json").write_text(json.dumps(measure(predictions, card)))
                 runs.append(

@@ -14,7 +14,7 @@ from a2gen_rec.data.sources.base import SourceInfo, SplitRule
 from a2gen_rec.data.sources.files import RawFiles, check_unique, find_files
 from a2gen_rec.data.sources.lists import value_lists
 from a2gen_rec.data.sources.times import TimeFormat, time_ms
-from a2gen_rec.data.sources.values import MAX_DURATION_S, Column, Value, flag, identifier, number, text
+from a2gen_rec.data.sources.values import MAX_DURATION_S, Column, Value, finite_number, flag, identifier, number, text
 from a2gen_rec.data.sql import quote_identifier
 from a2gen_rec.data.time_zone import TimeZone
 
@@ -31,6 +31,7 @@ USER_COLUMNS = (
     "register_days_range",
     *(f"onehot_feat{number}" for number in range(18)),
 )
+USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
 VIDEO_COLUMNS = ("author_id", "video_type", "upload_type", "music_type")
 UNBOUNDED_MIN_COUNT = 2
 """Identifiers with one impression train the unknown row, which new users and items use."""
@@ -52,12 +53,13 @@ class KuaiRand:
         videos = find_files(directory, "video_features_basic_*.csv")
         times = ("time_ms", "play_time_ms", "duration_ms")
         self.logs = RawFiles(logs, ("user_id", "video_id", "tab", *times, *FLAGS))
-        self.users = RawFiles(users, ("user_id", *USER_COLUMNS))
+        self.users = RawFiles(users, ("user_id", *USER_COLUMNS, *USER_NUMBERS))
         self.videos = RawFiles(videos, ("video_id", *VIDEO_COLUMNS, "upload_dt", "tag"))
 
     def describe(self) -> SourceInfo:
         features = [FeatureSpec("user_id", "user", min_count=UNBOUNDED_MIN_COUNT)]
         features += [FeatureSpec(name, "user") for name in USER_COLUMNS]
+        features += [FeatureSpec(name, "user", "number") for name in USER_NUMBERS]
         features += [FeatureSpec("item_id", "item", min_count=UNBOUNDED_MIN_COUNT)]
         features += [
             FeatureSpec(name, "item", min_count=UNBOUNDED_MIN_COUNT if name == "author_id" else 1)
@@ -67,6 +69,7 @@ class KuaiRand:
             FeatureSpec("tag", "item", multi_valued=True),
             FeatureSpec("upload_week", "item"),
             FeatureSpec("duration", "item", "buckets", size=32),
+            FeatureSpec("duration_s", "item", "number"),
             FeatureSpec("tab", "context"),
         ]
         return SourceInfo(
@@ -92,14 +95,15 @@ class KuaiRand:
         check_unique(connection, videos, "video_id", self.videos.files)
         actions = ", ".join(f"CASE WHEN log.is_{name} = 1 THEN 'nan'::DOUBLE END AS at_{name}" for name in ACTIONS)
         labels = ", ".join(f"log.{column} AS label_{name}" for name, column in LABELS.items())
-        user = ", ".join(f"users.{quote_identifier(name)}" for name in USER_COLUMNS)
+        user = ", ".join(f"users.{quote_identifier(name)}" for name in (*USER_COLUMNS, *USER_NUMBERS))
         video = ", ".join(f"videos.{quote_identifier(name)}" for name in VIDEO_COLUMNS)
         return f"""
             SELECT log.user_id, log.video_id AS item_id, log.time_ms AS ts_ms,
                 log.play_time_ms / 1000 AS dwell_s, {actions}, {labels}, {user}, {video},
                 videos.tag,
                 date_trunc('week', TRY_CAST(videos.upload_dt AS DATE))::DATE::VARCHAR AS upload_week,
-                CASE WHEN log.duration_ms > 0 THEN log.duration_ms / 1000 END AS duration, log.tab,
+                CASE WHEN log.duration_ms > 0 THEN log.duration_ms / 1000 END AS duration, duration AS duration_s,
+                log.tab,
                 CASE WHEN log.play_time_ms < 0 THEN 'negative play time' END AS drop_reason
             FROM ({log}) AS log
             LEFT JOIN ({users}) AS users ON log.user_id = users.user_id
@@ -119,7 +123,8 @@ def _log_values(columns: Mapping[str, Column]) -> dict[str, Value]:
 
 
 def _user_values(columns: Mapping[str, Column]) -> dict[str, Value]:
-    return {"user_id": identifier([columns["user_id"]])} | {name: text([columns[name]]) for name in USER_COLUMNS}
+    values = {"user_id": identifier([columns["user_id"]])} | {name: text([columns[name]]) for name in USER_COLUMNS}
+    return values | {name: finite_number([columns[name]]) for name in USER_NUMBERS}
 
 
 def _video_values(columns: Mapping[str, Column]) -> dict[str, Value]:

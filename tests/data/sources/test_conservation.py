@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data.prepare.pipeline import prepare
-from a2gen_rec.data.sources.kuairand import FLAGS, USER_COLUMNS, VIDEO_COLUMNS
+from a2gen_rec.data.sources.kuairand import FLAGS, USER_COLUMNS, USER_NUMBERS, VIDEO_COLUMNS
 from a2gen_rec.errors import DataError, UserError
 from tests.helpers.properties import examples
 from tests.helpers.raw_logs import START_MS, read_log, write_files
@@ -117,7 +117,8 @@ def test_sources_conserve_rows(tmp_path_factory, rng, count):
         for user, item, time in ids
     ]
     files = {f"log_standard_{part}.csv": "\n".join(map(",".join, [header, *log[part::2]])) + "\n" for part in range(2)}
-    users = [["user_id", *USER_COLUMNS], *([str(user), *["x"] * len(USER_COLUMNS)] for user in range(3))]
+    users = [["user_id", *USER_COLUMNS, *USER_NUMBERS]]
+    users += [[str(user), *["x"] * len(USER_COLUMNS), *["7"] * len(USER_NUMBERS)] for user in range(3)]
     videos = [["video_id", *VIDEO_COLUMNS, "upload_dt", "tag"]]
     videos += [[str(item), *["x"] * len(VIDEO_COLUMNS), "2022-04-01", "1"] for item in range(5)]
     files["user_features_x.csv"] = "\n".join(map(",".join, users))

@@ -6,7 +6,7 @@ import random
 import pyarrow as pa
 import pytest
 
-from a2gen_rec.data.sources.kuairand import FLAGS, USER_COLUMNS, VIDEO_COLUMNS, KuaiRand
+from a2gen_rec.data.sources.kuairand import FLAGS, USER_COLUMNS, USER_NUMBERS, VIDEO_COLUMNS, KuaiRand
 from a2gen_rec.data.sources.spec import load_spec
 from a2gen_rec.data.sources.tenrec import Tenrec
 from a2gen_rec.data.sql import connect, translate_errors
@@ -303,8 +303,8 @@ def test_yaml_words_and_numbers_are_text(tmp_path):
 def test_kuairand_users_in_several_rows(tmp_path):
     log = ",".join(("user_id", "video_id", "tab", "time_ms", "play_time_ms", "duration_ms", *FLAGS))
     zeros = ",".join("0" for _ in FLAGS)
-    users = ",".join(("user_id", *USER_COLUMNS))
-    user = ",".join("1" for _ in range(len(USER_COLUMNS) + 1))
+    users = ",".join(("user_id", *USER_COLUMNS, *USER_NUMBERS))
+    user = ",".join("1" for _ in range(len(USER_COLUMNS) + len(USER_NUMBERS) + 1))
     videos = ",".join(("video_id", *VIDEO_COLUMNS, "upload_dt", "tag"))
     write_files(
         tmp_path,

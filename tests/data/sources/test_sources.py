@@ -14,7 +14,7 @@ import yaml
 from a2gen_rec.data.sources import SOURCE_NAMES, open_source
 from a2gen_rec.data.sources.jd import JD
 from a2gen_rec.data.sources.kuairand import ACTIONS as KUAIRAND_ACTIONS
-from a2gen_rec.data.sources.kuairand import USER_COLUMNS, KuaiRand
+from a2gen_rec.data.sources.kuairand import USER_COLUMNS, USER_NUMBERS, KuaiRand
 from a2gen_rec.data.sources.rec_tmall import RecTmall
 from a2gen_rec.data.sources.tenrec import Tenrec
 from a2gen_rec.data.time_zone import TimeZone
@@ -63,7 +63,8 @@ def kuairand(tmp_path):
     (data / "log_standard_4_08_to_4_21_27k_part2.csv").write_text("\n".join([header, *lines[2:]]) + "\n")
     (data / "log_random_4_22_to_5_08_27k.csv").write_text(KUAIRAND_LOG)
     values = ",".join("full_active" if name == "user_active_degree" else "0" for name in USER_COLUMNS)
-    (data / "user_features_27k.csv").write_text(f"user_id,{','.join(USER_COLUMNS)}\n1,{values}\n")
+    header = ",".join(("user_id", *USER_COLUMNS, *USER_NUMBERS))
+    (data / "user_features_27k.csv").write_text(f"{header}\n1,{values},514,150,,799\n")
     (data / "video_features_basic_27k.csv").write_text(
         "video_id,author_id,video_type,upload_dt,upload_type,visible_status,video_duration,server_width,"
         "server_height,music_id,music_type,tag\n"
@@ -85,6 +86,11 @@ def test_kuairand_by_hand(kuairand, tmp_path):
         ("77", tags, "2022-04-04", "9", "full_active"),
         ("78", None, "2022-04-11", None, "full_active"),
         ("77", tags, "2022-04-04", "9", None),
+    ]
+    assert select(rows, *USER_NUMBERS, "duration_s") == [
+        (514.0, 150.0, None, 799.0, 20.0),
+        (514.0, 150.0, None, 799.0, None),
+        (None, None, None, None, 20.0),
     ]
 
 

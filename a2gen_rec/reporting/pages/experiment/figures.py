@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from a2gen_rec.experiments.comparison import MIN_USERS, Comparison, Difference, ModelResult
+from a2gen_rec.experiments.comparison import Comparison, ModelResult
 from a2gen_rec.experiments.curves import QUANTILES, LearningCurve, PredictionCurves
+from a2gen_rec.experiments.differences import MIN_USERS, Difference
 from a2gen_rec.reporting import charts
 
 _WIDTH = 13.0  # inches of a chart of the page's width

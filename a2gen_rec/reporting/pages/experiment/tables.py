@@ -7,14 +7,9 @@ from dataclasses import dataclass, field
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from a2gen_rec.experiments.comparison import (
-    MIN_USERS,
-    Comparison,
-    Difference,
-    MeanStd,
-    MetricsRow,
-    ModelResult,
-)
+from a2gen_rec.experiments.comparison import Comparison, MetricsRow, ModelResult
+from a2gen_rec.experiments.differences import MIN_USERS, Difference, MeanStd
+from a2gen_rec.experiments.item_subsets import ItemSubset, SubsetRow
 from a2gen_rec.experiments.resampling import MIN_COUNT
 from a2gen_rec.reporting.console.tables import HIGHLIGHT, new_table
 from a2gen_rec.reporting.formatting import MISSING, format_decimals, format_signed
@@ -74,7 +69,7 @@ def dataset_tables(comparison: Comparison) -> list[ComparisonTable]:
         tables.append(times(comparison, "mae_log", "Time MAE, log1p s", 4))
     if any(model.ablation_of for model in comparison.models):
         tables.append(ablations(comparison))
-    return tables
+    return tables + [item_subset(comparison, subset) for subset in comparison.subsets]
 
 
 def further_tables(comparison: Comparison) -> list[ComparisonTable]:
@@ -195,6 +190,24 @@ def ablations(comparison: Comparison) -> ComparisonTable:
     return _table("Ablations", columns, models, len(models), note, ("change",))
 
 
+def item_subset(comparison: Comparison, subset: ItemSubset) -> ComparisonTable:
+    """Return means over the impressions of new or of known items."""
+    models = comparison.models
+    columns = [
+        ("mean AUC", [Cell(_mean_std_text(row.auc, 4)) for row in subset.rows]),
+        ("AUC difference", [_difference_cell(row, "auc") for row in subset.rows]),
+    ]
+    if comparison.timed:
+        columns.append(("mean time MAE, log1p s", [Cell(_mean_std_text(row.mae_log, 4)) for row in subset.rows]))
+        columns.append(("MAE difference", [_difference_cell(row, "mae") for row in subset.rows]))
+    kind = "not among the training items" if subset.is_new else "among the training items"
+    note = (
+        f"{subset.targets:,} of {comparison.targets:,} test impressions: their item is {kind}. Means are over "
+        f"{', '.join(subset.averaged.outcomes)}. Differences are to {models[0].name}, of ablations to the full model."
+    )
+    return _table("New items" if subset.is_new else "Known items", columns, models, len(models), note)
+
+
 def importance(model: ModelResult) -> ComparisonTable:
     """Return the columns of a gradient boosted model with the largest gain."""
     top = list(model.importance.items())[:_MAX_COLUMNS]
@@ -313,7 +326,7 @@ def _mean_std_text(value: MeanStd | None, digits: int) -> str:
     return format_decimals(value.mean, digits) + ("" if value.std is None else f" ± {value.std:.{digits}f}")
 
 
-def _difference_cell(row: MetricsRow, metric: str) -> Cell:
+def _difference_cell(row: MetricsRow | SubsetRow, metric: str) -> Cell:
     difference: Difference | None = getattr(row, f"{metric}_difference", None)
     if difference is None:
         return Cell("")
