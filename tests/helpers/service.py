@@ -65,7 +65,7 @@ def running(
     load: Any = FakeRanker.load,
     **settings: Any,
 ) -> Iterator[RunningService]:
-    """Run a service on a free port, by default with the fake model ``one`` and a long timeout.
+    """Run a service on a free port, by default with the fake model ``one``, a long timeout and a long backlog.
 
     Args:
         folder: Directory of the model and the store.
@@ -78,10 +78,14 @@ def running(
     model = model or make_model(folder / "model")
     store = store or fast_store(folder)
     location = getattr(store, "file", "")  # worker processes open the store by its path
+    patient = {
+        "default_timeout_ms": TIMEOUT_S * 1000,
+        "max_backlog_ms": TIMEOUT_S * 1000,
+    }  # however busy the machine is
     service = RankingService(
         str(model),
         lambda: store,
-        ServeConfig(**{"default_timeout_ms": TIMEOUT_S * 1000, "event_store": location, **settings}),
+        ServeConfig(**{**patient, "event_store": location, **settings}),
         load,
     )
     server = Server(create_app(service, keys), service.config.graceful_timeout_s)

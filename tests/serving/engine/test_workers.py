@@ -163,7 +163,7 @@ def test_tcache_is_disabled_once_in_the_environment(monkeypatch: pytest.MonkeyPa
 
 
 def test_killed_worker_is_restarted_while_the_other_ranks(tmp_path: Path) -> None:
-    with running(tmp_path, num_workers=2, load=SlowRanker.load, max_backlog_ms=1e6) as service:
+    with running(tmp_path, num_workers=2, load=SlowRanker.load) as service:
         killed, other = pids(service)
         with ThreadPoolExecutor(2) as threads:
             both = [threads.submit(service.rank, "u1", candidates=["slow", "v1"]) for _ in range(2)]
