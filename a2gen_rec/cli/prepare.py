@@ -21,6 +21,9 @@ def parser() -> ArgumentParser:
     )
     command.add_argument("--spec", type=str, default=None, help="YAML that describes a 'generic' log")
     command.add_argument(
+        "--base", type=str, default="", help="dataset that the log continues: --out becomes its next increment"
+    )
+    command.add_argument(
         "--sample", type=int, default=0, help="show this many of the first impressions as they are read; writes nothing"
     )
     command.add_class_arguments(PrepareConfig)
@@ -40,7 +43,7 @@ def run(args: Namespace) -> None:
     from a2gen_rec.reporting.console.dataset import summary_tables
 
     command = shlex.join(["a2gen", *sys.argv[1:]])
-    card = prepare(args.source, args.raw, args.out, config, args.spec, command, progress=True)
+    card = prepare(args.source, args.raw, args.out, config, args.spec, command, progress=True, base=args.base)
     console = new_console()
     for table in summary_tables(card):
         console.print(table, soft_wrap=isinstance(table, Text))
@@ -53,6 +56,8 @@ def _show_sample(args: Namespace, config: PrepareConfig) -> None:
 
     if args.out:
         raise ConfigError("--sample writes nothing; remove --out")
+    if args.base:
+        raise ConfigError("--sample reads the log alone; remove --base")
     console = new_console()
     sample = sample_log(args.source, args.raw, config, args.sample, args.spec, progress=True)
     for table in sample_tables(sample):

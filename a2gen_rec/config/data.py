@@ -155,6 +155,16 @@ class PrepareConfig:
     """Fraction of impressions in the test split, if no boundary is given."""
     statistics: bool = True
     """Compute statistics of the values of item features: impressions, rates and mean times before the target's day."""
+    capacity: float = 0.0
+    """Table rows per value of a vocabulary, at least 1. Above 1, rows stay free for values of later increments. In an
+    increment, tables without a free row for each new value grow to it; 0 keeps their size."""
+    ttl_days: float = 0.0
+    """Days after which an increment retires what was not seen: values of vocabularies lose their row, users their
+    history, items their features. 0 retires nothing."""
+    max_late_share: float = 0.1
+    """Maximum share of an increment's rows that do not start after the end of its base; they are dropped."""
+    carry: bool = True
+    """Write what increments of the dataset need: counts, latest impressions of users, features of items."""
     num_partitions: int = 16
     """Number of files per split; windows are partitioned by a hash of the user."""
     memory_limit_gb: float = 2.0
@@ -167,5 +177,11 @@ class PrepareConfig:
         for name, minimum in minimums.items():
             if getattr(self, name) < minimum:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least {minimum}")
+        if self.capacity and not 1 <= self.capacity <= 100:
+            raise ConfigError(f"capacity {self.capacity} must be 0, or from 1 to 100")
+        if not 0 <= self.ttl_days < math.inf:
+            raise ConfigError(f"ttl_days {self.ttl_days} must be at least 0")
+        if not 0 <= self.max_late_share <= 1:
+            raise ConfigError(f"max_late_share {self.max_late_share} must be from 0 to 1")
         if self.memory_limit_gb <= 0:
             raise ConfigError(f"memory_limit_gb {self.memory_limit_gb} must be positive")

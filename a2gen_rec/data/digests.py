@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,20 @@ INPUT_DIGITS = 16
 BATCH_ROWS = 65_536
 
 
-def identify_dataset(card: DatasetCard, folder: Path) -> DataIdentity:
-    """Return the identity of a local dataset of a single log, from its card and all its other files."""
+def identify_dataset(card: DatasetCard, folder: Path, earlier: Sequence[str] = ()) -> DataIdentity:
+    """Return the identity of a local dataset, from its card and all its other files.
+
+    Args:
+        card: dataset card.
+        folder: directory of the dataset.
+        earlier: lineage of the dataset that it continues.
+    """
     vocabularies = {
         feature.name: vocabulary_digest(folder / VOCABULARY_DIR / f"{feature.name}.parquet")
         for feature in card.features
         if feature.kind == "vocabulary"
     }
-    return DataIdentity([compute_data_digest(folder)], input_digests(card, vocabularies))
+    return DataIdentity([*earlier, compute_data_digest(folder)], input_digests(card, vocabularies))
 
 
 def compute_data_digest(folder: Path) -> str:

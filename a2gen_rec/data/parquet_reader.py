@@ -288,11 +288,11 @@ class _RowGroupReader:
         )
 
     def _item_index(self, lengths: np.ndarray) -> np.ndarray:
-        """Return [impressions] indices of the items' vectors; -1 without vectors."""
+        """Return [impressions] indices of the items' vectors; -1 for none."""
         if not self.card.vectors:
             return np.full(int(lengths.sum()), -1)
         index = self._impressions(ITEM_INDEX, pa.int64(), lengths)
-        self._check_impressions(index >= 0, ITEM_INDEX, "is negative")
+        self._check_impressions(index >= -1, ITEM_INDEX, "is below -1")
         return index
 
     def _bags(self, feature: Feature, lengths: np.ndarray) -> Bags:

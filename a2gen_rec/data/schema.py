@@ -8,7 +8,9 @@ A prepared dataset is a directory::
     users.parquet                per user: raw ``user`` (string), ``user_key``, user feature rows and numbers
     item_statistics.parquet      training impressions and positives per ``item_id`` row
     vectors/NAME.npy             per item, in the order of items.parquet: vector (float16), NaN if missing
-    vocabulary/FEATURE.parquet   raw ``value`` (string) -> table ``row`` (int64), for vocabulary features
+    vocabulary/FEATURE.parquet   raw ``value`` (string) -> table ``row`` (int64), for vocabulary features; further
+                                 columns: ``features/admission.py``
+    carry/                       what the next increment needs: ``prepare/carry.py``
 
 A window contains impressions of one user in time order: history first, then targets. Columns of a window::
 
@@ -53,7 +55,7 @@ from a2gen_rec.utils import paths
 
 START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 CARD_FILE = "dataset.yaml"
 ITEM_ID = "item_id"
 
@@ -207,8 +209,31 @@ class DataQuality:
 
 
 @dataclass(frozen=True)
+class VocabularyRows:
+    """Rows of a vocabulary's table. A value keeps its row as long as it is alive.
+
+    Attributes:
+        next_row: first row that no value has had yet; rows from 1 to ``next_row - 1`` have or had a value.
+        values: number of values with a row.
+        admitted: number of values that got a row in this dataset.
+        reused: number of those whose row a retired value had; the row starts anew.
+        retired: number of values that lost their row in this dataset: they were unseen for ``ttl_days``.
+        waiting: number of values with enough impressions that have no row, because no row is free.
+    """
+
+    next_row: int
+    values: int
+    admitted: int
+    reused: int = 0
+    retired: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True)
 class DatasetCard:
     """Metadata of a prepared dataset. Times are in seconds; rates and medians come from training targets only.
+
+    An increment has the rates, medians, edges, scales and rules of the first dataset of its lineage.
 
     Attributes:
         name: name of the dataset.
@@ -239,6 +264,8 @@ class DatasetCard:
         statistics: statistics of item feature values, model inputs of targets.
         numbers: numeric model inputs.
         vectors: vectors of items, model inputs.
+        vocabularies: vocabulary feature -> rows of its table, of which ``Feature.cardinality`` is the number.
+        ttl_days: days after which an unseen value loses its row in an increment; 0 for never.
     """
 
     name: str
@@ -269,6 +296,18 @@ class DatasetCard:
     statistics: list[Statistic] = field(default_factory=list)
     numbers: list[Number] = field(default_factory=list)
     vectors: list[Vector] = field(default_factory=list)
+    vocabularies: dict[str, VocabularyRows] = field(default_factory=dict)
+    ttl_days: float = 0.0
+
+    @property
+    def is_increment(self) -> bool:
+        """Whether the dataset continues an earlier one."""
+        return len(self.identity.lineage) > 1
+
+    @property
+    def end_ms(self) -> int:
+        """Start of the last impression; 0 without any."""
+        return max((split.last_ms for split in self.splits.values() if split.last_ms is not None), default=0)
 
     @property
     def zone(self) -> TimeZone:
@@ -341,6 +380,7 @@ class DatasetCard:
                     "statistics": [Statistic(**statistic) for statistic in raw["statistics"]],
                     "vectors": [Vector(**vector).validated() for vector in raw["vectors"]],
                     "numbers": [Number(**number).validated() for number in raw["numbers"]],
+                    "vocabularies": {name: VocabularyRows(**rows) for name, rows in raw["vocabularies"].items()},
                 }
             )
             card = replace(

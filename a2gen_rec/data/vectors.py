@@ -10,6 +10,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow.compute as pc
 
 from a2gen_rec.data.inputs import Vector
 from a2gen_rec.data.sql import quote_literal, read_parquet_sql
@@ -46,6 +47,21 @@ class VectorTable:
 VectorTables = Mapping[str, VectorTable]
 
 
+@dataclass(frozen=True)
+class EarlierVectors:
+    """Vectors of the dataset that an increment continues.
+
+    Attributes:
+        items_file: its ``items.parquet``.
+        table: vectors in the order of this file.
+        vector: their description.
+    """
+
+    items_file: Path
+    table: VectorTable
+    vector: Vector
+
+
 def vectors_file(folder: str, vector: Vector) -> str:
     """Return the path of a vector's table within a dataset."""
     return paths.join(folder, VECTORS_DIR, f"{vector.name}.npy")
@@ -73,7 +89,13 @@ def open_vectors(folder: str, vectors: Sequence[Vector]) -> dict[str, VectorTabl
 
 
 def write_vectors(
-    connection: duckdb.DuckDBPyConnection, relation: str, name: str, width: int, items_file: Path, folder: Path
+    connection: duckdb.DuckDBPyConnection,
+    relation: str,
+    name: str,
+    width: int,
+    items_file: Path,
+    folder: Path,
+    earlier: EarlierVectors | None = None,
 ) -> Vector:
     """Write the vectors of all items to ``vectors/NAME.npy`` in a dataset's folder.
 
@@ -84,6 +106,7 @@ def write_vectors(
         width: number of elements.
         items_file: ``items.parquet`` of the dataset.
         folder: folder of the dataset.
+        earlier: vectors of items that ``relation`` lacks; the root mean square is theirs. None for none.
 
     Raises:
         DataError: a vector has another width, or an element that is missing, not finite or too large.
@@ -93,22 +116,33 @@ def write_vectors(
     (count,) = connection.sql(f"SELECT count(*) FROM {read_parquet_sql(items_file)}").fetchall()[0]
     table = np.lib.format.open_memmap(file, "w+", np.float16, (count, width))
     squares, elements, first = 0.0, 0, 0
-    for part in _batches(connection, relation, name, width, items_file):
+    for part in _batches(connection, relation, name, width, items_file, earlier):
         table[first : first + len(part)] = part
         known = part[~np.isnan(part[:, 0])]
         squares, elements, first = squares + float(np.square(known).sum()), elements + known.size, first + len(part)
     table.flush()
+    if earlier is not None:
+        return earlier.vector
     rms = (squares / elements) ** 0.5 if elements else 1.0
     return Vector(name, width, rms or 1.0)
 
 
 def _batches(
-    connection: duckdb.DuckDBPyConnection, relation: str, name: str, width: int, items_file: Path
+    connection: duckdb.DuckDBPyConnection,
+    relation: str,
+    name: str,
+    width: int,
+    items_file: Path,
+    earlier: EarlierVectors | None,
 ) -> Iterator[np.ndarray]:
     """Yield [rows, width] float64 vectors in the order of the items; NaN without a vector."""
-    items = f"read_parquet([{quote_literal(items_file)}], file_row_number = true)"
-    query = f"""SELECT items.item, vectors.vector::DOUBLE[] AS vector FROM {items} AS items
-        LEFT JOIN ({relation}) AS vectors ON vectors.item_id = items.item ORDER BY items.file_row_number"""
+    items, known_items = (
+        f"read_parquet([{quote_literal(file)}], file_row_number = true)"
+        for file in (items_file, items_file if earlier is None else earlier.items_file)
+    )
+    query = f"""SELECT items.item, vectors.vector::DOUBLE[] AS vector, known.file_row_number AS earlier_row
+        FROM {items} AS items LEFT JOIN ({relation}) AS vectors ON vectors.item_id = items.item
+        LEFT JOIN {known_items} AS known ON known.item = items.item ORDER BY items.file_row_number"""
     for batch in connection.sql(query).to_arrow_reader(BATCH_ROWS):
         column = batch.column("vector")
         known = column.is_valid().to_numpy(zero_copy_only=False)
@@ -125,6 +159,8 @@ def _batches(
             reason = f"has an element that is missing, not finite or above {MAX_MAGNITUDE:.0f}"
             raise _invalid(batch.column("item")[int(index)], name, reason)
         part = np.full((len(column), width), np.nan)
+        if earlier is not None:
+            part[:] = earlier.table.lookup(pc.fill_null(batch.column("earlier_row"), -1).to_numpy())
         part[known] = numbers.reshape(-1, width)
         yield part
 

@@ -2,7 +2,8 @@
 
 from a2gen_rec.data.time_zone import TimeZone
 
-CALENDAR_FEATURES = ("hour_of_day", "day_of_week")
+CALENDAR_FEATURES = {"hour_of_day": 24, "day_of_week": 7}
+"""Name -> number of values. A log of one day has rows for all of them, which later days need."""
 
 
 def calendar_feature(name: str, zone: TimeZone) -> str:

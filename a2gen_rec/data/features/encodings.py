@@ -19,7 +19,6 @@ from a2gen_rec.data.sql import (
     quote_identifier,
     quote_literal,
     read_parquet_sql,
-    write_sorted,
 )
 from a2gen_rec.errors import ConfigError
 
@@ -43,22 +42,18 @@ class FeatureEncoding:
     join_sql: str = ""
 
 
-def fit_encoding(
-    connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpec, min_count: int, directory: Path
-) -> FeatureEncoding:
-    """Fit a feature's rows on the relation ``train``; write a vocabulary to ``directory``/NAME.parquet.
+def fit_encoding(connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpec) -> FeatureEncoding:
+    """Fit the rows of a feature of kind ``hash`` or ``buckets`` on the relation ``train``.
 
     Raises:
         ConfigError: the size of a hash feature is below 2.
     """
-    if spec.kind == "hash":
-        encoding = hash_encoding(spec)
-        if not spec.multi_valued:
-            return encoding
-        return replace(encoding, feature=replace(encoding.feature, mean_values=mean_values(connection, train, spec)))
     if spec.kind == "buckets":
         return bucket_encoding(connection, train, spec)
-    return vocabulary_encoding(connection, train, spec, min_count or spec.min_count, directory / f"{spec.name}.parquet")
+    encoding = hash_encoding(spec)
+    if not spec.multi_valued:
+        return encoding
+    return replace(encoding, feature=replace(encoding.feature, mean_values=mean_values(connection, train, spec)))
 
 
 def hash_encoding(spec: FeatureSpec) -> FeatureEncoding:
@@ -93,32 +88,14 @@ def bucketize(name: str, level: FeatureLevel, edges: list[float]) -> FeatureEnco
     return FeatureEncoding(Feature(name, level, "buckets", len(edges) + 2, edges), row)
 
 
-def vocabulary_encoding(
-    connection: duckdb.DuckDBPyConnection, train: str, spec: FeatureSpec, min_count: int, file: Path
-) -> FeatureEncoding:
-    """Return dense rows from 1 by descending training count, then by value; rare values share row 0."""
-    column, table = quote_identifier(spec.name), quote_identifier(f"vocabulary of {spec.name}")
-    limit = f"LIMIT {spec.size}" if spec.size else ""
-    values = f"SELECT {column} AS value FROM {train}"
-    if spec.multi_valued:
-        values = f"SELECT unnest({column}).value AS value FROM {train}"
-    num_values = write_sorted(
-        connection,
-        f"""SELECT value, row_number() OVER (ORDER BY count DESC, value) AS row, count
-        FROM (SELECT value, count(*) AS count FROM ({values}) WHERE value IS NOT NULL
-              GROUP BY ALL HAVING count(*) >= {min_count} ORDER BY count DESC, value {limit})
-        ORDER BY row""",
-        file,
-    )
-    if spec.multi_valued:
-        mean = mean_values(connection, train, spec)
-        feature = Feature(
-            spec.name, spec.level, "vocabulary", num_values + 1, [], True, weighted=spec.weighted, mean_values=mean
-        )
+def vocabulary_encoding(feature: Feature, file: Path) -> FeatureEncoding:
+    """Return the rows of a vocabulary file."""
+    column, table = quote_identifier(feature.name), quote_identifier(f"vocabulary of {feature.name}")
+    if feature.multi_valued:
         join = bag_sql.vocabulary_join_sql(column, RELATION, read_parquet_sql(file), table)
         return vocabulary_lookup(feature, f"{table}.entries", join)
-    join = f"LEFT JOIN (SELECT value, row FROM {read_parquet_sql(file)}) AS {table} ON raw.{column} = {table}.value"
-    return vocabulary_lookup(Feature(spec.name, spec.level, "vocabulary", num_values + 1), f"{table}.row", join)
+    join = f'LEFT JOIN (SELECT value, "row" FROM {read_parquet_sql(file)}) AS {table} ON raw.{column} = {table}.value'
+    return vocabulary_lookup(feature, f'{table}."row"', join)
 
 
 def vocabulary_lookup(feature: Feature, row: str, join: str = "") -> FeatureEncoding:

@@ -7,11 +7,14 @@ topic. The value at a target depends only on impressions of earlier *periods*, n
 * a log without a calendar has one period per fold of users. A training target reads the training impressions of the
   other folds, every other target those of all folds.
 
+An increment starts from the sums of its lineage. Without a calendar, it is one period: its targets read the impressions
+of all earlier datasets.
+
 The sums are integers, so the result does not depend on the order of rows or threads.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import duckdb
@@ -21,7 +24,7 @@ import pyarrow.parquet as pq
 
 from a2gen_rec.data.features.encodings import FeatureEncoding
 from a2gen_rec.data.schema import EXIT, STATISTICS_COLUMN, WATCH_TIME, Statistic, StatisticKind
-from a2gen_rec.data.sql import fetch_one, quote_identifier, quote_literal, quote_path, read_parquet_sql
+from a2gen_rec.data.sql import fetch_one, quote_identifier, quote_literal, quote_path, read_parquet_sql, write_sorted
 from a2gen_rec.data.time_zone import TimeZone
 
 PRIOR_WEIGHT = 5.0
@@ -57,10 +60,12 @@ def action_time_column(action: str) -> str:
     return "dwell_s" if action == EXIT else quote_identifier(f"at_{action}")
 
 
-def period_sql(has_calendar_time: bool, zone: TimeZone) -> str:
+def period_sql(has_calendar_time: bool, zone: TimeZone, is_increment: bool = False) -> str:
     """Return the SQL of an impression's period."""
     if has_calendar_time:
         return f"({zone.local_ms_sql('ts_ms')} // {DAY_MS})"
+    if is_increment:
+        return "0"
     return f"(CASE WHEN split = 0 THEN user_key % {NUM_FOLDS} ELSE {NUM_FOLDS} END)"
 
 
@@ -80,27 +85,58 @@ def fit_outcomes(
         flags: label or objective -> its column.
         timed_actions: actions with recorded times, including ``exit``.
     """
-    candidates: list[tuple[str, StatisticKind, str, str]] = [
-        (action, "rate", f"count({action_time_column(action)})", "count(*)") for action in actions
+    candidates = _candidates(actions, flags, timed_actions)
+    if not candidates:
+        return []
+    sums = fetch_one(connection, f"SELECT {', '.join(f'{x.sum_sql}, {x.count_sql}' for x in candidates)} FROM {train}")
+    outcomes = []
+    for outcome, total, count in zip(candidates, sums[::2], sums[1::2], strict=True):
+        if total and count:
+            unit = TIME_UNIT if outcome.kind == "mean" else 1
+            outcomes.append(replace(outcome, prior=total / unit / count))
+    return outcomes
+
+
+def fitted_outcomes(
+    statistics: Sequence[Statistic], actions: Sequence[str], flags: Mapping[str, str], timed_actions: Sequence[str]
+) -> list[Outcome]:
+    """Return the outcomes of the statistics of a dataset card; other arguments as in :func:`fit_outcomes`."""
+    priors = {(x.outcome, x.kind): x.prior for x in statistics}
+    candidates = _candidates(actions, flags, timed_actions)
+    return [replace(x, prior=priors[x.name, x.kind]) for x in candidates if (x.name, x.kind) in priors]
+
+
+def _candidates(actions: Sequence[str], flags: Mapping[str, str], timed_actions: Sequence[str]) -> list[Outcome]:
+    """Return all possible outcomes, with the prior 0."""
+    candidates = [
+        Outcome(action, "rate", f"count({action_time_column(action)})", "count(*)", 0.0) for action in actions
     ]
     candidates += [
-        (name, "rate", f"coalesce(sum({column}), 0)::BIGINT", f"count({column})") for name, column in flags.items()
+        Outcome(name, "rate", f"coalesce(sum({column}), 0)::BIGINT", f"count({column})", 0.0)
+        for name, column in flags.items()
     ]
     for action in timed_actions:
         time = action_time_column(action)
         known = f"{time} IS NOT NULL AND NOT isnan({time})"
         name = WATCH_TIME if action == EXIT else f"time_{action}"
         total = f"sum(CASE WHEN {known} THEN round({TIME_UNIT} * ln(1 + {time}::DOUBLE)) ELSE 0 END)::BIGINT"
-        candidates.append((name, "mean", total, f"count(*) FILTER ({known})"))
-    if not candidates:
-        return []
-    sums = fetch_one(connection, f"SELECT {', '.join(f'{x[2]}, {x[3]}' for x in candidates)} FROM {train}")
-    outcomes = []
-    for (name, kind, total_sql, count_sql), total, count in zip(candidates, sums[::2], sums[1::2], strict=True):
-        if total and count:
-            unit = TIME_UNIT if kind == "mean" else 1
-            outcomes.append(Outcome(name, kind, total_sql, count_sql, total / unit / count))
-    return outcomes
+        candidates.append(Outcome(name, "mean", total, f"count(*) FILTER ({known})", 0.0))
+    return candidates
+
+
+@dataclass(frozen=True)
+class CarriedSums:
+    """Sums that an increment continues, and those for the next increment.
+
+    Attributes:
+        earlier: feature -> file of the sums of all earlier datasets; empty in the first dataset.
+        files: feature -> file to write; empty for none.
+        retire_before: values last seen before this period are forgotten; None for never.
+    """
+
+    earlier: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    retire_before: int | None = None
 
 
 class PointInTime:
@@ -118,6 +154,7 @@ class PointInTime:
         period: SQL of the period.
         has_calendar_time: whether periods are days.
         directory: directory of temporary files.
+        carried: sums of earlier datasets, and for later ones.
     """
 
     def __init__(
@@ -129,8 +166,10 @@ class PointInTime:
         period: str,
         has_calendar_time: bool,
         directory: Path,
+        carried: CarriedSums | None = None,
     ) -> None:
         self.encodings, self.outcomes, self.directory = encodings, outcomes, directory
+        self.has_calendar_time, self.carried = has_calendar_time, carried or CarriedSums()
         aggregates = dict.fromkeys(["count(*)", *(sql for x in outcomes for sql in (x.sum_sql, x.count_sql))])
         self._sums = {aggregate: f"sum{number}" for number, aggregate in enumerate(aggregates)}
         if not encodings:
@@ -139,8 +178,7 @@ class PointInTime:
         totals = directory / "totals.parquet"
         connection.execute(self._totals_query(impressions, period, totals))
         for number in range(len(encodings)):
-            connection.execute(self._statistics_query(totals, number, has_calendar_time))
-            self._write_values(number)
+            self._write_statistics(connection, totals, number)
         totals.unlink()
 
     @property
@@ -216,16 +254,47 @@ class PointInTime:
             SELECT {", ".join([*keys, f"{period} AS period", *sums])} FROM {impressions} AS raw GROUP BY ALL
         ) TO {quote_literal(file)} (FORMAT parquet)"""
 
-    def _statistics_query(self, totals: Path, number: int, has_calendar_time: bool) -> str:
-        """Return the statement that writes a feature's statistics per period, and those after the last (NULL)."""
+    def _write_statistics(self, connection: duckdb.DuckDBPyConnection, totals: Path, number: int) -> None:
+        """Write a feature's statistics per period, those after the last (NULL), and the sums for later datasets."""
+        name = self.encodings[number].feature.name
+        sums = ", ".join(f"sum({x})::BIGINT AS {x}" for x in self._sums.values())
+        relation = f"SELECT key{number} AS key, period, {sums} FROM {read_parquet_sql(totals)}"
+        relation += f" WHERE key{number} IS NOT NULL GROUP BY ALL"
+        if name in self.carried.earlier:
+            both = f"{relation} UNION ALL BY NAME SELECT * FROM {read_parquet_sql(self.carried.earlier[name])}"
+            relation = f"SELECT key, period, {sums} FROM ({both}) GROUP BY ALL"
+        table = quote_identifier(f"sums of {name}")
+        connection.execute(f"CREATE TEMP TABLE {table} AS {relation}")
+        if name in self.carried.files:
+            write_sorted(connection, self._carried_query(table), self.carried.files[name])
+        connection.execute(self._statistics_query(table, number))
+        connection.execute(f"DROP TABLE {table}")
+        self._write_values(number)
+
+    def _carried_query(self, table: str) -> str:
+        """Return the query of the sums of a value's earlier periods, and of the last period of the log.
+
+        The sums of earlier periods have the last of them. The log's last day is apart, as it may go on in an increment.
+        """
+        sums = ", ".join(f"sum({x})::BIGINT AS {x}" for x in self._sums.values())
+        if not self.has_calendar_time:
+            return f"SELECT key, -1::BIGINT AS period, {sums} FROM {table} GROUP BY key ORDER BY key"
+        last = f"(SELECT max(period) FROM {table})"
+        before = self.carried.retire_before
+        alive = "" if before is None else f"HAVING max(period) >= {before}"
+        alive = f"WHERE key IN (SELECT key FROM {table} GROUP BY key {alive})" if alive else ""
+        return f"""SELECT key, max(period)::BIGINT AS period, {sums} FROM {table} {alive}
+            GROUP BY key, period = {last} ORDER BY key, period"""
+
+    def _statistics_query(self, table: str, number: int) -> str:
+        """Return the statement that writes a feature's statistics."""
         names = list(self._sums.values())
-        sums = ", ".join(f"sum({x})::BIGINT AS {x}" for x in names)
-        if has_calendar_time:
+        if self.has_calendar_time or self.carried.earlier:
             before = ", ".join(f"coalesce(sum({x}) OVER earlier, 0)::BIGINT AS {x}" for x in names)
             window = (
                 "WINDOW earlier AS (PARTITION BY key ORDER BY period ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
             )
-            final = sums
+            final = ", ".join(f"sum({x})::BIGINT AS {x}" for x in names)
         else:
             is_train = f"period < {NUM_FOLDS}"
             before = ", ".join(
@@ -240,11 +309,8 @@ class PointInTime:
             value = _smoothed_sql(outcome, self._sums[outcome.sum_sql], self._sums[outcome.count_sql])
             values.append(f"{value}::FLOAT AS s{index}")
         return f"""COPY (
-            WITH totals AS (
-                SELECT key{number} AS key, period, {sums} FROM {read_parquet_sql(totals)}
-                WHERE key{number} IS NOT NULL GROUP BY ALL),
-            sums AS (SELECT key, period, {before} FROM totals {window}
-                UNION ALL SELECT key, NULL AS period, {final} FROM totals GROUP BY key)
+            WITH sums AS (SELECT key, period, {before} FROM {table} {window}
+                UNION ALL SELECT key, NULL AS period, {final} FROM {table} GROUP BY key)
             SELECT key, period, {", ".join(values)} FROM sums
         ) TO {quote_literal(self._table_file(number))} (FORMAT parquet)"""
 

@@ -30,8 +30,10 @@ class TimeBoundaries:
         return f"(CASE WHEN ts_ms >= {self.test_ms} THEN 2 WHEN ts_ms >= {self.valid_ms} THEN 1 ELSE 0 END)::TINYINT"
 
 
-def resolve_split_rule(info: SourceInfo, config: PrepareConfig) -> SplitRule:
+def resolve_split_rule(info: SourceInfo, config: PrepareConfig, is_increment: bool = False) -> SplitRule:
     """Return the source's rule with the overrides of ``config``; a boundary selects the method ``time``.
+
+    Without overrides, all impressions of an increment are training: a model is evaluated on them before it learns them.
 
     Raises:
         ConfigError: only one boundary is set, the fractions are out of range, or a boundary is a date but the log has
@@ -48,6 +50,8 @@ def resolve_split_rule(info: SourceInfo, config: PrepareConfig) -> SplitRule:
             valid_fraction=config.valid_fraction or rule.valid_fraction,
             test_fraction=config.test_fraction or rule.test_fraction,
         )
+    elif is_increment:
+        return SplitRule("train", valid_fraction=0.0, test_fraction=0.0)
     if bool(rule.valid_start) != bool(rule.test_start):
         raise ConfigError("valid_start and test_start must be set together")
     if rule.valid_fraction < 0 or rule.test_fraction < 0 or rule.valid_fraction + rule.test_fraction >= 1:

@@ -22,6 +22,8 @@ from a2gen_rec.data.time_zone import MIN_CALENDAR_MS, TimeZone
 from a2gen_rec.errors import DataError
 
 PARTITION = "user partition"
+LATE, REPEATED, DUPLICATE = "late", "repeated", "duplicate"
+"""Reasons of dropped rows: not after the end of the base; among these, in the base; equal user, item and time."""
 
 
 @dataclass(frozen=True)
@@ -149,26 +151,55 @@ def partition_dir(directory: Path, number: int) -> Path:
 
 
 def deduplicate(
-    connection: duckdb.DuckDBPyConnection, directory: Path, columns: StagedColumns, rule: SplitRule, file: Path
-) -> int:
-    """Write one partition's usable rows without duplicates to ``file``; return the number of duplicates.
+    connection: duckdb.DuckDBPyConnection,
+    directory: Path,
+    columns: StagedColumns,
+    rule: SplitRule,
+    file: Path,
+    after_ms: int | None = None,
+    history: Path | None = None,
+) -> dict[str, int]:
+    """Write one partition's usable rows without duplicates to ``file``; return the dropped rows by reason.
 
     Of several rows with one user, item and time, the row with the longest watch time, then the most actions, is kept.
     The partition's directory is removed.
+
+    Args:
+        connection: DuckDB connection.
+        directory: directory of the partition's rows.
+        columns: roles of the columns.
+        rule: rule of the splits.
+        file: file to write.
+        after_ms: start of the last impression of the base; earlier rows are late or repeated. None without a base.
+        history: latest impressions of the base's users; None or missing for none.
     """
     if not directory.exists():
-        return 0
+        return {}
     staged = read_parquet_sql(directory, pattern="*.parquet")
     usable = f"(SELECT * EXCLUDE (drop_reason) FROM {staged} WHERE drop_reason IS NULL)"
     features = [quote_identifier(feature.name) for feature in columns.features if feature.name not in IDENTIFIERS]
     preference = ["nullif(dwell_s, 'nan'::FLOAT)", *columns.action_columns, *columns.label_columns, *features]
+    (before,) = fetch_one(connection, f"SELECT count(*) FROM {usable}")
+    dropped = {}
+    if after_ms is not None:
+        past = f"{usable} WHERE ts_ms <= {after_ms}"
+        (num_past,) = fetch_one(connection, f"SELECT count(*) FROM {past}")
+        repeated = 0
+        if num_past and history is not None and history.exists():
+            known = f"SELECT user_id, item_id, ts_ms FROM {read_parquet_sql(history)}"
+            query = f"SELECT count(*) FROM {past} AND (user_id, item_id, ts_ms) IN ({known})"
+            (repeated,) = fetch_one(connection, query)
+        dropped = {LATE: num_past - repeated, REPEATED: repeated}
+        before -= num_past
+        usable = f"(SELECT * FROM {usable} WHERE ts_ms > {after_ms})"
     unique = f"""(
         SELECT * FROM {usable} QUALIFY 1 = row_number() OVER (
             PARTITION BY user_id, ts_ms, item_id
             ORDER BY {", ".join(f"{name} DESC NULLS LAST" for name in preference)}))"""
     relation = split_by_user_tail(unique, rule) if rule.method == "last" else unique
     file.parent.mkdir(parents=True, exist_ok=True)
-    (before,) = fetch_one(connection, f"SELECT count(*) FROM {usable}")
     (after,) = fetch_one(connection, f"COPY (SELECT * FROM {relation}) TO {quote_literal(file)} (FORMAT parquet)")
     shutil.rmtree(directory)
-    return before - after
+    if not after:
+        file.unlink()
+    return {**dropped, DUPLICATE: before - after}

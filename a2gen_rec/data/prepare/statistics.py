@@ -1,20 +1,13 @@
-"""Counts, rates and medians of the dataset card, and the item and user tables."""
+"""Counts, rates and medians of the dataset card."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import duckdb
 
-from a2gen_rec.data.features.encodings import FeatureEncoding, encode_relation
-from a2gen_rec.data.features.numbers import NumberEncoding
-from a2gen_rec.data.prepare.point_in_time import PointInTime, action_time_column
-from a2gen_rec.data.prepare.quality import known_sql
-from a2gen_rec.data.schema import EXIT, ITEM_ID, RAW_DURATION_COLUMN, SPLITS, STATISTICS_COLUMN, SplitSummary
-from a2gen_rec.data.sql import ROW_COLUMN, fetch_one, order_statistics, quote_identifier, write_sorted
-
-# Small enough for row groups of several list columns, large enough to compress well.
-ROW_GROUP_SIZE = 100_000
+from a2gen_rec.data.prepare.point_in_time import action_time_column
+from a2gen_rec.data.schema import EXIT, SPLITS, SplitSummary
+from a2gen_rec.data.sql import fetch_one, order_statistics
 
 
 @dataclass(frozen=True)
@@ -90,75 +83,3 @@ def median_times(connection: duckdb.DuckDBPyConnection, train: str, actions: Seq
         for action, count in zip(columns, counts, strict=True)
         if count
     }
-
-
-def write_entities(
-    connection: duckdb.DuckDBPyConnection,
-    impressions: str,
-    encodings: Sequence[FeatureEncoding],
-    level: str,
-    file: Path,
-    duration_feature: str = "",
-    statistics: PointInTime | None = None,
-    numbers: Sequence[NumberEncoding] = (),
-    further: str = "",
-) -> int:
-    """Write one row per item or user with the latest known value of each feature and number; return the row count.
-
-    If several impressions have the latest time, every feature takes its maximum, which makes the result unique.
-
-    Args:
-        connection: DuckDB connection.
-        impressions: relation of impressions.
-        encodings: encodings of all features.
-        level: ``item`` or ``user``.
-        file: Parquet file to write, sorted by raw identifier.
-        duration_feature: feature of this level whose raw value is written as ``RAW_DURATION_COLUMN``; empty for none.
-        statistics: statistics after the log, written as ``statistics``; None for none.
-        numbers: encodings of all numbers.
-        further: relation of identifiers to write even without impressions; empty for none.
-    """
-    key, name, extra = (ITEM_ID, "item", []) if level == "item" else ("user_id", "user", ["user_key"])
-    level_encodings = [encoding for encoding in encodings if encoding.feature.level == level]
-    latest = "".join(f", max({column}) AS {column}" for column in extra)
-    level_numbers = [encoding for encoding in numbers if encoding.number.level == level]
-    kinds = {x.feature.name: str(x.feature.kind) for x in level_encodings if x.feature.name != key}
-    kinds |= {x.number.name: "number" for x in level_numbers}
-    for feature, kind in kinds.items():
-        column = quote_identifier(feature)
-        last = f"max({{'ts_ms': ts_ms, 'value': {column}}}) FILTER ({known_sql(column, kind)})"
-        latest += f", ({last}).value AS {column}"
-    relation = f"SELECT {key}{latest} FROM {impressions} GROUP BY {key}"
-    if further:
-        unseen = f"SELECT DISTINCT {key} FROM ({further}) WHERE {key} IS NOT NULL"
-        relation += f" UNION ALL BY NAME ({unseen} AND {key} NOT IN (SELECT {key} FROM {impressions}))"
-    relation = f"({relation})"
-    columns = [f"raw.{key} AS {quote_identifier(name)}", *(f"raw.{column}" for column in extra)]
-    if duration_feature in (encoding.feature.name for encoding in level_encodings):
-        columns.append(f"raw.{quote_identifier(duration_feature)} AS {RAW_DURATION_COLUMN}")
-    joins = []
-    if statistics is not None and statistics.encodings:
-        joins = statistics.latest_joins()
-        columns.append(f"[{', '.join(statistics.latest_values)}] AS {STATISTICS_COLUMN}")
-    query = encode_relation(relation, level_encodings, columns, joins=joins, numbers=level_numbers)
-    return write_sorted(connection, f"{query} ORDER BY raw.{key}", file, ROW_GROUP_SIZE)
-
-
-def write_item_statistics(
-    connection: duckdb.DuckDBPyConnection,
-    train: str,
-    item: FeatureEncoding,
-    actions: Sequence[str],
-    flags: Mapping[str, str],
-    file: Path,
-) -> None:
-    """Write training targets and positives per row of the item table, including row 0 if it occurs."""
-    counts = [f"count({action_time_column(name)}) AS {quote_identifier(name)}" for name in actions]
-    counts += [f"coalesce(sum({column}), 0)::BIGINT AS {quote_identifier(name)}" for name, column in flags.items()]
-    totals = "".join(f", {count}" for count in counts)
-    per_item = f"(SELECT {ITEM_ID}, count(*) AS impressions{totals} FROM {train} GROUP BY {ITEM_ID})"
-    names = ["impressions", *(quote_identifier(name) for name in [*actions, *flags])]
-    rows = encode_relation(per_item, [item], [f"raw.{name}" for name in names], ROW_COLUMN)
-    sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in names)
-    query = f'SELECT "{ROW_COLUMN}{ITEM_ID}" AS {ITEM_ID}, {sums} FROM ({rows}) GROUP BY ALL ORDER BY {ITEM_ID}'
-    write_sorted(connection, query, file, ROW_GROUP_SIZE)

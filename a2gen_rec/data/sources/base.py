@@ -32,7 +32,8 @@ class SplitRule:
     """Rule that divides impressions into training, validation and test.
 
     Attributes:
-        method: ``time`` splits all users at two boundaries; ``last`` takes each user's last impressions.
+        method: ``time`` splits all users at two boundaries; ``last`` takes each user's last impressions; ``train``
+            leaves all impressions in training.
         valid_start: start of validation for ``time``: ISO datetime in the log's time zone, milliseconds, or ``-Nd``
             (start of the log's N-th last day); empty to split by fraction.
         test_start: start of test for ``time``, in the same formats.
@@ -40,7 +41,7 @@ class SplitRule:
         test_fraction: fraction of all impressions (``time``) or of each user's impressions (``last``).
     """
 
-    method: Literal["time", "last"] = "time"
+    method: Literal["time", "last", "train"] = "time"
     valid_start: str = ""
     test_start: str = ""
     valid_fraction: float = 0.1

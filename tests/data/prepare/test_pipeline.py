@@ -132,19 +132,20 @@ def test_features_are_learned_from_training_only(prepared):
         "length": Feature("length", "item", "buckets", 4, [10.0, 20.0]),
         "shop": Feature("shop", "item", "hash", 5),
         "city": Feature("city", "user", "vocabulary", 2),
-        "hour_of_day": Feature("hour_of_day", "context", "vocabulary", 2),
-        "day_of_week": Feature("day_of_week", "context", "vocabulary", 2),
+        "hour_of_day": Feature("hour_of_day", "context", "vocabulary", 25),
+        "day_of_week": Feature("day_of_week", "context", "vocabulary", 8),
         "session_position": Feature("session_position", "session", "buckets", 10, list(POSITION_EDGES)),
         "session_gap": Feature("session_gap", "session", "buckets", 14, list(GAP_EDGES_S)),
         "previous_feedback": Feature("previous_feedback", "session", "code", 6),
         "feedback": Feature("feedback", "outcome", "code", 6),
     }
     vocabulary = pq.read_table(out / "vocabulary" / "item_id.parquet")
+    new = {"admitted": 0, "reused": False}
     assert vocabulary.to_pylist() == [
-        {"value": "i", "row": 1, "count": 3},
-        {"value": "j", "row": 2, "count": 1},
+        {"value": "i", "row": 1, "count": 3, "last_ms": EPOCH_MS + 12, **new},
+        {"value": "j", "row": 2, "count": 1, "last_ms": EPOCH_MS + 9, **new},
     ]
-    assert vocabulary.schema.types == [pa.string(), pa.int64(), pa.int64()]
+    assert vocabulary.schema.types == [pa.string(), *[pa.int64()] * 4, pa.bool_()]
     assert pq.read_table(out / "vocabulary" / "city.parquet")["value"].to_pylist() == ["k"]
     assert pq.read_table(out / "vocabulary" / "day_of_week.parquet")["value"].to_pylist() == ["3"]  # a Thursday
 
@@ -580,7 +581,8 @@ def test_keeps_the_longest_duplicate(tmp_path):
 def test_min_count_overrides_the_source(tmp_path):
     card, _ = run(tmp_path, config=PrepareConfig(num_partitions=1, min_count=3))
     cardinality = {feature.name: feature.cardinality for feature in card.features}
-    assert (cardinality["item_id"], cardinality["user_id"], cardinality["hour_of_day"]) == (2, 2, 2)
+    assert (cardinality["item_id"], cardinality["user_id"]) == (2, 2)
+    assert card.vocabularies["hour_of_day"].values == 1
 
 
 # --- errors -----------------------------------------------------------------------------------------------------
