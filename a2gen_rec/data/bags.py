@@ -44,3 +44,14 @@ class Bags:
         ends = np.cumsum(lengths)
         values = np.arange(lengths.sum()) + np.repeat(starts[index] - ends + lengths, lengths)
         return Bags(lengths, self.ids[values], self.weights[values])
+
+    def without(self, dropped: np.ndarray) -> "Bags":
+        """Return the bags without the values that ``dropped`` [values] marks; a bag without any value is unknown."""
+        if not dropped.any():
+            return self
+        bag = np.repeat(np.arange(len(self)), self.lengths)
+        lengths = np.bincount(bag[~dropped], minlength=len(self))
+        kept = ~dropped
+        kept[(np.cumsum(self.lengths) - self.lengths)[lengths == 0]] = True
+        ids, weights = np.where(dropped, 0, self.ids), np.where(dropped, np.float32(1), self.weights)
+        return Bags(np.maximum(lengths, 1), ids[kept], weights[kept])

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from a2gen_rec.data.new_rows import NewRows
 from a2gen_rec.data.schema import DatasetCard, Feature
 from a2gen_rec.errors import UserError
 
@@ -12,7 +13,7 @@ def load_compatible_card(data: str, trained: DatasetCard, run: str) -> DatasetCa
     """Return the card of a dataset whose inputs and outcomes mean the same as in the training data of a run.
 
     These are the training data, later increments of their lineage, and other data with equal encodings of all inputs,
-    such as other targets of the same log.
+    such as other targets of the same log. In later increments, vocabularies may have more rows (``new_rows.py``).
 
     Args:
         data: Dataset directory.
@@ -39,10 +40,14 @@ def check_compatible_card(current: DatasetCard, trained: DatasetCard, data: str,
             "use the run's dataset or a later increment"
         )
     inputs, expected = _inputs(current), _inputs(trained)
+    is_later = current.identity.continues(trained.identity)
     for name in expected | inputs:
         new, old = inputs.get(name), expected.get(name)
         if isinstance(new, Feature) and isinstance(old, Feature) and new.cardinality != old.cardinality:
-            raise UserError(f"{data}: {name} has {new.cardinality} rows, but {old.cardinality} in run {run}")
+            if is_later and new.kind == "vocabulary" and new.cardinality > old.cardinality:
+                new = replace(new, cardinality=old.cardinality)  # the table has grown
+            else:
+                raise UserError(f"{data}: {name} has {new.cardinality} rows, but {old.cardinality} in run {run}")
         if new != old:
             raise UserError(f"{data}: {name} is defined differently than in run {run}")
     if list(inputs) != list(expected):
@@ -52,8 +57,11 @@ def check_compatible_card(current: DatasetCard, trained: DatasetCard, data: str,
 def check_same_data(current: DatasetCard, trained: DatasetCard, data: str, run: str) -> None:
     """Check that training can continue on a dataset: the training data or a later increment of their lineage.
 
+    New values may have rows that had none. Rows of retired values would keep their vectors.
+
     Raises:
-        UserError: Naming the first input or outcome that differs, or both digests.
+        UserError: Naming the first input or outcome that differs, the first table that has grown or has reused rows,
+            or both digests.
     """
     check_compatible_card(current, trained, data, run)
     if not current.identity.continues(trained.identity):
@@ -62,6 +70,16 @@ def check_same_data(current: DatasetCard, trained: DatasetCard, data: str, run: 
             f"{run}: was trained on other data (data_digest {digests[0]}, now {digests[1]}); "
             "restore them, or choose another --run"
         )
+    new_rows = NewRows.since(data, current, trained)
+    for feature in trained.features:
+        name, rows = feature.name, next(each.cardinality for each in current.features if each.name == feature.name)
+        if rows > feature.cardinality:
+            raise UserError(
+                f"{run}: cannot continue with {data}: {name} has grown to {rows} rows; choose another --run"
+            )
+        if name in new_rows.reused and (count := int(new_rows.reused[name].sum())):
+            reason = f"{count} rows of {name} had another value when they were trained"
+            raise UserError(f"{run}: cannot continue with {data}: {reason}; choose another --run")
 
 
 def _inputs(card: DatasetCard) -> dict[str, object]:

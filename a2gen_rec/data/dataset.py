@@ -1,7 +1,8 @@
 """A prepared dataset on disk: its card and the paths of its files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from a2gen_rec.data.new_rows import NewRows
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.data.vectors import VectorTables, open_vectors
 from a2gen_rec.utils import paths
@@ -9,7 +10,6 @@ from a2gen_rec.utils import paths
 ITEMS_FILE = "items.parquet"
 USERS_FILE = "users.parquet"
 ITEM_STATISTICS_FILE = "item_statistics.parquet"
-VOCABULARY_DIR = "vocabulary"
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class Dataset:
         path: dataset directory.
         card: dataset card. A trained run uses the card of its checkpoint.
         vectors: vectors to use instead of those in the directory, as an exported model stores them; None for those.
+        new_rows: table rows that the model of a run does not know; readers return row 0 instead.
     """
 
     path: str
     card: DatasetCard
     vectors: VectorTables | None = None
+    new_rows: NewRows = field(default_factory=NewRows)
 
     @classmethod
     def open(cls, path: str) -> "Dataset":

@@ -11,7 +11,7 @@ from a2gen_rec.data.bags import Bags
 from a2gen_rec.data.columns import CandidateItems
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.parquet_reader import read_bags, read_feature_column, read_numbers, read_statistics, read_table
-from a2gen_rec.data.schema import ITEM_ID, STATISTICS_COLUMN
+from a2gen_rec.data.schema import ITEM_ID, STATISTICS_COLUMN, Feature
 from a2gen_rec.errors import DataError
 
 
@@ -30,13 +30,13 @@ def find_candidate_items(dataset: Dataset, ids: Sequence[str]) -> CandidateItems
     bags = {}
     for feature in dataset.card.features_at("item"):
         if feature.multi_valued:
-            known = Bags.concat([read_bags(table, feature, dataset.items_file), Bags.unknown(1)])
+            known = Bags.concat([read_bags(table, feature, dataset.items_file, dataset.new_rows), Bags.unknown(1)])
             index = np.full(len(ids), len(known) - 1)
             index[is_known] = known_index
             bags[feature.name] = known[index]
             continue
         rows[feature.name] = np.zeros(len(ids), np.int64)
-        rows[feature.name][is_known] = table[feature.name].to_numpy()[known_index]
+        rows[feature.name][is_known] = _rows(dataset, table, feature)[known_index]
     statistics = np.zeros((len(ids), len(dataset.card.statistics)), np.float16)
     statistics[is_known] = _statistics(dataset, table)[known_index]
     numbers = np.full((len(ids), len(dataset.card.numbers_at("item"))), np.nan, np.float32)
@@ -62,12 +62,17 @@ def popular_items(dataset: Dataset, count: int) -> CandidateItems:
         raise DataError("no item has training impressions; pass --candidates", file=file)
     table = table.take(order)
     features = dataset.card.features_at("item")
-    rows = {feature.name: table[feature.name].to_numpy() for feature in features if not feature.multi_valued}
-    bags = {x.name: read_bags(table, x, dataset.items_file) for x in features if x.multi_valued}
+    rows = {feature.name: _rows(dataset, table, feature) for feature in features if not feature.multi_valued}
+    bags = {x.name: read_bags(table, x, dataset.items_file, dataset.new_rows) for x in features if x.multi_valued}
     is_known = np.ones(len(order), bool)
     statistics_of_items, numbers = _statistics(dataset, table), _numbers(dataset, table)
     index = _indices(dataset, table["item"].combine_chunks())
     return CandidateItems(table["item"].to_pylist(), is_known, rows, statistics_of_items, numbers, bags, index)
+
+
+def _rows(dataset: Dataset, items: pa.Table, feature: Feature) -> np.ndarray:
+    """Return [items] table rows that the model knows."""
+    return dataset.new_rows.mask(feature.name, items[feature.name].to_numpy())
 
 
 def _statistics(dataset: Dataset, items: pa.Table) -> np.ndarray:
@@ -101,5 +106,5 @@ def _read_items(dataset: Dataset, filters: pc.Expression) -> pa.Table:
     table = read_table(file, ["item", *names, *statistics], filters)
     for feature in features:
         if not feature.multi_valued:
-            read_feature_column(table[feature.name], feature, file)
+            read_feature_column(table[feature.name], feature, file, dataset.new_rows)
     return table

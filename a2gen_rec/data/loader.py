@@ -97,7 +97,7 @@ class WindowDataset(IterableDataset[WindowBatch]):
         self.card, self.config, self.full_tables = dataset.card, config, dict(full_tables)
         self.rank, self.world_size, self.seed, self.shuffle = rank, world_size, seed, shuffle
         self.with_oracle, self.request_gap_s = with_oracle, request_gap_s
-        self.vectors = dataset.open_vectors()
+        self.vectors, self.new_rows = dataset.open_vectors(), dataset.new_rows
         self.groups = read_row_groups([file] if file else dataset.files(split))
         if not self.groups:
             raise DataError(f"split {split!r} has no windows", file=dataset.split_dir(split))
@@ -107,7 +107,7 @@ class WindowDataset(IterableDataset[WindowBatch]):
         start = self.state
         groups_done = start.groups
         for buffer, groups in self._buffers(start):
-            columns = read_columns(groups, self.card, self.with_oracle)
+            columns = read_columns(groups, self.card, self.with_oracle, self.new_rows)
             batches = self._make_batches(columns.lengths, start.epoch, start.groups_consumed, buffer)
             skip = start.batch if buffer == start.buffer else 0
             for index in range(skip, len(batches)):
@@ -137,7 +137,7 @@ class WindowDataset(IterableDataset[WindowBatch]):
     @cached_property
     def empty_batch(self) -> WindowBatch:
         """Batch without targets, used by a rank without data while other ranks still have data."""
-        columns = read_columns(self.groups[:1], self.card, self.with_oracle)
+        columns = read_columns(self.groups[:1], self.card, self.with_oracle, self.new_rows)
         shortest = np.argsort(columns.lengths)[:1]
         dedup = self.config.deduplicate_ids
         return collate(columns, shortest, self.full_tables, dedup, include_targets=False, vectors=self.vectors)

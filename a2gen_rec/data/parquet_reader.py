@@ -20,6 +20,7 @@ from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.features.sessions import impression_end_ms
 from a2gen_rec.data.inputs import Number
+from a2gen_rec.data.new_rows import NewRows
 from a2gen_rec.data.schema import ITEM_INDEX, STATISTICS_COLUMN, DatasetCard, Feature, FeatureLevel
 from a2gen_rec.errors import DataError, first_line
 
@@ -41,15 +42,20 @@ class RowGroup:
     num_rows: int
 
 
-def read_feature_column(column: pa.ChunkedArray, feature: Feature, file: str) -> np.ndarray:
-    """Return the table rows in a feature's column of ``users.parquet`` or ``items.parquet``.
+NO_NEW_ROWS = NewRows()
+
+
+def read_feature_column(
+    column: pa.ChunkedArray, feature: Feature, file: str, new_rows: NewRows = NO_NEW_ROWS
+) -> np.ndarray:
+    """Return the table rows in a feature's column of ``users.parquet`` or ``items.parquet``; row 0 for new rows.
 
     Raises:
         DataError: a row is not an integer, missing, or outside the feature's table.
     """
     if not pa.types.is_integer(column.type):
         raise DataError(f"is {column.type}, expected an integer", file=file, field=feature.name)
-    values: np.ndarray = column.to_numpy()
+    values: np.ndarray = new_rows.mask(feature.name, column.to_numpy())
     if column.null_count or ((values < 0) | (values >= feature.cardinality)).any():
         raise DataError(f"id is not in [0, {feature.cardinality})", file=file, field=feature.name)
     return values
@@ -71,8 +77,8 @@ def read_statistics(column: pa.ChunkedArray, num_statistics: int, file: str) -> 
     return values.reshape(-1, num_statistics)
 
 
-def read_bags(table: pa.Table, feature: Feature, file: str) -> Bags:
-    """Return the bags of a multi-valued feature in ``users.parquet`` or ``items.parquet``.
+def read_bags(table: pa.Table, feature: Feature, file: str, new_rows: NewRows = NO_NEW_ROWS) -> Bags:
+    """Return the bags of a multi-valued feature in ``users.parquet`` or ``items.parquet``, without new rows.
 
     Raises:
         DataError: a column is missing or no list of numbers, or a row or weight is out of range.
@@ -89,11 +95,15 @@ def read_bags(table: pa.Table, feature: Feature, file: str) -> Bags:
     (lengths, ids), (weight_lengths, weights) = parts[0], parts[-1]
     if not feature.weighted:
         weights = np.ones(len(ids), np.float32)
-    is_valid = (lengths > 0).all() and ((ids >= 0) & (ids < feature.cardinality)).all()
-    if not is_valid or not (lengths == weight_lengths).all() or not (weights > 0).all():
+    is_valid = (lengths > 0).all() and len(ids) == len(weights) and (lengths == weight_lengths).all()
+    if is_valid:
+        bags = Bags(lengths, ids.astype(np.int64), weights.astype(np.float32))
+        bags = new_rows.mask_bags(feature.name, bags)
+        is_valid = ((bags.ids >= 0) & (bags.ids < feature.cardinality)).all() and (weights > 0).all()
+    if not is_valid:
         reason = f"must contain ids in [0, {feature.cardinality}), and as many positive weights"
         raise DataError(reason, file=file, field=feature.name)
-    return Bags(lengths, ids.astype(np.int64), weights.astype(np.float32))
+    return bags
 
 
 def read_numbers(table: pa.Table, numbers: Sequence[Number], file: str) -> np.ndarray:
@@ -159,17 +169,27 @@ def read_row_groups(files: Sequence[str]) -> list[RowGroup]:
     return groups
 
 
-def read_columns(groups: Sequence[RowGroup], card: DatasetCard, with_oracle: bool = False) -> WindowColumns:
+def read_columns(
+    groups: Sequence[RowGroup], card: DatasetCard, with_oracle: bool = False, new_rows: NewRows = NO_NEW_ROWS
+) -> WindowColumns:
     """Read and check row groups.
+
+    Args:
+        groups: row groups.
+        card: dataset card.
+        with_oracle: read the true probabilities.
+        new_rows: rows to replace by row 0.
 
     Raises:
         DataError: a file is truncated, a column is missing or has another type, an id, action code or time is out of
             range, or the lists of one window differ in length.
     """
-    return WindowColumns.concat([_RowGroupReader(group, card, with_oracle).read() for group in groups])
+    return WindowColumns.concat([_RowGroupReader(group, card, with_oracle, new_rows).read() for group in groups])
 
 
-def read_user_windows(files: Sequence[str], card: DatasetCard, user: str) -> WindowColumns | None:
+def read_user_windows(
+    files: Sequence[str], card: DatasetCard, user: str, new_rows: NewRows = NO_NEW_ROWS
+) -> WindowColumns | None:
     """Return all windows of one raw user identifier; None without windows. Reads only identifiers of other users.
 
     Raises:
@@ -183,7 +203,7 @@ def read_user_windows(files: Sequence[str], card: DatasetCard, user: str) -> Win
         for group in read_row_groups([file]):
             group_rows = rows[(rows >= group.first_row) & (rows < group.first_row + group.num_rows)] - group.first_row
             if len(group_rows):
-                parts.append(read_columns([group], card).take(group_rows))
+                parts.append(read_columns([group], card, new_rows=new_rows).take(group_rows))
         return WindowColumns.concat(parts)  # all windows of a user in a split are in one file
     return None
 
@@ -211,8 +231,8 @@ def _open_parquet(file: str) -> pq.ParquetFile:
 class _RowGroupReader:
     """Reader of one row group, column by column."""
 
-    def __init__(self, group: RowGroup, card: DatasetCard, with_oracle: bool) -> None:
-        self.group, self.card = group, card
+    def __init__(self, group: RowGroup, card: DatasetCard, with_oracle: bool, new_rows: NewRows) -> None:
+        self.group, self.card, self.new_rows = group, card, new_rows
         self.labels = [f"label_{name}" for name in card.labels]
         self.objectives = [f"objective_{name}" for name in card.objectives]
         self.oracle = [f"oracle_{name}" for name in card.oracle_columns] if with_oracle else []
@@ -254,6 +274,7 @@ class _RowGroupReader:
                 continue
             is_user_level = feature.level == "user"
             ids = self._scalar(feature.name) if is_user_level else self._impressions(feature.name, pa.int64(), lengths)
+            ids = self.new_rows.mask(feature.name, ids)
             check = self._check if is_user_level else self._check_impressions
             check((ids >= 0) & (ids < feature.cardinality), feature.name, f"id is not in [0, {feature.cardinality})")
             rows[feature.level][feature.name] = ids
@@ -310,14 +331,17 @@ class _RowGroupReader:
         if feature.weighted:
             weight_counts, weights = read(weights_name, pa.float32())
             check(weight_counts == counts, weights_name, f"differs in length from {name!r}")
-        starts = np.cumsum(counts) - counts
         if len(ids):
-            lowest, highest = np.minimum.reduceat(ids, starts), np.maximum.reduceat(ids, starts)
-            reason = f"id is not in [0, {feature.cardinality})"
-            check((lowest >= 0) & (highest < feature.cardinality), name, reason)
+            starts = np.cumsum(counts) - counts
             is_valid = np.minimum.reduceat((weights > 0) & np.isfinite(weights), starts)
             check(is_valid, weights_name, "weight is not positive")
-        return Bags(counts, ids, weights)
+        bags = self.new_rows.mask_bags(name, Bags(counts, ids, weights))
+        if len(ids):
+            starts = np.cumsum(bags.lengths) - bags.lengths
+            lowest, highest = np.minimum.reduceat(bags.ids, starts), np.maximum.reduceat(bags.ids, starts)
+            reason = f"id is not in [0, {feature.cardinality})"
+            check((lowest >= 0) & (highest < feature.cardinality), name, reason)
+        return bags
 
     def _numbers(self, lengths: np.ndarray, *levels: FeatureLevel) -> np.ndarray:
         """Return [windows, numbers] of the user level, or [impressions, numbers]."""

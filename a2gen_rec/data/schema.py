@@ -56,7 +56,7 @@ from a2gen_rec.utils import paths
 START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
 FORMAT_VERSION = 9
-CARD_FILE = "dataset.yaml"
+CARD_FILE, VOCABULARY_DIR = "dataset.yaml", "vocabulary"
 ITEM_ID = "item_id"
 
 SESSION_POSITION, SESSION_GAP, PREVIOUS_FEEDBACK = "session_position", "session_gap", "previous_feedback"

@@ -172,12 +172,10 @@ def _item_rate(predictions: Predictions, dataset: Dataset, prior_weight: float) 
     card = dataset.card
     table = read_table(dataset.item_statistics_file)
     rows = next(feature.cardinality for feature in card.features if feature.name == ITEM_ID)
-    item = table[ITEM_ID].to_numpy()
+    item = dataset.new_rows.mask(ITEM_ID, table[ITEM_ID].to_numpy())
 
     def item_counts(name: str) -> np.ndarray:
-        dense = np.zeros(rows)
-        dense[item] = table[name].to_numpy()
-        return dense[predictions.item]
+        return np.bincount(item, table[name].to_numpy(), minlength=rows)[predictions.item]
 
     scores = np.full_like(predictions.probability, np.nan, dtype=np.float64)
     impressions = item_counts("impressions")

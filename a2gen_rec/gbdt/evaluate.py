@@ -6,6 +6,7 @@ from typing import Any
 from a2gen_rec.config import EvaluateConfig
 from a2gen_rec.data.compatibility import load_compatible_card
 from a2gen_rec.data.dataset import Dataset
+from a2gen_rec.data.new_rows import NewRows
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.evaluation.evaluate import evaluate
@@ -39,12 +40,13 @@ def evaluate_gbdt(run: str, split: str, data: str, config: EvaluateConfig, predi
     settings, data = replace(restore_config(record.config), evaluate=config), data or record.data
     card = DatasetCard.from_dict(record.card, RunDir(run).gbdt_file)
     current = load_compatible_card(data, card, run)
+    dataset = Dataset(data, card, new_rows=NewRows.since(data, current, card))
     ranker = GBDTRanker(card, settings, read_boosters(run, record))
     model = ModelWithLoss(GBDTModel(ranker), Loss(settings.loss, 1, ranker.objective_tasks))
     with process_group("cpu") as process:
         if process.world_size > 1:
             raise ConfigError(f"model.name gbdt is evaluated on one rank, not on {process.world_size}")
-        result = evaluate(model, ranker, Dataset(data, card), split, settings, process, predictions)
+        result = evaluate(model, ranker, dataset, split, settings, process, predictions)
     keys = {"run": run, "step": record.trees, "data": data}
     digests = {
         "data_digest": current.identity.data_digest,

@@ -1,7 +1,7 @@
 """Writer of an exported model's files; :mod:`a2gen_rec.artifact.artifact` describes and reads them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,11 +29,12 @@ from a2gen_rec.artifact.artifact import (
 from a2gen_rec.artifact.quantized_tables import TableDtype, check_representable, quantize_rows
 from a2gen_rec.data.bag_sql import WEIGHTS_COLUMN
 from a2gen_rec.data.dataset import Dataset
+from a2gen_rec.data.new_rows import NewRows
 from a2gen_rec.data.parquet_reader import read_bags, read_feature_column, read_table
-from a2gen_rec.data.schema import ITEM_INDEX, RAW_DURATION_COLUMN, STATISTICS_COLUMN, DatasetCard
+from a2gen_rec.data.schema import ITEM_INDEX, RAW_DURATION_COLUMN, STATISTICS_COLUMN, DatasetCard, Feature
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.embedding_tables import EmbeddingTables, module_key
-from a2gen_rec.runs.row_order import renumber_rows
+from a2gen_rec.runs.row_order import renumber_rows, without_new_rows
 from a2gen_rec.utils import paths
 
 DICTIONARY_MIN_REPEATS = 50
@@ -115,17 +116,12 @@ def write_vocabularies(
     for feature in card.features:
         if has_vocabulary(feature):
             name = vocabulary_file(feature)
-            table = read_table(paths.join(dataset.path, name), ["value", "row"])
+            table = without_new_rows(dataset, feature, read_table(paths.join(dataset.path, name), ["value", "row"]))
             _write_compact(renumber_rows(table, {"row": permutation[feature.name]}, "row"), folder / name)
     for level, name in ENTITY_TABLES.items():
         file = paths.join(dataset.path, name)
-        table = read_table(file)
         features = {feature.name: feature for feature in card.features if feature.level == level}
-        for feature in features.values():
-            if feature.multi_valued:
-                read_bags(table, feature, file)
-            elif feature.name in table.column_names:
-                read_feature_column(table[feature.name], feature, file)
+        table = _known_rows(read_table(file), features.values(), file, dataset.new_rows)
         weights = (WEIGHTS_COLUMN + name for name, feature in features.items() if feature.weighted)
         numbers = (number.name for number in card.numbers if number.level == level)
         exported = {*features, *weights, *numbers, level, RAW_DURATION_COLUMN, STATISTICS_COLUMN}
@@ -137,6 +133,24 @@ def write_vocabularies(
         _write_compact(exported_table.drop_columns([ITEM_INDEX]), folder / name)
         if level == "item" and card.vectors:
             write_vectors(folder, dataset, exported_table[ITEM_INDEX].to_numpy(), dtype)
+
+
+def _known_rows(table: pa.Table, features: Iterable[Feature], file: str, new_rows: NewRows) -> pa.Table:
+    """Return an entity table without the rows that the model does not know, after a check of its rows."""
+    for feature in features:
+        columns: dict[str, pa.Array] = {}
+        if feature.multi_valued:
+            bags = read_bags(table, feature, file, new_rows)
+            ends = pa.array(np.append(0, np.cumsum(bags.lengths)).astype(np.int32))
+            columns[feature.name] = pa.ListArray.from_arrays(ends, pa.array(bags.ids))
+            if feature.weighted:
+                columns[WEIGHTS_COLUMN + feature.name] = pa.ListArray.from_arrays(ends, pa.array(bags.weights))
+        elif feature.name in table.column_names:
+            columns[feature.name] = pa.array(read_feature_column(table[feature.name], feature, file, new_rows))
+        if new_rows.has(feature.name):
+            for name, column in columns.items():
+                table = table.set_column(table.column_names.index(name), name, column)
+    return table
 
 
 def write_vectors(folder: Path, dataset: Dataset, order: np.ndarray, dtype: TableDtype) -> None:

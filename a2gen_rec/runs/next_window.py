@@ -29,7 +29,7 @@ def read_latest_window(dataset: Dataset, user: str) -> WindowColumns | None:
         DataError: A file of the dataset violates its contract.
     """
     for split in reversed(SPLITS):
-        windows = read_user_windows(dataset.files(split), dataset.card, user)
+        windows = read_user_windows(dataset.files(split), dataset.card, user, dataset.new_rows)
         if windows is not None:
             last = windows.ts_ms[windows.starts + windows.lengths - 1]
             return windows.take(np.array([np.argmax(last)]))

@@ -13,6 +13,7 @@ import pyarrow as pa
 from a2gen_rec.artifact.artifact import ENTITY_TABLES, has_vocabulary, vocabulary_file
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.parquet_reader import read_feature_column, read_table
+from a2gen_rec.data.schema import Feature
 from a2gen_rec.utils import paths
 
 
@@ -30,15 +31,21 @@ def export_permutation(dataset: Dataset) -> dict[str, np.ndarray]:
             continue
         if has_vocabulary(feature):
             file, column = paths.join(dataset.path, vocabulary_file(feature)), "row"
-            table = read_table(file, ["value", column]).sort_by("value")
+            table = without_new_rows(dataset, feature, read_table(file, ["value", column])).sort_by("value")
         else:  # identifier of an entity table, which is sorted
             file, column = paths.join(dataset.path, ENTITY_TABLES[feature.level]), feature.name
             table = read_table(file, [column])
-        rows = np.concatenate([[0], read_feature_column(table[column], feature, file)])
+        rows = np.concatenate([[0], read_feature_column(table[column], feature, file, dataset.new_rows)])
         used, first = np.unique(rows, return_index=True)
         unused = np.setdiff1d(np.arange(feature.cardinality), used)
         permutation[feature.name] = np.concatenate([rows[np.sort(first)], unused]).astype(np.int64)
     return permutation
+
+
+def without_new_rows(dataset: Dataset, feature: Feature, vocabulary: pa.Table) -> pa.Table:
+    """Return the values of a vocabulary that the model knows."""
+    rows = vocabulary["row"].to_numpy()
+    return vocabulary.filter(pa.array(dataset.new_rows.mask(feature.name, rows) == rows))
 
 
 def renumber_rows(table: pa.Table, permutation: Mapping[str, np.ndarray], key: str) -> pa.Table:

@@ -9,6 +9,7 @@ from a2gen_rec.config import Config
 from a2gen_rec.data.compatibility import load_compatible_card
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.identity import DataIdentity
+from a2gen_rec.data.new_rows import NewRows
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.training import checkpoint
@@ -33,6 +34,7 @@ class LoadedRun:
         step: Step of the checkpoint.
         fingerprint: Identifier of the checkpoint's tensors, see :func:`checkpoint.fingerprint`.
         identity: Identity of the dataset in ``data``; that of ``card`` for the training data.
+        new_rows: Table rows of the dataset that the model does not know, as later increments admitted their values.
     """
 
     model: TrainingModel
@@ -43,11 +45,12 @@ class LoadedRun:
     step: int
     fingerprint: str
     identity: DataIdentity = field(default_factory=DataIdentity)
+    new_rows: NewRows = field(default_factory=NewRows)
 
     @property
     def dataset(self) -> Dataset:
         """The dataset, with the card of the checkpoint except for the identity of the data."""
-        return Dataset(self.data, replace(self.card, identity=self.identity))
+        return Dataset(self.data, replace(self.card, identity=self.identity), new_rows=self.new_rows)
 
 
 @contextmanager
@@ -68,7 +71,8 @@ def load_run(run: str, data: str = "", device: DeviceChoice = "auto") -> Iterato
     config = restore_config(state.config)
     data = data or state.data
     card = state.dataset_card(path)
-    identity = load_compatible_card(data, card, run).identity
+    current = load_compatible_card(data, card, run)
+    new_rows = NewRows.since(data, current, card)
     config.sharding.hbm_gb = config.sharding.ddr_gb = 0.0  # limits of the training machines
     config.sharding.plan_file = ""
     config.optim.multitask = "joint"  # no training, hence no optimizer states per task
@@ -77,7 +81,7 @@ def load_run(run: str, data: str = "", device: DeviceChoice = "auto") -> Iterato
             config.sharding.compute_kernels = ["fused"]
         model = build_training_model(card, config, process)
         checkpoint.load(path, model, with_optimizer=False)
-        yield LoadedRun(model, config, card, data, process, state.step, fingerprint, identity)
+        yield LoadedRun(model, config, card, data, process, state.step, fingerprint, current.identity, new_rows)
 
 
 def reject_gbdt(run: str) -> None:

@@ -43,14 +43,14 @@ SPEC = {
 }
 
 
-def write_log(folder: Path, prefix: str) -> None:
-    """Write a log of 30 users and 40 items whose names begin with a prefix."""
+def write_log(folder: Path, prefix: str, day: int = 0) -> None:
+    """Write a day's log of 30 users and 40 items whose names begin with a prefix."""
     rng, count = np.random.default_rng(0), 900
     item = rng.integers(0, 40, count)
     table = {
         "user": [f"user-{number}" for number in rng.integers(0, 30, count)],
         "item": [f"{prefix}-{number}" for number in item],
-        "ts": 1_714_521_600_000 + np.cumsum(rng.integers(0, 60_000, count)),
+        "ts": 1_714_521_600_000 + 86_400_000 * day + np.cumsum(rng.integers(0, 60_000, count)),
         "dwell": rng.exponential(10, count),
         "like": rng.integers(0, 2, count),
         "length": item.astype(float),
@@ -236,3 +236,54 @@ def test_training_continues_on_a_later_increment_between_epochs(
     assert last.card["identity"]["lineage"] == DatasetCard.load(str(later)).identity.lineage
     message = made.refusal(["train", "--data", trained.path("day1"), *options, "--train.epochs", "3"], capsys)
     assert "item_id encodes values differently" in message
+
+
+@pytest.fixture(scope="module")
+def increment(trained: Trained) -> Path:
+    """The next day of the first day's dataset, on which all videos are new: they have the rows of retired ones."""
+    write_log(trained.folder / "raw3", "video2", day=1)
+    folder = trained.folder / "day3"
+    config = PrepareConfig(threads=1, memory_limit_gb=0.5, ttl_days=0.6, valid_fraction=0.2, test_fraction=0.3)
+    raw, spec = trained.path("raw3"), trained.path("spec.yaml")
+    card = prepare("generic", raw, str(folder), config, spec, base=trained.path("day1"))
+    assert card.vocabularies["item_id"].reused == 15
+    return folder
+
+
+def test_new_values_are_unknown_to_earlier_runs(trained: Trained, increment: Path, tmp_path: Path) -> None:
+    """The result equals that of the same targets with row 0: no vector of a retired video is used for a new one."""
+    zeros = Path(shutil.copytree(increment, tmp_path / "zeros"))
+    for file in (zeros / "test").iterdir():
+        table = pq.read_table(file)
+        items = table["item_id"].combine_chunks()
+        assert max(items.flatten().to_pylist()) > 0
+        rows = pa.ListArray.from_arrays(items.offsets, pa.array(np.zeros(len(items.flatten()), np.int64)))
+        pq.write_table(table.set_column(table.column_names.index("item_id"), "item_id", rows), file)
+    for run in ("run", "trees"):
+        results = []
+        for data in (increment, zeros):
+            command = ["evaluate", "--run", trained.path(run), "--data", str(data)]
+            main([*command, "--json", str(tmp_path / "result.json")])
+            results.append(json.loads((tmp_path / "result.json").read_text()))
+        assert results[0]["actions"] == results[1]["actions"]
+        assert results[0]["reference"]["item_rate"] == results[1]["reference"]["item_rate"]
+
+
+def test_an_export_lacks_new_values(trained: Trained, increment: Path, tmp_path: Path) -> None:
+    run, out = trained.path("run"), str(tmp_path / "model")
+    main(["export", "--run", run, "--data", str(increment), "--out", out, "--dtype", "fp32", "--max-auc-drop", "1"])
+    items = pq.read_table(f"{out}/items.parquet").to_pylist()
+    assert {row["item_id"] for row in items} == {0}
+    assert all(row["item"].startswith("video2") for row in items), "retired items are absent"
+    (tmp_path / "ids").write_text("video2-1\nvideo2-2\n")
+    main(["rank", "--run", run, "--data", str(increment), "--user", "user-1", "--candidates", str(tmp_path / "ids")])
+
+
+def test_training_does_not_continue_on_reused_rows(
+    trained: Trained, increment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Trained(tmp_path)
+    command = ["train", "--run", made.path("run"), *SMALL]
+    main([*command, "--data", trained.path("day1"), "--train.epochs", "1", "--train.max-steps", "0"])
+    message = made.refusal([*command, "--data", str(increment), "--train.epochs", "2"], capsys)
+    assert "15 rows of item_id had another value when they were trained" in message

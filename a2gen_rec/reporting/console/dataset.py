@@ -27,6 +27,8 @@ def summary_tables(card: DatasetCard) -> list[Table | str | Text]:
         feedback_table(card),
         features_table(card),
     ]
+    if card.is_increment:
+        tables.append(vocabularies_table(card))
     return [*tables, *(Text(f"warning: {line}") for line in warnings(card, time.time()))]
 
 
@@ -53,6 +55,10 @@ def warnings(card: DatasetCard, now_s: float) -> list[str]:
         empty = [split for split in SPLITS if card.splits[split].targets and not card.splits[split].positives[name]]
         if empty:
             lines.append(f"{name} has no positives in {' and '.join(empty)}")
+    for name, rows in card.vocabularies.items() if card.is_increment else ():
+        if rows.waiting:
+            remedy = "grow the table by --capacity, or retire values by --ttl-days"
+            lines.append(f"{name}: {rows.waiting:,} values have no row, as no row is free: {remedy}")
     return lines if card.quality is None else lines + quality_warnings(card, card.quality)
 
 
@@ -121,6 +127,17 @@ def feedback_table(card: DatasetCard) -> Table | str:
         if any(split.feedback[level] for split in splits):
             shares = (f"{split.feedback[level] / split.targets:.2%}" if split.targets else MISSING for split in splits)
             table.add_row(level, *shares)
+    return table
+
+
+def vocabularies_table(card: DatasetCard) -> Table:
+    """Return the use of the rows of vocabularies after an increment."""
+    columns = ("rows", "values", "admitted", "on reused rows", "retired", "waiting")
+    table = new_numeric_table("vocabularies of the increment", "feature", *columns)
+    cardinality = {feature.name: feature.cardinality for feature in card.features}
+    for name, rows in card.vocabularies.items():
+        counts = (cardinality[name], rows.values, rows.admitted, rows.reused, rows.retired, rows.waiting)
+        table.add_row(name, *(f"{count:,}" for count in counts))
     return table
 
 
