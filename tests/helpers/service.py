@@ -78,10 +78,7 @@ def running(
     model = model or make_model(folder / "model")
     store = store or fast_store(folder)
     location = getattr(store, "file", "")  # worker processes open the store by its path
-    patient = {
-        "default_timeout_ms": TIMEOUT_S * 1000,
-        "max_backlog_ms": TIMEOUT_S * 1000,
-    }  # however busy the machine is
+    patient = dict.fromkeys(("default_timeout_ms", "max_backlog_ms"), TIMEOUT_S * 1000)
     service = RankingService(
         str(model),
         lambda: store,
