@@ -89,7 +89,7 @@ test-fast: $(STAMP)  ## run the tests without processes, training or browser, in
 
 test-all: export OMP_NUM_THREADS := 1
 test-all: lint types  ## all tests with coverage, in all combinations and with many more examples per property
-	$(PYTEST) --cov --cov-report=term:skip-covered --hypothesis-profile=thorough
+	$(PYTEST) --timeout=1800 --cov --cov-report=term:skip-covered --hypothesis-profile=thorough
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .
