@@ -200,14 +200,12 @@ def load(checkpoint: str, model: TrainingModel, with_optimizer: bool = True) -> 
     """
     tensors = state_tensors(model, with_optimizer)
     reader = IOPathReader(checkpoint)
-    try:
+    with translate_load_errors(checkpoint):
         saved = reader.read_metadata().state_dict_metadata
         rng = {name: value for name, value in tensors.pop("rng").items() if f"rng.{name}" in saved}
         if rng:  # saved by the same number of ranks
             tensors["rng"] = rng
         dcp.load(tensors, storage_reader=reader)
-    except (CheckpointException, OSError, EOFError, pickle.UnpicklingError, LookupError, ValueError) as error:
-        raise UserError(f"{checkpoint}: incompatible with its config, or corrupted ({_reason(error)})") from error
     model.model_parallel.load_state_dict(tensors["model"])
     if with_optimizer:
         model.optimizer.load_state_dict(tensors["optimizer"])
@@ -215,6 +213,15 @@ def load(checkpoint: str, model: TrainingModel, with_optimizer: bool = True) -> 
             torch.set_rng_state(rng[_rng_key()])
         if f"cuda_{_rng_key()}" in rng:
             torch.cuda.set_rng_state(rng[f"cuda_{_rng_key()}"])
+
+
+@contextmanager
+def translate_load_errors(checkpoint: str) -> Iterator[None]:
+    """Turn the errors of reading a checkpoint's tensors into a UserError."""
+    try:
+        yield
+    except (CheckpointException, OSError, EOFError, pickle.UnpicklingError, LookupError, ValueError) as error:
+        raise UserError(f"{checkpoint}: incompatible with its config, or corrupted ({_reason(error)})") from error
 
 
 def check_compatible(saved: TrainState, config: dict[str, Any], card: DatasetCard, data: str, run: str) -> None:

@@ -1,0 +1,106 @@
+"""Warm start: parameters and optimizer states of an earlier run, for a later increment of its data [ours].
+
+Rows never move, so a value keeps its vector. Rows that the earlier run has not trained for their present value begin
+anew: those of new values, rows that a retired value has left, and rows of grown tables.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan
+
+from a2gen_rec.errors import UserError
+from a2gen_rec.models.embedding_tables import module_key
+from a2gen_rec.training import checkpoint
+from a2gen_rec.training.build import TrainingModel
+from a2gen_rec.training.dcp_storage import IOPathReader
+
+
+class GrowingTablesPlanner(DefaultLoadPlanner):
+    """Load planner for tables with more rows than in the checkpoint: further rows keep their values.
+
+    DCP refuses to load a tensor of another size. Rows are read shard by shard, under any plan and number of ranks.
+
+    Args:
+        rows: Table -> rows of the model.
+    """
+
+    def __init__(self, rows: Mapping[str, int]) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        saved = dict(self.metadata.state_dict_metadata)
+        tensors = [(name, stored) for name, stored in saved.items() if isinstance(stored, TensorStorageMetadata)]
+        weights = {
+            table: stored.size[0]
+            for name, stored in tensors
+            if (table := _table_of(name, self.rows)) and stored.size[1:]
+        }
+        for name, stored in tensors:
+            table = _table_of(name, self.rows)
+            if table and weights[table] < self.rows[table]:
+                if stored.size[0] != weights[table]:  # of a table sharded by columns, with one state per row and shard
+                    raise UserError(f"table {table} has grown, which a table sharded by columns cannot")
+                saved[name] = replace(stored, size=torch.Size([self.rows[table], *stored.size[1:]]))
+        self.metadata = replace(self.metadata, state_dict_metadata=saved)
+        return super().create_local_plan()
+
+
+def load_earlier(path: str, model: TrainingModel, new_rows: Mapping[str, Tensor]) -> None:
+    """Load a checkpoint of earlier data in place: parameters and optimizer states, no learning rates or random states.
+
+    Called by all ranks. States per task (``optim.multitask: adatask``) begin anew.
+
+    Args:
+        path: Checkpoint.
+        model: Model with its initial values. Its tables have at least as many rows as in the checkpoint.
+        new_rows: Table -> [rows] int64 rows that keep their initial vectors and optimizer states.
+
+    Raises:
+        UserError: The checkpoint has another model shape, or is corrupted.
+    """
+    state = checkpoint.state_tensors(model)
+    loaded = {"model": state["model"], "optimizer": {"state": state["optimizer"]["state"]}}
+    sizes = model.model.tables.rows
+    initial = []
+    for name, tensor in _flatten(loaded):
+        if table := _table_of(name, sizes):
+            for values, first in _shards(tensor):
+                rows = new_rows.get(table, torch.zeros(0, dtype=torch.int64)) - first % sizes[table]
+                rows = rows[(rows >= 0) & (rows < len(values))].to(values.device)
+                initial.append((values, rows, values[rows].clone()))
+    with checkpoint.translate_load_errors(path):
+        dcp.load(loaded, storage_reader=IOPathReader(path), planner=GrowingTablesPlanner(sizes))
+    for values, rows, start in initial:
+        values[rows] = start
+    model.model_parallel.load_state_dict(loaded["model"])
+    model.optimizer.load_state_dict(state["optimizer"])
+
+
+def _table_of(name: str, tables: Mapping[str, Any]) -> str:
+    """Return the table that a tensor of a checkpoint belongs to; empty for dense parameters."""
+    return next((table for table in tables if f".{module_key(table)}." in f".{name}."), "")
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shards(tensor: Any) -> list[tuple[Tensor, int]]:
+    """Return the local parts of a tensor with their first row."""
+    if isinstance(tensor, ShardedTensor):
+        return [(shard.tensor, shard.metadata.shard_offsets[0]) for shard in tensor.local_shards()]
+    return [(tensor, 0)] if isinstance(tensor, Tensor) and tensor.dim() else []
