@@ -31,7 +31,7 @@ from a2gen_rec.artifact.quantized_tables import QuantizedEmbeddings, QuantizedTa
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.parquet_reader import read_table
-from a2gen_rec.data.schema import ITEM_ID, DatasetCard, Feature
+from a2gen_rec.data.schema import ITEM_ID, USER_ID, DatasetCard, Feature
 from a2gen_rec.data.vectors import VectorTable, VectorTables
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.models.base import BaseRanker, TargetEncoding
@@ -45,7 +45,7 @@ SETTINGS, TABLES, DENSE = "model.yaml", "tables.safetensors", "dense.safetensors
 USERS, ITEMS, ENSEMBLE = "users.parquet", "items.parquet", "ensemble"
 VECTORS = "vectors.safetensors"
 ENTITY_TABLES = {"user": USERS, "item": ITEMS}
-IDENTIFIERS = {"user": "user_id", "item": ITEM_ID}
+IDENTIFIERS = {"user": USER_ID, "item": ITEM_ID}
 
 
 @dataclass(frozen=True)

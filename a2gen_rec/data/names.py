@@ -19,6 +19,7 @@ from a2gen_rec.data.schema import (
     SESSION_POSITION,
     START,
     STATISTICS_COLUMN,
+    USER_ID,
     WATCH_RATIO,
     WATCH_TIME,
 )
@@ -26,7 +27,7 @@ from a2gen_rec.errors import DataError
 
 MAX_NAME_BYTES = 128
 """Maximum length of a name in UTF-8; file systems limit file names to 255 bytes."""
-IDENTIFIERS = ("user_id", ITEM_ID)
+IDENTIFIERS = (USER_ID, ITEM_ID)
 RESERVED = frozenset(
     (
         "user",

@@ -57,7 +57,7 @@ START, EXIT = "start", "exit"
 SPLITS = ("train", "valid", "test")
 FORMAT_VERSION = 9
 CARD_FILE, VOCABULARY_DIR = "dataset.yaml", "vocabulary"
-ITEM_ID = "item_id"
+USER_ID, ITEM_ID = "user_id", "item_id"
 
 SESSION_POSITION, SESSION_GAP, PREVIOUS_FEEDBACK = "session_position", "session_gap", "previous_feedback"
 FEEDBACK, WATCH_RATIO = "feedback", "watch_ratio"

@@ -69,8 +69,9 @@ def evaluate(
         "time_given_prefix": {name: {...}}, "objectives": {name: {...}}, "reference": {...}, ...}``; elsewhere ``{}``.
         Names are the card's actions without ``start`` and ``exit``, and its labels; times include ``exit``. ``time``
         is predicted before the impression, ``time_given_prefix`` given the steps before each action. For generative
-        models, ``sequences`` if configured (:meth:`SequenceEvaluator.report`). Keys of watch time and objectives are
-        those of :func:`objective_metrics`.
+        models, ``sequences`` if configured (:meth:`SequenceEvaluator.report`). ``subsets`` has ``targets``, ``actions``
+        and ``time`` of ``new users``, ``known users``, ``new items`` and ``known items``. Keys of watch time and
+        objectives are those of :func:`objective_metrics`.
     """
     card = dataset.card
     batches = evaluation_batches(dataset, split, config, process, with_oracle=True)
@@ -106,6 +107,7 @@ def metrics_report(
         "time": _time_metrics(predictions.time, predictions, card),
         "time_given_prefix": _time_metrics(predictions.time_given_prefix, predictions, card),
         **objective_metrics(predictions, names, card),
+        "subsets": subset_metrics(predictions, card),
         "reference": _reference_metrics(predictions, dataset, config.evaluate),
         "loss": {
             "total": float(total_loss(terms, config.loss, tasks)),
@@ -139,6 +141,21 @@ def _time_metrics(predicted: np.ndarray, predictions: Predictions, card: Dataset
         for name in names
         if name in card.timed_actions
     }
+
+
+def subset_metrics(predictions: Predictions, card: DatasetCard) -> dict[str, Any]:
+    """Return metrics on new and known users and items; new ones have row 0. A subset without targets is missing."""
+    subsets = {}
+    for name, rows in (("users", predictions.user_row), ("items", predictions.item)):
+        for kind, included in (("new", rows == 0), ("known", rows > 0)):
+            if included.any():
+                part = predictions.take(included)
+                subsets[f"{kind} {name}"] = {
+                    "targets": len(part.user),
+                    "actions": action_metrics(part, part.probability, card),
+                    "time": _time_metrics(part.time, part, card),
+                }
+    return subsets
 
 
 def _reference_metrics(predictions: Predictions, dataset: Dataset, config: EvaluateConfig) -> dict[str, Any]:

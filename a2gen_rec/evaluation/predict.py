@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from a2gen_rec.data.batch import WindowBatch, count_names
-from a2gen_rec.data.schema import ITEM_ID, DatasetCard
+from a2gen_rec.data.schema import ITEM_ID, USER_ID, DatasetCard
 from a2gen_rec.losses.loss import term_names
 from a2gen_rec.losses.targets import target_outcomes
 from a2gen_rec.models.base import BaseRanker, RankerOutput
@@ -24,7 +24,8 @@ class Predictions:
 
     Attributes:
         user: [n] user key.
-        item: [n] row of the item table.
+        user_row: [n] row of the user table, 0 for a user who is new to the model; -1 if users have no table.
+        item: [n] row of the item table, 0 for an item that is new to the model.
         duration_bucket: [n] row of the duration feature, 0 if there is none.
         probability: [n, outcomes], NaN for objectives without a prediction.
         occurred: [n, outcomes], 0, 1 or NaN if unknown.
@@ -38,6 +39,7 @@ class Predictions:
     """
 
     user: np.ndarray
+    user_row: np.ndarray
     item: np.ndarray
     duration_bucket: np.ndarray
     probability: np.ndarray
@@ -48,6 +50,10 @@ class Predictions:
     watch_time: np.ndarray
     oracle: np.ndarray
     unexplored_mass: np.ndarray
+
+    def take(self, included: np.ndarray) -> "Predictions":
+        """Return the rows with ``included`` [n]."""
+        return Predictions(**{field.name: getattr(self, field.name)[included] for field in fields(Predictions)})
 
 
 def outcome_columns(card: DatasetCard) -> dict[str, int]:
@@ -130,9 +136,11 @@ def _batch_predictions(
     if not output.objective_logits.shape[1]:
         probabilities[1] = torch.full_like(batch.objectives, torch.nan)
     duration_feature = card.feedback.duration_feature if card.feedback is not None else ""
-    has_duration = duration_feature in batch.sparse.keys()  # noqa: SIM118 - not a mapping
+    names = batch.sparse.keys()
+    has_duration, has_users = duration_feature in names, USER_ID in names
     return Predictions(
         user=to_numpy(batch.user_key[batch.target_window]),
+        user_row=to_numpy(batch.ids(USER_ID)[batch.target_window] if has_users else torch.full_like(batch.target, -1)),
         item=to_numpy(batch.ids(ITEM_ID)[batch.target]),
         duration_bucket=to_numpy(
             batch.ids(duration_feature)[batch.target] if has_duration else torch.zeros_like(batch.target)

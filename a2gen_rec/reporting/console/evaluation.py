@@ -62,6 +62,8 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
         tables.append(_generator_vs_head_table(result["generator_vs_head"]))
     if result["by_duration"]:
         tables += _durations_tables(result["by_duration"])
+    if len(result["subsets"]) > 1:
+        tables.append(_subsets_table(result["subsets"]))
     return tables
 
 
@@ -87,6 +89,22 @@ def gap_closed(model: float | None, baseline: float | None, oracle: float | None
     if model is None or baseline is None or oracle is None or oracle <= baseline:
         return None
     return (model - baseline) / (oracle - baseline)
+
+
+def _subsets_table(subsets: Mapping[str, Any]) -> Table:
+    """Return mean metrics on new and known users and items."""
+    title = "new and known users and items"
+    caption = "new: without a table row"
+    table = new_metrics_table(title, caption, "targets", "mean AUC", "mean MAE,\nlog1p s")
+    for name, metrics in subsets.items():
+        means = (_mean_known(metrics["actions"], "auc"), _mean_known(metrics["time"], "mae_log"))
+        table.add_row(Text(name), f"{metrics['targets']:,}", *(format_decimals(mean, 4) for mean in means))
+    return table
+
+
+def _mean_known(rows: Mapping[str, Mapping[str, Any]], metric: str) -> float | None:
+    known = [row[metric] for row in rows.values() if row[metric] is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _outcomes_summary(result: Mapping[str, Any]) -> Table:

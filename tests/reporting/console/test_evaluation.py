@@ -39,6 +39,7 @@ def result(oracle: bool = True) -> dict[str, Any]:
         "objectives": {},
         "generator_vs_head": {},
         "by_duration": [],
+        "subsets": {},
         "reference": reference,
         "loss": {"total": 1.23456},
         "order_violations": 0.0123,
@@ -170,6 +171,18 @@ def test_highlights_the_better_of_generator_and_head() -> None:
     text = rendered(evaluation_tables(with_watch_time())[4:], color=True)
     values = ("0.7123", "0.7000", "0.6100", "0.6000", "0.5500", "0.4400", "0.6500", "0.6400", "0.4000")
     assert {value for value in values if f"{value}\x1b" in text} == {"0.7123", "0.6000", "0.6500", "0.4000"}
+
+
+def test_means_on_new_and_known_items() -> None:
+    actions = {"like": metrics(0.7), "follow": metrics(0.6), "hate": metrics(None)}
+    times = {"like": {"mae_log": 0.5}, "exit": {"mae_log": None}}
+    subsets = {
+        "new items": {"targets": 1234, "actions": actions, "time": times},
+        "known items": {"targets": 5, "actions": {"hate": metrics(None)}, "time": {}},
+    }
+    text = rendered(evaluation_tables(result() | {"subsets": subsets})[-1:])
+    assert row(text, "new") == "new items 1,234 0.6500 0.5000"
+    assert row(text, "known") == "known items 5 – –"
 
 
 def session_lists(**ndcg: float | None) -> dict[str, Any]:
