@@ -93,7 +93,7 @@ def gap_closed(model: float | None, baseline: float | None, oracle: float | None
 
 def _subsets_table(subsets: Mapping[str, Any]) -> Table:
     """Return mean metrics on new and known users and items."""
-    title = "new and known users and items"
+    title = "targets of new and known users and items"
     caption = "new: without a table row"
     table = new_metrics_table(title, caption, "targets", "mean AUC", "mean MAE,\nlog1p s")
     for name, metrics in subsets.items():
