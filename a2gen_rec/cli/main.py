@@ -135,7 +135,10 @@ def _command_name(argv: list[str]) -> str:
 
 
 def _load_saved_config(argv: list[str]) -> list[str]:
-    """Let ``a2gen train --run DIR`` resume with the run's settings, and read a remote ``--config`` through iopath."""
+    """Let ``a2gen train --run DIR`` resume with the run's settings, and read a remote ``--config`` through iopath.
+
+    A new run with ``--init-from`` has the settings of that run, and one epoch.
+    """
     from a2gen_rec.training.run_dir import RunDir
     from a2gen_rec.utils import paths
 
@@ -144,11 +147,17 @@ def _load_saved_config(argv: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--run")
+    parser.add_argument("--init-from", "--init_from")
     known, others = parser.parse_known_args(argv[1:])
     run = ["--run", known.run] if known.run else []
-    saved = RunDir(known.run).config_file if known.run else ""
-    files = known.config or ([saved] if saved and paths.exists(saved) else [])
-    return [argv[0], *(word for file in files for word in ("--config", paths.to_local_path(file))), *run, *others]
+    saved = [RunDir(folder).config_file for folder in (known.run, known.init_from) if folder]
+    saved = [file for file in saved if paths.exists(file)][:1]
+    settings = [word for file in known.config or saved for word in ("--config", paths.to_local_path(file))]
+    if known.init_from:
+        run += ["--init-from", known.init_from]
+        if not known.run or saved != [RunDir(known.run).config_file]:  # a new run, on other data
+            settings += ["--train.epochs", "1"] + ([] if known.config else ["--data", ""])
+    return [argv[0], *settings, *run, *others]
 
 
 def _split_benchmark_args(argv: list[str]) -> list[str]:

@@ -13,11 +13,18 @@ from a2gen_rec.errors import ConfigError
 def parser() -> ArgumentParser:
     command = build_parser(
         "Train a model, or resume a run. Under torchrun or TorchX, all ranks train together.",
-        usage="a2gen train --run DIR [--config FILE] [--data DIR] [--SECTION.SETTING VALUE ...]",
+        usage="a2gen train --run DIR [--config FILE] [--data DIR] [--init-from RUN] [--SECTION.SETTING VALUE ...]",
     )
     add_config_file(command)
     command.add_argument("--data", type=str, default="", help="dataset directory from `a2gen prepare`")
     command.add_argument("--run", type=str, required=True, help="run directory; an existing run is resumed")
+    command.add_argument(
+        "--init-from",
+        type=str,
+        default="",
+        help="earlier run to start from, for a later increment of its dataset: its settings unless --config is given, "
+        "its best checkpoint, and one epoch unless --train.epochs is given",
+    )
     command.add_argument("--plan", type=str, default="", help="sharding plan to apply, from `a2gen plan --save`")
     add_config_arguments(command)
     return command
@@ -40,9 +47,11 @@ def run(args: Namespace) -> None:
 
         if args.plan:
             raise ConfigError("--plan: model.name gbdt has no embedding tables")
+        if args.init_from:
+            raise ConfigError("--init-from: model.name gbdt has no parameters to start from")
         train_gbdt(config, args.data, args.run)
         return
-    train(config, args.data, args.run)
+    train(config, args.data, args.run, args.init_from)
     if is_main_rank() and (line := _next_step(args.run, config.train)):
         print_line(line)
 

@@ -146,11 +146,14 @@ class TrainConfig:
     forkmerge: ForkMergeConfig = field(default_factory=ForkMergeConfig)
     """ForkMerge branches. With them, early stopping, ``keep_latest_k`` and the best checkpoint apply to merged
     parameters."""
+    replay_share: float = 0.0
+    """With ``--init-from``: windows of the earlier run's dataset that each epoch reads first, against forgetting, as a
+    share of the training windows."""
 
     def __post_init__(self) -> None:
         check_fields("train", self, *POSITIVE, "epochs")
         names = ("max_steps", "validation_interval", "patience", "checkpoint_interval", "keep_latest_k")
-        check_fields("train", self, *NON_NEGATIVE, *names, "log_interval")
+        check_fields("train", self, *NON_NEGATIVE, *names, "log_interval", "replay_share")
         check_fields("train", self, *SEED, "seed")
 
 

@@ -64,12 +64,7 @@ def check_same_data(current: DatasetCard, trained: DatasetCard, data: str, run: 
             or both digests.
     """
     check_compatible_card(current, trained, data, run)
-    if not current.identity.continues(trained.identity):
-        digests = trained.identity.data_digest, current.identity.data_digest
-        raise UserError(
-            f"{run}: was trained on other data (data_digest {digests[0]}, now {digests[1]}); "
-            "restore them, or choose another --run"
-        )
+    _check_lineage(current, trained, run)
     new_rows = NewRows.since(data, current, trained)
     for feature in trained.features:
         name, rows = feature.name, next(each.cardinality for each in current.features if each.name == feature.name)
@@ -80,6 +75,27 @@ def check_same_data(current: DatasetCard, trained: DatasetCard, data: str, run: 
         if name in new_rows.reused and (count := int(new_rows.reused[name].sum())):
             reason = f"{count} rows of {name} had another value when they were trained"
             raise UserError(f"{run}: cannot continue with {data}: {reason}; choose another --run")
+
+
+def check_later_data(current: DatasetCard, trained: DatasetCard, data: str, run: str) -> None:
+    """Check that a new run can start from the parameters of ``run`` on a dataset: its data or a later increment.
+
+    Tables may have grown, and rows of retired values may have new values; these rows begin anew.
+
+    Raises:
+        UserError: Naming the first input or outcome that differs, or both digests.
+    """
+    check_compatible_card(current, trained, data, run)
+    _check_lineage(current, trained, run)
+
+
+def _check_lineage(current: DatasetCard, trained: DatasetCard, run: str) -> None:
+    if not current.identity.continues(trained.identity):
+        digests = trained.identity.data_digest, current.identity.data_digest
+        raise UserError(
+            f"{run}: was trained on other data (data_digest {digests[0]}, now {digests[1]}); "
+            "restore them, or choose another --run"
+        )
 
 
 def _inputs(card: DatasetCard) -> dict[str, object]:

@@ -7,7 +7,7 @@ therefore restores the stream exactly, independent of the number of prefetched b
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -75,6 +75,8 @@ class WindowDataset(IterableDataset[WindowBatch]):
         with_oracle: read the true probabilities.
         request_gap_s: as in :func:`collate`.
         file: single file of the split to read; all files if empty.
+        replay: earlier dataset, of which every epoch reads some windows first; None for none.
+        replay_share: number of these windows, as a share of those of ``dataset``.
 
     Raises:
         DataError: the split has no windows, or a file is not Parquet.
@@ -93,21 +95,27 @@ class WindowDataset(IterableDataset[WindowBatch]):
         with_oracle: bool = False,
         request_gap_s: float | None = None,
         file: str = "",
+        replay: Dataset | None = None,
+        replay_share: float = 0.0,
     ) -> None:
         self.card, self.config, self.full_tables = dataset.card, config, dict(full_tables)
         self.rank, self.world_size, self.seed, self.shuffle = rank, world_size, seed, shuffle
         self.with_oracle, self.request_gap_s = with_oracle, request_gap_s
-        self.vectors, self.new_rows = dataset.open_vectors(), dataset.new_rows
+        self.sources = [dataset] if replay is None else [dataset, replay]
+        self.vectors = [source.open_vectors() for source in self.sources]
         self.groups = read_row_groups([file] if file else dataset.files(split))
         if not self.groups:
             raise DataError(f"split {split!r} has no windows", file=dataset.split_dir(split))
+        self.num_new_groups = len(self.groups)
+        if replay is not None:
+            self.groups += sample_groups(read_row_groups(replay.files(split)), replay_share * self.num_windows, seed)
         self.state = LoaderState(world_size=world_size)
 
     def __iter__(self) -> Iterator[WindowBatch]:
         start = self.state
         groups_done = start.groups
-        for buffer, groups in self._buffers(start):
-            columns = read_columns(groups, self.card, self.with_oracle, self.new_rows)
+        for buffer, source, groups in self._buffers(start):
+            columns = read_columns(groups, self.card, self.with_oracle, self.sources[source].new_rows)
             batches = self._make_batches(columns.lengths, start.epoch, start.groups_consumed, buffer)
             skip = start.batch if buffer == start.buffer else 0
             for index in range(skip, len(batches)):
@@ -118,7 +126,7 @@ class WindowDataset(IterableDataset[WindowBatch]):
                     self.config.deduplicate_ids,
                     request_gap_s=self.request_gap_s,
                     bucket_overhead=self.config.bucket_overhead_tokens,
-                    vectors=self.vectors,
+                    vectors=self.vectors[source],
                 )
                 is_last = index == len(batches) - 1
                 batch.loader_state = asdict(
@@ -137,10 +145,10 @@ class WindowDataset(IterableDataset[WindowBatch]):
     @cached_property
     def empty_batch(self) -> WindowBatch:
         """Batch without targets, used by a rank without data while other ranks still have data."""
-        columns = read_columns(self.groups[:1], self.card, self.with_oracle, self.new_rows)
+        columns = read_columns(self.groups[:1], self.card, self.with_oracle, self.sources[0].new_rows)
         shortest = np.argsort(columns.lengths)[:1]
         dedup = self.config.deduplicate_ids
-        return collate(columns, shortest, self.full_tables, dedup, include_targets=False, vectors=self.vectors)
+        return collate(columns, shortest, self.full_tables, dedup, include_targets=False, vectors=self.vectors[0])
 
     @property
     def num_windows(self) -> int:
@@ -151,21 +159,24 @@ class WindowDataset(IterableDataset[WindowBatch]):
         """Return the number of windows of the epoch in ``state.groups_consumed`` row groups."""
         return sum(self.groups[index].num_rows for index in self._group_order(state.epoch)[: state.groups_consumed])
 
-    def _buffers(self, start: LoaderState) -> Iterator[tuple[int, list[RowGroup]]]:
-        """Yield the index and the row groups of this rank's buffers."""
-        rank_groups = [
-            self.groups[index]
-            for index in self._group_order(start.epoch)[start.groups_consumed :][self.rank :: self.world_size]
-        ]
-        windows = np.cumsum([group.num_rows for group in rank_groups])
-        buffer_of_group = (windows - 1) // self.config.shuffle_buffer_size if len(rank_groups) else windows
+    def _buffers(self, start: LoaderState) -> Iterator[tuple[int, int, list[RowGroup]]]:
+        """Yield the index, the source and the row groups of this rank's buffers."""
+        order = self._group_order(start.epoch)[start.groups_consumed :][self.rank :: self.world_size]
+        windows = np.cumsum([self.groups[index].num_rows for index in order])
+        is_new = order < self.num_new_groups
+        # A buffer has one source. Replayed groups come first.
+        buffer_of_group = 2 * ((windows - 1) // self.config.shuffle_buffer_size) + is_new if len(order) else windows
         for buffer, value in enumerate(np.unique(buffer_of_group)):
             if buffer >= start.buffer:
-                yield buffer, [rank_groups[index] for index in np.flatnonzero(buffer_of_group == value)]
+                of_buffer = buffer_of_group == value
+                yield buffer, int(not is_new[of_buffer][0]), [self.groups[index] for index in order[of_buffer]]
 
     def _group_order(self, epoch: int) -> np.ndarray:
+        """Return the order of the row groups: replayed ones, then those of the dataset."""
         order = np.arange(len(self.groups))
-        return np.random.default_rng([self.seed, epoch]).permutation(order) if self.shuffle else order
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        return order[np.argsort(order < self.num_new_groups, kind="stable")]
 
     def _make_batches(self, lengths: np.ndarray, epoch: int, groups_consumed: int, buffer: int) -> list[np.ndarray]:
         """Split a buffer's windows into batches of similar length within the configured limits."""
@@ -237,3 +248,14 @@ class WindowDataLoader:
             put(None)
         except BaseException as error:
             put(error)
+
+
+def sample_groups(groups: Sequence[RowGroup], num_windows: float, seed: int) -> list[RowGroup]:
+    """Return row groups in random order until they have ``num_windows``, rounded up to a row group.
+
+    A row group has the windows of random users, as users are partitioned by hash.
+    """
+    order = np.random.default_rng([seed, len(groups)]).permutation(len(groups))
+    windows = np.cumsum([groups[index].num_rows for index in order])
+    count = int(np.searchsorted(windows, num_windows)) + 1 if num_windows > 0 else 0
+    return [groups[index] for index in order[:count]]

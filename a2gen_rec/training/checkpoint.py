@@ -34,7 +34,7 @@ from a2gen_rec.utils.digest import hex_digest
 from a2gen_rec.utils.distributed import all_gather_object, sync_errors
 
 STATE_FILE = "state.json"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Format of ``state.json`` and of the tensors' names."""
 
 _MODEL_EXCEPTIONS = ("attention_impl", "dropout", "wide_dropout", "id_dropout", "embedding_init_scale")
@@ -54,6 +54,23 @@ _BATCH_ORDER_SETTINGS = (
 )  # settings that determine the order of batches
 
 
+@dataclass(frozen=True)
+class EarlierRun:
+    """Run whose parameters another run started from.
+
+    Attributes:
+        run: Run directory.
+        checkpoint: Fingerprint of the checkpoint.
+        data: Dataset directory of its training.
+        lineage: Lineage of that dataset.
+    """
+
+    run: str
+    checkpoint: str
+    data: str
+    lineage: list[str]
+
+
 @dataclass
 class TrainState:
     """Content of a checkpoint in addition to its tensors.
@@ -69,6 +86,7 @@ class TrainState:
         data: Dataset directory.
         card: Dataset card.
         metrics: Metrics of the last validation.
+        initialized_from: Earlier run whose parameters the run started from; None without a warm start.
         format_version: Format of ``state.json``.
     """
 
@@ -82,6 +100,7 @@ class TrainState:
     data: str
     card: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
+    initialized_from: EarlierRun | None = None
     format_version: int = FORMAT_VERSION
 
     def dataset_card(self, file: str) -> DatasetCard:
@@ -101,6 +120,8 @@ class TrainState:
             version = raw.get("format_version", 1)
             if version != FORMAT_VERSION:
                 raise UserError(f"{file}: unsupported format version {version}, expected {FORMAT_VERSION}")
+            earlier = raw["initialized_from"]
+            raw["initialized_from"] = None if earlier is None else EarlierRun(**earlier)
             return cls(**{**raw, "loader_states": [LoaderState(**state) for state in raw["loader_states"]]})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{file}: not a checkpoint's state ({error})") from error
@@ -230,6 +251,24 @@ def check_compatible(saved: TrainState, config: dict[str, Any], card: DatasetCar
     Raises:
         UserError: Naming the first setting that differs, or the first difference of the data.
     """
+    check_settings(saved, config, run)
+    trained = saved.dataset_card(run)
+    check_same_data(card, trained, data, run)
+    if saved.windows and card.identity != trained.identity:
+        raise UserError(f"{run}: cannot change to a later increment, {data}, in the middle of an epoch")
+    if saved.windows:  # within an epoch, loader states count batches
+        for section, name in _BATCH_ORDER_SETTINGS:
+            before, now = saved.config[section][name], config[section][name]
+            if before != now:
+                raise UserError(f"{run}: cannot change {section}.{name} ({before} -> {now}) in the middle of an epoch")
+
+
+def check_settings(saved: TrainState, config: dict[str, Any], run: str) -> None:
+    """Check that the tensors of a checkpoint fit a model of ``config``.
+
+    Raises:
+        UserError: Naming the first setting that differs.
+    """
     default = asdict(ModelConfig())
     for name, value in config["model"].items():
         before = saved.config["model"].get(name, default[name])  # settings added after the checkpoint was saved
@@ -245,15 +284,6 @@ def check_compatible(saved: TrainState, config: dict[str, Any], card: DatasetCar
                 f"{run}: checkpoint was trained with {section}.{name}={before} but the config has {now}; "
                 "its tensors are incompatible"
             )
-    trained = saved.dataset_card(run)
-    check_same_data(card, trained, data, run)
-    if saved.windows and card.identity != trained.identity:
-        raise UserError(f"{run}: cannot change to a later increment, {data}, in the middle of an epoch")
-    if saved.windows:  # within an epoch, loader states count batches
-        for section, name in _BATCH_ORDER_SETTINGS:
-            before, now = saved.config[section][name], config[section][name]
-            if before != now:
-                raise UserError(f"{run}: cannot change {section}.{name} ({before} -> {now}) in the middle of an epoch")
 
 
 def state_tensors(model: TrainingModel, with_optimizer: bool = True) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Training entry point: one model, or ForkMerge branches."""
 
+import json
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -7,35 +8,55 @@ from typing import Any
 import yaml
 
 from a2gen_rec.config import Config
+from a2gen_rec.errors import ConfigError
 from a2gen_rec.training.forkmerge import fork_and_merge
 from a2gen_rec.training.loaded_run import reject_gbdt
 from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.training.run_lock import lock_run
 from a2gen_rec.training.trainer import Trainer
+from a2gen_rec.training.warm_start import WarmStart
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import process_group, sync_errors
 
 
-def train(config: Config, data: str, run: str) -> dict[str, Any]:
+def train(config: Config, data: str, run: str, init_from: str = "") -> dict[str, Any]:
     """Train a run on the ranks of this job; see :class:`Trainer`.
 
+    With a warm start on later data, the earlier run's model is evaluated on them first, into ``RUN/progressive.json``.
+
     Raises:
+        ConfigError: ForkMerge is set with ``init_from``.
         UserError: As for :class:`Trainer`, or another training uses the run.
     """
+    if init_from and config.train.forkmerge.merge_interval_epochs:
+        raise ConfigError("--init-from: train.forkmerge does not support an earlier run")
     data, run_dir = paths.abspath(data), RunDir(run)
     with process_group(config.train.device) as process, ExitStack() as stack:
         with sync_errors():
             lock = stack.enter_context(lock_run(run)) if process.is_main else None
         with sync_errors():
             reject_gbdt(run)
-        trainer = Trainer(config, data, run, process, lock=lock)
+        trainer = Trainer(config, data, run, process, lock=lock, init_from=init_from)
         with sync_errors():
             if process.is_main:
                 paths.ensure_writable_dir(run_dir.checkpoints)
                 settings = {"data": data, **asdict(config)}
                 paths.write_text(run_dir.config_file, yaml.safe_dump(settings, sort_keys=False))
                 trainer.card.save(run)
+        if trainer.warm_start is not None:
+            _evaluate_earlier(trainer, trainer.warm_start)
         if not config.train.forkmerge.merge_interval_epochs:
             return trainer.fit()
         del trainer  # frees memory before the branches allocate the same amount
         return fork_and_merge(config, data, run, process, lock)
+
+
+def _evaluate_earlier(trainer: Trainer, warm_start: WarmStart) -> None:
+    """Evaluate the loaded model of an earlier run on the new data. Called by all ranks, before training."""
+    result = warm_start.evaluate(trainer.training_model, trainer.config, trainer.process)
+    if result:
+        file = RunDir(trainer.run).progressive_file
+        paths.write_text(file, json.dumps(result, indent=1) + "\n")
+        aucs = [row["auc"] for row in result["actions"].values() if row["auc"] is not None]
+        mean_auc = f", mean AUC {sum(aucs) / len(aucs):.4f}" if aucs else ""
+        print(f"before training: {result['targets']:,} targets{mean_auc}; {file}", flush=True)

@@ -31,6 +31,11 @@ class RunDir:
         return paths.join(self.path, "checkpoints")
 
     @property
+    def progressive_file(self) -> str:
+        """Evaluation of the earlier run on the data of this one, before training; only of a warm start."""
+        return paths.join(self.path, "progressive.json")
+
+    @property
     def gbdt_file(self) -> str:
         """Settings, metrics and outcomes of a finished run of ``model.name: gbdt``; other runs have none."""
         return paths.join(self.path, "gbdt.json")

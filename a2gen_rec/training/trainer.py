@@ -32,6 +32,7 @@ from a2gen_rec.training.build import build_training_model, set_lr_scale
 from a2gen_rec.training.logger import TrainingLogger
 from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.training.run_lock import RunLock
+from a2gen_rec.training.warm_start import WarmStart, check_same_start, open_replay
 from a2gen_rec.utils.distributed import DistributedContext, all_gather_object, all_reduce_sum, sync_errors
 
 
@@ -47,13 +48,15 @@ class Trainer:
         loss: Loss weights for training; validation always uses ``config.loss``.
         log_prefix: Text before the first log line.
         lock: Lock of the run, checked at every checkpoint; on rank 0.
+        init_from: Earlier run whose best checkpoint a new run starts from; empty for none.
 
     Attributes:
         stopped: Whether a signal stopped training.
+        warm_start: Checkpoint of the earlier run, in a run without checkpoints; None without an earlier run.
 
     Raises:
-        UserError: The run directory is not writable or has a checkpoint of another model, or the dataset violates
-            its contract.
+        UserError: The run directory is not writable or has a checkpoint of another model, the dataset violates its
+            contract, or the earlier run has another model or lineage.
     """
 
     def __init__(
@@ -66,28 +69,27 @@ class Trainer:
         loss: LossConfig | None = None,
         log_prefix: str = "",
         lock: RunLock | None = None,
+        init_from: str = "",
     ) -> None:
         self.config, self.data, self.run, self.process, self.log_prefix = config, data, run, process, log_prefix
         self.lock, self.stopped = lock, False
+        self.warm_start: WarmStart | None = None
         with sync_errors():
             self.card = load_card(data, config)
             self.dataset = Dataset(data, self.card)
-            self.train_windows = WindowDataset(
-                self.dataset,
-                "train",
-                config.loader,
-                EmbeddingTables.from_card(self.card, config.model).full_tables,
-                process.rank,
-                process.world_size,
-                seed=config.train.seed,
-            )
             start = resume_from or RunDir(run).latest_checkpoint()
             self.state = self._initial_state() if start is None else checkpoint.TrainState.read(start)
             if start is not None:
+                if init_from:
+                    check_same_start(self.state.initialized_from, init_from, run)
                 checkpoint.check_compatible(self.state, asdict(config), self.card, data, run)
                 if self.card.identity != self.state.dataset_card(start).identity:  # metrics of other impressions
                     self.state.best = self.state.best_step = None
                     self.state.validations_since_best = 0
+            elif init_from:
+                self.warm_start = WarmStart.open(init_from, config, self.dataset)
+                self.state.initialized_from = self.warm_start.earlier
+            self.train_windows = self._open_train_windows()
         self.state.data, self.state.card = data, self.card.to_dict()
         self.training_model = build_training_model(self.card, config, process)
         self.tasks = self.training_model.model.ranker.objective_tasks
@@ -97,6 +99,8 @@ class Trainer:
         self.bf16 = _use_bf16(config, process)
         if start is not None:
             checkpoint.load(start, self.training_model)
+        elif self.warm_start is not None:
+            self.warm_start.load(self.training_model)
         self.loader_state = LoaderState.reshard(self.state.loader_states, process.world_size)[process.rank]
         if len(self.state.loader_states) != process.world_size:
             self.state.windows = self.train_windows.windows_consumed(self.loader_state)
@@ -126,6 +130,8 @@ class Trainer:
         ):
             if not resumed_at and (warning := precision_warning(self.process.device.type, self.config.sharding.dtype)):
                 progress.info(f"warning: {warning}")
+            if not self.has_validation:
+                progress.info("no validation split; the latest checkpoint will be the best")
             if until_epoch is None and is_finished(self.state, config):
                 progress.info("training is already complete; increase epochs or max_steps to continue")
             while self.loader_state.epoch < epochs and not self._done():
@@ -219,10 +225,17 @@ class Trainer:
         return optim.min_lr_ratio + (1 - optim.min_lr_ratio) * decay
 
     def _validate(self, pipeline: TrainPipelineSparseDist, progress: TrainingLogger) -> None:
+        if not self.has_validation:
+            return
         pipeline.detach()
         metrics = self.validate()
         pipeline.attach()
         self.record_validation(metrics, progress)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the dataset has a validation split. Without one, the latest checkpoint is the best."""
+        return self.card.splits["valid"].targets > 0
 
     def validate(self) -> dict[str, float]:
         """Return :func:`validation_metrics`, on all ranks."""
@@ -285,6 +298,20 @@ class Trainer:
     def _done(self) -> bool:
         return _should_stop(self.state, self.config.train)
 
+    def _open_train_windows(self) -> WindowDataset:
+        config, earlier, share = self.config, self.state.initialized_from, self.config.train.replay_share
+        return WindowDataset(
+            self.dataset,
+            "train",
+            config.loader,
+            EmbeddingTables.from_card(self.card, config.model).full_tables,
+            self.process.rank,
+            self.process.world_size,
+            seed=config.train.seed,
+            replay=open_replay(earlier, self.dataset) if earlier and share else None,
+            replay_share=share,
+        )
+
     def _initial_state(self) -> checkpoint.TrainState:
         world_size = self.process.world_size
         return checkpoint.TrainState(
@@ -339,7 +366,7 @@ def load_card(data: str, config: Config) -> DatasetCard:
             f"{data}: dataset has max_history={card.max_history}, model needs {config.model.max_history}; "
             f"rerun prepare with --max-history {config.model.max_history}"
         )
-    if not card.splits["valid"].targets:
+    if not card.splits["valid"].targets and not card.is_increment:
         raise UserError(f"{data}: the validation split is empty; rerun prepare with a validation split")
     return card
 

@@ -5,7 +5,7 @@ anew: those of new values, rows that a retired value has left, and rows of grown
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,11 +16,111 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan
 
+from a2gen_rec.config import Config
+from a2gen_rec.data.compatibility import check_later_data
+from a2gen_rec.data.dataset import Dataset
+from a2gen_rec.data.new_rows import NewRows
+from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
+from a2gen_rec.evaluation.evaluate import evaluate
 from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.build import TrainingModel
+from a2gen_rec.training.checkpoint import EarlierRun
 from a2gen_rec.training.dcp_storage import IOPathReader
+from a2gen_rec.utils import paths
+from a2gen_rec.utils.distributed import DistributedContext
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Best checkpoint of an earlier run, from which a run starts.
+
+    Attributes:
+        checkpoint: Directory of the checkpoint.
+        step: Its step.
+        card: Dataset card of its training.
+        dataset: Dataset of the new run. Its new rows are those that the checkpoint does not know.
+        earlier: Record of the earlier run.
+    """
+
+    checkpoint: str
+    step: int
+    card: DatasetCard
+    dataset: Dataset
+    earlier: EarlierRun
+
+    @classmethod
+    def open(cls, run: str, config: Config, dataset: Dataset) -> "WarmStart":
+        """Check that a run can start from the parameters of ``run`` on a dataset.
+
+        Raises:
+            UserError: The earlier run has no checkpoint, another model, or data of another lineage.
+        """
+        path = checkpoint.best(run)
+        state = checkpoint.TrainState.read(path)
+        checkpoint.check_settings(state, asdict(config), run)
+        card = state.dataset_card(path)
+        check_later_data(dataset.card, card, dataset.path, run)
+        new_rows = NewRows.since(dataset.path, dataset.card, card)
+        earlier = EarlierRun(paths.abspath(run), checkpoint.fingerprint(path), state.data, list(card.identity.lineage))
+        return cls(path, state.step, card, replace(dataset, new_rows=new_rows), earlier)
+
+    def load(self, model: TrainingModel) -> None:
+        """Load the parameters and optimizer states. Called by all ranks."""
+        rows = {name: torch.tensor(rows) for name, rows in self.dataset.new_rows.rows.items()}
+        load_earlier(self.checkpoint, model, rows)
+
+    def evaluate(self, model: TrainingModel, config: Config, process: DistributedContext) -> dict[str, Any]:
+        """Evaluate the loaded model on the new training split. New values have row 0, as for the earlier run.
+
+        Called by all ranks, before training.
+
+        Returns:
+            On rank 0, the keys of ``a2gen evaluate --json``; elsewhere ``{}``. Also ``{}`` without later data, because
+            the model has learned this split.
+        """
+        data, trained = self.dataset.card.identity, self.card.identity
+        if data == trained:
+            return {}
+        parallel, ranker = model.model_parallel, model.model.ranker
+        result = evaluate(parallel, ranker, self.dataset, "train", config, process)
+        return result and {
+            **result,
+            "run": self.earlier.run,
+            "step": self.step,
+            "data": self.dataset.path,
+            "data_digest": data.data_digest,
+            "training_data_digest": trained.data_digest,
+            "lists": {},
+        }
+
+
+def open_replay(earlier: EarlierRun, dataset: Dataset) -> Dataset:
+    """Return the earlier run's dataset, with the card of the present one.
+
+    Values that have retired since have row 0, because other values may have their rows.
+
+    Raises:
+        UserError: The earlier dataset was changed or removed.
+    """
+    card = DatasetCard.load(earlier.data)
+    if list(card.identity.lineage) != earlier.lineage:
+        raise UserError(
+            f"{earlier.data}: is not the dataset that {earlier.run} was trained on; set train.replay_share 0"
+        )
+    return Dataset(earlier.data, dataset.card, new_rows=NewRows.since(dataset.path, dataset.card, card))
+
+
+def check_same_start(saved: EarlierRun | None, init_from: str, run: str) -> None:
+    """Check that a resumed run started from the run ``init_from``.
+
+    Raises:
+        UserError: It started from another run, or from none.
+    """
+    if saved is None or saved.run != paths.abspath(init_from):
+        start = f"started from {saved.run}" if saved else "did not start from another run"
+        raise UserError(f"{run}: has checkpoints and {start}; choose another --run, or leave out --init-from")
 
 
 class GrowingTablesPlanner(DefaultLoadPlanner):

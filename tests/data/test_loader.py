@@ -16,6 +16,7 @@ from a2gen_rec.config import LoaderConfig
 from a2gen_rec.data.batch import WindowBatch
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
+from a2gen_rec.data.new_rows import NewRows
 from a2gen_rec.errors import DataError
 from a2gen_rec.models.embedding_tables import EmbeddingTables
 from tests.helpers.cards import full_tables, make_card, make_columns, small_config, to_table
@@ -335,3 +336,52 @@ def test_reports_invalid_data_with_and_without_prefetching(prefetch: bool, damag
     else:
         assert str(caught.value).startswith(f"{file}: not a readable Parquet file")
     assert type(caught.value) is DataError
+
+
+# --- replay -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Windows with user keys from 1000 on; items 1 to 3 are new rows."""
+    folder = tmp_path_factory.mktemp("earlier") / "train"
+    folder.mkdir()
+    columns = make_columns(CARD, 60, np.random.default_rng(1))
+    columns = dataclasses.replace(columns, user_key=np.arange(60) + 1000)
+    pq.write_table(to_table(columns, CARD), folder / "part-0.parquet", row_group_size=GROUP_SIZE)
+    return Dataset(str(folder.parent), CARD, new_rows=NewRows({"item_id": np.array([1, 2, 3])}))
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.05, 12), (0.2, 36), (9.0, 60)])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_replayed_windows_come_first(
+    share: float, expected: int, world_size: int, earlier: Dataset, dataset: str
+) -> None:
+    """Each epoch has all windows, and whole row groups of the earlier dataset up to the share."""
+    options = {"replay": earlier, "replay_share": share, "world_size": world_size}
+    for epoch in (0, 1):
+        keys = []
+        for rank in range(world_size):
+            stream = make_dataset(dataset, rank=rank, **options)
+            of_rank = flat(with_state(stream, LoaderState(epoch=epoch, world_size=world_size)))
+            replayed = [key >= 1000 for key in of_rank]
+            assert replayed == sorted(replayed, reverse=True)
+            assert stream.num_windows == len(ALL_WINDOWS) + expected
+            keys += of_rank
+        assert sorted(keys)[: len(ALL_WINDOWS)] == ALL_WINDOWS
+        assert len(set(keys)) == len(keys) == len(ALL_WINDOWS) + expected
+
+
+def test_replayed_windows_do_not_have_rows_of_retired_values(earlier: Dataset, dataset: str) -> None:
+    """Only windows of the earlier dataset have row 0 in place of its new rows; a loader state resumes among them."""
+    batches = list(make_dataset(dataset, replay=earlier, replay_share=9.0))
+    items: dict[bool, set[int]] = {True: set(), False: set()}
+    for batch in batches:
+        items[bool(batch.user_key[0] >= 1000)].update(batch.sparse["item_id"].values().tolist())
+    assert not items[True] & {1, 2, 3}
+    assert items[True] & {0}
+    assert items[False] >= {1, 2, 3}
+    for index in (1, len(batches) // 2):
+        state = LoaderState(**batches[index - 1].loader_state)
+        rest = make_dataset(dataset, replay=earlier, replay_share=9.0)
+        assert windows(with_state(rest, state)) == windows(batches[index:])
