@@ -13,7 +13,7 @@ from a2gen_rec.errors import ConfigError
 def parser() -> ArgumentParser:
     command = build_parser(
         "Train a model, or resume a run. Under torchrun or TorchX, all ranks train together.",
-        usage="a2gen train --run DIR [--config FILE] [--data DIR] [--init-from RUN] [--SECTION.SETTING VALUE ...]",
+        usage="a2gen train --run DIR [--data DIR] [--init-from RUN] [--config FILE] [--SECTION.SETTING X]",
     )
     add_config_file(command)
     command.add_argument("--data", type=str, default="", help="dataset directory from `a2gen prepare`")
