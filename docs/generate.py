@@ -32,6 +32,7 @@ OTHER_CONFIGS = {
     "SimulateConfig": "a2gen simulate",
     "PrepareConfig": "a2gen prepare",
     "EnsembleConfig": "a2gen ensemble train",
+    "BacktestConfig": "a2gen backtest",
     "ServeConfig": "a2gen serve",
     "WorkloadConfig": "a2gen plan (workload)",
     "PlannerFeature": "a2gen plan (features.NAME)",

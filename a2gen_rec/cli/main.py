@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from a2gen_rec import __version__
 from a2gen_rec.cli import (
     backfill,
+    backtest,
     benchmark,
     doctor,
     ensemble_train,
@@ -57,6 +58,7 @@ COMMANDS: dict[str, Command] = {
     "serve": serve,
     "backfill": backfill,
     "experiment": experiment,
+    "backtest": backtest,
     "report experiment": report_experiment,
     "report dataset": report_dataset,
     "plan": plan,

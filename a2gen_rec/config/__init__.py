@@ -4,6 +4,7 @@ A YAML file holds the fields of :class:`Config`; ``--model.dim 64`` on the comma
 field is documented by the string below it. Units are in the names (``_s`` seconds, ``_ms`` milliseconds) or there.
 """
 
+from a2gen_rec.config.backtest import BacktestConfig
 from a2gen_rec.config.data import PrepareConfig, SimulateConfig
 from a2gen_rec.config.ensemble import EnsembleConfig
 from a2gen_rec.config.gbdt import GBDTConfig
@@ -13,6 +14,7 @@ from a2gen_rec.config.sharding import PlannerFeature, ShardingConfig, WorkloadCo
 from a2gen_rec.config.training import Config, EvaluateConfig, ForkMergeConfig, LoaderConfig, OptimConfig, TrainConfig
 
 __all__ = [
+    "BacktestConfig",
     "Config",
     "EnsembleConfig",
     "EvaluateConfig",

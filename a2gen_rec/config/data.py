@@ -138,6 +138,11 @@ class SimulateConfig:
 class PrepareConfig:
     """Preparation of a dataset from a raw log (``a2gen prepare``). Zero or empty values use the source's default."""
 
+    start: str = ""
+    """Start of the part of the log that is read: an ISO datetime in the log's time zone, or a millisecond timestamp.
+    Earlier impressions are ignored."""
+    end: str = ""
+    """End of the part of the log that is read, in the format of ``start``; impressions from then on are ignored."""
     max_history: int = 100
     """Maximum number of history impressions per window."""
     max_targets: int = 64
@@ -153,6 +158,8 @@ class PrepareConfig:
     """Fraction of impressions in the validation split, if no boundary is given."""
     test_fraction: float = 0.0
     """Fraction of impressions in the test split, if no boundary is given."""
+    train_only: bool = False
+    """Put all impressions into the training split, as increments do by default."""
     statistics: bool = True
     """Compute statistics of the values of item features: impressions, rates and mean times before the target's day."""
     capacity: float = 0.0

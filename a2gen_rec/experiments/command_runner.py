@@ -5,11 +5,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from a2gen_rec.errors import UserError
+from a2gen_rec.utils import paths
+
+RunCommand = Callable[[Sequence[str], str], int]
+"""Function that runs ``a2gen`` with arguments, appends its output to a file and returns the exit code."""
 
 
 class CommandRunner:
@@ -56,6 +62,24 @@ class CommandRunner:
             self.stopped = True
             for process in self._running:
                 process.terminate()
+
+
+def check_command(run_command: RunCommand, arguments: Sequence[str], log: str, name: str = "") -> None:
+    """Run an ``a2gen`` command.
+
+    Args:
+        run_command: Runner of commands.
+        arguments: Arguments of the command.
+        log: File that its output is appended to.
+        name: Name in the error; by default the command's.
+
+    Raises:
+        UserError: It failed; the message has the last line of its output.
+    """
+    if code := run_command(arguments, log):
+        lines = [line.strip() for line in paths.read_text(log).splitlines() if line.strip()]
+        last = lines[-1].removeprefix("a2gen: error: ") if lines else "no output"
+        raise UserError(f"{name or f'a2gen {arguments[0]}'} exited with code {code}: {last}; see {log}")
 
 
 @contextmanager

@@ -30,7 +30,13 @@ from a2gen_rec.config import Config
 from a2gen_rec.config.parse import config_from_dict
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
-from a2gen_rec.experiments.command_runner import CommandRunner, cli_arguments, sigterm_as_keyboard_interrupt
+from a2gen_rec.experiments.command_runner import (
+    CommandRunner,
+    RunCommand,
+    check_command,
+    cli_arguments,
+    sigterm_as_keyboard_interrupt,
+)
 from a2gen_rec.experiments.datasets import PreparedDataset, prepare_dataset
 from a2gen_rec.experiments.records import summarize_run
 from a2gen_rec.experiments.suite import Dataset, Model, Overrides, Suite, merge_overrides
@@ -40,9 +46,6 @@ from a2gen_rec.utils.digest import hex_digest
 from a2gen_rec.utils.distributed import select_device
 from a2gen_rec.utils.environment import collect_env
 from a2gen_rec.utils.file_lock import exclusive_file_lock
-
-RunCommand = Callable[[Sequence[str], str], int]
-"""Function that runs ``a2gen`` with arguments, appends its output to a file and returns the exit code."""
 
 BEST_SETTINGS_FILE, RESULTS_FILE = "best_settings.json", "results.json"
 DEFAULT_NUM_SEQUENCES = 12  # reported by a test unless its settings have a number
@@ -296,16 +299,7 @@ class Experiment:
         return f"test AUC {sum(aucs) / max(len(aucs), 1):.4f}"
 
     def _command(self, arguments: Sequence[str], log: str) -> None:
-        """Run an ``a2gen`` command.
-
-        Raises:
-            UserError: It failed; the message has the last line of its output.
-        """
-        code = self.run_command(arguments, log)
-        if code:
-            lines = [line.strip() for line in paths.read_text(log).splitlines() if line.strip()]
-            last = lines[-1].removeprefix("a2gen: error: ") if lines else "no output"
-            raise UserError(f"a2gen {arguments[0]} exited with code {code}: {last}; see {log}")
+        check_command(self.run_command, arguments, log)
 
     def _record(self, run: Run) -> dict[str, Any]:
         """Return the record of a finished run, with files relative to the output directory."""

@@ -64,6 +64,8 @@ def train_gbdt(config: Config, data: str, run: str) -> GBDTRecord:
             raise ConfigError(f"model.name gbdt trains on one rank, not on {process.world_size}")
         with lock_run(run) as lock:
             card = load_card(data, config)
+            if not card.splits["valid"].targets:
+                raise UserError(f"{data}: the validation split is empty, which early stopping needs; prepare one")
             if run_dir.latest_checkpoint() is not None:
                 raise UserError(f"{run}: has checkpoints of another model; choose another --run")
             if paths.exists(run_dir.gbdt_file):

@@ -86,6 +86,7 @@ class TrainState:
         data: Dataset directory.
         card: Dataset card.
         metrics: Metrics of the last validation.
+        seconds: Time in optimizer steps, over all resumptions.
         initialized_from: Earlier run whose parameters the run started from; None without a warm start.
         format_version: Format of ``state.json``.
     """
@@ -100,6 +101,7 @@ class TrainState:
     data: str
     card: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
     initialized_from: EarlierRun | None = None
     format_version: int = FORMAT_VERSION
 

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from a2gen_rec.config import Config
-from a2gen_rec.errors import ConfigError
+from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.training.forkmerge import fork_and_merge
 from a2gen_rec.training.loaded_run import reject_gbdt
 from a2gen_rec.training.run_dir import RunDir
@@ -36,6 +37,9 @@ def train(config: Config, data: str, run: str, init_from: str = "") -> dict[str,
             lock = stack.enter_context(lock_run(run)) if process.is_main else None
         with sync_errors():
             reject_gbdt(run)
+        if config.train.forkmerge.merge_interval_epochs:
+            with sync_errors():
+                _check_validation(data)
         trainer = Trainer(config, data, run, process, lock=lock, init_from=init_from)
         with sync_errors():
             if process.is_main:
@@ -49,6 +53,11 @@ def train(config: Config, data: str, run: str, init_from: str = "") -> dict[str,
             return trainer.fit()
         del trainer  # frees memory before the branches allocate the same amount
         return fork_and_merge(config, data, run, process, lock)
+
+
+def _check_validation(data: str) -> None:
+    if not DatasetCard.load(data).splits["valid"].targets:
+        raise UserError(f"{data}: the validation split is empty, which train.forkmerge needs to merge branches")
 
 
 def _evaluate_earlier(trainer: Trainer, warm_start: WarmStart) -> None:

@@ -246,7 +246,7 @@ class PreparePipeline:
         task = self.progress.add_task("reading the log", total=None)
         num_rows, dropped = staging.partition_by_user(
             self.connection,
-            self.source.impressions(self.connection),
+            splits.time_range_sql(self.source.impressions(self.connection), self.info, self.config),
             self.staged_columns,
             self.info,
             self.config.num_partitions,
@@ -256,7 +256,9 @@ class PreparePipeline:
         # Only sources that number rows by file position need the insertion order.
         self.connection.execute("SET preserve_insertion_order = false")
         if num_rows == sum(dropped.values()):
-            raise DataError(f"no usable impression in {num_rows} rows {dropped or ''}".rstrip(), file=self.info.name)
+            part = "".join(f" {name} {value}" for name in ("start", "end") if (value := getattr(self.config, name)))
+            reason = f"no usable impression in {num_rows} rows{part and f' with{part}'} {dropped or ''}"
+            raise DataError(reason.rstrip(), file=self.info.name)
         for number in self.track(range(self.config.num_partitions), "dropping duplicates"):
             partition = staging.deduplicate(
                 self.connection,

@@ -17,6 +17,8 @@ from a2gen_rec.data.sql import fetch_one, order_statistics
 from a2gen_rec.data.time_zone import MAX_TIMESTAMP_MS, MIN_CALENDAR_MS
 from a2gen_rec.errors import ConfigError, DataError
 
+TRAIN_ONLY = SplitRule("train", valid_fraction=0.0, test_fraction=0.0)
+
 
 @dataclass(frozen=True)
 class TimeBoundaries:
@@ -36,10 +38,15 @@ def resolve_split_rule(info: SourceInfo, config: PrepareConfig, is_increment: bo
     Without overrides, all impressions of an increment are training: a model is evaluated on them before it learns them.
 
     Raises:
-        ConfigError: only one boundary is set, the fractions are out of range, or a boundary is a date but the log has
-            no calendar time.
+        ConfigError: ``train_only`` is set with another rule, only one boundary is set, the fractions are out of range,
+            or a boundary is a date but the log has no calendar time.
     """
     rule = info.split
+    if config.train_only:
+        for name in ("valid_start", "test_start", "valid_fraction", "test_fraction"):
+            if getattr(config, name):
+                raise ConfigError(f"train_only and {name} exclude each other")
+        return TRAIN_ONLY
     if config.valid_start or config.test_start:
         rule = replace(rule, method="time", valid_start=config.valid_start, test_start=config.test_start)
     elif config.valid_fraction or config.test_fraction:
@@ -51,7 +58,7 @@ def resolve_split_rule(info: SourceInfo, config: PrepareConfig, is_increment: bo
             test_fraction=config.test_fraction or rule.test_fraction,
         )
     elif is_increment:
-        return SplitRule("train", valid_fraction=0.0, test_fraction=0.0)
+        return TRAIN_ONLY
     if bool(rule.valid_start) != bool(rule.test_start):
         raise ConfigError("valid_start and test_start must be set together")
     if rule.valid_fraction < 0 or rule.test_fraction < 0 or rule.valid_fraction + rule.test_fraction >= 1:
@@ -94,6 +101,23 @@ def boundary_ms(name: str, value: str, info: SourceInfo, end_ms: int) -> int:
     except ValueError:
         raise ConfigError(f"{name} {value!r} is not an ISO datetime, a millisecond timestamp or -Nd") from None
     return info.time_zone.to_utc_ms(time)
+
+
+def time_range_sql(relation: str, info: SourceInfo, config: PrepareConfig) -> str:
+    """Return the SQL of the rows of a source from ``config.start`` to ``config.end``; rows without a time remain.
+
+    Raises:
+        ConfigError: a limit is invalid, or the log has no calendar time.
+    """
+    conditions = []
+    for name, operator in (("start", ">="), ("end", "<")):
+        if value := getattr(config, name):
+            if not info.has_calendar_time:
+                raise ConfigError(f"{name} {value!r}, but {info.name} has no calendar time")
+            if value.startswith("-"):
+                raise ConfigError(f"{name} {value!r} is not an ISO datetime or a millisecond timestamp")
+            conditions.append(f"(ts_ms {operator} {boundary_ms(name, value, info, end_ms=0)}) IS NOT FALSE")
+    return f"SELECT * FROM ({relation}) WHERE {' AND '.join(conditions)}" if conditions else relation
 
 
 def _is_compact_date(value: str) -> bool:

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.reporting import charts
+from a2gen_rec.reporting.formatting import plural
 from a2gen_rec.reporting.pages import templates
 from a2gen_rec.reporting.pages.dataset.sections import sections
 from a2gen_rec.reporting.pages.dataset.statistics import DataStatistics, compute_statistics
@@ -46,15 +47,18 @@ def write_dataset_report(data: str, out: str = "", progress: bool = False) -> li
         Progress(disable=not progress) as bars,
     ):
         statistics = compute_statistics(data, Path(scratch), bars)
-    values: dict[str, Any] = {
-        "card": statistics.card,
-        "statistics": statistics,
-        "sections": sections(statistics),
-        "charts": charts,
+    card, parts = statistics.card, sections(statistics)
+    counts = f"{statistics.train.targets:,} training impressions", plural(len(card.predicted_actions), "action")
+    page: dict[str, Any] = {
+        "title": f"{card.name}: dataset statistics",
+        "kind": "Statistics of a prepared dataset",
+        "heading": card.name,
+        "about": [*counts, *filter(None, (card.source.get("licence"), card.source.get("citation")))],
+        "command": card.command,
     }
     contents = {
-        PAGE: templates.render("dataset/page.html.j2", **values),
-        MARKDOWN: templates.render("dataset/page.md.j2", **values),
+        PAGE: templates.render("sections.html.j2", sections=parts, charts=charts, **page),
+        MARKDOWN: templates.render("dataset/page.md.j2", card=card, statistics=statistics, sections=parts),
         STATISTICS: json.dumps(to_json(statistics), indent=1) + "\n",
     }
     for name, text in contents.items():

@@ -10,8 +10,8 @@ from a2gen_rec.data.schema import EXIT
 from a2gen_rec.reporting.formatting import MISSING, format_count, format_percent
 from a2gen_rec.reporting.pages.dataset import charts
 from a2gen_rec.reporting.pages.dataset.charts import MAX_ACTIONS, MIN_PAIR_COUNT
-from a2gen_rec.reporting.pages.dataset.section import Section, StatisticsTable
 from a2gen_rec.reporting.pages.dataset.statistics import DataStatistics
+from a2gen_rec.reporting.pages.section import Section, SectionTable
 
 
 def action_order(statistics: DataStatistics) -> Section:
@@ -45,7 +45,7 @@ def action_order(statistics: DataStatistics) -> Section:
         "An order far from 50% is a pattern that a sequence model can learn.",
         [(figure, caption)],
         [
-            StatisticsTable(
+            SectionTable(
                 ["first", "second", "different times", "in this order", "same time"],
                 rows,
                 "Impressions with both actions at different times, share of these in this order, and impressions with "
@@ -80,7 +80,7 @@ def cooccurrence(statistics: DataStatistics) -> Section:
         "Actions with a lift above 1 have a common cause, such as an interesting video or an active user, or one "
         "leads to the other.",
         [(figure, caption)],
-        [StatisticsTable(["action", "second action", "impressions with both", "expected", "lift"], rows)],
+        [SectionTable(["action", "second action", "impressions with both", "expected", "lift"], rows)],
     )
 
 

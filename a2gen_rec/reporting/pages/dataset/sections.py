@@ -16,9 +16,9 @@ from a2gen_rec.reporting.formatting import (
 from a2gen_rec.reporting.pages.dataset import charts
 from a2gen_rec.reporting.pages.dataset.charts import positive_rate
 from a2gen_rec.reporting.pages.dataset.pair_sections import action_order, cooccurrence
-from a2gen_rec.reporting.pages.dataset.section import Section, StatisticsTable
 from a2gen_rec.reporting.pages.dataset.statistics import DataStatistics
 from a2gen_rec.reporting.pages.dataset.value_counts import ValueCounts
+from a2gen_rec.reporting.pages.section import Section, SectionTable
 
 SUMMARY_COLUMNS = ("count", "mean", "10%", "median", "90%", "99%", "max")
 
@@ -62,7 +62,7 @@ def inputs(statistics: DataStatistics) -> Section:
         "Inputs of the models. A feature has a table of embeddings. A number is standardized on training data. A "
         "vector is never trained."
     )
-    table = StatisticsTable(columns, rows, text_columns=("level", "kind", "transform, mean ± std"))
+    table = SectionTable(columns, rows, text_columns=("level", "kind", "transform, mean ± std"))
     return Section("Inputs", text, tables=[table])
 
 
@@ -100,7 +100,7 @@ def splits(statistics: DataStatistics) -> Section:
     return Section(
         "Splits",
         f"{zone} The following sections describe the training split unless stated otherwise.",
-        tables=[StatisticsTable([*columns, "actions per impression"], rows, caption)],
+        tables=[SectionTable([*columns, "actions per impression"], rows, caption)],
     )
 
 
@@ -142,7 +142,7 @@ def action_rates(statistics: DataStatistics) -> Section:
                 "Bars: training split. Markers: other splits; absent without positives.",
             )
         ],
-        [StatisticsTable(columns, rows, "Positives, and their share of the impressions with a known value.")],
+        [SectionTable(columns, rows, "Positives, and their share of the impressions with a known value.")],
     )
 
 
@@ -172,7 +172,7 @@ def activity(statistics: DataStatistics) -> Section:
         "most frequent items. Right: impressions by their number of actions (log scale)."
     )
     figures = [(charts.activity_charts(statistics), caption)] if per_item.total else []
-    return Section("Activity", text, figures, [StatisticsTable(["", *SUMMARY_COLUMNS], rows)])
+    return Section("Activity", text, figures, [SectionTable(["", *SUMMARY_COLUMNS], rows)])
 
 
 def summary_cells(distribution: ValueCounts, text: Callable[[float], str]) -> list[str]:
@@ -216,7 +216,7 @@ def action_times(statistics: DataStatistics) -> Section:
     if untimed and set(times) != {EXIT}:
         text += f" Without a recorded time: {', '.join(untimed)}."
     columns = ["", *SUMMARY_COLUMNS, *(["median, % of watch time"] if medians else [])]
-    return Section(title, text, figures, [StatisticsTable(columns, rows)])
+    return Section(title, text, figures, [SectionTable(columns, rows)])
 
 
 def sequences(statistics: DataStatistics) -> Section:
@@ -240,7 +240,7 @@ def sequences(statistics: DataStatistics) -> Section:
     return Section(
         f"Most frequent {kind}",
         text,
-        tables=[StatisticsTable(["actions", "impressions", "share", "cumulative share"], rows)],
+        tables=[SectionTable(["actions", "impressions", "share", "cumulative share"], rows)],
     )
 
 
@@ -268,7 +268,7 @@ def skip_rates(statistics: DataStatistics) -> Section:
         f"Glance: watched for less than {glance_s:g} seconds. Effective: watched at least as long as the median of "
         "videos of that duration, or to the end. Complete: watched to the end, without explicit negative feedback.",
         [(charts.duration_chart(groups), "The groups have about equal numbers of impressions.")],
-        [StatisticsTable(["duration, s", "impressions", "glance", "effective", "complete"], rows)],
+        [SectionTable(["duration, s", "impressions", "glance", "effective", "complete"], rows)],
     )
 
 
@@ -292,5 +292,5 @@ def sessions(statistics: DataStatistics) -> Section:
         f"A session ends if the next impression starts more than {format_duration(session_gap_s)} later, and at the "
         "end of the training split.",
         [(charts.session_charts(gaps, per_session, session_gap_s), caption)],
-        [StatisticsTable(["", *SUMMARY_COLUMNS], rows)],
+        [SectionTable(["", *SUMMARY_COLUMNS], rows)],
     )

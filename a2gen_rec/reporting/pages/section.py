@@ -1,4 +1,4 @@
-"""Section of a dataset report, the same for HTML and Markdown."""
+"""Sections of a page with charts and tables, the same for HTML and Markdown."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
-class StatisticsTable:
+class SectionTable:
     """A table of text cells.
 
     Attributes:
@@ -36,4 +36,4 @@ class Section:
     title: str
     text: str
     charts: list[tuple[Figure, str]] = field(default_factory=list)
-    tables: list[StatisticsTable] = field(default_factory=list)
+    tables: list[SectionTable] = field(default_factory=list)

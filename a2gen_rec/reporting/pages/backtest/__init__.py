@@ -1,0 +1,1 @@
+"""The report of a backtest: charts, sections, files. May import ``experiments`` and ``reporting``."""
