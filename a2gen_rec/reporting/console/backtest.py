@@ -13,7 +13,13 @@ def backtest_table(comparison: BacktestComparison) -> list[Table | str]:
     """Return the policies with their differences to the reference, and the advice."""
     others = [name for name in ("retrain", "frozen") if comparison.policy(name) is not None]
     caption = f"means over days; 95% intervals over {comparison.users:,} users; training without the first one"
-    headers = ["mean AUC", *(f"to {name}" for name in others), "MAE, log1p s", "new items", "training, s"]
+    headers = [
+        "mean\nAUC",
+        *(f"difference\nto {name}" for name in others),
+        "MAE,\nlog1p s",
+        "new\nitems",
+        "training,\ns",
+    ]
     table = new_metrics_table("backtest", caption, *headers)
     for policy in comparison.policies:
         table.add_row(
