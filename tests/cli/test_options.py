@@ -16,6 +16,7 @@ from a2gen_rec.cli import main as cli
 from a2gen_rec.cli.main import COMMANDS, GROUPS, main
 from a2gen_rec.cli.options import normalize_option_names
 from a2gen_rec.config import (
+    BacktestConfig,
     Config,
     EnsembleConfig,
     EvaluateConfig,
@@ -174,6 +175,7 @@ CONFIGS_OF_COMMANDS = [
     ("serve", ServeConfig),
     ("simulate", SimulateConfig),
     ("plan", WorkloadConfig),
+    ("backtest", BacktestConfig),
 ]
 
 

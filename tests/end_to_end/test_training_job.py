@@ -380,13 +380,20 @@ def test_rejects_other_batches_within_an_epoch(
     assert "resuming at step 4" in capsys.readouterr().err
 
 
-def test_rejects_an_empty_validation_split(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    card = DatasetCard.load(str(broken))
-    DatasetCard.save(
-        replace(card, splits=card.splits | {"valid": replace(card.splits["valid"], targets=0)}), str(broken)
+def test_trains_without_a_validation_split(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The latest checkpoint is the best. ForkMerge merges by validation, and is refused."""
+    card, run = DatasetCard.load(str(broken)), tmp_path / "run"
+    empty = replace(card.splits["valid"], targets=0)
+    replace(card, splits=card.splits | {"valid": empty}).save(str(broken))
+    main(train_arguments(broken, run, "--train.epochs", "2"))
+    output = capsys.readouterr()
+    assert "no validation split; the latest checkpoint will be the best" in output.err
+    assert f"best checkpoint is step {int(checkpoints(run)[-1][5:])}" in output.out
+    options = ["--train.forkmerge.merge-interval-epochs", "1", "--train.forkmerge.branch-loss-weights", "[{}, {}]"]
+    assert "the validation split is empty, which train.forkmerge needs" in train(
+        capsys, broken, tmp_path / "forked", *options
     )
-    assert "validation split is empty" in train(capsys, broken, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "forked").exists()
 
 
 def test_rejects_more_history_than_in_the_dataset(

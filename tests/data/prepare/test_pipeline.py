@@ -429,6 +429,45 @@ def test_settings_override_the_source_s_split(tmp_path):
     assert [card.splits[name].targets for name in SPLITS] == [5, 3, 2]
 
 
+def test_reads_a_part_of_the_log(tmp_path):
+    """Days are those of the log's time zone; the end is excluded; the part equals a log of these rows only."""
+    rows = [("u", f"i{day}", day * DAY_MS + 20 * HOUR_MS) for day in range(10)]
+    spec = BARE | {"utc_offset_hours": 8}
+    part = PrepareConfig(num_partitions=1, start="2026-01-04", end="2026-01-08", train_only=True)
+    card, out = run(tmp_path, spec, part, rows, "part", BARE_COLUMNS)
+    # The impression of day n is at 04:00 of the local day n + 2.
+    assert target_times(out, "train") == {"u": [rows[n][2] for n in (2, 3, 4, 5)]}
+    assert [card.splits[name].targets for name in SPLITS] == [4, 0, 0]
+    whole = PrepareConfig(num_partitions=1, train_only=True)
+    alone, _ = run(tmp_path, spec, whole, rows[2:6], "alone", BARE_COLUMNS)
+    assert card.identity.data_digest == alone.identity.data_digest
+    for limits, times in (({"start": "2026-01-10"}, rows[8:]), ({"end": str(EPOCH_MS + rows[1][2])}, rows[:1])):
+        _, out = run(tmp_path, spec, replace(whole, **limits), rows, str(limits), BARE_COLUMNS)
+        assert target_times(out, "train") == {"u": [row[2] for row in times]}
+
+
+@pytest.mark.parametrize(
+    ("change", "spec", "error", "message"),
+    [
+        ({"start": "2027-01-01"}, {}, DataError, "no usable impression in 0 rows with start 2027-01-01"),
+        ({"end": "soon"}, {}, ConfigError, "end 'soon' is not an ISO datetime"),
+        ({"start": "-2d"}, {}, ConfigError, "start '-2d' is not an ISO datetime"),
+        ({"start": "5"}, {"has_calendar_time": False}, ConfigError, "start '5', but generic has no calendar time"),
+        (
+            {"train_only": True, "valid_fraction": 0.1},
+            {},
+            ConfigError,
+            "train_only and valid_fraction exclude each other",
+        ),
+    ],
+)
+def test_rejects_invalid_parts(tmp_path, change, spec, error, message):
+    rows = [("u", f"i{day}", day * DAY_MS) for day in range(10)]
+    with pytest.raises(error, match=message):
+        run(tmp_path, BARE | spec, PrepareConfig(num_partitions=1, **change), rows, columns=BARE_COLUMNS)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("value", "offset_hours", "expected"),
     [

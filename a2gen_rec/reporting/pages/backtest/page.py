@@ -27,9 +27,9 @@ def write_backtest_report(backtest: Backtest, comparison: BacktestComparison) ->
         "sections.html.j2",
         title=f"Backtest: {backtest.log.source}",
         kind="Backtest",
-        heading=advice(comparison).replace("`", ""),
+        heading=f"{backtest.log.source}, day by day",
         about=[
-            f"{backtest.log.source}, {days[0]} to {days[-1]} ({plural(len(days), 'day')})",
+            f"{days[0]} to {days[-1]} ({plural(len(days), 'day')})",
             f"{machine['cpu']}, {plural(machine['cores'], 'core')}, {machine['date']}",
             f"commit {machine['commit'] or 'unknown'}",
         ],

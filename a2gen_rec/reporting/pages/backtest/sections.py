@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from a2gen_rec.experiments.backtest.advice import format_difference
+from a2gen_rec.experiments.backtest.advice import advice, format_difference
 from a2gen_rec.experiments.backtest.comparison import BacktestComparison, PolicyResult
 from a2gen_rec.experiments.backtest.day_metrics import SUBSETS, DayMetrics
 from a2gen_rec.experiments.differences import Difference
@@ -22,36 +22,45 @@ POLICY_TEXTS = {
 
 def backtest_sections(comparison: BacktestComparison) -> list[Section]:
     """Return all sections of the page."""
-    parts = [_summary(comparison), _days(comparison), _ages(comparison), _new(comparison), _outcomes(comparison)]
+    parts = [
+        Section("Advice", advice(comparison).replace("`", "")),
+        _summary(comparison),
+        _days(comparison),
+        _ages(comparison),
+        _new(comparison),
+        _outcomes(comparison),
+    ]
     return [part for part in [*parts, _cost(comparison), _tables(comparison)] if part is not None]
 
 
 def _summary(comparison: BacktestComparison) -> Section:
+    """Return the means of all policies over days."""
     others = [name for name in ("retrain", "frozen") if comparison.policy(name) is not None]
-    columns = ["", "mean AUC", *(f"difference to {name}" for name in others), "mean MAE, log1p s"]
-    columns += [*(f"MAE difference to {name}" for name in others), "training, s", "trainings"]
-    rows = [
-        [
-            policy.name,
-            _decimals(policy.auc["all"]),
-            *(_difference(policy.auc_differences, name) for name in others),
-            _decimals(policy.mae_log["all"]),
-            *(_difference(policy.mae_differences, name) for name in others),
-            f"{policy.cost.training_s:,.0f}",
-            f"{policy.cost.trainings}",
+    columns = [*(f"difference to {name}" for name in others), "training, s", "trainings"]
+    tables = []
+    for title, means, differences, names in (
+        ("mean AUC", "auc", "auc_differences", comparison.averaged.outcomes),
+        ("mean MAE, log1p s", "mae_log", "mae_differences", comparison.averaged.times),
+    ):
+        rows = [
+            [
+                policy.name,
+                _decimals(getattr(policy, means)["all"]),
+                *(_difference(getattr(policy, differences), name) for name in others),
+                f"{policy.cost.training_s:,.0f}",
+                f"{policy.cost.trainings}",
+            ]
+            for policy in comparison.policies
         ]
-        for policy in comparison.policies
-    ]
-    caption = (
-        f"Means over days, of {_names(comparison.averaged.outcomes)}, and of the times of "
-        f"{_names(comparison.averaged.times)}. Differences with 95% intervals over {comparison.num_resamples:,} "
-        f"resamples of {comparison.users:,} users; training without the first one, which took "
-        f"{format_duration(comparison.first_training_s)}."
+        if names:
+            tables.append(SectionTable(["", title, *columns], rows, f"Means over days and over {', '.join(names)}."))
+    policies = "; ".join(f"{policy.name}: {POLICY_TEXTS[policy.name]}" for policy in comparison.policies)
+    text = (
+        f"{policies}. Every model is evaluated on a day before it learns from it. Differences have 95% intervals over "
+        f"{comparison.num_resamples:,} resamples of {comparison.users:,} users; *: the interval excludes 0. Training "
+        f"is without the first one, which took {format_duration(comparison.first_training_s)}."
     )
-    text = "; ".join(f"{policy.name}: {POLICY_TEXTS[policy.name]}" for policy in comparison.policies)
-    return Section("Policies", f"{text}. Every model is evaluated on a day before it learns from it.", [], [
-        SectionTable(columns, rows, caption)
-    ])  # fmt: skip
+    return Section("Policies", text, [], tables)
 
 
 def _days(comparison: BacktestComparison) -> Section:
@@ -90,7 +99,7 @@ def _new(comparison: BacktestComparison) -> Section:
         name: sum(day.targets[name] for day in days) / sum(day.targets["all"] for day in days) for name in SUBSETS
     }
     caption = "Share of the impressions: " + ", ".join(f"{name} {shares[name]:.1%}" for name in SUBSETS[1:]) + "."
-    table = SectionTable(["mean AUC", *SUBSETS[1:]], rows, caption)
+    table = SectionTable(["mean AUC", *SUBSETS[1:]], rows)
     text = "New is what has no table row after all earlier days, for all policies alike."
     return Section("New items and users", text, [(figure, caption)], [table])
 
@@ -128,25 +137,21 @@ def _cost(comparison: BacktestComparison) -> Section:
 
 
 def _tables(comparison: BacktestComparison) -> Section | None:
-    if not comparison.tables:
+    """Return the rows in use of the tables whose values change."""
+    first = {table.feature: table for table in reversed(comparison.tables)}
+    changing = {
+        table.feature for table in comparison.tables if table.admitted + table.retired and table != first[table.feature]
+    }
+    tables = [table for table in comparison.tables if table.feature in changing]
+    if not tables:
         return None
     columns = ["day", "table", "rows", "values", "admitted", "rows reused", "retired", "waiting"]
-    rows = [
-        [
-            each.day,
-            each.feature,
-            *(
-                f"{number:,}"
-                for number in (each.rows, each.values, each.admitted, each.reused, each.retired, each.waiting)
-            ),
-        ]
-        for each in comparison.tables
-    ]
+    counts = ("rows", "values", "admitted", "reused", "retired", "waiting")
+    rows = [[each.day, each.feature, *(f"{getattr(each, name):,}" for name in counts)] for each in tables]
     caption = "Row 0, of unknown values, is among the rows in use."
     table = SectionTable(columns, rows, text_columns=("table",))
-    return Section(
-        "Table rows", "Of the increments of the first dataset.", [(rows_chart(comparison.tables), caption)], [table]
-    )
+    text = "Of the increments of the first dataset, for tables whose values change."
+    return Section("Table rows", text, [(rows_chart(tables), caption)], [table])
 
 
 def _mean_auc(day: DayMetrics, subset: str) -> float:
@@ -170,7 +175,3 @@ def _decimals(value: float) -> str:
 def _mean(values: list[float]) -> float:
     known = [value for value in values if math.isfinite(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def _names(names: list[str]) -> str:
-    return ", ".join(names) if names else "none"
