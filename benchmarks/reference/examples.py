@@ -161,7 +161,7 @@ class ExampleDataset(WindowDataset):
 
     def __iter__(self) -> Iterator[Examples]:  # type: ignore[override]
         epoch = self.state.epoch
-        for number, groups in self._buffers(self.state):
+        for number, _, groups in self._buffers(self.state):
             columns = read_columns(groups, self.card)
             window, position = window_targets(columns, np.arange(len(columns)))
             order = np.random.default_rng([self.seed, epoch, self.rank, number]).permutation(len(window))
