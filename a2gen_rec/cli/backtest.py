@@ -41,6 +41,7 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--bootstrap-resamples", type=int, default=500, help="number of bootstrap resamples of users, for intervals"
     )
+    command.add_argument("--markdown", type=str, default="", help="path of the Markdown report; default: OUT/report.md")
     command.add_class_arguments(BacktestConfig)
     command.add_class_arguments(PrepareConfig, "prepare", skip=NOT_OF_DAYS)
     command.set_defaults({"prepare.capacity": CAPACITY})
@@ -82,10 +83,11 @@ def run(args: Namespace) -> None:
     console = new_console()
     with console.status("comparing") as status:
         comparison = compare_policies(backtest, args.bootstrap_resamples, lambda line: status.update(line))
-        files = write_backtest_report(backtest, comparison)
+        files = write_backtest_report(backtest, comparison, args.markdown)
     for part in backtest_table(comparison):
         console.print(part, soft_wrap=isinstance(part, str))
-    console.print(f"report: {files[0]}, results: {files[1]}", soft_wrap=True)
+    for file in files:
+        console.print(f"written: {file}", soft_wrap=True)
 
 
 def _values(kind: Any, args: Namespace) -> dict[str, Any]:

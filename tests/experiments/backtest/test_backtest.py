@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
@@ -171,8 +172,12 @@ def test_tables(comparison: BacktestComparison) -> None:
     assert all(table.values < table.rows for table in items)
 
 
-def test_page_and_results(backtest: Backtest, comparison: BacktestComparison) -> None:
-    page, results = (Path(file).read_text() for file in write_backtest_report(backtest, comparison))
+def test_page_and_results(backtest: Backtest, comparison: BacktestComparison, tmp_path: Path) -> None:
+    files = write_backtest_report(backtest, comparison, str(tmp_path / "days.md"))
+    page, markdown, results = (Path(file).read_text() for file in files)
+    charts = re.findall(r"\((days/[a-z-]+-\d\.svg)\)", markdown)
+    assert sorted(charts) == sorted(f"days/{file.name}" for file in (tmp_path / "days").iterdir())
+    assert len(charts) == 5
     for title in ("Advice", "Policies", "Days", "Model age", "New items and users", "Actions", "Cost", "Table rows"):
         assert f"<h2>{title}</h2>" in page
     assert "http" not in page.replace("http://www.w3.org", "")

@@ -1,4 +1,4 @@
-"""Results of a backtest as one self-contained HTML page and as JSON."""
+"""Results of a backtest as one self-contained HTML page, as Markdown with charts and as JSON."""
 
 import json
 import math
@@ -14,40 +14,63 @@ from a2gen_rec.reporting import charts
 from a2gen_rec.reporting.formatting import plural
 from a2gen_rec.reporting.pages import templates
 from a2gen_rec.reporting.pages.backtest.sections import backtest_sections
+from a2gen_rec.reporting.pages.section import Section
 from a2gen_rec.utils import paths
 
-PAGE, RESULTS = "report.html", "results.json"
+PAGE, MARKDOWN, RESULTS = "report.html", "report.md", "results.json"
 
 
-def write_backtest_report(backtest: Backtest, comparison: BacktestComparison) -> list[str]:
-    """Write ``report.html`` and ``results.json`` of a backtest and return their paths."""
-    days = backtest.log.days
-    machine = backtest.machine
-    page = templates.render(
-        "sections.html.j2",
-        title=f"Backtest: {backtest.log.source}",
-        kind="Backtest",
-        heading=f"{backtest.log.source}, day by day",
-        about=[
+def write_backtest_report(backtest: Backtest, comparison: BacktestComparison, markdown: str = "") -> list[str]:
+    """Write the report of a backtest.
+
+    Args:
+        backtest: The backtest.
+        comparison: Comparison of its policies.
+        markdown: Markdown file; by default ``report.md`` in the backtest. Its charts are in a directory with its name.
+
+    Returns:
+        Paths of ``report.html``, the Markdown, and ``results.json``.
+    """
+    days, machine, sections = backtest.log.days, backtest.machine, backtest_sections(comparison)
+    page: dict[str, Any] = {
+        "title": f"{backtest.log.source}, day by day",
+        "about": [
             f"{days[0]} to {days[-1]} ({plural(len(days), 'day')})",
             f"{machine['cpu']}, {plural(machine['cores'], 'core')}, {machine['date']}",
             f"commit {machine['commit'] or 'unknown'}",
         ],
-        command=backtest.command,
-        sections=backtest_sections(comparison),
-        charts=charts,
-    )
-    results = {
+        "command": backtest.command,
+        "sections": sections,
+    }
+    html, results = (paths.join(backtest.out, name) for name in (PAGE, RESULTS))
+    markdown = markdown or paths.join(backtest.out, MARKDOWN)
+    chart_dir = markdown.removesuffix(".md")
+    for directory in (paths.dirname(markdown), chart_dir):
+        paths.ensure_writable_dir(directory)
+
+    def chart_name(section: Section) -> str:
+        return section.title.lower().replace(" ", "-")
+
+    for section in sections:
+        for number, (figure, _) in enumerate(section.charts, 1):
+            file = paths.join(chart_dir, f"{chart_name(section)}-{number}.svg")
+            paths.write_text(file, charts.to_standalone_svg(figure))
+    content = {
         "advice": advice(comparison),
         "advised_policy": advised_policy(comparison).name,
         "command": backtest.command,
         "machine": machine,
         **_to_json(asdict(comparison)),
     }
-    files = [paths.join(backtest.out, name) for name in (PAGE, RESULTS)]
-    for file, text in zip(files, (page, json.dumps(results, indent=1) + "\n"), strict=True):
-        paths.write_text(file, text)
-    return files
+    heading = {"kind": "Backtest", "heading": page["title"]}
+    paths.write_text(html, templates.render("sections.html.j2", charts=charts, **heading, **page))
+    folder = chart_dir.rpartition("/")[2]
+    text = templates.render(
+        "sections.md.j2", chart_path=lambda section: f"{folder}/{chart_name(section)}", is_generated=True, **page
+    )
+    paths.write_text(markdown, text)
+    paths.write_text(results, json.dumps(content, indent=1) + "\n")
+    return [html, markdown, results]
 
 
 def _to_json(value: Any) -> Any:

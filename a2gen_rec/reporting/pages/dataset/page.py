@@ -47,7 +47,7 @@ def write_dataset_report(data: str, out: str = "", progress: bool = False) -> li
         Progress(disable=not progress) as bars,
     ):
         statistics = compute_statistics(data, Path(scratch), bars)
-    card, parts = statistics.card, sections(statistics)
+    card = statistics.card
     counts = f"{statistics.train.targets:,} training impressions", plural(len(card.predicted_actions), "action")
     page: dict[str, Any] = {
         "title": f"{card.name}: dataset statistics",
@@ -56,9 +56,10 @@ def write_dataset_report(data: str, out: str = "", progress: bool = False) -> li
         "about": [*counts, *filter(None, (card.source.get("licence"), card.source.get("citation")))],
         "command": card.command,
     }
+    parts = {"sections": sections(statistics), **page}
     contents = {
-        PAGE: templates.render("sections.html.j2", sections=parts, charts=charts, **page),
-        MARKDOWN: templates.render("dataset/page.md.j2", card=card, statistics=statistics, sections=parts),
+        PAGE: templates.render("sections.html.j2", charts=charts, **parts),
+        MARKDOWN: templates.render("sections.md.j2", chart_path=None, is_generated=False, **parts),
         STATISTICS: json.dumps(to_json(statistics), indent=1) + "\n",
     }
     for name, text in contents.items():
