@@ -31,9 +31,10 @@ def advice(comparison: BacktestComparison) -> str:
             text += f" at {chosen.cost.training_s / retrain.cost.training_s:.0%} of its training time"
         parts.append(text)
     if frozen is not None and frozen is not chosen:
-        parts.append(f"{_text(chosen, 'frozen')} against a model that is never trained again")
+        text = f"{_text(chosen, 'frozen')} against a model that is never trained again"
         if frozen.auc_by_age and (last := frozen.auc_by_age[max(frozen.auc_by_age)]):
-            parts.append(f"which is {format_difference(last)} at an age of {max(frozen.auc_by_age)} days")
+            text += f" (at an age of {max(frozen.auc_by_age)} days, it is at {format_difference(last)})"
+        parts.append(text)
     return ", ".join(parts) + "."
 
 
