@@ -44,7 +44,7 @@ def parser() -> ArgumentParser:
     command.add_argument("--markdown", type=str, default="", help="path of the Markdown report; default: OUT/report.md")
     command.add_class_arguments(BacktestConfig)
     command.add_class_arguments(PrepareConfig, "prepare", skip=NOT_OF_DAYS)
-    command.set_defaults({"prepare.capacity": CAPACITY})
+    command.set_defaults({"prepare.capacity": CAPACITY, "prepare.threads": 1})
     add_config_file(command)
     add_config_arguments(command)
     return command

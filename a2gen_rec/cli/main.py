@@ -157,8 +157,9 @@ def _load_saved_config(argv: list[str]) -> list[str]:
     settings = [word for file in known.config or saved for word in ("--config", paths.to_local_path(file))]
     if known.init_from:
         run += ["--init-from", known.init_from]
-        if not known.run or saved != [RunDir(known.run).config_file]:  # a new run, on other data
-            settings += ["--train.epochs", "1"] + ([] if known.config else ["--data", ""])
+        is_new = not known.run or saved != [RunDir(known.run).config_file]
+        settings += ["--train.epochs", "1"] if is_new or known.config else []
+        settings += ["--data", ""] if is_new and not known.config else []  # not the data of the earlier run
     return [argv[0], *settings, *run, *others]
 
 

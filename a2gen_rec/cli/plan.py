@@ -60,6 +60,8 @@ def parser() -> ArgumentParser:
         exit_on_error=False,
     )
     add_config_file(command)
+    # A key of a run's config.yaml, without effect on the plan.
+    command.add_argument("--init-from", type=str, default="", help=argparse.SUPPRESS)
     command.add_argument("--data", type=str, default="", help="dataset directory; replaces `features`")
     command.add_argument("--topology", type=str, default="", help="YAML of the cluster, as in configs/topologies/")
     command.add_argument("--ranks", type=int, default=0, help="number of ranks; 0 uses the topology's")

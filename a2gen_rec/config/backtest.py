@@ -15,10 +15,10 @@ class BacktestConfig:
     """Training policies of a backtest (`a2gen backtest`)."""
 
     policies: list[Policy] = field(default_factory=lambda: list(POLICIES))
-    """Policies to compare. ``frozen`` trains once; ``retrain`` trains from nothing again and again; ``warm`` continues
-    with each day; ``replay`` does so with some windows of the day before."""
+    """Policies to compare. ``frozen`` trains once; ``retrain`` trains from scratch every ``retrain_interval_days``;
+    ``warm`` continues with each day; ``replay`` does so with some windows of the day before."""
     window_days: int = 0
-    """Number of days that a training from nothing reads; 0 reads all earlier days."""
+    """Number of days that a training from scratch reads; 0 reads all earlier days."""
     retrain_interval_days: int = 1
     """Days between trainings of ``retrain``."""
     warm_epochs: int = 1

@@ -52,7 +52,7 @@ class OptimConfig:
     """Decoupled weight decay of the embedding rows that a step looks up: they shrink by the factor 1 − learning rate ×
     decay. Only for ``rowwise_adagrad``."""
     warmup_steps: int = 50
-    """Number of steps of linear learning-rate warm-up."""
+    """Number of steps of linear learning-rate warm-up; none with ``--init-from``, which continues optimizer states."""
     lr_decay: Literal["none", "linear", "cosine"] = "cosine"
     """Shape of the learning rate after warm-up, over ``train.epochs``."""
     min_lr_ratio: float = 0.05

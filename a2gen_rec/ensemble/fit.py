@@ -75,6 +75,10 @@ def train_ensemble(
     with load_run(run, data, device) as loaded:
         with sync_errors():
             _check_behaviors(loaded, config)
+            if not DatasetCard.load(loaded.data).splits["valid"].targets:
+                raise UserError(
+                    f"{loaded.data}: the validation split is empty, which the ensemble needs; choose --data"
+                )
             check_output_dir(out)
         train, valid = (
             cached_session_lists(loaded, run, split, config, callback.on_scoring) for split in ("train", "valid")

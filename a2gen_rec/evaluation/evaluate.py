@@ -11,7 +11,7 @@ from a2gen_rec.data.batch import COUNT_NAMES, count_names
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.parquet_reader import read_table
-from a2gen_rec.data.schema import ITEM_ID, DatasetCard
+from a2gen_rec.data.schema import ITEM_ID, USER_ID, DatasetCard
 from a2gen_rec.data.synced_batches import SynchronizedBatches
 from a2gen_rec.evaluation.metrics import binary_metrics, time_metrics
 from a2gen_rec.evaluation.objective_metrics import objective_metrics
@@ -144,9 +144,15 @@ def _time_metrics(predicted: np.ndarray, predictions: Predictions, card: Dataset
 
 
 def subset_metrics(predictions: Predictions, card: DatasetCard) -> dict[str, Any]:
-    """Return metrics on new and known users and items; new ones have row 0. A subset without targets is missing."""
+    """Return metrics on new and known users and items; new ones have no row in their vocabulary: new or rare values.
+
+    A subset without targets is missing, and so are those of a feature without a vocabulary.
+    """
     subsets = {}
-    for name, rows in (("users", predictions.user_row), ("items", predictions.item)):
+    vocabularies = {feature.name for feature in card.features if feature.kind == "vocabulary"}
+    for name, feature, rows in (("users", USER_ID, predictions.user_row), ("items", ITEM_ID, predictions.item)):
+        if feature not in vocabularies:
+            continue
         for kind, included in (("new", rows == 0), ("known", rows > 0)):
             if included.any():
                 part = predictions.take(included)

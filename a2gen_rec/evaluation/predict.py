@@ -24,6 +24,7 @@ class Predictions:
 
     Attributes:
         user: [n] user key.
+        ts_ms: [n] start of the impression in milliseconds.
         user_row: [n] row of the user table, 0 for a user who is new to the model; -1 if users have no table.
         item: [n] row of the item table, 0 for an item that is new to the model.
         duration_bucket: [n] row of the duration feature, 0 if there is none.
@@ -39,6 +40,7 @@ class Predictions:
     """
 
     user: np.ndarray
+    ts_ms: np.ndarray
     user_row: np.ndarray
     item: np.ndarray
     duration_bucket: np.ndarray
@@ -140,6 +142,7 @@ def _batch_predictions(
     has_duration, has_users = duration_feature in names, USER_ID in names
     return Predictions(
         user=to_numpy(batch.user_key[batch.target_window]),
+        ts_ms=to_numpy(batch.ts_ms[batch.target]),
         user_row=to_numpy(batch.ids(USER_ID)[batch.target_window] if has_users else torch.full_like(batch.target, -1)),
         item=to_numpy(batch.ids(ITEM_ID)[batch.target]),
         duration_bucket=to_numpy(

@@ -1,10 +1,10 @@
 """Predictions of a split in one Parquet file, for metrics and their uncertainty.
 
-One row per target: ``user`` (key), ``user_row``, ``item`` and ``duration_bucket`` (table rows), ``probability_NAME``
-and ``occurred_NAME`` of every outcome, ``time_NAME``, ``observed_time_NAME`` and ``time_given_prefix_NAME`` of every
-action in log1p seconds, ``watch_time``, ``unexplored_mass``, and ``oracle_NAME`` for true probabilities of a simulated
-log; see :class:`Predictions`. The schema metadata lists the outcomes in order. Match files of two models by user, not
-row.
+One row per target: ``user`` (key), ``ts_ms`` (start), ``user_row``, ``item`` and ``duration_bucket`` (table rows),
+``probability_NAME`` and ``occurred_NAME`` of every outcome, ``time_NAME``, ``observed_time_NAME`` and
+``time_given_prefix_NAME`` of every action in log1p seconds, ``watch_time``, ``unexplored_mass``, and ``oracle_NAME``
+for true probabilities of a simulated log; see :class:`Predictions`. The schema metadata lists the outcomes in order.
+Match files of two models by user and time, not by row.
 """
 
 import json
@@ -29,7 +29,7 @@ _MATRICES = {
     "time_given_prefix": "actions",
     "oracle": "oracle",
 }
-_COLUMNS = ("user", "user_row", "item", "duration_bucket", "watch_time", "unexplored_mass")
+_COLUMNS = ("user", "ts_ms", "user_row", "item", "duration_bucket", "watch_time", "unexplored_mass")
 
 
 def write_predictions(file: str, predictions: Predictions, card: DatasetCard) -> None:

@@ -51,6 +51,7 @@ _BATCH_ORDER_SETTINGS = (
     ("loader", "max_windows_per_batch"),
     ("loader", "shuffle_buffer_size"),
     ("train", "seed"),
+    ("train", "replay_share"),
 )  # settings that determine the order of batches
 
 

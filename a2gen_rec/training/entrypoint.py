@@ -30,7 +30,9 @@ def train(config: Config, data: str, run: str, init_from: str = "") -> dict[str,
         UserError: As for :class:`Trainer`, or another training uses the run.
     """
     if init_from and config.train.forkmerge.merge_interval_epochs:
-        raise ConfigError("--init-from: train.forkmerge does not support an earlier run")
+        raise ConfigError(
+            "--init-from: ForkMerge cannot start from an earlier run; set --train.forkmerge.merge-interval-epochs 0"
+        )
     data, run_dir = paths.abspath(data), RunDir(run)
     with process_group(config.train.device) as process, ExitStack() as stack:
         with sync_errors():
@@ -44,7 +46,9 @@ def train(config: Config, data: str, run: str, init_from: str = "") -> dict[str,
         with sync_errors():
             if process.is_main:
                 paths.ensure_writable_dir(run_dir.checkpoints)
-                settings = {"data": data, **asdict(config)}
+                # A training that is resumed before its first checkpoint starts from the same run again.
+                start = {"init_from": paths.abspath(init_from)} if init_from else {}
+                settings = {"data": data, **start, **asdict(config)}
                 paths.write_text(run_dir.config_file, yaml.safe_dump(settings, sort_keys=False))
                 trainer.card.save(run)
         if trainer.warm_start is not None:
@@ -63,9 +67,13 @@ def _check_validation(data: str) -> None:
 def _evaluate_earlier(trainer: Trainer, warm_start: WarmStart) -> None:
     """Evaluate the loaded model of an earlier run on the new data. Called by all ranks, before training."""
     result = warm_start.evaluate(trainer.training_model, trainer.config, trainer.process)
+    if trainer.process.is_main and not result:
+        print("before training: no later data than the earlier run has learned, hence no evaluation", flush=True)
+    file = RunDir(trainer.run).progressive_file
+    with sync_errors():
+        if result:
+            paths.write_text(file, json.dumps(result, indent=1) + "\n")
     if result:
-        file = RunDir(trainer.run).progressive_file
-        paths.write_text(file, json.dumps(result, indent=1) + "\n")
         aucs = [row["auc"] for row in result["actions"].values() if row["auc"] is not None]
         mean_auc = f", mean AUC {sum(aucs) / len(aucs):.4f}" if aucs else ""
         print(f"before training: {result['targets']:,} targets{mean_auc}; {file}", flush=True)

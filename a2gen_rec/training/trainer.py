@@ -18,7 +18,7 @@ from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.data.synced_batches import SynchronizedBatches
-from a2gen_rec.errors import UserError
+from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.evaluation.evaluate import action_metrics, evaluation_batches
 from a2gen_rec.evaluation.objective_metrics import objective_metrics
 from a2gen_rec.evaluation.predict import EvaluationSums, Predictions, outcome_columns, predict
@@ -89,6 +89,8 @@ class Trainer:
             elif init_from:
                 self.warm_start = WarmStart.open(init_from, config, self.dataset)
                 self.state.initialized_from = self.warm_start.earlier
+            if config.train.replay_share and self.state.initialized_from is None:
+                raise ConfigError(f"train.replay_share {config.train.replay_share} requires --init-from")
             self.train_windows = self._open_train_windows()
         self.state.data, self.state.card = data, self.card.to_dict()
         self.training_model = build_training_model(self.card, config, process)
@@ -211,10 +213,13 @@ class Trainer:
         )
 
     def _learning_rate(self) -> float:
-        """Return the learning-rate scale: linear warm-up by steps, then decay by the completed fraction of training."""
+        """Return the learning-rate scale: linear warm-up by steps, then decay by the completed fraction of training.
+
+        A run that starts from an earlier one has its optimizer states, and no warm-up.
+        """
         optim, train = self.config.optim, self.config.train
         step = self.state.step
-        if step < optim.warmup_steps:
+        if step < optim.warmup_steps and self.state.initialized_from is None:
             return (step + 1) / optim.warmup_steps
         if optim.lr_decay == "none":
             return 1.0

@@ -102,13 +102,17 @@ def open_replay(earlier: EarlierRun, dataset: Dataset) -> Dataset:
     Values that have retired since have row 0, because other values may have their rows.
 
     Raises:
-        UserError: The earlier dataset was changed or removed.
+        UserError: The earlier dataset was changed or removed, or is the present one.
     """
-    card = DatasetCard.load(earlier.data)
-    if list(card.identity.lineage) != earlier.lineage:
-        raise UserError(
-            f"{earlier.data}: is not the dataset that {earlier.run} was trained on; set train.replay_share 0"
-        )
+    problem = ""
+    if earlier.lineage == dataset.card.identity.lineage:
+        problem = "is the training data of this run as well"
+    elif not paths.exists(earlier.data):
+        problem = f"was removed, but {earlier.run} was trained on it"
+    elif list((card := DatasetCard.load(earlier.data)).identity.lineage) != earlier.lineage:
+        problem = f"is not the dataset that {earlier.run} was trained on"
+    if problem:
+        raise UserError(f"{earlier.data}: {problem}; set train.replay_share 0")
     return Dataset(earlier.data, dataset.card, new_rows=NewRows.since(dataset.path, dataset.card, card))
 
 
@@ -139,20 +143,30 @@ class GrowingTablesPlanner(DefaultLoadPlanner):
     def create_local_plan(self) -> LoadPlan:
         assert self.metadata is not None
         saved = dict(self.metadata.state_dict_metadata)
-        tensors = [(name, stored) for name, stored in saved.items() if isinstance(stored, TensorStorageMetadata)]
-        weights = {
-            table: stored.size[0]
-            for name, stored in tensors
-            if (table := _table_of(name, self.rows)) and stored.size[1:]
-        }
-        for name, stored in tensors:
+        for name, stored in saved.items():
             table = _table_of(name, self.rows)
-            if table and weights[table] < self.rows[table]:
-                if stored.size[0] != weights[table]:  # of a table sharded by columns, with one state per row and shard
-                    raise UserError(f"table {table} has grown, which a table sharded by columns cannot")
+            if table and isinstance(stored, TensorStorageMetadata) and stored.size[0] < self.rows[table]:
                 saved[name] = replace(stored, size=torch.Size([self.rows[table], *stored.size[1:]]))
         self.metadata = replace(self.metadata, state_dict_metadata=saved)
         return super().create_local_plan()
+
+
+def check_growth(path: str, rows: Mapping[str, int]) -> None:
+    """Check that no table has grown that is sharded by columns, with an optimizer state per row and shard.
+
+    Raises:
+        UserError: Naming the table.
+    """
+    stored = IOPathReader(path).read_metadata().state_dict_metadata
+    sizes = [(name, x.size) for name, x in stored.items() if isinstance(x, TensorStorageMetadata)]
+    weights = {_table_of(name, rows): size[0] for name, size in sizes if len(size) > 1}
+    for name, size in sizes:
+        table = _table_of(name, rows)
+        if table and weights[table] < rows[table] and size[0] != weights[table]:
+            raise UserError(
+                f"{path}: table {table} has grown from {weights[table]} to {rows[table]} rows, but sharded by columns; "
+                "train the first run with sharding.sharding_types [row_wise, table_wise]"
+            )
 
 
 def load_earlier(path: str, model: TrainingModel, new_rows: Mapping[str, Tensor]) -> None:
@@ -179,6 +193,7 @@ def load_earlier(path: str, model: TrainingModel, new_rows: Mapping[str, Tensor]
                 rows = rows[(rows >= 0) & (rows < len(values))].to(values.device)
                 initial.append((values, rows, values[rows].clone()))
     with checkpoint.translate_load_errors(path):
+        check_growth(path, sizes)
         dcp.load(loaded, storage_reader=IOPathReader(path), planner=GrowingTablesPlanner(sizes))
     for values, rows, start in initial:
         values[rows] = start

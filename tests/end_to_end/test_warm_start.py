@@ -27,6 +27,7 @@ from a2gen_rec.training.warm_start import WarmStart
 from a2gen_rec.utils.distributed import DistributedContext
 from tests.end_to_end.test_lineage import SMALL, SPEC, TREES, Trained, write_log
 from tests.end_to_end.test_training_job import checkpoints, tensors, train_arguments, wait_for_checkpoint
+from tests.helpers import CONFIGS
 from tests.helpers.cards import checkpoint_tensors
 from tests.helpers.distributed import CommandJob, on_ranks
 
@@ -214,6 +215,58 @@ def test_resumes_exactly_after_sigkill(made: Trained, tmp_path: Path) -> None:
         assert torch.equal(value, right[name]), name
 
 
+def test_resumes_after_a_kill_before_the_first_checkpoint(
+    made: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same parameters are the start again, as ``a2gen train --run RUN`` knows the earlier run."""
+    command = ["--init-from", made.path("run"), "--data", made.path("day1")]
+    main(["train", "--run", f"{tmp_path}/whole", *command])
+    with monkeypatch.context() as patch:
+        patch.setattr(WarmStart, "evaluate", kill)
+        with pytest.raises(ZeroDivisionError):
+            main(["train", "--run", f"{tmp_path}/killed", *command])
+    assert not checkpoints(tmp_path / "killed")
+    main(["train", "--run", f"{tmp_path}/killed"])
+    assert latest(f"{tmp_path}/killed").initialized_from == latest(f"{tmp_path}/whole").initialized_from
+    left, right = (tensors(tmp_path / name, tmp_path / f"{name}.pt") for name in ("whole", "killed"))
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name
+    main(["train", "--run", f"{tmp_path}/next", "--init-from", f"{tmp_path}/killed", "--data", made.path("day2")])
+    started = latest(f"{tmp_path}/next").initialized_from
+    assert started is not None
+    assert started.run == f"{tmp_path}/killed"
+    topology = str(CONFIGS / "topologies" / "laptop.yaml")
+    main(["plan", "--config", f"{tmp_path}/next/config.yaml", "--topology", topology, "--ranks", "1"])
+
+
+def kill(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+def test_the_same_command_resumes_with_the_same_epochs(
+    made: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.yaml").write_text("train: {epochs: 4}")
+    command = ["train", "--config", f"{tmp_path}/settings.yaml", "--run", f"{tmp_path}/run", *SMALL]
+    command += ["--init-from", made.path("run"), "--data", made.path("day1")]
+    main(command)
+    main(command)
+    assert latest(f"{tmp_path}/run").loader_states[0].epoch == 1
+    assert "training is already complete" in capsys.readouterr().err
+    main([*command, "--train.epochs", "2"])
+    assert latest(f"{tmp_path}/run").loader_states[0].epoch == 2
+
+
+def test_the_next_step_is_the_next_day(made: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An increment without test split cannot be evaluated on one; its own data are not evaluated as new ones."""
+    main(["train", "--run", f"{tmp_path}/run", "--init-from", made.path("run"), "--data", made.path("day1")])
+    next_day = f"to train on the next day: a2gen train --init-from {tmp_path}/run --data DATA --run NEXT_RUN"
+    assert next_day in capsys.readouterr().out
+    main(["train", "--run", f"{tmp_path}/again", "--init-from", f"{tmp_path}/run", "--data", made.path("day1")])
+    assert "no later data than the earlier run has learned" in capsys.readouterr().out
+    assert not (tmp_path / "again" / "progressive.json").exists()
+
+
 def test_rejects_a_start_from_another_model_lineage_or_run(
     made: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,6 +289,11 @@ def test_rejects_a_start_from_another_model_lineage_or_run(
         (["train", "--run", folder.path("plain"), "--init-from", run, *SMALL], "did not start from another run"),
         (["train", "--run", folder.path("later"), "--init-from", folder.path("plain")], f"started from {run}"),
         (["train", "--run", folder.path("later"), *day1, "--train.replay-share", "-1"], "train.replay_share"),
+        ([*begin, *day1, "--train.replay-share", "0.5"], "train.replay_share 0.5 requires --init-from"),
+        (
+            [*begin, "--init-from", folder.path("later"), *day1, "--train.replay-share", "0.5"],
+            "day1: is the training data of this run as well; set train.replay_share 0",
+        ),
     ]
     for command, message in refusals:
         assert message in folder.refusal(command, capsys)
@@ -248,8 +306,14 @@ def test_replay_requires_the_earlier_data(made: Trained, tmp_path: Path, capsys:
     main([*command, "--train.replay-share", "1", "--train.max-steps", "1"])
     capsys.readouterr()
     card = DatasetCard.load(made.path("day0"))
+    message = folder.refusal([*command, "--train.replay-share", "0.5", "--train.max-steps", "9"], capsys)
+    assert "cannot change train.replay_share (1.0 -> 0.5) in the middle of an epoch" in message
+    command += ["--train.replay-share", "1", "--train.max-steps", "9"]
     try:
         DatasetCard.load(made.path("day1")).save(made.path("day0"))
         assert "is not the dataset that" in folder.refusal(command, capsys)
+        (made.folder / "day0").rename(made.folder / "moved")
+        assert "day0: was removed, but" in folder.refusal(command, capsys)
+        (made.folder / "moved").rename(made.folder / "day0")
     finally:
         card.save(made.path("day0"))

@@ -50,6 +50,7 @@ def predictions(heads: bool = True, card: DatasetCard = CARD) -> Predictions:
             chance[:, names[name]] = values[name][1]
     return Predictions(
         user=np.array([0, 0, 0, 1, 1, 1]),
+        ts_ms=np.arange(n),
         user_row=np.array([0, 0, 0, 2, 2, 2]),
         item=np.arange(n),
         duration_bucket=np.array([0, 1, 1, 2, 3, 4]),

@@ -31,6 +31,7 @@ def make_predictions(oracle: list[str]) -> Predictions:
 
     return Predictions(
         user=rng.integers(-(2**62), 2**62, 9),
+        ts_ms=rng.integers(0, 2**45, 9),
         user_row=rng.integers(0, 9, 9),
         item=rng.integers(0, 40, 9),
         duration_bucket=rng.integers(0, 4, 9),

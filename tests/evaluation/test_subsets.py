@@ -1,7 +1,10 @@
 """Metrics on new and known users and items."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from a2gen_rec.data.schema import ITEM_ID
 from a2gen_rec.evaluation.evaluate import action_metrics, subset_metrics
 from a2gen_rec.evaluation.metrics import auc
 from a2gen_rec.evaluation.predict import outcome_columns
@@ -37,3 +40,11 @@ def test_subsets_without_rows_are_missing() -> None:
     subsets = subset_metrics(predictions, CARD)
     assert list(subsets) == ["known items"], "users have no table, no item is new"
     assert subsets["known items"]["actions"] == action_metrics(predictions, predictions.probability, CARD)
+
+
+def test_items_without_a_vocabulary_have_no_subsets() -> None:
+    """A hash function has no row of unknown values."""
+    features = [replace(each, kind="hash") if each.name == ITEM_ID else each for each in CARD.features]
+    predictions = make_predictions(CARD, 1.0, seed=0, new_items=0.4)
+    predictions.user_row[:] = 1
+    assert list(subset_metrics(predictions, replace(CARD, features=features))) == ["known users"]

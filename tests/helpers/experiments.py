@@ -34,6 +34,7 @@ def make_predictions(
     logit = skill * np.log(chance / (1 - chance)) + rng.normal(size=chance.shape)
     return Predictions(
         user=outcome_rng.integers(0, users, rows) * 10**6,
+        ts_ms=np.arange(rows),
         user_row=np.full(rows, -1),
         item=np.where(outcome_rng.random(rows) < new_items, 0, outcome_rng.integers(1, 40, rows)),
         duration_bucket=np.zeros(rows, np.int64),

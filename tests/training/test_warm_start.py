@@ -8,6 +8,7 @@ import torch
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.errors import UserError
 from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.build import build_training_model
@@ -95,3 +96,22 @@ def test_rows_keep_vectors_and_moments(
         elif "param_groups" not in name:
             assert torch.equal(value, trained[name]), name
     assert moments >= {"user_id", "item_id", "author_id"}
+
+
+def start_is_refused(process: DistributedContext, config: Config, source: str) -> str:
+    built = build_training_model(grown_card(), config, process)
+    with pytest.raises(UserError) as error:
+        load_earlier(RunDir(source).checkpoint(3), built, {})
+    return str(error.value)
+
+
+def test_tables_sharded_by_columns_do_not_grow(tmp_path: Path) -> None:
+    """Their optimizer has a state per row and shard, in one tensor."""
+    dataset = write_dataset(tmp_path / "data", CARD)
+    config = config_of("column_wise", "rowwise_adagrad")
+    config.model.dim = 32
+    on_ranks(2, tmp_path, train, str(dataset), config, str(tmp_path / "run"))
+    messages = on_ranks(2, tmp_path, start_is_refused, config, str(tmp_path / "run"))
+    for message in messages:
+        assert "table user_id has grown from" in message or "table item_id has grown from" in message
+        assert "train the first run with sharding.sharding_types [row_wise, table_wise]" in message

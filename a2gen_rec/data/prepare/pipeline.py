@@ -256,8 +256,9 @@ class PreparePipeline:
         # Only sources that number rows by file position need the insertion order.
         self.connection.execute("SET preserve_insertion_order = false")
         if num_rows == sum(dropped.values()):
-            part = "".join(f" {name} {value}" for name in ("start", "end") if (value := getattr(self.config, name)))
-            reason = f"no usable impression in {num_rows} rows{part and f' with{part}'} {dropped or ''}"
+            limits = (("start", "from"), ("end", "before"))
+            part = "".join(f" {word} {value}" for name, word in limits if (value := getattr(self.config, name)))
+            reason = f"no usable impression in {num_rows} rows{part} {dropped or ''}"
             raise DataError(reason.rstrip(), file=self.info.name)
         for number in self.track(range(self.config.num_partitions), "dropping duplicates"):
             partition = staging.deduplicate(

@@ -1,5 +1,7 @@
 """Advice of a backtest: which policy, and what more frequent training is worth."""
 
+import math
+
 from a2gen_rec.experiments.backtest.comparison import BacktestComparison, PolicyResult
 from a2gen_rec.experiments.differences import Difference
 
@@ -7,19 +9,28 @@ AUC_TOLERANCE = 0.003
 """Loss of mean AUC to the best policy below which the cheaper policy is advised."""
 
 
-def advised_policy(comparison: BacktestComparison) -> PolicyResult:
-    """Return the cheapest policy in training time whose mean AUC is within ``AUC_TOLERANCE`` of the best."""
-    best = max(policy.auc["all"] for policy in comparison.policies)
-    near = [policy for policy in comparison.policies if policy.auc["all"] >= best - AUC_TOLERANCE]
+def advised_policy(comparison: BacktestComparison) -> PolicyResult | None:
+    """Return the cheapest policy in training time whose mean AUC is within ``AUC_TOLERANCE`` of the best.
+
+    None if nothing was compared: a single policy, a single day (which all policies evaluate with the same model), or no
+    AUC.
+    """
+    known = [policy for policy in comparison.policies if math.isfinite(policy.auc["all"])]
+    if len(known) < 2 or len(known[0].days) < 2:
+        return None
+    best = max(policy.auc["all"] for policy in known)
+    near = [policy for policy in known if policy.auc["all"] >= best - AUC_TOLERANCE]
     return min(near, key=lambda policy: policy.cost.training_s)
 
 
 def advice(comparison: BacktestComparison) -> str:
-    """Return one sentence: the advised policy, with its differences to retraining and to no training."""
+    """Return the advice: the policy, with its differences to retraining and to no training."""
     chosen = advised_policy(comparison)
+    if chosen is None:
+        return "No advice: it takes two policies, two days and an outcome with positives and negatives."
     actions = {
         "frozen": "Train once",
-        "retrain": "Retrain from nothing",
+        "retrain": "Retrain from scratch",
         "warm": "Continue the model with each day (`--init-from`)",
         "replay": "Continue the model with each day and replayed windows (`--train.replay-share`)",
     }
@@ -31,11 +42,14 @@ def advice(comparison: BacktestComparison) -> str:
             text += f" at {chosen.cost.training_s / retrain.cost.training_s:.0%} of its training time"
         parts.append(text)
     if frozen is not None and frozen is not chosen:
-        text = f"{_text(chosen, 'frozen')} against a model that is never trained again"
-        if frozen.auc_by_age and (last := frozen.auc_by_age[max(frozen.auc_by_age)]):
-            text += f" (at an age of {max(frozen.auc_by_age)} days, it is at {format_difference(last)})"
-        parts.append(text)
-    return ", ".join(parts) + "."
+        parts.append(f"{_text(chosen, 'frozen')} against a model that is never trained again")
+    sentence = ", ".join(parts) + "."
+    if frozen is not None and frozen.auc_by_age and (last := frozen.auc_by_age[max(frozen.auc_by_age)]):
+        age = max(frozen.auc_by_age)
+        sentence += (
+            f" At an age of {age} days, that model differs from {comparison.reference} by {format_difference(last)}."
+        )
+    return sentence
 
 
 def _text(policy: PolicyResult, other: str) -> str:

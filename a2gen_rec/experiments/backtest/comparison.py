@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from a2gen_rec.experiments.backtest.day_metrics import (
     DayMetrics,
     DayPredictions,
     check_same_targets,
+    count_users,
     measure_day,
     nan_mean,
     subset_masks,
@@ -99,7 +100,8 @@ class BacktestComparison:
 
     Attributes:
         policies: Results in the order of the settings.
-        reference: Policy that ages are compared with: the first whose models are a day old.
+        reference: Policy that ages are compared with: the first whose models are a day old; empty if there is none.
+        judge: Policy whose models decide which items and users are new.
         averaged: Outcomes that enter the means.
         outcomes: Actions and labels.
         times: Timed actions.
@@ -111,6 +113,7 @@ class BacktestComparison:
 
     policies: list[PolicyResult]
     reference: str
+    judge: str
     averaged: AveragedOutcomes
     outcomes: list[str]
     times: list[str]
@@ -137,18 +140,16 @@ def compare_policies(
     Raises:
         DataError: A file cannot be read, or policies were evaluated on other targets.
     """
-    evaluations = backtest.plan.evaluations
-    reference = _reference(backtest)
-    of_reference = [each for each in evaluations if each.policy == reference]
-    references = {each.day: DayPredictions.read(each.predictions) for each in of_reference}
-    test = json.loads(paths.read_text(of_reference[0].evaluation))
+    evaluations, judge = backtest.plan.evaluations, _judge(backtest.settings.policies)
+    of_judge = [each for each in evaluations if each.policy == judge]
+    judged = {each.day: DayPredictions.read(each.predictions) for each in of_judge}
+    test = json.loads(paths.read_text(of_judge[0].evaluation))
     outcomes, times = list(test["actions"]), list(test["time"])
-    averaged = AveragedOutcomes.of_days(list(references.values()), outcomes, times)
-    users = np.unique(np.concatenate([day.predictions.user for day in references.values()]))
+    averaged = AveragedOutcomes.from_days(list(judged.values()), outcomes, times)
+    users = np.unique(np.concatenate([day.predictions.user for day in judged.values()]))
     ones = np.ones((len(users), 1), np.float32)
     weights = np.concatenate([ones, resample_weights(len(users), num_resamples)], axis=1)
-    # New is what no earlier day has, for all policies.
-    masks = {day: subset_masks(predictions.predictions) for day, predictions in references.items()}
+    masks = {day: subset_masks(predictions.predictions) for day, predictions in judged.items()}
     measured: dict[tuple[str, Any], DayMetrics] = {}
     days: dict[str, list[DayMetrics]] = {name: [] for name in backtest.settings.policies}
     for each in evaluations:
@@ -156,32 +157,53 @@ def compare_policies(
         key = each.predictions, each.day
         if key not in measured:
             day = DayPredictions.read(each.predictions)
-            check_same_targets(day, references[each.day])
+            check_same_targets(day, judged[each.day])
             measured[key] = measure_day(each, day, masks[each.day], users, weights, averaged, outcomes, times)
         metrics = vars(measured[key]) | {"policy": each.policy, "age": each.age}
         days[each.policy].append(DayMetrics(**metrics))
-    policies = [_policy(backtest, name, days, reference, len(users)) for name in days]
-    first = backtest.records[f"train {BASE}"].seconds
-    tables = _table_rows(backtest)
-    return BacktestComparison(policies, reference, averaged, outcomes, times, len(users), num_resamples, first, tables)
+    counts = count_users(list(judged.values()), list(masks.values()), averaged)
+    reference = _reference(backtest)
+    return BacktestComparison(
+        [_policy(backtest, name, days, reference, counts) for name in days],
+        reference,
+        judge,
+        averaged,
+        outcomes,
+        times,
+        len(users),
+        num_resamples,
+        backtest.records[f"train {BASE}"].seconds,
+        _table_rows(backtest),
+    )
+
+
+def _judge(policies: Sequence[str]) -> str:
+    """Return the policy whose models decide what is new: the one that knows most."""
+    return next(name for name in ("warm", "replay", "retrain", "frozen") if name in policies)
 
 
 def _reference(backtest: Backtest) -> str:
-    """Return the first policy other than ``frozen`` whose models are a day old, or the first policy."""
-    names = backtest.settings.policies
-    daily = [name for name in names if all(each.age == 1 for each in backtest.plan.evaluations if each.policy == name)]
-    return next((name for name in daily if name != "frozen"), names[0])
+    """Return the first policy other than ``frozen`` whose models are a day old; empty if there is none."""
+    evaluations = backtest.plan.evaluations
+    return next(
+        (
+            name
+            for name in backtest.settings.policies
+            if name != "frozen" and all(each.age == 1 for each in evaluations if each.policy == name)
+        ),
+        "",
+    )
 
 
 def _policy(
-    backtest: Backtest, name: str, days: dict[str, list[DayMetrics]], reference: str, users: int
+    backtest: Backtest, name: str, days: dict[str, list[DayMetrics]], reference: str, users: Mapping[str, int]
 ) -> PolicyResult:
     mine = days[name]
     ages = sorted({day.age for day in mine if day.age > 1})
 
     def differences(metric: str) -> dict[str, dict[str, Difference | None]]:
         return {
-            other: {subset: _difference(mine, days[other], metric, subset, users) for subset in SUBSETS}
+            other: {subset: _difference(mine, days[other], metric, subset, users[subset]) for subset in SUBSETS}
             for other in days
             if other != name
         }
@@ -193,7 +215,7 @@ def _policy(
         {subset: float(_mean_over_days(mine, "mean_mae", subset)[0]) for subset in SUBSETS},
         differences("mean_auc"),
         differences("mean_mae"),
-        {age: _difference_at_age(mine, days[reference], age, users) for age in ages if name != reference},
+        {age: _difference_at_age(mine, days[reference], age, users["all"]) for age in ages if reference},
         _cost(backtest, name),
     )
 
@@ -221,9 +243,9 @@ def _mean_over_days(days: Sequence[DayMetrics], metric: str, subset: str) -> np.
 
 
 def _cost(backtest: Backtest, policy: str) -> PolicyCost:
-    """Return the cost of the steps that the evaluations of a policy need."""
-    steps, needed = backtest.plan.steps, set()
-    open_steps = [f"evaluate {each.run} on {each.day}" for each in backtest.plan.evaluations if each.policy == policy]
+    """Return the cost of the trainings of a policy and of what they need."""
+    steps, needed = backtest.plan.steps, set[str]()
+    open_steps = [f"train {each.run}" for each in backtest.plan.evaluations if each.policy == policy]
     while open_steps:
         name = open_steps.pop()
         if name not in needed:

@@ -34,7 +34,7 @@ class DayPredictions:
     @classmethod
     def read(cls, file: str) -> "DayPredictions":
         predictions, names = read_predictions(file)
-        return cls(predictions.take(np.argsort(predictions.user, kind="stable")), names, file)
+        return cls(predictions.take(np.lexsort((predictions.ts_ms, predictions.user))), names, file)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class AveragedOutcomes:
     times: list[str]
 
     @classmethod
-    def of_days(
+    def from_days(
         cls, days: Sequence[DayPredictions], outcomes: Sequence[str], times: Sequence[str]
     ) -> "AveragedOutcomes":
         """Select among the ``outcomes`` and ``times`` of a model by the predictions of all days."""
@@ -95,10 +95,26 @@ class DayMetrics:
 
 
 def subset_masks(predictions: Predictions) -> dict[str, np.ndarray]:
-    """Return [n] bool per subset; new items and users have row 0."""
+    """Return [n] bool per subset of ``SUBSETS``; new items and users have row 0 for the model."""
     new_item, new_user = predictions.item == 0, predictions.user_row == 0
     masks = (np.ones(len(new_item), bool), new_item, ~new_item, new_user, ~new_user)
     return dict(zip(SUBSETS, masks, strict=True))
+
+
+def count_users(
+    days: Sequence[DayPredictions], masks: Sequence[Mapping[str, np.ndarray]], averaged: AveragedOutcomes
+) -> dict[str, int]:
+    """Return subset -> number of users with each class of each averaged outcome on some day, the minimum over them."""
+
+    def users_with(name: str, subset: str, value: int) -> int:
+        users = []
+        for day, of_day in zip(days, masks, strict=True):
+            included = of_day[subset] & (day.predictions.occurred[:, day.names.index(name)] == value)
+            users.append(day.predictions.user[included])
+        return len(np.unique(np.concatenate(users)))
+
+    pairs = [(name, value) for name in averaged.outcomes for value in (0, 1)]
+    return {subset: min((users_with(name, subset, value) for name, value in pairs), default=0) for subset in SUBSETS}
 
 
 def measure_day(
@@ -163,6 +179,7 @@ def nan_mean(values: np.ndarray) -> np.ndarray:
 
 
 def check_same_targets(day: DayPredictions, other: DayPredictions) -> None:
-    """Raise DataError unless both have the same targets."""
-    if not np.array_equal(day.predictions.user, other.predictions.user):
+    """Raise DataError unless both have the same users and times."""
+    first, second = day.predictions, other.predictions
+    if not (np.array_equal(first.user, second.user) and np.array_equal(first.ts_ms, second.ts_ms)):
         raise DataError(f"has other targets than {Path(other.file).parent.name}", file=day.file)

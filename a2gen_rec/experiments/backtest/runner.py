@@ -99,6 +99,10 @@ def run_backtest(
         raise ConfigError(f"--to {log.last} is before --from {log.first}")
     if config.model.name == "gbdt":
         raise ConfigError("model.name gbdt has no parameters that a backtest could continue")
+    if config.train.forkmerge.merge_interval_epochs:
+        raise ConfigError("train.forkmerge: a backtest trains without validation, which ForkMerge needs")
+    if config.train.replay_share:
+        raise ConfigError("train.replay_share: a backtest has --replay-share, for the policy replay")
     if not paths.is_local(out):
         raise UserError(f"{out}: must be a local directory")
     out = os.path.abspath(out)
@@ -126,7 +130,7 @@ def _lock(out: str) -> Iterator[None]:
 def _check_state(log: Log, settings: BacktestConfig, prepare: PrepareConfig, config: Config, out: str) -> None:
     """Record log and settings; in an existing backtest, check that they are the same.
 
-    Further policies and later last days are no difference: they add steps.
+    Further policies, later last days, and files added to the log are no difference: they add steps.
     """
     policies = asdict(settings)
     del policies["policies"]
@@ -143,7 +147,13 @@ def _check_state(log: Log, settings: BacktestConfig, prepare: PrepareConfig, con
         return
     try:
         before = json.loads(paths.read_text(file))
-        changed = [f"{part} {key}" for part, now in json.loads(text).items() for key in differing(before[part], now)]
+        files = state["log"]["files"]
+        state["log"]["files"] = {name: files[name] for name in before["log"]["files"] if name in files}
+        changed = [
+            f"{part} {key}"
+            for part, now in json.loads(json.dumps(state)).items()
+            for key in differing(before[part], now)
+        ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not the state of a backtest ({error})") from error
     if changed:
@@ -197,8 +207,12 @@ class _Execution:
         return record
 
     def _read(self, name: str) -> StepRecord | None:
+        """Return the record of a finished step; None if it is missing or damaged."""
         file = self._file(name, "json")
-        return StepRecord(**json.loads(paths.read_text(file))) if paths.exists(file) else None
+        try:
+            return StepRecord(**json.loads(paths.read_text(file))) if paths.exists(file) else None
+        except (ValueError, TypeError):
+            return None
 
     def _file(self, name: str, kind: str) -> str:
         return paths.join(self.out, STEPS_DIR, f"{name.replace(' ', '-')}.{kind}")

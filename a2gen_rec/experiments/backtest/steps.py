@@ -101,12 +101,10 @@ class BacktestPlan:
     Attributes:
         steps: Name -> step, in the order of the days.
         evaluations: Evaluations of all policies.
-        runs: Policy -> its trainings, as names of steps.
     """
 
     steps: dict[str, Step] = field(default_factory=dict)
     evaluations: list[EvaluatedDay] = field(default_factory=list)
-    runs: dict[str, list[str]] = field(default_factory=dict)
 
 
 def plan_backtest(log: Log, backtest: BacktestConfig, prepare: PrepareConfig, config: Config, out: str) -> BacktestPlan:
@@ -124,10 +122,8 @@ class _Planner:
     result: BacktestPlan = field(default_factory=BacktestPlan)
 
     def plan(self) -> BacktestPlan:
-        for policy in self.backtest.policies:
-            self.result.runs[policy] = []
         base = self._prepare_base(BASE, paths.join(self.out, "data", BASE), self.log.first)
-        self._train(BASE, base, list(self.backtest.policies))
+        self._train(BASE, base)
         for day in self.log.days:
             for policy in self.backtest.policies:
                 run, learned = self._run_of(policy, day)
@@ -149,7 +145,7 @@ class _Planner:
         """Train from nothing on the days before one."""
         name = f"retrain-{day}"
         data = self._prepare_base(name, paths.join(self.out, "retrain", str(day), "data"), day)
-        self._train(name, data, ["retrain"])
+        self._train(name, data)
         return name
 
     def _warm_start(self, policy: str, day: date) -> str:
@@ -159,7 +155,7 @@ class _Planner:
         if policy == "replay":
             settings |= {"train.replay_share": self.backtest.replay_share}  # type: ignore[dict-item]
         arguments = ["--init-from", self._run_dir(earlier), *cli_arguments(settings)]
-        self._train(name, data, [policy], arguments, [f"train {earlier}"])
+        self._train(name, data, arguments, [f"train {earlier}"])
         return name
 
     def _prepare_base(self, name: str, data: str, day: date) -> str:
@@ -196,19 +192,10 @@ class _Planner:
         command = ["prepare", self.log.source, "--raw", self.log.raw, "--out", data, *spec, *arguments, *settings]
         self._add(Step(f"prepare {name}", command, data, list(needs)))
 
-    def _train(
-        self,
-        name: str,
-        data: str,
-        policies: Sequence[str],
-        arguments: Sequence[str] = (),
-        needs: Sequence[str] = (),
-    ) -> None:
+    def _train(self, name: str, data: str, arguments: Sequence[str] = (), needs: Sequence[str] = ()) -> None:
         settings, run = paths.join(self.out, "settings.yaml"), self._run_dir(name)
         command = ["train", "--config", settings, "--data", data, "--run", run, *arguments]
-        if self._add(Step(f"train {name}", command, run, [self._step_of(data), *needs])):
-            for policy in policies:
-                self.result.runs[policy].append(f"train {name}")
+        self._add(Step(f"train {name}", command, run, [self._step_of(data), *needs]))
 
     def _evaluate(self, policy: str, run: str, data: str, day: date, age: int) -> None:
         folder = paths.join(self.out, "evaluations", run)
@@ -225,9 +212,8 @@ class _Planner:
     def _step_of(self, data: str) -> str:
         return next(step.name for step in self.result.steps.values() if step.output == data)
 
-    def _add(self, step: Step) -> bool:
-        """Add a step; return whether it is new."""
-        return self.result.steps.setdefault(step.name, step) is step
+    def _add(self, step: Step) -> None:
+        self.result.steps.setdefault(step.name, step)
 
 
 def _changed(prepare: PrepareConfig) -> dict[str, Any]:

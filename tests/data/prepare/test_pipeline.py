@@ -449,7 +449,7 @@ def test_reads_a_part_of_the_log(tmp_path):
 @pytest.mark.parametrize(
     ("change", "spec", "error", "message"),
     [
-        ({"start": "2027-01-01"}, {}, DataError, "no usable impression in 0 rows with start 2027-01-01"),
+        ({"start": "2027-01-01"}, {}, DataError, "no usable impression in 0 rows from 2027-01-01"),
         ({"end": "soon"}, {}, ConfigError, "end 'soon' is not an ISO datetime"),
         ({"start": "-2d"}, {}, ConfigError, "start '-2d' is not an ISO datetime"),
         ({"start": "5"}, {"has_calendar_time": False}, ConfigError, "start '5', but generic has no calendar time"),

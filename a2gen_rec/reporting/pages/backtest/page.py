@@ -44,7 +44,7 @@ def write_backtest_report(backtest: Backtest, comparison: BacktestComparison, ma
     }
     html, results = (paths.join(backtest.out, name) for name in (PAGE, RESULTS))
     markdown = markdown or paths.join(backtest.out, MARKDOWN)
-    chart_dir = markdown.removesuffix(".md")
+    chart_dir = markdown.removesuffix(".md") if markdown.endswith(".md") else f"{markdown}-charts"
     for directory in (paths.dirname(markdown), chart_dir):
         paths.ensure_writable_dir(directory)
 
@@ -57,7 +57,7 @@ def write_backtest_report(backtest: Backtest, comparison: BacktestComparison, ma
             paths.write_text(file, charts.to_standalone_svg(figure))
     content = {
         "advice": advice(comparison),
-        "advised_policy": advised_policy(comparison).name,
+        "advised_policy": None if (advised := advised_policy(comparison)) is None else advised.name,
         "command": backtest.command,
         "machine": machine,
         **_to_json(asdict(comparison)),

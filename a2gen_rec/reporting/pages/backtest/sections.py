@@ -14,7 +14,7 @@ from a2gen_rec.reporting.pages.section import Section, SectionTable
 
 POLICY_TEXTS = {
     "frozen": "trained once, before the first day",
-    "retrain": "trained from nothing on earlier days",
+    "retrain": "trained from scratch on earlier days",
     "warm": "continued with each day",
     "replay": "continued with each day, and with windows of the day before",
 }
@@ -57,8 +57,9 @@ def _summary(comparison: BacktestComparison) -> Section:
     policies = "; ".join(f"{policy.name}: {POLICY_TEXTS[policy.name]}" for policy in comparison.policies)
     text = (
         f"{policies}. Every model is evaluated on a day before it learns from it. Differences have 95% intervals over "
-        f"{comparison.num_resamples:,} resamples of {comparison.users:,} users; *: the interval excludes 0. Training "
-        f"is without the first one, which took {format_duration(comparison.first_training_s)}."
+        f"{comparison.num_resamples:,} resamples of {comparison.users:,} users, without the error of random seeds; "
+        f"*: the interval excludes 0. The first training, of {format_duration(comparison.first_training_s)}, is shared "
+        "and not counted."
     )
     return Section("Policies", text, [], tables)
 
@@ -100,7 +101,7 @@ def _new(comparison: BacktestComparison) -> Section:
     }
     caption = "Share of the impressions: " + ", ".join(f"{name} {shares[name]:.1%}" for name in SUBSETS[1:]) + "."
     table = SectionTable(["mean AUC", *SUBSETS[1:]], rows)
-    text = "New is what has no table row after all earlier days, for all policies alike."
+    text = f"New is what the models of {comparison.judge} have no table row for: new or rare values."
     return Section("New items and users", text, [(figure, caption)], [table])
 
 
@@ -132,7 +133,10 @@ def _cost(comparison: BacktestComparison) -> Section:
         for policy in comparison.policies
     ]
     columns = ["", "trainings", "training, s", "preparation, s", "written"]
-    caption = "Without the first dataset and training. Concurrent commands slow each other down."
+    caption = (
+        "Trainings and the datasets that they read, without the first ones. A part of a log is read by a scan of all "
+        "of it. Concurrent commands slow each other down."
+    )
     return Section("Cost", "", [(cost_chart(comparison), caption)], [SectionTable(columns, rows)])
 
 
