@@ -80,7 +80,7 @@ def check_same_data(current: DatasetCard, trained: DatasetCard, data: str, run: 
 def check_later_data(current: DatasetCard, trained: DatasetCard, data: str, run: str) -> None:
     """Check that a new run can start from the parameters of ``run`` on a dataset: its data or a later increment.
 
-    Tables may have grown, and rows of retired values may have new values; these rows begin anew.
+    Tables may have grown, and rows of retired values may have new values; the warm start initializes these rows.
 
     Raises:
         UserError: Naming the first input or outcome that differs, or both digests.

@@ -1,7 +1,7 @@
 """Warm start: parameters and optimizer states of an earlier run, for a later increment of its data [ours].
 
-Rows never move, so a value keeps its vector. Rows that the earlier run has not trained for their present value begin
-anew: those of new values, rows that a retired value has left, and rows of grown tables.
+Rows never move, so a value keeps its vector. Rows that the earlier run has not trained for their present value are
+initialized: those of new values, rows that a retired value has left, and rows of grown tables.
 """
 
 from collections.abc import Iterator, Mapping
@@ -172,7 +172,7 @@ def check_growth(path: str, rows: Mapping[str, int]) -> None:
 def load_earlier(path: str, model: TrainingModel, new_rows: Mapping[str, Tensor]) -> None:
     """Load a checkpoint of earlier data in place: parameters and optimizer states, no learning rates or random states.
 
-    Called by all ranks. States per task (``optim.multitask: adatask``) begin anew.
+    Called by all ranks. States per task (``optim.multitask: adatask``) are reset.
 
     Args:
         path: Checkpoint.
