@@ -38,10 +38,12 @@ def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
 LONG_FILES = (
     "serving/engine/test_workers",
     "end_to_end/test_training_job",
+    "experiments/backtest/test_backtest",
     "docs/test_commands",
     "serving/test_page",
     "training/test_forkmerge",
     "experiments/test_runner",
+    "end_to_end/test_warm_start",
     "training/test_sharded",
     "benchmarks/test_train_throughput",
     "benchmarks/test_scaling",
