@@ -14,7 +14,16 @@ from a2gen_rec.config.data import SOURCE_NAMES
 from a2gen_rec.config.parse import add_config_arguments, config_from_args
 from a2gen_rec.errors import ConfigError
 
-NOT_OF_DAYS = {"start", "end", "valid_start", "test_start", "valid_fraction", "test_fraction", "train_only", "carry"}
+SET_BY_BACKTEST = {
+    "start",
+    "end",
+    "valid_start",
+    "test_start",
+    "valid_fraction",
+    "test_fraction",
+    "train_only",
+    "carry",
+}
 """Settings of ``a2gen prepare`` that a backtest sets itself."""
 CAPACITY = 1.5
 """Default of ``--prepare.capacity``: tables need free rows for the values of later days."""
@@ -43,7 +52,7 @@ def parser() -> ArgumentParser:
     )
     command.add_argument("--markdown", type=str, default="", help="path of the Markdown report; default: OUT/report.md")
     command.add_class_arguments(BacktestConfig)
-    command.add_class_arguments(PrepareConfig, "prepare", skip=NOT_OF_DAYS)
+    command.add_class_arguments(PrepareConfig, "prepare", skip=SET_BY_BACKTEST)
     command.set_defaults({"prepare.capacity": CAPACITY, "prepare.threads": 1})
     add_config_file(command)
     add_config_arguments(command)

@@ -101,7 +101,7 @@ class BacktestComparison:
     Attributes:
         policies: Results in the order of the settings.
         reference: Policy that ages are compared with: the first whose models are a day old; empty if there is none.
-        judge: Policy whose models decide which items and users are new.
+        novelty_policy: Policy whose models decide which items and users are new.
         averaged: Outcomes that enter the means.
         outcomes: Actions and labels.
         times: Timed actions.
@@ -113,7 +113,7 @@ class BacktestComparison:
 
     policies: list[PolicyResult]
     reference: str
-    judge: str
+    novelty_policy: str
     averaged: AveragedOutcomes
     outcomes: list[str]
     times: list[str]
@@ -140,16 +140,16 @@ def compare_policies(
     Raises:
         DataError: A file cannot be read, or policies were evaluated on other targets.
     """
-    evaluations, judge = backtest.plan.evaluations, _judge(backtest.settings.policies)
-    of_judge = [each for each in evaluations if each.policy == judge]
-    judged = {each.day: DayPredictions.read(each.predictions) for each in of_judge}
-    test = json.loads(paths.read_text(of_judge[0].evaluation))
+    evaluations, novelty_policy = backtest.plan.evaluations, _novelty_policy(backtest.settings.policies)
+    novelty_evaluations = [each for each in evaluations if each.policy == novelty_policy]
+    novelty_days = {each.day: DayPredictions.read(each.predictions) for each in novelty_evaluations}
+    test = json.loads(paths.read_text(novelty_evaluations[0].evaluation))
     outcomes, times = list(test["actions"]), list(test["time"])
-    averaged = AveragedOutcomes.from_days(list(judged.values()), outcomes, times)
-    users = np.unique(np.concatenate([day.predictions.user for day in judged.values()]))
+    averaged = AveragedOutcomes.from_days(list(novelty_days.values()), outcomes, times)
+    users = np.unique(np.concatenate([day.predictions.user for day in novelty_days.values()]))
     ones = np.ones((len(users), 1), np.float32)
     weights = np.concatenate([ones, resample_weights(len(users), num_resamples)], axis=1)
-    masks = {day: subset_masks(predictions.predictions) for day, predictions in judged.items()}
+    masks = {day: subset_masks(predictions.predictions) for day, predictions in novelty_days.items()}
     measured: dict[tuple[str, Any], DayMetrics] = {}
     days: dict[str, list[DayMetrics]] = {name: [] for name in backtest.settings.policies}
     for each in evaluations:
@@ -157,16 +157,16 @@ def compare_policies(
         key = each.predictions, each.day
         if key not in measured:
             day = DayPredictions.read(each.predictions)
-            check_same_targets(day, judged[each.day])
+            check_same_targets(day, novelty_days[each.day])
             measured[key] = measure_day(each, day, masks[each.day], users, weights, averaged, outcomes, times)
         metrics = vars(measured[key]) | {"policy": each.policy, "age": each.age}
         days[each.policy].append(DayMetrics(**metrics))
-    counts = count_users(list(judged.values()), list(masks.values()), averaged)
+    counts = count_users(list(novelty_days.values()), list(masks.values()), averaged)
     reference = _reference(backtest)
     return BacktestComparison(
         [_policy(backtest, name, days, reference, counts) for name in days],
         reference,
-        judge,
+        novelty_policy,
         averaged,
         outcomes,
         times,
@@ -177,7 +177,7 @@ def compare_policies(
     )
 
 
-def _judge(policies: Sequence[str]) -> str:
+def _novelty_policy(policies: Sequence[str]) -> str:
     """Return the policy whose models decide what is new: the one that knows most."""
     return next(name for name in ("warm", "replay", "retrain", "frozen") if name in policies)
 
@@ -198,33 +198,33 @@ def _reference(backtest: Backtest) -> str:
 def _policy(
     backtest: Backtest, name: str, days: dict[str, list[DayMetrics]], reference: str, users: Mapping[str, int]
 ) -> PolicyResult:
-    mine = days[name]
-    ages = sorted({day.age for day in mine if day.age > 1})
+    policy_days = days[name]
+    ages = sorted({day.age for day in policy_days if day.age > 1})
 
     def differences(metric: str) -> dict[str, dict[str, Difference | None]]:
         return {
-            other: {subset: _difference(mine, days[other], metric, subset, users[subset]) for subset in SUBSETS}
+            other: {subset: _difference(policy_days, days[other], metric, subset, users[subset]) for subset in SUBSETS}
             for other in days
             if other != name
         }
 
     return PolicyResult(
         name,
-        mine,
-        {subset: float(_mean_over_days(mine, "mean_auc", subset)[0]) for subset in SUBSETS},
-        {subset: float(_mean_over_days(mine, "mean_mae", subset)[0]) for subset in SUBSETS},
+        policy_days,
+        {subset: float(_mean_over_days(policy_days, "mean_auc", subset)[0]) for subset in SUBSETS},
+        {subset: float(_mean_over_days(policy_days, "mean_mae", subset)[0]) for subset in SUBSETS},
         differences("mean_auc"),
         differences("mean_mae"),
-        {age: _difference_at_age(mine, days[reference], age, users["all"]) for age in ages if reference},
+        {age: _difference_at_age(policy_days, days[reference], age, users["all"]) for age in ages if reference},
         _cost(backtest, name),
     )
 
 
 def _difference(
-    mine: Sequence[DayMetrics], others: Sequence[DayMetrics], metric: str, subset: str, users: int
+    policy_days: Sequence[DayMetrics], others: Sequence[DayMetrics], metric: str, subset: str, users: int
 ) -> Difference | None:
     """Return the difference of the mean over days."""
-    values, other = (_mean_over_days(days, metric, subset) for days in (mine, others))
+    values, other = (_mean_over_days(days, metric, subset) for days in (policy_days, others))
     if not (math.isfinite(values[0]) and math.isfinite(other[0])):
         return None
     means = MeanStd(float(values[0]), None), MeanStd(float(other[0]), None)
@@ -232,9 +232,9 @@ def _difference(
 
 
 def _difference_at_age(
-    mine: Sequence[DayMetrics], reference: Sequence[DayMetrics], age: int, users: int
+    policy_days: Sequence[DayMetrics], reference: Sequence[DayMetrics], age: int, users: int
 ) -> Difference | None:
-    pairs = [(day, other) for day, other in zip(mine, reference, strict=True) if day.age == age]
+    pairs = [(day, other) for day, other in zip(policy_days, reference, strict=True) if day.age == age]
     return _difference([day for day, _ in pairs], [other for _, other in pairs], "mean_auc", "all", users)
 
 

@@ -153,14 +153,14 @@ def measure_day(
         known = mask & np.isfinite(error)
         return weighted_mean(error[known], user[known], draws)
 
-    everything, once = masks["all"], weights[:, :1]
+    all_rows, ones = masks["all"], weights[:, :1]
     return DayMetrics(
         evaluated.policy,
         str(evaluated.day),
         evaluated.age,
         {name: int(mask.sum()) for name, mask in masks.items()},
-        {name: float(auc(name, everything, once)[0]) for name in outcomes},
-        {name: float(mae(name, everything, once)[0]) for name in times},
+        {name: float(auc(name, all_rows, ones)[0]) for name in outcomes},
+        {name: float(mae(name, all_rows, ones)[0]) for name in times},
         {key: _mean([auc(name, mask, weights) for name in averaged.outcomes]) for key, mask in masks.items()},
         {key: _mean([mae(name, mask, weights) for name in averaged.times]) for key, mask in masks.items()},
     )

@@ -116,7 +116,7 @@ def test_means_are_those_of_the_evaluations(policy: str, backtest: Backtest, com
         pytest.approx(day["actions"]["like"]["auc"]) if day["actions"]["like"]["auc"] is not None else None
         for day in days
     ]
-    if policy == comparison.judge:
+    if policy == comparison.novelty_policy:
         for subset in ("new items", "known items"):
             expected = [np.mean([day["subsets"][subset]["actions"][name]["auc"] for name in names]) for day in days]
             assert result.auc[subset] == pytest.approx(np.mean(expected))
@@ -156,7 +156,7 @@ def test_targets_are_aligned_by_time(raw: Path, tmp_path: Path) -> None:
     raw_order = [read_predictions(file)[0].ts_ms for file in files]
     assert not np.array_equal(*raw_order), "the files are in another order"
     comparison = compare_policies(result, RESAMPLES)
-    assert (comparison.reference, comparison.judge) == ("retrain", "retrain")
+    assert (comparison.reference, comparison.novelty_policy) == ("retrain", "retrain")
 
 
 def test_resamples_are_metrics_of_repeated_users(backtest: Backtest, comparison: BacktestComparison) -> None:

@@ -101,7 +101,7 @@ def _new(comparison: BacktestComparison) -> Section:
     }
     caption = "Share of the impressions: " + ", ".join(f"{name} {shares[name]:.1%}" for name in SUBSETS[1:]) + "."
     table = SectionTable(["mean AUC", *SUBSETS[1:]], rows)
-    text = f"New is what the models of {comparison.judge} have no table row for: new or rare values."
+    text = f"New is what the models of {comparison.novelty_policy} have no table row for: new or rare values."
     return Section("New items and users", text, [(figure, caption)], [table])
 
 
