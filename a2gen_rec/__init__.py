@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from a2gen_rec.config import Config
+    from a2gen_rec.data.card import DatasetCard
     from a2gen_rec.data.prepare.pipeline import prepare
-    from a2gen_rec.data.schema import DatasetCard
     from a2gen_rec.errors import ConfigError, DataError, UserError
     from a2gen_rec.ranking.ranker import Ranker
     from a2gen_rec.ranking.types import Impression, RankedList, RankQuery
@@ -33,7 +33,7 @@ _MODULES = {
     "Config": "a2gen_rec.config",
     "ConfigError": "a2gen_rec.errors",
     "DataError": "a2gen_rec.errors",
-    "DatasetCard": "a2gen_rec.data.schema",
+    "DatasetCard": "a2gen_rec.data.card",
     "Impression": "a2gen_rec.ranking.types",
     "RankQuery": "a2gen_rec.ranking.types",
     "RankedList": "a2gen_rec.ranking.types",

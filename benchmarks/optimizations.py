@@ -12,11 +12,13 @@ from torchrec import JaggedTensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.batch import WindowBatch, collate, count_names
+from a2gen_rec.data.batch import WindowBatch, count_names
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
-from a2gen_rec.data.schema import ITEM_ID, DatasetCard
+from a2gen_rec.data.schema import ITEM_ID
 from a2gen_rec.data.synced_batches import SynchronizedBatches
 from a2gen_rec.losses.loss import Loss
 from a2gen_rec.models.base import RankingModel, TargetEncoding

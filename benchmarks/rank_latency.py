@@ -32,10 +32,11 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from a2gen_rec.config import Config, ModelConfig
-from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import CandidateItems, WindowColumns
-from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.window_reader import read_columns, read_row_groups
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.embedding_tables import ACTION, TIME, EmbeddingTables
 from a2gen_rec.nn.generator import StepEmbeddings

@@ -31,7 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.schema import ITEM_ID
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.losses.loss import term_means, total_loss

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from a2gen_rec.config import PrepareConfig, SimulateConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.prepare.pipeline import prepare
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.data.sources.simulated import Simulated
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.experiments.command_runner import CommandRunner

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from a2gen_rec.config import PrepareConfig, SimulateConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
-from a2gen_rec.data.schema import ITEM_ID, DatasetCard
+from a2gen_rec.data.schema import ITEM_ID
+from a2gen_rec.data.window_reader import read_columns, read_row_groups
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.utils.distributed import DistributedContext
 

@@ -28,10 +28,10 @@ from stages import STAGES, Stopwatch
 from torch import Tensor
 
 from a2gen_rec.config import Config, LoaderConfig, ModelConfig
-from a2gen_rec.data.batch import collate
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.window_reader import read_columns, read_row_groups
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.losses.loss import Loss
 from a2gen_rec.models.embedding_tables import EmbeddingTables

@@ -30,8 +30,9 @@ from a2gen_rec.artifact.manifest import Manifest, read_manifest
 from a2gen_rec.artifact.quantized_tables import QuantizedEmbeddings, QuantizedTable
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.parquet_reader import read_table
-from a2gen_rec.data.schema import ITEM_ID, USER_ID, DatasetCard, Feature
+from a2gen_rec.data.schema import ITEM_ID, USER_ID, Feature
 from a2gen_rec.data.vectors import VectorTable, VectorTables
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.models.base import BaseRanker, TargetEncoding

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import track
 
 from a2gen_rec.config import Config, PlannerFeature, WorkloadConfig
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.sharding.planner import Plan, PlanningProblem
 from a2gen_rec.sharding.report import PlanReport

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from a2gen_rec.data.bags import Bags
-from a2gen_rec.data.schema import UNKNOWN, DatasetCard
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import UNKNOWN
 
 _WINDOW_FIELDS = ("user_key", "first_target", "lengths", "user_ids", "user_bags", "user_numbers")
 _IMPRESSION_FIELDS = (

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.new_rows import NewRows
-from a2gen_rec.data.schema import DatasetCard, Feature
+from a2gen_rec.data.schema import Feature
 from a2gen_rec.errors import UserError
 
 _OUTCOMES = ("actions", "labels", "objectives", "timed_actions")

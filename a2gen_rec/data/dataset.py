@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.new_rows import NewRows
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.data.vectors import VectorTables, open_vectors
 from a2gen_rec.utils import paths
 

@@ -11,16 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.identity import DataIdentity
-from a2gen_rec.data.schema import (
-    CARD_FILE,
-    FEEDBACK,
-    FEEDBACK_LEVELS,
-    PREVIOUS_FEEDBACK,
-    VOCABULARY_DIR,
-    DatasetCard,
-    Feature,
-)
+from a2gen_rec.data.schema import CARD_FILE, FEEDBACK, FEEDBACK_LEVELS, PREVIOUS_FEEDBACK, VOCABULARY_DIR, Feature
 from a2gen_rec.data.sql import STABLE_HASH_SQL
 from a2gen_rec.utils.digest import hex_digest
 

@@ -16,9 +16,10 @@ import torch
 from torch.utils.data import IterableDataset
 
 from a2gen_rec.config import LoaderConfig
-from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.dataset import Dataset
-from a2gen_rec.data.parquet_reader import RowGroup, read_columns, read_row_groups
+from a2gen_rec.data.window_reader import RowGroup, read_columns, read_row_groups
 from a2gen_rec.errors import DataError
 
 PREFETCH_BATCHES = 4

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
 from a2gen_rec.data.bags import Bags
-from a2gen_rec.data.schema import VOCABULARY_DIR, DatasetCard
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import VOCABULARY_DIR
 from a2gen_rec.errors import DataError, first_line
 from a2gen_rec.utils import paths
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from a2gen_rec.config import EnsembleConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.dataset import Dataset
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.ensemble.fit_baselines import fit_baselines, learned_baselines
 from a2gen_rec.ensemble.score_lists import SCORES_FORMAT_VERSION, behavior_names, score_session_lists
 from a2gen_rec.ensemble.session_lists import SessionLists

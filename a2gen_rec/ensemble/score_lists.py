@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import EXIT, ITEM_ID, DatasetCard
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import EXIT, ITEM_ID
 from a2gen_rec.ensemble.session_lists import SessionLists, concatenate, read_lists, write_lists
 from a2gen_rec.errors import DataError
 from a2gen_rec.evaluation.evaluate import evaluation_batches

@@ -8,10 +8,11 @@ from torch import nn
 
 from a2gen_rec.config import Config, EvaluateConfig
 from a2gen_rec.data.batch import COUNT_NAMES, count_names
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
 from a2gen_rec.data.parquet_reader import read_table
-from a2gen_rec.data.schema import ITEM_ID, USER_ID, DatasetCard
+from a2gen_rec.data.schema import ITEM_ID, USER_ID
 from a2gen_rec.data.synced_batches import SynchronizedBatches
 from a2gen_rec.evaluation.metrics import binary_metrics, time_metrics
 from a2gen_rec.evaluation.objective_metrics import objective_metrics

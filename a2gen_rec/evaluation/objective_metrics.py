@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from a2gen_rec.data.schema import EXIT, WATCH_TIME, DatasetCard
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import EXIT, WATCH_TIME
 from a2gen_rec.evaluation.metrics import auc, binary_metrics, rank_correlation, time_metrics
 from a2gen_rec.evaluation.predict import Predictions
 

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from a2gen_rec.data.batch import WindowBatch, count_names
-from a2gen_rec.data.schema import ITEM_ID, USER_ID, DatasetCard
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import ITEM_ID, USER_ID
 from a2gen_rec.losses.loss import term_names
 from a2gen_rec.losses.targets import target_outcomes
 from a2gen_rec.models.base import BaseRanker, RankerOutput

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.parquet_reader import read_table
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError
 from a2gen_rec.evaluation.predict import Predictions, outcome_columns
 from a2gen_rec.utils import paths

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.models.base import BaseRanker, TargetEncoding
 
 BEAM_WIDTH = 16

@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.gbdt.files import read_record
 from a2gen_rec.models.factory import build_model

@@ -28,7 +28,7 @@ import yaml
 
 from a2gen_rec.config import Config
 from a2gen_rec.config.parse import config_from_dict
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.experiments.command_runner import (
     CommandRunner,

@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from a2gen_rec.config import EvaluateConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.compatibility import load_compatible_card
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.new_rows import NewRows
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.evaluation.evaluate import evaluate
 from a2gen_rec.gbdt.files import read_boosters, read_record

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.gbdt.ranker import GBDTRanker
 from a2gen_rec.training.run_dir import RunDir

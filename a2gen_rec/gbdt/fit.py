@@ -13,10 +13,10 @@ import yaml
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.compatibility import check_same_data
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import WindowDataset
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.evaluation.evaluate import evaluation_batches
 from a2gen_rec.evaluation.predict import predict

@@ -11,7 +11,7 @@ from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.models.base import BaseRanker
 from a2gen_rec.models.baselines.towers import TowerOutput, tower_marginals
 from a2gen_rec.models.flat_inputs import FlatInputs

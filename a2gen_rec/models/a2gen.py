@@ -10,7 +10,7 @@ from torchrec import JaggedTensor
 
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.models.base import RankerOutput, TargetEncoding
 from a2gen_rec.models.embedding_tables import ACTION, TIME
 from a2gen_rec.models.hierarchical import HierarchicalRanker

@@ -11,7 +11,8 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor
 
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import FEEDBACK, DatasetCard, FeatureLevel
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import FEEDBACK, FeatureLevel
 from a2gen_rec.models.embedding_tables import ACTION, DTYPES, GAP, TIME, EmbeddingTables, module_key
 from a2gen_rec.models.history_statistics import HistoryStatistics, NumericInputs
 from a2gen_rec.models.inputs import LevelInputs, UsedInputs

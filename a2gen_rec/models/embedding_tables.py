@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torchrec.modules.embedding_configs import DataType
 
 from a2gen_rec.config import ModelConfig
-from a2gen_rec.data.schema import DatasetCard, Feature
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import Feature
 
 ACTION, TIME, GAP = "action", "time_bucket", "gap_bucket"
 DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}

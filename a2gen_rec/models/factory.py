@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from a2gen_rec.config import Config, ModelConfig
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.a2gen import A2GenRanker
 from a2gen_rec.models.base import BaseRanker, RankingModel

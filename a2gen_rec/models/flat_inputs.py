@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.models.history_statistics import HistoryStatistics, visible_from_each
 from a2gen_rec.models.inputs import INPUT_LEVELS, UsedInputs
 from a2gen_rec.models.padding import history_intervals, pad_queries

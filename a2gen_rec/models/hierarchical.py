@@ -8,16 +8,8 @@ from torchrec import JaggedTensor
 
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import (
-    EFFECTIVE,
-    EXIT,
-    FEEDBACK,
-    GLANCE,
-    NEGATIVE,
-    UNKNOWN,
-    WATCH_TIME,
-    DatasetCard,
-)
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import EFFECTIVE, EXIT, FEEDBACK, GLANCE, NEGATIVE, UNKNOWN, WATCH_TIME
 from a2gen_rec.models.base import MIN_ID_ROWS, BaseRanker, EncodingT, TargetEncoding
 from a2gen_rec.models.flat_inputs import FlatInputs
 from a2gen_rec.models.wide_towers import WidePredictions, WideTowers

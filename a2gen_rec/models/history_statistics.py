@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import EFFECTIVE, FEEDBACK, GLANCE, NEGATIVE, OBJECTIVES, UNKNOWN, DatasetCard
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import EFFECTIVE, FEEDBACK, GLANCE, NEGATIVE, OBJECTIVES, UNKNOWN
 from a2gen_rec.nn.dropout import Dropout
 from a2gen_rec.nn.encoder import WindowLayout
 from a2gen_rec.utils.jagged import jagged_to_padded_dense, padded_dense_to_jagged

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchrec import JaggedTensor
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.models.baselines.towers import TowerOutput, tower_marginals
 from a2gen_rec.models.hierarchical import HierarchicalRanker
 from a2gen_rec.models.initial_outputs import initial_outputs

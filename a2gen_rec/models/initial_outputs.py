@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 
 
 def initial_outputs(card: DatasetCard, occurrences: Sequence[str]) -> Tensor:

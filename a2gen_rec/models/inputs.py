@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard, FeatureLevel, Number, Statistic, Vector
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.inputs import Number, Vector
+from a2gen_rec.data.schema import FeatureLevel, Statistic
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.embedding_tables import is_used_by, module_key
 

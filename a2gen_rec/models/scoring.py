@@ -8,7 +8,8 @@ from torch import Tensor
 from torchrec import JaggedTensor
 
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import EXIT, ITEM_ID, WATCH_TIME, DatasetCard
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import EXIT, ITEM_ID, WATCH_TIME
 from a2gen_rec.models.base import BaseRanker, TargetEncoding
 from a2gen_rec.models.ensemble.model import Objective
 from a2gen_rec.nn.marginals import ActionMarginals

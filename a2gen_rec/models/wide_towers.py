@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.models.flat_inputs import FlatInputs
 from a2gen_rec.models.initial_outputs import initial_outputs
 from a2gen_rec.nn.dropout import Dropout

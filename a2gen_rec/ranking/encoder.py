@@ -18,6 +18,7 @@ from a2gen_rec.artifact.artifact import IDENTIFIERS
 from a2gen_rec.artifact.entity_index import EntityIndex
 from a2gen_rec.data.bag_sql import ROWS_TYPE, WEIGHTS_COLUMN
 from a2gen_rec.data.bags import Bags
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.features import encodings, feedback
 from a2gen_rec.data.features.calendar import calendar_feature
@@ -27,7 +28,7 @@ from a2gen_rec.data.features.sessions import impression_end_ms
 from a2gen_rec.data.inputs import Number
 from a2gen_rec.data.prepare import staging
 from a2gen_rec.data.prepare.windows import action_lists
-from a2gen_rec.data.schema import ITEM_ID, NUMERIC_KINDS, DatasetCard, Feature, FeatureSpec, Input
+from a2gen_rec.data.schema import ITEM_ID, NUMERIC_KINDS, Feature, FeatureSpec, Input
 from a2gen_rec.data.sql import ROW_COLUMN, disable_progress_bar, quote_identifier, quote_literal
 from a2gen_rec.data.text import value_text
 from a2gen_rec.data.time_zone import QUARTER_HOUR_MS

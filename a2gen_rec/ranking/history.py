@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.features.sessions import session_feature_rows, session_positions
-from a2gen_rec.data.schema import FEEDBACK, UNKNOWN, DatasetCard
+from a2gen_rec.data.schema import FEEDBACK, UNKNOWN
 
 
 @dataclass(frozen=True)

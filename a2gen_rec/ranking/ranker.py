@@ -13,9 +13,10 @@ from torchrec import JaggedTensor
 
 from a2gen_rec.artifact.artifact import Artifact, load_artifact
 from a2gen_rec.data.bags import Bags
-from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.scoring import predict_targets
 from a2gen_rec.ranking.action_cache import ActionStateCache

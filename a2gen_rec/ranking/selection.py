@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.columns import CandidateItems
-from a2gen_rec.data.schema import EXIT, WATCH_TIME, DatasetCard
+from a2gen_rec.data.schema import EXIT, WATCH_TIME
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.models.base import BaseRanker
 from a2gen_rec.models.ensemble.io import EnsembleCard

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.models.base import BaseRanker
 from a2gen_rec.models.scoring import TargetPredictions
 from a2gen_rec.nn.decoding import DecodedSequences

@@ -28,10 +28,11 @@ from a2gen_rec.artifact.artifact import (
 )
 from a2gen_rec.artifact.quantized_tables import TableDtype, check_representable, quantize_rows
 from a2gen_rec.data.bag_sql import WEIGHTS_COLUMN
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.new_rows import NewRows
 from a2gen_rec.data.parquet_reader import read_bags, read_feature_column, read_table
-from a2gen_rec.data.schema import ITEM_INDEX, RAW_DURATION_COLUMN, STATISTICS_COLUMN, DatasetCard, Feature
+from a2gen_rec.data.schema import ITEM_INDEX, RAW_DURATION_COLUMN, STATISTICS_COLUMN, Feature
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.embedding_tables import EmbeddingTables, module_key
 from a2gen_rec.runs.row_order import renumber_rows, without_new_rows

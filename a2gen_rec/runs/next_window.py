@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 
 from a2gen_rec.data.bags import Bags
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.columns import CandidateItems, WindowColumns
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.features.sessions import session_feature_rows
-from a2gen_rec.data.parquet_reader import read_user_windows
-from a2gen_rec.data.schema import FEEDBACK, SPLITS, UNKNOWN, DatasetCard
+from a2gen_rec.data.schema import FEEDBACK, SPLITS, UNKNOWN
+from a2gen_rec.data.window_reader import read_user_windows
 from a2gen_rec.ranking.window import next_timestamp
 
 

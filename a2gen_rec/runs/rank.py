@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from a2gen_rec.data.batch import FULL_WINDOW, collate
+from a2gen_rec.data.batch import FULL_WINDOW
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.items import find_candidate_items, popular_items
 from a2gen_rec.ensemble import fit
 from a2gen_rec.models.ensemble.io import EnsembleCard

@@ -23,9 +23,10 @@ from a2gen_rec.artifact.manifest import read_manifest
 from a2gen_rec.artifact.model_dir import resolve_model_dir
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data import sources
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.prepare import staging
 from a2gen_rec.data.prepare.staging import StagedColumns
-from a2gen_rec.data.schema import ITEM_ID, DatasetCard
+from a2gen_rec.data.schema import ITEM_ID
 from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
 from a2gen_rec.data.sql import connect, fetch_one, quote_identifier, read_parquet_sql, translate_errors
 from a2gen_rec.errors import ConfigError, DataError, UserError

@@ -13,11 +13,11 @@ from functools import cached_property
 import numpy as np
 
 from a2gen_rec.config import Config, PlannerFeature, WorkloadConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.features.feedback import outcome_features
 from a2gen_rec.data.features.sessions import session_features
 from a2gen_rec.data.identity import DataIdentity
 from a2gen_rec.data.names import check_names
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.models.embedding_tables import EmbeddingTables
 

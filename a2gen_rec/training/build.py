@@ -14,7 +14,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from a2gen_rec.config import Config, OptimConfig
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.losses.loss import Loss, validate_objective_weights
 from a2gen_rec.models.base import RankingModel, TargetEncoding

@@ -21,9 +21,9 @@ from iopath.common.file_io import g_pathmgr
 from torch.distributed.checkpoint.api import CheckpointException
 
 from a2gen_rec.config import ModelConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.compatibility import check_same_data
 from a2gen_rec.data.loader import LoaderState
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.training.build import TrainingModel
 from a2gen_rec.training.dcp_storage import IOPathReader, IOPathWriter

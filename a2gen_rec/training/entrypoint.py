@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.training.forkmerge import fork_and_merge
 from a2gen_rec.training.loaded_run import reject_gbdt

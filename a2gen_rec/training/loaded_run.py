@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from a2gen_rec.config import Config
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.compatibility import load_compatible_card
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.identity import DataIdentity
 from a2gen_rec.data.new_rows import NewRows
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.build import TrainingModel, build_training_model

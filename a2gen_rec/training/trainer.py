@@ -14,9 +14,9 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from a2gen_rec.config import Config, LossConfig, TrainConfig
 from a2gen_rec.data.batch import WindowBatch, count_names
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.data.synced_batches import SynchronizedBatches
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.evaluation.evaluate import action_metrics, evaluation_batches

@@ -17,10 +17,10 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan
 
 from a2gen_rec.config import Config
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.compatibility import check_later_data
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.new_rows import NewRows
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.evaluation.evaluate import evaluate
 from a2gen_rec.models.embedding_tables import module_key

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from a2gen_rec.data.columns import WindowColumns, concat_ranges
 from a2gen_rec.data.loader import WindowDataset
-from a2gen_rec.data.parquet_reader import read_columns
+from a2gen_rec.data.window_reader import read_columns
 
 
 @dataclass(frozen=True)

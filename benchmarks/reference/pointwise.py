@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from a2gen_rec.config import LossConfig, ModelConfig
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.models.embedding_tables import EmbeddingTables, module_key
 
 _NAMES = (

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from a2gen_rec.config import Config, OptimConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.utils.distributed import DistributedContext
 
 

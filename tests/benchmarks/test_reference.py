@@ -9,9 +9,9 @@ from reference.examples import build_examples, window_targets
 from reference.pointwise import PointwiseA2Gen, reference_loss, to_reference_names
 
 from a2gen_rec.config import Config, LossConfig
-from a2gen_rec.data.batch import collate
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.losses.loss import Loss
 from a2gen_rec.models.base import RankingModel
 from a2gen_rec.models.factory import build_model

@@ -5,9 +5,10 @@ import pytest
 from simulated_data import WindowSample, make_dataset, zipf_ids
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.batch import collate
-from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
-from a2gen_rec.data.schema import ITEM_ID, DatasetCard
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.collate import collate
+from a2gen_rec.data.schema import ITEM_ID
+from a2gen_rec.data.window_reader import read_columns, read_row_groups
 from a2gen_rec.errors import ConfigError
 from tests.helpers.cards import full_tables
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate, count_names
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, count_names
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.utils.jagged import LengthBuckets
 from tests.helpers.cards import full_tables, make_card, make_columns, small_config

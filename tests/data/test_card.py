@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.identity import DataIdentity
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError
 from tests.helpers.cards import make_card
 

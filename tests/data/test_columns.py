@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.data.columns import WindowColumns, concat_ranges
-from a2gen_rec.data.parquet_reader import RowGroup, read_columns, read_row_groups, read_user_windows
 from a2gen_rec.data.schema import SPLITS
+from a2gen_rec.data.window_reader import RowGroup, read_columns, read_row_groups, read_user_windows
 from a2gen_rec.errors import DataError
 from tests.helpers.cards import make_card, make_columns, to_table, write_dataset
 

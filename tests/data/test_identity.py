@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.data import digests
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.compatibility import check_compatible_card, check_same_data
 from a2gen_rec.data.digests import input_digests, vocabulary_digest
 from a2gen_rec.data.identity import DataIdentity
-from a2gen_rec.data.schema import DatasetCard, Feature
+from a2gen_rec.data.schema import Feature
 from a2gen_rec.errors import UserError
 from tests.helpers.cards import make_rich_card
 

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2gen_rec.data.bags import Bags
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.compatibility import check_compatible_card, check_same_data
 from a2gen_rec.data.identity import DataIdentity
 from a2gen_rec.data.new_rows import NewRows
-from a2gen_rec.data.schema import VOCABULARY_DIR, DatasetCard, VocabularyRows
+from a2gen_rec.data.schema import VOCABULARY_DIR, VocabularyRows
 from a2gen_rec.errors import DataError, UserError
 from tests.helpers.random_card import make_card
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.features.calendar import calendar_feature
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.data.time_zone import QUARTER_HOUR_MS, TimeZone
 from a2gen_rec.errors import DataError
 from tests.helpers.cards import make_card

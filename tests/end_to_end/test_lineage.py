@@ -15,9 +15,9 @@ import yaml
 from a2gen_rec.artifact.manifest import read_manifest
 from a2gen_rec.cli.main import main
 from a2gen_rec.config import PrepareConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.identity import DataIdentity
 from a2gen_rec.data.prepare.pipeline import prepare
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.experiments.runner import Experiment
 from a2gen_rec.experiments.suite import read_suite
 from a2gen_rec.models.ensemble.io import EnsembleCard

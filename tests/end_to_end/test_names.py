@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from a2gen_rec.config import PrepareConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.names import check_names
 from a2gen_rec.data.prepare.pipeline import prepare
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import DataError
 from a2gen_rec.ranking.ranker import Ranker
 from a2gen_rec.ranking.types import Impression, RankQuery

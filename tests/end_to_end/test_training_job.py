@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from a2gen_rec.cli.main import main
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from tests.helpers.cards import SMALL_MODEL_OPTIONS, checkpoint_tensors, make_card, save_card, write_dataset
 from tests.helpers.distributed import CommandJob
 

@@ -14,9 +14,9 @@ import yaml
 
 from a2gen_rec.cli.main import main
 from a2gen_rec.config import Config, PrepareConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.prepare.pipeline import prepare
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.build import build_training_model

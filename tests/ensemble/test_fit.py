@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from a2gen_rec.cli.main import main
 from a2gen_rec.config import EnsembleConfig, EvaluateConfig
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.ensemble import fit
 from a2gen_rec.ensemble.fit import TrainedEnsemble, default_ensemble_dir, train_ensemble
 from a2gen_rec.ensemble.fit_baselines import build_untrained

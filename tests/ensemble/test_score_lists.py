@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import WindowColumns, concat_ranges
-from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
 from a2gen_rec.data.schema import FeedbackRule
+from a2gen_rec.data.window_reader import read_columns, read_row_groups
 from a2gen_rec.ensemble import score_lists
 from a2gen_rec.ensemble.session_lists import SessionLists
 from a2gen_rec.errors import DataError, UserError

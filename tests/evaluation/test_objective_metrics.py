@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2gen_rec.data.schema import DatasetCard, Feature, FeedbackRule
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import Feature, FeedbackRule
 from a2gen_rec.evaluation.objective_metrics import DURATION_GROUPS, _equal_groups, _median_watch_s, objective_metrics
 from a2gen_rec.evaluation.predict import Predictions, outcome_columns
 from tests.helpers.cards import make_card

@@ -10,7 +10,7 @@ import torch
 
 from a2gen_rec.cli.main import main
 from a2gen_rec.config import EvaluateConfig
-from a2gen_rec.data.batch import collate
+from a2gen_rec.data.collate import collate
 from a2gen_rec.evaluation import sequences
 from a2gen_rec.evaluation.sequences import observed_sequences
 from a2gen_rec.runs.evaluate import evaluate_run

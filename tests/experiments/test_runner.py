@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from a2gen_rec.cli.main import main
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.evaluation.prediction_file import read_predictions
 from a2gen_rec.experiments.command_runner import CommandRunner

@@ -11,10 +11,11 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from a2gen_rec.config import Config, ModelConfig
 from a2gen_rec.data.bags import Bags
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.digests import compute_data_digest, input_digests
 from a2gen_rec.data.identity import DataIdentity
-from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature
+from a2gen_rec.data.schema import SPLITS, Feature
 from a2gen_rec.data.vectors import VectorTable
 from a2gen_rec.models.embedding_tables import EmbeddingTables
 from tests.helpers.random_card import ACTIONS, make_card, make_rich_card  # noqa: F401  -- re-exported

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.evaluation.metrics import binary_metrics, time_metrics
 from a2gen_rec.evaluation.predict import Predictions, outcome_columns
 from a2gen_rec.evaluation.prediction_file import write_predictions

@@ -9,9 +9,10 @@ from torch import Tensor
 from torchrec import JaggedTensor
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.models.base import RankingModel
 from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.models.factory import build_model

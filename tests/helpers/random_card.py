@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.inputs import Number, Vector
-from a2gen_rec.data.schema import FEEDBACK_LEVELS, SPLITS, DatasetCard, Feature, FeedbackRule, SplitSummary, Statistic
+from a2gen_rec.data.schema import FEEDBACK_LEVELS, SPLITS, Feature, FeedbackRule, SplitSummary, Statistic
 
 ACTIONS = ["start", "like", "comment", "follow", "exit"]
 

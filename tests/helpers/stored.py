@@ -15,8 +15,8 @@ import yaml
 from hypothesis import strategies as st
 
 from a2gen_rec.config import PrepareConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.prepare.pipeline import prepare
-from a2gen_rec.data.schema import DatasetCard
 from tests.helpers.raw_logs import machine_time_zone
 
 CONFIG = PrepareConfig(num_partitions=2, threads=1, memory_limit_gb=0.5)

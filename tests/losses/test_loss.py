@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.config import LossConfig
-from a2gen_rec.data.batch import COUNT_NAMES, WindowBatch, collate, count_names
+from a2gen_rec.data.batch import COUNT_NAMES, WindowBatch, count_names
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.losses.loss import (

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.config import LossConfig
-from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.losses.loss import TERM_NAMES, Loss, loss_sums, term_means, total_loss
 from a2gen_rec.losses.targets import target_outcomes

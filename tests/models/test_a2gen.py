@@ -7,7 +7,8 @@ import pytest
 import torch
 from torchrec import JaggedTensor
 
-from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.losses.loss import Loss, loss_sums, term_means, total_loss
 from a2gen_rec.models.a2gen import loss_units

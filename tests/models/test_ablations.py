@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.losses.loss import Loss, loss_sums
 from a2gen_rec.models.a2gen import A2GenOutput, A2GenRanker

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from a2gen_rec.config import LossConfig
 from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.columns import WindowColumns, concat_ranges
-from a2gen_rec.data.schema import COMPLETE, EFFECTIVE, FEEDBACK_LEVELS, GLANCE, NEGATIVE, PARTIAL, UNKNOWN, DatasetCard
+from a2gen_rec.data.schema import COMPLETE, EFFECTIVE, FEEDBACK_LEVELS, GLANCE, NEGATIVE, PARTIAL, UNKNOWN
 from a2gen_rec.losses.loss import Loss, term_means, total_loss
 from a2gen_rec.models.base import RankingModel
 from a2gen_rec.models.embedding_tables import module_key

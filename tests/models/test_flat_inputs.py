@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from a2gen_rec.data.batch import collate
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import WindowColumns
 from a2gen_rec.data.schema import EFFECTIVE, GLANCE, NEGATIVE, UNKNOWN
 from a2gen_rec.gbdt.ranker import GBDTRanker

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.columns import WindowColumns
-from a2gen_rec.data.schema import EFFECTIVE, FEEDBACK, GLANCE, NEGATIVE, UNKNOWN, DatasetCard
+from a2gen_rec.data.schema import EFFECTIVE, FEEDBACK, GLANCE, NEGATIVE, UNKNOWN
 from a2gen_rec.models.history_statistics import PRIOR_WEIGHT, RECENT, HistoryStatistics
 from tests.helpers.cards import make_card, make_columns, small_config
 from tests.helpers.models import build_double, lookup, make_batch

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch, collate
+from a2gen_rec.data.batch import FULL_WINDOW, WindowBatch
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import CandidateItems
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.ensemble.model import Ensemble

@@ -9,11 +9,13 @@ import torch
 
 from a2gen_rec.cli.main import main
 from a2gen_rec.config import Config, EnsembleConfig
-from a2gen_rec.data.batch import FULL_WINDOW, collate
+from a2gen_rec.data.batch import FULL_WINDOW
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.columns import CandidateItems, WindowColumns
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.items import find_candidate_items, popular_items
-from a2gen_rec.data.schema import SPLITS, DatasetCard
+from a2gen_rec.data.schema import SPLITS
 from a2gen_rec.ensemble.fit import train_ensemble
 from a2gen_rec.ensemble.trainer import EpochResult
 from a2gen_rec.errors import DataError, UserError

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from a2gen_rec.artifact.entity_index import EntityIndex
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.dataset import Dataset
-from a2gen_rec.data.schema import DatasetCard, Feature
+from a2gen_rec.data.schema import Feature
 from a2gen_rec.errors import DataError
 from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.ranking.ranker import Ranker

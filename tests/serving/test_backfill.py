@@ -12,7 +12,7 @@ import yaml
 
 from a2gen_rec.cli.main import main
 from a2gen_rec.data import sources
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.errors import DataError
 from a2gen_rec.ranking.ranker import Ranker
 from a2gen_rec.ranking.types import Impression

@@ -10,9 +10,9 @@ from plan_accuracy import table_bytes
 from torchrec.distributed.types import ShardingPlan
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.batch import collate
-from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.collate import collate
+from a2gen_rec.data.window_reader import read_columns, read_row_groups
 from a2gen_rec.errors import UserError
 from a2gen_rec.sharding.planner import PlanningProblem, make_plan
 from a2gen_rec.sharding.report_builder import describe_plan

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from a2gen_rec.config import Config, LossConfig, ModelConfig, OptimConfig
-from a2gen_rec.data.batch import WindowBatch, collate
+from a2gen_rec.data.batch import WindowBatch
+from a2gen_rec.data.collate import collate
 from a2gen_rec.data.identity import DataIdentity
-from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
+from a2gen_rec.data.window_reader import read_columns, read_row_groups
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.losses.loss import loss_sums, task_losses, term_means, total_loss
 from a2gen_rec.models.factory import build_model

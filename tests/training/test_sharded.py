@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.batch import collate
-from a2gen_rec.data.parquet_reader import read_columns, read_row_groups
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.collate import collate
+from a2gen_rec.data.window_reader import read_columns, read_row_groups
 from a2gen_rec.losses.loss import term_means, total_loss
 from a2gen_rec.training import checkpoint
 from a2gen_rec.training.build import TrainingModel, build_training_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.errors import UserError
 from a2gen_rec.models.embedding_tables import module_key
 from a2gen_rec.training import checkpoint

@@ -8,9 +8,9 @@ import pytest
 from iopath.common.file_io import g_pathmgr
 
 from a2gen_rec.config import LoaderConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.loader import LoaderState, WindowDataLoader, WindowDataset
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.errors import ConfigError, DataError, UserError
 from a2gen_rec.utils import paths
 from tests.helpers.cards import full_tables, make_card, small_config, write_dataset

@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 
 from a2gen_rec.config import PrepareConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.features import encodings, feedback
 from a2gen_rec.data.features.admission import AdmissionRule, admit_values
 from a2gen_rec.data.features.calendar import CALENDAR_FEATURES
@@ -20,7 +21,7 @@ from a2gen_rec.data.prepare import statistics
 from a2gen_rec.data.prepare.increment import Base
 from a2gen_rec.data.prepare.point_in_time import Outcome, fit_outcomes, fitted_outcomes
 from a2gen_rec.data.prepare.staging import StagedColumns
-from a2gen_rec.data.schema import EXIT, DatasetCard, Feature, FeatureSpec, FeedbackRule, VocabularyRows
+from a2gen_rec.data.schema import EXIT, Feature, FeatureSpec, FeedbackRule, VocabularyRows
 from a2gen_rec.data.sources.base import SourceInfo
 from a2gen_rec.data.sql import quote_identifier
 

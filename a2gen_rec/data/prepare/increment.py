@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from a2gen_rec.config import PrepareConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.dataset import ITEMS_FILE
 from a2gen_rec.data.features.admission import DAY_MS, EarlierVocabulary
 from a2gen_rec.data.prepare.carry import CarryFiles, source_difference
 from a2gen_rec.data.prepare.staging import LATE, REPEATED
-from a2gen_rec.data.schema import VOCABULARY_DIR, DatasetCard
+from a2gen_rec.data.schema import VOCABULARY_DIR
 from a2gen_rec.errors import ConfigError, DataError
 from a2gen_rec.utils import paths
 

@@ -17,6 +17,7 @@ from rich.progress import Progress
 
 from a2gen_rec.config import PrepareConfig
 from a2gen_rec.data import sources
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.dataset import ITEM_STATISTICS_FILE, ITEMS_FILE, USERS_FILE
 from a2gen_rec.data.digests import identify_dataset
 from a2gen_rec.data.features import feedback
@@ -34,7 +35,7 @@ from a2gen_rec.data.prepare.quality import measure_quality
 from a2gen_rec.data.prepare.staging import StagedColumns
 from a2gen_rec.data.prepare.window_files import WindowWriter
 from a2gen_rec.data.prepare.windows import WindowSpec
-from a2gen_rec.data.schema import EXIT, ITEM_ID, SPLITS, START, VOCABULARY_DIR, DatasetCard
+from a2gen_rec.data.schema import EXIT, ITEM_ID, SPLITS, START, VOCABULARY_DIR
 from a2gen_rec.data.sources.base import Source, SourceInfo, SplitRule
 from a2gen_rec.data.sql import connect, fetch_one, read_parquet_sql, translate_errors
 from a2gen_rec.data.vectors import EarlierVectors, open_vectors, write_vectors

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.experiments.backtest.day_metrics import (
     SUBSETS,
     AveragedOutcomes,

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.models.base import FeatureEmbeddings
 from a2gen_rec.models.baselines.towers import TowerRanker
 from a2gen_rec.nn.encoder import WindowLayout

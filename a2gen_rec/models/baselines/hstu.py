@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.models.base import FeatureEmbeddings
 from a2gen_rec.models.baselines.towers import TowerRanker
 from a2gen_rec.models.matches import item_matches

@@ -14,7 +14,7 @@ from torchrec import JaggedTensor
 
 from a2gen_rec.config import ModelConfig
 from a2gen_rec.data.batch import WindowBatch
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.models.base import BaseRanker, FeatureEmbeddings, RankerOutput
 from a2gen_rec.models.initial_outputs import initial_outputs
 from a2gen_rec.nn.dropout import Dropout

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from rich.table import Table
 from rich.text import Text
 
-from a2gen_rec.data.schema import EXIT, FEEDBACK_LEVELS, SPLITS, DataQuality, DatasetCard
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import EXIT, FEEDBACK_LEVELS, SPLITS, DataQuality
 from a2gen_rec.reporting.console.tables import new_numeric_table
 from a2gen_rec.reporting.formatting import MISSING, format_utc
 

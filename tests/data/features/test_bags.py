@@ -14,10 +14,10 @@ from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.features.encodings import hash_encoding
 from a2gen_rec.data.items import find_candidate_items
 from a2gen_rec.data.loader import WindowDataset
-from a2gen_rec.data.parquet_reader import read_columns
 from a2gen_rec.data.prepare.pipeline import prepare
 from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.data.sources.spec import load_spec
+from a2gen_rec.data.window_reader import read_columns
 from a2gen_rec.errors import ConfigError, DataError
 from a2gen_rec.sharding.workload import workload_from_dataset
 from tests.helpers.raw_logs import START_MS, read_log, write_files

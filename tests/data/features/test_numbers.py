@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from a2gen_rec.config import LoaderConfig, PrepareConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.features.numbers import LIMIT, fit_number, number_encoding
 from a2gen_rec.data.items import find_candidate_items
 from a2gen_rec.data.loader import WindowDataset
 from a2gen_rec.data.prepare.pipeline import prepare
-from a2gen_rec.data.schema import DatasetCard, FeatureSpec
+from a2gen_rec.data.schema import FeatureSpec
 from a2gen_rec.errors import DataError
 from tests.helpers.raw_logs import START_MS, read_log, write_files
 

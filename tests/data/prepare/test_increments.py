@@ -17,9 +17,10 @@ from hypothesis import Phase, given
 from hypothesis import strategies as st
 
 from a2gen_rec.config import PrepareConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.features.calendar import CALENDAR_FEATURES
 from a2gen_rec.data.prepare.pipeline import prepare
-from a2gen_rec.data.schema import SPLITS, DatasetCard
+from a2gen_rec.data.schema import SPLITS
 from a2gen_rec.errors import ConfigError, DataError
 from tests.helpers.properties import examples
 

@@ -12,10 +12,11 @@ import yaml
 from rich.console import Console
 
 from a2gen_rec.config import PrepareConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.features.sessions import GAP_EDGES_S, POSITION_EDGES
 from a2gen_rec.data.prepare.pipeline import prepare
 from a2gen_rec.data.prepare.splits import boundary_ms
-from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature, FeedbackRule
+from a2gen_rec.data.schema import SPLITS, Feature, FeedbackRule
 from a2gen_rec.data.sources.base import SourceInfo
 from a2gen_rec.data.time_zone import TimeZone
 from a2gen_rec.errors import ConfigError, DataError, UserError

@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 from a2gen_rec.config import PrepareConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.dataset import ITEMS_FILE
 from a2gen_rec.data.features.encodings import hash_encoding
 from a2gen_rec.data.prepare.pipeline import prepare
 from a2gen_rec.data.prepare.point_in_time import NUM_FOLDS, PERIOD, PRIOR_WEIGHT, PointInTime, period_sql
-from a2gen_rec.data.schema import SPLITS, DatasetCard, FeatureSpec
+from a2gen_rec.data.schema import SPLITS, FeatureSpec
 from a2gen_rec.data.sql import connect
 from a2gen_rec.data.time_zone import TimeZone
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from a2gen_rec.config import PrepareConfig
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.prepare.pipeline import prepare
-from a2gen_rec.data.schema import DatasetCard
 from a2gen_rec.reporting.console.dataset import summary_tables, warnings
 
 COUNT = 400

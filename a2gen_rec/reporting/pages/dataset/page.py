@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from a2gen_rec.data.schema import DatasetCard
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.errors import ConfigError
 from a2gen_rec.reporting import charts
 from a2gen_rec.reporting.formatting import plural

@@ -14,9 +14,10 @@ import duckdb
 import numpy as np
 from rich.progress import Progress
 
+from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.data.dataset import Dataset
 from a2gen_rec.data.prepare.statistics import SplitCounts, count_splits
-from a2gen_rec.data.schema import COMPLETE, EXIT, FEEDBACK, ITEM_ID, SPLITS, DatasetCard
+from a2gen_rec.data.schema import COMPLETE, EXIT, FEEDBACK, ITEM_ID, SPLITS
 from a2gen_rec.data.sql import connect, fetch_one, quote_identifier, quote_literal, read_parquet_sql, translate_errors
 from a2gen_rec.errors import DataError
 from a2gen_rec.reporting.pages.dataset.value_counts import ValueCounts

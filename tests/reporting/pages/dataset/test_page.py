@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from a2gen_rec.cli.main import main
-from a2gen_rec.data.schema import SPLITS, DatasetCard, Feature
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import SPLITS, Feature
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.reporting.pages.dataset.page import MARKDOWN, PAGE, STATISTICS, write_dataset_report
 from tests.helpers.cards import make_card, write_dataset

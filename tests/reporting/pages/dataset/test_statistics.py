@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.progress import Progress
 
-from a2gen_rec.data.schema import COMPLETE, SPLITS, DatasetCard, Feature
+from a2gen_rec.data.card import DatasetCard
+from a2gen_rec.data.schema import COMPLETE, SPLITS, Feature
 from a2gen_rec.errors import DataError
 from a2gen_rec.reporting.pages.dataset.statistics import DataStatistics, compute_statistics
 from a2gen_rec.reporting.pages.dataset.value_counts import ValueCounts
