@@ -13,6 +13,7 @@ from typing import Any
 
 from a2gen_rec.errors import UserError
 from a2gen_rec.utils import paths
+from a2gen_rec.utils.signals import once_per_request
 
 RunCommand = Callable[[Sequence[str], str], int]
 """Function that runs ``a2gen`` with arguments, appends its output to a file and returns the exit code."""
@@ -92,7 +93,8 @@ def sigterm_as_keyboard_interrupt() -> Iterator[None]:
     def interrupt(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous_handler = signal.signal(signal.SIGTERM, interrupt)
+    # Repeated, it would interrupt the commands that save their checkpoints.
+    previous_handler = signal.signal(signal.SIGTERM, once_per_request(interrupt))
     try:
         yield
     finally:

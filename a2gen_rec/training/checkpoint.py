@@ -123,7 +123,7 @@ class TrainState:
             version = raw.get("format_version", 1)
             if version != FORMAT_VERSION:
                 raise UserError(f"{file}: unsupported format version {version}, expected {FORMAT_VERSION}")
-            earlier = raw["initialized_from"]
+            earlier = raw.get("initialized_from")
             raw["initialized_from"] = None if earlier is None else EarlierRun(**earlier)
             return cls(**{**raw, "loader_states": [LoaderState(**state) for state in raw["loader_states"]]})
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,13 +1,9 @@
 """Training loop with validation, checkpoints, early stopping and exact resumption."""
 
 import math
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
-from types import FrameType
-from typing import Any
 
 import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -34,6 +30,7 @@ from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.training.run_lock import RunLock
 from a2gen_rec.training.warm_start import WarmStart, check_same_start, open_replay
 from a2gen_rec.utils.distributed import DistributedContext, all_gather_object, all_reduce_sum, sync_errors
+from a2gen_rec.utils.signals import stop_requests
 
 
 class Trainer:
@@ -120,7 +117,7 @@ class Trainer:
         epochs = config.epochs if until_epoch is None else min(until_epoch, config.epochs)
         pipeline = self._pipeline()
         with (
-            _stop_signals() as received_signals,
+            stop_requests() as received_signals,
             TrainingLogger(
                 self.run,
                 self.process.is_main,
@@ -378,22 +375,3 @@ def load_card(data: str, config: Config) -> DatasetCard:
 def _use_bf16(config: Config, process: DistributedContext) -> bool:
     precision = config.train.precision
     return precision == "bf16" or (precision == "auto" and process.device.type == "cuda")
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Yield the list of received stop signals (SIGINT, SIGTERM); a second signal of a kind has its usual effect."""
-    received: list[int] = []
-    previous_handlers: dict[int, Any] = {}
-
-    def record(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, previous_handlers[number])
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous_handlers[number] = signal.signal(number, record)
-    try:
-        yield received
-    finally:
-        for handled, handler in previous_handlers.items():
-            signal.signal(handled, handler)

@@ -125,11 +125,13 @@ def test_resumes_exactly_after_sigkill(dataset: Path, tmp_path: Path) -> None:
 def test_saves_and_exits_on_a_stop_request_and_resumes(
     ranks: int, number: signal.Signals, start: type[Job], dataset: Path, tmp_path: Path
 ) -> None:
-    """All ranks get the signal, under torchrun from torchrun."""
+    """All ranks get the signal, under torchrun from torchrun. Schedulers send it more than once."""
     run = tmp_path / "run"
     options = ["--train.epochs", "200", "--train.patience", "0", "--train.checkpoint-interval", "7"]
     job = start(ranks, tmp_path / "stopped.log", train_arguments(dataset, run, *options))
     wait_for_checkpoint(run, lambda: job.is_running)
+    job.send_signal(number)
+    time.sleep(0.01)
     job.send_signal(number)
     codes, output = job.wait()
     assert set(codes) == {0}, output
