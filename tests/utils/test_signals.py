@@ -21,6 +21,14 @@ def test_repeated_signals_are_one_request() -> None:
 
 def test_a_later_signal_has_its_usual_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "REPEAT_S", 0.0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        check_second_interrupt()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def check_second_interrupt() -> None:
     with stop_requests() as received:
         os.kill(os.getpid(), signal.SIGINT)
         assert received == [signal.SIGINT]
