@@ -36,8 +36,19 @@ def dirname(path: str) -> str:
 
 
 def is_local(path: str) -> bool:
-    """Return whether iopath reads ``path`` from the local file system."""
-    return "://" not in str(path)
+    """Return whether iopath reads ``path`` from the local file system.
+
+    Raises:
+        UserError: No registered storage serves the scheme of a remote path. iopath would take ``s3://bucket`` as the
+            local directory ``s3:``.
+    """
+    path = str(path)
+    if "://" not in path:
+        return True
+    if not any(path.startswith(prefix) for prefix in g_pathmgr._path_handlers):
+        scheme = path.partition("://")[0]
+        raise UserError(f"{path}: no storage is registered for {scheme}://; register a handler with iopath's g_pathmgr")
+    return False
 
 
 def abspath(path: str) -> str:
@@ -51,12 +62,14 @@ def resolve_relative(directory: str, path: str) -> str:
 
 
 def exists(path: str) -> bool:
+    """Return whether a file or directory exists; raises as :func:`is_local`."""
+    is_local(path)
     return g_pathmgr.exists(str(path))
 
 
 def listdir(path: str) -> list[str]:
     """Return the sorted names in a directory; empty if it does not exist."""
-    return sorted(g_pathmgr.ls(str(path))) if g_pathmgr.exists(str(path)) else []
+    return sorted(g_pathmgr.ls(str(path))) if exists(path) else []
 
 
 def require_dir(path: str) -> None:
@@ -73,7 +86,7 @@ def to_local_path(path: str) -> str:
     Raises:
         UserError: The path does not exist.
     """
-    if not g_pathmgr.exists(str(path)):
+    if not exists(path):
         raise UserError(f"{path}: not found")
     return g_pathmgr.get_local_path(str(path))
 
@@ -84,6 +97,7 @@ def read_text(path: str) -> str:
     Raises:
         UserError: The file does not exist, is unreadable or not UTF-8.
     """
+    is_local(path)
     try:
         with g_pathmgr.open(str(path), "rb") as file:
             return str(file.read(), "utf-8-sig")
@@ -188,6 +202,7 @@ def ensure_writable_dir(path: str) -> None:
         UserError: It cannot be created or is not writable.
     """
     path = str(path)
+    is_local(path)
     try:
         g_pathmgr.mkdirs(path)
         probe = join(path, ".writable")

@@ -310,7 +310,7 @@ def test_rejects_invalid_experiments(raw: Path, tmp_path: Path) -> None:
     suite = write_suite(tmp_path)
     with pytest.raises(ConfigError, match="--jobs 0 must be at least 1"):
         Experiment(suite, str(tmp_path / "out"), jobs=0)
-    with pytest.raises(UserError, match="must be a local directory"):
+    with pytest.raises(UserError, match="no storage is registered for s3"):
         Experiment(suite, "s3://bucket/out")
 
 

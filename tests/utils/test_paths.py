@@ -44,7 +44,7 @@ def blocked(tmp_path: Path) -> str:
     return str(tmp_path / "file" / "below")
 
 
-def test_join_and_is_local() -> None:
+def test_join_and_is_local(storage: Path) -> None:
     assert paths.join("a", "b", "c") == "a/b/c"
     assert paths.join("a/", "b") == "a/b"
     assert paths.join("/", "b") == "/b"
@@ -229,16 +229,16 @@ def test_dirname(path: str, folder: str) -> None:
     assert paths.dirname(path) == folder
 
 
-def test_abspath_changes_local_paths_only() -> None:
-    assert paths.abspath("s3://bucket/a") == "s3://bucket/a"
+def test_abspath_changes_local_paths_only(storage: Path) -> None:
+    assert paths.abspath("memtest://bucket/a") == "memtest://bucket/a"
     assert paths.abspath("a/b") == str(Path.cwd() / "a" / "b")
 
 
-def test_resolve_relative() -> None:
+def test_resolve_relative(storage: Path) -> None:
     assert paths.resolve_relative("some/folder", "../file") == "some/folder/../file"
     assert paths.resolve_relative("some/folder", "/file") == "/file"
-    assert paths.resolve_relative("some/folder", "s3://bucket/file") == "s3://bucket/file"
-    assert paths.resolve_relative("s3://bucket", "file") == "s3://bucket/file"
+    assert paths.resolve_relative("some/folder", "memtest://bucket/file") == "memtest://bucket/file"
+    assert paths.resolve_relative("memtest://bucket", "file") == "memtest://bucket/file"
 
 
 @pytest.mark.parametrize("as_text", [False, True])
