@@ -70,7 +70,7 @@ def _next_step(run: str, config: TrainConfig) -> str:
         return f"{run}: stopped at step {state.step}; to resume: {shlex.join(['a2gen', 'train', '--run', run])}"
     best_state = TrainState.read(best(run))
     step = best_state.step
-    if not best_state.dataset_card(run).splits["test"].targets:
+    if not best_state.card["splits"]["test"]["targets"]:
         command = shlex.join(["a2gen", "train", "--init-from", run, "--data"])
         return f"{run}: best checkpoint is step {step}; to train on the next day: {command} DATA --run NEXT_RUN"
     return f"{run}: best checkpoint is step {step}; to evaluate: {shlex.join(['a2gen', 'evaluate', '--run', run])}"

@@ -45,7 +45,7 @@ def gauc(scores: np.ndarray, labels: np.ndarray, users: np.ndarray) -> float | N
 
 def normalized_entropy(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """Return log loss divided by that of the split's base rate; None unless both classes occur."""
-    rate = labels.mean() if len(labels) else 0.0
+    rate = labels.mean(dtype=np.float64) if len(labels) else 0.0
     if not 0 < rate < 1:
         return None
     p = np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7)
@@ -55,7 +55,7 @@ def normalized_entropy(scores: np.ndarray, labels: np.ndarray) -> float | None:
 
 def calibration(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """Return predicted divided by observed positives; None without positives."""
-    observed = labels.sum()
+    observed = labels.sum(dtype=np.float64)
     return float(scores.astype(np.float64).sum() / observed) if observed else None
 
 

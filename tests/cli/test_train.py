@@ -13,10 +13,11 @@ from a2gen_rec.training.checkpoint import STATE_FILE, TrainState
 from a2gen_rec.training.run_dir import RunDir
 
 
-def write_state(step: int, best_step: int | None = None) -> None:
+def write_state(step: int, best_step: int | None = None, test_targets: int = 5) -> None:
     checkpoint = Path(RunDir("my run").checkpoint(step))
     checkpoint.mkdir(parents=True)
-    state = TrainState(step, 0, [LoaderState(epoch=2)], 0.5, best_step, 0, {}, "data", {})
+    card = {"splits": {"test": {"targets": test_targets}}}
+    state = TrainState(step, 0, [LoaderState(epoch=2)], 0.5, best_step, 0, {}, "data", card)
     (checkpoint / STATE_FILE).write_text(json.dumps(asdict(state)))
 
 
@@ -27,5 +28,8 @@ def test_names_the_best_checkpoint_and_the_next_command(tmp_path: Path, monkeypa
     write_state(20, best_step=10)
     finished = _next_step("my run", TrainConfig(epochs=2))
     assert finished == "my run: best checkpoint is step 10; to evaluate: a2gen evaluate --run 'my run'"
+    write_state(30, best_step=30, test_targets=0)
+    next_day = _next_step("my run", TrainConfig(epochs=2))
+    assert next_day.endswith("to train on the next day: a2gen train --init-from 'my run' --data DATA --run NEXT_RUN")
     stopped = _next_step("my run", TrainConfig(epochs=3))
-    assert stopped == "my run: stopped at step 20; to resume: a2gen train --run 'my run'"
+    assert stopped == "my run: stopped at step 30; to resume: a2gen train --run 'my run'"

@@ -227,11 +227,13 @@ def test_transforms_are_strictly_increasing(scores: list[float], seed: int, scal
 
 
 def test_equal_inputs_have_equal_transforms_from_zero_to_one() -> None:
+    """Up to the rounding of kernels, which may compute the last elements of a tensor in another way."""
     module = make().float()
     h = torch.randn(1, 1, D)
     p = torch.tensor([0.0, 1.0, 0.37])[None, :, None].repeat(1, 333, 3)
     out = module(p, h)
     for value in range(3):
-        assert len(out[0, value::3].unique(dim=0)) == 1
+        equal = out[0, value::3]
+        assert (equal.amax(0) - equal.amin(0)).max() <= 4 * torch.finfo(torch.float32).eps
     assert out[0, 0].tolist() == [0] * 3
     torch.testing.assert_close(out[0, 1], torch.ones(3))
