@@ -25,11 +25,10 @@ from a2gen_rec.experiments.backtest.day_metrics import DayPredictions, subset_ma
 from a2gen_rec.experiments.backtest.runner import Backtest, run_backtest
 from a2gen_rec.experiments.backtest.steps import Log
 from a2gen_rec.experiments.bootstrap import resample_weights
-from a2gen_rec.experiments.command_runner import CommandRunner
+from a2gen_rec.experiments.command_runner import CommandRunner, cli_arguments
 from a2gen_rec.experiments.differences import Difference
 from a2gen_rec.reporting.pages.backtest.page import write_backtest_report
 from a2gen_rec.simulation.simulator import simulate
-from tests.helpers.cards import SMALL_MODEL_OPTIONS
 from tests.helpers.distributed import CommandJob
 
 pytestmark = pytest.mark.processes
@@ -56,7 +55,7 @@ class Commands:
         return code
 
 
-def make_log(raw: Path, last: int = 6) -> Log:
+def make_log(raw: Path, last: int = 5) -> Log:
     return Log("simulated", str(raw), "", date(2024, 3, 4), date(2024, 3, last))
 
 
@@ -95,11 +94,10 @@ def evaluations(backtest: Backtest, policy: str) -> list[dict[str, Any]]:
 def test_warm_starts_have_the_same_evaluation(backtest: Backtest) -> None:
     """The evaluation of a day equals the one that the training on that day does before it starts."""
     for policy in ("warm", "replay"):
-        first, second, _ = evaluations(backtest, policy)
-        for day, evaluation in (("2024-03-04", first), ("2024-03-05", second)):
-            progressive = json.loads(Path(backtest.out, "runs", f"{policy}-{day}", "progressive.json").read_text())
-            assert progressive["actions"] == evaluation["actions"]
-            assert progressive["time"] == evaluation["time"]
+        evaluation = evaluations(backtest, policy)[0]
+        progressive = json.loads(Path(backtest.out, "runs", f"{policy}-2024-03-04", "progressive.json").read_text())
+        assert progressive["actions"] == evaluation["actions"]
+        assert progressive["time"] == evaluation["time"]
 
 
 @pytest.mark.parametrize("policy", ["frozen", "retrain", "warm", "replay"])
@@ -190,8 +188,8 @@ def test_resamples_are_metrics_of_repeated_users(backtest: Backtest, comparison:
 
 def test_costs_are_those_of_the_steps(backtest: Backtest, comparison: BacktestComparison) -> None:
     cost = {policy.name: policy.cost for policy in comparison.policies}
-    assert [cost[name].trainings for name in ("frozen", "retrain", "warm", "replay")] == [0, 2, 2, 2]
-    expected = sum(backtest.records[f"train warm-2024-03-0{day}"].seconds for day in (4, 5))
+    assert [cost[name].trainings for name in ("frozen", "retrain", "warm", "replay")] == [0, 1, 1, 1]
+    expected = backtest.records["train warm-2024-03-04"].seconds
     assert cost["warm"].training_s == pytest.approx(expected)
     assert expected > 0
     assert cost["retrain"].bytes > cost["warm"].bytes > cost["frozen"].bytes == 0
@@ -199,7 +197,7 @@ def test_costs_are_those_of_the_steps(backtest: Backtest, comparison: BacktestCo
 
 def test_tables(comparison: BacktestComparison) -> None:
     items = [table for table in comparison.tables if table.feature == "item_id"]
-    assert [table.day for table in items] == ["base", "2024-03-04", "2024-03-05", "2024-03-06"]
+    assert [table.day for table in items] == ["base", "2024-03-04", "2024-03-05"]
     assert sum(table.retired for table in items[1:]) > 0
     assert sum(table.admitted for table in items[1:]) > 0
     assert all(table.values < table.rows for table in items)
@@ -217,7 +215,7 @@ def test_page_and_results(backtest: Backtest, comparison: BacktestComparison, tm
     content = json.loads(results)
     warm = next(policy for policy in content["policies"] if policy["name"] == "warm")
     assert warm["auc"]["all"] == pytest.approx(comparison.policies[2].auc["all"])
-    assert len(warm["days"]) == 3
+    assert len(warm["days"]) == 2
     assert content["advice"] == advice(comparison)
 
 
@@ -293,30 +291,27 @@ def test_rejects_invalid_settings(raw: Path, tmp_path: Path) -> None:
 
 
 def test_command(
-    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    raw: Path, backtest: Backtest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The options are the settings of the finished backtest, so that the command only writes its report."""
     commands = Commands()
     monkeypatch.setattr(CommandRunner, "__call__", lambda _, arguments, log: commands(arguments, log))
-    command = ["backtest", "--source", "simulated", "--raw", str(raw), "--out", str(tmp_path / "out")]
-    options = [
-        *SMALL_MODEL_OPTIONS,
-        "--train.epochs",
-        "1",
-        "--policies",
-        "[frozen,warm]",
-        "--prepare.num-partitions",
-        "2",
-    ]
-    main([*command, "--from", "2024-03-05", "--to", "2024-03-06", *options, "--bootstrap-resamples", "10"])
+    command = ["backtest", "--source", "simulated", "--raw", str(raw), "--from", "2024-03-04"]
+    prepare = {name: getattr(PREPARE, name) for name in ("capacity", "ttl_days", "num_partitions", "memory_limit_gb")}
+    options = cli_arguments(SMALL | {"train.epochs": 1} | {f"prepare.{name}": x for name, x in prepare.items()})
+    Path(backtest.out, "report.html").unlink(missing_ok=True)
+    main([*command, "--to", "2024-03-05", "--out", backtest.out, *options, "--bootstrap-resamples", "10"])
+    assert not commands.calls
+    assert Path(backtest.out, "report.html").exists()
     output = capsys.readouterr().out
-    assert "mean AUC" in output
-    assert (tmp_path / "out" / "report.html").exists()
-    with pytest.raises(SystemExit):
-        main([*command, "--from", "yesterday", "--to", "2024-03-06", *options])
-    assert "--from 'yesterday' is not a day such as 2024-03-11" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*command, "--from", "2024-04-05", "--to", "2024-04-06", "--out", str(tmp_path / "none"), *options])
-    assert "prepare 2024-04-05 exited with code 1" in capsys.readouterr().err
+    assert re.search(r"^warm +0\.\d{4} +[+−]0\.\d{4} \[", output, re.MULTILINE)
+    for changes, message in [
+        (["--to", "soon", "--out", backtest.out], "--to 'soon' is not a day such as 2024-03-11"),
+        (["--to", "2024-03-05", "--out", backtest.out, "--bootstrap-resamples", "0"], "must be at least 1"),
+    ]:
+        with pytest.raises(SystemExit):
+            main([*command, *changes, *options])
+        assert message in capsys.readouterr().err
 
 
 # --- advice -------------------------------------------------------------------------------------------------------
