@@ -205,7 +205,7 @@ def ensure_writable_dir(path: str) -> None:
     is_local(path)
     try:
         g_pathmgr.mkdirs(path)
-        probe = join(path, ".writable")
+        probe = join(path, f".writable-{secrets.token_hex(4)}")  # several ranks may check at the same time
         with g_pathmgr.open(probe, "w") as file:
             file.write("")
         g_pathmgr.rm(probe)

@@ -325,6 +325,22 @@ def test_entries_are_kept_while_users_are_loaded(browser: Browser, serve: Callab
     page.close()
 
 
+def test_no_user_is_suggested_in_a_focused_field(browser: Browser, serve: Callable[..., RunningService]) -> None:
+    page = browser.new_page()
+    held: list[Route] = []
+    page.route("**/v1/users*", lambda route: held.append(route))
+    page.goto(f"http://127.0.0.1:{serve().address[1]}/")
+    page.get_by_label("User", exact=True).click()
+    with page.expect_response("**/v1/users*"):
+        held[0].continue_()
+    expect(page.locator("#user-suggestions button").first).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("Enter a user")
+    page.keyboard.type("late")
+    page.keyboard.press("Enter")
+    expect(page.locator("#history-title")).to_have_text("History of late")
+    page.close()
+
+
 def test_api_key_is_requested_and_kept_in_the_tab(opened: Callable) -> None:
     page, monitor = opened("full", KEY)
     field = page.locator("#key")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,13 @@ def test_resolve_relative(storage: Path) -> None:
     assert paths.resolve_relative("some/folder", "/file") == "/file"
     assert paths.resolve_relative("some/folder", "memtest://bucket/file") == "memtest://bucket/file"
     assert paths.resolve_relative("memtest://bucket", "file") == "memtest://bucket/file"
+
+
+def test_several_processes_check_a_directory_at_the_same_time(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(paths.ensure_writable_dir, str(tmp_path)) for _ in range(400)]:
+            future.result()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("as_text", [False, True])

@@ -47,8 +47,9 @@ async function start() {
   const recorded = await api.users().catch(() => []);
   suggestUsers([...new Set([...recorded, ...card.sample_users])].slice(0, 8), new Set(recorded));
   if (turn !== state.turn) return; // the person has ranked meanwhile
-  $("user").value ||= recorded[0] ?? card.sample_users[0] ?? "";
-  if ($("user").value && $("candidates").value) await rankForm();
+  const isTyping = document.activeElement === $("user"); // a suggestion would mix with what the person enters
+  if (!isTyping) $("user").value ||= recorded[0] ?? card.sample_users[0] ?? "";
+  if (!isTyping && $("user").value && $("candidates").value) await rankForm();
   else setStatus("Enter a user and candidates.");
 }
 
