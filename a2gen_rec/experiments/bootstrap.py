@@ -81,6 +81,14 @@ def weighted_mean(values: np.ndarray, user: np.ndarray, weights: np.ndarray) -> 
     return total / np.where(count > 0, count, math.nan)
 
 
+def mean_known(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the first dimension of the values that are not NaN; NaN without any."""
+    known = np.isfinite(values)
+    count = known.sum(0)
+    mean: np.ndarray = np.where(known, values, 0).sum(0) / np.where(count > 0, count, math.nan)
+    return mean
+
+
 def add_seed_error(values: np.ndarray, by_seed: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """Add the error of a mean over few training runs to resampled means, or to differences of means.
 

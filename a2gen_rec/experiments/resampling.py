@@ -1,6 +1,5 @@
 """Bootstrap of the mean metrics of a model's runs over users."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 from a2gen_rec.errors import DataError
 from a2gen_rec.evaluation.predict import Predictions
 from a2gen_rec.evaluation.prediction_file import read_predictions
-from a2gen_rec.experiments.bootstrap import weighted_auc, weighted_mean
+from a2gen_rec.experiments.bootstrap import mean_known, weighted_auc, weighted_mean
 from a2gen_rec.experiments.results import EvaluatedRun
 
 MIN_COUNT = 100
@@ -111,17 +110,9 @@ def _resample_run(
         known = included & np.isfinite(error)
         maes.append(weighted_mean(error[known], user[known], weights))
         mae_users = min(mae_users, _count(user[known]))
-    auc, mae = (_mean_known(parts, weights.shape[1]) for parts in (aucs, maes))
+    auc, mae = (mean_known(np.array(parts).reshape(len(parts), weights.shape[1])) for parts in (aucs, maes))
     return Resampled(auc[None], mae[None], auc_users, mae_users)
 
 
 def _count(user: np.ndarray) -> int:
     return len(np.unique(user))
-
-
-def _mean_known(parts: Sequence[np.ndarray], resamples: int) -> np.ndarray:
-    """Return the mean over outcomes [resamples]; outcomes that are NaN in a resample are excluded from it."""
-    values = np.array(parts).reshape(len(parts), resamples)
-    known = np.isfinite(values)
-    count = known.sum(0)
-    return np.where(known, values, 0).sum(0) / np.where(count > 0, count, math.nan)

@@ -18,9 +18,8 @@ split is read in the last phase only, after all decisions on validation.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,6 +37,7 @@ from a2gen_rec.experiments.command_runner import (
     sigterm_as_keyboard_interrupt,
 )
 from a2gen_rec.experiments.datasets import PreparedDataset, prepare_dataset
+from a2gen_rec.experiments.output_lock import locked_output
 from a2gen_rec.experiments.records import summarize_run
 from a2gen_rec.experiments.suite import Dataset, Model, Overrides, Suite, merge_overrides
 from a2gen_rec.training.run_dir import RunDir
@@ -45,7 +45,6 @@ from a2gen_rec.utils import paths
 from a2gen_rec.utils.digest import hex_digest
 from a2gen_rec.utils.distributed import select_device
 from a2gen_rec.utils.environment import collect_env
-from a2gen_rec.utils.file_lock import exclusive_file_lock
 
 BEST_SETTINGS_FILE, RESULTS_FILE = "best_settings.json", "results.json"
 DEFAULT_NUM_SEQUENCES = 12  # reported by a test unless its settings have a number
@@ -136,7 +135,7 @@ class Experiment:
 
     def run(self) -> dict[str, Any]:
         """Run all missing steps and return the content of ``results.json``."""
-        with sigterm_as_keyboard_interrupt(), self._lock():
+        with sigterm_as_keyboard_interrupt(), locked_output(self.out, "experiment"):
             self.failures = []
             data = self._datasets()
             trials = self._trials(data)
@@ -168,18 +167,6 @@ class Experiment:
         }
         self._write(RESULTS_FILE, results)
         return results
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Lock the output directory: concurrent experiments would train the same runs and overwrite results."""
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(exclusive_file_lock(paths.join(self.out, "lock")))
-            except BlockingIOError as error:
-                raise UserError(f"{self.out}: locked by another `a2gen experiment`") from error
-            except OSError as error:
-                raise UserError(f"{self.out}: cannot be locked ({error.strerror or error})") from error
-            yield
 
     def _datasets(self) -> dict[str, PreparedDataset]:
         """Return the datasets by name, after preparing missing ones one at a time."""

@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 
 from a2gen_rec.config import Config
-from a2gen_rec.data.card import DatasetCard
 from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.training.forkmerge import fork_and_merge
 from a2gen_rec.training.loaded_run import reject_gbdt
@@ -39,10 +38,9 @@ def train(config: Config, data: str, run: str, init_from: str = "") -> dict[str,
             lock = stack.enter_context(lock_run(run)) if process.is_main else None
         with sync_errors():
             reject_gbdt(run)
-        if config.train.forkmerge.merge_interval_epochs:
-            with sync_errors():
-                _check_validation(data)
         trainer = Trainer(config, data, run, process, lock=lock, init_from=init_from)
+        if config.train.forkmerge.merge_interval_epochs and not trainer.has_validation:
+            raise UserError(f"{data}: the validation split is empty, which train.forkmerge needs to merge branches")
         with sync_errors():
             if process.is_main:
                 paths.ensure_writable_dir(run_dir.checkpoints)
@@ -57,11 +55,6 @@ def train(config: Config, data: str, run: str, init_from: str = "") -> dict[str,
             return trainer.fit()
         del trainer  # frees memory before the branches allocate the same amount
         return fork_and_merge(config, data, run, process, lock)
-
-
-def _check_validation(data: str) -> None:
-    if not DatasetCard.load(data).splits["valid"].targets:
-        raise UserError(f"{data}: the validation split is empty, which train.forkmerge needs to merge branches")
 
 
 def _evaluate_earlier(trainer: Trainer, warm_start: WarmStart) -> None:

@@ -4,7 +4,7 @@ Every phase streams or processes one user partition at a time. Memory is therefo
 ``PrepareConfig.memory_limit_gb`` and the largest partition, not by the log. The same input gives the same bytes.
 
 With a base, the log continues an earlier dataset (``increment.py``). The definition of inputs and outcomes is that of
-the base (``definition.py``); histories, counts and sums go on from its carry (``carry.py``).
+the base (``definition.py``); histories, counts and sums continue its carry (``carry.py``).
 """
 
 from collections.abc import Iterable, Iterator, Mapping

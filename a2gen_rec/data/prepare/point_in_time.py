@@ -274,7 +274,7 @@ class PointInTime:
     def _carried_query(self, table: str) -> str:
         """Return the query of the sums of a value's earlier periods, and of the last period of the log.
 
-        The sums of earlier periods have the last of them. The log's last day is apart, as it may go on in an increment.
+        The sums of earlier periods have the last of them. The log's last day is apart, as an increment may continue it.
         """
         sums = ", ".join(f"sum({x})::BIGINT AS {x}" for x in self._sums.values())
         if not self.has_calendar_time:

@@ -17,12 +17,11 @@ from a2gen_rec.experiments.backtest.day_metrics import (
     check_same_targets,
     count_users,
     measure_day,
-    nan_mean,
     subset_masks,
 )
 from a2gen_rec.experiments.backtest.runner import Backtest, StepRecord
 from a2gen_rec.experiments.backtest.steps import BASE
-from a2gen_rec.experiments.bootstrap import resample_weights
+from a2gen_rec.experiments.bootstrap import mean_known, resample_weights
 from a2gen_rec.experiments.differences import Difference, MeanStd, difference_of
 from a2gen_rec.utils import paths
 
@@ -239,7 +238,7 @@ def _difference_at_age(
 
 
 def _mean_over_days(days: Sequence[DayMetrics], metric: str, subset: str) -> np.ndarray:
-    return nan_mean(np.stack([getattr(day, metric)[subset] for day in days]))
+    return mean_known(np.stack([getattr(day, metric)[subset] for day in days]))
 
 
 def _cost(backtest: Backtest, policy: str) -> PolicyCost:

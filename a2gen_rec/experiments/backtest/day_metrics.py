@@ -11,7 +11,7 @@ from a2gen_rec.errors import DataError
 from a2gen_rec.evaluation.predict import Predictions
 from a2gen_rec.evaluation.prediction_file import read_predictions
 from a2gen_rec.experiments.backtest.steps import EvaluatedDay
-from a2gen_rec.experiments.bootstrap import weighted_auc, weighted_mean
+from a2gen_rec.experiments.bootstrap import mean_known, weighted_auc, weighted_mean
 from a2gen_rec.experiments.resampling import MIN_COUNT
 
 SUBSETS = ("all", "new items", "known items", "new users", "known users")
@@ -168,14 +168,7 @@ def measure_day(
 
 def _mean(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Return the mean over rows without NaN; NaN without any."""
-    return nan_mean(np.stack(rows)) if rows else np.full(1, math.nan)
-
-
-def nan_mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean over the first dimension of the values that are not NaN; NaN without any."""
-    known = np.isfinite(values)
-    count = known.sum(0)
-    return np.where(known, values, 0).sum(0) / np.where(count > 0, count, math.nan)
+    return mean_known(np.stack(rows)) if rows else np.full(1, math.nan)
 
 
 def check_same_targets(day: DayPredictions, other: DayPredictions) -> None:

@@ -4,9 +4,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from a2gen_rec.errors import ConfigError, UserError
 from a2gen_rec.experiments.backtest.steps import BacktestPlan, Log, Step, plan_backtest, ready
 from a2gen_rec.experiments.command_runner import CommandRunner, RunCommand, check_command, sigterm_as_keyboard_interrupt
 from a2gen_rec.experiments.log_state import differing, read_log_state
+from a2gen_rec.experiments.output_lock import locked_output
 from a2gen_rec.training.checkpoint import TrainState
 from a2gen_rec.training.run_dir import RunDir
 from a2gen_rec.utils import paths
 from a2gen_rec.utils.distributed import select_device
 from a2gen_rec.utils.environment import collect_env
-from a2gen_rec.utils.file_lock import exclusive_file_lock
 
 SETTINGS_FILE, STATE_FILE, STEPS_DIR = "settings.yaml", "backtest.json", "steps"
 
@@ -107,7 +106,7 @@ def run_backtest(
         raise UserError(f"{out}: must be a local directory")
     out = os.path.abspath(out)
     paths.ensure_writable_dir(paths.join(out, STEPS_DIR))
-    with sigterm_as_keyboard_interrupt(), _lock(out):
+    with sigterm_as_keyboard_interrupt(), locked_output(out, "backtest"):
         _check_state(log, settings, prepare, config, out)
         plan = plan_backtest(log, settings, prepare, config, out)
         runner = CommandRunner()
@@ -116,15 +115,6 @@ def run_backtest(
     return Backtest(
         out, log, settings, plan, execution.records, collect_env(select_device(config.train.device)), command
     )
-
-
-@contextmanager
-def _lock(out: str) -> Iterator[None]:
-    try:
-        with exclusive_file_lock(paths.join(out, "lock")):
-            yield
-    except BlockingIOError as error:
-        raise UserError(f"{out}: locked by another `a2gen backtest`") from error
 
 
 def _check_state(log: Log, settings: BacktestConfig, prepare: PrepareConfig, config: Config, out: str) -> None:

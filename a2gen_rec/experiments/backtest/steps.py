@@ -4,7 +4,7 @@
 
     OUT/data/base/            days before the first one, all of them training
     OUT/data/2024-03-11/      increment of a day
-    OUT/retrain/2024-03-12/   of a later training from nothing: its dataset (data/) and the increments of the days on
+    OUT/retrain/2024-03-12/   of a later training from scratch: its dataset (data/) and the increments of the days on
                               which it is evaluated (next/)
     OUT/runs/base/            run of the first dataset
     OUT/runs/warm-2024-03-11/       run that has also learned a day; replay-… and retrain-… likewise
@@ -80,7 +80,6 @@ class EvaluatedDay:
         day: The day.
         age: Days since the last day that the model has learned; 1 for the day before.
         run: Name of the run.
-        data: Dataset directory of the day.
         evaluation: JSON file of the evaluation.
         predictions: Parquet file of the predictions.
     """
@@ -89,7 +88,6 @@ class EvaluatedDay:
     day: date
     age: int
     run: str
-    data: str
     evaluation: str
     predictions: str
 
@@ -142,7 +140,7 @@ class _Planner:
         return self._warm_start(policy, day - timedelta(days=1)), day
 
     def _retrain(self, day: date) -> str:
-        """Train from nothing on the days before one."""
+        """Train from scratch on the days before one."""
         name = f"retrain-{day}"
         data = self._prepare_base(name, paths.join(self.out, "retrain", str(day), "data"), day)
         self._train(name, data)
@@ -204,7 +202,7 @@ class _Planner:
         command += ["--json", result, "--predictions", predictions, "--device", self.config.train.device]
         command += cli_arguments(vars(self.config.evaluate))
         self._add(Step(f"evaluate {run} on {day}", command, result, [f"train {run}", self._step_of(data)]))
-        self.result.evaluations.append(EvaluatedDay(policy, day, age, run, data, result, predictions))
+        self.result.evaluations.append(EvaluatedDay(policy, day, age, run, result, predictions))
 
     def _run_dir(self, name: str) -> str:
         return paths.join(self.out, "runs", name)
